@@ -1,0 +1,241 @@
+"""CLIP as a feature extractor: an open_clip model that normalises its own pixels and is frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import VisionTransformer
+from torch import Tensor, nn
+
+from anomaly_clip.backbones.weights import RANDOM, fingerprint, load_clip
+from anomaly_clip.records import WeightsRecord
+
+__all__ = ["CLIPBackbone", "CLIPSettings", "Tokens"]
+
+
+@dataclass(frozen=True)
+class CLIPSettings:
+    """Which CLIP: plain values, so that a configuration and a checkpoint can hold them.
+
+    Args:
+        name: An open_clip model name, or the path of a JSON model configuration.
+        pretrained: An open_clip tag (downloaded on first use), a local .safetensors or .pt file, or
+            the word random (untrained: for trying a pipeline, its figures mean nothing).
+        image_size: Side of the input in pixels; null takes the model's own.
+    """
+
+    name: str = "ViT-B-16-plus-240"
+    pretrained: str = "laion400m_e31"
+    image_size: int | None = None
+
+
+class Tokens(NamedTuple):
+    """The tokens of one layer, class token first."""
+
+    raw: Tensor
+    """``(B, 1 + N, W)`` in the tower's own width, as the layer left them."""
+    projected: Tensor
+    """``(B, 1 + N, D)`` in the space of the texts, not normalised."""
+
+
+class CLIPBackbone(nn.Module):
+    """An open_clip model, frozen and in evaluation mode.
+
+    Args:
+        name: An open_clip model name, or the path of a JSON model configuration.
+        pretrained: An open_clip tag, a weights file, or ``random``.
+        image_size: Side of the input in pixels; None takes the model's own.
+        mean: Pixel mean; None takes what the weights were trained with.
+        std: Pixel standard deviation; None takes what the weights were trained with.
+
+    Raises:
+        FileNotFoundError: If weights are neither at hand nor to be had.
+        ValueError: If the name, the weights and each other do not fit.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        name: str = "ViT-B-16-plus-240",
+        pretrained: str = "laion400m_e31",
+        image_size: int | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.settings = CLIPSettings(name, pretrained, image_size)
+        loaded = load_clip(name, pretrained, image_size)
+        self.model = loaded.model.requires_grad_(False).eval()
+        self.register_buffer("mean", _channel_values(mean or loaded.mean), persistent=False)
+        self.register_buffer("std", _channel_values(std or loaded.std), persistent=False)
+        self._tokenize = open_clip.SimpleTokenizer(context_length=self.model.context_length)
+
+    @classmethod
+    def of(cls, settings: CLIPBackbone | CLIPSettings | Mapping[str, object]) -> CLIPBackbone:
+        """Return a ready backbone as it is, or build one from its settings."""
+        if isinstance(settings, CLIPBackbone):
+            return settings
+        values = asdict(settings) if isinstance(settings, CLIPSettings) else dict(settings)
+        return cls(**values)  # type: ignore[arg-type]
+
+    @property
+    def visual(self) -> VisionTransformer:
+        """The image tower."""
+        return self.model.visual
+
+    @property
+    def image_size(self) -> int:
+        """Side of the input in pixels."""
+        height, width = self.visual.image_size
+        assert height == width, "open_clip's plain ViTs are square"
+        return int(height)
+
+    @property
+    def num_layers(self) -> int:
+        """Number of blocks of the image tower."""
+        return len(self.visual.transformer.resblocks)
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the weights are untrained, so that figures mean nothing."""
+        return self.settings.pretrained == RANDOM
+
+    @cached_property
+    def identity(self) -> str:
+        """The sha256 over the loaded tensors; the same for the same weights from any source."""
+        return fingerprint(self.model)
+
+    @property
+    def weights(self) -> WeightsRecord:
+        """Which weights these are, for a run's record."""
+        return WeightsRecord(
+            backbone=self.settings.name,
+            pretrained=self.settings.pretrained,
+            random=self.is_random,
+            sha256=None if self.is_random else self.identity,
+        )
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Cast the image tower once; texts, normalisations and cosines stay in float32."""
+        if not self.is_random:
+            _ = self.identity  # of the weights as they were loaded
+        self.visual.to(dtype)
+
+    def out_of_autocast(self) -> AbstractContextManager[object]:
+        """Return a context in which the frozen weights are used in their own type.
+
+        Autocast would cast them again at every use, which on a CPU costs more than it saves.
+        """
+        return torch.autocast(self.mean.device.type, enabled=False)
+
+    def train(self, mode: bool = True) -> CLIPBackbone:
+        """Stay in evaluation mode: the backbone is frozen, whatever its owner does."""
+        return super().train(False)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Normalise uint8 ``(B, 3, H, W)`` images; floating ones are taken as normalised already.
+
+        Raises:
+            ValueError: If the images are not ``(B, 3, S, S)`` with this model's side ``S``.
+        """
+        side = self.image_size
+        if images.ndim != 4 or tuple(images.shape[1:]) != (3, side, side):
+            raise ValueError(
+                f"CLIPBackbone {self.settings.name}: expected images (B, 3, {side}, {side}), got "
+                f"{tuple(images.shape)}"
+            )
+        if not images.is_floating_point():
+            images = (images.float() / 255 - self.mean) / self.std
+        return images.to(self.visual.conv1.weight.dtype)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Return the input of the first block ``(B, 1 + N, W)``: patches, positions, LN_pre."""
+        visual = self.visual
+        patches = visual.conv1(self.prepare(images)).flatten(2).mT  # (B, N, W)
+        first = visual.class_embedding.expand(len(patches), 1, -1)
+        tokens = torch.cat([first, patches], dim=1) + visual.positional_embedding
+        return visual.ln_pre(tokens)
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """Bring raw tokens ``(..., W)`` into the space of the texts ``(..., D)``: LN_post, projection."""
+        return self.visual.ln_post(tokens) @ self.visual.proj
+
+    def forward(self, images: Tensor, layers: Sequence[int] | None = None) -> list[Tokens]:
+        """Return the tokens of the asked layers, class token first.
+
+        Args:
+            images: uint8 ``(B, 3, H, W)``, or floating and normalised already.
+            layers: 1-based counts of blocks, ascending; default: the last.
+
+        Raises:
+            ValueError: If a layer does not exist.
+        """
+        layers = self.check_layers(layers)
+        found = []
+        with self.out_of_autocast():
+            tokens = self.embed(images)
+            for number, block in enumerate(self.visual.transformer.resblocks[: layers[-1]], start=1):
+                tokens = block(tokens)
+                if number in layers:
+                    found.append(Tokens(tokens, self.project(tokens)))
+        return found
+
+    def check_layers(self, layers: Sequence[int] | None) -> list[int]:
+        """Return 1-based layer numbers, the last layer by default.
+
+        Raises:
+            ValueError: If they are not ascending, or not layers of this model.
+        """
+        layers = [self.num_layers] if layers is None else list(layers)
+        ascending = all(a < b for a, b in zip(layers, layers[1:], strict=False))
+        if not layers or not ascending or layers[0] < 1 or layers[-1] > self.num_layers:
+            raise ValueError(
+                f"layers {layers}: expected ascending numbers between 1 and {self.num_layers}, the "
+                f"number of blocks of {self.settings.name}"
+            )
+        return layers
+
+    def tokenize(self, sentences: Sequence[str]) -> Tensor:
+        """Return token ids int64 ``(M, context length)``, padded with zeros."""
+        return self._tokenize(list(sentences))
+
+    def encode_text(self, sentences: Sequence[str], batch_size: int = 256) -> Tensor:
+        """Embed sentences ``(M, D)`` in float32, not normalised.
+
+        Positions behind the longest sentence of a batch are left out: under the causal mask no
+        token sees what follows it, so the result is the same, several times cheaper.
+        """
+        ids = self.tokenize(sentences).to(self.mean.device)
+        with self.out_of_autocast():
+            parts = [self._encode_tokens(part) for part in ids.split(batch_size)]
+        return torch.cat(parts).float()
+
+    def _encode_tokens(self, ids: Tensor) -> Tensor:
+        model = self.model
+        last = ids.argmax(dim=-1)  # the end token has the highest id
+        length = int(last.max()) + 1
+        mask = model.attn_mask[:length, :length]
+        tokens = model.token_embedding(ids[:, :length]) + model.positional_embedding[:length]
+        tokens = model.transformer(tokens, attn_mask=mask)
+        tokens = model.ln_final(tokens)[torch.arange(len(ids), device=ids.device), last]
+        if isinstance(model.text_projection, nn.Linear):
+            return model.text_projection(tokens)
+        return tokens if model.text_projection is None else tokens @ model.text_projection
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Scale the last axis to unit length, in float32."""
+    return F.normalize(vectors.float(), dim=-1)
+
+
+def _channel_values(values: Sequence[float]) -> Tensor:
+    return torch.tensor(list(values), dtype=torch.float32).reshape(1, -1, 1, 1)

@@ -1,0 +1,149 @@
+"""Staged dual path of CLIP-AD (arXiv 2311.00453): value-value attention beside the ordinary path.
+
+Every block of the image tower is evaluated twice with the same weights. The original path is CLIP
+itself. The surgery path sums, within a stage of a quarter of the blocks, what attention returns when
+queries and keys are replaced by the values, so that a patch listens to patches that look like it.
+Both attentions read the original path; the surgery path never feeds back.
+
+No tensor is changed in place, so that what a block returned stays what it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import ResidualAttentionBlock
+from torch import Tensor
+
+from anomaly_clip.backbones.clip import CLIPBackbone, Tokens
+
+__all__ = ["BlockOutput", "StageTokens", "dual_path", "encode_dual_path", "stage_ends"]
+
+StageTokens = Literal["official", "clean"]
+
+NUM_STAGES = 4
+
+
+class BlockOutput(NamedTuple):
+    """What one block leaves behind, ``(B, 1 + N, W)`` each."""
+
+    original: Tensor
+    """The ordinary path after the block."""
+    surgery: Tensor
+    """The sum of the value-value attention outputs since the stage began."""
+    attended: Tensor
+    """The block's input plus its ordinary attention output, before the MLP."""
+
+
+def stage_ends(num_layers: int) -> list[int]:
+    """Return the last blocks of the four stages, 1-based.
+
+    Raises:
+        ValueError: If the number of layers is not divisible by four.
+
+    Example:
+        >>> from anomaly_clip.backbones.surgery import stage_ends
+        >>> stage_ends(12)
+        [3, 6, 9, 12]
+    """
+    if num_layers % NUM_STAGES:
+        raise ValueError(
+            f"the staged dual path needs a multiple of {NUM_STAGES} blocks, this image tower has "
+            f"{num_layers}"
+        )
+    step = num_layers // NUM_STAGES
+    return [step * stage for stage in range(1, NUM_STAGES + 1)]
+
+
+def check_stages(stages: Sequence[int] | None, num_layers: int) -> list[int]:
+    """Return the stage ends to use, all four by default.
+
+    Raises:
+        ValueError: If one of them is no stage end of a tower with ``num_layers`` blocks.
+    """
+    ends = stage_ends(num_layers)
+    stages = ends if stages is None else list(stages)
+    if not stages or not set(stages) <= set(ends) or sorted(set(stages)) != stages:
+        raise ValueError(
+            f"stages {stages}: expected an ascending choice of the stage ends {ends} of an image "
+            f"tower with {num_layers} blocks"
+        )
+    return stages
+
+
+def dual_path(backbone: CLIPBackbone, images: Tensor) -> Iterator[BlockOutput]:
+    """Walk through the image tower and yield both paths after every block.
+
+    Args:
+        backbone: The frozen CLIP.
+        images: uint8 ``(B, 3, H, W)``, or floating and normalised already.
+    """
+    blocks = backbone.visual.transformer.resblocks
+    step = stage_ends(len(blocks))[0]
+    original = backbone.embed(images)
+    surgery = torch.zeros_like(original)
+    for index, block in enumerate(blocks):
+        q, k, v = _split_heads(block, block.ln_1(original))
+        attended = original + _attend(block, q, k, v)
+        values = _attend(block, v, v, v)
+        surgery = values if index % step == 0 else surgery + values
+        original = attended + block.ls_2(block.mlp(block.ln_2(attended)))
+        yield BlockOutput(original, surgery, attended)
+
+
+def encode_dual_path(
+    backbone: CLIPBackbone,
+    images: Tensor,
+    stages: Sequence[int] | None = None,
+    stage_tokens: StageTokens = "official",
+) -> list[Tokens]:
+    """Return the tokens of the asked stages: ``raw`` original, ``projected`` surgery.
+
+    ``projected`` holds the patches of the surgery path, but the class token of the original one,
+    put in its place before LN_post. At the last stage that row is CLIP's own image embedding.
+
+    Args:
+        backbone: The frozen CLIP.
+        images: uint8 ``(B, 3, H, W)``, or floating and normalised already.
+        stages: Stage ends, 1-based and ascending; default: all four.
+        stage_tokens: ``official``: the original tokens of a stage include the attention output of
+            the block that follows, as in the published code (its tensors are shared) and therefore
+            in the published figures and weights. ``clean``: as the block left them.
+
+    Raises:
+        ValueError: If the stages are no stage ends of this tower.
+    """
+    stages = check_stages(stages, backbone.num_layers)
+    tokens = []
+    ended: BlockOutput | None = None  # the stage that ended with the block before
+    with backbone.out_of_autocast():
+        for number, output in enumerate(dual_path(backbone, images), start=1):
+            if ended is not None:
+                raw = output.attended if stage_tokens == "official" else ended.original
+                tokens.append(_stage_tokens(backbone, raw, ended.surgery))
+            ended = output if number in stages else None
+        if ended is not None:
+            tokens.append(_stage_tokens(backbone, ended.original, ended.surgery))
+    return tokens
+
+
+def _stage_tokens(backbone: CLIPBackbone, raw: Tensor, surgery: Tensor) -> Tokens:
+    mixed = torch.cat([raw[:, :1], surgery[:, 1:]], dim=1)
+    return Tokens(raw, backbone.project(mixed))
+
+
+def _split_heads(block: ResidualAttentionBlock, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return queries, keys and values, ``(B, heads, 1 + N, d)`` each."""
+    attention = block.attn
+    mixed = F.linear(tokens, attention.in_proj_weight, attention.in_proj_bias)
+    mixed = mixed.unflatten(-1, (3, attention.num_heads, -1))  # (B, 1 + N, 3, heads, d)
+    q, k, v = mixed.permute(2, 0, 3, 1, 4)
+    return q, k, v
+
+
+def _attend(block: ResidualAttentionBlock, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    attended = F.scaled_dot_product_attention(q, k, v)  # scale 1 / sqrt(d)
+    return block.ls_1(block.attn.out_proj(attended.transpose(1, 2).flatten(2)))

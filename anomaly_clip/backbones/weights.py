@@ -1,0 +1,291 @@
+"""Where weights come from: an open_clip tag, a local file, or the word ``random``.
+
+Weights decide every figure, so nothing here guesses: a tag that cannot be had, a file that does not
+fit and an activation that the weights were not trained with are errors of one sentence, and random
+weights are used only when they are asked for by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import urllib.error
+import urllib.request
+import warnings
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import open_clip
+import torch
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip.factory import load_checkpoint
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from torch import nn
+
+__all__ = ["RANDOM", "LoadedCLIP", "fingerprint", "frozen_dtype", "load_clip"]
+
+RANDOM = "random"
+"""The one word that asks for untrained weights."""
+
+WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+HUB_TIMEOUT = 5.0
+"""Seconds to wait for a sign of life from the model hub (our choice: a user looks at a clock)."""
+
+
+class LoadedCLIP(NamedTuple):
+    """An open_clip model and how its pixels are to be normalised."""
+
+    model: open_clip.CLIP
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def load_clip(name: str, pretrained: str, image_size: int | None = None) -> LoadedCLIP:
+    """Build an open_clip model and fill it with weights.
+
+    Args:
+        name: An open_clip model name, or the path of a JSON model configuration.
+        pretrained: An open_clip tag (downloaded on first use), the path of a ``.safetensors`` or
+            ``.pt`` file, or ``random``.
+        image_size: Side in pixels; positional embeddings are interpolated. Default: the model's.
+
+    Raises:
+        FileNotFoundError: If a file is missing, or a tag is neither cached nor reachable.
+        ValueError: If the model is unknown or has no plain ViT, or the weights do not fit it.
+    """
+    if pretrained in (None, "", "None", "null"):
+        raise ValueError(
+            f"backbone.pretrained of {name} is empty: give an open_clip tag, a weights file, or the "
+            f"word '{RANDOM}' for untrained weights"
+        )
+    config, preprocessing = _read_config(name)
+    if image_size is not None:
+        config["vision_cfg"]["image_size"] = image_size
+    checkpoint: Path | None = None
+    if pretrained != RANDOM:
+        if _looks_like_file(pretrained):
+            checkpoint = _existing_file(pretrained)
+        else:
+            tag = _pretrained_tag(name, pretrained, bool(config.get("quick_gelu", False)))
+            checkpoint = _fetch(name, pretrained, tag)
+            preprocessing = tag
+    model = _build(name, config)
+    if checkpoint is not None:
+        _fill(model, checkpoint, name)
+    mean = tuple(preprocessing.get("mean") or OPENAI_DATASET_MEAN)
+    std = tuple(preprocessing.get("std") or OPENAI_DATASET_STD)
+    return LoadedCLIP(model, mean, std)
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Return the sha256 over the names, types, shapes and bytes of a module's tensors."""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(module.state_dict().items()):
+        data = tensor.detach().cpu().contiguous()
+        digest.update(f"{key} {data.dtype} {tuple(data.shape)} ".encode())
+        digest.update(data.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def frozen_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """Return the type that frozen weights are cast to for a trainer's precision, None for none.
+
+    A CPU without bf16 instructions would be slower with them: there weights stay in float32, with a
+    warning.
+    """
+    if not precision.endswith("-mixed"):
+        return None
+    if device.type == "cpu":
+        if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return torch.bfloat16
+        warnings.warn(
+            f"precision {precision}: this CPU has no bf16 instructions, the frozen backbone stays in "
+            f"float32",
+            stacklevel=2,
+        )
+        return None
+    return torch.float16 if precision.startswith("16") else torch.bfloat16
+
+
+def _read_config(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the model's configuration and what it says of preprocessing."""
+    preprocessing: dict[str, Any] = {}
+    if name.endswith(".json"):
+        path = Path(name)
+        if not path.is_file():
+            raise FileNotFoundError(f"backbone.name {name}: there is no such file")
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"backbone.name {name}: not a JSON model configuration ({error})") from None
+        if "model_cfg" in config:  # the form in which open_clip publishes models
+            preprocessing = config.get("preprocess_cfg", {})
+            config = config["model_cfg"]
+    else:
+        known = open_clip.get_model_config(name)
+        if known is None:
+            raise ValueError(
+                f"backbone.name {name}: open_clip has no such model; near: {_nearest_models(name)}"
+            )
+        config = deepcopy(known)
+    missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(config)
+    if missing:
+        raise ValueError(f"backbone.name {name}: the configuration lacks {sorted(missing)}")
+    return config, preprocessing
+
+
+def _nearest_models(name: str) -> str:
+    import difflib
+
+    models = open_clip.list_models()
+    return ", ".join(difflib.get_close_matches(name, models, n=3, cutoff=0.3)) or "none"
+
+
+def _looks_like_file(pretrained: str) -> bool:
+    return pretrained.endswith(WEIGHT_FILES) or "/" in pretrained or "\\" in pretrained
+
+
+def _existing_file(pretrained: str) -> Path:
+    path = Path(pretrained).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"backbone.pretrained {pretrained}: there is no such file")
+    return path
+
+
+def _pretrained_tag(name: str, tag: str, quick_gelu: bool) -> dict[str, Any]:
+    """Return open_clip's record of a tag, after checking that the model suits it."""
+    if name.endswith(".json"):
+        raise ValueError(
+            f"backbone.pretrained {tag}: a model described by a JSON file has no tags; give a weights "
+            f"file or '{RANDOM}'"
+        )
+    record: dict[str, Any] = open_clip.get_pretrained_cfg(name, tag)
+    if not record:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+        raise ValueError(
+            f"backbone.pretrained {tag}: no tag of {name} (known: {tags}), no weights file, and not "
+            f"the word '{RANDOM}'"
+        )
+    if bool(record.get("quick_gelu", False)) != quick_gelu:
+        other = name.removesuffix("-quickgelu") + ("" if quick_gelu else "-quickgelu")
+        raise ValueError(
+            f"backbone.pretrained {tag} was trained with another activation than {name} has; "
+            f"use backbone.name {other}"
+        )
+    return record
+
+
+def _fetch(name: str, tag: str, record: dict[str, Any]) -> Path:
+    """Return the local file of a tag, downloading it if the hub answers."""
+    from huggingface_hub import constants
+
+    repository, _ = str(record.get("hf_hub") or "/").rsplit("/", 1)
+    cached = _cached_file(record)
+    if cached is not None:
+        return cached
+    address = f"{constants.ENDPOINT}/{repository}" if repository else str(record.get("url"))
+    reason = "offline mode is set" if constants.HF_HUB_OFFLINE else _unreachable(address)
+    if reason is None:
+        try:
+            return Path(open_clip.download_pretrained(record))
+        except Exception as error:  # every library below has its own family of errors
+            reason = str(error).splitlines()[0]
+    folder = constants.HF_HUB_CACHE if repository else Path("~/.cache/clip").expanduser()
+    raise FileNotFoundError(
+        f"backbone.pretrained {tag} of {name} is not in {folder} and cannot be downloaded "
+        f"({reason}); copy that cache from a machine with network, name a weights file "
+        f"(--model.backbone.pretrained FILE.safetensors), or say '{RANDOM}' to try the pipeline without"
+    )
+
+
+def _cached_file(record: dict[str, Any]) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    if record.get("file"):
+        return Path(record["file"])
+    if not record.get("hf_hub"):
+        file = Path("~/.cache/clip").expanduser() / str(record.get("url", "")).rsplit("/", 1)[-1]
+        return file if file.is_file() else None
+    repository, _, filename = str(record["hf_hub"]).rpartition("/")
+    names = [filename] if filename else []
+    names += ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+    for candidate in names:
+        path = try_to_load_from_cache(repository, candidate)
+        if isinstance(path, str):
+            return Path(path)
+    return None
+
+
+def _unreachable(address: str) -> str | None:
+    """Say why an address does not answer, None if it does (any answer will do)."""
+    request = urllib.request.Request(address, method="HEAD")
+    try:
+        urllib.request.urlopen(request, timeout=HUB_TIMEOUT).close()
+    except urllib.error.HTTPError:
+        return None
+    except (OSError, ValueError) as error:
+        return f"no answer from {urllib.request.urlparse(address).hostname}: {_short(error)}"  # type: ignore[attr-defined]
+    return None
+
+
+def _short(error: Exception) -> str:
+    return str(getattr(error, "reason", error)).strip("<>")
+
+
+def _build(name: str, config: dict[str, Any]) -> open_clip.CLIP:
+    """Build the model; every supported one is a ViT with open_clip's plain blocks."""
+    unsupported = ValueError(
+        f"backbone.name {name}: needs a CLIP with a plain ViT image tower and a causal text tower "
+        f"(for example ViT-B-16-plus-240, ViT-B-16, ViT-L-14-336)"
+    )
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    if "timm_model_name" in vision or "hf_model_name" in text or config.get("custom_text"):
+        raise unsupported
+    # Untrained weights follow the run's seed alone: not how much was drawn before, nor are draws
+    # made later moved by them.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch.initial_seed())
+        try:
+            model = open_clip.CLIP(**config)
+        except TypeError as error:
+            raise ValueError(f"backbone.name {name}: {error}") from None
+    visual = model.visual
+    plain = (
+        isinstance(visual, VisionTransformer)
+        and visual.pool_type == "tok"
+        and visual.attn_pool is None
+        and not visual.final_ln_after_pool
+        and isinstance(visual.transformer.resblocks[0], ResidualAttentionBlock)
+        and model.text_pool_type == "argmax"
+        and model.attn_mask is not None
+    )
+    if not plain:
+        raise unsupported
+    return model
+
+
+def _fill(model: nn.Module, checkpoint: Path, name: str) -> None:
+    """Load a state dict strictly; files that could run code are refused."""
+    if checkpoint.suffix not in WEIGHT_FILES:
+        raise ValueError(
+            f"backbone.pretrained {checkpoint}: expected one of {', '.join(WEIGHT_FILES)}"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            load_checkpoint(model, str(checkpoint), strict=True, weights_only=True, device="cpu")
+    except Exception as error:
+        if "weights_only" in str(error) or "Unsupported global" in str(error):
+            why = "it holds Python objects besides tensors, which could run code, and is refused"
+        elif isinstance(error, RuntimeError) and "state_dict" in str(error):
+            why = f"its tensors do not fit {name} ({_first_mismatch(str(error))})"
+        else:
+            why = f"it cannot be read as weights ({str(error).splitlines()[0]})"
+        raise ValueError(f"backbone.pretrained {checkpoint}: {why}") from None
+
+
+def _first_mismatch(message: str) -> str:
+    lines = [line.strip().rstrip(".") for line in message.splitlines()[1:] if line.strip()]
+    first = lines[0] if lines else message
+    return first if len(first) < 200 else f"{first[:200]}..."

@@ -1,0 +1,92 @@
+"""The front door: answers at once what needs no library, and hands experiments on.
+
+Nothing heavy is imported here; ``anomaly_clip.experiment`` is, when a verb needs it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+
+from anomaly_clip import __version__
+
+__all__ = ["main"]
+
+VERBS = {
+    "fit": "fit a method",
+    "validate": "compute figures on the validation split",
+    "test": "compute figures on the test split",
+    "predict": "score images and draw heat maps",
+}
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code.
+
+    Args:
+        args: The words behind ``anomaly_clip``; default: those of this process.
+
+    Returns:
+        0: done. 2: a mistake of the user's, said in one line. 130: interrupted.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    with_traceback = "--traceback" in words
+    words = [word for word in words if word != "--traceback"]
+    if not words or words[0] in ("-h", "--help"):
+        print(_help())
+        return 0 if words else USAGE_ERROR
+    if words[0] == "--version":
+        print(f"anomaly_clip {__version__}")
+        return 0
+    verb = words[0]
+    if verb not in VERBS:
+        return _complain(_unknown_verb(verb))
+    if os.environ.get("LOCAL_RANK") is None and {"-h", "--help"} & set(words):
+        print("loading options ...", file=sys.stderr)
+    from anomaly_clip.errors import UserError
+    from anomaly_clip.experiment import run_experiment
+
+    try:
+        return run_experiment(words)
+    except UserError as error:
+        if with_traceback:
+            raise
+        return _complain(str(error))
+    except KeyboardInterrupt:
+        return _complain("interrupted", INTERRUPTED)
+
+
+def _help() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:<{width}}  {what}" for verb, what in VERBS.items())
+    return f"""usage: anomaly_clip VERB --config FILE [--config FILE2] [--KEY VALUE ...]
+
+Visual anomaly detection with CLIP.
+
+verbs:
+{verbs}
+
+  anomaly_clip VERB --help        all options of a verb
+  anomaly_clip --version
+  --traceback                     show where in the code an error was raised
+
+example:
+  anomaly_clip test --config configs/sdp.yaml --data.root /data/mvtec_ad"""
+
+
+def _unknown_verb(verb: str) -> str:
+    if verb.startswith("-"):
+        return f"{verb}: expected a verb first ({', '.join(VERBS)}); see anomaly_clip --help"
+    near = difflib.get_close_matches(verb, VERBS, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(VERBS)}"
+    return f"unknown verb {verb!r}: {hint}"
+
+
+def _complain(sentence: str, code: int = USAGE_ERROR) -> int:
+    print(f"anomaly_clip: {sentence}", file=sys.stderr)
+    return code

@@ -1,0 +1,14 @@
+"""Data sets as Lightning data modules."""
+
+from anomaly_clip.data.dataset import AnomalyData, Sample, SampleDataset, read_image, read_mask
+from anomaly_clip.data.industrial import MagneticTile, MVTecAD
+
+__all__ = [
+    "AnomalyData",
+    "MVTecAD",
+    "MagneticTile",
+    "Sample",
+    "SampleDataset",
+    "read_image",
+    "read_mask",
+]

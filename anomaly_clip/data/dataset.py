@@ -1,0 +1,386 @@
+"""What all data sets share: the sample, decoding, the torch data set and the data module.
+
+A data set differs from another by a listing function; the rest is here.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal, TypedDict
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from typing_extensions import NotRequired
+
+from anomaly_clip.data.transforms import MaskFilter, resize_image, resize_mask
+from anomaly_clip.records import Batch
+
+__all__ = ["AnomalyData", "Item", "Sample", "SampleDataset", "Split", "read_image", "read_mask"]
+
+Split = Literal["train", "test"]
+
+IMAGE_SUFFIXES = frozenset(
+    [".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One row of a listing.
+
+    Args:
+        image: Where the image is.
+        category: What is shown; its words go into the prompts.
+        label: Whether it is anomalous.
+        mask: Where the mask is; None for a normal image and in data sets without pixel labels.
+        defect: The kind of defect, ``good`` for none.
+    """
+
+    image: Path
+    category: str
+    label: bool
+    mask: Path | None = None
+    defect: str = "good"
+
+
+class Item(TypedDict):
+    """One row of a :class:`~anomaly_clip.records.Batch`, before batching."""
+
+    image: Tensor
+    label: bool
+    category: str
+    path: str
+    index: int
+    mask: NotRequired[Tensor]
+
+
+def is_image(path: Path) -> bool:
+    """Whether a name looks like a picture; hidden files never do."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Decode a picture of any common kind to RGB ``(H, W, 3)``, uint8, the right way up.
+
+    Grey, palette and CMYK pictures are converted, transparency is dropped, EXIF orientation is
+    applied. 16-bit values are divided by 257, so that white stays white (our choice: the range is
+    the format's, never the picture's own, so that brightness means the same in every picture).
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be decoded, whole.
+    """
+    return _rgb_array(_open(path), path)
+
+
+def read_mask(path: Path) -> NDArray[np.bool_]:
+    """Decode a mask to bool ``(H, W)``: True where any channel is above zero.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be decoded, whole.
+    """
+    picture = _open(path)
+    if picture.mode in ("RGBA", "LA", "PA"):
+        picture = picture.convert("RGB")  # an opaque alpha channel is no defect
+    values = np.asarray(picture.convert("RGB") if picture.mode == "P" else picture)
+    return values > 0 if values.ndim == 2 else (values > 0).any(axis=2)
+
+
+class SampleDataset(Dataset[Item]):
+    """Samples as tensors.
+
+    Args:
+        samples: The listing; a sample's row in it is its index.
+        image_size: Side of the square images, in pixels.
+        mask_size: Side of the square masks, in pixels.
+        has_masks: Whether the data set has pixel labels; normal images then get empty masks.
+        mask_filter: How masks are resized.
+        mask_threshold: Above which filtered value a mask's pixel is True.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        image_size: int,
+        mask_size: int,
+        *,
+        has_masks: bool = True,
+        mask_filter: MaskFilter = "bilinear",
+        mask_threshold: float = 0.5,
+    ) -> None:
+        self.samples = samples
+        self.image_size = image_size
+        self.mask_size = mask_size
+        self.has_masks = has_masks
+        self.mask_filter = mask_filter
+        self.mask_threshold = mask_threshold
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Item:
+        sample = self.samples[index]
+        image, mask = self.read(sample)
+        resized = resize_image(image, self.image_size)
+        item = Item(
+            # A copy: decoded arrays are read-only, and torch wants to own what it collates.
+            image=torch.from_numpy(resized.copy()).permute(2, 0, 1).contiguous(),
+            label=sample.label,
+            category=sample.category,
+            path=str(sample.image),
+            index=index,
+        )
+        if self.has_masks:
+            item["mask"] = torch.from_numpy(self._square_mask(mask))
+        return item
+
+    def read(self, sample: Sample) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
+        """Return a sample's image and mask at their own size.
+
+        Raises:
+            FileNotFoundError: If a file is missing.
+            ValueError: If a file cannot be decoded, or image and mask differ in size.
+        """
+        image = read_image(sample.image)
+        if sample.mask is None:
+            return image, None
+        mask = read_mask(sample.mask)
+        if mask.shape != image.shape[:2]:
+            raise ValueError(
+                f"{sample.mask}: the mask is {_size(mask)} pixels, its image {sample.image.name} is "
+                f"{_size(image)}"
+            )
+        return image, mask
+
+    def _square_mask(self, mask: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+        if mask is None:
+            return np.zeros((self.mask_size, self.mask_size), dtype=bool)
+        return resize_mask(mask, self.mask_size, self.mask_filter, self.mask_threshold)
+
+
+class AnomalyData(LightningDataModule, ABC):
+    """The data module of all data sets; a subclass says what is listed where.
+
+    Args:
+        root: The data set's folder.
+        categories: Which categories to use, in this order; default: all that are found, sorted.
+        image_size: Side of the square images; default: what the model takes.
+        mask_size: Side of masks and anomaly maps; default: the image size.
+        mask_filter: How masks are resized.
+        mask_threshold: Above which filtered value (0 to 1) a mask's pixel counts as anomalous.
+        batch_size: Images of a batch.
+        num_workers: Processes that load images; default: one a core, at most 4.
+    """
+
+    dataset_name: ClassVar[str]
+    """Which data set this is; methods look up published settings by it."""
+    has_masks: ClassVar[bool] = True
+    """Whether the data set has pixel labels."""
+
+    def __init__(
+        self,
+        root: str,
+        categories: list[str] | None = None,
+        image_size: int | None = None,
+        mask_size: int | None = None,
+        mask_filter: MaskFilter = "bilinear",
+        mask_threshold: float = 0.5,
+        batch_size: int = 16,
+        num_workers: int | None = None,
+    ) -> None:
+        super().__init__()
+        for name, size in (("image_size", image_size), ("mask_size", mask_size)):
+            if size is not None and size < 1:
+                raise ValueError(f"data.{name} must be positive, got {size}")
+        if not 0 <= mask_threshold < 1:
+            raise ValueError(f"data.mask_threshold must be in [0, 1), got {mask_threshold}")
+        if batch_size < 1:
+            raise ValueError(f"data.batch_size must be positive, got {batch_size}")
+        self.root = Path(root).expanduser()
+        self.asked_categories = categories
+        self.image_size = image_size
+        self.mask_size = mask_size
+        self.mask_filter = mask_filter
+        self.mask_threshold = mask_threshold
+        self.batch_size = batch_size
+        self.num_workers = min(4, os.cpu_count() or 1) if num_workers is None else num_workers
+        self._listings: dict[Split, list[Sample]] = {}
+
+    @abstractmethod
+    def find_categories(self) -> list[str]:
+        """Return the names of the categories under ``root``, sorted.
+
+        Raises:
+            FileNotFoundError: If there is none; it says what was expected and what is there.
+        """
+
+    @abstractmethod
+    def list_samples(self, category: str, split: Split) -> Iterator[Sample]:
+        """Yield the samples of a category, sorted."""
+
+    @property
+    def categories(self) -> list[str]:
+        """The categories in use, in their order.
+
+        Raises:
+            FileNotFoundError: If none is found.
+            ValueError: If an asked one is not there, or is asked for twice.
+        """
+        found = self.find_categories()
+        if self.asked_categories is None:
+            return found
+        unknown = [name for name in self.asked_categories if name not in found]
+        if unknown:
+            raise ValueError(
+                f"data.categories: {unknown[0]!r} is not in {self.root} (there: {', '.join(found)})"
+            )
+        twice = [name for name, count in Counter(self.asked_categories).items() if count > 1]
+        if twice or not self.asked_categories:
+            raise ValueError(
+                f"data.categories: {f'{twice[0]!r} occurs twice' if twice else 'the list is empty'}"
+            )
+        return list(self.asked_categories)
+
+    def samples(self, split: Split) -> list[Sample]:
+        """Return the listing of a split, category after category; read once.
+
+        Raises:
+            ValueError: If a category has no sample in it.
+        """
+        if split not in self._listings:
+            listing: list[Sample] = []
+            for category in self.categories:
+                rows = list(self.list_samples(category, split))
+                if not rows:
+                    raise ValueError(f"{self.root}: category {category!r} has no {split} images")
+                listing += rows
+            self._listings[split] = listing
+        return self._listings[split]
+
+    def dataset(self, split: Split) -> SampleDataset:
+        """Return a split as tensors, at the sizes in use.
+
+        Raises:
+            ValueError: If no image size is known yet.
+        """
+        if self.image_size is None:
+            raise ValueError(
+                "data.image_size is not known: give it, or let a trainer set up the data with a model"
+            )
+        return SampleDataset(
+            self.samples(split),
+            self.image_size,
+            self.mask_size or self.image_size,
+            has_masks=self.has_masks,
+            mask_filter=self.mask_filter,
+            mask_threshold=self.mask_threshold,
+        )
+
+    def setup(self, stage: str) -> None:
+        """Take the image size from the model and list what the stage needs.
+
+        Raises:
+            FileNotFoundError: If files are missing.
+            ValueError: If the image size is not the model's, or a category is empty.
+        """
+        wanted = getattr(self.trainer and self.trainer.lightning_module, "image_size", None)
+        if wanted is not None and self.image_size not in (None, wanted):
+            raise ValueError(
+                f"data.image_size {self.image_size} is not what the model takes ({wanted}): leave it "
+                f"out, or set the model's"
+            )
+        self.image_size = self.image_size or wanted
+        self.samples("test")
+
+    def val_dataloader(self) -> list[DataLoader[Batch]]:
+        """Return nothing: no data set here has a validation split of its own."""
+        return []
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Return the test split, in the order of its listing."""
+        return self._evaluation_loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """Return the test split, in the order of its listing."""
+        return self._evaluation_loader("test")
+
+    def _evaluation_loader(self, split: Split) -> DataLoader[Batch]:
+        dataset = self.dataset(split)
+        trainer = self.trainer
+        sampler = None
+        if trainer is not None and trainer.world_size > 1:
+            # Never repeats an image to even out the ranks, as the ordinary one does.
+            sampler = UnrepeatedDistributedSampler(
+                dataset, trainer.world_size, trainer.global_rank, shuffle=False
+            )
+        return DataLoader(
+            dataset,  # type: ignore[arg-type]  # default collation makes a Batch of Items
+            self.batch_size,
+            shuffle=False,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Return the visible folders in a folder, sorted; none if it is not there."""
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def missing_layout(root: Path, expected: str) -> FileNotFoundError:
+    """Return the error for a folder that is not laid out as expected, saying what is there."""
+    if not root.exists():
+        return FileNotFoundError(f"data.root {root}: there is no such folder; expected {expected}")
+    if not root.is_dir():
+        return FileNotFoundError(f"data.root {root} is a file; expected a folder with {expected}")
+    names = sorted(p.name for p in root.iterdir())
+    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "nothing"
+    return FileNotFoundError(f"data.root {root}: expected {expected}; there is {shown}")
+
+
+def _open(path: Path) -> Image.Image:
+    """Open and decode a picture, turned as its EXIF data say."""
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            return ImageOps.exif_transpose(picture)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: there is no such file") from None
+    except UnidentifiedImageError:
+        empty = path.stat().st_size == 0
+        raise ValueError(
+            f"{path}: {'an empty file' if empty else 'not an image in a known format'}"
+        ) from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: the image cannot be decoded ({error})") from None
+
+
+def _rgb_array(picture: Image.Image, path: Path) -> NDArray[np.uint8]:
+    if picture.mode.startswith("I") or picture.mode == "F":
+        grey = np.asarray(picture)
+        if picture.mode == "F" or grey.min() < 0 or grey.max() > 65535:
+            raise ValueError(
+                f"{path}: values of mode {picture.mode} have no known range; save it with 8 or 16 bits"
+            )
+        grey8 = (grey.astype(np.uint32) + 128) // 257
+        return np.repeat(grey8.astype(np.uint8)[..., None], 3, axis=2)
+    return np.asarray(picture.convert("RGB"))
+
+
+def _size(array: NDArray[np.generic]) -> str:
+    return f"{array.shape[1]} x {array.shape[0]}"

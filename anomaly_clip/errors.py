@@ -1,0 +1,157 @@
+"""From an exception to the one sentence that helps: what, where, the way out."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from jsonargparse import ArgumentError
+
+__all__ = ["UserError", "nearest", "sentence"]
+
+
+class UserError(Exception):
+    """A mistake that the user can mend, said in one sentence."""
+
+
+def sentence(error: BaseException, options: Iterable[str] = ()) -> str:
+    """Say in one sentence what a user did wrong.
+
+    Args:
+        error: What was raised.
+        options: The options that the command line knows, for suggestions.
+    """
+    own = _raised_here(error)
+    if own is not None:
+        return _one_line(str(own))
+    message = str(error)
+    if "Original Traceback" in message:  # raised in a process that loads data
+        last = message.strip().splitlines()[-1]
+        return last.partition(": ")[2] or last
+    if isinstance(error, ArgumentError):
+        return _parsing_sentence(message, list(options))
+    return _one_line(message) or type(error).__name__
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return a hint at the nearest known words, or all of them if there are few."""
+    known = sorted(known)
+    near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"known: {', '.join(known)}" if 0 < len(known) <= 20 else ""
+
+
+def _raised_here(error: BaseException) -> BaseException | None:
+    """Return the first cause that this package raised itself."""
+    package = str(Path(__file__).parent)
+    found, seen = None, error
+    while seen is not None:
+        trace = seen.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        if trace is not None and trace.tb_frame.f_code.co_filename.startswith(package):
+            found = seen
+        seen = seen.__cause__ or seen.__context__  # type: ignore[assignment]
+    return found
+
+
+def _parsing_sentence(message: str, options: list[str]) -> str:
+    """Translate a parser's message: the key first, then what was expected of it."""
+    if match := re.match(r"unrecognized arguments: (\S+)", message):
+        word = match[1]
+        if not word.startswith("-"):
+            return f"{word}: unexpected word; options begin with --"
+        return _join(f"unknown option {word.partition('=')[0]}", nearest(word, options))
+    if match := re.search(r"following arguments are required: (.+)", message):
+        keys = ", ".join(f"--{key.partition('.')[2] or key}" for key in match[1].split(", "))
+        return f"{keys} missing: give a configuration (--config configs/sdp.yaml) or the options"
+    if match := re.search(r'key "config": (.+?): \'(.+)\'', message):
+        return f"--config {match[2]}: {match[1][0].lower()}{match[1][1:]}"
+    if message.startswith(("Unexpected config", "Problems parsing config", "Unable to parse config")):
+        return f"--config: a file is not a configuration in YAML ({_one_line(message)[:200]})"
+    key, owner, reasons = _read_message(message)
+    for reason in reasons:
+        if match := re.match(r"Option '(.+)' is not accepted", reason):
+            name = owner.rpartition(".")[2]
+            return _join(
+                f"{_path(key, match[1])}: {name} has no such option", nearest(match[1], _options(owner))
+            )
+        if match := re.match(r"Expected a dot import path string: (.+)", reason):
+            return _join(f"{key}: there is no class {match[1]}", nearest(match[1], _classes(key)))
+        if match := re.match(r"(?:Key '|unrecognized arguments: --)([\w.]+)", reason):
+            return f"{_path(key, match[1])}: there is no such option"
+        if "is abstract" in reason:
+            return f"{key}: which class is not known yet: give --config or --{key} NAME before its options"
+    expected = [match[1] for r in reasons if (match := re.match(r"Expected an? (.+?)(\. Got|$)", r))]
+    values = re.findall(r"(?:Got value|Given value): (.+)", message)
+    if expected and values:
+        kinds = " or ".join(dict.fromkeys(_kind(kind) for kind in expected))
+        given = re.sub(r"^NestedArg\(key='.*', val='(.*)'\)$", r"\1", values[0])
+        return f"{key}: expected {kinds}, got {given}"
+    return _join(key, "; ".join(reasons) or _one_line(message))
+
+
+def _read_message(message: str) -> tuple[str, str, list[str]]:
+    """Return the key, the class it belongs to and the reasons in a nested message."""
+    keys: list[str] = []
+    owner, reasons = "", []
+    for line in map(str.strip, message.splitlines()):
+        text = line.removeprefix("- ")
+        if match := re.match(r'Parser key "(.+?)":?\s*(.*)', text):
+            keys.append(match[1])
+            text = match[2]
+        if match := re.match(r"Problem with given class_path '(.+)':", text):
+            owner = match[1]
+            continue
+        noise = ("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a path but")
+        if text and not text.startswith(noise) and "NoneType" not in text:
+            reasons.append(text)
+    return ".".join(keys), owner, reasons
+
+
+def _kind(text: str) -> str:
+    """Turn a type's spelling in Python into words."""
+    if match := re.match(r"typing\.Literal\[(.+)\]", text):
+        return f"one of {match[1]}"
+    return re.sub(r"<class '(?:.*\.)?(\w+)'>", r"\1", text)
+
+
+def _options(class_path: str) -> list[str]:
+    module, _, name = class_path.rpartition(".")
+    try:
+        target = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        return []
+    return [name for name in inspect.signature(target).parameters if name != "self"]
+
+
+def _classes(key: str) -> list[str]:
+    """Return the short names that may stand behind ``--model`` or ``--data``."""
+    module = {"model": "anomaly_clip.methods", "data": "anomaly_clip.data"}.get(key)
+    return list(_concrete_classes(module)) if module else []
+
+
+def _concrete_classes(module: str) -> Iterator[str]:
+    from lightning.pytorch import LightningDataModule, LightningModule
+
+    for name, value in vars(importlib.import_module(module)).items():
+        kinds = (LightningModule, LightningDataModule)
+        if inspect.isclass(value) and issubclass(value, kinds) and not inspect.isabstract(value):
+            yield name
+
+
+def _path(*parts: str) -> str:
+    return ".".join(part for part in parts if part)
+
+
+def _join(what: str, hint: str) -> str:
+    return f"{what}: {hint}" if what and hint else what or hint
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split())

@@ -1,0 +1,6 @@
+"""Methods of visual anomaly detection."""
+
+from anomaly_clip.methods.base import AnomalyMethod
+from anomaly_clip.methods.sdp import SDP
+
+__all__ = ["SDP", "AnomalyMethod"]

@@ -1,0 +1,156 @@
+"""What all methods share: steps, the evaluator, and what a run must know of the weights."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from anomaly_clip.backbones.clip import CLIPBackbone
+from anomaly_clip.backbones.weights import frozen_dtype
+from anomaly_clip.data.dataset import AnomalyData
+from anomaly_clip.maps import resize_maps
+from anomaly_clip.metrics.evaluator import Evaluator, EvaluatorSettings, Results
+from anomaly_clip.progress import track
+from anomaly_clip.records import Batch, Scores, WeightsRecord
+
+__all__ = ["AnomalyMethod"]
+
+
+class AnomalyMethod(LightningModule, ABC):
+    """A method that scores images; a subclass says how, this class does the rest.
+
+    Args:
+        evaluator: How figures are computed.
+    """
+
+    must_be_fitted: ClassVar[bool]
+    """Whether ``test`` and ``predict`` need the checkpoint of a ``fit``."""
+    can_be_fitted: ClassVar[bool]
+    score_part_names: ClassVar[tuple[str, ...]] = ()
+    """What the columns of ``score_parts`` are called."""
+    backbone: CLIPBackbone
+    """Frozen; it casts its own weights when a run asks for mixed precision."""
+
+    def __init__(self, evaluator: EvaluatorSettings = EvaluatorSettings()) -> None:
+        super().__init__()
+        self.evaluator_settings = evaluator
+        self.results: Results | None = None
+        """The figures of the last evaluation."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square images that ``score`` takes, in pixels."""
+        return self.backbone.image_size
+
+    @property
+    def weights(self) -> WeightsRecord:
+        """Which weights the method uses."""
+        return self.backbone.weights
+
+    @abstractmethod
+    def score(self, images: Tensor, categories: list[str]) -> Scores:
+        """Score images; the whole inference of a method is in here.
+
+        Args:
+            images: uint8 ``(B, 3, H, W)``, or floating and normalised already.
+            categories: What each image shows.
+        """
+
+    def prepare(self, categories: list[str]) -> None:  # noqa: B027  (most methods need nothing)
+        """Do what is needed once per category before images come; the model is on its device."""
+
+    def setup(self, stage: str) -> None:
+        """Build the evaluator for the data module's categories; cast the frozen backbone.
+
+        Raises:
+            ValueError: If figures are asked for and no data module says which categories there are.
+        """
+        dtype = frozen_dtype(str(self.trainer.precision), self.trainer.strategy.root_device)
+        if dtype is not None:
+            self.backbone.cast(dtype)
+        data = self.data
+        if data is not None:
+            self.evaluator = Evaluator(data.categories, self.evaluator_settings)
+            self.evaluator.track = track
+        elif stage in ("validate", "test"):
+            raise ValueError(
+                f"{type(self).__name__}: {stage} needs a data module of anomaly_clip.data (datamodule=)"
+            )
+
+    @property
+    def data(self) -> AnomalyData | None:
+        """The data module in use, if a trainer has one."""
+        if self._trainer is None:
+            return None
+        data = getattr(self.trainer, "datamodule", None)
+        return data if isinstance(data, AnomalyData) else None
+
+    @property
+    def dataset_name(self) -> str | None:
+        """Which data set is in use, if one is."""
+        return self.data.dataset_name if self.data is not None else None
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Scores:
+        """Score a batch and hand it to the evaluator."""
+        return self._evaluate(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Scores:
+        """Score a batch and hand it to the evaluator."""
+        return self._evaluate(batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Scores:
+        """Score a batch."""
+        return self._score(batch)
+
+    def on_validation_start(self) -> None:
+        """Prepare the categories."""
+        self._prepare()
+
+    def on_test_start(self) -> None:
+        """Prepare the categories."""
+        self._prepare()
+
+    def on_predict_start(self) -> None:
+        """Prepare the categories."""
+        self._prepare()
+
+    def on_validation_epoch_end(self) -> None:
+        """Compute and log the figures as ``val/...``."""
+        self._finish("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Compute and log the figures as ``test/...``."""
+        self._finish("test")
+
+    def configure_optimizers(self) -> Any:
+        """Return nothing: a method with gradients to follow says so itself."""
+        return None
+
+    def _prepare(self) -> None:
+        if self.data is not None:
+            with torch.no_grad():
+                self.prepare(self.data.categories)
+
+    def _score(self, batch: Batch) -> Scores:
+        scores = self.score(batch["image"], batch["category"])
+        if "anomaly_map" in scores and "mask" in batch:
+            size = (batch["mask"].shape[-2], batch["mask"].shape[-1])
+            scores["anomaly_map"] = resize_maps(scores["anomaly_map"], size)
+        return scores
+
+    def _evaluate(self, batch: Batch) -> Scores:
+        scores = self._score(batch)
+        self.evaluator.update(scores, batch)
+        return scores
+
+    def _finish(self, prefix: str) -> None:
+        self.results = self.evaluator.compute()
+        self.evaluator.reset()
+        figures = {f"{prefix}/{k}": v for k, v in self.results["mean"].items() if v is not None}
+        if self.weights["random"]:
+            figures[f"{prefix}/random_weights"] = 1.0  # so that no log shows figures without it
+        self.log_dict(figures, rank_zero_only=True)

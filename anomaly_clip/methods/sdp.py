@@ -1,0 +1,171 @@
+"""SDP of CLIP-AD (arXiv 2311.00453): zero-shot detection by a staged dual path.
+
+Two vectors stand for the words for normal and abnormal (representative vector selection). The image
+tower is walked twice with the same weights, the second time with value-value attention, whose patches
+keep their place; at the ends of four stages patches are compared with the words, after what the image
+as a whole says of them is put on the scales (feature surgery). Nothing is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, Tokens, unit
+from anomaly_clip.backbones.prompts import PromptEnsemble, RVSSettings, text_features
+from anomaly_clip.backbones.surgery import StageTokens, check_stages, encode_dual_path
+from anomaly_clip.maps import gaussian_blur, image_score, patches_to_map
+from anomaly_clip.methods.base import AnomalyMethod
+from anomaly_clip.metrics.evaluator import EvaluatorSettings
+from anomaly_clip.progress import track
+from anomaly_clip.records import Scores
+
+__all__ = ["SDP", "feature_surgery", "text_score"]
+
+
+class SDP(AnomalyMethod):
+    """Zero-shot anomaly detection with CLIP (CLIP-AD, sections 3 to 5 of the specification).
+
+    Args:
+        backbone: Which CLIP.
+        prompts: The words for normal and abnormal.
+        rvs: How the sentences of a class become one vector.
+        stages: Stage ends whose maps are added, 1-based; default: all four.
+        paths: surgery: value-value attention (the method). original: the direct map of CLIP's own
+            patch tokens (the paper's Figure 1).
+        stage_tokens: official: as in the published code, where the tokens of a stage include the
+            attention output of the block that follows. clean: as the block left them.
+        feature_surgery: Weigh the words by what the image as a whole says and take their difference;
+            false: the plain cosine with the words for abnormal (our choice for the ablation).
+        sigma: Gaussian blur of the map, in pixels.
+        evaluator: How figures are computed.
+    """
+
+    must_be_fitted: ClassVar[bool] = False
+    can_be_fitted: ClassVar[bool] = False
+    score_part_names: ClassVar[tuple[str, ...]] = ("r0", "r1")
+
+    def __init__(
+        self,
+        backbone: CLIPSettings | CLIPBackbone = CLIPSettings(),
+        prompts: PromptEnsemble = PromptEnsemble(),
+        rvs: RVSSettings = RVSSettings(),
+        stages: list[int] | None = None,
+        paths: Literal["surgery", "original"] = "surgery",
+        stage_tokens: StageTokens = "official",
+        feature_surgery: bool = True,
+        sigma: float = 8.0,
+        evaluator: EvaluatorSettings = EvaluatorSettings(),
+    ) -> None:
+        super().__init__(evaluator)
+        self.backbone = CLIPBackbone.of(backbone)
+        self.prompts = prompts
+        self.rvs = rvs
+        self.stages = check_stages(stages, self.backbone.num_layers)
+        self.paths = paths
+        self.stage_tokens = stage_tokens
+        self.feature_surgery = feature_surgery
+        self.sigma = sigma
+        self._text: dict[str, Tensor] = {}
+
+    def prepare(self, categories: list[str]) -> None:
+        """Encode the words of all categories."""
+        missing = [name for name in categories if name not in self._text]
+        for name in track(missing, "encoding the words of the categories"):
+            self.text(name)
+
+    def text(self, category: str) -> Tensor:
+        """Return the text features ``(D, 2)`` of a category, encoded once: normal, abnormal."""
+        if category not in self._text:
+            self._text[category] = text_features(
+                self.backbone, category, self.prompts, self.rvs, self.dataset_name
+            )
+        return self._text[category].to(self.device)
+
+    def score(self, images: Tensor, categories: list[str]) -> Scores:
+        """Score images ``(B, 3, H, W)`` of the given categories; see :meth:`score_with_text`."""
+        return self.score_with_text(images, torch.stack([self.text(name) for name in categories]))
+
+    @torch.no_grad()
+    def score_with_text(self, images: Tensor, text: Tensor) -> Scores:
+        """Score images against the text features of their objects.
+
+        Args:
+            images: uint8 ``(B, 3, H, W)``, or floating and normalised already.
+            text: ``(B, D, 2)``, unit columns: normal, abnormal.
+
+        Returns:
+            The blurred map; ``image_score`` and the first of the two score parts are the text score
+            r0, the second is the map's maximum r1.
+        """
+        tokens, class_token = self.encode(images)
+        similarity = self.similarity([stage.projected for stage in tokens], text)
+        maps = self.upsample(similarity)
+        maps = gaussian_blur(maps, self.sigma)
+        r0 = text_score(class_token, text)
+        r1 = image_score(maps, "max")
+        return Scores(image_score=r0, anomaly_map=maps, score_parts=torch.stack([r0, r1], dim=1))
+
+    def encode(self, images: Tensor) -> tuple[list[Tokens], Tensor]:
+        """Return the tokens of the asked stages, and CLIP's image embedding ``(B, D)``."""
+        last = self.backbone.num_layers
+        wanted = sorted({*self.stages, last})
+        if self.paths == "surgery":
+            tokens = encode_dual_path(self.backbone, images, wanted, self.stage_tokens)
+        else:
+            tokens = self.backbone(images, wanted)
+        class_token = tokens[-1].projected[:, 0]
+        return [t for t, stage in zip(tokens, wanted, strict=True) if stage in self.stages], class_token
+
+    def similarity(self, stages: Sequence[Tensor], text: Tensor) -> Tensor:
+        """Add up what the stages say: ``(B, 1 + N)``, high = abnormal, the class token included.
+
+        Args:
+            stages: Projected tokens ``(B, 1 + N, D)`` of each stage.
+            text: ``(B, D, 2)``.
+        """
+        if self.feature_surgery:
+            return sum(feature_surgery(tokens, text) for tokens in stages)  # type: ignore[return-value]
+        abnormal = text[..., 1:]
+        return sum((unit(tokens) @ abnormal).squeeze(-1) for tokens in stages)  # type: ignore[return-value]
+
+    def upsample(self, similarity: Tensor) -> Tensor:
+        """Turn token scores ``(B, 1 + N)`` into maps ``(B, H, W)``, not blurred."""
+        return patches_to_map(similarity[:, 1:], (self.image_size, self.image_size))
+
+
+def feature_surgery(tokens: Tensor, text: Tensor) -> Tensor:
+    """Score the tokens of one stage, the words weighed by the class token (equation of section 5).
+
+    With ``p`` the softmax over the two classes of the class token's cosines (no temperature), the
+    published product over all channels reduces for two classes to
+    ``p_abnormal * cos(token, abnormal) - p_normal * cos(token, normal)``, that is one cosine with one
+    direction an image. The score for normal is its negative.
+
+    Args:
+        tokens: Projected tokens ``(B, 1 + N, D)``, class token first, not normalised.
+        text: ``(B, D, 2)``, unit columns: normal, abnormal.
+
+    Returns:
+        float32 ``(B, 1 + N)``.
+    """
+    tokens = unit(tokens)
+    weights = (tokens[:, :1] @ text).softmax(dim=-1)  # (B, 1, 2)
+    weighted = text * weights
+    direction = weighted[..., 1] - weighted[..., 0]  # (B, D)
+    return (tokens @ direction.unsqueeze(-1)).squeeze(-1)
+
+
+def text_score(class_token: Tensor, text: Tensor, factor: float = 100.0) -> Tensor:
+    """Return the probability ``(B,)`` that an image is abnormal (section 5, r0).
+
+    Args:
+        class_token: CLIP's image embedding ``(B, D)``, not normalised.
+        text: ``(B, D, 2)``, unit columns: normal, abnormal.
+        factor: What cosines are multiplied by before the softmax.
+    """
+    cosines = (unit(class_token).unsqueeze(1) @ text).squeeze(1)  # (B, 2)
+    return (factor * cosines).softmax(dim=-1)[:, 1]

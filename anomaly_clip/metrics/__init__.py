@@ -1,0 +1,16 @@
+"""Exact figures: pure functions, and the evaluator that applies them per category."""
+
+from anomaly_clip.metrics.evaluator import FIGURES, Evaluator, EvaluatorSettings, Results
+from anomaly_clip.metrics.image import auroc, average_precision, f1_max
+from anomaly_clip.metrics.pro import pro
+
+__all__ = [
+    "FIGURES",
+    "Evaluator",
+    "EvaluatorSettings",
+    "Results",
+    "auroc",
+    "average_precision",
+    "f1_max",
+    "pro",
+]

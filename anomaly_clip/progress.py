@@ -1,0 +1,22 @@
+"""Progress of the long steps that Lightning's own bars do not cover."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
+
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from rich.console import Console
+from rich.progress import track as rich_track
+
+__all__ = ["track"]
+
+Item = TypeVar("Item")
+
+
+def track(items: Iterable[Item], title: str) -> Iterator[Item]:
+    """Yield the items behind a progress bar on standard error, on the first process only."""
+    items = items if isinstance(items, Sequence) else list(items)
+    quiet = getattr(rank_zero_only, "rank", 0) != 0 or len(items) < 2
+    console = Console(stderr=True)
+    yield from rich_track(items, title, console=console, transient=True, disable=quiet)

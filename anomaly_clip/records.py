@@ -1,0 +1,85 @@
+"""What travels between the parts: one record a stage of the data's way.
+
+Letters used in every shape of the project:
+
+==========  ==========================================================
+``B``       images of a batch
+``H, W``    pixels of the images that a method sees
+``h, w``    pixels of masks and anomaly maps (equal to ``H, W`` unless asked otherwise)
+``N``       patches of an image (the class token not counted)
+``D``       channels of a feature
+``P``       parts of an image score
+``K``       classes of a multi-label target
+``k``       reference images of a category
+==========  ==========================================================
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from typing_extensions import NotRequired
+
+__all__ = ["Batch", "Scores", "Synthetic", "WeightsRecord"]
+
+
+class Batch(TypedDict):
+    """Images and what is known of them; images stay uint8 until they are on the device."""
+
+    image: Tensor
+    """uint8 ``(B, 3, H, W)``, RGB."""
+    label: Tensor
+    """bool ``(B,)``, True = anomalous."""
+    category: list[str]
+    path: list[str]
+    index: Tensor
+    """int64 ``(B,)``, the sample's row in its data set's listing."""
+    mask: NotRequired[Tensor]
+    """bool ``(B, h, w)``, all False for a normal image; absent if the data set has no pixel labels."""
+    target: NotRequired[Tensor]
+    """``(B, K)``, targets of a multi-label data set."""
+    synthetic: NotRequired[Tensor]
+    """uint8 ``(B, 3, H, W)``, the image with a synthetic defect (pairs)."""
+    synthetic_mask: NotRequired[Tensor]
+    """bool ``(B, H, W)``, where the synthetic defect is."""
+    support: NotRequired[Tensor]
+    """uint8 ``(B, k, 3, H, W)``, normal images of the same category."""
+
+
+class Scores(TypedDict):
+    """What a method says of a batch; higher = more anomalous."""
+
+    image_score: Tensor
+    """float32 ``(B,)``."""
+    anomaly_map: NotRequired[Tensor]
+    """float32 ``(B, h, w)``; absent for methods without pixel output."""
+    score_parts: NotRequired[Tensor]
+    """float32 ``(B, P)``: min-max scaled per category over the set evaluated, then added, they
+    replace ``image_score``; only an evaluator, which sees a whole set, can do so."""
+
+
+class Synthetic(NamedTuple):
+    """One picture with a synthetic defect."""
+
+    image: NDArray[np.uint8]
+    """``(H, W, 3)``, RGB."""
+    mask: NDArray[np.bool_]
+    """``(H, W)``, where the defect is."""
+    label: NDArray[np.float32]
+    """``(H, W)`` in ``[0, 1]``, how strong it is there."""
+    info: dict[str, Any]
+    """The recipe's name and what it drew."""
+
+
+class WeightsRecord(TypedDict):
+    """Which weights a figure comes from."""
+
+    backbone: str
+    pretrained: str
+    random: bool
+    """Whether they are untrained, so that figures mean nothing."""
+    sha256: str | None
+    """Over the loaded tensors; None for random ones."""

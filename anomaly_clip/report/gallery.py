@@ -1,0 +1,86 @@
+"""Pictures for people: image, heat map and mask side by side."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+__all__ = ["draw_panels", "heat_map"]
+
+PANEL = 240
+"""Smallest side of a panel in pixels; smaller images are enlarged."""
+GAP = 4
+LINE = 16
+INK = (30, 30, 30)
+ALARM = (190, 0, 0)
+
+
+def heat_map(values: NDArray[np.floating], low: float, high: float) -> NDArray[np.uint8]:
+    """Colour a map ``(h, w)`` as RGB ``(h, w, 3)``: dark at ``low`` and below, bright at ``high``."""
+    width = high - low
+    scaled = (values.astype(np.float32) - low) / (width if width > 0 else 1.0)
+    grey = (scaled.clip(0, 1) * 255).round().astype(np.uint8)
+    return cv2.cvtColor(cv2.applyColorMap(grey, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
+
+
+def draw_panels(
+    image: NDArray[np.uint8],
+    anomaly_map: NDArray[np.floating],
+    mask: NDArray[np.bool_] | None,
+    scale: tuple[float, float],
+    caption: str,
+    warning: str | None = None,
+) -> NDArray[np.uint8]:
+    """Lay image, heat map and, if known, mask side by side under a caption.
+
+    Args:
+        image: RGB ``(H, W, 3)``.
+        anomaly_map: ``(h, w)``.
+        mask: ``(h, w)`` or None.
+        scale: The map's values that are shown darkest and brightest; one pair a category, so that
+            its pictures can be compared.
+        caption: One line about the image.
+        warning: One line in red.
+
+    Returns:
+        RGB, one picture.
+    """
+    height, width = image.shape[:2]
+    enlarge = max(1.0, PANEL / max(height, width))
+    size = (round(width * enlarge), round(height * enlarge))
+    panels = [_fit(image, size), _fit(heat_map(anomaly_map, *scale), size)]
+    if mask is not None:
+        white = np.repeat(mask[..., None].astype(np.uint8) * 255, 3, axis=2)
+        panels.append(_fit(white, size, Image.Resampling.NEAREST))
+    lines = [(caption, INK), (f"map from {scale[0]:.4g} (dark) to {scale[1]:.4g} (bright)", INK)]
+    if warning:
+        lines.append((warning, ALARM))
+    top = LINE * len(lines) + GAP
+    sheet = Image.new("RGB", ((size[0] + GAP) * len(panels) - GAP, top + size[1]), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(LINE - 4)
+    for number, (text, ink) in enumerate(lines):
+        draw.text((GAP, number * LINE), _shorten(draw, text, sheet.width - 2 * GAP, font), ink, font)
+    for number, panel in enumerate(panels):
+        sheet.paste(panel, (number * (size[0] + GAP), top))
+    return np.asarray(sheet)
+
+
+def _fit(
+    array: NDArray[np.uint8],
+    size: tuple[int, int],
+    kind: Image.Resampling = Image.Resampling.BILINEAR,
+) -> Image.Image:
+    return Image.fromarray(array).resize(size, kind)
+
+
+def _shorten(
+    draw: ImageDraw.ImageDraw, text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont
+) -> str:
+    """Cut the beginning of a text that is too long: the end of a path tells more."""
+    if draw.textlength(text, font) <= width:
+        return text
+    while len(text) > 1 and draw.textlength(f"...{text}", font) > width:
+        text = text[1:]
+    return f"...{text}"

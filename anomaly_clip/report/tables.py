@@ -1,0 +1,65 @@
+"""Figures as tables: for the terminal (percent) and for programs (fractions)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.table import Table
+
+from anomaly_clip.metrics.evaluator import FIGURES, Figures, Results
+
+__all__ = ["RANDOM_WARNING", "figures_rows", "figures_table"]
+
+RANDOM_WARNING = "RANDOM WEIGHTS: these figures mean nothing"
+
+_HEADINGS = {
+    "image_auroc": "image\nAUROC",
+    "image_ap": "image\nAP",
+    "image_f1_max": "image\nF1-max",
+    "pixel_auroc": "pixel\nAUROC",
+    "pixel_ap": "pixel\nAP",
+    "pixel_f1_max": "pixel\nF1-max",
+    "pixel_pro": "pixel\nPRO",
+}
+
+
+def figures_table(
+    results: Results, title: str, counts: dict[str, tuple[int, int]], random_weights: bool
+) -> Table:
+    """Return the figures in percent, one row a category and the mean; undefined ones as a dash.
+
+    Args:
+        results: The figures.
+        title: What was tested on what.
+        counts: Number of images and of anomalous ones by category.
+        random_weights: Whether to say, above and below, that the figures mean nothing.
+    """
+    table = Table(
+        title=f"{title}\n{RANDOM_WARNING}" if random_weights else title,
+        caption=RANDOM_WARNING if random_weights else None,
+        title_style="bold red" if random_weights else "bold",
+        caption_style="bold red",
+    )
+    table.add_column("category")
+    table.add_column("images", justify="right")
+    table.add_column("anomalous", justify="right")
+    for name in FIGURES:
+        table.add_column(_HEADINGS[name], justify="right")
+    for category, figures in results["categories"].items():
+        images, anomalous = counts[category]
+        table.add_row(category, str(images), str(anomalous), *_percent(figures))
+    table.add_section()
+    images, anomalous = (sum(column) for column in zip(*counts.values(), strict=True))
+    table.add_row("mean", str(images), str(anomalous), *_percent(results["mean"]), style="bold")
+    return table
+
+
+def figures_rows(results: Results) -> Iterator[list[str | float | None]]:
+    """Yield one row a category and the mean: its name, then the fractions in their order."""
+    for category, figures in [*results["categories"].items(), ("mean", results["mean"])]:
+        yield [category, *(figures[name] for name in FIGURES)]
+
+
+def _percent(figures: Figures) -> list[str]:
+    values = [figures[name] for name in FIGURES]
+    return ["–" if value is None else f"{100 * value:.1f}" for value in values]

@@ -1,0 +1,302 @@
+"""What a run leaves behind: its configuration, figures, scores and pictures."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from PIL import Image
+from rich.console import Console
+from torch import Tensor
+
+from anomaly_clip.data.dataset import AnomalyData, Sample
+from anomaly_clip.files import atomic_path
+from anomaly_clip.methods.base import AnomalyMethod
+from anomaly_clip.metrics.evaluator import FIGURES, Results
+from anomaly_clip.progress import track
+from anomaly_clip.records import Batch, Scores
+from anomaly_clip.report.gallery import draw_panels
+from anomaly_clip.report.tables import RANDOM_WARNING, figures_rows, figures_table
+from anomaly_clip.runs import create_run_folder, versions, write_csv, write_json
+
+__all__ = ["RunWriter"]
+
+
+class RunWriter(Callback):
+    """Make the run's folder and fill it; a run that fails before any result leaves none behind.
+
+    The first process makes the folder and tells the others.
+
+    Args:
+        root: Where runs are kept.
+        name: The run's name; default: that of the first configuration file.
+        maps: Whether to draw image, heat map and mask of every image; default: predict only.
+    """
+
+    def __init__(
+        self, root: str = "runs", name: str | None = None, maps: bool | None = None
+    ) -> None:
+        self.root = Path(root).expanduser()
+        self.name = name
+        self.maps = maps
+        self.config = ""
+        """The complete configuration as YAML; the command line fills it in."""
+        self.seed: int | None = None
+        self._folder: Path | None = None
+        self._rows: dict[int, dict[str, Any]] = {}
+        self._ranges: dict[str, list[float]] = {}
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder, made when the first process first asks for it."""
+        if self._folder is None:
+            # The other processes are told in setup; before that they write nothing.
+            first = getattr(rank_zero_only, "rank", 0) == 0
+            self._folder = create_run_folder(self.root, self.name or "run") if first else self.root
+        return self._folder
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Share the folder, save the configuration, say what begins."""
+        stage = TrainerFn(stage).value
+        self._folder = Path(trainer.strategy.broadcast(str(self.folder)))
+        self._rows, self._ranges = {}, {}
+        if not trainer.is_global_zero:
+            return
+        with atomic_path(self.folder / f"config-{stage}.yaml") as temporary:
+            temporary.write_text(self.config, encoding="utf-8")
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        console.print(self._start_line(pl_module, trainer, stage))
+        if _is_random(pl_module):
+            console.print(RANDOM_WARNING, style="bold red")
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Tensor | Mapping[str, Any] | None,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the scores, and the maps if they are to be drawn."""
+        self._keep(pl_module, outputs, batch, draw=bool(self.maps))
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the scores, and the maps unless they are not wanted."""
+        self._keep(pl_module, outputs, batch, draw=self.maps is not False)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write figures, scores and pictures; print the table."""
+        if not isinstance(pl_module, AnomalyMethod) or pl_module.results is None:
+            return
+        images = pl_module.evaluator.images
+        assert images is not None
+        final = dict(zip(images.index.tolist(), images.score.tolist(), strict=True))
+        for index, row in self._rows.items():
+            row["image_score"] = final[index]
+        self._finish(trainer, pl_module)
+        if not trainer.is_global_zero:
+            return
+        counts = {
+            name: (images.category.count(name), _count_anomalous(images, name))
+            for name in pl_module.results["categories"]
+        }
+        self._write_figures(trainer, pl_module, pl_module.results, counts)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write scores and pictures."""
+        if not isinstance(pl_module, AnomalyMethod):
+            return
+        self._finish(trainer, pl_module)
+        if trainer.is_global_zero:
+            _say(f"{len(list(self._samples(trainer)))} images scored: {self.folder}")
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Remove what was kept for later, and the folder if no result is in it."""
+        if self._folder is None or not trainer.is_global_zero:
+            return
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        results = {p.name for p in self.folder.iterdir()} - {"logs"}
+        if all(name.startswith("config-") for name in results):
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self._folder = None
+
+    @property
+    def _scratch(self) -> Path:
+        return self.folder / ".scratch"
+
+    def _keep(self, method: LightningModule, outputs: Any, batch: Batch, draw: bool) -> None:
+        if not isinstance(method, AnomalyMethod):
+            return
+        scores: Scores = outputs
+        image_scores = scores["image_score"].float().tolist()
+        parts = scores["score_parts"].float().tolist() if "score_parts" in scores else None
+        maps = scores["anomaly_map"].float().cpu().numpy() if "anomaly_map" in scores else None
+        for i, index in enumerate(batch["index"].tolist()):
+            named = zip(method.score_part_names, parts[i], strict=True) if parts else ()
+            self._rows[index] = {
+                "path": batch["path"][i],
+                "category": batch["category"][i],
+                "label": int(batch["label"][i]),
+                "image_score": image_scores[i],
+                **dict(named),
+            }
+            if maps is None or not draw:
+                continue
+            low, high = float(maps[i].min()), float(maps[i].max())
+            known = self._ranges.setdefault(batch["category"][i], [low, high])
+            known[:] = [min(known[0], low), max(known[1], high)]
+            with atomic_path(self._scratch / f"{index}.npy") as temporary:
+                np.save(temporary, maps[i].astype(np.float16))
+
+    def _finish(self, trainer: Trainer, method: AnomalyMethod) -> None:
+        """Merge what all processes kept; each draws its own pictures on the common scales."""
+        rank = trainer.global_rank
+        write_json(self._scratch / f"rank-{rank}.json", {"rows": self._rows, "ranges": self._ranges})
+        trainer.strategy.barrier("scores are written")
+        rows, ranges = self._merged(trainer.world_size)
+        if trainer.is_global_zero:
+            weights = "random" if method.weights["random"] else method.weights["pretrained"]
+            header = [*next(iter(rows.values())), "weights"] if rows else ["path"]
+            write_csv(
+                self.folder / "scores.csv", header, ([*r.values(), weights] for r in rows.values())
+            )
+        self._draw(trainer, method, ranges)
+        trainer.strategy.barrier("pictures are drawn")
+        if trainer.is_global_zero:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def _merged(self, world_size: int) -> tuple[dict[int, dict[str, Any]], dict[str, list[float]]]:
+        rows: dict[int, dict[str, Any]] = {}
+        ranges: dict[str, list[float]] = {}
+        for rank in range(world_size):
+            part = json.loads((self._scratch / f"rank-{rank}.json").read_text(encoding="utf-8"))
+            rows.update({int(index): row for index, row in part["rows"].items()})
+            for category, (low, high) in part["ranges"].items():
+                known = ranges.setdefault(category, [low, high])
+                known[:] = [min(known[0], low), max(known[1], high)]
+        return dict(sorted(rows.items())), ranges
+
+    def _draw(
+        self, trainer: Trainer, method: AnomalyMethod, ranges: dict[str, list[float]]
+    ) -> None:
+        kept = [index for index in self._rows if (self._scratch / f"{index}.npy").is_file()]
+        if not kept:
+            return
+        samples, dataset = self._samples(trainer), _data(trainer).dataset("test")
+        names = _picture_names(samples)
+        warning = RANDOM_WARNING if _is_random(method) else None
+        for index in track(kept, "drawing maps"):
+            sample, row, item = samples[index], self._rows[index], dataset[index]
+            low, high = ranges[sample.category]
+            sheet = draw_panels(
+                item["image"].permute(1, 2, 0).numpy(),
+                np.load(self._scratch / f"{index}.npy"),
+                item["mask"].numpy() if "mask" in item else None,
+                (low, high),
+                f"{names[index]}   {'anomalous' if row['label'] else 'normal'}   "
+                f"score {row['image_score']:.4g}",
+                warning,
+            )
+            with atomic_path(self.folder / "maps" / f"{names[index]}.png") as temporary:
+                Image.fromarray(sheet).save(temporary)
+
+    def _write_figures(
+        self,
+        trainer: Trainer,
+        method: AnomalyMethod,
+        results: Results,
+        counts: dict[str, tuple[int, int]],
+    ) -> None:
+        weights = method.weights
+        data = _data(trainer)
+        run = {
+            "method": type(method).__name__,
+            "weights": weights,
+            "protocol": {
+                "data": data.dataset_name,
+                "split": "test",
+                "fitted": method.must_be_fitted,
+                "images": {name: images for name, (images, _) in counts.items()},
+                "anomalous": {name: anomalous for name, (_, anomalous) in counts.items()},
+            },
+            "seed": self.seed,
+            "versions": versions(),
+        }
+        write_json(self.folder / "metrics.json", {**results, "run": run})
+        label = "random" if weights["random"] else weights["pretrained"]
+        write_csv(
+            self.folder / "metrics.csv",
+            ["category", *FIGURES, "weights"],
+            ([*row, label] for row in figures_rows(results)),
+        )
+        title = f"{type(method).__name__} on {data.dataset_name}, test"
+        console = Console()
+        console.print(figures_table(results, title, counts, weights["random"]))
+        _say(f"results: {self.folder}")
+
+    def _start_line(self, module: LightningModule, trainer: Trainer, stage: str) -> str:
+        said = [f"{stage} {type(module).__name__}"]
+        data = getattr(trainer, "datamodule", None)
+        if isinstance(data, AnomalyData):
+            samples = data.samples("test")
+            anomalous = sum(sample.label for sample in samples)
+            said.append(
+                f"{data.dataset_name} {data.root}: {len(samples)} images ({anomalous} anomalous) in "
+                f"{len(data.categories)} categories"
+            )
+        if isinstance(module, AnomalyMethod):
+            weights = module.weights
+            source = "RANDOM" if weights["random"] else weights["pretrained"]
+            said.append(f"{weights['backbone']} weights {source}")
+        said.append(f"seed {self.seed}")
+        said.append(f"run {self.folder}")
+        return " | ".join(said)
+
+    @staticmethod
+    def _samples(trainer: Trainer) -> list[Sample]:
+        return _data(trainer).samples("test")
+
+
+def _data(trainer: Trainer) -> AnomalyData:
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    assert isinstance(data, AnomalyData)
+    return data
+
+
+def _is_random(module: LightningModule) -> bool:
+    return isinstance(module, AnomalyMethod) and module.weights["random"]
+
+
+def _count_anomalous(images: Any, category: str) -> int:
+    pairs = zip(images.category, images.label.tolist(), strict=True)
+    return sum(label for name, label in pairs if name == category)
+
+
+def _picture_names(samples: list[Sample]) -> list[str]:
+    """Return ``category/defect/stem`` for each sample, made distinct by the index where needed."""
+    names = [f"{s.category}/{s.defect}/{s.image.stem}" for s in samples]
+    seen = Counter(names)
+    return [f"{name}-{i}" if seen[name] > 1 else name for i, name in enumerate(names)]
+
+
+def _say(text: str) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(text)

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from anomaly_clip.files import CACHE_VARIABLE, atomic_path, cache_folder
+
+
+def test_an_error_leaves_the_old_content_and_no_rest(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "file.json"
+    with atomic_path(target) as temporary:
+        temporary.write_text("old")
+    with pytest.raises(RuntimeError), atomic_path(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "old"
+    assert [p.name for p in target.parent.iterdir()] == ["file.json"]
+
+
+def test_the_suffix_stays_so_that_writers_know_the_format(tmp_path: Path) -> None:
+    with atomic_path(tmp_path / "map.npy") as temporary:
+        assert temporary.suffix == ".npy"
+        assert temporary.parent == tmp_path
+        temporary.write_text("")
+
+
+def test_cache_folder_follows_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "here"))
+    assert cache_folder() == tmp_path / "here"
+    monkeypatch.delenv(CACHE_VARIABLE)
+    monkeypatch.delenv("LOCALAPPDATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "anomaly_clip"

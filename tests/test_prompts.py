@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Golden
+from safetensors.torch import save_file
+from torch.testing import assert_close
+
+from anomaly_clip.backbones.clip import CLIPBackbone
+from anomaly_clip.backbones.prompts import (
+    PromptEnsemble,
+    RVSSettings,
+    embed_sentences,
+    representative_vector,
+    text_features,
+)
+
+SHORT = PromptEnsemble(["{}", "perfect {}"], ["broken {}"], ["a photo of a {}.", "the {}."])
+MEAN = RVSSettings("mean")
+PUBLISHED = {"dbscan": RVSSettings().resolve(None), "dbscan_visa": RVSSettings().resolve("VisA")}
+
+
+@pytest.mark.golden
+def test_golden_tokens(golden: Callable[[str], Golden], golden_clip: CLIPBackbone) -> None:
+    arrays = golden("clip_ad")
+    for words, kind in zip(
+        PromptEnsemble().sentences(arrays.meta["objects"][0]), ("normal", "abnormal"), strict=True
+    ):
+        expected = arrays.expected[f"text.tokens.{kind}"].long()
+        ids = golden_clip.tokenize(words)
+        assert torch.equal(ids[:, : expected.shape[1]], expected)
+        assert not ids[:, expected.shape[1] :].any()
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize(
+    ("name", "rvs", "dataset"), [("mean", MEAN, None), ("dbscan_visa", RVSSettings(), "VisA")]
+)
+def test_golden_text_features(
+    golden: Callable[[str], Golden],
+    golden_clip: CLIPBackbone,
+    name: str,
+    rvs: RVSSettings,
+    dataset: str | None,
+) -> None:
+    for category, expected in golden("clip_ad").named(f"text.{name}.").items():
+        features = text_features(golden_clip, category, rvs=rvs, dataset_name=dataset)
+        assert_close(features, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("name", ["mean", "dbscan", "dbscan_visa"])
+def test_golden_representative_vectors(golden: Callable[[str], Golden], name: str) -> None:
+    arrays = golden("clip_ad")
+    rvs = PUBLISHED.get(name, PUBLISHED["dbscan"])
+    for column, kind in enumerate(("normal", "abnormal")):
+        vector = representative_vector(
+            arrays.inputs[f"rvs.{kind}"],
+            "mean" if name == "mean" else "dbscan",
+            float(rvs.eps),
+            int(rvs.min_samples),
+        )
+        expected = arrays.expected[f"rvs.fp32.{name}"][:, column]
+        assert_close(vector, expected, atol=1e-5, rtol=0)
+
+
+def test_published_numbers_of_sentences() -> None:
+    normal, abnormal = PromptEnsemble().sentences("pipe_fryum")
+    assert (len(normal), len(abnormal)) == (9 * 22, 10 * 22)
+    assert normal[22] == "a cropped photo of the perfect pipe_fryum."
+    assert len(set(normal)) == len(normal)
+
+
+def test_states_outside_templates_inside() -> None:
+    assert SHORT.sentences("nut")[0] == [
+        "a photo of a nut.",
+        "the nut.",
+        "a photo of a perfect nut.",
+        "the perfect nut.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ({"states_normal": []}, "states_normal is empty"),
+        ({"templates": ["a photo."]}, "'a photo.' needs one {}"),
+        ({"states_abnormal": ["{} {}"]}, "'{} {}' needs one {}"),
+    ],
+)
+def test_words_that_do_not_fit(words: dict[str, list[str]], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        PromptEnsemble(**words)
+
+
+def clusters(*sizes: int) -> torch.Tensor:
+    """Return tight groups of unit vectors around random directions."""
+    rng = np.random.default_rng(0)
+    centres = np.repeat(rng.normal(size=(len(sizes), 64)), sizes, axis=0)
+    rows = torch.from_numpy(centres + 0.01 * rng.normal(size=centres.shape))
+    return torch.nn.functional.normalize(rows, dim=-1)
+
+
+def test_dbscan_takes_the_largest_cluster() -> None:
+    rows = clusters(16, 40, 20, 3)
+    expected = torch.nn.functional.normalize(rows[16:56].mean(0), dim=-1).float()
+    assert_close(representative_vector(rows, "dbscan", 0.5, 15), expected)
+
+
+def test_dbscan_takes_the_first_of_equal_clusters() -> None:
+    rows = clusters(20, 20)
+    expected = torch.nn.functional.normalize(rows[:20].mean(0), dim=-1).float()
+    assert_close(representative_vector(rows, "dbscan", 0.5, 15), expected)
+
+
+def test_dbscan_without_a_cluster_falls_back_to_the_mean() -> None:
+    rows = clusters(3, 3)
+    with pytest.warns(UserWarning, match="finds no cluster among 6 sentences"):
+        vector = representative_vector(rows, "dbscan", 0.5, 15)
+    assert_close(vector, representative_vector(rows, "mean"))
+
+
+def test_auto_settings_follow_the_data_set_and_explicit_ones_stay() -> None:
+    assert RVSSettings().resolve("VisA") == RVSSettings("dbscan", 1.5, 25)
+    assert RVSSettings().resolve("MVTecAD") == RVSSettings("dbscan", 0.5, 15)
+    assert RVSSettings("dbscan", 0.7).resolve("VisA") == RVSSettings("dbscan", 0.7, 25)
+
+
+def test_refuses() -> None:
+    with pytest.raises(ValueError, match="known: mean, dbscan"):
+        representative_vector(clusters(2), "median")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="M > 0"):
+        representative_vector(torch.zeros(0, 3))
+
+
+def test_text_features_are_unit_columns_normal_first(tiny_clip: CLIPBackbone) -> None:
+    features = text_features(tiny_clip, "nut", SHORT, MEAN)
+    assert features.shape == (12, 2)
+    assert_close(features.norm(dim=0), torch.ones(2))
+    expected = embed_sentences(tiny_clip, SHORT.sentences("nut")[0]).mean(0)
+    assert_close(features[:, 0], torch.nn.functional.normalize(expected, dim=0))
+
+
+def cached(cache: Path) -> list[Path]:
+    return sorted((cache / "text").glob("*")) if (cache / "text").is_dir() else []
+
+
+def trained(tiny_clip: CLIPBackbone, config: str, folder: Path) -> CLIPBackbone:
+    """Return the tiny CLIP loaded from a file, so that it does not count as random."""
+    state = {k: v.contiguous() for k, v in tiny_clip.model.state_dict().items()}
+    save_file(state, folder / "trained.safetensors")
+    return CLIPBackbone(config, str(folder / "trained.safetensors"))
+
+
+def test_features_are_cached_by_weights_sentences_and_settings(
+    tiny_clip: CLIPBackbone, tiny_clip_config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = trained(tiny_clip, tiny_clip_config, tmp_path)
+    first = text_features(backbone, "nut", SHORT, MEAN)
+    assert len(cached(tmp_path / "cache")) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(CLIPBackbone, "encode_text", None)  # a second call must not need it
+        assert torch.equal(text_features(backbone, "nut", SHORT, MEAN), first)
+    text_features(backbone, "bolt", SHORT, MEAN)
+    other = PromptEnsemble(["{}"], ["broken {}"], ["the {}."])
+    text_features(backbone, "nut", other, MEAN)
+    with pytest.warns(UserWarning, match="no cluster"):
+        text_features(backbone, "nut", SHORT, RVSSettings())
+    assert len(cached(tmp_path / "cache")) == 4
+
+
+def test_a_damaged_cache_is_made_again(
+    tiny_clip: CLIPBackbone, tiny_clip_config: str, tmp_path: Path
+) -> None:
+    backbone = trained(tiny_clip, tiny_clip_config, tmp_path)
+    first = text_features(backbone, "nut", SHORT, MEAN)
+    (file,) = cached(tmp_path / "cache")
+    file.write_bytes(file.read_bytes()[:20])
+    assert torch.equal(text_features(backbone, "nut", SHORT, MEAN), first)
+    assert len(file.read_bytes()) > 20
+
+
+def test_an_unwritable_cache_is_a_warning(
+    tiny_clip: CLIPBackbone,
+    tiny_clip_config: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backbone = trained(tiny_clip, tiny_clip_config, tmp_path)
+    (tmp_path / "cache").write_text("a file in the place of the folder")
+    with pytest.warns(UserWarning, match="text features are not cached"):
+        text_features(backbone, "nut", SHORT, MEAN)
+
+
+def test_random_weights_are_never_cached(tiny_clip: CLIPBackbone, tmp_path: Path) -> None:
+    text_features(tiny_clip, "nut", SHORT, MEAN)
+    assert not cached(tmp_path / "cache")

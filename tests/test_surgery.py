@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from conftest import Golden
+from torch.testing import assert_close
+
+from anomaly_clip.backbones.clip import CLIPBackbone
+from anomaly_clip.backbones.surgery import (
+    StageTokens,
+    check_stages,
+    dual_path,
+    encode_dual_path,
+    stage_ends,
+)
+
+
+@pytest.mark.golden
+def test_golden_blocks(golden: Callable[[str], Golden], golden_clip: CLIPBackbone) -> None:
+    arrays = golden("clip_ad")
+    outputs = list(dual_path(golden_clip, arrays.inputs["image"]))
+    assert len(arrays.named("block.")) == 2 * len(outputs)
+    for number, output in enumerate(outputs, start=1):
+        expected = arrays.named(f"block.{number}.")
+        assert_close(output.original, expected["ori"], atol=1e-3, rtol=0)
+        assert_close(output.surgery, expected["surgery"], atol=1e-3, rtol=0)
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize(("kind", "prefix"), [("official", "encode."), ("clean", "encode_clean.")])
+def test_golden_stages(
+    golden: Callable[[str], Golden], golden_clip: CLIPBackbone, kind: StageTokens, prefix: str
+) -> None:
+    arrays = golden("clip_ad")
+    stages, expected = arrays.meta["features_list"], arrays.named(prefix)
+    tokens = encode_dual_path(golden_clip, arrays.inputs["image"], stages, kind)
+    assert len(expected) == 2 * len(tokens)
+    for stage, token in zip(stages, tokens, strict=True):
+        assert_close(token.raw, expected[f"ori.{stage}"], atol=1e-3, rtol=0)
+        assert_close(token.projected, expected[f"surgery.{stage}"], atol=1e-3, rtol=0)
+
+
+def test_the_two_kinds_of_tokens_differ_where_they_should(tiny_clip: CLIPBackbone) -> None:
+    images = torch.randn(2, 3, 32, 32)
+    official = encode_dual_path(tiny_clip, images, stage_tokens="official")
+    clean = encode_dual_path(tiny_clip, images, stage_tokens="clean")
+    for one, other in zip(official[:-1], clean[:-1], strict=True):
+        assert not torch.allclose(one.raw, other.raw, atol=1e-3)
+        assert_close(one.projected[:, 1:], other.projected[:, 1:])
+    assert torch.equal(official[-1].raw, clean[-1].raw)
+
+
+def test_the_last_class_token_is_clips_image_embedding(tiny_clip: CLIPBackbone) -> None:
+    images = torch.randn(2, 3, 32, 32)
+    tokens = encode_dual_path(tiny_clip, images)
+    expected = tiny_clip.model.encode_image(images)
+    assert_close(tokens[-1].projected[:, 0], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_value_attention_by_hand(tiny_clip: CLIPBackbone) -> None:
+    """The first stage of a tower with one block a stage is that block's V-V attention alone."""
+    images = torch.randn(1, 3, 32, 32)
+    block = tiny_clip.visual.transformer.resblocks[0]
+    embedded = block.ln_1(tiny_clip.embed(images))[0]  # (17, 24)
+    weight, bias = block.attn.in_proj_weight, block.attn.in_proj_bias
+    values = (embedded @ weight[48:].T + bias[48:]).reshape(17, 2, 12)
+    heads = []
+    for head in range(2):
+        v = values[:, head]
+        heads.append((v @ v.T / 12**0.5).softmax(dim=-1) @ v)
+    expected = block.attn.out_proj(torch.cat(heads, dim=1))
+    assert_close(next(dual_path(tiny_clip, images)).surgery[0], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_nothing_changes_after_it_was_returned(tiny_clip: CLIPBackbone) -> None:
+    copies = []
+    for output in dual_path(tiny_clip, torch.randn(1, 3, 32, 32)):
+        copies.append((output, [part.clone() for part in output]))
+    for output, kept in copies:
+        assert all(torch.equal(a, b) for a, b in zip(output, kept, strict=True))
+
+
+def test_a_choice_of_stages_is_a_part_of_all(tiny_clip: CLIPBackbone) -> None:
+    images = torch.randn(1, 3, 32, 32)
+    whole = encode_dual_path(tiny_clip, images)
+    part = encode_dual_path(tiny_clip, images, [1, 3])
+    assert torch.equal(part[0].projected, whole[0].projected)
+    assert torch.equal(part[1].raw, whole[2].raw)
+
+
+def test_autocast_does_not_reach_the_frozen_weights(tiny_clip: CLIPBackbone) -> None:
+    images = torch.randn(1, 3, 32, 32)
+    expected = encode_dual_path(tiny_clip, images)[-1].projected
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(encode_dual_path(tiny_clip, images)[-1].projected, expected)
+
+
+def test_stages() -> None:
+    assert stage_ends(24) == [6, 12, 18, 24]
+    assert check_stages(None, 12) == [3, 6, 9, 12]
+    assert check_stages([6, 12], 12) == [6, 12]
+    with pytest.raises(ValueError, match="multiple of 4 blocks"):
+        stage_ends(10)
+
+
+@pytest.mark.parametrize("stages", [[], [1], [6, 3], [3, 3], [3, 15]])
+def test_stages_that_are_none(stages: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"stage ends \[3, 6, 9, 12\]"):
+        check_stages(stages, 12)

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from anomaly_clip.backbones import weights
+from anomaly_clip.backbones.clip import CLIPBackbone
+from anomaly_clip.backbones.weights import fingerprint, frozen_dtype, load_clip
+
+
+@pytest.fixture
+def saved(tiny_clip: CLIPBackbone, tmp_path: Path) -> Path:
+    path = tmp_path / "clip.safetensors"
+    save_file({k: v.contiguous() for k, v in tiny_clip.model.state_dict().items()}, path)
+    return path
+
+
+@pytest.mark.parametrize("form", ["safetensors", "pt", "state_dict in pt"])
+def test_a_file_gives_the_saved_weights(
+    tiny_clip: CLIPBackbone, tiny_clip_config: str, saved: Path, tmp_path: Path, form: str
+) -> None:
+    state, path = tiny_clip.model.state_dict(), saved
+    if form != "safetensors":
+        path = tmp_path / "clip.pt"
+        torch.save({"state_dict": state} if "in" in form else state, path)
+    loaded = load_clip(tiny_clip_config, str(path)).model
+    assert fingerprint(loaded) == fingerprint(tiny_clip.model)
+
+
+def test_random_weights_follow_the_seed_and_move_no_other_draw(tiny_clip_config: str) -> None:
+    torch.manual_seed(3)
+    first = fingerprint(load_clip(tiny_clip_config, "random").model)
+    after = torch.rand(1)
+    torch.manual_seed(3)
+    assert torch.equal(torch.rand(1), after)
+    assert fingerprint(load_clip(tiny_clip_config, "random").model) == first
+    torch.manual_seed(4)
+    assert fingerprint(load_clip(tiny_clip_config, "random").model) != first
+
+
+def test_fingerprint_sees_values_names_and_shapes() -> None:
+    layer = nn.Linear(2, 3)
+    first = fingerprint(layer)
+    assert fingerprint(layer) == first
+    assert fingerprint(nn.Sequential(layer)) != first
+    with torch.no_grad():
+        layer.bias[1] += 1e-6
+    assert fingerprint(layer) != first
+
+
+def test_another_image_size_interpolates_the_positions(
+    tiny_clip: CLIPBackbone, tiny_clip_config: str, saved: Path
+) -> None:
+    model = load_clip(tiny_clip_config, str(saved), image_size=48).model
+    assert model.visual.positional_embedding.shape == (37, 24)
+    old = tiny_clip.visual.positional_embedding
+    torch.testing.assert_close(model.visual.positional_embedding[0], old[0])
+
+
+def test_published_form_of_a_configuration_brings_its_mean(
+    tiny_clip_config: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "open_clip_config.json"
+    config = json.loads(Path(tiny_clip_config).read_text())
+    preprocessing = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+    path.write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocessing}))
+    assert load_clip(str(path), "random").mean == (0.5, 0.5, 0.5)
+
+
+class Payload:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("should_not_be_here",)
+
+
+def test_a_pickle_with_code_is_refused_and_does_not_run(
+    tiny_clip_config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": Payload()}, tmp_path / "evil.pt")
+    with pytest.raises(ValueError, match="could run code, and is refused"):
+        load_clip(tiny_clip_config, str(tmp_path / "evil.pt"))
+    assert not (tmp_path / "should_not_be_here").exists()
+
+
+def test_offline_says_tag_cache_and_ways_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(FileNotFoundError) as error:
+        load_clip("ViT-B-16-plus-240", "laion400m_e31")
+    for part in ("laion400m_e31", str(tmp_path), "--model.backbone.pretrained", "random"):
+        assert part in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unreachable_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = []
+
+    def refuse(request: object, timeout: float) -> None:
+        asked.append(timeout)
+        raise OSError("refused")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    with pytest.raises(FileNotFoundError, match=r"no answer from huggingface.co: refused"):
+        load_clip("ViT-B-16-plus-240", "laion400m_e31")
+    assert asked == [weights.HUB_TIMEOUT]
+
+
+@pytest.mark.parametrize(
+    ("name", "pretrained", "sentence"),
+    [
+        ("ViT-B-16", "", "is empty"),
+        ("ViT-B-16", "nonsense", "no tag of ViT-B-16 .known: .*laion400m_e31"),
+        ("ViT-B-16", "openai", "use backbone.name ViT-B-16-quickgelu"),
+        ("ViT-B-61", "random", "near: ViT-B-"),
+        ("ViT-B-16-SigLIP", "random", "plain ViT"),
+        ("RN50", "random", "plain ViT"),
+    ],
+)
+def test_names_and_tags_that_do_not_fit(name: str, pretrained: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        load_clip(name, pretrained)
+
+
+def test_files_that_do_not_fit(tiny_clip_config: str, tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"do not fit .* \(Missing key"):
+        load_clip(tiny_clip_config, str(tmp_path / "other.safetensors"))
+    (tmp_path / "broken.safetensors").write_bytes(b"no weights")
+    with pytest.raises(ValueError, match="cannot be read as weights"):
+        load_clip(tiny_clip_config, str(tmp_path / "broken.safetensors"))
+    with pytest.raises(FileNotFoundError, match="there is no such file"):
+        load_clip(tiny_clip_config, "missing.safetensors")
+    with pytest.raises(FileNotFoundError, match="there is no such file"):
+        load_clip("missing.json", "random")
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(ValueError, match="not a JSON model configuration"):
+        load_clip(str(tmp_path / "bad.json"), "random")
+    (tmp_path / "poor.json").write_text("{}")
+    with pytest.raises(ValueError, match="lacks .'embed_dim'"):
+        load_clip(str(tmp_path / "poor.json"), "random")
+    with pytest.raises(ValueError, match="has no tags"):
+        load_clip(tiny_clip_config, "laion400m_e31")
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "expected"),
+    [
+        ("32-true", "cuda", None),
+        ("bf16-true", "cuda", None),
+        ("bf16-mixed", "cuda", torch.bfloat16),
+        ("16-mixed", "cuda", torch.float16),
+    ],
+)
+def test_frozen_dtype(precision: str, device: str, expected: torch.dtype | None) -> None:
+    assert frozen_dtype(precision, torch.device(device)) == expected
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_frozen_dtype_on_a_cpu(supported: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    if supported:
+        assert frozen_dtype("16-mixed", torch.device("cpu")) == torch.bfloat16
+    else:
+        with pytest.warns(UserWarning, match="stays in float32"):
+            assert frozen_dtype("bf16-mixed", torch.device("cpu")) is None
