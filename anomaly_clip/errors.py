@@ -72,22 +72,29 @@ def _parsing_sentence(message: str, options: list[str]) -> str:
         return f"{keys} missing: give a configuration (--config configs/sdp.yaml) or the options"
     if match := re.search(r'key "config": (.+?): \'(.+)\'', message):
         return f"--config {match[2]}: {match[1][0].lower()}{match[1][1:]}"
-    if message.startswith(("Unexpected config", "Problems parsing config", "Unable to parse config")):
+    if message.startswith(
+        ("Unexpected config", "Problems parsing config", "Unable to parse config")
+    ):
         return f"--config: a file is not a configuration in YAML ({_one_line(message)[:200]})"
     key, owner, reasons = _read_message(message)
     for reason in reasons:
         if match := re.match(r"Option '(.+)' is not accepted", reason):
             name = owner.rpartition(".")[2]
             return _join(
-                f"{_path(key, match[1])}: {name} has no such option", nearest(match[1], _options(owner))
+                f"{_path(key, match[1])}: {name} has no such option",
+                nearest(match[1], _options(owner)),
             )
         if match := re.match(r"Expected a dot import path string: (.+)", reason):
             return _join(f"{key}: there is no class {match[1]}", nearest(match[1], _classes(key)))
         if match := re.match(r"(?:Key '|unrecognized arguments: --)([\w.]+)", reason):
             return f"{_path(key, match[1])}: there is no such option"
         if "is abstract" in reason:
-            return f"{key}: which class is not known yet: give --config or --{key} NAME before its options"
-    expected = [match[1] for r in reasons if (match := re.match(r"Expected an? (.+?)(\. Got|$)", r))]
+            return (
+                f"{key}: no class is chosen yet: give --config or --{key} NAME before its options"
+            )
+    expected = [
+        match[1] for r in reasons if (match := re.match(r"Expected an? (.+?)(\. Got|$)", r))
+    ]
     values = re.findall(r"(?:Got value|Given value): (.+)", message)
     if expected and values:
         kinds = " or ".join(dict.fromkeys(_kind(kind) for kind in expected))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -100,7 +101,7 @@ class ExperimentCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the words; unlike Lightning's, without a look at the words of the process."""
-        self.config = parser.parse_args(args)
+        self.config = parser.parse_args(cast("list[str]", args))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer, its writer knowing the complete configuration."""
@@ -112,7 +113,7 @@ class ExperimentCLI(LightningCLI):
         if writer.name is None and config.get("config"):
             writer.name = Path(str(config["config"][0])).stem
         if config["trainer"]["logger"] is None:
-            kwargs["logger"] = RunLogger(writer)
+            kwargs["logger"] = RunLogger(writer) if verb != "predict" else False
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
@@ -171,12 +172,12 @@ def _known_options(verb: str) -> list[str]:
 
 
 def _quieten() -> None:
-    """Silence what says nothing about the run."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
-    # Our loaders choose their number of workers themselves.
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    return not any(word in record.getMessage() for word in ("litlogger", "litmodels", "💡"))
+    """Silence what says nothing about the run; the writer's start line says the rest."""
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's own calls
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*isinstance.treespec, LeafSpec.*",  # Lightning's own use of a deprecated name
+    ):
+        warnings.filterwarnings("ignore", message)

@@ -36,7 +36,8 @@ def patches_to_map(scores: Tensor, size: tuple[int, int], *, align_corners: bool
     side = math.isqrt(num_patches)
     if side * side != num_patches:
         raise ValueError(
-            f"patches_to_map: {num_patches} patches are not a square; is the class token still there?"
+            f"patches_to_map: {num_patches} patches are not a square; is the class token still "
+            "there?"
         )
     grid = scores.reshape(-1, side, side)
     return resize_maps(grid, size, align_corners=align_corners)

@@ -38,7 +38,7 @@ class Batch(TypedDict):
     index: Tensor
     """int64 ``(B,)``, the sample's row in its data set's listing."""
     mask: NotRequired[Tensor]
-    """bool ``(B, h, w)``, all False for a normal image; absent if the data set has no pixel labels."""
+    """bool ``(B, h, w)``, all False for a normal image; absent without pixel labels."""
     target: NotRequired[Tensor]
     """``(B, K)``, targets of a multi-label data set."""
     synthetic: NotRequired[Tensor]

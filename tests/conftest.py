@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: no test uses a network
-os.environ["ANOMALY_CLIP_NO_PROGRESS"] = "1"
 
 import numpy as np
 import pytest
@@ -50,7 +49,7 @@ class Golden:
 
     @cached_property
     def meta(self) -> dict[str, Any]:
-        return json.loads((self.folder / "meta.json").read_text())  # type: ignore[no-any-return]
+        return json.loads((self.folder / "meta.json").read_text())
 
     def named(self, prefix: str) -> dict[str, Tensor]:
         """Return the expected tensors below a prefix, by the rest of their names."""

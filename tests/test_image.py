@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -55,7 +56,9 @@ def test_perfect_and_reversed() -> None:
 
 @pytest.mark.parametrize("figure", [auroc, average_precision, f1_max])
 @pytest.mark.parametrize("value", [True, False])
-def test_one_class_alone_is_undefined(figure, value: bool) -> None:  # type: ignore[no-untyped-def]
+def test_one_class_alone_is_undefined(
+    figure: Callable[[torch.Tensor, torch.Tensor], float], value: bool
+) -> None:
     assert math.isnan(figure(torch.rand(5), torch.full((5,), value)))
 
 

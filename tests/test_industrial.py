@@ -62,7 +62,9 @@ def test_categories_that_do_not_fit(mvtec_root: Path, categories: list[str], sen
 
 def test_a_missing_mask_names_image_and_mask(mvtec_root: Path) -> None:
     (mvtec_root / "bottle" / "ground_truth" / "scratch" / "001_mask.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"scratch/001\.png: its mask is missing, .*001_mask"):
+    with pytest.raises(
+        FileNotFoundError, match=r"scratch/001\.png: its mask is missing, .*001_mask"
+    ):
         list(list_mvtec(mvtec_root, "bottle", "test"))
 
 
@@ -90,7 +92,12 @@ def test_an_empty_category_is_named(mvtec_root: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "kind", "train", "test"),
     [
-        ("mvtec_leather", MVTecAD, 3, {"good": 1, "color": 1, "cut": 1, "fold": 1, "glue": 1, "poke": 1}),
+        (
+            "mvtec_leather",
+            MVTecAD,
+            3,
+            {"good": 1, "color": 1, "cut": 1, "fold": 1, "glue": 1, "poke": 1},
+        ),
         (
             "magnetic_tile",
             MagneticTile,
@@ -106,7 +113,7 @@ def test_real_sets_have_their_counts(
     train: int,
     test: dict[str, int],
 ) -> None:
-    data = kind(str(shared_data(name)), image_size=32)  # type: ignore[call-arg]
+    data = kind(str(shared_data(name)), image_size=32)
     assert len(data.samples("train")) == train
     assert Counter(s.defect for s in data.samples("test")) == test
     item = data.dataset("test")[0]

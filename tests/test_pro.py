@@ -111,9 +111,13 @@ def test_constant_maps() -> None:
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
-    [({"fpr_limit": 0.0}, "fpr_limit"), ({"fpr_limit": 1.5}, "fpr_limit"), ({"pro_steps": 1}, "pro_steps")],
+    [
+        ({"fpr_limit": 0.0}, "fpr_limit"),
+        ({"fpr_limit": 1.5}, "fpr_limit"),
+        ({"pro_steps": 1}, "pro_steps"),
+    ],
 )
-def test_refuses_options(options: dict, sentence: str) -> None:  # type: ignore[type-arg]
+def test_refuses_options(options: dict, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         pro(torch.rand(1, 2, 2), torch.ones(1, 2, 2, dtype=torch.bool), **options)
 

@@ -90,6 +90,20 @@ def test_a_choice_of_stages_is_a_part_of_all(tiny_clip: CLIPBackbone) -> None:
     assert torch.equal(part[1].raw, whole[2].raw)
 
 
+@pytest.mark.parametrize("kind", ["official", "clean"])
+def test_raw_patches_left_out_change_nothing_else(
+    tiny_clip: CLIPBackbone, kind: StageTokens
+) -> None:
+    images = torch.randn(2, 3, 32, 32)
+    whole = encode_dual_path(tiny_clip, images, stage_tokens=kind)
+    short = encode_dual_path(tiny_clip, images, stage_tokens=kind, raw_patches=False)
+    for one, other in zip(whole, short, strict=True):
+        assert_close(one.projected, other.projected)
+    assert short[-1].raw.shape == (2, 1, 24)
+    assert_close(short[-1].raw, whole[-1].raw[:, :1])
+    assert_close(short[0].raw, whole[0].raw)
+
+
 def test_autocast_does_not_reach_the_frozen_weights(tiny_clip: CLIPBackbone) -> None:
     images = torch.randn(1, 3, 32, 32)
     expected = encode_dual_path(tiny_clip, images)[-1].projected

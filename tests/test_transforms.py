@@ -26,7 +26,8 @@ def test_equal_sizes_pass_untouched() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "threshold", "expected"), [("bilinear", 0.5, 2), ("nearest", 0.5, 2), ("bilinear", 0.9, 1)]
+    ("kind", "threshold", "expected"),
+    [("bilinear", 0.5, 2), ("nearest", 0.5, 2), ("bilinear", 0.9, 1)],
 )
 def test_masks_are_thresholded(kind: MaskFilter, threshold: float, expected: int) -> None:
     mask = np.zeros((8, 8), dtype=bool)

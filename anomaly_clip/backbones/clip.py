@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import open_clip
@@ -85,7 +86,7 @@ class CLIPBackbone(nn.Module):
         if isinstance(settings, CLIPBackbone):
             return settings
         values = asdict(settings) if isinstance(settings, CLIPSettings) else dict(settings)
-        return cls(**values)  # type: ignore[arg-type]
+        return cls(**values)
 
     @property
     def visual(self) -> VisionTransformer:
@@ -166,7 +167,7 @@ class CLIPBackbone(nn.Module):
         return visual.ln_pre(tokens)
 
     def project(self, tokens: Tensor) -> Tensor:
-        """Bring raw tokens ``(..., W)`` into the space of the texts ``(..., D)``: LN_post, projection."""
+        """Bring raw tokens ``(..., W)`` into the texts' space ``(..., D)``: LN_post, projection."""
         return self.visual.ln_post(tokens) @ self.visual.proj
 
     def forward(self, images: Tensor, layers: Sequence[int] | None = None) -> list[Tokens]:
@@ -183,7 +184,9 @@ class CLIPBackbone(nn.Module):
         found = []
         with self.out_of_autocast():
             tokens = self.embed(images)
-            for number, block in enumerate(self.visual.transformer.resblocks[: layers[-1]], start=1):
+            for number, block in enumerate(
+                self.visual.transformer.resblocks[: layers[-1]], start=1
+            ):
                 tokens = block(tokens)
                 if number in layers:
                     found.append(Tokens(tokens, self.project(tokens)))
@@ -196,7 +199,7 @@ class CLIPBackbone(nn.Module):
             ValueError: If they are not ascending, or not layers of this model.
         """
         layers = [self.num_layers] if layers is None else list(layers)
-        ascending = all(a < b for a, b in zip(layers, layers[1:], strict=False))
+        ascending = all(a < b for a, b in pairwise(layers))
         if not layers or not ascending or layers[0] < 1 or layers[-1] > self.num_layers:
             raise ValueError(
                 f"layers {layers}: expected ascending numbers between 1 and {self.num_layers}, the "

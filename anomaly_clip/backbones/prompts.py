@@ -1,7 +1,7 @@
 """From words to two vectors: prompt ensembles and representative vector selection (RVS).
 
-CLIP-AD (arXiv 2311.00453): every state (``damaged {}``) in every template (``a photo of a {}.``) gives
-a sentence; the embeddings of a class's sentences are reduced to one representative vector.
+CLIP-AD (arXiv 2311.00453): every state (``damaged {}``) in every template (``a photo of a {}.``)
+gives a sentence; the embeddings of a class's sentences are reduced to one representative vector.
 """
 
 from __future__ import annotations
@@ -221,7 +221,9 @@ def embed_sentences(backbone: CLIPBackbone, sentences: Sequence[str]) -> Tensor:
         return unit(backbone.encode_text(sentences))
 
 
-def _largest_cluster(rows: NDArray[np.float64], eps: float, min_samples: int) -> NDArray[np.float64]:
+def _largest_cluster(
+    rows: NDArray[np.float64], eps: float, min_samples: int
+) -> NDArray[np.float64]:
     from sklearn.cluster import DBSCAN  # most of a second to import
 
     labels = DBSCAN(eps=eps, min_samples=min_samples).fit_predict(rows)

@@ -1,9 +1,9 @@
 """Staged dual path of CLIP-AD (arXiv 2311.00453): value-value attention beside the ordinary path.
 
 Every block of the image tower is evaluated twice with the same weights. The original path is CLIP
-itself. The surgery path sums, within a stage of a quarter of the blocks, what attention returns when
-queries and keys are replaced by the values, so that a patch listens to patches that look like it.
-Both attentions read the original path; the surgery path never feeds back.
+itself. The surgery path sums, within a stage of a quarter of the blocks, what attention returns
+when queries and keys are replaced by the values, so that a patch listens to patches that look like
+it. Both attentions read the original path; the surgery path never feeds back.
 
 No tensor is changed in place, so that what a block returned stays what it was.
 """
@@ -74,12 +74,16 @@ def check_stages(stages: Sequence[int] | None, num_layers: int) -> list[int]:
     return stages
 
 
-def dual_path(backbone: CLIPBackbone, images: Tensor) -> Iterator[BlockOutput]:
+def dual_path(
+    backbone: CLIPBackbone, images: Tensor, *, raw_patches: bool = True
+) -> Iterator[BlockOutput]:
     """Walk through the image tower and yield both paths after every block.
 
     Args:
         backbone: The frozen CLIP.
         images: uint8 ``(B, 3, H, W)``, or floating and normalised already.
+        raw_patches: False leaves the patches out of the original path of the last block, after
+            which nothing reads them but SDP+: ``(B, 1, W)``, and 6 % less work for 12 blocks.
     """
     blocks = backbone.visual.transformer.resblocks
     step = stage_ends(len(blocks))[0]
@@ -87,7 +91,8 @@ def dual_path(backbone: CLIPBackbone, images: Tensor) -> Iterator[BlockOutput]:
     surgery = torch.zeros_like(original)
     for index, block in enumerate(blocks):
         q, k, v = _split_heads(block, block.ln_1(original))
-        attended = original + _attend(block, q, k, v)
+        rows = slice(None) if raw_patches or index + 1 < len(blocks) else slice(1)
+        attended = original[:, rows] + _attend(block, q[:, :, rows], k, v)
         values = _attend(block, v, v, v)
         surgery = values if index % step == 0 else surgery + values
         original = attended + block.ls_2(block.mlp(block.ln_2(attended)))
@@ -99,6 +104,8 @@ def encode_dual_path(
     images: Tensor,
     stages: Sequence[int] | None = None,
     stage_tokens: StageTokens = "official",
+    *,
+    raw_patches: bool = True,
 ) -> list[Tokens]:
     """Return the tokens of the asked stages: ``raw`` original, ``projected`` surgery.
 
@@ -112,6 +119,8 @@ def encode_dual_path(
         stage_tokens: ``official``: the original tokens of a stage include the attention output of
             the block that follows, as in the published code (its tensors are shared) and therefore
             in the published figures and weights. ``clean``: as the block left them.
+        raw_patches: False leaves the patches out of ``raw`` at the last block; see
+            :func:`dual_path`.
 
     Raises:
         ValueError: If the stages are no stage ends of this tower.
@@ -119,8 +128,9 @@ def encode_dual_path(
     stages = check_stages(stages, backbone.num_layers)
     tokens = []
     ended: BlockOutput | None = None  # the stage that ended with the block before
+    outputs = dual_path(backbone, images, raw_patches=raw_patches)
     with backbone.out_of_autocast():
-        for number, output in enumerate(dual_path(backbone, images), start=1):
+        for number, output in enumerate(outputs, start=1):
             if ended is not None:
                 raw = output.attended if stage_tokens == "official" else ended.original
                 tokens.append(_stage_tokens(backbone, raw, ended.surgery))

@@ -56,11 +56,17 @@ def load_clip(name: str, pretrained: str, image_size: int | None = None) -> Load
     """
     if pretrained in (None, "", "None", "null"):
         raise ValueError(
-            f"backbone.pretrained of {name} is empty: give an open_clip tag, a weights file, or the "
-            f"word '{RANDOM}' for untrained weights"
+            f"backbone.pretrained of {name} is empty: give an open_clip tag, a weights file, or "
+            f"the word '{RANDOM}' for untrained weights"
         )
     config, preprocessing = _read_config(name)
     if image_size is not None:
+        patch = config["vision_cfg"].get("patch_size", 16)
+        if image_size < patch or image_size % patch:
+            raise ValueError(
+                f"backbone.image_size {image_size} is not a multiple of the patch size {patch} of "
+                f"{name}"
+            )
         config["vision_cfg"]["image_size"] = image_size
     checkpoint: Path | None = None
     if pretrained != RANDOM:
@@ -100,8 +106,8 @@ def frozen_dtype(precision: str, device: torch.device) -> torch.dtype | None:
         if torch.ops.mkldnn._is_mkldnn_bf16_supported():
             return torch.bfloat16
         warnings.warn(
-            f"precision {precision}: this CPU has no bf16 instructions, the frozen backbone stays in "
-            f"float32",
+            f"precision {precision}: this CPU has no bf16 instructions, the frozen backbone stays "
+            f"in float32",
             stacklevel=2,
         )
         return None
@@ -118,7 +124,9 @@ def _read_config(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ValueError(f"backbone.name {name}: not a JSON model configuration ({error})") from None
+            raise ValueError(
+                f"backbone.name {name}: not a JSON model configuration ({error})"
+            ) from None
         if "model_cfg" in config:  # the form in which open_clip publishes models
             preprocessing = config.get("preprocess_cfg", {})
             config = config["model_cfg"]
@@ -157,15 +165,15 @@ def _pretrained_tag(name: str, tag: str, quick_gelu: bool) -> dict[str, Any]:
     """Return open_clip's record of a tag, after checking that the model suits it."""
     if name.endswith(".json"):
         raise ValueError(
-            f"backbone.pretrained {tag}: a model described by a JSON file has no tags; give a weights "
-            f"file or '{RANDOM}'"
+            f"backbone.pretrained {tag}: a model described by a JSON file has no tags; give a "
+            f"weights file or '{RANDOM}'"
         )
     record: dict[str, Any] = open_clip.get_pretrained_cfg(name, tag)
     if not record:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
         raise ValueError(
-            f"backbone.pretrained {tag}: no tag of {name} (known: {tags}), no weights file, and not "
-            f"the word '{RANDOM}'"
+            f"backbone.pretrained {tag}: no tag of {name} (known: {tags}), no weights file, and "
+            f"not the word '{RANDOM}'"
         )
     if bool(record.get("quick_gelu", False)) != quick_gelu:
         other = name.removesuffix("-quickgelu") + ("" if quick_gelu else "-quickgelu")
@@ -195,7 +203,8 @@ def _fetch(name: str, tag: str, record: dict[str, Any]) -> Path:
     raise FileNotFoundError(
         f"backbone.pretrained {tag} of {name} is not in {folder} and cannot be downloaded "
         f"({reason}); copy that cache from a machine with network, name a weights file "
-        f"(--model.backbone.pretrained FILE.safetensors), or say '{RANDOM}' to try the pipeline without"
+        f"(--model.backbone.pretrained FILE.safetensors), or say '{RANDOM}' to try the pipeline "
+        "without"
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, TypedDict
@@ -26,7 +26,17 @@ from typing_extensions import NotRequired
 from anomaly_clip.data.transforms import MaskFilter, resize_image, resize_mask
 from anomaly_clip.records import Batch
 
-__all__ = ["AnomalyData", "Item", "Sample", "SampleDataset", "Split", "read_image", "read_mask"]
+__all__ = [
+    "AnomalyData",
+    "Item",
+    "Reader",
+    "Sample",
+    "SampleDataset",
+    "Split",
+    "read_image",
+    "read_mask",
+    "read_sample",
+]
 
 Split = Literal["train", "test"]
 
@@ -52,6 +62,10 @@ class Sample:
     label: bool
     mask: Path | None = None
     defect: str = "good"
+
+
+Reader = Callable[[Sample], tuple[NDArray[np.uint8], NDArray[np.bool_] | None]]
+"""Returns a sample's image and mask at their own size."""
 
 
 class Item(TypedDict):
@@ -95,7 +109,27 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
     if picture.mode in ("RGBA", "LA", "PA"):
         picture = picture.convert("RGB")  # an opaque alpha channel is no defect
     values = np.asarray(picture.convert("RGB") if picture.mode == "P" else picture)
-    return values > 0 if values.ndim == 2 else (values > 0).any(axis=2)
+    positive: NDArray[np.bool_] = values > 0
+    return positive if positive.ndim == 2 else np.logical_or.reduce(positive, axis=2)
+
+
+def read_sample(sample: Sample) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
+    """Return a sample's image and mask at their own size.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If a file cannot be decoded, or image and mask differ in size.
+    """
+    image = read_image(sample.image)
+    if sample.mask is None:
+        return image, None
+    mask = read_mask(sample.mask)
+    if mask.shape != image.shape[:2]:
+        raise ValueError(
+            f"{sample.mask}: the mask is {_size(mask)} pixels, its image {sample.image.name} "
+            f"is {_size(image)}"
+        )
+    return image, mask
 
 
 class SampleDataset(Dataset[Item]):
@@ -108,6 +142,7 @@ class SampleDataset(Dataset[Item]):
         has_masks: Whether the data set has pixel labels; normal images then get empty masks.
         mask_filter: How masks are resized.
         mask_threshold: Above which filtered value a mask's pixel is True.
+        read: Returns a sample's image and mask at their own size; default: from their files.
     """
 
     def __init__(
@@ -119,6 +154,7 @@ class SampleDataset(Dataset[Item]):
         has_masks: bool = True,
         mask_filter: MaskFilter = "bilinear",
         mask_threshold: float = 0.5,
+        read: Reader = read_sample,
     ) -> None:
         self.samples = samples
         self.image_size = image_size
@@ -126,6 +162,7 @@ class SampleDataset(Dataset[Item]):
         self.has_masks = has_masks
         self.mask_filter = mask_filter
         self.mask_threshold = mask_threshold
+        self.read = read
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -145,24 +182,6 @@ class SampleDataset(Dataset[Item]):
         if self.has_masks:
             item["mask"] = torch.from_numpy(self._square_mask(mask))
         return item
-
-    def read(self, sample: Sample) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
-        """Return a sample's image and mask at their own size.
-
-        Raises:
-            FileNotFoundError: If a file is missing.
-            ValueError: If a file cannot be decoded, or image and mask differ in size.
-        """
-        image = read_image(sample.image)
-        if sample.mask is None:
-            return image, None
-        mask = read_mask(sample.mask)
-        if mask.shape != image.shape[:2]:
-            raise ValueError(
-                f"{sample.mask}: the mask is {_size(mask)} pixels, its image {sample.image.name} is "
-                f"{_size(image)}"
-            )
-        return image, mask
 
     def _square_mask(self, mask: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
         if mask is None:
@@ -277,7 +296,8 @@ class AnomalyData(LightningDataModule, ABC):
         """
         if self.image_size is None:
             raise ValueError(
-                "data.image_size is not known: give it, or let a trainer set up the data with a model"
+                "data.image_size is not known: give it, or let a trainer set up the data with a "
+                "model"
             )
         return SampleDataset(
             self.samples(split),
@@ -286,7 +306,12 @@ class AnomalyData(LightningDataModule, ABC):
             has_masks=self.has_masks,
             mask_filter=self.mask_filter,
             mask_threshold=self.mask_threshold,
+            read=self.reader(),
         )
+
+    def reader(self) -> Reader:
+        """Return what reads a sample's image and mask; it travels to the loading processes."""
+        return read_sample
 
     def setup(self, stage: str) -> None:
         """Take the image size from the model and list what the stage needs.
@@ -298,8 +323,8 @@ class AnomalyData(LightningDataModule, ABC):
         wanted = getattr(self.trainer and self.trainer.lightning_module, "image_size", None)
         if wanted is not None and self.image_size not in (None, wanted):
             raise ValueError(
-                f"data.image_size {self.image_size} is not what the model takes ({wanted}): leave it "
-                f"out, or set the model's"
+                f"data.image_size {self.image_size} is not what the model takes ({wanted}): leave "
+                f"it out, or set the model's"
             )
         self.image_size = self.image_size or wanted
         self.samples("test")
@@ -321,13 +346,18 @@ class AnomalyData(LightningDataModule, ABC):
         trainer = self.trainer
         sampler = None
         if trainer is not None and trainer.world_size > 1:
+            if len(dataset) < trainer.world_size:
+                raise ValueError(
+                    f"{len(dataset)} images cannot be shared by {trainer.world_size} processes: "
+                    f"lower trainer.devices or trainer.num_nodes"
+                )
             # Never repeats an image to even out the ranks, as the ordinary one does.
             sampler = UnrepeatedDistributedSampler(
                 dataset, trainer.world_size, trainer.global_rank, shuffle=False
             )
         return DataLoader(
             dataset,  # type: ignore[arg-type]  # default collation makes a Batch of Items
-            self.batch_size,
+            batch_size=self.batch_size,
             shuffle=False,
             sampler=sampler,
             num_workers=self.num_workers,
@@ -375,7 +405,8 @@ def _rgb_array(picture: Image.Image, path: Path) -> NDArray[np.uint8]:
         grey = np.asarray(picture)
         if picture.mode == "F" or grey.min() < 0 or grey.max() > 65535:
             raise ValueError(
-                f"{path}: values of mode {picture.mode} have no known range; save it with 8 or 16 bits"
+                f"{path}: values of mode {picture.mode} have no known range; save it with 8 or 16 "
+                "bits"
             )
         grey8 = (grey.astype(np.uint32) + 128) // 257
         return np.repeat(grey8.astype(np.uint8)[..., None], 3, axis=2)

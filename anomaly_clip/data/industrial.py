@@ -17,7 +17,9 @@ from anomaly_clip.data.dataset import (
 
 __all__ = ["MVTecAD", "MagneticTile", "list_mvtec", "mvtec_categories"]
 
-MVTEC_LAYOUT = "<category>/train/good/, <category>/test/<defect>/, <category>/ground_truth/<defect>/"
+MVTEC_LAYOUT = (
+    "<category>/train/good/, <category>/test/<defect>/, <category>/ground_truth/<defect>/"
+)
 
 
 def mvtec_categories(root: Path) -> list[str]:

@@ -1,7 +1,7 @@
 """An image's way in: decoded picture to square uint8 array, mask to bool array.
 
-Resizing is PIL's, which antialiases, as the published code does; OpenCV's bicubic filter does not, and
-gives other values.
+Resizing is PIL's, which antialiases, as the published code does; OpenCV's bicubic filter does not,
+and gives other values.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def resize_image(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 def resize_mask(
     mask: NDArray[np.bool_], size: int, kind: MaskFilter = "bilinear", threshold: float = 0.5
 ) -> NDArray[np.bool_]:
-    """Resize a mask ``(H, W)`` to ``(size, size)``; True where the filtered value exceeds a threshold.
+    """Resize a mask ``(H, W)`` to ``(size, size)``: True above a threshold of the filtered value.
 
     Args:
         mask: True = anomalous.

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from anomaly_clip.backbones.clip import CLIPBackbone
@@ -60,7 +61,7 @@ class AnomalyMethod(LightningModule, ABC):
             categories: What each image shows.
         """
 
-    def prepare(self, categories: list[str]) -> None:  # noqa: B027  (most methods need nothing)
+    def prepare(self, categories: list[str]) -> None:
         """Do what is needed once per category before images come; the model is on its device."""
 
     def setup(self, stage: str) -> None:
@@ -78,7 +79,8 @@ class AnomalyMethod(LightningModule, ABC):
             self.evaluator.track = track
         elif stage in ("validate", "test"):
             raise ValueError(
-                f"{type(self).__name__}: {stage} needs a data module of anomaly_clip.data (datamodule=)"
+                f"{type(self).__name__}: {TrainerFn(stage).value} needs a data module of "
+                "anomaly_clip.data (datamodule=)"
             )
 
     @property

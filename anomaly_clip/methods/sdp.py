@@ -1,9 +1,9 @@
 """SDP of CLIP-AD (arXiv 2311.00453): zero-shot detection by a staged dual path.
 
 Two vectors stand for the words for normal and abnormal (representative vector selection). The image
-tower is walked twice with the same weights, the second time with value-value attention, whose patches
-keep their place; at the ends of four stages patches are compared with the words, after what the image
-as a whole says of them is put on the scales (feature surgery). Nothing is trained.
+tower is walked twice with the same weights, the second time with value-value attention, whose
+patches keep their place; at the ends of four stages patches are compared with the words, after what
+the image as a whole says of them is put on the scales (feature surgery). Nothing is trained.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class SDP(AnomalyMethod):
             patch tokens (the paper's Figure 1).
         stage_tokens: official: as in the published code, where the tokens of a stage include the
             attention output of the block that follows. clean: as the block left them.
-        feature_surgery: Weigh the words by what the image as a whole says and take their difference;
+        feature_surgery: Weigh the words by what the image as a whole says, take their difference;
             false: the plain cosine with the words for abnormal (our choice for the ablation).
         sigma: Gaussian blur of the map, in pixels.
         evaluator: How figures are computed.
@@ -101,12 +101,12 @@ class SDP(AnomalyMethod):
             The blurred map; ``image_score`` and the first of the two score parts are the text score
             r0, the second is the map's maximum r1.
         """
-        tokens, class_token = self.encode(images)
-        similarity = self.similarity([stage.projected for stage in tokens], text)
-        maps = self.upsample(similarity)
-        maps = gaussian_blur(maps, self.sigma)
-        r0 = text_score(class_token, text)
-        r1 = image_score(maps, "max")
+        with self.backbone.out_of_autocast():  # cosines and softmaxes stay in float32
+            tokens, class_token = self.encode(images)
+            similarity = self.similarity([stage.projected for stage in tokens], text)
+            maps = gaussian_blur(self.upsample(similarity), self.sigma)
+            r0 = text_score(class_token, text)
+            r1 = image_score(maps, "max")
         return Scores(image_score=r0, anomaly_map=maps, score_parts=torch.stack([r0, r1], dim=1))
 
     def encode(self, images: Tensor) -> tuple[list[Tokens], Tensor]:
@@ -114,11 +114,15 @@ class SDP(AnomalyMethod):
         last = self.backbone.num_layers
         wanted = sorted({*self.stages, last})
         if self.paths == "surgery":
-            tokens = encode_dual_path(self.backbone, images, wanted, self.stage_tokens)
+            tokens = encode_dual_path(
+                self.backbone, images, wanted, self.stage_tokens, raw_patches=False
+            )
         else:
             tokens = self.backbone(images, wanted)
         class_token = tokens[-1].projected[:, 0]
-        return [t for t, stage in zip(tokens, wanted, strict=True) if stage in self.stages], class_token
+        return [
+            t for t, stage in zip(tokens, wanted, strict=True) if stage in self.stages
+        ], class_token
 
     def similarity(self, stages: Sequence[Tensor], text: Tensor) -> Tensor:
         """Add up what the stages say: ``(B, 1 + N)``, high = abnormal, the class token included.
@@ -142,8 +146,8 @@ def feature_surgery(tokens: Tensor, text: Tensor) -> Tensor:
 
     With ``p`` the softmax over the two classes of the class token's cosines (no temperature), the
     published product over all channels reduces for two classes to
-    ``p_abnormal * cos(token, abnormal) - p_normal * cos(token, normal)``, that is one cosine with one
-    direction an image. The score for normal is its negative.
+    ``p_abnormal * cos(token, abnormal) - p_normal * cos(token, normal)``, that is one product with
+    one direction an image. The score for normal is its negative.
 
     Args:
         tokens: Projected tokens ``(B, 1 + N, D)``, class token first, not normalised.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, TypedDict
 
 import torch
 import torch.distributed as dist
@@ -65,7 +65,8 @@ class Results(TypedDict):
     """Certified bounds by category and name; empty, as all figures are exact."""
 
 
-class ImageScores(NamedTuple):
+@dataclass(frozen=True)
+class ImageScores:
     """What was evaluated of each image, sorted by index."""
 
     index: Tensor
@@ -132,7 +133,9 @@ class Evaluator(Metric):
         self._check_finite(torch.cat([image_score[:, None], parts], dim=1), batch)
         unknown = sorted(set(batch["category"]) - set(self.categories))
         if unknown:
-            raise ValueError(f"Evaluator: unknown category {unknown[0]!r}; known: {self.categories}")
+            raise ValueError(
+                f"Evaluator: unknown category {unknown[0]!r}; known: {self.categories}"
+            )
         rows = torch.tensor([self.categories.index(name) for name in batch["category"]])
         self.index.append(batch["index"].cpu())
         self.row.append(rows)
@@ -144,7 +147,8 @@ class Evaluator(Metric):
         maps, masks = scores["anomaly_map"].detach().float(), batch["mask"]
         if maps.shape != masks.shape:
             raise ValueError(
-                f"Evaluator: maps {tuple(maps.shape)} and masks {tuple(masks.shape)} differ in shape"
+                f"Evaluator: maps {tuple(maps.shape)} and masks {tuple(masks.shape)} differ in "
+                "shape"
             )
         self._check_finite(maps.flatten(1), batch)
         self.maps.append(maps.cpu())

@@ -112,7 +112,8 @@ def check_scores(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     scores, target = torch.as_tensor(scores), torch.as_tensor(target)
     if scores.shape != target.shape:
         raise ValueError(
-            f"metrics: scores {tuple(scores.shape)} and target {tuple(target.shape)} differ in shape"
+            f"metrics: scores {tuple(scores.shape)} and target {tuple(target.shape)} differ in "
+            "shape"
         )
     if not scores.is_floating_point() or target.dtype != torch.bool:
         raise ValueError(

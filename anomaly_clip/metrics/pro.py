@@ -1,13 +1,13 @@
 """Per-region overlap (PRO): how much of every defect is found, whatever its size.
 
 The overlap of one ground-truth region (8-connected) at a threshold is the share of its pixels that
-score above; PRO is the mean over the regions of all images. Its area over the false positive rate up
-to a limit is the figure. Two conventions exist:
+score above; PRO is the mean over the regions of all images. Its area over the false positive rate
+up to a limit is the figure. Two conventions exist:
 
 * exact (default): every distinct score is a threshold; trapezoid, cut at the limit by interpolation
   (the convention of MVTec's own evaluation);
-* ``steps``: 200 equally spaced thresholds, and the false positive rates below the limit stretched to
-  ``[0, 1]`` (the convention of the re-implementations that most zero-shot papers report).
+* ``pro_steps``: 200 equally spaced thresholds, and the false positive rates below the limit
+  stretched to ``[0, 1]`` (the convention of the code behind most zero-shot papers).
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _stepwise(
     limit: float,
     steps: int,
 ) -> float:
-    """Evaluate ``steps`` thresholds from the lowest score up; a pixel is positive strictly above."""
+    """Evaluate thresholds from the lowest score up; a pixel is positive strictly above one."""
     low = float(min(normal.min(), defect.min()))
     high = float(max(normal.max(), defect.max()))
     if high <= low:

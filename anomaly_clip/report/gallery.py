@@ -18,7 +18,7 @@ ALARM = (190, 0, 0)
 
 
 def heat_map(values: NDArray[np.floating], low: float, high: float) -> NDArray[np.uint8]:
-    """Colour a map ``(h, w)`` as RGB ``(h, w, 3)``: dark at ``low`` and below, bright at ``high``."""
+    """Colour a map ``(h, w)`` as RGB ``(h, w, 3)``: dark up to ``low``, bright from ``high``."""
     width = high - low
     scaled = (values.astype(np.float32) - low) / (width if width > 0 else 1.0)
     grey = (scaled.clip(0, 1) * 255).round().astype(np.uint8)
@@ -61,7 +61,9 @@ def draw_panels(
     sheet = Image.new("RGB", ((size[0] + GAP) * len(panels) - GAP, top + size[1]), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(LINE - 4)
     for number, (text, ink) in enumerate(lines):
-        draw.text((GAP, number * LINE), _shorten(draw, text, sheet.width - 2 * GAP, font), ink, font)
+        draw.text(
+            (GAP, number * LINE), _shorten(draw, text, sheet.width - 2 * GAP, font), ink, font
+        )
     for number, panel in enumerate(panels):
         sheet.paste(panel, (number * (size[0] + GAP), top))
     return np.asarray(sheet)
@@ -76,7 +78,10 @@ def _fit(
 
 
 def _shorten(
-    draw: ImageDraw.ImageDraw, text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont
+    draw: ImageDraw.ImageDraw,
+    text: str,
+    width: int,
+    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
 ) -> str:
     """Cut the beginning of a text that is too long: the end of a path tells more."""
     if draw.textlength(text, font) <= width:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from rich import box
 from rich.table import Table
 
 from anomaly_clip.metrics.evaluator import FIGURES, Figures, Results
@@ -35,16 +36,16 @@ def figures_table(
         random_weights: Whether to say, above and below, that the figures mean nothing.
     """
     table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=0,  # ten columns fit into 80 characters; the box sets them apart
         title=f"{title}\n{RANDOM_WARNING}" if random_weights else title,
         caption=RANDOM_WARNING if random_weights else None,
         title_style="bold red" if random_weights else "bold",
         caption_style="bold red",
     )
-    table.add_column("category")
-    table.add_column("images", justify="right")
-    table.add_column("anomalous", justify="right")
-    for name in FIGURES:
-        table.add_column(_HEADINGS[name], justify="right")
+    table.add_column("category", overflow="fold")
+    for heading in ("images", "anoma-\nlous", *_HEADINGS.values()):
+        table.add_column(heading, justify="right", no_wrap=True)
     for category, figures in results["categories"].items():
         images, anomalous = counts[category]
         table.add_row(category, str(images), str(anomalous), *_percent(figures))

@@ -170,7 +170,9 @@ class RunWriter(Callback):
     def _finish(self, trainer: Trainer, method: AnomalyMethod) -> None:
         """Merge what all processes kept; each draws its own pictures on the common scales."""
         rank = trainer.global_rank
-        write_json(self._scratch / f"rank-{rank}.json", {"rows": self._rows, "ranges": self._ranges})
+        write_json(
+            self._scratch / f"rank-{rank}.json", {"rows": self._rows, "ranges": self._ranges}
+        )
         trainer.strategy.barrier("scores are written")
         rows, ranges = self._merged(trainer.world_size)
         if trainer.is_global_zero:
@@ -260,8 +262,8 @@ class RunWriter(Callback):
             samples = data.samples("test")
             anomalous = sum(sample.label for sample in samples)
             said.append(
-                f"{data.dataset_name} {data.root}: {len(samples)} images ({anomalous} anomalous) in "
-                f"{len(data.categories)} categories"
+                f"{data.dataset_name} {data.root}: {len(samples)} images ({anomalous} anomalous) "
+                f"in {len(data.categories)} categories"
             )
         if isinstance(module, AnomalyMethod):
             weights = module.weights

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from anomaly_clip import __version__
+from anomaly_clip.cli import main
+
+
+def test_the_front_door_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, anomaly_clip, anomaly_clip.cli as c; c.main(['--help']); c.main(['tset']);"
+        "print([m for m in ('torch', 'numpy', 'lightning', 'yaml', 'jsonargparse') if m in "
+        "sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert "anomaly_clip test --config" in capsys.readouterr().out
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == f"anomaly_clip {__version__}"
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["tset"], "unknown verb 'tset': did you mean test?"),
+        (["xyz"], "unknown verb 'xyz': known: fit, validate, test, predict"),
+        (["--config", "a.yaml"], "--config: expected a verb first"),
+    ],
+)
+def test_wrong_verbs(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    assert capsys.readouterr().err.startswith(f"anomaly_clip: {sentence}")
+
+
+def test_no_word_at_all_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "usage: anomaly_clip" in capsys.readouterr().out
+
+
+def test_python_m_is_the_same_door() -> None:
+    command = [sys.executable, "-m", "anomaly_clip", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"anomaly_clip {__version__}"

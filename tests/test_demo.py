@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+
+from anomaly_clip.data import Demo
+from anomaly_clip.data.demo import KEYS
+from anomaly_clip.data.demo_pictures import CATEGORIES, draw_picture
+
+WORDS = ["oak wood board", "steel washer"]
+
+
+def test_a_listing_without_files() -> None:
+    data = Demo(WORDS, num_train=3, num_test=20, picture_size=64, image_size=32)
+    assert [s.category for s in data.samples("train")] == [WORDS[0]] * 3 + [WORDS[1]] * 3
+    samples = data.samples("test")
+    assert Counter((s.category, s.label) for s in samples) == {
+        (name, label): 10 for name in WORDS for label in (False, True)
+    }
+    kinds = {s.defect for s in samples if s.category == WORDS[0]} - {"good"}
+    assert kinds == set(CATEGORIES["oak"].defects)
+    assert len({s.image for s in samples}) == len(samples)
+    assert not any(s.image.exists() for s in samples)
+
+
+def test_items_are_the_generators_pictures() -> None:
+    data = Demo(WORDS, num_test=20, picture_size=64, image_size=64, seed=5)
+    dataset, samples = data.dataset("test"), data.samples("test")
+    for index in (0, 13):
+        item, sample = dataset[index], samples[index]
+        number = int(sample.image.stem)
+        picture = draw_picture(KEYS[sample.category], 5, number, sample.defect, 64)
+        assert torch.equal(item["image"].permute(1, 2, 0), torch.from_numpy(picture.image))
+        assert torch.equal(item["mask"], torch.from_numpy(picture.mask))
+        assert item["mask"].any() == sample.label
+
+
+def test_another_seed_and_another_split_give_other_pictures() -> None:
+    def first(split: str, seed: int) -> torch.Tensor:
+        data = Demo(WORDS, num_test=4, picture_size=64, image_size=64, seed=seed)
+        return data.dataset(split)[0]["image"]  # type: ignore[arg-type]
+
+    pictures = [first("test", 0), first("test", 1), first("train", 0)]
+    assert torch.equal(first("test", 0), pictures[0])
+    assert not torch.equal(pictures[0], pictures[1])
+    assert not torch.equal(pictures[0], pictures[2])
+
+
+def test_all_categories_have_words_of_their_own() -> None:
+    assert len(KEYS) == len(CATEGORIES)
+    assert Demo(image_size=32).categories == sorted(c.words for c in CATEGORIES.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"num_test": 0}, "data.num_test must be 1 or more"),
+        ({"picture_size": 32}, "data.picture_size must be 64 or more"),
+        ({"seed": -1}, "data.seed must be 0 or more"),
+    ],
+)
+def test_options_that_do_not_fit(options: dict[str, int], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        Demo(**options)  # type: ignore[arg-type]
+
+
+def test_an_unknown_category_is_named_with_the_known() -> None:
+    with pytest.raises(ValueError, match=r"'oak' is not in demo-0 \(there: .*oak wood board"):
+        _ = Demo(["oak"]).categories

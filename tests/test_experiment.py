@@ -1,0 +1,325 @@
+"""The experiment verbs, run in this process as a user would run them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from anomaly_clip.cli import main
+from anomaly_clip.metrics import FIGURES
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+Command = Callable[..., list[str]]
+
+
+@pytest.fixture
+def command(tiny_clip_config: str, mvtec_root: Path, tmp_path: Path) -> Command:
+    """Return a function that makes a command line with the tiny CLIP on the tiny data set."""
+
+    def words(verb: str, *more: str) -> list[str]:
+        return [
+            verb,
+            f"--config={CONFIGS / 'sdp.yaml'}",
+            f"--model.backbone.name={tiny_clip_config}",
+            "--model.backbone.pretrained=random",
+            "--model.stages=null",
+            '--model.prompts.templates=["the {}."]',
+            "--model.rvs.method=mean",
+            f"--data.root={mvtec_root}",
+            "--data.num_workers=0",
+            f"--output.root={tmp_path / 'runs'}",
+            "--trainer.accelerator=cpu",
+            *more,
+        ]
+
+    return words
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_test_leaves_a_complete_run(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command("test")) == 0
+    run = tmp_path / "runs" / "sdp" / "1"
+    names = {p.name for p in run.iterdir()}
+    assert names == {"config-test.yaml", "metrics.json", "metrics.csv", "scores.csv", "logs"}
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert set(metrics) == {"mean", "categories", "intervals", "run"}
+    assert list(metrics["categories"]) == ["bottle", "metal_nut"]
+    assert set(metrics["mean"]) == set(FIGURES)
+    for figures in [metrics["mean"], *metrics["categories"].values()]:
+        assert all(0 <= value <= 1 for value in figures.values())
+    assert metrics["run"]["seed"] == 0
+    assert metrics["run"]["weights"]["random"] is True
+    assert metrics["run"]["protocol"]["images"] == {"bottle": 4, "metal_nut": 4}
+    assert metrics["run"]["protocol"]["anomalous"] == {"bottle": 2, "metal_nut": 2}
+    table = read_csv(run / "metrics.csv")
+    assert [row["category"] for row in table] == ["bottle", "metal_nut", "mean"]
+    assert float(table[2]["pixel_pro"]) == metrics["mean"]["pixel_pro"]
+    scores = read_csv(run / "scores.csv")
+    assert len(scores) == 8
+    assert list(scores[0]) == ["path", "category", "label", "image_score", "r0", "r1", "weights"]
+    out = capsys.readouterr()
+    assert "metal_nut" in out.out
+    assert f"{100 * metrics['mean']['image_auroc']:.1f}" in out.out
+    assert "8 images (4 anomalous) in 2 categories" in out.err
+
+
+def test_random_weights_are_said_wherever_a_figure_is(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command("test", "--output.maps=true")) == 0
+    run = tmp_path / "runs" / "sdp" / "1"
+    assert capsys.readouterr().out.count("RANDOM WEIGHTS") == 2
+    for name in ("metrics.csv", "scores.csv"):
+        assert {row["weights"] for row in read_csv(run / name)} == {"random"}, name
+    assert read_csv(run / "logs" / "metrics.csv")[0]["test/random_weights"] == "1.0"
+    sheet = np.asarray(Image.open(run / "maps" / "bottle" / "good" / "000.png")).astype(int)
+    assert ((sheet[..., 0] - sheet[..., 1])[:60] > 100).any()  # the line in red
+
+
+def test_the_scores_are_those_that_were_evaluated(command: Command, tmp_path: Path) -> None:
+    assert main(command("test")) == 0
+    scores = read_csv(tmp_path / "runs" / "sdp" / "1" / "scores.csv")
+    for category in ("bottle", "metal_nut"):
+        rows = [row for row in scores if row["category"] == category]
+        parts = np.array([[float(row["r0"]), float(row["r1"])] for row in rows])
+        scaled = (parts - parts.min(0)) / (parts.max(0) - parts.min(0))
+        ours = [float(row["image_score"]) for row in rows]
+        np.testing.assert_allclose(ours, scaled.sum(1), atol=1e-4)
+
+
+def test_maps_are_drawn_on_one_scale_a_category(command: Command, tmp_path: Path) -> None:
+    assert main(command("test", "--output.maps=true")) == 0
+    run = tmp_path / "runs" / "sdp" / "1"
+    pictures = sorted(p.relative_to(run / "maps").as_posix() for p in run.rglob("*.png"))
+    assert pictures == [
+        f"{category}/{defect}/00{i}.png"
+        for category in ("bottle", "metal_nut")
+        for defect in ("good", "scratch")
+        for i in (0, 1)
+    ]
+    brightest: dict[str, list[int]] = {}
+    for path in run.rglob("*.png"):
+        heat = np.asarray(Image.open(path))[-240:, 244:484].astype(int).sum(axis=2)
+        brightest.setdefault(path.parts[-3], []).append(heat.max())
+    for levels in brightest.values():
+        assert len(set(levels)) > 1  # only one of four pictures reaches the end of the scale
+    assert not (run / ".scratch").exists()
+
+
+def test_the_same_seed_gives_the_same_numbers(command: Command, tmp_path: Path) -> None:
+    for seed in (1, 1, 2):
+        assert main(command("test", f"--seed_everything={seed}")) == 0
+    runs = tmp_path / "runs" / "sdp"
+    first, second, other = ((runs / n / "scores.csv").read_text() for n in "123")
+    assert first == second != other
+
+
+def test_predict_writes_scores_and_pictures(command: Command, tmp_path: Path) -> None:
+    assert main(command("predict")) == 0
+    run = tmp_path / "runs" / "sdp" / "1"
+    assert {p.name for p in run.iterdir()} == {"config-predict.yaml", "scores.csv", "maps"}
+    rows = read_csv(run / "scores.csv")
+    assert len(rows) == len(list((run / "maps").rglob("*.png"))) == 8
+    assert all(row["image_score"] == row["r0"] for row in rows)  # no set to scale by
+    assert main(command("predict", "--output.maps=false", "--output.name=plain")) == 0
+    assert not (tmp_path / "runs" / "plain" / "1" / "maps").exists()
+
+
+def test_the_saved_configuration_repeats_the_run(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(command("test")) == 0
+    saved = tmp_path / "runs" / "sdp" / "1" / "config-test.yaml"
+    config = yaml.safe_load(saved.read_text())
+    assert config["model"]["init_args"]["prompts"]["states_normal"][0] == "flawless {}"
+    assert main(["test", "--config", str(saved)]) == 0
+    again = tmp_path / "runs" / "config-test" / "1" / "metrics.json"
+    assert json.loads(again.read_text()) == json.loads(saved.with_name("metrics.json").read_text())
+
+
+def test_a_printed_configuration_is_accepted_again(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command("test", "--print_config")) == 0
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(capsys.readouterr().out)
+    assert main(["test", "--config", str(printed)]) == 0
+    assert (tmp_path / "runs" / "printed" / "1" / "metrics.json").is_file()
+
+
+def test_two_processes_give_the_same_figures_and_pictures(command: Command, tmp_path: Path) -> None:
+    assert main(command("test", "--output.maps=true", "--data.batch_size=3")) == 0
+    words = command("test", "--output.maps=true", "--data.batch_size=3", "--output.name=two")
+    ddp = ["--trainer.strategy=ddp", "--trainer.devices=2"]
+    python = [sys.executable, "-m", "anomaly_clip", *words, *ddp]
+    done = subprocess.run(python, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert not (tmp_path / "runs" / "two" / "2").exists()  # one folder, whatever the processes
+    one, two = tmp_path / "runs" / "sdp" / "1", tmp_path / "runs" / "two" / "1"
+    ours, theirs = (json.loads((run / "metrics.json").read_text()) for run in (one, two))
+    for category, figures in ours["categories"].items():
+        assert theirs["categories"][category] == pytest.approx(figures, abs=1e-9), category
+    assert len(read_csv(two / "scores.csv")) == 8
+    pictures = [{p.relative_to(run) for p in run.rglob("*.png")} for run in (one, two)]
+    assert pictures[0] == pictures[1]
+
+
+def test_one_process_too_many(command: Command, mvtec_root: Path, tmp_path: Path) -> None:
+    for category in ("bottle", "metal_nut"):
+        for name in ("good/001", "scratch/001"):
+            (mvtec_root / category / "test" / f"{name}.png").unlink()
+    words = command("test", "--data.categories=[bottle]", "--trainer.strategy=ddp")
+    python = [sys.executable, "-m", "anomaly_clip", *words, "--trainer.devices=3"]
+    done = subprocess.run(python, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "anomaly_clip: 2 images cannot be shared by 3 processes" in done.stderr
+    assert not list((tmp_path / "runs").glob("*/1"))
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--model.sigmma=3"], "model.sigmma: SDP has no such option: did you mean sigma?"),
+        (["--model.sig=3"], "model.sig: SDP has no such option: did you mean sigma?"),
+        (["--model.sigma=wide"], "model.sigma: expected float, got wide"),
+        (
+            ["--model.rvs.method=mode"],
+            "model.rvs.method: expected one of 'mean', 'dbscan', got mode",
+        ),
+        (["--model.rvs.epps=1"], "model.rvs.epps: there is no such option"),
+        (["--model.stages=[1,7]"], "stages [1, 7]: expected an ascending choice"),
+        (["--model.stages=[1,x]"], "model.stages: expected"),
+        (["--model.backbone.image_size=33"], "backbone.image_size 33 is not a multiple"),
+        (["--model=SPD"], "model: there is no class SPD: did you mean SDP?"),
+        (["--data=MVTec"], "data: there is no class MVTec: did you mean MVTecAD?"),
+        (["--data.categories=[cable]"], "data.categories: 'cable' is not in"),
+        (["--data.root=/nowhere"], "data.root /nowhere: there is no such folder"),
+        (["--data.image_size=99"], "data.image_size 99 is not what the model takes"),
+        (["--trainer.max_epoch=1"], "unknown option --trainer.max_epoch: did you mean"),
+        (["--trainer.precision=8"], "trainer.precision: expected"),
+        (["--config=missing.yaml"], "--config"),
+        (["--ckpt_path=x.ckpt"], "SDP is zero-shot and has no checkpoints"),
+        (["spare"], "spare: unexpected word"),
+        (["--model.prompts.templates=[]"], "prompts.templates is empty"),
+        (["--output.root=/dev/null"], "output.root /dev/null: cannot make a run folder"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_leaves_nothing(
+    command: Command,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    sentence: str,
+) -> None:
+    assert main(command("test", *more)) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith(f"anomaly_clip: {sentence}")
+    assert not any("Traceback" in line for line in lines)
+    assert not list((tmp_path / "runs").rglob("*.*"))
+    assert not list((tmp_path / "runs").glob("*/1"))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_breaks_in_the_middle_is_named(
+    command: Command,
+    mvtec_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    workers: int,
+) -> None:
+    broken = mvtec_root / "metal_nut" / "test" / "scratch" / "001.png"
+    broken.write_bytes(broken.read_bytes()[:200])
+    more = [f"--data.num_workers={workers}", "--data.batch_size=2", "--output.maps=true"]
+    assert main(command("test", *more)) == 2
+    err = capsys.readouterr().err.strip().splitlines()[-1]
+    assert err.startswith(f"anomaly_clip: {broken}: the image cannot be decoded")
+    assert not list((tmp_path / "runs").glob("*/1"))
+
+
+def test_verbs_that_sdp_does_not_have(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command("fit")) == 2
+    assert "SDP is zero-shot, there is nothing to fit" in capsys.readouterr().err
+    assert main(command("validate")) == 2
+    assert "MVTecAD has no validation split" in capsys.readouterr().err
+
+
+def test_options_before_their_class_say_so(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["test", "--data.root=x", *command("test")[1:]]) == 2
+    assert "give --config or --data NAME before its options" in capsys.readouterr().err
+
+
+def test_a_traceback_is_shown_when_asked_for(command: Command) -> None:
+    from anomaly_clip.errors import UserError
+
+    with pytest.raises(UserError, match="sigmma"):
+        main(command("test", "--model.sigmma=3", "--traceback"))
+
+
+def test_help_of_a_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["test", "--help"]) == 0
+    out = capsys.readouterr()
+    assert "--output.maps" in out.out
+    assert "loading options" in out.err
+
+
+def test_every_configuration_parses(capsys: pytest.CaptureFixture[str]) -> None:
+    files = sorted(CONFIGS.glob("*.yaml"))
+    assert files
+    for file in files:
+        assert main(["test", "--config", str(file), "--print_config"]) == 0, file.name
+    capsys.readouterr()
+
+
+def readme_commands() -> list[str]:
+    """Return the command lines of the README that run an experiment."""
+    text = (CONFIGS.parent / "README.md").read_text(encoding="utf-8")
+    fenced = re.findall(r"^anomaly_clip .+$", text, flags=re.MULTILINE)
+    inline = re.findall(r"`(anomaly_clip [^`]+ --config [^`]+\.yaml[^`]*)`", text)
+    return fenced + inline
+
+
+@pytest.mark.parametrize("line", readme_commands())
+def test_every_command_of_the_readme_parses(
+    line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(CONFIGS.parent)
+    words = shlex.split(line)[1:]
+    assert main([*words, "--print_config"]) == 0
+    assert "class_path" in capsys.readouterr().out
+
+
+def test_an_interrupted_run_ends_with_130_and_leaves_nothing(
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from anomaly_clip.methods import SDP
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SDP, "score", interrupt)
+    assert main(command("test")) == 130
+    assert capsys.readouterr().err.strip().splitlines()[-1] == "anomaly_clip: interrupted"
+    assert not list((tmp_path / "runs").glob("*/1"))

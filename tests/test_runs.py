@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import json
+import math
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from anomaly_clip.runs import create_run_folder, versions, write_csv, write_json
+
+
+def test_numbers_go_on_and_are_never_shared(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda _: create_run_folder(tmp_path, "sdp"), range(24)))
+    assert sorted(int(f.name) for f in folders) == list(range(1, 25))
+    (tmp_path / "sdp" / "notes").mkdir()
+    assert create_run_folder(tmp_path, "sdp").name == "25"
+    assert create_run_folder(tmp_path, "other").name == "1"
+
+
+def test_a_root_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"output.root .*file: cannot make a run folder"):
+        create_run_folder(tmp_path / "file", "sdp")
+
+
+def test_versions_name_what_figures_depend_on() -> None:
+    found = versions()
+    assert found["torch"].split(".")[0].isdecimal()
+    assert {"python", "anomaly_clip", "open_clip_torch", "lightning"} <= set(found)
+
+
+def test_json_is_whole_and_without_nan(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"ä": None})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"ä": None}
+    with pytest.raises(ValueError, match="Out of range"):
+        write_json(path, {"a": math.nan})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"ä": None}
+
+
+def test_csv_quotes_and_leaves_missing_cells_empty(tmp_path: Path) -> None:
+    write_csv(tmp_path / "a.csv", ["a", "b"], [["x, y", None], [0.1, "z"]])
+    assert (tmp_path / "a.csv").read_text() == 'a,b\n"x, y",\n0.1,z\n'

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+from rich.table import Table
+
+from anomaly_clip.metrics import FIGURES, Results
+from anomaly_clip.report.tables import RANDOM_WARNING, figures_rows, figures_table
+
+RESULTS = Results(
+    mean={**dict.fromkeys(FIGURES, 0.5), "pixel_pro": None},
+    categories={
+        "metal_nut": {**dict.fromkeys(FIGURES, 0.25), "pixel_pro": None},
+        "bottle": {**dict.fromkeys(FIGURES, 0.75), "pixel_pro": None},
+    },
+    intervals={},
+)
+COUNTS = {"metal_nut": (12, 7), "bottle": (30, 10)}
+
+
+def printed(table: Table) -> str:
+    file = io.StringIO()
+    Console(file=file, width=80).print(table)
+    return file.getvalue()
+
+
+def test_percent_counts_and_dashes_in_80_columns() -> None:
+    text = printed(figures_table(RESULTS, "SDP on MVTecAD", COUNTS, random_weights=False))
+    lines = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.split()}
+    assert lines["metal_nut"] == ["12", "7", *["25.0"] * 6, "–"]
+    assert lines["mean"] == ["42", "17", *["50.0"] * 6, "–"]
+    assert "…" not in text
+    assert RANDOM_WARNING not in text
+
+
+def test_random_weights_are_said_above_and_below() -> None:
+    text = printed(figures_table(RESULTS, "SDP on MVTecAD", COUNTS, random_weights=True))
+    assert text.count(RANDOM_WARNING) == 2
+
+
+def test_rows_are_fractions_with_the_mean_last() -> None:
+    rows = list(figures_rows(RESULTS))
+    assert [row[0] for row in rows] == ["metal_nut", "bottle", "mean"]
+    assert rows[0][1:] == [0.25] * 6 + [None]
