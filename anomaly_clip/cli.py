@@ -6,7 +6,6 @@ Nothing heavy is imported here; ``anomaly_clip.experiment`` is, when a verb need
 from __future__ import annotations
 
 import difflib
-import os
 import sys
 from collections.abc import Sequence
 
@@ -46,7 +45,7 @@ def main(args: Sequence[str] | None = None) -> int:
     verb = words[0]
     if verb not in VERBS:
         return _complain(_unknown_verb(verb))
-    if os.environ.get("LOCAL_RANK") is None and {"-h", "--help"} & set(words):
+    if {"-h", "--help"} & set(words):
         print("loading options ...", file=sys.stderr)
     from anomaly_clip.errors import UserError
     from anomaly_clip.experiment import run_experiment

@@ -6,14 +6,18 @@ import logging
 import os
 import warnings
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, cast
 
-from jsonargparse import ArgumentError
+import torch
+from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 # Short names on the command line work for classes that are imported when parsing begins.
 import anomaly_clip.data
@@ -23,7 +27,10 @@ from anomaly_clip.errors import UserError, sentence
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.report.writer import RunWriter
 
-__all__ = ["ExperimentCLI", "run_experiment"]
+__all__ = ["ExperimentCLI", "arrange", "run_experiment"]
+
+FREE_ARGUMENTS = frozenset({"evaluator"})
+"""Arguments of a model that may differ from those of its checkpoint: they change no weight."""
 
 
 def run_experiment(words: Sequence[str]) -> int:
@@ -35,7 +42,7 @@ def run_experiment(words: Sequence[str]) -> int:
     """
     _quieten()
     try:
-        ExperimentCLI(args=list(words))
+        ExperimentCLI(args=arrange(words))
     except ArgumentError as error:
         raise UserError(sentence(error, _known_options(words[0]))) from error
     except (ValueError, OSError, MisconfigurationException) as error:
@@ -45,6 +52,56 @@ def run_experiment(words: Sequence[str]) -> int:
             raise KeyboardInterrupt from None
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     return 0
+
+
+def arrange(words: Sequence[str]) -> list[str]:
+    """Put configurations first and, for a checkpoint alone, add the one saved with it.
+
+    Options before ``--config`` would be overridden by it without a word.
+
+    Example:
+        >>> from anomaly_clip.experiment import arrange
+        >>> arrange(["test", "--seed_everything", "5", "--config", "a.yaml"])
+        ['test', '--config', 'a.yaml', '--seed_everything', '5']
+
+    Raises:
+        UserError: If only a checkpoint is given, and no configuration lies beside it.
+    """
+    verb, *rest = words
+    files, others = [], []
+    while rest:
+        word = rest.pop(0)
+        if word in ("--config", "-c") and rest:
+            files += [word, rest.pop(0)]
+        else:
+            (files if word.startswith("--config=") else others).append(word)
+    checkpoint = _option(others, "--ckpt_path")
+    if verb != "fit" and checkpoint and not files and _option(others, "--model") is None:
+        files = ["--config", str(_config_beside(Path(checkpoint)))]
+    return [verb, *files, *others]
+
+
+def _option(words: Sequence[str], name: str) -> str | None:
+    """Return the value of an option among words, None if it is not there."""
+    for word, following in zip_longest(words, words[1:]):
+        if word.startswith(f"{name}="):
+            return str(word).partition("=")[2]
+        if word == name:
+            return following
+    return None
+
+
+def _config_beside(checkpoint: Path) -> Path:
+    """Return the configuration of the fit that wrote a checkpoint."""
+    if not checkpoint.is_file():
+        raise UserError(f"--ckpt_path {checkpoint}: there is no such file")
+    for folder in list(checkpoint.resolve().parents)[:2]:
+        if (folder / "config-fit.yaml").is_file():
+            return folder / "config-fit.yaml"
+    raise UserError(
+        f"--ckpt_path {checkpoint}: no config-fit.yaml lies in its folder or the one above: "
+        f"give --config"
+    )
 
 
 class RunLogger(CSVLogger):
@@ -68,7 +125,9 @@ class RunLogger(CSVLogger):
 class ExperimentCLI(LightningCLI):
     """Lightning's command line for the methods and data sets of this project."""
 
-    def __init__(self, args: ArgsType = None) -> None:
+    def __init__(self, args: Sequence[str]) -> None:
+        options = [word for word in args if word.startswith("-")]
+        self._num_overrides = sum(not w.startswith(("-c", "--config")) for w in options)
         super().__init__(
             model_class=LightningModule,
             datamodule_class=AnomalyData,
@@ -82,7 +141,7 @@ class ExperimentCLI(LightningCLI):
                 "allow_abbrev": False,
                 "exit_on_error": False,
             },
-            args=args,
+            args=list(args),
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -107,14 +166,25 @@ class ExperimentCLI(LightningCLI):
         """Build the trainer, its writer knowing the complete configuration."""
         verb = str(self.subcommand)
         config = self.config[verb]
+        files = [str(file) for file in config.get("config") or []]
         writer: RunWriter = self._get(self.config_init, "output")
+        if writer.name is None and files:
+            writer.name = config["output"]["name"] = Path(files[0]).stem
         writer.config = self._parser(verb).dump(config, skip_none=False)
+        writer.sources = f"{', '.join(files) or 'no file'} + {self._num_overrides} overrides"
         writer.seed = config["seed_everything"]
-        if writer.name is None and config.get("config"):
-            writer.name = Path(str(config["config"][0])).stem
         if config["trainer"]["logger"] is None:
             kwargs["logger"] = RunLogger(writer) if verb != "predict" else False
-        return super().instantiate_trainer(**kwargs)
+        callbacks = self._get(self.config_init, "trainer")["callbacks"] or []
+        if verb != "fit":  # nothing is saved, and a fit's own setting must not stand in the way
+            warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need.*")
+            kwargs["enable_checkpointing"] = False
+            kwargs["callbacks"] = [c for c in callbacks if not isinstance(c, ModelCheckpoint)]
+        trainer = super().instantiate_trainer(**kwargs)
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(writer.folder / "checkpoints")
+        return trainer
 
     def before_fit(self) -> None:
         """Refuse to fit what has nothing to fit.
@@ -133,6 +203,29 @@ class ExperimentCLI(LightningCLI):
     def before_predict(self) -> None:
         """See :meth:`_check_checkpoint`."""
         self._check_checkpoint()
+
+    def _parse_ckpt_path(self) -> None:
+        """Compare the model asked for with the one in the checkpoint; Lightning lets the latter win.
+
+        Raises:
+            UserError: If they differ; it names both.
+        """
+        config = self.config[self.config.subcommand]
+        path = config.get("ckpt_path")
+        if not path or not Path(path).is_file():
+            return  # what is missing is said when the method is known
+        saved = dict(_read_checkpoint(Path(path)).get("hyper_parameters", {}))
+        asked_class = config["model"]["class_path"]
+        saved_class = saved.pop("_class_path", asked_class)
+        if saved_class.rpartition(".")[2] != asked_class.rpartition(".")[2]:
+            raise UserError(f"--ckpt_path {path} is of {saved_class}, the model is {asked_class}")
+        asked = config["model"].get("init_args", Namespace()).as_dict()
+        for name, value in asked.items():
+            if name not in FREE_ARGUMENTS and name in saved and saved[name] != value:
+                raise UserError(
+                    f"model.{name} is {value}, but {path} was fitted with {saved[name]}: leave it "
+                    f"out, or fit again"
+                )
 
     def _check_checkpoint(self) -> None:
         """Refuse a missing checkpoint, and one for a method that has none.
@@ -157,9 +250,22 @@ class ExperimentCLI(LightningCLI):
         Raises:
             UserError: If the data module has none.
         """
-        if isinstance(self.datamodule, AnomalyData) and not self.datamodule.val_dataloader():
+        if not is_overridden("val_dataloader", self.datamodule):
             name = type(self.datamodule).__name__
             raise UserError(f"{name} has no validation split: use test")
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and torch have many kinds
+        raise UserError(
+            f"--ckpt_path {path}: not a checkpoint that can be read safely "
+            f"({str(error).splitlines()[0]})"
+        ) from None
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise UserError(f"--ckpt_path {path}: not a checkpoint of a fit")
+    return checkpoint
 
 
 def _known_options(verb: str) -> list[str]:
@@ -178,6 +284,8 @@ def _quieten() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",
+        ".*validation_step. but have no .val_dataloader.*",  # most data sets have none
+        ".*module.s. in eval mode at the start of training.*",  # frozen backbones
         ".*isinstance.treespec, LeafSpec.*",  # Lightning's own use of a deprecated name
     ):
         warnings.filterwarnings("ignore", message)

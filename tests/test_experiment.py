@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -151,7 +152,7 @@ def test_the_saved_configuration_repeats_the_run(
     config = yaml.safe_load(saved.read_text())
     assert config["model"]["init_args"]["prompts"]["states_normal"][0] == "flawless {}"
     assert main(["test", "--config", str(saved)]) == 0
-    again = tmp_path / "runs" / "config-test" / "1" / "metrics.json"
+    again = tmp_path / "runs" / "sdp" / "2" / "metrics.json"
     assert json.loads(again.read_text()) == json.loads(saved.with_name("metrics.json").read_text())
 
 
@@ -254,6 +255,106 @@ def test_an_image_that_breaks_in_the_middle_is_named(
     assert not list((tmp_path / "runs").glob("*/1"))
 
 
+@pytest.fixture
+def toy(tiny_clip_config: str, mvtec_root: Path, tmp_path: Path) -> Command:
+    """Return a function that makes a command line for a method with something to fit."""
+
+    def words(verb: str, *more: str) -> list[str]:
+        config = tmp_path / "toy.yaml"
+        backbone = {"name": tiny_clip_config, "pretrained": "random"}
+        data = {"root": str(mvtec_root), "num_workers": 0}
+        config.write_text(
+            yaml.safe_dump(
+                {
+                    "model": {"class_path": "toy.Toy", "init_args": {"backbone": backbone}},
+                    "data": {"class_path": "toy.FittableMVTec", "init_args": data},
+                    "trainer": {"accelerator": "cpu", "max_epochs": 2, "log_every_n_steps": 1},
+                    "output": {"root": str(tmp_path / "runs")},
+                }
+            )
+        )
+        return [verb, "--config", str(config), *more]
+
+    return words
+
+
+@pytest.fixture
+def checkpoint(toy: Command, tmp_path: Path) -> Path:
+    assert main(toy("fit")) == 0
+    (path,) = (tmp_path / "runs" / "toy" / "1" / "checkpoints").glob("*.ckpt")
+    return path
+
+
+def test_a_checkpoint_holds_no_frozen_weights_and_is_enough_to_test(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    saved = torch.load(checkpoint, weights_only=True)
+    assert set(saved["state_dict"]) == {"offset"}
+    assert saved["state_dict"]["offset"] > 0.1
+    assert main(["test", "--ckpt_path", str(checkpoint)]) == 0
+    metrics = json.loads((tmp_path / "runs" / "toy" / "2" / "metrics.json").read_text())
+    assert metrics["run"]["protocol"]["fitted"] is True
+    assert metrics["run"]["checkpoint"] == str(checkpoint)
+
+
+def test_a_checkpoint_of_other_weights_or_options_names_both(
+    checkpoint: Path, toy: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = f"--ckpt_path={checkpoint}"
+    assert main(toy("test", path, "--model.lr=0.25")) == 2
+    assert "model.lr is 0.25, but" in capsys.readouterr().err
+    assert main(toy("test", path, "--seed_everything=1")) == 2  # other random weights
+    assert "the checkpoint was made on" in capsys.readouterr().err
+    assert main(["test", "--config", str(CONFIGS / "sdp.yaml"), path]) == 2
+    assert "is of toy.Toy, the model is" in capsys.readouterr().err
+    assert main(toy("test", path, "--model.evaluator.pro_steps=50")) == 0
+
+
+def test_a_method_to_be_fitted_needs_a_checkpoint(
+    toy: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for verb in ("test", "predict"):
+        assert main(toy(verb)) == 2
+        assert "Toy must be fitted first: give --ckpt_path" in capsys.readouterr().err
+    assert main(["test", "--ckpt_path=nowhere.ckpt"]) == 2
+    assert "--ckpt_path nowhere.ckpt: there is no such file" in capsys.readouterr().err
+    torch.save({"a": object}, tmp_path / "bad.ckpt")
+    assert main(toy("test", f"--ckpt_path={tmp_path / 'bad.ckpt'}")) == 2
+    assert "not a checkpoint that can be read safely" in capsys.readouterr().err
+    torch.save({"a": 1}, tmp_path / "poor.ckpt")
+    assert main(["test", f"--ckpt_path={tmp_path / 'poor.ckpt'}"]) == 2
+    assert "no config-fit.yaml lies" in capsys.readouterr().err
+    assert main(toy("test", f"--ckpt_path={tmp_path / 'poor.ckpt'}")) == 2
+    assert "not a checkpoint of a fit" in capsys.readouterr().err
+
+
+def test_options_before_the_configuration_count(command: Command, tmp_path: Path) -> None:
+    verb, *words = command("test")
+    early = ["--seed_everything=7", f"--data.root={tmp_path / 'mvtec'}", "--data.batch_size", "3"]
+    assert main([verb, *early, *words]) == 0
+    config = yaml.safe_load((tmp_path / "runs/sdp/1/config-test.yaml").read_text())
+    assert config["seed_everything"] == 7
+    assert config["data"]["init_args"]["batch_size"] == 3
+
+
+def test_the_start_line_says_what_runs(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = command("test")
+    assert main(words) == 0
+    line = capsys.readouterr().err.splitlines()[0]
+    overrides = sum(not word.startswith("--config") for word in words[1:])
+    for part in (
+        "test SDP",
+        f"sdp.yaml + {overrides} overrides",
+        "8 images (4 anomalous) in 2 categories",
+        "weights RANDOM",
+        "seed 0",
+        str(tmp_path / "runs" / "sdp" / "1"),
+    ):
+        assert part in line
+
+
 def test_verbs_that_sdp_does_not_have(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command("fit")) == 2
     assert "SDP is zero-shot, there is nothing to fit" in capsys.readouterr().err
@@ -261,10 +362,8 @@ def test_verbs_that_sdp_does_not_have(command: Command, capsys: pytest.CaptureFi
     assert "MVTecAD has no validation split" in capsys.readouterr().err
 
 
-def test_options_before_their_class_say_so(
-    command: Command, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["test", "--data.root=x", *command("test")[1:]]) == 2
+def test_options_before_their_class_say_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["test", "--data.root=x", "--data=MVTecAD"]) == 2
     assert "give --config or --data NAME before its options" in capsys.readouterr().err
 
 

@@ -78,6 +78,7 @@ class CLIPBackbone(nn.Module):
         self.model = loaded.model.requires_grad_(False).eval()
         self.register_buffer("mean", _channel_values(mean or loaded.mean), persistent=False)
         self.register_buffer("std", _channel_values(std or loaded.std), persistent=False)
+        self.eval()
         self._tokenize = open_clip.SimpleTokenizer(context_length=self.model.context_length)
 
     @classmethod
@@ -127,8 +128,7 @@ class CLIPBackbone(nn.Module):
 
     def cast(self, dtype: torch.dtype) -> None:
         """Cast the image tower once; texts, normalisations and cosines stay in float32."""
-        if not self.is_random:
-            _ = self.identity  # of the weights as they were loaded
+        _ = self.identity  # of the weights as they were loaded
         self.visual.to(dtype)
 
     def out_of_autocast(self) -> AbstractContextManager[object]:

@@ -329,10 +329,6 @@ class AnomalyData(LightningDataModule, ABC):
         self.image_size = self.image_size or wanted
         self.samples("test")
 
-    def val_dataloader(self) -> list[DataLoader[Batch]]:
-        """Return nothing: no data set here has a validation split of its own."""
-        return []
-
     def test_dataloader(self) -> DataLoader[Batch]:
         """Return the test split, in the order of its listing."""
         return self._evaluation_loader("test")

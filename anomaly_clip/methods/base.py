@@ -128,6 +128,29 @@ class AnomalyMethod(LightningModule, ABC):
         """Compute and log the figures as ``test/...``."""
         self._finish("test")
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave the frozen backbone out; keep what identifies it."""
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {k: v for k, v in state.items() if not _of_backbone(k)}
+        checkpoint["backbone"] = {**self.weights, "sha256": self.backbone.identity}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the backbone at hand in its place; loading then misses nothing else.
+
+        Raises:
+            ValueError: If the checkpoint was made on another backbone.
+        """
+        made_on = checkpoint.get("backbone", {})
+        if made_on.get("sha256") != self.backbone.identity:
+            here = self.weights
+            raise ValueError(
+                f"the checkpoint was made on {made_on.get('backbone')} with "
+                f"{made_on.get('pretrained')}, not on {here['backbone']} with {here['pretrained']}, "
+                f"or on other tensors of that name"
+            )
+        own = {k: v for k, v in self.state_dict().items() if _of_backbone(k)}
+        checkpoint["state_dict"] = {**checkpoint["state_dict"], **own}
+
     def configure_optimizers(self) -> Any:
         """Return nothing: a method with gradients to follow says so itself."""
         return None
@@ -156,3 +179,7 @@ class AnomalyMethod(LightningModule, ABC):
         if self.weights["random"]:
             figures[f"{prefix}/random_weights"] = 1.0  # so that no log shows figures without it
         self.log_dict(figures, rank_zero_only=True)
+
+
+def _of_backbone(key: str) -> bool:
+    return key.startswith("backbone.")

@@ -49,6 +49,8 @@ class RunWriter(Callback):
         self.maps = maps
         self.config = ""
         """The complete configuration as YAML; the command line fills it in."""
+        self.sources = "from Python"
+        """Where the configuration comes from, for the start line."""
         self.seed: int | None = None
         self._folder: Path | None = None
         self._rows: dict[int, dict[str, Any]] = {}
@@ -240,6 +242,7 @@ class RunWriter(Callback):
                 "images": {name: images for name, (images, _) in counts.items()},
                 "anomalous": {name: anomalous for name, (_, anomalous) in counts.items()},
             },
+            "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
             "seed": self.seed,
             "versions": versions(),
         }
@@ -256,7 +259,7 @@ class RunWriter(Callback):
         _say(f"results: {self.folder}")
 
     def _start_line(self, module: LightningModule, trainer: Trainer, stage: str) -> str:
-        said = [f"{stage} {type(module).__name__}"]
+        said = [f"{stage} {type(module).__name__}", self.sources]
         data = getattr(trainer, "datamodule", None)
         if isinstance(data, AnomalyData):
             samples = data.samples("test")

@@ -1,0 +1,55 @@
+"""A method with something to fit, for tests of the command line."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings
+from anomaly_clip.data import MVTecAD
+from anomaly_clip.methods import AnomalyMethod
+from anomaly_clip.metrics import EvaluatorSettings
+from anomaly_clip.records import Batch, Scores
+
+
+class Toy(AnomalyMethod):
+    """Learn one offset to the mean brightness."""
+
+    must_be_fitted: ClassVar[bool] = True
+    can_be_fitted: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        backbone: CLIPSettings | CLIPBackbone = CLIPSettings(),
+        lr: float = 0.5,
+        evaluator: EvaluatorSettings = EvaluatorSettings(),
+    ) -> None:
+        super().__init__(evaluator)
+        self.backbone = CLIPBackbone.of(backbone)
+        self.lr = lr
+        self.offset = nn.Parameter(torch.zeros(()))
+        self.save_hyperparameters(ignore=["backbone"])
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return (self.score(batch["image"], batch["category"])["image_score"] - 1).square().mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD([self.offset], lr=self.lr)
+
+    def score(self, images: Tensor, categories: list[str]) -> Scores:
+        maps = images.float().mean(dim=1) / 255 + self.offset
+        return Scores(image_score=maps.flatten(1).mean(dim=1), anomaly_map=maps)
+
+
+class FittableMVTec(MVTecAD):
+    """MVTec-AD's layout with a loader for training."""
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        self.samples("train")
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        return self._evaluation_loader("train")
