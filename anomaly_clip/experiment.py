@@ -68,7 +68,8 @@ def arrange(words: Sequence[str]) -> list[str]:
         UserError: If only a checkpoint is given, and no configuration lies beside it.
     """
     verb, *rest = words
-    files, others = [], []
+    files: list[str] = []
+    others: list[str] = []
     while rest:
         word = rest.pop(0)
         if word in ("--config", "-c") and rest:
@@ -205,7 +206,7 @@ class ExperimentCLI(LightningCLI):
         self._check_checkpoint()
 
     def _parse_ckpt_path(self) -> None:
-        """Compare the model asked for with the one in the checkpoint; Lightning lets the latter win.
+        """Compare the model asked for with the checkpoint's; Lightning would let the latter win.
 
         Raises:
             UserError: If they differ; it names both.

@@ -185,8 +185,8 @@ def test_two_processes_give_the_same_figures_and_pictures(command: Command, tmp_
 
 def test_one_process_too_many(command: Command, mvtec_root: Path, tmp_path: Path) -> None:
     for category in ("bottle", "metal_nut"):
-        for name in ("good/001", "scratch/001"):
-            (mvtec_root / category / "test" / f"{name}.png").unlink()
+        for name in ("test/good/001", "test/scratch/001", "ground_truth/scratch/001_mask"):
+            (mvtec_root / category / f"{name}.png").unlink()
     words = command("test", "--data.categories=[bottle]", "--trainer.strategy=ddp")
     python = [sys.executable, "-m", "anomaly_clip", *words, "--trainer.devices=3"]
     done = subprocess.run(python, capture_output=True, text=True, timeout=300, check=False)

@@ -14,6 +14,8 @@ from anomaly_clip.methods import AnomalyMethod
 from anomaly_clip.metrics import EvaluatorSettings
 from anomaly_clip.records import Batch, Scores
 
+DEFAULTS = EvaluatorSettings()
+
 
 class Toy(AnomalyMethod):
     """Learn one offset to the mean brightness."""
@@ -25,7 +27,7 @@ class Toy(AnomalyMethod):
         self,
         backbone: CLIPSettings | CLIPBackbone = CLIPSettings(),
         lr: float = 0.5,
-        evaluator: EvaluatorSettings = EvaluatorSettings(),
+        evaluator: EvaluatorSettings = DEFAULTS,
     ) -> None:
         super().__init__(evaluator)
         self.backbone = CLIPBackbone.of(backbone)

@@ -205,8 +205,6 @@ class AnomalyData(LightningDataModule, ABC):
 
     dataset_name: ClassVar[str]
     """Which data set this is; methods look up published settings by it."""
-    has_masks: ClassVar[bool] = True
-    """Whether the data set has pixel labels."""
 
     def __init__(
         self,
@@ -236,6 +234,16 @@ class AnomalyData(LightningDataModule, ABC):
         self.batch_size = batch_size
         self.num_workers = min(4, os.cpu_count() or 1) if num_workers is None else num_workers
         self._listings: dict[Split, list[Sample]] = {}
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether the data set has pixel labels."""
+        return True
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the data set says which images are anomalous."""
+        return True
 
     @abstractmethod
     def find_categories(self) -> list[str]:
@@ -327,6 +335,11 @@ class AnomalyData(LightningDataModule, ABC):
                 f"it out, or set the model's"
             )
         self.image_size = self.image_size or wanted
+        if stage != "predict" and not self.has_labels:
+            raise ValueError(
+                f"data.root {self.root}: nothing says which images are normal, so there are no "
+                f"figures: use predict, or put the normal ones into good/"
+            )
         self.samples("test")
 
     def test_dataloader(self) -> DataLoader[Batch]:
@@ -359,6 +372,34 @@ class AnomalyData(LightningDataModule, ABC):
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
         )
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Return the pictures of a folder, sorted; none if it is not there."""
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if is_image(p))
+
+
+def paired_masks(images: Sequence[Path], folder: Path) -> dict[Path, Path]:
+    """Return the mask of each image: ``NAME_mask.*``, or ``NAME.*``, in a folder. By name only.
+
+    Raises:
+        FileNotFoundError: If an image has no mask.
+        ValueError: If a mask has no image.
+    """
+    by_stem = {p.stem: p for p in images_in(folder)}
+    masks = {}
+    for image in images:
+        mask = by_stem.get(f"{image.stem}_mask") or by_stem.get(image.stem)
+        if mask is None:
+            expected = folder / f"{image.stem}_mask.png"
+            raise FileNotFoundError(f"{image}: its mask is missing, expected {expected}")
+        masks[image] = mask
+    spare = sorted(set(by_stem.values()) - set(masks.values()))
+    if spare:
+        raise ValueError(f"{spare[0]}: a mask without an image")
+    return masks
 
 
 def subfolders(folder: Path) -> list[Path]:

@@ -10,8 +10,9 @@ from anomaly_clip.data.dataset import (
     AnomalyData,
     Sample,
     Split,
-    is_image,
+    images_in,
     missing_layout,
+    paired_masks,
     subfolders,
 )
 
@@ -44,23 +45,15 @@ def list_mvtec(root: Path, category: str, split: Split) -> Iterator[Sample]:
 
     Raises:
         FileNotFoundError: If an anomalous image has no mask.
+        ValueError: If a mask has no image.
     """
     folder = root / category
     for defect in subfolders(folder / split):
+        images = images_in(defect)
         normal = defect.name == "good"
-        masks = {} if normal else _by_stem(folder / "ground_truth" / defect.name)
-        for image in sorted(p for p in defect.iterdir() if is_image(p)):
-            mask = masks.get(f"{image.stem}_mask")
-            if mask is None and not normal:
-                expected = folder / "ground_truth" / defect.name / f"{image.stem}_mask.png"
-                raise FileNotFoundError(f"{image}: its mask is missing, expected {expected}")
-            yield Sample(image, category, label=not normal, mask=mask, defect=defect.name)
-
-
-def _by_stem(folder: Path) -> dict[str, Path]:
-    if not folder.is_dir():
-        return {}
-    return {p.stem: p for p in sorted(folder.iterdir()) if is_image(p)}
+        masks = {} if normal else paired_masks(images, folder / "ground_truth" / defect.name)
+        for image in images:
+            yield Sample(image, category, not normal, masks.get(image), defect.name)
 
 
 class MVTecAD(AnomalyData):

@@ -145,8 +145,8 @@ class AnomalyMethod(LightningModule, ABC):
             here = self.weights
             raise ValueError(
                 f"the checkpoint was made on {made_on.get('backbone')} with "
-                f"{made_on.get('pretrained')}, not on {here['backbone']} with {here['pretrained']}, "
-                f"or on other tensors of that name"
+                f"{made_on.get('pretrained')}, not on {here['backbone']} with "
+                f"{here['pretrained']}, or on other tensors of that name"
             )
         own = {k: v for k, v in self.state_dict().items() if _of_backbone(k)}
         checkpoint["state_dict"] = {**checkpoint["state_dict"], **own}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from anomaly_clip.data.dataset import AnomalyData, Sample
 from anomaly_clip.files import atomic_path
+from anomaly_clip.maps import resize_maps
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.metrics.evaluator import FIGURES, Results
 from anomaly_clip.progress import track
@@ -39,14 +42,21 @@ class RunWriter(Callback):
         root: Where runs are kept.
         name: The run's name; default: that of the first configuration file.
         maps: Whether to draw image, heat map and mask of every image; default: predict only.
+            A test draws what was compared, predict in the image's own size.
+        raw_maps: Whether to keep every map as it is, float16, as a .npy file.
     """
 
     def __init__(
-        self, root: str = "runs", name: str | None = None, maps: bool | None = None
+        self,
+        root: str = "runs",
+        name: str | None = None,
+        maps: bool | None = None,
+        raw_maps: bool = False,
     ) -> None:
         self.root = Path(root).expanduser()
         self.name = name
         self.maps = maps
+        self.raw_maps = raw_maps
         self.config = ""
         """The complete configuration as YAML; the command line fills it in."""
         self.sources = "from Python"
@@ -89,7 +99,7 @@ class RunWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the scores, and the maps if they are to be drawn."""
-        self._keep(pl_module, outputs, batch, draw=bool(self.maps))
+        self._keep(trainer, pl_module, outputs, batch, draw=bool(self.maps))
 
     def on_predict_batch_end(
         self,
@@ -101,7 +111,7 @@ class RunWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the scores, and the maps unless they are not wanted."""
-        self._keep(pl_module, outputs, batch, draw=self.maps is not False)
+        self._keep(trainer, pl_module, outputs, batch, draw=self.maps is not False)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write figures, scores and pictures; print the table."""
@@ -145,9 +155,12 @@ class RunWriter(Callback):
     def _scratch(self) -> Path:
         return self.folder / ".scratch"
 
-    def _keep(self, method: LightningModule, outputs: Any, batch: Batch, draw: bool) -> None:
+    def _keep(
+        self, trainer: Trainer, method: LightningModule, outputs: Any, batch: Batch, draw: bool
+    ) -> None:
         if not isinstance(method, AnomalyMethod):
             return
+        labelled = _data(trainer).has_labels
         scores: Scores = outputs
         image_scores = scores["image_score"].float().tolist()
         parts = scores["score_parts"].float().tolist() if "score_parts" in scores else None
@@ -157,11 +170,11 @@ class RunWriter(Callback):
             self._rows[index] = {
                 "path": batch["path"][i],
                 "category": batch["category"][i],
-                "label": int(batch["label"][i]),
+                "label": int(batch["label"][i]) if labelled else None,
                 "image_score": image_scores[i],
                 **dict(named),
             }
-            if maps is None or not draw:
+            if maps is None or not (draw or self.raw_maps):
                 continue
             low, high = float(maps[i].min()), float(maps[i].max())
             known = self._ranges.setdefault(batch["category"][i], [low, high])
@@ -183,7 +196,15 @@ class RunWriter(Callback):
             write_csv(
                 self.folder / "scores.csv", header, ([*r.values(), weights] for r in rows.values())
             )
-        self._draw(trainer, method, ranges)
+        kept = [index for index in self._rows if (self._scratch / f"{index}.npy").is_file()]
+        if kept and (self.maps or (self.maps is None and trainer.predicting)):
+            self._draw(trainer, method, ranges, kept)
+        if self.raw_maps:
+            names = picture_names(self._samples(trainer))
+            for index in kept:
+                target = self.folder / "raw_maps" / f"{names[index]}.npy"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                (self._scratch / f"{index}.npy").replace(target)
         trainer.strategy.barrier("pictures are drawn")
         if trainer.is_global_zero:
             shutil.rmtree(self._scratch, ignore_errors=True)
@@ -200,24 +221,33 @@ class RunWriter(Callback):
         return dict(sorted(rows.items())), ranges
 
     def _draw(
-        self, trainer: Trainer, method: AnomalyMethod, ranges: dict[str, list[float]]
+        self,
+        trainer: Trainer,
+        method: AnomalyMethod,
+        ranges: dict[str, list[float]],
+        indices: list[int],
     ) -> None:
-        kept = [index for index in self._rows if (self._scratch / f"{index}.npy").is_file()]
-        if not kept:
-            return
-        samples, dataset = self._samples(trainer), _data(trainer).dataset("test")
-        names = _picture_names(samples)
+        data, samples = _data(trainer), self._samples(trainer)
+        dataset, read, names = data.dataset("test"), data.reader(), picture_names(samples)
         warning = RANDOM_WARNING if _is_random(method) else None
-        for index in track(kept, "drawing maps"):
-            sample, row, item = samples[index], self._rows[index], dataset[index]
+        for index in track(indices, "drawing maps"):
+            sample, row = samples[index], self._rows[index]
+            values = torch.from_numpy(np.load(self._scratch / f"{index}.npy")).float()
+            if trainer.predicting:
+                image, mask = read(sample)
+                values = resize_maps(values[None], (image.shape[0], image.shape[1]))[0]
+            else:
+                item = dataset[index]
+                image = item["image"].permute(1, 2, 0).numpy()
+                mask = item["mask"].numpy() if "mask" in item else None
+            known = {0: "normal", 1: "anomalous", None: ""}[row["label"]]
             low, high = ranges[sample.category]
             sheet = draw_panels(
-                item["image"].permute(1, 2, 0).numpy(),
-                np.load(self._scratch / f"{index}.npy"),
-                item["mask"].numpy() if "mask" in item else None,
+                image,
+                values.numpy(),
+                mask,
                 (low, high),
-                f"{names[index]}   {'anomalous' if row['label'] else 'normal'}   "
-                f"score {row['image_score']:.4g}",
+                f"{names[index]}   {known}   score {row['image_score']:.4g}",
                 warning,
             )
             with atomic_path(self.folder / "maps" / f"{names[index]}.png") as temporary:
@@ -264,9 +294,11 @@ class RunWriter(Callback):
         if isinstance(data, AnomalyData):
             samples = data.samples("test")
             anomalous = sum(sample.label for sample in samples)
+            known = f"{anomalous} anomalous" if data.has_labels else "no labels"
+            number = len(data.categories)
             said.append(
-                f"{data.dataset_name} {data.root}: {len(samples)} images ({anomalous} anomalous) "
-                f"in {len(data.categories)} categories"
+                f"{data.dataset_name} {data.root}: {len(samples)} images ({known}) in "
+                f"{number} {'category' if number == 1 else 'categories'}"
             )
         if isinstance(module, AnomalyMethod):
             weights = module.weights
@@ -296,9 +328,18 @@ def _count_anomalous(images: Any, category: str) -> int:
     return sum(label for name, label in pairs if name == category)
 
 
-def _picture_names(samples: list[Sample]) -> list[str]:
-    """Return ``category/defect/stem`` for each sample, made distinct by the index where needed."""
-    names = [f"{s.category}/{s.defect}/{s.image.stem}" for s in samples]
+def picture_names(samples: list[Sample]) -> list[str]:
+    """Return ``category/defect/stem`` for each sample, made distinct by the index where needed.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from anomaly_clip.data import Sample
+        >>> from anomaly_clip.report.writer import picture_names
+        >>> picture_names([Sample(Path("a/1.png"), "nut/bolt", True, defect="cut")])
+        ['nut_bolt/cut/1']
+    """
+    parts = [[s.category.replace("/", "_"), *s.defect.split("/"), s.image.stem] for s in samples]
+    names = ["/".join(re.sub(r'[\\:*?"<>|]', "_", p) for p in part if p) for part in parts]
     seen = Counter(names)
     return [f"{name}-{i}" if seen[name] > 1 else name for i, name in enumerate(names)]
 
