@@ -18,6 +18,7 @@ VERBS = {
     "validate": "compute figures on the validation split",
     "test": "compute figures on the test split",
     "predict": "score images and draw heat maps",
+    "preview": "draw a contact sheet of a data set",
 }
 
 USAGE_ERROR = 2
@@ -48,16 +49,29 @@ def main(args: Sequence[str] | None = None) -> int:
     if {"-h", "--help"} & set(words):
         print("loading options ...", file=sys.stderr)
     from anomaly_clip.errors import UserError
-    from anomaly_clip.experiment import run_experiment
 
     try:
-        return run_experiment(words)
+        return _run(words)
     except UserError as error:
         if with_traceback:
             raise
         return _complain(str(error))
+    except SystemExit as error:  # argparse after a help text, Lightning after Ctrl-C
+        if isinstance(error.__context__, KeyboardInterrupt):
+            return _complain("interrupted", INTERRUPTED)
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
     except KeyboardInterrupt:
         return _complain("interrupted", INTERRUPTED)
+
+
+def _run(words: list[str]) -> int:
+    if words[0] == "preview":
+        from anomaly_clip.report.preview import run_preview
+
+        return run_preview(words)
+    from anomaly_clip.experiment import run_experiment
+
+    return run_experiment(words)
 
 
 def _help() -> str:
@@ -74,8 +88,10 @@ verbs:
   anomaly_clip --version
   --traceback                     show where in the code an error was raised
 
-example:
-  anomaly_clip test --config configs/sdp.yaml --data.root /data/mvtec_ad"""
+examples:
+  anomaly_clip test --config configs/sdp.yaml --data.root /data/mvtec_ad
+  anomaly_clip predict --config configs/own_images.yaml --data.root photos --data.category plank
+  anomaly_clip preview --data Demo"""
 
 
 def _unknown_verb(verb: str) -> str:

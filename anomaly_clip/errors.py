@@ -6,16 +6,31 @@ import difflib
 import importlib
 import inspect
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from jsonargparse import ArgumentError
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-__all__ = ["UserError", "nearest", "sentence"]
+__all__ = ["UserError", "nearest", "sentence", "translated"]
 
 
 class UserError(Exception):
     """A mistake that the user can mend, said in one sentence."""
+
+
+@contextmanager
+def translated(options: Callable[[], Iterable[str]] = list) -> Iterator[None]:
+    """Turn what a user's mistake raises into a :class:`UserError`.
+
+    Args:
+        options: Returns the options that the command line knows, for suggestions.
+    """
+    try:
+        yield
+    except (ArgumentError, ValueError, OSError, MisconfigurationException) as error:
+        raise UserError(sentence(error, options())) from error
 
 
 def sentence(error: BaseException, options: Iterable[str] = ()) -> str:
@@ -69,7 +84,7 @@ def _parsing_sentence(message: str, options: list[str]) -> str:
         return _join(f"unknown option {word.partition('=')[0]}", nearest(word, options))
     if match := re.search(r"following arguments are required: (.+)", message):
         keys = ", ".join(f"--{key.partition('.')[2] or key}" for key in match[1].split(", "))
-        return f"{keys} missing: give a configuration (--config configs/sdp.yaml) or the options"
+        return f"{keys} missing: name it, or give an experiment's --config (as configs/sdp.yaml)"
     if match := re.search(r'key "config": (.+?): \'(.+)\'', message):
         return f"--config {match[2]}: {match[1][0].lower()}{match[1][1:]}"
     if message.startswith(

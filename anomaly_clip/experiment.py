@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from jsonargparse import ArgumentError, Namespace
-from lightning.fabric.utilities.exceptions import MisconfigurationException
+from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -23,7 +22,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 import anomaly_clip.data
 import anomaly_clip.methods  # noqa: F401
 from anomaly_clip.data.dataset import AnomalyData
-from anomaly_clip.errors import UserError, sentence
+from anomaly_clip.errors import UserError, translated
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.report.writer import RunWriter
 
@@ -38,19 +37,11 @@ def run_experiment(words: Sequence[str]) -> int:
 
     Raises:
         UserError: What is wrong, where, and the way out.
-        KeyboardInterrupt: If the user interrupts.
+        SystemExit: After a help text, or if the user interrupts a run.
     """
     _quieten()
-    try:
+    with translated(_known_options):
         ExperimentCLI(args=arrange(words))
-    except ArgumentError as error:
-        raise UserError(sentence(error, _known_options(words[0]))) from error
-    except (ValueError, OSError, MisconfigurationException) as error:
-        raise UserError(sentence(error)) from error
-    except SystemExit as error:
-        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning's way to end a run
-            raise KeyboardInterrupt from None
-        return error.code if isinstance(error.code, int) else int(error.code is not None)
     return 0
 
 
@@ -269,8 +260,8 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _known_options(verb: str) -> list[str]:
-    """Return the options of a verb, without those of models and data sets."""
+def _known_options() -> list[str]:
+    """Return the options of all verbs, without those of models and data sets."""
     parser = LightningArgumentParser()
     parser.add_lightning_class_args(Trainer, "trainer")
     parser.add_lightning_class_args(RunWriter, "output")

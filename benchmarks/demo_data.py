@@ -18,6 +18,7 @@ import cv2
 from PIL import Image
 
 from anomaly_clip.data.demo_pictures import CATEGORIES, draw_picture
+from anomaly_clip.data.demo_surfaces import fitting_defects
 
 TARGET = 500  # pictures per second, half of them defective
 ROUNDS = 9  # each kind's best round counts: other work on the machine only ever slows one down
@@ -31,7 +32,7 @@ def jobs(defective: Callable[[int], bool]) -> list[Job]:
     chosen = []
     for name, category in CATEGORIES.items():
         for index in range(PER_CATEGORY):
-            defect = category.defects[index % len(category.defects)]
+            defect = fitting_defects(category)[index % len(fitting_defects(category))]
             chosen.append((name, index, defect if defective(index) else None))
     return chosen
 

@@ -30,7 +30,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "sentence"),
     [
         (["tset"], "unknown verb 'tset': did you mean test?"),
-        (["xyz"], "unknown verb 'xyz': known: fit, validate, test, predict"),
+        (["xyz"], "unknown verb 'xyz': known: fit, validate, test, predict, preview"),
         (["--config", "a.yaml"], "--config: expected a verb first"),
     ],
 )

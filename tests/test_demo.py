@@ -8,6 +8,7 @@ import torch
 from anomaly_clip.data import Demo
 from anomaly_clip.data.demo import KEYS
 from anomaly_clip.data.demo_pictures import CATEGORIES, draw_picture
+from anomaly_clip.data.demo_surfaces import fitting_defects
 
 WORDS = ["oak wood board", "steel washer"]
 
@@ -20,7 +21,7 @@ def test_a_listing_without_files() -> None:
         (name, label): 10 for name in WORDS for label in (False, True)
     }
     kinds = {s.defect for s in samples if s.category == WORDS[0]} - {"good"}
-    assert kinds == set(CATEGORIES["oak"].defects)
+    assert kinds == set(fitting_defects(CATEGORIES["oak"]))
     assert len({s.image for s in samples}) == len(samples)
     assert not any(s.image.exists() for s in samples)
 

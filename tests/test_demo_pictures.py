@@ -27,10 +27,11 @@ from anomaly_clip.data.demo_pictures import (
     draw_twins,
     sentence,
 )
+from anomaly_clip.data.demo_surfaces import fitting_defects
 
 FAMILIES = sorted({category.family for category in CATEGORIES.values()})
 ONE_OF_EACH = {category.family: name for name, category in CATEGORIES.items()}
-PAIRS = [(name, defect) for name in CATEGORIES for defect in CATEGORIES[name].defects]
+PAIRS = [(name, defect) for name in CATEGORIES for defect in fitting_defects(CATEGORIES[name])]
 
 
 def same(a: Picture, b: Picture) -> bool:
@@ -45,10 +46,12 @@ def test_there_is_enough_to_choose_from() -> None:
     assert len(FAMILIES) >= 12
     assert len(CATEGORIES) >= 30
     assert len({category.words for category in CATEGORIES.values()}) == len(CATEGORIES)
-    families_with = Counter(d for name in ONE_OF_EACH.values() for d in CATEGORIES[name].defects)
+    families_with = Counter(
+        d for name in ONE_OF_EACH.values() for d in fitting_defects(CATEGORIES[name])
+    )
     assert set(families_with) == set(DEFECTS)
     assert min(families_with.values()) >= 6
-    assert min(len(category.defects) for category in CATEGORIES.values()) >= 5
+    assert min(len(fitting_defects(category)) for category in CATEGORIES.values()) >= 5
 
 
 @pytest.mark.parametrize("name", CATEGORIES)
@@ -93,7 +96,7 @@ def test_every_defect_changes_its_mask_and_nothing_else(name: str, defect: str) 
 
 def test_the_normal_twin_is_the_normal_picture() -> None:
     for name in ONE_OF_EACH.values():
-        for defect in CATEGORIES[name].defects[:2]:
+        for defect in fitting_defects(CATEGORIES[name])[:2]:
             normal, defective = draw_twins(name, 8, 5, defect)
             assert same(normal, draw_picture(name, 8, 5, "good"))
             assert same(normal, draw_picture(name, 8, 5))
@@ -132,7 +135,7 @@ def test_other_sizes_show_the_same_scene(size: int) -> None:
         difference = coarse(other, 16) - coarse(small, 16)
         assert abs(difference.mean()) < 10  # resolved folds are darker: -8 for cloth of 256 pixels
         assert np.abs(difference - difference.mean()).mean() < 2.5
-        defect = CATEGORIES[name].defects[-1]
+        defect = fitting_defects(CATEGORIES[name])[-1]
         normal, defective = draw_twins(name, 2, 3, defect, size)
         assert 0.002 <= defective.mask.mean() <= 0.1
         assert (normal.image == defective.image)[~defective.mask].all()
@@ -142,7 +145,7 @@ def test_other_sizes_show_the_same_scene(size: int) -> None:
 def test_defects_lie_on_the_object() -> None:
     """A washer's middle and a picture's corner are ground, where no defect may be."""
     for index in range(8):
-        for defect in CATEGORIES["rubber_ring"].defects:
+        for defect in fitting_defects(CATEGORIES["rubber_ring"]):
             normal, defective = draw_twins("rubber_ring", 1, index, defect)
             grey = cv2.GaussianBlur(normal.image.mean(-1).astype(np.float32), (0, 0), 1.5)
             threshold = (grey.max() + grey.min()) / 2  # the rubber is dark, the ground is light
@@ -153,7 +156,7 @@ def test_defects_lie_on_the_object() -> None:
 
 def test_places_and_sizes_of_defects_are_spread() -> None:
     masks = [
-        draw_picture(name, 6, index, CATEGORIES[name].defects[index % 5]).mask
+        draw_picture(name, 6, index, fitting_defects(CATEGORIES[name])[index % 5]).mask
         for name in ("oak", "concrete", "green_carpet", "blue_mosaic")
         for index in range(60)
     ]
@@ -194,7 +197,7 @@ def test_whole_picture_statistics_do_not_tell_defective_from_normal() -> None:
     controls: list[float] = []
     label = np.arange(count) % 2
     for name, category in CATEGORIES.items():
-        kinds = category.defects
+        kinds = fitting_defects(category)
         rows = [
             statistics_of(
                 draw_picture(name, 5, i, kinds[i // 2 % len(kinds)] if i % 2 else None).image
@@ -236,7 +239,7 @@ def test_sentences_are_grammatical() -> None:
         "a photo of a brass washer with a dent."
     )
     for name in CATEGORIES:
-        for defect in ("good", *CATEGORIES[name].defects):
+        for defect in ("good", *fitting_defects(CATEGORIES[name])):
             text = sentence((name, defect))
             assert re.fullmatch(r"a photo of an? [a-z ]+ with(out)? [a-z ]+\.", text)
             assert "_" not in text

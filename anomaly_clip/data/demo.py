@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from anomaly_clip.data.dataset import AnomalyData, Reader, Sample, Split
 from anomaly_clip.data.demo_pictures import CATEGORIES, draw_picture
+from anomaly_clip.data.demo_surfaces import fitting_defects
 from anomaly_clip.data.transforms import MaskFilter
 
 __all__ = ["Demo"]
@@ -92,7 +93,7 @@ class Demo(AnomalyData):
             for index in range(self.num_train):
                 yield Sample(folder / "good" / f"{index:07d}.png", category, label=False)
             return
-        defects = CATEGORIES[KEYS[category]].defects
+        defects = fitting_defects(CATEGORIES[KEYS[category]])
         num_normal = (self.num_test + 1) // 2
         for number in range(self.num_test):
             normal = number < num_normal

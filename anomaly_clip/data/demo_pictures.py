@@ -21,8 +21,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from anomaly_clip.data.demo_canvas import Canvas, Category, Light, Plane, Surface
 from anomaly_clip.data.demo_defects import DEFECTS, spoil
-from anomaly_clip.data.demo_surfaces import FAMILIES, Canvas, Category, Light, Plane, Surface
+from anomaly_clip.data.demo_surfaces import FAMILIES, fitting_defects
 
 __all__ = [
     "CATEGORIES",
@@ -157,7 +158,7 @@ def _check(category: str, defect: str) -> None:
         raise ValueError(f"{category!r} is no demo category; known ones: {', '.join(CATEGORIES)}")
     if defect != "good" and defect not in DEFECTS:
         raise ValueError(f"{defect!r} is no demo defect; known ones: good, {', '.join(DEFECTS)}")
-    fitting = CATEGORIES[category].defects
+    fitting = fitting_defects(CATEGORIES[category])
     if defect != "good" and defect not in fitting:
         raise ValueError(f"{category!r} has no {defect!r}; it can have: {', '.join(fitting)}")
 
