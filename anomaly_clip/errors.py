@@ -82,6 +82,9 @@ def _parsing_sentence(message: str, options: list[str]) -> str:
         if not word.startswith("-"):
             return f"{word}: unexpected word; options begin with --"
         return _join(f"unknown option {word.partition('=')[0]}", nearest(word, options))
+    if match := re.match(r"Subcommand '\w+' does not accept option '([\w.]+)'", message):
+        known = nearest(f"--{match[1]}", options).replace("--", "")
+        return _join(f"{match[1]}: there is no such option", known)
     if match := re.search(r"following arguments are required: (.+)", message):
         keys = ", ".join(f"--{key.partition('.')[2] or key}" for key in match[1].split(", "))
         return f"{keys} missing: name it, or give an experiment's --config (as configs/sdp.yaml)"

@@ -64,7 +64,7 @@ def main() -> int:
 
 
 def processor_seconds(command: list[str]) -> float:
-    """Return a process's user and system seconds, which a busy machine changes less than the clock."""
+    """Return user and system seconds of a process, which a busy machine hardly changes."""
     before = os.times()
     subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
     after = os.times()

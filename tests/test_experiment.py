@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -238,6 +239,87 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(
     assert not list((tmp_path / "runs").glob("*/1"))
 
 
+def _spoil(root: Path, what: str) -> None:
+    """Make one of the mistakes that data sets come with."""
+    bottle = root / "bottle"
+    image, mask = bottle / "test/scratch/000.png", bottle / "ground_truth/scratch/000_mask.png"
+    if what == "no mask":
+        mask.unlink()
+    elif what == "no image":
+        image.unlink()
+    elif what == "mask of another size":
+        Image.fromarray(np.zeros((7, 9), dtype=np.uint8)).save(mask)
+    elif what == "empty file":
+        image.write_bytes(b"")
+    elif what == "no image at all":
+        image.write_text("hello")
+    elif what == "broken mask":
+        mask.write_bytes(mask.read_bytes()[:30])
+    elif what == "empty category":
+        for file in bottle.glob("test/*/*"):
+            file.unlink()
+        shutil.rmtree(bottle / "ground_truth")
+
+
+@pytest.mark.parametrize(
+    ("what", "sentence"),
+    [
+        ("no mask", "scratch/000.png: its mask is missing, expected"),
+        ("no image", "000_mask.png: a mask without an image"),
+        ("mask of another size", "000_mask.png: the mask is 9 x 7 pixels, its image 000.png is 48"),
+        ("empty file", "scratch/000.png: an empty file"),
+        ("no image at all", "scratch/000.png: not an image in a known format"),
+        ("broken mask", "000_mask.png: not an image in a known format"),
+        ("empty category", "category 'bottle' has no test images"),
+    ],
+)
+def test_a_mistake_in_the_data_is_one_sentence(
+    command: Command,
+    mvtec_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    what: str,
+    sentence: str,
+) -> None:
+    _spoil(mvtec_root, what)
+    assert main(command("test")) == 2
+    err = capsys.readouterr().err
+    assert sentence in err.strip().splitlines()[-1]
+    assert "Traceback" not in err
+    assert not list((tmp_path / "runs").glob("*/1"))
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (
+            "model: {class_path: SDP, init_args: {sigmma: 3}}",
+            "model.sigmma: SDP has no such option",
+        ),
+        ("model: {class_path: SDP, init_args: {sigma: wide}}", "model.sigma: expected float"),
+        ("model: {class_path: SPD}", "model: there is no class SPD: did you mean SDP?"),
+        ("modle: {class_path: SDP}", "modle.class_path: there is no such option"),
+        ("trainer: {max_epoch: 3}", "trainer.max_epoch: there is no such option: did you mean"),
+        ("model: [", "--config: a file is not a configuration in YAML"),
+        ("just words", "--config: a file is not a configuration in YAML"),
+    ],
+)
+def test_a_mistake_in_a_configuration_is_one_sentence(
+    command: Command,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    content: str,
+    sentence: str,
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(content)
+    verb, first, *words = command("test")
+    assert main([verb, first, "--config", str(file), *words]) == 2
+    err = capsys.readouterr().err
+    assert err.strip().splitlines()[-1].startswith(f"anomaly_clip: {sentence}")
+    assert "Traceback" not in err
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_breaks_in_the_middle_is_named(
     command: Command,
@@ -403,8 +485,12 @@ def test_every_command_of_the_readme_parses(
 ) -> None:
     monkeypatch.chdir(CONFIGS.parent)
     words = shlex.split(line)[1:]
-    assert main([*words, "--print_config"]) == 0
-    assert "class_path" in capsys.readouterr().out
+    if words[0] == "preview":
+        words += ["--help"]  # it has no configuration to print
+    else:
+        words += ["--print_config"]
+    assert main(words) == 0
+    assert "--count" in capsys.readouterr().out or "preview" not in words
 
 
 def test_an_interrupted_run_ends_with_130_and_leaves_nothing(
