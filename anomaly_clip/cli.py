@@ -35,6 +35,13 @@ def main(args: Sequence[str] | None = None) -> int:
         0: done. 2: a mistake of the user's, said in one line. 130: interrupted.
     """
     words = list(sys.argv[1:] if args is None else args)
+    try:
+        return _answer(words)
+    except KeyboardInterrupt:  # which may come while libraries are imported, too
+        return _complain("interrupted", INTERRUPTED)
+
+
+def _answer(words: list[str]) -> int:
     with_traceback = "--traceback" in words
     words = [word for word in words if word != "--traceback"]
     if not words or words[0] in ("-h", "--help"):
@@ -60,8 +67,6 @@ def main(args: Sequence[str] | None = None) -> int:
         if isinstance(error.__context__, KeyboardInterrupt):
             return _complain("interrupted", INTERRUPTED)
         return error.code if isinstance(error.code, int) else int(error.code is not None)
-    except KeyboardInterrupt:
-        return _complain("interrupted", INTERRUPTED)
 
 
 def _run(words: list[str]) -> int:

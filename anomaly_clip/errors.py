@@ -29,7 +29,13 @@ def translated(options: Callable[[], Iterable[str]] = list) -> Iterator[None]:
     """
     try:
         yield
-    except (ArgumentError, ValueError, OSError, MisconfigurationException) as error:
+    except (
+        ArgumentError,
+        ValueError,
+        OSError,
+        MisconfigurationException,
+        ModuleNotFoundError,  # an optional package that an option asks for
+    ) as error:
         raise UserError(sentence(error, options())) from error
 
 

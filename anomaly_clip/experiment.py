@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -118,8 +118,8 @@ class ExperimentCLI(LightningCLI):
     """Lightning's command line for the methods and data sets of this project."""
 
     def __init__(self, args: Sequence[str]) -> None:
-        options = [word for word in args if word.startswith("-")]
-        self._num_overrides = sum(not w.startswith(("-c", "--config")) for w in options)
+        options = [word for word in args if word.startswith("--")]
+        self._num_overrides = sum(not word.startswith("--config") for word in options)
         super().__init__(
             model_class=LightningModule,
             datamodule_class=AnomalyData,
@@ -157,6 +157,7 @@ class ExperimentCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer, its writer knowing the complete configuration."""
         verb = str(self.subcommand)
+        self._check_verb(verb)
         config = self.config[verb]
         files = [str(file) for file in config.get("config") or []]
         writer: RunWriter = self._get(self.config_init, "output")
@@ -164,10 +165,16 @@ class ExperimentCLI(LightningCLI):
             writer.name = config["output"]["name"] = Path(files[0]).stem
         writer.config = self._parser(verb).dump(config, skip_none=False)
         writer.sources = f"{', '.join(files) or 'no file'} + {self._num_overrides} overrides"
-        writer.seed = config["seed_everything"]
+        seed = config["seed_everything"]
+        writer.seed = None if seed is False else seed
         if config["trainer"]["logger"] is None:
             kwargs["logger"] = RunLogger(writer) if verb != "predict" else False
-        callbacks = self._get(self.config_init, "trainer")["callbacks"] or []
+        callbacks = list(self._get(self.config_init, "trainer")["callbacks"] or [])
+        wanted = config["trainer"]["enable_progress_bar"] is not False
+        if wanted and not any(isinstance(callback, ProgressBar) for callback in callbacks):
+            # Standard output is for the table.
+            callbacks.append(RichProgressBar(console_kwargs={"stderr": True}))
+        kwargs["callbacks"] = callbacks
         if verb != "fit":  # nothing is saved, and a fit's own setting must not stand in the way
             warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need.*")
             kwargs["enable_checkpointing"] = False
@@ -177,24 +184,6 @@ class ExperimentCLI(LightningCLI):
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(writer.folder / "checkpoints")
         return trainer
-
-    def before_fit(self) -> None:
-        """Refuse to fit what has nothing to fit.
-
-        Raises:
-            UserError: If the method is zero-shot.
-        """
-        if isinstance(self.model, AnomalyMethod) and not self.model.can_be_fitted:
-            name = type(self.model).__name__
-            raise UserError(f"{name} is zero-shot, there is nothing to fit: use test or predict")
-
-    def before_test(self) -> None:
-        """See :meth:`_check_checkpoint`."""
-        self._check_checkpoint()
-
-    def before_predict(self) -> None:
-        """See :meth:`_check_checkpoint`."""
-        self._check_checkpoint()
 
     def _parse_ckpt_path(self) -> None:
         """Compare the model asked for with the checkpoint's; Lightning would let the latter win.
@@ -219,32 +208,47 @@ class ExperimentCLI(LightningCLI):
                     f"out, or fit again"
                 )
 
-    def _check_checkpoint(self) -> None:
-        """Refuse a missing checkpoint, and one for a method that has none.
+    def _check_verb(self, verb: str) -> None:
+        """Refuse what method, data and checkpoint cannot do, before anything is written.
 
         Raises:
-            UserError: What is wrong with ``--ckpt_path``.
+            UserError: What, and the way out.
         """
-        path = self._get(self.config, "ckpt_path")
+        if verb == "validate" and not is_overridden("val_dataloader", self.datamodule):
+            raise UserError(f"{type(self.datamodule).__name__} has no validation split: use test")
         if not isinstance(self.model, AnomalyMethod):
             return
-        name = type(self.model).__name__
-        if path is None and self.model.must_be_fitted:
+        name, path = type(self.model).__name__, self._get(self.config, "ckpt_path")
+        if verb == "fit":
+            if not self.model.can_be_fitted:
+                raise UserError(
+                    f"{name} is zero-shot, there is nothing to fit: use test or predict"
+                )
+        elif path is None and self.model.must_be_fitted:
             raise UserError(f"{name} must be fitted first: give --ckpt_path FILE of a fit")
-        if path is not None and not self.model.can_be_fitted:
+        elif path is not None and not self.model.can_be_fitted:
             raise UserError(f"{name} is zero-shot and has no checkpoints: leave out --ckpt_path")
         if path is not None and not Path(path).is_file():
             raise UserError(f"--ckpt_path {path}: there is no such file")
 
-    def before_validate(self) -> None:
-        """Refuse to validate without a validation split.
+    def after_test(self) -> None:
+        """See :meth:`_check_scored`."""
+        self._check_scored()
+
+    def after_predict(self) -> None:
+        """See :meth:`_check_scored`."""
+        self._check_scored()
+
+    def _check_scored(self) -> None:
+        """Refuse to end well without a single image.
 
         Raises:
-            UserError: If the data module has none.
+            UserError: If limits of the trainer left none.
         """
-        if not is_overridden("val_dataloader", self.datamodule):
-            name = type(self.datamodule).__name__
-            raise UserError(f"{name} has no validation split: use test")
+        writer: RunWriter = self._get(self.config_init, "output")
+        if isinstance(self.model, AnomalyMethod) and not writer.num_scored:
+            writer.abandon()
+            raise UserError("no image was scored: do trainer.limit_..._batches leave any?")
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:

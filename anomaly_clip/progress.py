@@ -15,8 +15,9 @@ Item = TypeVar("Item")
 
 
 def track(items: Iterable[Item], title: str) -> Iterator[Item]:
-    """Yield the items behind a progress bar on standard error, on the first process only."""
+    """Yield the items behind a progress bar on a terminal, on the first process only."""
     items = items if isinstance(items, Sequence) else list(items)
-    quiet = getattr(rank_zero_only, "rank", 0) != 0 or len(items) < 2
     console = Console(stderr=True)
-    yield from rich_track(items, title, console=console, transient=True, disable=quiet)
+    first = getattr(rank_zero_only, "rank", 0) == 0
+    shown = first and console.is_terminal
+    yield from rich_track(items, title, console=console, transient=True, disable=not shown)

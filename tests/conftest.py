@@ -61,7 +61,10 @@ class Golden:
 @pytest.fixture(scope="session")
 def golden() -> Callable[[str], Golden]:
     """Return a function from a folder's name to its arrays; skips where the folder is missing."""
-    root = Path(os.environ.get("ANOMALY_CLIP_GOLDEN", TESTS / "golden"))
+    chosen = os.environ.get("ANOMALY_CLIP_GOLDEN")
+    root = Path(chosen or TESTS / "golden")
+    if chosen and not root.is_dir():
+        pytest.fail(f"ANOMALY_CLIP_GOLDEN {root}: there is no such folder")
 
     def load(name: str) -> Golden:
         if not (root / name).is_dir():

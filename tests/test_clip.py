@@ -52,7 +52,23 @@ def test_mean_and_std_are_arguments(tiny_clip_config: str) -> None:
 def test_text_agrees_with_open_clip_at_full_length(tiny_clip: CLIPBackbone) -> None:
     expected = tiny_clip.model.encode_text(tiny_clip.tokenize(SENTENCES))
     assert_close(tiny_clip.encode_text(SENTENCES), expected, atol=1e-6, rtol=1e-5)
-    assert_close(tiny_clip.encode_text(SENTENCES, batch_size=1), expected, atol=1e-6, rtol=1e-5)
+    alone = torch.cat([tiny_clip.encode_text([sentence]) for sentence in SENTENCES])
+    assert_close(alone, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_positions_behind_the_longest_sentence_are_left_out(
+    tiny_clip: CLIPBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = []
+    forward = tiny_clip.model.transformer.forward
+
+    def spy(tokens: torch.Tensor, **options: object) -> torch.Tensor:
+        lengths.append(tokens.shape[1])
+        return forward(tokens, **options)
+
+    monkeypatch.setattr(tiny_clip.model.transformer, "forward", spy)
+    tiny_clip.encode_text(["a nut.", "a"])
+    assert lengths == [5]  # start, a, nut, full stop, end
 
 
 def test_frozen_and_in_evaluation_mode_whatever_its_owner_does(tiny_clip: CLIPBackbone) -> None:

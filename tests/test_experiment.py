@@ -77,6 +77,8 @@ def test_test_leaves_a_complete_run(
     scores = read_csv(run / "scores.csv")
     assert len(scores) == 8
     assert list(scores[0]) == ["path", "category", "label", "image_score", "r0", "r1", "weights"]
+    assert metrics["run"]["protocol"]["complete"] is True
+    assert metrics["run"]["protocol"]["pro_steps"] == 200
     out = capsys.readouterr()
     assert "metal_nut" in out.out
     assert f"{100 * metrics['mean']['image_auroc']:.1f}" in out.out
@@ -122,8 +124,68 @@ def test_maps_are_drawn_on_one_scale_a_category(command: Command, tmp_path: Path
         heat = np.asarray(Image.open(path))[-240:, 244:484].astype(int).sum(axis=2)
         brightest.setdefault(path.parts[-3], []).append(heat.max())
     for levels in brightest.values():
-        assert len(set(levels)) > 1  # only one of four pictures reaches the end of the scale
+        assert max(levels) > 650  # one picture of each category reaches the end of its scale
+        assert len(set(levels)) > 1  # the others do not
     assert not (run / ".scratch").exists()
+    for defect, white in (("good", 0.0), ("scratch", 12 * 20 / (40 * 48))):
+        with Image.open(run / "maps" / "bottle" / defect / "000.png") as sheet:
+            mask = np.asarray(sheet)[-240:, 488:]
+        assert (mask > 127).mean() == pytest.approx(white, abs=0.02)
+
+
+def test_figures_are_written_before_pictures_are_drawn(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("anomaly_clip.report.writer.draw_panels", interrupt)
+    assert main(command("test", "--output.maps=true")) == 130
+    run = tmp_path / "runs" / "sdp" / "1"
+    assert json.loads((run / "metrics.json").read_text())["mean"]["image_auroc"] is not None
+    assert not (run / ".scratch").exists()
+
+
+def test_a_part_of_a_set_is_called_so(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limits = ["--data.batch_size=2", "--trainer.limit_test_batches=3"]
+    assert main(command("test", *limits)) == 0
+    assert "PARTIAL: 6 of 8 images" in capsys.readouterr().out
+    run = tmp_path / "runs" / "sdp" / "1"
+    protocol = json.loads((run / "metrics.json").read_text())["run"]["protocol"]
+    assert protocol["complete"] is False
+    assert protocol["images"] == {"bottle": 4, "metal_nut": 2}
+    limits = ["--data.batch_size=2", "--trainer.limit_predict_batches=1"]
+    assert main(command("predict", *limits)) == 0
+    assert "2 images scored" in capsys.readouterr().err
+    for verb in ("test", "predict"):
+        assert main(command(verb, f"--trainer.limit_{verb}_batches=0", "--output.name=none")) == 2
+        assert "no image was scored" in capsys.readouterr().err
+    assert not list((tmp_path / "runs" / "none").glob("*"))
+
+
+def test_brackets_are_no_markup(
+    command: Command, mvtec_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (mvtec_root / "bottle").rename(mvtec_root / "[red]x[b]")
+    assert main(command("test", "--output.name=[/x]")) == 0
+    out = capsys.readouterr()
+    assert "[red]x[b]" in out.out
+    assert "[/x]" in out.err
+
+
+def test_the_published_settings_of_sdp() -> None:
+    config = yaml.safe_load((CONFIGS / "sdp.yaml").read_text())
+    assert config["model"]["init_args"] == {
+        "backbone": {"name": "ViT-B-16-plus-240", "pretrained": "laion400m_e31"},
+        "rvs": {"method": "dbscan"},
+        "stages": [3, 6, 9, 12],
+        "stage_tokens": "official",
+        "sigma": 8.0,
+        "evaluator": {"pro_steps": 200},
+    }
+    assert config["data"]["init_args"]["batch_size"] == 16
 
 
 def test_the_same_seed_gives_the_same_numbers(command: Command, tmp_path: Path) -> None:
@@ -221,6 +283,10 @@ def test_one_process_too_many(command: Command, mvtec_root: Path, tmp_path: Path
         (["--ckpt_path=x.ckpt"], "SDP is zero-shot and has no checkpoints"),
         (["spare"], "spare: unexpected word"),
         (["--model.prompts.templates=[]"], "prompts.templates is empty"),
+        (["--model.sigma=-1"], "model.sigma must be 0 or more"),
+        (["--model.evaluator.pro_steps=1"], "pro_steps must be null or 2 and more"),
+        (["--model.evaluator.fpr_limit=2"], "fpr_limit must be in (0, 1]"),
+        (["--trainer.precision=transformer-engine"], ""),
         (["--output.root=/dev/null"], "output.root /dev/null: cannot make a run folder"),
     ],
 )
@@ -364,6 +430,7 @@ def toy(tiny_clip_config: str, mvtec_root: Path, tmp_path: Path) -> Command:
 def checkpoint(toy: Command, tmp_path: Path) -> Path:
     assert main(toy("fit")) == 0
     (path,) = (tmp_path / "runs" / "toy" / "1" / "checkpoints").glob("*.ckpt")
+    assert (tmp_path / "runs" / "toy" / "1" / "config-fit.yaml").is_file()
     return path
 
 
@@ -437,9 +504,12 @@ def test_the_start_line_says_what_runs(
         assert part in line
 
 
-def test_verbs_that_sdp_does_not_have(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verbs_that_sdp_does_not_have(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(command("fit")) == 2
     assert "SDP is zero-shot, there is nothing to fit" in capsys.readouterr().err
+    assert not list((tmp_path / "runs").glob("*/1"))
     assert main(command("validate")) == 2
     assert "MVTecAD has no validation split" in capsys.readouterr().err
 

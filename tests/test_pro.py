@@ -122,6 +122,13 @@ def test_refuses_options(options: dict, sentence: str) -> None:
         pro(torch.rand(1, 2, 2), torch.ones(1, 2, 2, dtype=torch.bool), **options)
 
 
+def test_half_precision_maps_are_taken() -> None:
+    maps, masks = random_case(0, 50)
+    for kind in (torch.float16, torch.bfloat16):
+        half = torch.from_numpy(maps).to(kind)
+        assert pro(half, torch.from_numpy(masks)) == pro(half.float(), torch.from_numpy(masks))
+
+
 def test_refuses_masks_without_images() -> None:
     with pytest.raises(ValueError, match="expected masks"):
         pro(torch.rand(2, 2), torch.ones(2, 2, dtype=torch.bool))

@@ -105,6 +105,11 @@ def clusters(*sizes: int) -> torch.Tensor:
     return torch.nn.functional.normalize(rows, dim=-1)
 
 
+def test_other_braces_are_words() -> None:
+    words = PromptEnsemble(["{}"], ["bad {}"], ["a {x} {}."])
+    assert words.sentences("nut {1}") == (["a {x} nut {1}."], ["a {x} bad nut {1}."])
+
+
 def test_dbscan_takes_the_largest_cluster() -> None:
     rows = clusters(16, 40, 20, 3)
     expected = torch.nn.functional.normalize(rows[16:56].mean(0), dim=-1).float()

@@ -249,6 +249,22 @@ def test_the_data_sets_name_reaches_the_words(tiny_clip: CLIPBackbone, mvtec_roo
     assert_close(by_name, sdp.text("bottle"))
 
 
+def test_words_follow_the_data_set_that_is_in_use(
+    tiny_clip: CLIPBackbone, mvtec_root: Path
+) -> None:
+    """Features of another data set's settings must not be taken for those of this one."""
+
+    class VisAlike(MVTecAD):
+        dataset_name = "VisA"
+
+    sdp = tiny(tiny_clip, rvs=RVSSettings("dbscan"), prompts=PromptEnsemble())
+    elsewhere = sdp.text("bottle")
+    quiet_trainer().test(sdp, VisAlike(str(mvtec_root), num_workers=0), verbose=False)
+    on_visa = tiny(tiny_clip, rvs=RVSSettings("dbscan", 1.5, 25), prompts=PromptEnsemble())
+    assert_close(sdp.text("bottle"), on_visa.text("bottle"))
+    assert not torch.allclose(elsewhere, on_visa.text("bottle"), atol=1e-3)
+
+
 def test_no_parameter_is_trainable(tiny_clip: CLIPBackbone) -> None:
     assert not any(p.requires_grad for p in tiny(tiny_clip).parameters())
 

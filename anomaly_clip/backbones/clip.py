@@ -211,16 +211,15 @@ class CLIPBackbone(nn.Module):
         """Return token ids int64 ``(M, context length)``, padded with zeros."""
         return self._tokenize(list(sentences))
 
-    def encode_text(self, sentences: Sequence[str], batch_size: int = 256) -> Tensor:
-        """Embed sentences ``(M, D)`` in float32, not normalised.
+    def encode_text(self, sentences: Sequence[str]) -> Tensor:
+        """Embed sentences ``(M, D)`` in float32, not normalised; all at once.
 
-        Positions behind the longest sentence of a batch are left out: under the causal mask no
-        token sees what follows it, so the result is the same, several times cheaper.
+        Positions behind the longest sentence are left out: under the causal mask no token sees what
+        follows it, so the result is the same, several times cheaper.
         """
         ids = self.tokenize(sentences).to(self.mean.device)
         with self.out_of_autocast():
-            parts = [self._encode_tokens(part) for part in ids.split(batch_size)]
-        return torch.cat(parts).float()
+            return self._encode_tokens(ids).float()
 
     def _encode_tokens(self, ids: Tensor) -> Tensor:
         model = self.model

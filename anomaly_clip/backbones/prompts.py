@@ -22,6 +22,7 @@ from torch import Tensor
 
 from anomaly_clip.backbones.clip import CLIPBackbone, unit
 from anomaly_clip.files import atomic_path, cache_folder
+from anomaly_clip.progress import track
 
 __all__ = ["PromptEnsemble", "RVSSettings", "representative_vector", "text_features"]
 
@@ -110,7 +111,8 @@ class PromptEnsemble:
         """
 
         def fill(states: list[str]) -> list[str]:
-            return [t.format(state.format(name)) for state in states for t in self.templates]
+            inner = [state.replace("{}", name) for state in states]
+            return [t.replace("{}", words) for words in inner for t in self.templates]
 
         return fill(self.states_normal), fill(self.states_abnormal)
 
@@ -201,9 +203,10 @@ def text_features(
             return load_file(file)["text_features"].to(backbone.mean.device)
         except (OSError, KeyError, SafetensorError):
             pass  # not there yet, or unreadable: made again below
+    embeddings = embed_sentences(backbone, [*normal, *abnormal], f"encoding the words for {name}")
     columns = [
-        representative_vector(embed_sentences(backbone, s), rvs.method, rvs.eps, rvs.min_samples)
-        for s in (normal, abnormal)
+        representative_vector(rows, rvs.method, rvs.eps, rvs.min_samples)
+        for rows in embeddings.split([len(normal), len(abnormal)])
     ]
     features = torch.stack(columns, dim=1)
     if file is not None:
@@ -215,10 +218,13 @@ def text_features(
     return features
 
 
-def embed_sentences(backbone: CLIPBackbone, sentences: Sequence[str]) -> Tensor:
-    """Return the unit embeddings ``(M, D)`` of sentences."""
+def embed_sentences(
+    backbone: CLIPBackbone, sentences: Sequence[str], title: str = "encoding sentences"
+) -> Tensor:
+    """Return the unit embeddings ``(M, D)`` of sentences, behind a progress bar."""
+    batches = [sentences[start : start + 64] for start in range(0, len(sentences), 64)]
     with torch.no_grad():
-        return unit(backbone.encode_text(sentences))
+        return unit(torch.cat([backbone.encode_text(batch) for batch in track(batches, title)]))
 
 
 def _largest_cluster(

@@ -1,8 +1,9 @@
 """Where weights come from: an open_clip tag, a local file, or the word ``random``.
 
-Weights decide every figure, so nothing here guesses: a tag that cannot be had, a file that does not
-fit and an activation that the weights were not trained with are errors of one sentence, and random
-weights are used only when they are asked for by name.
+Weights decide every figure, so nothing here guesses: a tag that cannot be had or was trained with
+another activation, and a file that does not fit, are errors of one sentence; random weights are
+used only when they are asked for by name. A bare file carries neither its activation nor its pixel
+normalisation: the former is the model name's (``-quickgelu`` for OpenAI's), the latter CLIP's own.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ def frozen_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     if not precision.endswith("-mixed"):
         return None
     if device.type == "cpu":
-        if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
             return torch.bfloat16
         warnings.warn(
             f"precision {precision}: this CPU has no bf16 instructions, the frozen backbone stays "

@@ -88,8 +88,9 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """Decode a picture of any common kind to RGB ``(H, W, 3)``, uint8, the right way up.
 
     Grey, palette and CMYK pictures are converted, transparency is dropped, EXIF orientation is
-    applied. 16-bit values are divided by 257, so that white stays white (our choice: the range is
-    the format's, never the picture's own, so that brightness means the same in every picture).
+    applied. 16-bit grey is divided by 257, so that white stays white; of 16-bit colour PIL takes
+    the high byte (our choice: the range is the format's, never the picture's own, so that
+    brightness means the same in every picture).
 
     Raises:
         FileNotFoundError: If there is no such file.

@@ -20,7 +20,6 @@ from anomaly_clip.backbones.surgery import StageTokens, check_stages, encode_dua
 from anomaly_clip.maps import gaussian_blur, image_score, patches_to_map
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.metrics.evaluator import EvaluatorSettings
-from anomaly_clip.progress import track
 from anomaly_clip.records import Scores
 
 __all__ = ["SDP", "feature_surgery", "text_score"]
@@ -37,7 +36,8 @@ class SDP(AnomalyMethod):
         paths: surgery: value-value attention (the method). original: the direct map of CLIP's own
             patch tokens (the paper's Figure 1).
         stage_tokens: official: as in the published code, where the tokens of a stage include the
-            attention output of the block that follows. clean: as the block left them.
+            attention output of the block that follows. clean: as the block left them, which
+            paths: original always takes.
         feature_surgery: Weigh the words by what the image as a whole says, take their difference;
             false: the plain cosine with the words for abnormal (our choice for the ablation).
         sigma: Gaussian blur of the map, in pixels.
@@ -69,21 +69,23 @@ class SDP(AnomalyMethod):
         self.stage_tokens = stage_tokens
         self.feature_surgery = feature_surgery
         self.sigma = sigma
-        self._text: dict[str, Tensor] = {}
+        if not sigma >= 0:
+            raise ValueError(f"model.sigma must be 0 or more, got {sigma}")
+        self._text: dict[tuple[str, RVSSettings], Tensor] = {}
 
     def prepare(self, categories: list[str]) -> None:
         """Encode the words of all categories."""
-        missing = [name for name in categories if name not in self._text]
-        for name in track(missing, "encoding the words of the categories"):
+        for name in categories:
             self.text(name)
 
     def text(self, category: str) -> Tensor:
         """Return the text features ``(D, 2)`` of a category, encoded once: normal, abnormal."""
-        if category not in self._text:
-            self._text[category] = text_features(
+        key = category, self.rvs.resolve(self.dataset_name)  # settings follow the data set
+        if key not in self._text:
+            self._text[key] = text_features(
                 self.backbone, category, self.prompts, self.rvs, self.dataset_name
             )
-        return self._text[category].to(self.device)
+        return self._text[key].to(self.device)
 
     def score(self, images: Tensor, categories: list[str]) -> Scores:
         """Score images ``(B, 3, H, W)`` of the given categories; see :meth:`score_with_text`."""

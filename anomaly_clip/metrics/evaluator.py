@@ -18,7 +18,7 @@ from anomaly_clip.metrics.image import (
     f1_max_from_counts,
     threshold_counts,
 )
-from anomaly_clip.metrics.pro import pro
+from anomaly_clip.metrics.pro import check_pro_options, pro
 from anomaly_clip.records import Batch, Scores
 
 __all__ = ["FIGURES", "Evaluator", "EvaluatorSettings", "Figures", "Results"]
@@ -53,6 +53,9 @@ class EvaluatorSettings:
 
     pro_steps: int | None = None
     fpr_limit: float = 0.3
+
+    def __post_init__(self) -> None:
+        check_pro_options(self.fpr_limit, self.pro_steps)
 
 
 class Results(TypedDict):

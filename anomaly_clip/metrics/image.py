@@ -78,7 +78,7 @@ def auroc_from_counts(true_positives: Tensor, false_positives: Tensor) -> float:
     """See :func:`auroc`; the counts are those of :func:`threshold_counts`."""
     if not _both_classes(true_positives, false_positives):
         return math.nan
-    # Twice the area in whole numbers: int64 holds it exactly up to 3e9 pairs squared.
+    # Twice the area, in whole numbers: exact as long as 2 P N stays below 9.2e18.
     tp, fp = true_positives, false_positives
     below = torch.cat([tp.new_zeros(1), tp[:-1]])
     steps = fp.diff(prepend=fp.new_zeros(1))

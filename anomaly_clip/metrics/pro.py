@@ -50,16 +50,15 @@ def pro(
     maps, masks = torch.as_tensor(maps), torch.as_tensor(masks)
     if masks.ndim != 3:
         raise ValueError(f"pro: expected masks (B, h, w), got {tuple(masks.shape)}")
-    if not 0 < fpr_limit <= 1:
-        raise ValueError(f"pro: fpr_limit must be in (0, 1], got {fpr_limit}")
-    if pro_steps is not None and pro_steps < 2:
-        raise ValueError(f"pro: pro_steps must be 2 or more, got {pro_steps}")
+    check_pro_options(fpr_limit, pro_steps)
     flat, target = check_scores(maps, masks)
     weights = np.concatenate(
         [np.zeros(0), *(region_weights(mask)[mask] for mask in masks.cpu().numpy())]
     )
     num_regions = round(weights.sum())
-    scores, is_defect = flat.cpu().numpy(), target.cpu().numpy()
+    # numpy has no bfloat16; widening keeps every value.
+    wide = flat if flat.dtype in (torch.float32, torch.float64) else flat.float()
+    scores, is_defect = wide.cpu().numpy(), target.cpu().numpy()
     normal, defect = scores[~is_defect], scores[is_defect]
     if not num_regions or not len(normal):
         return math.nan
@@ -67,6 +66,18 @@ def pro(
     if pro_steps is None:
         return _exact(normal, defect, weights, fpr_limit)
     return _stepwise(normal, defect, weights, fpr_limit, pro_steps)
+
+
+def check_pro_options(fpr_limit: float, pro_steps: int | None) -> None:
+    """Check the options of :func:`pro`.
+
+    Raises:
+        ValueError: If one is out of its range.
+    """
+    if not 0 < fpr_limit <= 1:
+        raise ValueError(f"fpr_limit must be in (0, 1], got {fpr_limit}")
+    if pro_steps is not None and pro_steps < 2:
+        raise ValueError(f"pro_steps must be null or 2 and more, got {pro_steps}")
 
 
 def region_weights(mask: NDArray[np.bool_]) -> NDArray[np.float64]:

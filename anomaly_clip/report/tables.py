@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from anomaly_clip.metrics.evaluator import FIGURES, Figures, Results
 
@@ -38,7 +39,7 @@ def figures_table(
     table = Table(
         box=box.SIMPLE_HEAD,
         padding=0,  # ten columns fit into 80 characters; the box sets them apart
-        title=f"{title}\n{RANDOM_WARNING}" if random_weights else title,
+        title=Text(f"{title}\n{RANDOM_WARNING}" if random_weights else title),
         caption=RANDOM_WARNING if random_weights else None,
         title_style="bold red" if random_weights else "bold",
         caption_style="bold red",
@@ -48,7 +49,7 @@ def figures_table(
         table.add_column(heading, justify="right", no_wrap=True)
     for category, figures in results["categories"].items():
         images, anomalous = counts[category]
-        table.add_row(category, str(images), str(anomalous), *_percent(figures))
+        table.add_row(Text(category), str(images), str(anomalous), *_percent(figures))
     table.add_section()
     images, anomalous = (sum(column) for column in zip(*counts.values(), strict=True))
     table.add_row("mean", str(images), str(anomalous), *_percent(results["mean"]), style="bold")

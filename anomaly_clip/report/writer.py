@@ -33,6 +33,12 @@ from anomaly_clip.runs import create_run_folder, versions, write_csv, write_json
 __all__ = ["RunWriter"]
 
 
+Rows = dict[int, dict[str, Any]]
+"""What is known of an image, by its index."""
+Ranges = dict[str, list[float]]
+"""The lowest and the highest value of a category's maps."""
+
+
 class RunWriter(Callback):
     """Make the run's folder and fill it; a run that fails before any result leaves none behind.
 
@@ -63,8 +69,8 @@ class RunWriter(Callback):
         """Where the configuration comes from, for the start line."""
         self.seed: int | None = None
         self._folder: Path | None = None
-        self._rows: dict[int, dict[str, Any]] = {}
-        self._ranges: dict[str, list[float]] = {}
+        self._rows: Rows = {}
+        self._ranges: Ranges = {}
 
     @property
     def folder(self) -> Path:
@@ -84,10 +90,9 @@ class RunWriter(Callback):
             return
         with atomic_path(self.folder / f"config-{stage}.yaml") as temporary:
             temporary.write_text(self.config, encoding="utf-8")
-        console = Console(stderr=True, highlight=False, soft_wrap=True)
-        console.print(self._start_line(pl_module, trainer, stage))
+        _say(self._start_line(pl_module, trainer, stage))
         if _is_random(pl_module):
-            console.print(RANDOM_WARNING, style="bold red")
+            _say(RANDOM_WARNING, style="bold red")
 
     def on_test_batch_end(
         self,
@@ -122,28 +127,40 @@ class RunWriter(Callback):
         final = dict(zip(images.index.tolist(), images.score.tolist(), strict=True))
         for index, row in self._rows.items():
             row["image_score"] = final[index]
-        self._finish(trainer, pl_module)
-        if not trainer.is_global_zero:
-            return
-        counts = {
-            name: (images.category.count(name), _count_anomalous(images, name))
-            for name in pl_module.results["categories"]
-        }
-        self._write_figures(trainer, pl_module, pl_module.results, counts)
+        rows, ranges = self._merge(trainer)
+        if trainer.is_global_zero:  # before the pictures, which take longest and can be interrupted
+            self._write_scores(pl_module, rows)
+            self._write_figures(trainer, pl_module, pl_module.results, rows)
+        self._write_maps(trainer, pl_module, ranges, draw=bool(self.maps))
+        if trainer.is_global_zero:
+            _say(f"results: {self.folder}")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write scores and pictures."""
         if not isinstance(pl_module, AnomalyMethod):
             return
-        self._finish(trainer, pl_module)
+        rows, ranges = self._merge(trainer)
         if trainer.is_global_zero:
-            _say(f"{len(list(self._samples(trainer)))} images scored: {self.folder}")
+            self._write_scores(pl_module, rows)
+        self._write_maps(trainer, pl_module, ranges, draw=self.maps is not False)
+        if trainer.is_global_zero:
+            _say(f"{len(rows)} images scored: {self.folder}")
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Remove what was kept for later, and the folder if no result is in it."""
-        if self._folder is None or not trainer.is_global_zero:
+        if trainer.is_global_zero:
+            self.abandon()
+
+    @property
+    def num_scored(self) -> int:
+        """How many images this process has scored."""
+        return len(self._rows)
+
+    def abandon(self) -> None:
+        """Remove what was kept for later, and the folder if no result is in it."""
+        if self._folder is None:
             return
         shutil.rmtree(self._scratch, ignore_errors=True)
         results = {p.name for p in self.folder.iterdir()} - {"logs"}
@@ -180,39 +197,16 @@ class RunWriter(Callback):
             known = self._ranges.setdefault(batch["category"][i], [low, high])
             known[:] = [min(known[0], low), max(known[1], high)]
             with atomic_path(self._scratch / f"{index}.npy") as temporary:
-                np.save(temporary, maps[i].astype(np.float16))
+                np.save(temporary, maps[i])
 
-    def _finish(self, trainer: Trainer, method: AnomalyMethod) -> None:
-        """Merge what all processes kept; each draws its own pictures on the common scales."""
-        rank = trainer.global_rank
-        write_json(
-            self._scratch / f"rank-{rank}.json", {"rows": self._rows, "ranges": self._ranges}
-        )
+    def _merge(self, trainer: Trainer) -> tuple[Rows, Ranges]:
+        """Return what all processes kept, the images in the order of the listing."""
+        own = self._scratch / f"rank-{trainer.global_rank}.json"
+        write_json(own, {"rows": self._rows, "ranges": self._ranges})
         trainer.strategy.barrier("scores are written")
-        rows, ranges = self._merged(trainer.world_size)
-        if trainer.is_global_zero:
-            weights = "random" if method.weights["random"] else method.weights["pretrained"]
-            header = [*next(iter(rows.values())), "weights"] if rows else ["path"]
-            write_csv(
-                self.folder / "scores.csv", header, ([*r.values(), weights] for r in rows.values())
-            )
-        kept = [index for index in self._rows if (self._scratch / f"{index}.npy").is_file()]
-        if kept and (self.maps or (self.maps is None and trainer.predicting)):
-            self._draw(trainer, method, ranges, kept)
-        if self.raw_maps:
-            names = picture_names(self._samples(trainer))
-            for index in kept:
-                target = self.folder / "raw_maps" / f"{names[index]}.npy"
-                target.parent.mkdir(parents=True, exist_ok=True)
-                (self._scratch / f"{index}.npy").replace(target)
-        trainer.strategy.barrier("pictures are drawn")
-        if trainer.is_global_zero:
-            shutil.rmtree(self._scratch, ignore_errors=True)
-
-    def _merged(self, world_size: int) -> tuple[dict[int, dict[str, Any]], dict[str, list[float]]]:
-        rows: dict[int, dict[str, Any]] = {}
-        ranges: dict[str, list[float]] = {}
-        for rank in range(world_size):
+        rows: Rows = {}
+        ranges: Ranges = {}
+        for rank in range(trainer.world_size):
             part = json.loads((self._scratch / f"rank-{rank}.json").read_text(encoding="utf-8"))
             rows.update({int(index): row for index, row in part["rows"].items()})
             for category, (low, high) in part["ranges"].items():
@@ -220,11 +214,34 @@ class RunWriter(Callback):
                 known[:] = [min(known[0], low), max(known[1], high)]
         return dict(sorted(rows.items())), ranges
 
+    def _write_scores(self, method: AnomalyMethod, rows: Rows) -> None:
+        header = [*next(iter(rows.values())), "weights"] if rows else ["path"]
+        label = _weights_label(method)
+        table = ([*row.values(), label] for row in rows.values())
+        write_csv(self.folder / "scores.csv", header, table)
+
+    def _write_maps(
+        self, trainer: Trainer, method: AnomalyMethod, ranges: Ranges, draw: bool
+    ) -> None:
+        """Draw and keep the maps of this process, on the scales of all; then clear up."""
+        kept = [index for index in self._rows if (self._scratch / f"{index}.npy").is_file()]
+        if kept and draw:
+            self._draw(trainer, method, ranges, kept)
+        if self.raw_maps:
+            names = picture_names(self._samples(trainer))
+            for index in kept:
+                values = np.load(self._scratch / f"{index}.npy")
+                with atomic_path(self.folder / "raw_maps" / f"{names[index]}.npy") as temporary:
+                    np.save(temporary, values.astype(np.float16))
+        trainer.strategy.barrier("pictures are drawn")
+        if trainer.is_global_zero:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+
     def _draw(
         self,
         trainer: Trainer,
         method: AnomalyMethod,
-        ranges: dict[str, list[float]],
+        ranges: Ranges,
         indices: list[int],
     ) -> None:
         data, samples = _data(trainer), self._samples(trainer)
@@ -232,7 +249,7 @@ class RunWriter(Callback):
         warning = RANDOM_WARNING if _is_random(method) else None
         for index in track(indices, "drawing maps"):
             sample, row = samples[index], self._rows[index]
-            values = torch.from_numpy(np.load(self._scratch / f"{index}.npy")).float()
+            values = torch.from_numpy(np.load(self._scratch / f"{index}.npy"))
             if trainer.predicting:
                 image, mask = read(sample)
                 values = resize_maps(values[None], (image.shape[0], image.shape[1]))[0]
@@ -254,21 +271,27 @@ class RunWriter(Callback):
                 Image.fromarray(sheet).save(temporary)
 
     def _write_figures(
-        self,
-        trainer: Trainer,
-        method: AnomalyMethod,
-        results: Results,
-        counts: dict[str, tuple[int, int]],
+        self, trainer: Trainer, method: AnomalyMethod, results: Results, rows: Rows
     ) -> None:
-        weights = method.weights
-        data = _data(trainer)
+        data, settings = _data(trainer), method.evaluator_settings
+        counts = {
+            name: (len(labels), sum(labels))
+            for name in results["categories"]
+            if (labels := [row["label"] for row in rows.values() if row["category"] == name])
+        }
+        listed = len(data.samples("test"))
         run = {
             "method": type(method).__name__,
-            "weights": weights,
+            "weights": method.weights,
             "protocol": {
                 "data": data.dataset_name,
                 "split": "test",
                 "fitted": method.must_be_fitted,
+                "complete": len(rows) == listed,
+                "image_size": data.image_size,
+                "mask_size": data.mask_size or data.image_size,
+                "pro_steps": settings.pro_steps,
+                "fpr_limit": settings.fpr_limit,
                 "images": {name: images for name, (images, _) in counts.items()},
                 "anomalous": {name: anomalous for name, (_, anomalous) in counts.items()},
             },
@@ -277,16 +300,14 @@ class RunWriter(Callback):
             "versions": versions(),
         }
         write_json(self.folder / "metrics.json", {**results, "run": run})
-        label = "random" if weights["random"] else weights["pretrained"]
-        write_csv(
-            self.folder / "metrics.csv",
-            ["category", *FIGURES, "weights"],
-            ([*row, label] for row in figures_rows(results)),
-        )
-        title = f"{type(method).__name__} on {data.dataset_name}, test"
-        console = Console()
-        console.print(figures_table(results, title, counts, weights["random"]))
-        _say(f"results: {self.folder}")
+        label = _weights_label(method)
+        table = ([*row, label] for row in figures_rows(results))
+        write_csv(self.folder / "metrics.csv", ["category", *FIGURES, "weights"], table)
+        form = "exact" if settings.pro_steps is None else f"in {settings.pro_steps} steps"
+        title = f"{type(method).__name__} on {data.dataset_name}, test; PRO {form}"
+        if len(rows) < listed:
+            title += f"\nPARTIAL: {len(rows)} of {listed} images"
+        Console().print(figures_table(results, title, counts, _is_random(method)))
 
     def _start_line(self, module: LightningModule, trainer: Trainer, stage: str) -> str:
         said = [f"{stage} {type(module).__name__}", self.sources]
@@ -304,7 +325,7 @@ class RunWriter(Callback):
             weights = module.weights
             source = "RANDOM" if weights["random"] else weights["pretrained"]
             said.append(f"{weights['backbone']} weights {source}")
-        said.append(f"seed {self.seed}")
+        said.append("no seed" if self.seed is None else f"seed {self.seed}")
         said.append(f"run {self.folder}")
         return " | ".join(said)
 
@@ -323,9 +344,8 @@ def _is_random(module: LightningModule) -> bool:
     return isinstance(module, AnomalyMethod) and module.weights["random"]
 
 
-def _count_anomalous(images: Any, category: str) -> int:
-    pairs = zip(images.category, images.label.tolist(), strict=True)
-    return sum(label for name, label in pairs if name == category)
+def _weights_label(method: AnomalyMethod) -> str:
+    return "random" if method.weights["random"] else method.weights["pretrained"]
 
 
 def picture_names(samples: list[Sample]) -> list[str]:
@@ -344,5 +364,7 @@ def picture_names(samples: list[Sample]) -> list[str]:
     return [f"{name}-{i}" if seen[name] > 1 else name for i, name in enumerate(names)]
 
 
-def _say(text: str) -> None:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(text)
+def _say(text: str, style: str | None = None) -> None:
+    # No markup: names of files and categories may hold brackets.
+    console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+    console.print(text, style=style)
