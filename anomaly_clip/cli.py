@@ -53,8 +53,8 @@ def _answer(words: list[str]) -> int:
     verb = words[0]
     if verb not in VERBS:
         return _complain(_unknown_verb(verb))
-    if {"-h", "--help"} & set(words):
-        print("loading options ...", file=sys.stderr)
+    if sys.stderr.isatty() or {"-h", "--help"} & set(words):
+        print("loading ...", file=sys.stderr)  # the libraries take some seconds
     from anomaly_clip.errors import UserError
 
     try:
