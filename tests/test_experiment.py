@@ -364,7 +364,7 @@ def test_a_mistake_in_the_data_is_one_sentence(
         ),
         ("model: {class_path: SDP, init_args: {sigma: wide}}", "model.sigma: expected float"),
         ("model: {class_path: SPD}", "model: there is no class SPD: did you mean SDP?"),
-        ("modle: {class_path: SDP}", "modle.class_path: there is no such option"),
+        ("mdl: {class_path: SDP}", "mdl.class_path: there is no such option"),
         ("trainer: {max_epoch: 3}", "trainer.max_epoch: there is no such option: did you mean"),
         ("model: [", "--config: a file is not a configuration in YAML"),
         ("just words", "--config: a file is not a configuration in YAML"),
