@@ -23,7 +23,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import NotRequired
 
-__all__ = ["Batch", "Scores", "Synthetic", "WeightsRecord"]
+__all__ = ["RANDOM", "Batch", "Scores", "Synthetic", "WeightsRecord"]
+
+RANDOM = "random"
+"""The one word that asks for untrained weights."""
 
 
 class Batch(TypedDict):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -77,6 +78,7 @@ def main() -> int:
     met = rates["mixed"] >= TARGET
     report = {
         "benchmark": "demo_data",
+        "command": shlex.join(["python", *sys.argv]),
         "size": SIZE,
         "threads": 1,
         "rounds": ROUNDS,

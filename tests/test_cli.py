@@ -19,6 +19,15 @@ def test_the_front_door_imports_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_options_do_not_wait_for_open_clip() -> None:
+    code = (
+        "import sys, anomaly_clip.experiment;"
+        "print({'open_clip', 'timm', 'wandb'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     assert "anomaly_clip test --config" in capsys.readouterr().out

@@ -11,7 +11,7 @@ from torch import nn
 
 from anomaly_clip.backbones import weights
 from anomaly_clip.backbones.clip import CLIPBackbone
-from anomaly_clip.backbones.weights import fingerprint, frozen_dtype, load_clip
+from anomaly_clip.backbones.weights import fingerprint, load_clip
 
 
 @pytest.fixture
@@ -149,26 +149,3 @@ def test_files_that_do_not_fit(tiny_clip_config: str, tmp_path: Path) -> None:
         load_clip(str(tmp_path / "poor.json"), "random")
     with pytest.raises(ValueError, match="has no tags"):
         load_clip(tiny_clip_config, "laion400m_e31")
-
-
-@pytest.mark.parametrize(
-    ("precision", "device", "expected"),
-    [
-        ("32-true", "cuda", None),
-        ("bf16-true", "cuda", None),
-        ("bf16-mixed", "cuda", torch.bfloat16),
-        ("16-mixed", "cuda", torch.float16),
-    ],
-)
-def test_frozen_dtype(precision: str, device: str, expected: torch.dtype | None) -> None:
-    assert frozen_dtype(precision, torch.device(device)) == expected
-
-
-@pytest.mark.parametrize("supported", [True, False])
-def test_frozen_dtype_on_a_cpu(supported: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
-    if supported:
-        assert frozen_dtype("16-mixed", torch.device("cpu")) == torch.bfloat16
-    else:
-        with pytest.warns(UserWarning, match="stays in float32"):
-            assert frozen_dtype("bf16-mixed", torch.device("cpu")) is None

@@ -7,16 +7,16 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import open_clip
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
-from anomaly_clip.backbones.weights import RANDOM, fingerprint, load_clip
-from anomaly_clip.records import WeightsRecord
+from anomaly_clip.records import RANDOM, WeightsRecord
+
+if TYPE_CHECKING:
+    from open_clip.transformer import VisionTransformer
 
 __all__ = ["CLIPBackbone", "CLIPSettings", "Tokens"]
 
@@ -73,13 +73,17 @@ class CLIPBackbone(nn.Module):
         std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
+        from open_clip import SimpleTokenizer  # see weights.py on why not above
+
+        from anomaly_clip.backbones.weights import load_clip
+
         self.settings = CLIPSettings(name, pretrained, image_size)
         loaded = load_clip(name, pretrained, image_size)
         self.model = loaded.model.requires_grad_(False).eval()
         self.register_buffer("mean", _channel_values(mean or loaded.mean), persistent=False)
         self.register_buffer("std", _channel_values(std or loaded.std), persistent=False)
         self.eval()
-        self._tokenize = open_clip.SimpleTokenizer(context_length=self.model.context_length)
+        self._tokenize = SimpleTokenizer(context_length=self.model.context_length)
 
     @classmethod
     def of(cls, settings: CLIPBackbone | CLIPSettings | Mapping[str, object]) -> CLIPBackbone:
@@ -114,6 +118,8 @@ class CLIPBackbone(nn.Module):
     @cached_property
     def identity(self) -> str:
         """The sha256 over the loaded tensors; the same for the same weights from any source."""
+        from anomaly_clip.backbones.weights import fingerprint
+
         return fingerprint(self.model)
 
     @property

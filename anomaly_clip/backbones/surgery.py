@@ -11,14 +11,16 @@ No tensor is changed in place, so that what a block returned stays what it was.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor
 
 from anomaly_clip.backbones.clip import CLIPBackbone, Tokens
+
+if TYPE_CHECKING:
+    from open_clip.transformer import ResidualAttentionBlock
 
 __all__ = ["BlockOutput", "StageTokens", "dual_path", "encode_dual_path", "stage_ends"]
 

@@ -4,6 +4,9 @@ Weights decide every figure, so nothing here guesses: a tag that cannot be had o
 another activation, and a file that does not fit, are errors of one sentence; random weights are
 used only when they are asked for by name. A bare file carries neither its activation nor its pixel
 normalisation: the former is the model name's (``-quickgelu`` for OpenAI's), the latter CLIP's own.
+
+Importing this module loads open_clip, which takes two seconds; who needs it imports it when it is
+needed, so that ``--help`` does not wait for it.
 """
 
 from __future__ import annotations
@@ -24,10 +27,9 @@ from open_clip.factory import load_checkpoint
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import nn
 
-__all__ = ["RANDOM", "LoadedCLIP", "fingerprint", "frozen_dtype", "load_clip"]
+from anomaly_clip.records import RANDOM
 
-RANDOM = "random"
-"""The one word that asks for untrained weights."""
+__all__ = ["LoadedCLIP", "fingerprint", "load_clip"]
 
 WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 HUB_TIMEOUT = 5.0
@@ -93,26 +95,6 @@ def fingerprint(module: nn.Module) -> str:
         digest.update(f"{key} {data.dtype} {tuple(data.shape)} ".encode())
         digest.update(data.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def frozen_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """Return the type that frozen weights are cast to for a trainer's precision, None for none.
-
-    A CPU without bf16 instructions would be slower with them: there weights stay in float32, with a
-    warning.
-    """
-    if not precision.endswith("-mixed"):
-        return None
-    if device.type == "cpu":
-        if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            return torch.bfloat16
-        warnings.warn(
-            f"precision {precision}: this CPU has no bf16 instructions, the frozen backbone stays "
-            f"in float32",
-            stacklevel=2,
-        )
-        return None
-    return torch.float16 if precision.startswith("16") else torch.bfloat16
 
 
 def _read_config(name: str) -> tuple[dict[str, Any], dict[str, Any]]:

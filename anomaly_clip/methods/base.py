@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
@@ -11,14 +12,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from anomaly_clip.backbones.clip import CLIPBackbone
-from anomaly_clip.backbones.weights import frozen_dtype
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.maps import resize_maps
 from anomaly_clip.metrics.evaluator import Evaluator, EvaluatorSettings, Results
 from anomaly_clip.progress import track
 from anomaly_clip.records import Batch, Scores, WeightsRecord
 
-__all__ = ["AnomalyMethod"]
+__all__ = ["AnomalyMethod", "frozen_dtype"]
 
 
 class AnomalyMethod(LightningModule, ABC):
@@ -183,3 +183,23 @@ class AnomalyMethod(LightningModule, ABC):
 
 def _of_backbone(key: str) -> bool:
     return key.startswith("backbone.")
+
+
+def frozen_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """Return the type that frozen weights are cast to for a trainer's precision, None for none.
+
+    A CPU without bf16 instructions would be slower with them: there weights stay in float32, with a
+    warning.
+    """
+    if not precision.endswith("-mixed"):
+        return None
+    if device.type == "cpu":
+        if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return torch.bfloat16
+        warnings.warn(
+            f"precision {precision}: this CPU has no bf16 instructions, the frozen backbone stays "
+            f"in float32",
+            stacklevel=2,
+        )
+        return None
+    return torch.float16 if precision.startswith("16") else torch.bfloat16
