@@ -158,7 +158,14 @@ def _options(class_path: str) -> list[str]:
         target = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError):
         return []
-    return [name for name in inspect.signature(target).parameters if name != "self"]
+    names: list[str] = []
+    for parent in inspect.getmro(target):  # up to the class that passes nothing on
+        parameters = inspect.signature(vars(parent).get("__init__", parent)).parameters
+        plain = (p for p in parameters.values() if p.kind is not p.VAR_KEYWORD)
+        names += [p.name for p in plain if p.name != "self" and p.name not in names]
+        if len(names) and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            break
+    return names
 
 
 def _classes(key: str) -> list[str]:

@@ -16,12 +16,14 @@ Letters used in every shape of the project:
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-from typing_extensions import NotRequired
+
+if TYPE_CHECKING:
+    from typing_extensions import NotRequired  # in typing since Python 3.11
 
 __all__ = ["RANDOM", "Batch", "Scores", "Synthetic", "WeightsRecord"]
 

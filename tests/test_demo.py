@@ -14,7 +14,7 @@ WORDS = ["oak wood board", "steel washer"]
 
 
 def test_a_listing_without_files() -> None:
-    data = Demo(WORDS, num_train=3, num_test=20, picture_size=64, image_size=32)
+    data = Demo(categories=WORDS, num_train=3, num_test=20, picture_size=64, image_size=32)
     assert [s.category for s in data.samples("train")] == [WORDS[0]] * 3 + [WORDS[1]] * 3
     samples = data.samples("test")
     assert Counter((s.category, s.label) for s in samples) == {
@@ -27,7 +27,7 @@ def test_a_listing_without_files() -> None:
 
 
 def test_items_are_the_generators_pictures() -> None:
-    data = Demo(WORDS, num_test=20, picture_size=64, image_size=64, seed=5)
+    data = Demo(categories=WORDS, num_test=20, picture_size=64, image_size=64, seed=5)
     dataset, samples = data.dataset("test"), data.samples("test")
     for index in (0, 13):
         item, sample = dataset[index], samples[index]
@@ -40,7 +40,7 @@ def test_items_are_the_generators_pictures() -> None:
 
 def test_another_seed_and_another_split_give_other_pictures() -> None:
     def first(split: str, seed: int) -> torch.Tensor:
-        data = Demo(WORDS, num_test=4, picture_size=64, image_size=64, seed=seed)
+        data = Demo(categories=WORDS, num_test=4, picture_size=64, image_size=64, seed=seed)
         return data.dataset(split)[0]["image"]  # type: ignore[arg-type]
 
     pictures = [first("test", 0), first("test", 1), first("train", 0)]
@@ -64,9 +64,9 @@ def test_all_categories_have_words_of_their_own() -> None:
 )
 def test_options_that_do_not_fit(options: dict[str, int], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        Demo(**options)  # type: ignore[arg-type]
+        Demo(**options)
 
 
 def test_an_unknown_category_is_named_with_the_known() -> None:
     with pytest.raises(ValueError, match=r"'oak' is not in demo-0 \(there: .*oak wood board"):
-        _ = Demo(["oak"]).categories
+        _ = Demo(categories=["oak"]).categories

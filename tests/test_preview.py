@@ -36,7 +36,7 @@ def test_a_sheet_of_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_fewer_pictures_than_asked_for() -> None:
-    data = Demo(["white pill"], num_train=2, picture_size=64)
+    data = Demo(categories=["white pill"], num_train=2, picture_size=64)
     assert contact_sheet(data, "train", 48).shape[2] == 3
 
 
@@ -44,6 +44,14 @@ def test_fewer_pictures_than_asked_for() -> None:
     ("words", "sentence"),
     [
         (["--data=Demoo"], "data: there is no class Demoo: did you mean Demo?"),
+        (
+            ["--data=Demo", "--data.bacth_size=3"],
+            "data.bacth_size: Demo has no such option: did you",
+        ),
+        (
+            ["--data=ImageFolder", "--data.categories=[a]"],
+            "data.categories: ImageFolder has no such",
+        ),
         (["--data=Demo", "--cuont=3"], "unknown option --cuont: did you mean --count?"),
         (["--data=Demo", "--count=0"], "--count must be 1 or more"),
         (["--data=Demo", "--file=a.txt"], "--file a.txt: expected a name ending in .png"),

@@ -1,4 +1,4 @@
-"""What all data sets share: the sample, decoding, the torch data set and the data module.
+"""What all data sets share: the sample, the torch data set and the data module.
 
 A data set differs from another by a listing function; the rest is here.
 """
@@ -11,20 +11,28 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, TypedDict
+from typing import TYPE_CHECKING, ClassVar, Literal, TypedDict
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from typing_extensions import NotRequired
 
-from anomaly_clip.data.transforms import MaskFilter, resize_image, resize_mask
+from anomaly_clip.data.transforms import (
+    MaskFilter,
+    is_image,
+    read_image,
+    read_mask,
+    resize_image,
+    resize_mask,
+)
 from anomaly_clip.records import Batch
+
+if TYPE_CHECKING:
+    from typing_extensions import NotRequired  # in typing since Python 3.11
 
 __all__ = [
     "AnomalyData",
@@ -39,10 +47,6 @@ __all__ = [
 ]
 
 Split = Literal["train", "test"]
-
-IMAGE_SUFFIXES = frozenset(
-    [".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"]
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,41 +81,6 @@ class Item(TypedDict):
     path: str
     index: int
     mask: NotRequired[Tensor]
-
-
-def is_image(path: Path) -> bool:
-    """Whether a name looks like a picture; hidden files never do."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-
-
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """Decode a picture of any common kind to RGB ``(H, W, 3)``, uint8, the right way up.
-
-    Grey, palette and CMYK pictures are converted, transparency is dropped, EXIF orientation is
-    applied. 16-bit grey is divided by 257, so that white stays white; of 16-bit colour PIL takes
-    the high byte (our choice: the range is the format's, never the picture's own, so that
-    brightness means the same in every picture).
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be decoded, whole.
-    """
-    return _rgb_array(_open(path), path)
-
-
-def read_mask(path: Path) -> NDArray[np.bool_]:
-    """Decode a mask to bool ``(H, W)``: True where any channel is above zero.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be decoded, whole.
-    """
-    picture = _open(path)
-    if picture.mode in ("RGBA", "LA", "PA"):
-        picture = picture.convert("RGB")  # an opaque alpha channel is no defect
-    values = np.asarray(picture.convert("RGB") if picture.mode == "P" else picture)
-    positive: NDArray[np.bool_] = values > 0
-    return positive if positive.ndim == 2 else np.logical_or.reduce(positive, axis=2)
 
 
 def read_sample(sample: Sample) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
@@ -419,36 +388,6 @@ def missing_layout(root: Path, expected: str) -> FileNotFoundError:
     names = sorted(p.name for p in root.iterdir())
     shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "nothing"
     return FileNotFoundError(f"data.root {root}: expected {expected}; there is {shown}")
-
-
-def _open(path: Path) -> Image.Image:
-    """Open and decode a picture, turned as its EXIF data say."""
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-            return ImageOps.exif_transpose(picture)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: there is no such file") from None
-    except UnidentifiedImageError:
-        empty = path.stat().st_size == 0
-        raise ValueError(
-            f"{path}: {'an empty file' if empty else 'not an image in a known format'}"
-        ) from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: the image cannot be decoded ({error})") from None
-
-
-def _rgb_array(picture: Image.Image, path: Path) -> NDArray[np.uint8]:
-    if picture.mode.startswith("I") or picture.mode == "F":
-        grey = np.asarray(picture)
-        if picture.mode == "F" or grey.min() < 0 or grey.max() > 65535:
-            raise ValueError(
-                f"{path}: values of mode {picture.mode} have no known range; save it with 8 or 16 "
-                "bits"
-            )
-        grey8 = (grey.astype(np.uint32) + 128) // 257
-        return np.repeat(grey8.astype(np.uint8)[..., None], 3, axis=2)
-    return np.asarray(picture.convert("RGB"))
 
 
 def _size(array: NDArray[np.generic]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from anomaly_clip.data.dataset import AnomalyData, Reader, Sample, Split
 from anomaly_clip.data.demo_pictures import CATEGORIES, draw_picture
 from anomaly_clip.data.demo_surfaces import fitting_defects
-from anomaly_clip.data.transforms import MaskFilter
 
 __all__ = ["Demo"]
 
@@ -30,45 +29,24 @@ class Demo(AnomalyData):
     Half of a category's test pictures are normal; the others go through its kinds of defects.
 
     Args:
-        categories: Which categories to use, by their words; default: all.
         num_train: Normal training pictures a category.
         num_test: Test pictures a category.
         picture_size: Side of the pictures as they are made, in pixels, 64 or more.
         seed: Another seed makes other pictures of the same categories.
-        image_size: Side of the square images; default: what the model takes.
-        mask_size: Side of masks and anomaly maps; default: the image size.
-        mask_filter: How masks are resized.
-        mask_threshold: Above which filtered value (0 to 1) a mask's pixel counts as anomalous.
-        batch_size: Images of a batch.
-        num_workers: Processes that make images; default: one a core, at most 4.
+        shared: Arguments of all data modules but ``root``; categories go by their words.
     """
 
     dataset_name: ClassVar[str] = "Demo"
 
     def __init__(
         self,
-        categories: list[str] | None = None,
         num_train: int = 100,
         num_test: int = 40,
         picture_size: int = 256,
         seed: int = 0,
-        image_size: int | None = None,
-        mask_size: int | None = None,
-        mask_filter: MaskFilter = "bilinear",
-        mask_threshold: float = 0.5,
-        batch_size: int = 16,
-        num_workers: int | None = None,
+        **shared: Any,
     ) -> None:
-        super().__init__(
-            root=f"demo-{seed}",
-            categories=categories,
-            image_size=image_size,
-            mask_size=mask_size,
-            mask_filter=mask_filter,
-            mask_threshold=mask_threshold,
-            batch_size=batch_size,
-            num_workers=num_workers,
-        )
+        super().__init__(root=f"demo-{seed}", **shared)
         for name, value, least in (
             ("num_train", num_train, 1),
             ("num_test", num_test, 1),

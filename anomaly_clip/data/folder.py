@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from anomaly_clip.data.dataset import (
     AnomalyData,
@@ -15,7 +15,6 @@ from anomaly_clip.data.dataset import (
     paired_masks,
     subfolders,
 )
-from anomaly_clip.data.transforms import MaskFilter
 
 __all__ = ["ImageFolder", "list_folder"]
 
@@ -77,36 +76,13 @@ class ImageFolder(AnomalyData):
     Args:
         root: The folder.
         category: Words for what the pictures show, such as "laser-cut plank".
-        image_size: Side of the square images; default: what the model takes.
-        mask_size: Side of masks and anomaly maps; default: the image size.
-        mask_filter: How masks are resized.
-        mask_threshold: Above which filtered value (0 to 1) a mask's pixel counts as anomalous.
-        batch_size: Images of a batch.
-        num_workers: Processes that load images; default: one a core, at most 4.
+        shared: Arguments of all data modules but ``categories``.
     """
 
     dataset_name: ClassVar[str] = "ImageFolder"
 
-    def __init__(
-        self,
-        root: str,
-        category: str,
-        image_size: int | None = None,
-        mask_size: int | None = None,
-        mask_filter: MaskFilter = "bilinear",
-        mask_threshold: float = 0.5,
-        batch_size: int = 16,
-        num_workers: int | None = None,
-    ) -> None:
-        super().__init__(
-            root=root,
-            image_size=image_size,
-            mask_size=mask_size,
-            mask_filter=mask_filter,
-            mask_threshold=mask_threshold,
-            batch_size=batch_size,
-            num_workers=num_workers,
-        )
+    def __init__(self, root: str, category: str, **shared: Any) -> None:
+        super().__init__(root=root, categories=None, **shared)
         if not category.strip():
             raise ValueError('data.category is empty: say what is shown, such as "laser-cut plank"')
         self.category = category
