@@ -281,6 +281,7 @@ def _quieten() -> None:
     for message in (
         ".*does not have many workers.*",
         ".*validation_step. but have no .val_dataloader.*",  # most data sets have none
+        ".*The dirpath has changed.*",  # a resumed fit has a run folder of its own
         ".*module.s. in eval mode at the start of training.*",  # frozen backbones
         ".*isinstance.treespec, LeafSpec.*",  # Lightning's own use of a deprecated name
     ):
