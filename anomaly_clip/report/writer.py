@@ -357,9 +357,11 @@ def picture_names(samples: list[Sample]) -> list[str]:
         >>> from anomaly_clip.report.writer import picture_names
         >>> picture_names([Sample(Path("a/1.png"), "nut/bolt", True, defect="cut")])
         ['nut_bolt/cut/1']
+        >>> picture_names([Sample(Path("1.png"), "..", False)])
+        ['_/good/1']
     """
     parts = [[s.category.replace("/", "_"), *s.defect.split("/"), s.image.stem] for s in samples]
-    names = ["/".join(re.sub(r'[\\:*?"<>|]', "_", p) for p in part if p) for part in parts]
+    names = ["/".join(_file_name(p) for p in part if p) for part in parts]
     seen = Counter(names)
     return [f"{name}-{i}" if seen[name] > 1 else name for i, name in enumerate(names)]
 
@@ -368,3 +370,8 @@ def _say(text: str, style: str | None = None) -> None:
     # No markup: names of files and categories may hold brackets.
     console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
     console.print(text, style=style)
+
+
+def _file_name(words: str) -> str:
+    """Turn words into a name that every file system takes and that leads nowhere else."""
+    return re.sub(r'[\\/:*?"<>|]', "_", words).strip(" .") or "_"
