@@ -216,9 +216,13 @@ class ExperimentCLI(LightningCLI):
         """
         if verb == "validate" and not is_overridden("val_dataloader", self.datamodule):
             raise UserError(f"{type(self.datamodule).__name__} has no validation split: use test")
-        if not isinstance(self.model, AnomalyMethod):
-            return
         name, path = type(self.model).__name__, self._get(self.config, "ckpt_path")
+        if path is not None and not Path(path).is_file():
+            raise UserError(f"--ckpt_path {path}: there is no such file")
+        if not isinstance(self.model, AnomalyMethod):
+            if verb != "fit":
+                raise UserError(f"{name} scores no images: it can only be fitted")
+            return
         if verb == "fit":
             if not self.model.can_be_fitted:
                 raise UserError(
@@ -228,8 +232,6 @@ class ExperimentCLI(LightningCLI):
             raise UserError(f"{name} must be fitted first: give --ckpt_path FILE of a fit")
         elif path is not None and not self.model.can_be_fitted:
             raise UserError(f"{name} is zero-shot and has no checkpoints: leave out --ckpt_path")
-        if path is not None and not Path(path).is_file():
-            raise UserError(f"--ckpt_path {path}: there is no such file")
 
     def after_test(self) -> None:
         """See :meth:`_check_scored`."""

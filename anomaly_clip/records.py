@@ -25,10 +25,13 @@ from torch import Tensor
 if TYPE_CHECKING:
     from typing_extensions import NotRequired  # in typing since Python 3.11
 
-__all__ = ["RANDOM", "Batch", "Scores", "Synthetic", "WeightsRecord"]
+__all__ = ["DEMO", "RANDOM", "Batch", "Scores", "Synthetic", "WeightsRecord"]
 
 RANDOM = "random"
 """The one word that asks for untrained weights."""
+
+DEMO = "demo"
+"""The one word that asks for the small CLIP that comes with the project."""
 
 
 class Batch(TypedDict):
@@ -50,6 +53,8 @@ class Batch(TypedDict):
     """uint8 ``(B, 3, H, W)``, the image with a synthetic defect (pairs)."""
     synthetic_mask: NotRequired[Tensor]
     """bool ``(B, H, W)``, where the synthetic defect is."""
+    defect: NotRequired[list[str]]
+    """Kind of the synthetic defect."""
     support: NotRequired[Tensor]
     """uint8 ``(B, k, 3, H, W)``, normal images of the same category."""
 

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
 
 from anomaly_clip.data import Demo
-from anomaly_clip.data.demo import KEYS
-from anomaly_clip.data.demo_pictures import CATEGORIES, draw_picture
+from anomaly_clip.data.demo_pictures import CATEGORIES, KEYS, draw_picture
 from anomaly_clip.data.demo_surfaces import fitting_defects
 
 WORDS = ["oak wood board", "steel washer"]
@@ -62,7 +62,7 @@ def test_all_categories_have_words_of_their_own() -> None:
         ({"seed": -1}, "data.seed must be 0 or more"),
     ],
 )
-def test_options_that_do_not_fit(options: dict[str, int], sentence: str) -> None:
+def test_options_that_do_not_fit(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         Demo(**options)
 

@@ -13,12 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomaly_clip.records import RANDOM, WeightsRecord
+from anomaly_clip.records import DEMO, RANDOM, WeightsRecord
 
 if TYPE_CHECKING:
     from open_clip.transformer import VisionTransformer
 
-__all__ = ["CLIPBackbone", "CLIPSettings", "Tokens"]
+__all__ = ["CLIPBackbone", "CLIPSettings", "Tokens", "Window"]
+
+DEFAULT_NAME = "ViT-B-16-plus-240"
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,14 @@ class CLIPSettings:
 
     Args:
         name: An open_clip model name, or the path of a JSON model configuration.
-        pretrained: An open_clip tag (downloaded on first use), a local .safetensors or .pt file, or
-            the word random (untrained: for trying a pipeline, its figures mean nothing).
+        pretrained: An open_clip tag (downloaded on first use), a local .safetensors or .pt file,
+            demo (a small CLIP that comes with the project and knows generated pictures only; it has
+            an architecture of its own, the name's default gives way), or the word random
+            (untrained: for trying a pipeline, its figures mean nothing).
         image_size: Side of the input in pixels; null takes the model's own.
     """
 
-    name: str = "ViT-B-16-plus-240"
+    name: str = DEFAULT_NAME
     pretrained: str = "laion400m_e31"
     image_size: int | None = None
 
@@ -46,12 +50,20 @@ class Tokens(NamedTuple):
     """``(B, 1 + N, D)`` in the space of the texts, not normalised."""
 
 
+class Window(NamedTuple):
+    """A square part of the grid of patches."""
+
+    top: int
+    left: int
+    side: int
+
+
 class CLIPBackbone(nn.Module):
     """An open_clip model, frozen and in evaluation mode.
 
     Args:
         name: An open_clip model name, or the path of a JSON model configuration.
-        pretrained: An open_clip tag, a weights file, or ``random``.
+        pretrained: An open_clip tag, a weights file, ``demo`` or ``random``.
         image_size: Side of the input in pixels; None takes the model's own.
         mean: Pixel mean; None takes what the weights were trained with.
         std: Pixel standard deviation; None takes what the weights were trained with.
@@ -66,7 +78,7 @@ class CLIPBackbone(nn.Module):
 
     def __init__(
         self,
-        name: str = "ViT-B-16-plus-240",
+        name: str = DEFAULT_NAME,
         pretrained: str = "laion400m_e31",
         image_size: int | None = None,
         mean: Sequence[float] | None = None,
@@ -77,6 +89,8 @@ class CLIPBackbone(nn.Module):
 
         from anomaly_clip.backbones.weights import load_clip
 
+        if pretrained == DEMO and name == DEFAULT_NAME:
+            name = DEMO
         self.settings = CLIPSettings(name, pretrained, image_size)
         loaded = load_clip(name, pretrained, image_size)
         self.model = loaded.model.requires_grad_(False).eval()
@@ -104,6 +118,21 @@ class CLIPBackbone(nn.Module):
         height, width = self.visual.image_size
         assert height == width, "open_clip's plain ViTs are square"
         return int(height)
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch in pixels."""
+        height, width = self.visual.patch_size
+        assert height == width, "open_clip's plain ViTs are square"
+        return int(height)
+
+    @property
+    def vocabulary(self) -> list[str]:
+        """The tokenizer's whole words of plain letters."""
+        ends = (
+            word.removesuffix("</w>") for word in self._tokenize.encoder if word.endswith("</w>")
+        )
+        return sorted(word for word in ends if len(word) > 1 and word.isascii() and word.isalpha())
 
     @property
     def num_layers(self) -> int:
@@ -148,13 +177,17 @@ class CLIPBackbone(nn.Module):
         """Stay in evaluation mode: the backbone is frozen, whatever its owner does."""
         return super().train(False)
 
-    def prepare(self, images: Tensor) -> Tensor:
-        """Normalise uint8 ``(B, 3, H, W)`` images; floating ones are taken as normalised already.
+    def prepare(self, images: Tensor, side: int | None = None) -> Tensor:
+        """Normalise uint8 ``(B, 3, S, S)`` images; floating ones are taken as normalised already.
+
+        Args:
+            images: The images.
+            side: The ``S`` that is expected; default: this model's.
 
         Raises:
-            ValueError: If the images are not ``(B, 3, S, S)`` with this model's side ``S``.
+            ValueError: If the images are not ``(B, 3, S, S)``.
         """
-        side = self.image_size
+        side = side or self.image_size
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, side, side):
             raise ValueError(
                 f"CLIPBackbone {self.settings.name}: expected images (B, 3, {side}, {side}), got "
@@ -164,13 +197,28 @@ class CLIPBackbone(nn.Module):
             images = (images.float() / 255 - self.mean) / self.std
         return images.to(self.visual.conv1.weight.dtype)
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Return the input of the first block ``(B, 1 + N, W)``: patches, positions, LN_pre."""
+    def embed(self, images: Tensor, window: Window | None = None) -> Tensor:
+        """Return the input of the first block ``(B, 1 + N, W)``: patches, positions, LN_pre.
+
+        Args:
+            images: uint8 ``(B, 3, S, S)``, or floating and normalised already.
+            window: Where in the grid of patches smaller images lie; None for images of full size.
+        """
         visual = self.visual
-        patches = visual.conv1(self.prepare(images)).flatten(2).mT  # (B, N, W)
+        side = self.image_size if window is None else window.side * visual.patch_size[0]
+        patches = visual.conv1(self.prepare(images, side)).flatten(2).mT  # (B, N, W)
         first = visual.class_embedding.expand(len(patches), 1, -1)
-        tokens = torch.cat([first, patches], dim=1) + visual.positional_embedding
+        tokens = torch.cat([first, patches], dim=1) + self._positions(window)
         return visual.ln_pre(tokens)
+
+    def _positions(self, window: Window | None) -> Tensor:
+        """Return the positional embeddings ``(1 + N, W)`` of the class token and of a window."""
+        positions = self.visual.positional_embedding
+        if window is None:
+            return positions
+        rows, columns = (slice(start, start + window.side) for start in window[:2])
+        grid = positions[1:].unflatten(0, self.visual.grid_size)[rows, columns]
+        return torch.cat([positions[:1], grid.flatten(0, 1)])
 
     def project(self, tokens: Tensor) -> Tensor:
         """Bring raw tokens ``(..., W)`` into the texts' space ``(..., D)``: LN_post, projection."""

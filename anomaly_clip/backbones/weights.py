@@ -1,9 +1,11 @@
-"""Where weights come from: an open_clip tag, a local file, or the word ``random``.
+"""Where weights come from: an open_clip tag, a local file, ``demo``, or the word ``random``.
 
 Weights decide every figure, so nothing here guesses: a tag that cannot be had or was trained with
 another activation, and a file that does not fit, are errors of one sentence; random weights are
-used only when they are asked for by name. A bare file carries neither its activation nor its pixel
-normalisation: the former is the model name's (``-quickgelu`` for OpenAI's), the latter CLIP's own.
+used only when they are asked for by name. ``demo`` is a small CLIP of this project's own, trained
+on pictures made by code (its card lies beside it in ``assets``). A bare file carries neither its
+activation nor its pixel normalisation: the former is the model name's (``-quickgelu`` for
+OpenAI's), the latter CLIP's own.
 
 Importing this module loads open_clip, which takes two seconds; who needs it imports it when it is
 needed, so that ``--help`` does not wait for it.
@@ -17,6 +19,7 @@ import urllib.error
 import urllib.request
 import warnings
 from copy import deepcopy
+from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,9 +30,11 @@ from open_clip.factory import load_checkpoint
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import nn
 
-from anomaly_clip.records import RANDOM
+from anomaly_clip.records import DEMO, RANDOM
 
 __all__ = ["LoadedCLIP", "fingerprint", "load_clip"]
+
+ASSETS = Path(str(resources.files("anomaly_clip") / "assets"))
 
 WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 HUB_TIMEOUT = 5.0
@@ -48,9 +53,10 @@ def load_clip(name: str, pretrained: str, image_size: int | None = None) -> Load
     """Build an open_clip model and fill it with weights.
 
     Args:
-        name: An open_clip model name, or the path of a JSON model configuration.
+        name: An open_clip model name, the path of a JSON model configuration, or ``demo`` for the
+            architecture of the small CLIP that comes with the project.
         pretrained: An open_clip tag (downloaded on first use), the path of a ``.safetensors`` or
-            ``.pt`` file, or ``random``.
+            ``.pt`` file, ``demo`` for the weights that come with the project, or ``random``.
         image_size: Side in pixels; positional embeddings are interpolated. Default: the model's.
 
     Raises:
@@ -59,8 +65,8 @@ def load_clip(name: str, pretrained: str, image_size: int | None = None) -> Load
     """
     if pretrained in (None, "", "None", "null"):
         raise ValueError(
-            f"backbone.pretrained of {name} is empty: give an open_clip tag, a weights file, or "
-            f"the word '{RANDOM}' for untrained weights"
+            f"backbone.pretrained of {name} is empty: give an open_clip tag, a weights file, "
+            f"'{DEMO}', or the word '{RANDOM}' for untrained weights"
         )
     config, preprocessing = _read_config(name)
     if image_size is not None:
@@ -72,7 +78,14 @@ def load_clip(name: str, pretrained: str, image_size: int | None = None) -> Load
             )
         config["vision_cfg"]["image_size"] = image_size
     checkpoint: Path | None = None
-    if pretrained != RANDOM:
+    if pretrained == DEMO:
+        if name != DEMO:
+            raise ValueError(
+                f"backbone.pretrained {DEMO} has an architecture of its own, not that of {name}: "
+                f"leave backbone.name out, or set it to {DEMO}"
+            )
+        checkpoint = ASSETS / "demo_clip.safetensors"
+    elif pretrained != RANDOM:
         if _looks_like_file(pretrained):
             checkpoint = _existing_file(pretrained)
         else:
@@ -100,8 +113,8 @@ def fingerprint(module: nn.Module) -> str:
 def _read_config(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the model's configuration and what it says of preprocessing."""
     preprocessing: dict[str, Any] = {}
-    if name.endswith(".json"):
-        path = Path(name)
+    if name == DEMO or name.endswith(".json"):
+        path = ASSETS / "demo_clip.json" if name == DEMO else Path(name)
         if not path.is_file():
             raise FileNotFoundError(f"backbone.name {name}: there is no such file")
         try:
@@ -146,10 +159,10 @@ def _existing_file(pretrained: str) -> Path:
 
 def _pretrained_tag(name: str, tag: str, quick_gelu: bool) -> dict[str, Any]:
     """Return open_clip's record of a tag, after checking that the model suits it."""
-    if name.endswith(".json"):
+    if name == DEMO or name.endswith(".json"):
+        which = "the demo architecture" if name == DEMO else "a model described by a JSON file"
         raise ValueError(
-            f"backbone.pretrained {tag}: a model described by a JSON file has no tags; give a "
-            f"weights file or '{RANDOM}'"
+            f"backbone.pretrained {tag}: {which} has no tags; give a weights file or '{RANDOM}'"
         )
     record: dict[str, Any] = open_clip.get_pretrained_cfg(name, tag)
     if not record:
@@ -186,8 +199,8 @@ def _fetch(name: str, tag: str, record: dict[str, Any]) -> Path:
     raise FileNotFoundError(
         f"backbone.pretrained {tag} of {name} is not in {folder} and cannot be downloaded "
         f"({reason}); copy that cache from a machine with network, name a weights file "
-        f"(--model.backbone.pretrained FILE.safetensors), or say '{RANDOM}' to try the pipeline "
-        "without"
+        f"(--model.backbone.pretrained FILE.safetensors), or say '{DEMO}' to try the pipeline on "
+        f"the small CLIP that comes with it"
     )
 
 

@@ -165,6 +165,8 @@ class AnomalyData(LightningDataModule, ABC):
     Args:
         root: The data set's folder.
         categories: Which categories to use, in this order; default: all that are found, sorted.
+        train_categories: Which categories ``fit`` learns from: same, or others (all that are found
+            but ``categories``), or a list.
         image_size: Side of the square images; default: what the model takes.
         mask_size: Side of masks and anomaly maps; default: the image size.
         mask_filter: How masks are resized.
@@ -180,6 +182,7 @@ class AnomalyData(LightningDataModule, ABC):
         self,
         root: str,
         categories: list[str] | None = None,
+        train_categories: Literal["same", "others"] | list[str] = "same",
         image_size: int | None = None,
         mask_size: int | None = None,
         mask_filter: MaskFilter = "bilinear",
@@ -197,6 +200,7 @@ class AnomalyData(LightningDataModule, ABC):
             raise ValueError(f"data.batch_size must be positive, got {batch_size}")
         self.root = Path(root).expanduser()
         self.asked_categories = categories
+        self.asked_train_categories = train_categories
         self.image_size = image_size
         self.mask_size = mask_size
         self.mask_filter = mask_filter
@@ -235,20 +239,43 @@ class AnomalyData(LightningDataModule, ABC):
             FileNotFoundError: If none is found.
             ValueError: If an asked one is not there, or is asked for twice.
         """
-        found = self.find_categories()
         if self.asked_categories is None:
-            return found
-        unknown = [name for name in self.asked_categories if name not in found]
+            return self.find_categories()
+        return self._checked("categories", self.asked_categories)
+
+    @property
+    def train_categories(self) -> list[str]:
+        """The categories that ``fit`` learns from.
+
+        Raises:
+            FileNotFoundError: If none is found.
+            ValueError: If an asked one is not there, is asked for twice, or none is left.
+        """
+        asked = self.asked_train_categories
+        if asked == "same":
+            return self.categories
+        if isinstance(asked, list):
+            return self._checked("train_categories", asked)
+        others = [name for name in self.find_categories() if name not in self.categories]
+        if not others:
+            raise ValueError(
+                "data.train_categories others: none is left, as data.categories are all there are"
+            )
+        return others
+
+    def _checked(self, argument: str, asked: list[str]) -> list[str]:
+        found = self.find_categories()
+        unknown = [name for name in asked if name not in found]
         if unknown:
             raise ValueError(
-                f"data.categories: {unknown[0]!r} is not in {self.root} (there: {', '.join(found)})"
+                f"data.{argument}: {unknown[0]!r} is not in {self.root} (there: {', '.join(found)})"
             )
-        twice = [name for name, count in Counter(self.asked_categories).items() if count > 1]
-        if twice or not self.asked_categories:
+        twice = [name for name, count in Counter(asked).items() if count > 1]
+        if twice or not asked:
             raise ValueError(
-                f"data.categories: {f'{twice[0]!r} occurs twice' if twice else 'the list is empty'}"
+                f"data.{argument}: {f'{twice[0]!r} occurs twice' if twice else 'the list is empty'}"
             )
-        return list(self.asked_categories)
+        return list(asked)
 
     def samples(self, split: Split) -> list[Sample]:
         """Return the listing of a split, category after category; read once.
@@ -258,7 +285,7 @@ class AnomalyData(LightningDataModule, ABC):
         """
         if split not in self._listings:
             listing: list[Sample] = []
-            for category in self.categories:
+            for category in self.train_categories if split == "train" else self.categories:
                 rows = list(self.list_samples(category, split))
                 if not rows:
                     raise ValueError(f"{self.root}: category {category!r} has no {split} images")

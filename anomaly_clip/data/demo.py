@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch.utils.data import DataLoader
 
 from anomaly_clip.data.dataset import AnomalyData, Reader, Sample, Split
-from anomaly_clip.data.demo_pictures import CATEGORIES, draw_picture
+from anomaly_clip.data.demo_pictures import CATEGORIES, DEFECTS, KEYS, draw_picture
+from anomaly_clip.data.demo_scenes import Scenes
 from anomaly_clip.data.demo_surfaces import fitting_defects
+from anomaly_clip.data.sampling import EpochSampler
+from anomaly_clip.records import Batch
 
 __all__ = ["Demo"]
-
-KEYS = {category.words: key for key, category in CATEGORIES.items()}
-"""From the words that people use, and prompts, to the generator's name."""
 
 FIRST_TEST_INDEX = 1_000_000
 """Test pictures are numbered from here, so that no training picture is ever one of them."""
@@ -33,6 +35,9 @@ class Demo(AnomalyData):
         num_test: Test pictures a category.
         picture_size: Side of the pictures as they are made, in pixels, 64 or more.
         seed: Another seed makes other pictures of the same categories.
+        num_scenes: How many scenes of all training categories an epoch of fit gets, each without
+            and with a defect, new ones every epoch (for methods that learn from such twins).
+        held_out_defects: Kinds of defect that those scenes never show.
         shared: Arguments of all data modules but ``root``; categories go by their words.
     """
 
@@ -44,6 +49,8 @@ class Demo(AnomalyData):
         num_test: int = 40,
         picture_size: int = 256,
         seed: int = 0,
+        num_scenes: int | None = None,
+        held_out_defects: list[str] | None = None,
         **shared: Any,
     ) -> None:
         super().__init__(root=f"demo-{seed}", **shared)
@@ -52,13 +59,22 @@ class Demo(AnomalyData):
             ("num_test", num_test, 1),
             ("picture_size", picture_size, 64),
             ("seed", seed, 0),
+            ("num_scenes", 1 if num_scenes is None else num_scenes, 1),
         ):
             if value < least:
                 raise ValueError(f"data.{name} must be {least} or more, got {value}")
+        self.held_out_defects = list(held_out_defects or [])
+        unknown = [name for name in self.held_out_defects if name not in DEFECTS]
+        if unknown:
+            raise ValueError(
+                f"data.held_out_defects: {unknown[0]!r} is no kind of defect (known: "
+                f"{', '.join(DEFECTS)})"
+            )
         self.num_train = num_train
         self.num_test = num_test
         self.picture_size = picture_size
         self.seed = seed
+        self.num_scenes = num_scenes
 
     def find_categories(self) -> list[str]:
         """Return the words of all categories, sorted."""
@@ -82,6 +98,44 @@ class Demo(AnomalyData):
     def reader(self) -> Reader:
         """Return what draws a sample's picture and mask."""
         return partial(_draw_sample, seed=self.seed, size=self.picture_size)
+
+    def scenes(self) -> Scenes:
+        """Return the scenes of an epoch of ``fit``.
+
+        Raises:
+            ValueError: If their number or the image size is not known, or every kind of defect of a
+                category is held out.
+        """
+        if self.num_scenes is None:
+            raise ValueError(
+                "data.num_scenes is not given: it says how many pairs of pictures, without and "
+                "with a defect, an epoch of fit gets"
+            )
+        if self.image_size is None:
+            raise ValueError("data.image_size is not known: give it, or let a trainer set it")
+        return Scenes(
+            self.train_categories,
+            self.num_scenes,
+            self.seed,
+            self.picture_size,
+            self.image_size,
+            self.held_out_defects,
+        )
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Return scenes without and with a defect, other ones each epoch."""
+        scenes = self.scenes()
+        trainer = self.trainer
+        world = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
+        return DataLoader(
+            scenes,  # type: ignore[arg-type]  # default collation makes a Batch of Twins
+            batch_size=self.batch_size,
+            sampler=EpochSampler(scenes, self.seed, *world),
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            drop_last=True,
+            pin_memory=torch.cuda.is_available(),
+        )
 
 
 def _draw_sample(

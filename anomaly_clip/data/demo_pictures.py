@@ -28,6 +28,7 @@ from anomaly_clip.data.demo_surfaces import FAMILIES, fitting_defects
 __all__ = [
     "CATEGORIES",
     "DEFECTS",
+    "KEYS",
     "Category",
     "Picture",
     "draw_picture",
@@ -98,6 +99,8 @@ CATEGORIES: dict[str, Category] = {
         "cookie", "chocolate chip cookie", (0xC49058, 0x85511F, 0x38200F), 0xAFB4B4, gloss=0.04
     ),
 }  # fmt: skip
+KEYS = {category.words: name for name, category in CATEGORIES.items()}
+"""From the words that people use, and prompts, to a category's name here."""
 _NUMBERS = {name: number for number, name in enumerate(CATEGORIES)}  # append, so that none changes
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from lightning.pytorch import LightningModule
@@ -18,7 +19,15 @@ from anomaly_clip.metrics.evaluator import Evaluator, EvaluatorSettings, Results
 from anomaly_clip.progress import track
 from anomaly_clip.records import Batch, Scores, WeightsRecord
 
-__all__ = ["AnomalyMethod", "frozen_dtype"]
+__all__ = ["AnomalyMethod", "Exporter", "frozen_dtype"]
+
+
+@runtime_checkable
+class Exporter(Protocol):
+    """A module whose training ends in weights for others."""
+
+    def export(self, folder: Path) -> Path:
+        """Write the weights into a folder and return the file."""
 
 
 class AnomalyMethod(LightningModule, ABC):

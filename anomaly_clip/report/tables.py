@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from rich import box
 from rich.table import Table
@@ -10,9 +10,10 @@ from rich.text import Text
 
 from anomaly_clip.metrics.evaluator import FIGURES, Figures, Results
 
-__all__ = ["RANDOM_WARNING", "figures_rows", "figures_table"]
+__all__ = ["DEMO_REMARK", "RANDOM_WARNING", "figures_rows", "figures_table", "percent"]
 
 RANDOM_WARNING = "RANDOM WEIGHTS: these figures mean nothing"
+DEMO_REMARK = "demo weights, which know pictures made by code only: not CLIP's figures"
 
 _HEADINGS = {
     "image_auroc": "image\nAUROC",
@@ -26,7 +27,11 @@ _HEADINGS = {
 
 
 def figures_table(
-    results: Results, title: str, counts: dict[str, tuple[int, int]], random_weights: bool
+    results: Results,
+    title: str,
+    counts: dict[str, tuple[int, int]],
+    random_weights: bool,
+    remark: str | None = None,
 ) -> Table:
     """Return the figures in percent, one row a category and the mean; undefined ones as a dash.
 
@@ -35,14 +40,15 @@ def figures_table(
         title: What was tested on what.
         counts: Number of images and of anomalous ones by category.
         random_weights: Whether to say, above and below, that the figures mean nothing.
+        remark: One line below.
     """
     table = Table(
         box=box.SIMPLE_HEAD,
         padding=0,  # ten columns fit into 80 characters; the box sets them apart
         title=Text(f"{title}\n{RANDOM_WARNING}" if random_weights else title),
-        caption=RANDOM_WARNING if random_weights else None,
+        caption=RANDOM_WARNING if random_weights else remark,
         title_style="bold red" if random_weights else "bold",
-        caption_style="bold red",
+        caption_style="bold red" if random_weights else "italic",
     )
     table.add_column("category", overflow="fold")
     for heading in ("images", "anoma-\nlous", *_HEADINGS.values()):
@@ -62,6 +68,10 @@ def figures_rows(results: Results) -> Iterator[list[str | float | None]]:
         yield [category, *(figures[name] for name in FIGURES)]
 
 
-def _percent(figures: Figures) -> list[str]:
-    values = [figures[name] for name in FIGURES]
+def percent(values: Iterable[float | None]) -> list[str]:
+    """Return fractions as percent, undefined ones as a dash."""
     return ["–" if value is None else f"{100 * value:.1f}" for value in values]
+
+
+def _percent(figures: Figures) -> list[str]:
+    return percent(figures[name] for name in FIGURES)

@@ -22,12 +22,13 @@ from torch import Tensor
 from anomaly_clip.data.dataset import AnomalyData, Sample
 from anomaly_clip.files import atomic_path
 from anomaly_clip.maps import resize_maps
-from anomaly_clip.methods.base import AnomalyMethod
+from anomaly_clip.methods.base import AnomalyMethod, Exporter
 from anomaly_clip.metrics.evaluator import FIGURES, Results
 from anomaly_clip.progress import track
-from anomaly_clip.records import Batch, Scores
+from anomaly_clip.records import DEMO, Batch, Scores
 from anomaly_clip.report.gallery import draw_panels
-from anomaly_clip.report.tables import RANDOM_WARNING, figures_rows, figures_table
+from anomaly_clip.report.page import PagePicture, write_page
+from anomaly_clip.report.tables import DEMO_REMARK, RANDOM_WARNING, figures_rows, figures_table
 from anomaly_clip.runs import create_run_folder, versions, write_csv, write_json
 
 __all__ = ["RunWriter"]
@@ -94,6 +95,11 @@ class RunWriter(Callback):
         if _is_random(pl_module):
             _say(RANDOM_WARNING, style="bold red")
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the trained weights, if others can use them."""
+        if trainer.is_global_zero and isinstance(pl_module, Exporter):
+            _say(f"weights: {pl_module.export(self.folder)}")
+
     def on_test_batch_end(
         self,
         trainer: Trainer,
@@ -134,6 +140,8 @@ class RunWriter(Callback):
         self._write_maps(trainer, pl_module, ranges, draw=bool(self.maps))
         if trainer.is_global_zero:
             _say(f"results: {self.folder}")
+            if self.maps:
+                self._write_page(trainer, pl_module, rows, pl_module.results)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write scores and pictures."""
@@ -145,6 +153,8 @@ class RunWriter(Callback):
         self._write_maps(trainer, pl_module, ranges, draw=self.maps is not False)
         if trainer.is_global_zero:
             _say(f"{len(rows)} images scored: {self.folder}")
+            if self.maps is not False:
+                self._write_page(trainer, pl_module, rows)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -270,6 +280,36 @@ class RunWriter(Callback):
             with atomic_path(self.folder / "maps" / f"{names[index]}.png") as temporary:
                 Image.fromarray(sheet).save(temporary)
 
+    def _write_page(
+        self,
+        trainer: Trainer,
+        method: AnomalyMethod,
+        rows: Rows,
+        results: Results | None = None,
+    ) -> None:
+        """Write ``report.html``, which shows the pictures that were drawn."""
+        data, names = _data(trainer), picture_names(self._samples(trainer))
+        pictures = [
+            PagePicture(
+                row["category"],
+                names[index],
+                f"maps/{names[index]}.png",
+                row["image_score"],
+                None if row["label"] is None else bool(row["label"]),
+            )
+            for index, row in rows.items()
+            if (self.folder / "maps" / f"{names[index]}.png").is_file()
+        ]
+        if not pictures:  # a method without pixel output
+            return
+        page = self.folder / "report.html"
+        stage = "test" if results is not None else "predict"
+        title = f"{type(method).__name__} on {data.dataset_name}, {stage}"
+        remark = _remark(method)
+        notes = [] if remark is None else [remark]
+        write_page(page, title, pictures, notes=notes, results=results, has_masks=data.has_masks)
+        _say(f"look at: {page}")
+
     def _write_figures(
         self, trainer: Trainer, method: AnomalyMethod, results: Results, rows: Rows
     ) -> None:
@@ -307,7 +347,7 @@ class RunWriter(Callback):
         title = f"{type(method).__name__} on {data.dataset_name}, test; PRO {form}"
         if len(rows) < listed:
             title += f"\nPARTIAL: {len(rows)} of {listed} images"
-        Console().print(figures_table(results, title, counts, _is_random(method)))
+        Console().print(figures_table(results, title, counts, _is_random(method), _remark(method)))
 
     def _start_line(self, module: LightningModule, trainer: Trainer, stage: str) -> str:
         said = [f"{stage} {type(module).__name__}", self.sources]
@@ -342,6 +382,13 @@ def _data(trainer: Trainer) -> AnomalyData:
 
 def _is_random(module: LightningModule) -> bool:
     return isinstance(module, AnomalyMethod) and module.weights["random"]
+
+
+def _remark(method: AnomalyMethod) -> str | None:
+    """Return what must be said of the weights beside every figure."""
+    if method.weights["random"]:
+        return RANDOM_WARNING
+    return DEMO_REMARK if method.weights["pretrained"] == DEMO else None
 
 
 def _weights_label(method: AnomalyMethod) -> str:

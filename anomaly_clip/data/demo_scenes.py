@@ -1,0 +1,144 @@
+"""Scenes for training on demo pictures: the same picture without and with a defect."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from anomaly_clip.data.demo_pictures import CATEGORIES, KEYS, draw_twins
+from anomaly_clip.data.demo_surfaces import fitting_defects
+from anomaly_clip.data.sampling import Draw
+
+__all__ = ["Scenes", "Twins", "crop_and_turn"]
+
+FIRST_INDEX = 1_000_000_000
+"""Scenes are numbered from here, so that none is ever a picture of a listing."""
+
+ZOOM = (0.75, 1.15)  # of a picture made at 128 and handed out at 96 pixels, 0.75 shows all of it
+
+
+class Twins(TypedDict):
+    """One scene, before batching; see :class:`~anomaly_clip.records.Batch`."""
+
+    image: Tensor
+    synthetic: Tensor
+    synthetic_mask: Tensor
+    label: bool
+    category: str
+    path: str
+    index: int
+    defect: str
+
+
+class Scenes(Dataset[Twins]):
+    """Scenes of several categories, each without and with a defect; other ones each epoch.
+
+    Args:
+        categories: What is shown, in words; one is drawn for each scene.
+        length: Scenes of an epoch.
+        seed: Another seed gives other scenes.
+        picture_size: Side of the pictures as they are made, in pixels.
+        image_size: Side of the pictures as they are handed out, in pixels.
+        held_out_defects: Kinds of defect that are never shown.
+
+    Raises:
+        ValueError: If every kind of defect of a category is held out.
+    """
+
+    def __init__(
+        self,
+        categories: Sequence[str],
+        length: int,
+        seed: int,
+        picture_size: int,
+        image_size: int,
+        held_out_defects: Sequence[str] = (),
+    ) -> None:
+        self.defects: dict[str, list[str]] = {}
+        for words in categories:
+            fitting = fitting_defects(CATEGORIES[KEYS[words]])
+            self.defects[words] = [name for name in fitting if name not in held_out_defects]
+            if not self.defects[words]:
+                raise ValueError(f"data.held_out_defects leaves {words!r} without any defect")
+        self.length = length
+        self.seed = seed
+        self.picture_size = picture_size
+        self.image_size = image_size
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, draw: Draw) -> Twins:
+        rng = np.random.default_rng([self.seed, *draw])
+        category = str(rng.choice(list(self.defects)))
+        defect = str(rng.choice(self.defects[category]))
+        number = FIRST_INDEX + draw.epoch * self.length + draw.index
+        normal, defective = draw_twins(KEYS[category], self.seed, number, defect, self.picture_size)
+        image, synthetic, mask = crop_and_turn(
+            normal.image, defective.image, defective.mask, self.image_size, rng
+        )
+        return Twins(
+            image=torch.from_numpy(image).permute(2, 0, 1).contiguous(),
+            synthetic=torch.from_numpy(synthetic).permute(2, 0, 1).contiguous(),
+            synthetic_mask=torch.from_numpy(mask),
+            label=False,
+            category=category,
+            path=f"demo-{self.seed}/{category}/scenes/{number}.png",
+            index=draw.index,
+            defect=defect,
+        )
+
+
+def crop_and_turn(
+    normal: NDArray[np.uint8],
+    defective: NDArray[np.uint8],
+    mask: NDArray[np.bool_],
+    size: int,
+    rng: np.random.Generator,
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.bool_]]:
+    """Crop, resize, mirror, turn and recolour two twins and their mask alike.
+
+    The crop holds a pixel of the mask. Colours change by an exchange of channels, for half of the
+    scenes, so that no colour of its own belongs to a category.
+
+    Args:
+        normal: ``(S, S, 3)``.
+        defective: ``(S, S, 3)``.
+        mask: ``(S, S)``.
+        size: Side of what is returned, in pixels.
+        rng: Draws all of it.
+
+    Returns:
+        The twins ``(size, size, 3)`` and the mask ``(size, size)``.
+    """
+    whole = len(mask)
+    zoom = rng.uniform(*ZOOM) * size / (ZOOM[0] * whole)
+    side = min(whole, round(size / zoom))
+    rows, columns = np.nonzero(mask)
+    chosen = rng.integers(len(rows))
+    top, left = (_corner(int(at[chosen]), side, whole, rng) for at in (rows, columns))
+    kind = cv2.INTER_AREA if side > size else cv2.INTER_LINEAR
+    mirrored, turns = rng.random() < 0.5, int(rng.integers(4))
+    order = rng.permutation(3) if rng.random() < 0.5 else np.arange(3)
+
+    def cut(part: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        part = part[top : top + side, left : left + side]
+        if side != size:
+            part = cv2.resize(part, (size, size), interpolation=kind).astype(np.uint8, copy=False)
+        return np.rot90(part[:, ::-1] if mirrored else part, turns)
+
+    share = cut(mask.astype(np.uint8) * 255)
+    # Copies: torch takes no negative strides.
+    return cut(normal)[..., order].copy(), cut(defective)[..., order].copy(), share > 127
+
+
+def _corner(inside: int, side: int, whole: int, rng: np.random.Generator) -> int:
+    """Draw where a crop begins that holds a pixel."""
+    return int(rng.integers(max(0, inside - side + 1), min(inside, whole - side) + 1))

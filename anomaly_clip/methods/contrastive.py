@@ -1,0 +1,492 @@
+"""How the small CLIP that comes with the project is trained: pictures made by code, words for them.
+
+No paper does this: the design and all constants are our choice. Every scene is shown twice, without
+and with a defect, so that nothing but the defect tells the two apart. The terms:
+
+- *contrast*: pictures and sentences that fit belong together, all others apart; as in CLIP, but
+  with all pairs that fit as positives, as many pictures share a sentence;
+- *state*: of the words for normal and for abnormal, those that fit a picture win, and the defective
+  one of two twins is the more abnormal; both with the factor of 100 that CLIP ends with, at which
+  zero-shot methods read the class token;
+- *local*: patches on a defect are nearer to the words for abnormal than others are. It is asked of
+  the last layer's patches and of the value-value patches that SDP reads, for which real CLIPs were
+  never trained;
+- *indifference*: two halves of the sentences for normal, which mean the same, must not tell a
+  scene's pictures or patches apart: what tells them apart is the words, not any two vectors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, Window, unit
+from anomaly_clip.backbones.prompts import PromptEnsemble
+from anomaly_clip.backbones.surgery import encode_dual_path, stage_ends
+from anomaly_clip.data.demo import Demo
+from anomaly_clip.files import atomic_path
+from anomaly_clip.maps import gaussian_blur
+from anomaly_clip.methods.sdp import feature_surgery
+from anomaly_clip.metrics import average_precision
+from anomaly_clip.records import DEMO, RANDOM, Batch
+
+__all__ = ["Caption", "Captions", "Contrastive", "multi_positive"]
+
+PLAIN_NOUNS = ("object", "surface", "product", "part", "material", "item")
+LEAST_SHARE = 0.04  # of a patch that a defect covers; patches with less are left out
+NUM_SENTENCES = 24  # of the indifference term, and
+NUM_HALVES = 8  # how often they are halved
+ABNORMAL_WEIGHT = 4.0  # of a patch on a defect
+TONES = ("bright", "dark", "blurry")  # of templates: "a dark photo of a {}."
+
+
+class Picture(NamedTuple):
+    """What a picture shows."""
+
+    category: str
+    defect: str | None  # None: normal
+    tone: str | None  # one of TONES, if it has one
+
+
+class Caption(NamedTuple):
+    """A sentence and what it claims; None claims nothing."""
+
+    sentence: str
+    abnormal: bool
+    category: str | None
+    defect: str | None
+    tone: str | None
+
+    def fits(self, picture: Picture) -> bool:
+        """Whether all that is claimed is true."""
+        return (
+            self.abnormal == (picture.defect is not None)
+            and self.category in (None, picture.category)
+            and self.defect in (None, picture.defect)
+            and self.tone in (None, picture.tone)
+        )
+
+
+class Captions:
+    """Draws sentences that fit pictures.
+
+    A third of the nouns is one or two words of the vocabulary, whatever they mean: an unknown
+    object's word must not change what is said of it.
+
+    Args:
+        prompts: States and templates.
+        vocabulary: Words for random nouns.
+    """
+
+    def __init__(self, prompts: PromptEnsemble, vocabulary: Sequence[str]) -> None:
+        self.prompts = prompts
+        self.vocabulary = vocabulary
+        self.templates: dict[str | None, list[str]] = {tone: [] for tone in (*TONES, None)}
+        for template in prompts.templates:
+            tones = [tone for tone in TONES if tone in template]
+            self.templates[tones[0] if tones else None].append(template)
+
+    def draw(self, picture: Picture, rng: np.random.Generator) -> Caption:
+        """Draw a sentence that fits a picture."""
+        noun, category = self._noun(picture.category, rng)
+        state, defect = self._state(picture.defect, rng)
+        tone = picture.tone if rng.random() < 0.7 else None
+        templates = self.templates[tone] or self.templates[None]
+        words = state.replace("{}", noun)
+        sentence = templates[rng.integers(len(templates))].replace("{}", words)
+        return Caption(sentence, picture.defect is not None, category, defect, tone)
+
+    def same(self, category: str, count: int, rng: np.random.Generator) -> list[str]:
+        """Draw sentences for normal, of any tone, about one noun."""
+        noun, _ = self._noun(category, rng)
+        normal, _ = self.prompts.sentences(noun)
+        return [normal[number] for number in rng.integers(len(normal), size=count)]
+
+    def _noun(self, category: str, rng: np.random.Generator) -> tuple[str, str | None]:
+        kind = rng.random()
+        if kind < 0.5:
+            return category, category
+        if kind < 0.7:
+            return PLAIN_NOUNS[rng.integers(len(PLAIN_NOUNS))], None
+        chosen = rng.integers(len(self.vocabulary), size=rng.integers(1, 3))
+        return " ".join(self.vocabulary[number] for number in chosen), None
+
+    def _state(self, defect: str | None, rng: np.random.Generator) -> tuple[str, str | None]:
+        if defect is None:
+            normal = self.prompts.states_normal
+            return normal[rng.integers(len(normal))], None
+        own = [state for state in self.prompts.states_abnormal if defect in state]
+        if own and rng.random() < 0.5:
+            return own[rng.integers(len(own))], defect
+        return self.general[rng.integers(len(self.general))], None
+
+    @cached_property
+    def general(self) -> list[str]:
+        """The abnormal states that name no kind of defect."""
+        from anomaly_clip.data.demo_pictures import DEFECTS
+
+        states = self.prompts.states_abnormal
+        return [state for state in states if not any(defect in state for defect in DEFECTS)]
+
+
+class Seen(NamedTuple):
+    """What a step's losses were computed from, two pictures a scene: normal, defective."""
+
+    state: Tensor
+    """``(2n,)``, higher = more abnormal."""
+    fused: Tensor
+    """``(2n, N)``, SDP's map of the patches."""
+    wanted: Tensor
+    """``(2n, N)``, see :meth:`Contrastive.wanted`."""
+
+
+class Contrastive(LightningModule):
+    """Train a small CLIP on scenes without and with a defect.
+
+    The data module is :class:`~anomaly_clip.data.Demo` with ``num_scenes``. The first part of the
+    training sees small windows of the pictures, which costs less than half; and defects stronger
+    than they are, which shows sooner what is asked for.
+
+    Args:
+        backbone: The architecture; pretrained says where to start from.
+        prompts: States and templates of the sentences.
+        lr: Highest learning rate of AdamW; warm-up, then a cosine down to 2 %.
+        warmup_steps: Steps of the warm-up.
+        weight_decay: Of matrices.
+        contrast_weight: Weight of the contrast term.
+        local_weight: Weight of the local term; the two of the state have 1.
+        indifference_weight: Weight of the indifference term.
+        indifference_from: Share of the training before it begins: first there must be words.
+        window: Side of the windows in pixels, a multiple of the patch.
+        window_share: Share of the training that sees windows.
+        strengthening: How much stronger defects are at most in the beginning; 1 for not at all.
+        strengthened_share: Share of the training until they are as they are.
+        value_gain: By what values are multiplied at the start, and output projections divided:
+            nothing changes but value-value attention, which is nearly uniform otherwise.
+        logit_scale: What cosines are multiplied by, constant; 100 is what CLIP ends with and what
+            zero-shot methods put in.
+        seed: Draws sentences, windows and light.
+    """
+
+    def __init__(
+        self,
+        backbone: CLIPSettings | CLIPBackbone = CLIPSettings(DEMO, RANDOM),
+        prompts: PromptEnsemble = PromptEnsemble(),
+        lr: float = 1e-3,
+        warmup_steps: int = 100,
+        weight_decay: float = 0.05,
+        contrast_weight: float = 1.0,
+        local_weight: float = 4.0,
+        indifference_weight: float = 2.0,
+        indifference_from: float = 0.3,
+        window: int = 64,
+        window_share: float = 0.7,
+        strengthening: float = 3.0,
+        strengthened_share: float = 0.5,
+        value_gain: float = 2.0,
+        logit_scale: float = 100.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.backbone = CLIPBackbone.of(backbone)
+        model = self.backbone.model.requires_grad_(True)
+        model.logit_scale.requires_grad_(False).fill_(math.log(logit_scale))
+        self.prompts = prompts
+        self.lr = lr
+        self.warmup_steps = warmup_steps
+        self.weight_decay = weight_decay
+        self.contrast_weight = contrast_weight
+        self.local_weight = local_weight
+        self.indifference_weight = indifference_weight
+        self.indifference_from = indifference_from
+        self.window = window
+        self.window_share = window_share
+        self.strengthening = strengthening
+        self.strengthened_share = strengthened_share
+        self.seed = seed
+        self.stages = stage_ends(self.backbone.num_layers)
+        num_sources = len(self.stages) + 2
+        # One scale and offset a source of patches, thrown away after training.
+        self.local_scale = nn.Parameter(torch.full((num_sources,), math.log(10.0)))
+        self.local_offset = nn.Parameter(torch.full((num_sources,), -2.0))
+        self.captions = Captions(prompts, self.backbone.vocabulary)
+        patch = self.backbone.patch_size
+        if window % patch or not patch <= window <= self.image_size:
+            raise ValueError(
+                f"model.window {window}: expected a multiple of the patch size {patch}, at most "
+                f"{self.image_size}"
+            )
+        if self.backbone.is_random:
+            scale_values(self.backbone, value_gain)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the pictures, in pixels."""
+        return self.backbone.image_size
+
+    def setup(self, stage: str) -> None:
+        """Check that the data are scenes.
+
+        Raises:
+            ValueError: If they are not.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, Demo) or data.num_scenes is None:
+            raise ValueError(
+                "Contrastive learns from scenes without and with a defect: use --data Demo and "
+                "give --data.num_scenes"
+            )
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch of scenes."""
+        rng = np.random.default_rng([self.seed, self.global_step, self.global_rank])
+        done = self.global_step / max(1, int(self.trainer.estimated_stepping_batches))
+        losses, seen = self.losses(batch, rng, done)
+        total = torch.stack(list(losses.values())).sum()
+        # Every scene is new, so what is measured here is measured on scenes never trained on.
+        normal, defective = seen.state.unflatten(0, (-1, 2)).unbind(1)
+        known = seen.wanted >= 0
+        figures = {f"train/{name}": value.detach() for name, value in losses.items()}
+        # The share of scenes whose class token tells which of the two has the defect.
+        figures["train/pair_accuracy"] = (defective > normal).float().mean()
+        found = average_precision(seen.fused[known], seen.wanted[known] > 0)
+        if not math.isnan(found):
+            figures["train/patch_ap"] = torch.tensor(found)
+        count = len(normal)
+        self.log_dict(figures, on_step=False, on_epoch=True, batch_size=count, sync_dist=True)
+        self.log("train/loss", total.detach(), prog_bar=True)
+        return total
+
+    def configure_optimizers(self) -> Any:
+        """Return AdamW, without decay of what is no matrix, and a rate that follows the step."""
+        trained = [p for p in self.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.weight_decay},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=(0.9, 0.98))
+        steps = max(1, int(self.trainer.estimated_stepping_batches))
+
+        def rate(step: int) -> float:
+            cosine = 0.5 + 0.5 * math.cos(math.pi * min(1.0, step / steps))
+            return min(1.0, (step + 1) / max(1, self.warmup_steps)) * (0.02 + 0.98 * cosine)
+
+        schedule = {"scheduler": LambdaLR(optimizer, rate), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def losses(
+        self, batch: Batch, rng: np.random.Generator, done: float
+    ) -> tuple[dict[str, Tensor], Seen]:
+        """Return the terms of the loss, weighted, and what they were computed from.
+
+        Args:
+            batch: Scenes: ``image``, ``synthetic``, ``synthetic_mask``, ``category``, ``defect``.
+            rng: Draws windows, light and sentences.
+            done: The share of the training that is over.
+        """
+        images, masks, window = self.windows(batch, rng, done)
+        images, tones = self.relight(images, rng)
+        shown = [
+            Picture(category, kind, tone)
+            for category, defect, tone in zip(
+                batch["category"], batch["defect"], tones, strict=True
+            )
+            for kind in (None, defect)
+        ]
+        captions = [self.captions.draw(picture, rng) for picture in shown]
+        words = unit(self.backbone.encode_text([caption.sentence for caption in captions]))
+        # A class of sentences is read as one direction, as zero-shot methods do.
+        text = torch.stack([unit(words[0::2].mean(0)), unit(words[1::2].mean(0))], dim=1)  # (D, 2)
+
+        pixels = (images.flatten(0, 1) - self.backbone.mean) / self.backbone.std
+        stages = encode_dual_path(self.backbone, pixels, window=window)
+        classes = unit(stages[-1].projected[:, 0])
+        scale = self.backbone.model.logit_scale.exp()
+        fits = torch.tensor([[c.fits(p) for c in captions] for p in shown], device=self.device)
+        contrast = multi_positive(scale * classes @ words.T, fits)
+
+        difference = text[:, 1] - text[:, 0]
+        state = scale * classes @ difference  # (2n,)
+        labels = torch.arange(len(state), device=self.device) % 2
+        wanted = self.wanted(masks)
+        direction = unit(difference)
+        # The fused map of SDP; the difference of the words is brought to the others' length.
+        read = (text / difference.norm()).expand(len(state), -1, -1)
+        fused = torch.stack([feature_surgery(s.projected, read)[:, 1:] for s in stages]).sum(0)
+        patches = [unit(self.backbone.project(stages[-1].raw[:, 1:]))]
+        patches += [unit(stage.projected[:, 1:]) for stage in stages]
+        sources = [fused, *(features @ direction for features in patches)]
+        local = [
+            patch_loss(gain.exp() * source + offset, wanted)
+            for source, gain, offset in zip(
+                sources, self.local_scale, self.local_offset, strict=True
+            )
+        ]
+        normal, defective = state.unflatten(0, (-1, 2)).unbind(1)
+        terms = {
+            "contrast": self.contrast_weight * contrast,
+            "state": F.binary_cross_entropy_with_logits(state, labels.float()),
+            "order": F.softplus(normal - defective).mean(),
+            "local": self.local_weight * torch.stack(local).mean(),
+        }
+        if self.indifference_weight > 0 and done >= self.indifference_from:
+            halves = self.halves(str(rng.choice(batch["category"])), rng)
+            apart = [separation(*(classes @ halves).unflatten(0, (-1, 2)).unbind(1))]
+            on, off = wanted[1::2] > 0, wanted[1::2] == 0
+            for features in patches:
+                read = features[1::2] @ halves  # (n, N, R), the defective pictures
+                apart.append(separation(masked_mean(read, off), masked_mean(read, on), read))
+            terms["indifference"] = self.indifference_weight * torch.stack(apart).mean()
+        return terms, Seen(state.detach(), fused.detach(), wanted)
+
+    def windows(
+        self, batch: Batch, rng: np.random.Generator, done: float
+    ) -> tuple[Tensor, Tensor, Window | None]:
+        """Return twins ``(n, 2, 3, S, S)`` in [0, 1], masks ``(n, S, S)`` and where they lie.
+
+        In the first part of the training they are cut to a window that holds a piece of the
+        defect; all lie at the same random place of the grid of patches.
+        """
+        images = torch.stack([batch["image"], batch["synthetic"]], dim=1).float() / 255
+        masks = batch["synthetic_mask"]
+        if done < self.strengthened_share:
+            most = 1 + (self.strengthening - 1) * (1 - done / self.strengthened_share)
+            factors = 1 + (most - 1) * rng.uniform(0.3, 1, len(images))
+            change = images[:, 1] - images[:, 0]
+            change = change * torch.from_numpy(factors).to(images).view(-1, 1, 1, 1)
+            images = torch.stack([images[:, 0], (images[:, 0] + change).clamp(0, 1)], dim=1)
+        if done >= self.window_share:
+            return images, masks, None
+        size, side = self.image_size, self.window
+        cut_images, cut_masks = [], []
+        for twins, mask in zip(images, masks, strict=True):
+            inside = mask.nonzero()
+            place = inside[rng.integers(len(inside))].tolist() if len(inside) else (0, 0)
+            low = [max(0, at - side + 1) for at in place]
+            high = [min(at, size - side) for at in place]
+            top, left = (int(rng.integers(a, b + 1)) for a, b in zip(low, high, strict=True))
+            cut_images.append(twins[:, :, top : top + side, left : left + side])
+            cut_masks.append(mask[top : top + side, left : left + side])
+        patch = self.backbone.patch_size
+        free = (size - side) // patch + 1
+        window = Window(int(rng.integers(free)), int(rng.integers(free)), side // patch)
+        return torch.stack(cut_images), torch.stack(cut_masks), window
+
+    def relight(self, images: Tensor, rng: np.random.Generator) -> tuple[Tensor, list[str | None]]:
+        """Change the light of scenes; return them and what their words may say of it."""
+        tones: list[str | None] = []
+        changed = []
+        for twins in images:
+            kind = rng.random()
+            gain, offset = rng.uniform(0.8, 1.25), rng.uniform(-0.08, 0.08, (1, 3, 1, 1))
+            tone, lit = None, twins
+            if kind < 0.1:
+                tone, gain = "bright", rng.uniform(1.35, 1.7)
+            elif kind < 0.2:
+                tone, gain = "dark", rng.uniform(0.4, 0.62)
+            elif kind < 0.28:
+                tone, lit = "blurry", gaussian_blur(twins, 1.1)
+            if rng.random() < 0.15:  # cameras without colour
+                lit = lit.mean(dim=1, keepdim=True).expand_as(lit)
+                offset = offset[:, :1]
+            changed.append((lit * gain + torch.from_numpy(offset).to(lit)).clamp(0, 1))
+            tones.append(tone)
+        return torch.stack(changed), tones
+
+    def wanted(self, masks: Tensor) -> Tensor:
+        """Return what patches are to say, ``(2n, N)``: 1 defect, 0 none, -1 nothing (too little).
+
+        The patches of a scene's normal picture come before those of its defective one.
+        """
+        share = F.avg_pool2d(masks[:, None].float(), self.backbone.patch_size).flatten(1)
+        defective = torch.where(share > LEAST_SHARE, 1.0, torch.where(share > 0, -1.0, 0.0))
+        return torch.stack([torch.zeros_like(share), defective], dim=1).flatten(0, 1)
+
+    def halves(self, category: str, rng: np.random.Generator) -> Tensor:
+        """Return unit directions ``(D, R)`` between random halves of sentences for normal."""
+        words = unit(self.backbone.encode_text(self.captions.same(category, NUM_SENTENCES, rng)))
+        directions = []
+        for _ in range(NUM_HALVES):
+            order = torch.from_numpy(rng.permutation(NUM_SENTENCES))
+            one, other = (words[part] for part in order.to(words.device).chunk(2))
+            directions.append(unit(one.mean(0)) - unit(other.mean(0)))
+        return unit(torch.stack(directions)).T
+
+    def export(self, folder: Path) -> Path:
+        """Write the trained CLIP as ``clip.safetensors``, float16, with open_clip's names."""
+        state = self.backbone.model.state_dict()
+        file = folder / "clip.safetensors"
+        with atomic_path(file) as temporary:
+            save_file(
+                {key: value.half().contiguous().cpu() for key, value in state.items()}, temporary
+            )
+        return file
+
+
+def multi_positive(logits: Tensor, fits: Tensor) -> Tensor:
+    """Return CLIP's loss where several sentences may fit a picture and several pictures a sentence.
+
+    Args:
+        logits: ``(I, J)`` of pictures and sentences.
+        fits: bool ``(I, J)``; each picture and each sentence has at least one.
+
+    Returns:
+        The mean over both directions of the negative mean log-probability of what fits. With one
+        positive each it is CLIP's.
+    """
+
+    def one_way(logits: Tensor, fits: Tensor) -> Tensor:
+        log_probability = logits.log_softmax(dim=1)
+        return -((log_probability * fits).sum(1) / fits.sum(1)).mean()
+
+    return 0.5 * (one_way(logits, fits) + one_way(logits.T, fits.T))
+
+
+def patch_loss(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Return the weighted cross-entropy of patches ``(2n, N)``; those with -1 do not count."""
+    weights = torch.where(wanted > 0, ABNORMAL_WEIGHT, 1.0) * (wanted >= 0)
+    losses = F.binary_cross_entropy_with_logits(logits, wanted.clamp(min=0), reduction="none")
+    return (losses * weights).sum() / weights.sum()
+
+
+def separation(normal: Tensor, defective: Tensor, spread: Tensor | None = None) -> Tensor:
+    """Return how far directions tell two groups apart, free of their scale: mean squared effect.
+
+    Args:
+        normal: What the directions read on the one group, ``(n, R)``.
+        defective: The same on the other group, pair by pair.
+        spread: ``(n, N, R)``, readings whose variance inside a picture is the measure; default:
+            that of both groups together.
+    """
+    if spread is None:
+        variance = torch.cat([normal, defective]).var(dim=0)
+    else:
+        variance = (spread - spread.mean(dim=1, keepdim=True)).flatten(0, 1).var(dim=0)
+    return ((defective - normal).mean(dim=0).square() / (variance + 1e-6)).mean()
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean of ``(n, N, R)`` over the patches in ``(n, N)``; 0 without any."""
+    weights = mask.float().unsqueeze(-1)
+    return (values * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+@torch.no_grad()
+def scale_values(backbone: CLIPBackbone, gain: float) -> None:
+    """Multiply the values of all blocks and divide what reads them: CLIP's own output stays."""
+    width = backbone.visual.conv1.out_channels
+    for block in backbone.visual.transformer.resblocks:
+        block.attn.in_proj_weight[2 * width :] *= gain
+        block.attn.in_proj_bias[2 * width :] *= gain
+        block.attn.out_proj.weight /= gain

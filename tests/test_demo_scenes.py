@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from anomaly_clip.data import Demo
+from anomaly_clip.data.demo_pictures import DEFECTS, draw_twins
+from anomaly_clip.data.demo_scenes import Scenes, crop_and_turn
+from anomaly_clip.data.sampling import Draw
+
+WORDS = ["oak wood board", "steel washer"]
+
+
+def scenes(seed: int = 0, held_out: tuple[str, ...] = ("hole",)) -> Scenes:
+    return Scenes(WORDS, 40, seed, 64, 48, held_out)
+
+
+def test_twins_differ_by_the_defect_alone() -> None:
+    for index in range(12):
+        twins = scenes()[Draw(0, index)]
+        assert twins["image"].shape == twins["synthetic"].shape == (3, 48, 48)
+        assert twins["image"].dtype == torch.uint8
+        change = (twins["image"].int() - twins["synthetic"].int()).abs().amax(0)
+        mask = twins["synthetic_mask"]
+        # Resizing mixes a pixel with its neighbours.
+        near = torch.nn.functional.max_pool2d(mask[None].float(), 5, 1, 2)[0] > 0
+        assert change[~near].max() <= 25, twins["defect"]
+        assert change[mask].float().mean() > 3 * change[~near].float().mean()
+
+
+def test_a_scene_depends_on_seed_epoch_and_index_alone() -> None:
+    first = scenes()[Draw(2, 5)]
+    again = scenes()[Draw(2, 5)]
+    assert torch.equal(first["image"], again["image"])
+    assert torch.equal(first["synthetic_mask"], again["synthetic_mask"])
+    for other in (scenes()[Draw(3, 5)], scenes()[Draw(2, 6)], scenes(1)[Draw(2, 5)]):
+        assert not torch.equal(first["image"], other["image"])
+        assert first["path"] != other["path"]
+
+
+def test_what_is_held_out_never_comes() -> None:
+    seen = [scenes()[Draw(0, index)] for index in range(40)]
+    assert {twins["category"] for twins in seen} == set(WORDS)
+    defects = {twins["defect"] for twins in seen}
+    assert "hole" not in defects
+    assert defects <= set(DEFECTS)
+    assert len(defects) >= 5
+    with pytest.raises(ValueError, match="leaves 'steel washer' without any defect"):
+        Scenes(["steel washer"], 1, 0, 64, 48, DEFECTS)
+
+
+def test_crops_keep_a_part_of_the_defect_and_treat_all_alike() -> None:
+    normal, defective = draw_twins("oak", 0, 3, "scratch", 64)
+    mask = np.zeros((64, 64), bool)
+    mask[2, 60] = True  # in a corner
+    held = 0
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        image, synthetic, cut = crop_and_turn(normal.image, normal.image, mask, 64, rng)
+        assert np.array_equal(image, synthetic)
+        held += bool(cut.any())
+    assert held >= 25  # a single pixel may vanish when a crop is resized
+    rng = np.random.default_rng(1)
+    image, _, cut = crop_and_turn(defective.image, normal.image, defective.mask, 32, rng)
+    assert image.shape == (32, 32, 3)
+    assert cut.shape == (32, 32)
+    assert cut.any()
+
+
+def test_the_data_module_says_what_is_missing() -> None:
+    data = Demo(categories=WORDS, image_size=48)
+    with pytest.raises(ValueError, match=r"data.num_scenes is not given"):
+        data.train_dataloader()
+    with pytest.raises(ValueError, match=r"data.held_out_defects: 'bite' is no kind of defect"):
+        Demo(held_out_defects=["bite"])
+    with pytest.raises(ValueError, match=r"data.num_scenes must be 1 or more, got 0"):
+        Demo(num_scenes=0)
+
+
+def test_a_loader_gives_other_scenes_each_epoch() -> None:
+    data = Demo(
+        categories=WORDS,
+        train_categories="others",
+        num_scenes=4,
+        picture_size=64,
+        image_size=48,
+        batch_size=2,
+        num_workers=0,
+    )
+    loader = data.train_dataloader()
+    epochs = []
+    for epoch in range(2):
+        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        batches = list(loader)
+        assert [len(batch["image"]) for batch in batches] == [2, 2]
+        epochs.append([path for batch in batches for path in batch["path"]])
+        assert not set(WORDS) & {name for batch in batches for name in batch["category"]}
+    assert not set(epochs[0]) & set(epochs[1])
+
+
+def test_training_categories() -> None:
+    def names(asked: object) -> list[str]:
+        return Demo(categories=WORDS, train_categories=asked).train_categories
+
+    assert names("same") == WORDS
+    assert len(names("others")) == 46
+    assert not set(names("others")) & set(WORDS)
+    assert names(["oak wood board"]) == ["oak wood board"]
+    with pytest.raises(ValueError, match=r"data.train_categories: 'oak' is not in"):
+        names(["oak"])
+    with pytest.raises(ValueError, match=r"data.train_categories others: none is left"):
+        _ = Demo(train_categories="others").train_categories

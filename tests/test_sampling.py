@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import pytest
+
+from anomaly_clip.data.sampling import Draw, EpochSampler
+
+
+def drawn(epoch: int, num_processes: int = 1, rank: int = 0, seed: int = 0) -> list[Draw]:
+    sampler = EpochSampler(range(10), seed, num_processes, rank)
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+def test_an_epoch_draws_every_index_once_in_an_order_of_its_own() -> None:
+    first, second = drawn(0), drawn(1)
+    assert sorted(draw.index for draw in first) == list(range(10))
+    assert {draw.epoch for draw in second} == {1}
+    assert [draw.index for draw in first] != [draw.index for draw in second]
+    assert first == drawn(0)
+    assert first != drawn(0, seed=1)
+
+
+def test_processes_share_an_epoch_evenly() -> None:
+    parts = [drawn(3, 3, rank) for rank in range(3)]
+    assert [len(part) for part in parts] == [3, 3, 3]  # the tenth is dropped
+    whole = drawn(3)
+    assert {draw for part in parts for draw in part} == set(whole[:9])
+
+
+def test_more_processes_than_samples_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"2 training samples cannot be shared by 3 processes"):
+        EpochSampler(range(2), 0, 3)
