@@ -33,8 +33,15 @@ $(STAMP): pyproject.toml
 	fi
 	@touch $(STAMP)
 
-demo: $(STAMP)  ## the main job on pictures made by code, without data, weights or network
+demo: $(STAMP)  ## the main job on pictures made by code, without data or network
 	@$(BIN)/anomaly_clip test --config configs/demo.yaml
+	@echo
+	@echo "Above: the page to look at. To try next:"
+	@echo "  source $(VENV)/bin/activate"
+	@echo "  anomaly_clip test --config configs/demo.yaml --data.seed 7    other pictures of the same things"
+	@echo "  anomaly_clip preview --data Demo                              all 48 of them"
+	@echo "  anomaly_clip predict --config configs/own_images.yaml --data.root PHOTOS --data.category 'steel plate'"
+	@echo "      your own pictures; CLIP's weights are downloaded on first use"
 
 test: $(STAMP)  ## all tests
 	@$(BIN)/python -m pytest

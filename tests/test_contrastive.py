@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from anomaly_clip.backbones.clip import CLIPBackbone, Window
@@ -268,10 +271,27 @@ def test_fit_exports_weights_and_goes_on_where_it_stopped(
     ours, theirs = (load_file(root / "tiny" / number / "clip.safetensors") for number in ("1", "3"))
     assert all(value.dtype == torch.float16 for value in ours.values())
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    with safe_open(whole / "clip.safetensors", "pt") as file:
+        record = json.loads(file.metadata()["trained_on"])
+    assert record["categories"] == ["steel washer", "blue denim cloth"]
+    assert record["pictures"] == 24
     stopped = load_file(root / "tiny" / "2" / "clip.safetensors")
     assert not torch.equal(ours["visual.proj"], stopped["visual.proj"])
     backbone = CLIPBackbone(str(tiny), str(whole / "clip.safetensors"))
     assert torch.equal(backbone.visual.proj, ours["visual.proj"].float())
+
+
+def test_two_processes_share_the_scenes(tiny: Path, tmp_path: Path) -> None:
+    more = ["--trainer.max_epochs", "1", "--trainer.strategy", "ddp", "--trainer.devices", "2"]
+    python = [sys.executable, "-m", "anomaly_clip", *words_of_a_run(tiny, tmp_path, *more)]
+    done = subprocess.run(python, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [path.name for path in (tmp_path / "tiny").iterdir()] == ["1"]
+    run = tmp_path / "tiny" / "1"
+    [checkpoint] = (run / "checkpoints").glob("*.ckpt")
+    assert checkpoint.name == "epoch=0-step=1.ckpt"  # six scenes, two processes with two a step
+    weights = load_file(run / "clip.safetensors")
+    assert all(value.isfinite().all() for value in weights.values())
 
 
 def test_mistakes(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ and with a defect, so that nothing but the defect tells the two apart. The terms
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from functools import cached_property
@@ -35,6 +36,7 @@ from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, Window, unit
 from anomaly_clip.backbones.prompts import PromptEnsemble
 from anomaly_clip.backbones.surgery import encode_dual_path, stage_ends
 from anomaly_clip.data.demo import Demo
+from anomaly_clip.data.demo_pictures import DEFECTS
 from anomaly_clip.files import atomic_path
 from anomaly_clip.maps import gaussian_blur
 from anomaly_clip.methods.sdp import feature_surgery
@@ -134,8 +136,6 @@ class Captions:
     @cached_property
     def general(self) -> list[str]:
         """The abnormal states that name no kind of defect."""
-        from anomaly_clip.data.demo_pictures import DEFECTS
-
         states = self.prompts.states_abnormal
         return [state for state in states if not any(defect in state for defect in DEFECTS)]
 
@@ -424,13 +424,23 @@ class Contrastive(LightningModule):
         return unit(torch.stack(directions)).T
 
     def export(self, folder: Path) -> Path:
-        """Write the trained CLIP as ``clip.safetensors``, float16, with open_clip's names."""
+        """Write the trained CLIP as ``clip.safetensors``, float16, with open_clip's names.
+
+        The file's metadata say what it was trained on.
+        """
         state = self.backbone.model.state_dict()
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        record = {
+            "categories": data.train_categories,
+            "held_out_defects": data.held_out_defects,
+            "pictures": 2 * data.num_scenes * self.trainer.current_epoch,
+            "data_seed": data.seed,
+            "seed": self.seed,
+        }
         file = folder / "clip.safetensors"
         with atomic_path(file) as temporary:
-            save_file(
-                {key: value.half().contiguous().cpu() for key, value in state.items()}, temporary
-            )
+            halves = {key: value.half().contiguous().cpu() for key, value in state.items()}
+            save_file(halves, temporary, {"trained_on": json.dumps(record)})
         return file
 
 
