@@ -31,6 +31,9 @@ __all__ = ["ExperimentCLI", "arrange", "run_experiment"]
 FREE_ARGUMENTS = frozenset({"evaluator"})
 """Arguments of a model that may differ from those of its checkpoint: they change no weight."""
 
+STEPS = {"validate": "validation_step", "test": "test_step", "predict": "predict_step"}
+"""What a model must have for a verb."""
+
 
 def run_experiment(words: Sequence[str]) -> int:
     """Run ``fit``, ``validate``, ``test`` or ``predict`` and return an exit code.
@@ -217,20 +220,23 @@ class ExperimentCLI(LightningCLI):
         if verb == "validate" and not is_overridden("val_dataloader", self.datamodule):
             raise UserError(f"{type(self.datamodule).__name__} has no validation split: use test")
         name, path = type(self.model).__name__, self._get(self.config, "ckpt_path")
+        if isinstance(self.model, AnomalyMethod):
+            self._check_method(self.model, verb, path)
+        elif verb != "fit" and not is_overridden(STEPS[verb], self.model):
+            raise UserError(f"{name} scores no images: use fit")
         if path is not None and not Path(path).is_file():
             raise UserError(f"--ckpt_path {path}: there is no such file")
-        if not isinstance(self.model, AnomalyMethod):
-            if verb != "fit":
-                raise UserError(f"{name} scores no images: it can only be fitted")
-            return
+
+    def _check_method(self, method: AnomalyMethod, verb: str, path: str | None) -> None:
+        name = type(method).__name__
         if verb == "fit":
-            if not self.model.can_be_fitted:
+            if not method.can_be_fitted:
                 raise UserError(
                     f"{name} is zero-shot, there is nothing to fit: use test or predict"
                 )
-        elif path is None and self.model.must_be_fitted:
+        elif path is None and method.must_be_fitted:
             raise UserError(f"{name} must be fitted first: give --ckpt_path FILE of a fit")
-        elif path is not None and not self.model.can_be_fitted:
+        elif path is not None and not method.can_be_fitted:
             raise UserError(f"{name} is zero-shot and has no checkpoints: leave out --ckpt_path")
 
     def after_test(self) -> None:

@@ -305,6 +305,9 @@ def test_mistakes(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert main(words_of_a_run(tiny, root, *epochs, *more)) == 2
         assert sentence in capsys.readouterr().err
     assert not list(root.glob("tiny/*"))
+    tested = ["test", *words_of_a_run(tiny, root)[1:]]
+    assert main(tested) == 2
+    assert "Contrastive scores no images: use fit" in capsys.readouterr().err
 
 
 def test_the_held_out_families_are_whole() -> None:

@@ -199,7 +199,8 @@ def test_the_same_seed_gives_the_same_numbers(command: Command, tmp_path: Path) 
 def test_predict_writes_scores_and_pictures(command: Command, tmp_path: Path) -> None:
     assert main(command("predict")) == 0
     run = tmp_path / "runs" / "sdp" / "1"
-    assert {p.name for p in run.iterdir()} == {"config-predict.yaml", "scores.csv", "maps"}
+    expected = {"config-predict.yaml", "scores.csv", "maps", "report.html"}
+    assert {p.name for p in run.iterdir()} == expected
     rows = read_csv(run / "scores.csv")
     assert len(rows) == len(list((run / "maps").rglob("*.png"))) == 8
     assert all(row["image_score"] == row["r0"] for row in rows)  # no set to scale by

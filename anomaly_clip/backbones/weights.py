@@ -199,8 +199,9 @@ def _fetch(name: str, tag: str, record: dict[str, Any]) -> Path:
     raise FileNotFoundError(
         f"backbone.pretrained {tag} of {name} is not in {folder} and cannot be downloaded "
         f"({reason}); copy that cache from a machine with network, name a weights file "
-        f"(--model.backbone.pretrained FILE.safetensors), or say '{DEMO}' to try the pipeline on "
-        f"the small CLIP that comes with it"
+        f"(--model.backbone.pretrained FILE.safetensors), or try the pipeline without: "
+        f"--model.backbone.name {DEMO} --model.backbone.pretrained {DEMO} is a small CLIP that "
+        f"comes along, '{RANDOM}' is untrained"
     )
 
 
