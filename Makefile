@@ -36,7 +36,7 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)  ## the main job on pictures made by code, without data or network
 	@$(BIN)/anomaly_clip test --config configs/demo.yaml
 	@echo
-	@echo "Above: the page to look at. To try next:"
+	@echo "Look at $$(ls -t runs/demo/*/report.html | head -n 1). To try next:"
 	@echo "  source $(VENV)/bin/activate"
 	@echo "  anomaly_clip test --config configs/demo.yaml --data.seed 7    other pictures of the same things"
 	@echo "  anomaly_clip preview --data Demo                              all 48 of them"

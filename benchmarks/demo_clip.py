@@ -36,7 +36,8 @@ from anomaly_clip.methods import SDP
 from anomaly_clip.metrics import Evaluator, auroc
 from anomaly_clip.records import DEMO, RANDOM, Batch, Scores
 
-CONFIG = Path(__file__).parent.parent / "configs" / "demo.yaml"
+CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIG = CONFIGS / "demo.yaml"
 SEEDS = (101, 102, 103)  # the first is the fixed test set of the configuration
 PROMISED = {"image_auroc": 0.85, "pixel_auroc": 0.88, "pixel_ap": 0.35}
 PROMISED_CATEGORY = 0.65  # image AUROC
@@ -72,6 +73,11 @@ def round3(value: float | None) -> float | None:
     return None if value is None else round(value, 3)
 
 
+def load(name: str) -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load((CONFIGS / name).read_text(encoding="utf-8"))
+    return config
+
+
 def batches(data: AnomalyData) -> Iterator[Batch]:
     yield from data.test_dataloader()
 
@@ -85,18 +91,20 @@ def evaluate(data: AnomalyData, score: Score) -> dict[str, Any]:
     return dict(evaluator.compute())
 
 
-def centre_prior(data: Demo, size: int) -> Score:
+def centre_prior(test: Demo, size: int) -> Score:
     """Score every picture by the mean mask of the training categories."""
+    options = load("demo_clip.yaml")["data"]["init_args"]
+    training = Demo(
+        categories=options["categories"], train_categories=options["train_categories"]
+    ).train_categories
+    assert not set(training) & set(test.categories)
+    seed = options["seed"]
     masks = []
-    for name in data.train_categories:
-        listing = list(
-            Demo(categories=[name], num_test=2 * NUM_PRIOR, seed=data.seed + 1000).samples("test")
-        )
-        for sample in listing:
-            if sample.label and sample.defect not in data.held_out_defects:
-                number = int(sample.image.stem)
-                picture = draw_picture(KEYS[name], data.seed + 1000, number, sample.defect, 128)
-                masks.append(torch.from_numpy(picture.mask).float())
+    for sample in Demo(categories=training, num_test=2 * NUM_PRIOR, seed=seed).samples("test"):
+        if sample.label and sample.defect not in options["held_out_defects"]:
+            number, key = int(sample.image.stem), KEYS[sample.category]
+            picture = draw_picture(key, seed, number, sample.defect, 128)
+            masks.append(torch.from_numpy(picture.mask).float())
     mean = torch.stack(masks).mean(dim=0)
     prior = torch.nn.functional.interpolate(mean[None, None], (size, size), mode="area")[0, 0]
 
@@ -197,7 +205,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--magnetic_tile", type=Path, help="real pictures, MVTec-AD's layout")
     options = parser.parse_args()
-    config = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+    config = load("demo.yaml")
     assert config["data"]["init_args"]["seed"] == SEEDS[0]
     sdp = demo_sdp(config["model"]["init_args"])
     size = sdp.image_size

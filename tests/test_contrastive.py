@@ -281,6 +281,30 @@ def test_fit_exports_weights_and_goes_on_where_it_stopped(
     assert torch.equal(backbone.visual.proj, ours["visual.proj"].float())
 
 
+def test_a_checkpoint_is_gone_on_with_as_it_was(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "runs"
+    every = {
+        "class_path": "ModelCheckpoint",
+        "init_args": {"every_n_train_steps": 2, "save_top_k": -1},
+    }
+    more = ["--trainer.max_epochs", "2", "--trainer.callbacks+", json.dumps(every)]
+    assert main(words_of_a_run(tiny, root, *more)) == 0
+    [inside] = (root / "tiny" / "1" / "checkpoints").glob("*step=4.ckpt")
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({**TINY, "embed_dim": 8}))
+    for change, sentence in (
+        (["--model.lr", "0.5"], "model.lr is 0.5, but"),
+        (["--model.prompts.templates", '["a photo of {}."]'], "model.prompts is"),
+        (["--model.backbone.name", str(other)], "the checkpoint is of another architecture"),
+        ([], "the checkpoint is from the middle of an epoch"),
+    ):
+        words = words_of_a_run(tiny, root, "--trainer.max_epochs", "3", *change)
+        assert main([*words, "--ckpt_path", str(inside)]) == 2
+        assert sentence in capsys.readouterr().err
+
+
 def test_two_processes_share_the_scenes(tiny: Path, tmp_path: Path) -> None:
     more = ["--trainer.max_epochs", "1", "--trainer.strategy", "ddp", "--trainer.devices", "2"]
     python = [sys.executable, "-m", "anomaly_clip", *words_of_a_run(tiny, tmp_path, *more)]
@@ -300,6 +324,18 @@ def test_mistakes(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     for more, sentence in (
         (["--model.window", "30"], "model.window 30: expected a multiple of the patch size 8"),
         (["--data.num_scenes", "null"], "Contrastive learns from scenes without and with"),
+        (["--data.num_scenes", "1"], "data.num_scenes 1 is less than a batch of data.batch_size 2"),
+        (["--trainer.max_epochs", "-1"], "give trainer.max_epochs"),
+        (["--model.logit_scale", "0"], "model.logit_scale must be 0.001 or more, got 0"),
+        (["--model.seed", "-1"], "model.seed must be 0 or more"),
+        (
+            ["--model.prompts.templates", '["a dark photo of {}."]'],
+            "prompts.templates: none is without",
+        ),
+        (
+            ["--model.prompts.states_abnormal", '["{} with crack"]'],
+            "prompts.states_abnormal: every",
+        ),
         (["--ckpt_path", "none.ckpt"], "--ckpt_path none.ckpt: there is no such file"),
     ):
         assert main(words_of_a_run(tiny, root, *epochs, *more)) == 2

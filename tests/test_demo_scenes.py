@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -97,6 +99,17 @@ def test_a_loader_gives_other_scenes_each_epoch() -> None:
         epochs.append([path for batch in batches for path in batch["path"]])
         assert not set(WORDS) & {name for batch in batches for name in batch["category"]}
     assert not set(epochs[0]) & set(epochs[1])
+
+
+def test_processes_get_different_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = Demo(categories=WORDS, num_scenes=8, picture_size=64, image_size=48, batch_size=2)
+    data.num_workers = 0
+    seen = []
+    for rank in range(2):
+        data.trainer = SimpleNamespace(world_size=2, global_rank=rank)  # type: ignore[assignment]
+        seen.append({path for batch in data.train_dataloader() for path in batch["path"]})
+    assert [len(paths) for paths in seen] == [4, 4]
+    assert not seen[0] & seen[1]
 
 
 def test_training_categories() -> None:

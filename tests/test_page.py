@@ -76,5 +76,5 @@ def test_without_labels_nothing_is_framed(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     write_page(path, "t", [PagePicture("cap", "a", "maps/a.png", 0.5, None)])
     text = path.read_text(encoding="utf-8")
-    assert "framed" not in text
+    assert "coloured frame" not in text
     assert 'class="anomalous"' not in text

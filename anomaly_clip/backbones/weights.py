@@ -161,8 +161,10 @@ def _pretrained_tag(name: str, tag: str, quick_gelu: bool) -> dict[str, Any]:
     """Return open_clip's record of a tag, after checking that the model suits it."""
     if name == DEMO or name.endswith(".json"):
         which = "the demo architecture" if name == DEMO else "a model described by a JSON file"
+        own = f"'{DEMO}', " if name == DEMO else ""
         raise ValueError(
-            f"backbone.pretrained {tag}: {which} has no tags; give a weights file or '{RANDOM}'"
+            f"backbone.pretrained {tag}: {which} has no tags; give {own}a weights file or "
+            f"'{RANDOM}'"
         )
     record: dict[str, Any] = open_clip.get_pretrained_cfg(name, tag)
     if not record:

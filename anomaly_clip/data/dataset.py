@@ -318,6 +318,16 @@ class AnomalyData(LightningDataModule, ABC):
         """Return what reads a sample's image and mask; it travels to the loading processes."""
         return read_sample
 
+    def summary(self, stage: str) -> str:
+        """Say in a few words what a stage gets."""
+        samples = self.samples("test")
+        known = f"{sum(s.label for s in samples)} anomalous" if self.has_labels else "no labels"
+        number = len(self.categories)
+        return (
+            f"{len(samples)} images ({known}) in {number} "
+            f"{'category' if number == 1 else 'categories'}"
+        )
+
     def setup(self, stage: str) -> None:
         """Take the image size from the model and list what the stage needs.
 

@@ -122,15 +122,28 @@ class Demo(AnomalyData):
             self.held_out_defects,
         )
 
+    def summary(self, stage: str) -> str:
+        """Say what a stage gets."""
+        if stage != "fit" or self.num_scenes is None:
+            return super().summary(stage)
+        number = len(self.train_categories)
+        return f"{self.num_scenes} scenes an epoch, of {number} categories"
+
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return scenes without and with a defect, other ones each epoch."""
         scenes = self.scenes()
         trainer = self.trainer
         world = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
+        sampler = EpochSampler(scenes, self.seed, *world)
+        if len(sampler) < self.batch_size:
+            raise ValueError(
+                f"data.num_scenes {self.num_scenes} is less than a batch of data.batch_size "
+                f"{self.batch_size} for each of {world[0]} processes"
+            )
         return DataLoader(
             scenes,  # type: ignore[arg-type]  # default collation makes a Batch of Twins
             batch_size=self.batch_size,
-            sampler=EpochSampler(scenes, self.seed, *world),
+            sampler=sampler,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             drop_last=True,

@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,8 +84,8 @@ class Caption(NamedTuple):
 class Captions:
     """Draws sentences that fit pictures.
 
-    A third of the nouns is one or two words of the vocabulary, whatever they mean: an unknown
-    object's word must not change what is said of it.
+    Three of ten nouns are one or two words of the vocabulary, whatever they mean: the word for an
+    unknown object must not change what is said of it.
 
     Args:
         prompts: States and templates.
@@ -98,6 +99,10 @@ class Captions:
         for template in prompts.templates:
             tones = [tone for tone in TONES if tone in template]
             self.templates[tones[0] if tones else None].append(template)
+        if not self.templates[None]:
+            raise ValueError(f"prompts.templates: none is without one of {', '.join(TONES)}")
+        if not self.general:
+            raise ValueError("prompts.states_abnormal: every one names a kind of defect")
 
     def draw(self, picture: Picture, rng: np.random.Generator) -> Caption:
         """Draw a sentence that fits a picture."""
@@ -199,6 +204,17 @@ class Contrastive(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self.save_hyperparameters(ignore=["backbone", "prompts"])
+        self.save_hyperparameters({"prompts": asdict(prompts)})
+        for name, value, least in (
+            ("lr", lr, 0.0),
+            ("strengthening", strengthening, 1.0),
+            ("value_gain", value_gain, 1e-3),
+            ("logit_scale", logit_scale, 1e-3),
+            ("seed", seed, 0),
+        ):
+            if not value >= least:
+                raise ValueError(f"model.{name} must be {least:g} or more, got {value}")
         self.backbone = CLIPBackbone.of(backbone)
         model = self.backbone.model.requires_grad_(True)
         model.logit_scale.requires_grad_(False).fill_(math.log(logit_scale))
@@ -247,22 +263,30 @@ class Contrastive(LightningModule):
                 "Contrastive learns from scenes without and with a defect: use --data Demo and "
                 "give --data.num_scenes"
             )
+        if math.isinf(self.trainer.estimated_stepping_batches):
+            raise ValueError(
+                "Contrastive lowers its learning rate towards the end, which must be known: give "
+                "trainer.max_epochs"
+            )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch of scenes."""
-        rng = np.random.default_rng([self.seed, self.global_step, self.global_rank])
+        key = [self.seed, self.global_step, self.global_rank]
+        if self.trainer.accumulate_grad_batches > 1:  # several batches share a step
+            key.append(batch_idx)
+        rng = np.random.default_rng(key)
         done = self.global_step / max(1, int(self.trainer.estimated_stepping_batches))
-        losses, seen = self.losses(batch, rng, done)
+        with self.backbone.out_of_autocast():
+            losses, seen = self.losses(batch, rng, done)
         total = torch.stack(list(losses.values())).sum()
         # Every scene is new, so what is measured here is measured on scenes never trained on.
         normal, defective = seen.state.unflatten(0, (-1, 2)).unbind(1)
         known = seen.wanted >= 0
-        figures = {f"train/{name}": value.detach() for name, value in losses.items()}
+        figures = {f"train/{name}": float(value.detach()) for name, value in losses.items()}
         # The share of scenes whose class token tells which of the two has the defect.
-        figures["train/pair_accuracy"] = (defective > normal).float().mean()
+        figures["train/pair_accuracy"] = float((defective > normal).float().mean())
         found = average_precision(seen.fused[known], seen.wanted[known] > 0)
-        if not math.isnan(found):
-            figures["train/patch_ap"] = torch.tensor(found)
+        figures["train/patch_ap"] = 0.0 if math.isnan(found) else found  # no patch is covered: rare
         count = len(normal)
         self.log_dict(figures, on_step=False, on_epoch=True, batch_size=count, sync_dist=True)
         self.log("train/loss", total.detach(), prog_bar=True)
@@ -284,6 +308,26 @@ class Contrastive(LightningModule):
 
         schedule = {"scheduler": LambdaLR(optimizer, rate), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse what cannot be gone on with.
+
+        Raises:
+            ValueError: If the checkpoint is of another architecture, or from the middle of an
+                epoch, whose other scenes would not be found again.
+        """
+        own = self.state_dict()
+        for key, value in checkpoint["state_dict"].items():
+            if key not in own or own[key].shape != value.shape:
+                raise ValueError(
+                    f"the checkpoint is of another architecture than {self.backbone.settings.name}"
+                    f" (its {key} does not fit)"
+                )
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        if not progress["is_last_batch"]:
+            raise ValueError(
+                "the checkpoint is from the middle of an epoch: go on from one of an epoch's end"
+            )
 
     def losses(
         self, batch: Batch, rng: np.random.Generator, done: float
@@ -430,10 +474,12 @@ class Contrastive(LightningModule):
         """
         state = self.backbone.model.state_dict()
         data = self.trainer.datamodule  # type: ignore[attr-defined]
+        trainer = self.trainer
+        scenes = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
         record = {
             "categories": data.train_categories,
             "held_out_defects": data.held_out_defects,
-            "pictures": 2 * data.num_scenes * self.trainer.current_epoch,
+            "pictures": 2 * scenes * trainer.global_step,
             "data_seed": data.seed,
             "seed": self.seed,
         }

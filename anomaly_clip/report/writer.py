@@ -97,7 +97,8 @@ class RunWriter(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the trained weights, if others can use them."""
-        if trainer.is_global_zero and isinstance(pl_module, Exporter):
+        trained = trainer.global_step > 0  # limits may have left no batch
+        if trainer.is_global_zero and trained and isinstance(pl_module, Exporter):
             _say(f"weights: {pl_module.export(self.folder)}")
 
     def on_test_batch_end(
@@ -307,6 +308,9 @@ class RunWriter(Callback):
         title = f"{type(method).__name__} on {data.dataset_name}, {stage}"
         remark = _remark(method)
         notes = [] if remark is None else [remark]
+        listed = len(self._samples(trainer))
+        if len(rows) < listed:
+            notes.append(f"PARTIAL: {len(rows)} of {listed} images")
         write_page(page, title, pictures, notes=notes, results=results, has_masks=data.has_masks)
         _say(f"look at: {page}")
 
@@ -353,14 +357,7 @@ class RunWriter(Callback):
         said = [f"{stage} {type(module).__name__}", self.sources]
         data = getattr(trainer, "datamodule", None)
         if isinstance(data, AnomalyData):
-            samples = data.samples("test")
-            anomalous = sum(sample.label for sample in samples)
-            known = f"{anomalous} anomalous" if data.has_labels else "no labels"
-            number = len(data.categories)
-            said.append(
-                f"{data.dataset_name} {data.root}: {len(samples)} images ({known}) in "
-                f"{number} {'category' if number == 1 else 'categories'}"
-            )
+            said.append(f"{data.dataset_name} {data.root}: {data.summary(stage)}")
         if isinstance(module, AnomalyMethod):
             weights = module.weights
             source = "RANDOM" if weights["random"] else weights["pretrained"]
