@@ -33,6 +33,7 @@ from anomaly_clip.data import AnomalyData, Demo, MagneticTile
 from anomaly_clip.data.demo_pictures import KEYS, draw_picture
 from anomaly_clip.maps import gaussian_blur, image_score
 from anomaly_clip.methods import SDP
+from anomaly_clip.methods.sdp import text_score
 from anomaly_clip.metrics import Evaluator, auroc
 from anomaly_clip.records import DEMO, RANDOM, Batch, Scores
 
@@ -130,30 +131,46 @@ def median_colour(sigma: float) -> Score:
 def halves(data: AnomalyData, sdp: SDP) -> dict[str, float]:
     """Compare real words with two halves of the sentences for normal: mean |AUROC - 0.5|."""
     rng = np.random.default_rng(0)
-    real = evaluate(data, sdp.score)
-    apart: dict[str, list[float]] = {"image_auroc": [], "pixel_auroc": []}
+    with torch.no_grad():  # the encoder knows no words: once is enough
+        encoded = [(batch, *sdp.encode(batch["image"])) for batch in batches(data)]
+
+    def figures(texts: dict[str, Tensor]) -> Iterator[tuple[str, float]]:
+        evaluator = Evaluator(data.categories)
+        for batch, stages, classes in encoded:
+            text = torch.stack([texts[name] for name in batch["category"]])
+            with torch.no_grad():
+                similarity = sdp.similarity([stage.projected for stage in stages], text)
+                maps = gaussian_blur(sdp.upsample(similarity), sdp.sigma)
+                r0 = text_score(classes, text)
+            parts = torch.stack([r0, image_score(maps, "max")], dim=1)
+            evaluator.update(Scores(image_score=r0, anomaly_map=maps, score_parts=parts), batch)
+        for found in evaluator.compute()["categories"].values():
+            for name in ("image_auroc", "pixel_auroc"):
+                value = found[name]
+                assert value is not None
+                yield name, abs(value - 0.5)
+
+    apart: dict[str, dict[str, list[float]]] = {"words": {}, "halves": {}}
+    for name, value in figures({name: sdp.text(name) for name in data.categories}):
+        apart["words"].setdefault(name, []).append(value)
+    words = {
+        name: embed_sentences(sdp.backbone, PromptEnsemble().sentences(name)[0])
+        for name in data.categories
+    }
     for _ in range(NUM_HALVES):
         texts = {}
-        for name in data.categories:
-            normal, _ = PromptEnsemble().sentences(name)
-            words = embed_sentences(sdp.backbone, normal)
-            parts = torch.from_numpy(rng.permutation(len(normal))).chunk(2)
-            columns = [representative_vector(words[part], "mean") for part in parts]
+        for name, rows in words.items():
+            parts = torch.from_numpy(rng.permutation(len(rows))).chunk(2)
+            columns = [representative_vector(rows[part], "mean") for part in parts]
             texts[name] = torch.stack(columns, dim=1)
-
-        def score(images: Tensor, categories: list[str], texts: Any = texts) -> Scores:
-            text = torch.stack([texts[name] for name in categories])
-            return sdp.score_with_text(images, text)
-
-        for figures in evaluate(data, score)["categories"].values():
-            for name in apart:
-                apart[name].append(abs(figures[name] - 0.5))
+        for name, value in figures(texts):
+            apart["halves"].setdefault(name, []).append(value)
     report = {}
-    for name, values in apart.items():
-        words_ = float(np.mean([abs(f[name] - 0.5) for f in real["categories"].values()]))
-        report[f"{name}_words"] = round(words_, 3)
-        report[f"{name}_halves"] = round(float(np.mean(values)), 3)
-        report[f"{name}_ratio"] = round(float(np.mean(values)) / words_, 3)
+    for name in ("image_auroc", "pixel_auroc"):
+        of_words, of_halves = (float(np.mean(apart[kind][name])) for kind in ("words", "halves"))
+        report[f"{name}_words"] = round(of_words, 3)
+        report[f"{name}_halves"] = round(of_halves, 3)
+        report[f"{name}_ratio"] = round(of_halves / of_words, 3)
     return report
 
 
@@ -197,8 +214,8 @@ def by_defect(data: AnomalyData, sdp: SDP) -> dict[str, dict[str, float | int]]:
 
 def demo_sdp(settings: dict[str, Any], pretrained: str = DEMO) -> SDP:
     torch.manual_seed(0)
-    sdp = SDP(CLIPSettings(DEMO, pretrained), sigma=settings["sigma"])
-    return sdp.eval()
+    backbone = CLIPSettings(DEMO, pretrained, settings["backbone"].get("image_size"))
+    return SDP(backbone, sigma=settings["sigma"]).eval()
 
 
 def main() -> int:
