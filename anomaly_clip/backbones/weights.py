@@ -26,7 +26,8 @@ from typing import Any, NamedTuple
 import open_clip
 import torch
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-from open_clip.factory import load_checkpoint
+from open_clip.convert import convert_state_dict
+from open_clip.factory import load_state_dict, resize_pos_embed, resize_text_pos_embed
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import nn
 
@@ -273,7 +274,7 @@ def _build(name: str, config: dict[str, Any]) -> open_clip.CLIP:
     return model
 
 
-def _fill(model: nn.Module, checkpoint: Path, name: str) -> None:
+def _fill(model: open_clip.CLIP, checkpoint: Path, name: str) -> None:
     """Load a state dict strictly; files that could run code are refused."""
     if checkpoint.suffix not in WEIGHT_FILES:
         raise ValueError(
@@ -282,7 +283,15 @@ def _fill(model: nn.Module, checkpoint: Path, name: str) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
-            load_checkpoint(model, str(checkpoint), strict=True, weights_only=True, device="cpu")
+            state = load_state_dict(str(checkpoint), device="cpu", weights_only=True)
+        state = convert_state_dict(model, state)
+        # Half precision cannot be interpolated on a CPU; some files hold the scale as a vector.
+        state = {key: value.float() for key, value in state.items()}
+        if "logit_scale" in state:
+            state["logit_scale"] = state["logit_scale"].reshape(model.logit_scale.shape)
+        resize_pos_embed(state, model)
+        resize_text_pos_embed(state, model)
+        model.load_state_dict(state)
     except Exception as error:
         if "weights_only" in str(error) or "Unsupported global" in str(error):
             why = "it holds Python objects besides tensors, which could run code, and is refused"
