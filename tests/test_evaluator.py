@@ -7,8 +7,18 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from anomaly_clip.metrics import FIGURES, Evaluator, EvaluatorSettings, auroc, f1_max, pro
+from anomaly_clip.metrics import (
+    FIGURES,
+    Evaluator,
+    EvaluatorSettings,
+    auroc,
+    average_precision,
+    f1_max,
+    pro,
+)
 from anomaly_clip.records import Batch, Scores
+
+DEFAULT = EvaluatorSettings()
 
 
 def make_case(num_images: int = 24, seed: int = 0) -> tuple[Scores, Batch]:
@@ -40,23 +50,37 @@ def rows(record: Any, chosen: list[int]) -> Any:
     }
 
 
-def evaluate(scores: Scores, batch: Batch, *parts: list[int]) -> Evaluator:
-    evaluator = Evaluator(["bottle", "cable"])
+def evaluate(
+    scores: Scores, batch: Batch, *parts: list[int], settings: EvaluatorSettings = DEFAULT
+) -> Evaluator:
+    evaluator = Evaluator(["bottle", "cable"], settings)
     for part in parts or [list(range(len(batch["path"])))]:
         evaluator.update(rows(scores, part), rows(batch, part))
     return evaluator
 
 
-def test_figures_are_those_of_the_pure_functions() -> None:
+@pytest.mark.parametrize("exact", [True, False])
+def test_figures_are_those_of_the_pure_functions(exact: bool) -> None:
     scores, batch = make_case()
-    results = evaluate(scores, batch).compute()
+    results = evaluate(scores, batch, settings=EvaluatorSettings(exact=exact)).compute()
     of = torch.tensor([name == "cable" for name in batch["category"]])
     maps, masks = scores["anomaly_map"][of], batch["mask"][of]
     figures = results["categories"]["cable"]
     assert tuple(figures) == FIGURES
-    assert figures["pixel_auroc"] == auroc(maps, masks)
-    assert figures["pixel_f1_max"] == f1_max(maps, masks)
-    assert figures["pixel_pro"] == pro(maps, masks)
+    expected = {
+        "pixel_auroc": auroc(maps, masks),
+        "pixel_ap": average_precision(maps, masks),
+        "pixel_f1_max": f1_max(maps, masks),
+        "pixel_pro": pro(maps, masks),
+    }
+    for name, value in expected.items():
+        if exact:
+            assert figures[name] == pytest.approx(value, abs=1e-12), name
+        else:
+            low, high = results["intervals"]["cable"][name]
+            assert low <= value <= high, name
+            assert low <= (figures[name] or 0) <= high, name
+    assert exact == (results["intervals"] == {})
     both = [results["categories"][name]["pixel_pro"] or 0.0 for name in ("bottle", "cable")]
     assert results["mean"]["pixel_pro"] == pytest.approx(np.mean(both))
 
@@ -89,12 +113,17 @@ def test_without_parts_the_image_score_counts() -> None:
     torch.testing.assert_close(evaluator.images.score, scores["image_score"])
 
 
-def test_order_split_and_repetition_change_nothing() -> None:
+@pytest.mark.parametrize("exact", [True, False])
+def test_order_split_and_repetition_change_nothing(exact: bool) -> None:
     scores, batch = make_case()
-    whole = evaluate(scores, batch).compute()
+    settings = EvaluatorSettings(exact=exact)
+    whole = evaluate(scores, batch, settings=settings).compute()
     shuffled = np.random.default_rng(0).permutation(len(batch["path"])).tolist()
-    parts = [shuffled[:5], shuffled[5:6], shuffled[6:], shuffled[:3]]
-    assert evaluate(scores, batch, *parts).compute() == whole
+    parts = [shuffled[:5], shuffled[5:6], [*shuffled[6:], shuffled[7]], shuffled[:3]]
+    again = evaluate(scores, batch, *parts, settings=settings).compute()
+    assert again["mean"] == pytest.approx(whole["mean"], abs=1e-12)
+    for name, figures in whole["categories"].items():
+        assert again["categories"][name] == pytest.approx(figures, abs=1e-12)
 
 
 def test_without_masks_pixel_figures_are_missing() -> None:
@@ -116,10 +145,58 @@ def test_one_class_alone_is_missing_and_left_out_of_the_mean() -> None:
 def test_settings_reach_pro() -> None:
     scores, batch = make_case()
     batch["category"] = ["bottle"] * len(batch["path"])
-    evaluator = Evaluator(["bottle"], EvaluatorSettings(pro_steps=50, fpr_limit=0.2))
-    evaluator.update(scores, batch)
     expected = pro(scores["anomaly_map"], batch["mask"], pro_steps=50, fpr_limit=0.2)
-    assert evaluator.compute()["mean"]["pixel_pro"] == expected
+    for exact, tolerance in ((True, 1e-12), (False, 1e-3)):
+        settings = EvaluatorSettings(pro_steps=50, fpr_limit=0.2, exact=exact)
+        evaluator = Evaluator(["bottle"], settings)
+        evaluator.update(scores, batch)
+        found = evaluator.compute()["mean"]["pixel_pro"]
+        assert found == pytest.approx(expected, abs=tolerance)
+
+
+def test_an_image_of_two_processes_is_refused() -> None:
+    scores, batch = make_case()
+    evaluator = evaluate(scores, batch)
+    evaluator.pixel_index.append(torch.tensor([3]))  # as another process would
+    with pytest.raises(ValueError, match="image 3 was scored by two processes"):
+        evaluator.compute()
+
+
+def test_no_maps_are_kept() -> None:
+    evaluator = evaluate(*make_case(60))
+    held = {name: value for name, value in vars(evaluator.pixels).items() if name != "_defaults"}
+    sizes = [v.numel() * v.element_size() for v in held.values() if isinstance(v, torch.Tensor)]
+    assert 1.5 * 2**20 <= sum(sizes) / 2 <= 2 * 2**20
+    assert not any(isinstance(value, list) and value for value in held.values())
+
+
+def test_bootstrap_is_seeded_and_holds_the_figure() -> None:
+    scores, batch = make_case(60)
+
+    def interval(**options: Any) -> tuple[float, float]:
+        settings = EvaluatorSettings(bootstrap=200, **options)
+        results = evaluate(scores, batch, settings=settings).compute()
+        low, high = results["intervals"]["cable"]["image_auroc_bootstrap"]
+        assert low < (results["categories"]["cable"]["image_auroc"] or 0) < high
+        return low, high
+
+    assert interval() == interval()
+    assert interval() != interval(bootstrap_seed=1)
+
+
+def test_settings_that_contradict() -> None:
+    with pytest.raises(ValueError, match="choose one"):
+        EvaluatorSettings(exact=True, fine=True)
+    with pytest.raises(ValueError, match="bootstrap must be 1 or more"):
+        EvaluatorSettings(bootstrap=0)
+
+
+def test_an_anomalous_image_with_an_empty_mask_counts_as_such() -> None:
+    scores, batch = make_case()
+    batch["mask"][batch["label"].nonzero()[0]] = False
+    results = evaluate(scores, batch).compute()
+    assert results["mean"]["image_auroc"] is not None
+    assert results["mean"]["pixel_auroc"] is not None
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")

@@ -16,7 +16,6 @@ from anomaly_clip.backbones.clip import CLIPBackbone
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.maps import resize_maps
 from anomaly_clip.metrics.evaluator import Evaluator, EvaluatorSettings, Results
-from anomaly_clip.progress import track
 from anomaly_clip.records import Batch, Scores, WeightsRecord
 
 __all__ = ["AnomalyMethod", "Exporter", "frozen_dtype"]
@@ -85,7 +84,6 @@ class AnomalyMethod(LightningModule, ABC):
         data = self.data
         if data is not None:
             self.evaluator = Evaluator(data.categories, self.evaluator_settings)
-            self.evaluator.track = track
         elif stage in ("validate", "test"):
             raise ValueError(
                 f"{type(self).__name__}: {TrainerFn(stage).value} needs a data module of "

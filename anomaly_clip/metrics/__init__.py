@@ -2,12 +2,15 @@
 
 from anomaly_clip.metrics.evaluator import FIGURES, Evaluator, EvaluatorSettings, Results
 from anomaly_clip.metrics.image import auroc, average_precision, f1_max
+from anomaly_clip.metrics.pixel import PixelHistogram, PixelRanking
 from anomaly_clip.metrics.pro import pro
 
 __all__ = [
     "FIGURES",
     "Evaluator",
     "EvaluatorSettings",
+    "PixelHistogram",
+    "PixelRanking",
     "Results",
     "auroc",
     "average_precision",

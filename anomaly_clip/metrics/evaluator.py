@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torchmetrics import Metric
 
-from anomaly_clip.metrics.image import (
-    auroc_from_counts,
-    average_precision_from_counts,
-    f1_max_from_counts,
-    threshold_counts,
+from anomaly_clip.metrics.image import auroc, average_precision, bootstrap_auroc, f1_max, is_finite
+from anomaly_clip.metrics.pixel import (
+    PIXEL_FIGURES,
+    Bounds,
+    PixelHistogram,
+    PixelRanking,
+    PixelResult,
+    gather_any,
+    joined,
 )
-from anomaly_clip.metrics.pro import check_pro_options, pro
+from anomaly_clip.metrics.pro import check_pro_options
 from anomaly_clip.records import Batch, Scores
 
 __all__ = ["FIGURES", "Evaluator", "EvaluatorSettings", "Figures", "Results"]
@@ -37,9 +41,6 @@ FIGURES = (
 Figures = dict[str, float | None]
 """One value a name, fractions in 0..1; None where a figure is undefined (one class only)."""
 
-Track = Callable[[Iterable[str], str], Iterable[str]]
-"""Wraps an iteration in a progress bar with a title."""
-
 
 @dataclass(frozen=True)
 class EvaluatorSettings:
@@ -49,13 +50,27 @@ class EvaluatorSettings:
         pro_steps: null for the exact PRO, or the number of equally spaced thresholds (200 is what
             zero-shot papers report).
         fpr_limit: False positive rate up to which PRO is integrated.
+        exact: Keep all pixels and rank them exactly (5 bytes a pixel), in the place of counting
+            them by their score in half precision (1.5 MiB a category, with certified bounds).
+        fine: Count by 20 bits of the score: narrower bounds, 24 MiB a category.
+        bootstrap: Draw the images of a category again so many times, for an interval of the image
+            AUROC that holds 95 % of what comes out; null for none.
+        bootstrap_seed: Draws them.
     """
 
     pro_steps: int | None = None
     fpr_limit: float = 0.3
+    exact: bool = False
+    fine: bool = False
+    bootstrap: int | None = None
+    bootstrap_seed: int = 0
 
     def __post_init__(self) -> None:
         check_pro_options(self.fpr_limit, self.pro_steps)
+        if self.exact and self.fine:
+            raise ValueError("evaluator.fine counts and evaluator.exact ranks: choose one")
+        if self.bootstrap is not None and self.bootstrap < 1:
+            raise ValueError(f"evaluator.bootstrap must be 1 or more, got {self.bootstrap}")
 
 
 class Results(TypedDict):
@@ -64,8 +79,8 @@ class Results(TypedDict):
     mean: Figures
     """Unweighted mean over the categories in which a figure is defined."""
     categories: dict[str, Figures]
-    intervals: dict[str, dict[str, tuple[float, float]]]
-    """Certified bounds by category and name; empty, as all figures are exact."""
+    intervals: dict[str, Bounds]
+    """By category: certified bounds of what is not exact, and ``image_auroc_bootstrap``."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +105,9 @@ class Evaluator(Metric):
     scaled over all images of a category and added (CLIP-AD, section 5 of the specification; our
     choice: a part that is constant counts as zero).
 
-    Maps and masks are kept on the CPU until the figures are computed.
+    Of maps only histograms are kept, so memory does not grow with the number of images (``exact``
+    keeps the scores). An image that is shown twice to one process counts once; the pixels of one
+    that two processes saw cannot be told apart any more, and are refused.
 
     Args:
         categories: Names, one row each, the same on all ranks.
@@ -106,22 +123,26 @@ class Evaluator(Metric):
     label: list[Tensor]
     score: list[Tensor]
     parts: list[Tensor]
-    maps: list[Tensor]
-    masks: list[Tensor]
+    pixel_index: list[Tensor]
 
     def __init__(
         self, categories: Sequence[str], settings: EvaluatorSettings = EvaluatorSettings()
     ) -> None:
-        super().__init__(dist_sync_fn=_gather_any, compute_on_cpu=True)
+        super().__init__(dist_sync_fn=gather_any, compute_on_cpu=True)
         if not categories or len(set(categories)) != len(categories):
             raise ValueError(f"Evaluator: expected distinct categories, got {list(categories)}")
         self.categories = list(categories)
         self.settings = settings
         self.images: ImageScores | None = None
         """What the last figures were computed from."""
-        self.track: Track = _untracked
-        """Set it to show progress while figures are computed."""
-        for name in ("index", "row", "label", "score", "parts", "maps", "masks"):
+        self.pixels: PixelHistogram | PixelRanking
+        options: dict[str, Any] = {"fpr_limit": settings.fpr_limit, "pro_steps": settings.pro_steps}
+        if settings.exact:
+            self.pixels = PixelRanking(len(categories), **options)
+        else:
+            self.pixels = PixelHistogram(len(categories), fine=settings.fine, **options)
+        self._seen: set[int] = set()
+        for name in ("index", "row", "label", "score", "parts", "pixel_index"):
             self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(self, scores: Scores, batch: Batch) -> None:
@@ -140,77 +161,116 @@ class Evaluator(Metric):
                 f"Evaluator: unknown category {unknown[0]!r}; known: {self.categories}"
             )
         rows = torch.tensor([self.categories.index(name) for name in batch["category"]])
-        self.index.append(batch["index"].cpu())
+        index = batch["index"].cpu()
+        if "anomaly_map" in scores and "mask" in batch:
+            self._count_pixels(scores["anomaly_map"].detach(), batch, index, rows)
+        self.index.append(index)
         self.row.append(rows)
         self.label.append(batch["label"].cpu())
         self.score.append(image_score.cpu())
         self.parts.append(parts.cpu())
-        if "anomaly_map" not in scores or "mask" not in batch:
-            return
-        maps, masks = scores["anomaly_map"].detach().float(), batch["mask"]
+
+    def _count_pixels(self, maps: Tensor, batch: Batch, index: Tensor, rows: Tensor) -> None:
+        masks = batch["mask"]
         if maps.shape != masks.shape:
             raise ValueError(
                 f"Evaluator: maps {tuple(maps.shape)} and masks {tuple(masks.shape)} differ in "
                 "shape"
             )
-        self._check_finite(maps.flatten(1), batch)
-        self.maps.append(maps.cpu())
-        self.masks.append(masks.cpu())
+        if not is_finite(maps):
+            self._check_finite(maps.flatten(1), batch)
+        fresh = []
+        for place, number in enumerate(index.tolist()):
+            if number not in self._seen:
+                self._seen.add(number)
+                fresh.append(place)
+        if len(fresh) < len(index):
+            chosen = torch.tensor(fresh, dtype=torch.int64)
+            on_device = chosen.to(maps.device)
+            maps, masks = maps[on_device], masks[on_device]
+            index, rows = index[chosen], rows[chosen]
+        self.pixels.update(maps, masks, rows)
+        self.pixel_index.append(index)
+
+    def reset(self) -> None:
+        """Forget all images."""
+        super().reset()
+        self.pixels.reset()
+        self._seen = set()
 
     def compute(self) -> Results:
         """Return the figures of all images seen, by all processes.
 
         Raises:
-            ValueError: If no image was seen.
+            ValueError: If no image was seen, or the pixels of one by two processes.
         """
-        seen = self._unique()
-        maps, masks = _joined(self.maps), _joined(self.masks)
         images = self.images = self._image_scores()
+        pixel_index = joined(self.pixel_index)
+        distinct, times = pixel_index.unique(return_counts=True)
+        if (times > 1).any():
+            twice = int(distinct[times > 1][0])
+            raise ValueError(
+                f"Evaluator: image {twice} was scored by two processes: use a sampler that repeats "
+                "none, as the data modules do"
+            )
+        pixels = self._pixel_results(bool(len(pixel_index)))
+        settings = self.settings
         categories: dict[str, Figures] = {}
-        rows = _joined(self.row)[seen]
-        for name in self.track(self.categories, "computing figures"):
-            members = rows == self.categories.index(name)
+        intervals: dict[str, Bounds] = {}
+        for row, name in enumerate(self.categories):
+            members = torch.tensor([category == name for category in images.category])
             if not members.any():
                 continue
-            figures = dict.fromkeys(FIGURES)
             label, score = images.label[members], images.score[members]
-            figures.update(_ranking_figures("image", score, label))
-            if len(maps):
-                chosen = seen[members]
-                figures.update(self._pixel_figures(maps[chosen], masks[chosen]))
-            categories[name] = figures
-        return Results(mean=_mean(categories.values()), categories=categories, intervals={})
+            bounds = dict(pixels[row].bounds)
+            if settings.bootstrap is not None:
+                low, high = bootstrap_auroc(
+                    score, label, settings.bootstrap, settings.bootstrap_seed
+                )
+                if not math.isnan(low):
+                    bounds["image_auroc_bootstrap"] = (low, high)
+            categories[name] = {
+                "image_auroc": _defined(auroc(score, label)),
+                "image_ap": _defined(average_precision(score, label)),
+                "image_f1_max": _defined(f1_max(score, label)),
+                **pixels[row].figures,
+            }
+            if bounds:
+                intervals[name] = bounds
+        return Results(mean=_mean(categories.values()), categories=categories, intervals=intervals)
+
+    def _pixel_results(self, any_seen: bool) -> list[PixelResult]:
+        if not any_seen:  # by no process
+            return [PixelResult(dict.fromkeys(PIXEL_FIGURES), {})] * len(self.categories)
+        with warnings.catch_warnings():
+            # This process may have seen none, and yet has to take part.
+            warnings.filterwarnings("ignore", "The ``compute`` method of metric")
+            return self.pixels.compute()
 
     def _image_scores(self) -> ImageScores:
         seen = self._unique()
-        rows, parts = _joined(self.row)[seen], _joined(self.parts)[seen]
-        score = _joined(self.score)[seen]
+        rows, parts = joined(self.row)[seen], joined(self.parts)[seen]
+        score = joined(self.score)[seen]
         if parts.shape[1]:
             for row in rows.unique():
                 members = rows == row
                 score[members] = _min_max(parts[members]).sum(dim=1)
         return ImageScores(
-            index=_joined(self.index)[seen],
+            index=joined(self.index)[seen],
             category=[self.categories[row] for row in rows],
-            label=_joined(self.label)[seen],
+            label=joined(self.label)[seen],
             score=score,
             parts=parts,
         )
 
     def _unique(self) -> Tensor:
         """Return where each image was seen first, in the order of the listing."""
-        index = _joined(self.index)
+        index = joined(self.index)
         if not len(index):
             raise ValueError("Evaluator: no image was evaluated, so there are no figures")
         _, inverse = index.unique(return_inverse=True)
         first = torch.full((int(inverse.max()) + 1,), len(index))
         return first.scatter_reduce(0, inverse, torch.arange(len(index)), "amin")
-
-    def _pixel_figures(self, maps: Tensor, masks: Tensor) -> Figures:
-        overlap = pro(
-            maps, masks, fpr_limit=self.settings.fpr_limit, pro_steps=self.settings.pro_steps
-        )
-        return {**_ranking_figures("pixel", maps, masks), "pixel_pro": _defined(overlap)}
 
     @staticmethod
     def _check_finite(values: Tensor, batch: Batch) -> None:
@@ -218,19 +278,6 @@ class Evaluator(Metric):
         if not finite.all():
             path = batch["path"][int((~finite).nonzero()[0])]
             raise ValueError(f"Evaluator: the method gave {path} a score that is NaN or infinite")
-
-
-def _untracked(items: Iterable[str], title: str) -> Iterable[str]:
-    return items
-
-
-def _ranking_figures(level: str, scores: Tensor, target: Tensor) -> Figures:
-    counts = threshold_counts(scores, target)
-    return {
-        f"{level}_auroc": _defined(auroc_from_counts(*counts)),
-        f"{level}_ap": _defined(average_precision_from_counts(*counts)),
-        f"{level}_f1_max": _defined(f1_max_from_counts(*counts)),
-    }
 
 
 def _defined(value: float) -> float | None:
@@ -251,21 +298,3 @@ def _min_max(parts: Tensor) -> Tensor:
     low, high = parts.amin(dim=0), parts.amax(dim=0)
     width = high - low
     return torch.where(width > 0, (parts - low) / width.where(width > 0, 1.0), 0.0)
-
-
-def _joined(state: list[Tensor] | Tensor) -> Tensor:
-    """Return a state as one tensor; torchmetrics keeps it as a list until it is synchronised."""
-    if isinstance(state, Tensor):
-        return state
-    return torch.cat(state) if state else torch.zeros(0)
-
-
-def _gather_any(tensor: Tensor, group: Any = None) -> list[Tensor]:
-    """Gather tensors of any shape and type from all ranks; those without an element are left out.
-
-    torchmetrics' own gathering wants equal types and numbers of axes, which a rank that saw no
-    image cannot know.
-    """
-    gathered: list[Tensor] = [tensor] * dist.get_world_size(group)
-    dist.all_gather_object(gathered, tensor.cpu(), group)
-    return [part for part in gathered if part.shape[0]] or [tensor.cpu()]

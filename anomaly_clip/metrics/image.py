@@ -1,26 +1,76 @@
 """Exact threshold-free figures of one list of scores: AUROC, average precision, F1-max.
 
-All three are functions of two running counts: how many anomalous and how many normal items score at
-least a threshold, for every threshold that occurs. One sort gives the counts. The functions serve
-image scores and, where a sort of all pixels is affordable, pixels too.
+All of them change only at the scores of anomalous items, so it is enough to know how many normal
+ones stand above each of these: one sort of the normal scores, and a binary search for each
+anomalous one. The same ranking serves image scores and pixels, and PRO as well.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 __all__ = [
     "auroc",
-    "auroc_from_counts",
     "average_precision",
-    "average_precision_from_counts",
+    "bootstrap_auroc",
     "f1_max",
-    "f1_max_from_counts",
-    "threshold_counts",
 ]
+
+
+class Ranking(NamedTuple):
+    """Counts at every distinct anomalous score, from the highest down, int64 ``(T,)`` each."""
+
+    tied: Tensor
+    """Anomalous items with that score."""
+    above: Tensor
+    """Normal items above it."""
+    at_least: Tensor
+    """Normal items above or equal."""
+    num_normal: int
+
+    @property
+    def found(self) -> Tensor:
+        """Anomalous items with that score or a higher one."""
+        return self.tied.cumsum(dim=0)
+
+    @property
+    def num_anomalous(self) -> int:
+        """How many anomalous items there are."""
+        return int(self.tied.sum())
+
+    @property
+    def defined(self) -> bool:
+        """Whether both classes occur."""
+        return len(self.tied) > 0 and self.num_normal > 0
+
+    def auroc(self) -> float:
+        """See :func:`auroc`."""
+        if not self.defined:
+            return math.nan
+        # Twice the area, in whole numbers: exact as long as 2 P N stays below 9.2e18.
+        doubled = (self.tied * (2 * self.num_normal - self.above - self.at_least)).sum()
+        return int(doubled) / (2 * self.num_anomalous * self.num_normal)
+
+    def average_precision(self) -> float:
+        """See :func:`average_precision`."""
+        if not self.defined:
+            return math.nan
+        found = self.found.double()
+        precision = found / (found + self.at_least)
+        return float((self.tied * precision).sum() / self.num_anomalous)
+
+    def f1_max(self) -> float:
+        """See :func:`f1_max`."""
+        if not self.defined:
+            return math.nan
+        found = self.found.double()
+        return float((2 * found / (found + self.at_least + self.num_anomalous)).max())
 
 
 def auroc(scores: Tensor, target: Tensor) -> float:
@@ -39,7 +89,7 @@ def auroc(scores: Tensor, target: Tensor) -> float:
         >>> auroc(torch.tensor([0.1, 0.4, 0.35, 0.8]), torch.tensor([False, False, True, True]))
         0.75
     """
-    return auroc_from_counts(*threshold_counts(scores, target))
+    return _ranked(scores, target).auroc()
 
 
 def average_precision(scores: Tensor, target: Tensor) -> float:
@@ -47,7 +97,7 @@ def average_precision(scores: Tensor, target: Tensor) -> float:
 
     Arguments and errors as in :func:`auroc`.
     """
-    return average_precision_from_counts(*threshold_counts(scores, target))
+    return _ranked(scores, target).average_precision()
 
 
 def f1_max(scores: Tensor, target: Tensor) -> float:
@@ -55,52 +105,72 @@ def f1_max(scores: Tensor, target: Tensor) -> float:
 
     Arguments and errors as in :func:`auroc`.
     """
-    return f1_max_from_counts(*threshold_counts(scores, target))
+    return _ranked(scores, target).f1_max()
 
 
-def threshold_counts(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Count true and false positives at every distinct threshold, from the highest score down.
+def bootstrap_auroc(
+    scores: Tensor, target: Tensor, num_resamples: int, seed: int = 0, level: float = 0.95
+) -> tuple[float, float]:
+    """Return a percentile interval of AUROC over images drawn again with replacement.
+
+    Normal and anomalous images are drawn apart, as a test set fixes their numbers.
+
+    Args:
+        scores: Floating ``(n,)``.
+        target: bool ``(n,)``.
+        num_resamples: How often the images are drawn again.
+        seed: Draws them.
+        level: Share of the resamples inside the interval.
 
     Returns:
-        Two int64 vectors that only grow and end in the numbers of anomalous and of normal items.
+        Its ends; NaN unless both classes occur.
     """
     scores, target = check_scores(scores, target)
-    scores, order = scores.sort(descending=True)
-    positives = target[order].cumsum(dim=0)
-    last_of_tie = torch.ones_like(target)
-    last_of_tie[:-1] = scores[1:] != scores[:-1]
-    ranks = last_of_tie.nonzero().squeeze(1)
-    true_positives = positives[ranks]
-    return true_positives, ranks + 1 - true_positives
+    normal, anomalous = as_array(scores[~target]), as_array(scores[target])
+    if not len(normal) or not len(anomalous):
+        return math.nan, math.nan
+    rng = np.random.default_rng(seed)
+    areas = np.empty(num_resamples)
+    for number in range(num_resamples):
+        drawn = np.sort(rng.choice(normal, len(normal)))
+        hits = rng.choice(anomalous, len(anomalous))
+        below = np.searchsorted(drawn, hits, "left") + np.searchsorted(drawn, hits, "right")
+        areas[number] = below.mean() / (2 * len(normal))
+    low, high = np.quantile(areas, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
-def auroc_from_counts(true_positives: Tensor, false_positives: Tensor) -> float:
-    """See :func:`auroc`; the counts are those of :func:`threshold_counts`."""
-    if not _both_classes(true_positives, false_positives):
-        return math.nan
-    # Twice the area, in whole numbers: exact as long as 2 P N stays below 9.2e18.
-    tp, fp = true_positives, false_positives
-    below = torch.cat([tp.new_zeros(1), tp[:-1]])
-    steps = fp.diff(prepend=fp.new_zeros(1))
-    doubled = ((tp + below) * steps).sum()
-    return int(doubled) / (2 * int(tp[-1]) * int(fp[-1]))
+def rank(normal: Tensor, anomalous: Tensor) -> Ranking:
+    """Rank flat, finite scores of one floating type, ``(n,)`` and ``(m,)``."""
+    if normal.device.type == "cpu":
+        # numpy sorts values alone and with wide instructions; torch wants their indices, too.
+        return rank_sorted(np.sort(as_array(normal)), as_array(anomalous))
+    in_order = normal.sort().values
+    values, tied = anomalous.unique(return_counts=True)
+    below = torch.searchsorted(in_order, values)
+    not_above = torch.searchsorted(in_order, values, right=True)
+    return _ranking(tied, below, not_above, len(normal))
 
 
-def average_precision_from_counts(true_positives: Tensor, false_positives: Tensor) -> float:
-    """See :func:`average_precision`; the counts are those of :func:`threshold_counts`."""
-    if not _both_classes(true_positives, false_positives):
-        return math.nan
-    tp, fp = true_positives.double(), false_positives.double()
-    steps = tp.diff(prepend=tp.new_zeros(1))
-    return float((steps * tp / (tp + fp)).sum() / tp[-1])
+def rank_sorted(normal: NDArray[np.floating], anomalous: NDArray[np.floating]) -> Ranking:
+    """Rank scores of which the normal ones are in ascending order."""
+    values, tied = np.unique(anomalous, return_counts=True)
+    below, not_above = (np.searchsorted(normal, values, side) for side in ("left", "right"))
+    counts, low, high = (torch.from_numpy(array) for array in (tied, below, not_above))
+    return _ranking(counts, low, high, len(normal))
 
 
-def f1_max_from_counts(true_positives: Tensor, false_positives: Tensor) -> float:
-    """See :func:`f1_max`; the counts are those of :func:`threshold_counts`."""
-    if not _both_classes(true_positives, false_positives):
-        return math.nan
-    tp, fp = true_positives.double(), false_positives.double()
-    return float((2 * tp / (tp + fp + tp[-1])).max())
+def as_array(scores: Tensor) -> NDArray[np.floating]:
+    """Return numpy's view; half precision, which it sorts slowly or not at all, widened."""
+    wide = scores if scores.dtype in (torch.float32, torch.float64) else scores.float()
+    array: NDArray[np.floating] = wide.detach().cpu().numpy()
+    return array
+
+
+def _ranking(tied: Tensor, below: Tensor, not_above: Tensor, num_normal: int) -> Ranking:
+    return Ranking(
+        tied.flip(0), (num_normal - not_above).flip(0), (num_normal - below).flip(0), num_normal
+    )
 
 
 def check_scores(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,11 +190,18 @@ def check_scores(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
             f"metrics: expected floating scores and a bool target, got {scores.dtype} and "
             f"{target.dtype}"
         )
-    if not scores.isfinite().all():
+    if not is_finite(scores):
         raise ValueError("metrics: a score is NaN or infinite, so that nothing can be ranked")
     return scores.flatten(), target.flatten()
 
 
-def _both_classes(true_positives: Tensor, false_positives: Tensor) -> bool:
-    occur = len(true_positives) and true_positives[-1] > 0 and false_positives[-1] > 0
-    return bool(occur)
+def is_finite(values: Tensor) -> bool:
+    """Whether no value is NaN or infinite; the extremes tell, in one fast pass."""
+    if not values.numel():
+        return True
+    return bool(torch.stack(values.aminmax()).isfinite().all())
+
+
+def _ranked(scores: Tensor, target: Tensor) -> Ranking:
+    scores, target = check_scores(scores, target)
+    return rank(scores[~target], scores[target])

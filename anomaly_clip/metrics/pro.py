@@ -20,9 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from anomaly_clip.metrics.image import check_scores
+from anomaly_clip.metrics.image import as_array, check_scores
 
-__all__ = ["pro", "region_weights"]
+__all__ = ["area_of_steps", "area_under_pro", "pro", "region_weights", "step_thresholds"]
 
 
 def pro(
@@ -52,20 +52,30 @@ def pro(
         raise ValueError(f"pro: expected masks (B, h, w), got {tuple(masks.shape)}")
     check_pro_options(fpr_limit, pro_steps)
     flat, target = check_scores(maps, masks)
-    weights = np.concatenate(
-        [np.zeros(0), *(region_weights(mask)[mask] for mask in masks.cpu().numpy())]
-    )
+    weights = np.concatenate([np.zeros(0), *(region_weights(mask) for mask in masks.cpu().numpy())])
+    scores, is_defect = as_array(flat), target.cpu().numpy()
+    normal = np.sort(scores[~is_defect])
+    return area_under_pro(normal, scores[is_defect], weights, fpr_limit, pro_steps)
+
+
+def area_under_pro(
+    normal: NDArray[np.floating],
+    defect: NDArray[np.floating],
+    weights: NDArray[np.float64],
+    fpr_limit: float = 0.3,
+    pro_steps: int | None = None,
+) -> float:
+    """Return the area from the scores of normal pixels and of defect pixels with their weights.
+
+    ``normal`` is in ascending order; the weights are those of :func:`region_weights`. NaN without
+    regions or normal pixels.
+    """
     num_regions = round(weights.sum())
-    # numpy has no bfloat16; widening keeps every value.
-    wide = flat if flat.dtype in (torch.float32, torch.float64) else flat.float()
-    scores, is_defect = wide.cpu().numpy(), target.cpu().numpy()
-    normal, defect = scores[~is_defect], scores[is_defect]
     if not num_regions or not len(normal):
         return math.nan
-    weights /= num_regions
     if pro_steps is None:
-        return _exact(normal, defect, weights, fpr_limit)
-    return _stepwise(normal, defect, weights, fpr_limit, pro_steps)
+        return _exact(normal, defect, weights / num_regions, fpr_limit)
+    return _stepwise(normal, defect, weights / num_regions, fpr_limit, pro_steps)
 
 
 def check_pro_options(fpr_limit: float, pro_steps: int | None) -> None:
@@ -81,17 +91,17 @@ def check_pro_options(fpr_limit: float, pro_steps: int | None) -> None:
 
 
 def region_weights(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return ``(h, w)``: one over the size of the region a pixel belongs to, 0 outside.
+    """Return, for each pixel of a mask in its order, one over the size of its region.
 
-    The weights of one region add up to 1, so that sums over pixels count regions.
+    Regions are 8-connected. The weights of one region add up to 1, so that sums over pixels count
+    regions.
     """
     if not mask.any():
-        return np.zeros(mask.shape)
+        return np.zeros(0)
     _, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
-    sizes = np.bincount(labels.ravel()).astype(np.float64)
-    weights = 1 / sizes.clip(min=1)  # a mask without background has none
-    weights[0] = 0
-    return weights[labels]
+    members = labels[mask]
+    sizes = np.bincount(members)[members]
+    return np.ones(len(sizes)) / sizes
 
 
 def _exact(
@@ -106,13 +116,13 @@ def _exact(
     positive rates between a (normal pixels above s) and c (at or above s), linearly, and stays:
     its share of the area up to the limit is known in closed form.
     """
-    ordered = np.sort(normal)
-    above = (len(ordered) - np.searchsorted(ordered, defect, side="right")) / len(ordered)
-    at_least = (len(ordered) - np.searchsorted(ordered, defect, side="left")) / len(ordered)
+    total = len(normal)
+    above = (total - np.searchsorted(normal, defect, side="right")) / total
+    at_least = (total - np.searchsorted(normal, defect, side="left")) / total
     area = limit - (above + at_least) / 2
     crossing = at_least > limit
     rest = np.clip(limit - above[crossing], 0, None)
-    area[crossing] = rest**2 / (2 * (at_least - above)[crossing].clip(min=1 / (2 * len(ordered))))
+    area[crossing] = rest**2 / (2 * (at_least - above)[crossing].clip(min=1 / (2 * total)))
     return float(area @ weights / limit)
 
 
@@ -124,16 +134,30 @@ def _stepwise(
     steps: int,
 ) -> float:
     """Evaluate thresholds from the lowest score up; a pixel is positive strictly above one."""
-    low = float(min(normal.min(), defect.min()))
-    high = float(max(normal.max(), defect.max()))
+    low = float(min(normal[0], defect.min()))
+    high = float(max(normal[-1], defect.max()))
     if high <= low:
         return math.nan
-    thresholds = low + np.arange(steps) * ((high - low) / steps)
+    thresholds = step_thresholds(low, high, steps)
     # A pixel is positive at as many thresholds as lie strictly below its score.
-    normal_counts = np.bincount(np.searchsorted(thresholds, normal), minlength=steps + 1)
+    fpr = 1 - np.searchsorted(normal, thresholds, side="right") / len(normal)
     defect_sums = np.bincount(np.searchsorted(thresholds, defect), weights, minlength=steps + 1)
-    fpr = normal_counts[::-1].cumsum()[::-1][1:] / len(normal)
-    overlap = defect_sums[::-1].cumsum()[::-1][1:]
+    return area_of_steps(fpr, defect_sums[::-1].cumsum()[::-1][1:], limit)
+
+
+def step_thresholds(low: float, high: float, steps: int) -> NDArray[np.float64]:
+    """Return the published thresholds between the lowest and the highest score."""
+    return low + np.arange(steps) * ((high - low) / steps)
+
+
+def area_of_steps(fpr: NDArray[np.float64], overlap: NDArray[np.float64], limit: float) -> float:
+    """Return the area over the false positive rates below a limit, stretched to ``[0, 1]``.
+
+    Args:
+        fpr: False positive rates, from the lowest threshold up, so descending.
+        overlap: Mean overlap of the regions at the same thresholds.
+        limit: Where the rates are cut.
+    """
     kept = fpr < limit
     fpr, overlap = fpr[kept], overlap[kept]
     if len(fpr) < 2 or fpr.max() <= fpr.min():
