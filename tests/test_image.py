@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from anomaly_clip.metrics import auroc, average_precision, f1_max
+from anomaly_clip.metrics.image import _rank_on_device, bootstrap_auroc, rank
 
 
 def sklearn_f1_max(scores: np.ndarray, target: np.ndarray) -> float:
@@ -79,3 +80,46 @@ def test_nothing_is_undefined() -> None:
 def test_refuses(scores: torch.Tensor, target: torch.Tensor, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         auroc(scores, target)
+
+
+@pytest.mark.parametrize("levels", [2, 50, 10**6])
+def test_the_rank_for_other_devices_is_the_same(levels: int) -> None:
+    rng = np.random.default_rng(levels)
+    scores = torch.from_numpy(rng.integers(0, levels, 500).astype(np.float32))
+    target = torch.from_numpy(rng.random(500) < 0.2)
+    ours, theirs = rank(scores, target), _rank_on_device(scores, target)
+    assert ours.num_normal == theirs.num_normal == int((~target).sum())
+    for a, b in zip(ours[:3], theirs[:3], strict=True):
+        assert torch.equal(a, b)
+
+
+def test_counts_by_hand() -> None:
+    scores = torch.tensor([1.0, 2.0, 2.0, 3.0, 2.0])
+    target = torch.tensor([False, True, False, False, True])
+    found = rank(scores, target)
+    assert found.tied.tolist() == [2]
+    assert found.above.tolist() == [1]
+    assert found.at_least.tolist() == [2]
+    assert found.num_normal == 3
+
+
+def test_bootstrap_covers_what_is_known() -> None:
+    """Of separable scores the area is 1 however they are drawn; of equal ones a half."""
+    target = torch.arange(40) % 2 == 0
+    assert bootstrap_auroc(target.float(), target, 50) == (1.0, 1.0)
+    assert bootstrap_auroc(torch.ones(40), target, 50) == (0.5, 0.5)
+    low, high = bootstrap_auroc(torch.ones(40), torch.zeros(40, dtype=torch.bool), 5)
+    assert math.isnan(low)
+    assert math.isnan(high)
+
+
+def test_bootstrap_has_the_width_of_the_normal_theory() -> None:
+    """Hanley and McNeil's standard error of an area (1982) is within a few percent."""
+    rng = np.random.default_rng(0)
+    target = torch.arange(400) % 2 == 0
+    scores = torch.from_numpy(rng.normal(size=400)) + target
+    area = auroc(scores, target)
+    q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
+    variance = (area * (1 - area) + 199 * (q1 - area**2) + 199 * (q2 - area**2)) / 200**2
+    low, high = bootstrap_auroc(scores, target, 1000)
+    assert high - low == pytest.approx(2 * 1.96 * math.sqrt(variance), rel=0.15)

@@ -123,8 +123,9 @@ def test_streaming_is_close_on_smooth_maps(fine: bool) -> None:
     tolerance = 2e-6 if fine else 2e-5
     for name in ("pixel_auroc", "pixel_pro"):
         assert result.figures[name] == pytest.approx(exact[name], abs=tolerance)
-    for name in ("pixel_ap", "pixel_f1_max"):
-        assert result.figures[name] == pytest.approx(exact[name], abs=10 * tolerance)
+    assert result.figures["pixel_ap"] == pytest.approx(exact["pixel_ap"], abs=10 * tolerance)
+    # The best threshold may lie inside a key.
+    assert result.figures["pixel_f1_max"] == pytest.approx(exact["pixel_f1_max"], abs=2e-4)
     width = {name: high - low for name, (low, high) in result.bounds.items()}
     assert max(width.values()) < (1e-3 if fine else 1e-2)
 

@@ -65,6 +65,13 @@ class EvaluatorSettings:
     bootstrap: int | None = None
     bootstrap_seed: int = 0
 
+    @property
+    def pixels(self) -> str:
+        """How pixels are ranked, in words."""
+        if self.exact:
+            return "exactly"
+        return f"by keys of {20 if self.fine else 16} bits"
+
     def __post_init__(self) -> None:
         check_pro_options(self.fpr_limit, self.pro_steps)
         if self.exact and self.fine:

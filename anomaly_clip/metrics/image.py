@@ -140,24 +140,29 @@ def bootstrap_auroc(
     return float(low), float(high)
 
 
-def rank(normal: Tensor, anomalous: Tensor) -> Ranking:
-    """Rank flat, finite scores of one floating type, ``(n,)`` and ``(m,)``."""
-    if normal.device.type == "cpu":
+def rank(scores: Tensor, target: Tensor) -> Ranking:
+    """Rank flat, finite scores."""
+    if scores.device.type == "cpu":
         # numpy sorts values alone and with wide instructions; torch wants their indices, too.
-        return rank_sorted(np.sort(as_array(normal)), as_array(anomalous))
-    in_order = normal.sort().values
-    values, tied = anomalous.unique(return_counts=True)
+        return rank_sorted(np.sort(as_array(scores)), np.sort(as_array(scores[target])))
+    return _rank_on_device(scores, target)
+
+
+def _rank_on_device(scores: Tensor, target: Tensor) -> Ranking:
+    values, tied = scores[target].unique(return_counts=True)
+    in_order = scores.sort().values
     below = torch.searchsorted(in_order, values)
     not_above = torch.searchsorted(in_order, values, right=True)
-    return _ranking(tied, below, not_above, len(normal))
+    return _ranking(tied, below, not_above, len(scores))
 
 
-def rank_sorted(normal: NDArray[np.floating], anomalous: NDArray[np.floating]) -> Ranking:
-    """Rank scores of which the normal ones are in ascending order."""
-    values, tied = np.unique(anomalous, return_counts=True)
-    below, not_above = (np.searchsorted(normal, values, side) for side in ("left", "right"))
+def rank_sorted(scores: NDArray[np.floating], anomalous: NDArray[np.floating]) -> Ranking:
+    """Rank all scores and the anomalous ones among them, both in ascending order."""
+    last = np.flatnonzero(np.diff(anomalous, append=np.nan) != 0)
+    values, tied = anomalous[last], np.diff(last, prepend=-1)
+    below, not_above = (np.searchsorted(scores, values, side) for side in ("left", "right"))
     counts, low, high = (torch.from_numpy(array) for array in (tied, below, not_above))
-    return _ranking(counts, low, high, len(normal))
+    return _ranking(counts, low, high, len(scores))
 
 
 def as_array(scores: Tensor) -> NDArray[np.floating]:
@@ -167,10 +172,16 @@ def as_array(scores: Tensor) -> NDArray[np.floating]:
     return array
 
 
-def _ranking(tied: Tensor, below: Tensor, not_above: Tensor, num_normal: int) -> Ranking:
-    return Ranking(
-        tied.flip(0), (num_normal - not_above).flip(0), (num_normal - below).flip(0), num_normal
-    )
+def _ranking(tied: Tensor, below: Tensor, not_above: Tensor, num_scores: int) -> Ranking:
+    """Take the anomalous scores, of which all is known, out of the counts of all scores.
+
+    So the normal ones need not be picked out and copied, which costs as much as sorting them.
+    """
+    found = tied.cumsum(dim=0)
+    num_anomalous = int(tied.sum())
+    at_least = (num_scores - below) - (num_anomalous - found + tied)
+    above = (num_scores - not_above) - (num_anomalous - found)
+    return Ranking(tied.flip(0), above.flip(0), at_least.flip(0), num_scores - num_anomalous)
 
 
 def check_scores(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -204,4 +215,4 @@ def is_finite(values: Tensor) -> bool:
 
 def _ranked(scores: Tensor, target: Tensor) -> Ranking:
     scores, target = check_scores(scores, target)
-    return rank(scores[~target], scores[target])
+    return rank(scores, target)

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from anomaly_clip.metrics.image import as_array, check_scores
+from anomaly_clip.metrics.image import Ranking, as_array, check_scores, rank_sorted
 
 __all__ = ["area_of_steps", "area_under_pro", "pro", "region_weights", "step_thresholds"]
 
@@ -53,29 +53,39 @@ def pro(
     check_pro_options(fpr_limit, pro_steps)
     flat, target = check_scores(maps, masks)
     weights = np.concatenate([np.zeros(0), *(region_weights(mask) for mask in masks.cpu().numpy())])
-    scores, is_defect = as_array(flat), target.cpu().numpy()
-    normal = np.sort(scores[~is_defect])
-    return area_under_pro(normal, scores[is_defect], weights, fpr_limit, pro_steps)
+    scores = as_array(flat)
+    defect, weights = in_order(scores[target.cpu().numpy()], weights)
+    return area_under_pro(np.sort(scores), defect, weights, fpr_limit, pro_steps)
 
 
 def area_under_pro(
-    normal: NDArray[np.floating],
+    scores: NDArray[np.floating],
     defect: NDArray[np.floating],
     weights: NDArray[np.float64],
     fpr_limit: float = 0.3,
     pro_steps: int | None = None,
+    ranking: Ranking | None = None,
 ) -> float:
-    """Return the area from the scores of normal pixels and of defect pixels with their weights.
+    """Return the area from the scores of all pixels, and of defect pixels with their weights.
 
-    ``normal`` is in ascending order; the weights are those of :func:`region_weights`. NaN without
-    regions or normal pixels.
+    Both are in ascending order; the weights are those of :func:`region_weights`. A ranking of the
+    same scores need not be made twice. NaN without regions or normal pixels.
     """
     num_regions = round(weights.sum())
-    if not num_regions or not len(normal):
+    if not num_regions or len(scores) == len(defect):
         return math.nan
+    weights = weights / num_regions
     if pro_steps is None:
-        return _exact(normal, defect, weights / num_regions, fpr_limit)
-    return _stepwise(normal, defect, weights / num_regions, fpr_limit, pro_steps)
+        return _exact(ranking or rank_sorted(scores, defect), weights, fpr_limit)
+    return _stepwise(scores, defect, weights, fpr_limit, pro_steps)
+
+
+def in_order(
+    defect: NDArray[np.floating], weights: NDArray[np.float64]
+) -> tuple[NDArray[np.floating], NDArray[np.float64]]:
+    """Return the scores of defect pixels in ascending order, and their weights along with them."""
+    order = np.argsort(defect)
+    return defect[order], weights[order]
 
 
 def check_pro_options(fpr_limit: float, pro_steps: int | None) -> None:
@@ -100,54 +110,50 @@ def region_weights(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
         return np.zeros(0)
     _, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
     members = labels[mask]
-    sizes = np.bincount(members)[members]
-    return np.ones(len(sizes)) / sizes
+    sizes: NDArray[np.int64] = np.bincount(members)[members]
+    return (1 / sizes).astype(np.float64, copy=False)
 
 
-def _exact(
-    normal: NDArray[np.floating],
-    defect: NDArray[np.floating],
-    weights: NDArray[np.float64],
-    limit: float,
-) -> float:
+def _exact(ranking: Ranking, weights: NDArray[np.float64], limit: float) -> float:
     """Integrate PRO over the false positive rate without building the curve.
 
     The curve rises only at the scores of defect pixels. One that scores s enters at the false
     positive rates between a (normal pixels above s) and c (at or above s), linearly, and stays:
     its share of the area up to the limit is known in closed form.
     """
-    total = len(normal)
-    above = (total - np.searchsorted(normal, defect, side="right")) / total
-    at_least = (total - np.searchsorted(normal, defect, side="left")) / total
+    total = ranking.num_normal
+    above, at_least = ranking.above.numpy() / total, ranking.at_least.numpy() / total
+    tied = ranking.tied.numpy()
+    shares = np.add.reduceat(weights[::-1], np.concatenate([[0], tied.cumsum()[:-1]]))
     area = limit - (above + at_least) / 2
     crossing = at_least > limit
     rest = np.clip(limit - above[crossing], 0, None)
     area[crossing] = rest**2 / (2 * (at_least - above)[crossing].clip(min=1 / (2 * total)))
-    return float(area @ weights / limit)
+    return float(area @ shares / limit)
 
 
 def _stepwise(
-    normal: NDArray[np.floating],
+    scores: NDArray[np.floating],
     defect: NDArray[np.floating],
     weights: NDArray[np.float64],
     limit: float,
     steps: int,
 ) -> float:
     """Evaluate thresholds from the lowest score up; a pixel is positive strictly above one."""
-    low = float(min(normal[0], defect.min()))
-    high = float(max(normal[-1], defect.max()))
+    low, high = float(scores[0]), float(scores[-1])
     if high <= low:
         return math.nan
     thresholds = step_thresholds(low, high, steps)
-    # A pixel is positive at as many thresholds as lie strictly below its score.
-    fpr = 1 - np.searchsorted(normal, thresholds, side="right") / len(normal)
-    defect_sums = np.bincount(np.searchsorted(thresholds, defect), weights, minlength=steps + 1)
-    return area_of_steps(fpr, defect_sums[::-1].cumsum()[::-1][1:], limit)
+    of_all = np.searchsorted(scores, thresholds, side="right")
+    of_defects = np.searchsorted(defect, thresholds, side="right")
+    fpr = 1 - (of_all - of_defects) / (len(scores) - len(defect))
+    covered = np.concatenate([[0.0], weights.cumsum()])
+    return area_of_steps(fpr, covered[-1] - covered[of_defects], limit)
 
 
 def step_thresholds(low: float, high: float, steps: int) -> NDArray[np.float64]:
     """Return the published thresholds between the lowest and the highest score."""
-    return low + np.arange(steps) * ((high - low) / steps)
+    return low + np.arange(steps, dtype=np.float64) * ((high - low) / steps)
 
 
 def area_of_steps(fpr: NDArray[np.float64], overlap: NDArray[np.float64], limit: float) -> float:

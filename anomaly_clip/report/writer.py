@@ -334,6 +334,7 @@ class RunWriter(Callback):
                 "complete": len(rows) == listed,
                 "image_size": data.image_size,
                 "mask_size": data.mask_size or data.image_size,
+                "pixels": settings.pixels,
                 "pro_steps": settings.pro_steps,
                 "fpr_limit": settings.fpr_limit,
                 "images": {name: images for name, (images, _) in counts.items()},
@@ -347,7 +348,8 @@ class RunWriter(Callback):
         label = _weights_label(method)
         table = ([*row, label] for row in figures_rows(results))
         write_csv(self.folder / "metrics.csv", ["category", *FIGURES, "weights"], table)
-        form = "exact" if settings.pro_steps is None else f"in {settings.pro_steps} steps"
+        steps = settings.pro_steps
+        form = "over all thresholds" if steps is None else f"in {steps} steps"
         title = f"{type(method).__name__} on {data.dataset_name}, test; PRO {form}"
         if len(rows) < listed:
             title += f"\nPARTIAL: {len(rows)} of {listed} images"

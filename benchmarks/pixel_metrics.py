@@ -1,0 +1,248 @@
+"""Time all four pixel figures on 83 images and print one JSON line a size: CPU seconds and ratios.
+
+    python benchmarks/pixel_metrics.py
+    python benchmarks/pixel_metrics.py --sizes 256 --rounds 7
+
+Peers: scikit-learn (three figures; it has no PRO), torchmetrics without bins (two), and a plain PRO
+over 200 thresholds, written here. Beside them the limit of the streaming form, in the same rounds:
+the conversion to half precision, one histogram and the connected components alone; and that of the
+exact form: one ``numpy.sort`` of all pixels. Peak memory beyond the inputs is read in a process of
+its own. The exit status is 1 if a target is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import resource
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
+from torch import Tensor
+from torchmetrics.functional.classification import binary_auroc, binary_average_precision
+
+from anomaly_clip.maps import gaussian_blur
+from anomaly_clip.metrics import PixelHistogram, PixelRanking
+
+NUM_IMAGES = 83
+BATCH = 8
+SECONDS = "cpu_seconds"
+TARGETS = {
+    "streaming to scikit-learn": 1 / 100,
+    "streaming to limit": 2.5,
+    "exact to scikit-learn": 1 / 8,
+    "exact to one sort": 1.0,
+    "streaming MiB": 100,
+}
+
+Values = dict[str, float]
+
+
+def make(size: int) -> tuple[Tensor, Tensor]:
+    """Return maps in (0, 1), float32, and masks; three of four images have defects.
+
+    The maps are smooth, as those of detectors are, which enlarge patches and blur.
+    """
+    rng = torch.Generator().manual_seed(0)
+    coarse = torch.randn(NUM_IMAGES, 1, 32, 32, generator=rng)
+    maps = torch.nn.functional.interpolate(coarse, (size, size), mode="bilinear")[:, 0]
+    masks = torch.zeros(maps.shape, dtype=torch.bool)
+    for i in range(NUM_IMAGES):
+        for _ in range(i % 4):
+            top, left = (int(torch.randint(0, size * 3 // 4, (1,), generator=rng)) for _ in "xy")
+            side = int(torch.randint(size // 16, size // 5, (1,), generator=rng))
+            masks[i, top : top + side, left : left + side] = True
+    return (gaussian_blur(maps + 3 * masks, size / 80) - 2).sigmoid(), masks
+
+
+def batches(maps: Tensor, masks: Tensor) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(maps.split(BATCH), masks.split(BATCH), strict=True))
+
+
+def ours(metric: PixelHistogram | PixelRanking, maps: Tensor, masks: Tensor) -> Values:
+    for part, mask in batches(maps, masks):
+        metric.update(part, mask)
+    figures = metric.compute()[0].figures
+    return {name: math.nan if value is None else value for name, value in figures.items()}
+
+
+def streaming(maps: Tensor, masks: Tensor) -> Values:
+    return ours(PixelHistogram(), maps, masks)
+
+
+def fine(maps: Tensor, masks: Tensor) -> Values:
+    return ours(PixelHistogram(fine=True), maps, masks)
+
+
+def half(maps: Tensor, masks: Tensor) -> Values:
+    return ours(PixelHistogram(), maps.half(), masks)
+
+
+def exact(maps: Tensor, masks: Tensor) -> Values:
+    return ours(PixelRanking(), maps, masks)
+
+
+def scikit_learn(maps: Tensor, masks: Tensor) -> Values:
+    scores, target = maps.flatten().numpy(), masks.flatten().numpy()
+    area = roc_auc_score(target, scores)
+    average = average_precision_score(target, scores)
+    precision, recall, _ = precision_recall_curve(target, scores)
+    best = (2 * precision * recall / np.maximum(precision + recall, 1e-12)).max()
+    return {"pixel_auroc": area, "pixel_ap": average, "pixel_f1_max": best}
+
+
+def torchmetrics_exact(maps: Tensor, masks: Tensor) -> Values:
+    scores, target = maps.flatten(), masks.flatten().long()
+    return {
+        "pixel_auroc": float(binary_auroc(scores, target)),
+        "pixel_ap": float(binary_average_precision(scores, target)),
+    }
+
+
+def plain_pro(maps: Tensor, masks: Tensor) -> Values:
+    """Compare all maps with each of 200 thresholds, region by region."""
+    scores, truth = maps.numpy(), masks.numpy()
+    low, high = scores.min(), scores.max()
+    regions = []
+    for image, mask in enumerate(truth):
+        count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+        regions += [scores[image][labels == number] for number in range(1, count)]
+    normal = scores[~truth]
+    rates, overlaps = [], []
+    for step in range(200):
+        threshold = low + step * (high - low) / 200
+        rates.append((normal > threshold).mean())
+        overlaps.append(np.mean([(region > threshold).mean() for region in regions]))
+    fpr, overlap = np.array(rates), np.array(overlaps)
+    kept = fpr < 0.3
+    fpr, overlap = fpr[kept], overlap[kept]
+    fpr = (fpr - fpr.min()) / (fpr.max() - fpr.min())
+    return {"pixel_pro": float(((overlap[1:] + overlap[:-1]) / 2 * -np.diff(fpr)).sum())}
+
+
+def limit(maps: Tensor, masks: Tensor) -> Values:
+    for part, mask in batches(maps, masks):
+        keys = part.half().view(torch.int16).numpy().view(np.uint16)
+        cv2.calcHist([keys.reshape(1, -1)], [0], None, [1 << 16], [0, 1 << 16])
+        for one in mask.numpy():
+            if one.any():
+                cv2.connectedComponents(one.astype(np.uint8), connectivity=8)
+    return {}
+
+
+def one_sort(maps: Tensor, masks: Tensor) -> Values:
+    np.sort(maps.flatten().numpy())
+    return {}
+
+
+RUNS: dict[str, Callable[[Tensor, Tensor], Values]] = {
+    "streaming": streaming,
+    "streaming, fine keys": fine,
+    "streaming, float16 maps": half,
+    "exact": exact,
+    "scikit-learn": scikit_learn,
+    "torchmetrics": torchmetrics_exact,
+    "plain 200-step PRO": plain_pro,
+    "limit": limit,
+    "one sort": one_sort,
+}
+
+
+def peak_memory(name: str, size: int) -> float:
+    """Return MiB beyond what was there before, in a process of its own."""
+    python = [sys.executable, __file__, "--memory_of", name, "--sizes", str(size)]
+    return float(subprocess.run(python, capture_output=True, text=True, check=True).stdout)
+
+
+def measure_memory(name: str, size: int) -> float:
+    maps, masks = make(size)
+    small = maps[:BATCH, :64, :64].contiguous(), masks[:BATCH, :64, :64].contiguous()
+    small[1][0, :8, :8] = True
+    RUNS[name](*small)  # libraries and their buffers
+    # The peak so far includes the making of the inputs: fill up to it, so that growth shows.
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    filler = fill_up_to(before)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    RUNS[name](maps, masks)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    del filler
+    return (after - before) / 1024
+
+
+def fill_up_to(kib: int) -> NDArray[np.uint8]:
+    """Take memory until the process is as large as it has ever been."""
+    with open("/proc/self/statm") as file:
+        now = int(file.read().split()[1]) * resource.getpagesize() // 1024
+    return np.ones(max(kib - now, 0) * 1024, dtype=np.uint8)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[256, 518])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--memory_of", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    if options.memory_of:
+        print(measure_memory(options.memory_of, options.sizes[0]))
+        return 0
+    met = True
+    for size in options.sizes:
+        maps, masks = make(size)
+        seconds = dict.fromkeys(RUNS, math.inf)
+        values: dict[str, Values] = {}
+        for _ in range(options.rounds):
+            for name, run in RUNS.items():
+                start = time.process_time()
+                values[name] = run(maps, masks)
+                seconds[name] = min(seconds[name], time.process_time() - start)
+        memory = {name: round(peak_memory(name, size), 1) for name in RUNS}
+        reached = {
+            "streaming to scikit-learn": seconds["streaming"] / seconds["scikit-learn"],
+            "streaming to limit": seconds["streaming"] / seconds["limit"],
+            "exact to scikit-learn": seconds["exact"] / seconds["scikit-learn"],
+            "exact to one sort": seconds["exact"] / seconds["one sort"],
+            "streaming MiB": memory["streaming"],
+        }
+        met &= all(reached[name] <= target for name, target in TARGETS.items())
+        truth = values["exact"]
+        difference = {
+            name: {key: abs(values[name][key] - truth[key]) for key in truth}
+            for name in ("streaming", "streaming, fine keys")
+        }
+        rounded = ours(PixelRanking(), maps.half(), masks)
+        difference["streaming, float16 maps"] = {
+            key: abs(values["streaming, float16 maps"][key] - rounded[key]) for key in rounded
+        }
+        report = {
+            "benchmark": "pixel_metrics",
+            "command": shlex.join(["python", *sys.argv]),
+            "images": NUM_IMAGES,
+            "size": size,
+            "threads": 1,
+            "rounds": options.rounds,
+            SECONDS: {name: round(value, 4) for name, value in seconds.items()},
+            "peak_extra_MiB": memory,
+            "values": {
+                n: {k: round(v, 8) for k, v in found.items()} for n, found in values.items()
+            },
+            "difference_from_exact": difference,
+            "ratios": {name: round(value, 4) for name, value in reached.items()},
+            "targets": TARGETS,
+        }
+        print(json.dumps(report), flush=True)
+    return 0 if met else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
