@@ -230,9 +230,13 @@ def test_a_printed_configuration_is_accepted_again(
     assert (tmp_path / "runs" / "printed" / "1" / "metrics.json").is_file()
 
 
-def test_two_processes_give_the_same_figures_and_pictures(command: Command, tmp_path: Path) -> None:
-    assert main(command("test", "--output.maps=true", "--data.batch_size=3")) == 0
-    words = command("test", "--output.maps=true", "--data.batch_size=3", "--output.name=two")
+@pytest.mark.parametrize("exact", ["false", "true"])
+def test_two_processes_give_the_same_figures_and_pictures(
+    command: Command, tmp_path: Path, exact: str
+) -> None:
+    more = ["--output.maps=true", "--data.batch_size=3", f"--model.evaluator.exact={exact}"]
+    assert main(command("test", *more)) == 0
+    words = command("test", *more, "--output.name=two")
     ddp = ["--trainer.strategy=ddp", "--trainer.devices=2"]
     python = [sys.executable, "-m", "anomaly_clip", *words, *ddp]
     done = subprocess.run(python, capture_output=True, text=True, timeout=300, check=False)
