@@ -53,9 +53,11 @@ class Ranking(NamedTuple):
         """See :func:`auroc`."""
         if not self.defined:
             return math.nan
-        # Twice the area, in whole numbers: exact as long as 2 P N stays below 9.2e18.
-        doubled = (self.tied * (2 * self.num_normal - self.above - self.at_least)).sum()
-        return int(doubled) / (2 * self.num_anomalous * self.num_normal)
+        below = 2 * self.num_normal - self.above - self.at_least  # twice, as ties count half
+        total = 2 * self.num_anomalous * self.num_normal
+        # Whole numbers are exact while they fit; then doubles, which keep 15 digits.
+        fits = total < 2**63
+        return float((self.tied * below if fits else self.tied.double() * below).sum()) / total
 
     def average_precision(self) -> float:
         """See :func:`average_precision`."""
@@ -158,7 +160,7 @@ def _rank_on_device(scores: Tensor, target: Tensor) -> Ranking:
 
 def rank_sorted(scores: NDArray[np.floating], anomalous: NDArray[np.floating]) -> Ranking:
     """Rank all scores and the anomalous ones among them, both in ascending order."""
-    last = np.flatnonzero(np.diff(anomalous, append=np.nan) != 0)
+    last = np.flatnonzero(np.append(anomalous[1:] != anomalous[:-1], True))[: len(anomalous)]
     values, tied = anomalous[last], np.diff(last, prepend=-1)
     below, not_above = (np.searchsorted(scores, values, side) for side in ("left", "right"))
     counts, low, high = (torch.from_numpy(array) for array in (tied, below, not_above))
