@@ -13,6 +13,7 @@ its own. The exit status is 1 if a target is missed.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import math
 import resource
@@ -42,6 +43,10 @@ TARGETS = {
     "exact to scikit-learn": 1 / 8,
     "exact to one sort": 1.0,
     "streaming MiB": 100,
+    "exact bytes a pixel": 12,
+    "streaming off in AUROC or PRO": 1e-6,
+    "streaming off in AP or F1-max": 1e-5,
+    "half precision off": 1e-12,
 }
 
 Values = dict[str, float]
@@ -168,7 +173,8 @@ def measure_memory(name: str, size: int) -> float:
     small = maps[:BATCH, :64, :64].contiguous(), masks[:BATCH, :64, :64].contiguous()
     small[1][0, :8, :8] = True
     RUNS[name](*small)  # libraries and their buffers
-    # The peak so far includes the making of the inputs: fill up to it, so that growth shows.
+    # Nothing that was freed may serve the run unseen, nor may it reach into the past peak.
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     filler = fill_up_to(before)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -207,14 +213,6 @@ def main() -> int:
                 values[name] = run(maps, masks)
                 seconds[name] = min(seconds[name], time.process_time() - start)
         memory = {name: round(peak_memory(name, size), 1) for name in RUNS}
-        reached = {
-            "streaming to scikit-learn": seconds["streaming"] / seconds["scikit-learn"],
-            "streaming to limit": seconds["streaming"] / seconds["limit"],
-            "exact to scikit-learn": seconds["exact"] / seconds["scikit-learn"],
-            "exact to one sort": seconds["exact"] / seconds["one sort"],
-            "streaming MiB": memory["streaming"],
-        }
-        met &= all(reached[name] <= target for name, target in TARGETS.items())
         truth = values["exact"]
         difference = {
             name: {key: abs(values[name][key] - truth[key]) for key in truth}
@@ -224,6 +222,20 @@ def main() -> int:
         difference["streaming, float16 maps"] = {
             key: abs(values["streaming, float16 maps"][key] - rounded[key]) for key in rounded
         }
+        off = difference["streaming"]
+        reached = {
+            "streaming to scikit-learn": seconds["streaming"] / seconds["scikit-learn"],
+            "streaming to limit": seconds["streaming"] / seconds["limit"],
+            "exact to scikit-learn": seconds["exact"] / seconds["scikit-learn"],
+            "exact to one sort": seconds["exact"] / seconds["one sort"],
+            "streaming MiB": memory["streaming"],
+            "exact bytes a pixel": memory["exact"] * 2**20 / maps.numel(),
+            "streaming off in AUROC or PRO": max(off["pixel_auroc"], off["pixel_pro"]),
+            "streaming off in AP or F1-max": max(off["pixel_ap"], off["pixel_f1_max"]),
+            "half precision off": max(difference["streaming, float16 maps"].values()),
+        }
+        missed = [name for name, target in TARGETS.items() if reached[name] > target]
+        met &= not missed
         report = {
             "benchmark": "pixel_metrics",
             "command": shlex.join(["python", *sys.argv]),
@@ -237,8 +249,9 @@ def main() -> int:
                 n: {k: round(v, 8) for k, v in found.items()} for n, found in values.items()
             },
             "difference_from_exact": difference,
-            "ratios": {name: round(value, 4) for name, value in reached.items()},
+            "reached": {name: float(f"{value:.3g}") for name, value in reached.items()},
             "targets": TARGETS,
+            "missed": missed,
         }
         print(json.dumps(report), flush=True)
     return 0 if met else 1

@@ -16,6 +16,7 @@ from anomaly_clip.metrics import (
     f1_max,
     pro,
 )
+from anomaly_clip.metrics.evaluator import _min_max
 from anomaly_clip.records import Batch, Scores
 
 DEFAULT = EvaluatorSettings()
@@ -45,7 +46,9 @@ def make_case(num_images: int = 24, seed: int = 0) -> tuple[Scores, Batch]:
 def rows(record: Any, chosen: list[int]) -> Any:
     """Take some images of a record."""
     return {
-        k: [v[i] for i in chosen] if isinstance(v, list) else v[torch.tensor(chosen)]
+        k: [v[i] for i in chosen]
+        if isinstance(v, list)
+        else v[torch.tensor(chosen, dtype=torch.int64)]
         for k, v in record.items()
     }
 
@@ -164,10 +167,51 @@ def test_an_image_of_two_processes_is_refused() -> None:
 
 def test_no_maps_are_kept() -> None:
     evaluator = evaluate(*make_case(60))
-    held = {name: value for name, value in vars(evaluator.pixels).items() if name != "_defaults"}
-    sizes = [v.numel() * v.element_size() for v in held.values() if isinstance(v, torch.Tensor)]
-    assert 1.5 * 2**20 <= sum(sizes) / 2 <= 2 * 2**20
-    assert not any(isinstance(value, list) and value for value in held.values())
+    kept = [value for value in vars(evaluator.pixels).values() if isinstance(value, list) and value]
+    assert kept == []
+    states = [getattr(evaluator, name) for name in evaluator._defaults]
+    assert sum(t.numel() for state in states for t in state) == 60 * 7  # numbers an image
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_forward_and_merging_lose_nothing(exact: bool) -> None:
+    scores, batch = make_case()
+    settings = EvaluatorSettings(exact=exact)
+    whole = evaluate(scores, batch, settings=settings).compute()
+    left, right = (Evaluator(["bottle", "cable"], settings) for _ in range(2))
+    left(rows(scores, list(range(5))), rows(batch, list(range(5))))
+    left(rows(scores, list(range(5, 11))), rows(batch, list(range(5, 11))))
+    right(rows(scores, list(range(11, 24))), rows(batch, list(range(11, 24))))
+    left.merge_state(right)
+    merged = left.compute()
+    for name, figures in whole["categories"].items():
+        assert merged["categories"][name] == pytest.approx(figures, abs=1e-12)
+    with pytest.raises(ValueError, match="has seen the same images"):
+        left.merge_state(right)
+
+
+def test_a_refused_batch_can_be_given_again() -> None:
+    scores, batch = make_case()
+    evaluator = Evaluator(["bottle", "cable"])
+    with pytest.raises(ValueError, match="bool masks"):
+        evaluator.update(scores, {**batch, "mask": batch["mask"].byte()})
+    evaluator.update(scores, batch)
+    assert evaluator.compute() == evaluate(scores, batch).compute()
+
+
+def test_an_empty_update_changes_nothing() -> None:
+    scores, batch = make_case()
+    evaluator = evaluate(scores, batch)
+    evaluator.update(rows(scores, []), rows(batch, []))
+    assert evaluator.compute() == evaluate(scores, batch).compute()
+
+
+def test_the_mean_has_bounds_too() -> None:
+    results = evaluate(*make_case()).compute()
+    for name, (low, high) in results["intervals"]["mean"].items():
+        assert low <= (results["mean"][name] or 0) <= high
+        ends = [results["intervals"][category][name] for category in ("bottle", "cable")]
+        assert low == pytest.approx(np.mean([end[0] for end in ends]))
 
 
 def test_bootstrap_is_seeded_and_holds_the_figure() -> None:
@@ -193,10 +237,11 @@ def test_settings_that_contradict() -> None:
 
 def test_an_anomalous_image_with_an_empty_mask_counts_as_such() -> None:
     scores, batch = make_case()
+    batch["category"] = ["cable"] * len(batch["path"])
     batch["mask"][batch["label"].nonzero()[0]] = False
-    results = evaluate(scores, batch).compute()
-    assert results["mean"]["image_auroc"] is not None
-    assert results["mean"]["pixel_auroc"] is not None
+    figures = evaluate(scores, batch, settings=EvaluatorSettings(exact=True)).compute()["mean"]
+    assert figures["image_auroc"] == auroc(_min_max(scores["score_parts"]).sum(1), batch["label"])
+    assert figures["pixel_auroc"] == auroc(scores["anomaly_map"], batch["mask"])
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
@@ -210,7 +255,7 @@ def test_reset_forgets() -> None:
 def test_a_nan_names_its_image() -> None:
     scores, batch = make_case()
     scores["anomaly_map"][7, 0, 0] = float("nan")
-    with pytest.raises(ValueError, match=r"7\.png a score that is NaN or infinite"):
+    with pytest.raises(ValueError, match=r"7\.png has a score that is NaN or infinite"):
         evaluate(scores, batch)
 
 

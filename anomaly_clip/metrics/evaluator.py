@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from anomaly_clip.metrics.image import auroc, average_precision, bootstrap_auroc, f1_max, is_finite
+from anomaly_clip.metrics.image import auroc, average_precision, bootstrap_auroc, f1_max
 from anomaly_clip.metrics.pixel import (
     PIXEL_FIGURES,
     Bounds,
@@ -50,8 +50,8 @@ class EvaluatorSettings:
         pro_steps: null for the exact PRO, or the number of equally spaced thresholds (200 is what
             zero-shot papers report).
         fpr_limit: False positive rate up to which PRO is integrated.
-        exact: Keep all pixels and rank them exactly (5 bytes a pixel), in the place of counting
-            them by their score in half precision (1.5 MiB a category, with certified bounds).
+        exact: Keep all pixels and rank them exactly (at most 12 bytes a pixel), in the place of
+            counting them by their score in half precision (1.5 MiB a category, with bounds).
         fine: Count by 20 bits of the score: narrower bounds, 24 MiB a category.
         bootstrap: Draw the images of a category again so many times, for an interval of the image
             AUROC that holds 95 % of what comes out; null for none.
@@ -87,7 +87,8 @@ class Results(TypedDict):
     """Unweighted mean over the categories in which a figure is defined."""
     categories: dict[str, Figures]
     intervals: dict[str, Bounds]
-    """By category: certified bounds of what is not exact, and ``image_auroc_bootstrap``."""
+    """By category, and of their ``mean``: certified bounds of pixel figures that are not exact; by
+    category, if asked for, ``image_auroc_bootstrap``."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,8 @@ class Evaluator(Metric):
             raise ValueError(
                 f"Evaluator: unknown category {unknown[0]!r}; known: {self.categories}"
             )
-        rows = torch.tensor([self.categories.index(name) for name in batch["category"]])
+        numbers = [self.categories.index(name) for name in batch["category"]]
+        rows = torch.tensor(numbers, dtype=torch.int64)
         index = batch["index"].cpu()
         if "anomaly_map" in scores and "mask" in batch:
             self._count_pixels(scores["anomaly_map"].detach(), batch, index, rows)
@@ -184,20 +186,37 @@ class Evaluator(Metric):
                 f"Evaluator: maps {tuple(maps.shape)} and masks {tuple(masks.shape)} differ in "
                 "shape"
             )
-        if not is_finite(maps):
-            self._check_finite(maps.flatten(1), batch)
-        fresh = []
+        seen, fresh = set(self._seen), []
         for place, number in enumerate(index.tolist()):
-            if number not in self._seen:
-                self._seen.add(number)
+            if number not in seen:
+                seen.add(number)
                 fresh.append(place)
+        chosen = torch.tensor(fresh, dtype=torch.int64)
         if len(fresh) < len(index):
-            chosen = torch.tensor(fresh, dtype=torch.int64)
             on_device = chosen.to(maps.device)
             maps, masks = maps[on_device], masks[on_device]
-            index, rows = index[chosen], rows[chosen]
-        self.pixels.update(maps, masks, rows)
-        self.pixel_index.append(index)
+        names = [batch["path"][place] for place in fresh]
+        self.pixels.update(maps, masks, rows[chosen], names)
+        self.pixel_index.append(index[chosen])
+        self._seen = seen
+
+    def forward(self, scores: Scores, batch: Batch) -> None:
+        """Add a batch; the figures of one batch alone are not computed."""
+        self.update(scores, batch)
+
+    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
+        """Add what another evaluator has seen.
+
+        Raises:
+            ValueError: If it is none, or has seen the same image.
+        """
+        if not isinstance(incoming_state, Evaluator):
+            raise ValueError("Evaluator: can be merged with another evaluator only")
+        if self._seen & incoming_state._seen:
+            raise ValueError("Evaluator: cannot be merged with one that has seen the same images")
+        super().merge_state(incoming_state)
+        self.pixels.merge_state(incoming_state.pixels)
+        self._seen |= incoming_state._seen
 
     def reset(self) -> None:
         """Forget all images."""
@@ -244,7 +263,10 @@ class Evaluator(Metric):
             }
             if bounds:
                 intervals[name] = bounds
-        return Results(mean=_mean(categories.values()), categories=categories, intervals=intervals)
+        mean = _mean(categories.values())
+        if any(pixels[row].bounds for row in range(len(pixels))):
+            intervals["mean"] = _mean_bounds(categories, intervals)
+        return Results(mean=mean, categories=categories, intervals=intervals)
 
     def _pixel_results(self, any_seen: bool) -> list[PixelResult]:
         if not any_seen:  # by no process
@@ -298,6 +320,21 @@ def _mean(rows: Iterable[Figures]) -> Figures:
         values = [value for row in rows if (value := row[name]) is not None]
         mean[name] = math.fsum(values) / len(values) if values else None
     return mean
+
+
+def _mean_bounds(categories: dict[str, Figures], intervals: dict[str, Bounds]) -> Bounds:
+    """Return the bounds of the means of pixel figures."""
+    bounds: Bounds = {}
+    for name in PIXEL_FIGURES:
+        ends = [
+            intervals.get(category, {}).get(name, (value, value))
+            for category, figures in categories.items()
+            if (value := figures[name]) is not None
+        ]
+        if ends:
+            low, high = (math.fsum(column) / len(ends) for column in zip(*ends, strict=True))
+            bounds[name] = (low, high)
+    return bounds
 
 
 def _min_max(parts: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ shares in a bin, and ``TP``, ``FP``, ``PRO`` the running sums including it:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -37,6 +38,7 @@ from anomaly_clip.metrics.image import as_array, is_finite, rank_sorted
 from anomaly_clip.metrics.pro import (
     area_of_steps,
     area_under_pro,
+    bounds_of_steps,
     check_pro_options,
     in_order,
     region_weights,
@@ -56,7 +58,7 @@ CHUNK = 1 << 22
 ROUNDING = 1e-12
 """What sums in double precision may be off by; bounds are as much wider."""
 
-FLOAT16, BFLOAT16, FINE = 1, 2, 3
+KINDS = FLOAT16, BFLOAT16, FINE = 1, 2, 3
 """Kinds of key."""
 FINE_EXPONENTS = (-44, 19)
 """Binary exponents that a fine key tells apart; smaller scores tie with 0, larger ones with each
@@ -83,8 +85,8 @@ class PixelHistogram(Metric):
         fine: Keys of 20 bits (sign, 6 binary exponents' bits, 13 digits) in the place of 16, for
             float32 scores: bounds about ten times narrower in 24 MiB a row.
         fpr_limit: False positive rate up to which PRO is integrated.
-        pro_steps: None: PRO over all keys. A number: over that many equally spaced thresholds, a
-            convention that has no bounds here: a threshold inside a key takes its part of it.
+        pro_steps: None: PRO over all keys. A number: over that many equally spaced thresholds; one
+            inside a key takes its part of it.
 
     Example:
         >>> import torch
@@ -100,9 +102,9 @@ class PixelHistogram(Metric):
     counts: Tensor
     positives: Tensor
     regions: Tensor
-    extremes: Tensor
-    kind: Tensor
+    kinds: Tensor
     rounded: Tensor
+    extremes: Tensor
 
     def __init__(
         self,
@@ -112,59 +114,70 @@ class PixelHistogram(Metric):
         fpr_limit: float = 0.3,
         pro_steps: int | None = None,
     ) -> None:
-        super().__init__(dist_sync_fn=gather_any)
+        super().__init__()
         check_pro_options(fpr_limit, pro_steps)
         self.num_rows = num_rows
         self.fine = fine
         self.fpr_limit = fpr_limit
         self.pro_steps = pro_steps
         self.num_keys = 1 << (20 if fine else 16)
-        size = (num_rows, self.num_keys)
-        self.add_state("counts", torch.zeros(size, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("positives", torch.zeros(size, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("regions", torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
+        for name in ("counts", "positives", "regions"):
+            dtype = torch.float64 if name == "regions" else torch.int64
+            self._add_zeros(name, (num_rows, self.num_keys), dtype)
+        # How many pixels have which kind of key, and how many of a row were rounded for it.
+        self._add_zeros("kinds", (len(KINDS),), torch.int64)
+        self._add_zeros("rounded", (num_rows,), torch.int64)
         # The negated lowest and the highest score, so that both merge by the maximum.
         worst = torch.full((num_rows, 2), -math.inf, dtype=torch.float64)
         self.add_state("extremes", worst, dist_reduce_fx="max")
-        self.add_state("kind", torch.zeros((), dtype=torch.int64), dist_reduce_fx="max")
-        rounded = torch.zeros(num_rows, dtype=torch.int64)
-        self.add_state("rounded", rounded, dist_reduce_fx="sum")
 
-    def update(self, maps: Tensor, masks: Tensor, rows: Tensor | None = None) -> None:
+    def _add_zeros(self, name: str, size: tuple[int, ...], dtype: torch.dtype) -> None:
+        self.add_state(name, torch.zeros(size, dtype=dtype), dist_reduce_fx="sum")
+        # torchmetrics keeps a default beside each state: one zero, however large it looks.
+        self._defaults[name] = torch.zeros(1, dtype=dtype).expand(size)
+
+    def reset(self) -> None:
+        """Forget all pixels."""
+        with torch.inference_mode(False):  # a later update may be outside of it
+            super().reset()
+
+    def _sync_dist(self, dist_sync_fn: Any = None, process_group: Any = None) -> None:
+        """Add up the states of all processes; one all-reduce each, nothing is gathered."""
+        for name in self._defaults:
+            state = getattr(self, name).clone()
+            how = dist.ReduceOp.MAX if name == "extremes" else dist.ReduceOp.SUM
+            dist.all_reduce(state, how, group=process_group)
+            setattr(self, name, state)
+
+    def update(
+        self,
+        maps: Tensor,
+        masks: Tensor,
+        rows: Tensor | None = None,
+        names: Sequence[str] | None = None,
+    ) -> None:
         """Add images.
 
         Args:
             maps: Floating ``(B, h, w)``; higher = more anomalous.
             masks: bool ``(B, h, w)``.
             rows: int64 ``(B,)``, which row an image belongs to; default: the first.
+            names: What the images are called in errors.
 
         Raises:
             ValueError: If shapes or types do not fit, or a score is not finite; nothing of the
                 batch is counted then.
         """
-        rows = check_pixels(maps, masks, rows)
-        if not len(maps):
+        rows = check_pixels(maps, masks, rows, self.num_rows, names)
+        if not maps.numel():
             return
-        kind = self._kind(maps)
+        kind = FINE if self.fine else BFLOAT16 if maps.dtype == torch.bfloat16 else FLOAT16
         maps = maps.detach()
         for row in rows.unique().tolist():
             chosen = (rows == row).nonzero().squeeze(1)
             same = slice(None) if len(chosen) == len(rows) else chosen.to(maps.device)
             self._add(row, maps[same], masks[same], kind)
-        self.kind.fill_(kind)
-
-    def _kind(self, maps: Tensor) -> int:
-        """Return the kind of key, which the first scores decide.
-
-        Raises:
-            ValueError: If other scores were counted before.
-        """
-        kind = FINE if self.fine else BFLOAT16 if maps.dtype == torch.bfloat16 else FLOAT16
-        if int(self.kind) not in (0, kind):
-            raise ValueError(
-                "PixelHistogram: bfloat16 scores and others cannot be counted together"
-            )
-        return kind
+        self.kinds[KINDS.index(kind)] += maps.numel()
 
     def _add(self, row: int, maps: Tensor, masks: Tensor, kind: int) -> None:
         count = _count_with_opencv if maps.device.type == "cpu" and kind != FINE else _count
@@ -172,22 +185,39 @@ class PixelHistogram(Metric):
         for start in range(0, len(maps), step):
             part, mask = maps[start : start + step], masks[start : start + step]
             counts, positives, regions = count(part, mask, kind, self.num_keys)
-            self.counts[row] += counts
+            self.counts[row] += counts.to(self.counts.device)
             if positives is not None and regions is not None:
-                self.positives[row] += positives
-                self.regions[row] += regions
+                self.positives[row] += positives.to(self.positives.device)
+                self.regions[row] += regions.to(self.regions.device)
             if self.pro_steps is not None:
                 low, high = part.aminmax()
-                self.extremes[row] = self.extremes[row].maximum(torch.stack([-low, high]).double())
-        if maps.dtype in (torch.float32, torch.float64):
+                found = torch.stack([-low, high]).to(self.extremes)
+                self.extremes[row] = self.extremes[row].maximum(found)
+        # A fine key has all digits of half precision, but not all exponents of bfloat16.
+        exact = (torch.float16,) if self.fine else (torch.float16, torch.bfloat16)
+        if maps.dtype not in exact:
             self.rounded[row] += maps.numel()
+
+    @property
+    def kind(self) -> int:
+        """The kind of key.
+
+        Raises:
+            ValueError: If pixels of two kinds were counted, by one process or by several.
+        """
+        found = [kind for kind, count in zip(KINDS, self.kinds.tolist(), strict=True) if count]
+        if len(found) > 1:
+            raise ValueError(
+                "PixelHistogram: bfloat16 scores and others cannot be counted together"
+            )
+        return found[0] if found else KINDS[0]
 
     def compute(self) -> list[PixelResult]:
         """Return the figures of all rows."""
         return [self._figures(row) for row in range(self.num_rows)]
 
     def _figures(self, row: int) -> PixelResult:
-        order = _order(int(self.kind), self.num_keys)
+        order, kind = _order(self.num_keys), self.kind
         counts, positives, regions = (
             _one_zero(state[row].cpu().numpy(), self.fine)[order]
             for state in (self.counts, self.positives, self.regions)
@@ -201,8 +231,8 @@ class PixelHistogram(Metric):
         figures: dict[str, float | None] = dict.fromkeys(PIXEL_FIGURES)
         if not bins.defined:
             return PixelResult(figures, {})
-        bounds = bins.bounds(self.fpr_limit)
         exact = not int(self.rounded[row])
+        bounds = bins.bounds(self.fpr_limit)
         figures["pixel_auroc"] = bins.auroc()
         figures["pixel_ap"] = bins.average_precision() if exact else sum(bounds["pixel_ap"]) / 2
         figures["pixel_f1_max"] = bins.f1_max()
@@ -210,34 +240,54 @@ class PixelHistogram(Metric):
             figures["pixel_pro"] = bins.pro(self.fpr_limit)
         else:
             del bounds["pixel_pro"]
-            figures["pixel_pro"] = self._stepwise_pro(row, order[occupied[::-1]], bins, exact)
-        return PixelResult(figures, {} if exact else bounds)
+            stepwise = self._stepwise_pro(row, order[occupied[::-1]], kind, bins, exact)
+            if stepwise is not None:
+                figures["pixel_pro"], bounds["pixel_pro"] = stepwise
+        if exact:
+            return PixelResult(figures, {})
+        wider = {
+            k: (max(0.0, a - ROUNDING), min(1.0, b + ROUNDING)) for k, (a, b) in bounds.items()
+        }
+        return PixelResult(figures, wider)
 
     def _stepwise_pro(
-        self, row: int, patterns: NDArray[np.int64], bins: Bins, exact: bool
-    ) -> float | None:
-        """Evaluate equally spaced thresholds; ``patterns`` are the occupied keys, ascending."""
+        self, row: int, keys: NDArray[np.int64], kind: int, bins: Bins, exact: bool
+    ) -> tuple[float, tuple[float, float]] | None:
+        """Return PRO over equally spaced thresholds and its bounds; ``keys`` are those occupied."""
         assert self.pro_steps is not None
         low, high = -float(self.extremes[row, 0]), float(self.extremes[row, 1])
         if high <= low:
             return None
         thresholds = step_thresholds(low, high, self.pro_steps)
-        normal = bins.normal[::-1].cumsum() / bins.normal.sum()
-        overlap = bins.regions[::-1].cumsum() / bins.regions.sum()
+        # What lies at or below the end of each occupied key, from the lowest score up.
+        shares = [
+            np.concatenate([[0.0], values[::-1].cumsum() / values.sum()])
+            for values in (bins.normal, bins.regions)
+        ]
         if exact:
-            values = _values(patterns, int(self.kind))
-            number = np.searchsorted(values, thresholds, side="right")
-            below = [np.concatenate([[0.0], share])[number] for share in (normal, overlap)]
-        else:
-            # A key stands for scores between two edges; a threshold inside takes its part of it.
-            edges = np.clip(_edges(patterns, int(self.kind)), low, high)  # (2, bins)
-            places = edges.T.ravel()
-            below = [
-                np.interp(thresholds, places, np.stack([np.r_[0.0, share[:-1]], share]).T.ravel())
-                for share in (normal, overlap)
-            ]
-        area = area_of_steps(1 - below[0], 1 - below[1], self.fpr_limit)
-        return None if math.isnan(area) else area
+            number = np.searchsorted(_values(keys, kind), thresholds, side="right")
+            fpr, overlap = (1 - share[number] for share in shares)
+            area = area_of_steps(fpr, overlap, self.fpr_limit)
+            return None if math.isnan(area) else (area, (area, area))
+        # A key stands for the scores between two edges; a threshold may lie inside.
+        starts, ends = np.clip(_edges(keys, kind), low, high)
+        least = np.searchsorted(ends, thresholds, side="right")  # whole keys at or below
+        most = np.maximum(np.searchsorted(starts, thresholds, side="right"), least)
+        inside = np.divide(
+            thresholds - starts[np.minimum(least, len(starts) - 1)],
+            (ends - starts)[np.minimum(least, len(starts) - 1)],
+            out=np.zeros_like(thresholds),
+            where=most > least,
+        )
+        fpr, overlap = (
+            1 - (share[least] + np.clip(inside, 0, 1) * (share[most] - share[least]))
+            for share in shares
+        )
+        area = area_of_steps(fpr, overlap, self.fpr_limit)
+        if math.isnan(area):
+            return None
+        between = [(1 - share[most], 1 - share[least]) for share in shares]
+        return area, bounds_of_steps(between[0], between[1], self.fpr_limit)
 
 
 class Bins(NamedTuple):
@@ -254,10 +304,11 @@ class Bins(NamedTuple):
 
     def auroc(self) -> float:
         """Return the area under the ROC curve."""
-        # Twice the area, in whole numbers: exact as long as 2 P N stays below 9.2e18.
-        found = self.anomalous.cumsum()
-        doubled = ((2 * found - self.anomalous) * self.normal).sum()
-        return int(doubled) / (2 * int(self.anomalous.sum()) * int(self.normal.sum()))
+        below = 2 * self.anomalous.cumsum() - self.anomalous  # twice, as ties count half
+        total = 2 * int(self.anomalous.sum()) * int(self.normal.sum())
+        # Whole numbers are exact while they fit; then doubles, which keep 15 digits.
+        fits = total < 2**63
+        return float((below if fits else below.astype(np.float64)) @ self.normal) / total
 
     def average_precision(self) -> float:
         """Return the average precision, all of a key being tied."""
@@ -305,14 +356,11 @@ class Bins(NamedTuple):
             "pixel_f1_max": (self.f1_max(), float(f1.max())),
             "pixel_pro": (overlap - doubt, overlap + doubt),
         }
-        return {
-            name: (max(0.0, low - ROUNDING), min(1.0, high + ROUNDING))
-            for name, (low, high) in bounds.items()
-        }
+        return {name: (max(0.0, low), min(1.0, high)) for name, (low, high) in bounds.items()}
 
 
 class PixelRanking(Metric):
-    """Keep the scores of all pixels, and rank them exactly: 4 bytes a pixel, 8 while computing.
+    """Keep the scores of all pixels, and rank them exactly: at most 12 bytes a pixel in all.
 
     Args:
         num_rows: How many separate evaluations.
@@ -334,9 +382,15 @@ class PixelRanking(Metric):
             for name in ("scores", "defect", "weight"):
                 self.add_state(f"{name}_{row}", [], dist_reduce_fx="cat")
 
-    def update(self, maps: Tensor, masks: Tensor, rows: Tensor | None = None) -> None:
+    def update(
+        self,
+        maps: Tensor,
+        masks: Tensor,
+        rows: Tensor | None = None,
+        names: Sequence[str] | None = None,
+    ) -> None:
         """Add images; see :meth:`PixelHistogram.update`."""
-        rows = check_pixels(maps, masks, rows)
+        rows = check_pixels(maps, masks, rows, self.num_rows, names)
         maps, masks = maps.detach().cpu(), masks.cpu()
         for row in rows.unique().tolist():
             chosen = (rows == row).nonzero().squeeze(1)
@@ -374,7 +428,13 @@ class PixelRanking(Metric):
         return state
 
 
-def check_pixels(maps: Tensor, masks: Tensor, rows: Tensor | None) -> Tensor:
+def check_pixels(
+    maps: Tensor,
+    masks: Tensor,
+    rows: Tensor | None,
+    num_rows: int,
+    names: Sequence[str] | None,
+) -> Tensor:
     """Check a batch of pixels and return the rows of its images, on the CPU.
 
     Raises:
@@ -391,10 +451,16 @@ def check_pixels(maps: Tensor, masks: Tensor, rows: Tensor | None) -> Tensor:
         )
     if not is_finite(maps):
         wrong = next(i for i, one in enumerate(maps) if not is_finite(one))
-        raise ValueError(f"metrics: map {wrong} of the batch holds a score that is NaN or infinite")
+        name = f"map {wrong} of the batch" if names is None else names[wrong]
+        raise ValueError(f"metrics: {name} has a score that is NaN or infinite")
     if rows is None:
         return torch.zeros(len(maps), dtype=torch.int64)
-    return rows.cpu()
+    rows = rows.cpu()
+    if rows.shape != (len(maps),) or rows.dtype != torch.int64:
+        raise ValueError(f"metrics: expected rows int64 ({len(maps)},), got {tuple(rows.shape)}")
+    if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < num_rows:
+        raise ValueError(f"metrics: rows must be in 0 to {num_rows - 1}, got {rows.tolist()}")
+    return rows
 
 
 def gather_any(tensor: Tensor, group: Any = None) -> list[Tensor]:
@@ -427,21 +493,22 @@ def _count(maps: Tensor, masks: Tensor, kind: int, num_keys: int) -> Histograms:
     weights = _weights(masks.cpu().numpy())
     if weights is None:
         return counts, None, None
-    hit = keys[masks.to(keys.device)]
-    shares = torch.from_numpy(weights).to(hit.device)
-    return (
-        counts,
-        torch.bincount(hit, minlength=num_keys),
-        torch.bincount(hit, shares, minlength=num_keys),
-    )
+    # Few pixels: on the CPU, where a weighted sum has one order, whatever the device.
+    hit = keys[masks.to(keys.device)].cpu()
+    positives = torch.bincount(hit, minlength=num_keys)
+    return counts, positives, torch.bincount(hit, torch.from_numpy(weights), minlength=num_keys)
 
 
 def _count_with_opencv(maps: Tensor, masks: Tensor, kind: int, num_keys: int) -> Histograms:
     """Count pixels on the CPU, where OpenCV's histogram is several times faster than torch's."""
     half = maps.to(torch.bfloat16 if kind == BFLOAT16 else torch.float16)
     keys = half.contiguous().view(torch.int16).numpy().view(np.uint16)
-    histogram = cv2.calcHist([keys.reshape(1, -1)], [0], None, [num_keys], [0, num_keys])
-    counts = torch.from_numpy(histogram.ravel()).long()
+    counts = torch.zeros(num_keys, dtype=torch.int64)
+    flat = keys.reshape(1, -1)
+    for start in range(0, flat.shape[1], CHUNK):
+        part = flat[:, start : start + CHUNK]
+        histogram = cv2.calcHist([part], [0], None, [num_keys], [0, num_keys])
+        counts += torch.from_numpy(histogram.ravel()).long()
     mask = masks.numpy()
     weights = _weights(mask)
     if weights is None:
@@ -472,7 +539,7 @@ def _keys(maps: Tensor, kind: int) -> Tensor:
     return maps.to(dtype).contiguous().view(torch.int16).int() & 0xFFFF
 
 
-def _order(kind: int, num_keys: int) -> NDArray[np.int64]:
+def _order(num_keys: int) -> NDArray[np.int64]:
     """Return all keys from the lowest score to the highest."""
     if num_keys > 1 << 16:
         return np.arange(num_keys)
@@ -490,7 +557,11 @@ def _one_zero(histogram: np.ndarray, fine: bool) -> np.ndarray:
 
 
 def _values(keys: NDArray[np.int64], kind: int) -> NDArray[np.float64]:
-    """Return the scores that 16-bit keys stand for; infinity for what float16 cannot hold."""
+    """Return the half-precision scores that keys stand for."""
+    if kind == FINE:
+        low, high = _edges(keys, kind)  # digits that a key has no room for are cut off
+        nearest: NDArray[np.float64] = np.where(keys < 1 << 19, high, low)
+        return nearest
     if kind == BFLOAT16:
         return (keys.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
     return keys.astype(np.uint16).view(np.float16).astype(np.float64)

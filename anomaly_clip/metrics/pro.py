@@ -22,7 +22,14 @@ from torch import Tensor
 
 from anomaly_clip.metrics.image import Ranking, as_array, check_scores, rank_sorted
 
-__all__ = ["area_of_steps", "area_under_pro", "pro", "region_weights", "step_thresholds"]
+__all__ = [
+    "area_of_steps",
+    "area_under_pro",
+    "bounds_of_steps",
+    "pro",
+    "region_weights",
+    "step_thresholds",
+]
 
 
 def pro(
@@ -144,8 +151,16 @@ def _stepwise(
     if high <= low:
         return math.nan
     thresholds = step_thresholds(low, high, steps)
-    of_all = np.searchsorted(scores, thresholds, side="right")
-    of_defects = np.searchsorted(defect, thresholds, side="right")
+    if scores.dtype == np.float32:
+        # Rounded down, which leaves the same scores at or below: in double precision the search
+        # would copy all scores.
+        near = thresholds.astype(np.float32)
+        lower = np.nextafter(near, np.float32(-np.inf))
+        cuts: NDArray[np.floating] = np.where(near > thresholds, lower, near)
+    else:
+        cuts = thresholds
+    of_all = np.searchsorted(scores, cuts, side="right")
+    of_defects = np.searchsorted(defect, cuts, side="right")
     fpr = 1 - (of_all - of_defects) / (len(scores) - len(defect))
     covered = np.concatenate([[0.0], weights.cumsum()])
     return area_of_steps(fpr, covered[-1] - covered[of_defects], limit)
@@ -170,3 +185,38 @@ def area_of_steps(fpr: NDArray[np.float64], overlap: NDArray[np.float64], limit:
         return math.nan
     fpr = (fpr - fpr.min()) / (fpr.max() - fpr.min())
     return float(((overlap[1:] + overlap[:-1]) / 2 * -np.diff(fpr)).sum())
+
+
+def bounds_of_steps(
+    fpr: tuple[NDArray[np.float64], NDArray[np.float64]],
+    overlap: tuple[NDArray[np.float64], NDArray[np.float64]],
+    limit: float,
+) -> tuple[float, float]:
+    """Return the lowest and the highest :func:`area_of_steps` of curves between two others.
+
+    The area is a mean of the overlaps between neighbouring thresholds, each weighted by its part of
+    the range of false positive rates. Overlaps rise as thresholds fall, so the mean is a sum of
+    their steps, each times the part of the range on its side; that part is bounded by the rates.
+    Which threshold is the first below the limit may be open; then all that can be are tried.
+
+    Args:
+        fpr: Least and greatest rates, from the lowest threshold up, so descending.
+        overlap: Least and greatest overlaps at the same thresholds.
+        limit: Where the rates are cut.
+    """
+    least, most = fpr
+    can_be_kept, must_be_kept = least < limit, most < limit
+    lowest, highest = 1.0, 0.0
+    for first in np.flatnonzero(can_be_kept & np.append(True, ~must_be_kept[:-1])):
+        low, high = least[first:], np.minimum(most[first:], limit)
+        if len(low) < 2 or low[0] <= high[-1]:
+            return 0.0, 1.0  # the range itself is open
+        middle = [(values[first:][1:] + values[first:][:-1]) / 2 for values in overlap]
+        # The part of the range between the first kept threshold and the end of each step.
+        with np.errstate(invalid="ignore", divide="ignore"):
+            least_part = (low[0] - high[1:-1]) / (low[0] - low[-1])
+            most_part = (high[0] - low[1:-1]) / (high[0] - high[-1])
+        steps = [-np.diff(values) for values in middle]
+        lowest = min(lowest, middle[0][-1] + steps[0] @ np.clip(least_part, 0, 1))
+        highest = max(highest, middle[1][-1] + steps[1] @ np.clip(most_part, 0, 1))
+    return (lowest, highest) if lowest <= highest else (0.0, 1.0)
