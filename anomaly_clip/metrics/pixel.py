@@ -416,6 +416,7 @@ class PixelRanking(Metric):
         ordered = as_array(scores)
         ordered.sort()
         hit, weights = in_order(as_array(defect), weight.numpy())
+        del defect, weight
         ranking = rank_sorted(ordered, hit)
         overlap = area_under_pro(ordered, hit, weights, self.fpr_limit, self.pro_steps, ranking)
         values = (ranking.auroc(), ranking.average_precision(), ranking.f1_max(), overlap)

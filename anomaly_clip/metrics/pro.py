@@ -81,10 +81,9 @@ def area_under_pro(
     num_regions = round(weights.sum())
     if not num_regions or len(scores) == len(defect):
         return math.nan
-    weights = weights / num_regions
     if pro_steps is None:
-        return _exact(ranking or rank_sorted(scores, defect), weights, fpr_limit)
-    return _stepwise(scores, defect, weights, fpr_limit, pro_steps)
+        return _exact(ranking or rank_sorted(scores, defect), weights, fpr_limit) / num_regions
+    return _stepwise(scores, defect, weights / num_regions, fpr_limit, pro_steps)
 
 
 def in_order(
@@ -122,7 +121,7 @@ def region_weights(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 
 def _exact(ranking: Ranking, weights: NDArray[np.float64], limit: float) -> float:
-    """Integrate PRO over the false positive rate without building the curve.
+    """Integrate the sum of the regions' overlaps over the false positive rate, without the curve.
 
     The curve rises only at the scores of defect pixels. One that scores s enters at the false
     positive rates between a (normal pixels above s) and c (at or above s), linearly, and stays:
@@ -132,7 +131,9 @@ def _exact(ranking: Ranking, weights: NDArray[np.float64], limit: float) -> floa
     above, at_least = ranking.above.numpy() / total, ranking.at_least.numpy() / total
     tied = ranking.tied.numpy()
     shares = np.add.reduceat(weights[::-1], np.concatenate([[0], tied.cumsum()[:-1]]))
-    area = limit - (above + at_least) / 2
+    area = above + at_least  # in place from here on: there may be millions of defect pixels
+    area *= -0.5
+    area += limit
     crossing = at_least > limit
     rest = np.clip(limit - above[crossing], 0, None)
     area[crossing] = rest**2 / (2 * (at_least - above)[crossing].clip(min=1 / (2 * total)))
