@@ -15,18 +15,18 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from anomaly_clip.metrics import PixelHistogram, PixelRanking, pro
-from anomaly_clip.metrics.pixel import (
+from anomaly_clip.metrics.bins import Bins
+from anomaly_clip.metrics.keys import (
     BFLOAT16,
     FINE,
     FLOAT16,
-    PIXEL_FIGURES,
-    Bins,
-    _count,
-    _count_with_opencv,
-    _edges,
-    _keys,
-    _order,
+    count_keys,
+    count_with_opencv,
+    key_edges,
+    key_order,
+    score_keys,
 )
+from anomaly_clip.metrics.pixel import PIXEL_FIGURES
 
 EXTREMES = [0.0, -0.0, 1e-45, -1e-45, 1e-20, 6e-8, 65519.0, 65521.0, 1e30, -1e30, 3.4e38, -3.4e38]
 
@@ -141,8 +141,8 @@ def test_keys_keep_the_order(kind: int) -> None:
     drawn = np.concatenate([rng.normal(size=500) * 10.0 ** rng.integers(-30, 30, 500), EXTREMES])
     scores = torch.from_numpy(np.sort(drawn.astype(np.float32)))
     position = np.empty(1 << (20 if kind == FINE else 16), np.int64)
-    position[_order(len(position))] = np.arange(len(position))
-    places = position[_keys(scores, kind).numpy()]
+    position[key_order(len(position))] = np.arange(len(position))
+    places = position[score_keys(scores, kind).numpy()]
     if kind != FINE:  # minus zero and zero share a place when the figures are computed
         places[places == position[0x8000]] = position[0]
     assert (np.diff(places) >= 0).all()
@@ -153,8 +153,8 @@ def test_keys_keep_the_order(kind: int) -> None:
 def test_a_score_lies_between_the_edges_of_its_key(kind: int) -> None:
     rng = np.random.default_rng(1)
     scores = (rng.normal(size=2000) * 10.0 ** rng.integers(-9, 9, 2000)).astype(np.float32)
-    keys = _keys(torch.from_numpy(scores), kind).numpy().astype(np.int64)
-    low, high = _edges(keys, kind)
+    keys = score_keys(torch.from_numpy(scores), kind).numpy().astype(np.int64)
+    low, high = key_edges(keys, kind)
     assert (low <= scores).all()
     assert (scores <= high).all()
 
@@ -163,8 +163,8 @@ def test_a_score_lies_between_the_edges_of_its_key(kind: int) -> None:
 def test_the_fast_count_equals_the_plain_one(kind: int) -> None:
     for share in (0.0, 0.2):
         maps, masks = random_maps(3, "extremes", share=share)
-        fast = _count_with_opencv(maps, masks, kind, 1 << 16)
-        plain = _count(maps, masks, kind, 1 << 16)
+        fast = count_with_opencv(maps, masks, kind, 1 << 16)
+        plain = count_keys(maps, masks, kind, 1 << 16)
         for ours, theirs in zip(fast, plain, strict=True):
             if theirs is None:
                 assert ours is None

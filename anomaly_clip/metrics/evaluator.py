@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from anomaly_clip.metrics.bins import Bounds
 from anomaly_clip.metrics.image import auroc, average_precision, bootstrap_auroc, f1_max
 from anomaly_clip.metrics.pixel import (
     PIXEL_FIGURES,
-    Bounds,
     PixelHistogram,
     PixelRanking,
     PixelResult,

@@ -26,7 +26,6 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -34,14 +33,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
+from anomaly_clip.metrics.bins import Bins, Bounds
 from anomaly_clip.metrics.image import as_array, is_finite, rank_sorted
+from anomaly_clip.metrics.keys import (
+    BFLOAT16,
+    CHUNK,
+    FINE,
+    FLOAT16,
+    KINDS,
+    count_keys,
+    count_with_opencv,
+    defect_weights,
+    key_edges,
+    key_order,
+    key_values,
+    with_one_zero,
+)
 from anomaly_clip.metrics.pro import (
     area_of_steps,
     area_under_pro,
     bounds_of_steps,
     check_pro_options,
     in_order,
-    region_weights,
     step_thresholds,
 )
 
@@ -49,21 +62,8 @@ __all__ = ["PIXEL_FIGURES", "Bounds", "PixelHistogram", "PixelRanking", "PixelRe
 
 PIXEL_FIGURES = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_pro")
 
-Bounds = dict[str, tuple[float, float]]
-"""The lowest and the highest value a figure can have, by name."""
-
-CHUNK = 1 << 22
-"""Pixels that are converted at once; `cv2.calcHist` counts in float32, exact up to 2^24."""
-
 ROUNDING = 1e-12
 """What sums in double precision may be off by; bounds are as much wider."""
-
-KINDS = FLOAT16, BFLOAT16, FINE = 1, 2, 3
-"""Kinds of key."""
-FINE_EXPONENTS = (-44, 19)
-"""Binary exponents that a fine key tells apart; smaller scores tie with 0, larger ones with each
-other."""
-FINE_DIGITS = 13
 
 
 class PixelResult(NamedTuple):
@@ -180,11 +180,12 @@ class PixelHistogram(Metric):
         self.kinds[KINDS.index(kind)] += maps.numel()
 
     def _add(self, row: int, maps: Tensor, masks: Tensor, kind: int) -> None:
-        count = _count_with_opencv if maps.device.type == "cpu" and kind != FINE else _count
+        on_cpu = maps.device.type == "cpu" and kind != FINE
+        histograms = count_with_opencv if on_cpu else count_keys
         step = max(1, CHUNK // maps[0].numel())
         for start in range(0, len(maps), step):
             part, mask = maps[start : start + step], masks[start : start + step]
-            counts, positives, regions = count(part, mask, kind, self.num_keys)
+            counts, positives, regions = histograms(part, mask, kind, self.num_keys)
             self.counts[row] += counts.to(self.counts.device)
             if positives is not None and regions is not None:
                 self.positives[row] += positives.to(self.positives.device)
@@ -217,9 +218,9 @@ class PixelHistogram(Metric):
         return [self._figures(row) for row in range(self.num_rows)]
 
     def _figures(self, row: int) -> PixelResult:
-        order, kind = _order(self.num_keys), self.kind
+        order, kind = key_order(self.num_keys), self.kind
         counts, positives, regions = (
-            _one_zero(state[row].cpu().numpy(), self.fine)[order]
+            with_one_zero(state[row].cpu().numpy(), self.fine)[order]
             for state in (self.counts, self.positives, self.regions)
         )
         occupied = np.flatnonzero(counts)[::-1]  # from the highest score down
@@ -265,12 +266,12 @@ class PixelHistogram(Metric):
             for values in (bins.normal, bins.regions)
         ]
         if exact:
-            number = np.searchsorted(_values(keys, kind), thresholds, side="right")
+            number = np.searchsorted(key_values(keys, kind), thresholds, side="right")
             fpr, overlap = (1 - share[number] for share in shares)
             area = area_of_steps(fpr, overlap, self.fpr_limit)
             return None if math.isnan(area) else (area, (area, area))
         # A key stands for the scores between two edges; a threshold may lie inside.
-        starts, ends = np.clip(_edges(keys, kind), low, high)
+        starts, ends = np.clip(key_edges(keys, kind), low, high)
         least = np.searchsorted(ends, thresholds, side="right")  # whole keys at or below
         most = np.maximum(np.searchsorted(starts, thresholds, side="right"), least)
         inside = np.divide(
@@ -288,75 +289,6 @@ class PixelHistogram(Metric):
             return None
         between = [(1 - share[most], 1 - share[least]) for share in shares]
         return area, bounds_of_steps(between[0], between[1], self.fpr_limit)
-
-
-class Bins(NamedTuple):
-    """Occupied keys, from the highest score down."""
-
-    anomalous: NDArray[np.int64]
-    normal: NDArray[np.int64]
-    regions: NDArray[np.float64]
-
-    @property
-    def defined(self) -> bool:
-        """Whether both classes occur."""
-        return bool(self.anomalous.any() and self.normal.any())
-
-    def auroc(self) -> float:
-        """Return the area under the ROC curve."""
-        below = 2 * self.anomalous.cumsum() - self.anomalous  # twice, as ties count half
-        total = 2 * int(self.anomalous.sum()) * int(self.normal.sum())
-        # Whole numbers are exact while they fit; then doubles, which keep 15 digits.
-        fits = total < 2**63
-        return float((below if fits else below.astype(np.float64)) @ self.normal) / total
-
-    def average_precision(self) -> float:
-        """Return the average precision, all of a key being tied."""
-        found, false = self.anomalous.cumsum(), self.normal.cumsum()
-        steps = self.anomalous > 0
-        precision = found[steps] / (found + false)[steps]
-        return float((self.anomalous[steps] * precision).sum() / found[-1])
-
-    def f1_max(self) -> float:
-        """Return the highest F1, all of a key being tied."""
-        found, false = self.anomalous.cumsum(), self.normal.cumsum()
-        return float((2 * found / (found + false + found[-1])).max())
-
-    def pro(self, limit: float) -> float:
-        """Return the area under PRO up to a false positive rate, by trapezoids."""
-        share = self.regions / self.regions.sum()
-        overlap = share.cumsum()
-        width = self.normal / self.normal.sum()
-        start = np.concatenate([[0.0], width.cumsum()[:-1]])
-        inside = np.clip(limit - start, 0, width)
-        # Inside a key PRO rises linearly; of the last one only a part is below the limit.
-        part = np.divide(inside, width, out=np.zeros_like(width), where=width > 0)
-        return float((inside * (overlap - share + share * part / 2)).sum() / limit)
-
-    def bounds(self, limit: float) -> Bounds:
-        """Return the lowest and the highest value of each figure for any order inside the keys."""
-        p, n = self.anomalous, self.normal
-        found, false = p.cumsum(), n.cumsum()
-        num_found, num_normal = int(found[-1]), int(false[-1])
-        area = self.auroc()
-        slack = float((p * n.astype(np.float64)).sum()) / (2 * num_found * num_normal)
-        # The first of a key's anomalous pixels behind all its normal ones; all before them, tied.
-        lowest = p * ((found - p + 1) / (found - p + 1 + false))
-        highest = p * (found / np.maximum(found + false - n, 1))
-        width = n / num_normal
-        start = np.concatenate([[0.0], width.cumsum()[:-1]])
-        share = self.regions / self.regions.sum()
-        overlap = self.pro(limit)
-        cut = np.where(start < limit, width, 0)
-        doubt = float((share * cut).sum()) / (2 * limit)
-        f1 = 2 * found / (false - n + found + num_found)
-        bounds = {
-            "pixel_auroc": (area - slack, area + slack),
-            "pixel_ap": (float(lowest.sum()) / num_found, float(highest.sum()) / num_found),
-            "pixel_f1_max": (self.f1_max(), float(f1.max())),
-            "pixel_pro": (overlap - doubt, overlap + doubt),
-        }
-        return {name: (max(0.0, low), min(1.0, high)) for name, (low, high) in bounds.items()}
 
 
 class PixelRanking(Metric):
@@ -397,7 +329,7 @@ class PixelRanking(Metric):
             own, mask = maps[chosen], masks[chosen].numpy()  # copies, so that nothing else is kept
             self._state("scores", row).append(own.flatten())
             hit = [one[m] for one, m in zip(own, mask, strict=True) if m.any()]
-            weights = _weights(mask)
+            weights = defect_weights(mask)
             if weights is not None:
                 self._state("defect", row).append(torch.cat(hit))
                 self._state("weight", row).append(torch.from_numpy(weights))
@@ -481,115 +413,3 @@ def joined(state: list[Tensor] | Tensor) -> Tensor:
     if isinstance(state, Tensor):
         return state
     return torch.cat(state) if state else torch.zeros(0)
-
-
-Histograms = tuple[Tensor, "Tensor | None", "Tensor | None"]
-"""All pixels, anomalous ones, regions' shares; the last two are None without a defect."""
-
-
-def _count(maps: Tensor, masks: Tensor, kind: int, num_keys: int) -> Histograms:
-    """Count pixels on any device."""
-    keys = _keys(maps, kind)
-    counts = torch.bincount(keys.flatten(), minlength=num_keys)
-    weights = _weights(masks.cpu().numpy())
-    if weights is None:
-        return counts, None, None
-    # Few pixels: on the CPU, where a weighted sum has one order, whatever the device.
-    hit = keys[masks.to(keys.device)].cpu()
-    positives = torch.bincount(hit, minlength=num_keys)
-    return counts, positives, torch.bincount(hit, torch.from_numpy(weights), minlength=num_keys)
-
-
-def _count_with_opencv(maps: Tensor, masks: Tensor, kind: int, num_keys: int) -> Histograms:
-    """Count pixels on the CPU, where OpenCV's histogram is several times faster than torch's."""
-    half = maps.to(torch.bfloat16 if kind == BFLOAT16 else torch.float16)
-    keys = half.contiguous().view(torch.int16).numpy().view(np.uint16)
-    counts = torch.zeros(num_keys, dtype=torch.int64)
-    flat = keys.reshape(1, -1)
-    for start in range(0, flat.shape[1], CHUNK):
-        part = flat[:, start : start + CHUNK]
-        histogram = cv2.calcHist([part], [0], None, [num_keys], [0, num_keys])
-        counts += torch.from_numpy(histogram.ravel()).long()
-    mask = masks.numpy()
-    weights = _weights(mask)
-    if weights is None:
-        return counts, None, None
-    hit = np.concatenate([k[m] for k, m in zip(keys, mask, strict=True) if m.any()])
-    positives = np.bincount(hit, minlength=num_keys)
-    regions = np.bincount(hit, weights, minlength=num_keys)
-    return counts, torch.from_numpy(positives), torch.from_numpy(regions)
-
-
-def _weights(masks: NDArray[np.bool_]) -> NDArray[np.float64] | None:
-    """Return the weights of all defect pixels of masks, in their order; None if there is none."""
-    weights = [region_weights(mask) for mask in masks if mask.any()]
-    return np.concatenate(weights) if weights else None
-
-
-def _keys(maps: Tensor, kind: int) -> Tensor:
-    """Return the keys of scores, int32."""
-    if kind == FINE:
-        lowest, _ = FINE_EXPONENTS
-        scores = maps.float() + 0.0  # of two zeros one
-        patterns = scores.view(torch.int32) & 0x7FFFFFFF
-        digits = (patterns >> (23 - FINE_DIGITS)) - ((127 + lowest) << FINE_DIGITS)
-        half = 1 << 19
-        size = digits.clamp(0, half - 1)
-        return torch.where(scores < 0, half - 1 - size, half + size)
-    dtype = torch.bfloat16 if kind == BFLOAT16 else torch.float16
-    return maps.to(dtype).contiguous().view(torch.int16).int() & 0xFFFF
-
-
-def _order(num_keys: int) -> NDArray[np.int64]:
-    """Return all keys from the lowest score to the highest."""
-    if num_keys > 1 << 16:
-        return np.arange(num_keys)
-    return np.concatenate([np.arange(0xFFFF, 0x7FFF, -1), np.arange(0x8000)])
-
-
-def _one_zero(histogram: np.ndarray, fine: bool) -> np.ndarray:
-    """Put what negative scores that were rounded to zero, or minus zero, hold into zero's key."""
-    if fine:
-        return histogram
-    folded = histogram.copy()
-    folded[0] += folded[0x8000]
-    folded[0x8000] = 0
-    return folded
-
-
-def _values(keys: NDArray[np.int64], kind: int) -> NDArray[np.float64]:
-    """Return the half-precision scores that keys stand for."""
-    if kind == FINE:
-        low, high = _edges(keys, kind)  # digits that a key has no room for are cut off
-        nearest: NDArray[np.float64] = np.where(keys < 1 << 19, high, low)
-        return nearest
-    if kind == BFLOAT16:
-        return (keys.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-    return keys.astype(np.uint16).view(np.float16).astype(np.float64)
-
-
-def _edges(keys: NDArray[np.int64], kind: int) -> NDArray[np.float64]:
-    """Return the lowest and the highest float32 score of each key, ``(2, n)``."""
-    if kind == FINE:
-        lowest, _ = FINE_EXPONENTS
-        half = 1 << 19
-        negative = keys < half
-        size = np.where(negative, half - 1 - keys, keys - half)
-
-        def value(size: NDArray[np.int64]) -> NDArray[np.float64]:
-            patterns = (size + ((127 + lowest) << FINE_DIGITS)) << (23 - FINE_DIGITS)
-            found = patterns.astype(np.uint32).view(np.float32).astype(np.float64)
-            return np.where(size == 0, 0.0, np.where(size == half, np.inf, found))
-
-        near, far = value(size), value(size + 1)
-        return np.where(negative, np.stack([-far, -near]), np.stack([near, far]))
-    values = keys.astype(np.uint16).view(np.float16)
-    infinity = np.float16(np.inf)
-    with np.errstate(over="ignore"):
-        around = np.stack([np.nextafter(values, -infinity), np.nextafter(values, infinity)])
-    # Scores are rounded to the nearest; what is too large for float16 as if 65536 came next.
-    finite = np.clip(np.stack([around, np.stack([values] * 2)]).astype(np.float64), -65536, 65536)
-    edges: NDArray[np.float64] = finite.mean(axis=0)
-    edges[0, values == -infinity] = -np.inf
-    edges[1, values == infinity] = np.inf
-    return edges

@@ -1,0 +1,82 @@
+"""Pixel figures of a histogram, and how far any order inside its keys could move them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Bins", "Bounds"]
+
+Bounds = dict[str, tuple[float, float]]
+"""The lowest and the highest value a figure can have, by name."""
+
+
+class Bins(NamedTuple):
+    """Occupied keys, from the highest score down."""
+
+    anomalous: NDArray[np.int64]
+    normal: NDArray[np.int64]
+    regions: NDArray[np.float64]
+
+    @property
+    def defined(self) -> bool:
+        """Whether both classes occur."""
+        return bool(self.anomalous.any() and self.normal.any())
+
+    def auroc(self) -> float:
+        """Return the area under the ROC curve."""
+        below = 2 * self.anomalous.cumsum() - self.anomalous  # twice, as ties count half
+        total = 2 * int(self.anomalous.sum()) * int(self.normal.sum())
+        # Whole numbers are exact while they fit; then doubles, which keep 15 digits.
+        fits = total < 2**63
+        return float((below if fits else below.astype(np.float64)) @ self.normal) / total
+
+    def average_precision(self) -> float:
+        """Return the average precision, all of a key being tied."""
+        found, false = self.anomalous.cumsum(), self.normal.cumsum()
+        steps = self.anomalous > 0
+        precision = found[steps] / (found + false)[steps]
+        return float((self.anomalous[steps] * precision).sum() / found[-1])
+
+    def f1_max(self) -> float:
+        """Return the highest F1, all of a key being tied."""
+        found, false = self.anomalous.cumsum(), self.normal.cumsum()
+        return float((2 * found / (found + false + found[-1])).max())
+
+    def pro(self, limit: float) -> float:
+        """Return the area under PRO up to a false positive rate, by trapezoids."""
+        share = self.regions / self.regions.sum()
+        overlap = share.cumsum()
+        width = self.normal / self.normal.sum()
+        start = np.concatenate([[0.0], width.cumsum()[:-1]])
+        inside = np.clip(limit - start, 0, width)
+        # Inside a key PRO rises linearly; of the last one only a part is below the limit.
+        part = np.divide(inside, width, out=np.zeros_like(width), where=width > 0)
+        return float((inside * (overlap - share + share * part / 2)).sum() / limit)
+
+    def bounds(self, limit: float) -> Bounds:
+        """Return the lowest and the highest value of each figure for any order inside the keys."""
+        p, n = self.anomalous, self.normal
+        found, false = p.cumsum(), n.cumsum()
+        num_found, num_normal = int(found[-1]), int(false[-1])
+        area = self.auroc()
+        slack = float((p * n.astype(np.float64)).sum()) / (2 * num_found * num_normal)
+        # The first of a key's anomalous pixels behind all its normal ones; all before them, tied.
+        lowest = p * ((found - p + 1) / (found - p + 1 + false))
+        highest = p * (found / np.maximum(found + false - n, 1))
+        width = n / num_normal
+        start = np.concatenate([[0.0], width.cumsum()[:-1]])
+        share = self.regions / self.regions.sum()
+        overlap = self.pro(limit)
+        cut = np.where(start < limit, width, 0)
+        doubt = float((share * cut).sum()) / (2 * limit)
+        f1 = 2 * found / (false - n + found + num_found)
+        bounds = {
+            "pixel_auroc": (area - slack, area + slack),
+            "pixel_ap": (float(lowest.sum()) / num_found, float(highest.sum()) / num_found),
+            "pixel_f1_max": (self.f1_max(), float(f1.max())),
+            "pixel_pro": (overlap - doubt, overlap + doubt),
+        }
+        return {name: (max(0.0, low), min(1.0, high)) for name, (low, high) in bounds.items()}

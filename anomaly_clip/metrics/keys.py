@@ -1,0 +1,153 @@
+"""Keys of scores: whole numbers that rank as the scores do, and how pixels are counted by them.
+
+A 16-bit key is the bit pattern of the score in half precision, so of half-precision scores nothing
+is lost. Patterns of negative scores rank in reverse, which `key_order` puts right when figures are
+computed and not for every pixel. A fine key has 20 bits of the score in single precision.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from anomaly_clip.metrics.pro import region_weights
+
+__all__ = [
+    "BFLOAT16",
+    "CHUNK",
+    "FINE",
+    "FLOAT16",
+    "KINDS",
+    "count_keys",
+    "count_with_opencv",
+    "defect_weights",
+    "key_edges",
+    "key_order",
+    "key_values",
+    "score_keys",
+    "with_one_zero",
+]
+
+CHUNK = 1 << 22
+"""Pixels that are converted at once; `cv2.calcHist` counts in float32, exact up to 2^24."""
+
+KINDS = FLOAT16, BFLOAT16, FINE = 1, 2, 3
+"""Kinds of key."""
+FINE_EXPONENTS = (-44, 19)
+"""Binary exponents that a fine key tells apart; smaller scores tie with 0, larger ones with each
+other."""
+FINE_DIGITS = 13
+
+Histograms = tuple[Tensor, "Tensor | None", "Tensor | None"]
+"""All pixels, anomalous ones, regions' shares; the last two are None without a defect."""
+
+
+def count_keys(maps: Tensor, masks: Tensor, kind: int, num_keys: int) -> Histograms:
+    """Count pixels on any device."""
+    keys = score_keys(maps, kind)
+    counts = torch.bincount(keys.flatten(), minlength=num_keys)
+    weights = defect_weights(masks.cpu().numpy())
+    if weights is None:
+        return counts, None, None
+    # Few pixels: on the CPU, where a weighted sum has one order, whatever the device.
+    hit = keys[masks.to(keys.device)].cpu()
+    positives = torch.bincount(hit, minlength=num_keys)
+    return counts, positives, torch.bincount(hit, torch.from_numpy(weights), minlength=num_keys)
+
+
+def count_with_opencv(maps: Tensor, masks: Tensor, kind: int, num_keys: int) -> Histograms:
+    """Count pixels on the CPU, where OpenCV's histogram is several times faster than torch's."""
+    half = maps.to(torch.bfloat16 if kind == BFLOAT16 else torch.float16)
+    keys = half.contiguous().view(torch.int16).numpy().view(np.uint16)
+    counts = torch.zeros(num_keys, dtype=torch.int64)
+    flat = keys.reshape(1, -1)
+    for start in range(0, flat.shape[1], CHUNK):
+        part = flat[:, start : start + CHUNK]
+        histogram = cv2.calcHist([part], [0], None, [num_keys], [0, num_keys])
+        counts += torch.from_numpy(histogram.ravel()).long()
+    mask = masks.numpy()
+    weights = defect_weights(mask)
+    if weights is None:
+        return counts, None, None
+    hit = np.concatenate([k[m] for k, m in zip(keys, mask, strict=True) if m.any()])
+    positives = np.bincount(hit, minlength=num_keys)
+    regions = np.bincount(hit, weights, minlength=num_keys)
+    return counts, torch.from_numpy(positives), torch.from_numpy(regions)
+
+
+def defect_weights(masks: NDArray[np.bool_]) -> NDArray[np.float64] | None:
+    """Return the weights of all defect pixels of masks, in their order; None if there is none."""
+    weights = [region_weights(mask) for mask in masks if mask.any()]
+    return np.concatenate(weights) if weights else None
+
+
+def score_keys(maps: Tensor, kind: int) -> Tensor:
+    """Return the keys of scores, int32."""
+    if kind == FINE:
+        lowest, _ = FINE_EXPONENTS
+        scores = maps.float() + 0.0  # of two zeros one
+        patterns = scores.view(torch.int32) & 0x7FFFFFFF
+        digits = (patterns >> (23 - FINE_DIGITS)) - ((127 + lowest) << FINE_DIGITS)
+        half = 1 << 19
+        size = digits.clamp(0, half - 1)
+        return torch.where(scores < 0, half - 1 - size, half + size)
+    dtype = torch.bfloat16 if kind == BFLOAT16 else torch.float16
+    return maps.to(dtype).contiguous().view(torch.int16).int() & 0xFFFF
+
+
+def key_order(num_keys: int) -> NDArray[np.int64]:
+    """Return all keys from the lowest score to the highest."""
+    if num_keys > 1 << 16:
+        return np.arange(num_keys)
+    return np.concatenate([np.arange(0xFFFF, 0x7FFF, -1), np.arange(0x8000)])
+
+
+def with_one_zero(histogram: np.ndarray, fine: bool) -> np.ndarray:
+    """Put what negative scores that were rounded to zero, or minus zero, hold into zero's key."""
+    if fine:
+        return histogram
+    folded = histogram.copy()
+    folded[0] += folded[0x8000]
+    folded[0x8000] = 0
+    return folded
+
+
+def key_values(keys: NDArray[np.int64], kind: int) -> NDArray[np.float64]:
+    """Return the half-precision scores that keys stand for."""
+    if kind == FINE:
+        low, high = key_edges(keys, kind)  # digits that a key has no room for are cut off
+        nearest: NDArray[np.float64] = np.where(keys < 1 << 19, high, low)
+        return nearest
+    if kind == BFLOAT16:
+        return (keys.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    return keys.astype(np.uint16).view(np.float16).astype(np.float64)
+
+
+def key_edges(keys: NDArray[np.int64], kind: int) -> NDArray[np.float64]:
+    """Return the lowest and the highest float32 score of each key, ``(2, n)``."""
+    if kind == FINE:
+        lowest, _ = FINE_EXPONENTS
+        half = 1 << 19
+        negative = keys < half
+        size = np.where(negative, half - 1 - keys, keys - half)
+
+        def value(size: NDArray[np.int64]) -> NDArray[np.float64]:
+            patterns = (size + ((127 + lowest) << FINE_DIGITS)) << (23 - FINE_DIGITS)
+            found = patterns.astype(np.uint32).view(np.float32).astype(np.float64)
+            return np.where(size == 0, 0.0, np.where(size == half, np.inf, found))
+
+        near, far = value(size), value(size + 1)
+        return np.where(negative, np.stack([-far, -near]), np.stack([near, far]))
+    values = keys.astype(np.uint16).view(np.float16)
+    infinity = np.float16(np.inf)
+    with np.errstate(over="ignore"):
+        around = np.stack([np.nextafter(values, -infinity), np.nextafter(values, infinity)])
+    # Scores are rounded to the nearest; what is too large for float16 as if 65536 came next.
+    finite = np.clip(np.stack([around, np.stack([values] * 2)]).astype(np.float64), -65536, 65536)
+    edges: NDArray[np.float64] = finite.mean(axis=0)
+    edges[0, values == -infinity] = -np.inf
+    edges[1, values == infinity] = np.inf
+    return edges
