@@ -18,9 +18,8 @@ from anomaly_clip.backbones.prompts import PromptEnsemble
 from anomaly_clip.cli import main
 from anomaly_clip.data.demo_pictures import CATEGORIES, DEFECTS
 from anomaly_clip.methods import SDP, Contrastive
+from anomaly_clip.methods.captions import Captions, Picture
 from anomaly_clip.methods.contrastive import (
-    Captions,
-    Picture,
     multi_positive,
     patch_loss,
     scale_values,

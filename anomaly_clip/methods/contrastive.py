@@ -19,9 +19,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import asdict
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,112 +35,19 @@ from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, Window, unit
 from anomaly_clip.backbones.prompts import PromptEnsemble
 from anomaly_clip.backbones.surgery import encode_dual_path, stage_ends
 from anomaly_clip.data.demo import Demo
-from anomaly_clip.data.demo_pictures import DEFECTS
 from anomaly_clip.files import atomic_path
 from anomaly_clip.maps import gaussian_blur
+from anomaly_clip.methods.captions import Captions, Picture
 from anomaly_clip.methods.sdp import feature_surgery
 from anomaly_clip.metrics import average_precision
 from anomaly_clip.records import DEMO, RANDOM, Batch
 
-__all__ = ["Caption", "Captions", "Contrastive", "multi_positive"]
+__all__ = ["Contrastive", "multi_positive"]
 
-PLAIN_NOUNS = ("object", "surface", "product", "part", "material", "item")
 LEAST_SHARE = 0.04  # of a patch that a defect covers; patches with less are left out
 NUM_SENTENCES = 24  # of the indifference term, and
 NUM_HALVES = 8  # how often they are halved
 ABNORMAL_WEIGHT = 4.0  # of a patch on a defect
-TONES = ("bright", "dark", "blurry")  # of templates: "a dark photo of a {}."
-
-
-class Picture(NamedTuple):
-    """What a picture shows."""
-
-    category: str
-    defect: str | None  # None: normal
-    tone: str | None  # one of TONES, if it has one
-
-
-class Caption(NamedTuple):
-    """A sentence and what it claims; None claims nothing."""
-
-    sentence: str
-    abnormal: bool
-    category: str | None
-    defect: str | None
-    tone: str | None
-
-    def fits(self, picture: Picture) -> bool:
-        """Whether all that is claimed is true."""
-        return (
-            self.abnormal == (picture.defect is not None)
-            and self.category in (None, picture.category)
-            and self.defect in (None, picture.defect)
-            and self.tone in (None, picture.tone)
-        )
-
-
-class Captions:
-    """Draws sentences that fit pictures.
-
-    Three of ten nouns are one or two words of the vocabulary, whatever they mean: the word for an
-    unknown object must not change what is said of it.
-
-    Args:
-        prompts: States and templates.
-        vocabulary: Words for random nouns.
-    """
-
-    def __init__(self, prompts: PromptEnsemble, vocabulary: Sequence[str]) -> None:
-        self.prompts = prompts
-        self.vocabulary = vocabulary
-        self.templates: dict[str | None, list[str]] = {tone: [] for tone in (*TONES, None)}
-        for template in prompts.templates:
-            tones = [tone for tone in TONES if tone in template]
-            self.templates[tones[0] if tones else None].append(template)
-        if not self.templates[None]:
-            raise ValueError(f"prompts.templates: none is without one of {', '.join(TONES)}")
-        if not self.general:
-            raise ValueError("prompts.states_abnormal: every one names a kind of defect")
-
-    def draw(self, picture: Picture, rng: np.random.Generator) -> Caption:
-        """Draw a sentence that fits a picture."""
-        noun, category = self._noun(picture.category, rng)
-        state, defect = self._state(picture.defect, rng)
-        tone = picture.tone if rng.random() < 0.7 else None
-        templates = self.templates[tone] or self.templates[None]
-        words = state.replace("{}", noun)
-        sentence = templates[rng.integers(len(templates))].replace("{}", words)
-        return Caption(sentence, picture.defect is not None, category, defect, tone)
-
-    def same(self, category: str, count: int, rng: np.random.Generator) -> list[str]:
-        """Draw sentences for normal, of any tone, about one noun."""
-        noun, _ = self._noun(category, rng)
-        normal, _ = self.prompts.sentences(noun)
-        return [normal[number] for number in rng.integers(len(normal), size=count)]
-
-    def _noun(self, category: str, rng: np.random.Generator) -> tuple[str, str | None]:
-        kind = rng.random()
-        if kind < 0.5:
-            return category, category
-        if kind < 0.7:
-            return PLAIN_NOUNS[rng.integers(len(PLAIN_NOUNS))], None
-        chosen = rng.integers(len(self.vocabulary), size=rng.integers(1, 3))
-        return " ".join(self.vocabulary[number] for number in chosen), None
-
-    def _state(self, defect: str | None, rng: np.random.Generator) -> tuple[str, str | None]:
-        if defect is None:
-            normal = self.prompts.states_normal
-            return normal[rng.integers(len(normal))], None
-        own = [state for state in self.prompts.states_abnormal if defect in state]
-        if own and rng.random() < 0.5:
-            return own[rng.integers(len(own))], defect
-        return self.general[rng.integers(len(self.general))], None
-
-    @cached_property
-    def general(self) -> list[str]:
-        """The abnormal states that name no kind of defect."""
-        states = self.prompts.states_abnormal
-        return [state for state in states if not any(defect in state for defect in DEFECTS)]
 
 
 class Seen(NamedTuple):
