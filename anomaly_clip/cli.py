@@ -18,6 +18,7 @@ VERBS = {
     "validate": "compute figures on the validation split",
     "test": "compute figures on the test split",
     "predict": "score images and draw heat maps",
+    "check": "say what is wrong with a data set",
     "preview": "draw a contact sheet of a data set",
 }
 
@@ -32,7 +33,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: The words behind ``anomaly_clip``; default: those of this process.
 
     Returns:
-        0: done. 2: a mistake of the user's, said in one line. 130: interrupted.
+        0: done. 1: a check found something wrong. 2: a mistake of the user's, said in one line.
+        130: interrupted.
     """
     words = list(sys.argv[1:] if args is None else args)
     try:
@@ -74,6 +76,10 @@ def _run(words: list[str]) -> int:
         from anomaly_clip.report.preview import run_preview
 
         return run_preview(words)
+    if words[0] == "check":
+        from anomaly_clip.report.checks import run_check
+
+        return run_check(words)
     from anomaly_clip.experiment import run_experiment
 
     return run_experiment(words)
@@ -96,6 +102,7 @@ verbs:
 examples:
   anomaly_clip test --config configs/sdp.yaml --data.root /data/mvtec_ad
   anomaly_clip predict --config configs/own_images.yaml --data.root photos --data.category plank
+  anomaly_clip check --data VisA --data.root /data/visa
   anomaly_clip preview --data Demo"""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import warnings
@@ -117,6 +118,11 @@ class RunLogger(CSVLogger):
         return str(self._writer.folder / "logs")
 
 
+def _json(value: Any) -> str:
+    """Write settings such that those of a checkpoint, which knows no tuples, compare."""
+    return json.dumps(value, default=str, sort_keys=True)
+
+
 class ExperimentCLI(LightningCLI):
     """Lightning's command line for the methods and data sets of this project."""
 
@@ -205,7 +211,7 @@ class ExperimentCLI(LightningCLI):
             raise UserError(f"--ckpt_path {path} is of {saved_class}, the model is {asked_class}")
         asked = config["model"].get("init_args", Namespace()).as_dict()
         for name, value in asked.items():
-            if name not in FREE_ARGUMENTS and name in saved and saved[name] != value:
+            if name not in FREE_ARGUMENTS and name in saved and _json(saved[name]) != _json(value):
                 raise UserError(
                     f"model.{name} is {value}, but {path} was fitted with {saved[name]}: leave it "
                     f"out, or fit again"
@@ -217,8 +223,11 @@ class ExperimentCLI(LightningCLI):
         Raises:
             UserError: What, and the way out.
         """
-        if verb == "validate" and not is_overridden("val_dataloader", self.datamodule):
-            raise UserError(f"{type(self.datamodule).__name__} has no validation split: use test")
+        if verb == "validate" and self.datamodule.val_split == "none":
+            raise UserError(
+                f"{type(self.datamodule).__name__} has no validation split: use test, or choose "
+                f"one with data.val_split"
+            )
         name, path = type(self.model).__name__, self._get(self.config, "ckpt_path")
         if isinstance(self.model, AnomalyMethod):
             self._check_method(self.model, verb, path)

@@ -14,10 +14,18 @@ __all__ = ["track"]
 Item = TypeVar("Item")
 
 
-def track(items: Iterable[Item], title: str) -> Iterator[Item]:
-    """Yield the items behind a progress bar on a terminal, on the first process only."""
-    items = items if isinstance(items, Sequence) else list(items)
+def track(items: Iterable[Item], title: str, total: int | None = None) -> Iterator[Item]:
+    """Yield the items behind a progress bar on a terminal, on the first process only.
+
+    Args:
+        items: What is worked through.
+        title: What is done.
+        total: How many there are, where that cannot be told beforehand.
+    """
+    items = items if isinstance(items, Sequence) or total is not None else list(items)
     console = Console(stderr=True)
     first = getattr(rank_zero_only, "rank", 0) == 0
     shown = first and console.is_terminal
-    yield from rich_track(items, title, console=console, transient=True, disable=not shown)
+    yield from rich_track(
+        items, title, total, console=console, transient=True, disable=not shown, show_speed=True
+    )

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import shutil
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import save_picture
+from layouts import Maker, head_ct, visa
 from torch.utils.data import default_collate
 
-from anomaly_clip.data import MVTecAD, Sample, SampleDataset
+from anomaly_clip.data import AnomalyData, HeadCT, MVTecAD, Resize, Sample, SampleDataset, VisA
 
 
 def test_items_make_a_batch(mvtec_root: Path) -> None:
@@ -47,6 +51,11 @@ def test_a_mask_of_another_size_names_both(tmp_path: Path) -> None:
         ({"mask_size": -1}, "data.mask_size must be positive"),
         ({"mask_threshold": 1.0}, "data.mask_threshold"),
         ({"batch_size": 0}, "data.batch_size"),
+        ({"shots": 0}, "data.shots must be positive"),
+        ({"seed": -1}, "data.seed must be 0 or more"),
+        ({"image_size": 8, "resize": Resize("square_crop", 7)}, "data.resize.size 7: .* 8 or more"),
+        ({"image_size": 8, "resize": Resize("shorter_crop")}, "data.resize.size None"),
+        ({"image_size": 8, "resize": Resize("square", 9)}, "rule square cuts nothing out"),
     ],
 )
 def test_options_that_do_not_fit(options: dict, sentence: str) -> None:
@@ -57,3 +66,145 @@ def test_options_that_do_not_fit(options: dict, sentence: str) -> None:
 def test_without_a_model_the_image_size_must_be_given(mvtec_root: Path) -> None:
     with pytest.raises(ValueError, match="image_size is not known"):
         MVTecAD(str(mvtec_root)).dataset("test")
+
+
+def tiny(root: Path, **options: Any) -> MVTecAD:
+    return MVTecAD(str(root), image_size=16, num_workers=0, **options)
+
+
+def paths(data: AnomalyData) -> list[str]:
+    """Return what validates."""
+    batches: Any = data.val_dataloader()
+    return [path for batch in batches for path in batch["path"]]
+
+
+def test_shots_are_drawn_by_seed_and_category(mvtec_root: Path) -> None:
+    for number in range(2, 8):
+        save_picture(
+            mvtec_root / "bottle" / "train" / "good" / f"{number:03d}.png", size=20 + number
+        )
+    data = tiny(mvtec_root, shots=2, seed=3)
+    chosen = data.shots_of("bottle")
+    assert chosen == tiny(mvtec_root, shots=2, seed=3).shots_of("bottle")
+    assert chosen == tiny(mvtec_root, shots=2, seed=3, categories=["bottle"]).shots_of("bottle")
+    assert {tuple(tiny(mvtec_root, shots=2, seed=s).shots_of("bottle")) for s in range(9)} > {
+        tuple(chosen)
+    }
+    assert data.fit_samples() == chosen + data.shots_of("metal_nut")
+    batch = data.references("bottle")
+    assert batch["image"].shape == (2, 3, 16, 16)
+    assert batch["path"] == [str(s.image) for s in chosen]
+    assert not batch["label"].any()
+
+
+def test_shots_that_cannot_be_had(mvtec_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"data\.shots is not given"):
+        tiny(mvtec_root).references("bottle")
+    with pytest.raises(ValueError, match=r"data\.shots 3: category 'bottle' has 2 normal"):
+        tiny(mvtec_root, shots=3).references("bottle")
+    with pytest.raises(ValueError, match="HeadCT has no train images"):
+        HeadCT(str(head_ct(tmp_path / "ct")), shots=1).references("head ct")
+
+
+def test_test_images_in_training_are_refused_by_content(mvtec_root: Path) -> None:
+    train = mvtec_root / "bottle" / "train" / "good"
+    shutil.copy(mvtec_root / "bottle" / "test" / "good" / "000.png", train / "another name.png")
+    with pytest.raises(ValueError, match=r"1 test images are among .*good/000\.png = .*another"):
+        tiny(mvtec_root).setup("fit")
+    allowed = tiny(mvtec_root, allow_overlap=True)
+    allowed.setup("fit")
+    assert [twin.other.name for twin in allowed.overlap()] == ["000.png"]
+    tiny(mvtec_root, categories=["metal_nut"]).setup("fit")
+    tiny(mvtec_root).setup("test")
+
+
+def test_equal_names_are_no_overlap(mvtec_root: Path) -> None:
+    assert tiny(mvtec_root).overlap() == []  # train/good/000.png and test/good/000.png
+
+
+def test_an_auxiliary_set_feeds_fit_and_nothing_else(mvtec_root: Path, tmp_path: Path) -> None:
+    other = VisA(str(visa(tmp_path / "visa")))
+    data = MVTecAD(str(mvtec_root), auxiliary=other, num_workers=0, image_size=16, batch_size=3)
+    data.setup("fit")
+    batches = list(data.train_dataloader())
+    seen = [path for batch in batches for path in batch["path"]]
+    assert sorted(seen) == sorted(str(s.image) for s in other.samples("test"))
+    assert any(batch["mask"].any() for batch in batches)
+    assert data.samples("test")[0].category == "bottle"
+    assert data.words("pipe_fryum") == "pipe_fryum"
+    assert data.protocol()["auxiliary"] == "VisA"
+    assert data.val_dataloader() == []
+
+
+def test_a_tenth_of_the_auxiliary_set_validates(mvtec_root: Path, tmp_path: Path) -> None:
+    make = Maker(11)
+    for number in range(20):
+        make.picture(tmp_path / "aux" / "nut" / "test" / "good" / f"{number}.png")
+    (tmp_path / "aux" / "nut" / "train").mkdir()
+
+    def data(seed: int = 0) -> MVTecAD:
+        aux = MVTecAD(str(tmp_path / "aux"))
+        more = {"auxiliary": aux, "val_split": "auxiliary", "seed": seed, "num_workers": 0}
+        made = MVTecAD(str(mvtec_root), image_size=16, **more)  # type: ignore[arg-type]
+        made.setup("fit")
+        return made
+
+    first = data()
+    held = paths(first)
+    trained = [str(s.image) for s in first.fit_samples()]
+    assert len(held) == 2
+    everything = MVTecAD(str(tmp_path / "aux")).samples("test")
+    assert sorted(held + trained) == sorted(str(s.image) for s in everything)
+    assert paths(data()) == held
+    assert first.validation_categories() == ["nut"]
+    with pytest.raises(ValueError, match=r"data\.val_split auxiliary: name one"):
+        MVTecAD(str(mvtec_root), val_split="auxiliary")
+
+
+def test_the_test_split_validates_if_asked(mvtec_root: Path) -> None:
+    data = tiny(mvtec_root, val_split="test")
+    data.setup("fit")
+    assert paths(data) == [str(s.image) for s in data.samples("test")]
+    assert data.protocol()["val_split"] == "test"
+
+
+def test_training_order_comes_from_seed_and_epoch(mvtec_root: Path) -> None:
+    def order(seed: int, epoch: int) -> list[int]:
+        data = tiny(mvtec_root, seed=seed, batch_size=1)
+        data.setup("fit")
+        loader = data.train_dataloader()
+        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        return [int(batch["index"]) for batch in loader]
+
+    assert order(1, 2) == order(1, 2)
+    assert len({tuple(order(1, epoch)) for epoch in range(9)}) > 1
+
+
+def test_categories_may_be_seen_equally_often(mvtec_root: Path) -> None:
+    for number in range(2, 8):
+        save_picture(
+            mvtec_root / "bottle" / "train" / "good" / f"{number:03d}.png", size=20 + number
+        )
+    data = tiny(mvtec_root, balanced=True)
+    data.setup("fit")
+    seen = [name for batch in data.train_dataloader() for name in batch["category"]]
+    assert Counter(seen) == {"bottle": 5, "metal_nut": 5}
+
+
+def test_resizing_follows_the_rule_for_image_and_mask(mvtec_root: Path) -> None:
+    mask_file = mvtec_root / "bottle" / "ground_truth" / "scratch" / "000_mask.png"
+    corner = np.zeros((40, 48), np.uint8)
+    corner[:3, :3] = 255
+    save_picture(mask_file, corner)
+    whole = tiny(mvtec_root, mask_size=32).dataset("test")[2]
+    assert whole["mask"].any()
+    cut = tiny(mvtec_root, mask_size=32, resize=Resize("square_crop", 24)).dataset("test")[2]
+    assert cut["image"].shape == (3, 16, 16)
+    assert cut["mask"].shape == (32, 32)
+    assert not cut["mask"].any()  # the crop removed it,
+    assert cut["label"]  # and it stays abnormal
+
+
+def test_words_for_categories(mvtec_root: Path) -> None:
+    data = tiny(mvtec_root, words={"metal_nut": "metal nut"})
+    assert [data.words(name) for name in data.categories] == ["bottle", "metal nut"]

@@ -420,7 +420,7 @@ def toy(tiny_clip_config: str, mvtec_root: Path, tmp_path: Path) -> Command:
             yaml.safe_dump(
                 {
                     "model": {"class_path": "toy.Toy", "init_args": {"backbone": backbone}},
-                    "data": {"class_path": "toy.FittableMVTec", "init_args": data},
+                    "data": {"class_path": "MVTecAD", "init_args": data},
                     "trainer": {"accelerator": "cpu", "max_epochs": 2, "log_every_n_steps": 1},
                     "output": {"root": str(tmp_path / "runs")},
                 }

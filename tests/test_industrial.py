@@ -5,12 +5,13 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import save_picture
+from layouts import blob, btad, industrial_folders, ksdd2, visa
 
-from anomaly_clip.data import MagneticTile, MVTecAD
-from anomaly_clip.data.dataset import AnomalyData
-from anomaly_clip.data.industrial import list_mvtec
+from anomaly_clip.data import BTAD, KSDD2, IndustrialFolders, MagneticTile, MVTecAD, VisA
+from anomaly_clip.data.dataset import AnomalyData, read_mask
 
 
 def test_listing_is_sorted_and_pairs_by_name(mvtec_root: Path) -> None:
@@ -65,7 +66,7 @@ def test_a_missing_mask_names_image_and_mask(mvtec_root: Path) -> None:
     with pytest.raises(
         FileNotFoundError, match=r"scratch/001\.png: its mask is missing, .*001_mask"
     ):
-        list(list_mvtec(mvtec_root, "bottle", "test"))
+        MVTecAD(str(mvtec_root)).samples("test")
 
 
 def test_wrong_roots_say_what_was_expected_and_what_is_there(mvtec_root: Path) -> None:
@@ -87,6 +88,178 @@ def test_an_empty_category_is_named(mvtec_root: Path) -> None:
     (mvtec_root / "bottle" / "test" / "good").mkdir(parents=True)
     with pytest.raises(ValueError, match="category 'bottle' has no test images"):
         MVTecAD(str(mvtec_root)).samples("test")
+
+
+def rows(data: AnomalyData, split: str) -> list[tuple[str, str, str | None]]:
+    """Return category, image and mask of a listing, by the names that tell them apart."""
+    return [
+        (s.category, s.image.name, s.mask.name if s.mask else None)
+        for s in data.samples(split)  # type: ignore[arg-type]
+    ]
+
+
+def test_visa_follows_the_official_split_file(tmp_path: Path) -> None:
+    data = VisA(str(visa(tmp_path)), image_size=20)
+    assert data.categories == ["candle", "pipe_fryum"]
+    assert rows(data, "train") == [
+        (category, name, None)
+        for category in ("candle", "pipe_fryum")
+        for name in ("0000.JPG", "0001.JPG")
+    ]
+    test = [r[1:] for r in rows(data, "test") if r[0] == "candle"]
+    assert test == [("000.JPG", "000.png"), ("001.JPG", "001.png"), ("0002.JPG", None)]
+    assert [s.label for s in data.samples("test")] == [True, True, False] * 2
+    # Masks hold the numbers of classes: 1 and 2 of 255 count as much as white.
+    masks = [data.dataset("test")[i]["mask"].sum() for i in range(2)]
+    assert masks[0] == masks[1] > 0
+    assert data.protocol()["official_split"] is True
+
+
+def test_visa_without_its_split_file_has_test_images_only(tmp_path: Path) -> None:
+    data = VisA(str(visa(tmp_path, split_file=False)))
+    assert data.splits == ("test",)
+    assert [r[1:] for r in rows(data, "test") if r[0] == "candle"] == [
+        ("0000.JPG", None),
+        ("0001.JPG", None),
+        ("0002.JPG", None),
+        ("000.JPG", "000.png"),
+        ("001.JPG", "001.png"),
+    ]
+    assert data.protocol()["official_split"] is False
+    with pytest.raises(ValueError, match="VisA has no train images"):
+        data.samples("train")
+
+
+def test_visa_made_over_into_the_layout_of_mvtec(mvtec_root: Path) -> None:
+    data = VisA(str(mvtec_root))
+    assert rows(data, "test") == rows(MVTecAD(str(mvtec_root)), "test")
+    assert data.splits == ("train", "test")
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("candle,train", "line 2: expected object, split, label, image, mask, got candle, train"),
+        ("candle,val,normal,a.JPG,", "line 2: expected object"),
+        ("candle,test,bad,a.JPG,", "line 2: expected object"),
+        ("candle,test,normal,../a.JPG,", "is not below"),
+        ("candle,test,normal,/etc/a.JPG,", "is not below"),
+    ],
+)
+def test_a_split_file_with_a_line_that_does_not_fit(
+    tmp_path: Path, line: str, sentence: str
+) -> None:
+    visa(tmp_path)
+    (tmp_path / "split_csv" / "1cls.csv").write_text(f"object,split,label,image,mask\n{line}\n")
+    with pytest.raises(ValueError, match=sentence):
+        VisA(str(tmp_path), categories=["candle"]).samples("test")
+
+
+@pytest.mark.parametrize("around", ["", "BTech_Dataset_transformed"])
+def test_btad_pairs_pictures_and_masks_of_other_kinds(tmp_path: Path, around: str) -> None:
+    btad(tmp_path / around)
+    data = BTAD(str(tmp_path))
+    assert data.categories == ["01", "02", "03"]
+    assert [r[1:] for r in rows(data, "test") if r[0] == "01"] == [
+        ("0000.bmp", "0000.png"),
+        ("0001.bmp", "0001.png"),
+        ("0000.bmp", None),
+    ]
+    assert rows(data, "train")[0] == ("01", "0000.bmp", None)
+    assert len(data.samples("train")) == 6
+    assert data.words("01") == "product"
+
+
+def test_ksdd2_goes_by_its_masks(tmp_path: Path) -> None:
+    data = KSDD2(str(ksdd2(tmp_path)), image_size=32)
+    assert [s.image.name for s in data.samples("train")] == ["10000.png", "10001.png"]
+    assert [(s.image.name, s.label) for s in data.samples("test")] == [
+        ("20000.png", False),
+        ("20001.png", True),
+    ]
+    item = data.dataset("test")[1]
+    assert item["mask"].any()  # its mask has another size than the image by a few pixels
+    assert not data.dataset("test")[0]["mask"].any()
+
+
+def test_ksdd2_refuses_what_is_not_there_or_far_too_small(tmp_path: Path) -> None:
+    ksdd2(tmp_path)
+    (tmp_path / "train" / "10000_GT.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"10000\.png: its mask is missing"):
+        KSDD2(str(tmp_path)).samples("train")
+    save_picture(tmp_path / "test" / "20001_GT.png", blob((24, 20)))
+    with pytest.raises(ValueError, match=r"20001_GT\.png: the mask is 24 x 20 pixels"):
+        KSDD2(str(tmp_path), image_size=32).dataset("test")[1]
+    with pytest.raises(FileNotFoundError, match=r"expected train/10000\.png"):
+        _ = KSDD2(str(tmp_path / "train")).categories
+
+
+def test_industrial_folders_are_normal_and_train(tmp_path: Path) -> None:
+    data = IndustrialFolders(str(industrial_folders(tmp_path)), image_size=16)
+    assert data.categories == ["bent metal stripe", "toy wheel"]
+    assert Counter(s.category for s in data.samples("train")) == {
+        "bent metal stripe": 3,
+        "toy wheel": 1,
+    }
+    assert not any(s.label for s in data.samples("train"))
+    assert "mask" not in data.dataset("train")[0]
+    with pytest.raises(ValueError, match="IndustrialFolders has no test images"):
+        data.samples("test")
+    (tmp_path / "toy wheel").mkdir()
+    save_picture(tmp_path / "toy wheel" / "0.png")
+    with pytest.raises(ValueError, match="two folders are called 'toy wheel'"):
+        _ = data.categories
+
+
+def test_the_order_of_the_file_system_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [
+        (VisA, visa(tmp_path / "visa")),
+        (BTAD, btad(tmp_path / "btad")),
+        (KSDD2, ksdd2(tmp_path / "ksdd2")),
+    ]
+    before = [kind(str(root)).samples("test") for kind, root in made]
+    ordinary, ordinary_glob = Path.iterdir, Path.glob
+    monkeypatch.setattr(Path, "iterdir", lambda self: reversed(list(ordinary(self))))
+    monkeypatch.setattr(Path, "glob", lambda self, p: reversed(list(ordinary_glob(self, p))))
+    assert [kind(str(root)).samples("test") for kind, root in made] == before
+
+
+def test_a_mask_is_never_another_images(tmp_path: Path) -> None:
+    btad(tmp_path)
+    (tmp_path / "01" / "ground_truth" / "ko" / "0000.png").rename(
+        tmp_path / "01" / "ground_truth" / "ko" / "0002.png"
+    )
+    with pytest.raises(FileNotFoundError, match=r"ko/0000\.bmp: its mask is missing"):
+        BTAD(str(tmp_path)).samples("test")
+
+
+@pytest.mark.parametrize("name", ["nail [3]", "*", "näg el", "x" * 200])
+def test_names_that_are_patterns_foreign_or_long(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "01"
+    for path in ("train/ok/a", "test/ok/b", f"test/ko/{name}"):
+        save_picture(folder / f"{path}.png")
+    save_picture(folder / "ground_truth" / "ko" / f"{name}.png", np.full((40, 40), 255, np.uint8))
+    sample = BTAD(str(tmp_path)).samples("test")[0]
+    assert sample.mask == folder / "ground_truth" / "ko" / f"{name}.png"
+
+
+def test_links_that_lead_in_circles_end(mvtec_root: Path) -> None:
+    (mvtec_root / "loop").symlink_to(mvtec_root / "loop")
+    (mvtec_root / "bottle" / "test" / "round").symlink_to(mvtec_root / "bottle" / "test")
+    assert MVTecAD(str(mvtec_root)).categories == ["bottle", "metal_nut"]
+    assert len(MVTecAD(str(mvtec_root)).samples("test")) == 8
+
+
+def test_a_mask_of_three_channels_counts_where_any_is_set(mvtec_root: Path) -> None:
+    path = mvtec_root / "bottle" / "ground_truth" / "scratch" / "000_mask.png"
+    mask = np.zeros((40, 48, 3), np.uint8)
+    mask[:10, :, 2] = 255
+    save_picture(path, mask)
+    item = MVTecAD(str(mvtec_root), image_size=48, mask_size=40).dataset("test")[2]
+    assert item["mask"][:9].all()
+    assert not item["mask"][11:].any()
 
 
 @pytest.mark.parametrize(
@@ -118,3 +291,29 @@ def test_real_sets_have_their_counts(
     assert Counter(s.defect for s in data.samples("test")) == test
     item = data.dataset("test")[0]
     assert item["image"].shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "sums"),
+    [
+        (
+            "mvtec_leather",
+            MVTecAD,
+            {"color": 5092, "cut": 1329, "fold": 9203, "glue": 17707, "poke": 1608},
+        ),
+        (
+            "magnetic_tile",
+            MagneticTile,
+            {"blowhole": 14311, "break": 291489, "crack": 24742, "fray": 701215, "uneven": 2508124},
+        ),
+    ],
+)
+def test_masks_of_the_real_sets_have_their_sums(
+    shared_data: Callable[[str], Path], name: str, kind: type[AnomalyData], sums: dict[str, int]
+) -> None:
+    data = kind(str(shared_data(name)))
+    found: Counter[str] = Counter()
+    for sample in data.samples("test"):
+        if sample.mask is not None:
+            found[sample.defect] += int(read_mask(sample.mask).sum())
+    assert found == sums  # counted with numpy in the files

@@ -10,6 +10,7 @@ from PIL import Image
 
 from anomaly_clip.data.transforms import (
     MaskFilter,
+    Resize,
     is_image,
     read_image,
     read_mask,
@@ -148,3 +149,26 @@ def test_a_tiny_defect_vanishes_from_a_bilinear_mask() -> None:
     mask = np.zeros((64, 64), dtype=bool)
     mask[3, 3] = True
     assert not resize_mask(mask, 8).any()
+
+
+@pytest.mark.parametrize("shape", [(40, 48), (48, 40), (33, 47), (20, 20)])
+@pytest.mark.parametrize("kind", ["bicubic", "bilinear", "lanczos"])
+def test_crops_are_torchvisions(shape: tuple[int, int], kind: str) -> None:
+    from torchvision.transforms import InterpolationMode  # type: ignore[import-untyped]
+    from torchvision.transforms import functional as reference
+
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
+    picture, mode = Image.fromarray(image), InterpolationMode(kind)
+    for rule, size in (("square_crop", [21, 21]), ("shorter_crop", [21])):
+        wanted = reference.center_crop(reference.resize(picture, size, mode), [16, 16])
+        ours = resize_image(image, 16, Resize(rule, 21, kind))  # type: ignore[arg-type]
+        assert np.array_equal(ours, np.asarray(wanted))
+
+
+def test_grey_masks_keep_their_values_until_the_threshold() -> None:
+    mask = np.full((8, 8), 100, np.uint8)
+    mask[:, 4:] = 160
+    assert not resize_mask(mask, 8, threshold=0.5)[:, :4].any()
+    assert resize_mask(mask, 8, threshold=0.5)[:, 4:].all()
+    assert resize_mask(mask, 8, threshold=0.3).all()

@@ -7,10 +7,8 @@ from typing import ClassVar
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings
-from anomaly_clip.data import MVTecAD
 from anomaly_clip.methods import AnomalyMethod
 from anomaly_clip.metrics import EvaluatorSettings
 from anomaly_clip.records import Batch, Scores
@@ -52,14 +50,3 @@ class StopAfterOneEpoch(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.should_stop = True
-
-
-class FittableMVTec(MVTecAD):
-    """MVTec-AD's layout with a loader for training."""
-
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        self.samples("train")
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        return self._evaluation_loader("train")

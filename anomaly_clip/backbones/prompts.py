@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from anomaly_clip.backbones.clip import CLIPBackbone, unit
+from anomaly_clip.data.facts import facts_of
 from anomaly_clip.files import atomic_path, cache_folder
 from anomaly_clip.progress import track
 
@@ -133,11 +134,11 @@ class RVSSettings:
 
     def resolve(self, dataset_name: str | None) -> RVSSettings:
         """Put the published values of a data set in the place of ``auto``."""
-        eps, min_samples = (1.5, 25) if dataset_name == "VisA" else (0.5, 15)
+        facts = facts_of(dataset_name)
         return RVSSettings(
             self.method,
-            eps if self.eps == "auto" else self.eps,
-            min_samples if self.min_samples == "auto" else self.min_samples,
+            facts.eps if self.eps == "auto" else self.eps,
+            facts.min_samples if self.min_samples == "auto" else self.min_samples,
         )
 
 

@@ -3,16 +3,36 @@
 from anomaly_clip.data.dataset import AnomalyData, Sample, SampleDataset, read_image, read_mask
 from anomaly_clip.data.demo import Demo
 from anomaly_clip.data.folder import ImageFolder
-from anomaly_clip.data.industrial import MagneticTile, MVTecAD
+from anomaly_clip.data.industrial import (
+    BTAD,
+    KSDD2,
+    IndustrialFolders,
+    MagneticTile,
+    MVTecAD,
+    VisA,
+)
+from anomaly_clip.data.medical import ISIC, BrainMRI, CVCClinicDB, HeadCT
+from anomaly_clip.data.transforms import Resize
+from anomaly_clip.data.wafer import MixedWM38
 
 __all__ = [
+    "BTAD",
+    "ISIC",
+    "KSDD2",
     "AnomalyData",
+    "BrainMRI",
+    "CVCClinicDB",
     "Demo",
+    "HeadCT",
     "ImageFolder",
+    "IndustrialFolders",
     "MVTecAD",
     "MagneticTile",
+    "MixedWM38",
+    "Resize",
     "Sample",
     "SampleDataset",
+    "VisA",
     "read_image",
     "read_mask",
 ]

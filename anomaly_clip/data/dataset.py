@@ -1,38 +1,28 @@
-"""What all data sets share: the sample, the torch data set and the data module.
-
-A data set differs from another by a listing function; the rest is here.
-"""
+"""The data module that all data sets share; a data set differs by a listing function."""
 
 from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, TypedDict
+from typing import ClassVar, Literal, cast
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
-from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, default_collate
 
-from anomaly_clip.data.transforms import (
-    MaskFilter,
-    is_image,
-    read_image,
-    read_mask,
-    resize_image,
-    resize_mask,
-)
+from anomaly_clip.data.cache import PictureCache
+from anomaly_clip.data.contents import Twin, shared_contents
+from anomaly_clip.data.facts import DataFacts, facts_of
+from anomaly_clip.data.listing import check_masks
+from anomaly_clip.data.samples import Item, Reader, Sample, SampleDataset, Split, read_sample
+from anomaly_clip.data.sampling import EpochSampler, draw_few, hold_out
+from anomaly_clip.data.transforms import MaskFilter, Resize, read_image, read_mask
 from anomaly_clip.records import Batch
-
-if TYPE_CHECKING:
-    from typing_extensions import NotRequired  # in typing since Python 3.11
 
 __all__ = [
     "AnomalyData",
@@ -41,122 +31,16 @@ __all__ = [
     "Sample",
     "SampleDataset",
     "Split",
+    "ValSplit",
     "read_image",
     "read_mask",
     "read_sample",
 ]
 
-Split = Literal["train", "test"]
+ValSplit = Literal["none", "auxiliary", "test"]
 
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One row of a listing.
-
-    Args:
-        image: Where the image is.
-        category: What is shown; its words go into the prompts.
-        label: Whether it is anomalous.
-        mask: Where the mask is; None for a normal image and in data sets without pixel labels.
-        defect: The kind of defect, ``good`` for none.
-    """
-
-    image: Path
-    category: str
-    label: bool
-    mask: Path | None = None
-    defect: str = "good"
-
-
-Reader = Callable[[Sample], tuple[NDArray[np.uint8], NDArray[np.bool_] | None]]
-"""Returns a sample's image and mask at their own size."""
-
-
-class Item(TypedDict):
-    """One row of a :class:`~anomaly_clip.records.Batch`, before batching."""
-
-    image: Tensor
-    label: bool
-    category: str
-    path: str
-    index: int
-    mask: NotRequired[Tensor]
-
-
-def read_sample(sample: Sample) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
-    """Return a sample's image and mask at their own size.
-
-    Raises:
-        FileNotFoundError: If a file is missing.
-        ValueError: If a file cannot be decoded, or image and mask differ in size.
-    """
-    image = read_image(sample.image)
-    if sample.mask is None:
-        return image, None
-    mask = read_mask(sample.mask)
-    if mask.shape != image.shape[:2]:
-        raise ValueError(
-            f"{sample.mask}: the mask is {_size(mask)} pixels, its image {sample.image.name} "
-            f"is {_size(image)}"
-        )
-    return image, mask
-
-
-class SampleDataset(Dataset[Item]):
-    """Samples as tensors.
-
-    Args:
-        samples: The listing; a sample's row in it is its index.
-        image_size: Side of the square images, in pixels.
-        mask_size: Side of the square masks, in pixels.
-        has_masks: Whether the data set has pixel labels; normal images then get empty masks.
-        mask_filter: How masks are resized.
-        mask_threshold: Above which filtered value a mask's pixel is True.
-        read: Returns a sample's image and mask at their own size; default: from their files.
-    """
-
-    def __init__(
-        self,
-        samples: Sequence[Sample],
-        image_size: int,
-        mask_size: int,
-        *,
-        has_masks: bool = True,
-        mask_filter: MaskFilter = "bilinear",
-        mask_threshold: float = 0.5,
-        read: Reader = read_sample,
-    ) -> None:
-        self.samples = samples
-        self.image_size = image_size
-        self.mask_size = mask_size
-        self.has_masks = has_masks
-        self.mask_filter = mask_filter
-        self.mask_threshold = mask_threshold
-        self.read = read
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> Item:
-        sample = self.samples[index]
-        image, mask = self.read(sample)
-        resized = resize_image(image, self.image_size)
-        item = Item(
-            # A copy: decoded arrays are read-only, and torch wants to own what it collates.
-            image=torch.from_numpy(resized.copy()).permute(2, 0, 1).contiguous(),
-            label=sample.label,
-            category=sample.category,
-            path=str(sample.image),
-            index=index,
-        )
-        if self.has_masks:
-            item["mask"] = torch.from_numpy(self._square_mask(mask))
-        return item
-
-    def _square_mask(self, mask: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
-        if mask is None:
-            return np.zeros((self.mask_size, self.mask_size), dtype=bool)
-        return resize_mask(mask, self.mask_size, self.mask_filter, self.mask_threshold)
+HELD_OUT = 0.1
+"""Share of an auxiliary set that validates, where the rest of it is trained on."""
 
 
 class AnomalyData(LightningDataModule, ABC):
@@ -168,15 +52,27 @@ class AnomalyData(LightningDataModule, ABC):
         train_categories: Which categories ``fit`` learns from: same, or others (all that are found
             but ``categories``), or a list.
         image_size: Side of the square images; default: what the model takes.
+        resize: How pictures become square.
         mask_size: Side of masks and anomaly maps; default: the image size.
         mask_filter: How masks are resized.
         mask_threshold: Above which filtered value (0 to 1) a mask's pixel counts as anomalous.
+        words: What categories are called in sentences, by category; default: their names.
+        auxiliary: Another data set whose labelled test split is what ``fit`` learns from.
+        val_split: What validates during ``fit``: none; auxiliary (a tenth of it, which is then not
+            trained on); test, which selects on test images and is written into the results.
+        shots: How many normal training images a category has, drawn by the seed; default: all.
+        seed: Draws shots and the order of training.
+        balanced: Whether each category is seen equally often in training.
+        allow_overlap: Whether test images may be among the training images, by content.
+        cache: Whether to keep decoded and resized pictures on disk, in the cache folder.
         batch_size: Images of a batch.
         num_workers: Processes that load images; default: one a core, at most 4.
     """
 
     dataset_name: ClassVar[str]
     """Which data set this is; methods look up published settings by it."""
+    splits: ClassVar[tuple[Split, ...]] = ("train", "test")
+    """Which splits there are."""
 
     def __init__(
         self,
@@ -184,30 +80,59 @@ class AnomalyData(LightningDataModule, ABC):
         categories: list[str] | None = None,
         train_categories: Literal["same", "others"] | list[str] = "same",
         image_size: int | None = None,
+        resize: Resize = Resize(),
         mask_size: int | None = None,
         mask_filter: MaskFilter = "bilinear",
         mask_threshold: float = 0.5,
+        words: dict[str, str] | None = None,
+        auxiliary: AnomalyData | None = None,
+        val_split: ValSplit = "none",
+        shots: int | None = None,
+        seed: int = 0,
+        balanced: bool = False,
+        allow_overlap: bool = False,
+        cache: bool = False,
         batch_size: int = 16,
         num_workers: int | None = None,
     ) -> None:
         super().__init__()
-        for name, size in (("image_size", image_size), ("mask_size", mask_size)):
+        for name, size in (("image_size", image_size), ("mask_size", mask_size), ("shots", shots)):
             if size is not None and size < 1:
                 raise ValueError(f"data.{name} must be positive, got {size}")
         if not 0 <= mask_threshold < 1:
             raise ValueError(f"data.mask_threshold must be in [0, 1), got {mask_threshold}")
         if batch_size < 1:
             raise ValueError(f"data.batch_size must be positive, got {batch_size}")
+        if seed < 0:
+            raise ValueError(f"data.seed must be 0 or more, got {seed}")
+        if val_split == "auxiliary" and auxiliary is None:
+            raise ValueError("data.val_split auxiliary: name one with data.auxiliary")
+        if image_size is not None:
+            resize.check(image_size)
         self.root = Path(root).expanduser()
         self.asked_categories = categories
         self.asked_train_categories = train_categories
         self.image_size = image_size
+        self.resize = resize
         self.mask_size = mask_size
         self.mask_filter = mask_filter
         self.mask_threshold = mask_threshold
+        self.own_words = words or {}
+        self.auxiliary = auxiliary
+        self.val_split = val_split
+        self.shots = shots
+        self.seed = seed
+        self.balanced = balanced
+        self.allow_overlap = allow_overlap
+        self.cache = cache
         self.batch_size = batch_size
         self.num_workers = min(4, os.cpu_count() or 1) if num_workers is None else num_workers
         self._listings: dict[Split, list[Sample]] = {}
+
+    @property
+    def facts(self) -> DataFacts:
+        """What is published of the data set."""
+        return facts_of(self.dataset_name)
 
     @property
     def has_masks(self) -> bool:
@@ -229,7 +154,7 @@ class AnomalyData(LightningDataModule, ABC):
 
     @abstractmethod
     def list_samples(self, category: str, split: Split) -> Iterator[Sample]:
-        """Yield the samples of a category, sorted."""
+        """Yield the samples of a category, sorted; masks are named even if they are not there."""
 
     @property
     def categories(self) -> list[str]:
@@ -263,6 +188,20 @@ class AnomalyData(LightningDataModule, ABC):
             )
         return others
 
+    def validation_categories(self) -> list[str]:
+        """Return the categories of what validates during ``fit``."""
+        if self.val_split == "auxiliary":
+            assert self.auxiliary is not None
+            return self.auxiliary.categories
+        return self.categories
+
+    def words(self, category: str) -> str:
+        """Return what a category, of this set or the auxiliary one, is called in sentences."""
+        known = {**self.facts.words, **self.own_words}
+        if self.auxiliary is not None and category not in known:
+            return self.auxiliary.words(category)
+        return known.get(category, category)
+
     def _checked(self, argument: str, asked: list[str]) -> list[str]:
         found = self.find_categories()
         unknown = [name for name in asked if name not in found]
@@ -281,8 +220,12 @@ class AnomalyData(LightningDataModule, ABC):
         """Return the listing of a split, category after category; read once.
 
         Raises:
-            ValueError: If a category has no sample in it.
+            FileNotFoundError: If a mask is missing.
+            ValueError: If there is no such split, a category has no sample in it, or a mask has no
+                image.
         """
+        if split not in self.splits:
+            raise ValueError(f"{self.dataset_name} has no {split} images")
         if split not in self._listings:
             listing: list[Sample] = []
             for category in self.train_categories if split == "train" else self.categories:
@@ -290,8 +233,87 @@ class AnomalyData(LightningDataModule, ABC):
                 if not rows:
                     raise ValueError(f"{self.root}: category {category!r} has no {split} images")
                 listing += rows
+            check_masks(listing)
             self._listings[split] = listing
         return self._listings[split]
+
+    def fit_samples(self) -> list[Sample]:
+        """Return what ``fit`` learns from: training images, or an auxiliary set's test split."""
+        if self.auxiliary is not None:
+            return self._auxiliary_parts[0]
+        if self.shots is None:
+            return self.samples("train")
+        chosen: list[Sample] = []
+        for category in self.train_categories:
+            chosen += self.shots_of(category)
+        return chosen
+
+    def shots_of(self, category: str) -> list[Sample]:
+        """Return a category's few normal training images, drawn by (seed, category).
+
+        Raises:
+            ValueError: If ``shots`` is not given, or there are fewer images.
+        """
+        if self.shots is None:
+            raise ValueError("data.shots is not given: it says how many normal images there are")
+        if "train" not in self.splits:
+            raise ValueError(f"{self.dataset_name} has no train images, so there are no shots")
+        normal = [s for s in self.list_samples(category, "train") if not s.label]
+        if len(normal) < self.shots:
+            raise ValueError(
+                f"data.shots {self.shots}: category {category!r} has {len(normal)} normal "
+                f"training images"
+            )
+        return [normal[row] for row in draw_few(len(normal), self.shots, self.seed, category)]
+
+    def references(self, category: str) -> Batch:
+        """Return the few normal images of a category, for methods that compare with them.
+
+        Returns:
+            A batch: ``image`` uint8 ``(k, 3, H, W)``, ``path`` and the rest.
+
+        Raises:
+            ValueError: As :meth:`shots_of`, or if one of them is a test image.
+        """
+        chosen = self.shots_of(category)
+        self._refuse_overlap(chosen)
+        dataset = self._tensors(chosen)
+        return cast("Batch", default_collate([dataset[row] for row in range(len(chosen))]))
+
+    def overlap(self, samples: Sequence[Sample] | None = None) -> list[Twin]:
+        """Return the test images that are among the training images, by content.
+
+        Args:
+            samples: The training images; default: what ``fit`` learns from.
+        """
+        if "test" not in self.splits:
+            return []
+        trained = self.fit_samples() if samples is None else samples
+        return shared_contents([s.image for s in trained], [s.image for s in self.samples("test")])
+
+    def _refuse_overlap(self, samples: Sequence[Sample]) -> None:
+        twins = [] if self.allow_overlap else self.overlap(samples)
+        if twins:
+            raise ValueError(
+                f"{len(twins)} test images are among the training images, such as "
+                f"{twins[0].other} = {twins[0].one}: remove them, or allow it with "
+                f"data.allow_overlap true"
+            )
+
+    @cached_property
+    def _auxiliary_parts(self) -> tuple[list[Sample], list[Sample]]:
+        """What of the auxiliary set is trained on, and what is held out for validation."""
+        assert self.auxiliary is not None
+        samples = self.auxiliary.samples("test")
+        if self.val_split != "auxiliary":
+            return samples, []
+        held = hold_out([(s.category, s.label) for s in samples], HELD_OUT, self.seed)
+        if not held:
+            raise ValueError(
+                f"data.val_split auxiliary: {len(samples)} images are too few to hold a tenth out"
+            )
+        trained = [sample for row, sample in enumerate(samples) if row not in held]
+        return trained, [samples[row] for row in sorted(held)]
 
     def dataset(self, split: Split) -> SampleDataset:
         """Return a split as tensors, at the sizes in use.
@@ -299,41 +321,74 @@ class AnomalyData(LightningDataModule, ABC):
         Raises:
             ValueError: If no image size is known yet.
         """
+        return self._tensors(self.samples(split))
+
+    def _tensors(self, samples: Sequence[Sample]) -> SampleDataset:
         if self.image_size is None:
             raise ValueError(
                 "data.image_size is not known: give it, or let a trainer set up the data with a "
                 "model"
             )
         return SampleDataset(
-            self.samples(split),
+            samples,
             self.image_size,
             self.mask_size or self.image_size,
             has_masks=self.has_masks,
             mask_filter=self.mask_filter,
             mask_threshold=self.mask_threshold,
             read=self.reader(),
+            resize=self.resize,
+            cache=PictureCache(str(self.facts.mask)) if self.cache and self.on_disk else None,
         )
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether a sample's picture is a file."""
+        return True
 
     def reader(self) -> Reader:
         """Return what reads a sample's image and mask; it travels to the loading processes."""
-        return read_sample
+        return partial(read_sample, rule=self.facts.mask)
 
     def summary(self, stage: str) -> str:
         """Say in a few words what a stage gets."""
-        samples = self.samples("test")
-        known = f"{sum(s.label for s in samples)} anomalous" if self.has_labels else "no labels"
-        number = len(self.categories)
+        if stage == "fit":
+            samples = self.fit_samples()
+            known = f"{sum(s.label for s in samples)} anomalous"
+            if self.auxiliary is not None:
+                known += f", of {self.auxiliary.dataset_name}"
+        else:
+            samples = self.samples("test")
+            known = f"{sum(s.label for s in samples)} anomalous" if self.has_labels else "no labels"
+        number = len({s.category for s in samples})
         return (
             f"{len(samples)} images ({known}) in {number} "
             f"{'category' if number == 1 else 'categories'}"
         )
+
+    def protocol(self) -> Mapping[str, object]:
+        """Return what figures depend on and belongs beside them."""
+        auxiliary = self.auxiliary
+        return {
+            "data": self.dataset_name,
+            "image_size": self.image_size,
+            "mask_size": self.mask_size or self.image_size,
+            "resize": str(self.resize),
+            "train_categories": self.asked_train_categories,
+            "auxiliary": None if auxiliary is None else auxiliary.dataset_name,
+            "val_split": self.val_split,
+            "shots": self.shots,
+            "data_seed": self.seed,
+            "allow_overlap": self.allow_overlap,
+        }
 
     def setup(self, stage: str) -> None:
         """Take the image size from the model and list what the stage needs.
 
         Raises:
             FileNotFoundError: If files are missing.
-            ValueError: If the image size is not the model's, or a category is empty.
+            ValueError: If the image size is not the model's, a category is empty, or test images
+                are among the training images.
         """
         wanted = getattr(self.trainer and self.trainer.lightning_module, "image_size", None)
         if wanted is not None and self.image_size not in (None, wanted):
@@ -342,6 +397,19 @@ class AnomalyData(LightningDataModule, ABC):
                 f"it out, or set the model's"
             )
         self.image_size = self.image_size or wanted
+        if self.image_size is not None:
+            self.resize.check(self.image_size)
+        if self.auxiliary is not None:
+            auxiliary = self.auxiliary
+            auxiliary.image_size = auxiliary.image_size or self.image_size
+            if auxiliary.image_size != self.image_size:
+                raise ValueError(
+                    f"data.auxiliary.image_size {auxiliary.image_size} is not "
+                    f"{self.image_size}: leave it out"
+                )
+        if stage == "fit":
+            self._refuse_overlap(self.fit_samples())
+            return
         if stage != "predict" and not self.has_labels:
             raise ValueError(
                 f"data.root {self.root}: nothing says which images are normal, so there are no "
@@ -349,16 +417,42 @@ class AnomalyData(LightningDataModule, ABC):
             )
         self.samples("test")
 
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Return what ``fit`` learns from, in an order drawn from (seed, epoch)."""
+        samples = self.fit_samples()
+        source = self if self.auxiliary is None else self.auxiliary
+        dataset = source._tensors(samples)
+        trainer = self.trainer
+        world = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
+        groups = [s.category for s in samples] if self.balanced else None
+        sampler = EpochSampler(dataset, self.seed, *world, groups=groups)
+        return DataLoader(
+            dataset,  # type: ignore[arg-type]  # default collation makes a Batch of Items
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        """Return what validates; an empty list for nothing."""
+        if self.val_split == "none":
+            return []
+        if self.val_split == "test":
+            return self._evaluation_loader(self.dataset("test"))
+        assert self.auxiliary is not None
+        return self._evaluation_loader(self.auxiliary._tensors(self._auxiliary_parts[1]))
+
     def test_dataloader(self) -> DataLoader[Batch]:
         """Return the test split, in the order of its listing."""
-        return self._evaluation_loader("test")
+        return self._evaluation_loader(self.dataset("test"))
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         """Return the test split, in the order of its listing."""
-        return self._evaluation_loader("test")
+        return self._evaluation_loader(self.dataset("test"))
 
-    def _evaluation_loader(self, split: Split) -> DataLoader[Batch]:
-        dataset = self.dataset(split)
+    def _evaluation_loader(self, dataset: SampleDataset) -> DataLoader[Batch]:
         trainer = self.trainer
         sampler = None
         if trainer is not None and trainer.world_size > 1:
@@ -379,53 +473,3 @@ class AnomalyData(LightningDataModule, ABC):
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
         )
-
-
-def images_in(folder: Path) -> list[Path]:
-    """Return the pictures of a folder, sorted; none if it is not there."""
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.iterdir() if is_image(p))
-
-
-def paired_masks(images: Sequence[Path], folder: Path) -> dict[Path, Path]:
-    """Return the mask of each image: ``NAME_mask.*``, or ``NAME.*``, in a folder. By name only.
-
-    Raises:
-        FileNotFoundError: If an image has no mask.
-        ValueError: If a mask has no image.
-    """
-    by_stem = {p.stem: p for p in images_in(folder)}
-    masks = {}
-    for image in images:
-        mask = by_stem.get(f"{image.stem}_mask") or by_stem.get(image.stem)
-        if mask is None:
-            expected = folder / f"{image.stem}_mask.png"
-            raise FileNotFoundError(f"{image}: its mask is missing, expected {expected}")
-        masks[image] = mask
-    spare = sorted(set(by_stem.values()) - set(masks.values()))
-    if spare:
-        raise ValueError(f"{spare[0]}: a mask without an image")
-    return masks
-
-
-def subfolders(folder: Path) -> list[Path]:
-    """Return the visible folders in a folder, sorted; none if it is not there."""
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def missing_layout(root: Path, expected: str) -> FileNotFoundError:
-    """Return the error for a folder that is not laid out as expected, saying what is there."""
-    if not root.exists():
-        return FileNotFoundError(f"data.root {root}: there is no such folder; expected {expected}")
-    if not root.is_dir():
-        return FileNotFoundError(f"data.root {root} is a file; expected a folder with {expected}")
-    names = sorted(p.name for p in root.iterdir())
-    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "nothing"
-    return FileNotFoundError(f"data.root {root}: expected {expected}; there is {shown}")
-
-
-def _size(array: NDArray[np.generic]) -> str:
-    return f"{array.shape[1]} x {array.shape[0]}"

@@ -34,7 +34,7 @@ class Demo(AnomalyData):
         num_train: Normal training pictures a category.
         num_test: Test pictures a category.
         picture_size: Side of the pictures as they are made, in pixels, 64 or more.
-        seed: Another seed makes other pictures of the same categories.
+        seed: Another seed makes other pictures of the same categories, and draws as for all.
         num_scenes: How many scenes of all training categories an epoch of fit gets, each without
             and with a defect, new ones every epoch (for methods that learn from such twins).
         held_out_defects: Kinds of defect that those scenes never show.
@@ -53,12 +53,11 @@ class Demo(AnomalyData):
         held_out_defects: list[str] | None = None,
         **shared: Any,
     ) -> None:
-        super().__init__(root=f"demo-{seed}", **shared)
+        super().__init__(root=f"demo-{seed}", seed=seed, **shared)
         for name, value, least in (
             ("num_train", num_train, 1),
             ("num_test", num_test, 1),
             ("picture_size", picture_size, 64),
-            ("seed", seed, 0),
             ("num_scenes", 1 if num_scenes is None else num_scenes, 1),
         ):
             if value < least:
@@ -73,7 +72,6 @@ class Demo(AnomalyData):
         self.num_train = num_train
         self.num_test = num_test
         self.picture_size = picture_size
-        self.seed = seed
         self.num_scenes = num_scenes
 
     def find_categories(self) -> list[str]:
@@ -94,6 +92,11 @@ class Demo(AnomalyData):
             defect = "good" if normal else defects[(number - num_normal) % len(defects)]
             name = f"{FIRST_TEST_INDEX + number:07d}.png"
             yield Sample(folder / defect / name, category, label=not normal, defect=defect)
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether a sample's picture is a file."""
+        return False
 
     def reader(self) -> Reader:
         """Return what draws a sample's picture and mask."""
@@ -130,7 +133,9 @@ class Demo(AnomalyData):
         return f"{self.num_scenes} scenes an epoch, of {number} categories"
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Return scenes without and with a defect, other ones each epoch."""
+        """Return scenes without and with a defect, other ones each epoch, or training images."""
+        if self.num_scenes is None:
+            return super().train_dataloader()
         scenes = self.scenes()
         trainer = self.trainer
         world = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)

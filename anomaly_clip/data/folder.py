@@ -6,15 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-from anomaly_clip.data.dataset import (
-    AnomalyData,
-    Sample,
-    Split,
-    images_in,
-    missing_layout,
-    paired_masks,
-    subfolders,
-)
+from anomaly_clip.data.dataset import AnomalyData, Sample, Split
+from anomaly_clip.data.listing import images_in, missing_layout, paired_masks, subfolders
 
 __all__ = ["ImageFolder", "list_folder"]
 
@@ -36,8 +29,7 @@ def list_folder(root: Path, category: str) -> Iterator[Sample]:
     none has. Without it, all pictures here and below are taken, and nothing is known of them.
 
     Raises:
-        FileNotFoundError: If there is no picture, or a mask is missing.
-        ValueError: If a mask has no picture.
+        FileNotFoundError: If there is no picture.
     """
     if not is_labelled(root):
         images = sorted(p for p in _walk(root) if MASKS not in p.relative_to(root).parts)
@@ -80,6 +72,7 @@ class ImageFolder(AnomalyData):
     """
 
     dataset_name: ClassVar[str] = "ImageFolder"
+    splits: ClassVar[tuple[Split, ...]] = ("test",)
 
     def __init__(self, root: str, category: str, **shared: Any) -> None:
         super().__init__(root=root, categories=None, **shared)
@@ -109,4 +102,4 @@ class ImageFolder(AnomalyData):
 
     def list_samples(self, category: str, split: Split) -> Iterator[Sample]:
         """See :func:`list_folder`; there is no training split."""
-        return list_folder(self.root, category) if split == "test" else iter(())
+        return list_folder(self.root, category)

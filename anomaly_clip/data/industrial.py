@@ -1,26 +1,49 @@
-"""Industrial data sets: MVTec-AD and those in its layout."""
+"""Industrial data sets, as they are published."""
 
 from __future__ import annotations
 
+import csv
+import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from anomaly_clip.data.dataset import (
-    AnomalyData,
-    Sample,
-    Split,
+from anomaly_clip.data.dataset import AnomalyData, Sample, Split
+from anomaly_clip.data.listing import (
     images_in,
+    mask_beside,
     missing_layout,
     paired_masks,
     subfolders,
+    top_folder,
 )
+from anomaly_clip.data.transforms import read_mask
 
-__all__ = ["MVTecAD", "MagneticTile", "list_mvtec", "mvtec_categories"]
+__all__ = [
+    "BTAD",
+    "KSDD2",
+    "IndustrialFolders",
+    "MVTecAD",
+    "MagneticTile",
+    "VisA",
+    "list_btad",
+    "list_class_folders",
+    "list_ksdd2",
+    "list_mvtec",
+    "list_visa",
+    "list_visa_unsplit",
+    "mvtec_categories",
+]
 
 MVTEC_LAYOUT = (
     "<category>/train/good/, <category>/test/<defect>/, <category>/ground_truth/<defect>/"
 )
+VISA_LAYOUT = "split_csv/1cls.csv and <category>/Data/Images/{Normal,Anomaly}/"
+VISA_SPLIT = Path("split_csv", "1cls.csv")
+VISA_COLUMNS = ["object", "split", "label", "image", "mask"]
+BTAD_LAYOUT = "<category>/train/ok/, <category>/test/ok/, <category>/test/ko/, ground_truth/ko/"
+KSDD2_LAYOUT = "train/10000.png with 10000_GT.png beside it, and test/ alike"
 
 
 def mvtec_categories(root: Path) -> list[str]:
@@ -42,10 +65,6 @@ def list_mvtec(root: Path, category: str, split: Split) -> Iterator[Sample]:
     """Yield ``root/category/split/<defect>/NAME.*``, sorted by path; defect ``good`` is normal.
 
     The mask of ``test/<defect>/NAME.*`` is ``ground_truth/<defect>/NAME_mask.*``: paired by name.
-
-    Raises:
-        FileNotFoundError: If an anomalous image has no mask.
-        ValueError: If a mask has no image.
     """
     folder = root / category
     for defect in subfolders(folder / split):
@@ -70,15 +89,217 @@ class MVTecAD(AnomalyData):
         return list_mvtec(self.root, category, split)
 
 
-class MagneticTile(AnomalyData):
+class MagneticTile(MVTecAD):
     """Magnetic tile surface defects (Huang et al.) in MVTec-AD's layout: grey, of many sizes."""
 
     dataset_name: ClassVar[str] = "MagneticTile"
 
+
+def list_visa(root: Path, category: str, split: Split) -> Iterator[Sample]:
+    """Yield what the official split file, ``split_csv/1cls.csv``, says of a category, sorted.
+
+    Raises:
+        ValueError: If a line of it does not say what is expected, or names a file elsewhere.
+    """
+    file = root / VISA_SPLIT
+    rows = []
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        for number, row in enumerate(csv.reader(lines, skipinitialspace=True), start=1):
+            if number == 1 or not any(row):
+                continue  # the header names the columns
+            if len(row) < 4 or row[1] not in ("train", "test") or row[2] not in LABELS:
+                raise ValueError(
+                    f"{file}, line {number}: expected {', '.join(VISA_COLUMNS)}, got "
+                    f"{', '.join(row)}"
+                )
+            if row[0] == category and row[1] == split:
+                rows.append((row[3], row[2] == "anomaly", row[4] if len(row) > 4 else ""))
+    for image, anomalous, mask in sorted(rows):
+        if Path(image).is_absolute() or ".." in Path(image).parts:
+            raise ValueError(f"{file}: {image} is not below {root}")
+        where = root / mask if mask else mask_beside(root / image, _visa_masks(root, category), "")
+        yield Sample(
+            root / image,
+            category,
+            anomalous,
+            where if anomalous else None,
+            "anomaly" if anomalous else "good",
+        )
+
+
+LABELS = ("normal", "anomaly")
+
+
+def list_visa_unsplit(root: Path, category: str) -> Iterator[Sample]:
+    """Yield all images of a category of a copy without split file, normal ones first, sorted."""
+    folder = root / category / "Data" / "Images"
+    for image in images_in(folder / "Normal"):
+        yield Sample(image, category, label=False)
+    for image in images_in(folder / "Anomaly"):
+        mask = mask_beside(image, _visa_masks(root, category), "")
+        yield Sample(image, category, label=True, mask=mask, defect="anomaly")
+
+
+def _visa_masks(root: Path, category: str) -> Path:
+    return root / category / "Data" / "Masks" / "Anomaly"
+
+
+class VisA(AnomalyData):
+    """VisA (Zou et al., ECCV 2022): 12 categories, with the official one-class split.
+
+    Three forms are taken: as published, with ``split_csv/1cls.csv``; without that file, when all
+    images are test images, which is not the published protocol; and made over into MVTec-AD's
+    layout by the authors' script.
+    """
+
+    dataset_name: ClassVar[str] = "VisA"
+
+    @property
+    def is_split(self) -> bool:
+        """Whether the official split file is there."""
+        return (self.root / VISA_SPLIT).is_file()
+
+    @property
+    def splits(self) -> tuple[Split, ...]:  # type: ignore[override]
+        """Which splits there are: without the official file all images are test images."""
+        return ("train", "test") if self.is_split or self._made_over() else ("test",)
+
     def find_categories(self) -> list[str]:
-        """See :func:`mvtec_categories`."""
-        return mvtec_categories(self.root)
+        """Return the folders with VisA's or MVTec-AD's inner folders, sorted."""
+        names = [p.name for p in subfolders(self.root) if (p / "Data" / "Images").is_dir()]
+        names = names or self._made_over()
+        if not names:
+            raise missing_layout(self.root, VISA_LAYOUT)
+        return names
 
     def list_samples(self, category: str, split: Split) -> Iterator[Sample]:
-        """See :func:`list_mvtec`."""
-        return list_mvtec(self.root, category, split)
+        """See :func:`list_visa`, :func:`list_visa_unsplit` and :func:`list_mvtec`."""
+        if (self.root / category / "test").is_dir():
+            return list_mvtec(self.root, category, split)
+        if self.is_split:
+            return list_visa(self.root, category, split)
+        return list_visa_unsplit(self.root, category)
+
+    def protocol(self) -> dict[str, object]:
+        """Say whether the official split is in use."""
+        return {**super().protocol(), "official_split": "train" in self.splits}
+
+    def _made_over(self) -> list[str]:
+        return [p.name for p in subfolders(self.root) if (p / "test" / "good").is_dir()]
+
+
+def list_btad(root: Path, category: str, split: Split) -> Iterator[Sample]:
+    """Yield ``root/category/split/{ok,ko}/NAME.*``, sorted; masks: ``ground_truth/ko/NAME.*``."""
+    folder = root / category
+    ok, ko = images_in(folder / split / "ok"), images_in(folder / split / "ko")
+    masks = paired_masks(ko, folder / "ground_truth" / "ko")
+    for image in ko:
+        yield Sample(image, category, label=True, mask=masks[image], defect="ko")
+    for image in ok:
+        yield Sample(image, category, label=False)
+
+
+class BTAD(AnomalyData):
+    """BTAD (Mishra et al., ISIE 2021): three products."""
+
+    dataset_name: ClassVar[str] = "BTAD"
+
+    def __init__(self, root: str, **shared: Any) -> None:
+        top = top_folder(Path(root).expanduser(), "01", "BTech_Dataset_transformed")
+        super().__init__(root=str(top), **shared)
+
+    def find_categories(self) -> list[str]:
+        """Return the folders that have ``test/ok`` or ``test/ko``, sorted."""
+        names = [
+            p.name
+            for p in subfolders(self.root)
+            if (p / "test" / "ok").is_dir() or (p / "test" / "ko").is_dir()
+        ]
+        if not names:
+            raise missing_layout(self.root, BTAD_LAYOUT)
+        return names
+
+    def list_samples(self, category: str, split: Split) -> Iterator[Sample]:
+        """See :func:`list_btad`."""
+        return list_btad(self.root, category, split)
+
+
+def list_ksdd2(root: Path, category: str, split: Split) -> Iterator[Sample]:
+    """Yield ``root/split/NAME.png``, sorted; a mask ``NAME_GT.png`` that is all zero means normal.
+
+    Of the training images only normal ones are yielded: methods learn from them alone.
+    """
+    folder = root / split
+    for image in images_in(folder):
+        if re.search(r"_GT$", image.stem):
+            continue
+        mask = mask_beside(image, folder, "_GT")
+        try:
+            anomalous = bool(read_mask(mask).any())
+        except (FileNotFoundError, ValueError):  # said when it is asked for
+            yield Sample(image, category, label=True, mask=mask, defect="defect")
+            continue
+        if not anomalous:
+            yield Sample(image, category, label=False)
+        elif split == "test":
+            yield Sample(image, category, label=True, mask=mask, defect="defect")
+
+
+class KSDD2(AnomalyData):
+    """KolektorSDD2 (Bozic et al., 2021): one category, ``surface``, of about 230 x 630 pixels.
+
+    The 246 defective training images are not used. Masks that differ from their image by a few
+    pixels are resized to it, nearest.
+    """
+
+    dataset_name: ClassVar[str] = "KSDD2"
+
+    def find_categories(self) -> list[str]:
+        """Return the one category."""
+        if not (self.root / "test").is_dir():
+            raise missing_layout(self.root, KSDD2_LAYOUT)
+        return ["surface"]
+
+    def list_samples(self, category: str, split: Split) -> Iterator[Sample]:
+        """See :func:`list_ksdd2`."""
+        return list_ksdd2(self.root, category, split)
+
+
+def list_class_folders(root: Path, category: str) -> Iterator[Sample]:
+    """Yield the pictures of the folder whose name in lower case is the category, sorted."""
+    for folder in subfolders(root):
+        if folder.name.lower() == category:
+            for image in images_in(folder):
+                yield Sample(image, category, label=False)
+
+
+class IndustrialFolders(AnomalyData):
+    """A folder of class folders, all normal: what TAB is pre-trained on (its Industrial set)."""
+
+    dataset_name: ClassVar[str] = "IndustrialFolders"
+    splits: ClassVar[tuple[Split, ...]] = ("train",)
+
+    @property
+    def has_masks(self) -> bool:
+        """There are no pixel labels."""
+        return False
+
+    def find_categories(self) -> list[str]:
+        """Return the names of the folders with pictures, in lower case, sorted.
+
+        Raises:
+            FileNotFoundError: If there is none.
+            ValueError: If two differ in case only.
+        """
+        folders = [p for p in subfolders(self.root) if images_in(p)]
+        if not folders:
+            raise missing_layout(self.root, "a folder a class, with its images")
+        names = sorted(p.name.lower() for p in folders)
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if twice:
+            raise ValueError(f"{self.root}: two folders are called {twice[0]!r}")
+        return names
+
+    def list_samples(self, category: str, split: Split) -> Iterator[Sample]:
+        """See :func:`list_class_folders`."""
+        return list_class_folders(self.root, category)

@@ -6,13 +6,15 @@ index, as loading processes that live on would never hear of a new one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+import zlib
+from collections.abc import Hashable, Iterator, Sequence, Sized
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import Dataset, DistributedSampler
 
-__all__ = ["Draw", "EpochSampler"]
+__all__ = ["Draw", "EpochSampler", "balanced_order", "draw_few", "hold_out"]
 
 
 class Draw(NamedTuple):
@@ -33,6 +35,8 @@ class EpochSampler(DistributedSampler[Any]):
         seed: Another seed gives another order.
         num_processes: How many share an epoch.
         rank: Which of them this is.
+        groups: One name an index. Each group is then drawn equally often: an epoch is as long as
+            without, the images of small groups come several times, of large ones a part.
 
     Example:
         >>> from anomaly_clip.data.sampling import EpochSampler
@@ -42,7 +46,14 @@ class EpochSampler(DistributedSampler[Any]):
         [Draw(epoch=2, index=0), Draw(epoch=2, index=1), Draw(epoch=2, index=2)]
     """
 
-    def __init__(self, dataset: Sized, seed: int, num_processes: int = 1, rank: int = 0) -> None:
+    def __init__(
+        self,
+        dataset: Sized,
+        seed: int,
+        num_processes: int = 1,
+        rank: int = 0,
+        groups: Sequence[str] | None = None,
+    ) -> None:
         if len(dataset) < num_processes:
             raise ValueError(
                 f"{len(dataset)} training samples cannot be shared by {num_processes} processes: "
@@ -50,8 +61,56 @@ class EpochSampler(DistributedSampler[Any]):
             )
         assert isinstance(dataset, (Dataset, range))
         super().__init__(dataset, num_processes, rank, seed=seed, drop_last=True)  # type: ignore[arg-type]
+        self.groups = groups
 
     def __iter__(self) -> Iterator[Draw]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.dataset))  # type: ignore[arg-type]
+        rng = np.random.default_rng([self.seed, self.epoch])
+        if self.groups is None:
+            order = rng.permutation(len(self.dataset))  # type: ignore[arg-type]
+        else:
+            order = balanced_order(self.groups, rng)
         own = order[self.rank : self.total_size : self.num_replicas]
         return (Draw(self.epoch, int(index)) for index in own)
+
+
+def balanced_order(groups: Sequence[str], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Return as many indices as there are, each group drawn equally often (to within one).
+
+    A group is gone through again and again, each time in another order.
+
+    Example:
+        >>> import numpy as np
+        >>> from anomaly_clip.data.sampling import balanced_order
+        >>> order = balanced_order(["a", "a", "a", "b"], np.random.default_rng(0))
+        >>> sum(order == 3)
+        2
+    """
+    names, numbers = np.unique(np.asarray(groups), return_inverse=True)
+    share = -(-len(groups) // len(names))
+    columns = []
+    for number in range(len(names)):
+        members = np.flatnonzero(numbers == number)
+        rounds = [rng.permutation(members) for _ in range(-(-share // len(members)))]
+        columns.append(np.concatenate(rounds)[:share])
+    # What rounding up gives too many is cut off the end of a mix of all groups.
+    rows = np.stack(columns, axis=1)
+    mixed = np.concatenate([rng.permutation(row) for row in rows])[: len(groups)]
+    return rng.permutation(mixed)
+
+
+def draw_few(count: int, few: int, seed: int, name: str) -> list[int]:
+    """Draw ``few`` of ``count`` rows by (seed, name), sorted."""
+    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    return sorted(rng.choice(count, few, replace=False).tolist())
+
+
+def hold_out(groups: Sequence[Hashable], share: float, seed: int) -> set[int]:
+    """Draw a share of the rows of each group by (seed, number of rows)."""
+    rows: dict[Hashable, list[int]] = {}
+    for row, group in enumerate(groups):
+        rows.setdefault(group, []).append(row)
+    rng = np.random.default_rng([seed, len(groups)])
+    held: set[int] = set()
+    for members in rows.values():
+        held.update(rng.choice(members, round(share * len(members)), replace=False).tolist())
+    return held

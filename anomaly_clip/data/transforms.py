@@ -6,6 +6,7 @@ and gives other values.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,16 +14,88 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-__all__ = ["MaskFilter", "is_image", "read_image", "read_mask", "resize_image", "resize_mask"]
+__all__ = [
+    "Mask",
+    "MaskFilter",
+    "Resize",
+    "is_image",
+    "read_grey",
+    "read_image",
+    "read_mask",
+    "resize_image",
+    "resize_mask",
+    "solid",
+]
+
+Mask = NDArray[np.bool_] | NDArray[np.uint8]
+"""``(H, W)``: bool, or uint8 where a mask's grey values count."""
 
 MaskFilter = Literal["bilinear", "nearest"]
 
-_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "nearest": Image.Resampling.NEAREST}
-
+_FILTERS = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+    "nearest": Image.Resampling.NEAREST,
+}
 
 IMAGE_SUFFIXES = frozenset(
     [".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"]
 )
+
+
+@dataclass(frozen=True)
+class Resize:
+    """How a picture becomes square.
+
+    Args:
+        rule: square: both sides to the asked size, the aspect ratio is not kept (CLIP-AD, and data
+            sets that are not square). square_crop: both sides to ``size``, then the centre (TAB:
+            256, lanczos). shorter_crop: the shorter side to ``size``, then the centre.
+        size: Side before the crop, in pixels; none for square.
+        filter: PIL's filter.
+    """
+
+    rule: Literal["square", "square_crop", "shorter_crop"] = "square"
+    size: int | None = None
+    filter: Literal["bicubic", "bilinear", "lanczos", "nearest"] = "bicubic"
+
+    def check(self, image_size: int) -> None:
+        """Refuse sizes that do not fit.
+
+        Raises:
+            ValueError: If a size is missing, useless, or smaller than what is cut out of it.
+        """
+        if self.rule == "square":
+            if self.size is not None:
+                raise ValueError(
+                    f"data.resize.size {self.size}: rule square cuts nothing out, so leave size "
+                    f"out or take square_crop"
+                )
+        elif self.size is None or self.size < image_size:
+            raise ValueError(
+                f"data.resize.size {self.size}: rule {self.rule} cuts {image_size} pixels out, so "
+                f"give {image_size} or more"
+            )
+
+    def scaled(self, factor: float) -> Resize:
+        """Return the same rule for a picture ``factor`` times as large."""
+        return self if self.size is None else replace(self, size=round(self.size * factor))
+
+    def apply(self, picture: Image.Image, size: int, kind: Image.Resampling) -> Image.Image:
+        """Resize a picture to ``size`` x ``size``."""
+        if self.rule == "square":
+            return picture.resize((size, size), kind)
+        assert self.size is not None
+        width, height = picture.size
+        if self.rule == "square_crop":
+            width = height = self.size
+        else:
+            shorter = min(width, height)
+            width, height = (int(self.size * side / shorter) for side in (width, height))
+        picture = picture.resize((width, height), kind)
+        left, top = round((width - size) / 2), round((height - size) / 2)
+        return picture.crop((left, top, left + size, top + size))
 
 
 def is_image(path: Path) -> bool:
@@ -60,36 +133,60 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
     return positive if positive.ndim == 2 else np.logical_or.reduce(positive, axis=2)
 
 
-def resize_image(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Resize ``(H, W, 3)`` to ``(size, size, 3)``, bicubic; the aspect ratio is not kept."""
-    if image.shape[:2] == (size, size):
+def read_grey(path: Path) -> NDArray[np.uint8]:
+    """Decode a mask to its first channel ``(H, W)``, uint8, with its grey values.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be decoded, whole.
+    """
+    return np.ascontiguousarray(read_image(path)[..., 0])
+
+
+def resize_image(
+    image: NDArray[np.uint8], size: int, resize: Resize = Resize()
+) -> NDArray[np.uint8]:
+    """Turn ``(H, W, 3)`` into ``(size, size, 3)``, by default without its aspect ratio."""
+    if resize.rule == "square" and image.shape[:2] == (size, size):
         return image
-    resized = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(resized)
+    return np.asarray(resize.apply(Image.fromarray(image), size, _FILTERS[resize.filter]))
 
 
 def resize_mask(
-    mask: NDArray[np.bool_], size: int, kind: MaskFilter = "bilinear", threshold: float = 0.5
+    mask: Mask,
+    size: int,
+    kind: MaskFilter = "bilinear",
+    threshold: float = 0.5,
+    resize: Resize = Resize(),
 ) -> NDArray[np.bool_]:
     """Resize a mask ``(H, W)`` to ``(size, size)``: True above a threshold of the filtered value.
 
     Args:
-        mask: True = anomalous.
+        mask: True = anomalous; uint8: 255 = anomalous.
         size: Side in pixels.
         kind: PIL's antialiased bilinear filter (published), or the nearest pixel.
         threshold: In [0, 1), of the filtered value.
+        resize: How it becomes square, as its image does; the filter is ``kind``.
     """
-    grey = Image.fromarray(mask.astype(np.uint8) * 255)
-    resized = np.asarray(grey.resize((size, size), _FILTERS[kind]))
-    return resized > threshold * 255
+    values = mask.astype(np.uint8) * 255 if mask.dtype == np.bool_ else mask
+    resized = resize.apply(Image.fromarray(values), size, _FILTERS[kind])
+    positive: NDArray[np.bool_] = np.asarray(resized) > threshold * 255
+    return positive
+
+
+def solid(mask: Mask) -> NDArray[np.bool_]:
+    """Return a mask as bool; of grey values those above half."""
+    return mask > 127 if mask.dtype == np.uint8 else mask.astype(np.bool_)
 
 
 def _open(path: Path) -> Image.Image:
     """Open and decode a picture, turned as its EXIF data say."""
     try:
-        with Image.open(path) as picture:
+        with path.open("rb") as file:
+            picture = Image.open(file)
             picture.load()
-            return ImageOps.exif_transpose(picture)
+            ImageOps.exif_transpose(picture, in_place=True)
+            return picture
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: there is no such file") from None
     except UnidentifiedImageError:

@@ -83,7 +83,9 @@ class AnomalyMethod(LightningModule, ABC):
             self.backbone.cast(dtype)
         data = self.data
         if data is not None:
-            self.evaluator = Evaluator(data.categories, self.evaluator_settings)
+            validating = stage in ("fit", "validate")
+            categories = data.validation_categories() if validating else data.categories
+            self.evaluator = Evaluator(categories, self.evaluator_settings)
         elif stage in ("validate", "test"):
             raise ValueError(
                 f"{type(self).__name__}: {TrainerFn(stage).value} needs a data module of "
@@ -97,6 +99,10 @@ class AnomalyMethod(LightningModule, ABC):
             return None
         data = getattr(self.trainer, "datamodule", None)
         return data if isinstance(data, AnomalyData) else None
+
+    def words(self, category: str) -> str:
+        """Return what a category is called in sentences."""
+        return category if self.data is None else self.data.words(category)
 
     @property
     def dataset_name(self) -> str | None:
@@ -165,7 +171,7 @@ class AnomalyMethod(LightningModule, ABC):
     def _prepare(self) -> None:
         if self.data is not None:
             with torch.no_grad():
-                self.prepare(self.data.categories)
+                self.prepare(list(self.evaluator.categories))
 
     def _score(self, batch: Batch) -> Scores:
         scores = self.score(batch["image"], batch["category"])

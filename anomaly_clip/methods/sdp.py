@@ -80,10 +80,11 @@ class SDP(AnomalyMethod):
 
     def text(self, category: str) -> Tensor:
         """Return the text features ``(D, 2)`` of a category, encoded once: normal, abnormal."""
-        key = category, self.rvs.resolve(self.dataset_name)  # settings follow the data set
+        # Words and settings follow the data set.
+        key = self.words(category), self.rvs.resolve(self.dataset_name)
         if key not in self._text:
             self._text[key] = text_features(
-                self.backbone, category, self.prompts, self.rvs, self.dataset_name
+                self.backbone, key[0], self.prompts, self.rvs, self.dataset_name
             )
         return self._text[key].to(self.device)
 

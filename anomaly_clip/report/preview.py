@@ -82,8 +82,9 @@ def contact_sheet(data: AnomalyData, split: Split = "test", count: int = 48) -> 
         panels = [image]
         if data.has_masks:
             blank = np.zeros(image.shape[:2], dtype=bool)
-            white = (blank if mask is None else mask)[..., None].astype(np.uint8) * 255
-            panels.append(np.repeat(white, 3, axis=2))
+            white = blank if mask is None else mask
+            grey = white if white.dtype == np.uint8 else white.astype(np.uint8) * 255
+            panels.append(np.repeat(grey[..., None], 3, axis=2))
         for number, panel in enumerate(panels):
             cell = ImageOps.pad(Image.fromarray(panel), (CELL, CELL), color="white")
             sheet.paste(cell, (left + number * CELL, top + LINE))

@@ -20,6 +20,7 @@ from rich.console import Console
 from torch import Tensor
 
 from anomaly_clip.data.dataset import AnomalyData, Sample
+from anomaly_clip.data.transforms import solid
 from anomaly_clip.files import atomic_path
 from anomaly_clip.maps import resize_maps
 from anomaly_clip.methods.base import AnomalyMethod, Exporter
@@ -72,6 +73,7 @@ class RunWriter(Callback):
         self._folder: Path | None = None
         self._rows: Rows = {}
         self._ranges: Ranges = {}
+        self._unseen: list[int] = []
 
     @property
     def folder(self) -> Path:
@@ -86,7 +88,7 @@ class RunWriter(Callback):
         """Share the folder, save the configuration, say what begins."""
         stage = TrainerFn(stage).value
         self._folder = Path(trainer.strategy.broadcast(str(self.folder)))
-        self._rows, self._ranges = {}, {}
+        self._rows, self._ranges, self._unseen = {}, {}, []
         if not trainer.is_global_zero:
             return
         with atomic_path(self.folder / f"config-{stage}.yaml") as temporary:
@@ -134,10 +136,10 @@ class RunWriter(Callback):
         final = dict(zip(images.index.tolist(), images.score.tolist(), strict=True))
         for index, row in self._rows.items():
             row["image_score"] = final[index]
-        rows, ranges = self._merge(trainer)
+        rows, ranges, unseen = self._merge(trainer)
         if trainer.is_global_zero:  # before the pictures, which take longest and can be interrupted
             self._write_scores(pl_module, rows)
-            self._write_figures(trainer, pl_module, pl_module.results, rows)
+            self._write_figures(trainer, pl_module, pl_module.results, rows, unseen)
         self._write_maps(trainer, pl_module, ranges, draw=bool(self.maps))
         if trainer.is_global_zero:
             _say(f"results: {self.folder}")
@@ -148,7 +150,7 @@ class RunWriter(Callback):
         """Write scores and pictures."""
         if not isinstance(pl_module, AnomalyMethod):
             return
-        rows, ranges = self._merge(trainer)
+        rows, ranges, _ = self._merge(trainer)
         if trainer.is_global_zero:
             self._write_scores(pl_module, rows)
         self._write_maps(trainer, pl_module, ranges, draw=self.maps is not False)
@@ -202,6 +204,8 @@ class RunWriter(Callback):
                 "image_score": image_scores[i],
                 **dict(named),
             }
+            if "mask" in batch and bool(batch["label"][i]) and not bool(batch["mask"][i].any()):
+                self._unseen.append(index)
             if maps is None or not (draw or self.raw_maps):
                 continue
             low, high = float(maps[i].min()), float(maps[i].max())
@@ -210,20 +214,25 @@ class RunWriter(Callback):
             with atomic_path(self._scratch / f"{index}.npy") as temporary:
                 np.save(temporary, maps[i])
 
-    def _merge(self, trainer: Trainer) -> tuple[Rows, Ranges]:
-        """Return what all processes kept, the images in the order of the listing."""
+    def _merge(self, trainer: Trainer) -> tuple[Rows, Ranges, int]:
+        """Return what all processes kept, the images in the order of the listing.
+
+        The last is the number of anomalous images without an anomalous pixel.
+        """
         own = self._scratch / f"rank-{trainer.global_rank}.json"
-        write_json(own, {"rows": self._rows, "ranges": self._ranges})
+        write_json(own, {"rows": self._rows, "ranges": self._ranges, "unseen": self._unseen})
         trainer.strategy.barrier("scores are written")
         rows: Rows = {}
         ranges: Ranges = {}
+        unseen: set[int] = set()
         for rank in range(trainer.world_size):
             part = json.loads((self._scratch / f"rank-{rank}.json").read_text(encoding="utf-8"))
             rows.update({int(index): row for index, row in part["rows"].items()})
+            unseen.update(part["unseen"])
             for category, (low, high) in part["ranges"].items():
                 known = ranges.setdefault(category, [low, high])
                 known[:] = [min(known[0], low), max(known[1], high)]
-        return dict(sorted(rows.items())), ranges
+        return dict(sorted(rows.items())), ranges, len(unseen)
 
     def _write_scores(self, method: AnomalyMethod, rows: Rows) -> None:
         header = [*next(iter(rows.values())), "weights"] if rows else ["path"]
@@ -261,8 +270,9 @@ class RunWriter(Callback):
         for index in track(indices, "drawing maps"):
             sample, row = samples[index], self._rows[index]
             values = torch.from_numpy(np.load(self._scratch / f"{index}.npy"))
-            if trainer.predicting:
-                image, mask = read(sample)
+            if trainer.predicting and data.resize.rule == "square":
+                image, own = read(sample)
+                mask = None if own is None else solid(own)
                 values = resize_maps(values[None], (image.shape[0], image.shape[1]))[0]
             else:
                 item = dataset[index]
@@ -315,7 +325,12 @@ class RunWriter(Callback):
         _say(f"look at: {page}")
 
     def _write_figures(
-        self, trainer: Trainer, method: AnomalyMethod, results: Results, rows: Rows
+        self,
+        trainer: Trainer,
+        method: AnomalyMethod,
+        results: Results,
+        rows: Rows,
+        unseen: int,
     ) -> None:
         data, settings = _data(trainer), method.evaluator_settings
         counts = {
@@ -328,12 +343,14 @@ class RunWriter(Callback):
             "method": type(method).__name__,
             "weights": method.weights,
             "protocol": {
-                "data": data.dataset_name,
+                **data.protocol(),
                 "split": "test",
                 "fitted": method.must_be_fitted,
                 "complete": len(rows) == listed,
-                "image_size": data.image_size,
-                "mask_size": data.mask_size or data.image_size,
+                # None where nothing of the data set was learnt from.
+                "overlap": len(data.overlap()) if _learnt(method, data) else None,
+                # Masks that are empty, or that resizing or a crop emptied.
+                "anomalous_without_pixels": unseen,
                 "pixels": settings.pixels,
                 "pro_steps": settings.pro_steps,
                 "fpr_limit": settings.fpr_limit,
@@ -371,6 +388,12 @@ class RunWriter(Callback):
     @staticmethod
     def _samples(trainer: Trainer) -> list[Sample]:
         return _data(trainer).samples("test")
+
+
+def _learnt(method: AnomalyMethod, data: AnomalyData) -> bool:
+    """Whether training images of the data set went into a method's figures."""
+    fitted = method.must_be_fitted and (data.auxiliary is not None or "train" in data.splits)
+    return fitted or data.shots is not None
 
 
 def _data(trainer: Trainer) -> AnomalyData:

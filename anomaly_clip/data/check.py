@@ -1,0 +1,380 @@
+"""What is wrong with a data set, found before a run does.
+
+Every listed picture and mask is read whole; files are compared by content. What keeps figures from
+being what they should be is a problem; the rest is a remark.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from anomaly_clip.data.contents import Digests
+from anomaly_clip.data.dataset import AnomalyData, Sample, Split
+from anomaly_clip.data.listing import spare_masks
+from anomaly_clip.data.samples import read_sample
+from anomaly_clip.data.transforms import is_image, read_grey, read_mask, resize_image, solid
+from anomaly_clip.progress import track
+
+__all__ = ["Checked", "Problem", "Row", "check_data"]
+
+FORMATS = {
+    ".png": {"PNG"},
+    ".jpg": {"JPEG", "MPO"},
+    ".jpeg": {"JPEG", "MPO"},
+    ".bmp": {"BMP", "DIB"},
+    ".tif": {"TIFF"},
+    ".tiff": {"TIFF"},
+    ".webp": {"WEBP"},
+    ".ppm": {"PPM"},
+    ".pgm": {"PPM"},
+}
+"""PIL's names for what an extension promises."""
+
+THUMBNAIL = 16  # pixels; near copies are looked for among pictures of this size
+NEAR = 0.99  # correlation of two thumbnails
+BLOCK = 2048  # thumbnails compared at once
+
+
+class Problem(NamedTuple):
+    """Something that is wrong."""
+
+    kind: str
+    path: str
+    message: str
+
+
+class Row(NamedTuple):
+    """One category and split."""
+
+    category: str
+    split: Split
+    normal: int
+    anomalous: int
+    published: tuple[int, int] | None
+    """Normal and anomalous images that are published; None if nothing is known."""
+    sizes: str
+    """Widths and heights, as ``700`` or ``103-632``."""
+    modes: dict[str, int]
+    """Number of pictures by PIL's mode."""
+
+
+@dataclass
+class Checked:
+    """What a check found.
+
+    Attributes:
+        data: The data set's name.
+        root: Its folder.
+        rows: One a category and split.
+        problems: What is wrong.
+        remarks: What is worth knowing.
+        duplicates: Files beyond the first of each group of equal content.
+        groups: Groups of equal content.
+        images: How many images were read.
+        seconds: How long it took.
+    """
+
+    data: str
+    root: str
+    rows: list[Row] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    duplicates: int = 0
+    groups: int = 0
+    images: int = 0
+    seconds: float = 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            **asdict(self),
+            "rows": [row._asdict() for row in self.rows],
+            "problems": [problem._asdict() for problem in self.problems],
+        }
+
+
+class Seen(NamedTuple):
+    """What one sample's files are."""
+
+    sample: Sample
+    split: Split
+    digest: str | None = None
+    size: tuple[int, int] | None = None
+    mode: str | None = None
+    thumbnail: NDArray[np.float32] | None = None
+    problems: tuple[Problem, ...] = ()
+    misfit: int = 0
+    """By how many pixels the mask differs from its image, where that is allowed."""
+
+
+def check_data(
+    data: AnomalyData, workers: int | None = None, near_duplicates: bool = False
+) -> Checked:
+    """Read a data set whole and say what is wrong with it.
+
+    Args:
+        data: The data set; of its categories those in use.
+        workers: Threads that read; default: one a core.
+        near_duplicates: Whether to look for pictures that nearly equal one of another split, too.
+
+    Raises:
+        FileNotFoundError: If nothing is where it is expected.
+        ValueError: If an asked category is not there.
+    """
+    started = time.monotonic()
+    checked = Checked(type(data).__name__, str(data.root))
+    listed = list(_listing(data, checked))
+    seen = _inspect_all(data, listed, workers, near_duplicates)
+    checked.images = len(seen)
+    checked.problems += [problem for one in seen for problem in one.problems]
+    _count(data, seen, checked)
+    _compare(data, seen, checked)
+    if near_duplicates:
+        _compare_nearly(data, seen, checked)
+    if data.on_disk:
+        _look_around(data, [one.sample for one in seen], checked)
+    _say_misfits(seen, checked)
+    checked.seconds = time.monotonic() - started
+    return checked
+
+
+def _listing(data: AnomalyData, checked: Checked) -> Iterator[tuple[Sample, Split]]:
+    for category in data.categories:
+        for split in data.splits:
+            try:
+                yield from ((sample, split) for sample in data.list_samples(category, split))
+            except (OSError, ValueError) as error:
+                where = _short(data, data.root / category)
+                checked.problems.append(Problem("listing", where, str(error)))
+
+
+def _inspect_all(
+    data: AnomalyData,
+    listed: Sequence[tuple[Sample, Split]],
+    workers: int | None,
+    near: bool,
+) -> list[Seen]:
+    digests = Digests()
+    digests.of_all([])  # reads what is known, before threads ask
+
+    def inspect(one: tuple[Sample, Split]) -> Seen:
+        return _inspect(data, *one, digests, near)
+
+    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+        try:
+            return list(track(pool.map(inspect, listed), "checking", total=len(listed)))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _inspect(data: AnomalyData, sample: Sample, split: Split, digests: Digests, near: bool) -> Seen:
+    if not data.on_disk:
+        image, _ = data.reader()(sample)
+        size, digest = (image.shape[1], image.shape[0]), hashlib.sha256(image.tobytes()).hexdigest()
+        return Seen(sample, split, digest, size, "RGB", _thumbnail(image) if near else None)
+    problems: list[Problem] = []
+
+    def wrong(kind: str, path: Path, message: str) -> None:
+        message = message.removeprefix(f"{path}: ")
+        problems.append(Problem(kind, _short(data, path), message))
+
+    try:
+        image, _ = read_sample(Sample(sample.image, sample.category, sample.label))
+        with Image.open(sample.image) as picture:
+            mode, kind = picture.mode, picture.format or ""
+        digest = digests.of(sample.image)
+    except FileNotFoundError:
+        wrong("missing", sample.image, "there is no such file")
+        return Seen(sample, split, problems=tuple(problems))
+    except (OSError, ValueError) as error:
+        wrong("unreadable", sample.image, str(error))
+        return Seen(sample, split, problems=tuple(problems))
+    if kind not in FORMATS.get(sample.image.suffix.lower(), {kind}):
+        wrong("extension", sample.image, f"the extension lies, it is a {kind} file")
+    misfit = 0
+    if sample.mask is not None:
+        try:
+            read = read_grey if data.facts.mask.grey else read_mask
+            mask = solid(read(sample.mask))
+        except FileNotFoundError:
+            wrong("mask missing", sample.image, f"its mask is missing, expected {sample.mask.name}")
+        except (OSError, ValueError) as error:
+            wrong("unreadable", sample.mask, str(error))
+        else:
+            misfit = max(abs(a - b) for a, b in zip(mask.shape, image.shape, strict=False))
+            if misfit > data.facts.mask.fitted:
+                sizes = f"{mask.shape[1]} x {mask.shape[0]}, its image {image.shape[1]} x "
+                wrong("mask size", sample.mask, f"the mask is {sizes}{image.shape[0]} pixels")
+            if not mask.any():
+                wrong("mask empty", sample.mask, "the mask of an anomalous image is empty")
+    return Seen(
+        sample,
+        split,
+        digest,
+        (image.shape[1], image.shape[0]),
+        mode,
+        _thumbnail(image) if near else None,
+        tuple(problems),
+        misfit,
+    )
+
+
+def _count(data: AnomalyData, seen: Sequence[Seen], checked: Checked) -> None:
+    """Set numbers beside the published ones."""
+    published = data.facts.counts
+    for category in data.categories:
+        known = published.get(category)
+        if published and known is None:
+            checked.remarks.append(f"{category}: not one of the published categories")
+        for split in data.splits:
+            own = [s for s in seen if s.sample.category == category and s.split == split]
+            anomalous = sum(s.sample.label for s in own)
+            expected = None
+            if known is not None:
+                expected = (known.train, 0) if split == "train" else known[1:]
+            row = Row(
+                category,
+                split,
+                len(own) - anomalous,
+                anomalous,
+                expected,
+                _sizes(own),
+                dict(sorted(Counter(s.mode for s in own if s.mode).items())),
+            )
+            checked.rows.append(row)
+            if expected is not None and expected != (row.normal, row.anomalous):
+                checked.problems.append(
+                    Problem(
+                        "count",
+                        _short(data, data.root),
+                        f"{category}, {split}: {row.normal} normal and {anomalous} anomalous "
+                        f"images, published are {expected[0]} and {expected[1]}",
+                    )
+                )
+            elif not own:
+                checked.problems.append(
+                    Problem("count", _short(data, data.root), f"{category}: no {split} images")
+                )
+    if data.asked_categories is None:
+        for category in sorted(set(published) - set(data.categories)):
+            message = f"the published category {category} is not there"
+            checked.problems.append(Problem("count", _short(data, data.root), message))
+
+
+def _compare(data: AnomalyData, seen: Sequence[Seen], checked: Checked) -> None:
+    """Find files of equal content."""
+    groups: dict[str, list[Seen]] = defaultdict(list)
+    for one in seen:
+        if one.digest is not None:
+            groups[one.digest].append(one)
+    for first, *others in groups.values():
+        checked.duplicates += len(others)
+        checked.groups += bool(others)
+        for other in others:
+            message = f"the same content as {_short(data, first.sample.image)}"
+            kind = "twin"
+            if first.split != other.split:
+                kind, message = "leak", f"{message}, a {first.split} image: training and test mix"
+            elif first.sample.label != other.sample.label:
+                kind, message = "contradiction", f"{message}, which has the other label"
+            checked.problems.append(Problem(kind, _short(data, other.sample.image), message))
+
+
+def _compare_nearly(data: AnomalyData, seen: Sequence[Seen], checked: Checked) -> None:
+    """Find test pictures that nearly equal a training picture: their thumbnails correlate."""
+    for category in data.categories:
+        parts = {
+            split: [
+                s
+                for s in seen
+                if s.sample.category == category and s.split == split and s.thumbnail is not None
+            ]
+            for split in data.splits
+        }
+        if not all(parts.get(split) for split in ("train", "test")):
+            continue
+        train, test = (
+            np.stack([s.thumbnail for s in parts[split] if s.thumbnail is not None])
+            for split in ("train", "test")
+        )
+        found: list[tuple[float, Path, Path]] = []
+        for start in range(0, len(test), BLOCK):
+            likeness = test[start : start + BLOCK] @ train.T
+            best = likeness.argmax(axis=1)
+            for row, column in enumerate(best):
+                if likeness[row, column] > NEAR:
+                    near, of = parts["test"][start + row], parts["train"][column]
+                    if near.digest != of.digest:
+                        value = float(likeness[row, column])
+                        found.append((value, near.sample.image, of.sample.image))
+        if found:
+            value, near_path, of_path = max(found)
+            checked.remarks.append(
+                f"{category}: {len(found)} test images nearly equal a training image (thumbnails "
+                f"correlate above {NEAR:g}), most of all {_short(data, near_path)} and "
+                f"{_short(data, of_path)} ({value:.4f})"
+            )
+
+
+def _look_around(data: AnomalyData, samples: Sequence[Sample], checked: Checked) -> None:
+    """Find masks without an image, and pictures that nothing lists."""
+    spare = spare_masks(samples)
+    for path in spare:
+        checked.problems.append(Problem("mask", _short(data, path), "a mask without an image"))
+    known = {s.image for s in samples} | {s.mask for s in samples} | set(spare)
+    others = sorted(
+        path
+        for folder, _, names in os.walk(data.root)
+        for name in names
+        if is_image(path := Path(folder, name)) and path not in known
+    )
+    if others:
+        checked.remarks.append(
+            f"{len(others)} other pictures are not used, such as {_short(data, others[0])}"
+        )
+
+
+def _say_misfits(seen: Sequence[Seen], checked: Checked) -> None:
+    misfits = [s.misfit for s in seen if s.misfit and not any("mask" in p.kind for p in s.problems)]
+    if misfits:
+        checked.remarks.append(
+            f"{len(misfits)} masks differ from their image by up to {max(misfits)} pixels; they "
+            f"are resized to it, nearest"
+        )
+
+
+def _thumbnail(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return grey values of mean 0 and length 1, so that a product is a correlation."""
+    grey = resize_image(image, THUMBNAIL).astype(np.float32).mean(axis=2).ravel()
+    grey = grey - grey.mean()
+    length = float(np.linalg.norm(grey))
+    return (grey / length if length > 0 else grey).astype(np.float32)
+
+
+def _sizes(seen: Sequence[Seen]) -> str:
+    sizes = [s.size for s in seen if s.size is not None]
+    if not sizes:
+        return ""
+    ranges = [(min(side), max(side)) for side in zip(*sizes, strict=True)]
+    return " x ".join(f"{low}" if low == high else f"{low}-{high}" for low, high in ranges)
+
+
+def _short(data: AnomalyData, path: Path) -> str:
+    """Return a path from the data set's folder on."""
+    try:
+        return str(path.relative_to(data.root)) if path != data.root else str(path)
+    except ValueError:
+        return str(path)

@@ -1,0 +1,133 @@
+"""Files by content: a file is hashed once for its path, size and time of change.
+
+What was hashed is kept in the cache folder, one line a file, only ever appended to, so that any
+number of processes may read and write it; a line that an interruption cut short is not believed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from anomaly_clip.files import cache_folder
+
+__all__ = ["Digests", "Twin", "shared_contents"]
+
+BLOCK = 1 << 20
+
+
+class Digests:
+    """Content hashes of files, remembered.
+
+    Args:
+        file: Where they are kept; default: in the cache folder.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
+        self.file = file or cache_folder() / "contents.jsonl"
+        self._known: dict[tuple[str, int, int], str] | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"file": self.file, "_known": None}  # loading processes read the file themselves
+
+    def of(self, path: Path) -> str:
+        """Return the sha256 of a file's content, as hexadecimal digits.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it cannot be read.
+        """
+        try:
+            stat = path.stat()
+            key = (str(path.absolute()), stat.st_size, stat.st_mtime_ns)
+            known = self._load()
+            if key not in known:
+                known[key] = _sha256(path)
+                self._append(key, known[key])
+            return known[key]
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{path}: there is no such file") from None
+        except OSError as error:
+            raise ValueError(f"{path}: the file cannot be read ({error.strerror})") from None
+
+    def of_all(self, paths: Iterable[Path], workers: int | None = None) -> dict[Path, str]:
+        """Return the hashes of many files, read by several threads."""
+        paths = list(dict.fromkeys(paths))
+        self._load()
+        with ThreadPoolExecutor(workers) as pool:
+            return dict(zip(paths, pool.map(self.of, paths), strict=True))
+
+    def _load(self) -> dict[tuple[str, int, int], str]:
+        if self._known is None:
+            self._known = {}
+            try:
+                lines = self.file.read_text(encoding="utf-8", errors="replace").splitlines()
+            except OSError:
+                lines = []
+            for line in lines:
+                try:
+                    path, size, changed, digest = json.loads(line)
+                except (ValueError, TypeError):
+                    continue
+                if isinstance(digest, str) and len(digest) == 64:
+                    self._known[path, size, changed] = digest
+        return self._known
+
+    def _append(self, key: tuple[str, int, int], digest: str) -> None:
+        line = json.dumps([*key, digest]) + "\n"
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            # One write in append mode: lines of several processes do not mix.
+            handle = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                os.write(handle, line.encode())
+            finally:
+                os.close(handle)
+        except OSError:
+            pass  # a cache that cannot be written is only slower
+
+
+class Twin(NamedTuple):
+    """Two files with the same content."""
+
+    one: Path
+    other: Path
+
+
+def shared_contents(
+    ones: Sequence[Path], others: Sequence[Path], digests: Digests | None = None
+) -> list[Twin]:
+    """Return which files occur in both lists, by content; each of ``others`` at most once.
+
+    Files of different sizes differ, so few are ever hashed.
+    """
+    digests = digests or Digests()
+    sizes = {size for path in ones if (size := _size(path)) is not None}
+    candidates = [path for path in others if _size(path) in sizes]
+    wanted = {_size(path) for path in candidates}
+    ours = digests.of_all(path for path in ones if _size(path) in wanted)
+    by_content = {digest: path for path, digest in reversed(list(ours.items()))}
+    theirs = digests.of_all(candidates)
+    return [
+        Twin(by_content[digest], path) for path, digest in theirs.items() if digest in by_content
+    ]
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:  # no file, as pictures made by code
+        return None
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()

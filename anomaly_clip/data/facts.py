@@ -1,0 +1,197 @@
+"""What is published of each data set: counts, words, rules, sources. Data only, no code.
+
+The counts are the well-known ones, recalled and not verified on all files (specifications of
+CLIP-AD, section 9, CLIP-ADA, section 1, and of the detectors, sections 8 and 9).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+__all__ = ["FACTS", "Counts", "DataFacts", "MaskRule", "facts_of"]
+
+Split = Literal["train", "test"]
+
+
+class Counts(NamedTuple):
+    """How many images a category has."""
+
+    train: int
+    """Normal training images."""
+    normal: int
+    """Normal test images."""
+    anomalous: int
+    """Anomalous test images."""
+
+
+class MaskRule(NamedTuple):
+    """How a mask's file is read."""
+
+    grey: bool = False
+    """Keep the grey values of the first channel; otherwise every value above zero is a defect."""
+    fitted: int = 0
+    """By how many pixels a mask may differ from its image's size; it is then resized, nearest."""
+
+
+PLAIN = MaskRule()
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """One data set.
+
+    Args:
+        title: Its name in prose.
+        url: Where it is obtained.
+        licence: Under what terms, as far as known.
+        citation: What to cite.
+        counts: Images by category.
+        words: What a category is called in sentences, where its name is no word.
+        mask: How masks are read.
+        eps: DBSCAN's radius for the sentences (CLIP-AD's published choice).
+        min_samples: DBSCAN's core size.
+    """
+
+    title: str
+    url: str
+    licence: str
+    citation: str
+    counts: Mapping[str, Counts] = field(default_factory=dict)
+    words: Mapping[str, str] = field(default_factory=dict)
+    mask: MaskRule = PLAIN
+    eps: float = 0.5
+    min_samples: int = 15
+
+
+NOT_STATED = "not stated with the files: treat as research use with citation"
+RESEARCH = "research and education, with citation; see its page"
+
+FACTS: dict[str, DataFacts] = {
+    "MVTecAD": DataFacts(
+        "MVTec-AD",
+        "https://www.mvtec.com/company/research/datasets/mvtec-ad",
+        "CC BY-NC-SA 4.0",
+        "Bergmann et al., MVTec AD: A Comprehensive Real-World Dataset for Unsupervised Anomaly "
+        "Detection, CVPR 2019",
+        {
+            "bottle": Counts(209, 20, 63),
+            "cable": Counts(224, 58, 92),
+            "capsule": Counts(219, 23, 109),
+            "carpet": Counts(280, 28, 89),
+            "grid": Counts(264, 21, 57),
+            "hazelnut": Counts(391, 40, 70),
+            "leather": Counts(245, 32, 92),
+            "metal_nut": Counts(220, 22, 93),
+            "pill": Counts(267, 26, 141),
+            "screw": Counts(320, 41, 119),
+            "tile": Counts(230, 33, 84),
+            "toothbrush": Counts(60, 12, 30),
+            "transistor": Counts(213, 60, 40),
+            "wood": Counts(247, 19, 60),
+            "zipper": Counts(240, 32, 119),
+        },
+    ),
+    "VisA": DataFacts(
+        "VisA",
+        "https://github.com/amazon-science/spot-diff",
+        "CC BY 4.0",
+        "Zou et al., SPot-the-Difference Self-Supervised Pre-training for Anomaly Detection and "
+        "Segmentation, ECCV 2022",
+        {
+            "candle": Counts(900, 100, 100),
+            "capsules": Counts(542, 60, 100),
+            "cashew": Counts(450, 50, 100),
+            "chewinggum": Counts(453, 50, 100),
+            "fryum": Counts(450, 50, 100),
+            "macaroni1": Counts(900, 100, 100),
+            "macaroni2": Counts(900, 100, 100),
+            "pcb1": Counts(904, 100, 100),
+            "pcb2": Counts(901, 100, 100),
+            "pcb3": Counts(905, 101, 100),
+            "pcb4": Counts(904, 101, 100),
+            "pipe_fryum": Counts(450, 50, 100),
+        },
+        eps=1.5,
+        min_samples=25,
+    ),
+    "BTAD": DataFacts(
+        "BTAD",
+        "http://avires.dimi.uniud.it/papers/btad/btad.zip",
+        NOT_STATED,
+        "Mishra et al., VT-ADL: A Vision Transformer Network for Image Anomaly Detection and "
+        "Localization, ISIE 2021",
+        {"01": Counts(400, 21, 49), "02": Counts(399, 30, 200), "03": Counts(1000, 400, 41)},
+        {"01": "product", "02": "product", "03": "product"},  # our choice: numbers say nothing
+    ),
+    "KSDD2": DataFacts(
+        "KolektorSDD2",
+        "https://www.vicos.si/resources/kolektorsdd2/",
+        "CC BY-NC-SA 4.0",
+        "Bozic, Tabernik and Skocaj, Mixed supervision for surface-defect detection: from weakly "
+        "to fully supervised learning, Computers in Industry 2021",
+        {"surface": Counts(2085, 894, 110)},
+        mask=MaskRule(fitted=16),
+    ),
+    "MagneticTile": DataFacts(
+        "Magnetic tile surface defects, split by tiles into MVTec-AD's layout",
+        "https://github.com/abin24/Magnetic-tile-defect-datasets.",
+        NOT_STATED,
+        "Huang, Qiu and Yuan, Surface defect saliency of magnetic tile, The Visual Computer 2020",
+        {"magnetic_tile": Counts(763, 189, 388)},
+        {"magnetic_tile": "magnetic tile"},
+    ),
+    "ISIC": DataFacts(
+        "ISIC (ISBI 2016 challenge, part 1, test)",
+        "https://challenge.isic-archive.com/data/#2016",
+        RESEARCH,
+        "Gutman et al., Skin Lesion Analysis toward Melanoma Detection, arXiv 1605.01397",
+        {"skin": Counts(0, 0, 379)},
+    ),
+    "CVCClinicDB": DataFacts(
+        "CVC-ClinicDB",
+        "https://polyp.grand-challenge.org/CVCClinicDB/",
+        RESEARCH,
+        "Bernal et al., WM-DOVA maps for accurate polyp highlighting in colonoscopy, Computerized "
+        "Medical Imaging and Graphics 2015",
+        {"colon": Counts(0, 0, 612)},
+        mask=MaskRule(grey=True),
+    ),
+    "HeadCT": DataFacts(
+        "Head CT - hemorrhage",
+        "https://www.kaggle.com/datasets/felipekitamura/head-ct-hemorrhage",
+        NOT_STATED,
+        "Kitamura, Head CT - hemorrhage, Kaggle 2018",
+        {"head ct": Counts(0, 100, 100)},
+    ),
+    "BrainMRI": DataFacts(
+        "Brain MRI images for brain tumor detection",
+        "https://www.kaggle.com/datasets/navoneel/brain-mri-images-for-brain-tumor-detection",
+        NOT_STATED,
+        "Chakrabarty, Brain MRI Images for Brain Tumor Detection, Kaggle 2019",
+        {"brain ct": Counts(0, 98, 155)},  # sic: the object's word in CLIP-AD's code
+    ),
+    "MixedWM38": DataFacts(
+        "MixedWM38",
+        "https://github.com/Junliangwangdhu/WaferMap",
+        NOT_STATED,
+        "Wang et al., Deformable Convolutional Networks for Efficient Mixed-type Wafer Defect "
+        "Pattern Recognition, IEEE Transactions on Semiconductor Manufacturing 2020",
+    ),
+    "IndustrialFolders": DataFacts(
+        "Industrial set of TAB (30 classes, 17,393 normal images)",
+        "put together from public sets (MPDD, DAGM, KTH-TIPS2, Kylberg, ELPV and others)",
+        "that of each part",
+        "the paper of TAB, and each part's own",
+    ),
+    "ImageFolder": DataFacts("your own pictures", "yours", "yours", "none"),
+    "Demo": DataFacts(
+        "pictures made by code", "this package", "Apache-2.0, as the project", "none"
+    ),
+}  # fmt: skip
+
+
+def facts_of(dataset_name: str | None) -> DataFacts:
+    """Return what is published of a data set, nothing if it is not known."""
+    return FACTS.get(dataset_name or "", DataFacts("", "", "", ""))

@@ -1,0 +1,183 @@
+"""Medical data sets, as they are published; all are test sets of zero-shot methods.
+
+None has a published split of its own: all its images are test images (CLIP-AD, section 9). The
+categories are the words that CLIP-AD's code puts into sentences.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+from anomaly_clip.data.dataset import AnomalyData, Sample, Split
+from anomaly_clip.data.listing import images_in, mask_beside, missing_layout, top_folder
+
+__all__ = [
+    "ISIC",
+    "BrainMRI",
+    "CVCClinicDB",
+    "HeadCT",
+    "list_brain_mri",
+    "list_clinic_db",
+    "list_head_ct",
+    "list_isic",
+]
+
+ISIC_IMAGES, ISIC_MASKS = "ISBI2016_ISIC_Part1_Test_Data", "ISBI2016_ISIC_Part1_Test_GroundTruth"
+CLINIC_IMAGES, CLINIC_MASKS = "Original", "Ground Truth"
+BRAIN_FOLDER = "brain_tumor_dataset"
+
+
+class MedicalData(AnomalyData):
+    """A data set of one category without a training split."""
+
+    category: ClassVar[str]
+    splits: ClassVar[tuple[Split, ...]] = ("test",)
+    top: ClassVar[tuple[str, ...]]
+    """What is in the right folder, and which folders archives put around it."""
+
+    def __init__(self, root: str, **shared: Any) -> None:
+        top = top_folder(Path(root).expanduser(), *self.top)
+        super().__init__(root=str(top), **shared)
+
+    def expected(self) -> str:
+        """Say what the folder must hold."""
+        return self.top[0]
+
+    def find_categories(self) -> list[str]:
+        """Return the one category."""
+        if not (self.root / self.top[0]).exists():
+            raise missing_layout(self.root, self.expected())
+        return [self.category]
+
+
+def list_isic(root: Path, category: str) -> Iterator[Sample]:
+    """Yield the images, all with a lesion, sorted; masks are ``NAME_Segmentation.png``."""
+    for image in images_in(root / ISIC_IMAGES):
+        mask = mask_beside(image, root / ISIC_MASKS, "_Segmentation")
+        yield Sample(image, category, label=True, mask=mask, defect="lesion")
+
+
+class ISIC(MedicalData):
+    """ISIC, the test images of ISBI 2016, part 1 (skin lesions): 379, none without a lesion."""
+
+    dataset_name: ClassVar[str] = "ISIC"
+    category: ClassVar[str] = "skin"
+    top: ClassVar[tuple[str, ...]] = (ISIC_IMAGES, "ISIC", "isic")
+
+    def expected(self) -> str:
+        """Say what the folder must hold."""
+        return f"{ISIC_IMAGES}/ and {ISIC_MASKS}/"
+
+    def list_samples(self, category: str, split: Split) -> Iterator[Sample]:
+        """See :func:`list_isic`."""
+        return list_isic(self.root, category)
+
+
+def list_clinic_db(root: Path, category: str) -> Iterator[Sample]:
+    """Yield ``Original/NAME.tif``, all with a polyp, in the order of their names."""
+    images = images_in(root / CLINIC_IMAGES)
+    for image in images:
+        mask = mask_beside(image, root / CLINIC_MASKS, "")
+        yield Sample(image, category, label=True, mask=mask, defect="polyp")
+
+
+class CVCClinicDB(MedicalData):
+    """CVC-ClinicDB (Bernal et al., 2015): 612 colonoscopy frames, none without a polyp."""
+
+    dataset_name: ClassVar[str] = "CVCClinicDB"
+    category: ClassVar[str] = "colon"
+    top: ClassVar[tuple[str, ...]] = (CLINIC_IMAGES, "CVC-ClinicDB", "TIF")
+
+    def expected(self) -> str:
+        """Say what the folder must hold."""
+        return f"{CLINIC_IMAGES}/ and {CLINIC_MASKS}/ with equal names"
+
+    def list_samples(self, category: str, split: Split) -> Iterator[Sample]:
+        """See :func:`list_clinic_db`."""
+        return list_clinic_db(self.root, category)
+
+
+def list_head_ct(root: Path, category: str) -> Iterator[Sample]:
+    """Yield ``head_ct/NNN.png`` in the order of ``labels.csv``: number, 1 for a haemorrhage.
+
+    Columns are read by position, as the second one's name begins with a blank in some copies.
+
+    Raises:
+        ValueError: If a line does not say that, or a number occurs twice.
+    """
+    file = root / "labels.csv"
+    folder = root / "head_ct"
+    if (folder / "head_ct").is_dir():
+        folder /= "head_ct"
+    labels: dict[int, bool] = {}
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        for number, row in enumerate(csv.reader(lines, skipinitialspace=True), start=1):
+            if number == 1 or not any(row):
+                continue  # the header
+            if len(row) < 2 or not row[0].strip().isdecimal() or row[1].strip() not in ("0", "1"):
+                raise ValueError(
+                    f"{file}, line {number}: expected a number and 0 or 1, got {', '.join(row)}"
+                )
+            if int(row[0]) in labels:
+                raise ValueError(f"{file}, line {number}: {int(row[0])} occurs twice")
+            labels[int(row[0])] = row[1].strip() == "1"
+    for number, anomalous in sorted(labels.items()):
+        defect = "haemorrhage" if anomalous else "good"
+        yield Sample(folder / f"{number:03d}.png", category, anomalous, defect=defect)
+
+
+class HeadCT(MedicalData):
+    """Head CT - hemorrhage (Kitamura, 2018): 200 slices with image labels."""
+
+    dataset_name: ClassVar[str] = "HeadCT"
+    category: ClassVar[str] = "head ct"
+    top: ClassVar[tuple[str, ...]] = ("labels.csv", "head_ct", "HeadCT")
+
+    @property
+    def has_masks(self) -> bool:
+        """There are no pixel labels."""
+        return False
+
+    def expected(self) -> str:
+        """Say what the folder must hold."""
+        return "labels.csv and head_ct/000.png to head_ct/199.png"
+
+    def list_samples(self, category: str, split: Split) -> Iterator[Sample]:
+        """See :func:`list_head_ct`."""
+        return list_head_ct(self.root, category)
+
+
+def list_brain_mri(root: Path, category: str) -> Iterator[Sample]:
+    """Yield ``no/*`` and ``yes/*`` (a tumour), sorted."""
+    folder = root / BRAIN_FOLDER
+    for image in images_in(folder / "no"):
+        yield Sample(image, category, label=False)
+    for image in images_in(folder / "yes"):
+        yield Sample(image, category, label=True, defect="tumour")
+
+
+class BrainMRI(MedicalData):
+    """Brain MRI images for brain tumour detection (Chakrabarty, 2019): 253 with image labels.
+
+    The published archive repeats ``yes/`` and ``no/`` at its top level; they are not read.
+    """
+
+    dataset_name: ClassVar[str] = "BrainMRI"
+    category: ClassVar[str] = "brain ct"
+    top: ClassVar[tuple[str, ...]] = (BRAIN_FOLDER, "archive", "BrainMRI")
+
+    @property
+    def has_masks(self) -> bool:
+        """There are no pixel labels."""
+        return False
+
+    def expected(self) -> str:
+        """Say what the folder must hold."""
+        return f"{BRAIN_FOLDER}/yes/ and {BRAIN_FOLDER}/no/"
+
+    def list_samples(self, category: str, split: Split) -> Iterator[Sample]:
+        """See :func:`list_brain_mri`."""
+        return list_brain_mri(self.root, category)

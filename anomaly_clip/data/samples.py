@@ -1,0 +1,201 @@
+"""One row of a data set: where it is, how it is read, how it becomes tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from anomaly_clip.data.cache import PictureCache
+from anomaly_clip.data.facts import MaskRule, Split
+from anomaly_clip.data.sampling import Draw
+from anomaly_clip.data.transforms import (
+    Mask,
+    MaskFilter,
+    Resize,
+    read_grey,
+    read_image,
+    read_mask,
+    resize_image,
+    resize_mask,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import NotRequired  # in typing since Python 3.11
+
+__all__ = ["Item", "Reader", "Sample", "SampleDataset", "Split", "read_sample"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One row of a listing.
+
+    Args:
+        image: Where the image is.
+        category: What is shown.
+        label: Whether it is anomalous.
+        mask: Where the mask is; None for a normal image and in data sets without pixel labels.
+        defect: The kind of defect, ``good`` for none.
+        target: Classes that apply, in data sets with several.
+    """
+
+    image: Path
+    category: str
+    label: bool
+    mask: Path | None = None
+    defect: str = "good"
+    target: tuple[bool, ...] | None = None
+
+
+Reader = Callable[[Sample], tuple[NDArray[np.uint8], Mask | None]]
+"""Returns a sample's image ``(H, W, 3)`` and mask ``(H, W)`` at their own size."""
+
+
+class Item(TypedDict):
+    """One row of a :class:`~anomaly_clip.records.Batch`, before batching."""
+
+    image: Tensor
+    label: bool
+    category: str
+    path: str
+    index: int
+    mask: NotRequired[Tensor]
+    target: NotRequired[Tensor]
+
+
+def read_sample(
+    sample: Sample, rule: MaskRule = MaskRule()
+) -> tuple[NDArray[np.uint8], Mask | None]:
+    """Return a sample's image and mask at the image's own size.
+
+    Args:
+        sample: What to read.
+        rule: How its mask is read.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If a file cannot be decoded, or image and mask differ in size by more than the
+            rule allows.
+    """
+    image = read_image(sample.image)
+    if sample.mask is None:
+        return image, None
+    mask = read_grey(sample.mask) if rule.grey else read_mask(sample.mask)
+    if mask.shape != image.shape[:2]:
+        apart = max(abs(a - b) for a, b in zip(mask.shape, image.shape, strict=False))
+        if apart > rule.fitted:
+            raise ValueError(
+                f"{sample.mask}: the mask is {_size(mask)} pixels, its image {sample.image.name} "
+                f"is {_size(image)}"
+            )
+        mask = _nearest(mask, image.shape[0], image.shape[1])
+    return image, mask
+
+
+class SampleDataset(Dataset[Item]):
+    """Samples as tensors.
+
+    Args:
+        samples: The listing; a sample's row in it is its index.
+        image_size: Side of the square images, in pixels.
+        mask_size: Side of the square masks, in pixels.
+        has_masks: Whether the data set has pixel labels; normal images then get empty masks.
+        mask_filter: How masks are resized.
+        mask_threshold: Above which filtered value a mask's pixel is True.
+        read: Returns a sample's image and mask at their own size; default: from their files.
+        resize: How a picture becomes square.
+        cache: Where resized pictures and masks are kept; default: nowhere.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        image_size: int,
+        mask_size: int,
+        *,
+        has_masks: bool = True,
+        mask_filter: MaskFilter = "bilinear",
+        mask_threshold: float = 0.5,
+        read: Reader = read_sample,
+        resize: Resize = Resize(),
+        cache: PictureCache | None = None,
+    ) -> None:
+        resize.check(image_size)
+        self.samples = samples
+        self.image_size = image_size
+        self.mask_size = mask_size
+        self.has_masks = has_masks
+        self.mask_filter = mask_filter
+        self.mask_threshold = mask_threshold
+        self.read = read
+        self.resize = resize
+        self.cache = cache
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int | Draw) -> Item:
+        row = index.index if isinstance(index, Draw) else index
+        sample = self.samples[row]
+        image, mask = self.cached(sample) if self.cache is not None else self.resized(sample)
+        item = Item(
+            image=torch.from_numpy(image).permute(2, 0, 1).contiguous(),
+            label=sample.label,
+            category=sample.category,
+            path=str(sample.image),
+            index=row,
+        )
+        if self.has_masks:
+            if mask is None:
+                mask = np.zeros((self.mask_size, self.mask_size), dtype=bool)
+            item["mask"] = torch.from_numpy(mask)
+        if sample.target is not None:
+            item["target"] = torch.tensor(sample.target)
+        return item
+
+    def resized(self, sample: Sample) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
+        """Read a sample; return its image ``(S, S, 3)`` and mask ``(s, s)``, both writable."""
+        image, mask = self.read(sample)
+        small = resize_image(image, self.image_size, self.resize)
+        # A copy: decoded arrays are read-only, and torch wants to own what it collates.
+        owned = small if small.flags.writeable else small.copy()
+        if mask is None or not self.has_masks:
+            return owned, None
+        resize = self.resize.scaled(self.mask_size / self.image_size)
+        square = resize_mask(mask, self.mask_size, self.mask_filter, self.mask_threshold, resize)
+        return owned, square
+
+    def cached(self, sample: Sample) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
+        """Return :meth:`resized`, from the cache if it is there."""
+        assert self.cache is not None
+        cache, image_key = self.cache, f"image {self.image_size} {self.resize}"
+        mask_rule = f"{self.mask_filter} {self.mask_threshold} {self.resize}"
+        mask_key = f"mask {self.mask_size} of {self.image_size} {mask_rule}"
+        mask_file = sample.mask if self.has_masks else None
+        found = cache.load(sample.image, image_key)
+        found_mask = None if mask_file is None else cache.load(mask_file, mask_key)
+        if found is not None and (mask_file is None or found_mask is not None):
+            return found, None if found_mask is None else found_mask.astype(bool)
+        image, mask = self.resized(sample)
+        cache.store(sample.image, image_key, image)
+        if mask_file is not None and mask is not None:
+            cache.store(mask_file, mask_key, mask)
+        return image, mask
+
+
+def _nearest(mask: Mask, height: int, width: int) -> Mask:
+    """Resize a mask to its image by the nearest pixel."""
+    rows = (np.arange(height) + 0.5) * mask.shape[0] / height
+    columns = (np.arange(width) + 0.5) * mask.shape[1] / width
+    return mask[rows.astype(int)[:, None], columns.astype(int)]
+
+
+def _size(array: NDArray[np.generic]) -> str:
+    return f"{array.shape[1]} x {array.shape[0]}"

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import save_picture
+from torch.utils.data import DataLoader
+
+from anomaly_clip.data import MVTecAD, Resize
+from anomaly_clip.data import samples as samples_module
+from anomaly_clip.data.cache import PictureCache
+from anomaly_clip.files import cache_folder
+
+
+def items(data: MVTecAD, workers: int = 0) -> list[dict[str, torch.Tensor]]:
+    loader = DataLoader(data.dataset("test"), batch_size=3, num_workers=workers)
+    return [{k: batch[k] for k in ("image", "mask", "index")} for batch in loader]
+
+
+def same(one: list[dict[str, torch.Tensor]], other: list[dict[str, torch.Tensor]]) -> bool:
+    pairs = zip(one, other, strict=True)
+    return all(torch.equal(a[key], b[key]) for a, b in pairs for key in a)
+
+
+def options(**more: object) -> dict[str, object]:
+    return {"image_size": 24, "mask_size": 20, **more}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_cached_pictures_are_the_plain_ones(
+    mvtec_root: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = items(MVTecAD(str(mvtec_root), **options()))  # type: ignore[arg-type]
+    cached = MVTecAD(str(mvtec_root), cache=True, **options())  # type: ignore[arg-type]
+    assert same(items(cached, workers), plain)
+    monkeypatch.setattr(samples_module, "read_image", None)  # would fail: nothing is decoded
+    assert same(items(cached, workers), plain)
+
+
+def test_another_size_rule_or_content_is_another_picture(mvtec_root: Path) -> None:
+    for more in (
+        {},
+        {"image_size": 16},
+        {"resize": Resize("square_crop", 30, "lanczos")},
+        {"mask_filter": "nearest"},
+        {"mask_threshold": 0.0},
+    ):
+        choice = options(**more)
+        plain = items(MVTecAD(str(mvtec_root), **choice))  # type: ignore[arg-type]
+        for _ in range(2):
+            data = MVTecAD(str(mvtec_root), cache=True, **choice)  # type: ignore[arg-type]
+            assert same(items(data), plain), more
+    changed = mvtec_root / "bottle" / "test" / "good" / "000.png"
+    save_picture(changed, np.full((40, 48, 3), 7, np.uint8))
+    first = MVTecAD(str(mvtec_root), cache=True, **options()).dataset("test")[0]  # type: ignore[arg-type]
+    assert (first["image"] == 7).all()
+
+
+def test_what_an_interruption_left_is_made_again(mvtec_root: Path) -> None:
+    data = MVTecAD(str(mvtec_root), cache=True, **options())  # type: ignore[arg-type]
+    plain = items(data)
+    files = sorted((cache_folder() / "pictures").rglob("*.npy"))
+    assert len(files) == 8 + 1  # all masks are alike
+    for number, file in enumerate(files):
+        content = file.read_bytes()
+        file.write_bytes([b"", content[: len(content) // 2], b"x" * 90][number % 3])
+    again = MVTecAD(str(mvtec_root), cache=True, **options())  # type: ignore[arg-type]
+    assert same(items(again), plain)
+    assert all(np.load(file).dtype == np.uint8 for file in files)
+
+
+def test_a_disk_that_takes_nothing_is_said_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    cache = PictureCache(folder=tmp_path / "file" / "below")
+    picture = save_picture(tmp_path / "a.png")
+    with pytest.warns(UserWarning, match="pictures are not cached in"):
+        cache.store(picture, "v", np.zeros((2, 2), np.uint8))
+    cache.store(picture, "v", np.zeros((2, 2), np.uint8))
+    assert cache.load(picture, "v") is None

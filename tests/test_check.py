@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import save_picture
+from layouts import Maker, blob, brain_mri, btad, clinic_db, head_ct, ksdd2, mixed_wm38, visa
+from PIL import Image
+
+from anomaly_clip.cli import main
+from anomaly_clip.data import BTAD, KSDD2, BrainMRI, HeadCT, ImageFolder, MVTecAD, VisA
+from anomaly_clip.data.check import Checked, check_data
+from anomaly_clip.data.facts import FACTS, Counts
+
+
+@pytest.fixture
+def own_root(tmp_path: Path) -> Path:
+    """Return a labelled folder of one's own with masks, of which no counts are published."""
+    make = Maker()
+    root = tmp_path / "own"
+    for name in ("good/a", "good/b", "cut/c", "cut/d"):
+        make.picture(root / f"{name}.png")
+    for name in ("c", "d"):
+        save_picture(root / "ground_truth" / "cut" / f"{name}_mask.png", blob())
+    return root
+
+
+def check(root: Path) -> Checked:
+    return check_data(ImageFolder(str(root), "plank"))
+
+
+def kinds(checked: Checked) -> dict[str, str]:
+    return {problem.kind: f"{problem.path}: {problem.message}" for problem in checked.problems}
+
+
+def test_a_set_without_faults(own_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["check", "--data", "ImageFolder", "--data.root", str(own_root)]
+    assert main([*words, "--data.category", "plank"]) == 0
+    out, err = capsys.readouterr()
+    assert "nothing is wrong" in out
+    assert re.search(r"^duplicates: 0$", out, re.MULTILINE)
+    assert re.search(r"4 images in .* s, \d+ a second", err)
+    row = check(own_root).rows[0]
+    assert (row.normal, row.anomalous, row.sizes, row.modes) == (2, 2, "24 x 20", {"RGB": 4})
+
+
+def test_everything_that_can_be_wrong_is_named_with_its_path(own_root: Path) -> None:
+    (own_root / "good" / "a.png").write_bytes(b"")
+    whole = (own_root / "good" / "b.png").read_bytes()
+    (own_root / "good" / "half.png").write_bytes(whole[: len(whole) // 2])
+    shutil.copy(own_root / "good" / "b.png", own_root / "good" / "lying.jpg")
+    shutil.copy(own_root / "cut" / "c.png", own_root / "good" / "other label.png")
+    Maker(5).picture(own_root / "cut" / "e.png")
+    masks = own_root / "ground_truth" / "cut"
+    save_picture(masks / "c_mask.png", np.zeros((20, 24), np.uint8))
+    save_picture(masks / "d_mask.png", blob((30, 20)))
+    save_picture(masks / "nobody_mask.png", blob())
+    found = kinds(check(own_root))
+    assert found.keys() == {
+        "unreadable", "extension", "twin", "contradiction", "mask missing", "mask empty",
+        "mask size", "mask",
+    }  # fmt: skip
+    unreadable = [p for p in check(own_root).problems if p.kind == "unreadable"]
+    assert {p.path for p in unreadable} == {"good/a.png", "good/half.png"}
+    assert "an empty file" in str(unreadable)
+    assert found["extension"] == "good/lying.jpg: the extension lies, it is a PNG file"
+    assert found["twin"] == "good/lying.jpg: the same content as good/b.png"
+    assert found["contradiction"] == (
+        "good/other label.png: the same content as cut/c.png, which has the other label"
+    )
+    assert found["mask missing"] == "cut/e.png: its mask is missing, expected e_mask.png"
+    assert found["mask empty"].startswith("ground_truth/cut/c_mask.png: ")
+    assert "30 x 20, its image 24 x 20 pixels" in found["mask size"]
+    assert found["mask"] == "ground_truth/cut/nobody_mask.png: a mask without an image"
+
+
+def test_counts_are_set_beside_the_published_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    visa(tmp_path)
+    counts = {"candle": Counts(2, 1, 2), "pipe_fryum": Counts(2, 1, 3), "cashew": Counts(1, 1, 1)}
+    monkeypatch.setitem(FACTS, "VisA", FACTS["VisA"].__class__("", "", "", "", counts))
+    problems = check_data(VisA(str(tmp_path))).problems
+    assert [p.message for p in problems] == [
+        "pipe_fryum, test: 1 normal and 2 anomalous images, published are 1 and 3",
+        "the published category cashew is not there",
+    ]
+    assert main(["check", "--data", "VisA", "--data.root", str(tmp_path)]) == 1
+    assert re.search(r"pipe_fryum +test +1 +2 of 3", capsys.readouterr().out)
+    # Asked for one category, nothing is said of the others.
+    assert check_data(VisA(str(tmp_path), categories=["candle"])).problems == []
+
+
+def test_training_images_in_the_test_split(mvtec_root: Path) -> None:
+    train = mvtec_root / "bottle" / "train" / "good" / "000.png"
+    shutil.copy(train, mvtec_root / "bottle" / "test" / "good" / "009.png")
+    leaks = [p for p in check_data(MVTecAD(str(mvtec_root))).problems if p.kind == "leak"]
+    assert [(p.path, p.message) for p in leaks] == [
+        (
+            "bottle/test/good/009.png",
+            "the same content as bottle/train/good/000.png, a train image: training and test mix",
+        )
+    ]
+
+
+def test_near_copies_across_splits(mvtec_root: Path) -> None:
+    smooth = np.linspace(0, 200, 40 * 48 * 3).reshape(40, 48, 3).astype(np.uint8)
+    save_picture(mvtec_root / "bottle" / "train" / "good" / "005.png", smooth)
+    save_picture(mvtec_root / "bottle" / "test" / "good" / "006.png", smooth + 3)
+    data = MVTecAD(str(mvtec_root))
+    (remark,) = (r for r in check_data(data, near_duplicates=True).remarks if "nearly" in r)
+    assert remark.startswith("bottle: 1 test images nearly equal a training image")
+    assert "test/good/006.png and bottle/train/good/005.png" in remark
+    assert not any("nearly" in r for r in check_data(data).remarks)
+
+
+def test_masks_that_are_off_by_a_few_pixels_are_counted(tmp_path: Path) -> None:
+    checked = check_data(KSDD2(str(ksdd2(tmp_path))))
+    assert "1 masks differ from their image by up to 2 pixels" in " ".join(checked.remarks)
+    assert not any("mask" in problem.kind for problem in checked.problems)
+
+
+def test_a_half_extracted_archive(tmp_path: Path) -> None:
+    btad(tmp_path)
+    shutil.rmtree(tmp_path / "02" / "test" / "ok")
+    shutil.rmtree(tmp_path / "03" / "ground_truth")
+    shutil.rmtree(tmp_path / "01" / "train")
+    problems = check_data(BTAD(str(tmp_path))).problems
+    missing = [p.path for p in problems if p.kind == "mask missing"]
+    assert missing == ["03/test/ko/0000.bmp", "03/test/ko/0001.bmp"]
+    said = " ".join(p.message for p in problems if p.kind == "count")
+    assert "01, train: 0 normal" in said
+    assert "02, test: 0 normal and 2 anomalous" in said
+
+
+def test_a_table_that_cannot_be_read_is_a_problem_of_its_category(tmp_path: Path) -> None:
+    head_ct(tmp_path)
+    (tmp_path / "labels.csv").write_text("id, hemorrhage\n0, perhaps\n")
+    listing = [p for p in check_data(HeadCT(str(tmp_path))).problems if p.kind == "listing"]
+    assert "line 2: expected a number and 0 or 1" in listing[0].message
+
+
+def test_pictures_that_a_table_names_and_others(tmp_path: Path) -> None:
+    head_ct(tmp_path)
+    (tmp_path / "head_ct" / "100.png").unlink()
+    save_picture(tmp_path / "head_ct" / "150.png")
+    checked = check_data(HeadCT(str(tmp_path)))
+    assert ("missing", "head_ct/100.png", "there is no such file") in checked.problems
+    assert "1 other pictures are not used, such as head_ct/150.png" in checked.remarks
+
+
+def test_all_findings_as_json(own_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (own_root / "good" / "a.png").write_bytes(b"x")
+    words = ["check", "--data", "ImageFolder", "--data.root", str(own_root)]
+    words += ["--data.category", "plank"]
+    assert main([*words, "--json", "-"]) == 1
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["problems"][0]["path"] == "good/a.png"
+    assert printed["rows"][0]["normal"] == 2
+    assert main([*words, "--json", str(own_root / "found.json")]) == 1
+    written = json.loads((own_root / "found.json").read_text())
+    assert written["problems"] == printed["problems"]
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("VisA", visa),
+        ("BTAD", btad),
+        ("KSDD2", ksdd2),
+        ("CVCClinicDB", clinic_db),
+        ("HeadCT", head_ct),
+        ("BrainMRI", brain_mri),
+        ("MixedWM38", mixed_wm38),
+    ],
+)
+def test_the_command_reads_every_layout(
+    tmp_path: Path, name: str, make: Callable[[Path], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make(tmp_path / "data")
+    found = main(["check", "--data", name, "--data.root", str(root), "--workers", "2"])
+    out = capsys.readouterr().out
+    assert found == (name != "MixedWM38")  # all others lack most of what is published
+    assert f"source: {FACTS[name].url}" in out
+    assert f"licence: {FACTS[name].licence}" in out
+    assert len(re.findall("duplicates", out)) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "--data missing"),
+        (["--data", "Visa"], "there is no class Visa: did you mean VisA"),
+        (["--data", "VisA", "--data.root", "nowhere"], "data.root nowhere: there is no such"),
+        (["--data", "Demo", "--workers", "0"], "--workers must be 1 or more"),
+        (["--data", "Demo", "--near", "true"], "unknown option --near"),
+        (["--data", "Demo", "--data.categories", "[oak]"], "'oak' is not in"),
+        (
+            ["--data", "Demo", "--data.categories", "[oak wood board, oak wood board]"],
+            "occurs twice",
+        ),
+    ],
+)
+def test_a_users_mistakes(
+    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", *words]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_pictures_made_by_code_are_looked_at_too() -> None:
+    from anomaly_clip.data import Demo
+
+    data = Demo(categories=["oak wood board"], num_train=2, num_test=2, picture_size=64)
+    checked = check_data(data)
+    assert checked.problems == []
+    assert [(r.split, r.normal, r.anomalous) for r in checked.rows] == [
+        ("train", 2, 0),
+        ("test", 1, 1),
+    ]
+
+
+def test_the_real_brain_mri(
+    shared_data: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = shared_data("brain_mri")
+    assert main(["check", "--data", "BrainMRI", "--data.root", str(root)]) == 1
+    out = capsys.readouterr().out
+    (line,) = (line for line in out.splitlines() if "duplicates" in line)
+    assert line.startswith("duplicates: 25 ")
+    lying = {Path(p).name for p in re.findall(r"  (.+): the extension lies", out)}
+    by_content = set()
+    for path in (root / "brain_tumor_dataset").rglob("*"):
+        if path.suffix.lower() in (".jpg", ".jpeg"):
+            with Image.open(path) as picture:
+                if picture.format != "JPEG":
+                    by_content.add(path.name)
+    assert lying == by_content
+    assert len(lying) == 6
+
+
+def test_the_real_head_ct_is_half_there(shared_data: Callable[[str], Path]) -> None:
+    checked = check_data(HeadCT(str(shared_data("head_ct"))))
+    assert [p.message for p in checked.problems] == [
+        "head ct, test: 50 normal and 50 anomalous images, published are 100 and 100"
+    ]
+    assert checked.rows[0].modes == {"RGB": 93, "RGBA": 7}
+    assert checked.rows[0].sizes == "134-614 x 135-708"
+
+
+def test_brain_mri_counts_files_beyond_the_first(tmp_path: Path) -> None:
+    root = brain_mri(tmp_path)
+    folder = root / "brain_tumor_dataset"
+    shutil.copy(folder / "yes" / "Y1.jpg", folder / "yes" / "Y5.jpg")
+    checked = check_data(BrainMRI(str(root)))
+    assert (checked.duplicates, checked.groups) == (2, 1)

@@ -1,0 +1,101 @@
+"""Every configuration runs, on tiny data in its layout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from layouts import brain_mri, btad, clinic_db, head_ct, isic, ksdd2, visa
+
+from anomaly_clip.cli import main
+from anomaly_clip.data.facts import FACTS
+from anomaly_clip.methods import SDP
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+MAKERS: dict[str, Callable[[Path], Path]] = {
+    "visa": visa,
+    "btad": btad,
+    "ksdd2": ksdd2,
+    "isic": isic,
+    "clinic_db": clinic_db,
+    "head_ct": head_ct,
+    "brain_mri": brain_mri,
+}
+PIXELS_ONLY, IMAGES_ONLY = ("isic", "clinic_db"), ("head_ct", "brain_mri")
+
+
+@pytest.fixture
+def tiny_model(tiny_clip_config: str) -> list[str]:
+    name = ["--model.backbone.name", tiny_clip_config, "--model.backbone.pretrained", "random"]
+    return [*name, "--model.stages", "null", "--trainer.accelerator", "cpu"]
+
+
+def run(tmp_path: Path, words: list[str]) -> dict[str, dict[str, float | None]]:
+    words += ["--data.num_workers", "0", "--output.root", str(tmp_path / "runs")]
+    assert main(["test", *words]) == 0
+    (file,) = (tmp_path / "runs").glob("*/1/metrics.json")
+    return json.loads(file.read_text())
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_sdp_runs_on_every_data_section(tmp_path: Path, name: str, tiny_model: list[str]) -> None:
+    root = MAKERS[name](tmp_path / "data")
+    files = ["--config", str(CONFIGS / "sdp.yaml")]
+    files += ["--config", str(CONFIGS / "data" / f"{name}.yaml")]
+    metrics = run(tmp_path, [*files, "--data.root", str(root), *tiny_model])
+    image, pixel = (metrics["mean"][key] for key in ("image_auroc", "pixel_auroc"))
+    assert (image is None) == (name in PIXELS_ONLY)
+    assert (pixel is None) == (name in IMAGES_ONLY)
+
+
+@pytest.mark.parametrize("name", ["isic", "clinic_db", "head_ct", "brain_mri"])
+def test_sdp_runs_on_the_medical_sets(tmp_path: Path, name: str, tiny_model: list[str]) -> None:
+    root = MAKERS[name](tmp_path / "data")
+    words = ["--config", str(CONFIGS / f"sdp_{name}.yaml"), "--data.root", str(root), *tiny_model]
+    metrics = run(tmp_path, words)
+    section = yaml.safe_load((CONFIGS / "data" / f"{name}.yaml").read_text())["data"]
+    assert metrics["run"]["protocol"]["data"] == section["class_path"]  # type: ignore[index]
+
+
+def test_every_known_data_set_has_a_section() -> None:
+    files = sorted((CONFIGS / "data").glob("*.yaml"))
+    classes = {yaml.safe_load(file.read_text())["data"]["class_path"] for file in files}
+    assert classes == set(FACTS) - {"Demo", "ImageFolder"}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("mvtec_leather", "MVTecAD"),
+        ("magnetic_tile", "MagneticTile"),
+        ("brain_mri", "BrainMRI"),
+        ("head_ct", "HeadCT"),
+    ],
+)
+def test_sdp_with_the_demo_clip_runs_on_real_images(
+    tmp_path: Path, shared_data: Callable[[str], Path], name: str, kind: str
+) -> None:
+    words = ["--model", "SDP", "--model.backbone.name", "demo", "--data", kind]
+    words += ["--model.backbone.pretrained", "demo", "--data.root", str(shared_data(name))]
+    words += ["--data.batch_size", "8", "--trainer.limit_test_batches", "1"]
+    metrics = run(tmp_path, words)
+    assert metrics["run"]["weights"]["random"] is False  # type: ignore[index]
+
+
+def test_words_of_a_category_go_into_its_sentences(
+    mvtec_root: Path, tiny_model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    ordinary = SDP.text
+
+    def text(self: SDP, category: str) -> object:
+        asked.append(self.words(category))
+        return ordinary(self, category)
+
+    monkeypatch.setattr(SDP, "text", text)
+    words = ["--model", "SDP", "--data", "MVTecAD", "--data.root", str(mvtec_root), *tiny_model]
+    run(tmp_path, [*words, "--data.words", "{metal_nut: metal nut}"])
+    assert set(asked) == {"bottle", "metal nut"}

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from layouts import mixed_wm38
+
+from anomaly_clip.data import MixedWM38
+from anomaly_clip.data.wafer import read_wafers
+
+
+def test_classes_are_sorted_label_vectors_and_both_parts_hold_all(tmp_path: Path) -> None:
+    data = MixedWM38(str(mixed_wm38(tmp_path)), image_size=52)
+    assert data.target_names == ["good", "Edge-Ring", "Center", "Center+Edge-Ring"]
+    train, test = data.samples("train"), data.samples("test")
+    assert (len(train), len(test)) == (16, 4)
+    assert not {s.image for s in train} & {s.image for s in test}
+    assert sorted(s.defect for s in test) == sorted(data.target_names)
+    for sample in train:
+        assert sample.target is not None
+        assert sum(sample.target) == 1
+        assert data.target_names[sample.target.index(True)] == sample.defect
+        assert sample.label == (sample.defect != "good")
+
+
+def test_the_split_is_the_published_scripts(tmp_path: Path) -> None:
+    from sklearn.model_selection import train_test_split
+
+    data = MixedWM38(str(mixed_wm38(tmp_path, copies=10)))
+    _, wanted = train_test_split(
+        np.arange(40), test_size=0.2, random_state=10, stratify=np.repeat([0, 2, 1, 3], 10)
+    )
+    assert [int(s.image.name) for s in data.samples("test")] == sorted(wanted)
+    other = MixedWM38(str(tmp_path), split_seed=11)
+    assert [s.image for s in other.samples("test")] != [s.image for s in data.samples("test")]
+
+
+def test_several_patterns_as_targets(tmp_path: Path) -> None:
+    data = MixedWM38(str(mixed_wm38(tmp_path)), targets="multi", image_size=52)
+    both = next(s for s in data.samples("test") if s.defect == "Center+Edge-Ring")
+    assert both.target == (True, False, False, True, False, False, False, False)
+    item = data.dataset("test")[data.samples("test").index(both)]
+    assert item["target"].tolist() == list(both.target)
+    assert item["target"].dtype == torch.bool
+
+
+def test_levels_become_greys_and_are_resized_nearest(tmp_path: Path) -> None:
+    data = MixedWM38(str(mixed_wm38(tmp_path)), image_size=104)
+    maps = np.load(tmp_path / "MixedWM38.npz")["arr_0"]
+    for split in ("train", "test"):
+        for row, sample in enumerate(data.samples(split)):
+            image = data.dataset(split)[row]["image"]
+            levels = np.minimum(maps[int(sample.image.name)], 2)  # a stray 3 is a fail
+            wanted = np.repeat(np.repeat(levels * 127, 2, axis=0), 2, axis=1)
+            assert np.array_equal(image.numpy(), np.broadcast_to(wanted, (3, 104, 104)))
+
+
+def test_maps_are_read_again_from_the_cache_and_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixed_wm38(tmp_path / "data")
+    first = MixedWM38(str(tmp_path / "data"), image_size=52).dataset("test")[0]["image"]
+    monkeypatch.setattr("anomaly_clip.data.wafer.read_wafers", None)  # would fail
+    again = MixedWM38(str(tmp_path / "data"), image_size=52).dataset("test")[0]["image"]
+    assert torch.equal(first, again)
+    monkeypatch.undo()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ANOMALY_CLIP_CACHE", str(tmp_path / "file"))  # cannot be a folder
+    alone = MixedWM38(str(tmp_path / "data"), image_size=52).dataset("test")[0]["image"]
+    assert torch.equal(first, alone)
+
+
+def test_files_that_do_not_fit(tmp_path: Path) -> None:
+    def saved(name: str, *arrays: object, **named: object) -> Path:
+        np.savez(tmp_path / name, *arrays, **named)  # type: ignore[arg-type]
+        return tmp_path / name
+
+    maps, targets = np.zeros((3, 52, 52), int), np.zeros((3, 8), int)
+    damaged = saved("damaged.npz", maps, targets)
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    (tmp_path / "empty.npz").write_bytes(b"")
+    cases = {
+        saved("pickled.npz", np.array([{"a": 1}], dtype=object), targets): "Python objects",
+        saved("names.npz", maps=maps): r"expected arrays arr_0 .*; there is maps",
+        saved("short.npz", maps, targets[:2]): r"targets \(n, 8\)",
+        saved("levels.npz", maps + 9, targets): "integers 0 to 2",
+        saved("floats.npz", maps * 1.0, targets): "float64",
+        saved("numbers.npz", maps, targets + 2): "of 0 and 1",
+        damaged: "damaged",
+        tmp_path / "empty.npz": "damaged|empty|No data",
+    }
+    for file, sentence in cases.items():
+        with pytest.raises(ValueError, match=sentence) as error:
+            read_wafers(file)
+        assert str(file) in str(error.value)
+    with pytest.raises(FileNotFoundError, match="there is no such file"):
+        read_wafers(tmp_path / "nowhere.npz")
+
+
+def test_wrong_roots_and_too_few_maps(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"expected MixedWM38\.npz"):
+        _ = MixedWM38(str(tmp_path)).categories
+    mixed_wm38(tmp_path / "few", copies=1)
+    with pytest.raises(ValueError, match="every class in both parts"):
+        MixedWM38(str(tmp_path / "few")).samples("test")
+    for name in ("a.npz", "b.npz"):
+        np.savez(tmp_path / name, np.zeros(1))
+    with pytest.raises(FileNotFoundError, match=r"alone, not 2 \.npz files"):
+        _ = MixedWM38(str(tmp_path)).categories
+    with pytest.raises(ValueError, match=r"data\.test_share"):
+        MixedWM38(str(tmp_path), test_share=1.0)
