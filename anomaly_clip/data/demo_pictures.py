@@ -39,7 +39,7 @@ __all__ = [
 VISIBLE = 6  # grey levels: above the sensor's noise (0.5 to 4.5), and the eye sees 1 % of the range
 CLOSING = 0.02  # picture widths
 WIDE_CLOSING = 0.07  # of dents
-LEAST_CHANGE = 14  # grey levels, mean over the mask of the channel that differs most
+LEAST_CHANGE = 22  # grey levels, mean over the mask of the channel that differs most
 SHARES = (0.002, 0.1)  # of the picture; a draw outside is repeated
 TRIES = 12
 LEAST_SIZE = 64  # pixels; finer patterns would vanish
@@ -129,12 +129,26 @@ def draw_picture(
 
 
 def draw_twins(
-    category: str, seed: int, index: int, defect: str, size: int = 128
+    category: str,
+    seed: int,
+    index: int,
+    defect: str,
+    size: int = 128,
+    look: Category | None = None,
 ) -> tuple[Picture, Picture]:
-    """Draw one scene without and with a defect; the two are equal outside the mask."""
+    """Draw one scene without and with a defect; the two are equal outside the mask.
+
+    Args:
+        category: Key of `CATEGORIES`.
+        seed: Another seed makes other pictures.
+        index: Number of the scene.
+        defect: One of `DEFECTS`.
+        size: Side in pixels.
+        look: What the category looks like, if not as usual; see `demo_surfaces.vary`.
+    """
     if defect == "good":
         raise ValueError(f"twins differ by a defect, so choose one of: {', '.join(DEFECTS)}")
-    normal, defective = _draw(category, seed, index, defect, size)
+    normal, defective = _draw(category, seed, index, defect, size, look)
     return normal, defective
 
 
@@ -176,7 +190,12 @@ class Camera(NamedTuple):
 
 
 def _draw(
-    category: str, seed: int, index: int, defect: str | None, size: int
+    category: str,
+    seed: int,
+    index: int,
+    defect: str | None,
+    size: int,
+    look: Category | None = None,
 ) -> tuple[Picture, ...]:
     """Return the normal picture, followed by the defective one if a defect is asked for.
 
@@ -190,7 +209,7 @@ def _draw(
     key = [seed, _NUMBERS[category], index]
     rng = np.random.default_rng([*key, _SCENE])
     finer = 1 if size >= RENDERED else 2
-    look = CATEGORIES[category]
+    look = look or CATEGORIES[category]
     family = FAMILIES[look.family]
     light = _draw_light(rng)
     camera = _draw_camera(rng, light, size * finer)

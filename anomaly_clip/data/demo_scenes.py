@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from anomaly_clip.data.demo_pictures import CATEGORIES, KEYS, draw_twins
-from anomaly_clip.data.demo_surfaces import fitting_defects
+from anomaly_clip.data.demo_surfaces import fitting_defects, vary
 from anomaly_clip.data.sampling import Draw
 
 __all__ = ["Scenes", "Twins", "crop_and_turn"]
@@ -21,7 +21,9 @@ __all__ = ["Scenes", "Twins", "crop_and_turn"]
 FIRST_INDEX = 1_000_000_000
 """Scenes are numbered from here, so that none is ever a picture of a listing."""
 
-ZOOM = (0.75, 1.15)  # of a picture made at 128 and handed out at 96 pixels, 0.75 shows all of it
+ZOOM = 1.35  # at most; 1 shows the whole picture
+WHOLE = 0.35  # share of the scenes that are shown whole
+VARIED = 0.7  # share of the scenes whose product looks otherwise than the category usually does
 
 
 class Twins(TypedDict):
@@ -39,6 +41,8 @@ class Twins(TypedDict):
 
 class Scenes(Dataset[Twins]):
     """Scenes of several categories, each without and with a defect; other ones each epoch.
+
+    Most show a variety of the category, so that not only its own colours and sizes are learned.
 
     Args:
         categories: What is shown, in words; one is drawn for each scene.
@@ -80,7 +84,12 @@ class Scenes(Dataset[Twins]):
         category = str(rng.choice(list(self.defects)))
         defect = str(rng.choice(self.defects[category]))
         number = FIRST_INDEX + draw.epoch * self.length + draw.index
-        normal, defective = draw_twins(KEYS[category], self.seed, number, defect, self.picture_size)
+        look = CATEGORIES[KEYS[category]]
+        if rng.random() < VARIED:
+            look = vary(look, rng)
+        normal, defective = draw_twins(
+            KEYS[category], self.seed, number, defect, self.picture_size, look
+        )
         image, synthetic, mask = crop_and_turn(
             normal.image, defective.image, defective.mask, self.image_size, rng
         )
@@ -119,8 +128,7 @@ def crop_and_turn(
         The twins ``(size, size, 3)`` and the mask ``(size, size)``.
     """
     whole = len(mask)
-    zoom = rng.uniform(*ZOOM) * size / (ZOOM[0] * whole)
-    side = min(whole, round(size / zoom))
+    side = round(whole / rng.uniform(1, ZOOM)) if rng.random() >= WHOLE else whole
     rows, columns = np.nonzero(mask)
     chosen = rng.integers(len(rows))
     top, left = (_corner(int(at[chosen]), side, whole, rng) for at in (rows, columns))

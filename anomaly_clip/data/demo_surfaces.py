@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 
-from anomaly_clip.data.demo_canvas import Canvas, Category, Plane, Surface, mix, ramp
+from anomaly_clip.data.demo_canvas import Canvas, Category, Plane, Surface, mix, ramp, rgb
 
-__all__ = ["FAMILIES", "fitting_defects"]
+__all__ = ["FAMILIES", "fitting_defects", "vary"]
+
+LEAST_CONTRAST = 0.1  # between an object and its ground, mean over the channels; 1 = white on black
+LOOK_TRIES = 8
 
 
 def weave(c: Canvas) -> Surface:
@@ -325,6 +328,8 @@ class Family:
     draw: Callable[[Canvas], Surface]
     is_object: bool
     defects: tuple[str, ...]
+    counts: tuple[int, ...] = (0,)
+    """What `Category.count` can be."""
 
 
 def _without(*names: str) -> tuple[str, ...]:
@@ -335,7 +340,7 @@ FAMILIES: dict[str, Family] = {
     "weave": Family(weave, False, _without("scratch", "crack", "dent")),
     "wood": Family(wood, False, _without()),
     "brushed": Family(brushed, False, _without("missing part")),
-    "tiles": Family(tiles, False, _without("dent")),
+    "tiles": Family(tiles, False, _without("dent"), (3, 4, 5, 6, 7)),
     "granite": Family(granite, False, _without("dent")),
     "stripes": Family(stripes, False, _without("crack", "scratch", "dent")),
     "leather": Family(leather, False, _without("missing part")),
@@ -344,10 +349,10 @@ FAMILIES: dict[str, Family] = {
     "carpet": Family(carpet, False, _without("scratch", "crack", "dent")),
     "washer": Family(washer, True, _without("hole")),
     "nut": Family(nut, True, _without("hole")),
-    "gear": Family(gear, True, _without("hole")),
+    "gear": Family(gear, True, _without("hole"), tuple(range(9, 23))),
     "capsule": Family(capsule, True, _without()),
-    "pill": Family(pill, True, _without("dent")),
-    "button": Family(button, True, _without("dent")),
+    "pill": Family(pill, True, _without("dent"), (0, 1)),
+    "button": Family(button, True, _without("dent"), (2, 4)),
     "cookie": Family(cookie, True, _without("scratch", "dent")),
 }
 
@@ -355,3 +360,34 @@ FAMILIES: dict[str, Family] = {
 def fitting_defects(category: Category) -> tuple[str, ...]:
     """Return the names of the defects that such a product can have."""
     return FAMILIES[category.family].defects
+
+
+def vary(look: Category, rng: np.random.Generator) -> Category:
+    """Return another product of the same family: other tones, size, gloss and number of parts.
+
+    Colours keep their hue roughly; those of an object and of its ground stay apart.
+    """
+    colours, ground = look.colours, look.ground
+    for _ in range(LOOK_TRIES):
+        colours = tuple(_another_tone(colour, rng) for colour in look.colours)
+        ground = _another_tone(look.ground, rng)
+        apart = float(np.abs(rgb(colours[0]) - rgb(ground)).mean())
+        if not FAMILIES[look.family].is_object or apart > LEAST_CONTRAST:
+            break
+    return replace(
+        look,
+        colours=colours,
+        ground=ground,
+        scale=look.scale * math.exp(rng.uniform(-0.3, 0.3)),
+        metal=min(1.0, look.metal * rng.uniform(0.7, 1.3)),
+        gloss=look.gloss * rng.uniform(0.3, 1.7) + 0.15 * rng.exponential() * (rng.random() < 0.3),
+        count=int(rng.choice(FAMILIES[look.family].counts)),
+    )
+
+
+def _another_tone(colour: int, rng: np.random.Generator) -> int:
+    """Make a colour ``0xRRGGBB`` lighter or darker, and tint it."""
+    changed = rgb(colour).ravel() * np.exp(rng.normal(0, 0.25) + rng.normal(0, 0.12, 3))
+    changed += rng.normal(0, 0.04)
+    red, green, blue = (round(255 * float(x)) for x in np.clip(changed, 0.04, 0.92))
+    return red << 16 | green << 8 | blue

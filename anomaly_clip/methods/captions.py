@@ -48,7 +48,7 @@ class Captions:
     """Draws sentences that fit pictures.
 
     Three of ten nouns are one or two words of the vocabulary, whatever they mean: the word for an
-    unknown object must not change what is said of it.
+    unknown object must not change what is said of it. Words of the states are none of them.
 
     Args:
         prompts: States and templates.
@@ -57,9 +57,10 @@ class Captions:
 
     def __init__(self, prompts: PromptEnsemble, vocabulary: Sequence[str]) -> None:
         self.prompts = prompts
-        self.vocabulary = vocabulary
+        states = " ".join((*prompts.states_normal, *prompts.states_abnormal, *DEFECTS)).split()
+        self.vocabulary = [word for word in vocabulary if word not in (*states, *TONES)]
         self.templates: dict[str | None, list[str]] = {tone: [] for tone in (*TONES, None)}
-        for template in prompts.templates:
+        for template in prompts.as_lists()["templates"]:
             tones = [tone for tone in TONES if tone in template]
             self.templates[tones[0] if tones else None].append(template)
         if not self.templates[None]:

@@ -75,11 +75,12 @@ class Contrastive(LightningModule):
         warmup_steps: Steps of the warm-up.
         weight_decay: Of matrices.
         contrast_weight: Weight of the contrast term.
-        local_weight: Weight of the local term; the two of the state have 1.
+        state_weight: Weight of the two terms of the state.
+        local_weight: Weight of the local term.
         indifference_weight: Weight of the indifference term.
         indifference_from: Share of the training before it begins: first there must be words.
-        window: Side of the windows in pixels, a multiple of the patch.
-        window_share: Share of the training that sees windows.
+        windows: Sides of windows in pixels, multiples of the patch, and the share of the training
+            until which each is seen; whole pictures after the last. Default: none.
         strengthening: How much stronger defects are at most in the beginning; 1 for not at all.
         strengthened_share: Share of the training until they are as they are.
         value_gain: By what values are multiplied at the start, and output projections divided:
@@ -96,12 +97,12 @@ class Contrastive(LightningModule):
         lr: float = 1e-3,
         warmup_steps: int = 100,
         weight_decay: float = 0.05,
-        contrast_weight: float = 1.0,
+        contrast_weight: float = 0.25,
+        state_weight: float = 2.0,
         local_weight: float = 4.0,
         indifference_weight: float = 2.0,
         indifference_from: float = 0.3,
-        window: int = 64,
-        window_share: float = 0.7,
+        windows: dict[int, float] | None = None,
         strengthening: float = 3.0,
         strengthened_share: float = 0.5,
         value_gain: float = 2.0,
@@ -128,11 +129,11 @@ class Contrastive(LightningModule):
         self.warmup_steps = warmup_steps
         self.weight_decay = weight_decay
         self.contrast_weight = contrast_weight
+        self.state_weight = state_weight
         self.local_weight = local_weight
         self.indifference_weight = indifference_weight
         self.indifference_from = indifference_from
-        self.window = window
-        self.window_share = window_share
+        self.steps = sorted((share, side) for side, share in (windows or {}).items())
         self.strengthening = strengthening
         self.strengthened_share = strengthened_share
         self.seed = seed
@@ -143,11 +144,12 @@ class Contrastive(LightningModule):
         self.local_offset = nn.Parameter(torch.full((num_sources,), -2.0))
         self.captions = Captions(prompts, self.backbone.vocabulary)
         patch = self.backbone.patch_size
-        if window % patch or not patch <= window <= self.image_size:
-            raise ValueError(
-                f"model.window {window}: expected a multiple of the patch size {patch}, at most "
-                f"{self.image_size}"
-            )
+        for _, side in self.steps:
+            if side % patch or not patch <= side <= self.image_size:
+                raise ValueError(
+                    f"model.windows, {side}: expected a multiple of the patch size {patch}, at "
+                    f"most {self.image_size}"
+                )
         if self.backbone.is_random:
             scale_values(self.backbone, value_gain)
 
@@ -285,8 +287,8 @@ class Contrastive(LightningModule):
         normal, defective = state.unflatten(0, (-1, 2)).unbind(1)
         terms = {
             "contrast": self.contrast_weight * contrast,
-            "state": F.binary_cross_entropy_with_logits(state, labels.float()),
-            "order": F.softplus(normal - defective).mean(),
+            "state": self.state_weight * F.binary_cross_entropy_with_logits(state, labels.float()),
+            "order": self.state_weight * F.softplus(normal - defective).mean(),
             "local": self.local_weight * torch.stack(local).mean(),
         }
         if self.indifference_weight > 0 and done >= self.indifference_from:
@@ -315,9 +317,10 @@ class Contrastive(LightningModule):
             change = images[:, 1] - images[:, 0]
             change = change * torch.from_numpy(factors).to(images).view(-1, 1, 1, 1)
             images = torch.stack([images[:, 0], (images[:, 0] + change).clamp(0, 1)], dim=1)
-        if done >= self.window_share:
+        size = self.image_size
+        side = next((side for share, side in self.steps if done < share), size)
+        if side == size:
             return images, masks, None
-        size, side = self.image_size, self.window
         cut_images, cut_masks = [], []
         for twins, mask in zip(images, masks, strict=True):
             inside = mask.nonzero()
