@@ -123,6 +123,24 @@ def save_picture(path: Path, array: np.ndarray | None = None, *, size: int = 40)
 
 
 @pytest.fixture
+def golden_category(golden: Callable[[str], Golden], tmp_path: Path) -> Path:
+    """Write the golden pictures as a category of MVTec-AD; returns the root."""
+    arrays = golden("clip_ad")
+    category = tmp_path / "mvtec" / arrays.meta["e2e_object"]
+    labels = arrays.inputs["e2e.labels"].bool().tolist()
+    for number, (image, mask, anomalous) in enumerate(
+        zip(arrays.inputs["e2e.images"], arrays.inputs["e2e.masks"], labels, strict=True)
+    ):
+        # One folder of defects a picture, so that the sorted listing keeps the order.
+        defect = f"{number:03d}" if anomalous else "good"
+        save_picture(category / "test" / defect / f"{number:03d}.png", image.numpy())
+        if anomalous:
+            path = category / "ground_truth" / defect / f"{number:03d}_mask.png"
+            save_picture(path, mask.numpy().astype(np.uint8))
+    return category.parent
+
+
+@pytest.fixture
 def mvtec_root(tmp_path: Path) -> Path:
     """Return a data set in MVTec-AD's layout: two categories, 2 normal and 2 anomalous each."""
     rng = np.random.default_rng(0)

@@ -21,7 +21,14 @@ from anomaly_clip.backbones.prompts import (
 
 SHORT = PromptEnsemble(["{}", "perfect {}"], ["broken {}"], ["a photo of a {}.", "the {}."])
 MEAN = RVSSettings("mean")
-PUBLISHED = {"dbscan": RVSSettings().resolve(None), "dbscan_visa": RVSSettings().resolve("VisA")}
+RVS = ("mean", "pca", "kde", "dbscan", "dbscan_visa", "mean_shift")
+
+
+def settings(name: str) -> tuple[RVSSettings, str | None]:
+    """Return the settings and the data set of a golden variant."""
+    if name == "dbscan_visa":
+        return RVSSettings("dbscan"), "VisA"
+    return RVSSettings(name), None  # type: ignore[arg-type]
 
 
 @pytest.mark.golden
@@ -37,35 +44,27 @@ def test_golden_tokens(golden: Callable[[str], Golden], golden_clip: CLIPBackbon
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize(
-    ("name", "rvs", "dataset"), [("mean", MEAN, None), ("dbscan_visa", RVSSettings(), "VisA")]
-)
+@pytest.mark.parametrize("name", ["mean", "pca", "kde", "mean_shift", "dbscan_visa"])
 def test_golden_text_features(
-    golden: Callable[[str], Golden],
-    golden_clip: CLIPBackbone,
-    name: str,
-    rvs: RVSSettings,
-    dataset: str | None,
+    golden: Callable[[str], Golden], golden_clip: CLIPBackbone, name: str
 ) -> None:
+    rvs, dataset = settings(name)
     for category, expected in golden("clip_ad").named(f"text.{name}.").items():
         features = text_features(golden_clip, category, rvs=rvs, dataset_name=dataset)
         assert_close(features, expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("name", ["mean", "dbscan", "dbscan_visa"])
-def test_golden_representative_vectors(golden: Callable[[str], Golden], name: str) -> None:
+@pytest.mark.parametrize("name", RVS)
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("fp16", 1e-3)])
+def test_golden_representative_vectors(
+    golden: Callable[[str], Golden], name: str, precision: str, tolerance: float
+) -> None:
     arrays = golden("clip_ad")
-    rvs = PUBLISHED.get(name, PUBLISHED["dbscan"])
     for column, kind in enumerate(("normal", "abnormal")):
-        vector = representative_vector(
-            arrays.inputs[f"rvs.{kind}"],
-            "mean" if name == "mean" else "dbscan",
-            float(rvs.eps),
-            int(rvs.min_samples),
-        )
-        expected = arrays.expected[f"rvs.fp32.{name}"][:, column]
-        assert_close(vector, expected, atol=1e-5, rtol=0)
+        vector = representative_vector(arrays.inputs[f"rvs.{kind}"], *settings(name))
+        expected = arrays.expected[f"rvs.{precision}.{name}"][:, column].float()
+        assert_close(vector, expected, atol=tolerance, rtol=0)
 
 
 def test_published_numbers_of_sentences() -> None:
@@ -113,31 +112,67 @@ def test_other_braces_are_words() -> None:
 def test_dbscan_takes_the_largest_cluster() -> None:
     rows = clusters(16, 40, 20, 3)
     expected = torch.nn.functional.normalize(rows[16:56].mean(0), dim=-1).float()
-    assert_close(representative_vector(rows, "dbscan", 0.5, 15), expected)
+    assert_close(representative_vector(rows), expected)
 
 
 def test_dbscan_takes_the_first_of_equal_clusters() -> None:
     rows = clusters(20, 20)
     expected = torch.nn.functional.normalize(rows[:20].mean(0), dim=-1).float()
-    assert_close(representative_vector(rows, "dbscan", 0.5, 15), expected)
+    assert_close(representative_vector(rows), expected)
 
 
 def test_dbscan_without_a_cluster_falls_back_to_the_mean() -> None:
     rows = clusters(3, 3)
     with pytest.warns(UserWarning, match="finds no cluster among 6 sentences"):
-        vector = representative_vector(rows, "dbscan", 0.5, 15)
-    assert_close(vector, representative_vector(rows, "mean"))
+        vector = representative_vector(rows)
+    assert_close(vector, representative_vector(rows, MEAN))
 
 
 def test_auto_settings_follow_the_data_set_and_explicit_ones_stay() -> None:
     assert RVSSettings().resolve("VisA") == RVSSettings("dbscan", 1.5, 25)
     assert RVSSettings().resolve("MVTecAD") == RVSSettings("dbscan", 0.5, 15)
     assert RVSSettings("dbscan", 0.7).resolve("VisA") == RVSSettings("dbscan", 0.7, 25)
+    assert RVSSettings("kde").resolve(None).bandwidth == 0.3
+    assert RVSSettings("mean_shift", bandwidth=0.4).resolve(None).bandwidth == 0.4
+
+
+def test_pca_follows_the_definition_by_hand() -> None:
+    rows = clusters(9, 4)
+    x = rows.double().T.numpy()
+    x = x - x.mean(axis=0)
+    values, vectors = np.linalg.eigh(x.T @ x)
+    vector = x @ vectors[:, values.argmax()]
+    vector = vector / np.linalg.norm(vector) * np.sign(vector @ rows.double().numpy().mean(axis=0))
+    ours = representative_vector(rows, RVSSettings("pca"))
+    assert_close(ours, torch.from_numpy(vector).float(), atol=1e-6, rtol=0)
+
+
+def test_kde_weighs_by_density_and_does_not_overflow() -> None:
+    rows = torch.nn.functional.normalize(
+        torch.randn(30, 640, generator=torch.manual_seed(0)), dim=1
+    )
+    distances = torch.cdist(rows, rows).double()
+    density = (-(distances**2) / (2 * 0.3**2)).exp().sum(dim=1)
+    expected = torch.nn.functional.normalize(density @ rows.double(), dim=0).float()
+    ours = representative_vector(rows, RVSSettings("kde"))
+    assert_close(ours, expected, atol=1e-6, rtol=0)
+
+
+def test_mean_shift_takes_the_largest_cluster() -> None:
+    rows = clusters(5, 30, 9)
+    expected = torch.nn.functional.normalize(rows[5:35].mean(0), dim=-1).float()
+    assert_close(representative_vector(rows, RVSSettings("mean_shift", bandwidth=0.5)), expected)
+    everything = representative_vector(rows, RVSSettings("mean_shift"))  # one cluster, published
+    assert_close(everything, representative_vector(rows, MEAN))
 
 
 def test_refuses() -> None:
-    with pytest.raises(ValueError, match="known: mean, dbscan"):
-        representative_vector(clusters(2), "median")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"rvs\.eps must be above 0"):
+        RVSSettings(eps=0)
+    with pytest.raises(ValueError, match=r"rvs\.bandwidth must be above 0"):
+        RVSSettings("kde", bandwidth=-1)
+    with pytest.raises(ValueError, match=r"rvs\.min_samples must be 1"):
+        RVSSettings(min_samples=0)
     with pytest.raises(ValueError, match="M > 0"):
         representative_vector(torch.zeros(0, 3))
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Golden, save_picture
+from conftest import Golden
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 from torch.testing import assert_close
@@ -65,24 +65,6 @@ class Outputs(Callback):
 
     def __getitem__(self, name: str) -> Tensor:
         return torch.cat(self.kept[name])
-
-
-@pytest.fixture
-def golden_category(golden: Callable[[str], Golden], tmp_path: Path) -> Path:
-    """Write the golden pictures as a category of MVTec-AD; returns the root."""
-    arrays = golden("clip_ad")
-    category = tmp_path / "mvtec" / arrays.meta["e2e_object"]
-    labels = arrays.inputs["e2e.labels"].bool().tolist()
-    for number, (image, mask, anomalous) in enumerate(
-        zip(arrays.inputs["e2e.images"], arrays.inputs["e2e.masks"], labels, strict=True)
-    ):
-        # One folder of defects a picture, so that the sorted listing keeps the order.
-        defect = f"{number:03d}" if anomalous else "good"
-        save_picture(category / "test" / defect / f"{number:03d}.png", image.numpy())
-        if anomalous:
-            path = category / "ground_truth" / defect / f"{number:03d}_mask.png"
-            save_picture(path, mask.numpy().astype(np.uint8))
-    return category.parent
 
 
 @pytest.mark.golden

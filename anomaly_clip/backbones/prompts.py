@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
@@ -76,7 +76,20 @@ TEMPLATES = (
     "a photo of a {} for anomaly detection.",
 )
 
-Method = Literal["mean", "dbscan"]
+# The 21 lines of WinCLIP's re-implementations: two are missing, one is there twice.
+_LEFT_OUT = ("a cropped photo of a {}.", "a jpeg corrupted photo of a {}.")
+TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
+    "full": TEMPLATES,
+    "reimpl": (
+        *(line for line in TEMPLATES if line not in _LEFT_OUT),
+        "a jpeg corrupted photo of the {}.",
+    ),
+}
+
+Method = Literal["mean", "pca", "kde", "dbscan", "mean_shift"]
+
+BANDWIDTHS = {"kde": 0.3, "mean_shift": 2.0}
+"""Published; a bandwidth of 2 makes one cluster of unit vectors, which are at most 2 apart."""
 
 
 @dataclass(frozen=True)
@@ -86,20 +99,32 @@ class PromptEnsemble:
     Args:
         states_normal: What a normal object is called.
         states_abnormal: What an abnormal object is called.
-        templates: Sentences around a state.
+        templates: Sentences around a state, or the name of a published list: full, or reimpl (as
+            in WinCLIP's re-implementations).
     """
 
     states_normal: list[str] = field(default_factory=lambda: list(STATES_NORMAL))
     states_abnormal: list[str] = field(default_factory=lambda: list(STATES_ABNORMAL))
-    templates: list[str] = field(default_factory=lambda: list(TEMPLATES))
+    templates: list[str] | Literal["full", "reimpl"] = "full"
 
     def __post_init__(self) -> None:
-        for name, words in asdict(self).items():
+        for name, words in self.as_lists().items():
             if not words:
                 raise ValueError(f"prompts.{name} is empty: give at least one line")
             for line in words:
                 if line.count("{}") != 1:
                     raise ValueError(f"prompts.{name}: {line!r} needs one {{}} for the word inside")
+
+    def as_lists(self) -> dict[str, list[str]]:
+        """Return all lines, those of a published list, too."""
+        templates = self.templates
+        return {
+            "states_normal": self.states_normal,
+            "states_abnormal": self.states_abnormal,
+            "templates": list(TEMPLATE_SETS[templates])
+            if isinstance(templates, str)
+            else templates,
+        }
 
     def sentences(self, name: str) -> tuple[list[str], list[str]]:
         """Return the normal and the abnormal sentences of an object, state by state.
@@ -110,10 +135,11 @@ class PromptEnsemble:
             >>> len(normal), len(abnormal), abnormal[0]
             (198, 220, 'a cropped photo of the damaged bottle.')
         """
+        templates = self.as_lists()["templates"]
 
         def fill(states: list[str]) -> list[str]:
             inner = [state.replace("{}", name) for state in states]
-            return [t.replace("{}", words) for words in inner for t in self.templates]
+            return [t.replace("{}", words) for words in inner for t in templates]
 
         return fill(self.states_normal), fill(self.states_abnormal)
 
@@ -123,14 +149,25 @@ class RVSSettings:
     """How the embeddings of a class's sentences become one vector.
 
     Args:
-        method: mean, or the mean of the largest DBSCAN cluster.
+        method: mean; pca: their first principal component, the sentences being the variables; kde:
+            their mean, weighted by how dense it is around them; dbscan, mean_shift: the mean of the
+            largest cluster.
         eps: DBSCAN's radius; auto follows the data set in use: 1.5 on VisA, 0.5 elsewhere.
         min_samples: DBSCAN's core size; auto: 25 on VisA, 15 elsewhere.
+        bandwidth: Of kde (auto: 0.3) and mean_shift (auto: 2).
     """
 
     method: Method = "dbscan"
     eps: float | Literal["auto"] = "auto"
     min_samples: int | Literal["auto"] = "auto"
+    bandwidth: float | Literal["auto"] = "auto"
+
+    def __post_init__(self) -> None:
+        for name, value in (("eps", self.eps), ("bandwidth", self.bandwidth)):
+            if value != "auto" and not value > 0:
+                raise ValueError(f"rvs.{name} must be above 0, got {value}")
+        if self.min_samples != "auto" and self.min_samples < 1:
+            raise ValueError(f"rvs.min_samples must be 1 or more, got {self.min_samples}")
 
     def resolve(self, dataset_name: str | None) -> RVSSettings:
         """Put the published values of a data set in the place of ``auto``."""
@@ -139,23 +176,25 @@ class RVSSettings:
             self.method,
             facts.eps if self.eps == "auto" else self.eps,
             facts.min_samples if self.min_samples == "auto" else self.min_samples,
+            BANDWIDTHS.get(self.method, "auto") if self.bandwidth == "auto" else self.bandwidth,
         )
 
 
 def representative_vector(
-    embeddings: Tensor, method: Method = "dbscan", eps: float = 0.5, min_samples: int = 15
+    embeddings: Tensor, rvs: RVSSettings = RVSSettings(), dataset_name: str | None = None
 ) -> Tensor:
     """Reduce unit embeddings ``(M, D)`` of a class to one unit vector ``(D,)``.
 
+    Specification of CLIP-AD, section 3.3; solved in float64.
+
     Args:
         embeddings: One row a sentence.
-        method: ``mean``: of all rows. ``dbscan``: of the rows of the largest cluster (ties: the
-            first), noise left out; without any cluster the mean of all rows, with a warning.
-        eps: DBSCAN's radius (Euclidean).
-        min_samples: DBSCAN's core size.
+        rvs: How. Of the largest cluster, ties go to the first, noise is left out; without any
+            cluster the mean of all rows is taken, with a warning.
+        dataset_name: The data set in use, on which ``auto`` settings depend.
 
     Raises:
-        ValueError: If the method is unknown or there is no row.
+        ValueError: If there is no row.
     """
     if embeddings.ndim != 2 or not len(embeddings):
         raise ValueError(
@@ -163,12 +202,7 @@ def representative_vector(
             f"{tuple(embeddings.shape)}"
         )
     rows = embeddings.detach().cpu().double().numpy()
-    if method == "mean":
-        vector = rows.mean(axis=0)
-    elif method == "dbscan":
-        vector = _largest_cluster(rows, eps, min_samples).mean(axis=0)
-    else:
-        raise ValueError(f"rvs.method {method!r} is unknown; known: mean, dbscan")
+    vector = _REDUCTIONS[rvs.method](rows, rvs.resolve(dataset_name))
     return unit(torch.from_numpy(vector)).to(embeddings.device)
 
 
@@ -178,6 +212,8 @@ def text_features(
     prompts: PromptEnsemble = PromptEnsemble(),
     rvs: RVSSettings = RVSSettings(),
     dataset_name: str | None = None,
+    *,
+    unit_rows: bool = True,
 ) -> Tensor:
     """Return an object's text features ``(D, 2)``: unit columns, normal and abnormal.
 
@@ -190,25 +226,24 @@ def text_features(
         prompts: States and templates; default: the published ones.
         rvs: How to reduce; default: DBSCAN.
         dataset_name: The data set in use, on which ``auto`` RVS settings depend.
+        unit_rows: Whether sentences count by the direction of their embeddings alone (CLIP-AD), or
+            by their length, too (WinCLIP).
     """
     normal, abnormal = prompts.sentences(name)
     rvs = rvs.resolve(dataset_name)
-    assert rvs.eps != "auto"
-    assert rvs.min_samples != "auto"
     file = None
     if not backbone.is_random:
-        key = [1, backbone.identity, normal, abnormal, asdict(rvs)]
+        key = [2, backbone.identity, normal, abnormal, asdict(rvs), unit_rows]
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
         file = cache_folder() / "text" / f"{digest}.safetensors"
         try:
             return load_file(file)["text_features"].to(backbone.mean.device)
         except (OSError, KeyError, SafetensorError):
             pass  # not there yet, or unreadable: made again below
-    embeddings = embed_sentences(backbone, [*normal, *abnormal], f"encoding the words for {name}")
-    columns = [
-        representative_vector(rows, rvs.method, rvs.eps, rvs.min_samples)
-        for rows in embeddings.split([len(normal), len(abnormal)])
-    ]
+    title = f"encoding the words for {name}"
+    embeddings = embed_sentences(backbone, [*normal, *abnormal], title, unit_rows=unit_rows)
+    parts = embeddings.split([len(normal), len(abnormal)])
+    columns = [representative_vector(rows, rvs) for rows in parts]
     features = torch.stack(columns, dim=1)
     if file is not None:
         try:
@@ -220,26 +255,73 @@ def text_features(
 
 
 def embed_sentences(
-    backbone: CLIPBackbone, sentences: Sequence[str], title: str = "encoding sentences"
+    backbone: CLIPBackbone,
+    sentences: Sequence[str],
+    title: str = "encoding sentences",
+    *,
+    unit_rows: bool = True,
 ) -> Tensor:
-    """Return the unit embeddings ``(M, D)`` of sentences, behind a progress bar."""
+    """Return the embeddings ``(M, D)`` of sentences, unit ones if asked, behind a progress bar."""
     batches = [sentences[start : start + 64] for start in range(0, len(sentences), 64)]
     with torch.no_grad():
-        return unit(torch.cat([backbone.encode_text(batch) for batch in track(batches, title)]))
+        rows = torch.cat([backbone.encode_text(batch) for batch in track(batches, title)])
+    return unit(rows) if unit_rows else rows
 
 
-def _largest_cluster(
-    rows: NDArray[np.float64], eps: float, min_samples: int
-) -> NDArray[np.float64]:
-    from sklearn.cluster import DBSCAN  # most of a second to import
+Rows = NDArray[np.float64]
 
-    labels = DBSCAN(eps=eps, min_samples=min_samples).fit_predict(rows)
-    members = labels[labels >= 0]
-    if not len(members):
+
+# scikit-learn takes most of a second to import, so the functions that use it do.
+def _mean(rows: Rows, rvs: RVSSettings) -> Rows:
+    return rows.mean(axis=0)
+
+
+def _pca(rows: Rows, rvs: RVSSettings) -> Rows:
+    """Take coordinates as samples and sentences as variables, as the published code does."""
+    from sklearn.decomposition import PCA
+
+    component = PCA(1, svd_solver="full").fit_transform(rows.T)[:, 0]
+    return component if component @ rows.mean(axis=0) >= 0 else -component
+
+
+def _kde(rows: Rows, rvs: RVSSettings) -> Rows:
+    from scipy.special import softmax
+    from sklearn.neighbors import KernelDensity
+
+    density = KernelDensity(bandwidth=rvs.bandwidth).fit(rows)
+    # Normalised densities: their common factor, which can be huge, cancels.
+    return np.asarray(softmax(density.score_samples(rows)) @ rows)
+
+
+def _dbscan(rows: Rows, rvs: RVSSettings) -> Rows:
+    from sklearn.cluster import DBSCAN
+
+    labels = DBSCAN(eps=rvs.eps, min_samples=rvs.min_samples).fit_predict(rows)
+    if not (labels >= 0).any():
         warnings.warn(
-            f"DBSCAN (eps {eps}, min_samples {min_samples}) finds no cluster among {len(rows)} "
-            f"sentences: their mean is used",
+            f"DBSCAN (eps {rvs.eps}, min_samples {rvs.min_samples}) finds no cluster among "
+            f"{len(rows)} sentences: their mean is used",
             stacklevel=3,
         )
-        return rows
-    return rows[labels == np.bincount(members).argmax()]
+        return rows.mean(axis=0)
+    return _mean_of_largest(rows, labels)
+
+
+def _mean_shift(rows: Rows, rvs: RVSSettings) -> Rows:
+    from sklearn.cluster import MeanShift
+
+    return _mean_of_largest(rows, MeanShift(bandwidth=rvs.bandwidth).fit_predict(rows))
+
+
+def _mean_of_largest(rows: Rows, labels: NDArray[np.int64]) -> Rows:
+    """Return the mean of the largest cluster, the first of equal ones; below zero is noise."""
+    return rows[labels == np.bincount(labels[labels >= 0]).argmax()].mean(axis=0)
+
+
+_REDUCTIONS: dict[Method, Callable[[Rows, RVSSettings], Rows]] = {
+    "mean": _mean,
+    "pca": _pca,
+    "kde": _kde,
+    "dbscan": _dbscan,
+    "mean_shift": _mean_shift,
+}

@@ -3,5 +3,7 @@
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.methods.contrastive import Contrastive
 from anomaly_clip.methods.sdp import SDP
+from anomaly_clip.methods.sdp_plus import SDPPlus
+from anomaly_clip.methods.winclip import WinCLIP
 
-__all__ = ["SDP", "AnomalyMethod", "Contrastive"]
+__all__ = ["SDP", "AnomalyMethod", "Contrastive", "SDPPlus", "WinCLIP"]

@@ -47,6 +47,8 @@ class SDP(AnomalyMethod):
     must_be_fitted: ClassVar[bool] = False
     can_be_fitted: ClassVar[bool] = False
     score_part_names: ClassVar[tuple[str, ...]] = ("r0", "r1")
+    reads_raw_patches: ClassVar[bool] = False
+    """Whether the patches of the original path are read, which costs some work if they are."""
 
     def __init__(
         self,
@@ -78,14 +80,17 @@ class SDP(AnomalyMethod):
         for name in categories:
             self.text(name)
 
-    def text(self, category: str) -> Tensor:
-        """Return the text features ``(D, 2)`` of a category, encoded once: normal, abnormal."""
-        # Words and settings follow the data set.
-        key = self.words(category), self.rvs.resolve(self.dataset_name)
+    def text(self, category: str, dataset_name: str | None = None) -> Tensor:
+        """Return the text features ``(D, 2)`` of a category, encoded once: normal, abnormal.
+
+        Args:
+            category: Of the data set in use.
+            dataset_name: The data set that settings follow; default: the one that is tested.
+        """
+        words, rvs = self.words(category), self.rvs.resolve(dataset_name or self.dataset_name)
+        key = words, rvs
         if key not in self._text:
-            self._text[key] = text_features(
-                self.backbone, key[0], self.prompts, self.rvs, self.dataset_name
-            )
+            self._text[key] = text_features(self.backbone, words, self.prompts, rvs)
         return self._text[key].to(self.device)
 
     def score(self, images: Tensor, categories: list[str]) -> Scores:
@@ -118,7 +123,11 @@ class SDP(AnomalyMethod):
         wanted = sorted({*self.stages, last})
         if self.paths == "surgery":
             tokens = encode_dual_path(
-                self.backbone, images, wanted, self.stage_tokens, raw_patches=False
+                self.backbone,
+                images,
+                wanted,
+                self.stage_tokens,
+                raw_patches=self.reads_raw_patches,
             )
         else:
             tokens = self.backbone(images, wanted)

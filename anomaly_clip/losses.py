@@ -1,0 +1,40 @@
+"""Losses on probability maps: pure functions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["dice_loss", "focal_loss"]
+
+
+def focal_loss(probability: Tensor, target: Tensor, gamma: float = 2.0) -> Tensor:
+    """Return the focal loss of two classes, mean over all pixels (CLIP-AD, section 6.3).
+
+    Args:
+        probability: Of the abnormal class, ``(B, H, W)`` in [0, 1].
+        target: Bool or 0 and 1, ``(B, H, W)``.
+        gamma: Exponent that takes weight from what is right already.
+
+    As published, targets are softened by 1e-5 and the probability of the true class is raised by
+    1e-5.
+    """
+    soft = 1e-5
+    truth = target.to(probability)
+    share = truth * (1 - 2 * soft) + soft  # of the abnormal class
+    right = share * probability + (1 - share) * (1 - probability) + soft
+    return -((1 - right).pow(gamma) * right.log()).mean()
+
+
+def dice_loss(probability: Tensor, target: Tensor) -> Tensor:
+    """Return one minus the smoothed dice overlap, mean over the images (CLIP-AD, section 6.3).
+
+    Args:
+        probability: Of the abnormal class, ``(B, H, W)`` in [0, 1].
+        target: Bool or 0 and 1, ``(B, H, W)``.
+    """
+    truth = target.to(probability).flatten(1)
+    found = probability.flatten(1)
+    overlap = (found * truth).sum(dim=1)
+    total = found.sum(dim=1) + truth.sum(dim=1)
+    return torch.mean(1 - (2 * overlap + 1) / (total + 1))

@@ -1,0 +1,234 @@
+"""SDP+ of CLIP-AD (arXiv 2311.00453): linear layers bring patches nearer to the words.
+
+The tokens of the original path go through one linear layer a stage and are compared with the words;
+the probabilities are added to SDP's map. The layers are learnt on the labelled test split of
+another data set (``data.auxiliary``), the tower stays frozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
+from anomaly_clip.backbones.prompts import PromptEnsemble, RVSSettings
+from anomaly_clip.backbones.surgery import StageTokens
+from anomaly_clip.data.dataset import AnomalyData
+from anomaly_clip.data.facts import facts_of
+from anomaly_clip.files import atomic_path
+from anomaly_clip.losses import dice_loss, focal_loss
+from anomaly_clip.maps import gaussian_blur, image_score, patches_to_map
+from anomaly_clip.methods.sdp import SDP, text_score
+from anomaly_clip.metrics.evaluator import EvaluatorSettings
+from anomaly_clip.records import Batch, Scores
+
+__all__ = ["SDPPlus", "read_linear_layers"]
+
+FACTOR = 100.0  # of cosines, before the softmax over the two classes
+LAYERS_KEY = "linear_layers"  # of the authors' files
+
+
+class SDPPlus(SDP):
+    """SDP with trained linear layers (CLIP-AD, section 6 of the specification).
+
+    Args:
+        backbone: Which CLIP.
+        prompts: The words for normal and abnormal.
+        rvs: How the sentences of a class become one vector; ``auto`` settings follow the data set
+            that is learnt from during training, the one that is tested afterwards.
+        stages: Stage ends, 1-based; default: all four.
+        stage_tokens: As for :class:`SDP`.
+        sigma: Gaussian blur of the map, in pixels; auto: 2 on VisA, 8 elsewhere (published).
+        lr: Learning rate of Adam.
+        linear_layers: Trained layers in the authors' format (a dictionary ``linear_layers`` of
+            ``fc.{i}.weight`` and ``fc.{i}.bias``); with it nothing must be fitted.
+        evaluator: How figures are computed.
+    """
+
+    can_be_fitted: ClassVar[bool] = True
+    reads_raw_patches: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        backbone: CLIPSettings | CLIPBackbone = CLIPSettings(),
+        prompts: PromptEnsemble = PromptEnsemble(),
+        rvs: RVSSettings = RVSSettings(),
+        stages: list[int] | None = None,
+        stage_tokens: StageTokens = "official",
+        sigma: float | Literal["auto"] = "auto",
+        lr: float = 1e-4,
+        linear_layers: str | None = None,
+        evaluator: EvaluatorSettings = EvaluatorSettings(),
+    ) -> None:
+        super().__init__(
+            backbone,
+            prompts,
+            rvs,
+            stages,
+            stage_tokens=stage_tokens,
+            sigma=0.0 if sigma == "auto" else sigma,
+            evaluator=evaluator,
+        )
+        if not lr > 0:
+            raise ValueError(f"model.lr must be above 0, got {lr}")
+        self.asked_sigma = sigma
+        self.lr = lr
+        self.fitted = linear_layers is not None
+        width, dim = self.backbone.visual.conv1.out_channels, self.backbone.visual.output_dim
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # the same start everywhere, whatever was drawn before
+            self.fc = nn.ModuleList(nn.Linear(width, dim) for _ in self.stages)
+        self.save_hyperparameters(ignore=["backbone", "prompts", "rvs", "evaluator"])
+        if linear_layers is not None:
+            self.load_linear_layers(Path(linear_layers))
+
+    @property
+    def must_be_fitted(self) -> bool:  # type: ignore[override]
+        """Whether there are no trained layers yet."""
+        return not self.fitted
+
+    def setup(self, stage: str) -> None:
+        """Check that there is a labelled set to learn from; see the base.
+
+        Raises:
+            ValueError: If ``fit`` has none.
+        """
+        super().setup(stage)
+        if stage == "fit" and (self.data is None or self.data.auxiliary is None):
+            raise ValueError(
+                "SDPPlus learns from another data set's labelled test images: name it with "
+                "--data.auxiliary VisA --data.auxiliary.root DIR"
+            )
+        if stage == "fit" and not self.learnt_from.has_masks:
+            raise ValueError(f"SDPPlus learns from masks, {self.learnt_from.dataset_name} has none")
+
+    @property
+    def learnt_from(self) -> AnomalyData:
+        """The data set that ``fit`` learns from."""
+        assert self.data is not None
+        assert self.data.auxiliary is not None
+        return self.data.auxiliary
+
+    @property
+    def blur(self) -> float:
+        """The Gaussian's deviation in use, in pixels."""
+        if self.asked_sigma == "auto":
+            return facts_of(self.dataset_name).sdp_plus_sigma
+        return self.asked_sigma
+
+    @torch.no_grad()
+    def score_with_text(self, images: Tensor, text: Tensor) -> Scores:
+        """Score images against the text features of their objects; see :class:`SDP`."""
+        with self.backbone.out_of_autocast():
+            tokens, class_token = self.encode(images)
+            similarity = self.similarity([stage.projected for stage in tokens], text)
+            size = (self.image_size, self.image_size)
+            learnt = self.stage_maps([stage.raw for stage in tokens], text, size)
+            maps = gaussian_blur(self.upsample(similarity) + learnt.sum(dim=0), self.blur)
+            r0 = text_score(class_token, text)
+            r1 = image_score(maps, "max")
+        return Scores(image_score=r0, anomaly_map=maps, score_parts=torch.stack([r0, r1], dim=1))
+
+    def stage_maps(self, stages: Sequence[Tensor], text: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return the stages' probabilities of the abnormal class, ``(stages, B, *size)``.
+
+        Logits are upsampled, then turned into probabilities, as published.
+
+        Args:
+            stages: Raw tokens of the original path ``(B, 1 + N, W)``, class token first.
+            text: ``(B, D, 2)``, unit columns: normal, abnormal.
+            size: Height and width in pixels.
+        """
+        direction = (text[..., 1] - text[..., 0]).unsqueeze(-1)  # of two classes only this counts
+        maps = []
+        for layer, tokens in zip(self.fc, stages, strict=True):
+            logits = FACTOR * (unit(layer(tokens[:, 1:].float())) @ direction).squeeze(-1)
+            maps.append(patches_to_map(logits, size, align_corners=True).sigmoid())
+        return torch.stack(maps)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return focal and dice loss, summed over the stages."""
+        mask = batch["mask"]
+        known = self.learnt_from.dataset_name
+        text = torch.stack([self.text(name, known) for name in batch["category"]])
+        with self.backbone.out_of_autocast():
+            with torch.no_grad():
+                tokens, _ = self.encode(batch["image"])
+            raw = [stage.raw for stage in tokens]
+            maps = self.stage_maps(raw, text, (mask.shape[-2], mask.shape[-1]))
+            focal = torch.stack([focal_loss(one, mask) for one in maps])
+            dice = torch.stack([dice_loss(one, mask) for one in maps])
+        loss = focal.sum() + dice.sum()
+        figures = {"train/focal": focal.sum().detach(), "train/dice": dice.sum().detach()}
+        count = len(mask)
+        self.log_dict(figures, on_step=False, on_epoch=True, batch_size=count, sync_dist=True)
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=count)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return Adam without schedule, as published."""
+        return torch.optim.Adam(self.fc.parameters(), lr=self.lr)
+
+    def export(self, folder: Path) -> Path:
+        """Write the layers as ``linear_layers.pth``, in the authors' format."""
+        file = folder / "linear_layers.pth"
+        state = {f"fc.{key}": value.detach().cpu() for key, value in self.fc.state_dict().items()}
+        with atomic_path(file) as temporary:
+            torch.save({LAYERS_KEY: state}, temporary)
+        return file
+
+    def load_linear_layers(self, file: Path) -> None:
+        """Take the layers of a file in the authors' format.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is no such file, or of another backbone.
+        """
+        state = read_linear_layers(file)
+        own = {f"fc.{key}": value for key, value in self.fc.state_dict().items()}
+        shapes, wanted = ({k: v.shape for k, v in tensors.items()} for tensors in (state, own))
+        if shapes != wanted:
+            there, here = (_width(tensors) for tensors in (state, own))
+            raise ValueError(
+                f"model.linear_layers {file}: {there}, but {self.backbone.settings.name} with "
+                f"stages {self.stages} takes {here}"
+            )
+        self.fc.load_state_dict({key.removeprefix("fc."): state[key] for key in own})
+
+
+def read_linear_layers(file: Path) -> dict[str, Tensor]:
+    """Read the authors' format: a dictionary ``linear_layers`` of ``fc.{i}.weight`` and ``.bias``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no such file.
+    """
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"model.linear_layers {file}: there is no such file") from None
+    except Exception as error:  # pickle, zip and torch have many kinds
+        raise ValueError(
+            f"model.linear_layers {file}: not a file that can be read safely "
+            f"({str(error).splitlines()[0]})"
+        ) from None
+    state = content.get(LAYERS_KEY) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(
+            f"model.linear_layers {file}: expected a dictionary {LAYERS_KEY} of fc.0.weight, "
+            f"fc.0.bias and so on"
+        )
+    return {key: value.float() for key, value in state.items()}
+
+
+def _width(state: dict[str, Tensor]) -> str:
+    """Say what layers are like."""
+    weights = [value for key, value in state.items() if key.endswith("weight")]
+    if not weights:
+        return "no layers"
+    rows, columns = weights[0].shape[0], weights[0].shape[-1]
+    return f"{len(weights)} layers from {columns} to {rows} channels"

@@ -1,0 +1,271 @@
+"""WinCLIP (arXiv 2303.14814): CLIP's own answer for every small window of an image, and few-shot.
+
+The image tower is run once for the whole image and once for every window of 2 x 2 and 3 x 3
+patches, seen alone. Windows that look abnormal make the map; with a few normal reference images,
+what is unlike all of them does, too. There is no official code: where public re-implementations
+differ, the specification says which is followed and why.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
+from anomaly_clip.backbones.prompts import PromptEnsemble, RVSSettings, text_features
+from anomaly_clip.maps import patches_to_map
+from anomaly_clip.methods.base import AnomalyMethod
+from anomaly_clip.metrics.evaluator import EvaluatorSettings
+from anomaly_clip.records import Scores
+
+__all__ = ["Embeddings", "WinCLIP", "association", "harmonic_map", "window_patches"]
+
+STATES_NORMAL = (
+    "{}",
+    "flawless {}",
+    "perfect {}",
+    "unblemished {}",
+    "{} without flaw",
+    "{} without defect",
+    "{} without damage",
+)
+STATES_ABNORMAL = ("damaged {}", "{} with flaw", "{} with defect", "{} with damage")
+PROMPTS = PromptEnsemble(list(STATES_NORMAL), list(STATES_ABNORMAL))
+
+
+class Embeddings(NamedTuple):
+    """What the tower says of images."""
+
+    image: Tensor
+    """``(B, D)``, of the whole image."""
+    patches: Tensor
+    """``(B, N, W)``, after the last LayerNorm, without projection."""
+    windows: tuple[Tensor, ...]
+    """``(B, windows, D)`` a scale, row by row of the upper left corners."""
+
+
+class WinCLIP(AnomalyMethod):
+    """WinCLIP, zero-shot; with ``data.shots``, WinCLIP+ with that many references a category.
+
+    Args:
+        backbone: Which CLIP.
+        prompts: The words for normal and abnormal; templates full are the paper's 22, reimpl the 21
+            of the re-implementations.
+        scales: Sides of the windows, in patches.
+        temperature: Of the softmax over the two classes.
+        evaluator: How figures are computed.
+    """
+
+    must_be_fitted: ClassVar[bool] = False
+    can_be_fitted: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        backbone: CLIPSettings | CLIPBackbone = CLIPSettings(),
+        prompts: PromptEnsemble = PROMPTS,
+        scales: list[int] | None = None,
+        temperature: float = 0.07,
+        evaluator: EvaluatorSettings = EvaluatorSettings(),
+    ) -> None:
+        super().__init__(evaluator)
+        self.backbone = CLIPBackbone.of(backbone)
+        self.prompts = prompts
+        self.scales = [2, 3] if scales is None else list(scales)
+        self.temperature = temperature
+        if not temperature > 0:
+            raise ValueError(f"model.temperature must be above 0, got {temperature}")
+        side = self.backbone.image_size // self.backbone.patch_size
+        if not self.scales or min(self.scales) < 1 or max(self.scales) > side:
+            raise ValueError(
+                f"model.scales {self.scales}: expected sides of windows between 1 and the "
+                f"{side} patches of an image's side"
+            )
+        self._memory: dict[str, Embeddings] = {}
+        self._text: dict[str, Tensor] = {}
+
+    def prepare(self, categories: list[str]) -> None:
+        """Encode the words of all categories and, with shots, their references, once."""
+        for name in categories:
+            self.text(name)
+        data = self.data
+        if data is None or data.shots is None:
+            return
+        for name in categories:
+            references = data.references(name)
+            self.reference_paths[name] = list(references["path"])
+            self._memory[name] = self.remember(references["image"].to(self.device))
+
+    def text(self, category: str) -> Tensor:
+        """Return the text features ``(D, 2)`` of a category: normal, abnormal.
+
+        They are the means of embeddings that are not normalised, unlike CLIP-AD's.
+        """
+        words = self.words(category)
+        if words not in self._text:
+            self._text[words] = text_features(
+                self.backbone, words, self.prompts, RVSSettings("mean"), unit_rows=False
+            )
+        return self._text[words].to(self.device)
+
+    def score(self, images: Tensor, categories: list[str]) -> Scores:
+        """Score images ``(B, 3, H, W)`` of the given categories; see :meth:`score_with_text`."""
+        text = torch.stack([self.text(name) for name in categories])
+        memory = None
+        if self._memory:
+            memory = [self._memory[name] for name in categories]
+        return self.score_with_text(images, text, memory)
+
+    @torch.no_grad()
+    def score_with_text(
+        self, images: Tensor, text: Tensor, memory: Sequence[Embeddings] | None = None
+    ) -> Scores:
+        """Score images against the text features of their objects and against references.
+
+        Args:
+            images: uint8 ``(B, 3, H, W)``, or floating and normalised already.
+            text: ``(B, D, 2)``, unit columns: normal, abnormal.
+            memory: What :meth:`remember` returns, one an image; None for zero-shot.
+        """
+        with self.backbone.out_of_autocast():
+            seen = self.embed(images)
+            image_score = self.abnormal(seen.image.unsqueeze(1), text).squeeze(1)
+            grid = self.zero_shot_grid(seen, text, image_score)
+            if memory is not None:
+                near = self.association_grid(seen, memory)
+                image_score = 0.5 * (image_score + near.amax(dim=1))
+                grid = 0.5 * (grid + near)
+            size = (self.image_size, self.image_size)
+            return Scores(image_score=image_score, anomaly_map=patches_to_map(grid, size))
+
+    def embed(self, images: Tensor) -> Embeddings:
+        """Run the tower on whole images and on all their windows."""
+        backbone = self.backbone
+        tokens = backbone.embed(images)
+        whole = tokens
+        for block in backbone.visual.transformer.resblocks:
+            whole = block(whole)
+        final = backbone.visual.ln_post(whole)
+        side = math.isqrt(tokens.shape[1] - 1)
+        windows = tuple(
+            embed_windows(backbone, tokens, window_patches(side, scale)) for scale in self.scales
+        )
+        image = final[:, 0] @ backbone.visual.proj
+        return Embeddings(image.float(), final[:, 1:].float(), windows)
+
+    @torch.no_grad()
+    def remember(self, images: Tensor) -> Embeddings:
+        """Return what references ``(k, 3, H, W)`` look like, unit vectors, all in one row each."""
+        with self.backbone.out_of_autocast():
+            seen = self.embed(images)
+        patches, windows = unit(seen.patches), [unit(part) for part in seen.windows]
+        return Embeddings(
+            seen.image, patches.flatten(0, 1), tuple(part.flatten(0, 1) for part in windows)
+        )
+
+    def abnormal(self, embeddings: Tensor, text: Tensor) -> Tensor:
+        """Return the probability ``(B, n)`` that embeddings ``(B, n, D)`` look abnormal."""
+        return (unit(embeddings) @ text / self.temperature).softmax(dim=-1)[..., 1]
+
+    def zero_shot_grid(self, seen: Embeddings, text: Tensor, image_score: Tensor) -> Tensor:
+        """Return M0 ``(B, N)``: harmonic mean of the scales and of the image's own score."""
+        side = math.isqrt(seen.patches.shape[1])
+        inverse = 1 / image_score.unsqueeze(1)
+        for scale, embeddings in zip(self.scales, seen.windows, strict=True):
+            scores = self.abnormal(embeddings, text)
+            inverse = inverse + 1 / harmonic_map(scores, window_patches(side, scale))
+        return (len(self.scales) + 1) / inverse
+
+    def association_grid(self, seen: Embeddings, memory: Sequence[Embeddings]) -> Tensor:
+        """Return M_ref ``(B, N)``: mean distance of patches and windows from the references."""
+        side = math.isqrt(seen.patches.shape[1])
+        total = _nearest(seen.patches, [known.patches for known in memory])
+        for number, (scale, embeddings) in enumerate(zip(self.scales, seen.windows, strict=True)):
+            scores = _nearest(embeddings, [known.windows[number] for known in memory])
+            total = total + harmonic_map(scores, window_patches(side, scale))
+        return total / (len(self.scales) + 1)
+
+
+@lru_cache(maxsize=16)
+def window_patches(side: int, scale: int) -> Tensor:
+    """Return which patches each window holds, int64 ``(windows, scale * scale)``.
+
+    Windows of ``scale`` x ``scale`` patches at every place of a grid, row by row of their upper
+    left corners; patches are numbered row by row without the class token.
+
+    Example:
+        >>> from anomaly_clip.methods.winclip import window_patches
+        >>> window_patches(3, 2)[1].tolist()
+        [1, 2, 4, 5]
+    """
+    grid = torch.arange(side * side).reshape(side, side)
+    return grid.unfold(0, scale, 1).unfold(1, scale, 1).reshape(-1, scale * scale)
+
+
+def embed_windows(backbone: CLIPBackbone, tokens: Tensor, patches: Tensor) -> Tensor:
+    """Return the embeddings of windows ``(B, windows, D)``, each seen alone.
+
+    What is the same in all windows is computed once: the first block's queries, keys and values are
+    those of its tokens, wherever they stand. Of the last block only the class token is needed.
+
+    Args:
+        backbone: The frozen CLIP.
+        tokens: The input of the first block ``(B, 1 + N, W)``.
+        patches: See :func:`window_patches`.
+    """
+    patches = patches.to(tokens.device)
+    first = torch.zeros(len(patches), 1, dtype=torch.int64, device=tokens.device)
+    members = torch.cat([first, patches + 1], dim=1)  # (windows, 1 + k * k)
+    blocks = backbone.visual.transformer.resblocks
+    batch, length = len(tokens), members.shape[1]
+    x = tokens[:, members].flatten(0, 1)  # (B * windows, 1 + k * k, W)
+    for number, block in enumerate(blocks):
+        attention = block.attn
+        weight, bias = attention.in_proj_weight, attention.in_proj_bias
+        if number == 0:
+            mixed = F.linear(block.ln_1(tokens), weight, bias)[:, members].flatten(0, 1)
+        else:
+            mixed = F.linear(block.ln_1(x), weight, bias)
+        q, k, v = mixed.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        rows = 1 if number + 1 == len(blocks) else length
+        attended = F.scaled_dot_product_attention(q[:, :, :rows], k, v).transpose(1, 2).flatten(2)
+        x = x[:, :rows] + block.ls_1(attention.out_proj(attended))
+        x = x + block.ls_2(block.mlp(block.ln_2(x)))
+    return backbone.project(x[:, 0]).unflatten(0, (batch, -1)).float()
+
+
+def harmonic_map(scores: Tensor, patches: Tensor) -> Tensor:
+    """Return the harmonic mean ``(B, N)`` of the scores of all windows that hold a patch.
+
+    Args:
+        scores: ``(B, windows)``, 0 or more; a patch with a score of 0 above it has 0.
+        patches: See :func:`window_patches`.
+    """
+    patches = patches.to(scores.device)
+    index = patches.flatten()
+    count = torch.bincount(index)
+    inverse = (1 / scores).repeat_interleave(patches.shape[1], dim=1)
+    total = torch.zeros(len(scores), len(count), dtype=scores.dtype, device=scores.device)
+    total = total.index_add(1, index, inverse)
+    return count / total
+
+
+def association(embeddings: Tensor, memory: Tensor) -> Tensor:
+    """Return the distance ``(n,)`` in [0, 1] of embeddings ``(n, D)`` from the nearest in memory.
+
+    Args:
+        embeddings: Of any length.
+        memory: ``(m, D)``, unit rows.
+    """
+    return 0.5 * (1 - (unit(embeddings) @ memory.T).amax(dim=-1))
+
+
+def _nearest(embeddings: Tensor, memory: Sequence[Tensor]) -> Tensor:
+    """Return :func:`association` image by image, ``(B, n)``."""
+    pairs = zip(embeddings, memory, strict=True)
+    return torch.stack([association(own, known) for own, known in pairs]).clamp(min=0)

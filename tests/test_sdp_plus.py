@@ -1,0 +1,267 @@
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Golden, save_picture
+from layouts import head_ct, visa
+from lightning.pytorch import Callback, LightningModule, Trainer
+from test_sdp import WORDS, Outputs, quiet_trainer
+from torch import Tensor
+from torch.testing import assert_close
+
+from anomaly_clip.backbones.clip import CLIPBackbone
+from anomaly_clip.backbones.prompts import PromptEnsemble, RVSSettings
+from anomaly_clip.data import HeadCT, MVTecAD, VisA
+from anomaly_clip.methods import SDP, SDPPlus
+from anomaly_clip.methods.sdp_plus import read_linear_layers
+from anomaly_clip.metrics import EvaluatorSettings
+
+MEAN = RVSSettings("mean")
+
+
+@pytest.fixture
+def layers(golden: Callable[[str], Golden], tmp_path: Path) -> Path:
+    """Return the golden layers as a file in the authors' format."""
+    inputs = golden("clip_ad").inputs
+    state = {k.removeprefix("linear."): v for k, v in inputs.items() if k.startswith("linear.")}
+    torch.save({"linear_layers": state}, tmp_path / "layers.pth")
+    return tmp_path / "layers.pth"
+
+
+def golden_method(arrays: Golden, clip: CLIPBackbone, layers: Path, **options: Any) -> SDPPlus:
+    stages, sigma = arrays.meta["features_list"], float(arrays.meta["sigma"])
+    return SDPPlus(clip, rvs=MEAN, stages=stages, sigma=sigma, linear_layers=str(layers), **options)
+
+
+@pytest.mark.golden
+def test_golden_sdp_plus(
+    golden: Callable[[str], Golden], golden_clip: CLIPBackbone, layers: Path
+) -> None:
+    arrays = golden("clip_ad")
+    expected, text = arrays.named("sdp_plus."), arrays.inputs["text_features"]
+    image, stages = arrays.inputs["image"], arrays.meta["features_list"]
+    method = golden_method(arrays, golden_clip, layers)
+    tokens, _ = method.encode(image)
+    for layer, stage, token in zip(method.fc, stages, tokens, strict=True):
+        linear = layer(token.raw[:, 1:])
+        assert_close(linear, expected[f"linear.{stage}"], atol=1e-3, rtol=0)
+    maps = method.stage_maps([token.raw for token in tokens], text, image.shape[-2:])  # type: ignore[arg-type]
+    for stage, own in zip(stages, maps, strict=True):
+        assert_close(own, expected[f"stage_map.{stage}"], atol=1e-4, rtol=0)
+    similarity = method.similarity([token.projected for token in tokens], text)
+    assert_close(maps.sum(0) + method.upsample(similarity), expected["map"], atol=2e-4, rtol=0)
+    scores = method.score_with_text(image, text)
+    assert_close(scores["anomaly_map"], expected["map_smooth"], atol=2e-4, rtol=0)
+    assert_close(scores["score_parts"][:, 1], expected["score_map_max"], atol=2e-4, rtol=0)
+
+
+@pytest.mark.golden
+def test_golden_end_to_end(
+    golden: Callable[[str], Golden],
+    golden_clip: CLIPBackbone,
+    layers: Path,
+    golden_category: Path,
+) -> None:
+    arrays = golden("clip_ad")
+    expected = arrays.named("e2e.sdp_plus.")
+    data = MVTecAD(str(golden_category), batch_size=4, num_workers=0)
+    evaluator = EvaluatorSettings(pro_steps=200)
+    method, outputs = golden_method(arrays, golden_clip, layers, evaluator=evaluator), Outputs()
+    quiet_trainer(callbacks=[outputs]).test(method, data, verbose=False)
+    order = [int(sample.image.stem) for sample in data.samples("test")]
+    assert_close(outputs["anomaly_map"], expected["map"][order], atol=2e-4, rtol=0)
+    images, results = method.evaluator.images, method.results
+    assert images is not None
+    assert results is not None
+    assert_close(images.score, expected["score"][order].float(), atol=2e-3, rtol=0)
+    names = ["pixel_auroc", "pixel_f1_max", "pixel_ap", "pixel_pro"]
+    names += ["image_auroc", "image_f1_max", "image_ap"]
+    for name, value in zip(names, expected["metrics"].tolist(), strict=True):
+        assert results["mean"][name] == pytest.approx(value, abs=1e-3), name
+
+
+class Steps(Callback):
+    """Keep the losses of each step and the layers after each epoch."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.layers: list[dict[str, Tensor]] = []
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        self.losses.append(float(trainer.callback_metrics["train/loss"]))
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        assert isinstance(module, SDPPlus)
+        self.layers.append({f"fc.{k}": v.clone() for k, v in module.fc.state_dict().items()})
+
+
+@pytest.fixture
+def golden_auxiliary(golden: Callable[[str], Golden], tmp_path: Path) -> Path:
+    """Write the golden pictures as a labelled test split that keeps their order."""
+    arrays, root = golden("clip_ad"), tmp_path / "auxiliary"
+    name = arrays.meta["e2e_object"]
+    rows = [["object", "split", "label", "image", "mask"]]
+    pairs = zip(arrays.inputs["e2e.images"], arrays.inputs["e2e.masks"], strict=True)
+    for number, (image, mask) in enumerate(pairs):
+        anomalous = bool(arrays.inputs["e2e.labels"][number])
+        files = [f"{name}/Data/Images/{number:03d}.png", f"{name}/Data/Masks/{number:03d}.png"]
+        save_picture(root / files[0], image.numpy())
+        save_picture(root / files[1], mask.numpy().astype(np.uint8))
+        label = "anomaly" if anomalous else "normal"
+        rows.append([name, "test", label, files[0], files[1] if anomalous else ""])
+    (root / "split_csv").mkdir()
+    with (root / "split_csv" / "1cls.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+    return root
+
+
+@pytest.mark.golden
+def test_golden_training(
+    golden: Callable[[str], Golden],
+    golden_clip: CLIPBackbone,
+    layers: Path,
+    golden_auxiliary: Path,
+    mvtec_root: Path,
+) -> None:
+    arrays = golden("clip_ad")
+    train = arrays.meta["train"]
+    auxiliary = VisA(str(golden_auxiliary), shuffle=False, batch_size=train["batch_size"])
+    data = MVTecAD(str(mvtec_root), auxiliary=auxiliary, num_workers=0)
+    method, steps = golden_method(arrays, golden_clip, layers, lr=train["lr"]), Steps()
+    quiet_trainer(max_epochs=train["epochs"], callbacks=[steps]).fit(method, data)
+    wanted = (arrays.expected["train.focal"] + arrays.expected["train.dice"]).sum(dim=1)
+    assert_close(torch.tensor(steps.losses), wanted.float(), atol=0, rtol=1e-3)
+    for epoch, own in enumerate(steps.layers, start=1):
+        for key, expected in arrays.named(f"train.epoch_{epoch}.").items():
+            apart = (own[key] - expected).abs()
+            # Adam's first steps have one size whatever the gradient: signs of tiny ones may flip.
+            assert (apart > 1e-4).float().mean() <= 1e-3, (epoch, key)
+
+
+@pytest.fixture
+def trained_on(tmp_path: Path) -> VisA:
+    return VisA(str(visa(tmp_path / "visa")))
+
+
+def tiny(backbone: CLIPBackbone, **options: Any) -> SDPPlus:
+    return SDPPlus(backbone, WORDS, MEAN, **{"sigma": 2.0, "lr": 1e-2, **options})
+
+
+def fitted(backbone: CLIPBackbone, root: Path, auxiliary: VisA, **options: Any) -> SDPPlus:
+    method = tiny(backbone)
+    data = MVTecAD(str(root), auxiliary=auxiliary, num_workers=0, batch_size=3)
+    quiet_trainer(max_epochs=2, **options).fit(method, data)
+    return method
+
+
+def test_only_the_layers_learn(tiny_clip: CLIPBackbone, mvtec_root: Path, trained_on: VisA) -> None:
+    before = {key: value.clone() for key, value in tiny(tiny_clip).state_dict().items()}
+    method = fitted(tiny_clip, mvtec_root, trained_on)
+    for key, value in method.state_dict().items():
+        assert torch.equal(value, before[key]) == (not key.startswith("fc.")), key
+    assert [name for name, p in method.named_parameters() if p.requires_grad] == [
+        f"fc.{i}.{kind}" for i in range(4) for kind in ("weight", "bias")
+    ]
+
+
+def test_the_published_number_of_parameters() -> None:
+    with torch.device("meta"):
+        layers = torch.nn.ModuleList(torch.nn.Linear(896, 640) for _ in range(4))
+    assert sum(p.numel() for p in layers.parameters()) == 2_296_320
+
+
+def test_written_layers_are_read_again(
+    tiny_clip: CLIPBackbone, mvtec_root: Path, trained_on: VisA, tmp_path: Path
+) -> None:
+    method = fitted(tiny_clip, mvtec_root, trained_on)
+    file = method.export(tmp_path)
+    assert set(read_linear_layers(file)) == {
+        f"fc.{i}.{kind}" for i in range(4) for kind in ("weight", "bias")
+    }
+    again = tiny(tiny_clip, linear_layers=str(file))
+    assert not again.must_be_fitted
+    assert tiny(tiny_clip).must_be_fitted
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    one, other = (m.score(images, ["nut"] * 2)["anomaly_map"] for m in (method, again))
+    assert torch.equal(one, other)
+
+
+def test_layers_that_do_not_fit(tiny_clip: CLIPBackbone, tmp_path: Path) -> None:
+    def saved(name: str, content: object) -> str:
+        torch.save(content, tmp_path / name)
+        return str(tmp_path / name)
+
+    other = {"fc.0.weight": torch.zeros(640, 896), "fc.0.bias": torch.zeros(640)}
+    (tmp_path / "text.pth").write_text("no weights")
+    cases: dict[str, str] = {
+        saved(
+            "other.pth", {"linear_layers": other}
+        ): r"1 layers from 896 to 640 .* 4 layers from 24",
+        saved("bare.pth", other): "expected a dictionary linear_layers",
+        saved("list.pth", [1]): "expected a dictionary linear_layers",
+        str(tmp_path / "text.pth"): "not a file that can be read safely",
+    }
+    for file, sentence in cases.items():
+        with pytest.raises(ValueError, match=sentence) as error:
+            tiny(tiny_clip, linear_layers=file)
+        assert file in str(error.value)
+    with pytest.raises(FileNotFoundError, match="there is no such file"):
+        tiny(tiny_clip, linear_layers="nowhere.pth")
+
+
+def test_fit_needs_a_labelled_set_with_masks(
+    tiny_clip: CLIPBackbone, mvtec_root: Path, tmp_path: Path
+) -> None:
+    trainer = quiet_trainer(max_epochs=1)
+    with pytest.raises(ValueError, match="SDPPlus learns from another data set's labelled"):
+        trainer.fit(tiny(tiny_clip), MVTecAD(str(mvtec_root), num_workers=0))
+    without = HeadCT(str(head_ct(tmp_path / "ct")))
+    with pytest.raises(ValueError, match="SDPPlus learns from masks, HeadCT has none"):
+        trainer.fit(tiny(tiny_clip), MVTecAD(str(mvtec_root), auxiliary=without, num_workers=0))
+
+
+def test_sigma_follows_the_data_set_that_is_tested(
+    tiny_clip: CLIPBackbone, mvtec_root: Path
+) -> None:
+    class VisAlike(MVTecAD):
+        dataset_name = "VisA"
+
+    blurs = []
+    for kind in (MVTecAD, VisAlike):
+        method = tiny(tiny_clip, sigma="auto")
+        quiet_trainer().test(method, kind(str(mvtec_root), num_workers=0), verbose=False)
+        blurs.append(method.blur)
+    assert blurs == [8.0, 2.0]
+
+
+def test_words_follow_the_set_that_is_learnt_from(
+    tiny_clip: CLIPBackbone, mvtec_root: Path, trained_on: VisA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str | None]] = []
+    ordinary = SDP.text
+
+    def text(self: SDP, category: str, dataset_name: str | None = None) -> Tensor:
+        asked.append((category, dataset_name))
+        return ordinary(self, category, dataset_name)
+
+    monkeypatch.setattr(SDP, "text", text)
+    method = SDPPlus(tiny_clip, PromptEnsemble(), RVSSettings("dbscan"))
+    data = MVTecAD(str(mvtec_root), auxiliary=trained_on, num_workers=0)
+    quiet_trainer(max_epochs=1).fit(method, data)
+    assert set(asked) == {("candle", "VisA"), ("pipe_fryum", "VisA")}
+
+
+def test_test_images_in_the_auxiliary_set_are_refused(
+    tiny_clip: CLIPBackbone, mvtec_root: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(mvtec_root, tmp_path / "copy")
+    data = MVTecAD(str(mvtec_root), auxiliary=MVTecAD(str(tmp_path / "copy")), num_workers=0)
+    with pytest.raises(ValueError, match="8 test images are among the training images"):
+        quiet_trainer(max_epochs=1).fit(tiny(tiny_clip), data)

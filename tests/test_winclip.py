@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Golden
+from test_sdp import quiet_trainer
+from torch import Tensor
+from torch.testing import assert_close
+
+from anomaly_clip.backbones.clip import CLIPBackbone
+from anomaly_clip.backbones.prompts import PromptEnsemble, embed_sentences
+from anomaly_clip.cli import main
+from anomaly_clip.data import MVTecAD
+from anomaly_clip.methods import WinCLIP
+from anomaly_clip.methods.winclip import (
+    PROMPTS,
+    association,
+    embed_windows,
+    harmonic_map,
+    window_patches,
+)
+
+REIMPL = PromptEnsemble(PROMPTS.states_normal, PROMPTS.states_abnormal, "reimpl")
+WORDS = PromptEnsemble(["{}"], ["bad {}"], ["a {}."])
+
+
+def close(ours: Tensor, expected: Tensor) -> None:
+    assert_close(ours, expected.reshape(ours.shape), atol=1e-4, rtol=0)
+
+
+@pytest.mark.golden
+def test_golden_text(golden: Callable[[str], Golden], golden_clip: CLIPBackbone) -> None:
+    arrays = golden("winclip")
+    name = arrays.meta["object"]
+    means = torch.stack(
+        [
+            embed_sentences(golden_clip, words, unit_rows=False).mean(dim=0)
+            for words in REIMPL.sentences(name)
+        ]
+    )
+    close(means, arrays.expected["text_embeddings"])
+    ours = WinCLIP(golden_clip, REIMPL).text(name)
+    assert_close(ours, torch.nn.functional.normalize(means, dim=1).T, atol=1e-6, rtol=0)
+
+
+@pytest.mark.golden
+def test_golden_winclip(golden: Callable[[str], Golden], golden_clip: CLIPBackbone) -> None:
+    arrays = golden("winclip")
+    expected, meta = arrays.expected, arrays.meta
+    image = arrays.inputs["image"]
+    method = WinCLIP(golden_clip, REIMPL, meta["scales"], meta["temperature"])
+    text = method.text(meta["object"]).expand(len(image), -1, -1)
+    seen = method.embed(image)
+    close(seen.image, expected["image_embeddings"])
+    close(seen.patches, expected["patch_embeddings"])
+    side = golden_clip.image_size // golden_clip.patch_size
+    for scale, windows in zip(meta["scales"], seen.windows, strict=True):
+        patches = window_patches(side, scale)
+        assert torch.equal(patches.T, expected[f"masks.{scale}"].long())
+        close(windows, expected[f"window_embeddings.{scale}"])
+        scores = method.abnormal(windows, text)
+        close(scores, expected[f"zero_shot.window_scores.{scale}"])
+        close(harmonic_map(scores, patches), expected[f"zero_shot.scale_map.{scale}"])
+    zero = method.score_with_text(image, text)
+    close(
+        method.zero_shot_grid(seen, text, zero["image_score"]),
+        expected["zero_shot.image_score_grid"],
+    )
+    close(zero["anomaly_map"], expected["zero_shot.map"])
+    close(zero["image_score"], expected["zero_shot.image_score"])
+
+
+@pytest.mark.golden
+def test_golden_few_shot(golden: Callable[[str], Golden], golden_clip: CLIPBackbone) -> None:
+    arrays = golden("winclip")
+    meta, image = arrays.meta, arrays.inputs["image"]
+    method = WinCLIP(golden_clip, REIMPL, meta["scales"], meta["temperature"])
+    text = method.text(meta["object"]).expand(len(image), -1, -1)
+    seen = method.embed(image)
+    side = golden_clip.image_size // golden_clip.patch_size
+    for shots in meta["shots"]:
+        expected = arrays.named(f"few_shot_{shots}.")
+        memory = method.remember(arrays.inputs["reference_images"][:shots])
+        near = torch.stack([association(own, memory.patches) for own in seen.patches])
+        close(near, expected["patch_map"])
+        for number, scale in enumerate(meta["scales"]):
+            known = memory.windows[number]
+            scores = torch.stack([association(own, known) for own in seen.windows[number]])
+            close(scores, expected[f"window_scores.{scale}"])
+            close(harmonic_map(scores, window_patches(side, scale)), expected[f"scale_map.{scale}"])
+        close(method.association_grid(seen, [memory] * len(image)), expected["association_grid"])
+        few = method.score_with_text(image, text, [memory] * len(image))
+        close(few["anomaly_map"], expected["map"])
+        close(few["image_score"], expected["image_score"])
+
+
+def test_the_published_lists() -> None:
+    normal, abnormal = PROMPTS.sentences("nut")
+    assert (len(normal), len(abnormal)) == (7 * 22, 4 * 22)
+    lines = REIMPL.as_lists()["templates"]
+    assert len(lines) == 21
+    assert lines.count("a jpeg corrupted photo of the {}.") == 2
+    assert "a cropped photo of a {}." not in lines
+
+
+def test_shared_work_changes_nothing(tiny_clip: CLIPBackbone) -> None:
+    """Windows are equal to the tower run plainly on their tokens."""
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    tokens = tiny_clip.embed(images)
+    patches = window_patches(4, 2)
+    ours = embed_windows(tiny_clip, tokens, patches)
+    for number, members in enumerate(patches):
+        x = torch.cat([tokens[:, :1], tokens[:, members + 1]], dim=1)
+        for block in tiny_clip.visual.transformer.resblocks:
+            x = block(x)
+        assert_close(ours[:, number], tiny_clip.project(x)[:, 0], atol=1e-5, rtol=1e-4)
+
+
+def test_harmonic_means_by_hand() -> None:
+    patches = window_patches(2, 1)
+    scores = torch.tensor([[0.1, 0.2, 0.4, 0.8]])
+    assert_close(harmonic_map(scores, patches), scores)
+    # Three in a row, windows of two: the middle one is in both.
+    rows = torch.tensor([[0, 1], [1, 2]])
+    assert_close(
+        harmonic_map(torch.tensor([[0.5, 0.25]]), rows),
+        torch.tensor([[0.5, 2 / (1 / 0.5 + 1 / 0.25), 0.25]]),
+    )
+    assert harmonic_map(torch.tensor([[0.0, 0.25]]), rows).tolist() == [[0.0, 0.0, 0.25]]
+
+
+def test_a_reference_is_not_far_from_itself(tiny_clip: CLIPBackbone) -> None:
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    method = WinCLIP(tiny_clip, WORDS)
+    memory = method.remember(images)
+    near = method.association_grid(method.embed(images), [memory] * 2)
+    assert near.abs().max() < 1e-5
+    other = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    far = method.association_grid(method.embed(other), [memory] * 2)
+    assert far.min() >= 0
+    assert far.max() > 1e-3
+
+
+def test_batches_do_not_mix(tiny_clip: CLIPBackbone) -> None:
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    method = WinCLIP(tiny_clip, WORDS)
+    together = method.score(images, ["nut", "bolt", "nut"])
+    alone = method.score(images[1:2], ["bolt"])
+    assert_close(together["anomaly_map"][1:2], alone["anomaly_map"], atol=1e-6, rtol=0)
+    assert_close(together["image_score"][1:2], alone["image_score"], atol=1e-6, rtol=0)
+
+
+def test_few_shot_takes_the_data_sets_references(tiny_clip: CLIPBackbone, mvtec_root: Path) -> None:
+    zero, few = WinCLIP(tiny_clip, WORDS), WinCLIP(tiny_clip, WORDS)
+    quiet_trainer().test(zero, MVTecAD(str(mvtec_root), num_workers=0), verbose=False)
+    data = MVTecAD(str(mvtec_root), shots=1, seed=4, num_workers=0)
+    quiet_trainer().test(few, data, verbose=False)
+    assert zero.reference_paths == {}
+    assert few.reference_paths == {
+        name: [str(s.image) for s in data.shots_of(name)] for name in ("bottle", "metal_nut")
+    }
+    one, other = zero.evaluator.images, few.evaluator.images
+    assert one is not None
+    assert other is not None
+    assert not torch.allclose(one.score, other.score)
+
+
+def test_the_command_writes_the_references(
+    tmp_path: Path, mvtec_root: Path, tiny_clip_config: str
+) -> None:
+    words = ["test", "--model", "WinCLIP", "--model.backbone.name", tiny_clip_config]
+    words += ["--model.backbone.pretrained", "random", "--data", "MVTecAD"]
+    words += ["--data.root", str(mvtec_root), "--data.num_workers", "0"]
+    words += ["--output.root", str(tmp_path), "--trainer.accelerator", "cpu"]
+    assert main([*words, "--data.shots", "2"]) == 0
+    run = tmp_path / "run" / "1"
+    written = json.loads((run / "references.json").read_text())
+    assert [len(paths) for paths in written.values()] == [2, 2]
+    assert all("train/good" in path for paths in written.values() for path in paths)
+    assert json.loads((run / "metrics.json").read_text())["run"]["protocol"]["shots"] == 2
+    assert main(words) == 0
+    assert not (tmp_path / "run" / "2" / "references.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"scales": [0]}, r"model\.scales \[0\]: expected sides of windows between 1 and the 4"),
+        ({"scales": [2, 5]}, r"model\.scales \[2, 5\]"),
+        ({"scales": []}, r"model\.scales \[\]"),
+        ({"temperature": 0.0}, r"model\.temperature must be above 0"),
+    ],
+)
+def test_options_that_do_not_fit(
+    tiny_clip: CLIPBackbone, options: dict[str, object], sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        WinCLIP(tiny_clip, WORDS, **options)  # type: ignore[arg-type]
+
+
+def test_more_shots_than_images(tiny_clip: CLIPBackbone, mvtec_root: Path) -> None:
+    data = MVTecAD(str(mvtec_root), shots=3, num_workers=0)
+    with pytest.raises(ValueError, match="category 'bottle' has 2 normal training images"):
+        quiet_trainer().test(WinCLIP(tiny_clip, WORDS), data, verbose=False)
