@@ -92,7 +92,9 @@ def _parsing_sentence(message: str, options: list[str]) -> str:
         known = nearest(f"--{match[1]}", options).replace("--", "")
         return _join(f"{match[1]}: there is no such option", known)
     if match := re.search(r"following arguments are required: (.+)", message):
-        keys = ", ".join(f"--{key.partition('.')[2] or key}" for key in match[1].split(", "))
+        owner, *_ = _read_message(message)
+        names = [key.partition(".")[2] or key for key in match[1].split(", ")]
+        keys = ", ".join(f"--{_path(owner, name)}" for name in names)
         return f"{keys} missing: name it, or give an experiment's --config (as configs/sdp.yaml)"
     if match := re.search(r'key "config": (.+?): \'(.+)\'', message):
         return f"--config {match[2]}: {match[1][0].lower()}{match[1][1:]}"

@@ -7,11 +7,29 @@ from typing import TypeVar
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from rich.console import Console
-from rich.progress import track as rich_track
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 __all__ = ["track"]
 
 Item = TypeVar("Item")
+
+
+class Rate(ProgressColumn):
+    """How many a second."""
+
+    def render(self, task: Task) -> Text:
+        """Return the rate, once it is known."""
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.3g} a second", style="progress.data.speed")
 
 
 def track(items: Iterable[Item], title: str, total: int | None = None) -> Iterator[Item]:
@@ -26,6 +44,12 @@ def track(items: Iterable[Item], title: str, total: int | None = None) -> Iterat
     console = Console(stderr=True)
     first = getattr(rank_zero_only, "rank", 0) == 0
     shown = first and console.is_terminal
-    yield from rich_track(
-        items, title, total, console=console, transient=True, disable=not shown, show_speed=True
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeRemainingColumn(),
     )
+    with Progress(*columns, console=console, transient=True, disable=not shown) as progress:
+        yield from progress.track(items, total, description=title)

@@ -39,7 +39,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "sentence"),
     [
         (["tset"], "unknown verb 'tset': did you mean test?"),
-        (["xyz"], "unknown verb 'xyz': known: fit, validate, test, predict, preview"),
+        (["xyz"], "unknown verb 'xyz': known: fit, validate, test, predict, check, preview"),
         (["--config", "a.yaml"], "--config: expected a verb first"),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import save_picture
 from layouts import Maker, head_ct, visa
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import default_collate
 
 from anomaly_clip.data import AnomalyData, HeadCT, MVTecAD, Resize, Sample, SampleDataset, VisA
@@ -123,17 +124,19 @@ def test_equal_names_are_no_overlap(mvtec_root: Path) -> None:
 
 
 def test_an_auxiliary_set_feeds_fit_and_nothing_else(mvtec_root: Path, tmp_path: Path) -> None:
-    other = VisA(str(visa(tmp_path / "visa")))
-    data = MVTecAD(str(mvtec_root), auxiliary=other, num_workers=0, image_size=16, batch_size=3)
+    other = VisA(str(visa(tmp_path / "visa")), batch_size=3, shuffle=False)
+    data = MVTecAD(str(mvtec_root), auxiliary=other, num_workers=0, image_size=16)
     data.setup("fit")
     batches = list(data.train_dataloader())
+    assert [int(i) for batch in batches for i in batch["index"]] == list(range(6))
+    assert len(batches[0]["path"]) == 3
     seen = [path for batch in batches for path in batch["path"]]
     assert sorted(seen) == sorted(str(s.image) for s in other.samples("test"))
     assert any(batch["mask"].any() for batch in batches)
     assert data.samples("test")[0].category == "bottle"
     assert data.words("pipe_fryum") == "pipe_fryum"
     assert data.protocol()["auxiliary"] == "VisA"
-    assert data.val_dataloader() == []
+    assert not is_overridden("val_dataloader", data)
 
 
 def test_a_tenth_of_the_auxiliary_set_validates(mvtec_root: Path, tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_crops_keep_a_part_of_the_defect_and_treat_all_alike() -> None:
 def test_the_data_module_says_what_is_missing() -> None:
     data = Demo(categories=WORDS, image_size=48)
     with pytest.raises(ValueError, match=r"data.num_scenes is not given"):
-        data.train_dataloader()
+        data.scenes()
     with pytest.raises(ValueError, match=r"data.held_out_defects: 'bite' is no kind of defect"):
         Demo(held_out_defects=["bite"])
     with pytest.raises(ValueError, match=r"data.num_scenes must be 1 or more, got 0"):

@@ -271,7 +271,7 @@ def test_one_process_too_many(command: Command, mvtec_root: Path, tmp_path: Path
         (["--model.sigma=wide"], "model.sigma: expected float, got wide"),
         (
             ["--model.rvs.method=mode"],
-            "model.rvs.method: expected one of 'mean', 'dbscan', got mode",
+            "model.rvs.method: expected one of 'mean', 'pca', 'kde', 'dbscan'",
         ),
         (["--model.rvs.epps=1"], "model.rvs.epps: there is no such option"),
         (["--model.stages=[1,7]"], "stages [1, 7]: expected an ascending choice"),

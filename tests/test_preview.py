@@ -52,7 +52,7 @@ def test_fewer_pictures_than_asked_for() -> None:
             ["--data=ImageFolder", "--data.categories=[a]"],
             "data.categories: ImageFolder has no such",
         ),
-        (["--data=Demo", "--cuont=3"], "unknown option --cuont: did you mean --count?"),
+        (["--data=Demo", "--cuont=3"], "unknown option --cuont: did you mean --count or --config?"),
         (["--data=Demo", "--count=0"], "--count must be 1 or more"),
         (["--data=Demo", "--file=a.txt"], "--file a.txt: expected a name ending in .png"),
         (["--data=Demo", "--split=val"], "split: expected one of 'train', 'test', got val"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,18 +39,25 @@ class PictureCache:
         self.digests = Digests()
         self._writable = True
 
-    def load(self, path: Path, variant: str) -> NDArray[np.uint8] | None:
+    def load(self, sources: Sequence[Path], variant: str) -> NDArray[np.uint8] | None:
         """Return what was stored, in memory of its own; None if nothing (whole) is there."""
         try:
-            return np.array(np.load(self._file(path, variant), mmap_mode="r", allow_pickle=False))
+            return np.array(
+                np.load(self._file(sources, variant), mmap_mode="r", allow_pickle=False)
+            )
         except (OSError, ValueError, EOFError):  # not there yet, or damaged: made again
             return None
 
-    def store(self, path: Path, variant: str, array: NDArray[np.uint8] | NDArray[np.bool_]) -> None:
+    def store(
+        self,
+        sources: Sequence[Path],
+        variant: str,
+        array: NDArray[np.uint8] | NDArray[np.bool_],
+    ) -> None:
         """Keep an array; a disk that is full or read-only is said once, and nothing is kept."""
         if not self._writable:
             return
-        file = self._file(path, variant)
+        file = self._file(sources, variant)
         try:
             with atomic_path(file) as temporary:
                 np.save(temporary, array.astype(np.uint8, copy=False), allow_pickle=False)
@@ -57,7 +65,8 @@ class PictureCache:
             self._writable = False
             warnings.warn(f"pictures are not cached in {self.folder}: {error}", stacklevel=2)
 
-    def _file(self, path: Path, variant: str) -> Path:
-        key = f"{VERSION} {self.digests.of(path)} {variant} {self.tag}"
+    def _file(self, sources: Sequence[Path], variant: str) -> Path:
+        contents = " ".join(self.digests.of(path) for path in sources)
+        key = f"{VERSION} {contents} {variant} {self.tag}"
         name = hashlib.sha256(key.encode()).hexdigest()
         return self.folder / name[:2] / f"{name}.npy"

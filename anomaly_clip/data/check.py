@@ -22,7 +22,7 @@ from PIL import Image
 
 from anomaly_clip.data.contents import Digests
 from anomaly_clip.data.dataset import AnomalyData, Sample, Split
-from anomaly_clip.data.listing import spare_masks
+from anomaly_clip.data.listing import shared_masks
 from anomaly_clip.data.samples import read_sample
 from anomaly_clip.data.transforms import is_image, read_grey, read_mask, resize_image, solid
 from anomaly_clip.progress import track
@@ -156,8 +156,11 @@ def _listing(data: AnomalyData, checked: Checked) -> Iterator[tuple[Sample, Spli
             try:
                 yield from ((sample, split) for sample in data.list_samples(category, split))
             except (OSError, ValueError) as error:
-                where = _short(data, data.root / category)
-                checked.problems.append(Problem("listing", where, str(error)))
+                _add(checked, "listing", _short(data, data.root / category), str(error))
+
+
+def _add(checked: Checked, kind: str, path: str, message: str) -> None:
+    checked.problems.append(Problem(kind, path, printable(message)))
 
 
 def _inspect_all(
@@ -188,7 +191,7 @@ def _inspect(data: AnomalyData, sample: Sample, split: Split, digests: Digests, 
     problems: list[Problem] = []
 
     def wrong(kind: str, path: Path, message: str) -> None:
-        message = message.removeprefix(f"{path}: ")
+        message = printable(message.removeprefix(f"{path}: "))
         problems.append(Problem(kind, _short(data, path), message))
 
     try:
@@ -199,7 +202,7 @@ def _inspect(data: AnomalyData, sample: Sample, split: Split, digests: Digests, 
     except FileNotFoundError:
         wrong("missing", sample.image, "there is no such file")
         return Seen(sample, split, problems=tuple(problems))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # one odd file must not end the check of all others
         wrong("unreadable", sample.image, str(error))
         return Seen(sample, split, problems=tuple(problems))
     if kind not in FORMATS.get(sample.image.suffix.lower(), {kind}):
@@ -209,16 +212,21 @@ def _inspect(data: AnomalyData, sample: Sample, split: Split, digests: Digests, 
         try:
             read = read_grey if data.facts.mask.grey else read_mask
             mask = solid(read(sample.mask))
+            with Image.open(sample.mask) as picture:
+                lossy = picture.format in ("JPEG", "MPO")
         except FileNotFoundError:
             wrong("mask missing", sample.image, f"its mask is missing, expected {sample.mask.name}")
-        except (OSError, ValueError) as error:
+        except Exception as error:  # as above
             wrong("unreadable", sample.mask, str(error))
         else:
+            if lossy:
+                message = "a mask saved as JPEG, whose noise counts as defect: save it as PNG"
+                wrong("mask lossy", sample.mask, message)
             misfit = max(abs(a - b) for a, b in zip(mask.shape, image.shape, strict=False))
             if misfit > data.facts.mask.fitted:
                 sizes = f"{mask.shape[1]} x {mask.shape[0]}, its image {image.shape[1]} x "
                 wrong("mask size", sample.mask, f"the mask is {sizes}{image.shape[0]} pixels")
-            if not mask.any():
+            if sample.label and not mask.any():
                 wrong("mask empty", sample.mask, "the mask of an anomalous image is empty")
     return Seen(
         sample,
@@ -245,6 +253,10 @@ def _count(data: AnomalyData, seen: Sequence[Seen], checked: Checked) -> None:
             expected = None
             if known is not None:
                 expected = (known.train, 0) if split == "train" else known[1:]
+                if split == "test" and "train" not in data.splits and known.train:
+                    expected = (known.train + known.normal, known.anomalous)
+                    remark = "all images are test images, which is not the published protocol"
+                    checked.remarks.append(f"{category}: {remark}")
             row = Row(
                 category,
                 split,
@@ -256,22 +268,22 @@ def _count(data: AnomalyData, seen: Sequence[Seen], checked: Checked) -> None:
             )
             checked.rows.append(row)
             if expected is not None and expected != (row.normal, row.anomalous):
-                checked.problems.append(
-                    Problem(
-                        "count",
-                        _short(data, data.root),
-                        f"{category}, {split}: {row.normal} normal and {anomalous} anomalous "
-                        f"images, published are {expected[0]} and {expected[1]}",
-                    )
+                message = (
+                    f"{category}, {split}: {row.normal} normal and {anomalous} anomalous images, "
+                    f"published are {expected[0]} and {expected[1]}"
                 )
+                _add(checked, "count", _short(data, data.root), message)
             elif not own:
-                checked.problems.append(
-                    Problem("count", _short(data, data.root), f"{category}: no {split} images")
-                )
-    if data.asked_categories is None:
+                _add(checked, "count", _short(data, data.root), f"{category}: no {split} images")
+    total = data.facts.total
+    if total is not None and total != len(seen) and data.asked_categories is None:
+        message = f"{len(seen)} images, published are {total}"
+        _add(checked, "count", _short(data, data.root), message)
+    # A set of one's own in a published layout lacks nothing.
+    if data.asked_categories is None and set(published) & set(data.categories):
         for category in sorted(set(published) - set(data.categories)):
             message = f"the published category {category} is not there"
-            checked.problems.append(Problem("count", _short(data, data.root), message))
+            _add(checked, "count", _short(data, data.root), message)
 
 
 def _compare(data: AnomalyData, seen: Sequence[Seen], checked: Checked) -> None:
@@ -290,50 +302,58 @@ def _compare(data: AnomalyData, seen: Sequence[Seen], checked: Checked) -> None:
                 kind, message = "leak", f"{message}, a {first.split} image: training and test mix"
             elif first.sample.label != other.sample.label:
                 kind, message = "contradiction", f"{message}, which has the other label"
-            checked.problems.append(Problem(kind, _short(data, other.sample.image), message))
+            _add(checked, kind, _short(data, other.sample.image), message)
 
 
 def _compare_nearly(data: AnomalyData, seen: Sequence[Seen], checked: Checked) -> None:
-    """Find test pictures that nearly equal a training picture: their thumbnails correlate."""
+    """Find test pictures that nearly equal a training picture: their thumbnails correlate.
+
+    Without a training split they are compared with each other.
+    """
+    alone = "train" not in data.splits
     for category in data.categories:
-        parts = {
-            split: [
-                s
-                for s in seen
-                if s.sample.category == category and s.split == split and s.thumbnail is not None
-            ]
-            for split in data.splits
-        }
-        if not all(parts.get(split) for split in ("train", "test")):
-            continue
-        train, test = (
-            np.stack([s.thumbnail for s in parts[split] if s.thumbnail is not None])
-            for split in ("train", "test")
-        )
-        found: list[tuple[float, Path, Path]] = []
-        for start in range(0, len(test), BLOCK):
-            likeness = test[start : start + BLOCK] @ train.T
-            best = likeness.argmax(axis=1)
-            for row, column in enumerate(best):
-                if likeness[row, column] > NEAR:
-                    near, of = parts["test"][start + row], parts["train"][column]
-                    if near.digest != of.digest:
-                        value = float(likeness[row, column])
-                        found.append((value, near.sample.image, of.sample.image))
+        own = [s for s in seen if s.sample.category == category and s.thumbnail is not None]
+        test = [s for s in own if s.split == "test"]
+        others = test if alone else [s for s in own if s.split == "train"]
+        found = list(_near_pairs(test, others))
+        of = "another one" if alone else "a training image"
+        remark = f"{category}: {len(found)} test images nearly equal {of}"
         if found:
-            value, near_path, of_path = max(found)
-            checked.remarks.append(
-                f"{category}: {len(found)} test images nearly equal a training image (thumbnails "
-                f"correlate above {NEAR:g}), most of all {_short(data, near_path)} and "
-                f"{_short(data, of_path)} ({value:.4f})"
+            value, one, other = max(found)
+            remark += (
+                f" (thumbnails correlate above {NEAR:g}), most of all {_short(data, one)} and "
+                f"{_short(data, other)} ({value:.4f})"
             )
+        checked.remarks.append(remark)
+
+
+def _near_pairs(ones: Sequence[Seen], others: Sequence[Seen]) -> Iterator[tuple[float, Path, Path]]:
+    """Yield for each picture the one most like it, if that is near and not the same content."""
+    if not ones or not others:
+        return
+    rows, columns = (
+        np.stack([s.thumbnail for s in part if s.thumbnail is not None]) for part in (ones, others)
+    )
+    same: dict[str | None, list[int]] = defaultdict(list)
+    for number, other in enumerate(others):
+        same[other.digest].append(number)
+    for start in range(0, len(rows), BLOCK):
+        likeness = rows[start : start + BLOCK] @ columns.T
+        for number, one in enumerate(ones[start : start + BLOCK]):
+            likeness[number, same[one.digest]] = -1
+            best = int(likeness[number].argmax())
+            if likeness[number, best] > NEAR:
+                yield float(likeness[number, best]), one.sample.image, others[best].sample.image
 
 
 def _look_around(data: AnomalyData, samples: Sequence[Sample], checked: Checked) -> None:
-    """Find masks without an image, and pictures that nothing lists."""
-    spare = spare_masks(samples)
+    """Find masks without an image or with several, and pictures that nothing lists."""
+    spare = data.spare_masks([*samples, *_placeholders(data)])
     for path in spare:
-        checked.problems.append(Problem("mask", _short(data, path), "a mask without an image"))
+        _add(checked, "mask", _short(data, path), "a mask without an image")
+    for mask, (one, other, *_) in shared_masks(samples).items():
+        message = f"the mask of two images, {one.name} and {other.name}"
+        _add(checked, "mask", _short(data, mask), message)
     known = {s.image for s in samples} | {s.mask for s in samples} | set(spare)
     others = sorted(
         path
@@ -345,6 +365,11 @@ def _look_around(data: AnomalyData, samples: Sequence[Sample], checked: Checked)
         checked.remarks.append(
             f"{len(others)} other pictures are not used, such as {_short(data, others[0])}"
         )
+
+
+def _placeholders(data: AnomalyData) -> list[Sample]:
+    """Return a sample of each category, so that those without one are looked at, too."""
+    return [Sample(data.root / name, name, label=False) for name in data.categories]
 
 
 def _say_misfits(seen: Sequence[Seen], checked: Checked) -> None:
@@ -375,6 +400,11 @@ def _sizes(seen: Sequence[Seen]) -> str:
 def _short(data: AnomalyData, path: Path) -> str:
     """Return a path from the data set's folder on."""
     try:
-        return str(path.relative_to(data.root)) if path != data.root else str(path)
+        return printable(str(path.relative_to(data.root) if path != data.root else path))
     except ValueError:
-        return str(path)
+        return printable(str(path))
+
+
+def printable(text: str) -> str:
+    """Write what cannot be printed, such as the end of a line in a file's name, as an escape."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -72,10 +72,10 @@ class Digests:
             for line in lines:
                 try:
                     path, size, changed, digest = json.loads(line)
+                    if isinstance(digest, str) and len(digest) == 64:
+                        self._known[path, size, changed] = digest
                 except (ValueError, TypeError):
                     continue
-                if isinstance(digest, str) and len(digest) == 64:
-                    self._known[path, size, changed] = digest
         return self._known
 
     def _append(self, key: tuple[str, int, int], digest: str) -> None:

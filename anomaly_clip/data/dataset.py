@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import os
-from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property, partial
-from pathlib import Path
-from typing import ClassVar, Literal, cast
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from types import MethodType
+from typing import Literal, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader, default_collate
 
-from anomaly_clip.data.cache import PictureCache
-from anomaly_clip.data.contents import Twin, shared_contents
-from anomaly_clip.data.facts import DataFacts, facts_of
-from anomaly_clip.data.listing import check_masks
+from anomaly_clip.data.contents import Twin
+from anomaly_clip.data.listed import ListedData
 from anomaly_clip.data.samples import Item, Reader, Sample, SampleDataset, Split, read_sample
 from anomaly_clip.data.sampling import EpochSampler, draw_few, hold_out
 from anomaly_clip.data.transforms import MaskFilter, Resize, read_image, read_mask
@@ -43,7 +39,7 @@ HELD_OUT = 0.1
 """Share of an auxiliary set that validates, where the rest of it is trained on."""
 
 
-class AnomalyData(LightningDataModule, ABC):
+class AnomalyData(ListedData):
     """The data module of all data sets; a subclass says what is listed where.
 
     Args:
@@ -57,22 +53,19 @@ class AnomalyData(LightningDataModule, ABC):
         mask_filter: How masks are resized.
         mask_threshold: Above which filtered value (0 to 1) a mask's pixel counts as anomalous.
         words: What categories are called in sentences, by category; default: their names.
-        auxiliary: Another data set whose labelled test split is what ``fit`` learns from.
+        auxiliary: Another data set whose labelled test split is what ``fit`` learns from, with its
+            own batch_size, balanced and shuffle.
         val_split: What validates during ``fit``: none; auxiliary (a tenth of it, which is then not
             trained on); test, which selects on test images and is written into the results.
         shots: How many normal training images a category has, drawn by the seed; default: all.
         seed: Draws shots and the order of training.
         balanced: Whether each category is seen equally often in training.
+        shuffle: Whether training images come in another order each epoch, or as they are listed.
         allow_overlap: Whether test images may be among the training images, by content.
         cache: Whether to keep decoded and resized pictures on disk, in the cache folder.
         batch_size: Images of a batch.
         num_workers: Processes that load images; default: one a core, at most 4.
     """
-
-    dataset_name: ClassVar[str]
-    """Which data set this is; methods look up published settings by it."""
-    splits: ClassVar[tuple[Split, ...]] = ("train", "test")
-    """Which splits there are."""
 
     def __init__(
         self,
@@ -90,103 +83,50 @@ class AnomalyData(LightningDataModule, ABC):
         shots: int | None = None,
         seed: int = 0,
         balanced: bool = False,
+        shuffle: bool = True,
         allow_overlap: bool = False,
         cache: bool = False,
         batch_size: int = 16,
         num_workers: int | None = None,
     ) -> None:
-        super().__init__()
-        for name, size in (("image_size", image_size), ("mask_size", mask_size), ("shots", shots)):
-            if size is not None and size < 1:
-                raise ValueError(f"data.{name} must be positive, got {size}")
-        if not 0 <= mask_threshold < 1:
-            raise ValueError(f"data.mask_threshold must be in [0, 1), got {mask_threshold}")
+        super().__init__(
+            root,
+            categories,
+            train_categories,
+            image_size,
+            resize,
+            mask_size,
+            mask_filter,
+            mask_threshold,
+            cache,
+        )
+        if shots is not None and shots < 1:
+            raise ValueError(f"data.shots must be positive, got {shots}")
         if batch_size < 1:
             raise ValueError(f"data.batch_size must be positive, got {batch_size}")
         if seed < 0:
             raise ValueError(f"data.seed must be 0 or more, got {seed}")
+        if balanced and not shuffle:
+            raise ValueError("data.balanced true draws images, so data.shuffle must be true")
+        if auxiliary is not None and (auxiliary.auxiliary is not None or shots is not None):
+            raise ValueError(
+                "data.auxiliary is all that is learnt from: it takes no auxiliary of its own, and "
+                "data.shots must be left out"
+            )
         if val_split == "auxiliary" and auxiliary is None:
             raise ValueError("data.val_split auxiliary: name one with data.auxiliary")
-        if image_size is not None:
-            resize.check(image_size)
-        self.root = Path(root).expanduser()
-        self.asked_categories = categories
-        self.asked_train_categories = train_categories
-        self.image_size = image_size
-        self.resize = resize
-        self.mask_size = mask_size
-        self.mask_filter = mask_filter
-        self.mask_threshold = mask_threshold
         self.own_words = words or {}
-        self.auxiliary = auxiliary
+        self.auxiliary: AnomalyData | None = auxiliary
         self.val_split = val_split
+        if val_split == "none":  # Lightning then sees no loader; an empty one makes it warn
+            self.val_dataloader = MethodType(LightningDataModule.val_dataloader, self)  # type: ignore[method-assign]
         self.shots = shots
         self.seed = seed
         self.balanced = balanced
+        self.shuffle = shuffle
         self.allow_overlap = allow_overlap
-        self.cache = cache
         self.batch_size = batch_size
         self.num_workers = min(4, os.cpu_count() or 1) if num_workers is None else num_workers
-        self._listings: dict[Split, list[Sample]] = {}
-
-    @property
-    def facts(self) -> DataFacts:
-        """What is published of the data set."""
-        return facts_of(self.dataset_name)
-
-    @property
-    def has_masks(self) -> bool:
-        """Whether the data set has pixel labels."""
-        return True
-
-    @property
-    def has_labels(self) -> bool:
-        """Whether the data set says which images are anomalous."""
-        return True
-
-    @abstractmethod
-    def find_categories(self) -> list[str]:
-        """Return the names of the categories under ``root``, sorted.
-
-        Raises:
-            FileNotFoundError: If there is none; it says what was expected and what is there.
-        """
-
-    @abstractmethod
-    def list_samples(self, category: str, split: Split) -> Iterator[Sample]:
-        """Yield the samples of a category, sorted; masks are named even if they are not there."""
-
-    @property
-    def categories(self) -> list[str]:
-        """The categories in use, in their order.
-
-        Raises:
-            FileNotFoundError: If none is found.
-            ValueError: If an asked one is not there, or is asked for twice.
-        """
-        if self.asked_categories is None:
-            return self.find_categories()
-        return self._checked("categories", self.asked_categories)
-
-    @property
-    def train_categories(self) -> list[str]:
-        """The categories that ``fit`` learns from.
-
-        Raises:
-            FileNotFoundError: If none is found.
-            ValueError: If an asked one is not there, is asked for twice, or none is left.
-        """
-        asked = self.asked_train_categories
-        if asked == "same":
-            return self.categories
-        if isinstance(asked, list):
-            return self._checked("train_categories", asked)
-        others = [name for name in self.find_categories() if name not in self.categories]
-        if not others:
-            raise ValueError(
-                "data.train_categories others: none is left, as data.categories are all there are"
-            )
-        return others
 
     def validation_categories(self) -> list[str]:
         """Return the categories of what validates during ``fit``."""
@@ -201,41 +141,6 @@ class AnomalyData(LightningDataModule, ABC):
         if self.auxiliary is not None and category not in known:
             return self.auxiliary.words(category)
         return known.get(category, category)
-
-    def _checked(self, argument: str, asked: list[str]) -> list[str]:
-        found = self.find_categories()
-        unknown = [name for name in asked if name not in found]
-        if unknown:
-            raise ValueError(
-                f"data.{argument}: {unknown[0]!r} is not in {self.root} (there: {', '.join(found)})"
-            )
-        twice = [name for name, count in Counter(asked).items() if count > 1]
-        if twice or not asked:
-            raise ValueError(
-                f"data.{argument}: {f'{twice[0]!r} occurs twice' if twice else 'the list is empty'}"
-            )
-        return list(asked)
-
-    def samples(self, split: Split) -> list[Sample]:
-        """Return the listing of a split, category after category; read once.
-
-        Raises:
-            FileNotFoundError: If a mask is missing.
-            ValueError: If there is no such split, a category has no sample in it, or a mask has no
-                image.
-        """
-        if split not in self.splits:
-            raise ValueError(f"{self.dataset_name} has no {split} images")
-        if split not in self._listings:
-            listing: list[Sample] = []
-            for category in self.train_categories if split == "train" else self.categories:
-                rows = list(self.list_samples(category, split))
-                if not rows:
-                    raise ValueError(f"{self.root}: category {category!r} has no {split} images")
-                listing += rows
-            check_masks(listing)
-            self._listings[split] = listing
-        return self._listings[split]
 
     def fit_samples(self) -> list[Sample]:
         """Return what ``fit`` learns from: training images, or an auxiliary set's test split."""
@@ -258,7 +163,7 @@ class AnomalyData(LightningDataModule, ABC):
             raise ValueError("data.shots is not given: it says how many normal images there are")
         if "train" not in self.splits:
             raise ValueError(f"{self.dataset_name} has no train images, so there are no shots")
-        normal = [s for s in self.list_samples(category, "train") if not s.label]
+        normal = [s for s in self.rows(category, "train") if not s.label]
         if len(normal) < self.shots:
             raise ValueError(
                 f"data.shots {self.shots}: category {category!r} has {len(normal)} normal "
@@ -289,7 +194,7 @@ class AnomalyData(LightningDataModule, ABC):
         if "test" not in self.splits:
             return []
         trained = self.fit_samples() if samples is None else samples
-        return shared_contents([s.image for s in trained], [s.image for s in self.samples("test")])
+        return self.twins(trained, self.samples("test"))
 
     def _refuse_overlap(self, samples: Sequence[Sample]) -> None:
         twins = [] if self.allow_overlap else self.overlap(samples)
@@ -315,41 +220,6 @@ class AnomalyData(LightningDataModule, ABC):
         trained = [sample for row, sample in enumerate(samples) if row not in held]
         return trained, [samples[row] for row in sorted(held)]
 
-    def dataset(self, split: Split) -> SampleDataset:
-        """Return a split as tensors, at the sizes in use.
-
-        Raises:
-            ValueError: If no image size is known yet.
-        """
-        return self._tensors(self.samples(split))
-
-    def _tensors(self, samples: Sequence[Sample]) -> SampleDataset:
-        if self.image_size is None:
-            raise ValueError(
-                "data.image_size is not known: give it, or let a trainer set up the data with a "
-                "model"
-            )
-        return SampleDataset(
-            samples,
-            self.image_size,
-            self.mask_size or self.image_size,
-            has_masks=self.has_masks,
-            mask_filter=self.mask_filter,
-            mask_threshold=self.mask_threshold,
-            read=self.reader(),
-            resize=self.resize,
-            cache=PictureCache(str(self.facts.mask)) if self.cache and self.on_disk else None,
-        )
-
-    @property
-    def on_disk(self) -> bool:
-        """Whether a sample's picture is a file."""
-        return True
-
-    def reader(self) -> Reader:
-        """Return what reads a sample's image and mask; it travels to the loading processes."""
-        return partial(read_sample, rule=self.facts.mask)
-
     def summary(self, stage: str) -> str:
         """Say in a few words what a stage gets."""
         if stage == "fit":
@@ -373,6 +243,9 @@ class AnomalyData(LightningDataModule, ABC):
             "data": self.dataset_name,
             "image_size": self.image_size,
             "mask_size": self.mask_size or self.image_size,
+            "mask_filter": self.mask_filter,
+            "mask_threshold": self.mask_threshold,
+            "words": {name: self.words(name) for name in self.categories},
             "resize": str(self.resize),
             "train_categories": self.asked_train_categories,
             "auxiliary": None if auxiliary is None else auxiliary.dataset_name,
@@ -399,8 +272,16 @@ class AnomalyData(LightningDataModule, ABC):
         self.image_size = self.image_size or wanted
         if self.image_size is not None:
             self.resize.check(self.image_size)
+        if self.shots is not None and "train" not in self.splits:
+            raise ValueError(
+                f"data.shots {self.shots}: {self.dataset_name} has no train images to draw from"
+            )
         if self.auxiliary is not None:
             auxiliary = self.auxiliary
+            if not auxiliary.has_labels or "test" not in auxiliary.splits:
+                raise ValueError(
+                    f"data.auxiliary {auxiliary.root}: nothing says which of its images are normal"
+                )
             auxiliary.image_size = auxiliary.image_size or self.image_size
             if auxiliary.image_size != self.image_size:
                 raise ValueError(
@@ -424,21 +305,19 @@ class AnomalyData(LightningDataModule, ABC):
         dataset = source._tensors(samples)
         trainer = self.trainer
         world = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
-        groups = [s.category for s in samples] if self.balanced else None
-        sampler = EpochSampler(dataset, self.seed, *world, groups=groups)
+        groups = [s.category for s in samples] if source.balanced else None
+        sampler = EpochSampler(dataset, self.seed, *world, groups=groups, shuffle=source.shuffle)
         return DataLoader(
             dataset,  # type: ignore[arg-type]  # default collation makes a Batch of Items
-            batch_size=self.batch_size,
+            batch_size=source.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
 
-    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
-        """Return what validates; an empty list for nothing."""
-        if self.val_split == "none":
-            return []
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Return what validates."""
         if self.val_split == "test":
             return self._evaluation_loader(self.dataset("test"))
         assert self.auxiliary is not None

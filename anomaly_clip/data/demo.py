@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
+from anomaly_clip.data.contents import Twin
 from anomaly_clip.data.dataset import AnomalyData, Reader, Sample, Split
 from anomaly_clip.data.demo_pictures import CATEGORIES, DEFECTS, KEYS, draw_picture
 from anomaly_clip.data.demo_scenes import Scenes
@@ -97,6 +98,10 @@ class Demo(AnomalyData):
     def on_disk(self) -> bool:
         """Whether a sample's picture is a file."""
         return False
+
+    def twins(self, ones: Sequence[Sample], others: Sequence[Sample]) -> list[Twin]:
+        """Return nothing: pictures of different splits have different numbers, so they differ."""
+        return []
 
     def reader(self) -> Reader:
         """Return what draws a sample's picture and mask."""

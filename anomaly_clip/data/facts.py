@@ -48,10 +48,12 @@ class DataFacts:
         licence: Under what terms, as far as known.
         citation: What to cite.
         counts: Images by category.
+        total: All images, where they are not known by category.
         words: What a category is called in sentences, where its name is no word.
         mask: How masks are read.
         eps: DBSCAN's radius for the sentences (CLIP-AD's published choice).
         min_samples: DBSCAN's core size.
+        sdp_plus_sigma: Deviation of SDP+'s Gaussian, in pixels at 240 (published).
     """
 
     title: str
@@ -60,9 +62,11 @@ class DataFacts:
     citation: str
     counts: Mapping[str, Counts] = field(default_factory=dict)
     words: Mapping[str, str] = field(default_factory=dict)
+    total: int | None = None
     mask: MaskRule = PLAIN
     eps: float = 0.5
     min_samples: int = 15
+    sdp_plus_sigma: float = 8.0
 
 
 NOT_STATED = "not stated with the files: treat as research use with citation"
@@ -115,6 +119,7 @@ FACTS: dict[str, DataFacts] = {
         },
         eps=1.5,
         min_samples=25,
+        sdp_plus_sigma=2.0,
     ),
     "BTAD": DataFacts(
         "BTAD",
@@ -178,12 +183,45 @@ FACTS: dict[str, DataFacts] = {
         NOT_STATED,
         "Wang et al., Deformable Convolutional Networks for Efficient Mixed-type Wafer Defect "
         "Pattern Recognition, IEEE Transactions on Semiconductor Manufacturing 2020",
+        total=38_015,
     ),
     "IndustrialFolders": DataFacts(
         "Industrial set of TAB (30 classes, 17,393 normal images)",
         "put together from public sets (MPDD, DAGM, KTH-TIPS2, Kylberg, ELPV and others)",
         "that of each part",
         "the paper of TAB, and each part's own",
+        {
+            "bent metal stripe": Counts(185, 0, 0),
+            "board": Counts(40, 0, 0),
+            "bolt": Counts(128, 0, 0),
+            "bottle": Counts(746, 0, 0),
+            "brick tile": Counts(80, 0, 0),
+            "capsule": Counts(749, 0, 0),
+            "chip": Counts(1211, 0, 0),
+            "cork": Counts(216, 0, 0),
+            "encapsulates carpet": Counts(728, 0, 0),
+            "hazelnut": Counts(50, 0, 0),
+            "hazelnut toy": Counts(34, 0, 0),
+            "jagged carpet": Counts(80, 0, 0),
+            "leather": Counts(600, 0, 0),
+            "metal flat": Counts(54, 0, 0),
+            "metal ornament": Counts(289, 0, 0),
+            "metal pole": Counts(110, 0, 0),
+            "metal tube": Counts(122, 0, 0),
+            "plaid": Counts(20, 0, 0),
+            "rhombus carpet": Counts(80, 0, 0),
+            "screw": Counts(59, 0, 0),
+            "solar board": Counts(2624, 0, 0),
+            "sponge": Counts(40, 0, 0),
+            "streak board": Counts(1041, 0, 0),
+            "stripe carpet": Counts(336, 0, 0),
+            "stripe wood": Counts(1000, 0, 0),
+            "tile": Counts(230, 0, 0),
+            "toy wheel": Counts(3200, 0, 0),
+            "upholstery": Counts(20, 0, 0),
+            "washer": Counts(3241, 0, 0),
+            "wave carpet": Counts(80, 0, 0),
+        },
     ),
     "ImageFolder": DataFacts("your own pictures", "yours", "yours", "none"),
     "Demo": DataFacts(

@@ -100,6 +100,10 @@ class ImageFolder(AnomalyData):
             raise missing_layout(self.root, LAYOUT)
         return [self.category]
 
+    def mask_folders(self, category: str) -> list[Path]:
+        """Return the folders that hold nothing but masks."""
+        return subfolders(self.root / MASKS) if self.has_labels else []
+
     def list_samples(self, category: str, split: Split) -> Iterator[Sample]:
         """See :func:`list_folder`; there is no training split."""
         return list_folder(self.root, category)

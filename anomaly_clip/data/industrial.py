@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from anomaly_clip.data.dataset import AnomalyData, Sample, Split
 from anomaly_clip.data.listing import (
+    by_stem,
     images_in,
-    mask_beside,
     missing_layout,
     paired_masks,
+    read_table,
     subfolders,
-    top_folder,
 )
 from anomaly_clip.data.transforms import read_mask
 
@@ -43,6 +41,8 @@ VISA_LAYOUT = "split_csv/1cls.csv and <category>/Data/Images/{Normal,Anomaly}/"
 VISA_SPLIT = Path("split_csv", "1cls.csv")
 VISA_COLUMNS = ["object", "split", "label", "image", "mask"]
 BTAD_LAYOUT = "<category>/train/ok/, <category>/test/ok/, <category>/test/ko/, ground_truth/ko/"
+KSDD2_MASK = "_GT"
+BTAD_TOP = "BTech_Dataset_transformed"
 KSDD2_LAYOUT = "train/10000.png with 10000_GT.png beside it, and test/ alike"
 
 
@@ -75,6 +75,11 @@ def list_mvtec(root: Path, category: str, split: Split) -> Iterator[Sample]:
             yield Sample(image, category, not normal, masks.get(image), defect.name)
 
 
+def mvtec_mask_folders(root: Path, category: str) -> list[Path]:
+    """Return the folders that hold nothing but masks."""
+    return subfolders(root / category / "ground_truth")
+
+
 class MVTecAD(AnomalyData):
     """MVTec-AD (Bergmann et al., CVPR 2019): 15 categories, and any data set in its layout."""
 
@@ -87,6 +92,10 @@ class MVTecAD(AnomalyData):
     def list_samples(self, category: str, split: Split) -> Iterator[Sample]:
         """See :func:`list_mvtec`."""
         return list_mvtec(self.root, category, split)
+
+    def mask_folders(self, category: str) -> list[Path]:
+        """See :func:`mvtec_mask_folders`."""
+        return mvtec_mask_folders(self.root, category)
 
 
 class MagneticTile(MVTecAD):
@@ -103,28 +112,21 @@ def list_visa(root: Path, category: str, split: Split) -> Iterator[Sample]:
     """
     file = root / VISA_SPLIT
     rows = []
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        for number, row in enumerate(csv.reader(lines, skipinitialspace=True), start=1):
-            if number == 1 or not any(row):
-                continue  # the header names the columns
-            if len(row) < 4 or row[1] not in ("train", "test") or row[2] not in LABELS:
-                raise ValueError(
-                    f"{file}, line {number}: expected {', '.join(VISA_COLUMNS)}, got "
-                    f"{', '.join(row)}"
-                )
-            if row[0] == category and row[1] == split:
-                rows.append((row[3], row[2] == "anomaly", row[4] if len(row) > 4 else ""))
+    for number, row in read_table(file, VISA_COLUMNS):
+        if len(row) < 4 or row[1] not in ("train", "test") or row[2] not in LABELS:
+            raise ValueError(
+                f"{file}, line {number}: expected {', '.join(VISA_COLUMNS)}, got {', '.join(row)}"
+            )
+        if row[0] == category and row[1] == split:
+            rows.append((row[3], row[2] == "anomaly", row[4] if len(row) > 4 else ""))
     for image, anomalous, mask in sorted(rows):
-        if Path(image).is_absolute() or ".." in Path(image).parts:
-            raise ValueError(f"{file}: {image} is not below {root}")
-        where = root / mask if mask else mask_beside(root / image, _visa_masks(root, category), "")
-        yield Sample(
-            root / image,
-            category,
-            anomalous,
-            where if anomalous else None,
-            "anomaly" if anomalous else "good",
-        )
+        if any(Path(path).is_absolute() or ".." in Path(path).parts for path in (image, mask)):
+            raise ValueError(f"{file}: {image} or its mask is not below {root}")
+        if not anomalous:
+            yield Sample(root / image, category, label=False)
+            continue
+        own = Path(mask or f"{category}/Data/Masks/Anomaly/{Path(image).stem}.png")
+        yield Sample(root / image, category, label=True, mask=root / own, defect="anomaly")
 
 
 LABELS = ("normal", "anomaly")
@@ -135,13 +137,10 @@ def list_visa_unsplit(root: Path, category: str) -> Iterator[Sample]:
     folder = root / category / "Data" / "Images"
     for image in images_in(folder / "Normal"):
         yield Sample(image, category, label=False)
-    for image in images_in(folder / "Anomaly"):
-        mask = mask_beside(image, _visa_masks(root, category), "")
-        yield Sample(image, category, label=True, mask=mask, defect="anomaly")
-
-
-def _visa_masks(root: Path, category: str) -> Path:
-    return root / category / "Data" / "Masks" / "Anomaly"
+    anomalous = images_in(folder / "Anomaly")
+    masks = paired_masks(anomalous, root / category / "Data" / "Masks" / "Anomaly", ("",))
+    for image in anomalous:
+        yield Sample(image, category, label=True, mask=masks[image], defect="anomaly")
 
 
 class VisA(AnomalyData):
@@ -180,6 +179,11 @@ class VisA(AnomalyData):
             return list_visa(self.root, category, split)
         return list_visa_unsplit(self.root, category)
 
+    def mask_folders(self, category: str) -> list[Path]:
+        """Return the folders that hold nothing but masks."""
+        masks = subfolders(self.root / category / "Data" / "Masks")
+        return masks or mvtec_mask_folders(self.root, category)
+
     def protocol(self) -> dict[str, object]:
         """Say whether the official split is in use."""
         return {**super().protocol(), "official_split": "train" in self.splits}
@@ -205,8 +209,8 @@ class BTAD(AnomalyData):
     dataset_name: ClassVar[str] = "BTAD"
 
     def __init__(self, root: str, **shared: Any) -> None:
-        top = top_folder(Path(root).expanduser(), "01", "BTech_Dataset_transformed")
-        super().__init__(root=str(top), **shared)
+        top = Path(root, BTAD_TOP)
+        super().__init__(root=str(top) if top.is_dir() else root, **shared)
 
     def find_categories(self) -> list[str]:
         """Return the folders that have ``test/ok`` or ``test/ko``, sorted."""
@@ -223,26 +227,26 @@ class BTAD(AnomalyData):
         """See :func:`list_btad`."""
         return list_btad(self.root, category, split)
 
+    def mask_folders(self, category: str) -> list[Path]:
+        """See :func:`mvtec_mask_folders`."""
+        return mvtec_mask_folders(self.root, category)
+
 
 def list_ksdd2(root: Path, category: str, split: Split) -> Iterator[Sample]:
     """Yield ``root/split/NAME.png``, sorted; a mask ``NAME_GT.png`` that is all zero means normal.
 
     Of the training images only normal ones are yielded: methods learn from them alone.
     """
-    folder = root / split
-    for image in images_in(folder):
-        if re.search(r"_GT$", image.stem):
-            continue
-        mask = mask_beside(image, folder, "_GT")
+    images = [image for image in images_in(root / split) if not image.stem.endswith(KSDD2_MASK)]
+    for image, mask in paired_masks(images, root / split, (KSDD2_MASK,)).items():
         try:
             anomalous = bool(read_mask(mask).any())
         except (FileNotFoundError, ValueError):  # said when it is asked for
             yield Sample(image, category, label=True, mask=mask, defect="defect")
             continue
-        if not anomalous:
-            yield Sample(image, category, label=False)
-        elif split == "test":
-            yield Sample(image, category, label=True, mask=mask, defect="defect")
+        if not anomalous or split == "test":
+            defect = "defect" if anomalous else "good"
+            yield Sample(image, category, anomalous, mask, defect)
 
 
 class KSDD2(AnomalyData):
@@ -263,6 +267,15 @@ class KSDD2(AnomalyData):
     def list_samples(self, category: str, split: Split) -> Iterator[Sample]:
         """See :func:`list_ksdd2`."""
         return list_ksdd2(self.root, category, split)
+
+    def spare_masks(self, samples: Sequence[Sample]) -> list[Path]:
+        """Return the masks that no image stands beside."""
+        spare = []
+        for split in self.splits:
+            stems = by_stem(self.root / split)
+            masks = {stem: path for stem, path in stems.items() if stem.endswith(KSDD2_MASK)}
+            spare += [p for s, p in masks.items() if s.removesuffix(KSDD2_MASK) not in stems]
+        return sorted(spare)
 
 
 def list_class_folders(root: Path, category: str) -> Iterator[Sample]:

@@ -1,20 +1,22 @@
-"""What listing functions are made of: sorted folders, masks by name, errors that help."""
+"""What listing functions are made of: sorted folders, masks by name, tables, errors that help."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import csv
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from anomaly_clip.data.samples import Sample
 from anomaly_clip.data.transforms import is_image
 
 __all__ = [
-    "check_masks",
+    "by_stem",
+    "check_files",
     "images_in",
-    "mask_beside",
     "missing_layout",
     "paired_masks",
-    "spare_masks",
+    "read_table",
+    "shared_masks",
     "subfolders",
     "top_folder",
 ]
@@ -25,6 +27,11 @@ def images_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(p for p in folder.iterdir() if is_image(p))
+
+
+def by_stem(folder: Path) -> dict[str, Path]:
+    """Return the pictures of a folder by name without extension; the first of equal ones."""
+    return {path.stem: path for path in reversed(images_in(folder))}
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -48,48 +55,78 @@ def top_folder(root: Path, inner: str, *names: str) -> Path:
     return root
 
 
-def paired_masks(images: Sequence[Path], folder: Path) -> dict[Path, Path]:
-    """Return the mask of each image: ``NAME_mask.*``, or ``NAME.*``, in a folder. By name only.
+def paired_masks(
+    images: Sequence[Path], folder: Path, endings: Sequence[str] = ("_mask", "")
+) -> dict[Path, Path]:
+    """Return the mask of each image in a folder: its name and an ending. By name only.
 
-    A mask that is not there is named as it would be called: see :func:`check_masks`.
+    Args:
+        images: The images.
+        folder: Where the masks are.
+        endings: What may stand behind an image's name; the first that is there counts.
+
+    A mask that is not there is named as it would be called: see :func:`check_files`.
     """
-    by_stem = {p.stem: p for p in images_in(folder)}
-    return {
-        image: by_stem.get(f"{image.stem}_mask")
-        or by_stem.get(image.stem)
-        or folder / f"{image.stem}_mask.png"
-        for image in images
-    }
+    known = by_stem(folder)
+    masks = {}
+    for image in images:
+        names = [f"{image.stem}{ending}" for ending in endings]
+        found = [known[name] for name in names if name in known]
+        masks[image] = found[0] if found else folder / f"{names[0]}.png"
+    return masks
 
 
-def mask_beside(image: Path, folder: Path, ending: str) -> Path:
-    """Return ``folder/NAME<ending>.*``, by name; ``.png`` if it is not there."""
-    wanted = f"{image.stem}{ending}"
-    found = sorted(p for p in folder.glob(f"{_plain(wanted)}.*") if is_image(p))
-    return found[0] if found else folder / f"{wanted}.png"
+def read_table(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+    """Yield the lines of a csv file with their numbers, without its header and empty lines.
 
-
-def check_masks(samples: Iterable[Sample]) -> None:
-    """Refuse a listing whose masks are not all there, or whose mask folders hold others.
+    Args:
+        file: The table.
+        columns: What its header begins with.
 
     Raises:
-        FileNotFoundError: If a mask is missing.
-        ValueError: If a mask has no image.
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no table in UTF-8, or begins with something else.
+    """
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            rows = list(enumerate(csv.reader(lines, skipinitialspace=True), start=1))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{file}: there is no such file") from None
+    except (csv.Error, UnicodeDecodeError, OSError) as error:
+        raise ValueError(f"{file}: not a table in UTF-8 ({error})") from None
+    header = [cell.strip().lower() for cell in rows[0][1]] if rows else []
+    if header[: len(columns)] != list(columns):
+        raise ValueError(
+            f"{file}, line 1: expected a header, {', '.join(columns)}; got "
+            f"{', '.join(header) or 'nothing'}"
+        )
+    yield from ((number, row) for number, row in rows[1:] if any(cell.strip() for cell in row))
+
+
+def check_files(samples: Iterable[Sample]) -> None:
+    """Refuse a listing whose files are not all there, or in which images share a mask.
+
+    Raises:
+        FileNotFoundError: If an image or a mask is missing.
+        ValueError: If two images have one mask.
     """
     samples = list(samples)
     for sample in samples:
+        if not sample.image.exists():
+            raise FileNotFoundError(f"{sample.image}: there is no such file")
         if sample.mask is not None and not sample.mask.exists():
             raise FileNotFoundError(f"{sample.image}: its mask is missing, expected {sample.mask}")
-    spare = spare_masks(samples)
-    if spare:
-        raise ValueError(f"{spare[0]}: a mask without an image")
+    for mask, (one, other, *_) in shared_masks(samples).items():
+        raise ValueError(f"{mask}: the mask of two images, {one.name} and {other.name}")
 
 
-def spare_masks(samples: Sequence[Sample]) -> list[Path]:
-    """Return the pictures, in folders of masks alone, that are the mask of no image."""
-    masks = {s.mask for s in samples if s.mask is not None}
-    folders = {mask.parent for mask in masks} - {s.image.parent for s in samples}
-    return sorted(p for folder in folders for p in images_in(folder) if p not in masks)
+def shared_masks(samples: Iterable[Sample]) -> dict[Path, list[Path]]:
+    """Return the masks that several images have, with those images."""
+    images: dict[Path, list[Path]] = {}
+    for sample in samples:
+        if sample.mask is not None:
+            images.setdefault(sample.mask, []).append(sample.image)
+    return {mask: own for mask, own in images.items() if len(own) > 1}
 
 
 def missing_layout(root: Path, expected: str) -> FileNotFoundError:
@@ -101,8 +138,3 @@ def missing_layout(root: Path, expected: str) -> FileNotFoundError:
     names = sorted(p.name for p in root.iterdir())
     shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "nothing"
     return FileNotFoundError(f"data.root {root}: expected {expected}; there is {shown}")
-
-
-def _plain(name: str) -> str:
-    """Take the meaning from characters that stand for others in patterns."""
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)

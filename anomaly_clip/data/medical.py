@@ -6,13 +6,18 @@ categories are the words that CLIP-AD's code puts into sentences.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 from anomaly_clip.data.dataset import AnomalyData, Sample, Split
-from anomaly_clip.data.listing import images_in, mask_beside, missing_layout, top_folder
+from anomaly_clip.data.listing import (
+    images_in,
+    missing_layout,
+    paired_masks,
+    read_table,
+    top_folder,
+)
 
 __all__ = [
     "ISIC",
@@ -55,8 +60,8 @@ class MedicalData(AnomalyData):
 
 def list_isic(root: Path, category: str) -> Iterator[Sample]:
     """Yield the images, all with a lesion, sorted; masks are ``NAME_Segmentation.png``."""
-    for image in images_in(root / ISIC_IMAGES):
-        mask = mask_beside(image, root / ISIC_MASKS, "_Segmentation")
+    images = images_in(root / ISIC_IMAGES)
+    for image, mask in paired_masks(images, root / ISIC_MASKS, ("_Segmentation",)).items():
         yield Sample(image, category, label=True, mask=mask, defect="lesion")
 
 
@@ -71,6 +76,10 @@ class ISIC(MedicalData):
         """Say what the folder must hold."""
         return f"{ISIC_IMAGES}/ and {ISIC_MASKS}/"
 
+    def mask_folders(self, category: str) -> list[Path]:
+        """Return the folder that holds nothing but masks."""
+        return [self.root / ISIC_MASKS]
+
     def list_samples(self, category: str, split: Split) -> Iterator[Sample]:
         """See :func:`list_isic`."""
         return list_isic(self.root, category)
@@ -79,8 +88,7 @@ class ISIC(MedicalData):
 def list_clinic_db(root: Path, category: str) -> Iterator[Sample]:
     """Yield ``Original/NAME.tif``, all with a polyp, in the order of their names."""
     images = images_in(root / CLINIC_IMAGES)
-    for image in images:
-        mask = mask_beside(image, root / CLINIC_MASKS, "")
+    for image, mask in paired_masks(images, root / CLINIC_MASKS, ("",)).items():
         yield Sample(image, category, label=True, mask=mask, defect="polyp")
 
 
@@ -94,6 +102,10 @@ class CVCClinicDB(MedicalData):
     def expected(self) -> str:
         """Say what the folder must hold."""
         return f"{CLINIC_IMAGES}/ and {CLINIC_MASKS}/ with equal names"
+
+    def mask_folders(self, category: str) -> list[Path]:
+        """Return the folder that holds nothing but masks."""
+        return [self.root / CLINIC_MASKS]
 
     def list_samples(self, category: str, split: Split) -> Iterator[Sample]:
         """See :func:`list_clinic_db`."""
@@ -113,17 +125,14 @@ def list_head_ct(root: Path, category: str) -> Iterator[Sample]:
     if (folder / "head_ct").is_dir():
         folder /= "head_ct"
     labels: dict[int, bool] = {}
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        for number, row in enumerate(csv.reader(lines, skipinitialspace=True), start=1):
-            if number == 1 or not any(row):
-                continue  # the header
-            if len(row) < 2 or not row[0].strip().isdecimal() or row[1].strip() not in ("0", "1"):
-                raise ValueError(
-                    f"{file}, line {number}: expected a number and 0 or 1, got {', '.join(row)}"
-                )
-            if int(row[0]) in labels:
-                raise ValueError(f"{file}, line {number}: {int(row[0])} occurs twice")
-            labels[int(row[0])] = row[1].strip() == "1"
+    for number, row in read_table(file, ["id"]):
+        if len(row) < 2 or not row[0].strip().isdecimal() or row[1].strip() not in ("0", "1"):
+            raise ValueError(
+                f"{file}, line {number}: expected a number and 0 or 1, got {', '.join(row)}"
+            )
+        if int(row[0]) in labels:
+            raise ValueError(f"{file}, line {number}: {int(row[0])} occurs twice")
+        labels[int(row[0])] = row[1].strip() == "1"
     for number, anomalous in sorted(labels.items()):
         defect = "haemorrhage" if anomalous else "good"
         yield Sample(folder / f"{number:03d}.png", category, anomalous, defect=defect)

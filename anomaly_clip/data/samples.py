@@ -41,7 +41,8 @@ class Sample:
         image: Where the image is.
         category: What is shown.
         label: Whether it is anomalous.
-        mask: Where the mask is; None for a normal image and in data sets without pixel labels.
+        mask: Where the mask is; None in data sets without pixel labels, and for most normal images
+            (that of a normal image is not read).
         defect: The kind of defect, ``good`` for none.
         target: Classes that apply, in data sets with several.
     """
@@ -85,7 +86,7 @@ def read_sample(
             rule allows.
     """
     image = read_image(sample.image)
-    if sample.mask is None:
+    if sample.mask is None or not sample.label:
         return image, None
     mask = read_grey(sample.mask) if rule.grey else read_mask(sample.mask)
     if mask.shape != image.shape[:2]:
@@ -178,15 +179,17 @@ class SampleDataset(Dataset[Item]):
         cache, image_key = self.cache, f"image {self.image_size} {self.resize}"
         mask_rule = f"{self.mask_filter} {self.mask_threshold} {self.resize}"
         mask_key = f"mask {self.mask_size} of {self.image_size} {mask_rule}"
-        mask_file = sample.mask if self.has_masks else None
-        found = cache.load(sample.image, image_key)
-        found_mask = None if mask_file is None else cache.load(mask_file, mask_key)
-        if found is not None and (mask_file is None or found_mask is not None):
+        mask_file = sample.mask if self.has_masks and sample.label else None
+        found = cache.load((sample.image,), image_key)
+        # A mask is only good for its own image: they were compared when they were read.
+        pair = () if mask_file is None else (mask_file, sample.image)
+        found_mask = cache.load(pair, mask_key) if pair else None
+        if found is not None and (not pair or found_mask is not None):
             return found, None if found_mask is None else found_mask.astype(bool)
         image, mask = self.resized(sample)
-        cache.store(sample.image, image_key, image)
-        if mask_file is not None and mask is not None:
-            cache.store(mask_file, mask_key, mask)
+        cache.store((sample.image,), image_key, image)
+        if pair and mask is not None:
+            cache.store(pair, mask_key, mask)
         return image, mask
 
 

@@ -37,6 +37,7 @@ class EpochSampler(DistributedSampler[Any]):
         rank: Which of them this is.
         groups: One name an index. Each group is then drawn equally often: an epoch is as long as
             without, the images of small groups come several times, of large ones a part.
+        shuffle: False hands the indices out in their order.
 
     Example:
         >>> from anomaly_clip.data.sampling import EpochSampler
@@ -53,6 +54,7 @@ class EpochSampler(DistributedSampler[Any]):
         num_processes: int = 1,
         rank: int = 0,
         groups: Sequence[str] | None = None,
+        shuffle: bool = True,
     ) -> None:
         if len(dataset) < num_processes:
             raise ValueError(
@@ -60,12 +62,15 @@ class EpochSampler(DistributedSampler[Any]):
                 f"lower trainer.devices or trainer.num_nodes"
             )
         assert isinstance(dataset, (Dataset, range))
-        super().__init__(dataset, num_processes, rank, seed=seed, drop_last=True)  # type: ignore[arg-type]
+        options = {"shuffle": shuffle, "seed": seed, "drop_last": True}
+        super().__init__(dataset, num_processes, rank, **options)  # type: ignore[arg-type]
         self.groups = groups
 
     def __iter__(self) -> Iterator[Draw]:
         rng = np.random.default_rng([self.seed, self.epoch])
-        if self.groups is None:
+        if not self.shuffle:
+            order = np.arange(len(self.dataset))  # type: ignore[arg-type]
+        elif self.groups is None:
             order = rng.permutation(len(self.dataset))  # type: ignore[arg-type]
         else:
             order = balanced_order(self.groups, rng)
@@ -82,7 +87,7 @@ def balanced_order(groups: Sequence[str], rng: np.random.Generator) -> NDArray[n
         >>> import numpy as np
         >>> from anomaly_clip.data.sampling import balanced_order
         >>> order = balanced_order(["a", "a", "a", "b"], np.random.default_rng(0))
-        >>> sum(order == 3)
+        >>> int(sum(order == 3))
         2
     """
     names, numbers = np.unique(np.asarray(groups), return_inverse=True)

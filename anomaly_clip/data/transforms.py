@@ -6,6 +6,7 @@ and gives other values.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -38,6 +39,9 @@ _FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
     "nearest": Image.Resampling.NEAREST,
 }
+
+PLAIN_MODES = ("1", "L", "RGB", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+"""PIL's modes whose zero is black."""
 
 IMAGE_SUFFIXES = frozenset(
     [".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"]
@@ -126,9 +130,9 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
         ValueError: If it cannot be decoded, whole.
     """
     picture = _open(path)
-    if picture.mode in ("RGBA", "LA", "PA"):
-        picture = picture.convert("RGB")  # an opaque alpha channel is no defect
-    values = np.asarray(picture.convert("RGB") if picture.mode == "P" else picture)
+    if picture.mode not in PLAIN_MODES:  # an opaque alpha channel is no defect, nor is cyan
+        picture = picture.convert("RGB")
+    values = np.asarray(picture)
     positive: NDArray[np.bool_] = values > 0
     return positive if positive.ndim == 2 else np.logical_or.reduce(positive, axis=2)
 
@@ -185,7 +189,8 @@ def _open(path: Path) -> Image.Image:
         with path.open("rb") as file:
             picture = Image.open(file)
             picture.load()
-            ImageOps.exif_transpose(picture, in_place=True)
+            with suppress(Exception):  # damaged EXIF data say nothing of the picture
+                ImageOps.exif_transpose(picture, in_place=True)
             return picture
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: there is no such file") from None
@@ -194,7 +199,7 @@ def _open(path: Path) -> Image.Image:
         raise ValueError(
             f"{path}: {'an empty file' if empty else 'not an image in a known format'}"
         ) from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # decoders of damaged files raise of all kinds
         raise ValueError(f"{path}: the image cannot be decoded ({error})") from None
 
 
@@ -208,4 +213,4 @@ def _rgb_array(picture: Image.Image, path: Path) -> NDArray[np.uint8]:
             )
         grey8 = (grey.astype(np.uint32) + 128) // 257
         return np.repeat(grey8.astype(np.uint8)[..., None], 3, axis=2)
-    return np.asarray(picture.convert("RGB"))
+    return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))

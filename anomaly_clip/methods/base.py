@@ -49,6 +49,8 @@ class AnomalyMethod(LightningModule, ABC):
         self.evaluator_settings = evaluator
         self.results: Results | None = None
         """The figures of the last evaluation."""
+        self.reference_paths: dict[str, list[str]] = {}
+        """Which normal images a category's images are compared with."""
 
     @property
     def image_size(self) -> int:

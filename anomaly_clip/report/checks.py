@@ -42,6 +42,7 @@ def run_check(words: Sequence[str]) -> int:
         allow_abbrev=False,
         exit_on_error=False,
     )
+    parser.add_argument("--config", action="config", help="a file with a section data")
     parser.add_lightning_class_args(AnomalyData, "data", subclass_mode=True)
     parser.add_argument(
         "--near_duplicates",
@@ -55,6 +56,8 @@ def run_check(words: Sequence[str]) -> int:
         config = parser.parse_args(list(words)[1:])
         if config.workers is not None and config.workers < 1:
             raise ValueError(f"--workers must be 1 or more, got {config.workers}")
+        if config.json not in (None, "-") and Path(config.json).is_dir():
+            raise ValueError(f"--json {config.json} is a folder: name a file in it")
         data: AnomalyData = parser.instantiate(config).data
         checked = check_data(data, config.workers, config.near_duplicates)
         if config.json == "-":

@@ -35,6 +35,7 @@ def run_preview(words: Sequence[str]) -> int:
         allow_abbrev=False,
         exit_on_error=False,
     )
+    parser.add_argument("--config", action="config", help="a file with a section data")
     parser.add_lightning_class_args(AnomalyData, "data", subclass_mode=True)
     parser.add_argument("--split", type=Split, default="test", help="which split to show")
     parser.add_argument("--count", type=int, default=48, help="how many pictures, spread evenly")
