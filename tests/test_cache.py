@@ -79,3 +79,17 @@ def test_a_disk_that_takes_nothing_is_said_once(tmp_path: Path) -> None:
         cache.store([picture], "v", np.zeros((2, 2), np.uint8))
     cache.store([picture], "v", np.zeros((2, 2), np.uint8))
     assert cache.load([picture], "v") is None
+
+
+def test_a_mask_is_only_good_for_its_own_image(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name, shape in (("a", (20, 24)), ("b", (20, 48))):
+        picture = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
+        save_picture(tmp_path / "nut" / "test" / "cut" / f"{name}.png", picture)
+        mask = np.full(shape, 255, np.uint8)
+        save_picture(tmp_path / "nut" / "ground_truth" / "cut" / f"{name}_mask.png", mask)
+    items(MVTecAD(str(tmp_path), cache=True, **options()))  # type: ignore[arg-type]
+    masks = tmp_path / "nut" / "ground_truth" / "cut"
+    (masks / "b_mask.png").write_bytes((masks / "a_mask.png").read_bytes())
+    with pytest.raises(ValueError, match=r"the mask is 24 x 20 pixels, its image b\.png is 48"):
+        items(MVTecAD(str(tmp_path), cache=True, **options()))  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -260,3 +261,93 @@ def test_brain_mri_counts_files_beyond_the_first(tmp_path: Path) -> None:
     shutil.copy(folder / "yes" / "Y1.jpg", folder / "yes" / "Y5.jpg")
     checked = check_data(BrainMRI(str(root)))
     assert (checked.duplicates, checked.groups) == (2, 1)
+
+
+def test_a_mask_that_two_images_claim(own_root: Path) -> None:
+    Maker(6).picture(own_root / "cut" / "c.jpg")
+    found = kinds(check(own_root))
+    assert found["mask"] == "ground_truth/cut/c_mask.png: the mask of two images, c.jpg and c.png"
+
+
+def test_masks_of_a_folder_that_is_not_there(own_root: Path) -> None:
+    save_picture(own_root / "ground_truth" / "hole" / "1_mask.png", blob())
+    assert kinds(check(own_root))["mask"] == (
+        "ground_truth/hole/1_mask.png: a mask without an image"
+    )
+
+
+def test_a_mask_that_a_lossy_file_blurs(own_root: Path) -> None:
+    folder = own_root / "ground_truth" / "cut"
+    (folder / "c_mask.png").unlink()
+    save_picture(folder / "c_mask.jpg", blob())
+    assert "saved as JPEG" in kinds(check(own_root))["mask lossy"]
+
+
+def test_ksdd2s_masks_of_normal_images_are_looked_at(tmp_path: Path) -> None:
+    root = ksdd2(tmp_path)
+    save_picture(root / "test" / "20000_GT.png", np.zeros((3, 3), np.uint8))
+    save_picture(root / "test" / "29999_GT.png", blob())
+    problems = check_data(KSDD2(str(root))).problems
+    assert {p.path for p in problems if p.kind == "mask size"} == {"test/20000_GT.png"}
+    assert {p.path for p in problems if p.kind == "mask"} == {"test/29999_GT.png"}
+
+
+def test_visa_without_its_split_file_may_be_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visa(tmp_path, split_file=False)
+    counts = {name: Counts(2, 1, 2) for name in ("candle", "pipe_fryum")}
+    monkeypatch.setitem(FACTS, "VisA", FACTS["VisA"].__class__("", "", "", "", counts))
+    checked = check_data(VisA(str(tmp_path)))
+    assert checked.problems == []
+    assert "candle: all images are test images, which is not the published protocol" in (
+        checked.remarks
+    )
+
+
+def test_a_set_of_ones_own_in_a_published_layout(tmp_path: Path) -> None:
+    make = Maker(12)
+    for name in ("train/good/a", "test/good/b"):
+        make.picture(tmp_path / "plank" / f"{name}.png")
+    checked = check_data(MVTecAD(str(tmp_path)))
+    assert checked.problems == []
+    assert checked.remarks == ["plank: not one of the published categories"]
+
+
+def test_near_copies_of_a_set_without_training_images(tmp_path: Path) -> None:
+    root = brain_mri(tmp_path)
+    smooth = np.linspace(0, 200, 40 * 48 * 3).reshape(40, 48, 3).astype(np.uint8)
+    for number in (7, 8):
+        path = root / "brain_tumor_dataset" / "yes" / f"Y{number}.png"
+        save_picture(path, smooth + number)
+    (remark,) = (
+        r for r in check_data(BrainMRI(str(root)), near_duplicates=True).remarks if "nearly" in r
+    )
+    assert remark.startswith("brain ct: 2 test images nearly equal another one")
+
+
+def test_names_that_cannot_be_printed(own_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (own_root / "good" / "line\nend \x1b[31m.png").write_bytes(b"x")
+    (own_root / "good").joinpath(os.fsdecode(b"\xff\xfe.png")).write_bytes(b"x")
+    words = ["check", "--data", "ImageFolder", "--data.root", str(own_root)]
+    words += ["--data.category", "plank"]
+    assert main(words) == 1
+    out = capsys.readouterr().out
+    assert r"good/line\nend \x1b[31m.png: " in out
+    assert r"good/\udcff\udcfe.png: " in out
+    assert main([*words, "--json", str(own_root / "found.json")]) == 1
+    paths = [p["path"] for p in json.loads((own_root / "found.json").read_text())["problems"]]
+    assert r"good/line\nend \x1b[31m.png" in paths
+
+
+def test_json_cannot_go_into_a_folder(own_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["check", "--data", "ImageFolder", "--data.root", str(own_root)]
+    assert main([*words, "--data.category", "plank", "--json", str(own_root)]) == 2
+    assert "is a folder: name a file in it" in capsys.readouterr().err
+
+
+def test_a_section_of_a_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    section = str(Path(__file__).parent.parent / "configs" / "data" / "head_ct.yaml")
+    root = head_ct(tmp_path)
+    assert main(["check", "--config", section, "--data.root", str(root)]) == 1
+    assert "HeadCT" in capsys.readouterr().out

@@ -13,7 +13,16 @@ from layouts import Maker, head_ct, visa
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import default_collate
 
-from anomaly_clip.data import AnomalyData, HeadCT, MVTecAD, Resize, Sample, SampleDataset, VisA
+from anomaly_clip.data import (
+    AnomalyData,
+    HeadCT,
+    ImageFolder,
+    MVTecAD,
+    Resize,
+    Sample,
+    SampleDataset,
+    VisA,
+)
 
 
 def test_items_make_a_batch(mvtec_root: Path) -> None:
@@ -211,3 +220,39 @@ def test_resizing_follows_the_rule_for_image_and_mask(mvtec_root: Path) -> None:
 def test_words_for_categories(mvtec_root: Path) -> None:
     data = tiny(mvtec_root, words={"metal_nut": "metal nut"})
     assert [data.words(name) for name in data.categories] == ["bottle", "metal nut"]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"shots": 1}, "all that is learnt from"),
+        ({"balanced": True, "shuffle": False}, "so data.shuffle must be true"),
+    ],
+)
+def test_options_that_contradict_each_other(
+    mvtec_root: Path, options: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        tiny(mvtec_root, auxiliary=MVTecAD(str(mvtec_root)), **options)
+
+
+def test_an_auxiliary_set_must_say_what_is_normal(mvtec_root: Path, tmp_path: Path) -> None:
+    save_picture(tmp_path / "photos" / "a.png")
+    photos = ImageFolder(str(tmp_path / "photos"), "plank")
+    with pytest.raises(ValueError, match="nothing says which of its images are normal"):
+        tiny(mvtec_root, auxiliary=photos).setup("fit")
+    nested = MVTecAD(str(mvtec_root), auxiliary=MVTecAD(str(mvtec_root)))
+    with pytest.raises(ValueError, match="it takes no auxiliary of its own"):
+        tiny(mvtec_root, auxiliary=nested)
+
+
+def test_shots_without_training_images_are_refused_before_anything_is_run(tmp_path: Path) -> None:
+    data = HeadCT(str(head_ct(tmp_path)), shots=1, image_size=16)
+    with pytest.raises(ValueError, match=r"data\.shots 1: HeadCT has no train images"):
+        data.setup("test")
+
+
+def test_the_protocol_tells_what_figures_depend_on(mvtec_root: Path) -> None:
+    plain, other = tiny(mvtec_root), tiny(mvtec_root, mask_filter="nearest", mask_threshold=0.0)
+    assert plain.protocol() != other.protocol()
+    assert plain.protocol()["words"] == {"bottle": "bottle", "metal_nut": "metal_nut"}

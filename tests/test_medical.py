@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -128,3 +129,46 @@ def test_real_sets_have_their_counts(
     data = kind(str(shared_data(name)), image_size=24)
     assert Counter(s.label for s in data.samples("test")) == labels
     assert data.dataset("test")[0]["image"].shape == (3, 24, 24)
+
+
+def test_names_with_dots_are_names(tmp_path: Path) -> None:
+    clinic_db(tmp_path)
+    for name in ("1.2", "1.10"):
+        for folder in ("Original", "Ground Truth"):
+            shutil.copy(tmp_path / folder / "1.tif", tmp_path / folder / f"{name}.tif")
+    for sample in CVCClinicDB(str(tmp_path)).samples("test"):
+        assert sample.mask is not None
+        assert sample.mask.name == sample.image.name
+    (tmp_path / "Ground Truth" / "1.tif").unlink()
+    with pytest.raises(FileNotFoundError, match=r"Original/1\.tif: its mask is missing"):
+        CVCClinicDB(str(tmp_path)).samples("test")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"0,1\n1,1\n", r"labels\.csv, line 1: expected a header, id; got 0, 1"),
+        (b"", r"labels\.csv, line 1: expected a header, id; got nothing"),
+        ("id,hemorrhage\n0,1\n".encode("utf-16"), r"labels\.csv: not a table in UTF-8"),
+        (b'id,h\n"' + b"x" * 200_000, r"labels\.csv: not a table in UTF-8"),
+    ],
+)
+def test_tables_that_are_none(tmp_path: Path, content: bytes, sentence: str) -> None:
+    head_ct(tmp_path)
+    (tmp_path / "labels.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=sentence):
+        HeadCT(str(tmp_path)).samples("test")
+
+
+def test_a_table_may_end_its_lines_and_begin_as_it_likes(tmp_path: Path) -> None:
+    head_ct(tmp_path)
+    text = "\ufeffid, hemorrhage\r\n0, 1\r\n\r\n100, 0\r\n"
+    (tmp_path / "labels.csv").write_text(text, encoding="utf-8", newline="")
+    assert [s.label for s in HeadCT(str(tmp_path)).samples("test")] == [True, False]
+
+
+def test_an_image_that_a_table_names_must_be_there(tmp_path: Path) -> None:
+    head_ct(tmp_path)
+    (tmp_path / "head_ct" / "100.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"head_ct/100\.png: there is no such file"):
+        HeadCT(str(tmp_path)).samples("test")

@@ -172,3 +172,23 @@ def test_grey_masks_keep_their_values_until_the_threshold() -> None:
     assert not resize_mask(mask, 8, threshold=0.5)[:, :4].any()
     assert resize_mask(mask, 8, threshold=0.5)[:, 4:].all()
     assert resize_mask(mask, 8, threshold=0.3).all()
+
+
+def test_damaged_exif_data_say_nothing_of_the_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(*_: object, **__: object) -> None:
+        raise TypeError("bad operand type for abs(): 'str'")
+
+    monkeypatch.setattr("PIL.ImageOps.exif_transpose", damaged)
+    picture = Image.fromarray(np.repeat(RAMP[..., None], 3, axis=2))
+    assert np.array_equal(read_image(saved(tmp_path / "a.png", picture)), np.asarray(picture))
+
+
+def test_masks_of_odd_modes_count_what_is_not_black(tmp_path: Path) -> None:
+    values = np.zeros((6, 8), np.uint8)
+    values[1:3, 2:5] = 255
+    grey = Image.fromarray(values)
+    for mode, suffix in (("CMYK", "tif"), ("LA", "png"), ("RGBA", "png"), ("P", "png")):
+        path = saved(tmp_path / f"{mode}.{suffix}", grey.convert("RGB").convert(mode))
+        assert np.array_equal(read_mask(path), values > 0), mode

@@ -111,3 +111,37 @@ def test_wrong_roots_and_too_few_maps(tmp_path: Path) -> None:
         _ = MixedWM38(str(tmp_path)).categories
     with pytest.raises(ValueError, match=r"data\.test_share"):
         MixedWM38(str(tmp_path), test_share=1.0)
+
+
+def test_equal_maps_in_both_parts_are_refused(tmp_path: Path) -> None:
+    targets = np.zeros((20, 8), int)
+    targets[10:, 0] = 1
+    maps = np.zeros((20, 52, 52), int)
+    maps[10:, 5] = 2
+    np.savez(tmp_path / "MixedWM38.npz", maps, targets)
+    with pytest.raises(ValueError, match="4 test images are among the training images"):
+        MixedWM38(str(tmp_path), image_size=52).setup("fit")
+    MixedWM38(str(tmp_path), image_size=52, allow_overlap=True).setup("fit")
+
+
+def test_damaged_files_are_named_whatever_the_damage(tmp_path: Path) -> None:
+    file = tmp_path / "MixedWM38.npz"
+    rng = np.random.default_rng(0)
+    np.savez_compressed(file, rng.integers(0, 3, (9, 52, 52)), np.zeros((9, 8), int))
+    whole = file.read_bytes()
+    refused: list[str] = []
+    for _ in range(60):
+        broken = bytearray(whole)
+        for place in rng.integers(0, len(whole), 3):
+            broken[place] ^= int(rng.integers(1, 256))
+        file.write_bytes(bytes(broken))
+        try:
+            read_wafers(file)
+        except ValueError as error:
+            refused.append(str(error))
+    assert len(refused) > 30
+    assert all(sentence.startswith(str(file)) for sentence in refused)
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    (tmp_path / "one.npy").rename(file)
+    with pytest.raises(ValueError, match=r"no \.npz file"):
+        read_wafers(file)
