@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from torch.testing import assert_close
 
 from anomaly_clip.backbones.clip import CLIPBackbone
 from anomaly_clip.backbones.prompts import PromptEnsemble, RVSSettings
+from anomaly_clip.cli import main
 from anomaly_clip.data import HeadCT, MVTecAD, VisA
 from anomaly_clip.methods import SDP, SDPPlus
 from anomaly_clip.methods.sdp_plus import read_linear_layers
@@ -265,3 +269,73 @@ def test_test_images_in_the_auxiliary_set_are_refused(
     data = MVTecAD(str(mvtec_root), auxiliary=MVTecAD(str(tmp_path / "copy")), num_workers=0)
     with pytest.raises(ValueError, match="8 test images are among the training images"):
         quiet_trainer(max_epochs=1).fit(tiny(tiny_clip), data)
+
+
+def command(root: Path, auxiliary: Path, clip: str, runs: Path, verb: str = "fit") -> list[str]:
+    words = [verb, "--model", "SDPPlus", "--model.backbone.name", clip, "--model.lr", "0.01"]
+    words += ["--model.backbone.pretrained", "random", "--model.rvs.method", "mean"]
+    words += ["--data", "MVTecAD", "--data.root", str(root), "--data.num_workers", "0"]
+    words += ["--data.auxiliary", "VisA", "--data.auxiliary.root", str(auxiliary)]
+    words += ["--trainer.accelerator", "cpu", "--output.root", str(runs)]
+    words += ["--trainer.log_every_n_steps", "1"]
+    return [*words, "--model.prompts.templates", '["a {}."]']
+
+
+def test_fit_and_then_test_from_the_checkpoint_alone(
+    tmp_path: Path, mvtec_root: Path, trained_on: VisA, tiny_clip_config: str
+) -> None:
+    words = command(mvtec_root, trained_on.root, tiny_clip_config, tmp_path / "runs")
+    assert main([*words, "--trainer.max_epochs", "1"]) == 0
+    run = tmp_path / "runs" / "run" / "1"
+    (checkpoint,) = (run / "checkpoints").glob("*.ckpt")
+    kept = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert set(kept) == set(read_linear_layers(run / "linear_layers.pth"))
+    assert main(["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "t")]) == 0
+    (metrics,) = (tmp_path / "t").rglob("metrics.json")
+    protocol = json.loads(metrics.read_text())["run"]["protocol"]
+    assert (protocol["auxiliary"], protocol["overlap"]) == ("VisA", 0)
+    # A checkpoint is good where the data it was made from are not.
+    shutil.rmtree(trained_on.root)
+    assert main(["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "u")]) == 0
+
+
+def test_without_layers_nothing_is_tested(
+    tmp_path: Path,
+    mvtec_root: Path,
+    trained_on: VisA,
+    tiny_clip_config: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = command(mvtec_root, trained_on.root, tiny_clip_config, tmp_path / "runs", "test")
+    assert main(words) == 2
+    assert "SDPPlus must be fitted first" in capsys.readouterr().err
+
+
+def test_two_processes_learn_what_one_does(
+    tmp_path: Path, mvtec_root: Path, trained_on: VisA, tiny_clip_config: str
+) -> None:
+    words = command(mvtec_root, trained_on.root, tiny_clip_config, tmp_path / "runs")
+    words += ["--trainer.max_epochs", "2", "--data.auxiliary.shuffle", "false"]
+    assert main([*words, "--data.auxiliary.batch_size", "4", "--output.name", "one"]) == 0
+    ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--output.name", "two"]
+    python = [sys.executable, "-m", "anomaly_clip", *words, "--data.auxiliary.batch_size", "2"]
+    done = subprocess.run([*python, *ddp], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (
+        read_linear_layers(tmp_path / "runs" / name / "1" / "linear_layers.pth")
+        for name in ("one", "two")
+    )
+    for key, value in one.items():
+        # Adam's steps have one size whatever the gradient: signs of tiny ones may flip.
+        assert ((two[key] - value).abs() > 1e-4).float().mean() < 0.01, key
+    tested = []
+    for name, more in (("a", []), ("b", ddp[:4])):
+        layers = tmp_path / "runs" / "one" / "1" / "linear_layers.pth"
+        test = command(mvtec_root, trained_on.root, tiny_clip_config, tmp_path / "runs", "test")
+        test += ["--model.linear_layers", str(layers), "--output.name", name, *more]
+        python = [sys.executable, "-m", "anomaly_clip", *test]
+        done = subprocess.run(python, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        metrics = tmp_path / "runs" / name / "1" / "metrics.json"
+        tested.append(json.loads(metrics.read_text())["mean"])
+    assert tested[1] == pytest.approx(tested[0], abs=1e-6)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -206,3 +208,22 @@ def test_more_shots_than_images(tiny_clip: CLIPBackbone, mvtec_root: Path) -> No
     data = MVTecAD(str(mvtec_root), shots=3, num_workers=0)
     with pytest.raises(ValueError, match="category 'bottle' has 2 normal training images"):
         quiet_trainer().test(WinCLIP(tiny_clip, WORDS), data, verbose=False)
+
+
+def test_two_processes_find_what_one_does(
+    tmp_path: Path, mvtec_root: Path, tiny_clip_config: str
+) -> None:
+    words = ["test", "--model", "WinCLIP", "--model.backbone.name", tiny_clip_config]
+    words += ["--model.backbone.pretrained", "random", "--data", "MVTecAD", "--data.shots", "1"]
+    words += ["--data.root", str(mvtec_root), "--data.num_workers", "0"]
+    words += ["--output.root", str(tmp_path), "--trainer.accelerator", "cpu"]
+    assert main([*words, "--output.name", "one"]) == 0
+    ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--output.name", "two"]
+    python = [sys.executable, "-m", "anomaly_clip", *words, *ddp]
+    done = subprocess.run(python, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (tmp_path / name / "1" for name in ("one", "two"))
+    figures = [json.loads((run / "metrics.json").read_text())["mean"] for run in (one, two)]
+    assert figures[1] == pytest.approx(figures[0], abs=1e-6)
+    references = [(run / "references.json").read_text() for run in (one, two)]
+    assert references[0] == references[1]

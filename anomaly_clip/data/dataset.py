@@ -222,18 +222,14 @@ class AnomalyData(ListedData):
 
     def summary(self, stage: str) -> str:
         """Say in a few words what a stage gets."""
-        if stage == "fit":
-            samples = self.fit_samples()
-            known = f"{sum(s.label for s in samples)} anomalous"
-            if self.auxiliary is not None:
-                known += f", of {self.auxiliary.dataset_name}"
-        else:
-            samples = self.samples("test")
-            known = f"{sum(s.label for s in samples)} anomalous" if self.has_labels else "no labels"
+        source = self if stage != "fit" or self.auxiliary is None else self.auxiliary
+        samples = self.fit_samples() if stage == "fit" else self.samples("test")
+        known = f"{sum(s.label for s in samples)} anomalous" if source.has_labels else "no labels"
         number = len({s.category for s in samples})
         return (
             f"{len(samples)} images ({known}) in {number} "
             f"{'category' if number == 1 else 'categories'}"
+            f"{'' if source is self else f' of {source.dataset_name} {source.root}'}"
         )
 
     def protocol(self) -> Mapping[str, object]:
