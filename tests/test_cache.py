@@ -35,7 +35,7 @@ def test_cached_pictures_are_the_plain_ones(
     plain = items(MVTecAD(str(mvtec_root), **options()))  # type: ignore[arg-type]
     cached = MVTecAD(str(mvtec_root), cache=True, **options())  # type: ignore[arg-type]
     assert same(items(cached, workers), plain)
-    monkeypatch.setattr(samples_module, "read_image", None)  # would fail: nothing is decoded
+    monkeypatch.setattr(samples_module, "open_image", None)  # would fail: nothing is decoded
     assert same(items(cached, workers), plain)
 
 

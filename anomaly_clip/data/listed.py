@@ -204,7 +204,8 @@ class ListedData(LightningDataModule, ABC):
             has_masks=self.has_masks,
             mask_filter=self.mask_filter,
             mask_threshold=self.mask_threshold,
-            read=self.reader(),
+            mask_rule=self.facts.mask,
+            read=None if self.on_disk else self.reader(),
             resize=self.resize,
             cache=PictureCache(str(self.facts.mask)) if self.cache and self.on_disk else None,
         )

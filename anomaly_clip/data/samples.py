@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypedDict
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -20,8 +21,8 @@ from anomaly_clip.data.transforms import (
     Mask,
     MaskFilter,
     Resize,
+    open_image,
     read_grey,
-    read_image,
     read_mask,
     resize_image,
     resize_mask,
@@ -30,7 +31,7 @@ from anomaly_clip.data.transforms import (
 if TYPE_CHECKING:
     from typing_extensions import NotRequired  # in typing since Python 3.11
 
-__all__ = ["Item", "Reader", "Sample", "SampleDataset", "Split", "read_sample"]
+__all__ = ["Item", "Reader", "Sample", "SampleDataset", "Split", "open_sample", "read_sample"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,19 +86,25 @@ def read_sample(
         ValueError: If a file cannot be decoded, or image and mask differ in size by more than the
             rule allows.
     """
-    image = read_image(sample.image)
+    picture, mask = open_sample(sample, rule)
+    return np.asarray(picture), mask
+
+
+def open_sample(sample: Sample, rule: MaskRule = MaskRule()) -> tuple[Image.Image, Mask | None]:
+    """Do what :func:`read_sample` does, the image as a PIL picture: that saves two copies."""
+    picture = open_image(sample.image)
     if sample.mask is None or not sample.label:
-        return image, None
+        return picture, None
     mask = read_grey(sample.mask) if rule.grey else read_mask(sample.mask)
-    if mask.shape != image.shape[:2]:
-        apart = max(abs(a - b) for a, b in zip(mask.shape, image.shape, strict=False))
+    if mask.shape[::-1] != picture.size:
+        apart = max(abs(a - b) for a, b in zip(mask.shape[::-1], picture.size, strict=True))
         if apart > rule.fitted:
             raise ValueError(
-                f"{sample.mask}: the mask is {_size(mask)} pixels, its image {sample.image.name} "
-                f"is {_size(image)}"
+                f"{sample.mask}: the mask is {mask.shape[1]} x {mask.shape[0]} pixels, its image "
+                f"{sample.image.name} is {picture.width} x {picture.height}"
             )
-        mask = _nearest(mask, image.shape[0], image.shape[1])
-    return image, mask
+        mask = _nearest(mask, picture.height, picture.width)
+    return picture, mask
 
 
 class SampleDataset(Dataset[Item]):
@@ -110,6 +117,7 @@ class SampleDataset(Dataset[Item]):
         has_masks: Whether the data set has pixel labels; normal images then get empty masks.
         mask_filter: How masks are resized.
         mask_threshold: Above which filtered value a mask's pixel is True.
+        mask_rule: How the files of masks are read.
         read: Returns a sample's image and mask at their own size; default: from their files.
         resize: How a picture becomes square.
         cache: Where resized pictures and masks are kept; default: nowhere.
@@ -124,7 +132,8 @@ class SampleDataset(Dataset[Item]):
         has_masks: bool = True,
         mask_filter: MaskFilter = "bilinear",
         mask_threshold: float = 0.5,
-        read: Reader = read_sample,
+        mask_rule: MaskRule = MaskRule(),
+        read: Reader | None = None,
         resize: Resize = Resize(),
         cache: PictureCache | None = None,
     ) -> None:
@@ -135,6 +144,7 @@ class SampleDataset(Dataset[Item]):
         self.has_masks = has_masks
         self.mask_filter = mask_filter
         self.mask_threshold = mask_threshold
+        self.mask_rule = mask_rule
         self.read = read
         self.resize = resize
         self.cache = cache
@@ -163,7 +173,11 @@ class SampleDataset(Dataset[Item]):
 
     def resized(self, sample: Sample) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
         """Read a sample; return its image ``(S, S, 3)`` and mask ``(s, s)``, both writable."""
-        image, mask = self.read(sample)
+        image: NDArray[np.uint8] | Image.Image
+        if self.read is None:
+            image, mask = open_sample(sample, self.mask_rule)
+        else:
+            image, mask = self.read(sample)
         small = resize_image(image, self.image_size, self.resize)
         # A copy: decoded arrays are read-only, and torch wants to own what it collates.
         owned = small if small.flags.writeable else small.copy()
@@ -198,7 +212,3 @@ def _nearest(mask: Mask, height: int, width: int) -> Mask:
     rows = (np.arange(height) + 0.5) * mask.shape[0] / height
     columns = (np.arange(width) + 0.5) * mask.shape[1] / width
     return mask[rows.astype(int)[:, None], columns.astype(int)]
-
-
-def _size(array: NDArray[np.generic]) -> str:
-    return f"{array.shape[1]} x {array.shape[0]}"

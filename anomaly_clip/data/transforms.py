@@ -20,6 +20,7 @@ __all__ = [
     "MaskFilter",
     "Resize",
     "is_image",
+    "open_image",
     "read_grey",
     "read_image",
     "read_mask",
@@ -119,7 +120,27 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         FileNotFoundError: If there is no such file.
         ValueError: If it cannot be decoded, whole.
     """
-    return _rgb_array(_open(path), path)
+    return np.asarray(open_image(path))
+
+
+def open_image(path: Path) -> Image.Image:
+    """Decode a picture as :func:`read_image` does, to a PIL picture in RGB.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be decoded, whole.
+    """
+    picture = _open(path)
+    if picture.mode.startswith("I") or picture.mode == "F":
+        grey = np.asarray(picture)
+        if picture.mode == "F" or grey.min() < 0 or grey.max() > 65535:
+            raise ValueError(
+                f"{path}: values of mode {picture.mode} have no known range; save it with 8 or 16 "
+                "bits"
+            )
+        grey8 = (grey.astype(np.uint32) + 128) // 257
+        picture = Image.fromarray(grey8.astype(np.uint8))
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def read_mask(path: Path) -> NDArray[np.bool_]:
@@ -148,12 +169,19 @@ def read_grey(path: Path) -> NDArray[np.uint8]:
 
 
 def resize_image(
-    image: NDArray[np.uint8], size: int, resize: Resize = Resize()
+    image: NDArray[np.uint8] | Image.Image, size: int, resize: Resize = Resize()
 ) -> NDArray[np.uint8]:
-    """Turn ``(H, W, 3)`` into ``(size, size, 3)``, by default without its aspect ratio."""
-    if resize.rule == "square" and image.shape[:2] == (size, size):
-        return image
-    return np.asarray(resize.apply(Image.fromarray(image), size, _FILTERS[resize.filter]))
+    """Turn ``(H, W, 3)``, or a PIL picture in RGB, into ``(size, size, 3)``.
+
+    By default the aspect ratio is not kept.
+    """
+    if isinstance(image, np.ndarray):
+        if resize.rule == "square" and image.shape[:2] == (size, size):
+            return image
+        image = Image.fromarray(image)
+    elif resize.rule == "square" and image.size == (size, size):
+        return np.asarray(image)
+    return np.asarray(resize.apply(image, size, _FILTERS[resize.filter]))
 
 
 def resize_mask(
@@ -201,16 +229,3 @@ def _open(path: Path) -> Image.Image:
         ) from None
     except Exception as error:  # decoders of damaged files raise of all kinds
         raise ValueError(f"{path}: the image cannot be decoded ({error})") from None
-
-
-def _rgb_array(picture: Image.Image, path: Path) -> NDArray[np.uint8]:
-    if picture.mode.startswith("I") or picture.mode == "F":
-        grey = np.asarray(picture)
-        if picture.mode == "F" or grey.min() < 0 or grey.max() > 65535:
-            raise ValueError(
-                f"{path}: values of mode {picture.mode} have no known range; save it with 8 or 16 "
-                "bits"
-            )
-        grey8 = (grey.astype(np.uint32) + 128) // 257
-        return np.repeat(grey8.astype(np.uint8)[..., None], 3, axis=2)
-    return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
