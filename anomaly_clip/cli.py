@@ -19,6 +19,7 @@ VERBS = {
     "test": "compute figures on the test split",
     "predict": "score images and draw heat maps",
     "check": "say what is wrong with a data set",
+    "prompts": "show what the sentences about a category do",
     "preview": "draw a contact sheet of a data set",
 }
 
@@ -76,6 +77,10 @@ def _run(words: list[str]) -> int:
         from anomaly_clip.report.preview import run_preview
 
         return run_preview(words)
+    if words[0] == "prompts":
+        from anomaly_clip.report.words import run_prompts
+
+        return run_prompts(words)
     if words[0] == "check":
         from anomaly_clip.report.checks import run_check
 

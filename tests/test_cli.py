@@ -39,7 +39,10 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "sentence"),
     [
         (["tset"], "unknown verb 'tset': did you mean test?"),
-        (["xyz"], "unknown verb 'xyz': known: fit, validate, test, predict, check, preview"),
+        (
+            ["xyz"],
+            "unknown verb 'xyz': known: fit, validate, test, predict, check, prompts, preview",
+        ),
         (["--config", "a.yaml"], "--config: expected a verb first"),
     ],
 )

@@ -1,0 +1,187 @@
+"""``anomaly_clip prompts``: a playground for the words that stand for normal and abnormal."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, get_args
+
+import torch
+from lightning.pytorch.cli import LightningArgumentParser
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
+from anomaly_clip.backbones.prompts import (
+    Method,
+    PromptEnsemble,
+    RVSSettings,
+    embed_sentences,
+    representative_vector,
+)
+from anomaly_clip.data.transforms import read_image, resize_image
+from anomaly_clip.errors import translated
+from anomaly_clip.methods.sdp import SDP, text_score
+from anomaly_clip.progress import track
+from anomaly_clip.report.tables import DEMO_REMARK, RANDOM_WARNING
+from anomaly_clip.runs import write_csv
+
+__all__ = ["Word", "run_prompts", "weigh_sentences"]
+
+
+class Word(NamedTuple):
+    """What a sentence does."""
+
+    abnormal: bool
+    sentence: str
+    typical: float
+    """Cosine with the representative vector of its class."""
+    similarity: float | None = None
+    """Cosine with the image, if there is one."""
+    text_effect: float | None = None
+    """What it adds to r0, the probability that the image is abnormal."""
+    map_effect: float | None = None
+    """What it adds to r1, the maximum of the image's map."""
+
+
+def run_prompts(words: Sequence[str]) -> int:
+    """Show a category's sentences as the command line says and return an exit code.
+
+    Raises:
+        UserError: What is wrong, where, and the way out.
+    """
+    parser = LightningArgumentParser(
+        prog="anomaly_clip prompts",
+        description="Show what the sentences about a category do: how far normal is from abnormal, "
+        "how typical each is, and with an image what each adds to its scores.",
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    parser.add_argument("--category", type=str, required=True, help='such as "laser-cut plank"')
+    parser.add_argument("--image", type=str, help="an image to compare the sentences with")
+    parser.add_argument("--data_set", type=str, help="whose rules auto settings follow, as VisA")
+    parser.add_argument("--top", type=int, default=10, help="how many sentences a class to show")
+    parser.add_argument("--file", type=str, help="write all sentences to this .csv file")
+    parser.add_class_arguments(CLIPSettings, "backbone")
+    parser.add_class_arguments(PromptEnsemble, "prompts")
+    parser.add_class_arguments(RVSSettings, "rvs")
+    with translated(lambda: [f"--{action.dest}" for action in parser._actions]):
+        config = parser.parse_args(list(words)[1:])
+        if config.top < 1:
+            raise ValueError(f"--top must be 1 or more, got {config.top}")
+        if not config.category.strip():
+            raise ValueError('--category is empty: say what is shown, such as "laser-cut plank"')
+        settings = parser.instantiate(config)
+        image = None if config.image is None else read_image(Path(config.image))
+        torch.manual_seed(0)  # random weights, if they are asked for, are the same every time
+        sdp = SDP(settings.backbone, settings.prompts, settings.rvs)
+        pixels = None
+        if image is not None:
+            small = resize_image(image, sdp.image_size).copy()
+            pixels = torch.from_numpy(small).permute(2, 0, 1)[None]
+        rows, distances = weigh_sentences(sdp, config.category, pixels, config.data_set)
+        if config.file is not None:
+            table = ([int(row.abnormal), *row[1:]] for row in rows)
+            write_csv(Path(config.file), Word._fields, table)
+    show(rows, distances, sdp.backbone, config.category, config.top)
+    return 0
+
+
+@torch.no_grad()
+def weigh_sentences(
+    sdp: SDP, category: str, pixels: Tensor | None = None, dataset_name: str | None = None
+) -> tuple[list[Word], dict[str, float]]:
+    """Say what each sentence about a category does.
+
+    Args:
+        sdp: The detector whose words they are.
+        category: What the sentences are about.
+        pixels: uint8 ``(1, 3, S, S)``, an image of it.
+        dataset_name: The data set that ``auto`` settings follow.
+
+    Returns:
+        One row a sentence, and by method the angle between the representative vectors in degrees.
+        The effect of a sentence is the score with it less the score without it.
+    """
+    lists = sdp.prompts.sentences(category)
+    embedded = [embed_sentences(sdp.backbone, sentences) for sentences in lists]
+    distances = {}
+    for method in get_args(Method):
+        one, other = (_vector(part, RVSSettings(method), dataset_name) for part in embedded)
+        cosine = float((one @ other).clamp(-1, 1))
+        distances[method] = float(torch.rad2deg(torch.arccos(torch.tensor(cosine))))
+    vectors = [representative_vector(part, sdp.rvs, dataset_name) for part in embedded]
+    whole = None
+    if pixels is not None:
+        stages, class_token = sdp.encode(pixels)
+        projected = [stage.projected for stage in stages]
+
+        def scores(text: Tensor) -> tuple[float, float]:
+            maps = sdp.upsample(sdp.similarity(projected, text[None]))
+            return float(text_score(class_token, text[None])), float(maps.max())
+
+        whole = scores(torch.stack(vectors, dim=1))
+    rows = []
+    places = [(k, number) for k in (0, 1) for number in range(len(lists[k]))]
+    for k, number in track(places, "weighing sentences"):
+        part = embedded[k]
+        row = Word(bool(k), lists[k][number], float(part[number] @ vectors[k]))
+        if whole is not None:
+            row = row._replace(similarity=float(unit(class_token)[0] @ part[number]))
+            if len(part) > 1:
+                others = torch.cat([part[:number], part[number + 1 :]])
+                changed = list(vectors)
+                changed[k] = _vector(others, sdp.rvs, dataset_name)
+                without = scores(torch.stack(changed, dim=1))
+                row = row._replace(
+                    text_effect=whole[0] - without[0], map_effect=whole[1] - without[1]
+                )
+        rows.append(row)
+    return rows, distances
+
+
+def _vector(rows: Tensor, rvs: RVSSettings, dataset_name: str | None) -> Tensor:
+    with warnings.catch_warnings():  # "no cluster" is said of the vectors in use, once
+        warnings.simplefilter("ignore")
+        return representative_vector(rows, rvs, dataset_name)
+
+
+def show(
+    rows: Sequence[Word],
+    distances: dict[str, float],
+    backbone: CLIPBackbone,
+    category: str,
+    top: int,
+) -> None:
+    """Print how far the classes are apart, and the sentences that matter most."""
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+    counts = [sum(row.abnormal == k for row in rows) for k in (False, True)]
+    console.print(f"{category}: {counts[0]} sentences for normal, {counts[1]} for abnormal")
+    told = ", ".join(f"{name} {angle:.2f}" for name, angle in distances.items())
+    console.print(f"degrees between the representative vectors: {told}")
+    with_image = rows[0].similarity is not None
+    for abnormal in (False, True):
+        own = [row for row in rows if row.abnormal == abnormal]
+        key = (lambda row: -abs(row.map_effect or 0)) if with_image else (lambda row: row.typical)
+        title = "abnormal" if abnormal else "normal"
+        title += ", largest effect on the map first" if with_image else ", least typical first"
+        table = Table(box=box.SIMPLE_HEAD, title=Text(title))
+        table.add_column("sentence", overflow="fold")
+        headings = ["typical", *(["similarity", "on r0", "on r1"] if with_image else [])]
+        for heading in headings:
+            table.add_column(heading, justify="right", no_wrap=True)
+        for row in sorted(own, key=key)[:top]:
+            cells = [f"{row.typical:.4f}"]
+            if with_image:
+                cells.append(f"{row.similarity:.4f}")
+                cells += ["–" if v is None else f"{v:+.1e}" for v in row[4:]]
+            table.add_row(Text(row.sentence), *cells)
+        console.print(table)
+    if backbone.is_random:
+        console.print(RANDOM_WARNING, style="bold red")
+    elif backbone.settings.pretrained == "demo":
+        console.print(DEMO_REMARK, style="italic")
