@@ -351,3 +351,11 @@ def test_a_section_of_a_configuration(tmp_path: Path, capsys: pytest.CaptureFixt
     root = head_ct(tmp_path)
     assert main(["check", "--config", section, "--data.root", str(root)]) == 1
     assert "HeadCT" in capsys.readouterr().out
+
+
+def test_a_category_that_cannot_be_listed_has_no_masks_too_many(tmp_path: Path) -> None:
+    visa(tmp_path)
+    (tmp_path / "split_csv" / "1cls.csv").write_text("object,split,label,image,mask\nx,y\n")
+    found = {problem.kind for problem in check_data(VisA(str(tmp_path))).problems}
+    assert "listing" in found
+    assert "mask" not in found

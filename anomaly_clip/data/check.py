@@ -348,7 +348,10 @@ def _near_pairs(ones: Sequence[Seen], others: Sequence[Seen]) -> Iterator[tuple[
 
 def _look_around(data: AnomalyData, samples: Sequence[Sample], checked: Checked) -> None:
     """Find masks without an image or with several, and pictures that nothing lists."""
-    spare = data.spare_masks([*samples, *_placeholders(data)])
+    # Of a category that could not be listed every mask would seem to be one too many.
+    unlisted = {problem.path for problem in checked.problems if problem.kind == "listing"}
+    listed = [c for c in data.categories if _short(data, data.root / c) not in unlisted]
+    spare = data.spare_masks(listed, samples)
     for path in spare:
         _add(checked, "mask", _short(data, path), "a mask without an image")
     for mask, (one, other, *_) in shared_masks(samples).items():
@@ -365,11 +368,6 @@ def _look_around(data: AnomalyData, samples: Sequence[Sample], checked: Checked)
         checked.remarks.append(
             f"{len(others)} other pictures are not used, such as {_short(data, others[0])}"
         )
-
-
-def _placeholders(data: AnomalyData) -> list[Sample]:
-    """Return a sample of each category, so that those without one are looked at, too."""
-    return [Sample(data.root / name, name, label=False) for name in data.categories]
 
 
 def _say_misfits(seen: Sequence[Seen], checked: Checked) -> None:

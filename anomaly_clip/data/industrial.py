@@ -268,7 +268,7 @@ class KSDD2(AnomalyData):
         """See :func:`list_ksdd2`."""
         return list_ksdd2(self.root, category, split)
 
-    def spare_masks(self, samples: Sequence[Sample]) -> list[Path]:
+    def spare_masks(self, categories: Sequence[str], samples: Sequence[Sample]) -> list[Path]:
         """Return the masks that no image stands beside."""
         spare = []
         for split in self.splits:

@@ -160,7 +160,7 @@ class ListedData(LightningDataModule, ABC):
                 listing += rows
             if self.on_disk:
                 check_files(listing)
-            spare = self.spare_masks(listing) if split == "test" else []
+            spare = self.spare_masks(self.categories, listing) if split == "test" else []
             if spare:
                 raise ValueError(f"{spare[0]}: a mask without an image")
             self._listings[split] = listing
@@ -176,10 +176,14 @@ class ListedData(LightningDataModule, ABC):
         """Return the folders that hold nothing but masks."""
         return []
 
-    def spare_masks(self, samples: Sequence[Sample]) -> list[Path]:
-        """Return the pictures in folders of masks that are the mask of no sample."""
+    def spare_masks(self, categories: Sequence[str], samples: Sequence[Sample]) -> list[Path]:
+        """Return the pictures in the categories' folders of masks that are the mask of no sample.
+
+        Args:
+            categories: Whose folders are looked at, also those that have no sample.
+            samples: The test samples of these categories.
+        """
         masks = {sample.mask for sample in samples}
-        categories = dict.fromkeys(sample.category for sample in samples)
         folders = [folder for name in categories for folder in self.mask_folders(name)]
         return [p for folder in folders for p in images_in(folder) if p not in masks]
 
