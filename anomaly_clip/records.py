@@ -49,6 +49,8 @@ class Batch(TypedDict):
     """bool ``(B, h, w)``, all False for a normal image; absent without pixel labels."""
     target: NotRequired[Tensor]
     """``(B, K)``, targets of a multi-label data set."""
+    features: NotRequired[dict[str, Tensor]]
+    """What the frozen encoder says of the images, in half precision; ``image`` is then absent."""
     synthetic: NotRequired[Tensor]
     """uint8 ``(B, 3, H, W)``, the image with a synthetic defect (pairs)."""
     synthetic_mask: NotRequired[Tensor]

@@ -41,7 +41,15 @@ def layers(golden: Callable[[str], Golden], tmp_path: Path) -> Path:
 
 def golden_method(arrays: Golden, clip: CLIPBackbone, layers: Path, **options: Any) -> SDPPlus:
     stages, sigma = arrays.meta["features_list"], float(arrays.meta["sigma"])
-    return SDPPlus(clip, rvs=MEAN, stages=stages, sigma=sigma, linear_layers=str(layers), **options)
+    return SDPPlus(
+        clip,
+        rvs=MEAN,
+        stages=stages,
+        sigma=sigma,
+        linear_layers=str(layers),
+        feature_cache_gb=0,  # half precision is compared in test_feature_cache.py
+        **options,
+    )
 
 
 @pytest.mark.golden
@@ -56,7 +64,7 @@ def test_golden_sdp_plus(
     for layer, stage, token in zip(method.fc, stages, tokens, strict=True):
         linear = layer(token.raw[:, 1:])
         assert_close(linear, expected[f"linear.{stage}"], atol=1e-3, rtol=0)
-    maps = method.stage_maps([token.raw for token in tokens], text, image.shape[-2:])  # type: ignore[arg-type]
+    maps = method.stage_maps([token.raw[:, 1:] for token in tokens], text, image.shape[-2:])  # type: ignore[arg-type]
     for stage, own in zip(stages, maps, strict=True):
         assert_close(own, expected[f"stage_map.{stage}"], atol=1e-4, rtol=0)
     similarity = method.similarity([token.projected for token in tokens], text)

@@ -115,6 +115,7 @@ class AnomalyData(ListedData):
             )
         if val_split == "auxiliary" and auxiliary is None:
             raise ValueError("data.val_split auxiliary: name one with data.auxiliary")
+        self._in_fit: dict[str, SampleDataset] = {}
         self.own_words = words or {}
         self.auxiliary: AnomalyData | None = auxiliary
         self.val_split = val_split
@@ -266,6 +267,7 @@ class AnomalyData(ListedData):
                 f"it out, or set the model's"
             )
         self.image_size = self.image_size or wanted
+        self._in_fit.clear()
         if self.image_size is not None:
             self.resize.check(self.image_size)
         if self.shots is not None and "train" not in self.splits:
@@ -294,11 +296,27 @@ class AnomalyData(ListedData):
             )
         self.samples("test")
 
+    def fit_dataset(self) -> SampleDataset:
+        """Return what ``fit`` learns from as tensors, the same object all through a fit."""
+        if "train" not in self._in_fit:
+            source = self if self.auxiliary is None else self.auxiliary
+            self._in_fit["train"] = source._tensors(self.fit_samples())
+        return self._in_fit["train"]
+
+    def validation_dataset(self) -> SampleDataset | None:
+        """Return what validates as tensors, the same object all through a fit; None for nothing."""
+        if "val" not in self._in_fit and self.val_split == "test":
+            self._in_fit["val"] = self.dataset("test")
+        elif "val" not in self._in_fit and self.val_split == "auxiliary":
+            assert self.auxiliary is not None
+            self._in_fit["val"] = self.auxiliary._tensors(self._auxiliary_parts[1])
+        return self._in_fit.get("val")
+
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return what ``fit`` learns from, in an order drawn from (seed, epoch)."""
-        samples = self.fit_samples()
         source = self if self.auxiliary is None else self.auxiliary
-        dataset = source._tensors(samples)
+        dataset = self.fit_dataset()
+        samples = dataset.samples
         trainer = self.trainer
         world = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
         groups = [s.category for s in samples] if source.balanced else None
@@ -314,10 +332,9 @@ class AnomalyData(ListedData):
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Return what validates."""
-        if self.val_split == "test":
-            return self._evaluation_loader(self.dataset("test"))
-        assert self.auxiliary is not None
-        return self._evaluation_loader(self.auxiliary._tensors(self._auxiliary_parts[1]))
+        dataset = self.validation_dataset()
+        assert dataset is not None
+        return self._evaluation_loader(dataset)
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """Return the test split, in the order of its listing."""

@@ -6,8 +6,9 @@ and outline, no light yet).
 
 from __future__ import annotations
 
+import colorsys
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import cv2
@@ -19,6 +20,8 @@ __all__ = ["FAMILIES", "fitting_defects", "vary"]
 
 LEAST_CONTRAST = 0.1  # between an object and its ground, mean over the channels; 1 = white on black
 LOOK_TRIES = 8
+RECOLOURED = 0.4  # share of varied looks with other hues
+DARKEST, LIGHTEST = 0.04, 0.92  # channel of a varied colour
 
 
 def weave(c: Canvas) -> Surface:
@@ -365,12 +368,14 @@ def fitting_defects(category: Category) -> tuple[str, ...]:
 def vary(look: Category, rng: np.random.Generator) -> Category:
     """Return another product of the same family: other tones, size, gloss and number of parts.
 
-    Colours keep their hue roughly; those of an object and of its ground stay apart.
+    Colours keep their hue roughly, or all get another one, from grey to vivid: a colour that no
+    other product has is no defect. Those of an object and of its ground stay apart.
     """
+    change = _another_hue if rng.random() < RECOLOURED else _another_tone
     colours, ground = look.colours, look.ground
     for _ in range(LOOK_TRIES):
-        colours = tuple(_another_tone(colour, rng) for colour in look.colours)
-        ground = _another_tone(look.ground, rng)
+        colours = tuple(change(colour, rng) for colour in look.colours)
+        ground = change(look.ground, rng)
         apart = float(np.abs(rgb(colours[0]) - rgb(ground)).mean())
         if not FAMILIES[look.family].is_object or apart > LEAST_CONTRAST:
             break
@@ -388,6 +393,17 @@ def vary(look: Category, rng: np.random.Generator) -> Category:
 def _another_tone(colour: int, rng: np.random.Generator) -> int:
     """Make a colour ``0xRRGGBB`` lighter or darker, and tint it."""
     changed = rgb(colour).ravel() * np.exp(rng.normal(0, 0.25) + rng.normal(0, 0.12, 3))
-    changed += rng.normal(0, 0.04)
-    red, green, blue = (round(255 * float(x)) for x in np.clip(changed, 0.04, 0.92))
+    return _packed(changed + rng.normal(0, 0.04))
+
+
+def _another_hue(colour: int, rng: np.random.Generator) -> int:
+    """Keep about the lightness of a colour ``0xRRGGBB``; any hue, any saturation."""
+    light = float(rgb(colour).max()) * math.exp(rng.normal(0, 0.25))
+    hue, saturation = rng.random(), rng.random()
+    return _packed(colorsys.hsv_to_rgb(hue, saturation, light))
+
+
+def _packed(colour: Iterable[float]) -> int:
+    """Return a colour as ``0xRRGGBB``, neither black nor glaring."""
+    red, green, blue = (round(255 * min(max(float(x), DARKEST), LIGHTEST)) for x in colour)
     return red << 16 | green << 8 | blue

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Protocol, TypedDict
 
 import numpy as np
 import torch
@@ -31,7 +31,16 @@ from anomaly_clip.data.transforms import (
 if TYPE_CHECKING:
     from typing_extensions import NotRequired  # in typing since Python 3.11
 
-__all__ = ["Item", "Reader", "Sample", "SampleDataset", "Split", "open_sample", "read_sample"]
+__all__ = [
+    "Features",
+    "Item",
+    "Reader",
+    "Sample",
+    "SampleDataset",
+    "Split",
+    "open_sample",
+    "read_sample",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +69,18 @@ Reader = Callable[[Sample], tuple[NDArray[np.uint8], Mask | None]]
 """Returns a sample's image ``(H, W, 3)`` and mask ``(H, W)`` at their own size."""
 
 
+class Features(Protocol):
+    """What an encoder says of the rows of a data set."""
+
+    def load(self, row: int) -> dict[str, Tensor]:
+        """Return the features of a row, and its ``mask`` if it has one."""
+
+
 class Item(TypedDict):
     """One row of a :class:`~anomaly_clip.records.Batch`, before batching."""
 
-    image: Tensor
+    image: NotRequired[Tensor]
+    features: NotRequired[dict[str, Tensor]]
     label: bool
     category: str
     path: str
@@ -148,6 +165,8 @@ class SampleDataset(Dataset[Item]):
         self.read = read
         self.resize = resize
         self.cache = cache
+        self.features: Features | None = None
+        """What is handed out in place of images, if anything."""
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -155,18 +174,18 @@ class SampleDataset(Dataset[Item]):
     def __getitem__(self, index: int | Draw) -> Item:
         row = index.index if isinstance(index, Draw) else index
         sample = self.samples[row]
-        image, mask = self.cached(sample) if self.cache is not None else self.resized(sample)
-        item = Item(
-            image=torch.from_numpy(image).permute(2, 0, 1).contiguous(),
-            label=sample.label,
-            category=sample.category,
-            path=str(sample.image),
-            index=row,
-        )
-        if self.has_masks:
-            if mask is None:
-                mask = np.zeros((self.mask_size, self.mask_size), dtype=bool)
-            item["mask"] = torch.from_numpy(mask)
+        item = Item(label=sample.label, category=sample.category, path=str(sample.image), index=row)
+        if self.features is not None:
+            item["features"] = self.features.load(row)
+            if "mask" in item["features"]:
+                item["mask"] = item["features"].pop("mask")
+        else:
+            image, mask = self.cached(sample) if self.cache is not None else self.resized(sample)
+            item["image"] = torch.from_numpy(image).permute(2, 0, 1).contiguous()
+            if self.has_masks:
+                if mask is None:
+                    mask = np.zeros((self.mask_size, self.mask_size), dtype=bool)
+                item["mask"] = torch.from_numpy(mask)
         if sample.target is not None:
             item["target"] = torch.tensor(sample.target)
         return item

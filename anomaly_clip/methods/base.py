@@ -71,6 +71,15 @@ class AnomalyMethod(LightningModule, ABC):
             categories: What each image shows.
         """
 
+    def score_features(self, features: dict[str, Tensor], categories: list[str]) -> Scores:
+        """Score what the frozen encoder said of images; for methods that keep it.
+
+        Args:
+            features: As a data set hands them out in place of images.
+            categories: What each image shows.
+        """
+        raise NotImplementedError(f"{type(self).__name__} keeps no features")
+
     def prepare(self, categories: list[str]) -> None:
         """Do what is needed once per category before images come; the model is on its device."""
 
@@ -176,7 +185,10 @@ class AnomalyMethod(LightningModule, ABC):
                 self.prepare(list(self.evaluator.categories))
 
     def _score(self, batch: Batch) -> Scores:
-        scores = self.score(batch["image"], batch["category"])
+        if "features" in batch:
+            scores = self.score_features(batch["features"], batch["category"])
+        else:
+            scores = self.score(batch["image"], batch["category"])
         if "anomaly_map" in scores and "mask" in batch:
             size = (batch["mask"].shape[-2], batch["mask"].shape[-1])
             scores["anomaly_map"] = resize_maps(scores["anomaly_map"], size)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from anomaly_clip.backbones.prompts import PromptEnsemble
-from anomaly_clip.data.demo_pictures import DEFECTS
+from anomaly_clip.data.demo_pictures import DEFECTS, KEYS
 
 __all__ = ["Caption", "Captions", "Picture"]
 
@@ -83,6 +83,11 @@ class Captions:
         noun, _ = self._noun(category, rng)
         normal, _ = self.prompts.sentences(noun)
         return [normal[number] for number in rng.integers(len(normal), size=count)]
+
+    def lasting(self) -> list[str]:
+        """Return lines that hold, together, every word but those of random nouns."""
+        lines = [line for lines in self.prompts.as_lists().values() for line in lines]
+        return [*(line.replace("{}", PLAIN_NOUNS[0]) for line in lines), *PLAIN_NOUNS, *KEYS]
 
     def _noun(self, category: str, rng: np.random.Generator) -> tuple[str, str | None]:
         kind = rng.random()

@@ -38,6 +38,7 @@ from anomaly_clip.data.demo import Demo
 from anomaly_clip.files import atomic_path
 from anomaly_clip.maps import gaussian_blur
 from anomaly_clip.methods.captions import Captions, Picture
+from anomaly_clip.methods.part_embedding import PartEmbedding
 from anomaly_clip.methods.sdp import feature_surgery
 from anomaly_clip.metrics import average_precision
 from anomaly_clip.records import DEMO, RANDOM, Batch
@@ -143,6 +144,8 @@ class Contrastive(LightningModule):
         self.local_scale = nn.Parameter(torch.full((num_sources,), math.log(10.0)))
         self.local_offset = nn.Parameter(torch.full((num_sources,), -2.0))
         self.captions = Captions(prompts, self.backbone.vocabulary)
+        tokens = self.backbone.tokenize(self.captions.lasting())
+        model.token_embedding = PartEmbedding(model.token_embedding, tokens)
         patch = self.backbone.patch_size
         for _, side in self.steps:
             if side % patch or not patch <= side <= self.image_size:
@@ -183,8 +186,10 @@ class Contrastive(LightningModule):
             key.append(batch_idx)
         rng = np.random.default_rng(key)
         done = self.global_step / max(1, int(self.trainer.estimated_stepping_batches))
+        kind = self.device.type
+        mixed = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         with self.backbone.out_of_autocast():
-            losses, seen = self.losses(batch, rng, done)
+            losses, seen = self.losses(batch, rng, done, mixed)
         total = torch.stack(list(losses.values())).sum()
         # Every scene is new, so what is measured here is measured on scenes never trained on.
         normal, defective = seen.state.unflatten(0, (-1, 2)).unbind(1)
@@ -237,7 +242,11 @@ class Contrastive(LightningModule):
             )
 
     def losses(
-        self, batch: Batch, rng: np.random.Generator, done: float
+        self,
+        batch: Batch,
+        rng: np.random.Generator,
+        done: float,
+        mixed: torch.dtype | None = None,
     ) -> tuple[dict[str, Tensor], Seen]:
         """Return the terms of the loss, weighted, and what they were computed from.
 
@@ -245,6 +254,8 @@ class Contrastive(LightningModule):
             batch: Scenes: ``image``, ``synthetic``, ``synthetic_mask``, ``category``, ``defect``.
             rng: Draws windows, light and sentences.
             done: The share of the training that is over.
+            mixed: Type of the image tower's matrix products, default float32; words, projections
+                and cosines are always in float32.
         """
         images, masks, window = self.windows(batch, rng, done)
         images, tones = self.relight(images, rng)
@@ -261,7 +272,7 @@ class Contrastive(LightningModule):
         text = torch.stack([unit(words[0::2].mean(0)), unit(words[1::2].mean(0))], dim=1)  # (D, 2)
 
         pixels = (images.flatten(0, 1) - self.backbone.mean) / self.backbone.std
-        stages = encode_dual_path(self.backbone, pixels, window=window)
+        stages = encode_dual_path(self.backbone, pixels, window=window, mixed=mixed)
         classes = unit(stages[-1].projected[:, 0])
         scale = self.backbone.model.logit_scale.exp()
         fits = torch.tensor([[c.fits(p) for c in captions] for p in shown], device=self.device)
@@ -380,7 +391,10 @@ class Contrastive(LightningModule):
 
         The file's metadata say what it was trained on.
         """
-        state = self.backbone.model.state_dict()
+        model = self.backbone.model
+        state = model.state_dict()
+        state["token_embedding.weight"] = model.token_embedding.merged()
+        del state["token_embedding.rows"]
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         trainer = self.trainer
         scenes = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches

@@ -8,17 +8,21 @@ another data set (``data.auxiliary``), the tower stays frozen.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from anomaly_clip.backbones import clip, surgery
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
 from anomaly_clip.backbones.prompts import PromptEnsemble, RVSSettings
 from anomaly_clip.backbones.surgery import StageTokens
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.data.facts import facts_of
+from anomaly_clip.data.feature_cache import Encoder, FeatureCache, code_of
 from anomaly_clip.files import atomic_path
 from anomaly_clip.losses import dice_loss, focal_loss
 from anomaly_clip.maps import gaussian_blur, image_score, patches_to_map
@@ -46,6 +50,9 @@ class SDPPlus(SDP):
         lr: Learning rate of Adam.
         linear_layers: Trained layers in the authors' format (a dictionary ``linear_layers`` of
             ``fc.{i}.weight`` and ``fc.{i}.bias``); with it nothing must be fitted.
+        feature_cache_gb: How large the cache of what the frozen tower says of images may become, in
+            GB (1e9 bytes); it is filled at the start of ``fit``. 0 for none: images are then
+            decoded and encoded in every epoch.
         evaluator: How figures are computed.
     """
 
@@ -62,6 +69,7 @@ class SDPPlus(SDP):
         sigma: float | Literal["auto"] = "auto",
         lr: float = 1e-4,
         linear_layers: str | None = None,
+        feature_cache_gb: float = 20.0,
         evaluator: EvaluatorSettings = EvaluatorSettings(),
     ) -> None:
         super().__init__(
@@ -75,7 +83,10 @@ class SDPPlus(SDP):
         )
         if not lr > 0:
             raise ValueError(f"model.lr must be above 0, got {lr}")
+        if not feature_cache_gb >= 0:
+            raise ValueError(f"model.feature_cache_gb must be 0 or more, got {feature_cache_gb}")
         self.asked_sigma = sigma
+        self.feature_cache_gb = feature_cache_gb
         self.lr = lr
         self.fitted = linear_layers is not None
         width, dim = self.backbone.visual.conv1.out_channels, self.backbone.visual.output_dim
@@ -123,15 +134,80 @@ class SDPPlus(SDP):
     @torch.no_grad()
     def score_with_text(self, images: Tensor, text: Tensor) -> Scores:
         """Score images against the text features of their objects; see :class:`SDP`."""
+        return self._score_tokens(self.tokens(images, scoring=True), text)
+
+    @torch.no_grad()
+    def score_features(self, features: dict[str, Tensor], categories: list[str]) -> Scores:
+        """Score what :meth:`tokens` returned, kept in half precision."""
+        return self._score_tokens(features, torch.stack([self.text(name) for name in categories]))
+
+    def _score_tokens(self, tokens: dict[str, Tensor], text: Tensor) -> Scores:
+        tokens = {key: value.float() for key, value in tokens.items()}
         with self.backbone.out_of_autocast():
-            tokens, class_token = self.encode(images)
-            similarity = self.similarity([stage.projected for stage in tokens], text)
+            projected = [tokens[f"projected.{stage}"] for stage in self.stages]
+            class_token = tokens.get("class_token", projected[-1][:, 0])
+            similarity = self.similarity(projected, text)
             size = (self.image_size, self.image_size)
-            learnt = self.stage_maps([stage.raw for stage in tokens], text, size)
+            learnt = self.stage_maps([tokens[f"raw.{s}"] for s in self.stages], text, size)
             maps = gaussian_blur(self.upsample(similarity) + learnt.sum(dim=0), self.blur)
             r0 = text_score(class_token, text)
             r1 = image_score(maps, "max")
         return Scores(image_score=r0, anomaly_map=maps, score_parts=torch.stack([r0, r1], dim=1))
+
+    @torch.no_grad()
+    def tokens(self, images: Tensor, *, scoring: bool) -> dict[str, Tensor]:
+        """Return what the frozen tower says of images, in its own type.
+
+        Args:
+            images: uint8 ``(B, 3, H, W)``, or floating and normalised already.
+            scoring: Whether all that a score needs is asked for, or what a training step needs.
+
+        Returns:
+            For each stage ``raw.{stage}`` ``(B, N, W)``, the patches of the original path; and for
+            scoring ``projected.{stage}`` ``(B, 1 + N, D)`` and, if the last stage is not used,
+            ``class_token`` ``(B, D)``.
+        """
+        with self.backbone.out_of_autocast():
+            tokens, class_token = self.encode(images)
+        numbered = list(zip(self.stages, tokens, strict=True))
+        found = {f"raw.{stage}": token.raw[:, 1:] for stage, token in numbered}
+        if scoring:
+            found |= {f"projected.{stage}": token.projected for stage, token in numbered}
+            if self.stages[-1] != self.backbone.num_layers:
+                found["class_token"] = class_token
+        return found
+
+    def on_fit_start(self) -> None:
+        """Let the frozen tower see all images, once; see ``feature_cache_gb``.
+
+        Raises:
+            OSError: If features cannot be written.
+            ValueError: If they would take more room than there is.
+        """
+        data = self.data
+        if self.feature_cache_gb == 0 or data is None:
+            return
+        strategy = self.trainer.strategy
+        cache = FeatureCache(
+            self.feature_cache_gb,
+            "model.feature_cache_gb",
+            processes=(self.trainer.world_size, self.trainer.global_rank),
+            barrier=strategy.barrier,
+        )
+        for dataset, scoring in ((data.fit_dataset(), False), (data.validation_dataset(), True)):
+            if dataset is not None:
+                encoder = Encoder(
+                    partial(self.tokens, scoring=scoring), self._key(scoring), self.device
+                )
+                dataset.features = cache.fill(dataset, encoder, data.batch_size, data.num_workers)
+
+    def _key(self, scoring: bool) -> str:
+        backbone = self.backbone
+        code = code_of(clip.__file__, surgery.__file__)
+        dtype = backbone.visual.conv1.weight.dtype
+        pixels = f"{backbone.mean.flatten().tolist()} {backbone.std.flatten().tolist()}"
+        how = f"{self.stages} {self.stage_tokens} {scoring}"
+        return f"{backbone.identity} {dtype} {pixels} {how} {code} {version('open_clip_torch')}"
 
     def stage_maps(self, stages: Sequence[Tensor], text: Tensor, size: tuple[int, int]) -> Tensor:
         """Return the stages' probabilities of the abnormal class, ``(stages, B, *size)``.
@@ -139,14 +215,14 @@ class SDPPlus(SDP):
         Logits are upsampled, then turned into probabilities, as published.
 
         Args:
-            stages: Raw tokens of the original path ``(B, 1 + N, W)``, class token first.
+            stages: Patches of the original path, ``(B, N, W)`` each.
             text: ``(B, D, 2)``, unit columns: normal, abnormal.
             size: Height and width in pixels.
         """
         direction = (text[..., 1] - text[..., 0]).unsqueeze(-1)  # of two classes only this counts
         maps = []
         for layer, tokens in zip(self.fc, stages, strict=True):
-            logits = FACTOR * (unit(layer(tokens[:, 1:].float())) @ direction).squeeze(-1)
+            logits = FACTOR * (unit(layer(tokens.float())) @ direction).squeeze(-1)
             maps.append(patches_to_map(logits, size, align_corners=True).sigmoid())
         return torch.stack(maps)
 
@@ -155,10 +231,12 @@ class SDPPlus(SDP):
         mask = batch["mask"]
         known = self.learnt_from.dataset_name
         text = torch.stack([self.text(name, known) for name in batch["category"]])
+        if "features" in batch:
+            tokens = batch["features"]
+        else:
+            tokens = self.tokens(batch["image"], scoring=False)
+        raw = [tokens[f"raw.{stage}"] for stage in self.stages]
         with self.backbone.out_of_autocast():
-            with torch.no_grad():
-                tokens, _ = self.encode(batch["image"])
-            raw = [stage.raw for stage in tokens]
             maps = self.stage_maps(raw, text, (mask.shape[-2], mask.shape[-1]))
             focal = torch.stack([focal_loss(one, mask) for one in maps])
             dice = torch.stack([dice_loss(one, mask) for one in maps])

@@ -1,0 +1,284 @@
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import save_picture
+from layouts import visa
+from test_sdp import WORDS, quiet_trainer
+from test_sdp_plus import MEAN, Steps, command
+from torch import Tensor
+from torch.testing import assert_close
+
+from anomaly_clip.backbones.clip import CLIPBackbone
+from anomaly_clip.cli import main
+from anomaly_clip.data import Demo, MVTecAD, Resize, VisA
+from anomaly_clip.data import feature_cache as module
+from anomaly_clip.data import samples as samples_module
+from anomaly_clip.data.feature_cache import Encoder, FeatureCache, FeatureFiles
+from anomaly_clip.data.samples import SampleDataset
+from anomaly_clip.files import CACHE_VARIABLE, cache_folder
+from anomaly_clip.methods import SDPPlus
+
+SETTING = "model.feature_cache_gb"
+
+
+@pytest.fixture
+def learnt_from(tmp_path: Path) -> Path:
+    return visa(tmp_path / "visa")
+
+
+def fitted(
+    clip: CLIPBackbone, root: Path, learnt_from: Path, **options: Any
+) -> tuple[SDPPlus, list[float]]:
+    workers, stages = options.pop("workers", 0), options.pop("stages", None)
+    method = SDPPlus(clip, WORDS, MEAN, stages, sigma=2.0, lr=1e-2, **options)
+    auxiliary = VisA(str(learnt_from), batch_size=3)
+    data = MVTecAD(str(root), auxiliary=auxiliary, num_workers=workers, val_split="test")
+    steps = Steps()
+    quiet_trainer(max_epochs=2, callbacks=[steps]).fit(method, data)
+    return method, steps.losses
+
+
+def files() -> list[Path]:
+    return sorted((cache_folder() / "features").rglob("*.safetensors"))
+
+
+def test_kept_features_give_the_losses_and_figures_of_the_encoder(
+    tiny_clip: CLIPBackbone, mvtec_root: Path, learnt_from: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, wanted = fitted(tiny_clip, mvtec_root, learnt_from, feature_cache_gb=0)
+    assert files() == []
+    first, losses = fitted(tiny_clip, mvtec_root, learnt_from)
+    assert losses == pytest.approx(wanted, rel=2e-3)
+    assert losses != wanted  # half precision
+    assert plain.results is not None
+    assert first.results is not None
+    for name, value in plain.results["mean"].items():
+        assert first.results["mean"][name] == pytest.approx(value, abs=0.02), name
+    # A second run neither decodes nor encodes.
+    monkeypatch.setattr(samples_module, "open_image", None)
+    monkeypatch.setattr(SDPPlus, "encode", None)
+    for workers in (0, 2):
+        again, repeated = fitted(tiny_clip, mvtec_root, learnt_from, workers=workers)
+        assert repeated == losses
+        assert again.results == first.results
+
+
+def test_stages_without_the_last_keep_the_class_token(
+    tiny_clip: CLIPBackbone, mvtec_root: Path, learnt_from: Path
+) -> None:
+    parts: list[dict[str, float | None]] = []
+    for gb in (0.0, 20.0):
+        options: dict[str, Any] = {"stages": [1, 2], "feature_cache_gb": gb}
+        method, _ = fitted(tiny_clip, mvtec_root, learnt_from, **options)
+        assert method.results is not None
+        parts.append(method.results["mean"])
+    assert parts[1] == pytest.approx(parts[0], abs=0.02)
+
+
+class Halves:
+    """An encoder that counts the images that it sees."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        self.seen += len(images)
+        return {"small": images.float().mean(dim=(2, 3)), "large": images[:, :, ::2, ::2] / 3}
+
+
+def dataset(root: Path, **options: Any) -> SampleDataset:
+    return MVTecAD(str(root), image_size=24, **options).dataset("test")
+
+
+def fill(
+    data: SampleDataset,
+    encode: Halves | None = None,
+    key: str = "a",
+    workers: int = 0,
+    cache: FeatureCache | None = None,
+) -> tuple[FeatureFiles, int]:
+    encode = encode or Halves()
+    encoder = Encoder(encode, key, torch.device("cpu"))
+    found = (cache or FeatureCache(1.0, SETTING)).fill(data, encoder, 3, workers)
+    return found, encode.seen
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_rows_are_what_the_encoder_returned(mvtec_root: Path, workers: int) -> None:
+    data = dataset(mvtec_root, mask_size=20)
+    found, seen = fill(data, workers=workers)
+    assert seen == len(data) + 1  # one to know how large they are
+    plain = [data[row] for row in range(len(data))]
+    data.features = found
+    for row, item in enumerate(plain):
+        own = data[row]
+        wanted = Halves()(item["image"].unsqueeze(0))
+        assert set(own["features"]) == {"small", "large"}
+        for key, value in own["features"].items():
+            assert value.dtype == torch.float16
+            assert_close(value, wanted[key][0].half(), atol=0, rtol=0)
+        assert torch.equal(own["mask"], item["mask"])
+        assert "image" not in own
+        assert (own["label"], own["category"], own["path"]) == (
+            item["label"],
+            item["category"],
+            item["path"],
+        )
+    assert fill(dataset(mvtec_root, mask_size=20))[1] == 0
+
+
+def test_what_features_depend_on_names_them(mvtec_root: Path) -> None:
+    _, seen = fill(dataset(mvtec_root))
+    number = seen - 1
+    assert fill(dataset(mvtec_root), key="b")[1] == seen
+    for options in (
+        {"resize": Resize("square_crop", 30, "lanczos")},
+        {"mask_size": 20},
+        {"mask_filter": "nearest"},
+        {"mask_threshold": 0.0},
+    ):
+        assert fill(dataset(mvtec_root, **options))[1] == seen, options
+    changed = mvtec_root / "bottle" / "test" / "good" / "000.png"
+    save_picture(changed, np.full((40, 48, 3), 7, np.uint8))
+    assert fill(dataset(mvtec_root))[1] == 2
+    shutil.copytree(mvtec_root, mvtec_root.parent / "moved")  # content counts, not the place
+    assert fill(dataset(mvtec_root.parent / "moved"))[1] == 0
+    assert number == len(dataset(mvtec_root))
+
+
+def test_another_code_makes_features_anew(
+    mvtec_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, seen = fill(dataset(mvtec_root))
+    changed = tmp_path / "transforms.py"
+    changed.write_text("something else")
+    monkeypatch.setattr(module.transforms, "__file__", str(changed))
+    assert fill(dataset(mvtec_root))[1] == seen
+
+
+def test_pictures_made_by_code_are_known_by_their_pixels() -> None:
+    def demo(seed: int) -> SampleDataset:
+        options: dict[str, Any] = {"picture_size": 64, "num_test": 2, "image_size": 24}
+        return Demo(seed=seed, categories=["steel nut"], **options).dataset("test")
+
+    assert fill(demo(0))[1] == 3
+    assert fill(demo(0))[1] == 0
+    assert fill(demo(1))[1] == 3
+
+
+def test_an_interruption_leaves_nothing_that_is_believed(mvtec_root: Path) -> None:
+    class Interrupted(Halves):
+        def __call__(self, images: Tensor) -> dict[str, Tensor]:
+            if self.seen > 3:
+                raise KeyboardInterrupt
+            return super().__call__(images)
+
+    data = dataset(mvtec_root)
+    with pytest.raises(KeyboardInterrupt):
+        fill(data, Interrupted())
+    kept = files()
+    assert len(kept) == 3
+    kept[0].write_bytes(kept[0].read_bytes()[:-9])  # as a machine that lost its power
+    kept[1].write_bytes(b"")
+    found, seen = fill(data)
+    assert seen == len(data) - 1 + 1
+    assert not list((cache_folder() / "features").rglob("*.tmp*"))
+    data.features = found
+    assert len([data[row] for row in range(len(data))]) == len(files())
+
+
+def test_features_that_vanish_are_named(mvtec_root: Path) -> None:
+    data = dataset(mvtec_root)
+    data.features, _ = fill(data)
+    files()[0].unlink()
+    with pytest.raises(ValueError, match=r"features that were kept there cannot be read .*again"):
+        [data[row] for row in range(len(data))]
+
+
+def test_processes_share_the_work(mvtec_root: Path) -> None:
+    data = dataset(mvtec_root)
+    number = len(data)
+    for rank in (1, 0):
+        cache = FeatureCache(1.0, SETTING, processes=(2, rank))
+        _, seen = fill(data, cache=cache)
+        assert seen == number // 2 + 1
+        assert len(files()) == (number // 2 if rank else number)
+
+
+def test_beyond_half_precision_is_refused(mvtec_root: Path) -> None:
+    encoder = Encoder(lambda images: {"a": images * 1e6}, "a", torch.device("cpu"))
+    with pytest.raises(ValueError, match="beyond the range of half precision"):
+        FeatureCache(1.0, SETTING).fill(dataset(mvtec_root), encoder, 3, 0)
+    assert files() == []
+
+
+@pytest.fixture
+def words(mvtec_root: Path, learnt_from: Path, tiny_clip_config: str, tmp_path: Path) -> list[str]:
+    words = command(mvtec_root, learnt_from, tiny_clip_config, tmp_path / "runs")
+    return [*words, "--trainer.max_epochs", "1"]
+
+
+def test_too_many_features_end_in_one_sentence(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "--model.feature_cache_gb", "1e-6"]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "model.feature_cache_gb 1e-06: features of 6 images take " in last
+    assert "or set it to 0 to keep none" in last
+    assert files() == []
+    assert main([*words, "--model.feature_cache_gb", "-1"]) == 2
+    assert "must be 0 or more" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_ends_in_one_sentence(
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file"))
+    assert main(words) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"{tmp_path / 'file' / 'features'}: features cannot be kept there" in last
+    assert "point ANOMALY_CLIP_CACHE at another folder, or set model.feature_cache_gb to 0" in last
+    assert main([*words, "--model.feature_cache_gb", "0"]) == 0
+
+
+def test_a_full_disk_ends_in_one_sentence(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ordinary = Path.write_bytes
+
+    def full(path: Path, data: bytes) -> int:
+        if path.suffix == ".safetensors":
+            ordinary(path, data[: len(data) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return ordinary(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        assert main(words) == 2
+    assert "features cannot be kept there (No space left on device)" in capsys.readouterr().err
+    assert list((cache_folder() / "features").rglob("*.safetensors")) == []
+    usage = shutil.disk_usage("/")._replace(free=10)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: usage)
+    assert main(words) == 2
+    assert "0 GB are free" in capsys.readouterr().err
+
+
+def test_a_broken_image_is_named_when_features_are_made(
+    words: list[str], learnt_from: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = sorted((learnt_from / "candle" / "Data" / "Images").rglob("*.JPG"))[0]
+    broken.write_bytes(b"no picture")
+    assert main(words) == 2
+    assert str(broken) in capsys.readouterr().err
