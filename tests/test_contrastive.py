@@ -25,6 +25,7 @@ from anomaly_clip.methods.contrastive import (
     scale_values,
     separation,
 )
+from anomaly_clip.methods.part_embedding import PartEmbedding
 from anomaly_clip.records import Batch
 
 TINY = {
@@ -239,6 +240,54 @@ def test_the_fused_map_is_sdps(tiny: Path) -> None:
     torch.testing.assert_close(seen.state[1::2], state, atol=1e-3, rtol=1e-3)
 
 
+def test_the_rows_in_use_learn_and_all_others_stay() -> None:
+    plain = torch.nn.Embedding(9, 4)
+    part = PartEmbedding(torch.nn.Embedding.from_pretrained(plain.weight), torch.tensor([[7, 2]]))
+    ids = torch.tensor([[0, 2, 7, 7], [8, 2, 1, 0]])
+    weights = torch.arange(4.0).expand(2, 4, 4)
+    for embedding in (plain, part):
+        assert torch.equal(embedding(ids), plain.weight[ids])
+        (embedding(ids) * weights).sum().backward()
+    assert plain.weight.grad is not None
+    torch.testing.assert_close(part.rows.grad, plain.weight.grad[[2, 7]])
+    assert part.weight.grad is None
+    assert torch.equal(part.merged(), plain.weight)
+    with torch.no_grad():
+        part.rows += 1
+    changed = (part.merged() != plain.weight).any(dim=1)
+    assert changed.nonzero().flatten().tolist() == [2, 7]
+
+
+def test_every_word_but_random_nouns_learns(tiny: Path) -> None:
+    """Words of states, templates and categories; those of defects held out are never said."""
+    method = Contrastive({"name": str(tiny), "pretrained": "random"})  # type: ignore[arg-type]
+    embedding = method.backbone.model.token_embedding
+    assert isinstance(embedding, PartEmbedding)
+    rng = np.random.default_rng(0)
+    method.captions.vocabulary = ["object"]  # no random nouns
+    for category in (one.words for one in CATEGORIES.values()):
+        for defect in (None, "scratch"):
+            said = method.captions.draw(Picture(category, defect, "dark"), rng).sentence
+            ids = method.backbone.tokenize([said])
+            assert (embedding.places[ids] >= 0).all(), said
+    assert len(embedding.tokens) < 400
+
+
+def test_mixed_precision_finds_the_same_way(tiny: Path) -> None:
+    torch.manual_seed(0)
+    method = Contrastive({"name": str(tiny), "pretrained": "random"})  # type: ignore[arg-type]
+    gradients = []
+    for mixed in (None, torch.bfloat16):
+        losses, _ = method.losses(scenes(), np.random.default_rng(0), 0.5, mixed)
+        method.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        trained = [p.grad for p in method.parameters() if p.grad is not None]
+        gradients.append(torch.cat([g.flatten() for g in trained]))
+    assert all(g.dtype == torch.float32 for g in gradients)
+    assert not torch.equal(*gradients)
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.999
+
+
 def words_of_a_run(tiny: Path, root: Path, *more: str) -> list[str]:
     return [
         "fit", "--model", "Contrastive", "--model.backbone.name", str(tiny),
@@ -307,6 +356,7 @@ def test_a_checkpoint_is_gone_on_with_as_it_was(
 
 def test_two_processes_share_the_scenes(tiny: Path, tmp_path: Path) -> None:
     more = ["--trainer.max_epochs", "1", "--trainer.strategy", "ddp", "--trainer.devices", "2"]
+    more += ["--trainer.precision", "bf16-mixed"]
     python = [sys.executable, "-m", "anomaly_clip", *words_of_a_run(tiny, tmp_path, *more)]
     done = subprocess.run(python, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

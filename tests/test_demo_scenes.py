@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import colorsys
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,8 +8,10 @@ import pytest
 import torch
 
 from anomaly_clip.data import Demo
-from anomaly_clip.data.demo_pictures import DEFECTS, draw_twins
+from anomaly_clip.data.demo_canvas import rgb
+from anomaly_clip.data.demo_pictures import CATEGORIES, DEFECTS, draw_twins
 from anomaly_clip.data.demo_scenes import Scenes, crop_and_turn
+from anomaly_clip.data.demo_surfaces import vary
 from anomaly_clip.data.sampling import Draw
 
 WORDS = ["oak wood board", "steel washer"]
@@ -124,3 +127,19 @@ def test_training_categories() -> None:
         names(["oak"])
     with pytest.raises(ValueError, match=r"data.train_categories others: none is left"):
         _ = Demo(train_categories="others").train_categories
+
+
+def test_other_looks_stay_visible_and_some_have_another_hue() -> None:
+    rng, usual = np.random.default_rng(0), CATEGORIES["blue_capsule"]
+    looks = [vary(usual, rng) for _ in range(200)]
+    hues = []
+    for look in looks:
+        colours = [rgb(colour).ravel() for colour in (*look.colours, look.ground)]
+        assert np.abs(colours[0] - colours[-1]).mean() > 0.1
+        assert all(c.min() >= 0 and c.max() <= 0.93 for c in colours)
+        assert len(look.colours) == len(usual.colours)
+        hues.append(colorsys.rgb_to_hsv(*colours[0])[0])
+    usual_hue = colorsys.rgb_to_hsv(*rgb(usual.colours[0]).ravel())[0]
+    apart = np.abs((np.array(hues) - usual_hue + 0.5) % 1 - 0.5)
+    far = (apart > 0.2).mean()  # 60 % of those with any hue, and few of the others
+    assert 0.15 < far < 0.35

@@ -17,7 +17,7 @@ from anomaly_clip.backbones.clip import CLIPBackbone
 from anomaly_clip.backbones.prompts import PromptEnsemble, embed_sentences
 from anomaly_clip.cli import main
 from anomaly_clip.data import MVTecAD
-from anomaly_clip.methods import WinCLIP
+from anomaly_clip.methods import WinCLIP, winclip
 from anomaly_clip.methods.winclip import (
     PROMPTS,
     association,
@@ -109,8 +109,12 @@ def test_the_published_lists() -> None:
     assert "a cropped photo of a {}." not in lines
 
 
-def test_shared_work_changes_nothing(tiny_clip: CLIPBackbone) -> None:
-    """Windows are equal to the tower run plainly on their tokens."""
+@pytest.mark.parametrize("at_once", [1, 40, 10_000])
+def test_shared_work_changes_nothing(
+    tiny_clip: CLIPBackbone, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows are equal to the tower run plainly on their tokens, however many at once."""
+    monkeypatch.setitem(winclip.TOKENS_AT_ONCE, "cpu", at_once)
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     tokens = tiny_clip.embed(images)
     patches = window_patches(4, 2)

@@ -37,6 +37,8 @@ STATES_NORMAL = (
 )
 STATES_ABNORMAL = ("damaged {}", "{} with flaw", "{} with defect", "{} with damage")
 PROMPTS = PromptEnsemble(list(STATES_NORMAL), list(STATES_ABNORMAL))
+TOKENS_AT_ONCE = {"cpu": 2048, "else": 65536}
+"""Of windows, in one pass of the tower: what lies between two products then stays in a cache."""
 
 
 class Embeddings(NamedTuple):
@@ -221,22 +223,29 @@ def embed_windows(backbone: CLIPBackbone, tokens: Tensor, patches: Tensor) -> Te
     patches = patches.to(tokens.device)
     first = torch.zeros(len(patches), 1, dtype=torch.int64, device=tokens.device)
     members = torch.cat([first, patches + 1], dim=1)  # (windows, 1 + k * k)
+    block = backbone.visual.transformer.resblocks[0]
+    mixed = F.linear(block.ln_1(tokens), block.attn.in_proj_weight, block.attn.in_proj_bias)
+    most = TOKENS_AT_ONCE["cpu" if tokens.device.type == "cpu" else "else"]
+    several = max(1, most // (len(tokens) * members.shape[1]))
+    parts = [_embed_some(backbone, tokens, mixed, part) for part in members.split(several)]
+    return torch.cat(parts, dim=1)
+
+
+def _embed_some(backbone: CLIPBackbone, tokens: Tensor, mixed: Tensor, members: Tensor) -> Tensor:
+    """Embed some windows; ``mixed`` holds the first block's queries, keys and values."""
     blocks = backbone.visual.transformer.resblocks
-    batch, length = len(tokens), members.shape[1]
     x = tokens[:, members].flatten(0, 1)  # (B * windows, 1 + k * k, W)
+    mixed = mixed[:, members].flatten(0, 1)
     for number, block in enumerate(blocks):
         attention = block.attn
-        weight, bias = attention.in_proj_weight, attention.in_proj_bias
-        if number == 0:
-            mixed = F.linear(block.ln_1(tokens), weight, bias)[:, members].flatten(0, 1)
-        else:
-            mixed = F.linear(block.ln_1(x), weight, bias)
+        if number > 0:
+            mixed = F.linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)
         q, k, v = mixed.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        rows = 1 if number + 1 == len(blocks) else length
+        rows = 1 if number + 1 == len(blocks) else x.shape[1]
         attended = F.scaled_dot_product_attention(q[:, :, :rows], k, v).transpose(1, 2).flatten(2)
         x = x[:, :rows] + block.ls_1(attention.out_proj(attended))
         x = x + block.ls_2(block.mlp(block.ln_2(x)))
-    return backbone.project(x[:, 0]).unflatten(0, (batch, -1)).float()
+    return backbone.project(x[:, 0]).unflatten(0, (len(tokens), -1)).float()
 
 
 def harmonic_map(scores: Tensor, patches: Tensor) -> Tensor:

@@ -1,0 +1,148 @@
+"""Measure what the cache of frozen features saves in training SDP+ and print one JSON line.
+
+    python benchmarks/feature_cache.py
+
+Seconds of an epoch of SDP+ (ViT-B-16-plus-240, random weights, files of 1024 x 1024 pixels with
+masks): without the cache; the first run with it, which fills it; an epoch after the first; and a
+second run from its start to the end of its first epoch. The words are encoded beforehand in all of
+them. The exit status is 1 if an epoch after the first, or a second run, is not 10 times faster than
+without, or if losses differ by more than half precision explains.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from PIL import Image
+
+from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings
+from anomaly_clip.backbones.prompts import RVSSettings
+from anomaly_clip.data import MVTecAD
+from anomaly_clip.data.demo_pictures import CATEGORIES, draw_picture
+from anomaly_clip.files import CACHE_VARIABLE
+from anomaly_clip.methods import SDPPlus
+
+SIDE = 1024
+LEAST_TIMES = 10.0
+MOST_APART = 5e-3  # relative, of losses after some steps with features in half precision
+EPOCHS = 3
+
+
+def make_files(root: Path, count: int, category: str, seed: int) -> None:
+    """Write an MVTec-like category with test pictures and masks."""
+    for number in range(count):
+        defect = "scratch" if number % 2 else "good"
+        picture = draw_picture(category, seed, number, defect, SIDE)
+        folder = root / category / "test" / defect
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture.image).save(folder / f"{number:03d}.png")
+        if defect != "good":
+            truth = root / category / "ground_truth" / defect
+            truth.mkdir(parents=True, exist_ok=True)
+            mask = picture.mask.astype(np.uint8) * 255
+            Image.fromarray(mask).save(truth / f"{number:03d}_mask.png")
+    (root / category / "train" / "good").mkdir(parents=True, exist_ok=True)
+    picture = draw_picture(category, seed, 10_000, None, SIDE)
+    Image.fromarray(picture.image).save(root / category / "train" / "good" / "000.png")
+
+
+class Clock(Callback):
+    """Note when epochs end, and the losses."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+        self.losses: list[float] = []
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        """Note the loss."""
+        self.losses.append(float(trainer.callback_metrics["train/loss"]))
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Note the time."""
+        self.ends.append(time.perf_counter())
+
+
+def epochs(make: Callable[[], tuple[SDPPlus, MVTecAD]]) -> tuple[list[float], list[float]]:
+    """Fit; return the seconds of each epoch, the first from the start of the fit, and losses."""
+    method, data = make()
+    clock = Clock()
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=EPOCHS,
+        callbacks=[clock],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    start = time.perf_counter()
+    trainer.fit(method, data)
+    marks = [start, *clock.ends]
+    return [b - a for a, b in pairwise(marks)], clock.losses
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=24, help="pictures that are learnt from")
+    images = parser.parse_args().images
+    warnings.filterwarnings("ignore")
+    names = list(CATEGORIES)[:2]
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[CACHE_VARIABLE] = str(Path(folder, "cache"))
+        learnt, tested = Path(folder, "learnt"), Path(folder, "tested")
+        make_files(learnt, images, names[0], seed=0)
+        make_files(tested, 2, names[1], seed=1)
+        backbone = CLIPBackbone.of(CLIPSettings("ViT-B-16-plus-240", "random"))
+        text = SDPPlus(backbone, rvs=RVSSettings("mean")).text(names[0])
+
+        def make(gb: float) -> tuple[SDPPlus, MVTecAD]:
+            method = SDPPlus(backbone, rvs=RVSSettings("mean"), feature_cache_gb=gb)
+            method._text = {(names[0], RVSSettings("mean")): text}
+            auxiliary = MVTecAD(str(learnt), batch_size=8, shuffle=False)
+            return method, MVTecAD(str(tested), auxiliary=auxiliary, num_workers=0)
+
+        without, wanted = epochs(lambda: make(0.0))
+        first, losses = epochs(lambda: make(20.0))
+        second, again = epochs(lambda: make(20.0))
+        size = sum(file.stat().st_size for file in Path(folder, "cache").rglob("*.safetensors"))
+    plain = min(without)
+    apart = max(abs(a / b - 1) for a, b in zip(losses, wanted, strict=True))
+    times = {"later_epoch": plain / max(first[1:]), "second_run": plain / second[0]}
+    report = {
+        "benchmark": "feature_cache",
+        "command": "python benchmarks/feature_cache.py",
+        "images": images,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "seconds": {
+            "epoch_without": round(plain, 3),
+            "first_run_first_epoch": round(first[0], 3),
+            "first_run_later_epoch": round(max(first[1:]), 3),
+            "second_run_first_epoch": round(second[0], 3),
+        },
+        "times_faster": {name: round(value, 1) for name, value in times.items()},
+        "bound": LEAST_TIMES,
+        "megabytes_an_image": round(size / images / 1e6, 2),
+        "losses_apart": float(f"{apart:.1e}"),
+        "met": min(times.values()) >= LEAST_TIMES and apart <= MOST_APART and again == losses,
+    }
+    print(json.dumps(report))
+    return 0 if report["met"] else 1
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    sys.exit(main())
