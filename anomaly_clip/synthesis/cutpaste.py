@@ -1,0 +1,195 @@
+"""CutPaste (arXiv 2104.04015): a piece of an image is pasted elsewhere in it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from anomaly_clip.records import Synthetic
+from anomaly_clip.synthesis.masks import tightened
+
+__all__ = ["CutPaste", "jittered"]
+
+SIDE = 256  # pixels of the images that a scar's size is given for
+MOST_SHARED = 0.5  # intersection over union of where a patch comes from and where it goes
+TRIES = 20
+
+Image = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class CutPaste:
+    """The generator; call it with an image and a random generator.
+
+    Args:
+        kind: patch: a rectangle; scar: a thin one, turned; union: one of the two, by a coin.
+        area: Smallest and largest share of the image that a patch covers.
+        aspect: Smallest and largest width over height of a patch, drawn log-uniformly.
+        scar_width: In pixels of images of 256.
+        scar_height: In pixels of images of 256.
+        jitter: By how much brightness, contrast, saturation and hue change, at most.
+        tighten: Whether the mask leaves out what did not visibly change.
+
+    Example:
+        >>> import numpy as np
+        >>> from anomaly_clip.synthesis.cutpaste import CutPaste
+        >>> noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        >>> made = CutPaste("patch")(noise, np.random.default_rng(0))
+        >>> bool((made.image == noise)[~made.mask].mean() > 0.99)
+        True
+    """
+
+    kind: Literal["patch", "scar", "union"] = "union"
+    area: tuple[float, float] = (0.02, 0.15)
+    aspect: tuple[float, float] = (0.3, 1 / 0.3)
+    scar_width: tuple[float, float] = (2.0, 16.0)
+    scar_height: tuple[float, float] = (10.0, 25.0)
+    jitter: float = 0.1
+    tighten: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("area", "aspect", "scar_width", "scar_height"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name} {getattr(self, name)}: expected 0 < smallest <= largest")
+        if self.area[1] > 1:
+            raise ValueError(f"area {self.area}: at most 1, the whole image")
+        if not 0 <= self.jitter <= 0.5:
+            raise ValueError(f"jitter must be in [0, 0.5], got {self.jitter}")
+
+    def __call__(
+        self,
+        image: Image,
+        rng: np.random.Generator,
+        donor: Callable[[], Image] | None = None,
+        foreground: Mask | None = None,
+    ) -> Synthetic:
+        """Return the image with a defect.
+
+        Args:
+            image: ``(H, W, 3)``, normal.
+            rng: Draws all.
+            donor: Not used: pieces come from the image itself.
+            foreground: ``(H, W)``; pieces are pasted with their centre inside. Default: anywhere.
+        """
+        kind = self.kind
+        if kind == "union":
+            kind = "patch" if rng.random() < 0.5 else "scar"
+        piece, alpha, place = (self._patch if kind == "patch" else self._scar)(
+            image, rng, foreground
+        )
+        top, left = place
+        box = np.s_[top : top + alpha.shape[0], left : left + alpha.shape[1]]
+        result, mask = image.copy(), np.zeros(image.shape[:2], bool)
+        result[box][alpha] = piece[alpha]
+        mask[box] = alpha
+        if self.tighten:
+            mask = tightened(image, result, mask)
+        info: dict[str, Any] = {"recipe": "cutpaste", "kind": kind, "place": place}
+        return Synthetic(result, mask, mask.astype(np.float32), info)
+
+    def _patch(
+        self, image: Image, rng: np.random.Generator, foreground: Mask | None
+    ) -> tuple[Image, Mask, tuple[int, int]]:
+        height, width = image.shape[:2]
+        share = rng.uniform(*self.area)
+        aspect = math.exp(rng.uniform(*(math.log(bound) for bound in self.aspect)))
+        shape = (
+            int(np.clip(round(math.sqrt(share * height * width / aspect)), 1, height)),
+            int(np.clip(round(math.sqrt(share * height * width * aspect)), 1, width)),
+        )
+        start = _corner(image.shape, shape, rng, None)
+        piece = jittered(_cut(image, start, shape), self.jitter, rng)
+        place = start
+        for _ in range(TRIES):
+            place = _corner(image.shape, shape, rng, foreground)
+            if _overlap(start, place, shape) <= MOST_SHARED:
+                break
+        return piece, np.ones(shape, bool), place
+
+    def _scar(
+        self, image: Image, rng: np.random.Generator, foreground: Mask | None
+    ) -> tuple[Image, Mask, tuple[int, int]]:
+        height, width = image.shape[:2]
+        shape = (
+            int(np.clip(round(rng.uniform(*self.scar_height) * height / SIDE), 1, height)),
+            int(np.clip(round(rng.uniform(*self.scar_width) * width / SIDE), 1, width)),
+        )
+        start = _corner(image.shape, shape, rng, None)
+        piece = jittered(_cut(image, start, shape), self.jitter, rng)
+        angle = float(rng.uniform(-45, 45))
+        turn = cv2.getRotationMatrix2D(((shape[1] - 1) / 2, (shape[0] - 1) / 2), angle, 1.0)
+        cos, sin = abs(turn[0, 0]), abs(turn[0, 1])
+        grown = (
+            min(height, math.ceil(shape[0] * cos + shape[1] * sin)),
+            min(width, math.ceil(shape[0] * sin + shape[1] * cos)),
+        )
+        turn[:, 2] += [(grown[1] - shape[1]) / 2, (grown[0] - shape[0]) / 2]
+        size = grown[::-1]
+        turned = cv2.warpAffine(piece, turn, size, borderMode=cv2.BORDER_REPLICATE)
+        alpha = cv2.warpAffine(np.ones(shape, np.float32), turn, size) > 0.5
+        place = _corner(image.shape, grown, rng, foreground)
+        return turned.astype(np.uint8, copy=False), alpha, place
+
+
+def jittered(image: Image, amount: float, rng: np.random.Generator) -> Image:
+    """Change brightness, contrast, saturation and hue a little, in an order that is drawn.
+
+    Args:
+        image: ``(h, w, 3)``.
+        amount: Factors are within 1 - amount and 1 + amount; the hue turns by that share at most.
+        rng: Draws all.
+    """
+    factors = rng.uniform(1 - amount, 1 + amount, 3)
+    turn = rng.uniform(-amount, amount)
+    changed = image.astype(np.float32)
+    for change in rng.permutation(4):
+        if change == 3:
+            parts = cv2.cvtColor(changed.clip(0, 255).astype(np.uint8), cv2.COLOR_RGB2HSV_FULL)
+            parts[..., 0] += np.uint8(round(turn * 256) % 256)
+            changed = cv2.cvtColor(parts, cv2.COLOR_HSV2RGB_FULL).astype(np.float32)
+            continue
+        grey = changed @ np.array([0.299, 0.587, 0.114], np.float32)
+        towards: Any = (0.0, grey.mean(), grey[..., None])[change]
+        changed = (factors[change] * changed + (1 - factors[change]) * towards).clip(0, 255)
+    return np.rint(changed).astype(np.uint8)
+
+
+def _cut(image: Image, corner: tuple[int, int], shape: tuple[int, int]) -> Image:
+    top, left = corner
+    return image[top : top + shape[0], left : left + shape[1]]
+
+
+def _corner(
+    whole: tuple[int, ...],
+    shape: tuple[int, int],
+    rng: np.random.Generator,
+    foreground: Mask | None,
+) -> tuple[int, int]:
+    """Draw where a piece begins that lies inside, its centre in the foreground."""
+    free = (whole[0] - shape[0], whole[1] - shape[1])
+    if foreground is not None and foreground.any():
+        rows, columns = np.nonzero(foreground)
+        chosen = int(rng.integers(len(rows)))
+        centre = (int(rows[chosen]), int(columns[chosen]))
+        top, left = (
+            int(np.clip(at - own // 2, 0, most))
+            for at, own, most in zip(centre, shape, free, strict=True)
+        )
+        return top, left
+    return int(rng.integers(free[0] + 1)), int(rng.integers(free[1] + 1))
+
+
+def _overlap(one: tuple[int, int], other: tuple[int, int], shape: tuple[int, int]) -> float:
+    """Return the intersection over union of two boxes of one shape."""
+    shared = math.prod(
+        max(0, own - abs(a - b)) for a, b, own in zip(one, other, shape, strict=True)
+    )
+    return shared / (2 * math.prod(shape) - shared)

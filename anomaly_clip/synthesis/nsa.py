@@ -1,0 +1,327 @@
+"""NSA (arXiv 2109.15222): patches of another picture of the same kind, blended in by Poisson.
+
+Follows the published generator step by step, with its quirks; steps are numbered as in the
+specification. What differs is our choice: all draws come from the generator that is passed in,
+blending and labels are our own fast ones, and the pasted content never moves inside its patch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from anomaly_clip.records import Synthetic
+from anomaly_clip.synthesis.labels import LabelKind, label_of
+from anomaly_clip.synthesis.poisson import Gradients, blend, blend_opencv
+
+__all__ = ["NSA", "Bounds", "Mode"]
+
+Mode = Literal["normal", "mixed", "mix", "swap", "uniform"]
+Bounds = tuple[float, float]
+Image = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+
+TRIES = 200  # of a place that holds enough of an object
+LEAST_PIXELS = 50  # of a patch
+OBJECT_BLUR = 7  # side of the median that smooths object masks
+
+
+class Patch(NamedTuple):
+    """A piece of the source."""
+
+    image: Image
+    """``(h, w, 3)``."""
+    mask: Mask
+    """``(h, w)``, which pixels count."""
+    object: Mask | None
+    """``(h, w)``, which of its pixels are of an object; None without object masks."""
+    place: tuple[int, int]
+    """Row and column of its upper left corner in the source."""
+
+
+class Refused(Exception):
+    """A patch that is skipped, and why."""
+
+
+@dataclass(frozen=True)
+class NSA:
+    """The generator; call it with an image, a random generator and a donor.
+
+    Args:
+        bounds: Smallest and largest half height and half width of patches, as shares of the side.
+        gamma: Shape, scale and offset of the half sizes, clipped to the bounds; None draws them
+            uniformly.
+        num_patches: At most; the first is always tried, each other with probability one half.
+        resize: Smallest and largest factor by which a patch is scaled; None for none.
+        shift: Whether a patch goes to another place.
+        same: Whether patches come from the image itself.
+        mode: normal, mixed: Poisson blending; mix: one of them for all patches of an image, by a
+            coin; swap: a plain paste; uniform: a weighted mean.
+        background: Brightness and threshold of the background, one pair or several; a pixel is of
+            an object if its brightness is farther than that from all. Empty: no object masks.
+        least_object: Share of a patch that is of an object.
+        least_overlap: Share of that which falls on the destination's object.
+        ellipses: How many random ellipses the mask of a patch is made of; 0 for rectangles.
+        label: See :func:`~anomaly_clip.synthesis.labels.label_of`.
+        logistic: Steepness and middle of the logistic label.
+        tolerance: Grey levels that a change must be above.
+        require_change: How often an image without any label is drawn again.
+        solver: own, or OpenCV's clone.
+
+    Example:
+        >>> import numpy as np
+        >>> from anomaly_clip.synthesis.nsa import NSA
+        >>> noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        >>> made = NSA()(noise, np.random.default_rng(1), lambda: noise[::-1].copy())
+        >>> made.image.shape, bool(made.mask.any())
+        ((64, 64, 3), True)
+    """
+
+    bounds: tuple[Bounds, Bounds] = ((0.03, 0.4), (0.03, 0.4))
+    gamma: tuple[float, float, float] | None = (2.0, 0.05, 0.03)
+    num_patches: int = 4
+    resize: Bounds | None = (0.5, 2.0)
+    shift: bool = True
+    same: bool = False
+    mode: Mode = "normal"
+    background: tuple[tuple[float, float], ...] = ()
+    least_object: float = 0.25
+    least_overlap: float = 0.25
+    ellipses: int = 0
+    label: LabelKind = "logistic-intensity"
+    logistic: tuple[float, float] = (1 / 6, 20.0)
+    tolerance: float = 1.0
+    require_change: int = 0
+    solver: Literal["own", "opencv"] = "own"
+
+    def __post_init__(self) -> None:
+        for name in ("bounds", "gamma", "resize", "background", "logistic"):  # lists from files
+            value = getattr(self, name)
+            object.__setattr__(self, name, _tuples(value))
+        for low, high in self.bounds:
+            if not 0 < low <= high <= 0.5:
+                raise ValueError(f"bounds {self.bounds}: expected 0 < smallest <= largest <= 0.5")
+        if self.num_patches < 1:
+            raise ValueError(f"num_patches must be 1 or more, got {self.num_patches}")
+        if not self.shift and self.resize is not None:
+            raise ValueError("without shift a patch keeps its place, so resize must be left out")
+        if self.label == "continuous" and self.mode not in ("swap", "uniform"):
+            raise ValueError("label continuous is the weight of a mean: it needs mode uniform")
+
+    def __call__(
+        self,
+        image: Image,
+        rng: np.random.Generator,
+        donor: Callable[[], Image] | None = None,
+        foreground: Mask | None = None,
+    ) -> Synthetic:
+        """Return the image with a defect.
+
+        Args:
+            image: ``(H, W, 3)``, normal.
+            rng: Draws all.
+            donor: Returns another normal image of the same kind and size; not needed for ``same``.
+            foreground: Not used: object masks come from ``background``, for the source too.
+
+        Raises:
+            ValueError: If a donor is needed and missing, or of another size.
+        """
+        if donor is None and not self.same:
+            raise ValueError("NSA takes patches from another normal image: pass a donor")
+        source = image if self.same or donor is None else donor()
+        if source.shape != image.shape:
+            raise ValueError(f"the donor {source.shape} is not of the image's size {image.shape}")
+        made = self._once(image, source, rng)
+        for _ in range(self.require_change):
+            if made.mask.any():
+                break
+            made = self._once(image, source, rng)
+        return made
+
+    def _once(self, image: Image, source: Image, rng: np.random.Generator) -> Synthetic:
+        mode = self.mode
+        if mode == "mix":  # step 0
+            mode = "normal" if rng.random() < 0.5 else "mixed"
+        factor = float(rng.uniform(0.05, 0.95)) if mode == "uniform" else 1.0
+        objects = (self._object(source), self._object(image))  # step 1
+        result, pasted = image.copy(), np.zeros(image.shape[:2], bool)
+        tried: list[dict[str, Any]] = []
+        count = 1 + int(rng.binomial(self.num_patches - 1, 0.5))  # step 2
+        for _ in range(count):
+            try:
+                box, mask = self._paste(result, source, objects, mode, factor, rng)
+            except Refused as reason:
+                tried.append({"refused": str(reason)})
+            else:
+                pasted[box] = mask  # step 9: a later patch overwrites
+                rows, columns = box
+                place = (rows.start, columns.start, rows.stop, columns.stop)
+                tried.append({"box": place})
+        label = label_of(
+            image, result, pasted, self.label, self.tolerance, factor, self.logistic
+        )  # step 10
+        info = {"recipe": "nsa", "mode": mode, "factor": factor, "patches": tried}
+        return Synthetic(result, label > 0, label, info)
+
+    def _object(self, image: Image) -> Mask | None:
+        if not self.background:
+            return None
+        brightness = image.mean(axis=2)
+        inside = np.ones(brightness.shape, bool)
+        for level, threshold in self.background:
+            inside &= np.abs(brightness - level) > threshold
+        return cv2.medianBlur(inside.astype(np.uint8), OBJECT_BLUR).astype(bool)
+
+    def _paste(
+        self,
+        result: Image,
+        source: Image,
+        objects: tuple[Mask | None, Mask | None],
+        mode: Mode,
+        factor: float,
+        rng: np.random.Generator,
+    ) -> tuple[tuple[slice, slice], Mask]:
+        """Paste one patch into ``result``; return where, and which pixels may have changed."""
+        of_source, of_image = objects
+        patch = self._cut(source, of_source, rng)
+        if self.resize is not None:
+            patch = self._scaled(patch, self.resize, source.shape, rng)
+        box = self._placed(patch, of_image, result.shape, rng)
+        mask, blended = patch.mask, patch.mask
+        if patch.object is not None and of_image is not None:
+            either = patch.object | of_image[box]
+            mask = mask & either  # step 7
+            blended = mask | ~either  # pure background is blended with the rest
+        if int(mask.sum()) < LEAST_PIXELS:
+            raise Refused("too few pixels")
+        below = result[box]
+        if mode in ("normal", "mixed"):  # step 8
+            blended = blended.copy()
+            blended[[0, -1]] = blended[:, [0, -1]] = False
+            gradients: Gradients = "normal" if mode == "normal" else "mixed"
+            clone = blend if self.solver == "own" else blend_opencv
+            result[box] = clone(below, patch.image, blended, gradients)
+        elif mode == "swap":
+            below[mask] = patch.image[mask]
+        else:
+            mean = below[mask] * (1 - factor) + patch.image[mask] * factor
+            below[mask] = mean.astype(np.uint8)
+        return box, mask
+
+    def _half_sizes(self, side: tuple[int, int], rng: np.random.Generator) -> list[int]:
+        halves = []
+        for (low, high), size in zip(self._limits(side), side, strict=True):
+            if self.gamma is None:
+                halves.append(int(rng.integers(low, max(low + 1, high))))
+            else:
+                shape, scale, offset = self.gamma
+                drawn = (offset + rng.gamma(shape, scale)) * size
+                halves.append(int(np.clip(drawn, low, high)))
+        return halves
+
+    def _limits(self, side: tuple[int, int]) -> list[tuple[int, int]]:
+        """Return the smallest and largest half sizes in pixels."""
+        return [
+            (max(1, round(low * size)), max(1, round(high * size)))
+            for (low, high), size in zip(self.bounds, side, strict=True)
+        ]
+
+    def _cut(self, source: Image, inside: Mask | None, rng: np.random.Generator) -> Patch:
+        """Cut a patch out of the source (steps 3 and 4)."""
+        side = (source.shape[0], source.shape[1])
+        halves = self._half_sizes(side, rng)
+        limits = self._limits(side)
+        for _ in range(TRIES):
+            spans = []
+            for size, half, (low, _) in zip(side, halves, limits, strict=True):
+                centre = int(rng.integers(low, max(low + 1, size - low)))
+                spans.append(slice(max(0, centre - half), min(size, centre + half)))
+            box = (spans[0], spans[1])
+            if inside is None or inside[box].mean() > self.least_object:
+                break
+        else:
+            raise Refused("no place with enough of an object in the source")
+        image = source[box]
+        mask = np.ones(image.shape[:2], bool)
+        if self.ellipses:
+            mask = self._ellipses((image.shape[0], image.shape[1]), limits, rng)
+        corner = (box[0].start, box[1].start)
+        return Patch(image, mask, None if inside is None else inside[box], corner)
+
+    def _ellipses(
+        self, shape: tuple[int, int], limits: list[tuple[int, int]], rng: np.random.Generator
+    ) -> Mask:
+        height, width = shape
+        mask = np.zeros(shape, np.uint8)
+        for _ in range(self.ellipses):
+            angle = rng.uniform(0, 180)
+            centre = (int(rng.integers(width)), int(rng.integers(height)))
+            axes = [
+                int(rng.integers(low, max(low + 1, size // 4)))  # half of the half size
+                for (low, _), size in zip(limits, shape, strict=True)
+            ]
+            cv2.ellipse(mask, centre, (axes[1], axes[0]), angle, 0, 360, 1, -1)
+        return mask.astype(bool)
+
+    def _scaled(
+        self, patch: Patch, bounds: Bounds, shape: tuple[int, ...], rng: np.random.Generator
+    ) -> Patch:
+        """Scale a patch (step 5).
+
+        The bounds of half sizes bound the full size here, as published: a pasted patch is never
+        larger than the largest half size.
+        """
+        height, width = patch.mask.shape
+        rows, columns = self._limits((shape[0], shape[1]))
+        scale = float(np.clip(rng.normal(1, 0.5), *bounds))
+        new_height = np.clip(scale * height, *rows)
+        new_width = int(np.clip(int(new_height / height * width), *columns))
+        new_height = int(np.clip(int(new_width / width * height), *rows))
+        size = (new_width, new_height)
+        mask = cv2.resize(patch.mask.astype(np.uint8), size).astype(bool)
+        inside = patch.object
+        if inside is not None:
+            inside = cv2.resize(inside.astype(np.uint8), size).astype(bool)
+        image = cv2.resize(np.ascontiguousarray(patch.image), size)
+        return patch._replace(image=image.astype(np.uint8, copy=False), mask=mask, object=inside)
+
+    def _placed(
+        self,
+        patch: Patch,
+        inside: Mask | None,
+        shape: tuple[int, ...],
+        rng: np.random.Generator,
+    ) -> tuple[slice, slice]:
+        """Choose where a patch goes (step 6)."""
+        height, width = patch.mask.shape
+        if not self.shift:
+            top, left = patch.place
+            return slice(top, top + height), slice(left, left + width)
+        for _ in range(TRIES):
+            spans = []
+            for size, own in zip(shape[:2], (height, width), strict=True):
+                low, high = own // 2 + 1, size - own // 2 - 1
+                if high <= low:
+                    raise Refused("larger than the image")
+                centre = int(rng.integers(low, high))
+                spans.append(slice(centre - own // 2, centre + (own + 1) // 2))
+            box = (spans[0], spans[1])
+            if inside is None or patch.object is None:
+                return box
+            own_object = int(patch.object.sum())
+            shared = int((inside[box] & patch.object & patch.mask).sum())
+            if (
+                own_object / (height * width) > self.least_object
+                and shared / own_object > self.least_overlap
+            ):
+                return box
+        raise Refused("no place that meets the object")
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(one) for one in value) if isinstance(value, (list, tuple)) else value

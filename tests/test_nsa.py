@@ -1,0 +1,286 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from conftest import Golden
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.stats import chi2_contingency
+from skimage import data as textures
+
+from anomaly_clip.records import Synthetic
+from anomaly_clip.synthesis.nsa import NSA
+
+NAMES = ("brick", "grass", "gravel")
+MODES = {1: "normal", 2: "mixed", "mix": "mix"}
+DISC = (85, 118, 138)  # radius, and the range of the centre: as the golden README says
+
+
+def generator(parameters: dict[str, Any]) -> NSA:
+    """Return the generator with the parameters of the authors' code."""
+    tab = "width_bounds_pct" not in parameters  # which then keeps its defaults
+    options: dict[str, Any] = {
+        "bounds": parameters.get("width_bounds_pct", ((0.05, 0.2), (0.05, 0.2))),
+        "gamma": parameters["gamma_params"],
+        "num_patches": parameters.get("num_patches", 1 if tab else 4),
+        "resize": parameters.get("resize_bounds", (0.7, 1.3)),
+        "mode": MODES[parameters["mode"]],
+        "label": parameters["label_mode"],
+    }
+    if "intensity_logistic_params" in parameters:
+        options["logistic"] = parameters["intensity_logistic_params"]
+    if "skip_background" in parameters:
+        options["background"] = [parameters["skip_background"]]
+        options["least_object"] = parameters["min_object_pct"]
+        options["least_overlap"] = parameters["min_overlap_pct"]
+    return NSA(**options)
+
+
+@cache
+def texture(name: str, side: int) -> NDArray[np.uint8]:
+    whole: NDArray[np.uint8] = getattr(textures, name)()
+    return cv2.resize(whole, (side, side), interpolation=cv2.INTER_AREA).astype(np.uint8)
+
+
+def picture(name: str, size: int, objects: bool, rng: np.random.Generator) -> NDArray[np.uint8]:
+    before = {224: 256, 256: 264}[size]
+    grey = texture(name, before)
+    top, left = rng.integers(0, before - size + 1, 2)
+    grey = grey[top : top + size, left : left + size]
+    if objects:
+        radius, low, high = DISC
+        centre = rng.integers(low, high, 2)
+        rows, columns = np.mgrid[:size, :size]
+        inside = (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 <= radius**2
+        grey = np.where(inside, np.maximum(grey, 60), 10).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def drawn(case: dict[str, Any], number: int) -> tuple[list[Synthetic], list[NDArray[np.uint8]]]:
+    """Make as many defects, as the golden README describes the pictures."""
+    make, made, before = generator(case["parameters"]), [], []
+    objects = "skip_background" in case["parameters"]
+    for index in range(number):
+        rng = np.random.default_rng([7, index])
+        name = NAMES[rng.integers(len(NAMES))]
+        one, other = (picture(name, case["image_size"], objects, rng) for _ in range(2))
+        made.append(make(one, rng, lambda other=other: other))
+        before.append(one)
+    return made, before
+
+
+@pytest.mark.golden
+def test_golden_distribution(golden: Callable[[str], Golden]) -> None:
+    statistics = json.loads((golden("nsa").folder / "statistics.json").read_text())
+    assert statistics["cases"]
+    for name in statistics["cases"]:
+        compare(name, statistics)
+
+
+def compare(name: str, statistics: dict[str, Any]) -> None:
+    """Compare a case by the tests of the golden README."""
+    case = statistics["cases"][name]
+    number = statistics["samples_per_case"]
+    made, before = drawn(case, 2 * number)  # twice as many: the ends of distributions settle
+    patches = [one.info["patches"] for one in made]
+    boxes = [patch["box"] for several in patches for patch in several if "box" in patch]
+
+    def histogram(counts: list[int]) -> NDArray[np.int64]:
+        return np.bincount(counts, minlength=9)[:9]
+
+    for key, counts in (
+        ("patches_attempted_hist", [len(several) for several in patches]),
+        ("patches_accepted_hist", [sum("box" in p for p in several) for several in patches]),
+    ):
+        wanted = np.zeros(9, int)
+        wanted[: len(case[key])] = case[key]
+        table = np.stack([histogram(counts), wanted])
+        table = table[:, table.sum(axis=0) > 0]
+        if table.shape[1] > 1:
+            assert chi2_contingency(table).pvalue > 0.001, (name, key)
+        else:
+            assert (table[0] > 0).all(), (name, key)
+    attempted = sum(len(several) for several in patches)
+    assert len(boxes) / attempted == pytest.approx(case["accept_rate"], abs=0.02)
+
+    at = statistics["quantiles_at"]
+    sizes = {
+        "patch_height": [bottom - top for top, _, bottom, _ in boxes],
+        "patch_width": [right - left for _, left, _, right in boxes],
+    }
+    shares = {
+        "changed_pixel_fraction": [
+            float((one.image != old).any(axis=2).mean())
+            for one, old in zip(made, before, strict=True)
+        ],
+        "label_positive_fraction": [float((one.label > 0).mean()) for one in made],
+    }
+    for key, values in {**sizes, **shares}.items():
+        error = np.std(values) / np.sqrt(len(values)) * np.sqrt(2)  # both are samples
+        # In the file means are rounded; half a unit of the last digit kept.
+        assert np.mean(values) == pytest.approx(case[f"{key}_mean"], abs=4 * error + 6e-4), (
+            name,
+            key,
+        )
+        # Of areas, whose ends few images reach, chance alone moves a quantile by more than 10 %.
+        rng = np.random.default_rng(0)
+        again = [np.quantile(rng.choice(values, len(values)), at) for _ in range(100)]
+        units = [2.0] * len(at) if key in sizes else 4 * np.sqrt(2) * np.std(again, axis=0)
+        for unit, own, wanted in zip(
+            units, np.quantile(values, at), case[f"{key}_quantiles"], strict=True
+        ):
+            assert own == pytest.approx(wanted, rel=0.1, abs=unit), (name, key, own, wanted)
+    labels = [float(one.label[one.label > 0].mean()) for one in made if one.mask.any()]
+    error = np.std(labels) / np.sqrt(len(labels)) * np.sqrt(2)
+    wanted_label = case["mean_label_value_where_positive"]
+    assert np.mean(labels) == pytest.approx(wanted_label, abs=4 * error + 0.01)
+    empty = 1 - len(labels) / len(made)
+    spread = np.sqrt(max(empty, case["images_without_any_positive_label"]) * 2 / number)
+    assert empty == pytest.approx(case["images_without_any_positive_label"], abs=4 * spread + 1e-3)
+
+
+def noise(seed: int = 0, shape: tuple[int, int] = (96, 80)) -> NDArray[np.uint8]:
+    rng = np.random.default_rng(seed)
+    return cv2.GaussianBlur(rng.integers(0, 256, (*shape, 3), dtype=np.uint8), (0, 0), 1.5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"mode": "mixed", "label": "binary"},
+        {"mode": "mix", "label": "intensity"},
+        {"mode": "swap", "same": True, "resize": None, "label": "binary"},
+        {"mode": "uniform", "shift": False, "resize": None, "label": "continuous"},
+        {"ellipses": 5},
+        {"gamma": None},
+        {"solver": "opencv"},
+        {"background": [[0, 20], [255, 20]]},
+    ],
+)
+def test_nothing_changes_but_what_is_masked_and_pasted(options: dict[str, Any]) -> None:
+    image, donor = noise(0), noise(1)
+    kept = image.copy(), donor.copy()
+    found = 0
+    for seed in range(12):
+        made = NSA(**options)(image, np.random.default_rng(seed), lambda: donor)
+        again = NSA(**options)(image, np.random.default_rng(seed), lambda: donor)
+        for one, other in zip(made[:3], again[:3], strict=True):
+            assert np.array_equal(one, other)
+        assert (made.image.dtype, made.image.shape) == (np.uint8, image.shape)
+        assert (made.mask.dtype, made.label.dtype) == (bool, np.float32)
+        assert np.array_equal(made.mask, made.label > 0)
+        inside = np.zeros(image.shape[:2], bool)
+        for patch in made.info["patches"]:
+            if "box" in patch:
+                top, left, bottom, right = patch["box"]
+                inside[top:bottom, left:right] = True
+        assert np.array_equal(made.image[~inside], image[~inside])
+        if options.get("label") != "intensity":  # which is smoothed beyond
+            # The median that removes speckles also fills notches, as published.
+            near = cv2.dilate(inside.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
+            assert not made.mask[~near].any()
+        found += made.mask.any()
+    assert found >= 6
+    assert np.array_equal(image, kept[0])
+    assert np.array_equal(donor, kept[1])
+
+
+def test_an_empty_change_has_an_empty_label() -> None:
+    flat = np.full((64, 64, 3), 90, np.uint8)
+    for seed in range(5):
+        made = NSA()(flat, np.random.default_rng(seed), lambda: flat)
+        assert np.array_equal(made.image, flat)
+        assert not made.mask.any()
+        assert not made.label.any()
+    drawn_again = NSA(require_change=2)(flat, np.random.default_rng(0), lambda: flat)
+    assert not drawn_again.mask.any()
+
+
+def test_require_change_draws_again() -> None:
+    """Half of the donor is flat and equal to the image, so some draws change nothing."""
+    image = np.full((64, 64, 3), 90, np.uint8)
+    donor = image.copy()
+    donor[:, 40:] = noise(1, (64, 24))
+    options: dict[str, Any] = {"num_patches": 1, "bounds": ((0.1, 0.15), (0.1, 0.15))}
+    counts = [
+        sum(
+            NSA(require_change=again, **options)(
+                image, np.random.default_rng(seed), lambda: donor
+            ).mask.any()
+            for seed in range(40)
+        )
+        for again in (0, 8)
+    ]
+    assert counts[0] < 30
+    assert counts[1] > 36
+
+
+def test_objects_take_patches_from_objects() -> None:
+    """A bright disc on black: what is pasted meets the disc."""
+    rows, columns = np.mgrid[:128, :128]
+    disc = (rows - 64) ** 2 + (columns - 64) ** 2 < 40**2
+    images = [np.where(disc[..., None], np.maximum(noise(s, (128, 128)), 60), 5) for s in (0, 1)]
+    image, donor = (one.astype(np.uint8) for one in images)
+    make = NSA(background=[(5, 20)], least_object=0.7, label="binary")  # type: ignore[arg-type]
+    touched = 0
+    for seed in range(20):
+        made = make(image, np.random.default_rng(seed), lambda: donor)
+        for patch in made.info["patches"]:
+            if "box" in patch:
+                top, left, bottom, right = patch["box"]
+                assert disc[top:bottom, left:right].any()
+                touched += 1
+            else:
+                assert patch["refused"]
+    assert touched > 10
+    black = np.zeros_like(image)
+    refused = make(black, np.random.default_rng(0), lambda: black)
+    assert refused.info["patches"][0]["refused"] == (
+        "no place with enough of an object in the source"
+    )
+
+
+@given(
+    height=st.integers(16, 2048),
+    width=st.integers(16, 2048),
+    seed=st.integers(0, 2**32 - 1),
+    mode=st.sampled_from(["normal", "mixed", "swap", "uniform"]),
+    solver=st.sampled_from(["own", "opencv"]),
+    ellipses=st.sampled_from([0, 5]),
+)
+@settings(max_examples=25, deadline=None)
+def test_any_size(
+    height: int, width: int, seed: int, mode: Any, solver: Any, ellipses: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    # Wide bounds and a thin image; kept to a band so that the largest do not take minutes.
+    one, other = (rng.integers(0, 256, (height, min(width, 300), 3), dtype=np.uint8) for _ in "ab")
+    make = NSA(mode=mode, solver=solver, ellipses=ellipses, num_patches=2, label="binary")
+    for image, donor in ((one, other), (one.swapaxes(0, 1).copy(), other.swapaxes(0, 1).copy())):
+        made = make(image, rng, lambda donor=donor: donor)
+        assert made.image.shape == image.shape
+        assert made.image.dtype == np.uint8
+
+
+def test_mistakes() -> None:
+    image = noise()
+    with pytest.raises(ValueError, match="pass a donor"):
+        NSA()(image, np.random.default_rng(0))
+    with pytest.raises(ValueError, match="is not of the image's size"):
+        NSA()(image, np.random.default_rng(0), lambda: image[:-1])
+    for options, sentence in (
+        ({"bounds": ((0.4, 0.3), (0.1, 0.2))}, "expected 0 < smallest <= largest <= 0.5"),
+        ({"num_patches": 0}, "num_patches must be 1 or more"),
+        ({"shift": False}, "resize must be left out"),
+        ({"label": "continuous"}, "needs mode uniform"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            NSA(**options)  # type: ignore[arg-type]
