@@ -58,6 +58,12 @@ def sentence(error: BaseException, options: Iterable[str] = ()) -> str:
     return _one_line(message) or type(error).__name__
 
 
+def reason(error: BaseException) -> str:
+    """Return the first line of what an error says, or its kind if it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return a hint at the nearest known words, or all of them if there are few."""
     known = sorted(known)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
@@ -23,14 +24,11 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 import anomaly_clip.data
 import anomaly_clip.methods  # noqa: F401
 from anomaly_clip.data.dataset import AnomalyData
-from anomaly_clip.errors import UserError, translated
+from anomaly_clip.errors import UserError, reason, translated
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.report.writer import RunWriter
 
 __all__ = ["ExperimentCLI", "arrange", "run_experiment"]
-
-FREE_ARGUMENTS = frozenset({"evaluator"})
-"""Arguments of a model that may differ from those of its checkpoint: they change no weight."""
 
 STEPS = {"validate": "validation_step", "test": "test_step", "predict": "predict_step"}
 """What a model must have for a verb."""
@@ -209,9 +207,13 @@ class ExperimentCLI(LightningCLI):
         saved_class = saved.pop("_class_path", asked_class)
         if saved_class.rpartition(".")[2] != asked_class.rpartition(".")[2]:
             raise UserError(f"--ckpt_path {path} is of {saved_class}, the model is {asked_class}")
+        kind = _class_of(asked_class)
+        free = getattr(kind, "free_arguments", AnomalyMethod.free_arguments)
+        for name in getattr(kind, "starting_arguments", ()):
+            config["model"]["init_args"][name] = None  # the checkpoint holds what came of it
         asked = config["model"].get("init_args", Namespace()).as_dict()
         for name, value in asked.items():
-            if name not in FREE_ARGUMENTS and name in saved and _json(saved[name]) != _json(value):
+            if name not in free and name in saved and _json(saved[name]) != _json(value):
                 raise UserError(
                     f"model.{name} is {value}, but {path} was fitted with {saved[name]}: leave it "
                     f"out, or fit again"
@@ -268,13 +270,17 @@ class ExperimentCLI(LightningCLI):
             raise UserError("no image was scored: do trainer.limit_..._batches leave any?")
 
 
+def _class_of(path: str) -> object:
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
 def _read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and torch have many kinds
         raise UserError(
-            f"--ckpt_path {path}: not a checkpoint that can be read safely "
-            f"({str(error).splitlines()[0]})"
+            f"--ckpt_path {path}: not a checkpoint that can be read safely ({reason(error)})"
         ) from None
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(f"--ckpt_path {path}: not a checkpoint of a fit")

@@ -23,7 +23,8 @@ def focal_loss(probability: Tensor, target: Tensor, gamma: float = 2.0) -> Tenso
     truth = target.to(probability)
     share = truth * (1 - 2 * soft) + soft  # of the abnormal class
     right = share * probability + (1 - share) * (1 - probability) + soft
-    return -((1 - right).pow(gamma) * right.log()).mean()
+    wrong = (1 - right).clamp(min=0)  # which rounding may make negative
+    return -(wrong.pow(gamma) * right.log()).mean()
 
 
 def dice_loss(probability: Tensor, target: Tensor) -> Tensor:

@@ -94,4 +94,4 @@ class WeightsRecord(TypedDict):
     random: bool
     """Whether they are untrained, so that figures mean nothing."""
     sha256: str | None
-    """Over the loaded tensors; None for random ones."""
+    """Over the loaded tensors and the architecture; None for random ones."""

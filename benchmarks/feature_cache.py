@@ -106,11 +106,12 @@ def main() -> int:
         make_files(learnt, images, names[0], seed=0)
         make_files(tested, 2, names[1], seed=1)
         backbone = CLIPBackbone.of(CLIPSettings("ViT-B-16-plus-240", "random"))
-        text = SDPPlus(backbone, rvs=RVSSettings("mean")).text(names[0])
+        known = SDPPlus(backbone, rvs=RVSSettings("mean"))
+        known.text(names[0], MVTecAD.dataset_name)
 
         def make(gb: float) -> tuple[SDPPlus, MVTecAD]:
             method = SDPPlus(backbone, rvs=RVSSettings("mean"), feature_cache_gb=gb)
-            method._text = {(names[0], RVSSettings("mean")): text}
+            method._text = known._text
             auxiliary = MVTecAD(str(learnt), batch_size=8, shuffle=False)
             return method, MVTecAD(str(tested), auxiliary=auxiliary, num_workers=0)
 

@@ -11,7 +11,9 @@ than 0.02 below SDP in a figure, or if its pixel AP is less than 5 times that of
 from __future__ import annotations
 
 import json
+import os
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from lightning.pytorch import Trainer, seed_everything
 
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings
 from anomaly_clip.data import Demo
+from anomaly_clip.files import CACHE_VARIABLE
 from anomaly_clip.methods import SDP, SDPPlus
 from anomaly_clip.metrics.evaluator import Results
 from anomaly_clip.records import DEMO, RANDOM
@@ -52,6 +55,13 @@ def figures(results: Results | None) -> dict[str, float | None]:
 
 def main() -> int:
     warnings.filterwarnings("ignore")
+    with tempfile.TemporaryDirectory() as folder:  # features of random weights are of no use later
+        os.environ[CACHE_VARIABLE] = folder
+        return measure()
+
+
+def measure() -> int:
+    """Train and test with all seeds, print the report and return the exit status."""
     config = yaml.safe_load((CONFIGS / "demo.yaml").read_text(encoding="utf-8"))
     model, data = config["model"]["init_args"], config["data"]["init_args"]
     held_out = data["categories"]

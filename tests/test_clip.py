@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import open_clip
 import pytest
 import torch
-from conftest import Golden
+from conftest import TINY_CLIP, Golden
 from torch.testing import assert_close
 
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings
@@ -125,3 +127,19 @@ def test_layers_that_do_not_exist(tiny_clip: CLIPBackbone, layers: list[int]) ->
 def test_images_of_another_shape(tiny_clip: CLIPBackbone, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"expected images \(B, 3, 32, 32\)"):
         tiny_clip(torch.zeros(shape))
+
+
+def test_what_no_tensor_shows_is_part_of_the_identity(tmp_path: Path) -> None:
+    """Activations and numbers of heads change features, so caches must tell them apart."""
+    vision = TINY_CLIP["vision_cfg"]
+    assert isinstance(vision, dict)
+    changes = ({}, {"quick_gelu": True}, {"vision_cfg": {**vision, "head_width": 6}})
+    identities, state = set(), None
+    for number, change in enumerate(changes):
+        file = tmp_path / f"{number}.json"
+        file.write_text(json.dumps({**TINY_CLIP, **change}))
+        backbone = CLIPBackbone(str(file), "random")
+        state = backbone.model.state_dict() if state is None else state
+        backbone.model.load_state_dict(state)
+        identities.add(backbone.identity)
+    assert len(identities) == 3

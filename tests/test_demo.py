@@ -70,3 +70,13 @@ def test_options_that_do_not_fit(options: dict[str, Any], sentence: str) -> None
 def test_an_unknown_category_is_named_with_the_known() -> None:
     with pytest.raises(ValueError, match=r"'oak' is not in demo-0 \(there: .*oak wood board"):
         _ = Demo(categories=["oak"]).categories
+
+
+def test_an_auxiliary_set_of_the_same_pictures_is_refused() -> None:
+    options: dict[str, Any] = {"categories": ["steel nut"], "num_test": 4, "image_size": 32}
+    same = Demo(**options, auxiliary=Demo(**options))
+    assert len(same.overlap()) == 4
+    with pytest.raises(ValueError, match="4 test images are among the training images"):
+        same.setup("fit")
+    assert Demo(**options, auxiliary=Demo(**options, seed=1)).overlap() == []
+    assert Demo(**options).overlap() == []

@@ -204,18 +204,53 @@ def test_features_that_vanish_are_named(mvtec_root: Path) -> None:
 
 
 def test_processes_share_the_work(mvtec_root: Path) -> None:
+    """As on one machine: at its second meeting the one process has waited for the other."""
     data = dataset(mvtec_root)
-    number = len(data)
-    for rank in (1, 0):
-        cache = FeatureCache(1.0, SETTING, processes=(2, rank))
-        _, seen = fill(data, cache=cache)
-        assert seen == number // 2 + 1
-        assert len(files()) == (number // 2 if rank else number)
+    number, counts = len(data), []
+
+    class Meetings:
+        def __init__(self) -> None:
+            self.number = 0
+
+        def __call__(self, success: bool) -> bool:
+            self.number += 1
+            if self.number == 2:
+                other = FeatureCache(1.0, SETTING, processes=(2, 0))
+                counts.append(fill(data, cache=other)[1])
+            return success
+
+    cache = FeatureCache(1.0, SETTING, processes=(2, 1), agree=Meetings())
+    counts.append(fill(data, cache=cache)[1])
+    assert counts == [number // 2 + 1, number // 2 + 1]
+    assert len(files()) == number
+
+
+def test_a_machine_with_a_folder_of_its_own_does_all(mvtec_root: Path) -> None:
+    data = dataset(mvtec_root)
+    found, _ = fill(data, cache=FeatureCache(1.0, SETTING, processes=(2, 1)))
+    assert all(file.is_file() for file in found.files)
+
+
+def test_if_one_process_fails_all_do(mvtec_root: Path) -> None:
+    told: list[bool] = []
+
+    def agree(success: bool) -> bool:
+        told.append(success)
+        return False
+
+    with pytest.raises(ValueError, match="another process could not make features"):
+        fill(dataset(mvtec_root), cache=FeatureCache(1.0, SETTING, agree=agree))
+    with pytest.raises(ValueError, match="features of 8 images take"):
+        fill(dataset(mvtec_root), cache=FeatureCache(1e-9, SETTING, agree=agree))
+    assert told == [True, False]
 
 
 def test_beyond_half_precision_is_refused(mvtec_root: Path) -> None:
     encoder = Encoder(lambda images: {"a": images * 1e6}, "a", torch.device("cpu"))
-    with pytest.raises(ValueError, match="beyond the range of half precision"):
+    with pytest.raises(
+        ValueError,
+        match=r"features a are beyond half precision.*000.png.*set model.feature_cache_gb to 0",
+    ):
         FeatureCache(1.0, SETTING).fill(dataset(mvtec_root), encoder, 3, 0)
     assert files() == []
 

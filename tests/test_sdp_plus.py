@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -19,11 +21,13 @@ from test_sdp import WORDS, Outputs, quiet_trainer
 from torch import Tensor
 from torch.testing import assert_close
 
-from anomaly_clip.backbones.clip import CLIPBackbone
+from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings
 from anomaly_clip.backbones.prompts import PromptEnsemble, RVSSettings
 from anomaly_clip.cli import main
 from anomaly_clip.data import HeadCT, MVTecAD, VisA
-from anomaly_clip.methods import SDP, SDPPlus
+from anomaly_clip.data import dataset as dataset_module
+from anomaly_clip.files import CACHE_VARIABLE
+from anomaly_clip.methods import SDP, SDPPlus, sdp_plus
 from anomaly_clip.methods.sdp_plus import read_linear_layers
 from anomaly_clip.metrics import EvaluatorSettings
 
@@ -89,6 +93,10 @@ def test_golden_end_to_end(
     quiet_trainer(callbacks=[outputs]).test(method, data, verbose=False)
     order = [int(sample.image.stem) for sample in data.samples("test")]
     assert_close(outputs["anomaly_map"], expected["map"][order], atol=2e-4, rtol=0)
+    parts = outputs["score_parts"]
+    assert_close(parts[:, 0], expected["score_text"][order], atol=2e-4, rtol=0)
+    assert_close(parts[:, 1], expected["score_map_max"][order], atol=2e-4, rtol=0)
+    assert torch.equal(outputs["mask"], expected["gt_px"][order].bool())
     images, results = method.evaluator.images, method.results
     assert images is not None
     assert results is not None
@@ -141,7 +149,18 @@ def test_golden_training(
     layers: Path,
     golden_auxiliary: Path,
     mvtec_root: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    terms: dict[str, list[float]] = {"focal": [], "dice": []}
+    for name, values in terms.items():
+        ordinary = getattr(sdp_plus, f"{name}_loss")
+
+        def kept(*parts: Tensor, compute: Any = ordinary, into: list[float] = values) -> Tensor:
+            loss = compute(*parts)
+            into.append(float(loss.detach()))
+            return loss
+
+        monkeypatch.setattr(sdp_plus, f"{name}_loss", kept)
     arrays = golden("clip_ad")
     train = arrays.meta["train"]
     auxiliary = VisA(str(golden_auxiliary), shuffle=False, batch_size=train["batch_size"])
@@ -150,6 +169,9 @@ def test_golden_training(
     quiet_trainer(max_epochs=train["epochs"], callbacks=[steps]).fit(method, data)
     wanted = (arrays.expected["train.focal"] + arrays.expected["train.dice"]).sum(dim=1)
     assert_close(torch.tensor(steps.losses), wanted.float(), atol=0, rtol=1e-3)
+    for name, values in terms.items():
+        expected = arrays.expected[f"train.{name}"].float()
+        assert_close(torch.tensor(values).view_as(expected), expected, atol=0, rtol=1e-3)
     for epoch, own in enumerate(steps.layers, start=1):
         for key, expected in arrays.named(f"train.epoch_{epoch}.").items():
             apart = (own[key] - expected).abs()
@@ -211,13 +233,20 @@ def test_layers_that_do_not_fit(tiny_clip: CLIPBackbone, tmp_path: Path) -> None
         return str(tmp_path / name)
 
     other = {"fc.0.weight": torch.zeros(640, 896), "fc.0.bias": torch.zeros(640)}
+    own = {f"fc.{k}": v for k, v in tiny(tiny_clip).fc.state_dict().items()}
+    half = {key: value for key, value in own.items() if key.endswith("weight")}
     (tmp_path / "text.pth").write_text("no weights")
+    (tmp_path / "empty.pth").write_bytes(b"")
     cases: dict[str, str] = {
         saved(
             "other.pth", {"linear_layers": other}
         ): r"1 layers from 896 to 640 .* 4 layers from 24",
         saved("bare.pth", other): "expected a dictionary linear_layers",
         saved("list.pth", [1]): "expected a dictionary linear_layers",
+        saved("keys.pth", {"linear_layers": {1: torch.zeros(2)}}): "expected a dictionary linear",
+        saved("point.pth", {"linear_layers": {"fc.0.weight": torch.tensor(1.0)}}): "expected a dic",
+        saved("half.pth", {"linear_layers": half}): r"fc.0.bias is missing, but",
+        str(tmp_path / "empty.pth"): "not a file that can be read safely",
         str(tmp_path / "text.pth"): "not a file that can be read safely",
     }
     for file, sentence in cases.items():
@@ -307,6 +336,101 @@ def test_fit_and_then_test_from_the_checkpoint_alone(
     assert main(["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "u")]) == 0
 
 
+def test_what_a_resumed_fit_and_a_test_may_change(
+    tmp_path: Path,
+    mvtec_root: Path,
+    trained_on: VisA,
+    tiny_clip_config: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = command(mvtec_root, trained_on.root, tiny_clip_config, tmp_path / "runs")
+    assert main([*words, "--trainer.max_epochs", "1"]) == 0
+    layers = tmp_path / "runs" / "run" / "1" / "linear_layers.pth"
+    again = [*words, "--model.linear_layers", str(layers), "--trainer.max_epochs", "1"]
+    assert main(again) == 0
+    layers.unlink()  # a checkpoint holds what came of them
+    (checkpoint,) = (tmp_path / "runs" / "run" / "2" / "checkpoints").glob("*.ckpt")
+    test = ["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "t")]
+    assert main([*test, "--model.sigma", "4"]) == 0
+    resumed = [*again, "--ckpt_path", str(checkpoint), "--model.feature_cache_gb", "0"]
+    assert main([*resumed, "--trainer.max_epochs", "2"]) == 0
+    capsys.readouterr()
+    assert main([*resumed, "--model.lr", "0.5"]) == 2
+    assert "model.lr is 0.5, but" in capsys.readouterr().err
+    (tmp_path / "empty.ckpt").write_bytes(b"")
+    assert main(["test", "--ckpt_path", str(tmp_path / "empty.ckpt"), *words[1:]]) == 2
+    assert "not a checkpoint that can be read safely" in capsys.readouterr().err
+
+
+def test_layers_from_a_file_are_recorded(
+    tmp_path: Path, mvtec_root: Path, trained_on: VisA, tiny_clip_config: str
+) -> None:
+    words = command(mvtec_root, trained_on.root, tiny_clip_config, tmp_path / "runs")
+    assert main([*words, "--trainer.max_epochs", "1"]) == 0
+    layers = tmp_path / "runs" / "run" / "1" / "linear_layers.pth"
+    test = command(mvtec_root, trained_on.root, tiny_clip_config, tmp_path / "t", "test")
+    assert main([*test, "--model.linear_layers", str(layers)]) == 0
+    (metrics,) = (tmp_path / "t").rglob("metrics.json")
+    protocol = json.loads(metrics.read_text())["run"]["protocol"]
+    digest = hashlib.sha256(layers.read_bytes()).hexdigest()
+    assert protocol["borrowed"] == {"file": str(layers), "sha256": digest}
+    assert protocol["fitted"] is True
+    assert protocol["auxiliary"] is None
+    assert protocol["overlap"] is None
+
+
+@pytest.mark.filterwarnings("ignore:.*Checkpoint directory.*exists:UserWarning")
+def test_a_checkpoint_made_in_python_loads_alone(
+    mvtec_root: Path, trained_on: VisA, tiny_clip_config: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(3)
+    settings = CLIPSettings(tiny_clip_config, "random")
+    method = SDPPlus(settings, WORDS, MEAN, sigma=2.0, lr=1e-2)
+    data = MVTecAD(str(mvtec_root), auxiliary=trained_on, num_workers=0)
+    trainer = quiet_trainer(max_epochs=1)
+    trainer.fit(method, data)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    torch.manual_seed(3)  # random weights are those of the seed
+    again = SDPPlus.load_from_checkpoint(tmp_path / "a.ckpt")
+    assert (again.prompts, again.rvs) == (method.prompts, method.rvs)
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    one, other = (m.score(images, ["nut"] * 2)["anomaly_map"] for m in (method, again))
+    assert torch.equal(one, other)
+
+
+def test_layers_start_from_the_seed(tiny_clip: CLIPBackbone) -> None:
+    starts = []
+    for seed, before in ((0, 0), (0, 5), (1, 0)):
+        torch.manual_seed(seed)
+        torch.rand(before)
+        starts.append(tiny(tiny_clip).fc[0].weight)
+    assert torch.equal(starts[0], starts[1])
+    assert not torch.equal(starts[0], starts[2])
+
+
+def test_validation_follows_the_set_that_it_is_made_of(
+    tiny_clip: CLIPBackbone, mvtec_root: Path, trained_on: VisA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blurs: list[float] = []
+    ordinary = SDPPlus._score_tokens
+
+    def score(self: SDPPlus, tokens: dict[str, Tensor], text: Tensor) -> Any:
+        blurs.append(self.blur)
+        return ordinary(self, tokens, text)
+
+    monkeypatch.setattr(SDPPlus, "_score_tokens", score)
+    monkeypatch.setattr(dataset_module, "HELD_OUT", 0.5)
+    method = tiny(tiny_clip, sigma="auto")
+    data = MVTecAD(
+        str(mvtec_root), auxiliary=trained_on, val_split="auxiliary", num_workers=0, batch_size=2
+    )
+    quiet_trainer(max_epochs=1).fit(method, data)
+    assert set(blurs) == {2.0}  # VisA's
+    blurs.clear()
+    quiet_trainer().test(method, data, verbose=False)
+    assert set(blurs) == {8.0}
+
+
 def test_without_layers_nothing_is_tested(
     tmp_path: Path,
     mvtec_root: Path,
@@ -327,7 +451,11 @@ def test_two_processes_learn_what_one_does(
     assert main([*words, "--data.auxiliary.batch_size", "4", "--output.name", "one"]) == 0
     ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--output.name", "two"]
     python = [sys.executable, "-m", "anomaly_clip", *words, "--data.auxiliary.batch_size", "2"]
-    done = subprocess.run([*python, *ddp], capture_output=True, text=True, timeout=300, check=False)
+    own = {**os.environ, CACHE_VARIABLE: str(tmp_path / "cold")}  # two processes fill it
+    done = subprocess.run(
+        [*python, *ddp], capture_output=True, text=True, timeout=300, check=False, env=own
+    )
+    assert len(list((tmp_path / "cold" / "features").rglob("*.safetensors"))) == 8
     assert done.returncode == 0, done.stderr[-2000:]
     one, two = (
         read_linear_layers(tmp_path / "runs" / name / "1" / "linear_layers.pth")

@@ -126,6 +126,19 @@ def test_shared_work_changes_nothing(
         assert_close(ours[:, number], tiny_clip.project(x)[:, 0], atol=1e-5, rtol=1e-4)
 
 
+def test_references_are_those_of_the_test_at_hand(
+    tiny_clip: CLIPBackbone, mvtec_root: Path
+) -> None:
+    method = WinCLIP(tiny_clip, PromptEnsemble(["{}"], ["bad {}"], ["a {}."]), scales=[2])
+    found = []
+    for shots in (None, 1, None):
+        data = MVTecAD(str(mvtec_root), shots=shots, num_workers=0)
+        quiet_trainer().test(method, data, verbose=False)
+        found.append((bool(method.reference_paths), method.results))
+    assert [known for known, _ in found] == [False, True, False]
+    assert found[0][1] == found[2][1]
+
+
 def test_harmonic_means_by_hand() -> None:
     patches = window_patches(2, 1)
     scores = torch.tensor([[0.1, 0.2, 0.4, 0.8]])

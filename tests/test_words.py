@@ -44,7 +44,6 @@ def test_an_effect_is_what_is_missing_without_the_sentence(tiny_clip: CLIPBackbo
     whole, less = tiny(tiny_clip, both).text("nut"), sdp.text("nut").clone()
     less[:, 1] = without.text("nut")[:, 1]
     less[:, 0] = whole[:, 0]
-    sdp.sigma = 0.0
     one, other = (sdp.score_with_text(pixels, text[None]) for text in (whole, less))
     row = next(row for row in rows if row.sentence == "the bad nut.")
     assert row.text_effect == pytest.approx(

@@ -146,7 +146,10 @@ class CLIPBackbone(nn.Module):
 
     @cached_property
     def identity(self) -> str:
-        """The sha256 over the loaded tensors; the same for the same weights from any source."""
+        """The sha256 over the loaded tensors and what of the architecture they do not show.
+
+        It is the same for the same weights from any source.
+        """
         from anomaly_clip.backbones.weights import fingerprint
 
         return fingerprint(self.model)

@@ -139,9 +139,8 @@ class AnomalyData(ListedData):
     def words(self, category: str) -> str:
         """Return what a category, of this set or the auxiliary one, is called in sentences."""
         known = {**self.facts.words, **self.own_words}
-        if self.auxiliary is not None and category not in known:
-            return self.auxiliary.words(category)
-        return known.get(category, category)
+        own = category in known or self.auxiliary is None or category in self.categories
+        return known.get(category, category) if own else self.auxiliary.words(category)  # type: ignore[union-attr]
 
     def fit_samples(self) -> list[Sample]:
         """Return what ``fit`` learns from: training images, or an auxiliary set's test split."""

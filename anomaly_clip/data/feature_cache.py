@@ -12,17 +12,18 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+import PIL
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from anomaly_clip.data import transforms
+from anomaly_clip.data import samples, transforms
 from anomaly_clip.data.contents import Digests
 from anomaly_clip.data.samples import SampleDataset
 from anomaly_clip.files import CACHE_VARIABLE, atomic_path, cache_folder
@@ -87,7 +88,7 @@ class FeatureCache:
         setting: What the limit is called in messages.
         folder: Where features are kept; default: in the cache folder.
         processes: How many share the work, and which of them this is.
-        barrier: Waits for the other processes.
+        agree: Waits for the other processes and returns whether all of them have had success.
     """
 
     def __init__(
@@ -96,13 +97,13 @@ class FeatureCache:
         setting: str,
         folder: Path | None = None,
         processes: tuple[int, int] = (1, 0),
-        barrier: Callable[[], object] = lambda: None,
+        agree: Callable[[bool], bool] = bool,
     ) -> None:
         self.limit = limit
         self.setting = setting
         self.folder = folder or cache_folder() / "features"
         self.processes = processes
-        self.barrier = barrier
+        self.agree = agree
 
     def fill(
         self, dataset: SampleDataset, encoder: Encoder, batch_size: int, num_workers: int
@@ -112,38 +113,52 @@ class FeatureCache:
         Raises:
             FileNotFoundError: If an image is missing.
             OSError: If the folder cannot be written.
-            ValueError: If the folder would be larger than the limit or the disk, or an image cannot
-                be read.
+            ValueError: If the folder would be larger than the limit or the disk, an image cannot be
+                read, or another process fails.
         """
         found = FeatureFiles([self._file(name) for name in _names(dataset, encoder.key)])
         rows = {file: row for row, file in reversed(list(enumerate(found.files)))}
-        missing = [row for file, row in rows.items() if not _is_whole(file)]
-        try:
+        missing = sorted(row for file, row in rows.items() if not _is_whole(file))
+        number, rank = self.processes
+        with self._together():  # no one writes before all have looked
             if missing:
                 self._check_room(dataset, encoder, missing)
-            self.barrier()  # no one writes before all have looked
-            number, rank = self.processes
+        with self._together():
             # The rows of a process do not depend on what the others have written already.
             own = [row for row in missing if row % number == rank]
-            if own:
-                self._encode(dataset, encoder, found, own, batch_size, num_workers)
-        except OSError as error:
-            if not isinstance(error, FileNotFoundError) and error.strerror:
-                raise OSError(
-                    f"{self.folder}: features cannot be kept there ({error.strerror}): point "
-                    f"{CACHE_VARIABLE} at another folder, or set {self.setting} to 0"
-                ) from None
-            raise
-        self.barrier()
+            self._encode(dataset, encoder, found, own, batch_size, num_workers)
+        with self._together():  # machines with folders of their own do the others' part, too
+            left = [row for row in missing if not _is_whole(found.files[row])]
+            self._encode(dataset, encoder, found, left, batch_size, num_workers)
         return found
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Wait for the others at the end; if one process fails, all do."""
+        try:
+            yield
+        except OSError as error:
+            self.agree(False)
+            if isinstance(error, FileNotFoundError) or not error.strerror:
+                raise
+            raise OSError(
+                f"{self.folder}: features cannot be kept there ({error.strerror}): point "
+                f"{CACHE_VARIABLE} at another folder, or set {self.setting} to 0"
+            ) from None
+        except Exception:
+            self.agree(False)
+            raise
+        if not self.agree(True):
+            raise ValueError("another process could not make features; its message says why")
 
     def _file(self, name: str) -> Path:
         return self.folder / name[:2] / f"{name}.safetensors"
 
     def _check_room(self, dataset: SampleDataset, encoder: Encoder, missing: list[int]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        first = _encoded(encoder, dataset[missing[0]]["image"].unsqueeze(0))[0]
-        each = sum(value.numel() * value.element_size() for value in first.values())
+        with torch.no_grad():
+            first = encoder.encode(dataset[missing[0]]["image"][None].to(encoder.device))
+        each = 2 * sum(value.numel() for value in first.values())
         needed = len(missing) * (each + dataset.mask_size**2 * dataset.has_masks) / GB
         there = _size(self.folder) / GB
         if there + needed > self.limit:
@@ -169,9 +184,16 @@ class FeatureCache:
         batch_size: int,
         num_workers: int,
     ) -> None:
+        if not rows:
+            return
         loader = DataLoader(Subset(dataset, rows), batch_size, num_workers=num_workers)
         for batch in track(loader, "encoding", total=len(loader)):
-            features = _encoded(encoder, batch["image"])
+            try:
+                features = _encoded(encoder, batch["image"])
+            except OverflowError as error:
+                raise ValueError(
+                    f"{error} ({batch['path'][0]} or an image after it): set {self.setting} to 0"
+                ) from None
             for place, row in enumerate(batch["index"].tolist()):
                 if MASK in batch:
                     features[place][MASK] = batch[MASK][place].clone()
@@ -196,15 +218,17 @@ def _encoded(encoder: Encoder, images: Tensor) -> list[dict[str, Tensor]]:
     with torch.no_grad():
         found = encoder.encode(images.to(encoder.device))
     halves = {key: value.half().cpu().contiguous() for key, value in found.items()}
-    if not all(value.isfinite().all() for value in halves.values()):
-        raise ValueError("features are beyond the range of half precision, or not numbers")
+    for key, value in halves.items():
+        if not value.isfinite().all():
+            raise OverflowError(f"features {key} are beyond half precision, or not numbers")
     return [{k: v[place].clone() for k, v in halves.items()} for place in range(len(images))]
 
 
 def _names(dataset: SampleDataset, key: str) -> Iterator[str]:
     """Yield what the features of each row are kept under."""
     making = (
-        f"{code_of(transforms.__file__)} {dataset.image_size} {dataset.mask_size} "
+        f"{code_of(transforms.__file__, samples.__file__, __file__)} {PIL.__version__} "
+        f"{dataset.image_size} {dataset.mask_size} "
         f"{dataset.resize} {dataset.mask_filter} {dataset.mask_threshold} {dataset.mask_rule} "
         f"{dataset.has_masks}"
     )
@@ -217,15 +241,15 @@ def _contents(dataset: SampleDataset) -> Iterator[str]:
     if dataset.read is not None:  # no files: pictures made by code
         for sample in dataset.samples:
             image, mask = dataset.read(sample)
-            digest = hashlib.sha256(np.ascontiguousarray(image))
-            digest.update(b"" if mask is None else np.ascontiguousarray(mask))
+            digest = hashlib.sha256(image.tobytes())
+            digest.update(b"" if mask is None else mask.tobytes())
             yield digest.hexdigest()
         return
-    masks = [s.mask if s.label and dataset.has_masks else None for s in dataset.samples]
-    paths = [s.image for s in dataset.samples] + [mask for mask in masks if mask is not None]
+    files = [s.mask if s.label and dataset.has_masks else None for s in dataset.samples]
+    paths = [s.image for s in dataset.samples] + [file for file in files if file is not None]
     digests = Digests().of_all(paths)
-    for sample, mask in zip(dataset.samples, masks, strict=True):
-        yield f"{digests[sample.image]} {digests[mask] if mask is not None else ''}"
+    for sample, file in zip(dataset.samples, files, strict=True):
+        yield f"{digests[sample.image]} {digests[file] if file is not None else ''}"
 
 
 def _is_whole(file: Path) -> bool:

@@ -41,6 +41,10 @@ class AnomalyMethod(LightningModule, ABC):
     can_be_fitted: ClassVar[bool]
     score_part_names: ClassVar[tuple[str, ...]] = ()
     """What the columns of ``score_parts`` are called."""
+    free_arguments: ClassVar[frozenset[str]] = frozenset({"evaluator"})
+    """Arguments that may differ from those of a checkpoint: they change no weight."""
+    starting_arguments: ClassVar[frozenset[str]] = frozenset()
+    """Arguments that say where a fit starts from; with a checkpoint they are not looked at."""
     backbone: CLIPBackbone
     """Frozen; it casts its own weights when a run asks for mixed precision."""
 
@@ -117,8 +121,19 @@ class AnomalyMethod(LightningModule, ABC):
 
     @property
     def dataset_name(self) -> str | None:
-        """Which data set is in use, if one is."""
-        return self.data.dataset_name if self.data is not None else None
+        """Which data set is scored, if one is."""
+        data = self.data
+        if data is None:
+            return None
+        validating = self.trainer.state.fn in (TrainerFn.FITTING, TrainerFn.VALIDATING)
+        if validating and data.val_split == "auxiliary" and data.auxiliary is not None:
+            return data.auxiliary.dataset_name
+        return data.dataset_name
+
+    @property
+    def borrowed(self) -> dict[str, str] | None:
+        """File and sha256 of trained weights that were neither fitted here nor of a checkpoint."""
+        return None
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Scores:
         """Score a batch and hand it to the evaluator."""

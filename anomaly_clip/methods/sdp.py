@@ -64,8 +64,9 @@ class SDP(AnomalyMethod):
     ) -> None:
         super().__init__(evaluator)
         self.backbone = CLIPBackbone.of(backbone)
-        self.prompts = prompts
-        self.rvs = rvs
+        # Plain dictionaries come from checkpoints.
+        self.prompts = PromptEnsemble(**prompts) if isinstance(prompts, dict) else prompts
+        self.rvs = RVSSettings(**rvs) if isinstance(rvs, dict) else rvs
         self.stages = check_stages(stages, self.backbone.num_layers)
         self.paths = paths
         self.stage_tokens = stage_tokens

@@ -7,7 +7,9 @@ another data set (``data.auxiliary``), the tower stays frozen.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -23,9 +25,11 @@ from anomaly_clip.backbones.surgery import StageTokens
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.data.facts import facts_of
 from anomaly_clip.data.feature_cache import Encoder, FeatureCache, code_of
+from anomaly_clip.errors import reason
 from anomaly_clip.files import atomic_path
 from anomaly_clip.losses import dice_loss, focal_loss
 from anomaly_clip.maps import gaussian_blur, image_score, patches_to_map
+from anomaly_clip.methods import sdp
 from anomaly_clip.methods.sdp import SDP, text_score
 from anomaly_clip.metrics.evaluator import EvaluatorSettings
 from anomaly_clip.records import Batch, Scores
@@ -58,6 +62,10 @@ class SDPPlus(SDP):
 
     can_be_fitted: ClassVar[bool] = True
     reads_raw_patches: ClassVar[bool] = True
+    free_arguments: ClassVar[frozenset[str]] = frozenset(
+        {"evaluator", "sigma", "feature_cache_gb", "linear_layers"}
+    )
+    starting_arguments: ClassVar[frozenset[str]] = frozenset({"linear_layers"})
 
     def __init__(
         self,
@@ -91,9 +99,20 @@ class SDPPlus(SDP):
         self.fitted = linear_layers is not None
         width, dim = self.backbone.visual.conv1.out_channels, self.backbone.visual.output_dim
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # the same start everywhere, whatever was drawn before
+            # The start depends on the seed alone, not on what was drawn before.
+            torch.manual_seed(torch.initial_seed())
             self.fc = nn.ModuleList(nn.Linear(width, dim) for _ in self.stages)
-        self.save_hyperparameters(ignore=["backbone", "prompts", "rvs", "evaluator"])
+        self.save_hyperparameters(
+            ignore=["backbone", "prompts", "rvs", "evaluator", "linear_layers"]
+        )
+        self.save_hyperparameters(
+            {
+                "backbone": asdict(self.backbone.settings),
+                "prompts": asdict(self.prompts),
+                "rvs": asdict(self.rvs),
+            }
+        )
+        self._borrowed: dict[str, str] | None = None
         if linear_layers is not None:
             self.load_linear_layers(Path(linear_layers))
 
@@ -123,6 +142,11 @@ class SDPPlus(SDP):
         assert self.data is not None
         assert self.data.auxiliary is not None
         return self.data.auxiliary
+
+    @property
+    def borrowed(self) -> dict[str, str] | None:
+        """File and sha256 of the layers, if they come from a file."""
+        return self._borrowed
 
     @property
     def blur(self) -> float:
@@ -185,14 +209,14 @@ class SDPPlus(SDP):
             ValueError: If they would take more room than there is.
         """
         data = self.data
-        if self.feature_cache_gb == 0 or data is None:
+        if self.feature_cache_gb == 0 or data is None or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         strategy = self.trainer.strategy
         cache = FeatureCache(
             self.feature_cache_gb,
             "model.feature_cache_gb",
             processes=(self.trainer.world_size, self.trainer.global_rank),
-            barrier=strategy.barrier,
+            agree=strategy.reduce_boolean_decision,
         )
         for dataset, scoring in ((data.fit_dataset(), False), (data.validation_dataset(), True)):
             if dataset is not None:
@@ -203,7 +227,7 @@ class SDPPlus(SDP):
 
     def _key(self, scoring: bool) -> str:
         backbone = self.backbone
-        code = code_of(clip.__file__, surgery.__file__)
+        code = code_of(clip.__file__, surgery.__file__, sdp.__file__, __file__)
         dtype = backbone.visual.conv1.weight.dtype
         pixels = f"{backbone.mean.flatten().tolist()} {backbone.std.flatten().tolist()}"
         how = f"{self.stages} {self.stage_tokens} {scoring}"
@@ -271,10 +295,15 @@ class SDPPlus(SDP):
         shapes, wanted = ({k: v.shape for k, v in tensors.items()} for tensors in (state, own))
         if shapes != wanted:
             there, here = (_width(tensors) for tensors in (state, own))
+            odd = sorted(shapes.keys() ^ wanted.keys())
+            if there == here:
+                there = f"{odd[0]} is {'missing' if odd[0] in wanted else 'not expected'}"
             raise ValueError(
                 f"model.linear_layers {file}: {there}, but {self.backbone.settings.name} with "
                 f"stages {self.stages} takes {here}"
             )
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        self._borrowed = {"file": str(file), "sha256": digest}
         self.fc.load_state_dict({key.removeprefix("fc."): state[key] for key in own})
 
 
@@ -291,11 +320,13 @@ def read_linear_layers(file: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"model.linear_layers {file}: there is no such file") from None
     except Exception as error:  # pickle, zip and torch have many kinds
         raise ValueError(
-            f"model.linear_layers {file}: not a file that can be read safely "
-            f"({str(error).splitlines()[0]})"
+            f"model.linear_layers {file}: not a file that can be read safely ({reason(error)})"
         ) from None
     state = content.get(LAYERS_KEY) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) and value.ndim in (1, 2)
+        for key, value in state.items()
+    ):
         raise ValueError(
             f"model.linear_layers {file}: expected a dictionary {LAYERS_KEY} of fc.0.weight, "
             f"fc.0.bias and so on"

@@ -93,6 +93,8 @@ class WinCLIP(AnomalyMethod):
 
     def prepare(self, categories: list[str]) -> None:
         """Encode the words of all categories and, with shots, their references, once."""
+        self._memory.clear()
+        self.reference_paths.clear()
         for name in categories:
             self.text(name)
         data = self.data

@@ -23,8 +23,10 @@ from anomaly_clip.backbones.prompts import (
     embed_sentences,
     representative_vector,
 )
+from anomaly_clip.data.facts import FACTS, facts_of
 from anomaly_clip.data.transforms import read_image, resize_image
-from anomaly_clip.errors import translated
+from anomaly_clip.errors import nearest, translated
+from anomaly_clip.maps import gaussian_blur
 from anomaly_clip.methods.sdp import SDP, text_score
 from anomaly_clip.progress import track
 from anomaly_clip.report.tables import DEMO_REMARK, RANDOM_WARNING
@@ -64,6 +66,9 @@ def run_prompts(words: Sequence[str]) -> int:
     parser.add_argument("--category", type=str, required=True, help='such as "laser-cut plank"')
     parser.add_argument("--image", type=str, help="an image to compare the sentences with")
     parser.add_argument("--data_set", type=str, help="whose rules auto settings follow, as VisA")
+    parser.add_argument(
+        "--sigma", type=float, default=8.0, help="Gaussian blur of the map, in pixels, as of SDP"
+    )
     parser.add_argument("--top", type=int, default=10, help="how many sentences a class to show")
     parser.add_argument("--file", type=str, help="write all sentences to this .csv file")
     parser.add_class_arguments(CLIPSettings, "backbone")
@@ -73,21 +78,26 @@ def run_prompts(words: Sequence[str]) -> int:
         config = parser.parse_args(list(words)[1:])
         if config.top < 1:
             raise ValueError(f"--top must be 1 or more, got {config.top}")
+        if config.data_set is not None and config.data_set not in FACTS:
+            raise ValueError(
+                f"--data_set {config.data_set}: unknown, {nearest(config.data_set, FACTS)}"
+            )
         if not config.category.strip():
             raise ValueError('--category is empty: say what is shown, such as "laser-cut plank"')
         settings = parser.instantiate(config)
         image = None if config.image is None else read_image(Path(config.image))
         torch.manual_seed(0)  # random weights, if they are asked for, are the same every time
-        sdp = SDP(settings.backbone, settings.prompts, settings.rvs)
+        sdp = SDP(settings.backbone, settings.prompts, settings.rvs, sigma=config.sigma)
         pixels = None
         if image is not None:
             small = resize_image(image, sdp.image_size).copy()
             pixels = torch.from_numpy(small).permute(2, 0, 1)[None]
-        rows, distances = weigh_sentences(sdp, config.category, pixels, config.data_set)
+        category = facts_of(config.data_set).words.get(config.category, config.category)
+        rows, distances = weigh_sentences(sdp, category, pixels, config.data_set)
         if config.file is not None:
             table = ([int(row.abnormal), *row[1:]] for row in rows)
             write_csv(Path(config.file), Word._fields, table)
-    show(rows, distances, sdp.backbone, config.category, config.top)
+    show(rows, distances, sdp.backbone, category, config.top)
     return 0
 
 
@@ -111,7 +121,8 @@ def weigh_sentences(
     embedded = [embed_sentences(sdp.backbone, sentences) for sentences in lists]
     distances = {}
     for method in get_args(Method):
-        one, other = (_vector(part, RVSSettings(method), dataset_name) for part in embedded)
+        rvs = sdp.rvs if method == sdp.rvs.method else RVSSettings(method)
+        one, other = (_vector(part, rvs, dataset_name) for part in embedded)
         cosine = float((one @ other).clamp(-1, 1))
         distances[method] = float(torch.rad2deg(torch.arccos(torch.tensor(cosine))))
     vectors = [representative_vector(part, sdp.rvs, dataset_name) for part in embedded]
@@ -121,7 +132,7 @@ def weigh_sentences(
         projected = [stage.projected for stage in stages]
 
         def scores(text: Tensor) -> tuple[float, float]:
-            maps = sdp.upsample(sdp.similarity(projected, text[None]))
+            maps = gaussian_blur(sdp.upsample(sdp.similarity(projected, text[None])), sdp.sigma)
             return float(text_score(class_token, text[None])), float(maps.max())
 
         whole = scores(torch.stack(vectors, dim=1))

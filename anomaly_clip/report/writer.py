@@ -341,16 +341,19 @@ class RunWriter(Callback):
             if (labels := [row["label"] for row in rows.values() if row["category"] == name])
         }
         listed = len(data.samples("test"))
+        borrowed = method.borrowed
         run = {
             "method": type(method).__name__,
             "weights": method.weights,
             "protocol": {
                 **data.protocol(),
+                **({} if borrowed is None else {"auxiliary": None}),  # it is not known what from
                 "split": "test",
-                "fitted": method.must_be_fitted,
+                "fitted": method.must_be_fitted or borrowed is not None,
+                "borrowed": borrowed,
                 "complete": len(rows) == listed,
                 # None where nothing of the data set was learnt from.
-                "overlap": _overlap(method, data),
+                "overlap": None if borrowed is not None else _overlap(method, data),
                 # Masks that are empty, or that resizing or a crop emptied.
                 "anomalous_without_pixels": unseen,
                 "pixels": settings.pixels,

@@ -100,7 +100,8 @@ class CutPaste:
     ) -> tuple[Image, Mask, tuple[int, int]]:
         height, width = image.shape[:2]
         share = rng.uniform(*self.area)
-        aspect = math.exp(rng.uniform(*(math.log(bound) for bound in self.aspect)))
+        low, high = self.aspect
+        aspect = math.exp(rng.uniform(math.log(low), math.log(high)))
         shape = (
             int(np.clip(round(math.sqrt(share * height * width / aspect)), 1, height)),
             int(np.clip(round(math.sqrt(share * height * width * aspect)), 1, width)),

@@ -108,7 +108,8 @@ class Erasing:
         for _ in range(int(rng.integers(self.count[0], self.count[1] + 1))):
             for _ in range(TRIES):
                 area = rng.uniform(*self.area) * shape[0] * shape[1]
-                aspect = math.exp(rng.uniform(*(math.log(bound) for bound in self.aspect)))
+                low, high = self.aspect
+                aspect = math.exp(rng.uniform(math.log(low), math.log(high)))
                 height = max(1, round(math.sqrt(area / aspect)))
                 width = max(1, round(math.sqrt(area * aspect)))
                 if height > shape[0] or width > shape[1]:

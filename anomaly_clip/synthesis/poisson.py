@@ -143,13 +143,8 @@ def blend_opencv(
 
 def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, slice] | None:
     """Return the rows and columns that hold all of a mask; None if it is empty."""
-    rows, columns = mask.any(axis=1), mask.any(axis=0)
-    if not rows.any():
-        return None
-    top, left = int(rows.argmax()), int(columns.argmax())
-    bottom = len(rows) - int(rows[::-1].argmax())
-    right = len(columns) - int(columns[::-1].argmax())
-    return slice(top, bottom), slice(left, right)
+    left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    return (slice(top, top + height), slice(left, left + width)) if width else None
 
 
 def _planes(part: NDArray[np.uint8]) -> Floats:

@@ -47,8 +47,8 @@ def texture(image: Image, source: Source, folder: str | None, rng: np.random.Gen
     if source == "noise":
         coarse = rng.normal(size=(height, width, 3)).astype(np.float32)
         sigma = float(np.exp(rng.uniform(*np.log(SMOOTH)))) * max(height, width) / 256
-        smooth = cv2.GaussianBlur(coarse, (0, 0), sigma)
-        smooth /= max(float(smooth.std()), 1e-6)
+        blurred = cv2.GaussianBlur(coarse, (0, 0), sigma).astype(np.float32, copy=False)
+        smooth = blurred / max(float(blurred.std()), 1e-6)
         tone, spread = rng.uniform(60, 190, 3), rng.uniform(20, 60)
         return _as_image((tone + spread * smooth).clip(0, 255))
     if source == "code":
@@ -177,8 +177,8 @@ def rotate(image: Image, rng: np.random.Generator) -> Image:
     """Turn by up to 45 degrees; corners are mirrored."""
     height, width = image.shape[:2]
     turn = cv2.getRotationMatrix2D((width / 2, height / 2), float(rng.uniform(-45, 45)), 1.0)
-    options = {"flags": cv2.INTER_LINEAR, "borderMode": cv2.BORDER_REFLECT_101}
-    return _as_image(cv2.warpAffine(image, turn, (width, height), **options))
+    border = cv2.BORDER_REFLECT_101
+    return _as_image(cv2.warpAffine(image, turn, (width, height), borderMode=border))
 
 
 CHANGES: tuple[Callable[[Image, np.random.Generator], Image], ...] = (
