@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from types import MethodType
 from typing import Literal, cast
@@ -17,8 +18,10 @@ from anomaly_clip.data.contents import Twin
 from anomaly_clip.data.listed import ListedData
 from anomaly_clip.data.samples import Item, Reader, Sample, SampleDataset, Split, read_sample
 from anomaly_clip.data.sampling import EpochSampler, draw_few, hold_out
+from anomaly_clip.data.synthetic import SyntheticDataset, SyntheticTwins
 from anomaly_clip.data.transforms import MaskFilter, Resize, read_image, read_mask
 from anomaly_clip.records import Batch
+from anomaly_clip.synthesis.synthesizer import SynthesisSettings
 
 __all__ = [
     "AnomalyData",
@@ -33,10 +36,10 @@ __all__ = [
     "read_sample",
 ]
 
-ValSplit = Literal["none", "auxiliary", "test"]
+ValSplit = Literal["none", "synthetic", "auxiliary", "test"]
 
 HELD_OUT = 0.1
-"""Share of an auxiliary set that validates, where the rest of it is trained on."""
+"""Share of what is learnt from that validates, where the rest of it is trained on."""
 
 
 class AnomalyData(ListedData):
@@ -55,8 +58,11 @@ class AnomalyData(ListedData):
         words: What categories are called in sentences, by category; default: their names.
         auxiliary: Another data set whose labelled test split is what ``fit`` learns from, with its
             own batch_size, balanced and shuffle.
-        val_split: What validates during ``fit``: none; auxiliary (a tenth of it, which is then not
-            trained on); test, which selects on test images and is written into the results.
+        val_split: What validates during ``fit``: none; synthetic (a tenth of the normal training
+            images, which are then not trained on, each without and with a synthetic defect);
+            auxiliary (a tenth of it, which is then not trained on); test, which selects on test
+            images and is written into the results.
+        synthesis: Which synthetic defects training images get; default: none.
         shots: How many normal training images a category has, drawn by the seed; default: all.
         seed: Draws shots and the order of training.
         balanced: Whether each category is seen equally often in training.
@@ -80,6 +86,7 @@ class AnomalyData(ListedData):
         words: dict[str, str] | None = None,
         auxiliary: AnomalyData | None = None,
         val_split: ValSplit = "none",
+        synthesis: SynthesisSettings | None = None,
         shots: int | None = None,
         seed: int = 0,
         balanced: bool = False,
@@ -113,12 +120,22 @@ class AnomalyData(ListedData):
                 "data.auxiliary is all that is learnt from: it takes no auxiliary of its own, and "
                 "data.shots must be left out"
             )
+        if synthesis is not None and auxiliary is not None:
+            raise ValueError(
+                "data.synthesis makes defects on normal training images, which data.auxiliary "
+                "replaces: leave one of them out"
+            )
+        if val_split == "synthetic" and synthesis is None:
+            raise ValueError(
+                "data.val_split synthetic: say which defects, as --data.synthesis.recipe nsa"
+            )
         if val_split == "auxiliary" and auxiliary is None:
             raise ValueError("data.val_split auxiliary: name one with data.auxiliary")
-        self._in_fit: dict[str, SampleDataset] = {}
+        self._in_fit: dict[str, SampleDataset | SyntheticDataset | SyntheticTwins] = {}
         self.own_words = words or {}
         self.auxiliary: AnomalyData | None = auxiliary
         self.val_split = val_split
+        self.synthesis = synthesis
         if val_split == "none":  # Lightning then sees no loader; an empty one makes it warn
             self.val_dataloader = MethodType(LightningDataModule.val_dataloader, self)  # type: ignore[method-assign]
         self.shots = shots
@@ -134,7 +151,7 @@ class AnomalyData(ListedData):
         if self.val_split == "auxiliary":
             assert self.auxiliary is not None
             return self.auxiliary.categories
-        return self.categories
+        return self.train_categories if self.val_split == "synthetic" else self.categories
 
     def words(self, category: str) -> str:
         """Return what a category, of this set or the auxiliary one, is called in sentences."""
@@ -146,6 +163,11 @@ class AnomalyData(ListedData):
         """Return what ``fit`` learns from: training images, or an auxiliary set's test split."""
         if self.auxiliary is not None:
             return self._auxiliary_parts[0]
+        if self.val_split == "synthetic":
+            return self._normal_parts[0]
+        return self._train_samples()
+
+    def _train_samples(self) -> list[Sample]:
         if self.shots is None:
             return self.samples("train")
         chosen: list[Sample] = []
@@ -220,6 +242,19 @@ class AnomalyData(ListedData):
         trained = [sample for row, sample in enumerate(samples) if row not in held]
         return trained, [samples[row] for row in sorted(held)]
 
+    @cached_property
+    def _normal_parts(self) -> tuple[list[Sample], list[Sample]]:
+        """What of the normal images is trained on, and what is held out for validation."""
+        samples = [sample for sample in self._train_samples() if not sample.label]
+        held = hold_out([s.category for s in samples], HELD_OUT, self.seed)
+        if not held:
+            raise ValueError(
+                f"data.val_split synthetic: {len(samples)} normal images are too few to hold a "
+                f"tenth of each category out"
+            )
+        trained = [sample for row, sample in enumerate(samples) if row not in held]
+        return trained, [samples[row] for row in sorted(held)]
+
     def summary(self, stage: str) -> str:
         """Say in a few words what a stage gets."""
         source = self if stage != "fit" or self.auxiliary is None else self.auxiliary
@@ -246,6 +281,7 @@ class AnomalyData(ListedData):
             "train_categories": self.asked_train_categories,
             "auxiliary": None if auxiliary is None else auxiliary.dataset_name,
             "val_split": self.val_split,
+            "synthesis": None if self.synthesis is None else asdict(self.synthesis),
             "shots": self.shots,
             "data_seed": self.seed,
             "allow_overlap": self.allow_overlap,
@@ -295,21 +331,29 @@ class AnomalyData(ListedData):
             )
         self.samples("test")
 
-    def fit_dataset(self) -> SampleDataset:
+    def fit_dataset(self) -> SampleDataset | SyntheticDataset:
         """Return what ``fit`` learns from as tensors, the same object all through a fit."""
         if "train" not in self._in_fit:
             source = self if self.auxiliary is None else self.auxiliary
-            self._in_fit["train"] = source._tensors(self.fit_samples())
-        return self._in_fit["train"]
+            if self.synthesis is None:
+                self._in_fit["train"] = source._tensors(self.fit_samples())
+            else:
+                normal = source._tensors([s for s in self.fit_samples() if not s.label])
+                self._in_fit["train"] = SyntheticDataset(normal, self.synthesis, self.seed)
+        return self._in_fit["train"]  # type: ignore[return-value]
 
-    def validation_dataset(self) -> SampleDataset | None:
+    def validation_dataset(self) -> SampleDataset | SyntheticTwins | None:
         """Return what validates as tensors, the same object all through a fit; None for nothing."""
         if "val" not in self._in_fit and self.val_split == "test":
             self._in_fit["val"] = self.dataset("test")
         elif "val" not in self._in_fit and self.val_split == "auxiliary":
             assert self.auxiliary is not None
             self._in_fit["val"] = self.auxiliary._tensors(self._auxiliary_parts[1])
-        return self._in_fit.get("val")
+        elif "val" not in self._in_fit and self.val_split == "synthetic":
+            assert self.synthesis is not None
+            held = self._tensors(self._normal_parts[1])
+            self._in_fit["val"] = SyntheticTwins(held, self.synthesis, self.seed)
+        return self._in_fit.get("val")  # type: ignore[return-value]
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return what ``fit`` learns from, in an order drawn from (seed, epoch)."""
@@ -343,7 +387,7 @@ class AnomalyData(ListedData):
         """Return the test split, in the order of its listing."""
         return self._evaluation_loader(self.dataset("test"))
 
-    def _evaluation_loader(self, dataset: SampleDataset) -> DataLoader[Batch]:
+    def _evaluation_loader(self, dataset: SampleDataset | SyntheticTwins) -> DataLoader[Batch]:
         trainer = self.trainer
         sampler = None
         if trainer is not None and trainer.world_size > 1:

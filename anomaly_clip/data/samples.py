@@ -81,6 +81,9 @@ class Item(TypedDict):
 
     image: NotRequired[Tensor]
     features: NotRequired[dict[str, Tensor]]
+    synthetic: NotRequired[Tensor]
+    synthetic_mask: NotRequired[Tensor]
+    defect: NotRequired[str]
     label: bool
     category: str
     path: str

@@ -25,6 +25,7 @@ from anomaly_clip.backbones.surgery import StageTokens
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.data.facts import facts_of
 from anomaly_clip.data.feature_cache import Encoder, FeatureCache, code_of
+from anomaly_clip.data.samples import SampleDataset
 from anomaly_clip.errors import reason
 from anomaly_clip.files import atomic_path
 from anomaly_clip.losses import dice_loss, focal_loss
@@ -219,7 +220,7 @@ class SDPPlus(SDP):
             agree=strategy.reduce_boolean_decision,
         )
         for dataset, scoring in ((data.fit_dataset(), False), (data.validation_dataset(), True)):
-            if dataset is not None:
+            if isinstance(dataset, SampleDataset):
                 encoder = Encoder(
                     partial(self.tokens, scoring=scoring), self._key(scoring), self.device
                 )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from lightning.pytorch.cli import LightningArgumentParser
@@ -12,15 +13,19 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 import anomaly_clip.data  # noqa: F401  (short names work for classes that are imported)
 from anomaly_clip.data.dataset import AnomalyData, Sample, Split
+from anomaly_clip.data.synthetic import SyntheticDataset
 from anomaly_clip.errors import translated
 from anomaly_clip.files import atomic_path
 from anomaly_clip.progress import track
 
-__all__ = ["contact_sheet", "run_preview"]
+__all__ = ["contact_sheet", "defect_sheet", "run_preview"]
+
+Chosen = TypeVar("Chosen")
 
 CELL = 160
 LINE = 14
 GAP = 6
+SHOWN = 256  # pixels of images with synthetic defects, unless the data say otherwise
 
 
 def run_preview(words: Sequence[str]) -> int:
@@ -31,7 +36,8 @@ def run_preview(words: Sequence[str]) -> int:
     """
     parser = LightningArgumentParser(
         prog="anomaly_clip preview",
-        description="Draw a contact sheet of a data set: pictures with their masks.",
+        description="Draw a contact sheet of a data set: pictures with their masks; with "
+        "--data.synthesis, normal training pictures with their defects, masks and labels.",
         allow_abbrev=False,
         exit_on_error=False,
     )
@@ -48,7 +54,10 @@ def run_preview(words: Sequence[str]) -> int:
         if target.suffix.lower() not in (".png", ".jpg", ".jpeg"):
             raise ValueError(f"--file {target}: expected a name ending in .png or .jpg")
         data: AnomalyData = parser.instantiate(config).data
-        sheet = contact_sheet(data, config.split, config.count)
+        if data.synthesis is None:
+            sheet = contact_sheet(data, config.split, config.count)
+        else:
+            sheet = defect_sheet(data, config.count)
         with atomic_path(target) as temporary:
             Image.fromarray(sheet).save(temporary)
     print(target)
@@ -67,29 +76,77 @@ def contact_sheet(data: AnomalyData, split: Split = "test", count: int = 48) -> 
         RGB ``(H, W, 3)``.
     """
     samples, read = data.samples(split), data.reader()
-    places = np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(int)
-    chosen = [samples[place] for place in places]
-    width = CELL * (2 if data.has_masks else 1)
+    chosen = [samples[place] for place in _spread(len(samples), count)]
+
+    def panels(sample: Sample) -> tuple[str, list[NDArray[np.uint8]]]:
+        image, mask = read(sample)
+        if not data.has_masks:
+            return _caption(sample), [image]
+        white = np.zeros(image.shape[:2], dtype=bool) if mask is None else mask
+        grey = white.astype(np.uint8) * (1 if white.dtype == np.uint8 else 255)
+        return _caption(sample), [image, _three(grey)]
+
+    return _sheet(chosen, panels, 2 if data.has_masks else 1)
+
+
+def defect_sheet(data: AnomalyData, count: int = 48) -> NDArray[np.uint8]:
+    """Return normal training images spread evenly over the listing, each with a synthetic defect.
+
+    Args:
+        data: A data set with ``synthesis``; without an image size, images are as large as the
+            sheet shows them.
+        count: How many pictures at most.
+
+    Returns:
+        RGB ``(H, W, 3)``: the image, the image with its defect, the mask, the label.
+    """
+    assert data.synthesis is not None
+    data.image_size = data.image_size or SHOWN
+    dataset = data.fit_dataset()
+    assert isinstance(dataset, SyntheticDataset)
+
+    def panels(row: int) -> tuple[str, list[NDArray[np.uint8]]]:
+        image, made = dataset.shown(row)
+        some = "" if made.mask.any() else ", none"
+        caption = f"{dataset.samples[row].category}: {made.info['recipe']}{some}"
+        label = (made.label / max(1.0, float(made.label.max())) * 255).astype(np.uint8)
+        mask = made.mask.astype(np.uint8) * 255
+        return caption, [image, made.image, _three(mask), _three(label)]
+
+    return _sheet(_spread(len(dataset), count), panels, 4)
+
+
+def _spread(number: int, count: int) -> list[int]:
+    """Return as many places, spread evenly."""
+    places = np.linspace(0, number - 1, min(count, number)).round().astype(int)
+    return [int(place) for place in places]
+
+
+def _three(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def _sheet(
+    chosen: Sequence[Chosen],
+    panels: Callable[[Chosen], tuple[str, list[NDArray[np.uint8]]]],
+    number: int,
+) -> NDArray[np.uint8]:
+    """Draw what was chosen, each with a caption and so many panels, on a sheet about square."""
+    width = CELL * number
     columns = max(1, min(len(chosen), round((len(chosen) * (CELL + LINE) / width) ** 0.5)))
     rows = -(-len(chosen) // columns)
     size = (columns * (width + GAP) + GAP, rows * (CELL + LINE + GAP) + GAP)
     sheet = Image.new("RGB", size, "white")
     font = ImageFont.load_default(LINE - 3)
     draw = ImageDraw.Draw(sheet)
-    for place, sample in enumerate(track(chosen, "drawing")):
+    for place, one in enumerate(track(chosen, "drawing")):
         left = GAP + (place % columns) * (width + GAP)
         top = GAP + (place // columns) * (CELL + LINE + GAP)
-        image, mask = read(sample)
-        panels = [image]
-        if data.has_masks:
-            blank = np.zeros(image.shape[:2], dtype=bool)
-            white = blank if mask is None else mask
-            grey = white if white.dtype == np.uint8 else white.astype(np.uint8) * 255
-            panels.append(np.repeat(grey[..., None], 3, axis=2))
-        for number, panel in enumerate(panels):
+        caption, shown = panels(one)
+        for position, panel in enumerate(shown):
             cell = ImageOps.pad(Image.fromarray(panel), (CELL, CELL), color="white")
-            sheet.paste(cell, (left + number * CELL, top + LINE))
-        draw.text((left, top), _caption(sample), "black", font)
+            sheet.paste(cell, (left + position * CELL, top + LINE))
+        draw.text((left, top), caption, "black", font)
     return np.asarray(sheet)
 
 

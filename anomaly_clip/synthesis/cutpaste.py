@@ -149,12 +149,14 @@ def jittered(image: Image, amount: float, rng: np.random.Generator) -> Image:
         rng: Draws all.
     """
     factors = rng.uniform(1 - amount, 1 + amount, 3)
-    turn = rng.uniform(-amount, amount)
+    turn = round(rng.uniform(-amount, amount) * 256)
     changed = image.astype(np.float32)
     for change in rng.permutation(4):
         if change == 3:
+            if turn == 0:  # there and back is not without loss
+                continue
             parts = cv2.cvtColor(changed.clip(0, 255).astype(np.uint8), cv2.COLOR_RGB2HSV_FULL)
-            parts[..., 0] += np.uint8(round(turn * 256) % 256)
+            parts[..., 0] += np.uint8(turn % 256)
             changed = cv2.cvtColor(parts, cv2.COLOR_HSV2RGB_FULL).astype(np.float32)
             continue
         grey = changed @ np.array([0.299, 0.587, 0.114], np.float32)

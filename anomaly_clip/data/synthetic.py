@@ -1,0 +1,148 @@
+"""Training images with synthetic defects: drawn from (seed, epoch, row), whoever loads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from anomaly_clip.data.samples import Item, Sample, SampleDataset
+from anomaly_clip.data.sampling import Draw
+from anomaly_clip.records import Synthetic
+from anomaly_clip.synthesis.synthesizer import SynthesisSettings, synthesize
+
+__all__ = ["SyntheticDataset", "SyntheticTwins"]
+
+SYNTHESIS = 0x5EED  # purpose: a stream of random numbers of its own
+VALIDATION = 0x7E57
+
+
+class _Defects:
+    """Makes the defect of a row of a data set of normal images.
+
+    Args:
+        images: Normal images.
+        settings: Which defects.
+        seed: Another seed gives others.
+    """
+
+    def __init__(self, images: SampleDataset, settings: SynthesisSettings, seed: int) -> None:
+        self.images = images
+        self.settings = settings
+        self.seed = seed
+        self.kin: dict[str, list[int]] = {}
+        for row, sample in enumerate(images.samples):
+            self.kin.setdefault(sample.category, []).append(row)
+
+    def generator(self, purpose: int, epoch: int, row: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, purpose, epoch, row])
+
+    def make(self, row: int, item: Item, rng: np.random.Generator) -> Synthetic:
+        category = self.images.samples[row].category
+
+        def donor() -> NDArray[np.uint8]:
+            others = [other for other in self.kin[category] if other != row] or [row]
+            return _array(self.images[others[int(rng.integers(len(others)))]])
+
+        return synthesize(self.settings, _array(item), category, rng, donor)
+
+    def mask(self, made: Synthetic) -> torch.Tensor:
+        """Return a mask at the data set's size of masks."""
+        return torch.from_numpy(_resized(made.mask, self.images.mask_size))
+
+
+class SyntheticDataset(Dataset[Item]):
+    """Normal images, some or all with a defective twin; others each epoch.
+
+    Args:
+        images: Normal images.
+        settings: Which defects, and whether they replace images or come beside them.
+        seed: Another seed gives other defects.
+    """
+
+    def __init__(self, images: SampleDataset, settings: SynthesisSettings, seed: int) -> None:
+        self.defects = _Defects(images, settings, seed)
+        self.images = images
+
+    def shown(self, row: int) -> tuple[NDArray[np.uint8], Synthetic]:
+        """Return an image of the first epoch, and its defect whether or not it replaces it."""
+        item, rng = self.images[row], self.defects.generator(SYNTHESIS, 0, row)
+        if self.defects.settings.mode == "replace":
+            rng.random()
+        return _array(item), self.defects.make(row, item, rng)
+
+    @property
+    def samples(self) -> Sequence[Sample]:
+        """The listing of the normal images."""
+        return self.images.samples
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int | Draw) -> Item:
+        epoch, row = index if isinstance(index, Draw) else (0, index)
+        item, settings = self.images[row], self.defects.settings
+        rng = self.defects.generator(SYNTHESIS, epoch, row)
+        replaced = settings.mode == "replace" and rng.random() < settings.share
+        if not replaced and settings.mode == "replace":
+            item["mask"] = torch.zeros((self.images.mask_size,) * 2, dtype=torch.bool)
+            item["defect"] = "good"
+            return item
+        made = self.defects.make(row, item, rng)
+        image = torch.from_numpy(made.image).permute(2, 0, 1).contiguous()
+        some = bool(made.mask.any())
+        item["defect"] = str(made.info["recipe"]) if some else "good"
+        if replaced:
+            item["image"], item["label"] = image, some
+            item["mask"] = self.defects.mask(made)
+        else:
+            item["synthetic"] = image
+            item["synthetic_mask"] = torch.from_numpy(made.mask)
+        return item
+
+
+class SyntheticTwins(Dataset[Item]):
+    """Each image without and with a defect, the same ones in every epoch: for validation.
+
+    Args:
+        images: Normal images that are not trained on.
+        settings: Which defects.
+        seed: Another seed gives other defects.
+    """
+
+    def __init__(self, images: SampleDataset, settings: SynthesisSettings, seed: int) -> None:
+        self.defects = _Defects(images, settings, seed)
+        self.images = images
+
+    def __len__(self) -> int:
+        return 2 * len(self.images)
+
+    def __getitem__(self, index: int) -> Item:
+        row, defective = divmod(index, 2)
+        item = self.images[row]
+        item["index"] = index
+        item["mask"] = torch.zeros((self.images.mask_size,) * 2, dtype=torch.bool)
+        if defective:
+            made = self.defects.make(row, item, self.defects.generator(VALIDATION, 0, row))
+            item["image"] = torch.from_numpy(made.image).permute(2, 0, 1).contiguous()
+            item["mask"] = self.defects.mask(made)
+            item["label"] = bool(made.mask.any())
+        return item
+
+
+def _array(item: Item) -> NDArray[np.uint8]:
+    """Return an item's image as ``(H, W, 3)``."""
+    array: NDArray[np.uint8] = item["image"].permute(1, 2, 0).contiguous().numpy()
+    return array
+
+
+def _resized(mask: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
+    if mask.shape == (side, side):
+        return mask
+    levels = mask.astype(np.uint8) * 255
+    kind = cv2.INTER_AREA if side < len(mask) else cv2.INTER_NEAREST
+    return np.asarray(cv2.resize(levels, (side, side), interpolation=kind) > 127)

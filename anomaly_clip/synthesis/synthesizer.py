@@ -1,0 +1,133 @@
+"""Which recipe makes the defects of a training set, as configurations say it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anomaly_clip.records import Synthetic
+from anomaly_clip.synthesis.foreground import foreground_of
+from anomaly_clip.synthesis.presets import Recipe, preset
+
+__all__ = ["SynthesisSettings", "synthesize"]
+
+Image = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class SynthesisSettings:
+    """How normal images become defective ones in training.
+
+    Args:
+        recipe: nsa, cutpaste, erasing, perlin; or mixture, of the recipes in ``weights``.
+        preset: Published settings: nsa: tab, nsa_mvtec (by class), cutpaste, fpi; cutpaste: union,
+            tab_cutpaste; erasing: rectangles, tab_mask; perlin: draem, tab_perlin. Default: the
+            recipe's first.
+        options: Arguments of the recipe that replace those of the preset.
+        weights: Of a mixture: how often each recipe is drawn, such as ``{nsa: 0.5, perlin: 0.5}``;
+            a preset stands behind a slash: ``{nsa/nsa_mvtec: 1}``.
+        mode: pair: each image comes with a defective twin; replace: a share of the images is
+            replaced by their defective twins.
+        share: Of the images that are replaced.
+        foreground: Where defects may be: none: anywhere; auto: on what differs from the border.
+        retries: How often a defect that cannot be seen is drawn again.
+    """
+
+    recipe: Literal["nsa", "cutpaste", "erasing", "perlin", "mixture"] = "nsa"
+    preset: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    weights: dict[str, float] | None = None
+    mode: Literal["pair", "replace"] = "replace"
+    share: float = 0.5
+    foreground: Literal["none", "auto"] = "none"
+    retries: int = 10
+
+    def __post_init__(self) -> None:
+        if (self.recipe == "mixture") != bool(self.weights):
+            raise ValueError(
+                f"data.synthesis: recipe {self.recipe} "
+                f"{'needs' if self.recipe == 'mixture' else 'takes no'} weights"
+            )
+        if self.recipe == "mixture" and (self.preset or self.options):
+            raise ValueError(
+                "data.synthesis: a mixture names presets behind its recipes, as nsa/tab, and takes "
+                "no options"
+            )
+        for name, weight in (self.weights or {}).items():
+            if not weight > 0:
+                raise ValueError(f"data.synthesis.weights, {name}: must be above 0, got {weight}")
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"data.synthesis.share must be in [0, 1], got {self.share}")
+        if self.retries < 0:
+            raise ValueError(f"data.synthesis.retries must be 0 or more, got {self.retries}")
+        for name in self.names():
+            self.made(name, "")  # unknown names and arguments are said before anything is run
+
+    def names(self) -> list[str]:
+        """Return the recipes, each with its preset behind a slash if it has one."""
+        if self.weights:
+            return list(self.weights)
+        return [f"{self.recipe}/{self.preset}" if self.preset else self.recipe]
+
+    def made(self, name: str, category: str) -> Recipe:
+        """Return one of the recipes for a category."""
+        recipe, _, chosen = name.partition("/")
+        try:
+            return _made(recipe, chosen or None, category, _frozen(self.options))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"data.synthesis: {error}") from None
+
+
+def synthesize(
+    settings: SynthesisSettings,
+    image: Image,
+    category: str,
+    rng: np.random.Generator,
+    donor: Callable[[], Image],
+) -> Synthetic:
+    """Make a defect as a configuration says.
+
+    Args:
+        settings: Recipe, preset, and the rest.
+        image: ``(H, W, 3)``, normal.
+        category: What it shows.
+        rng: Draws all.
+        donor: Returns another normal image of the category, of the same size.
+
+    Returns:
+        What the recipe made; if it cannot be seen after all retries, the unchanged image with an
+        empty mask, and ``failed`` in its info.
+    """
+    names = settings.names()
+    name = names[0]
+    if settings.weights:
+        weights = np.array(list(settings.weights.values()))
+        name = names[int(rng.choice(len(names), p=weights / weights.sum()))]
+    make = settings.made(name, category)
+    foreground = foreground_of(image) if settings.foreground == "auto" else None
+    for _ in range(settings.retries + 1):
+        found = make(image, rng, donor, foreground)
+        if found.mask.any():
+            return found
+    nothing = np.zeros(image.shape[:2], bool)
+    info = {**found.info, "failed": "no draw can be seen"}
+    return Synthetic(image.copy(), nothing, nothing.astype(np.float32), info)
+
+
+@lru_cache(maxsize=256)
+def _made(
+    recipe: str, chosen: str | None, category: str, options: tuple[tuple[str, Any], ...]
+) -> Recipe:
+    return preset(recipe, chosen, category, dict(options))
+
+
+def _frozen(options: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    def tuples(value: Any) -> Any:
+        return tuple(tuples(one) for one in value) if isinstance(value, (list, tuple)) else value
+
+    return tuple((key, tuples(value)) for key, value in options.items())
