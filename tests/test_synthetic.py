@@ -44,10 +44,8 @@ def epoch_of(data: Demo, workers: int, epoch: int) -> dict[int, dict[str, Any]]:
 
 def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return all(
-        torch.equal(one[key], other[key])
-        if isinstance(one[key], Tensor)
-        else one[key] == other[key]
-        for key in one
+        torch.equal(value, other[key]) if isinstance(value, Tensor) else value == other[key]
+        for key, value in one.items()
     )
 
 

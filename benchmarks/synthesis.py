@@ -1,0 +1,208 @@
+"""Time synthetic defects against straightforward implementations and print one JSON line.
+
+    python benchmarks/synthesis.py
+
+One thread, images of 256 px. The reference of NSA is the official recipe done plainly: OpenCV's
+clone, and labels over the whole image with a median over a disk of radius 5 (scikit-image). The
+reference of Perlin is DRAEM's noise as it is usually written, and a blend of whole images in
+floating point. The exit status is 1 if a target is missed or labels are not equal to the bit.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+from unittest.mock import patch
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from skimage.filters import median
+from skimage.morphology import disk
+from threadpoolctl import threadpool_limits
+
+from anomaly_clip.data.demo_pictures import draw_picture
+from anomaly_clip.synthesis import NSA, Perlin, preset
+from anomaly_clip.synthesis import nsa as nsa_module
+from anomaly_clip.synthesis.labels import label_of
+from anomaly_clip.synthesis.poisson import blend, blend_opencv
+from anomaly_clip.synthesis.textures import augmented, texture
+
+TARGETS = {
+    "nsa_binary_times": 3.0,
+    "nsa_logistic_times": 4.0,
+    "tab_images_a_second": 300.0,
+    "clone_times": 2.0,
+    "perlin_times": 3.0,
+}
+IMAGES, ROUNDS = 30, 7
+SIDE = 256
+Image = NDArray[np.uint8]
+
+
+def plain_label(
+    before: Image,
+    after: Image,
+    pasted: NDArray[np.bool_],
+    kind: str,
+    tolerance: float = 1.0,
+    factor: float = 1.0,
+    logistic: tuple[float, float] = (1 / 6, 20.0),
+) -> NDArray[np.float32]:
+    """Return the label as the specification of NSA says, over the whole image."""
+    inside = pasted[..., None].astype(np.float64)
+    change = np.abs(inside * before - inside * after).mean(axis=2)
+    changed = cv2.medianBlur((change > tolerance).astype(np.uint8), 5)
+    if kind == "binary":
+        return changed.astype(np.float32)
+    level = changed[..., None].astype(np.float64)
+    intensity = median(np.abs(level * before - level * after).mean(axis=2), disk(5))
+    steepness, middle = logistic
+    return (changed / (1 + np.exp(-steepness * (intensity - middle)))).astype(np.float32)
+
+
+def plain_noise(size: int, cells: tuple[int, int], rng: np.random.Generator) -> NDArray[Any]:
+    """Return Perlin noise as it is usually written, with grids of the whole image."""
+    step = (cells[0] / size, cells[1] / size)
+    pixels = (size // cells[0], size // cells[1])
+    grid = np.mgrid[0 : cells[0] : step[0], 0 : cells[1] : step[1]].transpose(1, 2, 0) % 1
+    angles = 2 * np.pi * rng.random((cells[0] + 1, cells[1] + 1))
+    gradients = np.stack((np.cos(angles), np.sin(angles)), axis=-1)
+
+    def corner(rows: slice, columns: slice) -> NDArray[Any]:
+        return np.repeat(np.repeat(gradients[rows, columns], pixels[0], 0), pixels[1], 1)
+
+    def dot(one: NDArray[Any], shift: tuple[int, int]) -> NDArray[Any]:
+        offset = np.stack((grid[..., 0] + shift[0], grid[..., 1] + shift[1]), axis=-1)
+        return np.asarray((offset * one).sum(axis=-1))
+
+    first, last = slice(0, -1), slice(1, None)
+    n00, n10 = dot(corner(first, first), (0, 0)), dot(corner(last, first), (-1, 0))
+    n01, n11 = dot(corner(first, last), (0, -1)), dot(corner(last, last), (-1, -1))
+    fade = 6 * grid**5 - 15 * grid**4 + 10 * grid**3
+    upper = n00 + fade[..., 0] * (n10 - n00)
+    lower = n01 + fade[..., 0] * (n11 - n01)
+    return np.asarray(np.sqrt(2) * (upper + fade[..., 1] * (lower - upper)))
+
+
+def plain_perlin(image: Image, rng: np.random.Generator) -> Image:
+    """Do DRAEM's step with whole images in floating point."""
+    cells = (int(2 ** rng.integers(0, 6)), int(2 ** rng.integers(0, 6)))
+    noise = plain_noise(SIDE, cells, rng)
+    turn = cv2.getRotationMatrix2D((SIDE / 2, SIDE / 2), rng.uniform(-90, 90), 1.0)
+    mask = (cv2.warpAffine(noise, turn, (SIDE, SIDE)) > 0.5).astype(np.float32)[..., None]
+    drawn = augmented(texture(image, "self", None, rng), 3, rng).astype(np.float32) / 255
+    beta = rng.random() * 0.8
+    whole = image.astype(np.float32) / 255
+    mixed = whole * (1 - mask) + (1 - beta) * drawn * mask + beta * whole * mask
+    return np.asarray(mixed * 255).astype(np.uint8)
+
+
+def best(tasks: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Return the least seconds of each task over rounds in which all take turns."""
+    least = dict.fromkeys(tasks, float("inf"))
+    for _ in range(ROUNDS):
+        for name, task in tasks.items():
+            start = time.perf_counter()
+            task()
+            least[name] = min(least[name], time.perf_counter() - start)
+    return least
+
+
+def main() -> int:
+    names = ("grey_linen", "brown_leather", "steel_nut", "white_pill", "concrete")
+    images = [draw_picture(names[n % 5], 0, n, size=SIDE).image for n in range(IMAGES)]
+    others = [draw_picture(names[n % 5], 1, n, size=SIDE).image for n in range(IMAGES)]
+
+    def run(make: NSA, label: Callable[..., Any] | None = None) -> Callable[[], object]:
+        def task() -> None:
+            for number, (image, other) in enumerate(zip(images, others, strict=True)):
+                make(image, np.random.default_rng(number), lambda other=other: other)
+
+        def patched() -> None:
+            with patch.object(nsa_module, "label_of", label):
+                task()
+
+        return task if label is None else patched
+
+    official = NSA()  # textures: up to 4 patches, scaled by 0.5 to 2
+    kinds = {
+        "binary": replace(official, label="binary"),
+        "logistic": replace(official, label="logistic-intensity"),
+    }
+    equal = True
+    for number, (image, other) in enumerate(zip(images, others, strict=True)):
+        for make in kinds.values():
+            rng = np.random.default_rng(number)
+            made = make(image, rng, lambda other=other: other)
+            pasted = np.zeros(image.shape[:2], bool)
+            for one in made.info["patches"]:
+                if "box" in one:
+                    top, left, bottom, right = one["box"]
+                    pasted[top:bottom, left:right] = True
+            ours = label_of(image, made.image, pasted, make.label, logistic=make.logistic)
+            plain = plain_label(image, made.image, pasted, make.label, logistic=make.logistic)
+            equal = equal and np.array_equal(ours, plain) and np.array_equal(ours, made.label)
+    tab = preset("nsa", "tab")
+    assert isinstance(tab, NSA)
+    boxes = [(np.s_[20:120, 30:130], np.ones((100, 100), bool))]
+    boxes += [(np.s_[40:90, 50:112], np.ones((50, 62), bool))]
+    boxes += [(np.s_[100:124, 10:40], np.ones((24, 30), bool))]
+
+    def clones(clone: Callable[..., object]) -> Callable[[], object]:
+        def task() -> None:
+            for image, other in zip(images, others, strict=True):
+                for box, mask in boxes:
+                    clone(image[box], other[box], mask, "normal")
+
+        return task
+
+    perlin = Perlin(source="self")
+    seconds = best(
+        {
+            **{f"nsa_{kind}": run(make) for kind, make in kinds.items()},
+            **{
+                f"plain_nsa_{kind}": run(replace(make, solver="opencv"), plain_label)
+                for kind, make in kinds.items()
+            },
+            "tab": run(tab),
+            "clone": clones(blend),
+            "plain_clone": clones(blend_opencv),
+            "perlin": lambda: [
+                perlin(image, np.random.default_rng(n)) for n, image in enumerate(images)
+            ],
+            "plain_perlin": lambda: [
+                plain_perlin(image, np.random.default_rng(n)) for n, image in enumerate(images)
+            ],
+        }
+    )
+    found = {
+        "nsa_binary_times": seconds["plain_nsa_binary"] / seconds["nsa_binary"],
+        "nsa_logistic_times": seconds["plain_nsa_logistic"] / seconds["nsa_logistic"],
+        "tab_images_a_second": IMAGES / seconds["tab"],
+        "clone_times": seconds["plain_clone"] / seconds["clone"],
+        "perlin_times": seconds["plain_perlin"] / seconds["perlin"],
+    }
+    met = equal and all(found[name] >= target for name, target in TARGETS.items())
+    report = {
+        "benchmark": "synthesis",
+        "command": "python benchmarks/synthesis.py",
+        "opencv": cv2.__version__,
+        "milliseconds_an_image": {n: round(1e3 * s / IMAGES, 2) for n, s in seconds.items()},
+        "found": {name: round(value, 2) for name, value in found.items()},
+        "targets": TARGETS,
+        "labels_equal": equal,
+        "met": met,
+    }
+    print(json.dumps(report))
+    return 0 if met else 1
+
+
+if __name__ == "__main__":
+    cv2.setNumThreads(1)
+    with threadpool_limits(1):
+        sys.exit(main())
