@@ -60,6 +60,43 @@ def test_sdp_runs_on_the_medical_sets(tmp_path: Path, name: str, tiny_model: lis
     assert metrics["run"]["protocol"]["data"] == section["class_path"]  # type: ignore[index]
 
 
+def few_words() -> list[str]:
+    return ["--model.prompts.templates", '["a {}."]', "--trainer.accelerator", "cpu"]
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("sdp_plus_*.yaml")), ids=lambda f: f.stem)
+def test_every_pairing_of_sdp_plus_is_good_for_fit_and_test(
+    tmp_path: Path, mvtec_root: Path, tiny_model: list[str], file: Path
+) -> None:
+    makers = {**MAKERS, "mvtec": lambda root: mvtec_root}
+    _, _, auxiliary, _, *tested = file.stem.split("_")
+    words = ["--config", str(file), *tiny_model, *few_words(), "--model.rvs.method", "mean"]
+    words += ["--data.root", str(makers["_".join(tested)](tmp_path / "data"))]
+    words += ["--data.auxiliary.root", str(makers[auxiliary](tmp_path / "auxiliary"))]
+    words += ["--data.num_workers", "0", "--output.root", str(tmp_path / "runs")]
+    assert (
+        main(["fit", *words, "--trainer.max_epochs", "1", "--trainer.log_every_n_steps", "1"]) == 0
+    )
+    (checkpoint,) = (tmp_path / "runs").glob("*/1/checkpoints/*.ckpt")
+    again = ["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "tested")]
+    assert main(again) == 0
+    (metrics,) = (tmp_path / "tested").glob("*/1/metrics.json")
+    protocol = json.loads(metrics.read_text())["run"]["protocol"]
+    names = {"visa": "VisA", "mvtec": "MVTecAD"}
+    assert (protocol["fitted"], protocol["auxiliary"]) == (True, names[auxiliary])
+
+
+@pytest.mark.parametrize("name", ["winclip", "winclip_4shot"])
+def test_winclip_runs(tmp_path: Path, mvtec_root: Path, tiny_clip_config: str, name: str) -> None:
+    words = ["--config", str(CONFIGS / f"{name}.yaml"), "--data.root", str(mvtec_root)]
+    words += ["--model.backbone.name", tiny_clip_config, "--model.backbone.pretrained", "random"]
+    if "shot" in name:
+        words += ["--data.shots", "2"]  # the tiny set has few normal images
+    run(tmp_path, [*words, *few_words()])
+    references = list((tmp_path / "runs").glob("*/1/references.json"))
+    assert len(references) == ("shot" in name)
+
+
 def test_every_known_data_set_has_a_section() -> None:
     files = sorted((CONFIGS / "data").glob("*.yaml"))
     classes = {yaml.safe_load(file.read_text())["data"]["class_path"] for file in files}
