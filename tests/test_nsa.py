@@ -17,6 +17,7 @@ from skimage import data as textures
 
 from anomaly_clip.records import Synthetic
 from anomaly_clip.synthesis.nsa import NSA
+from anomaly_clip.synthesis.presets import preset
 
 NAMES = ("brick", "grass", "gravel")
 MODES = {1: "normal", 2: "mixed", "mix": "mix"}
@@ -166,7 +167,7 @@ def noise(seed: int = 0, shape: tuple[int, int] = (96, 80)) -> NDArray[np.uint8]
     ],
 )
 def test_nothing_changes_but_what_is_masked_and_pasted(options: dict[str, Any]) -> None:
-    image, donor = noise(0), noise(1)
+    image, donor = noise(0, (160, 128)), noise(1, (160, 128))
     kept = image.copy(), donor.copy()
     found = 0
     for seed in range(12):
@@ -209,7 +210,7 @@ def test_require_change_draws_again() -> None:
     image = np.full((64, 64, 3), 90, np.uint8)
     donor = image.copy()
     donor[:, 40:] = noise(1, (64, 24))
-    options: dict[str, Any] = {"num_patches": 1, "bounds": ((0.1, 0.15), (0.1, 0.15))}
+    options: dict[str, Any] = {"num_patches": 1, "bounds": ((0.2, 0.3), (0.2, 0.3))}
     counts = [
         sum(
             NSA(require_change=again, **options)(
@@ -270,6 +271,31 @@ def test_any_size(
         assert made.image.dtype == np.uint8
 
 
+def test_patches_by_area() -> None:
+    """NSA's own version of CutPaste: one patch of 2 to 15 % of the image, fully inside."""
+    image = noise(0, (128, 128))
+    aspects = []
+    for seed in range(60):
+        make = preset("nsa", "cutpaste_patch")
+        made = make(image, np.random.default_rng(seed))
+        (patch,) = made.info["patches"]
+        top, left, bottom, right = patch["box"]
+        height, width = bottom - top, right - left
+        assert 0.015 < height * width / 128**2 < 0.16
+        assert 0 <= top < bottom <= 128
+        assert 0 <= left < right <= 128
+        aspects.append(width / height)
+        piece = made.image[top:bottom, left:right]
+        windows = np.lib.stride_tricks.sliding_window_view(image, (height, width), axis=(0, 1))
+        corners = (windows[..., 0, 0] == piece[0, 0]).all(axis=-1)
+        assert any(
+            np.array_equal(image[i : i + height, j : j + width], piece)
+            for i, j in np.argwhere(corners)
+        )
+    assert 0.28 < min(aspects) < 0.5
+    assert 2 < max(aspects) < 3.5
+
+
 def test_mistakes() -> None:
     image = noise()
     with pytest.raises(ValueError, match="pass a donor"):
@@ -279,6 +305,7 @@ def test_mistakes() -> None:
     for options, sentence in (
         ({"bounds": ((0.4, 0.3), (0.1, 0.2))}, "expected 0 < smallest <= largest <= 0.5"),
         ({"num_patches": 0}, "num_patches must be 1 or more"),
+        ({"area": (0.5, 0.1)}, "area .*expected 0 < smallest"),
         ({"shift": False}, "resize must be left out"),
         ({"label": "continuous"}, "needs mode uniform"),
     ):

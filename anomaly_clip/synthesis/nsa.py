@@ -7,6 +7,7 @@ blending and labels are our own fast ones, and the pasted content never moves in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -28,6 +29,7 @@ Mask = NDArray[np.bool_]
 
 TRIES = 200  # of a place that holds enough of an object
 LEAST_PIXELS = 50  # of a patch
+ASPECTS = ((0.3, 1.0), (1.0, 3.3))  # width over height, by a coin
 OBJECT_BLUR = 7  # side of the median that smooths object masks
 
 
@@ -56,6 +58,8 @@ class NSA:
         bounds: Smallest and largest half height and half width of patches, as shares of the side.
         gamma: Shape, scale and offset of the half sizes, clipped to the bounds; None draws them
             uniformly.
+        area: Smallest and largest share of the image that a patch covers; it then lies fully
+            inside, its aspect drawn from (0.3, 1) or (1, 3.3), whatever ``bounds`` and ``gamma``.
         num_patches: At most; the first is always tried, each other with probability one half.
         resize: Smallest and largest factor by which a patch is scaled; None for none.
         shift: Whether a patch goes to another place.
@@ -84,6 +88,7 @@ class NSA:
 
     bounds: tuple[Bounds, Bounds] = ((0.03, 0.4), (0.03, 0.4))
     gamma: tuple[float, float, float] | None = (2.0, 0.05, 0.03)
+    area: Bounds | None = None
     num_patches: int = 4
     resize: Bounds | None = (0.5, 2.0)
     shift: bool = True
@@ -100,12 +105,21 @@ class NSA:
     solver: Literal["own", "opencv"] = "own"
 
     def __post_init__(self) -> None:
-        for name in ("bounds", "gamma", "resize", "background", "logistic"):  # lists from files
+        for name in (
+            "bounds",
+            "gamma",
+            "area",
+            "resize",
+            "background",
+            "logistic",
+        ):  # lists from files
             value = getattr(self, name)
             object.__setattr__(self, name, _tuples(value))
         for low, high in self.bounds:
             if not 0 < low <= high <= 0.5:
                 raise ValueError(f"bounds {self.bounds}: expected 0 < smallest <= largest <= 0.5")
+        if self.area is not None and not 0 < self.area[0] <= self.area[1] < 1:
+            raise ValueError(f"area {self.area}: expected 0 < smallest <= largest < 1")
         if self.num_patches < 1:
             raise ValueError(f"num_patches must be 1 or more, got {self.num_patches}")
         if not self.shift and self.resize is not None:
@@ -234,14 +248,17 @@ class NSA:
     def _cut(self, source: Image, inside: Mask | None, rng: np.random.Generator) -> Patch:
         """Cut a patch out of the source (steps 3 and 4)."""
         side = (source.shape[0], source.shape[1])
-        halves = self._half_sizes(side, rng)
         limits = self._limits(side)
+        halves = [] if self.area is not None else self._half_sizes(side, rng)
         for _ in range(TRIES):
-            spans = []
-            for size, half, (low, _) in zip(side, halves, limits, strict=True):
-                centre = int(rng.integers(low, max(low + 1, size - low)))
-                spans.append(slice(max(0, centre - half), min(size, centre + half)))
-            box = (spans[0], spans[1])
+            if self.area is not None:
+                box = self._inside(side, self.area, rng)
+            else:
+                spans = []
+                for size, half, (low, _) in zip(side, halves, limits, strict=True):
+                    centre = int(rng.integers(low, max(low + 1, size - low)))
+                    spans.append(slice(max(0, centre - half), min(size, centre + half)))
+                box = (spans[0], spans[1])
             if inside is None or inside[box].mean() > self.least_object:
                 break
         else:
@@ -252,6 +269,21 @@ class NSA:
             mask = self._ellipses((image.shape[0], image.shape[1]), limits, rng)
         corner = (box[0].start, box[1].start)
         return Patch(image, mask, None if inside is None else inside[box], corner)
+
+    def _inside(
+        self, side: tuple[int, int], area: Bounds, rng: np.random.Generator
+    ) -> tuple[slice, slice]:
+        """Draw a rectangle by its area and aspect, fully inside."""
+        aspect = rng.uniform(*ASPECTS[int(rng.integers(len(ASPECTS)))])
+        pixels = rng.uniform(*area) * side[0] * side[1]
+        shape = (math.sqrt(pixels / aspect), math.sqrt(pixels * aspect))
+        spans = []
+        for size, drawn in zip(side, shape, strict=True):
+            # Its twin at the destination must lie inside with a pixel to spare.
+            own = int(np.clip(round(drawn), 1, max(1, size - 3)))
+            start = int(rng.integers(size - own + 1))
+            spans.append(slice(start, start + own))
+        return spans[0], spans[1]
 
     def _ellipses(
         self, shape: tuple[int, int], limits: list[tuple[int, int]], rng: np.random.Generator

@@ -76,6 +76,14 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "tab": TAB,
         "nsa_mvtec": {},  # by class, see NSA_CLASSES; TAB's for all other categories
         "cutpaste": {"mode": "swap", "same": True, "resize": None, "label": "binary"},
+        "cutpaste_patch": {
+            "mode": "swap",
+            "same": True,
+            "resize": None,
+            "label": "binary",
+            "area": (0.02, 0.15),
+            "num_patches": 1,
+        },
         "fpi": {"mode": "uniform", "shift": False, "resize": None, "label": "continuous"},
     },
     "cutpaste": {

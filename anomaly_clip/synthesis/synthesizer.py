@@ -25,7 +25,8 @@ class SynthesisSettings:
 
     Args:
         recipe: nsa, cutpaste, erasing, perlin; or mixture, of the recipes in ``weights``.
-        preset: Published settings: nsa: tab, nsa_mvtec (by class), cutpaste, fpi; cutpaste: union,
+        preset: Published settings: nsa: tab, nsa_mvtec (by class), cutpaste,
+            cutpaste_patch, fpi; cutpaste: union,
             tab_cutpaste; erasing: rectangles, tab_mask; perlin: draem, tab_perlin. Default: the
             recipe's first.
         options: Arguments of the recipe that replace those of the preset.
