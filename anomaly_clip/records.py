@@ -81,7 +81,7 @@ class Synthetic(NamedTuple):
     mask: NDArray[np.bool_]
     """``(H, W)``, where the defect is."""
     label: NDArray[np.float32]
-    """``(H, W)`` in ``[0, 1]``, how strong it is there."""
+    """``(H, W)`` in ``[0, 1]``, how strong it is there; grey levels for NSA's label intensity."""
     info: dict[str, Any]
     """The recipe's name and what it drew."""
 

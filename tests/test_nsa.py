@@ -296,6 +296,36 @@ def test_patches_by_area() -> None:
     assert 2 < max(aspects) < 3.5
 
 
+def test_patches_of_fewer_than_fifty_pixels_are_left_out() -> None:
+    """Counted after the outer ring is cleared: 36 of a patch of 8 x 8 remain."""
+    options: dict[str, Any] = {"num_patches": 1, "resize": None, "gamma": None, "mode": "normal"}
+    for half, accepted in ((4, False), (5, True)):
+        share = half / 100
+        make = NSA(bounds=((share, share), (share, share)), **options)
+        kept = []
+        for seed in range(20):
+            made = make(
+                noise(0, (100, 100)), np.random.default_rng(seed), lambda: noise(1, (100, 100))
+            )
+            (patch,) = made.info["patches"]
+            whole = "box" not in patch or patch["box"][2] - patch["box"][0] == 2 * half
+            kept += ["box" in patch] if whole else []
+        assert set(kept) == {accepted}
+
+
+def test_a_foreground_takes_the_place_of_a_background() -> None:
+    rows, columns = np.mgrid[:128, :128]
+    disc = (rows - 64) ** 2 + (columns - 64) ** 2 < 40**2
+    images = [np.where(disc[..., None], np.maximum(noise(s, (128, 128)), 90), 5) for s in (0, 1)]
+    image, donor = (one.astype(np.uint8) for one in images)
+    boxes = []
+    for seed in range(20):
+        made = NSA(num_patches=1)(image, np.random.default_rng(seed), lambda: donor, disc)
+        boxes += [patch["box"] for patch in made.info["patches"] if "box" in patch]
+    assert len(boxes) > 5
+    assert all(disc[top:bottom, left:right].any() for top, left, bottom, right in boxes)
+
+
 def test_mistakes() -> None:
     image = noise()
     with pytest.raises(ValueError, match="pass a donor"):

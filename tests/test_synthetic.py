@@ -115,7 +115,7 @@ def test_donors_are_others_of_the_category() -> None:
             image = torch.full((3, 64, 64), int(greys[row]), dtype=torch.uint8)
             return {"image": image, "label": False, "category": "", "path": "", "index": row}
 
-    dataset.images = dataset.defects.images = Flat()  # type: ignore[assignment]
+    dataset.images = dataset.defects.images = dataset.defects.donors = Flat()  # type: ignore[assignment]
     for row in range(24):
         item = dataset[row]
         values = set(item["synthetic"][:, item["synthetic_mask"]].unique().tolist())
@@ -142,6 +142,22 @@ def test_synthetic_validation() -> None:
             assert item["label"] == bool(item["mask"].any())
     assert sum(held[index]["label"] for index in range(len(held))) == 4
     assert data.protocol()["synthesis"]["recipe"] == "cutpaste"  # type: ignore[index]
+
+
+def test_validation_takes_patches_from_training_images() -> None:
+    """One image a category is held out: it is not its own donor."""
+    settings = SynthesisSettings("nsa", "tab", {"mode": "swap", "label": "binary"}, retries=0)
+    held = demo(settings, val_split="synthetic", num_train=12).validation_dataset()
+    assert isinstance(held, SyntheticTwins)
+    assert len(held.images) == 2
+    assert len(held.defects.kin["steel nut"]) == 11
+    plain, changed = held[0]["image"], held[1]["image"]
+    assert (plain != changed).any()
+
+
+def test_scenes_have_defects_of_their_own() -> None:
+    with pytest.raises(ValueError, match=r"leave data\.synthesis out"):
+        demo(num_scenes=4)
 
 
 def test_a_defect_that_cannot_be_seen_leaves_the_image_alone() -> None:
@@ -173,6 +189,10 @@ def test_mistakes(mvtec_root: Path) -> None:
         (lambda: SynthesisSettings("mixture", weights={"paint": 1}), "recipe paint: unknown"),
         (lambda: SynthesisSettings("mixture", weights={"nsa": 0}), "must be above 0"),
         (lambda: SynthesisSettings("nsa", share=2), "share must be in"),
+        (
+            lambda: SynthesisSettings("mixture", weights={"nsa": 1}, options={"jitter": 1}),
+            "options, jitter: of a mixture options stand under the name of one of its recipes",
+        ),
         (lambda: demo(val_split="synthetic", num_train=3).fit_samples(), "too few to hold"),
         (lambda: Demo(val_split="synthetic"), "say which defects"),
         (

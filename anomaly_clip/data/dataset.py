@@ -59,7 +59,8 @@ class AnomalyData(ListedData):
         auxiliary: Another data set whose labelled test split is what ``fit`` learns from, with its
             own batch_size, balanced and shuffle.
         val_split: What validates during ``fit``: none; synthetic (a tenth of the normal training
-            images, which are then not trained on, each without and with a synthetic defect);
+            images, which are then not trained on, each without and with a defect of
+            ``synthesis``, whose share may be 0 for training);
             auxiliary (a tenth of it, which is then not trained on); test, which selects on test
             images and is written into the results.
         synthesis: Which synthetic defects training images get; default: none.
@@ -351,8 +352,8 @@ class AnomalyData(ListedData):
             self._in_fit["val"] = self.auxiliary._tensors(self._auxiliary_parts[1])
         elif "val" not in self._in_fit and self.val_split == "synthetic":
             assert self.synthesis is not None
-            held = self._tensors(self._normal_parts[1])
-            self._in_fit["val"] = SyntheticTwins(held, self.synthesis, self.seed)
+            trained, held = (self._tensors(part) for part in self._normal_parts)
+            self._in_fit["val"] = SyntheticTwins(held, self.synthesis, self.seed, trained)
         return self._in_fit.get("val")  # type: ignore[return-value]
 
     def train_dataloader(self) -> DataLoader[Batch]:

@@ -63,6 +63,11 @@ class Demo(AnomalyData):
         ):
             if value < least:
                 raise ValueError(f"data.{name} must be {least} or more, got {value}")
+        if num_scenes is not None and self.synthesis is not None and self.val_split != "synthetic":
+            raise ValueError(
+                "data.num_scenes trains on scenes with defects of their own: leave "
+                "data.synthesis out"
+            )
         self.held_out_defects = list(held_out_defects or [])
         unknown = [name for name in self.held_out_defects if name not in DEFECTS]
         if unknown:

@@ -28,14 +28,22 @@ class _Defects:
         images: Normal images.
         settings: Which defects.
         seed: Another seed gives others.
+        donors: Normal images that patches may come from, too; default: the images alone.
     """
 
-    def __init__(self, images: SampleDataset, settings: SynthesisSettings, seed: int) -> None:
+    def __init__(
+        self,
+        images: SampleDataset,
+        settings: SynthesisSettings,
+        seed: int,
+        donors: SampleDataset | None = None,
+    ) -> None:
         self.images = images
         self.settings = settings
         self.seed = seed
+        self.donors = images if donors is None else donors
         self.kin: dict[str, list[int]] = {}
-        for row, sample in enumerate(images.samples):
+        for row, sample in enumerate(self.donors.samples):
             self.kin.setdefault(sample.category, []).append(row)
 
     def generator(self, purpose: int, epoch: int, row: int) -> np.random.Generator:
@@ -45,8 +53,12 @@ class _Defects:
         category = self.images.samples[row].category
 
         def donor() -> NDArray[np.uint8]:
-            others = [other for other in self.kin[category] if other != row] or [row]
-            return _array(self.images[others[int(rng.integers(len(others)))]])
+            own = self.images.samples[row].image
+            kin = self.kin.get(category, [])
+            others = [other for other in kin if self.donors.samples[other].image != own]
+            if not others:  # of a category with a single image: patches of its own
+                return _array(item)
+            return _array(self.donors[others[int(rng.integers(len(others)))]])
 
         return synthesize(self.settings, _array(item), category, rng, donor)
 
@@ -112,10 +124,17 @@ class SyntheticTwins(Dataset[Item]):
         images: Normal images that are not trained on.
         settings: Which defects.
         seed: Another seed gives other defects.
+        donors: Normal images that patches come from; default: the images alone.
     """
 
-    def __init__(self, images: SampleDataset, settings: SynthesisSettings, seed: int) -> None:
-        self.defects = _Defects(images, settings, seed)
+    def __init__(
+        self,
+        images: SampleDataset,
+        settings: SynthesisSettings,
+        seed: int,
+        donors: SampleDataset | None = None,
+    ) -> None:
+        self.defects = _Defects(images, settings, seed, donors)
         self.images = images
 
     def __len__(self) -> int:

@@ -43,7 +43,7 @@ def run_preview(words: Sequence[str]) -> int:
     )
     parser.add_argument("--config", action="config", help="a file with a section data")
     parser.add_lightning_class_args(AnomalyData, "data", subclass_mode=True)
-    parser.add_argument("--split", type=Split, default="test", help="which split to show")
+    parser.add_argument("--split", type=Split, default="test", help="which split; defects: train")
     parser.add_argument("--count", type=int, default=48, help="how many pictures, spread evenly")
     parser.add_argument("--file", type=str, default="preview.png", help="where the sheet goes")
     with translated(lambda: [f"--{action.dest}" for action in parser._actions]):

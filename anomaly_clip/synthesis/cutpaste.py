@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly_clip.records import Synthetic
+from anomaly_clip.synthesis.fields import check_fields, check_image
 from anomaly_clip.synthesis.masks import tightened
 
 __all__ = ["CutPaste", "jittered"]
@@ -55,6 +56,7 @@ class CutPaste:
     tighten: bool = True
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("area", "aspect", "scar_width", "scar_height"):
             low, high = getattr(self, name)
             if not 0 < low <= high:
@@ -78,7 +80,14 @@ class CutPaste:
             rng: Draws all.
             donor: Not used: pieces come from the image itself.
             foreground: ``(H, W)``; pieces are pasted with their centre inside. Default: anywhere.
+
+        Returns:
+            If the change cannot be seen: the image as it was, an empty mask, ``failed`` in info.
+
+        Raises:
+            ValueError: If the image is none.
         """
+        check_image(image)
         kind = self.kind
         if kind == "union":
             kind = "patch" if rng.random() < 0.5 else "scar"
@@ -90,9 +99,11 @@ class CutPaste:
         result, mask = image.copy(), np.zeros(image.shape[:2], bool)
         result[box][alpha] = piece[alpha]
         mask[box] = alpha
+        info: dict[str, Any] = {"recipe": "cutpaste", "kind": kind, "place": place}
         if self.tighten:
             mask = tightened(image, result, mask)
-        info: dict[str, Any] = {"recipe": "cutpaste", "kind": kind, "place": place}
+            if not mask.any():
+                result, info["failed"] = image.copy(), "the change cannot be seen"
         return Synthetic(result, mask, mask.astype(np.float32), info)
 
     def _patch(

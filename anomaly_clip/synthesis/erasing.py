@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly_clip.records import Synthetic
+from anomaly_clip.synthesis.fields import check_fields, check_image
 from anomaly_clip.synthesis.masks import tightened
 
 __all__ = ["Erasing"]
@@ -56,6 +57,7 @@ class Erasing:
     tighten: bool = True
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("count", "area", "aspect"):
             low, high = getattr(self, name)
             if not 0 < low <= high:
@@ -80,7 +82,14 @@ class Erasing:
             donor: Not used.
             foreground: ``(H, W)``; rectangles have their centre inside, cells reach into it.
                 Default: anywhere.
+
+        Returns:
+            If the change cannot be seen: the image as it was, an empty mask, ``failed`` in info.
+
+        Raises:
+            ValueError: If the image is none.
         """
+        check_image(image)
         shape = (image.shape[0], image.shape[1])
         if self.kind == "cells":
             mask = self._cells(shape, rng)
@@ -96,9 +105,11 @@ class Erasing:
             result[mask] = rng.integers(0, 256, 3, dtype=np.uint8)
         else:
             result[mask] = 0 if fill == "black" else np.rint(image.mean(axis=(0, 1)))
+        info: dict[str, Any] = {"recipe": "erasing", "kind": self.kind, "fill": fill}
         if self.tighten:
             mask = tightened(image, result, mask)
-        info: dict[str, Any] = {"recipe": "erasing", "kind": self.kind, "fill": fill}
+        if not mask.any():
+            result, info["failed"] = image.copy(), "the change cannot be seen"
         return Synthetic(result, mask, mask.astype(np.float32), info)
 
     def _rectangles(

@@ -21,6 +21,7 @@ LabelKind = Literal["binary", "continuous", "intensity", "logistic-intensity"]
 
 SPECKLES = 5  # side of the square whose median removes single pixels
 RADIUS = 5  # of the disk whose median smooths intensities
+AT_ONCE = 16384  # pixels whose disks are gathered, which bounds the memory
 
 
 def label_of(
@@ -101,15 +102,16 @@ def median_over_disk(
     asked = count > half
     if where is not None:
         asked &= where
-    rows, columns = np.nonzero(asked)
     result = np.zeros_like(values)
-    if len(rows):
-        width = padded.shape[1]
-        down, right = np.nonzero(around)
-        first = rows * width + columns
-        gathered = padded.ravel()[first[:, None] + (down * width + right)]
+    down, right = np.nonzero(around)
+    width, flat = padded.shape[1], padded.ravel()
+    places = np.flatnonzero(asked)
+    for start in range(0, len(places), AT_ONCE):
+        some = places[start : start + AT_ONCE]
+        rows, columns = np.divmod(some, values.shape[1])
+        gathered = flat[(rows * width + columns)[:, None] + (down * width + right)]
         gathered.partition(half, axis=1)
-        result[rows, columns] = gathered[:, half]
+        result.ravel()[some] = gathered[:, half]
     return result
 
 

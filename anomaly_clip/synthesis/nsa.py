@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly_clip.records import Synthetic
+from anomaly_clip.synthesis.fields import check_fields, check_image
+from anomaly_clip.synthesis.foreground import foreground_of
 from anomaly_clip.synthesis.labels import LabelKind, label_of
 from anomaly_clip.synthesis.poisson import Gradients, blend, blend_opencv
 
@@ -105,26 +107,27 @@ class NSA:
     solver: Literal["own", "opencv"] = "own"
 
     def __post_init__(self) -> None:
-        for name in (
-            "bounds",
-            "gamma",
-            "area",
-            "resize",
-            "background",
-            "logistic",
-        ):  # lists from files
-            value = getattr(self, name)
-            object.__setattr__(self, name, _tuples(value))
+        if self.background and not isinstance(self.background[0], (list, tuple)):
+            object.__setattr__(self, "background", (self.background,))  # a single pair
+        check_fields(self)
         for low, high in self.bounds:
             if not 0 < low <= high <= 0.5:
                 raise ValueError(f"bounds {self.bounds}: expected 0 < smallest <= largest <= 0.5")
         if self.area is not None and not 0 < self.area[0] <= self.area[1] < 1:
             raise ValueError(f"area {self.area}: expected 0 < smallest <= largest < 1")
-        if self.num_patches < 1:
-            raise ValueError(f"num_patches must be 1 or more, got {self.num_patches}")
+        if self.resize is not None and not 0 < self.resize[0] <= self.resize[1]:
+            raise ValueError(f"resize {self.resize}: expected 0 < smallest <= largest")
+        if self.gamma is not None and min(self.gamma[:2]) <= 0:
+            raise ValueError(f"gamma {self.gamma}: shape and scale must be above 0")
+        for name, least in (("num_patches", 1), ("ellipses", 0), ("require_change", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
+        for name in ("least_object", "least_overlap"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
         if not self.shift and self.resize is not None:
             raise ValueError("without shift a patch keeps its place, so resize must be left out")
-        if self.label == "continuous" and self.mode not in ("swap", "uniform"):
+        if self.label == "continuous" and self.mode != "uniform":
             raise ValueError("label continuous is the weight of a mean: it needs mode uniform")
 
     def __call__(
@@ -140,29 +143,39 @@ class NSA:
             image: ``(H, W, 3)``, normal.
             rng: Draws all.
             donor: Returns another normal image of the same kind and size; not needed for ``same``.
-            foreground: Not used: object masks come from ``background``, for the source too.
+            foreground: ``(H, W)``, what of the image is an object; the donor's is guessed likewise.
+                Not used with ``background``, which says it of both.
 
         Raises:
-            ValueError: If a donor is needed and missing, or of another size.
+            ValueError: If the image is none, or a donor is needed and missing, or of another size.
         """
+        check_image(image)
         if donor is None and not self.same:
             raise ValueError("NSA takes patches from another normal image: pass a donor")
         source = image if self.same or donor is None else donor()
         if source.shape != image.shape:
             raise ValueError(f"the donor {source.shape} is not of the image's size {image.shape}")
-        made = self._once(image, source, rng)
+        objects: tuple[Mask | None, Mask | None] = (self._object(source), self._object(image))
+        if foreground is not None and not self.background:
+            objects = (foreground_of(source), foreground)
+        made = self._once(image, source, objects, rng)
         for _ in range(self.require_change):
             if made.mask.any():
                 break
-            made = self._once(image, source, rng)
+            made = self._once(image, source, objects, rng)
         return made
 
-    def _once(self, image: Image, source: Image, rng: np.random.Generator) -> Synthetic:
+    def _once(
+        self,
+        image: Image,
+        source: Image,
+        objects: tuple[Mask | None, Mask | None],
+        rng: np.random.Generator,
+    ) -> Synthetic:
         mode = self.mode
         if mode == "mix":  # step 0
             mode = "normal" if rng.random() < 0.5 else "mixed"
-        factor = float(rng.uniform(0.05, 0.95)) if mode == "uniform" else 1.0
-        objects = (self._object(source), self._object(image))  # step 1
+        factor = float(rng.uniform(0.05, 0.95)) if self.label == "continuous" else 1.0
         result, pasted = image.copy(), np.zeros(image.shape[:2], bool)
         tried: list[dict[str, Any]] = []
         count = 1 + int(rng.binomial(self.num_patches - 1, 0.5))  # step 2
@@ -183,6 +196,7 @@ class NSA:
         return Synthetic(result, label > 0, label, info)
 
     def _object(self, image: Image) -> Mask | None:
+        """Return which pixels are of an object (step 1)."""
         if not self.background:
             return None
         brightness = image.mean(axis=2)
@@ -211,12 +225,12 @@ class NSA:
             either = patch.object | of_image[box]
             mask = mask & either  # step 7
             blended = mask | ~either  # pure background is blended with the rest
-        if int(mask.sum()) < LEAST_PIXELS:
-            raise Refused("too few pixels")
         below = result[box]
         if mode in ("normal", "mixed"):  # step 8
             blended = blended.copy()
             blended[[0, -1]] = blended[:, [0, -1]] = False
+            if int(blended.sum()) < LEAST_PIXELS:
+                raise Refused("too few pixels")
             gradients: Gradients = "normal" if mode == "normal" else "mixed"
             clone = blend if self.solver == "own" else blend_opencv
             result[box] = clone(below, patch.image, blended, gradients)
@@ -249,7 +263,7 @@ class NSA:
         """Cut a patch out of the source (steps 3 and 4)."""
         side = (source.shape[0], source.shape[1])
         limits = self._limits(side)
-        halves = [] if self.area is not None else self._half_sizes(side, rng)
+        halves = self._half_sizes(side, rng)
         for _ in range(TRIES):
             if self.area is not None:
                 box = self._inside(side, self.area, rng)
@@ -266,7 +280,7 @@ class NSA:
         image = source[box]
         mask = np.ones(image.shape[:2], bool)
         if self.ellipses:
-            mask = self._ellipses((image.shape[0], image.shape[1]), limits, rng)
+            mask = self._ellipses((image.shape[0], image.shape[1]), limits, halves, rng)
         corner = (box[0].start, box[1].start)
         return Patch(image, mask, None if inside is None else inside[box], corner)
 
@@ -286,7 +300,11 @@ class NSA:
         return spans[0], spans[1]
 
     def _ellipses(
-        self, shape: tuple[int, int], limits: list[tuple[int, int]], rng: np.random.Generator
+        self,
+        shape: tuple[int, int],
+        limits: list[tuple[int, int]],
+        halves: list[int],
+        rng: np.random.Generator,
     ) -> Mask:
         height, width = shape
         mask = np.zeros(shape, np.uint8)
@@ -294,8 +312,8 @@ class NSA:
             angle = rng.uniform(0, 180)
             centre = (int(rng.integers(width)), int(rng.integers(height)))
             axes = [
-                int(rng.integers(low, max(low + 1, size // 4)))  # half of the half size
-                for (low, _), size in zip(limits, shape, strict=True)
+                int(rng.integers(low, max(low + 1, half // 2)))
+                for (low, _), half in zip(limits, halves, strict=True)
             ]
             cv2.ellipse(mask, centre, (axes[1], axes[0]), angle, 0, 360, 1, -1)
         return mask.astype(bool)
@@ -353,7 +371,3 @@ class NSA:
             ):
                 return box
         raise Refused("no place that meets the object")
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(one) for one in value) if isinstance(value, (list, tuple)) else value

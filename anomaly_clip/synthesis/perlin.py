@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly_clip.records import Synthetic
+from anomaly_clip.synthesis.fields import check_fields, check_image
 from anomaly_clip.synthesis.textures import Source, augmented, texture
 
 __all__ = ["Perlin", "perlin_noise"]
@@ -56,6 +57,7 @@ class Perlin:
     least_opacity: float = 0.2
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not -1 < self.threshold < 1:
             raise ValueError(f"threshold must be in (-1, 1), got {self.threshold}")
         if not 0 < self.least_opacity <= 1:
@@ -79,7 +81,11 @@ class Perlin:
             rng: Draws all.
             donor: Not used.
             foreground: ``(H, W)``; no defect is outside. Default: anywhere.
+
+        Raises:
+            ValueError: If the image is none.
         """
+        check_image(image)
         height, width = image.shape[:2]
         cells = tuple(int(2 ** rng.integers(0, LARGEST + 1)) for _ in range(2))
         noise = perlin_noise((height, width), (cells[0], cells[1]), rng)

@@ -2,6 +2,10 @@
 
 The rows of ``nsa_mvtec`` are those of the NSA authors for each class of MVTec-AD (specification of
 NSA); what begins with ``tab`` is what TAB used in its ablation; ``draem`` is DRAEM's Perlin.
+
+What is not theirs: textures are pieces of the image itself unless a folder is named (theirs: DTD),
+there are ten changes of textures (TAB: eleven), masks of CutPaste and erasing leave out what cannot
+be seen, and the crops, turns and flips that come before are not reproduced.
 """
 
 from __future__ import annotations

@@ -29,13 +29,15 @@ class SynthesisSettings:
             cutpaste_patch, fpi; cutpaste: union,
             tab_cutpaste; erasing: rectangles, tab_mask; perlin: draem, tab_perlin. Default: the
             recipe's first.
-        options: Arguments of the recipe that replace those of the preset.
+        options: Arguments of the recipe that replace those of the preset; of a mixture, those of
+            each recipe under its name.
         weights: Of a mixture: how often each recipe is drawn, such as ``{nsa: 0.5, perlin: 0.5}``;
             a preset stands behind a slash: ``{nsa/nsa_mvtec: 1}``.
         mode: pair: each image comes with a defective twin; replace: a share of the images is
             replaced by their defective twins.
         share: Of the images that are replaced.
-        foreground: Where defects may be: none: anywhere; auto: on what differs from the border.
+        foreground: Where defects may be: none: anywhere; auto: on what differs from the border's
+            colour (NSA: on objects, as its own object masks do).
         retries: How often a defect that cannot be seen is drawn again.
     """
 
@@ -54,10 +56,16 @@ class SynthesisSettings:
                 f"data.synthesis: recipe {self.recipe} "
                 f"{'needs' if self.recipe == 'mixture' else 'takes no'} weights"
             )
-        if self.recipe == "mixture" and (self.preset or self.options):
+        if self.recipe == "mixture" and self.preset:
             raise ValueError(
-                "data.synthesis: a mixture names presets behind its recipes, as nsa/tab, and takes "
-                "no options"
+                "data.synthesis: a mixture names presets behind its recipes, as nsa/tab"
+            )
+        known = {name.partition("/")[0] for name in self.names()}
+        odd = sorted(set(self.options) - known) if self.recipe == "mixture" else []
+        if odd:
+            raise ValueError(
+                f"data.synthesis.options, {odd[0]}: of a mixture options stand under the name of "
+                f"one of its recipes ({', '.join(sorted(known))})"
             )
         for name, weight in (self.weights or {}).items():
             if not weight > 0:
@@ -78,9 +86,10 @@ class SynthesisSettings:
     def made(self, name: str, category: str) -> Recipe:
         """Return one of the recipes for a category."""
         recipe, _, chosen = name.partition("/")
+        options = self.options.get(recipe, {}) if self.recipe == "mixture" else self.options
         try:
-            return _made(recipe, chosen or None, category, _frozen(self.options))
-        except (TypeError, ValueError) as error:
+            return _made(recipe, chosen or None, category, _frozen(options))
+        except ValueError as error:
             raise ValueError(f"data.synthesis: {error}") from None
 
 
@@ -128,7 +137,9 @@ def _made(
 
 
 def _frozen(options: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    def tuples(value: Any) -> Any:
-        return tuple(tuples(one) for one in value) if isinstance(value, (list, tuple)) else value
+    def hashable(value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return tuple(hashable(one) for one in value)
+        return value if value is None or isinstance(value, (int, float, str)) else repr(value)
 
-    return tuple((key, tuples(value)) for key, value in options.items())
+    return tuple((key, hashable(value)) for key, value in options.items())

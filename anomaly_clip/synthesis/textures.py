@@ -23,6 +23,7 @@ Image = NDArray[np.uint8]
 
 PIECES = 8  # along each side, of the same image's own texture
 SMOOTH = (1.0, 8.0)  # deviation of the noise's Gaussian, in pixels at 256
+NOISE_SIDE = 256
 CODE_SIDE = 128  # pixels of a surface made by code
 
 
@@ -45,9 +46,10 @@ def texture(image: Image, source: Source, folder: str | None, rng: np.random.Gen
             whole = np.asarray(open_image(file))
             return _as_image(cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA))
     if source == "noise":
-        coarse = rng.normal(size=(height, width, 3)).astype(np.float32)
-        sigma = float(np.exp(rng.uniform(*np.log(SMOOTH)))) * max(height, width) / 256
+        sigma = float(np.exp(rng.uniform(*np.log(SMOOTH))))
+        coarse = rng.normal(size=(NOISE_SIDE, NOISE_SIDE, 3)).astype(np.float32)
         blurred = cv2.GaussianBlur(coarse, (0, 0), sigma).astype(np.float32, copy=False)
+        blurred = np.asarray(cv2.resize(blurred, (width, height)), np.float32)
         smooth = blurred / max(float(blurred.std()), 1e-6)
         tone, spread = rng.uniform(60, 190, 3), rng.uniform(20, 60)
         return _as_image((tone + spread * smooth).clip(0, 255))
@@ -174,7 +176,7 @@ def equalise(image: Image, rng: np.random.Generator) -> Image:
 
 
 def rotate(image: Image, rng: np.random.Generator) -> Image:
-    """Turn by up to 45 degrees; corners are mirrored."""
+    """Turn by up to 45 degrees; corners are mirrored (our choice)."""
     height, width = image.shape[:2]
     turn = cv2.getRotationMatrix2D((width / 2, height / 2), float(rng.uniform(-45, 45)), 1.0)
     border = cv2.BORDER_REFLECT_101
