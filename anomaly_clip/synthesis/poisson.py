@@ -30,6 +30,7 @@ LARGEST_PRODUCT = (
 FRAME = (2, 2, 2, 2)  # pixels around the box for OpenCV
 
 Floats = NDArray[np.float64]
+Whole = NDArray[np.int16]
 
 
 def blend(
@@ -80,12 +81,16 @@ def blend(
     )
     if not inner.any():  # also if the box has no inside
         return result
-    below, above = (_planes(part[box]) for part in (background, patch))
-    change = solve(_divergence(below, above, inner.astype(np.float64), gradients))
-    below[:, 1:-1, 1:-1] += change
+    # Whole numbers of 16 bits until the transform: four times as many at once.
+    below, above = (
+        part[box].transpose(2, 0, 1).astype(np.int16, order="C") for part in (background, patch)
+    )
+    change = solve(_divergence(below, above, inner.astype(np.int16), gradients).astype(np.float64))
+    change += below[:, 1:-1, 1:-1]
     # What is not changed stays exactly: sums of a transform are whole numbers only nearly.
-    below[:, 1:-1, 1:-1] += 1e-9
-    result[box] = below.clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
+    change += 1e-9
+    np.clip(change, 0, 255, out=change)
+    result[box][1:-1, 1:-1] = change.astype(np.uint8).transpose(1, 2, 0)
     return result
 
 
@@ -147,11 +152,7 @@ def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, slice] | None:
     return (slice(top, top + height), slice(left, left + width)) if width else None
 
 
-def _planes(part: NDArray[np.uint8]) -> Floats:
-    return part.transpose(2, 0, 1).astype(np.float64)
-
-
-def _divergence(below: Floats, above: Floats, inner: Floats, gradients: Gradients) -> Floats:
+def _divergence(below: Whole, above: Whole, inner: Whole, gradients: Gradients) -> Whole:
     """Return the divergence of the exchanged gradients' difference, ``(C, h - 2, w - 2)``."""
     if gradients == "normal":
         change_y, change_x = _forward(above - below)
@@ -168,7 +169,7 @@ def _divergence(below: Floats, above: Floats, inner: Floats, gradients: Gradient
     return divergence
 
 
-def _forward(planes: Floats) -> tuple[Floats, Floats]:
+def _forward(planes: Whole) -> tuple[Whole, Whole]:
     """Return forward differences down and to the right, without the last row and column."""
     first = planes[:, :-1, :-1]
     return planes[:, 1:, :-1] - first, planes[:, :-1, 1:] - first
