@@ -35,7 +35,7 @@ WEIGHTS = ASSETS / "demo_clip.safetensors"
 MEASURED = Path(__file__).parent.parent / "benchmarks" / "results" / "demo_clip.json"
 
 # What the shipped weights reach on a small set of held-out categories, less 0.02.
-FLOORS = {"image_auroc": 0.890 - 0.02, "pixel_auroc": 0.968 - 0.02, "pixel_ap": 0.615 - 0.02}
+FLOORS = {"image_auroc": 0.869 - 0.02, "pixel_auroc": 0.976 - 0.02, "pixel_ap": 0.595 - 0.02}
 SMALL_SET = [
     "blue denim cloth",
     "walnut wood board",
@@ -132,7 +132,7 @@ def small_set(sdp: SDP) -> list[Batch]:
     data = Demo(
         categories=SMALL_SET,
         num_test=24,
-        seed=204,  # of no training, tuning or test set
+        seed=404,  # of no training, tuning or test set
         picture_size=settings("demo.yaml")["data"]["init_args"]["picture_size"],
         image_size=sdp.image_size,
         num_workers=0,
