@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -23,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.filters import median
 from skimage.morphology import disk
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from anomaly_clip.data.demo_pictures import draw_picture
 from anomaly_clip.synthesis import NSA, Perlin, preset
@@ -122,7 +123,7 @@ def main() -> int:
     def run(make: NSA, label: Callable[..., Any] | None = None) -> Callable[[], object]:
         def task() -> None:
             for number, (image, other) in enumerate(zip(images, others, strict=True)):
-                make(image, np.random.default_rng(number), lambda other=other: other)
+                make(image, np.random.default_rng(number), partial(np.copy, other))
 
         def patched() -> None:
             with patch.object(nsa_module, "label_of", label):
@@ -139,7 +140,7 @@ def main() -> int:
     for number, (image, other) in enumerate(zip(images, others, strict=True)):
         for make in kinds.values():
             rng = np.random.default_rng(number)
-            made = make(image, rng, lambda other=other: other)
+            made = make(image, rng, partial(np.copy, other))
             pasted = np.zeros(image.shape[:2], bool)
             for one in made.info["patches"]:
                 if "box" in one:
@@ -154,7 +155,7 @@ def main() -> int:
     boxes += [(np.s_[40:90, 50:112], np.ones((50, 62), bool))]
     boxes += [(np.s_[100:124, 10:40], np.ones((24, 30), bool))]
 
-    def ours(gradients: Gradients) -> Callable[[], object]:
+    def own_clones(gradients: Gradients) -> Callable[[], object]:
         def task() -> None:
             for image, other in zip(images, others, strict=True):
                 for box, mask in boxes:
@@ -163,7 +164,7 @@ def main() -> int:
 
         return task
 
-    def theirs(kind: int) -> Callable[[], object]:
+    def plain_clones(kind: int) -> Callable[[], object]:
         def task() -> None:
             for image, other in zip(images, others, strict=True):
                 for (rows, columns), mask in boxes:
@@ -186,10 +187,10 @@ def main() -> int:
                 for kind, make in kinds.items()
             },
             "tab": run(tab),
-            "clone": ours("normal"),
-            "plain_clone": theirs(cv2.NORMAL_CLONE),
-            "mixed_clone": ours("mixed"),
-            "plain_mixed_clone": theirs(cv2.MIXED_CLONE),
+            "clone": own_clones("normal"),
+            "plain_clone": plain_clones(cv2.NORMAL_CLONE),
+            "mixed_clone": own_clones("mixed"),
+            "plain_mixed_clone": plain_clones(cv2.MIXED_CLONE),
             "perlin": lambda: [
                 perlin(image, np.random.default_rng(n)) for n, image in enumerate(images)
             ],

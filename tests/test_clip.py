@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
@@ -133,7 +134,11 @@ def test_what_no_tensor_shows_is_part_of_the_identity(tmp_path: Path) -> None:
     """Activations and numbers of heads change features, so caches must tell them apart."""
     vision = TINY_CLIP["vision_cfg"]
     assert isinstance(vision, dict)
-    changes = ({}, {"quick_gelu": True}, {"vision_cfg": {**vision, "head_width": 6}})
+    changes: tuple[dict[str, Any], ...] = (
+        {},
+        {"quick_gelu": True},
+        {"vision_cfg": {**vision, "head_width": 6}},
+    )
     identities, state = set(), None
     for number, change in enumerate(changes):
         file = tmp_path / f"{number}.json"

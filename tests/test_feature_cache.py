@@ -18,8 +18,7 @@ from torch.testing import assert_close
 
 from anomaly_clip.backbones.clip import CLIPBackbone
 from anomaly_clip.cli import main
-from anomaly_clip.data import Demo, MVTecAD, Resize, VisA
-from anomaly_clip.data import feature_cache as module
+from anomaly_clip.data import Demo, MVTecAD, Resize, VisA, transforms
 from anomaly_clip.data import samples as samples_module
 from anomaly_clip.data.feature_cache import Encoder, FeatureCache, FeatureFiles
 from anomaly_clip.data.samples import SampleDataset
@@ -160,7 +159,7 @@ def test_another_code_makes_features_anew(
     _, seen = fill(dataset(mvtec_root))
     changed = tmp_path / "transforms.py"
     changed.write_text("something else")
-    monkeypatch.setattr(module.transforms, "__file__", str(changed))
+    monkeypatch.setattr(transforms, "__file__", str(changed))
     assert fill(dataset(mvtec_root))[1] == seen
 
 
@@ -305,7 +304,7 @@ def test_a_full_disk_ends_in_one_sentence(
     assert "features cannot be kept there (No space left on device)" in capsys.readouterr().err
     assert list((cache_folder() / "features").rglob("*.safetensors")) == []
     usage = shutil.disk_usage("/")._replace(free=10)
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
     assert main(words) == 2
     assert "0 GB are free" in capsys.readouterr().err
 

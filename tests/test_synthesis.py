@@ -224,7 +224,7 @@ def test_outside_its_mask_nothing_changes(make: Any) -> None:
         # What is replaced by its like is left out of tightened masks.
         assert apart[~made.mask].max() <= (10 if made.mask.any() else 0)
         assert made.mask.any() or getattr(make, "source", "") or made.info["failed"]
-        found += made.mask.any()
+        found += int(made.mask.any())
         if made.mask.any():
             assert made_before is None or not np.array_equal(made.image, made_before)
             made_before = made.image
@@ -322,7 +322,7 @@ def test_textures_come_from_a_folder(tmp_path: Path) -> None:
     for seed in range(5):
         made = make(image, np.random.default_rng(seed))
         assert (made.image[made.mask] == 7).all()
-        seen += made.mask.any()
+        seen += int(made.mask.any())
     assert seen
     textures._textures.cache_clear()
     nowhere = Perlin(0.2, "folder", str(tmp_path / "nowhere"))
@@ -358,18 +358,20 @@ def test_presets() -> None:
             made = preset(recipe, name)
             image = picture(np.random.default_rng(0), 64, 64, 1)
             other = image[::-1].copy()
-            assert made(image, np.random.default_rng(0), lambda other=other: other).image.any()
+            assert made(image, np.random.default_rng(0), other.copy).image.any()
     assert len(NSA_CLASSES) == 15
-    assert preset("nsa", "nsa_mvtec", "capsule").bounds == ((0.03, 0.15), (0.03, 0.40))
+    capsule = preset("nsa", "nsa_mvtec", "capsule")
+    assert isinstance(capsule, NSA)
+    assert capsule.bounds == ((0.03, 0.15), (0.03, 0.40))
     assert preset("nsa", "nsa_mvtec", "candle") == preset("nsa", "tab")
-    assert preset("perlin", "draem", options={"threshold": 0.3}).threshold == 0.3
+    assert preset("perlin", "draem", options={"threshold": 0.3}) == Perlin(threshold=0.3)
     for arguments, sentence in (
         (("paint",), "recipe paint: unknown"),
         (("nsa", "draem"), "preset draem: unknown for nsa"),
         (("nsa", "tab", "", {"colour": 1}), "options: nsa has no colour"),
     ):
         with pytest.raises(ValueError, match=sentence):
-            preset(*arguments)  # type: ignore[arg-type]
+            preset(*arguments)
 
 
 def test_mistakes() -> None:
