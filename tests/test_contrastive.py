@@ -253,7 +253,7 @@ def test_the_rows_in_use_learn_and_all_others_stay() -> None:
     assert part.weight.grad is None
     assert torch.equal(part.merged(), plain.weight)
     with torch.no_grad():
-        part.rows += 1
+        part.rows.add_(1)
     changed = (part.merged() != plain.weight).any(dim=1)
     assert changed.nonzero().flatten().tolist() == [2, 7]
 
