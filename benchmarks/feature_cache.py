@@ -44,7 +44,7 @@ EPOCHS = 3
 def make_files(root: Path, count: int, category: str, seed: int) -> None:
     """Write an MVTec-like category with test pictures and masks."""
     for number in range(count):
-        defect = "scratch" if number % 2 else "good"
+        defect = "stain" if number % 2 else "good"
         picture = draw_picture(category, seed, number, defect, SIDE)
         folder = root / category / "test" / defect
         folder.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ def epochs(make: Callable[[], tuple[SDPPlus, MVTecAD]]) -> tuple[list[float], li
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=24, help="pictures that are learnt from")
+    parser.add_argument("--images", type=int, default=16, help="pictures that are learnt from")
     images = parser.parse_args().images
     warnings.filterwarnings("ignore")
     names = list(CATEGORIES)[:2]

@@ -238,13 +238,21 @@ def _embed_some(backbone: CLIPBackbone, tokens: Tensor, mixed: Tensor, members: 
     blocks = backbone.visual.transformer.resblocks
     x = tokens[:, members].flatten(0, 1)  # (B * windows, 1 + k * k, W)
     mixed = mixed[:, members].flatten(0, 1)
+    width = x.shape[-1]
     for number, block in enumerate(blocks):
-        attention = block.attn
-        if number > 0:
-            mixed = F.linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)
-        q, k, v = mixed.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        rows = 1 if number + 1 == len(blocks) else x.shape[1]
-        attended = F.scaled_dot_product_attention(q[:, :, :rows], k, v).transpose(1, 2).flatten(2)
+        attention, rows = block.attn, x.shape[1]
+        weight, bias = attention.in_proj_weight, attention.in_proj_bias
+        if number == 0:
+            parts = mixed.split(width, dim=-1)
+        elif number + 1 < len(blocks):
+            parts = F.linear(block.ln_1(x), weight, bias).split(width, dim=-1)
+        else:  # of the last block only the class token is read
+            rows, normed = 1, block.ln_1(x)
+            first = F.linear(normed[:, :1], weight[:width], bias[:width])
+            rest = F.linear(normed, weight[width:], bias[width:])
+            parts = (first, *rest.split(width, dim=-1))
+        q, k, v = (one.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for one in parts)
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         x = x[:, :rows] + block.ls_1(attention.out_proj(attended))
         x = x + block.ls_2(block.mlp(block.ln_2(x)))
     return backbone.project(x[:, 0]).unflatten(0, (len(tokens), -1)).float()
