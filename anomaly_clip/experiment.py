@@ -168,8 +168,8 @@ class ExperimentCLI(LightningCLI):
         config = self.config[verb]
         files = [str(file) for file in config.get("config") or []]
         writer: RunWriter = self._get(self.config_init, "output")
-        if writer.name is None and files:
-            writer.name = config["output"]["name"] = Path(files[0]).stem
+        if writer.name is None:
+            writer.name = config["output"]["name"] = Path(files[0]).stem if files else "run"
         writer.config = self._parser(verb).dump(config, skip_none=False)
         writer.sources = f"{', '.join(files) or 'no file'} + {self._num_overrides} overrides"
         seed = config["seed_everything"]
@@ -181,6 +181,11 @@ class ExperimentCLI(LightningCLI):
         if wanted and not any(isinstance(callback, ProgressBar) for callback in callbacks):
             # Standard output is for the table.
             callbacks.append(RichProgressBar(console_kwargs={"stderr": True}))
+        if verb == "fit" and not any(isinstance(one, ModelCheckpoint) for one in callbacks):
+            # One file under one name, where Lightning's own default names step and epoch.
+            keeps = config["trainer"]["enable_checkpointing"] is not False
+            last = ModelCheckpoint(filename="last", enable_version_counter=False)
+            callbacks += [last] if keeps else []
         kwargs["callbacks"] = callbacks
         if verb != "fit":  # nothing is saved, and a fit's own setting must not stand in the way
             warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need.*")
@@ -249,6 +254,13 @@ class ExperimentCLI(LightningCLI):
             raise UserError(f"{name} must be fitted first: give --ckpt_path FILE of a fit")
         elif path is not None and not method.can_be_fitted:
             raise UserError(f"{name} is zero-shot and has no checkpoints: leave out --ckpt_path")
+
+    def after_fit(self) -> None:
+        """Keep the last step as ``last.ckpt``: it may lie between epochs and validations."""
+        callback = self.trainer.checkpoint_callback
+        wanted = self.trainer.global_step > 0 and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
+        if isinstance(callback, ModelCheckpoint) and wanted:
+            self.trainer.save_checkpoint(Path(str(callback.dirpath)) / "last.ckpt")
 
     def after_test(self) -> None:
         """See :meth:`_check_scored`."""

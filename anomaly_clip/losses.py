@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["dice_loss", "focal_loss"]
+__all__ = ["batch_dice_loss", "dice_loss", "focal_loss", "focal_loss_with_logits"]
 
 
 def focal_loss(probability: Tensor, target: Tensor, gamma: float = 2.0) -> Tensor:
@@ -39,3 +40,32 @@ def dice_loss(probability: Tensor, target: Tensor) -> Tensor:
     overlap = (found * truth).sum(dim=1)
     total = found.sum(dim=1) + truth.sum(dim=1)
     return torch.mean(1 - (2 * overlap + 1) / (total + 1))
+
+
+def focal_loss_with_logits(logits: Tensor, target: Tensor, gamma: float = 2.0) -> Tensor:
+    """Return the focal loss of two classes, mean over all pixels, no smoothing (CLIP-ADA, 3).
+
+    Args:
+        logits: Of the abnormal class, ``(B, H, W)``.
+        target: Bool or 0 and 1, ``(B, H, W)``.
+        gamma: Exponent that takes weight from what is right already.
+    """
+    truth = target.to(logits)
+    entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    wrong = -torch.expm1(-entropy)  # 1 - p of the true class, exact where it is small
+    return (wrong.pow(gamma) * entropy).mean()
+
+
+def batch_dice_loss(probability: Tensor, target: Tensor) -> Tensor:
+    """Return one minus the smoothed dice overlap of a whole batch (CLIP-ADA, section 3).
+
+    Images without a single abnormal pixel, whose own dice would be nearly constant, thus count with
+    the others.
+
+    Args:
+        probability: Of the abnormal class, ``(B, H, W)`` in [0, 1].
+        target: Bool or 0 and 1, ``(B, H, W)``.
+    """
+    truth = target.to(probability)
+    overlap = (probability * truth).sum()
+    return 1 - (2 * overlap + 1) / (probability.sum() + truth.sum() + 1)

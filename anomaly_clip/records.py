@@ -68,6 +68,8 @@ class Scores(TypedDict):
     """float32 ``(B,)``."""
     anomaly_map: NotRequired[Tensor]
     """float32 ``(B, h, w)``; absent for methods without pixel output."""
+    stage_maps: NotRequired[dict[str, Tensor]]
+    """Maps of a method's intermediate steps by name, float32 ``(B, ?, ?)``: for pictures only."""
     score_parts: NotRequired[Tensor]
     """float32 ``(B, P)``: min-max scaled per category over the set evaluated, then added, they
     replace ``image_score``; only an evaluator, which sees a whole set, can do so."""

@@ -24,6 +24,7 @@ from anomaly_clip.methods.contrastive import (
     patch_loss,
     scale_values,
     separation,
+    twin_loss,
 )
 from anomaly_clip.methods.part_embedding import PartEmbedding
 from anomaly_clip.records import Batch
@@ -87,6 +88,16 @@ def test_patches_that_are_hardly_covered_do_not_count() -> None:
     # A patch on a defect weighs four times as much.
     sure = patch_loss(torch.tensor([[-50.0, 0.0, 0.0]]), wanted)
     assert sure.item() == pytest.approx(0.8 * np.log(2))
+
+
+def test_twins_are_compared_where_the_defect_is() -> None:
+    wanted = torch.tensor([[0.0, 0.0, 0.0], [0.0, -1.0, 1.0]])
+    logits = torch.tensor([[5.0, -3.0, 2.0], [-5.0, 3.0, 3.5]])
+    expected = np.log1p(np.exp(2.0 - 3.5))
+    assert twin_loss(logits, wanted).item() == pytest.approx(expected)
+    # How likely defects are at a place, which both twins share, does not matter.
+    assert twin_loss(logits + 7, wanted).item() == pytest.approx(expected, rel=1e-5)
+    assert twin_loss(logits, torch.zeros_like(wanted)).item() == 0
 
 
 def test_separation_is_the_squared_effect_whatever_the_scale() -> None:
@@ -204,7 +215,7 @@ def test_what_patches_are_to_say(tiny: Path) -> None:
 def test_gradients_reach_all_that_is_trained(tiny: Path, done: float) -> None:
     learner = module(tiny)
     losses, seen = learner.losses(scenes(), np.random.default_rng(0), done)
-    assert set(losses) == {"contrast", "state", "order", "local"} | (
+    assert set(losses) == {"contrast", "state", "order", "local", "local_order"} | (
         {"indifference"} if done >= 0.3 else set()
     )
     assert seen.state.shape == (6,)
@@ -364,7 +375,8 @@ def test_two_processes_share_the_scenes(tiny: Path, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "tiny").iterdir()] == ["1"]
     run = tmp_path / "tiny" / "1"
     [checkpoint] = (run / "checkpoints").glob("*.ckpt")
-    assert checkpoint.name == "epoch=0-step=1.ckpt"  # six scenes, two processes with two a step
+    # Six scenes, two processes with two a step.
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == 1
     weights = load_file(run / "clip.safetensors")
     assert all(value.isfinite().all() for value in weights.values())
 

@@ -140,7 +140,7 @@ def test_figures_are_written_before_pictures_are_drawn(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("anomaly_clip.report.writer.draw_panels", interrupt)
+    monkeypatch.setattr("anomaly_clip.report.drawing.draw_panels", interrupt)
     assert main(command("test", "--output.maps=true")) == 130
     run = tmp_path / "runs" / "sdp" / "1"
     assert json.loads((run / "metrics.json").read_text())["mean"]["image_auroc"] is not None
@@ -562,7 +562,7 @@ def test_every_command_of_the_readme_parses(
 ) -> None:
     monkeypatch.chdir(CONFIGS.parent)
     words = shlex.split(line)[1:]
-    if "<file>" in line:  # a checkpoint that only a reader's own fit makes
+    if "--ckpt_path runs/" in line:  # a checkpoint that only a reader's own fit makes
         assert main(words) == 2
         assert "there is no such file" in capsys.readouterr().err
         return

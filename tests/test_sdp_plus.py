@@ -25,7 +25,6 @@ from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings
 from anomaly_clip.backbones.prompts import PromptEnsemble, RVSSettings
 from anomaly_clip.cli import main
 from anomaly_clip.data import HeadCT, MVTecAD, VisA
-from anomaly_clip.data import dataset as dataset_module
 from anomaly_clip.files import CACHE_VARIABLE
 from anomaly_clip.methods import SDP, SDPPlus, sdp_plus
 from anomaly_clip.methods.sdp_plus import read_linear_layers
@@ -419,10 +418,14 @@ def test_validation_follows_the_set_that_it_is_made_of(
         return ordinary(self, tokens, text)
 
     monkeypatch.setattr(SDPPlus, "_score_tokens", score)
-    monkeypatch.setattr(dataset_module, "HELD_OUT", 0.5)
     method = tiny(tiny_clip, sigma="auto")
     data = MVTecAD(
-        str(mvtec_root), auxiliary=trained_on, val_split="auxiliary", num_workers=0, batch_size=2
+        str(mvtec_root),
+        auxiliary=trained_on,
+        val_split="auxiliary",
+        val_share=0.5,
+        num_workers=0,
+        batch_size=2,
     )
     quiet_trainer(max_epochs=1).fit(method, data)
     assert set(blurs) == {2.0}  # VisA's

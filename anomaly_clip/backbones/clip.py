@@ -279,13 +279,26 @@ class CLIPBackbone(nn.Module):
             return self._encode_tokens(ids).float()
 
     def _encode_tokens(self, ids: Tensor) -> Tensor:
-        model = self.model
         last = ids.argmax(dim=-1)  # the end token has the highest id
         length = int(last.max()) + 1
+        return self.encode_embedded(self.model.token_embedding(ids[:, :length]), last)
+
+    def encode_embedded(self, tokens: Tensor, last: Tensor) -> Tensor:
+        """Run the text tower over embedded tokens; gradients flow to them.
+
+        Args:
+            tokens: ``(M, L, W)``, without positions; the start token first.
+            last: int64 ``(M,)``, the position of each end token, which stands for the sentence.
+
+        Returns:
+            ``(M, D)``, not normalised.
+        """
+        model = self.model
+        length = tokens.shape[1]
         mask = model.attn_mask[:length, :length]
-        tokens = model.token_embedding(ids[:, :length]) + model.positional_embedding[:length]
+        tokens = tokens + model.positional_embedding[:length]
         tokens = model.transformer(tokens, attn_mask=mask)
-        tokens = model.ln_final(tokens)[torch.arange(len(ids), device=ids.device), last]
+        tokens = model.ln_final(tokens)[torch.arange(len(last), device=last.device), last]
         if isinstance(model.text_projection, nn.Linear):
             return model.text_projection(tokens)
         return tokens if model.text_projection is None else tokens @ model.text_projection

@@ -22,7 +22,16 @@ from anomaly_clip.backbones.clip import CLIPBackbone, Tokens, Window
 if TYPE_CHECKING:
     from open_clip.transformer import ResidualAttentionBlock
 
-__all__ = ["BlockOutput", "StageTokens", "dual_path", "encode_dual_path", "stage_ends"]
+__all__ = [
+    "BlockOutput",
+    "StageTokens",
+    "attend",
+    "dual_path",
+    "encode_dual_path",
+    "encode_layers",
+    "split_heads",
+    "stage_ends",
+]
 
 StageTokens = Literal["official", "clean"]
 
@@ -102,9 +111,9 @@ def dual_path(
     for index, block in enumerate(blocks):
         rows = slice(None) if raw_patches or index + 1 < len(blocks) else slice(1)
         with torch.autocast(original.device.type, mixed, enabled=mixed is not None):
-            q, k, v = _split_heads(block, block.ln_1(original))
-            attended = original[:, rows] + _attend(block, q[:, :, rows], k, v)
-            values = _attend(block, v, v, v).to(original.dtype)
+            q, k, v = split_heads(block, block.ln_1(original))
+            attended = original[:, rows] + attend(block, q[:, :, rows], k, v)
+            values = attend(block, v, v, v).to(original.dtype)
             surgery = values if index % step == 0 else surgery + values
             original = attended + block.ls_2(block.mlp(block.ln_2(attended)))
         yield BlockOutput(original, surgery, attended)
@@ -155,12 +164,52 @@ def encode_dual_path(
     return tokens
 
 
+def encode_layers(
+    backbone: CLIPBackbone, images: Tensor, layers: Sequence[int], value_blocks: int = 0
+) -> list[Tensor]:
+    """Return the tokens ``(B, 1 + N, W)`` of layers as blocks leave them, not projected.
+
+    Args:
+        backbone: The frozen CLIP.
+        images: uint8 ``(B, 3, H, W)``, or floating and normalised already.
+        layers: 1-based counts of blocks, ascending.
+        value_blocks: How many blocks up to each layer attend by values for its patches: these start
+            from what came before and add up value-value attention, without MLPs; the class token
+            stays the ordinary one. 0: ordinary patches.
+
+    Raises:
+        ValueError: If a layer does not exist, or has fewer blocks than are to attend by values.
+    """
+    layers = backbone.check_layers(layers)
+    if value_blocks > layers[0]:
+        raise ValueError(
+            f"layer {layers[0]} has fewer than {value_blocks} blocks before it to attend by values"
+        )
+    dense: dict[int, Tensor] = {}
+    found = []
+    with backbone.out_of_autocast():
+        tokens = backbone.embed(images)
+        blocks = backbone.visual.transformer.resblocks[: layers[-1]]
+        for number, block in enumerate(blocks, start=1):
+            near = [end for end in layers if end - value_blocks < number <= end]
+            if near:
+                _, _, values = split_heads(block, block.ln_1(tokens))
+                change = attend(block, values, values, values)
+                for end in near:
+                    dense[end] = dense.get(end, tokens) + change
+            tokens = block(tokens)
+            if number in layers:
+                patches = dense.pop(number, tokens)[:, 1:]
+                found.append(torch.cat([tokens[:, :1], patches], dim=1))
+    return found
+
+
 def _stage_tokens(backbone: CLIPBackbone, raw: Tensor, surgery: Tensor) -> Tokens:
     mixed = torch.cat([raw[:, :1], surgery[:, 1:]], dim=1)
     return Tokens(raw, backbone.project(mixed))
 
 
-def _split_heads(block: ResidualAttentionBlock, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def split_heads(block: ResidualAttentionBlock, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return queries, keys and values, ``(B, heads, 1 + N, d)`` each."""
     attention = block.attn
     mixed = F.linear(tokens, attention.in_proj_weight, attention.in_proj_bias)
@@ -169,12 +218,27 @@ def _split_heads(block: ResidualAttentionBlock, tokens: Tensor) -> tuple[Tensor,
     return q, k, v
 
 
-def _attend(block: ResidualAttentionBlock, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend(
+    block: ResidualAttentionBlock, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """Return what a block's attention adds to its input, ``(B, 1 + N, W)``.
+
+    Args:
+        block: Whose output projection is used.
+        q: ``(B, heads, 1 + N, d)``, and so ``k`` and ``v``.
+        k: Keys.
+        v: Values.
+        bias: ``(B, 1 + N)``, added to the logits of every query for each key; default: none.
+    """
+    if bias is not None:
+        bias = bias[:, None, None, :]
     if q.dtype == torch.bfloat16 and q.device.type == "cpu":
         # Here torch's fused kernel takes three times as long in bfloat16 as in float32.
         with torch.autocast("cpu", enabled=False):
-            weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-            attended = weights.softmax(dim=-1) @ v
+            logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+            logits = logits if bias is None else logits + bias.to(logits.dtype)
+            attended = logits.softmax(dim=-1) @ v
     else:
-        attended = F.scaled_dot_product_attention(q, k, v)  # scale 1 / sqrt(d)
+        mask = None if bias is None else bias.to(q.dtype)
+        attended = F.scaled_dot_product_attention(q, k, v, mask)  # scale 1 / sqrt(d)
     return block.ls_1(block.attn.out_proj(attended.transpose(1, 2).flatten(2)))

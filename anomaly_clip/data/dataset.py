@@ -38,9 +38,6 @@ __all__ = [
 
 ValSplit = Literal["none", "synthetic", "auxiliary", "test"]
 
-HELD_OUT = 0.1
-"""Share of what is learnt from that validates, where the rest of it is trained on."""
-
 
 class AnomalyData(ListedData):
     """The data module of all data sets; a subclass says what is listed where.
@@ -58,13 +55,18 @@ class AnomalyData(ListedData):
         words: What categories are called in sentences, by category; default: their names.
         auxiliary: Another data set whose labelled test split is what ``fit`` learns from, with its
             own batch_size, balanced and shuffle.
-        val_split: What validates during ``fit``: none; synthetic (a tenth of the normal training
+        val_split: What validates during ``fit``: none; synthetic (a share of the normal training
             images, which are then not trained on, each without and with a defect of
             ``synthesis``, whose share may be 0 for training);
-            auxiliary (a tenth of it, which is then not trained on); test, which selects on test
+            auxiliary (a share of it, which is then not trained on); test, which selects on test
             images and is written into the results.
+        val_share: How much of what is learnt from validates instead, of each category, if
+            val_split is synthetic or auxiliary.
         synthesis: Which synthetic defects training images get; default: none.
-        shots: How many normal training images a category has, drawn by the seed; default: all.
+        shots: How many normal training images a category has, drawn by the seed, fewer always
+            among more; default: all.
+        fraction: Instead of shots: the share of each category's normal training images, one at
+            least; default: all.
         seed: Draws shots and the order of training.
         balanced: Whether each category is seen equally often in training.
         shuffle: Whether training images come in another order each epoch, or as they are listed.
@@ -87,8 +89,10 @@ class AnomalyData(ListedData):
         words: dict[str, str] | None = None,
         auxiliary: AnomalyData | None = None,
         val_split: ValSplit = "none",
+        val_share: float = 0.1,
         synthesis: SynthesisSettings | None = None,
         shots: int | None = None,
+        fraction: float | None = None,
         seed: int = 0,
         balanced: bool = False,
         shuffle: bool = True,
@@ -110,16 +114,23 @@ class AnomalyData(ListedData):
         )
         if shots is not None and shots < 1:
             raise ValueError(f"data.shots must be positive, got {shots}")
+        if fraction is not None and (shots is not None or not 0 < fraction <= 1):
+            raise ValueError(
+                f"data.fraction must be in (0, 1], in place of data.shots, got {fraction}"
+            )
+        if not 0 < val_share < 1:
+            raise ValueError(f"data.val_share must be between 0 and 1, got {val_share}")
         if batch_size < 1:
             raise ValueError(f"data.batch_size must be positive, got {batch_size}")
         if seed < 0:
             raise ValueError(f"data.seed must be 0 or more, got {seed}")
         if balanced and not shuffle:
             raise ValueError("data.balanced true draws images, so data.shuffle must be true")
-        if auxiliary is not None and (auxiliary.auxiliary is not None or shots is not None):
+        some = shots is not None or fraction is not None
+        if auxiliary is not None and (auxiliary.auxiliary is not None or some):
             raise ValueError(
                 "data.auxiliary is all that is learnt from: it takes no auxiliary of its own, and "
-                "data.shots must be left out"
+                "data.shots and data.fraction must be left out"
             )
         if synthesis is not None and auxiliary is not None:
             raise ValueError(
@@ -136,10 +147,12 @@ class AnomalyData(ListedData):
         self.own_words = words or {}
         self.auxiliary: AnomalyData | None = auxiliary
         self.val_split = val_split
+        self.val_share = val_share
         self.synthesis = synthesis
         if val_split == "none":  # Lightning then sees no loader; an empty one makes it warn
             self.val_dataloader = MethodType(LightningDataModule.val_dataloader, self)  # type: ignore[method-assign]
         self.shots = shots
+        self.fraction = fraction
         self.seed = seed
         self.balanced = balanced
         self.shuffle = shuffle
@@ -169,30 +182,38 @@ class AnomalyData(ListedData):
         return self._train_samples()
 
     def _train_samples(self) -> list[Sample]:
-        if self.shots is None:
+        if not self.has_shots:
             return self.samples("train")
         chosen: list[Sample] = []
         for category in self.train_categories:
             chosen += self.shots_of(category)
         return chosen
 
+    @property
+    def has_shots(self) -> bool:
+        """Whether only some of the normal training images are used."""
+        return self.shots is not None or self.fraction is not None
+
     def shots_of(self, category: str) -> list[Sample]:
         """Return a category's few normal training images, drawn by (seed, category).
 
         Raises:
-            ValueError: If ``shots`` is not given, or there are fewer images.
+            ValueError: If neither ``shots`` nor ``fraction`` is given, or there are fewer images.
         """
-        if self.shots is None:
+        if not self.has_shots:
             raise ValueError("data.shots is not given: it says how many normal images there are")
         if "train" not in self.splits:
             raise ValueError(f"{self.dataset_name} has no train images, so there are no shots")
         normal = [s for s in self.rows(category, "train") if not s.label]
-        if len(normal) < self.shots:
+        few = self.shots
+        if few is None:
+            few = max(1, round(self.fraction * len(normal)))  # type: ignore[operator]
+        if len(normal) < few:
             raise ValueError(
                 f"data.shots {self.shots}: category {category!r} has {len(normal)} normal "
                 f"training images"
             )
-        return [normal[row] for row in draw_few(len(normal), self.shots, self.seed, category)]
+        return [normal[row] for row in draw_few(len(normal), few, self.seed, category)]
 
     def references(self, category: str) -> Batch:
         """Return the few normal images of a category, for methods that compare with them.
@@ -235,10 +256,11 @@ class AnomalyData(ListedData):
         samples = self.auxiliary.samples("test")
         if self.val_split != "auxiliary":
             return samples, []
-        held = hold_out([(s.category, s.label) for s in samples], HELD_OUT, self.seed)
+        held = hold_out([(s.category, s.label) for s in samples], self.val_share, self.seed)
         if not held:
             raise ValueError(
-                f"data.val_split auxiliary: {len(samples)} images are too few to hold a tenth out"
+                f"data.val_split auxiliary: {len(samples)} images are too few to hold "
+                f"{self.val_share:g} of them out"
             )
         trained = [sample for row, sample in enumerate(samples) if row not in held]
         return trained, [samples[row] for row in sorted(held)]
@@ -247,11 +269,11 @@ class AnomalyData(ListedData):
     def _normal_parts(self) -> tuple[list[Sample], list[Sample]]:
         """What of the normal images is trained on, and what is held out for validation."""
         samples = [sample for sample in self._train_samples() if not sample.label]
-        held = hold_out([s.category for s in samples], HELD_OUT, self.seed)
+        held = hold_out([s.category for s in samples], self.val_share, self.seed)
         if not held:
             raise ValueError(
-                f"data.val_split synthetic: {len(samples)} normal images are too few to hold a "
-                f"tenth of each category out"
+                f"data.val_split synthetic: {len(samples)} normal images are too few to hold "
+                f"{self.val_share:g} of each category out"
             )
         trained = [sample for row, sample in enumerate(samples) if row not in held]
         return trained, [samples[row] for row in sorted(held)]
@@ -282,8 +304,10 @@ class AnomalyData(ListedData):
             "train_categories": self.asked_train_categories,
             "auxiliary": None if auxiliary is None else auxiliary.dataset_name,
             "val_split": self.val_split,
+            "val_share": self.val_share if self.val_split in ("synthetic", "auxiliary") else None,
             "synthesis": None if self.synthesis is None else asdict(self.synthesis),
             "shots": self.shots,
+            "fraction": self.fraction,
             "data_seed": self.seed,
             "allow_overlap": self.allow_overlap,
         }
@@ -306,10 +330,11 @@ class AnomalyData(ListedData):
         self._in_fit.clear()
         if self.image_size is not None:
             self.resize.check(self.image_size)
-        if self.shots is not None and "train" not in self.splits:
-            raise ValueError(
-                f"data.shots {self.shots}: {self.dataset_name} has no train images to draw from"
-            )
+        for name, few in (("shots", self.shots), ("fraction", self.fraction)):
+            if few is not None and "train" not in self.splits:
+                raise ValueError(
+                    f"data.{name} {few}: {self.dataset_name} has no train images to draw from"
+                )
         if self.auxiliary is not None:
             auxiliary = self.auxiliary
             if not auxiliary.has_labels or "test" not in auxiliary.splits:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from anomaly_clip.data.demo_pictures import CATEGORIES, KEYS, draw_twins
-from anomaly_clip.data.demo_surfaces import fitting_defects, vary
+from anomaly_clip.data.demo_surfaces import FAMILIES, fitting_defects, vary
 from anomaly_clip.data.sampling import Draw
 
 __all__ = ["Scenes", "Twins", "crop_and_turn"]
@@ -23,7 +23,10 @@ FIRST_INDEX = 1_000_000_000
 
 ZOOM = 1.35  # at most; 1 shows the whole picture
 WHOLE = 0.35  # share of the scenes that are shown whole
-VARIED = 0.7  # share of the scenes whose product looks otherwise than the category usually does
+VARIED = 0.85  # share of the scenes whose product looks otherwise than the category usually does
+
+
+OBJECT_WEIGHT = 2.0  # of an object among surfaces, when a category is drawn: it is harder
 
 
 class Twins(TypedDict):
@@ -45,7 +48,7 @@ class Scenes(Dataset[Twins]):
     Most show a variety of the category, so that not only its own colours and sizes are learned.
 
     Args:
-        categories: What is shown, in words; one is drawn for each scene.
+        categories: What is shown, in words; one is drawn for each scene, objects more often.
         length: Scenes of an epoch.
         seed: Another seed gives other scenes.
         picture_size: Side of the pictures as they are made, in pixels.
@@ -71,6 +74,9 @@ class Scenes(Dataset[Twins]):
             self.defects[words] = [name for name in fitting if name not in held_out_defects]
             if not self.defects[words]:
                 raise ValueError(f"data.held_out_defects leaves {words!r} without any defect")
+        families = [FAMILIES[CATEGORIES[KEYS[words]].family] for words in self.defects]
+        weights = np.array([OBJECT_WEIGHT if family.is_object else 1.0 for family in families])
+        self.shares = weights / weights.sum()
         self.length = length
         self.seed = seed
         self.picture_size = picture_size
@@ -81,7 +87,7 @@ class Scenes(Dataset[Twins]):
 
     def __getitem__(self, draw: Draw) -> Twins:
         rng = np.random.default_rng([self.seed, *draw])
-        category = str(rng.choice(list(self.defects)))
+        category = str(rng.choice(list(self.defects), p=self.shares))
         defect = str(rng.choice(self.defects[category]))
         number = FIRST_INDEX + draw.epoch * self.length + draw.index
         look = CATEGORIES[KEYS[category]]

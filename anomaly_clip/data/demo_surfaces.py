@@ -20,7 +20,7 @@ __all__ = ["FAMILIES", "fitting_defects", "vary"]
 
 LEAST_CONTRAST = 0.1  # between an object and its ground, mean over the channels; 1 = white on black
 LOOK_TRIES = 8
-RECOLOURED = 0.4  # share of varied looks with other hues
+RECOLOURED = 0.6  # share of varied looks with other hues
 DARKEST, LIGHTEST = 0.04, 0.92  # channel of a varied colour
 
 

@@ -104,9 +104,9 @@ def balanced_order(groups: Sequence[str], rng: np.random.Generator) -> NDArray[n
 
 
 def draw_few(count: int, few: int, seed: int, name: str) -> list[int]:
-    """Draw ``few`` of ``count`` rows by (seed, name), sorted."""
+    """Draw ``few`` of ``count`` rows by (seed, name), sorted; fewer are among more."""
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-    return sorted(rng.choice(count, few, replace=False).tolist())
+    return sorted(rng.permutation(count)[:few].tolist())
 
 
 def hold_out(groups: Sequence[Hashable], share: float, seed: int) -> set[int]:

@@ -82,7 +82,8 @@ class SyntheticDataset(Dataset[Item]):
 
     def shown(self, row: int) -> tuple[NDArray[np.uint8], Synthetic]:
         """Return an image of the first epoch, and its defect whether or not it replaces it."""
-        item, rng = self.images[row], self.defects.generator(SYNTHESIS, 0, row)
+        rng = self.defects.generator(SYNTHESIS, 0, row)
+        item = self.turned(row, rng)
         if self.defects.settings.mode == "replace":
             rng.random()
         return _array(item), self.defects.make(row, item, rng)
@@ -92,13 +93,29 @@ class SyntheticDataset(Dataset[Item]):
         """The listing of the normal images."""
         return self.images.samples
 
+    def turned(self, row: int, rng: np.random.Generator) -> Item:
+        """Return a normal image, turned if the settings and a draw say so."""
+        item, settings = self.images[row], self.defects.settings
+        chosen = settings.rotated_categories
+        if settings.rotated == 0 or (chosen is not None and item["category"] not in chosen):
+            return item
+        if rng.random() < settings.rotated:
+            image = _array(item)
+            height, width = image.shape[:2]
+            middle = ((width - 1) / 2, (height - 1) / 2)
+            matrix = cv2.getRotationMatrix2D(middle, rng.uniform(-90, 90), 1.0)
+            turned = cv2.warpAffine(image, matrix, (width, height), borderMode=cv2.BORDER_REFLECT)
+            item["image"] = torch.from_numpy(turned).permute(2, 0, 1).contiguous()
+        return item
+
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int | Draw) -> Item:
         epoch, row = index if isinstance(index, Draw) else (0, index)
-        item, settings = self.images[row], self.defects.settings
+        settings = self.defects.settings
         rng = self.defects.generator(SYNTHESIS, epoch, row)
+        item = self.turned(row, rng)
         replaced = settings.mode == "replace" and rng.random() < settings.share
         if not replaced and settings.mode == "replace":
             item["mask"] = torch.zeros((self.images.mask_size,) * 2, dtype=torch.bool)

@@ -10,7 +10,8 @@ and with a defect, so that nothing but the defect tells the two apart. The terms
   zero-shot methods read the class token;
 - *local*: patches on a defect are nearer to the words for abnormal than others are. It is asked of
   the last layer's patches and of the value-value patches that SDP reads, for which real CLIPs were
-  never trained;
+  never trained. And patches on a defect are nearer than the same ones of the normal twin: that an
+  object is where defects are does not help there;
 - *indifference*: two halves of the sentences for normal, which mean the same, must not tell a
   scene's pictures or patches apart: what tells them apart is the words, not any two vectors.
 """
@@ -78,6 +79,7 @@ class Contrastive(LightningModule):
         contrast_weight: Weight of the contrast term.
         state_weight: Weight of the two terms of the state.
         local_weight: Weight of the local term.
+        local_order_weight: Weight of the comparison of patches between twins.
         indifference_weight: Weight of the indifference term.
         indifference_from: Share of the training before it begins: first there must be words.
         windows: Sides of windows in pixels, multiples of the patch, and the share of the training
@@ -101,6 +103,7 @@ class Contrastive(LightningModule):
         contrast_weight: float = 0.25,
         state_weight: float = 2.0,
         local_weight: float = 4.0,
+        local_order_weight: float = 4.0,
         indifference_weight: float = 2.0,
         indifference_from: float = 0.3,
         windows: dict[int, float] | None = None,
@@ -132,6 +135,7 @@ class Contrastive(LightningModule):
         self.contrast_weight = contrast_weight
         self.state_weight = state_weight
         self.local_weight = local_weight
+        self.local_order_weight = local_order_weight
         self.indifference_weight = indifference_weight
         self.indifference_from = indifference_from
         self.steps = sorted((share, side) for side, share in (windows or {}).items())
@@ -289,18 +293,17 @@ class Contrastive(LightningModule):
         patches = [unit(self.backbone.project(stages[-1].raw[:, 1:]))]
         patches += [unit(stage.projected[:, 1:]) for stage in stages]
         sources = [fused, *(features @ direction for features in patches)]
-        local = [
-            patch_loss(gain.exp() * source + offset, wanted)
-            for source, gain, offset in zip(
-                sources, self.local_scale, self.local_offset, strict=True
-            )
-        ]
+        local, local_order = [], []
+        for source, gain, offset in zip(sources, self.local_scale, self.local_offset, strict=True):
+            local.append(patch_loss(gain.exp() * source + offset, wanted))
+            local_order.append(twin_loss(gain.exp() * source, wanted))
         normal, defective = state.unflatten(0, (-1, 2)).unbind(1)
         terms = {
             "contrast": self.contrast_weight * contrast,
             "state": self.state_weight * F.binary_cross_entropy_with_logits(state, labels.float()),
             "order": self.state_weight * F.softplus(normal - defective).mean(),
             "local": self.local_weight * torch.stack(local).mean(),
+            "local_order": self.local_order_weight * torch.stack(local_order).mean(),
         }
         if self.indifference_weight > 0 and done >= self.indifference_from:
             halves = self.halves(str(rng.choice(batch["category"])), rng)
@@ -436,6 +439,16 @@ def patch_loss(logits: Tensor, wanted: Tensor) -> Tensor:
     weights = torch.where(wanted > 0, ABNORMAL_WEIGHT, 1.0) * (wanted >= 0)
     losses = F.binary_cross_entropy_with_logits(logits, wanted.clamp(min=0), reduction="none")
     return (losses * weights).sum() / weights.sum()
+
+
+def twin_loss(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Return how little patches ``(2n, N)`` on a defect exceed the same ones of the normal twin.
+
+    Where defects are likely, on objects and not on the ground, both twins' patches read higher;
+    that says nothing here.
+    """
+    on = (wanted[1::2] > 0).float()
+    return (F.softplus(logits[0::2] - logits[1::2]) * on).sum() / on.sum().clamp(min=1)
 
 
 def separation(normal: Tensor, defective: Tensor, spread: Tensor | None = None) -> Tensor:

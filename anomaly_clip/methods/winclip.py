@@ -98,7 +98,7 @@ class WinCLIP(AnomalyMethod):
         for name in categories:
             self.text(name)
         data = self.data
-        if data is None or data.shots is None:
+        if data is None or not data.has_shots:
             return
         for name in categories:
             references = data.references(name)

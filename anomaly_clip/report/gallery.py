@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-__all__ = ["draw_panels", "heat_map"]
+__all__ = ["draw_panels", "heat_map", "stack_sheets"]
 
 PANEL = 240
 """Smallest side of a panel in pixels; smaller images are enlarged."""
@@ -32,6 +34,7 @@ def draw_panels(
     scale: tuple[float, float],
     caption: str,
     warning: str | None = None,
+    stages: Mapping[str, NDArray[np.floating]] = {},
 ) -> NDArray[np.uint8]:
     """Lay image, heat map and, if known, mask side by side under a caption.
 
@@ -43,6 +46,7 @@ def draw_panels(
             its pictures can be compared.
         caption: One line about the image.
         warning: One line in red.
+        stages: Further maps by name, ``(h, w)``, that come between image and map, on its scale.
 
     Returns:
         RGB, one picture.
@@ -50,11 +54,16 @@ def draw_panels(
     height, width = image.shape[:2]
     enlarge = max(1.0, PANEL / max(height, width))
     size = (round(width * enlarge), round(height * enlarge))
-    panels = [_fit(image, size), _fit(heat_map(anomaly_map, *scale), size)]
+    maps = [*stages.values(), anomaly_map]
+    panels = [_fit(image, size), *(_fit(heat_map(values, *scale), size) for values in maps)]
     if mask is not None:
         white = np.repeat(mask[..., None].astype(np.uint8) * 255, 3, axis=2)
         panels.append(_fit(white, size, Image.Resampling.NEAREST))
-    lines = [(caption, INK), (f"map from {scale[0]:.4g} (dark) to {scale[1]:.4g} (bright)", INK)]
+    shown = ", ".join([*stages, "map"])
+    lines = [
+        (caption, INK),
+        (f"{shown} from {scale[0]:.4g} (dark) to {scale[1]:.4g} (bright)", INK),
+    ]
     if warning:
         lines.append((warning, ALARM))
     top = LINE * len(lines) + GAP
@@ -67,6 +76,13 @@ def draw_panels(
     for number, panel in enumerate(panels):
         sheet.paste(panel, (number * (size[0] + GAP), top))
     return np.asarray(sheet)
+
+
+def stack_sheets(sheets: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Lay pictures of equal width below each other."""
+    gap = np.full((GAP, sheets[0].shape[1], 3), 255, np.uint8)
+    rows = [part for sheet in sheets for part in (sheet, gap)]
+    return np.concatenate(rows[:-1])
 
 
 def _fit(

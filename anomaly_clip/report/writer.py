@@ -3,42 +3,30 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
 from anomaly_clip.data.dataset import AnomalyData, Sample
-from anomaly_clip.data.transforms import solid
 from anomaly_clip.files import atomic_path
-from anomaly_clip.maps import resize_maps
 from anomaly_clip.methods.base import AnomalyMethod, Exporter
 from anomaly_clip.metrics.evaluator import FIGURES, Results
-from anomaly_clip.progress import track
 from anomaly_clip.records import DEMO, Batch, Scores
-from anomaly_clip.report.gallery import draw_panels
+from anomaly_clip.report.drawing import draw_batch, draw_kept
+from anomaly_clip.report.kept_maps import KeptMaps, Ranges, Rows, merged, picture_names
 from anomaly_clip.report.page import PagePicture, write_page
 from anomaly_clip.report.tables import DEMO_REMARK, RANDOM_WARNING, figures_rows, figures_table
 from anomaly_clip.runs import create_run_folder, versions, write_csv, write_json
 
 __all__ = ["RunWriter"]
-
-
-Rows = dict[int, dict[str, Any]]
-"""What is known of an image, by its index."""
-Ranges = dict[str, list[float]]
-"""The lowest and the highest value of a category's maps."""
 
 
 class RunWriter(Callback):
@@ -52,6 +40,8 @@ class RunWriter(Callback):
         maps: Whether to draw image, heat map and mask of every image; default: predict only.
             A test draws what was compared, predict in the image's own size.
         raw_maps: Whether to keep every map as it is, float16, as a .npy file.
+        stages: Whether pictures also show the maps of a method's intermediate steps, if it has any.
+        validation_pictures: How many images of a validation during fit are drawn each time.
     """
 
     def __init__(
@@ -60,11 +50,15 @@ class RunWriter(Callback):
         name: str | None = None,
         maps: bool | None = None,
         raw_maps: bool = False,
+        stages: bool = False,
+        validation_pictures: int = 6,
     ) -> None:
         self.root = Path(root).expanduser()
         self.name = name
         self.maps = maps
         self.raw_maps = raw_maps
+        self.stages = stages
+        self.validation_pictures = validation_pictures
         self.config = ""
         """The complete configuration as YAML; the command line fills it in."""
         self.sources = "from Python"
@@ -72,7 +66,7 @@ class RunWriter(Callback):
         self.seed: int | None = None
         self._folder: Path | None = None
         self._rows: Rows = {}
-        self._ranges: Ranges = {}
+        self._kept: KeptMaps | None = None
         self._unseen: list[int] = []
 
     @property
@@ -88,7 +82,8 @@ class RunWriter(Callback):
         """Share the folder, save the configuration, say what begins."""
         stage = TrainerFn(stage).value
         self._folder = Path(trainer.strategy.broadcast(str(self.folder)))
-        self._rows, self._ranges, self._unseen = {}, {}, []
+        self._rows, self._unseen = {}, []
+        self._kept = KeptMaps(self._scratch, self.stages)
         if not trainer.is_global_zero:
             return
         with atomic_path(self.folder / f"config-{stage}.yaml") as temporary:
@@ -102,6 +97,24 @@ class RunWriter(Callback):
         trained = trainer.global_step > 0  # limits may have left no batch
         if trainer.is_global_zero and trained and isinstance(pl_module, Exporter):
             _say(f"weights: {pl_module.export(self.folder)}")
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Tensor | Mapping[str, Any] | None,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw the first images of a validation during fit, so that one can watch it learn."""
+        watched = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if not (watched and trainer.is_global_zero and batch_idx == 0 and "image" in batch):
+            return
+        if self.validation_pictures > 0 and isinstance(pl_module, AnomalyMethod):
+            scores: Scores = outputs  # type: ignore[assignment]
+            file = self.folder / "validation" / f"step-{trainer.global_step:06d}.png"
+            draw_batch(file, scores, batch, self.validation_pictures, _warning(pl_module))
 
     def on_test_batch_end(
         self,
@@ -175,7 +188,7 @@ class RunWriter(Callback):
         """Remove what was kept for later, and the folder if no result is in it."""
         if self._folder is None:
             return
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        KeptMaps(self._scratch).clear()
         results = {p.name for p in self.folder.iterdir()} - {"logs"}
         if all(name.startswith("config-") for name in results):
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -194,8 +207,8 @@ class RunWriter(Callback):
         scores: Scores = outputs
         image_scores = scores["image_score"].float().tolist()
         parts = scores["score_parts"].float().tolist() if "score_parts" in scores else None
-        maps = scores["anomaly_map"].float().cpu().numpy() if "anomaly_map" in scores else None
-        for i, index in enumerate(batch["index"].tolist()):
+        indices = batch["index"].tolist()
+        for i, index in enumerate(indices):
             named = zip(method.score_part_names, parts[i], strict=True) if parts else ()
             self._rows[index] = {
                 "path": batch["path"][i],
@@ -206,13 +219,9 @@ class RunWriter(Callback):
             }
             if "mask" in batch and bool(batch["label"][i]) and not bool(batch["mask"][i].any()):
                 self._unseen.append(index)
-            if maps is None or not (draw or self.raw_maps):
-                continue
-            low, high = float(maps[i].min()), float(maps[i].max())
-            known = self._ranges.setdefault(batch["category"][i], [low, high])
-            known[:] = [min(known[0], low), max(known[1], high)]
-            with atomic_path(self._scratch / f"{index}.npy") as temporary:
-                np.save(temporary, maps[i])
+        if draw or self.raw_maps:
+            assert self._kept is not None
+            self._kept.keep(scores, indices, batch["category"])
 
     def _merge(self, trainer: Trainer) -> tuple[Rows, Ranges, int]:
         """Return what all processes kept, the images in the order of the listing.
@@ -220,19 +229,18 @@ class RunWriter(Callback):
         The last is the number of anomalous images without an anomalous pixel.
         """
         own = self._scratch / f"rank-{trainer.global_rank}.json"
-        write_json(own, {"rows": self._rows, "ranges": self._ranges, "unseen": self._unseen})
+        assert self._kept is not None
+        write_json(own, {"rows": self._rows, "ranges": self._kept.ranges, "unseen": self._unseen})
         trainer.strategy.barrier("scores are written")
         rows: Rows = {}
-        ranges: Ranges = {}
+        ranges: list[Ranges] = []
         unseen: set[int] = set()
         for rank in range(trainer.world_size):
             part = json.loads((self._scratch / f"rank-{rank}.json").read_text(encoding="utf-8"))
             rows.update({int(index): row for index, row in part["rows"].items()})
             unseen.update(part["unseen"])
-            for category, (low, high) in part["ranges"].items():
-                known = ranges.setdefault(category, [low, high])
-                known[:] = [min(known[0], low), max(known[1], high)]
-        return dict(sorted(rows.items())), ranges, len(unseen)
+            ranges.append(part["ranges"])
+        return dict(sorted(rows.items())), merged(ranges), len(unseen)
 
     def _write_scores(self, method: AnomalyMethod, rows: Rows) -> None:
         if method.reference_paths:
@@ -246,52 +254,20 @@ class RunWriter(Callback):
         self, trainer: Trainer, method: AnomalyMethod, ranges: Ranges, draw: bool
     ) -> None:
         """Draw and keep the maps of this process, on the scales of all; then clear up."""
-        kept = [index for index in self._rows if (self._scratch / f"{index}.npy").is_file()]
-        if kept and draw:
-            self._draw(trainer, method, ranges, kept)
+        kept = self._kept
+        assert kept is not None
+        if draw:
+            own_size = trainer.predicting and _data(trainer).resize.rule == "square"
+            folder, rows = self.folder / "maps", self._rows
+            draw_kept(folder, _data(trainer), kept, ranges, rows, own_size, _warning(method))
         if self.raw_maps:
             names = picture_names(self._samples(trainer))
-            for index in kept:
-                values = np.load(self._scratch / f"{index}.npy")
+            for index in kept.indices:
                 with atomic_path(self.folder / "raw_maps" / f"{names[index]}.npy") as temporary:
-                    np.save(temporary, values.astype(np.float16))
+                    np.save(temporary, kept.load(index)["map"].astype(np.float16))
         trainer.strategy.barrier("pictures are drawn")
         if trainer.is_global_zero:
-            shutil.rmtree(self._scratch, ignore_errors=True)
-
-    def _draw(
-        self,
-        trainer: Trainer,
-        method: AnomalyMethod,
-        ranges: Ranges,
-        indices: list[int],
-    ) -> None:
-        data, samples = _data(trainer), self._samples(trainer)
-        dataset, read, names = data.dataset("test"), data.reader(), picture_names(samples)
-        warning = RANDOM_WARNING if _is_random(method) else None
-        for index in track(indices, "drawing maps"):
-            sample, row = samples[index], self._rows[index]
-            values = torch.from_numpy(np.load(self._scratch / f"{index}.npy"))
-            if trainer.predicting and data.resize.rule == "square":
-                image, own = read(sample)
-                mask = None if own is None else solid(own)
-                values = resize_maps(values[None], (image.shape[0], image.shape[1]))[0]
-            else:
-                item = dataset[index]
-                image = item["image"].permute(1, 2, 0).numpy()
-                mask = item["mask"].numpy() if "mask" in item else None
-            known = {0: "normal", 1: "anomalous", None: ""}[row["label"]]
-            low, high = ranges[sample.category]
-            sheet = draw_panels(
-                image,
-                values.numpy(),
-                mask,
-                (low, high),
-                f"{names[index]}   {known}   score {row['image_score']:.4g}",
-                warning,
-            )
-            with atomic_path(self.folder / "maps" / f"{names[index]}.png") as temporary:
-                Image.fromarray(sheet).save(temporary)
+            kept.clear()
 
     def _write_page(
         self,
@@ -397,7 +373,7 @@ class RunWriter(Callback):
 
 def _overlap(method: AnomalyMethod, data: AnomalyData) -> int | None:
     """Return how many test images are among the training images; None if there are none of them."""
-    if not method.can_be_fitted and data.shots is None:
+    if not method.can_be_fitted and not data.has_shots:
         return None
     try:
         return len(data.overlap())
@@ -415,6 +391,10 @@ def _is_random(module: LightningModule) -> bool:
     return isinstance(module, AnomalyMethod) and module.weights["random"]
 
 
+def _warning(module: LightningModule) -> str | None:
+    return RANDOM_WARNING if _is_random(module) else None
+
+
 def _remark(method: AnomalyMethod) -> str | None:
     """Return what must be said of the weights beside every figure."""
     if method.weights["random"]:
@@ -426,30 +406,7 @@ def _weights_label(method: AnomalyMethod) -> str:
     return "random" if method.weights["random"] else method.weights["pretrained"]
 
 
-def picture_names(samples: list[Sample]) -> list[str]:
-    """Return ``category/defect/stem`` for each sample, made distinct by the index where needed.
-
-    Example:
-        >>> from pathlib import Path
-        >>> from anomaly_clip.data import Sample
-        >>> from anomaly_clip.report.writer import picture_names
-        >>> picture_names([Sample(Path("a/1.png"), "nut/bolt", True, defect="cut")])
-        ['nut_bolt/cut/1']
-        >>> picture_names([Sample(Path("1.png"), "..", False)])
-        ['_/good/1']
-    """
-    parts = [[s.category.replace("/", "_"), *s.defect.split("/"), s.image.stem] for s in samples]
-    names = ["/".join(_file_name(p) for p in part if p) for part in parts]
-    seen = Counter(names)
-    return [f"{name}-{i}" if seen[name] > 1 else name for i, name in enumerate(names)]
-
-
 def _say(text: str, style: str | None = None) -> None:
     # No markup: names of files and categories may hold brackets.
     console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
     console.print(text, style=style)
-
-
-def _file_name(words: str) -> str:
-    """Turn words into a name that every file system takes and that leads nowhere else."""
-    return re.sub(r'[\\/:*?"<>|]', "_", words).strip(" .") or "_"

@@ -38,6 +38,9 @@ class SynthesisSettings:
         share: Of the images that are replaced.
         foreground: Where defects may be: none: anywhere; auto: on what differs from the border's
             colour (NSA: on objects, as its own object masks do).
+        rotated: Share of the images that are turned first, by up to 90 degrees either way, with
+            their defects and without (DRAEM: 0.3); not for products whose pose is fixed.
+        rotated_categories: Which categories are turned; default: all.
         retries: How often a defect that cannot be seen is drawn again.
     """
 
@@ -48,6 +51,8 @@ class SynthesisSettings:
     mode: Literal["pair", "replace"] = "replace"
     share: float = 0.5
     foreground: Literal["none", "auto"] = "none"
+    rotated: float = 0.0
+    rotated_categories: list[str] | None = None
     retries: int = 10
 
     def __post_init__(self) -> None:
@@ -72,6 +77,8 @@ class SynthesisSettings:
                 raise ValueError(f"data.synthesis.weights, {name}: must be above 0, got {weight}")
         if not 0 <= self.share <= 1:
             raise ValueError(f"data.synthesis.share must be in [0, 1], got {self.share}")
+        if not 0 <= self.rotated <= 1:
+            raise ValueError(f"data.synthesis.rotated must be in [0, 1], got {self.rotated}")
         if self.retries < 0:
             raise ValueError(f"data.synthesis.retries must be 0 or more, got {self.retries}")
         for name in self.names():

@@ -1,0 +1,127 @@
+"""A prompt whose words are learned: vectors in the place of token embeddings.
+
+CoOp's form: start token, learnable context, an optional fixed ending, end token. The text tower
+stays frozen, gradients flow through it to the context alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from anomaly_clip.backbones.clip import CLIPBackbone, unit
+
+__all__ = ["LearnablePrompt", "LearnablePromptSettings"]
+
+PLACEHOLDER = "X"  # one token in CLIP's vocabulary; it stands where a learnable vector goes
+
+
+@dataclass(frozen=True)
+class LearnablePromptSettings:
+    """What a learnable prompt looks like (CLIP-ADA, section 2.3 of the specification).
+
+    Args:
+        n_ctx: Learnable vectors of a prompt (CoOp: 16).
+        n_prompts: 1: one for abnormal; 2: one for normal, one for abnormal.
+        suffix: Fixed words behind the vectors, such as `` damaged object.``; of two prompts a list
+            of two may be given, normal first.
+        init_text: A phrase whose embeddings the first vectors start from, a list of two for two
+            prompts; default: all start at random.
+        init_std: Standard deviation of vectors that start at random.
+    """
+
+    n_ctx: int = 16
+    n_prompts: int = 1
+    suffix: str | list[str] = ""
+    init_text: str | list[str] | None = None
+    init_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        if self.n_ctx < 1:
+            raise ValueError(f"model.prompt.n_ctx must be 1 or more, got {self.n_ctx}")
+        if self.n_prompts not in (1, 2):
+            raise ValueError(f"model.prompt.n_prompts must be 1 or 2, got {self.n_prompts}")
+        if not self.init_std >= 0:
+            raise ValueError(f"model.prompt.init_std must be 0 or more, got {self.init_std}")
+        for name in ("suffix", "init_text"):
+            value = getattr(self, name)
+            if isinstance(value, list) and len(value) != self.n_prompts:
+                raise ValueError(
+                    f"model.prompt.{name}: {len(value)} texts for {self.n_prompts} prompts"
+                )
+
+
+class LearnablePrompt(nn.Module):
+    """One or two learnable prompts of a CLIP.
+
+    Args:
+        backbone: Whose text tower reads them; it is not kept.
+        settings: What they look like.
+        seed: Draws the vectors that start at random.
+
+    Raises:
+        ValueError: If a prompt does not fit into the text tower.
+    """
+
+    prefix: Tensor
+    ending: Tensor
+    last: Tensor
+
+    def __init__(
+        self, backbone: CLIPBackbone, settings: LearnablePromptSettings, seed: int
+    ) -> None:
+        super().__init__()
+        self.settings = settings
+        count, n_ctx = settings.n_prompts, settings.n_ctx
+        words = " ".join([PLACEHOLDER] * n_ctx)
+        suffixes = _per_prompt(settings.suffix, count)
+        room = backbone.model.context_length - 2
+        ids = backbone.tokenize([f"{words} {suffix}".strip() for suffix in suffixes])
+        lengths = [len(_tokens_of(backbone, suffix)) for suffix in suffixes]
+        if n_ctx + max(lengths) > room:
+            raise ValueError(
+                f"model.prompt: {n_ctx} vectors and {max(lengths)} tokens of the suffix do not fit "
+                f"into the {room} of the text tower"
+            )
+        last = ids.argmax(dim=-1)
+        assert last.tolist() == [1 + n_ctx + length for length in lengths]
+        embedding = backbone.model.token_embedding
+        device = embedding.weight.device
+        with torch.no_grad():
+            embedded = embedding(ids[:, : int(last.max()) + 1].to(device)).float()
+        draws = np.random.default_rng(seed).standard_normal((count, n_ctx, embedded.shape[-1]))
+        context = torch.from_numpy(draws * settings.init_std).float().to(device)
+        for row, phrase in enumerate(_per_prompt(settings.init_text or "", count)):
+            start = _tokens_of(backbone, phrase)
+            if len(start) > n_ctx:
+                raise ValueError(
+                    f"model.prompt.init_text {phrase!r} has {len(start)} tokens, more than "
+                    f"model.prompt.n_ctx {n_ctx}"
+                )
+            with torch.no_grad():
+                context[row, : len(start)] = embedding(start.to(device)).float()
+        self.context = nn.Parameter(context)
+        # They come from the frozen CLIP, so no checkpoint holds them.
+        self.register_buffer("prefix", embedded[:, :1].clone(), persistent=False)
+        self.register_buffer("ending", embedded[:, 1 + n_ctx :].clone(), persistent=False)
+        self.register_buffer("last", last.to(device), persistent=False)
+
+    def forward(self, backbone: CLIPBackbone) -> Tensor:
+        """Return the prompts' text features, unit length, ``(n_prompts, D)`` in float32."""
+        tokens = torch.cat([self.prefix, self.context, self.ending], dim=1)
+        with backbone.out_of_autocast():
+            return unit(backbone.encode_embedded(tokens, self.last))
+
+
+def _per_prompt(value: str | Sequence[str], count: int) -> list[str]:
+    return [value] * count if isinstance(value, str) else list(value)
+
+
+def _tokens_of(backbone: CLIPBackbone, text: str) -> Tensor:
+    """Return the ids of a text, without start and end."""
+    ids = backbone.tokenize([text])[0]
+    return ids[1 : int(ids.argmax())]

@@ -1,0 +1,461 @@
+"""CLIP-ADA (arXiv 2403.09493): one learnable prompt for all categories, learnt by self-supervision.
+
+A prompt of learnable vectors goes through the frozen text tower. Patches of an intermediate layer
+of the frozen image tower, projected into the texts' space, are compared with it: the coarse map,
+which leads a second look, the anomaly region refinement. Both learn from synthetic defects on
+normal images alone.
+
+What is the paper's and what is ours: only its abstract and summaries by others could be read. From
+there come one model for all categories and normal images only, layer 7, the linear projection, the
+one prompt, self-supervision, coarse to fine with the coarse map as an attention map, and that the
+map is the similarity with the prompt. All else is our choice (the specification says why): size of
+CLIP and image, number of vectors, temperature, the wiring of the refinement, synthesis, losses,
+optimiser, smoothing, image score. Published: detection / localisation 97.5 / 55.6 on MVTec-AD and
+89.3 / 33.1 on VisA; that these are image AUROC and pixel AP is our reading, the second may be pixel
+F1-max.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings
+from anomaly_clip.backbones.learnable_prompt import LearnablePrompt, LearnablePromptSettings
+from anomaly_clip.backbones.surgery import encode_layers
+from anomaly_clip.losses import batch_dice_loss, focal_loss_with_logits
+from anomaly_clip.maps import gaussian_blur, image_score, patches_to_map, resize_maps
+from anomaly_clip.methods.base import AnomalyMethod
+from anomaly_clip.methods.region_refinement import DenseHead, RefinementSettings, RegionRefinement
+from anomaly_clip.metrics.evaluator import EvaluatorSettings
+from anomaly_clip.records import Batch, Scores
+
+__all__ = ["CLIPADA", "LossSettings", "MapSettings", "OptimSettings"]
+
+VALUE_BLOCKS = 2  # of dense: vv, up to the layer that is read
+SIGMA_SIDE = 256  # pixels: the side that sigma is given at
+LEAST_TAU, MOST_TAU = 0.01, 1.0
+
+Settings = TypeVar("Settings")
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """Weights of the losses (section 3 of the specification; our choice).
+
+    Args:
+        focal: Of the focal loss of a map.
+        dice: Of the dice loss of its abnormal class.
+        normal_dice: Of the dice loss of its normal class (AnomalyCLIP, for two prompts).
+        coarse: Of the coarse map's losses, beside 1 of each fine one's.
+        image: Of the image loss.
+        gamma: Exponent of the focal loss.
+        image_fraction: Share of the patches, the highest, that speak for an image.
+    """
+
+    focal: float = 20.0
+    dice: float = 1.0
+    normal_dice: float = 0.0
+    coarse: float = 0.5
+    image: float = 0.2
+    gamma: float = 2.0
+    image_fraction: float = 0.01
+
+
+@dataclass(frozen=True)
+class OptimSettings:
+    """AdamW and its schedule: linear warm-up, then a cosine (section 4; our choice).
+
+    Args:
+        lr_prompt: Of the prompt's vectors.
+        lr_head: Of projections, shift, beta, gamma and temperature.
+        lr_block: Of the blocks that start as copies of CLIP's.
+        weight_decay: Of matrices but the prompt.
+        warmup_steps: Steps until the rates are reached; a twentieth of the training at most.
+        last: What share of the rates is left at the end.
+        few_images: Below how many training images
+        few_factor: weight_decay is multiplied by this.
+    """
+
+    lr_prompt: float = 2e-3
+    lr_head: float = 1e-3
+    lr_block: float = 1e-4
+    weight_decay: float = 1e-4
+    warmup_steps: int = 500
+    last: float = 0.01
+    few_images: int = 100
+    few_factor: float = 10.0
+
+
+@dataclass(frozen=True)
+class MapSettings:
+    """From the logits of patches to map and image score (section 2.6; our choice).
+
+    Args:
+        eval_size: Side of the map, in pixels.
+        sigma: Gaussian blur, in pixels at a side of 256; it follows eval_size.
+        image_score: max: the map's maximum; avgpool_max: after an average over 16 pixels, as UniAD;
+            topk_mean: the mean of the highest thousandth.
+    """
+
+    eval_size: int = 256
+    sigma: float = 4.0
+    image_score: Literal["max", "avgpool_max", "topk_mean"] = "max"
+
+
+class Looks(NamedTuple):
+    """What the model says of patches, ``(B, N)`` logits."""
+
+    coarse: Tensor
+    fine: list[Tensor]
+    """One a step of the refinement; empty without it."""
+    features: Tensor
+    """Of the last look, unit length ``(B, N, D)``."""
+
+
+class CLIPADA(AnomalyMethod):
+    """CLIP with a learnable prompt and anomaly region refinement; see the module on whose is what.
+
+    Args:
+        backbone: Which CLIP.
+        feature_layer: Layer whose patches are compared with the prompt, 1-based, and looked at
+            again (the paper's: 7).
+        taps: All layers that the coarse map reads, with a projection each, logits averaged;
+            default: ``feature_layer`` alone, which must be among them.
+        pre_norm: Whether a LayerNorm without parameters comes before the projections.
+        dense: block: patches as the layer leaves them; vv: of value-value attention in the last two
+            blocks.
+        prompt: The prompt.
+        tau: Temperature of the similarities.
+        learn_tau: Whether it is learned, between 0.01 and 1.
+        refine: The second look.
+        loss: Weights of the losses.
+        optim: Rates and their schedule.
+        map: From logits to map and image score.
+        evaluator: How figures are computed.
+    """
+
+    start: Tensor
+    """The direction before training, for the log."""
+    must_be_fitted: ClassVar[bool] = True
+    can_be_fitted: ClassVar[bool] = True
+    free_arguments: ClassVar[frozenset[str]] = frozenset({"evaluator", "map", "loss", "optim"})
+
+    def __init__(
+        self,
+        backbone: CLIPSettings | CLIPBackbone = CLIPSettings("ViT-B-16-quickgelu", "openai", 256),
+        feature_layer: int = 7,
+        taps: list[int] | None = None,
+        pre_norm: bool = True,
+        dense: Literal["block", "vv"] = "block",
+        prompt: LearnablePromptSettings = LearnablePromptSettings(),
+        tau: float = 0.07,
+        learn_tau: bool = False,
+        refine: RefinementSettings = RefinementSettings(),
+        loss: LossSettings = LossSettings(),
+        optim: OptimSettings = OptimSettings(),
+        map: MapSettings = MapSettings(),
+        evaluator: EvaluatorSettings = EvaluatorSettings(),
+    ) -> None:
+        super().__init__(evaluator)
+        if not LEAST_TAU <= tau <= MOST_TAU:
+            raise ValueError(f"model.tau must be in [{LEAST_TAU}, {MOST_TAU}], got {tau}")
+        self.backbone = CLIPBackbone.of(backbone)
+        self.feature_layer = feature_layer
+        self.taps = [feature_layer] if taps is None else list(taps)
+        self.backbone.check_layers(self.taps)
+        if feature_layer not in self.taps:
+            raise ValueError(
+                f"model.taps {self.taps}: model.feature_layer {feature_layer} is missing"
+            )
+        self.pre_norm = pre_norm
+        self.dense = dense
+        prompt = _settings(LearnablePromptSettings, prompt)
+        refine = _settings(RefinementSettings, refine)
+        self.loss = _settings(LossSettings, loss)
+        self.optim = _settings(OptimSettings, optim)
+        self.map = _settings(MapSettings, map)
+        width, dim = self.backbone.visual.conv1.out_channels, self.backbone.visual.output_dim
+        with torch.random.fork_rng(devices=[]):
+            # The start depends on the seed alone, not on what was drawn before.
+            seed = torch.initial_seed()
+            torch.manual_seed(seed)
+            self.prompt = LearnablePrompt(self.backbone, prompt, seed)
+            self.heads = nn.ModuleList(DenseHead(width, dim, pre_norm) for _ in self.taps)
+            self.refinement = (
+                None
+                if refine.mode == "none"
+                else RegionRefinement(self.backbone, feature_layer, refine, pre_norm)
+            )
+        self.refine = refine
+        self.log_tau = nn.Parameter(torch.tensor(math.log(tau)), requires_grad=learn_tau)
+        self.save_hyperparameters(
+            {
+                "backbone": asdict(self.backbone.settings),
+                "feature_layer": feature_layer,
+                "taps": taps,
+                "pre_norm": pre_norm,
+                "dense": dense,
+                "prompt": asdict(prompt),
+                "tau": tau,
+                "learn_tau": learn_tau,
+                "refine": asdict(refine),
+                "loss": asdict(self.loss),
+                "optim": asdict(self.optim),
+                "map": asdict(self.map),
+            }
+        )
+        with torch.no_grad():
+            self.register_buffer("start", self.direction())
+        self._text: tuple[int, Tensor] | None = None
+
+    def setup(self, stage: str) -> None:
+        """Check that there are synthetic defects to learn from; see the base.
+
+        Raises:
+            ValueError: If ``fit`` has none.
+        """
+        super().setup(stage)
+        if stage != "fit":
+            return
+        synthesis = None if self.data is None else self.data.synthesis
+        if synthesis is None or synthesis.mode != "replace" or synthesis.share == 0:
+            raise ValueError(
+                "CLIPADA learns from synthetic defects: say which, as --data.synthesis.recipe "
+                "perlin, with data.synthesis.mode replace and a share above 0"
+            )
+
+    def direction(self) -> Tensor:
+        """Return what patches are compared with, ``(D,)``: the prompt for abnormal.
+
+        Of two prompts it is the difference to the one for normal: the sigmoid of its product is the
+        softmax over both.
+        """
+        text = self.prompt(self.backbone)
+        return text[0] if len(text) == 1 else text[1] - text[0]
+
+    def looks(self, images: Tensor, direction: Tensor) -> Looks:
+        """Look at images, coarsely and again.
+
+        Args:
+            images: uint8 ``(B, 3, H, W)``, or floating and normalised already.
+            direction: ``(D,)``.
+        """
+        blocks = VALUE_BLOCKS if self.dense == "vv" else 0
+        with torch.no_grad():
+            tokens = encode_layers(self.backbone, images, self.taps, blocks)
+        by_tap = [head(layer[:, 1:]) for head, layer in zip(self.heads, tokens, strict=True)]
+        coarse = torch.stack([self.logits(features, direction) for features in by_tap]).mean(0)
+        at = self.taps.index(self.feature_layer)
+        fine: list[Tensor] = []
+        features = by_tap[at]
+        if self.refinement is not None:
+            for _ in range(self.refine.steps):
+                leading = (fine[-1] if fine else coarse).sigmoid()
+                features = self.refinement(self.backbone, tokens[at], leading)
+                fine.append(self.logits(features, direction))
+        return Looks(coarse, fine, features)
+
+    def logits(self, features: Tensor, direction: Tensor) -> Tensor:
+        """Return similarities over the temperature, ``(B, N)`` in float32."""
+        tau = self.log_tau.exp().clamp(LEAST_TAU, MOST_TAU)
+        with self.backbone.out_of_autocast():
+            return features.float() @ direction.float() / tau
+
+    def fused(self, looks: Looks) -> Tensor:
+        """Return the logits of the final map, ``(B, N)``."""
+        if not looks.fine:
+            return looks.coarse
+        last = looks.fine[-1]
+        return last if self.refine.fuse == "fine" else (looks.coarse + last) / 2
+
+    @torch.no_grad()
+    def score(self, images: Tensor, categories: list[str]) -> Scores:
+        """Score images ``(B, 3, H, W)``; what they show is not looked at.
+
+        Returns:
+            The map in [0, 1], blurred, the image score, and the maps of both looks, not blurred.
+        """
+        with self.backbone.out_of_autocast():
+            looks = self.looks(images, self._direction())
+            stages = {"coarse": looks.coarse}
+            if looks.fine:
+                stages["fine"] = looks.fine[-1]
+            settings = self.map
+            sigma = settings.sigma * settings.eval_size / SIGMA_SIDE
+            maps = gaussian_blur(self._probability_map(self.fused(looks)), sigma)
+            return Scores(
+                image_score=_image_score(maps, settings.image_score),
+                anomaly_map=maps,
+                stage_maps={name: self._probability_map(one) for name, one in stages.items()},
+            )
+
+    def _direction(self) -> Tensor:
+        """Return :meth:`direction`, computed again only if the prompt has changed."""
+        version = self.prompt.context._version
+        if self._text is None or self._text[0] != version:
+            self._text = version, self.direction()
+        return self._text[1].to(self.device)
+
+    def _probability_map(self, logits: Tensor) -> Tensor:
+        """Interpolate logits ``(B, N)``, then squash: peaks stay; ``(B, E, E)`` in [0, 1]."""
+        upsampled = patches_to_map(logits, (self.image_size, self.image_size)).sigmoid()
+        return resize_maps(upsampled, (self.map.eval_size, self.map.eval_size))
+
+    def losses(self, looks: Looks, mask: Tensor, label: Tensor) -> dict[str, Tensor]:
+        """Return the terms of the loss, weighted (section 3).
+
+        Args:
+            looks: What the model says.
+            mask: bool ``(B, h, w)``, where the synthetic defect is.
+            label: bool ``(B,)``, whether there is one.
+        """
+        last = looks.fine[-1] if looks.fine else looks.coarse
+        count = max(1, round(self.loss.image_fraction * last.shape[1]))
+        highest = last.topk(count, dim=1).values.mean(dim=1)
+        image = F.binary_cross_entropy_with_logits(highest, label.float())
+        coarse_weight = self.loss.coarse if looks.fine else 1.0
+        terms = {
+            "coarse": coarse_weight * self.segmentation_loss(looks.coarse, mask),
+            "image": self.loss.image * image,
+        }
+        if looks.fine:
+            terms["fine"] = torch.stack(
+                [self.segmentation_loss(logits, mask) for logits in looks.fine]
+            ).sum()
+        return terms
+
+    def segmentation_loss(self, logits: Tensor, mask: Tensor) -> Tensor:
+        """Return the weighted sum of focal and dice loss of one map.
+
+        Args:
+            logits: ``(B, N)``; they are upsampled to the mask.
+            mask: bool ``(B, h, w)``.
+        """
+        upsampled = patches_to_map(logits, (mask.shape[-2], mask.shape[-1]))
+        probability = upsampled.sigmoid()
+        total = self.loss.focal * focal_loss_with_logits(upsampled, mask, self.loss.gamma)
+        total = total + self.loss.dice * batch_dice_loss(probability, mask)
+        if self.loss.normal_dice > 0:
+            total = total + self.loss.normal_dice * batch_dice_loss(1 - probability, ~mask)
+        return total
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch of normal images, some with synthetic defects."""
+        mask = batch["mask"]
+        direction = self.direction()
+        looks = self.looks(batch["image"], direction)
+        with self.backbone.out_of_autocast():
+            terms = self.losses(looks, mask, batch["label"])
+            total = torch.stack(list(terms.values())).sum()
+        figures = {f"train/{name}": float(value.detach()) for name, value in terms.items()}
+        figures |= self.insights(looks, mask, direction)
+        count = len(mask)
+        self.log_dict(figures, on_step=True, on_epoch=False, batch_size=count)
+        self.log("train/loss", total.detach(), prog_bar=True, batch_size=count)
+        return total
+
+    @torch.no_grad()
+    def insights(self, looks: Looks, mask: Tensor, direction: Tensor) -> dict[str, float]:
+        """Return what a log should show of a batch (section 7).
+
+        The maps' means on and off the defects, beta, the length of the shift, how far the prompt
+        has gone from its start (1 - cosine), its cosine with patches on defects, the rate.
+        """
+        side = math.isqrt(looks.coarse.shape[1])
+        share = F.adaptive_avg_pool2d(mask[:, None].float(), side).flatten(1)
+        some = bool(share.any())
+        on = share / share.sum() if some else share  # a patch counts by what the defect covers
+        off = share == 0
+        found: dict[str, float] = {}
+        stages = {"coarse": looks.coarse}
+        if looks.fine:
+            stages["fine"] = looks.fine[-1]
+        for name, logits in stages.items():
+            probability = logits.sigmoid()
+            if off.any():
+                found[f"train/{name}_off"] = float(probability[off].mean())
+            if some:
+                found[f"train/{name}_on"] = float((probability * on).sum())
+        now = F.normalize(direction.detach(), dim=0)
+        found["train/prompt_drift"] = float(1 - F.cosine_similarity(now, self.start, dim=0))
+        if some:
+            found["train/prompt_cosine_on"] = float((looks.features @ now * on).sum())
+        refinement = self.refinement
+        if refinement is not None:
+            for name in ("beta", "gamma"):
+                if hasattr(refinement, name):
+                    found[f"train/{name}"] = float(getattr(refinement, name))
+            if hasattr(refinement, "shift"):
+                found["train/shift"] = float(refinement.shift.norm())
+        if self.log_tau.requires_grad:
+            found["train/tau"] = float(self.log_tau.exp())
+        if self._trainer is not None and self.trainer.optimizers:
+            found["train/lr_head"] = float(self.trainer.optimizers[0].param_groups[1]["lr"])
+        return found
+
+    def configure_optimizers(self) -> Any:
+        """Return AdamW with three rates, and a schedule that follows the step.
+
+        Raises:
+            ValueError: If the end of the training is not known.
+        """
+        steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            raise ValueError(
+                "CLIPADA lowers its rates towards the end, which must be known: give "
+                "trainer.max_steps or trainer.max_epochs"
+            )
+        settings = self.optim
+        decay = settings.weight_decay
+        if self.data is not None and len(self.data.fit_samples()) < settings.few_images:
+            decay *= settings.few_factor
+        optimizer = torch.optim.AdamW(list(self.parameter_groups(decay)), lr=settings.lr_head)
+        warmup = min(settings.warmup_steps, int(steps) // 20)
+
+        def rate(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / warmup
+            done = min(1.0, (step - warmup) / max(1, steps - warmup))
+            return settings.last + (1 - settings.last) * 0.5 * (1 + math.cos(math.pi * done))
+
+        schedule = {"scheduler": LambdaLR(optimizer, rate), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def parameter_groups(self, weight_decay: float) -> Iterator[dict[str, Any]]:
+        """Yield the trained parameters by rate; prompt, shift and what is no matrix do not decay.
+
+        The order is prompt, heads (with and without decay), blocks (likewise); empty ones are left
+        out.
+        """
+        rates = self.optim
+        blocks = [] if self.refinement is None else list(self.refinement.named_parameters())
+        copied = [p for name, p in blocks if name.startswith("blocks.")]
+        own = {id(p) for p in [*copied, self.prompt.context, *self.backbone.parameters()]}
+        others = [p for p in self.parameters() if p.requires_grad and id(p) not in own]
+        yield {"params": [self.prompt.context], "lr": rates.lr_prompt, "weight_decay": 0.0}
+        for members, lr in ((others, rates.lr_head), (copied, rates.lr_block)):
+            for matrices, decay in ((True, weight_decay), (False, 0.0)):
+                chosen = [p for p in members if (p.ndim > 1) == matrices]
+                if chosen:
+                    yield {"params": chosen, "lr": lr, "weight_decay": decay}
+
+
+def _settings(kind: type[Settings], value: Settings | Mapping[str, Any]) -> Settings:
+    """Return settings; plain dictionaries come from checkpoints."""
+    return kind(**value) if isinstance(value, Mapping) else value
+
+
+def _image_score(maps: Tensor, rule: str) -> Tensor:
+    if rule == "max":
+        return image_score(maps, "max")
+    if rule == "topk_mean":
+        return image_score(maps, "top_mean", fraction=0.001)
+    return image_score(F.avg_pool2d(maps[:, None], 16, stride=1)[:, 0], "max")

@@ -1,0 +1,103 @@
+"""Which pictures of maps a run draws, and into which files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+
+from anomaly_clip.data.dataset import AnomalyData
+from anomaly_clip.data.transforms import solid
+from anomaly_clip.files import atomic_path
+from anomaly_clip.progress import track
+from anomaly_clip.records import Batch, Scores
+from anomaly_clip.report.gallery import draw_panels, stack_sheets
+from anomaly_clip.report.kept_maps import KeptMaps, Ranges, Rows, picture_names
+
+__all__ = ["draw_batch", "draw_kept"]
+
+
+def draw_kept(
+    folder: Path,
+    data: AnomalyData,
+    kept: KeptMaps,
+    ranges: Ranges,
+    rows: Rows,
+    own_size: bool,
+    warning: str | None,
+) -> None:
+    """Draw image, maps and mask of all images whose maps were kept, one file each.
+
+    Args:
+        folder: Where ``category/defect/name.png`` goes.
+        data: The images.
+        kept: Their maps.
+        ranges: The scale of each category.
+        rows: Label and score of each image.
+        own_size: Whether images are drawn in their own size, not as the method saw them.
+        warning: One line in red.
+    """
+    samples = data.samples("test")
+    dataset, read, names = data.dataset("test"), data.reader(), picture_names(samples)
+    for index in track(kept.indices, "drawing maps"):
+        sample, row = samples[index], rows[index]
+        size = None
+        if own_size:
+            image, own = read(sample)
+            mask = None if own is None else solid(own)
+            size = (image.shape[0], image.shape[1])
+        else:
+            item = dataset[index]
+            image = item["image"].permute(1, 2, 0).numpy()
+            mask = item["mask"].numpy() if "mask" in item else None
+        known = {0: "normal", 1: "anomalous", None: ""}[row["label"]]
+        low, high = ranges[sample.category]
+        maps = kept.load(index, size)
+        sheet = draw_panels(
+            image,
+            maps.pop("map"),
+            mask,
+            (low, high),
+            f"{names[index]}   {known}   score {row['image_score']:.4g}",
+            warning,
+            maps,
+        )
+        with atomic_path(folder / f"{names[index]}.png") as temporary:
+            Image.fromarray(sheet).save(temporary)
+
+
+def draw_batch(
+    file: Path, scores: Scores, batch: Batch, num_images: int, warning: str | None
+) -> None:
+    """Draw the first images of a batch below each other, on one scale.
+
+    Args:
+        file: Where to.
+        scores: Of the batch; without maps nothing is drawn.
+        batch: Images, labels and perhaps masks.
+        num_images: How many at most.
+        warning: One line in red.
+    """
+    if "anomaly_map" not in scores:
+        return
+    maps = scores["anomaly_map"][:num_images].float().cpu().numpy()
+    stages = {
+        name: one[:num_images].float().cpu().numpy()
+        for name, one in scores.get("stage_maps", {}).items()
+    }
+    sheets = []
+    for row, values in enumerate(maps):
+        state = "anomalous" if bool(batch["label"][row]) else "normal"
+        sheets.append(
+            draw_panels(
+                batch["image"][row].permute(1, 2, 0).cpu().numpy(),
+                values,
+                batch["mask"][row].cpu().numpy() if "mask" in batch else None,
+                (float(maps.min()), float(maps.max())),
+                f"{batch['category'][row]}   {state}   score {scores['image_score'][row]:.4g}",
+                warning,
+                {name: one[row] for name, one in stages.items()},
+            )
+        )
+    with atomic_path(file) as temporary:
+        Image.fromarray(stack_sheets(sheets)).save(temporary)

@@ -1,0 +1,118 @@
+"""Maps between the steps of a run and its pictures.
+
+All are drawn on the scale of their category, which is known at the end only.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from anomaly_clip.data.dataset import Sample
+from anomaly_clip.files import atomic_path
+from anomaly_clip.maps import resize_maps
+from anomaly_clip.records import Scores
+
+__all__ = ["KeptMaps", "Ranges", "Rows", "merged", "picture_names"]
+
+Rows = dict[int, dict[str, Any]]
+"""What is known of an image, by its index."""
+Ranges = dict[str, list[float]]
+"""The lowest and the highest value of a category's maps."""
+
+
+class KeptMaps:
+    """The maps of one process, in a scratch folder.
+
+    Args:
+        folder: Shared by all processes of a run; each keeps other images.
+        with_stages: Whether the maps of a method's intermediate steps are kept, too.
+    """
+
+    def __init__(self, folder: Path, with_stages: bool = False) -> None:
+        self.folder = folder
+        self.with_stages = with_stages
+        self.ranges: Ranges = {}
+        self.indices: list[int] = []
+
+    def keep(self, scores: Scores, indices: Sequence[int], categories: Sequence[str]) -> None:
+        """Keep the maps of a batch; a batch without any is let pass."""
+        if "anomaly_map" not in scores:
+            return
+        final = scores["anomaly_map"].float()
+        named = {"map": final}
+        if self.with_stages:
+            size = (final.shape[-2], final.shape[-1])
+            stages = scores.get("stage_maps", {})
+            named |= {name: resize_maps(maps.float(), size) for name, maps in stages.items()}
+        arrays = {name: maps.cpu().numpy() for name, maps in named.items()}
+        for row, (index, category) in enumerate(zip(indices, categories, strict=True)):
+            values = arrays["map"][row]
+            widen(self.ranges, category, float(values.min()), float(values.max()))
+            with atomic_path(self._file(index)) as temporary, temporary.open("wb") as file:
+                np.savez(file, **{name: maps[row] for name, maps in arrays.items()})
+            self.indices.append(index)
+
+    def load(self, index: int, size: tuple[int, int] | None = None) -> dict[str, NDArray]:
+        """Return the maps of an image by name, ``map`` first, resized if a size is given."""
+        with np.load(self._file(index)) as file:
+            maps = {name: file[name] for name in file.files}
+        if size is not None:
+            return {
+                name: resize_maps(torch.from_numpy(values)[None], size)[0].numpy()
+                for name, values in maps.items()
+            }
+        return maps
+
+    def clear(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _file(self, index: int) -> Path:
+        return self.folder / f"{index}.npz"
+
+
+def widen(ranges: Ranges, category: str, low: float, high: float) -> None:
+    """Let the range of a category hold two more values."""
+    known = ranges.setdefault(category, [low, high])
+    known[:] = [min(known[0], low), max(known[1], high)]
+
+
+def merged(parts: Sequence[Mapping[str, Sequence[float]]]) -> Ranges:
+    """Return the ranges over all processes."""
+    ranges: Ranges = {}
+    for part in parts:
+        for category, (low, high) in part.items():
+            widen(ranges, category, low, high)
+    return ranges
+
+
+def picture_names(samples: Sequence[Sample]) -> list[str]:
+    """Return ``category/defect/stem`` for each sample, made distinct by the index where needed.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from anomaly_clip.data import Sample
+        >>> from anomaly_clip.report.kept_maps import picture_names
+        >>> picture_names([Sample(Path("a/1.png"), "nut/bolt", True, defect="cut")])
+        ['nut_bolt/cut/1']
+        >>> picture_names([Sample(Path("1.png"), "..", False)])
+        ['_/good/1']
+    """
+    parts = [[s.category.replace("/", "_"), *s.defect.split("/"), s.image.stem] for s in samples]
+    names = ["/".join(_file_name(p) for p in part if p) for part in parts]
+    seen = Counter(names)
+    return [f"{name}-{i}" if seen[name] > 1 else name for i, name in enumerate(names)]
+
+
+def _file_name(words: str) -> str:
+    """Turn words into a name that every file system takes and that leads nowhere else."""
+    return re.sub(r'[\\/:*?"<>|]', "_", words).strip(" .") or "_"

@@ -1,0 +1,508 @@
+from __future__ import annotations
+
+import csv
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import save_picture
+from PIL import Image
+from scipy.ndimage import uniform_filter
+from test_sdp import quiet_trainer
+from torch import Tensor
+from torch.testing import assert_close
+from torchvision.ops import sigmoid_focal_loss
+
+from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
+from anomaly_clip.backbones.learnable_prompt import LearnablePromptSettings
+from anomaly_clip.backbones.surgery import attend, encode_layers, split_heads
+from anomaly_clip.cli import main
+from anomaly_clip.data import MVTecAD
+from anomaly_clip.losses import batch_dice_loss, focal_loss_with_logits
+from anomaly_clip.methods import CLIPADA
+from anomaly_clip.methods.clip_ada import Looks, LossSettings, MapSettings, OptimSettings
+from anomaly_clip.methods.region_refinement import RefinementSettings
+from anomaly_clip.synthesis import SynthesisSettings
+
+PERLIN = SynthesisSettings("perlin", share=0.5)
+
+
+def tiny(clip: CLIPBackbone, **options: Any) -> CLIPADA:
+    return CLIPADA(clip, **{"feature_layer": 2, **options})
+
+
+def noise(count: int, side: int = 32, seed: int = 0) -> Tensor:
+    draws = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, side, side), generator=draws).byte()
+
+
+@pytest.fixture(scope="module")
+def base() -> CLIPADA:
+    """Return the method on a random ViT-B/16 at 224 pixels."""
+    torch.manual_seed(0)
+    return CLIPADA(CLIPSettings("ViT-B-16-quickgelu", "random", 224))
+
+
+def test_what_is_trained_and_how_much(base: CLIPADA) -> None:
+    trained = {name: p.numel() for name, p in base.named_parameters() if p.requires_grad}
+    assert sum(trained.values()) == 7_884_289
+    assert trained["prompt.context"] == 8192
+    head = sum(count for name, count in trained.items() if name.startswith("heads."))
+    refinement = sum(count for name, count in trained.items() if name.startswith("refinement."))
+    assert (head, refinement) == (393_728, 7_482_369)
+    direction = base.direction()
+    assert direction.norm().item() == pytest.approx(1, abs=1e-5)
+    looks = base.looks(noise(2, 224), direction)
+    assert looks.coarse.shape == looks.fine[0].shape == (2, 196)
+    (tokens,) = encode_layers(base.backbone, noise(2, 224), [7])
+    assert tokens.shape == (2, 197, 768)
+
+
+def test_gradients_reach_exactly_what_is_trained(base: CLIPADA) -> None:
+    base.train()
+    assert not any(module.training for module in base.backbone.modules())
+    mask = torch.zeros(2, 224, 224, dtype=torch.bool)
+    mask[0, 50:90, 50:90] = True
+    terms = base.losses(base.looks(noise(2, 224), base.direction()), mask, torch.tensor([1, 0]))
+    torch.stack(list(terms.values())).sum().backward()
+    reached = {name for name, p in base.named_parameters() if p.grad is not None and p.grad.any()}
+    assert reached == {name for name, p in base.named_parameters() if p.requires_grad}
+    assert not any(name.startswith("backbone.") for name in reached)
+
+
+@torch.no_grad()
+def test_layers_are_counted_from_one_and_taken_behind_the_block(tiny_clip: CLIPBackbone) -> None:
+    images = noise(2)
+    pixels = tiny_clip.prepare(images)
+    found = tiny_clip.visual.forward_intermediates(
+        pixels, indices=[1, 2], output_fmt="NLC", output_extra_tokens=True
+    )
+    for own, patches, first in zip(
+        encode_layers(tiny_clip, images, [2, 3]),
+        found["image_intermediates"],
+        found["image_intermediates_prefix"],
+        strict=True,
+    ):
+        assert_close(own, torch.cat([first, patches], dim=1), atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
+def test_value_value_patches_by_hand(tiny_clip: CLIPBackbone) -> None:
+    images = noise(2)
+    one, two, three = encode_layers(tiny_clip, images, [1, 2, 3])
+    dense = one
+    for block, tokens in zip(tiny_clip.visual.transformer.resblocks[1:3], (one, two), strict=True):
+        _, _, values = split_heads(block, block.ln_1(tokens))
+        dense = dense + attend(block, values, values, values)
+    (own,) = encode_layers(tiny_clip, images, [3], value_blocks=2)
+    assert_close(own[:, 1:], dense[:, 1:], atol=1e-6, rtol=0)
+    assert_close(own[:, 0], three[:, 0], atol=1e-6, rtol=0)
+    again = encode_layers(tiny_clip, images, [2, 3], value_blocks=2)
+    assert_close(again[1], own, atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match="layer 1 has fewer than 2 blocks"):
+        encode_layers(tiny_clip, images, [1], value_blocks=2)
+
+
+def test_the_logits_are_cosines_over_the_temperature(tiny_clip: CLIPBackbone) -> None:
+    method = tiny(tiny_clip, taps=[1, 2], tau=0.1)
+    images = noise(2)
+    text = method.direction()
+    looks = method.looks(images, text)
+    by_hand = [
+        unit(head.linear(F.layer_norm(tokens[:, 1:], (24,)))) @ text / 0.1
+        for head, tokens in zip(method.heads, encode_layers(tiny_clip, images, [1, 2]), strict=True)
+    ]
+    assert_close(looks.coarse, (by_hand[0] + by_hand[1]) / 2, atol=1e-5, rtol=0)
+    assert_close(method.fused(looks), (looks.coarse + looks.fine[0]) / 2)
+    literal = tiny(tiny_clip, refine=RefinementSettings(fuse="fine"))
+    looks = literal.looks(images, text)
+    assert_close(literal.fused(looks), looks.fine[0])
+
+
+def test_of_two_prompts_the_sigmoid_is_the_softmax(tiny_clip: CLIPBackbone) -> None:
+    method = tiny(tiny_clip, prompt=LearnablePromptSettings(n_prompts=2))
+    images = noise(1)
+    text = method.prompt(tiny_clip)
+    (tokens,) = encode_layers(tiny_clip, images, [2])
+    features = method.heads[0](tokens[:, 1:])
+    softmax = (features @ text.T / 0.07).softmax(-1)[..., 1]
+    looks = method.looks(images, method.direction())
+    assert_close(looks.coarse.sigmoid(), softmax, atol=1e-5, rtol=0)
+
+
+def test_each_step_is_led_by_the_one_before(tiny_clip: CLIPBackbone) -> None:
+    method = tiny(tiny_clip, refine=RefinementSettings(steps=2))
+    images = noise(1)
+    text = method.direction()
+    looks = method.looks(images, text)
+    assert len(looks.fine) == 2
+    (tokens,) = encode_layers(tiny_clip, images, [2])
+    assert method.refinement is not None
+    second = method.refinement(tiny_clip, tokens, looks.fine[0].sigmoid())
+    assert_close(looks.fine[1], method.logits(second, text), atol=1e-5, rtol=0)
+    without = tiny(tiny_clip, refine=RefinementSettings("none"))
+    looks = without.looks(images, text)
+    assert looks.fine == []
+    assert_close(without.fused(looks), looks.coarse)
+
+
+def test_the_focal_loss_is_torchvisions() -> None:
+    logits = 5 * torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(0))
+    target = logits + torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(1)) > 0
+    for gamma in (0.0, 2.0):
+        theirs = sigmoid_focal_loss(logits, target.float(), alpha=-1, gamma=gamma, reduction="mean")
+        assert_close(focal_loss_with_logits(logits, target, gamma), theirs, atol=1e-6, rtol=1e-5)
+
+
+def test_dice_of_a_batch_by_hand() -> None:
+    probability = torch.tensor([[[0.5, 1.0]], [[0.0, 0.25]]])
+    target = torch.tensor([[[False, True]], [[False, False]]])
+    expected = 1 - (2 * 1.0 + 1) / (1.75 + 1 + 1)
+    assert batch_dice_loss(probability, target).item() == pytest.approx(expected)
+
+
+def test_the_loss_of_right_and_wrong_maps(tiny_clip: CLIPBackbone) -> None:
+    method = tiny(tiny_clip)
+    mask = torch.zeros(2, 32, 32, dtype=torch.bool)
+    mask[0, :16] = True
+    right = torch.where(F.avg_pool2d(mask[:, None].float(), 8).flatten(1) > 0.5, 20.0, -20.0)
+    # Between patches logits are interpolated: the border of the defect lies at the edge of patches.
+    nothing = torch.zeros_like(mask)
+    assert method.segmentation_loss(torch.full((2, 16), -20.0), nothing).item() < 1e-3
+    full = torch.ones_like(mask)
+    assert method.segmentation_loss(torch.full((2, 16), 20.0), full).item() < 1e-3
+    assert method.segmentation_loss(torch.full((2, 16), -20.0), full).item() > 20
+    assert method.segmentation_loss(right, mask) < 0.02 * method.segmentation_loss(-right, mask)
+
+
+def test_the_terms_of_the_loss(tiny_clip: CLIPBackbone) -> None:
+    settings = LossSettings(focal=3, dice=2, normal_dice=1, coarse=0.25, image=0.5)
+    method = tiny(tiny_clip, loss=settings)
+    draws = torch.Generator().manual_seed(0)
+    looks = Looks(
+        torch.randn(2, 16, generator=draws), [torch.randn(2, 16, generator=draws)], torch.empty(0)
+    )
+    mask = torch.rand(2, 4, 4, generator=draws) > 0.7
+    label = torch.tensor([True, False])
+
+    def by_hand(logits: Tensor) -> float:
+        logits = logits.view(2, 4, 4)
+        probability = logits.sigmoid()
+        focal = sigmoid_focal_loss(logits, mask.float(), alpha=-1, reduction="mean")
+        dice = batch_dice_loss(probability, mask) * 2 + batch_dice_loss(1 - probability, ~mask)
+        return float(3 * focal + dice)
+
+    terms = method.losses(looks, mask, label)
+    assert float(terms["coarse"]) == pytest.approx(0.25 * by_hand(looks.coarse), rel=1e-5)
+    assert float(terms["fine"]) == pytest.approx(by_hand(looks.fine[0]), rel=1e-5)
+    highest = looks.fine[0].max(dim=1).values  # a hundredth of 16 patches is one
+    image = F.binary_cross_entropy_with_logits(highest, label.float())
+    assert float(terms["image"]) == pytest.approx(0.5 * float(image), rel=1e-5)
+    # Without a second look the first bears the whole weight.
+    terms = method.losses(looks._replace(fine=[]), mask, label)
+    assert float(terms["coarse"]) == pytest.approx(by_hand(looks.coarse), rel=1e-5)
+    assert set(terms) == {"coarse", "image"}
+
+
+def test_maps_and_scores(tiny_clip: CLIPBackbone) -> None:
+    method = tiny(tiny_clip, map=MapSettings(eval_size=64, sigma=8.0)).eval()
+    images = noise(4)
+    scores = method.score(images, ["a"] * 4)
+    maps = scores["anomaly_map"]
+    assert maps.shape == (4, 64, 64)
+    assert 0 <= float(maps.min()) <= float(maps.max()) <= 1
+    assert_close(scores["image_score"], maps.flatten(1).amax(1))
+    for row in range(4):
+        alone = method.score(images[row : row + 1], ["b"])  # what is shown does not matter
+        assert_close(alone["anomaly_map"][0], maps[row], atol=1e-4, rtol=0)
+    with torch.no_grad():
+        looks = method.looks(images, method.direction())
+    assert set(scores["stage_maps"]) == {"coarse", "fine"}
+    grid = looks.coarse.view(4, 1, 4, 4)
+    coarse = F.interpolate(grid, (32, 32), mode="bilinear", align_corners=False).sigmoid()
+    coarse = F.interpolate(coarse, (64, 64), mode="bilinear", align_corners=False)[:, 0]
+    assert_close(scores["stage_maps"]["coarse"], coarse, atol=1e-6, rtol=0)
+
+
+def test_rules_of_the_image_score(tiny_clip: CLIPBackbone) -> None:
+    images = noise(2)
+    scores = {}
+    for rule in ("max", "avgpool_max", "topk_mean"):
+        settings = MapSettings(eval_size=64, image_score=rule)  # type: ignore[arg-type]
+        found = tiny(tiny_clip, map=settings).score(images, ["a"] * 2)
+        scores[rule] = found["image_score"].double().numpy()
+    maps = found["anomaly_map"].double().numpy()
+    for row, one in enumerate(maps):
+        pooled = uniform_filter(one, 16, origin=-8)[:49, :49]  # squares that lie inside
+        assert scores["max"][row] == pytest.approx(one.max(), abs=1e-5)
+        assert scores["avgpool_max"][row] == pytest.approx(pooled.max(), abs=1e-5)
+        highest = np.sort(one.ravel())[-round(0.001 * 64 * 64) :]
+        assert scores["topk_mean"][row] == pytest.approx(highest.mean(), abs=1e-5)
+
+
+def test_the_prompt_is_encoded_again_after_a_change(tiny_clip: CLIPBackbone) -> None:
+    method = tiny(tiny_clip)
+    before = method.score(noise(1), ["a"])["anomaly_map"]
+    with torch.no_grad():
+        method.prompt.context.mul_(-30)
+    after = method.score(noise(1), ["a"])["anomaly_map"]
+    assert not torch.allclose(before, after, atol=1e-3)
+
+
+def test_fifty_steps_on_one_batch_lower_the_loss(tmp_path: Path) -> None:
+    config = {
+        "embed_dim": 32,
+        "vision_cfg": {
+            "image_size": 64,
+            "layers": 4,
+            "width": 64,
+            "head_width": 32,
+            "patch_size": 16,
+        },
+        "text_cfg": {
+            "context_length": 77,
+            "vocab_size": 49408,
+            "width": 32,
+            "heads": 2,
+            "layers": 1,
+        },
+    }
+    (tmp_path / "clip.json").write_text(json.dumps(config))
+    torch.manual_seed(0)
+    method = CLIPADA(CLIPSettings(str(tmp_path / "clip.json"), "random"), feature_layer=2)
+    rng = np.random.default_rng(0)
+    texture = np.kron(rng.integers(60, 200, (4, 3, 16, 16)), np.ones((4, 4))).astype(np.uint8)
+    made = [
+        PERLIN.made("perlin", "")(image.transpose(1, 2, 0), rng, None, None) for image in texture
+    ]
+    images = torch.from_numpy(np.stack([one.image.transpose(2, 0, 1) for one in made]))
+    mask = torch.from_numpy(np.stack([one.mask for one in made]))
+    label = mask.flatten(1).any(1)
+    assert label.any()
+    optimizer = torch.optim.AdamW(list(method.parameter_groups(1e-4)), lr=1e-3)
+    totals = []
+    for _ in range(50):
+        terms = method.losses(method.looks(images, method.direction()), mask, label)
+        total = torch.stack(list(terms.values())).sum()
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        totals.append(float(total.detach()))
+    assert totals[-1] < 0.7 * totals[0]
+
+
+def test_rates_and_decay_by_group(tiny_clip: CLIPBackbone) -> None:
+    method = tiny(tiny_clip, learn_tau=True)
+    names = {id(p): name for name, p in method.named_parameters()}
+    found = {
+        names[id(p)]: (group["lr"], group["weight_decay"])
+        for group in method.parameter_groups(0.5)
+        for p in group["params"]
+    }
+    assert set(found) == {name for name, p in method.named_parameters() if p.requires_grad}
+    assert found["prompt.context"] == (2e-3, 0)
+    assert found["heads.0.linear.weight"] == (1e-3, 0.5)
+    for name in ("heads.0.linear.bias", "refinement.shift", "refinement.beta", "log_tau"):
+        assert found[name] == (1e-3, 0)
+    assert found["refinement.blocks.0.attn.in_proj_weight"] == (1e-4, 0.5)
+    assert found["refinement.blocks.0.ln_1.weight"] == (1e-4, 0)
+
+
+@pytest.fixture
+def learnable(mvtec_root: Path) -> Path:
+    """Return a folder of MVTec-AD's form with six textured training images a category."""
+    rng = np.random.default_rng(0)
+    for category in sorted(path for path in mvtec_root.iterdir() if path.is_dir()):
+        for number in range(6):
+            cells = rng.integers(60, 200, (10, 10, 3))
+            array = np.kron(cells, np.ones((4, 4, 1))).astype(np.uint8)
+            save_picture(category / "train" / "good" / f"{100 + number}.png", array)
+    return mvtec_root
+
+
+def data_of(root: Path, **options: Any) -> MVTecAD:
+    return MVTecAD(str(root), **{"synthesis": PERLIN, "num_workers": 0, "batch_size": 4, **options})
+
+
+def test_the_rate_warms_up_and_falls_to_a_hundredth(
+    tiny_clip: CLIPBackbone, learnable: Path
+) -> None:
+    method = tiny(tiny_clip, optim=OptimSettings(warmup_steps=2))
+    trainer = quiet_trainer(max_steps=40, max_epochs=-1)
+    rates: list[float] = []
+    method.on_train_batch_end = lambda *_: rates.append(  # type: ignore[method-assign]
+        trainer.optimizers[0].param_groups[0]["lr"]
+    )
+    trainer.fit(method, data_of(learnable))
+    assert len(rates) == 40
+    highest = max(rates)
+    assert highest == pytest.approx(2e-3)
+    assert rates[0] == pytest.approx(2e-3)  # already stepped: the second of two warm-up steps
+    assert rates[-1] == pytest.approx(2e-5, rel=0.01)
+    assert rates[20] == pytest.approx(
+        2e-3 * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * 19 / 38)))
+    )
+    # Fewer than a hundred images: ten times the decay.
+    assert trainer.optimizers[0].param_groups[1]["weight_decay"] == pytest.approx(1e-3)
+
+
+def test_without_an_end_there_is_no_schedule(tiny_clip: CLIPBackbone, learnable: Path) -> None:
+    with pytest.raises(ValueError, match="must be known"):
+        quiet_trainer(max_epochs=-1).fit(tiny(tiny_clip), data_of(learnable))
+
+
+@pytest.mark.parametrize(
+    "synthesis", [None, SynthesisSettings("perlin", mode="pair"), SynthesisSettings(share=0.0)]
+)
+def test_fit_needs_synthetic_defects(
+    tiny_clip: CLIPBackbone, learnable: Path, synthesis: SynthesisSettings | None
+) -> None:
+    with pytest.raises(ValueError, match="CLIPADA learns from synthetic defects: say which"):
+        quiet_trainer(max_epochs=1).fit(tiny(tiny_clip), data_of(learnable, synthesis=synthesis))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"tau": 0.0}, r"model.tau must be in \[0.01, 1.0\], got 0.0"),
+        ({"taps": [1, 3]}, r"model.taps \[1, 3\]: model.feature_layer 2 is missing"),
+        ({"feature_layer": 9}, "expected ascending numbers between 1 and 4"),
+        ({"feature_layer": 4}, "takes 1 blocks behind model.feature_layer 4"),
+    ],
+)
+def test_bad_arguments_are_named(
+    tiny_clip: CLIPBackbone, options: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        tiny(tiny_clip, **options)
+
+
+def words(verb: str, root: Path, clip: str, runs: Path) -> list[str]:
+    found = [verb, "--model", "CLIPADA", "--model.backbone.name", clip]
+    found += ["--model.backbone.pretrained", "random", "--model.backbone.image_size", "32"]
+    found += ["--model.feature_layer", "2", "--model.map.eval_size", "32"]
+    found += ["--data", "MVTecAD", "--data.root", str(root), "--data.num_workers", "0"]
+    found += ["--data.batch_size", "4", "--data.synthesis.recipe", "perlin"]
+    found += ["--data.val_split", "synthetic", "--data.val_share", "0.3"]
+    found += ["--trainer.accelerator", "cpu", "--trainer.log_every_n_steps", "1"]
+    return [*found, "--trainer.max_epochs", "2", "--output.root", str(runs)]
+
+
+def test_fit_test_and_predict(
+    learnable: Path, tiny_clip_config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words("fit", learnable, tiny_clip_config, tmp_path / "runs")) == 0
+    run = tmp_path / "runs" / "run" / "1"
+    [checkpoint] = (run / "checkpoints").iterdir()
+    assert checkpoint.name == "last.ckpt"
+    kept = torch.load(checkpoint, weights_only=True)
+    assert not any(key.startswith("backbone.") for key in kept["state_dict"])
+    sizes = [p.numel() for p in kept["state_dict"].values()]
+    assert sum(sizes) < 10_000  # the tiny CLIP has 400,000
+    with (run / "logs" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    logged = {name for row in rows for name, value in row.items() if value}
+    steps = ["loss", "coarse", "fine", "image", "coarse_on", "coarse_off", "fine_on", "fine_off"]
+    steps += ["beta", "shift", "prompt_drift", "prompt_cosine_on", "lr_head"]
+    assert logged >= {f"train/{name}" for name in steps}
+    assert logged >= {"val/image_auroc", "val/pixel_ap"}
+    pictures = sorted((run / "validation").iterdir())
+    assert len(pictures) == 2  # one an epoch, none of the sanity check
+    with Image.open(pictures[0]) as sheet:
+        assert sheet.width == 5 * 240 + 4 * 4  # image, coarse, fine, map, mask
+    tested = ["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "t")]
+    assert main(tested) == 0
+    assert json.loads((tmp_path / "t/run/1/metrics.json").read_text())["run"]["method"] == "CLIPADA"
+    predicted = ["predict", "--ckpt_path", str(checkpoint), "--output.stages", "true"]
+    assert main([*predicted, "--output.root", str(tmp_path / "p")]) == 0
+    with Image.open(next((tmp_path / "p").rglob("maps/**/*.png"))) as sheet:
+        assert sheet.width > 4 * 240  # image, coarse, fine, map, and perhaps a mask
+    capsys.readouterr()
+    assert main(words("test", learnable, tiny_clip_config, tmp_path / "u")) == 2
+    assert "CLIPADA must be fitted first" in capsys.readouterr().err
+
+
+def test_a_checkpoint_gives_the_same_maps_on_another_copy(
+    tiny_clip: CLIPBackbone, learnable: Path, tmp_path: Path
+) -> None:
+    state = tmp_path / "clip.pt"
+    torch.save(tiny_clip.model.state_dict(), state)
+    own = CLIPBackbone(tiny_clip.settings.name, str(state))
+    method = tiny(own, refine=RefinementSettings(steps=2), taps=[1, 2])
+    trainer = quiet_trainer(max_epochs=1)
+    trainer.fit(method, data_of(learnable))
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    again = CLIPADA.load_from_checkpoint(tmp_path / "a.ckpt")
+    images = noise(2)
+    one, other = (m.eval().score(images, ["a"] * 2) for m in (method, again))
+    assert_close(one["anomaly_map"], other["anomaly_map"], atol=0, rtol=0)
+    with torch.no_grad():
+        own.visual.conv1.weight[0] += 1
+    torch.save(own.model.state_dict(), state)
+    with pytest.raises(ValueError, match="on other tensors of that name"):
+        CLIPADA.load_from_checkpoint(tmp_path / "a.ckpt")
+
+
+def test_a_resumed_fit_is_the_uninterrupted_one(
+    learnable: Path, tiny_clip_config: str, tmp_path: Path
+) -> None:
+    every = {
+        "class_path": "ModelCheckpoint",
+        "init_args": {"save_top_k": -1, "save_on_train_epoch_end": True},
+    }
+    line = [*words("fit", learnable, tiny_clip_config, tmp_path), "--seed_everything", "3"]
+    assert main([*line, "--trainer.callbacks+", json.dumps(every)]) == 0
+    first = tmp_path / "run" / "1" / "checkpoints"
+    [between] = first.glob("epoch=0-*.ckpt")
+    assert main([*line, "--ckpt_path", str(between)]) == 0
+    states = [
+        torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
+        for folder in (first, tmp_path / "run" / "2" / "checkpoints")
+    ]
+    assert_close(states[0], states[1], atol=0, rtol=0)
+
+
+def test_half_precision_stays_near(tiny_clip_config: str, learnable: Path) -> None:
+    losses: dict[str, list[float]] = {}
+    maps: dict[str, Tensor] = {}
+    for precision in ("32-true", "bf16-mixed"):
+        torch.manual_seed(1)
+        method = CLIPADA(CLIPSettings(tiny_clip_config, "random"), feature_layer=2)
+        seen = losses.setdefault(precision, [])
+
+        def note(outputs: dict[str, Tensor], *_: object, seen: list[float] = seen) -> None:
+            seen.append(float(outputs["loss"]))
+
+        method.on_train_batch_end = note  # type: ignore[method-assign]
+        trainer = quiet_trainer(max_steps=20, max_epochs=-1, precision=precision)
+        trainer.fit(method, data_of(learnable))
+        maps[precision] = method.eval().score(noise(2), ["a"] * 2)["anomaly_map"]
+    one, other = (np.array(losses[precision]) for precision in ("32-true", "bf16-mixed"))
+    assert len(one) == 20
+    assert not np.array_equal(one, other)
+    np.testing.assert_allclose(other, one, rtol=0.05)
+    assert_close(maps["bf16-mixed"], maps["32-true"], atol=0.05, rtol=0)
+
+
+def test_two_processes_learn_together(
+    learnable: Path, tiny_clip_config: str, tmp_path: Path
+) -> None:
+    line = words("fit", learnable, tiny_clip_config, tmp_path)
+    ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2"]
+    python = [sys.executable, "-m", "anomaly_clip", *line, *ddp]
+    done = subprocess.run(python, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["1"]
+    checkpoint = tmp_path / "run" / "1" / "checkpoints" / "last.ckpt"
+    kept = torch.load(checkpoint, weights_only=True)
+    assert all(value.isfinite().all() for value in kept["state_dict"].values())
+    one = ["--trainer.strategy", "auto", "--trainer.devices", "1"]
+    tested = ["test", "--ckpt_path", str(checkpoint), *one, "--output.root", str(tmp_path / "t")]
+    assert main(tested) == 0

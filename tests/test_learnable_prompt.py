@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.testing import assert_close
+
+from anomaly_clip.backbones.clip import CLIPBackbone
+from anomaly_clip.backbones.learnable_prompt import LearnablePrompt, LearnablePromptSettings
+
+
+def by_open_clip(clip: CLIPBackbone, *sentences: str) -> Tensor:
+    with torch.no_grad():
+        return F.normalize(clip.model.encode_text(clip.tokenize(sentences)), dim=-1)
+
+
+def num_tokens(clip: CLIPBackbone, sentence: str) -> int:
+    return int(clip.tokenize([sentence])[0].argmax()) - 1
+
+
+@pytest.mark.parametrize("sentence", ["a photo of a damaged bottle", "broken", "a. b, c"])
+def test_the_embeddings_of_a_sentence_give_its_features(
+    tiny_clip: CLIPBackbone, sentence: str
+) -> None:
+    count = num_tokens(tiny_clip, sentence)
+    settings = LearnablePromptSettings(n_ctx=count, init_text=sentence)
+    features = LearnablePrompt(tiny_clip, settings, seed=0)(tiny_clip)
+    assert_close(features, by_open_clip(tiny_clip, sentence), atol=1e-6, rtol=0)
+
+
+def test_two_prompts_with_endings_of_different_length(tiny_clip: CLIPBackbone) -> None:
+    settings = LearnablePromptSettings(
+        n_ctx=4,
+        n_prompts=2,
+        suffix=["object.", "damaged object."],
+        init_text=["photo of a new", "photo of a used"],
+    )
+    features = LearnablePrompt(tiny_clip, settings, seed=0)(tiny_clip)
+    sentences = ("photo of a new object.", "photo of a used damaged object.")
+    assert_close(features, by_open_clip(tiny_clip, *sentences), atol=1e-6, rtol=0)
+
+
+def test_sixteen_vectors_stand_between_start_and_end(tiny_clip: CLIPBackbone) -> None:
+    prompt = LearnablePrompt(tiny_clip, LearnablePromptSettings(), seed=0)
+    width = tiny_clip.model.token_embedding.weight.shape[1]
+    assert prompt.context.shape == (1, 16, width)
+    assert prompt.last.tolist() == [17]
+    start, end = tiny_clip.tokenize([""])[0, :2]
+    embedding = tiny_clip.model.token_embedding.weight
+    assert_close(prompt.prefix[0, 0], embedding[start])
+    assert_close(prompt.ending[0], embedding[end][None])
+    assert list(prompt.state_dict()) == ["context"]
+
+
+def test_only_the_vectors_get_gradients(tiny_clip: CLIPBackbone) -> None:
+    prompt = LearnablePrompt(tiny_clip, LearnablePromptSettings(n_ctx=3), seed=0)
+    prompt(tiny_clip)[0, 0].backward()
+    assert prompt.context.grad is not None
+    assert bool((prompt.context.grad.abs().sum(-1) > 0).all())
+    assert all(parameter.grad is None for parameter in tiny_clip.parameters())
+
+
+def test_the_start_depends_on_the_seed_alone(tiny_clip: CLIPBackbone) -> None:
+    settings = LearnablePromptSettings(n_ctx=60)
+    one, again, other = (
+        LearnablePrompt(tiny_clip, settings, seed).context.detach() for seed in (1, 1, 2)
+    )
+    assert_close(one, again, atol=0, rtol=0)
+    assert not torch.allclose(one, other)
+    assert one.std().item() == pytest.approx(0.02, rel=0.15)
+    partly = LearnablePromptSettings(n_ctx=5, init_text="damaged")
+    context = LearnablePrompt(tiny_clip, partly, seed=1).context[0]
+    token = tiny_clip.tokenize(["damaged"])[0, 1]
+    assert_close(context[0], tiny_clip.model.token_embedding.weight[token])
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"n_ctx": 0}, "model.prompt.n_ctx must be 1 or more, got 0"),
+        ({"n_prompts": 3}, "model.prompt.n_prompts must be 1 or 2, got 3"),
+        ({"init_std": -1.0}, "model.prompt.init_std must be 0 or more"),
+        ({"suffix": ["a", "b"]}, "model.prompt.suffix: 2 texts for 1 prompts"),
+        ({"n_ctx": 75, "suffix": "object"}, "do not fit into the 75 of the text tower"),
+        ({"n_ctx": 1, "init_text": "a photo"}, "has 2 tokens, more than model.prompt.n_ctx 1"),
+    ],
+)
+def test_bad_settings_are_named(
+    tiny_clip: CLIPBackbone, options: dict[str, object], sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        LearnablePrompt(tiny_clip, LearnablePromptSettings(**options), seed=0)  # type: ignore[arg-type]

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.testing import assert_close
+
+from anomaly_clip.backbones.clip import CLIPBackbone
+from anomaly_clip.backbones.surgery import encode_layers
+from anomaly_clip.methods.region_refinement import (
+    DenseHead,
+    RefinementSettings,
+    RegionRefinement,
+    biased_block,
+)
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return torch.randint(0, 256, (2, 3, 32, 32), generator=torch.Generator().manual_seed(0)).byte()
+
+
+def attention_by_hand(block: torch.nn.Module, tokens: Tensor, key_bias: Tensor) -> Tensor:
+    """Return what attention adds, head by head, with a bias on the keys."""
+    attention = block.attn
+    normed = block.ln_1(tokens)
+    width = tokens.shape[-1]
+    q, k, v = (normed @ attention.in_proj_weight.T + attention.in_proj_bias).split(width, dim=-1)
+    head = width // attention.num_heads
+    parts = []
+    for start in range(0, width, head):
+        cut = slice(start, start + head)
+        logits = q[..., cut] @ k[..., cut].mT / head**0.5 + key_bias[:, None]
+        parts.append(logits.softmax(-1) @ v[..., cut])
+    return attention.out_proj(torch.cat(parts, dim=-1))
+
+
+@torch.no_grad()
+def test_a_biased_block_is_attention_with_a_key_bias(
+    tiny_clip: CLIPBackbone, images: Tensor
+) -> None:
+    block = tiny_clip.visual.transformer.resblocks[2]
+    (tokens,) = encode_layers(tiny_clip, images, [2])
+    bias = torch.randn(tokens.shape[:2], generator=torch.Generator().manual_seed(1))
+    attended = tokens + attention_by_hand(block, tokens, bias)
+    expected = attended + block.mlp(block.ln_2(attended))
+    assert_close(biased_block(block, tokens, bias), expected, atol=1e-5, rtol=0)
+    nothing = torch.zeros_like(bias)
+    assert_close(biased_block(block, tokens, nothing), block(tokens), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_a_bias_moves_attention_to_its_keys(tiny_clip: CLIPBackbone, images: Tensor) -> None:
+    block = tiny_clip.visual.transformer.resblocks[2]
+    (tokens,) = encode_layers(tiny_clip, images, [2])
+    bias = torch.full(tokens.shape[:2], -1e4)
+    bias[:, 5] = 0  # nothing else is listened to
+    changed = tokens.clone()
+    changed[:, 7] += 1
+    one, other = (biased_block(block, some, bias) for some in (tokens, changed))
+    assert_close(one[:, 6], other[:, 6], atol=1e-6, rtol=0)
+    assert not torch.allclose(one[:, 7], other[:, 7], atol=1e-3)
+
+
+@torch.no_grad()
+def test_a_flat_map_leaves_the_next_block_as_it_is(tiny_clip: CLIPBackbone, images: Tensor) -> None:
+    (tokens,) = encode_layers(tiny_clip, images, [2])
+    refinement = RegionRefinement(tiny_clip, 2, RefinementSettings(), pre_norm=True)
+    leading = torch.full((2, 16), 0.3)
+    expected = refinement.head(tiny_clip.visual.transformer.resblocks[2](tokens)[:, 1:])
+    assert_close(refinement(tiny_clip, tokens, leading), expected, atol=1e-5, rtol=0)
+    leading[:, :4] = 0.9
+    assert not torch.allclose(refinement(tiny_clip, tokens, leading), expected, atol=1e-3)
+
+
+@torch.no_grad()
+def test_several_blocks_follow_each_other(tiny_clip: CLIPBackbone, images: Tensor) -> None:
+    first, last = encode_layers(tiny_clip, images, [2, 4])
+    refinement = RegionRefinement(tiny_clip, 2, RefinementSettings(blocks=2), pre_norm=True)
+    seen = refinement(tiny_clip, first, torch.full((2, 16), 0.5))
+    assert_close(seen, refinement.head(last[:, 1:]), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("pre_norm", [True, False])
+@torch.no_grad()
+def test_multiply_scales_patches(tiny_clip: CLIPBackbone, images: Tensor, pre_norm: bool) -> None:
+    (tokens,) = encode_layers(tiny_clip, images, [2])
+    settings = RefinementSettings("multiply", gamma_init=0.5)
+    leading = torch.rand(2, 16, generator=torch.Generator().manual_seed(2))
+    refinement = RegionRefinement(tiny_clip, 2, settings, pre_norm=pre_norm)
+    patches = tokens[:, 1:]
+    normed = F.layer_norm(patches, patches.shape[-1:]) if pre_norm else patches
+    scaled = normed * (1 + 0.5 * leading[..., None])
+    expected = F.normalize(refinement.head.linear(scaled), dim=-1)
+    assert_close(refinement(tiny_clip, tokens, leading), expected, atol=1e-6, rtol=0)
+    assert {name for name, _ in refinement.named_parameters()} == {
+        "gamma",
+        "head.linear.weight",
+        "head.linear.bias",
+    }
+
+
+@torch.no_grad()
+def test_reencode_with_a_flat_map_is_clip(tiny_clip: CLIPBackbone, images: Tensor) -> None:
+    (tokens,) = encode_layers(tiny_clip, images, [2])
+    settings = RefinementSettings("reencode")
+    refinement = RegionRefinement(tiny_clip, 2, settings, pre_norm=True)
+    seen = refinement(tiny_clip, tokens, torch.full((2, 16), 0.5))
+    expected = F.normalize(tiny_clip(images)[0].projected[:, 1:], dim=-1)
+    assert_close(seen, expected, atol=1e-5, rtol=0)
+    assert [name for name, _ in refinement.named_parameters()] == ["beta"]
+
+
+@pytest.mark.parametrize("detach", [True, False])
+@pytest.mark.parametrize("mode", ["bias", "multiply", "reencode"])
+def test_the_leading_map_gets_gradients_only_if_asked(
+    tiny_clip: CLIPBackbone, images: Tensor, mode: str, detach: bool
+) -> None:
+    (tokens,) = encode_layers(tiny_clip, images, [2])
+    settings = RefinementSettings(mode, detach=detach)  # type: ignore[arg-type]
+    refinement = RegionRefinement(tiny_clip, 2, settings, pre_norm=False)
+    leading = torch.rand(2, 16).requires_grad_()
+    refinement(tiny_clip, tokens, leading)[..., 0].sum().backward()
+    assert (leading.grad is None) == detach
+    assert all(parameter.grad is not None for parameter in refinement.parameters())
+    assert all(parameter.grad is None for parameter in tiny_clip.parameters())
+
+
+def test_the_copy_is_not_the_frozen_block(tiny_clip: CLIPBackbone) -> None:
+    refinement = RegionRefinement(tiny_clip, 2, RefinementSettings(), pre_norm=True)
+    own, frozen = refinement.blocks[0], tiny_clip.visual.transformer.resblocks[2]
+    assert_close(own.state_dict(), frozen.state_dict(), atol=0, rtol=0)
+    assert all(parameter.requires_grad for parameter in own.parameters())
+    with torch.no_grad():
+        own.ln_1.weight += 1
+    assert not torch.equal(own.ln_1.weight, frozen.ln_1.weight)
+
+
+def test_a_head_without_norm_is_the_literal_linear_form() -> None:
+    torch.manual_seed(0)
+    head, patches = DenseHead(6, 4, pre_norm=False), torch.randn(2, 3, 6)
+    assert_close(head(patches), F.normalize(head.linear(patches), dim=-1))
+    normed = DenseHead(6, 4)
+    assert_close(normed(patches), normed(7 * patches + 3), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("layer", "options", "sentence"),
+    [
+        (4, {}, "takes 1 blocks behind model.feature_layer 4, but .* has 0"),
+        (3, {"blocks": 2}, "takes 2 blocks behind model.feature_layer 3"),
+        (4, {"mode": "reencode"}, "model.refine.mode reencode takes 1 blocks"),
+        (2, {"steps": 0}, "model.refine.steps must be 1 or more, got 0"),
+        (2, {"blocks": 0}, "model.refine.blocks must be 1 or more, got 0"),
+    ],
+)
+def test_what_does_not_fit_is_named(
+    tiny_clip: CLIPBackbone, layer: int, options: dict[str, object], sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        RegionRefinement(tiny_clip, layer, RefinementSettings(**options), pre_norm=True)  # type: ignore[arg-type]
