@@ -18,7 +18,7 @@ from scipy.ndimage import uniform_filter
 from test_sdp import quiet_trainer
 from torch import Tensor
 from torch.testing import assert_close
-from torchvision.ops import sigmoid_focal_loss
+from torchvision.ops import sigmoid_focal_loss  # type: ignore[import-untyped]
 
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
 from anomaly_clip.backbones.learnable_prompt import LearnablePromptSettings
@@ -116,7 +116,7 @@ def test_the_logits_are_cosines_over_the_temperature(tiny_clip: CLIPBackbone) ->
     text = method.direction()
     looks = method.looks(images, text)
     by_hand = [
-        unit(head.linear(F.layer_norm(tokens[:, 1:], (24,)))) @ text / 0.1
+        unit(head.linear(F.layer_norm(tokens[:, 1:], (24,)))) @ text / 0.1  # type: ignore[operator]
         for head, tokens in zip(method.heads, encode_layers(tiny_clip, images, [1, 2]), strict=True)
     ]
     assert_close(looks.coarse, (by_hand[0] + by_hand[1]) / 2, atol=1e-5, rtol=0)
@@ -235,7 +235,7 @@ def test_rules_of_the_image_score(tiny_clip: CLIPBackbone) -> None:
     images = noise(2)
     scores = {}
     for rule in ("max", "avgpool_max", "topk_mean"):
-        settings = MapSettings(eval_size=64, image_score=rule)  # type: ignore[arg-type]
+        settings = MapSettings(eval_size=64, image_score=rule)
         found = tiny(tiny_clip, map=settings).score(images, ["a"] * 2)
         scores[rule] = found["image_score"].double().numpy()
     maps = found["anomaly_map"].double().numpy()
@@ -480,7 +480,7 @@ def test_half_precision_stays_near(tiny_clip_config: str, learnable: Path) -> No
         def note(outputs: dict[str, Tensor], *_: object, seen: list[float] = seen) -> None:
             seen.append(float(outputs["loss"]))
 
-        method.on_train_batch_end = note  # type: ignore[method-assign]
+        method.on_train_batch_end = note  # type: ignore[method-assign,assignment]
         trainer = quiet_trainer(max_steps=20, max_epochs=-1, precision=precision)
         trainer.fit(method, data_of(learnable))
         maps[precision] = method.eval().score(noise(2), ["a"] * 2)["anomaly_map"]

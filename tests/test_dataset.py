@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.utils.data import default_collate
 
 from anomaly_clip.data import (
     AnomalyData,
+    Demo,
     HeadCT,
     ImageFolder,
     MVTecAD,
@@ -62,6 +64,9 @@ def test_a_mask_of_another_size_names_both(tmp_path: Path) -> None:
         ({"mask_threshold": 1.0}, "data.mask_threshold"),
         ({"batch_size": 0}, "data.batch_size"),
         ({"shots": 0}, "data.shots must be positive"),
+        ({"fraction": 0.0}, r"data.fraction must be in \(0, 1\]"),
+        ({"fraction": 0.5, "shots": 1}, "in place of data.shots"),
+        ({"val_share": 1.0}, "data.val_share must be between 0 and 1"),
         ({"seed": -1}, "data.seed must be 0 or more"),
         ({"image_size": 8, "resize": Resize("square_crop", 7)}, "data.resize.size 7: .* 8 or more"),
         ({"image_size": 8, "resize": Resize("shorter_crop")}, "data.resize.size None"),
@@ -105,6 +110,23 @@ def test_shots_are_drawn_by_seed_and_category(mvtec_root: Path) -> None:
     assert batch["image"].shape == (2, 3, 16, 16)
     assert batch["path"] == [str(s.image) for s in chosen]
     assert not batch["label"].any()
+
+
+def test_fewer_images_are_always_among_more() -> None:
+    def chosen(**options: Any) -> set[Path]:
+        data = Demo(categories=["pink pill"], num_train=40, seed=5, **options)
+        return {sample.image for sample in data.fit_samples()}
+
+    by_shots = [chosen(shots=shots) for shots in (1, 2, 4, 40)]
+    by_share = [chosen(fraction=share) for share in (0.01, 0.05, 0.1, 0.5, 1.0)]
+    assert [len(some) for some in by_shots] == [1, 2, 4, 40]
+    assert [len(some) for some in by_share] == [1, 2, 4, 20, 40]
+    for rows in (by_shots, by_share):
+        assert all(few < more for few, more in pairwise(rows))
+    assert by_share[:3] == by_shots[:3]
+    data = Demo(categories=["pink pill"], num_train=40, seed=5, fraction=0.1)
+    assert data.protocol()["fraction"] == 0.1
+    assert len(data.fit_samples()) == 4
 
 
 def test_shots_that_cannot_be_had(mvtec_root: Path, tmp_path: Path) -> None:
@@ -226,6 +248,7 @@ def test_words_for_categories(mvtec_root: Path) -> None:
     ("options", "sentence"),
     [
         ({"shots": 1}, "all that is learnt from"),
+        ({"fraction": 0.5}, "data.fraction must be left out"),
         ({"balanced": True, "shuffle": False}, "so data.shuffle must be true"),
     ],
 )

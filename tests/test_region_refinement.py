@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,7 +23,7 @@ def images() -> Tensor:
     return torch.randint(0, 256, (2, 3, 32, 32), generator=torch.Generator().manual_seed(0)).byte()
 
 
-def attention_by_hand(block: torch.nn.Module, tokens: Tensor, key_bias: Tensor) -> Tensor:
+def attention_by_hand(block: Any, tokens: Tensor, key_bias: Tensor) -> Tensor:
     """Return what attention adds, head by head, with a bias on the keys."""
     attention = block.attn
     normed = block.ln_1(tokens)

@@ -63,6 +63,27 @@ def test_defects_depend_on_seed_epoch_and_row_alone(recipe: Any, mode: Any) -> N
         assert sum(not torch.equal(alone[row][key], changed[row][key]) for row in alone) > 12
 
 
+def test_some_images_are_turned_first() -> None:
+    def images(**options: Any) -> Tensor:
+        settings = SynthesisSettings("cutpaste", share=0.0, **options)
+        dataset = demo(settings).fit_dataset()
+        return torch.stack([dataset[row]["image"] for row in range(24)])
+
+    plain, some, wood = (
+        images(),
+        images(rotated=0.5),
+        images(rotated=1.0, rotated_categories=["oak wood board"]),
+    )
+    changed = (plain != some).flatten(1).any(1)
+    assert 4 < int(changed.sum()) < 20
+    assert torch.equal(images(rotated=0.5), some)
+    assert (plain != wood).flatten(1).any(1).tolist() == [True] * 12 + [False] * 12
+    # A turn keeps what a picture is made of.
+    assert (wood.float().mean((2, 3)) - plain.float().mean((2, 3))).abs().max() < 12
+    with pytest.raises(ValueError, match=r"data\.synthesis\.rotated must be in \[0, 1\], got 2"):
+        SynthesisSettings(rotated=2)
+
+
 def test_pairs_keep_the_image() -> None:
     plain = Demo(**OPTIONS).fit_dataset()
     pairs = demo(SynthesisSettings("cutpaste", mode="pair")).fit_dataset()
