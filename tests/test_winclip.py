@@ -118,7 +118,7 @@ def test_shared_work_changes_nothing(
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     tokens = tiny_clip.embed(images)
     patches = window_patches(4, 2)
-    ours = embed_windows(tiny_clip, tokens, patches)
+    [ours] = embed_windows(tiny_clip, tokens, [patches])
     for number, members in enumerate(patches):
         x = torch.cat([tokens[:, :1], tokens[:, members + 1]], dim=1)
         for block in tiny_clip.visual.transformer.resblocks:

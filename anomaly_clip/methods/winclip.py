@@ -8,7 +8,6 @@ differ, the specification says which is followed and why.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import ClassVar, NamedTuple
@@ -46,8 +45,8 @@ class Embeddings(NamedTuple):
 
     image: Tensor
     """``(B, D)``, of the whole image."""
-    patches: Tensor
-    """``(B, N, W)``, after the last LayerNorm, without projection."""
+    patches: Tensor | None
+    """``(B, N, W)``, after the last LayerNorm, without projection; None if not asked for."""
     windows: tuple[Tensor, ...]
     """``(B, windows, D)`` a scale, row by row of the upper left corners."""
 
@@ -137,7 +136,7 @@ class WinCLIP(AnomalyMethod):
             memory: What :meth:`remember` returns, one an image; None for zero-shot.
         """
         with self.backbone.out_of_autocast():
-            seen = self.embed(images)
+            seen = self.embed(images, with_patches=memory is not None)
             image_score = self.abnormal(seen.image.unsqueeze(1), text).squeeze(1)
             grid = self.zero_shot_grid(seen, text, image_score)
             if memory is not None:
@@ -147,26 +146,39 @@ class WinCLIP(AnomalyMethod):
             size = (self.image_size, self.image_size)
             return Scores(image_score=image_score, anomaly_map=patches_to_map(grid, size))
 
-    def embed(self, images: Tensor) -> Embeddings:
-        """Run the tower on whole images and on all their windows."""
+    @property
+    def side(self) -> int:
+        """How many patches lie along a side of an image."""
+        return self.image_size // self.backbone.patch_size
+
+    def embed(self, images: Tensor, with_patches: bool = True) -> Embeddings:
+        """Run the tower on whole images and on all their windows.
+
+        Args:
+            images: uint8 ``(B, 3, H, W)``, or floating and normalised already.
+            with_patches: Whether the patches of whole images are asked for, too; without them the
+                whole image is but the largest window.
+        """
         backbone = self.backbone
         tokens = backbone.embed(images)
-        whole = tokens
+        members = [window_patches(self.side, scale) for scale in self.scales]
+        if not with_patches:
+            whole = torch.arange(self.side**2)[None]
+            image, *windows = embed_windows(backbone, tokens, [whole, *members])
+            return Embeddings(image[:, 0], None, tuple(windows))
+        windows = embed_windows(backbone, tokens, members)
         for block in backbone.visual.transformer.resblocks:
-            whole = block(whole)
-        final = backbone.visual.ln_post(whole)
-        side = math.isqrt(tokens.shape[1] - 1)
-        windows = tuple(
-            embed_windows(backbone, tokens, window_patches(side, scale)) for scale in self.scales
-        )
+            tokens = block(tokens)
+        final = backbone.visual.ln_post(tokens)
         image = final[:, 0] @ backbone.visual.proj
-        return Embeddings(image.float(), final[:, 1:].float(), windows)
+        return Embeddings(image.float(), final[:, 1:].float(), tuple(windows))
 
     @torch.no_grad()
     def remember(self, images: Tensor) -> Embeddings:
         """Return what references ``(k, 3, H, W)`` look like, unit vectors, all in one row each."""
         with self.backbone.out_of_autocast():
             seen = self.embed(images)
+        assert seen.patches is not None
         patches, windows = unit(seen.patches), [unit(part) for part in seen.windows]
         return Embeddings(
             seen.image, patches.flatten(0, 1), tuple(part.flatten(0, 1) for part in windows)
@@ -178,20 +190,19 @@ class WinCLIP(AnomalyMethod):
 
     def zero_shot_grid(self, seen: Embeddings, text: Tensor, image_score: Tensor) -> Tensor:
         """Return M0 ``(B, N)``: harmonic mean of the scales and of the image's own score."""
-        side = math.isqrt(seen.patches.shape[1])
         inverse = 1 / image_score.unsqueeze(1)
         for scale, embeddings in zip(self.scales, seen.windows, strict=True):
             scores = self.abnormal(embeddings, text)
-            inverse = inverse + 1 / harmonic_map(scores, window_patches(side, scale))
+            inverse = inverse + 1 / harmonic_map(scores, window_patches(self.side, scale))
         return (len(self.scales) + 1) / inverse
 
     def association_grid(self, seen: Embeddings, memory: Sequence[Embeddings]) -> Tensor:
         """Return M_ref ``(B, N)``: mean distance of patches and windows from the references."""
-        side = math.isqrt(seen.patches.shape[1])
-        total = _nearest(seen.patches, [known.patches for known in memory])
+        assert seen.patches is not None
+        total = _nearest(seen.patches, [known.patches for known in memory])  # type: ignore[misc]
         for number, (scale, embeddings) in enumerate(zip(self.scales, seen.windows, strict=True)):
             scores = _nearest(embeddings, [known.windows[number] for known in memory])
-            total = total + harmonic_map(scores, window_patches(side, scale))
+            total = total + harmonic_map(scores, window_patches(self.side, scale))
         return total / (len(self.scales) + 1)
 
 
@@ -211,8 +222,10 @@ def window_patches(side: int, scale: int) -> Tensor:
     return grid.unfold(0, scale, 1).unfold(1, scale, 1).reshape(-1, scale * scale)
 
 
-def embed_windows(backbone: CLIPBackbone, tokens: Tensor, patches: Tensor) -> Tensor:
-    """Return the embeddings of windows ``(B, windows, D)``, each seen alone.
+def embed_windows(
+    backbone: CLIPBackbone, tokens: Tensor, windows: Sequence[Tensor]
+) -> list[Tensor]:
+    """Return the embeddings of windows of several scales, ``(B, windows, D)`` each, seen alone.
 
     What is the same in all windows is computed once: the first block's queries, keys and values are
     those of its tokens, wherever they stand. Of the last block only the class token is needed.
@@ -220,17 +233,19 @@ def embed_windows(backbone: CLIPBackbone, tokens: Tensor, patches: Tensor) -> Te
     Args:
         backbone: The frozen CLIP.
         tokens: The input of the first block ``(B, 1 + N, W)``.
-        patches: See :func:`window_patches`.
+        windows: Of each scale, see :func:`window_patches`.
     """
-    patches = patches.to(tokens.device)
-    first = torch.zeros(len(patches), 1, dtype=torch.int64, device=tokens.device)
-    members = torch.cat([first, patches + 1], dim=1)  # (windows, 1 + k * k)
     block = backbone.visual.transformer.resblocks[0]
     mixed = F.linear(block.ln_1(tokens), block.attn.in_proj_weight, block.attn.in_proj_bias)
     most = TOKENS_AT_ONCE["cpu" if tokens.device.type == "cpu" else "else"]
-    several = max(1, most // (len(tokens) * members.shape[1]))
-    parts = [_embed_some(backbone, tokens, mixed, part) for part in members.split(several)]
-    return torch.cat(parts, dim=1)
+    found = []
+    for patches in windows:
+        first = torch.zeros(len(patches), 1, dtype=torch.int64)
+        members = torch.cat([first, patches + 1], dim=1).to(tokens.device)  # (windows, 1 + k * k)
+        several = max(1, most // (len(tokens) * members.shape[1]))
+        parts = [_embed_some(backbone, tokens, mixed, part) for part in members.split(several)]
+        found.append(torch.cat(parts, dim=1))
+    return found
 
 
 def _embed_some(backbone: CLIPBackbone, tokens: Tensor, mixed: Tensor, members: Tensor) -> Tensor:
