@@ -18,7 +18,7 @@ from scipy.ndimage import uniform_filter
 from test_sdp import quiet_trainer
 from torch import Tensor
 from torch.testing import assert_close
-from torchvision.ops import sigmoid_focal_loss  # type: ignore[import-untyped]
+from torchvision.ops import sigmoid_focal_loss
 
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
 from anomaly_clip.backbones.learnable_prompt import LearnablePromptSettings

@@ -154,7 +154,7 @@ def test_a_tiny_defect_vanishes_from_a_bilinear_mask() -> None:
 @pytest.mark.parametrize("shape", [(40, 48), (48, 40), (33, 47), (20, 20)])
 @pytest.mark.parametrize("kind", ["bicubic", "bilinear", "lanczos"])
 def test_crops_are_torchvisions(shape: tuple[int, int], kind: str) -> None:
-    from torchvision.transforms import InterpolationMode  # type: ignore[import-untyped]
+    from torchvision.transforms import InterpolationMode
     from torchvision.transforms import functional as reference
 
     rng = np.random.default_rng(0)

@@ -11,7 +11,8 @@ from torch import nn
 
 from anomaly_clip.backbones import weights
 from anomaly_clip.backbones.clip import CLIPBackbone
-from anomaly_clip.backbones.weights import fingerprint, load_clip
+from anomaly_clip.backbones.fingerprint import fingerprint
+from anomaly_clip.backbones.weights import load_clip
 
 
 @pytest.fixture

@@ -57,6 +57,7 @@ def test_golden_winclip(golden: Callable[[str], Golden], golden_clip: CLIPBackbo
     method = WinCLIP(golden_clip, REIMPL, meta["scales"], meta["temperature"])
     text = method.text(meta["object"]).expand(len(image), -1, -1)
     seen = method.embed(image)
+    assert seen.patches is not None
     close(seen.image, expected["image_embeddings"])
     close(seen.patches, expected["patch_embeddings"])
     side = golden_clip.image_size // golden_clip.patch_size
@@ -83,10 +84,12 @@ def test_golden_few_shot(golden: Callable[[str], Golden], golden_clip: CLIPBackb
     method = WinCLIP(golden_clip, REIMPL, meta["scales"], meta["temperature"])
     text = method.text(meta["object"]).expand(len(image), -1, -1)
     seen = method.embed(image)
+    assert seen.patches is not None
     side = golden_clip.image_size // golden_clip.patch_size
     for shots in meta["shots"]:
         expected = arrays.named(f"few_shot_{shots}.")
         memory = method.remember(arrays.inputs["reference_images"][:shots])
+        assert memory.patches is not None
         near = torch.stack([association(own, memory.patches) for own in seen.patches])
         close(near, expected["patch_map"])
         for number, scale in enumerate(meta["scales"]):

@@ -9,14 +9,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings
-from anomaly_clip.methods import AnomalyMethod
+from anomaly_clip.methods.clip_method import CLIPMethod
 from anomaly_clip.metrics import EvaluatorSettings
 from anomaly_clip.records import Batch, Scores
 
 DEFAULTS = EvaluatorSettings()
 
 
-class Toy(AnomalyMethod):
+class Toy(CLIPMethod):
     """Learn one offset to the mean brightness."""
 
     must_be_fitted: ClassVar[bool] = True

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomaly_clip.records import DEMO, RANDOM, WeightsRecord
+from anomaly_clip.backbones.frozen import FrozenBackbone
+from anomaly_clip.records import DEMO, RANDOM
 
 if TYPE_CHECKING:
     from open_clip.transformer import VisionTransformer
@@ -58,7 +57,7 @@ class Window(NamedTuple):
     side: int
 
 
-class CLIPBackbone(nn.Module):
+class CLIPBackbone(FrozenBackbone):
     """An open_clip model, frozen and in evaluation mode.
 
     Args:
@@ -73,9 +72,6 @@ class CLIPBackbone(nn.Module):
         ValueError: If the name, the weights and each other do not fit.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(
         self,
         name: str = DEFAULT_NAME,
@@ -84,18 +80,16 @@ class CLIPBackbone(nn.Module):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
-        super().__init__()
         from open_clip import SimpleTokenizer  # see weights.py on why not above
 
         from anomaly_clip.backbones.weights import load_clip
 
         if pretrained == DEMO and name == DEFAULT_NAME:
             name = DEMO
-        self.settings = CLIPSettings(name, pretrained, image_size)
         loaded = load_clip(name, pretrained, image_size)
+        super().__init__(mean or loaded.mean, std or loaded.std)
+        self.settings = CLIPSettings(name, pretrained, image_size)
         self.model = loaded.model.requires_grad_(False).eval()
-        self.register_buffer("mean", _channel_values(mean or loaded.mean), persistent=False)
-        self.register_buffer("std", _channel_values(std or loaded.std), persistent=False)
         self.eval()
         self._tokenize = SimpleTokenizer(context_length=self.model.context_length)
 
@@ -144,41 +138,20 @@ class CLIPBackbone(nn.Module):
         """Whether the weights are untrained, so that figures mean nothing."""
         return self.settings.pretrained == RANDOM
 
-    @cached_property
-    def identity(self) -> str:
-        """The sha256 over the loaded tensors and what of the architecture they do not show.
-
-        It is the same for the same weights from any source.
-        """
-        from anomaly_clip.backbones.weights import fingerprint
-
-        return fingerprint(self.model)
+    @property
+    def label(self) -> tuple[str, str]:
+        """The architecture's name, and where the weights come from."""
+        return self.settings.name, self.settings.pretrained
 
     @property
-    def weights(self) -> WeightsRecord:
-        """Which weights these are, for a run's record."""
-        return WeightsRecord(
-            backbone=self.settings.name,
-            pretrained=self.settings.pretrained,
-            random=self.is_random,
-            sha256=None if self.is_random else self.identity,
-        )
+    def network(self) -> nn.Module:
+        """Both towers."""
+        return self.model
 
-    def cast(self, dtype: torch.dtype) -> None:
-        """Cast the image tower once; texts, normalisations and cosines stay in float32."""
-        _ = self.identity  # of the weights as they were loaded
-        self.visual.to(dtype)
-
-    def out_of_autocast(self) -> AbstractContextManager[object]:
-        """Return a context in which the frozen weights are used in their own type.
-
-        Autocast would cast them again at every use, which on a CPU costs more than it saves.
-        """
-        return torch.autocast(self.mean.device.type, enabled=False)
-
-    def train(self, mode: bool = True) -> CLIPBackbone:
-        """Stay in evaluation mode: the backbone is frozen, whatever its owner does."""
-        return super().train(False)
+    @property
+    def tower(self) -> nn.Module:
+        """The image tower."""
+        return self.visual
 
     def prepare(self, images: Tensor, side: int | None = None) -> Tensor:
         """Normalise uint8 ``(B, 3, S, S)`` images; floating ones are taken as normalised already.
@@ -196,9 +169,7 @@ class CLIPBackbone(nn.Module):
                 f"CLIPBackbone {self.settings.name}: expected images (B, 3, {side}, {side}), got "
                 f"{tuple(images.shape)}"
             )
-        if not images.is_floating_point():
-            images = (images.float() / 255 - self.mean) / self.std
-        return images.to(self.visual.conv1.weight.dtype)
+        return self.normalise(images)
 
     def embed(self, images: Tensor, window: Window | None = None) -> Tensor:
         """Return the input of the first block ``(B, 1 + N, W)``: patches, positions, LN_pre.
@@ -307,7 +278,3 @@ class CLIPBackbone(nn.Module):
 def unit(vectors: Tensor) -> Tensor:
     """Scale the last axis to unit length, in float32."""
     return F.normalize(vectors.float(), dim=-1)
-
-
-def _channel_values(values: Sequence[float]) -> Tensor:
-    return torch.tensor(list(values), dtype=torch.float32).reshape(1, -1, 1, 1)

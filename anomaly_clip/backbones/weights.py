@@ -13,7 +13,6 @@ needed, so that ``--help`` does not wait for it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import urllib.error
 import urllib.request
@@ -29,11 +28,10 @@ from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.convert import convert_state_dict
 from open_clip.factory import load_state_dict, resize_pos_embed, resize_text_pos_embed
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
-from torch import nn
 
 from anomaly_clip.records import DEMO, RANDOM
 
-__all__ = ["LoadedCLIP", "fingerprint", "load_clip"]
+__all__ = ["LoadedCLIP", "load_clip"]
 
 ASSETS = Path(str(resources.files("anomaly_clip") / "assets"))
 
@@ -99,24 +97,6 @@ def load_clip(name: str, pretrained: str, image_size: int | None = None) -> Load
     mean = tuple(preprocessing.get("mean") or OPENAI_DATASET_MEAN)
     std = tuple(preprocessing.get("std") or OPENAI_DATASET_STD)
     return LoadedCLIP(model, mean, std)
-
-
-def fingerprint(module: nn.Module) -> str:
-    """Return the sha256 over a module's tensors and layers.
-
-    Of tensors, names, types, shapes and bytes count. Activations and numbers of heads, which no
-    tensor shows, are in how layers describe themselves.
-    """
-    digest = hashlib.sha256()
-    for name, layer in module.named_modules():
-        heads = getattr(layer, "num_heads", "")
-        if heads or not list(layer.children()):
-            digest.update(f"{name} {layer} {heads} ".encode())
-    for key, tensor in sorted(module.state_dict().items()):
-        data = tensor.detach().cpu().contiguous()
-        digest.update(f"{key} {data.dtype} {tuple(data.shape)} ".encode())
-        digest.update(data.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _read_config(name: str) -> tuple[dict[str, Any], dict[str, Any]]:

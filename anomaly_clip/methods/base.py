@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from anomaly_clip.backbones.clip import CLIPBackbone
+from anomaly_clip.backbones.frozen import FrozenBackbone
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.maps import resize_maps
 from anomaly_clip.metrics.evaluator import Evaluator, EvaluatorSettings, Results
@@ -45,7 +45,7 @@ class AnomalyMethod(LightningModule, ABC):
     """Arguments that may differ from those of a checkpoint: they change no weight."""
     starting_arguments: ClassVar[frozenset[str]] = frozenset()
     """Arguments that say where a fit starts from; with a checkpoint they are not looked at."""
-    backbone: CLIPBackbone
+    backbone: FrozenBackbone
     """Frozen; it casts its own weights when a run asks for mixed precision."""
 
     def __init__(self, evaluator: EvaluatorSettings = EvaluatorSettings()) -> None:
@@ -57,9 +57,9 @@ class AnomalyMethod(LightningModule, ABC):
         """Which normal images a category's images are compared with."""
 
     @property
+    @abstractmethod
     def image_size(self) -> int:
         """Side of the square images that ``score`` takes, in pixels."""
-        return self.backbone.image_size
 
     @property
     def weights(self) -> WeightsRecord:

@@ -32,7 +32,7 @@ from anomaly_clip.backbones.learnable_prompt import LearnablePrompt, LearnablePr
 from anomaly_clip.backbones.surgery import encode_layers
 from anomaly_clip.losses import batch_dice_loss, focal_loss_with_logits
 from anomaly_clip.maps import gaussian_blur, image_score, patches_to_map, resize_maps
-from anomaly_clip.methods.base import AnomalyMethod
+from anomaly_clip.methods.clip_method import CLIPMethod
 from anomaly_clip.methods.region_refinement import DenseHead, RefinementSettings, RegionRefinement
 from anomaly_clip.metrics.evaluator import EvaluatorSettings
 from anomaly_clip.records import Batch, Scores
@@ -120,7 +120,7 @@ class Looks(NamedTuple):
     """Of the last look, unit length ``(B, N, D)``."""
 
 
-class CLIPADA(AnomalyMethod):
+class CLIPADA(CLIPMethod):
     """CLIP with a learnable prompt and anomaly region refinement; see the module on whose is what.
 
     Args:

@@ -18,14 +18,14 @@ from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, Tokens, unit
 from anomaly_clip.backbones.prompts import PromptEnsemble, RVSSettings, text_features
 from anomaly_clip.backbones.surgery import StageTokens, check_stages, encode_dual_path
 from anomaly_clip.maps import gaussian_blur, image_score, patches_to_map
-from anomaly_clip.methods.base import AnomalyMethod
+from anomaly_clip.methods.clip_method import CLIPMethod
 from anomaly_clip.metrics.evaluator import EvaluatorSettings
 from anomaly_clip.records import Scores
 
 __all__ = ["SDP", "feature_surgery", "text_score"]
 
 
-class SDP(AnomalyMethod):
+class SDP(CLIPMethod):
     """Zero-shot anomaly detection with CLIP (CLIP-AD, sections 3 to 5 of the specification).
 
     Args:

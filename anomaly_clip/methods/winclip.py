@@ -19,7 +19,7 @@ from torch import Tensor
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
 from anomaly_clip.backbones.prompts import PromptEnsemble, RVSSettings, text_features
 from anomaly_clip.maps import patches_to_map
-from anomaly_clip.methods.base import AnomalyMethod
+from anomaly_clip.methods.clip_method import CLIPMethod
 from anomaly_clip.metrics.evaluator import EvaluatorSettings
 from anomaly_clip.records import Scores
 
@@ -51,7 +51,7 @@ class Embeddings(NamedTuple):
     """``(B, windows, D)`` a scale, row by row of the upper left corners."""
 
 
-class WinCLIP(AnomalyMethod):
+class WinCLIP(CLIPMethod):
     """WinCLIP, zero-shot; with ``data.shots``, WinCLIP+ with that many references a category.
 
     Args:
