@@ -258,7 +258,8 @@ class ExperimentCLI(LightningCLI):
     def after_fit(self) -> None:
         """Keep the last step as ``last.ckpt``: it may lie between epochs and validations."""
         callback = self.trainer.checkpoint_callback
-        wanted = self.trainer.global_step > 0 and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
+        trained = self.trainer.fit_loop.total_batch_idx >= 0  # limits may have left no batch
+        wanted = trained and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
         if isinstance(callback, ModelCheckpoint) and wanted:
             self.trainer.save_checkpoint(Path(str(callback.dirpath)) / "last.ckpt")
 

@@ -51,8 +51,14 @@ def resize_maps(maps: Tensor, size: tuple[int, int], *, align_corners: bool = Fa
     return resized[:, 0]
 
 
-def gaussian_blur(maps: Tensor, sigma: float, *, truncate: float = 4.0) -> Tensor:
-    """Blur ``(..., h, w)`` maps as SciPy's ``gaussian_filter`` does (border: reflect).
+def gaussian_blur(
+    maps: Tensor,
+    sigma: float,
+    *,
+    truncate: float = 4.0,
+    border: Literal["edge", "inner"] = "edge",
+) -> Tensor:
+    """Blur ``(..., h, w)`` maps as SciPy's ``gaussian_filter`` does.
 
     A reflected border and a separable kernel make the filter two small banded matrices, one a
     side: ``blurred = R @ map @ C.T``. On a CPU this is several times faster than a convolution
@@ -62,6 +68,8 @@ def gaussian_blur(maps: Tensor, sigma: float, *, truncate: float = 4.0) -> Tenso
         maps: Floating maps of any batch shape.
         sigma: Standard deviation in pixels; 0 returns the maps as they are.
         truncate: Radius of the kernel in standard deviations.
+        border: Maps are reflected at their borders, with their edge (SciPy's reflect) or without
+            (torch's).
 
     Raises:
         ValueError: If ``sigma`` is negative or not a number.
@@ -71,8 +79,8 @@ def gaussian_blur(maps: Tensor, sigma: float, *, truncate: float = 4.0) -> Tenso
     if sigma == 0:
         return maps
     radius = int(truncate * sigma + 0.5)
-    rows = _blur_matrix(maps.shape[-2], float(sigma), radius).to(maps)
-    columns = _blur_matrix(maps.shape[-1], float(sigma), radius).to(maps)
+    rows = _blur_matrix(maps.shape[-2], float(sigma), radius, border).to(maps)
+    columns = _blur_matrix(maps.shape[-1], float(sigma), radius, border).to(maps)
     blurred = _banded_product(rows, maps, radius)
     return _banded_product(columns, blurred.mT, radius).mT.contiguous()
 
@@ -102,16 +110,18 @@ def image_score(maps: Tensor, rule: ImageScoreRule = "max", fraction: float = 0.
 
 
 @lru_cache(maxsize=32)
-def _blur_matrix(size: int, sigma: float, radius: int) -> Tensor:
+def _blur_matrix(size: int, sigma: float, radius: int, border: str) -> Tensor:
     """Return the ``(size, size)`` matrix that blurs a column, in float64, on the CPU."""
     # A cached tensor must be usable with and without gradients, whoever asked for it first.
     with torch.inference_mode(False), torch.no_grad():
         offsets = torch.arange(-radius, radius + 1)
         kernel = torch.exp(-0.5 * (offsets.double() / sigma) ** 2)
         kernel /= kernel.sum()
-        # Half-sample symmetry: ... 1 0 | 0 1 2 ... n-1 | n-1 n-2 ..., of period 2n.
-        source = (torch.arange(size)[:, None] + offsets) % (2 * size)
-        source = torch.where(source < size, source, 2 * size - 1 - source)
+        # With the edge ... 1 0 | 0 1 ... n-1 | n-1 ..., of period 2n; without ... 2 1 | 0 1 ...
+        again = 1 if border == "edge" else 0
+        period = max(1, 2 * size - 2 + 2 * again)
+        source = (torch.arange(size)[:, None] + offsets) % period
+        source = torch.where(source < size, source, period - again - source)
         matrix = torch.zeros(size, size, dtype=torch.float64)
         return matrix.scatter_add_(1, source, kernel.expand(size, -1).contiguous())
 

@@ -18,7 +18,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-__all__ = ["track"]
+__all__ = ["say", "track"]
 
 Item = TypeVar("Item")
 
@@ -53,3 +53,11 @@ def track(items: Iterable[Item], title: str, total: int | None = None) -> Iterat
     )
     with Progress(*columns, console=console, transient=True, disable=not shown) as progress:
         yield from progress.track(items, total, description=title)
+
+
+@rank_zero_only
+def say(text: str, style: str | None = None) -> None:
+    """Write a line for people, on the first process only; standard output is for results."""
+    # No markup: names of files and categories may hold brackets.
+    console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+    console.print(text, style=style)

@@ -382,11 +382,16 @@ class AnomalyData(ListedData):
         return self._in_fit.get("val")  # type: ignore[return-value]
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Return what ``fit`` learns from, in an order drawn from (seed, epoch)."""
+        """Return what ``fit`` learns from, in an order drawn from (seed, epoch).
+
+        A method that looks once at all images gets each of them once, on one process.
+        """
         source = self if self.auxiliary is None else self.auxiliary
         dataset = self.fit_dataset()
         samples = dataset.samples
         trainer = self.trainer
+        if trainer is not None and getattr(trainer.lightning_module, "without_gradients", False):
+            return self._evaluation_loader(dataset)
         world = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
         groups = [s.category for s in samples] if source.balanced else None
         sampler = EpochSampler(dataset, self.seed, *world, groups=groups, shuffle=source.shuffle)
@@ -413,7 +418,9 @@ class AnomalyData(ListedData):
         """Return the test split, in the order of its listing."""
         return self._evaluation_loader(self.dataset("test"))
 
-    def _evaluation_loader(self, dataset: SampleDataset | SyntheticTwins) -> DataLoader[Batch]:
+    def _evaluation_loader(
+        self, dataset: SampleDataset | SyntheticDataset | SyntheticTwins
+    ) -> DataLoader[Batch]:
         trainer = self.trainer
         sampler = None
         if trainer is not None and trainer.world_size > 1:

@@ -3,8 +3,19 @@
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.methods.clip_ada import CLIPADA
 from anomaly_clip.methods.contrastive import Contrastive
+from anomaly_clip.methods.padim import PaDiM
+from anomaly_clip.methods.patchcore import PatchCore
 from anomaly_clip.methods.sdp import SDP
 from anomaly_clip.methods.sdp_plus import SDPPlus
 from anomaly_clip.methods.winclip import WinCLIP
 
-__all__ = ["CLIPADA", "SDP", "AnomalyMethod", "Contrastive", "SDPPlus", "WinCLIP"]
+__all__ = [
+    "CLIPADA",
+    "SDP",
+    "AnomalyMethod",
+    "Contrastive",
+    "PaDiM",
+    "PatchCore",
+    "SDPPlus",
+    "WinCLIP",
+]

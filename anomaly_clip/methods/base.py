@@ -39,6 +39,10 @@ class AnomalyMethod(LightningModule, ABC):
     must_be_fitted: ClassVar[bool]
     """Whether ``test`` and ``predict`` need the checkpoint of a ``fit``."""
     can_be_fitted: ClassVar[bool]
+    one_category: ClassVar[bool] = False
+    """Whether a model is of one category only."""
+    without_gradients: ClassVar[bool] = False
+    """Whether ``fit`` looks once at all images, each on one process, and follows no gradient."""
     score_part_names: ClassVar[tuple[str, ...]] = ()
     """What the columns of ``score_parts`` are called."""
     free_arguments: ClassVar[frozenset[str]] = frozenset({"evaluator"})
@@ -98,6 +102,7 @@ class AnomalyMethod(LightningModule, ABC):
             self.backbone.cast(dtype)
         data = self.data
         if data is not None:
+            self._check_one_category(data, stage)
             validating = stage in ("fit", "validate")
             categories = data.validation_categories() if validating else data.categories
             self.evaluator = Evaluator(categories, self.evaluator_settings)
@@ -105,6 +110,15 @@ class AnomalyMethod(LightningModule, ABC):
             raise ValueError(
                 f"{type(self).__name__}: {TrainerFn(stage).value} needs a data module of "
                 "anomaly_clip.data (datamodule=)"
+            )
+
+    def _check_one_category(self, data: AnomalyData, stage: str) -> None:
+        names = data.train_categories if stage == "fit" else data.categories
+        if self.one_category and len(names) > 1:
+            raise ValueError(
+                f"{type(self).__name__} is one model a category, and data.root {data.root} has "
+                f"{len(names)}: choose one, as --data.categories '[{names[0]}]', or take all in "
+                f"turn with anomaly_clip each"
             )
 
     @property

@@ -19,6 +19,7 @@ from anomaly_clip.data.dataset import AnomalyData, Sample
 from anomaly_clip.files import atomic_path
 from anomaly_clip.methods.base import AnomalyMethod, Exporter
 from anomaly_clip.metrics.evaluator import FIGURES, Results
+from anomaly_clip.progress import say
 from anomaly_clip.records import DEMO, Batch, Scores
 from anomaly_clip.report.drawing import draw_batch, draw_kept
 from anomaly_clip.report.kept_maps import KeptMaps, Ranges, Rows, merged, picture_names
@@ -88,15 +89,15 @@ class RunWriter(Callback):
             return
         with atomic_path(self.folder / f"config-{stage}.yaml") as temporary:
             temporary.write_text(self.config, encoding="utf-8")
-        _say(self._start_line(pl_module, trainer, stage))
+        say(self._start_line(pl_module, trainer, stage))
         if _is_random(pl_module):
-            _say(RANDOM_WARNING, style="bold red")
+            say(RANDOM_WARNING, style="bold red")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the trained weights, if others can use them."""
-        trained = trainer.global_step > 0  # limits may have left no batch
+        trained = trainer.fit_loop.total_batch_idx >= 0  # limits may have left no batch
         if trainer.is_global_zero and trained and isinstance(pl_module, Exporter):
-            _say(f"weights: {pl_module.export(self.folder)}")
+            say(f"weights: {pl_module.export(self.folder)}")
 
     def on_validation_batch_end(
         self,
@@ -155,7 +156,7 @@ class RunWriter(Callback):
             self._write_figures(trainer, pl_module, pl_module.results, rows, unseen)
         self._write_maps(trainer, pl_module, ranges, draw=bool(self.maps))
         if trainer.is_global_zero:
-            _say(f"results: {self.folder}")
+            say(f"results: {self.folder}")
             if self.maps:
                 self._write_page(trainer, pl_module, rows, pl_module.results)
 
@@ -168,7 +169,7 @@ class RunWriter(Callback):
             self._write_scores(pl_module, rows)
         self._write_maps(trainer, pl_module, ranges, draw=self.maps is not False)
         if trainer.is_global_zero:
-            _say(f"{len(rows)} images scored: {self.folder}")
+            say(f"{len(rows)} images scored: {self.folder}")
             if self.maps is not False:
                 self._write_page(trainer, pl_module, rows)
 
@@ -300,7 +301,7 @@ class RunWriter(Callback):
         if len(rows) < listed:
             notes.append(f"PARTIAL: {len(rows)} of {listed} images")
         write_page(page, title, pictures, notes=notes, results=results, has_masks=data.has_masks)
-        _say(f"look at: {page}")
+        say(f"look at: {page}")
 
     def _write_figures(
         self,
@@ -404,9 +405,3 @@ def _remark(method: AnomalyMethod) -> str | None:
 
 def _weights_label(method: AnomalyMethod) -> str:
     return "random" if method.weights["random"] else method.weights["pretrained"]
-
-
-def _say(text: str, style: str | None = None) -> None:
-    # No markup: names of files and categories may hold brackets.
-    console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
-    console.print(text, style=style)

@@ -1,0 +1,114 @@
+"""What the detectors that judge a frozen CNN share."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
+from anomaly_clip.methods.base import AnomalyMethod
+from anomaly_clip.metrics.evaluator import EvaluatorSettings
+
+__all__ = ["CNNMethod", "FittedMethod"]
+
+
+class CNNMethod(AnomalyMethod, ABC):
+    """A method on a frozen CNN, one model a category.
+
+    Args:
+        backbone: Which CNN.
+        image_size: Side of its square images, in pixels.
+        evaluator: How figures are computed.
+    """
+
+    must_be_fitted: ClassVar[bool] = True
+    can_be_fitted: ClassVar[bool] = True
+    one_category: ClassVar[bool] = True
+    backbone: CNNBackbone
+
+    def __init__(
+        self,
+        backbone: CNNSettings | CNNBackbone,
+        image_size: int,
+        evaluator: EvaluatorSettings,
+    ) -> None:
+        super().__init__(evaluator)
+        if image_size < 32:
+            raise ValueError(f"model.image_size must be 32 or more, got {image_size}")
+        self.backbone = CNNBackbone.of(backbone)
+        self._image_size = image_size
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square images that ``score`` takes, in pixels."""
+        return self._image_size
+
+    def check_layers(self, layers: Sequence[str]) -> list[str]:
+        """Return the layers to use.
+
+        Raises:
+            ValueError: If the backbone hands one of them out not, or without positions.
+        """
+        known = list(self.backbone.strides)
+        unknown = [layer for layer in layers if layer not in known]
+        if unknown or not layers:
+            raise ValueError(
+                f"model.layers {list(layers)}: expected some of those of the backbone "
+                f"({', '.join(known)})"
+            )
+        return list(layers)
+
+
+class FittedMethod(CNNMethod, ABC):
+    """A method that looks once at all normal images and follows no gradient.
+
+    Its state are buffers whose sizes are known after that; a checkpoint brings its own.
+    """
+
+    fitted_buffers: ClassVar[tuple[str, ...]]
+    """Names of the buffers that hold what was fitted."""
+    without_gradients: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        backbone: CNNSettings | CNNBackbone,
+        image_size: int,
+        evaluator: EvaluatorSettings,
+    ) -> None:
+        super().__init__(backbone, image_size, evaluator)
+        self.automatic_optimization = False
+        # DDP refuses a module without anything to train.
+        self.unused = nn.Parameter(torch.zeros(()))
+        for name in self.fitted_buffers:
+            self.register_buffer(name, torch.empty(0))
+
+    def setup(self, stage: str) -> None:
+        """Check that one look is all that is asked for; see the base.
+
+        Raises:
+            ValueError: If more epochs than one are.
+        """
+        super().setup(stage)
+        epochs = self.trainer.max_epochs
+        if stage == "fit" and epochs != 1:
+            raise ValueError(
+                f"{type(self).__name__} looks once at each image: set trainer.max_epochs to 1, not "
+                f"{epochs}"
+            )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Make room for what was fitted; see the base."""
+        super().on_load_checkpoint(checkpoint)
+        for name in self.fitted_buffers:
+            saved = checkpoint["state_dict"][name]
+            setattr(self, name, torch.empty_like(saved, device=self.device))
+
+    def keep(self, **fitted: Tensor) -> None:
+        """Keep what was fitted; floating numbers in the type that the method has."""
+        for name, value in fitted.items():
+            old = getattr(self, name)
+            setattr(self, name, value.to(old.dtype) if value.is_floating_point() else value)

@@ -1,0 +1,95 @@
+"""Mean and covariance of features at every position, of any number of images in bounded memory."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Moments", "RunningMoments", "inverse_factor"]
+
+AT_ONCE = 64
+"""Images between two updates: each goes once through all covariances, which fit no cache."""
+
+
+class Moments(NamedTuple):
+    """What is known of features, in float64."""
+
+    num_images: int
+    mean: Tensor
+    """``(N, C)``."""
+    scatter: Tensor
+    """``(N, C, C)``, sum of the outer products of the differences to the mean."""
+
+
+class RunningMoments:
+    """Add up features batch by batch.
+
+    Sums are of differences to the mean of the first images, in float64: where means are large, sums
+    of squares lose digits.
+    """
+
+    def __init__(self) -> None:
+        self.num_images = 0
+        self._waiting: list[Tensor] = []
+        self._shift = self._sum = self._products = torch.empty(0)
+
+    def add(self, features: Tensor) -> None:
+        """Take the features ``(B, N, C)`` of some images."""
+        self._waiting.append(features)
+        if sum(len(part) for part in self._waiting) >= AT_ONCE:
+            self._update()
+
+    def moments(self) -> Moments:
+        """Return the moments of all that was taken.
+
+        Raises:
+            ValueError: If nothing was.
+        """
+        self._update()
+        if self.num_images == 0:
+            raise ValueError("there are no features to take moments of")
+        apart = self._sum / self.num_images
+        scatter = self._products - self.num_images * apart.unsqueeze(2) * apart.unsqueeze(1)
+        return Moments(self.num_images, self._shift + apart, scatter)
+
+    def _update(self) -> None:
+        if not self._waiting:
+            return
+        features = torch.cat(self._waiting).double().transpose(0, 1)  # (N, B, C)
+        self._waiting.clear()
+        if self.num_images == 0:
+            self._shift = features.mean(dim=1)
+            self._sum = torch.zeros_like(self._shift)
+            shape = (*self._shift.shape, self._shift.shape[-1])
+            self._products = torch.zeros(shape, dtype=torch.float64, device=features.device)
+        centred = features - self._shift.unsqueeze(1)
+        self._sum += centred.sum(dim=1)
+        self._products.baddbmm_(centred.mT, centred)
+        self.num_images += features.shape[1]
+
+
+def inverse_factor(
+    scatter: Tensor, num_images: int, regularization: float, positions: int = 256
+) -> Tensor:
+    """Return matrices ``F`` ``(N, C, C)``: the length of ``F x`` is the Mahalanobis distance of x.
+
+    ``F`` is the inverse of the lower Cholesky factor of the unbiased covariance plus a multiple of
+    the identity.
+
+    Args:
+        scatter: ``(N, C, C)``, see :class:`Moments`.
+        num_images: How many images, 2 or more.
+        regularization: What is added to the diagonal.
+        positions: How many matrices are factored at once.
+    """
+    found = torch.empty_like(scatter)
+    identity = torch.eye(scatter.shape[-1], dtype=scatter.dtype, device=scatter.device)
+    for start in range(0, len(scatter), positions):
+        part = scatter[start : start + positions] / (num_images - 1) + regularization * identity
+        lower = torch.linalg.cholesky(part)
+        found[start : start + positions] = torch.linalg.solve_triangular(
+            lower, identity.expand_as(lower), upper=False
+        )
+    return found

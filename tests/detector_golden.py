@@ -1,0 +1,52 @@
+"""The network and the images that the golden arrays of the detectors come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.models import resnet18
+
+
+def golden_network(meta: dict[str, Any]) -> dict[str, Tensor]:
+    """Return the state dict that the README of the golden folder describes."""
+    draws = np.random.RandomState(meta["network_seed"])
+    state = resnet18(weights=None).state_dict()
+    for name, value in state.items():
+        if name == "fc.bias" or name.endswith("num_batches_tracked"):
+            continue
+        drawn = draws.standard_normal(tuple(value.shape))
+        if value.ndim == 4:
+            drawn *= np.sqrt(2 / np.prod(value.shape[1:]))
+        elif value.ndim == 2:
+            drawn *= 0.01
+        elif name.endswith("running_var"):
+            drawn = 1 + 0.2 * np.abs(drawn)
+        elif name.endswith(("running_mean", "bias")):
+            drawn *= 0.1
+        else:
+            drawn = 1 + 0.1 * drawn
+        state[name] = torch.from_numpy(drawn.astype(np.float32))
+    return state
+
+
+def golden_images(meta: dict[str, Any]) -> Tensor:
+    """Return training and test images, float32, normalised already."""
+    count, side = meta["num_train"] + meta["num_test"], meta["image_size"]
+    draws = np.random.RandomState(meta["image_seed"])
+    base = np.kron(draws.standard_normal((1, 3, 8, 8)), np.ones((side // 8, side // 8)))
+    images = base + 0.35 * draws.standard_normal((count, 3, side, side))
+    first = meta["defect_from_index"]
+    for index in range(first, count):
+        a = side // 4 + 3 * (index - first)
+        images[index, :, a : a + side // 5, a : a + side // 6] += 2.5
+    return torch.from_numpy(images.astype(np.float32))
+
+
+def write_network(folder: Path, meta: dict[str, Any]) -> str:
+    """Save the network, return the file's path."""
+    torch.save(golden_network(meta), folder / "resnet18.pt")
+    return str(folder / "resnet18.pt")
