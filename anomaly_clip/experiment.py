@@ -191,6 +191,11 @@ class ExperimentCLI(LightningCLI):
             warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need.*")
             kwargs["enable_checkpointing"] = False
             kwargs["callbacks"] = [c for c in callbacks if not isinstance(c, ModelCheckpoint)]
+        if (
+            getattr(self.model, "without_gradients", False)
+            and config["trainer"]["max_epochs"] is None
+        ):
+            kwargs["max_epochs"] = 1
         trainer = super().instantiate_trainer(**kwargs)
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
@@ -319,6 +324,7 @@ def _quieten() -> None:
         ".*validation_step. but have no .val_dataloader.*",  # most data sets have none
         ".*The dirpath has changed.*",  # a resumed fit has a run folder of its own
         ".*module.s. in eval mode at the start of training.*",  # frozen backbones
+        ".*smaller than the logging interval.*",  # small sets; figures of an epoch are logged anyway
         ".*isinstance.treespec, LeafSpec.*",  # Lightning's own use of a deprecated name
     ):
         warnings.filterwarnings("ignore", message)

@@ -26,6 +26,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from anomaly_clip.backbones.clip import CLIPSettings, unit
 from anomaly_clip.data import MVTecAD
@@ -154,7 +155,10 @@ def main() -> int:
                 """Note how long the step took."""
                 seconds["step"].append(time.process_time() - self.begun)
 
-        trainer(rounds + 1, Parts()).fit(method, [batch] * (rounds + 1))
+        trainer(rounds + 1, Parts()).fit(
+            method,
+            DataLoader([batch] * (rounds + 1), batch_size=None),  # type: ignore[arg-type]
+        )
         waiting = Waiting()
         again = CLIPADA(method.backbone)
         trainer(2 * rounds, waiting).fit(again, datamodule=data)

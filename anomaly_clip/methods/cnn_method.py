@@ -107,6 +107,10 @@ class FittedMethod(CNNMethod, ABC):
             saved = checkpoint["state_dict"][name]
             setattr(self, name, torch.empty_like(saved, device=self.device))
 
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return one that is never used."""
+        return torch.optim.SGD([self.unused], lr=0.0)
+
     def keep(self, **fitted: Tensor) -> None:
         """Keep what was fitted; floating numbers in the type that the method has."""
         for name, value in fitted.items():

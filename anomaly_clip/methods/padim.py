@@ -142,11 +142,12 @@ class PaDiM(FittedMethod):
         for layer in self.layers:
             own = features[layer]
             within = (self.channels >= start) & (self.channels < start + own.shape[1])
-            chosen = own[:, self.channels[within] - start]
-            if chosen.shape[-2:] != size:
-                chosen = F.interpolate(chosen, size, mode="nearest")
-            parts.append(chosen)
-            places.append(within.nonzero()[:, 0])
+            if within.any():
+                chosen = own[:, self.channels[within] - start]
+                if chosen.shape[-2:] != size:
+                    chosen = F.interpolate(chosen, size, mode="nearest")
+                parts.append(chosen)
+                places.append(within.nonzero()[:, 0])
             start += own.shape[1]
         order = torch.cat(places).argsort()
         return torch.cat(parts, dim=1).flatten(2)[:, order].mT

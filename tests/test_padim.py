@@ -1,0 +1,267 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import save_picture
+from detector_golden import golden_images, write_network
+from safetensors.torch import load_file
+from scipy.ndimage import gaussian_filter
+from scipy.spatial.distance import mahalanobis
+from test_sdp import quiet_trainer
+from torch import Tensor
+from torch.testing import assert_close
+from torch.utils.data import DataLoader
+
+from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
+from anomaly_clip.cli import main
+from anomaly_clip.data import MVTecAD
+from anomaly_clip.methods import PaDiM
+from anomaly_clip.methods.moments import RunningMoments, inverse_factor
+from anomaly_clip.methods.padim import choose_channels
+
+
+@pytest.fixture(scope="module")
+def backbone() -> CNNBackbone:
+    torch.manual_seed(0)
+    return CNNBackbone(weights="random")
+
+
+def fitted(method: PaDiM, images: Tensor, batch: int = 3) -> PaDiM:
+    """Fit through Lightning's loop on images that are normalised already."""
+    batches = [
+        {"image": part, "category": ["a"] * len(part), "index": torch.arange(len(part))}
+        for part in images.split(batch)
+    ]
+    loader = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+    quiet_trainer(max_epochs=1).fit(method, loader)
+    return method.eval()
+
+
+def near(own: Tensor, expected: Tensor, relative: float) -> None:
+    most = float(expected.abs().max())
+    assert_close(own.double(), expected.double(), atol=relative * most, rtol=0)
+
+
+@pytest.mark.golden
+def test_golden_padim(golden: Callable[[str], Any], tmp_path: Path) -> None:
+    found = golden("detectors")
+    arrays, meta = load_file(found.folder / "padim.safetensors"), found.meta
+    settings = CNNSettings(weights=write_network(tmp_path, meta))
+    images, few, size = golden_images(meta), meta["num_train"], meta["image_size"]
+    options: dict[str, Any] = {"image_size": size, "num_channels": meta["padim_dims"]}
+    method = PaDiM(settings, regularization=0.01 + 1e-5, blur_border="inner", **options)
+    assert method.channels.tolist() == arrays["idx"].long().tolist()
+    fitted(method, images[:few])
+    near(method.mean, arrays["mean"].T, 1e-4)
+    near(method.factor.mT @ method.factor, arrays["inv_covariance"], 2e-3)
+    tested = images[few:]
+    side = arrays["anomalib_distance"].shape[-1]
+    distances = method.distances(method.embed(tested)).view(-1, 1, side, side)
+    near(distances, arrays["anomalib_distance"], 1e-3)
+    scores = method.score(tested, ["a"] * len(tested))
+    near(scores["anomaly_map"], arrays["anomalib_map"][:, 0], 1e-3)
+    near(scores["image_score"], arrays["anomalib_score"].flatten(), 1e-3)
+
+
+@pytest.mark.golden
+def test_golden_padim_of_the_public_code_in_float64(
+    golden: Callable[[str], Any], tmp_path: Path
+) -> None:
+    found = golden("detectors")
+    arrays, meta = load_file(found.folder / "padim.safetensors"), found.meta
+    settings = CNNSettings(weights=write_network(tmp_path, meta))
+    method = PaDiM(settings, image_size=meta["image_size"], num_channels=meta["padim_dims"])
+    for name in method.fitted_buffers:  # statistics in float64, of features in float32
+        setattr(method, name, torch.empty(0, dtype=torch.float64))
+    images, few = golden_images(meta), meta["num_train"]
+    whole = PaDiM(settings, image_size=meta["image_size"], num_channels=None)
+    corner = whole.embed(images[few : few + 1]).mT.view(-1, 16, 16)[:, :4, :4]
+    expected = arrays["concat_first_test_first4"]
+    near(corner, expected.view_as(corner), 1e-4)
+    fitted(method, images[:few])
+    public = {k.removeprefix("public_"): v for k, v in arrays.items() if k.startswith("public_")}
+    distances = method.distances(method.embed(images[few:]))
+    near(distances, public["distance_f64"].reshape(distances.shape), 1e-6)
+    scores = method.score(images[few:], ["a"] * (len(images) - few))
+    near(scores["anomaly_map"], public["map_f64"].reshape(scores["anomaly_map"].shape), 1e-6)
+    near(scores["image_score"], public["score_raw_f64"], 1e-6)
+
+
+def test_the_choice_of_channels_is_that_of_the_public_code() -> None:
+    # Of ResNet-18, seed 1024 (section 1 of the specification).
+    assert choose_channels(448, 100, 1024)[:10] == [408, 9, 247, 435, 199, 165, 424, 405, 266, 51]
+    assert choose_channels(7, None, 0) == list(range(7))
+
+
+def test_channels_chosen_first_are_those_chosen_last(backbone: CNNBackbone) -> None:
+    images = torch.randn(2, 3, 64, 64)
+    method = PaDiM(backbone, image_size=64, num_channels=50)
+    features = backbone(images)
+    size = features["layer1"].shape[-2:]
+    plain = torch.cat(
+        [F.interpolate(features[name], size) for name in ("layer1", "layer2", "layer3")], dim=1
+    )
+    expected = plain[:, method.channels].flatten(2).mT
+    assert_close(method.embed(images), expected, atol=0, rtol=0)
+
+
+def test_moments_are_numpys_however_they_come() -> None:
+    rng = np.random.default_rng(0)
+    features = 1000 + rng.normal(0, 1, (150, 4, 3))
+    for sizes in ([150], [1] * 150, [70, 80]):
+        moments = RunningMoments()
+        for part in torch.from_numpy(features).split(sizes):
+            moments.add(part)
+        count, mean, scatter = moments.moments()
+        assert count == 150
+        np.testing.assert_allclose(mean, features.mean(0), rtol=1e-12)
+        for position in range(4):
+            expected = np.cov(features[:, position], rowvar=False) * 149
+            np.testing.assert_allclose(scatter[position], expected, rtol=1e-9, atol=1e-9)
+    with pytest.raises(ValueError, match="there are no features"):
+        RunningMoments().moments()
+
+
+def test_the_distance_is_scipys(backbone: CNNBackbone) -> None:
+    rng = np.random.default_rng(1)
+    features = torch.from_numpy(rng.normal(0, 1, (20, 5, 4)))
+    moments = RunningMoments()
+    moments.add(features)
+    count, mean, scatter = moments.moments()
+    method = PaDiM(backbone, num_channels=4).double()
+    method.keep(mean=mean, factor=inverse_factor(scatter, count, 0.01, positions=2))
+    other = torch.from_numpy(rng.normal(0, 2, (3, 5, 4)))
+    distances = method.distances(other)
+    for image in range(3):
+        for position in range(5):
+            covariance = np.cov(features[:, position].numpy(), rowvar=False) + 0.01 * np.eye(4)
+            inverse = np.linalg.inv(covariance)
+            expected = mahalanobis(other[image, position], mean[position], inverse)
+            assert float(distances[image, position]) == pytest.approx(expected, rel=1e-9)
+
+
+def test_map_and_score(backbone: CNNBackbone) -> None:
+    torch.manual_seed(3)
+    images = torch.randn(6, 3, 64, 64)
+    method = fitted(PaDiM(backbone, image_size=64, num_channels=10, sigma=2.0), images[:4])
+    scores = method.score(images[4:], ["a", "a"])
+    grid = method.distances(method.embed(images[4:])).view(2, 1, 16, 16)
+    raw = F.interpolate(grid, (64, 64), mode="bilinear", align_corners=False)[:, 0]
+    blurred = np.stack([gaussian_filter(one.numpy(), 2.0) for one in raw])
+    np.testing.assert_allclose(scores["anomaly_map"], blurred, rtol=1e-4)
+    assert_close(scores["image_score"], scores["anomaly_map"].flatten(1).amax(1))
+    alone = method.score(images[4:5], ["b"])["anomaly_map"]
+    assert_close(alone[0], scores["anomaly_map"][0], atol=1e-4, rtol=1e-4)
+
+
+def words(verb: str, root: Path, runs: Path, *more: str) -> list[str]:
+    found = [verb, "--model", "PaDiM", "--model.backbone.weights", "random"]
+    found += ["--model.image_size", "32", "--model.num_channels", "8"]
+    found += ["--data", "MVTecAD", "--data.root", str(root), "--data.num_workers", "0"]
+    found += ["--data.batch_size", "2", "--trainer.accelerator", "cpu"]
+    return [*found, "--output.root", str(runs), *more]
+
+
+ONE = ("--data.categories", "[bottle]")
+
+
+@pytest.fixture
+def several(mvtec_root: Path) -> Path:
+    """Return a folder of MVTec-AD's form with seven training images of bottles."""
+    rng = np.random.default_rng(0)
+    for number in range(5):
+        array = rng.integers(0, 256, (40, 40, 3)).astype(np.uint8)
+        save_picture(mvtec_root / "bottle" / "train" / "good" / f"{100 + number}.png", array)
+    return mvtec_root
+
+
+def test_fit_and_test_from_the_checkpoint_alone(several: Path, tmp_path: Path) -> None:
+    assert main(words("fit", several, tmp_path / "runs", *ONE)) == 0
+    [checkpoint] = (tmp_path / "runs" / "run" / "1" / "checkpoints").iterdir()
+    kept = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert {name: tuple(value.shape) for name, value in kept.items()} == {
+        "unused": (),
+        "channels": (8,),
+        "mean": (64, 8),
+        "factor": (64, 8, 8),
+    }
+    for verb in ("test", "predict"):
+        line = [verb, "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / verb)]
+        assert main(line) == 0
+    (metrics,) = (tmp_path / "test").rglob("metrics.json")
+    assert json.loads(metrics.read_text())["run"]["method"] == "PaDiM"
+    assert list((tmp_path / "predict").rglob("scores.csv"))
+
+
+def test_two_processes_take_the_same_moments(several: Path, tmp_path: Path) -> None:
+    ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2"]
+    line = words("fit", several, tmp_path / "two", *ONE, *ddp)
+    python = [sys.executable, "-m", "anomaly_clip", *line]
+    done = subprocess.run(python, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert main(words("fit", several, tmp_path / "one", *ONE)) == 0
+    states = [
+        torch.load(tmp_path / name / "run/1/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for name in ("one", "two")
+    ]
+    # Seven images: the processes have four and three.
+    # Batches of another size round otherwise.
+    assert_close(states[0], states[1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ((), "PaDiM is one model a category, and data.root"),
+        ((*ONE, "--trainer.max_epochs", "2"), "set trainer.max_epochs to 1, not 2"),
+        ((*ONE, "--data.shots", "1"), "PaDiM needs at least 2 normal training images"),
+        ((*ONE, "--model.num_channels", "999"), "between 1 and the 448 of layer1, layer2, layer3"),
+        ((*ONE, "--model.layers", "[pooled]"), r"model.layers \['pooled'\]"),
+        ((*ONE, "--model.regularization", "0"), "model.regularization must be above 0"),
+        ((*ONE, "--model.image_size", "8"), "model.image_size must be 32 or more"),
+    ],
+)
+def test_what_cannot_be_fitted_is_said_in_one_sentence(
+    several: Path,
+    tmp_path: Path,
+    more: tuple[str, ...],
+    sentence: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import re
+
+    assert main(words("fit", several, tmp_path / "runs", *more)) == 2
+    assert re.search(sentence, capsys.readouterr().err)
+    assert not list((tmp_path / "runs").glob("*/*"))
+
+
+def test_nothing_is_tested_before_a_fit(
+    several: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words("test", several, tmp_path, *ONE)) == 2
+    assert "PaDiM must be fitted first" in capsys.readouterr().err
+
+
+def test_images_are_looked_at_once(several: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    seen: list[int] = []
+
+    class Noting(PaDiM):
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            seen.extend(batch["index"].tolist())
+            super().training_step(batch, batch_idx)
+
+    data = MVTecAD(str(several), categories=["bottle"], num_workers=0, batch_size=3)
+    quiet_trainer(max_epochs=1).fit(
+        Noting(CNNSettings(weights="random"), image_size=32, num_channels=5), data
+    )
+    assert sorted(seen) == list(range(7))
