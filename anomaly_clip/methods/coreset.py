@@ -62,7 +62,7 @@ def project(points: Tensor, seed: int, eps: float = 0.9) -> Tensor:
 
     random = np.random.RandomState(seed)
     projection = SparseRandomProjection(fewer, random_state=random).fit(
-        np.empty((1, points.shape[1]), np.float32)
+        np.zeros((1, points.shape[1]), np.float32)
     )
     matrix = torch.from_numpy(projection.components_.toarray()).to(points)
     return points @ matrix.T

@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from detector_golden import golden_images, write_network
+from safetensors.torch import load_file
+from scipy.spatial.distance import cdist
+from test_padim import fitted, near
+from torch import Tensor
+from torch.testing import assert_close
+
+from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
+from anomaly_clip.cli import main
+from anomaly_clip.methods import PatchCore, patchcore
+from anomaly_clip.methods.coreset import k_centre_greedy, project, projected_width
+from anomaly_clip.methods.patchcore import nearest_rows
+
+
+@pytest.fixture(scope="module")
+def backbone() -> CNNBackbone:
+    torch.manual_seed(0)
+    return CNNBackbone(weights="random")
+
+
+def with_bank(method: PatchCore, bank: Tensor) -> PatchCore:
+    method.bank = bank
+    return method.eval()
+
+
+@pytest.mark.golden
+def test_golden_patchcore(golden: Callable[[str], Any], tmp_path: Path) -> None:
+    found = golden("detectors")
+    arrays, meta = load_file(found.folder / "patchcore.safetensors"), found.meta
+    settings = CNNSettings(weights=write_network(tmp_path, meta))
+    images, few = golden_images(meta), meta["num_train"]
+    options: dict[str, Any] = {"image_size": meta["image_size"], "blur_border": "inner"}
+    method = PatchCore(settings, upsampling="nearest", **options)
+    trained = method.embed(images[:few]).flatten(0, 1)
+    near(trained[arrays["memory_bank_rows"]], arrays["memory_bank"], 1e-4)
+    with_bank(method, arrays["memory_bank"])
+    embedding = method.embed(images[few:])
+    near(embedding.flatten(0, 1), arrays["test_embedding"], 1e-4)
+    distances, rows = nearest_rows(embedding.flatten(0, 1), method.bank)
+    assert torch.equal(rows.view_as(arrays["patch_nn_index"]), arrays["patch_nn_index"])
+    near(distances.view_as(arrays["patch_distance"]), arrays["patch_distance"], 1e-4)
+    scores = method.score(images[few:], ["a"] * meta["num_test"])
+    near(scores["anomaly_map"], arrays["map_anomalib"][:, 0], 1e-4)
+    near(scores["image_score"], arrays["score_reweighted_b9"], 1e-4)
+    plain = with_bank(PatchCore(settings, num_neighbours=1, **options), arrays["memory_bank"])
+    near(plain.score(images[few:], ["a"])["image_score"], arrays["score_max"], 1e-4)
+    for neighbours, name in ((9, "scaled003_score_reweighted_b9"), (1, "scaled003_score_max")):
+        scaled = PatchCore(settings, num_neighbours=neighbours, **options)
+        with_bank(scaled, 0.03 * arrays["memory_bank"])
+        features = 0.03 * embedding
+        distances, rows = nearest_rows(features.flatten(0, 1), scaled.bank)
+        own = scaled.image_scores(
+            features, distances.view(len(features), -1), rows.view(len(features), -1)
+        )
+        near(own, arrays[name], 1e-4)
+
+
+@pytest.mark.golden
+def test_golden_k_centre(golden: Callable[[str], Any]) -> None:
+    arrays = load_file(golden("detectors").folder / "patchcore.safetensors")
+    order = arrays["kcenter_order"]
+    chosen = k_centre_greedy(arrays["kcenter_features"], len(order), int(order[0]))
+    assert chosen.tolist() == order.tolist()
+
+
+def plain_k_centre(points: np.ndarray, count: int, start: int) -> list[int]:
+    chosen = [start]
+    while len(chosen) < count:
+        chosen.append(int(cdist(points, points[chosen]).min(axis=1).argmax()))
+    return chosen
+
+
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_k_centre_is_the_plain_algorithm(offset: float) -> None:
+    rng = np.random.default_rng(0)
+    points = rng.normal(offset, 1, (300, 7)).astype(np.float32)
+    chosen = k_centre_greedy(torch.from_numpy(points), 40, 5)
+    assert chosen.tolist() == plain_k_centre(points.astype(np.float64), 40, 5)
+
+
+def test_equal_points_are_not_chosen_twice() -> None:
+    points = torch.ones(5, 3)
+    assert sorted(k_centre_greedy(points, 5, 2).tolist()) == list(range(5))
+
+
+def test_a_projection_keeps_distances() -> None:
+    points = torch.from_numpy(np.random.default_rng(0).normal(0, 1, (60, 600))).float()
+    narrow = project(points, seed=1)
+    assert narrow.shape == (60, projected_width(60, 600, 0.9))
+    assert narrow.shape[1] < 600
+    ratio = torch.pdist(narrow).square() / torch.pdist(points).square()
+    assert 0.1 < float(ratio.min()) < float(ratio.max()) < 1.9
+    assert float(ratio.mean()) == pytest.approx(1, abs=0.1)
+    assert_close(project(points, seed=1), narrow, atol=0, rtol=0)
+    assert not torch.equal(project(points, seed=2), narrow)
+    few = points[:, :50]
+    assert project(few, seed=1) is few
+
+
+@pytest.mark.parametrize("at_once", [1, 1000, 1 << 24])
+def test_nearest_rows_are_scipys(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patchcore, "AT_ONCE", at_once)
+    rng = np.random.default_rng(0)
+    features, bank = rng.normal(0, 1, (50, 6)), rng.normal(0, 1, (30, 6))
+    plain = cdist(features, bank)
+    distances, rows = nearest_rows(torch.from_numpy(features), torch.from_numpy(bank))
+    np.testing.assert_array_equal(rows, plain.argmin(axis=1))
+    np.testing.assert_allclose(distances, plain.min(axis=1), rtol=1e-5)
+
+
+def test_patches_that_are_in_the_bank_are_normal(backbone: CNNBackbone) -> None:
+    torch.manual_seed(0)
+    images = torch.randn(3, 3, 64, 64)
+    method = fitted(PatchCore(backbone, image_size=64, coreset=1.0), images)
+    assert method.bank.shape == (3 * 64, 384)
+    scores = method.score(images, ["a"] * 3)
+    assert float(scores["anomaly_map"].max()) < 1e-3
+    other = method.score(images + 0.5 * torch.randn(3, 3, 64, 64), ["a"] * 3)
+    assert float(other["image_score"].min()) > 0.1
+
+
+def test_the_embedding_by_hand(backbone: CNNBackbone) -> None:
+    images = torch.randn(2, 3, 64, 64)
+    features = backbone(images)
+    fine, coarse = (
+        F.conv2d(v, torch.full((v.shape[1], 1, 3, 3), 1 / 9), padding=1, groups=v.shape[1])
+        for v in (features["layer2"], features["layer3"])
+    )
+    coarse = F.interpolate(coarse, (8, 8), mode="bilinear", align_corners=False)
+    expected = torch.cat([fine, coarse], dim=1).permute(0, 2, 3, 1).reshape(2, 64, 384)
+    assert_close(PatchCore(backbone, image_size=64).embed(images), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_half_a_bank_is_half_as_large(backbone: CNNBackbone) -> None:
+    torch.manual_seed(0)
+    images = torch.randn(4, 3, 64, 64)
+    maps = {}
+    for kind in ("float32", "float16"):
+        method = PatchCore(backbone, image_size=64, coreset=0.25, bank_type=kind)  # type: ignore[arg-type]
+        fitted(method, images)
+        assert method.bank.dtype == getattr(torch, kind)
+        maps[kind] = method.score(images, ["a"] * 4)["anomaly_map"]
+    assert_close(maps["float16"], maps["float32"], atol=0.05 * float(maps["float32"].max()), rtol=0)
+
+
+def words(verb: str, root: Path, runs: Path, *more: str) -> list[str]:
+    found = [verb, "--model", "PatchCore", "--model.backbone.weights", "random"]
+    found += ["--model.image_size", "32", "--model.coreset", "0.5"]
+    found += ["--data", "MVTecAD", "--data.root", str(root), "--data.num_workers", "0"]
+    found += ["--data.batch_size", "2", "--trainer.accelerator", "cpu"]
+    return [*found, "--data.categories", "[bottle]", "--output.root", str(runs), *more]
+
+
+def test_fit_says_what_it_takes_and_a_checkpoint_is_enough(
+    mvtec_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words("fit", mvtec_root, tmp_path / "runs")) == 0
+    said = capsys.readouterr().err
+    assert "PatchCore: 2 images, 32 patches of 384 numbers, of which 16 are kept" in said
+    checkpoint = tmp_path / "runs" / "run" / "1" / "checkpoints" / "last.ckpt"
+    kept = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert {name: tuple(v.shape) for name, v in kept.items()} == {"unused": (), "bank": (16, 384)}
+    line = ["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "t")]
+    assert main([*line, "--model.sigma", "2"]) == 0
+    (metrics,) = (tmp_path / "t").rglob("metrics.json")
+    assert json.loads(metrics.read_text())["run"]["method"] == "PatchCore"
+    capsys.readouterr()
+    assert main([*line, "--model.coreset", "0.1"]) == 2
+    assert "model.coreset is 0.1, but" in capsys.readouterr().err
+
+
+def test_two_processes_choose_the_same_rows(mvtec_root: Path, tmp_path: Path) -> None:
+    ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.batch_size", "1"]
+    python = [
+        sys.executable,
+        "-m",
+        "anomaly_clip",
+        *words("fit", mvtec_root, tmp_path / "two", *ddp),
+    ]
+    done = subprocess.run(python, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert main(words("fit", mvtec_root, tmp_path / "one", "--data.batch_size", "1")) == 0
+    banks = [
+        torch.load(tmp_path / name / "run/1/checkpoints/last.ckpt", weights_only=True)
+        for name in ("one", "two")
+    ]
+    one, two = (bank["state_dict"]["bank"] for bank in banks)
+    assert_close(one, two, atol=1e-4, rtol=1e-4)
+
+
+def test_a_bank_larger_than_memory_is_refused(
+    mvtec_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(patchcore, "available_memory", lambda _: 10_000)
+    assert main(words("fit", mvtec_root, tmp_path / "runs")) == 2
+    said = capsys.readouterr().err
+    assert "GB are free: lower data.fraction, model.image_size or model.coreset" in said
+    assert not list((tmp_path / "runs").glob("*/*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"coreset": 0.0}, "model.coreset must be in"),
+        ({"projection_eps": 1.0}, "model.projection_eps must be in"),
+        ({"num_neighbours": 0}, "model.num_neighbours must be 1 or more"),
+        ({"layers": ["layer7"]}, r"model.layers \['layer7'\]: expected some of"),
+    ],
+)
+def test_bad_arguments_are_named(
+    backbone: CNNBackbone, options: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        PatchCore(backbone, **options)
