@@ -18,6 +18,7 @@ VERBS = {
     "validate": "compute figures on the validation split",
     "test": "compute figures on the test split",
     "predict": "score images and draw heat maps",
+    "each": "fit and test one model a category, one table of all",
     "check": "say what is wrong with a data set",
     "prompts": "show what the sentences about a category do",
     "preview": "draw a contact sheet of a data set",
@@ -85,6 +86,10 @@ def _run(words: list[str]) -> int:
         from anomaly_clip.report.checks import run_check
 
         return run_check(words)
+    if words[0] == "each":
+        from anomaly_clip.each import run_each
+
+        return run_each(words)
     from anomaly_clip.experiment import run_experiment
 
     return run_experiment(words)

@@ -28,7 +28,7 @@ from anomaly_clip.errors import UserError, reason, translated
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.report.writer import RunWriter
 
-__all__ = ["ExperimentCLI", "arrange", "run_experiment"]
+__all__ = ["ExperimentCLI", "arrange", "known_options", "quieten", "run_experiment"]
 
 STEPS = {"validate": "validation_step", "test": "test_step", "predict": "predict_step"}
 """What a model must have for a verb."""
@@ -41,8 +41,8 @@ def run_experiment(words: Sequence[str]) -> int:
         UserError: What is wrong, where, and the way out.
         SystemExit: After a help text, or if the user interrupts a run.
     """
-    _quieten()
-    with translated(_known_options):
+    quieten()
+    with translated(known_options):
         ExperimentCLI(args=arrange(words))
     return 0
 
@@ -143,6 +143,12 @@ class ExperimentCLI(LightningCLI):
             args=list(args),
         )
 
+    @property
+    def writer(self) -> RunWriter:
+        """What writes down the run."""
+        found: RunWriter = self._get(self.config_init, "output")
+        return found
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what a run leaves behind."""
         parser.add_lightning_class_args(RunWriter, "output")
@@ -167,7 +173,7 @@ class ExperimentCLI(LightningCLI):
         self._check_verb(verb)
         config = self.config[verb]
         files = [str(file) for file in config.get("config") or []]
-        writer: RunWriter = self._get(self.config_init, "output")
+        writer = self.writer
         if writer.name is None:
             writer.name = config["output"]["name"] = Path(files[0]).stem if files else "run"
         writer.config = self._parser(verb).dump(config, skip_none=False)
@@ -282,7 +288,7 @@ class ExperimentCLI(LightningCLI):
         Raises:
             UserError: If limits of the trainer left none.
         """
-        writer: RunWriter = self._get(self.config_init, "output")
+        writer = self.writer
         if isinstance(self.model, AnomalyMethod) and not writer.num_scored:
             writer.abandon()
             raise UserError("no image was scored: do trainer.limit_..._batches leave any?")
@@ -305,7 +311,7 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _known_options() -> list[str]:
+def known_options() -> list[str]:
     """Return the options of all verbs, without those of models and data sets."""
     parser = LightningArgumentParser()
     parser.add_lightning_class_args(Trainer, "trainer")
@@ -314,7 +320,7 @@ def _known_options() -> list[str]:
     return own + [f"--{action.dest}" for action in parser._actions if "." in action.dest]
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Silence what says nothing about the run; the writer's start line says the rest."""
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's own calls
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -324,7 +330,7 @@ def _quieten() -> None:
         ".*validation_step. but have no .val_dataloader.*",  # most data sets have none
         ".*The dirpath has changed.*",  # a resumed fit has a run folder of its own
         ".*module.s. in eval mode at the start of training.*",  # frozen backbones
-        ".*smaller than the logging interval.*",  # small sets; figures of an epoch are logged anyway
+        ".*smaller than the logging interval.*",  # small data sets
         ".*isinstance.treespec, LeafSpec.*",  # Lightning's own use of a deprecated name
     ):
         warnings.filterwarnings("ignore", message)

@@ -44,7 +44,7 @@ from anomaly_clip.records import DEMO, RANDOM, Batch, Scores
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 CONFIG = CONFIGS / "demo.yaml"
-SEEDS = (401, 402, 403)  # the first is the fixed test set of the configuration
+SEEDS = (501, 502, 503)  # the first is the fixed test set of the configuration
 PROMISED = {"image_auroc": 0.85, "pixel_auroc": 0.88, "pixel_ap": 0.35}
 PROMISED_CATEGORY = 0.65  # image AUROC
 NUM_HALVES = 20

@@ -36,7 +36,7 @@ STATES_NORMAL = (
 )
 STATES_ABNORMAL = ("damaged {}", "{} with flaw", "{} with defect", "{} with damage")
 PROMPTS = PromptEnsemble(list(STATES_NORMAL), list(STATES_ABNORMAL))
-TOKENS_AT_ONCE = {"cpu": 2048, "else": 65536}
+TOKENS_AT_ONCE = {"cpu": 1024, "else": 65536}
 """Of windows, in one pass of the tower: what lies between two products then stays in a cache."""
 
 
@@ -269,7 +269,7 @@ def _embed_some(backbone: CLIPBackbone, tokens: Tensor, mixed: Tensor, members: 
         q, k, v = (one.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for one in parts)
         attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         x = x[:, :rows] + block.ls_1(attention.out_proj(attended))
-        x = x + block.ls_2(block.mlp(block.ln_2(x)))
+        x += block.ls_2(block.mlp(block.ln_2(x)))
     return backbone.project(x[:, 0]).unflatten(0, (len(tokens), -1)).float()
 
 

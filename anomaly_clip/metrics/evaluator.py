@@ -263,10 +263,7 @@ class Evaluator(Metric):
             }
             if bounds:
                 intervals[name] = bounds
-        mean = _mean(categories.values())
-        if any(pixels[row].bounds for row in range(len(pixels))):
-            intervals["mean"] = _mean_bounds(categories, intervals)
-        return Results(mean=mean, categories=categories, intervals=intervals)
+        return with_means(categories, intervals)
 
     def _pixel_results(self, any_seen: bool) -> list[PixelResult]:
         if not any_seen:  # by no process
@@ -311,6 +308,19 @@ class Evaluator(Metric):
 
 def _defined(value: float) -> float | None:
     return None if math.isnan(value) else value
+
+
+def with_means(categories: dict[str, Figures], intervals: dict[str, Bounds]) -> Results:
+    """Return the figures of categories, with their means and the bounds of these.
+
+    Args:
+        categories: Figures by category.
+        intervals: Bounds by category, as far as there are any.
+    """
+    intervals = dict(intervals)
+    if any(name in bounds for bounds in intervals.values() for name in PIXEL_FIGURES):
+        intervals["mean"] = _mean_bounds(categories, intervals)
+    return Results(mean=_mean(categories.values()), categories=categories, intervals=intervals)
 
 
 def _mean(rows: Iterable[Figures]) -> Figures:

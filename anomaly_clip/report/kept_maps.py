@@ -21,7 +21,7 @@ from anomaly_clip.files import atomic_path
 from anomaly_clip.maps import resize_maps
 from anomaly_clip.records import Scores
 
-__all__ = ["KeptMaps", "Ranges", "Rows", "merged", "picture_names"]
+__all__ = ["KeptMaps", "Ranges", "Rows", "file_name", "merged", "picture_names"]
 
 Rows = dict[int, dict[str, Any]]
 """What is known of an image, by its index."""
@@ -108,11 +108,11 @@ def picture_names(samples: Sequence[Sample]) -> list[str]:
         ['_/good/1']
     """
     parts = [[s.category.replace("/", "_"), *s.defect.split("/"), s.image.stem] for s in samples]
-    names = ["/".join(_file_name(p) for p in part if p) for part in parts]
+    names = ["/".join(file_name(p) for p in part if p) for part in parts]
     seen = Counter(names)
     return [f"{name}-{i}" if seen[name] > 1 else name for i, name in enumerate(names)]
 
 
-def _file_name(words: str) -> str:
+def file_name(words: str) -> str:
     """Turn words into a name that every file system takes and that leads nowhere else."""
     return re.sub(r'[\\/:*?"<>|]', "_", words).strip(" .") or "_"

@@ -20,14 +20,14 @@ from anomaly_clip.files import atomic_path
 from anomaly_clip.methods.base import AnomalyMethod, Exporter
 from anomaly_clip.metrics.evaluator import FIGURES, Results
 from anomaly_clip.progress import say
-from anomaly_clip.records import DEMO, Batch, Scores
+from anomaly_clip.records import DEMO, Batch, Scores, WeightsRecord
 from anomaly_clip.report.drawing import draw_batch, draw_kept
 from anomaly_clip.report.kept_maps import KeptMaps, Ranges, Rows, merged, picture_names
 from anomaly_clip.report.page import PagePicture, write_page
 from anomaly_clip.report.tables import DEMO_REMARK, RANDOM_WARNING, figures_rows, figures_table
 from anomaly_clip.runs import create_run_folder, versions, write_csv, write_json
 
-__all__ = ["RunWriter"]
+__all__ = ["RunWriter", "remark_on"]
 
 
 class RunWriter(Callback):
@@ -38,6 +38,7 @@ class RunWriter(Callback):
     Args:
         root: Where runs are kept.
         name: The run's name; default: that of the first configuration file.
+        folder: The run's folder, made or gone on with; default: a new one below root and name.
         maps: Whether to draw image, heat map and mask of every image; default: predict only.
             A test draws what was compared, predict in the image's own size.
         raw_maps: Whether to keep every map as it is, float16, as a .npy file.
@@ -49,6 +50,7 @@ class RunWriter(Callback):
         self,
         root: str = "runs",
         name: str | None = None,
+        folder: str | None = None,
         maps: bool | None = None,
         raw_maps: bool = False,
         stages: bool = False,
@@ -65,6 +67,7 @@ class RunWriter(Callback):
         self.sources = "from Python"
         """Where the configuration comes from, for the start line."""
         self.seed: int | None = None
+        self.asked_folder = None if folder is None else Path(folder).expanduser()
         self._folder: Path | None = None
         self._rows: Rows = {}
         self._kept: KeptMaps | None = None
@@ -76,7 +79,13 @@ class RunWriter(Callback):
         if self._folder is None:
             # The other processes are told in setup; before that they write nothing.
             first = getattr(rank_zero_only, "rank", 0) == 0
-            self._folder = create_run_folder(self.root, self.name or "run") if first else self.root
+            if self.asked_folder is not None:
+                self.asked_folder.mkdir(parents=True, exist_ok=True)
+                self._folder = self.asked_folder
+            else:
+                self._folder = (
+                    create_run_folder(self.root, self.name or "run") if first else self.root
+                )
         return self._folder
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -295,7 +304,7 @@ class RunWriter(Callback):
         page = self.folder / "report.html"
         stage = "test" if results is not None else "predict"
         title = f"{type(method).__name__} on {data.dataset_name}, {stage}"
-        remark = _remark(method)
+        remark = remark_on(method.weights)
         notes = [] if remark is None else [remark]
         listed = len(self._samples(trainer))
         if len(rows) < listed:
@@ -352,7 +361,9 @@ class RunWriter(Callback):
         title = f"{type(method).__name__} on {data.dataset_name}, test; PRO {form}"
         if len(rows) < listed:
             title += f"\nPARTIAL: {len(rows)} of {listed} images"
-        Console().print(figures_table(results, title, counts, _is_random(method), _remark(method)))
+        Console().print(
+            figures_table(results, title, counts, _is_random(method), remark_on(method.weights))
+        )
 
     def _start_line(self, module: LightningModule, trainer: Trainer, stage: str) -> str:
         said = [f"{stage} {type(module).__name__}", self.sources]
@@ -396,11 +407,11 @@ def _warning(module: LightningModule) -> str | None:
     return RANDOM_WARNING if _is_random(module) else None
 
 
-def _remark(method: AnomalyMethod) -> str | None:
+def remark_on(weights: WeightsRecord) -> str | None:
     """Return what must be said of the weights beside every figure."""
-    if method.weights["random"]:
+    if weights["random"]:
         return RANDOM_WARNING
-    return DEMO_REMARK if method.weights["pretrained"] == DEMO else None
+    return DEMO_REMARK if weights["pretrained"] == DEMO else None
 
 
 def _weights_label(method: AnomalyMethod) -> str:

@@ -1,0 +1,202 @@
+"""``anomaly_clip each``: fit and test one model a category, then one table of all.
+
+Categories run one after the other, each in its own folder of the run. One that fails does not stop
+the others; a run that was interrupted goes on where it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from anomaly_clip.errors import UserError, reason, translated
+from anomaly_clip.experiment import ExperimentCLI, arrange, known_options, quieten, run_experiment
+from anomaly_clip.files import atomic_path
+from anomaly_clip.methods.base import AnomalyMethod
+from anomaly_clip.metrics.evaluator import FIGURES, with_means
+from anomaly_clip.progress import say
+from anomaly_clip.report.kept_maps import file_name
+from anomaly_clip.report.tables import figures_rows, figures_table
+from anomaly_clip.report.writer import remark_on
+from anomaly_clip.runs import create_run_folder, versions, write_csv, write_json
+
+__all__ = ["run_each"]
+
+COMMAND = "command.json"
+FAILED = 1
+
+
+class Plan(ExperimentCLI):
+    """What would be run: everything is parsed and built, nothing is started."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+def run_each(words: Sequence[str]) -> int:
+    """Fit and test category by category and return an exit code: 1 if one of them failed.
+
+    Raises:
+        UserError: What is wrong before anything is run, and the way out.
+    """
+    words, resumed = _without_resume(list(words[1:]))
+    quieten()
+    if {"-h", "--help"} & set(words):
+        print(
+            "usage: anomaly_clip each --config FILE [options of fit]\n"
+            "       anomaly_clip each --resume RUN\n\n"
+            "Fit and test one model a category, into RUN/<category>/, then merge their figures.\n"
+            "--resume goes on with a run: finished categories are not run again.\n"
+            "All options of fit: anomaly_clip fit --help"
+        )
+        return 0
+    if resumed is not None:
+        words = _words_of(resumed, words)
+    line = arrange(["fit", *words])[1:]
+    with translated(known_options):
+        plan = Plan(args=["fit", *line])
+    method, data = plan.model, plan.datamodule
+    if not isinstance(method, AnomalyMethod) or not method.can_be_fitted:
+        raise UserError(f"{type(method).__name__} has nothing to fit: use test, for all categories")
+    categories = data.categories
+    several = plan.trainer.world_size > 1
+    writer = plan.writer
+    folder = resumed or create_run_folder(writer.root, writer.name or "run")
+    if resumed is None:
+        write_json(folder / COMMAND, {"each": line})
+        with atomic_path(folder / "config-each.yaml") as temporary:
+            temporary.write_text(writer.config, encoding="utf-8")
+    say(f"each {type(method).__name__} | {len(categories)} categories | run {folder}")
+    del plan, method  # each category builds its own
+    failed: dict[str, str] = {}
+    for number, category in enumerate(categories, start=1):
+        say(f"[{number}/{len(categories)}] {category}")
+        try:
+            _run_category(line, folder / file_name(category), category, several)
+        except KeyboardInterrupt:
+            say(f"go on with: anomaly_clip each --resume {folder}")
+            raise
+        except Exception as error:  # of one category: the others can be well
+            failed[category] = str(error) if isinstance(error, UserError) else reason(error)
+            say(f"{category} failed: {failed[category]}", style="bold red")
+    return _merge(folder, categories, failed)
+
+
+def _without_resume(words: list[str]) -> tuple[list[str], Path | None]:
+    """Take ``--resume RUN`` out of the words."""
+    for at, word in enumerate(words):
+        if word == "--resume" or word.startswith("--resume="):
+            value = word.partition("=")[2] or (words[at + 1] if at + 1 < len(words) else "")
+            rest = words[:at] + words[at + (1 if "=" in word else 2) :]
+            folder = Path(value).expanduser()
+            if not value or not (folder / COMMAND).is_file():
+                raise UserError(f"--resume {value}: expected the folder of a run of each")
+            return rest, folder
+    return words, None
+
+
+def _words_of(folder: Path, more: Sequence[str]) -> list[str]:
+    """Return the words of a run that is gone on with.
+
+    Raises:
+        UserError: If there are others, which its finished categories would not have.
+    """
+    if more:
+        raise UserError(f"--resume goes on with the run as it began: leave out {more[0]}")
+    words: list[str] = json.loads((folder / COMMAND).read_text(encoding="utf-8"))["each"]
+    return words
+
+
+def _run_category(line: Sequence[str], folder: Path, category: str, several: bool) -> None:
+    """Fit and test, unless that is done."""
+    if (folder / "metrics.json").is_file():
+        say("finished before")
+        return
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    own = ["--data.categories", json.dumps([category]), "--output.folder", str(folder)]
+    if not checkpoint.is_file():
+        shutil.rmtree(folder, ignore_errors=True)  # of an interrupted fit
+        _run(["fit", *line, *own], several)
+    _run(["test", *line, *own, "--ckpt_path", str(checkpoint)], several)
+
+
+def _run(words: list[str], several: bool) -> None:
+    """Run a verb here, its table kept back; with several processes, in processes of its own."""
+    if several:  # Lightning starts the others with this process's words
+        done = subprocess.run(
+            [sys.executable, "-m", "anomaly_clip", *words],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            lines = done.stderr.strip().splitlines() or ["no message"]
+            raise UserError(lines[-1].removeprefix("anomaly_clip: "))
+        return
+    with contextlib.redirect_stdout(io.StringIO()):
+        run_experiment(words)
+
+
+def _merge(folder: Path, categories: Sequence[str], failed: Mapping[str, str]) -> int:
+    """Write and print the figures of all categories; return an exit code."""
+    found: dict[str, dict[str, Any]] = {}
+    for category in categories:
+        file = folder / file_name(category) / "metrics.json"
+        if file.is_file() and category not in failed:
+            found[category] = json.loads(file.read_text(encoding="utf-8"))
+    if found:
+        _write_merged(folder, found, failed)
+    for category, why in failed.items():
+        say(f"failed: {category}: {why}", style="bold red")
+    say(f"results: {folder}" if found else "no category could be run")
+    return FAILED if failed else 0
+
+
+def _write_merged(
+    folder: Path, found: Mapping[str, dict[str, Any]], failed: Mapping[str, str]
+) -> None:
+    first = next(iter(found.values()))["run"]
+    figures = {name: one["categories"][name] for name, one in found.items()}
+    bounds = {n: one["intervals"][n] for n, one in found.items() if n in one["intervals"]}
+    results = with_means(figures, bounds)
+    protocol = {
+        **first["protocol"],
+        "one_model_a_category": True,
+        "complete": not failed
+        and all(one["run"]["protocol"]["complete"] for one in found.values()),
+        "images": {},
+        "anomalous": {},
+        "words": {},
+    }
+    for one in found.values():
+        for part in ("images", "anomalous", "words"):
+            protocol[part].update(one["run"]["protocol"][part])
+    checkpoints = {name: one["run"]["checkpoint"] for name, one in found.items()}
+    run = {
+        **first,
+        "protocol": protocol,
+        "checkpoint": checkpoints,
+        "versions": versions(),
+        "failed": dict(failed),
+    }
+    write_json(folder / "metrics.json", {**results, "run": run})
+    weights = first["weights"]
+    label = "random" if weights["random"] else weights["pretrained"]
+    table = ([*row, label] for row in figures_rows(results))
+    write_csv(folder / "metrics.csv", ["category", *FIGURES, "weights"], table)
+    counts = {name: (protocol["images"][name], protocol["anomalous"][name]) for name in found}
+    title = f"{first['method']} on {protocol['data']}, one model a category, test"
+    if failed:
+        title += f"\nWITHOUT {', '.join(failed)}"
+    remark = remark_on(weights)
+    Console().print(figures_table(results, title, counts, weights["random"], remark))

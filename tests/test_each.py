@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import save_picture
+
+from anomaly_clip import each
+from anomaly_clip.cli import main
+from anomaly_clip.methods import PaDiM
+
+
+@pytest.fixture
+def root(mvtec_root: Path) -> Path:
+    """Return a folder of MVTec-AD's form with four training images in each of two categories."""
+    rng = np.random.default_rng(0)
+    for category in ("bottle", "metal_nut"):
+        for number in range(2):
+            array = rng.integers(0, 256, (40, 40, 3)).astype(np.uint8)
+            save_picture(mvtec_root / category / "train" / "good" / f"{100 + number}.png", array)
+    return mvtec_root
+
+
+def words(root: Path, runs: Path, *more: str) -> list[str]:
+    found = ["each", "--model", "PaDiM", "--model.backbone.weights", "random"]
+    found += ["--model.image_size", "32", "--model.num_channels", "8", "--output.name", "padim"]
+    found += ["--data", "MVTecAD", "--data.root", str(root), "--data.num_workers", "0"]
+    return [*found, "--trainer.accelerator", "cpu", "--output.root", str(runs), *more]
+
+
+def test_each_category_gets_its_model_and_all_one_table(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words(root, tmp_path)) == 0
+    run = tmp_path / "padim" / "1"
+    merged = json.loads((run / "metrics.json").read_text())
+    assert list(merged["categories"]) == ["bottle", "metal_nut"]
+    for category in merged["categories"]:
+        own = json.loads((run / category / "metrics.json").read_text())
+        assert merged["categories"][category] == own["categories"][category]
+        assert (run / category / "checkpoints" / "last.ckpt").is_file()
+        assert {p.name for p in (run / category).glob("config-*")} == {
+            "config-fit.yaml",
+            "config-test.yaml",
+        }
+        assert merged["intervals"][category] == own["intervals"][category]
+    for name, value in merged["mean"].items():
+        both = [merged["categories"][category][name] for category in ("bottle", "metal_nut")]
+        assert value == pytest.approx(sum(both) / 2)
+    assert merged["run"]["protocol"]["images"] == {"bottle": 4, "metal_nut": 4}
+    assert merged["run"]["failed"] == {}
+    out = capsys.readouterr().out
+    assert out.count("PaDiM on MVTecAD") == 1  # one table, not three
+    assert "metal_nut" in out
+    assert len((run / "metrics.csv").read_text().splitlines()) == 4
+
+
+def test_a_category_that_fails_does_not_stop_the_others(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = root / "bottle" / "train" / "good" / "100.png"
+    intact = broken.read_bytes()
+    broken.write_bytes(b"no picture")
+    assert main(words(root, tmp_path)) == 1
+    run = tmp_path / "padim" / "1"
+    said = capsys.readouterr()
+    assert "failed: bottle: " in said.err
+    assert "100.png" in said.err
+    assert "WITHOUT bottle" in said.out
+    merged = json.loads((run / "metrics.json").read_text())
+    assert list(merged["categories"]) == ["metal_nut"]
+    assert "100.png" in merged["run"]["failed"]["bottle"]
+    assert not merged["run"]["protocol"]["complete"]
+    # Mended and gone on with: only what failed is run.
+    broken.write_bytes(intact)
+    before = (run / "metal_nut" / "metrics.json").stat().st_mtime_ns
+    assert main(["each", "--resume", str(run)]) == 0
+    assert (run / "metal_nut" / "metrics.json").stat().st_mtime_ns == before
+    assert "finished before" in capsys.readouterr().err
+    merged = json.loads((run / "metrics.json").read_text())
+    assert list(merged["categories"]) == ["bottle", "metal_nut"]
+    assert merged["run"]["protocol"]["complete"]
+
+
+def test_an_interrupted_run_goes_on_where_it_was(
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ordinary = each.run_experiment
+    done: list[tuple[str, str]] = []
+
+    def interrupted(line: list[str]) -> int:
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        code = ordinary(line)
+        done.append((line[0], line[line.index("--output.folder") + 1].rpartition("/")[2]))
+        return code
+
+    monkeypatch.setattr(each, "run_experiment", interrupted)
+    assert main(words(root, tmp_path)) == 130
+    run = tmp_path / "padim" / "1"
+    assert f"go on with: anomaly_clip each --resume {run}" in capsys.readouterr().err
+    assert done == [("fit", "bottle"), ("test", "bottle"), ("fit", "metal_nut")]
+    done.clear()
+    assert main(["each", f"--resume={run}"]) == 0
+    assert done == [("test", "metal_nut")]
+
+
+def test_several_processes_run_apart(root: Path, tmp_path: Path) -> None:
+    ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.categories", "[bottle]"]
+    assert main(words(root, tmp_path, *ddp)) == 0
+    merged = json.loads((tmp_path / "padim" / "1" / "metrics.json").read_text())
+    assert merged["run"]["protocol"]["images"] == {"bottle": 4}
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (["each", "--resume", "nowhere"], "--resume nowhere: expected the folder of a run of each"),
+        (["each", "--resume"], "expected the folder of a run of each"),
+        (["each", "--model", "SDP", "--data", "Demo"], "SDP has nothing to fit: use test"),
+        (["each", "--model.image_sise", "3"], "image_sise"),
+    ],
+)
+def test_mistakes_are_said_before_anything_is_run(
+    line: list[str],
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if "SDP" in line:
+        line = [*line, "--model.backbone.pretrained", "demo"]
+    assert main(line) == 2
+    assert sentence in capsys.readouterr().err
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_a_run_is_gone_on_with_as_it_began(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words(root, tmp_path, "--data.categories", "[bottle]")) == 0
+    run = tmp_path / "padim" / "1"
+    assert main(["each", "--resume", str(run), "--model.sigma", "2"]) == 2
+    assert "leave out --model.sigma" in capsys.readouterr().err
+
+
+def test_help_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["each", "--help"]) == 0
+    assert "--resume" in capsys.readouterr().out
+
+
+def test_the_class_says_that_it_is_of_one_category() -> None:
+    assert PaDiM.one_category
