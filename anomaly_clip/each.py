@@ -27,7 +27,7 @@ from anomaly_clip.progress import say
 from anomaly_clip.report.kept_maps import file_name
 from anomaly_clip.report.tables import figures_rows, figures_table
 from anomaly_clip.report.writer import remark_on
-from anomaly_clip.runs import create_run_folder, versions, write_csv, write_json
+from anomaly_clip.runs import versions, write_csv, write_json
 
 __all__ = ["run_each"]
 
@@ -62,15 +62,17 @@ def run_each(words: Sequence[str]) -> int:
     if resumed is not None:
         words = _words_of(resumed, words)
     line = arrange(["fit", *words])[1:]
+    place = [] if resumed is None else ["--output.folder", str(resumed)]
     with translated(known_options):
-        plan = Plan(args=["fit", *line])
-    method, data = plan.model, plan.datamodule
-    if not isinstance(method, AnomalyMethod) or not method.can_be_fitted:
-        raise UserError(f"{type(method).__name__} has nothing to fit: use test, for all categories")
-    categories = data.categories
+        plan = Plan(args=["fit", *line, *place])
+    method, data, writer = plan.model, plan.datamodule, plan.writer
+    folder = writer.folder
+    if not isinstance(method, AnomalyMethod):
+        writer.abandon()
+        raise UserError(f"{type(method).__name__} scores no images: use fit")
+    with translated(known_options):
+        categories = data.categories
     several = plan.trainer.world_size > 1
-    writer = plan.writer
-    folder = resumed or create_run_folder(writer.root, writer.name or "run")
     if resumed is None:
         write_json(folder / COMMAND, {"each": line})
         with atomic_path(folder / "config-each.yaml") as temporary:

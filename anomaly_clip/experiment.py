@@ -101,9 +101,10 @@ def _config_beside(checkpoint: Path) -> Path:
 class RunLogger(CSVLogger):
     """Lightning's CSV logger, in the run's folder once there is one."""
 
-    def __init__(self, writer: RunWriter) -> None:
+    def __init__(self, writer: RunWriter, verb: str) -> None:
         super().__init__(save_dir=writer.root)
         self._writer = writer
+        self._verb = verb
 
     @property
     def root_dir(self) -> str:
@@ -113,7 +114,9 @@ class RunLogger(CSVLogger):
     @property
     def log_dir(self) -> str:
         """Where the log lies."""
-        return str(self._writer.folder / "logs")
+        logs = self._writer.folder / "logs"
+        # In a folder that was asked for, several verbs may leave theirs.
+        return str(logs if self._writer.asked_folder is None else logs / self._verb)
 
 
 def _json(value: Any) -> str:
@@ -181,7 +184,7 @@ class ExperimentCLI(LightningCLI):
         seed = config["seed_everything"]
         writer.seed = None if seed is False else seed
         if config["trainer"]["logger"] is None:
-            kwargs["logger"] = RunLogger(writer) if verb != "predict" else False
+            kwargs["logger"] = RunLogger(writer, verb) if verb != "predict" else False
         callbacks = list(self._get(self.config_init, "trainer")["callbacks"] or [])
         wanted = config["trainer"]["enable_progress_bar"] is not False
         if wanted and not any(isinstance(callback, ProgressBar) for callback in callbacks):

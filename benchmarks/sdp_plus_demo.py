@@ -7,11 +7,11 @@ and tested on the demo's own held-out categories: SDP, SDP+, and the same layers
 for three seeds (of both sets of pictures and of the order). The exit status is 1 if SDP+ falls more
 than 0.02 below SDP in a figure, or if its pixel AP is less than 5 times that of random weights.
 
-SDP+ adds nothing here, and loses pixel AP. On real CLIPs, which never saw a mask, it teaches the
-patches what SDP's do not know; the patches of the small CLIP were trained on masks already, along
-the very path that SDP reads, while the layers of SDP+ read the original path, and their
-probabilities, up to 1 a stage, outweigh SDP's map. More pictures (60 a category), more epochs (30)
-and other rates (1e-4 to 3e-3) did not change it on held-back training categories.
+SDP+ adds next to nothing here. On real CLIPs, which never saw a mask, it teaches the patches what
+SDP's do not know; the patches of the small CLIP were trained on masks already, along the very path
+that SDP reads, while the layers of SDP+ read the original path, and their probabilities, up to 1 a
+stage, outweigh SDP's map. More pictures (60 a category), more epochs (30) and other rates (1e-4 to
+3e-3) did not change it, with an earlier small CLIP, on held-back training categories.
 """
 
 from __future__ import annotations

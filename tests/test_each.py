@@ -122,7 +122,8 @@ def test_several_processes_run_apart(root: Path, tmp_path: Path) -> None:
     [
         (["each", "--resume", "nowhere"], "--resume nowhere: expected the folder of a run of each"),
         (["each", "--resume"], "expected the folder of a run of each"),
-        (["each", "--model", "SDP", "--data", "Demo"], "SDP has nothing to fit: use test"),
+        (["each", "--model", "SDP", "--data", "Demo"], "SDP is zero-shot, there is nothing to fit"),
+        (["each", "--model", "Contrastive", "--data", "Demo"], "Contrastive scores no images"),
         (["each", "--model.image_sise", "3"], "image_sise"),
     ],
 )
@@ -134,7 +135,7 @@ def test_mistakes_are_said_before_anything_is_run(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    if "SDP" in line:
+    if "--model" in line:
         line = [*line, "--model.backbone.pretrained", "demo"]
     assert main(line) == 2
     assert sentence in capsys.readouterr().err
