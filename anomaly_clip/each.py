@@ -72,6 +72,11 @@ def run_each(words: Sequence[str]) -> int:
         raise UserError(f"{type(method).__name__} scores no images: use fit")
     with translated(known_options):
         categories = data.categories
+    names = [file_name(category).lower() for category in categories]
+    shared = [name for name in names if names.count(name) > 1]
+    if shared:
+        writer.abandon()
+        raise UserError(f"two categories would share the folder {shared[0]}: rename one of them")
     several = plan.trainer.world_size > 1
     if resumed is None:
         write_json(folder / COMMAND, {"each": line})
@@ -84,7 +89,7 @@ def run_each(words: Sequence[str]) -> int:
         say(f"[{number}/{len(categories)}] {category}")
         try:
             _run_category(line, folder / file_name(category), category, several)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):  # Lightning exits after Ctrl-C
             say(f"go on with: anomaly_clip each --resume {folder}")
             raise
         except Exception as error:  # of one category: the others can be well
@@ -183,6 +188,9 @@ def _write_merged(
     for one in found.values():
         for part in ("images", "anomalous", "words"):
             protocol[part].update(one["run"]["protocol"][part])
+    for part in ("overlap", "anomalous_without_pixels"):
+        values = [one["run"]["protocol"][part] for one in found.values()]
+        protocol[part] = None if None in values else sum(values)
     checkpoints = {name: one["run"]["checkpoint"] for name, one in found.items()}
     run = {
         **first,

@@ -25,6 +25,7 @@ from anomaly_clip.data import (
     SampleDataset,
     VisA,
 )
+from anomaly_clip.synthesis import SynthesisSettings
 
 
 def test_items_make_a_batch(mvtec_root: Path) -> None:
@@ -124,6 +125,26 @@ def test_fewer_images_are_always_among_more() -> None:
     for rows in (by_shots, by_share):
         assert all(few < more for few, more in pairwise(rows))
     assert by_share[:3] == by_shots[:3]
+    # What validates is the same for all, and never trained on.
+    validated: dict[str, Any] = {
+        "val_split": "synthetic",
+        "val_share": 0.1,
+        "synthesis": SynthesisSettings(),
+    }
+    by_share = [chosen(fraction=share, **validated) for share in (0.1, 0.5, 1.0)]
+    assert [len(some) for some in by_share] == [4, 18, 36]
+    assert all(few < more for few, more in pairwise(by_share))
+    held = {
+        tuple(
+            sample.image
+            for sample in Demo(
+                categories=["pink pill"], num_train=40, seed=5, fraction=share, **validated
+            )._normal_parts[1]
+        )
+        for share in (0.1, 0.5, 1.0)
+    }
+    assert len(held) == 1
+    assert not set(*held) & by_share[-1]
     data = Demo(categories=["pink pill"], num_train=40, seed=5, fraction=0.1)
     assert data.protocol()["fraction"] == 0.1
     assert len(data.fit_samples()) == 4

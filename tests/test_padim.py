@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -25,8 +25,11 @@ from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
 from anomaly_clip.cli import main
 from anomaly_clip.data import MVTecAD
 from anomaly_clip.methods import PaDiM
+from anomaly_clip.methods.cnn_method import FittedMethod
 from anomaly_clip.methods.moments import RunningMoments, inverse_factor
 from anomaly_clip.methods.padim import choose_channels
+
+Fitted = TypeVar("Fitted", bound=FittedMethod)
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +38,13 @@ def backbone() -> CNNBackbone:
     return CNNBackbone(weights="random")
 
 
-def fitted(method: PaDiM, images: Tensor, batch: int = 3) -> PaDiM:
+def fitted(method: Fitted, images: Tensor, batch: int = 3) -> Fitted:
     """Fit through Lightning's loop on images that are normalised already."""
     batches = [
         {"image": part, "category": ["a"] * len(part), "index": torch.arange(len(part))}
         for part in images.split(batch)
     ]
-    loader = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+    loader: Any = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
     quiet_trainer(max_epochs=1).fit(method, loader)
     return method.eval()
 
@@ -203,7 +206,7 @@ def test_fit_and_test_from_the_checkpoint_alone(several: Path, tmp_path: Path) -
 
 
 def test_two_processes_take_the_same_moments(several: Path, tmp_path: Path) -> None:
-    ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2"]
+    ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.batch_size", "1"]
     line = words("fit", several, tmp_path / "two", *ONE, *ddp)
     python = [sys.executable, "-m", "anomaly_clip", *line]
     done = subprocess.run(python, capture_output=True, text=True, timeout=300, check=False)
@@ -226,6 +229,7 @@ def test_two_processes_take_the_same_moments(several: Path, tmp_path: Path) -> N
         ((*ONE, "--data.shots", "1"), "PaDiM needs at least 2 normal training images"),
         ((*ONE, "--model.num_channels", "999"), "between 1 and the 448 of layer1, layer2, layer3"),
         ((*ONE, "--model.layers", "[pooled]"), r"model.layers \['pooled'\]"),
+        ((*ONE, "--model.layers", "[layer2, layer1]"), "expected the finest first"),
         ((*ONE, "--model.regularization", "0"), "model.regularization must be above 0"),
         ((*ONE, "--model.image_size", "8"), "model.image_size must be 32 or more"),
     ],
@@ -249,6 +253,28 @@ def test_nothing_is_tested_before_a_fit(
 ) -> None:
     assert main(words("test", several, tmp_path, *ONE)) == 2
     assert "PaDiM must be fitted first" in capsys.readouterr().err
+
+
+def test_mixed_precision_leaves_distances_as_they_are(backbone: CNNBackbone) -> None:
+    torch.manual_seed(3)
+    images = torch.randn(6, 3, 64, 64)
+    method = fitted(PaDiM(backbone, image_size=64, num_channels=10), images[:4])
+    plain = method.score(images[4:], ["a", "a"])["anomaly_map"]
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = method.score(images[4:], ["a", "a"])["anomaly_map"]
+    assert_close(mixed, plain, atol=1e-5, rtol=1e-5)
+
+
+def test_what_was_not_fitted_is_not_tested_from_python(several: Path) -> None:
+    method = PaDiM(CNNSettings(weights="random"), image_size=32, num_channels=5)
+    data = MVTecAD(str(several), categories=["bottle"], num_workers=0)
+    with pytest.raises(ValueError, match="PaDiM must be fitted first"):
+        quiet_trainer().test(method, data, verbose=False)
+
+
+def test_a_singular_covariance_is_named() -> None:
+    with pytest.raises(ValueError, match=r"model\.regularization 1e-30 is too small"):
+        inverse_factor(torch.full((2, 3, 3), 1e9, dtype=torch.float64), 5, 1e-30)
 
 
 def test_images_are_looked_at_once(several: Path, tmp_path: Path) -> None:

@@ -132,6 +132,17 @@ def test_patches_that_are_in_the_bank_are_normal(backbone: CNNBackbone) -> None:
     assert float(other["image_score"].min()) > 0.1
 
 
+def test_mixed_precision_leaves_distances_as_they_are(backbone: CNNBackbone) -> None:
+    torch.manual_seed(0)
+    images = torch.randn(4, 3, 64, 64)
+    method = fitted(PatchCore(backbone, image_size=64, coreset=0.5), images[:3])
+    plain = method.score(images, ["a"] * 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = method.score(images, ["a"] * 4)
+    for name in ("anomaly_map", "image_score"):
+        assert_close(mixed[name], plain[name], atol=1e-5, rtol=1e-5)
+
+
 def test_the_embedding_by_hand(backbone: CNNBackbone) -> None:
     images = torch.randn(2, 3, 64, 64)
     features = backbone(images)
@@ -149,7 +160,7 @@ def test_half_a_bank_is_half_as_large(backbone: CNNBackbone) -> None:
     images = torch.randn(4, 3, 64, 64)
     maps = {}
     for kind in ("float32", "float16"):
-        method = PatchCore(backbone, image_size=64, coreset=0.25, bank_type=kind)  # type: ignore[arg-type]
+        method = PatchCore(backbone, image_size=64, coreset=0.25, bank_type=kind)
         fitted(method, images)
         assert method.bank.dtype == getattr(torch, kind)
         maps[kind] = method.score(images, ["a"] * 4)["anomaly_map"]

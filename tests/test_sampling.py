@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from anomaly_clip.data.sampling import Draw, EpochSampler
+from anomaly_clip.data.sampling import Draw, EpochSampler, EvenBatches
 
 
 def drawn(epoch: int, num_processes: int = 1, rank: int = 0, seed: int = 0) -> list[Draw]:
@@ -30,3 +30,19 @@ def test_processes_share_an_epoch_evenly() -> None:
 def test_more_processes_than_samples_are_refused() -> None:
     with pytest.raises(ValueError, match=r"2 training samples cannot be shared by 3 processes"):
         EpochSampler(range(2), 0, 3)
+
+
+@pytest.mark.parametrize("length", [2, 3, 7, 16, 17])
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_even_batches_are_as_many_on_each_process(
+    length: int, batch_size: int, num_processes: int
+) -> None:
+    parts = [
+        list(EvenBatches(length, batch_size, num_processes, rank)) for rank in range(num_processes)
+    ]
+    assert len({len(batches) for batches in parts}) == 1
+    assert all(batch for batches in parts for batch in batches)
+    assert sorted(i for batches in parts for batch in batches for i in batch) == list(range(length))
+    most = batch_size if num_processes == 1 else max(2, batch_size)
+    assert max(len(batch) for batches in parts for batch in batches) <= most

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, default_collate
 from anomaly_clip.data.contents import Twin
 from anomaly_clip.data.listed import ListedData
 from anomaly_clip.data.samples import Item, Reader, Sample, SampleDataset, Split, read_sample
-from anomaly_clip.data.sampling import EpochSampler, draw_few, hold_out
+from anomaly_clip.data.sampling import Batches, EpochSampler, EvenBatches, draw_few, hold_out
 from anomaly_clip.data.synthetic import SyntheticDataset, SyntheticTwins
 from anomaly_clip.data.transforms import MaskFilter, Resize, read_image, read_mask
 from anomaly_clip.records import Batch
@@ -177,7 +177,7 @@ class AnomalyData(ListedData):
         """Return what ``fit`` learns from: training images, or an auxiliary set's test split."""
         if self.auxiliary is not None:
             return self._auxiliary_parts[0]
-        if self.val_split == "synthetic":
+        if self.val_split == "synthetic" and not self.has_shots:
             return self._normal_parts[0]
         return self._train_samples()
 
@@ -205,6 +205,9 @@ class AnomalyData(ListedData):
         if "train" not in self.splits:
             raise ValueError(f"{self.dataset_name} has no train images, so there are no shots")
         normal = [s for s in self.rows(category, "train") if not s.label]
+        if self.val_split == "synthetic":  # what validates is the same however few are trained on
+            held = set(self._normal_parts[1])
+            normal = [sample for sample in normal if sample not in held]
         few = self.shots
         if few is None:
             few = max(1, round(self.fraction * len(normal)))  # type: ignore[operator]
@@ -268,12 +271,13 @@ class AnomalyData(ListedData):
     @cached_property
     def _normal_parts(self) -> tuple[list[Sample], list[Sample]]:
         """What of the normal images is trained on, and what is held out for validation."""
-        samples = [sample for sample in self._train_samples() if not sample.label]
+        samples = [sample for sample in self.samples("train") if not sample.label]
         held = hold_out([s.category for s in samples], self.val_share, self.seed)
         if not held:
             raise ValueError(
                 f"data.val_split synthetic: {len(samples)} normal images are too few to hold "
-                f"{self.val_share:g} of each category out"
+                f"{self.val_share:g} of each category out: raise data.val_share, or set "
+                f"data.val_split none"
             )
         trained = [sample for row, sample in enumerate(samples) if row not in held]
         return trained, [samples[row] for row in sorted(held)]
@@ -377,8 +381,9 @@ class AnomalyData(ListedData):
             self._in_fit["val"] = self.auxiliary._tensors(self._auxiliary_parts[1])
         elif "val" not in self._in_fit and self.val_split == "synthetic":
             assert self.synthesis is not None
-            trained, held = (self._tensors(part) for part in self._normal_parts)
-            self._in_fit["val"] = SyntheticTwins(held, self.synthesis, self.seed, trained)
+            held = self._tensors(self._normal_parts[1])
+            donors = self._tensors([s for s in self.fit_samples() if not s.label])
+            self._in_fit["val"] = SyntheticTwins(held, self.synthesis, self.seed, donors)
         return self._in_fit.get("val")  # type: ignore[return-value]
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -391,7 +396,14 @@ class AnomalyData(ListedData):
         samples = dataset.samples
         trainer = self.trainer
         if trainer is not None and getattr(trainer.lightning_module, "without_gradients", False):
-            return self._evaluation_loader(dataset)
+            world = (trainer.world_size, trainer.global_rank)
+            return DataLoader(
+                Batches(dataset),
+                batch_size=None,
+                sampler=EvenBatches(len(dataset), self.batch_size, *world),
+                num_workers=self.num_workers,
+                pin_memory=torch.cuda.is_available(),
+            )
         world = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
         groups = [s.category for s in samples] if source.balanced else None
         sampler = EpochSampler(dataset, self.seed, *world, groups=groups, shuffle=source.shuffle)
@@ -418,9 +430,7 @@ class AnomalyData(ListedData):
         """Return the test split, in the order of its listing."""
         return self._evaluation_loader(self.dataset("test"))
 
-    def _evaluation_loader(
-        self, dataset: SampleDataset | SyntheticDataset | SyntheticTwins
-    ) -> DataLoader[Batch]:
+    def _evaluation_loader(self, dataset: SampleDataset | SyntheticTwins) -> DataLoader[Batch]:
         trainer = self.trainer
         sampler = None
         if trainer is not None and trainer.world_size > 1:

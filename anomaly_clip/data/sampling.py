@@ -6,15 +6,24 @@ index, as loading processes that live on would never hear of a new one.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Hashable, Iterator, Sequence, Sized
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import Dataset, DistributedSampler, default_collate
 
-__all__ = ["Draw", "EpochSampler", "balanced_order", "draw_few", "hold_out"]
+__all__ = [
+    "Batches",
+    "Draw",
+    "EpochSampler",
+    "EvenBatches",
+    "balanced_order",
+    "draw_few",
+    "hold_out",
+]
 
 
 class Draw(NamedTuple):
@@ -76,6 +85,49 @@ class EpochSampler(DistributedSampler[Any]):
             order = balanced_order(self.groups, rng)
         own = order[self.rank : self.total_size : self.num_replicas]
         return (Draw(self.epoch, int(index)) for index in own)
+
+
+class EvenBatches(DistributedSampler[Any]):
+    """Every index once, on one process, in as many batches on each: steps wait for each other.
+
+    Args:
+        length: How many samples there are.
+        batch_size: Samples of a batch at most, 2 or more where several processes share them.
+        num_processes: How many share them.
+        rank: Which of them this is.
+    """
+
+    def __init__(self, length: int, batch_size: int, num_processes: int = 1, rank: int = 0) -> None:
+        if length < num_processes:
+            raise ValueError(
+                f"{length} training samples cannot be shared by {num_processes} processes: "
+                f"lower trainer.devices or trainer.num_nodes"
+            )
+        super().__init__(range(length), num_processes, rank, shuffle=False)  # type: ignore[arg-type]
+        # With single samples a process that has one less would have a batch less.
+        most = batch_size if num_processes == 1 else max(2, batch_size)
+        count = math.ceil(math.ceil(length / num_processes) / most)
+        own = np.arange(rank, length, num_processes)
+        self.batches = [part.tolist() for part in np.array_split(own, count)]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class Batches(Dataset[Any]):
+    """Batches of a data set by their rows, as :class:`EvenBatches` draws them.
+
+    A loader's own batches would not do: Lightning replaces samplers of batches.
+    """
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, rows: list[int]) -> Any:
+        return default_collate([self.dataset[row] for row in rows])
 
 
 def balanced_order(groups: Sequence[str], rng: np.random.Generator) -> NDArray[np.int64]:

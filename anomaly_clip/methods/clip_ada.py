@@ -41,6 +41,7 @@ __all__ = ["CLIPADA", "LossSettings", "MapSettings", "OptimSettings"]
 
 VALUE_BLOCKS = 2  # of dense: vv, up to the layer that is read
 SIGMA_SIDE = 256  # pixels: the side that sigma is given at
+POOL = 16  # pixels: of the average before the maximum, as UniAD
 LEAST_TAU, MOST_TAU = 0.01, 1.0
 
 Settings = TypeVar("Settings")
@@ -67,6 +68,15 @@ class LossSettings:
     image: float = 0.2
     gamma: float = 2.0
     image_fraction: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not 0 < self.image_fraction <= 1:
+            raise ValueError(
+                f"model.loss.image_fraction must be in (0, 1], got {self.image_fraction}"
+            )
+        for name in ("focal", "dice", "normal_dice", "coarse", "image", "gamma"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"model.loss.{name} must be 0 or more, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -108,6 +118,12 @@ class MapSettings:
     eval_size: int = 256
     sigma: float = 4.0
     image_score: Literal["max", "avgpool_max", "topk_mean"] = "max"
+
+    def __post_init__(self) -> None:
+        if self.eval_size < POOL:
+            raise ValueError(f"model.map.eval_size must be {POOL} or more, got {self.eval_size}")
+        if not self.sigma >= 0:
+            raise ValueError(f"model.map.sigma must be 0 or more, got {self.sigma}")
 
 
 class Looks(NamedTuple):
@@ -171,6 +187,11 @@ class CLIPADA(CLIPMethod):
         self.feature_layer = feature_layer
         self.taps = [feature_layer] if taps is None else list(taps)
         self.backbone.check_layers(self.taps)
+        if dense == "vv" and self.taps[0] < VALUE_BLOCKS:
+            raise ValueError(
+                f"model.dense vv attends by values in {VALUE_BLOCKS} blocks, more than lie before "
+                f"model.taps {self.taps[0]}"
+            )
         if feature_layer not in self.taps:
             raise ValueError(
                 f"model.taps {self.taps}: model.feature_layer {feature_layer} is missing"
@@ -303,6 +324,10 @@ class CLIPADA(CLIPMethod):
         if self._text is None or self._text[0] != version:
             self._text = version, self.direction()
         return self._text[1].to(self.device)
+
+    def prepare(self, categories: list[str]) -> None:
+        """Encode the prompt anew: averages of weights may have been put in its place."""
+        self._text = None
 
     def _probability_map(self, logits: Tensor) -> Tensor:
         """Interpolate logits ``(B, N)``, then squash: peaks stay; ``(B, E, E)`` in [0, 1]."""
@@ -458,4 +483,4 @@ def _image_score(maps: Tensor, rule: str) -> Tensor:
         return image_score(maps, "max")
     if rule == "topk_mean":
         return image_score(maps, "top_mean", fraction=0.001)
-    return image_score(F.avg_pool2d(maps[:, None], 16, stride=1)[:, 0], "max")
+    return image_score(F.avg_pool2d(maps[:, None], POOL, stride=1)[:, 0], "max")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +22,7 @@ class CNNMethod(AnomalyMethod, ABC):
 
     Args:
         backbone: Which CNN.
+        layers: Which of its layers are read.
         image_size: Side of its square images, in pixels.
         evaluator: How figures are computed.
     """
@@ -33,13 +35,22 @@ class CNNMethod(AnomalyMethod, ABC):
     def __init__(
         self,
         backbone: CNNSettings | CNNBackbone,
+        layers: Sequence[str],
         image_size: int,
         evaluator: EvaluatorSettings,
     ) -> None:
         super().__init__(evaluator)
         if image_size < 32:
             raise ValueError(f"model.image_size must be 32 or more, got {image_size}")
-        self.backbone = CNNBackbone.of(backbone)
+        if isinstance(backbone, CNNBackbone):
+            self.asked_backbone = backbone.settings
+            self.backbone = backbone
+        else:
+            # Plain dictionaries come from checkpoints.
+            asked = backbone if isinstance(backbone, CNNSettings) else CNNSettings(**backbone)
+            self.asked_backbone = asked
+            # What follows the last layer is not computed.
+            self.backbone = CNNBackbone.of(replace(asked, layers=asked.layers or list(layers)))
         self._image_size = image_size
 
     @property
@@ -60,6 +71,9 @@ class CNNMethod(AnomalyMethod, ABC):
                 f"model.layers {list(layers)}: expected some of those of the backbone "
                 f"({', '.join(known)})"
             )
+        strides = [self.backbone.strides[layer] for layer in layers]
+        if strides != sorted(strides):
+            raise ValueError(f"model.layers {list(layers)}: expected the finest first")
         return list(layers)
 
 
@@ -76,10 +90,11 @@ class FittedMethod(CNNMethod, ABC):
     def __init__(
         self,
         backbone: CNNSettings | CNNBackbone,
+        layers: Sequence[str],
         image_size: int,
         evaluator: EvaluatorSettings,
     ) -> None:
-        super().__init__(backbone, image_size, evaluator)
+        super().__init__(backbone, layers, image_size, evaluator)
         self.automatic_optimization = False
         # DDP refuses a module without anything to train.
         self.unused = nn.Parameter(torch.zeros(()))
@@ -110,6 +125,15 @@ class FittedMethod(CNNMethod, ABC):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return one that is never used."""
         return torch.optim.SGD([self.unused], lr=0.0)
+
+    def check_fitted(self) -> None:
+        """Check that there is something to compare with.
+
+        Raises:
+            ValueError: If nothing was fitted, or loaded.
+        """
+        if not getattr(self, self.fitted_buffers[0]).numel():
+            raise ValueError(f"{type(self).__name__} must be fitted first, or loaded")
 
     def keep(self, **fitted: Tensor) -> None:
         """Keep what was fitted; floating numbers in the type that the method has."""

@@ -83,12 +83,20 @@ def inverse_factor(
         num_images: How many images, 2 or more.
         regularization: What is added to the diagonal.
         positions: How many matrices are factored at once.
+
+    Raises:
+        ValueError: If a covariance is singular, rounding included.
     """
     found = torch.empty_like(scatter)
     identity = torch.eye(scatter.shape[-1], dtype=scatter.dtype, device=scatter.device)
     for start in range(0, len(scatter), positions):
         part = scatter[start : start + positions] / (num_images - 1) + regularization * identity
-        lower = torch.linalg.cholesky(part)
+        lower, failed = torch.linalg.cholesky_ex(part)
+        if failed.any():
+            raise ValueError(
+                f"model.regularization {regularization:g} is too small: a covariance of "
+                f"{num_images} images is singular"
+            )
         found[start : start + positions] = torch.linalg.solve_triangular(
             lower, identity.expand_as(lower), upper=False
         )

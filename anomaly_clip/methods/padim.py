@@ -30,7 +30,7 @@ class PaDiM(FittedMethod):
     """A Gaussian a position (PaDiM, section 1 of the specification).
 
     Args:
-        backbone: Which CNN; its layers are set here.
+        backbone: Which CNN; the layers below are taken of it, unless it names others.
         image_size: Side of its images, in pixels.
         layers: Whose features are joined, finest first.
         num_channels: How many of all channels are used, null for all (ResNet-18: 100 of 448).
@@ -62,7 +62,7 @@ class PaDiM(FittedMethod):
         blur_border: Literal["edge", "inner"] = "edge",
         evaluator: EvaluatorSettings = EvaluatorSettings(),
     ) -> None:
-        super().__init__(backbone, image_size, evaluator)
+        super().__init__(backbone, layers, image_size, evaluator)
         self.layers = self.check_layers(layers)
         total = sum(self.backbone.channels[layer] for layer in self.layers)
         if num_channels is not None and not 1 <= num_channels <= total:
@@ -81,7 +81,7 @@ class PaDiM(FittedMethod):
         self.register_buffer("channels", torch.tensor(chosen))
         self.save_hyperparameters(ignore=["backbone", "layers", "evaluator"])
         self.save_hyperparameters(
-            {"backbone": asdict(self.backbone.settings), "layers": list(self.layers)}
+            {"backbone": asdict(self.asked_backbone), "layers": list(self.layers)}
         )
         self._moments = RunningMoments()
 
@@ -126,9 +126,12 @@ class PaDiM(FittedMethod):
     @torch.no_grad()
     def score(self, images: Tensor, categories: list[str]) -> Scores:
         """Score images ``(B, 3, H, W)``: the distance of each position from its Gaussian."""
-        distances = self.distances(self.embed(images))
-        size = (images.shape[-2], images.shape[-1])
-        maps = gaussian_blur(patches_to_map(distances, size), self.sigma, border=self.blur_border)
+        self.check_fitted()
+        with self.backbone.out_of_autocast():  # distances stay in float32
+            distances = self.distances(self.embed(images))
+            size = (images.shape[-2], images.shape[-1])
+            maps = patches_to_map(distances, size)
+            maps = gaussian_blur(maps, self.sigma, border=self.blur_border)
         return Scores(image_score=image_score(maps, "max"), anomaly_map=maps)
 
     def embed(self, images: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ class PatchCore(FittedMethod):
     """A memory bank of patches of normal images (PatchCore, section 5 of the specification).
 
     Args:
-        backbone: Which CNN; its layers are set here.
+        backbone: Which CNN; the layers below are taken of it, unless it names others.
         image_size: Side of its images, in pixels.
         layers: Whose features are joined, finest first, each averaged over 3 x 3 patches.
         coreset: Share of all training patches that the bank keeps.
@@ -79,7 +79,7 @@ class PatchCore(FittedMethod):
         seed: int = 0,
         evaluator: EvaluatorSettings = EvaluatorSettings(),
     ) -> None:
-        super().__init__(backbone, image_size, evaluator)
+        super().__init__(backbone, layers, image_size, evaluator)
         self.layers = self.check_layers(layers)
         for name, value, least, most in (
             ("coreset", coreset, 1e-9, 1),
@@ -101,7 +101,7 @@ class PatchCore(FittedMethod):
         self.bank_type = getattr(torch, bank_type)
         self.save_hyperparameters(ignore=["backbone", "layers", "evaluator"])
         self.save_hyperparameters(
-            {"backbone": asdict(self.backbone.settings), "layers": list(self.layers)}
+            {"backbone": asdict(self.asked_backbone), "layers": list(self.layers)}
         )
         self._parts: list[tuple[Tensor, Tensor]] = []
 
@@ -177,20 +177,22 @@ class PatchCore(FittedMethod):
     @torch.no_grad()
     def score(self, images: Tensor, categories: list[str]) -> Scores:
         """Score images ``(B, 3, H, W)``: the distance of each patch from the bank."""
-        features = self.embed(images)
-        distances, rows = nearest_rows(features.flatten(0, 1), self.bank)
-        distances, rows = distances.view(len(images), -1), rows.view(len(images), -1)
-        side = math.isqrt(distances.shape[1])
-        grid = distances.view(-1, side, side)
-        size = (images.shape[-2], images.shape[-1])
-        if self.upsampling == "bilinear":
-            maps = resize_maps(grid, size)
-        else:
-            maps = F.interpolate(grid[:, None], size, mode="nearest")[:, 0]
-        return Scores(
-            image_score=self.image_scores(features, distances, rows),
-            anomaly_map=gaussian_blur(maps, self.sigma, border=self.blur_border),
-        )
+        self.check_fitted()
+        with self.backbone.out_of_autocast():  # distances stay in float32
+            features = self.embed(images)
+            distances, rows = nearest_rows(features.flatten(0, 1), self.bank)
+            distances, rows = distances.view(len(images), -1), rows.view(len(images), -1)
+            side = math.isqrt(distances.shape[1])
+            grid = distances.view(-1, side, side)
+            size = (images.shape[-2], images.shape[-1])
+            if self.upsampling == "bilinear":
+                maps = resize_maps(grid, size)
+            else:
+                maps = F.interpolate(grid[:, None], size, mode="nearest")[:, 0]
+            return Scores(
+                image_score=self.image_scores(features, distances, rows),
+                anomaly_map=gaussian_blur(maps, self.sigma, border=self.blur_border),
+            )
 
     def embed(self, images: Tensor) -> Tensor:
         """Return features ``(B, N, C)`` of all patches of the finest layer."""

@@ -113,7 +113,7 @@ class RegionRefinement(nn.Module):
             self.beta = nn.Parameter(torch.tensor(settings.beta_init))
         if mode == "bias":
             following = visual.transformer.resblocks[layer : layer + settings.blocks]
-            self.blocks = copy.deepcopy(following).requires_grad_(True)
+            self.blocks = copy.deepcopy(following).float().requires_grad_(True)
             self.shift = nn.Parameter(torch.zeros(width))
 
     def forward(self, backbone: CLIPBackbone, tokens: Tensor, leading: Tensor) -> Tensor:
