@@ -139,7 +139,7 @@ def test_mistakes_are_said_before_anything_is_run(
         line = [*line, "--model.backbone.pretrained", "demo"]
     assert main(line) == 2
     assert sentence in capsys.readouterr().err
-    assert not list(tmp_path.glob("runs/*"))
+    assert not list(tmp_path.glob("runs/*/*"))
 
 
 def test_a_run_is_gone_on_with_as_it_began(
