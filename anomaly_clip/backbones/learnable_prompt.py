@@ -17,7 +17,7 @@ from anomaly_clip.backbones.clip import CLIPBackbone, unit
 
 __all__ = ["LearnablePrompt", "LearnablePromptSettings"]
 
-PLACEHOLDER = "X"  # one token in CLIP's vocabulary; it stands where a learnable vector goes
+FILLER = "X"  # one token in CLIP's vocabulary; it stands where a learnable vector goes
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class LearnablePrompt(nn.Module):
         super().__init__()
         self.settings = settings
         count, n_ctx = settings.n_prompts, settings.n_ctx
-        words = " ".join([PLACEHOLDER] * n_ctx)
+        words = " ".join([FILLER] * n_ctx)
         suffixes = _per_prompt(settings.suffix, count)
         room = backbone.model.context_length - 2
         ids = backbone.tokenize([f"{words} {suffix}".strip() for suffix in suffixes])
