@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -31,7 +32,7 @@ from anomaly_clip.runs import versions, write_csv, write_json
 
 __all__ = ["run_each"]
 
-COMMAND = "command.json"
+CONFIG = "config-each.yaml"
 FAILED = 1
 
 
@@ -61,10 +62,10 @@ def run_each(words: Sequence[str]) -> int:
         return 0
     if resumed is not None:
         words = _words_of(resumed, words)
+    _refuse_shared_launch()
     line = arrange(["fit", *words])[1:]
-    place = [] if resumed is None else ["--output.folder", str(resumed)]
     with translated(known_options):
-        plan = Plan(args=["fit", *line, *place])
+        plan = Plan(args=["fit", *line])
     method, data, writer = plan.model, plan.datamodule, plan.writer
     folder = writer.folder
     if not isinstance(method, AnomalyMethod):
@@ -79,16 +80,15 @@ def run_each(words: Sequence[str]) -> int:
         raise UserError(f"two categories would share the folder {shared[0]}: rename one of them")
     several = plan.trainer.world_size > 1
     if resumed is None:
-        write_json(folder / COMMAND, {"each": line})
-        with atomic_path(folder / "config-each.yaml") as temporary:
+        with atomic_path(folder / CONFIG) as temporary:
             temporary.write_text(writer.config, encoding="utf-8")
     say(f"each {type(method).__name__} | {len(categories)} categories | run {folder}")
-    del plan, method  # each category builds its own
+    del plan, method  # each category builds its own, of the same configuration
     failed: dict[str, str] = {}
     for number, category in enumerate(categories, start=1):
         say(f"[{number}/{len(categories)}] {category}")
         try:
-            _run_category(line, folder / file_name(category), category, several)
+            _run_category(folder / CONFIG, folder / file_name(category), category, several)
         except (KeyboardInterrupt, SystemExit):  # Lightning exits after Ctrl-C
             say(f"go on with: anomaly_clip each --resume {folder}")
             raise
@@ -105,7 +105,7 @@ def _without_resume(words: list[str]) -> tuple[list[str], Path | None]:
             value = word.partition("=")[2] or (words[at + 1] if at + 1 < len(words) else "")
             rest = words[:at] + words[at + (1 if "=" in word else 2) :]
             folder = Path(value).expanduser()
-            if not value or not (folder / COMMAND).is_file():
+            if not value or not (folder / CONFIG).is_file():
                 raise UserError(f"--resume {value}: expected the folder of a run of each")
             return rest, folder
     return words, None
@@ -119,21 +119,36 @@ def _words_of(folder: Path, more: Sequence[str]) -> list[str]:
     """
     if more:
         raise UserError(f"--resume goes on with the run as it began: leave out {more[0]}")
-    words: list[str] = json.loads((folder / COMMAND).read_text(encoding="utf-8"))["each"]
-    return words
+    return ["--config", str(folder / CONFIG), "--output.folder", str(folder)]
 
 
-def _run_category(line: Sequence[str], folder: Path, category: str, several: bool) -> None:
+def _refuse_shared_launch() -> None:
+    """Check that no launcher has started several of this command.
+
+    Raises:
+        UserError: If one has: each of them would run all categories.
+    """
+    for variable, launcher in (("WORLD_SIZE", "torchrun"), ("SLURM_NTASKS", "srun")):
+        if int(os.environ.get(variable, "1")) > 1:
+            raise UserError(
+                f"each starts the processes of a category itself, and {launcher} has started "
+                f"several of it ({variable}): start it once, with --trainer.devices"
+            )
+
+
+def _run_category(config: Path, folder: Path, category: str, several: bool) -> None:
     """Fit and test, unless that is done."""
     if (folder / "metrics.json").is_file():
         say("finished before")
         return
     checkpoint = folder / "checkpoints" / "last.ckpt"
-    own = ["--data.categories", json.dumps([category]), "--output.folder", str(folder)]
+    own = ["--config", str(config), "--data.categories", json.dumps([category])]
+    own += ["--output.folder", str(folder)]
     if not checkpoint.is_file():
         shutil.rmtree(folder, ignore_errors=True)  # of an interrupted fit
-        _run(["fit", *line, *own], several)
-    _run(["test", *line, *own, "--ckpt_path", str(checkpoint)], several)
+        _run(["fit", *own], several)
+    shutil.rmtree(folder / "logs" / "test", ignore_errors=True)  # of an interrupted test
+    _run(["test", *own, "--ckpt_path", str(checkpoint)], several)
 
 
 def _run(words: list[str], several: bool) -> None:

@@ -28,12 +28,20 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 SEEDS = (501, 502)
 FIGURES = ("image_auroc", "pixel_auroc", "pixel_ap")
 TWO_PROMPTS = (
-    "--model.prompt.n_prompts 2 --model.loss.focal 4 --model.loss.dice 4 --model.loss.normal_dice 4"
+    "--model.prompt.n_prompts 2 "
+    "--model.loss.focal 4 --model.loss.dice 4 --model.loss.normal_dice 4 "
+    "--model.prompt.init_text '[a photo of a normal object, a photo of a damaged object]'"
+)
+FROM_SCRATCH = (
+    "--model.head_init random --model.prompt.init_text null --model.prompt.n_ctx 16 "
+    "--model.optim.lr_prompt 5e-3 --model.optim.lr_head 3e-3 --model.optim.lr_block 5e-4"
 )
 RUNS = {
     "standard": "",
     "no refinement": "--model.refine.mode none",
     "fine map alone": "--model.refine.fuse fine",
+    "map alone": "--model.class_token false",
+    "from scratch": FROM_SCRATCH,
     "two prompts": TWO_PROMPTS,
     "nsa": "--data.synthesis.recipe nsa",
     "mixture": "--data.synthesis.recipe mixture "

@@ -11,7 +11,7 @@ from detector_golden import golden_images, golden_network, write_network
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.testing import assert_close
-from torchvision.models import resnet18, squeezenet1_1
+from torchvision.models import WeightsEnum, resnet18, squeezenet1_1
 
 from anomaly_clip.backbones import cnn
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings, read_state
@@ -124,6 +124,28 @@ def test_nodes_of_other_models(tmp_path: Path) -> None:
     images = torch.randn(1, 3, 96, 96)
     with torch.no_grad():
         assert_close(backbone(images)["features.7"], model.features[:8](images))
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "sentence"),
+    [
+        ("vit_b_16", "encoder.ln", "vit_b_16 takes no images of 256 pixels"),
+        ("swin_t", "features.1", r"features.1 of swin_t has the shape \(1, 64, 64, 96\)"),
+    ],
+)
+def test_transformers_are_refused(name: str, layer: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"{sentence}.*: take a convolutional network"):
+        CNNBackbone(name, "random", [layer])
+
+
+def test_a_broken_download_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError('invalid hash value (expected "f37072fd", got "00000000")')
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", broken)
+    with pytest.raises(ValueError, match=r"resnet18-f37072fd.pth came broken \(.*\): try again"):
+        CNNBackbone(layers=["layer1"])
 
 
 def test_imagenet_weights_come_from_the_cache(

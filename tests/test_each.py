@@ -151,6 +151,35 @@ def test_a_run_is_gone_on_with_as_it_began(
     assert "leave out --model.sigma" in capsys.readouterr().err
 
 
+def test_a_run_does_not_need_the_files_that_it_began_with(root: Path, tmp_path: Path) -> None:
+    config = tmp_path / "mine.yaml"
+    config.write_text("model: {class_path: PaDiM, init_args: {sigma: 2.0}}\n", encoding="utf-8")
+    line = words(root, tmp_path, "--data.categories", "[bottle]")
+    assert main([line[0], "--config", str(config), *line[3:]]) == 0
+    run = tmp_path / "padim" / "1"
+    config.unlink()
+    (run / "bottle" / "metrics.json").unlink()
+    assert main(["each", "--resume", str(run)]) == 0
+    assert "sigma: 2.0" in (run / "bottle" / "config-test.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("variable", "launcher"), [("WORLD_SIZE", "torchrun"), ("SLURM_NTASKS", "srun")]
+)
+def test_under_a_launcher_it_is_refused(
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    variable: str,
+    launcher: str,
+) -> None:
+    monkeypatch.setenv(variable, "2")
+    assert main(words(root, tmp_path)) == 2
+    assert f"{launcher} has started several of it ({variable})" in capsys.readouterr().err
+    assert not list(tmp_path.glob("padim"))
+
+
 def test_help_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["each", "--help"]) == 0
     assert "--resume" in capsys.readouterr().out

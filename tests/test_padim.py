@@ -25,6 +25,7 @@ from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
 from anomaly_clip.cli import main
 from anomaly_clip.data import MVTecAD
 from anomaly_clip.methods import PaDiM
+from anomaly_clip.methods import moments as moments_module
 from anomaly_clip.methods.cnn_method import FittedMethod
 from anomaly_clip.methods.moments import RunningMoments, inverse_factor
 from anomaly_clip.methods.padim import choose_channels
@@ -124,24 +125,25 @@ def test_moments_are_numpys_however_they_come() -> None:
         moments = RunningMoments()
         for part in torch.from_numpy(features).split(sizes):
             moments.add(part)
-        count, mean, scatter = moments.moments()
+        count, mean, scatter = moments.take()
         assert count == 150
         np.testing.assert_allclose(mean, features.mean(0), rtol=1e-12)
         for position in range(4):
             expected = np.cov(features[:, position], rowvar=False) * 149
             np.testing.assert_allclose(scatter[position], expected, rtol=1e-9, atol=1e-9)
     with pytest.raises(ValueError, match="there are no features"):
-        RunningMoments().moments()
+        RunningMoments().take()
 
 
-def test_the_distance_is_scipys(backbone: CNNBackbone) -> None:
+def test_the_distance_is_scipys(backbone: CNNBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(moments_module.POSITIONS, "cpu", 2)  # five are three parts
     rng = np.random.default_rng(1)
     features = torch.from_numpy(rng.normal(0, 1, (20, 5, 4)))
     moments = RunningMoments()
     moments.add(features)
-    count, mean, scatter = moments.moments()
+    count, mean, scatter = moments.take()
     method = PaDiM(backbone, num_channels=4).double()
-    method.keep(mean=mean, factor=inverse_factor(scatter, count, 0.01, positions=2))
+    method.keep(mean=mean, factor=inverse_factor(scatter, count, 0.01))
     other = torch.from_numpy(rng.normal(0, 2, (3, 5, 4)))
     distances = method.distances(other)
     for image in range(3):

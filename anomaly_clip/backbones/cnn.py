@@ -99,8 +99,7 @@ class CNNBackbone(FrozenBackbone):
             _fill(model, read_state(weights), f"backbone.weights {weights}", name)
         nodes = _nodes(model, name, layers)
         self.features = create_feature_extractor(model.eval(), nodes).requires_grad_(False).eval()
-        with torch.no_grad():
-            shapes = {k: v.shape for k, v in self(torch.zeros(1, 3, PROBE, PROBE)).items()}
+        shapes = self._probe()
         self.channels = {layer: shape[1] for layer, shape in shapes.items()}
         """Channels of each layer."""
         self.strides = {
@@ -109,6 +108,30 @@ class CNNBackbone(FrozenBackbone):
             if len(shape) == 4
         }
         """Pixels between two positions of each layer that has positions."""
+
+    def _probe(self) -> dict[str, torch.Size]:
+        """Return the shape of each layer's features of one image.
+
+        Raises:
+            ValueError: If they are not those of a convolutional network.
+        """
+        name = self.settings.name
+        try:
+            with torch.no_grad():
+                shapes = {k: v.shape for k, v in self(torch.zeros(1, 3, PROBE, PROBE)).items()}
+        except (AssertionError, RuntimeError) as error:  # a transformer of another image size
+            raise ValueError(
+                f"backbone.name {name} takes no images of {PROBE} pixels ({reason(error)}): take a "
+                f"convolutional network"
+            ) from None
+        for layer, shape in shapes.items():
+            square = len(shape) == 4 and shape[2] == shape[3]
+            if not (square or len(shape) == 2):  # tokens, or channels at the end
+                raise ValueError(
+                    f"backbone.layers: {layer} of {name} has the shape {tuple(shape)}, not (B, C, "
+                    f"h, w): take a convolutional network"
+                )
+        return shapes
 
     @classmethod
     def of(cls, settings: CNNBackbone | CNNSettings | Mapping[str, Any]) -> CNNBackbone:
@@ -225,6 +248,11 @@ def _imagenet_state(name: str) -> dict[str, Tensor]:
         return read_state(file)
     try:
         state: dict[str, Tensor] = weights.get_state_dict(progress=True, check_hash=True)
+    except RuntimeError as error:  # its hash is another
+        raise ValueError(
+            f"backbone.weights {IMAGENET}: {file.name} came broken ({reason(error)}): try again, "
+            f"or name a weights file (--model.backbone.weights FILE)"
+        ) from None
     except OSError as error:
         raise FileNotFoundError(
             f"backbone.weights {IMAGENET}: {file.name} is not in {folder} and cannot be downloaded "

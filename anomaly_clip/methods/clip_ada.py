@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings
+from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
 from anomaly_clip.backbones.learnable_prompt import LearnablePrompt, LearnablePromptSettings
 from anomaly_clip.backbones.surgery import encode_layers
 from anomaly_clip.losses import batch_dice_loss, focal_loss_with_logits
@@ -43,6 +43,8 @@ VALUE_BLOCKS = 2  # of dense: vv, up to the layer that is read
 SIGMA_SIDE = 256  # pixels: the side that sigma is given at
 POOL = 16  # pixels: of the average before the maximum, as UniAD
 LEAST_TAU, MOST_TAU = 0.01, 1.0
+EPS = 1e-6
+"""How near to 0 and 1 a probability may come before its logit is taken."""
 
 Settings = TypeVar("Settings")
 
@@ -57,6 +59,7 @@ class LossSettings:
         normal_dice: Of the dice loss of its normal class (AnomalyCLIP, for two prompts).
         coarse: Of the coarse map's losses, beside 1 of each fine one's.
         image: Of the image loss.
+        class_token: Of the loss of what the class token says, if it is asked.
         gamma: Exponent of the focal loss.
         image_fraction: Share of the patches, the highest, that speak for an image.
     """
@@ -66,6 +69,7 @@ class LossSettings:
     normal_dice: float = 0.0
     coarse: float = 0.5
     image: float = 0.2
+    class_token: float = 1.0
     gamma: float = 2.0
     image_fraction: float = 0.01
 
@@ -74,7 +78,7 @@ class LossSettings:
             raise ValueError(
                 f"model.loss.image_fraction must be in (0, 1], got {self.image_fraction}"
             )
-        for name in ("focal", "dice", "normal_dice", "coarse", "image", "gamma"):
+        for name in ("focal", "dice", "normal_dice", "coarse", "image", "class_token", "gamma"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"model.loss.{name} must be 0 or more, got {getattr(self, name)}")
 
@@ -134,6 +138,8 @@ class Looks(NamedTuple):
     """One a step of the refinement; empty without it."""
     features: Tensor
     """Of the last look, unit length ``(B, N, D)``."""
+    image: Tensor | None = None
+    """Logits ``(B,)`` of the class token, if it is asked."""
 
 
 class CLIPADA(CLIPMethod):
@@ -149,6 +155,11 @@ class CLIPADA(CLIPMethod):
         dense: block: patches as the layer leaves them; vv: of value-value attention in the last two
             blocks.
         prompt: The prompt.
+        head_init: What the projections start as: random; or clip, the one that CLIP ends with: with
+            two prompts that start from words, the training then starts from a zero-shot map.
+        class_token: Whether CLIP's image embedding has a say in the image score: compared with the
+            prompt as patches are, it and the map give a logit each, and the mean counts
+            (AnomalyCLIP and WinCLIP ask it too; our choice).
         tau: Temperature of the similarities.
         learn_tau: Whether it is learned, between 0.01 and 1.
         refine: The second look.
@@ -172,6 +183,8 @@ class CLIPADA(CLIPMethod):
         pre_norm: bool = True,
         dense: Literal["block", "vv"] = "block",
         prompt: LearnablePromptSettings = LearnablePromptSettings(),
+        head_init: Literal["random", "clip"] = "random",
+        class_token: bool = False,
         tau: float = 0.07,
         learn_tau: bool = False,
         refine: RefinementSettings = RefinementSettings(),
@@ -215,6 +228,13 @@ class CLIPADA(CLIPMethod):
                 if refine.mode == "none"
                 else RegionRefinement(self.backbone, feature_layer, refine, pre_norm)
             )
+        if head_init == "clip":
+            for module in self.modules():
+                if isinstance(module, DenseHead):
+                    module.start_from(self.backbone)
+        self.class_token = class_token
+        if class_token:
+            self.class_bias = nn.Parameter(torch.zeros(()))
         self.refine = refine
         self.log_tau = nn.Parameter(torch.tensor(math.log(tau)), requires_grad=learn_tau)
         self.save_hyperparameters(
@@ -225,6 +245,8 @@ class CLIPADA(CLIPMethod):
                 "pre_norm": pre_norm,
                 "dense": dense,
                 "prompt": asdict(prompt),
+                "head_init": head_init,
+                "class_token": class_token,
                 "tau": tau,
                 "learn_tau": learn_tau,
                 "refine": asdict(refine),
@@ -270,9 +292,12 @@ class CLIPADA(CLIPMethod):
             direction: ``(D,)``.
         """
         blocks = VALUE_BLOCKS if self.dense == "vv" else 0
+        layers = list(self.taps)
+        if self.class_token and layers[-1] < self.backbone.num_layers:
+            layers.append(self.backbone.num_layers)
         with torch.no_grad():
-            tokens = encode_layers(self.backbone, images, self.taps, blocks)
-        by_tap = [head(layer[:, 1:]) for head, layer in zip(self.heads, tokens, strict=True)]
+            tokens = encode_layers(self.backbone, images, layers, blocks)
+        by_tap = [head(layer[:, 1:]) for head, layer in zip(self.heads, tokens, strict=False)]
         coarse = torch.stack([self.logits(features, direction) for features in by_tap]).mean(0)
         at = self.taps.index(self.feature_layer)
         fine: list[Tensor] = []
@@ -282,10 +307,15 @@ class CLIPADA(CLIPMethod):
                 leading = (fine[-1] if fine else coarse).sigmoid()
                 features = self.refinement(self.backbone, tokens[at], leading)
                 fine.append(self.logits(features, direction))
-        return Looks(coarse, fine, features)
+        image = None
+        if self.class_token:
+            with self.backbone.out_of_autocast():
+                embedding = unit(self.backbone.project(tokens[-1][:, 0]))
+            image = self.logits(embedding, direction) + self.class_bias
+        return Looks(coarse, fine, features, image)
 
     def logits(self, features: Tensor, direction: Tensor) -> Tensor:
-        """Return similarities over the temperature, ``(B, N)`` in float32."""
+        """Return similarities of features ``(..., D)`` over the temperature, in float32."""
         tau = self.log_tau.exp().clamp(LEAST_TAU, MOST_TAU)
         with self.backbone.out_of_autocast():
             return features.float() @ direction.float() / tau
@@ -312,8 +342,11 @@ class CLIPADA(CLIPMethod):
             settings = self.map
             sigma = settings.sigma * settings.eval_size / SIGMA_SIDE
             maps = gaussian_blur(self._probability_map(self.fused(looks)), sigma)
+            image_score = _image_score(maps, settings.image_score)
+            if looks.image is not None:
+                image_score = ((image_score.logit(EPS) + looks.image) / 2).sigmoid()
             return Scores(
-                image_score=_image_score(maps, settings.image_score),
+                image_score=image_score,
                 anomaly_map=maps,
                 stage_maps={name: self._probability_map(one) for name, one in stages.items()},
             )
@@ -351,6 +384,10 @@ class CLIPADA(CLIPMethod):
             "coarse": coarse_weight * self.segmentation_loss(looks.coarse, mask),
             "image": self.loss.image * image,
         }
+        if looks.image is not None:
+            terms["class_token"] = self.loss.class_token * F.binary_cross_entropy_with_logits(
+                looks.image, label.float()
+            )
         if looks.fine:
             terms["fine"] = torch.stack(
                 [self.segmentation_loss(logits, mask) for logits in looks.fine]

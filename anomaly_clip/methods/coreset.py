@@ -8,6 +8,9 @@ from torch import Tensor
 
 __all__ = ["k_centre_greedy", "project", "projected_width"]
 
+AT_ONCE = 1 << 15
+"""Points projected at once."""
+
 
 def k_centre_greedy(points: Tensor, count: int, start: int) -> Tensor:
     """Choose ``count`` points: after a first one, always the one farthest from all chosen.
@@ -44,25 +47,36 @@ def projected_width(count: int, width: int, eps: float) -> int:
     return min(width, int(johnson_lindenstrauss_min_dim(count, eps=eps)))
 
 
-def project(points: Tensor, seed: int, eps: float = 0.9) -> Tensor:
+def project(
+    points: Tensor, seed: int, eps: float = 0.9, device: torch.device | None = None
+) -> Tensor:
     """Project points at random to as few dimensions as keep distances within ``eps``.
 
     It is scikit-learn's sparse projection (Johnson and Lindenstrauss); points that have no more
-    dimensions than that are returned as they are.
+    dimensions than that keep theirs.
 
     Args:
-        points: ``(M, C)``.
+        points: ``(M, C)``, of any floating type.
         seed: Draws the projection.
         eps: How far squared distances may be off, as a share.
+        device: Where the result is to be; default: where the points are.
+
+    Returns:
+        float32 ``(M, D)``.
     """
+    device = points.device if device is None else device
     fewer = projected_width(len(points), points.shape[1], eps)
     if fewer == points.shape[1]:
-        return points
+        return points.float().to(device)
     from sklearn.random_projection import SparseRandomProjection
 
     random = np.random.RandomState(seed)
     projection = SparseRandomProjection(fewer, random_state=random).fit(
         np.zeros((1, points.shape[1]), np.float32)
     )
-    matrix = torch.from_numpy(projection.components_.toarray()).to(points)
-    return points @ matrix.T
+    matrix = torch.from_numpy(projection.components_.toarray()).to(device, torch.float32).T
+    projected = torch.empty(len(points), fewer, device=device)
+    for start in range(0, len(points), AT_ONCE):
+        part = points[start : start + AT_ONCE].to(device).float()
+        torch.mm(part, matrix, out=projected[start : start + len(part)])
+    return projected

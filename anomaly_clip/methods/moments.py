@@ -11,6 +11,10 @@ __all__ = ["Moments", "RunningMoments", "inverse_factor"]
 
 AT_ONCE = 64
 """Images between two updates: each goes once through all covariances, which fit no cache."""
+POSITIONS = {"cpu": 16}
+"""Covariances worked on at once: on a CPU as many as fit its cache."""
+FACTORED_AT_ONCE = 256
+"""Covariances factored at once on other devices, so that memory stays bounded."""
 
 
 class Moments(NamedTuple):
@@ -41,38 +45,45 @@ class RunningMoments:
         if sum(len(part) for part in self._waiting) >= AT_ONCE:
             self._update()
 
-    def moments(self) -> Moments:
-        """Return the moments of all that was taken.
+    def take(self) -> Moments:
+        """Return the moments of all that was added, and forget it.
 
         Raises:
             ValueError: If nothing was.
         """
         self._update()
-        if self.num_images == 0:
+        count = self.num_images
+        if count == 0:
             raise ValueError("there are no features to take moments of")
-        apart = self._sum / self.num_images
-        scatter = self._products - self.num_images * apart.unsqueeze(2) * apart.unsqueeze(1)
-        return Moments(self.num_images, self._shift + apart, scatter)
+        apart = self._sum / count
+        scatter = self._products
+        scatter.baddbmm_(apart.unsqueeze(2), apart.unsqueeze(1), alpha=-count)
+        moments = Moments(count, self._shift + apart, scatter)
+        self.__init__()  # type: ignore[misc]
+        return moments
 
     def _update(self) -> None:
         if not self._waiting:
             return
-        features = torch.cat(self._waiting).double().transpose(0, 1)  # (N, B, C)
+        features = torch.cat(self._waiting)
         self._waiting.clear()
+        if features.device.type == "mps":  # which has no float64
+            features = features.cpu()
         if self.num_images == 0:
-            self._shift = features.mean(dim=1)
+            self._shift = features.mean(dim=0, dtype=torch.float64)
             self._sum = torch.zeros_like(self._shift)
             shape = (*self._shift.shape, self._shift.shape[-1])
             self._products = torch.zeros(shape, dtype=torch.float64, device=features.device)
-        centred = features - self._shift.unsqueeze(1)
-        self._sum += centred.sum(dim=1)
-        self._products.baddbmm_(centred.mT, centred)
-        self.num_images += features.shape[1]
+        step = POSITIONS.get(features.device.type, features.shape[1])
+        for start in range(0, features.shape[1], step):
+            some = slice(start, start + step)
+            centred = features[:, some].double().sub_(self._shift[some]).transpose(0, 1)
+            self._sum[some] += centred.sum(dim=1)
+            self._products[some].baddbmm_(centred.mT, centred)
+        self.num_images += len(features)
 
 
-def inverse_factor(
-    scatter: Tensor, num_images: int, regularization: float, positions: int = 256
-) -> Tensor:
+def inverse_factor(scatter: Tensor, num_images: int, regularization: float) -> Tensor:
     """Return matrices ``F`` ``(N, C, C)``: the length of ``F x`` is the Mahalanobis distance of x.
 
     ``F`` is the inverse of the lower Cholesky factor of the unbiased covariance plus a multiple of
@@ -82,22 +93,22 @@ def inverse_factor(
         scatter: ``(N, C, C)``, see :class:`Moments`.
         num_images: How many images, 2 or more.
         regularization: What is added to the diagonal.
-        positions: How many matrices are factored at once.
 
     Raises:
         ValueError: If a covariance is singular, rounding included.
     """
     found = torch.empty_like(scatter)
     identity = torch.eye(scatter.shape[-1], dtype=scatter.dtype, device=scatter.device)
-    for start in range(0, len(scatter), positions):
-        part = scatter[start : start + positions] / (num_images - 1) + regularization * identity
+    step = POSITIONS.get(scatter.device.type, FACTORED_AT_ONCE)
+    for start in range(0, len(scatter), step):
+        part = scatter[start : start + step] / (num_images - 1) + regularization * identity
         lower, failed = torch.linalg.cholesky_ex(part)
         if failed.any():
             raise ValueError(
                 f"model.regularization {regularization:g} is too small: a covariance of "
                 f"{num_images} images is singular"
             )
-        found[start : start + positions] = torch.linalg.solve_triangular(
+        found[start : start + step] = torch.linalg.solve_triangular(
             lower, identity.expand_as(lower), upper=False
         )
     return found

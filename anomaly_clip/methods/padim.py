@@ -100,14 +100,13 @@ class PaDiM(FittedMethod):
         Raises:
             ValueError: If there are fewer than two images.
         """
-        moments = self.merged(self._moments.moments())
+        moments = self.merged(self._moments.take())
         if moments.num_images < 2:
             raise ValueError(
                 "PaDiM needs at least 2 normal training images: of a single one there is no spread"
             )
         factor = inverse_factor(moments.scatter, moments.num_images, self.regularization)
         self.keep(mean=moments.mean, factor=factor)
-        self._moments = RunningMoments()
 
     def merged(self, own: Moments) -> Moments:
         """Return the moments over all processes."""

@@ -119,23 +119,50 @@ class PatchCore(FittedMethod):
         patch = self.embed(torch.zeros(1, 3, self.image_size, self.image_size, device=self.device))
         per_image, width = patch.shape[1:]
         rows = num_images * per_image
-        kept = max(1, round(self.coreset * rows))
-        eps = self.projection_eps
-        narrow = projected_width(rows, width, eps) if eps > 0 else width
-        size = self.bank_type.itemsize
-        needed = rows * (width * size + narrow * 4 * 2) + kept * width * size
-        free = available_memory(torch.device("cpu"))
-        seconds = kept * _seconds_a_centre(rows, narrow)
+        cost = self.cost(rows, width)
+        kept, narrow = self.num_kept(rows), self.projected_width(rows, width)
+        seconds = kept * _seconds_a_centre(rows, narrow, self.device)
         say(
             f"PatchCore: {num_images} images, {rows} patches of {width} numbers, of which {kept} "
-            f"are kept; about {needed / GB:.2g} GB, and {_duration(seconds)} to choose them"
+            f"are kept; about {sum(cost.values()) / GB:.2g} GB, and {_duration(seconds)} to choose "
+            f"them"
         )
-        if free is not None and needed > ROOM * free:
-            raise ValueError(
-                f"PatchCore needs about {needed / GB:.3g} GB for {rows} patches, and "
-                f"{free / GB:.3g} GB are free: lower data.fraction, model.image_size or "
-                f"model.coreset, or set model.bank_type float16"
-            )
+        for device, needed in cost.items():
+            free = available_memory(device)
+            if free is not None and needed > ROOM * free:
+                raise ValueError(
+                    f"PatchCore needs about {needed / GB:.3g} GB for {rows} patches, and "
+                    f"{free / GB:.3g} GB are free on {device}: lower data.fraction or "
+                    f"model.image_size, or set model.bank_type float16"
+                )
+
+    def num_kept(self, rows: int) -> int:
+        """Return how many of so many patches the bank keeps."""
+        return max(1, round(self.coreset * rows))
+
+    def projected_width(self, rows: int, width: int) -> int:
+        """Return how many numbers a patch has when the bank is chosen."""
+        eps = self.projection_eps
+        return projected_width(rows, width, eps) if eps > 0 else width
+
+    def cost(self, rows: int, width: int) -> dict[torch.device, int]:
+        """Return the bytes that a fit takes on the host, and where the bank is chosen.
+
+        Args:
+            rows: Patches of all training images.
+            width: Numbers of a patch.
+        """
+        size = self.bank_type.itemsize
+        patches = rows * width * size
+        if self._trainer is not None and self.trainer.world_size > 1:
+            patches *= 2  # they come from the other processes, and are then put in order
+        host, device = torch.device("cpu"), self.device
+        cost = {host: patches + self.num_kept(rows) * width * size}
+        narrow = self.projected_width(rows, width)
+        same = narrow == width and self.bank_type == torch.float32 and device == host
+        points = rows * narrow * 4 * (1 if same else 2)  # as they are, and around their mean
+        cost[device] = cost.get(device, 0) + points + 3 * rows * 4
+        return cost
 
     @torch.no_grad()
     def training_step(self, batch: Batch, batch_idx: int) -> None:
@@ -145,31 +172,26 @@ class PatchCore(FittedMethod):
 
     def on_train_epoch_end(self) -> None:
         """Choose the bank among the patches of all processes: on the first, for all."""
-        index = torch.cat([rows for rows, _ in self._parts])
-        features = torch.cat([part for _, part in self._parts])
-        self._parts = []
-        gathered: list[Any] | None = None
+        parts, self._parts = self._parts, []
         if self.trainer.world_size > 1:
-            gathered = [None] * self.trainer.world_size if self.trainer.is_global_zero else None
-            torch.distributed.gather_object((index, features), gathered)
-            if gathered is not None:
-                index = torch.cat([rows for rows, _ in gathered])
-                features = torch.cat([part for _, part in gathered])
-        bank = None
-        if self.trainer.is_global_zero:
-            bank = self.choose(features[index.argsort()].flatten(0, 1))
+            leads = self.trainer.is_global_zero
+            gathered: list[Any] | None = [None] * self.trainer.world_size if leads else None
+            torch.distributed.gather_object(parts, gathered)
+            parts = [] if gathered is None else [part for own in gathered for part in own]
+        bank = self.choose(_in_order(parts)) if self.trainer.is_global_zero else None
         bank = self.trainer.strategy.broadcast(bank)
         assert bank is not None
         self.bank = bank.to(self.device)
 
     def choose(self, patches: Tensor) -> Tensor:
         """Return the coreset ``(K, C)`` of patches ``(M, C)``."""
-        count = max(1, round(self.coreset * len(patches)))
+        count = self.num_kept(len(patches))
         if count == len(patches):
             return patches
-        points = patches.float().to(self.device)
         if self.projection_eps > 0:
-            points = project(points, self.seed, self.projection_eps)
+            points = project(patches, self.seed, self.projection_eps, self.device)
+        else:
+            points = patches.float().to(self.device)
         generator = torch.Generator().manual_seed(self.seed)
         start = int(torch.randint(len(points), (), generator=generator))
         return patches[k_centre_greedy(points, count, start)]
@@ -252,13 +274,31 @@ def nearest_rows(features: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
     return torch.linalg.vector_norm(features - known[rows], dim=1), rows
 
 
-def _seconds_a_centre(rows: int, width: int) -> float:
+def _in_order(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return the patches ``(M, C)`` of all images in the order of their numbers.
+
+    The parts, ``(n,)`` and ``(n, N, C)``, are taken out of the list one by one, so that they and
+    the result are not in memory together.
+    """
+    place = torch.cat([index for index, _ in parts]).argsort().argsort()
+    ends = torch.tensor([len(index) for index, _ in parts]).cumsum(0).tolist()
+    found = torch.empty(len(place), *parts[0][1].shape[1:], dtype=parts[0][1].dtype)
+    while parts:
+        _, features = parts.pop()
+        end = ends.pop()
+        found[place[end - len(features) : end]] = features
+    return found.flatten(0, 1)
+
+
+def _seconds_a_centre(rows: int, width: int, device: torch.device) -> float:
     """Measure a product with a few of the rows, and scale it up."""
-    few = torch.zeros(min(rows, 20_000), width)
-    vector = torch.zeros(width)
+    few = torch.zeros(min(rows, 20_000), width, device=device)
+    vector = torch.zeros(width, device=device)
+    float(torch.mv(few, vector)[0])  # waits until it is done, also on other devices
     begun = time.perf_counter()
     for _ in range(3):
-        torch.mv(few, vector)
+        found = torch.mv(few, vector)
+    float(found[0])
     return (time.perf_counter() - begun) / 3 * rows / len(few)
 
 

@@ -65,6 +65,15 @@ class DenseHead(nn.Module):
         self.norm = nn.LayerNorm(width, elementwise_affine=False) if pre_norm else nn.Identity()
         self.linear = nn.Linear(width, dim)
 
+    @torch.no_grad()
+    def start_from(self, backbone: CLIPBackbone) -> None:
+        """Start as the projection that CLIP ends with, the weights of its last norm included."""
+        visual = backbone.visual
+        projection = visual.proj.detach().float()  # (W, D)
+        weight, bias = visual.ln_post.weight.detach().float(), visual.ln_post.bias.detach().float()
+        self.linear.weight.copy_((weight.unsqueeze(1) * projection).T)
+        self.linear.bias.copy_(bias @ projection)
+
     def forward(self, patches: Tensor, scale: Tensor | None = None) -> Tensor:
         """Turn patches ``(B, N, W)`` into ``(B, N, D)``, float32.
 

@@ -69,6 +69,7 @@ class RunWriter(Callback):
         self.seed: int | None = None
         self.asked_folder = None if folder is None else Path(folder).expanduser()
         self._folder: Path | None = None
+        self._was_there = False
         self._rows: Rows = {}
         self._kept: KeptMaps | None = None
         self._unseen: list[int] = []
@@ -80,6 +81,7 @@ class RunWriter(Callback):
             # The other processes are told in setup; before that they write nothing.
             first = getattr(rank_zero_only, "rank", 0) == 0
             if self.asked_folder is not None:
+                self._was_there = self.asked_folder.exists()
                 self.asked_folder.mkdir(parents=True, exist_ok=True)
                 self._folder = self.asked_folder
             else:
@@ -195,12 +197,12 @@ class RunWriter(Callback):
         return len(self._rows)
 
     def abandon(self) -> None:
-        """Remove what was kept for later, and the folder if no result is in it."""
+        """Remove what was kept for later, and a folder that this run made but put no result in."""
         if self._folder is None:
             return
         KeptMaps(self._scratch).clear()
         results = {p.name for p in self.folder.iterdir()} - {"logs"}
-        if all(name.startswith("config-") for name in results):
+        if not self._was_there and all(name.startswith("config-") for name in results):
             shutil.rmtree(self.folder, ignore_errors=True)
             self._folder = None
 

@@ -1,0 +1,216 @@
+"""Time PaDiM and PatchCore against the bare forward of their backbone and print one JSON line.
+
+    python benchmarks/detectors.py
+
+200 pictures of 256 pixels, ResNet-18 with random weights, one thread, processor seconds, the
+smallest of interleaved rounds. The peer of PaDiM is torchvision's own network up to layer 3 on
+pixels that are normalised already; fit and test are Lightning's, from uint8 pictures to Gaussians
+and to maps. How much memory a fit takes is measured in processes of their own, with few pictures
+and with many. The peer of a centre of PatchCore is one product of the bank with a vector; centres
+are compared with those of the plain algorithm, which takes all differences. The exit status is 1 if
+a bound is not kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import shlex
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
+from anomaly_clip.methods import PaDiM, PatchCore
+from anomaly_clip.methods.coreset import k_centre_greedy, project
+from anomaly_clip.records import RANDOM, Batch
+
+IMAGES, SIDE, BATCH = 200, 256, 20
+BANK_IMAGES = 50
+CENTRES = 200
+FEW, MANY = 200, 800  # pictures of the two fits whose memory is compared
+BOUNDS = {"fit": 1.35, "test": 1.5, "memory": 1.05, "centre": 1.3}
+
+
+class Pictures(IterableDataset[Batch]):
+    """Batches of noise, made when they are asked for, so that they take no memory."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count // BATCH
+
+    def __iter__(self) -> Iterator[Batch]:
+        generator = torch.Generator().manual_seed(0)
+        for number in range(len(self)):
+            shape = (BATCH, 3, SIDE, SIDE)
+            yield Batch(
+                image=torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator),
+                label=torch.zeros(BATCH, dtype=torch.bool),
+                category=["noise"] * BATCH,
+                path=[f"{number}-{row}" for row in range(BATCH)],
+                index=torch.arange(number * BATCH, (number + 1) * BATCH),
+            )
+
+
+def trainer() -> Trainer:
+    """Return a trainer that does nothing beside the work."""
+    return Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def padim(backbone: CNNBackbone | CNNSettings) -> PaDiM:
+    return PaDiM(backbone, image_size=SIDE)
+
+
+def settings() -> CNNSettings:
+    return CNNSettings("resnet18", RANDOM, ["layer1", "layer2", "layer3"])
+
+
+@torch.no_grad()
+def forward(network: Any, pixels: list[Tensor]) -> None:
+    """Run the network up to layer 3 over all batches."""
+    for batch in pixels:
+        seen = network.maxpool(network.relu(network.bn1(network.conv1(batch))))
+        network.layer3(network.layer2(network.layer1(seen)))
+
+
+def least_seconds(rounds: int, **tasks: Callable[[], object]) -> dict[str, float]:
+    """Return the fewest processor seconds of each task; they take turns, after one for warmth."""
+    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    for number in range(rounds + 1):
+        for name, task in tasks.items():
+            start = time.process_time()
+            task()
+            if number:
+                seconds[name].append(time.process_time() - start)
+    return {name: min(values) for name, values in seconds.items()}
+
+
+def time_padim(rounds: int) -> dict[str, float]:
+    """Return the seconds of the bare forward, of fit and of test."""
+    from torchvision.models import resnet18
+
+    backbone = CNNBackbone.of(settings())
+    batches = list(Pictures(IMAGES))
+    pixels = [backbone.normalise(batch["image"]) for batch in batches]
+    loader: DataLoader[Any] = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+    fitted = padim(backbone)
+
+    def fit() -> None:
+        trainer().fit(fitted, loader)
+
+    def test() -> None:
+        trainer().predict(fitted, loader, return_predictions=False)
+
+    network = resnet18(weights=None).eval()
+    return least_seconds(rounds, forward=partial(forward, network, pixels), fit=fit, test=test)
+
+
+def peak_of_fit(count: int) -> float:
+    """Return the most memory, in MiB, that a process takes that fits ``count`` pictures."""
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    trainer().fit(padim(settings()), DataLoader(Pictures(count), batch_size=None))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def plain_k_centres(points: Tensor, count: int, start: int) -> Tensor:
+    """Return greedy centres by the definition: all differences to each new centre."""
+    nearest = torch.full((len(points),), torch.inf)
+    chosen = [start]
+    while len(chosen) < count:
+        distance = (points - points[chosen[-1]]).square().sum(dim=1)
+        nearest = torch.minimum(nearest, distance)
+        chosen.append(int(nearest.argmax()))
+    return torch.tensor(chosen)
+
+
+@torch.no_grad()
+def time_centre(rounds: int) -> dict[str, Any]:
+    """Return the seconds of a centre and of its bound, and whether centres are the plain ones."""
+    method = PatchCore(CNNSettings("resnet18", RANDOM), image_size=SIDE)
+    found = [method.embed(batch["image"]).flatten(0, 1) for batch in Pictures(BANK_IMAGES + 10)]
+    patches = torch.cat(found)[: BANK_IMAGES * found[0].shape[0] // BATCH]
+    points = project(patches, 0)
+    vector = points[0].clone()
+
+    def products() -> None:
+        for _ in range(CENTRES):
+            torch.mv(points, vector)
+
+    seconds = least_seconds(
+        rounds,
+        product=products,
+        few=lambda: k_centre_greedy(points, 1, 0),
+        many=lambda: k_centre_greedy(points, CENTRES + 1, 0),
+    )
+    ours = k_centre_greedy(points, CENTRES, 7)
+    return {
+        "patches": len(points),
+        "width": points.shape[1],
+        "product_ms": round(1e3 * seconds["product"] / CENTRES, 3),
+        "centre_ms": round(1e3 * (seconds["many"] - seconds["few"]) / CENTRES, 3),
+        "times": round((seconds["many"] - seconds["few"]) / seconds["product"], 3),
+        "same_as_plain": ours.equal(plain_k_centres(points, CENTRES, 7)),
+    }
+
+
+def main() -> int:
+    """Run the benchmark and return its exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    rounds = parser.parse_args().rounds
+    warnings.filterwarnings("ignore")
+    torch.manual_seed(0)
+    with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        few, many = (pool.apply(peak_of_fit, (count,)) for count in (FEW, MANY))
+    torch.set_num_threads(1)
+    seconds = time_padim(rounds)
+    centre = time_centre(rounds)
+    ratios = {
+        "fit": seconds["fit"] / seconds["forward"],
+        "test": seconds["test"] / seconds["forward"],
+        "memory": many / few,
+        "centre": centre["times"],
+    }
+    met = all(ratios[name] <= bound for name, bound in BOUNDS.items()) and centre["same_as_plain"]
+    report = {
+        "benchmark": "detectors",
+        "command": shlex.join(["python", *sys.argv]),
+        "backbone": "resnet18, random weights",
+        "images": IMAGES,
+        "side": SIDE,
+        "threads": 1,
+        "rounds": rounds,
+        "bounds": BOUNDS,
+        "ratios": {name: round(value, 3) for name, value in ratios.items()},
+        "padim_seconds": {name: round(value, 2) for name, value in seconds.items()},
+        "padim_peak_mib": {f"{FEW} images": round(few), f"{MANY} images": round(many)},
+        "patchcore": centre,
+        "torch": torch.__version__,
+        "met": met,
+    }
+    print(json.dumps(report))
+    return 0 if met else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
