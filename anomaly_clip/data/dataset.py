@@ -49,7 +49,7 @@ class AnomalyData(ListedData):
             but ``categories``), or a list.
         image_size: Side of the square images; default: what the model takes.
         resize: How pictures become square.
-        mask_size: Side of masks and anomaly maps; default: the image size.
+        mask_size: Side at which masks and maps are compared; default: the image size.
         mask_filter: How masks are resized.
         mask_threshold: Above which filtered value (0 to 1) a mask's pixel counts as anomalous.
         words: What categories are called in sentences, by category; default: their names.

@@ -63,12 +63,14 @@ class _Defects:
         return synthesize(self.settings, _array(item), category, rng, donor)
 
     def mask(self, made: Synthetic) -> torch.Tensor:
-        """Return a mask at the data set's size of masks."""
+        """Return a mask at the size at which maps are evaluated."""
         return torch.from_numpy(_resized(made.mask, self.images.mask_size))
 
 
 class SyntheticDataset(Dataset[Item]):
     """Normal images, some or all with a defective twin; others each epoch.
+
+    Masks have the size of the images: losses compare there, nothing is evaluated.
 
     Args:
         images: Normal images.
@@ -118,7 +120,7 @@ class SyntheticDataset(Dataset[Item]):
         item = self.turned(row, rng)
         replaced = settings.mode == "replace" and rng.random() < settings.share
         if not replaced and settings.mode == "replace":
-            item["mask"] = torch.zeros((self.images.mask_size,) * 2, dtype=torch.bool)
+            item["mask"] = torch.zeros(item["image"].shape[-2:], dtype=torch.bool)
             item["defect"] = "good"
             return item
         made = self.defects.make(row, item, rng)
@@ -127,7 +129,7 @@ class SyntheticDataset(Dataset[Item]):
         item["defect"] = str(made.info["recipe"]) if some else "good"
         if replaced:
             item["image"], item["label"] = image, some
-            item["mask"] = self.defects.mask(made)
+            item["mask"] = torch.from_numpy(made.mask)
         else:
             item["synthetic"] = image
             item["synthetic_mask"] = torch.from_numpy(made.mask)

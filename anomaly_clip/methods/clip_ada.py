@@ -173,7 +173,7 @@ class CLIPADA(CLIPMethod):
     """The direction before training, for the log."""
     must_be_fitted: ClassVar[bool] = True
     can_be_fitted: ClassVar[bool] = True
-    free_arguments: ClassVar[frozenset[str]] = frozenset({"evaluator", "map", "loss", "optim"})
+    free_arguments: ClassVar[frozenset[str]] = frozenset({"evaluator", "map", "loss"})
 
     def __init__(
         self,
@@ -266,9 +266,9 @@ class CLIPADA(CLIPMethod):
             ValueError: If ``fit`` has none.
         """
         super().setup(stage)
-        if stage != "fit":
+        if stage != "fit" or self.data is None:  # a loader of one's own has its own defects
             return
-        synthesis = None if self.data is None else self.data.synthesis
+        synthesis = self.data.synthesis
         if synthesis is None or synthesis.mode != "replace" or synthesis.share == 0:
             raise ValueError(
                 "CLIPADA learns from synthetic defects: say which, as --data.synthesis.recipe "
@@ -417,10 +417,12 @@ class CLIPADA(CLIPMethod):
         with self.backbone.out_of_autocast():
             terms = self.losses(looks, mask, batch["label"])
             total = torch.stack(list(terms.values())).sum()
-        figures = {f"train/{name}": float(value.detach()) for name, value in terms.items()}
-        figures |= self.insights(looks, mask, direction)
         count = len(mask)
-        self.log_dict(figures, on_step=True, on_epoch=False, batch_size=count)
+        every = getattr(self.trainer, "log_every_n_steps", 1)
+        if (self.global_step + 1) % every == 0:  # figures make the host wait for a GPU
+            figures = {f"train/{name}": float(value.detach()) for name, value in terms.items()}
+            figures |= self.insights(looks, mask, direction)
+            self.log_dict(figures, on_step=True, on_epoch=False, batch_size=count)
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=count)
         return total
 

@@ -10,11 +10,10 @@ from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.data.transforms import solid
 from anomaly_clip.files import atomic_path
 from anomaly_clip.progress import track
-from anomaly_clip.records import Batch, Scores
-from anomaly_clip.report.gallery import draw_panels, stack_sheets
+from anomaly_clip.report.gallery import draw_panels
 from anomaly_clip.report.kept_maps import KeptMaps, Ranges, Rows, picture_names
 
-__all__ = ["draw_batch", "draw_kept"]
+__all__ = ["draw_kept"]
 
 
 def draw_kept(
@@ -64,40 +63,3 @@ def draw_kept(
         )
         with atomic_path(folder / f"{names[index]}.png") as temporary:
             Image.fromarray(sheet).save(temporary)
-
-
-def draw_batch(
-    file: Path, scores: Scores, batch: Batch, num_images: int, warning: str | None
-) -> None:
-    """Draw the first images of a batch below each other, on one scale.
-
-    Args:
-        file: Where to.
-        scores: Of the batch; without maps nothing is drawn.
-        batch: Images, labels and perhaps masks.
-        num_images: How many at most.
-        warning: One line in red.
-    """
-    if "anomaly_map" not in scores:
-        return
-    maps = scores["anomaly_map"][:num_images].float().cpu().numpy()
-    stages = {
-        name: one[:num_images].float().cpu().numpy()
-        for name, one in scores.get("stage_maps", {}).items()
-    }
-    sheets = []
-    for row, values in enumerate(maps):
-        state = "anomalous" if bool(batch["label"][row]) else "normal"
-        sheets.append(
-            draw_panels(
-                batch["image"][row].permute(1, 2, 0).cpu().numpy(),
-                values,
-                batch["mask"][row].cpu().numpy() if "mask" in batch else None,
-                (float(maps.min()), float(maps.max())),
-                f"{batch['category'][row]}   {state}   score {scores['image_score'][row]:.4g}",
-                warning,
-                {name: one[row] for name, one in stages.items()},
-            )
-        )
-    with atomic_path(file) as temporary:
-        Image.fromarray(stack_sheets(sheets)).save(temporary)

@@ -21,10 +21,11 @@ from anomaly_clip.methods.base import AnomalyMethod, Exporter
 from anomaly_clip.metrics.evaluator import FIGURES, Results
 from anomaly_clip.progress import say
 from anomaly_clip.records import DEMO, Batch, Scores, WeightsRecord
-from anomaly_clip.report.drawing import draw_batch, draw_kept
+from anomaly_clip.report.drawing import draw_kept
 from anomaly_clip.report.kept_maps import KeptMaps, Ranges, Rows, merged, picture_names
 from anomaly_clip.report.page import PagePicture, write_page
 from anomaly_clip.report.tables import DEMO_REMARK, RANDOM_WARNING, figures_rows, figures_table
+from anomaly_clip.report.watched import Watched
 from anomaly_clip.runs import create_run_folder, versions, write_csv, write_json
 
 __all__ = ["RunWriter", "remark_on"]
@@ -61,7 +62,7 @@ class RunWriter(Callback):
         self.maps = maps
         self.raw_maps = raw_maps
         self.stages = stages
-        self.validation_pictures = validation_pictures
+        self._watched = Watched(validation_pictures)
         self.config = ""
         """The complete configuration as YAML; the command line fills it in."""
         self.sources = "from Python"
@@ -119,14 +120,17 @@ class RunWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Draw the first images of a validation during fit, so that one can watch it learn."""
-        watched = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
-        if not (watched and trainer.is_global_zero and batch_idx == 0 and "image" in batch):
+        """Keep a few images of a validation during fit."""
+        if not _is_watched(trainer) or not isinstance(pl_module, AnomalyMethod):
             return
-        if self.validation_pictures > 0 and isinstance(pl_module, AnomalyMethod):
-            scores: Scores = outputs  # type: ignore[assignment]
+        scores: Scores = outputs  # type: ignore[assignment]
+        self._watched.add(scores, batch, len(pl_module.evaluator.categories))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw them, so that one can watch the method learn."""
+        if _is_watched(trainer):
             file = self.folder / "validation" / f"step-{trainer.global_step:06d}.png"
-            draw_batch(file, scores, batch, self.validation_pictures, _warning(pl_module))
+            self._watched.draw(file, _warning(pl_module))
 
     def on_test_batch_end(
         self,
@@ -403,6 +407,12 @@ def _data(trainer: Trainer) -> AnomalyData:
 
 def _is_random(module: LightningModule) -> bool:
     return isinstance(module, AnomalyMethod) and module.weights["random"]
+
+
+def _is_watched(trainer: Trainer) -> bool:
+    """Say whether this process draws pictures of the validation that is running."""
+    fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+    return fitting and trainer.is_global_zero
 
 
 def _warning(module: LightningModule) -> str | None:

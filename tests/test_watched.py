@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from anomaly_clip.records import Batch, Scores
+from anomaly_clip.report import watched
+from anomaly_clip.report.watched import Watched
+
+
+def batch_of(category: str, count: int) -> tuple[Scores, Batch]:
+    """Return images of one category, every second one anomalous."""
+    maps = torch.rand(count, 16, 16, generator=torch.Generator().manual_seed(0))
+    batch = Batch(
+        image=torch.zeros(count, 3, 16, 16, dtype=torch.uint8),
+        label=torch.arange(count) % 2 == 1,
+        category=[category] * count,
+        path=[f"{number}" for number in range(count)],
+        index=torch.arange(count),
+        mask=torch.zeros(count, 16, 16, dtype=torch.bool),
+    )
+    return Scores(image_score=maps.amax((1, 2)), anomaly_map=maps), batch
+
+
+@pytest.mark.parametrize(
+    ("categories", "expected"),
+    [
+        ("a", ["a normal", "a normal", "a anomalous", "a anomalous"]),
+        # More than are drawn: evenly taken, from the first to the last.
+        ("abcde", ["a normal", "b anomalous", "d normal", "e anomalous"]),
+    ],
+)
+def test_pictures_are_of_many_categories(
+    categories: str,
+    expected: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn: list[str] = []
+
+    def draw(*arguments: object) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+        drawn.append(str(arguments[4]))
+        return np.zeros((4, 4, 3), np.uint8)
+
+    monkeypatch.setattr(watched, "draw_panels", draw)
+    pictures = Watched(4)
+    for category in categories:
+        pictures.add(*batch_of(category, 8), len(categories))
+    pictures.draw(tmp_path / "step.png", None)
+    assert [" ".join(words.split()[:2]) for words in drawn] == expected
+    pictures.draw(tmp_path / "again.png", None)  # it has forgotten them
+    assert [file.name for file in tmp_path.iterdir()] == ["step.png"]
+
+
+def test_the_picture_is_a_picture(tmp_path: Path) -> None:
+    pictures = Watched(2)
+    pictures.add(*batch_of("wood", 4), 1)
+    pictures.draw(tmp_path / "validation" / "step.png", "a warning")
+    with Image.open(tmp_path / "validation" / "step.png") as picture:
+        assert picture.height > 2 * 16
+
+
+def test_none_are_drawn_if_none_are_asked_for(tmp_path: Path) -> None:
+    pictures = Watched(0)
+    pictures.add(*batch_of("wood", 4), 1)
+    pictures.draw(tmp_path / "step.png", None)
+    assert not list(tmp_path.iterdir())
