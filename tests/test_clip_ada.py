@@ -450,17 +450,29 @@ def test_a_checkpoint_gives_the_same_maps_on_another_copy(
         CLIPADA.load_from_checkpoint(tmp_path / "a.ckpt")
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("when", "name"),
+    [
+        ({"save_on_train_epoch_end": True}, "epoch=0-*.ckpt"),
+        ({"every_n_train_steps": 1}, "epoch=1-step=4.ckpt"),
+    ],
+    ids=["between epochs", "within an epoch"],
+)
 def test_a_resumed_fit_is_the_uninterrupted_one(
-    learnable: Path, tiny_clip_config: str, tmp_path: Path
+    learnable: Path,
+    tiny_clip_config: str,
+    tmp_path: Path,
+    when: dict[str, Any],
+    name: str,
+    workers: int,
 ) -> None:
-    every = {
-        "class_path": "ModelCheckpoint",
-        "init_args": {"save_top_k": -1, "save_on_train_epoch_end": True},
-    }
+    every = {"class_path": "ModelCheckpoint", "init_args": {"save_top_k": -1, **when}}
     line = [*words("fit", learnable, tiny_clip_config, tmp_path), "--seed_everything", "3"]
-    assert main([*line, "--trainer.callbacks+", json.dumps(every)]) == 0
+    line += ["--trainer.callbacks+", json.dumps(every), "--data.num_workers", str(workers)]
+    assert main(line) == 0
     first = tmp_path / "run" / "1" / "checkpoints"
-    [between] = first.glob("epoch=0-*.ckpt")
+    [between] = first.glob(name)
     assert main([*line, "--ckpt_path", str(between)]) == 0
     states = [
         torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from anomaly_clip.data.contents import Twin
 from anomaly_clip.data.listed import ListedData
+from anomaly_clip.data.loading import EpochLoader
 from anomaly_clip.data.samples import Item, Reader, Sample, SampleDataset, Split, read_sample
 from anomaly_clip.data.sampling import Batches, EpochSampler, EvenBatches, draw_few, hold_out
 from anomaly_clip.data.synthetic import SyntheticDataset, SyntheticTwins
@@ -407,14 +408,22 @@ class AnomalyData(ListedData):
         world = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
         groups = [s.category for s in samples] if source.balanced else None
         sampler = EpochSampler(dataset, self.seed, *world, groups=groups, shuffle=source.shuffle)
-        return DataLoader(
-            dataset,  # type: ignore[arg-type]  # default collation makes a Batch of Items
+        return EpochLoader(
+            done=self._batches_done,
+            dataset=dataset,
             batch_size=source.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+
+    def _batches_done(self) -> int:
+        """Return how many batches of the epoch a fit has behind it: none unless it was resumed."""
+        if self.trainer is None:
+            return 0
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        return int(progress.processed)  # type: ignore[attr-defined]
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Return what validates."""

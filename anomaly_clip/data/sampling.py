@@ -74,6 +74,8 @@ class EpochSampler(DistributedSampler[Any]):
         options = {"shuffle": shuffle, "seed": seed, "drop_last": True}
         super().__init__(dataset, num_processes, rank, **options)  # type: ignore[arg-type]
         self.groups = groups
+        self.skip = 0
+        """How many of a process's indices are left out, as they were seen in this epoch."""
 
     def __iter__(self) -> Iterator[Draw]:
         rng = np.random.default_rng([self.seed, self.epoch])
@@ -84,7 +86,7 @@ class EpochSampler(DistributedSampler[Any]):
         else:
             order = balanced_order(self.groups, rng)
         own = order[self.rank : self.total_size : self.num_replicas]
-        return (Draw(self.epoch, int(index)) for index in own)
+        return (Draw(self.epoch, int(index)) for index in own[self.skip :])
 
 
 class EvenBatches(DistributedSampler[Any]):
