@@ -6,7 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["batch_dice_loss", "dice_loss", "focal_loss", "focal_loss_with_logits"]
+__all__ = [
+    "batch_dice_loss",
+    "dice_loss",
+    "focal_loss",
+    "focal_loss_with_logits",
+    "softmax_focal_loss",
+]
 
 
 def focal_loss(probability: Tensor, target: Tensor, gamma: float = 2.0) -> Tensor:
@@ -69,3 +75,16 @@ def batch_dice_loss(probability: Tensor, target: Tensor) -> Tensor:
     truth = target.to(probability)
     overlap = (probability * truth).sum()
     return 1 - (2 * overlap + 1) / (probability.sum() + truth.sum() + 1)
+
+
+def softmax_focal_loss(logits: Tensor, target: Tensor, gamma: float = 2.0) -> Tensor:
+    """Return the focal loss of exclusive classes, mean over the batch.
+
+    Args:
+        logits: ``(B, K)``.
+        target: int64 ``(B,)``.
+        gamma: Exponent that takes weight from what is right already; 0 is cross-entropy.
+    """
+    entropy = F.cross_entropy(logits, target, reduction="none")
+    wrong = -torch.expm1(-entropy)  # 1 - p of the true class, exact where it is small
+    return (wrong.pow(gamma) * entropy).mean()

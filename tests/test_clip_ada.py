@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -508,9 +509,21 @@ def test_two_processes_learn_together(
 ) -> None:
     line = words("fit", learnable, tiny_clip_config, tmp_path)
     ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2"]
+    compared = {"class_path": "ddp_checks.Compared", "init_args": {"file": str(tmp_path / "c")}}
+    ddp += ["--trainer.callbacks+", json.dumps(compared)]
     python = [sys.executable, "-m", "anomaly_clip", *line, *ddp]
-    done = subprocess.run(python, capture_output=True, text=True, timeout=300, check=False)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run(
+        python, capture_output=True, text=True, timeout=300, check=False, env=environment
+    )
     assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((tmp_path / "c").read_text())
+    assert found["equal"]
+    first, second = found["rows"]  # two epochs, shared without a sample on both
+    half = len(first) // 2
+    for epoch in (slice(None, half), slice(half, None)):
+        assert not set(first[epoch]) & set(second[epoch])
+    assert set(first[:half]) | set(second[:half]) == set(first[half:]) | set(second[half:])
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["1"]
     checkpoint = tmp_path / "run" / "1" / "checkpoints" / "last.ckpt"
     kept = torch.load(checkpoint, weights_only=True)

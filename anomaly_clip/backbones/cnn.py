@@ -15,7 +15,7 @@ from anomaly_clip.backbones.frozen import FrozenBackbone
 from anomaly_clip.errors import reason
 from anomaly_clip.records import RANDOM
 
-__all__ = ["IMAGENET", "CNNBackbone", "CNNSettings", "read_state"]
+__all__ = ["IMAGENET", "CNNBackbone", "CNNSettings", "load_network", "read_state"]
 
 IMAGENET = "imagenet"
 """The one word that asks for torchvision's ImageNet weights."""
@@ -87,16 +87,7 @@ class CNNBackbone(FrozenBackbone):
         self.settings = CNNSettings(
             name, weights, None if layers is None else list(layers), list(mean), list(std)
         )
-        model = _build(name)
-        if weights in (None, "", "None", "null"):
-            raise ValueError(
-                f"backbone.weights of {name} is empty: give '{IMAGENET}', a weights file, or the "
-                f"word '{RANDOM}' for untrained weights"
-            )
-        if weights == IMAGENET:
-            _fill(model, _imagenet_state(name), f"backbone.weights {IMAGENET}", name)
-        elif weights != RANDOM:
-            _fill(model, read_state(weights), f"backbone.weights {weights}", name)
+        model = load_network(name, weights)
         nodes = _nodes(model, name, layers)
         self.features = create_feature_extractor(model.eval(), nodes).requires_grad_(False).eval()
         shapes = self._probe()
@@ -177,6 +168,30 @@ class CNNBackbone(FrozenBackbone):
             )
         with self.out_of_autocast():
             return self.features(self.normalise(images))
+
+
+def load_network(name: str, weights: str) -> nn.Module:
+    """Return a torchvision model, its classifier included.
+
+    Args:
+        name: Of the model.
+        weights: As for :class:`CNNSettings`.
+
+    Raises:
+        FileNotFoundError: If weights are neither at hand nor to be had.
+        ValueError: If the model or the weights are unknown or do not fit.
+    """
+    model = _build(name)
+    if weights in (None, "", "None", "null"):
+        raise ValueError(
+            f"backbone.weights of {name} is empty: give '{IMAGENET}', a weights file, or the word "
+            f"'{RANDOM}' for untrained weights"
+        )
+    if weights == IMAGENET:
+        _fill(model, _imagenet_state(name), f"backbone.weights {IMAGENET}", name)
+    elif weights != RANDOM:
+        _fill(model, read_state(weights), f"backbone.weights {weights}", name)
+    return model
 
 
 def read_state(file: str | Path) -> dict[str, Tensor]:

@@ -407,11 +407,13 @@ class AnomalyData(ListedData):
             )
         world = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
         groups = [s.category for s in samples] if source.balanced else None
+        full = getattr(getattr(trainer, "lightning_module", None), "full_batches", False)
         sampler = EpochSampler(dataset, self.seed, *world, groups=groups, shuffle=source.shuffle)
         return EpochLoader(
             done=self._batches_done,
             dataset=dataset,
             batch_size=source.batch_size,
+            drop_last=full and len(sampler) >= source.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,

@@ -7,11 +7,13 @@ from anomaly_clip.methods.padim import PaDiM
 from anomaly_clip.methods.patchcore import PatchCore
 from anomaly_clip.methods.sdp import SDP
 from anomaly_clip.methods.sdp_plus import SDPPlus
+from anomaly_clip.methods.tab import TAB
 from anomaly_clip.methods.winclip import WinCLIP
 
 __all__ = [
     "CLIPADA",
     "SDP",
+    "TAB",
     "AnomalyMethod",
     "Contrastive",
     "PaDiM",

@@ -1,0 +1,232 @@
+"""The words that TAB aligns images with: industrial association (IDPA) and the ablation's others.
+
+TAB (arXiv 2312.09480), section 2 of the specification; lists and their order are those of the
+authors' public code, spelling included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from anomaly_clip.backbones.clip import unit
+
+__all__ = ["PROMPT_SETS", "TABPrompts", "TextMatrices", "text_matrices"]
+
+PromptSet = Literal[
+    "one_class", "two_class", "state_ensemble", "clip_template", "idpa", "first_release"
+]
+
+
+class Words(NamedTuple):
+    """States and templates, each with ``{}`` for what goes in."""
+
+    normal: tuple[str, ...]
+    abnormal: tuple[str, ...]
+    templates: tuple[str, ...] = ("{}",)
+
+
+_STATES_NORMAL = (
+    "good {}",
+    "normal {}",
+    "perfect {}",
+    "unblemished {}",
+    "{} without flaw",
+    "{} without defect",
+    "{} without damaged",
+)
+_STATES_ABNORMAL = (
+    "not good {}",
+    "abnormal {}",
+    "imperfect {}",
+    "blemished {}",
+    "{} with flaw",
+    "{} with defect",
+    "{} with damage",
+)
+_INDUSTRIAL = (
+    "a photo of a {}.",
+    "a photo of the {}.",
+    "a photo of a rotated {}.",
+    "a photo of the rotated {}.",
+    "a cropped photo of a {}.",
+    "a cropped photo of the {}.",
+    "a manufacturing photo of a {}.",
+    "a manufacturing photo of the {}.",
+    "an industrial photo of a {}.",
+    "an industrial photo of the {}.",
+    "a close-up photo of a {}.",
+    "a close-up photo of the {}.",
+    "a close-up industrial image of a {}",
+    "a close-up industrial image of the {}",
+    "a bright industrial image of a {}",
+    "a bright industrial image of the {}",
+    "a dark industrial image of the {}",
+    "a dark industrial image of a {}",
+    "a jpeg corrupted industrial image of a {}",
+    "a jpeg corrupted industrial image of the {}",
+    "a blurry industrial image of the {}",
+    "a blurry industrial image of a {}",
+    "an industrial image of a {}",
+    "an industrial image of the {}",
+    "an industrial image of a small {}",
+    "an industrial image of the small {}",
+    "an industrial image of a large {}",
+    "an industrial image of the large {}",
+    "an industrial image of the {} for visual inspection",
+    "an industrial image of a {} for visual inspection",
+    "an industrial image of the {} for anomaly detection",
+    "an industrial image of a {} for anomaly detection",
+)
+_CLIP = (
+    "a photo of a {}.",
+    "a photo of the {}.",
+    "a photo of a rotated {}.",
+    "a photo of the rotated {}.",
+    "a rotated photo of a {}.",
+    "a rotated photo of the {}.",
+    "a flipped photo of a {}.",
+    "a flipped photo of the {}.",
+    "a cropped photo of a {}.",
+    "a cropped photo of the {}.",
+    "a close-up photo of a {}.",
+    "a close-up photo of the {}.",
+    "a bad photo of a {}.",
+    "a low resolution photo of the {}.",
+    "a bad photo of the {}.",
+    "a bright photo of a {}.",
+    "a dark photo of the {}.",
+    "a photo of my {}.",
+    "a black and white photo of the {}.",
+    "a bright photo of the {}.",
+    "a jpeg corrupted photo of a {}.",
+    "a blurry photo of the {}.",
+    "a photo of the {}.",  # the second time: a weight
+    "a good photo of the {}.",
+    "a photo of one {}.",
+    "a black and white photo of a {}.",
+    "a dark photo of a {}.",
+    "a photo of a cool {}.",
+    "a photo of the cool {}.",
+    "a photo of a small {}.",
+    "a photo of the small {}.",
+    "a photo of a big {}.",
+    "a photo of the big {}.",
+    "there is a {} in the scene.",
+    "there is the {} in the scene.",
+    "this is a {} in the scene.",
+    "this is the {} in the scene.",
+    "this is one {} in the scene.",
+)
+_FIRST_NORMAL = (
+    "flawless {}",
+    "perfect {}",
+    "unblemished {}",
+    "{} without flaw",
+    "{} without defect",
+    "{} without damaged",
+)
+_FIRST_ABNORMAL = (
+    "damaged {}",
+    "broken {}",
+    "{} with flaw",
+    "{} with defect",
+    "{} with distortion",
+    "{} with broken parts",
+)
+_SIDES = ("left", "right", "top", "bottom", "center", "corner")
+POSITIONS = tuple(f"{{}} which defect is on the {side} of it" for side in _SIDES)
+
+PROMPT_SETS: dict[PromptSet, Words] = {
+    "one_class": Words(("normal {}.",), ()),
+    "two_class": Words(("normal {}.",), ("defect {}.",)),
+    "state_ensemble": Words(_STATES_NORMAL, _STATES_ABNORMAL),
+    "clip_template": Words(_STATES_NORMAL, _STATES_ABNORMAL, _CLIP),
+    "idpa": Words(_STATES_NORMAL, _STATES_ABNORMAL, _INDUSTRIAL),
+    "first_release": Words(_FIRST_NORMAL, _FIRST_ABNORMAL, _CLIP),
+}
+"""Rows of Table 8, from one_class to idpa, and the lists of the code's first release."""
+
+
+@dataclass(frozen=True)
+class TABPrompts:
+    """The sentences about a class, and how their embeddings become one vector.
+
+    Args:
+        preset: Which published lists: idpa, the method's; the others are Table 8's (one_class has
+            no words for abnormal), and first_release, those of the code's first state.
+        positions: Also say where a defect is, for abnormal only (exploratory in the code).
+        normalize_sentences: Whether sentences count by the direction of their embeddings alone.
+        names: space: underscores of class names become spaces; keep: as in the code.
+        text_layout: transpose, as the paper says; official_reshape: the code's slip, which
+            scrambles classes and channels. The published weights were probably trained with it.
+    """
+
+    preset: PromptSet = "idpa"
+    positions: bool = False
+    normalize_sentences: bool = True
+    names: Literal["space", "keep"] = "space"
+    text_layout: Literal["transpose", "official_reshape"] = "transpose"
+
+    def sentences(self, name: str) -> tuple[list[str], list[str]]:
+        """Return the normal and the abnormal sentences of a class, state by state.
+
+        Example:
+            >>> from anomaly_clip.backbones.tab_prompts import TABPrompts
+            >>> normal, abnormal = TABPrompts().sentences("metal_nut")
+            >>> len(normal), len(abnormal), abnormal[0]
+            (224, 224, 'a photo of a not good metal nut.')
+        """
+        words = PROMPT_SETS[self.preset]
+        if self.names == "space":
+            name = name.replace("_", " ")
+        normal = [state.replace("{}", name) for state in words.normal]
+        abnormal = [state.replace("{}", name) for state in words.abnormal]
+        if self.positions:
+            abnormal = [place.replace("{}", one) for one in abnormal for place in POSITIONS]
+
+        def fill(states: list[str]) -> list[str]:
+            return [t.replace("{}", state) for state in states for t in words.templates]
+
+        return fill(normal), fill(abnormal)
+
+
+class TextMatrices(NamedTuple):
+    """One row a class."""
+
+    normal: Tensor
+    """``(K, D)``."""
+    abnormal: Tensor | None
+    """``(K, D)``; None without words for abnormal."""
+
+
+def text_matrices(
+    encode: Callable[[Sequence[str]], Tensor], names: Sequence[str], prompts: TABPrompts
+) -> TextMatrices:
+    """Return what images are aligned with (equations 1 and 2 of the specification).
+
+    Args:
+        encode: Returns the embeddings ``(M, D)`` of sentences, not normalised.
+        names: The classes.
+        prompts: Their sentences.
+    """
+
+    def vector(sentences: list[str]) -> Tensor:
+        rows = encode(sentences).float()
+        if prompts.normalize_sentences:
+            rows = unit(rows)
+        return unit(rows.mean(dim=0))
+
+    def matrix(sentences: list[list[str]]) -> Tensor:
+        rows = torch.stack([vector(own) for own in sentences])
+        return rows.T.reshape(rows.shape) if prompts.text_layout == "official_reshape" else rows
+
+    both = [prompts.sentences(name) for name in names]
+    abnormal = [own for _, own in both]
+    return TextMatrices(
+        matrix([own for own, _ in both]), matrix(abnormal) if all(abnormal) else None
+    )

@@ -1,0 +1,466 @@
+"""TAB (arXiv 2312.09480): a ResNet whose features follow the words for normal and abnormal.
+
+For every class there is a vector of words for normal and one for abnormal, from CLIP's frozen text
+tower. Normal images and their synthetic twins go through the ResNet; of either, the softmax over
+the classes of the similarities with its side's vectors should name the class. What remains is the
+ResNet, to be plugged into detectors in the place of one from ImageNet.
+
+Marks as [P] (the paper), [C] (the authors' code) and [O] (our choice) are in the specification.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback, LightningModule
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
+from anomaly_clip.backbones.cnn import CNNSettings, load_network
+from anomaly_clip.backbones.prompts import embed_sentences
+from anomaly_clip.backbones.tab_prompts import TABPrompts, text_matrices
+from anomaly_clip.data.dataset import AnomalyData
+from anomaly_clip.files import atomic_path
+from anomaly_clip.losses import softmax_focal_loss
+from anomaly_clip.records import RANDOM, Batch
+from anomaly_clip.runs import versions
+from anomaly_clip.waiting import WaitingShare
+
+__all__ = ["TAB", "TABOptim", "alignment_logits"]
+
+HEADS = ("normal_head.", "abnormal_head.", "classifier.")
+"""Parts that depend on the classes and the texts, thrown away after the training."""
+LOGIT_SCALE = math.log(1 / 0.07)
+"""2.6593, which the authors' code multiplies by as it is, without the exponential."""
+
+
+@dataclass(frozen=True)
+class TABOptim:
+    """Optimiser and schedule (section 5 of the specification).
+
+    Args:
+        name: sgd with momentum 0.9; or adamw with betas 0.5 and 0.999, the authors' choice for the
+            classification baseline.
+        lr: Learning rate at the start.
+        passes: How often an epoch of the paper goes through the data; epochs of the trainer are
+            single passes.
+        scheduler_t_max: epochs: a cosine down to 0 at the end. official: the code's slip, the rate
+            per epoch of a cosine as long as an epoch has steps. none: a constant rate.
+    """
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 1e-3
+    passes: int = 3
+    scheduler_t_max: Literal["epochs", "official", "none"] = "epochs"
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise ValueError(f"model.optim.lr must be above 0, got {self.lr}")
+        if self.passes < 1:
+            raise ValueError(f"model.optim.passes must be 1 or more, got {self.passes}")
+
+
+class TAB(LightningModule):
+    """Pre-train a ResNet along CLIP's texts; see the module.
+
+    The data module gives normal training images of several categories with their defective twins
+    (``data.synthesis.mode: pair``).
+
+    Args:
+        backbone: The ResNet that is trained, and where it starts from.
+        text: The CLIP whose texts are followed.
+        prompts: The sentences.
+        loss: align: the method. classification: the baseline of Table 5, cross-entropy without
+            texts. concat: one image a pair, against the texts of both sides, with the focal loss
+            (exploratory in the code).
+        align: both; or normal: only normal images, against the texts for normal (Table 7).
+        classification_targets: Of loss classification: classes, normal and abnormal of each; or
+            binary, normal and abnormal.
+        head: What brings features to the texts' width, thrown away afterwards, one a side: auto:
+            projection if widths differ, else none; linear; projection: linear, a residual block and
+            a LayerNorm.
+        logit_scale_mode: raw: the parameter itself (the code); exp: its exponential (CLIP).
+        joint_forward: Whether normal and defective images share a forward pass, and so the
+            statistics of BatchNorm.
+        optim: Optimiser and schedule.
+        image_size: Side of the images, in pixels.
+        seed: Draws what a projection drops, and which image of a pair loss concat takes.
+    """
+
+    full_batches: ClassVar[bool] = True
+    """What is left of an epoch is left out: BatchNorm cannot do with one image."""
+    normal: Tensor
+    abnormal: Tensor
+
+    def __init__(
+        self,
+        backbone: CNNSettings = CNNSettings(),
+        text: CLIPSettings = CLIPSettings("ViT-B-16", "laion400m_e32"),
+        prompts: TABPrompts = TABPrompts(),
+        loss: Literal["align", "classification", "concat"] = "align",
+        align: Literal["both", "normal"] = "both",
+        classification_targets: Literal["classes", "binary"] = "classes",
+        head: Literal["auto", "none", "linear", "projection"] = "auto",
+        logit_scale_mode: Literal["raw", "exp"] = "raw",
+        joint_forward: bool = False,
+        optim: TABOptim = TABOptim(),
+        image_size: int = 224,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        # Plain dictionaries come from checkpoints.
+        self.settings = backbone if isinstance(backbone, CNNSettings) else CNNSettings(**backbone)
+        self.text = text if isinstance(text, CLIPSettings) else CLIPSettings(**text)
+        self.prompts = prompts if isinstance(prompts, TABPrompts) else TABPrompts(**prompts)
+        self.optim = optim if isinstance(optim, TABOptim) else TABOptim(**optim)
+        if image_size < 32:
+            raise ValueError(f"model.image_size must be 32 or more, got {image_size}")
+        if loss == "concat" and (align == "normal" or self.prompts.preset == "one_class"):
+            raise ValueError("model.loss concat needs texts of both sides")
+        self.loss = loss
+        self.align = "normal" if self.prompts.preset == "one_class" else align
+        self.classification_targets = classification_targets
+        self.head = head
+        self.logit_scale_mode = logit_scale_mode
+        self.joint_forward = joint_forward
+        self._image_size = image_size
+        self.seed = seed
+        self.encoder = load_network(self.settings.name, self.settings.weights)
+        if not all(hasattr(self.encoder, part) for part in ("conv1", "layer4", "fc")):
+            raise ValueError(f"model.backbone.name {self.settings.name}: TAB trains ResNets")
+        # It stays as it is, so that torchvision loads the result strictly.
+        self.encoder.fc.requires_grad_(False)
+        self.width = int(self.encoder.fc.weight.shape[1])  # type: ignore[union-attr,index]
+        for name, values in (("mean", self.settings.mean), ("std", self.settings.std)):
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+        self.logit_scale = nn.Parameter(torch.tensor(LOGIT_SCALE), loss != "classification")
+        self.categories: list[str] = []
+        """The classes, in the order of the texts."""
+        self.teacher = ""
+        """The sha256 of the CLIP that the texts come from."""
+        self.save_hyperparameters(
+            {
+                "backbone": asdict(self.settings),
+                "text": asdict(self.text),
+                "prompts": asdict(self.prompts),
+                "loss": loss,
+                "align": align,
+                "classification_targets": classification_targets,
+                "head": head,
+                "logit_scale_mode": logit_scale_mode,
+                "joint_forward": joint_forward,
+                "optim": asdict(self.optim),
+                "image_size": image_size,
+                "seed": seed,
+            }
+        )
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images, in pixels."""
+        return self._image_size
+
+    # -- what is aligned with what ---------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Encode the texts of the classes, once, and make the heads.
+
+        Raises:
+            ValueError: If there are fewer than two classes, no defective twins, or widths that
+                differ without a head.
+        """
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, AnomalyData):
+            raise ValueError("TAB needs a data module of anomaly_clip.data (datamodule=)")
+        categories = data.train_categories
+        if len(categories) < 2:
+            raise ValueError(
+                f"TAB tells categories apart, and data.root {data.root} has {len(categories)}: "
+                f"give two or more"
+            )
+        if self.align == "both" and (data.synthesis is None or data.synthesis.mode != "pair"):
+            raise ValueError(
+                "TAB compares normal images with defective twins: set data.synthesis.recipe, as "
+                "nsa, and data.synthesis.mode pair"
+            )
+        self.categories = list(categories)
+        with torch.random.fork_rng(devices=[]):
+            # Heads start from the seed alone, not from what was drawn before.
+            torch.manual_seed(torch.initial_seed())
+            if self.loss == "classification":
+                outputs = 2 if self.classification_targets == "binary" else 2 * len(categories)
+                self.classifier = nn.Linear(self.width, outputs)
+                return
+            self._read_texts([data.words(category) for category in categories])
+            dim = self.normal.shape[1]
+            self.normal_head, self.abnormal_head = (self._make_head(dim) for _ in range(2))
+        if self.align == "normal":
+            self.abnormal_head.requires_grad_(False)
+
+    def _read_texts(self, names: Sequence[str]) -> None:
+        clip = CLIPBackbone.of(self.text)
+        self.teacher = RANDOM if clip.is_random else clip.identity
+        encode = partial(embed_sentences, clip, title="encoding the words", unit_rows=False)
+        texts = text_matrices(encode, names, self.prompts)
+        self.register_buffer("normal", texts.normal, persistent=False)
+        abnormal = texts.normal if texts.abnormal is None else texts.abnormal
+        self.register_buffer("abnormal", abnormal, persistent=False)
+
+    def _make_head(self, dim: int) -> nn.Module:
+        kind = self.head
+        if kind == "auto":
+            kind = "none" if dim == self.width else "projection"
+        if kind == "none" and dim != self.width:
+            raise ValueError(
+                f"model.head none: {self.settings.name} has {self.width} channels, "
+                f"{self.text.name} {dim}: set model.head to projection"
+            )
+        if kind == "projection":
+            return ProjectionHead(self.width, dim)
+        return nn.Identity() if kind == "none" else nn.Linear(self.width, dim)
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Return one that logs how long the training waits for images."""
+        return [WaitingShare()]
+
+    # -- the training ----------------------------------------------------------------------------
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """Return the averages of the last stage, ``(B, C)``, of uint8 images ``(B, 3, H, W)``."""
+        net = self.encoder
+        seen = net.relu(net.bn1(net.conv1((images / 255 - self.mean) / self.std)))  # type: ignore[operator]
+        for stage in (net.maxpool, net.layer1, net.layer2, net.layer3, net.layer4):
+            seen = stage(seen)  # type: ignore[operator]
+        return seen.mean(dim=(2, 3))
+
+    def both_pooled(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Return features ``(B, C)`` of normal images and, if they are needed, of their twins."""
+        if self.align == "normal":
+            return self.pooled(batch["image"]), None
+        if self.joint_forward:
+            normal, abnormal = self.pooled(torch.cat([batch["image"], batch["synthetic"]])).chunk(2)
+            return normal, abnormal
+        return self.pooled(batch["image"]), self.pooled(batch["synthetic"])
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch of normal images and their twins."""
+        target = torch.tensor(
+            [self.categories.index(name) for name in batch["category"]], device=self.device
+        )
+        normal, abnormal = self.both_pooled(batch)
+        with torch.autocast(self.device.type, enabled=False):
+            normal = normal.float()
+            abnormal = None if abnormal is None else abnormal.float()
+            total, figures = self.losses(normal, abnormal, target)
+            if abnormal is not None:
+                cosine = F.cosine_similarity(normal.detach(), abnormal.detach())
+                figures["cosine"] = cosine.mean()
+        if self.loss != "classification":
+            figures["logit_scale"] = self.scale().detach()
+        count = len(target)
+        named = {f"train/{name}": value for name, value in figures.items()}
+        self.log_dict(named, on_step=False, on_epoch=True, batch_size=count, sync_dist=True)
+        self.log("train/loss", total.detach(), prog_bar=True, batch_size=count)
+        return total
+
+    def losses(
+        self, normal: Tensor, abnormal: Tensor | None, target: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss (equations 4 to 6) and what a log should show.
+
+        Args:
+            normal: Features of normal images, ``(B, C)``.
+            abnormal: Features of their twins, ``(B, C)``; None to do without.
+            target: int64 ``(B,)``, the classes.
+        """
+        if self.loss == "classification":
+            return self._classification(normal, abnormal, target)
+        if self.loss == "concat":
+            assert abnormal is not None
+            return self._concat(normal, abnormal, target)
+        sides = [("normal", normal, self.normal)]
+        if abnormal is not None:
+            sides.append(("abnormal", abnormal, self.abnormal))
+        figures: dict[str, Tensor] = {}
+        rng = self._generator()
+        for name, features, texts in sides:
+            logits = alignment_logits(self._headed(name, features, rng), texts, self.scale())
+            figures[f"loss_{name}"] = F.cross_entropy(logits, target)
+            figures[f"top1_{name}"] = (logits.argmax(dim=1) == target).float().mean()
+        total = figures["loss_normal"] + figures.get("loss_abnormal", 0.0)
+        return total, {name: value.detach() for name, value in figures.items()}
+
+    def _generator(self) -> np.random.Generator:
+        """Return what this step draws from."""
+        return np.random.default_rng([self.seed, self.global_step, self.global_rank])
+
+    def _headed(self, side: str, features: Tensor, rng: np.random.Generator) -> Tensor:
+        head = self.normal_head if side == "normal" else self.abnormal_head
+        if isinstance(head, ProjectionHead) and self.training:
+            return head(features, rng)
+        headed: Tensor = head(features)
+        return headed
+
+    def scale(self) -> Tensor:
+        """Return what cosines are multiplied by."""
+        return self.logit_scale.exp() if self.logit_scale_mode == "exp" else self.logit_scale
+
+    def _classification(
+        self, normal: Tensor, abnormal: Tensor | None, target: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        binary = self.classification_targets == "binary"
+        first = torch.zeros_like(target) if binary else target
+        shift = 1 if binary else len(self.categories)
+        sides = [("normal", normal, first)]
+        if abnormal is not None:
+            sides.append(("abnormal", abnormal, first + shift))
+        figures: dict[str, Tensor] = {}
+        for name, features, wanted in sides:
+            logits = self.classifier(features)
+            figures[f"loss_{name}"] = F.cross_entropy(logits, wanted)
+            figures[f"top1_{name}"] = (logits.argmax(dim=1) == wanted).float().mean()
+        total = figures["loss_normal"] + figures.get("loss_abnormal", 0.0)
+        return total, {name: value.detach() for name, value in figures.items()}
+
+    def _concat(
+        self, normal: Tensor, abnormal: Tensor, target: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        rng = self._generator()
+        defective = torch.from_numpy(rng.random(len(target)) < 0.5).to(target.device)
+        features = torch.where(
+            defective.unsqueeze(1),
+            self._headed("abnormal", abnormal, rng),
+            self._headed("normal", normal, rng),
+        )
+        logits = alignment_logits(features, torch.cat([self.normal, self.abnormal]), self.scale())
+        wanted = target + defective * len(self.categories)
+        total = softmax_focal_loss(logits, wanted, gamma=2.0)
+        top1 = (logits.argmax(dim=1) == wanted).float().mean()
+        return total, {"top1": top1}
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimiser, and a rate that follows the epoch.
+
+        Raises:
+            ValueError: If the end of the training is not known.
+        """
+        settings = self.optim
+        trained = [p for p in self.parameters() if p.requires_grad]
+        if settings.name == "sgd":
+            optimizer: torch.optim.Optimizer = torch.optim.SGD(trained, settings.lr, momentum=0.9)
+        else:
+            optimizer = torch.optim.AdamW(trained, settings.lr, betas=(0.5, 0.999))
+        if settings.scheduler_t_max == "none":
+            return optimizer
+        steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps) or not self.trainer.max_epochs or self.trainer.max_epochs < 0:
+            raise ValueError(
+                "TAB lowers its rate towards the end, which must be known: give trainer.max_epochs"
+            )
+        epochs = max(1, self.trainer.max_epochs // settings.passes)
+        length = epochs
+        if settings.scheduler_t_max == "official":
+            length = max(1, int(steps) // epochs)
+
+        def rate(done: int) -> float:
+            return 0.5 * (1 + math.cos(math.pi * (done // settings.passes) / length))
+
+        return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, rate)}
+
+    # -- what is kept ----------------------------------------------------------------------------
+
+    def export(self, folder: Path) -> Path:
+        """Write the ResNet under torchvision's names, as .safetensors and .pt, with what made it.
+
+        Returns:
+            The .safetensors file.
+        """
+        state = {
+            name: value.detach().cpu().contiguous()
+            for name, value in self.encoder.state_dict().items()
+        }
+        stem = f"tab_{self.settings.name}"
+        with atomic_path(folder / f"{stem}.pt") as temporary:
+            torch.save(state, temporary)
+        with atomic_path(folder / f"{stem}.safetensors") as temporary:
+            save_file(state, temporary)
+        with atomic_path(folder / f"{stem}.json") as temporary:
+            temporary.write_text(json.dumps(self.record(), indent=2) + "\n", encoding="utf-8")
+        return folder / f"{stem}.safetensors"
+
+    def record(self) -> dict[str, Any]:
+        """Return what the exported weights come from."""
+        trainer = self._trainer
+        data = None if trainer is None else getattr(trainer, "datamodule", None)
+        return {
+            "method": "TAB",
+            **dict(self.hparams),
+            "categories": self.categories,
+            "data": data.dataset_name if isinstance(data, AnomalyData) else None,
+            "epochs": self.current_epoch,
+            "text_sha256": self.teacher,
+            "versions": versions(),
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the classes, whose order the training depends on, and the texts' source."""
+        checkpoint["tab"] = {"categories": self.categories, "teacher": self.teacher}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Compare them.
+
+        Raises:
+            ValueError: If a fit goes on with others.
+        """
+        made = checkpoint["tab"]
+        if not self.categories:  # loaded without a trainer: the heads are not needed any more
+            self.categories, self.teacher = made["categories"], made["teacher"]
+            kept = checkpoint["state_dict"].items()
+            checkpoint["state_dict"] = {k: v for k, v in kept if not k.startswith(HEADS)}
+        if made["categories"] != self.categories or made["teacher"] != self.teacher:
+            raise ValueError(
+                f"the checkpoint was made with the categories {', '.join(made['categories'])} and "
+                f"the texts of another CLIP or of other categories: go on with the same"
+            )
+
+
+class ProjectionHead(nn.Module):
+    """Linear, a residual block with dropout, and a LayerNorm (the code's later state)."""
+
+    def __init__(self, width: int, dim: int, dropout: float = 0.5) -> None:
+        super().__init__()
+        self.project = nn.Linear(width, dim)
+        self.block = nn.Sequential(nn.ReLU(), nn.Linear(dim, dim))
+        self.norm = nn.LayerNorm(dim)
+        self.dropout = dropout
+
+    def forward(self, features: Tensor, rng: np.random.Generator | None = None) -> Tensor:
+        """Turn features ``(B, C)`` into ``(B, D)``; with a generator, some are dropped."""
+        projected = self.project(features)
+        change = self.block(projected)
+        if rng is not None:  # torch's own dropout draws globally, which no resume restores
+            kept = torch.from_numpy(rng.random(tuple(change.shape)) >= self.dropout)
+            change = change * kept.to(change) / (1 - self.dropout)
+        return self.norm(change + projected)
+
+
+def alignment_logits(features: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
+    """Return similarities of images and classes, ``(B, K)`` (equations 4 and 5).
+
+    Args:
+        features: ``(B, D)``, not normalised.
+        texts: ``(K, D)``.
+        scale: By what cosines are multiplied.
+    """
+    return scale * unit(features) @ texts.T

@@ -1,0 +1,309 @@
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import Golden, save_picture
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.testing import assert_close
+from torchvision.models import resnet18
+
+from anomaly_clip.backbones.clip import CLIPSettings
+from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
+from anomaly_clip.backbones.tab_prompts import PROMPT_SETS, TABPrompts, text_matrices
+from anomaly_clip.cli import main
+from anomaly_clip.losses import softmax_focal_loss
+from anomaly_clip.methods import TAB
+from anomaly_clip.methods.tab import TABOptim, alignment_logits
+
+RANDOM_NETWORK = CNNSettings("resnet18", "random")
+
+
+@pytest.fixture
+def classes(tmp_path: Path) -> Path:
+    """Return a folder of class folders, all normal."""
+    rng = np.random.default_rng(0)
+    for name in ("Metal_Nut", "Wood", "Leather"):
+        for number in range(4):
+            picture = rng.integers(0, 256, (40, 40, 3)).astype(np.uint8)
+            save_picture(tmp_path / "classes" / name / f"{number}.png", picture)
+    return tmp_path / "classes"
+
+
+def words(root: Path, clip: str, runs: Path, *more: str) -> list[str]:
+    found = ["fit", "--model", "TAB", "--model.backbone.weights", "random"]
+    found += ["--model.text.name", clip, "--model.text.pretrained", "random"]
+    found += ["--model.image_size", "32", "--model.optim.passes", "1"]
+    found += ["--data", "IndustrialFolders", "--data.root", str(root), "--data.num_workers", "0"]
+    found += ["--data.batch_size", "4", "--data.synthesis.recipe", "nsa"]
+    found += ["--data.synthesis.mode", "pair", "--trainer.accelerator", "cpu"]
+    found += ["--trainer.log_every_n_steps", "1", "--trainer.max_epochs", "2"]
+    return [*found, "--output.root", str(runs), *more]
+
+
+@pytest.mark.golden
+def test_golden_losses(golden: Callable[[str], Golden]) -> None:
+    arrays = load_file(golden("detectors").folder / "tab.safetensors")
+    method = TAB(RANDOM_NETWORK)
+    method.normal, method.abnormal = arrays["T_n"], arrays["T_a"]
+    method.normal_head = method.abnormal_head = torch.nn.Identity()
+    with torch.no_grad():
+        method.logit_scale.copy_(arrays["logit_scale"])
+        for side, texts, features in (("n", "T_n", "V_n"), ("a", "T_a", "V_a")):
+            logits = alignment_logits(arrays[features], arrays[texts], method.scale())
+            assert_close(logits, arrays[f"logits_{side}"], atol=1e-5, rtol=1e-5)
+        total, figures = method.losses(arrays["V_n"], arrays["V_a"], arrays["labels"])
+    assert_close(total, arrays["loss"], atol=1e-5, rtol=1e-5)
+    assert_close(figures["loss_normal"], arrays["loss_n"], atol=1e-5, rtol=1e-5)
+    assert_close(figures["loss_abnormal"], arrays["loss_a"], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.golden
+def test_golden_texts(golden: Callable[[str], Golden]) -> None:
+    folder = golden("detectors").folder
+    arrays = load_file(folder / "tab.safetensors")
+    listed = json.loads((folder / "tab_sentences.json").read_text())
+    names = ("bottle", "cable", "screw")
+    official = TABPrompts("first_release", names="keep", text_layout="official_reshape")
+    own = [s for name in names for side in official.sentences(name) for s in side]
+    assert list(dict.fromkeys(own)) == listed
+    rows = dict(zip(listed, arrays["sentence_embeddings"], strict=True))
+
+    def encode(sentences: Sequence[str]) -> Tensor:
+        return torch.stack([rows[sentence] for sentence in sentences])
+
+    scrambled = text_matrices(encode, names, official)
+    assert scrambled.abnormal is not None
+    expected = arrays["text_normal_official_reshape"], arrays["text_abnormal_official_reshape"]
+    assert_close(scrambled.normal, expected[0], atol=1e-5, rtol=0)
+    assert_close(scrambled.abnormal, expected[1], atol=1e-5, rtol=0)
+    plain = text_matrices(encode, names, TABPrompts("first_release", names="keep"))
+    undone = expected[0].reshape(expected[0].shape[::-1]).T
+    assert_close(plain.normal, undone, atol=1e-5, rtol=0)
+    assert_close(plain.normal.norm(dim=1), torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("preset", "normal", "abnormal"),
+    [
+        ("one_class", 1, 0),
+        ("two_class", 1, 1),
+        ("state_ensemble", 7, 7),
+        ("clip_template", 7 * 38, 7 * 38),
+        ("idpa", 7 * 32, 7 * 32),
+        ("first_release", 6 * 38, 6 * 38),
+    ],
+)
+def test_how_many_sentences_a_preset_has(preset: Any, normal: int, abnormal: int) -> None:
+    both = TABPrompts(preset).sentences("metal_nut")
+    assert tuple(map(len, both)) == (normal, abnormal)
+    assert all("metal nut" in sentence for side in both for sentence in side)
+    assert len(PROMPT_SETS) == 6
+
+
+def test_positions_are_said_of_defects_alone() -> None:
+    normal, abnormal = TABPrompts("two_class", positions=True).sentences("nut")
+    assert normal == ["normal nut."]
+    assert len(abnormal) == 6
+    assert abnormal[0] == "defect nut. which defect is on the left of it"
+
+
+def test_the_focal_loss_of_classes() -> None:
+    logits = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    target = torch.tensor([0, 3, 1, 1, 2])
+    assert_close(softmax_focal_loss(logits, target, 0.0), F.cross_entropy(logits, target))
+    right = logits.softmax(1).gather(1, target[:, None])[:, 0]
+    expected = (-((1 - right) ** 2) * right.log()).mean()
+    assert_close(softmax_focal_loss(logits, target, 2.0), expected)
+
+
+def test_the_baseline_tells_classes_and_states_apart() -> None:
+    method = TAB(RANDOM_NETWORK, loss="classification")
+    method.categories = ["a", "b", "c"]
+    method.classifier = torch.nn.Linear(512, 6)
+    features = torch.randn(2, 4, 512, generator=torch.Generator().manual_seed(0))
+    target = torch.tensor([0, 2, 1, 1])
+    total, _ = method.losses(features[0], features[1], target)
+    normal, abnormal = method.classifier(features)
+    expected = F.cross_entropy(normal, target) + F.cross_entropy(abnormal, target + 3)
+    assert_close(total, expected)
+    assert not method.logit_scale.requires_grad
+    method.classification_targets, method.classifier = "binary", torch.nn.Linear(512, 2)
+    total, _ = method.losses(features[0], features[1], target)
+    logits = method.classifier(features)
+    states = torch.tensor([[0] * 4, [1] * 4])
+    expected = F.cross_entropy(logits[0], states[0]) + F.cross_entropy(logits[1], states[1])
+    assert_close(total, expected)
+
+
+def test_fit_exports_a_resnet_that_all_can_load(
+    classes: Path, tiny_clip_config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words(classes, tiny_clip_config, tmp_path / "runs")) == 0
+    run = tmp_path / "runs" / "run" / "1"
+    file = run / "tab_resnet18.safetensors"
+    assert f"weights: {file}" in capsys.readouterr().err
+    state = load_file(file)
+    pickled = torch.load(run / "tab_resnet18.pt", weights_only=True)
+    assert_close(state, pickled, atol=0, rtol=0)
+    plain = resnet18(weights=None)
+    plain.load_state_dict(state)  # strictly
+    method = TAB.load_from_checkpoint(run / "checkpoints" / "last.ckpt")
+    images = torch.randint(
+        0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0)
+    ).byte()
+    backbone = CNNBackbone("resnet18", str(file))
+    with torch.no_grad():
+        assert_close(backbone(images)["pooled"], method.eval().pooled(images), atol=1e-5, rtol=1e-5)
+        plain.eval().fc = torch.nn.Identity()
+        pixels = (images / 255 - backbone.mean) / backbone.std
+        assert_close(plain(pixels), backbone(images)["pooled"], atol=1e-5, rtol=1e-5)
+    record = json.loads((run / "tab_resnet18.json").read_text())
+    assert record["categories"] == ["leather", "metal_nut", "wood"]
+    assert record["data"] == "IndustrialFolders"
+    with (run / "logs" / "metrics.csv").open() as log:
+        logged = {name for row in csv.DictReader(log) for name, value in row.items() if value}
+    for name in ("loss", "loss_normal", "loss_abnormal", "top1_normal", "top1_abnormal"):
+        assert any(column.startswith(f"train/{name}") for column in logged), name
+    assert {"train/logit_scale", "train/cosine", "train/waiting"} <= logged
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["last.ckpt"]
+
+
+def test_what_is_trained_has_moved_and_the_classifier_has_not(
+    classes: Path, tiny_clip_config: str, tmp_path: Path
+) -> None:
+    line = words(classes, tiny_clip_config, tmp_path, "--seed_everything", "5")
+    assert main(line) == 0
+    state = load_file(tmp_path / "run" / "1" / "tab_resnet18.safetensors")
+    torch.manual_seed(5)
+    start = TAB(RANDOM_NETWORK).encoder.state_dict()
+    assert_close(state["fc.weight"], start["fc.weight"], atol=0, rtol=0)
+    for name in ("conv1.weight", "layer4.1.conv2.weight", "bn1.running_mean"):
+        assert not state[name].equal(start[name])
+    assert int(state["bn1.num_batches_tracked"]) == 2 * 2 * 3  # two sides, two epochs, three steps
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--model.loss", "classification"],
+        ["--model.loss", "classification", "--model.classification_targets", "binary"],
+        ["--model.loss", "concat"],
+        ["--model.align", "normal"],
+        ["--model.prompts.preset", "one_class"],
+        ["--model.joint_forward", "true", "--model.logit_scale_mode", "exp"],
+        ["--model.head", "linear", "--model.optim.scheduler_t_max", "official"],
+        [
+            "--model.optim.name",
+            "adamw",
+            "--trainer.precision",
+            "bf16-mixed",
+            "--trainer.enable_model_summary",
+            "false",
+        ],
+        ["--data.synthesis.recipe", "cutpaste", "--data.synthesis.preset", "tab_cutpaste"],
+    ],
+)
+def test_every_ablation_runs(
+    classes: Path, tiny_clip_config: str, tmp_path: Path, options: list[str]
+) -> None:
+    line = words(classes, tiny_clip_config, tmp_path, *options)
+    assert main([*line, "--trainer.max_epochs", "1"]) == 0
+    state = load_file(tmp_path / "run" / "1" / "tab_resnet18.safetensors")
+    assert all(value.isfinite().all() for value in state.values())
+
+
+@pytest.mark.parametrize(("when", "epochs"), [("epochs", 4), ("official", 4)])
+def test_the_rate_follows_the_epochs_of_the_paper(when: Any, epochs: int) -> None:
+    method = TAB(RANDOM_NETWORK, optim=TABOptim(lr=1.0, passes=2, scheduler_t_max=when))
+
+    class Trainer:
+        max_epochs = 2 * epochs
+        estimated_stepping_batches = 2 * epochs * 3
+
+    method._trainer = Trainer()  # type: ignore[assignment]
+    made = method.configure_optimizers()
+    schedule = made["lr_scheduler"]
+    found = []
+    for _ in range(2 * epochs):
+        found.append(schedule.get_last_lr()[0])
+        made["optimizer"].step()
+        schedule.step()
+    length = epochs if when == "epochs" else 6  # steps of two passes
+    expected = [0.5 + 0.5 * np.cos(np.pi * (done // 2) / length) for done in range(2 * epochs)]
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def test_a_resumed_fit_is_the_uninterrupted_one(
+    classes: Path, tiny_clip_config: str, tmp_path: Path
+) -> None:
+    every = {"class_path": "ModelCheckpoint", "init_args": {"save_top_k": -1}}
+    line = words(classes, tiny_clip_config, tmp_path, "--trainer.callbacks+", json.dumps(every))
+    assert main(line) == 0
+    [between] = (tmp_path / "run" / "1" / "checkpoints").glob("epoch=0-*.ckpt")
+    assert main([*line, "--ckpt_path", str(between)]) == 0
+    states = [load_file(tmp_path / "run" / n / "tab_resnet18.safetensors") for n in ("1", "2")]
+    assert_close(states[0], states[1], atol=0, rtol=0)
+
+
+def test_two_processes_learn_together(classes: Path, tiny_clip_config: str, tmp_path: Path) -> None:
+    ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.batch_size", "3"]
+    compared = {"class_path": "ddp_checks.Compared", "init_args": {"file": str(tmp_path / "c")}}
+    ddp += ["--trainer.callbacks+", json.dumps(compared)]
+    python = [sys.executable, "-m", "anomaly_clip"]
+    python += words(classes, tiny_clip_config, tmp_path, *ddp)
+    done = subprocess.run(
+        python, capture_output=True, text=True, timeout=300, check=False, cwd=Path(__file__).parent
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((tmp_path / "c").read_text())
+    assert found["equal"]
+    first, second = found["rows"]
+    assert len(first) == len(second) == 12
+    assert sorted(first[:6] + second[:6]) == list(range(12))
+    assert (tmp_path / "run" / "1" / "tab_resnet18.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--data.categories", "[wood]"], "TAB tells categories apart, and data.root"),
+        (["--model.head", "none"], "model.head none: resnet18 has 512 channels"),
+        (["--data.synthesis.mode", "replace"], "data.synthesis.mode pair"),
+        (["--model.backbone.name", "squeezenet1_1"], "TAB trains ResNets"),
+        (["--model.optim.lr", "0"], "model.optim.lr must be above 0"),
+        (["--data.categories", "[wood, steel]"], "steel"),
+        (["--model.loss", "concat", "--model.align", "normal"], "needs texts of both sides"),
+        (["--trainer.max_epochs", "-1"], "give trainer.max_epochs"),
+    ],
+)
+def test_mistakes_end_in_a_sentence(
+    classes: Path,
+    tiny_clip_config: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    sentence: str,
+) -> None:
+    assert main(words(classes, tiny_clip_config, tmp_path / "runs", *options)) == 2
+    assert sentence in capsys.readouterr().err
+    assert not list((tmp_path / "runs").glob("*/*"))
+
+
+def test_a_head_is_made_where_widths_differ(tmp_path: Path, tiny_clip_config: str) -> None:
+    method = TAB(RANDOM_NETWORK, CLIPSettings(tiny_clip_config, "random"))
+    method.normal = torch.zeros(3, 16)
+    assert isinstance(method._make_head(512), torch.nn.Identity)
+    head = method._make_head(16)
+    assert sum(p.numel() for p in head.parameters()) == 513 * 16 + 17 * 16 + 32
+    assert head(torch.randn(2, 512)).shape == (2, 16)
