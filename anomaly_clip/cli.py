@@ -19,6 +19,8 @@ VERBS = {
     "test": "compute figures on the test split",
     "predict": "score images and draw heat maps",
     "each": "fit and test one model a category, one table of all",
+    "compare": "one detector with the weights of several backbones, side by side",
+    "export": "write the weights of a checkpoint for others",
     "check": "say what is wrong with a data set",
     "prompts": "show what the sentences about a category do",
     "preview": "draw a contact sheet of a data set",
@@ -90,6 +92,14 @@ def _run(words: list[str]) -> int:
         from anomaly_clip.each import run_each
 
         return run_each(words)
+    if words[0] == "compare":
+        from anomaly_clip.compare import run_compare
+
+        return run_compare(words)
+    if words[0] == "export":
+        from anomaly_clip.export import run_export
+
+        return run_export(words)
     from anomaly_clip.experiment import run_experiment
 
     return run_experiment(words)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
@@ -28,7 +29,14 @@ from anomaly_clip.errors import UserError, reason, translated
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.report.writer import RunWriter
 
-__all__ = ["ExperimentCLI", "arrange", "known_options", "quieten", "run_experiment"]
+__all__ = [
+    "ExperimentCLI",
+    "arrange",
+    "class_of_checkpoint",
+    "known_options",
+    "quieten",
+    "run_experiment",
+]
 
 STEPS = {"validate": "validation_step", "test": "test_step", "predict": "predict_step"}
 """What a model must have for a verb."""
@@ -300,6 +308,24 @@ class ExperimentCLI(LightningCLI):
 def _class_of(path: str) -> object:
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(module), name)
+
+
+def class_of_checkpoint(path: Path) -> type[LightningModule]:
+    """Return the class of the method that a checkpoint was made by.
+
+    Raises:
+        UserError: If that cannot be known.
+    """
+    if not path.is_file():
+        raise UserError(f"--ckpt_path {path}: there is no such file")
+    name = _read_checkpoint(path).get("hyper_parameters", {}).get("_class_path")
+    if name is None:  # made from Python
+        config = yaml.safe_load(_config_beside(path).read_text(encoding="utf-8"))
+        name = config["model"]["class_path"]
+    kind = _class_of(name)
+    assert isinstance(kind, type)
+    assert issubclass(kind, LightningModule)
+    return kind
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:

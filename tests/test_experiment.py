@@ -567,7 +567,8 @@ def test_every_command_of_the_readme_parses(
         assert "there is no such file" in capsys.readouterr().err
         return
     # Only experiments have a configuration to print.
-    words += ["--help" if words[0] in ("each", "preview", "check", "prompts") else "--print_config"]
+    experiment = words[0] in ("fit", "validate", "test", "predict")
+    words += ["--print_config" if experiment else "--help"]
     assert main(words) == 0
     capsys.readouterr()
 

@@ -307,3 +307,40 @@ def test_a_head_is_made_where_widths_differ(tmp_path: Path, tiny_clip_config: st
     head = method._make_head(16)
     assert sum(p.numel() for p in head.parameters()) == 513 * 16 + 17 * 16 + 32
     assert head(torch.randn(2, 512)).shape == (2, 16)
+
+
+def test_the_configuration_runs(
+    mvtec_root: Path, tiny_clip_config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = Path(__file__).parent.parent / "configs" / "tab.yaml"
+    line = ["fit", "--config", str(config), "--data.root", str(mvtec_root)]
+    line += ["--model.backbone.weights", "random", "--model.text.name", tiny_clip_config]
+    line += ["--model.text.pretrained", "random", "--model.image_size", "64"]
+    line += ["--data.num_workers", "0", "--trainer.max_epochs", "3", "--output.root", str(tmp_path)]
+    line += ["--data.batch_size", "2", "--trainer.accelerator", "cpu"]
+    assert main([*line, "--trainer.log_every_n_steps", "1"]) == 0
+    assert (tmp_path / "tab" / "1" / "tab_resnet18.safetensors").is_file()
+    # The verb writes the same, needs no CLIP, and overwrites nothing unasked.
+    checkpoint = tmp_path / "tab" / "1" / "checkpoints" / "last.ckpt"
+    export = ["export", "--ckpt_path", str(checkpoint), "--folder", str(tmp_path / "out")]
+    assert main(export) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "out" / "tab_resnet18.safetensors")
+    again = load_file(tmp_path / "out" / "tab_resnet18.safetensors")
+    assert_close(again, load_file(checkpoint.parents[1] / "tab_resnet18.safetensors"))
+    assert json.loads((tmp_path / "out" / "tab_resnet18.json").read_text())["method"] == "TAB"
+    assert main(export) == 2
+    assert "tab_resnet18.json exists: give another --folder" in capsys.readouterr().err
+    assert main([*export, "--overwrite"]) == 0
+
+
+def test_mistakes_of_an_export(
+    tmp_path: Path, tiny_clip_config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", "--ckpt_path", str(tmp_path / "none.ckpt")]) == 2
+    assert "none.ckpt: there is no such file" in capsys.readouterr().err
+    (tmp_path / "text.ckpt").write_text("no checkpoint")
+    assert main(["export", "--ckpt_path", str(tmp_path / "text.ckpt")]) == 2
+    assert "not a checkpoint that can be read safely" in capsys.readouterr().err
+    torch.save({"state_dict": {}, "hyper_parameters": {}}, tmp_path / "bare.ckpt")
+    assert main(["export", "--ckpt_path", str(tmp_path / "bare.ckpt")]) == 2
+    assert "no config-fit.yaml" in capsys.readouterr().err

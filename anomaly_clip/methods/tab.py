@@ -136,7 +136,8 @@ class TAB(LightningModule):
         self.joint_forward = joint_forward
         self._image_size = image_size
         self.seed = seed
-        self.encoder = load_network(self.settings.name, self.settings.weights)
+        # The weights that it starts from come in setup: a checkpoint needs none.
+        self.encoder = load_network(self.settings.name, RANDOM)
         if not all(hasattr(self.encoder, part) for part in ("conv1", "layer4", "fc")):
             raise ValueError(f"model.backbone.name {self.settings.name}: TAB trains ResNets")
         # It stays as it is, so that torchvision loads the result strictly.
@@ -174,9 +175,10 @@ class TAB(LightningModule):
     # -- what is aligned with what ---------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Encode the texts of the classes, once, and make the heads.
+        """Load what the ResNet starts from, encode the texts of the classes, make the heads.
 
         Raises:
+            FileNotFoundError: If weights are neither at hand nor to be had.
             ValueError: If there are fewer than two classes, no defective twins, or widths that
                 differ without a head.
         """
@@ -195,6 +197,9 @@ class TAB(LightningModule):
                 "nsa, and data.synthesis.mode pair"
             )
         self.categories = list(categories)
+        if self.settings.weights != RANDOM:
+            start = load_network(self.settings.name, self.settings.weights)
+            self.encoder.load_state_dict(start.state_dict())
         with torch.random.fork_rng(devices=[]):
             # Heads start from the seed alone, not from what was drawn before.
             torch.manual_seed(torch.initial_seed())

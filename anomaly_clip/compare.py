@@ -1,0 +1,232 @@
+"""``anomaly_clip compare``: one method with the weights of several backbones, side by side.
+
+It is the comparison of TAB's paper: a detector on a backbone from ImageNet and on one that followed
+the texts. Every backbone is a run of ``each``; then there is one table with differences, and for
+every category a picture of some images, their maps by each backbone and the truth (its Figure 6).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from lightning.pytorch.cli import LightningArgumentParser
+from numpy.typing import NDArray
+from PIL import Image
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from anomaly_clip.data.dataset import AnomalyData
+from anomaly_clip.each import run_each
+from anomaly_clip.errors import UserError, translated
+from anomaly_clip.experiment import class_of_checkpoint
+from anomaly_clip.files import atomic_path
+from anomaly_clip.methods.base import AnomalyMethod
+from anomaly_clip.metrics.evaluator import FIGURES
+from anomaly_clip.progress import say
+from anomaly_clip.report.gallery import draw_panels, stack_sheets
+from anomaly_clip.report.kept_maps import file_name
+from anomaly_clip.report.tables import RANDOM_WARNING, percent
+from anomaly_clip.runs import create_run_folder, write_csv, write_json
+
+__all__ = ["run_compare"]
+
+SHOWN = ("image_auroc", "pixel_auroc")
+"""Figures of the printed table, those of the paper; the files have all."""
+
+Metrics = dict[str, Any]
+
+
+def run_compare(words: Sequence[str]) -> int:
+    """Run a method with each backbone and return an exit code: 1 if a category failed.
+
+    Raises:
+        UserError: What is wrong, and the way out.
+    """
+    parser = argparse.ArgumentParser(
+        prog="anomaly_clip compare",
+        usage="anomaly_clip compare --weights FIRST SECOND [...] --config FILE [options of each]",
+        description="Fit and test a detector with the weights of several backbones: files, or the "
+        "words imagenet and random. Differences are to the first.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--weights", nargs="+", required=True, help="two or more")
+    parser.add_argument("--folder", type=Path, help="where to; one that exists is gone on with")
+    parser.add_argument("--pictures", type=int, default=4, help="images a category that are drawn")
+    asked, rest = parser.parse_known_args(list(words[1:]))
+    labels = [Path(weights).stem for weights in asked.weights]
+    if len(labels) < 2:
+        raise UserError("compare --weights: give two or more, as imagenet tab_resnet18.safetensors")
+    if len(set(labels)) < len(labels):
+        raise UserError(f"compare --weights: two are called {_twice(labels)}: rename one file")
+    folder = asked.folder or create_run_folder(Path("runs"), "compare")
+    code = 0
+    for label, weights in zip(labels, asked.weights, strict=True):
+        own = folder / label
+        line = ["--resume", str(own)] if (own / "config-each.yaml").is_file() else [
+            *rest, "--model.backbone.weights", weights, "--output.folder", str(own)
+        ]  # fmt: skip
+        say(f"compare {label}")
+        with contextlib.redirect_stdout(io.StringIO()):
+            code = max(code, run_each(["each", *line]))
+    found = {label: _metrics(folder / label) for label in labels}
+    common = [name for name in found[labels[0]]["categories"] if _everywhere(found, name)]
+    if not common:
+        raise UserError(f"{folder}: no category was finished with all weights")
+    _write(folder, found, common)
+    Console().print(_table(found, common))
+    with translated():
+        for category in common:
+            _draw(folder, labels, category, asked.pictures)
+    say(f"results: {folder}")
+    return code
+
+
+def _twice(names: Sequence[str]) -> str:
+    return next(name for name in names if names.count(name) > 1)
+
+
+def _metrics(folder: Path) -> Metrics:
+    file = folder / "metrics.json"
+    if not file.is_file():
+        raise UserError(f"{folder}: nothing could be tested there")
+    metrics: Metrics = json.loads(file.read_text(encoding="utf-8"))
+    return metrics
+
+
+def _everywhere(found: dict[str, Metrics], category: str) -> bool:
+    return all(category in metrics["categories"] for metrics in found.values())
+
+
+def _rows(found: dict[str, Metrics], common: Sequence[str]) -> dict[str, dict[str, Metrics]]:
+    """Return figures by category, and of their mean, and label; the mean is over ``common``."""
+    rows: dict[str, dict[str, Metrics]] = {
+        name: {label: metrics["categories"][name] for label, metrics in found.items()}
+        for name in common
+    }
+    rows["mean"] = {label: {} for label in found}
+    for label in found:
+        for figure in FIGURES:
+            values = [rows[name][label][figure] for name in common]
+            known = [value for value in values if value is not None]
+            rows["mean"][label][figure] = sum(known) / len(known) if known else None
+    return rows
+
+
+def _write(folder: Path, found: dict[str, Metrics], common: Sequence[str]) -> None:
+    """Write all figures: one line a category and backbone, and all as JSON."""
+    rows = _rows(found, common)
+    lines = (
+        [name, label, *(figures[figure] for figure in FIGURES)]
+        for name, by_label in rows.items()
+        for label, figures in by_label.items()
+    )
+    write_csv(folder / "comparison.csv", ["category", "weights", *FIGURES], lines)
+    runs = {label: metrics["run"] for label, metrics in found.items()}
+    write_json(folder / "comparison.json", {"figures": rows, "runs": runs})
+
+
+def _table(found: dict[str, Metrics], common: Sequence[str]) -> Table:
+    labels = list(found)
+    run = found[labels[0]]["run"]
+    random = [label for label in labels if found[label]["run"]["weights"]["random"]]
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        title=Text(f"{run['method']} on {run['protocol']['data']}, percent"),
+        title_style="bold",
+        caption=f"{', '.join(random)}: {RANDOM_WARNING}" if random else None,
+    )
+    table.add_column("category", overflow="fold")
+    for figure in SHOWN:
+        heading = figure.replace("_auroc", " AUROC")
+        for label in labels:
+            table.add_column(f"{heading}\n{label}", justify="right")
+            if label != labels[0]:
+                table.add_column("\n+/-", justify="right")
+    for name, by_label in _rows(found, common).items():
+        cells: list[str] = []
+        for figure in SHOWN:
+            first = by_label[labels[0]][figure]
+            for label in labels:
+                value = by_label[label][figure]
+                cells += percent([value])
+                if label != labels[0]:
+                    known = value is not None and first is not None
+                    cells.append(f"{100 * (value - first):+.1f}" if known else "–")
+        if name == "mean":
+            table.add_section()
+        table.add_row(Text(name), *cells, style="bold" if name == "mean" else None)
+    return table
+
+
+def _draw(folder: Path, labels: Sequence[str], category: str, count: int) -> None:
+    """Draw some anomalous images of a category: image, a map each, truth."""
+    own = file_name(category)
+    runs = [folder / label / own for label in labels]
+    config = yaml.safe_load((runs[0] / "config-test.yaml").read_text(encoding="utf-8"))
+    data = _data(config["data"])
+    methods = [_method(run / "checkpoints" / "last.ckpt") for run in runs]
+    data.image_size = methods[0].image_size
+    samples = data.samples("test")
+    anomalous = [row for row, sample in enumerate(samples) if sample.label]
+    if not anomalous or count < 1:
+        return
+    places = np.linspace(0, len(anomalous) - 1, min(count, len(anomalous))).round().astype(int)
+    chosen = [anomalous[place] for place in places]
+    dataset = data.dataset("test")
+    items = [dataset[row] for row in chosen]
+    images = torch.stack([item["image"] for item in items])
+    maps = []
+    for method in methods:
+        with torch.no_grad():
+            scores = method.score(images, [category] * len(images))
+        if "anomaly_map" not in scores:
+            return
+        maps.append(_scaled(scores["anomaly_map"].numpy()))
+    sheets = [
+        draw_panels(
+            item["image"].permute(1, 2, 0).numpy(),
+            maps[-1][number],
+            item["mask"].numpy() if "mask" in item else None,
+            (0.0, 1.0),
+            f"{Path(samples[chosen[number]].image).parent.name}, each map on its own scale",
+            None,
+            {label: maps[at][number] for at, label in enumerate(labels[:-1])},
+        )
+        for number, item in enumerate(items)
+    ]
+    with atomic_path(folder / "pictures" / f"{own}.png") as temporary:
+        Image.fromarray(stack_sheets(sheets)).save(temporary)
+
+
+def _data(section: dict[str, Any]) -> AnomalyData:
+    parser = LightningArgumentParser(exit_on_error=False)
+    parser.add_lightning_class_args(AnomalyData, "data", subclass_mode=True)
+    data: AnomalyData = parser.instantiate(parser.parse_object({"data": section})).data
+    return data
+
+
+def _method(checkpoint: Path) -> AnomalyMethod:
+    method: Any = class_of_checkpoint(checkpoint).load_from_checkpoint(
+        checkpoint, map_location="cpu"
+    )
+    assert isinstance(method, AnomalyMethod)
+    return method.eval()
+
+
+def _scaled(maps: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Bring the maps of a method to [0, 1] together."""
+    low, high = maps.min(), maps.max()
+    scaled: NDArray[np.float32] = (maps - low) / (high - low if high > low else 1.0)
+    return scaled

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import save_picture
+from PIL import Image
+from torchvision.models import resnet18
+
+from anomaly_clip.cli import main
+
+
+@pytest.fixture
+def root(mvtec_root: Path) -> Path:
+    """Return a folder of MVTec-AD's form with three training images in each of two categories."""
+    rng = np.random.default_rng(0)
+    for category in ("bottle", "metal_nut"):
+        array = rng.integers(0, 256, (40, 40, 3)).astype(np.uint8)
+        save_picture(mvtec_root / category / "train" / "good" / "100.png", array)
+    return mvtec_root
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    torch.manual_seed(3)
+    torch.save(resnet18(weights=None).state_dict(), tmp_path / "other.pt")
+    return tmp_path / "other.pt"
+
+
+def words(root: Path, weights: Path, folder: Path) -> list[str]:
+    found = ["compare", "--weights", "random", str(weights), "--folder", str(folder)]
+    found += ["--model", "PaDiM", "--model.image_size", "32", "--model.num_channels", "8"]
+    found += ["--data", "MVTecAD", "--data.root", str(root), "--data.num_workers", "0"]
+    return [*found, "--trainer.accelerator", "cpu"]
+
+
+def test_one_table_with_differences(
+    root: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "c"
+    assert main(words(root, weights, folder)) == 0
+    out = capsys.readouterr().out
+    assert "PaDiM on MVTecAD, percent" in out
+    assert out.count("PaDiM on") == 1
+    assert "random: RANDOM WEIGHTS" in " ".join(out.split())
+    content = json.loads((folder / "comparison.json").read_text())
+    for label in ("random", "other"):
+        own = json.loads((folder / label / "metrics.json").read_text())
+        assert content["figures"]["bottle"][label] == own["categories"]["bottle"]
+        assert content["figures"]["mean"][label] == pytest.approx(own["mean"])
+    mean = content["figures"]["mean"]
+    first, second = (mean[label]["pixel_auroc"] for label in ("random", "other"))
+    line = next(line for line in out.splitlines() if line.strip().startswith("mean"))
+    assert f"{100 * (second - first):+.1f}" in line
+    with (folder / "comparison.csv").open() as file:
+        assert [(row["category"], row["weights"]) for row in csv.DictReader(file)] == [
+            (category, label)
+            for category in ("bottle", "metal_nut", "mean")
+            for label in ("random", "other")
+        ]
+    pictures = sorted((folder / "pictures").iterdir())
+    assert [picture.name for picture in pictures] == ["bottle.png", "metal_nut.png"]
+    with Image.open(pictures[0]) as picture:
+        assert picture.width == 4 * 240 + 3 * 4  # image, two maps, truth
+    # Gone on with: nothing is run again.
+    before = (folder / "random" / "bottle" / "metrics.json").stat().st_mtime_ns
+    assert main(words(root, weights, folder)) == 0
+    assert (folder / "random" / "bottle" / "metrics.json").stat().st_mtime_ns == before
+
+
+def test_a_mean_over_other_categories_is_not_shown(
+    root: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "c"
+    assert main(words(root, weights, folder)) == 0
+    merged = folder / "other" / "metrics.json"
+    (folder / "other" / "bottle" / "metrics.json").unlink()
+    (folder / "other" / "bottle" / "checkpoints" / "last.ckpt").write_text("broken")
+    capsys.readouterr()
+    assert main(words(root, weights, folder)) == 1
+    assert list(json.loads(merged.read_text())["categories"]) == ["metal_nut"]
+    content = json.loads((folder / "comparison.json").read_text())["figures"]
+    assert list(content) == ["metal_nut", "mean"]
+    assert content["mean"]["random"] == pytest.approx(content["metal_nut"]["random"])
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--weights", "imagenet"], "give two or more"),
+        (["--weights", "a/tab.pt", "b/tab.safetensors"], "two are called tab"),
+    ],
+)
+def test_mistakes(
+    options: list[str], sentence: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["compare", *options, "--folder", str(tmp_path / "c")]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "c").exists()
