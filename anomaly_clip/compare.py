@@ -187,6 +187,7 @@ def _draw(folder: Path, labels: Sequence[str], category: str, count: int) -> Non
     dataset = data.dataset("test")
     items = [dataset[row] for row in chosen]
     images = torch.stack([item["image"] for item in items])
+    random = [one for one, method in zip(labels, methods, strict=True) if method.weights["random"]]
     maps = []
     for method in methods:
         with torch.no_grad():
@@ -200,8 +201,8 @@ def _draw(folder: Path, labels: Sequence[str], category: str, count: int) -> Non
             maps[-1][number],
             item["mask"].numpy() if "mask" in item else None,
             (0.0, 1.0),
-            f"{Path(samples[chosen[number]].image).parent.name}, each map on its own scale",
-            None,
+            f"{samples[chosen[number]].defect}: maps of {', '.join(labels)}, each on its own scale",
+            f"{', '.join(random)}: {RANDOM_WARNING}" if random else None,
             {label: maps[at][number] for at, label in enumerate(labels[:-1])},
         )
         for number, item in enumerate(items)

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import Golden, save_picture
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
@@ -168,6 +169,10 @@ def test_fit_exports_a_resnet_that_all_can_load(
         plain.eval().fc = torch.nn.Identity()
         pixels = (images / 255 - backbone.mean) / backbone.std
         assert_close(plain(pixels), backbone(images)["pooled"], atol=1e-5, rtol=1e-5)
+    with Image.open(run / "features.png") as picture:
+        assert picture.width == 480
+    with (run / "features.csv").open() as rows:
+        assert len(list(csv.DictReader(rows))) == 48  # two epochs of twelve pairs
     record = json.loads((run / "tab_resnet18.json").read_text())
     assert record["categories"] == ["leather", "metal_nut", "wood"]
     assert record["data"] == "IndustrialFolders"

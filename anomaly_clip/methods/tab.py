@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -34,11 +35,14 @@ from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.files import atomic_path
 from anomaly_clip.losses import softmax_focal_loss
 from anomaly_clip.records import RANDOM, Batch
+from anomaly_clip.report.embedding import embed, write_embeddings
 from anomaly_clip.runs import versions
 from anomaly_clip.waiting import WaitingShare
 
 __all__ = ["TAB", "TABOptim", "alignment_logits"]
 
+PICTURED = 300
+"""Pairs whose features are drawn at the end."""
 HEADS = ("normal_head.", "abnormal_head.", "classifier.")
 """Parts that depend on the classes and the texts, thrown away after the training."""
 LOGIT_SCALE = math.log(1 / 0.07)
@@ -150,6 +154,7 @@ class TAB(LightningModule):
         """The classes, in the order of the texts."""
         self.teacher = ""
         """The sha256 of the CLIP that the texts come from."""
+        self._last: deque[tuple[Tensor, list[str]]] = deque()
         self.save_hyperparameters(
             {
                 "backbone": asdict(self.settings),
@@ -264,6 +269,8 @@ class TAB(LightningModule):
             [self.categories.index(name) for name in batch["category"]], device=self.device
         )
         normal, abnormal = self.both_pooled(batch)
+        if abnormal is not None:
+            self._keep(normal, abnormal, batch["category"])
         with torch.autocast(self.device.type, enabled=False):
             normal = normal.float()
             abnormal = None if abnormal is None else abnormal.float()
@@ -278,6 +285,13 @@ class TAB(LightningModule):
         self.log_dict(named, on_step=False, on_epoch=True, batch_size=count, sync_dist=True)
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=count)
         return total
+
+    def _keep(self, normal: Tensor, abnormal: Tensor, categories: list[str]) -> None:
+        """Keep the features of the last batches, for the picture at the end."""
+        both = torch.stack([normal, abnormal], dim=1).detach().float().cpu()
+        self._last.append((both, categories))
+        while sum(len(names) for _, names in self._last) - len(self._last[0][1]) >= PICTURED:
+            self._last.popleft()
 
     def losses(
         self, normal: Tensor, abnormal: Tensor | None, target: Tensor
@@ -388,6 +402,8 @@ class TAB(LightningModule):
     def export(self, folder: Path) -> Path:
         """Write the ResNet under torchvision's names, as .safetensors and .pt, with what made it.
 
+        After a fit a picture of the last features of normal images and their twins lies beside it.
+
         Returns:
             The .safetensors file.
         """
@@ -402,6 +418,13 @@ class TAB(LightningModule):
             save_file(state, temporary)
         with atomic_path(folder / f"{stem}.json") as temporary:
             temporary.write_text(json.dumps(self.record(), indent=2) + "\n", encoding="utf-8")
+        if sum(len(names) for _, names in self._last) > 1:
+            pairs = torch.cat([both for both, _ in self._last])[-PICTURED:]
+            classes = [name for _, names in self._last for name in names][-PICTURED:]
+            features = pairs.flatten(0, 1).numpy()
+            shown = [name for name in classes for _ in range(2)]
+            states = [False, True] * len(classes)
+            write_embeddings(folder, [embed("training features", features, shown, states)])
         return folder / f"{stem}.safetensors"
 
     def record(self) -> dict[str, Any]:

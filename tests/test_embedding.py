@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import silhouette_score
+
+from anomaly_clip.report.embedding import Embedding, embed, write_embeddings
+
+
+def groups(apart: float) -> tuple[np.ndarray, list[str], list[bool]]:
+    """Return two classes in two states each; ``apart`` says how far states are apart."""
+    rng = np.random.default_rng(0)
+    rows, classes, states = [], [], []
+    for number, name in enumerate(("nut", "wood")):
+        for defective in (False, True):
+            centre = np.zeros(8)
+            centre[number] = 10
+            centre[4 + number] = apart if defective else 0
+            rows.append(centre + rng.normal(0, 0.3, (10, 8)))
+            classes += [name] * 10
+            states += [defective] * 10
+    return np.concatenate(rows), classes, states
+
+
+def test_the_numbers_are_scikit_learns_and_follow_the_distance() -> None:
+    features, classes, states = groups(6.0)
+    far = embed("far", features, classes, states)
+    assert far.points.shape == (40, 2)
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    expected = np.mean(
+        [
+            silhouette_score(unit[part], states[:20], metric="cosine")
+            for part in (slice(20), slice(20, 40))
+        ]
+    )
+    assert far.silhouettes["states"] == pytest.approx(expected)
+    assert far.silhouettes["classes"] == pytest.approx(
+        silhouette_score(unit, classes, metric="cosine")
+    )
+    near = embed("near", *groups(0.0))
+    assert (near.silhouettes["states"] or 0) < 0.1 < 0.5 < (far.silhouettes["states"] or 0)
+    # In the picture, too, the groups lie apart.
+    assert (
+        silhouette_score(far.points, [f"{c}{s}" for c, s in zip(classes, states, strict=True)])
+        > 0.5
+    )
+
+
+def test_the_same_seed_gives_the_same_layout() -> None:
+    features, classes, states = groups(6.0)
+    one, other = (embed("a", features, classes, states, seed=3) for _ in range(2))
+    np.testing.assert_array_equal(one.points, other.points)
+
+
+def test_one_group_has_no_silhouette() -> None:
+    features, classes, _ = groups(0.0)
+    found = embed("a", features[:20], classes[:20], [False] * 20)
+    assert found.silhouettes == {"classes": None, "states": None}
+    with pytest.raises(ValueError, match="3 features are too few"):
+        embed("a", features[:3], classes[:3], [False] * 3)
+
+
+def test_two_backbones_side_by_side(tmp_path: Path) -> None:
+    points = np.array([[0.0, 0.0], [1.0, 1.0]])
+    states = np.array([False, True])
+    both = [
+        Embedding(name, points, ["nut", "wood"], states, {"classes": 0.25, "states": None})
+        for name in ("imagenet", "tab")
+    ]
+    file = write_embeddings(tmp_path, both)
+    with Image.open(file) as picture:
+        assert picture.width == 2 * 480
+        colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 24) or []}
+    assert len(colours) > 10
+    with (tmp_path / "features.csv").open() as rows:
+        found = [tuple(row.values()) for row in csv.DictReader(rows)]
+    assert found[0] == ("imagenet", "0.0", "0.0", "nut", "normal")
+    assert found[3] == ("tab", "1.0", "1.0", "wood", "defective")
