@@ -19,6 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
+from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.errors import UserError, reason, translated
 from anomaly_clip.experiment import ExperimentCLI, arrange, known_options, quieten, run_experiment
 from anomaly_clip.files import atomic_path
@@ -33,6 +34,8 @@ from anomaly_clip.runs import versions, write_csv, write_json
 __all__ = ["run_each"]
 
 CONFIG = "config-each.yaml"
+FITTED, TESTED = ".fitted", ".tested"
+"""Files that say that a category's fit, and its test, came to their end."""
 FAILED = 1
 
 
@@ -67,18 +70,13 @@ def run_each(words: Sequence[str]) -> int:
     with translated(known_options):
         plan = Plan(args=["fit", *line])
     method, data, writer = plan.model, plan.datamodule, plan.writer
-    folder = writer.folder
-    if not isinstance(method, AnomalyMethod):
+    try:
+        categories = _categories(method, data)
+    except UserError:
         writer.abandon()
-        raise UserError(f"{type(method).__name__} scores no images: use fit")
-    with translated(known_options):
-        categories = data.categories
-    names = [file_name(category).lower() for category in categories]
-    shared = [name for name in names if names.count(name) > 1]
-    if shared:
-        writer.abandon()
-        raise UserError(f"two categories would share the folder {shared[0]}: rename one of them")
+        raise
     several = plan.trainer.world_size > 1
+    folder = writer.folder
     if resumed is None:
         with atomic_path(folder / CONFIG) as temporary:
             temporary.write_text(writer.config, encoding="utf-8")
@@ -96,6 +94,23 @@ def run_each(words: Sequence[str]) -> int:
             failed[category] = str(error) if isinstance(error, UserError) else reason(error)
             say(f"{category} failed: {failed[category]}", style="bold red")
     return _merge(folder, categories, failed)
+
+
+def _categories(method: object, data: AnomalyData) -> list[str]:
+    """Return what is taken in turn.
+
+    Raises:
+        UserError: If the method scores nothing, or there are no categories with folders apart.
+    """
+    if not isinstance(method, AnomalyMethod):
+        raise UserError(f"{type(method).__name__} scores no images: use fit")
+    with translated(known_options):
+        categories = data.categories
+    names = [file_name(category).lower() for category in categories]
+    shared = [name for name in names if names.count(name) > 1]
+    if shared:
+        raise UserError(f"two categories would share the folder {shared[0]}: rename one of them")
+    return categories
 
 
 def _without_resume(words: list[str]) -> tuple[list[str], Path | None]:
@@ -137,18 +152,20 @@ def _refuse_shared_launch() -> None:
 
 
 def _run_category(config: Path, folder: Path, category: str, several: bool) -> None:
-    """Fit and test, unless that is done."""
-    if (folder / "metrics.json").is_file():
+    """Fit and test, unless that is done; what was interrupted begins anew."""
+    if (folder / TESTED).is_file():
         say("finished before")
         return
     checkpoint = folder / "checkpoints" / "last.ckpt"
     own = ["--config", str(config), "--data.categories", json.dumps([category])]
     own += ["--output.folder", str(folder)]
-    if not checkpoint.is_file():
-        shutil.rmtree(folder, ignore_errors=True)  # of an interrupted fit
+    if not (folder / FITTED).is_file():  # a checkpoint may be of the middle of a fit
+        shutil.rmtree(folder, ignore_errors=True)
         _run(["fit", *own], several)
+        (folder / FITTED).touch()
     shutil.rmtree(folder / "logs" / "test", ignore_errors=True)  # of an interrupted test
     _run(["test", *own, "--ckpt_path", str(checkpoint)], several)
+    (folder / TESTED).touch()  # behind the pictures, which come after the figures
 
 
 def _run(words: list[str], several: bool) -> None:

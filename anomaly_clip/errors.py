@@ -6,7 +6,7 @@ import difflib
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,6 +37,16 @@ def translated(options: Callable[[], Iterable[str]] = list) -> Iterator[None]:
         ModuleNotFoundError,  # an optional package that an option asks for
     ) as error:
         raise UserError(sentence(error, options())) from error
+
+
+def check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    """Refuse a word that is none of those known; the command line does so itself.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}, got {value}")
 
 
 def sentence(error: BaseException, options: Iterable[str] = ()) -> str:

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, cast
@@ -240,7 +240,11 @@ class ExperimentCLI(LightningCLI):
             config["model"]["init_args"][name] = None  # the checkpoint holds what came of it
         asked = config["model"].get("init_args", Namespace()).as_dict()
         for name, value in asked.items():
-            if name not in free and name in saved and _json(saved[name]) != _json(value):
+            if name in free or name not in saved:
+                continue
+            if name == "backbone":  # the tensors decide, not where a copy of them lies
+                saved[name], value = _without_source(saved[name]), _without_source(value)
+            if _json(saved[name]) != _json(value):
                 raise UserError(
                     f"model.{name} is {value}, but {path} was fitted with {saved[name]}: leave it "
                     f"out, or fit again"
@@ -303,6 +307,13 @@ class ExperimentCLI(LightningCLI):
         if isinstance(self.model, AnomalyMethod) and not writer.num_scored:
             writer.abandon()
             raise UserError("no image was scored: do trainer.limit_..._batches leave any?")
+
+
+def _without_source(backbone: Any) -> Any:
+    """Leave out of a backbone's settings where its weights come from."""
+    if not isinstance(backbone, Mapping):
+        return backbone
+    return {k: v for k, v in backbone.items() if k not in ("pretrained", "weights")}
 
 
 def _class_of(path: str) -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import torch
@@ -19,5 +20,15 @@ def available_memory(device: torch.device) -> int | None:
         return None
     for line in text.splitlines():
         if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
+            return min(int(line.split()[1]) * 1024, _left_to_container())
     return None
+
+
+def _left_to_container() -> int:
+    """Return the bytes that a container's limit (cgroup v2) leaves; very many without one."""
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((folder / f"memory.{name}").read_text() for name in ("max", "current"))
+        return int(limit) - int(used)
+    except (OSError, ValueError):  # no such files, or the word max
+        return sys.maxsize

@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from anomaly_clip.cli import main as anomaly_clip
 from anomaly_clip.data import MagneticTile
@@ -41,8 +40,9 @@ DETECTOR = f"{SQUEEZENET} {SQUARE} {SAMPLE}"
 PATCHCORE = f"--config patchcore.yaml {DETECTOR} --model.layers '[features.7, features.10]'"
 LAYERS = "'[features.4, features.7, features.10]'"
 PADIM = f"--config padim.yaml {DETECTOR} --model.layers {LAYERS}"
+ALL = "--data.categories null --data.seed 0"  # not the demo's categories
 CLIP_ADA = (
-    "--config clip_ada_demo.yaml --data.synthesis.recipe perlin --data.synthesis.share 0.5 "
+    f"--config clip_ada_demo.yaml {ALL} --data.synthesis.recipe perlin --data.synthesis.share 0.5 "
     "--data.balanced true --data.val_split synthetic --data.val_share 0.05 --data.batch_size 16"
 )
 RUNS = {
@@ -50,7 +50,7 @@ RUNS = {
     "PatchCore, random": PATCHCORE,
     "PaDiM, ImageNet": PADIM,
     "PaDiM, random": PADIM,
-    "SDP, demo CLIP": "--config demo.yaml",
+    "SDP, demo CLIP": f"--config demo.yaml {ALL}",
     "CLIPADA, demo CLIP": CLIP_ADA,
 }
 
@@ -61,7 +61,7 @@ def words(name: str, root: str, weights: str) -> list[str]:
         weights = "random"
     line = shlex.split(RUNS[name].replace("FILE", weights))
     line[1] = str(Path(CONFIGS.name) / line[1])
-    # The class comes first: a configuration's data set is another, and so are its options.
+    # The class comes first: options that this data set does not know are then left out.
     return [*line[:2], "--data", "MagneticTile", "--data.root", root, *line[2:]]
 
 
@@ -101,21 +101,6 @@ def by_defect(file: Path) -> dict[str, float]:
         label = torch.from_numpy(kinds == kind)[chosen]
         found[str(kind)] = round(auroc(scores[chosen], label), 4)
     return found
-
-
-def contact_sheet(folder: Path, count: int = 24) -> Image.Image:
-    """Return some of a test's pictures below each other, evenly taken."""
-    files = sorted((folder / "maps").rglob("*.png"))
-    chosen = files[:: max(1, len(files) // count)][:count]
-    pictures = [Image.open(file).convert("RGB") for file in chosen]
-    width = max(picture.width for picture in pictures)
-    sheet = Image.new("RGB", (2 * width, sum(p.height for p in pictures[::2])))
-    top = 0
-    for left, right in zip(pictures[::2], pictures[1::2], strict=False):
-        sheet.paste(left, (0, top))
-        sheet.paste(right, (width, top))
-        top += left.height
-    return sheet
 
 
 def main() -> int:

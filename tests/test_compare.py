@@ -78,7 +78,8 @@ def test_a_mean_over_other_categories_is_not_shown(
     folder = tmp_path / "c"
     assert main(words(root, weights, folder)) == 0
     merged = folder / "other" / "metrics.json"
-    (folder / "other" / "bottle" / "metrics.json").unlink()
+    for name in ("metrics.json", ".tested"):
+        (folder / "other" / "bottle" / name).unlink()
     (folder / "other" / "bottle" / "checkpoints" / "last.ckpt").write_text("broken")
     capsys.readouterr()
     assert main(words(root, weights, folder)) == 1

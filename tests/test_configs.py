@@ -136,3 +136,37 @@ def test_words_of_a_category_go_into_its_sentences(
     words = ["--model", "SDP", "--data", "MVTecAD", "--data.root", str(mvtec_root), *tiny_model]
     run(tmp_path, [*words, "--data.words", "{metal_nut: metal nut}"])
     assert set(asked) == {"bottle", "metal nut"}
+
+
+@pytest.mark.parametrize("name", ["clip_ada", "clip_ada_strong", "clip_ada_demo"])
+def test_clip_ada_runs_as_configured(
+    mvtec_root: Path, tmp_path: Path, name: str, tiny_clip_config: str
+) -> None:
+    words = ["--config", str(CONFIGS / f"{name}.yaml")]
+    if name != "clip_ada_demo":
+        words += ["--data.root", str(mvtec_root)]
+    else:
+        words += ["--data.num_train", "3", "--data.num_test", "2"]
+    words += ["--model.backbone.name", tiny_clip_config, "--model.backbone.pretrained", "random"]
+    words += ["--model.backbone.image_size", "32", "--model.feature_layer", "2"]
+    words += ["--data.val_split", "none"]  # there are too few images to hold some out
+    words += ["--model.taps", "[2, 3]", "--data.num_workers", "0", "--data.batch_size", "4"]
+    words += ["--trainer.accelerator", "cpu", "--trainer.precision", "32-true"]
+    words += ["--trainer.max_steps", "2", "--trainer.val_check_interval", "1"]
+    words += ["--trainer.log_every_n_steps", "1", "--output.root", str(tmp_path)]
+    assert main(["fit", *words]) == 0
+    (checkpoint,) = tmp_path.glob("*/1/checkpoints/last.ckpt")
+    assert main(["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "t")]) == 0
+
+
+@pytest.mark.parametrize("name", ["padim", "patchcore"])
+def test_detectors_run_as_configured(mvtec_root: Path, tmp_path: Path, name: str) -> None:
+    for category in ("bottle", "metal_nut"):
+        picture = mvtec_root / category / "train" / "good"
+        first = sorted(picture.iterdir())[0]
+        (picture / f"again{first.suffix}").write_bytes(first.read_bytes())
+    words = ["--config", str(CONFIGS / f"{name}.yaml"), "--data.root", str(mvtec_root)]
+    words += ["--model.backbone.weights", "random", "--data.num_workers", "0"]
+    words += ["--trainer.accelerator", "cpu", "--output.root", str(tmp_path)]
+    assert main(["each", *words]) == 0
+    assert (tmp_path / name / "1" / "metrics.json").is_file()

@@ -125,6 +125,20 @@ def test_several_processes_run_apart(root: Path, tmp_path: Path) -> None:
         (["each", "--model", "SDP", "--data", "Demo"], "SDP is zero-shot, there is nothing to fit"),
         (["each", "--model", "Contrastive", "--data", "Demo"], "Contrastive scores no images"),
         (["each", "--model.image_sise", "3"], "image_sise"),
+        (
+            [
+                "each",
+                "--model",
+                "PaDiM",
+                "--model.backbone.weights",
+                "random",
+                "--data",
+                "MVTecAD",
+                "--data.root",
+                "nowhere",
+            ],
+            "nowhere",
+        ),
     ],
 )
 def test_mistakes_are_said_before_anything_is_run(
@@ -135,7 +149,7 @@ def test_mistakes_are_said_before_anything_is_run(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    if "--model" in line:
+    if "Demo" in line:
         line = [*line, "--model.backbone.pretrained", "demo"]
     assert main(line) == 2
     assert sentence in capsys.readouterr().err
@@ -158,7 +172,7 @@ def test_a_run_does_not_need_the_files_that_it_began_with(root: Path, tmp_path: 
     assert main([line[0], "--config", str(config), *line[3:]]) == 0
     run = tmp_path / "padim" / "1"
     config.unlink()
-    (run / "bottle" / "metrics.json").unlink()
+    (run / "bottle" / ".tested").unlink()
     assert main(["each", "--resume", str(run)]) == 0
     assert "sigma: 2.0" in (run / "bottle" / "config-test.yaml").read_text()
 
@@ -178,6 +192,20 @@ def test_under_a_launcher_it_is_refused(
     assert main(words(root, tmp_path)) == 2
     assert f"{launcher} has started several of it ({variable})" in capsys.readouterr().err
     assert not list(tmp_path.glob("padim"))
+
+
+def test_the_checkpoint_of_an_interrupted_fit_is_not_taken_for_a_model(
+    root: Path, tmp_path: Path
+) -> None:
+    line = words(root, tmp_path, "--data.categories", "[bottle]")
+    assert main(line) == 0
+    run = tmp_path / "padim" / "1"
+    before = json.loads((run / "metrics.json").read_text())["mean"]
+    for name in (".fitted", ".tested", "metrics.json"):
+        (run / "bottle" / name).unlink()
+    (run / "bottle" / "checkpoints" / "last.ckpt").write_text("half a checkpoint")
+    assert main(["each", "--resume", str(run)]) == 0
+    assert json.loads((run / "metrics.json").read_text())["mean"] == before
 
 
 def test_help_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from test_sdp import quiet_trainer
 from torch import Tensor
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
+from torchvision.models import resnet18
 
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
 from anomaly_clip.cli import main
@@ -234,6 +235,10 @@ def test_two_processes_take_the_same_moments(several: Path, tmp_path: Path) -> N
         ((*ONE, "--model.layers", "[layer2, layer1]"), "expected the finest first"),
         ((*ONE, "--model.regularization", "0"), "model.regularization must be above 0"),
         ((*ONE, "--model.image_size", "8"), "model.image_size must be 32 or more"),
+        ((*ONE, "--model.layers", "[]"), "backbone.layers of resnet18 is empty"),
+        ((*ONE, "--model.backbone.mean", "[0.5, 0.5]"), "a value a colour, 3"),
+        ((*ONE, "--data.synthesis.recipe", "perlin"), "at normal images alone: leave out data.syn"),
+        ((*ONE, "--data.val_split", "test"), "nothing can be validated before"),
     ],
 )
 def test_what_cannot_be_fitted_is_said_in_one_sentence(
@@ -265,6 +270,35 @@ def test_mixed_precision_leaves_distances_as_they_are(backbone: CNNBackbone) -> 
     with torch.autocast("cpu", torch.bfloat16):
         mixed = method.score(images[4:], ["a", "a"])["anomaly_map"]
     assert_close(mixed, plain, atol=1e-5, rtol=1e-5)
+
+
+def test_half_precision_keeps_its_gaussians_in_float32(several: Path, tmp_path: Path) -> None:
+    line = words("fit", several, tmp_path, *ONE, "--trainer.precision", "bf16-true")
+    assert main([*line, "--trainer.enable_model_summary", "false"]) == 0
+    [checkpoint] = tmp_path.glob("*/1/checkpoints/last.ckpt")
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert state["factor"].dtype == state["mean"].dtype == torch.float32
+
+
+def test_a_checkpoint_loads_on_another_copy_of_the_weights(
+    several: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    state = resnet18(weights=None).state_dict()
+    torch.save(state, tmp_path / "a.pt")
+    weights = ("--model.backbone.weights", str(tmp_path / "a.pt"))
+    assert main(words("fit", several, tmp_path / "runs", *ONE, *weights)) == 0
+    [checkpoint] = (tmp_path / "runs").glob("*/1/checkpoints/last.ckpt")
+    (tmp_path / "a.pt").rename(tmp_path / "b.pt")
+    test = ["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "t")]
+    capsys.readouterr()
+    assert main(test) == 2
+    assert "there is no such file" in capsys.readouterr().err
+    assert main([*test, "--model.backbone.weights", str(tmp_path / "b.pt")]) == 0
+    state["conv1.weight"] += 1
+    torch.save(state, tmp_path / "other.pt")
+    assert main([*test, "--model.backbone.weights", str(tmp_path / "other.pt")]) == 2
+    assert "on other tensors of that name" in capsys.readouterr().err
 
 
 def test_what_was_not_fitted_is_not_tested_from_python(several: Path) -> None:

@@ -162,3 +162,10 @@ def test_what_does_not_fit_is_named(
 ) -> None:
     with pytest.raises(ValueError, match=sentence):
         RegionRefinement(tiny_clip, layer, RefinementSettings(**options), pre_norm=True)  # type: ignore[arg-type]
+
+
+def test_words_that_are_none_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"model\.refine\.mode must be one of bias, .*, got Bias"):
+        RefinementSettings("Bias")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"model\.refine\.fuse must be one of mean, fine"):
+        RefinementSettings(fuse="median")  # type: ignore[arg-type]

@@ -191,6 +191,9 @@ def load_network(name: str, weights: str) -> nn.Module:
         _fill(model, _imagenet_state(name), f"backbone.weights {IMAGENET}", name)
     elif weights != RANDOM:
         _fill(model, read_state(weights), f"backbone.weights {weights}", name)
+    if weights != RANDOM and hasattr(model, "transform_input"):
+        # GoogLeNet's weights, and Inception's, want other pixels.
+        model.transform_input = True  # type: ignore[assignment]
     return model
 
 
@@ -302,6 +305,8 @@ def _nodes(model: nn.Module, name: str, layers: Sequence[str] | None) -> dict[st
     from torchvision.models.feature_extraction import get_graph_node_names
 
     is_resnet = all(hasattr(model, stage) for stage in STAGES)
+    if layers is not None and not layers:
+        raise ValueError(f"backbone.layers of {name} is empty: name one or more")
     if layers is None:
         if not is_resnet:
             raise ValueError(f"backbone.layers of {name}: say which, as [features.7.cat]")

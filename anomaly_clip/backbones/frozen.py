@@ -99,4 +99,6 @@ class FrozenBackbone(nn.Module, ABC):
 
 
 def _channel_values(values: Sequence[float]) -> Tensor:
+    if len(values) != 3:
+        raise ValueError(f"backbone.mean and std have a value a colour, 3, got {list(values)}")
     return torch.tensor(list(values), dtype=torch.float32).reshape(1, -1, 1, 1)

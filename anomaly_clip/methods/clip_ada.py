@@ -30,6 +30,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
 from anomaly_clip.backbones.learnable_prompt import LearnablePrompt, LearnablePromptSettings
 from anomaly_clip.backbones.surgery import encode_layers
+from anomaly_clip.errors import check_choice
 from anomaly_clip.losses import batch_dice_loss, focal_loss_with_logits
 from anomaly_clip.maps import gaussian_blur, image_score, patches_to_map, resize_maps
 from anomaly_clip.methods.clip_method import CLIPMethod
@@ -42,6 +43,7 @@ __all__ = ["CLIPADA", "LossSettings", "MapSettings", "OptimSettings"]
 VALUE_BLOCKS = 2  # of dense: vv, up to the layer that is read
 SIGMA_SIDE = 256  # pixels: the side that sigma is given at
 POOL = 16  # pixels: of the average before the maximum, as UniAD
+IMAGE_SCORES = ("max", "avgpool_max", "topk_mean")
 LEAST_TAU, MOST_TAU = 0.01, 1.0
 EPS = 1e-6
 """How near to 0 and 1 a probability may come before its logit is taken."""
@@ -92,6 +94,7 @@ class OptimSettings:
         lr_head: Of projections, shift, beta, gamma and temperature.
         lr_block: Of the blocks that start as copies of CLIP's.
         weight_decay: Of matrices but the prompt.
+        betas: Of AdamW.
         warmup_steps: Steps until the rates are reached; a twentieth of the training at most.
         last: What share of the rates is left at the end.
         few_images: Below how many training images
@@ -102,6 +105,7 @@ class OptimSettings:
     lr_head: float = 1e-3
     lr_block: float = 1e-4
     weight_decay: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
     warmup_steps: int = 500
     last: float = 0.01
     few_images: int = 100
@@ -124,6 +128,7 @@ class MapSettings:
     image_score: Literal["max", "avgpool_max", "topk_mean"] = "max"
 
     def __post_init__(self) -> None:
+        check_choice("model.map.image_score", self.image_score, IMAGE_SCORES)
         if self.eval_size < POOL:
             raise ValueError(f"model.map.eval_size must be {POOL} or more, got {self.eval_size}")
         if not self.sigma >= 0:
@@ -194,6 +199,8 @@ class CLIPADA(CLIPMethod):
         evaluator: EvaluatorSettings = EvaluatorSettings(),
     ) -> None:
         super().__init__(evaluator)
+        check_choice("model.dense", dense, ("block", "vv"))
+        check_choice("model.head_init", head_init, ("random", "clip"))
         if not LEAST_TAU <= tau <= MOST_TAU:
             raise ValueError(f"model.tau must be in [{LEAST_TAU}, {MOST_TAU}], got {tau}")
         self.backbone = CLIPBackbone.of(backbone)
@@ -481,7 +488,8 @@ class CLIPADA(CLIPMethod):
         decay = settings.weight_decay
         if self.data is not None and len(self.data.fit_samples()) < settings.few_images:
             decay *= settings.few_factor
-        optimizer = torch.optim.AdamW(list(self.parameter_groups(decay)), lr=settings.lr_head)
+        groups = list(self.parameter_groups(decay))
+        optimizer = torch.optim.AdamW(groups, lr=settings.lr_head, betas=settings.betas)
         warmup = min(settings.warmup_steps, int(steps) // 20)
 
         def rate(step: int) -> float:

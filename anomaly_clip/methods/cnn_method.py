@@ -102,17 +102,27 @@ class FittedMethod(CNNMethod, ABC):
             self.register_buffer(name, torch.empty(0))
 
     def setup(self, stage: str) -> None:
-        """Check that one look is all that is asked for; see the base.
+        """Check that one look at normal images is all that is asked for; see the base.
 
         Raises:
-            ValueError: If more epochs than one are.
+            ValueError: If there are defects among them, a validation, or more epochs than one.
         """
         super().setup(stage)
+        name, data = type(self).__name__, self.data
+        if stage == "fit" and data is not None:
+            synthetic = data.synthesis is not None and data.synthesis.share > 0
+            for key, given in (("synthesis", synthetic), ("auxiliary", data.auxiliary is not None)):
+                if given:
+                    raise ValueError(f"{name} looks at normal images alone: leave out data.{key}")
+            if data.val_split != "none":
+                raise ValueError(
+                    f"{name} is fitted when it has seen all images, so nothing can be validated "
+                    f"before: set data.val_split to none"
+                )
         epochs = self.trainer.max_epochs
         if stage == "fit" and epochs != 1:
             raise ValueError(
-                f"{type(self).__name__} looks once at each image: set trainer.max_epochs to 1, not "
-                f"{epochs}"
+                f"{name} looks once at each image: set trainer.max_epochs to 1, not {epochs}"
             )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -136,7 +146,7 @@ class FittedMethod(CNNMethod, ABC):
             raise ValueError(f"{type(self).__name__} must be fitted first, or loaded")
 
     def keep(self, **fitted: Tensor) -> None:
-        """Keep what was fitted; floating numbers in the type that the method has."""
+        """Keep what was fitted; floating numbers in the method's type, in float32 at least."""
         for name, value in fitted.items():
-            old = getattr(self, name)
-            setattr(self, name, value.to(old.dtype) if value.is_floating_point() else value)
+            kind = torch.promote_types(getattr(self, name).dtype, torch.float32)
+            setattr(self, name, value.to(kind) if value.is_floating_point() else value)

@@ -86,7 +86,7 @@ class PatchCore(FittedMethod):
             ("projection_eps", projection_eps, 0, 0.999),
             ("num_neighbours", num_neighbours, 1, math.inf),
             ("sigma", sigma, 0, math.inf),
-            ("seed", seed, 0, math.inf),
+            ("seed", seed, 0, 2**32 - 1),
         ):
             if not least <= value <= most:
                 bounds = f"{least:g} or more" if most == math.inf else f"in ({least:g}, {most:g}]"
@@ -133,7 +133,8 @@ class PatchCore(FittedMethod):
                 raise ValueError(
                     f"PatchCore needs about {needed / GB:.3g} GB for {rows} patches, and "
                     f"{free / GB:.3g} GB are free on {device}: lower data.fraction or "
-                    f"model.image_size, or set model.bank_type float16"
+                    f"model.image_size"
+                    f"{'' if self.bank_type.itemsize == 2 else ', or set model.bank_type float16'}"
                 )
 
     def num_kept(self, rows: int) -> int:

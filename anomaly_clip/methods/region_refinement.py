@@ -16,11 +16,15 @@ from torch import Tensor, nn
 
 from anomaly_clip.backbones.clip import CLIPBackbone, unit
 from anomaly_clip.backbones.surgery import attend, split_heads
+from anomaly_clip.errors import check_choice
 
 if TYPE_CHECKING:
     from open_clip.transformer import ResidualAttentionBlock
 
 __all__ = ["DenseHead", "RefinementSettings", "RegionRefinement", "biased_block"]
+
+
+MODES = ("bias", "multiply", "reencode", "none")
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class RefinementSettings:
     fuse: Literal["mean", "fine"] = "mean"
 
     def __post_init__(self) -> None:
+        check_choice("model.refine.mode", self.mode, MODES)
+        check_choice("model.refine.fuse", self.fuse, ("mean", "fine"))
         for name, least in (("blocks", 1), ("steps", 1)):
             if getattr(self, name) < least:
                 raise ValueError(
@@ -117,9 +123,9 @@ class RegionRefinement(nn.Module):
         if mode in ("bias", "multiply"):
             self.head = DenseHead(width, dim, pre_norm)
         if mode == "multiply":
-            self.gamma = nn.Parameter(torch.tensor(settings.gamma_init))
+            self.gamma = nn.Parameter(torch.tensor(float(settings.gamma_init)))
         else:
-            self.beta = nn.Parameter(torch.tensor(settings.beta_init))
+            self.beta = nn.Parameter(torch.tensor(float(settings.beta_init)))
         if mode == "bias":
             following = visual.transformer.resblocks[layer : layer + settings.blocks]
             self.blocks = copy.deepcopy(following).float().requires_grad_(True)

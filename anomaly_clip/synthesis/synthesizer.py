@@ -38,6 +38,7 @@ class SynthesisSettings:
         share: Of the images that are replaced.
         foreground: Where defects may be: none: anywhere; auto: on what differs from the border's
             colour (NSA: on objects, as its own object masks do).
+        foreground_categories: Which categories have one: objects, not textures; default: all.
         rotated: Share of the images that are turned first, by up to 90 degrees either way, with
             their defects and without (DRAEM: 0.3); not for products whose pose is fixed.
         rotated_categories: Which categories are turned; default: all.
@@ -51,6 +52,7 @@ class SynthesisSettings:
     mode: Literal["pair", "replace"] = "replace"
     share: float = 0.5
     foreground: Literal["none", "auto"] = "none"
+    foreground_categories: list[str] | None = None
     rotated: float = 0.0
     rotated_categories: list[str] | None = None
     retries: int = 10
@@ -126,7 +128,9 @@ def synthesize(
         weights = np.array(list(settings.weights.values()))
         name = names[int(rng.choice(len(names), p=weights / weights.sum()))]
     make = settings.made(name, category)
-    foreground = foreground_of(image) if settings.foreground == "auto" else None
+    chosen = settings.foreground_categories
+    has_one = settings.foreground == "auto" and (chosen is None or category in chosen)
+    foreground = foreground_of(image) if has_one else None
     for _ in range(settings.retries + 1):
         found = make(image, rng, donor, foreground)
         if found.mask.any():
