@@ -65,22 +65,24 @@ class RunningMoments:
     def _update(self) -> None:
         if not self._waiting:
             return
-        features = torch.cat(self._waiting)
-        self._waiting.clear()
-        if features.device.type == "mps":  # which has no float64
-            features = features.cpu()
+        waiting = self._waiting
+        if waiting[0].device.type == "mps":  # which has no float64
+            waiting = [part.cpu() for part in waiting]
+        device, positions = waiting[0].device, waiting[0].shape[1]
         if self.num_images == 0:
-            self._shift = features.mean(dim=0, dtype=torch.float64)
+            self._shift = waiting[0].mean(dim=0, dtype=torch.float64)
             self._sum = torch.zeros_like(self._shift)
             shape = (*self._shift.shape, self._shift.shape[-1])
-            self._products = torch.zeros(shape, dtype=torch.float64, device=features.device)
-        step = POSITIONS.get(features.device.type, features.shape[1])
-        for start in range(0, features.shape[1], step):
+            self._products = torch.zeros(shape, dtype=torch.float64, device=device)
+        step = POSITIONS.get(device.type, positions)
+        for start in range(0, positions, step):
             some = slice(start, start + step)
-            centred = features[:, some].double().sub_(self._shift[some]).transpose(0, 1)
+            features = torch.cat([part[:, some] for part in waiting])
+            centred = features.double().sub_(self._shift[some]).transpose(0, 1)
             self._sum[some] += centred.sum(dim=1)
             self._products[some].baddbmm_(centred.mT, centred)
-        self.num_images += len(features)
+        self.num_images += sum(len(part) for part in waiting)
+        self._waiting = []
 
 
 def inverse_factor(scatter: Tensor, num_images: int, regularization: float) -> Tensor:
@@ -90,14 +92,13 @@ def inverse_factor(scatter: Tensor, num_images: int, regularization: float) -> T
     the identity.
 
     Args:
-        scatter: ``(N, C, C)``, see :class:`Moments`.
+        scatter: ``(N, C, C)``, see :class:`Moments`; the result takes its place.
         num_images: How many images, 2 or more.
         regularization: What is added to the diagonal.
 
     Raises:
         ValueError: If a covariance is singular, rounding included.
     """
-    found = torch.empty_like(scatter)
     identity = torch.eye(scatter.shape[-1], dtype=scatter.dtype, device=scatter.device)
     step = POSITIONS.get(scatter.device.type, FACTORED_AT_ONCE)
     for start in range(0, len(scatter), step):
@@ -108,7 +109,7 @@ def inverse_factor(scatter: Tensor, num_images: int, regularization: float) -> T
                 f"model.regularization {regularization:g} is too small: a covariance of "
                 f"{num_images} images is singular"
             )
-        found[start : start + step] = torch.linalg.solve_triangular(
+        scatter[start : start + step] = torch.linalg.solve_triangular(
             lower, identity.expand_as(lower), upper=False
         )
-    return found
+    return scatter
