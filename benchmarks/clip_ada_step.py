@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from anomaly_clip.backbones.clip import CLIPSettings, unit
-from anomaly_clip.data import MVTecAD
+from anomaly_clip.data import IndustrialFolders
 from anomaly_clip.data.demo_pictures import draw_picture
 from anomaly_clip.methods import CLIPADA
 from anomaly_clip.synthesis import SynthesisSettings
@@ -74,7 +74,7 @@ def parts(method: CLIPADA) -> tuple[Any, Any]:
 def write_files(root: Path, count: int) -> None:
     for number in range(count):
         picture = draw_picture("oak", 0, number, size=900)
-        folder = root / "oak" / "train" / "good"
+        folder = root / "oak"
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture.image).save(folder / f"{number:03d}.png")
 
@@ -105,12 +105,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_files(root, 2 * rounds * BATCH)
-        data = MVTecAD(
+        data = IndustrialFolders(
             str(root),
             synthesis=SynthesisSettings("perlin"),
             batch_size=BATCH,
             num_workers=2,
-            allow_overlap=True,
         )
         data.image_size = SIDE
         batch = next(iter(data.train_dataloader()))
