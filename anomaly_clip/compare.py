@@ -77,8 +77,13 @@ def run_compare(words: Sequence[str]) -> int:
             *rest, "--model.backbone.weights", weights, "--output.folder", str(own)
         ]  # fmt: skip
         say(f"compare {label}")
-        with contextlib.redirect_stdout(io.StringIO()):
-            code = max(code, run_each(["each", *line]))
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                code = max(code, run_each(["each", *line]))
+        except UserError:
+            with contextlib.suppress(OSError):  # it does not exist, or holds results
+                folder.rmdir()
+            raise
     found = {label: _metrics(folder / label) for label in labels}
     common = [name for name in found[labels[0]]["categories"] if _everywhere(found, name)]
     if not common:

@@ -102,3 +102,13 @@ def test_mistakes(
     assert main(["compare", *options, "--folder", str(tmp_path / "c")]) == 2
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "c").exists()
+
+
+def test_a_mistake_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = ["compare", "--weights", "random", "other.pt", "--model", "PaDiM"]
+    assert main([*line, "--data", "MVTecAD", "--data.root", "nowhere"]) == 2
+    assert "nowhere" in capsys.readouterr().err
+    assert not list(tmp_path.glob("runs/*/*"))
