@@ -239,3 +239,11 @@ def test_bad_arguments_are_named(
 ) -> None:
     with pytest.raises(ValueError, match=sentence):
         PatchCore(backbone, **options)
+
+
+def test_patches_are_put_in_the_order_of_their_images() -> None:
+    patches = torch.arange(12.0).view(6, 2, 1)  # two patches an image
+    order = torch.tensor([4, 0, 2, 5, 1, 3])  # as processes hand them over
+    parts = [(rows, patches[rows]) for rows in order.split([1, 3, 2])]
+    assert_close(patchcore._in_order(parts), patches.flatten(0, 1), atol=0, rtol=0)
+    assert parts == []  # taken out one by one
