@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from conftest import Golden, save_picture
@@ -17,7 +18,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
-from torchvision.models import resnet18
+from torchvision.models import resnet18, resnet50
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from anomaly_clip.backbones.clip import CLIPSettings
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
@@ -25,7 +27,7 @@ from anomaly_clip.backbones.tab_prompts import PROMPT_SETS, TABPrompts, text_mat
 from anomaly_clip.cli import main
 from anomaly_clip.losses import softmax_focal_loss
 from anomaly_clip.methods import TAB
-from anomaly_clip.methods.tab import TABOptim, alignment_logits
+from anomaly_clip.methods.tab import ProjectionHead, TABOptim, alignment_logits
 
 RANDOM_NETWORK = CNNSettings("resnet18", "random")
 
@@ -159,16 +161,21 @@ def test_fit_exports_a_resnet_that_all_can_load(
     assert_close(state, pickled, atol=0, rtol=0)
     plain = resnet18(weights=None)
     plain.load_state_dict(state)  # strictly
+    other = timm.create_model("resnet18", pretrained=False)
+    other.load_state_dict(state)
     method = TAB.load_from_checkpoint(run / "checkpoints" / "last.ckpt")
     images = torch.randint(
         0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0)
     ).byte()
     backbone = CNNBackbone("resnet18", str(file))
+    pixels = (images / 255 - backbone.mean) / backbone.std
     with torch.no_grad():
-        assert_close(backbone(images)["pooled"], method.eval().pooled(images), atol=1e-5, rtol=1e-5)
-        plain.eval().fc = torch.nn.Identity()
-        pixels = (images / 255 - backbone.mean) / backbone.std
-        assert_close(plain(pixels), backbone(images)["pooled"], atol=1e-5, rtol=1e-5)
+        found = backbone(images)
+        assert_close(found["pooled"], method.eval().pooled(images), atol=1e-6, rtol=1e-6)
+        for network in (plain.eval(), method.encoder, other.eval()):
+            stages = create_feature_extractor(network, ["layer1", "layer2", "layer3", "layer4"])
+            for name, features in stages(pixels).items():
+                assert_close(features, found[name], atol=1e-6, rtol=1e-6)
     with Image.open(run / "features.png") as picture:
         assert picture.width == 480
     with (run / "features.csv").open() as rows:
@@ -312,6 +319,36 @@ def test_a_head_is_made_where_widths_differ(tmp_path: Path, tiny_clip_config: st
     head = method._make_head(16)
     assert sum(p.numel() for p in head.parameters()) == 513 * 16 + 17 * 16 + 32
     assert head(torch.randn(2, 512)).shape == (2, 16)
+
+
+def test_a_wide_resnet_learns_through_the_head(
+    classes: Path, tiny_clip_config: str, tmp_path: Path
+) -> None:
+    line = words(classes, tiny_clip_config, tmp_path, "--model.backbone.name", "resnet50")
+    line += ["--model.head", "projection", "--trainer.max_epochs", "1", "--data.batch_size", "6"]
+    assert main(line) == 0
+    state = load_file(tmp_path / "run" / "1" / "tab_resnet50.safetensors")
+    resnet50(weights=None).load_state_dict(state)  # strictly; nothing of the heads is left
+    assert int(state["bn1.num_batches_tracked"]) == 4
+
+
+def test_what_a_projection_drops_is_drawn_anew_for_every_batch(
+    classes: Path, tiny_clip_config: str, tmp_path: Path
+) -> None:
+    """Also for the batches that share a step, where the step tells nothing."""
+    line = words(classes, tiny_clip_config, tmp_path, "--model.head", "projection")
+    line += ["--trainer.accumulate_grad_batches", "3", "--trainer.max_epochs", "1"]
+    drawn: list[str] = []
+    forward = ProjectionHead.forward
+
+    def seen(head: ProjectionHead, features: Tensor, rng: Any = None) -> Tensor:
+        drawn.append(str(rng.bit_generator.state["state"]))
+        return forward(head, features, rng)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ProjectionHead, "forward", seen)
+        assert main(line) == 0
+    assert len(drawn) == len(set(drawn)) == 6
 
 
 def test_the_configuration_runs(

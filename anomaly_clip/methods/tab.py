@@ -274,7 +274,10 @@ class TAB(LightningModule):
         with torch.autocast(self.device.type, enabled=False):
             normal = normal.float()
             abnormal = None if abnormal is None else abnormal.float()
-            total, figures = self.losses(normal, abnormal, target)
+            rng = np.random.default_rng(
+                [self.seed, self.current_epoch, batch_idx, self.global_rank]
+            )
+            total, figures = self.losses(normal, abnormal, target, rng)
             if abnormal is not None:
                 cosine = F.cosine_similarity(normal.detach(), abnormal.detach())
                 figures["cosine"] = cosine.mean()
@@ -294,7 +297,11 @@ class TAB(LightningModule):
             self._last.popleft()
 
     def losses(
-        self, normal: Tensor, abnormal: Tensor | None, target: Tensor
+        self,
+        normal: Tensor,
+        abnormal: Tensor | None,
+        target: Tensor,
+        rng: np.random.Generator | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss (equations 4 to 6) and what a log should show.
 
@@ -302,17 +309,19 @@ class TAB(LightningModule):
             normal: Features of normal images, ``(B, C)``.
             abnormal: Features of their twins, ``(B, C)``; None to do without.
             target: int64 ``(B,)``, the classes.
+            rng: Draws what a projection drops, and which image of a pair loss concat takes; None
+                drops nothing.
         """
         if self.loss == "classification":
             return self._classification(normal, abnormal, target)
         if self.loss == "concat":
             assert abnormal is not None
-            return self._concat(normal, abnormal, target)
+            assert rng is not None
+            return self._concat(normal, abnormal, target, rng)
         sides = [("normal", normal, self.normal)]
         if abnormal is not None:
             sides.append(("abnormal", abnormal, self.abnormal))
         figures: dict[str, Tensor] = {}
-        rng = self._generator()
         for name, features, texts in sides:
             logits = alignment_logits(self._headed(name, features, rng), texts, self.scale())
             figures[f"loss_{name}"] = F.cross_entropy(logits, target)
@@ -320,15 +329,9 @@ class TAB(LightningModule):
         total = figures["loss_normal"] + figures.get("loss_abnormal", 0.0)
         return total, {name: value.detach() for name, value in figures.items()}
 
-    def _generator(self) -> np.random.Generator:
-        """Return what this step draws from."""
-        return np.random.default_rng([self.seed, self.global_step, self.global_rank])
-
-    def _headed(self, side: str, features: Tensor, rng: np.random.Generator) -> Tensor:
+    def _headed(self, side: str, features: Tensor, rng: np.random.Generator | None) -> Tensor:
         head = self.normal_head if side == "normal" else self.abnormal_head
-        if isinstance(head, ProjectionHead) and self.training:
-            return head(features, rng)
-        headed: Tensor = head(features)
+        headed: Tensor = head(features, rng) if isinstance(head, ProjectionHead) else head(features)
         return headed
 
     def scale(self) -> Tensor:
@@ -353,9 +356,8 @@ class TAB(LightningModule):
         return total, {name: value.detach() for name, value in figures.items()}
 
     def _concat(
-        self, normal: Tensor, abnormal: Tensor, target: Tensor
+        self, normal: Tensor, abnormal: Tensor, target: Tensor, rng: np.random.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        rng = self._generator()
         defective = torch.from_numpy(rng.random(len(target)) < 0.5).to(target.device)
         features = torch.where(
             defective.unsqueeze(1),
