@@ -89,7 +89,10 @@ def run_compare(words: Sequence[str]) -> int:
     if not common:
         raise UserError(f"{folder}: no category was finished with all weights")
     _write(folder, found, common)
-    Console().print(_table(found, common))
+    table, console = _table(found, common), Console()
+    if not console.is_terminal:  # a file's lines are as long as they must be
+        console.width = max(console.width, console.measure(table).maximum)
+    console.print(table)
     with translated():
         for category in common:
             _draw(folder, labels, category, asked.pictures)
@@ -147,18 +150,18 @@ def _table(found: dict[str, Metrics], common: Sequence[str]) -> Table:
     random = [label for label in labels if found[label]["run"]["weights"]["random"]]
     table = Table(
         box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        padding=0,  # columns are many, and the box sets them apart
         title=Text(f"{run['method']} on {run['protocol']['data']}, percent"),
         title_style="bold",
         caption=f"{', '.join(random)}: {RANDOM_WARNING}" if random else None,
     )
     table.add_column("category", overflow="fold")
     for figure in SHOWN:
-        heading = figure.replace("_auroc", " AUROC")
+        heading = figure.replace("_auroc", "\nAUROC")
         for label in labels:
-            table.add_column(f"{heading}\n{label}", justify="right")
+            table.add_column(f"{heading}\n{label}", justify="right", overflow="fold")
             if label != labels[0]:
-                table.add_column("\n+/-", justify="right")
+                table.add_column("+/-", justify="right", no_wrap=True)
     for name, by_label in _rows(found, common).items():
         cells: list[str] = []
         for figure in SHOWN:
@@ -206,9 +209,10 @@ def _draw(folder: Path, labels: Sequence[str], category: str, count: int) -> Non
             maps[-1][number],
             item["mask"].numpy() if "mask" in item else None,
             (0.0, 1.0),
-            f"{samples[chosen[number]].defect}: maps of {', '.join(labels)}, each on its own scale",
+            f"{samples[chosen[number]].defect}; maps by backbone, each on its own scale",
             f"{', '.join(random)}: {RANDOM_WARNING}" if random else None,
             {label: maps[at][number] for at, label in enumerate(labels[:-1])},
+            labels[-1],
         )
         for number, item in enumerate(items)
     ]

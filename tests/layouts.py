@@ -98,7 +98,6 @@ def industrial_folders(root: Path) -> Path:
         for index in range(number):
             make.picture(root / name / f"{index}.png")
     litter(root / "Toy Wheel")
-    (root / "empty").mkdir()
     return root
 
 

@@ -205,6 +205,13 @@ def test_industrial_folders_are_normal_and_train(tmp_path: Path) -> None:
     assert "mask" not in data.dataset("train")[0]
     with pytest.raises(ValueError, match="IndustrialFolders has no test images"):
         data.samples("test")
+    (tmp_path / "Washer").mkdir()
+    data = IndustrialFolders(str(tmp_path), image_size=16)
+    assert data.categories == ["bent metal stripe", "toy wheel", "washer"]
+    with pytest.raises(ValueError, match="category 'washer' has no train images: add some"):
+        data.samples("train")
+    data = IndustrialFolders(str(tmp_path), image_size=16, categories=["toy wheel"])
+    assert len(data.samples("train")) == 1
     (tmp_path / "toy wheel").mkdir()
     save_picture(tmp_path / "toy wheel" / "0.png")
     with pytest.raises(ValueError, match="two folders are called 'toy wheel'"):

@@ -27,7 +27,7 @@ from anomaly_clip.backbones.tab_prompts import PROMPT_SETS, TABPrompts, text_mat
 from anomaly_clip.cli import main
 from anomaly_clip.losses import softmax_focal_loss
 from anomaly_clip.methods import TAB
-from anomaly_clip.methods.tab import ProjectionHead, TABOptim, alignment_logits
+from anomaly_clip.methods.tab import ProjectionHead, TABOptim, alignment_logits, mean_cosine
 
 RANDOM_NETWORK = CNNSettings("resnet18", "random")
 
@@ -119,6 +119,52 @@ def test_positions_are_said_of_defects_alone() -> None:
     assert normal == ["normal nut."]
     assert len(abnormal) == 6
     assert abnormal[0] == "defect nut. which defect is on the left of it"
+
+
+@pytest.mark.parametrize("centered", ["sides", "all"])
+def test_centered_texts(centered: Any) -> None:
+    """A large part that all sentences share is taken away."""
+    rng = np.random.default_rng(0)
+    shared = 100 * rng.normal(size=16)
+    own = {True: rng.normal(size=(3, 16)), False: rng.normal(size=(3, 16))}
+    names = ["wood", "steel", "glass"]
+
+    def encode(sentences: Sequence[str]) -> Tensor:
+        normal = "normal" in sentences[0]
+        rows = own[normal][names.index(sentences[0].split()[1].rstrip("."))]
+        return torch.from_numpy(np.tile(shared + rows, (len(sentences), 1))).float()
+
+    plain = text_matrices(encode, names, TABPrompts("two_class"))
+    assert mean_cosine(plain.normal) > 0.99
+    made = text_matrices(encode, names, TABPrompts("two_class", centered=centered))
+    assert made.abnormal is not None
+    length = np.linalg.norm(shared + own[True], axis=1, keepdims=True)
+    normal = (shared + own[True]) / length
+    abnormal = shared + own[False]
+    abnormal /= np.linalg.norm(abnormal, axis=1, keepdims=True)
+    mean = normal.mean(0) if centered == "sides" else np.concatenate([normal, abnormal]).mean(0)
+    expected = normal - mean
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(made.normal.numpy(), expected, atol=1e-4)
+    assert mean_cosine(made.normal) < 0.9
+    one = text_matrices(encode, names, TABPrompts("one_class", centered=centered))
+    assert one.abnormal is None
+
+
+def test_texts_that_are_alike_are_told(
+    classes: Path, tiny_clip_config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = words(classes, tiny_clip_config, tmp_path, "--trainer.max_epochs", "1")
+    line += ["--model.text.name", "demo", "--model.text.pretrained", "demo"]
+    assert main(line) == 0
+    assert "the texts of the 3 classes are almost the same" in capsys.readouterr().err
+    assert main([*line, "--model.prompts.centered", "sides"]) == 0
+    assert "almost the same" not in capsys.readouterr().err
+
+
+def test_mean_cosine() -> None:
+    rows = torch.tensor([[2.0, 0], [0, 1], [3, 3]])
+    assert mean_cosine(rows) == pytest.approx((0 + 0.5**0.5 + 0.5**0.5) / 3)
 
 
 def test_the_focal_loss_of_classes() -> None:
@@ -295,6 +341,7 @@ def test_two_processes_learn_together(classes: Path, tiny_clip_config: str, tmp_
         (["--model.backbone.name", "squeezenet1_1"], "TAB trains ResNets"),
         (["--model.optim.lr", "0"], "model.optim.lr must be above 0"),
         (["--data.categories", "[wood, steel]"], "steel"),
+        ([], "category 'empty' has no train images"),
         (["--model.loss", "concat", "--model.align", "normal"], "needs texts of both sides"),
         (["--trainer.max_epochs", "-1"], "give trainer.max_epochs"),
     ],
@@ -307,6 +354,8 @@ def test_mistakes_end_in_a_sentence(
     options: list[str],
     sentence: str,
 ) -> None:
+    if not options:
+        (classes / "Empty").mkdir()
     assert main(words(classes, tiny_clip_config, tmp_path / "runs", *options)) == 2
     assert sentence in capsys.readouterr().err
     assert not list((tmp_path / "runs").glob("*/*"))

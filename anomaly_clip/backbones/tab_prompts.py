@@ -164,6 +164,9 @@ class TABPrompts:
         names: space: underscores of class names become spaces; keep: as in the code.
         text_layout: transpose, as the paper says; official_reshape: the code's slip, which
             scrambles classes and channels. The published weights were probably trained with it.
+        centered: all: from every row the mean of all rows is taken, of both sides; sides: each
+            side's own mean (ours, neither in the paper nor in the code: for a text tower whose
+            sentences are all alike, where classes could not be told apart).
     """
 
     preset: PromptSet = "idpa"
@@ -171,6 +174,7 @@ class TABPrompts:
     normalize_sentences: bool = True
     names: Literal["space", "keep"] = "space"
     text_layout: Literal["transpose", "official_reshape"] = "transpose"
+    centered: Literal["no", "sides", "all"] = "no"
 
     def sentences(self, name: str) -> tuple[list[str], list[str]]:
         """Return the normal and the abnormal sentences of a class, state by state.
@@ -221,12 +225,16 @@ def text_matrices(
             rows = unit(rows)
         return unit(rows.mean(dim=0))
 
-    def matrix(sentences: list[list[str]]) -> Tensor:
-        rows = torch.stack([vector(own) for own in sentences])
+    def scrambled(rows: Tensor) -> Tensor:
         return rows.T.reshape(rows.shape) if prompts.text_layout == "official_reshape" else rows
 
     both = [prompts.sentences(name) for name in names]
-    abnormal = [own for _, own in both]
-    return TextMatrices(
-        matrix([own for own, _ in both]), matrix(abnormal) if all(abnormal) else None
-    )
+    sides = [
+        torch.stack([vector(own) for own in side]) for side in zip(*both, strict=True) if all(side)
+    ]
+    if prompts.centered != "no":
+        means = [rows.mean(dim=0) for rows in sides]
+        if prompts.centered == "all":
+            means = [torch.stack(means).mean(dim=0)] * len(sides)
+        sides = [unit(rows - mean) for rows, mean in zip(sides, means, strict=True)]
+    return TextMatrices(*(scrambled(rows) for rows in sides), *[None] * (2 - len(sides)))

@@ -298,14 +298,14 @@ class IndustrialFolders(AnomalyData):
         return False
 
     def find_categories(self) -> list[str]:
-        """Return the names of the folders with pictures, in lower case, sorted.
+        """Return the names of the folders, in lower case, sorted.
 
         Raises:
             FileNotFoundError: If there is none.
             ValueError: If two differ in case only.
         """
-        folders = [p for p in subfolders(self.root) if images_in(p)]
-        if not folders:
+        folders = subfolders(self.root)
+        if not any(images_in(folder) for folder in folders):
             raise missing_layout(self.root, "a folder a class, with its images")
         names = sorted(p.name.lower() for p in folders)
         twice = [name for name, count in Counter(names).items() if count > 1]

@@ -156,7 +156,10 @@ class ListedData(LightningDataModule, ABC):
             for category in self.train_categories if split == "train" else self.categories:
                 rows = self.rows(category, split)
                 if not rows:
-                    raise ValueError(f"{self.root}: category {category!r} has no {split} images")
+                    raise ValueError(
+                        f"{self.root}: category {category!r} has no {split} images: add some, or "
+                        f"name the other categories in data.categories"
+                    )
                 listing += rows
             if self.on_disk:
                 check_files(listing)

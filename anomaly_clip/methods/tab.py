@@ -34,6 +34,7 @@ from anomaly_clip.backbones.tab_prompts import TABPrompts, text_matrices
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.files import atomic_path
 from anomaly_clip.losses import softmax_focal_loss
+from anomaly_clip.progress import say
 from anomaly_clip.records import RANDOM, Batch
 from anomaly_clip.report.embedding import embed, write_embeddings
 from anomaly_clip.runs import versions
@@ -45,6 +46,8 @@ PICTURED = 300
 """Pairs whose features are drawn at the end."""
 HEADS = ("normal_head.", "abnormal_head.", "classifier.")
 """Parts that depend on the classes and the texts, thrown away after the training."""
+ALIKE = 0.99
+"""From this mean cosine of the classes' texts on the softmax is flat: 0.03 between logits."""
 LOGIT_SCALE = math.log(1 / 0.07)
 """2.6593, which the authors' code multiplies by as it is, without the exponential."""
 
@@ -223,6 +226,13 @@ class TAB(LightningModule):
         self.teacher = RANDOM if clip.is_random else clip.identity
         encode = partial(embed_sentences, clip, title="encoding the words", unit_rows=False)
         texts = text_matrices(encode, names, self.prompts)
+        alike = mean_cosine(texts.normal)
+        if alike > ALIKE:
+            say(
+                f"the texts of the {len(names)} classes are almost the same for this CLIP (mean "
+                f"cosine {alike:.4f}), so that there is little to learn: take another model.text, "
+                f"or set model.prompts.centered to sides"
+            )
         self.register_buffer("normal", texts.normal, persistent=False)
         abnormal = texts.normal if texts.abnormal is None else texts.abnormal
         self.register_buffer("abnormal", abnormal, persistent=False)
@@ -494,3 +504,10 @@ def alignment_logits(features: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
         scale: By what cosines are multiplied.
     """
     return scale * unit(features) @ texts.T
+
+
+def mean_cosine(rows: Tensor) -> float:
+    """Return the mean cosine between two different rows of ``(K, D)``."""
+    count = len(rows)
+    sums = unit(rows).sum(dim=0).square().sum()
+    return float((sums - count) / (count * (count - 1)))

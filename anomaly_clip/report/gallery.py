@@ -35,6 +35,7 @@ def draw_panels(
     caption: str,
     warning: str | None = None,
     stages: Mapping[str, NDArray[np.floating]] = {},
+    name: str = "map",
 ) -> NDArray[np.uint8]:
     """Lay image, heat map and, if known, mask side by side under a caption.
 
@@ -47,6 +48,7 @@ def draw_panels(
         caption: One line about the image.
         warning: One line in red.
         stages: Further maps by name, ``(h, w)``, that come between image and map, on its scale.
+        name: What the map is called.
 
     Returns:
         RGB, one picture.
@@ -59,7 +61,7 @@ def draw_panels(
     if mask is not None:
         white = np.repeat(mask[..., None].astype(np.uint8) * 255, 3, axis=2)
         panels.append(_fit(white, size, Image.Resampling.NEAREST))
-    shown = ", ".join([*stages, "map"])
+    shown = ", ".join([*stages, name])
     lines = [
         (caption, INK),
         (f"{shown} from {scale[0]:.4g} (dark) to {scale[1]:.4g} (bright)", INK),
