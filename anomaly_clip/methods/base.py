@@ -149,6 +149,10 @@ class AnomalyMethod(LightningModule, ABC):
         """File and sha256 of trained weights that were neither fitted here nor of a checkpoint."""
         return None
 
+    def protocol(self) -> dict[str, Any]:
+        """Return what of the method its figures depend on and belongs beside them."""
+        return {}
+
     def validation_step(self, batch: Batch, batch_idx: int) -> Scores:
         """Score a batch and hand it to the evaluator."""
         return self._evaluate(batch)

@@ -5,16 +5,21 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
+from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 from torch import Tensor, nn
 
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
+from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.methods.base import AnomalyMethod
-from anomaly_clip.metrics.evaluator import EvaluatorSettings
+from anomaly_clip.metrics.evaluator import EvaluatorSettings, Results
 
-__all__ = ["CNNMethod", "FittedMethod"]
+__all__ = ["CNNMethod", "FittedMethod", "Select", "TrainedMethod"]
+
+Select = Literal["last", "best_test"]
+"""Which epoch is tested."""
 
 
 class CNNMethod(AnomalyMethod, ABC):
@@ -76,6 +81,98 @@ class CNNMethod(AnomalyMethod, ABC):
             raise ValueError(f"model.layers {list(layers)}: expected the finest first")
         return list(layers)
 
+    def check_normal_only(self, data: AnomalyData) -> None:
+        """Check that a fit gets normal images alone.
+
+        Raises:
+            ValueError: If there are defects among them.
+        """
+        synthetic = data.synthesis is not None and data.synthesis.share > 0
+        for key, given in (("synthesis", synthetic), ("auxiliary", data.auxiliary is not None)):
+            if given:
+                raise ValueError(
+                    f"{type(self).__name__} looks at normal images alone: leave out data.{key}"
+                )
+
+
+class TrainedMethod(CNNMethod, ABC):
+    """A method that trains networks of its own on normal images, epoch by epoch.
+
+    Args:
+        backbone: Which CNN.
+        layers: Which of its layers are read.
+        image_size: Side of its square images, in pixels.
+        select: last: the last epoch is tested. best_test: the epoch whose figures on the test
+            images are best, as the public code does: such figures are too good, and say so.
+        evaluator: How figures are computed.
+    """
+
+    def __init__(
+        self,
+        backbone: CNNSettings | CNNBackbone,
+        layers: Sequence[str],
+        image_size: int,
+        select: Select,
+        evaluator: EvaluatorSettings,
+    ) -> None:
+        super().__init__(backbone, layers, image_size, evaluator)
+        self.select = select
+        self._best: dict[str, Any] | None = None
+
+    def merit(self, results: Results) -> float | None:
+        """Return what is highest at the epoch that is selected; None if it is undefined."""
+        return results["mean"]["image_auroc"]
+
+    def setup(self, stage: str) -> None:
+        """Check that a fit gets what it needs; see the base.
+
+        Raises:
+            ValueError: If there are defects among the training images, or epochs are to be
+                selected on test images that are not looked at.
+        """
+        super().setup(stage)
+        if stage != "fit" or self.data is None:
+            return
+        self.check_normal_only(self.data)
+        if self.select == "best_test" and self.data.val_split != "test":
+            raise ValueError(
+                "model.select best_test chooses the epoch by the test images: set data.val_split "
+                "to test, or model.select to last"
+            )
+
+    def on_validation_epoch_end(self) -> None:
+        """Compute the figures, and keep the state that they are best of, if that is asked for."""
+        super().on_validation_epoch_end()
+        if self.select != "best_test" or self.trainer.state.stage != RunningStage.VALIDATING:
+            return
+        assert self.results is not None
+        merit = self.merit(self.results)
+        if merit is not None and (self._best is None or merit > self._best["merit"]):
+            state = {
+                k: v.detach().cpu().clone()
+                for k, v in self.state_dict().items()
+                if not k.startswith("backbone.")
+            }
+            self._best = {"epoch": self.current_epoch, "merit": merit, "state": state}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the best state; see the base."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["best"] = self._best
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the best state, or, to go on training, the last; see the base."""
+        self._best = checkpoint.get("best")
+        fitting = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
+        if self._best is not None and not fitting:
+            checkpoint["state_dict"] = dict(self._best["state"])
+        super().on_load_checkpoint(checkpoint)
+
+    def protocol(self) -> dict[str, Any]:
+        """Return which epoch is used, and whether test images chose it; see the base."""
+        chosen = None if self._best is None else self._best["epoch"] + 1
+        return {"select": self.select, "selected_epoch": chosen}
+
 
 class FittedMethod(CNNMethod, ABC):
     """A method that looks once at all normal images and follows no gradient.
@@ -110,10 +207,7 @@ class FittedMethod(CNNMethod, ABC):
         super().setup(stage)
         name, data = type(self).__name__, self.data
         if stage == "fit" and data is not None:
-            synthetic = data.synthesis is not None and data.synthesis.share > 0
-            for key, given in (("synthesis", synthetic), ("auxiliary", data.auxiliary is not None)):
-                if given:
-                    raise ValueError(f"{name} looks at normal images alone: leave out data.{key}")
+            self.check_normal_only(data)
             if data.val_split != "none":
                 raise ValueError(
                     f"{name} is fitted when it has seen all images, so nothing can be validated "

@@ -339,6 +339,7 @@ class RunWriter(Callback):
             "weights": method.weights,
             "protocol": {
                 **data.protocol(),
+                **method.protocol(),
                 **({} if borrowed is None else {"auxiliary": None}),  # it is not known what from
                 "split": "test",
                 "fitted": method.must_be_fitted or borrowed is not None,
