@@ -32,17 +32,17 @@ from anomaly_clip.errors import UserError, translated
 from anomaly_clip.experiment import class_of_checkpoint
 from anomaly_clip.files import atomic_path
 from anomaly_clip.methods.base import AnomalyMethod
-from anomaly_clip.metrics.evaluator import FIGURES
+from anomaly_clip.metrics.classification import CLASS_FIGURES
 from anomaly_clip.progress import say
 from anomaly_clip.report.gallery import draw_panels, stack_sheets
 from anomaly_clip.report.kept_maps import file_name
-from anomaly_clip.report.tables import RANDOM_WARNING, percent
+from anomaly_clip.report.tables import HEADINGS, RANDOM_WARNING, percent, selection_warning
 from anomaly_clip.runs import create_run_folder, write_csv, write_json
 
 __all__ = ["run_compare"]
 
-SHOWN = ("image_auroc", "pixel_auroc")
-"""Figures of the printed table, those of the paper; the files have all."""
+SHOWN = ("image_auroc", "pixel_auroc", *CLASS_FIGURES)
+"""Figures of the printed table, those of the paper, if there are any; the files have all."""
 
 Metrics = dict[str, Any]
 
@@ -116,6 +116,11 @@ def _everywhere(found: dict[str, Metrics], category: str) -> bool:
     return all(category in metrics["categories"] for metrics in found.values())
 
 
+def _figures(found: dict[str, Metrics]) -> list[str]:
+    """Return which figures there are."""
+    return list(next(iter(found.values()))["mean"])
+
+
 def _rows(found: dict[str, Metrics], common: Sequence[str]) -> dict[str, dict[str, Metrics]]:
     """Return figures by category, and of their mean, and label; the mean is over ``common``."""
     rows: dict[str, dict[str, Metrics]] = {
@@ -124,7 +129,7 @@ def _rows(found: dict[str, Metrics], common: Sequence[str]) -> dict[str, dict[st
     }
     rows["mean"] = {label: {} for label in found}
     for label in found:
-        for figure in FIGURES:
+        for figure in _figures(found):
             values = [rows[name][label][figure] for name in common]
             known = [value for value in values if value is not None]
             rows["mean"][label][figure] = sum(known) / len(known) if known else None
@@ -133,13 +138,13 @@ def _rows(found: dict[str, Metrics], common: Sequence[str]) -> dict[str, dict[st
 
 def _write(folder: Path, found: dict[str, Metrics], common: Sequence[str]) -> None:
     """Write all figures: one line a category and backbone, and all as JSON."""
-    rows = _rows(found, common)
+    rows, names = _rows(found, common), _figures(found)
     lines = (
-        [name, label, *(figures[figure] for figure in FIGURES)]
+        [name, label, *(figures[figure] for figure in names)]
         for name, by_label in rows.items()
         for label, figures in by_label.items()
     )
-    write_csv(folder / "comparison.csv", ["category", "weights", *FIGURES], lines)
+    write_csv(folder / "comparison.csv", ["category", "weights", *names], lines)
     runs = {label: metrics["run"] for label, metrics in found.items()}
     write_json(folder / "comparison.json", {"figures": rows, "runs": runs})
 
@@ -148,23 +153,28 @@ def _table(found: dict[str, Metrics], common: Sequence[str]) -> Table:
     labels = list(found)
     run = found[labels[0]]["run"]
     random = [label for label in labels if found[label]["run"]["weights"]["random"]]
+    title = [f"{run['method']} on {run['protocol']['data']}, percent"]
+    selected = selection_warning(run["protocol"])
+    if selected is not None:
+        title.append(selected)
     table = Table(
         box=box.SIMPLE_HEAD,
         padding=0,  # columns are many, and the box sets them apart
-        title=Text(f"{run['method']} on {run['protocol']['data']}, percent"),
+        title=Text("\n".join(title)),
         title_style="bold",
         caption=f"{', '.join(random)}: {RANDOM_WARNING}" if random else None,
     )
     table.add_column("category", overflow="fold")
-    for figure in SHOWN:
-        heading = figure.replace("_auroc", "\nAUROC")
+    shown = [figure for figure in SHOWN if figure in _figures(found)]
+    for figure in shown:
+        heading = HEADINGS.get(figure, figure)
         for label in labels:
             table.add_column(f"{heading}\n{label}", justify="right", overflow="fold")
             if label != labels[0]:
                 table.add_column("+/-", justify="right", no_wrap=True)
     for name, by_label in _rows(found, common).items():
         cells: list[str] = []
-        for figure in SHOWN:
+        for figure in shown:
             first = by_label[labels[0]][figure]
             for label in labels:
                 value = by_label[label][figure]
@@ -182,6 +192,8 @@ def _draw(folder: Path, labels: Sequence[str], category: str, count: int) -> Non
     """Draw some anomalous images of a category: image, a map each, truth."""
     own = file_name(category)
     runs = [folder / label / own for label in labels]
+    if not issubclass(class_of_checkpoint(runs[0] / "checkpoints" / "last.ckpt"), AnomalyMethod):
+        return  # there are no maps
     config = yaml.safe_load((runs[0] / "config-test.yaml").read_text(encoding="utf-8"))
     data = _data(config["data"])
     methods = [_method(run / "checkpoints" / "last.ckpt") for run in runs]

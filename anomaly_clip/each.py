@@ -23,12 +23,11 @@ from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.errors import UserError, reason, translated
 from anomaly_clip.experiment import ExperimentCLI, arrange, known_options, quieten, run_experiment
 from anomaly_clip.files import atomic_path
-from anomaly_clip.methods.base import AnomalyMethod
-from anomaly_clip.metrics.evaluator import FIGURES, with_means
+from anomaly_clip.metrics.evaluator import with_means
 from anomaly_clip.progress import say
 from anomaly_clip.report.kept_maps import file_name
-from anomaly_clip.report.tables import figures_rows, figures_table
-from anomaly_clip.report.writer import remark_on
+from anomaly_clip.report.tables import figures_rows, figures_table, selection_warning
+from anomaly_clip.report.writer import Measured, remark_on
 from anomaly_clip.runs import versions, write_csv, write_json
 
 __all__ = ["run_each"]
@@ -37,6 +36,8 @@ CONFIG = "config-each.yaml"
 FITTED, TESTED = ".fitted", ".tested"
 """Files that say that a category's fit, and its test, came to their end."""
 FAILED = 1
+OWN = {"selected_epoch", "spread", "by_round"}
+"""Parts of a protocol that are of one category alone."""
 
 
 class Plan(ExperimentCLI):
@@ -102,7 +103,7 @@ def _categories(method: object, data: AnomalyData) -> list[str]:
     Raises:
         UserError: If the method scores nothing, or there are no categories with folders apart.
     """
-    if not isinstance(method, AnomalyMethod):
+    if not isinstance(method, Measured):
         raise UserError(f"{type(method).__name__} scores no images: use fit")
     with translated(known_options):
         categories = data.categories
@@ -220,7 +221,9 @@ def _write_merged(
     for one in found.values():
         for part in ("images", "anomalous", "words"):
             protocol[part].update(one["run"]["protocol"][part])
-    for part in ("overlap", "anomalous_without_pixels"):
+    for part in OWN & set(first["protocol"]):
+        protocol[part] = {name: one["run"]["protocol"][part] for name, one in found.items()}
+    for part in {"overlap", "anomalous_without_pixels"} & set(first["protocol"]):
         values = [one["run"]["protocol"][part] for one in found.values()]
         protocol[part] = None if None in values else sum(values)
     checkpoints = {name: one["run"]["checkpoint"] for name, one in found.items()}
@@ -235,10 +238,13 @@ def _write_merged(
     weights = first["weights"]
     label = "random" if weights["random"] else weights["pretrained"]
     table = ([*row, label] for row in figures_rows(results))
-    write_csv(folder / "metrics.csv", ["category", *FIGURES, "weights"], table)
+    write_csv(folder / "metrics.csv", ["category", *results["mean"], "weights"], table)
     counts = {name: (protocol["images"][name], protocol["anomalous"][name]) for name in found}
     title = f"{first['method']} on {protocol['data']}, one model a category, test"
     if failed:
         title += f"\nWITHOUT {', '.join(failed)}"
+    selected = selection_warning(protocol)
+    if selected is not None:
+        title += f"\n{selected}"
     remark = remark_on(weights)
     Console().print(figures_table(results, title, counts, weights["random"], remark))

@@ -27,7 +27,7 @@ import anomaly_clip.methods  # noqa: F401
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.errors import UserError, reason, translated
 from anomaly_clip.methods.base import AnomalyMethod
-from anomaly_clip.report.writer import RunWriter
+from anomaly_clip.report.writer import Measured, RunWriter
 
 __all__ = [
     "ExperimentCLI",
@@ -262,14 +262,14 @@ class ExperimentCLI(LightningCLI):
                 f"one with data.val_split"
             )
         name, path = type(self.model).__name__, self._get(self.config, "ckpt_path")
-        if isinstance(self.model, AnomalyMethod):
+        if isinstance(self.model, Measured):
             self._check_method(self.model, verb, path)
         elif verb != "fit" and not is_overridden(STEPS[verb], self.model):
             raise UserError(f"{name} scores no images: use fit")
         if path is not None and not Path(path).is_file():
             raise UserError(f"--ckpt_path {path}: there is no such file")
 
-    def _check_method(self, method: AnomalyMethod, verb: str, path: str | None) -> None:
+    def _check_method(self, method: Measured, verb: str, path: str | None) -> None:
         name = type(method).__name__
         if verb == "fit":
             if not method.can_be_fitted:
@@ -304,7 +304,7 @@ class ExperimentCLI(LightningCLI):
             UserError: If limits of the trainer left none.
         """
         writer = self.writer
-        if isinstance(self.model, AnomalyMethod) and not writer.num_scored:
+        if isinstance(self.model, Measured) and not writer.num_scored:
             writer.abandon()
             raise UserError("no image was scored: do trainer.limit_..._batches leave any?")
 

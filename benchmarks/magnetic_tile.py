@@ -1,10 +1,12 @@
 """Fit and test methods on real photographs of magnetic tiles and print one JSON line.
 
     python benchmarks/magnetic_tile.py DIR --weights squeezenet1_1_imagenet.safetensors
+    python benchmarks/magnetic_tile.py DIR --only "RD4AD, TAB" --resnet tab_resnet18.safetensors
     python benchmarks/magnetic_tile.py DIR --only "CLIPADA, demo CLIP" --folder tiles --pictures
 
-DIR holds the data set in MVTec-AD's layout, the file a torchvision SqueezeNet's weights. Each run
-is a fit and a test by the command line, with the settings below, none of which was chosen by their
+DIR holds the data set in MVTec-AD's layout, the first file a torchvision SqueezeNet's weights, the
+second a ResNet-18's, as ``benchmarks/tab_pretraining.py`` leaves them in its folder. Each run is a
+fit and a test by the command line, with the settings below, none of which was chosen by their
 outcome. Detectors look at a seeded sample of 150 of the normal training images. With ``--folder``
 runs are kept, and finished ones are not run again. The exit status is 1 if PatchCore with trained
 weights stays below 0.70 in image or pixel AUROC, or does not surpass random ones.
@@ -45,6 +47,13 @@ CLIP_ADA = (
     f"--config clip_ada_demo.yaml {ALL} --data.synthesis.recipe perlin --data.synthesis.share 0.5 "
     "--data.balanced true --data.val_split synthetic --data.val_share 0.05 --data.batch_size 16"
 )
+# A ResNet-18, small and short: as ImageNet's weights are a download, it is random, or RESNET's.
+TRAINED = "--model.backbone.weights RESNET --model.image_size 128 --data.shots 150 --data.seed 0"
+RD4AD = f"--config rd4ad.yaml {TRAINED} --trainer.max_epochs 10"
+SIMPLENET = (
+    f"--config simplenet.yaml {TRAINED} --data.resize '{{rule: square, size: null}}' "
+    "--model.pretrain_dim 384 --model.target_dim 384 --trainer.max_epochs 10"
+)
 RUNS = {
     "PatchCore, ImageNet": PATCHCORE,
     "PatchCore, random": PATCHCORE,
@@ -52,24 +61,30 @@ RUNS = {
     "PaDiM, random": PADIM,
     "SDP, demo CLIP": f"--config demo.yaml {ALL}",
     "CLIPADA, demo CLIP": CLIP_ADA,
+    "RD4AD, TAB": RD4AD,
+    "RD4AD, random": RD4AD,
+    "SimpleNet, TAB": SIMPLENET,
+    "SimpleNet, random": SIMPLENET,
 }
 
 
-def words(name: str, root: str, weights: str) -> list[str]:
+def words(name: str, root: str, weights: str, resnet: str) -> list[str]:
     """Return the options of a run."""
     if name.endswith("random"):
-        weights = "random"
-    line = shlex.split(RUNS[name].replace("FILE", weights))
+        weights = resnet = "random"
+    line = shlex.split(RUNS[name].replace("FILE", weights).replace("RESNET", resnet))
     line[1] = str(Path(CONFIGS.name) / line[1])
     # The class comes first: options that this data set does not know are then left out.
     return [*line[:2], "--data", "MagneticTile", "--data.root", root, *line[2:]]
 
 
-def run(name: str, root: str, weights: str, folder: Path, pictures: bool) -> dict[str, Any]:
+def run(
+    name: str, root: str, weights: str, resnet: str, folder: Path, pictures: bool
+) -> dict[str, Any]:
     """Fit and test, or only read what was tested before; return the figures."""
     target = folder / name.replace(", ", "_").replace(" ", "_").lower()
     if not (target / "test" / "metrics.json").is_file():
-        line = words(name, root, weights)
+        line = words(name, root, weights, resnet)
         test = []
         if not name.startswith("SDP"):
             code = anomaly_clip(["fit", *line, "--output.folder", str(target / "fit")])
@@ -83,7 +98,7 @@ def run(name: str, root: str, weights: str, folder: Path, pictures: bool) -> dic
     return {
         **{figure: round(metrics["mean"][figure], 4) for figure in FIGURES},
         "by_defect": by_defect(target / "test" / "scores.csv"),
-        "command": shlex.join(["anomaly_clip", verb, *words(name, "DIR", "FILE")]),
+        "command": shlex.join(["anomaly_clip", verb, *words(name, "DIR", "FILE", "RESNET")]),
     }
 
 
@@ -108,14 +123,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("root", help="the data set")
     parser.add_argument("--weights", default="imagenet", help="of SqueezeNet, a file")
+    parser.add_argument("--resnet", default="imagenet", help="weights of ResNet-18, a file")
     parser.add_argument("--folder", type=Path, help="where runs are kept")
     parser.add_argument("--only", nargs="+", choices=list(RUNS), default=list(RUNS))
     parser.add_argument("--pictures", action="store_true", help="draw the maps of the tests")
     asked = parser.parse_args()
-    root, weights = str(Path(asked.root).resolve()), asked.weights
+    root, weights, resnet = str(Path(asked.root).resolve()), asked.weights, asked.resnet
     folder = asked.folder and asked.folder.resolve()
     if Path(weights).is_file():
         weights = str(Path(weights).resolve())
+    if Path(resnet).is_file():
+        resnet = str(Path(resnet).resolve())
     data = MagneticTile(root=root, image_size=224)
     samples = data.samples("test")
     os.chdir(CONFIGS.parent)
@@ -123,7 +141,8 @@ def main() -> int:
         runs = {}
         for name in asked.only:
             with contextlib.redirect_stdout(sys.stderr):
-                runs[name] = run(name, root, weights, folder or Path(scratch), asked.pictures)
+                kept = folder or Path(scratch)
+                runs[name] = run(name, root, weights, resnet, kept, asked.pictures)
     trained, random = runs.get("PatchCore, ImageNet"), runs.get("PatchCore, random")
     met = True
     if trained and random:

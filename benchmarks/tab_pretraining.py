@@ -5,12 +5,17 @@
 
 DIR holds the magnetic tiles in MVTec-AD's layout. The training data are class folders: the normal
 training photographs of the tiles, and normal pictures of the demo's categories; the ResNet starts
-from random weights, as ImageNet's are a download, and is trained at 128 pixels for a few minutes.
-PaDiM then looks at a seeded sample of 150 normal tiles with the weights that the training started
-from, with TAB's and with those of the classification baseline, which sees the same pictures and no
-texts. Nothing was chosen by the outcome. With ``--folder`` runs are kept, and finished ones are not
-run again. The exit status is 1 if TAB is not above random in image and pixel AUROC, both seeds
-taken together.
+from random weights, as ImageNet's are a download, and is trained at 64 pixels for a few minutes.
+PaDiM then looks at a seeded sample of 150 normal tiles at 128 pixels with the weights that the
+training started from, with TAB's and with those of the classification baseline, which sees the same
+pictures and no texts.
+
+The small CLIP's texts of all classes are almost the same (mean cosine 0.9999), and TAB as published
+can learn nothing from them: this is the row "as published". The row "TAB" takes each side's mean
+from the texts before (``model.prompts.centered sides``). This, size, rate and epochs were chosen on
+test pictures of six demo categories, not on the tiles. With ``--folder`` runs are kept, and
+finished ones are not run again. The exit status is 1 if TAB is not above random in image and pixel
+AUROC, both seeds taken together.
 """
 
 from __future__ import annotations
@@ -36,9 +41,15 @@ from anomaly_clip.runs import versions
 
 ROOT = Path(__file__).parent.parent
 SEEDS = (0, 1)
-SIDE, PER_CLASS, EPOCHS = 128, 20, 6
+SIDE, PER_CLASS, EPOCHS = 64, 20, 10
+JUDGED = 128
+"""Side of the images that PaDiM looks at."""
 FIGURES = ("image_auroc", "pixel_auroc", "pixel_ap", "pixel_pro")
-RUNS = {"TAB": "", "classification": "--model.loss classification"}
+RUNS = {
+    "TAB": "--model.prompts.centered sides",
+    "as published": "",
+    "classification": "--model.loss classification",
+}
 
 
 def write_classes(root: Path, tiles: Path) -> None:
@@ -54,7 +65,7 @@ def write_classes(root: Path, tiles: Path) -> None:
         folder = partial / CATEGORIES[category].words
         folder.mkdir(exist_ok=True)
         for number in range(PER_CLASS):
-            picture = draw_picture(category, 0, number, size=SIDE)
+            picture = draw_picture(category, 0, number, size=JUDGED)
             Image.fromarray(picture.image).save(folder / f"{number:03d}.png")
     partial.rename(root)
 
@@ -67,7 +78,7 @@ def fit_words(name: str, seed: int, classes: str) -> list[str]:
         " --data.synthesis.preset tab --data.synthesis.mode pair --data.balanced true"
         f" --data.batch_size 32 --data.seed {seed} --seed_everything {seed} --model.seed {seed}"
         " --model.backbone.weights random --model.text.name demo --model.text.pretrained demo"
-        f" --model.image_size {SIDE} --model.optim.lr 0.02 --model.optim.passes 1"
+        f" --model.image_size {SIDE} --model.optim.lr 0.05 --model.optim.passes 1"
         f" --trainer.max_epochs {EPOCHS} {RUNS[name]}"
     )
     return shlex.split(line)
@@ -77,7 +88,7 @@ def judge_words(weights: list[str], seed: int, tiles: str) -> list[str]:
     """Return the words of the comparison."""
     line = (
         f"--config configs/padim.yaml --data MagneticTile --data.root {shlex.quote(tiles)}"
-        f" --model.image_size {SIDE} --data.resize '{{rule: square, size: null}}'"
+        f" --model.image_size {JUDGED} --data.resize '{{rule: square, size: null}}'"
         f" --data.shots 150 --data.seed {seed} --seed_everything {seed}"
     )
     return ["compare", "--weights", *weights, *shlex.split(line)]
@@ -89,7 +100,7 @@ def run(seed: int, names: list[str], classes: Path, tiles: str, folder: Path) ->
     weights = ["random"]
     for name in names:
         target = folder / f"{name}-{seed}"
-        file = target / f"{name.lower()}.safetensors"
+        file = target / f"{name}.safetensors"
         if not file.is_file():
             shutil.rmtree(target, ignore_errors=True)
             begun = time.perf_counter()
@@ -137,8 +148,8 @@ def main() -> int:
         }
         for label in labels
     }
-    met = "tab" in means and all(
-        means["tab"][figure] > means["random"][figure] for figure in ("image_auroc", "pixel_auroc")
+    met = "TAB" in means and all(
+        means["TAB"][figure] > means["random"][figure] for figure in ("image_auroc", "pixel_auroc")
     )
     report = {
         "benchmark": "tab_pretraining",

@@ -170,3 +170,15 @@ def test_detectors_run_as_configured(mvtec_root: Path, tmp_path: Path, name: str
     words += ["--trainer.accelerator", "cpu", "--output.root", str(tmp_path)]
     assert main(["each", *words]) == 0
     assert (tmp_path / name / "1" / "metrics.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["regad_4shot", "regad_8shot"])
+def test_regad_runs_as_configured(mvtec_root: Path, tmp_path: Path, name: str) -> None:
+    words = ["--config", str(CONFIGS / f"{name}.yaml"), "--data.root", str(mvtec_root)]
+    words += ["--model.backbone.weights", "random", "--data.num_workers", "0"]
+    words += ["--model.shots", "2"]  # the tiny set has few normal images
+    words += ["--model.rounds", "2", "--model.image_size", "64", "--data.categories", "[bottle]"]
+    words += ["--trainer.max_epochs", "2", "--trainer.log_every_n_steps", "1"]
+    words += ["--trainer.accelerator", "cpu", "--output.root", str(tmp_path)]
+    assert main(["each", *words]) == 0
+    assert (tmp_path / name / "1" / "metrics.json").is_file()

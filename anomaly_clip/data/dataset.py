@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from types import MethodType
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -19,6 +19,7 @@ from anomaly_clip.data.listed import ListedData
 from anomaly_clip.data.loading import EpochLoader
 from anomaly_clip.data.samples import Item, Reader, Sample, SampleDataset, Split, read_sample
 from anomaly_clip.data.sampling import Batches, EpochSampler, EvenBatches, draw_few, hold_out
+from anomaly_clip.data.support import CategoryBatches, SupportedBatches, normal_rows
 from anomaly_clip.data.synthetic import SyntheticDataset, SyntheticTwins
 from anomaly_clip.data.transforms import MaskFilter, Resize, read_image, read_mask
 from anomaly_clip.records import Batch
@@ -219,16 +220,45 @@ class AnomalyData(ListedData):
             )
         return [normal[row] for row in draw_few(len(normal), few, self.seed, category)]
 
-    def references(self, category: str) -> Batch:
-        """Return the few normal images of a category, for methods that compare with them.
+    def drawn_of(self, category: str, count: int, seed: int) -> list[Sample]:
+        """Return as many normal training images of a category as a method asks for.
+
+        Args:
+            category: Whose images; it need not be trained on.
+            count: How many.
+            seed: Draws them, with the category's name.
+
+        Raises:
+            ValueError: If there are no training images, or fewer.
+        """
+        if "train" not in self.splits:
+            raise ValueError(
+                f"{self.dataset_name} has no train images, so there are none to compare with: "
+                f"take a data set that has some"
+            )
+        normal = [s for s in self.rows(category, "train") if not s.label]
+        if len(normal) < count:
+            raise ValueError(
+                f"model.shots {count}: category {category!r} has {len(normal)} normal training "
+                f"images in {self.root}: ask for fewer, or add some"
+            )
+        return [normal[row] for row in draw_few(len(normal), count, seed, category)]
+
+    def references(self, category: str, count: int | None = None, seed: int = 0) -> Batch:
+        """Return a few normal images of a category, for methods that compare with them.
+
+        Args:
+            category: Whose images.
+            count: How many; default: those of ``shots`` or ``fraction``, drawn by the data's seed.
+            seed: Draws them if ``count`` is given.
 
         Returns:
             A batch: ``image`` uint8 ``(k, 3, H, W)``, ``path`` and the rest.
 
         Raises:
-            ValueError: As :meth:`shots_of`, or if one of them is a test image.
+            ValueError: As :meth:`shots_of` or :meth:`drawn_of`, or if one of them is a test image.
         """
-        chosen = self.shots_of(category)
+        chosen = self.shots_of(category) if count is None else self.drawn_of(category, count, seed)
         self._refuse_overlap(chosen)
         dataset = self._tensors(chosen)
         return cast("Batch", default_collate([dataset[row] for row in range(len(chosen))]))
@@ -390,7 +420,8 @@ class AnomalyData(ListedData):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return what ``fit`` learns from, in an order drawn from (seed, epoch).
 
-        A method that looks once at all images gets each of them once, on one process.
+        A method that looks once at all images gets each of them once, on one process; one that
+        compares images with others gets batches of one category, with ``support``.
         """
         source = self if self.auxiliary is None else self.auxiliary
         dataset = self.fit_dataset()
@@ -406,6 +437,9 @@ class AnomalyData(ListedData):
                 pin_memory=torch.cuda.is_available(),
             )
         world = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
+        support = getattr(getattr(trainer, "lightning_module", None), "support_images", 0)
+        if support:
+            return self._support_loader(support, world)
         groups = [s.category for s in samples] if source.balanced else None
         full = getattr(getattr(trainer, "lightning_module", None), "full_batches", False)
         sampler = EpochSampler(dataset, self.seed, *world, groups=groups, shuffle=source.shuffle)
@@ -415,6 +449,21 @@ class AnomalyData(ListedData):
             batch_size=source.batch_size,
             drop_last=full and len(sampler) >= source.batch_size,
             sampler=sampler,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _support_loader(self, count: int, world: tuple[int, int]) -> DataLoader[Batch]:
+        """Return batches of one category; with each image come ``count`` others."""
+        dataset = self.fit_dataset()
+        assert isinstance(dataset, SampleDataset)
+        rows = normal_rows(dataset)
+        return EpochLoader(
+            done=self._batches_done,
+            dataset=SupportedBatches(dataset, rows, count, self.seed),
+            batch_size=None,
+            sampler=CategoryBatches(rows, self.batch_size, self.seed, *world, shuffle=self.shuffle),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -433,9 +482,12 @@ class AnomalyData(ListedData):
         assert dataset is not None
         return self._evaluation_loader(dataset)
 
-    def test_dataloader(self) -> DataLoader[Batch]:
-        """Return the test split, in the order of its listing."""
-        return self._evaluation_loader(self.dataset("test"))
+    def test_dataloader(self) -> Any:
+        """Return the test split, in the order of its listing; a list for methods with passes."""
+        module = getattr(self.trainer, "lightning_module", None)
+        passes = getattr(module, "test_passes", 1)
+        loaders = [self._evaluation_loader(self.dataset("test")) for _ in range(passes)]
+        return loaders[0] if passes == 1 else loaders
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         """Return the test split, in the order of its listing."""

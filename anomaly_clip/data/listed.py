@@ -123,7 +123,8 @@ class ListedData(LightningDataModule, ABC):
         others = [name for name in self.find_categories() if name not in self.categories]
         if not others:
             raise ValueError(
-                "data.train_categories others: none is left, as data.categories are all there are"
+                "data.train_categories others: none is left, as data.categories are all there are "
+                f"({', '.join(self.categories)}): choose fewer, or add others to {self.root}"
             )
         return others
 

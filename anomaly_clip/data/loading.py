@@ -8,6 +8,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from anomaly_clip.data.sampling import EpochSampler
+from anomaly_clip.data.support import CategoryBatches
 
 __all__ = ["EpochLoader"]
 
@@ -21,7 +22,8 @@ class EpochLoader(DataLoader[Any]):
     Args:
         done: Returns how many batches of the epoch were trained on already.
         options: Of :class:`torch.utils.data.DataLoader`; the sampler is an
-            :class:`~anomaly_clip.data.sampling.EpochSampler`.
+            :class:`~anomaly_clip.data.sampling.EpochSampler`, or, without a batch_size, of
+            :class:`~anomaly_clip.data.support.CategoryBatches`.
     """
 
     def __init__(self, *, done: Callable[[], int], **options: Any) -> None:
@@ -29,7 +31,7 @@ class EpochLoader(DataLoader[Any]):
         self.done = done
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        assert isinstance(self.sampler, EpochSampler)
+        assert isinstance(self.sampler, (EpochSampler, CategoryBatches))
         self.sampler.skip = self.done() * (self.batch_size or 1)
         yield from super().__iter__()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
@@ -222,6 +222,15 @@ class MixedWM38(AnomalyData):
                 defect=pattern_name(row),
                 target=tuple(bool(value) for value in target),
             )
+
+    def protocol(self) -> Mapping[str, object]:
+        """Return what figures depend on and belongs beside them."""
+        return {
+            **super().protocol(),
+            "targets": self.targets,
+            "test_share": self.test_share,
+            "split_seed": self.split_seed,
+        }
 
     def reader(self) -> Reader:
         """Return what takes a map out of the file."""

@@ -3,21 +3,29 @@
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.methods.clip_ada import CLIPADA
 from anomaly_clip.methods.contrastive import Contrastive
+from anomaly_clip.methods.linear_probe import LinearProbe
 from anomaly_clip.methods.padim import PaDiM
 from anomaly_clip.methods.patchcore import PatchCore
+from anomaly_clip.methods.rd4ad import RD4AD
+from anomaly_clip.methods.regad import RegAD
 from anomaly_clip.methods.sdp import SDP
 from anomaly_clip.methods.sdp_plus import SDPPlus
+from anomaly_clip.methods.simplenet import SimpleNet
 from anomaly_clip.methods.tab import TAB
 from anomaly_clip.methods.winclip import WinCLIP
 
 __all__ = [
     "CLIPADA",
+    "RD4AD",
     "SDP",
     "TAB",
     "AnomalyMethod",
     "Contrastive",
+    "LinearProbe",
     "PaDiM",
     "PatchCore",
+    "RegAD",
     "SDPPlus",
+    "SimpleNet",
     "WinCLIP",
 ]

@@ -107,6 +107,8 @@ class TrainedMethod(CNNMethod, ABC):
         evaluator: How figures are computed.
     """
 
+    trained: Tensor
+
     def __init__(
         self,
         backbone: CNNSettings | CNNBackbone,
@@ -118,6 +120,7 @@ class TrainedMethod(CNNMethod, ABC):
         super().__init__(backbone, layers, image_size, evaluator)
         self.select = select
         self._best: dict[str, Any] | None = None
+        self.register_buffer("trained", torch.tensor(False))
 
     def merit(self, results: Results) -> float | None:
         """Return what is highest at the epoch that is selected; None if it is undefined."""
@@ -139,6 +142,19 @@ class TrainedMethod(CNNMethod, ABC):
                 "model.select best_test chooses the epoch by the test images: set data.val_split "
                 "to test, or model.select to last"
             )
+
+    def on_fit_start(self) -> None:
+        """Note that what is scored from now on is not where a training starts from."""
+        self.trained.fill_(True)
+
+    def check_trained(self) -> None:
+        """Check that there was a training.
+
+        Raises:
+            ValueError: If nothing was fitted, or loaded.
+        """
+        if not self.trained:
+            raise ValueError(f"{type(self).__name__} must be fitted first, or loaded")
 
     def on_validation_epoch_end(self) -> None:
         """Compute the figures, and keep the state that they are best of, if that is asked for."""

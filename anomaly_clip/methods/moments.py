@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Moments", "RunningMoments", "inverse_factor"]
+__all__ = [
+    "FewSampleGaussians",
+    "Moments",
+    "RunningMoments",
+    "few_sample_gaussians",
+    "inverse_factor",
+]
 
 AT_ONCE = 64
 """Images between two updates: each goes once through all covariances, which fit no cache."""
@@ -113,3 +120,75 @@ def inverse_factor(scatter: Tensor, num_images: int, regularization: float) -> T
             lower, identity.expand_as(lower), upper=False
         )
     return scatter
+
+
+class FewSampleGaussians(NamedTuple):
+    """Gaussians of a few samples in many channels, without their covariances.
+
+    With the samples' differences to the mean as rows of X, the covariance is X'X / (n - 1) plus a
+    multiple r of the identity. The Mahalanobis distance is then what it takes to explain a
+    difference x by a mix of samples and a rest: its square is the minimum over c of
+    |x - X'c|^2 / r + (n - 1) |c|^2. Both terms are positive, so nothing cancels, and in a minimum
+    small errors of c count for nothing: single precision is enough.
+    """
+
+    mean: Tensor
+    """``(N, C)``."""
+    samples: Tensor
+    """``(N, n, C)``, their differences to the mean: X."""
+    mixing: Tensor
+    """``(N, n, n)``, symmetric; times the products with the samples it gives the best mix c."""
+    regularization: float
+
+    def distances(self, features: Tensor) -> Tensor:
+        """Return Mahalanobis distances ``(B, N)`` of features ``(B, N, C)``."""
+        parts = []
+        for start in range(0, len(self.mean), FACTORED_AT_ONCE):
+            some = slice(start, start + FACTORED_AT_ONCE)
+            samples = self.samples[some]
+            apart = features[:, some].to(self.mean.dtype) - self.mean[some]
+            apart = apart.transpose(0, 1)  # (P, B, C)
+            mix = apart @ samples.mT @ self.mixing[some]  # (P, B, n)
+            rest = (apart - mix @ samples).square().sum(dim=-1) / self.regularization
+            used = (samples.shape[1] - 1) * mix.square().sum(dim=-1)
+            parts.append((rest + used).sqrt())
+        return torch.cat(parts).T
+
+
+def few_sample_gaussians(
+    features: Callable[[Tensor], Tensor], num_positions: int, regularization: float
+) -> FewSampleGaussians:
+    """Return a Gaussian a position, computed in float64, some positions at a time.
+
+    Args:
+        features: Returns the features ``(n, P, C)`` of all samples, 2 or more, at ``P`` positions.
+        num_positions: How many there are in all.
+        regularization: Added to the diagonal of the unbiased covariances.
+    """
+    parts = [
+        _few_samples(features(some), regularization)
+        for some in torch.arange(num_positions).split(FACTORED_AT_ONCE)
+    ]
+    mean, samples, mixing = (torch.cat(one) for one in zip(*parts, strict=True))
+    return FewSampleGaussians(mean, samples, mixing, regularization)
+
+
+def _few_samples(features: Tensor, regularization: float) -> tuple[Tensor, ...]:
+    """Return mean, samples and mixing for features ``(n, P, C)``, in float32 at least."""
+    kind, device = torch.promote_types(features.dtype, torch.float32), features.device
+    if device.type == "mps":  # which has no float64
+        features = features.cpu()
+    samples = features.double().transpose(0, 1)  # (P, n, C)
+    mean = samples.mean(dim=1, keepdim=True)
+    samples = samples - mean
+    count = samples.shape[1]
+    products = samples @ samples.mT
+    products.diagonal(dim1=1, dim2=2).add_((count - 1) * regularization)
+    lower, failed = torch.linalg.cholesky_ex(products)
+    if failed.any():
+        raise ValueError(
+            f"model.regularization {regularization:g} is too small: a covariance of {count} "
+            f"images is singular"
+        )
+    mixing = torch.cholesky_inverse(lower)
+    return tuple(one.to(device, kind) for one in (mean[:, 0], samples, mixing))

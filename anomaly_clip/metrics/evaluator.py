@@ -326,7 +326,7 @@ def with_means(categories: dict[str, Figures], intervals: dict[str, Bounds]) -> 
 def _mean(rows: Iterable[Figures]) -> Figures:
     rows = list(rows)
     mean: Figures = {}
-    for name in FIGURES:
+    for name in rows[0]:
         values = [value for row in rows if (value := row[name]) is not None]
         mean[name] = math.fsum(values) / len(values) if values else None
     return mean

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from anomaly_clip.metrics.evaluator import FIGURES, Figures, Results
+from anomaly_clip.metrics.evaluator import Results
 
-__all__ = ["DEMO_REMARK", "RANDOM_WARNING", "figures_rows", "figures_table", "percent"]
+__all__ = [
+    "DEMO_REMARK",
+    "HEADINGS",
+    "RANDOM_WARNING",
+    "figures_rows",
+    "figures_table",
+    "percent",
+    "selection_warning",
+]
 
 RANDOM_WARNING = "RANDOM WEIGHTS: these figures mean nothing"
 DEMO_REMARK = "demo weights, which know pictures made by code only: not CLIP's figures"
 
-_HEADINGS = {
+HEADINGS = {
     "image_auroc": "image\nAUROC",
     "image_ap": "image\nAP",
     "image_f1_max": "image\nF1-max",
@@ -23,7 +31,9 @@ _HEADINGS = {
     "pixel_ap": "pixel\nAP",
     "pixel_f1_max": "pixel\nF1-max",
     "pixel_pro": "pixel\nPRO",
+    "f1": "F1",
 }
+"""What figures are called above columns, if not by their names."""
 
 
 def figures_table(
@@ -51,27 +61,34 @@ def figures_table(
         caption_style="bold red" if random_weights else "italic",
     )
     table.add_column("category", overflow="fold")
-    for heading in ("images", "anoma-\nlous", *_HEADINGS.values()):
+    names = list(results["mean"])
+    for heading in ("images", "anoma-\nlous", *(HEADINGS.get(name, name) for name in names)):
         table.add_column(heading, justify="right", no_wrap=True)
     for category, figures in results["categories"].items():
         images, anomalous = counts[category]
-        table.add_row(Text(category), str(images), str(anomalous), *_percent(figures))
+        cells = percent(figures[name] for name in names)
+        table.add_row(Text(category), str(images), str(anomalous), *cells)
     table.add_section()
     images, anomalous = (sum(column) for column in zip(*counts.values(), strict=True))
-    table.add_row("mean", str(images), str(anomalous), *_percent(results["mean"]), style="bold")
+    table.add_row(
+        "mean", str(images), str(anomalous), *percent(results["mean"].values()), style="bold"
+    )
     return table
+
+
+def selection_warning(protocol: Mapping[str, object]) -> str | None:
+    """Return what must be said beside figures whose epoch was chosen by the test images."""
+    if protocol.get("select") != "best_test":
+        return None
+    return "EPOCH CHOSEN BY THE TEST IMAGES (select best_test): the figures are too good"
 
 
 def figures_rows(results: Results) -> Iterator[list[str | float | None]]:
     """Yield one row a category and the mean: its name, then the fractions in their order."""
     for category, figures in [*results["categories"].items(), ("mean", results["mean"])]:
-        yield [category, *(figures[name] for name in FIGURES)]
+        yield [category, *(figures[name] for name in results["mean"])]
 
 
 def percent(values: Iterable[float | None]) -> list[str]:
     """Return fractions as percent, undefined ones as a dash."""
     return ["–" if value is None else f"{100 * value:.1f}" for value in values]
-
-
-def _percent(figures: Figures) -> list[str]:
-    return percent(figures[name] for name in FIGURES)

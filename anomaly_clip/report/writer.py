@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -18,17 +18,28 @@ from torch import Tensor
 from anomaly_clip.data.dataset import AnomalyData, Sample
 from anomaly_clip.files import atomic_path
 from anomaly_clip.methods.base import AnomalyMethod, Exporter
-from anomaly_clip.metrics.evaluator import FIGURES, Results
+from anomaly_clip.methods.linear_probe import LinearProbe
+from anomaly_clip.metrics.evaluator import Results
 from anomaly_clip.progress import say
 from anomaly_clip.records import DEMO, Batch, Scores, WeightsRecord
+from anomaly_clip.report.confusion import write_confusion
 from anomaly_clip.report.drawing import draw_kept
 from anomaly_clip.report.kept_maps import KeptMaps, Ranges, Rows, merged, picture_names
 from anomaly_clip.report.page import PagePicture, write_page
-from anomaly_clip.report.tables import DEMO_REMARK, RANDOM_WARNING, figures_rows, figures_table
+from anomaly_clip.report.tables import (
+    DEMO_REMARK,
+    RANDOM_WARNING,
+    figures_rows,
+    figures_table,
+    selection_warning,
+)
 from anomaly_clip.report.watched import Watched
 from anomaly_clip.runs import create_run_folder, versions, write_csv, write_json
 
-__all__ = ["RunWriter", "remark_on"]
+__all__ = ["Measured", "RunWriter", "remark_on"]
+
+Measured: TypeAlias = AnomalyMethod | LinearProbe
+"""Whose test ends in figures."""
 
 
 class RunWriter(Callback):
@@ -141,7 +152,9 @@ class RunWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the scores, and the maps if they are to be drawn."""
+        """Keep the scores, and maps if they are to be drawn; of several passes, of the first."""
+        if dataloader_idx > 0:
+            return
         self._keep(trainer, pl_module, outputs, batch, draw=bool(self.maps))
 
     def on_predict_batch_end(
@@ -158,6 +171,8 @@ class RunWriter(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write figures, scores and pictures; print the table."""
+        if isinstance(pl_module, LinearProbe) and pl_module.results is not None:
+            self._end_classification(trainer, pl_module, pl_module.results)
         if not isinstance(pl_module, AnomalyMethod) or pl_module.results is None:
             return
         images = pl_module.evaluator.images
@@ -168,7 +183,7 @@ class RunWriter(Callback):
         rows, ranges, unseen = self._merge(trainer)
         if trainer.is_global_zero:  # before the pictures, which take longest and can be interrupted
             self._write_scores(pl_module, rows)
-            self._write_figures(trainer, pl_module, pl_module.results, rows, unseen)
+            self._write_detection(trainer, pl_module, pl_module.results, rows, unseen)
         self._write_maps(trainer, pl_module, ranges, draw=bool(self.maps))
         if trainer.is_global_zero:
             say(f"results: {self.folder}")
@@ -177,15 +192,18 @@ class RunWriter(Callback):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write scores and pictures."""
-        if not isinstance(pl_module, AnomalyMethod):
+        if not isinstance(pl_module, Measured):
             return
         rows, ranges, _ = self._merge(trainer)
         if trainer.is_global_zero:
             self._write_scores(pl_module, rows)
-        self._write_maps(trainer, pl_module, ranges, draw=self.maps is not False)
+        if isinstance(pl_module, AnomalyMethod):
+            self._write_maps(trainer, pl_module, ranges, draw=self.maps is not False)
+        else:
+            self._clear(trainer)
         if trainer.is_global_zero:
             say(f"{len(rows)} images scored: {self.folder}")
-            if self.maps is not False:
+            if self.maps is not False and isinstance(pl_module, AnomalyMethod):
                 self._write_page(trainer, pl_module, rows)
 
     def on_exception(
@@ -217,6 +235,9 @@ class RunWriter(Callback):
     def _keep(
         self, trainer: Trainer, method: LightningModule, outputs: Any, batch: Batch, draw: bool
     ) -> None:
+        if isinstance(method, LinearProbe):
+            described = method.rows(outputs, batch)
+            self._rows.update(zip(batch["index"].tolist(), described, strict=True))
         if not isinstance(method, AnomalyMethod):
             return
         labelled = _data(trainer).has_labels
@@ -258,8 +279,8 @@ class RunWriter(Callback):
             ranges.append(part["ranges"])
         return dict(sorted(rows.items())), merged(ranges), len(unseen)
 
-    def _write_scores(self, method: AnomalyMethod, rows: Rows) -> None:
-        if method.reference_paths:
+    def _write_scores(self, method: Measured, rows: Rows) -> None:
+        if isinstance(method, AnomalyMethod) and method.reference_paths:
             write_json(self.folder / "references.json", method.reference_paths)
         header = [*next(iter(rows.values())), "weights"] if rows else ["path"]
         label = _weights_label(method)
@@ -281,9 +302,14 @@ class RunWriter(Callback):
             for index in kept.indices:
                 with atomic_path(self.folder / "raw_maps" / f"{names[index]}.npy") as temporary:
                     np.save(temporary, kept.load(index)["map"].astype(np.float16))
+        self._clear(trainer)
+
+    def _clear(self, trainer: Trainer) -> None:
+        """Remove what was kept for later, when all processes are done with it."""
+        assert self._kept is not None
         trainer.strategy.barrier("pictures are drawn")
         if trainer.is_global_zero:
-            kept.clear()
+            self._kept.clear()
 
     def _write_page(
         self,
@@ -311,47 +337,84 @@ class RunWriter(Callback):
         stage = "test" if results is not None else "predict"
         title = f"{type(method).__name__} on {data.dataset_name}, {stage}"
         remark = remark_on(method.weights)
-        notes = [] if remark is None else [remark]
+        selected = selection_warning(method.protocol())
+        notes = [note for note in (remark, selected) if note is not None]
         listed = len(self._samples(trainer))
         if len(rows) < listed:
             notes.append(f"PARTIAL: {len(rows)} of {listed} images")
         write_page(page, title, pictures, notes=notes, results=results, has_masks=data.has_masks)
         say(f"look at: {page}")
 
+    def _write_detection(
+        self, trainer: Trainer, method: AnomalyMethod, results: Results, rows: Rows, unseen: int
+    ) -> None:
+        settings, borrowed = method.evaluator_settings, method.borrowed
+        own = {
+            **({} if borrowed is None else {"auxiliary": None}),  # it is not known what from
+            "fitted": method.must_be_fitted or borrowed is not None,
+            "borrowed": borrowed,
+            # Masks that are empty, or that resizing or a crop emptied.
+            "anomalous_without_pixels": unseen,
+            "pixels": settings.pixels,
+            "pro_steps": settings.pro_steps,
+            "fpr_limit": settings.fpr_limit,
+        }
+        if borrowed is not None:
+            own["overlap"] = None  # nothing of the data set was learnt from
+        steps = settings.pro_steps
+        form = "over all thresholds" if steps is None else f"in {steps} steps"
+        self._write_figures(trainer, method, results, rows, own, f"; PRO {form}")
+
+    def _end_classification(self, trainer: Trainer, probe: LinearProbe, results: Results) -> None:
+        """Write figures, what was said of each image, and the confusion; print the table."""
+        rows, _, _ = self._merge(trainer)
+        if trainer.is_global_zero:
+            how = f"; backbone {'frozen' if probe.frozen else 'trained'}"
+            self._write_scores(probe, rows)
+            self._write_figures(trainer, probe, results, rows, {"fitted": True}, how)
+            assert probe.confusion is not None
+            title = f"LinearProbe on {_data(trainer).dataset_name}, {len(rows)} test images{how}"
+            names = probe.target_names
+            write_confusion(self.folder, probe.confusion.numpy(), names, title, _warning(probe))
+            say(f"results: {self.folder}")
+        self._clear(trainer)
+
     def _write_figures(
         self,
         trainer: Trainer,
-        method: AnomalyMethod,
+        method: Measured,
         results: Results,
         rows: Rows,
-        unseen: int,
+        own: Mapping[str, Any],
+        how: str,
     ) -> None:
-        data, settings = _data(trainer), method.evaluator_settings
+        """Write ``metrics.json`` and ``metrics.csv``; print the table.
+
+        Args:
+            trainer: Has the data.
+            method: What was tested.
+            results: Its figures.
+            rows: The images.
+            own: What figures of this kind depend on.
+            how: What the table's title says of that.
+        """
+        data = _data(trainer)
         counts = {
             name: (len(labels), sum(labels))
             for name in results["categories"]
             if (labels := [row["label"] for row in rows.values() if row["category"] == name])
         }
         listed = len(data.samples("test"))
-        borrowed = method.borrowed
         run = {
             "method": type(method).__name__,
             "weights": method.weights,
             "protocol": {
                 **data.protocol(),
                 **method.protocol(),
-                **({} if borrowed is None else {"auxiliary": None}),  # it is not known what from
                 "split": "test",
-                "fitted": method.must_be_fitted or borrowed is not None,
-                "borrowed": borrowed,
                 "complete": len(rows) == listed,
-                # None where nothing of the data set was learnt from.
-                "overlap": None if borrowed is not None else _overlap(method, data),
-                # Masks that are empty, or that resizing or a crop emptied.
-                "anomalous_without_pixels": unseen,
-                "pixels": settings.pixels,
-                "pro_steps": settings.pro_steps,
-                "fpr_limit": settings.fpr_limit,
+                **({} if "overlap" in own else {"overlap": _overlap(method, data)}),
+                **own,
                 "images": {name: images for name, (images, _) in counts.items()},
                 "anomalous": {name: anomalous for name, (_, anomalous) in counts.items()},
             },
@@ -362,12 +425,13 @@ class RunWriter(Callback):
         write_json(self.folder / "metrics.json", {**results, "run": run})
         label = _weights_label(method)
         table = ([*row, label] for row in figures_rows(results))
-        write_csv(self.folder / "metrics.csv", ["category", *FIGURES, "weights"], table)
-        steps = settings.pro_steps
-        form = "over all thresholds" if steps is None else f"in {steps} steps"
-        title = f"{type(method).__name__} on {data.dataset_name}, test; PRO {form}"
+        write_csv(self.folder / "metrics.csv", ["category", *results["mean"], "weights"], table)
+        title = f"{type(method).__name__} on {data.dataset_name}, test{how}"
         if len(rows) < listed:
             title += f"\nPARTIAL: {len(rows)} of {listed} images"
+        selected = selection_warning(method.protocol())
+        if selected is not None:
+            title += f"\n{selected}"
         Console().print(
             figures_table(results, title, counts, _is_random(method), remark_on(method.weights))
         )
@@ -377,7 +441,7 @@ class RunWriter(Callback):
         data = getattr(trainer, "datamodule", None)
         if isinstance(data, AnomalyData):
             said.append(f"{data.dataset_name} {data.root}: {data.summary(stage)}")
-        if isinstance(module, AnomalyMethod):
+        if isinstance(module, Measured):
             weights = module.weights
             source = "RANDOM" if weights["random"] else weights["pretrained"]
             said.append(f"{weights['backbone']} weights {source}")
@@ -390,7 +454,7 @@ class RunWriter(Callback):
         return _data(trainer).samples("test")
 
 
-def _overlap(method: AnomalyMethod, data: AnomalyData) -> int | None:
+def _overlap(method: Measured, data: AnomalyData) -> int | None:
     """Return how many test images are among the training images; None if there are none of them."""
     if not method.can_be_fitted and not data.has_shots:
         return None
@@ -407,7 +471,7 @@ def _data(trainer: Trainer) -> AnomalyData:
 
 
 def _is_random(module: LightningModule) -> bool:
-    return isinstance(module, AnomalyMethod) and module.weights["random"]
+    return isinstance(module, Measured) and module.weights["random"]
 
 
 def _is_watched(trainer: Trainer) -> bool:
@@ -427,5 +491,5 @@ def remark_on(weights: WeightsRecord) -> str | None:
     return DEMO_REMARK if weights["pretrained"] == DEMO else None
 
 
-def _weights_label(method: AnomalyMethod) -> str:
+def _weights_label(method: Measured) -> str:
     return "random" if method.weights["random"] else method.weights["pretrained"]

@@ -1,0 +1,560 @@
+"""Linear probe (Table 3 of TAB, arXiv 2312.09480): do a backbone's features tell classes apart?
+
+One linear layer on the pooled features of a ResNet, which stays as it is (frozen: features are
+computed once) or is trained with it. The paper says no more; optimiser, schedule and split are our
+choice (specification of the detectors, section 6).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback, LightningModule
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.utils.data import DataLoader, Subset
+from torchmetrics import MetricCollection
+
+from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings, load_network
+from anomaly_clip.backbones.fingerprint import fingerprint
+from anomaly_clip.data.dataset import AnomalyData
+from anomaly_clip.data.samples import Sample, SampleDataset
+from anomaly_clip.data.wafer import MixedWM38
+from anomaly_clip.methods.base import frozen_dtype
+from anomaly_clip.metrics.classification import CLASS_FIGURES, CONFUSION, Targets, class_metrics
+from anomaly_clip.metrics.evaluator import Results, with_means
+from anomaly_clip.progress import track
+from anomaly_clip.records import RANDOM, Batch, WeightsRecord
+from anomaly_clip.waiting import WaitingShare
+
+__all__ = ["LinearProbe", "ProbeOptim"]
+
+POOLED = "pooled"
+LR = {True: 0.1, False: 0.01}
+WEIGHT_DECAY = {True: 0.0, False: 1e-4}
+"""By whether the backbone is frozen."""
+
+
+@dataclass(frozen=True)
+class ProbeOptim:
+    """SGD and its schedule.
+
+    Args:
+        lr: Learning rate at the start; null: 0.1 for a frozen backbone, else 0.01.
+        momentum: Of SGD.
+        weight_decay: Null: 0 for a frozen backbone, else 1e-4.
+        schedule: cosine: down to 0 at the last step. none: a constant rate.
+    """
+
+    lr: float | None = None
+    momentum: float = 0.9
+    weight_decay: float | None = None
+    schedule: Literal["cosine", "none"] = "cosine"
+
+    def __post_init__(self) -> None:
+        if self.lr is not None and not self.lr > 0:
+            raise ValueError(f"model.optim.lr must be above 0, got {self.lr}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"model.optim.momentum must be in [0, 1), got {self.momentum}")
+        if self.weight_decay is not None and not self.weight_decay >= 0:
+            raise ValueError(f"model.optim.weight_decay must be 0 or more, got {self.weight_decay}")
+
+    def of(self, frozen: bool) -> ProbeOptim:
+        """Return the settings with the values that null stands for."""
+        lr = LR[frozen] if self.lr is None else self.lr
+        decay = WEIGHT_DECAY[frozen] if self.weight_decay is None else self.weight_decay
+        return replace(self, lr=lr, weight_decay=decay)
+
+
+class LinearProbe(LightningModule):
+    """Tell the classes of a data set apart with a linear layer; see the module.
+
+    The data module says what the classes are (``data.targets``): single, one class an image, with
+    softmax and cross-entropy; multi, several patterns an image, with a sigmoid each.
+
+    Args:
+        backbone: Which ResNet, and where its weights come from; of another network its ``layers``
+            name the one to read, without positions.
+        image_size: Side of the images, in pixels.
+        frozen: Whether the backbone stays as it is, in evaluation mode, or is trained, with images
+            flipped at random.
+        cache_features: Whether a frozen backbone looks once at each image, at the start of ``fit``,
+            and its features are kept in memory (512 numbers an image); or in every epoch again.
+        optim: Optimiser and schedule.
+        seed: Draws the layer's start and the flips.
+    """
+
+    must_be_fitted: ClassVar[bool] = True
+    can_be_fitted: ClassVar[bool] = True
+    free_arguments: ClassVar[frozenset[str]] = frozenset({"cache_features"})
+    """Arguments that may differ from those of a checkpoint: they change no weight."""
+    head: nn.Linear
+    """Made when the classes are known."""
+    metrics: MetricCollection
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: CNNSettings | CNNBackbone = CNNSettings(),
+        image_size: int = 224,
+        frozen: bool = True,
+        cache_features: bool = True,
+        optim: ProbeOptim = ProbeOptim(),
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if image_size < 32:
+            raise ValueError(f"model.image_size must be 32 or more, got {image_size}")
+        if seed < 0:
+            raise ValueError(f"model.seed must be 0 or more, got {seed}")
+        if isinstance(backbone, CNNBackbone):
+            self.settings = backbone.settings
+        else:
+            # Plain dictionaries come from checkpoints.
+            self.settings = (
+                backbone if isinstance(backbone, CNNSettings) else CNNSettings(**backbone)
+            )
+        self.image_size = image_size
+        self.frozen = frozen
+        self.cache_features = cache_features
+        self.optim = optim if isinstance(optim, ProbeOptim) else ProbeOptim(**optim)
+        self.seed = seed
+        self.full_batches = not frozen
+        """Whether what is left of an epoch is left out: BatchNorm cannot do with one image."""
+        if frozen:
+            self._take(backbone)
+        else:
+            self._make_encoder()
+        self.target_names: list[str] = []
+        """The classes, in the order of the layer's outputs, once they are known."""
+        self.targets: Targets = "single"
+        self.epochs: int | None = None
+        """How many epochs were trained, if a checkpoint was loaded."""
+        self.results: Results | None = None
+        """The figures of the last evaluation."""
+        self.confusion: Tensor | None = None
+        """What they come from: ``(K, K)``, rows true and columns predicted; or ``(K, 2, 2)``."""
+        self.save_hyperparameters(
+            {
+                "backbone": asdict(self.settings),
+                "image_size": image_size,
+                "frozen": frozen,
+                "cache_features": cache_features,
+                "optim": asdict(self.optim),
+                "seed": seed,
+            }
+        )
+
+    # -- the network -----------------------------------------------------------------------------
+
+    def _take(self, backbone: CNNSettings | CNNBackbone) -> None:
+        """Take a frozen backbone."""
+        [layer] = self._layers()
+        if isinstance(backbone, CNNBackbone):
+            self.backbone = backbone
+        else:
+            self.backbone = CNNBackbone.of(replace(self.settings, layers=[layer]))
+        if layer not in self.backbone.channels or layer in self.backbone.strides:
+            raise ValueError(
+                f"model.backbone.layers [{layer}]: LinearProbe reads features without positions, "
+                f"as pooled"
+            )
+        self.layer, self.width = layer, self.backbone.channels[layer]
+
+    def _make_encoder(self) -> None:
+        """Make the ResNet that is trained; a fit loads what it starts from, a checkpoint brings it.
+
+        Raises:
+            ValueError: If the network is none.
+        """
+        name = self.settings.name
+        self.encoder = load_network(name, RANDOM)
+        is_resnet = all(hasattr(self.encoder, part) for part in ("conv1", "layer4", "fc"))
+        if not is_resnet or self._layers() != [POOLED]:
+            raise ValueError(
+                f"model.backbone.name {name}: LinearProbe trains ResNets, and reads their pooled "
+                f"features: take one, or set model.frozen to true"
+            )
+        self.width = int(self.encoder.fc.weight.shape[1])  # type: ignore[union-attr,index]
+        self.encoder.fc = nn.Identity()
+        for key, values in (("mean", self.settings.mean), ("std", self.settings.std)):
+            self.register_buffer(key, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+        random = self.settings.weights == RANDOM
+        self._start = WeightsRecord(
+            backbone=name, pretrained=self.settings.weights, random=random, sha256=None
+        )
+
+    def _layers(self) -> list[str]:
+        layers = self.settings.layers or [POOLED]
+        if len(layers) != 1:
+            raise ValueError(f"model.backbone.layers {layers}: LinearProbe reads one, as pooled")
+        return list(layers)
+
+    @property
+    def weights(self) -> WeightsRecord:
+        """Which weights are probed; of a network that is trained, those that it started from."""
+        return self.backbone.weights if self.frozen else self._start
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """Return the features ``(B, C)`` of uint8 images ``(B, 3, H, W)``."""
+        if self.frozen:
+            with torch.no_grad():
+                features: Tensor = self.backbone(images)[self.layer]
+            return features
+        trained: Tensor = self.encoder((images / 255 - self.mean) / self.std)
+        return trained
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Return float32 ``(B, K)`` of features ``(B, C)``."""
+        with torch.autocast(self.device.type, enabled=False):
+            logits: Tensor = self.head(features.to(self.head.weight.dtype))
+        return logits.float()
+
+    # -- the classes -----------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Ask the data for its classes; make the linear layer, load what training starts from.
+
+        Raises:
+            FileNotFoundError: If weights are neither at hand nor to be had.
+            ValueError: If the data has no classes, others than before, or none of one of them.
+        """
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, AnomalyData):
+            raise ValueError("LinearProbe needs a data module of anomaly_clip.data (datamodule=)")
+        if not isinstance(data, MixedWM38):
+            raise ValueError(
+                f"LinearProbe learns which class an image is of, and {data.dataset_name} has no "
+                f"targets: use --data MixedWM38"
+            )
+        if data.auxiliary is not None or data.synthesis is not None:
+            raise ValueError(
+                "LinearProbe learns from labelled training images alone: leave out "
+                f"data.{'synthesis' if data.auxiliary is None else 'auxiliary'}"
+            )
+        self._know(data.targets, data.target_names, f"data.root {data.root}")
+        if stage == "fit":
+            self._check_shown(data, "training", data.fit_samples())
+        self._check_shown(data, "test", data.samples("test"))
+        self.metrics = class_metrics(self.targets, len(self.target_names))
+        if self.frozen:
+            dtype = frozen_dtype(str(self.trainer.precision), self.trainer.strategy.root_device)
+            if dtype is not None:
+                self.backbone.cast(dtype)
+        elif stage == "fit" and not self._start["random"]:
+            start = load_network(self.settings.name, self.settings.weights)
+            start.fc = nn.Identity()
+            self.encoder.load_state_dict(start.state_dict())
+            self._start["sha256"] = fingerprint(self.encoder)
+
+    def _know(self, targets: Targets, names: list[str], whose: str) -> None:
+        """Take the classes, and make the layer for them; or compare them with those known.
+
+        Raises:
+            ValueError: If they are others, or fewer than two.
+        """
+        if self.target_names:
+            check_same((self.targets, self.target_names), (targets, names), whose)
+            return
+        if len(names) < 2:
+            raise ValueError(f"LinearProbe tells classes apart, and {whose} has {len(names)}")
+        self.targets, self.target_names = targets, list(names)
+        with torch.random.fork_rng(devices=[]):
+            # The start depends on the seed alone, not on what was drawn before.
+            torch.manual_seed(self.seed)
+            self.head = nn.Linear(self.width, len(names))
+
+    def _check_shown(self, data: MixedWM38, split: str, samples: list[Sample]) -> None:
+        """Check that a split shows all classes.
+
+        Raises:
+            ValueError: If it does not.
+        """
+        shown = {column for s in samples for column, is_on in enumerate(s.target or ()) if is_on}
+        missing = [name for column, name in enumerate(self.target_names) if column not in shown]
+        if missing:
+            way = "raise data.test_share, or draw another data.split_seed"
+            if split == "training":
+                way = "draw another data.split_seed"
+            if split == "training" and data.has_shots:
+                way = "leave out data.shots and data.fraction, which take normal maps alone"
+            more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+            raise ValueError(
+                f"data.root {data.root}: class {missing[0]}{more} has no {split} map: {way}"
+            )
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Return one that logs how long the training waits for images."""
+        return [WaitingShare()]
+
+    # -- the training ----------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        """Let a frozen backbone look at all images, once; see ``cache_features``."""
+        data: AnomalyData = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not (self.frozen and self.cache_features) or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        for dataset in (data.fit_dataset(), data.validation_dataset()):
+            if isinstance(dataset, SampleDataset):
+                dataset.features = FeatureTable(self._pooled_of_all(dataset, data))
+
+    def _pooled_of_all(self, dataset: SampleDataset, data: AnomalyData) -> Tensor:
+        """Return the features of all images, float32 ``(n, C)``; processes share the work."""
+        world, rank = self.trainer.world_size, self.trainer.global_rank
+        rows = range(rank, len(dataset), world)
+        loader = DataLoader(Subset(dataset, rows), data.batch_size, num_workers=data.num_workers)
+        each = math.ceil(len(dataset) / world)
+        own = torch.zeros(each, self.width, device=self.device)  # as many on each process
+        done = 0
+        for batch in track(loader, "encoding", total=len(loader)):
+            features = self.pooled(batch["image"].to(self.device)).float()
+            own[done : done + len(features)] = features
+            done += len(features)
+        gathered = self.all_gather(own)
+        assert isinstance(gathered, Tensor)
+        table = gathered.reshape(world, each, self.width).transpose(0, 1)
+        return table.reshape(world * each, self.width)[: len(dataset)].cpu()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch."""
+        if "features" in batch:
+            features = batch["features"][POOLED]
+        else:
+            images = batch["image"]
+            features = self.pooled(images if self.frozen else self._flipped(images, batch["index"]))
+        logits = self.logits(features)
+        target = self._target(batch)
+        if self.targets == "single":
+            loss = F.cross_entropy(logits, target)
+            right = logits.argmax(dim=1) == target
+        else:
+            loss = F.binary_cross_entropy_with_logits(logits, target.float())
+            right = ((logits > 0) == target.bool()).all(dim=1)
+        count = len(target)
+        accuracy = right.float().mean()
+        options: dict[str, Any] = {"batch_size": count, "sync_dist": True}
+        self.log("train/accuracy", accuracy, on_step=False, on_epoch=True, **options)
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=count)
+        return loss
+
+    def _target(self, batch: Batch) -> Tensor:
+        """Return int64 classes ``(B,)``, or which patterns there are, int64 ``(B, K)``."""
+        target = batch["target"].long()
+        return target.argmax(dim=1) if self.targets == "single" else target
+
+    def _flipped(self, images: Tensor, index: Tensor) -> Tensor:
+        """Flip images ``(B, 3, H, W)`` in one direction, both or none: the patterns stay theirs."""
+        seeds = [[self.seed, self.current_epoch, row] for row in index.tolist()]
+        drawn = np.stack([np.random.default_rng(seed).random(2) < 0.5 for seed in seeds])
+        for axis in (0, 1):
+            chosen = torch.from_numpy(drawn[:, axis]).to(images.device)
+            images = torch.where(chosen.view(-1, 1, 1, 1), images.flip(2 + axis), images)
+        return images
+
+    def configure_optimizers(self) -> Any:
+        """Return SGD, and a rate that falls along a cosine.
+
+        Raises:
+            ValueError: If the end of the training is not known.
+        """
+        settings = self.optim.of(self.frozen)
+        assert settings.lr is not None
+        assert settings.weight_decay is not None
+        optimizer = torch.optim.SGD(
+            [p for p in self.parameters() if p.requires_grad],
+            settings.lr,
+            settings.momentum,
+            weight_decay=settings.weight_decay,
+        )
+        if settings.schedule == "none":
+            return optimizer
+        steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            raise ValueError(
+                "LinearProbe lowers its rate towards the end, which must be known: give "
+                "trainer.max_epochs, or set model.optim.schedule to none"
+            )
+        schedule = CosineAnnealingLR(optimizer, max(1, int(steps)))
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    # -- figures ---------------------------------------------------------------------------------
+
+    def probabilities(self, batch: Batch) -> Tensor:
+        """Return the classes' probabilities, float32 ``(B, K)``.
+
+        Raises:
+            ValueError: If there are none, as the training has diverged.
+        """
+        cached = "features" in batch
+        features = batch["features"][POOLED] if cached else self.pooled(batch["image"])
+        logits = self.logits(features)
+        finite = logits.isfinite().all(dim=1)
+        if not finite.all():
+            path = batch["path"][int((~finite).nonzero()[0])]
+            raise ValueError(
+                f"{path}: what the probe says of it is NaN or infinite: fit again with a lower "
+                f"model.optim.lr"
+            )
+        return logits.softmax(dim=1) if self.targets == "single" else logits.sigmoid()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the probabilities of a batch and count them."""
+        return self._evaluate(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the probabilities of a batch and count them."""
+        return self._evaluate(batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the probabilities of a batch."""
+        return self.probabilities(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Compute and log the figures as ``val/...``."""
+        self._finish("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Compute and log the figures as ``test/...``."""
+        self._finish("test")
+
+    def _evaluate(self, batch: Batch) -> Tensor:
+        probabilities = self.probabilities(batch)
+        self.metrics.update(probabilities, self._target(batch))
+        return probabilities
+
+    def _finish(self, prefix: str) -> None:
+        found = self.metrics.compute()
+        self.metrics.reset()
+        self.confusion = found[CONFUSION].cpu()
+        figures: dict[str, float | None] = {name: float(found[name]) for name in CLASS_FIGURES}
+        [category] = self.trainer.datamodule.categories  # type: ignore[attr-defined]
+        self.results = with_means({category: figures}, {})
+        named = {f"{prefix}/{name}": float(found[name]) for name in CLASS_FIGURES}
+        if self.weights["random"]:
+            named[f"{prefix}/random_weights"] = 1.0  # so that no log shows figures without it
+        self.log_dict(named, rank_zero_only=True)
+
+    def rows(self, probabilities: Tensor, batch: Batch) -> list[dict[str, Any]]:
+        """Return what is written of each image: what it shows, what the probe says, how surely.
+
+        Args:
+            probabilities: ``(B, K)``, what a step returned.
+            batch: Its images.
+        """
+        found = []
+        for place, values in enumerate(probabilities.tolist()):
+            true = batch["target"][place].tolist()
+            row: dict[str, Any] = {
+                "path": batch["path"][place],
+                "category": batch["category"][place],
+                "label": int(batch["label"][place]),
+            }
+            if self.targets == "single":
+                best = int(np.argmax(values))
+                row |= {"true": self.target_names[true.index(True)]}
+                row |= {"predicted": self.target_names[best], "probability": values[best]}
+            else:
+                row |= {"true": self._joined(true)}
+                row |= {"predicted": self._joined([value > 0.5 for value in values])}
+                row |= dict(zip(self.target_names, values, strict=True))
+            found.append(row)
+        return found
+
+    def _joined(self, shown: list[bool]) -> str:
+        names = [name for name, is_shown in zip(self.target_names, shown, strict=True) if is_shown]
+        return "+".join(names) or "good"
+
+    def protocol(self) -> dict[str, Any]:
+        """Return what of the probe its figures depend on and belongs beside them."""
+        return {
+            "frozen": self.frozen,
+            "classes": len(self.target_names),
+            "optim": asdict(self.optim.of(self.frozen)),
+            "epochs": self.epochs,
+        }
+
+    # -- what is kept ----------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the classes; leave a frozen backbone out, and keep what identifies it."""
+        made: dict[str, Any] = {"targets": self.targets, "names": self.target_names}
+        made["weights"] = dict(self.weights)
+        if self.frozen:
+            made["identity"] = self.backbone.identity
+            state = checkpoint["state_dict"].items()
+            checkpoint["state_dict"] = {k: v for k, v in state if not k.startswith("backbone.")}
+        checkpoint["probe"] = made
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Compare the classes, or make the layer for them; put a frozen backbone in its place.
+
+        Raises:
+            ValueError: If the checkpoint was made on other classes, or another backbone.
+        """
+        made = checkpoint["probe"]
+        weights: WeightsRecord = made["weights"]
+        fitted = made["targets"], made["names"]
+        if self.target_names:
+            check_same(fitted, (self.targets, self.target_names), "the data")
+        else:  # loaded without a trainer
+            self._know(*fitted, "the checkpoint")
+        self.epochs = checkpoint.get("epoch")
+        if not self.frozen:
+            self._start = weights
+            return
+        if made["identity"] != self.backbone.identity:
+            here = self.weights
+            raise ValueError(
+                f"the checkpoint was made on {weights['backbone']} with {weights['pretrained']}, "
+                f"not on {here['backbone']} with {here['pretrained']}, or on other tensors of that "
+                f"name"
+            )
+        own = {k: v for k, v in self.state_dict().items() if k.startswith("backbone.")}
+        checkpoint["state_dict"] = {**checkpoint["state_dict"], **own}
+
+
+class FeatureTable:
+    """Features of a data set's rows, in memory; travels to loading processes.
+
+    Args:
+        table: ``(n, C)``.
+    """
+
+    def __init__(self, table: Tensor) -> None:
+        self.table = table
+
+    def load(self, row: int) -> dict[str, Tensor]:
+        """Return the features of a row."""
+        return {POOLED: self.table[row]}
+
+
+def check_same(
+    fitted: tuple[Targets, list[str]], asked: tuple[Targets, list[str]], whose: str
+) -> None:
+    """Check that a probe meets the classes that it was fitted with.
+
+    Raises:
+        ValueError: If they are others.
+    """
+    (kind, names), (asked_kind, asked_names) = fitted, asked
+    if kind != asked_kind:
+        raise ValueError(
+            f"the probe was fitted with data.targets {kind} ({len(names)} classes), and {whose} is "
+            f"read with data.targets {asked_kind} ({len(asked_names)}): set it to {kind}, or fit "
+            f"again"
+        )
+    if names != asked_names:
+        odd = sorted(set(names) ^ set(asked_names))
+        raise ValueError(
+            f"the probe was fitted with {len(names)} classes, and {whose} has "
+            f"{len(asked_names)}: only one of them knows {odd[0]}"
+        )

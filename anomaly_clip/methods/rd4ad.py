@@ -1,0 +1,299 @@
+"""RD4AD (arXiv 2201.10703): a student repeats a teacher's features from a bottleneck, backwards.
+
+The teacher is a frozen CNN. Its three stages are squeezed into one small embedding, from which the
+student, the teacher's mirror image, gives them back. It learns that of normal images only; where it
+fails, something is anomalous. Settings are those of the public code (section 2 of the
+specification).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import pairwise
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1, conv3x3
+
+from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
+from anomaly_clip.maps import gaussian_blur, image_score, resize_maps
+from anomaly_clip.methods.cnn_method import Select, TrainedMethod
+from anomaly_clip.metrics.evaluator import EvaluatorSettings
+from anomaly_clip.records import Batch, Scores
+
+__all__ = ["RD4AD", "level_maps", "reverse_distillation_loss"]
+
+LEVELS = 3
+
+
+class RD4AD(TrainedMethod):
+    """Reverse distillation (RD4AD, section 2 of the specification).
+
+    Args:
+        backbone: The teacher; the layers below are taken of it, unless it names others.
+        image_size: Side of its images, in pixels.
+        layers: Three stages, finest first, each half as fine as the one before.
+        amap_mode: How the levels' maps become one: add (as published) or multiply.
+        sigma: Gaussian blur of the map, in pixels.
+        lr: Learning rate of Adam, whose betas are 0.5 and 0.999.
+        select: last, as published; best_test: the epoch with the best image AUROC on the test
+            images.
+        seed: Draws the weights that the training starts from.
+        evaluator: How figures are computed.
+    """
+
+    free_arguments: ClassVar[frozenset[str]] = frozenset({"evaluator", "amap_mode", "sigma"})
+
+    def __init__(
+        self,
+        backbone: CNNSettings | CNNBackbone = CNNSettings(),
+        image_size: int = 256,
+        layers: Sequence[str] = ("layer1", "layer2", "layer3"),
+        amap_mode: Literal["add", "multiply"] = "add",
+        sigma: float = 4.0,
+        lr: float = 5e-3,
+        select: Select = "last",
+        seed: int = 0,
+        evaluator: EvaluatorSettings = EvaluatorSettings(),
+    ) -> None:
+        super().__init__(backbone, layers, image_size, select, evaluator)
+        self.layers = self.check_layers(layers)
+        sizes = self._sizes(image_size)
+        if len(sizes) != LEVELS or not _halving(sizes):
+            raise ValueError(
+                f"model.layers {self.layers} of {self.asked_backbone.name} are {sizes} positions "
+                f"wide at model.image_size {image_size}: RD4AD takes three, each half as wide as "
+                f"the one before, the last even"
+            )
+        if not sigma >= 0:
+            raise ValueError(f"model.sigma must be 0 or more, got {sigma}")
+        if not lr > 0:
+            raise ValueError(f"model.lr must be above 0, got {lr}")
+        self.amap_mode = amap_mode
+        self.sigma = sigma
+        self.lr = lr
+        channels = [self.backbone.channels[layer] for layer in self.layers]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # alone decides, not what was drawn for the backbone
+            self.bottleneck = Squeeze(channels, self.asked_backbone.name)
+            self.student = Student(channels, self.asked_backbone.name)
+        self.save_hyperparameters(ignore=["backbone", "layers", "evaluator"])
+        self.save_hyperparameters(
+            {"backbone": asdict(self.asked_backbone), "layers": list(self.layers)}
+        )
+
+    def _sizes(self, image_size: int) -> list[int]:
+        """Return how many positions a side each layer has."""
+        with torch.no_grad():
+            found = self.backbone(torch.zeros(1, 3, image_size, image_size))
+        return [int(found[layer].shape[-1]) for layer in self.layers]
+
+    def features(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return what teacher and student say of images, level by level, ``(B, C, h, w)`` each."""
+        found = self.backbone(images)
+        teacher = [found[layer].to(self.dtype) for layer in self.layers]
+        return teacher, self.student(self.bottleneck(teacher))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch of normal images."""
+        teacher, student = self.features(batch["image"])
+        with torch.autocast(self.device.type, enabled=False):
+            loss = reverse_distillation_loss(teacher, student)
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["image"]))
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return Adam; the rate stays as it is."""
+        trained = [*self.bottleneck.parameters(), *self.student.parameters()]
+        return torch.optim.Adam(trained, lr=self.lr, betas=(0.5, 0.999))
+
+    @torch.no_grad()
+    def score(self, images: Tensor, categories: list[str]) -> Scores:
+        """Score images ``(B, 3, H, W)``: where the student gives other features back."""
+        self.check_trained()
+        teacher, student = self.features(images)
+        size = (images.shape[-2], images.shape[-1])
+        with torch.autocast(self.device.type, enabled=False):
+            maps = level_maps(teacher, student, size)
+            joined = maps.sum(dim=1) if self.amap_mode == "add" else maps.prod(dim=1)
+            joined = gaussian_blur(joined, self.sigma)
+        return Scores(image_score=image_score(joined, "max"), anomaly_map=joined)
+
+
+def reverse_distillation_loss(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
+    """Return the sum over levels of one minus the cosine of an image's features as one vector.
+
+    Args:
+        teacher: A level's features ``(B, C, h, w)`` each.
+        student: The same.
+    """
+    losses = [
+        1 - F.cosine_similarity(a.float().flatten(1), b.float().flatten(1)).mean()
+        for a, b in zip(teacher, student, strict=True)
+    ]
+    return torch.stack(losses).sum()
+
+
+def level_maps(
+    teacher: Sequence[Tensor], student: Sequence[Tensor], size: tuple[int, int]
+) -> Tensor:
+    """Return one minus the cosine at every position, ``(B, levels, H, W)``.
+
+    Args:
+        teacher: A level's features ``(B, C, h, w)`` each.
+        student: The same.
+        size: Height and width of the maps, in pixels.
+    """
+    distances = [
+        1 - F.cosine_similarity(a.float(), b.float()) for a, b in zip(teacher, student, strict=True)
+    ]
+    return torch.stack([resize_maps(one, size, align_corners=True) for one in distances], dim=1)
+
+
+# -- the networks ----------------------------------------------------------------------------------
+
+
+class Form:
+    """What of a teacher its mirror image is made of.
+
+    ResNets are mirrored by blocks of their own kind, as in the public code; any other CNN by two
+    basic blocks a stage.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.deep = name in ("resnet50", "wide_resnet50_2")
+        self.block = Bottleneck if self.deep else BasicBlock
+        self.base_width = 128 if name.startswith("wide_") else 64
+        self.squeeze_blocks = 3 if self.deep else 2
+        self.blocks = (3, 4, 6) if self.deep or name == "resnet34" else (2, 2, 2)
+
+    def make(self, inputs: int, outputs: int, stride: int = 1) -> nn.Module:
+        """Return a block of ``outputs`` channels; its shortcut is a convolution if it must be."""
+        shortcut = None
+        if stride != 1 or inputs != outputs:
+            shortcut = nn.Sequential(conv1x1(inputs, outputs, stride), nn.BatchNorm2d(outputs))
+        planes = outputs // self.block.expansion
+        made: nn.Module = self.block(
+            inputs, planes, stride, downsample=shortcut, base_width=self.base_width
+        )
+        return made
+
+
+class Squeeze(nn.Module):
+    """Bring three stages to one grid, and squeeze them into one embedding of half its size.
+
+    Args:
+        channels: Of the stages, finest first.
+        name: The teacher's.
+    """
+
+    def __init__(self, channels: Sequence[int], name: str) -> None:
+        super().__init__()
+        first, second, third = channels
+        form = Form(name)
+        self.first = nn.Sequential(*_halved(first, second), *_halved(second, third))
+        self.second = nn.Sequential(*_halved(second, third))
+        blocks = [form.make(3 * third, 2 * third, stride=2)]
+        blocks += [form.make(2 * third, 2 * third) for _ in range(form.squeeze_blocks - 1)]
+        self.blocks = nn.Sequential(*blocks)
+        _initialise(self)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Return ``(B, 2 C, h / 2, w / 2)`` for the coarsest stage's ``(B, C, h, w)``."""
+        first, second, third = features
+        joined = torch.cat([self.first(first), self.second(second), third], dim=1)
+        embedding: Tensor = self.blocks(joined)
+        return embedding
+
+
+class Student(nn.Module):
+    """The teacher backwards: from the embedding to its coarsest stage, and on to its finest.
+
+    Args:
+        channels: Of the stages, finest first.
+        name: The teacher's.
+    """
+
+    def __init__(self, channels: Sequence[int], name: str) -> None:
+        super().__init__()
+        form = Form(name)
+        stages, inputs = [], 2 * channels[-1]
+        for outputs, blocks in zip(reversed(channels), form.blocks, strict=True):
+            up: nn.Module = (DeepUp if form.deep else Up)(inputs, outputs, form.base_width)
+            stages.append(
+                nn.Sequential(up, *(form.make(outputs, outputs) for _ in range(blocks - 1)))
+            )
+            inputs = outputs
+        self.stages = nn.ModuleList(stages)
+        _initialise(self)
+
+    def forward(self, embedding: Tensor) -> list[Tensor]:
+        """Return the stages, finest first."""
+        found = []
+        for stage in self.stages:
+            embedding = stage(embedding)
+            found.append(embedding)
+        return found[::-1]
+
+
+class Up(nn.Module):
+    """A basic block that doubles height and width by transposed convolutions."""
+
+    def __init__(self, inputs: int, outputs: int, base_width: int) -> None:
+        super().__init__()
+        self.path = nn.Sequential(
+            *_doubled(inputs, outputs),
+            nn.ReLU(),
+            conv3x3(outputs, outputs),
+            nn.BatchNorm2d(outputs),
+        )
+        self.shortcut = nn.Sequential(*_doubled(inputs, outputs))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Turn ``(B, C, h, w)`` into ``(B, C', 2 h, 2 w)``."""
+        return F.relu(self.path(features) + self.shortcut(features))
+
+
+class DeepUp(nn.Module):
+    """A bottleneck block that doubles height and width by transposed convolutions."""
+
+    def __init__(self, inputs: int, outputs: int, base_width: int) -> None:
+        super().__init__()
+        width = outputs // Bottleneck.expansion * base_width // 64
+        self.path = nn.Sequential(
+            conv1x1(inputs, width),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            *_doubled(width, width),
+            nn.ReLU(),
+            conv1x1(width, outputs),
+            nn.BatchNorm2d(outputs),
+        )
+        self.shortcut = nn.Sequential(*_doubled(inputs, outputs))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Turn ``(B, C, h, w)`` into ``(B, C', 2 h, 2 w)``."""
+        return F.relu(self.path(features) + self.shortcut(features))
+
+
+def _halving(sizes: Sequence[int]) -> bool:
+    return all(a == 2 * b for a, b in pairwise(sizes)) and sizes[-1] % 2 == 0
+
+
+def _halved(inputs: int, outputs: int) -> list[nn.Module]:
+    return [conv3x3(inputs, outputs, stride=2), nn.BatchNorm2d(outputs), nn.ReLU()]
+
+
+def _doubled(inputs: int, outputs: int) -> list[nn.Module]:
+    up = nn.ConvTranspose2d(inputs, outputs, kernel_size=2, stride=2, bias=False)
+    return [up, nn.BatchNorm2d(outputs)]
+
+
+def _initialise(network: nn.Module) -> None:
+    """Draw convolutions as the public code does, which leaves transposed ones as torch draws."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

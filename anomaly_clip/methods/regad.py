@@ -1,0 +1,626 @@
+"""RegAD (arXiv 2207.07361): learn to register images of other products, then look at a new one.
+
+A ResNet whose stages each turn and scale what they see is trained so that two images of the same
+category look alike after it, on all categories but the one to be tested. Of that one a few normal
+images are enough: they are augmented, and at every position a Gaussian says how they look. Settings
+and conventions are those of the public code (section 4 of the specification).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings, load_network
+from anomaly_clip.data.dataset import AnomalyData
+from anomaly_clip.maps import gaussian_blur, image_score, patches_to_map
+from anomaly_clip.methods.cnn_method import Select, TrainedMethod
+from anomaly_clip.methods.moments import FewSampleGaussians, few_sample_gaussians
+from anomaly_clip.metrics.evaluator import (
+    FIGURES,
+    Evaluator,
+    EvaluatorSettings,
+    Figures,
+    Results,
+    with_means,
+)
+from anomaly_clip.progress import say
+from anomaly_clip.records import RANDOM, Batch, Scores
+
+__all__ = [
+    "PixelCNNSettings",
+    "RegAD",
+    "RegistrationNetwork",
+    "SpatialTransformer",
+    "augment",
+    "averaged",
+    "negative_cosine",
+    "warp",
+]
+
+STAGES = ("layer1", "layer2", "layer3")
+HIDDEN = 1024
+"""Width of a spatial transformer's linear layer."""
+AT_ONCE = 32
+"""Augmented images that go through the network together."""
+
+
+@dataclass(frozen=True)
+class PixelCNNSettings(CNNSettings):
+    """Which CNN, as for the other detectors, but one that sees pixels in [0, 1] as they are.
+
+    Args:
+        name: A torchvision ResNet.
+        weights: imagenet, a file, or the word random.
+        layers: Leave it out.
+        mean: Pixel mean.
+        std: Pixel standard deviation.
+    """
+
+    # A type of its own: a default instance would lose its values to a file that names weights only.
+    mean: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    std: list[float] = field(default_factory=lambda: [1.0, 1.0, 1.0])
+
+
+class RegAD(TrainedMethod):
+    """Registration across categories, Gaussians of a few normal images (RegAD, section 4).
+
+    One model is tested on one category and trained on others (``data.train_categories: others``).
+    The test goes through the images once for every set of references, its seed being its number;
+    figures are means over these rounds. Maps and scores that are kept are those of the first, which
+    validation and predict use alone.
+
+    Args:
+        backbone: The ResNet that training starts from, and where its weights come from.
+        image_size: Side of its images, in pixels; a multiple of 32.
+        shots: How many references a category has; as many images of its category support each one
+            in training.
+        rounds: How many sets of references are tested.
+        regularization: Added to the diagonal of every covariance.
+        sigma: Gaussian blur of the map, in pixels.
+        lr: Learning rate (SGD); it follows half a cosine down to 0 in the last epoch.
+        momentum: Of SGD.
+        select: last: the last epoch is tested; best_test: the one whose image and pixel AUROC on
+            the test images have the largest sum, as in the public code.
+        seed: Draws the weights of what is trained beside the ResNet.
+        evaluator: How figures are computed.
+    """
+
+    free_arguments: ClassVar[frozenset[str]] = frozenset(
+        {"evaluator", "sigma", "rounds", "regularization"}
+    )
+
+    def __init__(
+        self,
+        backbone: PixelCNNSettings | CNNBackbone = PixelCNNSettings(),
+        image_size: int = 224,
+        shots: int = 4,
+        rounds: int = 10,
+        regularization: float = 0.01,
+        sigma: float = 4.0,
+        lr: float = 1e-4,
+        momentum: float = 0.9,
+        select: Select = "last",
+        seed: int = 0,
+        evaluator: EvaluatorSettings = EvaluatorSettings(),
+    ) -> None:
+        super().__init__(backbone, STAGES, image_size, select, evaluator)
+        self.check_layers(STAGES)
+        if image_size < 64 or image_size % 32:
+            raise ValueError(
+                f"model.image_size must be a multiple of 32, 64 or more, got {image_size}"
+            )
+        for name, count in (("shots", shots), ("rounds", rounds)):
+            if count < 1:
+                raise ValueError(f"model.{name} must be 1 or more, got {count}")
+        for name, value in (("regularization", regularization), ("lr", lr)):
+            if not value > 0:
+                raise ValueError(f"model.{name} must be above 0, got {value}")
+        if not sigma >= 0:
+            raise ValueError(f"model.sigma must be 0 or more, got {sigma}")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"model.momentum must be in [0, 1), got {momentum}")
+        self.shots = shots
+        self.rounds = rounds
+        self.regularization = regularization
+        self.sigma = sigma
+        self.lr = lr
+        self.momentum = momentum
+        width = self.backbone.channels[STAGES[-1]]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # alone decides, not what was drawn for the backbone
+            self.network = RegistrationNetwork(self.backbone, image_size)
+            self.encoder = encoder(width)
+            self.predictor = predictor(width)
+        self._gaussians: dict[str, FewSampleGaussians] = {}
+        self._round = 0
+        self._by_round: list[Figures] = []
+        self.save_hyperparameters(ignore=["backbone", "evaluator"])
+        self.save_hyperparameters({"backbone": asdict(self.asked_backbone)})
+
+    # -- what it needs of the data ---------------------------------------------------------------
+
+    @property
+    def support_images(self) -> int:
+        """How many images of its category the data module puts beside each image in training."""
+        return self.shots
+
+    @property
+    def test_passes(self) -> int:
+        """How often the data module hands out the test images."""
+        return self.rounds
+
+    def setup(self, stage: str) -> None:
+        """Check that one category is tested and others are trained on; see the base.
+
+        Raises:
+            ValueError: If it is not so, or there are fewer references than asked for.
+        """
+        super().setup(stage)
+        data = self.data
+        if data is None:
+            return
+        if data.has_shots:
+            raise ValueError(
+                "RegAD trains on all normal images of other categories, and model.shots says how "
+                "many there are of the one tested: leave out data.shots and data.fraction"
+            )
+        if stage == "fit":
+            self._check_training(data)
+        for category in data.categories:
+            data.drawn_of(category, self.shots, seed=0)
+        passes = self.rounds if stage == "test" else 1
+        others = [Evaluator(data.categories, self.evaluator_settings) for _ in range(passes - 1)]
+        self.evaluators = nn.ModuleList([self.evaluator, *others])
+
+    def _check_one_category(self, data: AnomalyData, stage: str) -> None:
+        super()._check_one_category(data, "test")  # what is trained on are always several
+
+    def _check_training(self, data: AnomalyData) -> None:
+        both = [name for name in data.train_categories if name in data.categories]
+        if both:
+            raise ValueError(
+                f"RegAD never trains on what it is tested on, and {both[0]!r} is among both: set "
+                f"data.train_categories to others"
+            )
+        if data.val_split not in ("none", "test"):
+            raise ValueError(
+                f"RegAD needs references of what validates, which data.val_split {data.val_split} "
+                f"has not: set it to none or test"
+            )
+        if data.balanced:
+            raise ValueError(
+                "RegAD's batches are of one category each, all images once: leave out data.balanced"
+            )
+
+    # -- training --------------------------------------------------------------------------------
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Return uint8 images normalised; floating ones are taken as normalised already."""
+        if images.is_floating_point():
+            return images
+        backbone = self.backbone
+        return ((images.float() / 255 - backbone.mean) / backbone.std).to(self.dtype)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch of one category, each image with its support.
+
+        Raises:
+            ValueError: If there is no support.
+        """
+        if "support" not in batch:
+            raise ValueError(
+                "RegAD trains on batches with support: fit it with a data module of "
+                "anomaly_clip.data (datamodule=)"
+            )
+        query = self.network(self.pixels(batch["image"]))
+        several = self.network(self.pixels(batch["support"].flatten(0, 1)))
+        support = several.unflatten(0, (len(query), -1)).mean(dim=1)
+        loss = self.loss_map(query, support).mean()
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(query))
+        return loss
+
+    def loss_map(self, query: Tensor, support: Tensor) -> Tensor:
+        """Return how far features are from registered, ``(B, h, w)`` in [-1, 1].
+
+        Args:
+            query: What the network says of images, ``(B, C, h, w)``.
+            support: The mean of what it says of others of their category, the same shape.
+        """
+        seen, known = self.encoder(query), self.encoder(support)
+        there = negative_cosine(self.predictor(seen), known)
+        back = negative_cosine(self.predictor(known), seen)
+        return (there + back) / 2
+
+    def configure_optimizers(self) -> Any:
+        """Return SGD, its rate following the epochs: one for all parts, as their settings agree.
+
+        Raises:
+            ValueError: If the number of epochs is not known.
+        """
+        epochs = self.trainer.max_epochs
+        if epochs is None or epochs < 1:
+            raise ValueError(
+                "RegAD lowers its rate towards the end, which must be known: give "
+                "trainer.max_epochs"
+            )
+        if epochs == 1:
+            say("RegAD's rate is 0 in the last epoch, so one learns nothing: take more epochs")
+        trained = [p for p in self.parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(trained, self.lr, momentum=self.momentum)
+
+        def rate(done: int) -> float:  # the public code counts epochs from 1
+            return 0.5 * (1 + math.cos(math.pi * min(done + 1, epochs) / epochs))
+
+        return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, rate)}
+
+    def merit(self, results: Results) -> float | None:
+        """Return the sum of image and pixel AUROC, as far as they are defined."""
+        values = [results["mean"][name] for name in ("image_auroc", "pixel_auroc")]
+        known = [value for value in values if value is not None]
+        return sum(known) if known else None
+
+    # -- references ------------------------------------------------------------------------------
+
+    def prepare(self, categories: list[str]) -> None:
+        """Look at the first set of references of each category."""
+        self._round = 0
+        self._gaussians.clear()
+        self.reference_paths.clear()
+        assert self.data is not None
+        for category in categories:
+            self.take_references(self.data, category)
+
+    def on_validation_end(self) -> None:
+        """Forget the references: training goes on, and they will look otherwise."""
+        self._gaussians.clear()
+
+    def take_references(self, data: AnomalyData, category: str, number: int = 0) -> None:
+        """Look at one of the sets of references of a category; its seed is its number."""
+        self.check_trained()
+        references = data.references(category, self.shots, seed=number)
+        self.reference_paths.setdefault(category, []).extend(references["path"])
+        self.remember(references["image"].to(self.device), category)
+
+    @torch.no_grad()
+    def remember(self, images: Tensor, category: str) -> None:
+        """Keep how references look, in the place of those that were known of the category.
+
+        Args:
+            images: uint8 ``(k, 3, H, W)``, or floating and normalised already.
+            category: What they show.
+        """
+        # Colours are taken out of pixels in [0, 1], before these are normalised.
+        several = augment(images if images.is_floating_point() else images.float() / 255)
+        if not images.is_floating_point():
+            several = (several - self.backbone.mean) / self.backbone.std
+        with self.backbone.out_of_autocast():  # Gaussians stay in float32
+            parts = [self.network.stages(part) for part in several.to(self.dtype).split(AT_ONCE)]
+            stages = [torch.cat(stage) for stage in zip(*parts, strict=True)]
+            self._gaussians[category] = few_sample_gaussians(
+                lambda positions: joined(stages, positions),
+                stages[0].shape[-1] ** 2,
+                self.regularization,
+            )
+
+    # -- scoring ---------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def score(self, images: Tensor, categories: list[str]) -> Scores:
+        """Score images ``(B, 3, H, W)``: the distance of each position from its Gaussian.
+
+        Raises:
+            ValueError: If nothing is known of a category.
+        """
+        self.check_trained()
+        unknown = [name for name in categories if name not in self._gaussians]
+        if unknown:
+            raise ValueError(
+                f"RegAD knows no references of {unknown[0]!r}: give some with take_references or "
+                f"remember"
+            )
+        with self.backbone.out_of_autocast():  # distances stay in float32
+            features = joined(self.network.stages(self.pixels(images)))
+            distances = torch.zeros(features.shape[:2], device=features.device)
+            for name in dict.fromkeys(categories):
+                own = torch.tensor([one == name for one in categories], device=features.device)
+                found = self._gaussians[name].distances(features[own])
+                distances = distances.to(found.dtype).index_put((own,), found)
+            maps = patches_to_map(distances, (images.shape[-2], images.shape[-1]))
+            maps = gaussian_blur(maps, self.sigma)
+        return Scores(image_score=image_score(maps, "max"), anomaly_map=maps)
+
+    def on_test_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Look at the next set of references when a pass begins."""
+        if dataloader_idx != self._round:
+            self._round = dataloader_idx
+            assert self.data is not None
+            for category in self.evaluator.categories:
+                self.take_references(self.data, category, dataloader_idx)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Scores:
+        """Score a batch and hand it to the evaluator of its pass."""
+        scores = self._score(batch)
+        self.evaluators[dataloader_idx].update(scores, batch)  # type: ignore[operator]
+        return scores
+
+    def on_test_epoch_end(self) -> None:
+        """Compute the figures of all rounds; log their means as ``test/...``."""
+        found = [evaluator.compute() for evaluator in self.evaluators]  # type: ignore[operator]
+        for evaluator in self.evaluators:
+            evaluator.reset()  # type: ignore[operator]
+        self._by_round = [results["mean"] for results in found]
+        self.results = averaged(found)
+        figures = {f"test/{k}": v for k, v in self.results["mean"].items() if v is not None}
+        if self.weights["random"]:
+            figures["test/random_weights"] = 1.0
+        self.log_dict(figures, rank_zero_only=True)
+
+    def protocol(self) -> dict[str, Any]:
+        """Add the rounds and how far apart their figures are; see the base."""
+        return {
+            **super().protocol(),
+            "shots": self.shots,
+            "rounds": self.rounds,
+            "spread": spread(self._by_round),
+            "by_round": self._by_round,
+        }
+
+
+class RegistrationNetwork(nn.Module):
+    """Stem and three stages of a ResNet, a spatial transformer behind each.
+
+    Args:
+        start: The ResNet whose weights are copied.
+        image_size: Side of the images, in pixels.
+
+    Raises:
+        ValueError: If it is no ResNet.
+    """
+
+    def __init__(self, start: CNNBackbone, image_size: int) -> None:
+        super().__init__()
+        name = start.settings.name
+        model: Any = load_network(name, RANDOM)
+        if not all(hasattr(model, part) for part in ("conv1", "bn1", "maxpool", *STAGES)):
+            raise ValueError(f"model.backbone.name {name}: RegAD trains ResNets, such as resnet18")
+        # What the frozen copy does not hold lies behind the last stage.
+        model.load_state_dict(start.network.state_dict(), strict=False)
+        self.image_size = image_size
+        self.stem = nn.Sequential(model.conv1, model.bn1, nn.ReLU(inplace=True), model.maxpool)
+        self.blocks = nn.ModuleList(getattr(model, stage) for stage in STAGES)
+        self.transformers = nn.ModuleList(
+            SpatialTransformer(start.channels[stage], image_size // start.strides[stage])
+            for stage in STAGES
+        )
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return the last stage as it was turned, ``(B, C, h, w)``, of ``(B, 3, H, W)``."""
+        return list(self._turned(pixels))[-1][0]
+
+    def stages(self, pixels: Tensor) -> list[Tensor]:
+        """Return what each stage saw, where it saw it: ``(B, C, h, w)`` each.
+
+        The turns of a stage and of those before it are undone, one after the other.
+        """
+        undo: list[Tensor] = []
+        stages = []
+        for maps, matrix in self._turned(pixels):
+            undo.insert(0, inverse(matrix))
+            for one in undo:
+                maps = warp(maps, one)
+            stages.append(maps)
+        return stages
+
+    def _turned(self, pixels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield of each stage its output as it was turned, and the matrix that did it."""
+        size = (self.image_size, self.image_size)
+        if tuple(pixels.shape[-2:]) != size:
+            raise ValueError(
+                f"RegAD: expected images of {size[0]} x {size[1]} pixels (model.image_size), got "
+                f"{pixels.shape[-2]} x {pixels.shape[-1]}"
+            )
+        maps = self.stem(pixels)
+        for block, transformer in zip(self.blocks, self.transformers, strict=True):
+            maps, matrix = transformer(block(maps))
+            yield maps, matrix
+
+
+class SpatialTransformer(nn.Module):
+    """Turn and scale a map as it seems right from what is on it.
+
+    Args:
+        channels: Of the map.
+        side: Of the map, in positions.
+    """
+
+    def __init__(self, channels: int, side: int) -> None:
+        super().__init__()
+        left = -(-side // 4)  # each pooling halves, rounding up
+        last = nn.Linear(HIDDEN, 3)
+        nn.init.zeros_(last.weight)
+        with torch.no_grad():  # neither turned nor scaled, to begin with
+            last.bias.copy_(torch.tensor([0.0, 1.0, 1.0]))
+        self.look = nn.Sequential(
+            *_narrowed(channels, 64),
+            *_narrowed(64, 16),
+            nn.Flatten(),
+            nn.Linear(16 * left * left, HIDDEN),
+            nn.ReLU(inplace=True),
+            last,
+        )
+
+    def forward(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """Return maps ``(B, C, h, w)`` as they were turned, and the matrices ``(B, 2, 2)``."""
+        looked = self.look(maps)
+        with torch.autocast(maps.device.type, enabled=False):  # half a position would be lost
+            angle, across, along = at_least_float32(looked).unbind(dim=1)
+            rows = (across * angle.cos(), -angle.sin(), angle.sin(), along * angle.cos())
+            matrix = torch.stack(rows, dim=1).unflatten(1, (2, 2))
+            return warp(maps, matrix), matrix
+
+
+def _narrowed(channels: int, width: int) -> list[nn.Module]:
+    return [
+        nn.Conv2d(channels, width, 3, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, stride=2, padding=1),
+    ]
+
+
+def encoder(channels: int) -> nn.Sequential:
+    """Return what features are compared in: three linear maps a position.
+
+    The public code has a BatchNorm more, which nothing goes through.
+    """
+    return nn.Sequential(
+        *_mixed(channels), *_mixed(channels), nn.Conv2d(channels, channels, 1, bias=False)
+    )
+
+
+def predictor(channels: int) -> nn.Sequential:
+    """Return what guesses from one encoding the other."""
+    return nn.Sequential(*_mixed(channels), nn.Conv2d(channels, channels, 1, bias=False))
+
+
+def _mixed(channels: int) -> list[nn.Module]:
+    return [
+        nn.Conv2d(channels, channels, 1, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(inplace=True),
+    ]
+
+
+def negative_cosine(guess: Tensor, target: Tensor) -> Tensor:
+    """Return minus the cosine along channels, ``(B, h, w)``; no gradient reaches the target.
+
+    Example:
+        >>> import torch
+        >>> from anomaly_clip.methods.regad import negative_cosine
+        >>> maps = torch.ones(1, 4, 1, 1)
+        >>> negative_cosine(maps, -2 * maps)
+        tensor([[[1.]]])
+    """
+    with torch.autocast(guess.device.type, enabled=False):
+        return -F.cosine_similarity(
+            at_least_float32(guess), at_least_float32(target.detach()), dim=1
+        )
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Return values in float32, or as they are if they are finer."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def warp(maps: Tensor, matrix: Tensor, shift: tuple[float, float] = (0.0, 0.0)) -> Tensor:
+    """Return ``(B, C, h, w)`` whose position p shows what was at ``matrix @ p + shift``.
+
+    Positions go from -1 to 1; what comes from beyond the border is reflected.
+
+    Args:
+        maps: ``(B, C, h, w)``.
+        matrix: ``(B, 2, 2)``.
+        shift: To the right, and down.
+    """
+    fine = at_least_float32(maps)
+    column = torch.tensor(shift, device=matrix.device, dtype=matrix.dtype).expand(len(matrix), 2)
+    affine = torch.cat([matrix, column.unsqueeze(2)], dim=2).to(fine.dtype)
+    grid = F.affine_grid(affine, list(fine.shape), align_corners=False)
+    moved = F.grid_sample(fine, grid, "bilinear", padding_mode="reflection", align_corners=False)
+    return moved.to(maps.dtype)
+
+
+def inverse(matrix: Tensor) -> Tensor:
+    """Return the inverses of ``(B, 2, 2)``."""
+    (a, b), (c, d) = (row.unbind(dim=1) for row in matrix.unbind(dim=1))
+    turned = torch.stack([d, -b, -c, a], dim=1).unflatten(1, (2, 2))
+    return turned / (a * d - b * c)[:, None, None]
+
+
+def augment(images: Tensor) -> Tensor:
+    """Return images 22-fold, ``(22 * k, 3, H, W)``: first all as they are, then all of each kind.
+
+    They are turned by up to a quarter of pi, moved, mirrored, grey, and turned by right angles.
+
+    Args:
+        images: Floating, ``(k, 3, H, W)``, square.
+    """
+
+    def turned(angle: float) -> Tensor:
+        cos, sin = math.cos(angle), math.sin(angle)
+        return warp(images, images.new_tensor([[cos, -sin], [sin, cos]]).expand(len(images), 2, 2))
+
+    def moved(right: float, down: float) -> Tensor:
+        return warp(images, torch.eye(2).to(images).expand(len(images), 2, 2), (right, down))
+
+    grey = images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    made = [images]
+    made += [turned(steps * math.pi / 16) for steps in (-4, -3, -2, -1, 1, 2, 3, 4)]
+    for far in (0.2, 0.1):
+        corners = ((far, far), (-far, far), (-far, -far), (far, -far))
+        made += [moved(right, down) for right, down in corners]
+    made.append(images.flip(-1))
+    made.append((images * grey).sum(dim=1, keepdim=True).expand_as(images))
+    made += [images.rot90(quarters, (-2, -1)) for quarters in (1, 2, 3)]
+    return torch.cat(made)
+
+
+def joined(stages: Sequence[Tensor], positions: Tensor | None = None) -> Tensor:
+    """Return the features of all stages at positions of the first, ``(B, P, C)``.
+
+    Coarse stages are enlarged by the nearest position.
+
+    Args:
+        stages: ``(B, C, h, w)`` each, square, the finest first.
+        positions: Row by row; default: all.
+    """
+    side = stages[0].shape[-1]
+    if positions is None:
+        positions = torch.arange(side * side)
+    positions = positions.to(stages[0].device)
+    parts = []
+    for stage in stages:
+        step = side // stage.shape[-1]
+        row, column = positions // side // step, positions % side // step
+        parts.append(stage[:, :, row, column])
+    return torch.cat(parts, dim=1).mT
+
+
+def averaged(rounds: Sequence[Results]) -> Results:
+    """Return the means of the figures of several evaluations; what one lacks has none.
+
+    The bounds of pixel figures are of one evaluation, and are left out if there are several.
+    """
+    if len(rounds) == 1:
+        return rounds[0]
+    categories = {
+        category: {
+            name: _over([one["categories"][category][name] for one in rounds], np.mean)
+            for name in FIGURES
+        }
+        for category in rounds[0]["categories"]
+    }
+    return with_means(categories, {})
+
+
+def spread(rounds: Sequence[Figures]) -> Figures:
+    """Return the standard deviation of each figure over several evaluations, None of one."""
+    several = len(rounds) > 1
+    return {
+        name: _over([one[name] for one in rounds], lambda v: np.std(v, ddof=1)) if several else None
+        for name in FIGURES
+    }
+
+
+def _over(values: Sequence[float | None], function: Any) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(function(known)) if len(known) == len(values) else None

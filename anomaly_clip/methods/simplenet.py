@@ -1,0 +1,185 @@
+"""SimpleNet (arXiv 2303.15140): tell normal features from the same with noise on them.
+
+Patches of two stages of a frozen CNN become one vector a position, an adaptor brings it closer to
+the data at hand, and a discriminator learns to tell it from itself with Gaussian noise added: no
+defect is ever drawn on an image. Settings are those of the public code (section 3 of the
+specification).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
+from anomaly_clip.maps import gaussian_blur, patches_to_map
+from anomaly_clip.methods.cnn_method import Select, TrainedMethod
+from anomaly_clip.metrics.evaluator import EvaluatorSettings
+from anomaly_clip.records import Batch, Scores
+
+__all__ = ["SimpleNet", "hinge_loss"]
+
+PATCH = 3
+"""Side of the neighbourhood that a position is described by."""
+MARGIN = 0.5
+"""From here on the discriminator is right enough."""
+
+
+class SimpleNet(TrainedMethod):
+    """An adaptor and a discriminator on frozen features (SimpleNet, section 3).
+
+    Args:
+        backbone: Which CNN; the layers below are taken of it, unless it names others.
+        image_size: Side of its images, in pixels.
+        layers: Whose patches are joined, finest first.
+        pretrain_dim: Length to which a layer's patch is averaged.
+        target_dim: Length of the joined vector (the public code's 1536, made for WRN-50-2; the
+            channels of ResNet-18's two layers are 384).
+        hidden: Width of the discriminator.
+        noise: Standard deviation of the noise.
+        adaptor_lr: Learning rate of the adaptor (AdamW, weight decay 0.01).
+        discriminator_lr: Of the discriminator (Adam, weight decay 1e-5).
+        sigma: Gaussian blur of the map, in pixels; the image's score is of the patches before.
+        select: last: the last epoch is tested; best_test: the one with the best image AUROC on the
+            test images, as published.
+        seed: Draws the weights that the training starts from, and the noise.
+        evaluator: How figures are computed.
+    """
+
+    free_arguments: ClassVar[frozenset[str]] = frozenset({"evaluator", "sigma"})
+
+    def __init__(
+        self,
+        backbone: CNNSettings | CNNBackbone = CNNSettings(),
+        image_size: int = 288,
+        layers: Sequence[str] = ("layer2", "layer3"),
+        pretrain_dim: int = 1536,
+        target_dim: int = 1536,
+        hidden: int = 1024,
+        noise: float = 0.015,
+        adaptor_lr: float = 1e-4,
+        discriminator_lr: float = 2e-4,
+        sigma: float = 4.0,
+        select: Select = "last",
+        seed: int = 0,
+        evaluator: EvaluatorSettings = EvaluatorSettings(),
+    ) -> None:
+        super().__init__(backbone, layers, image_size, select, evaluator)
+        self.layers = self.check_layers(layers)
+        least = {"pretrain_dim": pretrain_dim, "target_dim": target_dim, "hidden": hidden}
+        for name, value in least.items():
+            if value < 1:
+                raise ValueError(f"model.{name} must be 1 or more, got {value}")
+        above = {"noise": noise, "adaptor_lr": adaptor_lr, "discriminator_lr": discriminator_lr}
+        for name, rate in above.items():
+            if not rate > 0:
+                raise ValueError(f"model.{name} must be above 0, got {rate}")
+        if not sigma >= 0:
+            raise ValueError(f"model.sigma must be 0 or more, got {sigma}")
+        self.pretrain_dim = pretrain_dim
+        self.target_dim = target_dim
+        self.noise = noise
+        self.adaptor_lr = adaptor_lr
+        self.discriminator_lr = discriminator_lr
+        self.sigma = sigma
+        self.seed = seed
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # alone decides, not what was drawn for the backbone
+            self.adaptor = nn.Linear(target_dim, target_dim)
+            self.discriminator = nn.Sequential(
+                nn.Linear(target_dim, hidden),
+                nn.BatchNorm1d(hidden),
+                nn.LeakyReLU(0.2),
+                nn.Linear(hidden, 1, bias=False),
+            )
+            for layer in (self.adaptor, self.discriminator[0], self.discriminator[3]):
+                nn.init.xavier_normal_(layer.weight)  # type: ignore[arg-type]
+        self.automatic_optimization = False  # two optimisers follow one loss
+        self.save_hyperparameters(ignore=["backbone", "layers", "evaluator"])
+        self.save_hyperparameters(
+            {"backbone": asdict(self.asked_backbone), "layers": list(self.layers)}
+        )
+
+    @torch.no_grad()
+    def embed(self, images: Tensor) -> Tensor:
+        """Return a vector a position of the finest layer, ``(B, N, target_dim)``.
+
+        Averaging over channels and enlarging over positions are both linear and change places here:
+        coarse layers are enlarged when their vectors are short.
+        """
+        features = self.backbone(images)
+        size = features[self.layers[0]].shape[-2:]
+        levels = []
+        for layer in self.layers:
+            own = features[layer].to(self.dtype)
+            # Channel, row and column of the neighbourhood, one after the other.
+            patches = F.unfold(own, PATCH, padding=PATCH // 2).mT  # (B, n, C * 9)
+            short = F.adaptive_avg_pool1d(patches, self.pretrain_dim)
+            if own.shape[-2:] != size:
+                grid = short.mT.unflatten(2, own.shape[-2:])
+                short = F.interpolate(grid, size, mode="bilinear").flatten(2).mT
+            levels.append(short)
+        return F.adaptive_avg_pool1d(torch.cat(levels, dim=2), self.target_dim)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Take a step on the patches of a batch of normal images."""
+        patches = self.embed(batch["image"]).flatten(0, 1)
+        real = self.adaptor(patches)
+        noisy = real + self.draw_noise(real, batch_idx)
+        # Both in one pass: BatchNorm sees them together.
+        judged_real, judged_noisy = self.discriminator(torch.cat([real, noisy])).float().chunk(2)
+        loss = hinge_loss(judged_real, judged_noisy)
+        optimizers: Any = self.optimizers()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        self.manual_backward(loss)
+        for optimizer in optimizers:
+            optimizer.step()
+        size = len(batch["image"])
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
+        right = (judged_real > MARGIN).float().mean() + (judged_noisy < -MARGIN).float().mean()
+        self.log("train/right", right / 2, batch_size=size)
+
+    def draw_noise(self, like: Tensor, batch_idx: int) -> Tensor:
+        """Return noise drawn by (seed, epoch, batch, process), on the device of ``like``."""
+        numbers = [self.seed, self.current_epoch, batch_idx, self.global_rank]
+        entropy = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
+        generator = torch.Generator(like.device).manual_seed(int(entropy[0]) >> 1)
+        drawn = torch.randn(like.shape, generator=generator, device=like.device)
+        return (self.noise * drawn).to(like.dtype)
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """Return the adaptor's and the discriminator's; their rates stay as they are."""
+        return [
+            torch.optim.AdamW(self.adaptor.parameters(), lr=self.adaptor_lr),
+            torch.optim.Adam(
+                self.discriminator.parameters(), lr=self.discriminator_lr, weight_decay=1e-5
+            ),
+        ]
+
+    @torch.no_grad()
+    def score(self, images: Tensor, categories: list[str]) -> Scores:
+        """Score images ``(B, 3, H, W)``: what the discriminator takes for noise."""
+        self.check_trained()
+        patches = self.embed(images)
+        judged = self.discriminator(self.adaptor(patches.flatten(0, 1))).float()
+        anomalous = -judged.view(patches.shape[:2])
+        size = (images.shape[-2], images.shape[-1])
+        maps = gaussian_blur(patches_to_map(anomalous, size), self.sigma)
+        return Scores(image_score=anomalous.amax(dim=1), anomaly_map=maps)
+
+
+def hinge_loss(real: Tensor, noisy: Tensor) -> Tensor:
+    """Return how far normal vectors are below the margin, and noisy ones above its negative.
+
+    Args:
+        real: What the discriminator says of normal vectors, higher = more normal.
+        noisy: Of the same with noise.
+    """
+    return F.relu(MARGIN - real).mean() + F.relu(MARGIN + noisy).mean()

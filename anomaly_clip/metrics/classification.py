@@ -1,0 +1,68 @@
+"""Figures of a classification: torchmetrics' own, under the names of the papers' tables."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torchmetrics import MetricCollection
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+    MulticlassPrecision,
+    MulticlassRecall,
+    MultilabelConfusionMatrix,
+    MultilabelExactMatch,
+    MultilabelF1Score,
+    MultilabelPrecision,
+    MultilabelRecall,
+)
+
+__all__ = ["CLASS_FIGURES", "CONFUSION", "Targets", "class_metrics"]
+
+CLASS_FIGURES = ("accuracy", "precision", "recall", "f1")
+"""The names under which figures are logged, saved and printed, in their order."""
+CONFUSION = "confusion"
+
+Targets = Literal["single", "multi"]
+"""One class an image, or several."""
+
+
+def class_metrics(targets: Targets, count: int) -> MetricCollection:
+    """Return :data:`CLASS_FIGURES`, and the confusion that they come from, as one metric.
+
+    Precision, recall and F1 are means over classes. With several targets an image is right when all
+    of them are (exact match), and what is above 0.5 counts as said.
+
+    Args:
+        targets: Whether a target is a class, int64 ``(B,)``, or ``(B, K)`` zeros and ones;
+            predictions are probabilities ``(B, K)``.
+        count: Number of classes.
+
+    Example:
+        >>> import torch
+        >>> from anomaly_clip.metrics.classification import class_metrics
+        >>> metrics = class_metrics("single", 2)
+        >>> metrics.update(torch.tensor([[0.9, 0.1], [0.8, 0.2]]), torch.tensor([0, 1]))
+        >>> {name: float(metrics.compute()[name]) for name in ("accuracy", "precision")}
+        {'accuracy': 0.5, 'precision': 0.25}
+    """
+    if targets == "single":
+        return MetricCollection(
+            {
+                "accuracy": MulticlassAccuracy(count, average="micro"),
+                "precision": MulticlassPrecision(count, average="macro"),
+                "recall": MulticlassRecall(count, average="macro"),
+                "f1": MulticlassF1Score(count, average="macro"),
+                CONFUSION: MulticlassConfusionMatrix(count),
+            }
+        )
+    return MetricCollection(
+        {
+            "accuracy": MultilabelExactMatch(count),
+            "precision": MultilabelPrecision(count, average="macro"),
+            "recall": MultilabelRecall(count, average="macro"),
+            "f1": MultilabelF1Score(count, average="macro"),
+            CONFUSION: MultilabelConfusionMatrix(count),
+        }
+    )

@@ -1,0 +1,618 @@
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Trainer
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    multilabel_confusion_matrix,
+    precision_recall_fscore_support,
+)
+from torch.testing import assert_close
+from torchvision.models import resnet18
+
+from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
+from anomaly_clip.cli import main
+from anomaly_clip.data import MixedWM38
+from anomaly_clip.data.wafer import PATTERNS
+from anomaly_clip.methods import LinearProbe
+from anomaly_clip.methods.linear_probe import ProbeOptim
+from anomaly_clip.metrics.classification import CLASS_FIGURES, class_metrics
+
+RANDOM_NETWORK = CNNSettings("resnet18", "random")
+CONFIG = Path(__file__).parent.parent / "configs" / "linear_probe.yaml"
+
+
+def wafers(folder: Path, copies: int = 10, extra: int = 0) -> Path:
+    """Write a file in the published layout: four classes that differ at first sight.
+
+    All have fails where their patterns are, and noise elsewhere; ``extra`` maps are of a fifth.
+    """
+    rng = np.random.default_rng(9)
+    rows = np.zeros((4, 8), int)
+    rows[1, 0] = rows[2, 3] = rows[3, 0] = rows[3, 3] = 1
+    targets = np.repeat(rows, copies, axis=0)
+    if extra:
+        more = np.zeros((extra, 8), int)
+        more[:, 5] = 1
+        targets = np.concatenate([targets, more])
+    maps = np.where(rng.random((len(targets), 52, 52)) < 0.1, 2, 1)
+    maps[targets[:, 0] == 1, 16:36, 16:36] = 2
+    maps[targets[:, 3] == 1, :6] = 0
+    maps[targets[:, 3] == 1, -6:] = 2
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez(folder / "MixedWM38.npz", maps, targets)
+    return folder
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return wafers(tmp_path / "wafers")
+
+
+def words(root: Path, runs: Path, *more: str, verb: str = "fit", epochs: int = 3) -> list[str]:
+    found = [verb, "--model", "LinearProbe", "--model.backbone.weights", "random"]
+    found += ["--model.image_size", "32", "--data", "MixedWM38", "--data.root", str(root)]
+    found += ["--data.num_workers", "0", "--data.batch_size", "16", "--trainer.accelerator", "cpu"]
+    found += ["--trainer.log_every_n_steps", "1", "--trainer.max_epochs", str(epochs)]
+    return [*found, "--output.root", str(runs), "--trainer.enable_model_summary", "false", *more]
+
+
+def fitted(runs: Path, number: int = 1) -> Path:
+    return runs / "run" / str(number) / "checkpoints" / "last.ckpt"
+
+
+def run_test(runs: Path) -> Path:
+    """Test the first run; returns the second's folder."""
+    assert main(["test", "--ckpt_path", str(fitted(runs)), "--output.root", str(runs)]) == 0
+    [folder] = {file.parent for file in runs.glob("*/*/metrics.json")}
+    return folder
+
+
+def scores(folder: Path) -> list[dict[str, str]]:
+    with (folder / "scores.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def logged(folder: Path, name: str) -> list[float]:
+    with (folder / "logs" / "metrics.csv").open(newline="") as file:
+        return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
+
+
+def state_of(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return dict(torch.load(checkpoint, weights_only=True)["state_dict"])
+
+
+# -- figures -------------------------------------------------------------------------------------
+
+
+def test_figures_of_one_class_an_image_are_scikit_learns() -> None:
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet(np.ones(6), 50)
+    probabilities[:, 5] = 0  # never predicted
+    target = rng.integers(1, 6, 50)  # class 0 does not occur
+    metrics = class_metrics("single", 6)
+    for part in np.array_split(np.arange(50), 3):
+        metrics.update(torch.tensor(probabilities[part]), torch.tensor(target[part]))
+    found = metrics.compute()
+    said = probabilities.argmax(1)
+    expected = precision_recall_fscore_support(target, said, average="macro", zero_division=0)
+    assert found["accuracy"] == pytest.approx(accuracy_score(target, said))
+    for name, value in zip(("precision", "recall", "f1"), expected[:3], strict=True):
+        assert found[name] == pytest.approx(value)
+    np.testing.assert_array_equal(
+        found["confusion"], confusion_matrix(target, said, labels=range(6))
+    )
+
+
+def test_figures_of_several_patterns_an_image_are_scikit_learns() -> None:
+    rng = np.random.default_rng(0)
+    target = rng.random((60, 8)) < 0.4
+    probabilities = np.where(rng.random((60, 8)) < 0.8, target, ~target) * 0.7 + 0.1
+    target[:, 2] = False  # a pattern that does not occur
+    metrics = class_metrics("multi", 8)
+    metrics.update(torch.tensor(probabilities), torch.tensor(target).long())
+    found = metrics.compute()
+    said = probabilities > 0.5
+    expected = precision_recall_fscore_support(target, said, average="macro", zero_division=0)
+    assert found["accuracy"] == pytest.approx(accuracy_score(target, said))  # exact match
+    for name, value in zip(("precision", "recall", "f1"), expected[:3], strict=True):
+        assert found[name] == pytest.approx(value)
+    np.testing.assert_array_equal(found["confusion"], multilabel_confusion_matrix(target, said))
+
+
+# -- fit and test --------------------------------------------------------------------------------
+
+
+def check_files(run: Path, truth: NDArray[Any], said: NDArray[Any]) -> dict[str, Any]:
+    """Compare the figures of a run with scikit-learn's of its ``scores.csv``."""
+    metrics: dict[str, Any] = json.loads((run / "metrics.json").read_text())
+    assert list(metrics) == ["mean", "categories", "intervals", "run"]
+    assert list(metrics["mean"]) == list(CLASS_FIGURES)
+    assert metrics["categories"] == {"wafer map": metrics["mean"]}
+    assert metrics["intervals"] == {}
+    expected = precision_recall_fscore_support(truth, said, average="macro", zero_division=0)
+    figures = [accuracy_score(truth, said), *expected[:3]]
+    assert list(metrics["mean"].values()) == pytest.approx(figures)
+    with (run / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["category"] for row in rows] == ["wafer map", "mean"]
+    for name in CLASS_FIGURES:
+        assert float(rows[1][name]) == metrics["mean"][name]
+        assert logged(run, f"test/{name}") == pytest.approx([metrics["mean"][name]])
+    assert logged(run, "test/random_weights") == [1.0]
+    assert metrics["run"]["weights"]["random"]
+    return metrics
+
+
+def test_a_frozen_backbone(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = tmp_path / "runs"
+    assert main(words(root, runs, epochs=12)) == 0
+    assert logged(runs / "run" / "1", "train/accuracy")[-1] > 0.8
+    checkpoint = torch.load(fitted(runs), weights_only=True)
+    assert set(checkpoint["state_dict"]) == {"head.weight", "head.bias"}
+    assert checkpoint["state_dict"]["head.weight"].shape == (4, 512)
+    capsys.readouterr()
+    run = run_test(runs)
+    said = capsys.readouterr()
+    assert "RANDOM WEIGHTS" in said.err
+    assert "LinearProbe on MixedWM38, test; backbone frozen" in said.out
+    for heading in ("accuracy", "precision", "recall", "F1", "wafer map"):
+        assert heading in said.out
+    rows = scores(run)
+    assert len(rows) == 8
+    truth, guess = (np.array([row[key] for row in rows]) for key in ("true", "predicted"))
+    metrics = check_files(run, truth, guess)
+    assert metrics["mean"]["accuracy"] >= 0.5  # a quarter by chance
+    protocol = metrics["run"]["protocol"]
+    assert (protocol["frozen"], protocol["classes"], protocol["epochs"]) == (True, 4, 12)
+    assert protocol["optim"] == {
+        "lr": 0.1,
+        "momentum": 0.9,
+        "weight_decay": 0.0,
+        "schedule": "cosine",
+    }
+    assert (protocol["targets"], protocol["split_seed"], protocol["complete"]) == (
+        "single",
+        10,
+        True,
+    )
+    assert (protocol["images"], protocol["anomalous"]) == ({"wafer map": 8}, {"wafer map": 6})
+    assert protocol["overlap"] == 0
+    assert metrics["run"]["checkpoint"] == str(fitted(runs))
+    names = ["good", "Edge-Ring", "Center", "Center+Edge-Ring"]
+    with (run / "confusion.csv").open() as file:
+        table = list(csv.reader(file))
+    assert table[0] == ["true", *names]
+    counts = np.array([row[1:] for row in table[1:]], int)
+    np.testing.assert_array_equal(counts, confusion_matrix(truth, guess, labels=names))
+    with Image.open(run / "confusion.png") as picture:
+        assert picture.getpixel((1, 1)) == (255, 255, 255)
+    assert all(0.25 < float(row["probability"]) <= 1 for row in rows)
+    assert not (run / ".scratch").exists()
+    # Predict writes what is said of each image, too.
+    line = ["predict", "--ckpt_path", str(fitted(runs)), "--output.root", str(tmp_path / "p")]
+    assert main(line) == 0
+    [written] = (tmp_path / "p").glob("*/1/scores.csv")
+    assert scores(written.parent) == rows
+
+
+def test_a_trained_backbone(root: Path, tmp_path: Path, weights: Path) -> None:
+    runs = tmp_path / "runs"
+    line = words(root, runs, "--model.frozen", "false", "--model.optim.lr", "0.02", epochs=5)
+    line += ["--model.backbone.weights", str(weights)]
+    assert main(line) == 0
+    weights.unlink()  # the checkpoint holds all that is needed
+    run = run_test(runs)
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert logged(runs / "run" / "1", "train/accuracy")[-1] > 0.8
+    assert metrics["run"]["weights"]["pretrained"] == str(weights)
+    assert len(metrics["run"]["weights"]["sha256"]) == 64
+    state = state_of(fitted(runs))
+    start = torch.load(tmp_path / "copy.pt", weights_only=True)
+    assert not state["encoder.conv1.weight"].equal(start["conv1.weight"])
+    assert int(state["encoder.bn1.num_batches_tracked"]) == 5 * 2
+    # From Python, without a trainer.
+    probe = LinearProbe.load_from_checkpoint(fitted(runs)).eval()
+    data = MixedWM38(str(root), image_size=32)
+    images = torch.stack(
+        [item["image"] for item in map(data.dataset("test").__getitem__, range(8))]
+    )
+    with torch.no_grad():
+        said = probe.logits(probe.pooled(images)).argmax(1)
+    assert [probe.target_names[place] for place in said] == [r["predicted"] for r in scores(run)]
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    torch.manual_seed(3)
+    for name in ("other.pt", "copy.pt"):
+        torch.manual_seed(3)
+        torch.save(resnet18(weights=None).state_dict(), tmp_path / name)
+    return tmp_path / "other.pt"
+
+
+def test_several_patterns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    targets = np.repeat(np.concatenate([np.zeros((1, 8), int), np.eye(8, dtype=int)]), 6, axis=0)
+    np.savez(tmp_path / "MixedWM38.npz", rng.integers(0, 3, (54, 52, 52)), targets)
+    runs = tmp_path / "runs"
+    line = words(tmp_path / "MixedWM38.npz", runs, "--data.targets", "multi")
+    assert main([*line, "--data.val_split", "test"]) == 0
+    assert len(logged(runs / "run" / "1", "val/f1")) == 3
+    run = run_test(runs)
+    assert "MixedWM38" in capsys.readouterr().out
+    rows = scores(run)
+    probabilities = np.array([[float(row[name]) for name in PATTERNS] for row in rows])
+    truth = np.array([[name in row["true"].split("+") for name in PATTERNS] for row in rows])
+    assert truth.sum() == sum(int(row["label"]) for row in rows)
+    said = probabilities > 0.5
+    check_files(run, truth, said)
+    for row, own in zip(rows, said, strict=True):
+        names = [name for name, is_on in zip(PATTERNS, own, strict=True) if is_on]
+        assert row["predicted"] == ("+".join(names) or "good")
+    with (run / "confusion.csv").open() as file:
+        table = {row["pattern"]: row for row in csv.DictReader(file)}
+    (absent, wrong), (missed, present) = multilabel_confusion_matrix(truth, said)[3]
+    own_row = table["Edge-Ring"]
+    assert int(own_row["true_negative"]) == absent
+    assert int(own_row["false_positive"]) == wrong
+    assert int(own_row["false_negative"]) == missed
+    assert int(own_row["true_positive"]) == present
+
+
+def test_kept_features_change_nothing(root: Path, tmp_path: Path) -> None:
+    for workers, kept in (("1", "true"), ("0", "false")):
+        runs = tmp_path / kept
+        line = words(root, runs, "--model.cache_features", kept, "--data.val_split", "test")
+        assert main([*line, "--data.num_workers", workers]) == 0
+    heads = [state_of(fitted(tmp_path / kept)) for kept in ("true", "false")]
+    assert_close(heads[0], heads[1], atol=1e-6, rtol=1e-5)
+    val = [logged(tmp_path / kept / "run" / "1", "val/f1") for kept in ("true", "false")]
+    assert val[0] == pytest.approx(val[1])
+    said = [[row["predicted"] for row in scores(run_test(tmp_path / k))] for k in ("true", "false")]
+    assert said[0] == said[1]
+
+
+def test_kept_features_are_the_backbones(root: Path) -> None:
+    probe = LinearProbe(CNNBackbone("resnet18", "random", ["pooled"]), image_size=32)
+    data = MixedWM38(str(root), batch_size=8, num_workers=0)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+    )
+    trainer.fit(probe, data)
+    dataset = data.fit_dataset()
+    item = dataset[5]
+    assert "image" not in item
+    dataset.features = None  # type: ignore[union-attr]
+    image = dataset[5]["image"][None]
+    assert_close(item["features"]["pooled"], probe.backbone(image)["pooled"][0])
+    assert not probe.backbone.features.training
+
+
+def test_a_resumed_fit_is_the_uninterrupted_one(root: Path, tmp_path: Path) -> None:
+    every = {"class_path": "ModelCheckpoint", "init_args": {"save_top_k": -1}}
+    for frozen in ("true", "false"):
+        line = words(root, tmp_path / frozen, "--trainer.callbacks+", json.dumps(every), epochs=2)
+        line += ["--model.frozen", frozen]
+        assert main(line) == 0
+        [between] = (tmp_path / frozen / "run" / "1" / "checkpoints").glob("epoch=0-*.ckpt")
+        assert main([*line, "--ckpt_path", str(between)]) == 0
+        first, second = (state_of(fitted(tmp_path / frozen, number)) for number in (1, 2))
+        assert_close(first, second, atol=0, rtol=0)
+
+
+def test_two_processes_reach_what_one_does(root: Path, tmp_path: Path) -> None:
+    assert main(words(root, tmp_path / "one")) == 0
+    ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.batch_size", "8"]
+    compared = {"class_path": "ddp_checks.Compared", "init_args": {"file": str(tmp_path / "c")}}
+    line = words(root, tmp_path / "two", *ddp, "--trainer.callbacks+", json.dumps(compared))
+    again = ["test", "--config", str(tmp_path / "two" / "run" / "1" / "config-fit.yaml")]
+    again += ["--ckpt_path", str(fitted(tmp_path / "two")), "--trainer.callbacks", "null"]
+    again += ["--output.root", str(tmp_path / "tested"), "--output.name", "run"]
+    for part in (line, again):
+        done = subprocess.run(
+            [sys.executable, "-m", "anomaly_clip", *part],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+            cwd=Path(__file__).parent,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((tmp_path / "c").read_text())
+    assert found["equal"]
+    first, second = found["rows"]
+    assert len(first) == len(second) == 3 * 16
+    assert sorted(first[:16] + second[:16]) == list(range(32))
+    one, two = (state_of(fitted(tmp_path / name)) for name in ("one", "two"))
+    assert_close(one, two, atol=1e-5, rtol=1e-4)
+    alone, shared = run_test(tmp_path / "one"), tmp_path / "tested" / "run" / "1"
+    figures = [json.loads((run / "metrics.json").read_text())["mean"] for run in (alone, shared)]
+    assert figures[0] == pytest.approx(figures[1])
+    assert [row["predicted"] for row in scores(alone)] == [
+        row["predicted"] for row in scores(shared)
+    ]
+
+
+# -- parts ---------------------------------------------------------------------------------------
+
+
+def test_the_start_depends_on_the_seed_alone(root: Path) -> None:
+    heads = []
+    for seed in (0, 0, 1):
+        torch.randn(seed + 3)  # what was drawn before does not matter
+        probe = LinearProbe(RANDOM_NETWORK, image_size=32, seed=seed)
+        probe._know("single", ["a", "b", "c"], "the test")
+        heads.append(probe.head.weight)
+    assert heads[0].equal(heads[1])
+    assert not heads[0].equal(heads[2])
+
+
+def test_flips_follow_seed_epoch_and_image() -> None:
+    probe = LinearProbe(RANDOM_NETWORK, image_size=32, frozen=False)
+    images = torch.arange(40 * 3 * 4).reshape(40, 3, 2, 2)
+    before = torch.get_rng_state()
+    index = torch.arange(40)
+    flipped = probe._flipped(images, index)
+    assert torch.get_rng_state().equal(before)
+    options = [images, images.flip(2), images.flip(3), images.flip(2, 3)]
+    kinds = [
+        next(kind for kind, option in enumerate(options) if flipped[row].equal(option[row]))
+        for row in range(40)
+    ]
+    assert set(kinds) == {0, 1, 2, 3}
+    order = torch.randperm(40)
+    assert probe._flipped(images[order], index[order]).equal(flipped[order])
+    assert (
+        not LinearProbe(RANDOM_NETWORK, frozen=False, seed=1)._flipped(images, index).equal(flipped)
+    )
+
+
+def test_losses_are_the_plain_ones() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(5, 512, generator=generator)
+    probe = LinearProbe(RANDOM_NETWORK, image_size=32)
+    probe._know("multi", list(PATTERNS), "the test")
+    probe.log = lambda *args, **options: None  # type: ignore[method-assign]
+    target = torch.rand(5, 8, generator=generator) < 0.3
+    batch: Any = {"features": {"pooled": features}, "target": target}
+    logits = features @ probe.head.weight.T + probe.head.bias
+    right = F.logsigmoid(torch.where(target, logits, -logits))
+    assert_close(probe.training_step(batch, 0), -right.mean())
+    probe.targets = "single"
+    batch["target"] = F.one_hot(torch.tensor([0, 7, 3, 3, 1]), 8).bool()
+    expected = -logits.log_softmax(1)[batch["target"]].mean()
+    assert_close(probe.training_step(batch, 0), expected)
+
+
+def test_the_rate_falls_along_a_cosine_and_its_start_depends_on_the_mode() -> None:
+    class Known:
+        estimated_stepping_batches = 10
+
+    for frozen, lr, decay in ((True, 0.1, 0.0), (False, 0.01, 1e-4)):
+        probe = LinearProbe(RANDOM_NETWORK, image_size=32, frozen=frozen)
+        probe._know("single", ["a", "b"], "the test")
+        probe._trainer = Known()  # type: ignore[assignment]
+        made = probe.configure_optimizers()
+        optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
+        [group] = optimizer.param_groups
+        assert (group["lr"], group["momentum"], group["weight_decay"]) == (lr, 0.9, decay)
+        assert len(group["params"]) == (2 if frozen else 62)
+        rates = []
+        for _ in range(11):
+            rates.append(schedule.get_last_lr()[0])
+            optimizer.step()
+            schedule.step()
+        cosine = [lr * (0.5 + 0.5 * np.cos(np.pi * step / 10)) for step in range(11)]
+        np.testing.assert_allclose(rates, cosine, atol=1e-9)
+    assert ProbeOptim(lr=3.0).of(True) == ProbeOptim(3.0, 0.9, 0.0)
+
+
+@pytest.mark.parametrize("frozen", ["true", "false"])
+def test_mixed_precision_keeps_the_loss_in_float32(
+    root: Path, tmp_path: Path, frozen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[torch.dtype] = set()
+    ordinary = F.cross_entropy
+
+    def cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        seen.add(logits.dtype)
+        return ordinary(logits, target)
+
+    monkeypatch.setattr(F, "cross_entropy", cross_entropy)
+    line = words(root, tmp_path, "--trainer.precision", "bf16-mixed", "--model.frozen", frozen)
+    assert main([*line, "--trainer.max_epochs", "1"]) == 0
+    assert seen == {torch.float32}
+    assert all(value.dtype != torch.bfloat16 for value in state_of(fitted(tmp_path)).values())
+
+
+def test_another_network_by_its_layer() -> None:
+    settings = CNNSettings("squeezenet1_1", "random", ["flatten"])
+    assert LinearProbe(settings, image_size=64).width == 1000
+    with pytest.raises(ValueError, match="LinearProbe trains ResNets"):
+        LinearProbe(settings, frozen=False)
+    with pytest.raises(ValueError, match="without positions"):
+        LinearProbe(CNNSettings("resnet18", "random", ["layer3"]))
+    with pytest.raises(ValueError, match="reads one, as pooled"):
+        LinearProbe(CNNSettings("resnet18", "random", ["layer3", "pooled"]))
+
+
+# -- each, compare, the configuration ------------------------------------------------------------
+
+
+def test_each_fits_and_tests_the_one_category(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words(root, tmp_path / "runs", verb="each")) == 0
+    run = tmp_path / "runs" / "run" / "1"
+    merged = json.loads((run / "metrics.json").read_text())
+    own = json.loads((run / "wafer map" / "metrics.json").read_text())
+    assert merged["mean"] == own["mean"]
+    assert merged["run"]["protocol"]["one_model_a_category"]
+    assert (run / "wafer map" / "confusion.png").is_file()
+    assert (run / "metrics.csv").read_text() == (run / "wafer map" / "metrics.csv").read_text()
+    out = capsys.readouterr().out
+    assert out.count("LinearProbe on MixedWM38") == 1
+    assert "accuracy" in out
+
+
+def test_compare_prints_one_table_with_differences(
+    root: Path, tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "c"
+    line = ["compare", "--weights", "random", str(weights), "--folder", str(folder)]
+    line += ["--config", str(CONFIG), "--data.root", str(root), "--model.image_size", "32"]
+    line += ["--data.batch_size", "8", "--data.num_workers", "0", "--trainer.max_epochs", "2"]
+    line += ["--trainer.accelerator", "cpu", "--trainer.log_every_n_steps", "1"]
+    assert main([*line, "--trainer.enable_model_summary", "false"]) == 0
+    out = capsys.readouterr().out
+    assert "LinearProbe on MixedWM38, percent" in out
+    assert out.count("LinearProbe on") == 1
+    assert "random: RANDOM WEIGHTS" in " ".join(out.split())
+    content = json.loads((folder / "comparison.json").read_text())
+    mean = content["figures"]["mean"]
+    assert list(mean["random"]) == list(CLASS_FIGURES)
+    lines = [line for line in out.splitlines() if line.strip().startswith("mean")]
+    for name in CLASS_FIGURES:
+        assert f"{100 * (mean['other'][name] - mean['random'][name]):+.1f}" in lines[0]
+    with (folder / "comparison.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["category"], row["weights"]) for row in rows] == [
+        (category, label) for category in ("wafer map", "mean") for label in ("random", "other")
+    ]
+    assert float(rows[1]["recall"]) == content["figures"]["wafer map"]["other"]["recall"]
+    assert not (folder / "pictures").exists()
+
+
+# -- mistakes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--model.optim.lr", "0"], "model.optim.lr must be above 0"),
+        (["--model.optim.momentum", "1"], "model.optim.momentum must be in [0, 1)"),
+        (["--model.optim.weight_decay", "-1"], "model.optim.weight_decay must be 0 or more"),
+        (["--model.image_size", "16"], "model.image_size must be 32 or more"),
+        (["--model.seed", "-1"], "model.seed must be 0 or more"),
+        (["--trainer.max_epochs", "-1"], "give trainer.max_epochs"),
+        (["--model.backbone.name", "vgg11"], "backbone.layers: vgg11 has no pooled"),
+        (["--model.backbone.weights", "nowhere.pt"], "nowhere.pt: there is no such file"),
+        (["--data.shots", "2"], "class Edge-Ring (and 2 more) has no training map: leave out"),
+        (["--data.fraction", "0.5"], "class Edge-Ring (and 2 more) has no training map"),
+        (["--data.synthesis.recipe", "nsa"], "leave out data.synthesis"),
+        (["--data.targets", "multi"], "class Donut (and 5 more) has no training map"),
+        (["--data.targets", "several"], "data.targets"),
+        (["--data.split_seed", "-1"], "data.split_seed must be 0 or more"),
+    ],
+)
+def test_mistakes_end_in_a_sentence(
+    root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    sentence: str,
+) -> None:
+    assert main(words(root, tmp_path / "runs", *options)) == 2
+    assert sentence in capsys.readouterr().err
+    assert not list((tmp_path / "runs").glob("*/*"))
+
+
+@pytest.mark.parametrize(
+    ("extra", "sentence"),
+    [
+        (1, "the maps cannot be split with every class in both parts"),
+        (2, "class Near-full has no test map: raise data.test_share, or draw another"),
+    ],
+)
+def test_a_class_that_one_split_lacks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], extra: int, sentence: str
+) -> None:
+    wafers(tmp_path / "wafers", extra=extra)
+    line = words(tmp_path / "wafers", tmp_path / "runs", "--data.test_share", "0.15")
+    assert main(line) == 2
+    assert sentence in capsys.readouterr().err
+    assert not list((tmp_path / "runs").glob("*/*"))
+
+
+def test_data_without_classes(
+    mvtec_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = words(mvtec_root, tmp_path / "runs")
+    line[line.index("MixedWM38")] = "MVTecAD"
+    assert main(line) == 2
+    assert "and MVTecAD has no targets: use --data MixedWM38" in capsys.readouterr().err
+    assert main(["each", *line[1:]]) == 1
+    assert "MVTecAD has no targets" in capsys.readouterr().err
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "one.npz", rng.integers(0, 3, (9, 52, 52)), np.zeros((9, 8), int))
+    assert main(words(tmp_path / "one.npz", tmp_path / "runs")) == 2
+    assert "LinearProbe tells classes apart, and data.root" in capsys.readouterr().err
+    assert not list((tmp_path / "runs").glob("run/2"))
+
+
+def test_mistakes_with_a_checkpoint(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    targets = np.repeat(np.eye(8, dtype=int), 5, axis=0)
+    np.savez(tmp_path / "MixedWM38.npz", rng.integers(0, 3, (40, 52, 52)), targets)
+    root, runs = tmp_path / "MixedWM38.npz", tmp_path / "runs"
+    assert main(words(root, runs, epochs=1)) == 0
+    other = wafers(tmp_path / "other")
+    unfitted = words(root, runs, verb="test")
+    cases = {
+        "LinearProbe must be fitted first: give --ckpt_path FILE of a fit": unfitted,
+        "fitted with data.targets single (8 classes), and the data is read with data.targets "
+        "multi (8): set it to single": ["--data.targets", "multi"],
+        "fitted with 8 classes, and the data has 4: only one of them knows": [
+            "--data.root",
+            str(other),
+        ],
+        "the checkpoint was made on resnet18 with random": [
+            "--model.backbone.weights",
+            str(weights),
+        ],
+        "model.frozen is False": ["--model.frozen", "false"],
+    }
+    for sentence, options in cases.items():
+        line = options
+        if options is not unfitted:
+            config = ["--config", str(runs / "run" / "1" / "config-fit.yaml")]
+            line = ["test", *config, "--ckpt_path", str(fitted(runs)), *options]
+        assert main(line) == 2
+        assert sentence in capsys.readouterr().err
+    assert [path.name for path in (runs / "run").iterdir()] == ["1"]
+    assert not list(runs.glob("config-fit/*"))
+
+
+def test_a_training_that_diverges_is_told(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words(root, tmp_path, epochs=1)) == 0
+    checkpoint = torch.load(fitted(tmp_path), weights_only=True)
+    checkpoint["state_dict"]["head.bias"][0] = float("nan")
+    torch.save(checkpoint, fitted(tmp_path))
+    line = ["test", "--ckpt_path", str(fitted(tmp_path)), "--output.root", str(tmp_path / "t")]
+    assert main(line) == 2
+    assert "is NaN or infinite: fit again with a lower model.optim.lr" in capsys.readouterr().err
+    assert not list((tmp_path / "t").glob("*/*"))

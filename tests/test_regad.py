@@ -1,0 +1,690 @@
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from conftest import save_picture
+from detector_golden import fill_by_shape, golden_images, write_network
+from safetensors.torch import load_file
+from scipy.ndimage import affine_transform, gaussian_filter
+from scipy.spatial.distance import mahalanobis
+from test_sdp import quiet_trainer
+from torch import Tensor
+from torch.testing import assert_close
+from torchvision.models import resnet18
+
+from anomaly_clip.backbones.cnn import CNNBackbone
+from anomaly_clip.cli import main
+from anomaly_clip.data import ImageFolder, MVTecAD
+from anomaly_clip.data.sampling import Draw
+from anomaly_clip.data.support import CategoryBatches, SupportedBatches, normal_rows
+from anomaly_clip.methods import RegAD
+from anomaly_clip.methods import moments as moments_module
+from anomaly_clip.methods.moments import few_sample_gaussians
+from anomaly_clip.methods.regad import (
+    PixelCNNSettings,
+    RegistrationNetwork,
+    augment,
+    averaged,
+    inverse,
+    joined,
+    negative_cosine,
+    spread,
+    warp,
+)
+from anomaly_clip.metrics.evaluator import FIGURES, Evaluator, Results
+
+
+@pytest.fixture(scope="module")
+def backbone() -> CNNBackbone:
+    torch.manual_seed(0)
+    return CNNBackbone.of(PixelCNNSettings(weights="random"))
+
+
+@pytest.fixture(scope="module")
+def method(backbone: CNNBackbone) -> RegAD:
+    """Return a method that counts as trained, with two references of a; its networks turn maps."""
+    found = RegAD(backbone, image_size=64, shots=2).eval()
+    found.trained.fill_(True)
+    for transformer in found.network.transformers:
+        transformer.look[-1].bias.data += torch.tensor([0.2, 0.1, -0.1])  # type: ignore[index,union-attr]
+    rng = np.random.default_rng(0)
+    found.remember(torch.from_numpy(rng.integers(0, 256, (2, 3, 64, 64), dtype=np.uint8)), "a")
+    return found
+
+
+def near(own: Tensor, expected: Tensor, relative: float) -> None:
+    most = float(expected.abs().max())
+    assert_close(own, expected, atol=relative * most, rtol=0)
+
+
+# -- against the official code -------------------------------------------------------------------
+
+
+@pytest.mark.golden
+def test_golden_registration(golden: Callable[[str], Any], tmp_path: Path) -> None:
+    found = golden("detectors")
+    arrays, meta = load_file(found.folder / "regad.safetensors"), found.meta
+    counts = json.loads((found.folder / "architectures.json").read_text())
+    method = RegAD(PixelCNNSettings(weights=write_network(tmp_path, meta))).eval()
+    for part in (*method.network.transformers, method.encoder, method.predictor):
+        fill_by_shape(part)
+    for transformer, angle in zip(method.network.transformers, (0.12, 0.17, 0.22), strict=True):
+        last = transformer.look[-1]  # type: ignore[index]
+        last.weight.data.zero_()  # type: ignore[union-attr]
+        last.bias.data.copy_(torch.tensor([angle, 1.1, 0.92]))  # type: ignore[union-attr]
+    own = {"num_train": 2, "num_test": 0, "image_size": 224, "defect_from_index": 1}
+    images = golden_images({**own, "image_seed": meta["regad_image_seed"]})
+    near(images[:1], arrays["query"].float(), 1e-2)
+    with torch.no_grad():
+        raw = method.network(images)
+        first, second, third = method.network.stages(images[:1])
+        near(raw[:1], arrays["stn3_raw"], 1e-3)
+        near(first[..., ::7, ::7], arrays["stn1_output_stride7"], 1e-3)
+        near(second[..., ::7, ::7], arrays["stn2_output_stride7"], 1e-3)
+        near(third, arrays["stn3_output"], 1e-3)
+        encoded = method.encoder(raw[:1])
+        near(encoded, arrays["encoder_out"], 1e-3)
+        near(method.predictor(encoded), arrays["predictor_out"], 1e-3)
+        loss = method.loss_map(raw[:1], raw[1:])
+    near(loss, arrays["loss_map"], 1e-3)
+    near(loss.mean(), arrays["loss"], 1e-3)
+
+    def count(module: torch.nn.Module) -> int:
+        return sum(parameter.numel() for parameter in module.parameters())
+
+    assert [count(t) for t in method.network.transformers] == counts["regad_stn_params"]
+    assert count(method.predictor) == counts["regad_predictor_params"]
+    # The official encoder has a BatchNorm of 256 channels more, which it never uses.
+    assert count(method.encoder) == counts["regad_encoder_params"] - 2 * 256
+
+
+@pytest.mark.golden
+def test_golden_augmentation(golden: Callable[[str], Any]) -> None:
+    arrays = load_file(golden("detectors").folder / "regad.safetensors")
+    near(augment(arrays["aug_source"]), arrays["augmented"], 1e-5)
+
+
+# -- augmentation, warps and losses by other means -----------------------------------------------
+
+
+def test_augmentations_are_in_their_order() -> None:
+    torch.manual_seed(1)
+    images = torch.rand(2, 3, 16, 16, dtype=torch.float64)
+    made = augment(images).unflatten(0, (22, 2))
+    assert_close(made[0], images)
+    assert_close(made[17], torch.flip(images, dims=[3]))
+    grey = 0.299 * images[:, 0] + 0.587 * images[:, 1] + 0.114 * images[:, 2]
+    assert_close(made[18], torch.stack([grey] * 3, dim=1))
+    for quarters in (1, 2, 3):
+        turned = np.rot90(images.numpy(), quarters, axes=(2, 3)).copy()
+        assert_close(made[18 + quarters], torch.from_numpy(turned))
+
+
+def test_turns_and_moves_are_scipys() -> None:
+    torch.manual_seed(1)
+    image = torch.rand(1, 3, 16, 16, dtype=torch.float64)
+    made = augment(image)
+    middle = np.array([7.5, 7.5])
+    angles = {1: -4, 4: -1, 5: 1, 8: 4}
+    for place, steps in angles.items():
+        cos, sin = np.cos(steps * np.pi / 16), np.sin(steps * np.pi / 16)
+        matrix = np.array([[cos, sin], [-sin, cos]])  # of rows and columns, not of x and y
+        for channel in range(3):
+            expected = affine_transform(
+                image[0, channel].numpy(), matrix, middle - matrix @ middle, order=1, mode="reflect"
+            )
+            np.testing.assert_allclose(made[place, channel], expected, atol=1e-9)
+    # A shift of 0.2 of half an image's side: 1.6 pixels further right and down is shown.
+    for place, (right, down) in {9: (1.6, 1.6), 10: (-1.6, 1.6), 16: (0.8, -0.8)}.items():
+        expected = affine_transform(
+            image[0, 0].numpy(), np.eye(2), np.array([down, right]), order=1, mode="reflect"
+        )
+        np.testing.assert_allclose(made[place, 0], expected, atol=1e-6)
+
+
+def test_a_warp_is_undone_by_its_inverse() -> None:
+    torch.manual_seed(0)
+    matrix = torch.eye(2, dtype=torch.float64) + 0.2 * torch.randn(3, 2, 2, dtype=torch.float64)
+    assert_close(inverse(matrix) @ matrix, torch.eye(2, dtype=torch.float64).expand(3, 2, 2))
+    # Something smooth, away from the border.
+    ramp = torch.linspace(-1, 1, 64, dtype=torch.float64)
+    bump = torch.exp(-8 * (ramp[:, None] ** 2 + (ramp[None] - 0.1) ** 2)).expand(3, 1, 64, 64)
+    again = warp(warp(bump, matrix), inverse(matrix))
+    assert float((again - bump)[..., 16:48, 16:48].abs().max()) < 0.02
+
+
+def test_the_loss_by_hand() -> None:
+    guess = torch.tensor([3.0, 4.0]).view(1, 2, 1, 1).requires_grad_()
+    target = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1).requires_grad_()
+    loss = negative_cosine(guess, target)
+    assert loss.item() == pytest.approx(-0.6)
+    loss.sum().backward()
+    assert guess.grad is not None
+    assert target.grad is None
+
+
+def test_both_sides_of_the_loss_count_half(method: RegAD) -> None:
+    torch.manual_seed(0)
+    query, support = torch.randn(2, 2, 256, 4, 4)
+    with torch.no_grad():
+        first, second = (method.encoder(one).numpy() for one in (query, support))
+        ahead, behind = (method.predictor(method.encoder(one)).numpy() for one in (query, support))
+        found = method.loss_map(query, support)
+
+    def cosine(a: Any, b: Any) -> Any:
+        length = np.sqrt((a**2).sum(1)) * np.sqrt((b**2).sum(1))
+        return (a * b).sum(1) / length
+
+    expected = -(cosine(ahead, second) + cosine(behind, first)) / 2
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_stages_begin_as_those_of_the_backbone(backbone: CNNBackbone) -> None:
+    network = RegistrationNetwork(backbone, 64).eval()
+    torch.manual_seed(0)
+    pixels = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        own, frozen = network.stages(pixels), backbone(pixels)
+        last = network(pixels)
+    for stage, layer in zip(own, ("layer1", "layer2", "layer3"), strict=True):
+        assert_close(stage, frozen[layer], atol=1e-3, rtol=1e-3)
+    assert_close(last, frozen["layer3"], atol=1e-3, rtol=1e-3)
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    assert not any(parameter.requires_grad for parameter in backbone.parameters())
+
+
+def test_coarse_stages_are_enlarged_by_the_nearest(method: RegAD) -> None:
+    stages = [torch.randn(2, 3, 8, 8), torch.randn(2, 5, 4, 4), torch.randn(2, 2, 2, 2)]
+    expected = torch.cat([F.interpolate(stage, (8, 8)) for stage in stages], dim=1).flatten(2).mT
+    assert_close(joined(stages), expected, atol=0, rtol=0)
+    some = torch.tensor([63, 0, 17])
+    assert_close(joined(stages, some), expected[:, some], atol=0, rtol=0)
+
+
+# -- Gaussians -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "channels"), [(6, 20), (12, 5), (2, 4)])
+def test_distances_without_a_covariance_are_scipys(
+    count: int, channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moments_module, "FACTORED_AT_ONCE", 2)  # five are three parts
+    rng = np.random.default_rng(1)
+    samples = 3 + rng.normal(0, 2, (count, 5, channels))
+    samples[-1] = samples[0]  # of a lower rank still
+    features = torch.from_numpy(samples)
+    gaussians = few_sample_gaussians(lambda some: features[:, some], 5, 0.01)
+    other = torch.from_numpy(rng.normal(3, 2, (3, 5, channels)))
+    found = gaussians.distances(other)
+    for position in range(5):
+        covariance = np.cov(samples[:, position], rowvar=False) + 0.01 * np.eye(channels)
+        inverted = np.linalg.inv(covariance)
+        for image in range(3):
+            expected = mahalanobis(other[image, position], samples[:, position].mean(0), inverted)
+            assert float(found[image, position]) == pytest.approx(expected, rel=1e-7)
+    single = few_sample_gaussians(lambda some: features[:, some].float(), 5, 0.01)
+    assert single.mean.dtype == torch.float32
+    assert_close(single.distances(other.float()), found.float(), atol=1e-3, rtol=1e-4)
+
+
+def test_map_and_score_are_those_of_the_plain_recipe(method: RegAD) -> None:
+    rng = np.random.default_rng(0)
+    references = torch.from_numpy(rng.integers(0, 256, (2, 3, 64, 64), dtype=np.uint8))
+    images = torch.from_numpy(rng.integers(0, 256, (2, 3, 64, 64), dtype=np.uint8))
+    with torch.no_grad():
+        known = joined(method.network.stages(augment(references / 255))).double().numpy()
+        seen = joined(method.network.stages(images / 255)).double().numpy()
+    assert known.shape == (44, 256, 448)
+    distances = np.zeros((2, 256))
+    for position in range(256):
+        covariance = np.cov(known[:, position], rowvar=False) + 0.01 * np.eye(448)
+        apart = seen[:, position] - known[:, position].mean(0)
+        solved = np.linalg.solve(covariance, apart.T)
+        distances[:, position] = np.sqrt((apart.T * solved).sum(0))
+    grid = torch.from_numpy(distances).view(2, 1, 16, 16)
+    raw = F.interpolate(grid, (64, 64), mode="bilinear", align_corners=False)[:, 0]
+    expected = np.stack([gaussian_filter(one.numpy(), 4.0) for one in raw])
+    scores = method.score(images, ["a", "a"])
+    np.testing.assert_allclose(scores["anomaly_map"], expected, rtol=1e-3)
+    np.testing.assert_allclose(scores["image_score"], expected.max(axis=(1, 2)), rtol=1e-3)
+    # Pixels that are normalised already are the same with mean 0 and deviation 1.
+    again = method.score(images / 255, ["a", "a"])["anomaly_map"]
+    assert_close(again, scores["anomaly_map"], atol=1e-3, rtol=1e-3)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = method.score(images, ["a", "a"])["anomaly_map"]
+    assert_close(mixed, scores["anomaly_map"], atol=1e-4, rtol=1e-5)
+
+
+def test_each_image_is_compared_with_its_own_category(method: RegAD) -> None:
+    rng = np.random.default_rng(5)
+    images = torch.from_numpy(rng.integers(0, 256, (3, 3, 64, 64), dtype=np.uint8))
+    method.remember(images[1:], "b")
+    scores = method.score(images, ["a", "b", "a"])["image_score"]
+    for row, name in enumerate(("a", "b", "a")):
+        alone = method.score(images[row : row + 1], [name])["image_score"]
+        assert_close(scores[row : row + 1], alone, atol=1e-2, rtol=1e-4)
+    with pytest.raises(ValueError, match="RegAD knows no references of 'c'"):
+        method.score(images[:1], ["c"])
+    with pytest.raises(ValueError, match="expected images of 64 x 64 pixels"):
+        method.score(images[..., :32, :32], ["a", "b", "a"])
+
+
+def test_a_backbone_with_statistics_of_its_own_sees_augmented_pixels(backbone: CNNBackbone) -> None:
+    other = CNNBackbone(weights="random", mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.4])
+    found = RegAD(other, image_size=64).eval()
+    seen: list[Tensor] = []
+
+    def stages(pixels: Tensor) -> list[Tensor]:
+        seen.append(pixels)
+        return [torch.zeros(len(pixels), 1, 4, 4)]
+
+    found.network.stages = stages  # type: ignore[method-assign]
+    rng = np.random.default_rng(5)
+    images = torch.from_numpy(rng.integers(0, 256, (1, 3, 64, 64), dtype=np.uint8))
+    found.remember(images, "a")
+    expected = (augment(images / 255) - other.mean) / other.std
+    assert_close(torch.cat(seen), expected)
+    assert_close(found.pixels(images), expected[:1])
+
+
+# -- batches -------------------------------------------------------------------------------------
+
+
+def test_batches_are_of_one_category_and_hold_every_image_once() -> None:
+    rows = {"a": list(range(7)), "b": [7, 8, 9], "c": [10, 11]}
+    names = {row: name for name, members in rows.items() for row in members}
+
+    def epoch(number: int, **options: Any) -> list[list[int]]:
+        sampler = CategoryBatches(rows, 3, seed=1, **options)
+        sampler.set_epoch(number)
+        batches = list(sampler)
+        assert len(batches) == len(sampler)
+        assert all(draw.epoch == number for batch in batches for draw in batch)
+        return [[draw.index for draw in batch] for batch in batches]
+
+    first = epoch(0)
+    assert sorted(len(batch) for batch in first) == [1, 2, 3, 3, 3]
+    assert all(len({names[row] for row in batch}) == 1 for batch in first)
+    assert sorted(row for batch in first for row in batch) == list(range(12))
+    assert first == epoch(0)
+    assert first != epoch(1)
+    shared = [epoch(0, num_processes=2, rank=rank) for rank in (0, 1)]
+    assert len(shared[0]) == len(shared[1]) == 2
+    assert not {r for batch in shared[0] for r in batch} & {r for b in shared[1] for r in b}
+    assert epoch(0, shuffle=False) == [[0, 1, 2], [3, 4, 5], [6], [7, 8, 9], [10, 11]]
+    with pytest.raises(ValueError, match="5 training batches of one category each"):
+        epoch(0, num_processes=6)
+
+
+def test_support_is_of_the_category_and_never_the_image_itself(three: Path) -> None:
+    data = MVTecAD(str(three), image_size=16, num_workers=0)
+    dataset = data.dataset("train")
+    rows = normal_rows(dataset)
+    batches = SupportedBatches(dataset, rows, 3, seed=4)
+    seen = set()
+    for epoch in range(8):
+        for row, sample in enumerate(dataset.samples):
+            support = batches.support_of(Draw(epoch, row))
+            assert len(support) == 3
+            assert row not in support
+            assert {dataset.samples[one].category for one in support} == {sample.category}
+            assert support == SupportedBatches(dataset, rows, 3, seed=4).support_of(
+                Draw(epoch, row)
+            )
+            seen.add((row, tuple(support)))
+    assert len(seen) > 3 * len(dataset)  # others each epoch
+    batch = batches[[Draw(0, 0), Draw(0, 2)]]
+    assert batch["support"].shape == (2, 3, 3, 16, 16)
+    assert batch["support"].dtype == torch.uint8
+    support = batches.support_of(Draw(0, 2))
+    assert_close(batch["support"][1, 0], dataset[support[0]]["image"])
+
+
+# -- averages ------------------------------------------------------------------------------------
+
+
+def results(value: float | None) -> Results:
+    figures = dict.fromkeys(FIGURES, value)
+    return Results(mean=dict(figures), categories={"a": dict(figures)}, intervals={})
+
+
+def test_rounds_are_averaged_with_their_spread() -> None:
+    found = averaged([results(0.5), results(0.8), results(0.8)])
+    assert found["mean"]["image_auroc"] == pytest.approx(0.7)
+    assert found["categories"]["a"]["pixel_pro"] == pytest.approx(0.7)
+    apart = spread([results(v)["mean"] for v in (0.5, 0.8, 0.8)])
+    assert apart["image_auroc"] == pytest.approx(np.sqrt(0.03))
+    undefined = averaged([results(None), results(None)])
+    assert undefined["mean"]["image_auroc"] is None
+    assert spread([results(None)["mean"]] * 2)["image_auroc"] is None
+    assert spread([results(0.5)["mean"]])["image_auroc"] is None
+    assert averaged([results(0.5)]) == results(0.5)
+
+
+# -- runs ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def three(mvtec_root: Path) -> Path:
+    """Return a folder of MVTec-AD's form, three categories with four training images each."""
+    rng = np.random.default_rng(0)
+
+    def picture(name: str) -> None:
+        save_picture(mvtec_root / name, rng.integers(0, 256, (40, 40, 3)).astype(np.uint8))
+
+    for number in range(4):
+        picture(f"cable/train/good/{number}.png")
+        if number < 2:
+            picture(f"bottle/train/good/{100 + number}.png")
+            picture(f"metal_nut/train/good/{100 + number}.png")
+            picture(f"cable/test/good/{number}.png")
+            picture(f"cable/test/cut/{number}.png")
+            mask = np.zeros((40, 40), np.uint8)
+            mask[5:20, 8:30] = 255
+            save_picture(mvtec_root / "cable" / "ground_truth" / "cut" / f"{number}_mask.png", mask)
+    return mvtec_root
+
+
+def words(verb: str, root: Path, runs: Path, *more: str) -> list[str]:
+    found = [verb, "--model", "RegAD", "--model.backbone.weights", "random"]
+    found += ["--model.image_size", "64", "--model.shots", "2", "--model.rounds", "2"]
+    found += ["--model.lr", "0.01"]
+    found += ["--data", "MVTecAD", "--data.root", str(root), "--data.num_workers", "0"]
+    found += ["--data.train_categories", "others", "--data.batch_size", "4"]
+    found += ["--trainer.accelerator", "cpu", "--trainer.max_epochs", "2"]
+    found += ["--trainer.log_every_n_steps", "1", "--trainer.enable_progress_bar", "false"]
+    return [*found, "--output.root", str(runs), *more]
+
+
+ONE = ("--data.categories", "[bottle]")
+
+
+def state_of(runs: Path, number: int = 1) -> dict[str, Tensor]:
+    path = runs / "run" / str(number) / "checkpoints" / "last.ckpt"
+    state: dict[str, Tensor] = torch.load(path, weights_only=True)["state_dict"]
+    return state
+
+
+def test_fit_and_test_from_the_checkpoint_alone(three: Path, tmp_path: Path) -> None:
+    assert main(words("fit", three, tmp_path / "runs", *ONE)) == 0
+    checkpoint = tmp_path / "runs" / "run" / "1" / "checkpoints" / "last.ckpt"
+    state = state_of(tmp_path / "runs")
+    heads = {name.split(".")[0] for name in state}
+    assert heads == {"network", "encoder", "predictor", "trained"}  # no Gaussians, nothing frozen
+    assert int(state["network.stem.1.num_batches_tracked"]) == 2 * 2 * 2  # queries and support
+    line = ["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "test")]
+    assert main([*line, "--output.maps", "true"]) == 0
+    [run] = (tmp_path / "test").glob("*/1")
+    metrics = json.loads((run / "metrics.json").read_text())
+    protocol = metrics["run"]["protocol"]
+    wanted = {"shots": 2, "rounds": 2, "select": "last", "train_categories": "others"}
+    assert {name: protocol[name] for name in wanted} == wanted
+    assert protocol["complete"]
+    assert len((run / "scores.csv").read_text().splitlines()) == 5
+    assert len(list((run / "maps").rglob("*.png"))) == 4
+    [paths] = json.loads((run / "references.json").read_text()).values()
+    assert len(paths) == 2 * 2
+    assert paths[:2] != paths[2:]
+    # The same by hand, round by round.
+    found = RegAD.load_from_checkpoint(checkpoint, map_location="cpu").eval()
+    data = MVTecAD(str(three), categories=["bottle"], image_size=64, num_workers=0)
+    by_hand = []
+    for number in range(2):
+        found.take_references(data, "bottle", number)
+        evaluator = Evaluator(["bottle"])
+        for batch in data.test_dataloader():
+            evaluator.update(found.score(batch["image"], batch["category"]), batch)
+        by_hand.append(evaluator.compute()["mean"])
+    assert protocol["by_round"] == [pytest.approx(figures, abs=1e-4) for figures in by_hand]
+    for name in FIGURES:
+        values = [float(figures[name]) for figures in by_hand]  # type: ignore[arg-type]
+        assert metrics["mean"][name] == pytest.approx(np.mean(values), abs=1e-4)
+        assert protocol["spread"][name] == pytest.approx(np.std(values, ddof=1), abs=1e-4)
+    line = ["predict", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "predict")]
+    assert main([*line, "--output.maps", "false"]) == 0
+    [scores] = (tmp_path / "predict").rglob("scores.csv")
+    assert scores.read_text() == (run / "scores.csv").read_text()  # those of the first round
+    # Another number of rounds is no other model.
+    line = ["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "single")]
+    assert main([*line, "--model.rounds", "1"]) == 0
+    [single] = (tmp_path / "single").rglob("metrics.json")
+    again = json.loads(single.read_text())
+    assert again["mean"] == pytest.approx(protocol["by_round"][0])
+    assert again["run"]["protocol"]["spread"]["image_auroc"] is None
+
+
+def test_the_rate_is_the_official_one(backbone: CNNBackbone) -> None:
+    class Trainer:
+        max_epochs = 5
+
+    found = RegAD(backbone, image_size=64, lr=1.0)
+    found._trainer = Trainer()  # type: ignore[assignment]
+    made = found.configure_optimizers()
+    rates = []
+    for _ in range(5):
+        rates.append(made["lr_scheduler"].get_last_lr()[0])
+        made["optimizer"].step()
+        made["lr_scheduler"].step()
+    expected = [0.5 * (1 + np.cos(np.pi * epoch / 5)) for epoch in range(1, 6)]
+    np.testing.assert_allclose(rates, expected, atol=1e-12)
+    assert made["optimizer"].defaults["momentum"] == 0.9
+
+
+@pytest.mark.parametrize("place", [0, 2, 3])
+def test_what_it_starts_from_depends_on_the_seed_alone(place: int, backbone: CNNBackbone) -> None:
+    def start(seed: int) -> dict[str, Tensor]:
+        torch.manual_seed(place)
+        return RegAD(backbone, image_size=64, seed=seed).encoder.state_dict()
+
+    first = start(1)
+    torch.rand(place)
+    assert_close(start(1), first, atol=0, rtol=0)
+    assert not torch.equal(start(2)["0.weight"], first["0.weight"])
+
+
+def test_a_resumed_fit_is_the_uninterrupted_one(three: Path, tmp_path: Path) -> None:
+    """Also in the middle of an epoch, which has two steps, and with a loading process."""
+    options = {"every_n_train_steps": 1, "save_top_k": -1, "filename": "{step}"}
+    kept = json.dumps({"class_path": "ModelCheckpoint", "init_args": options})
+    line = words("fit", three, tmp_path, *ONE, "--trainer.callbacks+", kept)
+    assert main(line) == 0
+    for number, (step, workers) in enumerate(((2, "0"), (3, "1")), start=2):
+        between = str(tmp_path / "run" / "1" / "checkpoints" / f"step={step}.ckpt")
+        assert main([*line, "--ckpt_path", between, "--data.num_workers", workers]) == 0
+        assert_close(state_of(tmp_path, number), state_of(tmp_path), atol=0, rtol=0)
+
+
+def test_two_processes_learn_together_and_test_as_one(three: Path, tmp_path: Path) -> None:
+    ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.batch_size", "3"]
+    compared = {"class_path": "ddp_checks.Compared", "init_args": {"file": str(tmp_path / "c")}}
+
+    def run(line: list[str]) -> None:
+        python = [sys.executable, "-m", "anomaly_clip", *line]
+        here = Path(__file__).parent
+        done = subprocess.run(
+            python, capture_output=True, text=True, timeout=300, check=False, cwd=here
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+
+    run(
+        words(
+            "fit", three, tmp_path / "f", *ONE, *ddp, "--trainer.callbacks+", json.dumps(compared)
+        )
+    )
+    found = json.loads((tmp_path / "c").read_text())
+    assert found["equal"]
+    first, second = found["rows"]
+    # Two categories of four images, batches of three and one: two a process and epoch.
+    assert min(len(first), len(second)) >= 4
+    assert sorted(first + second) == sorted(2 * list(range(8)))
+    checkpoint = tmp_path / "f" / "run" / "1" / "checkpoints" / "last.ckpt"
+    test = ["test", "--ckpt_path", str(checkpoint), "--trainer.callbacks", "null"]
+    run([*test, "--output.root", str(tmp_path / "two"), *ddp])
+    one = ["--trainer.strategy", "auto", "--trainer.devices", "1"]
+    assert main([*test, "--output.root", str(tmp_path / "one"), *one]) == 0
+    figures = []
+    for name in ("one", "two"):
+        [file] = (tmp_path / name).rglob("metrics.json")
+        figures.append(json.loads(file.read_text()))
+    assert figures[0]["mean"] == pytest.approx(figures[1]["mean"], abs=1e-3)
+    assert figures[0]["run"]["protocol"]["by_round"] == [
+        pytest.approx(row, abs=1e-3) for row in figures[1]["run"]["protocol"]["by_round"]
+    ]
+
+
+def test_the_best_epoch_by_the_test_images_is_a_switch(three: Path, tmp_path: Path) -> None:
+    best = ["--model.select", "best_test", "--data.val_split", "test"]
+    assert main(words("fit", three, tmp_path / "f", *ONE, *best)) == 0
+    [checkpoint] = (tmp_path / "f").glob("run/1/checkpoints/last.ckpt")
+    kept = torch.load(checkpoint, weights_only=True)["best"]
+    assert 0 < kept["merit"] <= 2
+    test = ["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "t")]
+    assert main([*test, "--model.rounds", "1"]) == 0
+    [metrics] = (tmp_path / "t").rglob("metrics.json")
+    content = json.loads(metrics.read_text())
+    merit = content["mean"]["image_auroc"] + content["mean"]["pixel_auroc"]
+    assert merit == pytest.approx(kept["merit"], abs=1e-3)
+    assert content["run"]["protocol"]["select"] == "best_test"
+    assert content["run"]["protocol"]["selected_epoch"] == kept["epoch"] + 1
+
+
+def test_two_backbones_are_compared(three: Path, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    torch.save(resnet18(weights=None).state_dict(), tmp_path / "other.pt")
+    line = words("compare", three, tmp_path, *ONE, "--model.rounds", "1", "--pictures", "0")
+    at = line.index("--model.backbone.weights")
+    line[at : at + 2] = ["--weights", "random", str(tmp_path / "other.pt")]
+    at = line.index("--output.root")
+    line[at : at + 2] = ["--folder", str(tmp_path / "c")]
+    assert main(line) == 0
+    content = json.loads((tmp_path / "c" / "comparison.json").read_text())
+    assert set(content["figures"]["bottle"]) == {"random", "other"}
+    config = yaml.safe_load((tmp_path / "c" / "other" / "bottle" / "config-fit.yaml").read_text())
+    assert config["data"]["init_args"]["categories"] == ["bottle"]
+    assert config["data"]["init_args"]["train_categories"] == "others"
+    # The settings beside the weights are those of the method, not of the other detectors.
+    assert config["model"]["init_args"]["backbone"]["mean"] == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (("--data.train_categories", "same", *ONE), "set data.train_categories to others"),
+        (("--data.train_categories", "[bottle, cable]", *ONE), "'bottle' is among both"),
+        ((), "none is left, as data.categories are all there are"),
+        (("--data.categories", "[bottle, cable]"), "RegAD is one model a category"),
+        ((*ONE, "--model.shots", "9"), "category 'bottle' has 4 normal training images"),
+        ((*ONE, "--data.shots", "2"), "leave out data.shots and data.fraction"),
+        ((*ONE, "--data.fraction", "0.5"), "leave out data.shots and data.fraction"),
+        ((*ONE, "--data.balanced", "true"), "leave out data.balanced"),
+        ((*ONE, "--data.image_size", "32"), "data.image_size 32 is not what the model takes"),
+        ((*ONE, "--model.image_size", "80"), "must be a multiple of 32, 64 or more, got 80"),
+        ((*ONE, "--model.image_size", "32"), "must be a multiple of 32, 64 or more, got 32"),
+        ((*ONE, "--model.image_size", "8"), "model.image_size must be 32 or more"),
+        ((*ONE, "--model.shots", "0"), "model.shots must be 1 or more, got 0"),
+        ((*ONE, "--model.rounds", "0"), "model.rounds must be 1 or more, got 0"),
+        ((*ONE, "--model.lr", "0"), "model.lr must be above 0"),
+        ((*ONE, "--model.momentum", "1"), r"model.momentum must be in \[0, 1\)"),
+        ((*ONE, "--model.sigma", "-1"), "model.sigma must be 0 or more"),
+        ((*ONE, "--model.regularization", "0"), "model.regularization must be above 0"),
+        ((*ONE, "--model.backbone.name", "squeezenet1_1"), "squeezenet1_1 has no layer1"),
+        ((*ONE, "--model.backbone.layers", "[layer4]"), "expected some of those of the backbone"),
+        ((*ONE, "--model.select", "best_test"), "set data.val_split to test"),
+        ((*ONE, "--data.synthesis.recipe", "perlin"), "at normal images alone: leave out data.syn"),
+        ((*ONE, "--trainer.max_epochs", "-1"), "give trainer.max_epochs"),
+        (
+            (*ONE, "--data.val_split", "synthetic", "--data.synthesis.recipe", "perlin",
+             "--data.synthesis.share", "0", "--data.val_share", "0.5"),
+            "set it to none or test",
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_fitted_is_said_in_one_sentence(
+    three: Path,
+    tmp_path: Path,
+    more: tuple[str, ...],
+    sentence: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(words("fit", three, tmp_path / "runs", *more)) == 2
+    assert re.search(sentence, capsys.readouterr().err)
+    assert not list((tmp_path / "runs").glob("*/*"))
+
+
+def test_small_data_sets_are_refused_in_one_sentence(
+    three: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("0", "1", "2"):
+        (three / "cable" / "train" / "good" / f"{name}.png").unlink()
+    assert main(words("fit", three, tmp_path / "runs", *ONE)) == 2
+    assert "category 'cable' has 1 normal training image" in capsys.readouterr().err
+    for name in ("cable", "metal_nut"):
+        (three / name).rename(tmp_path / name)
+    assert main(words("fit", three, tmp_path / "runs", *ONE)) == 2
+    message = capsys.readouterr().err
+    assert "none is left" in message
+    assert "add others to" in message
+    assert not list((tmp_path / "runs").glob("*/*"))
+
+
+def test_nothing_is_tested_before_a_fit(
+    three: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], backbone: CNNBackbone
+) -> None:
+    assert main(words("test", three, tmp_path, *ONE)) == 2
+    assert "RegAD must be fitted first" in capsys.readouterr().err
+    data = MVTecAD(str(three), categories=["bottle"], num_workers=0)
+    with pytest.raises(ValueError, match="RegAD must be fitted first"):
+        quiet_trainer().test(RegAD(backbone, image_size=64), data, verbose=False)
+
+
+def test_references_are_not_among_the_test_images(three: Path, method: RegAD) -> None:
+    for number in range(4):
+        [*_, train] = sorted((three / "cable" / "train" / "good").iterdir())
+        train.rename(three / "cable" / "test" / "good" / f"9{number}.png")
+        copy = three / "cable" / "train" / "good" / f"a{number}.png"
+        copy.write_bytes((three / "cable" / "test" / "good" / f"9{number}.png").read_bytes())
+    data = MVTecAD(str(three), categories=["cable"], image_size=64, num_workers=0)
+    with pytest.raises(ValueError, match="are among the training images, such as"):
+        method.take_references(data, "cable")
+    folder = ImageFolder(str(three / "cable" / "test" / "good"), "cable", image_size=64)
+    with pytest.raises(ValueError, match="so there are none to compare with"):
+        folder.references("x", 2)
+
+
+def test_batches_without_support_are_refused(method: RegAD) -> None:
+    batch: Any = {"image": torch.zeros(2, 3, 64, 64, dtype=torch.uint8), "category": ["a", "a"]}
+    with pytest.raises(ValueError, match="RegAD trains on batches with support"):
+        method.training_step(batch, 0)
+
+
+def test_a_file_that_names_weights_alone_leaves_pixels_as_they_are(
+    three: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    section = {"class_path": "RegAD", "init_args": {"backbone": {"weights": "random"}}}
+    (tmp_path / "few.yaml").write_text(yaml.safe_dump({"model": section}))
+    line = ["fit", "--config", str(tmp_path / "few.yaml"), "--data", "MVTecAD"]
+    assert main([*line, "--data.root", str(three), "--print_config"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["backbone"]
+    assert (shown["mean"], shown["std"]) == ([0.0] * 3, [1.0] * 3)
+
+
+def configs() -> Iterator[Path]:
+    yield from sorted((Path(__file__).parent.parent / "configs").glob("regad_*shot.yaml"))
+
+
+def test_the_configurations_differ_in_their_shots() -> None:
+    contents = [yaml.safe_load(file.read_text()) for file in configs()]
+    assert [content["model"]["init_args"].pop("shots") for content in contents] == [4, 8]
+    assert contents[0] == contents[1]
+    assert contents[0]["model"]["init_args"]["backbone"]["mean"] == [0.0, 0.0, 0.0]

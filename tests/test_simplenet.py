@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from detector_golden import fill_by_shape, golden_images, write_network
+from safetensors.torch import load_file
+from scipy.ndimage import gaussian_filter
+from test_padim import near
+from test_rd4ad import state_of
+from test_sdp import quiet_trainer
+from torch.testing import assert_close
+
+from anomaly_clip.backbones.cnn import CNNSettings
+from anomaly_clip.cli import main
+from anomaly_clip.data import MVTecAD
+from anomaly_clip.methods import SimpleNet
+from anomaly_clip.methods.simplenet import hinge_loss
+
+ONE = ("--data.categories", "[bottle]")
+SMALL: dict[str, Any] = {"image_size": 64, "pretrain_dim": 24, "target_dim": 16, "hidden": 8}
+
+
+def words(verb: str, root: Path, runs: Path, *more: str) -> list[str]:
+    found = [verb, "--model", "SimpleNet", "--model.backbone.weights", "random"]
+    for name, value in SMALL.items():
+        found += [f"--model.{name}", str(value)]
+    found += ["--data", "MVTecAD", "--data.root", str(root), "--data.num_workers", "0"]
+    found += ["--data.batch_size", "2", "--trainer.accelerator", "cpu"]
+    if verb == "fit":
+        found += ["--trainer.log_every_n_steps", "1", "--trainer.max_epochs", "2"]
+    return [*found, "--output.root", str(runs), *more]
+
+
+def small(**more: Any) -> SimpleNet:
+    torch.manual_seed(0)
+    method = SimpleNet(CNNSettings(weights="random"), **{**SMALL, **more})
+    method.on_fit_start()
+    return method.eval()
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [("small", {"pretrain_dim": 192, "target_dim": 128, "hidden": 96}), ("official", {})],
+)
+def test_golden_simplenet(
+    golden: Callable[[str], Any], tmp_path: Path, kind: str, sizes: dict[str, int]
+) -> None:
+    found = golden("detectors")
+    arrays, meta = load_file(found.folder / "simplenet.safetensors"), found.meta
+    settings = CNNSettings(weights=write_network(tmp_path, meta))
+    images = golden_images(meta)[meta["num_train"] :]
+    method = SimpleNet(settings, image_size=meta["image_size"], **sizes).eval()  # type: ignore[arg-type]
+    fill_by_shape(method.adaptor)
+    fill_by_shape(method.discriminator)
+    method.on_fit_start()
+    patches = method.embed(images).flatten(0, 1)
+    with torch.no_grad():
+        projected = method.adaptor(patches)
+        logits = method.discriminator(projected)
+    for name, own in (("embedding", patches), ("projected", projected)):
+        [key] = [key for key in arrays if key.startswith(f"{kind}_{name}")]
+        near(own[: len(arrays[key])], arrays[key], 1e-3)
+    near(logits.view(len(images), -1), arrays[f"{kind}_logits"], 1e-3)
+    scores = method.score(images, ["a"] * len(images))
+    near(scores["image_score"], arrays[f"{kind}_image_score"], 1e-3)
+    near(scores["anomaly_map"], arrays[f"{kind}_map"], 1e-3)
+
+
+def test_the_embedding_is_the_plain_one() -> None:
+    """Neighbourhoods by hand; the coarse layer is enlarged before it is averaged."""
+    method = small()
+    images = torch.randint(0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(3))
+    features = method.backbone(images.byte())
+    levels = []
+    for layer in ("layer2", "layer3"):
+        own = F.pad(features[layer], (1, 1, 1, 1)).numpy()
+        size = own.shape[-1] - 2
+        around = np.stack(
+            [own[:, :, r : r + size, c : c + size] for r in range(3) for c in range(3)], axis=2
+        )
+        patches = torch.from_numpy(around.reshape(2, -1, size, size))  # channel, row, column
+        large = F.interpolate(patches, (8, 8), mode="bilinear", align_corners=False)
+        vectors = large.flatten(2).mT
+        levels.append(F.adaptive_avg_pool1d(vectors, 24))
+    expected = F.adaptive_avg_pool1d(torch.stack(levels, dim=2).flatten(2), 16)
+    assert_close(method.embed(images.byte()), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_map_and_score() -> None:
+    method = small()
+    images = torch.randint(0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(3))
+    scores = method.score(images.byte(), ["a", "a"])
+    with torch.no_grad():
+        judged = method.discriminator(method.adaptor(method.embed(images.byte()).flatten(0, 1)))
+    patches = -judged.view(2, 1, 8, 8)
+    assert_close(scores["image_score"], patches.amax(dim=(1, 2, 3)))  # before any blur
+    plain = F.interpolate(patches, (64, 64), mode="bilinear")[:, 0].numpy()
+    blurred = np.stack([gaussian_filter(one, 4.0) for one in plain])
+    assert_close(scores["anomaly_map"], torch.from_numpy(blurred), atol=1e-5, rtol=1e-5)
+
+
+def test_the_loss_stops_at_the_margin() -> None:
+    real, noisy = torch.tensor([0.6, 0.5, 0.1, -1.0]), torch.tensor([-0.6, -0.5, 0.0, 2.0])
+    expected = (0 + 0 + 0.4 + 1.5) / 4 + (0 + 0 + 0.5 + 2.5) / 4
+    assert float(hinge_loss(real, noisy)) == pytest.approx(expected)
+
+
+def test_noise_has_its_size_and_follows_seed_epoch_and_batch() -> None:
+    method = small(noise=0.2)
+    like = torch.zeros(200, 50)
+    drawn = method.draw_noise(like, 3)
+    assert float(drawn.std()) == pytest.approx(0.2, rel=0.05)
+    assert abs(float(drawn.mean())) < 0.01
+    torch.manual_seed(99)
+    assert drawn.equal(method.draw_noise(like, 3))
+    assert not drawn.equal(method.draw_noise(like, 4))
+    assert not drawn.equal(small(noise=0.2, seed=1).draw_noise(like, 3))
+
+
+def test_it_learns_to_tell_noise(mvtec_root: Path) -> None:
+    method = small(noise=3.0, adaptor_lr=1e-2, discriminator_lr=1e-2)
+    before = {k: v.clone() for k, v in method.backbone.state_dict().items()}
+    data = MVTecAD(str(mvtec_root), categories=["bottle"], num_workers=0, batch_size=2)
+    trainer = quiet_trainer(max_epochs=60)
+    right: list[float] = []
+    method.log = lambda name, value, **_: right.append(float(value)) if "right" in name else None  # type: ignore[method-assign]
+    trainer.fit(method, data)
+    assert np.mean(right[-5:]) > 0.7 > right[0]
+    assert_close(method.backbone.state_dict(), before, atol=0, rtol=0)
+
+
+def test_fit_and_test_from_the_checkpoint_alone(mvtec_root: Path, tmp_path: Path) -> None:
+    assert main(words("fit", mvtec_root, tmp_path / "runs", *ONE)) == 0
+    [checkpoint] = (tmp_path / "runs" / "run" / "1" / "checkpoints").iterdir()
+    kept = state_of(tmp_path / "runs")
+    assert {name.partition(".")[0] for name in kept} == {"adaptor", "discriminator", "trained"}
+    for verb in ("test", "predict"):
+        line = [verb, "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / verb)]
+        assert main(line) == 0
+    (metrics,) = (tmp_path / "test").rglob("metrics.json")
+    assert json.loads(metrics.read_text())["run"]["protocol"]["select"] == "last"
+    assert list((tmp_path / "predict").rglob("scores.csv"))
+
+
+@pytest.mark.parametrize("select", ["last", "best_test"])
+def test_a_resumed_fit_is_the_uninterrupted_one(
+    mvtec_root: Path, tmp_path: Path, select: str
+) -> None:
+    every = {"class_path": "ModelCheckpoint", "init_args": {"save_top_k": -1}}
+    line = words("fit", mvtec_root, tmp_path, *ONE, "--trainer.callbacks+", json.dumps(every))
+    line += ["--data.batch_size", "1", "--model.select", select, "--trainer.max_epochs", "3"]
+    if select == "best_test":
+        line += ["--data.val_split", "test"]
+    assert main(line) == 0
+    [between] = (tmp_path / "run" / "1" / "checkpoints").glob("epoch=0-*.ckpt")
+    assert main([*line, "--ckpt_path", str(between)]) == 0
+    assert_close(state_of(tmp_path), state_of(tmp_path, "run/2"), atol=0, rtol=0)
+    bests = [
+        torch.load(tmp_path / "run" / n / "checkpoints" / "last.ckpt", weights_only=True)["best"]
+        for n in ("1", "2")
+    ]
+    assert (bests[0] is None) == (select == "last")
+    if select == "best_test":
+        assert bests[0]["epoch"] == bests[1]["epoch"]
+        assert_close(bests[0]["state"], bests[1]["state"], atol=0, rtol=0)
+
+
+def test_two_processes_learn_together(mvtec_root: Path, tmp_path: Path) -> None:
+    compared = {"class_path": "ddp_checks.Compared", "init_args": {"file": str(tmp_path / "c")}}
+    ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.batch_size", "1"]
+    ddp += ["--trainer.callbacks+", json.dumps(compared)]
+    python = [sys.executable, "-m", "anomaly_clip"]
+    python += words("fit", mvtec_root, tmp_path, *ONE, *ddp)
+    done = subprocess.run(
+        python, capture_output=True, text=True, timeout=300, check=False, cwd=Path(__file__).parent
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((tmp_path / "c").read_text())
+    assert found["equal"]
+    assert all(found["rows"])
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ((), "SimpleNet is one model a category, and data.root"),
+        ((*ONE, "--model.layers", "[layer3, layer2]"), "expected the finest first"),
+        ((*ONE, "--model.target_dim", "0"), "model.target_dim must be 1 or more"),
+        ((*ONE, "--model.noise", "0"), "model.noise must be above 0"),
+        ((*ONE, "--model.sigma", "-1"), "model.sigma must be 0 or more"),
+        ((*ONE, "--model.select", "best_test"), "set data.val_split to test, or model.select to"),
+        ((*ONE, "--data.synthesis.recipe", "perlin"), "at normal images alone: leave out data.syn"),
+        ((*ONE, "--trainer.accumulate_grad_batches", "2"), "accumulate_grad_batches"),
+        ((*ONE, "--trainer.gradient_clip_val", "1"), "gradient_clip_val"),
+    ],
+)
+def test_what_cannot_be_fitted_is_said_in_one_sentence(
+    mvtec_root: Path,
+    tmp_path: Path,
+    more: tuple[str, ...],
+    sentence: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(words("fit", mvtec_root, tmp_path / "runs", *more)) == 2
+    assert re.search(sentence, capsys.readouterr().err)
+    assert not list((tmp_path / "runs").glob("*/*"))
+
+
+def test_what_was_not_fitted_is_not_tested(mvtec_root: Path) -> None:
+    method = SimpleNet(CNNSettings(weights="random"), **SMALL)
+    data = MVTecAD(str(mvtec_root), categories=["bottle"], num_workers=0)
+    with pytest.raises(ValueError, match="SimpleNet must be fitted first"):
+        quiet_trainer().test(method, data, verbose=False)
