@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from anomaly_clip.backbones.cnn import CNNBackbone
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.each import run_each
 from anomaly_clip.errors import UserError, translated
@@ -33,7 +34,8 @@ from anomaly_clip.experiment import class_of_checkpoint
 from anomaly_clip.files import atomic_path
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.metrics.classification import CLASS_FIGURES
-from anomaly_clip.progress import say
+from anomaly_clip.progress import say, track
+from anomaly_clip.report.embedding import PAPER, Embedding, embed, write_embeddings
 from anomaly_clip.report.gallery import draw_panels, stack_sheets
 from anomaly_clip.report.kept_maps import file_name
 from anomaly_clip.report.tables import HEADINGS, RANDOM_WARNING, percent, selection_warning
@@ -43,6 +45,9 @@ __all__ = ["run_compare"]
 
 SHOWN = ("image_auroc", "pixel_auroc", *CLASS_FIGURES)
 """Figures of the printed table, those of the paper, if there are any; the files have all."""
+
+EMBEDDED, EMBED_BATCH = 2000, 16
+"""Test images of a category whose features are drawn at most, and looked at together."""
 
 Metrics = dict[str, Any]
 
@@ -63,6 +68,11 @@ def run_compare(words: Sequence[str]) -> int:
     parser.add_argument("--weights", nargs="+", required=True, help="two or more")
     parser.add_argument("--folder", type=Path, help="where to; one that exists is gone on with")
     parser.add_argument("--pictures", type=int, default=4, help="images a category that are drawn")
+    parser.add_argument(
+        "--embedding",
+        metavar="LAYER",
+        help="also draw the test images' features of a layer by t-SNE, as layer3 or pooled",
+    )
     asked, rest = parser.parse_known_args(list(words[1:]))
     labels = [Path(weights).stem for weights in asked.weights]
     if len(labels) < 2:
@@ -96,6 +106,8 @@ def run_compare(words: Sequence[str]) -> int:
     with translated():
         for category in common:
             _draw(folder, labels, category, asked.pictures)
+        if asked.embedding:
+            _embed(folder, labels, common, asked.embedding)
     say(f"results: {folder}")
     return code
 
@@ -210,6 +222,7 @@ def _draw(folder: Path, labels: Sequence[str], category: str, count: int) -> Non
     random = [one for one, method in zip(labels, methods, strict=True) if method.weights["random"]]
     maps = []
     for method in methods:
+        method.take_references(data, category)
         with torch.no_grad():
             scores = method.score(images, [category] * len(images))
         if "anomaly_map" not in scores:
@@ -230,6 +243,40 @@ def _draw(folder: Path, labels: Sequence[str], category: str, count: int) -> Non
     ]
     with atomic_path(folder / "pictures" / f"{own}.png") as temporary:
         Image.fromarray(stack_sheets(sheets)).save(temporary)
+
+
+def _embed(folder: Path, labels: Sequence[str], categories: Sequence[str], layer: str) -> None:
+    """Draw where each backbone has the test images of each category; write their silhouettes."""
+    silhouettes: dict[str, dict[str, float | None]] = {}
+    for category in track(categories, "t-SNE", total=len(categories)):
+        own = file_name(category)
+        found = [_embedding(folder / label / own, label, layer) for label in labels]
+        write_embeddings(folder / "embeddings", found, own)
+        silhouettes[category] = {one.name: one.silhouettes["states"] for one in found}
+    write_json(folder / "silhouettes.json", {"layer": layer, "states": silhouettes})
+    for label in labels:
+        known = [value for row in silhouettes.values() if (value := row[label]) is not None]
+        if known:
+            say(f"{label}: silhouette of normal and defective in {layer} {np.mean(known):.3f}")
+
+
+def _embedding(run: Path, label: str, layer: str) -> Embedding:
+    """Look at the test images of a run with its backbone alone."""
+    config = yaml.safe_load((run / "config-test.yaml").read_text(encoding="utf-8"))
+    backbone = config["model"]["init_args"]["backbone"]
+    network = CNNBackbone(backbone["name"], backbone["weights"], [layer])
+    data = _data(config["data"])
+    data.image_size = config["model"]["init_args"]["image_size"]
+    samples, dataset = data.samples("test"), data.dataset("test")
+    rows = np.linspace(0, len(samples) - 1, min(len(samples), EMBEDDED)).round().astype(int)
+    parts = []
+    for chosen in np.array_split(rows, -(-len(rows) // EMBED_BATCH)):
+        images = torch.stack([dataset[row]["image"] for row in chosen.tolist()])
+        with torch.no_grad():
+            parts.append(network(images)[layer].flatten(1).numpy())
+    states = [samples[row].label for row in rows]
+    shown = [samples[row].category for row in rows]
+    return embed(label, np.concatenate(parts), shown, states, layout=PAPER)
 
 
 def _data(section: dict[str, Any]) -> AnomalyData:

@@ -9,9 +9,12 @@ import pytest
 import torch
 from conftest import save_picture
 from PIL import Image
+from sklearn.metrics import silhouette_score
 from torchvision.models import resnet18
 
+from anomaly_clip.backbones.cnn import CNNBackbone
 from anomaly_clip.cli import main
+from anomaly_clip.data import MVTecAD
 
 
 @pytest.fixture
@@ -70,6 +73,40 @@ def test_one_table_with_differences(
     before = (folder / "random" / "bottle" / "metrics.json").stat().st_mtime_ns
     assert main(words(root, weights, folder)) == 0
     assert (folder / "random" / "bottle" / "metrics.json").stat().st_mtime_ns == before
+
+
+def test_the_features_of_both_are_drawn(
+    root: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(1)
+    for number in range(3):
+        array = rng.integers(0, 256, (40, 40, 3)).astype(np.uint8)
+        save_picture(root / "bottle" / "test" / "good" / f"9{number}.png", array)
+    folder = tmp_path / "c"
+    line = words(root, weights, folder) + ["--data.categories", "[bottle]", "--pictures", "0"]
+    assert main([*line, "--embedding", "layer3"]) == 0
+    assert "other: silhouette of normal and defective in layer3" in capsys.readouterr().err
+    assert not (folder / "pictures").exists()
+    with Image.open(folder / "embeddings" / "bottle.png") as picture:
+        assert picture.width == 2 * 480
+    with (folder / "embeddings" / "bottle.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    labels = [path.parent.name for path in sorted((root / "bottle" / "test").glob("*/*"))]
+    for label in ("random", "other"):
+        states = [row["state"] for row in rows if row["backbone"] == label]
+        assert states == ["normal" if name == "good" else "defective" for name in labels]
+    # The same numbers by hand, from the network's own layer.
+    network = CNNBackbone("resnet18", str(weights), ["layer3"])
+    paths = sorted((root / "bottle" / "test").glob("*/*"))
+    data = MVTecAD(str(root), categories=["bottle"], image_size=32)
+    images = torch.stack([data.dataset("test")[row]["image"] for row in range(len(paths))])
+    features = network(images)["layer3"].flatten(1).numpy()
+    expected = silhouette_score(features, [name == "good" for name in labels], metric="cosine")
+    found = json.loads((folder / "silhouettes.json").read_text())
+    assert found["states"]["bottle"]["other"] == pytest.approx(float(expected), abs=1e-5)
+    capsys.readouterr()
+    assert main([*line, "--embedding", "layer9"]) == 2
+    assert "layer9" in capsys.readouterr().err
 
 
 def test_a_mean_over_other_categories_is_not_shown(

@@ -172,6 +172,16 @@ def test_detectors_run_as_configured(mvtec_root: Path, tmp_path: Path, name: str
     assert (tmp_path / name / "1" / "metrics.json").is_file()
 
 
+@pytest.mark.parametrize("name", ["rd4ad", "simplenet"])
+def test_trained_detectors_run_as_configured(mvtec_root: Path, tmp_path: Path, name: str) -> None:
+    words = ["--config", str(CONFIGS / f"{name}.yaml"), "--data.root", str(mvtec_root)]
+    words += ["--model.backbone.weights", "random", "--data.num_workers", "0"]
+    words += ["--trainer.max_epochs", "1", "--trainer.log_every_n_steps", "1"]
+    words += ["--trainer.accelerator", "cpu", "--output.root", str(tmp_path)]
+    assert main(["each", *words, "--data.categories", "[bottle]"]) == 0
+    assert (tmp_path / name / "1" / "metrics.json").is_file()
+
+
 @pytest.mark.parametrize("name", ["regad_4shot", "regad_8shot"])
 def test_regad_runs_as_configured(mvtec_root: Path, tmp_path: Path, name: str) -> None:
     words = ["--config", str(CONFIGS / f"{name}.yaml"), "--data.root", str(mvtec_root)]

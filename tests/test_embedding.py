@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.manifold import TSNE
 from sklearn.metrics import silhouette_score
 
-from anomaly_clip.report.embedding import Embedding, embed, write_embeddings
+from anomaly_clip.report.embedding import PAPER, Embedding, embed, write_embeddings
 
 
 def groups(apart: float) -> tuple[np.ndarray, list[str], list[bool]]:
@@ -54,6 +56,25 @@ def test_the_same_seed_gives_the_same_layout() -> None:
     features, classes, states = groups(6.0)
     one, other = (embed("a", features, classes, states, seed=3) for _ in range(2))
     np.testing.assert_array_equal(one.points, other.points)
+
+
+def test_the_layout_of_the_paper() -> None:
+    features, classes, states = groups(6.0)
+    plain = embed("a", features[:20], classes[:20], states[:20])
+    shorter = replace(PAPER, iterations=300)  # the rest of it takes long
+    paper = embed("a", features[:20], classes[:20], states[:20], layout=shorter)
+    assert paper.silhouettes == pytest.approx(plain.silhouettes)
+    assert PAPER.iterations == 20_000
+    expected = TSNE(
+        perplexity=19 / 3,
+        learning_rate=100,
+        early_exaggeration=12,
+        angle=0.3,
+        init="random",
+        max_iter=300,
+        random_state=0,
+    ).fit_transform(features[:20])
+    np.testing.assert_allclose(paper.points, expected, atol=1e-3)
 
 
 def test_one_group_has_no_silhouette() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -43,6 +44,15 @@ from anomaly_clip.methods.regad import (
     warp,
 )
 from anomaly_clip.metrics.evaluator import FIGURES, Evaluator, Results
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Use one thread: the products here are many and small, and threads wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -243,16 +253,16 @@ def test_map_and_score_are_those_of_the_plain_recipe(method: RegAD) -> None:
     references = torch.from_numpy(rng.integers(0, 256, (2, 3, 64, 64), dtype=np.uint8))
     images = torch.from_numpy(rng.integers(0, 256, (2, 3, 64, 64), dtype=np.uint8))
     with torch.no_grad():
-        known = joined(method.network.stages(augment(references / 255))).double().numpy()
-        seen = joined(method.network.stages(images / 255)).double().numpy()
+        known = joined(method.network.stages(augment(references / 255))).double()
+        seen = joined(method.network.stages(images / 255)).double()
     assert known.shape == (44, 256, 448)
-    distances = np.zeros((2, 256))
+    distances = torch.zeros(2, 256, dtype=torch.float64)
     for position in range(256):
-        covariance = np.cov(known[:, position], rowvar=False) + 0.01 * np.eye(448)
-        apart = seen[:, position] - known[:, position].mean(0)
-        solved = np.linalg.solve(covariance, apart.T)
-        distances[:, position] = np.sqrt((apart.T * solved).sum(0))
-    grid = torch.from_numpy(distances).view(2, 1, 16, 16)
+        covariance = torch.cov(known[:, position].T) + 0.01 * torch.eye(448)
+        apart = seen[:, position] - known[:, position].mean(dim=0)
+        solved = torch.linalg.solve(covariance, apart.T)
+        distances[:, position] = (apart.T * solved).sum(dim=0).sqrt()
+    grid = distances.view(2, 1, 16, 16)
     raw = F.interpolate(grid, (64, 64), mode="bilinear", align_corners=False)[:, 0]
     expected = np.stack([gaussian_filter(one.numpy(), 4.0) for one in raw])
     scores = method.score(images, ["a", "a"])
@@ -512,8 +522,9 @@ def test_two_processes_learn_together_and_test_as_one(three: Path, tmp_path: Pat
     def run(line: list[str]) -> None:
         python = [sys.executable, "-m", "anomaly_clip", *line]
         here = Path(__file__).parent
+        options: dict[str, Any] = {"timeout": 300, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
         done = subprocess.run(
-            python, capture_output=True, text=True, timeout=300, check=False, cwd=here
+            python, capture_output=True, text=True, check=False, cwd=here, **options
         )
         assert done.returncode == 0, done.stderr[-2000:]
 
@@ -562,7 +573,7 @@ def test_the_best_epoch_by_the_test_images_is_a_switch(three: Path, tmp_path: Pa
 def test_two_backbones_are_compared(three: Path, tmp_path: Path) -> None:
     torch.manual_seed(3)
     torch.save(resnet18(weights=None).state_dict(), tmp_path / "other.pt")
-    line = words("compare", three, tmp_path, *ONE, "--model.rounds", "1", "--pictures", "0")
+    line = words("compare", three, tmp_path, *ONE, "--model.rounds", "1")
     at = line.index("--model.backbone.weights")
     line[at : at + 2] = ["--weights", "random", str(tmp_path / "other.pt")]
     at = line.index("--output.root")
@@ -570,6 +581,7 @@ def test_two_backbones_are_compared(three: Path, tmp_path: Path) -> None:
     assert main(line) == 0
     content = json.loads((tmp_path / "c" / "comparison.json").read_text())
     assert set(content["figures"]["bottle"]) == {"random", "other"}
+    assert (tmp_path / "c" / "pictures" / "bottle.png").is_file()
     config = yaml.safe_load((tmp_path / "c" / "other" / "bottle" / "config-fit.yaml").read_text())
     assert config["data"]["init_args"]["categories"] == ["bottle"]
     assert config["data"]["init_args"]["train_categories"] == "others"

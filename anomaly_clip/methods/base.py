@@ -88,6 +88,9 @@ class AnomalyMethod(LightningModule, ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} keeps no features")
 
+    def take_references(self, data: AnomalyData, category: str) -> None:
+        """Look at a category's references, for methods that compare with them, without a run."""
+
     def prepare(self, categories: list[str]) -> None:
         """Do what is needed once per category before images come; the model is on its device."""
 

@@ -10,6 +10,7 @@ import colorsys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from anomaly_clip.files import atomic_path
 from anomaly_clip.runs import write_csv
 
-__all__ = ["Embedding", "embed", "write_embeddings"]
+__all__ = ["PAPER", "Embedding", "Layout", "embed", "write_embeddings"]
 
 Points = NDArray[np.float64]
 
@@ -26,7 +27,33 @@ SIDE = 480  # pixels of a panel
 OVERSAMPLED = 2  # drawn so much larger first, then made smaller, for smooth edges
 LINE = 18
 INK = (30, 30, 30)
+NORMAL, DEFECTIVE = (40, 150, 60), (210, 40, 40)  # of a single class
 LEGEND = 12  # classes that are named at most
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How t-SNE lays features out.
+
+    Args:
+        perplexity: How many neighbours count; a third of the rows at most.
+        learning_rate: Of the layout; null: by their number.
+        angle: How coarsely far points are taken together.
+        init: Where points start.
+        iterations: How many steps at most.
+        unit: Whether features are brought to length 1 first.
+    """
+
+    perplexity: float = 30.0
+    learning_rate: float | None = None
+    angle: float = 0.5
+    init: Literal["pca", "random"] = "pca"
+    iterations: int = 1000
+    unit: bool = True
+
+
+PAPER = Layout(10.0, 100.0, 0.3, "random", 20_000, unit=False)
+"""That of Figure 5 (section 7 of the specification of the detectors)."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +77,7 @@ def embed(
     classes: Sequence[str],
     defective: Sequence[bool],
     seed: int = 0,
+    layout: Layout = Layout(),
 ) -> Embedding:
     """Bring features to two dimensions (t-SNE), and measure how far groups are apart (cosine).
 
@@ -59,6 +87,7 @@ def embed(
         classes: What each row shows.
         defective: Whether it is defective.
         seed: Draws the layout.
+        layout: How it is made; silhouettes do not depend on it.
 
     Raises:
         ValueError: If there are too few rows.
@@ -68,9 +97,16 @@ def embed(
     rows = np.asarray(features, dtype=np.float64)
     if len(rows) < 4:
         raise ValueError(f"t-SNE of {name}: {len(rows)} features are too few, 4 or more are needed")
-    rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    perplexity = min(30.0, (len(rows) - 1) / 3)
-    points = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(rows)
+    if layout.unit:
+        rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    points = TSNE(
+        perplexity=min(layout.perplexity, (len(rows) - 1) / 3),
+        learning_rate="auto" if layout.learning_rate is None else layout.learning_rate,
+        angle=layout.angle,
+        init=layout.init,
+        max_iter=layout.iterations,
+        random_state=seed,
+    ).fit_transform(rows)
     states = np.asarray(defective, dtype=bool)
     names = np.asarray(classes)
     by_class = [_silhouette(rows[names == one], states[names == one]) for one in np.unique(names)]
@@ -91,8 +127,8 @@ def _silhouette(rows: Points, groups: NDArray[np.generic]) -> float | None:
     return float(silhouette_score(rows, groups, metric="cosine"))
 
 
-def write_embeddings(folder: Path, embeddings: Sequence[Embedding]) -> Path:
-    """Draw embeddings side by side as ``features.png``, and write ``features.csv``.
+def write_embeddings(folder: Path, embeddings: Sequence[Embedding], stem: str = "features") -> Path:
+    """Draw embeddings side by side as ``<stem>.png``, and write their points as ``<stem>.csv``.
 
     Returns:
         The picture.
@@ -102,7 +138,7 @@ def write_embeddings(folder: Path, embeddings: Sequence[Embedding]) -> Path:
         for one in embeddings
         for (x, y), own, defective in zip(one.points, one.classes, one.defective, strict=True)
     )
-    write_csv(folder / "features.csv", ["backbone", "x", "y", "class", "state"], rows)
+    write_csv(folder / f"{stem}.csv", ["backbone", "x", "y", "class", "state"], rows)
     names = sorted({own for one in embeddings for own in one.classes})
     panels = [_panel(one, names) for one in embeddings]
     legend = _legend(names)
@@ -111,9 +147,9 @@ def write_embeddings(folder: Path, embeddings: Sequence[Embedding]) -> Path:
     for number, panel in enumerate(panels):
         sheet.paste(panel, (number * panel.width, 0))
     sheet.paste(legend, (0, panels[0].height))
-    with atomic_path(folder / "features.png") as temporary:
+    with atomic_path(folder / f"{stem}.png") as temporary:
         sheet.save(temporary)
-    return folder / "features.png"
+    return folder / f"{stem}.png"
 
 
 def _colour(number: int, count: int) -> tuple[int, int, int]:
@@ -133,6 +169,8 @@ def _panel(one: Embedding, names: Sequence[str]) -> Image.Image:
     size = 4 * OVERSAMPLED
     for (x, y), own, defective in zip(places, one.classes, one.defective, strict=True):
         colour = _colour(names.index(own), len(names))
+        if len(names) == 1:
+            colour = DEFECTIVE if defective else NORMAL
         if defective:
             for slope in (1, -1):
                 ends = ((x - size, y - slope * size), (x + size, y + slope * size))
@@ -161,7 +199,7 @@ def _legend(names: Sequence[str]) -> Image.Image:
     draw, font = ImageDraw.Draw(legend), ImageFont.load_default(LINE - 4)
     for number, text in enumerate(lines):
         top = number * LINE
-        if 0 < number <= len(shown):
+        if 0 < number <= len(shown) and len(names) > 1:
             colour = _colour(names.index(text), len(names))
             draw.ellipse((4, top + 4, 4 + LINE - 8, top + LINE - 4), fill=colour)
             draw.text((LINE + 4, top), text, INK, font)
