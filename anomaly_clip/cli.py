@@ -20,6 +20,7 @@ VERBS = {
     "predict": "score images and draw heat maps",
     "each": "fit and test one model a category, one table of all",
     "compare": "one detector with the weights of several backbones, side by side",
+    "report": "figures of runs side by side, or beside published ones",
     "export": "write the weights of a checkpoint for others",
     "check": "say what is wrong with a data set",
     "prompts": "show what the sentences about a category do",
@@ -96,6 +97,10 @@ def _run(words: list[str]) -> int:
         from anomaly_clip.compare import run_compare
 
         return run_compare(words)
+    if words[0] == "report":
+        from anomaly_clip.report.overview import run_report
+
+        return run_report(words)
     if words[0] == "export":
         from anomaly_clip.export import run_export
 

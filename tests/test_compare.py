@@ -83,7 +83,7 @@ def test_the_features_of_both_are_drawn(
         array = rng.integers(0, 256, (40, 40, 3)).astype(np.uint8)
         save_picture(root / "bottle" / "test" / "good" / f"9{number}.png", array)
     folder = tmp_path / "c"
-    line = words(root, weights, folder) + ["--data.categories", "[bottle]", "--pictures", "0"]
+    line = [*words(root, weights, folder), "--data.categories", "[bottle]", "--pictures", "0"]
     assert main([*line, "--embedding", "layer3"]) == 0
     assert "other: silhouette of normal and defective in layer3" in capsys.readouterr().err
     assert not (folder / "pictures").exists()

@@ -1,0 +1,265 @@
+"""Published figures: typed from the specifications a second time, and the commands beside them."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import anomaly_clip.methods
+from anomaly_clip.cli import main
+from anomaly_clip.report.published import FILE, RunOf, Table, published, read
+
+ROOT = Path(__file__).parent.parent
+PACKAGED = ROOT / "anomaly_clip" / "report" / FILE
+
+
+def row_of(table: str, method: str, of: str | None = None) -> tuple[float | None, ...]:
+    """Return a row's figures in percent."""
+    rows = [r for r in published().tables[table].rows if (r.method, r.of) == (method, of)]
+    (row,) = rows
+    return tuple(None if cell is None else round(100 * cell.value, 6) for cell in row.cells)
+
+
+SPOTS: list[tuple[str, str, str | None, tuple[float | None, ...]]] = [
+    ("tab1", "PaDiM, ImageNet", None, (96.40, 87.63, 90.55)),
+    ("tab1", "PaDiM, TAB", None, (97.19, 90.37, 92.64)),
+    ("tab1", "SimpleNet, ImageNet", None, (98.98, 95.40, 96.60)),
+    ("tab1", "RegAD, 8 references, TAB*", None, (97.62, 89.10, 91.94)),
+    ("tab2", "RD4AD, TAB", None, (97.53, 98.45, 98.14)),
+    ("tab2", "RegAD, 4 references, ImageNet", None, (94.66, 96.32, 95.77)),
+    ("tab3", "frozen, ImageNet", None, (22, 34, 28, 25)),
+    ("tab3", "unfrozen, TAB", None, (98, 98, 98, 98)),
+    ("tab4", "SimpleNet, TAB, KSDD2", None, (70.47, 88.04)),
+    ("tab4", "RD4AD, ImageNet, BTAD", None, (89.53, 96.93)),
+    ("tab4", "PaDiM, TAB, BTAD", None, (94.43, 95.50)),
+    ("tab5", "SimpleNet, classification", None, (96.96, 94.45)),
+    ("tab6", "CutPaste", None, (91.52, 96.42)),
+    ("tab7", "Normal only", None, (90.78, 96.54)),
+    ("tab8", "One-Class", None, (45.31, 69.11)),
+    ("tab8", "+ CLIP Template", None, (90.58, 96.10)),
+    ("clip_ada", "CLIP-ADA, MVTec-AD", None, (97.5, 55.6)),
+    ("clip_ada", "CLIP-ADA, VisA", None, (89.3, 33.1)),
+    ("clip_ada_mvtec", "DeSTSeg", None, (96.4, 98.6, 96.2, 92.0, 71.1, 68.2, 83.4)),
+    ("clip_ada_visa", "PyramidFlow", None, (58.2, 66.3, 74.4, 77.0, 7.2, 9.6, 42.8)),
+    ("clip_ada_visa_300", "MambaAD", None, (93.6, 34.0)),
+    ("clip_ada_diad", "DiAD, VisA", None, (86.8, 88.3, 85.1, 96.0, 26.1, 33.0, 75.2)),
+    ("clip_ada_uniad", "UniAD", "metal_nut", (99.2, 94.8)),
+    ("clip_ada_few_shot", "APRIL-GAN, VisA", None, (92.6, 96.2, 32.2)),
+    ("clip_ad", "SDP", None, (35.9, 75.3)),
+    ("clip_ad", "SDP+", None, (40.0, 85.1)),
+    ("clip_ad_mvtec", "PromptAD (WACV)", None, (90.8, None, None, 92.1, 36.2, None, 72.8)),
+    ("clip_ad_visa", "APRIL-GAN", None, (78.0, 78.7, 81.4, 94.2, 32.3, 25.7, 86.8)),
+    ("winclip_mvtec", "4 references", None, (95.2, 97.3, 94.7, 96.2, 59.5, 89.0)),
+    ("winclip_visa", "1 reference", None, (83.8, 85.1, 83.1, 96.4, 41.3, 85.1)),
+    ("winclip_mvtec_categories", "WinCLIP", "metal_nut", (97.1, 61.0, 96.3, 32.4)),
+    ("winclip_visa_categories", "WinCLIP", "macaroni2", (63.7, 59.3, 69.8, 1.0)),
+    ("winclip_again", "VisA, 2 references", None, (95.1, 23.9, 16.6, 81.2, 83.4, 82.5, 84.6)),
+    ("padim_categories", "PaDiM", "zipper", (74.1, 97.6)),
+    ("padim_categories", "PaDiM", "textures", (96.4, 95.3)),
+    ("detectors", "RegAD, 4 references, run again by its authors", None, (89.2, 96.2)),
+    ("detectors", "PatchCore, WRN-50-2, a bank of 25 %", None, (99.1, 98.1)),
+    ("nsa", "NSA", None, (97.2, 96.3)),
+]
+
+
+@pytest.mark.parametrize(("table", "method", "of", "values"), SPOTS)
+def test_figures_are_those_of_the_specifications(
+    table: str, method: str, of: str | None, values: tuple[float | None, ...]
+) -> None:
+    assert row_of(table, method, of) == values
+
+
+def test_deviations_and_doubts_are_kept() -> None:
+    tables = published().tables
+    cell = tables["winclip_mvtec"].rows[3].cells[4]
+    assert cell is not None
+    assert (cell.value, cell.spread) == (pytest.approx(0.595), pytest.approx(0.018))
+    assert "51.7" in str(cell.doubt)
+    assert "abstract" in str(tables["clip_ad"].rows[1].doubt)
+    assert "F1-max" in str(tables["clip_ada"].doubt)
+    assert "within the noise" in str(tables["tab1"].rows[7].doubt)
+
+
+@pytest.mark.parametrize("name", ["tab1", "tab2"])
+def test_the_overall_mean_is_that_of_five_textures_and_ten_objects(name: str) -> None:
+    for row in published().tables[name].rows:
+        textures, objects, overall = (cell.value for cell in row.cells if cell is not None)
+        assert (5 * textures + 10 * objects) / 15 == pytest.approx(overall, abs=1.01e-4)
+
+
+@pytest.mark.parametrize(
+    ("by_category", "means", "columns"),
+    [
+        ("winclip_mvtec_categories", ("winclip_mvtec", "no reference"), (0, 3, 2, 4)),
+        ("winclip_visa_categories", ("winclip_visa", "no reference"), (0, 3, 2, 4)),
+        ("clip_ada_uniad", ("clip_ada_uniad", "UniAD"), (0, 1)),
+        ("padim_categories", ("padim_categories", "PaDiM"), (0, 1)),
+    ],
+)
+def test_figures_by_category_have_the_published_means(
+    by_category: str, means: tuple[str, str], columns: tuple[int, ...]
+) -> None:
+    rows = [
+        r for r in published().tables[by_category].rows if r.of not in (None, "textures", "objects")
+    ]
+    of_all = row_of(*means)
+    for at, column in enumerate(columns):
+        values = [100 * cell.value for r in rows if (cell := r.cells[at]) is not None]
+        assert sum(values) / len(values) == pytest.approx(of_all[column], abs=0.06)
+
+
+def test_the_same_figure_is_the_same_in_all_tables_of_a_paper() -> None:
+    assert row_of("tab1", "PaDiM, TAB")[2] == row_of("tab5", "PaDiM, TAB")[0]
+    for table, method in (
+        ("tab6", "NSA"),
+        ("tab7", "Normal and abnormal"),
+        ("tab8", "+ Industrial Association"),
+    ):
+        assert row_of(table, method) == row_of("tab5", "PaDiM, TAB")
+    assert row_of("tab7", "Classification") == row_of("tab5", "PaDiM, classification")
+    assert row_of("tab2", "RD4AD, ImageNet")[2] == row_of("tab5", "RD4AD, ImageNet")[1]
+
+
+def test_every_table_of_the_tab_paper_has_runs_and_every_run_commands() -> None:
+    source = published()
+    for number in range(1, 9):
+        table = source.tables[f"tab{number}"]
+        assert all(row.run is not None for row in table.rows)
+    for table in source.tables.values():
+        for run in table.runs:
+            assert run.commands
+            assert run.match["method"] in anomaly_clip.methods.__all__
+
+
+def runs() -> dict[str, RunOf]:
+    return {run.name: run for table in published().tables.values() for run in table.runs}
+
+
+def commands() -> list[str]:
+    return list(dict.fromkeys(line for run in runs().values() for line in run.commands))
+
+
+def config_of(line: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """Return the configuration that a command has; ``each`` takes the options of ``fit``."""
+    _, verb, *words = shlex.split(line)
+    assert verb in ("fit", "test", "each")
+    assert main(["fit" if verb == "each" else verb, *words, "--print_config"]) == 0, line
+    out = capsys.readouterr().out
+    config: dict[str, Any] = yaml.safe_load(out)
+    return config
+
+
+def test_every_command_parses_and_makes_what_its_row_asks_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    checked = set()
+    for run in runs().values():
+        *earlier, last = run.commands
+        if "--ckpt_path" in last:
+            assert f"{run.folder}/checkpoints/last.ckpt --output.folder {run.folder}" in last
+            assert main(shlex.split(last)[1:]) == 2
+            assert "there is no such file" in capsys.readouterr().err
+            last = earlier.pop()
+        config = config_of(last, capsys)
+        model, data = config["model"], config["data"]["init_args"]
+        options = model["init_args"]
+        backbone = options["backbone"]
+        auxiliary = data.get("auxiliary")
+        found = {
+            "method": model["class_path"].rpartition(".")[2],
+            "data": config["data"]["class_path"].rpartition(".")[2],
+            "backbone": backbone["name"],
+            "image_size": options.get("image_size") or backbone.get("image_size") or 240,
+            "shots": options.get("shots") or data["shots"],
+            "fraction": data["fraction"],
+            "auxiliary": auxiliary and auxiliary["class_path"].rpartition(".")[2],
+            "train_categories": data["train_categories"],
+            "each": " each " in last,
+            "frozen": options.get("frozen"),
+            "targets": data.get("targets"),
+        }
+        for key, value in run.match.items():
+            own: Any = found.get(key)
+            if key.startswith("model."):
+                own = options
+                for part in key.split(".")[1:]:
+                    own = own[part]
+            assert own == value, (run.name, key)
+        weights = backbone.get("weights") or backbone["pretrained"]
+        assert config["output"]["folder"] == run.folder
+        if run.weights not in published().weights:
+            assert weights == run.weights
+            continue
+        (made,) = earlier
+        assert weights == f"runs/{run.weights}/tab_resnet18.safetensors"
+        if made not in checked:
+            checked.add(made)
+            check_weights(run.weights, config_of(made, capsys))
+    assert len(checked) == len(published().weights)
+
+
+def check_weights(name: str, config: dict[str, Any]) -> None:
+    """Check that a fit makes what its weights are known by."""
+    record = {
+        **config["model"]["init_args"],
+        "method": config["model"]["class_path"].rpartition(".")[2],
+        "data": config["data"]["class_path"].rpartition(".")[2],
+        "synthesis": config["data"]["init_args"]["synthesis"],
+    }
+    for key, value in published().weights[name].made.items():
+        own: Any = record
+        for part in key.split("."):
+            own = own[part]
+        assert own == value, (name, key)
+    assert config["output"]["folder"] == f"runs/{name}"
+
+
+def changed(tmp_path: Path, old: str, new: str) -> Path:
+    text = PACKAGED.read_text(encoding="utf-8")
+    assert old in text
+    (tmp_path / FILE).write_text(text.replace(old, new, 1), encoding="utf-8")
+    return tmp_path / FILE
+
+
+FIRST = "values: [96.40, 87.63, 90.55]"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        (
+            FIRST,
+            "values: [96.40, 87.63]",
+            r"row 1 \(PaDiM, ImageNet\): 2 values, but the table has 3",
+        ),
+        (FIRST, "values: [964.0, 87.63, 90.55]", "tab1: row 1 .*964.0 is outside 0 to 100"),
+        (FIRST, "values: [x, 87.63, 90.55]", "tab1: row 1 .*x is neither a number"),
+        (FIRST, "values: [null, null, null]", "tab1: row 1 .*has no figure"),
+        ("columns: [accuracy,", "columns: [accuracies,", "tab3: unknown figure accuracies"),
+        ("run: padim-imagenet, values", "run: padim, values", "row 1 .*unknown run padim "),
+        ("data: BTAD, run: padim_btad", "run: padim_btad", "row 7 .* is on BTAD, the row on KSDD2"),
+        ("    source: tab\n", "    source: tub\n", "tab1: unknown source tub"),
+        ("    where: Table 1\n", "", "tab1: where is missing"),
+        ("    where: Table 1\n", "    where: x\n    were: x\n", "tab1: unknown key were"),
+        ("  tab2:\n", "  tab1:\n", "tab1 stands there twice"),
+        ("[openai]", "[openai, imagenet]", "no table has the run clip_ada-imagenet"),
+        ("image_size: 224, each", "image_sise: 224, each", "padim: unknown condition image_sise"),
+        ("of: bottle", "of: bottles", "unknown group or category bottles"),
+        ("tables:\n", "tables: 3\nx:\n", "published.yaml: unknown key x"),
+        ("sources:", "sources: [", "published.yaml: "),
+    ],
+)
+def test_a_wrong_entry_is_named(tmp_path: Path, old: str, new: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        read(changed(tmp_path, old, new))
+
+
+def test_it_comes_with_the_package() -> None:
+    assert read(PACKAGED) == published()
+    tables: list[Table] = list(published().tables.values())
+    assert sum(len(table) for table in tables) == 836
