@@ -272,3 +272,11 @@ def test_unknown_category_and_shape() -> None:
 def test_categories_must_be_distinct(categories: list[str]) -> None:
     with pytest.raises(ValueError, match="distinct categories"):
         Evaluator(categories)
+
+
+def test_counts_outlive_half_precision() -> None:
+    """Lightning casts a whole module for bf16-true, its metrics with it."""
+    evaluator = Evaluator(["a"])
+    before = {name: value.dtype for name, value in evaluator.pixels.metric_state.items()}
+    torch.nn.ModuleList([evaluator]).to(torch.bfloat16)
+    assert {n: v.dtype for n, v in evaluator.pixels.metric_state.items()} == before

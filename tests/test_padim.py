@@ -278,6 +278,8 @@ def test_half_precision_keeps_its_gaussians_in_float32(several: Path, tmp_path: 
     [checkpoint] = tmp_path.glob("*/1/checkpoints/last.ckpt")
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert state["factor"].dtype == state["mean"].dtype == torch.float32
+    # The backbone, which was cast, is known again.
+    assert main(["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "t")]) == 0
 
 
 def test_a_checkpoint_loads_on_another_copy_of_the_weights(

@@ -100,6 +100,7 @@ class AnomalyMethod(LightningModule, ABC):
         Raises:
             ValueError: If figures are asked for and no data module says which categories there are.
         """
+        _ = self.backbone.identity  # of the weights as they were loaded: bf16-true casts them next
         dtype = frozen_dtype(str(self.trainer.precision), self.trainer.strategy.root_device)
         if dtype is not None:
             self.backbone.cast(dtype)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ from anomaly_clip.metrics.pixel import (
 )
 from anomaly_clip.metrics.pro import check_pro_options
 from anomaly_clip.records import Batch, Scores
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # in typing since Python 3.11
 
 __all__ = ["FIGURES", "Evaluator", "EvaluatorSettings", "Figures", "Results"]
 
@@ -152,6 +155,10 @@ class Evaluator(Metric):
         self._seen: set[int] = set()
         for name in ("index", "row", "label", "score", "parts", "pixel_index"):
             self.add_state(name, [], dist_reduce_fx="cat")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **options: Any) -> Self:
+        """Move to a device; no type is changed, as counts would be lost in half precision."""
+        return super()._apply(lambda value: fn(value).to(value.dtype), *args, **options)  # type: ignore[no-any-return]
 
     def update(self, scores: Scores, batch: Batch) -> None:
         """Add a batch.
