@@ -158,7 +158,8 @@ class Evaluator(Metric):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **options: Any) -> Self:
         """Move to a device; no type is changed, as counts would be lost in half precision."""
-        return super()._apply(lambda value: fn(value).to(value.dtype), *args, **options)  # type: ignore[no-any-return]
+        super()._apply(lambda value: fn(value).to(value.dtype), *args, **options)
+        return self
 
     def update(self, scores: Scores, batch: Batch) -> None:
         """Add a batch.
