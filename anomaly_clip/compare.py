@@ -28,14 +28,14 @@ from rich.text import Text
 
 from anomaly_clip.backbones.cnn import CNNBackbone
 from anomaly_clip.data.dataset import AnomalyData
-from anomaly_clip.each import run_each
+from anomaly_clip.each import Plan, run_each
 from anomaly_clip.errors import UserError, translated
-from anomaly_clip.experiment import class_of_checkpoint
+from anomaly_clip.experiment import arrange, class_of_checkpoint, known_options, quieten
 from anomaly_clip.files import atomic_path
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.metrics.classification import CLASS_FIGURES
 from anomaly_clip.progress import say, track
-from anomaly_clip.report.embedding import PAPER, Embedding, embed, write_embeddings
+from anomaly_clip.report.embedding import LEAST, PAPER, Embedding, embed, write_embeddings
 from anomaly_clip.report.gallery import draw_panels, stack_sheets
 from anomaly_clip.report.kept_maps import file_name
 from anomaly_clip.report.tables import HEADINGS, RANDOM_WARNING, percent, selection_warning
@@ -46,6 +46,8 @@ __all__ = ["run_compare"]
 SHOWN = ("image_auroc", "pixel_auroc", *CLASS_FIGURES)
 """Figures of the printed table, those of the paper, if there are any; the files have all."""
 
+OPTIONS = "compare.json"
+"""What was compared how."""
 EMBEDDED, EMBED_BATCH = 2000, 16
 """Test images of a category whose features are drawn at most, and looked at together."""
 
@@ -80,6 +82,16 @@ def run_compare(words: Sequence[str]) -> int:
     if len(set(labels)) < len(labels):
         raise UserError(f"compare --weights: two are called {_twice(labels)}: rename one file")
     folder = asked.folder or create_run_folder(Path("runs"), "compare")
+    known = _known(folder, dict(zip(labels, asked.weights, strict=True)), rest)
+    try:
+        for label, weights in zip(labels, asked.weights, strict=True):
+            if not (folder / label / "config-each.yaml").is_file():
+                _check(label, weights, rest, folder, asked.embedding)
+    except Exception:
+        with contextlib.suppress(OSError):  # it does not exist, or holds results
+            folder.rmdir()
+        raise
+    write_json(folder / OPTIONS, known)
     code = 0
     for label, weights in zip(labels, asked.weights, strict=True):
         own = folder / label
@@ -110,6 +122,43 @@ def run_compare(words: Sequence[str]) -> int:
             _embed(folder, labels, common, asked.embedding)
     say(f"results: {folder}")
     return code
+
+
+def _known(folder: Path, weights: dict[str, str], rest: Sequence[str]) -> dict[str, Any]:
+    """Return what is compared how, beside what the folder holds already.
+
+    Raises:
+        UserError: If that was compared otherwise.
+    """
+    full = {
+        label: str(Path(file).resolve()) if Path(file).is_file() else file
+        for label, file in weights.items()
+    }
+    if not (folder / OPTIONS).is_file():
+        return {"weights": full, "options": list(rest)}
+    before = json.loads((folder / OPTIONS).read_text(encoding="utf-8"))
+    other = [label for label, file in full.items() if before["weights"].get(label, file) != file]
+    if other or before["options"] != list(rest):
+        what = f"{other[0]} was {before['weights'][other[0]]}" if other else "options were others"
+        raise UserError(f"--folder {folder} holds another comparison ({what}): give another folder")
+    return {"weights": {**before["weights"], **full}, "options": list(rest)}
+
+
+def _check(label: str, weights: str, rest: Sequence[str], folder: Path, layer: str | None) -> None:
+    """Build what will be run, before hours are spent on what comes first.
+
+    Raises:
+        UserError: If it cannot be built.
+    """
+    own = ["--model.backbone.weights", weights, "--output.folder", str(folder / label)]
+    quieten()
+    with translated(known_options):
+        plan = Plan(args=arrange(["fit", *rest, *own]))
+        plan.writer.abandon()
+        method = plan.model
+        backbone = getattr(method, "asked_backbone", None) or getattr(method, "settings", None)
+        if layer and backbone is not None:
+            CNNBackbone(backbone.name, backbone.weights, [layer])
 
 
 def _twice(names: Sequence[str]) -> str:
@@ -250,7 +299,11 @@ def _embed(folder: Path, labels: Sequence[str], categories: Sequence[str], layer
     silhouettes: dict[str, dict[str, float | None]] = {}
     for category in track(categories, "t-SNE", total=len(categories)):
         own = file_name(category)
-        found = [_embedding(folder / label / own, label, layer) for label in labels]
+        made = [_embedding(folder / label / own, label, layer) for label in labels]
+        found = [one for one in made if one is not None]
+        if len(found) < len(made):
+            say(f"{category}: fewer than {LEAST} test images, too few for t-SNE")
+            continue
         write_embeddings(folder / "embeddings", found, own)
         silhouettes[category] = {one.name: one.silhouettes["states"] for one in found}
     write_json(folder / "silhouettes.json", {"layer": layer, "states": silhouettes})
@@ -260,14 +313,19 @@ def _embed(folder: Path, labels: Sequence[str], categories: Sequence[str], layer
             say(f"{label}: silhouette of normal and defective in {layer} {np.mean(known):.3f}")
 
 
-def _embedding(run: Path, label: str, layer: str) -> Embedding:
-    """Look at the test images of a run with its backbone alone."""
+def _embedding(run: Path, label: str, layer: str) -> Embedding | None:
+    """Look at the test images of a run with its backbone alone; None if they are too few."""
     config = yaml.safe_load((run / "config-test.yaml").read_text(encoding="utf-8"))
     backbone = config["model"]["init_args"]["backbone"]
-    network = CNNBackbone(backbone["name"], backbone["weights"], [layer])
+    statistics = {name: backbone[name] for name in ("mean", "std") if name in backbone}
+    network = CNNBackbone(backbone["name"], backbone["weights"], [layer], **statistics)
     data = _data(config["data"])
     data.image_size = config["model"]["init_args"]["image_size"]
     samples, dataset = data.samples("test"), data.dataset("test")
+    if len(samples) < LEAST:
+        return None
+    if len(samples) > EMBEDDED:
+        say(f"{label}: t-SNE of {EMBEDDED} of the {len(samples)} test images, evenly chosen")
     rows = np.linspace(0, len(samples) - 1, min(len(samples), EMBEDDED)).round().astype(int)
     parts = []
     for chosen in np.array_split(rows, -(-len(rows) // EMBED_BATCH)):

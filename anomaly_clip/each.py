@@ -26,7 +26,7 @@ from anomaly_clip.files import atomic_path
 from anomaly_clip.metrics.evaluator import with_means
 from anomaly_clip.progress import say
 from anomaly_clip.report.kept_maps import file_name
-from anomaly_clip.report.tables import figures_rows, figures_table, selection_warning
+from anomaly_clip.report.tables import figures_rows, figures_table, rounds_remark, selection_warning
 from anomaly_clip.report.writer import Measured, remark_on
 from anomaly_clip.runs import versions, write_csv, write_json
 
@@ -105,6 +105,8 @@ def _categories(method: object, data: AnomalyData) -> list[str]:
     """
     if not isinstance(method, Measured):
         raise UserError(f"{type(method).__name__} scores no images: use fit")
+    if "test" not in data.splits:
+        raise UserError(f"{data.dataset_name} has no test images: use fit")
     with translated(known_options):
         categories = data.categories
     names = [file_name(category).lower() for category in categories]
@@ -187,13 +189,17 @@ def _run(words: list[str], several: bool) -> None:
         run_experiment(words)
 
 
-def _merge(folder: Path, categories: Sequence[str], failed: Mapping[str, str]) -> int:
+def _merge(folder: Path, categories: Sequence[str], failed: dict[str, str]) -> int:
     """Write and print the figures of all categories; return an exit code."""
     found: dict[str, dict[str, Any]] = {}
     for category in categories:
         file = folder / file_name(category) / "metrics.json"
         if file.is_file() and category not in failed:
-            found[category] = json.loads(file.read_text(encoding="utf-8"))
+            content = json.loads(file.read_text(encoding="utf-8"))
+            if category in content["categories"]:
+                found[category] = content
+            else:
+                failed[category] = f"{file} is of other categories: delete its folder, and resume"
     if found:
         _write_merged(folder, found, failed)
     for category, why in failed.items():
@@ -243,8 +249,8 @@ def _write_merged(
     title = f"{first['method']} on {protocol['data']}, one model a category, test"
     if failed:
         title += f"\nWITHOUT {', '.join(failed)}"
-    selected = selection_warning(protocol)
-    if selected is not None:
-        title += f"\n{selected}"
+    for more in (selection_warning(protocol), rounds_remark(first["protocol"])):
+        if more is not None:
+            title += f"\n{more.partition(';')[0]}"  # a spread is of one category
     remark = remark_on(weights)
     Console().print(figures_table(results, title, counts, weights["random"], remark))

@@ -79,7 +79,8 @@ def arrange(words: Sequence[str]) -> list[str]:
             (files if word.startswith("--config=") else others).append(word)
     checkpoint = _option(others, "--ckpt_path")
     if verb != "fit" and checkpoint and not files and _option(others, "--model") is None:
-        files = ["--config", str(_config_beside(Path(checkpoint)))]
+        # What is found out goes into a folder of its own, not among what the fit left.
+        files = ["--config", str(_config_beside(Path(checkpoint))), "--output.folder", "null"]
     return [verb, *files, *others]
 
 
@@ -190,6 +191,7 @@ class ExperimentCLI(LightningCLI):
         writer.config = self._parser(verb).dump(config, skip_none=False)
         writer.sources = f"{', '.join(files) or 'no file'} + {self._num_overrides} overrides"
         seed = config["seed_everything"]
+        writer.resumed = config.get("ckpt_path") is not None
         writer.seed = None if seed is False else seed
         if config["trainer"]["logger"] is None:
             kwargs["logger"] = RunLogger(writer, verb) if verb != "predict" else False

@@ -104,9 +104,42 @@ def test_the_features_of_both_are_drawn(
     expected = silhouette_score(features, [name == "good" for name in labels], metric="cosine")
     found = json.loads((folder / "silhouettes.json").read_text())
     assert found["states"]["bottle"]["other"] == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_another_comparison_is_not_mixed_in(
+    root: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "c"
+    line = [*words(root, weights, folder), "--data.categories", "[bottle]", "--pictures", "0"]
+    assert main(line) == 0
+    (tmp_path / "copy").mkdir()
+    other = tmp_path / "copy" / weights.name
+    other.write_bytes(weights.read_bytes())
     capsys.readouterr()
-    assert main([*line, "--embedding", "layer9"]) == 2
-    assert "layer9" in capsys.readouterr().err
+    assert main([str(other) if word == str(weights) else word for word in line]) == 2
+    assert "holds another comparison (other was" in capsys.readouterr().err
+    assert main([*line, "--model.sigma", "1"]) == 2
+    assert "holds another comparison (options were others)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [(["--embedding", "layer9"], "layer9"), (["--weights", "random", "none.pt"], "none.pt")],
+)
+def test_mistakes_are_found_before_anything_is_run(
+    root: Path,
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    sentence: str,
+) -> None:
+    line = [*words(root, weights, tmp_path / "c"), *more]
+    assert main(line) == 2
+    told = capsys.readouterr().err
+    assert sentence in told
+    assert "[1/" not in told
+    assert not (tmp_path / "c").exists()
 
 
 def test_a_mean_over_other_categories_is_not_shown(

@@ -215,3 +215,29 @@ def test_help_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_class_says_that_it_is_of_one_category() -> None:
     assert PaDiM.one_category
+
+
+def test_a_later_test_leaves_the_run_of_each_alone(
+    mvtec_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model", "PaDiM", "--model.backbone.weights", "random", "--model.image_size", "32"]
+    words += ["--model.num_channels", "8", "--data", "MVTecAD", "--data.root", str(mvtec_root)]
+    words += ["--data.num_workers", "0", "--trainer.accelerator", "cpu"]
+    words += ["--output.root", str(tmp_path)]
+    for category in ("bottle", "metal_nut"):
+        good = mvtec_root / category / "train" / "good"
+        first = sorted(good.iterdir())[0]
+        (good / f"again{first.suffix}").write_bytes(first.read_bytes())
+    assert main(["each", *words]) == 0
+    run = tmp_path / "run" / "1"
+    before = (run / "bottle" / "metrics.json").read_bytes()
+    checkpoint = str(run / "bottle" / "checkpoints" / "last.ckpt")
+    later = ["test", "--ckpt_path", checkpoint, "--data.categories", "[metal_nut]"]
+    assert main([*later, "--output.root", str(tmp_path / "later")]) == 0
+    assert (run / "bottle" / "metrics.json").read_bytes() == before
+    assert list((tmp_path / "later").rglob("metrics.json"))
+    # What is put there all the same is no result of the category.
+    (run / "bottle" / "metrics.json").write_bytes((run / "metal_nut" / "metrics.json").read_bytes())
+    capsys.readouterr()
+    assert main(["each", "--resume", str(run)]) == 1
+    assert "metrics.json is of other categories" in capsys.readouterr().err

@@ -225,6 +225,11 @@ def test_the_best_epoch_on_test_images_is_kept_and_told(
     assert found["mean"]["image_auroc"] == pytest.approx(max(values))
     protocol = found["run"]["protocol"]
     assert (protocol["select"], protocol["selected_epoch"]) == ("best_test", best["epoch"] + 1)
+    # Right after a fit it is the last epoch that is at hand, and the record says no more.
+    assert RD4AD(RANDOM_NETWORK, image_size=64, select="best_test").protocol() == {
+        "select": "last",
+        "selected_epoch": None,
+    }
     loaded = RD4AD.load_from_checkpoint(checkpoint, backbone=RANDOM_NETWORK, strict=False)
     assert loaded.trained
 
@@ -244,6 +249,7 @@ def test_two_processes_learn_together(mvtec_root: Path, tmp_path: Path) -> None:
     first, second = (set(rows) for rows in found["rows"])
     assert first
     assert second
+    assert not first & second
 
 
 @pytest.mark.parametrize(
@@ -253,6 +259,7 @@ def test_two_processes_learn_together(mvtec_root: Path, tmp_path: Path) -> None:
         ((*ONE, "--model.layers", "[layer2, layer3]"), "RD4AD takes three, each half as wide"),
         ((*ONE, "--model.layers", "[layer1, layer2, pooled]"), r"model.layers \["),
         ((*ONE, "--model.image_size", "80"), r"are \[20, 10, 5\] positions wide"),
+        ((*ONE, "--model.image_size", "32"), "the last even and 4 or more"),
         ((*ONE, "--model.lr", "0"), "model.lr must be above 0"),
         ((*ONE, "--model.sigma", "-1"), "model.sigma must be 0 or more"),
         ((*ONE, "--model.select", "best_test"), "set data.val_split to test, or model.select to"),

@@ -700,3 +700,26 @@ def test_the_configurations_differ_in_their_shots() -> None:
     assert [content["model"]["init_args"].pop("shots") for content in contents] == [4, 8]
     assert contents[0] == contents[1]
     assert contents[0]["model"]["init_args"]["backbone"]["mean"] == [0.0, 0.0, 0.0]
+
+
+def test_what_was_trained_on_is_not_tested(
+    three: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words("fit", three, tmp_path / "f", *ONE)) == 0
+    [checkpoint] = (tmp_path / "f").glob("run/1/checkpoints/last.ckpt")
+    trained = torch.load(checkpoint, weights_only=True)["trained_on"]["categories"]
+    assert "bottle" not in trained
+    line = ["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "t")]
+    capsys.readouterr()
+    assert main([*line, "--data.categories", f"[{trained[0]}]"]) == 2
+    assert f"RegAD is never tested on what it was trained on, and {trained[0]!r}" in (
+        capsys.readouterr().err
+    )
+    assert not list((tmp_path / "t").rglob("metrics.json"))
+
+
+def test_a_training_that_diverges_ends_in_a_sentence(
+    three: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words("fit", three, tmp_path, *ONE, "--model.lr", "1e30")) == 2
+    assert "RegAD diverged" in capsys.readouterr().err

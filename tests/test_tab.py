@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -344,6 +345,8 @@ def test_two_processes_learn_together(classes: Path, tiny_clip_config: str, tmp_
         ([], "category 'empty' has no train images"),
         (["--model.loss", "concat", "--model.align", "normal"], "needs texts of both sides"),
         (["--trainer.max_epochs", "-1"], "give trainer.max_epochs"),
+        (["--data.batch_size", "1"], "data.batch_size must be 2 or more"),
+        (["--data.val_split", "test"], "set it to synthetic or none"),
     ],
 )
 def test_mistakes_end_in_a_sentence(
@@ -416,12 +419,49 @@ def test_the_configuration_runs(
     export = ["export", "--ckpt_path", str(checkpoint), "--folder", str(tmp_path / "out")]
     assert main(export) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "out" / "tab_resnet18.safetensors")
+    records = [
+        json.loads((folder / "tab_resnet18.json").read_text())
+        for folder in (tmp_path / "out", checkpoint.parents[1])
+    ]
+    assert records[0] == records[1]
+    assert records[0]["epochs"] == 3
+    assert (records[0]["data"], records[0]["run_seed"]) == ("MVTecAD", 42)
+    assert records[0]["synthesis"]["recipe"] == "nsa"
     again = load_file(tmp_path / "out" / "tab_resnet18.safetensors")
     assert_close(again, load_file(checkpoint.parents[1] / "tab_resnet18.safetensors"))
     assert json.loads((tmp_path / "out" / "tab_resnet18.json").read_text())["method"] == "TAB"
     assert main(export) == 2
     assert "tab_resnet18.json exists: give another --folder" in capsys.readouterr().err
     assert main([*export, "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize("loss", ["align", "classification", "concat"])
+def test_held_out_pairs_validate(
+    classes: Path, tiny_clip_config: str, tmp_path: Path, loss: str
+) -> None:
+    line = words(classes, tiny_clip_config, tmp_path, "--model.loss", loss)
+    line += ["--data.val_split", "synthetic", "--data.val_share", "0.5", "--data.batch_size", "3"]
+    line += ["--data.synthesis.recipe", "erasing"]  # NSA changes nothing of such small noise
+    assert main(line) == 0
+    with (tmp_path / "run" / "1" / "logs" / "metrics.csv").open() as log:
+        rows = [row for row in csv.DictReader(log) if row.get("val/loss")]
+    assert len(rows) == 2
+    total = float(rows[0]["val/loss_normal"]) + float(rows[0]["val/loss_abnormal"])
+    assert float(rows[0]["val/loss"]) == pytest.approx(total, rel=1e-5)
+
+
+def test_an_export_of_another_fit_is_not_replaced(
+    classes: Path, tiny_clip_config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = words(classes, tiny_clip_config, tmp_path, "--output.folder", str(tmp_path / "own"))
+    assert main([*line, "--trainer.max_epochs", "1"]) == 0
+    shutil.rmtree(tmp_path / "own" / "logs")  # the logger warns of those that it overwrites
+    before = (tmp_path / "own" / "tab_resnet18.safetensors").read_bytes()
+    assert main([*line, "--trainer.max_epochs", "1"]) == 2
+    assert "tab_resnet18.safetensors exists: give another" in capsys.readouterr().err
+    assert (tmp_path / "own" / "tab_resnet18.safetensors").read_bytes() == before
+    last = str(tmp_path / "own" / "checkpoints" / "last.ckpt")
+    assert main([*line, "--ckpt_path", last]) == 0  # gone on with
 
 
 def test_mistakes_of_an_export(

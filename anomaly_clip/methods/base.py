@@ -25,6 +25,10 @@ __all__ = ["AnomalyMethod", "Exporter", "frozen_dtype"]
 class Exporter(Protocol):
     """A module whose training ends in weights for others."""
 
+    @property
+    def export_name(self) -> str:
+        """The file that they are written to."""
+
     def export(self, folder: Path) -> Path:
         """Write the weights into a folder and return the file."""
 

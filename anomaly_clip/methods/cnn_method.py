@@ -120,6 +120,7 @@ class TrainedMethod(CNNMethod, ABC):
         super().__init__(backbone, layers, image_size, evaluator)
         self.select = select
         self._best: dict[str, Any] | None = None
+        self._chosen: int | None = None
         self.register_buffer("trained", torch.tensor(False))
 
     def merit(self, results: Results) -> float | None:
@@ -182,12 +183,16 @@ class TrainedMethod(CNNMethod, ABC):
         fitting = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
         if self._best is not None and not fitting:
             checkpoint["state_dict"] = dict(self._best["state"])
+            self._chosen = self._best["epoch"] + 1
         super().on_load_checkpoint(checkpoint)
 
     def protocol(self) -> dict[str, Any]:
-        """Return which epoch is used, and whether test images chose it; see the base."""
-        chosen = None if self._best is None else self._best["epoch"] + 1
-        return {"select": self.select, "selected_epoch": chosen}
+        """Return which epoch is used, and whether test images chose it; see the base.
+
+        Only a checkpoint brings the chosen epoch; right after a fit it is the last that is tested.
+        """
+        select = self.select if self._chosen is not None else "last"
+        return {"select": select, "selected_epoch": self._chosen}
 
 
 class FittedMethod(CNNMethod, ABC):

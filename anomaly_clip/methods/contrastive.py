@@ -389,6 +389,11 @@ class Contrastive(LightningModule):
             directions.append(unit(one.mean(0)) - unit(other.mean(0)))
         return unit(torch.stack(directions)).T
 
+    @property
+    def export_name(self) -> str:
+        """The file that the CLIP is written to."""
+        return "clip.safetensors"
+
     def export(self, folder: Path) -> Path:
         """Write the trained CLIP as ``clip.safetensors``, float16, with open_clip's names.
 
@@ -408,7 +413,7 @@ class Contrastive(LightningModule):
             "data_seed": data.seed,
             "seed": self.seed,
         }
-        file = folder / "clip.safetensors"
+        file = folder / self.export_name
         with atomic_path(file) as temporary:
             halves = {key: value.half().contiguous().cpu() for key, value in state.items()}
             save_file(halves, temporary, {"trained_on": json.dumps(record)})

@@ -238,6 +238,8 @@ class LinearProbe(LightningModule):
                 "LinearProbe learns from labelled training images alone: leave out "
                 f"data.{'synthesis' if data.auxiliary is None else 'auxiliary'}"
             )
+        if stage == "fit" and not self.frozen and data.batch_size < 2:
+            raise ValueError("data.batch_size must be 2 or more: BatchNorm compares images")
         self._know(data.targets, data.target_names, f"data.root {data.root}")
         if stage == "fit":
             self._check_shown(data, "training", data.fit_samples())

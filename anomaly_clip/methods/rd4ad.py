@@ -66,7 +66,7 @@ class RD4AD(TrainedMethod):
             raise ValueError(
                 f"model.layers {self.layers} of {self.asked_backbone.name} are {sizes} positions "
                 f"wide at model.image_size {image_size}: RD4AD takes three, each half as wide as "
-                f"the one before, the last even"
+                f"the one before, the last even and 4 or more"
             )
         if not sigma >= 0:
             raise ValueError(f"model.sigma must be 0 or more, got {sigma}")
@@ -280,7 +280,8 @@ class DeepUp(nn.Module):
 
 
 def _halving(sizes: Sequence[int]) -> bool:
-    return all(a == 2 * b for a, b in pairwise(sizes)) and sizes[-1] % 2 == 0
+    # BatchNorm cannot do with a single position of a single image.
+    return all(a == 2 * b for a, b in pairwise(sizes)) and sizes[-1] % 2 == 0 and sizes[-1] >= 4
 
 
 def _halved(inputs: int, outputs: int) -> list[nn.Module]:

@@ -140,6 +140,8 @@ class RegAD(TrainedMethod):
             self.network = RegistrationNetwork(self.backbone, image_size)
             self.encoder = encoder(width)
             self.predictor = predictor(width)
+        self.trained_on: dict[str, Any] = {}
+        """The data set, and its categories, that the training saw."""
         self._gaussians: dict[str, FewSampleGaussians] = {}
         self._round = 0
         self._by_round: list[Figures] = []
@@ -175,6 +177,8 @@ class RegAD(TrainedMethod):
             )
         if stage == "fit":
             self._check_training(data)
+            self.trained_on = {"data": data.dataset_name, "categories": data.train_categories}
+        self._check_tested(data)
         for category in data.categories:
             data.drawn_of(category, self.shots, seed=0)
         passes = self.rounds if stage == "test" else 1
@@ -183,6 +187,15 @@ class RegAD(TrainedMethod):
 
     def _check_one_category(self, data: AnomalyData, stage: str) -> None:
         super()._check_one_category(data, "test")  # what is trained on are always several
+
+    def _check_tested(self, data: AnomalyData) -> None:
+        known = self.trained_on.get("categories", [])
+        both = [name for name in data.categories if name in known]
+        if both and self.trained_on["data"] == data.dataset_name:
+            raise ValueError(
+                f"RegAD is never tested on what it was trained on, and {both[0]!r} of "
+                f"{data.dataset_name} was: test another category, or fit again without it"
+            )
 
     def _check_training(self, data: AnomalyData) -> None:
         both = [name for name in data.train_categories if name in data.categories]
@@ -196,6 +209,8 @@ class RegAD(TrainedMethod):
                 f"RegAD needs references of what validates, which data.val_split {data.val_split} "
                 f"has not: set it to none or test"
             )
+        if data.synthesis is not None:
+            raise ValueError("RegAD trains on normal images alone: leave out data.synthesis")
         if data.balanced:
             raise ValueError(
                 "RegAD's batches are of one category each, all images once: leave out data.balanced"
@@ -364,11 +379,28 @@ class RegAD(TrainedMethod):
             figures["test/random_weights"] = 1.0
         self.log_dict(figures, rank_zero_only=True)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what was trained on; see the base."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["trained_on"] = self.trained_on
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Know what was trained on; see the base.
+
+        Raises:
+            ValueError: If it is tested now.
+        """
+        super().on_load_checkpoint(checkpoint)
+        self.trained_on = checkpoint["trained_on"]
+        if self.data is not None:
+            self._check_tested(self.data)
+
     def protocol(self) -> dict[str, Any]:
         """Add the rounds and how far apart their figures are; see the base."""
         return {
             **super().protocol(),
             "shots": self.shots,
+            "trained_on": self.trained_on.get("categories"),
             "rounds": self.rounds,
             "spread": spread(self._by_round),
             "by_round": self._by_round,
@@ -465,6 +497,11 @@ class SpatialTransformer(nn.Module):
             angle, across, along = at_least_float32(looked).unbind(dim=1)
             rows = (across * angle.cos(), -angle.sin(), angle.sin(), along * angle.cos())
             matrix = torch.stack(rows, dim=1).unflatten(1, (2, 2))
+            if self.training and not matrix.isfinite().all():
+                # torch's gradient of reflected places ends the process where there is none.
+                raise ValueError(
+                    "RegAD diverged: how maps are turned is not finite; lower model.lr"
+                )
             return warp(maps, matrix), matrix
 
 

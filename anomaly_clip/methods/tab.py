@@ -157,6 +157,10 @@ class TAB(LightningModule):
         """The classes, in the order of the texts."""
         self.teacher = ""
         """The sha256 of the CLIP that the texts come from."""
+        self.made: dict[str, Any] = {}
+        """What the training depends on beside the arguments."""
+        self.epochs: int | None = None
+        """How many epochs were trained, if a checkpoint was loaded."""
         self._last: deque[tuple[Tensor, list[str]]] = deque()
         self.save_hyperparameters(
             {
@@ -204,7 +208,21 @@ class TAB(LightningModule):
                 "TAB compares normal images with defective twins: set data.synthesis.recipe, as "
                 "nsa, and data.synthesis.mode pair"
             )
+        if data.batch_size < 2:
+            raise ValueError("data.batch_size must be 2 or more: BatchNorm compares images")
+        if data.val_split not in ("none", "synthetic"):
+            raise ValueError(
+                f"TAB is validated on held-out normal images and their defective twins, not on "
+                f"data.val_split {data.val_split}: set it to synthetic or none"
+            )
         self.categories = list(categories)
+        self.made = {
+            "data": data.dataset_name,
+            "synthesis": None if data.synthesis is None else asdict(data.synthesis),
+            "data_seed": data.seed,
+            "batch_size": data.batch_size,
+            "run_seed": torch.initial_seed(),
+        }
         if self.settings.weights != RANDOM:
             start = load_network(self.settings.name, self.settings.weights)
             self.encoder.load_state_dict(start.state_dict())
@@ -299,9 +317,43 @@ class TAB(LightningModule):
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=count)
         return total
 
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log the loss on held-out images, normal ones and ones with a synthetic defect."""
+        target = torch.tensor(
+            [self.categories.index(name) for name in batch["category"]], device=self.device
+        )
+        features = self.pooled(batch["image"]).float()
+        sides = ["normal"] if self.align == "normal" else ["normal", "abnormal"]
+        for side in sides:
+            chosen = batch["label"] == (side == "abnormal")
+            if chosen.any():
+                loss = self._side_loss(side, features[chosen], target[chosen])
+                count = int(chosen.sum())
+                self.log(f"val/loss_{side}", loss, batch_size=count, sync_dist=True)
+                # Twice the mean over all is the sum of both means, if there are as many of either.
+                scaled = len(sides) * loss
+                self.log("val/loss", scaled, batch_size=count, prog_bar=True, sync_dist=True)
+
+    def _side_loss(self, side: str, features: Tensor, target: Tensor) -> Tensor:
+        """Return the cross-entropy of images of one side, nothing dropped."""
+        abnormal = side == "abnormal"
+        if self.loss == "classification":
+            binary = self.classification_targets == "binary"
+            wanted = torch.zeros_like(target) if binary else target
+            shift = 1 if binary else len(self.categories)
+            return F.cross_entropy(self.classifier(features), wanted + shift * abnormal)
+        texts = self.abnormal if abnormal else self.normal
+        headed = self._headed(side, features, None)
+        if self.loss == "concat":
+            both = torch.cat([self.normal, self.abnormal])
+            logits = alignment_logits(headed, both, self.scale())
+            wanted = target + abnormal * len(self.categories)
+            return softmax_focal_loss(logits, wanted, gamma=2.0)
+        return F.cross_entropy(alignment_logits(headed, texts, self.scale()), target)
+
     def _keep(self, normal: Tensor, abnormal: Tensor, categories: list[str]) -> None:
         """Keep the features of the last batches, for the picture at the end."""
-        both = torch.stack([normal, abnormal], dim=1).detach().float().cpu()
+        both = torch.stack([normal, abnormal], dim=1).detach().float()
         self._last.append((both, categories))
         while sum(len(names) for _, names in self._last) - len(self._last[0][1]) >= PICTURED:
             self._last.popleft()
@@ -411,6 +463,11 @@ class TAB(LightningModule):
 
     # -- what is kept ----------------------------------------------------------------------------
 
+    @property
+    def export_name(self) -> str:
+        """The file that the ResNet is written to."""
+        return f"tab_{self.settings.name}.safetensors"
+
     def export(self, folder: Path) -> Path:
         """Write the ResNet under torchvision's names, as .safetensors and .pt, with what made it.
 
@@ -423,7 +480,7 @@ class TAB(LightningModule):
             name: value.detach().cpu().contiguous()
             for name, value in self.encoder.state_dict().items()
         }
-        stem = f"tab_{self.settings.name}"
+        stem = self.export_name.removesuffix(".safetensors")
         with atomic_path(folder / f"{stem}.pt") as temporary:
             torch.save(state, temporary)
         with atomic_path(folder / f"{stem}.safetensors") as temporary:
@@ -431,31 +488,35 @@ class TAB(LightningModule):
         with atomic_path(folder / f"{stem}.json") as temporary:
             temporary.write_text(json.dumps(self.record(), indent=2) + "\n", encoding="utf-8")
         if sum(len(names) for _, names in self._last) > 1:
-            pairs = torch.cat([both for both, _ in self._last])[-PICTURED:]
+            pairs = torch.cat([both for both, _ in self._last])[-PICTURED:].cpu()
             classes = [name for _, names in self._last for name in names][-PICTURED:]
             features = pairs.flatten(0, 1).numpy()
             shown = [name for name in classes for _ in range(2)]
             states = [False, True] * len(classes)
             write_embeddings(folder, [embed("training features", features, shown, states)])
-        return folder / f"{stem}.safetensors"
+        return folder / self.export_name
 
     def record(self) -> dict[str, Any]:
         """Return what the exported weights come from."""
-        trainer = self._trainer
-        data = None if trainer is None else getattr(trainer, "datamodule", None)
+        epochs = self.epochs if self._trainer is None else self.current_epoch
         return {
             "method": "TAB",
             **dict(self.hparams),
+            **self.made,
             "categories": self.categories,
-            "data": data.dataset_name if isinstance(data, AnomalyData) else None,
-            "epochs": self.current_epoch,
+            "epochs": epochs,
             "text_sha256": self.teacher,
             "versions": versions(),
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the classes, whose order the training depends on, and the texts' source."""
-        checkpoint["tab"] = {"categories": self.categories, "teacher": self.teacher}
+        checkpoint["tab"] = {
+            "categories": self.categories,
+            "teacher": self.teacher,
+            "made": self.made,
+            "epochs": self.current_epoch,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Compare them.
@@ -464,8 +525,10 @@ class TAB(LightningModule):
             ValueError: If a fit goes on with others.
         """
         made = checkpoint["tab"]
+        self.epochs = made["epochs"]
         if not self.categories:  # loaded without a trainer: the heads are not needed any more
             self.categories, self.teacher = made["categories"], made["teacher"]
+            self.made = made["made"]
             kept = checkpoint["state_dict"].items()
             checkpoint["state_dict"] = {k: v for k, v in kept if not k.startswith(HEADS)}
         if made["categories"] != self.categories or made["teacher"] != self.teacher:

@@ -19,10 +19,12 @@ from PIL import Image, ImageDraw, ImageFont
 from anomaly_clip.files import atomic_path
 from anomaly_clip.runs import write_csv
 
-__all__ = ["PAPER", "Embedding", "Layout", "embed", "write_embeddings"]
+__all__ = ["LEAST", "PAPER", "Embedding", "Layout", "embed", "write_embeddings"]
 
 Points = NDArray[np.float64]
 
+LEAST = 4
+"""So many features are needed."""
 SIDE = 480  # pixels of a panel
 OVERSAMPLED = 2  # drawn so much larger first, then made smaller, for smooth edges
 LINE = 18
@@ -95,8 +97,10 @@ def embed(
     from sklearn.manifold import TSNE  # takes most of a second to import
 
     rows = np.asarray(features, dtype=np.float64)
-    if len(rows) < 4:
-        raise ValueError(f"t-SNE of {name}: {len(rows)} features are too few, 4 or more are needed")
+    if len(rows) < LEAST:
+        raise ValueError(
+            f"t-SNE of {name}: {len(rows)} features are too few, {LEAST} or more are needed"
+        )
     if layout.unit:
         rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
     points = TSNE(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -17,6 +18,7 @@ __all__ = [
     "figures_rows",
     "figures_table",
     "percent",
+    "rounds_remark",
     "selection_warning",
 ]
 
@@ -81,6 +83,21 @@ def selection_warning(protocol: Mapping[str, object]) -> str | None:
     if protocol.get("select") != "best_test":
         return None
     return "EPOCH CHOSEN BY THE TEST IMAGES (select best_test): the figures are too good"
+
+
+def rounds_remark(protocol: Mapping[str, Any]) -> str | None:
+    """Return of how many rounds figures are the mean, and how far these are apart."""
+    rounds = protocol.get("rounds") or 1
+    if rounds < 2:
+        return None
+    spread = protocol.get("spread") or {}
+    found = [
+        f"{name.replace('_auroc', '')} AUROC {100 * spread[name]:.1f}"
+        for name in ("image_auroc", "pixel_auroc")
+        if spread.get(name) is not None
+    ]
+    apart = f"; standard deviation of {', '.join(found)}" if found else ""
+    return f"means of {rounds} rounds{apart}"
 
 
 def figures_rows(results: Results) -> Iterator[list[str | float | None]]:

@@ -31,6 +31,7 @@ from anomaly_clip.report.tables import (
     RANDOM_WARNING,
     figures_rows,
     figures_table,
+    rounds_remark,
     selection_warning,
 )
 from anomaly_clip.report.watched import Watched
@@ -78,6 +79,8 @@ class RunWriter(Callback):
         """The complete configuration as YAML; the command line fills it in."""
         self.sources = "from Python"
         """Where the configuration comes from, for the start line."""
+        self.resumed = False
+        """Whether a fit goes on from a checkpoint; the command line fills it in."""
         self.seed: int | None = None
         self.asked_folder = None if folder is None else Path(folder).expanduser()
         self._folder: Path | None = None
@@ -106,6 +109,12 @@ class RunWriter(Callback):
         """Share the folder, save the configuration, say what begins."""
         stage = TrainerFn(stage).value
         self._folder = Path(trainer.strategy.broadcast(str(self.folder)))
+        if stage == "fit" and isinstance(pl_module, Exporter) and not self.resumed:
+            exported = self.folder / pl_module.export_name
+            if exported.exists():
+                raise ValueError(
+                    f"{exported} exists: give another --output.folder, or go on with --ckpt_path"
+                )
         self._rows, self._unseen = {}, []
         self._kept = KeptMaps(self._scratch, self.stages)
         if not trainer.is_global_zero:
@@ -429,9 +438,9 @@ class RunWriter(Callback):
         title = f"{type(method).__name__} on {data.dataset_name}, test{how}"
         if len(rows) < listed:
             title += f"\nPARTIAL: {len(rows)} of {listed} images"
-        selected = selection_warning(method.protocol())
-        if selected is not None:
-            title += f"\n{selected}"
+        for more in (selection_warning(method.protocol()), rounds_remark(method.protocol())):
+            if more is not None:
+                title += f"\n{more}"
         Console().print(
             figures_table(results, title, counts, _is_random(method), remark_on(method.weights))
         )
