@@ -460,7 +460,9 @@ def test_an_export_of_another_fit_is_not_replaced(
     assert main([*line, "--trainer.max_epochs", "1"]) == 2
     assert "tab_resnet18.safetensors exists: give another" in capsys.readouterr().err
     assert (tmp_path / "own" / "tab_resnet18.safetensors").read_bytes() == before
-    last = str(tmp_path / "own" / "checkpoints" / "last.ckpt")
+    shutil.rmtree(tmp_path / "own" / "logs", ignore_errors=True)
+    (tmp_path / "own" / "checkpoints").rename(tmp_path / "kept")  # of which it warns, too
+    last = str(tmp_path / "kept" / "last.ckpt")
     assert main([*line, "--ckpt_path", last]) == 0  # gone on with
 
 

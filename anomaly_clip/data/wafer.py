@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
+from zipfile import is_zipfile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,7 +94,7 @@ def read_wafers(file: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     except Exception as error:  # zip, zlib and numpy have many kinds
         if str(error).startswith(str(file)):
             raise
-        if "pickle" in str(error).lower():
+        if "pickle" in str(error).lower() and is_zipfile(file):
             raise ValueError(
                 f"{file}: it holds Python objects, which are not read, as they can run code; get "
                 f"the published file"
