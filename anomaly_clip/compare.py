@@ -155,6 +155,7 @@ def _check(label: str, weights: str, rest: Sequence[str], folder: Path, layer: s
     with translated(known_options):
         plan = Plan(args=arrange(["fit", *rest, *own]))
         plan.writer.abandon()
+        _ = plan.datamodule.categories
         method = plan.model
         backbone = getattr(method, "asked_backbone", None) or getattr(method, "settings", None)
         if layer and backbone is not None:
