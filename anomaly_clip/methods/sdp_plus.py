@@ -276,9 +276,14 @@ class SDPPlus(SDP):
         """Return Adam without schedule, as published."""
         return torch.optim.Adam(self.fc.parameters(), lr=self.lr)
 
+    @property
+    def export_name(self) -> str:
+        """The file that the layers are written to."""
+        return "linear_layers.pth"
+
     def export(self, folder: Path) -> Path:
-        """Write the layers as ``linear_layers.pth``, in the authors' format."""
-        file = folder / "linear_layers.pth"
+        """Write the layers, in the authors' format."""
+        file = folder / self.export_name
         state = {f"fc.{key}": value.detach().cpu() for key, value in self.fc.state_dict().items()}
         with atomic_path(file) as temporary:
             torch.save({LAYERS_KEY: state}, temporary)

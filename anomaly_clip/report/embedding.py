@@ -184,13 +184,12 @@ def _panel(one: Embedding, names: Sequence[str]) -> Image.Image:
     panel = Image.new("RGB", (SIDE, SIDE + 2 * LINE), "white")
     panel.paste(picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS), (0, 2 * LINE))
     found = ", ".join(
-        f"{what} {'–' if value is None else f'{value:.3f}'}"
-        for what, value in one.silhouettes.items()
+        f"{what} {value:.3f}" for what, value in one.silhouettes.items() if value is not None
     )
     font = ImageFont.load_default(LINE - 4)
     words = ImageDraw.Draw(panel)
     words.text((4, 0), one.name, INK, font)
-    words.text((4, LINE), f"silhouette: {found}", INK, font)
+    words.text((4, LINE), f"silhouette: {found or 'of one group there is none'}", INK, font)
     words.rectangle((0, 0, SIDE - 1, SIDE + 2 * LINE - 1), outline=(220, 220, 220))
     return panel
 
