@@ -322,34 +322,41 @@ class TAB(LightningModule):
         target = torch.tensor(
             [self.categories.index(name) for name in batch["category"]], device=self.device
         )
-        features = self.pooled(batch["image"]).float()
+        features = self.pooled(batch["image"])
         sides = ["normal"] if self.align == "normal" else ["normal", "abnormal"]
         for side in sides:
             chosen = batch["label"] == (side == "abnormal")
             if chosen.any():
-                loss = self._side_loss(side, features[chosen], target[chosen])
+                with torch.autocast(self.device.type, enabled=False):
+                    judged = self._judged(side, features[chosen].float(), target[chosen])
+                    concat = self.loss == "concat"
+                    loss = softmax_focal_loss(*judged, 2.0) if concat else F.cross_entropy(*judged)
                 count = int(chosen.sum())
                 self.log(f"val/loss_{side}", loss, batch_size=count, sync_dist=True)
                 # Twice the mean over all is the sum of both means, if there are as many of either.
                 scaled = len(sides) * loss
                 self.log("val/loss", scaled, batch_size=count, prog_bar=True, sync_dist=True)
 
-    def _side_loss(self, side: str, features: Tensor, target: Tensor) -> Tensor:
-        """Return the cross-entropy of images of one side, nothing dropped."""
+    def _judged(
+        self,
+        side: str,
+        features: Tensor,
+        target: Tensor,
+        rng: np.random.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return logits of images of one side, and the columns that should be highest."""
         abnormal = side == "abnormal"
+        count = len(self.categories)
         if self.loss == "classification":
             binary = self.classification_targets == "binary"
-            wanted = torch.zeros_like(target) if binary else target
-            shift = 1 if binary else len(self.categories)
-            return F.cross_entropy(self.classifier(features), wanted + shift * abnormal)
-        texts = self.abnormal if abnormal else self.normal
-        headed = self._headed(side, features, None)
+            first = torch.zeros_like(target) if binary else target
+            return self.classifier(features), first + abnormal * (1 if binary else count)
+        headed = self._headed(side, features, rng)
         if self.loss == "concat":
-            both = torch.cat([self.normal, self.abnormal])
-            logits = alignment_logits(headed, both, self.scale())
-            wanted = target + abnormal * len(self.categories)
-            return softmax_focal_loss(logits, wanted, gamma=2.0)
-        return F.cross_entropy(alignment_logits(headed, texts, self.scale()), target)
+            texts = torch.cat([self.normal, self.abnormal])
+            return alignment_logits(headed, texts, self.scale()), target + abnormal * count
+        texts = self.abnormal if abnormal else self.normal
+        return alignment_logits(headed, texts, self.scale()), target
 
     def _keep(self, normal: Tensor, abnormal: Tensor, categories: list[str]) -> None:
         """Keep the features of the last batches, for the picture at the end."""
@@ -374,20 +381,16 @@ class TAB(LightningModule):
             rng: Draws what a projection drops, and which image of a pair loss concat takes; None
                 drops nothing.
         """
-        if self.loss == "classification":
-            return self._classification(normal, abnormal, target)
         if self.loss == "concat":
             assert abnormal is not None
             assert rng is not None
             return self._concat(normal, abnormal, target, rng)
-        sides = [("normal", normal, self.normal)]
-        if abnormal is not None:
-            sides.append(("abnormal", abnormal, self.abnormal))
+        sides = {"normal": normal} if abnormal is None else {"normal": normal, "abnormal": abnormal}
         figures: dict[str, Tensor] = {}
-        for name, features, texts in sides:
-            logits = alignment_logits(self._headed(name, features, rng), texts, self.scale())
-            figures[f"loss_{name}"] = F.cross_entropy(logits, target)
-            figures[f"top1_{name}"] = (logits.argmax(dim=1) == target).float().mean()
+        for name, features in sides.items():
+            logits, wanted = self._judged(name, features, target, rng)
+            figures[f"loss_{name}"] = F.cross_entropy(logits, wanted)
+            figures[f"top1_{name}"] = (logits.argmax(dim=1) == wanted).float().mean()
         total = figures["loss_normal"] + figures.get("loss_abnormal", 0.0)
         return total, {name: value.detach() for name, value in figures.items()}
 
@@ -399,23 +402,6 @@ class TAB(LightningModule):
     def scale(self) -> Tensor:
         """Return what cosines are multiplied by."""
         return self.logit_scale.exp() if self.logit_scale_mode == "exp" else self.logit_scale
-
-    def _classification(
-        self, normal: Tensor, abnormal: Tensor | None, target: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        binary = self.classification_targets == "binary"
-        first = torch.zeros_like(target) if binary else target
-        shift = 1 if binary else len(self.categories)
-        sides = [("normal", normal, first)]
-        if abnormal is not None:
-            sides.append(("abnormal", abnormal, first + shift))
-        figures: dict[str, Tensor] = {}
-        for name, features, wanted in sides:
-            logits = self.classifier(features)
-            figures[f"loss_{name}"] = F.cross_entropy(logits, wanted)
-            figures[f"top1_{name}"] = (logits.argmax(dim=1) == wanted).float().mean()
-        total = figures["loss_normal"] + figures.get("loss_abnormal", 0.0)
-        return total, {name: value.detach() for name, value in figures.items()}
 
     def _concat(
         self, normal: Tensor, abnormal: Tensor, target: Tensor, rng: np.random.Generator
