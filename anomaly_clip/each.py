@@ -26,6 +26,7 @@ from anomaly_clip.files import atomic_path
 from anomaly_clip.metrics.evaluator import with_means
 from anomaly_clip.progress import say
 from anomaly_clip.report.kept_maps import file_name
+from anomaly_clip.report.page import PAGE, write_page
 from anomaly_clip.report.tables import figures_rows, figures_table, rounds_remark, selection_warning
 from anomaly_clip.report.writer import Measured, remark_on
 from anomaly_clip.runs import versions, write_csv, write_json
@@ -202,6 +203,8 @@ def _merge(folder: Path, categories: Sequence[str], failed: dict[str, str]) -> i
                 failed[category] = f"{file} is of other categories: delete its folder, and resume"
     if found:
         _write_merged(folder, found, failed)
+        if (folder / file_name(next(iter(found))) / PAGE).is_file():  # pages are wanted
+            say(f"look at: {write_page(folder)}")
     for category, why in failed.items():
         say(f"failed: {category}: {why}", style="bold red")
     say(f"results: {folder}" if found else "no category could be run")

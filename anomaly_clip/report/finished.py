@@ -20,7 +20,7 @@ from anomaly_clip.errors import UserError
 from anomaly_clip.records import DEMO, RANDOM
 from anomaly_clip.report.tables import DEMO_REMARK, RANDOM_WARNING, selection_warning
 
-__all__ = ["Finished", "Tag", "find_runs", "plain"]
+__all__ = ["AGAIN", "METRICS", "Finished", "Tag", "find_runs", "plain", "read_json", "read_run"]
 
 METRICS = "metrics.json"
 CONFIGS = ("config-each.yaml", "config-test.yaml", "config-fit.yaml")
@@ -155,7 +155,7 @@ def find_runs(folders: Sequence[Path]) -> list[Finished]:
     found: dict[Path, Finished] = {}
     for folder in folders:
         for run in _below(folder.expanduser()):
-            found.setdefault(run.resolve(), _read(run))
+            found.setdefault(run.resolve(), read_run(run))
     return list(found.values())
 
 
@@ -186,9 +186,14 @@ def _below(folder: Path) -> list[Path]:
     )
 
 
-def _read(folder: Path) -> Finished:
+def read_run(folder: Path) -> Finished:
+    """Read a run of test or each.
+
+    Raises:
+        UserError: If it is damaged.
+    """
     file = folder / METRICS
-    content = _json(file)
+    content = read_json(file)
     _expect(isinstance(content, dict), file, "is not a table of figures")
     for key in ("categories", "run"):
         _expect(isinstance(content.get(key), dict), file, f"has no {key}")
@@ -233,7 +238,12 @@ def _is_fraction(value: object) -> bool:
     return math.isfinite(value) and 0 <= value <= 1
 
 
-def _json(file: Path) -> Any:
+def read_json(file: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        UserError: If it cannot be read, or is none.
+    """
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
