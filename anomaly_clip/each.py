@@ -77,6 +77,7 @@ def run_each(words: Sequence[str]) -> int:
     except UserError:
         writer.abandon()
         raise
+    os.environ.setdefault("WANDB_RUN_GROUP", str(writer.folder))  # what belongs together there
     several = plan.trainer.world_size > 1
     folder = writer.folder
     if resumed is None:

@@ -27,6 +27,7 @@ import anomaly_clip.methods  # noqa: F401
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.errors import UserError, reason, translated
 from anomaly_clip.methods.base import AnomalyMethod
+from anomaly_clip.report.tracking import own_tracking
 from anomaly_clip.report.writer import Measured, RunWriter
 
 __all__ = [
@@ -50,7 +51,7 @@ def run_experiment(words: Sequence[str]) -> int:
         SystemExit: After a help text, or if the user interrupts a run.
     """
     quieten()
-    with translated(known_options):
+    with translated(known_options), own_tracking():
         ExperimentCLI(args=arrange(words))
     return 0
 

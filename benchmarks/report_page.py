@@ -48,7 +48,7 @@ def run(folder: Path) -> dict[str, float]:
     words += ["--model.backbone.image_size=64", "--data=Demo", f"--data.categories={names}"]
     words += [f"--data.num_test={IMAGES}", "--data.picture_size=64", "--data.batch_size=64"]
     words += [f"--output.folder={folder}", "--trainer.enable_progress_bar=false"]
-    RunWriter.on_test_end = timed  # type: ignore[method-assign]
+    RunWriter.on_test_end = timed  # type: ignore[method-assign, assignment]
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             if main(words) != 0:

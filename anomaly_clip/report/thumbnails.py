@@ -19,7 +19,7 @@ from anomaly_clip.report.gallery import heat_map
 from anomaly_clip.report.kept_maps import KeptMaps, Ranges, Rows, picture_names
 from anomaly_clip.runs import write_json
 
-__all__ = ["GALLERY", "PANEL", "draw_gallery", "side_by_side"]
+__all__ = ["GALLERY", "PANEL", "draw_gallery", "panels_of", "side_by_side"]
 
 GALLERY = "gallery"
 """Folder of the pictures, and name of the ``.json`` in it that lists them."""
@@ -109,3 +109,9 @@ def side_by_side(
         fitted = Image.fromarray(panel).resize(size, Image.Resampling.BILINEAR)
         sheet.paste(fitted, (number * (size[0] + GAP), 0))
     return np.asarray(sheet)
+
+
+def panels_of(sheet: NDArray[np.uint8], count: int) -> list[NDArray[np.uint8]]:
+    """Take a picture of :func:`side_by_side` apart again."""
+    width = (sheet.shape[1] + GAP) // count - GAP
+    return [sheet[:, start : start + width] for start in range(0, sheet.shape[1], width + GAP)]

@@ -37,6 +37,7 @@ from anomaly_clip.report.tables import (
     selection_warning,
 )
 from anomaly_clip.report.thumbnails import PANEL, draw_gallery
+from anomaly_clip.report.tracking import track_config, track_picture, track_run
 from anomaly_clip.report.watched import Watched
 from anomaly_clip.runs import create_run_folder, versions, write_csv, write_json
 
@@ -128,6 +129,7 @@ class RunWriter(Callback):
             return
         with atomic_path(self.folder / f"config-{stage}.yaml") as temporary:
             temporary.write_text(self.config, encoding="utf-8")
+        track_config(trainer.loggers, self.config, self.folder)
         say(self._start_line(pl_module, trainer, stage))
         if _is_random(pl_module):
             say(RANDOM_WARNING, style="bold red")
@@ -158,6 +160,7 @@ class RunWriter(Callback):
         if _is_watched(trainer):
             file = self.folder / "validation" / f"step-{trainer.global_step:06d}.png"
             self._watched.draw(file, _warning(pl_module))
+            track_picture(trainer.loggers, "validation", file)
 
     def on_test_batch_end(
         self,
@@ -203,7 +206,7 @@ class RunWriter(Callback):
         self._write_maps(trainer, pl_module, rows, ranges)
         if trainer.is_global_zero:
             say(f"results: {self.folder}")
-            self._write_page()
+            self._write_page(trainer)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write scores and pictures."""
@@ -222,7 +225,7 @@ class RunWriter(Callback):
         if trainer.is_global_zero:
             say(f"{len(rows)} images scored: {self.folder}")
             if isinstance(pl_module, AnomalyMethod):
-                self._write_page()
+                self._write_page(trainer)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -333,9 +336,11 @@ class RunWriter(Callback):
         if trainer.is_global_zero:
             self._kept.clear()
 
-    def _write_page(self) -> None:
-        if self.page:
-            say(f"look at: {write_page(self.folder)}")
+    def _write_page(self, trainer: Trainer) -> None:
+        page = write_page(self.folder) if self.page else None
+        track_run(trainer.loggers, self.folder)
+        if page is not None:
+            say(f"look at: {page}")
 
     def _write_detection(
         self, trainer: Trainer, method: AnomalyMethod, results: Results, rows: Rows, unseen: int
@@ -369,7 +374,7 @@ class RunWriter(Callback):
             names = probe.target_names
             write_confusion(self.folder, probe.confusion.numpy(), names, title, _warning(probe))
             say(f"results: {self.folder}")
-            self._write_page()
+            self._write_page(trainer)
         self._clear(trainer)
 
     def _write_figures(
