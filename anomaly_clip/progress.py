@@ -94,8 +94,8 @@ class Lines:
         parts = [counted(done, total) if where is None else where]
         if done > 0 and passed > 0:
             parts.append(rate(done / passed))
-            if total is not None and math.isfinite(total):
-                parts.append(f"{duration(max(0.0, total - done) * passed / done)} left")
+            if total is not None and done < total < math.inf:
+                parts.append(f"{duration((total - done) * passed / done)} left")
         say(f"{self.title}: {', '.join([*parts, *more])}")
 
     def end(self, done: str) -> None:
