@@ -509,3 +509,13 @@ def test_a_display_of_lightnings_that_has_left_takes_no_bars(
     progress.show_below(bars.display)
     assert list(track(range(2), "alone")) == [0, 1]
     assert "alone" in capsys.readouterr().err
+
+
+def test_bars_of_ones_own_and_a_step_do_not_collide(
+    mvtec_root: Path, tmp_path: Path, terminal: None, capsys: Capture
+) -> None:
+    own = ["--trainer.callbacks", "RichProgressBar", "--trainer.callbacks.leave", "true"]
+    assert main(patchcore("fit", mvtec_root, tmp_path / "run", *own)) == 0
+    out = capsys.readouterr()
+    assert "Epoch 0" in out.out + out.err
+    assert "choosing patches" in out.err
