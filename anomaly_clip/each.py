@@ -37,6 +37,8 @@ CONFIG = "config-each.yaml"
 FITTED, TESTED = ".fitted", ".tested"
 """Files that say that a category's fit, and its test, came to their end."""
 FAILED = 1
+ERROR = "anomaly_clip: "
+"""What the line begins with that a command ends with when it fails."""
 OWN = {"selected_epoch", "spread", "by_round"}
 """Parts of a protocol that are of one category alone."""
 
@@ -176,19 +178,33 @@ def _run_category(config: Path, folder: Path, category: str, several: bool) -> N
 def _run(words: list[str], several: bool) -> None:
     """Run a verb here, its table kept back; with several processes, in processes of its own."""
     if several:  # Lightning starts the others with this process's words
-        done = subprocess.run(
-            [sys.executable, "-m", "anomaly_clip", *words],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
-        if done.returncode != 0:
-            lines = done.stderr.strip().splitlines() or ["no message"]
-            raise UserError(lines[-1].removeprefix("anomaly_clip: "))
+        _run_apart([sys.executable, "-m", "anomaly_clip", *words])
         return
     with contextlib.redirect_stdout(io.StringIO()):
         run_experiment(words)
+
+
+def _run_apart(command: list[str]) -> None:
+    """Run a command and say what it says, line by line; its table is kept back.
+
+    Raises:
+        UserError: What it ended with, if it fails.
+    """
+    last = "no message"
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        try:
+            for line in filter(str.strip, process.stderr):
+                last = line.rstrip()
+                if not last.startswith(ERROR):  # which is said by who catches it
+                    say(last)
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode != 0:
+        raise UserError(last.removeprefix(ERROR))
 
 
 def _merge(folder: Path, categories: Sequence[str], failed: dict[str, str]) -> int:

@@ -59,6 +59,7 @@ from anomaly_clip.metrics.pro import (
     in_order,
     step_thresholds,
 )
+from anomaly_clip.progress import track
 
 __all__ = ["PIXEL_FIGURES", "Bounds", "PixelHistogram", "PixelRanking", "PixelResult"]
 
@@ -341,7 +342,7 @@ class PixelRanking(Metric):
 
     def compute(self) -> list[PixelResult]:
         """Return the figures of all rows."""
-        return [self._figures(row) for row in range(self.num_rows)]
+        return [self._figures(row) for row in track(range(self.num_rows), "pixel figures")]
 
     def _figures(self, row: int) -> PixelResult:
         figures: dict[str, float | None] = dict.fromkeys(PIXEL_FIGURES)
