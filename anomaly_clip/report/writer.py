@@ -20,7 +20,7 @@ from anomaly_clip.files import atomic_path
 from anomaly_clip.methods.base import AnomalyMethod, Exporter
 from anomaly_clip.methods.linear_probe import LinearProbe
 from anomaly_clip.metrics.evaluator import Results
-from anomaly_clip.progress import say
+from anomaly_clip.progress import say, track
 from anomaly_clip.records import DEMO, Batch, Scores, WeightsRecord
 from anomaly_clip.report.chosen import choose
 from anomaly_clip.report.confusion import write_confusion
@@ -322,7 +322,7 @@ class RunWriter(Callback):
             draw_kept(folder, data, kept, ranges, own, own_size, _warning(method))
         if self.raw_maps:
             names = picture_names(self._samples(trainer))
-            for index in kept.indices:
+            for index in track(kept.indices, "writing maps"):
                 with atomic_path(self.folder / "raw_maps" / f"{names[index]}.npy") as temporary:
                     np.save(temporary, kept.load(index)["map"].astype(np.float16))
         if self.page and trainer.is_global_zero:
