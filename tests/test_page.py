@@ -72,7 +72,7 @@ def test_the_page_tells_figures_protocol_weights_and_configuration(tmp_path: Pat
     assert cells[:10] == ["cap", "87.5", *["50.0"] * 5, "–", "4", "2"]
     assert cells[20] == "mean"
     assert seen.texts["h1"] == ["SDP on MVTecAD, test"]
-    assert "8 images  ·  2 categories  ·  tiny weights w.pt  ·  seed 0" in seen.texts["p"]
+    assert "8 images  ·  2 categories  ·  tiny, w.pt weights  ·  seed 0" in seen.texts["p"]
     words = dict(zip(seen.texts["dt"], seen.texts["dd"], strict=True))
     assert (words["split"], words["complete"], words["random"]) == ("test", "yes", "no")
     assert words["sha256"] == "0" * 64

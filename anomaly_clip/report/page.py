@@ -150,13 +150,18 @@ def _facts(files: RunFiles) -> str:
     found = [
         f"{images:,} images",
         f"{len(files.figures or files.scores):,} categories",
-        f"{weights.get('backbone')} weights {weights.get('pretrained')}",
+        _named(weights),
     ]
     if protocol.get("one_model_a_category"):
         found.append("one model a category")
     if files.run.get("seed") is not None:
         found.append(f"seed {files.run['seed']}")
     return plain("  ·  ".join(found))
+
+
+def _named(weights: Mapping[str, Any]) -> str:
+    backbone, pretrained = weights.get("backbone"), weights.get("pretrained")
+    return f"{pretrained} weights" if backbone == pretrained else f"{backbone}, {pretrained} weights"
 
 
 def _notes(files: RunFiles) -> list[str]:
