@@ -72,7 +72,7 @@ def test_the_page_tells_figures_protocol_weights_and_configuration(tmp_path: Pat
     assert cells[:10] == ["cap", "87.5", *["50.0"] * 5, "–", "4", "2"]
     assert cells[20] == "mean"
     assert seen.texts["h1"] == ["SDP on MVTecAD, test"]
-    assert "8 images  ·  2 categories  ·  tiny, w.pt weights  ·  seed 0" in seen.texts["p"]
+    assert "8 images  ·  2 categories  ·  tiny, weights w.pt  ·  seed 0" in seen.texts["p"]
     words = dict(zip(seen.texts["dt"], seen.texts["dd"], strict=True))
     assert (words["split"], words["complete"], words["random"]) == ("test", "yes", "no")
     assert words["sha256"] == "0" * 64
@@ -374,6 +374,18 @@ def test_both_themes_fit_the_window(tmp_path: Path, chrome: Chrome, width: int) 
         grounds.append(chrome.execute_script(ground))
         assert complaints(chrome) == []
     assert grounds == ["rgb(255, 255, 255)", "rgb(20, 22, 26)"]
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_tables_of_runs_are_readable(tmp_path: Path, chrome: Chrome, width: int) -> None:
+    runs = [str(make_run(tmp_path / name, TWO)) for name in ("a", "b")]
+    for words in ([*runs], ["--table", "tab1"]):
+        assert main(["report", *words, "--html", str(tmp_path / "table.html")]) == 0
+        open_page(chrome, tmp_path / "table.html", width)
+        first = chrome.find_element(By.CSS_SELECTOR, "tbody td:first-child")
+        assert first.size["width"] > 80  # no letter below the other
+        assert chrome.execute_script("return document.documentElement.scrollWidth") <= width
+        assert complaints(chrome) == []
 
 
 def test_odd_runs_are_no_trouble_for_the_script(tmp_path: Path, chrome: Chrome) -> None:

@@ -160,8 +160,8 @@ def _facts(files: RunFiles) -> str:
 
 
 def _named(weights: Mapping[str, Any]) -> str:
-    backbone, pretrained = weights.get("backbone"), weights.get("pretrained")
-    return f"{pretrained} weights" if backbone == pretrained else f"{backbone}, {pretrained} weights"
+    backbone, kind = weights.get("backbone"), weights.get("pretrained")
+    return f"{kind} weights" if backbone == kind else f"{backbone}, weights {kind}"
 
 
 def _notes(files: RunFiles) -> list[str]:
