@@ -53,6 +53,7 @@ class Finished:
         random: Whether they are untrained.
         categories: Figures by category, as fractions; None where one is not defined.
         protocol: What the figures depend on.
+        seed: What it draws from, None if it is not known.
         failed: Categories that could not be run.
         config: The run's options, nothing if they are not kept.
         made: What a weights file comes from, as the fit that made it says; nothing if unknown.
@@ -66,6 +67,7 @@ class Finished:
     random: bool
     categories: Mapping[str, Mapping[str, float | None]]
     protocol: Mapping[str, Any]
+    seed: int | None = None
     failed: tuple[str, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     made: Mapping[str, Any] = field(default_factory=dict)
@@ -79,6 +81,11 @@ class Finished:
     def weights(self) -> str:
         """The weights in words."""
         return RANDOM if self.random else plain(self.pretrained)
+
+    @property
+    def seeds(self) -> tuple[object, object]:
+        """What tells draws of one experiment apart."""
+        return self.seed, self.protocol.get("data_seed")
 
     @property
     def description(self) -> str:
@@ -224,6 +231,7 @@ def read_run(folder: Path) -> Finished:
         bool(weights["random"]),
         categories,
         protocol,
+        run["seed"] if isinstance(run.get("seed"), int) else None,
         tuple(failed),
         _config(folder),
         {} if weights["random"] else _made(Path(str(weights["pretrained"]))),

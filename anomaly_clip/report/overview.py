@@ -141,8 +141,11 @@ def _list_commands(
     commands: list[str] = []
     for wanted in table.runs:
         there = [run for run in runs if not differences(wanted, run, source, named)]
-        folders += [str(run.folder) for run in there] or [wanted.folder]
-        commands += () if there else wanted.commands
+        folders += [str(run.folder) for run in there]
+        if len(there) < wanted.draws:
+            folders.append(wanted.folder)
+            done = [f"--output.folder {run.folder}" for run in there]
+            commands += (c for c in wanted.commands if not c.endswith(tuple(done)))
     for line in dict.fromkeys(commands):  # several detectors share a backbone
         print(line)
     print(f"anomaly_clip report {shlex.join(dict.fromkeys(folders))} --table {table.id}")
