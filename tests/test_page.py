@@ -346,6 +346,26 @@ def test_a_category_can_be_chosen(tmp_path: Path, chrome: Chrome) -> None:
     assert complaints(chrome) == []
 
 
+def test_of_many_pictures_the_first_are_shown(tmp_path: Path, chrome: Chrome) -> None:
+    many = {f"c{number}": ([0.1 * number, 0.9], [0, 1]) for number in range(9)}
+    many["cap"] = ([0.1] * 8, [0] * 8)
+    open_page(chrome, write_page(make_run(tmp_path, many, pictures=26)))
+    alarms = "#pictures .kind:first-of-type figure"
+
+    def shown() -> int:
+        return sum(f.is_displayed() for f in chrome.find_elements(By.CSS_SELECTOR, alarms))
+
+    assert shown() == 12
+    more = chrome.find_element(By.CSS_SELECTOR, "#pictures .kind:first-of-type .more")
+    assert more.text == "all 17"
+    more.click()
+    assert shown() == 17
+    assert not more.is_displayed()
+    Select(chrome.find_element(By.ID, "category")).select_by_visible_text("cap")
+    assert shown() == 8
+    assert complaints(chrome) == []
+
+
 def test_the_table_sorts(tmp_path: Path, chrome: Chrome) -> None:
     run = make_run(tmp_path, TWO)
     content = json.loads((run / "metrics.json").read_text())

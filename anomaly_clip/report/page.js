@@ -3,7 +3,7 @@
 (() => {
   const byId = (id) => document.getElementById(id);
   const data = JSON.parse(byId("data").textContent);
-  const ALL = -1, BINS = 48, STEPS = 1000, WIDTH = 600, HEIGHT = 220;
+  const ALL = -1, FIRST = 12, BINS = 48, STEPS = 1000, WIDTH = 600, HEIGHT = 220;
   const select = byId("category");
 
   const decode = (text) =>
@@ -196,12 +196,16 @@
       chart.classList.toggle("narrowed", any && data.names.length > 1);
     }
     for (const kind of document.querySelectorAll(".kind")) {
-      let any = false;
+      const more = kind.querySelector(".more");
+      let count = 0;
       for (const figure of kind.querySelectorAll("figure")) {
-        figure.hidden = chosen !== ALL && Number(figure.dataset.category) !== chosen;
-        any ||= !figure.hidden;
+        const wanted = chosen === ALL || Number(figure.dataset.category) === chosen;
+        count += wanted;
+        figure.hidden = !wanted || (count > FIRST && !more.dataset.pressed);
       }
-      kind.hidden = !any;
+      kind.hidden = !count;
+      more.hidden = count <= FIRST || Boolean(more.dataset.pressed);
+      more.textContent = `all ${count}`;
     }
     showScores();
   };
@@ -227,6 +231,9 @@
       const rows = [...body.rows].sort((a, b) => sign * order(a, b));
       body.append(...rows);
     });
+  }
+  for (const more of document.querySelectorAll(".more")) {
+    more.addEventListener("click", () => { more.dataset.pressed = "yes"; show(shown); });
   }
   byId("threshold")?.addEventListener("input", (event) => {
     const one = view(shown);
