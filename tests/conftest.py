@@ -164,3 +164,20 @@ def mvtec_root(tmp_path: Path) -> Path:
 
 def _noise(rng: np.random.Generator) -> np.ndarray:
     return rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def tiny_sdp(tiny_clip_config: str, mvtec_root: Path, tmp_path: Path) -> list[str]:
+    """Return the options of SDP with the tiny CLIP on the tiny data set, run into ``runs``."""
+    return [
+        f"--config={TESTS.parent / 'configs' / 'sdp.yaml'}",
+        f"--model.backbone.name={tiny_clip_config}",
+        "--model.backbone.pretrained=random",
+        "--model.stages=null",
+        '--model.prompts.templates=["the {}."]',
+        "--model.rvs.method=mean",
+        f"--data.root={mvtec_root}",
+        "--data.num_workers=0",
+        f"--output.root={tmp_path / 'runs'}",
+        "--trainer.accelerator=cpu",
+    ]

@@ -28,26 +28,9 @@ Command = Callable[..., list[str]]
 
 
 @pytest.fixture
-def command(tiny_clip_config: str, mvtec_root: Path, tmp_path: Path) -> Command:
+def command(tiny_sdp: list[str]) -> Command:
     """Return a function that makes a command line with the tiny CLIP on the tiny data set."""
-
-    def words(verb: str, *more: str) -> list[str]:
-        return [
-            verb,
-            f"--config={CONFIGS / 'sdp.yaml'}",
-            f"--model.backbone.name={tiny_clip_config}",
-            "--model.backbone.pretrained=random",
-            "--model.stages=null",
-            '--model.prompts.templates=["the {}."]',
-            "--model.rvs.method=mean",
-            f"--data.root={mvtec_root}",
-            "--data.num_workers=0",
-            f"--output.root={tmp_path / 'runs'}",
-            "--trainer.accelerator=cpu",
-            *more,
-        ]
-
-    return words
+    return lambda verb, *more: [verb, *tiny_sdp, *more]
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

@@ -209,24 +209,8 @@ def test_the_verb_writes_pages_anew(tmp_path: Path, capsys: pytest.CaptureFixtur
 # -- of real runs ----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def tiny(tiny_clip_config: str, mvtec_root: Path, tmp_path: Path) -> list[str]:
-    return [
-        f"--config={CONFIGS / 'sdp.yaml'}",
-        f"--model.backbone.name={tiny_clip_config}",
-        "--model.backbone.pretrained=random",
-        "--model.stages=null",
-        '--model.prompts.templates=["the {}."]',
-        "--model.rvs.method=mean",
-        f"--data.root={mvtec_root}",
-        "--data.num_workers=0",
-        f"--output.root={tmp_path / 'runs'}",
-        "--trainer.accelerator=cpu",
-    ]
-
-
-def test_a_test_ends_with_its_page(tiny: list[str], tmp_path: Path) -> None:
-    assert main(["test", *tiny, "--output.maps=true"]) == 0
+def test_a_test_ends_with_its_page(tiny_sdp: list[str], tmp_path: Path) -> None:
+    assert main(["test", *tiny_sdp, "--output.maps=true"]) == 0
     run = tmp_path / "runs" / "sdp" / "1"
     seen = read(run / PAGE)
     pictures = [link for link in seen.links if link.startswith("data:image/webp")]
@@ -239,14 +223,14 @@ def test_a_test_ends_with_its_page(tiny: list[str], tmp_path: Path) -> None:
         assert sheet.size == (3 * 192 + 2 * 4, 192)
 
 
-def test_pages_need_not_be_written(tiny: list[str], tmp_path: Path) -> None:
-    assert main(["test", *tiny, "--output.page=false"]) == 0
+def test_pages_need_not_be_written(tiny_sdp: list[str], tmp_path: Path) -> None:
+    assert main(["test", *tiny_sdp, "--output.page=false"]) == 0
     left = {file.name for file in (tmp_path / "runs" / "sdp" / "1").iterdir()}
     assert not left & {PAGE, "gallery", ".scratch"}
 
 
-def test_a_predict_shows_the_highest_scores(tiny: list[str], tmp_path: Path) -> None:
-    assert main(["predict", *tiny]) == 0
+def test_a_predict_shows_the_highest_scores(tiny_sdp: list[str], tmp_path: Path) -> None:
+    assert main(["predict", *tiny_sdp]) == 0
     run = tmp_path / "runs" / "sdp" / "1"
     seen = read(run / PAGE)
     assert seen.texts["h1"] == ["SDP on MVTecAD, predict"]
@@ -426,9 +410,9 @@ def test_odd_runs_are_no_trouble_for_the_script(tmp_path: Path, chrome: Chrome) 
 
 
 def test_a_predict_counts_what_is_called_anomalous(
-    tiny: list[str], mvtec_root: Path, tmp_path: Path, chrome: Chrome
+    tiny_sdp: list[str], mvtec_root: Path, tmp_path: Path, chrome: Chrome
 ) -> None:
-    words = [word for word in tiny if not word.startswith("--data.root")]
+    words = [word for word in tiny_sdp if not word.startswith("--data.root")]
     words += ["--data=ImageFolder", "--data.category=bottle", "--output.name=own"]
     words += [f"--data.root={mvtec_root / 'bottle' / 'train' / 'good'}"]
     for number in (3, 4):
