@@ -76,26 +76,33 @@ def run_sweep(words: Sequence[str]) -> int:
     """
     rest, folder = without_resume(words, RECORD)
     quieten()
-    if folder is not None:
-        if rest:
-            raise UserError(f"--resume goes on with the sweep as it began: leave out {rest[0]}")
-        refuse_shared_launch("sweep")
-        with translated():
-            record = Record(**json.loads((folder / RECORD).read_text(encoding="utf-8")))
-        return _run_all(folder, record)
+    if folder is None:
+        return _start(rest)
+    if rest:
+        raise UserError(f"--resume goes on with the sweep as it began: leave out {rest[0]}")
+    refuse_shared_launch("sweep")
+    with translated():
+        record = Record(**json.loads((folder / RECORD).read_text(encoding="utf-8")))
+    return _run_all(folder, record)
+
+
+def _start(words: Sequence[str]) -> int:
+    """Read a sweep file and run it.
+
+    Raises:
+        UserError: What is wrong before anything is run, and the way out.
+    """
     parser = _parser()
-    if not rest or rest[0].startswith("-"):
-        if {"-h", "--help"} & set(rest):
-            parser.parse_args(["--help"])
-        raise UserError(
-            "sweep: name the file first, as anomaly_clip sweep configs/sweeps/demo.yaml"
-        )
-    asked, more = parser.parse_known_args(rest[1:])
+    if {"-h", "--help"} & set(words):
+        parser.parse_args(["--help"])
+    if not words or words[0].startswith("-"):
+        raise UserError("sweep: name the file first, as configs/sweeps/demo.yaml")
+    asked, more = parser.parse_known_args(words[1:])
     if asked.count is not None and asked.count < 1:
         raise UserError(f"--count {asked.count}: expected 1 or more")
     if asked.seed < 0:
         raise UserError(f"--seed {asked.seed}: expected 0 or more")
-    sweep = read_sweep(Path(rest[0]).expanduser())
+    sweep = read_sweep(Path(words[0]).expanduser())
     method = asked.method or sweep.method
     if method == "bayes":
         raise UserError(
@@ -106,13 +113,13 @@ def run_sweep(words: Sequence[str]) -> int:
     runs = sweep.runs(method, asked.count, asked.seed)
     # Its logger may be W&B's, which would ask for an account.
     lines = [[*sweep.words(options, more), "--trainer.logger", "null"] for options in runs]
+    if not asked.dry_run:
+        refuse_shared_launch("sweep")
+    record, configs = _plan(sweep, runs, lines)
     if asked.dry_run:
-        _plan(sweep, runs, lines)
         for line in lines:
             print(shlex.join(["anomaly_clip", "fit", *line]))
         return 0
-    refuse_shared_launch("sweep")
-    record, configs = _plan(sweep, runs, lines)
     with translated():
         root = Path(asked.root).expanduser()
         folder = create_run_folder(root, asked.name or sweep.file.stem)
@@ -154,13 +161,13 @@ def _refuse_contradictions(sweep: Sweep, more: Sequence[str]) -> None:
         UserError: If the sweep sets them.
     """
     for word in more:
-        name = word.partition("=")[0].removeprefix("--")
-        if word.startswith("--") and name in sweep.parameters:
-            raise UserError(f"--{name}: {sweep.file} sweeps it: leave it out")
-        if word.startswith("--") and name == "output.folder":
-            raise UserError(
-                "--output.folder: a sweep gives each run its folder: give --output.root"
-            )
+        name = word.partition("=")[0]
+        if name.removeprefix("--") in sweep.parameters:
+            raise UserError(f"{name}: {sweep.file} sweeps it: leave it out")
+        if name == "--output.folder":
+            raise UserError(f"{name}: a sweep gives each run its folder: give --output.root")
+        if name.startswith("--trainer.logger"):
+            raise UserError(f"{name}: a sweep logs into the folder of each run: leave it out")
 
 
 def _plan(
@@ -175,6 +182,7 @@ def _plan(
     with tempfile.TemporaryDirectory() as nowhere, translated(known_options):
         plan = Plan(args=arrange(["fit", *lines[0], "--output.folder", nowhere]))
         _check_goal(plan, sweep)
+        _ = plan.datamodule.fit_samples()  # are there any?
     for number, line in enumerate(track(lines, "parsing"), start=1):
         try:
             with translated(known_options):
