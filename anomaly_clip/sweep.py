@@ -309,12 +309,13 @@ def _write_table(folder: Path, record: Record, failed: Mapping[int, str]) -> Non
     header = ["run", "state", *options, goal, *others, "epoch", "step", "minutes", "folder", "why"]
     rows = []
     for number, values in enumerate(record.runs, start=1):
-        one = results.get(number, {})
+        one, own_folder = results.get(number, {}), folder / str(number)
         state = "finished" if one else "failed" if number in failed else "not run"
         figures = [one.get("figures", {}).get(name) for name in (goal, *others)]
         own = [one.get(key) for key in ("epoch", "step", "minutes")]
         row = [number, state, *(values[name] for name in options), *figures, *own]
-        rows.append([*row, folder / str(number) if one else None, failed.get(number)])
+        there = own_folder if own_folder.is_dir() else None
+        rows.append([*row, there, failed.get(number)])
     write_csv(folder / "sweep.csv", header, rows)
 
 
@@ -334,7 +335,7 @@ def _print_table(folder: Path, record: Record) -> None:
     for number in order:
         cells = [str(number), *(_cell(value) for value in record.runs[number - 1].values())]
         if number in goals:
-            cells += [f"{goals[number]:.4f}", f"{results[number]['minutes']:.1f}"]
+            cells += [_cell(goals[number]), f"{results[number]['minutes']:.1f}"]
         else:
             cells += ["failed", "–"]
         table.add_row(*(Text(cell) for cell in cells))

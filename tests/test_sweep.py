@@ -181,6 +181,26 @@ def test_a_grid_has_all_combinations_in_order(write: Callable[..., Path]) -> Non
     assert more != sweep.runs("random", 3, 6)
 
 
+@pytest.mark.parametrize(
+    "start",
+    [
+        ["${env}", "anomaly_clip"],
+        ["${env}", "${program}"],
+        ["${env}", "${interpreter}", "-m", "anomaly_clip"],
+        ["/opt/bin/anomaly_clip"],
+    ],
+)
+def test_a_command_may_begin_as_wandb_has_it(
+    start: list[str], write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PICTURES", "/data")
+    command = [*start, "fit", "--data.root=${envvar:PICTURES}/visa", ARGS, "--trainer.devices", 1]
+    sweep = read_sweep(write(command=command))
+    words = ["--data.root=/data/visa", "--x", "1", "--a=[3, 6]", "--b=True", "--c=1e-05"]
+    swept = {"a": [3, 6], "b": True, "c": 1e-5}
+    assert sweep.words(swept, ["--x", "1"]) == [*words, "--trainer.devices", "1"]
+
+
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"parameter": {}}, "parameter is no key of a sweep file: did you mean parameters"),
     ({"program": None}, "program is missing: a sweep here runs this project"),
