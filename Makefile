@@ -44,7 +44,7 @@ demo: $(STAMP)  ## the main job on pictures made by code, without data or networ
 	@echo "      your own pictures; CLIP's weights are downloaded on first use"
 
 test: $(STAMP)  ## all tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 lint: $(STAMP)  ## ruff, codespell, mypy
 	@$(BIN)/ruff check .

@@ -117,7 +117,7 @@ def run_compare(words: Sequence[str]) -> int:
         console.width = max(console.width, console.measure(table).maximum)
     console.print(table)
     with translated():
-        for category in common:
+        for category in track(common, "drawing pictures"):
             _draw(folder, labels, category, asked.pictures)
         if asked.embedding:
             _embed(folder, labels, common, asked.embedding)
@@ -299,7 +299,7 @@ def _draw(folder: Path, labels: Sequence[str], category: str, count: int) -> Non
 def _embed(folder: Path, labels: Sequence[str], categories: Sequence[str], layer: str) -> None:
     """Draw where each backbone has the test images of each category; write their silhouettes."""
     silhouettes: dict[str, dict[str, float | None]] = {}
-    for category in track(categories, "t-SNE", total=len(categories)):
+    for category in track(categories, "t-SNE"):
         own = file_name(category)
         made = [_embedding(folder / label / own, label, layer) for label in labels]
         found = [one for one in made if one is not None]
@@ -326,16 +326,16 @@ def _embedding(run: Path, label: str, layer: str) -> Embedding | None:
     samples, dataset = data.samples("test"), data.dataset("test")
     if len(samples) < LEAST:
         return None
-    if len(samples) > EMBEDDED:
-        say(f"{label}: t-SNE of {EMBEDDED} of the {len(samples)} test images, evenly chosen")
     rows = np.linspace(0, len(samples) - 1, min(len(samples), EMBEDDED)).round().astype(int)
     parts = []
-    for chosen in np.array_split(rows, -(-len(rows) // EMBED_BATCH)):
+    for chosen in track(np.array_split(rows, -(-len(rows) // EMBED_BATCH)), "encoding"):
         images = torch.stack([dataset[row]["image"] for row in chosen.tolist()])
         with torch.no_grad():
             parts.append(network(images)[layer].flatten(1).numpy())
     states = [samples[row].label for row in rows]
     shown = [samples[row].category for row in rows]
+    some = f" of the {len(samples):,}, evenly chosen" if len(samples) > len(rows) else ""
+    say(f"{label}: t-SNE of {len(rows):,} test images{some}")
     return embed(label, np.concatenate(parts), shown, states, layout=PAPER)
 
 

@@ -7,6 +7,7 @@ the others; a run that was interrupted goes on where it was.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -23,6 +24,7 @@ from anomaly_clip.in_turn import Plan, refuse_shared_launch, run_in_turn, run_ve
 from anomaly_clip.metrics.evaluator import with_means
 from anomaly_clip.progress import say
 from anomaly_clip.report.kept_maps import file_name
+from anomaly_clip.report.page import PAGE, write_page
 from anomaly_clip.report.tables import figures_rows, figures_table, rounds_remark, selection_warning
 from anomaly_clip.report.writer import Measured, remark_on
 from anomaly_clip.runs import versions, write_csv, write_json
@@ -66,6 +68,7 @@ def run_each(words: Sequence[str]) -> int:
     except UserError:
         writer.abandon()
         raise
+    os.environ.setdefault("WANDB_RUN_GROUP", str(writer.folder))  # what belongs together there
     several = plan.trainer.world_size > 1
     folder = writer.folder
     if resumed is None:
@@ -141,6 +144,8 @@ def _merge(folder: Path, categories: Sequence[str], failed: dict[str, str]) -> i
                 failed[category] = f"{file} is of other categories: delete its folder, and resume"
     if found:
         _write_merged(folder, found, failed)
+        if (folder / file_name(next(iter(found))) / PAGE).is_file():  # pages are wanted
+            say(f"look at: {write_page(folder)}")
     for category, why in failed.items():
         say(f"failed: {category}: {why}", style="bold red")
     say(f"results: {folder}" if found else "no category could be run")

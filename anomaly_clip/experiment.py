@@ -16,7 +16,7 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -26,7 +26,9 @@ import anomaly_clip.data
 import anomaly_clip.methods  # noqa: F401
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.errors import UserError, reason, translated
+from anomaly_clip.loops import progress_of_loops
 from anomaly_clip.methods.base import AnomalyMethod
+from anomaly_clip.report.tracking import own_tracking
 from anomaly_clip.report.writer import Measured, RunWriter
 
 __all__ = [
@@ -50,7 +52,7 @@ def run_experiment(words: Sequence[str]) -> int:
         SystemExit: After a help text, or if the user interrupts a run.
     """
     quieten()
-    with translated(known_options):
+    with translated(known_options), own_tracking():
         ExperimentCLI(args=arrange(words))
     return 0
 
@@ -198,8 +200,7 @@ class ExperimentCLI(LightningCLI):
         callbacks = list(self._get(self.config_init, "trainer")["callbacks"] or [])
         wanted = config["trainer"]["enable_progress_bar"] is not False
         if wanted and not any(isinstance(callback, ProgressBar) for callback in callbacks):
-            # Standard output is for the table.
-            callbacks.append(RichProgressBar(console_kwargs={"stderr": True}))
+            callbacks.append(progress_of_loops())
         if verb == "fit" and not any(isinstance(one, ModelCheckpoint) for one in callbacks):
             # One file under one name, where Lightning's own default names step and epoch.
             keeps = config["trainer"]["enable_checkpointing"] is not False

@@ -16,6 +16,9 @@ from anomaly_clip.progress import say
 
 __all__ = ["Plan", "refuse_shared_launch", "run_in_turn", "run_verb", "without_resume"]
 
+ERROR = "anomaly_clip: "
+"""What the line begins with that a command ends with when it fails."""
+
 
 class Plan(ExperimentCLI):
     """What would be run: everything is parsed and built, nothing is started."""
@@ -84,16 +87,30 @@ def run_in_turn(jobs: Mapping[str, Callable[[], None]], resume: str) -> dict[str
 def run_verb(words: Sequence[str], several: bool) -> None:
     """Run a verb here, its table kept back; with several processes, in processes of its own."""
     if several:  # Lightning starts the others with this process's words
-        done = subprocess.run(
-            [sys.executable, "-m", "anomaly_clip", *words],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
-        if done.returncode != 0:
-            lines = done.stderr.strip().splitlines() or ["no message"]
-            raise UserError(lines[-1].removeprefix("anomaly_clip: "))
+        _run_apart([sys.executable, "-m", "anomaly_clip", *words])
         return
     with contextlib.redirect_stdout(io.StringIO()):
         run_experiment(words)
+
+
+def _run_apart(command: list[str]) -> None:
+    """Run a command and say what it says, line by line; its table is kept back.
+
+    Raises:
+        UserError: What it ended with, if it fails.
+    """
+    last = "no message"
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        try:
+            for line in filter(str.strip, process.stderr):
+                last = line.rstrip()
+                if not last.startswith(ERROR):  # which is said by who catches it
+                    say(last)
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode != 0:
+        raise UserError(last.removeprefix(ERROR))

@@ -1,12 +1,16 @@
-"""Progress of the long steps that Lightning's own bars do not cover."""
+"""How far long steps are: a bar on a terminal, elsewhere a plain line now and then."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
 from typing import TypeVar
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,9 +22,25 @@ from rich.progress import (
 )
 from rich.text import Text
 
-__all__ = ["say", "track"]
+__all__ = ["Clock", "Lines", "say", "sees_bars", "show_below", "track"]
 
 Item = TypeVar("Item")
+Clock = Callable[[], float]
+"""Returns seconds since some moment, as :func:`time.monotonic`."""
+
+FIRST = 10.0
+"""Seconds after which a step is spoken of in lines; most steps are done by then."""
+EVERY = 30.0
+"""Seconds from one line to the next, at least."""
+SHARE = 0.1
+"""From one line to the next, at least: as a share of the time so far."""
+REFRESH = 0.1
+"""Seconds from one look of a bar to the next, at least."""
+
+_displays: list[Progress] = []
+"""The display on the screen, if ``track`` began one: a second one would write over it."""
+_find_display: Callable[[], Progress | None] | None = None
+"""Returns somebody else's."""
 
 
 class Rate(ProgressColumn):
@@ -29,35 +49,200 @@ class Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         """Return the rate, once it is known."""
         speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:.3g} a second", style="progress.data.speed")
+        return Text("" if speed is None else rate(speed), style="progress.data.speed")
 
 
-def track(items: Iterable[Item], title: str, total: int | None = None) -> Iterator[Item]:
-    """Yield the items behind a progress bar on a terminal, on the first process only.
+class Lines:
+    """What is said of a long step where there are no bars.
+
+    The first line comes after ten seconds; then they become rarer, as the step becomes longer.
+
+    Args:
+        title: What is done.
+        clock: What time it is.
+    """
+
+    def __init__(self, title: str, clock: Clock = time.monotonic) -> None:
+        self.title = title
+        self._clock = clock
+        self._begun = clock()
+        self._next = self._begun + FIRST
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for a line; cheap enough to ask at every item."""
+        return self._clock() >= self._next
+
+    def tell(
+        self,
+        done: float,
+        total: float | None = None,
+        where: str | None = None,
+        more: Iterable[str] = (),
+    ) -> None:
+        """Say how far the step is.
+
+        Args:
+            done: How many are done, since it began.
+            total: How many there are; None or infinity if it is not known.
+            where: How far that is in words; default: the numbers.
+            more: What else there is to say.
+        """
+        now = self._clock()
+        passed = now - self._begun
+        self._next = now + max(EVERY, SHARE * passed)
+        parts = [counted(done, total) if where is None else where]
+        if done > 0 and passed > 0:
+            parts.append(rate(done / passed))
+            if total is not None and done < total < math.inf:
+                parts.append(f"{duration((total - done) * passed / done)} left")
+        say(f"{self.title}: {', '.join([*parts, *more])}")
+
+    def end(self, done: str) -> None:
+        """Say what was done in which time, if it took long enough to be spoken of."""
+        passed = self._clock() - self._begun
+        if passed >= FIRST:
+            say(f"{self.title}: {done} in {duration(passed)}")
+
+
+def track(
+    items: Iterable[Item],
+    title: str,
+    total: int | None = None,
+    clock: Clock = time.monotonic,
+) -> Iterator[Item]:
+    """Yield the items and show how far that is, on the first process only.
 
     Args:
         items: What is worked through.
         title: What is done.
-        total: How many there are, where that cannot be told beforehand.
+        total: How many there are, where the items cannot tell.
+        clock: What time it is.
     """
-    items = items if isinstance(items, Sequence) or total is not None else list(items)
-    console = Console(stderr=True)
-    first = getattr(rank_zero_only, "rank", 0) == 0
-    shown = first and console.is_terminal
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    if getattr(rank_zero_only, "rank", 0) != 0 or total == 0:
+        yield from items
+    elif sees_bars():
+        yield from _with_bar(items, title, total, clock)
+    else:
+        yield from _with_lines(items, title, total, clock)
+
+
+def _with_bar(items: Iterable[Item], title: str, total: int | None, clock: Clock) -> Iterator[Item]:
+    with _display() as progress:
+        unknown = None if progress in _displays else math.inf  # as Lightning's display says it
+        bar = progress.add_task(escape(title), total=unknown if total is None else total)
+        try:
+            due = -math.inf
+            for done, item in enumerate(items, start=1):
+                yield item
+                if clock() >= due:
+                    progress.update(bar, completed=done, refresh=True)
+                    due = clock() + REFRESH
+        finally:
+            progress.remove_task(bar)
+            progress.refresh()
+
+
+def _with_lines(
+    items: Iterable[Item], title: str, total: int | None, clock: Clock
+) -> Iterator[Item]:
+    lines, done = Lines(title, clock), 0
+    for done, item in enumerate(items, start=1):
+        yield item
+        if lines.due and done != total:
+            lines.tell(done, total)
+    lines.end(f"{done:,}")
+
+
+@contextmanager
+def _display() -> Iterator[Progress]:
+    """Return what is on the screen already, or begin a display."""
+    running = _running_display()
+    if running is not None:
+        yield running
+        return
     columns = (
-        TextColumn("{task.description}", markup=False),
+        TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         Rate(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=not shown) as progress:
-        yield from progress.track(items, total, description=title)
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        _displays.append(progress)
+        try:
+            yield progress
+        finally:
+            _displays.remove(progress)
+
+
+def _running_display() -> Progress | None:
+    if _displays:
+        return _displays[-1]
+    return None if _find_display is None else _find_display()
+
+
+def show_below(find: Callable[[], Progress | None]) -> None:
+    """Let bars appear in somebody else's display whenever it is on the screen.
+
+    Args:
+        find: Returns the display, None while it is not shown.
+    """
+    global _find_display
+    _find_display = find
+
+
+def sees_bars() -> bool:
+    """Return whether standard error is where bars can move: a terminal, or a notebook."""
+    console = Console(stderr=True)
+    return console.is_interactive or console.is_jupyter
 
 
 @rank_zero_only
 def say(text: str, style: str | None = None) -> None:
     """Write a line for people, on the first process only; standard output is for results."""
-    # No markup: names of files and categories may hold brackets.
-    console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
-    console.print(text, style=style)
+    running = _running_display()
+    console = Console(stderr=True) if running is None else running.console
+    # Names of files and categories may hold brackets and colons.
+    console.print(text, style=style, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
+def counted(done: float, total: float | None = None) -> str:
+    """Say how many of how many.
+
+    Example:
+        >>> from anomaly_clip.progress import counted
+        >>> counted(1200, 6612), counted(1200)
+        ('1,200 of 6,612', '1,200')
+    """
+    known = total is not None and math.isfinite(total)
+    return f"{done:,.0f} of {total:,.0f}" if known else f"{done:,.0f}"
+
+
+def rate(speed: float) -> str:
+    """Say how many a second.
+
+    Example:
+        >>> from anomaly_clip.progress import rate
+        >>> rate(1234.5), rate(85.34), rate(0.0123)
+        ('1,234 a second', '85.3 a second', '0.0123 a second')
+    """
+    return f"{speed:,.0f} a second" if speed >= 100 else f"{speed:.3g} a second"
+
+
+def duration(seconds: float) -> str:
+    """Say how long something takes.
+
+    Example:
+        >>> from anomaly_clip.progress import duration
+        >>> duration(9.6), duration(77), duration(7500)
+        ('10 s', '1 min 17 s', '2 h 5 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -11,16 +11,22 @@ from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: no test uses a network
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes of tests share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
 from anomaly_clip.backbones.clip import CLIPBackbone
 from anomaly_clip.files import CACHE_VARIABLE
+
+settings.register_profile("untimed", deadline=None)  # no test is judged by its time
+settings.load_profile("untimed")
 
 TESTS = Path(__file__).parent
 SHARED = TESTS.parent.parent / "shared"

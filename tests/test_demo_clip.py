@@ -195,7 +195,7 @@ def test_the_demo_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     said = capsys.readouterr()
     run = tmp_path / "demo" / "1"
     page = (run / "report.html").read_text(encoding="utf-8")
-    assert len(re.findall("<img ", page)) == 6 == len(list(run.rglob("*.png")))
+    assert len(re.findall("<img ", page)) == 6 == len(list(run.rglob("*.webp")))
     for text in (page, said.out):
         assert "demo weights" in " ".join(text.split())
     assert str(run / "report.html") in "".join(said.err.split())

@@ -110,11 +110,25 @@ def test_an_interrupted_run_goes_on_where_it_was(
     assert done == [("test", "metal_nut")]
 
 
-def test_several_processes_run_apart(root: Path, tmp_path: Path) -> None:
+def test_several_processes_run_apart(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.categories", "[bottle]"]
     assert main(words(root, tmp_path, *ddp)) == 0
     merged = json.loads((tmp_path / "padim" / "1" / "metrics.json").read_text())
     assert merged["run"]["protocol"]["images"] == {"bottle": 4}
+    said = capsys.readouterr().err
+    assert said.count("fit PaDiM | ") == said.count("test PaDiM | ") == 1
+
+
+def test_what_processes_apart_say_is_heard_once(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.categories", "[bottle]"]
+    assert main(words(root, tmp_path, *ddp, "--data.shots", "9")) == 1
+    said = capsys.readouterr().err
+    assert said.count("bottle failed: ") == 1
+    assert "anomaly_clip: " not in said
 
 
 @pytest.mark.parametrize(

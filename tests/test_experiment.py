@@ -61,7 +61,8 @@ def test_test_leaves_a_complete_run(
     assert main(command("test")) == 0
     run = tmp_path / "runs" / "sdp" / "1"
     names = {p.name for p in run.iterdir()}
-    assert names == {"config-test.yaml", "metrics.json", "metrics.csv", "scores.csv", "logs"}
+    results = {"metrics.json", "metrics.csv", "scores.csv", "curves.json", "gallery", "report.html"}
+    assert names == {"config-test.yaml", "logs", *results}
     metrics = json.loads((run / "metrics.json").read_text())
     assert set(metrics) == {"mean", "categories", "intervals", "run"}
     assert list(metrics["categories"]) == ["bottle", "metal_nut"]
@@ -201,7 +202,8 @@ def test_the_same_seed_gives_the_same_numbers(command: Command, tmp_path: Path) 
 def test_predict_writes_scores_and_pictures(command: Command, tmp_path: Path) -> None:
     assert main(command("predict")) == 0
     run = tmp_path / "runs" / "sdp" / "1"
-    expected = {"config-predict.yaml", "scores.csv", "maps", "report.html"}
+    expected = {"config-predict.yaml", "predict.json", "scores.csv", "maps", "gallery"}
+    expected |= {"report.html"}
     assert {p.name for p in run.iterdir()} == expected
     rows = read_csv(run / "scores.csv")
     assert len(rows) == len(list((run / "maps").rglob("*.png"))) == 8

@@ -258,7 +258,7 @@ def test_objects_take_patches_from_objects() -> None:
     solver=st.sampled_from(["own", "opencv"]),
     ellipses=st.sampled_from([0, 5]),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_any_size(
     height: int, width: int, seed: int, mode: Any, solver: Any, ellipses: int
 ) -> None:

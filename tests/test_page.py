@@ -1,80 +1,441 @@
+"""The page of a run: what is on it, in text and in a real browser."""
+
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import unquote
 
-from anomaly_clip.metrics.evaluator import FIGURES, Results
-from anomaly_clip.report.page import PagePicture, write_page
+import numpy as np
+import pytest
+from browser import browser, open_page
+from conftest import save_picture
+from PIL import Image
+from run_folder import TWO, make_run
+from selenium.webdriver import Chrome
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import Select
+
+from anomaly_clip.cli import main
+from anomaly_clip.metrics.evaluator import FIGURES
+from anomaly_clip.report.page import PAGE, write_page
+from anomaly_clip.runs import write_json
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+VOID = ("meta", "link", "br", "img", "input")
+MARKUP = "<b onclick=\"x\">nut</b> & 'bolt'</script>"
+MEGABYTE = 1_000_000
 
 
 class Seen(HTMLParser):
+    """Texts by tag, and pictures; all that is opened must be closed, in order."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.images: list[str] = []
         self.open: list[str] = []
         self.texts: dict[str, list[str]] = {}
+        self.links: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag == "img":
-            self.images.append(str(dict(attrs)["src"]))
-        elif tag not in ("meta", "br"):
+        self.links += [str(value) for name, value in attrs if name in ("src", "href")]
+        if tag not in VOID:
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag  # all that is opened is closed, in order
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
 
     def handle_data(self, data: str) -> None:
         if self.open:
             self.texts.setdefault(self.open[-1], []).append(data.strip())
 
 
-def read(path: Path) -> Seen:
+def read(page: Path) -> Seen:
     seen = Seen()
-    seen.feed(path.read_text(encoding="utf-8"))
+    seen.feed(page.read_text(encoding="utf-8"))
     assert seen.open == []
     return seen
 
 
-PICTURES = [
-    PagePicture("nut & bolt", "nut/good/1", "maps/nut/good/1.png", 0.1, False),
-    PagePicture("nut & bolt", "nut/cut #2/<1>", "maps/nut/cut #2/1 %.png", 0.9, True),
-    PagePicture("cap", "cap/good/7", "maps/cap/good/7.png", 0.5, False),
-]
+# -- what is on it ---------------------------------------------------------------------------------
 
 
-def test_pictures_are_sorted_by_score_and_named_safely(tmp_path: Path) -> None:
-    path = tmp_path / "report.html"
-    write_page(path, "SDP on <Demo>", PICTURES, notes=["a & b"], has_masks=True)
-    seen = read(path)
-    assert [unquote(source) for source in seen.images] == [
-        "maps/nut/cut #2/1 %.png",
-        "maps/nut/good/1.png",
-        "maps/cap/good/7.png",
+def test_the_page_tells_figures_protocol_weights_and_configuration(tmp_path: Path) -> None:
+    page = write_page(make_run(tmp_path, TWO, pictures=8))
+    assert page == tmp_path / PAGE
+    seen = read(page)
+    cells = seen.texts["td"]
+    assert cells[:10] == ["cap", "87.5", *["50.0"] * 5, "–", "4", "2"]
+    assert cells[20] == "mean"
+    assert seen.texts["h1"] == ["SDP on MVTecAD, test"]
+    assert "8 images  ·  2 categories  ·  tiny, weights w.pt  ·  seed 0" in seen.texts["p"]
+    words = dict(zip(seen.texts["dt"], seen.texts["dd"], strict=True))
+    assert (words["split"], words["complete"], words["random"]) == ("test", "yes", "no")
+    assert words["sha256"] == "0" * 64
+    assert "class_path: SDP  # </pre>" in "".join(seen.texts["pre"])
+    titles = ["Images: ROC", "Images: precision and recall"]
+    assert [text for text in seen.texts["figcaption"] if text in titles] == titles
+    assert sum(link.startswith("data:image/webp;base64,") for link in seen.links) == 8
+
+
+def test_nothing_is_loaded_from_elsewhere(tmp_path: Path) -> None:
+    page = write_page(make_run(tmp_path, TWO, pictures=3))
+    assert all(link.startswith(("data:", "#")) for link in read(page).links)
+    text = re.sub(r"data:image/\w+;base64,[\w+/=]+", "", page.read_text(encoding="utf-8"))
+    assert "url(" not in text
+    assert "import(" not in text
+    assert set(re.findall(r"https?://[^\s\"'<]*", text)) == {"http://www.w3.org/2000/svg"}  # a name
+
+
+def test_names_with_markup_are_shown_as_they_are(tmp_path: Path) -> None:
+    run = make_run(tmp_path, {MARKUP: TWO["cap"], "nut": TWO["nut"]}, pictures=4)
+    seen = read(write_page(run))
+    assert seen.texts["td"][0] == MARKUP
+    assert MARKUP in seen.texts["option"]
+    assert seen.texts["b"] == ["87.5", *["50.0"] * 3]  # the tiles alone
+
+
+def test_what_a_reader_must_know_comes_first(tmp_path: Path) -> None:
+    weights = {"backbone": "tiny", "pretrained": "random", "random": True, "sha256": None}
+    run = make_run(tmp_path, TWO, weights=weights, failed={"screw": "no images"})
+    content = json.loads((run / "metrics.json").read_text())
+    content["run"]["protocol"] |= {"complete": False, "overlap": 3, "select": "best_test"}
+    write_json(run / "metrics.json", content)
+    text = " ".join(read(write_page(run)).texts["p"])
+    for said in (
+        "RANDOM WEIGHTS: these figures mean nothing",
+        "PARTIAL: not all images were scored",
+        "3 TEST IMAGES ARE AMONG THE TRAINING IMAGES",
+        "EPOCH CHOSEN BY THE TEST IMAGES",
+        "FAILED: screw: no images",
+    ):
+        assert said in text
+
+
+@pytest.mark.parametrize(("label", "missing"), [(0, "anomalous"), (1, "normal")])
+def test_images_of_one_kind_are_said(tmp_path: Path, label: int, missing: str) -> None:
+    run = make_run(tmp_path, {"cap": ([0.1, 0.2], [label] * 2)}, pictures=2)
+    seen = read(write_page(run))
+    assert f"There is no {missing} image: most figures are not defined" in seen.texts["p"]
+    assert "polyline" not in seen.texts  # no curve is drawn
+
+
+def test_thousands_of_categories_stay_small(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    many = {
+        f"category {number}": (rng.random(20).tolist(), [0] * 10 + [1] * 10)
+        for number in range(3000)
+    }
+    page = write_page(make_run(tmp_path, many))
+    assert page.stat().st_size < 4 * MEGABYTE
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<polyline") == 2 * 40
+    assert "of the 40 with the lowest figures (curves.json has all 3000)" in text
+
+
+def test_pictures_without_room_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path, TWO, pictures=8)
+    sizes = [file.stat().st_size for file in sorted((run / "gallery").glob("*.webp"))]
+    monkeypatch.setattr("anomaly_clip.report.page.MOST_PICTURES", sum(sizes[:5]))
+    text = write_page(run).read_text(encoding="utf-8")
+    assert text.count("<img ") == 5
+    assert "3 more are in the folder gallery" in text
+
+
+def test_too_many_scores_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anomaly_clip.report.page.MOST_SCORES", 7)
+    text = write_page(make_run(tmp_path, TWO)).read_text(encoding="utf-8")
+    assert "scores.csv" in text
+    assert 'id="threshold"' not in text
+
+
+@pytest.mark.parametrize("file", ["scores.csv", "curves.json", "config-test.yaml"])
+def test_a_folder_that_lacks_a_file_still_has_a_page(tmp_path: Path, file: str) -> None:
+    run = make_run(tmp_path, TWO, pictures=2)
+    (run / file).unlink()
+    seen = read(write_page(run))
+    assert seen.texts["td"][0] == "cap"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("metrics.json", "{", "metrics.json: damaged, it is not JSON"),
+        ("metrics.json", None, "neither metrics.json nor predict.json"),
+        ("curves.json", "[]", "curves.json: damaged"),
+        ("curves.json", '{"cap": {"image_roc": 3}}', "curves.json: damaged"),
+        ("scores.csv", "path,category,label,image_score\na,cap,0,high\n", "scores.csv: damaged"),
+        ("scores.csv", "path,category,label,image_score\na,cap,0,nan\n", "scores.csv: damaged"),
+        ("scores.csv", "\0", "scores.csv: damaged"),
+        ("gallery/gallery.json", '{"pictures": [{}]}', "gallery.json: damaged"),
+    ],
+)
+def test_a_damaged_folder_is_one_sentence(
+    tmp_path: Path, file: str, content: str | None, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "run", TWO, pictures=1)
+    if content is None:
+        (run / file).unlink()
+    else:
+        (run / file).write_text(content)
+    assert main(["report", str(run), "--page"]) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+    assert not (run / PAGE).exists()
+
+
+def test_pictures_outside_of_the_run_are_not_taken(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", TWO, pictures=1)
+    (run / "gallery" / "0.webp").rename(tmp_path / "secret.webp")
+    file = run / "gallery" / "gallery.json"
+    file.write_text(file.read_text().replace("0.webp", "../../secret.webp"))
+    assert "<img " not in write_page(run).read_text(encoding="utf-8")
+
+
+def test_the_verb_writes_pages_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [make_run(tmp_path / name, TWO) for name in ("a", "b")]
+    assert main(["report", *map(str, runs), "--page"]) == 0
+    assert all((run / PAGE).is_file() for run in runs)
+    assert capsys.readouterr().err.count("written: ") == 2
+    assert main(["report", "--page"]) == 2
+    assert main(["report", str(runs[0]), "--page", "--table", "tab1"]) == 2
+
+
+# -- of real runs ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny(tiny_clip_config: str, mvtec_root: Path, tmp_path: Path) -> list[str]:
+    return [
+        f"--config={CONFIGS / 'sdp.yaml'}",
+        f"--model.backbone.name={tiny_clip_config}",
+        "--model.backbone.pretrained=random",
+        "--model.stages=null",
+        '--model.prompts.templates=["the {}."]',
+        "--model.rvs.method=mean",
+        f"--data.root={mvtec_root}",
+        "--data.num_workers=0",
+        f"--output.root={tmp_path / 'runs'}",
+        "--trainer.accelerator=cpu",
     ]
-    assert "#" not in "".join(seen.images)
-    assert seen.texts["h1"] == ["SDP on <Demo>"]
-    assert seen.texts["h2"] == ["nut & bolt", "cap"]
-    assert "a & b" in seen.texts["p"]
+
+
+def test_a_test_ends_with_its_page(tiny: list[str], tmp_path: Path) -> None:
+    assert main(["test", *tiny, "--output.maps=true"]) == 0
+    run = tmp_path / "runs" / "sdp" / "1"
+    seen = read(run / PAGE)
+    pictures = [link for link in seen.links if link.startswith("data:image/webp")]
+    assert len(pictures) == 8 == len(list((run / "gallery").rglob("*.webp")))
+    for full in (link for link in seen.links if link.startswith("maps/")):
+        assert (run / full).is_file()
+    listed = json.loads((run / "gallery" / "gallery.json").read_text())["pictures"]
+    assert {one["kind"] for one in listed} == {"false_alarm", "miss", "hit"}
+    with Image.open(run / "gallery" / listed[0]["picture"]) as sheet:
+        assert sheet.size == (3 * 192 + 2 * 4, 192)
+
+
+def test_pages_need_not_be_written(tiny: list[str], tmp_path: Path) -> None:
+    assert main(["test", *tiny, "--output.page=false"]) == 0
+    left = {file.name for file in (tmp_path / "runs" / "sdp" / "1").iterdir()}
+    assert not left & {PAGE, "gallery", ".scratch"}
+
+
+def test_a_predict_shows_the_highest_scores(tiny: list[str], tmp_path: Path) -> None:
+    assert main(["predict", *tiny]) == 0
+    run = tmp_path / "runs" / "sdp" / "1"
+    seen = read(run / PAGE)
+    assert seen.texts["h1"] == ["SDP on MVTecAD, predict"]
     assert "td" not in seen.texts
-    text = path.read_text(encoding="utf-8")
-    assert text.count('class="anomalous"') == 1
-    assert "mask" in text
+    assert main(["report", str(run), "--page"]) == 0  # from what predict left alone
 
 
-def test_the_table_shows_percent_and_dashes(tmp_path: Path) -> None:
-    figures = dict.fromkeys(FIGURES, 0.5) | {"image_auroc": 0.875, "pixel_pro": None}
-    results = Results(mean=figures, categories={"cap": figures})  # type: ignore[typeddict-item]
-    path = tmp_path / "report.html"
-    write_page(path, "t", PICTURES, results=results)
-    cells = read(path).texts["td"]
-    assert cells[:8] == ["cap", "87.5", "50.0", "50.0", "50.0", "50.0", "50.0", "–"]
-    assert cells[8] == "mean"
+def test_each_has_one_page_of_all_categories(mvtec_root: Path, tmp_path: Path) -> None:
+    for category in ("bottle", "metal_nut"):
+        picture = mvtec_root / category / "train" / "good"
+        (picture / "again.png").write_bytes((picture / "000.png").read_bytes())
+    words = [f"--config={CONFIGS / 'padim.yaml'}", f"--data.root={mvtec_root}"]
+    words += ["--model.backbone.weights=random", "--model.image_size=32", "--data.num_workers=0"]
+    words += ["--trainer.accelerator=cpu", f"--output.root={tmp_path / 'runs'}"]
+    assert main(["each", *words]) == 0
+    run = tmp_path / "runs" / "padim" / "1"
+    seen = read(run / PAGE)
+    assert seen.texts["option"][1:] == ["bottle", "metal_nut"]
+    assert sum(link.startswith("data:image/webp") for link in seen.links) == 8
+    assert len(re.findall("<polyline", (run / PAGE).read_text())) == 5 * 2
 
 
-def test_without_labels_nothing_is_framed(tmp_path: Path) -> None:
-    path = tmp_path / "report.html"
-    write_page(path, "t", [PagePicture("cap", "a", "maps/a.png", 0.5, None)])
-    text = path.read_text(encoding="utf-8")
-    assert "coloured frame" not in text
-    assert 'class="anomalous"' not in text
+# -- in a browser ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def chrome() -> Iterator[Chrome]:
+    with browser() as started:
+        yield started
+
+
+def counts(chrome: Chrome) -> list[str]:
+    return [cell.text for cell in chrome.find_elements(By.CSS_SELECTOR, "#counts td:last-child")]
+
+
+def move(chrome: Chrome, number: str, value: float) -> None:
+    """Do what a hand on a slider, or on a field, does."""
+    script = "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input'))"
+    chrome.execute_script(script, chrome.find_element(By.ID, number), str(value))
+
+
+def complaints(chrome: Chrome) -> list[str]:
+    return [entry["message"] for entry in chrome.get_log("browser")]
+
+
+def test_the_threshold_changes_the_counts(tmp_path: Path, chrome: Chrome) -> None:
+    open_page(chrome, write_page(make_run(tmp_path, TWO, pictures=8)))
+    Select(chrome.find_element(By.ID, "category")).select_by_visible_text("cap")
+    # It begins where F1 is highest: 2 hits, no miss, no false alarm, 2 normal.
+    assert counts(chrome) == ["2", "0", "0", "2", "100.0 %", "0.0 %", "100.0 %", "100.0 %"]
+    move(chrome, "threshold", 0)  # the lowest score
+    assert counts(chrome)[:4] == ["2", "0", "2", "0"]
+    move(chrome, "threshold", 1000)  # the highest
+    assert counts(chrome)[:4] == ["1", "1", "0", "2"]
+    move(chrome, "exact", 0.15)
+    assert counts(chrome)[:4] == ["2", "0", "1", "1"]
+    verdicts = [
+        one.text
+        for one in chrome.find_elements(By.CSS_SELECTOR, ".pictures .verdict")
+        if one.is_displayed()
+    ]
+    assert sorted(verdicts) == ["false alarm", "hit", "hit", "left alone"]
+    chrome.find_element(By.ID, "reset").click()
+    assert counts(chrome)[:4] == ["2", "0", "0", "2"]
+    assert complaints(chrome) == []
+
+
+def test_the_counts_are_those_of_the_scores(tmp_path: Path, chrome: Chrome) -> None:
+    rng = np.random.default_rng(0)
+    labels = (rng.random(400) < 0.6).astype(int)
+    scores = (rng.normal(size=400) + labels).astype(np.float32)
+    open_page(chrome, write_page(make_run(tmp_path, {"cap": (scores.tolist(), labels.tolist())})))
+    for level in (-0.5, 0.25, float(scores[7]), 1.5):
+        move(chrome, "exact", level)
+        called = scores.astype(np.float64) >= level
+        expected = [
+            (called & (labels == 1)).sum(),
+            (~called & (labels == 1)).sum(),
+            (called & (labels == 0)).sum(),
+            (~called & (labels == 0)).sum(),
+        ]
+        assert counts(chrome)[:4] == [str(number) for number in expected]
+
+
+def test_a_category_can_be_chosen(tmp_path: Path, chrome: Chrome) -> None:
+    run = make_run(tmp_path, {MARKUP: TWO["cap"], "nut": TWO["nut"]}, pictures=8)
+    open_page(chrome, write_page(run))
+    assert counts(chrome)[:4] == ["3", "0", "3", "2"]  # all of them, at one threshold
+    chrome.find_elements(By.CSS_SELECTOR, "#figures tbody tr")[1].click()
+    assert Select(chrome.find_element(By.ID, "category")).first_selected_option.text == "nut"
+    shown = [
+        f for f in chrome.find_elements(By.CSS_SELECTOR, ".pictures figure") if f.is_displayed()
+    ]
+    assert len(shown) == 4
+    assert all("nut/" in figure.text for figure in shown)
+    assert len(chrome.find_elements(By.CSS_SELECTOR, ".curve.chosen")) == 2
+    assert complaints(chrome) == []
+
+
+def test_of_many_pictures_the_first_are_shown(tmp_path: Path, chrome: Chrome) -> None:
+    many = {f"c{number}": ([0.1 * number, 0.9], [0, 1]) for number in range(9)}
+    many["cap"] = ([0.1] * 8, [0] * 8)
+    open_page(chrome, write_page(make_run(tmp_path, many, pictures=26)))
+    alarms = "#pictures .kind:first-of-type figure"
+
+    def shown() -> int:
+        return sum(f.is_displayed() for f in chrome.find_elements(By.CSS_SELECTOR, alarms))
+
+    assert shown() == 12
+    more = chrome.find_element(By.CSS_SELECTOR, "#pictures .kind:first-of-type .more")
+    assert more.text == "all 17"
+    more.click()
+    assert shown() == 17
+    assert not more.is_displayed()
+    Select(chrome.find_element(By.ID, "category")).select_by_visible_text("cap")
+    assert shown() == 8
+    assert complaints(chrome) == []
+
+
+def test_the_table_sorts(tmp_path: Path, chrome: Chrome) -> None:
+    run = make_run(tmp_path, TWO)
+    content = json.loads((run / "metrics.json").read_text())
+    content["categories"]["nut"] = dict.fromkeys(FIGURES, 0.95)
+    write_json(run / "metrics.json", content)
+    open_page(chrome, write_page(run))
+    names = lambda: [  # noqa: E731
+        cell.text for cell in chrome.find_elements(By.CSS_SELECTOR, "#figures tbody td:first-child")
+    ]
+    buttons = chrome.find_elements(By.CSS_SELECTOR, "#figures thead button")
+    assert names() == ["cap", "nut"]
+    buttons[1].click()
+    assert names() == ["nut", "cap"]
+    buttons[1].click()
+    assert names() == ["cap", "nut"]
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_both_themes_fit_the_window(tmp_path: Path, chrome: Chrome, width: int) -> None:
+    page = write_page(make_run(tmp_path, {"a_very_long_name_" * 8: TWO["cap"], **TWO}, pictures=8))
+    grounds = []
+    for theme in ("light", "dark"):
+        open_page(chrome, page, width, theme)
+        assert chrome.execute_script("return document.documentElement.scrollWidth") <= width
+        ground = "return getComputedStyle(document.body).backgroundColor"
+        grounds.append(chrome.execute_script(ground))
+        assert complaints(chrome) == []
+    assert grounds == ["rgb(255, 255, 255)", "rgb(20, 22, 26)"]
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_tables_of_runs_are_readable(tmp_path: Path, chrome: Chrome, width: int) -> None:
+    runs = [str(make_run(tmp_path / name, TWO)) for name in ("a", "b")]
+    for words in ([*runs], ["--table", "tab1"]):
+        assert main(["report", *words, "--html", str(tmp_path / "table.html")]) == 0
+        open_page(chrome, tmp_path / "table.html", width)
+        first = chrome.find_element(By.CSS_SELECTOR, "tbody td:first-child")
+        assert first.size["width"] > 80  # no letter below the other
+        assert chrome.execute_script("return document.documentElement.scrollWidth") <= width
+        assert complaints(chrome) == []
+
+
+def test_odd_runs_are_no_trouble_for_the_script(tmp_path: Path, chrome: Chrome) -> None:
+    odd = {
+        "normal": {"cap": ([0.1, 0.2], [0, 0])},
+        "one": {"cap": ([0.5], [1])},
+        "equal": {"cap": ([0.5, 0.5], [0, 1])},
+        "mixed": {"cap": ([0.1, 0.2], [0, 0]), "nut": ([0.3], [1])},
+    }
+    for name, scores in odd.items():
+        open_page(chrome, write_page(make_run(tmp_path / name, scores, pictures=2)))
+        assert len(counts(chrome)) == 8, name
+        assert complaints(chrome) == [], name
+    run = make_run(tmp_path / "none", TWO)
+    (run / "scores.csv").unlink()
+    open_page(chrome, write_page(run))
+    assert complaints(chrome) == []
+
+
+def test_a_predict_counts_what_is_called_anomalous(
+    tiny: list[str], mvtec_root: Path, tmp_path: Path, chrome: Chrome
+) -> None:
+    words = [word for word in tiny if not word.startswith("--data.root")]
+    words += ["--data=ImageFolder", "--data.category=bottle", "--output.name=own"]
+    words += [f"--data.root={mvtec_root / 'bottle' / 'train' / 'good'}"]
+    for number in (3, 4):
+        save_picture(mvtec_root / "bottle" / "train" / "good" / f"{number}.png", size=30 + number)
+    assert main(["predict", *words]) == 0
+    open_page(chrome, tmp_path / "runs" / "own" / "1" / PAGE)
+    assert counts(chrome) == ["0", "4"]
+    move(chrome, "threshold", 0)
+    assert counts(chrome) == ["4", "0"]
+    assert complaints(chrome) == []

@@ -72,7 +72,7 @@ def one(metric: PixelHistogram | PixelRanking, maps: Tensor, masks: Tensor) -> A
     return metric.compute()[0]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6), st.sampled_from(KINDS), st.sampled_from([0.001, 0.02, 0.3]))
 def test_exact_ranking_agrees_with_scikit_learn(seed: int, kind: str, share: float) -> None:
     maps, masks = random_maps(seed, kind, share=share)
@@ -82,7 +82,7 @@ def test_exact_ranking_agrees_with_scikit_learn(seed: int, kind: str, share: flo
     assert result.bounds == {}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.integers(0, 10**6),
     st.sampled_from(KINDS),
@@ -99,7 +99,7 @@ def test_bounds_always_hold(seed: int, kind: str, share: float, fine: bool) -> N
         assert low <= result.figures[name] <= high, name
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(0, 10**6),
     st.sampled_from(KINDS),
@@ -195,7 +195,7 @@ def test_stepwise_pro(kind: type[PixelHistogram | PixelRanking], steps: int) -> 
     assert result.figures["pixel_pro"] == pytest.approx(expected, abs=tolerance)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.integers(0, 10**6),
     st.sampled_from(["normal", "ties", "probability", "narrow", "very narrow", "wide"]),

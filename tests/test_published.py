@@ -160,6 +160,15 @@ def test_every_command_parses_and_makes_what_its_row_asks_for(
     checked = set()
     for run in runs().values():
         *earlier, last = run.commands
+        folder = run.folder
+        if run.draws > 1:  # the same but for seed and folder
+            draw = run.draws - 1
+            folder += f"/{draw}"
+            assert [
+                line.replace(f"{run.folder}/{n}", folder).replace(f"seed {n}", f"seed {draw}")
+                for n, line in enumerate(run.commands)
+            ] == [last] * run.draws
+            earlier = []
         if "--ckpt_path" in last:
             assert f"{run.folder}/checkpoints/last.ckpt --output.folder {run.folder}" in last
             assert main(shlex.split(last)[1:]) == 2
@@ -191,7 +200,7 @@ def test_every_command_parses_and_makes_what_its_row_asks_for(
                     own = own[part]
             assert own == value, (run.name, key)
         weights = backbone.get("weights") or backbone["pretrained"]
-        assert config["output"]["folder"] == run.folder
+        assert config["output"]["folder"] == folder
         if run.weights not in published().weights:
             assert weights == run.weights
             continue

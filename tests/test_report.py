@@ -97,6 +97,61 @@ def test_ours_stands_beside_the_published_figure_with_the_difference(write: Writ
     assert difference.cells[2:] == ("-4.40", "-1.63", "-2.55")
 
 
+def test_draws_of_one_experiment_are_averaged(write: Writer, tmp_path: Path) -> None:
+    folders = [
+        write(f"sample {seed}", {c: figures(level) for c in MVTEC}, data_seed=seed)
+        for seed, level in enumerate((0.80, 0.86, 0.92))
+    ]
+    found = lines_of(beside("tab1", *folders), "PaDiM, ImageNet")
+    mean, difference = found[-2:]
+    deviation = 100 * np.std([0.80, 0.86, 0.92], ddof=1)
+    assert mean.cells[1:] == ("mean of 3", *[f"86.00\n±{deviation:.2f}"] * 3)
+    assert difference.cells[4] == "-4.55"
+    assert report(*folders, "--table", "tab1", "--csv", tmp_path / "t.csv") == 0
+    with (tmp_path / "t.csv").open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["our_deviation"]]
+    assert {round(float(row["our_deviation"]), 4) for row in rows} == {round(deviation / 100, 4)}
+    assert rows[0]["run"].count("sample") == 3
+
+
+def test_the_draws_that_are_missing_are_listed(
+    write: Writer,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = "runs/winclip_1shot-laion400m_e31"
+    for seed in (0, 3):
+        write(
+            f"{name}/{seed}",
+            {c: figures(0.9) for c in MVTEC},
+            method="WinCLIP",
+            backbone="ViT-B-16-plus-240",
+            weights="laion400m_e31",
+            shots=1,
+            image_size=240,
+            one_model_a_category=False,
+            data_seed=seed,
+        )
+    assert report(name, "--table", "winclip_mvtec", "--dry-run") == 0
+    lines = capsys.readouterr().out.splitlines()
+    wanted = [line for line in lines if "winclip_1shot" in line and "anomaly_clip test" in line]
+    assert [line[-1] for line in wanted] == ["1", "2", "4"]
+    assert lines[-1].count("winclip_1shot") == 3  # those that are there, and where the rest goes
+
+
+def test_runs_of_one_seed_and_draws_with_gaps_have_no_mean(write: Writer) -> None:
+    twice = [write(f"again {number}", data_seed=0) for number in range(2)]
+    found = lines_of(beside("tab1", *twice), "PaDiM, ImageNet")
+    assert not any(line.cells[1].startswith("mean") for line in found)
+    part = write("part", {c: figures(0.9) for c in MVTEC[:14]}, data_seed=1)
+    mean, difference = lines_of(beside("tab1", twice[0], part), "PaDiM, ImageNet")[-2:]
+    assert mean.cells[1] == "mean of 2"
+    assert mean.cells[4] == "1 of 2\ndraws"
+    assert difference.cells[4] == "–"
+
+
 def test_what_nobody_ran_says_so(write: Writer) -> None:
     sheet = beside("tab1", write())
     assert lines_of(sheet, "PaDiM, TAB")[1].cells[1:] == ("ours", *["not run"] * 3)

@@ -422,22 +422,6 @@ def test_fit_logs_the_goal_of_every_file(
     assert list(row)[2 : 2 + len(sweep.parameters)] == list(sweep.parameters)
 
 
-def test_wandb_logs_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.chdir(ROOT)
-    words = ["--config", "configs/sdp_plus_demo.yaml", "--config", "configs/logger/wandb.yaml"]
-    words += [*QUICK, *FEW_PICTURES, "--trainer.logger.save_dir", str(tmp_path)]
-    assert main(["fit", *words, "--output.root", str(tmp_path)]) == 0
-    import wandb
-
-    assert wandb.run is not None
-    assert wandb.run.summary["val/pixel_ap"] >= 0  # the last one logged, as in our table
-    wandb.finish()
-    assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
-    assert (tmp_path / "sdp_plus_demo" / "1" / "checkpoints" / "last.ckpt").is_file()
-
-
 # -- the runs ------------------------------------------------------------------------------------
 
 

@@ -238,7 +238,7 @@ def test_outside_its_mask_nothing_changes(make: Any) -> None:
     seed=st.integers(0, 2**32 - 1),
     number=st.integers(0, len(RECIPES) - 1),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_recipes_take_any_size(height: int, width: int, seed: int, number: int) -> None:
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)

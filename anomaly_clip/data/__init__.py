@@ -1,5 +1,7 @@
 """Data sets as Lightning data modules."""
 
+import cv2
+
 from anomaly_clip.data.dataset import AnomalyData, Sample, SampleDataset, read_image, read_mask
 from anomaly_clip.data.demo import Demo
 from anomaly_clip.data.folder import ImageFolder
@@ -36,3 +38,7 @@ __all__ = [
     "read_image",
     "read_mask",
 ]
+
+# Loaders fork their workers, and OpenCV's own threads do not survive a fork: a worker that asks for
+# them would wait for ever.
+cv2.setNumThreads(0)

@@ -337,7 +337,7 @@ def _near_pairs(ones: Sequence[Seen], others: Sequence[Seen]) -> Iterator[tuple[
     same: dict[str | None, list[int]] = defaultdict(list)
     for number, other in enumerate(others):
         same[other.digest].append(number)
-    for start in range(0, len(rows), BLOCK):
+    for start in track(range(0, len(rows), BLOCK), "comparing thumbnails"):
         likeness = rows[start : start + BLOCK] @ columns.T
         for number, one in enumerate(ones[start : start + BLOCK]):
             likeness[number, same[one.digest]] = -1

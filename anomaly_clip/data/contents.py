@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from anomaly_clip.files import cache_folder
+from anomaly_clip.progress import track
 
 __all__ = ["Digests", "Twin", "shared_contents"]
 
@@ -60,7 +61,8 @@ class Digests:
         paths = list(dict.fromkeys(paths))
         self._load()
         with ThreadPoolExecutor(workers) as pool:
-            return dict(zip(paths, pool.map(self.of, paths), strict=True))
+            found = track(pool.map(self.of, paths), "comparing files", total=len(paths))
+            return dict(zip(paths, found, strict=True))
 
     def _load(self) -> dict[tuple[str, int, int], str]:
         if self._known is None:

@@ -239,7 +239,7 @@ def _names(dataset: SampleDataset, key: str) -> Iterator[str]:
 def _contents(dataset: SampleDataset) -> Iterator[str]:
     """Yield what identifies the image and the mask of each row."""
     if dataset.read is not None:  # no files: pictures made by code
-        for sample in dataset.samples:
+        for sample in track(dataset.samples, "comparing pictures"):
             image, mask = dataset.read(sample)
             digest = hashlib.sha256(image.tobytes())
             digest.update(b"" if mask is None else mask.tobytes())

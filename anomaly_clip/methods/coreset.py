@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anomaly_clip.progress import track
+
 __all__ = ["k_centre_greedy", "project", "projected_width"]
 
 AT_ONCE = 1 << 15
@@ -31,7 +33,7 @@ def k_centre_greedy(points: Tensor, count: int, start: int) -> Tensor:
     nearest = torch.full_like(lengths, torch.inf)
     chosen = torch.empty(count, dtype=torch.int64)
     at = start
-    for number in range(count):
+    for number in track(range(count), "choosing patches"):
         chosen[number] = at
         distance = torch.addmv(lengths, points, points[at], alpha=-2)
         torch.minimum(nearest, distance.add_(lengths[at]), out=nearest)
@@ -76,7 +78,7 @@ def project(
     )
     matrix = torch.from_numpy(projection.components_.toarray()).to(device, torch.float32).T
     projected = torch.empty(len(points), fewer, device=device)
-    for start in range(0, len(points), AT_ONCE):
+    for start in track(range(0, len(points), AT_ONCE), "projecting patches"):
         part = points[start : start + AT_ONCE].to(device).float()
         torch.mm(part, matrix, out=projected[start : start + len(part)])
     return projected

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from anomaly_clip.progress import track
+
 __all__ = [
     "FewSampleGaussians",
     "Moments",
@@ -108,7 +110,7 @@ def inverse_factor(scatter: Tensor, num_images: int, regularization: float) -> T
     """
     identity = torch.eye(scatter.shape[-1], dtype=scatter.dtype, device=scatter.device)
     step = POSITIONS.get(scatter.device.type, FACTORED_AT_ONCE)
-    for start in range(0, len(scatter), step):
+    for start in track(range(0, len(scatter), step), "inverting covariances"):
         part = scatter[start : start + step] / (num_images - 1) + regularization * identity
         lower, failed = torch.linalg.cholesky_ex(part)
         if failed.any():

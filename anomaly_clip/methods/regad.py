@@ -32,7 +32,7 @@ from anomaly_clip.metrics.evaluator import (
     Results,
     with_means,
 )
-from anomaly_clip.progress import say
+from anomaly_clip.progress import say, track
 from anomaly_clip.records import RANDOM, Batch, Scores
 
 __all__ = [
@@ -318,7 +318,8 @@ class RegAD(TrainedMethod):
         if not images.is_floating_point():
             several = (several - self.backbone.mean) / self.backbone.std
         with self.backbone.out_of_autocast():  # Gaussians stay in float32
-            parts = [self.network.stages(part) for part in several.to(self.dtype).split(AT_ONCE)]
+            split = several.to(self.dtype).split(AT_ONCE)
+            parts = [self.network.stages(part) for part in track(split, "looking at references")]
             stages = [torch.cat(stage) for stage in zip(*parts, strict=True)]
             self._gaussians[category] = few_sample_gaussians(
                 lambda positions: joined(stages, positions),
@@ -369,7 +370,8 @@ class RegAD(TrainedMethod):
 
     def on_test_epoch_end(self) -> None:
         """Compute the figures of all rounds; log their means as ``test/...``."""
-        found = [evaluator.compute() for evaluator in self.evaluators]  # type: ignore[operator]
+        rounds = track(self.evaluators, "figures of each round")
+        found = [evaluator.compute() for evaluator in rounds]  # type: ignore[operator]
         for evaluator in self.evaluators:
             evaluator.reset()  # type: ignore[operator]
         self._by_round = [results["mean"] for results in found]

@@ -21,6 +21,7 @@ from anomaly_clip.backbones.prompts import PromptEnsemble, RVSSettings, text_fea
 from anomaly_clip.maps import patches_to_map
 from anomaly_clip.methods.clip_method import CLIPMethod
 from anomaly_clip.metrics.evaluator import EvaluatorSettings
+from anomaly_clip.progress import track
 from anomaly_clip.records import Scores
 
 __all__ = ["Embeddings", "WinCLIP", "association", "harmonic_map", "window_patches"]
@@ -99,7 +100,7 @@ class WinCLIP(CLIPMethod):
         data = self.data
         if data is None or not data.has_shots:
             return
-        for name in categories:
+        for name in track(categories, "looking at references"):
             references = data.references(name)
             self.reference_paths[name] = list(references["path"])
             self._memory[name] = self.remember(references["image"].to(self.device))

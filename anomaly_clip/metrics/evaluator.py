@@ -13,6 +13,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from anomaly_clip.metrics.bins import Bounds
+from anomaly_clip.metrics.curves import Curves, image_curves
 from anomaly_clip.metrics.image import auroc, average_precision, bootstrap_auroc, f1_max
 from anomaly_clip.metrics.pixel import (
     PIXEL_FIGURES,
@@ -146,6 +147,8 @@ class Evaluator(Metric):
         self.settings = settings
         self.images: ImageScores | None = None
         """What the last figures were computed from."""
+        self.curves: dict[str, Curves] = {}
+        """By category, what the last figures are areas under."""
         self.pixels: PixelHistogram | PixelRanking
         options: dict[str, Any] = {"fpr_limit": settings.fpr_limit, "pro_steps": settings.pro_steps}
         if settings.exact:
@@ -251,6 +254,7 @@ class Evaluator(Metric):
         settings = self.settings
         categories: dict[str, Figures] = {}
         intervals: dict[str, Bounds] = {}
+        self.curves = {}
         for row, name in enumerate(self.categories):
             members = torch.tensor([category == name for category in images.category])
             if not members.any():
@@ -271,6 +275,8 @@ class Evaluator(Metric):
             }
             if bounds:
                 intervals[name] = bounds
+            of_images = image_curves(score.numpy(), label.numpy())
+            self.curves[name] = {**of_images, **pixels[row].curves}
         return with_means(categories, intervals)
 
     def _pixel_results(self, any_seen: bool) -> list[PixelResult]:

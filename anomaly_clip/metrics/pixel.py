@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +35,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from anomaly_clip.metrics.bins import Bins, Bounds
+from anomaly_clip.metrics.curves import Curves, pixel_curves, sampled_counts
 from anomaly_clip.metrics.image import as_array, is_finite, rank_sorted
 from anomaly_clip.metrics.keys import (
     BFLOAT16,
@@ -57,6 +59,7 @@ from anomaly_clip.metrics.pro import (
     in_order,
     step_thresholds,
 )
+from anomaly_clip.progress import track
 
 __all__ = ["PIXEL_FIGURES", "Bounds", "PixelHistogram", "PixelRanking", "PixelResult"]
 
@@ -73,6 +76,8 @@ class PixelResult(NamedTuple):
     """By the names of `PIXEL_FIGURES`; None where undefined (one class only)."""
     bounds: Bounds
     """Certified; empty where the figures are exact."""
+    curves: Curves = MappingProxyType({})
+    """What the figures are areas under; empty where undefined."""
 
 
 class PixelHistogram(Metric):
@@ -232,6 +237,7 @@ class PixelHistogram(Metric):
         figures: dict[str, float | None] = dict.fromkeys(PIXEL_FIGURES)
         if not bins.defined:
             return PixelResult(figures, {})
+        curves = pixel_curves(*bins, fpr_limit=self.fpr_limit)
         exact = not int(self.rounded[row])
         bounds = bins.bounds(self.fpr_limit)
         figures["pixel_auroc"] = bins.auroc()
@@ -245,11 +251,11 @@ class PixelHistogram(Metric):
             if stepwise is not None:
                 figures["pixel_pro"], bounds["pixel_pro"] = stepwise
         if exact:
-            return PixelResult(figures, {})
+            return PixelResult(figures, {}, curves)
         wider = {
             k: (max(0.0, a - ROUNDING), min(1.0, b + ROUNDING)) for k, (a, b) in bounds.items()
         }
-        return PixelResult(figures, wider)
+        return PixelResult(figures, wider, curves)
 
     def _stepwise_pro(
         self, row: int, keys: NDArray[np.int64], kind: int, bins: Bins, exact: bool
@@ -336,7 +342,7 @@ class PixelRanking(Metric):
 
     def compute(self) -> list[PixelResult]:
         """Return the figures of all rows."""
-        return [self._figures(row) for row in range(self.num_rows)]
+        return [self._figures(row) for row in track(range(self.num_rows), "pixel figures")]
 
     def _figures(self, row: int) -> PixelResult:
         figures: dict[str, float | None] = dict.fromkeys(PIXEL_FIGURES)
@@ -354,7 +360,8 @@ class PixelRanking(Metric):
         values = (ranking.auroc(), ranking.average_precision(), ranking.f1_max(), overlap)
         for name, value in zip(PIXEL_FIGURES, values, strict=True):
             figures[name] = None if math.isnan(value) else value
-        return PixelResult(figures, {})
+        curves = pixel_curves(*sampled_counts(ordered, hit, weights), fpr_limit=self.fpr_limit)
+        return PixelResult(figures, {}, curves)
 
     def _state(self, name: str, row: int) -> list[Tensor]:
         state: list[Tensor] = getattr(self, f"{name}_{row}")

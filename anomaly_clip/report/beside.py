@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 from string import ascii_uppercase
 from typing import Any, NamedTuple
 
@@ -175,6 +176,8 @@ class Ours:
     told: str
     """What is said instead of the figure, or of it."""
     comparable: bool
+    spread: float | None = None
+    """Standard deviation, of the mean of several draws."""
 
 
 def beside_published(
@@ -205,16 +208,20 @@ def beside_published(
             if row.run is not None and not differences(row.run, run, source, named or {})
         }
         placed.update(ours)
-        for letter, run in ours.items():
-            found = [_ours(run, column, row, source) for column in table.columns]
+        found = [[_ours(run, c, row, source) for c in table.columns] for run in ours.values()]
+        for letter, run, figures in zip(ours, ours.values(), found, strict=True):
             mark = f"ours {letter}" if len(runs) > 1 else "ours"
-            lines += _our_lines(table, row, found, mark)
-            rows += _records(table, row, found, run)
+            lines += _our_lines(table, row, figures, mark)
+            rows += _records(table, row, figures, [run])
+        if _are_draws(list(ours.values())):
+            means = [_mean_of(column) for column in zip(*found, strict=True)]
+            lines += _our_lines(table, row, means, f"mean of {len(ours)}")
+            rows += _records(table, row, means, list(ours.values()))
         if not ours:
             if row.run is not None:
                 missing = ("" if cell is None else "not run" for cell in row.cells)
                 lines.append(Line(("", "ours", *missing), "missing"))
-            rows += _records(table, row, None, None)
+            rows += _records(table, row, None, [])
     strangers = [
         Note(_why_nowhere(table, run, source, named or {}), loud=True)
         for letter, run in letters.items()
@@ -231,7 +238,7 @@ def beside_published(
         num_names=2,
     )
     header = ["table", "method", "data", "of", "figure", "published", "deviation", "ours"]
-    header += ["difference", "run", "weights", "note", "doubt", "source"]
+    header += ["our_deviation", "difference", "run", "weights", "note", "doubt", "source"]
     return Made(sheet, Records(header, rows))
 
 
@@ -340,6 +347,20 @@ def _ours(run: Finished, column: Column, row: Row, source: Published) -> Ours:
     return Ours(value, told, all(tag.comparable for tag in run.tags))
 
 
+def _are_draws(runs: Sequence[Finished]) -> bool:
+    """Say whether runs of one row are draws to be averaged: several, with seeds of their own."""
+    return len(runs) > 1 and len({run.seeds for run in runs}) == len(runs)
+
+
+def _mean_of(draws: Sequence[Ours]) -> Ours:
+    """Return the mean of a figure over draws, none of which may lack it."""
+    values = [one.value for one in draws if one.value is not None]
+    if len(values) < len(draws):
+        return Ours(None, f"{len(values)} of {len(draws)}\ndraws", False)
+    told = ",\n".join(dict.fromkeys(one.told for one in draws if one.told))
+    return Ours(fmean(values), told, all(one.comparable for one in draws), stdev(values))
+
+
 def _difference(ours: Ours, cell: Cell | None) -> float | None:
     if cell is None or ours.value is None or not ours.comparable:
         return None
@@ -373,7 +394,8 @@ def _our_lines(table: Table, row: Row, found: Sequence[Ours], mark: str) -> list
             own.append(ours.told)
         else:
             value = f"{100 * ours.value:.{digits}f}"
-            own.append(f"{value}\n{ours.told}" if ours.told else value)
+            spread = "" if ours.spread is None else f"±{100 * ours.spread:.{digits}f}"
+            own.append("\n".join(filter(None, [value, spread, ours.told])))
         difference = _difference(ours, cell)
         away.append(UNDEFINED if difference is None else f"{100 * difference:+.{digits}f}")
     return [
@@ -383,8 +405,11 @@ def _our_lines(table: Table, row: Row, found: Sequence[Ours], mark: str) -> list
 
 
 def _records(
-    table: Table, row: Row, found: Sequence[Ours] | None, run: Finished | None
+    table: Table, row: Row, found: Sequence[Ours] | None, runs: Sequence[Finished]
 ) -> list[list[object]]:
+    """Return a row's cells for programs: of one run, of the mean of several, or of none."""
+    named = (", ".join(run.label for run in runs), ", ".join({run.weights: 0 for run in runs}))
+    tags = {tag.long: 0 for run in runs for tag in run.tags}
     rows: list[list[object]] = []
     for at, (column, cell) in enumerate(zip(table.columns, row.cells, strict=True)):
         ours = None if found is None else found[at]
@@ -392,8 +417,7 @@ def _records(
             continue
         if ours is not None:
             told = "" if ours.value is not None else ours.told.replace("\n", " ")
-            tags = () if run is None else run.tags
-            note = "; ".join(filter(None, [told, *(tag.long for tag in tags)]))
+            note = "; ".join(filter(None, [told, *tags]))
         else:
             note = "reference only" if row.run is None else "not run"
         doubts = [table.doubt, row.doubt, None if cell is None else cell.doubt]
@@ -401,9 +425,9 @@ def _records(
             [
                 *(table.id, row.method, row.data, row.of or column.of or "all", column.figure),
                 *((None, None) if cell is None else (cell.value, cell.spread)),
-                None if ours is None else ours.value,
+                *((None, None) if ours is None else (ours.value, ours.spread)),
                 None if ours is None else _difference(ours, cell),
-                *((None, None) if run is None else (run.label, run.weights)),
+                *(named if runs else (None, None)),
                 note,
                 "; ".join(filter(None, doubts)),
                 f"{table.source}, {table.where}",

@@ -20,7 +20,7 @@ from anomaly_clip.errors import UserError
 from anomaly_clip.records import DEMO, RANDOM
 from anomaly_clip.report.tables import DEMO_REMARK, RANDOM_WARNING, selection_warning
 
-__all__ = ["Finished", "Tag", "find_runs", "plain"]
+__all__ = ["AGAIN", "METRICS", "Finished", "Tag", "find_runs", "plain", "read_json", "read_run"]
 
 METRICS = "metrics.json"
 CONFIGS = ("config-each.yaml", "config-test.yaml", "config-fit.yaml")
@@ -53,6 +53,7 @@ class Finished:
         random: Whether they are untrained.
         categories: Figures by category, as fractions; None where one is not defined.
         protocol: What the figures depend on.
+        seed: What it draws from, None if it is not known.
         failed: Categories that could not be run.
         config: The run's options, nothing if they are not kept.
         made: What a weights file comes from, as the fit that made it says; nothing if unknown.
@@ -66,6 +67,7 @@ class Finished:
     random: bool
     categories: Mapping[str, Mapping[str, float | None]]
     protocol: Mapping[str, Any]
+    seed: int | None = None
     failed: tuple[str, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     made: Mapping[str, Any] = field(default_factory=dict)
@@ -79,6 +81,11 @@ class Finished:
     def weights(self) -> str:
         """The weights in words."""
         return RANDOM if self.random else plain(self.pretrained)
+
+    @property
+    def seeds(self) -> tuple[object, object]:
+        """What tells draws of one experiment apart."""
+        return self.seed, self.protocol.get("data_seed")
 
     @property
     def description(self) -> str:
@@ -155,7 +162,7 @@ def find_runs(folders: Sequence[Path]) -> list[Finished]:
     found: dict[Path, Finished] = {}
     for folder in folders:
         for run in _below(folder.expanduser()):
-            found.setdefault(run.resolve(), _read(run))
+            found.setdefault(run.resolve(), read_run(run))
     return list(found.values())
 
 
@@ -186,9 +193,14 @@ def _below(folder: Path) -> list[Path]:
     )
 
 
-def _read(folder: Path) -> Finished:
+def read_run(folder: Path) -> Finished:
+    """Read a run of test or each.
+
+    Raises:
+        UserError: If it is damaged.
+    """
     file = folder / METRICS
-    content = _json(file)
+    content = read_json(file)
     _expect(isinstance(content, dict), file, "is not a table of figures")
     for key in ("categories", "run"):
         _expect(isinstance(content.get(key), dict), file, f"has no {key}")
@@ -219,6 +231,7 @@ def _read(folder: Path) -> Finished:
         bool(weights["random"]),
         categories,
         protocol,
+        run["seed"] if isinstance(run.get("seed"), int) else None,
         tuple(failed),
         _config(folder),
         {} if weights["random"] else _made(Path(str(weights["pretrained"]))),
@@ -233,7 +246,12 @@ def _is_fraction(value: object) -> bool:
     return math.isfinite(value) and 0 <= value <= 1
 
 
-def _json(file: Path) -> Any:
+def read_json(file: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        UserError: If it cannot be read, or is none.
+    """
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:

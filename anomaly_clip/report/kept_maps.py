@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from anomaly_clip.data.dataset import Sample
 from anomaly_clip.files import atomic_path
@@ -35,13 +36,19 @@ class KeptMaps:
     Args:
         folder: Shared by all processes of a run; each keeps other images.
         with_stages: Whether the maps of a method's intermediate steps are kept, too.
+        longest: Side in pixels that larger maps are shrunk to; None: all are kept as they are.
     """
 
-    def __init__(self, folder: Path, with_stages: bool = False) -> None:
+    def __init__(self, folder: Path, with_stages: bool = False, longest: int | None = None) -> None:
         self.folder = folder
         self.with_stages = with_stages
+        self.longest = longest
         self.ranges: Ranges = {}
         self.indices: list[int] = []
+
+    def __contains__(self, index: object) -> bool:
+        """Whether the map of an image was kept, by this process or another."""
+        return isinstance(index, int) and self._file(index).is_file()
 
     def keep(self, scores: Scores, indices: Sequence[int], categories: Sequence[str]) -> None:
         """Keep the maps of a batch; a batch without any is let pass."""
@@ -53,10 +60,10 @@ class KeptMaps:
             size = (final.shape[-2], final.shape[-1])
             stages = scores.get("stage_maps", {})
             named |= {name: resize_maps(maps.float(), size) for name, maps in stages.items()}
-        arrays = {name: maps.cpu().numpy() for name, maps in named.items()}
+        lowest, highest = (ends.tolist() for ends in final.flatten(1).aminmax(dim=1))
+        arrays = {name: self._shrunk(maps).cpu().numpy() for name, maps in named.items()}
         for row, (index, category) in enumerate(zip(indices, categories, strict=True)):
-            values = arrays["map"][row]
-            widen(self.ranges, category, float(values.min()), float(values.max()))
+            widen(self.ranges, category, lowest[row], highest[row])
             with atomic_path(self._file(index)) as temporary, temporary.open("wb") as file:
                 np.savez(file, **{name: maps[row] for name, maps in arrays.items()})
             self.indices.append(index)
@@ -75,6 +82,14 @@ class KeptMaps:
     def clear(self) -> None:
         """Remove the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _shrunk(self, maps: Tensor) -> Tensor:
+        height, width = maps.shape[-2:]
+        if self.longest is None or max(height, width) <= self.longest:
+            return maps
+        shrink = self.longest / max(height, width)
+        size = (max(1, round(height * shrink)), max(1, round(width * shrink)))
+        return resize_maps(maps, size)
 
     def _file(self, index: int) -> Path:
         return self.folder / f"{index}.npz"

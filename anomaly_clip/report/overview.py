@@ -14,6 +14,7 @@ from anomaly_clip.files import atomic_path
 from anomaly_clip.progress import say
 from anomaly_clip.report.beside import Made, beside_published, differences, side_by_side
 from anomaly_clip.report.finished import Finished, find_runs
+from anomaly_clip.report.page import write_page
 from anomaly_clip.report.published import Published, Table, published
 from anomaly_clip.runs import write_csv
 
@@ -36,6 +37,8 @@ def run_report(words: Sequence[str]) -> int:
     named = _named(asked.weights, source)
     if table is None and asked.dry_run:
         raise UserError("--dry-run lists the runs that a published table needs: name it by --table")
+    if asked.page:
+        return _write_pages(asked)
     if table is None and not asked.runs:
         raise UserError(
             "report: name folders of runs, or a published table by --table (there are "
@@ -51,12 +54,31 @@ def run_report(words: Sequence[str]) -> int:
     return 0
 
 
+def _write_pages(asked: argparse.Namespace) -> int:
+    """Write the page of each run anew.
+
+    Raises:
+        UserError: If there is no run, one is damaged, or a table is asked for as well.
+    """
+    if not asked.runs:
+        raise UserError("report --page: name folders of runs, as runs/demo/1")
+    if asked.table is not None or asked.csv or asked.markdown or asked.html:
+        raise UserError("report --page writes pages of runs and no table: leave out the rest")
+    for folder in asked.runs:
+        try:
+            say(f"written: {write_page(folder.expanduser())}")
+        except OSError as error:
+            raise UserError(f"{folder}: the page cannot be written ({error.strerror})") from None
+    return 0
+
+
 def _parser(source: Published) -> argparse.ArgumentParser:
     tables = "\n".join(f"  {table.id:<26}{table.title}" for table in source.tables.values())
     parser = argparse.ArgumentParser(
         prog="anomaly_clip report",
         usage="anomaly_clip report RUN... [--table ID] [--csv FILE] [--markdown FILE] [--html FILE]"
-        "\n       anomaly_clip report --table ID --dry-run",
+        "\n       anomaly_clip report --table ID --dry-run"
+        "\n       anomaly_clip report RUN... --page",
         description="Set the figures of runs side by side, by category; or, with --table, beside "
         "published ones, with differences.",
         epilog=f"published tables:\n{tables}",
@@ -67,6 +89,9 @@ def _parser(source: Published) -> argparse.ArgumentParser:
         "runs", nargs="*", type=Path, metavar="RUN", help="folders of runs of test, each or compare"
     )
     parser.add_argument("--table", metavar="ID", help="the published table")
+    parser.add_argument(
+        "--page", action="store_true", help="write report.html of each run anew, from its folder"
+    )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write all figures as fractions")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the table as a page")
@@ -116,8 +141,11 @@ def _list_commands(
     commands: list[str] = []
     for wanted in table.runs:
         there = [run for run in runs if not differences(wanted, run, source, named)]
-        folders += [str(run.folder) for run in there] or [wanted.folder]
-        commands += () if there else wanted.commands
+        folders += [str(run.folder) for run in there]
+        if len(there) < wanted.draws:
+            folders.append(wanted.folder)
+            done = [f"--output.folder {run.folder}" for run in there]
+            commands += (c for c in wanted.commands if not c.endswith(tuple(done)))
     for line in dict.fromkeys(commands):  # several detectors share a backbone
         print(line)
     print(f"anomaly_clip report {shlex.join(dict.fromkeys(folders))} --table {table.id}")

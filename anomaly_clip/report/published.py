@@ -52,12 +52,14 @@ class RunOf:
         weights: A plain word that the run records (``imagenet``), or the name of a
             :class:`WeightsOf`.
         commands: What makes it, the making of its weights first.
+        draws: How many of it are averaged.
     """
 
     name: str
     match: Mapping[str, object]
     weights: str
     commands: tuple[str, ...]
+    draws: int = 1
 
     @property
     def folder(self) -> str:
@@ -215,7 +217,7 @@ class _Reader:
         return WeightsOf(name, entry["title"], entry["file"], entry["made"], command)
 
     def runs_of(self, name: str, entry: Any) -> Iterator[RunOf]:
-        self.keys(entry, ("match", "weights", "commands"))
+        self.keys(entry, ("match", "weights", "commands"), ("draws",))
         for key in entry["match"]:
             if not key.startswith("model."):
                 self.known("condition", key, CONDITIONS)
@@ -227,9 +229,14 @@ class _Reader:
             own = self.weights.get(weights)
             file = weights if own is None else f"runs/{weights}/{own.file}"
             run = f"{name}-{weights}"
-            lines = [line.format(folder=f"runs/{run}", weights=file) for line in entry["commands"]]
             first = () if own is None else (own.command,)
-            yield RunOf(run, match, weights, (*first, *lines))
+            draws = entry.get("draws", 1)
+            lines = []
+            for draw in range(draws):
+                folder = f"runs/{run}" if draws == 1 else f"runs/{run}/{draw}"
+                filled = {"folder": folder, "weights": file, "draw": draw}
+                lines += [line.format_map(filled) for line in entry["commands"]]
+            yield RunOf(run, match, weights, (*first, *lines), draws)
 
     def table(self, name: str, entry: Any) -> Table:
         self.keys(

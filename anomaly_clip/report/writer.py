@@ -20,12 +20,14 @@ from anomaly_clip.files import atomic_path
 from anomaly_clip.methods.base import AnomalyMethod, Exporter
 from anomaly_clip.methods.linear_probe import LinearProbe
 from anomaly_clip.metrics.evaluator import Results
-from anomaly_clip.progress import say
+from anomaly_clip.progress import say, track
 from anomaly_clip.records import DEMO, Batch, Scores, WeightsRecord
+from anomaly_clip.report.chosen import choose
 from anomaly_clip.report.confusion import write_confusion
 from anomaly_clip.report.drawing import draw_kept
 from anomaly_clip.report.kept_maps import KeptMaps, Ranges, Rows, merged, picture_names
-from anomaly_clip.report.page import PagePicture, write_page
+from anomaly_clip.report.page import write_page
+from anomaly_clip.report.run_files import CURVES_FILE, PREDICTED
 from anomaly_clip.report.tables import (
     DEMO_REMARK,
     RANDOM_WARNING,
@@ -34,6 +36,8 @@ from anomaly_clip.report.tables import (
     rounds_remark,
     selection_warning,
 )
+from anomaly_clip.report.thumbnails import PANEL, draw_gallery
+from anomaly_clip.report.tracking import track_config, track_picture, track_run
 from anomaly_clip.report.watched import Watched
 from anomaly_clip.runs import create_run_folder, versions, write_csv, write_json
 
@@ -55,6 +59,7 @@ class RunWriter(Callback):
         maps: Whether to draw image, heat map and mask of every image; default: predict only.
             A test draws what was compared, predict in the image's own size.
         raw_maps: Whether to keep every map as it is, float16, as a .npy file.
+        page: Whether to write report.html, with pictures of a few telling images.
         stages: Whether pictures also show the maps of a method's intermediate steps, if it has any.
         validation_pictures: How many images of a validation during fit are drawn each time.
     """
@@ -66,6 +71,7 @@ class RunWriter(Callback):
         folder: str | None = None,
         maps: bool | None = None,
         raw_maps: bool = False,
+        page: bool = True,
         stages: bool = False,
         validation_pictures: int = 6,
     ) -> None:
@@ -73,6 +79,7 @@ class RunWriter(Callback):
         self.name = name
         self.maps = maps
         self.raw_maps = raw_maps
+        self.page = page
         self.stages = stages
         self._watched = Watched(validation_pictures)
         self.config = ""
@@ -116,11 +123,13 @@ class RunWriter(Callback):
                     f"{exported} exists: give another --output.folder, or go on with --ckpt_path"
                 )
         self._rows, self._unseen = {}, []
-        self._kept = KeptMaps(self._scratch, self.stages)
+        all_sizes = self.raw_maps or self._draws(stage)
+        self._kept = KeptMaps(self._scratch, self.stages, None if all_sizes else PANEL)
         if not trainer.is_global_zero:
             return
         with atomic_path(self.folder / f"config-{stage}.yaml") as temporary:
             temporary.write_text(self.config, encoding="utf-8")
+        track_config(trainer.loggers, self.config, self.folder)
         say(self._start_line(pl_module, trainer, stage))
         if _is_random(pl_module):
             say(RANDOM_WARNING, style="bold red")
@@ -151,6 +160,7 @@ class RunWriter(Callback):
         if _is_watched(trainer):
             file = self.folder / "validation" / f"step-{trainer.global_step:06d}.png"
             self._watched.draw(file, _warning(pl_module))
+            track_picture(trainer.loggers, "validation", file)
 
     def on_test_batch_end(
         self,
@@ -161,10 +171,9 @@ class RunWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the scores, and maps if they are to be drawn; of several passes, of the first."""
-        if dataloader_idx > 0:
-            return
-        self._keep(trainer, pl_module, outputs, batch, draw=bool(self.maps))
+        """Keep scores and maps; of several passes, of the first."""
+        if dataloader_idx == 0:
+            self._keep(trainer, pl_module, outputs, batch)
 
     def on_predict_batch_end(
         self,
@@ -175,8 +184,8 @@ class RunWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the scores, and the maps unless they are not wanted."""
-        self._keep(trainer, pl_module, outputs, batch, draw=self.maps is not False)
+        """Keep scores and maps."""
+        self._keep(trainer, pl_module, outputs, batch)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write figures, scores and pictures; print the table."""
@@ -192,12 +201,12 @@ class RunWriter(Callback):
         rows, ranges, unseen = self._merge(trainer)
         if trainer.is_global_zero:  # before the pictures, which take longest and can be interrupted
             self._write_scores(pl_module, rows)
+            write_json(self.folder / CURVES_FILE, pl_module.evaluator.curves)
             self._write_detection(trainer, pl_module, pl_module.results, rows, unseen)
-        self._write_maps(trainer, pl_module, ranges, draw=bool(self.maps))
+        self._write_maps(trainer, pl_module, rows, ranges)
         if trainer.is_global_zero:
             say(f"results: {self.folder}")
-            if self.maps:
-                self._write_page(trainer, pl_module, rows, pl_module.results)
+            self._write_page(trainer)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write scores and pictures."""
@@ -206,14 +215,17 @@ class RunWriter(Callback):
         rows, ranges, _ = self._merge(trainer)
         if trainer.is_global_zero:
             self._write_scores(pl_module, rows)
+            complete = len(rows) == len(self._samples(trainer))
+            protocol = {"split": "predict", "complete": complete}
+            write_json(self.folder / PREDICTED, {"run": self._run(trainer, pl_module, protocol)})
         if isinstance(pl_module, AnomalyMethod):
-            self._write_maps(trainer, pl_module, ranges, draw=self.maps is not False)
+            self._write_maps(trainer, pl_module, rows, ranges)
         else:
             self._clear(trainer)
         if trainer.is_global_zero:
             say(f"{len(rows)} images scored: {self.folder}")
-            if self.maps is not False and isinstance(pl_module, AnomalyMethod):
-                self._write_page(trainer, pl_module, rows)
+            if isinstance(pl_module, AnomalyMethod):
+                self._write_page(trainer)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -241,9 +253,11 @@ class RunWriter(Callback):
     def _scratch(self) -> Path:
         return self.folder / ".scratch"
 
-    def _keep(
-        self, trainer: Trainer, method: LightningModule, outputs: Any, batch: Batch, draw: bool
-    ) -> None:
+    def _draws(self, stage: str) -> bool:
+        """Say whether all images are drawn: of predict, unless they are not wanted."""
+        return self.maps is not False if stage == "predict" else bool(self.maps)
+
+    def _keep(self, trainer: Trainer, method: LightningModule, outputs: Any, batch: Batch) -> None:
         if isinstance(method, LinearProbe):
             described = method.rows(outputs, batch)
             self._rows.update(zip(batch["index"].tolist(), described, strict=True))
@@ -265,8 +279,8 @@ class RunWriter(Callback):
             }
             if "mask" in batch and bool(batch["label"][i]) and not bool(batch["mask"][i].any()):
                 self._unseen.append(index)
-        if draw or self.raw_maps:
-            assert self._kept is not None
+        assert self._kept is not None
+        if self.page or self._kept.longest is None:
             self._kept.keep(scores, indices, batch["category"])
 
     def _merge(self, trainer: Trainer) -> tuple[Rows, Ranges, int]:
@@ -297,20 +311,22 @@ class RunWriter(Callback):
         write_csv(self.folder / "scores.csv", header, table)
 
     def _write_maps(
-        self, trainer: Trainer, method: AnomalyMethod, ranges: Ranges, draw: bool
+        self, trainer: Trainer, method: AnomalyMethod, rows: Rows, ranges: Ranges
     ) -> None:
         """Draw and keep the maps of this process, on the scales of all; then clear up."""
-        kept = self._kept
+        kept, data = self._kept, _data(trainer)
         assert kept is not None
-        if draw:
-            own_size = trainer.predicting and _data(trainer).resize.rule == "square"
-            folder, rows = self.folder / "maps", self._rows
-            draw_kept(folder, _data(trainer), kept, ranges, rows, own_size, _warning(method))
+        if self._draws("predict" if trainer.predicting else "test"):
+            own_size = trainer.predicting and data.resize.rule == "square"
+            folder, own = self.folder / "maps", self._rows
+            draw_kept(folder, data, kept, ranges, own, own_size, _warning(method))
         if self.raw_maps:
             names = picture_names(self._samples(trainer))
-            for index in kept.indices:
+            for index in track(kept.indices, "writing maps"):
                 with atomic_path(self.folder / "raw_maps" / f"{names[index]}.npy") as temporary:
                     np.save(temporary, kept.load(index)["map"].astype(np.float16))
+        if self.page and trainer.is_global_zero:
+            draw_gallery(self.folder, data, kept, ranges, rows, choose(rows))
         self._clear(trainer)
 
     def _clear(self, trainer: Trainer) -> None:
@@ -320,39 +336,11 @@ class RunWriter(Callback):
         if trainer.is_global_zero:
             self._kept.clear()
 
-    def _write_page(
-        self,
-        trainer: Trainer,
-        method: AnomalyMethod,
-        rows: Rows,
-        results: Results | None = None,
-    ) -> None:
-        """Write ``report.html``, which shows the pictures that were drawn."""
-        data, names = _data(trainer), picture_names(self._samples(trainer))
-        pictures = [
-            PagePicture(
-                row["category"],
-                names[index],
-                f"maps/{names[index]}.png",
-                row["image_score"],
-                None if row["label"] is None else bool(row["label"]),
-            )
-            for index, row in rows.items()
-            if (self.folder / "maps" / f"{names[index]}.png").is_file()
-        ]
-        if not pictures:  # a method without pixel output
-            return
-        page = self.folder / "report.html"
-        stage = "test" if results is not None else "predict"
-        title = f"{type(method).__name__} on {data.dataset_name}, {stage}"
-        remark = remark_on(method.weights)
-        selected = selection_warning(method.protocol())
-        notes = [note for note in (remark, selected) if note is not None]
-        listed = len(self._samples(trainer))
-        if len(rows) < listed:
-            notes.append(f"PARTIAL: {len(rows)} of {listed} images")
-        write_page(page, title, pictures, notes=notes, results=results, has_masks=data.has_masks)
-        say(f"look at: {page}")
+    def _write_page(self, trainer: Trainer) -> None:
+        page = write_page(self.folder) if self.page else None
+        track_run(trainer.loggers, self.folder)
+        if page is not None:
+            say(f"look at: {page}")
 
     def _write_detection(
         self, trainer: Trainer, method: AnomalyMethod, results: Results, rows: Rows, unseen: int
@@ -386,6 +374,7 @@ class RunWriter(Callback):
             names = probe.target_names
             write_confusion(self.folder, probe.confusion.numpy(), names, title, _warning(probe))
             say(f"results: {self.folder}")
+            self._write_page(trainer)
         self._clear(trainer)
 
     def _write_figures(
@@ -414,23 +403,15 @@ class RunWriter(Callback):
             if (labels := [row["label"] for row in rows.values() if row["category"] == name])
         }
         listed = len(data.samples("test"))
-        run = {
-            "method": type(method).__name__,
-            "weights": method.weights,
-            "protocol": {
-                **data.protocol(),
-                **method.protocol(),
-                "split": "test",
-                "complete": len(rows) == listed,
-                **({} if "overlap" in own else {"overlap": _overlap(method, data)}),
-                **own,
-                "images": {name: images for name, (images, _) in counts.items()},
-                "anomalous": {name: anomalous for name, (_, anomalous) in counts.items()},
-            },
-            "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
-            "seed": self.seed,
-            "versions": versions(),
+        protocol = {
+            "split": "test",
+            "complete": len(rows) == listed,
+            **({} if "overlap" in own else {"overlap": _overlap(method, data)}),
+            **own,
+            "images": {name: images for name, (images, _) in counts.items()},
+            "anomalous": {name: anomalous for name, (_, anomalous) in counts.items()},
         }
+        run = self._run(trainer, method, protocol)
         write_json(self.folder / "metrics.json", {**results, "run": run})
         label = _weights_label(method)
         table = ([*row, label] for row in figures_rows(results))
@@ -444,6 +425,19 @@ class RunWriter(Callback):
         Console().print(
             figures_table(results, title, counts, _is_random(method), remark_on(method.weights))
         )
+
+    def _run(
+        self, trainer: Trainer, method: Measured, protocol: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Return what figures or scores come from."""
+        return {
+            "method": type(method).__name__,
+            "weights": method.weights,
+            "protocol": {**_data(trainer).protocol(), **method.protocol(), **protocol},
+            "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
+            "seed": self.seed,
+            "versions": versions(),
+        }
 
     def _start_line(self, module: LightningModule, trainer: Trainer, stage: str) -> str:
         said = [f"{stage} {type(module).__name__}", self.sources]

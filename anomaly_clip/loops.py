@@ -1,0 +1,204 @@
+"""How far Lightning's loops are: its bars on a terminal, elsewhere a plain line now and then."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
+from lightning.pytorch.trainer.states import TrainerFn
+from rich.progress import Progress
+
+from anomaly_clip.progress import Clock, Lines, counted, sees_bars, show_below
+
+__all__ = ["Bars", "PlainProgress", "progress_of_loops"]
+
+SHOWN = ("loss", "auroc", "accuracy")
+"""How those figures of a validation end that a line has room for."""
+
+
+def progress_of_loops() -> ProgressBar:
+    """Return what shows the progress of a trainer, as standard error allows."""
+    return Bars() if sees_bars() else PlainProgress()
+
+
+class Bars(RichProgressBar):
+    """Lightning's bars on standard error; those of steps inside its loops are among them."""
+
+    def __init__(self) -> None:
+        super().__init__(console_kwargs={"stderr": True})
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take in other bars."""
+        super().setup(trainer, pl_module, stage)
+        show_below(self.display)
+
+    def display(self) -> Progress | None:
+        """Return what is on the screen, None if nothing is."""
+        shown = self.progress is not None and self.progress.live.is_started
+        return self.progress if shown else None
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the screen."""
+        self._stop_progress()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the screen, unless the training goes on."""
+        super().on_validation_end(trainer, pl_module)
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._stop_progress()
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the screen: the table comes next."""
+        super().on_test_end(trainer, pl_module)
+        self._stop_progress()
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the screen."""
+        super().on_predict_end(trainer, pl_module)
+        self._stop_progress()
+
+
+class PlainProgress(ProgressBar):
+    """A line now and then, for logs; nothing of what takes less than ten seconds.
+
+    Validations count to the fit that they belong to.
+
+    Args:
+        clock: What time it is.
+    """
+
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        super().__init__()
+        self._enabled = True
+        self._clock = clock
+        self._lines = Lines("", clock)
+        self._batches = 0
+        """Done, of all that the lines are of."""
+        self._first_batch = self._first_step = 0
+        """Where the fit began: not at the start if it was resumed."""
+        self._batch = self._validated = 0
+        """Done in the current epoch, and in its validation."""
+
+    def disable(self) -> None:
+        """Be silent, as on all processes but the first."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Speak again."""
+        self._enabled = True
+
+    def _begin(self, title: str) -> None:
+        self._lines, self._batches = Lines(title, self._clock), 0
+
+    def _end(self) -> None:
+        if self._enabled and self._batches:
+            self._lines.end(f"{self._batches:,} {'batch' if self._batches == 1 else 'batches'}")
+
+    # -- fit -------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin."""
+        self._begin("fitting")
+        self._first_batch = trainer.fit_loop.total_batch_idx + 1
+        self._first_step = trainer.global_step
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Say where the fit is, with the last loss and the last figures."""
+        self._batches += 1
+        self._batch = batch_idx + 1
+        if self._enabled and self._lines.due:
+            self._tell_fit(trainer, figures(trainer))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say how long it took."""
+        self._end()
+
+    def _tell_fit(self, trainer: Trainer, more: Iterator[str]) -> None:
+        """Count in steps or in batches, by what will end the fit first."""
+        epoch, batches = trainer.current_epoch + 1, trainer.num_training_batches
+        epochs = None if trainer.max_epochs == -1 else trainer.max_epochs
+        where = f"epoch {counted(epoch, epochs)}"
+        total = None if epochs is None else epochs * batches - self._first_batch
+        done = self._batches
+        if trainer.max_steps > 0:
+            step = trainer.global_step
+            steps, all_steps = step - self._first_step, trainer.max_steps - self._first_step
+            if total is None or steps * total >= all_steps * done:
+                where = f"step {counted(step, trainer.max_steps)}, epoch {epoch:,}"
+                self._lines.tell(steps, all_steps, where, more)
+                return
+        where += f", batch {counted(self._batch, batches)}"
+        self._lines.tell(done, total, where, more)
+
+    # -- validate, test, predict -----------------------------------------------------------------
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin."""
+        self._validated = 0
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._begin("validating")
+
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Say how far it is; nothing of the check before a fit."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._evaluated(trainer.num_val_batches)
+        elif not trainer.sanity_checking:
+            self._validated += 1
+            if self._enabled and self._lines.due:
+                place = counted(self._validated, sum(trainer.num_val_batches))
+                self._tell_fit(trainer, iter([f"validating batch {place}"]))
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say how long it took."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._end()
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin."""
+        self._begin("testing")
+
+    def on_test_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Say how far it is."""
+        self._evaluated(trainer.num_test_batches)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say how long it took."""
+        self._end()
+
+    def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin."""
+        self._begin("predicting")
+
+    def on_predict_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Say how far it is."""
+        self._evaluated(trainer.num_predict_batches)
+
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say how long it took."""
+        self._end()
+
+    def _evaluated(self, batches: list[int | float]) -> None:
+        """Count a batch; several loaders are gone through one after the other."""
+        self._batches += 1
+        total = sum(batches)
+        if self._enabled and self._lines.due and self._batches != total:
+            where = f"batch {counted(self._batches, total)}"
+            self._lines.tell(self._batches, total, where)
+
+
+def figures(trainer: Trainer) -> Iterator[str]:
+    """Yield the last loss and the last validation in words."""
+    known = {k: v for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+    shown = {k: v for k, v in known.items() if k.endswith(SHOWN)}
+    for name, value in {**trainer.progress_bar_metrics, **shown}.items():
+        yield f"{name} {value:.4g}"

@@ -1,0 +1,198 @@
+"""What a run's folder holds, read for its page.
+
+A run of ``each`` keeps scores, curves and pictures in the folders of its categories.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anomaly_clip.errors import UserError
+from anomaly_clip.metrics.curves import CURVES, Curve, Curves
+from anomaly_clip.report.chosen import KINDS, Kind
+from anomaly_clip.report.finished import AGAIN, METRICS, read_json, read_run
+from anomaly_clip.report.kept_maps import file_name
+from anomaly_clip.report.thumbnails import GALLERY
+
+__all__ = ["CURVES_FILE", "PREDICTED", "Listed", "RunFiles", "ScoresOf", "read_files"]
+
+CURVES_FILE = "curves.json"
+PREDICTED = "predict.json"
+"""What a predict keeps in the place of figures: where its scores come from."""
+SCORES = "scores.csv"
+CONFUSION = "confusion.png"
+
+
+class ScoresOf(NamedTuple):
+    """The image scores of a category."""
+
+    scores: NDArray[np.float32]
+    anomalous: NDArray[np.bool_] | None
+    """None without labels."""
+
+
+class Listed(NamedTuple):
+    """A picture of the gallery."""
+
+    file: Path
+    name: str
+    kind: Kind
+    category: str
+    label: bool | None
+    score: float
+    has_mask: bool
+    full: str | None
+    """The picture in its full size, its path from the run's folder; None if there is none."""
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What is known of a run; what its folder lacks is empty.
+
+    Args:
+        folder: The run's.
+        run: Method, weights, protocol, seed and versions.
+        mean: Mean figures; None of a predict.
+        figures: Figures by category.
+        scores: Image scores by category.
+        curves: By category.
+        pictures: The gallery.
+        configs: The complete configurations by their files' names.
+        confusion: What a classification takes for what, as a picture.
+    """
+
+    folder: Path
+    run: Mapping[str, Any]
+    mean: Mapping[str, float | None] | None
+    figures: Mapping[str, Mapping[str, float | None]]
+    scores: Mapping[str, ScoresOf]
+    curves: Mapping[str, Curves]
+    pictures: Sequence[Listed]
+    configs: Mapping[str, str]
+    confusion: Path | None
+
+
+def read_files(folder: Path) -> RunFiles:
+    """Read a run of test, each or predict.
+
+    Raises:
+        UserError: If it is none, or a file of it is damaged.
+    """
+    if (folder / METRICS).is_file():
+        read_run(folder)  # says in one sentence what is wrong with it
+        content = read_json(folder / METRICS)
+        mean, figures = content.get("mean") or {}, content["categories"]
+    elif (folder / PREDICTED).is_file():
+        content, mean, figures = _object(folder / PREDICTED), None, {}
+    else:
+        raise UserError(
+            f"{folder}: there is neither {METRICS} nor {PREDICTED} in it: name the folder of a "
+            f"finished run of test, each or predict"
+        )
+    parts = [folder, *(folder / file_name(name) for name in figures)]
+    parts = [part for part in parts if part == folder or (part / METRICS).is_file()]
+    return RunFiles(
+        folder,
+        content["run"] if isinstance(content.get("run"), dict) else {},
+        mean,
+        figures,
+        {name: scores for part in parts for name, scores in _scores(part / SCORES).items()},
+        {name: curves for part in parts for name, curves in _curves(part / CURVES_FILE).items()},
+        [one for part in parts for one in _pictures(part, folder)],
+        {
+            file.name: file.read_text(encoding="utf-8", errors="replace")
+            for file in sorted(folder.glob("config-*.yaml"))
+        },
+        folder / CONFUSION if (folder / CONFUSION).is_file() else None,
+    )
+
+
+def _scores(file: Path) -> dict[str, ScoresOf]:
+    """Return image scores by category; a classification has none."""
+    if not file.is_file():
+        return {}
+    found: dict[str, list[tuple[float, str]]] = {}
+    try:
+        with file.open(newline="", encoding="utf-8") as opened:
+            table = csv.DictReader(opened)
+            if "path" not in (table.fieldnames or ()):
+                raise ValueError("it is no table of images")
+            if "image_score" not in (table.fieldnames or ()):
+                return {}
+            for row in table:
+                score = float(row["image_score"])
+                if not math.isfinite(score):
+                    raise ValueError(f"a score is {row['image_score']}")
+                found.setdefault(row["category"], []).append((score, row["label"]))
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise UserError(f"{file}: damaged ({error}): {AGAIN}") from None
+    return {
+        name: ScoresOf(
+            np.array([score for score, _ in rows], dtype=np.float32),
+            None
+            if any(label == "" for _, label in rows)
+            else np.array([label == "1" for _, label in rows]),
+        )
+        for name, rows in found.items()
+    }
+
+
+def _curves(file: Path) -> dict[str, Curves]:
+    if not file.is_file():
+        return {}
+    try:
+        return {
+            name: {
+                curve: Curve(*([float(value) for value in axis] for axis in curves[curve]))
+                for curve in CURVES
+                if curve in curves
+            }
+            for name, curves in _object(file).items()
+        }
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{file}: damaged ({error}): {AGAIN}") from None
+
+
+def _pictures(part: Path, folder: Path) -> list[Listed]:
+    """Return the pictures of a run's folder, or of one of its categories."""
+    file = part / GALLERY / f"{GALLERY}.json"
+    if not file.is_file():
+        return []
+    found = []
+    try:
+        for one in _object(file)["pictures"]:
+            picture = (part / GALLERY / one["picture"]).resolve()
+            full = part / "maps" / f"{one['name']}.png"
+            inside = picture.is_relative_to((part / GALLERY).resolve())  # nothing else is embedded
+            if one["kind"] not in KINDS or not inside or not picture.is_file():
+                continue
+            found.append(
+                Listed(
+                    picture,
+                    str(one["name"]),
+                    one["kind"],
+                    str(one["category"]),
+                    None if one["label"] is None else bool(one["label"]),
+                    float(one["score"]),
+                    bool(one["mask"]),
+                    full.relative_to(folder).as_posix() if full.is_file() else None,
+                )
+            )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{file}: damaged ({error}): {AGAIN}") from None
+    return found
+
+
+def _object(file: Path) -> dict[str, Any]:
+    content = read_json(file)
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: damaged, it is not an object: {AGAIN}")
+    return content

@@ -1,0 +1,80 @@
+"""Time what a run of 1,725 images does behind its last image, and print one JSON line.
+
+    python benchmarks/report_page.py
+
+15 categories of generated pictures with 115 test images each (as many in all as MVTec-AD has), 64
+pixels wide, are scored with the small CLIP that comes along. Measured are the seconds of the whole
+end of the test (scores, figures, gallery and page), those of making the page again from the run's
+folder, and the page's size. The exit status is 1 if a limit is missed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from anomaly_clip.cli import main
+from anomaly_clip.data import Demo
+from anomaly_clip.report.page import PAGE, write_page
+from anomaly_clip.report.writer import RunWriter
+
+CATEGORIES, IMAGES = 15, 115
+LIMITS = {"end_of_test_s": 20.0, "page_again_s": 20.0, "page_mb": 20.0}
+
+
+def run(folder: Path) -> dict[str, float]:
+    """Run a test into a folder and return what its end took, in seconds."""
+    end = RunWriter.on_test_end
+    taken: dict[str, float] = {}
+
+    def timed(*arguments: Any) -> None:
+        start = time.perf_counter()
+        end(*arguments)
+        taken["end_of_test_s"] = time.perf_counter() - start
+
+    names = json.dumps(Demo().categories[:CATEGORIES])
+    words = [
+        "test",
+        "--model=SDP",
+        "--model.backbone.name=demo",
+        "--model.backbone.pretrained=demo",
+    ]
+    words += ["--model.backbone.image_size=64", "--data=Demo", f"--data.categories={names}"]
+    words += [f"--data.num_test={IMAGES}", "--data.picture_size=64", "--data.batch_size=64"]
+    words += [f"--output.folder={folder}", "--trainer.enable_progress_bar=false"]
+    RunWriter.on_test_end = timed  # type: ignore[method-assign, assignment]
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            if main(words) != 0:
+                raise SystemExit(1)
+    finally:
+        RunWriter.on_test_end = end  # type: ignore[method-assign]
+    return taken
+
+
+def measure() -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as root:
+        folder = Path(root, "run")
+        found = run(folder)
+        start = time.perf_counter()
+        write_page(folder)
+        found["page_again_s"] = time.perf_counter() - start
+        found["page_mb"] = (folder / PAGE).stat().st_size / 1e6
+        found["pictures"] = len(list((folder / "gallery").rglob("*.webp")))
+        lines = (folder / "scores.csv").read_text(encoding="utf-8").count("\n") - 1
+    found["images"] = lines
+    return {name: round(value, 2) for name, value in found.items()}
+
+
+if __name__ == "__main__":
+    measured = measure()
+    met = all(measured[name] <= limit for name, limit in LIMITS.items())
+    command = "python benchmarks/report_page.py"
+    print(json.dumps({"command": command, **measured, "limits": LIMITS, "met": met}))
+    sys.exit(not met)

@@ -1,0 +1,169 @@
+"""What W&B is given, offline: the files that its own library leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import wandb
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from PIL import Image
+from run_folder import TWO, make_run
+
+from anomaly_clip.cli import main
+from anomaly_clip.report.page import write_page
+from anomaly_clip.report.tracking import own_tracking, track_config, track_picture, track_run
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of wandb's own parts
+
+
+@pytest.fixture(autouse=True)
+def _offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for name in ("DATA", "CACHE", "CONFIG"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "wandb_own"))
+
+
+@pytest.fixture
+def logger(tmp_path: Path) -> Iterator[WandbLogger]:
+    with own_tracking():
+        yield WandbLogger(project="test", save_dir=tmp_path)
+
+
+def media(folder: Path, pattern: str) -> list[Path]:
+    return sorted((folder / "wandb").glob(f"offline-run-*/files/media/{pattern}"))
+
+
+def rows(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def test_the_configuration_goes_by_the_names_of_the_command_line(logger: WandbLogger) -> None:
+    config = "seed_everything: 3\nmodel:\n  class_path: SDP\n  init_args: {backbone: {name: a}}\n"
+    track_config([logger], config, Path("runs/sdp/1"))
+    track_config([logger], config, Path("runs/sdp/1"))  # as a test behind a fit
+    found = dict(logger.experiment.config)
+    assert found == {
+        "seed_everything": 3,
+        "model.class_path": "SDP",
+        "model.backbone.name": "a",
+        "run_folder": "runs/sdp/1",
+    }
+
+
+def test_a_finished_test_is_handed_on(tmp_path: Path, logger: WandbLogger) -> None:
+    run = make_run(tmp_path / "run", TWO, pictures=8)
+    write_page(run)
+    added: list[Any] = []
+    logger.experiment.log_artifact = added.append
+    track_run([CSVLogger(tmp_path), logger], run)
+    (table,) = media(tmp_path, "table/figures*.json")
+    figures = json.loads((run / "metrics.json").read_text())
+    assert rows(table)["columns"] == ["category", *figures["mean"]]
+    assert rows(table)["data"] == [
+        *([name, *row.values()] for name, row in figures["categories"].items()),
+        ["mean", *figures["mean"].values()],
+    ]
+    (curve,) = media(tmp_path, "table/curves/image_roc*.json")
+    exact = json.loads((run / "curves.json").read_text())
+    points = [row for row in rows(curve)["data"] if row[1] == "cap"]
+    assert [row[0] for row in points] == exact["cap"]["image_roc"][0]
+    (report,) = (one for one in added if one.type == "report")  # tables come as artifacts, too
+    assert set(report.manifest.entries) == {
+        "report.html",
+        "metrics.json",
+        "scores.csv",
+        "curves.json",
+        "config-test.yaml",
+    }
+
+
+def test_pictures_come_apart_with_their_masks(tmp_path: Path, logger: WandbLogger) -> None:
+    run = make_run(tmp_path / "run", TWO, pictures=3)  # two of normal images
+    sheet = np.zeros((20, 3 * 30 + 2 * 4, 3), np.uint8)
+    sheet[:, 34:64] = 100  # the heat map
+    sheet[5:9, 68 + 10 : 68 + 20] = 255  # the mask
+    Image.fromarray(sheet).save(run / "gallery" / "2.webp", lossless=True)
+    track_run([logger], run)
+    found = [np.asarray(Image.open(file)) for file in media(tmp_path, "images/pictures/hit_*.png")]
+    assert [one.shape for one in found] == [(20, 30, 3)] * 2
+    assert sorted(int(one.mean()) for one in found) == [0, 100]
+    (mask,) = media(tmp_path, "images/mask/pictures/hit_*.png")
+    with Image.open(mask) as picture:
+        marked = np.argwhere(np.asarray(picture) == 1)
+    assert marked.min(0).tolist() == [5, 10]
+    assert marked.max(0).tolist() == [8, 19]
+
+
+def test_a_picture_that_was_not_drawn_is_let_pass(tmp_path: Path, logger: WandbLogger) -> None:
+    track_picture([logger], "validation", tmp_path / "none.png")
+    assert media(tmp_path, "images/*") == []
+
+
+def test_a_run_ends_with_what_opened_it(tmp_path: Path) -> None:
+    ends: list[int] = []
+
+    def opened() -> WandbLogger:
+        one = WandbLogger(project="test", save_dir=tmp_path)
+        run = one.experiment
+        finish = run.finish
+
+        def noted(exit_code: int) -> None:
+            ends.append(exit_code)
+            finish(exit_code=exit_code)
+
+        run.finish = noted
+        return one
+
+    with own_tracking():
+        opened()
+    assert wandb.run is None
+
+    def fail() -> None:
+        with own_tracking():
+            opened()
+            raise ValueError("wrong")
+
+    with pytest.raises(ValueError, match="wrong"):
+        fail()
+    assert ends == [0, 1]
+    mine = wandb.init(dir=tmp_path)
+    with own_tracking():
+        WandbLogger(project="test", save_dir=tmp_path)
+    assert wandb.run is mine  # opened by somebody else, who ends it
+    mine.finish()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of few batches, and of files that are there
+def test_a_fit_and_its_test_are_logged(
+    tmp_path: Path, tiny_clip_config: str, mvtec_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["--config", str(CONFIGS / "clip_ada.yaml"), "--data.root", str(mvtec_root)]
+    words += ["--config", str(CONFIGS / "logger" / "wandb.yaml")]
+    words += ["--model.backbone.name", tiny_clip_config, "--model.backbone.pretrained", "random"]
+    words += ["--model.backbone.image_size", "32", "--model.feature_layer", "2"]
+    words += ["--data.num_workers", "0", "--data.batch_size", "2", "--data.val_share", "0.5"]
+    words += ["--trainer.accelerator", "cpu", "--trainer.precision", "32-true"]
+    words += ["--trainer.max_steps", "2", "--trainer.val_check_interval", "1"]
+    words += ["--trainer.log_every_n_steps", "1"]
+    assert main(["fit", *words]) == 0
+    assert media(tmp_path / "runs", "images/validation_*.png")
+    (checkpoint,) = tmp_path.glob("runs/clip_ada/1/checkpoints/last.ckpt")
+    assert main(["test", "--ckpt_path", str(checkpoint)]) == 0
+    assert len(list((tmp_path / "runs" / "wandb").glob("offline-run-*"))) == 2
+    assert media(tmp_path / "runs", "table/figures*.json")
+    assert media(tmp_path / "runs", "images/pictures/miss_*.png")
+    staged = (tmp_path / "wandb_own").rglob("staging/*")
+    page = (tmp_path / "runs" / "clip_ada" / "2" / "report.html").read_bytes()
+    assert any(file.read_bytes() == page for file in staged if file.is_file())
+    assert wandb.run is None
+    assert "WANDB_RUN_GROUP" not in os.environ
