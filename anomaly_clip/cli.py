@@ -20,6 +20,7 @@ VERBS = {
     "predict": "score images and draw heat maps",
     "each": "fit and test one model a category, one table of all",
     "compare": "one detector with the weights of several backbones, side by side",
+    "sweep": "fit with all options of a W&B sweep file, one table of all",
     "report": "figures of runs side by side, or beside published ones",
     "export": "write the weights of a checkpoint for others",
     "check": "say what is wrong with a data set",
@@ -97,6 +98,10 @@ def _run(words: list[str]) -> int:
         from anomaly_clip.compare import run_compare
 
         return run_compare(words)
+    if words[0] == "sweep":
+        from anomaly_clip.sweep import run_sweep
+
+        return run_sweep(words)
     if words[0] == "report":
         from anomaly_clip.report.overview import run_report
 

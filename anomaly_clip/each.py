@@ -6,23 +6,21 @@ the others; a run that was interrupted goes on where it was.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from anomaly_clip.data.dataset import AnomalyData
-from anomaly_clip.errors import UserError, reason, translated
-from anomaly_clip.experiment import ExperimentCLI, arrange, known_options, quieten, run_experiment
+from anomaly_clip.errors import UserError, translated
+from anomaly_clip.experiment import arrange, known_options, quieten
 from anomaly_clip.files import atomic_path
+from anomaly_clip.in_turn import Plan, refuse_shared_launch, run_in_turn, run_verb, without_resume
 from anomaly_clip.metrics.evaluator import with_means
 from anomaly_clip.progress import say
 from anomaly_clip.report.kept_maps import file_name
@@ -37,17 +35,8 @@ CONFIG = "config-each.yaml"
 FITTED, TESTED = ".fitted", ".tested"
 """Files that say that a category's fit, and its test, came to their end."""
 FAILED = 1
-ERROR = "anomaly_clip: "
-"""What the line begins with that a command ends with when it fails."""
 OWN = {"selected_epoch", "spread", "by_round"}
 """Parts of a protocol that are of one category alone."""
-
-
-class Plan(ExperimentCLI):
-    """What would be run: everything is parsed and built, nothing is started."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
 
 
 def run_each(words: Sequence[str]) -> int:
@@ -56,7 +45,7 @@ def run_each(words: Sequence[str]) -> int:
     Raises:
         UserError: What is wrong before anything is run, and the way out.
     """
-    words, resumed = _without_resume(list(words[1:]))
+    words, resumed = without_resume(words, CONFIG)
     quieten()
     if {"-h", "--help"} & set(words):
         print(
@@ -69,7 +58,7 @@ def run_each(words: Sequence[str]) -> int:
         return 0
     if resumed is not None:
         words = _words_of(resumed, words)
-    _refuse_shared_launch()
+    refuse_shared_launch("each")
     line = arrange(["fit", *words])[1:]
     with translated(known_options):
         plan = Plan(args=["fit", *line])
@@ -87,17 +76,11 @@ def run_each(words: Sequence[str]) -> int:
             temporary.write_text(writer.config, encoding="utf-8")
     say(f"each {type(method).__name__} | {len(categories)} categories | run {folder}")
     del plan, method  # each category builds its own, of the same configuration
-    failed: dict[str, str] = {}
-    for number, category in enumerate(categories, start=1):
-        say(f"[{number}/{len(categories)}] {category}")
-        try:
-            _run_category(folder / CONFIG, folder / file_name(category), category, several)
-        except (KeyboardInterrupt, SystemExit):  # Lightning exits after Ctrl-C
-            say(f"go on with: anomaly_clip each --resume {folder}")
-            raise
-        except Exception as error:  # of one category: the others can be well
-            failed[category] = str(error) if isinstance(error, UserError) else reason(error)
-            say(f"{category} failed: {failed[category]}", style="bold red")
+    jobs = {
+        name: partial(_run_category, folder / CONFIG, folder / file_name(name), name, several)
+        for name in categories
+    }
+    failed = run_in_turn(jobs, f"anomaly_clip each --resume {folder}")
     return _merge(folder, categories, failed)
 
 
@@ -120,19 +103,6 @@ def _categories(method: object, data: AnomalyData) -> list[str]:
     return categories
 
 
-def _without_resume(words: list[str]) -> tuple[list[str], Path | None]:
-    """Take ``--resume RUN`` out of the words."""
-    for at, word in enumerate(words):
-        if word == "--resume" or word.startswith("--resume="):
-            value = word.partition("=")[2] or (words[at + 1] if at + 1 < len(words) else "")
-            rest = words[:at] + words[at + (1 if "=" in word else 2) :]
-            folder = Path(value).expanduser()
-            if not value or not (folder / CONFIG).is_file():
-                raise UserError(f"--resume {value}: expected the folder of a run of each")
-            return rest, folder
-    return words, None
-
-
 def _words_of(folder: Path, more: Sequence[str]) -> list[str]:
     """Return the words of a run that is gone on with.
 
@@ -142,20 +112,6 @@ def _words_of(folder: Path, more: Sequence[str]) -> list[str]:
     if more:
         raise UserError(f"--resume goes on with the run as it began: leave out {more[0]}")
     return ["--config", str(folder / CONFIG), "--output.folder", str(folder)]
-
-
-def _refuse_shared_launch() -> None:
-    """Check that no launcher has started several of this command.
-
-    Raises:
-        UserError: If one has: each of them would run all categories.
-    """
-    for variable, launcher in (("WORLD_SIZE", "torchrun"), ("SLURM_NTASKS", "srun")):
-        if int(os.environ.get(variable, "1")) > 1:
-            raise UserError(
-                f"each starts the processes of a category itself, and {launcher} has started "
-                f"several of it ({variable}): start it once, with --trainer.devices"
-            )
 
 
 def _run_category(config: Path, folder: Path, category: str, several: bool) -> None:
@@ -168,43 +124,11 @@ def _run_category(config: Path, folder: Path, category: str, several: bool) -> N
     own += ["--output.folder", str(folder)]
     if not (folder / FITTED).is_file():  # a checkpoint may be of the middle of a fit
         shutil.rmtree(folder, ignore_errors=True)
-        _run(["fit", *own], several)
+        run_verb(["fit", *own], several)
         (folder / FITTED).touch()
     shutil.rmtree(folder / "logs" / "test", ignore_errors=True)  # of an interrupted test
-    _run(["test", *own, "--ckpt_path", str(checkpoint)], several)
+    run_verb(["test", *own, "--ckpt_path", str(checkpoint)], several)
     (folder / TESTED).touch()  # behind the pictures, which come after the figures
-
-
-def _run(words: list[str], several: bool) -> None:
-    """Run a verb here, its table kept back; with several processes, in processes of its own."""
-    if several:  # Lightning starts the others with this process's words
-        _run_apart([sys.executable, "-m", "anomaly_clip", *words])
-        return
-    with contextlib.redirect_stdout(io.StringIO()):
-        run_experiment(words)
-
-
-def _run_apart(command: list[str]) -> None:
-    """Run a command and say what it says, line by line; its table is kept back.
-
-    Raises:
-        UserError: What it ended with, if it fails.
-    """
-    last = "no message"
-    with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stderr is not None
-        try:
-            for line in filter(str.strip, process.stderr):
-                last = line.rstrip()
-                if not last.startswith(ERROR):  # which is said by who catches it
-                    say(last)
-        except BaseException:
-            process.kill()
-            raise
-    if process.returncode != 0:
-        raise UserError(last.removeprefix(ERROR))
 
 
 def _merge(folder: Path, categories: Sequence[str], failed: dict[str, str]) -> int:

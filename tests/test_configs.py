@@ -64,7 +64,7 @@ def few_words() -> list[str]:
     return ["--model.prompts.templates", '["a {}."]', "--trainer.accelerator", "cpu"]
 
 
-@pytest.mark.parametrize("file", sorted(CONFIGS.glob("sdp_plus_*.yaml")), ids=lambda f: f.stem)
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("sdp_plus_*_to_*.yaml")), ids=lambda f: f.stem)
 def test_every_pairing_of_sdp_plus_is_good_for_fit_and_test(
     tmp_path: Path, mvtec_root: Path, tiny_model: list[str], file: Path
 ) -> None:

@@ -1,0 +1,202 @@
+"""A parameter of a sweep: the distributions of W&B's grammar, and their draws.
+
+A draw comes from the seed, the number of the run and the name of the parameter: it does not depend
+on other runs, nor on other parameters.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from anomaly_clip.errors import nearest
+
+__all__ = ["Parameter", "read_parameter"]
+
+BOUNDS, BELL = ("min", "max"), ("mu", "sigma")
+TAKEN: dict[str, tuple[str, ...]] = {
+    "constant": ("value",),
+    "categorical": ("values", "probabilities"),
+    "int_uniform": BOUNDS,
+    **{
+        f"{quantised}{name}": settings + (("q",) if quantised else ())
+        for quantised in ("", "q_")
+        for name, settings in {
+            "uniform": BOUNDS,
+            "log_uniform": BOUNDS,
+            "log_uniform_values": BOUNDS,
+            "normal": BELL,
+            "log_normal": BELL,
+        }.items()
+    },
+    "inv_log_uniform": BOUNDS,
+    "inv_log_uniform_values": BOUNDS,
+}
+"""What the distributions are described by."""
+DEFAULTS = {"mu": 0.0, "sigma": 1.0, "q": 1}
+EXTREMES = (0.5 / 2**52, 1 - 0.5 / 2**52)  # the levels that a draw comes between
+POWER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+"""What is meant as a number and is a text for YAML 1.1 without a point or a sign."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """What an option is drawn from.
+
+    Args:
+        distribution: W&B's name for it.
+        values: Of constant and categorical: what can come.
+        weights: How often each of them comes.
+        settings: Of the others: what describes them.
+    """
+
+    distribution: str
+    values: tuple[Any, ...] = ()
+    weights: tuple[float, ...] = ()
+    settings: Mapping[str, float] | None = None
+
+    def quantile(self, level: float) -> Any:
+        """Return the value that a share ``level``, between 0 and 1, of all draws is below.
+
+        Example:
+            >>> from anomaly_clip.sweep_parameter import Parameter
+            >>> rate = Parameter("log_uniform_values", settings={"min": 1e-4, "max": 1e-2})
+            >>> round(rate.quantile(0.5), 6)
+            0.001
+        """
+        if self.settings is None:
+            sums = itertools.accumulate(self.weights)
+            found = (value for value, below in zip(self.values, sums, strict=True) if level < below)
+            return next(found, self.values[-1])
+        settings, kind = self.settings, self.distribution.removeprefix("q_")
+        if kind in ("normal", "log_normal"):
+            drawn = NormalDist(settings["mu"], settings["sigma"]).inv_cdf(level)
+        else:
+            low, high = settings["min"], settings["max"]
+            if kind == "int_uniform":
+                return int(low) + int(level * (high - low + 1))
+            if kind.endswith("_values"):
+                low, high = math.log(low), math.log(high)
+            if kind == "inv_log_uniform":  # the bounds are those of log(1 / x)
+                low, high = -high, -low
+            drawn = low + level * (high - low)
+        if "log" in kind:
+            drawn = math.exp(drawn)
+        if kind.endswith("_values"):  # exp(log(x)) may lie beside x
+            drawn = min(max(drawn, settings["min"]), settings["max"])
+        step = settings.get("q")
+        return drawn if step is None else round(drawn / step) * step
+
+    def draw(self, seed: int, run: int, name: str) -> Any:
+        """Return the value of a run."""
+        rng = np.random.default_rng([seed, run, zlib.crc32(name.encode())])
+        return self.quantile((int(rng.integers(2**52)) + 0.5) / 2**52)  # neither 0 nor 1
+
+
+def read_parameter(name: str, given: Any) -> Parameter:
+    """Read what stands under a name of ``parameters``.
+
+    Raises:
+        ValueError: What is wrong with it, and the way out.
+    """
+    where = f"parameters.{name}"
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{where}: expected a mapping, as {{value: {given}}}, got {given}")
+    if "parameters" in given:
+        inner = next(iter(given["parameters"] or ["lr"]))
+        raise ValueError(f"{where}: parameters within a parameter: write {name}.{inner} as a name")
+    if name in ("output.root", "output.name", "output.folder"):
+        raise ValueError(f"{where}: a sweep gives each run its folder: leave it out")
+    kind = _distribution(where, given)
+    taken = TAKEN[kind]
+    odd = [key for key in given if key not in (*taken, "distribution")]
+    missing = [key for key in taken if key not in {*given, *DEFAULTS, "probabilities"}]
+    if odd or missing:
+        what = f"has no {odd[0]}" if odd else f"needs {missing[0]}"
+        raise ValueError(f"{where}: {kind} {what}: it takes {' and '.join(taken)}")
+    if kind in ("constant", "categorical"):
+        return _listed(where, kind, given)
+    settings = {key: _number(f"{where}.{key}", given.get(key, DEFAULTS.get(key))) for key in taken}
+    _check_settings(where, kind, settings)
+    parameter = Parameter(kind, settings=settings)
+    try:
+        for level in EXTREMES:
+            parameter.quantile(level)
+    except OverflowError:
+        raise ValueError(
+            f"{where}: draws of {kind} would be beyond all numbers: it takes exponents (for bounds "
+            f"of the value itself there is log_uniform_values)"
+        ) from None
+    return parameter
+
+
+def _distribution(where: str, given: Mapping[str, Any]) -> str:
+    """Return the distribution that is named, or that W&B would infer."""
+    if "distribution" in given:
+        kind = str(given["distribution"])
+        if kind not in TAKEN:
+            hint = nearest(kind, TAKEN)
+            raise ValueError(f"{where}: there is no distribution {kind} here; {hint}".rstrip("; "))
+        return kind
+    if "value" in given:
+        return "constant"
+    if "values" in given:
+        return "categorical"
+    if not set(BOUNDS) & set(given):
+        raise ValueError(f"{where}: expected value, values, min and max, or a distribution")
+    return "int_uniform" if all(isinstance(given.get(key), int) for key in BOUNDS) else "uniform"
+
+
+def _listed(where: str, kind: str, given: Mapping[str, Any]) -> Parameter:
+    values = [given["value"]] if kind == "constant" else given["values"]
+    if not isinstance(values, list) or not values:
+        raise ValueError(f"{where}.values: expected a list of at least one, got {values}")
+    for value in values:
+        if value is None:
+            raise ValueError(
+                f"{where}: W&B writes null as the word None, which options take for text: leave "
+                f"the option out in a sweep of its own"
+            )
+        if isinstance(value, str) and POWER.fullmatch(value):
+            _number(where, value)
+    weights = given.get("probabilities") or [1 / len(values)] * len(values)
+    if not isinstance(weights, list) or len(weights) != len(values):
+        raise ValueError(f"{where}.probabilities: expected one for each of {len(values)} values")
+    numbers = tuple(_number(f"{where}.probabilities", weight) for weight in weights)
+    if min(numbers) < 0 or not math.isclose(sum(numbers), 1, abs_tol=1e-6):
+        raise ValueError(f"{where}.probabilities: expected 0 or more, 1 in all, got {weights}")
+    return Parameter(kind, tuple(values), numbers)
+
+
+def _number(where: str, value: Any) -> float:
+    if isinstance(value, str) and POWER.fullmatch(value):
+        digits, exponent = re.split("[eE]", value)
+        meant = f"{digits}{'' if '.' in digits else '.0'}e{int(exponent):+d}"
+        raise ValueError(f"{where}: {value} is a text in YAML, not a number: write {meant}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{where}: expected a number, got {value}")
+    return value
+
+
+def _check_settings(where: str, kind: str, settings: Mapping[str, float]) -> None:
+    """Check that a distribution can be drawn from."""
+    for key in ("sigma", "q"):
+        if key in settings and settings[key] <= 0:
+            raise ValueError(f"{where}.{key}: expected more than 0, got {settings[key]}")
+    if "min" not in settings:
+        return
+    low, high = settings["min"], settings["max"]
+    if low > high:
+        raise ValueError(f"{where}: min {low} is above max {high}: swap them")
+    if kind == "int_uniform" and not all(isinstance(bound, int) for bound in (low, high)):
+        raise ValueError(f"{where}: int_uniform expected whole numbers, got {low} and {high}")
+    if kind.endswith("_values") and low <= 0:
+        raise ValueError(f"{where}.min: {kind} expected more than 0, got {low}")

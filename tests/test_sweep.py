@@ -1,0 +1,577 @@
+"""The local sweep, and the files that come along: grammar, draws, commands and goals."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from layouts import visa
+from scipy import stats
+
+from anomaly_clip.cli import main
+from anomaly_clip.data import feature_cache
+from anomaly_clip.experiment import run_experiment
+from anomaly_clip.files import CACHE_VARIABLE
+from anomaly_clip.sweep_file import ARGS, read_sweep
+from anomaly_clip.sweep_parameter import read_parameter
+
+ROOT = Path(__file__).parent.parent
+SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
+ON_DISK = [file for file in SWEEPS if file.stem != "demo"]  # which has a test of its own
+COMMAND = ["${env}", "anomaly_clip", "fit", "--model", "SDPPlus", "--data", "Demo", ARGS]
+GOAL = {"name": "val/pixel_ap", "goal": "maximize"}
+PLAIN: dict[str, Any] = {
+    "program": "anomaly_clip",
+    "method": "grid",
+    "metric": GOAL,
+    "parameters": {"model.lr": {"values": [0.1, 0.2]}},
+    "command": COMMAND,
+}
+
+VALIDATED = ["--data.val_split", "auxiliary"]
+AUXILIARY = [*VALIDATED, "--data.auxiliary", "Demo", "--data.auxiliary.seed", "9"]
+AUXILIARY += ["--data.auxiliary.categories", "[tan leather]", "--data.auxiliary.num_test", "20"]
+AUXILIARY += ["--data.auxiliary.picture_size", "64", "--data.categories", "[red capsule]"]
+AUXILIARY += ["--data.num_test", "4", "--data.picture_size", "64"]
+NOWHERE = ["--data.auxiliary", "VisA", "--data.auxiliary.root", "nowhere", *VALIDATED]
+FEW_WORDS = ["--model.prompts.templates", '["a {}."]', "--model.rvs.method", "mean"]
+TINY_CLIP = [*FEW_WORDS, "--model.backbone.name", "demo", "--model.backbone.pretrained", "random"]
+TINY_CLIP += ["--model.backbone.image_size", "32"]
+FEW_PICTURES = [
+    *FEW_WORDS,
+    "--model.backbone.image_size",
+    "32",
+    "--data.categories",
+    "[red capsule]",
+]
+FEW_PICTURES += ["--data.num_test", "4", "--data.auxiliary.categories", "[tan leather]"]
+QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
+QUIET += ["--trainer.accelerator", "cpu", "--data.num_workers", "0"]
+QUIET += ["--trainer.log_every_n_steps", "1", "--trainer.num_sanity_val_steps", "0"]
+QUICK = [*QUIET, "--trainer.max_epochs", "1"]
+
+Row = dict[str, str]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that writes a sweep file, with some keys replaced or, by None, left out."""
+
+    def written(**keys: Any) -> Path:
+        content = {key: value for key, value in {**PLAIN, **keys}.items() if value is not None}
+        file = tmp_path / "my_sweep.yaml"
+        file.write_text(yaml.safe_dump(content), encoding="utf-8")
+        return file
+
+    return written
+
+
+def table(run: Path) -> list[Row]:
+    with (run / "sweep.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+# -- the grammar ---------------------------------------------------------------------------------
+
+
+LAWS: list[tuple[dict[str, Any], Callable[[np.ndarray], np.ndarray]]] = [
+    ({"min": -1.0, "max": 3}, stats.uniform(-1, 4).ppf),
+    ({"min": 2, "max": 5}, stats.randint(2, 6).ppf),
+    ({"distribution": "uniform", "min": 2, "max": 5}, stats.uniform(2, 3).ppf),
+    ({"distribution": "log_uniform", "min": -2, "max": 1}, lambda u: np.exp(3 * u - 2)),
+    (
+        {"distribution": "log_uniform_values", "min": 1e-5, "max": 0.1},
+        stats.loguniform(1e-5, 0.1).ppf,
+    ),
+    (
+        {"distribution": "inv_log_uniform_values", "min": 1e-5, "max": 0.1},
+        lambda u: 1 / stats.loguniform(10, 1e5).ppf(1 - u),
+    ),
+    (
+        {"distribution": "inv_log_uniform", "min": -2, "max": 1},
+        lambda u: 1 / np.exp(stats.uniform(-2, 3).ppf(1 - u)),
+    ),
+    ({"distribution": "normal", "mu": 2, "sigma": 3}, stats.norm(2, 3).ppf),
+    ({"distribution": "normal"}, stats.norm(0, 1).ppf),
+    ({"distribution": "log_normal", "mu": 1, "sigma": 0.5}, stats.lognorm(0.5, scale=np.e).ppf),
+    (
+        {"distribution": "q_uniform", "min": 0, "max": 1, "q": 0.25},
+        lambda u: np.round(u / 0.25) * 0.25,
+    ),
+    (
+        {"distribution": "q_log_uniform_values", "min": 1, "max": 1000, "q": 10},
+        lambda u: np.round(stats.loguniform(1, 1000).ppf(u) / 10) * 10,
+    ),
+    ({"distribution": "q_log_uniform", "min": 0, "max": 4}, lambda u: np.round(np.exp(4 * u))),
+    (
+        {"distribution": "q_normal", "mu": 10, "sigma": 4, "q": 2},
+        lambda u: np.round(stats.norm(10, 4).ppf(u) / 2) * 2,
+    ),
+    (
+        {"distribution": "q_log_normal", "mu": 1, "sigma": 1, "q": 0.5},
+        lambda u: np.round(stats.lognorm(1, scale=np.e).ppf(u) / 0.5) * 0.5,
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "expected"), LAWS)
+def test_quantiles_are_those_of_scipy(
+    given: dict[str, Any], expected: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    parameter = read_parameter("x", given)
+    levels = np.linspace(0.0103, 0.9911, 57)  # no level at a jump
+    found = [parameter.quantile(level) for level in levels.tolist()]
+    np.testing.assert_allclose(found, expected(levels), rtol=1e-9, atol=1e-12)
+    quantised = given.get("distribution", "").startswith("q_")
+    whole = given == {"min": 2, "max": 5} or (quantised and isinstance(given.get("q", 1), int))
+    assert {type(value) for value in found} == {int if whole else float}
+
+
+def test_draws_spread_evenly_and_depend_on_nothing_else() -> None:
+    before = repr(np.random.get_state())
+    parameter = read_parameter("model.lr", {"min": 0.0, "max": 1.0})
+    drawn = [parameter.draw(0, run, "model.lr") for run in range(1, 2001)]
+    assert stats.kstest(drawn, "uniform").pvalue > 0.01
+    assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 0.1
+    others = [
+        [parameter.draw(seed, run, name) for run in range(1, 2001)]
+        for seed, name in ((1, "model.lr"), (0, "model.tau"))
+    ]
+    assert np.abs(np.corrcoef([drawn, *others]) - np.eye(3)).max() < 0.1
+    assert drawn[6] == parameter.draw(0, 7, "model.lr")
+    assert repr(np.random.get_state()) == before
+
+
+def test_values_come_as_often_as_their_probabilities_say() -> None:
+    given = {"values": ["a", "b", "c"], "probabilities": [0.2, 0.0, 0.8]}
+    parameter = read_parameter("x", given)
+    assert [parameter.quantile(level) for level in (0.1, 0.19, 0.21, 0.999)] == ["a", "a", "c", "c"]
+    drawn = [read_parameter("x", {"values": [True, 2]}).draw(0, run, "x") for run in range(1000)]
+    assert 400 < drawn.count(2) < 600
+    assert read_parameter("x", {"value": [3, 6]}).draw(0, 1, "x") == [3, 6]
+
+
+@pytest.mark.parametrize("bounds", [(1e-5, 0.1), (3, 7), (0.3, 0.3)])
+def test_draws_stay_within_their_bounds(bounds: tuple[float, float]) -> None:
+    low, high = bounds
+    given = {"distribution": "log_uniform_values", "min": low, "max": high}
+    parameter = read_parameter("x", given)
+    assert parameter.quantile(2**-53) >= low
+    assert parameter.quantile(1 - 2**-53) <= high
+
+
+def test_a_grid_has_all_combinations_in_order(write: Callable[..., Path]) -> None:
+    parameters = {"a": {"values": [1, 2]}, "b": {"value": "x"}, "c": {"values": [[3, 6], [4]]}}
+    file = write(parameters=parameters, run_cap=3)
+    rows = [(1, "x", [3, 6]), (1, "x", [4]), (2, "x", [3, 6])]
+    sweep = read_sweep(file)
+    assert [tuple(run.values()) for run in sweep.runs("grid", None, 0)] == rows
+    assert len(sweep.runs("grid", 2, 0)) == 2
+    assert len(sweep.runs("grid", 9, 0)) == 3
+    fewer, more = sweep.runs("random", 1, 5), sweep.runs("random", 3, 5)
+    assert fewer == more[:1]
+    assert more != sweep.runs("random", 3, 6)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        ["${env}", "anomaly_clip"],
+        ["${env}", "${program}"],
+        ["${env}", "${interpreter}", "-m", "anomaly_clip"],
+        ["/opt/bin/anomaly_clip"],
+    ],
+)
+def test_a_command_may_begin_as_wandb_has_it(
+    start: list[str], write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PICTURES", "/data")
+    command = [*start, "fit", "--data.root=${envvar:PICTURES}/visa", ARGS, "--trainer.devices", 1]
+    sweep = read_sweep(write(command=command))
+    words = ["--data.root=/data/visa", "--x", "1", "--a=[3, 6]", "--b=True", "--c=1e-05"]
+    swept = {"a": [3, 6], "b": True, "c": 1e-5}
+    assert sweep.words(swept, ["--x", "1"]) == [*words, "--trainer.devices", "1"]
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"parameter": {}}, "parameter is no key of a sweep file: did you mean parameters"),
+    ({"program": None}, "program is missing: a sweep here runs this project"),
+    ({"program": "train.py"}, "program is train.py: a sweep here runs this project"),
+    ({"command": None}, "command: expected the words of a fit, as [${env}, anomaly_clip, fit,"),
+    ({"command": ["${env}", "python", "train.py", ARGS]}, "command runs train.py"),
+    ({"command": ["${env}", "anomaly_clip", "test", ARGS]}, "command runs anomaly_clip test, not"),
+    ({"command": COMMAND[:-1]}, "command: expected ${args} once"),
+    ({"command": [*COMMAND[:-1], "${args_no_hyphens}"]}, "${args_no_hyphens} is not understood"),
+    ({"command": [*COMMAND, "${args_json}"]}, "${args_json} is not understood by anomaly_clip"),
+    ({"command": [*COMMAND, "--config", "a.yaml"]}, "--config comes behind ${args}: put it in"),
+    ({"command": [*COMMAND, "${envvar:NOT_SET_AT_ALL}"]}, "the environment has no NOT_SET_AT_ALL"),
+    ({"method": "grids"}, "method: expected one of grid, random, bayes, got grids"),
+    ({"method": "bayes"}, "draw them here with --method random --count N"),
+    ({"method": "random"}, "method random has no end: say how many runs with --count N"),
+    ({"metric": None}, "metric: expected the figure that runs are compared by"),
+    ({"metric": {"name": "val/pixel_ap"}}, "metric.goal: expected maximize or minimize, got None"),
+    ({"metric": {**GOAL, "name": "test/pixel_ap"}}, "test/pixel_ap is never logged by fit"),
+    ({"run_cap": 0}, "run_cap: expected a number of runs, 1 or more, got 0"),
+    ({"parameters": None}, "parameters: expected options"),
+    ({"parameters": {"a": 3}}, "parameters.a: expected a mapping, as {value: 3}, got 3"),
+    ({"parameters": {"model": {"parameters": {"lr": {}}}}}, "write model.lr as a name"),
+    ({"parameters": {"a": {"values": []}}}, "parameters.a.values: expected a list"),
+    ({"parameters": {"a": {"values": [None]}}}, "W&B writes null as the word None"),
+    ({"parameters": {"a": {"values": ["1e-5"]}}}, "is a text in YAML, not a number: write 1.0e-5"),
+    ({"parameters": {"a": {"min": "1e-5", "max": 1}}}, "parameters.a.min: 1e-5 is a text in YAML"),
+    ({"parameters": {"a": {"min": 1.0, "max": "2.5e3"}}}, "write 2.5e+3"),
+    ({"parameters": {"a": {"min": 2, "max": 1}}}, "parameters.a: min 2 is above max 1"),
+    ({"parameters": {"a": {"min": 1}}}, "parameters.a: uniform needs max"),
+    ({"parameters": {"a": {"min": 0.1, "max": 1.0}}}, "a grid has no ranges: list its values"),
+    ({"parameters": {"a": {"min": True, "max": 1}}}, "a.min: expected a number, got True"),
+    ({"parameters": {"a": {"min": 0, "max": 1, "mu": 1}}}, "int_uniform has no mu: it takes min"),
+    ({"parameters": {"a": {"distribution": "beta"}}}, "there is no distribution beta here"),
+    (
+        {"parameters": {"a": {"distribution": "log_unifrom", "min": 1, "max": 2}}},
+        "there is no distribution log_unifrom here; did you mean log_uniform",
+    ),
+    (
+        {"parameters": {"a": {"distribution": "log_uniform_values", "min": 0, "max": 2}}},
+        "parameters.a.min: log_uniform_values expected more than 0, got 0",
+    ),
+    (
+        {"parameters": {"a": {"distribution": "log_uniform", "min": 0, "max": 2000}}},
+        "draws of log_uniform would be beyond all numbers: it takes exponents",
+    ),
+    (
+        {"parameters": {"a": {"distribution": "q_uniform", "min": 0, "max": 1, "q": 0}}},
+        "parameters.a.q: expected more than 0, got 0",
+    ),
+    (
+        {"parameters": {"a": {"distribution": "int_uniform", "min": 0.5, "max": 1}}},
+        "int_uniform expected whole numbers, got 0.5 and 1",
+    ),
+    (
+        {"parameters": {"a": {"values": [1, 2], "probabilities": [0.5, 0.6]}}},
+        "parameters.a.probabilities: expected 0 or more, 1 in all, got [0.5, 0.6]",
+    ),
+    (
+        {"parameters": {"a": {"values": [1, 2], "probabilities": [1]}}},
+        "parameters.a.probabilities: expected one for each of 2 values",
+    ),
+    ({"parameters": {"output.root": {"value": "x"}}}, "a sweep gives each run its folder"),
+    (
+        {"parameters": {name: {"values": list(range(50))} for name in "abc"}},
+        "the grid has 125,000 runs: take the first of them with --count N",
+    ),
+    # What only the parser, or the first run's parts, can know:
+    ({"parameters": {"lr": {"value": 1}}}, "unknown option --lr"),
+    ({"parameters": {"model.lrr": {"value": 1}}}, "model.lrr: SDPPlus has no such option: did you"),
+    ({"parameters": {"model.lr": {"value": "x"}}}, "model.lr: expected float, got x"),
+    (
+        {
+            "parameters": {"model.lr": {"values": [1, "x"]}},
+            "command": [*COMMAND[:-1], *AUXILIARY, ARGS],
+        },
+        "run 2 (model.lr=x): model.lr: expected float, got x",
+    ),
+    ({"command": [*COMMAND[:-1], *NOWHERE, ARGS]}, "nowhere: there is no such"),
+    ({}, "these runs have no validation: say what validates, as --data.val_split"),
+    (
+        {"metric": {**GOAL, "name": "val/pixel_app"}, "command": [*COMMAND[:-1], *AUXILIARY, ARGS]},
+        "SDPPlus logs no val/pixel_app; did you mean val/pixel_ap",
+    ),
+]  # fmt: skip
+
+
+@pytest.fixture
+def complaint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[list[str]], str]:
+    """Return a function from a command line to what is said of it, in one line, as nothing runs."""
+    monkeypatch.chdir(tmp_path)
+
+    def said(line: list[str]) -> str:
+        assert main(["sweep", *line]) == 2
+        (sentence,) = capsys.readouterr().err.strip().splitlines()
+        assert not (tmp_path / "runs").exists()
+        return sentence
+
+    return said
+
+
+@pytest.mark.parametrize(("keys", "sentence"), BAD)
+def test_mistakes_of_a_file(
+    keys: dict[str, Any],
+    sentence: str,
+    write: Callable[..., Path],
+    complaint: Callable[[list[str]], str],
+) -> None:
+    assert sentence in complaint([str(write(**keys)), *TINY_CLIP])
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ([], "name the file first, as configs/sweeps/demo.yaml"),
+        (["--count", "3", "FILE"], "name the file first"),
+        (["nowhere.yaml"], "nowhere.yaml: cannot be read (No such file or directory)"),
+        (["."], ".: cannot be read (Is a directory)"),
+        (["empty.yaml"], "empty.yaml: expected a sweep file"),
+        (["odd.yaml"], "odd.yaml: not a file in YAML, line 1"),
+        (["FILE", "--count", "0"], "--count 0: expected 1 or more"),
+        (["FILE", "--seed", "-1"], "--seed -1: expected 0 or more"),
+        (["FILE", "--model.lr", "3"], "--model.lr: my_sweep.yaml sweeps it: leave it out"),
+        (["FILE", "--trainer.logger", "WandbLogger"], "logs into the folder of each run"),
+        (["FILE", "--output.folder=x"], "a sweep gives each run its folder: give --output.root"),
+        (["--resume", "nowhere"], "--resume nowhere: expected the folder of a run of sweep"),
+    ],
+)
+def test_mistakes_of_the_command_line(
+    line: list[str],
+    sentence: str,
+    write: Callable[..., Path],
+    complaint: Callable[[list[str]], str],
+) -> None:
+    file = write()
+    file.with_name("empty.yaml").touch()
+    file.with_name("odd.yaml").write_text("a: [1", encoding="utf-8")
+    found = complaint([file.name if word == "FILE" else word for word in line])
+    assert sentence in found
+
+
+# -- the files that come along -------------------------------------------------------------------
+
+
+def rendered(file: Path) -> list[str]:
+    """Return the words of a run as W&B's agent would start them, with a value for each option."""
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    drawn = {name: read_parameter(name, one) for name, one in content["parameters"].items()}
+    options = {name: {"value": one.draw(3, 1, name)} for name, one in drawn.items()}
+    macros = create_sweep_command_args({"args": options})
+    macros |= {"env": ["/usr/bin/env"], "program": [content["program"]]}
+    words: list[str] = []
+    for word in create_sweep_command(content["command"]):
+        words += macros[word[2:-1]] if word.startswith("${") else [word]
+    return words
+
+
+@pytest.mark.parametrize("file", SWEEPS, ids=lambda file: file.stem)
+def test_what_the_agent_of_wandb_starts_is_accepted(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    words = rendered(file)
+    assert words[:2] == ["/usr/bin/env", "anomaly_clip"]
+    assert main([*words[2:], "--print_config"]) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["trainer"]["logger"]["class_path"].endswith("WandbLogger")
+    # The words of ours are W&B's, but for the logger.
+    sweep = read_sweep(file)
+    options = {name: one.draw(3, 1, name) for name, one in sweep.parameters.items()}
+    assert sweep.words(options) == words[3:]
+    head = file.read_text(encoding="utf-8").split("program:")[0]
+    assert f"anomaly_clip sweep configs/sweeps/{file.name}" in head
+    assert f"wandb sweep configs/sweeps/{file.name}" in head
+
+
+def tiny(file: Path, clip: str, mvtec: Path, tmp_path: Path) -> list[str]:
+    """Return options that make a run of a sweep file tiny."""
+    words = ["--output.root", str(tmp_path / "runs"), *QUIET, "--data.root", str(mvtec)]
+    if file.stem != "sdp_plus":  # which sweeps it
+        words += ["--trainer.max_epochs", "1"]
+    if file.stem == "tab":
+        words += ["--model.backbone.weights", "random", "--model.text.name", clip]
+        words += ["--model.text.pretrained", "random", "--model.prompts.centered", "sides"]
+        return [*words, "--data.val_share", "0.25", "--model.image_size", "64"]
+    words += ["--model.backbone.name", clip, "--model.backbone.pretrained", "random"]
+    if file.stem == "sdp_plus":
+        words += ["--data.val_share", "0.5", *FEW_WORDS]  # there are six images
+        return [*words, "--data.auxiliary.root", str(visa(tmp_path / "visa"))]
+    words += ["--model.backbone.image_size", "32", "--data.val_share", "0.25"]
+    words += ["--trainer.max_steps", "1", "--trainer.val_check_interval", "1"]
+    words += ["--trainer.precision", "32-true", "--data.batch_size", "4"]
+    return words if "layer" in file.stem else [*words, "--model.feature_layer", "2"]
+
+
+@pytest.mark.parametrize("file", ON_DISK, ids=lambda file: file.stem)
+def test_fit_logs_the_goal_of_every_file(
+    file: Path,
+    mvtec_root: Path,
+    tmp_path: Path,
+    tiny_clip_config: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for category in ("bottle", "metal_nut"):  # which have too few images to hold some out
+        good = mvtec_root / category / "train" / "good"
+        for number, picture in enumerate(sorted(good.iterdir())):
+            (good / f"more{number}.png").write_bytes(picture.read_bytes())
+    monkeypatch.chdir(ROOT)
+    words = tiny(file, tiny_clip_config, mvtec_root, tmp_path)
+    assert main(["sweep", str(file), "--count", "1", *words]) == 0, capsys.readouterr().err
+    (row,) = table(tmp_path / "runs" / file.stem / "1")
+    assert row["state"] == "finished"
+    sweep = read_sweep(file)
+    assert float(row[sweep.metric]) >= 0
+    assert list(row)[2 : 2 + len(sweep.parameters)] == list(sweep.parameters)
+
+
+# -- the runs ------------------------------------------------------------------------------------
+
+
+def demo(tmp_path: Path, *more: str) -> list[str]:
+    words = ["sweep", str(ROOT / "configs" / "sweeps" / "demo.yaml"), *QUICK, *FEW_PICTURES]
+    return [*words, "--output.root", str(tmp_path / "runs"), *more]
+
+
+def test_four_runs_share_their_features(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    ordinary, seen = feature_cache._encoded, []
+
+    def encoded(encoder: Any, images: Any) -> Any:
+        seen.append(len(images))
+        return ordinary(encoder, images)
+
+    monkeypatch.setattr(feature_cache, "_encoded", encoded)
+    assert main(demo(tmp_path)) == 0
+    run = tmp_path / "runs" / "demo" / "1"
+    kept = list((Path(os.environ[CACHE_VARIABLE]) / "features").glob("*/*.safetensors"))
+    assert sum(seen) == len(kept) == 20  # once, not in each of four runs
+    said = capsys.readouterr()
+    rows = table(run)
+    assert [row["state"] for row in rows] == ["finished"] * 4
+    assert [float(row["model.lr"]) for row in rows] == [1e-4, 3e-4, 1e-3, 3e-3]
+    goals = {row["run"]: float(row["val/pixel_ap"]) for row in rows}
+    assert len(set(goals.values())) > 1
+    shown = [line.split()[0] for line in said.out.splitlines() if line.strip()[:1].isdigit()]
+    assert shown == sorted(goals, key=lambda number: -goals[number])
+    assert "the highest val/pixel_ap first" in said.out
+    assert "not CLIP's figures" in " ".join(said.out.split())
+    for row in rows:
+        log = Path(row["folder"]) / "logs" / "fit" / "metrics.csv"
+        with log.open(newline="", encoding="utf-8") as file:
+            logged = [one for one in csv.DictReader(file) if one["val/pixel_ap"]]
+        assert float(logged[-1]["val/pixel_ap"]) == goals[row["run"]]
+        assert (row["epoch"], row["step"]) == (logged[-1]["epoch"], logged[-1]["step"])
+        assert float(row["val/image_auroc"]) == float(logged[-1]["val/image_auroc"])
+        assert float(row["minutes"]) > 0
+        assert (Path(row["folder"]) / "linear_layers.pth").is_file()
+    config = yaml.safe_load((run / "2" / "config-fit.yaml").read_text())
+    assert config["model"]["init_args"]["lr"] == 3e-4
+    assert config["output"]["name"] == "sdp_plus_demo"
+    assert config["trainer"]["logger"] is None
+
+
+@pytest.fixture
+def small(write: Callable[..., Path], tmp_path: Path) -> list[str]:
+    """Return the words of a sweep of three random runs."""
+    command = [*COMMAND[:-1], *AUXILIARY, ARGS]
+    law = {"distribution": "log_uniform_values", "min": 1e-4, "max": 1e-2}
+    file = write(method="random", run_cap=3, command=command, parameters={"model.lr": law})
+    root = ["--output.root", str(tmp_path / "runs")]
+    return ["sweep", str(file), *TINY_CLIP, *QUICK, *root, "--seed", "4"]
+
+
+def test_an_interrupted_sweep_goes_on_where_it_was(
+    small: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    done: list[str] = []
+
+    def interrupted(line: list[str]) -> int:
+        if len(done) == 1:
+            raise KeyboardInterrupt
+        code = run_experiment(line)
+        done.append(Path(line[-1]).name)
+        return code
+
+    monkeypatch.setattr("anomaly_clip.in_turn.run_experiment", interrupted)
+    assert main(small) == 130
+    run = tmp_path / "runs" / "my_sweep" / "1"
+    assert f"go on with: anomaly_clip sweep --resume {run}" in capsys.readouterr().err
+    assert [row["state"] for row in table(run)] == ["finished", "not run", "not run"]
+    before = table(run)
+    sweep = read_sweep(Path(small[1]))
+    assert json.loads((run / "sweep.json").read_text())["runs"] == sweep.runs("random", 3, 4)
+    assert (run / "sweep.yaml").read_text() == sweep.text
+    # The file is changed, and half a run lies there.
+    Path(small[1]).write_text("changed", encoding="utf-8")
+    (run / "2" / "checkpoints").mkdir(parents=True)
+    (run / "2" / "checkpoints" / "last.ckpt").write_text("half a checkpoint")
+    monkeypatch.setattr("anomaly_clip.in_turn.run_experiment", run_experiment)
+    assert main(["sweep", "--resume", str(run), "--count", "5"]) == 2
+    assert "leave out --count" in capsys.readouterr().err
+    assert main(["sweep", f"--resume={run}"]) == 0
+    assert "finished before" in capsys.readouterr().err
+    after = table(run)
+    assert after[0] == before[0]
+    assert [row["model.lr"] for row in after] == [row["model.lr"] for row in before]
+    assert {row["state"] for row in after} == {"finished"}
+    for number in (2, 3):
+        config = yaml.safe_load((run / str(number) / "config-fit.yaml").read_text())
+        assert config["model"]["init_args"]["lr"] == float(after[number - 1]["model.lr"])
+
+
+def test_a_run_that_fails_does_not_stop_the_others(
+    write: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*COMMAND[:-1], *AUXILIARY, "--data.val_split", "test", ARGS]
+    # The parser accepts what the method refuses.
+    file = write(parameters={"model.lr": {"values": [0.001, -1.0, 0.002]}}, command=command)
+    words = ["sweep", str(file), *TINY_CLIP, *QUICK, "--output.root", str(tmp_path / "runs")]
+    assert main(words) == 1
+    run = tmp_path / "runs" / "my_sweep" / "1"
+    rows = table(run)
+    assert [row["state"] for row in rows] == ["finished", "failed", "finished"]
+    assert rows[1]["why"] == "model.lr must be above 0, got -1.0"
+    assert rows[1]["val/pixel_ap"] == rows[1]["minutes"] == rows[1]["folder"] == ""
+    said = capsys.readouterr()
+    assert "2: model.lr=-1 failed: model.lr must be above 0" in said.err
+    assert "RANDOM WEIGHTS" in said.out
+    assert "GOAL MEASURED ON THE TEST IMAGES" in said.out
+    assert said.out.strip().splitlines()[-1].split() == ["2", "-1", "failed", "–"]
+
+
+def test_a_goal_that_is_not_logged_is_not_invented(
+    write: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*COMMAND[:-1], *AUXILIARY, ARGS, "--trainer.limit_val_batches", "0"]
+    file = write(command=command)
+    words = ["sweep", str(file), "--count", "1", *TINY_CLIP, *QUICK]
+    assert main([*words, "--output.root", str(tmp_path)]) == 1
+    (row,) = table(tmp_path / "my_sweep" / "1")
+    assert row["state"] == "failed"
+    assert row["why"].startswith("the fit logged no val/pixel_ap, but no val/ figure")
+    assert "failed" in capsys.readouterr().out
+
+
+def test_a_dry_run_lists_the_commands(
+    write: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = write(
+        command=[*COMMAND[:-1], *AUXILIARY, ARGS],
+        early_terminate={"type": "hyperband", "min_iter": 3},
+    )
+    assert main(["sweep", str(file), *TINY_CLIP, "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert not (tmp_path / "runs").exists()
+    words = shlex.split(lines[1])
+    assert words[:2] == ["anomaly_clip", "fit"]
+    assert "--model.lr=0.2" in words
+    assert main([*words[1:], "--print_config"]) == 0
+    assert read_sweep(file).ignored == ("early_terminate",)
