@@ -122,7 +122,7 @@ def _start(words: Sequence[str]) -> int:
         return 0
     with translated():
         root = Path(asked.root).expanduser()
-        folder = create_run_folder(root, asked.name or sweep.file.stem)
+        folder = create_run_folder(root, asked.name or f"sweep_{sweep.file.stem}")
     for number, config in enumerate(configs, start=1):
         _write_text(folder / CONFIGS / f"{number}.yaml", config)
     _write_text(folder / "sweep.yaml", sweep.text)
@@ -150,7 +150,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output.root", dest="root", default="runs", metavar="DIR", help="default: runs"
     )
-    parser.add_argument("--output.name", dest="name", help="default: the name of the file")
+    parser.add_argument(
+        "--output.name", dest="name", help="default: sweep_ and the name of the file"
+    )
     return parser
 
 

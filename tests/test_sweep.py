@@ -415,7 +415,7 @@ def test_fit_logs_the_goal_of_every_file(
     monkeypatch.chdir(ROOT)
     words = tiny(file, tiny_clip_config, mvtec_root, tmp_path)
     assert main(["sweep", str(file), "--count", "1", *words]) == 0, capsys.readouterr().err
-    (row,) = table(tmp_path / "runs" / file.stem / "1")
+    (row,) = table(tmp_path / "runs" / f"sweep_{file.stem}" / "1")
     assert row["state"] == "finished"
     sweep = read_sweep(file)
     assert float(row[sweep.metric]) >= 0
@@ -442,7 +442,7 @@ def test_four_runs_share_their_features(
 
     monkeypatch.setattr(feature_cache, "_encoded", encoded)
     assert main(demo(tmp_path)) == 0
-    run = tmp_path / "runs" / "demo" / "1"
+    run = tmp_path / "runs" / "sweep_demo" / "1"
     kept = list((Path(os.environ[CACHE_VARIABLE]) / "features").glob("*/*.safetensors"))
     assert sum(seen) == len(kept) == 20  # once, not in each of four runs
     said = capsys.readouterr()
@@ -497,7 +497,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(
 
     monkeypatch.setattr("anomaly_clip.in_turn.run_experiment", interrupted)
     assert main(small) == 130
-    run = tmp_path / "runs" / "my_sweep" / "1"
+    run = tmp_path / "runs" / "sweep_my_sweep" / "1"
     assert f"go on with: anomaly_clip sweep --resume {run}" in capsys.readouterr().err
     assert [row["state"] for row in table(run)] == ["finished", "not run", "not run"]
     before = table(run)
@@ -530,7 +530,7 @@ def test_a_run_that_fails_does_not_stop_the_others(
     file = write(parameters={"model.lr": {"values": [0.001, -1.0, 0.002]}}, command=command)
     words = ["sweep", str(file), *TINY_CLIP, *QUICK, "--output.root", str(tmp_path / "runs")]
     assert main(words) == 1
-    run = tmp_path / "runs" / "my_sweep" / "1"
+    run = tmp_path / "runs" / "sweep_my_sweep" / "1"
     rows = table(run)
     assert [row["state"] for row in rows] == ["finished", "failed", "finished"]
     assert rows[1]["why"] == "model.lr must be above 0, got -1.0"
@@ -549,7 +549,7 @@ def test_a_goal_that_is_not_logged_is_not_invented(
     file = write(command=command)
     words = ["sweep", str(file), "--count", "1", *TINY_CLIP, *QUICK]
     assert main([*words, "--output.root", str(tmp_path)]) == 1
-    (row,) = table(tmp_path / "my_sweep" / "1")
+    (row,) = table(tmp_path / "sweep_my_sweep" / "1")
     assert row["state"] == "failed"
     assert row["why"].startswith("the fit logged no val/pixel_ap, but no val/ figure")
     assert "failed" in capsys.readouterr().out

@@ -61,7 +61,10 @@ def track_config(loggers: Iterable[Logger], config: str, folder: Path) -> None:
     """
     flat = {**dict(_flat(yaml.safe_load(config) or {})), "run_folder": str(folder)}
     for run in _runs(loggers):
-        run.config.update(flat, allow_val_change=True)  # a sweep has set some of them already
+        # A sweep has set some of them already, and keeps those under lock.
+        known = run.config
+        fresh = {k: v for k, v in flat.items() if k not in known or known[k] != v}
+        known.update(fresh, allow_val_change=True)
 
 
 def track_picture(loggers: Iterable[Logger], name: str, file: Path) -> None:
