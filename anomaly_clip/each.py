@@ -7,7 +7,6 @@ the others; a run that was interrupted goes on where it was.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -26,6 +25,7 @@ from anomaly_clip.progress import say
 from anomaly_clip.report.kept_maps import file_name
 from anomaly_clip.report.page import PAGE, write_page
 from anomaly_clip.report.tables import figures_rows, figures_table, rounds_remark, selection_warning
+from anomaly_clip.report.tracking import grouped_tracking
 from anomaly_clip.report.writer import Measured, remark_on
 from anomaly_clip.runs import versions, write_csv, write_json
 
@@ -68,7 +68,6 @@ def run_each(words: Sequence[str]) -> int:
     except UserError:
         writer.abandon()
         raise
-    os.environ.setdefault("WANDB_RUN_GROUP", str(writer.folder))  # what belongs together there
     several = plan.trainer.world_size > 1
     folder = writer.folder
     if resumed is None:
@@ -80,7 +79,8 @@ def run_each(words: Sequence[str]) -> int:
         name: partial(_run_category, folder / CONFIG, folder / file_name(name), name, several)
         for name in categories
     }
-    failed = run_in_turn(jobs, f"anomaly_clip each --resume {folder}")
+    with grouped_tracking(str(folder)):
+        failed = run_in_turn(jobs, f"anomaly_clip each --resume {folder}")
     return _merge(folder, categories, failed)
 
 

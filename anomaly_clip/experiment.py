@@ -12,6 +12,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, cast
 
+import rich
 import torch
 import yaml
 from jsonargparse import Namespace
@@ -366,6 +367,7 @@ def known_options() -> list[str]:
 def quieten() -> None:
     """Silence what says nothing about the run; the writer's start line says the rest."""
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's own calls
+    rich.reconfigure(stderr=True)  # Lightning's summary of a model: standard output is for results
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (

@@ -17,7 +17,13 @@ from run_folder import TWO, make_run
 
 from anomaly_clip.cli import main
 from anomaly_clip.report.page import write_page
-from anomaly_clip.report.tracking import own_tracking, track_config, track_picture, track_run
+from anomaly_clip.report.tracking import (
+    grouped_tracking,
+    own_tracking,
+    track_config,
+    track_picture,
+    track_run,
+)
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -142,6 +148,16 @@ def test_a_run_ends_with_what_opened_it(tmp_path: Path) -> None:
     mine.finish()
 
 
+def test_a_group_ends_with_what_it_is_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    with grouped_tracking("runs/padim/1"):
+        assert os.environ["WANDB_RUN_GROUP"] == "runs/padim/1"
+    assert "WANDB_RUN_GROUP" not in os.environ
+    monkeypatch.setenv("WANDB_RUN_GROUP", "mine")
+    with grouped_tracking("runs/padim/1"):
+        assert os.environ["WANDB_RUN_GROUP"] == "mine"
+    assert os.environ["WANDB_RUN_GROUP"] == "mine"
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of few batches, and of files that are there
 def test_a_fit_and_its_test_are_logged(
     tmp_path: Path, tiny_clip_config: str, mvtec_root: Path, monkeypatch: pytest.MonkeyPatch
@@ -166,4 +182,3 @@ def test_a_fit_and_its_test_are_logged(
     page = (tmp_path / "runs" / "clip_ada" / "2" / "report.html").read_bytes()
     assert any(file.read_bytes() == page for file in staged if file.is_file())
     assert wandb.run is None
-    assert "WANDB_RUN_GROUP" not in os.environ

@@ -8,6 +8,7 @@ is imported only if it was chosen.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,11 +27,12 @@ from anomaly_clip.report.page import CHARTS, PAGE
 from anomaly_clip.report.run_files import CURVES_FILE, Listed, RunFiles, read_files
 from anomaly_clip.report.thumbnails import panels_of
 
-__all__ = ["own_tracking", "track_config", "track_picture", "track_run"]
+__all__ = ["grouped_tracking", "own_tracking", "track_config", "track_picture", "track_run"]
 
 FILES = (PAGE, METRICS, "metrics.csv", "scores.csv", CURVES_FILE)
 """What the artifact holds, with the configurations."""
 MASK = {1: "defect"}
+GROUP = "WANDB_RUN_GROUP"
 HALF = 128
 
 
@@ -49,6 +51,18 @@ def own_tracking() -> Iterator[None]:
         opened = _open_run()
         if opened is not None and opened is not before:
             opened.finish(exit_code=code)
+
+
+@contextmanager
+def grouped_tracking(name: str) -> Iterator[None]:
+    """Let runs of W&B that are opened inside belong to one group, unless the user names another."""
+    asked = os.environ.get(GROUP)
+    os.environ.setdefault(GROUP, name)  # which processes that are started inside inherit
+    try:
+        yield
+    finally:
+        if asked is None:
+            del os.environ[GROUP]
 
 
 def track_config(loggers: Iterable[Logger], config: str, folder: Path) -> None:
