@@ -32,15 +32,13 @@ from anomaly_clip.data.support import CategoryBatches, SupportedBatches, normal_
 from anomaly_clip.methods import RegAD
 from anomaly_clip.methods import moments as moments_module
 from anomaly_clip.methods.moments import few_sample_gaussians
-from anomaly_clip.methods.regad import (
-    PixelCNNSettings,
+from anomaly_clip.methods.regad import PixelCNNSettings, averaged, spread
+from anomaly_clip.methods.registration import (
     RegistrationNetwork,
     augment,
-    averaged,
     inverse,
     joined,
     negative_cosine,
-    spread,
     warp,
 )
 from anomaly_clip.metrics.evaluator import FIGURES, Evaluator, Results
