@@ -35,7 +35,7 @@ CONFIG = "config-each.yaml"
 FITTED, TESTED = ".fitted", ".tested"
 """Files that say that a category's fit, and its test, came to their end."""
 FAILED = 1
-OWN = {"selected_epoch", "spread", "by_round"}
+OWN = {"selected_epoch", "spread", "by_round", "trained_on"}
 """Parts of a protocol that are of one category alone."""
 
 
@@ -173,8 +173,8 @@ def _write_merged(
             protocol[part].update(one["run"]["protocol"][part])
     for part in OWN & set(first["protocol"]):
         protocol[part] = {name: one["run"]["protocol"][part] for name, one in found.items()}
-    for part in {"overlap", "anomalous_without_pixels"} & set(first["protocol"]):
-        values = [one["run"]["protocol"][part] for one in found.values()]
+    for part in {"overlap", "anomalous_without_pixels", "listed"} & set(first["protocol"]):
+        values = [one["run"]["protocol"].get(part) for one in found.values()]
         protocol[part] = None if None in values else sum(values)
     checkpoints = {name: one["run"]["checkpoint"] for name, one in found.items()}
     run = {

@@ -47,5 +47,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(path)
+    except OSError as error:
+        if error.filename is None:  # a full disk does not say what it had no room for
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)

@@ -67,6 +67,8 @@ def make_run(
                 "category": category,
                 "label": label,
                 "score": score,
+                "gap": -number / 100,
+                "full": False,
                 "mask": True,
             }
         )

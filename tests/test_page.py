@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +18,11 @@ from PIL import Image
 from run_folder import TWO, make_run
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
 from anomaly_clip.cli import main
+from anomaly_clip.errors import UserError
 from anomaly_clip.metrics.evaluator import FIGURES
 from anomaly_clip.report.page import PAGE, write_page
 from anomaly_clip.runs import write_json
@@ -104,11 +108,14 @@ def test_what_a_reader_must_know_comes_first(tmp_path: Path) -> None:
     run = make_run(tmp_path, TWO, weights=weights, failed={"screw": "no images"})
     content = json.loads((run / "metrics.json").read_text())
     content["run"]["protocol"] |= {"complete": False, "overlap": 3, "select": "best_test"}
+    content["run"]["protocol"] |= {"listed": 36, "rounds": 10}
     write_json(run / "metrics.json", content)
     text = " ".join(read(write_page(run)).texts["p"])
     for said in (
         "RANDOM WEIGHTS: these figures mean nothing",
-        "PARTIAL: not all images were scored",
+        "PARTIAL: 8 of 36 images were scored",
+        "means of 10 rounds",
+        "Curves, scores, counts and pictures are those of the first round",
         "3 TEST IMAGES ARE AMONG THE TRAINING IMAGES",
         "EPOCH CHOSEN BY THE TEST IMAGES",
         "FAILED: screw: no images",
@@ -116,12 +123,25 @@ def test_what_a_reader_must_know_comes_first(tmp_path: Path) -> None:
         assert said in text
 
 
+def test_what_is_not_known_is_not_called_none(tmp_path: Path) -> None:
+    run = make_run(tmp_path, TWO)
+    content = json.loads((run / "metrics.json").read_text())
+    borrowed = {"borrowed": "visa.pth", "auxiliary": None, "overlap": None, "synthesis": None}
+    content["run"]["protocol"] |= borrowed
+    write_json(run / "metrics.json", content)
+    seen = read(write_page(run))
+    words = dict(zip(seen.texts["dt"], seen.texts["dd"], strict=True))
+    assert words["auxiliary"] == "not known"
+    assert words["overlap"] == "not checked"
+    assert words["synthesis"] == "none"
+
+
 @pytest.mark.parametrize(("label", "missing"), [(0, "anomalous"), (1, "normal")])
 def test_images_of_one_kind_are_said(tmp_path: Path, label: int, missing: str) -> None:
     run = make_run(tmp_path, {"cap": ([0.1, 0.2], [label] * 2)}, pictures=2)
     seen = read(write_page(run))
-    assert f"There is no {missing} image: most figures are not defined" in seen.texts["p"]
-    assert "polyline" not in seen.texts  # no curve is drawn
+    assert f"No {missing} image was scored: most figures are not defined" in seen.texts["p"]
+    assert "<polyline" not in (run / PAGE).read_text(encoding="utf-8")
 
 
 def test_thousands_of_categories_stay_small(tmp_path: Path) -> None:
@@ -146,6 +166,32 @@ def test_pictures_without_room_are_counted(tmp_path: Path, monkeypatch: pytest.M
     assert "3 more are in the folder gallery" in text
 
 
+def test_the_worst_pictures_come_first_and_no_kind_takes_all_the_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path, TWO, pictures=8)  # labels 0 0 1 1 0 0 0 1
+    file = run / "gallery" / "gallery.json"
+    listed = json.loads(file.read_text())
+    for one, gap in zip(listed["pictures"], (1, 2, 3, 4, 5, 6, 7, 8), strict=True):
+        one["gap"] = gap
+    write_json(file, listed)
+    sizes = [(run / "gallery" / f"{number}.webp").stat().st_size for number in range(8)]
+    monkeypatch.setattr("anomaly_clip.report.page.MOST_PICTURES", sizes[6] + sizes[7] + sizes[3])
+    seen = read(write_page(run))
+    shown = [text for text in seen.texts["figcaption"] if "/" in text]
+    assert shown == ["nut/6", "nut/7", "cap/3"]  # a false alarm, two hits
+
+
+def test_a_page_that_is_too_large_goes_without_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path, TWO, pictures=8)
+    size = write_page(run).stat().st_size
+    monkeypatch.setattr("anomaly_clip.report.page.MOST_BYTES", size - 1)
+    assert "<img " not in write_page(run).read_text(encoding="utf-8")
+    assert "8 more are in the folder gallery" in (run / PAGE).read_text(encoding="utf-8")
+
+
 def test_too_many_scores_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("anomaly_clip.report.page.MOST_SCORES", 7)
     text = write_page(make_run(tmp_path, TWO)).read_text(encoding="utf-8")
@@ -168,6 +214,8 @@ def test_a_folder_that_lacks_a_file_still_has_a_page(tmp_path: Path, file: str) 
         ("metrics.json", None, "neither metrics.json nor predict.json"),
         ("curves.json", "[]", "curves.json: damaged"),
         ("curves.json", '{"cap": {"image_roc": 3}}', "curves.json: damaged"),
+        ("curves.json", '{"cap": {"image_roc": [[], []]}}', "curves.json: damaged"),
+        ("curves.json", '{"cap": {"image_roc": [[0, 1], [0]]}}', "curves.json: damaged"),
         ("scores.csv", "path,category,label,image_score\na,cap,0,high\n", "scores.csv: damaged"),
         ("scores.csv", "path,category,label,image_score\na,cap,0,nan\n", "scores.csv: damaged"),
         ("scores.csv", "\0", "scores.csv: damaged"),
@@ -187,6 +235,43 @@ def test_a_damaged_folder_is_one_sentence(
     assert said in err
     assert err.count("\n") == 1
     assert not (run / PAGE).exists()
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        (("mean",), []),
+        (("run", "versions"), []),
+        (("run", "seed"), [0]),
+        (("run", "failed"), {str(number): "no" for number in range(999)}),
+        (("run", "checkpoint"), {"cap": "a.ckpt"}),
+        (("run", "protocol", "images"), ["cap"]),
+        (("run", "protocol", "images"), {"cap": "two"}),
+        (("run", "protocol", "rounds"), "3"),
+        (("run", "protocol", "by_round"), [{"image_auroc": 0.123456789}] * 3),
+    ],
+)
+def test_odd_records_are_no_trouble(tmp_path: Path, where: tuple[str, ...], value: Any) -> None:
+    run = make_run(tmp_path, TWO)
+    content = json.loads((run / "metrics.json").read_text())
+    part = content
+    for name in where[:-1]:
+        part = part[name]
+    part[where[-1]] = value
+    write_json(run / "metrics.json", content)
+    assert "cap" in read(write_page(run)).texts["td"]
+
+
+def test_a_mean_or_a_predict_that_says_nothing_is_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "test", TWO)
+    content = json.loads((run / "metrics.json").read_text())
+    write_json(run / "metrics.json", {**content, "mean": {"image_auroc": "high"}})
+    with pytest.raises(UserError, match="mean image_auroc that is no fraction"):
+        write_page(run)
+    (tmp_path / "predict").mkdir()
+    write_json(tmp_path / "predict" / "predict.json", {})
+    with pytest.raises(UserError, match="does not say what was run on what"):
+        write_page(tmp_path / "predict")
 
 
 def test_pictures_outside_of_the_run_are_not_taken(tmp_path: Path) -> None:
@@ -215,8 +300,9 @@ def test_a_test_ends_with_its_page(tiny_sdp: list[str], tmp_path: Path) -> None:
     seen = read(run / PAGE)
     pictures = [link for link in seen.links if link.startswith("data:image/webp")]
     assert len(pictures) == 8 == len(list((run / "gallery").rglob("*.webp")))
-    for full in (link for link in seen.links if link.startswith("maps/")):
-        assert (run / full).is_file()
+    full = [link for link in seen.links if link.startswith("maps/")]
+    assert len(full) == 8
+    assert all((run / link).is_file() for link in full)
     listed = json.loads((run / "gallery" / "gallery.json").read_text())["pictures"]
     assert {one["kind"] for one in listed} == {"false_alarm", "miss", "hit"}
     with Image.open(run / "gallery" / listed[0]["picture"]) as sheet:
@@ -229,13 +315,56 @@ def test_pages_need_not_be_written(tiny_sdp: list[str], tmp_path: Path) -> None:
     assert not left & {PAGE, "gallery", ".scratch"}
 
 
-def test_a_predict_shows_the_highest_scores(tiny_sdp: list[str], tmp_path: Path) -> None:
-    assert main(["predict", *tiny_sdp]) == 0
-    run = tmp_path / "runs" / "sdp" / "1"
+@pytest.fixture
+def own_pictures(tiny_sdp: list[str], mvtec_root: Path) -> list[str]:
+    """Return the options of a predict of six pictures without labels."""
+    folder = mvtec_root / "bottle" / "train" / "good"
+    for number in range(4):
+        save_picture(folder / f"{number}.png", size=30 + number)
+    words = [word for word in tiny_sdp if not word.startswith("--data.root")]
+    words += ["--data=ImageFolder", "--data.category=bottle", f"--data.root={folder}"]
+    return [*words, "--output.name=own"]
+
+
+def test_a_predict_shows_the_highest_scores(own_pictures: list[str], tmp_path: Path) -> None:
+    assert main(["predict", *own_pictures]) == 0
+    run = tmp_path / "runs" / "own" / "1"
     seen = read(run / PAGE)
-    assert seen.texts["h1"] == ["SDP on MVTecAD, predict"]
+    assert seen.texts["h1"] == ["SDP on ImageFolder, predict"]
     assert "td" not in seen.texts
+    assert "The highest scores" in seen.texts["h3"]
+    with (run / "scores.csv").open(newline="") as file:
+        scores = sorted((float(row["image_score"]) for row in csv.DictReader(file)), reverse=True)
+    shown = re.findall(r'data-score="([^"]+)"', (run / PAGE).read_text(encoding="utf-8"))
+    assert [float(score) for score in shown[:4]] == scores[:4]
+    assert sum(link.startswith("maps/") for link in seen.links) == 6
+    assert "folder maps beside it" in "".join(seen.texts["footer"])
     assert main(["report", str(run), "--page"]) == 0  # from what predict left alone
+
+
+def test_results_of_two_kinds_do_not_share_a_folder(
+    tiny_sdp: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for verb, other in (("test", "predict"), ("predict", "test")):
+        words = [*tiny_sdp, f"--output.folder={tmp_path / verb}"]
+        assert main([verb, *words]) == 0
+        page = (tmp_path / verb / PAGE).read_bytes()
+        capsys.readouterr()
+        assert main([other, *words]) == 2
+        assert f"has the results of a {verb}: give {other} another" in capsys.readouterr().err
+        assert (tmp_path / verb / PAGE).read_bytes() == page
+
+
+@pytest.mark.filterwarnings("ignore:Experiment logs directory")
+def test_nothing_of_an_earlier_run_stays_on_the_page(tiny_sdp: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = ["test", *tiny_sdp, f"--output.folder={run}"]
+    assert main([*words, "--output.maps=true"]) == 0
+    assert main([*words, "--output.maps=false"]) == 0
+    assert not any(link.startswith("maps/") for link in read(run / PAGE).links)
+    assert main([*words, "--output.page=false"]) == 0
+    assert not (run / PAGE).exists()
+    assert not (run / "gallery").exists()
 
 
 def test_each_has_one_page_of_all_categories(mvtec_root: Path, tmp_path: Path) -> None:
@@ -410,16 +539,63 @@ def test_odd_runs_are_no_trouble_for_the_script(tmp_path: Path, chrome: Chrome) 
 
 
 def test_a_predict_counts_what_is_called_anomalous(
-    tiny_sdp: list[str], mvtec_root: Path, tmp_path: Path, chrome: Chrome
+    own_pictures: list[str], tmp_path: Path, chrome: Chrome
 ) -> None:
-    words = [word for word in tiny_sdp if not word.startswith("--data.root")]
-    words += ["--data=ImageFolder", "--data.category=bottle", "--output.name=own"]
-    words += [f"--data.root={mvtec_root / 'bottle' / 'train' / 'good'}"]
-    for number in (3, 4):
-        save_picture(mvtec_root / "bottle" / "train" / "good" / f"{number}.png", size=30 + number)
-    assert main(["predict", *words]) == 0
+    assert main(["predict", *own_pictures]) == 0
     open_page(chrome, tmp_path / "runs" / "own" / "1" / PAGE)
-    assert counts(chrome) == ["0", "4"]
+    assert counts(chrome) == ["0", "6"]
     move(chrome, "threshold", 0)
-    assert counts(chrome) == ["4", "0"]
+    assert counts(chrome) == ["6", "0"]
     assert complaints(chrome) == []
+
+
+def test_a_threshold_counts_as_it_is_shown(tmp_path: Path, chrome: Chrome) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 2
+    scores = (0.5 + 1e-5 * (rng.normal(size=60) + labels)).astype(np.float32)
+    open_page(chrome, write_page(make_run(tmp_path, {"cap": (scores.tolist(), labels.tolist())})))
+    before = counts(chrome)
+    shown = chrome.find_element(By.ID, "exact").get_attribute("value")
+    assert shown is not None
+    assert shown.startswith("0.5000")
+    move(chrome, "exact", float(shown))
+    assert counts(chrome) == before
+    ticks = [one.text for one in chrome.find_elements(By.CSS_SELECTOR, "#histogram text")]
+    assert len(set(ticks)) == len(ticks)
+
+
+def test_in_the_view_of_all_pictures_have_their_own_thresholds(
+    tmp_path: Path, chrome: Chrome
+) -> None:
+    open_page(chrome, write_page(make_run(tmp_path, TWO, pictures=8)))
+
+    def verdicts() -> list[str]:
+        return [one.text for one in chrome.find_elements(By.CSS_SELECTOR, ".pictures .verdict")]
+
+    # Only one image is called wrongly by its own category's threshold: nut's 4.0 is normal.
+    assert verdicts().count("false alarm") == 1
+    assert verdicts().count("miss") == 0
+    move(chrome, "exact", 0.5)  # one for all: three of nut's are false alarms now, cap's 0.3 missed
+    assert verdicts().count("false alarm") == 3
+    assert verdicts().count("miss") == 1
+    chrome.find_element(By.ID, "reset").click()
+    assert verdicts().count("false alarm") == 1
+
+
+def test_on_paper_all_is_shown(tmp_path: Path, chrome: Chrome) -> None:
+    many = {f"c{number}": ([0.1, 0.9], [0, 1]) for number in range(15)}
+    open_page(chrome, write_page(make_run(tmp_path, many, pictures=30)))
+    chrome.execute_script("dispatchEvent(new Event('beforeprint'))")
+    assert chrome.find_element(By.CSS_SELECTOR, "details pre").is_displayed()
+    figures = chrome.find_elements(By.CSS_SELECTOR, ".pictures figure")
+    assert len(figures) == 30
+    assert all(figure.is_displayed() for figure in figures)
+
+
+def test_rows_are_chosen_by_keyboard(tmp_path: Path, chrome: Chrome) -> None:
+    open_page(chrome, write_page(make_run(tmp_path, TWO)))
+    chrome.find_elements(By.CSS_SELECTOR, "#figures tbody tr")[0].send_keys(Keys.ENTER)
+    assert Select(chrome.find_element(By.ID, "category")).first_selected_option.text == "cap"
+    chrome.find_elements(By.CSS_SELECTOR, "#figures thead button")[1].click()
+    heads = chrome.find_elements(By.CSS_SELECTOR, "#figures thead th")
+    assert [head.get_attribute("aria-sort") for head in heads[:2]] == [None, "descending"]

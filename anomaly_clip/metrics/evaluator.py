@@ -255,10 +255,13 @@ class Evaluator(Metric):
         categories: dict[str, Figures] = {}
         intervals: dict[str, Bounds] = {}
         self.curves = {}
+        places: dict[str, list[int]] = {}
+        for place, category in enumerate(images.category):
+            places.setdefault(category, []).append(place)
         for row, name in enumerate(self.categories):
-            members = torch.tensor([category == name for category in images.category])
-            if not members.any():
+            if name not in places:
                 continue
+            members = torch.tensor(places[name])
             label, score = images.label[members], images.score[members]
             bounds = dict(pixels[row].bounds)
             if settings.bootstrap is not None:

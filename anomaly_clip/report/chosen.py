@@ -13,8 +13,8 @@ __all__ = ["KINDS", "Chosen", "Kind", "best_threshold", "choose"]
 
 Kind = Literal["false_alarm", "miss", "hit", "high", "usual"]
 KINDS: Mapping[Kind, str] = {
-    "false_alarm": "Worst false alarms: normal images with the highest scores",
-    "miss": "Worst misses: anomalous images with the lowest scores",
+    "false_alarm": "Normal images with the highest scores: the worst false alarms first",
+    "miss": "Anomalous images with the lowest scores: the worst misses first",
     "hit": "Typical hits: anomalous images with scores about the middle",
     "high": "The highest scores",
     "usual": "Usual scores: images about the middle",

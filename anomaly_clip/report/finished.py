@@ -20,7 +20,18 @@ from anomaly_clip.errors import UserError
 from anomaly_clip.records import DEMO, RANDOM
 from anomaly_clip.report.tables import DEMO_REMARK, RANDOM_WARNING, selection_warning
 
-__all__ = ["AGAIN", "METRICS", "Finished", "Tag", "find_runs", "plain", "read_json", "read_run"]
+__all__ = [
+    "AGAIN",
+    "METRICS",
+    "Finished",
+    "Tag",
+    "expect",
+    "find_runs",
+    "is_fraction",
+    "plain",
+    "read_json",
+    "read_run",
+]
 
 METRICS = "metrics.json"
 CONFIGS = ("config-each.yaml", "config-test.yaml", "config-fit.yaml")
@@ -201,27 +212,27 @@ def read_run(folder: Path) -> Finished:
     """
     file = folder / METRICS
     content = read_json(file)
-    _expect(isinstance(content, dict), file, "is not a table of figures")
+    expect(isinstance(content, dict), file, "is not a table of figures")
     for key in ("categories", "run"):
-        _expect(isinstance(content.get(key), dict), file, f"has no {key}")
+        expect(isinstance(content.get(key), dict), file, f"has no {key}")
     run, categories = content["run"], content["categories"]
     for key in RUN_KEYS:
-        _expect(key in run, file, f"has no run.{key}")
+        expect(key in run, file, f"has no run.{key}")
     weights, protocol = run["weights"], run["protocol"]
-    _expect(isinstance(weights, dict), file, "has no run.weights")
+    expect(isinstance(weights, dict), file, "has no run.weights")
     for key in WEIGHT_KEYS:
-        _expect(key in weights, file, f"has no run.weights.{key}")
+        expect(key in weights, file, f"has no run.weights.{key}")
     right = isinstance(protocol, dict) and isinstance(protocol.get("data"), str)
-    _expect(right, file, "has no run.protocol.data")
+    expect(right, file, "has no run.protocol.data")
     failed = run.get("failed") or {}
-    _expect(isinstance(failed, dict), file, "has a run.failed of another form")
-    _expect(bool(categories), file, "has no categories")
+    expect(isinstance(failed, dict), file, "has a run.failed of another form")
+    expect(bool(categories), file, "has no categories")
     for name, figures in categories.items():
-        _expect(isinstance(figures, dict), file, f"has no figures of {plain(name)}")
+        expect(isinstance(figures, dict), file, f"has no figures of {plain(name)}")
         for figure, value in figures.items():
             told = f"has {plain(value)} for {plain(figure)} of {plain(name)}, not a fraction"
-            _expect(_is_fraction(value), file, told)
-    _expect(any(categories.values()), file, "has no figures")
+            expect(is_fraction(value), file, told)
+    expect(any(categories.values()), file, "has no figures")
     return Finished(
         folder,
         str(run["method"]),
@@ -238,7 +249,8 @@ def read_run(folder: Path) -> Finished:
     )
 
 
-def _is_fraction(value: object) -> bool:
+def is_fraction(value: object) -> bool:
+    """Whether a value is a figure in 0..1, or None, where one is not defined."""
     if value is None:
         return True
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -260,7 +272,12 @@ def read_json(file: Path) -> Any:
         raise UserError(f"{file}: damaged, it is not JSON ({error}): {AGAIN}") from None
 
 
-def _expect(right: bool, file: Path, wrong: str) -> None:
+def expect(right: bool, file: Path, wrong: str) -> None:
+    """Check a file of a run.
+
+    Raises:
+        UserError: What is wrong with it.
+    """
     if not right:
         raise UserError(f"{file}: {wrong}, as a run of test or each writes it: {AGAIN}")
 

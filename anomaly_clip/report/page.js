@@ -69,7 +69,22 @@
     if (text !== undefined) made.textContent = text;
     return made;
   };
-  const number = (value) => Number(value.toPrecision(4)).toString();
+  // As few digits as tell the steps of a view apart.
+  const number = (value, one) => {
+    const width = one.high - one.low || 1, size = Math.max(Math.abs(one.low), Math.abs(one.high), width);
+    const digits = Math.min(15, Math.max(4, Math.ceil(Math.log10(size / width)) + 4));
+    return Number(value.toPrecision(digits)).toString();
+  };
+  // A threshold as it is shown must count as it does: more digits where scores lie close.
+  const exact = (value, one) => {
+    const values = [one.normal, one.anomalous, one.all].filter(Boolean);
+    const counts = (limit) => values.map((scores) => below(scores, limit)).join();
+    for (let digits = 4; digits < 17; digits++) {
+      const shown = Number(value.toPrecision(digits));
+      if (counts(shown) === counts(value)) return shown.toString();
+    }
+    return value.toString();
+  };
   const share = (part, whole) => (whole ? `${(100 * part / whole).toFixed(1)} %` : "–");
 
   const drawHistogram = (one) => {
@@ -82,12 +97,13 @@
       }
       return [kind, counts];
     });
-    const most = Math.max(1, ...binned.flatMap(([, counts]) => counts));
+    const highest = Math.max(1, ...binned.flatMap(([, counts]) => counts));
+    const most = highest + (highest > 1 ? highest % 2 : 0);  // even, so that its half is whole
     const parts = [];
-    for (const level of [0, 0.5, 1]) {
+    for (const level of most > 1 ? [0, 0.5, 1] : [0, 1]) {
       const y = HEIGHT * (1 - level);
       parts.push(element("line", { class: "grid", x1: 0, x2: WIDTH, y1: y, y2: y }));
-      parts.push(element("text", { x: -5, y: y + 4, "text-anchor": "end" }, Math.round(most * level)));
+      parts.push(element("text", { x: -5, y: y + 4, "text-anchor": "end" }, most * level));
     }
     for (const [kind, counts] of binned) {
       counts.forEach((count, bin) => {
@@ -102,7 +118,7 @@
     for (const level of [0, 0.25, 0.5, 0.75, 1]) {
       const anchor = level === 0 ? "start" : level === 1 ? "end" : "middle";
       parts.push(element("text", { x: level * WIDTH, y: HEIGHT + 16, "text-anchor": anchor },
-        number(one.low + level * width)));
+        number(one.low + level * width, one)));
     }
     parts.push(element("text", { x: WIDTH / 2, y: HEIGHT + 33, "text-anchor": "middle" }, "image score"));
     parts.push(element("line", { class: "threshold", id: "mark", y1: -6, y2: HEIGHT }));
@@ -140,7 +156,8 @@
   const showVerdicts = () => {
     for (const figure of document.querySelectorAll(".pictures figure")) {
       const own = Number(figure.dataset.category), badge = figure.querySelector(".verdict");
-      const one = view(shown === ALL ? ALL : own);
+      // Of all categories each has its own threshold, until the common one is moved.
+      const one = view(shown === ALL && view(ALL)?.moved ? ALL : own);
       if (!one || figure.dataset.label === undefined) continue;
       const called = Math.fround(figure.dataset.score) >= one.threshold;
       const anomalous = figure.dataset.label === "1";
@@ -152,9 +169,10 @@
 
   const moveTo = (one, threshold, source) => {
     one.threshold = threshold;
+    one.moved = source === undefined ? one.moved : source !== "reset";
     const width = one.high - one.low || 1, place = (threshold - one.low) / width;
     if (source !== "range") byId("threshold").value = Math.round(place * STEPS);
-    if (source !== "exact") byId("exact").value = number(threshold);
+    if (source !== "exact") byId("exact").value = exact(threshold, one);
     const x = Math.max(0, Math.min(1, place)) * WIDTH, mark = byId("mark");
     mark.setAttribute("x1", x);
     mark.setAttribute("x2", x);
@@ -176,7 +194,7 @@
       ? "Begins where F1 is highest on these very images: a threshold for new images must come from others."
       : "No threshold can be chosen from images of one kind: it begins above all of them.")
       + (shown === ALL && data.names.length > 1
-        ? " One threshold for all categories; choose a category to see its own." : "");
+        ? " One threshold for all categories; pictures are judged by their category's own until it is moved." : "");
     moveTo(one, one.threshold);
   };
 
@@ -212,9 +230,13 @@
 
   select?.addEventListener("change", () => show(Number(select.value)));
   for (const row of document.querySelectorAll("#figures tbody tr")) {
-    row.addEventListener("click", () => {
+    const choose = () => {
       const own = Number(row.dataset.category);
       if (data.names.length > 1) show(own === shown ? ALL : own);
+    };
+    row.addEventListener("click", choose);
+    row.addEventListener("keydown", (event) => {
+      if (event.key === "Enter") choose();
     });
   }
   for (const button of document.querySelectorAll("#figures thead button")) {
@@ -227,6 +249,8 @@
         return column ? (text === "–" ? -Infinity : Number(text)) : text;
       };
       const order = (a, b) => (value(a) < value(b) ? -1 : value(a) > value(b) ? 1 : 0);
+      for (const head of document.querySelectorAll("#figures thead th")) head.removeAttribute("aria-sort");
+      button.parentElement.setAttribute("aria-sort", (column === 0) === down ? "ascending" : "descending");
       const sign = (column === 0) === down ? 1 : -1;
       const rows = [...body.rows].sort((a, b) => sign * order(a, b));
       body.append(...rows);
@@ -242,6 +266,12 @@
   byId("exact")?.addEventListener("input", (event) => {
     if (Number.isFinite(event.target.valueAsNumber)) moveTo(view(shown), event.target.valueAsNumber, "exact");
   });
-  byId("reset")?.addEventListener("click", () => moveTo(view(shown), view(shown).start));
+  byId("reset")?.addEventListener("click", () => moveTo(view(shown), view(shown).start, "reset"));
+  // On paper nothing can be opened: all that the view has is shown.
+  addEventListener("beforeprint", () => {
+    for (const one of document.querySelectorAll("details")) one.open = true;
+    for (const more of document.querySelectorAll(".more")) more.dataset.pressed = "yes";
+    show(shown);
+  });
   show(shown);
 })();

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -21,7 +22,7 @@ from anomaly_clip.metrics.curves import Curve
 from anomaly_clip.records import DEMO
 from anomaly_clip.report.chosen import KINDS, best_threshold
 from anomaly_clip.report.finished import plain
-from anomaly_clip.report.run_files import Listed, RunFiles, ScoresOf, read_files
+from anomaly_clip.report.run_files import Listed, RunFiles, ScoresOf, mapping, read_files
 from anomaly_clip.report.tables import (
     DEMO_REMARK,
     HEADINGS,
@@ -31,13 +32,17 @@ from anomaly_clip.report.tables import (
     selection_warning,
 )
 
-__all__ = ["PAGE", "write_page"]
+__all__ = ["CHARTS", "PAGE", "lowest", "write_page"]
 
 PAGE = "report.html"
 MOST_SCORES = 1_000_000
 """Images whose scores are embedded, 5.4 bytes each; with more the threshold is left out."""
 MOST_PICTURES = 9_000_000
 """Bytes of pictures that are embedded, which take a third more there."""
+MOST_BYTES = 19_000_000
+"""Of the page; one that is larger goes without pictures."""
+MOST_LETTERS = 200_000
+"""Of a configuration."""
 MOST_LINES = 40
 """Lines of a chart."""
 MOST_NAMES = 60
@@ -90,6 +95,16 @@ def write_page(folder: Path) -> Path:
         UserError: If it is none, or a file in it is damaged.
     """
     files = read_files(folder)
+    page = _render(files, MOST_PICTURES)
+    if len(page) > MOST_BYTES:  # of very many or very long names
+        page = _render(files, 0)
+    with atomic_path(folder / PAGE) as temporary:
+        temporary.write_bytes(page)
+    return folder / PAGE
+
+
+def _render(files: RunFiles, room: int) -> bytes:
+    """Return the page, with pictures of so many bytes at most."""
     # Figures, scores or both: a classification has no scores, a predict no figures.
     names = list(dict.fromkeys([*files.figures, *files.scores]))
     environment = Environment(
@@ -99,8 +114,9 @@ def write_page(folder: Path) -> Path:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    pictures, left_out = _pictures(files.pictures, names)
+    pictures, left_out = _pictures(files.pictures, names, room)
     has_scores = sum(len(one.scores) for one in files.scores.values()) <= MOST_SCORES
+    run, protocol = files.run, mapping(files.run.get("protocol"))
     page = environment.get_template("page.html.jinja").render(
         title=_title(files),
         facts=_facts(files),
@@ -118,23 +134,23 @@ def write_page(folder: Path) -> Path:
         kinds=KINDS,
         pictures=pictures,
         left_out=left_out,
+        linked=any(one["full"] for of_kind in pictures.values() for one in of_kind),
         confusion=None if files.confusion is None else _picture_data(files.confusion),
-        protocol=_flat(_told_once(files.run.get("protocol") or {})),
-        weights=_flat(files.run.get("weights") or {}),
-        seed=files.run.get("seed"),
-        checkpoint=files.run.get("checkpoint"),
-        versions=files.run.get("versions") or {},
-        configs=files.configs,
+        protocol=_flat(_told(protocol)),
+        weights=_flat(mapping(run.get("weights"))),
+        seed=run.get("seed"),
+        checkpoint=_words(run.get("checkpoint")),
+        versions=mapping(run.get("versions")),
+        configs={name: text[:MOST_LETTERS] for name, text in files.configs.items()},
+        most_letters=MOST_LETTERS,
         width=WIDTH,
         height=HEIGHT,
     )
-    with atomic_path(folder / PAGE) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return folder / PAGE
+    return page.encode("utf-8")
 
 
 def _title(files: RunFiles) -> str:
-    protocol = files.run.get("protocol") or {}
+    protocol = mapping(files.run.get("protocol"))
     stage = "predict" if files.mean is None else "test"
     method, data = (plain(value) for value in (files.run.get("method"), protocol.get("data")))
     return f"{method} on {data}, {stage}"
@@ -142,14 +158,11 @@ def _title(files: RunFiles) -> str:
 
 def _facts(files: RunFiles) -> str:
     """Return what was tested with what, in one line."""
-    weights, protocol = (files.run.get(key) or {} for key in ("weights", "protocol"))
-    counted = protocol.get("images")
-    images = sum(counted.values()) if isinstance(counted, dict) else None
-    if images is None:
-        images = sum(len(one.scores) for one in files.scores.values())
+    weights, protocol = (mapping(files.run.get(key)) for key in ("weights", "protocol"))
+    images = _sum(protocol.get("images")) or sum(len(one.scores) for one in files.scores.values())
     found = [
-        f"{images:,} images",
-        f"{len(files.figures or files.scores):,} categories",
+        _counted(images, "image", "images"),
+        _counted(len(files.figures or files.scores), "category", "categories"),
         _named(weights),
     ]
     if protocol.get("one_model_a_category"):
@@ -159,6 +172,15 @@ def _facts(files: RunFiles) -> str:
     return plain("  ·  ".join(found))
 
 
+def _sum(counts: object) -> int:
+    """Return the sum of counts by category, 0 where they are not known."""
+    return sum(count for count in mapping(counts).values() if isinstance(count, int))
+
+
+def _counted(count: int, one: str, several: str) -> str:
+    return f"{count:,} {one if count == 1 else several}"
+
+
 def _named(weights: Mapping[str, Any]) -> str:
     backbone, kind = weights.get("backbone"), weights.get("pretrained")
     return f"{kind} weights" if backbone == kind else f"{backbone}, weights {kind}"
@@ -166,32 +188,47 @@ def _named(weights: Mapping[str, Any]) -> str:
 
 def _notes(files: RunFiles) -> list[str]:
     """Return what a reader must know before the figures."""
-    weights, protocol = (files.run.get(key) or {} for key in ("weights", "protocol"))
+    weights, protocol = (mapping(files.run.get(key)) for key in ("weights", "protocol"))
     notes = []
     if weights.get("random"):
         notes.append(RANDOM_WARNING)
     elif weights.get("pretrained") == DEMO:
         notes.append(DEMO_REMARK)
     if not protocol.get("complete", True):
-        notes.append("PARTIAL: not all images were scored")
+        scored, listed = _sum(protocol.get("images")), protocol.get("listed")
+        counted = f"{scored:,} of {listed:,} images" if isinstance(listed, int) and scored else ""
+        notes.append(f"PARTIAL: {counted or 'not all images'} were scored")
     if protocol.get("overlap"):
         notes.append(f"{protocol['overlap']} TEST IMAGES ARE AMONG THE TRAINING IMAGES")
-    notes += [text for of in (selection_warning, rounds_remark) if (text := of(protocol))]
-    for name, why in (files.run.get("failed") or {}).items():
-        notes.append(f"FAILED: {name}: {why}")
+    if (selected := selection_warning(protocol)) is not None:
+        notes.append(selected)
+    if _rounds(files) > 1:
+        spread = rounds_remark(protocol) if not protocol.get("one_model_a_category") else None
+        notes.append(spread or f"means of {_rounds(files)} rounds")
+        notes.append("Curves, scores, counts and pictures are those of the first round")
+    failed = mapping(files.run.get("failed"))
+    notes += [f"FAILED: {name}: {failed[name]}" for name in list(failed)[:MOST_NAMES]]
+    if len(failed) > MOST_NAMES:
+        notes.append(f"FAILED: {len(failed) - MOST_NAMES:,} more categories")
     labels = [one.anomalous for one in files.scores.values() if one.anomalous is not None]
     if files.mean is not None and labels:
         found = np.concatenate(labels)
         for kind, there in (("anomalous", found.any()), ("normal", not found.all())):
             if not there:
-                notes.append(f"There is no {kind} image: most figures are not defined")
+                notes.append(f"No {kind} image was scored: most figures are not defined")
     return [plain(note) for note in notes]
+
+
+def _rounds(files: RunFiles) -> int:
+    """Return of how many rounds the figures are means."""
+    rounds = mapping(files.run.get("protocol")).get("rounds")
+    return rounds if isinstance(rounds, int) else 1
 
 
 def _rows(files: RunFiles) -> list[tuple[str, int | None, int | None, list[str]]]:
     """Return name, number of images and of anomalous ones, and figures of each category."""
-    protocol = files.run.get("protocol") or {}
-    images, anomalous = (protocol.get(key) or {} for key in ("images", "anomalous"))
+    protocol = mapping(files.run.get("protocol"))
+    images, anomalous = (mapping(protocol.get(key)) for key in ("images", "anomalous"))
     names = list(files.mean or ())
     return [
         (name, images.get(name), anomalous.get(name), percent(row.get(one) for one in names))
@@ -225,20 +262,28 @@ def _base64(scores: np.ndarray) -> str:
     return base64.b64encode(np.sort(scores).astype("<f4").tobytes()).decode("ascii")
 
 
-def _chart(key: str, files: RunFiles, names: Sequence[str]) -> Chart:
-    """Return the curves of a kind; of very many categories, those with the lowest figures."""
-    title, x_label, y_label, figure = CHARTS[key]
+def lowest(files: RunFiles, key: str) -> dict[str, Curve]:
+    """Return the curves of a kind by category; of very many, those with the lowest figures."""
+    figure = CHARTS[key][-1]
     found = {name: curves[key] for name, curves in files.curves.items() if key in curves}
-    values = {name: (files.figures.get(name) or {}).get(figure) for name in found}
+    values = {name: mapping(files.figures.get(name)).get(figure) for name in found}
     ranked = sorted(found, key=lambda name: (values[name] is None, values[name] or 0.0))
-    ranked = ranked[:MOST_LINES]
+    kept = set(ranked[:MOST_LINES])
+    return {name: curve for name, curve in found.items() if name in kept}
+
+
+def _chart(key: str, files: RunFiles, names: Sequence[str]) -> Chart:
+    title, x_label, y_label, figure = CHARTS[key]
+    found = lowest(files, key)
     numbers = {name: number for number, name in enumerate(names)}
-    reach = max((found[name].x[-1] for name in ranked), default=1.0) or 1.0
-    lines = [
-        Line(numbers[name], _points(found[name], reach), f"{name} {percent([values[name]])[0]}")
-        for name in found
-        if name in ranked and name in numbers
-    ]
+    reach = max((curve.x[-1] for curve in found.values()), default=1.0) or 1.0
+    lines = []
+    for name, curve in found.items():
+        # A mean of rounds is not the area under the curve of the first.
+        value = None if _rounds(files) > 1 else mapping(files.figures.get(name)).get(figure)
+        told = name if value is None else f"{name} {percent([value])[0]}"
+        if name in numbers:
+            lines.append(Line(numbers[name], _points(curve, reach), told))
     steps = [step / 4 for step in range(5)]
     return Chart(
         key,
@@ -257,13 +302,19 @@ def _points(curve: Curve, reach: float) -> str:
 
 
 def _pictures(
-    pictures: Sequence[Listed], names: Sequence[str]
+    pictures: Sequence[Listed], names: Sequence[str], room: int
 ) -> tuple[dict[str, list[dict[str, Any]]], int]:
-    """Return the gallery by kind, and how many pictures there was no room for."""
+    """Return the gallery by kind, the worst first, and how many pictures there was no room for."""
     numbers = {name: number for number, name in enumerate(names)}
+    by_kind: dict[str, list[Listed]] = {}
+    for one in sorted(pictures, key=lambda one: -one.gap):
+        by_kind.setdefault(one.kind, []).append(one)
+    # The worst of each kind, then the next ones: no kind takes the room of another.
+    rounds = zip_longest(*by_kind.values())
+    in_turn = [one for of_round in rounds for one in of_round if one is not None]
     shown: dict[str, list[dict[str, Any]]] = {}
-    room, left_out = MOST_PICTURES, 0
-    for one in pictures:
+    left_out = 0
+    for one in in_turn:
         room -= one.file.stat().st_size
         if room < 0:
             left_out += 1
@@ -287,12 +338,20 @@ def _picture_data(file: Path) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(file.read_bytes()).decode('ascii')}"
 
 
-def _told_once(protocol: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what the table of figures tells, and words that are the categories' own names."""
-    words = protocol.get("words")
-    if isinstance(words, Mapping) and all(name == said for name, said in words.items()):
-        protocol = {**protocol, "words": "the names of the categories"}
-    return {name: one for name, one in protocol.items() if name not in ("images", "anomalous")}
+def _told(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """Put a protocol into words.
+
+    What the table of figures tells is left out, as are words that are the categories' own names.
+    """
+    told = {name: one for name, one in protocol.items() if name not in ("images", "anomalous")}
+    words = mapping(protocol.get("words"))
+    if words and all(name == said for name, said in words.items()):
+        told["words"] = "the names of the categories"
+    if "overlap" in told and told["overlap"] is None:
+        told["overlap"] = "not checked"
+    if told.get("borrowed") and told.get("auxiliary") is None:
+        told["auxiliary"] = "not known"
+    return told
 
 
 def _flat(record: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -305,10 +364,13 @@ def _words(value: object) -> str:
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
     if isinstance(value, Mapping):
         value = [f"{name}: {_words(one)}" for name, one in value.items()]
     if isinstance(value, list):
+        between = "; " if any(isinstance(one, Mapping) for one in value) else ", "
         shown = [one if isinstance(one, str) else _words(one) for one in value[:MOST_NAMES]]
-        more = f", and {len(value) - MOST_NAMES} more" if len(value) > MOST_NAMES else ""
-        return plain(", ".join(shown) + more) or "none"
+        more = f"{between}and {len(value) - MOST_NAMES:,} more" if len(value) > MOST_NAMES else ""
+        return plain(between.join(shown) + more) or "none"
     return plain(value)

@@ -18,11 +18,19 @@ from numpy.typing import NDArray
 from anomaly_clip.errors import UserError
 from anomaly_clip.metrics.curves import CURVES, Curve, Curves
 from anomaly_clip.report.chosen import KINDS, Kind
-from anomaly_clip.report.finished import AGAIN, METRICS, read_json, read_run
+from anomaly_clip.report.finished import (
+    AGAIN,
+    METRICS,
+    expect,
+    is_fraction,
+    plain,
+    read_json,
+    read_run,
+)
 from anomaly_clip.report.kept_maps import file_name
 from anomaly_clip.report.thumbnails import GALLERY
 
-__all__ = ["CURVES_FILE", "PREDICTED", "Listed", "RunFiles", "ScoresOf", "read_files"]
+__all__ = ["CURVES_FILE", "PREDICTED", "Listed", "RunFiles", "ScoresOf", "mapping", "read_files"]
 
 CURVES_FILE = "curves.json"
 PREDICTED = "predict.json"
@@ -48,6 +56,8 @@ class Listed(NamedTuple):
     category: str
     label: bool | None
     score: float
+    gap: float
+    """How far it is on the wrong side of its category's threshold; the worst come first."""
     has_mask: bool
     full: str | None
     """The picture in its full size, its path from the run's folder; None if there is none."""
@@ -89,9 +99,14 @@ def read_files(folder: Path) -> RunFiles:
     if (folder / METRICS).is_file():
         read_run(folder)  # says in one sentence what is wrong with it
         content = read_json(folder / METRICS)
-        mean, figures = content.get("mean") or {}, content["categories"]
+        mean, figures = mapping(content.get("mean")), content["categories"]
+        wrong = next((name for name in mean if not is_fraction(mean[name])), None)
+        expect(wrong is None, folder / METRICS, f"has a mean {plain(wrong)} that is no fraction")
     elif (folder / PREDICTED).is_file():
         content, mean, figures = _object(folder / PREDICTED), None, {}
+        run = mapping(content.get("run"))
+        right = "method" in run and "data" in mapping(run.get("protocol"))
+        expect(right, folder / PREDICTED, "does not say what was run on what")
     else:
         raise UserError(
             f"{folder}: there is neither {METRICS} nor {PREDICTED} in it: name the folder of a "
@@ -101,7 +116,7 @@ def read_files(folder: Path) -> RunFiles:
     parts = [part for part in parts if part == folder or (part / METRICS).is_file()]
     return RunFiles(
         folder,
-        content["run"] if isinstance(content.get("run"), dict) else {},
+        content["run"],
         mean,
         figures,
         {name: scores for part in parts for name, scores in _scores(part / SCORES).items()},
@@ -150,15 +165,18 @@ def _curves(file: Path) -> dict[str, Curves]:
         return {}
     try:
         return {
-            name: {
-                curve: Curve(*([float(value) for value in axis] for axis in curves[curve]))
-                for curve in CURVES
-                if curve in curves
-            }
+            name: {key: _curve(curves[key]) for key in CURVES if key in curves}
             for name, curves in _object(file).items()
         }
     except (TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{file}: damaged ({error}): {AGAIN}") from None
+
+
+def _curve(points: Any) -> Curve:
+    x, y = ([float(value) for value in axis] for axis in points)
+    if not x or len(x) != len(y) or not all(map(math.isfinite, [*x, *y])):
+        raise ValueError("a curve has no points, or some without a partner")
+    return Curve(x, y)
 
 
 def _pictures(part: Path, folder: Path) -> list[Listed]:
@@ -182,13 +200,19 @@ def _pictures(part: Path, folder: Path) -> list[Listed]:
                     str(one["category"]),
                     None if one["label"] is None else bool(one["label"]),
                     float(one["score"]),
+                    float(one["gap"]),
                     bool(one["mask"]),
-                    full.relative_to(folder).as_posix() if full.is_file() else None,
+                    full.relative_to(folder).as_posix() if one["full"] else None,
                 )
             )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{file}: damaged ({error}): {AGAIN}") from None
     return found
+
+
+def mapping(value: object) -> Mapping[str, Any]:
+    """Return a part of a record, nothing where it is of another form."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def _object(file: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,14 @@ from anomaly_clip.report.gallery import heat_map
 from anomaly_clip.report.kept_maps import KeptMaps, Ranges, Rows, picture_names
 from anomaly_clip.runs import write_json
 
-__all__ = ["GALLERY", "PANEL", "draw_gallery", "panels_of", "side_by_side"]
+__all__ = ["GALLERY", "KEPT", "PANEL", "draw_gallery", "panels_of", "side_by_side"]
 
 GALLERY = "gallery"
 """Folder of the pictures, and name of the ``.json`` in it that lists them."""
 PANEL = 192
 """Longest side of one of the panels in pixels."""
+KEPT = PANEL // 2
+"""Longest side of the maps that are kept for them, one of every image: heat maps are smooth."""
 GAP = 4
 QUALITY = 82
 WHITE = 255
@@ -37,8 +38,9 @@ def draw_gallery(
     ranges: Ranges,
     rows: Rows,
     chosen: Sequence[Chosen],
+    drawn: bool,
 ) -> None:
-    """Draw chosen images into ``gallery/`` of a run's folder, in the place of what was there.
+    """Draw chosen images into ``gallery/`` of a run's folder.
 
     Args:
         folder: The run's.
@@ -47,8 +49,8 @@ def draw_gallery(
         ranges: The scale of each category's heat maps.
         rows: Label and score of each image.
         chosen: Which.
+        drawn: Whether ``maps/`` has all of them in their full size.
     """
-    shutil.rmtree(folder / GALLERY, ignore_errors=True)
     samples, dataset = data.samples("test"), data.dataset("test")
     names = picture_names(samples)
     listed: list[dict[str, Any]] = []
@@ -73,6 +75,8 @@ def draw_gallery(
                 "category": row["category"],
                 "label": row["label"],
                 "score": row["image_score"],
+                "gap": one.gap,
+                "full": drawn,
                 "mask": "mask" in item,
             }
         )

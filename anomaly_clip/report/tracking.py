@@ -23,7 +23,7 @@ from PIL import Image
 
 from anomaly_clip.metrics.curves import CURVES
 from anomaly_clip.report.finished import METRICS
-from anomaly_clip.report.page import CHARTS, PAGE
+from anomaly_clip.report.page import CHARTS, PAGE, lowest
 from anomaly_clip.report.run_files import CURVES_FILE, Listed, RunFiles, read_files
 from anomaly_clip.report.thumbnails import panels_of
 
@@ -133,12 +133,12 @@ def _runs(loggers: Iterable[Logger]) -> list[Any]:
 
 
 def _curves(files: RunFiles) -> dict[str, Any]:
-    """Return a chart of each kind of curve, a line a category."""
+    """Return a chart of each kind of curve, as the page has them."""
     import wandb
 
     charts = {}
     for key in CURVES:
-        found = {name: curves[key] for name, curves in files.curves.items() if key in curves}
+        found = lowest(files, key)
         if found:
             title, x_label, _, _ = CHARTS[key]
             charts[key] = wandb.plot.line_series(

@@ -25,8 +25,9 @@ from anomaly_clip.records import DEMO, Batch, Scores, WeightsRecord
 from anomaly_clip.report.chosen import choose
 from anomaly_clip.report.confusion import write_confusion
 from anomaly_clip.report.drawing import draw_kept
+from anomaly_clip.report.finished import METRICS
 from anomaly_clip.report.kept_maps import KeptMaps, Ranges, Rows, merged, picture_names
-from anomaly_clip.report.page import write_page
+from anomaly_clip.report.page import PAGE, write_page
 from anomaly_clip.report.run_files import CURVES_FILE, PREDICTED
 from anomaly_clip.report.tables import (
     DEMO_REMARK,
@@ -36,7 +37,7 @@ from anomaly_clip.report.tables import (
     rounds_remark,
     selection_warning,
 )
-from anomaly_clip.report.thumbnails import PANEL, draw_gallery
+from anomaly_clip.report.thumbnails import GALLERY, KEPT, draw_gallery
 from anomaly_clip.report.tracking import track_config, track_picture, track_run
 from anomaly_clip.report.watched import Watched
 from anomaly_clip.runs import create_run_folder, versions, write_csv, write_json
@@ -122,9 +123,10 @@ class RunWriter(Callback):
                 raise ValueError(
                     f"{exported} exists: give another --output.folder, or go on with --ckpt_path"
                 )
+        self._refuse_other_results(stage)
         self._rows, self._unseen = {}, []
         all_sizes = self.raw_maps or self._draws(stage)
-        self._kept = KeptMaps(self._scratch, self.stages, None if all_sizes else PANEL)
+        self._kept = KeptMaps(self._scratch, self.stages, None if all_sizes else KEPT)
         if not trainer.is_global_zero:
             return
         with atomic_path(self.folder / f"config-{stage}.yaml") as temporary:
@@ -200,9 +202,10 @@ class RunWriter(Callback):
             row["image_score"] = final[index]
         rows, ranges, unseen = self._merge(trainer)
         if trainer.is_global_zero:  # before the pictures, which take longest and can be interrupted
+            self._remove_stale()
+            self._write_detection(trainer, pl_module, pl_module.results, rows, unseen)
             self._write_scores(pl_module, rows)
             write_json(self.folder / CURVES_FILE, pl_module.evaluator.curves)
-            self._write_detection(trainer, pl_module, pl_module.results, rows, unseen)
         self._write_maps(trainer, pl_module, rows, ranges)
         if trainer.is_global_zero:
             say(f"results: {self.folder}")
@@ -214,9 +217,10 @@ class RunWriter(Callback):
             return
         rows, ranges, _ = self._merge(trainer)
         if trainer.is_global_zero:
+            self._remove_stale()
             self._write_scores(pl_module, rows)
-            complete = len(rows) == len(self._samples(trainer))
-            protocol = {"split": "predict", "complete": complete}
+            listed = len(self._samples(trainer))
+            protocol = {"split": "predict", "complete": len(rows) == listed, "listed": listed}
             write_json(self.folder / PREDICTED, {"run": self._run(trainer, pl_module, protocol)})
         if isinstance(pl_module, AnomalyMethod):
             self._write_maps(trainer, pl_module, rows, ranges)
@@ -248,6 +252,26 @@ class RunWriter(Callback):
         if not self._was_there and all(name.startswith("config-") for name in results):
             shutil.rmtree(self.folder, ignore_errors=True)
             self._folder = None
+
+    def _refuse_other_results(self, stage: str) -> None:
+        """Check that a folder that was asked for has no results of another kind.
+
+        Raises:
+            ValueError: If a predict would write among those of a test, or a test among a predict's.
+        """
+        of_test, of_predict = self.folder / METRICS, self.folder / PREDICTED
+        for other, file, kind in (("predict", of_test, "test"), ("test", of_predict, "predict")):
+            if stage == other and file.is_file():
+                raise ValueError(
+                    f"{self.folder} has the results of a {kind}: give {stage} another "
+                    f"--output.folder"
+                )
+
+    def _remove_stale(self) -> None:
+        """Remove what shows an earlier run's results, which are about to be replaced."""
+        for name in (PAGE, CURVES_FILE):
+            (self.folder / name).unlink(missing_ok=True)
+        shutil.rmtree(self.folder / GALLERY, ignore_errors=True)
 
     @property
     def _scratch(self) -> Path:
@@ -316,7 +340,8 @@ class RunWriter(Callback):
         """Draw and keep the maps of this process, on the scales of all; then clear up."""
         kept, data = self._kept, _data(trainer)
         assert kept is not None
-        if self._draws("predict" if trainer.predicting else "test"):
+        draws = self._draws("predict" if trainer.predicting else "test")
+        if draws:
             own_size = trainer.predicting and data.resize.rule == "square"
             folder, own = self.folder / "maps", self._rows
             draw_kept(folder, data, kept, ranges, own, own_size, _warning(method))
@@ -326,7 +351,7 @@ class RunWriter(Callback):
                 with atomic_path(self.folder / "raw_maps" / f"{names[index]}.npy") as temporary:
                     np.save(temporary, kept.load(index)["map"].astype(np.float16))
         if self.page and trainer.is_global_zero:
-            draw_gallery(self.folder, data, kept, ranges, rows, choose(rows))
+            draw_gallery(self.folder, data, kept, ranges, rows, choose(rows), draws)
         self._clear(trainer)
 
     def _clear(self, trainer: Trainer) -> None:
@@ -367,6 +392,7 @@ class RunWriter(Callback):
         rows, _, _ = self._merge(trainer)
         if trainer.is_global_zero:
             how = f"; backbone {'frozen' if probe.frozen else 'trained'}"
+            self._remove_stale()
             self._write_scores(probe, rows)
             self._write_figures(trainer, probe, results, rows, {"fitted": True}, how)
             assert probe.confusion is not None
@@ -406,13 +432,14 @@ class RunWriter(Callback):
         protocol = {
             "split": "test",
             "complete": len(rows) == listed,
+            "listed": listed,
             **({} if "overlap" in own else {"overlap": _overlap(method, data)}),
             **own,
             "images": {name: images for name, (images, _) in counts.items()},
             "anomalous": {name: anomalous for name, (_, anomalous) in counts.items()},
         }
         run = self._run(trainer, method, protocol)
-        write_json(self.folder / "metrics.json", {**results, "run": run})
+        write_json(self.folder / METRICS, {**results, "run": run})
         label = _weights_label(method)
         table = ([*row, label] for row in figures_rows(results))
         write_csv(self.folder / "metrics.csv", ["category", *results["mean"], "weights"], table)
