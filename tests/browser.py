@@ -13,6 +13,8 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
+REQUIRED = "ANOMALY_CLIP_BROWSER"
+"""Set where the tests must not be skipped."""
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 QUIET = (
     "--headless=new",
@@ -30,12 +32,15 @@ QUIET = (
 
 @contextmanager
 def browser() -> Iterator[webdriver.Chrome]:
-    """Start a browser; skips where there is none."""
+    """Start a browser; skips where there is none, or fails where one was promised."""
     program = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     folder = os.environ.get("CHROMEWEBDRIVER")  # where GitHub's machines keep it
     driver = shutil.which("chromedriver", path=folder) or shutil.which("chromedriver")
     if program is None or driver is None:
-        pytest.skip("needs Chromium and chromedriver (Debian: chromium chromium-driver)")
+        missing = "needs Chromium and chromedriver (Debian: chromium chromium-driver)"
+        if os.environ.get(REQUIRED):
+            pytest.fail(missing)
+        pytest.skip(missing)
     options = webdriver.ChromeOptions()
     options.binary_location = program
     for word in QUIET:

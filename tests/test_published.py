@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -272,3 +273,14 @@ def test_it_comes_with_the_package() -> None:
     assert read(PACKAGED) == published()
     tables: list[Table] = list(published().tables.values())
     assert sum(len(table) for table in tables) == 836
+
+
+def test_the_tables_that_the_readme_names_need_its_commands() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("## The papers")[2]
+    rows = re.findall(r"^\| .+ \| `(anomaly_clip .+?)`.* \| (`.+`) \|$", text, re.MULTILINE)
+    assert len(rows) == 5
+    for command, tables in rows:
+        (config,) = re.findall(r"--config \S+", command)
+        for table in re.findall(r"`(\w+)`", tables):
+            needed = [line for run in published().tables[table].runs for line in run.commands]
+            assert any(config in line for line in needed), (table, config)
