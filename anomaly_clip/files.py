@@ -48,7 +48,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        if error.filename is None:  # a full disk does not say what it had no room for
+        if (
+            error.errno is not None and error.filename is None
+        ):  # a full disk does not say what it had no room for
             error.filename = str(path)
         raise
     finally:

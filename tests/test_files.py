@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,15 @@ def _write_half(target: Path) -> None:
     with atomic_path(target) as temporary:
         temporary.write_text("half")
         raise OSError("disk full")
+
+
+def test_a_full_disk_says_what_it_had_no_room_for(tmp_path: Path) -> None:
+    def write() -> None:
+        with atomic_path(tmp_path / "figures.json"):
+            raise OSError(errno.ENOSPC, "No space left on device")  # as the system does
+
+    with pytest.raises(OSError, match=r"No space left on device: '.*figures\.json'"):
+        write()
 
 
 def test_the_suffix_stays_so_that_writers_know_the_format(tmp_path: Path) -> None:
