@@ -21,9 +21,9 @@ KINDS: Mapping[Kind, str] = {
 }
 """Why an image was chosen; the last two are of images without labels."""
 
-OF_A_CATEGORY = 4
+OF_A_CATEGORY = 12
 """Images of a kind that are chosen in one category, at most."""
-OF_A_KIND = 80
+OF_A_KIND = 60
 """In all categories, at most."""
 
 
@@ -91,7 +91,7 @@ def _of_category(rows: Rows, members: Sequence[int], count: int) -> list[Chosen]
         rest = ranked[: len(ranked) - len(high)]
         return [
             *(Chosen(i, "high", scores[i]) for i in high),
-            *(Chosen(i, "usual", scores[i]) for i in _middle(rest, count)),
+            *(Chosen(i, "usual", scores[i]) for i in _middle(rest, min(count, len(rest) // 2))),
         ]
     labels = [bool(rows[index]["label"]) for index in members]
     threshold = best_threshold([scores[index] for index in members], labels)
