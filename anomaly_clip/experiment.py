@@ -29,6 +29,7 @@ from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.errors import UserError, reason, translated
 from anomaly_clip.loops import progress_of_loops
 from anomaly_clip.methods.base import AnomalyMethod
+from anomaly_clip.progress import silence
 from anomaly_clip.report.tracking import own_tracking
 from anomaly_clip.report.writer import Measured, RunWriter
 
@@ -53,8 +54,11 @@ def run_experiment(words: Sequence[str]) -> int:
         SystemExit: After a help text, or if the user interrupts a run.
     """
     quieten()
-    with translated(known_options), own_tracking():
-        ExperimentCLI(args=arrange(words))
+    try:
+        with translated(known_options), own_tracking():
+            ExperimentCLI(args=arrange(words))
+    finally:
+        silence(False)  # what this process runs next may want its bars
     return 0
 
 
@@ -200,6 +204,7 @@ class ExperimentCLI(LightningCLI):
             kwargs["logger"] = RunLogger(writer, verb) if verb != "predict" else False
         callbacks = list(self._get(self.config_init, "trainer")["callbacks"] or [])
         wanted = config["trainer"]["enable_progress_bar"] is not False
+        silence(not wanted)
         if wanted and not any(isinstance(callback, ProgressBar) for callback in callbacks):
             callbacks.append(progress_of_loops())
         if verb == "fit" and not any(isinstance(one, ModelCheckpoint) for one in callbacks):

@@ -22,7 +22,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-__all__ = ["Clock", "Lines", "say", "sees_bars", "show_below", "track"]
+__all__ = ["Clock", "Lines", "say", "sees_bars", "show_below", "silence", "track"]
 
 Item = TypeVar("Item")
 Clock = Callable[[], float]
@@ -37,6 +37,7 @@ SHARE = 0.1
 REFRESH = 0.1
 """Seconds from one look of a bar to the next, at least."""
 
+_silent = False
 _displays: list[Progress] = []
 """The display on the screen, if ``track`` began one: a second one would write over it."""
 _find_display: Callable[[], Progress | None] | None = None
@@ -105,6 +106,12 @@ class Lines:
             say(f"{self.title}: {done} in {duration(passed)}")
 
 
+def silence(silent: bool) -> None:
+    """Show nothing of long steps from now on, or show them again; lines of `say` stay."""
+    global _silent
+    _silent = silent
+
+
 def track(
     items: Iterable[Item],
     title: str,
@@ -121,7 +128,7 @@ def track(
     """
     if total is None and isinstance(items, Sized):
         total = len(items)
-    if getattr(rank_zero_only, "rank", 0) != 0 or total == 0:
+    if _silent or getattr(rank_zero_only, "rank", 0) != 0 or total == 0:
         yield from items
     elif sees_bars():
         yield from _with_bar(items, title, total, clock)

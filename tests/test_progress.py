@@ -467,7 +467,10 @@ def test_bars_that_are_not_wanted_have_no_lines_either(
 ) -> None:
     silent = ["--trainer.enable_progress_bar", "false"]
     assert main(patchcore("fit", mvtec_root, tmp_path / "run", *silent)) == 0
-    assert "fitting: " not in capsys.readouterr().err
+    assert "choosing patches" not in (err := capsys.readouterr().err)
+    assert "fitting: " not in err
+    assert main(patchcore("fit", mvtec_root, tmp_path / "again")) == 0  # that one wants them
+    assert "choosing patches" in capsys.readouterr().err
 
 
 def test_somebodys_own_bar_is_the_only_one(
