@@ -7,6 +7,7 @@ the others; a run that was interrupted goes on where it was.
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -80,7 +81,7 @@ def run_each(words: Sequence[str]) -> int:
         for name in categories
     }
     with grouped_tracking(str(folder)):
-        failed = run_in_turn(jobs, f"anomaly_clip each --resume {folder}")
+        failed = run_in_turn(jobs, f"anomaly_clip each --resume {shlex.quote(str(folder))}")
     return _merge(folder, categories, failed)
 
 

@@ -63,12 +63,17 @@ def refuse_shared_launch(verb: str) -> None:
             )
 
 
-def run_in_turn(jobs: Mapping[str, Callable[[], None]], resume: str) -> dict[str, str]:
+def run_in_turn(
+    jobs: Mapping[str, Callable[[], None]],
+    resume: str,
+    last: type[Exception] | tuple[type[Exception], ...] = (),
+) -> dict[str, str]:
     """Run all, also behind one that fails; return why which have failed.
 
     Args:
         jobs: What to do, by what it is called.
         resume: The command that goes on after an interruption.
+        last: Failures behind which nothing else is run.
     """
     failed: dict[str, str] = {}
     for number, (name, job) in enumerate(jobs.items(), start=1):
@@ -81,6 +86,8 @@ def run_in_turn(jobs: Mapping[str, Callable[[], None]], resume: str) -> dict[str
         except Exception as error:  # of one: the others can be well
             failed[name] = str(error) if isinstance(error, UserError) else reason(error)
             say(f"{name} failed: {failed[name]}", style="bold red")
+            if isinstance(error, last):
+                break
     return failed
 
 

@@ -26,22 +26,27 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from anomaly_clip.errors import UserError, nearest, translated
+from anomaly_clip.errors import UserError, nearest, reason, translated
 from anomaly_clip.experiment import arrange, known_options, quieten
 from anomaly_clip.files import atomic_path
 from anomaly_clip.in_turn import Plan, refuse_shared_launch, run_in_turn, run_verb, without_resume
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.metrics.evaluator import FIGURES
 from anomaly_clip.progress import say, track
-from anomaly_clip.report.writer import Measured, remark_on
+from anomaly_clip.records import DEMO, RANDOM
+from anomaly_clip.report.tables import DEMO_REMARK, RANDOM_WARNING
 from anomaly_clip.runs import create_run_folder, write_csv, write_json
 from anomaly_clip.sweep_file import METHODS, Sweep, read_sweep
 
 __all__ = ["run_sweep"]
 
-RECORD, CONFIGS, RESULT = "sweep.json", "configs", "result.json"
-"""What is run how; the complete configuration of each run; and what says that one is finished."""
+RECORD, CONFIGS = "sweep.json", "configs"
+"""What is run how, and the complete configuration of each run."""
+RESULT, FAILURE = "result.json", "failed.json"
+"""What says that a run is finished, or why it has failed."""
 FAILED = 1
+RANDOM_MARK = "val/random_weights"
+"""What a fit logs with random weights: no figure."""
 BY_TEST = "GOAL MEASURED ON THE TEST IMAGES (data.val_split test): the best is too good"
 
 Options = dict[str, Any]
@@ -53,19 +58,40 @@ class Record:
 
     Args:
         title: What is fitted on what.
-        remarks: What must be said beside its figures.
+        directory: Where it was begun, which names of files in it may start from.
         metric: The name of the goal.
         maximize: Whether more of it is better.
         several: Whether a run takes several processes.
         runs: The options of each run.
+        origins: What the figures of each run come from: its weights, and what validates.
     """
 
     title: str
-    remarks: list[str]
+    directory: str
     metric: str
     maximize: bool
     several: bool
     runs: list[Options]
+    origins: list[dict[str, str]]
+
+    @property
+    def remarks(self) -> list[str]:
+        """What must be said beside the figures, and of which runs."""
+        wrong = {
+            BY_TEST: [one["validated on"] == "test" for one in self.origins],
+            RANDOM_WARNING: [one["weights"] == RANDOM for one in self.origins],
+            DEMO_REMARK: [one["weights"] == DEMO for one in self.origins],
+        }
+        said = []
+        for text, which in wrong.items():
+            runs = ", ".join(str(number) for number, is_so in enumerate(which, start=1) if is_so)
+            if runs:
+                said.append(text if all(which) else f"run {runs}: {text}")
+        return said
+
+
+class GoalMissing(UserError):
+    """A fit came to its end and has not logged the goal: neither will the others."""
 
 
 def run_sweep(words: Sequence[str]) -> int:
@@ -83,6 +109,8 @@ def run_sweep(words: Sequence[str]) -> int:
     refuse_shared_launch("sweep")
     with translated():
         record = Record(**json.loads((folder / RECORD).read_text(encoding="utf-8")))
+    if Path.cwd() != Path(record.directory):  # where its names of files may lead elsewhere
+        raise UserError(f"--resume {folder}: the sweep was begun in {record.directory}: go there")
     return _run_all(folder, record)
 
 
@@ -129,7 +157,11 @@ def _start(words: Sequence[str]) -> int:
     write_json(folder / RECORD, asdict(record))  # last: without it nothing is gone on with
     for key in sweep.ignored:
         say(f"{key} is looked at by W&B alone: every run comes to its end")
+    if asked.count is not None and len(runs) == sweep.run_cap and asked.count > len(runs):
+        say(f"run_cap {sweep.run_cap} of {sweep.file} bounds --count {asked.count}")
     say(f"sweep {record.title} | {method}, {len(runs)} runs | goal {record.metric} | run {folder}")
+    for remark in record.remarks:
+        say(remark, style="bold red")
     return _run_all(folder, record)
 
 
@@ -162,9 +194,10 @@ def _refuse_contradictions(sweep: Sweep, more: Sequence[str]) -> None:
     Raises:
         UserError: If the sweep sets them.
     """
+    swept = {name.replace(".init_args", "") for name in sweep.parameters}
     for word in more:
         name = word.partition("=")[0]
-        if name.removeprefix("--") in sweep.parameters:
+        if name.removeprefix("--").replace(".init_args", "") in swept:
             raise UserError(f"{name}: {sweep.file} sweeps it: leave it out")
         if name == "--output.folder":
             raise UserError(f"{name}: a sweep gives each run its folder: give --output.root")
@@ -180,7 +213,7 @@ def _plan(
     Raises:
         UserError: If one is not accepted, or none can log the goal.
     """
-    configs = []
+    configs, origins = [], []
     with tempfile.TemporaryDirectory() as nowhere, translated(known_options):
         plan = Plan(args=arrange(["fit", *lines[0], "--output.folder", nowhere]))
         _check_goal(plan, sweep)
@@ -195,19 +228,25 @@ def _plan(
         # What a test of the run's checkpoint is called.
         config["output"]["name"] = Path(files[0]).stem if files else sweep.file.stem
         configs.append(plan._parser("fit").dump(config, skip_none=False))
-    model, data = plan.model, plan.datamodule
-    remarks = [BY_TEST] if data.val_split == "test" else []
-    if isinstance(model, Measured) and (remark := remark_on(model.weights)) is not None:
-        remarks.append(remark)
+        origins.append(_origin(config.as_dict()))
     record = Record(
-        title=f"{type(model).__name__} on {data.dataset_name}",
-        remarks=remarks,
+        title=f"{type(plan.model).__name__} on {plan.datamodule.dataset_name}",
+        directory=str(Path.cwd()),
         metric=sweep.metric,
         maximize=sweep.maximize,
         several=plan.trainer.world_size > 1,
         runs=list(runs),
+        origins=origins,
     )
     return record, configs
+
+
+def _origin(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the figures of a run come from, by its complete configuration."""
+    model, data = (config[part].get("init_args") or {} for part in ("model", "data"))
+    backbone = model.get("backbone") or {}
+    weights = backbone.get("pretrained") or backbone.get("weights")
+    return {"weights": str(weights), "validated on": str(data.get("val_split"))}
 
 
 def _check_goal(plan: Plan, sweep: Sweep) -> None:
@@ -237,8 +276,9 @@ def _run_all(folder: Path, record: Record) -> int:
         f"{number}: {_told(options)}": partial(_run_one, folder, record, number)
         for number, options in enumerate(record.runs, start=1)
     }
-    failed = run_in_turn(jobs, f"anomaly_clip sweep --resume {shlex.quote(str(folder))}")
-    _write_table(folder, record, {int(name.partition(":")[0]): w for name, w in failed.items()})
+    resume = f"anomaly_clip sweep --resume {shlex.quote(str(folder))}"
+    failed = run_in_turn(jobs, resume, GoalMissing)
+    _write_table(folder, record)
     _print_table(folder, record)
     say(f"results: {folder / 'sweep.csv'}")
     return FAILED if failed else 0
@@ -248,13 +288,31 @@ def _run_one(folder: Path, record: Record, number: int) -> None:
     """Fit, unless that is done; what was interrupted begins anew.
 
     Raises:
-        UserError: If the goal was not logged.
+        GoalMissing: If the goal was not logged.
+        UserError: If the training has diverged.
     """
     own = folder / str(number)
     if (own / RESULT).is_file():
         say("finished before")
         return
     shutil.rmtree(own, ignore_errors=True)
+    try:
+        result = _fitted(folder, own, record, number)
+    except Exception as error:
+        why = str(error) if isinstance(error, UserError) else reason(error)
+        write_json(own / FAILURE, {"why": why})  # kept if what follows is interrupted
+        raise
+    write_json(own / RESULT, result)
+    _write_table(folder, record)
+
+
+def _fitted(folder: Path, own: Path, record: Record, number: int) -> dict[str, Any]:
+    """Fit and return what is kept of it.
+
+    Raises:
+        GoalMissing: If the goal was not logged.
+        UserError: If the training has diverged.
+    """
     config = folder / CONFIGS / f"{number}.yaml"
     began = time.monotonic()
     run_verb(["fit", "--config", str(config), "--output.folder", str(own)], record.several)
@@ -263,12 +321,11 @@ def _run_one(folder: Path, record: Record, number: int) -> None:
     goal = figures.get(record.metric)
     if goal is None:
         logged = ", ".join(name for name in figures if name.startswith("val/")) or "no val/ figure"
-        raise UserError(f"the fit logged no {record.metric}, but {logged}: choose another goal")
+        raise GoalMissing(f"the fit logged no {record.metric}, but {logged}: choose another goal")
     if not math.isfinite(goal):
         raise UserError(f"{record.metric} is {goal} at the end: the training has diverged")
     say(f"{record.metric} {goal:.6g}")
-    write_json(own / RESULT, {"figures": _known(figures), **when, "minutes": minutes})
-    _write_table(folder, record, {})
+    return {"figures": _known(figures), **when, "minutes": minutes}
 
 
 def _last_logged(file: Path, goal: str) -> tuple[dict[str, float], dict[str, int]]:
@@ -291,9 +348,9 @@ def _known(figures: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in figures.items() if math.isfinite(value)}
 
 
-def _results(folder: Path, record: Record) -> dict[int, dict[str, Any]]:
-    """Return what the finished runs left, by their numbers."""
-    files = {number: folder / str(number) / RESULT for number in range(1, len(record.runs) + 1)}
+def _left(folder: Path, record: Record, name: str) -> dict[int, dict[str, Any]]:
+    """Return what the runs left under a name, by their numbers."""
+    files = {number: folder / str(number) / name for number in range(1, len(record.runs) + 1)}
     return {
         number: json.loads(file.read_text(encoding="utf-8"))
         for number, file in files.items()
@@ -301,29 +358,32 @@ def _results(folder: Path, record: Record) -> dict[int, dict[str, Any]]:
     }
 
 
-def _write_table(folder: Path, record: Record, failed: Mapping[int, str]) -> None:
+def _write_table(folder: Path, record: Record) -> None:
     """Write ``sweep.csv``, one row a run; what is not known stays empty."""
-    results = _results(folder, record)
+    results, failed = (_left(folder, record, name) for name in (RESULT, FAILURE))
     goal = record.metric
     logged = {name for one in results.values() for name in one["figures"]}
-    others = sorted(name for name in logged if name.startswith("val/") and name != goal)
-    options = list(record.runs[0])
-    header = ["run", "state", *options, goal, *others, "epoch", "step", "minutes", "folder", "why"]
+    others = sorted(n for n in logged if n.startswith("val/") and n not in (goal, RANDOM_MARK))
+    options, origins = list(record.runs[0]), list(record.origins[0])
+    header = ["run", "state", *options, *origins, goal, *others, "epoch", "step", "minutes"]
     rows = []
     for number, values in enumerate(record.runs, start=1):
         one, own_folder = results.get(number, {}), folder / str(number)
         state = "finished" if one else "failed" if number in failed else "not run"
         figures = [one.get("figures", {}).get(name) for name in (goal, *others)]
         own = [one.get(key) for key in ("epoch", "step", "minutes")]
-        row = [number, state, *(values[name] for name in options), *figures, *own]
+        origin = record.origins[number - 1]
+        row = [*(values[name] for name in options), *(origin[name] for name in origins)]
         there = own_folder if own_folder.is_dir() else None
-        rows.append([*row, there, failed.get(number)])
-    write_csv(folder / "sweep.csv", header, rows)
+        why = failed.get(number, {}).get("why")
+        rows.append([number, state, *row, *figures, *own, there, why])
+    write_csv(folder / "sweep.csv", [*header, "folder", "why"], rows)
 
 
 def _print_table(folder: Path, record: Record) -> None:
     """Print the runs, the best first and behind them those without a result."""
-    results = _results(folder, record)
+    results = _left(folder, record, RESULT)
+    failed = _left(folder, record, FAILURE)
     goals = {number: one["figures"][record.metric] for number, one in results.items()}
     sign = -1 if record.maximize else 1
     order = sorted(goals, key=lambda number: sign * goals[number])
@@ -339,7 +399,7 @@ def _print_table(folder: Path, record: Record) -> None:
         if number in goals:
             cells += [_cell(goals[number]), f"{results[number]['minutes']:.1f}"]
         else:
-            cells += ["failed", "–"]
+            cells += ["failed" if number in failed else "not run", "–"]
         table.add_row(*(Text(cell) for cell in cells))
     console = Console()
     if not console.is_terminal:  # a file's lines are as long as they must be

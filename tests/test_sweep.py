@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from anomaly_clip.cli import main
 from anomaly_clip.data import feature_cache
 from anomaly_clip.experiment import run_experiment
 from anomaly_clip.files import CACHE_VARIABLE
+from anomaly_clip.runs import write_json
+from anomaly_clip.sweep import Record
 from anomaly_clip.sweep_file import ARGS, read_sweep
 from anomaly_clip.sweep_parameter import read_parameter
 
@@ -324,6 +327,10 @@ def test_mistakes_of_a_file(
         (["odd.yaml"], "odd.yaml: not a file in YAML, line 1"),
         (["FILE", "--count", "0"], "--count 0: expected 1 or more"),
         (["FILE", "--seed", "-1"], "--seed -1: expected 0 or more"),
+        (
+            ["FILE", "--model.init_args.lr", "3"],
+            "--model.init_args.lr: my_sweep.yaml sweeps it: leave it out",
+        ),
         (["FILE", "--model.lr", "3"], "--model.lr: my_sweep.yaml sweeps it: leave it out"),
         (["FILE", "--trainer.logger", "WandbLogger"], "logs into the folder of each run"),
         (["FILE", "--output.folder=x"], "a sweep gives each run its folder: give --output.root"),
@@ -534,8 +541,11 @@ def test_a_run_that_fails_does_not_stop_the_others(
     rows = table(run)
     assert [row["state"] for row in rows] == ["finished", "failed", "finished"]
     assert rows[1]["why"] == "model.lr must be above 0, got -1.0"
-    assert rows[1]["val/pixel_ap"] == rows[1]["minutes"] == rows[1]["folder"] == ""
+    assert rows[1]["val/pixel_ap"] == rows[1]["minutes"] == ""
+    assert {(row["weights"], row["validated on"]) for row in rows} == {("random", "test")}
+    assert "val/random_weights" not in rows[0]
     said = capsys.readouterr()
+    assert "GOAL MEASURED ON THE TEST IMAGES" in said.err  # before anything is run, too
     assert "2: model.lr=-1 failed: model.lr must be above 0" in said.err
     assert "RANDOM WEIGHTS" in said.out
     assert "GOAL MEASURED ON THE TEST IMAGES" in said.out
@@ -547,12 +557,53 @@ def test_a_goal_that_is_not_logged_is_not_invented(
 ) -> None:
     command = [*COMMAND[:-1], *AUXILIARY, ARGS, "--trainer.limit_val_batches", "0"]
     file = write(command=command)
-    words = ["sweep", str(file), "--count", "1", *TINY_CLIP, *QUICK]
+    words = ["sweep", str(file), *TINY_CLIP, *QUICK]
     assert main([*words, "--output.root", str(tmp_path)]) == 1
-    (row,) = table(tmp_path / "sweep_my_sweep" / "1")
+    row, *others = table(tmp_path / "sweep_my_sweep" / "1")
     assert row["state"] == "failed"
+    assert [other["state"] for other in others] == ["not run"]  # they would log no more
+    assert (Path(row["folder"]) / "checkpoints" / "last.ckpt").is_file()  # what was fitted stays
     assert row["why"].startswith("the fit logged no val/pixel_ap, but no val/ figure")
     assert "failed" in capsys.readouterr().out
+
+
+def test_runs_of_other_origin_are_marked(
+    write: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parameters = {
+        "data.val_split": {"values": ["auxiliary", "test"]},
+        "model.backbone.pretrained": {"values": ["demo", "random"]},
+    }
+    file = write(parameters=parameters, command=[*COMMAND[:-1], *AUXILIARY, ARGS])
+    few = ["--model.backbone.name", "demo", *FEW_WORDS, *QUICK]
+    assert main(["sweep", str(file), *few, "--output.root", str(tmp_path), "--dry-run"]) == 0
+    capsys.readouterr()
+    assert main(["sweep", str(file), *few, "--output.root", str(tmp_path)]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "run 3, 4: GOAL MEASURED ON THE TEST IMAGES" in out
+    assert "run 2, 4: RANDOM WEIGHTS" in out
+    assert "run 1, 3: demo weights" in out
+    origins = [
+        (row["weights"], row["validated on"]) for row in table(tmp_path / "sweep_my_sweep/1")
+    ]
+    assert origins == [
+        ("demo", "auxiliary"),
+        ("random", "auxiliary"),
+        ("demo", "test"),
+        ("random", "test"),
+    ]
+
+
+def test_a_sweep_is_resumed_where_it_was_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "sweep"
+    record = Record("SDPPlus on Demo", "/elsewhere", "val/pixel_ap", True, False, [], [])
+    write_json(folder / "sweep.json", asdict(record))
+    (folder / "1").mkdir()
+    assert main(["sweep", "--resume", str(folder)]) == 2
+    assert "the sweep was begun in /elsewhere: go there" in capsys.readouterr().err
+    assert (folder / "1").is_dir()
 
 
 def test_a_dry_run_lists_the_commands(

@@ -348,8 +348,9 @@ def _ours(run: Finished, column: Column, row: Row, source: Published) -> Ours:
 
 
 def _are_draws(runs: Sequence[Finished]) -> bool:
-    """Say whether runs of one row are draws to be averaged: several, with seeds of their own."""
-    return len(runs) > 1 and len({run.seeds for run in runs}) == len(runs)
+    """Say whether runs of one row are draws to be averaged: several that differ by seeds alone."""
+    seeds = {run.seeds for run in runs}
+    return len(runs) > 1 and len(seeds) == len(runs) and len({r.settings for r in runs}) == 1
 
 
 def _mean_of(draws: Sequence[Ours]) -> Ours:

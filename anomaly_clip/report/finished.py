@@ -99,6 +99,17 @@ class Finished:
         return self.seed, self.protocol.get("data_seed")
 
     @property
+    def settings(self) -> str:
+        """Model and data of the configuration without their seeds."""
+        parts = {}
+        for part in ("model", "data"):
+            content = self.config.get(part)
+            options = content.get("init_args") if isinstance(content, dict) else None
+            if isinstance(options, dict):
+                parts[part] = {name: one for name, one in options.items() if name != "seed"}
+        return json.dumps(parts, sort_keys=True, default=str)
+
+    @property
     def description(self) -> str:
         """What was tested on what, with which weights."""
         told = f"{self.label}: {plain(self.method)} on {plain(self.data)}"
