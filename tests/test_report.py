@@ -114,6 +114,19 @@ def test_draws_of_one_experiment_are_averaged(write: Writer, tmp_path: Path) -> 
     assert rows[0]["run"].count("sample") == 3
 
 
+@pytest.mark.parametrize(("other", "averaged"), [(7, True), (8, False)])
+def test_runs_with_other_settings_are_no_draws(write: Writer, other: int, averaged: bool) -> None:
+    folders = []
+    for seed, dimensions in enumerate((7, other)):
+        folder = write(f"run {seed}", data_seed=seed)
+        options = {"seed": seed, "dimensions": dimensions}
+        config = {"model": {"init_args": options}, "data": {"init_args": {"seed": seed}}}
+        (folder / "config-test.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+        folders.append(folder)
+    found = lines_of(beside("tab1", *folders), "PaDiM, ImageNet")
+    assert any(line.cells[1] == "mean of 2" for line in found) == averaged
+
+
 def test_the_draws_that_are_missing_are_listed(
     write: Writer,
     capsys: pytest.CaptureFixture[str],
