@@ -185,7 +185,8 @@ def area_of_steps(fpr: NDArray[np.float64], overlap: NDArray[np.float64], limit:
     if len(fpr) < 2 or fpr.max() <= fpr.min():
         return math.nan
     fpr = (fpr - fpr.min()) / (fpr.max() - fpr.min())
-    return float(((overlap[1:] + overlap[:-1]) / 2 * -np.diff(fpr)).sum())
+    area = float(((overlap[1:] + overlap[:-1]) / 2 * -np.diff(fpr)).sum())
+    return min(max(area, 0.0), 1.0)  # sums of shares may be off by rounding
 
 
 def bounds_of_steps(
