@@ -25,9 +25,15 @@ from anomaly_clip.metrics.evaluator import with_means
 from anomaly_clip.progress import say
 from anomaly_clip.report.kept_maps import file_name
 from anomaly_clip.report.page import PAGE, write_page
-from anomaly_clip.report.tables import figures_rows, figures_table, rounds_remark, selection_warning
+from anomaly_clip.report.tables import (
+    figures_rows,
+    figures_table,
+    remark_on,
+    rounds_remark,
+    selection_warning,
+)
 from anomaly_clip.report.tracking import grouped_tracking
-from anomaly_clip.report.writer import Measured, remark_on
+from anomaly_clip.report.writer import Measured
 from anomaly_clip.runs import versions, write_csv, write_json
 
 __all__ = ["run_each"]

@@ -123,6 +123,14 @@ def test_what_a_reader_must_know_comes_first(tmp_path: Path) -> None:
         assert said in text
 
 
+def test_the_page_says_of_a_backbone_what_a_table_of_runs_says(tmp_path: Path) -> None:
+    file = tmp_path / "tab_resnet18.safetensors"
+    write_json(file.with_suffix(".json"), {"text": {"pretrained": "demo"}})
+    weights = {"backbone": "resnet18", "pretrained": str(file), "random": False, "sha256": None}
+    seen = read(write_page(make_run(tmp_path / "run", TWO, weights=weights)))
+    assert "the backbone followed texts of demo weights" in seen.texts["p"]
+
+
 def test_what_is_not_known_is_not_called_none(tmp_path: Path) -> None:
     run = make_run(tmp_path, TWO)
     content = json.loads((run / "metrics.json").read_text())

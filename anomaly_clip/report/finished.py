@@ -143,7 +143,12 @@ class Finished:
         if isinstance(start, dict) and start.get("weights") == RANDOM:
             tags.append(Tag("random start", "the backbone was trained from random weights"))
         if not self.protocol.get("complete", True):
-            tags.append(Tag("partial", "PARTIAL: not all test images were scored"))
+            counts, listed = self.protocol.get("images"), self.protocol.get("listed")
+            told = "not all test images"
+            if isinstance(counts, dict) and isinstance(listed, int):
+                scored = sum(count for count in counts.values() if isinstance(count, int))
+                told = f"{scored:,} of {listed:,} images"
+            tags.append(Tag("partial", f"PARTIAL: {told} were scored"))
         if self.protocol.get("overlap"):
             number = self.protocol["overlap"]
             told = f"{number} TEST IMAGES ARE AMONG THE TRAINING IMAGES"

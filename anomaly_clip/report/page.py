@@ -19,18 +19,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from anomaly_clip.files import atomic_path
 from anomaly_clip.metrics.curves import Curve
-from anomaly_clip.records import DEMO
 from anomaly_clip.report.chosen import KINDS, best_threshold
 from anomaly_clip.report.finished import plain
 from anomaly_clip.report.run_files import Listed, RunFiles, ScoresOf, mapping, read_files
-from anomaly_clip.report.tables import (
-    DEMO_REMARK,
-    HEADINGS,
-    RANDOM_WARNING,
-    percent,
-    rounds_remark,
-    selection_warning,
-)
+from anomaly_clip.report.tables import HEADINGS, percent, rounds_remark
 
 __all__ = ["CHARTS", "PAGE", "lowest", "write_page"]
 
@@ -188,20 +180,8 @@ def _named(weights: Mapping[str, Any]) -> str:
 
 def _notes(files: RunFiles) -> list[str]:
     """Return what a reader must know before the figures."""
-    weights, protocol = (mapping(files.run.get(key)) for key in ("weights", "protocol"))
-    notes = []
-    if weights.get("random"):
-        notes.append(RANDOM_WARNING)
-    elif weights.get("pretrained") == DEMO:
-        notes.append(DEMO_REMARK)
-    if not protocol.get("complete", True):
-        scored, listed = _sum(protocol.get("images")), protocol.get("listed")
-        counted = f"{scored:,} of {listed:,} images" if isinstance(listed, int) and scored else ""
-        notes.append(f"PARTIAL: {counted or 'not all images'} were scored")
-    if protocol.get("overlap"):
-        notes.append(f"{protocol['overlap']} TEST IMAGES ARE AMONG THE TRAINING IMAGES")
-    if (selected := selection_warning(protocol)) is not None:
-        notes.append(selected)
+    protocol = mapping(files.run.get("protocol"))
+    notes = list(files.said)
     if _rounds(files) > 1:
         spread = rounds_remark(protocol) if not protocol.get("one_model_a_category") else None
         notes.append(spread or f"means of {_rounds(files)} rounds")

@@ -28,6 +28,7 @@ from anomaly_clip.report.finished import (
     read_run,
 )
 from anomaly_clip.report.kept_maps import file_name
+from anomaly_clip.report.tables import remark_on
 from anomaly_clip.report.thumbnails import GALLERY
 
 __all__ = ["CURVES_FILE", "PREDICTED", "Listed", "RunFiles", "ScoresOf", "mapping", "read_files"]
@@ -70,6 +71,7 @@ class RunFiles:
     Args:
         folder: The run's.
         run: Method, weights, protocol, seed and versions.
+        said: What must be said beside its figures.
         mean: Mean figures; None of a predict.
         figures: Figures by category.
         scores: Image scores by category.
@@ -81,6 +83,7 @@ class RunFiles:
 
     folder: Path
     run: Mapping[str, Any]
+    said: Sequence[str]
     mean: Mapping[str, float | None] | None
     figures: Mapping[str, Mapping[str, float | None]]
     scores: Mapping[str, ScoresOf]
@@ -97,7 +100,7 @@ def read_files(folder: Path) -> RunFiles:
         UserError: If it is none, or a file of it is damaged.
     """
     if (folder / METRICS).is_file():
-        read_run(folder)  # says in one sentence what is wrong with it
+        said = [tag.long for tag in read_run(folder).tags]  # or one sentence on what is wrong
         content = read_json(folder / METRICS)
         mean, figures = mapping(content.get("mean")), content["categories"]
         wrong = next((name for name in mean if not is_fraction(mean[name])), None)
@@ -107,6 +110,8 @@ def read_files(folder: Path) -> RunFiles:
         run = mapping(content.get("run"))
         right = "method" in run and "data" in mapping(run.get("protocol"))
         expect(right, folder / PREDICTED, "does not say what was run on what")
+        weights = mapping(run.get("weights"))
+        said = [remark] if (remark := remark_on(weights)) is not None else []
     else:
         raise UserError(
             f"{folder}: there is neither {METRICS} nor {PREDICTED} in it: name the folder of a "
@@ -117,6 +122,7 @@ def read_files(folder: Path) -> RunFiles:
     return RunFiles(
         folder,
         content["run"],
+        said,
         mean,
         figures,
         {name: scores for part in parts for name, scores in _scores(part / SCORES).items()},

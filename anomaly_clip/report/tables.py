@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from anomaly_clip.metrics.evaluator import Results
+from anomaly_clip.records import DEMO
 
 __all__ = [
     "DEMO_REMARK",
@@ -18,6 +19,7 @@ __all__ = [
     "figures_rows",
     "figures_table",
     "percent",
+    "remark_on",
     "rounds_remark",
     "selection_warning",
 ]
@@ -76,6 +78,13 @@ def figures_table(
         "mean", str(images), str(anomalous), *percent(results["mean"].values()), style="bold"
     )
     return table
+
+
+def remark_on(weights: Mapping[str, object]) -> str | None:
+    """Return what must be said of the weights beside every figure."""
+    if weights.get("random"):
+        return RANDOM_WARNING
+    return DEMO_REMARK if weights.get("pretrained") == DEMO else None
 
 
 def selection_warning(protocol: Mapping[str, object]) -> str | None:

@@ -21,7 +21,7 @@ from anomaly_clip.methods.base import AnomalyMethod, Exporter
 from anomaly_clip.methods.linear_probe import LinearProbe
 from anomaly_clip.metrics.evaluator import Results
 from anomaly_clip.progress import say, track
-from anomaly_clip.records import DEMO, Batch, Scores, WeightsRecord
+from anomaly_clip.records import Batch, Scores
 from anomaly_clip.report.chosen import choose
 from anomaly_clip.report.confusion import write_confusion
 from anomaly_clip.report.drawing import draw_kept
@@ -30,10 +30,10 @@ from anomaly_clip.report.kept_maps import KeptMaps, Ranges, Rows, merged, pictur
 from anomaly_clip.report.page import PAGE, write_page
 from anomaly_clip.report.run_files import CURVES_FILE, PREDICTED
 from anomaly_clip.report.tables import (
-    DEMO_REMARK,
     RANDOM_WARNING,
     figures_rows,
     figures_table,
+    remark_on,
     rounds_remark,
     selection_warning,
 )
@@ -42,7 +42,7 @@ from anomaly_clip.report.tracking import track_config, track_picture, track_run
 from anomaly_clip.report.watched import Watched
 from anomaly_clip.runs import create_run_folder, versions, write_csv, write_json
 
-__all__ = ["Measured", "RunWriter", "remark_on"]
+__all__ = ["Measured", "RunWriter"]
 
 Measured: TypeAlias = AnomalyMethod | LinearProbe
 """Whose test ends in figures."""
@@ -512,13 +512,6 @@ def _is_watched(trainer: Trainer) -> bool:
 
 def _warning(module: LightningModule) -> str | None:
     return RANDOM_WARNING if _is_random(module) else None
-
-
-def remark_on(weights: WeightsRecord) -> str | None:
-    """Return what must be said of the weights beside every figure."""
-    if weights["random"]:
-        return RANDOM_WARNING
-    return DEMO_REMARK if weights["pretrained"] == DEMO else None
 
 
 def _weights_label(method: Measured) -> str:
