@@ -90,16 +90,19 @@ def test_numbers_are_as_they_were(method: str, inside: Path) -> None:
     before = inside / method / verb
     where = ["--output.folder", "again", "--output.page", "false"]
     if verb == "fit":  # of what scores no images: its training is over, and exported again
+        content = torch.load(checkpoint, weights_only=True)
+        state = content["state_dict"]  # shifted, as no training from the start would end there
+        state |= {key: value + 0.25 for key, value in state.items() if value.ndim}
+        torch.save(content, checkpoint)
         words = ["--config", str(before / "config-fit.yaml"), "--ckpt_path", str(checkpoint)]
         assert main([verb, *words, *where]) == 0
-        state = torch.load(checkpoint, weights_only=True)["state_dict"]
         exported = [pair for file in inside.glob("again/*.safetensors") for pair in read(file)]
         compared = 0
         for name, tensor in exported:
             keys = [key for key in state if key.endswith(f".{name}")]
             if keys:  # others are made of several
-                kept = state[min(keys, key=len)]
-                torch.testing.assert_close(tensor, kept.to(tensor.dtype))  # it may be half as wide
+                kept = state[min(keys, key=len)].to(tensor.dtype)  # it may be half as wide
+                torch.testing.assert_close(tensor, kept, atol=1e-3, rtol=1e-3)
                 compared += 1
         assert compared > len(exported) / 2
         return
