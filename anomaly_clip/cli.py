@@ -1,32 +1,40 @@
 """The front door: answers at once what needs no library, and hands experiments on.
 
-Nothing heavy is imported here; ``anomaly_clip.experiment`` is, when a verb needs it.
+Nothing heavy is imported here; the module of a verb is, when the verb is asked for.
 """
 
 from __future__ import annotations
 
 import difflib
+import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from anomaly_clip import __version__
 
 __all__ = ["main"]
 
 VERBS = {
-    "fit": "fit a method",
-    "validate": "compute figures on the validation split",
-    "test": "compute figures on the test split",
-    "predict": "score images and draw heat maps",
-    "each": "fit and test one model a category, one table of all",
-    "compare": "one detector with the weights of several backbones, side by side",
-    "sweep": "fit with all options of a W&B sweep file, one table of all",
-    "report": "figures of runs side by side, or beside published ones",
-    "export": "write the weights of a checkpoint for others",
-    "check": "say what is wrong with a data set",
-    "prompts": "show what the sentences about a category do",
-    "preview": "draw a contact sheet of a data set",
+    "fit": ("fit a method", "commands.experiment:run_experiment"),
+    "validate": ("compute metrics on the validation split", "commands.experiment:run_experiment"),
+    "test": ("compute metrics on the test split", "commands.experiment:run_experiment"),
+    "predict": ("score images and draw heat maps", "commands.experiment:run_experiment"),
+    "each": ("fit and test one model per category, one table of all", "commands.each:run_each"),
+    "compare": (
+        "one detector with the weights of several backbones",
+        "commands.compare:run_compare",
+    ),
+    "sweep": ("fit with all options of a W&B sweep file", "commands.sweep:run_sweep"),
+    "report": ("tables of runs, with published metrics on request", "commands.report:run_report"),
+    "export": (
+        "write the weights of a checkpoint for other programs",
+        "commands.export:run_export",
+    ),
+    "check": ("find what is wrong with a data set", "commands.check:run_check"),
+    "prompts": ("show the effect of each prompt of a category", "commands.prompts:run_prompts"),
+    "preview": ("draw a contact sheet of a data set", "commands.preview:run_preview"),
 }
+"""Per verb: its line of help, and the function of this package that runs it, as ``module:name``."""
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
@@ -78,46 +86,16 @@ def _answer(words: list[str]) -> int:
 
 
 def _run(words: list[str]) -> int:
-    if words[0] == "preview":
-        from anomaly_clip.report.preview import run_preview
-
-        return run_preview(words)
-    if words[0] == "prompts":
-        from anomaly_clip.report.words import run_prompts
-
-        return run_prompts(words)
-    if words[0] == "check":
-        from anomaly_clip.report.checks import run_check
-
-        return run_check(words)
-    if words[0] == "each":
-        from anomaly_clip.each import run_each
-
-        return run_each(words)
-    if words[0] == "compare":
-        from anomaly_clip.compare import run_compare
-
-        return run_compare(words)
-    if words[0] == "sweep":
-        from anomaly_clip.sweep import run_sweep
-
-        return run_sweep(words)
-    if words[0] == "report":
-        from anomaly_clip.report.overview import run_report
-
-        return run_report(words)
-    if words[0] == "export":
-        from anomaly_clip.export import run_export
-
-        return run_export(words)
-    from anomaly_clip.experiment import run_experiment
-
-    return run_experiment(words)
+    module, _, name = VERBS[words[0]][1].partition(":")
+    run: Callable[[Sequence[str]], int] = getattr(
+        importlib.import_module(f"anomaly_clip.{module}"), name
+    )
+    return run(words)
 
 
 def _help() -> str:
     width = max(map(len, VERBS))
-    verbs = "\n".join(f"  {verb:<{width}}  {what}" for verb, what in VERBS.items())
+    verbs = "\n".join(f"  {verb:<{width}}  {line}" for verb, (line, _) in VERBS.items())
     return f"""usage: anomaly_clip VERB --config FILE [--config FILE2] [--KEY VALUE ...]
 
 Visual anomaly detection with CLIP.

@@ -21,7 +21,7 @@ def test_the_front_door_imports_nothing_heavy() -> None:
 
 def test_options_do_not_wait_for_open_clip() -> None:
     code = (
-        "import sys, anomaly_clip.experiment;"
+        "import sys, anomaly_clip.commands.experiment;"
         "print({'open_clip', 'timm', 'wandb'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

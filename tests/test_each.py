@@ -8,7 +8,7 @@ import pytest
 from conftest import save_picture
 
 from anomaly_clip.cli import main
-from anomaly_clip.experiment import run_experiment
+from anomaly_clip.commands.experiment import run_experiment
 from anomaly_clip.methods import PaDiM
 
 
@@ -100,7 +100,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
         done.append((line[0], line[line.index("--output.folder") + 1].rpartition("/")[2]))
         return code
 
-    monkeypatch.setattr("anomaly_clip.in_turn.run_experiment", interrupted)
+    monkeypatch.setattr("anomaly_clip.commands.batch.run_experiment", interrupted)
     assert main(words(root, tmp_path)) == 130
     run = tmp_path / "padim" / "1"
     assert f"go on with: anomaly_clip each --resume {run}" in capsys.readouterr().err

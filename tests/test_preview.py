@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from anomaly_clip.cli import main
+from anomaly_clip.commands.preview import CELL, GAP, LINE, contact_sheet
 from anomaly_clip.data import Demo, MVTecAD
-from anomaly_clip.report.preview import CELL, GAP, LINE, contact_sheet
 
 
 def test_pictures_are_spread_over_the_listing_with_their_masks(mvtec_root: Path) -> None:

@@ -18,13 +18,13 @@ from layouts import visa
 from scipy import stats
 
 from anomaly_clip.cli import main
+from anomaly_clip.commands.experiment import run_experiment
+from anomaly_clip.commands.sweep import Record
+from anomaly_clip.commands.sweep_file import ARGS, read_sweep
+from anomaly_clip.commands.sweep_parameter import read_parameter
 from anomaly_clip.data import feature_cache
-from anomaly_clip.experiment import run_experiment
 from anomaly_clip.files import CACHE_VARIABLE
 from anomaly_clip.runs import write_json
-from anomaly_clip.sweep import Record
-from anomaly_clip.sweep_file import ARGS, read_sweep
-from anomaly_clip.sweep_parameter import read_parameter
 
 ROOT = Path(__file__).parent.parent
 SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
@@ -502,7 +502,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(
         done.append(Path(line[-1]).name)
         return code
 
-    monkeypatch.setattr("anomaly_clip.in_turn.run_experiment", interrupted)
+    monkeypatch.setattr("anomaly_clip.commands.batch.run_experiment", interrupted)
     assert main(small) == 130
     run = tmp_path / "runs" / "sweep_my_sweep" / "1"
     assert f"go on with: anomaly_clip sweep --resume {run}" in capsys.readouterr().err
@@ -515,7 +515,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(
     Path(small[1]).write_text("changed", encoding="utf-8")
     (run / "2" / "checkpoints").mkdir(parents=True)
     (run / "2" / "checkpoints" / "last.ckpt").write_text("half a checkpoint")
-    monkeypatch.setattr("anomaly_clip.in_turn.run_experiment", run_experiment)
+    monkeypatch.setattr("anomaly_clip.commands.batch.run_experiment", run_experiment)
     assert main(["sweep", "--resume", str(run), "--count", "5"]) == 2
     assert "leave out --count" in capsys.readouterr().err
     assert main(["sweep", f"--resume={run}"]) == 0

@@ -12,8 +12,8 @@ from torch.testing import assert_close
 from anomaly_clip.backbones.clip import CLIPBackbone
 from anomaly_clip.backbones.prompts import PromptEnsemble, RVSSettings
 from anomaly_clip.cli import main
+from anomaly_clip.commands.prompts import weigh_sentences
 from anomaly_clip.methods import SDP
-from anomaly_clip.report.words import weigh_sentences
 
 FEW = PromptEnsemble(["{}", "good {}", "fine {}"], ["bad {}", "torn {}"], ["a {}.", "the {}."])
 

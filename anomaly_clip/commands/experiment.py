@@ -68,7 +68,7 @@ def arrange(words: Sequence[str]) -> list[str]:
     Options before ``--config`` would be overridden by it without a word.
 
     Example:
-        >>> from anomaly_clip.experiment import arrange
+        >>> from anomaly_clip.commands.experiment import arrange
         >>> arrange(["test", "--seed_everything", "5", "--config", "a.yaml"])
         ['test', '--config', 'a.yaml', '--seed_everything', '5']
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import yaml
 
+from anomaly_clip.commands.sweep_parameter import Parameter, read_parameter
 from anomaly_clip.errors import UserError, nearest
-from anomaly_clip.sweep_parameter import Parameter, read_parameter
 
 __all__ = ["Sweep", "read_sweep"]
 

@@ -26,17 +26,23 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from anomaly_clip.commands.batch import (
+    Plan,
+    refuse_shared_launch,
+    run_in_turn,
+    run_verb,
+    without_resume,
+)
+from anomaly_clip.commands.experiment import arrange, known_options, quieten
+from anomaly_clip.commands.sweep_file import METHODS, Sweep, read_sweep
 from anomaly_clip.errors import UserError, nearest, reason, translated
-from anomaly_clip.experiment import arrange, known_options, quieten
 from anomaly_clip.files import atomic_path
-from anomaly_clip.in_turn import Plan, refuse_shared_launch, run_in_turn, run_verb, without_resume
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.metrics.evaluator import FIGURES
 from anomaly_clip.progress import say, track
 from anomaly_clip.records import DEMO, RANDOM
 from anomaly_clip.report.tables import DEMO_REMARK, RANDOM_WARNING
 from anomaly_clip.runs import create_run_folder, write_csv, write_json
-from anomaly_clip.sweep_file import METHODS, Sweep, read_sweep
 
 __all__ = ["run_sweep"]
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from anomaly_clip.commands.experiment import class_of_checkpoint, quieten
 from anomaly_clip.errors import UserError, reason, translated
-from anomaly_clip.experiment import class_of_checkpoint, quieten
 from anomaly_clip.methods.base import Exporter
 
 __all__ = ["run_export"]

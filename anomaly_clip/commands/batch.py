@@ -10,8 +10,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from anomaly_clip.commands.experiment import ExperimentCLI, run_experiment
 from anomaly_clip.errors import UserError, reason
-from anomaly_clip.experiment import ExperimentCLI, run_experiment
 from anomaly_clip.progress import say
 
 __all__ = ["Plan", "refuse_shared_launch", "run_in_turn", "run_verb", "without_resume"]

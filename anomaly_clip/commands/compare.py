@@ -27,12 +27,12 @@ from rich.table import Table
 from rich.text import Text
 
 from anomaly_clip.backbones.cnn import CNNBackbone
+from anomaly_clip.commands.batch import Plan
+from anomaly_clip.commands.each import run_each
+from anomaly_clip.commands.experiment import arrange, class_of_checkpoint, known_options, quieten
 from anomaly_clip.data.dataset import AnomalyData
-from anomaly_clip.each import run_each
 from anomaly_clip.errors import UserError, translated
-from anomaly_clip.experiment import arrange, class_of_checkpoint, known_options, quieten
 from anomaly_clip.files import atomic_path
-from anomaly_clip.in_turn import Plan
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.metrics.classification import CLASS_FIGURES
 from anomaly_clip.progress import say, track

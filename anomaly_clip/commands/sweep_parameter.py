@@ -67,7 +67,7 @@ class Parameter:
         """Return the value that a share ``level``, between 0 and 1, of all draws is below.
 
         Example:
-            >>> from anomaly_clip.sweep_parameter import Parameter
+            >>> from anomaly_clip.commands.sweep_parameter import Parameter
             >>> rate = Parameter("log_uniform_values", settings={"min": 1e-4, "max": 1e-2})
             >>> round(rate.quantile(0.5), 6)
             0.001

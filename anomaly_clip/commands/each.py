@@ -16,11 +16,17 @@ from typing import Any
 
 from rich.console import Console
 
+from anomaly_clip.commands.batch import (
+    Plan,
+    refuse_shared_launch,
+    run_in_turn,
+    run_verb,
+    without_resume,
+)
+from anomaly_clip.commands.experiment import arrange, known_options, quieten
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.errors import UserError, translated
-from anomaly_clip.experiment import arrange, known_options, quieten
 from anomaly_clip.files import atomic_path
-from anomaly_clip.in_turn import Plan, refuse_shared_launch, run_in_turn, run_verb, without_resume
 from anomaly_clip.metrics.evaluator import with_means
 from anomaly_clip.progress import say
 from anomaly_clip.report.kept_maps import file_name
