@@ -21,8 +21,8 @@ from typing import Any
 
 from anomaly_clip.cli import main
 from anomaly_clip.data import Demo
+from anomaly_clip.recording.writer import RunWriter
 from anomaly_clip.report.page import PAGE, write_page
-from anomaly_clip.report.writer import RunWriter
 
 CATEGORIES, IMAGES = 15, 115
 LIMITS = {"end_of_test_s": 20.0, "page_again_s": 20.0, "page_mb": 20.0}

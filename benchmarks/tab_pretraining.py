@@ -37,7 +37,7 @@ from PIL import Image
 
 from anomaly_clip.cli import main as anomaly_clip
 from anomaly_clip.data.demo_pictures import CATEGORIES, draw_picture
-from anomaly_clip.runs import versions
+from anomaly_clip.results.folder import versions
 
 ROOT = Path(__file__).parent.parent
 SEEDS = (0, 1)

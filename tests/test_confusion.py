@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomaly_clip.report.confusion import (
+from anomaly_clip.drawing.confusion import (
     DARKEST,
     LARGEST,
     SMALLEST,

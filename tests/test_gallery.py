@@ -1,49 +1,43 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 
-from anomaly_clip.report.gallery import draw_panels, heat_map
-
-
-def brightness(image: np.ndarray) -> np.ndarray:
-    return image.astype(float).mean(axis=-1)
-
-
-def test_heat_grows_with_the_value_and_is_clipped() -> None:
-    colours = heat_map(np.array([[-9.0, 0.0, 0.5, 1.0, 9.0]]), 0.0, 1.0)[0]
-    levels = brightness(colours)
-    assert levels[0] == levels[1] < levels[2] < levels[3] == levels[4]
-    assert colours[3][0] > colours[3][2]  # the bright end of the scale is yellow: red above blue
+from anomaly_clip.recording.gallery import GAP, PANEL, side_by_side
+from anomaly_clip.records import Scores
+from anomaly_clip.results.map_store import KeptMaps
 
 
-def test_a_constant_category_is_drawn_dark() -> None:
-    assert brightness(heat_map(np.full((2, 2), 3.0), 3.0, 3.0)).max() < 5
+@pytest.mark.parametrize(("shape", "size"), [((40, 80), (96, 192)), ((500, 100), (192, 38))])
+def test_panels_keep_the_shape_of_the_image(shape: tuple[int, int], size: tuple[int, int]) -> None:
+    image = np.full((*shape, 3), 90, np.uint8)
+    mask = np.zeros(shape, bool)
+    mask[: shape[0] // 2] = True
+    sheet = side_by_side(image, np.zeros((7, 9), np.float32), (0.0, 1.0), mask)
+    assert sheet.shape == (size[0], 3 * size[1] + 2 * GAP, 3)
+    assert (sheet[:, : size[1]] == 90).all()
+    white = sheet[:, 2 * (size[1] + GAP) :].mean(axis=(1, 2))
+    assert white[0] == 255
+    assert white[-1] == 0
+    assert side_by_side(image, np.zeros((7, 9)), (0, 1), None).shape[1] == 2 * size[1] + GAP
 
 
-@pytest.mark.parametrize("with_mask", [True, False])
-def test_panels_stand_side_by_side(with_mask: bool) -> None:
-    image = np.full((60, 60, 3), 200, dtype=np.uint8)
-    values = np.zeros((60, 60))
-    values[:30] = 1.0
-    mask = values > 0 if with_mask else None
-    sheet = draw_panels(image, values, mask, (0.0, 1.0), "bottle/good/000")
-    panels = 3 if with_mask else 2
-    assert sheet.shape[1] == panels * 240 + (panels - 1) * 4
-    top = sheet.shape[0] - 240
-    assert (sheet[top + 10, 10] == 200).all()
-    assert brightness(sheet[top + 10, 250]) > brightness(sheet[top + 230, 250]) + 50
-    if with_mask:
-        assert (sheet[top + 10, 500] == 255).all()
-        assert (sheet[top + 230, 500] == 0).all()
+def test_the_scale_is_that_of_the_category() -> None:
+    image = np.zeros((10, 10, 3), np.uint8)
+    values = np.full((10, 10), 0.5, np.float32)
+    dark, bright = (side_by_side(image, values, scale, None) for scale in ((0.5, 1), (0, 0.5)))
+    assert dark[:, PANEL + GAP :].max() < 10
+    assert bright[:, PANEL + GAP :].max() > 240
 
 
-def test_a_warning_is_red_and_a_long_caption_is_cut() -> None:
-    image, values = np.zeros((240, 240, 3), dtype=np.uint8), np.zeros((240, 240))
-    plain = draw_panels(image, values, None, (0.0, 1.0), "x" * 500)
-    warned = draw_panels(image, values, None, (0.0, 1.0), "x" * 500, "RANDOM WEIGHTS")
-    assert plain.shape[1] == warned.shape[1]
-    extra = warned.shape[0] - plain.shape[0]
-    assert extra > 0
-    strip = warned[plain.shape[0] - 240 : plain.shape[0] - 240 + extra].astype(int)
-    assert ((strip[..., 0] - strip[..., 1]) > 100).any()
+def test_small_maps_are_kept_for_small_pictures(tmp_path: Path) -> None:
+    kept = KeptMaps(tmp_path, longest=8)
+    maps = torch.rand(2, 16, 32, generator=torch.Generator().manual_seed(0))
+    scores = Scores(anomaly_map=maps, image_score=torch.zeros(2))
+    kept.keep(scores, [4, 7], ["nut", "cap"])
+    assert kept.load(7)["map"].shape == (4, 8)
+    assert kept.ranges["nut"] == [float(maps[0].min()), float(maps[0].max())]  # of the whole map
+    assert (4 in kept, 5 in kept) == (True, False)

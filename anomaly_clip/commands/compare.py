@@ -31,16 +31,16 @@ from anomaly_clip.commands.batch import Plan
 from anomaly_clip.commands.each import run_each
 from anomaly_clip.commands.experiment import arrange, class_of_checkpoint, known_options, quieten
 from anomaly_clip.data.dataset import AnomalyData
+from anomaly_clip.drawing.panels import draw_panels, stack_sheets
+from anomaly_clip.drawing.tsne import LEAST, PAPER, Embedding, embed, write_embeddings
 from anomaly_clip.errors import UserError, translated
 from anomaly_clip.files import atomic_path
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.metrics.classification import CLASS_FIGURES
 from anomaly_clip.progress import say, track
-from anomaly_clip.report.embedding import LEAST, PAPER, Embedding, embed, write_embeddings
-from anomaly_clip.report.gallery import draw_panels, stack_sheets
-from anomaly_clip.report.kept_maps import file_name
-from anomaly_clip.report.tables import HEADINGS, RANDOM_WARNING, percent, selection_warning
-from anomaly_clip.runs import create_run_folder, write_csv, write_json
+from anomaly_clip.report.metrics_table import HEADINGS, RANDOM_WARNING, percent, selection_warning
+from anomaly_clip.results.folder import create_run_folder, write_csv, write_json
+from anomaly_clip.results.map_store import file_name
 
 __all__ = ["run_compare"]
 

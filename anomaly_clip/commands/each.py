@@ -29,18 +29,18 @@ from anomaly_clip.errors import UserError, translated
 from anomaly_clip.files import atomic_path
 from anomaly_clip.metrics.evaluator import with_means
 from anomaly_clip.progress import say
-from anomaly_clip.report.kept_maps import file_name
-from anomaly_clip.report.page import PAGE, write_page
-from anomaly_clip.report.tables import (
+from anomaly_clip.recording.wandb_log import grouped_tracking
+from anomaly_clip.recording.writer import Measured
+from anomaly_clip.report.metrics_table import (
     figures_rows,
     figures_table,
     remark_on,
     rounds_remark,
     selection_warning,
 )
-from anomaly_clip.report.tracking import grouped_tracking
-from anomaly_clip.report.writer import Measured
-from anomaly_clip.runs import versions, write_csv, write_json
+from anomaly_clip.report.page import PAGE, write_page
+from anomaly_clip.results.folder import versions, write_csv, write_json
+from anomaly_clip.results.map_store import file_name
 
 __all__ = ["run_each"]
 

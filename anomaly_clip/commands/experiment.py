@@ -30,8 +30,8 @@ from anomaly_clip.errors import UserError, reason, translated
 from anomaly_clip.loops import progress_of_loops
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.progress import silence
-from anomaly_clip.report.tracking import own_tracking
-from anomaly_clip.report.writer import Measured, RunWriter
+from anomaly_clip.recording.wandb_log import own_tracking
+from anomaly_clip.recording.writer import Measured, RunWriter
 
 __all__ = [
     "ExperimentCLI",

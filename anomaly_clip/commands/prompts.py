@@ -29,8 +29,8 @@ from anomaly_clip.errors import nearest, translated
 from anomaly_clip.maps import gaussian_blur
 from anomaly_clip.methods.sdp import SDP, text_score
 from anomaly_clip.progress import track
-from anomaly_clip.report.tables import DEMO_REMARK, RANDOM_WARNING
-from anomaly_clip.runs import write_csv
+from anomaly_clip.report.metrics_table import DEMO_REMARK, RANDOM_WARNING
+from anomaly_clip.results.folder import write_csv
 
 __all__ = ["Word", "run_prompts", "weigh_sentences"]
 

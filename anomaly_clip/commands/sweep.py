@@ -41,8 +41,8 @@ from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.metrics.evaluator import FIGURES
 from anomaly_clip.progress import say, track
 from anomaly_clip.records import DEMO, RANDOM
-from anomaly_clip.report.tables import DEMO_REMARK, RANDOM_WARNING
-from anomaly_clip.runs import create_run_folder, write_csv, write_json
+from anomaly_clip.report.metrics_table import DEMO_REMARK, RANDOM_WARNING
+from anomaly_clip.results.folder import create_run_folder, write_csv, write_json
 
 __all__ = ["run_sweep"]
 

@@ -32,12 +32,12 @@ from anomaly_clip.backbones.cnn import CNNSettings, load_network
 from anomaly_clip.backbones.prompts import embed_sentences
 from anomaly_clip.backbones.tab_prompts import TABPrompts, text_matrices
 from anomaly_clip.data.dataset import AnomalyData
+from anomaly_clip.drawing.tsne import embed, write_embeddings
 from anomaly_clip.files import atomic_path
 from anomaly_clip.losses import softmax_focal_loss
 from anomaly_clip.progress import say
 from anomaly_clip.records import RANDOM, Batch
-from anomaly_clip.report.embedding import embed, write_embeddings
-from anomaly_clip.runs import versions
+from anomaly_clip.results.folder import versions
 from anomaly_clip.waiting import WaitingShare
 
 __all__ = ["TAB", "TABOptim", "alignment_logits"]

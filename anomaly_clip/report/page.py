@@ -19,10 +19,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from anomaly_clip.files import atomic_path
 from anomaly_clip.metrics.curves import Curve
-from anomaly_clip.report.chosen import KINDS, best_threshold
-from anomaly_clip.report.finished import plain
-from anomaly_clip.report.run_files import Listed, RunFiles, ScoresOf, mapping, read_files
-from anomaly_clip.report.tables import HEADINGS, percent, rounds_remark
+from anomaly_clip.report.metrics_table import HEADINGS, percent, rounds_remark
+from anomaly_clip.results.finished_run import plain
+from anomaly_clip.results.run_files import Listed, RunFiles, ScoresOf, mapping, read_files
+from anomaly_clip.results.selection import KINDS, best_threshold
 
 __all__ = ["CHARTS", "PAGE", "lowest", "write_page"]
 

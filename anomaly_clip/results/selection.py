@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from anomaly_clip.report.kept_maps import Rows
+from anomaly_clip.results.map_store import Rows
 
 __all__ = ["KINDS", "Chosen", "Kind", "best_threshold", "choose"]
 
@@ -45,7 +45,7 @@ def best_threshold(scores: Sequence[float], anomalous: Sequence[bool]) -> float 
     occur.
 
     Example:
-        >>> from anomaly_clip.report.chosen import best_threshold
+        >>> from anomaly_clip.results.selection import best_threshold
         >>> best_threshold([0.1, 0.4, 0.3, 0.8], [False, False, True, True])
         0.2
     """

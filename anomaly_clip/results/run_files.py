@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from anomaly_clip.errors import UserError
 from anomaly_clip.metrics.curves import CURVES, Curve, Curves
-from anomaly_clip.report.chosen import KINDS, Kind
-from anomaly_clip.report.finished import (
+from anomaly_clip.recording.gallery import GALLERY
+from anomaly_clip.report.metrics_table import remark_on
+from anomaly_clip.results.finished_run import (
     AGAIN,
     METRICS,
     expect,
@@ -27,9 +28,8 @@ from anomaly_clip.report.finished import (
     read_json,
     read_run,
 )
-from anomaly_clip.report.kept_maps import file_name
-from anomaly_clip.report.tables import remark_on
-from anomaly_clip.report.thumbnails import GALLERY
+from anomaly_clip.results.map_store import file_name
+from anomaly_clip.results.selection import KINDS, Kind
 
 __all__ = ["CURVES_FILE", "PREDICTED", "Listed", "RunFiles", "ScoresOf", "mapping", "read_files"]
 

@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.manifold import TSNE
 from sklearn.metrics import silhouette_score
 
-from anomaly_clip.report.embedding import PAPER, Embedding, embed, write_embeddings
+from anomaly_clip.drawing.tsne import PAPER, Embedding, embed, write_embeddings
 
 
 def groups(apart: float) -> tuple[np.ndarray, list[str], list[bool]]:

@@ -116,7 +116,7 @@ def picture_names(samples: Sequence[Sample]) -> list[str]:
     Example:
         >>> from pathlib import Path
         >>> from anomaly_clip.data import Sample
-        >>> from anomaly_clip.report.kept_maps import picture_names
+        >>> from anomaly_clip.results.map_store import picture_names
         >>> picture_names([Sample(Path("a/1.png"), "nut/bolt", True, defect="cut")])
         ['nut_bolt/cut/1']
         >>> picture_names([Sample(Path("1.png"), "..", False)])

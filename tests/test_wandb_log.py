@@ -16,14 +16,14 @@ from PIL import Image
 from run_folder import TWO, make_run
 
 from anomaly_clip.cli import main
-from anomaly_clip.report.page import write_page
-from anomaly_clip.report.tracking import (
+from anomaly_clip.recording.wandb_log import (
     grouped_tracking,
     own_tracking,
     track_config,
     track_picture,
     track_run,
 )
+from anomaly_clip.report.page import write_page
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

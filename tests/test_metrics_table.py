@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from anomaly_clip.metrics import FIGURES, Results
-from anomaly_clip.report.tables import RANDOM_WARNING, figures_rows, figures_table
+from anomaly_clip.report.metrics_table import RANDOM_WARNING, figures_rows, figures_table
 
 RESULTS = Results(
     mean={**dict.fromkeys(FIGURES, 0.5), "pixel_pro": None},

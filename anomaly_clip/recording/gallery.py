@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anomaly_clip.data.dataset import AnomalyData
+from anomaly_clip.drawing.panels import heat_map
 from anomaly_clip.files import atomic_path
 from anomaly_clip.progress import track
-from anomaly_clip.report.chosen import Chosen
-from anomaly_clip.report.gallery import heat_map
-from anomaly_clip.report.kept_maps import KeptMaps, Ranges, Rows, picture_names
-from anomaly_clip.runs import write_json
+from anomaly_clip.results.folder import write_json
+from anomaly_clip.results.map_store import KeptMaps, Ranges, Rows, picture_names
+from anomaly_clip.results.selection import Chosen
 
 __all__ = ["GALLERY", "KEPT", "PANEL", "draw_gallery", "panels_of", "side_by_side"]
 

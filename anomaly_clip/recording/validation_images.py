@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from anomaly_clip.drawing.panels import draw_panels, stack_sheets
 from anomaly_clip.files import atomic_path
 from anomaly_clip.records import Batch, Scores
-from anomaly_clip.report.gallery import draw_panels, stack_sheets
 
 __all__ = ["Watched"]
 

@@ -16,20 +16,18 @@ from rich.console import Console
 from torch import Tensor
 
 from anomaly_clip.data.dataset import AnomalyData, Sample
+from anomaly_clip.drawing.confusion import write_confusion
 from anomaly_clip.files import atomic_path
 from anomaly_clip.methods.base import AnomalyMethod, Exporter
 from anomaly_clip.methods.linear_probe import LinearProbe
 from anomaly_clip.metrics.evaluator import Results
 from anomaly_clip.progress import say, track
+from anomaly_clip.recording.gallery import GALLERY, KEPT, draw_gallery
+from anomaly_clip.recording.map_images import draw_kept
+from anomaly_clip.recording.validation_images import Watched
+from anomaly_clip.recording.wandb_log import track_config, track_picture, track_run
 from anomaly_clip.records import Batch, Scores
-from anomaly_clip.report.chosen import choose
-from anomaly_clip.report.confusion import write_confusion
-from anomaly_clip.report.drawing import draw_kept
-from anomaly_clip.report.finished import METRICS
-from anomaly_clip.report.kept_maps import KeptMaps, Ranges, Rows, merged, picture_names
-from anomaly_clip.report.page import PAGE, write_page
-from anomaly_clip.report.run_files import CURVES_FILE, PREDICTED
-from anomaly_clip.report.tables import (
+from anomaly_clip.report.metrics_table import (
     RANDOM_WARNING,
     figures_rows,
     figures_table,
@@ -37,10 +35,12 @@ from anomaly_clip.report.tables import (
     rounds_remark,
     selection_warning,
 )
-from anomaly_clip.report.thumbnails import GALLERY, KEPT, draw_gallery
-from anomaly_clip.report.tracking import track_config, track_picture, track_run
-from anomaly_clip.report.watched import Watched
-from anomaly_clip.runs import create_run_folder, versions, write_csv, write_json
+from anomaly_clip.report.page import PAGE, write_page
+from anomaly_clip.results.finished_run import METRICS
+from anomaly_clip.results.folder import create_run_folder, versions, write_csv, write_json
+from anomaly_clip.results.map_store import KeptMaps, Ranges, Rows, merged, picture_names
+from anomaly_clip.results.run_files import CURVES_FILE, PREDICTED
+from anomaly_clip.results.selection import choose
 
 __all__ = ["Measured", "RunWriter"]
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from anomaly_clip.report.chosen import OF_A_KIND, best_threshold, choose
-from anomaly_clip.report.kept_maps import Rows
+from anomaly_clip.results.map_store import Rows
+from anomaly_clip.results.selection import OF_A_KIND, best_threshold, choose
 
 
 def rows(scores: list[float], labels: list[int | None], category: str = "nut") -> Rows:

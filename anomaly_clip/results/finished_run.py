@@ -18,7 +18,7 @@ import yaml
 from anomaly_clip.data.facts import FACTS
 from anomaly_clip.errors import UserError
 from anomaly_clip.records import DEMO, RANDOM
-from anomaly_clip.report.tables import DEMO_REMARK, RANDOM_WARNING, selection_warning
+from anomaly_clip.report.metrics_table import DEMO_REMARK, RANDOM_WARNING, selection_warning
 
 __all__ = [
     "AGAIN",

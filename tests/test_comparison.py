@@ -16,10 +16,10 @@ from conftest import save_picture
 
 from anomaly_clip.cli import main
 from anomaly_clip.data.facts import FACTS
-from anomaly_clip.report.beside import beside_published, side_by_side
-from anomaly_clip.report.finished import Finished, find_runs
+from anomaly_clip.report.comparison import beside_published, side_by_side
 from anomaly_clip.report.published import published
-from anomaly_clip.report.sheet import Line, Sheet
+from anomaly_clip.report.table import Line, Sheet
+from anomaly_clip.results.finished_run import Finished, find_runs
 
 MVTEC = tuple(FACTS["MVTecAD"].counts)
 TEXTURES = ("carpet", "grid", "leather", "tile", "wood")

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 from anomaly_clip.errors import UserError
 from anomaly_clip.metrics.classification import CLASS_FIGURES
 from anomaly_clip.metrics.evaluator import FIGURES
-from anomaly_clip.report.finished import Finished, plain
+from anomaly_clip.report.metrics_table import HEADINGS, percent
 from anomaly_clip.report.published import Cell, Column, Published, Row, RunOf, Table
-from anomaly_clip.report.sheet import Line, Note, Sheet
-from anomaly_clip.report.tables import HEADINGS, percent
+from anomaly_clip.report.table import Line, Note, Sheet
+from anomaly_clip.results.finished_run import Finished, plain
 
 __all__ = ["Made", "Records", "beside_published", "differences", "side_by_side"]
 
