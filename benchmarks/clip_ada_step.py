@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader
 
 from anomaly_clip.backbones.clip import CLIPSettings, unit
 from anomaly_clip.data import IndustrialFolders
-from anomaly_clip.data.demo_pictures import draw_picture
+from anomaly_clip.demo.photographs import draw_picture
 from anomaly_clip.methods import CLIPADA
 from anomaly_clip.synthesis import SynthesisSettings
 from anomaly_clip.waiting import WaitingShare

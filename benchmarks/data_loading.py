@@ -23,7 +23,7 @@ from PIL import Image
 
 from anomaly_clip.data import Sample, SampleDataset
 from anomaly_clip.data.cache import PictureCache
-from anomaly_clip.data.demo_pictures import CATEGORIES, draw_picture
+from anomaly_clip.demo.photographs import CATEGORIES, draw_picture
 from anomaly_clip.files import CACHE_VARIABLE
 
 SIDE, SIZE = 1024, 240

@@ -35,7 +35,7 @@ from anomaly_clip.backbones.prompts import (
 )
 from anomaly_clip.cli import main as anomaly_clip
 from anomaly_clip.data import AnomalyData, Demo, MagneticTile
-from anomaly_clip.data.demo_pictures import KEYS, draw_picture
+from anomaly_clip.demo.photographs import KEYS, draw_picture
 from anomaly_clip.maps import gaussian_blur, image_score
 from anomaly_clip.methods import SDP
 from anomaly_clip.methods.sdp import text_score

@@ -18,8 +18,8 @@ from collections.abc import Callable
 import cv2
 from PIL import Image
 
-from anomaly_clip.data.demo_pictures import CATEGORIES, draw_picture
-from anomaly_clip.data.demo_surfaces import fitting_defects
+from anomaly_clip.demo.photographs import CATEGORIES, draw_picture
+from anomaly_clip.demo.surfaces import fitting_defects
 
 TARGET = 500  # pictures per second, half of them defective
 ROUNDS = 9  # each kind's best round counts: other work on the machine only ever slows one down

@@ -31,7 +31,7 @@ from PIL import Image
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings
 from anomaly_clip.backbones.prompts import RVSSettings
 from anomaly_clip.data import MVTecAD
-from anomaly_clip.data.demo_pictures import CATEGORIES, draw_picture
+from anomaly_clip.demo.photographs import CATEGORIES, draw_picture
 from anomaly_clip.files import CACHE_VARIABLE
 from anomaly_clip.methods import SDPPlus
 

@@ -26,7 +26,7 @@ from skimage.filters import median
 from skimage.morphology import disk
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from anomaly_clip.data.demo_pictures import draw_picture
+from anomaly_clip.demo.photographs import draw_picture
 from anomaly_clip.synthesis import NSA, Perlin, preset
 from anomaly_clip.synthesis import nsa as nsa_module
 from anomaly_clip.synthesis.labels import label_of

@@ -36,7 +36,7 @@ import torch
 from PIL import Image
 
 from anomaly_clip.cli import main as anomaly_clip
-from anomaly_clip.data.demo_pictures import CATEGORIES, draw_picture
+from anomaly_clip.demo.photographs import CATEGORIES, draw_picture
 from anomaly_clip.results.folder import versions
 
 ROOT = Path(__file__).parent.parent

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from anomaly_clip.backbones.clip import CLIPBackbone, Window
 from anomaly_clip.backbones.prompts import PromptEnsemble
 from anomaly_clip.cli import main
-from anomaly_clip.data.demo_pictures import CATEGORIES, DEFECTS
+from anomaly_clip.demo.photographs import CATEGORIES, DEFECTS
 from anomaly_clip.methods import SDP, Contrastive
 from anomaly_clip.methods.captions import Captions, Picture
 from anomaly_clip.methods.contrastive import (

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from anomaly_clip.data import Demo
-from anomaly_clip.data.demo_pictures import CATEGORIES, KEYS, draw_picture
-from anomaly_clip.data.demo_surfaces import fitting_defects
+from anomaly_clip.demo.photographs import CATEGORIES, KEYS, draw_picture
+from anomaly_clip.demo.surfaces import fitting_defects
 
 WORDS = ["oak wood board", "steel washer"]
 

@@ -23,7 +23,7 @@ from anomaly_clip.backbones.prompts import (
 from anomaly_clip.backbones.weights import ASSETS
 from anomaly_clip.cli import main
 from anomaly_clip.data import Demo
-from anomaly_clip.data.demo_pictures import DEFECTS
+from anomaly_clip.demo.photographs import DEFECTS
 from anomaly_clip.methods import SDP
 from anomaly_clip.methods.sdp import text_score
 from anomaly_clip.metrics import Evaluator, auroc

@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader
 
 from anomaly_clip.data.contents import Twin
 from anomaly_clip.data.dataset import AnomalyData, Reader, Sample, Split
-from anomaly_clip.data.demo_pictures import CATEGORIES, DEFECTS, KEYS, draw_picture
-from anomaly_clip.data.demo_scenes import Scenes
-from anomaly_clip.data.demo_surfaces import fitting_defects
 from anomaly_clip.data.sampling import EpochSampler
+from anomaly_clip.demo.photographs import CATEGORIES, DEFECTS, KEYS, draw_picture
+from anomaly_clip.demo.scenes import Scenes
+from anomaly_clip.demo.surfaces import fitting_defects
 from anomaly_clip.records import Batch
 
 __all__ = ["Demo"]

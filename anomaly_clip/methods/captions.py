@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from anomaly_clip.backbones.prompts import PromptEnsemble
-from anomaly_clip.data.demo_pictures import DEFECTS, KEYS
+from anomaly_clip.demo.photographs import DEFECTS, KEYS
 
 __all__ = ["Caption", "Captions", "Picture"]
 

@@ -93,8 +93,8 @@ def _shuffled(image: Image, rng: np.random.Generator) -> Image:
 
 def _surface(size: tuple[int, int], rng: np.random.Generator) -> Image:
     """Return a surface made by code, as the demo pictures show them."""
-    from anomaly_clip.data.demo_pictures import CATEGORIES, draw_picture
-    from anomaly_clip.data.demo_surfaces import FAMILIES
+    from anomaly_clip.demo.photographs import CATEGORIES, draw_picture
+    from anomaly_clip.demo.surfaces import FAMILIES
 
     names = [name for name, one in CATEGORIES.items() if not FAMILIES[one.family].is_object]
     name = names[int(rng.integers(len(names)))]

@@ -18,8 +18,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from anomaly_clip.data import demo_pictures
-from anomaly_clip.data.demo_defects import spoil
-from anomaly_clip.data.demo_pictures import (
+from anomaly_clip.demo.defects import spoil
+from anomaly_clip.demo.photographs import (
     CATEGORIES,
     DEFECTS,
     Picture,
@@ -27,7 +27,7 @@ from anomaly_clip.data.demo_pictures import (
     draw_twins,
     sentence,
 )
-from anomaly_clip.data.demo_surfaces import fitting_defects
+from anomaly_clip.demo.surfaces import fitting_defects
 
 FAMILIES = sorted({category.family for category in CATEGORIES.values()})
 ONE_OF_EACH = {category.family: name for name, category in CATEGORIES.items()}

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from anomaly_clip.data.demo_canvas import Canvas, Category, Plane, Surface, mix, ramp, rgb
+from anomaly_clip.demo.canvas import Canvas, Category, Plane, Surface, mix, ramp, rgb
 
 __all__ = ["FAMILIES", "fitting_defects", "vary"]
 

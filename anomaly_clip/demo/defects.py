@@ -13,7 +13,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from anomaly_clip.data.demo_canvas import Light, Plane, Surface, cut_noise, mix, ramp
+from anomaly_clip.demo.canvas import Light, Plane, Surface, cut_noise, mix, ramp
 
 __all__ = ["DEFECTS", "spoil"]
 

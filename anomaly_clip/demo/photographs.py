@@ -21,9 +21,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly_clip.data.demo_canvas import Canvas, Category, Light, Plane, Surface
-from anomaly_clip.data.demo_defects import DEFECTS, spoil
-from anomaly_clip.data.demo_surfaces import FAMILIES, fitting_defects
+from anomaly_clip.demo.canvas import Canvas, Category, Light, Plane, Surface
+from anomaly_clip.demo.defects import DEFECTS, spoil
+from anomaly_clip.demo.surfaces import FAMILIES, fitting_defects
 
 __all__ = [
     "CATEGORIES",
