@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from anomaly_clip.data import Sample, SampleDataset
-from anomaly_clip.data.cache import PictureCache
+from anomaly_clip.data.image_cache import PictureCache
 from anomaly_clip.demo.photographs import CATEGORIES, draw_picture
 from anomaly_clip.files import CACHE_VARIABLE
 

@@ -29,7 +29,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from anomaly_clip.demo.photographs import draw_picture
 from anomaly_clip.synthesis import NSA, Perlin, preset
 from anomaly_clip.synthesis import nsa as nsa_module
-from anomaly_clip.synthesis.labels import label_of
+from anomaly_clip.synthesis.nsa_labels import label_of
 from anomaly_clip.synthesis.poisson import Gradients, blend
 from anomaly_clip.synthesis.textures import augmented, texture
 

@@ -16,7 +16,7 @@ from PIL import Image
 from anomaly_clip.cli import main
 from anomaly_clip.data import BTAD, KSDD2, BrainMRI, HeadCT, ImageFolder, MVTecAD, VisA
 from anomaly_clip.data.check import Checked, check_data
-from anomaly_clip.data.facts import FACTS, Counts
+from anomaly_clip.data.info import FACTS, Counts
 
 
 @pytest.fixture

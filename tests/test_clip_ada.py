@@ -29,7 +29,7 @@ from anomaly_clip.data import MVTecAD
 from anomaly_clip.losses import batch_dice_loss, focal_loss_with_logits
 from anomaly_clip.methods import CLIPADA
 from anomaly_clip.methods.clip_ada import Looks, LossSettings, MapSettings, OptimSettings
-from anomaly_clip.methods.region_refinement import RefinementSettings
+from anomaly_clip.methods.clip_ada_refinement import RefinementSettings
 from anomaly_clip.synthesis import SynthesisSettings
 
 PERLIN = SynthesisSettings("perlin", share=0.5)

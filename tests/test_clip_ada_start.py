@@ -15,7 +15,7 @@ from anomaly_clip.backbones.learnable_prompt import LearnablePromptSettings
 from anomaly_clip.backbones.surgery import encode_layers
 from anomaly_clip.methods import CLIPADA
 from anomaly_clip.methods.clip_ada import LossSettings
-from anomaly_clip.methods.region_refinement import RefinementSettings
+from anomaly_clip.methods.clip_ada_refinement import RefinementSettings
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import yaml
 from conftest import save_picture
 
 from anomaly_clip.cli import main
-from anomaly_clip.data.facts import FACTS
+from anomaly_clip.data.info import FACTS
 from anomaly_clip.report.comparison import beside_published, side_by_side
 from anomaly_clip.report.published import published
 from anomaly_clip.report.table import Line, Sheet

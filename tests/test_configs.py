@@ -11,7 +11,7 @@ import yaml
 from layouts import brain_mri, btad, clinic_db, head_ct, isic, ksdd2, visa
 
 from anomaly_clip.cli import main
-from anomaly_clip.data.facts import FACTS
+from anomaly_clip.data.info import FACTS
 from anomaly_clip.methods import SDP
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -18,7 +18,6 @@ from anomaly_clip.backbones.prompts import PromptEnsemble
 from anomaly_clip.cli import main
 from anomaly_clip.demo.photographs import CATEGORIES, DEFECTS
 from anomaly_clip.methods import SDP, Contrastive
-from anomaly_clip.methods.captions import Captions, Picture
 from anomaly_clip.methods.contrastive import (
     multi_positive,
     patch_loss,
@@ -26,6 +25,7 @@ from anomaly_clip.methods.contrastive import (
     separation,
     twin_loss,
 )
+from anomaly_clip.methods.contrastive_captions import Captions, Picture
 from anomaly_clip.methods.part_embedding import PartEmbedding
 from anomaly_clip.records import Batch
 

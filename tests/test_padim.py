@@ -28,7 +28,7 @@ from anomaly_clip.data import MVTecAD
 from anomaly_clip.methods import PaDiM
 from anomaly_clip.methods import moments as moments_module
 from anomaly_clip.methods.cnn_method import FittedMethod
-from anomaly_clip.methods.moments import RunningMoments, inverse_factor
+from anomaly_clip.methods.gaussians import RunningMoments, inverse_factor
 from anomaly_clip.methods.padim import choose_channels
 
 Fitted = TypeVar("Fitted", bound=FittedMethod)

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from anomaly_clip import progress
+from anomaly_clip.callbacks import Bars, PlainProgress, progress_of_loops
 from anomaly_clip.cli import main
-from anomaly_clip.loops import Bars, PlainProgress, progress_of_loops
 from anomaly_clip.progress import Lines, duration, rate, say, track
 
 Capture = pytest.CaptureFixture[str]

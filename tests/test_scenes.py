@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from anomaly_clip.data import Demo
-from anomaly_clip.data.sampling import Draw
+from anomaly_clip.data.samplers import Draw
 from anomaly_clip.demo.canvas import rgb
 from anomaly_clip.demo.photographs import CATEGORIES, DEFECTS, draw_twins
 from anomaly_clip.demo.scenes import Scenes, crop_and_turn

@@ -19,9 +19,9 @@ from anomaly_clip.synthesis import textures
 from anomaly_clip.synthesis.cutpaste import CutPaste, jittered
 from anomaly_clip.synthesis.erasing import Erasing
 from anomaly_clip.synthesis.foreground import foreground_of
-from anomaly_clip.synthesis.labels import disk, label_of, median_over_disk
 from anomaly_clip.synthesis.masks import tightened
 from anomaly_clip.synthesis.nsa import NSA
+from anomaly_clip.synthesis.nsa_labels import disk, label_of, median_over_disk
 from anomaly_clip.synthesis.perlin import Perlin, perlin_noise
 from anomaly_clip.synthesis.poisson import blend, blend_opencv, bounding_box, solve
 from anomaly_clip.synthesis.presets import NSA_CLASSES, PRESETS, preset

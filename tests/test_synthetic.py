@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from anomaly_clip.cli import main
 from anomaly_clip.data import Demo, MVTecAD
-from anomaly_clip.data.sampling import EpochSampler
+from anomaly_clip.data.samplers import EpochSampler
 from anomaly_clip.data.synthetic import SyntheticDataset, SyntheticTwins
 from anomaly_clip.synthesis import SynthesisSettings, synthesize
 

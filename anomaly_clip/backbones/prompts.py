@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from anomaly_clip.backbones.clip import CLIPBackbone, unit
-from anomaly_clip.data.facts import facts_of
+from anomaly_clip.data.info import facts_of
 from anomaly_clip.files import atomic_path, cache_folder
 from anomaly_clip.progress import track
 

@@ -16,7 +16,7 @@ from rich.text import Text
 import anomaly_clip.data  # noqa: F401  (short names work for classes that are imported)
 from anomaly_clip.data.check import Checked, Row, check_data
 from anomaly_clip.data.dataset import AnomalyData
-from anomaly_clip.data.facts import DataFacts
+from anomaly_clip.data.info import DataFacts
 from anomaly_clip.errors import translated
 from anomaly_clip.results.folder import write_json
 

@@ -25,9 +25,9 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 # Short names on the command line work for classes that are imported when parsing begins.
 import anomaly_clip.data
 import anomaly_clip.methods  # noqa: F401
+from anomaly_clip.callbacks import progress_of_loops
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.errors import UserError, reason, translated
-from anomaly_clip.loops import progress_of_loops
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.progress import silence
 from anomaly_clip.recording.wandb_log import own_tracking

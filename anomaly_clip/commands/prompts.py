@@ -23,7 +23,7 @@ from anomaly_clip.backbones.prompts import (
     embed_sentences,
     representative_vector,
 )
-from anomaly_clip.data.facts import FACTS, facts_of
+from anomaly_clip.data.info import FACTS, facts_of
 from anomaly_clip.data.transforms import read_image, resize_image
 from anomaly_clip.errors import nearest, translated
 from anomaly_clip.maps import gaussian_blur

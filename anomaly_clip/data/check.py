@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomaly_clip.data.contents import Digests
 from anomaly_clip.data.dataset import AnomalyData, Sample, Split
-from anomaly_clip.data.listing import shared_masks
+from anomaly_clip.data.file_hashes import Digests
+from anomaly_clip.data.layout import shared_masks
 from anomaly_clip.data.samples import read_sample
 from anomaly_clip.data.transforms import is_image, read_grey, read_mask, resize_image, solid
 from anomaly_clip.progress import track

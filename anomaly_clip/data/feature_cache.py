@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from anomaly_clip.data import samples, transforms
-from anomaly_clip.data.contents import Digests
+from anomaly_clip.data.file_hashes import Digests
 from anomaly_clip.data.samples import SampleDataset
 from anomaly_clip.files import CACHE_VARIABLE, atomic_path, cache_folder
 from anomaly_clip.progress import track

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from anomaly_clip.data.dataset import AnomalyData, Sample, Split
-from anomaly_clip.data.listing import images_in, missing_layout, paired_masks, subfolders
+from anomaly_clip.data.layout import images_in, missing_layout, paired_masks, subfolders
 
 __all__ = ["ImageFolder", "list_folder"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from anomaly_clip.data.dataset import AnomalyData, Sample, Split
-from anomaly_clip.data.listing import (
+from anomaly_clip.data.layout import (
     by_stem,
     images_in,
     missing_layout,

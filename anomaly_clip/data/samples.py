@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from anomaly_clip.data.cache import PictureCache
-from anomaly_clip.data.facts import MaskRule, Split
-from anomaly_clip.data.sampling import Draw
+from anomaly_clip.data.image_cache import PictureCache
+from anomaly_clip.data.info import MaskRule, Split
+from anomaly_clip.data.samplers import Draw
 from anomaly_clip.data.transforms import (
     Mask,
     MaskFilter,

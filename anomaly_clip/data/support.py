@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, DistributedSampler, default_collate
 
+from anomaly_clip.data.samplers import Draw
 from anomaly_clip.data.samples import SampleDataset
-from anomaly_clip.data.sampling import Draw
 
 __all__ = ["CategoryBatches", "SupportedBatches", "normal_rows"]
 

@@ -11,9 +11,9 @@ from zipfile import is_zipfile
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly_clip.data.contents import Digests
 from anomaly_clip.data.dataset import AnomalyData, Reader, Sample, Split
-from anomaly_clip.data.listing import missing_layout
+from anomaly_clip.data.file_hashes import Digests
+from anomaly_clip.data.layout import missing_layout
 from anomaly_clip.data.transforms import Resize
 from anomaly_clip.files import atomic_path, cache_folder
 

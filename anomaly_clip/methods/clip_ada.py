@@ -33,8 +33,8 @@ from anomaly_clip.backbones.surgery import encode_layers
 from anomaly_clip.errors import check_choice
 from anomaly_clip.losses import batch_dice_loss, focal_loss_with_logits
 from anomaly_clip.maps import gaussian_blur, image_score, patches_to_map, resize_maps
+from anomaly_clip.methods.clip_ada_refinement import DenseHead, RefinementSettings, RegionRefinement
 from anomaly_clip.methods.clip_method import CLIPMethod
-from anomaly_clip.methods.region_refinement import DenseHead, RefinementSettings, RegionRefinement
 from anomaly_clip.metrics.evaluator import EvaluatorSettings
 from anomaly_clip.records import Batch, Scores
 

@@ -38,7 +38,7 @@ from anomaly_clip.backbones.surgery import encode_dual_path, stage_ends
 from anomaly_clip.data.demo import Demo
 from anomaly_clip.files import atomic_path
 from anomaly_clip.maps import gaussian_blur
-from anomaly_clip.methods.captions import Captions, Picture
+from anomaly_clip.methods.contrastive_captions import Captions, Picture
 from anomaly_clip.methods.part_embedding import PartEmbedding
 from anomaly_clip.methods.sdp import feature_surgery
 from anomaly_clip.metrics import average_precision

@@ -22,8 +22,8 @@ from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.maps import gaussian_blur, image_score, patches_to_map
 from anomaly_clip.methods.cnn_method import Select, TrainedMethod
-from anomaly_clip.methods.moments import FewSampleGaussians, few_sample_gaussians
-from anomaly_clip.methods.registration import (
+from anomaly_clip.methods.gaussians import FewSampleGaussians, few_sample_gaussians
+from anomaly_clip.methods.regad_network import (
     STAGES,
     RegistrationNetwork,
     augment,

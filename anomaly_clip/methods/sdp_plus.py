@@ -23,8 +23,8 @@ from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
 from anomaly_clip.backbones.prompts import PromptEnsemble, RVSSettings
 from anomaly_clip.backbones.surgery import StageTokens
 from anomaly_clip.data.dataset import AnomalyData
-from anomaly_clip.data.facts import facts_of
 from anomaly_clip.data.feature_cache import Encoder, FeatureCache, code_of
+from anomaly_clip.data.info import facts_of
 from anomaly_clip.data.samples import SampleDataset
 from anomaly_clip.errors import reason
 from anomaly_clip.files import atomic_path

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from anomaly_clip.data.facts import FACTS
+from anomaly_clip.data.info import FACTS
 from anomaly_clip.metrics.classification import CLASS_FIGURES
 from anomaly_clip.metrics.evaluator import FIGURES
 

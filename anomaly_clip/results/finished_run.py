@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from anomaly_clip.data.facts import FACTS
+from anomaly_clip.data.info import FACTS
 from anomaly_clip.errors import UserError
 from anomaly_clip.records import DEMO, RANDOM
 from anomaly_clip.report.metrics_table import DEMO_REMARK, RANDOM_WARNING, selection_warning

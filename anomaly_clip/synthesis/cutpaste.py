@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly_clip.records import Synthetic
-from anomaly_clip.synthesis.fields import check_fields, check_image
+from anomaly_clip.synthesis.checks import check_fields, check_image
 from anomaly_clip.synthesis.masks import tightened
 
 __all__ = ["CutPaste", "jittered"]

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly_clip.records import Synthetic
-from anomaly_clip.synthesis.fields import check_fields, check_image
+from anomaly_clip.synthesis.checks import check_fields, check_image
 from anomaly_clip.synthesis.foreground import foreground_of
-from anomaly_clip.synthesis.labels import LabelKind, label_of
+from anomaly_clip.synthesis.nsa_labels import LabelKind, label_of
 from anomaly_clip.synthesis.poisson import Gradients, blend, blend_opencv
 
 __all__ = ["NSA", "Bounds", "Mode"]
@@ -73,7 +73,7 @@ class NSA:
         least_object: Share of a patch that is of an object.
         least_overlap: Share of that which falls on the destination's object.
         ellipses: How many random ellipses the mask of a patch is made of; 0 for rectangles.
-        label: See :func:`~anomaly_clip.synthesis.labels.label_of`.
+        label: See :func:`~anomaly_clip.synthesis.nsa_labels.label_of`.
         logistic: Steepness and middle of the logistic label.
         tolerance: Grey levels that a change must be above.
         require_change: How often an image without any label is drawn again.

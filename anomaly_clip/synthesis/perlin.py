@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly_clip.records import Synthetic
-from anomaly_clip.synthesis.fields import check_fields, check_image
+from anomaly_clip.synthesis.checks import check_fields, check_image
 from anomaly_clip.synthesis.textures import Source, augmented, texture
 
 __all__ = ["Perlin", "perlin_noise"]

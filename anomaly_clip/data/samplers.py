@@ -49,7 +49,7 @@ class EpochSampler(DistributedSampler[Any]):
         shuffle: False hands the indices out in their order.
 
     Example:
-        >>> from anomaly_clip.data.sampling import EpochSampler
+        >>> from anomaly_clip.data.samplers import EpochSampler
         >>> sampler = EpochSampler(range(3), seed=0)
         >>> sampler.set_epoch(2)
         >>> sorted(sampler)
@@ -139,7 +139,7 @@ def balanced_order(groups: Sequence[str], rng: np.random.Generator) -> NDArray[n
 
     Example:
         >>> import numpy as np
-        >>> from anomaly_clip.data.sampling import balanced_order
+        >>> from anomaly_clip.data.samplers import balanced_order
         >>> order = balanced_order(["a", "a", "a", "b"], np.random.default_rng(0))
         >>> int(sum(order == 3))
         2

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from anomaly_clip.data import MVTecAD, Resize
 from anomaly_clip.data import samples as samples_module
-from anomaly_clip.data.cache import PictureCache
+from anomaly_clip.data.image_cache import PictureCache
 from anomaly_clip.files import cache_folder
 
 

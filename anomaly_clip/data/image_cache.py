@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly_clip.data.contents import Digests
+from anomaly_clip.data.file_hashes import Digests
 from anomaly_clip.files import atomic_path, cache_folder
 
 __all__ = ["PictureCache"]

@@ -168,7 +168,7 @@ def negative_cosine(guess: Tensor, target: Tensor) -> Tensor:
 
     Example:
         >>> import torch
-        >>> from anomaly_clip.methods.registration import negative_cosine
+        >>> from anomaly_clip.methods.regad_network import negative_cosine
         >>> maps = torch.ones(1, 4, 1, 1)
         >>> negative_cosine(maps, -2 * maps)
         tensor([[[1.]]])

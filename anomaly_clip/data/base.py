@@ -12,10 +12,10 @@ from typing import ClassVar, Literal
 
 from lightning.pytorch import LightningDataModule
 
-from anomaly_clip.data.cache import PictureCache
-from anomaly_clip.data.contents import Twin, shared_contents
-from anomaly_clip.data.facts import DataFacts, facts_of
-from anomaly_clip.data.listing import check_files, images_in
+from anomaly_clip.data.file_hashes import Twin, shared_contents
+from anomaly_clip.data.image_cache import PictureCache
+from anomaly_clip.data.info import DataFacts, facts_of
+from anomaly_clip.data.layout import check_files, images_in
 from anomaly_clip.data.samples import Reader, Sample, SampleDataset, Split, read_sample
 from anomaly_clip.data.transforms import MaskFilter, Resize
 

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from anomaly_clip.backbones.clip import CLIPBackbone
 from anomaly_clip.backbones.surgery import encode_layers
-from anomaly_clip.methods.region_refinement import (
+from anomaly_clip.methods.clip_ada_refinement import (
     DenseHead,
     RefinementSettings,
     RegionRefinement,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from anomaly_clip.data import contents
-from anomaly_clip.data.contents import Digests, Twin, shared_contents
+from anomaly_clip.data.file_hashes import Digests, Twin, shared_contents
 
 
 def write(path: Path, text: str) -> Path:
