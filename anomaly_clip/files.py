@@ -1,14 +1,25 @@
-"""Writing files that are never half there, and the folder for what can be made again."""
+"""Atomic writing of files, safe file names, and the cache folder."""
 
 from __future__ import annotations
 
+import csv
+import json
 import os
+import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-__all__ = ["CACHE_VARIABLE", "atomic_path", "cache_folder"]
+__all__ = [
+    "CACHE_VARIABLE",
+    "atomic_path",
+    "cache_folder",
+    "safe_name",
+    "write_csv",
+    "write_json",
+]
 
 CACHE_VARIABLE = "ANOMALY_CLIP_CACHE"
 
@@ -55,3 +66,26 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON, whole or not at all; NaN and infinities are refused."""
+    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a table, whole or not at all; None becomes an empty cell."""
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(["" if cell is None else cell for cell in row] for row in rows)
+
+
+def safe_name(text: str) -> str:
+    """Return a file name for any text: valid on every file system, and never a path elsewhere."""
+    return re.sub(r'[\\/:*?"<>|]', "_", text).strip(" .") or "_"

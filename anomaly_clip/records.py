@@ -25,7 +25,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from typing_extensions import NotRequired  # in typing since Python 3.11
 
-__all__ = ["DEMO", "RANDOM", "Batch", "Scores", "Synthetic", "WeightsRecord"]
+__all__ = ["DEMO", "RANDOM", "Batch", "Draw", "Scores", "Synthetic", "WeightsRecord"]
 
 RANDOM = "random"
 """The one word that asks for untrained weights."""
@@ -86,6 +86,13 @@ class Synthetic(NamedTuple):
     """``(H, W)`` in ``[0, 1]``, how strong it is there; grey levels for NSA's label intensity."""
     info: dict[str, Any]
     """The recipe's name and what it drew."""
+
+
+class Draw(NamedTuple):
+    """Index of a training sample, with its epoch so that every random draw is reproducible."""
+
+    epoch: int
+    index: int  # type: ignore[assignment]  # a tuple's method of that name is not missed
 
 
 class WeightsRecord(TypedDict):

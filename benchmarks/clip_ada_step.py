@@ -29,11 +29,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from anomaly_clip.backbones.clip import CLIPSettings, unit
+from anomaly_clip.callbacks import DataWaitMonitor
 from anomaly_clip.data import IndustrialFolders
 from anomaly_clip.demo.photographs import draw_picture
 from anomaly_clip.methods import CLIPADA
 from anomaly_clip.synthesis import SynthesisSettings
-from anomaly_clip.waiting import WaitingShare
 
 BATCH, SIDE, LAYER = 8, 256, 7
 MOST_TIMES, MOST_WAITING = 1.25, 0.05
@@ -138,7 +138,7 @@ def main() -> int:
             method,
             DataLoader([batch] * (rounds + 1), batch_size=None),  # type: ignore[arg-type]
         )
-        waiting = WaitingShare()
+        waiting = DataWaitMonitor()
         again = CLIPADA(method.backbone)
         trainer(2 * rounds, waiting).fit(again, datamodule=data)
     least = {name: min(values[1:]) for name, values in seconds.items()}

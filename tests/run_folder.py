@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from anomaly_clip.files import write_csv, write_json
 from anomaly_clip.metrics.curves import image_curves
 from anomaly_clip.metrics.evaluator import FIGURES
-from anomaly_clip.results.folder import write_csv, write_json
 
 
 def make_run(

@@ -19,6 +19,7 @@ from anomaly_clip.cli import main
 from anomaly_clip.demo.photographs import CATEGORIES, DEFECTS
 from anomaly_clip.methods import SDP, Contrastive
 from anomaly_clip.methods.contrastive import (
+    PartEmbedding,
     multi_positive,
     patch_loss,
     scale_values,
@@ -26,7 +27,6 @@ from anomaly_clip.methods.contrastive import (
     twin_loss,
 )
 from anomaly_clip.methods.contrastive_captions import Captions, Picture
-from anomaly_clip.methods.part_embedding import PartEmbedding
 from anomaly_clip.records import Batch
 
 TINY = {

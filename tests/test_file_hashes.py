@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from anomaly_clip.data import contents
+from anomaly_clip.data import file_hashes as contents
 from anomaly_clip.data.file_hashes import Digests, Twin, shared_contents
 
 

@@ -26,7 +26,7 @@ from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
 from anomaly_clip.cli import main
 from anomaly_clip.data import MVTecAD
 from anomaly_clip.methods import PaDiM
-from anomaly_clip.methods import moments as moments_module
+from anomaly_clip.methods import gaussians as moments_module
 from anomaly_clip.methods.cnn_method import FittedMethod
 from anomaly_clip.methods.gaussians import RunningMoments, inverse_factor
 from anomaly_clip.methods.padim import choose_channels

@@ -23,9 +23,9 @@ from selenium.webdriver.support.ui import Select
 
 from anomaly_clip.cli import main
 from anomaly_clip.errors import UserError
+from anomaly_clip.files import write_json
 from anomaly_clip.metrics.evaluator import FIGURES
 from anomaly_clip.report.page import PAGE, write_page
-from anomaly_clip.results.folder import write_json
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 VOID = ("meta", "link", "br", "img", "input")

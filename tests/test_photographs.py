@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from anomaly_clip.data import demo_pictures
+from anomaly_clip.demo import photographs as demo_pictures
 from anomaly_clip.demo.defects import spoil
 from anomaly_clip.demo.photographs import (
     CATEGORIES,

@@ -27,10 +27,9 @@ from torchvision.models import resnet18
 from anomaly_clip.backbones.cnn import CNNBackbone
 from anomaly_clip.cli import main
 from anomaly_clip.data import ImageFolder, MVTecAD
-from anomaly_clip.data.samplers import Draw
-from anomaly_clip.data.support import CategoryBatches, SupportedBatches, normal_rows
+from anomaly_clip.data.samplers import CategoryBatches, SupportedBatches, normal_rows
 from anomaly_clip.methods import RegAD
-from anomaly_clip.methods import moments as moments_module
+from anomaly_clip.methods import gaussians as moments_module
 from anomaly_clip.methods.gaussians import few_sample_gaussians
 from anomaly_clip.methods.regad import PixelCNNSettings, averaged, spread
 from anomaly_clip.methods.regad_network import (
@@ -42,6 +41,7 @@ from anomaly_clip.methods.regad_network import (
     warp,
 )
 from anomaly_clip.metrics.evaluator import FIGURES, Evaluator, Results
+from anomaly_clip.records import Draw
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from anomaly_clip.data.samplers import Draw, EpochSampler, EvenBatches
+from anomaly_clip.data.samplers import EpochSampler, EvenBatches
+from anomaly_clip.records import Draw
 
 
 def drawn(epoch: int, num_processes: int = 1, rank: int = 0, seed: int = 0) -> list[Draw]:

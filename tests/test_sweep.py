@@ -23,8 +23,7 @@ from anomaly_clip.commands.sweep import Record
 from anomaly_clip.commands.sweep_file import ARGS, read_sweep
 from anomaly_clip.commands.sweep_parameter import read_parameter
 from anomaly_clip.data import feature_cache
-from anomaly_clip.files import CACHE_VARIABLE
-from anomaly_clip.results.folder import write_json
+from anomaly_clip.files import CACHE_VARIABLE, write_json
 
 ROOT = Path(__file__).parent.parent
 SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))

@@ -18,8 +18,7 @@ from skimage.morphology import disk as plain_disk
 from anomaly_clip.synthesis import textures
 from anomaly_clip.synthesis.cutpaste import CutPaste, jittered
 from anomaly_clip.synthesis.erasing import Erasing
-from anomaly_clip.synthesis.foreground import foreground_of
-from anomaly_clip.synthesis.masks import tightened
+from anomaly_clip.synthesis.masks import foreground_of, tightened
 from anomaly_clip.synthesis.nsa import NSA
 from anomaly_clip.synthesis.nsa_labels import disk, label_of, median_over_disk
 from anomaly_clip.synthesis.perlin import Perlin, perlin_noise

@@ -8,15 +8,8 @@ import pytest
 from conftest import save_picture
 from PIL import Image
 
-from anomaly_clip.data.transforms import (
-    MaskFilter,
-    Resize,
-    is_image,
-    read_image,
-    read_mask,
-    resize_image,
-    resize_mask,
-)
+from anomaly_clip.data.transforms import MaskFilter, Resize, resize_image, resize_mask
+from anomaly_clip.images import is_image, read_image, read_mask
 
 RAMP = np.arange(0, 240, 10, dtype=np.uint8).reshape(4, 6)
 

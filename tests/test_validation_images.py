@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from anomaly_clip.recording import validation_images as watched
 from anomaly_clip.recording.validation_images import Watched
 from anomaly_clip.records import Batch, Scores
-from anomaly_clip.report import watched
 
 
 def batch_of(category: str, count: int) -> tuple[Scores, Batch]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from anomaly_clip.backbones import weights
 from anomaly_clip.backbones.clip import CLIPBackbone
-from anomaly_clip.backbones.fingerprint import fingerprint
+from anomaly_clip.backbones.frozen import fingerprint
 from anomaly_clip.backbones.weights import load_clip
 
 

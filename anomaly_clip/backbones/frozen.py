@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -11,13 +12,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from anomaly_clip.backbones.fingerprint import fingerprint
 from anomaly_clip.records import WeightsRecord
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # in typing since Python 3.11
 
-__all__ = ["FrozenBackbone"]
+__all__ = ["FrozenBackbone", "fingerprint"]
 
 
 class FrozenBackbone(nn.Module, ABC):
@@ -102,3 +102,21 @@ def _channel_values(values: Sequence[float]) -> Tensor:
     if len(values) != 3:
         raise ValueError(f"backbone.mean and std have a value a colour, 3, got {list(values)}")
     return torch.tensor(list(values), dtype=torch.float32).reshape(1, -1, 1, 1)
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Return the sha256 over a module's tensors and layers.
+
+    Of tensors, names, types, shapes and bytes count. Activations and numbers of heads, which no
+    tensor shows, are in how layers describe themselves.
+    """
+    digest = hashlib.sha256()
+    for name, layer in module.named_modules():
+        heads = getattr(layer, "num_heads", "")
+        if heads or not list(layer.children()):
+            digest.update(f"{name} {layer} {heads} ".encode())
+    for key, tensor in sorted(module.state_dict().items()):
+        data = tensor.detach().cpu().contiguous()
+        digest.update(f"{key} {data.dtype} {tuple(data.shape)} ".encode())
+        digest.update(data.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

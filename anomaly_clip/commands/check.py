@@ -18,7 +18,7 @@ from anomaly_clip.data.check import Checked, Row, check_data
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.data.info import DataFacts
 from anomaly_clip.errors import translated
-from anomaly_clip.results.folder import write_json
+from anomaly_clip.files import write_json
 
 __all__ = ["run_check"]
 

@@ -34,13 +34,12 @@ from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.drawing.panels import draw_panels, stack_sheets
 from anomaly_clip.drawing.tsne import LEAST, PAPER, Embedding, embed, write_embeddings
 from anomaly_clip.errors import UserError, translated
-from anomaly_clip.files import atomic_path
+from anomaly_clip.files import atomic_path, safe_name, write_csv, write_json
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.metrics.classification import CLASS_FIGURES
 from anomaly_clip.progress import say, track
 from anomaly_clip.report.metrics_table import HEADINGS, RANDOM_WARNING, percent, selection_warning
-from anomaly_clip.results.folder import create_run_folder, write_csv, write_json
-from anomaly_clip.results.map_store import file_name
+from anomaly_clip.results.folder import create_run_folder
 
 __all__ = ["run_compare"]
 
@@ -253,7 +252,7 @@ def _table(found: dict[str, Metrics], common: Sequence[str]) -> Table:
 
 def _draw(folder: Path, labels: Sequence[str], category: str, count: int) -> None:
     """Draw some anomalous images of a category: image, a map each, truth."""
-    own = file_name(category)
+    own = safe_name(category)
     runs = [folder / label / own for label in labels]
     if not issubclass(class_of_checkpoint(runs[0] / "checkpoints" / "last.ckpt"), AnomalyMethod):
         return  # there are no maps
@@ -300,7 +299,7 @@ def _embed(folder: Path, labels: Sequence[str], categories: Sequence[str], layer
     """Draw where each backbone has the test images of each category; write their silhouettes."""
     silhouettes: dict[str, dict[str, float | None]] = {}
     for category in track(categories, "t-SNE"):
-        own = file_name(category)
+        own = safe_name(category)
         made = [_embedding(folder / label / own, label, layer) for label in labels]
         found = [one for one in made if one is not None]
         if len(found) < len(made):

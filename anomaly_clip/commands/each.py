@@ -26,7 +26,7 @@ from anomaly_clip.commands.batch import (
 from anomaly_clip.commands.experiment import arrange, known_options, quieten
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.errors import UserError, translated
-from anomaly_clip.files import atomic_path
+from anomaly_clip.files import atomic_path, safe_name, write_csv, write_json
 from anomaly_clip.metrics.evaluator import with_means
 from anomaly_clip.progress import say
 from anomaly_clip.recording.wandb_log import grouped_tracking
@@ -39,8 +39,7 @@ from anomaly_clip.report.metrics_table import (
     selection_warning,
 )
 from anomaly_clip.report.page import PAGE, write_page
-from anomaly_clip.results.folder import versions, write_csv, write_json
-from anomaly_clip.results.map_store import file_name
+from anomaly_clip.results.folder import versions
 
 __all__ = ["run_each"]
 
@@ -89,7 +88,7 @@ def run_each(words: Sequence[str]) -> int:
     say(f"each {type(method).__name__} | {len(categories)} categories | run {folder}")
     del plan, method  # each category builds its own, of the same configuration
     jobs = {
-        name: partial(_run_category, folder / CONFIG, folder / file_name(name), name, several)
+        name: partial(_run_category, folder / CONFIG, folder / safe_name(name), name, several)
         for name in categories
     }
     with grouped_tracking(str(folder)):
@@ -109,7 +108,7 @@ def _categories(method: object, data: AnomalyData) -> list[str]:
         raise UserError(f"{data.dataset_name} has no test images: use fit")
     with translated(known_options):
         categories = data.categories
-    names = [file_name(category).lower() for category in categories]
+    names = [safe_name(category).lower() for category in categories]
     shared = [name for name in names if names.count(name) > 1]
     if shared:
         raise UserError(f"two categories would share the folder {shared[0]}: rename one of them")
@@ -148,7 +147,7 @@ def _merge(folder: Path, categories: Sequence[str], failed: dict[str, str]) -> i
     """Write and print the figures of all categories; return an exit code."""
     found: dict[str, dict[str, Any]] = {}
     for category in categories:
-        file = folder / file_name(category) / "metrics.json"
+        file = folder / safe_name(category) / "metrics.json"
         if file.is_file() and category not in failed:
             content = json.loads(file.read_text(encoding="utf-8"))
             if category in content["categories"]:
@@ -157,7 +156,7 @@ def _merge(folder: Path, categories: Sequence[str], failed: dict[str, str]) -> i
                 failed[category] = f"{file} is of other categories: delete its folder, and resume"
     if found:
         _write_merged(folder, found, failed)
-        if (folder / file_name(next(iter(found))) / PAGE).is_file():  # pages are wanted
+        if (folder / safe_name(next(iter(found))) / PAGE).is_file():  # pages are wanted
             say(f"look at: {write_page(folder)}")
     for category, why in failed.items():
         say(f"failed: {category}: {why}", style="bold red")

@@ -24,13 +24,14 @@ from anomaly_clip.backbones.prompts import (
     representative_vector,
 )
 from anomaly_clip.data.info import FACTS, facts_of
-from anomaly_clip.data.transforms import read_image, resize_image
+from anomaly_clip.data.transforms import resize_image
 from anomaly_clip.errors import nearest, translated
+from anomaly_clip.files import write_csv
+from anomaly_clip.images import read_image
 from anomaly_clip.maps import gaussian_blur
 from anomaly_clip.methods.sdp import SDP, text_score
 from anomaly_clip.progress import track
 from anomaly_clip.report.metrics_table import DEMO_REMARK, RANDOM_WARNING
-from anomaly_clip.results.folder import write_csv
 
 __all__ = ["Word", "run_prompts", "weigh_sentences"]
 

@@ -10,13 +10,12 @@ from pathlib import Path
 from rich.console import Console
 
 from anomaly_clip.errors import UserError, nearest
-from anomaly_clip.files import atomic_path
+from anomaly_clip.files import atomic_path, write_csv
 from anomaly_clip.progress import say
 from anomaly_clip.report.comparison import Made, beside_published, differences, side_by_side
 from anomaly_clip.report.page import write_page
 from anomaly_clip.report.published import Published, Table, published
 from anomaly_clip.results.finished_run import Finished, find_runs
-from anomaly_clip.results.folder import write_csv
 
 __all__ = ["run_report"]
 

@@ -36,13 +36,13 @@ from anomaly_clip.commands.batch import (
 from anomaly_clip.commands.experiment import arrange, known_options, quieten
 from anomaly_clip.commands.sweep_file import METHODS, Sweep, read_sweep
 from anomaly_clip.errors import UserError, nearest, reason, translated
-from anomaly_clip.files import atomic_path
+from anomaly_clip.files import atomic_path, write_csv, write_json
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.metrics.evaluator import FIGURES
 from anomaly_clip.progress import say, track
 from anomaly_clip.records import DEMO, RANDOM
 from anomaly_clip.report.metrics_table import DEMO_REMARK, RANDOM_WARNING
-from anomaly_clip.results.folder import create_run_folder, write_csv, write_json
+from anomaly_clip.results.folder import create_run_folder
 
 __all__ = ["run_sweep"]
 

@@ -24,7 +24,8 @@ from anomaly_clip.data.dataset import AnomalyData, Sample, Split
 from anomaly_clip.data.file_hashes import Digests
 from anomaly_clip.data.layout import shared_masks
 from anomaly_clip.data.samples import read_sample
-from anomaly_clip.data.transforms import is_image, read_grey, read_mask, resize_image, solid
+from anomaly_clip.data.transforms import resize_image
+from anomaly_clip.images import is_image, read_grey, read_mask, solid
 from anomaly_clip.progress import track
 
 __all__ = ["Checked", "Problem", "Row", "check_data"]

@@ -17,11 +17,20 @@ from torch.utils.data import DataLoader, default_collate
 from anomaly_clip.data.base import ListedData
 from anomaly_clip.data.file_hashes import Twin
 from anomaly_clip.data.loaders import EpochLoader
-from anomaly_clip.data.samplers import Batches, EpochSampler, EvenBatches, draw_few, hold_out
+from anomaly_clip.data.samplers import (
+    Batches,
+    CategoryBatches,
+    EpochSampler,
+    EvenBatches,
+    SupportedBatches,
+    draw_few,
+    hold_out,
+    normal_rows,
+)
 from anomaly_clip.data.samples import Item, Reader, Sample, SampleDataset, Split, read_sample
-from anomaly_clip.data.support import CategoryBatches, SupportedBatches, normal_rows
 from anomaly_clip.data.synthetic import SyntheticDataset, SyntheticTwins
-from anomaly_clip.data.transforms import MaskFilter, Resize, read_image, read_mask
+from anomaly_clip.data.transforms import MaskFilter, Resize
+from anomaly_clip.images import read_image, read_mask
 from anomaly_clip.records import Batch
 from anomaly_clip.synthesis.synthesizer import SynthesisSettings
 

@@ -23,6 +23,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
+from anomaly_clip import images
 from anomaly_clip.data import samples, transforms
 from anomaly_clip.data.file_hashes import Digests
 from anomaly_clip.data.samples import SampleDataset
@@ -226,8 +227,9 @@ def _encoded(encoder: Encoder, images: Tensor) -> list[dict[str, Tensor]]:
 
 def _names(dataset: SampleDataset, key: str) -> Iterator[str]:
     """Yield what the features of each row are kept under."""
+    code = code_of(images.__file__, transforms.__file__, samples.__file__, __file__)
     making = (
-        f"{code_of(transforms.__file__, samples.__file__, __file__)} {PIL.__version__} "
+        f"{code} {PIL.__version__} "
         f"{dataset.image_size} {dataset.mask_size} "
         f"{dataset.resize} {dataset.mask_filter} {dataset.mask_threshold} {dataset.mask_rule} "
         f"{dataset.has_masks}"

@@ -16,7 +16,7 @@ from anomaly_clip.data.layout import (
     read_table,
     subfolders,
 )
-from anomaly_clip.data.transforms import read_mask
+from anomaly_clip.images import read_mask
 
 __all__ = [
     "BTAD",

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from anomaly_clip.data.samples import Sample
-from anomaly_clip.data.transforms import is_image
+from anomaly_clip.images import is_image
 
 __all__ = [
     "by_stem",

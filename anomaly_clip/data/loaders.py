@@ -7,8 +7,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from anomaly_clip.data.samplers import EpochSampler
-from anomaly_clip.data.support import CategoryBatches
+from anomaly_clip.data.samplers import CategoryBatches, EpochSampler
 
 __all__ = ["EpochLoader"]
 
@@ -23,7 +22,7 @@ class EpochLoader(DataLoader[Any]):
         done: Returns how many batches of the epoch were trained on already.
         options: Of :class:`torch.utils.data.DataLoader`; the sampler is an
             :class:`~anomaly_clip.data.samplers.EpochSampler`, or, without a batch_size, of
-            :class:`~anomaly_clip.data.support.CategoryBatches`.
+            :class:`~anomaly_clip.data.samplers.CategoryBatches`.
     """
 
     def __init__(self, *, done: Callable[[], int], **options: Any) -> None:

@@ -16,17 +16,9 @@ from torch.utils.data import Dataset
 
 from anomaly_clip.data.image_cache import PictureCache
 from anomaly_clip.data.info import MaskRule, Split
-from anomaly_clip.data.samplers import Draw
-from anomaly_clip.data.transforms import (
-    Mask,
-    MaskFilter,
-    Resize,
-    open_image,
-    read_grey,
-    read_mask,
-    resize_image,
-    resize_mask,
-)
+from anomaly_clip.data.transforms import MaskFilter, Resize, resize_image, resize_mask
+from anomaly_clip.images import Mask, open_image, read_grey, read_mask
+from anomaly_clip.records import Draw
 
 if TYPE_CHECKING:
     from typing_extensions import NotRequired  # in typing since Python 3.11

@@ -10,9 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from anomaly_clip.data.samplers import Draw
 from anomaly_clip.data.samples import Item, Sample, SampleDataset
-from anomaly_clip.records import Synthetic
+from anomaly_clip.records import Draw, Synthetic
 from anomaly_clip.synthesis.synthesizer import SynthesisSettings, synthesize
 
 __all__ = ["SyntheticDataset", "SyntheticTwins"]

@@ -1,4 +1,4 @@
-"""An image's way in: a file of any kind to a square uint8 array, a mask to a bool array.
+"""Resizing: an image to a square uint8 array, its mask to a square bool array.
 
 Resizing is PIL's, which antialiases, as the published code does; OpenCV's bicubic filter does not,
 and gives other values.
@@ -6,31 +6,16 @@ and gives other values.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-__all__ = [
-    "Mask",
-    "MaskFilter",
-    "Resize",
-    "is_image",
-    "open_image",
-    "read_grey",
-    "read_image",
-    "read_mask",
-    "resize_image",
-    "resize_mask",
-    "solid",
-]
+from anomaly_clip.images import Mask
 
-Mask = NDArray[np.bool_] | NDArray[np.uint8]
-"""``(H, W)``: bool, or uint8 where a mask's grey values count."""
+__all__ = ["MaskFilter", "Resize", "resize_image", "resize_mask"]
 
 MaskFilter = Literal["bilinear", "nearest"]
 
@@ -40,13 +25,6 @@ _FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
     "nearest": Image.Resampling.NEAREST,
 }
-
-PLAIN_MODES = ("1", "L", "RGB", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
-"""PIL's modes whose zero is black."""
-
-IMAGE_SUFFIXES = frozenset(
-    [".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"]
-)
 
 
 @dataclass(frozen=True)
@@ -103,71 +81,6 @@ class Resize:
         return picture.crop((left, top, left + size, top + size))
 
 
-def is_image(path: Path) -> bool:
-    """Whether a name looks like a picture; hidden files never do."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-
-
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """Decode a picture of any common kind to RGB ``(H, W, 3)``, uint8, the right way up.
-
-    Grey, palette and CMYK pictures are converted, transparency is dropped, EXIF orientation is
-    applied. 16-bit grey is divided by 257, so that white stays white; of 16-bit colour PIL takes
-    the high byte (our choice: the range is the format's, never the picture's own, so that
-    brightness means the same in every picture).
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be decoded, whole.
-    """
-    return np.asarray(open_image(path))
-
-
-def open_image(path: Path) -> Image.Image:
-    """Decode a picture as :func:`read_image` does, to a PIL picture in RGB.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be decoded, whole.
-    """
-    picture = _open(path)
-    if picture.mode.startswith("I") or picture.mode == "F":
-        grey = np.asarray(picture)
-        if picture.mode == "F" or grey.min() < 0 or grey.max() > 65535:
-            raise ValueError(
-                f"{path}: values of mode {picture.mode} have no known range; save it with 8 or 16 "
-                "bits"
-            )
-        grey8 = (grey.astype(np.uint32) + 128) // 257
-        picture = Image.fromarray(grey8.astype(np.uint8))
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
-
-
-def read_mask(path: Path) -> NDArray[np.bool_]:
-    """Decode a mask to bool ``(H, W)``: True where any channel is above zero.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be decoded, whole.
-    """
-    picture = _open(path)
-    if picture.mode not in PLAIN_MODES:  # an opaque alpha channel is no defect, nor is cyan
-        picture = picture.convert("RGB")
-    values = np.asarray(picture)
-    positive: NDArray[np.bool_] = values > 0
-    return positive if positive.ndim == 2 else np.logical_or.reduce(positive, axis=2)
-
-
-def read_grey(path: Path) -> NDArray[np.uint8]:
-    """Decode a mask to its first channel ``(H, W)``, uint8, with its grey values.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be decoded, whole.
-    """
-    return np.ascontiguousarray(read_image(path)[..., 0])
-
-
 def resize_image(
     image: NDArray[np.uint8] | Image.Image, size: int, resize: Resize = Resize()
 ) -> NDArray[np.uint8]:
@@ -204,28 +117,3 @@ def resize_mask(
     resized = resize.apply(Image.fromarray(values), size, _FILTERS[kind])
     positive: NDArray[np.bool_] = np.asarray(resized) > threshold * 255
     return positive
-
-
-def solid(mask: Mask) -> NDArray[np.bool_]:
-    """Return a mask as bool; of grey values those above half."""
-    return mask > 127 if mask.dtype == np.uint8 else mask.astype(np.bool_)
-
-
-def _open(path: Path) -> Image.Image:
-    """Open and decode a picture, turned as its EXIF data say."""
-    try:
-        with path.open("rb") as file:
-            picture = Image.open(file)
-            picture.load()
-            with suppress(Exception):  # damaged EXIF data say nothing of the picture
-                ImageOps.exif_transpose(picture, in_place=True)
-            return picture
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: there is no such file") from None
-    except UnidentifiedImageError:
-        empty = path.stat().st_size == 0
-        raise ValueError(
-            f"{path}: {'an empty file' if empty else 'not an image in a known format'}"
-        ) from None
-    except Exception as error:  # decoders of damaged files raise of all kinds
-        raise ValueError(f"{path}: the image cannot be decoded ({error})") from None

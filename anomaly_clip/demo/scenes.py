@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from anomaly_clip.data.samplers import Draw
 from anomaly_clip.demo.photographs import CATEGORIES, KEYS, draw_twins
 from anomaly_clip.demo.surfaces import FAMILIES, fitting_defects, vary
+from anomaly_clip.records import Draw
 
 __all__ = ["Scenes", "Twins", "crop_and_turn"]
 

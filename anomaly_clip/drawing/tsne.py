@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from anomaly_clip.files import atomic_path
-from anomaly_clip.results.folder import write_csv
+from anomaly_clip.files import atomic_path, write_csv
 
 __all__ = ["LEAST", "PAPER", "Embedding", "Layout", "embed", "write_embeddings"]
 

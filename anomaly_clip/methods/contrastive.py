@@ -39,7 +39,6 @@ from anomaly_clip.data.demo import Demo
 from anomaly_clip.files import atomic_path
 from anomaly_clip.maps import gaussian_blur
 from anomaly_clip.methods.contrastive_captions import Captions, Picture
-from anomaly_clip.methods.part_embedding import PartEmbedding
 from anomaly_clip.methods.sdp import feature_surgery
 from anomaly_clip.metrics import average_precision
 from anomaly_clip.records import DEMO, RANDOM, Batch
@@ -486,3 +485,39 @@ def scale_values(backbone: CLIPBackbone, gain: float) -> None:
         block.attn.in_proj_weight[2 * width :] *= gain
         block.attn.in_proj_bias[2 * width :] *= gain
         block.attn.out_proj.weight /= gain
+
+
+class PartEmbedding(nn.Module):
+    """The embedding of a vocabulary, trained for some tokens and frozen for all others.
+
+    The vocabulary is three quarters of the small CLIP's weights, and a sentence has a dozen words.
+    Gradient, clipping, optimiser and exchange between processes of all rows would take longer than
+    the rest of a step.
+
+    Args:
+        embedding: The whole embedding; its weight is kept, frozen.
+        tokens: int64, the ids of the tokens whose rows are trained, in any order.
+    """
+
+    places: Tensor
+
+    def __init__(self, embedding: nn.Embedding, tokens: Tensor) -> None:
+        super().__init__()
+        self.weight = embedding.weight.requires_grad_(False)
+        self.tokens = tokens.unique()
+        self.rows = nn.Parameter(self.weight.detach()[self.tokens].clone())
+        places = torch.full((len(self.weight),), -1)
+        places[self.tokens] = torch.arange(len(self.tokens))
+        self.register_buffer("places", places, persistent=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return the rows of token ids ``(...)``, ``(..., W)``."""
+        places = self.places[ids]
+        trained = F.embedding(places.clamp(min=0), self.rows)
+        return torch.where((places >= 0).unsqueeze(-1), trained, F.embedding(ids, self.weight))
+
+    def merged(self) -> Tensor:
+        """Return the weight of the whole embedding, the trained rows in their places."""
+        weight = self.weight.detach().clone()
+        weight[self.tokens.to(weight.device)] = self.rows.detach()
+        return weight

@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader, Subset
 from torchmetrics import MetricCollection
 
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings, load_network
-from anomaly_clip.backbones.fingerprint import fingerprint
+from anomaly_clip.backbones.frozen import fingerprint
+from anomaly_clip.callbacks import DataWaitMonitor
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.data.samples import Sample, SampleDataset
 from anomaly_clip.data.wafer import MixedWM38
@@ -30,7 +31,6 @@ from anomaly_clip.metrics.classification import CLASS_FIGURES, CONFUSION, Target
 from anomaly_clip.metrics.evaluator import Results, with_means
 from anomaly_clip.progress import track
 from anomaly_clip.records import RANDOM, Batch, WeightsRecord
-from anomaly_clip.waiting import WaitingShare
 
 __all__ = ["LinearProbe", "ProbeOptim"]
 
@@ -293,7 +293,7 @@ class LinearProbe(LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """Return one that logs how long the training waits for images."""
-        return [WaitingShare()]
+        return [DataWaitMonitor()]
 
     # -- the training ----------------------------------------------------------------------------
 

@@ -8,9 +8,11 @@ specification).
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -20,7 +22,6 @@ from torch import Tensor
 
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
 from anomaly_clip.maps import gaussian_blur, resize_maps
-from anomaly_clip.memory import available_memory
 from anomaly_clip.methods.cnn_method import FittedMethod
 from anomaly_clip.methods.coreset import k_centre_greedy, project, projected_width
 from anomaly_clip.metrics.evaluator import EvaluatorSettings
@@ -307,3 +308,27 @@ def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{max(1, round(seconds))} s"
     return f"{round(seconds / 60)} min"
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Return the bytes that are free on a device; None where that cannot be known."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+    except OSError:  # not Linux
+        return None
+    for line in text.splitlines():
+        if line.startswith("MemAvailable:"):
+            return min(int(line.split()[1]) * 1024, _left_to_container())
+    return None
+
+
+def _left_to_container() -> int:
+    """Return the bytes that a container's limit (cgroup v2) leaves; very many without one."""
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((folder / f"memory.{name}").read_text() for name in ("max", "current"))
+        return int(limit) - int(used)
+    except (OSError, ValueError):  # no such files, or the word max
+        return sys.maxsize

@@ -31,6 +31,7 @@ from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
 from anomaly_clip.backbones.cnn import CNNSettings, load_network
 from anomaly_clip.backbones.prompts import embed_sentences
 from anomaly_clip.backbones.tab_prompts import TABPrompts, text_matrices
+from anomaly_clip.callbacks import DataWaitMonitor
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.drawing.tsne import embed, write_embeddings
 from anomaly_clip.files import atomic_path
@@ -38,7 +39,6 @@ from anomaly_clip.losses import softmax_focal_loss
 from anomaly_clip.progress import say
 from anomaly_clip.records import RANDOM, Batch
 from anomaly_clip.results.folder import versions
-from anomaly_clip.waiting import WaitingShare
 
 __all__ = ["TAB", "TABOptim", "alignment_logits"]
 
@@ -270,7 +270,7 @@ class TAB(LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """Return one that logs how long the training waits for images."""
-        return [WaitingShare()]
+        return [DataWaitMonitor()]
 
     # -- the training ----------------------------------------------------------------------------
 

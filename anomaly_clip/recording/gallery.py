@@ -12,9 +12,8 @@ from PIL import Image
 
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.drawing.panels import heat_map
-from anomaly_clip.files import atomic_path
+from anomaly_clip.files import atomic_path, write_json
 from anomaly_clip.progress import track
-from anomaly_clip.results.folder import write_json
 from anomaly_clip.results.map_store import KeptMaps, Ranges, Rows, picture_names
 from anomaly_clip.results.selection import Chosen
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from PIL import Image
 
 from anomaly_clip.data.dataset import AnomalyData
-from anomaly_clip.data.transforms import solid
 from anomaly_clip.drawing.panels import draw_panels
 from anomaly_clip.files import atomic_path
+from anomaly_clip.images import solid
 from anomaly_clip.progress import track
 from anomaly_clip.results.map_store import KeptMaps, Ranges, Rows, picture_names
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from anomaly_clip.data.dataset import AnomalyData, Sample
 from anomaly_clip.drawing.confusion import write_confusion
-from anomaly_clip.files import atomic_path
+from anomaly_clip.files import atomic_path, write_csv, write_json
 from anomaly_clip.methods.base import AnomalyMethod, Exporter
 from anomaly_clip.methods.linear_probe import LinearProbe
 from anomaly_clip.metrics.evaluator import Results
@@ -37,7 +37,7 @@ from anomaly_clip.report.metrics_table import (
 )
 from anomaly_clip.report.page import PAGE, write_page
 from anomaly_clip.results.finished_run import METRICS
-from anomaly_clip.results.folder import create_run_folder, versions, write_csv, write_json
+from anomaly_clip.results.folder import create_run_folder, versions
 from anomaly_clip.results.map_store import KeptMaps, Ranges, Rows, merged, picture_names
 from anomaly_clip.results.run_files import CURVES_FILE, PREDICTED
 from anomaly_clip.results.selection import choose

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import platform
-from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
-from anomaly_clip.files import atomic_path
-
-__all__ = ["create_run_folder", "versions", "write_csv", "write_json"]
+__all__ = ["create_run_folder", "versions"]
 
 PACKAGES = (
     "anomaly_clip",
@@ -59,21 +53,3 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed as a package"
     return found
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON, whole or not at all; NaN and infinities are refused."""
-    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
-    with atomic_path(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
-
-
-def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a table, whole or not at all; None becomes an empty cell."""
-    with (
-        atomic_path(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(["" if cell is None else cell for cell in row] for row in rows)

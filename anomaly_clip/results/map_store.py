@@ -5,7 +5,6 @@ All are drawn on the scale of their category, which is known at the end only.
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,11 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anomaly_clip.data.dataset import Sample
-from anomaly_clip.files import atomic_path
+from anomaly_clip.files import atomic_path, safe_name
 from anomaly_clip.maps import resize_maps
 from anomaly_clip.records import Scores
 
-__all__ = ["KeptMaps", "Ranges", "Rows", "file_name", "merged", "picture_names"]
+__all__ = ["KeptMaps", "Ranges", "Rows", "merged", "picture_names"]
 
 Rows = dict[int, dict[str, Any]]
 """What is known of an image, by its index."""
@@ -123,11 +122,6 @@ def picture_names(samples: Sequence[Sample]) -> list[str]:
         ['_/good/1']
     """
     parts = [[s.category.replace("/", "_"), *s.defect.split("/"), s.image.stem] for s in samples]
-    names = ["/".join(file_name(p) for p in part if p) for part in parts]
+    names = ["/".join(safe_name(p) for p in part if p) for part in parts]
     seen = Counter(names)
     return [f"{name}-{i}" if seen[name] > 1 else name for i, name in enumerate(names)]
-
-
-def file_name(words: str) -> str:
-    """Turn words into a name that every file system takes and that leads nowhere else."""
-    return re.sub(r'[\\/:*?"<>|]', "_", words).strip(" .") or "_"

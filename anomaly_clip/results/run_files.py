@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly_clip.errors import UserError
+from anomaly_clip.files import safe_name
 from anomaly_clip.metrics.curves import CURVES, Curve, Curves
 from anomaly_clip.recording.gallery import GALLERY
 from anomaly_clip.report.metrics_table import remark_on
@@ -28,7 +29,6 @@ from anomaly_clip.results.finished_run import (
     read_json,
     read_run,
 )
-from anomaly_clip.results.map_store import file_name
 from anomaly_clip.results.selection import KINDS, Kind
 
 __all__ = ["CURVES_FILE", "PREDICTED", "Listed", "RunFiles", "ScoresOf", "mapping", "read_files"]
@@ -117,7 +117,7 @@ def read_files(folder: Path) -> RunFiles:
             f"{folder}: there is neither {METRICS} nor {PREDICTED} in it: name the folder of a "
             f"finished run of test, each or predict"
         )
-    parts = [folder, *(folder / file_name(name) for name in figures)]
+    parts = [folder, *(folder / safe_name(name) for name in figures)]
     parts = [part for part in parts if part == folder or (part / METRICS).is_file()]
     return RunFiles(
         folder,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from anomaly_clip.records import Synthetic
 from anomaly_clip.synthesis.checks import check_fields, check_image
-from anomaly_clip.synthesis.foreground import foreground_of
+from anomaly_clip.synthesis.masks import foreground_of
 from anomaly_clip.synthesis.nsa_labels import LabelKind, label_of
 from anomaly_clip.synthesis.poisson import Gradients, blend, blend_opencv
 

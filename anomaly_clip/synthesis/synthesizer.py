@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly_clip.records import Synthetic
-from anomaly_clip.synthesis.foreground import foreground_of
+from anomaly_clip.synthesis.masks import foreground_of
 from anomaly_clip.synthesis.presets import Recipe, preset
 
 __all__ = ["SynthesisSettings", "synthesize"]

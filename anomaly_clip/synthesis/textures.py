@@ -16,6 +16,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from anomaly_clip.demo.photographs import CATEGORIES, draw_picture
+from anomaly_clip.demo.surfaces import FAMILIES
+from anomaly_clip.images import is_image, open_image
+
 __all__ = ["CHANGES", "Source", "augmented", "texture"]
 
 Source = Literal["folder", "self", "noise", "code"]
@@ -40,8 +44,6 @@ def texture(image: Image, source: Source, folder: str | None, rng: np.random.Gen
     if source == "folder" and folder is not None:
         files = _textures(folder)
         if files:
-            from anomaly_clip.data.transforms import open_image
-
             file = files[int(rng.integers(len(files)))]
             whole = np.asarray(open_image(file))
             return _as_image(cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA))
@@ -67,7 +69,6 @@ def augmented(image: Image, count: int, rng: np.random.Generator) -> Image:
 
 @lru_cache(maxsize=8)
 def _textures(folder: str) -> tuple[Path, ...]:
-    from anomaly_clip.data.transforms import is_image  # data modules import this package
 
     files = tuple(sorted(p for p in Path(folder).expanduser().rglob("*") if is_image(p)))
     if not files:
@@ -93,9 +94,6 @@ def _shuffled(image: Image, rng: np.random.Generator) -> Image:
 
 def _surface(size: tuple[int, int], rng: np.random.Generator) -> Image:
     """Return a surface made by code, as the demo pictures show them."""
-    from anomaly_clip.demo.photographs import CATEGORIES, draw_picture
-    from anomaly_clip.demo.surfaces import FAMILIES
-
     names = [name for name, one in CATEGORIES.items() if not FAMILIES[one.family].is_object]
     name = names[int(rng.integers(len(names)))]
     drawn = draw_picture(name, int(rng.integers(2**31)), 0, size=CODE_SIDE).image
