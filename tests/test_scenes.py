@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from anomaly_clip.data import Demo
+from anomaly_clip.data.scenes import Scenes, crop_and_turn
 from anomaly_clip.demo.canvas import rgb
 from anomaly_clip.demo.photographs import CATEGORIES, DEFECTS, draw_twins
-from anomaly_clip.demo.scenes import Scenes, crop_and_turn
 from anomaly_clip.demo.surfaces import vary
 from anomaly_clip.records import Draw
 

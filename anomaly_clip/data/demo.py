@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 from anomaly_clip.data.dataset import AnomalyData, Reader, Sample, Split
 from anomaly_clip.data.file_hashes import Twin
 from anomaly_clip.data.samplers import EpochSampler
+from anomaly_clip.data.scenes import Scenes
 from anomaly_clip.demo.photographs import CATEGORIES, DEFECTS, KEYS, draw_picture
-from anomaly_clip.demo.scenes import Scenes
 from anomaly_clip.demo.surfaces import fitting_defects
 from anomaly_clip.records import Batch
 
