@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import re
@@ -17,6 +18,7 @@ __all__ = [
     "atomic_path",
     "cache_folder",
     "safe_name",
+    "source_hash",
     "write_csv",
     "write_json",
 ]
@@ -89,3 +91,15 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
 def safe_name(text: str) -> str:
     """Return a file name for any text: valid on every file system, and never a path elsewhere."""
     return re.sub(r'[\\/:*?"<>|]', "_", text).strip(" .") or "_"
+
+
+def source_hash(*files: str) -> str:
+    """Return a hash over source files, so that a change of code makes cached values anew.
+
+    Args:
+        files: Modules' ``__file__``.
+    """
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(Path(file).read_bytes())
+    return digest.hexdigest()[:16]

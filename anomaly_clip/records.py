@@ -16,22 +16,56 @@ Letters used in every shape of the project:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
     from typing_extensions import NotRequired  # in typing since Python 3.11
 
-__all__ = ["DEMO", "RANDOM", "Batch", "Draw", "Scores", "Synthetic", "WeightsRecord"]
+__all__ = [
+    "DEMO",
+    "RANDOM",
+    "Batch",
+    "Draw",
+    "Encoder",
+    "HasLoaderNeeds",
+    "LoaderNeeds",
+    "Scores",
+    "Synthetic",
+    "TrainingFeatures",
+    "WeightsRecord",
+    "needs_of",
+    "versions",
+]
 
 RANDOM = "random"
 """The one word that asks for untrained weights."""
 
 DEMO = "demo"
 """The one word that asks for the small CLIP that comes with the project."""
+
+PACKAGES = (
+    "anomaly_clip",
+    "torch",
+    "torchvision",
+    "lightning",
+    "open_clip_torch",
+    "torchmetrics",
+    "scikit-learn",
+    "scipy",
+    "numpy",
+    "pillow",
+    "opencv-python-headless",
+)
 
 
 class Batch(TypedDict):
@@ -104,3 +138,71 @@ class WeightsRecord(TypedDict):
     """Whether they are untrained, so that figures mean nothing."""
     sha256: str | None
     """Over the loaded tensors and the architecture; None for random ones."""
+
+
+@dataclass(frozen=True)
+class LoaderNeeds:
+    """What a module asks of the loaders; data modules read nothing else of it.
+
+    Args:
+        image_size: Side of the square images in pixels; None: the data module decides.
+        single_pass: Whether ``fit`` looks once at every image, each on one process, and follows no
+            gradient.
+        support_images: How many other images of its category come with each training image.
+        full_batches: Whether the rest of an epoch that fills no batch is left out.
+        test_passes: How often the test images are handed out.
+    """
+
+    image_size: int | None = None
+    single_pass: bool = False
+    support_images: int = 0
+    full_batches: bool = False
+    test_passes: int = 1
+
+
+@runtime_checkable
+class HasLoaderNeeds(Protocol):
+    """A module that says what it asks of the loaders."""
+
+    loader_needs: LoaderNeeds
+
+
+def needs_of(trainer: Trainer | None) -> LoaderNeeds:
+    """Return what the module of a trainer asks of the loaders; the defaults for a foreign one."""
+    module = None if trainer is None else trainer.lightning_module
+    return module.loader_needs if isinstance(module, HasLoaderNeeds) else LoaderNeeds()
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A frozen encoder whose features of unchanging images may be kept.
+
+    Args:
+        encode: Returns features by name, ``(B, ...)`` each, for uint8 images ``(B, 3, H, W)``.
+        key: Everything but the images that features depend on: weights, layers, code.
+        device: Where images are expected.
+    """
+
+    encode: Callable[[Tensor], dict[str, Tensor]]
+    key: str
+    device: torch.device
+
+
+class TrainingFeatures(NamedTuple):
+    """Features of the last images of a training, for a picture of how they lie."""
+
+    features: NDArray[np.float32]
+    """``(n, C)``."""
+    categories: Sequence[str]
+    anomalous: Sequence[bool]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of packages that a metric depends on."""
+    installed = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            installed[package] = version(package)
+        except PackageNotFoundError:
+            installed[package] = "not installed as a package"
+    return installed

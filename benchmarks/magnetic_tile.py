@@ -30,7 +30,7 @@ import torch
 from anomaly_clip.cli import main as anomaly_clip
 from anomaly_clip.data import MagneticTile
 from anomaly_clip.metrics.image import auroc
-from anomaly_clip.results.folder import versions
+from anomaly_clip.records import versions
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 LEAST = 0.70

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from anomaly_clip.cli import main as anomaly_clip
-from anomaly_clip.results.folder import versions
+from anomaly_clip.records import versions
 
 ROOT = Path(__file__).parent.parent
 TESTED = ["brass washer", "oak wood board", "white pill"]

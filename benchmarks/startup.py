@@ -17,7 +17,7 @@ import shlex
 import subprocess
 import sys
 
-from anomaly_clip.results.folder import versions
+from anomaly_clip.records import versions
 
 FRONT_DOOR = 0.3
 BEYOND_LIGHTNING = 2.0

@@ -37,7 +37,7 @@ from PIL import Image
 
 from anomaly_clip.cli import main as anomaly_clip
 from anomaly_clip.demo.photographs import CATEGORIES, draw_picture
-from anomaly_clip.results.folder import versions
+from anomaly_clip.records import versions
 
 ROOT = Path(__file__).parent.parent
 SEEDS = (0, 1)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings
 from anomaly_clip.methods import SDP, SDPPlus, WinCLIP
-from anomaly_clip.results.folder import versions
+from anomaly_clip.records import versions
 
 MOST_APART = 1e-4  # of maps from the plain implementation's
 TARGETS = {"sdp": 1.20, "sdp_plus": 1.25, "winclip": 11.5}

@@ -139,7 +139,7 @@ def test_fewer_images_are_always_among_more() -> None:
             sample.image
             for sample in Demo(
                 categories=["pink pill"], num_train=40, seed=5, fraction=share, **validated
-            )._normal_parts[1]
+            ).validation.normal_parts[1]
         )
         for share in (0.1, 0.5, 1.0)
     }

@@ -20,10 +20,11 @@ from anomaly_clip.backbones.clip import CLIPBackbone
 from anomaly_clip.cli import main
 from anomaly_clip.data import Demo, MVTecAD, Resize, VisA, transforms
 from anomaly_clip.data import samples as samples_module
-from anomaly_clip.data.feature_cache import Encoder, FeatureCache, FeatureFiles
+from anomaly_clip.data.feature_cache import FeatureCache, FeatureFiles
 from anomaly_clip.data.samples import SampleDataset
 from anomaly_clip.files import CACHE_VARIABLE, cache_folder
 from anomaly_clip.methods import SDPPlus
+from anomaly_clip.records import Encoder
 
 SETTING = "model.feature_cache_gb"
 

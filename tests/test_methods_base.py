@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from anomaly_clip.methods.base import frozen_dtype
+from anomaly_clip.methods.evaluated import frozen_dtype
 
 
 @pytest.mark.parametrize(

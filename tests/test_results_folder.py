@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from anomaly_clip.files import write_csv, write_json
-from anomaly_clip.results.folder import create_run_folder, versions
+from anomaly_clip.records import versions
+from anomaly_clip.results.folder import create_run_folder
 
 
 def test_numbers_go_on_and_are_never_shared(tmp_path: Path) -> None:

@@ -36,6 +36,8 @@ from anomaly_clip.drawing.tsne import LEAST, PAPER, Embedding, embed, write_embe
 from anomaly_clip.errors import UserError, translated
 from anomaly_clip.files import atomic_path, safe_name, write_csv, write_json
 from anomaly_clip.methods.base import AnomalyMethod
+from anomaly_clip.methods.cnn_method import CNNMethod
+from anomaly_clip.methods.linear_probe import LinearProbe
 from anomaly_clip.metrics.classification import CLASS_FIGURES
 from anomaly_clip.progress import say, track
 from anomaly_clip.report.metrics_table import HEADINGS, RANDOM_WARNING, percent, selection_warning
@@ -157,7 +159,7 @@ def _check(label: str, weights: str, rest: Sequence[str], folder: Path, layer: s
         plan.writer.abandon()
         _ = plan.datamodule.categories
         method = plan.model
-        backbone = getattr(method, "asked_backbone", None) or getattr(method, "settings", None)
+        backbone = method.asked_backbone if isinstance(method, (CNNMethod, LinearProbe)) else None
         if layer and backbone is not None:
             CNNBackbone(backbone.name, backbone.weights, [layer])
 

@@ -26,20 +26,18 @@ from anomaly_clip.commands.batch import (
 from anomaly_clip.commands.experiment import arrange, known_options, quieten
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.errors import UserError, translated
-from anomaly_clip.files import atomic_path, safe_name, write_csv, write_json
-from anomaly_clip.metrics.evaluator import with_means
+from anomaly_clip.files import atomic_path, safe_name
+from anomaly_clip.methods.evaluated import EvaluatedModule
 from anomaly_clip.progress import say
 from anomaly_clip.recording.wandb_log import grouped_tracking
-from anomaly_clip.recording.writer import Measured
 from anomaly_clip.report.metrics_table import (
-    figures_rows,
     figures_table,
     remark_on,
     rounds_remark,
     selection_warning,
 )
 from anomaly_clip.report.page import PAGE, write_page
-from anomaly_clip.results.folder import versions
+from anomaly_clip.results.metrics_file import merge_metrics, write_metrics
 
 __all__ = ["run_each"]
 
@@ -47,8 +45,6 @@ CONFIG = "config-each.yaml"
 FITTED, TESTED = ".fitted", ".tested"
 """Files that say that a category's fit, and its test, came to their end."""
 FAILED = 1
-OWN = {"selected_epoch", "spread", "by_round", "trained_on"}
-"""Parts of a protocol that are of one category alone."""
 
 
 def run_each(words: Sequence[str]) -> int:
@@ -102,7 +98,7 @@ def _categories(method: object, data: AnomalyData) -> list[str]:
     Raises:
         UserError: If the method scores nothing, or there are no categories with folders apart.
     """
-    if not isinstance(method, Measured):
+    if not isinstance(method, EvaluatedModule):
         raise UserError(f"{type(method).__name__} scores no images: use fit")
     if "test" not in data.splits:
         raise UserError(f"{data.dataset_name} has no test images: use fit")
@@ -167,46 +163,16 @@ def _merge(folder: Path, categories: Sequence[str], failed: dict[str, str]) -> i
 def _write_merged(
     folder: Path, found: Mapping[str, dict[str, Any]], failed: Mapping[str, str]
 ) -> None:
-    first = next(iter(found.values()))["run"]
-    figures = {name: one["categories"][name] for name, one in found.items()}
-    bounds = {n: one["intervals"][n] for n, one in found.items() if n in one["intervals"]}
-    results = with_means(figures, bounds)
-    protocol = {
-        **first["protocol"],
-        "one_model_a_category": True,
-        "complete": not failed
-        and all(one["run"]["protocol"]["complete"] for one in found.values()),
-        "images": {},
-        "anomalous": {},
-        "words": {},
-    }
-    for one in found.values():
-        for part in ("images", "anomalous", "words"):
-            protocol[part].update(one["run"]["protocol"][part])
-    for part in OWN & set(first["protocol"]):
-        protocol[part] = {name: one["run"]["protocol"][part] for name, one in found.items()}
-    for part in {"overlap", "anomalous_without_pixels", "listed"} & set(first["protocol"]):
-        values = [one["run"]["protocol"].get(part) for one in found.values()]
-        protocol[part] = None if None in values else sum(values)
-    checkpoints = {name: one["run"]["checkpoint"] for name, one in found.items()}
-    run = {
-        **first,
-        "protocol": protocol,
-        "checkpoint": checkpoints,
-        "versions": versions(),
-        "failed": dict(failed),
-    }
-    write_json(folder / "metrics.json", {**results, "run": run})
-    weights = first["weights"]
-    label = "random" if weights["random"] else weights["pretrained"]
-    table = ([*row, label] for row in figures_rows(results))
-    write_csv(folder / "metrics.csv", ["category", *results["mean"], "weights"], table)
+    results, run = merge_metrics(found, failed)
+    write_metrics(folder, results, run)
+    protocol = run["protocol"]
     counts = {name: (protocol["images"][name], protocol["anomalous"][name]) for name in found}
-    title = f"{first['method']} on {protocol['data']}, one model a category, test"
+    title = f"{run['method']} on {protocol['data']}, one model a category, test"
     if failed:
         title += f"\nWITHOUT {', '.join(failed)}"
-    for more in (selection_warning(protocol), rounds_remark(first["protocol"])):
+    for more in (selection_warning(protocol), rounds_remark(protocol)):
         if more is not None:
             title += f"\n{more.partition(';')[0]}"  # a spread is of one category
+    weights = run["weights"]
     remark = remark_on(weights)
     Console().print(figures_table(results, title, counts, weights["random"], remark))

@@ -29,9 +29,11 @@ from anomaly_clip.callbacks import progress_of_loops
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.errors import UserError, reason, translated
 from anomaly_clip.methods.base import AnomalyMethod
+from anomaly_clip.methods.evaluated import EvaluatedModule
 from anomaly_clip.progress import silence
 from anomaly_clip.recording.wandb_log import own_tracking
-from anomaly_clip.recording.writer import Measured, RunWriter
+from anomaly_clip.recording.writer import RunWriter
+from anomaly_clip.records import HasLoaderNeeds
 
 __all__ = [
     "ExperimentCLI",
@@ -217,10 +219,8 @@ class ExperimentCLI(LightningCLI):
             warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need.*")
             kwargs["enable_checkpointing"] = False
             kwargs["callbacks"] = [c for c in callbacks if not isinstance(c, ModelCheckpoint)]
-        if (
-            getattr(self.model, "without_gradients", False)
-            and config["trainer"]["max_epochs"] is None
-        ):
+        needs = self.model.loader_needs if isinstance(self.model, HasLoaderNeeds) else None
+        if needs is not None and needs.single_pass and config["trainer"]["max_epochs"] is None:
             kwargs["max_epochs"] = 1
         trainer = super().instantiate_trainer(**kwargs)
         for callback in trainer.checkpoint_callbacks:
@@ -244,12 +244,12 @@ class ExperimentCLI(LightningCLI):
         if saved_class.rpartition(".")[2] != asked_class.rpartition(".")[2]:
             raise UserError(f"--ckpt_path {path} is of {saved_class}, the model is {asked_class}")
         kind = _class_of(asked_class)
-        free = getattr(kind, "free_arguments", AnomalyMethod.free_arguments)
-        for name in getattr(kind, "starting_arguments", ()):
+        contract = kind if issubclass(kind, EvaluatedModule) else AnomalyMethod
+        for name in contract.init_only_arguments:
             config["model"]["init_args"][name] = None  # the checkpoint holds what came of it
         asked = config["model"].get("init_args", Namespace()).as_dict()
         for name, value in asked.items():
-            if name in free or name not in saved:
+            if name in contract.inference_arguments or name not in saved:
                 continue
             if name == "backbone":  # the tensors decide, not where a copy of them lies
                 saved[name], value = _without_source(saved[name]), _without_source(value)
@@ -265,20 +265,20 @@ class ExperimentCLI(LightningCLI):
         Raises:
             UserError: What, and the way out.
         """
-        if verb == "validate" and self.datamodule.val_split == "none":
+        if verb == "validate" and not self.datamodule.validation.exists:
             raise UserError(
                 f"{type(self.datamodule).__name__} has no validation split: use test, or choose "
                 f"one with data.val_split"
             )
         name, path = type(self.model).__name__, self._get(self.config, "ckpt_path")
-        if isinstance(self.model, Measured):
+        if isinstance(self.model, EvaluatedModule):
             self._check_method(self.model, verb, path)
         elif verb != "fit" and not is_overridden(STEPS[verb], self.model):
             raise UserError(f"{name} scores no images: use fit")
         if path is not None and not Path(path).is_file():
             raise UserError(f"--ckpt_path {path}: there is no such file")
 
-    def _check_method(self, method: Measured, verb: str, path: str | None) -> None:
+    def _check_method(self, method: EvaluatedModule, verb: str, path: str | None) -> None:
         name = type(method).__name__
         if verb == "fit":
             if not method.can_be_fitted:
@@ -313,7 +313,7 @@ class ExperimentCLI(LightningCLI):
             UserError: If limits of the trainer left none.
         """
         writer = self.writer
-        if isinstance(self.model, Measured) and not writer.num_scored:
+        if isinstance(self.model, EvaluatedModule) and not writer.num_scored:
             writer.abandon()
             raise UserError("no image was scored: do trainer.limit_..._batches leave any?")
 
@@ -325,9 +325,10 @@ def _without_source(backbone: Any) -> Any:
     return {k: v for k, v in backbone.items() if k not in ("pretrained", "weights")}
 
 
-def _class_of(path: str) -> object:
+def _class_of(path: str) -> type:
     module, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(module), name)
+    found: type = getattr(importlib.import_module(module), name)
+    return found
 
 
 def class_of_checkpoint(path: Path) -> type[LightningModule]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from anomaly_clip.commands.experiment import class_of_checkpoint, quieten
 from anomaly_clip.errors import UserError, reason, translated
-from anomaly_clip.methods.base import Exporter
+from anomaly_clip.methods.evaluated import Exporter
 
 __all__ = ["run_export"]
 

@@ -277,11 +277,11 @@ def _count(data: AnomalyData, seen: Sequence[Seen], checked: Checked) -> None:
             elif not own:
                 _add(checked, "count", _short(data, data.root), f"{category}: no {split} images")
     total = data.facts.total
-    if total is not None and total != len(seen) and data.asked_categories is None:
+    if total is not None and total != len(seen) and data.listing.chosen is None:
         message = f"{len(seen)} images, published are {total}"
         _add(checked, "count", _short(data, data.root), message)
     # A set of one's own in a published layout lacks nothing.
-    if data.asked_categories is None and set(published) & set(data.categories):
+    if data.listing.chosen is None and set(published) & set(data.categories):
         for category in sorted(set(published) - set(data.categories)):
             message = f"the published category {category} is not there"
             _add(checked, "count", _short(data, data.root), message)

@@ -5,33 +5,34 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import cached_property
+from pathlib import Path
 from types import MethodType
-from typing import Any, Literal, cast
+from typing import Any, cast
 
-import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader, default_collate
 
-from anomaly_clip.data.base import ListedData
+from anomaly_clip.data.auxiliary import check_auxiliary, share_image_size
+from anomaly_clip.data.base import BaseDataModule
+from anomaly_clip.data.feature_cache import FeatureCache
+from anomaly_clip.data.few_shots import FewShots
 from anomaly_clip.data.file_hashes import Twin
-from anomaly_clip.data.loaders import EpochLoader
-from anomaly_clip.data.samplers import (
-    Batches,
-    CategoryBatches,
-    EpochSampler,
-    EvenBatches,
-    SupportedBatches,
-    draw_few,
-    hold_out,
-    normal_rows,
+from anomaly_clip.data.image_cache import PictureCache
+from anomaly_clip.data.listing import Listing, TrainCategories
+from anomaly_clip.data.loaders import (
+    evaluation_loader,
+    processes,
+    single_pass_loader,
+    support_loader,
+    training_loader,
 )
+from anomaly_clip.data.samplers import EpochSampler
 from anomaly_clip.data.samples import Item, Reader, Sample, SampleDataset, Split, read_sample
 from anomaly_clip.data.synthetic import SyntheticDataset, SyntheticTwins
 from anomaly_clip.data.transforms import MaskFilter, Resize
+from anomaly_clip.data.validation import ValidationSplit, ValSplit
 from anomaly_clip.images import read_image, read_mask
-from anomaly_clip.records import Batch
+from anomaly_clip.records import Batch, Encoder, LoaderNeeds, needs_of
 from anomaly_clip.synthesis.synthesizer import SynthesisSettings
 
 __all__ = [
@@ -47,11 +48,12 @@ __all__ = [
     "read_sample",
 ]
 
-ValSplit = Literal["none", "synthetic", "auxiliary", "test"]
 
+class AnomalyData(BaseDataModule):
+    """The data module of all data sets; a subclass finds categories and lists samples.
 
-class AnomalyData(ListedData):
-    """The data module of all data sets; a subclass says what is listed where.
+    Its parts: ``listing`` (categories and samples), ``few_shots`` (a limit on training images) and
+    ``validation`` (what validates during fit).
 
     Args:
         root: The data set's folder.
@@ -71,7 +73,7 @@ class AnomalyData(ListedData):
             ``synthesis``, whose share may be 0 for training);
             auxiliary (a share of it, which is then not trained on); test, which selects on test
             images and is written into the results.
-        val_share: How much of what is learnt from validates instead, of each category, if
+        val_share: Fraction of the training images per category held out for validation, if
             val_split is synthetic or auxiliary.
         synthesis: Which synthetic defects training images get; default: none.
         shots: How many normal training images a category has, drawn by the seed, fewer always
@@ -91,7 +93,7 @@ class AnomalyData(ListedData):
         self,
         root: str,
         categories: list[str] | None = None,
-        train_categories: Literal["same", "others"] | list[str] = "same",
+        train_categories: TrainCategories = "same",
         image_size: int | None = None,
         resize: Resize = Resize(),
         mask_size: int | None = None,
@@ -112,98 +114,143 @@ class AnomalyData(ListedData):
         batch_size: int = 16,
         num_workers: int | None = None,
     ) -> None:
-        super().__init__(
-            root,
-            categories,
-            train_categories,
-            image_size,
-            resize,
-            mask_size,
-            mask_filter,
-            mask_threshold,
-            cache,
-        )
-        if shots is not None and shots < 1:
-            raise ValueError(f"data.shots must be positive, got {shots}")
-        if fraction is not None and (shots is not None or not 0 < fraction <= 1):
-            raise ValueError(
-                f"data.fraction must be in (0, 1], in place of data.shots, got {fraction}"
-            )
-        if not 0 < val_share < 1:
-            raise ValueError(f"data.val_share must be between 0 and 1, got {val_share}")
-        if batch_size < 1:
-            raise ValueError(f"data.batch_size must be positive, got {batch_size}")
-        if seed < 0:
-            raise ValueError(f"data.seed must be 0 or more, got {seed}")
-        if balanced and not shuffle:
-            raise ValueError("data.balanced true draws images, so data.shuffle must be true")
-        some = shots is not None or fraction is not None
-        if auxiliary is not None and (auxiliary.auxiliary is not None or some):
-            raise ValueError(
-                "data.auxiliary is all that is learnt from: it takes no auxiliary of its own, and "
-                "data.shots and data.fraction must be left out"
-            )
-        if synthesis is not None and auxiliary is not None:
-            raise ValueError(
-                "data.synthesis makes defects on normal training images, which data.auxiliary "
-                "replaces: leave one of them out"
-            )
-        if val_split == "synthetic" and synthesis is None:
-            raise ValueError(
-                "data.val_split synthetic: say which defects, as --data.synthesis.recipe nsa"
-            )
-        if val_split == "auxiliary" and auxiliary is None:
-            raise ValueError("data.val_split auxiliary: name one with data.auxiliary")
-        self._in_fit: dict[str, SampleDataset | SyntheticDataset | SyntheticTwins] = {}
-        self.own_words = words or {}
+        super().__init__()
+        self._check_arguments(batch_size, seed, shuffle, balanced)
+        for name, size in (("image_size", image_size), ("mask_size", mask_size)):
+            if size is not None and size < 1:
+                raise ValueError(f"data.{name} must be positive, got {size}")
+        if not 0 <= mask_threshold < 1:
+            raise ValueError(f"data.mask_threshold must be in [0, 1), got {mask_threshold}")
+        if image_size is not None:
+            resize.check(image_size)
+        try:
+            self.root = Path(root).expanduser()
+        except RuntimeError as error:  # there is no such user
+            raise ValueError(f"data.root {root}: {error}") from None
+        self.image_size = image_size
+        self.resize = resize
+        self.mask_size = mask_size
+        self.mask_filter = mask_filter
+        self.mask_threshold = mask_threshold
+        self.category_names = words or {}
         self.auxiliary: AnomalyData | None = auxiliary
         self.val_split = val_split
         self.val_share = val_share
         self.synthesis = synthesis
-        if val_split == "none":  # Lightning then sees no loader; an empty one makes it warn
-            self.val_dataloader = MethodType(LightningDataModule.val_dataloader, self)  # type: ignore[method-assign]
         self.shots = shots
         self.fraction = fraction
         self.seed = seed
         self.balanced = balanced
         self.shuffle = shuffle
         self.allow_overlap = allow_overlap
+        self.cache = cache
         self.batch_size = batch_size
         self.num_workers = min(4, os.cpu_count() or 1) if num_workers is None else num_workers
+        self.listing = Listing(self, categories, train_categories)
+        self.few_shots = FewShots(self, shots, fraction)
+        check_auxiliary(self)
+        self.validation = ValidationSplit(self, val_split, val_share)
+        if not self.validation.exists:
+            # Lightning then sees no loader; an empty one makes it warn.
+            self.val_dataloader = MethodType(LightningDataModule.val_dataloader, self)  # type: ignore[method-assign]
+        self._in_fit: dict[str, SampleDataset | SyntheticDataset | SyntheticTwins | None] = {}
+
+    @staticmethod
+    def _check_arguments(batch_size: int, seed: int, shuffle: bool, balanced: bool) -> None:
+        if batch_size < 1:
+            raise ValueError(f"data.batch_size must be positive, got {batch_size}")
+        if seed < 0:
+            raise ValueError(f"data.seed must be 0 or more, got {seed}")
+        if balanced and not shuffle:
+            raise ValueError("data.balanced true draws images, so data.shuffle must be true")
+
+    # -- what is listed --------------------------------------------------------------------------
+
+    @property
+    def categories(self) -> list[str]:
+        """The categories in use, in their order.
+
+        Raises:
+            FileNotFoundError: If none is found.
+            ValueError: If an asked one is not there, or is asked for twice.
+        """
+        return self.listing.categories
+
+    @property
+    def train_categories(self) -> list[str]:
+        """The categories that ``fit`` learns from.
+
+        Raises:
+            FileNotFoundError: If none is found.
+            ValueError: If an asked one is not there, is asked for twice, or none is left.
+        """
+        return self.listing.train_categories
 
     def validation_categories(self) -> list[str]:
         """Return the categories of what validates during ``fit``."""
-        if self.val_split == "auxiliary":
-            assert self.auxiliary is not None
-            return self.auxiliary.categories
-        return self.train_categories if self.val_split == "synthetic" else self.categories
+        return self.validation.categories
+
+    def samples(self, split: Split) -> list[Sample]:
+        """Return the listing of a split, category after category; read once.
+
+        Raises:
+            FileNotFoundError: If a mask is missing.
+            ValueError: If there is no such split, a category has no sample in it, or a mask has no
+                image.
+        """
+        return self.listing.samples(split)
+
+    def dataset(self, split: Split) -> SampleDataset:
+        """Return a split as tensors, at the sizes in use.
+
+        Raises:
+            ValueError: If no image size is known yet.
+        """
+        return self.as_tensors(self.samples(split))
+
+    def as_tensors(self, samples: Sequence[Sample]) -> SampleDataset:
+        """Return samples as tensors, at the sizes in use; see :meth:`dataset`."""
+        if self.image_size is None:
+            raise ValueError(
+                "data.image_size is not known: give it, or let a trainer set up the data with a "
+                "model"
+            )
+        return SampleDataset(
+            samples,
+            self.image_size,
+            self.mask_size or self.image_size,
+            has_masks=self.has_masks,
+            mask_filter=self.mask_filter,
+            mask_threshold=self.mask_threshold,
+            mask_rule=self.facts.mask,
+            read=None if self.on_disk else self.reader(),
+            resize=self.resize,
+            cache=PictureCache(str(self.facts.mask)) if self.cache and self.on_disk else None,
+        )
 
     def words(self, category: str) -> str:
-        """Return what a category, of this set or the auxiliary one, is called in sentences."""
-        known = {**self.facts.words, **self.own_words}
-        own = category in known or self.auxiliary is None or category in self.categories
-        return known.get(category, category) if own else self.auxiliary.words(category)  # type: ignore[union-attr]
+        """Return the name in prompts of a category of this set or the auxiliary one."""
+        names = {**self.facts.words, **self.category_names}
+        if category in names or self.auxiliary is None or category in self.categories:
+            return names.get(category, category)
+        return self.auxiliary.words(category)
 
-    def fit_samples(self) -> list[Sample]:
-        """Return what ``fit`` learns from: training images, or an auxiliary set's test split."""
-        if self.auxiliary is not None:
-            return self._auxiliary_parts[0]
-        if self.val_split == "synthetic" and not self.has_shots:
-            return self._normal_parts[0]
-        return self._train_samples()
-
-    def _train_samples(self) -> list[Sample]:
-        if not self.has_shots:
-            return self.samples("train")
-        chosen: list[Sample] = []
-        for category in self.train_categories:
-            chosen += self.shots_of(category)
-        return chosen
+    # -- what is trained on ----------------------------------------------------------------------
 
     @property
     def has_shots(self) -> bool:
         """Whether only some of the normal training images are used."""
-        return self.shots is not None or self.fraction is not None
+        return self.few_shots.is_limited
+
+    def fit_samples(self) -> list[Sample]:
+        """Return what ``fit`` learns from: training images, or an auxiliary set's test split."""
+        if self.auxiliary is not None:
+            return self.validation.auxiliary_parts[0]
+        if self.has_shots:
+            return [s for category in self.train_categories for s in self.shots_of(category)]
+        if self.validation.kind == "synthetic":
+            return self.validation.normal_parts[0]
+        return self.samples("train")
 
     def shots_of(self, category: str) -> list[Sample]:
         """Return a category's few normal training images, drawn by (seed, category).
@@ -211,23 +258,7 @@ class AnomalyData(ListedData):
         Raises:
             ValueError: If neither ``shots`` nor ``fraction`` is given, or there are fewer images.
         """
-        if not self.has_shots:
-            raise ValueError("data.shots is not given: it says how many normal images there are")
-        if "train" not in self.splits:
-            raise ValueError(f"{self.dataset_name} has no train images, so there are no shots")
-        normal = [s for s in self.rows(category, "train") if not s.label]
-        if self.val_split == "synthetic":  # what validates is the same however few are trained on
-            held = set(self._normal_parts[1])
-            normal = [sample for sample in normal if sample not in held]
-        few = self.shots
-        if few is None:
-            few = max(1, round(self.fraction * len(normal)))  # type: ignore[operator]
-        if len(normal) < few:
-            raise ValueError(
-                f"data.shots {self.shots}: category {category!r} has {len(normal)} normal "
-                f"training images"
-            )
-        return [normal[row] for row in draw_few(len(normal), few, self.seed, category)]
+        return self.few_shots.of(category)
 
     def drawn_of(self, category: str, count: int, seed: int) -> list[Sample]:
         """Return as many normal training images of a category as a method asks for.
@@ -240,18 +271,7 @@ class AnomalyData(ListedData):
         Raises:
             ValueError: If there are no training images, or fewer.
         """
-        if "train" not in self.splits:
-            raise ValueError(
-                f"{self.dataset_name} has no train images, so there are none to compare with: "
-                f"take a data set that has some"
-            )
-        normal = [s for s in self.rows(category, "train") if not s.label]
-        if len(normal) < count:
-            raise ValueError(
-                f"model.shots {count}: category {category!r} has {len(normal)} normal training "
-                f"images in {self.root}: ask for fewer, or add some"
-            )
-        return [normal[row] for row in draw_few(len(normal), count, seed, category)]
+        return self.few_shots.drawn(category, count, seed)
 
     def references(self, category: str, count: int | None = None, seed: int = 0) -> Batch:
         """Return a few normal images of a category, for methods that compare with them.
@@ -269,8 +289,52 @@ class AnomalyData(ListedData):
         """
         chosen = self.shots_of(category) if count is None else self.drawn_of(category, count, seed)
         self._refuse_overlap(chosen)
-        dataset = self._tensors(chosen)
+        dataset = self.as_tensors(chosen)
         return cast("Batch", default_collate([dataset[row] for row in range(len(chosen))]))
+
+    def fit_dataset(self) -> SampleDataset | SyntheticDataset:
+        """Return what ``fit`` learns from as tensors, the same object all through a fit."""
+        if "train" not in self._in_fit:
+            source = self if self.auxiliary is None else self.auxiliary
+            if self.synthesis is None:
+                self._in_fit["train"] = source.as_tensors(self.fit_samples())
+            else:
+                normal = source.as_tensors([s for s in self.fit_samples() if not s.label])
+                self._in_fit["train"] = SyntheticDataset(normal, self.synthesis, self.seed)
+        return self._in_fit["train"]  # type: ignore[return-value]
+
+    def validation_dataset(self) -> SampleDataset | SyntheticTwins | None:
+        """Return what validates as tensors, the same object all through a fit; None for nothing."""
+        if "val" not in self._in_fit:
+            self._in_fit["val"] = self.validation.dataset()
+        return self._in_fit["val"]  # type: ignore[return-value]
+
+    def unchanging_datasets(self) -> dict[str, SampleDataset]:
+        """Return what ``fit`` and ``validation`` show, as far as it is the same in every epoch."""
+        datasets = {"fit": self.fit_dataset(), "validation": self.validation_dataset()}
+        return {name: part for name, part in datasets.items() if isinstance(part, SampleDataset)}
+
+    def cache_features(self, encoders: Mapping[str, Encoder], limit_gb: float, option: str) -> None:
+        """Encode unchanging images once, on disk; batches then hold features in their place.
+
+        Args:
+            encoders: Of ``fit`` and ``validation``.
+            limit_gb: Size in GB (1e9 bytes) that the cache may have.
+            option: Name of the limit in messages.
+
+        Raises:
+            OSError: If features cannot be written.
+            ValueError: If they would take more room than there is.
+        """
+        assert self.trainer is not None
+        agree = self.trainer.strategy.reduce_boolean_decision
+        cache = FeatureCache(limit_gb, option, processes=processes(self.trainer), agree=agree)
+        for name, dataset in self.unchanging_datasets().items():
+            dataset.features = cache.fill(
+                dataset, encoders[name], self.batch_size, self.num_workers
+            )
+
+    # -- images that are trained on and tested ---------------------------------------------------
 
     def overlap(self, samples: Sequence[Sample] | None = None) -> list[Twin]:
         """Return the test images that are among the training images, by content.
@@ -292,38 +356,10 @@ class AnomalyData(ListedData):
                 f"data.allow_overlap true"
             )
 
-    @cached_property
-    def _auxiliary_parts(self) -> tuple[list[Sample], list[Sample]]:
-        """What of the auxiliary set is trained on, and what is held out for validation."""
-        assert self.auxiliary is not None
-        samples = self.auxiliary.samples("test")
-        if self.val_split != "auxiliary":
-            return samples, []
-        held = hold_out([(s.category, s.label) for s in samples], self.val_share, self.seed)
-        if not held:
-            raise ValueError(
-                f"data.val_split auxiliary: {len(samples)} images are too few to hold "
-                f"{self.val_share:g} of them out"
-            )
-        trained = [sample for row, sample in enumerate(samples) if row not in held]
-        return trained, [samples[row] for row in sorted(held)]
-
-    @cached_property
-    def _normal_parts(self) -> tuple[list[Sample], list[Sample]]:
-        """What of the normal images is trained on, and what is held out for validation."""
-        samples = [sample for sample in self.samples("train") if not sample.label]
-        held = hold_out([s.category for s in samples], self.val_share, self.seed)
-        if not held:
-            raise ValueError(
-                f"data.val_split synthetic: {len(samples)} normal images are too few to hold "
-                f"{self.val_share:g} of each category out: raise data.val_share, or set "
-                f"data.val_split none"
-            )
-        trained = [sample for row, sample in enumerate(samples) if row not in held]
-        return trained, [samples[row] for row in sorted(held)]
+    # -- what a run records ----------------------------------------------------------------------
 
     def summary(self, stage: str) -> str:
-        """Say in a few words what a stage gets."""
+        """Return the number of images, labels and categories of a stage, in words."""
         source = self if stage != "fit" or self.auxiliary is None else self.auxiliary
         samples = self.fit_samples() if stage == "fit" else self.samples("test")
         known = f"{sum(s.label for s in samples)} anomalous" if source.has_labels else "no labels"
@@ -335,7 +371,7 @@ class AnomalyData(ListedData):
         )
 
     def protocol(self) -> Mapping[str, object]:
-        """Return what figures depend on and belongs beside them."""
+        """Return the settings of the data to record with the metrics."""
         auxiliary = self.auxiliary
         return {
             "data": self.dataset_name,
@@ -345,16 +381,18 @@ class AnomalyData(ListedData):
             "mask_threshold": self.mask_threshold,
             "words": {name: self.words(name) for name in self.categories},
             "resize": str(self.resize),
-            "train_categories": self.asked_train_categories,
+            "train_categories": self.listing.chosen_for_training,
             "auxiliary": None if auxiliary is None else auxiliary.dataset_name,
             "val_split": self.val_split,
-            "val_share": self.val_share if self.val_split in ("synthetic", "auxiliary") else None,
+            "val_share": self.val_share if self.validation.holds_out else None,
             "synthesis": None if self.synthesis is None else asdict(self.synthesis),
             "shots": self.shots,
             "fraction": self.fraction,
             "data_seed": self.seed,
             "allow_overlap": self.allow_overlap,
         }
+
+    # -- Lightning's hooks -----------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         """Take the image size from the model and list what the stage needs.
@@ -364,33 +402,9 @@ class AnomalyData(ListedData):
             ValueError: If the image size is not the model's, a category is empty, or test images
                 are among the training images.
         """
-        wanted = getattr(self.trainer and self.trainer.lightning_module, "image_size", None)
-        if wanted is not None and self.image_size not in (None, wanted):
-            raise ValueError(
-                f"data.image_size {self.image_size} is not what the model takes ({wanted}): leave "
-                f"it out, or set the model's"
-            )
-        self.image_size = self.image_size or wanted
+        self._take_image_size(self._needs.image_size)
         self._in_fit.clear()
-        if self.image_size is not None:
-            self.resize.check(self.image_size)
-        for name, few in (("shots", self.shots), ("fraction", self.fraction)):
-            if few is not None and "train" not in self.splits:
-                raise ValueError(
-                    f"data.{name} {few}: {self.dataset_name} has no train images to draw from"
-                )
-        if self.auxiliary is not None:
-            auxiliary = self.auxiliary
-            if not auxiliary.has_labels or "test" not in auxiliary.splits:
-                raise ValueError(
-                    f"data.auxiliary {auxiliary.root}: nothing says which of its images are normal"
-                )
-            auxiliary.image_size = auxiliary.image_size or self.image_size
-            if auxiliary.image_size != self.image_size:
-                raise ValueError(
-                    f"data.auxiliary.image_size {auxiliary.image_size} is not "
-                    f"{self.image_size}: leave it out"
-                )
+        self.few_shots.check()
         if stage == "fit":
             self._refuse_overlap(self.fit_samples())
             return
@@ -401,30 +415,20 @@ class AnomalyData(ListedData):
             )
         self.samples("test")
 
-    def fit_dataset(self) -> SampleDataset | SyntheticDataset:
-        """Return what ``fit`` learns from as tensors, the same object all through a fit."""
-        if "train" not in self._in_fit:
-            source = self if self.auxiliary is None else self.auxiliary
-            if self.synthesis is None:
-                self._in_fit["train"] = source._tensors(self.fit_samples())
-            else:
-                normal = source._tensors([s for s in self.fit_samples() if not s.label])
-                self._in_fit["train"] = SyntheticDataset(normal, self.synthesis, self.seed)
-        return self._in_fit["train"]  # type: ignore[return-value]
+    def _take_image_size(self, needed: int | None) -> None:
+        if needed is not None and self.image_size not in (None, needed):
+            raise ValueError(
+                f"data.image_size {self.image_size} is not what the model takes ({needed}): leave "
+                f"it out, or set the model's"
+            )
+        self.image_size = self.image_size or needed
+        if self.image_size is not None:
+            self.resize.check(self.image_size)
+        share_image_size(self)
 
-    def validation_dataset(self) -> SampleDataset | SyntheticTwins | None:
-        """Return what validates as tensors, the same object all through a fit; None for nothing."""
-        if "val" not in self._in_fit and self.val_split == "test":
-            self._in_fit["val"] = self.dataset("test")
-        elif "val" not in self._in_fit and self.val_split == "auxiliary":
-            assert self.auxiliary is not None
-            self._in_fit["val"] = self.auxiliary._tensors(self._auxiliary_parts[1])
-        elif "val" not in self._in_fit and self.val_split == "synthetic":
-            assert self.synthesis is not None
-            held = self._tensors(self._normal_parts[1])
-            donors = self._tensors([s for s in self.fit_samples() if not s.label])
-            self._in_fit["val"] = SyntheticTwins(held, self.synthesis, self.seed, donors)
-        return self._in_fit.get("val")  # type: ignore[return-value]
+    @property
+    def _needs(self) -> LoaderNeeds:
+        return needs_of(self.trainer)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return what ``fit`` learns from, in an order drawn from (seed, epoch).
@@ -432,58 +436,29 @@ class AnomalyData(ListedData):
         A method that looks once at all images gets each of them once, on one process; one that
         compares images with others gets batches of one category, with ``support``.
         """
-        source = self if self.auxiliary is None else self.auxiliary
-        dataset = self.fit_dataset()
-        samples = dataset.samples
-        trainer = self.trainer
-        if trainer is not None and getattr(trainer.lightning_module, "without_gradients", False):
-            world = (trainer.world_size, trainer.global_rank)
-            return DataLoader(
-                Batches(dataset),
-                batch_size=None,
-                sampler=EvenBatches(len(dataset), self.batch_size, *world),
-                num_workers=self.num_workers,
-                pin_memory=torch.cuda.is_available(),
+        dataset, needs, trainer = self.fit_dataset(), self._needs, self.trainer
+        if needs.single_pass:
+            assert trainer is not None
+            return single_pass_loader(dataset, self.batch_size, self.num_workers, trainer)
+        if needs.support_images:
+            assert isinstance(dataset, SampleDataset)
+            return support_loader(
+                dataset,
+                needs.support_images,
+                self.seed,
+                self.shuffle,
+                self.batch_size,
+                self.num_workers,
+                trainer,
             )
-        world = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
-        support = getattr(getattr(trainer, "lightning_module", None), "support_images", 0)
-        if support:
-            return self._support_loader(support, world)
-        groups = [s.category for s in samples] if source.balanced else None
-        full = getattr(getattr(trainer, "lightning_module", None), "full_batches", False)
-        sampler = EpochSampler(dataset, self.seed, *world, groups=groups, shuffle=source.shuffle)
-        return EpochLoader(
-            done=self._batches_done,
-            dataset=dataset,
-            batch_size=source.batch_size,
-            drop_last=full and len(sampler) >= source.batch_size,
-            sampler=sampler,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
+        source = self if self.auxiliary is None else self.auxiliary
+        groups = [s.category for s in dataset.samples] if source.balanced else None
+        sampler = EpochSampler(
+            dataset, self.seed, *processes(trainer), groups=groups, shuffle=source.shuffle
         )
-
-    def _support_loader(self, count: int, world: tuple[int, int]) -> DataLoader[Batch]:
-        """Return batches of one category; with each image come ``count`` others."""
-        dataset = self.fit_dataset()
-        assert isinstance(dataset, SampleDataset)
-        rows = normal_rows(dataset)
-        return EpochLoader(
-            done=self._batches_done,
-            dataset=SupportedBatches(dataset, rows, count, self.seed),
-            batch_size=None,
-            sampler=CategoryBatches(rows, self.batch_size, self.seed, *world, shuffle=self.shuffle),
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
+        return training_loader(
+            dataset, sampler, source.batch_size, self.num_workers, trainer, needs.full_batches
         )
-
-    def _batches_done(self) -> int:
-        """Return how many batches of the epoch a fit has behind it: none unless it was resumed."""
-        if self.trainer is None:
-            return 0
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        return int(progress.processed)  # type: ignore[attr-defined]
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Return what validates."""
@@ -493,8 +468,7 @@ class AnomalyData(ListedData):
 
     def test_dataloader(self) -> Any:
         """Return the test split, in the order of its listing; a list for methods with passes."""
-        module = getattr(self.trainer, "lightning_module", None)
-        passes = getattr(module, "test_passes", 1)
+        passes = self._needs.test_passes
         loaders = [self._evaluation_loader(self.dataset("test")) for _ in range(passes)]
         return loaders[0] if passes == 1 else loaders
 
@@ -503,23 +477,4 @@ class AnomalyData(ListedData):
         return self._evaluation_loader(self.dataset("test"))
 
     def _evaluation_loader(self, dataset: SampleDataset | SyntheticTwins) -> DataLoader[Batch]:
-        trainer = self.trainer
-        sampler = None
-        if trainer is not None and trainer.world_size > 1:
-            if len(dataset) < trainer.world_size:
-                raise ValueError(
-                    f"{len(dataset)} images cannot be shared by {trainer.world_size} processes: "
-                    f"lower trainer.devices or trainer.num_nodes"
-                )
-            # Never repeats an image to even out the ranks, as the ordinary one does.
-            sampler = UnrepeatedDistributedSampler(
-                dataset, trainer.world_size, trainer.global_rank, shuffle=False
-            )
-        return DataLoader(
-            dataset,  # type: ignore[arg-type]  # default collation makes a Batch of Items
-            batch_size=self.batch_size,
-            shuffle=False,
-            sampler=sampler,
-            num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
-        )
+        return evaluation_loader(dataset, self.batch_size, self.num_workers, self.trainer)

@@ -27,32 +27,15 @@ from anomaly_clip import images
 from anomaly_clip.data import samples, transforms
 from anomaly_clip.data.file_hashes import Digests
 from anomaly_clip.data.samples import SampleDataset
-from anomaly_clip.files import CACHE_VARIABLE, atomic_path, cache_folder
+from anomaly_clip.files import CACHE_VARIABLE, atomic_path, cache_folder, source_hash
 from anomaly_clip.progress import track
+from anomaly_clip.records import Encoder
 
-__all__ = ["Encoder", "FeatureCache", "FeatureFiles", "code_of"]
+__all__ = ["FeatureCache", "FeatureFiles"]
 
 GB = 1e9
 RESERVE = 1.0  # GB of the disk that are left to others
 MASK = "mask"
-
-Encode = Callable[[Tensor], dict[str, Tensor]]
-"""Returns features, the images first, for uint8 images ``(B, 3, H, W)``."""
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """What makes features.
-
-    Args:
-        encode: Does it.
-        key: All that features depend on but the images: weights, layers, code.
-        device: Where images are expected.
-    """
-
-    encode: Encode
-    key: str
-    device: torch.device
 
 
 @dataclass(frozen=True)
@@ -202,18 +185,6 @@ class FeatureCache:
                     temporary.write_bytes(save(features[place]))
 
 
-def code_of(*files: str) -> str:
-    """Return a hash over source files: a change of code makes features anew.
-
-    Args:
-        files: Modules' ``__file__``.
-    """
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(Path(file).read_bytes())
-    return digest.hexdigest()[:16]
-
-
 def _encoded(encoder: Encoder, images: Tensor) -> list[dict[str, Tensor]]:
     """Return the features of each image, on the CPU, in half precision."""
     with torch.no_grad():
@@ -227,7 +198,7 @@ def _encoded(encoder: Encoder, images: Tensor) -> list[dict[str, Tensor]]:
 
 def _names(dataset: SampleDataset, key: str) -> Iterator[str]:
     """Yield what the features of each row are kept under."""
-    code = code_of(images.__file__, transforms.__file__, samples.__file__, __file__)
+    code = source_hash(images.__file__, transforms.__file__, samples.__file__, __file__)
     making = (
         f"{code} {PIL.__version__} "
         f"{dataset.image_size} {dataset.mask_size} "

@@ -1,38 +1,72 @@
-"""A loader of training batches that goes on where an interrupted fit was."""
+"""Loaders of training and evaluation batches, for one process or several."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
-from torch.utils.data import DataLoader
+import torch
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from torch.utils.data import DataLoader, Dataset
 
-from anomaly_clip.data.samplers import CategoryBatches, EpochSampler
+from anomaly_clip.data.samplers import (
+    Batches,
+    CategoryBatches,
+    EpochSampler,
+    EvenBatches,
+    SupportedBatches,
+    normal_rows,
+)
+from anomaly_clip.data.samples import SampleDataset
 
-__all__ = ["EpochLoader"]
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+    from anomaly_clip.records import Batch
+
+__all__ = [
+    "EpochLoader",
+    "evaluation_loader",
+    "processes",
+    "single_pass_loader",
+    "support_loader",
+    "training_loader",
+]
 
 
 class EpochLoader(DataLoader[Any]):
     """Load the batches of an epoch when the first of them is asked for, not before.
 
     Lightning makes the iterator of the first epoch before it reads a checkpoint's epoch and place;
-    processes that load ahead would begin with other samples than those to come.
+    processes that load ahead would begin with other samples than those to come. An interrupted fit
+    goes on after the batches that it has seen.
 
     Args:
-        done: Returns how many batches of the epoch were trained on already.
+        trainer: Knows how many batches of the epoch a resumed fit has seen; None for none.
         options: Of :class:`torch.utils.data.DataLoader`; the sampler is an
             :class:`~anomaly_clip.data.samplers.EpochSampler`, or, without a batch_size, of
             :class:`~anomaly_clip.data.samplers.CategoryBatches`.
     """
 
-    def __init__(self, *, done: Callable[[], int], **options: Any) -> None:
-        super().__init__(**options)
-        self.done = done
+    def __init__(self, trainer: Trainer | None, num_workers: int, **options: Any) -> None:
+        super().__init__(
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            **options,
+        )
+        self.trainer = trainer
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         assert isinstance(self.sampler, (EpochSampler, CategoryBatches))
-        self.sampler.skip = self.done() * (self.batch_size or 1)
+        self.sampler.skip = self._batches_seen() * (self.batch_size or 1)
         yield from super().__iter__()
+
+    def _batches_seen(self) -> int:
+        if self.trainer is None:
+            return 0
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        return int(progress.processed)  # type: ignore[attr-defined]
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: the trainer knows epoch and place; this tells it that they are enough."""
@@ -40,3 +74,108 @@ class EpochLoader(DataLoader[Any]):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take nothing; see :meth:`state_dict`."""
+
+
+def processes(trainer: Trainer | None) -> tuple[int, int]:
+    """Return the number of processes and the rank of this one; ``(1, 0)`` without a trainer."""
+    return (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
+
+
+def training_loader(
+    dataset: Dataset[Any],
+    sampler: EpochSampler,
+    batch_size: int,
+    num_workers: int,
+    trainer: Trainer | None,
+    full_batches: bool = False,
+) -> DataLoader[Batch]:
+    """Return the training batches of an epoch.
+
+    Args:
+        dataset: The training images.
+        sampler: Their order.
+        batch_size: Images of a batch.
+        num_workers: Processes that load.
+        trainer: Which fit it is for.
+        full_batches: Whether a smaller last batch is left out, if there is another one.
+    """
+    return EpochLoader(
+        trainer,
+        num_workers,
+        dataset=dataset,
+        batch_size=batch_size,
+        drop_last=full_batches and len(sampler) >= batch_size,
+        sampler=sampler,
+    )
+
+
+def single_pass_loader(
+    dataset: Dataset[Any], batch_size: int, num_workers: int, trainer: Trainer
+) -> DataLoader[Batch]:
+    """Return batches that hold every image once, on one process each."""
+    return DataLoader(
+        Batches(dataset),
+        batch_size=None,
+        sampler=EvenBatches(len(dataset), batch_size, *processes(trainer)),  # type: ignore[arg-type]
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def support_loader(
+    dataset: SampleDataset,
+    support_images: int,
+    seed: int,
+    shuffle: bool,
+    batch_size: int,
+    num_workers: int,
+    trainer: Trainer | None,
+) -> DataLoader[Batch]:
+    """Return batches of one category each; every image comes with others of its category.
+
+    Args:
+        dataset: The training images.
+        support_images: How many others come with each image.
+        seed: Draws batches and others.
+        shuffle: Whether batches differ between epochs.
+        batch_size: Images of a batch.
+        num_workers: Processes that load.
+        trainer: Which fit it is for.
+    """
+    rows = normal_rows(dataset)
+    return EpochLoader(
+        trainer,
+        num_workers,
+        dataset=SupportedBatches(dataset, rows, support_images, seed),
+        batch_size=None,
+        sampler=CategoryBatches(rows, batch_size, seed, *processes(trainer), shuffle=shuffle),
+    )
+
+
+def evaluation_loader(
+    dataset: Dataset[Any], batch_size: int, num_workers: int, trainer: Trainer | None
+) -> DataLoader[Batch]:
+    """Return every image once, in the order of the listing.
+
+    Raises:
+        ValueError: If there are fewer images than processes.
+    """
+    world_size, rank = processes(trainer)
+    sampler = None
+    if world_size > 1:
+        count = len(dataset)  # type: ignore[arg-type]
+        if count < world_size:
+            raise ValueError(
+                f"{count} images cannot be shared by {world_size} processes: "
+                f"lower trainer.devices or trainer.num_nodes"
+            )
+        # Never repeats an image to even out the ranks, as the ordinary one does.
+        sampler = UnrepeatedDistributedSampler(dataset, world_size, rank, shuffle=False)
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        shuffle=False,
+        sampler=sampler,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+    )

@@ -68,6 +68,21 @@ class Features(Protocol):
         """Return the features of a row, and its ``mask`` if it has one."""
 
 
+@dataclass(frozen=True)
+class FeatureTable:
+    """Features of a data set's rows, in memory; travels to loading processes.
+
+    Args:
+        table: Features by name, ``(n, ...)`` each.
+    """
+
+    table: dict[str, Tensor]
+
+    def load(self, row: int) -> dict[str, Tensor]:
+        """Return the features of a row."""
+        return {name: values[row] for name, values in self.table.items()}
+
+
 class Item(TypedDict):
     """One row of a :class:`~anomaly_clip.records.Batch`, before batching."""
 
@@ -162,6 +177,14 @@ class SampleDataset(Dataset[Item]):
         self.cache = cache
         self.features: Features | None = None
         """What is handed out in place of images, if anything."""
+
+    def hold_features(self, table: dict[str, Tensor]) -> None:
+        """Hand out features from memory in place of images.
+
+        Args:
+            table: Features by name, ``(n, ...)`` each, a row per sample.
+        """
+        self.features = FeatureTable(table)
 
     def __len__(self) -> int:
         return len(self.samples)

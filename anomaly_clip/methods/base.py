@@ -2,67 +2,52 @@
 
 from __future__ import annotations
 
-import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from anomaly_clip.backbones.frozen import FrozenBackbone
-from anomaly_clip.data.dataset import AnomalyData
+from anomaly_clip.files import write_json
 from anomaly_clip.maps import resize_maps
-from anomaly_clip.metrics.evaluator import Evaluator, EvaluatorSettings, Results
-from anomaly_clip.records import Batch, Scores, WeightsRecord
+from anomaly_clip.methods.evaluated import (
+    EvaluatedModule,
+    check_backbone,
+    frozen_dtype,
+    without_backbone,
+)
+from anomaly_clip.metrics.curves import CURVES_FILE
+from anomaly_clip.metrics.evaluator import Evaluator, EvaluatorSettings
+from anomaly_clip.records import Batch, LoaderNeeds, Scores, WeightsRecord
 
-__all__ = ["AnomalyMethod", "Exporter", "frozen_dtype"]
+if TYPE_CHECKING:
+    from anomaly_clip.data.dataset import AnomalyData
 
-
-@runtime_checkable
-class Exporter(Protocol):
-    """A module whose training ends in weights for others."""
-
-    @property
-    def export_name(self) -> str:
-        """The file that they are written to."""
-
-    def export(self, folder: Path) -> Path:
-        """Write the weights into a folder and return the file."""
+__all__ = ["AnomalyMethod"]
 
 
-class AnomalyMethod(LightningModule, ABC):
+class AnomalyMethod(EvaluatedModule):
     """A method that scores images; a subclass says how, this class does the rest.
 
     Args:
         evaluator: How figures are computed.
     """
 
-    must_be_fitted: ClassVar[bool]
-    """Whether ``test`` and ``predict`` need the checkpoint of a ``fit``."""
-    can_be_fitted: ClassVar[bool]
+    is_detector: ClassVar[bool] = True
     one_category: ClassVar[bool] = False
     """Whether a model is of one category only."""
-    without_gradients: ClassVar[bool] = False
-    """Whether ``fit`` looks once at all images, each on one process, and follows no gradient."""
     score_part_names: ClassVar[tuple[str, ...]] = ()
     """What the columns of ``score_parts`` are called."""
-    free_arguments: ClassVar[frozenset[str]] = frozenset({"evaluator"})
-    """Arguments that may differ from those of a checkpoint: they change no weight."""
-    starting_arguments: ClassVar[frozenset[str]] = frozenset()
-    """Arguments that say where a fit starts from; with a checkpoint they are not looked at."""
+    inference_arguments: ClassVar[frozenset[str]] = frozenset({"evaluator"})
     backbone: FrozenBackbone
     """Frozen; it casts its own weights when a run asks for mixed precision."""
 
     def __init__(self, evaluator: EvaluatorSettings = EvaluatorSettings()) -> None:
         super().__init__()
         self.evaluator_settings = evaluator
-        self.results: Results | None = None
-        """The figures of the last evaluation."""
-        self.reference_paths: dict[str, list[str]] = {}
-        """Which normal images a category's images are compared with."""
 
     @property
     @abstractmethod
@@ -70,8 +55,13 @@ class AnomalyMethod(LightningModule, ABC):
         """Side of the square images that ``score`` takes, in pixels."""
 
     @property
+    def loader_needs(self) -> LoaderNeeds:
+        """What the method asks of the loaders: images of its size."""
+        return LoaderNeeds(self.image_size)
+
+    @property
     def weights(self) -> WeightsRecord:
-        """Which weights the method uses."""
+        """The weights of the backbone."""
         return self.backbone.weights
 
     @abstractmethod
@@ -129,14 +119,6 @@ class AnomalyMethod(LightningModule, ABC):
                 f"turn with anomaly_clip each"
             )
 
-    @property
-    def data(self) -> AnomalyData | None:
-        """The data module in use, if a trainer has one."""
-        if self._trainer is None:
-            return None
-        data = getattr(self.trainer, "datamodule", None)
-        return data if isinstance(data, AnomalyData) else None
-
     def words(self, category: str) -> str:
         """Return what a category is called in sentences."""
         return category if self.data is None else self.data.words(category)
@@ -148,18 +130,60 @@ class AnomalyMethod(LightningModule, ABC):
         if data is None:
             return None
         validating = self.trainer.state.fn in (TrainerFn.FITTING, TrainerFn.VALIDATING)
-        if validating and data.val_split == "auxiliary" and data.auxiliary is not None:
-            return data.auxiliary.dataset_name
-        return data.dataset_name
+        return data.validation.source.dataset_name if validating else data.dataset_name
 
     @property
-    def borrowed(self) -> dict[str, str] | None:
+    def external_weights(self) -> dict[str, str] | None:
         """File and sha256 of trained weights that were neither fitted here nor of a checkpoint."""
         return None
 
-    def protocol(self) -> dict[str, Any]:
-        """Return what of the method its figures depend on and belongs beside them."""
-        return {}
+    def evaluation_protocol(self) -> dict[str, Any]:
+        """Return how the metrics were computed, and whether anything was fitted for them."""
+        settings, external = self.evaluator_settings, self.external_weights
+        return {
+            **({} if external is None else {"auxiliary": None}),  # it is not known what from
+            "fitted": self.must_be_fitted or external is not None,
+            "borrowed": external,
+            "pixels": settings.pixels,
+            "pro_steps": settings.pro_steps,
+            "fpr_limit": settings.fpr_limit,
+            # Nothing of the data set was learnt from.
+            **({} if external is None else {"overlap": None}),
+        }
+
+    @property
+    def evaluation_note(self) -> str:
+        """The form of PRO."""
+        steps = self.evaluator_settings.pro_steps
+        return f"; PRO {'over all thresholds' if steps is None else f'in {steps} steps'}"
+
+    def image_rows(self, outputs: Scores, batch: Batch) -> list[dict[str, Any]]:
+        """Return path, category, label, image score and its parts of each image."""
+        labelled = self.data is None or self.data.has_labels
+        scores = outputs["image_score"].float().tolist()
+        parts: list[list[float]] = [[] for _ in scores]
+        if "score_parts" in outputs:
+            parts = outputs["score_parts"].float().tolist()
+        return [
+            {
+                "path": batch["path"][row],
+                "category": batch["category"][row],
+                "label": int(batch["label"][row]) if labelled else None,
+                "image_score": scores[row],
+                **(dict(zip(self.score_part_names, parts[row], strict=True)) if parts[row] else {}),
+            }
+            for row in range(len(scores))
+        ]
+
+    def final_scores(self) -> dict[int, float]:
+        """Return the image scores of the whole set, whose parts are scaled over it."""
+        images = self.evaluator.images
+        assert images is not None
+        return dict(zip(images.index.tolist(), images.score.tolist(), strict=True))
+
+    def write_extras(self, folder: Path) -> None:
+        """Write the curves behind the metrics."""
+        write_json(folder / CURVES_FILE, self.evaluator.curves)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Scores:
         """Score a batch and hand it to the evaluator."""
@@ -195,8 +219,7 @@ class AnomalyMethod(LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the frozen backbone out; keep what identifies it."""
-        state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {k: v for k, v in state.items() if not _of_backbone(k)}
+        checkpoint["state_dict"] = without_backbone(checkpoint["state_dict"])
         checkpoint["backbone"] = {**self.weights, "sha256": self.backbone.identity}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -205,16 +228,10 @@ class AnomalyMethod(LightningModule, ABC):
         Raises:
             ValueError: If the checkpoint was made on another backbone.
         """
-        made_on = checkpoint.get("backbone", {})
-        if made_on.get("sha256") != self.backbone.identity:
-            here = self.weights
-            raise ValueError(
-                f"the checkpoint was made on {made_on.get('backbone')} with "
-                f"{made_on.get('pretrained')}, not on {here['backbone']} with "
-                f"{here['pretrained']}, or on other tensors of that name"
-            )
-        own = {k: v for k, v in self.state_dict().items() if _of_backbone(k)}
-        checkpoint["state_dict"] = {**checkpoint["state_dict"], **own}
+        saved = checkpoint.get("backbone", {})
+        check_backbone(saved, saved.get("sha256"), self.weights, self.backbone.identity)
+        backbone = {f"backbone.{k}": v for k, v in self.backbone.state_dict().items()}
+        checkpoint["state_dict"] = {**checkpoint["state_dict"], **backbone}
 
     def configure_optimizers(self) -> Any:
         """Return nothing: a method with gradients to follow says so itself."""
@@ -243,31 +260,4 @@ class AnomalyMethod(LightningModule, ABC):
     def _finish(self, prefix: str) -> None:
         self.results = self.evaluator.compute()
         self.evaluator.reset()
-        figures = {f"{prefix}/{k}": v for k, v in self.results["mean"].items() if v is not None}
-        if self.weights["random"]:
-            figures[f"{prefix}/random_weights"] = 1.0  # so that no log shows figures without it
-        self.log_dict(figures, rank_zero_only=True)
-
-
-def _of_backbone(key: str) -> bool:
-    return key.startswith("backbone.")
-
-
-def frozen_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """Return the type that frozen weights are cast to for a trainer's precision, None for none.
-
-    A CPU without bf16 instructions would be slower with them: there weights stay in float32, with a
-    warning.
-    """
-    if not precision.endswith("-mixed"):
-        return None
-    if device.type == "cpu":
-        if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            return torch.bfloat16
-        warnings.warn(
-            f"precision {precision}: this CPU has no bf16 instructions, the frozen backbone stays "
-            f"in float32",
-            stacklevel=2,
-        )
-        return None
-    return torch.float16 if precision.startswith("16") else torch.bfloat16
+        self.log_metrics(prefix, self.results["mean"])

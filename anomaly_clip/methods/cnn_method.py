@@ -5,16 +5,20 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 from torch import Tensor, nn
 
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
-from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.methods.base import AnomalyMethod
+from anomaly_clip.methods.evaluated import without_backbone
 from anomaly_clip.metrics.evaluator import EvaluatorSettings, Results
+from anomaly_clip.records import LoaderNeeds
+
+if TYPE_CHECKING:
+    from anomaly_clip.data.dataset import AnomalyData
 
 __all__ = ["CNNMethod", "FittedMethod", "Select", "TrainedMethod"]
 
@@ -138,7 +142,7 @@ class TrainedMethod(CNNMethod, ABC):
         if stage != "fit" or self.data is None:
             return
         self.check_normal_only(self.data)
-        if self.select == "best_test" and self.data.val_split != "test":
+        if self.select == "best_test" and not self.data.validation.is_test:
             raise ValueError(
                 "model.select best_test chooses the epoch by the test images: set data.val_split "
                 "to test, or model.select to last"
@@ -165,11 +169,8 @@ class TrainedMethod(CNNMethod, ABC):
         assert self.results is not None
         merit = self.merit(self.results)
         if merit is not None and (self._best is None or merit > self._best["merit"]):
-            state = {
-                k: v.detach().cpu().clone()
-                for k, v in self.state_dict().items()
-                if not k.startswith("backbone.")
-            }
+            kept = without_backbone(self.state_dict())
+            state = {key: value.detach().cpu().clone() for key, value in kept.items()}
             self._best = {"epoch": self.current_epoch, "merit": merit, "state": state}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -203,7 +204,6 @@ class FittedMethod(CNNMethod, ABC):
 
     fitted_buffers: ClassVar[tuple[str, ...]]
     """Names of the buffers that hold what was fitted."""
-    without_gradients: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -219,6 +219,11 @@ class FittedMethod(CNNMethod, ABC):
         for name in self.fitted_buffers:
             self.register_buffer(name, torch.empty(0))
 
+    @property
+    def loader_needs(self) -> LoaderNeeds:
+        """What the method asks of the loaders: every image once."""
+        return LoaderNeeds(self.image_size, single_pass=True)
+
     def setup(self, stage: str) -> None:
         """Check that one look at normal images is all that is asked for; see the base.
 
@@ -229,7 +234,7 @@ class FittedMethod(CNNMethod, ABC):
         name, data = type(self).__name__, self.data
         if stage == "fit" and data is not None:
             self.check_normal_only(data)
-            if data.val_split != "none":
+            if data.validation.exists:
                 raise ValueError(
                     f"{name} is fitted when it has seen all images, so nothing can be validated "
                     f"before: set data.val_split to none"

@@ -35,13 +35,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, Window, unit
 from anomaly_clip.backbones.prompts import PromptEnsemble
 from anomaly_clip.backbones.surgery import encode_dual_path, stage_ends
-from anomaly_clip.data.demo import Demo
 from anomaly_clip.files import atomic_path
 from anomaly_clip.maps import gaussian_blur
 from anomaly_clip.methods.contrastive_captions import Captions, Picture
+from anomaly_clip.methods.evaluated import data_module
 from anomaly_clip.methods.sdp import feature_surgery
 from anomaly_clip.metrics import average_precision
-from anomaly_clip.records import DEMO, RANDOM, Batch
+from anomaly_clip.records import DEMO, RANDOM, Batch, LoaderNeeds
 
 __all__ = ["Contrastive", "multi_positive"]
 
@@ -164,14 +164,19 @@ class Contrastive(LightningModule):
         """Side of the pictures, in pixels."""
         return self.backbone.image_size
 
+    @property
+    def loader_needs(self) -> LoaderNeeds:
+        """What the training asks of the loaders: images of its size."""
+        return LoaderNeeds(self.image_size)
+
     def setup(self, stage: str) -> None:
         """Check that the data are scenes.
 
         Raises:
             ValueError: If they are not.
         """
-        data = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, Demo) or data.num_scenes is None:
+        data = data_module(self)
+        if data is None or data.num_scenes is None:
             raise ValueError(
                 "Contrastive learns from scenes without and with a defect: use --data Demo and "
                 "give --data.num_scenes"

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader, Subset
@@ -23,14 +23,21 @@ from torchmetrics import MetricCollection
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings, load_network
 from anomaly_clip.backbones.frozen import fingerprint
 from anomaly_clip.callbacks import DataWaitMonitor
-from anomaly_clip.data.dataset import AnomalyData
-from anomaly_clip.data.samples import Sample, SampleDataset
-from anomaly_clip.data.wafer import MixedWM38
-from anomaly_clip.methods.base import frozen_dtype
+from anomaly_clip.methods.evaluated import (
+    Confusion,
+    EvaluatedModule,
+    check_backbone,
+    frozen_dtype,
+    without_backbone,
+)
 from anomaly_clip.metrics.classification import CLASS_FIGURES, CONFUSION, Targets, class_metrics
-from anomaly_clip.metrics.evaluator import Results, with_means
+from anomaly_clip.metrics.evaluator import with_means
 from anomaly_clip.progress import track
-from anomaly_clip.records import RANDOM, Batch, WeightsRecord
+from anomaly_clip.records import RANDOM, Batch, LoaderNeeds, WeightsRecord
+
+if TYPE_CHECKING:
+    from anomaly_clip.data.dataset import AnomalyData
+    from anomaly_clip.data.samples import Sample, SampleDataset
 
 __all__ = ["LinearProbe", "ProbeOptim"]
 
@@ -71,7 +78,7 @@ class ProbeOptim:
         return replace(self, lr=lr, weight_decay=decay)
 
 
-class LinearProbe(LightningModule):
+class LinearProbe(EvaluatedModule):
     """Tell the classes of a data set apart with a linear layer; see the module.
 
     The data module says what the classes are (``data.targets``): single, one class an image, with
@@ -91,8 +98,8 @@ class LinearProbe(LightningModule):
 
     must_be_fitted: ClassVar[bool] = True
     can_be_fitted: ClassVar[bool] = True
-    free_arguments: ClassVar[frozenset[str]] = frozenset({"cache_features"})
-    """Arguments that may differ from those of a checkpoint: they change no weight."""
+    is_detector: ClassVar[bool] = False
+    inference_arguments: ClassVar[frozenset[str]] = frozenset({"cache_features"})
     head: nn.Linear
     """Made when the classes are known."""
     metrics: MetricCollection
@@ -114,10 +121,10 @@ class LinearProbe(LightningModule):
         if seed < 0:
             raise ValueError(f"model.seed must be 0 or more, got {seed}")
         if isinstance(backbone, CNNBackbone):
-            self.settings = backbone.settings
+            self.asked_backbone = backbone.settings
         else:
             # Plain dictionaries come from checkpoints.
-            self.settings = (
+            self.asked_backbone = (
                 backbone if isinstance(backbone, CNNSettings) else CNNSettings(**backbone)
             )
         self.image_size = image_size
@@ -125,8 +132,6 @@ class LinearProbe(LightningModule):
         self.cache_features = cache_features
         self.optim = optim if isinstance(optim, ProbeOptim) else ProbeOptim(**optim)
         self.seed = seed
-        self.full_batches = not frozen
-        """Whether what is left of an epoch is left out: BatchNorm cannot do with one image."""
         if frozen:
             self._take(backbone)
         else:
@@ -136,13 +141,10 @@ class LinearProbe(LightningModule):
         self.targets: Targets = "single"
         self.epochs: int | None = None
         """How many epochs were trained, if a checkpoint was loaded."""
-        self.results: Results | None = None
-        """The figures of the last evaluation."""
-        self.confusion: Tensor | None = None
-        """What they come from: ``(K, K)``, rows true and columns predicted; or ``(K, 2, 2)``."""
+        self._counts: Tensor | None = None
         self.save_hyperparameters(
             {
-                "backbone": asdict(self.settings),
+                "backbone": asdict(self.asked_backbone),
                 "image_size": image_size,
                 "frozen": frozen,
                 "cache_features": cache_features,
@@ -159,7 +161,7 @@ class LinearProbe(LightningModule):
         if isinstance(backbone, CNNBackbone):
             self.backbone = backbone
         else:
-            self.backbone = CNNBackbone.of(replace(self.settings, layers=[layer]))
+            self.backbone = CNNBackbone.of(replace(self.asked_backbone, layers=[layer]))
         if layer not in self.backbone.channels or layer in self.backbone.strides:
             raise ValueError(
                 f"model.backbone.layers [{layer}]: LinearProbe reads features without positions, "
@@ -173,7 +175,7 @@ class LinearProbe(LightningModule):
         Raises:
             ValueError: If the network is none.
         """
-        name = self.settings.name
+        name = self.asked_backbone.name
         self.encoder = load_network(name, RANDOM)
         is_resnet = all(hasattr(self.encoder, part) for part in ("conv1", "layer4", "fc"))
         if not is_resnet or self._layers() != [POOLED]:
@@ -183,22 +185,27 @@ class LinearProbe(LightningModule):
             )
         self.width = int(self.encoder.fc.weight.shape[1])  # type: ignore[union-attr,index]
         self.encoder.fc = nn.Identity()
-        for key, values in (("mean", self.settings.mean), ("std", self.settings.std)):
+        for key, values in (("mean", self.asked_backbone.mean), ("std", self.asked_backbone.std)):
             self.register_buffer(key, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
-        random = self.settings.weights == RANDOM
+        random = self.asked_backbone.weights == RANDOM
         self._start = WeightsRecord(
-            backbone=name, pretrained=self.settings.weights, random=random, sha256=None
+            backbone=name, pretrained=self.asked_backbone.weights, random=random, sha256=None
         )
 
     def _layers(self) -> list[str]:
-        layers = self.settings.layers or [POOLED]
+        layers = self.asked_backbone.layers or [POOLED]
         if len(layers) != 1:
             raise ValueError(f"model.backbone.layers {layers}: LinearProbe reads one, as pooled")
         return list(layers)
 
     @property
+    def loader_needs(self) -> LoaderNeeds:
+        """What the probe asks of the loaders: BatchNorm cannot do with a batch of one image."""
+        return LoaderNeeds(self.image_size, full_batches=not self.frozen)
+
+    @property
     def weights(self) -> WeightsRecord:
-        """Which weights are probed; of a network that is trained, those that it started from."""
+        """The weights that are probed; of a network that is trained, those that it started from."""
         return self.backbone.weights if self.frozen else self._start
 
     def pooled(self, images: Tensor) -> Tensor:
@@ -225,10 +232,10 @@ class LinearProbe(LightningModule):
             FileNotFoundError: If weights are neither at hand nor to be had.
             ValueError: If the data has no classes, others than before, or none of one of them.
         """
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(data, AnomalyData):
+        data = self.data
+        if data is None:
             raise ValueError("LinearProbe needs a data module of anomaly_clip.data (datamodule=)")
-        if not isinstance(data, MixedWM38):
+        if data.targets is None:
             raise ValueError(
                 f"LinearProbe learns which class an image is of, and {data.dataset_name} has no "
                 f"targets: use --data MixedWM38"
@@ -250,7 +257,7 @@ class LinearProbe(LightningModule):
             if dtype is not None:
                 self.backbone.cast(dtype)
         elif stage == "fit" and not self._start["random"]:
-            start = load_network(self.settings.name, self.settings.weights)
+            start = load_network(self.asked_backbone.name, self.asked_backbone.weights)
             start.fc = nn.Identity()
             self.encoder.load_state_dict(start.state_dict())
             self._start["sha256"] = fingerprint(self.encoder)
@@ -272,7 +279,7 @@ class LinearProbe(LightningModule):
             torch.manual_seed(self.seed)
             self.head = nn.Linear(self.width, len(names))
 
-    def _check_shown(self, data: MixedWM38, split: str, samples: list[Sample]) -> None:
+    def _check_shown(self, data: AnomalyData, split: str, samples: list[Sample]) -> None:
         """Check that a split shows all classes.
 
         Raises:
@@ -299,12 +306,11 @@ class LinearProbe(LightningModule):
 
     def on_fit_start(self) -> None:
         """Let a frozen backbone look at all images, once; see ``cache_features``."""
-        data: AnomalyData = self.trainer.datamodule  # type: ignore[attr-defined]
         if not (self.frozen and self.cache_features) or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        for dataset in (data.fit_dataset(), data.validation_dataset()):
-            if isinstance(dataset, SampleDataset):
-                dataset.features = FeatureTable(self._pooled_of_all(dataset, data))
+        assert self.data is not None
+        for dataset in self.data.unchanging_datasets().values():
+            dataset.hold_features({POOLED: self._pooled_of_all(dataset, self.data)})
 
     def _pooled_of_all(self, dataset: SampleDataset, data: AnomalyData) -> Tensor:
         """Return the features of all images, float32 ``(n, C)``; processes share the work."""
@@ -436,24 +442,27 @@ class LinearProbe(LightningModule):
     def _finish(self, prefix: str) -> None:
         found = self.metrics.compute()
         self.metrics.reset()
-        self.confusion = found[CONFUSION].cpu()
+        self._counts = found[CONFUSION].cpu()
         figures: dict[str, float | None] = {name: float(found[name]) for name in CLASS_FIGURES}
-        [category] = self.trainer.datamodule.categories  # type: ignore[attr-defined]
+        assert self.data is not None
+        [category] = self.data.categories
         self.results = with_means({category: figures}, {})
-        named = {f"{prefix}/{name}": float(found[name]) for name in CLASS_FIGURES}
-        if self.weights["random"]:
-            named[f"{prefix}/random_weights"] = 1.0  # so that no log shows figures without it
-        self.log_dict(named, rank_zero_only=True)
+        self.log_metrics(prefix, figures)
 
-    def rows(self, probabilities: Tensor, batch: Batch) -> list[dict[str, Any]]:
-        """Return what is written of each image: what it shows, what the probe says, how surely.
+    @property
+    def confusion(self) -> Confusion | None:
+        """The counts behind the metrics of the last evaluation."""
+        return None if self._counts is None else Confusion(self._counts, self.target_names)
+
+    def image_rows(self, outputs: Tensor, batch: Batch) -> list[dict[str, Any]]:
+        """Return true and predicted class and the probabilities of each image.
 
         Args:
-            probabilities: ``(B, K)``, what a step returned.
+            outputs: Probabilities ``(B, K)``.
             batch: Its images.
         """
         found = []
-        for place, values in enumerate(probabilities.tolist()):
+        for place, values in enumerate(outputs.tolist()):
             true = batch["target"][place].tolist()
             row: dict[str, Any] = {
                 "path": batch["path"][place],
@@ -475,8 +484,13 @@ class LinearProbe(LightningModule):
         names = [name for name, is_shown in zip(self.target_names, shown, strict=True) if is_shown]
         return "+".join(names) or "good"
 
+    @property
+    def evaluation_note(self) -> str:
+        """Whether the backbone was trained."""
+        return f"; backbone {'frozen' if self.frozen else 'trained'}"
+
     def protocol(self) -> dict[str, Any]:
-        """Return what of the probe its figures depend on and belongs beside them."""
+        """Return the settings of the probe to record with the metrics."""
         return {
             "frozen": self.frozen,
             "classes": len(self.target_names),
@@ -492,8 +506,7 @@ class LinearProbe(LightningModule):
         made["weights"] = dict(self.weights)
         if self.frozen:
             made["identity"] = self.backbone.identity
-            state = checkpoint["state_dict"].items()
-            checkpoint["state_dict"] = {k: v for k, v in state if not k.startswith("backbone.")}
+            checkpoint["state_dict"] = without_backbone(checkpoint["state_dict"])
         checkpoint["probe"] = made
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -513,30 +526,9 @@ class LinearProbe(LightningModule):
         if not self.frozen:
             self._start = weights
             return
-        if made["identity"] != self.backbone.identity:
-            here = self.weights
-            raise ValueError(
-                f"the checkpoint was made on {weights['backbone']} with {weights['pretrained']}, "
-                f"not on {here['backbone']} with {here['pretrained']}, or on other tensors of that "
-                f"name"
-            )
-        own = {k: v for k, v in self.state_dict().items() if k.startswith("backbone.")}
-        checkpoint["state_dict"] = {**checkpoint["state_dict"], **own}
-
-
-class FeatureTable:
-    """Features of a data set's rows, in memory; travels to loading processes.
-
-    Args:
-        table: ``(n, C)``.
-    """
-
-    def __init__(self, table: Tensor) -> None:
-        self.table = table
-
-    def load(self, row: int) -> dict[str, Tensor]:
-        """Return the features of a row."""
-        return {POOLED: self.table[row]}
+        check_backbone(weights, made["identity"], self.weights, self.backbone.identity)
+        backbone = {f"backbone.{k}": v for k, v in self.backbone.state_dict().items()}
+        checkpoint["state_dict"] = {**checkpoint["state_dict"], **backbone}
 
 
 def check_same(

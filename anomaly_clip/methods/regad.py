@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
-from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.maps import gaussian_blur, image_score, patches_to_map
 from anomaly_clip.methods.cnn_method import Select, TrainedMethod
 from anomaly_clip.methods.gaussians import FewSampleGaussians, few_sample_gaussians
@@ -41,7 +40,10 @@ from anomaly_clip.metrics.evaluator import (
     with_means,
 )
 from anomaly_clip.progress import say, track
-from anomaly_clip.records import Batch, Scores
+from anomaly_clip.records import Batch, LoaderNeeds, Scores
+
+if TYPE_CHECKING:
+    from anomaly_clip.data.dataset import AnomalyData
 
 __all__ = ["PixelCNNSettings", "RegAD", "averaged"]
 
@@ -90,7 +92,7 @@ class RegAD(TrainedMethod):
         evaluator: How figures are computed.
     """
 
-    free_arguments: ClassVar[frozenset[str]] = frozenset(
+    inference_arguments: ClassVar[frozenset[str]] = frozenset(
         {"evaluator", "sigma", "rounds", "regularization"}
     )
 
@@ -147,14 +149,9 @@ class RegAD(TrainedMethod):
     # -- what it needs of the data ---------------------------------------------------------------
 
     @property
-    def support_images(self) -> int:
-        """How many images of its category the data module puts beside each image in training."""
-        return self.shots
-
-    @property
-    def test_passes(self) -> int:
-        """How often the data module hands out the test images."""
-        return self.rounds
+    def loader_needs(self) -> LoaderNeeds:
+        """What the method asks of the loaders: support in training, a test pass per round."""
+        return LoaderNeeds(self.image_size, support_images=self.shots, test_passes=self.rounds)
 
     def setup(self, stage: str) -> None:
         """Check that one category is tested and others are trained on; see the base.
@@ -200,7 +197,7 @@ class RegAD(TrainedMethod):
                 f"RegAD never trains on what it is tested on, and {both[0]!r} is among both: set "
                 f"data.train_categories to others"
             )
-        if data.val_split not in ("none", "test"):
+        if data.validation.holds_out:
             raise ValueError(
                 f"RegAD needs references of what validates, which data.val_split {data.val_split} "
                 f"has not: set it to none or test"
@@ -372,10 +369,7 @@ class RegAD(TrainedMethod):
             evaluator.reset()  # type: ignore[operator]
         self._by_round = [results["mean"] for results in found]
         self.results = averaged(found)
-        figures = {f"test/{k}": v for k, v in self.results["mean"].items() if v is not None}
-        if self.weights["random"]:
-            figures["test/random_weights"] = 1.0
-        self.log_dict(figures, rank_zero_only=True)
+        self.log_metrics("test", self.results["mean"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what was trained on; see the base."""

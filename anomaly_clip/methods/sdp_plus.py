@@ -13,32 +13,33 @@ from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from anomaly_clip.backbones import clip, surgery
+from anomaly_clip.backbones import clip, frozen, surgery
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
 from anomaly_clip.backbones.prompts import PromptEnsemble, RVSSettings
 from anomaly_clip.backbones.surgery import StageTokens
-from anomaly_clip.data.dataset import AnomalyData
-from anomaly_clip.data.feature_cache import Encoder, FeatureCache, code_of
-from anomaly_clip.data.info import facts_of
-from anomaly_clip.data.samples import SampleDataset
 from anomaly_clip.errors import reason
-from anomaly_clip.files import atomic_path
+from anomaly_clip.files import atomic_path, source_hash
 from anomaly_clip.losses import dice_loss, focal_loss
 from anomaly_clip.maps import gaussian_blur, image_score, patches_to_map
 from anomaly_clip.methods import sdp
 from anomaly_clip.methods.sdp import SDP, text_score
 from anomaly_clip.metrics.evaluator import EvaluatorSettings
-from anomaly_clip.records import Batch, Scores
+from anomaly_clip.records import Batch, Encoder, Scores
+
+if TYPE_CHECKING:
+    from anomaly_clip.data.dataset import AnomalyData
 
 __all__ = ["SDPPlus", "read_linear_layers"]
 
 FACTOR = 100.0  # of cosines, before the softmax over the two classes
 LAYERS_KEY = "linear_layers"  # of the authors' files
+SIGMA = {"VisA": 2.0}  # of the Gaussian, in pixels at 240 (published)
+DEFAULT_SIGMA = 8.0
 
 
 class SDPPlus(SDP):
@@ -63,10 +64,10 @@ class SDPPlus(SDP):
 
     can_be_fitted: ClassVar[bool] = True
     reads_raw_patches: ClassVar[bool] = True
-    free_arguments: ClassVar[frozenset[str]] = frozenset(
+    inference_arguments: ClassVar[frozenset[str]] = frozenset(
         {"evaluator", "sigma", "feature_cache_gb", "linear_layers"}
     )
-    starting_arguments: ClassVar[frozenset[str]] = frozenset({"linear_layers"})
+    init_only_arguments: ClassVar[frozenset[str]] = frozenset({"linear_layers"})
 
     def __init__(
         self,
@@ -113,7 +114,7 @@ class SDPPlus(SDP):
                 "rvs": asdict(self.rvs),
             }
         )
-        self._borrowed: dict[str, str] | None = None
+        self._external: dict[str, str] | None = None
         if linear_layers is not None:
             self.load_linear_layers(Path(linear_layers))
 
@@ -145,15 +146,15 @@ class SDPPlus(SDP):
         return self.data.auxiliary
 
     @property
-    def borrowed(self) -> dict[str, str] | None:
+    def external_weights(self) -> dict[str, str] | None:
         """File and sha256 of the layers, if they come from a file."""
-        return self._borrowed
+        return self._external
 
     @property
     def blur(self) -> float:
         """The Gaussian's deviation in use, in pixels."""
         if self.asked_sigma == "auto":
-            return facts_of(self.dataset_name).sdp_plus_sigma
+            return SIGMA.get(self.dataset_name or "", DEFAULT_SIGMA)
         return self.asked_sigma
 
     @torch.no_grad()
@@ -212,23 +213,15 @@ class SDPPlus(SDP):
         data = self.data
         if self.feature_cache_gb == 0 or data is None or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        strategy = self.trainer.strategy
-        cache = FeatureCache(
-            self.feature_cache_gb,
-            "model.feature_cache_gb",
-            processes=(self.trainer.world_size, self.trainer.global_rank),
-            agree=strategy.reduce_boolean_decision,
-        )
-        for dataset, scoring in ((data.fit_dataset(), False), (data.validation_dataset(), True)):
-            if isinstance(dataset, SampleDataset):
-                encoder = Encoder(
-                    partial(self.tokens, scoring=scoring), self._key(scoring), self.device
-                )
-                dataset.features = cache.fill(dataset, encoder, data.batch_size, data.num_workers)
+        encoders = {
+            name: Encoder(partial(self.tokens, scoring=scoring), self._key(scoring), self.device)
+            for name, scoring in (("fit", False), ("validation", True))
+        }
+        data.cache_features(encoders, self.feature_cache_gb, "model.feature_cache_gb")
 
     def _key(self, scoring: bool) -> str:
         backbone = self.backbone
-        code = code_of(clip.__file__, surgery.__file__, sdp.__file__, __file__)
+        code = source_hash(clip.__file__, frozen.__file__, surgery.__file__, sdp.__file__, __file__)
         dtype = backbone.visual.conv1.weight.dtype
         pixels = f"{backbone.mean.flatten().tolist()} {backbone.std.flatten().tolist()}"
         how = f"{self.stages} {self.stage_tokens} {scoring}"
@@ -309,7 +302,7 @@ class SDPPlus(SDP):
                 f"stages {self.stages} takes {here}"
             )
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
-        self._borrowed = {"file": str(file), "sha256": digest}
+        self._external = {"file": str(file), "sha256": digest}
         self.fc.load_state_dict({key.removeprefix("fc."): state[key] for key in own})
 
 

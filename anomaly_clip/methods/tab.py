@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -32,13 +32,11 @@ from anomaly_clip.backbones.cnn import CNNSettings, load_network
 from anomaly_clip.backbones.prompts import embed_sentences
 from anomaly_clip.backbones.tab_prompts import TABPrompts, text_matrices
 from anomaly_clip.callbacks import DataWaitMonitor
-from anomaly_clip.data.dataset import AnomalyData
-from anomaly_clip.drawing.tsne import embed, write_embeddings
 from anomaly_clip.files import atomic_path
 from anomaly_clip.losses import softmax_focal_loss
+from anomaly_clip.methods.evaluated import data_module
 from anomaly_clip.progress import say
-from anomaly_clip.records import RANDOM, Batch
-from anomaly_clip.results.folder import versions
+from anomaly_clip.records import RANDOM, Batch, LoaderNeeds, TrainingFeatures, versions
 
 __all__ = ["TAB", "TABOptim", "alignment_logits"]
 
@@ -105,8 +103,6 @@ class TAB(LightningModule):
         seed: Draws what a projection drops, and which image of a pair loss concat takes.
     """
 
-    full_batches: ClassVar[bool] = True
-    """What is left of an epoch is left out: BatchNorm cannot do with one image."""
     normal: Tensor
     abnormal: Tensor
 
@@ -184,6 +180,11 @@ class TAB(LightningModule):
         """Side of the images, in pixels."""
         return self._image_size
 
+    @property
+    def loader_needs(self) -> LoaderNeeds:
+        """What the training asks of the loaders: BatchNorm cannot do with a batch of one image."""
+        return LoaderNeeds(self.image_size, full_batches=True)
+
     # -- what is aligned with what ---------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
@@ -194,8 +195,8 @@ class TAB(LightningModule):
             ValueError: If there are fewer than two classes, no defective twins, or widths that
                 differ without a head.
         """
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(data, AnomalyData):
+        data = data_module(self)
+        if data is None:
             raise ValueError("TAB needs a data module of anomaly_clip.data (datamodule=)")
         categories = data.train_categories
         if len(categories) < 2:
@@ -210,7 +211,7 @@ class TAB(LightningModule):
             )
         if data.batch_size < 2:
             raise ValueError("data.batch_size must be 2 or more: BatchNorm compares images")
-        if data.val_split not in ("none", "synthetic"):
+        if data.validation.kind not in ("none", "synthetic"):
             raise ValueError(
                 f"TAB is validated on held-out normal images and their defective twins, not on "
                 f"data.val_split {data.val_split}: set it to synthetic or none"
@@ -457,8 +458,6 @@ class TAB(LightningModule):
     def export(self, folder: Path) -> Path:
         """Write the ResNet under torchvision's names, as .safetensors and .pt, with what made it.
 
-        After a fit a picture of the last features of normal images and their twins lies beside it.
-
         Returns:
             The .safetensors file.
         """
@@ -473,14 +472,19 @@ class TAB(LightningModule):
             save_file(state, temporary)
         with atomic_path(folder / f"{stem}.json") as temporary:
             temporary.write_text(json.dumps(self.record(), indent=2) + "\n", encoding="utf-8")
-        if sum(len(names) for _, names in self._last) > 1:
-            pairs = torch.cat([both for both, _ in self._last])[-PICTURED:].cpu()
-            classes = [name for _, names in self._last for name in names][-PICTURED:]
-            features = pairs.flatten(0, 1).numpy()
-            shown = [name for name in classes for _ in range(2)]
-            states = [False, True] * len(classes)
-            write_embeddings(folder, [embed("training features", features, shown, states)])
         return folder / self.export_name
+
+    def training_features(self) -> TrainingFeatures | None:
+        """Return the last features of normal images and their twins; None of fewer than two."""
+        if sum(len(names) for _, names in self._last) < 2:
+            return None
+        pairs = torch.cat([both for both, _ in self._last])[-PICTURED:].cpu()  # (P, 2, C)
+        classes = [name for _, names in self._last for name in names][-PICTURED:]
+        return TrainingFeatures(
+            features=pairs.flatten(0, 1).numpy(),  # (2P, C)
+            categories=[name for name in classes for _ in range(2)],
+            anomalous=[False, True] * len(classes),
+        )
 
     def record(self) -> dict[str, Any]:
         """Return what the exported weights come from."""

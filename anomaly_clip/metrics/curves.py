@@ -13,8 +13,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CURVES", "Curve", "Curves", "image_curves", "pixel_curves", "sampled_counts"]
+__all__ = [
+    "CURVES",
+    "CURVES_FILE",
+    "Curve",
+    "Curves",
+    "image_curves",
+    "pixel_curves",
+    "sampled_counts",
+]
 
+CURVES_FILE = "curves.json"
+"""The file of a run that holds them."""
 CURVES = ("image_roc", "image_pr", "pixel_roc", "pixel_pr", "pixel_pro")
 """Names of the curves, in their order."""
 

@@ -21,11 +21,11 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomaly_clip.metrics.curves import CURVES
+from anomaly_clip.metrics.curves import CURVES, CURVES_FILE
 from anomaly_clip.recording.gallery import panels_of
 from anomaly_clip.report.page import CHARTS, PAGE, lowest
 from anomaly_clip.results.finished_run import METRICS
-from anomaly_clip.results.run_files import CURVES_FILE, Listed, RunFiles, read_files
+from anomaly_clip.results.run_files import Listed, RunFiles, read_files
 
 __all__ = ["grouped_tracking", "own_tracking", "track_config", "track_picture", "track_run"]
 

@@ -1,12 +1,11 @@
-"""What a run leaves behind: its configuration, figures, scores and pictures."""
+"""The record of a run: its folder with configuration, metrics, scores and images."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -15,21 +14,22 @@ from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 from torch import Tensor
 
-from anomaly_clip.data.dataset import AnomalyData, Sample
+from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.drawing.confusion import write_confusion
+from anomaly_clip.drawing.tsne import embed, write_embeddings
 from anomaly_clip.files import atomic_path, write_csv, write_json
-from anomaly_clip.methods.base import AnomalyMethod, Exporter
-from anomaly_clip.methods.linear_probe import LinearProbe
+from anomaly_clip.methods.evaluated import EvaluatedModule, Exporter, FeatureSource, data_module
+from anomaly_clip.metrics.curves import CURVES_FILE
 from anomaly_clip.metrics.evaluator import Results
 from anomaly_clip.progress import say, track
 from anomaly_clip.recording.gallery import GALLERY, KEPT, draw_gallery
+from anomaly_clip.recording.image_records import ImageRecords
 from anomaly_clip.recording.map_images import draw_kept
 from anomaly_clip.recording.validation_images import Watched
 from anomaly_clip.recording.wandb_log import track_config, track_picture, track_run
 from anomaly_clip.records import Batch, Scores
 from anomaly_clip.report.metrics_table import (
     RANDOM_WARNING,
-    figures_rows,
     figures_table,
     remark_on,
     rounds_remark,
@@ -37,15 +37,13 @@ from anomaly_clip.report.metrics_table import (
 )
 from anomaly_clip.report.page import PAGE, write_page
 from anomaly_clip.results.finished_run import METRICS
-from anomaly_clip.results.folder import create_run_folder, versions
-from anomaly_clip.results.map_store import KeptMaps, Ranges, Rows, merged, picture_names
-from anomaly_clip.results.run_files import CURVES_FILE, PREDICTED
+from anomaly_clip.results.folder import create_run_folder
+from anomaly_clip.results.map_store import KeptMaps, Ranges, Rows, picture_names
+from anomaly_clip.results.metrics_file import run_record, weights_label, write_metrics
+from anomaly_clip.results.run_files import PREDICTED
 from anomaly_clip.results.selection import choose
 
-__all__ = ["Measured", "RunWriter"]
-
-Measured: TypeAlias = AnomalyMethod | LinearProbe
-"""Whose test ends in figures."""
+__all__ = ["RunWriter"]
 
 
 class RunWriter(Callback):
@@ -93,9 +91,7 @@ class RunWriter(Callback):
         self.asked_folder = None if folder is None else Path(folder).expanduser()
         self._folder: Path | None = None
         self._was_there = False
-        self._rows: Rows = {}
-        self._kept: KeptMaps | None = None
-        self._unseen: list[int] = []
+        self._records: ImageRecords | None = None
 
     @property
     def folder(self) -> Path:
@@ -113,8 +109,15 @@ class RunWriter(Callback):
                 )
         return self._folder
 
+    @property
+    def num_scored(self) -> int:
+        """How many images this process has scored."""
+        return 0 if self._records is None else len(self._records.rows)
+
+    # -- what a run does -------------------------------------------------------------------------
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Share the folder, save the configuration, say what begins."""
+        """Share the folder, save the configuration, print the start line."""
         stage = TrainerFn(stage).value
         self._folder = Path(trainer.strategy.broadcast(str(self.folder)))
         if stage == "fit" and isinstance(pl_module, Exporter) and not self.resumed:
@@ -124,9 +127,10 @@ class RunWriter(Callback):
                     f"{exported} exists: give another --output.folder, or go on with --ckpt_path"
                 )
         self._refuse_other_results(stage)
-        self._rows, self._unseen = {}, []
         all_sizes = self.raw_maps or self._draws(stage)
-        self._kept = KeptMaps(self._scratch, self.stages, None if all_sizes else KEPT)
+        self._records = ImageRecords(
+            self._scratch, self.stages, None if all_sizes else KEPT, self.page or all_sizes
+        )
         if not trainer.is_global_zero:
             return
         with atomic_path(self.folder / f"config-{stage}.yaml") as temporary:
@@ -137,10 +141,15 @@ class RunWriter(Callback):
             say(RANDOM_WARNING, style="bold red")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the trained weights, if others can use them."""
+        """Write the trained weights, if others can use them, and how features lie."""
         trained = trainer.fit_loop.total_batch_idx >= 0  # limits may have left no batch
-        if trainer.is_global_zero and trained and isinstance(pl_module, Exporter):
+        if not trainer.is_global_zero or not trained:
+            return
+        if isinstance(pl_module, Exporter):
             say(f"weights: {pl_module.export(self.folder)}")
+        shown = pl_module.training_features() if isinstance(pl_module, FeatureSource) else None
+        if shown is not None:
+            write_embeddings(self.folder, [embed("training features", *shown)])
 
     def on_validation_batch_end(
         self,
@@ -152,10 +161,11 @@ class RunWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep a few images of a validation during fit."""
-        if not _is_watched(trainer) or not isinstance(pl_module, AnomalyMethod):
+        if not _is_watched(trainer) or not isinstance(pl_module, EvaluatedModule):
             return
-        scores: Scores = outputs  # type: ignore[assignment]
-        self._watched.add(scores, batch, len(pl_module.evaluator.categories))
+        if pl_module.is_detector:
+            scores: Scores = outputs  # type: ignore[assignment]
+            self._watched.add(scores, batch, len(_data(trainer).validation_categories()))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw them, so that one can watch the method learn."""
@@ -174,8 +184,8 @@ class RunWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep scores and maps; of several passes, of the first."""
-        if dataloader_idx == 0:
-            self._keep(trainer, pl_module, outputs, batch)
+        if dataloader_idx == 0 and isinstance(pl_module, EvaluatedModule):
+            self.records.keep(pl_module, outputs, batch)
 
     def on_predict_batch_end(
         self,
@@ -187,64 +197,52 @@ class RunWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep scores and maps."""
-        self._keep(trainer, pl_module, outputs, batch)
+        if isinstance(pl_module, EvaluatedModule):
+            self.records.keep(pl_module, outputs, batch)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write figures, scores and pictures; print the table."""
-        if isinstance(pl_module, LinearProbe) and pl_module.results is not None:
-            self._end_classification(trainer, pl_module, pl_module.results)
-        if not isinstance(pl_module, AnomalyMethod) or pl_module.results is None:
+        """Write metrics, scores and images; print the table."""
+        if not isinstance(pl_module, EvaluatedModule) or pl_module.results is None:
             return
-        images = pl_module.evaluator.images
-        assert images is not None
-        final = dict(zip(images.index.tolist(), images.score.tolist(), strict=True))
-        for index, row in self._rows.items():
-            row["image_score"] = final[index]
-        rows, ranges, unseen = self._merge(trainer)
-        if trainer.is_global_zero:  # before the pictures, which take longest and can be interrupted
+        self.records.replace_scores(pl_module.final_scores())
+        rows, ranges, without_pixels = self.records.gather(trainer)
+        if trainer.is_global_zero:  # before the images, which take longest and can be interrupted
             self._remove_stale()
-            self._write_detection(trainer, pl_module, pl_module.results, rows, unseen)
+            self._write_metrics(trainer, pl_module, pl_module.results, rows, without_pixels)
             self._write_scores(pl_module, rows)
-            write_json(self.folder / CURVES_FILE, pl_module.evaluator.curves)
+            pl_module.write_extras(self.folder)
+            self._draw_confusion(trainer, pl_module, len(rows))
         self._write_maps(trainer, pl_module, rows, ranges)
         if trainer.is_global_zero:
             say(f"results: {self.folder}")
             self._write_page(trainer)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write scores and pictures."""
-        if not isinstance(pl_module, Measured):
+        """Write scores and images."""
+        if not isinstance(pl_module, EvaluatedModule):
             return
-        rows, ranges, _ = self._merge(trainer)
+        rows, ranges, _ = self.records.gather(trainer)
         if trainer.is_global_zero:
             self._remove_stale()
             self._write_scores(pl_module, rows)
-            listed = len(self._samples(trainer))
+            listed = len(_data(trainer).samples("test"))
             protocol = {"split": "predict", "complete": len(rows) == listed, "listed": listed}
             write_json(self.folder / PREDICTED, {"run": self._run(trainer, pl_module, protocol)})
-        if isinstance(pl_module, AnomalyMethod):
-            self._write_maps(trainer, pl_module, rows, ranges)
-        else:
-            self._clear(trainer)
+        self._write_maps(trainer, pl_module, rows, ranges)
         if trainer.is_global_zero:
             say(f"{len(rows)} images scored: {self.folder}")
-            if isinstance(pl_module, AnomalyMethod):
+            if pl_module.is_detector:
                 self._write_page(trainer)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Remove what was kept for later, and the folder if no result is in it."""
+        """Remove the scratch folder, and the run's folder if no result is in it."""
         if trainer.is_global_zero:
             self.abandon()
 
-    @property
-    def num_scored(self) -> int:
-        """How many images this process has scored."""
-        return len(self._rows)
-
     def abandon(self) -> None:
-        """Remove what was kept for later, and a folder that this run made but put no result in."""
+        """Remove the scratch folder, and a folder that this run made but put no result in."""
         if self._folder is None:
             return
         KeptMaps(self._scratch).clear()
@@ -252,6 +250,14 @@ class RunWriter(Callback):
         if not self._was_there and all(name.startswith("config-") for name in results):
             shutil.rmtree(self.folder, ignore_errors=True)
             self._folder = None
+
+    # -- what is written -------------------------------------------------------------------------
+
+    @property
+    def records(self) -> ImageRecords:
+        """What is kept of the images of this run."""
+        assert self._records is not None
+        return self._records
 
     def _refuse_other_results(self, stage: str) -> None:
         """Check that a folder that was asked for has no results of another kind.
@@ -278,150 +284,18 @@ class RunWriter(Callback):
         return self.folder / ".scratch"
 
     def _draws(self, stage: str) -> bool:
-        """Say whether all images are drawn: of predict, unless they are not wanted."""
+        """Return whether all images are drawn: by default those of predict."""
         return self.maps is not False if stage == "predict" else bool(self.maps)
 
-    def _keep(self, trainer: Trainer, method: LightningModule, outputs: Any, batch: Batch) -> None:
-        if isinstance(method, LinearProbe):
-            described = method.rows(outputs, batch)
-            self._rows.update(zip(batch["index"].tolist(), described, strict=True))
-        if not isinstance(method, AnomalyMethod):
-            return
-        labelled = _data(trainer).has_labels
-        scores: Scores = outputs
-        image_scores = scores["image_score"].float().tolist()
-        parts = scores["score_parts"].float().tolist() if "score_parts" in scores else None
-        indices = batch["index"].tolist()
-        for i, index in enumerate(indices):
-            named = zip(method.score_part_names, parts[i], strict=True) if parts else ()
-            self._rows[index] = {
-                "path": batch["path"][i],
-                "category": batch["category"][i],
-                "label": int(batch["label"][i]) if labelled else None,
-                "image_score": image_scores[i],
-                **dict(named),
-            }
-            if "mask" in batch and bool(batch["label"][i]) and not bool(batch["mask"][i].any()):
-                self._unseen.append(index)
-        assert self._kept is not None
-        if self.page or self._kept.longest is None:
-            self._kept.keep(scores, indices, batch["category"])
-
-    def _merge(self, trainer: Trainer) -> tuple[Rows, Ranges, int]:
-        """Return what all processes kept, the images in the order of the listing.
-
-        The last is the number of anomalous images without an anomalous pixel.
-        """
-        own = self._scratch / f"rank-{trainer.global_rank}.json"
-        assert self._kept is not None
-        write_json(own, {"rows": self._rows, "ranges": self._kept.ranges, "unseen": self._unseen})
-        trainer.strategy.barrier("scores are written")
-        rows: Rows = {}
-        ranges: list[Ranges] = []
-        unseen: set[int] = set()
-        for rank in range(trainer.world_size):
-            part = json.loads((self._scratch / f"rank-{rank}.json").read_text(encoding="utf-8"))
-            rows.update({int(index): row for index, row in part["rows"].items()})
-            unseen.update(part["unseen"])
-            ranges.append(part["ranges"])
-        return dict(sorted(rows.items())), merged(ranges), len(unseen)
-
-    def _write_scores(self, method: Measured, rows: Rows) -> None:
-        if isinstance(method, AnomalyMethod) and method.reference_paths:
-            write_json(self.folder / "references.json", method.reference_paths)
-        header = [*next(iter(rows.values())), "weights"] if rows else ["path"]
-        label = _weights_label(method)
-        table = ([*row.values(), label] for row in rows.values())
-        write_csv(self.folder / "scores.csv", header, table)
-
-    def _write_maps(
-        self, trainer: Trainer, method: AnomalyMethod, rows: Rows, ranges: Ranges
-    ) -> None:
-        """Draw and keep the maps of this process, on the scales of all; then clear up."""
-        kept, data = self._kept, _data(trainer)
-        assert kept is not None
-        draws = self._draws("predict" if trainer.predicting else "test")
-        if draws:
-            own_size = trainer.predicting and data.resize.rule == "square"
-            folder, own = self.folder / "maps", self._rows
-            draw_kept(folder, data, kept, ranges, own, own_size, _warning(method))
-        if self.raw_maps:
-            names = picture_names(self._samples(trainer))
-            for index in track(kept.indices, "writing maps"):
-                with atomic_path(self.folder / "raw_maps" / f"{names[index]}.npy") as temporary:
-                    np.save(temporary, kept.load(index)["map"].astype(np.float16))
-        if self.page and trainer.is_global_zero:
-            draw_gallery(self.folder, data, kept, ranges, rows, choose(rows), draws)
-        self._clear(trainer)
-
-    def _clear(self, trainer: Trainer) -> None:
-        """Remove what was kept for later, when all processes are done with it."""
-        assert self._kept is not None
-        trainer.strategy.barrier("pictures are drawn")
-        if trainer.is_global_zero:
-            self._kept.clear()
-
-    def _write_page(self, trainer: Trainer) -> None:
-        page = write_page(self.folder) if self.page else None
-        track_run(trainer.loggers, self.folder)
-        if page is not None:
-            say(f"look at: {page}")
-
-    def _write_detection(
-        self, trainer: Trainer, method: AnomalyMethod, results: Results, rows: Rows, unseen: int
-    ) -> None:
-        settings, borrowed = method.evaluator_settings, method.borrowed
-        own = {
-            **({} if borrowed is None else {"auxiliary": None}),  # it is not known what from
-            "fitted": method.must_be_fitted or borrowed is not None,
-            "borrowed": borrowed,
-            # Masks that are empty, or that resizing or a crop emptied.
-            "anomalous_without_pixels": unseen,
-            "pixels": settings.pixels,
-            "pro_steps": settings.pro_steps,
-            "fpr_limit": settings.fpr_limit,
-        }
-        if borrowed is not None:
-            own["overlap"] = None  # nothing of the data set was learnt from
-        steps = settings.pro_steps
-        form = "over all thresholds" if steps is None else f"in {steps} steps"
-        self._write_figures(trainer, method, results, rows, own, f"; PRO {form}")
-
-    def _end_classification(self, trainer: Trainer, probe: LinearProbe, results: Results) -> None:
-        """Write figures, what was said of each image, and the confusion; print the table."""
-        rows, _, _ = self._merge(trainer)
-        if trainer.is_global_zero:
-            how = f"; backbone {'frozen' if probe.frozen else 'trained'}"
-            self._remove_stale()
-            self._write_scores(probe, rows)
-            self._write_figures(trainer, probe, results, rows, {"fitted": True}, how)
-            assert probe.confusion is not None
-            title = f"LinearProbe on {_data(trainer).dataset_name}, {len(rows)} test images{how}"
-            names = probe.target_names
-            write_confusion(self.folder, probe.confusion.numpy(), names, title, _warning(probe))
-            say(f"results: {self.folder}")
-            self._write_page(trainer)
-        self._clear(trainer)
-
-    def _write_figures(
+    def _write_metrics(
         self,
         trainer: Trainer,
-        method: Measured,
+        method: EvaluatedModule,
         results: Results,
         rows: Rows,
-        own: Mapping[str, Any],
-        how: str,
+        without_pixels: int,
     ) -> None:
-        """Write ``metrics.json`` and ``metrics.csv``; print the table.
-
-        Args:
-            trainer: Has the data.
-            method: What was tested.
-            results: Its figures.
-            rows: The images.
-            own: What figures of this kind depend on.
-            how: What the table's title says of that.
-        """
+        """Write ``metrics.json`` and ``metrics.csv``; print the table."""
         data = _data(trainer)
         counts = {
             name: (len(labels), sum(labels))
@@ -429,21 +303,21 @@ class RunWriter(Callback):
             if (labels := [row["label"] for row in rows.values() if row["category"] == name])
         }
         listed = len(data.samples("test"))
+        evaluation = method.evaluation_protocol()
         protocol = {
             "split": "test",
             "complete": len(rows) == listed,
             "listed": listed,
-            **({} if "overlap" in own else {"overlap": _overlap(method, data)}),
-            **own,
+            **({} if "overlap" in evaluation else {"overlap": _overlap(method, data)}),
+            # Masks that are empty, or that resizing or a crop emptied.
+            **({"anomalous_without_pixels": without_pixels} if method.is_detector else {}),
+            **evaluation,
             "images": {name: images for name, (images, _) in counts.items()},
             "anomalous": {name: anomalous for name, (_, anomalous) in counts.items()},
         }
-        run = self._run(trainer, method, protocol)
-        write_json(self.folder / METRICS, {**results, "run": run})
-        label = _weights_label(method)
-        table = ([*row, label] for row in figures_rows(results))
-        write_csv(self.folder / "metrics.csv", ["category", *results["mean"], "weights"], table)
-        title = f"{type(method).__name__} on {data.dataset_name}, test{how}"
+        write_metrics(self.folder, results, self._run(trainer, method, protocol))
+        note = method.evaluation_note
+        title = f"{type(method).__name__} on {data.dataset_name}, test{note}"
         if len(rows) < listed:
             title += f"\nPARTIAL: {len(rows)} of {listed} images"
         for more in (selection_warning(method.protocol()), rounds_remark(method.protocol())):
@@ -454,37 +328,80 @@ class RunWriter(Callback):
         )
 
     def _run(
-        self, trainer: Trainer, method: Measured, protocol: Mapping[str, Any]
+        self, trainer: Trainer, method: EvaluatedModule, protocol: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Return what figures or scores come from."""
-        return {
-            "method": type(method).__name__,
-            "weights": method.weights,
-            "protocol": {**_data(trainer).protocol(), **method.protocol(), **protocol},
-            "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
-            "seed": self.seed,
-            "versions": versions(),
-        }
+        """Return what metrics or scores come from."""
+        return run_record(
+            type(method).__name__,
+            method.weights,
+            {**_data(trainer).protocol(), **method.protocol(), **protocol},
+            str(trainer.ckpt_path) if trainer.ckpt_path else None,
+            self.seed,
+        )
+
+    def _write_scores(self, method: EvaluatedModule, rows: Rows) -> None:
+        if method.reference_paths:
+            write_json(self.folder / "references.json", method.reference_paths)
+        header = [*next(iter(rows.values())), "weights"] if rows else ["path"]
+        label = weights_label(method.weights)
+        table = ([*row.values(), label] for row in rows.values())
+        write_csv(self.folder / "scores.csv", header, table)
+
+    def _draw_confusion(self, trainer: Trainer, method: EvaluatedModule, num_images: int) -> None:
+        confusion = method.confusion
+        if confusion is None:
+            return
+        name, note = type(method).__name__, method.evaluation_note
+        title = f"{name} on {_data(trainer).dataset_name}, {num_images} test images{note}"
+        write_confusion(
+            self.folder, confusion.counts.numpy(), confusion.names, title, _warning(method)
+        )
+
+    def _write_maps(
+        self, trainer: Trainer, method: EvaluatedModule, rows: Rows, ranges: Ranges
+    ) -> None:
+        """Draw and keep the maps of this process, on the scales of all; then clear up."""
+        if method.is_detector:
+            records, data = self.records, _data(trainer)
+            draws = self._draws("predict" if trainer.predicting else "test")
+            if draws:
+                own_size = trainer.predicting and data.resize.rule == "square"
+                folder, warning = self.folder / "maps", _warning(method)
+                draw_kept(folder, data, records.maps, ranges, records.rows, own_size, warning)
+            if self.raw_maps:
+                self._write_raw_maps(picture_names(data.samples("test")))
+            if self.page and trainer.is_global_zero:
+                chosen = choose(rows)
+                draw_gallery(self.folder, data, records.maps, ranges, rows, chosen, draws)
+        self.records.clear(trainer)
+
+    def _write_raw_maps(self, names: list[str]) -> None:
+        maps = self.records.maps
+        for index in track(maps.indices, "writing maps"):
+            with atomic_path(self.folder / "raw_maps" / f"{names[index]}.npy") as temporary:
+                np.save(temporary, maps.load(index)["map"].astype(np.float16))
+
+    def _write_page(self, trainer: Trainer) -> None:
+        page = write_page(self.folder) if self.page else None
+        track_run(trainer.loggers, self.folder)
+        if page is not None:
+            say(f"look at: {page}")
 
     def _start_line(self, module: LightningModule, trainer: Trainer, stage: str) -> str:
-        said = [f"{stage} {type(module).__name__}", self.sources]
-        data = getattr(trainer, "datamodule", None)
-        if isinstance(data, AnomalyData):
-            said.append(f"{data.dataset_name} {data.root}: {data.summary(stage)}")
-        if isinstance(module, Measured):
+        parts = [f"{stage} {type(module).__name__}", self.sources]
+        data = data_module(module)
+        if data is not None:
+            parts.append(f"{data.dataset_name} {data.root}: {data.summary(stage)}")
+        if isinstance(module, EvaluatedModule):
             weights = module.weights
             source = "RANDOM" if weights["random"] else weights["pretrained"]
-            said.append(f"{weights['backbone']} weights {source}")
-        said.append("no seed" if self.seed is None else f"seed {self.seed}")
-        said.append(f"run {self.folder}")
-        return " | ".join(said)
-
-    @staticmethod
-    def _samples(trainer: Trainer) -> list[Sample]:
-        return _data(trainer).samples("test")
+            parts.append(f"{weights['backbone']} weights {source}")
+        parts.append("no seed" if self.seed is None else f"seed {self.seed}")
+        parts.append(f"run {self.folder}")
+        return " | ".join(parts)
 
 
-def _overlap(method: Measured, data: AnomalyData) -> int | None:
+def _overlap(method: EvaluatedModule, data: AnomalyData) -> int | None:
     """Return how many test images are among the training images; None if there are none of them."""
     if not method.can_be_fitted and not data.has_shots:
         return None
@@ -501,18 +418,14 @@ def _data(trainer: Trainer) -> AnomalyData:
 
 
 def _is_random(module: LightningModule) -> bool:
-    return isinstance(module, Measured) and module.weights["random"]
+    return isinstance(module, EvaluatedModule) and module.weights["random"]
 
 
 def _is_watched(trainer: Trainer) -> bool:
-    """Say whether this process draws pictures of the validation that is running."""
+    """Return whether this process draws images of the validation that is running."""
     fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
     return fitting and trainer.is_global_zero
 
 
 def _warning(module: LightningModule) -> str | None:
     return RANDOM_WARNING if _is_random(module) else None
-
-
-def _weights_label(method: Measured) -> str:
-    return "random" if method.weights["random"] else method.weights["pretrained"]

@@ -1,26 +1,10 @@
-"""A run's folder, and the record of what its figures come from."""
+"""The folders of runs."""
 
 from __future__ import annotations
 
-import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-__all__ = ["create_run_folder", "versions"]
-
-PACKAGES = (
-    "anomaly_clip",
-    "torch",
-    "torchvision",
-    "lightning",
-    "open_clip_torch",
-    "torchmetrics",
-    "scikit-learn",
-    "scipy",
-    "numpy",
-    "pillow",
-    "opencv-python-headless",
-)
+__all__ = ["create_run_folder"]
 
 
 def create_run_folder(root: Path, name: str) -> Path:
@@ -42,14 +26,3 @@ def create_run_folder(root: Path, name: str) -> Path:
             return parent / str(number)
     except OSError as error:
         raise ValueError(f"output.root {root}: cannot make a run folder there ({error})") from None
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that a figure depends on."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed as a package"
-    return found

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from anomaly_clip.errors import UserError
 from anomaly_clip.files import safe_name
-from anomaly_clip.metrics.curves import CURVES, Curve, Curves
+from anomaly_clip.metrics.curves import CURVES, CURVES_FILE, Curve, Curves
 from anomaly_clip.recording.gallery import GALLERY
 from anomaly_clip.report.metrics_table import remark_on
 from anomaly_clip.results.finished_run import (
@@ -31,9 +31,8 @@ from anomaly_clip.results.finished_run import (
 )
 from anomaly_clip.results.selection import KINDS, Kind
 
-__all__ = ["CURVES_FILE", "PREDICTED", "Listed", "RunFiles", "ScoresOf", "mapping", "read_files"]
+__all__ = ["PREDICTED", "Listed", "RunFiles", "ScoresOf", "mapping", "read_files"]
 
-CURVES_FILE = "curves.json"
 PREDICTED = "predict.json"
 """What a predict keeps in the place of figures: where its scores come from."""
 SCORES = "scores.csv"

@@ -1,0 +1,82 @@
+"""What a run keeps of each image until its end: a row of scores, and the map."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from anomaly_clip.files import write_json
+from anomaly_clip.methods.evaluated import EvaluatedModule
+from anomaly_clip.records import Batch, Scores
+from anomaly_clip.results.map_store import KeptMaps, Ranges, Rows, merged
+
+__all__ = ["ImageRecords"]
+
+
+class ImageRecords:
+    """Rows and maps of the images of one process, in a scratch folder of the run.
+
+    Args:
+        folder: The scratch folder, shared by all processes.
+        with_stages: Whether the maps of a method's intermediate steps are kept, too.
+        longest: Side in pixels that larger maps are shrunk to; None: all are kept as they are.
+        with_maps: Whether maps are kept at all.
+    """
+
+    def __init__(
+        self, folder: Path, with_stages: bool, longest: int | None, with_maps: bool
+    ) -> None:
+        self.folder = folder
+        self.rows: Rows = {}
+        self.maps = KeptMaps(folder, with_stages, longest)
+        self.with_maps = with_maps
+        self._without_pixels: list[int] = []
+
+    def keep(self, module: EvaluatedModule, outputs: Any, batch: Batch) -> None:
+        """Keep what a step returned for a batch."""
+        indices = batch["index"].tolist()
+        self.rows.update(zip(indices, module.image_rows(outputs, batch), strict=True))
+        if not module.is_detector:
+            return
+        if "mask" in batch:
+            empty = batch["label"] & ~batch["mask"].flatten(1).any(dim=1)
+            self._without_pixels += batch["index"][empty].tolist()
+        if self.with_maps:
+            scores: Scores = outputs
+            self.maps.keep(scores, indices, batch["category"])
+
+    def replace_scores(self, scores: dict[int, float]) -> None:
+        """Put the scores that only a whole evaluation knows in place of a step's."""
+        if scores:
+            for index, row in self.rows.items():
+                row["image_score"] = scores[index]
+
+    def gather(self, trainer: Trainer) -> tuple[Rows, Ranges, int]:
+        """Return the records of all processes.
+
+        Returns:
+            The rows in the order of the listing, the ranges of the maps by category, and the number
+            of anomalous images without an anomalous pixel.
+        """
+        file = self.folder / f"rank-{trainer.global_rank}.json"
+        record = {"rows": self.rows, "ranges": self.maps.ranges, "unseen": self._without_pixels}
+        write_json(file, record)
+        trainer.strategy.barrier("scores are written")
+        rows: Rows = {}
+        ranges: list[Ranges] = []
+        without_pixels: set[int] = set()
+        for rank in range(trainer.world_size):
+            part = json.loads((self.folder / f"rank-{rank}.json").read_text(encoding="utf-8"))
+            rows.update({int(index): row for index, row in part["rows"].items()})
+            without_pixels.update(part["unseen"])
+            ranges.append(part["ranges"])
+        return dict(sorted(rows.items())), merged(ranges), len(without_pixels)
+
+    def clear(self, trainer: Trainer) -> None:
+        """Remove the scratch folder when all processes are done with it."""
+        trainer.strategy.barrier("images are drawn")
+        if trainer.is_global_zero:
+            self.maps.clear()

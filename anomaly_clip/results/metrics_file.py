@@ -1,0 +1,103 @@
+"""``metrics.json`` and ``metrics.csv`` of a run: written after a test, merged from many tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from anomaly_clip.files import write_csv, write_json
+from anomaly_clip.metrics.evaluator import Results, with_means
+from anomaly_clip.records import WeightsRecord, versions
+
+__all__ = ["merge_metrics", "run_record", "weights_label", "write_metrics"]
+
+PER_CATEGORY = ("images", "anomalous", "words")
+"""Parts of a protocol that hold a value per category."""
+OF_ONE_CATEGORY = ("selected_epoch", "spread", "by_round", "trained_on")
+"""Parts of a protocol that a merged run keeps per category."""
+COUNTS = ("overlap", "anomalous_without_pixels", "listed")
+"""Parts of a protocol that add up; None where one of them is not known."""
+
+
+def weights_label(weights: WeightsRecord) -> str:
+    """Return the entry of the column ``weights`` in tables: the source, or the word random."""
+    return "random" if weights["random"] else weights["pretrained"]
+
+
+def run_record(
+    method: str,
+    weights: WeightsRecord,
+    protocol: Mapping[str, Any],
+    checkpoint: str | None,
+    seed: int | None,
+) -> dict[str, Any]:
+    """Return what metrics come from: the part ``run`` of ``metrics.json``."""
+    return {
+        "method": method,
+        "weights": weights,
+        "protocol": dict(protocol),
+        "checkpoint": checkpoint,
+        "seed": seed,
+        "versions": versions(),
+    }
+
+
+def write_metrics(folder: Path, results: Results, run: Mapping[str, Any]) -> None:
+    """Write ``metrics.json`` and ``metrics.csv`` into a run's folder.
+
+    Args:
+        folder: The run's.
+        results: Its metrics.
+        run: What they come from; see :func:`run_record`.
+    """
+    write_json(folder / "metrics.json", {**results, "run": run})
+    label = weights_label(run["weights"])
+    names = list(results["mean"])
+    rows = [*results["categories"].items(), ("mean", results["mean"])]
+    table = ([row, *(metrics[name] for name in names), label] for row, metrics in rows)
+    write_csv(folder / "metrics.csv", ["category", *names, "weights"], table)
+
+
+def merge_metrics(
+    parts: Mapping[str, Mapping[str, Any]], failed: Mapping[str, str]
+) -> tuple[Results, dict[str, Any]]:
+    """Merge the tests of one model per category into one.
+
+    Args:
+        parts: The content of ``metrics.json`` by category.
+        failed: Reasons by category, of those that have no test.
+
+    Returns:
+        The metrics of all categories with their means, and the part ``run``.
+    """
+    first = next(iter(parts.values()))["run"]
+    protocols = {name: part["run"]["protocol"] for name, part in parts.items()}
+    results = with_means(
+        {name: part["categories"][name] for name, part in parts.items()},
+        {n: part["intervals"][n] for n, part in parts.items() if n in part["intervals"]},
+    )
+    merged = {
+        **first["protocol"],
+        "one_model_a_category": True,
+        "complete": not failed and all(one["complete"] for one in protocols.values()),
+    }
+    for key in PER_CATEGORY:
+        merged[key] = {}
+        for protocol in protocols.values():
+            merged[key].update(protocol[key])
+    for key in OF_ONE_CATEGORY:
+        if key in first["protocol"]:
+            merged[key] = {name: protocol[key] for name, protocol in protocols.items()}
+    for key in COUNTS:
+        if key in first["protocol"]:
+            counts = [protocol.get(key) for protocol in protocols.values()]
+            merged[key] = None if None in counts else sum(counts)
+    run = {
+        **first,
+        "protocol": merged,
+        "checkpoint": {name: part["run"]["checkpoint"] for name, part in parts.items()},
+        "versions": versions(),
+        "failed": dict(failed),
+    }
+    return results, run
