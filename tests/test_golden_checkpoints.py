@@ -1,4 +1,4 @@
-"""What earlier versions left is read by this one: checkpoints, configurations, folders of runs."""
+"""Checkpoints, configurations and run folders of earlier versions, read by this one."""
 
 from __future__ import annotations
 
@@ -181,6 +181,7 @@ def test_each_is_gone_on_with(inside: Path) -> None:
     assert main(["each", "--resume", "each"]) == 0
     check_metrics(json.loads((inside / "each" / "metrics.json").read_text()), expected)
     assert {file: file.stat().st_mtime_ns for file in files} == before
+    assert main(["report", "each"]) == main(["report", "each", "--page"]) == 0
 
 
 @every_set
