@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from anomaly_clip import __version__
+from anomaly_clip.commands.configs import expand_configs
 
 __all__ = ["main"]
 
@@ -33,6 +34,7 @@ VERBS = {
     "check": ("find what is wrong with a data set", "commands.check:run_check"),
     "prompts": ("show the effect of each prompt of a category", "commands.prompts:run_prompts"),
     "preview": ("draw a contact sheet of a data set", "commands.preview:run_preview"),
+    "configs": ("list the configurations of the package", "commands.configs:run_configs"),
 }
 """Per verb: its line of help, and the function of this package that runs it, as ``module:name``."""
 
@@ -69,7 +71,7 @@ def _answer(words: list[str]) -> int:
     verb = words[0]
     if verb not in VERBS:
         return _complain(_unknown_verb(verb))
-    if sys.stderr.isatty() or {"-h", "--help"} & set(words):
+    if verb != "configs" and (sys.stderr.isatty() or {"-h", "--help"} & set(words)):
         print("loading ...", file=sys.stderr)  # the libraries take some seconds
     from anomaly_clip.errors import UserError
 
@@ -90,13 +92,13 @@ def _run(words: list[str]) -> int:
     run: Callable[[Sequence[str]], int] = getattr(
         importlib.import_module(f"anomaly_clip.{module}"), name
     )
-    return run(words)
+    return run(expand_configs(words))
 
 
 def _help() -> str:
     width = max(map(len, VERBS))
     verbs = "\n".join(f"  {verb:<{width}}  {line}" for verb, (line, _) in VERBS.items())
-    return f"""usage: anomaly_clip VERB --config FILE [--config FILE2] [--KEY VALUE ...]
+    return f"""usage: anomaly_clip VERB --config NAME-or-FILE [--config ANOTHER] [--KEY VALUE ...]
 
 Visual anomaly detection with CLIP.
 
@@ -108,8 +110,8 @@ verbs:
   --traceback                     show where in the code an error was raised
 
 examples:
-  anomaly_clip test --config configs/sdp.yaml --data.root /data/mvtec_ad
-  anomaly_clip predict --config configs/own_images.yaml --data.root photos --data.category plank
+  anomaly_clip test --config sdp --data.root /data/mvtec_ad
+  anomaly_clip predict --config own_images --data.root photos --data.category plank
   anomaly_clip check --data VisA --data.root /data/visa
   anomaly_clip preview --data Demo"""
 

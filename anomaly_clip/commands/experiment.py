@@ -26,6 +26,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 import anomaly_clip.data
 import anomaly_clip.methods  # noqa: F401
 from anomaly_clip.callbacks import progress_of_loops
+from anomaly_clip.commands.configs import expand_configs
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.errors import UserError, reason, translated
 from anomaly_clip.methods.base import AnomalyMethod
@@ -77,7 +78,7 @@ def arrange(words: Sequence[str]) -> list[str]:
     Raises:
         UserError: If only a checkpoint is given, and no configuration lies beside it.
     """
-    verb, *rest = words
+    verb, *rest = expand_configs(words)
     files: list[str] = []
     others: list[str] = []
     while rest:

@@ -8,15 +8,14 @@ choice (specification of the detectors, section 6).
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader, Subset
 from torchmetrics import MetricCollection
 
@@ -30,6 +29,8 @@ from anomaly_clip.methods.evaluated import (
     frozen_dtype,
     without_backbone,
 )
+from anomaly_clip.methods.linear_probe_classes import check_same, check_shown
+from anomaly_clip.methods.linear_probe_optim import ProbeOptim
 from anomaly_clip.metrics.classification import CLASS_FIGURES, CONFUSION, Targets, class_metrics
 from anomaly_clip.metrics.evaluator import with_means
 from anomaly_clip.progress import track
@@ -37,45 +38,11 @@ from anomaly_clip.records import RANDOM, Batch, LoaderNeeds, WeightsRecord
 
 if TYPE_CHECKING:
     from anomaly_clip.data.dataset import AnomalyData
-    from anomaly_clip.data.samples import Sample, SampleDataset
+    from anomaly_clip.data.samples import SampleDataset
 
 __all__ = ["LinearProbe", "ProbeOptim"]
 
 POOLED = "pooled"
-LR = {True: 0.1, False: 0.01}
-WEIGHT_DECAY = {True: 0.0, False: 1e-4}
-"""By whether the backbone is frozen."""
-
-
-@dataclass(frozen=True)
-class ProbeOptim:
-    """SGD and its schedule.
-
-    Args:
-        lr: Learning rate at the start; null: 0.1 for a frozen backbone, else 0.01.
-        momentum: Of SGD.
-        weight_decay: Null: 0 for a frozen backbone, else 1e-4.
-        schedule: cosine: down to 0 at the last step. none: a constant rate.
-    """
-
-    lr: float | None = None
-    momentum: float = 0.9
-    weight_decay: float | None = None
-    schedule: Literal["cosine", "none"] = "cosine"
-
-    def __post_init__(self) -> None:
-        if self.lr is not None and not self.lr > 0:
-            raise ValueError(f"model.optim.lr must be above 0, got {self.lr}")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"model.optim.momentum must be in [0, 1), got {self.momentum}")
-        if self.weight_decay is not None and not self.weight_decay >= 0:
-            raise ValueError(f"model.optim.weight_decay must be 0 or more, got {self.weight_decay}")
-
-    def of(self, frozen: bool) -> ProbeOptim:
-        """Return the settings with the values that null stands for."""
-        lr = LR[frozen] if self.lr is None else self.lr
-        decay = WEIGHT_DECAY[frozen] if self.weight_decay is None else self.weight_decay
-        return replace(self, lr=lr, weight_decay=decay)
 
 
 class LinearProbe(EvaluatedModule):
@@ -249,8 +216,8 @@ class LinearProbe(EvaluatedModule):
             raise ValueError("data.batch_size must be 2 or more: BatchNorm compares images")
         self._know(data.targets, data.target_names, f"data.root {data.root}")
         if stage == "fit":
-            self._check_shown(data, "training", data.fit_samples())
-        self._check_shown(data, "test", data.samples("test"))
+            check_shown(data, self.target_names, "training", data.fit_samples())
+        check_shown(data, self.target_names, "test", data.samples("test"))
         self.metrics = class_metrics(self.targets, len(self.target_names))
         if self.frozen:
             dtype = frozen_dtype(str(self.trainer.precision), self.trainer.strategy.root_device)
@@ -278,25 +245,6 @@ class LinearProbe(EvaluatedModule):
             # The start depends on the seed alone, not on what was drawn before.
             torch.manual_seed(self.seed)
             self.head = nn.Linear(self.width, len(names))
-
-    def _check_shown(self, data: AnomalyData, split: str, samples: list[Sample]) -> None:
-        """Check that a split shows all classes.
-
-        Raises:
-            ValueError: If it does not.
-        """
-        shown = {column for s in samples for column, is_on in enumerate(s.target or ()) if is_on}
-        missing = [name for column, name in enumerate(self.target_names) if column not in shown]
-        if missing:
-            way = "raise data.test_share, or draw another data.split_seed"
-            if split == "training":
-                way = "draw another data.split_seed"
-            if split == "training" and data.has_shots:
-                way = "leave out data.shots and data.fraction, which take normal maps alone"
-            more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-            raise ValueError(
-                f"data.root {data.root}: class {missing[0]}{more} has no {split} map: {way}"
-            )
 
     def configure_callbacks(self) -> list[Callback]:
         """Return one that logs how long the training waits for images."""
@@ -366,33 +314,8 @@ class LinearProbe(EvaluatedModule):
         return images
 
     def configure_optimizers(self) -> Any:
-        """Return SGD, and a rate that falls along a cosine.
-
-        Raises:
-            ValueError: If the end of the training is not known.
-        """
-        settings = self.optim.of(self.frozen)
-        assert settings.lr is not None
-        assert settings.weight_decay is not None
-        optimizer = torch.optim.SGD(
-            [p for p in self.parameters() if p.requires_grad],
-            settings.lr,
-            settings.momentum,
-            weight_decay=settings.weight_decay,
-        )
-        if settings.schedule == "none":
-            return optimizer
-        steps = self.trainer.estimated_stepping_batches
-        if math.isinf(steps):
-            raise ValueError(
-                "LinearProbe lowers its rate towards the end, which must be known: give "
-                "trainer.max_epochs, or set model.optim.schedule to none"
-            )
-        schedule = CosineAnnealingLR(optimizer, max(1, int(steps)))
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        """Return SGD, and a rate that falls along a cosine; see :class:`ProbeOptim`."""
+        return self.optim.of(self.frozen).build(self)
 
     # -- figures ---------------------------------------------------------------------------------
 
@@ -529,26 +452,3 @@ class LinearProbe(EvaluatedModule):
         check_backbone(weights, made["identity"], self.weights, self.backbone.identity)
         backbone = {f"backbone.{k}": v for k, v in self.backbone.state_dict().items()}
         checkpoint["state_dict"] = {**checkpoint["state_dict"], **backbone}
-
-
-def check_same(
-    fitted: tuple[Targets, list[str]], asked: tuple[Targets, list[str]], whose: str
-) -> None:
-    """Check that a probe meets the classes that it was fitted with.
-
-    Raises:
-        ValueError: If they are others.
-    """
-    (kind, names), (asked_kind, asked_names) = fitted, asked
-    if kind != asked_kind:
-        raise ValueError(
-            f"the probe was fitted with data.targets {kind} ({len(names)} classes), and {whose} is "
-            f"read with data.targets {asked_kind} ({len(asked_names)}): set it to {kind}, or fit "
-            f"again"
-        )
-    if names != asked_names:
-        odd = sorted(set(names) ^ set(asked_names))
-        raise ValueError(
-            f"the probe was fitted with {len(names)} classes, and {whose} has "
-            f"{len(asked_names)}: only one of them knows {odd[0]}"
-        )

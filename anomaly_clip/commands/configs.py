@@ -1,0 +1,129 @@
+"""``anomaly_clip configs``: the configurations that come with the package, found by their names.
+
+``--config sdp`` means ``configs/sdp.yaml`` of this package, from any folder; a file of that name in
+the working folder comes first. Nothing heavy is imported here: every command line passes through.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
+from pathlib import Path
+
+__all__ = ["config_file", "config_names", "expand_configs", "run_configs"]
+
+PACKAGE = Path(__file__).resolve().parent.parent
+FOLDERS = (PACKAGE / "configs", PACKAGE.parent / "configs")
+"""Where they are: in an installed wheel, and in a checkout of the repository."""
+SUFFIX = ".yaml"
+
+
+def config_folder() -> Path:
+    """Return the folder of the configurations that come with the package.
+
+    Raises:
+        FileNotFoundError: If the installation lacks it.
+    """
+    for folder in FOLDERS:
+        if (folder / f"sdp{SUFFIX}").is_file():
+            return folder
+    raise FileNotFoundError(f"{FOLDERS[0]}: the package's configurations are missing: reinstall it")
+
+
+def config_names() -> list[str]:
+    """Return the names of all configurations, such as ``sdp`` and ``data/visa``."""
+    folder = config_folder()
+    files = (file.relative_to(folder) for file in folder.rglob(f"*{SUFFIX}"))
+    return sorted(file.with_suffix("").as_posix() for file in files)
+
+
+def config_file(name: str) -> str:
+    """Return the file that a name after ``--config`` means.
+
+    A file that exists is itself. Otherwise ``sdp``, ``sdp.yaml`` and ``configs/sdp.yaml`` all mean
+    the package's; a name that is neither is returned as it is.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from anomaly_clip.commands.configs import config_file
+        >>> Path(config_file("data/visa")).name
+        'visa.yaml'
+        >>> config_file("mine.yaml")
+        'mine.yaml'
+    """
+    if Path(name).expanduser().is_file():
+        return name
+    stem = name.removeprefix("configs/").removesuffix(SUFFIX)
+    return str(config_folder() / f"{stem}{SUFFIX}") if stem in config_names() else name
+
+
+def expand_configs(words: Sequence[str]) -> list[str]:
+    """Return a command line whose ``--config`` options name files.
+
+    Raises:
+        UserError: If a value is no file and has the form of a name that does not exist.
+    """
+    return list(_expanded(words))
+
+
+def _expanded(words: Sequence[str]) -> Iterator[str]:
+    is_value = False
+    for word in words:
+        if is_value:
+            yield _checked(word)
+        elif word.startswith("--config="):
+            yield f"--config={_checked(word.removeprefix('--config='))}"
+        else:
+            yield word
+        is_value = word in ("--config", "-c")
+
+
+def _checked(name: str) -> str:
+    file = config_file(name)
+    if file == name and not Path(name).suffix and not Path(name).expanduser().exists():
+        from anomaly_clip.errors import UserError
+
+        near = difflib.get_close_matches(name.removeprefix("configs/"), config_names(), n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UserError(
+            f"--config {name}: no such file, and no configuration of the package has that name: "
+            f"{hint}anomaly_clip configs lists them"
+        )
+    return file
+
+
+def run_configs(words: Sequence[str]) -> int:
+    """Print the names of the configurations, or the text of one, and return an exit code.
+
+    Raises:
+        UserError: If there is none of that name.
+    """
+    parser = argparse.ArgumentParser(
+        prog="anomaly_clip configs",
+        description="List the configurations that come with the package, each with its first "
+        "sentence; with a name, print that file, to be copied and changed.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("name", nargs="?", help="as sdp, or data/visa")
+    name = parser.parse_args(list(words[1:])).name
+    if name is not None:
+        print(Path(_checked(name)).read_text(encoding="utf-8"), end="")
+        return 0
+    names = config_names()
+    width = max(map(len, names))
+    for name in names:
+        print(f"{name:<{width}}  {_summary(config_folder() / f'{name}{SUFFIX}')}".rstrip())
+    return 0
+
+
+def _summary(file: Path) -> str:
+    """Return the first sentence of a file's leading comment."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    comment = [line.removeprefix("#").strip() for line in takewhile(_is_comment, lines)]
+    return " ".join(comment).partition(". ")[0].partition(" anomaly_clip ")[0].rstrip(".")
+
+
+def _is_comment(line: str) -> bool:
+    return line.startswith("#")

@@ -1,0 +1,76 @@
+"""The linear probe's optimiser: SGD with a cosine (our choice, as the paper names none)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+__all__ = ["ProbeOptim"]
+
+LR = {True: 0.1, False: 0.01}
+WEIGHT_DECAY = {True: 0.0, False: 1e-4}
+"""By whether the backbone is frozen."""
+
+
+@dataclass(frozen=True)
+class ProbeOptim:
+    """SGD and its schedule.
+
+    Args:
+        lr: Learning rate at the start; null: 0.1 for a frozen backbone, else 0.01.
+        momentum: Of SGD.
+        weight_decay: Null: 0 for a frozen backbone, else 1e-4.
+        schedule: cosine: down to 0 at the last step. none: a constant rate.
+    """
+
+    lr: float | None = None
+    momentum: float = 0.9
+    weight_decay: float | None = None
+    schedule: Literal["cosine", "none"] = "cosine"
+
+    def __post_init__(self) -> None:
+        if self.lr is not None and not self.lr > 0:
+            raise ValueError(f"model.optim.lr must be above 0, got {self.lr}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"model.optim.momentum must be in [0, 1), got {self.momentum}")
+        if self.weight_decay is not None and not self.weight_decay >= 0:
+            raise ValueError(f"model.optim.weight_decay must be 0 or more, got {self.weight_decay}")
+
+    def of(self, frozen: bool) -> ProbeOptim:
+        """Return the settings with the values that null stands for."""
+        lr = LR[frozen] if self.lr is None else self.lr
+        decay = WEIGHT_DECAY[frozen] if self.weight_decay is None else self.weight_decay
+        return replace(self, lr=lr, weight_decay=decay)
+
+    def build(self, module: LightningModule) -> Any:
+        """Return the optimiser of a module's trained parameters, and the schedule of its rate.
+
+        Raises:
+            ValueError: If the end of the training is not known.
+        """
+        assert self.lr is not None
+        assert self.weight_decay is not None
+        optimizer = torch.optim.SGD(
+            [p for p in module.parameters() if p.requires_grad],
+            self.lr,
+            self.momentum,
+            weight_decay=self.weight_decay,
+        )
+        if self.schedule == "none":
+            return optimizer
+        steps = module.trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            raise ValueError(
+                "LinearProbe lowers its rate towards the end, which must be known: give "
+                "trainer.max_epochs, or set model.optim.schedule to none"
+            )
+        schedule = CosineAnnealingLR(optimizer, max(1, int(steps)))
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
