@@ -49,11 +49,15 @@ def count_keys(maps: Tensor, masks: Tensor, kind: int, num_keys: int) -> Histogr
     """Count pixels on any device."""
     keys = score_keys(maps, kind)
     counts = torch.bincount(keys.flatten(), minlength=num_keys)
-    weights = defect_weights(masks.cpu().numpy())
-    if weights is None:
+    # Only masks with a defect go to the CPU, where regions are found.
+    with_defect = masks.flatten(1).any(dim=1).nonzero().squeeze(1)  # (images,)
+    if not len(with_defect):
         return counts, None, None
+    keys, masks = keys[with_defect.to(keys.device)], masks[with_defect]
+    weights = defect_weights(masks.cpu().numpy())
+    assert weights is not None
     # Few pixels: on the CPU, where a weighted sum has one order, whatever the device.
-    hit = keys[masks.to(keys.device)].cpu()
+    hit = keys[masks.to(keys.device)].cpu()  # (pixels of defects,)
     positives = torch.bincount(hit, minlength=num_keys)
     return counts, positives, torch.bincount(hit, torch.from_numpy(weights), minlength=num_keys)
 

@@ -114,10 +114,19 @@ def region_weights(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
     """
     if not mask.any():
         return np.zeros(0)
-    _, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
-    members = labels[mask]
+    # Defects are small: labels are looked for in their bounding box, where pixels keep their order.
+    top, bottom = _ends(mask.any(axis=1))
+    left, right = _ends(mask.any(axis=0))
+    box = np.ascontiguousarray(mask[top:bottom, left:right])
+    _, labels = cv2.connectedComponents(box.view(np.uint8), connectivity=8)
+    members = labels[box]  # (pixels of the mask,)
     sizes: NDArray[np.int64] = np.bincount(members)[members]
     return (1 / sizes).astype(np.float64, copy=False)
+
+
+def _ends(hit: NDArray[np.bool_]) -> tuple[int, int]:
+    """Return where the True values of ``(n,)`` begin, and where they have ended."""
+    return int(hit.argmax()), len(hit) - int(hit[::-1].argmax())
 
 
 def _exact(ranking: Ranking, weights: NDArray[np.float64], limit: float) -> float:
