@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from anomaly_clip.data import Sample, SampleDataset
-from anomaly_clip.data.image_cache import PictureCache
+from anomaly_clip.data.image_cache import ImageCache
 from anomaly_clip.demo.photographs import CATEGORIES, draw_picture
 from anomaly_clip.files import CACHE_VARIABLE
 
@@ -64,7 +64,7 @@ def seconds(run: Callable[[], object]) -> float:
 def measure(files: list[Path]) -> dict[str, float]:
     samples = [Sample(file, "thing", label=False) for file in files]
     decoded = SampleDataset(samples, SIZE, SIZE, has_masks=False)
-    cached = SampleDataset(samples, SIZE, SIZE, has_masks=False, cache=PictureCache())
+    cached = SampleDataset(samples, SIZE, SIZE, has_masks=False, cache=ImageCache())
     wanted = plain(files)
     for dataset in (decoded, cached, cached):  # the first look fills the cache
         assert all(torch.equal(a, b) for a, b in zip(ours(dataset), wanted, strict=True))

@@ -166,7 +166,7 @@ def test_test_images_in_training_are_refused_by_content(mvtec_root: Path) -> Non
         tiny(mvtec_root).setup("fit")
     allowed = tiny(mvtec_root, allow_overlap=True)
     allowed.setup("fit")
-    assert [twin.other.name for twin in allowed.overlap()] == ["000.png"]
+    assert [pair.second.name for pair in allowed.overlap()] == ["000.png"]
     tiny(mvtec_root, categories=["metal_nut"]).setup("fit")
     tiny(mvtec_root).setup("test")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from anomaly_clip.data import file_hashes as contents
-from anomaly_clip.data.file_hashes import Digests, Twin, shared_contents
+from anomaly_clip.data.file_hashes import DuplicatePair, FileHashes, duplicates_between
 
 
 def write(path: Path, text: str) -> Path:
@@ -31,26 +31,26 @@ def test_a_file_is_hashed_once_for_its_size_and_time(
     monkeypatch.setattr(contents, "_sha256", counted)
     file = write(tmp_path / "a", "one")
     wanted = hashlib.sha256(b"one").hexdigest()
-    assert Digests().of(file) == Digests().of(file) == wanted
+    assert FileHashes().sha256(file) == FileHashes().sha256(file) == wanted
     assert read == [file]
     file.write_text("two")
     os.utime(file, ns=(1, 1))
-    assert Digests().of(file) == hashlib.sha256(b"two").hexdigest()
+    assert FileHashes().sha256(file) == hashlib.sha256(b"two").hexdigest()
     assert len(read) == 2
 
 
 def test_lines_that_were_cut_short_or_are_nonsense_are_not_believed(tmp_path: Path) -> None:
     file, store = write(tmp_path / "a", "one"), tmp_path / "store"
-    wanted = Digests(store).of(file)
+    wanted = FileHashes(store).sha256(file)
     line = store.read_text()
     store.write_text(f'nonsense\n[1]\n{line[: len(line) // 2]}\n["x", 1, 2, null]\n')
-    assert Digests(store).of(file) == wanted
-    assert Digests(store).of(file) == wanted
+    assert FileHashes(store).sha256(file) == wanted
+    assert FileHashes(store).sha256(file) == wanted
 
 
 def _hash_all(store: Path, files: list[Path]) -> None:
     for file in files:
-        Digests(store).of(file)
+        FileHashes(store).sha256(file)
 
 
 def test_several_processes_write_whole_lines(tmp_path: Path) -> None:
@@ -61,25 +61,27 @@ def test_several_processes_write_whole_lines(tmp_path: Path) -> None:
         part.start()
     for part in parts:
         part.join()
-    known = Digests(tmp_path / "s")._load()
+    known = FileHashes(tmp_path / "s")._load()
     assert {key[0] for key in known} == {str(f) for f in files}
 
 
 def test_a_store_that_cannot_be_written_only_costs_time(tmp_path: Path) -> None:
     store = write(tmp_path / "file", "") / "store"
-    assert Digests(store).of(write(tmp_path / "a", "one")) == hashlib.sha256(b"one").hexdigest()
+    assert (
+        FileHashes(store).sha256(write(tmp_path / "a", "one")) == hashlib.sha256(b"one").hexdigest()
+    )
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere: there is no such file"):
-        Digests().of(tmp_path / "nowhere")
+        FileHashes().sha256(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="cannot be read"):
-        Digests().of(tmp_path)
+        FileHashes().sha256(tmp_path)
 
 
 def test_digests_travel_without_what_they_know(tmp_path: Path) -> None:
-    digests = Digests()
-    digests.of(write(tmp_path / "a", "one"))
+    digests = FileHashes()
+    digests.sha256(write(tmp_path / "a", "one"))
     assert pickle.loads(pickle.dumps(digests))._known is None
 
 
@@ -88,13 +90,13 @@ def test_shared_contents_go_by_content_not_by_name(tmp_path: Path) -> None:
     others = [
         write(tmp_path / "test" / n, t) for n, t in (("a", "lame"), ("z", "same"), ("y", "same"))
     ]
-    assert shared_contents(ones, others) == [
-        Twin(ones[0], others[1]),
-        Twin(ones[0], others[2]),
+    assert duplicates_between(ones, others) == [
+        DuplicatePair(ones[0], others[1]),
+        DuplicatePair(ones[0], others[2]),
     ]
-    assert shared_contents([tmp_path / "made by code"], others) == []
+    assert duplicates_between([tmp_path / "made by code"], others) == []
 
 
 def test_files_of_other_sizes_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contents, "_sha256", None)  # would fail
-    assert shared_contents([write(tmp_path / "a", "1")], [write(tmp_path / "b", "22")]) == []
+    assert duplicates_between([write(tmp_path / "a", "1")], [write(tmp_path / "b", "22")]) == []

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from anomaly_clip.data import MVTecAD, Resize
 from anomaly_clip.data import samples as samples_module
-from anomaly_clip.data.image_cache import PictureCache
+from anomaly_clip.data.image_cache import ImageCache
 from anomaly_clip.files import cache_folder
 
 
@@ -73,7 +73,7 @@ def test_what_an_interruption_left_is_made_again(mvtec_root: Path) -> None:
 
 def test_a_disk_that_takes_nothing_is_said_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    cache = PictureCache(folder=tmp_path / "file" / "below")
+    cache = ImageCache(folder=tmp_path / "file" / "below")
     picture = save_picture(tmp_path / "a.png")
     with pytest.warns(UserWarning, match="pictures are not cached in"):
         cache.store([picture], "v", np.zeros((2, 2), np.uint8))

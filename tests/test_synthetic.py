@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from anomaly_clip.cli import main
 from anomaly_clip.data import Demo, MVTecAD
 from anomaly_clip.data.samplers import EpochSampler
-from anomaly_clip.data.synthetic import SyntheticDataset, SyntheticTwins
+from anomaly_clip.data.synthetic import SyntheticDataset, SyntheticPairs
 from anomaly_clip.synthesis import SynthesisSettings, synthesize
 
 CUTPASTE = SynthesisSettings("cutpaste", options={"kind": "patch"})
@@ -150,7 +150,7 @@ def test_donors_are_others_of_the_category() -> None:
 def test_synthetic_validation() -> None:
     data = demo(val_split="synthetic", num_train=20)
     held = data.validation_dataset()
-    assert isinstance(held, SyntheticTwins)
+    assert isinstance(held, SyntheticPairs)
     assert len(held) == 2 * 4  # a tenth of each category
     trained = {sample.image for sample in data.fit_samples()}
     assert len(trained) == 36
@@ -172,7 +172,7 @@ def test_validation_takes_patches_from_training_images() -> None:
     """One image a category is held out: it is not its own donor."""
     settings = SynthesisSettings("nsa", "tab", {"mode": "swap", "label": "binary"}, retries=0)
     held = demo(settings, val_split="synthetic", num_train=12).validation_dataset()
-    assert isinstance(held, SyntheticTwins)
+    assert isinstance(held, SyntheticPairs)
     assert len(held.images) == 2
     assert len(held.defects.kin["steel nut"]) == 11
     plain, changed = held[0]["image"], held[1]["image"]

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 from lightning.pytorch import LightningDataModule
 
-from anomaly_clip.data.file_hashes import Twin, shared_contents
+from anomaly_clip.data.file_hashes import DuplicatePair, duplicates_between
 from anomaly_clip.data.info import DataFacts, facts_of
 from anomaly_clip.data.layout import images_in
 from anomaly_clip.data.samples import Reader, Sample, Split, read_sample
@@ -92,11 +92,11 @@ class BaseDataModule(LightningDataModule, ABC):
         folders = [folder for name in categories for folder in self.mask_folders(name)]
         return [p for folder in folders for p in images_in(folder) if p not in masks]
 
-    def twins(self, ones: Sequence[Sample], others: Sequence[Sample]) -> list[Twin]:
-        """Return which of ``others`` have the content of one of ``ones``."""
+    def duplicates(self, first: Sequence[Sample], second: Sequence[Sample]) -> list[DuplicatePair]:
+        """Return the samples of the second list whose content is that of one in the first."""
         if self.on_disk:
-            return shared_contents([s.image for s in ones], [s.image for s in others])
+            return duplicates_between([s.image for s in first], [s.image for s in second])
         read = self.reader()
-        known = {hashlib.sha256(read(s)[0].tobytes()).digest(): s.image for s in reversed(ones)}
-        found = ((hashlib.sha256(read(s)[0].tobytes()).digest(), s.image) for s in others)
-        return [Twin(known[digest], image) for digest, image in found if digest in known]
+        known = {hashlib.sha256(read(s)[0].tobytes()).digest(): s.image for s in reversed(first)}
+        found = ((hashlib.sha256(read(s)[0].tobytes()).digest(), s.image) for s in second)
+        return [DuplicatePair(known[digest], image) for digest, image in found if digest in known]

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anomaly_clip.data.dataset import AnomalyData, Sample, Split
-from anomaly_clip.data.file_hashes import Digests
+from anomaly_clip.data.file_hashes import FileHashes
 from anomaly_clip.data.layout import shared_masks
 from anomaly_clip.data.samples import read_sample
 from anomaly_clip.data.transforms import resize_image
@@ -106,7 +106,7 @@ class Checked:
         }
 
 
-class Seen(NamedTuple):
+class InspectedSample(NamedTuple):
     """What one sample's files are."""
 
     sample: Sample
@@ -169,12 +169,12 @@ def _inspect_all(
     listed: Sequence[tuple[Sample, Split]],
     workers: int | None,
     near: bool,
-) -> list[Seen]:
-    digests = Digests()
-    digests.of_all([])  # reads what is known, before threads ask
+) -> list[InspectedSample]:
+    hashes = FileHashes()
+    hashes.sha256_of_all([])  # reads what is known, before threads ask
 
-    def inspect(one: tuple[Sample, Split]) -> Seen:
-        return _inspect(data, *one, digests, near)
+    def inspect(one: tuple[Sample, Split]) -> InspectedSample:
+        return _inspect(data, *one, hashes, near)
 
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
         try:
@@ -184,11 +184,15 @@ def _inspect_all(
             raise
 
 
-def _inspect(data: AnomalyData, sample: Sample, split: Split, digests: Digests, near: bool) -> Seen:
+def _inspect(
+    data: AnomalyData, sample: Sample, split: Split, hashes: FileHashes, near: bool
+) -> InspectedSample:
     if not data.on_disk:
         image, _ = data.reader()(sample)
         size, digest = (image.shape[1], image.shape[0]), hashlib.sha256(image.tobytes()).hexdigest()
-        return Seen(sample, split, digest, size, "RGB", _thumbnail(image) if near else None)
+        return InspectedSample(
+            sample, split, digest, size, "RGB", _thumbnail(image) if near else None
+        )
     problems: list[Problem] = []
 
     def wrong(kind: str, path: Path, message: str) -> None:
@@ -199,13 +203,13 @@ def _inspect(data: AnomalyData, sample: Sample, split: Split, digests: Digests, 
         image, _ = read_sample(Sample(sample.image, sample.category, sample.label))
         with Image.open(sample.image) as picture:
             mode, kind = picture.mode, picture.format or ""
-        digest = digests.of(sample.image)
+        digest = hashes.sha256(sample.image)
     except FileNotFoundError:
         wrong("missing", sample.image, "there is no such file")
-        return Seen(sample, split, problems=tuple(problems))
+        return InspectedSample(sample, split, problems=tuple(problems))
     except Exception as error:  # one odd file must not end the check of all others
         wrong("unreadable", sample.image, str(error))
-        return Seen(sample, split, problems=tuple(problems))
+        return InspectedSample(sample, split, problems=tuple(problems))
     if kind not in FORMATS.get(sample.image.suffix.lower(), {kind}):
         wrong("extension", sample.image, f"the extension lies, it is a {kind} file")
     misfit = 0
@@ -229,7 +233,7 @@ def _inspect(data: AnomalyData, sample: Sample, split: Split, digests: Digests, 
                 wrong("mask size", sample.mask, f"the mask is {sizes}{image.shape[0]} pixels")
             if sample.label and not mask.any():
                 wrong("mask empty", sample.mask, "the mask of an anomalous image is empty")
-    return Seen(
+    return InspectedSample(
         sample,
         split,
         digest,
@@ -241,7 +245,7 @@ def _inspect(data: AnomalyData, sample: Sample, split: Split, digests: Digests, 
     )
 
 
-def _count(data: AnomalyData, seen: Sequence[Seen], checked: Checked) -> None:
+def _count(data: AnomalyData, seen: Sequence[InspectedSample], checked: Checked) -> None:
     """Set numbers beside the published ones."""
     published = data.facts.counts
     for category in data.categories:
@@ -287,9 +291,9 @@ def _count(data: AnomalyData, seen: Sequence[Seen], checked: Checked) -> None:
             _add(checked, "count", _short(data, data.root), message)
 
 
-def _compare(data: AnomalyData, seen: Sequence[Seen], checked: Checked) -> None:
+def _compare(data: AnomalyData, seen: Sequence[InspectedSample], checked: Checked) -> None:
     """Find files of equal content."""
-    groups: dict[str, list[Seen]] = defaultdict(list)
+    groups: dict[str, list[InspectedSample]] = defaultdict(list)
     for one in seen:
         if one.digest is not None:
             groups[one.digest].append(one)
@@ -306,7 +310,7 @@ def _compare(data: AnomalyData, seen: Sequence[Seen], checked: Checked) -> None:
             _add(checked, kind, _short(data, other.sample.image), message)
 
 
-def _compare_nearly(data: AnomalyData, seen: Sequence[Seen], checked: Checked) -> None:
+def _compare_nearly(data: AnomalyData, seen: Sequence[InspectedSample], checked: Checked) -> None:
     """Find test pictures that nearly equal a training picture: their thumbnails correlate.
 
     Without a training split they are compared with each other.
@@ -328,7 +332,9 @@ def _compare_nearly(data: AnomalyData, seen: Sequence[Seen], checked: Checked) -
         checked.remarks.append(remark)
 
 
-def _near_pairs(ones: Sequence[Seen], others: Sequence[Seen]) -> Iterator[tuple[float, Path, Path]]:
+def _near_pairs(
+    ones: Sequence[InspectedSample], others: Sequence[InspectedSample]
+) -> Iterator[tuple[float, Path, Path]]:
     """Yield for each picture the one most like it, if that is near and not the same content."""
     if not ones or not others:
         return
@@ -371,7 +377,7 @@ def _look_around(data: AnomalyData, samples: Sequence[Sample], checked: Checked)
         )
 
 
-def _say_misfits(seen: Sequence[Seen], checked: Checked) -> None:
+def _say_misfits(seen: Sequence[InspectedSample], checked: Checked) -> None:
     misfits = [s.misfit for s in seen if s.misfit and not any("mask" in p.kind for p in s.problems)]
     if misfits:
         checked.remarks.append(
@@ -388,7 +394,7 @@ def _thumbnail(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     return (grey / length if length > 0 else grey).astype(np.float32)
 
 
-def _sizes(seen: Sequence[Seen]) -> str:
+def _sizes(seen: Sequence[InspectedSample]) -> str:
     sizes = [s.size for s in seen if s.size is not None]
     if not sizes:
         return ""

@@ -16,8 +16,8 @@ from anomaly_clip.data.auxiliary import check_auxiliary, share_image_size
 from anomaly_clip.data.base import BaseDataModule
 from anomaly_clip.data.feature_cache import FeatureCache
 from anomaly_clip.data.few_shots import FewShots
-from anomaly_clip.data.file_hashes import Twin
-from anomaly_clip.data.image_cache import PictureCache
+from anomaly_clip.data.file_hashes import DuplicatePair
+from anomaly_clip.data.image_cache import ImageCache
 from anomaly_clip.data.listing import Listing, TrainCategories
 from anomaly_clip.data.loaders import (
     evaluation_loader,
@@ -28,7 +28,7 @@ from anomaly_clip.data.loaders import (
 )
 from anomaly_clip.data.samplers import EpochSampler
 from anomaly_clip.data.samples import Item, Reader, Sample, SampleDataset, Split, read_sample
-from anomaly_clip.data.synthetic import SyntheticDataset, SyntheticTwins
+from anomaly_clip.data.synthetic import SyntheticDataset, SyntheticPairs
 from anomaly_clip.data.transforms import MaskFilter, Resize
 from anomaly_clip.data.validation import ValidationSplit, ValSplit
 from anomaly_clip.images import read_image, read_mask
@@ -153,7 +153,7 @@ class AnomalyData(BaseDataModule):
         if not self.validation.exists:
             # Lightning then sees no loader; an empty one makes it warn.
             self.val_dataloader = MethodType(LightningDataModule.val_dataloader, self)  # type: ignore[method-assign]
-        self._in_fit: dict[str, SampleDataset | SyntheticDataset | SyntheticTwins | None] = {}
+        self._in_fit: dict[str, SampleDataset | SyntheticDataset | SyntheticPairs | None] = {}
 
     @staticmethod
     def _check_arguments(batch_size: int, seed: int, shuffle: bool, balanced: bool) -> None:
@@ -225,7 +225,7 @@ class AnomalyData(BaseDataModule):
             mask_rule=self.facts.mask,
             read=None if self.on_disk else self.reader(),
             resize=self.resize,
-            cache=PictureCache(str(self.facts.mask)) if self.cache and self.on_disk else None,
+            cache=ImageCache(str(self.facts.mask)) if self.cache and self.on_disk else None,
         )
 
     def words(self, category: str) -> str:
@@ -303,7 +303,7 @@ class AnomalyData(BaseDataModule):
                 self._in_fit["train"] = SyntheticDataset(normal, self.synthesis, self.seed)
         return self._in_fit["train"]  # type: ignore[return-value]
 
-    def validation_dataset(self) -> SampleDataset | SyntheticTwins | None:
+    def validation_dataset(self) -> SampleDataset | SyntheticPairs | None:
         """Return what validates as tensors, the same object all through a fit; None for nothing."""
         if "val" not in self._in_fit:
             self._in_fit["val"] = self.validation.dataset()
@@ -336,7 +336,7 @@ class AnomalyData(BaseDataModule):
 
     # -- images that are trained on and tested ---------------------------------------------------
 
-    def overlap(self, samples: Sequence[Sample] | None = None) -> list[Twin]:
+    def overlap(self, samples: Sequence[Sample] | None = None) -> list[DuplicatePair]:
         """Return the test images that are among the training images, by content.
 
         Args:
@@ -345,14 +345,14 @@ class AnomalyData(BaseDataModule):
         if "test" not in self.splits:
             return []
         trained = self.fit_samples() if samples is None else samples
-        return self.twins(trained, self.samples("test"))
+        return self.duplicates(trained, self.samples("test"))
 
     def _refuse_overlap(self, samples: Sequence[Sample]) -> None:
-        twins = [] if self.allow_overlap else self.overlap(samples)
-        if twins:
+        pairs = [] if self.allow_overlap else self.overlap(samples)
+        if pairs:
             raise ValueError(
-                f"{len(twins)} test images are among the training images, such as "
-                f"{twins[0].other} = {twins[0].one}: remove them, or allow it with "
+                f"{len(pairs)} test images are among the training images, such as "
+                f"{pairs[0].second} = {pairs[0].first}: remove them, or allow it with "
                 f"data.allow_overlap true"
             )
 
@@ -476,5 +476,5 @@ class AnomalyData(BaseDataModule):
         """Return the test split, in the order of its listing."""
         return self._evaluation_loader(self.dataset("test"))
 
-    def _evaluation_loader(self, dataset: SampleDataset | SyntheticTwins) -> DataLoader[Batch]:
+    def _evaluation_loader(self, dataset: SampleDataset | SyntheticPairs) -> DataLoader[Batch]:
         return evaluation_loader(dataset, self.batch_size, self.num_workers, self.trainer)

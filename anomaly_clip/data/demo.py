@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from anomaly_clip.data.dataset import AnomalyData, Reader, Sample, Split
-from anomaly_clip.data.file_hashes import Twin
+from anomaly_clip.data.file_hashes import DuplicatePair
 from anomaly_clip.data.samplers import EpochSampler
 from anomaly_clip.data.scenes import Scenes
 from anomaly_clip.demo.photographs import CATEGORIES, DEFECTS, KEYS, draw_picture
@@ -104,10 +104,10 @@ class Demo(AnomalyData):
         """Whether a sample's picture is a file."""
         return False
 
-    def twins(self, ones: Sequence[Sample], others: Sequence[Sample]) -> list[Twin]:
-        """Return which of ``others`` are among ``ones``: a path says all that a picture shows."""
-        known = {sample.image for sample in ones}
-        return [Twin(s.image, s.image) for s in others if s.image in known]
+    def duplicates(self, first: Sequence[Sample], second: Sequence[Sample]) -> list[DuplicatePair]:
+        """Return the samples that are in both lists: a path says all that an image shows."""
+        known = {sample.image for sample in first}
+        return [DuplicatePair(s.image, s.image) for s in second if s.image in known]
 
     def reader(self) -> Reader:
         """Return what draws a sample's picture and mask."""
@@ -157,7 +157,7 @@ class Demo(AnomalyData):
                 f"{self.batch_size} for each of {world[0]} processes"
             )
         return DataLoader(
-            scenes,  # type: ignore[arg-type]  # default collation makes a Batch of Twins
+            scenes,  # type: ignore[arg-type]  # default collation makes a Batch of ScenePairs
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,

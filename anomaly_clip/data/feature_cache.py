@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Subset
 
 from anomaly_clip import images
 from anomaly_clip.data import samples, transforms
-from anomaly_clip.data.file_hashes import Digests
+from anomaly_clip.data.file_hashes import FileHashes
 from anomaly_clip.data.samples import SampleDataset
 from anomaly_clip.files import CACHE_VARIABLE, atomic_path, cache_folder, source_hash
 from anomaly_clip.progress import track
@@ -220,7 +220,7 @@ def _contents(dataset: SampleDataset) -> Iterator[str]:
         return
     files = [s.mask if s.label and dataset.has_masks else None for s in dataset.samples]
     paths = [s.image for s in dataset.samples] + [file for file in files if file is not None]
-    digests = Digests().of_all(paths)
+    digests = FileHashes().sha256_of_all(paths)
     for sample, file in zip(dataset.samples, files, strict=True):
         yield f"{digests[sample.image]} {digests[file] if file is not None else ''}"
 

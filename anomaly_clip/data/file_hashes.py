@@ -17,12 +17,12 @@ from typing import NamedTuple
 from anomaly_clip.files import cache_folder
 from anomaly_clip.progress import track
 
-__all__ = ["Digests", "Twin", "shared_contents"]
+__all__ = ["DuplicatePair", "FileHashes", "duplicates_between"]
 
 BLOCK = 1 << 20
 
 
-class Digests:
+class FileHashes:
     """Content hashes of files, remembered.
 
     Args:
@@ -36,7 +36,7 @@ class Digests:
     def __getstate__(self) -> dict[str, object]:
         return {"file": self.file, "_known": None}  # loading processes read the file themselves
 
-    def of(self, path: Path) -> str:
+    def sha256(self, path: Path) -> str:
         """Return the sha256 of a file's content, as hexadecimal digits.
 
         Raises:
@@ -56,12 +56,12 @@ class Digests:
         except OSError as error:
             raise ValueError(f"{path}: the file cannot be read ({error.strerror})") from None
 
-    def of_all(self, paths: Iterable[Path], workers: int | None = None) -> dict[Path, str]:
+    def sha256_of_all(self, paths: Iterable[Path], workers: int | None = None) -> dict[Path, str]:
         """Return the hashes of many files, read by several threads."""
         paths = list(dict.fromkeys(paths))
         self._load()
         with ThreadPoolExecutor(workers) as pool:
-            found = track(pool.map(self.of, paths), "comparing files", total=len(paths))
+            found = track(pool.map(self.sha256, paths), "comparing files", total=len(paths))
             return dict(zip(paths, found, strict=True))
 
     def _load(self) -> dict[tuple[str, int, int], str]:
@@ -94,29 +94,31 @@ class Digests:
             pass  # a cache that cannot be written is only slower
 
 
-class Twin(NamedTuple):
+class DuplicatePair(NamedTuple):
     """Two files with the same content."""
 
-    one: Path
-    other: Path
+    first: Path
+    second: Path
 
 
-def shared_contents(
-    ones: Sequence[Path], others: Sequence[Path], digests: Digests | None = None
-) -> list[Twin]:
-    """Return which files occur in both lists, by content; each of ``others`` at most once.
+def duplicates_between(
+    first: Sequence[Path], second: Sequence[Path], hashes: FileHashes | None = None
+) -> list[DuplicatePair]:
+    """Return the files that occur in both lists, by content; each of ``second`` at most once.
 
     Files of different sizes differ, so few are ever hashed.
     """
-    digests = digests or Digests()
-    sizes = {size for path in ones if (size := _size(path)) is not None}
-    candidates = [path for path in others if _size(path) in sizes]
+    hashes = hashes or FileHashes()
+    sizes = {size for path in first if (size := _size(path)) is not None}
+    candidates = [path for path in second if _size(path) in sizes]
     wanted = {_size(path) for path in candidates}
-    ours = digests.of_all(path for path in ones if _size(path) in wanted)
+    ours = hashes.sha256_of_all(path for path in first if _size(path) in wanted)
     by_content = {digest: path for path, digest in reversed(list(ours.items()))}
-    theirs = digests.of_all(candidates)
+    theirs = hashes.sha256_of_all(candidates)
     return [
-        Twin(by_content[digest], path) for path, digest in theirs.items() if digest in by_content
+        DuplicatePair(by_content[digest], path)
+        for path, digest in theirs.items()
+        if digest in by_content
     ]
 
 

@@ -17,15 +17,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly_clip.data.file_hashes import Digests
+from anomaly_clip.data.file_hashes import FileHashes
 from anomaly_clip.files import atomic_path, cache_folder
 
-__all__ = ["PictureCache"]
+__all__ = ["ImageCache"]
 
 VERSION = 1  # raise it when reading or resizing changes what it returns
 
 
-class PictureCache:
+class ImageCache:
     """Keeps arrays made of picture files.
 
     Args:
@@ -36,7 +36,7 @@ class PictureCache:
     def __init__(self, tag: str = "", folder: Path | None = None) -> None:
         self.tag = tag
         self.folder = folder or cache_folder() / "pictures"
-        self.digests = Digests()
+        self.hashes = FileHashes()
         self._writable = True
 
     def load(self, sources: Sequence[Path], variant: str) -> NDArray[np.uint8] | None:
@@ -66,7 +66,7 @@ class PictureCache:
             warnings.warn(f"pictures are not cached in {self.folder}: {error}", stacklevel=2)
 
     def _file(self, sources: Sequence[Path], variant: str) -> Path:
-        contents = " ".join(self.digests.of(path) for path in sources)
+        contents = " ".join(self.hashes.sha256(path) for path in sources)
         key = f"{VERSION} {contents} {variant} {self.tag}"
         name = hashlib.sha256(key.encode()).hexdigest()
         return self.folder / name[:2] / f"{name}.npy"

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from anomaly_clip.data.image_cache import PictureCache
+from anomaly_clip.data.image_cache import ImageCache
 from anomaly_clip.data.info import MaskRule, Split
 from anomaly_clip.data.transforms import MaskFilter, Resize, resize_image, resize_mask
 from anomaly_clip.images import Mask, open_image, read_grey, read_mask
@@ -162,7 +162,7 @@ class SampleDataset(Dataset[Item]):
         mask_rule: MaskRule = MaskRule(),
         read: Reader | None = None,
         resize: Resize = Resize(),
-        cache: PictureCache | None = None,
+        cache: ImageCache | None = None,
     ) -> None:
         resize.check(image_size)
         self.samples = samples

@@ -16,7 +16,7 @@ from anomaly_clip.demo.photographs import CATEGORIES, KEYS, draw_twins
 from anomaly_clip.demo.surfaces import FAMILIES, fitting_defects, vary
 from anomaly_clip.records import Draw
 
-__all__ = ["Scenes", "Twins", "crop_and_turn"]
+__all__ = ["ScenePair", "Scenes", "crop_and_turn"]
 
 FIRST_INDEX = 1_000_000_000
 """Scenes are numbered from here, so that none is ever a picture of a listing."""
@@ -29,7 +29,7 @@ VARIED = 0.85  # share of the scenes whose product looks otherwise than the cate
 OBJECT_WEIGHT = 2.0  # of an object among surfaces, when a category is drawn: it is harder
 
 
-class Twins(TypedDict):
+class ScenePair(TypedDict):
     """One scene, before batching; see :class:`~anomaly_clip.records.Batch`."""
 
     image: Tensor
@@ -42,7 +42,7 @@ class Twins(TypedDict):
     defect: str
 
 
-class Scenes(Dataset[Twins]):
+class Scenes(Dataset[ScenePair]):
     """Scenes of several categories, each without and with a defect; other ones each epoch.
 
     Most show a variety of the category, so that not only its own colours and sizes are learned.
@@ -85,7 +85,7 @@ class Scenes(Dataset[Twins]):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, draw: Draw) -> Twins:
+    def __getitem__(self, draw: Draw) -> ScenePair:
         rng = np.random.default_rng([self.seed, *draw])
         category = str(rng.choice(list(self.defects), p=self.shares))
         defect = str(rng.choice(self.defects[category]))
@@ -99,7 +99,7 @@ class Scenes(Dataset[Twins]):
         image, synthetic, mask = crop_and_turn(
             normal.image, defective.image, defective.mask, self.image_size, rng
         )
-        return Twins(
+        return ScenePair(
             image=torch.from_numpy(image).permute(2, 0, 1).contiguous(),
             synthetic=torch.from_numpy(synthetic).permute(2, 0, 1).contiguous(),
             synthetic_mask=torch.from_numpy(mask),

@@ -14,7 +14,7 @@ from anomaly_clip.data.samples import Item, Sample, SampleDataset
 from anomaly_clip.records import Draw, Synthetic
 from anomaly_clip.synthesis.synthesizer import SynthesisSettings, synthesize
 
-__all__ = ["SyntheticDataset", "SyntheticTwins"]
+__all__ = ["SyntheticDataset", "SyntheticPairs"]
 
 SYNTHESIS = 0x5EED  # purpose: a stream of random numbers of its own
 VALIDATION = 0x7E57
@@ -135,7 +135,7 @@ class SyntheticDataset(Dataset[Item]):
         return item
 
 
-class SyntheticTwins(Dataset[Item]):
+class SyntheticPairs(Dataset[Item]):
     """Each image without and with a defect, the same ones in every epoch: for validation.
 
     Args:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from anomaly_clip.data.samplers import hold_out
 from anomaly_clip.data.samples import Sample, SampleDataset
-from anomaly_clip.data.synthetic import SyntheticTwins
+from anomaly_clip.data.synthetic import SyntheticPairs
 
 if TYPE_CHECKING:
     from anomaly_clip.data.dataset import AnomalyData
@@ -106,7 +106,7 @@ class ValidationSplit:
             )
         return _parted(samples, held)
 
-    def dataset(self) -> SampleDataset | SyntheticTwins | None:
+    def dataset(self) -> SampleDataset | SyntheticPairs | None:
         """Return the images that validate, as tensors; None if nothing does."""
         data = self.data
         if self.kind == "none":
@@ -118,7 +118,7 @@ class ValidationSplit:
         assert data.synthesis is not None
         held = data.as_tensors(self.normal_parts[1])
         donors = data.as_tensors([s for s in data.fit_samples() if not s.label])
-        return SyntheticTwins(held, data.synthesis, data.seed, donors)
+        return SyntheticPairs(held, data.synthesis, data.seed, donors)
 
 
 def _parted(samples: list[Sample], held: set[int]) -> tuple[list[Sample], list[Sample]]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly_clip.data.dataset import AnomalyData, Reader, Sample, Split
-from anomaly_clip.data.file_hashes import Digests
+from anomaly_clip.data.file_hashes import FileHashes
 from anomaly_clip.data.layout import missing_layout
 from anomaly_clip.data.transforms import Resize
 from anomaly_clip.files import atomic_path, cache_folder
@@ -55,7 +55,7 @@ class WaferMaps:
     @cached_property
     def _arrays(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         folder = cache_folder() / "wafers"
-        digest = Digests().of(self.file)
+        digest = FileHashes().sha256(self.file)
         files = [folder / f"{digest}-{name}.npy" for name in ("maps", "targets")]
         try:
             maps, targets = (np.load(f, mmap_mode="r", allow_pickle=False) for f in files)

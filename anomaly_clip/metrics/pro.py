@@ -115,8 +115,8 @@ def region_weights(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
     if not mask.any():
         return np.zeros(0)
     # Defects are small: labels are looked for in their bounding box, where pixels keep their order.
-    top, bottom = _ends(mask.any(axis=1))
-    left, right = _ends(mask.any(axis=0))
+    top, bottom = _ends(np.logical_or.reduce(mask, axis=1))
+    left, right = _ends(np.logical_or.reduce(mask, axis=0))
     box = np.ascontiguousarray(mask[top:bottom, left:right])
     _, labels = cv2.connectedComponents(box.view(np.uint8), connectivity=8)
     members = labels[box]  # (pixels of the mask,)
