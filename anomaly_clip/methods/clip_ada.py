@@ -37,6 +37,7 @@ from anomaly_clip.methods.clip_ada_refinement import DenseHead, RefinementSettin
 from anomaly_clip.methods.clip_method import CLIPMethod
 from anomaly_clip.metrics.evaluator import EvaluatorSettings
 from anomaly_clip.records import Batch, Scores
+from anomaly_clip.schedules import total_steps, warmup_cosine
 
 __all__ = ["CLIPADA", "LossSettings", "MapSettings", "OptimSettings"]
 
@@ -478,25 +479,17 @@ class CLIPADA(CLIPMethod):
         Raises:
             ValueError: If the end of the training is not known.
         """
-        steps = self.trainer.estimated_stepping_batches
-        if math.isinf(steps):
-            raise ValueError(
-                "CLIPADA lowers its rates towards the end, which must be known: give "
-                "trainer.max_steps or trainer.max_epochs"
-            )
+        steps = total_steps(self, " or trainer.max_steps")
         settings = self.optim
         decay = settings.weight_decay
         if self.data is not None and len(self.data.fit_samples()) < settings.few_images:
             decay *= settings.few_factor
         groups = list(self.parameter_groups(decay))
         optimizer = torch.optim.AdamW(groups, lr=settings.lr_head, betas=settings.betas)
-        warmup = min(settings.warmup_steps, int(steps) // 20)
+        warmup = min(settings.warmup_steps, steps // 20)
 
         def rate(step: int) -> float:
-            if step < warmup:
-                return (step + 1) / warmup
-            done = min(1.0, (step - warmup) / max(1, steps - warmup))
-            return settings.last + (1 - settings.last) * 0.5 * (1 + math.cos(math.pi * done))
+            return warmup_cosine(step, warmup, steps, settings.last)
 
         schedule = {"scheduler": LambdaLR(optimizer, rate), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": schedule}

@@ -42,9 +42,11 @@ from anomaly_clip.methods.contrastive_captions import Captions, Picture
 from anomaly_clip.methods.sdp import feature_surgery
 from anomaly_clip.metrics import average_precision
 from anomaly_clip.records import DEMO, RANDOM, Batch
+from anomaly_clip.schedules import total_steps, warmup_cosine
 
 __all__ = ["Contrastive", "multi_positive"]
 
+LEAST_RATE = 0.02  # share of the learning rate that is left at the end
 LEAST_SHARE = 0.04  # of a patch that a defect covers; patches with less are left out
 NUM_SENTENCES = 24  # of the indifference term, and
 NUM_HALVES = 8  # how often they are halved
@@ -176,11 +178,7 @@ class Contrastive(LightningModule):
                 "Contrastive learns from scenes without and with a defect: use --data Demo and "
                 "give --data.num_scenes"
             )
-        if math.isinf(self.trainer.estimated_stepping_batches):
-            raise ValueError(
-                "Contrastive lowers its learning rate towards the end, which must be known: give "
-                "trainer.max_epochs"
-            )
+        total_steps(self)  # raises if the training has no end
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch of scenes."""
@@ -215,11 +213,11 @@ class Contrastive(LightningModule):
             {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=(0.9, 0.98))
-        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        steps = total_steps(self)
 
-        def rate(step: int) -> float:
-            cosine = 0.5 + 0.5 * math.cos(math.pi * min(1.0, step / steps))
-            return min(1.0, (step + 1) / max(1, self.warmup_steps)) * (0.02 + 0.98 * cosine)
+        def rate(step: int) -> float:  # warm-up and cosine are multiplied here
+            warmup = min(1.0, (step + 1) / max(1, self.warmup_steps))
+            return warmup * warmup_cosine(step, 0, steps, LEAST_RATE)
 
         schedule = {"scheduler": LambdaLR(optimizer, rate), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": schedule}

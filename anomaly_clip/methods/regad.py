@@ -42,6 +42,7 @@ from anomaly_clip.metrics.evaluator import (
 )
 from anomaly_clip.progress import say, track
 from anomaly_clip.records import Batch, Scores
+from anomaly_clip.schedules import half_cosine, total_epochs
 
 __all__ = ["PixelCNNSettings", "RegAD", "averaged"]
 
@@ -257,19 +258,14 @@ class RegAD(TrainedMethod):
         Raises:
             ValueError: If the number of epochs is not known.
         """
-        epochs = self.trainer.max_epochs
-        if epochs is None or epochs < 1:
-            raise ValueError(
-                "RegAD lowers its rate towards the end, which must be known: give "
-                "trainer.max_epochs"
-            )
+        epochs = total_epochs(self)
         if epochs == 1:
             say("RegAD's rate is 0 in the last epoch, so one learns nothing: take more epochs")
         trained = [p for p in self.parameters() if p.requires_grad]
         optimizer = torch.optim.SGD(trained, self.lr, momentum=self.momentum)
 
         def rate(done: int) -> float:  # the public code counts epochs from 1
-            return 0.5 * (1 + math.cos(math.pi * min(done + 1, epochs) / epochs))
+            return half_cosine(math.pi * min(done + 1, epochs) / epochs)
 
         return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, rate)}
 

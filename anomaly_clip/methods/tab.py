@@ -39,6 +39,7 @@ from anomaly_clip.losses import softmax_focal_loss
 from anomaly_clip.progress import say
 from anomaly_clip.records import RANDOM, Batch
 from anomaly_clip.results.folder import versions
+from anomaly_clip.schedules import half_cosine, total_epochs, total_steps
 
 __all__ = ["TAB", "TABOptim", "alignment_logits"]
 
@@ -432,18 +433,14 @@ class TAB(LightningModule):
             optimizer = torch.optim.AdamW(trained, settings.lr, betas=(0.5, 0.999))
         if settings.scheduler_t_max == "none":
             return optimizer
-        steps = self.trainer.estimated_stepping_batches
-        if math.isinf(steps) or not self.trainer.max_epochs or self.trainer.max_epochs < 0:
-            raise ValueError(
-                "TAB lowers its rate towards the end, which must be known: give trainer.max_epochs"
-            )
-        epochs = max(1, self.trainer.max_epochs // settings.passes)
+        steps = total_steps(self)
+        epochs = max(1, total_epochs(self) // settings.passes)
         length = epochs
         if settings.scheduler_t_max == "official":
-            length = max(1, int(steps) // epochs)
+            length = max(1, steps // epochs)
 
         def rate(done: int) -> float:
-            return 0.5 * (1 + math.cos(math.pi * (done // settings.passes) / length))
+            return half_cosine(math.pi * (done // settings.passes) / length)
 
         return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, rate)}
 
