@@ -30,7 +30,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
 from anomaly_clip.backbones.learnable_prompt import LearnablePrompt, LearnablePromptSettings
 from anomaly_clip.backbones.surgery import encode_layers
-from anomaly_clip.errors import check_choice
+from anomaly_clip.errors import check_at_least, check_between, check_choice
 from anomaly_clip.losses import batch_dice_loss, focal_loss_with_logits
 from anomaly_clip.maps import gaussian_blur, image_score, patches_to_map, resize_maps
 from anomaly_clip.methods.clip_ada_refinement import DenseHead, RefinementSettings, RegionRefinement
@@ -77,13 +77,9 @@ class LossSettings:
     image_fraction: float = 0.01
 
     def __post_init__(self) -> None:
-        if not 0 < self.image_fraction <= 1:
-            raise ValueError(
-                f"model.loss.image_fraction must be in (0, 1], got {self.image_fraction}"
-            )
+        check_between("model.loss.image_fraction", self.image_fraction, 0, 1, open_low=True)
         for name in ("focal", "dice", "normal_dice", "coarse", "image", "class_token", "gamma"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"model.loss.{name} must be 0 or more, got {getattr(self, name)}")
+            check_at_least(f"model.loss.{name}", getattr(self, name), 0)
 
 
 @dataclass(frozen=True)
@@ -130,10 +126,8 @@ class MapSettings:
 
     def __post_init__(self) -> None:
         check_choice("model.map.image_score", self.image_score, IMAGE_SCORES)
-        if self.eval_size < POOL:
-            raise ValueError(f"model.map.eval_size must be {POOL} or more, got {self.eval_size}")
-        if not self.sigma >= 0:
-            raise ValueError(f"model.map.sigma must be 0 or more, got {self.sigma}")
+        check_at_least("model.map.eval_size", self.eval_size, POOL)
+        check_at_least("model.map.sigma", self.sigma, 0)
 
 
 class Looks(NamedTuple):
@@ -202,8 +196,7 @@ class CLIPADA(CLIPMethod):
         super().__init__(evaluator)
         check_choice("model.dense", dense, ("block", "vv"))
         check_choice("model.head_init", head_init, ("random", "clip"))
-        if not LEAST_TAU <= tau <= MOST_TAU:
-            raise ValueError(f"model.tau must be in [{LEAST_TAU}, {MOST_TAU}], got {tau}")
+        check_between("model.tau", tau, LEAST_TAU, MOST_TAU)
         self.backbone = CLIPBackbone.of(backbone)
         self.feature_layer = feature_layer
         self.taps = [feature_layer] if taps is None else list(taps)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from anomaly_clip.backbones.clip import CLIPBackbone, unit
 from anomaly_clip.backbones.surgery import attend, split_heads
-from anomaly_clip.errors import check_choice
+from anomaly_clip.errors import check_at_least, check_choice
 
 if TYPE_CHECKING:
     from open_clip.transformer import ResidualAttentionBlock
@@ -55,11 +55,8 @@ class RefinementSettings:
     def __post_init__(self) -> None:
         check_choice("model.refine.mode", self.mode, MODES)
         check_choice("model.refine.fuse", self.fuse, ("mean", "fine"))
-        for name, least in (("blocks", 1), ("steps", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"model.refine.{name} must be {least} or more, got {getattr(self, name)}"
-                )
+        check_at_least("model.refine.blocks", self.blocks, 1)
+        check_at_least("model.refine.steps", self.steps, 1)
 
 
 class DenseHead(nn.Module):

@@ -36,6 +36,7 @@ from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, Window, unit
 from anomaly_clip.backbones.prompts import PromptEnsemble
 from anomaly_clip.backbones.surgery import encode_dual_path, stage_ends
 from anomaly_clip.data.demo import Demo
+from anomaly_clip.errors import check_at_least
 from anomaly_clip.files import atomic_path
 from anomaly_clip.maps import gaussian_blur
 from anomaly_clip.methods.contrastive_captions import Captions, Picture
@@ -117,15 +118,11 @@ class Contrastive(LightningModule):
         super().__init__()
         self.save_hyperparameters(ignore=["backbone", "prompts"])
         self.save_hyperparameters({"prompts": asdict(prompts)})
-        for name, value, least in (
-            ("lr", lr, 0.0),
-            ("strengthening", strengthening, 1.0),
-            ("value_gain", value_gain, 1e-3),
-            ("logit_scale", logit_scale, 1e-3),
-            ("seed", seed, 0),
-        ):
-            if not value >= least:
-                raise ValueError(f"model.{name} must be {least:g} or more, got {value}")
+        check_at_least("model.lr", lr, 0)
+        check_at_least("model.strengthening", strengthening, 1)
+        check_at_least("model.value_gain", value_gain, 0.001)
+        check_at_least("model.logit_scale", logit_scale, 0.001)
+        check_at_least("model.seed", seed, 0)
         self.backbone = CLIPBackbone.of(backbone)
         model = self.backbone.model.requires_grad_(True)
         model.logit_scale.requires_grad_(False).fill_(math.log(logit_scale))

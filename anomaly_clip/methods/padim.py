@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
+from anomaly_clip.errors import check_above, check_at_least
 from anomaly_clip.maps import gaussian_blur, image_score, patches_to_map
 from anomaly_clip.methods.cnn_method import FittedMethod
 from anomaly_clip.methods.gaussians import Moments, RunningMoments, inverse_factor
@@ -70,10 +71,8 @@ class PaDiM(FittedMethod):
                 f"model.num_channels must be between 1 and the {total} of {', '.join(self.layers)},"
                 f" got {num_channels}"
             )
-        if not regularization > 0:
-            raise ValueError(f"model.regularization must be above 0, got {regularization}")
-        if not sigma >= 0:
-            raise ValueError(f"model.sigma must be 0 or more, got {sigma}")
+        check_above("model.regularization", regularization, 0)
+        check_at_least("model.sigma", sigma, 0)
         self.regularization = regularization
         self.sigma = sigma
         self.blur_border = blur_border

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
+from anomaly_clip.errors import check_at_least, check_between
 from anomaly_clip.maps import gaussian_blur, resize_maps
 from anomaly_clip.methods.cnn_method import FittedMethod
 from anomaly_clip.methods.coreset import k_centre_greedy, project, projected_width
@@ -82,16 +83,11 @@ class PatchCore(FittedMethod):
     ) -> None:
         super().__init__(backbone, layers, image_size, evaluator)
         self.layers = self.check_layers(layers)
-        for name, value, least, most in (
-            ("coreset", coreset, 1e-9, 1),
-            ("projection_eps", projection_eps, 0, 0.999),
-            ("num_neighbours", num_neighbours, 1, math.inf),
-            ("sigma", sigma, 0, math.inf),
-            ("seed", seed, 0, 2**32 - 1),
-        ):
-            if not least <= value <= most:
-                bounds = f"{least:g} or more" if most == math.inf else f"in ({least:g}, {most:g}]"
-                raise ValueError(f"model.{name} must be {bounds}, got {value}")
+        check_between("model.coreset", coreset, 0, 1, open_low=True)
+        check_between("model.projection_eps", projection_eps, 0, 0.999)
+        check_at_least("model.num_neighbours", num_neighbours, 1)
+        check_at_least("model.sigma", sigma, 0)
+        check_between("model.seed", seed, 0, 2**32 - 1)
         self.coreset = coreset
         self.projection_eps = projection_eps
         self.num_neighbours = num_neighbours

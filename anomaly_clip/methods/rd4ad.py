@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1, conv3x3
 
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
+from anomaly_clip.errors import check_above, check_at_least
 from anomaly_clip.maps import gaussian_blur, image_score, resize_maps
 from anomaly_clip.methods.cnn_method import Select, TrainedMethod
 from anomaly_clip.metrics.evaluator import EvaluatorSettings
@@ -68,10 +69,8 @@ class RD4AD(TrainedMethod):
                 f"wide at model.image_size {image_size}: RD4AD takes three, each half as wide as "
                 f"the one before, the last even and 4 or more"
             )
-        if not sigma >= 0:
-            raise ValueError(f"model.sigma must be 0 or more, got {sigma}")
-        if not lr > 0:
-            raise ValueError(f"model.lr must be above 0, got {lr}")
+        check_at_least("model.sigma", sigma, 0)
+        check_above("model.lr", lr, 0)
         self.amap_mode = amap_mode
         self.sigma = sigma
         self.lr = lr

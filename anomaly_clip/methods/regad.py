@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
 from anomaly_clip.data.dataset import AnomalyData
+from anomaly_clip.errors import check_above, check_at_least, check_between
 from anomaly_clip.maps import gaussian_blur, image_score, patches_to_map
 from anomaly_clip.methods.cnn_method import Select, TrainedMethod
 from anomaly_clip.methods.gaussians import FewSampleGaussians, few_sample_gaussians
@@ -115,16 +116,12 @@ class RegAD(TrainedMethod):
             raise ValueError(
                 f"model.image_size must be a multiple of 32, 64 or more, got {image_size}"
             )
-        for name, count in (("shots", shots), ("rounds", rounds)):
-            if count < 1:
-                raise ValueError(f"model.{name} must be 1 or more, got {count}")
-        for name, value in (("regularization", regularization), ("lr", lr)):
-            if not value > 0:
-                raise ValueError(f"model.{name} must be above 0, got {value}")
-        if not sigma >= 0:
-            raise ValueError(f"model.sigma must be 0 or more, got {sigma}")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"model.momentum must be in [0, 1), got {momentum}")
+        check_at_least("model.shots", shots, 1)
+        check_at_least("model.rounds", rounds, 1)
+        check_above("model.regularization", regularization, 0)
+        check_above("model.lr", lr, 0)
+        check_at_least("model.sigma", sigma, 0)
+        check_between("model.momentum", momentum, 0, 1, open_high=True)
         self.shots = shots
         self.rounds = rounds
         self.regularization = regularization

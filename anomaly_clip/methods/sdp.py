@@ -17,6 +17,7 @@ from torch import Tensor
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, Tokens, unit
 from anomaly_clip.backbones.prompts import PromptEnsemble, RVSSettings, text_features
 from anomaly_clip.backbones.surgery import StageTokens, check_stages, encode_dual_path
+from anomaly_clip.errors import check_at_least
 from anomaly_clip.maps import gaussian_blur, image_score, patches_to_map
 from anomaly_clip.methods.clip_method import CLIPMethod
 from anomaly_clip.metrics.evaluator import EvaluatorSettings
@@ -72,8 +73,7 @@ class SDP(CLIPMethod):
         self.stage_tokens = stage_tokens
         self.feature_surgery = feature_surgery
         self.sigma = sigma
-        if not sigma >= 0:
-            raise ValueError(f"model.sigma must be 0 or more, got {sigma}")
+        check_at_least("model.sigma", sigma, 0)
         self._text: dict[tuple[str, RVSSettings], Tensor] = {}
 
     def prepare(self, categories: list[str]) -> None:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
+from anomaly_clip.errors import check_above, check_at_least
 from anomaly_clip.maps import gaussian_blur, patches_to_map
 from anomaly_clip.methods.cnn_method import Select, TrainedMethod
 from anomaly_clip.metrics.evaluator import EvaluatorSettings
@@ -72,16 +73,13 @@ class SimpleNet(TrainedMethod):
     ) -> None:
         super().__init__(backbone, layers, image_size, select, evaluator)
         self.layers = self.check_layers(layers)
-        least = {"pretrain_dim": pretrain_dim, "target_dim": target_dim, "hidden": hidden}
-        for name, value in least.items():
-            if value < 1:
-                raise ValueError(f"model.{name} must be 1 or more, got {value}")
-        above = {"noise": noise, "adaptor_lr": adaptor_lr, "discriminator_lr": discriminator_lr}
-        for name, rate in above.items():
-            if not rate > 0:
-                raise ValueError(f"model.{name} must be above 0, got {rate}")
-        if not sigma >= 0:
-            raise ValueError(f"model.sigma must be 0 or more, got {sigma}")
+        check_at_least("model.pretrain_dim", pretrain_dim, 1)
+        check_at_least("model.target_dim", target_dim, 1)
+        check_at_least("model.hidden", hidden, 1)
+        check_above("model.noise", noise, 0)
+        check_above("model.adaptor_lr", adaptor_lr, 0)
+        check_above("model.discriminator_lr", discriminator_lr, 0)
+        check_at_least("model.sigma", sigma, 0)
         self.pretrain_dim = pretrain_dim
         self.target_dim = target_dim
         self.noise = noise

@@ -34,6 +34,7 @@ from anomaly_clip.backbones.tab_prompts import TABPrompts, text_matrices
 from anomaly_clip.callbacks import DataWaitMonitor
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.drawing.tsne import embed, write_embeddings
+from anomaly_clip.errors import check_above, check_at_least
 from anomaly_clip.files import atomic_path
 from anomaly_clip.losses import softmax_focal_loss
 from anomaly_clip.progress import say
@@ -73,10 +74,8 @@ class TABOptim:
     scheduler_t_max: Literal["epochs", "official", "none"] = "epochs"
 
     def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise ValueError(f"model.optim.lr must be above 0, got {self.lr}")
-        if self.passes < 1:
-            raise ValueError(f"model.optim.passes must be 1 or more, got {self.passes}")
+        check_above("model.optim.lr", self.lr, 0)
+        check_at_least("model.optim.passes", self.passes, 1)
 
 
 class TAB(LightningModule):
@@ -132,8 +131,7 @@ class TAB(LightningModule):
         self.text = text if isinstance(text, CLIPSettings) else CLIPSettings(**text)
         self.prompts = prompts if isinstance(prompts, TABPrompts) else TABPrompts(**prompts)
         self.optim = optim if isinstance(optim, TABOptim) else TABOptim(**optim)
-        if image_size < 32:
-            raise ValueError(f"model.image_size must be 32 or more, got {image_size}")
+        check_at_least("model.image_size", image_size, 32)
         if loss == "concat" and (align == "normal" or self.prompts.preset == "one_class"):
             raise ValueError("model.loss concat needs texts of both sides")
         self.loss = loss

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
 from anomaly_clip.backbones.prompts import PromptEnsemble, RVSSettings, text_features
+from anomaly_clip.errors import check_above
 from anomaly_clip.maps import patches_to_map
 from anomaly_clip.methods.clip_method import CLIPMethod
 from anomaly_clip.metrics.evaluator import EvaluatorSettings
@@ -80,8 +81,7 @@ class WinCLIP(CLIPMethod):
         self.prompts = prompts
         self.scales = [2, 3] if scales is None else list(scales)
         self.temperature = temperature
-        if not temperature > 0:
-            raise ValueError(f"model.temperature must be above 0, got {temperature}")
+        check_above("model.temperature", temperature, 0)
         side = self.backbone.image_size // self.backbone.patch_size
         if not self.scales or min(self.scales) < 1 or max(self.scales) > side:
             raise ValueError(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from anomaly_clip.errors import check_at_least
 from anomaly_clip.metrics.bins import Bounds
 from anomaly_clip.metrics.curves import Curves, image_curves
 from anomaly_clip.metrics.image import auroc, average_precision, bootstrap_auroc, f1_max
@@ -80,8 +81,8 @@ class EvaluatorSettings:
         check_pro_options(self.fpr_limit, self.pro_steps)
         if self.exact and self.fine:
             raise ValueError("evaluator.fine counts and evaluator.exact ranks: choose one")
-        if self.bootstrap is not None and self.bootstrap < 1:
-            raise ValueError(f"evaluator.bootstrap must be 1 or more, got {self.bootstrap}")
+        if self.bootstrap is not None:
+            check_at_least("evaluator.bootstrap", self.bootstrap, 1)
 
 
 class Results(TypedDict):

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from anomaly_clip.errors import check_between
 from anomaly_clip.records import Synthetic
 from anomaly_clip.synthesis.checks import check_fields, check_image
 from anomaly_clip.synthesis.masks import tightened
@@ -63,8 +64,7 @@ class CutPaste:
                 raise ValueError(f"{name} {getattr(self, name)}: expected 0 < smallest <= largest")
         if self.area[1] > 1:
             raise ValueError(f"area {self.area}: at most 1, the whole image")
-        if not 0 <= self.jitter <= 0.5:
-            raise ValueError(f"jitter must be in [0, 0.5], got {self.jitter}")
+        check_between("jitter", self.jitter, 0, 0.5)
 
     def __call__(
         self,

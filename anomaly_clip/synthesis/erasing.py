@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from anomaly_clip.errors import check_at_least
 from anomaly_clip.records import Synthetic
 from anomaly_clip.synthesis.checks import check_fields, check_image
 from anomaly_clip.synthesis.masks import tightened
@@ -64,8 +65,8 @@ class Erasing:
                 raise ValueError(f"{name} {getattr(self, name)}: expected 0 < smallest <= largest")
         if self.area[1] > 1:
             raise ValueError(f"area {self.area}: at most 1, the whole image")
-        if self.grid < 1 or self.groups < 1:
-            raise ValueError(f"grid {self.grid} and groups {self.groups} must be 1 or more")
+        check_at_least("grid", self.grid, 1)
+        check_at_least("groups", self.groups, 1)
 
     def __call__(
         self,

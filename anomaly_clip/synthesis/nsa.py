@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from anomaly_clip.errors import check_at_least, check_between
 from anomaly_clip.records import Synthetic
 from anomaly_clip.synthesis.checks import check_fields, check_image
 from anomaly_clip.synthesis.masks import foreground_of
@@ -119,12 +120,11 @@ class NSA:
             raise ValueError(f"resize {self.resize}: expected 0 < smallest <= largest")
         if self.gamma is not None and min(self.gamma[:2]) <= 0:
             raise ValueError(f"gamma {self.gamma}: shape and scale must be above 0")
-        for name, least in (("num_patches", 1), ("ellipses", 0), ("require_change", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
-        for name in ("least_object", "least_overlap"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        check_at_least("num_patches", self.num_patches, 1)
+        check_at_least("ellipses", self.ellipses, 0)
+        check_at_least("require_change", self.require_change, 0)
+        check_between("least_object", self.least_object, 0, 1, open_high=True)
+        check_between("least_overlap", self.least_overlap, 0, 1, open_high=True)
         if not self.shift and self.resize is not None:
             raise ValueError("without shift a patch keeps its place, so resize must be left out")
         if self.label == "continuous" and self.mode != "uniform":

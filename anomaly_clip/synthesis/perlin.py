@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from anomaly_clip.errors import check_at_least, check_between
 from anomaly_clip.records import Synthetic
 from anomaly_clip.synthesis.checks import check_fields, check_image
 from anomaly_clip.synthesis.textures import Source, augmented, texture
@@ -58,12 +59,9 @@ class Perlin:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if not -1 < self.threshold < 1:
-            raise ValueError(f"threshold must be in (-1, 1), got {self.threshold}")
-        if not 0 < self.least_opacity <= 1:
-            raise ValueError(f"least_opacity must be in (0, 1], got {self.least_opacity}")
-        if self.num_changes < 0:
-            raise ValueError(f"num_changes must be 0 or more, got {self.num_changes}")
+        check_between("threshold", self.threshold, -1, 1, open_low=True, open_high=True)
+        check_between("least_opacity", self.least_opacity, 0, 1, open_low=True)
+        check_at_least("num_changes", self.num_changes, 0)
         if self.source == "folder" and self.folder is None:
             raise ValueError("source folder: name it with folder")
 

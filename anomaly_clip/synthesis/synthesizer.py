@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from anomaly_clip.errors import check_above, check_at_least, check_between
 from anomaly_clip.records import Synthetic
 from anomaly_clip.synthesis.masks import foreground_of
 from anomaly_clip.synthesis.presets import Recipe, preset
@@ -75,14 +76,10 @@ class SynthesisSettings:
                 f"one of its recipes ({', '.join(sorted(known))})"
             )
         for name, weight in (self.weights or {}).items():
-            if not weight > 0:
-                raise ValueError(f"data.synthesis.weights, {name}: must be above 0, got {weight}")
-        if not 0 <= self.share <= 1:
-            raise ValueError(f"data.synthesis.share must be in [0, 1], got {self.share}")
-        if not 0 <= self.rotated <= 1:
-            raise ValueError(f"data.synthesis.rotated must be in [0, 1], got {self.rotated}")
-        if self.retries < 0:
-            raise ValueError(f"data.synthesis.retries must be 0 or more, got {self.retries}")
+            check_above(f"data.synthesis.weights, {name}:", weight, 0)
+        check_between("data.synthesis.share", self.share, 0, 1)
+        check_between("data.synthesis.rotated", self.rotated, 0, 1)
+        check_at_least("data.synthesis.retries", self.retries, 0)
         for name in self.names():
             self.made(name, "")  # unknown names and arguments are said before anything is run
 
