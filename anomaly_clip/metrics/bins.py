@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from anomaly_clip.metrics.image import Ranking
 
 __all__ = ["Bins", "Bounds"]
 
@@ -20,30 +23,12 @@ class Bins(NamedTuple):
     normal: NDArray[np.int64]
     regions: NDArray[np.float64]
 
-    @property
-    def defined(self) -> bool:
-        """Whether both classes occur."""
-        return bool(self.anomalous.any() and self.normal.any())
-
-    def auroc(self) -> float:
-        """Return the area under the ROC curve."""
-        below = 2 * self.anomalous.cumsum() - self.anomalous  # twice, as ties count half
-        total = 2 * int(self.anomalous.sum()) * int(self.normal.sum())
-        # Whole numbers are exact while they fit; then doubles, which keep 15 digits.
-        fits = total < 2**63
-        return float((below if fits else below.astype(np.float64)) @ self.normal) / total
-
-    def average_precision(self) -> float:
-        """Return the average precision, all of a key being tied."""
-        found, false = self.anomalous.cumsum(), self.normal.cumsum()
-        steps = self.anomalous > 0
-        precision = found[steps] / (found + false)[steps]
-        return float((self.anomalous[steps] * precision).sum() / found[-1])
-
-    def f1_max(self) -> float:
-        """Return the highest F1, all of a key being tied."""
-        found, false = self.anomalous.cumsum(), self.normal.cumsum()
-        return float((2 * found / (found + false + found[-1])).max())
+    def ranking(self) -> Ranking:
+        """Return the ranking of the pixels, all of a key being tied."""
+        some = self.anomalous > 0
+        false = self.normal.cumsum()
+        counts = (self.anomalous[some], (false - self.normal)[some], false[some])
+        return Ranking(*(torch.from_numpy(column) for column in counts), int(self.normal.sum()))
 
     def pro(self, limit: float) -> float:
         """Return the area under PRO up to a false positive rate, by trapezoids."""
@@ -61,7 +46,8 @@ class Bins(NamedTuple):
         p, n = self.anomalous, self.normal
         found, false = p.cumsum(), n.cumsum()
         num_found, num_normal = int(found[-1]), int(false[-1])
-        area = self.auroc()
+        ranking = self.ranking()
+        area = ranking.auroc()
         slack = float((p * n.astype(np.float64)).sum()) / (2 * num_found * num_normal)
         # The first of a key's anomalous pixels behind all its normal ones; all before them, tied.
         lowest = p * ((found - p + 1) / (found - p + 1 + false))
@@ -76,7 +62,7 @@ class Bins(NamedTuple):
         bounds = {
             "pixel_auroc": (area - slack, area + slack),
             "pixel_ap": (float(lowest.sum()) / num_found, float(highest.sum()) / num_found),
-            "pixel_f1_max": (self.f1_max(), float(f1.max())),
+            "pixel_f1_max": (ranking.f1_max(), float(f1.max())),
             "pixel_pro": (overlap - doubt, overlap + doubt),
         }
         return {name: (max(0.0, low), min(1.0, high)) for name, (low, high) in bounds.items()}

@@ -235,14 +235,15 @@ class PixelHistogram(Metric):
             regions=regions[occupied],
         )
         figures: dict[str, float | None] = dict.fromkeys(PIXEL_FIGURES)
-        if not bins.defined:
+        ranking = bins.ranking()
+        if not ranking.defined:
             return PixelResult(figures, {})
         curves = pixel_curves(*bins, fpr_limit=self.fpr_limit)
         exact = not int(self.rounded[row])
         bounds = bins.bounds(self.fpr_limit)
-        figures["pixel_auroc"] = bins.auroc()
-        figures["pixel_ap"] = bins.average_precision() if exact else sum(bounds["pixel_ap"]) / 2
-        figures["pixel_f1_max"] = bins.f1_max()
+        figures["pixel_auroc"] = ranking.auroc()
+        figures["pixel_ap"] = ranking.average_precision() if exact else sum(bounds["pixel_ap"]) / 2
+        figures["pixel_f1_max"] = ranking.f1_max()
         if self.pro_steps is None:
             figures["pixel_pro"] = bins.pro(self.fpr_limit)
         else:
