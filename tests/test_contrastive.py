@@ -21,12 +21,12 @@ from anomaly_clip.methods import SDP, Contrastive
 from anomaly_clip.methods.contrastive import (
     PartEmbedding,
     multi_positive,
+    paired_patch_loss,
     patch_loss,
     scale_values,
-    separation,
-    twin_loss,
+    squared_effect_size,
 )
-from anomaly_clip.methods.contrastive_captions import Captions, Picture
+from anomaly_clip.methods.contrastive_captions import Captions, ImageLabels
 from anomaly_clip.records import Batch
 
 TINY = {
@@ -69,8 +69,8 @@ def scenes(n: int = 3, size: int = 48) -> Batch:
 
 def test_with_one_positive_each_the_loss_is_clips() -> None:
     logits = torch.randn(5, 5, generator=torch.Generator().manual_seed(0))
-    wanted = torch.arange(5)
-    clip = (F.cross_entropy(logits, wanted) + F.cross_entropy(logits.T, wanted)) / 2
+    targets = torch.arange(5)
+    clip = (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
     ours = multi_positive(logits, torch.eye(5, dtype=torch.bool))
     torch.testing.assert_close(ours, clip)
 
@@ -83,21 +83,21 @@ def test_two_equal_sentences_are_no_mistake() -> None:
 
 def test_patches_that_are_hardly_covered_do_not_count() -> None:
     logits = torch.tensor([[0.0, 9.0, 0.0]])
-    wanted = torch.tensor([[0.0, -1.0, 1.0]])
-    assert patch_loss(logits, wanted).item() == pytest.approx(np.log(2))
+    targets = torch.tensor([[0.0, -1.0, 1.0]])
+    assert patch_loss(logits, targets).item() == pytest.approx(np.log(2))
     # A patch on a defect weighs four times as much.
-    sure = patch_loss(torch.tensor([[-50.0, 0.0, 0.0]]), wanted)
+    sure = patch_loss(torch.tensor([[-50.0, 0.0, 0.0]]), targets)
     assert sure.item() == pytest.approx(0.8 * np.log(2))
 
 
 def test_twins_are_compared_where_the_defect_is() -> None:
-    wanted = torch.tensor([[0.0, 0.0, 0.0], [0.0, -1.0, 1.0]])
+    targets = torch.tensor([[0.0, 0.0, 0.0], [0.0, -1.0, 1.0]])
     logits = torch.tensor([[5.0, -3.0, 2.0], [-5.0, 3.0, 3.5]])
     expected = np.log1p(np.exp(2.0 - 3.5))
-    assert twin_loss(logits, wanted).item() == pytest.approx(expected)
+    assert paired_patch_loss(logits, targets).item() == pytest.approx(expected)
     # How likely defects are at a place, which both twins share, does not matter.
-    assert twin_loss(logits + 7, wanted).item() == pytest.approx(expected, rel=1e-5)
-    assert twin_loss(logits, torch.zeros_like(wanted)).item() == 0
+    assert paired_patch_loss(logits + 7, targets).item() == pytest.approx(expected, rel=1e-5)
+    assert paired_patch_loss(logits, torch.zeros_like(targets)).item() == 0
 
 
 def test_separation_is_the_squared_effect_whatever_the_scale() -> None:
@@ -108,17 +108,17 @@ def test_separation_is_the_squared_effect_whatever_the_scale() -> None:
         / np.concatenate([normal, defective]).var(0, ddof=1)
     )
     one, other = torch.from_numpy(normal), torch.from_numpy(defective)
-    assert separation(one, other).item() == pytest.approx(by_hand, rel=1e-4)
-    assert separation(10 * one, 10 * other).item() == pytest.approx(by_hand, rel=1e-4)
-    assert separation(one, one).item() == 0
+    assert squared_effect_size(one, other).item() == pytest.approx(by_hand, rel=1e-4)
+    assert squared_effect_size(10 * one, 10 * other).item() == pytest.approx(by_hand, rel=1e-4)
+    assert squared_effect_size(one, one).item() == 0
 
 
 def test_sentences_claim_only_what_is_true() -> None:
     prompts = PromptEnsemble()
     captions = Captions(prompts, ["cat", "river", "blue"])
     rng = np.random.default_rng(0)
-    normal = Picture("oak wood board", None, "dark")
-    scratched = Picture("oak wood board", "scratch", None)
+    normal = ImageLabels("oak wood board", None, "dark")
+    scratched = ImageLabels("oak wood board", "scratch", None)
     for _ in range(200):
         one, other = captions.draw(normal, rng), captions.draw(scratched, rng)
         assert one.fits(normal)
@@ -137,13 +137,13 @@ def test_sentences_claim_only_what_is_true() -> None:
 def test_a_sentence_fits_other_pictures_by_state_noun_and_kind() -> None:
     captions = Captions(PromptEnsemble(), ["cat"])
     rng = np.random.default_rng(3)
-    drawn = [captions.draw(Picture("oak wood board", "crack", None), rng) for _ in range(200)]
+    drawn = [captions.draw(ImageLabels("oak wood board", "crack", None), rng) for _ in range(200)]
     kind = next(c for c in drawn if c.defect and c.category is None)
-    assert kind.fits(Picture("steel nut", "crack", "dark"))
-    assert not kind.fits(Picture("steel nut", "scratch", None))
+    assert kind.fits(ImageLabels("steel nut", "crack", "dark"))
+    assert not kind.fits(ImageLabels("steel nut", "scratch", None))
     noun = next(c for c in drawn if c.category and c.defect is None)
-    assert noun.fits(Picture("oak wood board", "stain", None))
-    assert not noun.fits(Picture("steel nut", "crack", None))
+    assert noun.fits(ImageLabels("oak wood board", "stain", None))
+    assert not noun.fits(ImageLabels("steel nut", "crack", None))
 
 
 def test_every_general_state_names_no_kind() -> None:
@@ -203,12 +203,12 @@ def test_what_patches_are_to_say(tiny: Path) -> None:
     masks = torch.zeros(1, 48, 48, dtype=torch.bool)
     masks[0, 0:8, 8:16] = True  # all of patch 1
     masks[0, 8, 0:2] = True  # 2 of 64 pixels of patch 6: too few to say
-    wanted = module(tiny).wanted(masks)
-    assert wanted.shape == (2, 36)
-    assert not wanted[0].any()
-    assert wanted[1].nonzero().flatten().tolist() == [1, 6]
-    assert wanted[1, 1] == 1
-    assert wanted[1, 6] == -1
+    targets = module(tiny).patch_targets(masks)
+    assert targets.shape == (2, 36)
+    assert not targets[0].any()
+    assert targets[1].nonzero().flatten().tolist() == [1, 6]
+    assert targets[1, 1] == 1
+    assert targets[1, 6] == -1
 
 
 @pytest.mark.parametrize("done", [0.0, 0.5, 1.0])
@@ -234,7 +234,7 @@ def test_the_fused_map_is_sdps(tiny: Path) -> None:
     rng = np.random.default_rng(5)
     learner.windows(batch, rng, done=1.0)
     captions = [
-        learner.captions.draw(Picture(category, kind, None), rng)
+        learner.captions.draw(ImageLabels(category, kind, None), rng)
         for category, defect in zip(batch["category"], batch["defect"], strict=True)
         for kind in (None, defect)
     ]
@@ -245,9 +245,9 @@ def test_the_fused_map_is_sdps(tiny: Path) -> None:
         stages, classes = sdp.encode(batch["synthetic"])
         length = (text[:, 1] - text[:, 0]).norm()
         # SDP weighs the words by the class token's cosines; a longer text changes these weights.
-        wanted = sdp.similarity([s.projected for s in stages], (text / length).expand(3, -1, -1))
+        targets = sdp.similarity([s.projected for s in stages], (text / length).expand(3, -1, -1))
         state = 100 * F.normalize(classes, dim=-1) @ (text[:, 1] - text[:, 0])
-    torch.testing.assert_close(seen.fused[1::2], wanted[:, 1:], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(seen.fused[1::2], targets[:, 1:], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(seen.state[1::2], state, atol=1e-3, rtol=1e-3)
 
 
@@ -278,7 +278,7 @@ def test_every_word_but_random_nouns_learns(tiny: Path) -> None:
     method.captions.vocabulary = ["object"]  # no random nouns
     for category in (one.words for one in CATEGORIES.values()):
         for defect in (None, "scratch"):
-            said = method.captions.draw(Picture(category, defect, "dark"), rng).sentence
+            said = method.captions.draw(ImageLabels(category, defect, "dark"), rng).sentence
             ids = method.backbone.tokenize([said])
             assert (embedding.places[ids] >= 0).all(), said
     assert len(embedding.tokens) < 400

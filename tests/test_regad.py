@@ -36,7 +36,7 @@ from anomaly_clip.methods.regad_network import (
     RegistrationNetwork,
     augment,
     inverse,
-    joined,
+    joined_features,
     negative_cosine,
     warp,
 )
@@ -215,9 +215,9 @@ def test_stages_begin_as_those_of_the_backbone(backbone: CNNBackbone) -> None:
 def test_coarse_stages_are_enlarged_by_the_nearest(method: RegAD) -> None:
     stages = [torch.randn(2, 3, 8, 8), torch.randn(2, 5, 4, 4), torch.randn(2, 2, 2, 2)]
     expected = torch.cat([F.interpolate(stage, (8, 8)) for stage in stages], dim=1).flatten(2).mT
-    assert_close(joined(stages), expected, atol=0, rtol=0)
+    assert_close(joined_features(stages), expected, atol=0, rtol=0)
     some = torch.tensor([63, 0, 17])
-    assert_close(joined(stages, some), expected[:, some], atol=0, rtol=0)
+    assert_close(joined_features(stages, some), expected[:, some], atol=0, rtol=0)
 
 
 # -- Gaussians -----------------------------------------------------------------------------------
@@ -251,8 +251,8 @@ def test_map_and_score_are_those_of_the_plain_recipe(method: RegAD) -> None:
     references = torch.from_numpy(rng.integers(0, 256, (2, 3, 64, 64), dtype=np.uint8))
     images = torch.from_numpy(rng.integers(0, 256, (2, 3, 64, 64), dtype=np.uint8))
     with torch.no_grad():
-        known = joined(method.network.stages(augment(references / 255))).double()
-        seen = joined(method.network.stages(images / 255)).double()
+        known = joined_features(method.network.stages(augment(references / 255))).double()
+        seen = joined_features(method.network.stages(images / 255)).double()
     assert known.shape == (44, 256, 448)
     distances = torch.zeros(2, 256, dtype=torch.float64)
     for position in range(256):

@@ -130,7 +130,7 @@ class MapSettings:
         check_at_least("model.map.sigma", self.sigma, 0)
 
 
-class Looks(NamedTuple):
+class PatchLogits(NamedTuple):
     """What the model says of patches, ``(B, N)`` logits."""
 
     coarse: Tensor
@@ -285,7 +285,7 @@ class CLIPADA(CLIPMethod):
         text = self.prompt(self.backbone)
         return text[0] if len(text) == 1 else text[1] - text[0]
 
-    def looks(self, images: Tensor, direction: Tensor) -> Looks:
+    def encode(self, images: Tensor, direction: Tensor) -> PatchLogits:
         """Look at images, coarsely and again.
 
         Args:
@@ -313,7 +313,7 @@ class CLIPADA(CLIPMethod):
             with self.backbone.out_of_autocast():
                 embedding = unit(self.backbone.project(tokens[-1][:, 0]))
             image = self.logits(embedding, direction) + self.class_bias
-        return Looks(coarse, fine, features, image)
+        return PatchLogits(coarse, fine, features, image)
 
     def logits(self, features: Tensor, direction: Tensor) -> Tensor:
         """Return similarities of features ``(..., D)`` over the temperature, in float32."""
@@ -321,31 +321,31 @@ class CLIPADA(CLIPMethod):
         with self.backbone.out_of_autocast():
             return features.float() @ direction.float() / tau
 
-    def fused(self, looks: Looks) -> Tensor:
+    def fused(self, encoded: PatchLogits) -> Tensor:
         """Return the logits of the final map, ``(B, N)``."""
-        if not looks.fine:
-            return looks.coarse
-        last = looks.fine[-1]
-        return last if self.refine.fuse == "fine" else (looks.coarse + last) / 2
+        if not encoded.fine:
+            return encoded.coarse
+        last = encoded.fine[-1]
+        return last if self.refine.fuse == "fine" else (encoded.coarse + last) / 2
 
     @torch.no_grad()
     def score(self, images: Tensor, categories: list[str]) -> Scores:
         """Score images ``(B, 3, H, W)``; what they show is not looked at.
 
         Returns:
-            The map in [0, 1], blurred, the image score, and the maps of both looks, not blurred.
+            The map in [0, 1], blurred, the image score, and the maps of both passes, not blurred.
         """
         with self.backbone.out_of_autocast():
-            looks = self.looks(images, self._direction())
-            stages = {"coarse": looks.coarse}
-            if looks.fine:
-                stages["fine"] = looks.fine[-1]
+            encoded = self.encode(images, self._direction())
+            stages = {"coarse": encoded.coarse}
+            if encoded.fine:
+                stages["fine"] = encoded.fine[-1]
             settings = self.map
             sigma = settings.sigma * settings.eval_size / SIGMA_SIDE
-            maps = gaussian_blur(self._probability_map(self.fused(looks)), sigma)
+            maps = gaussian_blur(self._probability_map(self.fused(encoded)), sigma)
             image_score = _image_score(maps, settings.image_score)
-            if looks.image is not None:
-                image_score = ((image_score.logit(EPS) + looks.image) / 2).sigmoid()
+            if encoded.image is not None:
+                image_score = ((image_score.logit(EPS) + encoded.image) / 2).sigmoid()
             return Scores(
                 image_score=image_score,
                 anomaly_map=maps,
@@ -368,30 +368,30 @@ class CLIPADA(CLIPMethod):
         upsampled = patches_to_map(logits, (self.image_size, self.image_size)).sigmoid()
         return resize_maps(upsampled, (self.map.eval_size, self.map.eval_size))
 
-    def losses(self, looks: Looks, mask: Tensor, label: Tensor) -> dict[str, Tensor]:
+    def losses(self, encoded: PatchLogits, mask: Tensor, label: Tensor) -> dict[str, Tensor]:
         """Return the terms of the loss, weighted (section 3).
 
         Args:
-            looks: What the model says.
+            encoded: What the model says.
             mask: bool ``(B, h, w)``, where the synthetic defect is.
             label: bool ``(B,)``, whether there is one.
         """
-        last = looks.fine[-1] if looks.fine else looks.coarse
+        last = encoded.fine[-1] if encoded.fine else encoded.coarse
         count = max(1, round(self.loss.image_fraction * last.shape[1]))
         highest = last.topk(count, dim=1).values.mean(dim=1)
         image = F.binary_cross_entropy_with_logits(highest, label.float())
-        coarse_weight = self.loss.coarse if looks.fine else 1.0
+        coarse_weight = self.loss.coarse if encoded.fine else 1.0
         terms = {
-            "coarse": coarse_weight * self.segmentation_loss(looks.coarse, mask),
+            "coarse": coarse_weight * self.segmentation_loss(encoded.coarse, mask),
             "image": self.loss.image * image,
         }
-        if looks.image is not None:
+        if encoded.image is not None:
             terms["class_token"] = self.loss.class_token * F.binary_cross_entropy_with_logits(
-                looks.image, label.float()
+                encoded.image, label.float()
             )
-        if looks.fine:
+        if encoded.fine:
             terms["fine"] = torch.stack(
-                [self.segmentation_loss(logits, mask) for logits in looks.fine]
+                [self.segmentation_loss(logits, mask) for logits in encoded.fine]
             ).sum()
         return terms
 
@@ -414,35 +414,37 @@ class CLIPADA(CLIPMethod):
         """Return the loss of a batch of normal images, some with synthetic defects."""
         mask = batch["mask"]
         direction = self.direction()
-        looks = self.looks(batch["image"], direction)
+        encoded = self.encode(batch["image"], direction)
         with self.backbone.out_of_autocast():
-            terms = self.losses(looks, mask, batch["label"])
+            terms = self.losses(encoded, mask, batch["label"])
             total = torch.stack(list(terms.values())).sum()
         count = len(mask)
         every = getattr(self.trainer, "log_every_n_steps", 1)
         if (self.global_step + 1) % every == 0:  # figures make the host wait for a GPU
             figures = {f"train/{name}": float(value.detach()) for name, value in terms.items()}
-            figures |= self.insights(looks, mask, direction)
+            figures |= self.diagnostics(encoded, mask, direction)
             self.log_dict(figures, on_step=True, on_epoch=False, batch_size=count)
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=count)
         return total
 
     @torch.no_grad()
-    def insights(self, looks: Looks, mask: Tensor, direction: Tensor) -> dict[str, float]:
+    def diagnostics(
+        self, encoded: PatchLogits, mask: Tensor, direction: Tensor
+    ) -> dict[str, float]:
         """Return what a log should show of a batch (section 7).
 
         The maps' means on and off the defects, beta, the length of the shift, how far the prompt
         has gone from its start (1 - cosine), its cosine with patches on defects, the rate.
         """
-        side = math.isqrt(looks.coarse.shape[1])
+        side = math.isqrt(encoded.coarse.shape[1])
         share = F.adaptive_avg_pool2d(mask[:, None].float(), side).flatten(1)
         some = bool(share.any())
         on = share / share.sum() if some else share  # a patch counts by what the defect covers
         off = share == 0
         found: dict[str, float] = {}
-        stages = {"coarse": looks.coarse}
-        if looks.fine:
-            stages["fine"] = looks.fine[-1]
+        stages = {"coarse": encoded.coarse}
+        if encoded.fine:
+            stages["fine"] = encoded.fine[-1]
         for name, logits in stages.items():
             probability = logits.sigmoid()
             if off.any():
@@ -452,7 +454,7 @@ class CLIPADA(CLIPMethod):
         now = F.normalize(direction.detach(), dim=0)
         found["train/prompt_drift"] = float(1 - F.cosine_similarity(now, self.start, dim=0))
         if some:
-            found["train/prompt_cosine_on"] = float((looks.features @ now * on).sum())
+            found["train/prompt_cosine_on"] = float((encoded.features @ now * on).sum())
         refinement = self.refinement
         if refinement is not None:
             for name in ("beta", "gamma"):

@@ -39,7 +39,7 @@ from anomaly_clip.data.demo import Demo
 from anomaly_clip.errors import check_at_least
 from anomaly_clip.files import atomic_path
 from anomaly_clip.maps import gaussian_blur
-from anomaly_clip.methods.contrastive_captions import Captions, Picture
+from anomaly_clip.methods.contrastive_captions import Captions, ImageLabels
 from anomaly_clip.methods.sdp import feature_surgery
 from anomaly_clip.metrics import average_precision
 from anomaly_clip.records import DEMO, RANDOM, Batch
@@ -50,19 +50,19 @@ __all__ = ["Contrastive", "multi_positive"]
 LEAST_RATE = 0.02  # share of the learning rate that is left at the end
 LEAST_SHARE = 0.04  # of a patch that a defect covers; patches with less are left out
 NUM_SENTENCES = 24  # of the indifference term, and
-NUM_HALVES = 8  # how often they are halved
+NUM_SPLITS = 8  # how often they are halved
 ABNORMAL_WEIGHT = 4.0  # of a patch on a defect
 
 
-class Seen(NamedTuple):
+class StepOutputs(NamedTuple):
     """What a step's losses were computed from, two pictures a scene: normal, defective."""
 
     state: Tensor
     """``(2n,)``, higher = more abnormal."""
     fused: Tensor
     """``(2n, N)``, SDP's map of the patches."""
-    wanted: Tensor
-    """``(2n, N)``, see :meth:`Contrastive.wanted`."""
+    targets: Tensor
+    """``(2n, N)``, see :meth:`Contrastive.patch_targets`."""
 
 
 class Contrastive(LightningModule):
@@ -191,11 +191,11 @@ class Contrastive(LightningModule):
         total = torch.stack(list(losses.values())).sum()
         # Every scene is new, so what is measured here is measured on scenes never trained on.
         normal, defective = seen.state.unflatten(0, (-1, 2)).unbind(1)
-        known = seen.wanted >= 0
+        known = seen.targets >= 0
         figures = {f"train/{name}": float(value.detach()) for name, value in losses.items()}
         # The share of scenes whose class token tells which of the two has the defect.
         figures["train/pair_accuracy"] = float((defective > normal).float().mean())
-        found = average_precision(seen.fused[known], seen.wanted[known] > 0)
+        found = average_precision(seen.fused[known], seen.targets[known] > 0)
         figures["train/patch_ap"] = 0.0 if math.isnan(found) else found  # no patch is covered: rare
         count = len(normal)
         self.log_dict(figures, on_step=False, on_epoch=True, batch_size=count, sync_dist=True)
@@ -245,7 +245,7 @@ class Contrastive(LightningModule):
         rng: np.random.Generator,
         done: float,
         mixed: torch.dtype | None = None,
-    ) -> tuple[dict[str, Tensor], Seen]:
+    ) -> tuple[dict[str, Tensor], StepOutputs]:
         """Return the terms of the loss, weighted, and what they were computed from.
 
         Args:
@@ -258,7 +258,7 @@ class Contrastive(LightningModule):
         images, masks, window = self.windows(batch, rng, done)
         images, tones = self.relight(images, rng)
         shown = [
-            Picture(category, kind, tone)
+            ImageLabels(category, kind, tone)
             for category, defect, tone in zip(
                 batch["category"], batch["defect"], tones, strict=True
             )
@@ -279,7 +279,7 @@ class Contrastive(LightningModule):
         difference = text[:, 1] - text[:, 0]
         state = scale * classes @ difference  # (2n,)
         labels = torch.arange(len(state), device=self.device) % 2
-        wanted = self.wanted(masks)
+        targets = self.patch_targets(masks)
         direction = unit(difference)
         # The fused map of SDP; the difference of the words is brought to the others' length.
         read = (text / difference.norm()).expand(len(state), -1, -1)
@@ -289,8 +289,8 @@ class Contrastive(LightningModule):
         sources = [fused, *(features @ direction for features in patches)]
         local, local_order = [], []
         for source, gain, offset in zip(sources, self.local_scale, self.local_offset, strict=True):
-            local.append(patch_loss(gain.exp() * source + offset, wanted))
-            local_order.append(twin_loss(gain.exp() * source, wanted))
+            local.append(patch_loss(gain.exp() * source + offset, targets))
+            local_order.append(paired_patch_loss(gain.exp() * source, targets))
         normal, defective = state.unflatten(0, (-1, 2)).unbind(1)
         terms = {
             "contrast": self.contrast_weight * contrast,
@@ -300,14 +300,16 @@ class Contrastive(LightningModule):
             "local_order": self.local_order_weight * torch.stack(local_order).mean(),
         }
         if self.indifference_weight > 0 and done >= self.indifference_from:
-            halves = self.halves(str(rng.choice(batch["category"])), rng)
-            apart = [separation(*(classes @ halves).unflatten(0, (-1, 2)).unbind(1))]
-            on, off = wanted[1::2] > 0, wanted[1::2] == 0
+            directions = self.null_directions(str(rng.choice(batch["category"])), rng)
+            apart = [squared_effect_size(*(classes @ directions).unflatten(0, (-1, 2)).unbind(1))]
+            on, off = targets[1::2] > 0, targets[1::2] == 0
             for features in patches:
-                read = features[1::2] @ halves  # (n, N, R), the defective pictures
-                apart.append(separation(masked_mean(read, off), masked_mean(read, on), read))
+                read = features[1::2] @ directions  # (n, N, R), the defective pictures
+                apart.append(
+                    squared_effect_size(masked_mean(read, off), masked_mean(read, on), read)
+                )
             terms["indifference"] = self.indifference_weight * torch.stack(apart).mean()
-        return terms, Seen(state.detach(), fused.detach(), wanted)
+        return terms, StepOutputs(state.detach(), fused.detach(), targets)
 
     def windows(
         self, batch: Batch, rng: np.random.Generator, done: float
@@ -364,7 +366,7 @@ class Contrastive(LightningModule):
             tones.append(tone)
         return torch.stack(changed), tones
 
-    def wanted(self, masks: Tensor) -> Tensor:
+    def patch_targets(self, masks: Tensor) -> Tensor:
         """Return what patches are to say, ``(2n, N)``: 1 defect, 0 none, -1 nothing (too little).
 
         The patches of a scene's normal picture come before those of its defective one.
@@ -373,11 +375,11 @@ class Contrastive(LightningModule):
         defective = torch.where(share > LEAST_SHARE, 1.0, torch.where(share > 0, -1.0, 0.0))
         return torch.stack([torch.zeros_like(share), defective], dim=1).flatten(0, 1)
 
-    def halves(self, category: str, rng: np.random.Generator) -> Tensor:
+    def null_directions(self, category: str, rng: np.random.Generator) -> Tensor:
         """Return unit directions ``(D, R)`` between random halves of sentences for normal."""
         words = unit(self.backbone.encode_text(self.captions.same(category, NUM_SENTENCES, rng)))
         directions = []
-        for _ in range(NUM_HALVES):
+        for _ in range(NUM_SPLITS):
             order = torch.from_numpy(rng.permutation(NUM_SENTENCES))
             one, other = (words[part] for part in order.to(words.device).chunk(2))
             directions.append(unit(one.mean(0)) - unit(other.mean(0)))
@@ -433,24 +435,24 @@ def multi_positive(logits: Tensor, fits: Tensor) -> Tensor:
     return 0.5 * (one_way(logits, fits) + one_way(logits.T, fits.T))
 
 
-def patch_loss(logits: Tensor, wanted: Tensor) -> Tensor:
+def patch_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the weighted cross-entropy of patches ``(2n, N)``; those with -1 do not count."""
-    weights = torch.where(wanted > 0, ABNORMAL_WEIGHT, 1.0) * (wanted >= 0)
-    losses = F.binary_cross_entropy_with_logits(logits, wanted.clamp(min=0), reduction="none")
+    weights = torch.where(targets > 0, ABNORMAL_WEIGHT, 1.0) * (targets >= 0)
+    losses = F.binary_cross_entropy_with_logits(logits, targets.clamp(min=0), reduction="none")
     return (losses * weights).sum() / weights.sum()
 
 
-def twin_loss(logits: Tensor, wanted: Tensor) -> Tensor:
+def paired_patch_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Return how little patches ``(2n, N)`` on a defect exceed the same ones of the normal twin.
 
     Where defects are likely, on objects and not on the ground, both twins' patches read higher;
     that says nothing here.
     """
-    on = (wanted[1::2] > 0).float()
+    on = (targets[1::2] > 0).float()
     return (F.softplus(logits[0::2] - logits[1::2]) * on).sum() / on.sum().clamp(min=1)
 
 
-def separation(normal: Tensor, defective: Tensor, spread: Tensor | None = None) -> Tensor:
+def squared_effect_size(normal: Tensor, defective: Tensor, spread: Tensor | None = None) -> Tensor:
     """Return how far directions tell two groups apart, free of their scale: mean squared effect.
 
     Args:

@@ -77,7 +77,7 @@ class RD4AD(TrainedMethod):
         channels = [self.backbone.channels[layer] for layer in self.layers]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # alone decides, not what was drawn for the backbone
-            self.bottleneck = Squeeze(channels, self.asked_backbone.name)
+            self.bottleneck = OneClassBottleneck(channels, self.asked_backbone.name)
             self.student = Student(channels, self.asked_backbone.name)
         self.save_hyperparameters(ignore=["backbone", "layers", "evaluator"])
         self.save_hyperparameters(
@@ -155,7 +155,7 @@ def level_maps(
 # -- the networks ----------------------------------------------------------------------------------
 
 
-class Form:
+class MirrorSpec:
     """What of a teacher its mirror image is made of.
 
     ResNets are mirrored by blocks of their own kind, as in the public code; any other CNN by two
@@ -181,7 +181,7 @@ class Form:
         return made
 
 
-class Squeeze(nn.Module):
+class OneClassBottleneck(nn.Module):
     """Bring three stages to one grid, and squeeze them into one embedding of half its size.
 
     Args:
@@ -192,11 +192,11 @@ class Squeeze(nn.Module):
     def __init__(self, channels: Sequence[int], name: str) -> None:
         super().__init__()
         first, second, third = channels
-        form = Form(name)
+        spec = MirrorSpec(name)
         self.first = nn.Sequential(*_halved(first, second), *_halved(second, third))
         self.second = nn.Sequential(*_halved(second, third))
-        blocks = [form.make(3 * third, 2 * third, stride=2)]
-        blocks += [form.make(2 * third, 2 * third) for _ in range(form.squeeze_blocks - 1)]
+        blocks = [spec.make(3 * third, 2 * third, stride=2)]
+        blocks += [spec.make(2 * third, 2 * third) for _ in range(spec.squeeze_blocks - 1)]
         self.blocks = nn.Sequential(*blocks)
         _initialise(self)
 
@@ -218,12 +218,12 @@ class Student(nn.Module):
 
     def __init__(self, channels: Sequence[int], name: str) -> None:
         super().__init__()
-        form = Form(name)
+        spec = MirrorSpec(name)
         stages, inputs = [], 2 * channels[-1]
-        for outputs, blocks in zip(reversed(channels), form.blocks, strict=True):
-            up: nn.Module = (DeepUp if form.deep else Up)(inputs, outputs, form.base_width)
+        for outputs, blocks in zip(reversed(channels), spec.blocks, strict=True):
+            up: nn.Module = (DeepUp if spec.deep else Up)(inputs, outputs, spec.base_width)
             stages.append(
-                nn.Sequential(up, *(form.make(outputs, outputs) for _ in range(blocks - 1)))
+                nn.Sequential(up, *(spec.make(outputs, outputs) for _ in range(blocks - 1)))
             )
             inputs = outputs
         self.stages = nn.ModuleList(stages)

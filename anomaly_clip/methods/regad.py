@@ -29,7 +29,7 @@ from anomaly_clip.methods.regad_network import (
     RegistrationNetwork,
     augment,
     encoder,
-    joined,
+    joined_features,
     negative_cosine,
     predictor,
 )
@@ -311,7 +311,7 @@ class RegAD(TrainedMethod):
             parts = [self.network.stages(part) for part in track(split, "looking at references")]
             stages = [torch.cat(stage) for stage in zip(*parts, strict=True)]
             self._gaussians[category] = few_sample_gaussians(
-                lambda positions: joined(stages, positions),
+                lambda positions: joined_features(stages, positions),
                 stages[0].shape[-1] ** 2,
                 self.regularization,
             )
@@ -333,7 +333,7 @@ class RegAD(TrainedMethod):
                 f"remember"
             )
         with self.backbone.out_of_autocast():  # distances stay in float32
-            features = joined(self.network.stages(self.pixels(images)))
+            features = joined_features(self.network.stages(self.pixels(images)))
             distances = torch.zeros(features.shape[:2], device=features.device)
             for name in dict.fromkeys(categories):
                 own = torch.tensor([one == name for one in categories], device=features.device)

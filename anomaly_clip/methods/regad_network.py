@@ -22,7 +22,7 @@ __all__ = [
     "SpatialTransformer",
     "augment",
     "encoder",
-    "joined",
+    "joined_features",
     "negative_cosine",
     "predictor",
     "warp",
@@ -237,7 +237,7 @@ def augment(images: Tensor) -> Tensor:
     return torch.cat(made)
 
 
-def joined(stages: Sequence[Tensor], positions: Tensor | None = None) -> Tensor:
+def joined_features(stages: Sequence[Tensor], positions: Tensor | None = None) -> Tensor:
     """Return the features of all stages at positions of the first, ``(B, P, C)``.
 
     Coarse stages are enlarged by the nearest position.

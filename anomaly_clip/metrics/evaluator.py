@@ -21,8 +21,8 @@ from anomaly_clip.metrics.pixel import (
     PixelHistogram,
     PixelRanking,
     PixelResult,
+    concatenated,
     gather_any,
-    joined,
 )
 from anomaly_clip.metrics.pro import check_pro_options
 from anomaly_clip.records import Batch, Scores
@@ -243,7 +243,7 @@ class Evaluator(Metric):
             ValueError: If no image was seen, or the pixels of one by two processes.
         """
         images = self.images = self._image_scores()
-        pixel_index = joined(self.pixel_index)
+        pixel_index = concatenated(self.pixel_index)
         distinct, times = pixel_index.unique(return_counts=True)
         if (times > 1).any():
             twice = int(distinct[times > 1][0])
@@ -293,23 +293,23 @@ class Evaluator(Metric):
 
     def _image_scores(self) -> ImageScores:
         seen = self._unique()
-        rows, parts = joined(self.row)[seen], joined(self.parts)[seen]
-        score = joined(self.score)[seen]
+        rows, parts = concatenated(self.row)[seen], concatenated(self.parts)[seen]
+        score = concatenated(self.score)[seen]
         if parts.shape[1]:
             for row in rows.unique():
                 members = rows == row
                 score[members] = _min_max(parts[members]).sum(dim=1)
         return ImageScores(
-            index=joined(self.index)[seen],
+            index=concatenated(self.index)[seen],
             category=[self.categories[row] for row in rows],
-            label=joined(self.label)[seen],
+            label=concatenated(self.label)[seen],
             score=score,
             parts=parts,
         )
 
     def _unique(self) -> Tensor:
         """Return where each image was seen first, in the order of the listing."""
-        index = joined(self.index)
+        index = concatenated(self.index)
         if not len(index):
             raise ValueError("Evaluator: no image was evaluated, so there are no figures")
         _, inverse = index.unique(return_inverse=True)

@@ -20,7 +20,7 @@ __all__ = [
     "CHUNK",
     "FINE",
     "FLOAT16",
-    "KINDS",
+    "KEY_KINDS",
     "count_keys",
     "count_with_opencv",
     "defect_weights",
@@ -34,7 +34,7 @@ __all__ = [
 CHUNK = 1 << 22
 """Pixels that are converted at once; `cv2.calcHist` counts in float32, exact up to 2^24."""
 
-KINDS = FLOAT16, BFLOAT16, FINE = 1, 2, 3
+KEY_KINDS = FLOAT16, BFLOAT16, FINE = 1, 2, 3
 """Kinds of key."""
 FINE_EXPONENTS = (-44, 19)
 """Binary exponents that a fine key tells apart; smaller scores tie with 0, larger ones with each

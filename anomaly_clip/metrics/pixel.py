@@ -42,7 +42,7 @@ from anomaly_clip.metrics.keys import (
     CHUNK,
     FINE,
     FLOAT16,
-    KINDS,
+    KEY_KINDS,
     count_keys,
     count_with_opencv,
     defect_weights,
@@ -130,7 +130,7 @@ class PixelHistogram(Metric):
             dtype = torch.float64 if name == "regions" else torch.int64
             self._add_zeros(name, (num_rows, self.num_keys), dtype)
         # How many pixels have which kind of key, and how many of a row were rounded for it.
-        self._add_zeros("kinds", (len(KINDS),), torch.int64)
+        self._add_zeros("kinds", (len(KEY_KINDS),), torch.int64)
         self._add_zeros("rounded", (num_rows,), torch.int64)
         # The negated lowest and the highest score, so that both merge by the maximum.
         worst = torch.full((num_rows, 2), -math.inf, dtype=torch.float64)
@@ -182,7 +182,7 @@ class PixelHistogram(Metric):
             chosen = (rows == row).nonzero().squeeze(1)
             same = slice(None) if len(chosen) == len(rows) else chosen.to(maps.device)
             self._add(row, maps[same], masks[same], kind)
-        self.kinds[KINDS.index(kind)] += maps.numel()
+        self.kinds[KEY_KINDS.index(kind)] += maps.numel()
 
     def _add(self, row: int, maps: Tensor, masks: Tensor, kind: int) -> None:
         on_cpu = maps.device.type == "cpu" and kind != FINE
@@ -211,12 +211,12 @@ class PixelHistogram(Metric):
         Raises:
             ValueError: If pixels of two kinds were counted, by one process or by several.
         """
-        found = [kind for kind, count in zip(KINDS, self.kinds.tolist(), strict=True) if count]
+        found = [kind for kind, count in zip(KEY_KINDS, self.kinds.tolist(), strict=True) if count]
         if len(found) > 1:
             raise ValueError(
                 "PixelHistogram: bfloat16 scores and others cannot be counted together"
             )
-        return found[0] if found else KINDS[0]
+        return found[0] if found else KEY_KINDS[0]
 
     def compute(self) -> list[PixelResult]:
         """Return the figures of all rows."""
@@ -348,7 +348,7 @@ class PixelRanking(Metric):
     def _figures(self, row: int) -> PixelResult:
         figures: dict[str, float | None] = dict.fromkeys(PIXEL_FIGURES)
         scores, defect, weight = (
-            joined(self._state(name, row)) for name in ("scores", "defect", "weight")
+            concatenated(self._state(name, row)) for name in ("scores", "defect", "weight")
         )
         if not 0 < len(defect) < len(scores):
             return PixelResult(figures, {})
@@ -416,7 +416,7 @@ def gather_any(tensor: Tensor, group: Any = None) -> list[Tensor]:
     return [part.to(tensor.device) for part in kept or [tensor]]
 
 
-def joined(state: list[Tensor] | Tensor) -> Tensor:
+def concatenated(state: list[Tensor] | Tensor) -> Tensor:
     """Return a state as one tensor; torchmetrics keeps it as a list until it is synchronised."""
     if isinstance(state, Tensor):
         return state

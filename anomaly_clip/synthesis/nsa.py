@@ -23,10 +23,10 @@ from anomaly_clip.synthesis.masks import foreground_of
 from anomaly_clip.synthesis.nsa_labels import LabelKind, label_of
 from anomaly_clip.synthesis.poisson import Gradients, blend, blend_opencv
 
-__all__ = ["NSA", "Bounds", "Mode"]
+__all__ = ["NSA", "Interval", "Mode"]
 
 Mode = Literal["normal", "mixed", "mix", "swap", "uniform"]
-Bounds = tuple[float, float]
+Interval = tuple[float, float]
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
@@ -36,7 +36,7 @@ ASPECTS = ((0.3, 1.0), (1.0, 3.3))  # width over height, by a coin
 OBJECT_BLUR = 7  # side of the median that smooths object masks
 
 
-class Patch(NamedTuple):
+class SourcePatch(NamedTuple):
     """A piece of the source."""
 
     image: Image
@@ -89,11 +89,11 @@ class NSA:
         ((64, 64, 3), True)
     """
 
-    bounds: tuple[Bounds, Bounds] = ((0.03, 0.4), (0.03, 0.4))
+    bounds: tuple[Interval, Interval] = ((0.03, 0.4), (0.03, 0.4))
     gamma: tuple[float, float, float] | None = (2.0, 0.05, 0.03)
-    area: Bounds | None = None
+    area: Interval | None = None
     num_patches: int = 4
-    resize: Bounds | None = (0.5, 2.0)
+    resize: Interval | None = (0.5, 2.0)
     shift: bool = True
     same: bool = False
     mode: Mode = "normal"
@@ -259,7 +259,7 @@ class NSA:
             for (low, high), size in zip(self.bounds, side, strict=True)
         ]
 
-    def _cut(self, source: Image, inside: Mask | None, rng: np.random.Generator) -> Patch:
+    def _cut(self, source: Image, inside: Mask | None, rng: np.random.Generator) -> SourcePatch:
         """Cut a patch out of the source (steps 3 and 4)."""
         side = (source.shape[0], source.shape[1])
         limits = self._limits(side)
@@ -282,10 +282,10 @@ class NSA:
         if self.ellipses:
             mask = self._ellipses((image.shape[0], image.shape[1]), limits, halves, rng)
         corner = (box[0].start, box[1].start)
-        return Patch(image, mask, None if inside is None else inside[box], corner)
+        return SourcePatch(image, mask, None if inside is None else inside[box], corner)
 
     def _inside(
-        self, side: tuple[int, int], area: Bounds, rng: np.random.Generator
+        self, side: tuple[int, int], area: Interval, rng: np.random.Generator
     ) -> tuple[slice, slice]:
         """Draw a rectangle by its area and aspect, fully inside."""
         aspect = rng.uniform(*ASPECTS[int(rng.integers(len(ASPECTS)))])
@@ -319,8 +319,8 @@ class NSA:
         return mask.astype(bool)
 
     def _scaled(
-        self, patch: Patch, bounds: Bounds, shape: tuple[int, ...], rng: np.random.Generator
-    ) -> Patch:
+        self, patch: SourcePatch, bounds: Interval, shape: tuple[int, ...], rng: np.random.Generator
+    ) -> SourcePatch:
         """Scale a patch (step 5).
 
         The bounds of half sizes bound the full size here, as published: a pasted patch is never
@@ -342,7 +342,7 @@ class NSA:
 
     def _placed(
         self,
-        patch: Patch,
+        patch: SourcePatch,
         inside: Mask | None,
         shape: tuple[int, ...],
         rng: np.random.Generator,

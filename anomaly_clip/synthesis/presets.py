@@ -66,7 +66,7 @@ NSA_CLASSES: dict[str, dict[str, Any]] = {
 }
 """Settings of the NSA authors by class of MVTec-AD; height before width."""
 
-TAB = {
+NSA_TAB = {
     "bounds": ((0.05, 0.20), (0.05, 0.20)),
     "gamma": (2.0, 0.07, 0.05),
     "num_patches": 1,
@@ -77,7 +77,7 @@ TAB = {
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "nsa": {
-        "tab": TAB,
+        "tab": NSA_TAB,
         "nsa_mvtec": {},  # by class, see NSA_CLASSES; TAB's for all other categories
         "cutpaste": {"mode": "swap", "same": True, "resize": None, "label": "binary"},
         "cutpaste_patch": {
@@ -140,7 +140,7 @@ def preset(
         raise ValueError(f"preset {name}: unknown for {recipe} (there are {', '.join(known)})")
     arguments = dict(known[name])
     if name == "nsa_mvtec":
-        arguments = dict(NSA_CLASSES.get(category, TAB))
+        arguments = dict(NSA_CLASSES.get(category, NSA_TAB))
     kind = RECIPES[recipe]
     unknown = sorted(set(options) - set(kind.__dataclass_fields__))
     if unknown:
