@@ -18,15 +18,14 @@ from anomaly_clip.backbones.prompts import PromptEnsemble
 from anomaly_clip.cli import main
 from anomaly_clip.demo.photographs import CATEGORIES, DEFECTS
 from anomaly_clip.methods import SDP, Contrastive
-from anomaly_clip.methods.contrastive import (
-    PartEmbedding,
+from anomaly_clip.methods.contrastive_captions import Captions, ImageLabels
+from anomaly_clip.methods.contrastive_losses import (
     multi_positive,
     paired_patch_loss,
     patch_loss,
-    scale_values,
     squared_effect_size,
 )
-from anomaly_clip.methods.contrastive_captions import Captions, ImageLabels
+from anomaly_clip.methods.contrastive_network import PartEmbedding, scale_values
 from anomaly_clip.records import Batch
 
 TINY = {

@@ -28,7 +28,8 @@ from anomaly_clip.backbones.tab_prompts import PROMPT_SETS, TABPrompts, text_mat
 from anomaly_clip.cli import main
 from anomaly_clip.losses import softmax_focal_loss
 from anomaly_clip.methods import TAB
-from anomaly_clip.methods.tab import ProjectionHead, TABOptim, alignment_logits, mean_cosine
+from anomaly_clip.methods.tab_heads import ProjectionHead, alignment_logits, mean_cosine
+from anomaly_clip.methods.tab_optim import TABOptim
 
 RANDOM_NETWORK = CNNSettings("resnet18", "random")
 

@@ -40,18 +40,25 @@ from anomaly_clip.errors import check_at_least
 from anomaly_clip.files import atomic_path
 from anomaly_clip.maps import gaussian_blur
 from anomaly_clip.methods.contrastive_captions import Captions, ImageLabels
+from anomaly_clip.methods.contrastive_losses import (
+    masked_mean,
+    multi_positive,
+    paired_patch_loss,
+    patch_loss,
+    squared_effect_size,
+)
+from anomaly_clip.methods.contrastive_network import PartEmbedding, scale_values
 from anomaly_clip.methods.sdp import feature_surgery
 from anomaly_clip.metrics import average_precision
 from anomaly_clip.records import DEMO, RANDOM, Batch
 from anomaly_clip.schedules import total_steps, warmup_cosine
 
-__all__ = ["Contrastive", "multi_positive"]
+__all__ = ["Contrastive"]
 
 LEAST_RATE = 0.02  # share of the learning rate that is left at the end
 LEAST_SHARE = 0.04  # of a patch that a defect covers; patches with less are left out
 NUM_SENTENCES = 24  # of the indifference term, and
 NUM_SPLITS = 8  # how often they are halved
-ABNORMAL_WEIGHT = 4.0  # of a patch on a defect
 
 
 class StepOutputs(NamedTuple):
@@ -414,107 +421,3 @@ class Contrastive(LightningModule):
             halves = {key: value.half().contiguous().cpu() for key, value in state.items()}
             save_file(halves, temporary, {"trained_on": json.dumps(record)})
         return file
-
-
-def multi_positive(logits: Tensor, fits: Tensor) -> Tensor:
-    """Return CLIP's loss where several sentences may fit a picture and several pictures a sentence.
-
-    Args:
-        logits: ``(I, J)`` of pictures and sentences.
-        fits: bool ``(I, J)``; each picture and each sentence has at least one.
-
-    Returns:
-        The mean over both directions of the negative mean log-probability of what fits. With one
-        positive each it is CLIP's.
-    """
-
-    def one_way(logits: Tensor, fits: Tensor) -> Tensor:
-        log_probability = logits.log_softmax(dim=1)
-        return -((log_probability * fits).sum(1) / fits.sum(1)).mean()
-
-    return 0.5 * (one_way(logits, fits) + one_way(logits.T, fits.T))
-
-
-def patch_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the weighted cross-entropy of patches ``(2n, N)``; those with -1 do not count."""
-    weights = torch.where(targets > 0, ABNORMAL_WEIGHT, 1.0) * (targets >= 0)
-    losses = F.binary_cross_entropy_with_logits(logits, targets.clamp(min=0), reduction="none")
-    return (losses * weights).sum() / weights.sum()
-
-
-def paired_patch_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return how little patches ``(2n, N)`` on a defect exceed the same ones of the normal twin.
-
-    Where defects are likely, on objects and not on the ground, both twins' patches read higher;
-    that says nothing here.
-    """
-    on = (targets[1::2] > 0).float()
-    return (F.softplus(logits[0::2] - logits[1::2]) * on).sum() / on.sum().clamp(min=1)
-
-
-def squared_effect_size(normal: Tensor, defective: Tensor, spread: Tensor | None = None) -> Tensor:
-    """Return how far directions tell two groups apart, free of their scale: mean squared effect.
-
-    Args:
-        normal: What the directions read on the one group, ``(n, R)``.
-        defective: The same on the other group, pair by pair.
-        spread: ``(n, N, R)``, readings whose variance inside a picture is the measure; default:
-            that of both groups together.
-    """
-    if spread is None:
-        variance = torch.cat([normal, defective]).var(dim=0)
-    else:
-        variance = (spread - spread.mean(dim=1, keepdim=True)).flatten(0, 1).var(dim=0)
-    return ((defective - normal).mean(dim=0).square() / (variance + 1e-6)).mean()
-
-
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean of ``(n, N, R)`` over the patches in ``(n, N)``; 0 without any."""
-    weights = mask.float().unsqueeze(-1)
-    return (values * weights).sum(1) / weights.sum(1).clamp(min=1)
-
-
-@torch.no_grad()
-def scale_values(backbone: CLIPBackbone, gain: float) -> None:
-    """Multiply the values of all blocks and divide what reads them: CLIP's own output stays."""
-    width = backbone.visual.conv1.out_channels
-    for block in backbone.visual.transformer.resblocks:
-        block.attn.in_proj_weight[2 * width :] *= gain
-        block.attn.in_proj_bias[2 * width :] *= gain
-        block.attn.out_proj.weight /= gain
-
-
-class PartEmbedding(nn.Module):
-    """The embedding of a vocabulary, trained for some tokens and frozen for all others.
-
-    The vocabulary is three quarters of the small CLIP's weights, and a sentence has a dozen words.
-    Gradient, clipping, optimiser and exchange between processes of all rows would take longer than
-    the rest of a step.
-
-    Args:
-        embedding: The whole embedding; its weight is kept, frozen.
-        tokens: int64, the ids of the tokens whose rows are trained, in any order.
-    """
-
-    places: Tensor
-
-    def __init__(self, embedding: nn.Embedding, tokens: Tensor) -> None:
-        super().__init__()
-        self.weight = embedding.weight.requires_grad_(False)
-        self.tokens = tokens.unique()
-        self.rows = nn.Parameter(self.weight.detach()[self.tokens].clone())
-        places = torch.full((len(self.weight),), -1)
-        places[self.tokens] = torch.arange(len(self.tokens))
-        self.register_buffer("places", places, persistent=False)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Return the rows of token ids ``(...)``, ``(..., W)``."""
-        places = self.places[ids]
-        trained = F.embedding(places.clamp(min=0), self.rows)
-        return torch.where((places >= 0).unsqueeze(-1), trained, F.embedding(ids, self.weight))
-
-    def merged(self) -> Tensor:
-        """Return the weight of the whole embedding, the trained rows in their places."""
-        weight = self.weight.detach().clone()
-        weight[self.tokens.to(weight.device)] = self.rows.detach()
-        return weight

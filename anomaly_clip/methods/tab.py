@@ -14,7 +14,7 @@ import json
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -25,24 +25,31 @@ import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
-from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
+from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings
 from anomaly_clip.backbones.cnn import CNNSettings, load_network
 from anomaly_clip.backbones.prompts import embed_sentences
 from anomaly_clip.backbones.tab_prompts import TABPrompts, text_matrices
 from anomaly_clip.callbacks import DataWaitMonitor
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.drawing.tsne import embed, write_embeddings
-from anomaly_clip.errors import check_above, check_at_least
+from anomaly_clip.errors import check_at_least
 from anomaly_clip.files import atomic_path
 from anomaly_clip.losses import softmax_focal_loss
+from anomaly_clip.methods.tab_heads import (
+    Head,
+    ProjectionHead,
+    alignment_logits,
+    make_head,
+    mean_cosine,
+)
+from anomaly_clip.methods.tab_optim import TABOptim
 from anomaly_clip.progress import say
 from anomaly_clip.records import RANDOM, Batch
 from anomaly_clip.results.folder import versions
-from anomaly_clip.schedules import half_cosine, total_epochs, total_steps
+from anomaly_clip.schedules import total_epochs, total_steps
 
-__all__ = ["TAB", "TABOptim", "alignment_logits"]
+__all__ = ["TAB", "TABOptim"]
 
 PICTURED = 300
 """Pairs whose features are drawn at the end."""
@@ -52,30 +59,6 @@ ALIKE = 0.99
 """From this mean cosine of the classes' texts on the softmax is flat: 0.03 between logits."""
 LOGIT_SCALE = math.log(1 / 0.07)
 """2.6593, which the authors' code multiplies by as it is, without the exponential."""
-
-
-@dataclass(frozen=True)
-class TABOptim:
-    """Optimiser and schedule (section 5 of the specification).
-
-    Args:
-        name: sgd with momentum 0.9; or adamw with betas 0.5 and 0.999, the authors' choice for the
-            classification baseline.
-        lr: Learning rate at the start.
-        passes: How often an epoch of the paper goes through the data; epochs of the trainer are
-            single passes.
-        scheduler_t_max: epochs: a cosine down to 0 at the end. official: the code's slip, the rate
-            per epoch of a cosine as long as an epoch has steps. none: a constant rate.
-    """
-
-    name: Literal["sgd", "adamw"] = "sgd"
-    lr: float = 1e-3
-    passes: int = 3
-    scheduler_t_max: Literal["epochs", "official", "none"] = "epochs"
-
-    def __post_init__(self) -> None:
-        check_above("model.optim.lr", self.lr, 0)
-        check_at_least("model.optim.passes", self.passes, 1)
 
 
 class TAB(LightningModule):
@@ -118,7 +101,7 @@ class TAB(LightningModule):
         loss: Literal["align", "classification", "concat"] = "align",
         align: Literal["both", "normal"] = "both",
         classification_targets: Literal["classes", "binary"] = "classes",
-        head: Literal["auto", "none", "linear", "projection"] = "auto",
+        head: Head = "auto",
         logit_scale_mode: Literal["raw", "exp"] = "raw",
         joint_forward: bool = False,
         optim: TABOptim = TABOptim(),
@@ -233,8 +216,8 @@ class TAB(LightningModule):
                 self.classifier = nn.Linear(self.width, outputs)
                 return
             self._read_texts([data.words(category) for category in categories])
-            dim = self.normal.shape[1]
-            self.normal_head, self.abnormal_head = (self._make_head(dim) for _ in range(2))
+            sizes = (self.settings.name, self.width), (self.text.name, self.normal.shape[1])
+            self.normal_head, self.abnormal_head = (make_head(self.head, *sizes) for _ in range(2))
         if self.align == "normal":
             self.abnormal_head.requires_grad_(False)
 
@@ -253,19 +236,6 @@ class TAB(LightningModule):
         self.register_buffer("normal", texts.normal, persistent=False)
         abnormal = texts.normal if texts.abnormal is None else texts.abnormal
         self.register_buffer("abnormal", abnormal, persistent=False)
-
-    def _make_head(self, dim: int) -> nn.Module:
-        kind = self.head
-        if kind == "auto":
-            kind = "none" if dim == self.width else "projection"
-        if kind == "none" and dim != self.width:
-            raise ValueError(
-                f"model.head none: {self.settings.name} has {self.width} channels, "
-                f"{self.text.name} {dim}: set model.head to projection"
-            )
-        if kind == "projection":
-            return ProjectionHead(self.width, dim)
-        return nn.Identity() if kind == "none" else nn.Linear(self.width, dim)
 
     def configure_callbacks(self) -> list[Callback]:
         """Return one that logs how long the training waits for images."""
@@ -423,24 +393,11 @@ class TAB(LightningModule):
         Raises:
             ValueError: If the end of the training is not known.
         """
-        settings = self.optim
-        trained = [p for p in self.parameters() if p.requires_grad]
-        if settings.name == "sgd":
-            optimizer: torch.optim.Optimizer = torch.optim.SGD(trained, settings.lr, momentum=0.9)
-        else:
-            optimizer = torch.optim.AdamW(trained, settings.lr, betas=(0.5, 0.999))
-        if settings.scheduler_t_max == "none":
+        optimizer = self.optim.optimizer([p for p in self.parameters() if p.requires_grad])
+        if self.optim.scheduler_t_max == "none":
             return optimizer
-        steps = total_steps(self)
-        epochs = max(1, total_epochs(self) // settings.passes)
-        length = epochs
-        if settings.scheduler_t_max == "official":
-            length = max(1, steps // epochs)
-
-        def rate(done: int) -> float:
-            return half_cosine(math.pi * (done // settings.passes) / length)
-
-        return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, rate)}
+        schedule = self.optim.schedule(optimizer, total_steps(self), total_epochs(self))
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     # -- what is kept ----------------------------------------------------------------------------
 
@@ -517,41 +474,3 @@ class TAB(LightningModule):
                 f"the checkpoint was made with the categories {', '.join(made['categories'])} and "
                 f"the texts of another CLIP or of other categories: go on with the same"
             )
-
-
-class ProjectionHead(nn.Module):
-    """Linear, a residual block with dropout, and a LayerNorm (the code's later state)."""
-
-    def __init__(self, width: int, dim: int, dropout: float = 0.5) -> None:
-        super().__init__()
-        self.project = nn.Linear(width, dim)
-        self.block = nn.Sequential(nn.ReLU(), nn.Linear(dim, dim))
-        self.norm = nn.LayerNorm(dim)
-        self.dropout = dropout
-
-    def forward(self, features: Tensor, rng: np.random.Generator | None = None) -> Tensor:
-        """Turn features ``(B, C)`` into ``(B, D)``; with a generator, some are dropped."""
-        projected = self.project(features)
-        change = self.block(projected)
-        if rng is not None:  # torch's own dropout draws globally, which no resume restores
-            kept = torch.from_numpy(rng.random(tuple(change.shape)) >= self.dropout)
-            change = change * kept.to(change) / (1 - self.dropout)
-        return self.norm(change + projected)
-
-
-def alignment_logits(features: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
-    """Return similarities of images and classes, ``(B, K)`` (equations 4 and 5).
-
-    Args:
-        features: ``(B, D)``, not normalised.
-        texts: ``(K, D)``.
-        scale: By what cosines are multiplied.
-    """
-    return scale * unit(features) @ texts.T
-
-
-def mean_cosine(rows: Tensor) -> float:
-    """Return the mean cosine between two different rows of ``(K, D)``."""
-    count = len(rows)
-    sums = unit(rows).sum(dim=0).square().sum()
-    return float((sums - count) / (count * (count - 1)))
