@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_clip.backbones.frozen import FrozenBackbone
-from anomaly_clip.errors import reason
+from anomaly_clip.errors import nearest, reason
 from anomaly_clip.records import RANDOM
 
 __all__ = ["IMAGENET", "CNNBackbone", "CNNSettings", "load_network", "read_state"]
@@ -240,14 +240,10 @@ def read_state(file: str | Path) -> dict[str, Tensor]:
 def _build(name: str) -> nn.Module:
     from torchvision import models
 
-    if name not in models.list_models(module=models):
-        import difflib
-
-        near = difflib.get_close_matches(name, models.list_models(module=models), 3, 0.3)
-        raise ValueError(
-            f"backbone.name {name}: torchvision has no such model; near: "
-            f"{', '.join(near) or 'none'}"
-        )
+    known = models.list_models(module=models)
+    if name not in known:
+        hint = nearest(name, known) or "take a ResNet, as resnet18"
+        raise ValueError(f"backbone.name {name}: torchvision has no such model: {hint}")
     # Untrained weights follow the run's seed alone, and leave later draws as they are.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch.initial_seed())

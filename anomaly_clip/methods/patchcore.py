@@ -26,7 +26,7 @@ from anomaly_clip.maps import gaussian_blur, resize_maps
 from anomaly_clip.methods.cnn_method import FittedMethod
 from anomaly_clip.methods.coreset import k_centre_greedy, project, projected_width
 from anomaly_clip.metrics.evaluator import EvaluatorSettings
-from anomaly_clip.progress import say
+from anomaly_clip.progress import duration, say
 from anomaly_clip.records import Batch, Scores
 
 __all__ = ["PatchCore", "nearest_rows"]
@@ -121,7 +121,7 @@ class PatchCore(FittedMethod):
         seconds = kept * _seconds_a_centre(rows, narrow, self.device)
         say(
             f"PatchCore: {num_images} images, {rows} patches of {width} numbers, of which {kept} "
-            f"are kept; about {sum(cost.values()) / GB:.2g} GB, and {_duration(seconds)} to choose "
+            f"are kept; about {sum(cost.values()) / GB:.2g} GB, and {duration(max(1, seconds))} to choose "
             f"them"
         )
         for device, needed in cost.items():
@@ -298,12 +298,6 @@ def _seconds_a_centre(rows: int, width: int, device: torch.device) -> float:
         found = torch.mv(few, vector)
     float(found[0])
     return (time.perf_counter() - begun) / 3 * rows / len(few)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{max(1, round(seconds))} s"
-    return f"{round(seconds / 60)} min"
 
 
 def available_memory(device: torch.device) -> int | None:
