@@ -121,8 +121,8 @@ class PatchCore(FittedMethod):
         seconds = kept * _seconds_a_centre(rows, narrow, self.device)
         say(
             f"PatchCore: {num_images} images, {rows} patches of {width} numbers, of which {kept} "
-            f"are kept; about {sum(cost.values()) / GB:.2g} GB, and {duration(max(1, seconds))} to choose "
-            f"them"
+            f"are kept; about {sum(cost.values()) / GB:.2g} GB, and {duration(max(1, seconds))} to "
+            f"choose them"
         )
         for device, needed in cost.items():
             free = available_memory(device)

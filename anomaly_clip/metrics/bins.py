@@ -27,8 +27,12 @@ class Bins(NamedTuple):
         """Return the ranking of the pixels, all of a key being tied."""
         some = self.anomalous > 0
         false = self.normal.cumsum()
-        counts = (self.anomalous[some], (false - self.normal)[some], false[some])
-        return Ranking(*(torch.from_numpy(column) for column in counts), int(self.normal.sum()))
+        return Ranking(
+            tied=torch.from_numpy(self.anomalous[some]),
+            above=torch.from_numpy((false - self.normal)[some]),
+            at_least=torch.from_numpy(false[some]),
+            num_normal=int(self.normal.sum()),
+        )
 
     def pro(self, limit: float) -> float:
         """Return the area under PRO up to a false positive rate, by trapezoids."""

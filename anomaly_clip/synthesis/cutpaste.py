@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from anomaly_clip.errors import check_between
 from anomaly_clip.records import Synthetic
 from anomaly_clip.synthesis.checks import check_fields, check_image
 from anomaly_clip.synthesis.masks import tightened
+from anomaly_clip.synthesis.recipe import Image, Mask, Recipe
 
 __all__ = ["CutPaste", "jittered"]
 
@@ -22,12 +22,9 @@ SIDE = 256  # pixels of the images that a scar's size is given for
 MOST_SHARED = 0.5  # intersection over union of where a patch comes from and where it goes
 TRIES = 20
 
-Image = NDArray[np.uint8]
-Mask = NDArray[np.bool_]
-
 
 @dataclass(frozen=True)
-class CutPaste:
+class CutPaste(Recipe):
     """The generator; call it with an image and a random generator.
 
     Args:
@@ -73,20 +70,7 @@ class CutPaste:
         donor: Callable[[], Image] | None = None,
         foreground: Mask | None = None,
     ) -> Synthetic:
-        """Return the image with a defect.
-
-        Args:
-            image: ``(H, W, 3)``, normal.
-            rng: Draws all.
-            donor: Not used: pieces come from the image itself.
-            foreground: ``(H, W)``; pieces are pasted with their centre inside. Default: anywhere.
-
-        Returns:
-            If the change cannot be seen: the image as it was, an empty mask, ``failed`` in info.
-
-        Raises:
-            ValueError: If the image is none.
-        """
+        """Paste a piece of the image with its centre in the foreground; see :class:`Recipe`."""
         check_image(image)
         kind = self.kind
         if kind == "union":

@@ -14,7 +14,6 @@ from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from anomaly_clip.errors import check_at_least, check_between
 from anomaly_clip.records import Synthetic
@@ -22,13 +21,12 @@ from anomaly_clip.synthesis.checks import check_fields, check_image
 from anomaly_clip.synthesis.masks import foreground_of
 from anomaly_clip.synthesis.nsa_labels import LabelKind, label_of
 from anomaly_clip.synthesis.poisson import Gradients, blend, blend_opencv
+from anomaly_clip.synthesis.recipe import Image, Mask, Recipe
 
 __all__ = ["NSA", "Interval", "Mode"]
 
 Mode = Literal["normal", "mixed", "mix", "swap", "uniform"]
 Interval = tuple[float, float]
-Image = NDArray[np.uint8]
-Mask = NDArray[np.bool_]
 
 TRIES = 200  # of a place that holds enough of an object
 LEAST_PIXELS = 50  # of a patch
@@ -54,7 +52,7 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True)
-class NSA:
+class NSA(Recipe):
     """The generator; call it with an image, a random generator and a donor.
 
     Args:
@@ -137,17 +135,10 @@ class NSA:
         donor: Callable[[], Image] | None = None,
         foreground: Mask | None = None,
     ) -> Synthetic:
-        """Return the image with a defect.
+        """Blend pieces of a donor, or of the image for ``same``, into the image.
 
-        Args:
-            image: ``(H, W, 3)``, normal.
-            rng: Draws all.
-            donor: Returns another normal image of the same kind and size; not needed for ``same``.
-            foreground: ``(H, W)``, what of the image is an object; the donor's is guessed likewise.
-                Not used with ``background``, which says it of both.
-
-        Raises:
-            ValueError: If the image is none, or a donor is needed and missing, or of another size.
+        The foreground is what of the image is an object; the donor's is guessed likewise. With
+        ``background``, which decides for both, it is not used. See :class:`Recipe`.
         """
         check_image(image)
         if donor is None and not self.same:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from anomaly_clip.errors import check_at_least, check_between
 from anomaly_clip.records import Synthetic
 from anomaly_clip.synthesis.checks import check_fields, check_image
+from anomaly_clip.synthesis.recipe import Image, Mask, Recipe
 from anomaly_clip.synthesis.textures import Source, augmented, texture
 
 __all__ = ["Perlin", "perlin_noise"]
@@ -25,13 +26,11 @@ __all__ = ["Perlin", "perlin_noise"]
 LARGEST = 5  # exponent: at most 2 ** 5 cells an axis
 STEP = 2**LARGEST  # noise is made at a multiple of it and cut
 
-Image = NDArray[np.uint8]
-Mask = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Perlin:
+class Perlin(Recipe):
     """The generator; call it with an image and a random generator.
 
     Args:
@@ -72,17 +71,7 @@ class Perlin:
         donor: Callable[[], Image] | None = None,
         foreground: Mask | None = None,
     ) -> Synthetic:
-        """Return the image with a defect; the mask may be empty.
-
-        Args:
-            image: ``(H, W, 3)``, normal.
-            rng: Draws all.
-            donor: Not used.
-            foreground: ``(H, W)``; no defect is outside. Default: anywhere.
-
-        Raises:
-            ValueError: If the image is none.
-        """
+        """Lay a texture over the image, nowhere outside the foreground; the mask may be empty."""
         check_image(image)
         height, width = image.shape[:2]
         cells = tuple(int(2 ** rng.integers(0, LARGEST + 1)) for _ in range(2))

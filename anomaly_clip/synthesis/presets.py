@@ -17,10 +17,9 @@ from anomaly_clip.synthesis.cutpaste import CutPaste
 from anomaly_clip.synthesis.erasing import Erasing
 from anomaly_clip.synthesis.nsa import NSA
 from anomaly_clip.synthesis.perlin import Perlin
+from anomaly_clip.synthesis.recipe import Recipe
 
-__all__ = ["NSA_CLASSES", "PRESETS", "Recipe", "preset"]
-
-Recipe = NSA | CutPaste | Erasing | Perlin
+__all__ = ["NSA_CLASSES", "PRESETS", "preset"]
 
 _WHOLE = (0.03, 0.40)
 _BRIGHT, _DARK = ((200.0, 60.0),), ((20.0, 20.0),)  # background: brightness and threshold

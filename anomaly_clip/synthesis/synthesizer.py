@@ -8,16 +8,14 @@ from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from anomaly_clip.errors import check_above, check_at_least, check_between
 from anomaly_clip.records import Synthetic
 from anomaly_clip.synthesis.masks import foreground_of
-from anomaly_clip.synthesis.presets import Recipe, preset
+from anomaly_clip.synthesis.presets import preset
+from anomaly_clip.synthesis.recipe import Image, Recipe
 
 __all__ = ["SynthesisSettings", "synthesize"]
-
-Image = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
