@@ -9,11 +9,11 @@ and conventions are those of the public code (section 4 of the specification).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from statistics import fmean, stdev
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -407,7 +407,7 @@ def averaged(rounds: Sequence[Results]) -> Results:
         return rounds[0]
     categories = {
         category: {
-            name: _over([one["categories"][category][name] for one in rounds], np.mean)
+            name: _of_all([results["categories"][category][name] for results in rounds], fmean)
             for name in FIGURES
         }
         for category in rounds[0]["categories"]
@@ -417,13 +417,14 @@ def averaged(rounds: Sequence[Results]) -> Results:
 
 def spread(rounds: Sequence[Figures]) -> Figures:
     """Return the standard deviation of each figure over several evaluations, None of one."""
-    several = len(rounds) > 1
-    return {
-        name: _over([one[name] for one in rounds], lambda v: np.std(v, ddof=1)) if several else None
-        for name in FIGURES
-    }
+    if len(rounds) < 2:
+        return dict.fromkeys(FIGURES)
+    return {name: _of_all([metrics[name] for metrics in rounds], stdev) for name in FIGURES}
 
 
-def _over(values: Sequence[float | None], function: Any) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(function(known)) if len(known) == len(values) else None
+def _of_all(
+    values: Sequence[float | None], function: Callable[[list[float]], float]
+) -> float | None:
+    """Return a function of values that are all defined, None otherwise."""
+    defined = [value for value in values if value is not None]
+    return function(defined) if len(defined) == len(values) else None

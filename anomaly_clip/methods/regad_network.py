@@ -72,9 +72,10 @@ class RegistrationNetwork(nn.Module):
         undo: list[Tensor] = []
         stages = []
         for maps, matrix in self._turned(pixels):
-            undo.insert(0, inverse(matrix))
-            for one in undo:
-                maps = warp(maps, one)
+            # inv_ex does not wait for the device to check what inv would check.
+            undo.insert(0, torch.linalg.inv_ex(matrix).inverse)
+            for undoing in undo:
+                maps = warp(maps, undoing)
             stages.append(maps)
         return stages
 
@@ -200,13 +201,6 @@ def warp(maps: Tensor, matrix: Tensor, shift: tuple[float, float] = (0.0, 0.0)) 
     grid = F.affine_grid(affine, list(fine.shape), align_corners=False)
     moved = F.grid_sample(fine, grid, "bilinear", padding_mode="reflection", align_corners=False)
     return moved.to(maps.dtype)
-
-
-def inverse(matrix: Tensor) -> Tensor:
-    """Return the inverses of ``(B, 2, 2)``."""
-    (a, b), (c, d) = (row.unbind(dim=1) for row in matrix.unbind(dim=1))
-    turned = torch.stack([d, -b, -c, a], dim=1).unflatten(1, (2, 2))
-    return turned / (a * d - b * c)[:, None, None]
 
 
 def augment(images: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
@@ -346,7 +347,7 @@ def _mean(rows: Iterable[Figures]) -> Figures:
     mean: Figures = {}
     for name in rows[0]:
         values = [value for row in rows if (value := row[name]) is not None]
-        mean[name] = math.fsum(values) / len(values) if values else None
+        mean[name] = fmean(values) if values else None
     return mean
 
 
@@ -360,7 +361,7 @@ def _mean_bounds(categories: dict[str, Figures], intervals: dict[str, Bounds]) -
             if (value := figures[name]) is not None
         ]
         if ends:
-            low, high = (math.fsum(column) / len(ends) for column in zip(*ends, strict=True))
+            low, high = (fmean(column) for column in zip(*ends, strict=True))
             bounds[name] = (low, high)
     return bounds
 
