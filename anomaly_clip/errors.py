@@ -49,14 +49,14 @@ def translated(options: Callable[[], Iterable[str]] = list) -> Iterator[None]:
         raise UserError(sentence(error, options())) from error
 
 
-def check_choice(name: str, value: str, known: Sequence[str]) -> None:
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     """Refuse a word that is none of those known; the command line does so itself.
 
     Raises:
         ValueError: If it is none.
     """
-    if value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(known)}, got {value}")
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value}")
 
 
 def check_at_least(name: str, value: float, least: float) -> None:

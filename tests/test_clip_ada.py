@@ -281,7 +281,7 @@ def test_fifty_steps_on_one_batch_lower_the_loss(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     texture = np.kron(rng.integers(60, 200, (4, 3, 16, 16)), np.ones((4, 4))).astype(np.uint8)
     made = [
-        PERLIN.made("perlin", "")(image.transpose(1, 2, 0), rng, None, None) for image in texture
+        PERLIN.build("perlin", "")(image.transpose(1, 2, 0), rng, None, None) for image in texture
     ]
     images = torch.from_numpy(np.stack([one.image.transpose(2, 0, 1) for one in made]))
     mask = torch.from_numpy(np.stack([one.mask for one in made]))

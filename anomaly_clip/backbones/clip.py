@@ -209,7 +209,7 @@ class CLIPBackbone(FrozenBackbone):
             ValueError: If a layer does not exist.
         """
         layers = self.check_layers(layers)
-        found = []
+        outputs = []
         with self.out_of_autocast():
             tokens = self.embed(images)
             for number, block in enumerate(
@@ -217,8 +217,8 @@ class CLIPBackbone(FrozenBackbone):
             ):
                 tokens = block(tokens)
                 if number in layers:
-                    found.append(Tokens(tokens, self.project(tokens)))
-        return found
+                    outputs.append(Tokens(tokens, self.project(tokens)))
+        return outputs
 
     def check_layers(self, layers: Sequence[int] | None) -> list[int]:
         """Return 1-based layer numbers, the last layer by default.

@@ -117,11 +117,11 @@ def _read_config(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
             preprocessing = config.get("preprocess_cfg", {})
             config = config["model_cfg"]
     else:
-        known = open_clip.get_model_config(name)
-        if known is None:
+        registered = open_clip.get_model_config(name)
+        if registered is None:
             hint = nearest(name, open_clip.list_models()) or "take a ViT, as ViT-B-16"
             raise ValueError(f"backbone.name {name}: open_clip has no such model: {hint}")
-        config = deepcopy(known)
+        config = deepcopy(registered)
     missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(config)
     if missing:
         raise ValueError(f"backbone.name {name}: the configuration lacks {sorted(missing)}")
@@ -143,9 +143,9 @@ def _pretrained_tag(name: str, tag: str, quick_gelu: bool) -> dict[str, Any]:
     """Return open_clip's record of a tag, after checking that the model suits it."""
     if name == DEMO or name.endswith(".json"):
         which = "the demo architecture" if name == DEMO else "a model described by a JSON file"
-        own = f"'{DEMO}', " if name == DEMO else ""
+        demo = f"'{DEMO}', " if name == DEMO else ""
         raise ValueError(
-            f"backbone.pretrained {tag}: {which} has no tags; give {own}a weights file or "
+            f"backbone.pretrained {tag}: {which} has no tags; give {demo}a weights file or "
             f"'{RANDOM}'"
         )
     record: dict[str, Any] = open_clip.get_pretrained_cfg(name, tag)

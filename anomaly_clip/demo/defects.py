@@ -130,10 +130,10 @@ def _place(surface: Surface, rng: np.random.Generator, rim: bool = False) -> tup
     if surface.cover is None:
         x, y = rng.uniform(0.02, 0.98, 2)
         return float(x), float(y)
-    wanted = surface.cover > 0.9
+    allowed = surface.cover > 0.9
     if rim:
-        wanted = (surface.cover > 0.1) & (surface.cover < 0.9)
-    candidates = np.flatnonzero(wanted)
+        allowed = (surface.cover > 0.1) & (surface.cover < 0.9)
+    candidates = np.flatnonzero(allowed)
     row, column = divmod(int(candidates[int(rng.random() * len(candidates))]), size)
     return (column + 0.5) / size, (row + 0.5) / size
 

@@ -367,32 +367,32 @@ class CLIPADA(CLIPMethod):
         some = bool(share.any())
         on = share / share.sum() if some else share  # a patch counts by what the defect covers
         off = share == 0
-        found: dict[str, float] = {}
+        values: dict[str, float] = {}
         stages = {"coarse": encoded.coarse}
         if encoded.fine:
             stages["fine"] = encoded.fine[-1]
         for name, logits in stages.items():
             probability = logits.sigmoid()
             if off.any():
-                found[f"train/{name}_off"] = float(probability[off].mean())
+                values[f"train/{name}_off"] = float(probability[off].mean())
             if some:
-                found[f"train/{name}_on"] = float((probability * on).sum())
+                values[f"train/{name}_on"] = float((probability * on).sum())
         now = F.normalize(direction.detach(), dim=0)
-        found["train/prompt_drift"] = float(1 - F.cosine_similarity(now, self.start, dim=0))
+        values["train/prompt_drift"] = float(1 - F.cosine_similarity(now, self.start, dim=0))
         if some:
-            found["train/prompt_cosine_on"] = float((encoded.features @ now * on).sum())
+            values["train/prompt_cosine_on"] = float((encoded.features @ now * on).sum())
         refinement = self.refinement
         if refinement is not None:
             for name in ("beta", "gamma"):
                 if hasattr(refinement, name):
-                    found[f"train/{name}"] = float(getattr(refinement, name))
+                    values[f"train/{name}"] = float(getattr(refinement, name))
             if hasattr(refinement, "shift"):
-                found["train/shift"] = float(refinement.shift.norm())
+                values["train/shift"] = float(refinement.shift.norm())
         if self.log_tau.requires_grad:
-            found["train/tau"] = float(self.log_tau.exp())
+            values["train/tau"] = float(self.log_tau.exp())
         if self._trainer is not None and self.trainer.optimizers:
-            found["train/lr_head"] = float(self.trainer.optimizers[0].param_groups[1]["lr"])
-        return found
+            values["train/lr_head"] = float(self.trainer.optimizers[0].param_groups[1]["lr"])
+        return values
 
     def configure_optimizers(self) -> Any:
         """Return AdamW with three rates, and a schedule that follows the step.
@@ -424,8 +424,8 @@ class CLIPADA(CLIPMethod):
         rates = self.optim
         blocks = [] if self.refinement is None else list(self.refinement.named_parameters())
         copied = [p for name, p in blocks if name.startswith("blocks.")]
-        own = {id(p) for p in [*copied, self.prompt.context, *self.backbone.parameters()]}
-        others = [p for p in self.parameters() if p.requires_grad and id(p) not in own]
+        excluded = {id(p) for p in [*copied, self.prompt.context, *self.backbone.parameters()]}
+        others = [p for p in self.parameters() if p.requires_grad and id(p) not in excluded]
         yield {"params": [self.prompt.context], "lr": rates.lr_prompt, "weight_decay": 0.0}
         for members, lr in ((others, rates.lr_head), (copied, rates.lr_block)):
             for matrices, decay in ((True, weight_decay), (False, 0.0)):

@@ -110,12 +110,12 @@ class RegionRefinement(nn.Module):
         visual = backbone.visual
         width, dim = visual.conv1.out_channels, visual.output_dim
         mode = settings.mode
-        left = backbone.num_layers - layer
-        wanted = {"bias": settings.blocks, "reencode": 1}.get(mode, 0)
-        if left < wanted:
+        available = backbone.num_layers - layer
+        needed = {"bias": settings.blocks, "reencode": 1}.get(mode, 0)
+        if available < needed:
             raise ValueError(
-                f"model.refine.mode {mode} takes {wanted} blocks behind model.feature_layer "
-                f"{layer}, but {backbone.settings.name} has {left}"
+                f"model.refine.mode {mode} takes {needed} blocks behind model.feature_layer "
+                f"{layer}, but {backbone.settings.name} has {available}"
             )
         if mode in ("bias", "multiply"):
             self.head = DenseHead(width, dim, pre_norm)

@@ -194,16 +194,17 @@ class Contrastive(LightningModule):
         kind = self.device.type
         mixed = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         with self.backbone.out_of_autocast():
-            losses, seen = self.losses(batch, rng, done, mixed)
+            losses, outputs = self.losses(batch, rng, done, mixed)
         total = torch.stack(list(losses.values())).sum()
         # Every scene is new, so what is measured here is measured on scenes never trained on.
-        normal, defective = seen.state.unflatten(0, (-1, 2)).unbind(1)
-        known = seen.targets >= 0
+        normal, defective = outputs.state.unflatten(0, (-1, 2)).unbind(1)
+        counted = outputs.targets >= 0
         figures = {f"train/{name}": float(value.detach()) for name, value in losses.items()}
         # The share of scenes whose class token tells which of the two has the defect.
         figures["train/pair_accuracy"] = float((defective > normal).float().mean())
-        found = average_precision(seen.fused[known], seen.targets[known] > 0)
-        figures["train/patch_ap"] = 0.0 if math.isnan(found) else found  # no patch is covered: rare
+        precision = average_precision(outputs.fused[counted], outputs.targets[counted] > 0)
+        # NaN where no patch is covered, which is rare.
+        figures["train/patch_ap"] = 0.0 if math.isnan(precision) else precision
         count = len(normal)
         self.log_dict(figures, on_step=False, on_epoch=True, batch_size=count, sync_dist=True)
         self.log("train/loss", total.detach(), prog_bar=True)
@@ -233,9 +234,9 @@ class Contrastive(LightningModule):
             ValueError: If the checkpoint is of another architecture, or from the middle of an
                 epoch, whose other scenes would not be found again.
         """
-        own = self.state_dict()
+        state = self.state_dict()
         for key, value in checkpoint["state_dict"].items():
-            if key not in own or own[key].shape != value.shape:
+            if key not in state or state[key].shape != value.shape:
                 raise ValueError(
                     f"the checkpoint is of another architecture than {self.backbone.settings.name}"
                     f" (its {key} does not fit)"
@@ -388,8 +389,8 @@ class Contrastive(LightningModule):
         directions = []
         for _ in range(NUM_SPLITS):
             order = torch.from_numpy(rng.permutation(NUM_SENTENCES))
-            one, other = (words[part] for part in order.to(words.device).chunk(2))
-            directions.append(unit(one.mean(0)) - unit(other.mean(0)))
+            first, second = (words[part] for part in order.to(words.device).chunk(2))
+            directions.append(unit(first.mean(0)) - unit(second.mean(0)))
         return unit(torch.stack(directions)).T
 
     @property

@@ -106,9 +106,9 @@ class Captions:
         if defect is None:
             normal = self.prompts.states_normal
             return normal[rng.integers(len(normal))], None
-        own = [state for state in self.prompts.states_abnormal if defect in state]
-        if own and rng.random() < 0.5:
-            return own[rng.integers(len(own))], defect
+        of_kind = [state for state in self.prompts.states_abnormal if defect in state]
+        if of_kind and rng.random() < 0.5:
+            return of_kind[rng.integers(len(of_kind))], defect
         return self.general[rng.integers(len(self.general))], None
 
     @cached_property

@@ -171,7 +171,7 @@ def few_sample_gaussians(
         _few_samples(features(some), regularization)
         for some in torch.arange(num_positions).split(FACTORED_AT_ONCE)
     ]
-    mean, samples, mixing = (torch.cat(one) for one in zip(*parts, strict=True))
+    mean, samples, mixing = (torch.cat(columns) for columns in zip(*parts, strict=True))
     return FewSampleGaussians(mean, samples, mixing, regularization)
 
 
@@ -193,4 +193,4 @@ def _few_samples(features: Tensor, regularization: float) -> tuple[Tensor, ...]:
             f"images is singular"
         )
     mixing = torch.cholesky_inverse(lower)
-    return tuple(one.to(device, kind) for one in (mean[:, 0], samples, mixing))
+    return tuple(tensor.to(device, kind) for tensor in (mean[:, 0], samples, mixing))

@@ -107,18 +107,18 @@ class PaDiM(FittedMethod):
         factor = inverse_factor(moments.scatter, moments.num_images, self.regularization)
         self.keep(mean=moments.mean, factor=factor)
 
-    def merged(self, own: Moments) -> Moments:
+    def merged(self, local: Moments) -> Moments:
         """Return the moments over all processes."""
         strategy = self.trainer.strategy
         if self.trainer.world_size == 1:
-            return own
+            return local
         count = strategy.reduce(
-            torch.tensor(float(own.num_images), device=self.device), reduce_op="sum"
+            torch.tensor(float(local.num_images), device=self.device), reduce_op="sum"
         )
-        total = strategy.reduce(own.num_images * own.mean, reduce_op="sum")
+        total = strategy.reduce(local.num_images * local.mean, reduce_op="sum")
         mean = total / count
-        apart = own.mean - mean
-        scatter = own.scatter + own.num_images * apart.unsqueeze(2) * apart.unsqueeze(1)
+        apart = local.mean - mean
+        scatter = local.scatter + local.num_images * apart.unsqueeze(2) * apart.unsqueeze(1)
         return Moments(int(count), mean, strategy.reduce(scatter, reduce_op="sum"))
 
     @torch.no_grad()
@@ -141,15 +141,15 @@ class PaDiM(FittedMethod):
         size = features[self.layers[0]].shape[-2:]
         parts, places, start = [], [], 0
         for layer in self.layers:
-            own = features[layer]
-            within = (self.channels >= start) & (self.channels < start + own.shape[1])
+            maps = features[layer]
+            within = (self.channels >= start) & (self.channels < start + maps.shape[1])
             if within.any():
-                chosen = own[:, self.channels[within] - start]
+                chosen = maps[:, self.channels[within] - start]
                 if chosen.shape[-2:] != size:
                     chosen = F.interpolate(chosen, size, mode="nearest")
                 parts.append(chosen)
                 places.append(within.nonzero()[:, 0])
-            start += own.shape[1]
+            start += maps.shape[1]
         order = torch.cat(places).argsort()
         return torch.cat(parts, dim=1).flatten(2)[:, order].mT
 

@@ -175,7 +175,9 @@ class PatchCore(FittedMethod):
             leads = self.trainer.is_global_zero
             gathered: list[Any] | None = [None] * self.trainer.world_size if leads else None
             torch.distributed.gather_object(parts, gathered)
-            parts = [] if gathered is None else [part for own in gathered for part in own]
+            parts = (
+                [] if gathered is None else [part for rank_parts in gathered for part in rank_parts]
+            )
         bank = self.choose(_in_order(parts)) if self.trainer.is_global_zero else None
         bank = self.trainer.strategy.broadcast(bank)
         assert bank is not None
@@ -242,9 +244,9 @@ class PatchCore(FittedMethod):
         bank = self.bank.float()
         near = torch.cdist(bank[row], bank).topk(min(self.num_neighbours, len(bank)), largest=False)
         to_near = torch.linalg.vector_norm(patch.unsqueeze(1) - bank[near.indices], dim=-1)
-        own = torch.linalg.vector_norm(patch - bank[row], dim=-1)
+        to_nearest = torch.linalg.vector_norm(patch - bank[row], dim=-1)
         # The softmax's entry of the nearest row, whatever its place among its neighbours.
-        share = (own - to_near.logsumexp(dim=1)).exp()
+        share = (to_nearest - to_near.logsumexp(dim=1)).exp()
         return (1 - share) * largest
 
 
@@ -261,15 +263,15 @@ def nearest_rows(features: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         ``(n,)`` float32 and ``(n,)`` int64.
     """
-    features, known = features.float(), bank.float()
-    half_lengths = known.square().sum(dim=1) / 2
-    step = max(1, AT_ONCE // len(known))
-    found = [
-        torch.addmm(half_lengths, part, known.T, alpha=-1).argmin(dim=1)
+    features, rows_of_bank = features.float(), bank.float()
+    half_lengths = rows_of_bank.square().sum(dim=1) / 2
+    step = max(1, AT_ONCE // len(rows_of_bank))
+    parts = [
+        torch.addmm(half_lengths, part, rows_of_bank.T, alpha=-1).argmin(dim=1)
         for part in features.split(step)
     ]
-    rows = torch.cat(found)
-    return torch.linalg.vector_norm(features - known[rows], dim=1), rows
+    rows = torch.cat(parts)
+    return torch.linalg.vector_norm(features - rows_of_bank[rows], dim=1), rows
 
 
 def _in_order(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -280,12 +282,12 @@ def _in_order(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
     """
     place = torch.cat([index for index, _ in parts]).argsort().argsort()
     ends = torch.tensor([len(index) for index, _ in parts]).cumsum(0).tolist()
-    found = torch.empty(len(place), *parts[0][1].shape[1:], dtype=parts[0][1].dtype)
+    ordered = torch.empty(len(place), *parts[0][1].shape[1:], dtype=parts[0][1].dtype)
     while parts:
         _, features = parts.pop()
         end = ends.pop()
-        found[place[end - len(features) : end]] = features
-    return found.flatten(0, 1)
+        ordered[place[end - len(features) : end]] = features
+    return ordered.flatten(0, 1)
 
 
 def _seconds_a_centre(rows: int, width: int, device: torch.device) -> float:
@@ -295,8 +297,8 @@ def _seconds_a_centre(rows: int, width: int, device: torch.device) -> float:
     float(torch.mv(few, vector)[0])  # waits until it is done, also on other devices
     begun = time.perf_counter()
     for _ in range(3):
-        found = torch.mv(few, vector)
-    float(found[0])
+        product = torch.mv(few, vector)
+    float(product[0])
     return (time.perf_counter() - begun) / 3 * rows / len(few)
 
 

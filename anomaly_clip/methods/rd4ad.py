@@ -87,13 +87,13 @@ class RD4AD(TrainedMethod):
     def _sizes(self, image_size: int) -> list[int]:
         """Return how many positions a side each layer has."""
         with torch.no_grad():
-            found = self.backbone(torch.zeros(1, 3, image_size, image_size))
-        return [int(found[layer].shape[-1]) for layer in self.layers]
+            features = self.backbone(torch.zeros(1, 3, image_size, image_size))
+        return [int(features[layer].shape[-1]) for layer in self.layers]
 
     def features(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Return what teacher and student say of images, level by level, ``(B, C, h, w)`` each."""
-        found = self.backbone(images)
-        teacher = [found[layer].to(self.dtype) for layer in self.layers]
+        features = self.backbone(images)
+        teacher = [features[layer].to(self.dtype) for layer in self.layers]
         return teacher, self.student(self.bottleneck(teacher))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -149,7 +149,9 @@ def level_maps(
     distances = [
         1 - F.cosine_similarity(a.float(), b.float()) for a, b in zip(teacher, student, strict=True)
     ]
-    return torch.stack([resize_maps(one, size, align_corners=True) for one in distances], dim=1)
+    return torch.stack(
+        [resize_maps(distance, size, align_corners=True) for distance in distances], dim=1
+    )
 
 
 # -- the networks ----------------------------------------------------------------------------------
@@ -175,10 +177,10 @@ class MirrorSpec:
         if stride != 1 or inputs != outputs:
             shortcut = nn.Sequential(conv1x1(inputs, outputs, stride), nn.BatchNorm2d(outputs))
         planes = outputs // self.block.expansion
-        made: nn.Module = self.block(
+        block: nn.Module = self.block(
             inputs, planes, stride, downsample=shortcut, base_width=self.base_width
         )
-        return made
+        return block
 
 
 class OneClassBottleneck(nn.Module):
@@ -231,11 +233,11 @@ class Student(nn.Module):
 
     def forward(self, embedding: Tensor) -> list[Tensor]:
         """Return the stages, finest first."""
-        found = []
+        stages = []
         for stage in self.stages:
             embedding = stage(embedding)
-            found.append(embedding)
-        return found[::-1]
+            stages.append(embedding)
+        return stages[::-1]
 
 
 class Up(nn.Module):

@@ -183,8 +183,8 @@ class RegAD(TrainedMethod):
         super()._check_one_category(data, "test")  # what is trained on are always several
 
     def _check_tested(self, data: AnomalyData) -> None:
-        known = self.trained_on.get("categories", [])
-        both = [name for name in data.categories if name in known]
+        trained = self.trained_on.get("categories", [])
+        both = [name for name in data.categories if name in trained]
         if both and self.trained_on["data"] == data.dataset_name:
             raise ValueError(
                 f"RegAD is never tested on what it was trained on, and {both[0]!r} of "
@@ -244,10 +244,10 @@ class RegAD(TrainedMethod):
             query: What the network says of images, ``(B, C, h, w)``.
             support: The mean of what it says of others of their category, the same shape.
         """
-        seen, known = self.encoder(query), self.encoder(support)
-        there = negative_cosine(self.predictor(seen), known)
-        back = negative_cosine(self.predictor(known), seen)
-        return (there + back) / 2
+        query_code, support_code = self.encoder(query), self.encoder(support)
+        forward = negative_cosine(self.predictor(query_code), support_code)
+        backward = negative_cosine(self.predictor(support_code), query_code)
+        return (forward + backward) / 2
 
     def configure_optimizers(self) -> Any:
         """Return SGD, its rate following the epochs: one for all parts, as their settings agree.
@@ -269,8 +269,8 @@ class RegAD(TrainedMethod):
     def merit(self, results: Results) -> float | None:
         """Return the sum of image and pixel AUROC, as far as they are defined."""
         values = [results["mean"][name] for name in ("image_auroc", "pixel_auroc")]
-        known = [value for value in values if value is not None]
-        return sum(known) if known else None
+        defined = [value for value in values if value is not None]
+        return sum(defined) if defined else None
 
     # -- references ------------------------------------------------------------------------------
 
@@ -336,9 +336,11 @@ class RegAD(TrainedMethod):
             features = joined_features(self.network.stages(self.pixels(images)))
             distances = torch.zeros(features.shape[:2], device=features.device)
             for name in dict.fromkeys(categories):
-                own = torch.tensor([one == name for one in categories], device=features.device)
-                found = self._gaussians[name].distances(features[own])
-                distances = distances.to(found.dtype).index_put((own,), found)
+                members = torch.tensor(
+                    [category == name for category in categories], device=features.device
+                )
+                scores = self._gaussians[name].distances(features[members])
+                distances = distances.to(scores.dtype).index_put((members,), scores)
             maps = patches_to_map(distances, (images.shape[-2], images.shape[-1]))
             maps = gaussian_blur(maps, self.sigma)
         return Scores(image_score=image_score(maps, "max"), anomaly_map=maps)
@@ -360,11 +362,11 @@ class RegAD(TrainedMethod):
     def on_test_epoch_end(self) -> None:
         """Compute the figures of all rounds; log their means as ``test/...``."""
         rounds = track(self.evaluators, "figures of each round")
-        found = [evaluator.compute() for evaluator in rounds]  # type: ignore[operator]
+        by_round = [evaluator.compute() for evaluator in rounds]  # type: ignore[operator]
         for evaluator in self.evaluators:
             evaluator.reset()  # type: ignore[operator]
-        self._by_round = [results["mean"] for results in found]
-        self.results = averaged(found)
+        self._by_round = [results["mean"] for results in by_round]
+        self.results = averaged(by_round)
         figures = {f"test/{k}": v for k, v in self.results["mean"].items() if v is not None}
         if self.weights["random"]:
             figures["test/random_weights"] = 1.0

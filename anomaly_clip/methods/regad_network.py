@@ -220,15 +220,15 @@ def augment(images: Tensor) -> Tensor:
         return warp(images, torch.eye(2).to(images).expand(len(images), 2, 2), (right, down))
 
     grey = images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
-    made = [images]
-    made += [turned(steps * math.pi / 16) for steps in (-4, -3, -2, -1, 1, 2, 3, 4)]
+    versions = [images]
+    versions += [turned(steps * math.pi / 16) for steps in (-4, -3, -2, -1, 1, 2, 3, 4)]
     for far in (0.2, 0.1):
         corners = ((far, far), (-far, far), (-far, -far), (far, -far))
-        made += [moved(right, down) for right, down in corners]
-    made.append(images.flip(-1))
-    made.append((images * grey).sum(dim=1, keepdim=True).expand_as(images))
-    made += [images.rot90(quarters, (-2, -1)) for quarters in (1, 2, 3)]
-    return torch.cat(made)
+        versions += [moved(right, down) for right, down in corners]
+    versions.append(images.flip(-1))
+    versions.append((images * grey).sum(dim=1, keepdim=True).expand_as(images))
+    versions += [images.rot90(quarters, (-2, -1)) for quarters in (1, 2, 3)]
+    return torch.cat(versions)
 
 
 def joined_features(stages: Sequence[Tensor], positions: Tensor | None = None) -> Tensor:

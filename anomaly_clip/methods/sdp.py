@@ -121,20 +121,20 @@ class SDP(CLIPMethod):
     def encode(self, images: Tensor) -> tuple[list[Tokens], Tensor]:
         """Return the tokens of the asked stages, and CLIP's image embedding ``(B, D)``."""
         last = self.backbone.num_layers
-        wanted = sorted({*self.stages, last})
+        layers = sorted({*self.stages, last})
         if self.paths == "surgery":
             tokens = encode_dual_path(
                 self.backbone,
                 images,
-                wanted,
+                layers,
                 self.stage_tokens,
                 raw_patches=self.reads_raw_patches,
             )
         else:
-            tokens = self.backbone(images, wanted)
+            tokens = self.backbone(images, layers)
         class_token = tokens[-1].projected[:, 0]
         return [
-            t for t, stage in zip(tokens, wanted, strict=True) if stage in self.stages
+            t for t, stage in zip(tokens, layers, strict=True) if stage in self.stages
         ], class_token
 
     def similarity(self, stages: Sequence[Tensor], text: Tensor) -> Tensor:

@@ -115,12 +115,12 @@ class SimpleNet(TrainedMethod):
         size = features[self.layers[0]].shape[-2:]
         levels = []
         for layer in self.layers:
-            own = features[layer].to(self.dtype)
+            maps = features[layer].to(self.dtype)
             # Channel, row and column of the neighbourhood, one after the other.
-            patches = F.unfold(own, PATCH, padding=PATCH // 2).mT  # (B, n, C * 9)
+            patches = F.unfold(maps, PATCH, padding=PATCH // 2).mT  # (B, n, C * 9)
             short = F.adaptive_avg_pool1d(patches, self.pretrain_dim)
-            if own.shape[-2:] != size:
-                grid = short.mT.unflatten(2, own.shape[-2:])
+            if maps.shape[-2:] != size:
+                grid = short.mT.unflatten(2, maps.shape[-2:])
                 short = F.interpolate(grid, size, mode="bilinear").flatten(2).mT
             levels.append(short)
         return F.adaptive_avg_pool1d(torch.cat(levels, dim=2), self.target_dim)

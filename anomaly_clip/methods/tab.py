@@ -139,7 +139,7 @@ class TAB(LightningModule):
         """The classes, in the order of the texts."""
         self.teacher = ""
         """The sha256 of the CLIP that the texts come from."""
-        self.made: dict[str, Any] = {}
+        self.provenance: dict[str, Any] = {}
         """What the training depends on beside the arguments."""
         self.epochs: int | None = None
         """How many epochs were trained, if a checkpoint was loaded."""
@@ -198,7 +198,7 @@ class TAB(LightningModule):
                 f"data.val_split {data.val_split}: set it to synthetic or none"
             )
         self.categories = list(categories)
-        self.made = {
+        self.provenance = {
             "data": data.dataset_name,
             "synthesis": None if data.synthesis is None else asdict(data.synthesis),
             "data_seed": data.seed,
@@ -357,9 +357,9 @@ class TAB(LightningModule):
         sides = {"normal": normal} if abnormal is None else {"normal": normal, "abnormal": abnormal}
         figures: dict[str, Tensor] = {}
         for name, features in sides.items():
-            logits, wanted = self._judged(name, features, target, rng)
-            figures[f"loss_{name}"] = F.cross_entropy(logits, wanted)
-            figures[f"top1_{name}"] = (logits.argmax(dim=1) == wanted).float().mean()
+            logits, columns = self._judged(name, features, target, rng)
+            figures[f"loss_{name}"] = F.cross_entropy(logits, columns)
+            figures[f"top1_{name}"] = (logits.argmax(dim=1) == columns).float().mean()
         total = figures["loss_normal"] + figures.get("loss_abnormal", 0.0)
         return total, {name: value.detach() for name, value in figures.items()}
 
@@ -382,9 +382,9 @@ class TAB(LightningModule):
             self._headed("normal", normal, rng),
         )
         logits = alignment_logits(features, torch.cat([self.normal, self.abnormal]), self.scale())
-        wanted = target + defective * len(self.categories)
-        total = softmax_focal_loss(logits, wanted, gamma=2.0)
-        top1 = (logits.argmax(dim=1) == wanted).float().mean()
+        columns = target + defective * len(self.categories)
+        total = softmax_focal_loss(logits, columns, gamma=2.0)
+        top1 = (logits.argmax(dim=1) == columns).float().mean()
         return total, {"top1": top1}
 
     def configure_optimizers(self) -> Any:
@@ -440,7 +440,7 @@ class TAB(LightningModule):
         return {
             "method": "TAB",
             **dict(self.hparams),
-            **self.made,
+            **self.provenance,
             "categories": self.categories,
             "epochs": epochs,
             "text_sha256": self.teacher,
@@ -452,7 +452,7 @@ class TAB(LightningModule):
         checkpoint["tab"] = {
             "categories": self.categories,
             "teacher": self.teacher,
-            "made": self.made,
+            "made": self.provenance,
             "epochs": self.current_epoch,
         }
 
@@ -462,15 +462,15 @@ class TAB(LightningModule):
         Raises:
             ValueError: If a fit goes on with others.
         """
-        made = checkpoint["tab"]
-        self.epochs = made["epochs"]
+        fitted = checkpoint["tab"]
+        self.epochs = fitted["epochs"]
         if not self.categories:  # loaded without a trainer: the heads are not needed any more
-            self.categories, self.teacher = made["categories"], made["teacher"]
-            self.made = made["made"]
+            self.categories, self.teacher = fitted["categories"], fitted["teacher"]
+            self.provenance = fitted["made"]
             kept = checkpoint["state_dict"].items()
             checkpoint["state_dict"] = {k: v for k, v in kept if not k.startswith(HEADS)}
-        if made["categories"] != self.categories or made["teacher"] != self.teacher:
+        if fitted["categories"] != self.categories or fitted["teacher"] != self.teacher:
             raise ValueError(
-                f"the checkpoint was made with the categories {', '.join(made['categories'])} and "
-                f"the texts of another CLIP or of other categories: go on with the same"
+                f"the checkpoint was made with the categories {', '.join(fitted['categories'])} "
+                f"and the texts of another CLIP or of other categories: go on with the same"
             )

@@ -200,9 +200,9 @@ class WinCLIP(CLIPMethod):
     def association_grid(self, seen: Embeddings, memory: Sequence[Embeddings]) -> Tensor:
         """Return M_ref ``(B, N)``: mean distance of patches and windows from the references."""
         assert seen.patches is not None
-        total = _nearest(seen.patches, [known.patches for known in memory])  # type: ignore[misc]
+        total = _nearest(seen.patches, [references.patches for references in memory])  # type: ignore[misc]
         for number, (scale, embeddings) in enumerate(zip(self.scales, seen.windows, strict=True)):
-            scores = _nearest(embeddings, [known.windows[number] for known in memory])
+            scores = _nearest(embeddings, [references.windows[number] for references in memory])
             total = total + harmonic_map(scores, window_patches(self.side, scale))
         return total / (len(self.scales) + 1)
 
@@ -239,14 +239,14 @@ def embed_windows(
     block = backbone.visual.transformer.resblocks[0]
     mixed = F.linear(block.ln_1(tokens), block.attn.in_proj_weight, block.attn.in_proj_bias)
     most = TOKENS_AT_ONCE["cpu" if tokens.device.type == "cpu" else "else"]
-    found = []
+    embeddings = []
     for patches in windows:
         first = torch.zeros(len(patches), 1, dtype=torch.int64)
         members = torch.cat([first, patches + 1], dim=1).to(tokens.device)  # (windows, 1 + k * k)
         several = max(1, most // (len(tokens) * members.shape[1]))
         parts = [_embed_some(backbone, tokens, mixed, part) for part in members.split(several)]
-        found.append(torch.cat(parts, dim=1))
-    return found
+        embeddings.append(torch.cat(parts, dim=1))
+    return embeddings
 
 
 def _embed_some(backbone: CLIPBackbone, tokens: Tensor, mixed: Tensor, members: Tensor) -> Tensor:
@@ -267,7 +267,7 @@ def _embed_some(backbone: CLIPBackbone, tokens: Tensor, mixed: Tensor, members: 
             first = F.linear(normed[:, :1], weight[:width], bias[:width])
             rest = F.linear(normed, weight[width:], bias[width:])
             parts = (first, *rest.split(width, dim=-1))
-        q, k, v = (one.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for one in parts)
+        q, k, v = (part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part in parts)
         attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         x = x[:, :rows] + block.ls_1(attention.out_proj(attended))
         x += block.ls_2(block.mlp(block.ln_2(x)))
@@ -303,4 +303,4 @@ def association(embeddings: Tensor, memory: Tensor) -> Tensor:
 def _nearest(embeddings: Tensor, memory: Sequence[Tensor]) -> Tensor:
     """Return :func:`association` image by image, ``(B, n)``."""
     pairs = zip(embeddings, memory, strict=True)
-    return torch.stack([association(own, known) for own, known in pairs]).clamp(min=0)
+    return torch.stack([association(rows, references) for rows, references in pairs]).clamp(min=0)

@@ -48,21 +48,21 @@ class Bins(NamedTuple):
     def bounds(self, limit: float) -> Bounds:
         """Return the lowest and the highest value of each figure for any order inside the keys."""
         p, n = self.anomalous, self.normal
-        found, false = p.cumsum(), n.cumsum()
-        num_found, num_normal = int(found[-1]), int(false[-1])
+        true_positives, false_positives = p.cumsum(), n.cumsum()
+        num_found, num_normal = int(true_positives[-1]), int(false_positives[-1])
         ranking = self.ranking()
         area = ranking.auroc()
         slack = float((p * n.astype(np.float64)).sum()) / (2 * num_found * num_normal)
         # The first of a key's anomalous pixels behind all its normal ones; all before them, tied.
-        lowest = p * ((found - p + 1) / (found - p + 1 + false))
-        highest = p * (found / np.maximum(found + false - n, 1))
+        lowest = p * ((true_positives - p + 1) / (true_positives - p + 1 + false_positives))
+        highest = p * (true_positives / np.maximum(true_positives + false_positives - n, 1))
         width = n / num_normal
         start = np.concatenate([[0.0], width.cumsum()[:-1]])
         share = self.regions / self.regions.sum()
         overlap = self.pro(limit)
         cut = np.where(start < limit, width, 0)
         doubt = float((share * cut).sum()) / (2 * limit)
-        f1 = 2 * found / (false - n + found + num_found)
+        f1 = 2 * true_positives / (false_positives - n + true_positives + num_found)
         bounds = {
             "pixel_auroc": (area - slack, area + slack),
             "pixel_ap": (float(lowest.sum()) / num_found, float(highest.sum()) / num_found),

@@ -136,8 +136,8 @@ def key_edges(keys: NDArray[np.int64], kind: int) -> NDArray[np.float64]:
 
         def value(size: NDArray[np.int64]) -> NDArray[np.float64]:
             patterns = (size + ((127 + lowest) << FINE_DIGITS)) << (23 - FINE_DIGITS)
-            found = patterns.astype(np.uint32).view(np.float32).astype(np.float64)
-            return np.where(size == 0, 0.0, np.where(size == half, np.inf, found))
+            scores = patterns.astype(np.uint32).view(np.float32).astype(np.float64)
+            return np.where(size == 0, 0.0, np.where(size == half, np.inf, scores))
 
         near, far = value(size), value(size + 1)
         return np.where(negative, np.stack([-far, -near]), np.stack([near, far]))

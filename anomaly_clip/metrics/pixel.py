@@ -197,8 +197,8 @@ class PixelHistogram(Metric):
                 self.regions[row] += regions.to(self.regions.device)
             if self.pro_steps is not None:
                 low, high = part.aminmax()
-                found = torch.stack([-low, high]).to(self.extremes)
-                self.extremes[row] = self.extremes[row].maximum(found)
+                extremes = torch.stack([-low, high]).to(self.extremes)
+                self.extremes[row] = self.extremes[row].maximum(extremes)
         # A fine key has all digits of half precision, but not all exponents of bfloat16.
         exact = (torch.float16,) if self.fine else (torch.float16, torch.bfloat16)
         if maps.dtype not in exact:
@@ -211,12 +211,14 @@ class PixelHistogram(Metric):
         Raises:
             ValueError: If pixels of two kinds were counted, by one process or by several.
         """
-        found = [kind for kind, count in zip(KEY_KINDS, self.kinds.tolist(), strict=True) if count]
-        if len(found) > 1:
+        counted = [
+            kind for kind, count in zip(KEY_KINDS, self.kinds.tolist(), strict=True) if count
+        ]
+        if len(counted) > 1:
             raise ValueError(
                 "PixelHistogram: bfloat16 scores and others cannot be counted together"
             )
-        return found[0] if found else KEY_KINDS[0]
+        return counted[0] if counted else KEY_KINDS[0]
 
     def compute(self) -> list[PixelResult]:
         """Return the figures of all rows."""
@@ -333,9 +335,10 @@ class PixelRanking(Metric):
         maps, masks = maps.detach().cpu(), masks.cpu()
         for row in rows.unique().tolist():
             chosen = (rows == row).nonzero().squeeze(1)
-            own, mask = maps[chosen], masks[chosen].numpy()  # copies, so that nothing else is kept
-            self._state("scores", row).append(own.flatten())
-            hit = [one[m] for one, m in zip(own, mask, strict=True) if m.any()]
+            # Copies, so that nothing else is kept.
+            scores, mask = maps[chosen], masks[chosen].numpy()  # (b, h, w) each
+            self._state("scores", row).append(scores.flatten())
+            hit = [values[m] for values, m in zip(scores, mask, strict=True) if m.any()]
             weights = defect_weights(mask)
             if weights is not None:
                 self._state("defect", row).append(torch.cat(hit))
@@ -391,7 +394,7 @@ def check_pixels(
             f"metrics: expected floating maps and bool masks, got {maps.dtype} and {masks.dtype}"
         )
     if not is_finite(maps):
-        wrong = next(i for i, one in enumerate(maps) if not is_finite(one))
+        wrong = next(i for i, scores in enumerate(maps) if not is_finite(scores))
         name = f"map {wrong} of the batch" if names is None else names[wrong]
         raise ValueError(f"metrics: {name} has a score that is NaN or infinite")
     if rows is None:

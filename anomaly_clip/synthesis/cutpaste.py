@@ -178,16 +178,16 @@ def _corner(
         chosen = int(rng.integers(len(rows)))
         centre = (int(rows[chosen]), int(columns[chosen]))
         top, left = (
-            int(np.clip(at - own // 2, 0, most))
-            for at, own, most in zip(centre, shape, free, strict=True)
+            int(np.clip(at - length // 2, 0, most))
+            for at, length, most in zip(centre, shape, free, strict=True)
         )
         return top, left
     return int(rng.integers(free[0] + 1)), int(rng.integers(free[1] + 1))
 
 
-def _overlap(one: tuple[int, int], other: tuple[int, int], shape: tuple[int, int]) -> float:
+def _overlap(first: tuple[int, int], second: tuple[int, int], shape: tuple[int, int]) -> float:
     """Return the intersection over union of two boxes of one shape."""
     shared = math.prod(
-        max(0, own - abs(a - b)) for a, b, own in zip(one, other, shape, strict=True)
+        max(0, length - abs(a - b)) for a, b, length in zip(first, second, shape, strict=True)
     )
     return shared / (2 * math.prod(shape) - shared)

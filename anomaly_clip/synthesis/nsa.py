@@ -149,12 +149,12 @@ class NSA(Recipe):
         objects: tuple[Mask | None, Mask | None] = (self._object(source), self._object(image))
         if foreground is not None and not self.background:
             objects = (foreground_of(source), foreground)
-        made = self._once(image, source, objects, rng)
+        result = self._once(image, source, objects, rng)
         for _ in range(self.require_change):
-            if made.mask.any():
+            if result.mask.any():
                 break
-            made = self._once(image, source, objects, rng)
-        return made
+            result = self._once(image, source, objects, rng)
+        return result
 
     def _once(
         self,
@@ -285,9 +285,9 @@ class NSA(Recipe):
         spans = []
         for size, drawn in zip(side, shape, strict=True):
             # Its twin at the destination must lie inside with a pixel to spare.
-            own = int(np.clip(round(drawn), 1, max(1, size - 3)))
-            start = int(rng.integers(size - own + 1))
-            spans.append(slice(start, start + own))
+            length = int(np.clip(round(drawn), 1, max(1, size - 3)))
+            start = int(rng.integers(size - length + 1))
+            spans.append(slice(start, start + length))
         return spans[0], spans[1]
 
     def _ellipses(
@@ -345,12 +345,12 @@ class NSA(Recipe):
             return slice(top, top + height), slice(left, left + width)
         for _ in range(TRIES):
             spans = []
-            for size, own in zip(shape[:2], (height, width), strict=True):
-                low, high = own // 2 + 1, size - own // 2 - 1
+            for size, length in zip(shape[:2], (height, width), strict=True):
+                low, high = length // 2 + 1, size - length // 2 - 1
                 if high <= low:
                     raise Refused("larger than the image")
                 centre = int(rng.integers(low, high))
-                spans.append(slice(centre - own // 2, centre + (own + 1) // 2))
+                spans.append(slice(centre - length // 2, centre + (length + 1) // 2))
             box = (spans[0], spans[1])
             if inside is None or patch.object is None:
                 return box

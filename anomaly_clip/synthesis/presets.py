@@ -133,11 +133,11 @@ def preset(
     """
     if recipe not in RECIPES:
         raise ValueError(f"recipe {recipe}: unknown (there are {', '.join(RECIPES)})")
-    known = PRESETS[recipe]
-    name = name or next(iter(known))
-    if name not in known:
-        raise ValueError(f"preset {name}: unknown for {recipe} (there are {', '.join(known)})")
-    arguments = dict(known[name])
+    presets = PRESETS[recipe]
+    name = name or next(iter(presets))
+    if name not in presets:
+        raise ValueError(f"preset {name}: unknown for {recipe} (there are {', '.join(presets)})")
+    arguments = dict(presets[name])
     if name == "nsa_mvtec":
         arguments = dict(NSA_CLASSES.get(category, NSA_TAB))
     kind = RECIPES[recipe]

@@ -94,7 +94,7 @@ def _shuffled(image: Image, rng: np.random.Generator) -> Image:
 
 def _surface(size: tuple[int, int], rng: np.random.Generator) -> Image:
     """Return a surface made by code, as the demo pictures show them."""
-    names = [name for name, one in CATEGORIES.items() if not FAMILIES[one.family].is_object]
+    names = [name for name, look in CATEGORIES.items() if not FAMILIES[look.family].is_object]
     name = names[int(rng.integers(len(names)))]
     drawn = draw_picture(name, int(rng.integers(2**31)), 0, size=CODE_SIDE).image
     return _as_image(cv2.resize(drawn, size[::-1], interpolation=cv2.INTER_LINEAR))
@@ -176,7 +176,7 @@ def autocontrast(image: Image, rng: np.random.Generator) -> Image:
 
 def equalise(image: Image, rng: np.random.Generator) -> Image:
     """Make all levels of a channel equally frequent."""
-    return np.stack([cv2.equalizeHist(one) for one in cv2.split(image)], axis=-1)
+    return np.stack([cv2.equalizeHist(channel) for channel in cv2.split(image)], axis=-1)
 
 
 def rotate(image: Image, rng: np.random.Generator) -> Image:
