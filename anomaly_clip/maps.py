@@ -41,7 +41,7 @@ def patches_to_map(scores: Tensor, size: tuple[int, int], *, align_corners: bool
             f"patches_to_map: {num_patches} patches are not a square; is the class token still "
             "there?"
         )
-    grid = scores.reshape(-1, side, side)
+    grid = scores.reshape(-1, side, side)  # (B, side, side)
     return resize_maps(grid, size, align_corners=align_corners)
 
 
@@ -97,7 +97,7 @@ def image_score(maps: Tensor, rule: ImageScoreRule = "max", fraction: float = 0.
     Raises:
         ValueError: If the rule is unknown or the fraction is not in (0, 1].
     """
-    flat = maps.flatten(1)
+    flat = maps.flatten(1)  # (B, h * w)
     if rule == "max":
         return flat.amax(dim=1)
     if rule == "mean":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from lightning.pytorch import LightningModule, Trainer
@@ -11,18 +12,18 @@ from anomaly_clip.schedules import half_cosine, total_epochs, total_steps, warmu
 
 
 class Module(LightningModule):
-    def __init__(self, **options: int) -> None:
+    def __init__(self, **options: Any) -> None:
         super().__init__()
         self.trainer = Trainer(logger=False, enable_checkpointing=False, **options)
 
 
-def test_half_a_cosine_by_hand():
+def test_half_a_cosine_by_hand() -> None:
     assert half_cosine(0.0, 0.2) == 1.0
     assert half_cosine(math.pi / 2, 0.2) == pytest.approx(0.6)  # halfway between 1 and 0.2
     assert half_cosine(math.pi, 0.2) == 0.2
 
 
-def test_warmup_and_cosine_by_hand():
+def test_warmup_and_cosine_by_hand() -> None:
     factors = [warmup_cosine(step, warmup=4, total=12, last=0.1) for step in range(14)]
     assert factors[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert factors[8] == pytest.approx(0.55)  # the middle of the cosine
@@ -31,17 +32,17 @@ def test_warmup_and_cosine_by_hand():
     assert factors[4:] == sorted(factors[4:], reverse=True)
 
 
-def test_no_warmup_begins_at_the_full_rate():
+def test_no_warmup_begins_at_the_full_rate() -> None:
     assert warmup_cosine(0, warmup=0, total=10) == 1.0
     assert warmup_cosine(10, warmup=0, total=10) == 0.0
 
 
 @pytest.mark.parametrize(("warmup", "total"), [(0, 0), (5, 5), (7, 3)])
-def test_a_training_shorter_than_its_warmup(warmup: int, total: int):
+def test_a_training_shorter_than_its_warmup(warmup: int, total: int) -> None:
     assert 0 <= warmup_cosine(warmup, warmup, total) <= 1
 
 
-def test_the_same_as_torch_where_both_say_it():
+def test_the_same_as_torch_where_both_say_it() -> None:
     import torch
     from torch.optim.lr_scheduler import CosineAnnealingLR
 
@@ -53,7 +54,7 @@ def test_the_same_as_torch_where_both_say_it():
         schedule.step()
 
 
-def test_the_length_of_a_training():
+def test_the_length_of_a_training() -> None:
     assert total_epochs(Module(max_epochs=3)) == 3
     steps = Module(max_epochs=-1, max_steps=7)
     assert total_steps(steps) == 7
@@ -61,7 +62,7 @@ def test_the_length_of_a_training():
         total_epochs(steps)
 
 
-def test_an_endless_training_is_refused_with_the_way_out():
+def test_an_endless_training_is_refused_with_the_way_out() -> None:
     module = Module(max_epochs=-1)
     with pytest.raises(
         ValueError,

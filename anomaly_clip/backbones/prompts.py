@@ -251,7 +251,7 @@ def text_features(
     embeddings = embed_sentences(backbone, [*normal, *abnormal], title, unit_rows=unit_rows)
     parts = embeddings.split([len(normal), len(abnormal)])
     columns = [representative_vector(rows, rvs) for rows in parts]
-    features = torch.stack(columns, dim=1)
+    features = torch.stack(columns, dim=1)  # (D, 2)
     if file is not None:
         try:
             with atomic_path(file) as temporary:

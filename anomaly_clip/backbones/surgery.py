@@ -241,4 +241,4 @@ def attend(
     else:
         mask = None if bias is None else bias.to(q.dtype)
         attended = F.scaled_dot_product_attention(q, k, v, mask)  # scale 1 / sqrt(d)
-    return block.ls_1(block.attn.out_proj(attended.transpose(1, 2).flatten(2)))
+    return block.ls_1(block.attn.out_proj(attended.transpose(1, 2).flatten(2)))  # (B, 1 + N, W)

@@ -2,7 +2,7 @@
 
 A prompt of learnable vectors goes through the frozen text tower. Patches of an intermediate layer
 of the frozen image tower, projected into the texts' space, are compared with it: the coarse map,
-which leads a second look, the anomaly region refinement. Both learn from synthetic defects on
+which leads a second pass, the anomaly region refinement. Both learn from synthetic defects on
 normal images alone.
 
 What is the paper's and what is ours: only its abstract and summaries by others could be read. From
@@ -57,13 +57,13 @@ Settings = TypeVar("Settings")
 
 
 class PatchLogits(NamedTuple):
-    """What the model says of patches, ``(B, N)`` logits."""
+    """Anomaly logits of patches, ``(B, N)`` each."""
 
     coarse: Tensor
     fine: list[Tensor]
     """One a step of the refinement; empty without it."""
     features: Tensor
-    """Of the last look, unit length ``(B, N, D)``."""
+    """Of the last pass, unit length ``(B, N, D)``."""
     image: Tensor | None = None
     """Logits ``(B,)`` of the class token, if it is asked."""
 
@@ -73,8 +73,8 @@ class CLIPADA(CLIPMethod):
 
     Args:
         backbone: Which CLIP.
-        feature_layer: Layer whose patches are compared with the prompt, 1-based, and looked at
-            again (the paper's: 7).
+        feature_layer: Layer whose patches are compared with the prompt and refined, 1-based
+            (the paper's: 7).
         taps: All layers that the coarse map reads, with a projection each, logits averaged;
             default: ``feature_layer`` alone, which must be among them.
         pre_norm: Whether a LayerNorm without parameters comes before the projections.
@@ -88,7 +88,7 @@ class CLIPADA(CLIPMethod):
             (AnomalyCLIP and WinCLIP ask it too; our choice).
         tau: Temperature of the similarities.
         learn_tau: Whether it is learned, between 0.01 and 1.
-        refine: The second look.
+        refine: The refinement pass.
         loss: Weights of the losses.
         optim: Rates and their schedule.
         map: From logits to map and image score.
@@ -203,7 +203,7 @@ class CLIPADA(CLIPMethod):
             )
 
     def direction(self) -> Tensor:
-        """Return what patches are compared with, ``(D,)``: the prompt for abnormal.
+        """Return the direction that patches are compared with, ``(D,)``: the prompt for abnormal.
 
         Of two prompts it is the difference to the one for normal: the sigmoid of its product is the
         softmax over both.
@@ -212,7 +212,7 @@ class CLIPADA(CLIPMethod):
         return text[0] if len(text) == 1 else text[1] - text[0]
 
     def encode(self, images: Tensor, direction: Tensor) -> PatchLogits:
-        """Look at images, coarsely and again.
+        """Compare patches with the prompt: coarse logits, then those of each refinement pass.
 
         Args:
             images: uint8 ``(B, 3, H, W)``, or floating and normalised already.
@@ -224,7 +224,9 @@ class CLIPADA(CLIPMethod):
             layers.append(self.backbone.num_layers)
         with torch.no_grad():
             tokens = encode_layers(self.backbone, images, layers, blocks)
-        by_tap = [head(layer[:, 1:]) for head, layer in zip(self.heads, tokens, strict=False)]
+        by_tap = [
+            head(layer[:, 1:]) for head, layer in zip(self.heads, tokens, strict=False)
+        ]  # (B, N, D)
         coarse = torch.stack([self.logits(features, direction) for features in by_tap]).mean(0)
         at = self.taps.index(self.feature_layer)
         fine: list[Tensor] = []
@@ -256,7 +258,7 @@ class CLIPADA(CLIPMethod):
 
     @torch.no_grad()
     def score(self, images: Tensor, categories: list[str]) -> Scores:
-        """Score images ``(B, 3, H, W)``; what they show is not looked at.
+        """Score images ``(B, 3, H, W)``; the categories do not matter.
 
         Returns:
             The map in [0, 1], blurred, the image score, and the maps of both passes, not blurred.
@@ -298,7 +300,7 @@ class CLIPADA(CLIPMethod):
         """Return the terms of the loss, weighted (section 3).
 
         Args:
-            encoded: What the model says.
+            encoded: Logits of the batch.
             mask: bool ``(B, h, w)``, where the synthetic defect is.
             label: bool ``(B,)``, whether there is one.
         """
@@ -357,13 +359,13 @@ class CLIPADA(CLIPMethod):
     def diagnostics(
         self, encoded: PatchLogits, mask: Tensor, direction: Tensor
     ) -> dict[str, float]:
-        """Return what a log should show of a batch (section 7).
+        """Return values of a batch for the log (section 7).
 
         The maps' means on and off the defects, beta, the length of the shift, how far the prompt
         has gone from its start (1 - cosine), its cosine with patches on defects, the rate.
         """
         side = math.isqrt(encoded.coarse.shape[1])
-        share = F.adaptive_avg_pool2d(mask[:, None].float(), side).flatten(1)
+        share = F.adaptive_avg_pool2d(mask[:, None].float(), side).flatten(1)  # (B, N)
         some = bool(share.any())
         on = share / share.sum() if some else share  # a patch counts by what the defect covers
         off = share == 0

@@ -62,7 +62,7 @@ NUM_SPLITS = 8  # how often they are halved
 
 
 class StepOutputs(NamedTuple):
-    """What a step's losses were computed from, two pictures a scene: normal, defective."""
+    """Outputs that the losses of a step depend on, two images a scene: normal, defective."""
 
     state: Tensor
     """``(2n,)``, higher = more abnormal."""
@@ -197,7 +197,7 @@ class Contrastive(LightningModule):
             losses, outputs = self.losses(batch, rng, done, mixed)
         total = torch.stack(list(losses.values())).sum()
         # Every scene is new, so what is measured here is measured on scenes never trained on.
-        normal, defective = outputs.state.unflatten(0, (-1, 2)).unbind(1)
+        normal, defective = outputs.state.unflatten(0, (-1, 2)).unbind(1)  # (n,) each
         counted = outputs.targets >= 0
         figures = {f"train/{name}": float(value.detach()) for name, value in losses.items()}
         # The share of scenes whose class token tells which of the two has the defect.
@@ -277,9 +277,9 @@ class Contrastive(LightningModule):
         # A class of sentences is read as one direction, as zero-shot methods do.
         text = torch.stack([unit(words[0::2].mean(0)), unit(words[1::2].mean(0))], dim=1)  # (D, 2)
 
-        pixels = (images.flatten(0, 1) - self.backbone.mean) / self.backbone.std
+        pixels = (images.flatten(0, 1) - self.backbone.mean) / self.backbone.std  # (2n, 3, S, S)
         stages = encode_dual_path(self.backbone, pixels, window=window, mixed=mixed)
-        classes = unit(stages[-1].projected[:, 0])
+        classes = unit(stages[-1].projected[:, 0])  # (2n, D)
         scale = self.backbone.model.logit_scale.exp()
         fits = torch.tensor([[c.fits(p) for c in captions] for p in shown], device=self.device)
         contrast = multi_positive(scale * classes @ words.T, fits)
@@ -290,7 +290,7 @@ class Contrastive(LightningModule):
         targets = self.patch_targets(masks)
         direction = unit(difference)
         # The fused map of SDP; the difference of the words is brought to the others' length.
-        read = (text / difference.norm()).expand(len(state), -1, -1)
+        read = (text / difference.norm()).expand(len(state), -1, -1)  # (2n, D, 2)
         fused = torch.stack([feature_surgery(s.projected, read)[:, 1:] for s in stages]).sum(0)
         patches = [unit(self.backbone.project(stages[-1].raw[:, 1:]))]
         patches += [unit(stage.projected[:, 1:]) for stage in stages]
@@ -299,7 +299,7 @@ class Contrastive(LightningModule):
         for source, gain, offset in zip(sources, self.local_scale, self.local_offset, strict=True):
             local.append(patch_loss(gain.exp() * source + offset, targets))
             local_order.append(paired_patch_loss(gain.exp() * source, targets))
-        normal, defective = state.unflatten(0, (-1, 2)).unbind(1)
+        normal, defective = state.unflatten(0, (-1, 2)).unbind(1)  # (n,) each
         terms = {
             "contrast": self.contrast_weight * contrast,
             "state": self.state_weight * F.binary_cross_entropy_with_logits(state, labels.float()),
@@ -375,23 +375,23 @@ class Contrastive(LightningModule):
         return torch.stack(changed), tones
 
     def patch_targets(self, masks: Tensor) -> Tensor:
-        """Return what patches are to say, ``(2n, N)``: 1 defect, 0 none, -1 nothing (too little).
+        """Return per-patch targets ``(2n, N)``: 1 defect, 0 none, -1 ignored (hardly covered).
 
-        The patches of a scene's normal picture come before those of its defective one.
+        The patches of a scene's normal image come before those of its defective one.
         """
-        share = F.avg_pool2d(masks[:, None].float(), self.backbone.patch_size).flatten(1)
+        share = F.avg_pool2d(masks[:, None].float(), self.backbone.patch_size).flatten(1)  # (n, N)
         defective = torch.where(share > LEAST_SHARE, 1.0, torch.where(share > 0, -1.0, 0.0))
         return torch.stack([torch.zeros_like(share), defective], dim=1).flatten(0, 1)
 
     def null_directions(self, category: str, rng: np.random.Generator) -> Tensor:
-        """Return unit directions ``(D, R)`` between random halves of sentences for normal."""
+        """Return unit directions ``(D, R)`` between random halves of the prompts for normal."""
         words = unit(self.backbone.encode_text(self.captions.same(category, NUM_SENTENCES, rng)))
         directions = []
         for _ in range(NUM_SPLITS):
             order = torch.from_numpy(rng.permutation(NUM_SENTENCES))
             first, second = (words[part] for part in order.to(words.device).chunk(2))
             directions.append(unit(first.mean(0)) - unit(second.mean(0)))
-        return unit(torch.stack(directions)).T
+        return unit(torch.stack(directions)).T  # (D, R)
 
     @property
     def export_name(self) -> str:

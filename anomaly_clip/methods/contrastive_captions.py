@@ -1,4 +1,4 @@
-"""Sentences for demo pictures: what they claim, and which pictures they fit."""
+"""Captions of made-up photographs, with the claims that decide which images they fit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TONES = ("bright", "dark", "blurry")  # of templates: "a dark photo of a {}."
 
 
 class ImageLabels(NamedTuple):
-    """What a picture shows."""
+    """Labels of an image."""
 
     category: str
     defect: str | None  # None: normal

@@ -44,7 +44,7 @@ def patch_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def paired_patch_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return how little patches ``(2n, N)`` on a defect exceed the same ones of the normal twin.
+    """Return the softplus loss of patches ``(2n, N)`` on a defect against the normal twin's.
 
     Where defects are likely, on objects and not on the ground, both twins' patches read higher;
     that says nothing here.
@@ -54,7 +54,7 @@ def paired_patch_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def squared_effect_size(normal: Tensor, defective: Tensor, spread: Tensor | None = None) -> Tensor:
-    """Return how far directions tell two groups apart, free of their scale: mean squared effect.
+    """Return the mean squared effect size by which directions tell two groups apart.
 
     Args:
         normal: What the directions read on the one group, ``(n, R)``.
@@ -71,5 +71,5 @@ def squared_effect_size(normal: Tensor, defective: Tensor, spread: Tensor | None
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Return the mean of ``(n, N, R)`` over the patches in ``(n, N)``; 0 without any."""
-    weights = mask.float().unsqueeze(-1)
+    weights = mask.float().unsqueeze(-1)  # (n, N, 1)
     return (values * weights).sum(1) / weights.sum(1).clamp(min=1)

@@ -151,12 +151,12 @@ class PaDiM(FittedMethod):
                 places.append(within.nonzero()[:, 0])
             start += maps.shape[1]
         order = torch.cat(places).argsort()
-        return torch.cat(parts, dim=1).flatten(2)[:, order].mT
+        return torch.cat(parts, dim=1).flatten(2)[:, order].mT  # (B, N, C)
 
     def distances(self, features: Tensor) -> Tensor:
         """Return Mahalanobis distances ``(B, N)`` of features ``(B, N, C)``."""
         apart = (features.to(self.mean.dtype) - self.mean).transpose(0, 1)  # (N, B, C)
-        return torch.linalg.vector_norm(apart @ self.factor.mT, dim=-1).T
+        return torch.linalg.vector_norm(apart @ self.factor.mT, dim=-1).T  # (B, N)
 
 
 def choose_channels(total: int, count: int | None, seed: int) -> list[int]:

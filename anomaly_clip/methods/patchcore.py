@@ -203,9 +203,9 @@ class PatchCore(FittedMethod):
         with self.backbone.out_of_autocast():  # distances stay in float32
             features = self.embed(images)
             distances, rows = nearest_rows(features.flatten(0, 1), self.bank)
-            distances, rows = distances.view(len(images), -1), rows.view(len(images), -1)
+            distances, rows = distances.view(len(images), -1), rows.view(len(images), -1)  # (B, N)
             side = math.isqrt(distances.shape[1])
-            grid = distances.view(-1, side, side)
+            grid = distances.view(-1, side, side)  # (B, h, w)
             size = (images.shape[-2], images.shape[-1])
             if self.upsampling == "bilinear":
                 maps = resize_maps(grid, size)
@@ -226,7 +226,7 @@ class PatchCore(FittedMethod):
                 size = parts[0].shape[-2:]
                 pooled = F.interpolate(pooled, size, mode="bilinear", align_corners=False)
             parts.append(pooled)
-        return torch.cat(parts, dim=1).flatten(2).mT
+        return torch.cat(parts, dim=1).flatten(2).mT  # (B, N, C)
 
     def image_scores(self, features: Tensor, distances: Tensor, rows: Tensor) -> Tensor:
         """Return image scores ``(B,)``: the largest distance, less where rows are scarce.
@@ -240,11 +240,13 @@ class PatchCore(FittedMethod):
         if self.num_neighbours == 1:
             return largest
         images = torch.arange(len(features), device=features.device)
-        patch, row = features[images, at], rows[images, at]
+        patch, row = features[images, at], rows[images, at]  # (B, C), (B,)
         bank = self.bank.float()
         near = torch.cdist(bank[row], bank).topk(min(self.num_neighbours, len(bank)), largest=False)
-        to_near = torch.linalg.vector_norm(patch.unsqueeze(1) - bank[near.indices], dim=-1)
-        to_nearest = torch.linalg.vector_norm(patch - bank[row], dim=-1)
+        to_near = torch.linalg.vector_norm(
+            patch.unsqueeze(1) - bank[near.indices], dim=-1
+        )  # (B, k)
+        to_nearest = torch.linalg.vector_norm(patch - bank[row], dim=-1)  # (B,)
         # The softmax's entry of the nearest row, whatever its place among its neighbours.
         share = (to_nearest - to_near.logsumexp(dim=1)).exp()
         return (1 - share) * largest
@@ -287,7 +289,7 @@ def _in_order(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
         _, features = parts.pop()
         end = ends.pop()
         ordered[place[end - len(features) : end]] = features
-    return ordered.flatten(0, 1)
+    return ordered.flatten(0, 1)  # (M, C)
 
 
 def _seconds_a_centre(rows: int, width: int, device: torch.device) -> float:

@@ -158,7 +158,7 @@ def level_maps(
 
 
 class MirrorSpec:
-    """What of a teacher its mirror image is made of.
+    """Kinds and numbers of blocks that mirror a teacher.
 
     ResNets are mirrored by blocks of their own kind, as in the public code; any other CNN by two
     basic blocks a stage.

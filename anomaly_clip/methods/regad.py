@@ -231,8 +231,8 @@ class RegAD(TrainedMethod):
                 "anomaly_clip.data (datamodule=)"
             )
         query = self.network(self.pixels(batch["image"]))
-        several = self.network(self.pixels(batch["support"].flatten(0, 1)))
-        support = several.unflatten(0, (len(query), -1)).mean(dim=1)
+        several = self.network(self.pixels(batch["support"].flatten(0, 1)))  # (B * k, C, h, w)
+        support = several.unflatten(0, (len(query), -1)).mean(dim=1)  # (B, C, h, w)
         loss = self.loss_map(query, support).mean()
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(query))
         return loss

@@ -123,7 +123,7 @@ class SpatialTransformer(nn.Module):
         with torch.autocast(maps.device.type, enabled=False):  # half a position would be lost
             angle, across, along = at_least_float32(looked).unbind(dim=1)
             rows = (across * angle.cos(), -angle.sin(), angle.sin(), along * angle.cos())
-            matrix = torch.stack(rows, dim=1).unflatten(1, (2, 2))
+            matrix = torch.stack(rows, dim=1).unflatten(1, (2, 2))  # (B, 2, 2)
             if self.training and not matrix.isfinite().all():
                 # torch's gradient of reflected places ends the process where there is none.
                 raise ValueError(
@@ -197,7 +197,7 @@ def warp(maps: Tensor, matrix: Tensor, shift: tuple[float, float] = (0.0, 0.0)) 
     """
     fine = at_least_float32(maps)
     column = torch.tensor(shift, device=matrix.device, dtype=matrix.dtype).expand(len(matrix), 2)
-    affine = torch.cat([matrix, column.unsqueeze(2)], dim=2).to(fine.dtype)
+    affine = torch.cat([matrix, column.unsqueeze(2)], dim=2).to(fine.dtype)  # (B, 2, 3)
     grid = F.affine_grid(affine, list(fine.shape), align_corners=False)
     moved = F.grid_sample(fine, grid, "bilinear", padding_mode="reflection", align_corners=False)
     return moved.to(maps.dtype)
@@ -248,5 +248,5 @@ def joined_features(stages: Sequence[Tensor], positions: Tensor | None = None) -
     for stage in stages:
         step = side // stage.shape[-1]
         row, column = positions // side // step, positions % side // step
-        parts.append(stage[:, :, row, column])
-    return torch.cat(parts, dim=1).mT
+        parts.append(stage[:, :, row, column])  # (B, C, P)
+    return torch.cat(parts, dim=1).mT  # (B, P, C)

@@ -173,7 +173,7 @@ def feature_surgery(tokens: Tensor, text: Tensor) -> Tensor:
     weights = (tokens[:, :1] @ text).softmax(dim=-1)  # (B, 1, 2)
     weighted = text * weights
     direction = weighted[..., 1] - weighted[..., 0]  # (B, D)
-    return (tokens @ direction.unsqueeze(-1)).squeeze(-1)
+    return (tokens @ direction.unsqueeze(-1)).squeeze(-1)  # (B, 1 + N)
 
 
 def text_score(class_token: Tensor, text: Tensor, factor: float = 100.0) -> Tensor:

@@ -120,14 +120,14 @@ class SimpleNet(TrainedMethod):
             patches = F.unfold(maps, PATCH, padding=PATCH // 2).mT  # (B, n, C * 9)
             short = F.adaptive_avg_pool1d(patches, self.pretrain_dim)
             if maps.shape[-2:] != size:
-                grid = short.mT.unflatten(2, maps.shape[-2:])
-                short = F.interpolate(grid, size, mode="bilinear").flatten(2).mT
+                grid = short.mT.unflatten(2, maps.shape[-2:])  # (B, dim, h, w)
+                short = F.interpolate(grid, size, mode="bilinear").flatten(2).mT  # (B, N, dim)
             levels.append(short)
         return F.adaptive_avg_pool1d(torch.cat(levels, dim=2), self.target_dim)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Take a step on the patches of a batch of normal images."""
-        patches = self.embed(batch["image"]).flatten(0, 1)
+        patches = self.embed(batch["image"]).flatten(0, 1)  # (B * N, dim)
         real = self.adaptor(patches)
         noisy = real + self.draw_noise(real, batch_idx)
         # Both in one pass: BatchNorm sees them together.
@@ -167,7 +167,7 @@ class SimpleNet(TrainedMethod):
         self.check_trained()
         patches = self.embed(images)
         judged = self.discriminator(self.adaptor(patches.flatten(0, 1))).float()
-        anomalous = -judged.view(patches.shape[:2])
+        anomalous = -judged.view(patches.shape[:2])  # (B, N)
         size = (images.shape[-2], images.shape[-1])
         maps = gaussian_blur(patches_to_map(anomalous, size), self.sigma)
         return Scores(image_score=anomalous.amax(dim=1), anomaly_map=maps)

@@ -329,7 +329,7 @@ class TAB(LightningModule):
 
     def _keep(self, normal: Tensor, abnormal: Tensor, categories: list[str]) -> None:
         """Keep the features of the last batches, for the picture at the end."""
-        both = torch.stack([normal, abnormal], dim=1).detach().float()
+        both = torch.stack([normal, abnormal], dim=1).detach().float()  # (B, 2, C)
         self._last.append((both, categories))
         while sum(len(names) for _, names in self._last) - len(self._last[0][1]) >= PICTURED:
             self._last.popleft()

@@ -119,7 +119,7 @@ class WinCLIP(CLIPMethod):
 
     def score(self, images: Tensor, categories: list[str]) -> Scores:
         """Score images ``(B, 3, H, W)`` of the given categories; see :meth:`score_with_text`."""
-        text = torch.stack([self.text(name) for name in categories])
+        text = torch.stack([self.text(name) for name in categories])  # (B, D, 2)
         memory = None
         if self._memory:
             memory = [self._memory[name] for name in categories]
@@ -191,7 +191,7 @@ class WinCLIP(CLIPMethod):
 
     def zero_shot_grid(self, seen: Embeddings, text: Tensor, image_score: Tensor) -> Tensor:
         """Return M0 ``(B, N)``: harmonic mean of the scales and of the image's own score."""
-        inverse = 1 / image_score.unsqueeze(1)
+        inverse = 1 / image_score.unsqueeze(1)  # (B, 1)
         for scale, embeddings in zip(self.scales, seen.windows, strict=True):
             scores = self.abnormal(embeddings, text)
             inverse = inverse + 1 / harmonic_map(scores, window_patches(self.side, scale))
@@ -219,8 +219,10 @@ def window_patches(side: int, scale: int) -> Tensor:
         >>> window_patches(3, 2)[1].tolist()
         [1, 2, 4, 5]
     """
-    grid = torch.arange(side * side).reshape(side, side)
-    return grid.unfold(0, scale, 1).unfold(1, scale, 1).reshape(-1, scale * scale)
+    grid = torch.arange(side * side).reshape(side, side)  # (side, side)
+    return (
+        grid.unfold(0, scale, 1).unfold(1, scale, 1).reshape(-1, scale * scale)
+    )  # (windows, k * k)
 
 
 def embed_windows(
@@ -253,7 +255,7 @@ def _embed_some(backbone: CLIPBackbone, tokens: Tensor, mixed: Tensor, members: 
     """Embed some windows; ``mixed`` holds the first block's queries, keys and values."""
     blocks = backbone.visual.transformer.resblocks
     x = tokens[:, members].flatten(0, 1)  # (B * windows, 1 + k * k, W)
-    mixed = mixed[:, members].flatten(0, 1)
+    mixed = mixed[:, members].flatten(0, 1)  # (B * windows, 1 + k * k, 3 * W)
     width = x.shape[-1]
     for number, block in enumerate(blocks):
         attention, rows = block.attn, x.shape[1]
@@ -268,7 +270,9 @@ def _embed_some(backbone: CLIPBackbone, tokens: Tensor, mixed: Tensor, members: 
             rest = F.linear(normed, weight[width:], bias[width:])
             parts = (first, *rest.split(width, dim=-1))
         q, k, v = (part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part in parts)
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        attended = (
+            F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        )  # (.., rows, W)
         x = x[:, :rows] + block.ls_1(attention.out_proj(attended))
         x += block.ls_2(block.mlp(block.ln_2(x)))
     return backbone.project(x[:, 0]).unflatten(0, (len(tokens), -1)).float()
@@ -282,9 +286,9 @@ def harmonic_map(scores: Tensor, patches: Tensor) -> Tensor:
         patches: See :func:`window_patches`.
     """
     patches = patches.to(scores.device)
-    index = patches.flatten()
+    index = patches.flatten()  # (windows * k * k,)
     count = torch.bincount(index)
-    inverse = (1 / scores).repeat_interleave(patches.shape[1], dim=1)
+    inverse = (1 / scores).repeat_interleave(patches.shape[1], dim=1)  # (B, windows * k * k)
     total = torch.zeros(len(scores), len(count), dtype=scores.dtype, device=scores.device)
     total = total.index_add(1, index, inverse)
     return count / total

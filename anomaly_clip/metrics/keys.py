@@ -63,7 +63,7 @@ def count_with_opencv(maps: Tensor, masks: Tensor, kind: int, num_keys: int) -> 
     half = maps.to(torch.bfloat16 if kind == BFLOAT16 else torch.float16)
     keys = half.contiguous().view(torch.int16).numpy().view(np.uint16)
     counts = torch.zeros(num_keys, dtype=torch.int64)
-    flat = keys.reshape(1, -1)
+    flat = keys.reshape(1, -1)  # (1, pixels), as calcHist takes them
     for start in range(0, flat.shape[1], CHUNK):
         part = flat[:, start : start + CHUNK]
         histogram = cv2.calcHist([part], [0], None, [num_keys], [0, num_keys])
