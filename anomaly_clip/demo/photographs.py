@@ -144,7 +144,7 @@ def draw_twins(
         index: Number of the scene.
         defect: One of `DEFECTS`.
         size: Side in pixels.
-        look: What the category looks like, if not as usual; see `demo_surfaces.vary`.
+        look: What the category looks like, if not as usual; see `surfaces.vary`.
     """
     if defect == "good":
         raise ValueError(f"twins differ by a defect, so choose one of: {', '.join(DEFECTS)}")
