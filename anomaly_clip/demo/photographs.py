@@ -1,6 +1,6 @@
 """Demo pictures: inspection photographs made by code, with exact masks and normal twins.
 
-A picture is a surface or an object (`demo_surfaces`), perhaps a defect (`demo_defects`), then
+A picture is a surface or an object (`surfaces`), perhaps a defect (`defects`), then
 light, lens and sensor (here). All depends on category, seed and index alone, and no file is needed.
 None of this is from a paper: categories, colours and all constants are our choice, made by looking.
 
