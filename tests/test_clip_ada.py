@@ -26,7 +26,7 @@ from anomaly_clip.backbones.learnable_prompt import LearnablePromptSettings
 from anomaly_clip.backbones.surgery import attend, encode_layers, split_heads
 from anomaly_clip.cli import main
 from anomaly_clip.data import MVTecAD
-from anomaly_clip.losses import batch_dice_loss, focal_loss_with_logits
+from anomaly_clip.losses import batch_dice_loss
 from anomaly_clip.methods import CLIPADA
 from anomaly_clip.methods.clip_ada import LossSettings, MapSettings, OptimSettings, PatchLogits
 from anomaly_clip.methods.clip_ada_refinement import RefinementSettings
@@ -152,21 +152,6 @@ def test_each_step_is_led_by_the_one_before(tiny_clip: CLIPBackbone) -> None:
     encoded = without.encode(images, text)
     assert encoded.fine == []
     assert_close(without.fused(encoded), encoded.coarse)
-
-
-def test_the_focal_loss_is_torchvisions() -> None:
-    logits = 5 * torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(0))
-    target = logits + torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(1)) > 0
-    for gamma in (0.0, 2.0):
-        theirs = sigmoid_focal_loss(logits, target.float(), alpha=-1, gamma=gamma, reduction="mean")
-        assert_close(focal_loss_with_logits(logits, target, gamma), theirs, atol=1e-6, rtol=1e-5)
-
-
-def test_dice_of_a_batch_by_hand() -> None:
-    probability = torch.tensor([[[0.5, 1.0]], [[0.0, 0.25]]])
-    target = torch.tensor([[[False, True]], [[False, False]]])
-    expected = 1 - (2 * 1.0 + 1) / (1.75 + 1 + 1)
-    assert batch_dice_loss(probability, target).item() == pytest.approx(expected)
 
 
 def test_the_loss_of_right_and_wrong_maps(tiny_clip: CLIPBackbone) -> None:

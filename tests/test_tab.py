@@ -24,7 +24,6 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
 from anomaly_clip.cli import main
-from anomaly_clip.losses import softmax_focal_loss
 from anomaly_clip.methods import TAB
 from anomaly_clip.methods.tab_heads import ProjectionHead, alignment_logits
 from anomaly_clip.methods.tab_optim import TABOptim
@@ -80,15 +79,6 @@ def test_texts_that_are_alike_are_told(
     assert "the texts of the 3 classes are almost the same" in capsys.readouterr().err
     assert main([*line, "--model.prompts.centered", "sides"]) == 0
     assert "almost the same" not in capsys.readouterr().err
-
-
-def test_the_focal_loss_of_classes() -> None:
-    logits = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
-    target = torch.tensor([0, 3, 1, 1, 2])
-    assert_close(softmax_focal_loss(logits, target, 0.0), F.cross_entropy(logits, target))
-    right = logits.softmax(1).gather(1, target[:, None])[:, 0]
-    expected = (-((1 - right) ** 2) * right.log()).mean()
-    assert_close(softmax_focal_loss(logits, target, 2.0), expected)
 
 
 def test_the_baseline_tells_classes_and_states_apart() -> None:
