@@ -10,10 +10,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from jsonargparse import ArgumentError
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-
-__all__ = ["UserError", "nearest", "sentence", "translated"]
+__all__ = [
+    "UserError",
+    "check_above",
+    "check_at_least",
+    "check_between",
+    "check_choice",
+    "nearest",
+    "sentence",
+    "translated",
+]
 
 
 class UserError(Exception):
@@ -27,6 +33,10 @@ def translated(options: Callable[[], Iterable[str]] = list) -> Iterator[None]:
     Args:
         options: Returns the options that the command line knows, for suggestions.
     """
+    # Both take seconds to import, which who only checks values need not wait for.
+    from jsonargparse import ArgumentError
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
     try:
         yield
     except (
@@ -39,14 +49,73 @@ def translated(options: Callable[[], Iterable[str]] = list) -> Iterator[None]:
         raise UserError(sentence(error, options())) from error
 
 
-def check_choice(name: str, value: str, known: Sequence[str]) -> None:
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     """Refuse a word that is none of those known; the command line does so itself.
 
     Raises:
         ValueError: If it is none.
     """
-    if value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(known)}, got {value}")
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value}")
+
+
+def check_at_least(name: str, value: float, least: float) -> None:
+    """Refuse a number below a bound, and NaN.
+
+    Args:
+        name: The option as a user types it, such as ``model.sigma``.
+        value: Its value.
+        least: The lowest value allowed.
+
+    Raises:
+        ValueError: If the value is lower.
+
+    Example:
+        >>> from anomaly_clip.errors import check_at_least
+        >>> check_at_least("model.sigma", -1, 0)
+        Traceback (most recent call last):
+        ValueError: model.sigma must be 0 or more, got -1
+    """
+    if not value >= least:
+        raise ValueError(f"{name} must be {least} or more, got {value}")
+
+
+def check_above(name: str, value: float, bound: float) -> None:
+    """Refuse a number that is not above a bound; see :func:`check_at_least`.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not value > bound:
+        raise ValueError(f"{name} must be above {bound}, got {value}")
+
+
+def check_between(
+    name: str,
+    value: float,
+    low: float,
+    high: float,
+    *,
+    open_low: bool = False,
+    open_high: bool = False,
+) -> None:
+    """Refuse a number outside of an interval; see :func:`check_at_least`.
+
+    Args:
+        name: The option as a user types it.
+        value: Its value.
+        low: Lower end.
+        high: Upper end.
+        open_low: Whether the lower end itself is refused.
+        open_high: Whether the upper end itself is refused.
+
+    Raises:
+        ValueError: If the value is outside.
+    """
+    inside = low <= value <= high and not (open_low and value == low)
+    if not inside or (open_high and value == high):
+        interval = f"{'(' if open_low else '['}{low}, {high}{')' if open_high else ']'}"
+        raise ValueError(f"{name} must be in {interval}, got {value}")
 
 
 def sentence(error: BaseException, options: Iterable[str] = ()) -> str:
@@ -59,6 +128,8 @@ def sentence(error: BaseException, options: Iterable[str] = ()) -> str:
     own = _raised_here(error)
     if own is not None:
         return _one_line(str(own))
+    from jsonargparse import ArgumentError
+
     message = str(error)
     if "Original Traceback" in message:  # raised in a process that loads data
         last = message.strip().splitlines()[-1]

@@ -42,9 +42,9 @@ def dice_loss(probability: Tensor, target: Tensor) -> Tensor:
         target: Bool or 0 and 1, ``(B, H, W)``.
     """
     truth = target.to(probability).flatten(1)
-    found = probability.flatten(1)
-    overlap = (found * truth).sum(dim=1)
-    total = found.sum(dim=1) + truth.sum(dim=1)
+    predicted = probability.flatten(1)
+    overlap = (predicted * truth).sum(dim=1)
+    total = predicted.sum(dim=1) + truth.sum(dim=1)
     return torch.mean(1 - (2 * overlap + 1) / (total + 1))
 
 

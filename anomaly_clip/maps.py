@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from anomaly_clip.errors import check_at_least, check_between
+
 __all__ = ["gaussian_blur", "image_score", "patches_to_map", "resize_maps"]
 
 ImageScoreRule = Literal["max", "mean", "top_mean"]
@@ -39,7 +41,7 @@ def patches_to_map(scores: Tensor, size: tuple[int, int], *, align_corners: bool
             f"patches_to_map: {num_patches} patches are not a square; is the class token still "
             "there?"
         )
-    grid = scores.reshape(-1, side, side)
+    grid = scores.reshape(-1, side, side)  # (B, side, side)
     return resize_maps(grid, size, align_corners=align_corners)
 
 
@@ -74,8 +76,7 @@ def gaussian_blur(
     Raises:
         ValueError: If ``sigma`` is negative or not a number.
     """
-    if not sigma >= 0:
-        raise ValueError(f"gaussian_blur: sigma must be 0 or more, got {sigma}")
+    check_at_least("gaussian_blur: sigma", sigma, 0)
     if sigma == 0:
         return maps
     radius = int(truncate * sigma + 0.5)
@@ -96,15 +97,14 @@ def image_score(maps: Tensor, rule: ImageScoreRule = "max", fraction: float = 0.
     Raises:
         ValueError: If the rule is unknown or the fraction is not in (0, 1].
     """
-    flat = maps.flatten(1)
+    flat = maps.flatten(1)  # (B, h * w)
     if rule == "max":
         return flat.amax(dim=1)
     if rule == "mean":
         return flat.mean(dim=1)
     if rule != "top_mean":
         raise ValueError(f"image_score: unknown rule {rule!r}; known: max, mean, top_mean")
-    if not 0 < fraction <= 1:
-        raise ValueError(f"image_score: fraction must be in (0, 1], got {fraction}")
+    check_between("image_score: fraction", fraction, 0, 1, open_low=True)
     num_pixels = max(1, round(fraction * flat.shape[1]))
     return flat.topk(num_pixels, dim=1).values.mean(dim=1)
 

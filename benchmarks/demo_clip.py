@@ -35,7 +35,7 @@ from anomaly_clip.backbones.prompts import (
 )
 from anomaly_clip.cli import main as anomaly_clip
 from anomaly_clip.data import AnomalyData, Demo, MagneticTile
-from anomaly_clip.demo.photographs import KEYS, draw_picture
+from anomaly_clip.demo.photographs import NAME_OF_WORDS, draw_picture
 from anomaly_clip.maps import gaussian_blur, image_score
 from anomaly_clip.methods import SDP
 from anomaly_clip.methods.sdp import text_score
@@ -109,7 +109,7 @@ def centre_prior(test: Demo, size: int) -> Score:
     masks = []
     for sample in Demo(categories=training, num_test=2 * NUM_PRIOR, seed=seed).samples("test"):
         if sample.label and sample.defect not in options["held_out_defects"]:
-            number, key = int(sample.image.stem), KEYS[sample.category]
+            number, key = int(sample.image.stem), NAME_OF_WORDS[sample.category]
             picture = draw_picture(key, seed, number, sample.defect, 128)
             masks.append(torch.from_numpy(picture.mask).float())
     mean = torch.stack(masks).mean(dim=0)

@@ -26,9 +26,9 @@ from anomaly_clip.backbones.learnable_prompt import LearnablePromptSettings
 from anomaly_clip.backbones.surgery import attend, encode_layers, split_heads
 from anomaly_clip.cli import main
 from anomaly_clip.data import MVTecAD
-from anomaly_clip.losses import batch_dice_loss, focal_loss_with_logits
+from anomaly_clip.losses import batch_dice_loss
 from anomaly_clip.methods import CLIPADA
-from anomaly_clip.methods.clip_ada import Looks, LossSettings, MapSettings, OptimSettings
+from anomaly_clip.methods.clip_ada import LossSettings, MapSettings, OptimSettings, PatchLogits
 from anomaly_clip.methods.clip_ada_refinement import RefinementSettings
 from anomaly_clip.synthesis import SynthesisSettings
 
@@ -60,8 +60,8 @@ def test_what_is_trained_and_how_much(base: CLIPADA) -> None:
     assert (head, refinement) == (393_728, 7_482_369)
     direction = base.direction()
     assert direction.norm().item() == pytest.approx(1, abs=1e-5)
-    looks = base.looks(noise(2, 224), direction)
-    assert looks.coarse.shape == looks.fine[0].shape == (2, 196)
+    encoded = base.encode(noise(2, 224), direction)
+    assert encoded.coarse.shape == encoded.fine[0].shape == (2, 196)
     (tokens,) = encode_layers(base.backbone, noise(2, 224), [7])
     assert tokens.shape == (2, 197, 768)
 
@@ -71,7 +71,7 @@ def test_gradients_reach_exactly_what_is_trained(base: CLIPADA) -> None:
     assert not any(module.training for module in base.backbone.modules())
     mask = torch.zeros(2, 224, 224, dtype=torch.bool)
     mask[0, 50:90, 50:90] = True
-    terms = base.losses(base.looks(noise(2, 224), base.direction()), mask, torch.tensor([1, 0]))
+    terms = base.losses(base.encode(noise(2, 224), base.direction()), mask, torch.tensor([1, 0]))
     torch.stack(list(terms.values())).sum().backward()
     reached = {name for name, p in base.named_parameters() if p.grad is not None and p.grad.any()}
     assert reached == {name for name, p in base.named_parameters() if p.requires_grad}
@@ -115,16 +115,16 @@ def test_the_logits_are_cosines_over_the_temperature(tiny_clip: CLIPBackbone) ->
     method = tiny(tiny_clip, taps=[1, 2], tau=0.1)
     images = noise(2)
     text = method.direction()
-    looks = method.looks(images, text)
+    encoded = method.encode(images, text)
     by_hand = [
         unit(head.linear(F.layer_norm(tokens[:, 1:], (24,)))) @ text / 0.1  # type: ignore[operator]
         for head, tokens in zip(method.heads, encode_layers(tiny_clip, images, [1, 2]), strict=True)
     ]
-    assert_close(looks.coarse, (by_hand[0] + by_hand[1]) / 2, atol=1e-5, rtol=0)
-    assert_close(method.fused(looks), (looks.coarse + looks.fine[0]) / 2)
+    assert_close(encoded.coarse, (by_hand[0] + by_hand[1]) / 2, atol=1e-5, rtol=0)
+    assert_close(method.fused(encoded), (encoded.coarse + encoded.fine[0]) / 2)
     literal = tiny(tiny_clip, refine=RefinementSettings(fuse="fine"))
-    looks = literal.looks(images, text)
-    assert_close(literal.fused(looks), looks.fine[0])
+    encoded = literal.encode(images, text)
+    assert_close(literal.fused(encoded), encoded.fine[0])
 
 
 def test_of_two_prompts_the_sigmoid_is_the_softmax(tiny_clip: CLIPBackbone) -> None:
@@ -134,39 +134,24 @@ def test_of_two_prompts_the_sigmoid_is_the_softmax(tiny_clip: CLIPBackbone) -> N
     (tokens,) = encode_layers(tiny_clip, images, [2])
     features = method.heads[0](tokens[:, 1:])
     softmax = (features @ text.T / 0.07).softmax(-1)[..., 1]
-    looks = method.looks(images, method.direction())
-    assert_close(looks.coarse.sigmoid(), softmax, atol=1e-5, rtol=0)
+    encoded = method.encode(images, method.direction())
+    assert_close(encoded.coarse.sigmoid(), softmax, atol=1e-5, rtol=0)
 
 
 def test_each_step_is_led_by_the_one_before(tiny_clip: CLIPBackbone) -> None:
     method = tiny(tiny_clip, refine=RefinementSettings(steps=2))
     images = noise(1)
     text = method.direction()
-    looks = method.looks(images, text)
-    assert len(looks.fine) == 2
+    encoded = method.encode(images, text)
+    assert len(encoded.fine) == 2
     (tokens,) = encode_layers(tiny_clip, images, [2])
     assert method.refinement is not None
-    second = method.refinement(tiny_clip, tokens, looks.fine[0].sigmoid())
-    assert_close(looks.fine[1], method.logits(second, text), atol=1e-5, rtol=0)
+    second = method.refinement(tiny_clip, tokens, encoded.fine[0].sigmoid())
+    assert_close(encoded.fine[1], method.logits(second, text), atol=1e-5, rtol=0)
     without = tiny(tiny_clip, refine=RefinementSettings("none"))
-    looks = without.looks(images, text)
-    assert looks.fine == []
-    assert_close(without.fused(looks), looks.coarse)
-
-
-def test_the_focal_loss_is_torchvisions() -> None:
-    logits = 5 * torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(0))
-    target = logits + torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(1)) > 0
-    for gamma in (0.0, 2.0):
-        theirs = sigmoid_focal_loss(logits, target.float(), alpha=-1, gamma=gamma, reduction="mean")
-        assert_close(focal_loss_with_logits(logits, target, gamma), theirs, atol=1e-6, rtol=1e-5)
-
-
-def test_dice_of_a_batch_by_hand() -> None:
-    probability = torch.tensor([[[0.5, 1.0]], [[0.0, 0.25]]])
-    target = torch.tensor([[[False, True]], [[False, False]]])
-    expected = 1 - (2 * 1.0 + 1) / (1.75 + 1 + 1)
-    assert batch_dice_loss(probability, target).item() == pytest.approx(expected)
+    encoded = without.encode(images, text)
+    assert encoded.fine == []
+    assert_close(without.fused(encoded), encoded.coarse)
 
 
 def test_the_loss_of_right_and_wrong_maps(tiny_clip: CLIPBackbone) -> None:
@@ -187,7 +172,7 @@ def test_the_terms_of_the_loss(tiny_clip: CLIPBackbone) -> None:
     settings = LossSettings(focal=3, dice=2, normal_dice=1, coarse=0.25, image=0.5)
     method = tiny(tiny_clip, loss=settings)
     draws = torch.Generator().manual_seed(0)
-    looks = Looks(
+    encoded = PatchLogits(
         torch.randn(2, 16, generator=draws), [torch.randn(2, 16, generator=draws)], torch.empty(0)
     )
     mask = torch.rand(2, 4, 4, generator=draws) > 0.7
@@ -200,15 +185,15 @@ def test_the_terms_of_the_loss(tiny_clip: CLIPBackbone) -> None:
         dice = batch_dice_loss(probability, mask) * 2 + batch_dice_loss(1 - probability, ~mask)
         return float(3 * focal + dice)
 
-    terms = method.losses(looks, mask, label)
-    assert float(terms["coarse"]) == pytest.approx(0.25 * by_hand(looks.coarse), rel=1e-5)
-    assert float(terms["fine"]) == pytest.approx(by_hand(looks.fine[0]), rel=1e-5)
-    highest = looks.fine[0].max(dim=1).values  # a hundredth of 16 patches is one
+    terms = method.losses(encoded, mask, label)
+    assert float(terms["coarse"]) == pytest.approx(0.25 * by_hand(encoded.coarse), rel=1e-5)
+    assert float(terms["fine"]) == pytest.approx(by_hand(encoded.fine[0]), rel=1e-5)
+    highest = encoded.fine[0].max(dim=1).values  # a hundredth of 16 patches is one
     image = F.binary_cross_entropy_with_logits(highest, label.float())
     assert float(terms["image"]) == pytest.approx(0.5 * float(image), rel=1e-5)
     # Without a second look the first bears the whole weight.
-    terms = method.losses(looks._replace(fine=[]), mask, label)
-    assert float(terms["coarse"]) == pytest.approx(by_hand(looks.coarse), rel=1e-5)
+    terms = method.losses(encoded._replace(fine=[]), mask, label)
+    assert float(terms["coarse"]) == pytest.approx(by_hand(encoded.coarse), rel=1e-5)
     assert set(terms) == {"coarse", "image"}
 
 
@@ -224,9 +209,9 @@ def test_maps_and_scores(tiny_clip: CLIPBackbone) -> None:
         alone = method.score(images[row : row + 1], ["b"])  # what is shown does not matter
         assert_close(alone["anomaly_map"][0], maps[row], atol=1e-4, rtol=0)
     with torch.no_grad():
-        looks = method.looks(images, method.direction())
+        encoded = method.encode(images, method.direction())
     assert set(scores["stage_maps"]) == {"coarse", "fine"}
-    grid = looks.coarse.view(4, 1, 4, 4)
+    grid = encoded.coarse.view(4, 1, 4, 4)
     coarse = F.interpolate(grid, (32, 32), mode="bilinear", align_corners=False).sigmoid()
     coarse = F.interpolate(coarse, (64, 64), mode="bilinear", align_corners=False)[:, 0]
     assert_close(scores["stage_maps"]["coarse"], coarse, atol=1e-6, rtol=0)
@@ -281,7 +266,7 @@ def test_fifty_steps_on_one_batch_lower_the_loss(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     texture = np.kron(rng.integers(60, 200, (4, 3, 16, 16)), np.ones((4, 4))).astype(np.uint8)
     made = [
-        PERLIN.made("perlin", "")(image.transpose(1, 2, 0), rng, None, None) for image in texture
+        PERLIN.build("perlin", "")(image.transpose(1, 2, 0), rng, None, None) for image in texture
     ]
     images = torch.from_numpy(np.stack([one.image.transpose(2, 0, 1) for one in made]))
     mask = torch.from_numpy(np.stack([one.mask for one in made]))
@@ -290,7 +275,7 @@ def test_fifty_steps_on_one_batch_lower_the_loss(tmp_path: Path) -> None:
     optimizer = torch.optim.AdamW(list(method.parameter_groups(1e-4)), lr=1e-3)
     totals = []
     for _ in range(50):
-        terms = method.losses(method.looks(images, method.direction()), mask, label)
+        terms = method.losses(method.encode(images, method.direction()), mask, label)
         total = torch.stack(list(terms.values())).sum()
         optimizer.zero_grad()
         total.backward()

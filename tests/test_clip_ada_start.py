@@ -53,11 +53,11 @@ def test_the_class_token_is_compared_as_patches_are(
     text = method.direction()
     embedding = F.normalize(tiny_clip.model.encode_image(tiny_clip.prepare(images)), dim=-1)
     expected = embedding @ text / 0.07 + 0.3
-    looks = method.looks(images, text)
-    assert looks.image is not None
-    assert_close(looks.image, expected, atol=1e-4, rtol=0)
+    encoded = method.encode(images, text)
+    assert encoded.image is not None
+    assert_close(encoded.image, expected, atol=1e-4, rtol=0)
     plain = tiny(tiny_clip, prompt=LearnablePromptSettings(n_prompts=n_prompts))
-    assert plain.looks(images, text).image is None
+    assert plain.encode(images, text).image is None
     scores = method.score(images, ["a", "a"])
     highest = scores["anomaly_map"].flatten(1).amax(1)
     assert_close(scores["image_score"], ((highest.logit() + expected) / 2).sigmoid())
@@ -72,8 +72,8 @@ def test_patches_are_the_same_with_and_without_the_class_token(
         without = tiny(tiny_clip, **options)
         asked = tiny(tiny_clip, class_token=True, **options)
         asked.load_state_dict(without.state_dict(), strict=False)
-        both = (method.looks(images, without.direction()) for method in (without, asked))
-        first, second = (looks.coarse for looks in both)
+        both = (method.encode(images, without.direction()) for method in (without, asked))
+        first, second = (encoded.coarse for encoded in both)
         assert_close(first, second, atol=1e-6, rtol=0)
 
 
@@ -84,10 +84,10 @@ def test_its_loss_reaches_the_prompt_and_the_bias(tiny_clip: CLIPBackbone, image
     method = tiny(tiny_clip, class_token=True, loss=LossSettings(class_token=2.0))
     label = torch.tensor([True, False])
     mask = torch.zeros(2, 32, 32, dtype=torch.bool)
-    looks = method.looks(images, method.direction())
-    assert looks.image is not None
-    terms = method.losses(looks, mask, label)
-    expected = 2 * F.binary_cross_entropy(looks.image.sigmoid(), label.float())
+    encoded = method.encode(images, method.direction())
+    assert encoded.image is not None
+    terms = method.losses(encoded, mask, label)
+    expected = 2 * F.binary_cross_entropy(encoded.image.sigmoid(), label.float())
     assert_close(terms["class_token"], expected, atol=1e-5, rtol=1e-5)
     terms["class_token"].backward()
     reached = {name for name, p in method.named_parameters() if p.grad is not None and p.grad.any()}

@@ -175,7 +175,7 @@ def test_without_network_one_sentence_says_what_to_do(
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"name": "resnt18"}, "torchvision has no such model; near: resnet18"),
+        ({"name": "resnt18"}, "torchvision has no such model: did you mean resnet18"),
         ({"layers": ["layer9"]}, "resnet18 has no layer9"),
         ({"name": "squeezenet1_1"}, "backbone.layers of squeezenet1_1: say which"),
         ({"weights": ""}, "backbone.weights of resnet18 is empty"),

@@ -14,19 +14,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from anomaly_clip.backbones.clip import CLIPBackbone, Window
-from anomaly_clip.backbones.prompts import PromptEnsemble
 from anomaly_clip.cli import main
 from anomaly_clip.demo.photographs import CATEGORIES, DEFECTS
 from anomaly_clip.methods import SDP, Contrastive
-from anomaly_clip.methods.contrastive import (
-    PartEmbedding,
-    multi_positive,
-    patch_loss,
-    scale_values,
-    separation,
-    twin_loss,
-)
-from anomaly_clip.methods.contrastive_captions import Captions, Picture
+from anomaly_clip.methods.contrastive_captions import ImageLabels
+from anomaly_clip.methods.contrastive_network import PartEmbedding
 from anomaly_clip.records import Batch
 
 TINY = {
@@ -65,102 +57,6 @@ def scenes(n: int = 3, size: int = 48) -> Batch:
         index=torch.arange(n),
         defect=["scratch", "stain", "hole"][:n],
     )
-
-
-def test_with_one_positive_each_the_loss_is_clips() -> None:
-    logits = torch.randn(5, 5, generator=torch.Generator().manual_seed(0))
-    wanted = torch.arange(5)
-    clip = (F.cross_entropy(logits, wanted) + F.cross_entropy(logits.T, wanted)) / 2
-    ours = multi_positive(logits, torch.eye(5, dtype=torch.bool))
-    torch.testing.assert_close(ours, clip)
-
-
-def test_two_equal_sentences_are_no_mistake() -> None:
-    fits = torch.tensor([[True, True, False], [True, True, False], [False, False, True]])
-    right = torch.where(fits, 20.0, -20.0)
-    assert multi_positive(right, fits).item() == pytest.approx(2 / 3 * np.log(2), abs=1e-4)
-
-
-def test_patches_that_are_hardly_covered_do_not_count() -> None:
-    logits = torch.tensor([[0.0, 9.0, 0.0]])
-    wanted = torch.tensor([[0.0, -1.0, 1.0]])
-    assert patch_loss(logits, wanted).item() == pytest.approx(np.log(2))
-    # A patch on a defect weighs four times as much.
-    sure = patch_loss(torch.tensor([[-50.0, 0.0, 0.0]]), wanted)
-    assert sure.item() == pytest.approx(0.8 * np.log(2))
-
-
-def test_twins_are_compared_where_the_defect_is() -> None:
-    wanted = torch.tensor([[0.0, 0.0, 0.0], [0.0, -1.0, 1.0]])
-    logits = torch.tensor([[5.0, -3.0, 2.0], [-5.0, 3.0, 3.5]])
-    expected = np.log1p(np.exp(2.0 - 3.5))
-    assert twin_loss(logits, wanted).item() == pytest.approx(expected)
-    # How likely defects are at a place, which both twins share, does not matter.
-    assert twin_loss(logits + 7, wanted).item() == pytest.approx(expected, rel=1e-5)
-    assert twin_loss(logits, torch.zeros_like(wanted)).item() == 0
-
-
-def test_separation_is_the_squared_effect_whatever_the_scale() -> None:
-    rng = np.random.default_rng(0)
-    normal, defective = rng.normal(0, 2, (500, 3)), rng.normal(1, 2, (500, 3))
-    by_hand = np.mean(
-        (defective.mean(0) - normal.mean(0)) ** 2
-        / np.concatenate([normal, defective]).var(0, ddof=1)
-    )
-    one, other = torch.from_numpy(normal), torch.from_numpy(defective)
-    assert separation(one, other).item() == pytest.approx(by_hand, rel=1e-4)
-    assert separation(10 * one, 10 * other).item() == pytest.approx(by_hand, rel=1e-4)
-    assert separation(one, one).item() == 0
-
-
-def test_sentences_claim_only_what_is_true() -> None:
-    prompts = PromptEnsemble()
-    captions = Captions(prompts, ["cat", "river", "blue"])
-    rng = np.random.default_rng(0)
-    normal = Picture("oak wood board", None, "dark")
-    scratched = Picture("oak wood board", "scratch", None)
-    for _ in range(200):
-        one, other = captions.draw(normal, rng), captions.draw(scratched, rng)
-        assert one.fits(normal)
-        assert other.fits(scratched)
-        assert not one.fits(scratched)
-        assert not other.fits(normal)
-        assert ("oak wood board" in one.sentence) == (one.category is not None)
-        assert ("scratch" in other.sentence) == (other.defect is not None)
-        assert ("dark photo" in one.sentence) == (one.tone is not None)
-        assert not any(tone in other.sentence for tone in ("dark", "bright", "blurry"))
-    drawn = [captions.draw(scratched, rng) for _ in range(400)]
-    assert 0.4 < np.mean([caption.category is not None for caption in drawn]) < 0.6
-    assert 0.2 < np.mean([any(w in c.sentence for w in captions.vocabulary) for c in drawn]) < 0.4
-
-
-def test_a_sentence_fits_other_pictures_by_state_noun_and_kind() -> None:
-    captions = Captions(PromptEnsemble(), ["cat"])
-    rng = np.random.default_rng(3)
-    drawn = [captions.draw(Picture("oak wood board", "crack", None), rng) for _ in range(200)]
-    kind = next(c for c in drawn if c.defect and c.category is None)
-    assert kind.fits(Picture("steel nut", "crack", "dark"))
-    assert not kind.fits(Picture("steel nut", "scratch", None))
-    noun = next(c for c in drawn if c.category and c.defect is None)
-    assert noun.fits(Picture("oak wood board", "stain", None))
-    assert not noun.fits(Picture("steel nut", "crack", None))
-
-
-def test_every_general_state_names_no_kind() -> None:
-    general = Captions(PromptEnsemble(), ["cat"]).general
-    assert len(general) == 7
-    assert not any(defect in state for state in general for defect in DEFECTS)
-
-
-def test_scaling_the_values_leaves_clips_output(tiny: Path) -> None:
-    torch.manual_seed(0)
-    backbone = CLIPBackbone(str(tiny), "random")
-    images = scenes()["image"]
-    with torch.no_grad():
-        before = backbone(images)[0].projected
-        scale_values(backbone, 2.0)
-        after = backbone(images)[0].projected
-    torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-5)
 
 
 def test_a_window_takes_the_positions_of_its_place(tiny: Path) -> None:
@@ -203,12 +99,12 @@ def test_what_patches_are_to_say(tiny: Path) -> None:
     masks = torch.zeros(1, 48, 48, dtype=torch.bool)
     masks[0, 0:8, 8:16] = True  # all of patch 1
     masks[0, 8, 0:2] = True  # 2 of 64 pixels of patch 6: too few to say
-    wanted = module(tiny).wanted(masks)
-    assert wanted.shape == (2, 36)
-    assert not wanted[0].any()
-    assert wanted[1].nonzero().flatten().tolist() == [1, 6]
-    assert wanted[1, 1] == 1
-    assert wanted[1, 6] == -1
+    targets = module(tiny).patch_targets(masks)
+    assert targets.shape == (2, 36)
+    assert not targets[0].any()
+    assert targets[1].nonzero().flatten().tolist() == [1, 6]
+    assert targets[1, 1] == 1
+    assert targets[1, 6] == -1
 
 
 @pytest.mark.parametrize("done", [0.0, 0.5, 1.0])
@@ -234,7 +130,7 @@ def test_the_fused_map_is_sdps(tiny: Path) -> None:
     rng = np.random.default_rng(5)
     learner.windows(batch, rng, done=1.0)
     captions = [
-        learner.captions.draw(Picture(category, kind, None), rng)
+        learner.captions.draw(ImageLabels(category, kind, None), rng)
         for category, defect in zip(batch["category"], batch["defect"], strict=True)
         for kind in (None, defect)
     ]
@@ -245,28 +141,10 @@ def test_the_fused_map_is_sdps(tiny: Path) -> None:
         stages, classes = sdp.encode(batch["synthetic"])
         length = (text[:, 1] - text[:, 0]).norm()
         # SDP weighs the words by the class token's cosines; a longer text changes these weights.
-        wanted = sdp.similarity([s.projected for s in stages], (text / length).expand(3, -1, -1))
+        targets = sdp.similarity([s.projected for s in stages], (text / length).expand(3, -1, -1))
         state = 100 * F.normalize(classes, dim=-1) @ (text[:, 1] - text[:, 0])
-    torch.testing.assert_close(seen.fused[1::2], wanted[:, 1:], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(seen.fused[1::2], targets[:, 1:], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(seen.state[1::2], state, atol=1e-3, rtol=1e-3)
-
-
-def test_the_rows_in_use_learn_and_all_others_stay() -> None:
-    plain = torch.nn.Embedding(9, 4)
-    part = PartEmbedding(torch.nn.Embedding.from_pretrained(plain.weight), torch.tensor([[7, 2]]))
-    ids = torch.tensor([[0, 2, 7, 7], [8, 2, 1, 0]])
-    weights = torch.arange(4.0).expand(2, 4, 4)
-    for embedding in (plain, part):
-        assert torch.equal(embedding(ids), plain.weight[ids])
-        (embedding(ids) * weights).sum().backward()
-    assert plain.weight.grad is not None
-    torch.testing.assert_close(part.rows.grad, plain.weight.grad[[2, 7]])
-    assert part.weight.grad is None
-    assert torch.equal(part.merged(), plain.weight)
-    with torch.no_grad():
-        part.rows.add_(1)
-    changed = (part.merged() != plain.weight).any(dim=1)
-    assert changed.nonzero().flatten().tolist() == [2, 7]
 
 
 def test_every_word_but_random_nouns_learns(tiny: Path) -> None:
@@ -278,7 +156,7 @@ def test_every_word_but_random_nouns_learns(tiny: Path) -> None:
     method.captions.vocabulary = ["object"]  # no random nouns
     for category in (one.words for one in CATEGORIES.values()):
         for defect in (None, "scratch"):
-            said = method.captions.draw(Picture(category, defect, "dark"), rng).sentence
+            said = method.captions.draw(ImageLabels(category, defect, "dark"), rng).sentence
             ids = method.backbone.tokenize([said])
             assert (embedding.places[ids] >= 0).all(), said
     assert len(embedding.tokens) < 400

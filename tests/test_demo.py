@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from anomaly_clip.data import Demo
-from anomaly_clip.demo.photographs import CATEGORIES, KEYS, draw_picture
+from anomaly_clip.demo.photographs import CATEGORIES, NAME_OF_WORDS, draw_picture
 from anomaly_clip.demo.surfaces import fitting_defects
 
 WORDS = ["oak wood board", "steel washer"]
@@ -32,7 +32,7 @@ def test_items_are_the_generators_pictures() -> None:
     for index in (0, 13):
         item, sample = dataset[index], samples[index]
         number = int(sample.image.stem)
-        picture = draw_picture(KEYS[sample.category], 5, number, sample.defect, 64)
+        picture = draw_picture(NAME_OF_WORDS[sample.category], 5, number, sample.defect, 64)
         assert torch.equal(item["image"].permute(1, 2, 0), torch.from_numpy(picture.image))
         assert torch.equal(item["mask"], torch.from_numpy(picture.mask))
         assert item["mask"].any() == sample.label
@@ -50,7 +50,7 @@ def test_another_seed_and_another_split_give_other_pictures() -> None:
 
 
 def test_all_categories_have_words_of_their_own() -> None:
-    assert len(KEYS) == len(CATEGORIES)
+    assert len(NAME_OF_WORDS) == len(CATEGORIES)
     assert Demo(image_size=32).categories == sorted(c.words for c in CATEGORIES.values())
 
 

@@ -4,10 +4,18 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import Golden
 from torch.testing import assert_close
+from torchvision.ops import sigmoid_focal_loss
 
-from anomaly_clip.losses import dice_loss, focal_loss
+from anomaly_clip.losses import (
+    batch_dice_loss,
+    dice_loss,
+    focal_loss,
+    focal_loss_with_logits,
+    softmax_focal_loss,
+)
 
 
 @pytest.mark.golden
@@ -48,3 +56,27 @@ def test_extremes_have_finite_gradients() -> None:
     (focal_loss(probability, target) + dice_loss(probability, target)).backward()
     assert probability.grad is not None
     assert torch.isfinite(probability.grad).all()
+
+
+def test_the_focal_loss_is_torchvisions() -> None:
+    logits = 5 * torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(0))
+    target = logits + torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(1)) > 0
+    for gamma in (0.0, 2.0):
+        theirs = sigmoid_focal_loss(logits, target.float(), alpha=-1, gamma=gamma, reduction="mean")
+        assert_close(focal_loss_with_logits(logits, target, gamma), theirs, atol=1e-6, rtol=1e-5)
+
+
+def test_dice_of_a_batch_by_hand() -> None:
+    probability = torch.tensor([[[0.5, 1.0]], [[0.0, 0.25]]])
+    target = torch.tensor([[[False, True]], [[False, False]]])
+    expected = 1 - (2 * 1.0 + 1) / (1.75 + 1 + 1)
+    assert batch_dice_loss(probability, target).item() == pytest.approx(expected)
+
+
+def test_the_focal_loss_of_classes() -> None:
+    logits = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    target = torch.tensor([0, 3, 1, 1, 2])
+    assert_close(softmax_focal_loss(logits, target, 0.0), F.cross_entropy(logits, target))
+    right = logits.softmax(1).gather(1, target[:, None])[:, 0]
+    expected = (-((1 - right) ** 2) * right.log()).mean()
+    assert_close(softmax_focal_loss(logits, target, 2.0), expected)

@@ -119,23 +119,6 @@ def test_channels_chosen_first_are_those_chosen_last(backbone: CNNBackbone) -> N
     assert_close(method.embed(images), expected, atol=0, rtol=0)
 
 
-def test_moments_are_numpys_however_they_come() -> None:
-    rng = np.random.default_rng(0)
-    features = 1000 + rng.normal(0, 1, (150, 4, 3))
-    for sizes in ([150], [1] * 150, [70, 80]):
-        moments = RunningMoments()
-        for part in torch.from_numpy(features).split(sizes):
-            moments.add(part)
-        count, mean, scatter = moments.take()
-        assert count == 150
-        np.testing.assert_allclose(mean, features.mean(0), rtol=1e-12)
-        for position in range(4):
-            expected = np.cov(features[:, position], rowvar=False) * 149
-            np.testing.assert_allclose(scatter[position], expected, rtol=1e-9, atol=1e-9)
-    with pytest.raises(ValueError, match="there are no features"):
-        RunningMoments().take()
-
-
 def test_the_distance_is_scipys(backbone: CNNBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(moments_module.POSITIONS, "cpu", 2)  # five are three parts
     rng = np.random.default_rng(1)
@@ -308,11 +291,6 @@ def test_what_was_not_fitted_is_not_tested_from_python(several: Path) -> None:
     data = MVTecAD(str(several), categories=["bottle"], num_workers=0)
     with pytest.raises(ValueError, match="PaDiM must be fitted first"):
         quiet_trainer().test(method, data, verbose=False)
-
-
-def test_a_singular_covariance_is_named() -> None:
-    with pytest.raises(ValueError, match=r"model\.regularization 1e-30 is too small"):
-        inverse_factor(torch.full((2, 3, 3), 1e9, dtype=torch.float64), 5, 1e-30)
 
 
 def test_images_are_looked_at_once(several: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from anomaly_clip.demo.defects import spoil
 from anomaly_clip.demo.photographs import (
     CATEGORIES,
     DEFECTS,
-    Picture,
+    Photograph,
     draw_picture,
     draw_twins,
     sentence,
@@ -34,11 +34,11 @@ ONE_OF_EACH = {category.family: name for name, category in CATEGORIES.items()}
 PAIRS = [(name, defect) for name in CATEGORIES for defect in fitting_defects(CATEGORIES[name])]
 
 
-def same(a: Picture, b: Picture) -> bool:
+def same(a: Photograph, b: Photograph) -> bool:
     return np.array_equal(a.image, b.image) and np.array_equal(a.mask, b.mask) and a[2:] == b[2:]
 
 
-def coarse(picture: Picture, size: int) -> NDArray[np.float64]:
+def coarse(picture: Photograph, size: int) -> NDArray[np.float64]:
     return cv2.resize(picture.image, (size, size), interpolation=cv2.INTER_AREA).astype(float)
 
 

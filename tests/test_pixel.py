@@ -313,10 +313,10 @@ def test_rows_must_be_there(rows: Tensor, sentence: str) -> None:
 
 def test_numbers_that_do_not_fit_into_64_bits() -> None:
     many = np.array([3 * 10**9, 0]), np.array([0, 3 * 10**9])
-    assert Bins(*many, np.array([1.0, 0.0])).auroc() == 1.0
-    assert Bins(*many[::-1], np.array([0.0, 1.0])).auroc() == 0.0
+    assert Bins(*many, np.array([1.0, 0.0])).ranking().auroc() == 1.0
+    assert Bins(*many[::-1], np.array([0.0, 1.0])).ranking().auroc() == 0.0
     both = Bins(many[0] + many[1], many[0] + many[1], np.array([0.5, 0.5]))
-    assert both.auroc() == pytest.approx(0.5)
+    assert both.ranking().auroc() == pytest.approx(0.5)
 
 
 def test_reset_inside_inference_mode_and_update_outside() -> None:

@@ -5,7 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,11 @@ from torch.testing import assert_close
 from torchvision.models import resnet18, resnet50
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from anomaly_clip.backbones.clip import CLIPSettings
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
-from anomaly_clip.backbones.tab_prompts import PROMPT_SETS, TABPrompts, text_matrices
 from anomaly_clip.cli import main
-from anomaly_clip.losses import softmax_focal_loss
 from anomaly_clip.methods import TAB
-from anomaly_clip.methods.tab import ProjectionHead, TABOptim, alignment_logits, mean_cosine
+from anomaly_clip.methods.tab_heads import ProjectionHead, alignment_logits
+from anomaly_clip.methods.tab_optim import TABOptim
 
 RANDOM_NETWORK = CNNSettings("resnet18", "random")
 
@@ -72,86 +70,6 @@ def test_golden_losses(golden: Callable[[str], Golden]) -> None:
     assert_close(figures["loss_abnormal"], arrays["loss_a"], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.golden
-def test_golden_texts(golden: Callable[[str], Golden]) -> None:
-    folder = golden("detectors").folder
-    arrays = load_file(folder / "tab.safetensors")
-    listed = json.loads((folder / "tab_sentences.json").read_text())
-    names = ("bottle", "cable", "screw")
-    official = TABPrompts("first_release", names="keep", text_layout="official_reshape")
-    own = [s for name in names for side in official.sentences(name) for s in side]
-    assert list(dict.fromkeys(own)) == listed
-    rows = dict(zip(listed, arrays["sentence_embeddings"], strict=True))
-
-    def encode(sentences: Sequence[str]) -> Tensor:
-        return torch.stack([rows[sentence] for sentence in sentences])
-
-    scrambled = text_matrices(encode, names, official)
-    assert scrambled.abnormal is not None
-    expected = arrays["text_normal_official_reshape"], arrays["text_abnormal_official_reshape"]
-    assert_close(scrambled.normal, expected[0], atol=1e-5, rtol=0)
-    assert_close(scrambled.abnormal, expected[1], atol=1e-5, rtol=0)
-    plain = text_matrices(encode, names, TABPrompts("first_release", names="keep"))
-    undone = expected[0].reshape(expected[0].shape[::-1]).T
-    assert_close(plain.normal, undone, atol=1e-5, rtol=0)
-    assert_close(plain.normal.norm(dim=1), torch.ones(3))
-
-
-@pytest.mark.parametrize(
-    ("preset", "normal", "abnormal"),
-    [
-        ("one_class", 1, 0),
-        ("two_class", 1, 1),
-        ("state_ensemble", 7, 7),
-        ("clip_template", 7 * 38, 7 * 38),
-        ("idpa", 7 * 32, 7 * 32),
-        ("first_release", 6 * 38, 6 * 38),
-    ],
-)
-def test_how_many_sentences_a_preset_has(preset: Any, normal: int, abnormal: int) -> None:
-    both = TABPrompts(preset).sentences("metal_nut")
-    assert tuple(map(len, both)) == (normal, abnormal)
-    assert all("metal nut" in sentence for side in both for sentence in side)
-    assert len(PROMPT_SETS) == 6
-
-
-def test_positions_are_said_of_defects_alone() -> None:
-    normal, abnormal = TABPrompts("two_class", positions=True).sentences("nut")
-    assert normal == ["normal nut."]
-    assert len(abnormal) == 6
-    assert abnormal[0] == "defect nut. which defect is on the left of it"
-
-
-@pytest.mark.parametrize("centered", ["sides", "all"])
-def test_centered_texts(centered: Any) -> None:
-    """A large part that all sentences share is taken away."""
-    rng = np.random.default_rng(0)
-    shared = 100 * rng.normal(size=16)
-    own = {True: rng.normal(size=(3, 16)), False: rng.normal(size=(3, 16))}
-    names = ["wood", "steel", "glass"]
-
-    def encode(sentences: Sequence[str]) -> Tensor:
-        normal = "normal" in sentences[0]
-        rows = own[normal][names.index(sentences[0].split()[1].rstrip("."))]
-        return torch.from_numpy(np.tile(shared + rows, (len(sentences), 1))).float()
-
-    plain = text_matrices(encode, names, TABPrompts("two_class"))
-    assert mean_cosine(plain.normal) > 0.99
-    made = text_matrices(encode, names, TABPrompts("two_class", centered=centered))
-    assert made.abnormal is not None
-    length = np.linalg.norm(shared + own[True], axis=1, keepdims=True)
-    normal = (shared + own[True]) / length
-    abnormal = shared + own[False]
-    abnormal /= np.linalg.norm(abnormal, axis=1, keepdims=True)
-    mean = normal.mean(0) if centered == "sides" else np.concatenate([normal, abnormal]).mean(0)
-    expected = normal - mean
-    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    np.testing.assert_allclose(made.normal.numpy(), expected, atol=1e-4)
-    assert mean_cosine(made.normal) < 0.9
-    one = text_matrices(encode, names, TABPrompts("one_class", centered=centered))
-    assert one.abnormal is None
-
-
 def test_texts_that_are_alike_are_told(
     classes: Path, tiny_clip_config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -161,20 +79,6 @@ def test_texts_that_are_alike_are_told(
     assert "the texts of the 3 classes are almost the same" in capsys.readouterr().err
     assert main([*line, "--model.prompts.centered", "sides"]) == 0
     assert "almost the same" not in capsys.readouterr().err
-
-
-def test_mean_cosine() -> None:
-    rows = torch.tensor([[2.0, 0], [0, 1], [3, 3]])
-    assert mean_cosine(rows) == pytest.approx((0 + 0.5**0.5 + 0.5**0.5) / 3)
-
-
-def test_the_focal_loss_of_classes() -> None:
-    logits = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
-    target = torch.tensor([0, 3, 1, 1, 2])
-    assert_close(softmax_focal_loss(logits, target, 0.0), F.cross_entropy(logits, target))
-    right = logits.softmax(1).gather(1, target[:, None])[:, 0]
-    expected = (-((1 - right) ** 2) * right.log()).mean()
-    assert_close(softmax_focal_loss(logits, target, 2.0), expected)
 
 
 def test_the_baseline_tells_classes_and_states_apart() -> None:
@@ -364,15 +268,6 @@ def test_mistakes_end_in_a_sentence(
     assert not list((tmp_path / "runs").glob("*/*"))
 
 
-def test_a_head_is_made_where_widths_differ(tmp_path: Path, tiny_clip_config: str) -> None:
-    method = TAB(RANDOM_NETWORK, CLIPSettings(tiny_clip_config, "random"))
-    method.normal = torch.zeros(3, 16)
-    assert isinstance(method._make_head(512), torch.nn.Identity)
-    head = method._make_head(16)
-    assert sum(p.numel() for p in head.parameters()) == 513 * 16 + 17 * 16 + 32
-    assert head(torch.randn(2, 512)).shape == (2, 16)
-
-
 def test_a_wide_resnet_learns_through_the_head(
     classes: Path, tiny_clip_config: str, tmp_path: Path
 ) -> None:
@@ -382,25 +277,6 @@ def test_a_wide_resnet_learns_through_the_head(
     state = load_file(tmp_path / "run" / "1" / "tab_resnet50.safetensors")
     resnet50(weights=None).load_state_dict(state)  # strictly; nothing of the heads is left
     assert int(state["bn1.num_batches_tracked"]) == 4
-
-
-def test_what_a_projection_drops_is_drawn_anew_for_every_batch(
-    classes: Path, tiny_clip_config: str, tmp_path: Path
-) -> None:
-    """Also for the batches that share a step, where the step tells nothing."""
-    line = words(classes, tiny_clip_config, tmp_path, "--model.head", "projection")
-    line += ["--trainer.accumulate_grad_batches", "3", "--trainer.max_epochs", "1"]
-    drawn: list[str] = []
-    forward = ProjectionHead.forward
-
-    def seen(head: ProjectionHead, features: Tensor, rng: Any = None) -> Tensor:
-        drawn.append(str(rng.bit_generator.state["state"]))
-        return forward(head, features, rng)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ProjectionHead, "forward", seen)
-        assert main(line) == 0
-    assert len(drawn) == len(set(drawn)) == 6
 
 
 def test_the_configuration_runs(
@@ -477,3 +353,22 @@ def test_mistakes_of_an_export(
     torch.save({"state_dict": {}, "hyper_parameters": {}}, tmp_path / "bare.ckpt")
     assert main(["export", "--ckpt_path", str(tmp_path / "bare.ckpt")]) == 2
     assert "no config-fit.yaml" in capsys.readouterr().err
+
+
+def test_what_a_projection_drops_is_drawn_anew_for_every_batch(
+    classes: Path, tiny_clip_config: str, tmp_path: Path
+) -> None:
+    """Also for the batches that share a step, where the step tells nothing."""
+    line = words(classes, tiny_clip_config, tmp_path, "--model.head", "projection")
+    line += ["--trainer.accumulate_grad_batches", "3", "--trainer.max_epochs", "1"]
+    drawn: list[str] = []
+    forward = ProjectionHead.forward
+
+    def seen(head: ProjectionHead, features: Tensor, rng: Any = None) -> Tensor:
+        drawn.append(str(rng.bit_generator.state["state"]))
+        return forward(head, features, rng)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ProjectionHead, "forward", seen)
+        assert main(line) == 0
+    assert len(drawn) == len(set(drawn)) == 6

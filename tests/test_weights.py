@@ -121,7 +121,7 @@ def test_an_unreachable_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch, tmp_p
         ("ViT-B-16", "", "is empty"),
         ("ViT-B-16", "nonsense", "no tag of ViT-B-16 .known: .*laion400m_e31"),
         ("ViT-B-16", "openai", "use backbone.name ViT-B-16-quickgelu"),
-        ("ViT-B-61", "random", "near: ViT-B-"),
+        ("ViT-B-61", "random", "did you mean ViT-B-"),
         ("ViT-B-16-SigLIP", "random", "plain ViT"),
         ("RN50", "random", "plain ViT"),
     ],

@@ -181,7 +181,7 @@ class CLIPBackbone(FrozenBackbone):
         visual = self.visual
         side = self.image_size if window is None else window.side * visual.patch_size[0]
         patches = visual.conv1(self.prepare(images, side)).flatten(2).mT  # (B, N, W)
-        first = visual.class_embedding.expand(len(patches), 1, -1)
+        first = visual.class_embedding.expand(len(patches), 1, -1)  # (B, 1, W)
         tokens = torch.cat([first, patches], dim=1) + self._positions(window)
         return visual.ln_pre(tokens)
 
@@ -191,8 +191,8 @@ class CLIPBackbone(FrozenBackbone):
         if window is None:
             return positions
         rows, columns = (slice(start, start + window.side) for start in window[:2])
-        grid = positions[1:].unflatten(0, self.visual.grid_size)[rows, columns]
-        return torch.cat([positions[:1], grid.flatten(0, 1)])
+        grid = positions[1:].unflatten(0, self.visual.grid_size)[rows, columns]  # (h, w, W)
+        return torch.cat([positions[:1], grid.flatten(0, 1)])  # (1 + h * w, W)
 
     def project(self, tokens: Tensor) -> Tensor:
         """Bring raw tokens ``(..., W)`` into the texts' space ``(..., D)``: LN_post, projection."""
@@ -209,7 +209,7 @@ class CLIPBackbone(FrozenBackbone):
             ValueError: If a layer does not exist.
         """
         layers = self.check_layers(layers)
-        found = []
+        outputs = []
         with self.out_of_autocast():
             tokens = self.embed(images)
             for number, block in enumerate(
@@ -217,8 +217,8 @@ class CLIPBackbone(FrozenBackbone):
             ):
                 tokens = block(tokens)
                 if number in layers:
-                    found.append(Tokens(tokens, self.project(tokens)))
-        return found
+                    outputs.append(Tokens(tokens, self.project(tokens)))
+        return outputs
 
     def check_layers(self, layers: Sequence[int] | None) -> list[int]:
         """Return 1-based layer numbers, the last layer by default.

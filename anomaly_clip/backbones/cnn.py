@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_clip.backbones.frozen import FrozenBackbone
-from anomaly_clip.errors import reason
+from anomaly_clip.errors import nearest, reason
 from anomaly_clip.records import RANDOM
 
 __all__ = ["IMAGENET", "CNNBackbone", "CNNSettings", "load_network", "read_state"]
@@ -240,14 +240,10 @@ def read_state(file: str | Path) -> dict[str, Tensor]:
 def _build(name: str) -> nn.Module:
     from torchvision import models
 
-    if name not in models.list_models(module=models):
-        import difflib
-
-        near = difflib.get_close_matches(name, models.list_models(module=models), 3, 0.3)
-        raise ValueError(
-            f"backbone.name {name}: torchvision has no such model; near: "
-            f"{', '.join(near) or 'none'}"
-        )
+    names = models.list_models(module=models)
+    if name not in names:
+        hint = nearest(name, names) or "take a ResNet, as resnet18"
+        raise ValueError(f"backbone.name {name}: torchvision has no such model: {hint}")
     # Untrained weights follow the run's seed alone, and leave later draws as they are.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch.initial_seed())
@@ -258,8 +254,10 @@ def _build(name: str) -> nn.Module:
 def _imagenet_state(name: str) -> dict[str, Tensor]:
     from torchvision import models
 
-    known = models.get_model_weights(name)
-    weights = known["IMAGENET1K_V1"] if "IMAGENET1K_V1" in known.__members__ else known.DEFAULT
+    entries = models.get_model_weights(name)
+    weights = (
+        entries["IMAGENET1K_V1"] if "IMAGENET1K_V1" in entries.__members__ else entries.DEFAULT
+    )
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     file = folder / Path(weights.url).name
     if file.is_file():
@@ -282,12 +280,12 @@ def _imagenet_state(name: str) -> dict[str, Tensor]:
 
 def _fill(model: nn.Module, state: Mapping[str, Tensor], source: str, name: str) -> None:
     """Load a state dict; all but the classifier must fit."""
-    own = {k: v for k, v in model.state_dict().items() if not k.startswith(HEADS)}
+    expected = {k: v for k, v in model.state_dict().items() if not k.startswith(HEADS)}
     given = {k: v for k, v in state.items() if not k.startswith(HEADS)}
-    counters = [key for key in own if key.endswith("num_batches_tracked")]
-    missing = [key for key in own if key not in given and key not in counters]
-    unexpected = [key for key in given if key not in own]
-    shapes = [key for key in own if key in given and own[key].shape != given[key].shape]
+    counters = [key for key in expected if key.endswith("num_batches_tracked")]
+    missing = [key for key in expected if key not in given and key not in counters]
+    unexpected = [key for key in given if key not in expected]
+    shapes = [key for key in expected if key in given and expected[key].shape != given[key].shape]
     for what, keys in (
         ("lacks", missing),
         ("does not know", unexpected),
@@ -297,7 +295,7 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], source: str, name: str)
             who = f"{source}" if what != "does not know" else f"{source}: {name}"
             more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
             raise ValueError(f"{who} {what} {keys[0]}{more}: is it of another model than {name}?")
-    model.load_state_dict({k: v for k, v in given.items() if k in own}, strict=False)
+    model.load_state_dict({k: v for k, v in given.items() if k in expected}, strict=False)
 
 
 def _nodes(model: nn.Module, name: str, layers: Sequence[str] | None) -> dict[str, str]:
@@ -311,12 +309,12 @@ def _nodes(model: nn.Module, name: str, layers: Sequence[str] | None) -> dict[st
         if not is_resnet:
             raise ValueError(f"backbone.layers of {name}: say which, as [features.7.cat]")
         return {node: layer for layer, node in NODES.items()}
-    known = get_graph_node_names(model)[1]
-    found = {}
+    graph = get_graph_node_names(model)[1]
+    nodes = {}
     for layer in layers:
         node = NODES.get(layer, layer) if is_resnet else layer
-        if node not in known and not any(other.startswith(f"{node}.") for other in known):
-            stages = ", ".join(NODES) if is_resnet else ", ".join(known[-4:])
+        if node not in graph and not any(other.startswith(f"{node}.") for other in graph):
+            stages = ", ".join(NODES) if is_resnet else ", ".join(graph[-4:])
             raise ValueError(f"backbone.layers: {name} has no {layer} (there are {stages}, ...)")
-        found[node] = layer
-    return found
+        nodes[node] = layer
+    return nodes

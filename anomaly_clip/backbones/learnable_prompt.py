@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_clip.backbones.clip import CLIPBackbone, unit
+from anomaly_clip.errors import check_at_least
 
 __all__ = ["LearnablePrompt", "LearnablePromptSettings"]
 
@@ -41,12 +42,10 @@ class LearnablePromptSettings:
     init_std: float = 0.02
 
     def __post_init__(self) -> None:
-        if self.n_ctx < 1:
-            raise ValueError(f"model.prompt.n_ctx must be 1 or more, got {self.n_ctx}")
+        check_at_least("model.prompt.n_ctx", self.n_ctx, 1)
         if self.n_prompts not in (1, 2):
             raise ValueError(f"model.prompt.n_prompts must be 1 or 2, got {self.n_prompts}")
-        if not self.init_std >= 0:
-            raise ValueError(f"model.prompt.init_std must be 0 or more, got {self.init_std}")
+        check_at_least("model.prompt.init_std", self.init_std, 0)
         for name in ("suffix", "init_text"):
             value = getattr(self, name)
             if isinstance(value, list) and len(value) != self.n_prompts:

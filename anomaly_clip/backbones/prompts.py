@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from anomaly_clip.backbones.clip import CLIPBackbone, unit
-from anomaly_clip.data.info import facts_of
+from anomaly_clip.errors import check_above, check_at_least
 from anomaly_clip.files import atomic_path, cache_folder
 from anomaly_clip.progress import track
 
@@ -88,6 +88,10 @@ TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
 
 Method = Literal["mean", "pca", "kde", "dbscan", "mean_shift"]
 
+DBSCAN_EPS, DBSCAN_MIN_SAMPLES = 0.5, 15
+"""Published radius and core size."""
+DBSCAN_OF_DATASET = {"VisA": (1.5, 25)}
+"""The same by data set, where others are published."""
 BANDWIDTHS = {"kde": 0.3, "mean_shift": 2.0}
 """Published; a bandwidth of 2 makes one cluster of unit vectors, which are at most 2 apart."""
 
@@ -163,19 +167,22 @@ class RVSSettings:
     bandwidth: float | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
-        for name, value in (("eps", self.eps), ("bandwidth", self.bandwidth)):
-            if value != "auto" and not value > 0:
-                raise ValueError(f"rvs.{name} must be above 0, got {value}")
-        if self.min_samples != "auto" and self.min_samples < 1:
-            raise ValueError(f"rvs.min_samples must be 1 or more, got {self.min_samples}")
+        if self.eps != "auto":
+            check_above("rvs.eps", self.eps, 0)
+        if self.min_samples != "auto":
+            check_at_least("rvs.min_samples", self.min_samples, 1)
+        if self.bandwidth != "auto":
+            check_above("rvs.bandwidth", self.bandwidth, 0)
 
     def resolve(self, dataset_name: str | None) -> RVSSettings:
         """Put the published values of a data set in the place of ``auto``."""
-        facts = facts_of(dataset_name)
+        eps, min_samples = DBSCAN_OF_DATASET.get(
+            dataset_name or "", (DBSCAN_EPS, DBSCAN_MIN_SAMPLES)
+        )
         return RVSSettings(
             self.method,
-            facts.eps if self.eps == "auto" else self.eps,
-            facts.min_samples if self.min_samples == "auto" else self.min_samples,
+            eps if self.eps == "auto" else self.eps,
+            min_samples if self.min_samples == "auto" else self.min_samples,
             BANDWIDTHS.get(self.method, "auto") if self.bandwidth == "auto" else self.bandwidth,
         )
 
@@ -244,7 +251,7 @@ def text_features(
     embeddings = embed_sentences(backbone, [*normal, *abnormal], title, unit_rows=unit_rows)
     parts = embeddings.split([len(normal), len(abnormal)])
     columns = [representative_vector(rows, rvs) for rows in parts]
-    features = torch.stack(columns, dim=1)
+    features = torch.stack(columns, dim=1)  # (D, 2)
     if file is not None:
         try:
             with atomic_path(file) as temporary:

@@ -186,7 +186,7 @@ def encode_layers(
             f"layer {layers[0]} has fewer than {value_blocks} blocks before it to attend by values"
         )
     dense: dict[int, Tensor] = {}
-    found = []
+    outputs = []
     with backbone.out_of_autocast():
         tokens = backbone.embed(images)
         blocks = backbone.visual.transformer.resblocks[: layers[-1]]
@@ -200,8 +200,8 @@ def encode_layers(
             tokens = block(tokens)
             if number in layers:
                 patches = dense.pop(number, tokens)[:, 1:]
-                found.append(torch.cat([tokens[:, :1], patches], dim=1))
-    return found
+                outputs.append(torch.cat([tokens[:, :1], patches], dim=1))
+    return outputs
 
 
 def _stage_tokens(backbone: CLIPBackbone, raw: Tensor, surgery: Tensor) -> Tokens:
@@ -241,4 +241,4 @@ def attend(
     else:
         mask = None if bias is None else bias.to(q.dtype)
         attended = F.scaled_dot_product_attention(q, k, v, mask)  # scale 1 / sqrt(d)
-    return block.ls_1(block.attn.out_proj(attended.transpose(1, 2).flatten(2)))
+    return block.ls_1(block.attn.out_proj(attended.transpose(1, 2).flatten(2)))  # (B, 1 + N, W)

@@ -191,7 +191,7 @@ class TABPrompts:
         normal = [state.replace("{}", name) for state in words.normal]
         abnormal = [state.replace("{}", name) for state in words.abnormal]
         if self.positions:
-            abnormal = [place.replace("{}", one) for one in abnormal for place in POSITIONS]
+            abnormal = [place.replace("{}", state) for state in abnormal for place in POSITIONS]
 
         def fill(states: list[str]) -> list[str]:
             return [t.replace("{}", state) for state in states for t in words.templates]
@@ -230,7 +230,9 @@ def text_matrices(
 
     both = [prompts.sentences(name) for name in names]
     sides = [
-        torch.stack([vector(own) for own in side]) for side in zip(*both, strict=True) if all(side)
+        torch.stack([vector(sentences) for sentences in side])
+        for side in zip(*both, strict=True)
+        if all(side)
     ]
     if prompts.centered != "no":
         means = [rows.mean(dim=0) for rows in sides]

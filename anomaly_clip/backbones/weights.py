@@ -29,6 +29,7 @@ from open_clip.convert import convert_state_dict
 from open_clip.factory import load_state_dict, resize_pos_embed, resize_text_pos_embed
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 
+from anomaly_clip.errors import nearest
 from anomaly_clip.records import DEMO, RANDOM
 
 __all__ = ["LoadedCLIP", "load_clip"]
@@ -116,23 +117,15 @@ def _read_config(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
             preprocessing = config.get("preprocess_cfg", {})
             config = config["model_cfg"]
     else:
-        known = open_clip.get_model_config(name)
-        if known is None:
-            raise ValueError(
-                f"backbone.name {name}: open_clip has no such model; near: {_nearest_models(name)}"
-            )
-        config = deepcopy(known)
+        registered = open_clip.get_model_config(name)
+        if registered is None:
+            hint = nearest(name, open_clip.list_models()) or "take a ViT, as ViT-B-16"
+            raise ValueError(f"backbone.name {name}: open_clip has no such model: {hint}")
+        config = deepcopy(registered)
     missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(config)
     if missing:
         raise ValueError(f"backbone.name {name}: the configuration lacks {sorted(missing)}")
     return config, preprocessing
-
-
-def _nearest_models(name: str) -> str:
-    import difflib
-
-    models = open_clip.list_models()
-    return ", ".join(difflib.get_close_matches(name, models, n=3, cutoff=0.3)) or "none"
 
 
 def _looks_like_file(pretrained: str) -> bool:
@@ -150,9 +143,9 @@ def _pretrained_tag(name: str, tag: str, quick_gelu: bool) -> dict[str, Any]:
     """Return open_clip's record of a tag, after checking that the model suits it."""
     if name == DEMO or name.endswith(".json"):
         which = "the demo architecture" if name == DEMO else "a model described by a JSON file"
-        own = f"'{DEMO}', " if name == DEMO else ""
+        demo = f"'{DEMO}', " if name == DEMO else ""
         raise ValueError(
-            f"backbone.pretrained {tag}: {which} has no tags; give {own}a weights file or "
+            f"backbone.pretrained {tag}: {which} has no tags; give {demo}a weights file or "
             f"'{RANDOM}'"
         )
     record: dict[str, Any] = open_clip.get_pretrained_cfg(name, tag)

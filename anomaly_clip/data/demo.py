@@ -16,7 +16,7 @@ from anomaly_clip.data.dataset import AnomalyData, Reader, Sample, Split
 from anomaly_clip.data.file_hashes import DuplicatePair
 from anomaly_clip.data.samplers import EpochSampler
 from anomaly_clip.data.scenes import Scenes
-from anomaly_clip.demo.photographs import CATEGORIES, DEFECTS, KEYS, draw_picture
+from anomaly_clip.demo.photographs import CATEGORIES, DEFECTS, NAME_OF_WORDS, draw_picture
 from anomaly_clip.demo.surfaces import fitting_defects
 from anomaly_clip.records import Batch
 
@@ -82,7 +82,7 @@ class Demo(AnomalyData):
 
     def find_categories(self) -> list[str]:
         """Return the words of all categories, sorted."""
-        return sorted(KEYS)
+        return sorted(NAME_OF_WORDS)
 
     def list_samples(self, category: str, split: Split) -> Iterator[Sample]:
         """Yield samples whose paths are names only: ``demo-<seed>/<category>/<split>/...``."""
@@ -91,7 +91,7 @@ class Demo(AnomalyData):
             for index in range(self.num_train):
                 yield Sample(folder / "good" / f"{index:07d}.png", category, label=False)
             return
-        defects = fitting_defects(CATEGORIES[KEYS[category]])
+        defects = fitting_defects(CATEGORIES[NAME_OF_WORDS[category]])
         num_normal = (self.num_test + 1) // 2
         for number in range(self.num_test):
             normal = number < num_normal
@@ -171,5 +171,5 @@ def _draw_sample(
     sample: Sample, seed: int, size: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
     index = int(Path(sample.image).stem)
-    picture = draw_picture(KEYS[sample.category], seed, index, sample.defect, size)
+    picture = draw_picture(NAME_OF_WORDS[sample.category], seed, index, sample.defect, size)
     return picture.image, picture.mask

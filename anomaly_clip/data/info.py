@@ -51,8 +51,6 @@ class DataFacts:
         total: All images, where they are not known by category.
         words: What a category is called in sentences, where its name is no word.
         mask: How masks are read.
-        eps: DBSCAN's radius for the sentences (CLIP-AD's published choice).
-        min_samples: DBSCAN's core size.
         sdp_plus_sigma: Deviation of SDP+'s Gaussian, in pixels at 240 (published).
     """
 
@@ -64,8 +62,6 @@ class DataFacts:
     words: Mapping[str, str] = field(default_factory=dict)
     total: int | None = None
     mask: MaskRule = PLAIN
-    eps: float = 0.5
-    min_samples: int = 15
     sdp_plus_sigma: float = 8.0
 
 
@@ -117,8 +113,6 @@ FACTS: dict[str, DataFacts] = {
             "pcb4": Counts(904, 101, 100),
             "pipe_fryum": Counts(450, 50, 100),
         },
-        eps=1.5,
-        min_samples=25,
         sdp_plus_sigma=2.0,
     ),
     "BTAD": DataFacts(

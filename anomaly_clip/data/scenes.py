@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from anomaly_clip.demo.photographs import CATEGORIES, KEYS, draw_twins
+from anomaly_clip.demo.photographs import CATEGORIES, NAME_OF_WORDS, draw_twins
 from anomaly_clip.demo.surfaces import FAMILIES, fitting_defects, vary
 from anomaly_clip.records import Draw
 
@@ -70,11 +70,11 @@ class Scenes(Dataset[ScenePair]):
     ) -> None:
         self.defects: dict[str, list[str]] = {}
         for words in categories:
-            fitting = fitting_defects(CATEGORIES[KEYS[words]])
+            fitting = fitting_defects(CATEGORIES[NAME_OF_WORDS[words]])
             self.defects[words] = [name for name in fitting if name not in held_out_defects]
             if not self.defects[words]:
                 raise ValueError(f"data.held_out_defects leaves {words!r} without any defect")
-        families = [FAMILIES[CATEGORIES[KEYS[words]].family] for words in self.defects]
+        families = [FAMILIES[CATEGORIES[NAME_OF_WORDS[words]].family] for words in self.defects]
         weights = np.array([OBJECT_WEIGHT if family.is_object else 1.0 for family in families])
         self.shares = weights / weights.sum()
         self.length = length
@@ -90,11 +90,11 @@ class Scenes(Dataset[ScenePair]):
         category = str(rng.choice(list(self.defects), p=self.shares))
         defect = str(rng.choice(self.defects[category]))
         number = FIRST_INDEX + draw.epoch * self.length + draw.index
-        look = CATEGORIES[KEYS[category]]
+        look = CATEGORIES[NAME_OF_WORDS[category]]
         if rng.random() < VARIED:
             look = vary(look, rng)
         normal, defective = draw_twins(
-            KEYS[category], self.seed, number, defect, self.picture_size, look
+            NAME_OF_WORDS[category], self.seed, number, defect, self.picture_size, look
         )
         image, synthetic, mask = crop_and_turn(
             normal.image, defective.image, defective.mask, self.image_size, rng

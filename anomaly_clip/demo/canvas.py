@@ -31,7 +31,7 @@ class Category:
     """One product line: a family and what its pictures have in common.
 
     Attributes:
-        family: Key of `demo_surfaces.FAMILIES`.
+        family: Key of `surfaces.FAMILIES`.
         words: What a person would call it; a singular noun without article.
         colours: ``0xRRGGBB``, from the main one on; what each means is the family's business.
         ground: Colour of what an object lies on; unused where the surface fills the picture.

@@ -1,4 +1,4 @@
-"""What can happen to the things of `demo_surfaces`: eight kinds of defect, not yet lit.
+"""What can happen to the things of `surfaces`: eight kinds of defect, not yet lit.
 
 A defect changes colour, relief, outline or gloss in a small patch of a scene. Places are drawn on
 the product; tones go up or down at random, where the product leaves room for both, so that neither
@@ -22,7 +22,7 @@ BULGE = 1.5  # most that an uneven blob reaches beyond its ellipse
 FINER = 4  # thin lines are drawn this much larger and averaged
 
 
-class Patch:
+class DefectPatch:
     """The part of a scene that a defect changes, in coordinates of its own.
 
     Attributes:
@@ -130,10 +130,10 @@ def _place(surface: Surface, rng: np.random.Generator, rim: bool = False) -> tup
     if surface.cover is None:
         x, y = rng.uniform(0.02, 0.98, 2)
         return float(x), float(y)
-    wanted = surface.cover > 0.9
+    allowed = surface.cover > 0.9
     if rim:
-        wanted = (surface.cover > 0.1) & (surface.cover < 0.9)
-    candidates = np.flatnonzero(wanted)
+        allowed = (surface.cover > 0.1) & (surface.cover < 0.9)
+    candidates = np.flatnonzero(allowed)
     row, column = divmod(int(candidates[int(rng.random() * len(candidates))]), size)
     return (column + 0.5) / size, (row + 0.5) / size
 
@@ -187,7 +187,7 @@ def _line(
     return points - points[steps // 2]
 
 
-def scratch(s: Surface, light: Light, rng: np.random.Generator, strength: float) -> Patch:
+def scratch(s: Surface, light: Light, rng: np.random.Generator, strength: float) -> DefectPatch:
     """One to three strokes of a tool: a groove with a burr, laid bare or dulled."""
     place, turn = _place(s, rng), rng.uniform(0, math.pi)
     length = _radius(rng, s, 0.18, 0.8)
@@ -198,7 +198,7 @@ def scratch(s: Surface, light: Light, rng: np.random.Generator, strength: float)
         points = points + rng.normal(0, 0.012, 2) * (len(lines) > 0)
         taper = np.sin(np.linspace(0.25, math.pi - 0.25, len(points)))
         lines.append((points, rng.uniform(0.006, 0.013) * taper))
-    p = Patch(s, light, rng, place, _around(lines))
+    p = DefectPatch(s, light, rng, place, _around(lines))
     groove = p.on_product(p.strokes(lines))
     skips = 0.75 + 0.25 * p.noise("grain")
     groove = groove * np.clip(skips, 0.3, 1)
@@ -220,7 +220,7 @@ def _walk(rng: np.random.Generator, length: float, turn: float, wide: float) -> 
     return points, widths
 
 
-def crack(s: Surface, light: Light, rng: np.random.Generator, strength: float) -> Patch:
+def crack(s: Surface, light: Light, rng: np.random.Generator, strength: float) -> DefectPatch:
     """A branching fracture: narrow, deep, one lip a little higher than the other."""
     place, turn = _place(s, rng), rng.uniform(0, 2 * math.pi)
     length, wide = _radius(rng, s, 0.15, 0.6), rng.uniform(0.006, 0.013)
@@ -231,7 +231,7 @@ def crack(s: Surface, light: Light, rng: np.random.Generator, strength: float) -
         side = rng.choice([-1, 1]) * rng.uniform(0.5, 1.1)
         branch, widths = _walk(rng, length * rng.uniform(0.15, 0.35), turn + side, 0.7 * wide)
         lines.append((branch + root, widths))
-    p = Patch(s, light, rng, place, _around(lines))
+    p = DefectPatch(s, light, rng, place, _around(lines))
     gap = p.on_product(p.strokes(lines))
     colour = p.mean_colour(gap)
     dust = float(colour.mean()) < 0.22  # what is dark already shows dust or bright fracture faces
@@ -243,11 +243,11 @@ def crack(s: Surface, light: Light, rng: np.random.Generator, strength: float) -
     return p
 
 
-def hole(s: Surface, light: Light, rng: np.random.Generator, strength: float) -> Patch:
+def hole(s: Surface, light: Light, rng: np.random.Generator, strength: float) -> DefectPatch:
     """A puncture: dark inside, its far wall lit, the rim pushed up; some go right through."""
     radius = _radius(rng, s, 0.028, 0.11)
     long = rng.uniform(1, 1.6)
-    p = Patch(s, light, rng, _place(s, rng), _square(1.3 * radius, long))
+    p = DefectPatch(s, light, rng, _place(s, rng), _square(1.3 * radius, long))
     depth = p.blob(radius, long, 0.2, 0.14)
     inside = p.on_product(p.crisp(depth, radius))
     lit_wall = np.clip(p.lean(radius) * 1.2 - depth, 0, 1)
@@ -268,11 +268,11 @@ def hole(s: Surface, light: Light, rng: np.random.Generator, strength: float) ->
     return p
 
 
-def stain(s: Surface, light: Light, rng: np.random.Generator, strength: float) -> Patch:
+def stain(s: Surface, light: Light, rng: np.random.Generator, strength: float) -> DefectPatch:
     """A dried liquid: see-through, blotchy, with a border where the drop dried last."""
     radius = _radius(rng, s, 0.05, 0.16)
     long = rng.uniform(1, 2)
-    p = Patch(s, light, rng, _place(s, rng), _square(radius, long))
+    p = DefectPatch(s, light, rng, _place(s, rng), _square(radius, long))
     depth = p.blob(radius, long, 0.35, 0.1)
     soft = rng.uniform(0.1, 0.5)
     blotch = np.clip(0.8 + 0.25 * p.noise("fractal", 0.9), 0.2, 1.1)
@@ -290,11 +290,13 @@ def stain(s: Surface, light: Light, rng: np.random.Generator, strength: float) -
     return p
 
 
-def missing_part(s: Surface, light: Light, rng: np.random.Generator, strength: float) -> Patch:
+def missing_part(
+    s: Surface, light: Light, rng: np.random.Generator, strength: float
+) -> DefectPatch:
     """A piece broken off: at an object's rim the ground shows, elsewhere what is inside."""
     radius = _radius(rng, s, 0.045, 0.13)
     long = rng.uniform(1, 1.8)
-    p = Patch(s, light, rng, _place(s, rng, rim=True), _square(radius, long))
+    p = DefectPatch(s, light, rng, _place(s, rng, rim=True), _square(radius, long))
     depth = p.blob(radius, long, 0.45, 0.16)
     gone = p.crisp(depth, radius)
     if p.surface.cover is not None:
@@ -312,10 +314,10 @@ def missing_part(s: Surface, light: Light, rng: np.random.Generator, strength: f
     return p
 
 
-def colour_spot(s: Surface, light: Light, rng: np.random.Generator, strength: float) -> Patch:
+def colour_spot(s: Surface, light: Light, rng: np.random.Generator, strength: float) -> DefectPatch:
     """A drop of paint or ink, perhaps with smaller ones; thick paint stands up and shines."""
     radius = _radius(rng, s, 0.022, 0.09)
-    p = Patch(s, light, rng, _place(s, rng), _square(1.7 * radius))
+    p = DefectPatch(s, light, rng, _place(s, rng), _square(1.7 * radius))
     depth = p.blob(radius, rng.uniform(1, 1.4), 0.15)
     for _ in range(rng.integers(0, 4)):
         away = rng.uniform(1.2, 2.2) * radius
@@ -333,7 +335,9 @@ def colour_spot(s: Surface, light: Light, rng: np.random.Generator, strength: fl
     return p
 
 
-def contamination(s: Surface, light: Light, rng: np.random.Generator, strength: float) -> Patch:
+def contamination(
+    s: Surface, light: Light, rng: np.random.Generator, strength: float
+) -> DefectPatch:
     """Something foreign lies there: a fibre, or crumbs, with its little shadow."""
     place = _place(s, rng)
     if rng.random() < 0.45:
@@ -350,7 +354,7 @@ def contamination(s: Surface, light: Light, rng: np.random.Generator, strength: 
             turn, long = rng.uniform(0, 2 * math.pi), grain * rng.uniform(0.2, 1.2)
             tip = np.array([math.cos(turn), math.sin(turn)]) * long
             lines.append((np.stack([middle - tip, middle, middle + tip]), np.array([grain, grain])))
-    p = Patch(s, light, rng, place, _around(lines))
+    p = DefectPatch(s, light, rng, place, _around(lines))
     dirt = p.on_product(p.strokes(lines))
     pixels = 0.012 * p.size
     move = np.array([[1, 0, -light.x * pixels], [0, 1, -light.y * pixels]])
@@ -366,11 +370,11 @@ def contamination(s: Surface, light: Light, rng: np.random.Generator, strength: 
     return p
 
 
-def dent(s: Surface, light: Light, rng: np.random.Generator, strength: float) -> Patch:
+def dent(s: Surface, light: Light, rng: np.random.Generator, strength: float) -> DefectPatch:
     """A blow or a bulge: relief alone, seen by its shading."""
     radius = _radius(rng, s, 0.06, 0.18)
     long = rng.uniform(1, 2.2)
-    p = Patch(s, light, rng, _place(s, rng), _square(radius, long))
+    p = DefectPatch(s, light, rng, _place(s, rng), _square(radius, long))
     depth = p.blob(radius, long, 0.2)
     bowl = np.clip(depth, 0, 1)
     bowl = bowl * bowl * (3 - 2 * bowl)
@@ -379,7 +383,7 @@ def dent(s: Surface, light: Light, rng: np.random.Generator, strength: float) ->
     return p
 
 
-_KINDS: dict[str, Callable[[Surface, Light, np.random.Generator, float], Patch]] = {
+_KINDS: dict[str, Callable[[Surface, Light, np.random.Generator, float], DefectPatch]] = {
     "scratch": scratch,
     "crack": crack,
     "hole": hole,

@@ -1,6 +1,6 @@
 """Demo pictures: inspection photographs made by code, with exact masks and normal twins.
 
-A picture is a surface or an object (`demo_surfaces`), perhaps a defect (`demo_defects`), then
+A picture is a surface or an object (`surfaces`), perhaps a defect (`defects`), then
 light, lens and sensor (here). All depends on category, seed and index alone, and no file is needed.
 None of this is from a paper: categories, colours and all constants are our choice, made by looking.
 
@@ -28,9 +28,9 @@ from anomaly_clip.demo.surfaces import FAMILIES, fitting_defects
 __all__ = [
     "CATEGORIES",
     "DEFECTS",
-    "KEYS",
+    "NAME_OF_WORDS",
     "Category",
-    "Picture",
+    "Photograph",
     "draw_picture",
     "draw_twins",
     "sentence",
@@ -99,12 +99,12 @@ CATEGORIES: dict[str, Category] = {
         "cookie", "chocolate chip cookie", (0xC49058, 0x85511F, 0x38200F), 0xAFB4B4, gloss=0.04
     ),
 }  # fmt: skip
-KEYS = {category.words: name for name, category in CATEGORIES.items()}
+NAME_OF_WORDS = {category.words: name for name, category in CATEGORIES.items()}
 """From the words that people use, and prompts, to a category's name here."""
 _NUMBERS = {name: number for number, name in enumerate(CATEGORIES)}  # append, so that none changes
 
 
-class Picture(NamedTuple):
+class Photograph(NamedTuple):
     """One demo picture."""
 
     image: NDArray[np.uint8]
@@ -118,7 +118,7 @@ class Picture(NamedTuple):
 
 def draw_picture(
     category: str, seed: int, index: int, defect: str | None = None, size: int = 128
-) -> Picture:
+) -> Photograph:
     """Draw one picture; None or ``good`` for a normal one.
 
     >>> picture = draw_picture("brass_washer", seed=0, index=3, defect="scratch")
@@ -135,7 +135,7 @@ def draw_twins(
     defect: str,
     size: int = 128,
     look: Category | None = None,
-) -> tuple[Picture, Picture]:
+) -> tuple[Photograph, Photograph]:
     """Draw one scene without and with a defect; the two are equal outside the mask.
 
     Args:
@@ -144,7 +144,7 @@ def draw_twins(
         index: Number of the scene.
         defect: One of `DEFECTS`.
         size: Side in pixels.
-        look: What the category looks like, if not as usual; see `demo_surfaces.vary`.
+        look: What the category looks like, if not as usual; see `surfaces.vary`.
     """
     if defect == "good":
         raise ValueError(f"twins differ by a defect, so choose one of: {', '.join(DEFECTS)}")
@@ -152,7 +152,7 @@ def draw_twins(
     return normal, defective
 
 
-def sentence(picture: Picture | tuple[str, str]) -> str:
+def sentence(picture: Photograph | tuple[str, str]) -> str:
     """Say what a picture, or a pair of category and defect, shows.
 
     >>> sentence(("oak", "missing part"))
@@ -160,7 +160,7 @@ def sentence(picture: Picture | tuple[str, str]) -> str:
     >>> sentence(("oak", "good"))
     'a photo of an oak wood board without defect.'
     """
-    name, defect = picture[-2:]  # a Picture ends with them, too
+    name, defect = picture[-2:]  # a Photograph ends with them, too
     _check(name, defect)
     words = CATEGORIES[name].words
     if defect == "good":
@@ -196,7 +196,7 @@ def _draw(
     defect: str | None,
     size: int,
     look: Category | None = None,
-) -> tuple[Picture, ...]:
+) -> tuple[Photograph, ...]:
     """Return the normal picture, followed by the defective one if a defect is asked for.
 
     The defective one is lit and developed in a patch only, and repeated there if it came out too
@@ -217,7 +217,7 @@ def _draw(
     scene = _blur(_expose(surface, light, camera), camera)
     grain = _sensor_noise(np.random.default_rng([*key, _SENSOR]), size, camera)
     normal = _develop(scene, grain)
-    twin = Picture(normal, np.zeros((size, size), np.bool_), category, "good")
+    twin = Photograph(normal, np.zeros((size, size), np.bool_), category, "good")
     if defect == "good":
         return (twin,)
     best, least_miss = twin, math.inf
@@ -234,7 +234,7 @@ def _draw(
         share, strength = count / size**2, float((difference * mask).sum()) / count
         miss = max(SHARES[0] / share, share / SHARES[1], LEAST_CHANGE / max(strength, 0.1))
         if miss < least_miss:
-            best = Picture(normal.copy(), np.zeros_like(twin.mask), category, defect)
+            best = Photograph(normal.copy(), np.zeros_like(twin.mask), category, defect)
             cv2.copyTo(changed, mask, best.image[part])
             best.mask[part] = mask
             least_miss = miss

@@ -2,7 +2,7 @@
 
 A prompt of learnable vectors goes through the frozen text tower. Patches of an intermediate layer
 of the frozen image tower, projected into the texts' space, are compared with it: the coarse map,
-which leads a second look, the anomaly region refinement. Both learn from synthetic defects on
+which leads a second pass, the anomaly region refinement. Both learn from synthetic defects on
 normal images alone.
 
 What is the paper's and what is ours: only its abstract and summaries by others could be read. From
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
@@ -30,20 +30,25 @@ from torch.optim.lr_scheduler import LambdaLR
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
 from anomaly_clip.backbones.learnable_prompt import LearnablePrompt, LearnablePromptSettings
 from anomaly_clip.backbones.surgery import encode_layers
-from anomaly_clip.errors import check_choice
+from anomaly_clip.errors import check_between, check_choice
 from anomaly_clip.losses import batch_dice_loss, focal_loss_with_logits
 from anomaly_clip.maps import gaussian_blur, image_score, patches_to_map, resize_maps
 from anomaly_clip.methods.clip_ada_refinement import DenseHead, RefinementSettings, RegionRefinement
+from anomaly_clip.methods.clip_ada_settings import (
+    POOL,
+    SIGMA_SIDE,
+    LossSettings,
+    MapSettings,
+    OptimSettings,
+)
 from anomaly_clip.methods.clip_method import CLIPMethod
 from anomaly_clip.metrics.evaluator import EvaluatorSettings
 from anomaly_clip.records import Batch, Scores
+from anomaly_clip.schedules import total_steps, warmup_cosine
 
 __all__ = ["CLIPADA", "LossSettings", "MapSettings", "OptimSettings"]
 
 VALUE_BLOCKS = 2  # of dense: vv, up to the layer that is read
-SIGMA_SIDE = 256  # pixels: the side that sigma is given at
-POOL = 16  # pixels: of the average before the maximum, as UniAD
-IMAGE_SCORES = ("max", "avgpool_max", "topk_mean")
 LEAST_TAU, MOST_TAU = 0.01, 1.0
 EPS = 1e-6
 """How near to 0 and 1 a probability may come before its logit is taken."""
@@ -51,98 +56,14 @@ EPS = 1e-6
 Settings = TypeVar("Settings")
 
 
-@dataclass(frozen=True)
-class LossSettings:
-    """Weights of the losses (section 3 of the specification; our choice).
-
-    Args:
-        focal: Of the focal loss of a map.
-        dice: Of the dice loss of its abnormal class.
-        normal_dice: Of the dice loss of its normal class (AnomalyCLIP, for two prompts).
-        coarse: Of the coarse map's losses, beside 1 of each fine one's.
-        image: Of the image loss.
-        class_token: Of the loss of what the class token says, if it is asked.
-        gamma: Exponent of the focal loss.
-        image_fraction: Share of the patches, the highest, that speak for an image.
-    """
-
-    focal: float = 20.0
-    dice: float = 1.0
-    normal_dice: float = 0.0
-    coarse: float = 0.5
-    image: float = 0.2
-    class_token: float = 1.0
-    gamma: float = 2.0
-    image_fraction: float = 0.01
-
-    def __post_init__(self) -> None:
-        if not 0 < self.image_fraction <= 1:
-            raise ValueError(
-                f"model.loss.image_fraction must be in (0, 1], got {self.image_fraction}"
-            )
-        for name in ("focal", "dice", "normal_dice", "coarse", "image", "class_token", "gamma"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"model.loss.{name} must be 0 or more, got {getattr(self, name)}")
-
-
-@dataclass(frozen=True)
-class OptimSettings:
-    """AdamW and its schedule: linear warm-up, then a cosine (section 4; our choice).
-
-    Args:
-        lr_prompt: Of the prompt's vectors.
-        lr_head: Of projections, shift, beta, gamma and temperature.
-        lr_block: Of the blocks that start as copies of CLIP's.
-        weight_decay: Of matrices but the prompt.
-        betas: Of AdamW.
-        warmup_steps: Steps until the rates are reached; a twentieth of the training at most.
-        last: What share of the rates is left at the end.
-        few_images: Below how many training images
-        few_factor: weight_decay is multiplied by this.
-    """
-
-    lr_prompt: float = 2e-3
-    lr_head: float = 1e-3
-    lr_block: float = 1e-4
-    weight_decay: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    warmup_steps: int = 500
-    last: float = 0.01
-    few_images: int = 100
-    few_factor: float = 10.0
-
-
-@dataclass(frozen=True)
-class MapSettings:
-    """From the logits of patches to map and image score (section 2.6; our choice).
-
-    Args:
-        eval_size: Side of the map, in pixels.
-        sigma: Gaussian blur, in pixels at a side of 256; it follows eval_size.
-        image_score: max: the map's maximum; avgpool_max: after an average over 16 pixels, as UniAD;
-            topk_mean: the mean of the highest thousandth.
-    """
-
-    eval_size: int = 256
-    sigma: float = 4.0
-    image_score: Literal["max", "avgpool_max", "topk_mean"] = "max"
-
-    def __post_init__(self) -> None:
-        check_choice("model.map.image_score", self.image_score, IMAGE_SCORES)
-        if self.eval_size < POOL:
-            raise ValueError(f"model.map.eval_size must be {POOL} or more, got {self.eval_size}")
-        if not self.sigma >= 0:
-            raise ValueError(f"model.map.sigma must be 0 or more, got {self.sigma}")
-
-
-class Looks(NamedTuple):
-    """What the model says of patches, ``(B, N)`` logits."""
+class PatchLogits(NamedTuple):
+    """Anomaly logits of patches, ``(B, N)`` each."""
 
     coarse: Tensor
     fine: list[Tensor]
     """One a step of the refinement; empty without it."""
     features: Tensor
-    """Of the last look, unit length ``(B, N, D)``."""
+    """Of the last pass, unit length ``(B, N, D)``."""
     image: Tensor | None = None
     """Logits ``(B,)`` of the class token, if it is asked."""
 
@@ -152,8 +73,8 @@ class CLIPADA(CLIPMethod):
 
     Args:
         backbone: Which CLIP.
-        feature_layer: Layer whose patches are compared with the prompt, 1-based, and looked at
-            again (the paper's: 7).
+        feature_layer: Layer whose patches are compared with the prompt and refined, 1-based
+            (the paper's: 7).
         taps: All layers that the coarse map reads, with a projection each, logits averaged;
             default: ``feature_layer`` alone, which must be among them.
         pre_norm: Whether a LayerNorm without parameters comes before the projections.
@@ -167,7 +88,7 @@ class CLIPADA(CLIPMethod):
             (AnomalyCLIP and WinCLIP ask it too; our choice).
         tau: Temperature of the similarities.
         learn_tau: Whether it is learned, between 0.01 and 1.
-        refine: The second look.
+        refine: The refinement pass.
         loss: Weights of the losses.
         optim: Rates and their schedule.
         map: From logits to map and image score.
@@ -201,8 +122,7 @@ class CLIPADA(CLIPMethod):
         super().__init__(evaluator)
         check_choice("model.dense", dense, ("block", "vv"))
         check_choice("model.head_init", head_init, ("random", "clip"))
-        if not LEAST_TAU <= tau <= MOST_TAU:
-            raise ValueError(f"model.tau must be in [{LEAST_TAU}, {MOST_TAU}], got {tau}")
+        check_between("model.tau", tau, LEAST_TAU, MOST_TAU)
         self.backbone = CLIPBackbone.of(backbone)
         self.feature_layer = feature_layer
         self.taps = [feature_layer] if taps is None else list(taps)
@@ -283,7 +203,7 @@ class CLIPADA(CLIPMethod):
             )
 
     def direction(self) -> Tensor:
-        """Return what patches are compared with, ``(D,)``: the prompt for abnormal.
+        """Return the direction that patches are compared with, ``(D,)``: the prompt for abnormal.
 
         Of two prompts it is the difference to the one for normal: the sigmoid of its product is the
         softmax over both.
@@ -291,8 +211,8 @@ class CLIPADA(CLIPMethod):
         text = self.prompt(self.backbone)
         return text[0] if len(text) == 1 else text[1] - text[0]
 
-    def looks(self, images: Tensor, direction: Tensor) -> Looks:
-        """Look at images, coarsely and again.
+    def encode(self, images: Tensor, direction: Tensor) -> PatchLogits:
+        """Compare patches with the prompt: coarse logits, then those of each refinement pass.
 
         Args:
             images: uint8 ``(B, 3, H, W)``, or floating and normalised already.
@@ -304,7 +224,9 @@ class CLIPADA(CLIPMethod):
             layers.append(self.backbone.num_layers)
         with torch.no_grad():
             tokens = encode_layers(self.backbone, images, layers, blocks)
-        by_tap = [head(layer[:, 1:]) for head, layer in zip(self.heads, tokens, strict=False)]
+        by_tap = [
+            head(layer[:, 1:]) for head, layer in zip(self.heads, tokens, strict=False)
+        ]  # (B, N, D)
         coarse = torch.stack([self.logits(features, direction) for features in by_tap]).mean(0)
         at = self.taps.index(self.feature_layer)
         fine: list[Tensor] = []
@@ -319,7 +241,7 @@ class CLIPADA(CLIPMethod):
             with self.backbone.out_of_autocast():
                 embedding = unit(self.backbone.project(tokens[-1][:, 0]))
             image = self.logits(embedding, direction) + self.class_bias
-        return Looks(coarse, fine, features, image)
+        return PatchLogits(coarse, fine, features, image)
 
     def logits(self, features: Tensor, direction: Tensor) -> Tensor:
         """Return similarities of features ``(..., D)`` over the temperature, in float32."""
@@ -327,31 +249,31 @@ class CLIPADA(CLIPMethod):
         with self.backbone.out_of_autocast():
             return features.float() @ direction.float() / tau
 
-    def fused(self, looks: Looks) -> Tensor:
+    def fused(self, encoded: PatchLogits) -> Tensor:
         """Return the logits of the final map, ``(B, N)``."""
-        if not looks.fine:
-            return looks.coarse
-        last = looks.fine[-1]
-        return last if self.refine.fuse == "fine" else (looks.coarse + last) / 2
+        if not encoded.fine:
+            return encoded.coarse
+        last = encoded.fine[-1]
+        return last if self.refine.fuse == "fine" else (encoded.coarse + last) / 2
 
     @torch.no_grad()
     def score(self, images: Tensor, categories: list[str]) -> Scores:
-        """Score images ``(B, 3, H, W)``; what they show is not looked at.
+        """Score images ``(B, 3, H, W)``; the categories do not matter.
 
         Returns:
-            The map in [0, 1], blurred, the image score, and the maps of both looks, not blurred.
+            The map in [0, 1], blurred, the image score, and the maps of both passes, not blurred.
         """
         with self.backbone.out_of_autocast():
-            looks = self.looks(images, self._direction())
-            stages = {"coarse": looks.coarse}
-            if looks.fine:
-                stages["fine"] = looks.fine[-1]
+            encoded = self.encode(images, self._direction())
+            stages = {"coarse": encoded.coarse}
+            if encoded.fine:
+                stages["fine"] = encoded.fine[-1]
             settings = self.map
             sigma = settings.sigma * settings.eval_size / SIGMA_SIDE
-            maps = gaussian_blur(self._probability_map(self.fused(looks)), sigma)
+            maps = gaussian_blur(self._probability_map(self.fused(encoded)), sigma)
             image_score = _image_score(maps, settings.image_score)
-            if looks.image is not None:
-                image_score = ((image_score.logit(EPS) + looks.image) / 2).sigmoid()
+            if encoded.image is not None:
+                image_score = ((image_score.logit(EPS) + encoded.image) / 2).sigmoid()
             return Scores(
                 image_score=image_score,
                 anomaly_map=maps,
@@ -374,30 +296,30 @@ class CLIPADA(CLIPMethod):
         upsampled = patches_to_map(logits, (self.image_size, self.image_size)).sigmoid()
         return resize_maps(upsampled, (self.map.eval_size, self.map.eval_size))
 
-    def losses(self, looks: Looks, mask: Tensor, label: Tensor) -> dict[str, Tensor]:
+    def losses(self, encoded: PatchLogits, mask: Tensor, label: Tensor) -> dict[str, Tensor]:
         """Return the terms of the loss, weighted (section 3).
 
         Args:
-            looks: What the model says.
+            encoded: Logits of the batch.
             mask: bool ``(B, h, w)``, where the synthetic defect is.
             label: bool ``(B,)``, whether there is one.
         """
-        last = looks.fine[-1] if looks.fine else looks.coarse
+        last = encoded.fine[-1] if encoded.fine else encoded.coarse
         count = max(1, round(self.loss.image_fraction * last.shape[1]))
         highest = last.topk(count, dim=1).values.mean(dim=1)
         image = F.binary_cross_entropy_with_logits(highest, label.float())
-        coarse_weight = self.loss.coarse if looks.fine else 1.0
+        coarse_weight = self.loss.coarse if encoded.fine else 1.0
         terms = {
-            "coarse": coarse_weight * self.segmentation_loss(looks.coarse, mask),
+            "coarse": coarse_weight * self.segmentation_loss(encoded.coarse, mask),
             "image": self.loss.image * image,
         }
-        if looks.image is not None:
+        if encoded.image is not None:
             terms["class_token"] = self.loss.class_token * F.binary_cross_entropy_with_logits(
-                looks.image, label.float()
+                encoded.image, label.float()
             )
-        if looks.fine:
+        if encoded.fine:
             terms["fine"] = torch.stack(
-                [self.segmentation_loss(logits, mask) for logits in looks.fine]
+                [self.segmentation_loss(logits, mask) for logits in encoded.fine]
             ).sum()
         return terms
 
@@ -420,57 +342,59 @@ class CLIPADA(CLIPMethod):
         """Return the loss of a batch of normal images, some with synthetic defects."""
         mask = batch["mask"]
         direction = self.direction()
-        looks = self.looks(batch["image"], direction)
+        encoded = self.encode(batch["image"], direction)
         with self.backbone.out_of_autocast():
-            terms = self.losses(looks, mask, batch["label"])
+            terms = self.losses(encoded, mask, batch["label"])
             total = torch.stack(list(terms.values())).sum()
         count = len(mask)
         every = getattr(self.trainer, "log_every_n_steps", 1)
         if (self.global_step + 1) % every == 0:  # figures make the host wait for a GPU
             figures = {f"train/{name}": float(value.detach()) for name, value in terms.items()}
-            figures |= self.insights(looks, mask, direction)
+            figures |= self.diagnostics(encoded, mask, direction)
             self.log_dict(figures, on_step=True, on_epoch=False, batch_size=count)
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=count)
         return total
 
     @torch.no_grad()
-    def insights(self, looks: Looks, mask: Tensor, direction: Tensor) -> dict[str, float]:
-        """Return what a log should show of a batch (section 7).
+    def diagnostics(
+        self, encoded: PatchLogits, mask: Tensor, direction: Tensor
+    ) -> dict[str, float]:
+        """Return values of a batch for the log (section 7).
 
         The maps' means on and off the defects, beta, the length of the shift, how far the prompt
         has gone from its start (1 - cosine), its cosine with patches on defects, the rate.
         """
-        side = math.isqrt(looks.coarse.shape[1])
-        share = F.adaptive_avg_pool2d(mask[:, None].float(), side).flatten(1)
+        side = math.isqrt(encoded.coarse.shape[1])
+        share = F.adaptive_avg_pool2d(mask[:, None].float(), side).flatten(1)  # (B, N)
         some = bool(share.any())
         on = share / share.sum() if some else share  # a patch counts by what the defect covers
         off = share == 0
-        found: dict[str, float] = {}
-        stages = {"coarse": looks.coarse}
-        if looks.fine:
-            stages["fine"] = looks.fine[-1]
+        values: dict[str, float] = {}
+        stages = {"coarse": encoded.coarse}
+        if encoded.fine:
+            stages["fine"] = encoded.fine[-1]
         for name, logits in stages.items():
             probability = logits.sigmoid()
             if off.any():
-                found[f"train/{name}_off"] = float(probability[off].mean())
+                values[f"train/{name}_off"] = float(probability[off].mean())
             if some:
-                found[f"train/{name}_on"] = float((probability * on).sum())
+                values[f"train/{name}_on"] = float((probability * on).sum())
         now = F.normalize(direction.detach(), dim=0)
-        found["train/prompt_drift"] = float(1 - F.cosine_similarity(now, self.start, dim=0))
+        values["train/prompt_drift"] = float(1 - F.cosine_similarity(now, self.start, dim=0))
         if some:
-            found["train/prompt_cosine_on"] = float((looks.features @ now * on).sum())
+            values["train/prompt_cosine_on"] = float((encoded.features @ now * on).sum())
         refinement = self.refinement
         if refinement is not None:
             for name in ("beta", "gamma"):
                 if hasattr(refinement, name):
-                    found[f"train/{name}"] = float(getattr(refinement, name))
+                    values[f"train/{name}"] = float(getattr(refinement, name))
             if hasattr(refinement, "shift"):
-                found["train/shift"] = float(refinement.shift.norm())
+                values["train/shift"] = float(refinement.shift.norm())
         if self.log_tau.requires_grad:
-            found["train/tau"] = float(self.log_tau.exp())
+            values["train/tau"] = float(self.log_tau.exp())
         if self._trainer is not None and self.trainer.optimizers:
-            found["train/lr_head"] = float(self.trainer.optimizers[0].param_groups[1]["lr"])
-        return found
+            values["train/lr_head"] = float(self.trainer.optimizers[0].param_groups[1]["lr"])
+        return values
 
     def configure_optimizers(self) -> Any:
         """Return AdamW with three rates, and a schedule that follows the step.
@@ -478,25 +402,17 @@ class CLIPADA(CLIPMethod):
         Raises:
             ValueError: If the end of the training is not known.
         """
-        steps = self.trainer.estimated_stepping_batches
-        if math.isinf(steps):
-            raise ValueError(
-                "CLIPADA lowers its rates towards the end, which must be known: give "
-                "trainer.max_steps or trainer.max_epochs"
-            )
+        steps = total_steps(self, " or trainer.max_steps")
         settings = self.optim
         decay = settings.weight_decay
         if self.data is not None and len(self.data.fit_samples()) < settings.few_images:
             decay *= settings.few_factor
         groups = list(self.parameter_groups(decay))
         optimizer = torch.optim.AdamW(groups, lr=settings.lr_head, betas=settings.betas)
-        warmup = min(settings.warmup_steps, int(steps) // 20)
+        warmup = min(settings.warmup_steps, steps // 20)
 
         def rate(step: int) -> float:
-            if step < warmup:
-                return (step + 1) / warmup
-            done = min(1.0, (step - warmup) / max(1, steps - warmup))
-            return settings.last + (1 - settings.last) * 0.5 * (1 + math.cos(math.pi * done))
+            return warmup_cosine(step, warmup, steps, settings.last)
 
         schedule = {"scheduler": LambdaLR(optimizer, rate), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
@@ -510,8 +426,8 @@ class CLIPADA(CLIPMethod):
         rates = self.optim
         blocks = [] if self.refinement is None else list(self.refinement.named_parameters())
         copied = [p for name, p in blocks if name.startswith("blocks.")]
-        own = {id(p) for p in [*copied, self.prompt.context, *self.backbone.parameters()]}
-        others = [p for p in self.parameters() if p.requires_grad and id(p) not in own]
+        excluded = {id(p) for p in [*copied, self.prompt.context, *self.backbone.parameters()]}
+        others = [p for p in self.parameters() if p.requires_grad and id(p) not in excluded]
         yield {"params": [self.prompt.context], "lr": rates.lr_prompt, "weight_decay": 0.0}
         for members, lr in ((others, rates.lr_head), (copied, rates.lr_block)):
             for matrices, decay in ((True, weight_decay), (False, 0.0)):

@@ -1,4 +1,4 @@
-"""Anomaly region refinement: look again where the first map says a defect may be.
+"""Anomaly region refinement: a second pass, led by where the first map suspects a defect.
 
 Of the paper (CLIP-ADA, arXiv 2403.09493) it is only known that the coarse map serves as an
 attention map that leads from coarse to fine. The wiring of all modes is our choice (section 2.5 of
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from anomaly_clip.backbones.clip import CLIPBackbone, unit
 from anomaly_clip.backbones.surgery import attend, split_heads
-from anomaly_clip.errors import check_choice
+from anomaly_clip.errors import check_at_least, check_choice
 
 if TYPE_CHECKING:
     from open_clip.transformer import ResidualAttentionBlock
@@ -29,13 +29,13 @@ MODES = ("bias", "multiply", "reencode", "none")
 
 @dataclass(frozen=True)
 class RefinementSettings:
-    """How the second look is taken.
+    """Settings of the refinement pass.
 
     Args:
         mode: bias: a copy of CLIP's next blocks, trained, whose attention prefers the candidate
             region. multiply: patches are scaled by the coarse map, behind the norm that would undo
             it; no block. reencode: CLIP's own remaining blocks, frozen, with that preference. none:
-            no second look (ablation).
+            no refinement (ablation).
         blocks: Of bias: how many blocks are copied.
         steps: How often it is done; each time the map before is the one that leads.
         detach: Whether the coarse map leads without being changed by the fine one's loss.
@@ -55,11 +55,8 @@ class RefinementSettings:
     def __post_init__(self) -> None:
         check_choice("model.refine.mode", self.mode, MODES)
         check_choice("model.refine.fuse", self.fuse, ("mean", "fine"))
-        for name, least in (("blocks", 1), ("steps", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"model.refine.{name} must be {least} or more, got {getattr(self, name)}"
-                )
+        check_at_least("model.refine.blocks", self.blocks, 1)
+        check_at_least("model.refine.steps", self.steps, 1)
 
 
 class DenseHead(nn.Module):
@@ -77,7 +74,7 @@ class DenseHead(nn.Module):
         visual = backbone.visual
         projection = visual.proj.detach().float()  # (W, D)
         weight, bias = visual.ln_post.weight.detach().float(), visual.ln_post.bias.detach().float()
-        self.linear.weight.copy_((weight.unsqueeze(1) * projection).T)
+        self.linear.weight.copy_((weight.unsqueeze(1) * projection).T)  # (D, W)
         self.linear.bias.copy_(bias @ projection)
 
     def forward(self, patches: Tensor, scale: Tensor | None = None) -> Tensor:
@@ -92,11 +89,11 @@ class DenseHead(nn.Module):
 
 
 class RegionRefinement(nn.Module):
-    """The second look at the tokens of one layer, led by a map.
+    """A second pass over the tokens of one layer, led by a map.
 
     Args:
         backbone: Whose blocks are copied, or used.
-        layer: Whose tokens are looked at, 1-based.
+        layer: Whose tokens are refined, 1-based.
         settings: How.
         pre_norm: As for :class:`DenseHead`.
 
@@ -113,12 +110,12 @@ class RegionRefinement(nn.Module):
         visual = backbone.visual
         width, dim = visual.conv1.out_channels, visual.output_dim
         mode = settings.mode
-        left = backbone.num_layers - layer
-        wanted = {"bias": settings.blocks, "reencode": 1}.get(mode, 0)
-        if left < wanted:
+        available = backbone.num_layers - layer
+        needed = {"bias": settings.blocks, "reencode": 1}.get(mode, 0)
+        if available < needed:
             raise ValueError(
-                f"model.refine.mode {mode} takes {wanted} blocks behind model.feature_layer "
-                f"{layer}, but {backbone.settings.name} has {left}"
+                f"model.refine.mode {mode} takes {needed} blocks behind model.feature_layer "
+                f"{layer}, but {backbone.settings.name} has {available}"
             )
         if mode in ("bias", "multiply"):
             self.head = DenseHead(width, dim, pre_norm)
@@ -132,7 +129,7 @@ class RegionRefinement(nn.Module):
             self.shift = nn.Parameter(torch.zeros(width))
 
     def forward(self, backbone: CLIPBackbone, tokens: Tensor, leading: Tensor) -> Tensor:
-        """Return the patches' features after the second look, unit length ``(B, N, D)``.
+        """Return the patches' features after the refinement, unit length ``(B, N, D)``.
 
         Args:
             backbone: The frozen CLIP.
@@ -145,7 +142,9 @@ class RegionRefinement(nn.Module):
         if mode == "multiply":
             return self.head(tokens[:, 1:], 1 + self.gamma * leading)
         centred = leading - leading.mean(dim=1, keepdim=True)  # a flat map changes nothing
-        bias = torch.cat([torch.zeros_like(centred[:, :1]), self.beta * centred], dim=1)
+        bias = torch.cat(
+            [torch.zeros_like(centred[:, :1]), self.beta * centred], dim=1
+        )  # (B, 1 + N)
         if mode == "bias":
             shifted = tokens[:, 1:].float() + leading.unsqueeze(-1) * self.shift
             seen = torch.cat([tokens[:, :1].float(), shifted], dim=1)

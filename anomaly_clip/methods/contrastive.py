@@ -35,31 +35,41 @@ from torch.optim.lr_scheduler import LambdaLR
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, Window, unit
 from anomaly_clip.backbones.prompts import PromptEnsemble
 from anomaly_clip.backbones.surgery import encode_dual_path, stage_ends
+from anomaly_clip.errors import check_at_least
 from anomaly_clip.files import atomic_path
 from anomaly_clip.maps import gaussian_blur
-from anomaly_clip.methods.contrastive_captions import Captions, Picture
+from anomaly_clip.methods.contrastive_captions import Captions, ImageLabels
+from anomaly_clip.methods.contrastive_losses import (
+    masked_mean,
+    multi_positive,
+    paired_patch_loss,
+    patch_loss,
+    squared_effect_size,
+)
+from anomaly_clip.methods.contrastive_network import PartEmbedding, scale_values
 from anomaly_clip.methods.evaluated import data_module
 from anomaly_clip.methods.sdp import feature_surgery
 from anomaly_clip.metrics import average_precision
 from anomaly_clip.records import DEMO, RANDOM, Batch, LoaderNeeds
+from anomaly_clip.schedules import total_steps, warmup_cosine
 
-__all__ = ["Contrastive", "multi_positive"]
+__all__ = ["Contrastive"]
 
+LEAST_RATE = 0.02  # share of the learning rate that is left at the end
 LEAST_SHARE = 0.04  # of a patch that a defect covers; patches with less are left out
 NUM_SENTENCES = 24  # of the indifference term, and
-NUM_HALVES = 8  # how often they are halved
-ABNORMAL_WEIGHT = 4.0  # of a patch on a defect
+NUM_SPLITS = 8  # how often they are halved
 
 
-class Seen(NamedTuple):
-    """What a step's losses were computed from, two pictures a scene: normal, defective."""
+class StepOutputs(NamedTuple):
+    """Outputs that the losses of a step depend on, two images a scene: normal, defective."""
 
     state: Tensor
     """``(2n,)``, higher = more abnormal."""
     fused: Tensor
     """``(2n, N)``, SDP's map of the patches."""
-    wanted: Tensor
-    """``(2n, N)``, see :meth:`Contrastive.wanted`."""
+    targets: Tensor
+    """``(2n, N)``, see :meth:`Contrastive.patch_targets`."""
 
 
 class Contrastive(LightningModule):
@@ -115,15 +125,11 @@ class Contrastive(LightningModule):
         super().__init__()
         self.save_hyperparameters(ignore=["backbone", "prompts"])
         self.save_hyperparameters({"prompts": asdict(prompts)})
-        for name, value, least in (
-            ("lr", lr, 0.0),
-            ("strengthening", strengthening, 1.0),
-            ("value_gain", value_gain, 1e-3),
-            ("logit_scale", logit_scale, 1e-3),
-            ("seed", seed, 0),
-        ):
-            if not value >= least:
-                raise ValueError(f"model.{name} must be {least:g} or more, got {value}")
+        check_at_least("model.lr", lr, 0)
+        check_at_least("model.strengthening", strengthening, 1)
+        check_at_least("model.value_gain", value_gain, 0.001)
+        check_at_least("model.logit_scale", logit_scale, 0.001)
+        check_at_least("model.seed", seed, 0)
         self.backbone = CLIPBackbone.of(backbone)
         model = self.backbone.model.requires_grad_(True)
         model.logit_scale.requires_grad_(False).fill_(math.log(logit_scale))
@@ -181,11 +187,7 @@ class Contrastive(LightningModule):
                 "Contrastive learns from scenes without and with a defect: use --data Demo and "
                 "give --data.num_scenes"
             )
-        if math.isinf(self.trainer.estimated_stepping_batches):
-            raise ValueError(
-                "Contrastive lowers its learning rate towards the end, which must be known: give "
-                "trainer.max_epochs"
-            )
+        total_steps(self)  # raises if the training has no end
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch of scenes."""
@@ -197,16 +199,17 @@ class Contrastive(LightningModule):
         kind = self.device.type
         mixed = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         with self.backbone.out_of_autocast():
-            losses, seen = self.losses(batch, rng, done, mixed)
+            losses, outputs = self.losses(batch, rng, done, mixed)
         total = torch.stack(list(losses.values())).sum()
         # Every scene is new, so what is measured here is measured on scenes never trained on.
-        normal, defective = seen.state.unflatten(0, (-1, 2)).unbind(1)
-        known = seen.wanted >= 0
+        normal, defective = outputs.state.unflatten(0, (-1, 2)).unbind(1)  # (n,) each
+        counted = outputs.targets >= 0
         figures = {f"train/{name}": float(value.detach()) for name, value in losses.items()}
         # The share of scenes whose class token tells which of the two has the defect.
         figures["train/pair_accuracy"] = float((defective > normal).float().mean())
-        found = average_precision(seen.fused[known], seen.wanted[known] > 0)
-        figures["train/patch_ap"] = 0.0 if math.isnan(found) else found  # no patch is covered: rare
+        precision = average_precision(outputs.fused[counted], outputs.targets[counted] > 0)
+        # NaN where no patch is covered, which is rare.
+        figures["train/patch_ap"] = 0.0 if math.isnan(precision) else precision
         count = len(normal)
         self.log_dict(figures, on_step=False, on_epoch=True, batch_size=count, sync_dist=True)
         self.log("train/loss", total.detach(), prog_bar=True)
@@ -220,11 +223,11 @@ class Contrastive(LightningModule):
             {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=(0.9, 0.98))
-        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        steps = total_steps(self)
 
-        def rate(step: int) -> float:
-            cosine = 0.5 + 0.5 * math.cos(math.pi * min(1.0, step / steps))
-            return min(1.0, (step + 1) / max(1, self.warmup_steps)) * (0.02 + 0.98 * cosine)
+        def rate(step: int) -> float:  # warm-up and cosine are multiplied here
+            warmup = min(1.0, (step + 1) / max(1, self.warmup_steps))
+            return warmup * warmup_cosine(step, 0, steps, LEAST_RATE)
 
         schedule = {"scheduler": LambdaLR(optimizer, rate), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
@@ -236,9 +239,9 @@ class Contrastive(LightningModule):
             ValueError: If the checkpoint is of another architecture, or from the middle of an
                 epoch, whose other scenes would not be found again.
         """
-        own = self.state_dict()
+        state = self.state_dict()
         for key, value in checkpoint["state_dict"].items():
-            if key not in own or own[key].shape != value.shape:
+            if key not in state or state[key].shape != value.shape:
                 raise ValueError(
                     f"the checkpoint is of another architecture than {self.backbone.settings.name}"
                     f" (its {key} does not fit)"
@@ -255,7 +258,7 @@ class Contrastive(LightningModule):
         rng: np.random.Generator,
         done: float,
         mixed: torch.dtype | None = None,
-    ) -> tuple[dict[str, Tensor], Seen]:
+    ) -> tuple[dict[str, Tensor], StepOutputs]:
         """Return the terms of the loss, weighted, and what they were computed from.
 
         Args:
@@ -268,7 +271,7 @@ class Contrastive(LightningModule):
         images, masks, window = self.windows(batch, rng, done)
         images, tones = self.relight(images, rng)
         shown = [
-            Picture(category, kind, tone)
+            ImageLabels(category, kind, tone)
             for category, defect, tone in zip(
                 batch["category"], batch["defect"], tones, strict=True
             )
@@ -279,9 +282,9 @@ class Contrastive(LightningModule):
         # A class of sentences is read as one direction, as zero-shot methods do.
         text = torch.stack([unit(words[0::2].mean(0)), unit(words[1::2].mean(0))], dim=1)  # (D, 2)
 
-        pixels = (images.flatten(0, 1) - self.backbone.mean) / self.backbone.std
+        pixels = (images.flatten(0, 1) - self.backbone.mean) / self.backbone.std  # (2n, 3, S, S)
         stages = encode_dual_path(self.backbone, pixels, window=window, mixed=mixed)
-        classes = unit(stages[-1].projected[:, 0])
+        classes = unit(stages[-1].projected[:, 0])  # (2n, D)
         scale = self.backbone.model.logit_scale.exp()
         fits = torch.tensor([[c.fits(p) for c in captions] for p in shown], device=self.device)
         contrast = multi_positive(scale * classes @ words.T, fits)
@@ -289,19 +292,19 @@ class Contrastive(LightningModule):
         difference = text[:, 1] - text[:, 0]
         state = scale * classes @ difference  # (2n,)
         labels = torch.arange(len(state), device=self.device) % 2
-        wanted = self.wanted(masks)
+        targets = self.patch_targets(masks)
         direction = unit(difference)
         # The fused map of SDP; the difference of the words is brought to the others' length.
-        read = (text / difference.norm()).expand(len(state), -1, -1)
+        read = (text / difference.norm()).expand(len(state), -1, -1)  # (2n, D, 2)
         fused = torch.stack([feature_surgery(s.projected, read)[:, 1:] for s in stages]).sum(0)
         patches = [unit(self.backbone.project(stages[-1].raw[:, 1:]))]
         patches += [unit(stage.projected[:, 1:]) for stage in stages]
         sources = [fused, *(features @ direction for features in patches)]
         local, local_order = [], []
         for source, gain, offset in zip(sources, self.local_scale, self.local_offset, strict=True):
-            local.append(patch_loss(gain.exp() * source + offset, wanted))
-            local_order.append(twin_loss(gain.exp() * source, wanted))
-        normal, defective = state.unflatten(0, (-1, 2)).unbind(1)
+            local.append(patch_loss(gain.exp() * source + offset, targets))
+            local_order.append(paired_patch_loss(gain.exp() * source, targets))
+        normal, defective = state.unflatten(0, (-1, 2)).unbind(1)  # (n,) each
         terms = {
             "contrast": self.contrast_weight * contrast,
             "state": self.state_weight * F.binary_cross_entropy_with_logits(state, labels.float()),
@@ -310,14 +313,16 @@ class Contrastive(LightningModule):
             "local_order": self.local_order_weight * torch.stack(local_order).mean(),
         }
         if self.indifference_weight > 0 and done >= self.indifference_from:
-            halves = self.halves(str(rng.choice(batch["category"])), rng)
-            apart = [separation(*(classes @ halves).unflatten(0, (-1, 2)).unbind(1))]
-            on, off = wanted[1::2] > 0, wanted[1::2] == 0
+            directions = self.null_directions(str(rng.choice(batch["category"])), rng)
+            apart = [squared_effect_size(*(classes @ directions).unflatten(0, (-1, 2)).unbind(1))]
+            on, off = targets[1::2] > 0, targets[1::2] == 0
             for features in patches:
-                read = features[1::2] @ halves  # (n, N, R), the defective pictures
-                apart.append(separation(masked_mean(read, off), masked_mean(read, on), read))
+                read = features[1::2] @ directions  # (n, N, R), the defective pictures
+                apart.append(
+                    squared_effect_size(masked_mean(read, off), masked_mean(read, on), read)
+                )
             terms["indifference"] = self.indifference_weight * torch.stack(apart).mean()
-        return terms, Seen(state.detach(), fused.detach(), wanted)
+        return terms, StepOutputs(state.detach(), fused.detach(), targets)
 
     def windows(
         self, batch: Batch, rng: np.random.Generator, done: float
@@ -374,24 +379,24 @@ class Contrastive(LightningModule):
             tones.append(tone)
         return torch.stack(changed), tones
 
-    def wanted(self, masks: Tensor) -> Tensor:
-        """Return what patches are to say, ``(2n, N)``: 1 defect, 0 none, -1 nothing (too little).
+    def patch_targets(self, masks: Tensor) -> Tensor:
+        """Return per-patch targets ``(2n, N)``: 1 defect, 0 none, -1 ignored (hardly covered).
 
-        The patches of a scene's normal picture come before those of its defective one.
+        The patches of a scene's normal image come before those of its defective one.
         """
-        share = F.avg_pool2d(masks[:, None].float(), self.backbone.patch_size).flatten(1)
+        share = F.avg_pool2d(masks[:, None].float(), self.backbone.patch_size).flatten(1)  # (n, N)
         defective = torch.where(share > LEAST_SHARE, 1.0, torch.where(share > 0, -1.0, 0.0))
         return torch.stack([torch.zeros_like(share), defective], dim=1).flatten(0, 1)
 
-    def halves(self, category: str, rng: np.random.Generator) -> Tensor:
-        """Return unit directions ``(D, R)`` between random halves of sentences for normal."""
+    def null_directions(self, category: str, rng: np.random.Generator) -> Tensor:
+        """Return unit directions ``(D, R)`` between random halves of the prompts for normal."""
         words = unit(self.backbone.encode_text(self.captions.same(category, NUM_SENTENCES, rng)))
         directions = []
-        for _ in range(NUM_HALVES):
+        for _ in range(NUM_SPLITS):
             order = torch.from_numpy(rng.permutation(NUM_SENTENCES))
-            one, other = (words[part] for part in order.to(words.device).chunk(2))
-            directions.append(unit(one.mean(0)) - unit(other.mean(0)))
-        return unit(torch.stack(directions)).T
+            first, second = (words[part] for part in order.to(words.device).chunk(2))
+            directions.append(unit(first.mean(0)) - unit(second.mean(0)))
+        return unit(torch.stack(directions)).T  # (D, R)
 
     @property
     def export_name(self) -> str:
@@ -422,107 +427,3 @@ class Contrastive(LightningModule):
             halves = {key: value.half().contiguous().cpu() for key, value in state.items()}
             save_file(halves, temporary, {"trained_on": json.dumps(record)})
         return file
-
-
-def multi_positive(logits: Tensor, fits: Tensor) -> Tensor:
-    """Return CLIP's loss where several sentences may fit a picture and several pictures a sentence.
-
-    Args:
-        logits: ``(I, J)`` of pictures and sentences.
-        fits: bool ``(I, J)``; each picture and each sentence has at least one.
-
-    Returns:
-        The mean over both directions of the negative mean log-probability of what fits. With one
-        positive each it is CLIP's.
-    """
-
-    def one_way(logits: Tensor, fits: Tensor) -> Tensor:
-        log_probability = logits.log_softmax(dim=1)
-        return -((log_probability * fits).sum(1) / fits.sum(1)).mean()
-
-    return 0.5 * (one_way(logits, fits) + one_way(logits.T, fits.T))
-
-
-def patch_loss(logits: Tensor, wanted: Tensor) -> Tensor:
-    """Return the weighted cross-entropy of patches ``(2n, N)``; those with -1 do not count."""
-    weights = torch.where(wanted > 0, ABNORMAL_WEIGHT, 1.0) * (wanted >= 0)
-    losses = F.binary_cross_entropy_with_logits(logits, wanted.clamp(min=0), reduction="none")
-    return (losses * weights).sum() / weights.sum()
-
-
-def twin_loss(logits: Tensor, wanted: Tensor) -> Tensor:
-    """Return how little patches ``(2n, N)`` on a defect exceed the same ones of the normal twin.
-
-    Where defects are likely, on objects and not on the ground, both twins' patches read higher;
-    that says nothing here.
-    """
-    on = (wanted[1::2] > 0).float()
-    return (F.softplus(logits[0::2] - logits[1::2]) * on).sum() / on.sum().clamp(min=1)
-
-
-def separation(normal: Tensor, defective: Tensor, spread: Tensor | None = None) -> Tensor:
-    """Return how far directions tell two groups apart, free of their scale: mean squared effect.
-
-    Args:
-        normal: What the directions read on the one group, ``(n, R)``.
-        defective: The same on the other group, pair by pair.
-        spread: ``(n, N, R)``, readings whose variance inside a picture is the measure; default:
-            that of both groups together.
-    """
-    if spread is None:
-        variance = torch.cat([normal, defective]).var(dim=0)
-    else:
-        variance = (spread - spread.mean(dim=1, keepdim=True)).flatten(0, 1).var(dim=0)
-    return ((defective - normal).mean(dim=0).square() / (variance + 1e-6)).mean()
-
-
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean of ``(n, N, R)`` over the patches in ``(n, N)``; 0 without any."""
-    weights = mask.float().unsqueeze(-1)
-    return (values * weights).sum(1) / weights.sum(1).clamp(min=1)
-
-
-@torch.no_grad()
-def scale_values(backbone: CLIPBackbone, gain: float) -> None:
-    """Multiply the values of all blocks and divide what reads them: CLIP's own output stays."""
-    width = backbone.visual.conv1.out_channels
-    for block in backbone.visual.transformer.resblocks:
-        block.attn.in_proj_weight[2 * width :] *= gain
-        block.attn.in_proj_bias[2 * width :] *= gain
-        block.attn.out_proj.weight /= gain
-
-
-class PartEmbedding(nn.Module):
-    """The embedding of a vocabulary, trained for some tokens and frozen for all others.
-
-    The vocabulary is three quarters of the small CLIP's weights, and a sentence has a dozen words.
-    Gradient, clipping, optimiser and exchange between processes of all rows would take longer than
-    the rest of a step.
-
-    Args:
-        embedding: The whole embedding; its weight is kept, frozen.
-        tokens: int64, the ids of the tokens whose rows are trained, in any order.
-    """
-
-    places: Tensor
-
-    def __init__(self, embedding: nn.Embedding, tokens: Tensor) -> None:
-        super().__init__()
-        self.weight = embedding.weight.requires_grad_(False)
-        self.tokens = tokens.unique()
-        self.rows = nn.Parameter(self.weight.detach()[self.tokens].clone())
-        places = torch.full((len(self.weight),), -1)
-        places[self.tokens] = torch.arange(len(self.tokens))
-        self.register_buffer("places", places, persistent=False)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Return the rows of token ids ``(...)``, ``(..., W)``."""
-        places = self.places[ids]
-        trained = F.embedding(places.clamp(min=0), self.rows)
-        return torch.where((places >= 0).unsqueeze(-1), trained, F.embedding(ids, self.weight))
-
-    def merged(self) -> Tensor:
-        """Return the weight of the whole embedding, the trained rows in their places."""
-        weight = self.weight.detach().clone()
-        weight[self.tokens.to(weight.device)] = self.rows.detach()
-        return weight

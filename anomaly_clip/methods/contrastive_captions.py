@@ -1,4 +1,4 @@
-"""Sentences for demo pictures: what they claim, and which pictures they fit."""
+"""Captions of made-up photographs, with the claims that decide which images they fit."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import NamedTuple
 import numpy as np
 
 from anomaly_clip.backbones.prompts import PromptEnsemble
-from anomaly_clip.demo.photographs import DEFECTS, KEYS
+from anomaly_clip.demo.photographs import DEFECTS, NAME_OF_WORDS
 
-__all__ = ["Caption", "Captions", "Picture"]
+__all__ = ["Caption", "Captions", "ImageLabels"]
 
 PLAIN_NOUNS = ("object", "surface", "product", "part", "material", "item")
 TONES = ("bright", "dark", "blurry")  # of templates: "a dark photo of a {}."
 
 
-class Picture(NamedTuple):
-    """What a picture shows."""
+class ImageLabels(NamedTuple):
+    """Labels of an image."""
 
     category: str
     defect: str | None  # None: normal
@@ -34,7 +34,7 @@ class Caption(NamedTuple):
     defect: str | None
     tone: str | None
 
-    def fits(self, picture: Picture) -> bool:
+    def fits(self, picture: ImageLabels) -> bool:
         """Whether all that is claimed is true."""
         return (
             self.abnormal == (picture.defect is not None)
@@ -68,7 +68,7 @@ class Captions:
         if not self.general:
             raise ValueError("prompts.states_abnormal: every one names a kind of defect")
 
-    def draw(self, picture: Picture, rng: np.random.Generator) -> Caption:
+    def draw(self, picture: ImageLabels, rng: np.random.Generator) -> Caption:
         """Draw a sentence that fits a picture."""
         noun, category = self._noun(picture.category, rng)
         state, defect = self._state(picture.defect, rng)
@@ -87,7 +87,11 @@ class Captions:
     def lasting(self) -> list[str]:
         """Return lines that hold, together, every word but those of random nouns."""
         lines = [line for lines in self.prompts.as_lists().values() for line in lines]
-        return [*(line.replace("{}", PLAIN_NOUNS[0]) for line in lines), *PLAIN_NOUNS, *KEYS]
+        return [
+            *(line.replace("{}", PLAIN_NOUNS[0]) for line in lines),
+            *PLAIN_NOUNS,
+            *NAME_OF_WORDS,
+        ]
 
     def _noun(self, category: str, rng: np.random.Generator) -> tuple[str, str | None]:
         kind = rng.random()
@@ -102,9 +106,9 @@ class Captions:
         if defect is None:
             normal = self.prompts.states_normal
             return normal[rng.integers(len(normal))], None
-        own = [state for state in self.prompts.states_abnormal if defect in state]
-        if own and rng.random() < 0.5:
-            return own[rng.integers(len(own))], defect
+        of_kind = [state for state in self.prompts.states_abnormal if defect in state]
+        if of_kind and rng.random() < 0.5:
+            return of_kind[rng.integers(len(of_kind))], defect
         return self.general[rng.integers(len(self.general))], None
 
     @cached_property

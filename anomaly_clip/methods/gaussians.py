@@ -87,7 +87,7 @@ class RunningMoments:
         for start in range(0, positions, step):
             some = slice(start, start + step)
             features = torch.cat([part[:, some] for part in waiting])
-            centred = features.double().sub_(self._shift[some]).transpose(0, 1)
+            centred = features.double().sub_(self._shift[some]).transpose(0, 1)  # (P, B, C)
             self._sum[some] += centred.sum(dim=1)
             self._products[some].baddbmm_(centred.mT, centred)
         self.num_images += sum(len(part) for part in waiting)
@@ -154,7 +154,7 @@ class FewSampleGaussians(NamedTuple):
             rest = (apart - mix @ samples).square().sum(dim=-1) / self.regularization
             used = (samples.shape[1] - 1) * mix.square().sum(dim=-1)
             parts.append((rest + used).sqrt())
-        return torch.cat(parts).T
+        return torch.cat(parts).T  # (B, N)
 
 
 def few_sample_gaussians(
@@ -171,7 +171,7 @@ def few_sample_gaussians(
         _few_samples(features(some), regularization)
         for some in torch.arange(num_positions).split(FACTORED_AT_ONCE)
     ]
-    mean, samples, mixing = (torch.cat(one) for one in zip(*parts, strict=True))
+    mean, samples, mixing = (torch.cat(columns) for columns in zip(*parts, strict=True))
     return FewSampleGaussians(mean, samples, mixing, regularization)
 
 
@@ -184,7 +184,7 @@ def _few_samples(features: Tensor, regularization: float) -> tuple[Tensor, ...]:
     mean = samples.mean(dim=1, keepdim=True)
     samples = samples - mean
     count = samples.shape[1]
-    products = samples @ samples.mT
+    products = samples @ samples.mT  # (P, n, n)
     products.diagonal(dim1=1, dim2=2).add_((count - 1) * regularization)
     lower, failed = torch.linalg.cholesky_ex(products)
     if failed.any():
@@ -193,4 +193,4 @@ def _few_samples(features: Tensor, regularization: float) -> tuple[Tensor, ...]:
             f"images is singular"
         )
     mixing = torch.cholesky_inverse(lower)
-    return tuple(one.to(device, kind) for one in (mean[:, 0], samples, mixing))
+    return tuple(tensor.to(device, kind) for tensor in (mean[:, 0], samples, mixing))

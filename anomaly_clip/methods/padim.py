@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
+from anomaly_clip.errors import check_above, check_at_least
 from anomaly_clip.maps import gaussian_blur, image_score, patches_to_map
 from anomaly_clip.methods.cnn_method import FittedMethod
 from anomaly_clip.methods.gaussians import Moments, RunningMoments, inverse_factor
@@ -70,10 +71,8 @@ class PaDiM(FittedMethod):
                 f"model.num_channels must be between 1 and the {total} of {', '.join(self.layers)},"
                 f" got {num_channels}"
             )
-        if not regularization > 0:
-            raise ValueError(f"model.regularization must be above 0, got {regularization}")
-        if not sigma >= 0:
-            raise ValueError(f"model.sigma must be 0 or more, got {sigma}")
+        check_above("model.regularization", regularization, 0)
+        check_at_least("model.sigma", sigma, 0)
         self.regularization = regularization
         self.sigma = sigma
         self.blur_border = blur_border
@@ -108,18 +107,18 @@ class PaDiM(FittedMethod):
         factor = inverse_factor(moments.scatter, moments.num_images, self.regularization)
         self.keep(mean=moments.mean, factor=factor)
 
-    def merged(self, own: Moments) -> Moments:
+    def merged(self, local: Moments) -> Moments:
         """Return the moments over all processes."""
         strategy = self.trainer.strategy
         if self.trainer.world_size == 1:
-            return own
+            return local
         count = strategy.reduce(
-            torch.tensor(float(own.num_images), device=self.device), reduce_op="sum"
+            torch.tensor(float(local.num_images), device=self.device), reduce_op="sum"
         )
-        total = strategy.reduce(own.num_images * own.mean, reduce_op="sum")
+        total = strategy.reduce(local.num_images * local.mean, reduce_op="sum")
         mean = total / count
-        apart = own.mean - mean
-        scatter = own.scatter + own.num_images * apart.unsqueeze(2) * apart.unsqueeze(1)
+        apart = local.mean - mean
+        scatter = local.scatter + local.num_images * apart.unsqueeze(2) * apart.unsqueeze(1)
         return Moments(int(count), mean, strategy.reduce(scatter, reduce_op="sum"))
 
     @torch.no_grad()
@@ -142,22 +141,22 @@ class PaDiM(FittedMethod):
         size = features[self.layers[0]].shape[-2:]
         parts, places, start = [], [], 0
         for layer in self.layers:
-            own = features[layer]
-            within = (self.channels >= start) & (self.channels < start + own.shape[1])
+            maps = features[layer]
+            within = (self.channels >= start) & (self.channels < start + maps.shape[1])
             if within.any():
-                chosen = own[:, self.channels[within] - start]
+                chosen = maps[:, self.channels[within] - start]
                 if chosen.shape[-2:] != size:
                     chosen = F.interpolate(chosen, size, mode="nearest")
                 parts.append(chosen)
                 places.append(within.nonzero()[:, 0])
-            start += own.shape[1]
+            start += maps.shape[1]
         order = torch.cat(places).argsort()
-        return torch.cat(parts, dim=1).flatten(2)[:, order].mT
+        return torch.cat(parts, dim=1).flatten(2)[:, order].mT  # (B, N, C)
 
     def distances(self, features: Tensor) -> Tensor:
         """Return Mahalanobis distances ``(B, N)`` of features ``(B, N, C)``."""
         apart = (features.to(self.mean.dtype) - self.mean).transpose(0, 1)  # (N, B, C)
-        return torch.linalg.vector_norm(apart @ self.factor.mT, dim=-1).T
+        return torch.linalg.vector_norm(apart @ self.factor.mT, dim=-1).T  # (B, N)
 
 
 def choose_channels(total: int, count: int | None, seed: int) -> list[int]:

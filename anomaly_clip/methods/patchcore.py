@@ -21,11 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
+from anomaly_clip.errors import check_at_least, check_between
 from anomaly_clip.maps import gaussian_blur, resize_maps
 from anomaly_clip.methods.cnn_method import FittedMethod
 from anomaly_clip.methods.coreset import k_centre_greedy, project, projected_width
 from anomaly_clip.metrics.evaluator import EvaluatorSettings
-from anomaly_clip.progress import say
+from anomaly_clip.progress import duration, say
 from anomaly_clip.records import Batch, Scores
 
 __all__ = ["PatchCore", "nearest_rows"]
@@ -82,16 +83,11 @@ class PatchCore(FittedMethod):
     ) -> None:
         super().__init__(backbone, layers, image_size, evaluator)
         self.layers = self.check_layers(layers)
-        for name, value, least, most in (
-            ("coreset", coreset, 1e-9, 1),
-            ("projection_eps", projection_eps, 0, 0.999),
-            ("num_neighbours", num_neighbours, 1, math.inf),
-            ("sigma", sigma, 0, math.inf),
-            ("seed", seed, 0, 2**32 - 1),
-        ):
-            if not least <= value <= most:
-                bounds = f"{least:g} or more" if most == math.inf else f"in ({least:g}, {most:g}]"
-                raise ValueError(f"model.{name} must be {bounds}, got {value}")
+        check_between("model.coreset", coreset, 0, 1, open_low=True)
+        check_between("model.projection_eps", projection_eps, 0, 0.999)
+        check_at_least("model.num_neighbours", num_neighbours, 1)
+        check_at_least("model.sigma", sigma, 0)
+        check_between("model.seed", seed, 0, 2**32 - 1)
         self.coreset = coreset
         self.projection_eps = projection_eps
         self.num_neighbours = num_neighbours
@@ -125,8 +121,8 @@ class PatchCore(FittedMethod):
         seconds = kept * _seconds_a_centre(rows, narrow, self.device)
         say(
             f"PatchCore: {num_images} images, {rows} patches of {width} numbers, of which {kept} "
-            f"are kept; about {sum(cost.values()) / GB:.2g} GB, and {_duration(seconds)} to choose "
-            f"them"
+            f"are kept; about {sum(cost.values()) / GB:.2g} GB, and {duration(max(1, seconds))} to "
+            f"choose them"
         )
         for device, needed in cost.items():
             free = available_memory(device)
@@ -179,7 +175,9 @@ class PatchCore(FittedMethod):
             leads = self.trainer.is_global_zero
             gathered: list[Any] | None = [None] * self.trainer.world_size if leads else None
             torch.distributed.gather_object(parts, gathered)
-            parts = [] if gathered is None else [part for own in gathered for part in own]
+            parts = (
+                [] if gathered is None else [part for rank_parts in gathered for part in rank_parts]
+            )
         bank = self.choose(_in_order(parts)) if self.trainer.is_global_zero else None
         bank = self.trainer.strategy.broadcast(bank)
         assert bank is not None
@@ -205,9 +203,9 @@ class PatchCore(FittedMethod):
         with self.backbone.out_of_autocast():  # distances stay in float32
             features = self.embed(images)
             distances, rows = nearest_rows(features.flatten(0, 1), self.bank)
-            distances, rows = distances.view(len(images), -1), rows.view(len(images), -1)
+            distances, rows = distances.view(len(images), -1), rows.view(len(images), -1)  # (B, N)
             side = math.isqrt(distances.shape[1])
-            grid = distances.view(-1, side, side)
+            grid = distances.view(-1, side, side)  # (B, h, w)
             size = (images.shape[-2], images.shape[-1])
             if self.upsampling == "bilinear":
                 maps = resize_maps(grid, size)
@@ -228,7 +226,7 @@ class PatchCore(FittedMethod):
                 size = parts[0].shape[-2:]
                 pooled = F.interpolate(pooled, size, mode="bilinear", align_corners=False)
             parts.append(pooled)
-        return torch.cat(parts, dim=1).flatten(2).mT
+        return torch.cat(parts, dim=1).flatten(2).mT  # (B, N, C)
 
     def image_scores(self, features: Tensor, distances: Tensor, rows: Tensor) -> Tensor:
         """Return image scores ``(B,)``: the largest distance, less where rows are scarce.
@@ -242,13 +240,15 @@ class PatchCore(FittedMethod):
         if self.num_neighbours == 1:
             return largest
         images = torch.arange(len(features), device=features.device)
-        patch, row = features[images, at], rows[images, at]
+        patch, row = features[images, at], rows[images, at]  # (B, C), (B,)
         bank = self.bank.float()
         near = torch.cdist(bank[row], bank).topk(min(self.num_neighbours, len(bank)), largest=False)
-        to_near = torch.linalg.vector_norm(patch.unsqueeze(1) - bank[near.indices], dim=-1)
-        own = torch.linalg.vector_norm(patch - bank[row], dim=-1)
+        to_near = torch.linalg.vector_norm(
+            patch.unsqueeze(1) - bank[near.indices], dim=-1
+        )  # (B, k)
+        to_nearest = torch.linalg.vector_norm(patch - bank[row], dim=-1)  # (B,)
         # The softmax's entry of the nearest row, whatever its place among its neighbours.
-        share = (own - to_near.logsumexp(dim=1)).exp()
+        share = (to_nearest - to_near.logsumexp(dim=1)).exp()
         return (1 - share) * largest
 
 
@@ -265,15 +265,15 @@ def nearest_rows(features: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         ``(n,)`` float32 and ``(n,)`` int64.
     """
-    features, known = features.float(), bank.float()
-    half_lengths = known.square().sum(dim=1) / 2
-    step = max(1, AT_ONCE // len(known))
-    found = [
-        torch.addmm(half_lengths, part, known.T, alpha=-1).argmin(dim=1)
+    features, rows_of_bank = features.float(), bank.float()
+    half_lengths = rows_of_bank.square().sum(dim=1) / 2
+    step = max(1, AT_ONCE // len(rows_of_bank))
+    parts = [
+        torch.addmm(half_lengths, part, rows_of_bank.T, alpha=-1).argmin(dim=1)
         for part in features.split(step)
     ]
-    rows = torch.cat(found)
-    return torch.linalg.vector_norm(features - known[rows], dim=1), rows
+    rows = torch.cat(parts)
+    return torch.linalg.vector_norm(features - rows_of_bank[rows], dim=1), rows
 
 
 def _in_order(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -284,12 +284,12 @@ def _in_order(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
     """
     place = torch.cat([index for index, _ in parts]).argsort().argsort()
     ends = torch.tensor([len(index) for index, _ in parts]).cumsum(0).tolist()
-    found = torch.empty(len(place), *parts[0][1].shape[1:], dtype=parts[0][1].dtype)
+    ordered = torch.empty(len(place), *parts[0][1].shape[1:], dtype=parts[0][1].dtype)
     while parts:
         _, features = parts.pop()
         end = ends.pop()
-        found[place[end - len(features) : end]] = features
-    return found.flatten(0, 1)
+        ordered[place[end - len(features) : end]] = features
+    return ordered.flatten(0, 1)  # (M, C)
 
 
 def _seconds_a_centre(rows: int, width: int, device: torch.device) -> float:
@@ -299,15 +299,9 @@ def _seconds_a_centre(rows: int, width: int, device: torch.device) -> float:
     float(torch.mv(few, vector)[0])  # waits until it is done, also on other devices
     begun = time.perf_counter()
     for _ in range(3):
-        found = torch.mv(few, vector)
-    float(found[0])
+        product = torch.mv(few, vector)
+    float(product[0])
     return (time.perf_counter() - begun) / 3 * rows / len(few)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{max(1, round(seconds))} s"
-    return f"{round(seconds / 60)} min"
 
 
 def available_memory(device: torch.device) -> int | None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1, conv3x3
 
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
+from anomaly_clip.errors import check_above, check_at_least
 from anomaly_clip.maps import gaussian_blur, image_score, resize_maps
 from anomaly_clip.methods.cnn_method import Select, TrainedMethod
 from anomaly_clip.metrics.evaluator import EvaluatorSettings
@@ -68,17 +69,15 @@ class RD4AD(TrainedMethod):
                 f"wide at model.image_size {image_size}: RD4AD takes three, each half as wide as "
                 f"the one before, the last even and 4 or more"
             )
-        if not sigma >= 0:
-            raise ValueError(f"model.sigma must be 0 or more, got {sigma}")
-        if not lr > 0:
-            raise ValueError(f"model.lr must be above 0, got {lr}")
+        check_at_least("model.sigma", sigma, 0)
+        check_above("model.lr", lr, 0)
         self.amap_mode = amap_mode
         self.sigma = sigma
         self.lr = lr
         channels = [self.backbone.channels[layer] for layer in self.layers]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # alone decides, not what was drawn for the backbone
-            self.bottleneck = Squeeze(channels, self.asked_backbone.name)
+            self.bottleneck = OneClassBottleneck(channels, self.asked_backbone.name)
             self.student = Student(channels, self.asked_backbone.name)
         self.save_hyperparameters(ignore=["backbone", "layers", "evaluator"])
         self.save_hyperparameters(
@@ -88,13 +87,13 @@ class RD4AD(TrainedMethod):
     def _sizes(self, image_size: int) -> list[int]:
         """Return how many positions a side each layer has."""
         with torch.no_grad():
-            found = self.backbone(torch.zeros(1, 3, image_size, image_size))
-        return [int(found[layer].shape[-1]) for layer in self.layers]
+            features = self.backbone(torch.zeros(1, 3, image_size, image_size))
+        return [int(features[layer].shape[-1]) for layer in self.layers]
 
     def features(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Return what teacher and student say of images, level by level, ``(B, C, h, w)`` each."""
-        found = self.backbone(images)
-        teacher = [found[layer].to(self.dtype) for layer in self.layers]
+        features = self.backbone(images)
+        teacher = [features[layer].to(self.dtype) for layer in self.layers]
         return teacher, self.student(self.bottleneck(teacher))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -150,14 +149,16 @@ def level_maps(
     distances = [
         1 - F.cosine_similarity(a.float(), b.float()) for a, b in zip(teacher, student, strict=True)
     ]
-    return torch.stack([resize_maps(one, size, align_corners=True) for one in distances], dim=1)
+    return torch.stack(
+        [resize_maps(distance, size, align_corners=True) for distance in distances], dim=1
+    )
 
 
 # -- the networks ----------------------------------------------------------------------------------
 
 
-class Form:
-    """What of a teacher its mirror image is made of.
+class MirrorSpec:
+    """Kinds and numbers of blocks that mirror a teacher.
 
     ResNets are mirrored by blocks of their own kind, as in the public code; any other CNN by two
     basic blocks a stage.
@@ -176,13 +177,13 @@ class Form:
         if stride != 1 or inputs != outputs:
             shortcut = nn.Sequential(conv1x1(inputs, outputs, stride), nn.BatchNorm2d(outputs))
         planes = outputs // self.block.expansion
-        made: nn.Module = self.block(
+        block: nn.Module = self.block(
             inputs, planes, stride, downsample=shortcut, base_width=self.base_width
         )
-        return made
+        return block
 
 
-class Squeeze(nn.Module):
+class OneClassBottleneck(nn.Module):
     """Bring three stages to one grid, and squeeze them into one embedding of half its size.
 
     Args:
@@ -193,11 +194,11 @@ class Squeeze(nn.Module):
     def __init__(self, channels: Sequence[int], name: str) -> None:
         super().__init__()
         first, second, third = channels
-        form = Form(name)
+        spec = MirrorSpec(name)
         self.first = nn.Sequential(*_halved(first, second), *_halved(second, third))
         self.second = nn.Sequential(*_halved(second, third))
-        blocks = [form.make(3 * third, 2 * third, stride=2)]
-        blocks += [form.make(2 * third, 2 * third) for _ in range(form.squeeze_blocks - 1)]
+        blocks = [spec.make(3 * third, 2 * third, stride=2)]
+        blocks += [spec.make(2 * third, 2 * third) for _ in range(spec.squeeze_blocks - 1)]
         self.blocks = nn.Sequential(*blocks)
         _initialise(self)
 
@@ -219,12 +220,12 @@ class Student(nn.Module):
 
     def __init__(self, channels: Sequence[int], name: str) -> None:
         super().__init__()
-        form = Form(name)
+        spec = MirrorSpec(name)
         stages, inputs = [], 2 * channels[-1]
-        for outputs, blocks in zip(reversed(channels), form.blocks, strict=True):
-            up: nn.Module = (DeepUp if form.deep else Up)(inputs, outputs, form.base_width)
+        for outputs, blocks in zip(reversed(channels), spec.blocks, strict=True):
+            up: nn.Module = (DeepUp if spec.deep else Up)(inputs, outputs, spec.base_width)
             stages.append(
-                nn.Sequential(up, *(form.make(outputs, outputs) for _ in range(blocks - 1)))
+                nn.Sequential(up, *(spec.make(outputs, outputs) for _ in range(blocks - 1)))
             )
             inputs = outputs
         self.stages = nn.ModuleList(stages)
@@ -232,11 +233,11 @@ class Student(nn.Module):
 
     def forward(self, embedding: Tensor) -> list[Tensor]:
         """Return the stages, finest first."""
-        found = []
+        stages = []
         for stage in self.stages:
             embedding = stage(embedding)
-            found.append(embedding)
-        return found[::-1]
+            stages.append(embedding)
+        return stages[::-1]
 
 
 class Up(nn.Module):

@@ -9,16 +9,17 @@ and conventions are those of the public code (section 4 of the specification).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
+from anomaly_clip.errors import check_above, check_at_least, check_between
 from anomaly_clip.maps import gaussian_blur, image_score, patches_to_map
 from anomaly_clip.methods.cnn_method import Select, TrainedMethod
 from anomaly_clip.methods.gaussians import FewSampleGaussians, few_sample_gaussians
@@ -27,7 +28,7 @@ from anomaly_clip.methods.regad_network import (
     RegistrationNetwork,
     augment,
     encoder,
-    joined,
+    joined_features,
     negative_cosine,
     predictor,
 )
@@ -41,6 +42,7 @@ from anomaly_clip.metrics.evaluator import (
 )
 from anomaly_clip.progress import say, track
 from anomaly_clip.records import Batch, LoaderNeeds, Scores
+from anomaly_clip.schedules import half_cosine, total_epochs
 
 if TYPE_CHECKING:
     from anomaly_clip.data.dataset import AnomalyData
@@ -116,16 +118,12 @@ class RegAD(TrainedMethod):
             raise ValueError(
                 f"model.image_size must be a multiple of 32, 64 or more, got {image_size}"
             )
-        for name, count in (("shots", shots), ("rounds", rounds)):
-            if count < 1:
-                raise ValueError(f"model.{name} must be 1 or more, got {count}")
-        for name, value in (("regularization", regularization), ("lr", lr)):
-            if not value > 0:
-                raise ValueError(f"model.{name} must be above 0, got {value}")
-        if not sigma >= 0:
-            raise ValueError(f"model.sigma must be 0 or more, got {sigma}")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"model.momentum must be in [0, 1), got {momentum}")
+        check_at_least("model.shots", shots, 1)
+        check_at_least("model.rounds", rounds, 1)
+        check_above("model.regularization", regularization, 0)
+        check_above("model.lr", lr, 0)
+        check_at_least("model.sigma", sigma, 0)
+        check_between("model.momentum", momentum, 0, 1, open_high=True)
         self.shots = shots
         self.rounds = rounds
         self.regularization = regularization
@@ -182,8 +180,8 @@ class RegAD(TrainedMethod):
         super()._check_one_category(data, "test")  # what is trained on are always several
 
     def _check_tested(self, data: AnomalyData) -> None:
-        known = self.trained_on.get("categories", [])
-        both = [name for name in data.categories if name in known]
+        trained = self.trained_on.get("categories", [])
+        both = [name for name in data.categories if name in trained]
         if both and self.trained_on["data"] == data.dataset_name:
             raise ValueError(
                 f"RegAD is never tested on what it was trained on, and {both[0]!r} of "
@@ -230,8 +228,8 @@ class RegAD(TrainedMethod):
                 "anomaly_clip.data (datamodule=)"
             )
         query = self.network(self.pixels(batch["image"]))
-        several = self.network(self.pixels(batch["support"].flatten(0, 1)))
-        support = several.unflatten(0, (len(query), -1)).mean(dim=1)
+        several = self.network(self.pixels(batch["support"].flatten(0, 1)))  # (B * k, C, h, w)
+        support = several.unflatten(0, (len(query), -1)).mean(dim=1)  # (B, C, h, w)
         loss = self.loss_map(query, support).mean()
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(query))
         return loss
@@ -243,10 +241,10 @@ class RegAD(TrainedMethod):
             query: What the network says of images, ``(B, C, h, w)``.
             support: The mean of what it says of others of their category, the same shape.
         """
-        seen, known = self.encoder(query), self.encoder(support)
-        there = negative_cosine(self.predictor(seen), known)
-        back = negative_cosine(self.predictor(known), seen)
-        return (there + back) / 2
+        query_code, support_code = self.encoder(query), self.encoder(support)
+        forward = negative_cosine(self.predictor(query_code), support_code)
+        backward = negative_cosine(self.predictor(support_code), query_code)
+        return (forward + backward) / 2
 
     def configure_optimizers(self) -> Any:
         """Return SGD, its rate following the epochs: one for all parts, as their settings agree.
@@ -254,27 +252,22 @@ class RegAD(TrainedMethod):
         Raises:
             ValueError: If the number of epochs is not known.
         """
-        epochs = self.trainer.max_epochs
-        if epochs is None or epochs < 1:
-            raise ValueError(
-                "RegAD lowers its rate towards the end, which must be known: give "
-                "trainer.max_epochs"
-            )
+        epochs = total_epochs(self)
         if epochs == 1:
             say("RegAD's rate is 0 in the last epoch, so one learns nothing: take more epochs")
         trained = [p for p in self.parameters() if p.requires_grad]
         optimizer = torch.optim.SGD(trained, self.lr, momentum=self.momentum)
 
         def rate(done: int) -> float:  # the public code counts epochs from 1
-            return 0.5 * (1 + math.cos(math.pi * min(done + 1, epochs) / epochs))
+            return half_cosine(math.pi * min(done + 1, epochs) / epochs)
 
         return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, rate)}
 
     def merit(self, results: Results) -> float | None:
         """Return the sum of image and pixel AUROC, as far as they are defined."""
         values = [results["mean"][name] for name in ("image_auroc", "pixel_auroc")]
-        known = [value for value in values if value is not None]
-        return sum(known) if known else None
+        defined = [value for value in values if value is not None]
+        return sum(defined) if defined else None
 
     # -- references ------------------------------------------------------------------------------
 
@@ -315,7 +308,7 @@ class RegAD(TrainedMethod):
             parts = [self.network.stages(part) for part in track(split, "looking at references")]
             stages = [torch.cat(stage) for stage in zip(*parts, strict=True)]
             self._gaussians[category] = few_sample_gaussians(
-                lambda positions: joined(stages, positions),
+                lambda positions: joined_features(stages, positions),
                 stages[0].shape[-1] ** 2,
                 self.regularization,
             )
@@ -337,12 +330,14 @@ class RegAD(TrainedMethod):
                 f"remember"
             )
         with self.backbone.out_of_autocast():  # distances stay in float32
-            features = joined(self.network.stages(self.pixels(images)))
+            features = joined_features(self.network.stages(self.pixels(images)))
             distances = torch.zeros(features.shape[:2], device=features.device)
             for name in dict.fromkeys(categories):
-                own = torch.tensor([one == name for one in categories], device=features.device)
-                found = self._gaussians[name].distances(features[own])
-                distances = distances.to(found.dtype).index_put((own,), found)
+                members = torch.tensor(
+                    [category == name for category in categories], device=features.device
+                )
+                scores = self._gaussians[name].distances(features[members])
+                distances = distances.to(scores.dtype).index_put((members,), scores)
             maps = patches_to_map(distances, (images.shape[-2], images.shape[-1]))
             maps = gaussian_blur(maps, self.sigma)
         return Scores(image_score=image_score(maps, "max"), anomaly_map=maps)
@@ -364,11 +359,11 @@ class RegAD(TrainedMethod):
     def on_test_epoch_end(self) -> None:
         """Compute the figures of all rounds; log their means as ``test/...``."""
         rounds = track(self.evaluators, "figures of each round")
-        found = [evaluator.compute() for evaluator in rounds]  # type: ignore[operator]
+        by_round = [evaluator.compute() for evaluator in rounds]  # type: ignore[operator]
         for evaluator in self.evaluators:
             evaluator.reset()  # type: ignore[operator]
-        self._by_round = [results["mean"] for results in found]
-        self.results = averaged(found)
+        self._by_round = [results["mean"] for results in by_round]
+        self.results = averaged(by_round)
         self.log_metrics("test", self.results["mean"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -408,7 +403,7 @@ def averaged(rounds: Sequence[Results]) -> Results:
         return rounds[0]
     categories = {
         category: {
-            name: _over([one["categories"][category][name] for one in rounds], np.mean)
+            name: _of_all([results["categories"][category][name] for results in rounds], fmean)
             for name in FIGURES
         }
         for category in rounds[0]["categories"]
@@ -418,13 +413,14 @@ def averaged(rounds: Sequence[Results]) -> Results:
 
 def spread(rounds: Sequence[Figures]) -> Figures:
     """Return the standard deviation of each figure over several evaluations, None of one."""
-    several = len(rounds) > 1
-    return {
-        name: _over([one[name] for one in rounds], lambda v: np.std(v, ddof=1)) if several else None
-        for name in FIGURES
-    }
+    if len(rounds) < 2:
+        return dict.fromkeys(FIGURES)
+    return {name: _of_all([metrics[name] for metrics in rounds], stdev) for name in FIGURES}
 
 
-def _over(values: Sequence[float | None], function: Any) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(function(known)) if len(known) == len(values) else None
+def _of_all(
+    values: Sequence[float | None], function: Callable[[list[float]], float]
+) -> float | None:
+    """Return a function of values that are all defined, None otherwise."""
+    defined = [value for value in values if value is not None]
+    return function(defined) if len(defined) == len(values) else None

@@ -22,7 +22,7 @@ __all__ = [
     "SpatialTransformer",
     "augment",
     "encoder",
-    "joined",
+    "joined_features",
     "negative_cosine",
     "predictor",
     "warp",
@@ -72,9 +72,10 @@ class RegistrationNetwork(nn.Module):
         undo: list[Tensor] = []
         stages = []
         for maps, matrix in self._turned(pixels):
-            undo.insert(0, inverse(matrix))
-            for one in undo:
-                maps = warp(maps, one)
+            # inv_ex does not wait for the device to check what inv would check.
+            undo.insert(0, torch.linalg.inv_ex(matrix).inverse)
+            for undoing in undo:
+                maps = warp(maps, undoing)
             stages.append(maps)
         return stages
 
@@ -122,7 +123,7 @@ class SpatialTransformer(nn.Module):
         with torch.autocast(maps.device.type, enabled=False):  # half a position would be lost
             angle, across, along = at_least_float32(looked).unbind(dim=1)
             rows = (across * angle.cos(), -angle.sin(), angle.sin(), along * angle.cos())
-            matrix = torch.stack(rows, dim=1).unflatten(1, (2, 2))
+            matrix = torch.stack(rows, dim=1).unflatten(1, (2, 2))  # (B, 2, 2)
             if self.training and not matrix.isfinite().all():
                 # torch's gradient of reflected places ends the process where there is none.
                 raise ValueError(
@@ -196,17 +197,10 @@ def warp(maps: Tensor, matrix: Tensor, shift: tuple[float, float] = (0.0, 0.0)) 
     """
     fine = at_least_float32(maps)
     column = torch.tensor(shift, device=matrix.device, dtype=matrix.dtype).expand(len(matrix), 2)
-    affine = torch.cat([matrix, column.unsqueeze(2)], dim=2).to(fine.dtype)
+    affine = torch.cat([matrix, column.unsqueeze(2)], dim=2).to(fine.dtype)  # (B, 2, 3)
     grid = F.affine_grid(affine, list(fine.shape), align_corners=False)
     moved = F.grid_sample(fine, grid, "bilinear", padding_mode="reflection", align_corners=False)
     return moved.to(maps.dtype)
-
-
-def inverse(matrix: Tensor) -> Tensor:
-    """Return the inverses of ``(B, 2, 2)``."""
-    (a, b), (c, d) = (row.unbind(dim=1) for row in matrix.unbind(dim=1))
-    turned = torch.stack([d, -b, -c, a], dim=1).unflatten(1, (2, 2))
-    return turned / (a * d - b * c)[:, None, None]
 
 
 def augment(images: Tensor) -> Tensor:
@@ -226,18 +220,18 @@ def augment(images: Tensor) -> Tensor:
         return warp(images, torch.eye(2).to(images).expand(len(images), 2, 2), (right, down))
 
     grey = images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
-    made = [images]
-    made += [turned(steps * math.pi / 16) for steps in (-4, -3, -2, -1, 1, 2, 3, 4)]
+    versions = [images]
+    versions += [turned(steps * math.pi / 16) for steps in (-4, -3, -2, -1, 1, 2, 3, 4)]
     for far in (0.2, 0.1):
         corners = ((far, far), (-far, far), (-far, -far), (far, -far))
-        made += [moved(right, down) for right, down in corners]
-    made.append(images.flip(-1))
-    made.append((images * grey).sum(dim=1, keepdim=True).expand_as(images))
-    made += [images.rot90(quarters, (-2, -1)) for quarters in (1, 2, 3)]
-    return torch.cat(made)
+        versions += [moved(right, down) for right, down in corners]
+    versions.append(images.flip(-1))
+    versions.append((images * grey).sum(dim=1, keepdim=True).expand_as(images))
+    versions += [images.rot90(quarters, (-2, -1)) for quarters in (1, 2, 3)]
+    return torch.cat(versions)
 
 
-def joined(stages: Sequence[Tensor], positions: Tensor | None = None) -> Tensor:
+def joined_features(stages: Sequence[Tensor], positions: Tensor | None = None) -> Tensor:
     """Return the features of all stages at positions of the first, ``(B, P, C)``.
 
     Coarse stages are enlarged by the nearest position.
@@ -254,5 +248,5 @@ def joined(stages: Sequence[Tensor], positions: Tensor | None = None) -> Tensor:
     for stage in stages:
         step = side // stage.shape[-1]
         row, column = positions // side // step, positions % side // step
-        parts.append(stage[:, :, row, column])
-    return torch.cat(parts, dim=1).mT
+        parts.append(stage[:, :, row, column])  # (B, C, P)
+    return torch.cat(parts, dim=1).mT  # (B, P, C)

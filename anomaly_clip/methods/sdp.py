@@ -17,6 +17,7 @@ from torch import Tensor
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, Tokens, unit
 from anomaly_clip.backbones.prompts import PromptEnsemble, RVSSettings, text_features
 from anomaly_clip.backbones.surgery import StageTokens, check_stages, encode_dual_path
+from anomaly_clip.errors import check_at_least
 from anomaly_clip.maps import gaussian_blur, image_score, patches_to_map
 from anomaly_clip.methods.clip_method import CLIPMethod
 from anomaly_clip.metrics.evaluator import EvaluatorSettings
@@ -72,8 +73,7 @@ class SDP(CLIPMethod):
         self.stage_tokens = stage_tokens
         self.feature_surgery = feature_surgery
         self.sigma = sigma
-        if not sigma >= 0:
-            raise ValueError(f"model.sigma must be 0 or more, got {sigma}")
+        check_at_least("model.sigma", sigma, 0)
         self._text: dict[tuple[str, RVSSettings], Tensor] = {}
 
     def prepare(self, categories: list[str]) -> None:
@@ -121,20 +121,20 @@ class SDP(CLIPMethod):
     def encode(self, images: Tensor) -> tuple[list[Tokens], Tensor]:
         """Return the tokens of the asked stages, and CLIP's image embedding ``(B, D)``."""
         last = self.backbone.num_layers
-        wanted = sorted({*self.stages, last})
+        layers = sorted({*self.stages, last})
         if self.paths == "surgery":
             tokens = encode_dual_path(
                 self.backbone,
                 images,
-                wanted,
+                layers,
                 self.stage_tokens,
                 raw_patches=self.reads_raw_patches,
             )
         else:
-            tokens = self.backbone(images, wanted)
+            tokens = self.backbone(images, layers)
         class_token = tokens[-1].projected[:, 0]
         return [
-            t for t, stage in zip(tokens, wanted, strict=True) if stage in self.stages
+            t for t, stage in zip(tokens, layers, strict=True) if stage in self.stages
         ], class_token
 
     def similarity(self, stages: Sequence[Tensor], text: Tensor) -> Tensor:
@@ -173,7 +173,7 @@ def feature_surgery(tokens: Tensor, text: Tensor) -> Tensor:
     weights = (tokens[:, :1] @ text).softmax(dim=-1)  # (B, 1, 2)
     weighted = text * weights
     direction = weighted[..., 1] - weighted[..., 0]  # (B, D)
-    return (tokens @ direction.unsqueeze(-1)).squeeze(-1)
+    return (tokens @ direction.unsqueeze(-1)).squeeze(-1)  # (B, 1 + N)
 
 
 def text_score(class_token: Tensor, text: Tensor, factor: float = 100.0) -> Tensor:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
+from anomaly_clip.errors import check_above, check_at_least
 from anomaly_clip.maps import gaussian_blur, patches_to_map
 from anomaly_clip.methods.cnn_method import Select, TrainedMethod
 from anomaly_clip.metrics.evaluator import EvaluatorSettings
@@ -72,16 +73,13 @@ class SimpleNet(TrainedMethod):
     ) -> None:
         super().__init__(backbone, layers, image_size, select, evaluator)
         self.layers = self.check_layers(layers)
-        least = {"pretrain_dim": pretrain_dim, "target_dim": target_dim, "hidden": hidden}
-        for name, value in least.items():
-            if value < 1:
-                raise ValueError(f"model.{name} must be 1 or more, got {value}")
-        above = {"noise": noise, "adaptor_lr": adaptor_lr, "discriminator_lr": discriminator_lr}
-        for name, rate in above.items():
-            if not rate > 0:
-                raise ValueError(f"model.{name} must be above 0, got {rate}")
-        if not sigma >= 0:
-            raise ValueError(f"model.sigma must be 0 or more, got {sigma}")
+        check_at_least("model.pretrain_dim", pretrain_dim, 1)
+        check_at_least("model.target_dim", target_dim, 1)
+        check_at_least("model.hidden", hidden, 1)
+        check_above("model.noise", noise, 0)
+        check_above("model.adaptor_lr", adaptor_lr, 0)
+        check_above("model.discriminator_lr", discriminator_lr, 0)
+        check_at_least("model.sigma", sigma, 0)
         self.pretrain_dim = pretrain_dim
         self.target_dim = target_dim
         self.noise = noise
@@ -117,19 +115,19 @@ class SimpleNet(TrainedMethod):
         size = features[self.layers[0]].shape[-2:]
         levels = []
         for layer in self.layers:
-            own = features[layer].to(self.dtype)
+            maps = features[layer].to(self.dtype)
             # Channel, row and column of the neighbourhood, one after the other.
-            patches = F.unfold(own, PATCH, padding=PATCH // 2).mT  # (B, n, C * 9)
+            patches = F.unfold(maps, PATCH, padding=PATCH // 2).mT  # (B, n, C * 9)
             short = F.adaptive_avg_pool1d(patches, self.pretrain_dim)
-            if own.shape[-2:] != size:
-                grid = short.mT.unflatten(2, own.shape[-2:])
-                short = F.interpolate(grid, size, mode="bilinear").flatten(2).mT
+            if maps.shape[-2:] != size:
+                grid = short.mT.unflatten(2, maps.shape[-2:])  # (B, dim, h, w)
+                short = F.interpolate(grid, size, mode="bilinear").flatten(2).mT  # (B, N, dim)
             levels.append(short)
         return F.adaptive_avg_pool1d(torch.cat(levels, dim=2), self.target_dim)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Take a step on the patches of a batch of normal images."""
-        patches = self.embed(batch["image"]).flatten(0, 1)
+        patches = self.embed(batch["image"]).flatten(0, 1)  # (B * N, dim)
         real = self.adaptor(patches)
         noisy = real + self.draw_noise(real, batch_idx)
         # Both in one pass: BatchNorm sees them together.
@@ -169,7 +167,7 @@ class SimpleNet(TrainedMethod):
         self.check_trained()
         patches = self.embed(images)
         judged = self.discriminator(self.adaptor(patches.flatten(0, 1))).float()
-        anomalous = -judged.view(patches.shape[:2])
+        anomalous = -judged.view(patches.shape[:2])  # (B, N)
         size = (images.shape[-2], images.shape[-1])
         maps = gaussian_blur(patches_to_map(anomalous, size), self.sigma)
         return Scores(image_score=anomalous.amax(dim=1), anomaly_map=maps)

@@ -14,7 +14,7 @@ import json
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -25,20 +25,29 @@ import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
-from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
+from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings
 from anomaly_clip.backbones.cnn import CNNSettings, load_network
 from anomaly_clip.backbones.prompts import embed_sentences
 from anomaly_clip.backbones.tab_prompts import TABPrompts, text_matrices
 from anomaly_clip.callbacks import DataWaitMonitor
+from anomaly_clip.errors import check_at_least
 from anomaly_clip.files import atomic_path
 from anomaly_clip.losses import softmax_focal_loss
 from anomaly_clip.methods.evaluated import data_module
+from anomaly_clip.methods.tab_heads import (
+    Head,
+    ProjectionHead,
+    alignment_logits,
+    make_head,
+    mean_cosine,
+)
+from anomaly_clip.methods.tab_optim import TABOptim
 from anomaly_clip.progress import say
 from anomaly_clip.records import RANDOM, Batch, LoaderNeeds, TrainingFeatures, versions
+from anomaly_clip.schedules import total_epochs, total_steps
 
-__all__ = ["TAB", "TABOptim", "alignment_logits"]
+__all__ = ["TAB", "TABOptim"]
 
 PICTURED = 300
 """Pairs whose features are drawn at the end."""
@@ -48,32 +57,6 @@ ALIKE = 0.99
 """From this mean cosine of the classes' texts on the softmax is flat: 0.03 between logits."""
 LOGIT_SCALE = math.log(1 / 0.07)
 """2.6593, which the authors' code multiplies by as it is, without the exponential."""
-
-
-@dataclass(frozen=True)
-class TABOptim:
-    """Optimiser and schedule (section 5 of the specification).
-
-    Args:
-        name: sgd with momentum 0.9; or adamw with betas 0.5 and 0.999, the authors' choice for the
-            classification baseline.
-        lr: Learning rate at the start.
-        passes: How often an epoch of the paper goes through the data; epochs of the trainer are
-            single passes.
-        scheduler_t_max: epochs: a cosine down to 0 at the end. official: the code's slip, the rate
-            per epoch of a cosine as long as an epoch has steps. none: a constant rate.
-    """
-
-    name: Literal["sgd", "adamw"] = "sgd"
-    lr: float = 1e-3
-    passes: int = 3
-    scheduler_t_max: Literal["epochs", "official", "none"] = "epochs"
-
-    def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise ValueError(f"model.optim.lr must be above 0, got {self.lr}")
-        if self.passes < 1:
-            raise ValueError(f"model.optim.passes must be 1 or more, got {self.passes}")
 
 
 class TAB(LightningModule):
@@ -114,7 +97,7 @@ class TAB(LightningModule):
         loss: Literal["align", "classification", "concat"] = "align",
         align: Literal["both", "normal"] = "both",
         classification_targets: Literal["classes", "binary"] = "classes",
-        head: Literal["auto", "none", "linear", "projection"] = "auto",
+        head: Head = "auto",
         logit_scale_mode: Literal["raw", "exp"] = "raw",
         joint_forward: bool = False,
         optim: TABOptim = TABOptim(),
@@ -127,8 +110,7 @@ class TAB(LightningModule):
         self.text = text if isinstance(text, CLIPSettings) else CLIPSettings(**text)
         self.prompts = prompts if isinstance(prompts, TABPrompts) else TABPrompts(**prompts)
         self.optim = optim if isinstance(optim, TABOptim) else TABOptim(**optim)
-        if image_size < 32:
-            raise ValueError(f"model.image_size must be 32 or more, got {image_size}")
+        check_at_least("model.image_size", image_size, 32)
         if loss == "concat" and (align == "normal" or self.prompts.preset == "one_class"):
             raise ValueError("model.loss concat needs texts of both sides")
         self.loss = loss
@@ -153,7 +135,7 @@ class TAB(LightningModule):
         """The classes, in the order of the texts."""
         self.teacher = ""
         """The sha256 of the CLIP that the texts come from."""
-        self.made: dict[str, Any] = {}
+        self.provenance: dict[str, Any] = {}
         """What the training depends on beside the arguments."""
         self.epochs: int | None = None
         """How many epochs were trained, if a checkpoint was loaded."""
@@ -217,7 +199,7 @@ class TAB(LightningModule):
                 f"data.val_split {data.val_split}: set it to synthetic or none"
             )
         self.categories = list(categories)
-        self.made = {
+        self.provenance = {
             "data": data.dataset_name,
             "synthesis": None if data.synthesis is None else asdict(data.synthesis),
             "data_seed": data.seed,
@@ -235,8 +217,8 @@ class TAB(LightningModule):
                 self.classifier = nn.Linear(self.width, outputs)
                 return
             self._read_texts([data.words(category) for category in categories])
-            dim = self.normal.shape[1]
-            self.normal_head, self.abnormal_head = (self._make_head(dim) for _ in range(2))
+            sizes = (self.settings.name, self.width), (self.text.name, self.normal.shape[1])
+            self.normal_head, self.abnormal_head = (make_head(self.head, *sizes) for _ in range(2))
         if self.align == "normal":
             self.abnormal_head.requires_grad_(False)
 
@@ -255,19 +237,6 @@ class TAB(LightningModule):
         self.register_buffer("normal", texts.normal, persistent=False)
         abnormal = texts.normal if texts.abnormal is None else texts.abnormal
         self.register_buffer("abnormal", abnormal, persistent=False)
-
-    def _make_head(self, dim: int) -> nn.Module:
-        kind = self.head
-        if kind == "auto":
-            kind = "none" if dim == self.width else "projection"
-        if kind == "none" and dim != self.width:
-            raise ValueError(
-                f"model.head none: {self.settings.name} has {self.width} channels, "
-                f"{self.text.name} {dim}: set model.head to projection"
-            )
-        if kind == "projection":
-            return ProjectionHead(self.width, dim)
-        return nn.Identity() if kind == "none" else nn.Linear(self.width, dim)
 
     def configure_callbacks(self) -> list[Callback]:
         """Return one that logs how long the training waits for images."""
@@ -361,7 +330,7 @@ class TAB(LightningModule):
 
     def _keep(self, normal: Tensor, abnormal: Tensor, categories: list[str]) -> None:
         """Keep the features of the last batches, for the picture at the end."""
-        both = torch.stack([normal, abnormal], dim=1).detach().float()
+        both = torch.stack([normal, abnormal], dim=1).detach().float()  # (B, 2, C)
         self._last.append((both, categories))
         while sum(len(names) for _, names in self._last) - len(self._last[0][1]) >= PICTURED:
             self._last.popleft()
@@ -389,9 +358,9 @@ class TAB(LightningModule):
         sides = {"normal": normal} if abnormal is None else {"normal": normal, "abnormal": abnormal}
         figures: dict[str, Tensor] = {}
         for name, features in sides.items():
-            logits, wanted = self._judged(name, features, target, rng)
-            figures[f"loss_{name}"] = F.cross_entropy(logits, wanted)
-            figures[f"top1_{name}"] = (logits.argmax(dim=1) == wanted).float().mean()
+            logits, columns = self._judged(name, features, target, rng)
+            figures[f"loss_{name}"] = F.cross_entropy(logits, columns)
+            figures[f"top1_{name}"] = (logits.argmax(dim=1) == columns).float().mean()
         total = figures["loss_normal"] + figures.get("loss_abnormal", 0.0)
         return total, {name: value.detach() for name, value in figures.items()}
 
@@ -414,9 +383,9 @@ class TAB(LightningModule):
             self._headed("normal", normal, rng),
         )
         logits = alignment_logits(features, torch.cat([self.normal, self.abnormal]), self.scale())
-        wanted = target + defective * len(self.categories)
-        total = softmax_focal_loss(logits, wanted, gamma=2.0)
-        top1 = (logits.argmax(dim=1) == wanted).float().mean()
+        columns = target + defective * len(self.categories)
+        total = softmax_focal_loss(logits, columns, gamma=2.0)
+        top1 = (logits.argmax(dim=1) == columns).float().mean()
         return total, {"top1": top1}
 
     def configure_optimizers(self) -> Any:
@@ -425,28 +394,11 @@ class TAB(LightningModule):
         Raises:
             ValueError: If the end of the training is not known.
         """
-        settings = self.optim
-        trained = [p for p in self.parameters() if p.requires_grad]
-        if settings.name == "sgd":
-            optimizer: torch.optim.Optimizer = torch.optim.SGD(trained, settings.lr, momentum=0.9)
-        else:
-            optimizer = torch.optim.AdamW(trained, settings.lr, betas=(0.5, 0.999))
-        if settings.scheduler_t_max == "none":
+        optimizer = self.optim.optimizer([p for p in self.parameters() if p.requires_grad])
+        if self.optim.scheduler_t_max == "none":
             return optimizer
-        steps = self.trainer.estimated_stepping_batches
-        if math.isinf(steps) or not self.trainer.max_epochs or self.trainer.max_epochs < 0:
-            raise ValueError(
-                "TAB lowers its rate towards the end, which must be known: give trainer.max_epochs"
-            )
-        epochs = max(1, self.trainer.max_epochs // settings.passes)
-        length = epochs
-        if settings.scheduler_t_max == "official":
-            length = max(1, int(steps) // epochs)
-
-        def rate(done: int) -> float:
-            return 0.5 * (1 + math.cos(math.pi * (done // settings.passes) / length))
-
-        return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, rate)}
+        schedule = self.optim.schedule(optimizer, total_steps(self), total_epochs(self))
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     # -- what is kept ----------------------------------------------------------------------------
 
@@ -492,7 +444,7 @@ class TAB(LightningModule):
         return {
             "method": "TAB",
             **dict(self.hparams),
-            **self.made,
+            **self.provenance,
             "categories": self.categories,
             "epochs": epochs,
             "text_sha256": self.teacher,
@@ -504,7 +456,7 @@ class TAB(LightningModule):
         checkpoint["tab"] = {
             "categories": self.categories,
             "teacher": self.teacher,
-            "made": self.made,
+            "made": self.provenance,
             "epochs": self.current_epoch,
         }
 
@@ -514,53 +466,15 @@ class TAB(LightningModule):
         Raises:
             ValueError: If a fit goes on with others.
         """
-        made = checkpoint["tab"]
-        self.epochs = made["epochs"]
+        fitted = checkpoint["tab"]
+        self.epochs = fitted["epochs"]
         if not self.categories:  # loaded without a trainer: the heads are not needed any more
-            self.categories, self.teacher = made["categories"], made["teacher"]
-            self.made = made["made"]
+            self.categories, self.teacher = fitted["categories"], fitted["teacher"]
+            self.provenance = fitted["made"]
             kept = checkpoint["state_dict"].items()
             checkpoint["state_dict"] = {k: v for k, v in kept if not k.startswith(HEADS)}
-        if made["categories"] != self.categories or made["teacher"] != self.teacher:
+        if fitted["categories"] != self.categories or fitted["teacher"] != self.teacher:
             raise ValueError(
-                f"the checkpoint was made with the categories {', '.join(made['categories'])} and "
-                f"the texts of another CLIP or of other categories: go on with the same"
+                f"the checkpoint was made with the categories {', '.join(fitted['categories'])} "
+                f"and the texts of another CLIP or of other categories: go on with the same"
             )
-
-
-class ProjectionHead(nn.Module):
-    """Linear, a residual block with dropout, and a LayerNorm (the code's later state)."""
-
-    def __init__(self, width: int, dim: int, dropout: float = 0.5) -> None:
-        super().__init__()
-        self.project = nn.Linear(width, dim)
-        self.block = nn.Sequential(nn.ReLU(), nn.Linear(dim, dim))
-        self.norm = nn.LayerNorm(dim)
-        self.dropout = dropout
-
-    def forward(self, features: Tensor, rng: np.random.Generator | None = None) -> Tensor:
-        """Turn features ``(B, C)`` into ``(B, D)``; with a generator, some are dropped."""
-        projected = self.project(features)
-        change = self.block(projected)
-        if rng is not None:  # torch's own dropout draws globally, which no resume restores
-            kept = torch.from_numpy(rng.random(tuple(change.shape)) >= self.dropout)
-            change = change * kept.to(change) / (1 - self.dropout)
-        return self.norm(change + projected)
-
-
-def alignment_logits(features: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
-    """Return similarities of images and classes, ``(B, K)`` (equations 4 and 5).
-
-    Args:
-        features: ``(B, D)``, not normalised.
-        texts: ``(K, D)``.
-        scale: By what cosines are multiplied.
-    """
-    return scale * unit(features) @ texts.T
-
-
-def mean_cosine(rows: Tensor) -> float:
-    """Return the mean cosine between two different rows of ``(K, D)``."""
-    count = len(rows)
-    sums = unit(rows).sum(dim=0).square().sum()
-    return float((sums - count) / (count * (count - 1)))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
 from anomaly_clip.backbones.prompts import PromptEnsemble, RVSSettings, text_features
+from anomaly_clip.errors import check_above
 from anomaly_clip.maps import patches_to_map
 from anomaly_clip.methods.clip_method import CLIPMethod
 from anomaly_clip.metrics.evaluator import EvaluatorSettings
@@ -80,8 +81,7 @@ class WinCLIP(CLIPMethod):
         self.prompts = prompts
         self.scales = [2, 3] if scales is None else list(scales)
         self.temperature = temperature
-        if not temperature > 0:
-            raise ValueError(f"model.temperature must be above 0, got {temperature}")
+        check_above("model.temperature", temperature, 0)
         side = self.backbone.image_size // self.backbone.patch_size
         if not self.scales or min(self.scales) < 1 or max(self.scales) > side:
             raise ValueError(
@@ -119,7 +119,7 @@ class WinCLIP(CLIPMethod):
 
     def score(self, images: Tensor, categories: list[str]) -> Scores:
         """Score images ``(B, 3, H, W)`` of the given categories; see :meth:`score_with_text`."""
-        text = torch.stack([self.text(name) for name in categories])
+        text = torch.stack([self.text(name) for name in categories])  # (B, D, 2)
         memory = None
         if self._memory:
             memory = [self._memory[name] for name in categories]
@@ -191,7 +191,7 @@ class WinCLIP(CLIPMethod):
 
     def zero_shot_grid(self, seen: Embeddings, text: Tensor, image_score: Tensor) -> Tensor:
         """Return M0 ``(B, N)``: harmonic mean of the scales and of the image's own score."""
-        inverse = 1 / image_score.unsqueeze(1)
+        inverse = 1 / image_score.unsqueeze(1)  # (B, 1)
         for scale, embeddings in zip(self.scales, seen.windows, strict=True):
             scores = self.abnormal(embeddings, text)
             inverse = inverse + 1 / harmonic_map(scores, window_patches(self.side, scale))
@@ -200,9 +200,9 @@ class WinCLIP(CLIPMethod):
     def association_grid(self, seen: Embeddings, memory: Sequence[Embeddings]) -> Tensor:
         """Return M_ref ``(B, N)``: mean distance of patches and windows from the references."""
         assert seen.patches is not None
-        total = _nearest(seen.patches, [known.patches for known in memory])  # type: ignore[misc]
+        total = _nearest(seen.patches, [references.patches for references in memory])  # type: ignore[misc]
         for number, (scale, embeddings) in enumerate(zip(self.scales, seen.windows, strict=True)):
-            scores = _nearest(embeddings, [known.windows[number] for known in memory])
+            scores = _nearest(embeddings, [references.windows[number] for references in memory])
             total = total + harmonic_map(scores, window_patches(self.side, scale))
         return total / (len(self.scales) + 1)
 
@@ -219,8 +219,10 @@ def window_patches(side: int, scale: int) -> Tensor:
         >>> window_patches(3, 2)[1].tolist()
         [1, 2, 4, 5]
     """
-    grid = torch.arange(side * side).reshape(side, side)
-    return grid.unfold(0, scale, 1).unfold(1, scale, 1).reshape(-1, scale * scale)
+    grid = torch.arange(side * side).reshape(side, side)  # (side, side)
+    return (
+        grid.unfold(0, scale, 1).unfold(1, scale, 1).reshape(-1, scale * scale)
+    )  # (windows, k * k)
 
 
 def embed_windows(
@@ -239,21 +241,21 @@ def embed_windows(
     block = backbone.visual.transformer.resblocks[0]
     mixed = F.linear(block.ln_1(tokens), block.attn.in_proj_weight, block.attn.in_proj_bias)
     most = TOKENS_AT_ONCE["cpu" if tokens.device.type == "cpu" else "else"]
-    found = []
+    embeddings = []
     for patches in windows:
         first = torch.zeros(len(patches), 1, dtype=torch.int64)
         members = torch.cat([first, patches + 1], dim=1).to(tokens.device)  # (windows, 1 + k * k)
         several = max(1, most // (len(tokens) * members.shape[1]))
         parts = [_embed_some(backbone, tokens, mixed, part) for part in members.split(several)]
-        found.append(torch.cat(parts, dim=1))
-    return found
+        embeddings.append(torch.cat(parts, dim=1))
+    return embeddings
 
 
 def _embed_some(backbone: CLIPBackbone, tokens: Tensor, mixed: Tensor, members: Tensor) -> Tensor:
     """Embed some windows; ``mixed`` holds the first block's queries, keys and values."""
     blocks = backbone.visual.transformer.resblocks
     x = tokens[:, members].flatten(0, 1)  # (B * windows, 1 + k * k, W)
-    mixed = mixed[:, members].flatten(0, 1)
+    mixed = mixed[:, members].flatten(0, 1)  # (B * windows, 1 + k * k, 3 * W)
     width = x.shape[-1]
     for number, block in enumerate(blocks):
         attention, rows = block.attn, x.shape[1]
@@ -267,8 +269,10 @@ def _embed_some(backbone: CLIPBackbone, tokens: Tensor, mixed: Tensor, members: 
             first = F.linear(normed[:, :1], weight[:width], bias[:width])
             rest = F.linear(normed, weight[width:], bias[width:])
             parts = (first, *rest.split(width, dim=-1))
-        q, k, v = (one.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for one in parts)
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        q, k, v = (part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part in parts)
+        attended = (
+            F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        )  # (.., rows, W)
         x = x[:, :rows] + block.ls_1(attention.out_proj(attended))
         x += block.ls_2(block.mlp(block.ln_2(x)))
     return backbone.project(x[:, 0]).unflatten(0, (len(tokens), -1)).float()
@@ -282,9 +286,9 @@ def harmonic_map(scores: Tensor, patches: Tensor) -> Tensor:
         patches: See :func:`window_patches`.
     """
     patches = patches.to(scores.device)
-    index = patches.flatten()
+    index = patches.flatten()  # (windows * k * k,)
     count = torch.bincount(index)
-    inverse = (1 / scores).repeat_interleave(patches.shape[1], dim=1)
+    inverse = (1 / scores).repeat_interleave(patches.shape[1], dim=1)  # (B, windows * k * k)
     total = torch.zeros(len(scores), len(count), dtype=scores.dtype, device=scores.device)
     total = total.index_add(1, index, inverse)
     return count / total
@@ -303,4 +307,4 @@ def association(embeddings: Tensor, memory: Tensor) -> Tensor:
 def _nearest(embeddings: Tensor, memory: Sequence[Tensor]) -> Tensor:
     """Return :func:`association` image by image, ``(B, n)``."""
     pairs = zip(embeddings, memory, strict=True)
-    return torch.stack([association(own, known) for own, known in pairs]).clamp(min=0)
+    return torch.stack([association(rows, references) for rows, references in pairs]).clamp(min=0)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from anomaly_clip.metrics.image import Ranking
 
 __all__ = ["Bins", "Bounds"]
 
@@ -20,30 +23,16 @@ class Bins(NamedTuple):
     normal: NDArray[np.int64]
     regions: NDArray[np.float64]
 
-    @property
-    def defined(self) -> bool:
-        """Whether both classes occur."""
-        return bool(self.anomalous.any() and self.normal.any())
-
-    def auroc(self) -> float:
-        """Return the area under the ROC curve."""
-        below = 2 * self.anomalous.cumsum() - self.anomalous  # twice, as ties count half
-        total = 2 * int(self.anomalous.sum()) * int(self.normal.sum())
-        # Whole numbers are exact while they fit; then doubles, which keep 15 digits.
-        fits = total < 2**63
-        return float((below if fits else below.astype(np.float64)) @ self.normal) / total
-
-    def average_precision(self) -> float:
-        """Return the average precision, all of a key being tied."""
-        found, false = self.anomalous.cumsum(), self.normal.cumsum()
-        steps = self.anomalous > 0
-        precision = found[steps] / (found + false)[steps]
-        return float((self.anomalous[steps] * precision).sum() / found[-1])
-
-    def f1_max(self) -> float:
-        """Return the highest F1, all of a key being tied."""
-        found, false = self.anomalous.cumsum(), self.normal.cumsum()
-        return float((2 * found / (found + false + found[-1])).max())
+    def ranking(self) -> Ranking:
+        """Return the ranking of the pixels, all of a key being tied."""
+        some = self.anomalous > 0
+        false = self.normal.cumsum()
+        return Ranking(
+            tied=torch.from_numpy(self.anomalous[some]),
+            above=torch.from_numpy((false - self.normal)[some]),
+            at_least=torch.from_numpy(false[some]),
+            num_normal=int(self.normal.sum()),
+        )
 
     def pro(self, limit: float) -> float:
         """Return the area under PRO up to a false positive rate, by trapezoids."""
@@ -59,24 +48,25 @@ class Bins(NamedTuple):
     def bounds(self, limit: float) -> Bounds:
         """Return the lowest and the highest value of each figure for any order inside the keys."""
         p, n = self.anomalous, self.normal
-        found, false = p.cumsum(), n.cumsum()
-        num_found, num_normal = int(found[-1]), int(false[-1])
-        area = self.auroc()
+        true_positives, false_positives = p.cumsum(), n.cumsum()
+        num_found, num_normal = int(true_positives[-1]), int(false_positives[-1])
+        ranking = self.ranking()
+        area = ranking.auroc()
         slack = float((p * n.astype(np.float64)).sum()) / (2 * num_found * num_normal)
         # The first of a key's anomalous pixels behind all its normal ones; all before them, tied.
-        lowest = p * ((found - p + 1) / (found - p + 1 + false))
-        highest = p * (found / np.maximum(found + false - n, 1))
+        lowest = p * ((true_positives - p + 1) / (true_positives - p + 1 + false_positives))
+        highest = p * (true_positives / np.maximum(true_positives + false_positives - n, 1))
         width = n / num_normal
         start = np.concatenate([[0.0], width.cumsum()[:-1]])
         share = self.regions / self.regions.sum()
         overlap = self.pro(limit)
         cut = np.where(start < limit, width, 0)
         doubt = float((share * cut).sum()) / (2 * limit)
-        f1 = 2 * found / (false - n + found + num_found)
+        f1 = 2 * true_positives / (false_positives - n + true_positives + num_found)
         bounds = {
             "pixel_auroc": (area - slack, area + slack),
             "pixel_ap": (float(lowest.sum()) / num_found, float(highest.sum()) / num_found),
-            "pixel_f1_max": (self.f1_max(), float(f1.max())),
+            "pixel_f1_max": (ranking.f1_max(), float(f1.max())),
             "pixel_pro": (overlap - doubt, overlap + doubt),
         }
         return {name: (max(0.0, low), min(1.0, high)) for name, (low, high) in bounds.items()}

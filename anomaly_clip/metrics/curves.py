@@ -53,13 +53,13 @@ def image_curves(scores: NDArray[np.floating], anomalous: NDArray[np.bool_]) -> 
         anomalous: ``(n,)``.
     """
     distinct, place = np.unique(-scores, return_inverse=True)
-    found = np.bincount(place[anomalous], minlength=len(distinct))
-    false = np.bincount(place[~anomalous], minlength=len(distinct))
-    if not found.any() or not false.any():
+    anomalous_counts = np.bincount(place[anomalous], minlength=len(distinct))
+    normal_counts = np.bincount(place[~anomalous], minlength=len(distinct))
+    if not anomalous_counts.any() or not normal_counts.any():
         return {}
     return {
-        "image_roc": receiver_operating(found, false),
-        "image_pr": precision_recall(found, false),
+        "image_roc": receiver_operating(anomalous_counts, normal_counts),
+        "image_pr": precision_recall(anomalous_counts, normal_counts),
     }
 
 
@@ -91,10 +91,10 @@ def receiver_operating(anomalous: NDArray[Any], normal: NDArray[Any]) -> Curve:
 
 def precision_recall(anomalous: NDArray[Any], normal: NDArray[Any]) -> Curve:
     """Return the precision over the recall, from the first anomalous item found."""
-    found = anomalous.cumsum()
-    some = found > 0
-    precision = found[some] / (found + normal.cumsum())[some]
-    recall = found[some] / found[-1]
+    true_positives = anomalous.cumsum()
+    recalled = true_positives > 0
+    precision = true_positives[recalled] / (true_positives + normal.cumsum())[recalled]
+    recall = true_positives[recalled] / true_positives[-1]
     # A recall of 0 has no precision of its own; it takes that of the first item found.
     return _thinned(np.append(0.0, recall), np.append(precision[0], precision))
 
@@ -126,10 +126,14 @@ def sampled_counts(
     thresholds = np.unique(np.concatenate(drawn))
     below, missed = (np.searchsorted(values, thresholds) for values in (scores, defect))
     covered = np.concatenate([[0.0], weights.cumsum()])
-    found = len(defect) - missed[::-1]
-    false = len(scores) - below[::-1] - found
+    true_positives = len(defect) - missed[::-1]
+    false_positives = len(scores) - below[::-1] - true_positives
     overlap = covered[-1] - covered[missed[::-1]]
-    return np.diff(found, prepend=0), np.diff(false, prepend=0), np.diff(overlap, prepend=0.0)
+    return (
+        np.diff(true_positives, prepend=0),
+        np.diff(false_positives, prepend=0),
+        np.diff(overlap, prepend=0.0),
+    )
 
 
 def _shares(counts: NDArray[Any]) -> NDArray[np.float64]:
@@ -141,8 +145,8 @@ def _shares(counts: NDArray[Any]) -> NDArray[np.float64]:
 def _thinned(x: NDArray[np.float64], y: NDArray[np.float64]) -> Curve:
     """Keep points that lie about equally far apart along the curve, and both ends."""
     length = np.append(0.0, (np.abs(np.diff(x)) + np.abs(np.diff(y))).cumsum())
-    wanted = np.linspace(0, length[-1], NUM_POINTS)
-    places = np.unique(np.append(np.searchsorted(length, wanted - 1e-12), len(x) - 1))
+    targets = np.linspace(0, length[-1], NUM_POINTS)
+    places = np.unique(np.append(np.searchsorted(length, targets - 1e-12), len(x) - 1))
     return Curve(*(values[places].round(5).tolist() for values in (x, y)))
 
 

@@ -6,12 +6,14 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from anomaly_clip.errors import check_at_least
 from anomaly_clip.metrics.bins import Bounds
 from anomaly_clip.metrics.curves import Curves, image_curves
 from anomaly_clip.metrics.image import auroc, average_precision, bootstrap_auroc, f1_max
@@ -20,8 +22,8 @@ from anomaly_clip.metrics.pixel import (
     PixelHistogram,
     PixelRanking,
     PixelResult,
+    concatenated,
     gather_any,
-    joined,
 )
 from anomaly_clip.metrics.pro import check_pro_options
 from anomaly_clip.records import Batch, Scores
@@ -80,8 +82,8 @@ class EvaluatorSettings:
         check_pro_options(self.fpr_limit, self.pro_steps)
         if self.exact and self.fine:
             raise ValueError("evaluator.fine counts and evaluator.exact ranks: choose one")
-        if self.bootstrap is not None and self.bootstrap < 1:
-            raise ValueError(f"evaluator.bootstrap must be 1 or more, got {self.bootstrap}")
+        if self.bootstrap is not None:
+            check_at_least("evaluator.bootstrap", self.bootstrap, 1)
 
 
 class Results(TypedDict):
@@ -242,7 +244,7 @@ class Evaluator(Metric):
             ValueError: If no image was seen, or the pixels of one by two processes.
         """
         images = self.images = self._image_scores()
-        pixel_index = joined(self.pixel_index)
+        pixel_index = concatenated(self.pixel_index)
         distinct, times = pixel_index.unique(return_counts=True)
         if (times > 1).any():
             twice = int(distinct[times > 1][0])
@@ -292,23 +294,23 @@ class Evaluator(Metric):
 
     def _image_scores(self) -> ImageScores:
         seen = self._unique()
-        rows, parts = joined(self.row)[seen], joined(self.parts)[seen]
-        score = joined(self.score)[seen]
+        rows, parts = concatenated(self.row)[seen], concatenated(self.parts)[seen]
+        score = concatenated(self.score)[seen]
         if parts.shape[1]:
             for row in rows.unique():
                 members = rows == row
                 score[members] = _min_max(parts[members]).sum(dim=1)
         return ImageScores(
-            index=joined(self.index)[seen],
+            index=concatenated(self.index)[seen],
             category=[self.categories[row] for row in rows],
-            label=joined(self.label)[seen],
+            label=concatenated(self.label)[seen],
             score=score,
             parts=parts,
         )
 
     def _unique(self) -> Tensor:
         """Return where each image was seen first, in the order of the listing."""
-        index = joined(self.index)
+        index = concatenated(self.index)
         if not len(index):
             raise ValueError("Evaluator: no image was evaluated, so there are no figures")
         _, inverse = index.unique(return_inverse=True)
@@ -345,7 +347,7 @@ def _mean(rows: Iterable[Figures]) -> Figures:
     mean: Figures = {}
     for name in rows[0]:
         values = [value for row in rows if (value := row[name]) is not None]
-        mean[name] = math.fsum(values) / len(values) if values else None
+        mean[name] = fmean(values) if values else None
     return mean
 
 
@@ -359,7 +361,7 @@ def _mean_bounds(categories: dict[str, Figures], intervals: dict[str, Bounds]) -
             if (value := figures[name]) is not None
         ]
         if ends:
-            low, high = (math.fsum(column) / len(ends) for column in zip(*ends, strict=True))
+            low, high = (fmean(column) for column in zip(*ends, strict=True))
             bounds[name] = (low, high)
     return bounds
 

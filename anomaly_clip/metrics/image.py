@@ -63,16 +63,18 @@ class Ranking(NamedTuple):
         """See :func:`average_precision`."""
         if not self.defined:
             return math.nan
-        found = self.found.double()
-        precision = found / (found + self.at_least)
+        true_positives = self.found.double()
+        precision = true_positives / (true_positives + self.at_least)
         return float((self.tied * precision).sum() / self.num_anomalous)
 
     def f1_max(self) -> float:
         """See :func:`f1_max`."""
         if not self.defined:
             return math.nan
-        found = self.found.double()
-        return float((2 * found / (found + self.at_least + self.num_anomalous)).max())
+        true_positives = self.found.double()
+        return float(
+            (2 * true_positives / (true_positives + self.at_least + self.num_anomalous)).max()
+        )
 
 
 def auroc(scores: Tensor, target: Tensor) -> float:
@@ -179,10 +181,10 @@ def _ranking(tied: Tensor, below: Tensor, not_above: Tensor, num_scores: int) ->
 
     So the normal ones need not be picked out and copied, which costs as much as sorting them.
     """
-    found = tied.cumsum(dim=0)
+    true_positives = tied.cumsum(dim=0)
     num_anomalous = int(tied.sum())
-    at_least = (num_scores - below) - (num_anomalous - found + tied)
-    above = (num_scores - not_above) - (num_anomalous - found)
+    at_least = (num_scores - below) - (num_anomalous - true_positives + tied)
+    above = (num_scores - not_above) - (num_anomalous - true_positives)
     return Ranking(tied.flip(0), above.flip(0), at_least.flip(0), num_scores - num_anomalous)
 
 

@@ -20,7 +20,7 @@ __all__ = [
     "CHUNK",
     "FINE",
     "FLOAT16",
-    "KINDS",
+    "KEY_KINDS",
     "count_keys",
     "count_with_opencv",
     "defect_weights",
@@ -34,7 +34,7 @@ __all__ = [
 CHUNK = 1 << 22
 """Pixels that are converted at once; `cv2.calcHist` counts in float32, exact up to 2^24."""
 
-KINDS = FLOAT16, BFLOAT16, FINE = 1, 2, 3
+KEY_KINDS = FLOAT16, BFLOAT16, FINE = 1, 2, 3
 """Kinds of key."""
 FINE_EXPONENTS = (-44, 19)
 """Binary exponents that a fine key tells apart; smaller scores tie with 0, larger ones with each
@@ -67,7 +67,7 @@ def count_with_opencv(maps: Tensor, masks: Tensor, kind: int, num_keys: int) -> 
     half = maps.to(torch.bfloat16 if kind == BFLOAT16 else torch.float16)
     keys = half.contiguous().view(torch.int16).numpy().view(np.uint16)
     counts = torch.zeros(num_keys, dtype=torch.int64)
-    flat = keys.reshape(1, -1)
+    flat = keys.reshape(1, -1)  # (1, pixels), as calcHist takes them
     for start in range(0, flat.shape[1], CHUNK):
         part = flat[:, start : start + CHUNK]
         histogram = cv2.calcHist([part], [0], None, [num_keys], [0, num_keys])
@@ -140,8 +140,8 @@ def key_edges(keys: NDArray[np.int64], kind: int) -> NDArray[np.float64]:
 
         def value(size: NDArray[np.int64]) -> NDArray[np.float64]:
             patterns = (size + ((127 + lowest) << FINE_DIGITS)) << (23 - FINE_DIGITS)
-            found = patterns.astype(np.uint32).view(np.float32).astype(np.float64)
-            return np.where(size == 0, 0.0, np.where(size == half, np.inf, found))
+            scores = patterns.astype(np.uint32).view(np.float32).astype(np.float64)
+            return np.where(size == 0, 0.0, np.where(size == half, np.inf, scores))
 
         near, far = value(size), value(size + 1)
         return np.where(negative, np.stack([-far, -near]), np.stack([near, far]))

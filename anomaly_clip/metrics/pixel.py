@@ -42,7 +42,7 @@ from anomaly_clip.metrics.keys import (
     CHUNK,
     FINE,
     FLOAT16,
-    KINDS,
+    KEY_KINDS,
     count_keys,
     count_with_opencv,
     defect_weights,
@@ -130,7 +130,7 @@ class PixelHistogram(Metric):
             dtype = torch.float64 if name == "regions" else torch.int64
             self._add_zeros(name, (num_rows, self.num_keys), dtype)
         # How many pixels have which kind of key, and how many of a row were rounded for it.
-        self._add_zeros("kinds", (len(KINDS),), torch.int64)
+        self._add_zeros("kinds", (len(KEY_KINDS),), torch.int64)
         self._add_zeros("rounded", (num_rows,), torch.int64)
         # The negated lowest and the highest score, so that both merge by the maximum.
         worst = torch.full((num_rows, 2), -math.inf, dtype=torch.float64)
@@ -182,7 +182,7 @@ class PixelHistogram(Metric):
             chosen = (rows == row).nonzero().squeeze(1)
             same = slice(None) if len(chosen) == len(rows) else chosen.to(maps.device)
             self._add(row, maps[same], masks[same], kind)
-        self.kinds[KINDS.index(kind)] += maps.numel()
+        self.kinds[KEY_KINDS.index(kind)] += maps.numel()
 
     def _add(self, row: int, maps: Tensor, masks: Tensor, kind: int) -> None:
         on_cpu = maps.device.type == "cpu" and kind != FINE
@@ -197,8 +197,8 @@ class PixelHistogram(Metric):
                 self.regions[row] += regions.to(self.regions.device)
             if self.pro_steps is not None:
                 low, high = part.aminmax()
-                found = torch.stack([-low, high]).to(self.extremes)
-                self.extremes[row] = self.extremes[row].maximum(found)
+                extremes = torch.stack([-low, high]).to(self.extremes)
+                self.extremes[row] = self.extremes[row].maximum(extremes)
         # A fine key has all digits of half precision, but not all exponents of bfloat16.
         exact = (torch.float16,) if self.fine else (torch.float16, torch.bfloat16)
         if maps.dtype not in exact:
@@ -211,12 +211,14 @@ class PixelHistogram(Metric):
         Raises:
             ValueError: If pixels of two kinds were counted, by one process or by several.
         """
-        found = [kind for kind, count in zip(KINDS, self.kinds.tolist(), strict=True) if count]
-        if len(found) > 1:
+        counted = [
+            kind for kind, count in zip(KEY_KINDS, self.kinds.tolist(), strict=True) if count
+        ]
+        if len(counted) > 1:
             raise ValueError(
                 "PixelHistogram: bfloat16 scores and others cannot be counted together"
             )
-        return found[0] if found else KINDS[0]
+        return counted[0] if counted else KEY_KINDS[0]
 
     def compute(self) -> list[PixelResult]:
         """Return the figures of all rows."""
@@ -235,14 +237,15 @@ class PixelHistogram(Metric):
             regions=regions[occupied],
         )
         figures: dict[str, float | None] = dict.fromkeys(PIXEL_FIGURES)
-        if not bins.defined:
+        ranking = bins.ranking()
+        if not ranking.defined:
             return PixelResult(figures, {})
         curves = pixel_curves(*bins, fpr_limit=self.fpr_limit)
         exact = not int(self.rounded[row])
         bounds = bins.bounds(self.fpr_limit)
-        figures["pixel_auroc"] = bins.auroc()
-        figures["pixel_ap"] = bins.average_precision() if exact else sum(bounds["pixel_ap"]) / 2
-        figures["pixel_f1_max"] = bins.f1_max()
+        figures["pixel_auroc"] = ranking.auroc()
+        figures["pixel_ap"] = ranking.average_precision() if exact else sum(bounds["pixel_ap"]) / 2
+        figures["pixel_f1_max"] = ranking.f1_max()
         if self.pro_steps is None:
             figures["pixel_pro"] = bins.pro(self.fpr_limit)
         else:
@@ -332,9 +335,10 @@ class PixelRanking(Metric):
         maps, masks = maps.detach().cpu(), masks.cpu()
         for row in rows.unique().tolist():
             chosen = (rows == row).nonzero().squeeze(1)
-            own, mask = maps[chosen], masks[chosen].numpy()  # copies, so that nothing else is kept
-            self._state("scores", row).append(own.flatten())
-            hit = [one[m] for one, m in zip(own, mask, strict=True) if m.any()]
+            # Copies, so that nothing else is kept.
+            scores, mask = maps[chosen], masks[chosen].numpy()  # (b, h, w) each
+            self._state("scores", row).append(scores.flatten())
+            hit = [values[m] for values, m in zip(scores, mask, strict=True) if m.any()]
             weights = defect_weights(mask)
             if weights is not None:
                 self._state("defect", row).append(torch.cat(hit))
@@ -347,7 +351,7 @@ class PixelRanking(Metric):
     def _figures(self, row: int) -> PixelResult:
         figures: dict[str, float | None] = dict.fromkeys(PIXEL_FIGURES)
         scores, defect, weight = (
-            joined(self._state(name, row)) for name in ("scores", "defect", "weight")
+            concatenated(self._state(name, row)) for name in ("scores", "defect", "weight")
         )
         if not 0 < len(defect) < len(scores):
             return PixelResult(figures, {})
@@ -390,7 +394,7 @@ def check_pixels(
             f"metrics: expected floating maps and bool masks, got {maps.dtype} and {masks.dtype}"
         )
     if not is_finite(maps):
-        wrong = next(i for i, one in enumerate(maps) if not is_finite(one))
+        wrong = next(i for i, scores in enumerate(maps) if not is_finite(scores))
         name = f"map {wrong} of the batch" if names is None else names[wrong]
         raise ValueError(f"metrics: {name} has a score that is NaN or infinite")
     if rows is None:
@@ -415,7 +419,7 @@ def gather_any(tensor: Tensor, group: Any = None) -> list[Tensor]:
     return [part.to(tensor.device) for part in kept or [tensor]]
 
 
-def joined(state: list[Tensor] | Tensor) -> Tensor:
+def concatenated(state: list[Tensor] | Tensor) -> Tensor:
     """Return a state as one tensor; torchmetrics keeps it as a list until it is synchronised."""
     if isinstance(state, Tensor):
         return state

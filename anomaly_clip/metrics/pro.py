@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from anomaly_clip.errors import check_between
 from anomaly_clip.metrics.image import Ranking, as_array, check_scores, rank_sorted
 
 __all__ = [
@@ -100,8 +101,7 @@ def check_pro_options(fpr_limit: float, pro_steps: int | None) -> None:
     Raises:
         ValueError: If one is out of its range.
     """
-    if not 0 < fpr_limit <= 1:
-        raise ValueError(f"fpr_limit must be in (0, 1], got {fpr_limit}")
+    check_between("fpr_limit", fpr_limit, 0, 1, open_low=True)
     if pro_steps is not None and pro_steps < 2:
         raise ValueError(f"pro_steps must be null or 2 and more, got {pro_steps}")
 

@@ -45,7 +45,7 @@ def _fits(value: Any, hint: Any) -> bool:
         if not isinstance(value, tuple):
             return False
         if len(parts) == 2 and parts[1] is Ellipsis:
-            return all(_fits(one, parts[0]) for one in value)
+            return all(_fits(element, parts[0]) for element in value)
         return len(value) == len(parts) and all(map(_fits, value, parts))
     if hint is float:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -70,4 +70,6 @@ def _described(hint: Any) -> str:
 
 
 def _tuples(value: Any) -> Any:
-    return tuple(_tuples(one) for one in value) if isinstance(value, (list, tuple)) else value
+    return (
+        tuple(_tuples(element) for element in value) if isinstance(value, (list, tuple)) else value
+    )

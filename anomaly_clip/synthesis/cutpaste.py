@@ -9,11 +9,12 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
+from anomaly_clip.errors import check_between
 from anomaly_clip.records import Synthetic
 from anomaly_clip.synthesis.checks import check_fields, check_image
 from anomaly_clip.synthesis.masks import tightened
+from anomaly_clip.synthesis.recipe import Image, Mask, Recipe
 
 __all__ = ["CutPaste", "jittered"]
 
@@ -21,12 +22,9 @@ SIDE = 256  # pixels of the images that a scar's size is given for
 MOST_SHARED = 0.5  # intersection over union of where a patch comes from and where it goes
 TRIES = 20
 
-Image = NDArray[np.uint8]
-Mask = NDArray[np.bool_]
-
 
 @dataclass(frozen=True)
-class CutPaste:
+class CutPaste(Recipe):
     """The generator; call it with an image and a random generator.
 
     Args:
@@ -63,8 +61,7 @@ class CutPaste:
                 raise ValueError(f"{name} {getattr(self, name)}: expected 0 < smallest <= largest")
         if self.area[1] > 1:
             raise ValueError(f"area {self.area}: at most 1, the whole image")
-        if not 0 <= self.jitter <= 0.5:
-            raise ValueError(f"jitter must be in [0, 0.5], got {self.jitter}")
+        check_between("jitter", self.jitter, 0, 0.5)
 
     def __call__(
         self,
@@ -73,20 +70,7 @@ class CutPaste:
         donor: Callable[[], Image] | None = None,
         foreground: Mask | None = None,
     ) -> Synthetic:
-        """Return the image with a defect.
-
-        Args:
-            image: ``(H, W, 3)``, normal.
-            rng: Draws all.
-            donor: Not used: pieces come from the image itself.
-            foreground: ``(H, W)``; pieces are pasted with their centre inside. Default: anywhere.
-
-        Returns:
-            If the change cannot be seen: the image as it was, an empty mask, ``failed`` in info.
-
-        Raises:
-            ValueError: If the image is none.
-        """
+        """Paste a piece of the image with its centre in the foreground; see :class:`Recipe`."""
         check_image(image)
         kind = self.kind
         if kind == "union":
@@ -194,16 +178,16 @@ def _corner(
         chosen = int(rng.integers(len(rows)))
         centre = (int(rows[chosen]), int(columns[chosen]))
         top, left = (
-            int(np.clip(at - own // 2, 0, most))
-            for at, own, most in zip(centre, shape, free, strict=True)
+            int(np.clip(at - length // 2, 0, most))
+            for at, length, most in zip(centre, shape, free, strict=True)
         )
         return top, left
     return int(rng.integers(free[0] + 1)), int(rng.integers(free[1] + 1))
 
 
-def _overlap(one: tuple[int, int], other: tuple[int, int], shape: tuple[int, int]) -> float:
+def _overlap(first: tuple[int, int], second: tuple[int, int], shape: tuple[int, int]) -> float:
     """Return the intersection over union of two boxes of one shape."""
     shared = math.prod(
-        max(0, own - abs(a - b)) for a, b, own in zip(one, other, shape, strict=True)
+        max(0, length - abs(a - b)) for a, b, length in zip(first, second, shape, strict=True)
     )
     return shared / (2 * math.prod(shape) - shared)

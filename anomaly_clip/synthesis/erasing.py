@@ -8,23 +8,21 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from anomaly_clip.errors import check_at_least
 from anomaly_clip.records import Synthetic
 from anomaly_clip.synthesis.checks import check_fields, check_image
 from anomaly_clip.synthesis.masks import tightened
+from anomaly_clip.synthesis.recipe import Image, Mask, Recipe
 
 __all__ = ["Erasing"]
 
 TRIES = 10
 FILLS = ("black", "mean", "colour", "noise")
 
-Image = NDArray[np.uint8]
-Mask = NDArray[np.bool_]
-
 
 @dataclass(frozen=True)
-class Erasing:
+class Erasing(Recipe):
     """The generator; call it with an image and a random generator.
 
     Args:
@@ -64,8 +62,8 @@ class Erasing:
                 raise ValueError(f"{name} {getattr(self, name)}: expected 0 < smallest <= largest")
         if self.area[1] > 1:
             raise ValueError(f"area {self.area}: at most 1, the whole image")
-        if self.grid < 1 or self.groups < 1:
-            raise ValueError(f"grid {self.grid} and groups {self.groups} must be 1 or more")
+        check_at_least("grid", self.grid, 1)
+        check_at_least("groups", self.groups, 1)
 
     def __call__(
         self,
@@ -74,21 +72,7 @@ class Erasing:
         donor: Callable[[], Image] | None = None,
         foreground: Mask | None = None,
     ) -> Synthetic:
-        """Return the image with a defect.
-
-        Args:
-            image: ``(H, W, 3)``, normal.
-            rng: Draws all.
-            donor: Not used.
-            foreground: ``(H, W)``; rectangles have their centre inside, cells reach into it.
-                Default: anywhere.
-
-        Returns:
-            If the change cannot be seen: the image as it was, an empty mask, ``failed`` in info.
-
-        Raises:
-            ValueError: If the image is none.
-        """
+        """Fill rectangles with their centre in the foreground, or cells that reach into it."""
         check_image(image)
         shape = (image.shape[0], image.shape[1])
         if self.kind == "cells":

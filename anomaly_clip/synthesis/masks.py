@@ -52,9 +52,9 @@ def foreground_of(image: NDArray[np.uint8]) -> NDArray[np.bool_]:
     frame[edge:-edge, edge:-edge] = False
     distance = np.linalg.norm(lab - np.median(lab[frame], axis=0), axis=2)
     scaled = (distance * (255 / max(float(distance.max()), 1e-6))).astype(np.uint8)
-    _, found = cv2.threshold(scaled, 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+    _, bright = cv2.threshold(scaled, 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
     kernel = np.ones((OBJECT_CLOSING, OBJECT_CLOSING), np.uint8)
-    filled = binary_fill_holes(cv2.morphologyEx(found, cv2.MORPH_CLOSE, kernel))
+    filled = binary_fill_holes(cv2.morphologyEx(bright, cv2.MORPH_CLOSE, kernel))
     mask = np.asarray(filled, bool)
     low, high = SHARES
     return mask if low <= mask.mean() <= high else np.ones_like(mask)

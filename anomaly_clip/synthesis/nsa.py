@@ -14,20 +14,19 @@ from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
+from anomaly_clip.errors import check_at_least, check_between
 from anomaly_clip.records import Synthetic
 from anomaly_clip.synthesis.checks import check_fields, check_image
 from anomaly_clip.synthesis.masks import foreground_of
 from anomaly_clip.synthesis.nsa_labels import LabelKind, label_of
 from anomaly_clip.synthesis.poisson import Gradients, blend, blend_opencv
+from anomaly_clip.synthesis.recipe import Image, Mask, Recipe
 
-__all__ = ["NSA", "Bounds", "Mode"]
+__all__ = ["NSA", "Interval", "Mode"]
 
 Mode = Literal["normal", "mixed", "mix", "swap", "uniform"]
-Bounds = tuple[float, float]
-Image = NDArray[np.uint8]
-Mask = NDArray[np.bool_]
+Interval = tuple[float, float]
 
 TRIES = 200  # of a place that holds enough of an object
 LEAST_PIXELS = 50  # of a patch
@@ -35,7 +34,7 @@ ASPECTS = ((0.3, 1.0), (1.0, 3.3))  # width over height, by a coin
 OBJECT_BLUR = 7  # side of the median that smooths object masks
 
 
-class Patch(NamedTuple):
+class SourcePatch(NamedTuple):
     """A piece of the source."""
 
     image: Image
@@ -53,7 +52,7 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True)
-class NSA:
+class NSA(Recipe):
     """The generator; call it with an image, a random generator and a donor.
 
     Args:
@@ -88,11 +87,11 @@ class NSA:
         ((64, 64, 3), True)
     """
 
-    bounds: tuple[Bounds, Bounds] = ((0.03, 0.4), (0.03, 0.4))
+    bounds: tuple[Interval, Interval] = ((0.03, 0.4), (0.03, 0.4))
     gamma: tuple[float, float, float] | None = (2.0, 0.05, 0.03)
-    area: Bounds | None = None
+    area: Interval | None = None
     num_patches: int = 4
-    resize: Bounds | None = (0.5, 2.0)
+    resize: Interval | None = (0.5, 2.0)
     shift: bool = True
     same: bool = False
     mode: Mode = "normal"
@@ -119,12 +118,11 @@ class NSA:
             raise ValueError(f"resize {self.resize}: expected 0 < smallest <= largest")
         if self.gamma is not None and min(self.gamma[:2]) <= 0:
             raise ValueError(f"gamma {self.gamma}: shape and scale must be above 0")
-        for name, least in (("num_patches", 1), ("ellipses", 0), ("require_change", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
-        for name in ("least_object", "least_overlap"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        check_at_least("num_patches", self.num_patches, 1)
+        check_at_least("ellipses", self.ellipses, 0)
+        check_at_least("require_change", self.require_change, 0)
+        check_between("least_object", self.least_object, 0, 1, open_high=True)
+        check_between("least_overlap", self.least_overlap, 0, 1, open_high=True)
         if not self.shift and self.resize is not None:
             raise ValueError("without shift a patch keeps its place, so resize must be left out")
         if self.label == "continuous" and self.mode != "uniform":
@@ -137,17 +135,10 @@ class NSA:
         donor: Callable[[], Image] | None = None,
         foreground: Mask | None = None,
     ) -> Synthetic:
-        """Return the image with a defect.
+        """Blend pieces of a donor, or of the image for ``same``, into the image.
 
-        Args:
-            image: ``(H, W, 3)``, normal.
-            rng: Draws all.
-            donor: Returns another normal image of the same kind and size; not needed for ``same``.
-            foreground: ``(H, W)``, what of the image is an object; the donor's is guessed likewise.
-                Not used with ``background``, which says it of both.
-
-        Raises:
-            ValueError: If the image is none, or a donor is needed and missing, or of another size.
+        The foreground is what of the image is an object; the donor's is guessed likewise. With
+        ``background``, which decides for both, it is not used. See :class:`Recipe`.
         """
         check_image(image)
         if donor is None and not self.same:
@@ -158,12 +149,12 @@ class NSA:
         objects: tuple[Mask | None, Mask | None] = (self._object(source), self._object(image))
         if foreground is not None and not self.background:
             objects = (foreground_of(source), foreground)
-        made = self._once(image, source, objects, rng)
+        result = self._once(image, source, objects, rng)
         for _ in range(self.require_change):
-            if made.mask.any():
+            if result.mask.any():
                 break
-            made = self._once(image, source, objects, rng)
-        return made
+            result = self._once(image, source, objects, rng)
+        return result
 
     def _once(
         self,
@@ -259,7 +250,7 @@ class NSA:
             for (low, high), size in zip(self.bounds, side, strict=True)
         ]
 
-    def _cut(self, source: Image, inside: Mask | None, rng: np.random.Generator) -> Patch:
+    def _cut(self, source: Image, inside: Mask | None, rng: np.random.Generator) -> SourcePatch:
         """Cut a patch out of the source (steps 3 and 4)."""
         side = (source.shape[0], source.shape[1])
         limits = self._limits(side)
@@ -282,10 +273,10 @@ class NSA:
         if self.ellipses:
             mask = self._ellipses((image.shape[0], image.shape[1]), limits, halves, rng)
         corner = (box[0].start, box[1].start)
-        return Patch(image, mask, None if inside is None else inside[box], corner)
+        return SourcePatch(image, mask, None if inside is None else inside[box], corner)
 
     def _inside(
-        self, side: tuple[int, int], area: Bounds, rng: np.random.Generator
+        self, side: tuple[int, int], area: Interval, rng: np.random.Generator
     ) -> tuple[slice, slice]:
         """Draw a rectangle by its area and aspect, fully inside."""
         aspect = rng.uniform(*ASPECTS[int(rng.integers(len(ASPECTS)))])
@@ -294,9 +285,9 @@ class NSA:
         spans = []
         for size, drawn in zip(side, shape, strict=True):
             # Its twin at the destination must lie inside with a pixel to spare.
-            own = int(np.clip(round(drawn), 1, max(1, size - 3)))
-            start = int(rng.integers(size - own + 1))
-            spans.append(slice(start, start + own))
+            length = int(np.clip(round(drawn), 1, max(1, size - 3)))
+            start = int(rng.integers(size - length + 1))
+            spans.append(slice(start, start + length))
         return spans[0], spans[1]
 
     def _ellipses(
@@ -319,8 +310,8 @@ class NSA:
         return mask.astype(bool)
 
     def _scaled(
-        self, patch: Patch, bounds: Bounds, shape: tuple[int, ...], rng: np.random.Generator
-    ) -> Patch:
+        self, patch: SourcePatch, bounds: Interval, shape: tuple[int, ...], rng: np.random.Generator
+    ) -> SourcePatch:
         """Scale a patch (step 5).
 
         The bounds of half sizes bound the full size here, as published: a pasted patch is never
@@ -342,7 +333,7 @@ class NSA:
 
     def _placed(
         self,
-        patch: Patch,
+        patch: SourcePatch,
         inside: Mask | None,
         shape: tuple[int, ...],
         rng: np.random.Generator,
@@ -354,12 +345,12 @@ class NSA:
             return slice(top, top + height), slice(left, left + width)
         for _ in range(TRIES):
             spans = []
-            for size, own in zip(shape[:2], (height, width), strict=True):
-                low, high = own // 2 + 1, size - own // 2 - 1
+            for size, length in zip(shape[:2], (height, width), strict=True):
+                low, high = length // 2 + 1, size - length // 2 - 1
                 if high <= low:
                     raise Refused("larger than the image")
                 centre = int(rng.integers(low, high))
-                spans.append(slice(centre - own // 2, centre + (own + 1) // 2))
+                spans.append(slice(centre - length // 2, centre + (length + 1) // 2))
             box = (spans[0], spans[1])
             if inside is None or patch.object is None:
                 return box

@@ -75,10 +75,10 @@ def label_of(
 
 
 def total_where(
-    one: NDArray[np.uint8], other: NDArray[np.uint8], changed: NDArray[np.uint8]
+    before: NDArray[np.uint8], after: NDArray[np.uint8], changed: NDArray[np.uint8]
 ) -> NDArray[np.uint16]:
     """Return the absolute difference summed over the channels where a pixel counts as changed."""
-    total: NDArray[np.uint16] = cv2.absdiff(one, other).sum(axis=2, dtype=np.uint16) * changed
+    total: NDArray[np.uint16] = cv2.absdiff(before, after).sum(axis=2, dtype=np.uint16) * changed
     return total
 
 
@@ -99,13 +99,13 @@ def median_over_disk(
     positive = (padded > 0).astype(np.float32)
     count = cv2.filter2D(positive, cv2.CV_32F, around.astype(np.float32))
     count = count[radius:-radius, radius:-radius]
-    asked = count > half
+    undecided = count > half
     if where is not None:
-        asked &= where
+        undecided &= where
     result = np.zeros_like(values)
     down, right = np.nonzero(around)
     width, flat = padded.shape[1], padded.ravel()
-    places = np.flatnonzero(asked)
+    places = np.flatnonzero(undecided)
     for start in range(0, len(places), AT_ONCE):
         some = places[start : start + AT_ONCE]
         rows, columns = np.divmod(some, values.shape[1])

@@ -15,8 +15,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from anomaly_clip.errors import check_at_least, check_between
 from anomaly_clip.records import Synthetic
 from anomaly_clip.synthesis.checks import check_fields, check_image
+from anomaly_clip.synthesis.recipe import Image, Mask, Recipe
 from anomaly_clip.synthesis.textures import Source, augmented, texture
 
 __all__ = ["Perlin", "perlin_noise"]
@@ -24,13 +26,11 @@ __all__ = ["Perlin", "perlin_noise"]
 LARGEST = 5  # exponent: at most 2 ** 5 cells an axis
 STEP = 2**LARGEST  # noise is made at a multiple of it and cut
 
-Image = NDArray[np.uint8]
-Mask = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Perlin:
+class Perlin(Recipe):
     """The generator; call it with an image and a random generator.
 
     Args:
@@ -58,12 +58,9 @@ class Perlin:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if not -1 < self.threshold < 1:
-            raise ValueError(f"threshold must be in (-1, 1), got {self.threshold}")
-        if not 0 < self.least_opacity <= 1:
-            raise ValueError(f"least_opacity must be in (0, 1], got {self.least_opacity}")
-        if self.num_changes < 0:
-            raise ValueError(f"num_changes must be 0 or more, got {self.num_changes}")
+        check_between("threshold", self.threshold, -1, 1, open_low=True, open_high=True)
+        check_between("least_opacity", self.least_opacity, 0, 1, open_low=True)
+        check_at_least("num_changes", self.num_changes, 0)
         if self.source == "folder" and self.folder is None:
             raise ValueError("source folder: name it with folder")
 
@@ -74,17 +71,7 @@ class Perlin:
         donor: Callable[[], Image] | None = None,
         foreground: Mask | None = None,
     ) -> Synthetic:
-        """Return the image with a defect; the mask may be empty.
-
-        Args:
-            image: ``(H, W, 3)``, normal.
-            rng: Draws all.
-            donor: Not used.
-            foreground: ``(H, W)``; no defect is outside. Default: anywhere.
-
-        Raises:
-            ValueError: If the image is none.
-        """
+        """Lay a texture over the image, nowhere outside the foreground; the mask may be empty."""
         check_image(image)
         height, width = image.shape[:2]
         cells = tuple(int(2 ** rng.integers(0, LARGEST + 1)) for _ in range(2))

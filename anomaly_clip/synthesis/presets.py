@@ -17,10 +17,9 @@ from anomaly_clip.synthesis.cutpaste import CutPaste
 from anomaly_clip.synthesis.erasing import Erasing
 from anomaly_clip.synthesis.nsa import NSA
 from anomaly_clip.synthesis.perlin import Perlin
+from anomaly_clip.synthesis.recipe import Recipe
 
-__all__ = ["NSA_CLASSES", "PRESETS", "Recipe", "preset"]
-
-Recipe = NSA | CutPaste | Erasing | Perlin
+__all__ = ["NSA_CLASSES", "PRESETS", "preset"]
 
 _WHOLE = (0.03, 0.40)
 _BRIGHT, _DARK = ((200.0, 60.0),), ((20.0, 20.0),)  # background: brightness and threshold
@@ -66,7 +65,7 @@ NSA_CLASSES: dict[str, dict[str, Any]] = {
 }
 """Settings of the NSA authors by class of MVTec-AD; height before width."""
 
-TAB = {
+NSA_TAB = {
     "bounds": ((0.05, 0.20), (0.05, 0.20)),
     "gamma": (2.0, 0.07, 0.05),
     "num_patches": 1,
@@ -77,7 +76,7 @@ TAB = {
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "nsa": {
-        "tab": TAB,
+        "tab": NSA_TAB,
         "nsa_mvtec": {},  # by class, see NSA_CLASSES; TAB's for all other categories
         "cutpaste": {"mode": "swap", "same": True, "resize": None, "label": "binary"},
         "cutpaste_patch": {
@@ -134,13 +133,13 @@ def preset(
     """
     if recipe not in RECIPES:
         raise ValueError(f"recipe {recipe}: unknown (there are {', '.join(RECIPES)})")
-    known = PRESETS[recipe]
-    name = name or next(iter(known))
-    if name not in known:
-        raise ValueError(f"preset {name}: unknown for {recipe} (there are {', '.join(known)})")
-    arguments = dict(known[name])
+    presets = PRESETS[recipe]
+    name = name or next(iter(presets))
+    if name not in presets:
+        raise ValueError(f"preset {name}: unknown for {recipe} (there are {', '.join(presets)})")
+    arguments = dict(presets[name])
     if name == "nsa_mvtec":
-        arguments = dict(NSA_CLASSES.get(category, TAB))
+        arguments = dict(NSA_CLASSES.get(category, NSA_TAB))
     kind = RECIPES[recipe]
     unknown = sorted(set(options) - set(kind.__dataclass_fields__))
     if unknown:

@@ -8,15 +8,14 @@ from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from anomaly_clip.errors import check_above, check_at_least, check_between
 from anomaly_clip.records import Synthetic
 from anomaly_clip.synthesis.masks import foreground_of
-from anomaly_clip.synthesis.presets import Recipe, preset
+from anomaly_clip.synthesis.presets import preset
+from anomaly_clip.synthesis.recipe import Image, Recipe
 
 __all__ = ["SynthesisSettings", "synthesize"]
-
-Image = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -67,24 +66,20 @@ class SynthesisSettings:
             raise ValueError(
                 "data.synthesis: a mixture names presets behind its recipes, as nsa/tab"
             )
-        known = {name.partition("/")[0] for name in self.names()}
-        odd = sorted(set(self.options) - known) if self.recipe == "mixture" else []
+        recipes = {name.partition("/")[0] for name in self.names()}
+        odd = sorted(set(self.options) - recipes) if self.recipe == "mixture" else []
         if odd:
             raise ValueError(
                 f"data.synthesis.options, {odd[0]}: of a mixture options stand under the name of "
-                f"one of its recipes ({', '.join(sorted(known))})"
+                f"one of its recipes ({', '.join(sorted(recipes))})"
             )
         for name, weight in (self.weights or {}).items():
-            if not weight > 0:
-                raise ValueError(f"data.synthesis.weights, {name}: must be above 0, got {weight}")
-        if not 0 <= self.share <= 1:
-            raise ValueError(f"data.synthesis.share must be in [0, 1], got {self.share}")
-        if not 0 <= self.rotated <= 1:
-            raise ValueError(f"data.synthesis.rotated must be in [0, 1], got {self.rotated}")
-        if self.retries < 0:
-            raise ValueError(f"data.synthesis.retries must be 0 or more, got {self.retries}")
+            check_above(f"data.synthesis.weights, {name}:", weight, 0)
+        check_between("data.synthesis.share", self.share, 0, 1)
+        check_between("data.synthesis.rotated", self.rotated, 0, 1)
+        check_at_least("data.synthesis.retries", self.retries, 0)
         for name in self.names():
-            self.made(name, "")  # unknown names and arguments are said before anything is run
+            self.build(name, "")  # unknown names and arguments are said before anything is run
 
     def names(self) -> list[str]:
         """Return the recipes, each with its preset behind a slash if it has one."""
@@ -92,12 +87,12 @@ class SynthesisSettings:
             return list(self.weights)
         return [f"{self.recipe}/{self.preset}" if self.preset else self.recipe]
 
-    def made(self, name: str, category: str) -> Recipe:
+    def build(self, name: str, category: str) -> Recipe:
         """Return one of the recipes for a category."""
         recipe, _, chosen = name.partition("/")
         options = self.options.get(recipe, {}) if self.recipe == "mixture" else self.options
         try:
-            return _made(recipe, chosen or None, category, _frozen(options))
+            return _build(recipe, chosen or None, category, _frozen(options))
         except ValueError as error:
             raise ValueError(f"data.synthesis: {error}") from None
 
@@ -127,21 +122,21 @@ def synthesize(
     if settings.weights:
         weights = np.array(list(settings.weights.values()))
         name = names[int(rng.choice(len(names), p=weights / weights.sum()))]
-    make = settings.made(name, category)
+    make = settings.build(name, category)
     chosen = settings.foreground_categories
     has_one = settings.foreground == "auto" and (chosen is None or category in chosen)
     foreground = foreground_of(image) if has_one else None
     for _ in range(settings.retries + 1):
-        found = make(image, rng, donor, foreground)
-        if found.mask.any():
-            return found
+        result = make(image, rng, donor, foreground)
+        if result.mask.any():
+            return result
     nothing = np.zeros(image.shape[:2], bool)
-    info = {**found.info, "failed": "no draw can be seen"}
+    info = {**result.info, "failed": "no draw can be seen"}
     return Synthetic(image.copy(), nothing, nothing.astype(np.float32), info)
 
 
 @lru_cache(maxsize=256)
-def _made(
+def _build(
     recipe: str, chosen: str | None, category: str, options: tuple[tuple[str, Any], ...]
 ) -> Recipe:
     return preset(recipe, chosen, category, dict(options))
@@ -150,7 +145,7 @@ def _made(
 def _frozen(options: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
     def hashable(value: Any) -> Any:
         if isinstance(value, (list, tuple)):
-            return tuple(hashable(one) for one in value)
+            return tuple(hashable(element) for element in value)
         return value if value is None or isinstance(value, (int, float, str)) else repr(value)
 
     return tuple((key, hashable(value)) for key, value in options.items())

@@ -94,13 +94,13 @@ def _shuffled(image: Image, rng: np.random.Generator) -> Image:
 
 def _surface(size: tuple[int, int], rng: np.random.Generator) -> Image:
     """Return a surface made by code, as the demo pictures show them."""
-    names = [name for name, one in CATEGORIES.items() if not FAMILIES[one.family].is_object]
+    names = [name for name, look in CATEGORIES.items() if not FAMILIES[look.family].is_object]
     name = names[int(rng.integers(len(names)))]
     drawn = draw_picture(name, int(rng.integers(2**31)), 0, size=CODE_SIDE).image
     return _as_image(cv2.resize(drawn, size[::-1], interpolation=cv2.INTER_LINEAR))
 
 
-def _table(values: NDArray[np.float64]) -> Image:
+def _lookup_table(values: NDArray[np.float64]) -> Image:
     return np.rint(values.clip(0, 255)).astype(np.uint8)
 
 
@@ -113,13 +113,15 @@ LEVELS = np.arange(256, dtype=np.float64)
 
 def gamma(image: Image, rng: np.random.Generator) -> Image:
     """Bend each channel."""
-    tables = [_table(255 * (LEVELS / 255) ** rng.uniform(0.5, 2.0)) for _ in range(3)]
+    tables = [_lookup_table(255 * (LEVELS / 255) ** rng.uniform(0.5, 2.0)) for _ in range(3)]
     return _as_image(cv2.LUT(image, np.stack(tables, axis=-1)[None]))
 
 
 def brightness(image: Image, rng: np.random.Generator) -> Image:
     """Scale and shift."""
-    return _as_image(cv2.LUT(image, _table(LEVELS * rng.uniform(0.8, 1.2) + rng.uniform(-30, 30))))
+    return _as_image(
+        cv2.LUT(image, _lookup_table(LEVELS * rng.uniform(0.8, 1.2) + rng.uniform(-30, 30)))
+    )
 
 
 def sharpness(image: Image, rng: np.random.Generator) -> Image:
@@ -135,7 +137,9 @@ def hue_and_saturation(image: Image, rng: np.random.Generator) -> Image:
     hue, saturation = rng.uniform(-50, 50, 2)
     parts = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
     turned = ((LEVELS + round(hue)) % 256).astype(np.uint8)
-    tables = np.stack([turned, _table(LEVELS + saturation), LEVELS.astype(np.uint8)], axis=-1)
+    tables = np.stack(
+        [turned, _lookup_table(LEVELS + saturation), LEVELS.astype(np.uint8)], axis=-1
+    )
     return _as_image(cv2.cvtColor(cv2.LUT(parts, tables[None]), cv2.COLOR_HSV2RGB_FULL))
 
 
@@ -144,7 +148,9 @@ def solarise(image: Image, rng: np.random.Generator) -> Image:
     if rng.random() < 0.5:
         return image
     threshold = rng.uniform(32, 128)
-    return _as_image(cv2.LUT(image, _table(np.where(threshold <= LEVELS, 255 - LEVELS, LEVELS))))
+    return _as_image(
+        cv2.LUT(image, _lookup_table(np.where(threshold <= LEVELS, 255 - LEVELS, LEVELS)))
+    )
 
 
 def posterise(image: Image, rng: np.random.Generator) -> Image:
@@ -164,13 +170,13 @@ def autocontrast(image: Image, rng: np.random.Generator) -> Image:
     tables = []
     for channel in range(3):
         low, high = np.percentile(image[::2, ::2, channel], [cut, 100 - cut])
-        tables.append(_table((LEVELS - low) * (255 / max(high - low, 1.0))))
+        tables.append(_lookup_table((LEVELS - low) * (255 / max(high - low, 1.0))))
     return _as_image(cv2.LUT(image, np.stack(tables, axis=-1)[None]))
 
 
 def equalise(image: Image, rng: np.random.Generator) -> Image:
     """Make all levels of a channel equally frequent."""
-    return np.stack([cv2.equalizeHist(one) for one in cv2.split(image)], axis=-1)
+    return np.stack([cv2.equalizeHist(channel) for channel in cv2.split(image)], axis=-1)
 
 
 def rotate(image: Image, rng: np.random.Generator) -> Image:

@@ -1,0 +1,57 @@
+"""Changes to a CLIP before its training: larger values, and a vocabulary that is partly frozen."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anomaly_clip.backbones.clip import CLIPBackbone
+
+__all__ = ["PartEmbedding", "scale_values"]
+
+
+@torch.no_grad()
+def scale_values(backbone: CLIPBackbone, gain: float) -> None:
+    """Multiply the values of all blocks and divide what reads them: CLIP's own output stays."""
+    width = backbone.visual.conv1.out_channels
+    for block in backbone.visual.transformer.resblocks:
+        block.attn.in_proj_weight[2 * width :] *= gain
+        block.attn.in_proj_bias[2 * width :] *= gain
+        block.attn.out_proj.weight /= gain
+
+
+class PartEmbedding(nn.Module):
+    """The embedding of a vocabulary, trained for some tokens and frozen for all others.
+
+    The vocabulary is three quarters of the small CLIP's weights, and a sentence has a dozen words.
+    Gradient, clipping, optimiser and exchange between processes of all rows would take longer than
+    the rest of a step.
+
+    Args:
+        embedding: The whole embedding; its weight is kept, frozen.
+        tokens: int64, the ids of the tokens whose rows are trained, in any order.
+    """
+
+    places: Tensor
+
+    def __init__(self, embedding: nn.Embedding, tokens: Tensor) -> None:
+        super().__init__()
+        self.weight = embedding.weight.requires_grad_(False)
+        self.tokens = tokens.unique()
+        self.rows = nn.Parameter(self.weight.detach()[self.tokens].clone())
+        places = torch.full((len(self.weight),), -1)
+        places[self.tokens] = torch.arange(len(self.tokens))
+        self.register_buffer("places", places, persistent=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return the rows of token ids ``(...)``, ``(..., W)``."""
+        places = self.places[ids]
+        trained = F.embedding(places.clamp(min=0), self.rows)
+        return torch.where((places >= 0).unsqueeze(-1), trained, F.embedding(ids, self.weight))
+
+    def merged(self) -> Tensor:
+        """Return the weight of the whole embedding, the trained rows in their places."""
+        weight = self.weight.detach().clone()
+        weight[self.tokens.to(weight.device)] = self.rows.detach()
+        return weight

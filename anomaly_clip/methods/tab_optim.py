@@ -1,0 +1,61 @@
+"""TAB's optimiser and the schedule of its rate (section 5 of the specification)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from anomaly_clip.errors import check_above, check_at_least
+from anomaly_clip.schedules import half_cosine
+
+__all__ = ["TABOptim"]
+
+
+@dataclass(frozen=True)
+class TABOptim:
+    """Optimiser and schedule (section 5 of the specification).
+
+    Args:
+        name: sgd with momentum 0.9; or adamw with betas 0.5 and 0.999, the authors' choice for the
+            classification baseline.
+        lr: Learning rate at the start.
+        passes: How often an epoch of the paper goes through the data; epochs of the trainer are
+            single passes.
+        scheduler_t_max: epochs: a cosine down to 0 at the end. official: the code's slip, the rate
+            per epoch of a cosine as long as an epoch has steps. none: a constant rate.
+    """
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 1e-3
+    passes: int = 3
+    scheduler_t_max: Literal["epochs", "official", "none"] = "epochs"
+
+    def __post_init__(self) -> None:
+        check_above("model.optim.lr", self.lr, 0)
+        check_at_least("model.optim.passes", self.passes, 1)
+
+    def optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """Return the optimiser of these parameters."""
+        if self.name == "sgd":
+            return torch.optim.SGD(parameters, self.lr, momentum=0.9)
+        return torch.optim.AdamW(parameters, self.lr, betas=(0.5, 0.999))
+
+    def schedule(self, optimizer: torch.optim.Optimizer, steps: int, epochs: int) -> LambdaLR:
+        """Return the rate by epoch of the trainer.
+
+        Args:
+            optimizer: Whose rate is scheduled.
+            steps: Of the whole training.
+            epochs: Of the trainer, single passes through the data.
+        """
+        length = max(1, epochs // self.passes)
+        if self.scheduler_t_max == "official":
+            length = max(1, steps // length)
+        return LambdaLR(
+            optimizer, lambda epoch: half_cosine(math.pi * (epoch // self.passes) / length)
+        )

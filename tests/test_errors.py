@@ -1,0 +1,85 @@
+"""Checks of options, and the sentences that come of them."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import pytest
+
+from anomaly_clip.errors import (
+    check_above,
+    check_at_least,
+    check_between,
+    check_choice,
+    nearest,
+    reason,
+    sentence,
+)
+
+
+@pytest.mark.parametrize("value", [0, 0.0, 1e-9, 3, math.inf])
+def test_at_least_takes_the_bound_and_more(value: float) -> None:
+    check_at_least("model.sigma", value, 0)
+
+
+@pytest.mark.parametrize(
+    ("value", "got"), [(-1, "-1"), (-1e-9, "-1e-09"), (math.nan, "nan"), (-math.inf, "-inf")]
+)
+def test_at_least_names_option_bound_and_value(value: float, got: str) -> None:
+    with pytest.raises(ValueError, match=rf"^model\.sigma must be 0 or more, got {got}$"):
+        check_at_least("model.sigma", value, 0)
+
+
+def test_above_leaves_the_bound_out() -> None:
+    check_above("model.lr", 1e-12, 0)
+    for value in (0, -1.0, math.nan):
+        with pytest.raises(ValueError, match=rf"^model\.lr must be above 0, got {value}$"):
+            check_above("model.lr", value, 0)
+
+
+@pytest.mark.parametrize(
+    ("open_low", "open_high", "allowed", "interval"),
+    [
+        (False, False, {0, 0.5, 1}, r"\[0, 1\]"),
+        (True, False, {0.5, 1}, r"\(0, 1\]"),
+        (False, True, {0, 0.5}, r"\[0, 1\)"),
+        (True, True, {0.5}, r"\(0, 1\)"),
+    ],
+)
+def test_between_with_open_and_closed_ends(
+    open_low: bool, open_high: bool, allowed: set[float], interval: str
+) -> None:
+    for value in (-0.1, 0, 0.5, 1, 1.1, math.nan):
+        if value in allowed:
+            check_between("x", value, 0, 1, open_low=open_low, open_high=open_high)
+            continue
+        with pytest.raises(ValueError, match=rf"^x must be in {interval}, got {value}$"):
+            check_between("x", value, 0, 1, open_low=open_low, open_high=open_high)
+
+
+def test_choice_names_what_there_is() -> None:
+    check_choice("model.dense", "vv", ("block", "vv"))
+    with pytest.raises(ValueError, match=r"^model\.dense must be one of block, vv, got vvv$"):
+        check_choice("model.dense", "vvv", ("block", "vv"))
+
+
+def test_suggestions_are_near_or_few() -> None:
+    assert nearest("sigme", ["sigma", "steps"]) == "did you mean sigma?"
+    assert nearest("zzz", ["b", "a"]) == "known: a, b"
+    assert nearest("zzz", [f"word{number}" for number in range(30)]) == ""
+
+
+def test_a_message_becomes_one_line() -> None:
+    assert sentence(ValueError("two\n  lines")) == "two lines"
+    assert reason(ValueError("two\n  lines")) == "two"
+    assert reason(ValueError()) == "ValueError"
+
+
+def test_checks_do_not_load_the_command_line() -> None:
+    code = "import sys, anomaly_clip.errors; print('lightning' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300
+    )
+    assert done.stdout.strip() == "False"

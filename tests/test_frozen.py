@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from anomaly_clip.backbones.frozen import FrozenBackbone, fingerprint
+
+
+class Plain(FrozenBackbone):
+    """One convolution and a head in float32."""
+
+    def __init__(self, mean: list[float], std: list[float]) -> None:
+        super().__init__(mean, std)
+        self.convolution = nn.Conv2d(3, 2, 1)
+        self.words = nn.Linear(2, 2)
+
+    @property
+    def label(self) -> tuple[str, str]:
+        return "plain", "file.pt"
+
+    @property
+    def is_random(self) -> bool:
+        return False
+
+    @property
+    def network(self) -> nn.Module:
+        return self.convolution
+
+    @property
+    def tower(self) -> nn.Module:
+        return self.convolution
+
+
+def plain() -> Plain:
+    return Plain([0.5, 0.0, 0.25], [0.5, 1.0, 0.25])
+
+
+def test_uint8_is_normalised_and_floating_images_are_not() -> None:
+    images = torch.tensor([0, 255, 102], dtype=torch.uint8).view(1, 3, 1, 1)
+    expected = torch.tensor([-1.0, 1.0, 0.6]).view(1, 3, 1, 1)
+    assert_close(plain().normalise(images), expected)
+    assert_close(plain().normalise(expected), expected)
+
+
+def test_casting_reaches_the_tower_alone_and_keeps_the_identity() -> None:
+    backbone = plain()
+    before = fingerprint(backbone.network)
+    backbone.cast(torch.bfloat16)
+    assert backbone.tower.weight.dtype == torch.bfloat16
+    assert backbone.words.weight.dtype == torch.float32
+    images = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
+    assert backbone.normalise(images).dtype == torch.bfloat16
+    assert backbone.identity == before != fingerprint(backbone.network)
+
+
+def test_it_stays_in_evaluation_mode() -> None:
+    assert not nn.ModuleList([plain()]).train()[0].training
+
+
+def test_the_record_of_its_weights() -> None:
+    weights = plain().weights
+    assert (weights["backbone"], weights["pretrained"]) == ("plain", "file.pt")
+    assert not weights["random"]
+    assert weights["sha256"]
+
+
+def test_the_fingerprint_knows_values_names_types_and_activations() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    same = copy.deepcopy(module)
+    assert fingerprint(same) == fingerprint(module)
+    with torch.no_grad():
+        same[0].bias[1] += 1e-7  # type: ignore[index,operator]
+    others = [
+        same,
+        nn.Sequential(module[0], nn.GELU()),
+        nn.Sequential(module[0], nn.Identity(), nn.ReLU()),
+        copy.deepcopy(module).double(),
+    ]
+    assert len({fingerprint(other) for other in (module, *others)}) == 5
+
+
+def test_a_mean_has_a_value_a_colour() -> None:
+    with pytest.raises(ValueError, match=r"a value a colour, 3, got \[0\.5\]"):
+        Plain([0.5], [1.0, 1.0, 1.0])
+
+
+def test_no_autocast_inside() -> None:
+    values: Tensor = torch.ones(2, 2)
+    with torch.autocast("cpu", torch.bfloat16), plain().out_of_autocast():
+        assert (values @ values).dtype == torch.float32

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import scipy.sparse as sparse
+from numpy.typing import NDArray
+from scipy.sparse.linalg import spsolve
+
+from anomaly_clip.synthesis.poisson import blend, blend_opencv, bounding_box, solve
+
+
+def picture(rng: np.random.Generator, height: int, width: int, sigma: float) -> NDArray[np.uint8]:
+    noise = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return cv2.GaussianBlur(noise, (0, 0), sigma).astype(np.uint8) if sigma else noise
+
+
+def shapes(rng: np.random.Generator, height: int, width: int, kind: int) -> NDArray[np.bool_]:
+    """Return a full, an elliptic or a ragged mask."""
+    if kind == 0:
+        return np.ones((height, width), bool)
+    if kind == 1:
+        mask = np.zeros((height, width), np.uint8)
+        axes = (max(1, width * 2 // 5), max(1, height // 3))
+        cv2.ellipse(mask, (width // 2, height // 2), axes, 20, 0, 360, 1, -1)
+        return mask.astype(bool)
+    smooth = cv2.GaussianBlur(rng.normal(size=(height, width)), (0, 0), 3)
+    return np.asarray(smooth > 0)
+
+
+def test_blending_is_within_a_grey_level_of_opencv() -> None:
+    """200 cases: both kinds of gradients, full, elliptic and ragged masks; full ones reach the
+    border."""
+    means = []
+    for number in range(100):
+        rng = np.random.default_rng(number)
+        height, width = (int(side) for side in rng.integers(8, 120, 2))
+        background = picture(rng, height, width, float(rng.choice([0, 1, 3])))
+        patch = picture(rng, height, width, float(rng.choice([0, 1, 3])))
+        mask = shapes(rng, height, width, number % 3)
+        given_mask = mask.copy()
+        for gradients in ("normal", "mixed"):
+            ours = blend(background, patch, mask, gradients)
+            theirs = blend_opencv(background, patch, mask, gradients)
+            apart = np.abs(ours.astype(int) - theirs)
+            assert apart.max() <= 1, (number, gradients)
+            means.append(apart.mean())
+            box = bounding_box(mask)
+            outside = np.ones_like(mask)
+            if box is not None:
+                outside[box] = False
+            assert np.array_equal(ours[outside], background[outside])
+        assert np.array_equal(mask, given_mask)
+    assert np.mean(means) < 0.02
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 7), (12, 9), (20, 20)])
+@pytest.mark.parametrize("largest", [0, 256])
+def test_the_solver_equals_a_sparse_one(
+    height: int, width: int, largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By both transforms: products with sines, and the fast one."""
+    monkeypatch.setattr("anomaly_clip.synthesis.poisson.LARGEST_PRODUCT", largest)
+
+    def second(size: int) -> sparse.spmatrix:
+        ones = np.ones(size)
+        return sparse.diags([ones[1:], -2 * ones, ones[1:]], [-1, 0, 1])
+
+    laplace = sparse.kron(second(height), sparse.eye(width)) + sparse.kron(
+        sparse.eye(height), second(width)
+    )
+    wanted = np.random.default_rng(0).normal(size=(3, height, width)) * 50
+    found = solve(wanted)
+    for own, given_values in zip(found, wanted, strict=True):
+        plain = spsolve(laplace.tocsc(), given_values.ravel()).reshape(height, width)
+        np.testing.assert_allclose(own, plain, rtol=0, atol=1e-8)
+
+
+def test_blending_what_is_there_already_changes_nothing() -> None:
+    image = picture(np.random.default_rng(0), 50, 60, 1)
+    mask = shapes(np.random.default_rng(0), 50, 60, 2)
+    for gradients in ("normal", "mixed"):
+        assert np.array_equal(blend(image, image, mask, gradients), image)
+        brighter = np.minimum(image, 200) + np.uint8(40)  # the same gradients but where clipped
+        assert np.array_equal(blend(np.minimum(image, 200), brighter, mask), np.minimum(image, 200))
+    with pytest.raises(ValueError, match="must have the same size"):
+        blend(image, image[1:], mask)
+    assert np.array_equal(blend(image, image[::-1].copy(), np.zeros_like(mask)), image)

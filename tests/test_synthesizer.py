@@ -1,0 +1,67 @@
+"""From a configuration to a defect."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from anomaly_clip.synthesis.cutpaste import CutPaste
+from anomaly_clip.synthesis.erasing import Erasing
+from anomaly_clip.synthesis.nsa import NSA
+from anomaly_clip.synthesis.presets import NSA_CLASSES
+from anomaly_clip.synthesis.recipe import Image
+from anomaly_clip.synthesis.synthesizer import SynthesisSettings, synthesize
+
+NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+
+
+def no_donor() -> Image:
+    raise AssertionError("not needed")
+
+
+def test_a_recipe_is_built_with_its_options() -> None:
+    recipe = SynthesisSettings("cutpaste", options={"jitter": 0.3}).build("cutpaste", "nut")
+    assert isinstance(recipe, CutPaste)
+    assert recipe.jitter == 0.3
+    settings = SynthesisSettings("nsa", "nsa_mvtec")
+    nsa = settings.build(settings.names()[0], "screw")
+    assert isinstance(nsa, NSA)
+    assert nsa.num_patches == NSA_CLASSES["screw"]["num_patches"]
+
+
+def test_of_a_mixture_options_go_to_their_recipe() -> None:
+    settings = SynthesisSettings(
+        "mixture", weights={"cutpaste": 1, "erasing": 2}, options={"erasing": {"grid": 7}}
+    )
+    erasing = settings.build("erasing", "nut")
+    assert isinstance(erasing, Erasing)
+    assert erasing.grid == 7
+    drawn = [
+        synthesize(settings, NOISE, "nut", np.random.default_rng(seed), no_donor).info["recipe"]
+        for seed in range(60)
+    ]
+    assert 30 < drawn.count("erasing") < 50  # two of three
+
+
+def test_the_same_generator_gives_the_same_defect() -> None:
+    first, again = (
+        synthesize(SynthesisSettings("cutpaste"), NOISE, "nut", np.random.default_rng(3), no_donor)
+        for _ in range(2)
+    )
+    assert np.array_equal(first.image, again.image)
+    assert first.mask.any()
+
+
+def test_what_cannot_be_seen_after_all_retries_leaves_the_image() -> None:
+    flat = np.full((64, 64, 3), 90, np.uint8)
+    settings = SynthesisSettings("cutpaste", options={"jitter": 0}, retries=2)
+    made = synthesize(settings, flat, "nut", np.random.default_rng(0), no_donor)
+    assert np.array_equal(made.image, flat)
+    assert not made.mask.any()
+    assert made.info["failed"] == "no draw can be seen"
+
+
+def test_weights_are_named_in_their_refusal() -> None:
+    sentence = r"data\.synthesis\.weights, nsa: must be above 0, got -2"
+    with pytest.raises(ValueError, match=sentence):
+        SynthesisSettings("mixture", weights={"nsa": -2})
