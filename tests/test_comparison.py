@@ -16,10 +16,12 @@ from conftest import save_picture
 
 from anomaly_clip.cli import main
 from anomaly_clip.data.info import FACTS
-from anomaly_clip.report.comparison import beside_published, side_by_side
-from anomaly_clip.report.published import published
-from anomaly_clip.report.table import Line, Sheet
-from anomaly_clip.results.finished_run import Finished, find_runs
+from anomaly_clip.report.comparison import compare_runs
+from anomaly_clip.report.published_comparison import compare_with_published
+from anomaly_clip.report.published_reader import load_published
+from anomaly_clip.report.table import ReportTable, TableLine
+from anomaly_clip.results.finished_run import FinishedRun
+from anomaly_clip.results.run_reader import find_runs
 
 MVTEC = tuple(FACTS["MVTecAD"].counts)
 TEXTURES = ("carpet", "grid", "leather", "tile", "wood")
@@ -72,7 +74,7 @@ def report(*words: object) -> int:
     return main(["report", *map(str, words)])
 
 
-def lines_of(sheet: Sheet, method: str) -> list[Line]:
+def lines_of(sheet: ReportTable, method: str) -> list[TableLine]:
     """Return the lines of a row: published, and what is ours."""
     starts = [at for at, line in enumerate(sheet.lines) if line.cells[0].startswith(method)]
     (at,) = starts
@@ -84,9 +86,9 @@ def lines_of(sheet: Sheet, method: str) -> list[Line]:
     return found
 
 
-def beside(table: str, *folders: Path) -> Sheet:
-    source = published()
-    return beside_published(source.tables[table], find_runs(folders), source).sheet
+def beside(table: str, *folders: Path) -> ReportTable:
+    source = load_published()
+    return compare_with_published(source.tables[table], find_runs(folders), source).table
 
 
 def test_ours_stands_beside_the_published_figure_with_the_difference(write: Writer) -> None:
@@ -189,7 +191,7 @@ def test_figures_of_random_and_demo_weights_are_labelled_and_not_compared(
     ours_rows = [row for row in rows_of(tmp_path / "a.csv") if row["run"]]
     assert ours_rows
     assert all(warning in row["note"] and row["difference"] == "" for row in ours_rows)
-    alone = side_by_side(find_runs([folder])).sheet
+    alone = compare_runs(find_runs([folder])).table
     assert any(warning in note.text and note.loud for note in alone.notes)
 
 
@@ -199,21 +201,21 @@ def test_a_mean_of_fewer_categories_is_refused(write: Writer) -> None:
     _, ours, difference = lines_of(beside("tab1", folder), "PaDiM, ImageNet")
     assert ours.cells[2:] == ("90.00", "9 of 10\ncategories", "14 of 15\ncategories")
     assert difference.cells[2:] == ("-6.40", "–", "–")
-    alone = side_by_side(find_runs([folder])).sheet.lines[-1]
+    alone = compare_runs(find_runs([folder])).table.lines[-1]
     assert alone.cells[:2] == ("mean", "incomplete\n(14 of 15)")
 
 
 def test_a_mean_over_a_failed_category_is_refused(write: Writer) -> None:
     some = {"a": figures(0.9), "b": figures(0.8)}
     folder = write(categories=some, failed={"c": "no image"}, data="Demo", complete=False)
-    made = side_by_side(find_runs([folder]))
-    assert [line.cells[1] for line in made.sheet.lines] == [
+    made = compare_runs(find_runs([folder]))
+    assert [line.cells[1] for line in made.table.lines] == [
         "90.0",
         "80.0",
         "failed",
         "incomplete\n(2 of 3)",
     ]
-    mean = made.records.rows[-1]
+    mean = made.data.rows[-1]
     assert mean[0] == "mean"
     assert mean[6] is None
     assert "image_auroc incomplete (2 of 3)" in str(mean[-1])
@@ -221,10 +223,10 @@ def test_a_mean_over_a_failed_category_is_refused(write: Writer) -> None:
 
 def test_categories_without_anomalous_images_have_dashes(write: Writer) -> None:
     none = {"a": figures(None, None), "b": figures(None, None)}
-    sheet = side_by_side(find_runs([write(categories=none, data="Demo")])).sheet
+    sheet = compare_runs(find_runs([write(categories=none, data="Demo")])).table
     assert all(set(line.cells[1:]) == {"–"} for line in sheet.lines)
     one = {"a": figures(0.7), "b": figures(None)}
-    sheet = side_by_side(find_runs([write("one", categories=one, data="Demo")])).sheet
+    sheet = compare_runs(find_runs([write("one", categories=one, data="Demo")])).table
     assert sheet.lines[-1].cells[1] == "incomplete\n(1 of 2)"
     assert sheet.lines[-1].cells[3] == "50.0"
     of_table = beside("tab1", write("c", categories={c: figures(None) for c in MVTEC}))
@@ -485,7 +487,7 @@ def test_the_runs_of_a_table_are_listed(write: Writer, capsys: pytest.CaptureFix
 
 
 def test_a_published_table_is_shown_without_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    for name in published().tables:
+    for name in load_published().tables:
         assert report("--table", name) == 0
     assert "not run" in capsys.readouterr().out
 
@@ -594,7 +596,7 @@ def test_other_mistakes_are_one_sentence(
 
 def test_a_run_given_twice_is_shown_once(write: Writer) -> None:
     folder = write()
-    found: list[Finished] = find_runs([folder, folder / "metrics.json", folder.parent])
+    found: list[FinishedRun] = find_runs([folder, folder / "metrics.json", folder.parent])
     assert len(found) == 1
 
 

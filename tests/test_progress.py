@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from anomaly_clip import progress
-from anomaly_clip.callbacks import Bars, PlainProgress, progress_of_loops
+from anomaly_clip.callbacks import PlainProgress, TerminalProgress, progress_of_loops
 from anomaly_clip.cli import main
-from anomaly_clip.progress import Lines, duration, rate, say, track
+from anomaly_clip.progress import LogProgress, duration, rate, say, track
 
 Capture = pytest.CaptureFixture[str]
 
@@ -162,8 +162,8 @@ def test_rates(speed: float, words: str) -> None:
 def test_a_clock_that_stands_divides_nothing(
     clock: StandingClock, chatty: None, capsys: Capture
 ) -> None:
-    Lines("waiting", clock).tell(0, 5)
-    Lines("waiting", clock).tell(3, 5)
+    LogProgress("waiting", clock).log(0, 5)
+    LogProgress("waiting", clock).log(3, 5)
     assert capsys.readouterr().err == "waiting: 0 of 5\nwaiting: 3 of 5\n"
 
 
@@ -399,7 +399,7 @@ def test_other_processes_say_nothing_of_loops(
 def test_what_is_shown_depends_on_standard_error(
     terminal: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert isinstance(progress_of_loops(), Bars)
+    assert isinstance(progress_of_loops(), TerminalProgress)
     monkeypatch.delenv("FORCE_COLOR")
     assert isinstance(progress_of_loops(), PlainProgress)
 
@@ -507,7 +507,7 @@ def test_on_a_terminal_steps_are_shown_among_lightnings_bars(
 def test_a_display_of_lightnings_that_has_left_takes_no_bars(
     terminal: None, capsys: Capture
 ) -> None:
-    bars = Bars()
+    bars = TerminalProgress()
     assert bars.display() is None
     progress.show_below(bars.display)
     assert list(track(range(2), "alone")) == [0, 1]

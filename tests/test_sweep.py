@@ -19,9 +19,9 @@ from scipy import stats
 
 from anomaly_clip.cli import main
 from anomaly_clip.commands.experiment import run_experiment
-from anomaly_clip.commands.sweep import Record
 from anomaly_clip.commands.sweep_file import ARGS, read_sweep
 from anomaly_clip.commands.sweep_parameter import read_parameter
+from anomaly_clip.commands.sweep_record import SweepRecord
 from anomaly_clip.data import feature_cache
 from anomaly_clip.files import CACHE_VARIABLE, write_json
 
@@ -597,7 +597,7 @@ def test_a_sweep_is_resumed_where_it_was_begun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "sweep"
-    record = Record("SDPPlus on Demo", "/elsewhere", "val/pixel_ap", True, False, [], [])
+    record = SweepRecord("SDPPlus on Demo", "/elsewhere", "val/pixel_ap", True, False, [], [])
     write_json(folder / "sweep.json", asdict(record))
     (folder / "1").mkdir()
     assert main(["sweep", "--resume", str(folder)]) == 2

@@ -33,7 +33,7 @@ from anomaly_clip.backbones.prompts import embed_sentences
 from anomaly_clip.backbones.tab_prompts import TABPrompts, text_matrices
 from anomaly_clip.callbacks import DataWaitMonitor
 from anomaly_clip.data.dataset import AnomalyData
-from anomaly_clip.drawing.tsne import embed, write_embeddings
+from anomaly_clip.drawing.tsne import tsne, write_embeddings
 from anomaly_clip.files import atomic_path
 from anomaly_clip.losses import softmax_focal_loss
 from anomaly_clip.progress import say
@@ -479,7 +479,7 @@ class TAB(LightningModule):
             features = pairs.flatten(0, 1).numpy()
             shown = [name for name in classes for _ in range(2)]
             states = [False, True] * len(classes)
-            write_embeddings(folder, [embed("training features", features, shown, states)])
+            write_embeddings(folder, [tsne("training features", features, shown, states)])
         return folder / self.export_name
 
     def record(self) -> dict[str, Any]:

@@ -22,25 +22,29 @@ from anomaly_clip.methods.base import AnomalyMethod, Exporter
 from anomaly_clip.methods.linear_probe import LinearProbe
 from anomaly_clip.metrics.evaluator import Results
 from anomaly_clip.progress import say, track
-from anomaly_clip.recording.gallery import GALLERY, KEPT, draw_gallery
-from anomaly_clip.recording.map_images import draw_kept
-from anomaly_clip.recording.validation_images import Watched
-from anomaly_clip.recording.wandb_log import track_config, track_picture, track_run
+from anomaly_clip.recording.gallery import MAP_SIDE, draw_gallery
+from anomaly_clip.recording.map_images import draw_map_images
+from anomaly_clip.recording.validation_images import ValidationImages
+from anomaly_clip.recording.wandb_log import log_config, log_image, log_run
 from anomaly_clip.records import Batch, Scores
-from anomaly_clip.report.metrics_table import (
+from anomaly_clip.report.metrics_table import build_table, metrics_rows
+from anomaly_clip.report.page import PAGE, write_page
+from anomaly_clip.results.folder import (
+    CURVES_FILE,
+    GALLERY,
+    METRICS_FILE,
+    PREDICT_FILE,
+    create_run_folder,
+    versions,
+)
+from anomaly_clip.results.map_store import MapStore, Ranges, Rows, image_names, merge_ranges
+from anomaly_clip.results.selection import select_images
+from anomaly_clip.results.warnings import (
     RANDOM_WARNING,
-    figures_rows,
-    figures_table,
-    remark_on,
     rounds_remark,
     selection_warning,
+    weights_remark,
 )
-from anomaly_clip.report.page import PAGE, write_page
-from anomaly_clip.results.finished_run import METRICS
-from anomaly_clip.results.folder import create_run_folder, versions
-from anomaly_clip.results.map_store import KeptMaps, Ranges, Rows, merged, picture_names
-from anomaly_clip.results.run_files import CURVES_FILE, PREDICTED
-from anomaly_clip.results.selection import choose
 
 __all__ = ["Measured", "RunWriter"]
 
@@ -82,7 +86,7 @@ class RunWriter(Callback):
         self.raw_maps = raw_maps
         self.page = page
         self.stages = stages
-        self._watched = Watched(validation_pictures)
+        self._watched = ValidationImages(validation_pictures)
         self.config = ""
         """The complete configuration as YAML; the command line fills it in."""
         self.sources = "from Python"
@@ -94,7 +98,7 @@ class RunWriter(Callback):
         self._folder: Path | None = None
         self._was_there = False
         self._rows: Rows = {}
-        self._kept: KeptMaps | None = None
+        self._kept: MapStore | None = None
         self._unseen: list[int] = []
 
     @property
@@ -126,12 +130,12 @@ class RunWriter(Callback):
         self._refuse_other_results(stage)
         self._rows, self._unseen = {}, []
         all_sizes = self.raw_maps or self._draws(stage)
-        self._kept = KeptMaps(self._scratch, self.stages, None if all_sizes else KEPT)
+        self._kept = MapStore(self._scratch, self.stages, None if all_sizes else MAP_SIDE)
         if not trainer.is_global_zero:
             return
         with atomic_path(self.folder / f"config-{stage}.yaml") as temporary:
             temporary.write_text(self.config, encoding="utf-8")
-        track_config(trainer.loggers, self.config, self.folder)
+        log_config(trainer.loggers, self.config, self.folder)
         say(self._start_line(pl_module, trainer, stage))
         if _is_random(pl_module):
             say(RANDOM_WARNING, style="bold red")
@@ -162,7 +166,7 @@ class RunWriter(Callback):
         if _is_watched(trainer):
             file = self.folder / "validation" / f"step-{trainer.global_step:06d}.png"
             self._watched.draw(file, _warning(pl_module))
-            track_picture(trainer.loggers, "validation", file)
+            log_image(trainer.loggers, "validation", file)
 
     def on_test_batch_end(
         self,
@@ -221,7 +225,7 @@ class RunWriter(Callback):
             self._write_scores(pl_module, rows)
             listed = len(self._samples(trainer))
             protocol = {"split": "predict", "complete": len(rows) == listed, "listed": listed}
-            write_json(self.folder / PREDICTED, {"run": self._run(trainer, pl_module, protocol)})
+            write_json(self.folder / PREDICT_FILE, {"run": self._run(trainer, pl_module, protocol)})
         if isinstance(pl_module, AnomalyMethod):
             self._write_maps(trainer, pl_module, rows, ranges)
         else:
@@ -247,7 +251,7 @@ class RunWriter(Callback):
         """Remove what was kept for later, and a folder that this run made but put no result in."""
         if self._folder is None:
             return
-        KeptMaps(self._scratch).clear()
+        MapStore(self._scratch).clear()
         results = {p.name for p in self.folder.iterdir()} - {"logs"}
         if not self._was_there and all(name.startswith("config-") for name in results):
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -259,7 +263,7 @@ class RunWriter(Callback):
         Raises:
             ValueError: If a predict would write among those of a test, or a test among a predict's.
         """
-        of_test, of_predict = self.folder / METRICS, self.folder / PREDICTED
+        of_test, of_predict = self.folder / METRICS_FILE, self.folder / PREDICT_FILE
         for other, file, kind in (("predict", of_test, "test"), ("test", of_predict, "predict")):
             if stage == other and file.is_file():
                 raise ValueError(
@@ -324,7 +328,7 @@ class RunWriter(Callback):
             rows.update({int(index): row for index, row in part["rows"].items()})
             unseen.update(part["unseen"])
             ranges.append(part["ranges"])
-        return dict(sorted(rows.items())), merged(ranges), len(unseen)
+        return dict(sorted(rows.items())), merge_ranges(ranges), len(unseen)
 
     def _write_scores(self, method: Measured, rows: Rows) -> None:
         if isinstance(method, AnomalyMethod) and method.reference_paths:
@@ -344,14 +348,14 @@ class RunWriter(Callback):
         if draws:
             own_size = trainer.predicting and data.resize.rule == "square"
             folder, own = self.folder / "maps", self._rows
-            draw_kept(folder, data, kept, ranges, own, own_size, _warning(method))
+            draw_map_images(folder, data, kept, ranges, own, own_size, _warning(method))
         if self.raw_maps:
-            names = picture_names(self._samples(trainer))
+            names = image_names(self._samples(trainer))
             for index in track(kept.indices, "writing maps"):
                 with atomic_path(self.folder / "raw_maps" / f"{names[index]}.npy") as temporary:
                     np.save(temporary, kept.load(index)["map"].astype(np.float16))
         if self.page and trainer.is_global_zero:
-            draw_gallery(self.folder, data, kept, ranges, rows, choose(rows), draws)
+            draw_gallery(self.folder, data, kept, ranges, rows, select_images(rows), draws)
         self._clear(trainer)
 
     def _clear(self, trainer: Trainer) -> None:
@@ -363,7 +367,7 @@ class RunWriter(Callback):
 
     def _write_page(self, trainer: Trainer) -> None:
         page = write_page(self.folder) if self.page else None
-        track_run(trainer.loggers, self.folder)
+        log_run(trainer.loggers, self.folder)
         if page is not None:
             say(f"look at: {page}")
 
@@ -439,9 +443,9 @@ class RunWriter(Callback):
             "anomalous": {name: anomalous for name, (_, anomalous) in counts.items()},
         }
         run = self._run(trainer, method, protocol)
-        write_json(self.folder / METRICS, {**results, "run": run})
+        write_json(self.folder / METRICS_FILE, {**results, "run": run})
         label = _weights_label(method)
-        table = ([*row, label] for row in figures_rows(results))
+        table = ([*row, label] for row in metrics_rows(results))
         write_csv(self.folder / "metrics.csv", ["category", *results["mean"], "weights"], table)
         title = f"{type(method).__name__} on {data.dataset_name}, test{how}"
         if len(rows) < listed:
@@ -450,7 +454,7 @@ class RunWriter(Callback):
             if more is not None:
                 title += f"\n{more}"
         Console().print(
-            figures_table(results, title, counts, _is_random(method), remark_on(method.weights))
+            build_table(results, title, counts, _is_random(method), weights_remark(method.weights))
         )
 
     def _run(

@@ -1,4 +1,4 @@
-"""A run's folder, and the record of what its figures come from."""
+"""A run's folder: its number, the names of the files in it, and the versions it was made with."""
 
 from __future__ import annotations
 
@@ -6,7 +6,25 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-__all__ = ["create_run_folder", "versions"]
+__all__ = [
+    "CONFUSION_FILE",
+    "CURVES_FILE",
+    "GALLERY",
+    "METRICS_FILE",
+    "PREDICT_FILE",
+    "SCORES_FILE",
+    "create_run_folder",
+    "versions",
+]
+
+METRICS_FILE = "metrics.json"
+PREDICT_FILE = "predict.json"
+"""Written by a predict in the place of metrics: the origin of its scores."""
+SCORES_FILE = "scores.csv"
+CURVES_FILE = "curves.json"
+CONFUSION_FILE = "confusion.png"
+GALLERY = "gallery"
+"""Folder of the gallery's images, and name of the ``.json`` in it that lists them."""
 
 PACKAGES = (
     "anomaly_clip",
@@ -21,6 +39,7 @@ PACKAGES = (
     "pillow",
     "opencv-python-headless",
 )
+"""Packages that metrics depend on."""
 
 
 def create_run_folder(root: Path, name: str) -> Path:
@@ -45,11 +64,11 @@ def create_run_folder(root: Path, name: str) -> Path:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that a figure depends on."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of the packages that metrics depend on."""
+    by_package = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            by_package[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed as a package"
-    return found
+            by_package[package] = "not installed as a package"
+    return by_package
