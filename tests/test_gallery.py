@@ -1,14 +1,9 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-import torch
 
 from anomaly_clip.recording.gallery import GAP, PANEL, join_panels
-from anomaly_clip.records import Scores
-from anomaly_clip.results.map_store import MapStore
 
 
 @pytest.mark.parametrize(("shape", "size"), [((40, 80), (96, 192)), ((500, 100), (192, 38))])
@@ -31,13 +26,3 @@ def test_the_scale_is_that_of_the_category() -> None:
     dark, bright = (join_panels(image, values, scale, None) for scale in ((0.5, 1), (0, 0.5)))
     assert dark[:, PANEL + GAP :].max() < 10
     assert bright[:, PANEL + GAP :].max() > 240
-
-
-def test_small_maps_are_kept_for_small_pictures(tmp_path: Path) -> None:
-    kept = MapStore(tmp_path, longest=8)
-    maps = torch.rand(2, 16, 32, generator=torch.Generator().manual_seed(0))
-    scores = Scores(anomaly_map=maps, image_score=torch.zeros(2))
-    kept.keep(scores, [4, 7], ["nut", "cap"])
-    assert kept.load(7)["map"].shape == (4, 8)
-    assert kept.ranges["nut"] == [float(maps[0].min()), float(maps[0].max())]  # of the whole map
-    assert (4 in kept, 5 in kept) == (True, False)
