@@ -1,4 +1,4 @@
-"""How far Lightning's loops are: its bars on a terminal, elsewhere a plain line now and then."""
+"""Callbacks: progress of Lightning's loops as bars or lines, and the time waited for data."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 from rich.progress import Progress
 
-from anomaly_clip.progress import Clock, Lines, counted, sees_bars, show_below
+from anomaly_clip.progress import Clock, LogProgress, counted, sees_bars, show_below
 
-__all__ = ["Bars", "PlainProgress", "progress_of_loops"]
+__all__ = ["DataWaitMonitor", "PlainProgress", "TerminalProgress", "progress_of_loops"]
 
-SHOWN = ("loss", "auroc", "accuracy")
-"""How those figures of a validation end that a line has room for."""
+LINE_METRICS = ("loss", "auroc", "accuracy")
+"""Endings of the validation metrics that a line has room for."""
 
 
 def progress_of_loops() -> ProgressBar:
-    """Return what shows the progress of a trainer, as standard error allows."""
-    return Bars() if sees_bars() else PlainProgress()
+    """Return the progress bar for a trainer, as standard error allows."""
+    return TerminalProgress() if sees_bars() else PlainProgress()
 
 
-class Bars(RichProgressBar):
+class TerminalProgress(RichProgressBar):
     """Lightning's bars on standard error; those of steps inside its loops are among them."""
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Bars(RichProgressBar):
         show_below(self.display)
 
     def display(self) -> Progress | None:
-        """Return what is on the screen, None if nothing is."""
+        """Return the display on the screen, None if there is none."""
         shown = self.progress is not None and self.progress.live.is_started
         return self.progress if shown else None
 
@@ -67,14 +67,14 @@ class PlainProgress(ProgressBar):
     Validations count to the fit that they belong to.
 
     Args:
-        clock: What time it is.
+        clock: Returns the time.
     """
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         super().__init__()
         self._enabled = True
         self._clock = clock
-        self._lines = Lines("", clock)
+        self._lines = LogProgress("", clock)
         self._batches = 0
         """Done, of all that the lines are of."""
         self._first_batch = self._first_step = 0
@@ -91,7 +91,7 @@ class PlainProgress(ProgressBar):
         self._enabled = True
 
     def _begin(self, title: str) -> None:
-        self._lines, self._batches = Lines(title, self._clock), 0
+        self._lines, self._batches = LogProgress(title, self._clock), 0
 
     def _end(self) -> None:
         if self._enabled and self._batches:
@@ -113,17 +113,17 @@ class PlainProgress(ProgressBar):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Say where the fit is, with the last loss and the last figures."""
+        """Write a line if one is due, with the last loss and the last metrics."""
         self._batches += 1
         self._batch = batch_idx + 1
         if self._enabled and self._lines.due:
-            self._tell_fit(trainer, figures(trainer))
+            self._log_fit(trainer, last_metrics(trainer))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say how long it took."""
+        """Write the last line."""
         self._end()
 
-    def _tell_fit(self, trainer: Trainer, more: Iterator[str]) -> None:
+    def _log_fit(self, trainer: Trainer, more: Iterator[str]) -> None:
         """Count in steps or in batches, by what will end the fit first."""
         epoch, batches = trainer.current_epoch + 1, trainer.num_training_batches
         epochs = None if trainer.max_epochs == -1 else trainer.max_epochs
@@ -135,10 +135,10 @@ class PlainProgress(ProgressBar):
             steps, all_steps = step - self._first_step, trainer.max_steps - self._first_step
             if total is None or steps * total >= all_steps * done:
                 where = f"step {counted(step, trainer.max_steps)}, epoch {epoch:,}"
-                self._lines.tell(steps, all_steps, where, more)
+                self._lines.log(steps, all_steps, where, more)
                 return
         where += f", batch {counted(self._batch, batches)}"
-        self._lines.tell(done, total, where, more)
+        self._lines.log(done, total, where, more)
 
     # -- validate, test, predict -----------------------------------------------------------------
 
@@ -149,17 +149,17 @@ class PlainProgress(ProgressBar):
             self._begin("validating")
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Say how far it is; nothing of the check before a fit."""
+        """Write a line if one is due; none of the check before a fit."""
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._evaluated(trainer.num_val_batches)
         elif not trainer.sanity_checking:
             self._validated += 1
             if self._enabled and self._lines.due:
                 place = counted(self._validated, sum(trainer.num_val_batches))
-                self._tell_fit(trainer, iter([f"validating batch {place}"]))
+                self._log_fit(trainer, iter([f"validating batch {place}"]))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say how long it took."""
+        """Write the last line."""
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._end()
 
@@ -168,11 +168,11 @@ class PlainProgress(ProgressBar):
         self._begin("testing")
 
     def on_test_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Say how far it is."""
+        """Write a line if one is due."""
         self._evaluated(trainer.num_test_batches)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say how long it took."""
+        """Write the last line."""
         self._end()
 
     def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -180,11 +180,11 @@ class PlainProgress(ProgressBar):
         self._begin("predicting")
 
     def on_predict_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Say how far it is."""
+        """Write a line if one is due."""
         self._evaluated(trainer.num_predict_batches)
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say how long it took."""
+        """Write the last line."""
         self._end()
 
     def _evaluated(self, batches: list[int | float]) -> None:
@@ -193,13 +193,13 @@ class PlainProgress(ProgressBar):
         total = sum(batches)
         if self._enabled and self._lines.due and self._batches != total:
             where = f"batch {counted(self._batches, total)}"
-            self._lines.tell(self._batches, total, where)
+            self._lines.log(self._batches, total, where)
 
 
-def figures(trainer: Trainer) -> Iterator[str]:
-    """Yield the last loss and the last validation in words."""
-    known = {k: v for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-    shown = {k: v for k, v in known.items() if k.endswith(SHOWN)}
+def last_metrics(trainer: Trainer) -> Iterator[str]:
+    """Yield the last loss and the last metrics of the validation, with their names."""
+    logged = {k: v for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+    shown = {k: v for k, v in logged.items() if k.endswith(LINE_METRICS)}
     for name, value in {**trainer.progress_bar_metrics, **shown}.items():
         yield f"{name} {value:.4g}"
 
@@ -225,13 +225,13 @@ class DataWaitMonitor(Callback):
         self.waited = self.worked = self._ended = 0.0
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """Note how long the batch took to come."""
+        """Add the time since the last step."""
         self._begun = time.perf_counter()
         if self._ended:
             self.waited += self._begun - self._ended
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Note how long the step took."""
+        """Add the time of the step."""
         now = time.perf_counter()
         if self._ended:
             self.worked += now - self._begun

@@ -1,4 +1,4 @@
-"""From an exception to the one sentence that helps: what, where, the way out."""
+"""Exceptions of a user's mistakes, explained in one sentence: what, where, the way out."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ __all__ = [
     "check_at_least",
     "check_between",
     "check_choice",
-    "nearest",
-    "sentence",
-    "translated",
+    "explain",
+    "reason",
+    "suggest",
+    "user_errors",
 ]
 
 
 class UserError(Exception):
-    """A mistake that the user can mend, said in one sentence."""
+    """A mistake that the user can mend, explained in one sentence."""
 
 
 @contextmanager
-def translated(options: Callable[[], Iterable[str]] = list) -> Iterator[None]:
+def user_errors(options: Callable[[], Iterable[str]] = list) -> Iterator[None]:
     """Turn what a user's mistake raises into a :class:`UserError`.
 
     Args:
@@ -46,7 +47,7 @@ def translated(options: Callable[[], Iterable[str]] = list) -> Iterator[None]:
         MisconfigurationException,
         ModuleNotFoundError,  # an optional package that an option asks for
     ) as error:
-        raise UserError(sentence(error, options())) from error
+        raise UserError(explain(error, options())) from error
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
@@ -118,16 +119,16 @@ def check_between(
         raise ValueError(f"{name} must be in {interval}, got {value}")
 
 
-def sentence(error: BaseException, options: Iterable[str] = ()) -> str:
-    """Say in one sentence what a user did wrong.
+def explain(error: BaseException, options: Iterable[str] = ()) -> str:
+    """Return one sentence on a user's mistake.
 
     Args:
-        error: What was raised.
+        error: The exception.
         options: The options that the command line knows, for suggestions.
     """
-    own = _raised_here(error)
-    if own is not None:
-        return _one_line(str(own))
+    own_error = _raised_here(error)
+    if own_error is not None:
+        return _one_line(str(own_error))
     from jsonargparse import ArgumentError
 
     message = str(error)
@@ -135,17 +136,17 @@ def sentence(error: BaseException, options: Iterable[str] = ()) -> str:
         last = message.strip().splitlines()[-1]
         return last.partition(": ")[2] or last
     if isinstance(error, ArgumentError):
-        return _parsing_sentence(message, list(options))
+        return _explain_parsing(message, list(options))
     return _one_line(message) or type(error).__name__
 
 
 def reason(error: BaseException) -> str:
-    """Return the first line of what an error says, or its kind if it says nothing."""
+    """Return the first line of an error's message, or its class if it has none."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def suggest(word: str, known: Iterable[str]) -> str:
     """Return a hint at the nearest known words, or all of them if there are few."""
     known = sorted(known)
     near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
@@ -157,27 +158,27 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def _raised_here(error: BaseException) -> BaseException | None:
     """Return the first cause that this package raised itself."""
     package = str(Path(__file__).parent)
-    found, seen = None, error
+    own_error, seen = None, error
     while seen is not None:
         trace = seen.__traceback__
         while trace is not None and trace.tb_next is not None:
             trace = trace.tb_next
         if trace is not None and trace.tb_frame.f_code.co_filename.startswith(package):
-            found = seen
+            own_error = seen
         seen = seen.__cause__ or seen.__context__  # type: ignore[assignment]
-    return found
+    return own_error
 
 
-def _parsing_sentence(message: str, options: list[str]) -> str:
-    """Translate a parser's message: the key first, then what was expected of it."""
+def _explain_parsing(message: str, options: list[str]) -> str:
+    """Translate a parser's message: the key first, then the value expected there."""
     if match := re.match(r"unrecognized arguments: (\S+)", message):
         word = match[1]
         if not word.startswith("-"):
             return f"{word}: unexpected word; options begin with --"
-        return _join(f"unknown option {word.partition('=')[0]}", nearest(word, options))
+        return _join(f"unknown option {word.partition('=')[0]}", suggest(word, options))
     if match := re.match(r"Subcommand '\w+' does not accept option '([\w.]+)'", message):
-        known = nearest(f"--{match[1]}", options).replace("--", "")
-        return _join(f"{match[1]}: there is no such option", known)
+        hint = suggest(f"--{match[1]}", options).replace("--", "")
+        return _join(f"{match[1]}: there is no such option", hint)
     if match := re.search(r"following arguments are required: (.+)", message):
         owner, *_ = _read_message(message)
         names = [key.partition(".")[2] or key for key in match[1].split(", ")]
@@ -195,10 +196,10 @@ def _parsing_sentence(message: str, options: list[str]) -> str:
             name = owner.rpartition(".")[2]
             return _join(
                 f"{_path(key, match[1])}: {name} has no such option",
-                nearest(match[1], _options(owner)),
+                suggest(match[1], _options(owner)),
             )
         if match := re.match(r"Expected a dot import path string: (.+)", reason):
-            return _join(f"{key}: there is no class {match[1]}", nearest(match[1], _classes(key)))
+            return _join(f"{key}: there is no class {match[1]}", suggest(match[1], _classes(key)))
         if match := re.match(r"(?:Key '|unrecognized arguments: --)([\w.]+)", reason):
             return f"{_path(key, match[1])}: there is no such option"
         if "is abstract" in reason:
@@ -276,8 +277,8 @@ def _path(*parts: str) -> str:
     return ".".join(part for part in parts if part)
 
 
-def _join(what: str, hint: str) -> str:
-    return f"{what}: {hint}" if what and hint else what or hint
+def _join(mistake: str, hint: str) -> str:
+    return f"{mistake}: {hint}" if mistake and hint else mistake or hint
 
 
 def _one_line(message: str) -> str:

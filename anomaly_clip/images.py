@@ -9,7 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-__all__ = ["Mask", "is_image", "open_image", "read_grey", "read_image", "read_mask", "solid"]
+__all__ = [
+    "Mask",
+    "evenly_spaced",
+    "is_image",
+    "open_image",
+    "read_grey",
+    "read_image",
+    "read_mask",
+    "solid",
+]
 
 Mask = NDArray[np.bool_] | NDArray[np.uint8]
 """``(H, W)``: bool, or uint8 where a mask's grey values count."""
@@ -110,3 +119,17 @@ def _open(path: Path) -> Image.Image:
         ) from None
     except Exception as error:  # decoders of damaged files raise of all kinds
         raise ValueError(f"{path}: the image cannot be decoded ({error})") from None
+
+
+def evenly_spaced(count: int, total: int) -> list[int]:
+    """Return the places of ``count`` images spread evenly over a listing of ``total``.
+
+    The first and the last are among them; of fewer than ``count`` images all are.
+
+    Example:
+        >>> from anomaly_clip.images import evenly_spaced
+        >>> evenly_spaced(3, 9), evenly_spaced(5, 2)
+        ([0, 4, 8], [0, 1])
+    """
+    places = np.linspace(0, total - 1, min(count, total)).round().astype(int)
+    return [int(place) for place in places]

@@ -1,4 +1,4 @@
-"""How far long steps are: a bar on a terminal, elsewhere a plain line now and then."""
+"""Progress of long steps: a bar on a terminal, elsewhere a plain line now and then."""
 
 from __future__ import annotations
 
@@ -20,32 +20,47 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Clock", "Lines", "say", "sees_bars", "show_below", "silence", "track"]
+__all__ = [
+    "Clock",
+    "LogProgress",
+    "counted",
+    "duration",
+    "rate",
+    "say",
+    "sees_bars",
+    "show_below",
+    "silence",
+    "track",
+    "wide_console",
+]
 
 Item = TypeVar("Item")
 Clock = Callable[[], float]
 """Returns seconds since some moment, as :func:`time.monotonic`."""
 
-FIRST = 10.0
-"""Seconds after which a step is spoken of in lines; most steps are done by then."""
-EVERY = 30.0
-"""Seconds from one line to the next, at least."""
-SHARE = 0.1
-"""From one line to the next, at least: as a share of the time so far."""
-REFRESH = 0.1
-"""Seconds from one look of a bar to the next, at least."""
+FIRST_LINE = 10.0
+"""Seconds before the first line of a step; most steps are done by then."""
+LINE_INTERVAL = 30.0
+"""Least seconds from one line to the next."""
+LINE_SHARE = 0.1
+"""Least time from one line to the next, as a share of the time so far."""
+BAR_INTERVAL = 0.1
+"""Least seconds from one refresh of a bar to the next."""
+MAX_WIDTH = 10_000
+"""Characters of a line that is not cut, in a file."""
 
 _silent = False
 _displays: list[Progress] = []
 """The display on the screen, if ``track`` began one: a second one would write over it."""
 _find_display: Callable[[], Progress | None] | None = None
-"""Returns somebody else's."""
+"""Returns the display of another library, as Lightning's."""
 
 
 class Rate(ProgressColumn):
-    """How many a second."""
+    """Items per second."""
 
     def render(self, task: Task) -> Text:
         """Return the rate, once it is known."""
@@ -53,45 +68,45 @@ class Rate(ProgressColumn):
         return Text("" if speed is None else rate(speed), style="progress.data.speed")
 
 
-class Lines:
-    """What is said of a long step where there are no bars.
+class LogProgress:
+    """Log-style progress of a long step, for non-interactive output.
 
     The first line comes after ten seconds; then they become rarer, as the step becomes longer.
 
     Args:
-        title: What is done.
-        clock: What time it is.
+        title: Name of the step.
+        clock: Returns the time.
     """
 
     def __init__(self, title: str, clock: Clock = time.monotonic) -> None:
         self.title = title
         self._clock = clock
         self._begun = clock()
-        self._next = self._begun + FIRST
+        self._next = self._begun + FIRST_LINE
 
     @property
     def due(self) -> bool:
         """Whether it is time for a line; cheap enough to ask at every item."""
         return self._clock() >= self._next
 
-    def tell(
+    def log(
         self,
         done: float,
         total: float | None = None,
         where: str | None = None,
         more: Iterable[str] = (),
     ) -> None:
-        """Say how far the step is.
+        """Write a line.
 
         Args:
-            done: How many are done, since it began.
-            total: How many there are; None or infinity if it is not known.
-            where: How far that is in words; default: the numbers.
-            more: What else there is to say.
+            done: Items done since the step began.
+            total: Number of items; None or infinity if it is unknown.
+            where: Position in words; default: the numbers.
+            more: Further parts of the line.
         """
         now = self._clock()
         passed = now - self._begun
-        self._next = now + max(EVERY, SHARE * passed)
+        self._next = now + max(LINE_INTERVAL, LINE_SHARE * passed)
         parts = [counted(done, total) if where is None else where]
         if done > 0 and passed > 0:
             parts.append(rate(done / passed))
@@ -100,9 +115,9 @@ class Lines:
         say(f"{self.title}: {', '.join([*parts, *more])}")
 
     def end(self, done: str) -> None:
-        """Say what was done in which time, if it took long enough to be spoken of."""
+        """Write the last line, with the time taken, if that was long enough for lines."""
         passed = self._clock() - self._begun
-        if passed >= FIRST:
+        if passed >= FIRST_LINE:
             say(f"{self.title}: {done} in {duration(passed)}")
 
 
@@ -118,13 +133,13 @@ def track(
     total: int | None = None,
     clock: Clock = time.monotonic,
 ) -> Iterator[Item]:
-    """Yield the items and show how far that is, on the first process only.
+    """Yield the items and show the progress, on the first process only.
 
     Args:
-        items: What is worked through.
-        title: What is done.
-        total: How many there are, where the items cannot tell.
-        clock: What time it is.
+        items: Any items.
+        title: Name of the step.
+        total: Number of items, where they have no length.
+        clock: Returns the time.
     """
     if total is None and isinstance(items, Sized):
         total = len(items)
@@ -146,7 +161,7 @@ def _with_bar(items: Iterable[Item], title: str, total: int | None, clock: Clock
                 yield item
                 if clock() >= due:
                     progress.update(bar, completed=done, refresh=True)
-                    due = clock() + REFRESH
+                    due = clock() + BAR_INTERVAL
         finally:
             progress.remove_task(bar)
             progress.refresh()
@@ -155,17 +170,17 @@ def _with_bar(items: Iterable[Item], title: str, total: int | None, clock: Clock
 def _with_lines(
     items: Iterable[Item], title: str, total: int | None, clock: Clock
 ) -> Iterator[Item]:
-    lines, done = Lines(title, clock), 0
+    lines, done = LogProgress(title, clock), 0
     for done, item in enumerate(items, start=1):
         yield item
         if lines.due and done != total:
-            lines.tell(done, total)
+            lines.log(done, total)
     lines.end(f"{done:,}")
 
 
 @contextmanager
 def _display() -> Iterator[Progress]:
-    """Return what is on the screen already, or begin a display."""
+    """Yield the display on the screen, or a new one."""
     running = _running_display()
     if running is not None:
         yield running
@@ -192,7 +207,7 @@ def _running_display() -> Progress | None:
 
 
 def show_below(find: Callable[[], Progress | None]) -> None:
-    """Let bars appear in somebody else's display whenever it is on the screen.
+    """Let bars appear in another library's display whenever it is on the screen.
 
     Args:
         find: Returns the display, None while it is not shown.
@@ -202,7 +217,7 @@ def show_below(find: Callable[[], Progress | None]) -> None:
 
 
 def sees_bars() -> bool:
-    """Return whether standard error is where bars can move: a terminal, or a notebook."""
+    """Return whether bars can move on standard error: a terminal, or a notebook."""
     console = Console(stderr=True)
     return console.is_interactive or console.is_jupyter
 
@@ -216,20 +231,29 @@ def say(text: str, style: str | None = None) -> None:
     console.print(text, style=style, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
+def wide_console(table: Table) -> Console:
+    """Return a console for standard output in which a table is not cut, if that is a file."""
+    console = Console(highlight=False)
+    if not console.is_terminal:  # a file's lines are as long as they must be
+        needed = console.measure(table, options=console.options.update(max_width=MAX_WIDTH))
+        console.width = max(console.width, needed.maximum)
+    return console
+
+
 def counted(done: float, total: float | None = None) -> str:
-    """Say how many of how many.
+    """Return a count in words, of a total if that is known.
 
     Example:
         >>> from anomaly_clip.progress import counted
         >>> counted(1200, 6612), counted(1200)
         ('1,200 of 6,612', '1,200')
     """
-    known = total is not None and math.isfinite(total)
-    return f"{done:,.0f} of {total:,.0f}" if known else f"{done:,.0f}"
+    has_total = total is not None and math.isfinite(total)
+    return f"{done:,.0f} of {total:,.0f}" if has_total else f"{done:,.0f}"
 
 
 def rate(speed: float) -> str:
-    """Say how many a second.
+    """Return a speed in words.
 
     Example:
         >>> from anomaly_clip.progress import rate
@@ -240,7 +264,7 @@ def rate(speed: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Say how long something takes.
+    """Return a time in words.
 
     Example:
         >>> from anomaly_clip.progress import duration

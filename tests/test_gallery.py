@@ -1,14 +1,9 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-import torch
 
-from anomaly_clip.recording.gallery import GAP, PANEL, side_by_side
-from anomaly_clip.records import Scores
-from anomaly_clip.results.map_store import KeptMaps
+from anomaly_clip.recording.gallery import GAP, PANEL, join_panels
 
 
 @pytest.mark.parametrize(("shape", "size"), [((40, 80), (96, 192)), ((500, 100), (192, 38))])
@@ -16,28 +11,18 @@ def test_panels_keep_the_shape_of_the_image(shape: tuple[int, int], size: tuple[
     image = np.full((*shape, 3), 90, np.uint8)
     mask = np.zeros(shape, bool)
     mask[: shape[0] // 2] = True
-    sheet = side_by_side(image, np.zeros((7, 9), np.float32), (0.0, 1.0), mask)
+    sheet = join_panels(image, np.zeros((7, 9), np.float32), (0.0, 1.0), mask)
     assert sheet.shape == (size[0], 3 * size[1] + 2 * GAP, 3)
     assert (sheet[:, : size[1]] == 90).all()
     white = sheet[:, 2 * (size[1] + GAP) :].mean(axis=(1, 2))
     assert white[0] == 255
     assert white[-1] == 0
-    assert side_by_side(image, np.zeros((7, 9)), (0, 1), None).shape[1] == 2 * size[1] + GAP
+    assert join_panels(image, np.zeros((7, 9)), (0, 1), None).shape[1] == 2 * size[1] + GAP
 
 
 def test_the_scale_is_that_of_the_category() -> None:
     image = np.zeros((10, 10, 3), np.uint8)
     values = np.full((10, 10), 0.5, np.float32)
-    dark, bright = (side_by_side(image, values, scale, None) for scale in ((0.5, 1), (0, 0.5)))
+    dark, bright = (join_panels(image, values, scale, None) for scale in ((0.5, 1), (0, 0.5)))
     assert dark[:, PANEL + GAP :].max() < 10
     assert bright[:, PANEL + GAP :].max() > 240
-
-
-def test_small_maps_are_kept_for_small_pictures(tmp_path: Path) -> None:
-    kept = KeptMaps(tmp_path, longest=8)
-    maps = torch.rand(2, 16, 32, generator=torch.Generator().manual_seed(0))
-    scores = Scores(anomaly_map=maps, image_score=torch.zeros(2))
-    kept.keep(scores, [4, 7], ["nut", "cap"])
-    assert kept.load(7)["map"].shape == (4, 8)
-    assert kept.ranges["nut"] == [float(maps[0].min()), float(maps[0].max())]  # of the whole map
-    assert (4 in kept, 5 in kept) == (True, False)

@@ -6,7 +6,8 @@ from rich.console import Console
 from rich.table import Table
 
 from anomaly_clip.metrics import FIGURES, Results
-from anomaly_clip.report.metrics_table import RANDOM_WARNING, figures_rows, figures_table
+from anomaly_clip.report.metrics_table import build_table, metrics_rows
+from anomaly_clip.results.warnings import RANDOM_WARNING
 
 RESULTS = Results(
     mean={**dict.fromkeys(FIGURES, 0.5), "pixel_pro": None},
@@ -26,7 +27,7 @@ def printed(table: Table) -> str:
 
 
 def test_percent_counts_and_dashes_in_80_columns() -> None:
-    text = printed(figures_table(RESULTS, "SDP on MVTecAD", COUNTS, random_weights=False))
+    text = printed(build_table(RESULTS, "SDP on MVTecAD", COUNTS, random_weights=False))
     lines = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.split()}
     assert lines["metal_nut"] == ["12", "7", *["25.0"] * 6, "–"]
     assert lines["mean"] == ["42", "17", *["50.0"] * 6, "–"]
@@ -35,11 +36,11 @@ def test_percent_counts_and_dashes_in_80_columns() -> None:
 
 
 def test_random_weights_are_said_above_and_below() -> None:
-    text = printed(figures_table(RESULTS, "SDP on MVTecAD", COUNTS, random_weights=True))
+    text = printed(build_table(RESULTS, "SDP on MVTecAD", COUNTS, random_weights=True))
     assert text.count(RANDOM_WARNING) == 2
 
 
 def test_rows_are_fractions_with_the_mean_last() -> None:
-    rows = list(figures_rows(RESULTS))
+    rows = list(metrics_rows(RESULTS))
     assert [row[0] for row in rows] == ["metal_nut", "bottle", "mean"]
     assert rows[0][1:] == [0.25] * 6 + [None]

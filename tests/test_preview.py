@@ -7,19 +7,19 @@ import pytest
 from PIL import Image
 
 from anomaly_clip.cli import main
-from anomaly_clip.commands.preview import CELL, GAP, LINE, contact_sheet
+from anomaly_clip.commands.preview import CELL, GAP, LINE_HEIGHT, contact_sheet
 from anomaly_clip.data import Demo, MVTecAD
 
 
 def test_pictures_are_spread_over_the_listing_with_their_masks(mvtec_root: Path) -> None:
     sheet = contact_sheet(MVTecAD(str(mvtec_root)), count=4).astype(int)
     columns = (sheet.shape[1] - GAP) // (2 * CELL + GAP)
-    rows = (sheet.shape[0] - GAP) // (CELL + LINE + GAP)
+    rows = (sheet.shape[0] - GAP) // (CELL + LINE_HEIGHT + GAP)
     assert columns * rows >= 4
     masks = []
     for place in range(4):
         left = GAP + (place % columns) * (2 * CELL + GAP) + CELL
-        top = GAP + (place // columns) * (CELL + LINE + GAP) + LINE
+        top = GAP + (place // columns) * (CELL + LINE_HEIGHT + GAP) + LINE_HEIGHT
         masks.append(sheet[top : top + CELL, left : left + CELL])
     # Rows 0, 2, 5 and 7 of the listing: good, scratch, good, scratch.
     middle = [mask[CELL // 3 : CELL // 2, CELL // 3 : CELL // 2].mean() for mask in masks]

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import f1_score
 
 from anomaly_clip.results.map_store import Rows
-from anomaly_clip.results.selection import OF_A_KIND, best_threshold, choose
+from anomaly_clip.results.selection import MAX_PER_KIND, best_threshold, select_images
 
 
 def rows(scores: list[float], labels: list[int | None], category: str = "nut") -> Rows:
@@ -19,7 +19,7 @@ def rows(scores: list[float], labels: list[int | None], category: str = "nut") -
 
 def named(found: Rows) -> dict[str, list[int]]:
     kinds: dict[str, list[int]] = {}
-    for one in choose(found):
+    for one in select_images(found):
         kinds.setdefault(one.kind, []).append(one.image)
     return kinds
 
@@ -57,7 +57,7 @@ def test_images_without_labels_are_shown_from_the_top_and_the_middle() -> None:
 
 
 def test_equal_scores_are_no_trouble() -> None:
-    found = choose(rows([0.5] * 6, [0, 0, 0, 1, 1, 1]))
+    found = select_images(rows([0.5] * 6, [0, 0, 0, 1, 1, 1]))
     assert len({one.image for one in found}) == len(found)
     assert all(np.isfinite(one.gap) for one in found)
 
@@ -69,7 +69,7 @@ def test_of_thousands_of_categories_the_worst_are_shown() -> None:
         for label, score in ((0, low), (1, high), (1, 0.9)):
             row = {"category": f"c{number}", "label": label, "image_score": score}
             many[len(many)] = row
-    found = choose(many)
-    assert max(Counter(one.kind for one in found).values()) <= OF_A_KIND
+    found = select_images(many)
+    assert max(Counter(one.kind for one in found).values()) <= MAX_PER_KIND
     assert many[found[0].image]["category"] == "c1234"
     assert found[0].kind == "false_alarm"

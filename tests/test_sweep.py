@@ -8,35 +8,26 @@ import os
 import shlex
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 from layouts import visa
-from scipy import stats
+from sweep_files import COMMAND, GOAL, write_sweep
 
 from anomaly_clip.cli import main
 from anomaly_clip.commands.experiment import run_experiment
-from anomaly_clip.commands.sweep import Record
 from anomaly_clip.commands.sweep_file import ARGS, read_sweep
 from anomaly_clip.commands.sweep_parameter import read_parameter
+from anomaly_clip.commands.sweep_record import SweepRecord
 from anomaly_clip.data import feature_cache
 from anomaly_clip.files import CACHE_VARIABLE, write_json
 
 ROOT = Path(__file__).parent.parent
 SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
 ON_DISK = [file for file in SWEEPS if file.stem != "demo"]  # which has a test of its own
-COMMAND = ["${env}", "anomaly_clip", "fit", "--model", "SDPPlus", "--data", "Demo", ARGS]
-GOAL = {"name": "val/pixel_ap", "goal": "maximize"}
-PLAIN: dict[str, Any] = {
-    "program": "anomaly_clip",
-    "method": "grid",
-    "metric": GOAL,
-    "parameters": {"model.lr": {"values": [0.1, 0.2]}},
-    "command": COMMAND,
-}
 
 VALIDATED = ["--data.val_split", "auxiliary"]
 AUXILIARY = [*VALIDATED, "--data.auxiliary", "Demo", "--data.auxiliary.seed", "9"]
@@ -65,15 +56,7 @@ Row = dict[str, str]
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., Path]:
-    """Return a function that writes a sweep file, with some keys replaced or, by None, left out."""
-
-    def written(**keys: Any) -> Path:
-        content = {key: value for key, value in {**PLAIN, **keys}.items() if value is not None}
-        file = tmp_path / "my_sweep.yaml"
-        file.write_text(yaml.safe_dump(content), encoding="utf-8")
-        return file
-
-    return written
+    return partial(write_sweep, tmp_path)
 
 
 def table(run: Path) -> list[Row]:
@@ -81,126 +64,7 @@ def table(run: Path) -> list[Row]:
         return list(csv.DictReader(file))
 
 
-# -- the grammar ---------------------------------------------------------------------------------
-
-
-LAWS: list[tuple[dict[str, Any], Callable[[np.ndarray], np.ndarray]]] = [
-    ({"min": -1.0, "max": 3}, stats.uniform(-1, 4).ppf),
-    ({"min": 2, "max": 5}, stats.randint(2, 6).ppf),
-    ({"distribution": "uniform", "min": 2, "max": 5}, stats.uniform(2, 3).ppf),
-    ({"distribution": "log_uniform", "min": -2, "max": 1}, lambda u: np.exp(3 * u - 2)),
-    (
-        {"distribution": "log_uniform_values", "min": 1e-5, "max": 0.1},
-        stats.loguniform(1e-5, 0.1).ppf,
-    ),
-    (
-        {"distribution": "inv_log_uniform_values", "min": 1e-5, "max": 0.1},
-        lambda u: 1 / stats.loguniform(10, 1e5).ppf(1 - u),
-    ),
-    (
-        {"distribution": "inv_log_uniform", "min": -2, "max": 1},
-        lambda u: 1 / np.exp(stats.uniform(-2, 3).ppf(1 - u)),
-    ),
-    ({"distribution": "normal", "mu": 2, "sigma": 3}, stats.norm(2, 3).ppf),
-    ({"distribution": "normal"}, stats.norm(0, 1).ppf),
-    ({"distribution": "log_normal", "mu": 1, "sigma": 0.5}, stats.lognorm(0.5, scale=np.e).ppf),
-    (
-        {"distribution": "q_uniform", "min": 0, "max": 1, "q": 0.25},
-        lambda u: np.round(u / 0.25) * 0.25,
-    ),
-    (
-        {"distribution": "q_log_uniform_values", "min": 1, "max": 1000, "q": 10},
-        lambda u: np.round(stats.loguniform(1, 1000).ppf(u) / 10) * 10,
-    ),
-    ({"distribution": "q_log_uniform", "min": 0, "max": 4}, lambda u: np.round(np.exp(4 * u))),
-    (
-        {"distribution": "q_normal", "mu": 10, "sigma": 4, "q": 2},
-        lambda u: np.round(stats.norm(10, 4).ppf(u) / 2) * 2,
-    ),
-    (
-        {"distribution": "q_log_normal", "mu": 1, "sigma": 1, "q": 0.5},
-        lambda u: np.round(stats.lognorm(1, scale=np.e).ppf(u) / 0.5) * 0.5,
-    ),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("given", "expected"), LAWS)
-def test_quantiles_are_those_of_scipy(
-    given: dict[str, Any], expected: Callable[[np.ndarray], np.ndarray]
-) -> None:
-    parameter = read_parameter("x", given)
-    levels = np.linspace(0.0103, 0.9911, 57)  # no level at a jump
-    found = [parameter.quantile(level) for level in levels.tolist()]
-    np.testing.assert_allclose(found, expected(levels), rtol=1e-9, atol=1e-12)
-    quantised = given.get("distribution", "").startswith("q_")
-    whole = given == {"min": 2, "max": 5} or (quantised and isinstance(given.get("q", 1), int))
-    assert {type(value) for value in found} == {int if whole else float}
-
-
-def test_draws_spread_evenly_and_depend_on_nothing_else() -> None:
-    before = repr(np.random.get_state())
-    parameter = read_parameter("model.lr", {"min": 0.0, "max": 1.0})
-    drawn = [parameter.draw(0, run, "model.lr") for run in range(1, 2001)]
-    assert stats.kstest(drawn, "uniform").pvalue > 0.01
-    assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 0.1
-    others = [
-        [parameter.draw(seed, run, name) for run in range(1, 2001)]
-        for seed, name in ((1, "model.lr"), (0, "model.tau"))
-    ]
-    assert np.abs(np.corrcoef([drawn, *others]) - np.eye(3)).max() < 0.1
-    assert drawn[6] == parameter.draw(0, 7, "model.lr")
-    assert repr(np.random.get_state()) == before
-
-
-def test_values_come_as_often_as_their_probabilities_say() -> None:
-    given = {"values": ["a", "b", "c"], "probabilities": [0.2, 0.0, 0.8]}
-    parameter = read_parameter("x", given)
-    assert [parameter.quantile(level) for level in (0.1, 0.19, 0.21, 0.999)] == ["a", "a", "c", "c"]
-    drawn = [read_parameter("x", {"values": [True, 2]}).draw(0, run, "x") for run in range(1000)]
-    assert 400 < drawn.count(2) < 600
-    assert read_parameter("x", {"value": [3, 6]}).draw(0, 1, "x") == [3, 6]
-
-
-@pytest.mark.parametrize("bounds", [(1e-5, 0.1), (3, 7), (0.3, 0.3)])
-def test_draws_stay_within_their_bounds(bounds: tuple[float, float]) -> None:
-    low, high = bounds
-    given = {"distribution": "log_uniform_values", "min": low, "max": high}
-    parameter = read_parameter("x", given)
-    assert parameter.quantile(2**-53) >= low
-    assert parameter.quantile(1 - 2**-53) <= high
-
-
-def test_a_grid_has_all_combinations_in_order(write: Callable[..., Path]) -> None:
-    parameters = {"a": {"values": [1, 2]}, "b": {"value": "x"}, "c": {"values": [[3, 6], [4]]}}
-    file = write(parameters=parameters, run_cap=3)
-    rows = [(1, "x", [3, 6]), (1, "x", [4]), (2, "x", [3, 6])]
-    sweep = read_sweep(file)
-    assert [tuple(run.values()) for run in sweep.runs("grid", None, 0)] == rows
-    assert len(sweep.runs("grid", 2, 0)) == 2
-    assert len(sweep.runs("grid", 9, 0)) == 3
-    fewer, more = sweep.runs("random", 1, 5), sweep.runs("random", 3, 5)
-    assert fewer == more[:1]
-    assert more != sweep.runs("random", 3, 6)
-
-
-@pytest.mark.parametrize(
-    "start",
-    [
-        ["${env}", "anomaly_clip"],
-        ["${env}", "${program}"],
-        ["${env}", "${interpreter}", "-m", "anomaly_clip"],
-        ["/opt/bin/anomaly_clip"],
-    ],
-)
-def test_a_command_may_begin_as_wandb_has_it(
-    start: list[str], write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PICTURES", "/data")
-    command = [*start, "fit", "--data.root=${envvar:PICTURES}/visa", ARGS, "--trainer.devices", 1]
-    sweep = read_sweep(write(command=command))
-    words = ["--data.root=/data/visa", "--x", "1", "--a=[3, 6]", "--b=True", "--c=1e-05"]
-    swept = {"a": [3, 6], "b": True, "c": 1e-5}
-    assert sweep.words(swept, ["--x", "1"]) == [*words, "--trainer.devices", "1"]
+# -- mistakes -------------------------------------------------------------------------------------
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -597,7 +461,7 @@ def test_a_sweep_is_resumed_where_it_was_begun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "sweep"
-    record = Record("SDPPlus on Demo", "/elsewhere", "val/pixel_ap", True, False, [], [])
+    record = SweepRecord("SDPPlus on Demo", "/elsewhere", "val/pixel_ap", True, False, [], [])
     write_json(folder / "sweep.json", asdict(record))
     (folder / "1").mkdir()
     assert main(["sweep", "--resume", str(folder)]) == 2

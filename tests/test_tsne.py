@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.manifold import TSNE
 from sklearn.metrics import silhouette_score
 
-from anomaly_clip.drawing.tsne import PAPER, Embedding, embed, write_embeddings
+from anomaly_clip.drawing.tsne import TAB_LAYOUT, Embedding, tsne, write_embeddings
 
 
 def groups(apart: float) -> tuple[np.ndarray, list[str], list[bool]]:
@@ -30,7 +30,7 @@ def groups(apart: float) -> tuple[np.ndarray, list[str], list[bool]]:
 
 def test_the_numbers_are_scikit_learns_and_follow_the_distance() -> None:
     features, classes, states = groups(6.0)
-    far = embed("far", features, classes, states)
+    far = tsne("far", features, classes, states)
     assert far.points.shape == (40, 2)
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     expected = np.mean(
@@ -43,7 +43,7 @@ def test_the_numbers_are_scikit_learns_and_follow_the_distance() -> None:
     assert far.silhouettes["classes"] == pytest.approx(
         silhouette_score(unit, classes, metric="cosine")
     )
-    near = embed("near", *groups(0.0))
+    near = tsne("near", *groups(0.0))
     assert (near.silhouettes["states"] or 0) < 0.1 < 0.5 < (far.silhouettes["states"] or 0)
     # In the picture, too, the groups lie apart.
     assert (
@@ -54,17 +54,17 @@ def test_the_numbers_are_scikit_learns_and_follow_the_distance() -> None:
 
 def test_the_same_seed_gives_the_same_layout() -> None:
     features, classes, states = groups(6.0)
-    one, other = (embed("a", features, classes, states, seed=3) for _ in range(2))
+    one, other = (tsne("a", features, classes, states, seed=3) for _ in range(2))
     np.testing.assert_array_equal(one.points, other.points)
 
 
 def test_the_layout_of_the_paper() -> None:
     features, classes, states = groups(6.0)
-    plain = embed("a", features[:20], classes[:20], states[:20])
-    shorter = replace(PAPER, iterations=300)  # the rest of it takes long
-    paper = embed("a", features[:20], classes[:20], states[:20], layout=shorter)
+    plain = tsne("a", features[:20], classes[:20], states[:20])
+    shorter = replace(TAB_LAYOUT, iterations=300)  # the rest of it takes long
+    paper = tsne("a", features[:20], classes[:20], states[:20], layout=shorter)
     assert paper.silhouettes == pytest.approx(plain.silhouettes)
-    assert PAPER.iterations == 20_000
+    assert TAB_LAYOUT.iterations == 20_000
     expected = TSNE(
         perplexity=19 / 3,
         learning_rate=100,
@@ -79,10 +79,10 @@ def test_the_layout_of_the_paper() -> None:
 
 def test_one_group_has_no_silhouette() -> None:
     features, classes, _ = groups(0.0)
-    found = embed("a", features[:20], classes[:20], [False] * 20)
+    found = tsne("a", features[:20], classes[:20], [False] * 20)
     assert found.silhouettes == {"classes": None, "states": None}
     with pytest.raises(ValueError, match="3 features are too few"):
-        embed("a", features[:3], classes[:3], [False] * 3)
+        tsne("a", features[:3], classes[:3], [False] * 3)
 
 
 def test_two_backbones_side_by_side(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from anomaly_clip.recording import validation_images as watched
-from anomaly_clip.recording.validation_images import Watched
+from anomaly_clip.recording.validation_images import ValidationImages
 from anomaly_clip.records import Batch, Scores
 
 
@@ -47,7 +47,7 @@ def test_pictures_are_of_many_categories(
         return np.zeros((4, 4, 3), np.uint8)
 
     monkeypatch.setattr(watched, "draw_panels", draw)
-    pictures = Watched(4)
+    pictures = ValidationImages(4)
     for category in categories:
         pictures.add(*batch_of(category, 8), len(categories))
     pictures.draw(tmp_path / "step.png", None)
@@ -57,7 +57,7 @@ def test_pictures_are_of_many_categories(
 
 
 def test_the_picture_is_a_picture(tmp_path: Path) -> None:
-    pictures = Watched(2)
+    pictures = ValidationImages(2)
     pictures.add(*batch_of("wood", 4), 1)
     pictures.draw(tmp_path / "validation" / "step.png", "a warning")
     with Image.open(tmp_path / "validation" / "step.png") as picture:
@@ -65,7 +65,7 @@ def test_the_picture_is_a_picture(tmp_path: Path) -> None:
 
 
 def test_none_are_drawn_if_none_are_asked_for(tmp_path: Path) -> None:
-    pictures = Watched(0)
+    pictures = ValidationImages(0)
     pictures.add(*batch_of("wood", 4), 1)
     pictures.draw(tmp_path / "step.png", None)
     assert not list(tmp_path.iterdir())

@@ -17,11 +17,11 @@ from run_folder import TWO, make_run
 
 from anomaly_clip.cli import main
 from anomaly_clip.recording.wandb_log import (
-    grouped_tracking,
-    own_tracking,
-    track_config,
-    track_picture,
-    track_run,
+    finish_wandb_run,
+    log_config,
+    log_image,
+    log_run,
+    wandb_group,
 )
 from anomaly_clip.report.page import write_page
 
@@ -40,7 +40,7 @@ def _offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def logger(tmp_path: Path) -> Iterator[WandbLogger]:
-    with own_tracking():
+    with finish_wandb_run():
         yield WandbLogger(project="test", save_dir=tmp_path)
 
 
@@ -54,8 +54,8 @@ def rows(file: Path) -> dict[str, Any]:
 
 def test_the_configuration_goes_by_the_names_of_the_command_line(logger: WandbLogger) -> None:
     config = "seed_everything: 3\nmodel:\n  class_path: SDP\n  init_args: {backbone: {name: a}}\n"
-    track_config([logger], config, Path("runs/sdp/1"))
-    track_config([logger], config, Path("runs/sdp/1"))  # as a test behind a fit
+    log_config([logger], config, Path("runs/sdp/1"))
+    log_config([logger], config, Path("runs/sdp/1"))  # as a test behind a fit
     found = dict(logger.experiment.config)
     assert found == {
         "seed_everything": 3,
@@ -70,7 +70,7 @@ def test_a_finished_test_is_handed_on(tmp_path: Path, logger: WandbLogger) -> No
     write_page(run)
     added: list[Any] = []
     logger.experiment.log_artifact = added.append
-    track_run([CSVLogger(tmp_path), logger], run)
+    log_run([CSVLogger(tmp_path), logger], run)
     (table,) = media(tmp_path, "table/figures*.json")
     figures = json.loads((run / "metrics.json").read_text())
     assert rows(table)["columns"] == ["category", *figures["mean"]]
@@ -98,7 +98,7 @@ def test_pictures_come_apart_with_their_masks(tmp_path: Path, logger: WandbLogge
     sheet[:, 34:64] = 100  # the heat map
     sheet[5:9, 68 + 10 : 68 + 20] = 255  # the mask
     Image.fromarray(sheet).save(run / "gallery" / "2.webp", lossless=True)
-    track_run([logger], run)
+    log_run([logger], run)
     found = [np.asarray(Image.open(file)) for file in media(tmp_path, "images/pictures/hit_*.png")]
     assert [one.shape for one in found] == [(20, 30, 3)] * 2
     assert sorted(int(one.mean()) for one in found) == [0, 100]
@@ -110,7 +110,7 @@ def test_pictures_come_apart_with_their_masks(tmp_path: Path, logger: WandbLogge
 
 
 def test_a_picture_that_was_not_drawn_is_let_pass(tmp_path: Path, logger: WandbLogger) -> None:
-    track_picture([logger], "validation", tmp_path / "none.png")
+    log_image([logger], "validation", tmp_path / "none.png")
     assert media(tmp_path, "images/*") == []
 
 
@@ -129,12 +129,12 @@ def test_a_run_ends_with_what_opened_it(tmp_path: Path) -> None:
         run.finish = noted
         return one
 
-    with own_tracking():
+    with finish_wandb_run():
         opened()
     assert wandb.run is None
 
     def fail() -> None:
-        with own_tracking():
+        with finish_wandb_run():
             opened()
             raise ValueError("wrong")
 
@@ -142,18 +142,18 @@ def test_a_run_ends_with_what_opened_it(tmp_path: Path) -> None:
         fail()
     assert ends == [0, 1]
     mine = wandb.init(dir=tmp_path)
-    with own_tracking():
+    with finish_wandb_run():
         WandbLogger(project="test", save_dir=tmp_path)
     assert wandb.run is mine  # opened by somebody else, who ends it
     mine.finish()
 
 
 def test_a_group_ends_with_what_it_is_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    with grouped_tracking("runs/padim/1"):
+    with wandb_group("runs/padim/1"):
         assert os.environ["WANDB_RUN_GROUP"] == "runs/padim/1"
     assert "WANDB_RUN_GROUP" not in os.environ
     monkeypatch.setenv("WANDB_RUN_GROUP", "mine")
-    with grouped_tracking("runs/padim/1"):
+    with wandb_group("runs/padim/1"):
         assert os.environ["WANDB_RUN_GROUP"] == "mine"
     assert os.environ["WANDB_RUN_GROUP"] == "mine"
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_clip.backbones.frozen import FrozenBackbone
-from anomaly_clip.errors import nearest, reason
+from anomaly_clip.errors import reason, suggest
 from anomaly_clip.records import RANDOM
 
 __all__ = ["IMAGENET", "CNNBackbone", "CNNSettings", "load_network", "read_state"]
@@ -242,7 +242,7 @@ def _build(name: str) -> nn.Module:
 
     names = models.list_models(module=models)
     if name not in names:
-        hint = nearest(name, names) or "take a ResNet, as resnet18"
+        hint = suggest(name, names) or "take a ResNet, as resnet18"
         raise ValueError(f"backbone.name {name}: torchvision has no such model: {hint}")
     # Untrained weights follow the run's seed alone, and leave later draws as they are.
     with torch.random.fork_rng(devices=[]):

@@ -29,7 +29,7 @@ from open_clip.convert import convert_state_dict
 from open_clip.factory import load_state_dict, resize_pos_embed, resize_text_pos_embed
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 
-from anomaly_clip.errors import nearest
+from anomaly_clip.errors import suggest
 from anomaly_clip.records import DEMO, RANDOM
 
 __all__ = ["LoadedCLIP", "load_clip"]
@@ -119,7 +119,7 @@ def _read_config(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     else:
         registered = open_clip.get_model_config(name)
         if registered is None:
-            hint = nearest(name, open_clip.list_models()) or "take a ViT, as ViT-B-16"
+            hint = suggest(name, open_clip.list_models()) or "take a ViT, as ViT-B-16"
             raise ValueError(f"backbone.name {name}: open_clip has no such model: {hint}")
         config = deepcopy(registered)
     missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(config)

@@ -1,4 +1,4 @@
-"""What verbs share that run several experiments in turn: ``each`` and ``sweep``."""
+"""Shared parts of the verbs that run several experiments in turn: ``each`` and ``sweep``."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from anomaly_clip.commands.experiment import ExperimentCLI, run_experiment
 from anomaly_clip.errors import UserError, reason
 from anomaly_clip.progress import say
 
-__all__ = ["Plan", "refuse_shared_launch", "run_in_turn", "run_verb", "without_resume"]
+__all__ = ["DryRunCLI", "forbid_distributed_launch", "pop_resume", "run_in_turn", "run_verb"]
 
-ERROR = "anomaly_clip: "
-"""What the line begins with that a command ends with when it fails."""
+ERROR_PREFIX = "anomaly_clip: "
+"""Beginning of the last line of a command that fails."""
 
 
-class Plan(ExperimentCLI):
-    """What would be run: everything is parsed and built, nothing is started."""
+class DryRunCLI(ExperimentCLI):
+    """An experiment that is parsed and built, but not started."""
 
     def _run_subcommand(self, subcommand: str) -> None:
         pass
 
 
-def without_resume(words: Sequence[str], record: str) -> tuple[list[str], Path | None]:
+def pop_resume(words: Sequence[str], record: str) -> tuple[list[str], Path | None]:
     """Take the verb and ``--resume RUN`` off the words; return the rest and the folder.
 
     Args:
-        words: What stands behind ``anomaly_clip``.
-        record: A file that lies in the folder of every run of the verb.
+        words: Words after ``anomaly_clip``.
+        record: A file in the folder of every run of the verb.
 
     Raises:
         UserError: If there is no such run.
@@ -49,7 +49,7 @@ def without_resume(words: Sequence[str], record: str) -> tuple[list[str], Path |
     return rest, None
 
 
-def refuse_shared_launch(verb: str) -> None:
+def forbid_distributed_launch(verb: str) -> None:
     """Check that no launcher has started several of this command.
 
     Raises:
@@ -68,12 +68,12 @@ def run_in_turn(
     resume: str,
     last: type[Exception] | tuple[type[Exception], ...] = (),
 ) -> dict[str, str]:
-    """Run all, also behind one that fails; return why which have failed.
+    """Run all jobs, also after one that fails; return the reason of each failure.
 
     Args:
-        jobs: What to do, by what it is called.
+        jobs: Functions by the name of their job.
         resume: The command that goes on after an interruption.
-        last: Failures behind which nothing else is run.
+        last: Failures after which no other job is run.
     """
     failed: dict[str, str] = {}
     for number, (name, job) in enumerate(jobs.items(), start=1):
@@ -101,10 +101,10 @@ def run_verb(words: Sequence[str], several: bool) -> None:
 
 
 def _run_apart(command: list[str]) -> None:
-    """Run a command and say what it says, line by line; its table is kept back.
+    """Run a command and pass its messages on, line by line; its table is kept back.
 
     Raises:
-        UserError: What it ended with, if it fails.
+        UserError: If it fails, with its last message.
     """
     last = "no message"
     with subprocess.Popen(
@@ -114,10 +114,10 @@ def _run_apart(command: list[str]) -> None:
         try:
             for line in filter(str.strip, process.stderr):
                 last = line.rstrip()
-                if not last.startswith(ERROR):  # which is said by who catches it
+                if not last.startswith(ERROR_PREFIX):  # the caller of this function prints it
                     say(last)
         except BaseException:
             process.kill()
             raise
     if process.returncode != 0:
-        raise UserError(last.removeprefix(ERROR))
+        raise UserError(last.removeprefix(ERROR_PREFIX))

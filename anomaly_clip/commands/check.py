@@ -1,4 +1,4 @@
-"""``anomaly_clip check``: says what is wrong with a data set."""
+"""``anomaly_clip check``: a report of everything that is wrong with a data set."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning.pytorch.cli import LightningArgumentParser
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-import anomaly_clip.data  # noqa: F401  (short names work for classes that are imported)
+from anomaly_clip.commands.parsing import data_parser, parse_words
 from anomaly_clip.data.check import Checked, Row, check_data
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.data.info import DataFacts
-from anomaly_clip.errors import translated
 from anomaly_clip.files import write_json
 
 __all__ = ["run_check"]
@@ -34,16 +32,12 @@ def run_check(words: Sequence[str]) -> int:
     Raises:
         UserError: What is wrong with the command line, where, and the way out.
     """
-    parser = LightningArgumentParser(
-        prog="anomaly_clip check",
-        description="Read a data set whole and say what is wrong with it: counts against the "
+    parser = data_parser(
+        "check",
+        "Read a data set whole and say what is wrong with it: counts against the "
         "published ones, unreadable files, masks that do not fit, equal files, and training images "
         "in the test split. Exit code 1 if something is wrong.",
-        allow_abbrev=False,
-        exit_on_error=False,
     )
-    parser.add_argument("--config", action="config", help="a file with a section data")
-    parser.add_lightning_class_args(AnomalyData, "data", subclass_mode=True)
     parser.add_argument(
         "--near_duplicates",
         type=bool,
@@ -52,8 +46,7 @@ def run_check(words: Sequence[str]) -> int:
     )
     parser.add_argument("--json", type=str, help="write all findings to this file; - prints them")
     parser.add_argument("--workers", type=int, help="threads that read; default: one a core")
-    with translated(lambda: [f"--{action.dest}" for action in parser._actions]):
-        config = parser.parse_args(list(words)[1:])
+    with parse_words(parser, words) as config:
         if config.workers is not None and config.workers < 1:
             raise ValueError(f"--workers must be 1 or more, got {config.workers}")
         if config.json not in (None, "-") and Path(config.json).is_dir():
@@ -74,9 +67,9 @@ def run_check(words: Sequence[str]) -> int:
 
 
 def show(checked: Checked, facts: DataFacts) -> None:
-    """Print a table, what is wrong, what is worth knowing, and where the data set comes from."""
+    """Print the counts, the data set's origin, remarks, and all problems."""
     console = Console(highlight=False, soft_wrap=True, markup=False)
-    console.print(_table(checked))
+    console.print(_counts_table(checked))
     for name, value in (
         ("source", facts.url),
         ("licence", facts.licence),
@@ -102,7 +95,7 @@ def _in_groups(checked: Checked) -> str:
     return f" files beyond the first of {checked.groups} groups of equal content"
 
 
-def _table(checked: Checked) -> Table:
+def _counts_table(checked: Checked) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title=Text(f"{checked.data}, {checked.root}"))
     for heading, justify in (
         ("category", "left"),
@@ -115,16 +108,16 @@ def _table(checked: Checked) -> Table:
         table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for row in checked.rows:
         modes = ", ".join(f"{mode} {count}" for mode, count in row.modes.items())
-        table.add_row(Text(row.category), row.split, *_numbers(row), row.sizes, modes)
+        table.add_row(Text(row.category), row.split, *_count_cells(row), row.sizes, modes)
     return table
 
 
-def _numbers(row: Row) -> list[Text]:
+def _count_cells(row: Row) -> list[Text]:
     """Return the counts; beside those that differ the published ones."""
-    found = (row.normal, row.anomalous)
-    if row.published is None or row.published == found:
-        return [Text(str(number)) for number in found]
+    counts = (row.normal, row.anomalous)
+    if row.published is None or row.published == counts:
+        return [Text(str(count)) for count in counts]
     return [
-        Text(str(own)) if own == other else Text(f"{own} of {other}", style="red")
-        for own, other in zip(found, row.published, strict=True)
+        Text(str(count)) if count == published else Text(f"{count} of {published}", style="red")
+        for count, published in zip(counts, row.published, strict=True)
     ]

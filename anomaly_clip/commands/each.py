@@ -17,27 +17,23 @@ from typing import Any
 from rich.console import Console
 
 from anomaly_clip.commands.batch import (
-    Plan,
-    refuse_shared_launch,
+    DryRunCLI,
+    forbid_distributed_launch,
+    pop_resume,
     run_in_turn,
     run_verb,
-    without_resume,
 )
 from anomaly_clip.commands.experiment import arrange, known_options, quieten
 from anomaly_clip.data.dataset import AnomalyData
-from anomaly_clip.errors import UserError, translated
+from anomaly_clip.errors import UserError, user_errors
 from anomaly_clip.files import atomic_path, safe_name
 from anomaly_clip.methods.evaluated import EvaluatedModule
 from anomaly_clip.progress import say
-from anomaly_clip.recording.wandb_log import grouped_tracking
-from anomaly_clip.report.metrics_table import (
-    figures_table,
-    remark_on,
-    rounds_remark,
-    selection_warning,
-)
+from anomaly_clip.recording.wandb_log import wandb_group
+from anomaly_clip.report.metrics_table import build_table
 from anomaly_clip.report.page import PAGE, write_page
 from anomaly_clip.results.metrics_file import merge_metrics, write_metrics
+from anomaly_clip.results.warnings import rounds_remark, selection_warning, weights_remark
 
 __all__ = ["run_each"]
 
@@ -53,7 +49,7 @@ def run_each(words: Sequence[str]) -> int:
     Raises:
         UserError: What is wrong before anything is run, and the way out.
     """
-    words, resumed = without_resume(words, CONFIG)
+    words, resumed = pop_resume(words, CONFIG)
     quieten()
     if {"-h", "--help"} & set(words):
         print(
@@ -66,10 +62,10 @@ def run_each(words: Sequence[str]) -> int:
         return 0
     if resumed is not None:
         words = _words_of(resumed, words)
-    refuse_shared_launch("each")
+    forbid_distributed_launch("each")
     line = arrange(["fit", *words])[1:]
-    with translated(known_options):
-        plan = Plan(args=["fit", *line])
+    with user_errors(known_options):
+        plan = DryRunCLI(args=["fit", *line])
     method, data, writer = plan.model, plan.datamodule, plan.writer
     try:
         categories = _categories(method, data)
@@ -87,7 +83,7 @@ def run_each(words: Sequence[str]) -> int:
         name: partial(_run_category, folder / CONFIG, folder / safe_name(name), name, several)
         for name in categories
     }
-    with grouped_tracking(str(folder)):
+    with wandb_group(str(folder)):
         failed = run_in_turn(jobs, f"anomaly_clip each --resume {shlex.quote(str(folder))}")
     return _merge(folder, categories, failed)
 
@@ -102,7 +98,7 @@ def _categories(method: object, data: AnomalyData) -> list[str]:
         raise UserError(f"{type(method).__name__} scores no images: use fit")
     if "test" not in data.splits:
         raise UserError(f"{data.dataset_name} has no test images: use fit")
-    with translated(known_options):
+    with user_errors(known_options):
         categories = data.categories
     names = [safe_name(category).lower() for category in categories]
     shared = [name for name in names if names.count(name) > 1]
@@ -174,5 +170,5 @@ def _write_merged(
         if more is not None:
             title += f"\n{more.partition(';')[0]}"  # a spread is of one category
     weights = run["weights"]
-    remark = remark_on(weights)
-    Console().print(figures_table(results, title, counts, weights["random"], remark))
+    remark = weights_remark(weights)
+    Console().print(build_table(results, title, counts, weights["random"], remark))

@@ -28,11 +28,11 @@ import anomaly_clip.methods  # noqa: F401
 from anomaly_clip.callbacks import progress_of_loops
 from anomaly_clip.commands.configs import expand_configs
 from anomaly_clip.data.dataset import AnomalyData
-from anomaly_clip.errors import UserError, reason, translated
+from anomaly_clip.errors import UserError, reason, user_errors
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.methods.evaluated import EvaluatedModule
 from anomaly_clip.progress import silence
-from anomaly_clip.recording.wandb_log import own_tracking
+from anomaly_clip.recording.wandb_log import finish_wandb_run
 from anomaly_clip.recording.writer import RunWriter
 from anomaly_clip.records import HasLoaderNeeds
 
@@ -58,7 +58,7 @@ def run_experiment(words: Sequence[str]) -> int:
     """
     quieten()
     try:
-        with translated(known_options), own_tracking():
+        with user_errors(known_options), finish_wandb_run():
             ExperimentCLI(args=arrange(words))
     finally:
         silence(False)  # what this process runs next may want its bars

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from anomaly_clip.commands.experiment import class_of_checkpoint, quieten
-from anomaly_clip.errors import UserError, reason, translated
+from anomaly_clip.errors import UserError, reason, user_errors
 from anomaly_clip.methods.evaluated import Exporter
 
 __all__ = ["run_export"]
@@ -35,7 +35,7 @@ def run_export(words: Sequence[str]) -> int:
     kind = class_of_checkpoint(asked.ckpt_path)
     if not hasattr(kind, "export"):
         raise UserError(f"--ckpt_path {asked.ckpt_path}: {kind.__name__} has nothing to export")
-    with translated():
+    with user_errors():
         try:
             method: Any = kind.load_from_checkpoint(asked.ckpt_path, map_location="cpu")
         except (KeyError, RuntimeError) as error:

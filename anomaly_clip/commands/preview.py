@@ -1,4 +1,4 @@
-"""``anomaly_clip preview``: a contact sheet of a data set, to look at before anything is run."""
+"""``anomaly_clip preview``: a contact sheet of a data set, to look at before any run."""
 
 from __future__ import annotations
 
@@ -7,25 +7,27 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from lightning.pytorch.cli import LightningArgumentParser
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
-import anomaly_clip.data  # noqa: F401  (short names work for classes that are imported)
+from anomaly_clip.commands.parsing import data_parser, parse_words
 from anomaly_clip.data.dataset import AnomalyData, Sample, Split
 from anomaly_clip.data.synthetic import SyntheticDataset
-from anomaly_clip.errors import translated
+from anomaly_clip.drawing.draw import add_caption, font, grid
 from anomaly_clip.files import atomic_path
+from anomaly_clip.images import evenly_spaced
 from anomaly_clip.progress import track
 
 __all__ = ["contact_sheet", "defect_sheet", "run_preview"]
 
-Chosen = TypeVar("Chosen")
+Item = TypeVar("Item")
+Panels = tuple[str, list[NDArray[np.uint8]]]
+"""A caption, and the images below it."""
 
 CELL = 160
-LINE = 14
+LINE_HEIGHT = 14
 GAP = 6
-SHOWN = 256  # pixels of images with synthetic defects, unless the data say otherwise
+DEFECT_SIZE = 256  # pixels of images with synthetic defects, unless the data say otherwise
 
 
 def run_preview(words: Sequence[str]) -> int:
@@ -34,20 +36,15 @@ def run_preview(words: Sequence[str]) -> int:
     Raises:
         UserError: What is wrong, where, and the way out.
     """
-    parser = LightningArgumentParser(
-        prog="anomaly_clip preview",
-        description="Draw a contact sheet of a data set: pictures with their masks; with "
+    parser = data_parser(
+        "preview",
+        "Draw a contact sheet of a data set: pictures with their masks; with "
         "--data.synthesis, normal training pictures with their defects, masks and labels.",
-        allow_abbrev=False,
-        exit_on_error=False,
     )
-    parser.add_argument("--config", action="config", help="a file with a section data")
-    parser.add_lightning_class_args(AnomalyData, "data", subclass_mode=True)
     parser.add_argument("--split", type=Split, default="test", help="which split; defects: train")
     parser.add_argument("--count", type=int, default=48, help="how many pictures, spread evenly")
     parser.add_argument("--file", type=str, default="preview.png", help="where the sheet goes")
-    with translated(lambda: [f"--{action.dest}" for action in parser._actions]):
-        config = parser.parse_args(list(words)[1:])
+    with parse_words(parser, words) as config:
         if config.count < 1:
             raise ValueError(f"--count must be 1 or more, got {config.count}")
         target = Path(config.file)
@@ -65,28 +62,28 @@ def run_preview(words: Sequence[str]) -> int:
 
 
 def contact_sheet(data: AnomalyData, split: Split = "test", count: int = 48) -> NDArray[np.uint8]:
-    """Return pictures spread evenly over a split's listing, each with its mask beside it.
+    """Return images spread evenly over a split's listing, each with its mask beside it.
 
     Args:
         data: The data set.
-        split: Which of its splits.
-        count: How many pictures at most.
+        split: One of its splits.
+        count: Most images.
 
     Returns:
         RGB ``(H, W, 3)``.
     """
     samples, read = data.samples(split), data.reader()
-    chosen = [samples[place] for place in _spread(len(samples), count)]
+    shown = [samples[place] for place in evenly_spaced(count, len(samples))]
 
-    def panels(sample: Sample) -> tuple[str, list[NDArray[np.uint8]]]:
+    def panels(sample: Sample) -> Panels:
         image, mask = read(sample)
         if not data.has_masks:
             return _caption(sample), [image]
         white = np.zeros(image.shape[:2], dtype=bool) if mask is None else mask
         grey = white.astype(np.uint8) * (1 if white.dtype == np.uint8 else 255)
-        return _caption(sample), [image, _three(grey)]
+        return _caption(sample), [image, _to_rgb(grey)]
 
-    return _sheet(chosen, panels, 2 if data.has_masks else 1)
+    return _draw_sheet(shown, panels, 2 if data.has_masks else 1)
 
 
 def defect_sheet(data: AnomalyData, count: int = 48) -> NDArray[np.uint8]:
@@ -95,58 +92,49 @@ def defect_sheet(data: AnomalyData, count: int = 48) -> NDArray[np.uint8]:
     Args:
         data: A data set with ``synthesis``; without an image size, images are as large as the
             sheet shows them.
-        count: How many pictures at most.
+        count: Most images.
 
     Returns:
         RGB ``(H, W, 3)``: the image, the image with its defect, the mask, the label.
     """
     assert data.synthesis is not None
-    data.image_size = data.image_size or SHOWN
+    data.image_size = data.image_size or DEFECT_SIZE
     dataset = data.fit_dataset()
     assert isinstance(dataset, SyntheticDataset)
 
-    def panels(row: int) -> tuple[str, list[NDArray[np.uint8]]]:
-        image, made = dataset.shown(row)
-        some = "" if made.mask.any() else ", none"
-        caption = f"{dataset.samples[row].category}: {made.info['recipe']}{some}"
-        label = (made.label / max(1.0, float(made.label.max())) * 255).astype(np.uint8)
-        mask = made.mask.astype(np.uint8) * 255
-        return caption, [image, made.image, _three(mask), _three(label)]
+    def panels(row: int) -> Panels:
+        image, synthetic = dataset.shown(row)
+        remark = "" if synthetic.mask.any() else ", none"
+        caption = f"{dataset.samples[row].category}: {synthetic.info['recipe']}{remark}"
+        label = (synthetic.label / max(1.0, float(synthetic.label.max())) * 255).astype(np.uint8)
+        mask = synthetic.mask.astype(np.uint8) * 255
+        return caption, [image, synthetic.image, _to_rgb(mask), _to_rgb(label)]
 
-    return _sheet(_spread(len(dataset), count), panels, 4)
-
-
-def _spread(number: int, count: int) -> list[int]:
-    """Return as many places, spread evenly."""
-    places = np.linspace(0, number - 1, min(count, number)).round().astype(int)
-    return [int(place) for place in places]
+    return _draw_sheet(evenly_spaced(count, len(dataset)), panels, 4)
 
 
-def _three(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _to_rgb(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.repeat(grey[..., None], 3, axis=2)
 
 
-def _sheet(
-    chosen: Sequence[Chosen],
-    panels: Callable[[Chosen], tuple[str, list[NDArray[np.uint8]]]],
-    number: int,
+def _draw_sheet(
+    items: Sequence[Item], panels_of: Callable[[Item], Panels], num_panels: int
 ) -> NDArray[np.uint8]:
-    """Draw what was chosen, each with a caption and so many panels, on a sheet about square."""
-    width = CELL * number
-    columns = max(1, min(len(chosen), round((len(chosen) * (CELL + LINE) / width) ** 0.5)))
-    rows = -(-len(chosen) // columns)
-    size = (columns * (width + GAP) + GAP, rows * (CELL + LINE + GAP) + GAP)
-    sheet = Image.new("RGB", size, "white")
-    font = ImageFont.load_default(LINE - 3)
+    """Draw items, each with a caption and so many panels, on a sheet that is about square."""
+    width, height = CELL * num_panels, CELL + LINE_HEIGHT
+    columns = max(1, min(len(items), round((len(items) * height / width) ** 0.5)))
+    captions, cells = [], []
+    for item in track(items, "drawing"):
+        caption, panels = panels_of(item)
+        padded = [ImageOps.pad(Image.fromarray(p), (CELL, CELL), color="white") for p in panels]
+        captions.append(caption)
+        cells.append(add_caption(grid(padded, num_panels), [], LINE_HEIGHT, above=LINE_HEIGHT))
+    sheet = grid(cells, columns, GAP, before=GAP, after=GAP)
     draw = ImageDraw.Draw(sheet)
-    for place, one in enumerate(track(chosen, "drawing")):
-        left = GAP + (place % columns) * (width + GAP)
-        top = GAP + (place // columns) * (CELL + LINE + GAP)
-        caption, shown = panels(one)
-        for position, panel in enumerate(shown):
-            cell = ImageOps.pad(Image.fromarray(panel), (CELL, CELL), color="white")
-            sheet.paste(cell, (left + position * CELL, top + LINE))
-        draw.text((left, top), caption, "black", font)
+    for number, caption in enumerate(captions):  # on the sheet, where long ones have the gap, too
+        row, column = divmod(number, columns)
+        place = (GAP + column * (width + GAP), GAP + row * (height + GAP))
+        draw.text(place, caption, "black", font(LINE_HEIGHT - 3))
     return np.asarray(sheet)
 
 

@@ -1,4 +1,4 @@
-"""``anomaly_clip prompts``: a playground for the words that stand for normal and abnormal."""
+"""``anomaly_clip prompts``: the effect of each prompt of a category, to try prompts out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple, get_args
 
 import torch
-from lightning.pytorch.cli import LightningArgumentParser
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -23,21 +22,23 @@ from anomaly_clip.backbones.prompts import (
     embed_sentences,
     representative_vector,
 )
+from anomaly_clip.commands.parsing import parse_words, verb_parser
 from anomaly_clip.data.info import FACTS, facts_of
 from anomaly_clip.data.transforms import resize_image
-from anomaly_clip.errors import nearest, translated
+from anomaly_clip.errors import suggest
 from anomaly_clip.files import write_csv
 from anomaly_clip.images import read_image
 from anomaly_clip.maps import gaussian_blur
 from anomaly_clip.methods.sdp import SDP, text_score
 from anomaly_clip.progress import track
-from anomaly_clip.report.metrics_table import DEMO_REMARK, RANDOM_WARNING
+from anomaly_clip.records import DEMO
+from anomaly_clip.results.warnings import DEMO_REMARK, RANDOM_WARNING
 
-__all__ = ["Word", "run_prompts", "weigh_sentences"]
+__all__ = ["SentenceEffect", "run_prompts", "sentence_effects"]
 
 
-class Word(NamedTuple):
-    """What a sentence does."""
+class SentenceEffect(NamedTuple):
+    """Effect of one prompt on the scores."""
 
     abnormal: bool
     sentence: str
@@ -46,9 +47,9 @@ class Word(NamedTuple):
     similarity: float | None = None
     """Cosine with the image, if there is one."""
     text_effect: float | None = None
-    """What it adds to r0, the probability that the image is abnormal."""
+    """Its contribution to r0, the probability that the image is abnormal."""
     map_effect: float | None = None
-    """What it adds to r1, the maximum of the image's map."""
+    """Its contribution to r1, the maximum of the image's map."""
 
 
 def run_prompts(words: Sequence[str]) -> int:
@@ -57,12 +58,10 @@ def run_prompts(words: Sequence[str]) -> int:
     Raises:
         UserError: What is wrong, where, and the way out.
     """
-    parser = LightningArgumentParser(
-        prog="anomaly_clip prompts",
-        description="Show what the sentences about a category do: how far normal is from abnormal, "
+    parser = verb_parser(
+        "prompts",
+        "Show what the sentences about a category do: how far normal is from abnormal, "
         "how typical each is, and with an image what each adds to its scores.",
-        allow_abbrev=False,
-        exit_on_error=False,
     )
     parser.add_argument("--category", type=str, required=True, help='such as "laser-cut plank"')
     parser.add_argument("--image", type=str, help="an image to compare the sentences with")
@@ -75,13 +74,12 @@ def run_prompts(words: Sequence[str]) -> int:
     parser.add_class_arguments(CLIPSettings, "backbone")
     parser.add_class_arguments(PromptEnsemble, "prompts")
     parser.add_class_arguments(RVSSettings, "rvs")
-    with translated(lambda: [f"--{action.dest}" for action in parser._actions]):
-        config = parser.parse_args(list(words)[1:])
+    with parse_words(parser, words) as config:
         if config.top < 1:
             raise ValueError(f"--top must be 1 or more, got {config.top}")
         if config.data_set is not None and config.data_set not in FACTS:
             raise ValueError(
-                f"--data_set {config.data_set}: unknown, {nearest(config.data_set, FACTS)}"
+                f"--data_set {config.data_set}: unknown, {suggest(config.data_set, FACTS)}"
             )
         if not config.category.strip():
             raise ValueError('--category is empty: say what is shown, such as "laser-cut plank"')
@@ -94,37 +92,37 @@ def run_prompts(words: Sequence[str]) -> int:
             small = resize_image(image, sdp.image_size).copy()
             pixels = torch.from_numpy(small).permute(2, 0, 1)[None]
         category = facts_of(config.data_set).words.get(config.category, config.category)
-        rows, distances = weigh_sentences(sdp, category, pixels, config.data_set)
+        rows, distances = sentence_effects(sdp, category, pixels, config.data_set)
         if config.file is not None:
             table = ([int(row.abnormal), *row[1:]] for row in rows)
-            write_csv(Path(config.file), Word._fields, table)
+            write_csv(Path(config.file), SentenceEffect._fields, table)
     show(rows, distances, sdp.backbone, category, config.top)
     return 0
 
 
 @torch.no_grad()
-def weigh_sentences(
+def sentence_effects(
     sdp: SDP, category: str, pixels: Tensor | None = None, dataset_name: str | None = None
-) -> tuple[list[Word], dict[str, float]]:
-    """Say what each sentence about a category does.
+) -> tuple[list[SentenceEffect], dict[str, float]]:
+    """Return the effect of each prompt of a category.
 
     Args:
-        sdp: The detector whose words they are.
-        category: What the sentences are about.
-        pixels: uint8 ``(1, 3, S, S)``, an image of it.
+        sdp: The detector with the prompts.
+        category: The name that is put into them.
+        pixels: uint8 ``(1, 3, S, S)``, an image of the category.
         dataset_name: The data set that ``auto`` settings follow.
 
     Returns:
-        One row a sentence, and by method the angle between the representative vectors in degrees.
-        The effect of a sentence is the score with it less the score without it.
+        One row per prompt, and by method the angle between the representative vectors in degrees.
+        The effect of a prompt is the score with it less the score without it.
     """
     lists = sdp.prompts.sentences(category)
     embedded = [embed_sentences(sdp.backbone, sentences) for sentences in lists]
     distances = {}
     for method in get_args(Method):
         rvs = sdp.rvs if method == sdp.rvs.method else RVSSettings(method)
-        one, other = (_vector(part, rvs, dataset_name) for part in embedded)
-        cosine = float((one @ other).clamp(-1, 1))
+        normal, abnormal = (_vector(part, rvs, dataset_name) for part in embedded)
+        cosine = float((normal @ abnormal).clamp(-1, 1))
         distances[method] = float(torch.rad2deg(torch.arccos(torch.tensor(cosine))))
     vectors = [representative_vector(part, sdp.rvs, dataset_name) for part in embedded]
     whole = None
@@ -141,7 +139,7 @@ def weigh_sentences(
     places = [(k, number) for k in (0, 1) for number in range(len(lists[k]))]
     for k, number in track(places, "weighing sentences"):
         part = embedded[k]
-        row = Word(bool(k), lists[k][number], float(part[number] @ vectors[k]))
+        row = SentenceEffect(bool(k), lists[k][number], float(part[number] @ vectors[k]))
         if whole is not None:
             row = row._replace(similarity=float(unit(class_token)[0] @ part[number]))
             if len(part) > 1:
@@ -163,21 +161,21 @@ def _vector(rows: Tensor, rvs: RVSSettings, dataset_name: str | None) -> Tensor:
 
 
 def show(
-    rows: Sequence[Word],
+    rows: Sequence[SentenceEffect],
     distances: dict[str, float],
     backbone: CLIPBackbone,
     category: str,
     top: int,
 ) -> None:
-    """Print how far the classes are apart, and the sentences that matter most."""
+    """Print the angle between the classes, and the prompts that matter most."""
     console = Console(highlight=False, soft_wrap=True, markup=False)
     counts = [sum(row.abnormal == k for row in rows) for k in (False, True)]
     console.print(f"{category}: {counts[0]} sentences for normal, {counts[1]} for abnormal")
-    told = ", ".join(f"{name} {angle:.2f}" for name, angle in distances.items())
-    console.print(f"degrees between the representative vectors: {told}")
+    angles = ", ".join(f"{name} {angle:.2f}" for name, angle in distances.items())
+    console.print(f"degrees between the representative vectors: {angles}")
     with_image = rows[0].similarity is not None
     for abnormal in (False, True):
-        own = [row for row in rows if row.abnormal == abnormal]
+        of_class = [row for row in rows if row.abnormal == abnormal]
         key = (lambda row: -abs(row.map_effect or 0)) if with_image else (lambda row: row.typical)
         title = "abnormal" if abnormal else "normal"
         title += ", largest effect on the map first" if with_image else ", least typical first"
@@ -186,7 +184,7 @@ def show(
         headings = ["typical", *(["similarity", "on r0", "on r1"] if with_image else [])]
         for heading in headings:
             table.add_column(heading, justify="right", no_wrap=True)
-        for row in sorted(own, key=key)[:top]:
+        for row in sorted(of_class, key=key)[:top]:
             cells = [f"{row.typical:.4f}"]
             if with_image:
                 cells.append(f"{row.similarity:.4f}")
@@ -195,5 +193,5 @@ def show(
         console.print(table)
     if backbone.is_random:
         console.print(RANDOM_WARNING, style="bold red")
-    elif backbone.settings.pretrained == "demo":
+    elif backbone.settings.pretrained == DEMO:
         console.print(DEMO_REMARK, style="italic")

@@ -1,4 +1,4 @@
-"""``anomaly_clip report``: figures of runs side by side, or beside a published table."""
+"""``anomaly_clip report``: metrics of runs side by side, or beside a published table."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
-from anomaly_clip.errors import UserError, nearest
+from anomaly_clip.errors import UserError, suggest
 from anomaly_clip.files import atomic_path, write_csv
 from anomaly_clip.progress import say
-from anomaly_clip.report.comparison import Made, beside_published, differences, side_by_side
+from anomaly_clip.report.comparison import ComparisonTable, compare_runs
 from anomaly_clip.report.page import write_page
-from anomaly_clip.report.published import Published, Table, published
-from anomaly_clip.results.finished_run import Finished, find_runs
+from anomaly_clip.report.published import PublishedTable, PublishedTables
+from anomaly_clip.report.published_comparison import compare_with_published
+from anomaly_clip.report.published_reader import load_published
+from anomaly_clip.report.run_matching import differences
+from anomaly_clip.results.finished_run import FinishedRun
+from anomaly_clip.results.run_reader import find_runs
 
 __all__ = ["run_report"]
 
@@ -26,44 +28,47 @@ def run_report(words: Sequence[str]) -> int:
     Raises:
         UserError: What is wrong, and the way out.
     """
-    source = published()
-    asked = _parser(source).parse_args(list(words[1:]))
+    source = load_published()
+    options = _parser(source).parse_args(list(words[1:]))
     for option in ("csv", "markdown", "html"):
-        file = getattr(asked, option)
+        file = getattr(options, option)
         if file is not None and file.is_dir():
             raise UserError(f"--{option} {file} is a folder: name a file in it")
-    table = None if asked.table is None else _table(asked.table, source)
-    named = _named(asked.weights, source)
-    if table is None and asked.dry_run:
+    table = None if options.table is None else _find_table(options.table, source)
+    weights_kinds = _weights_kinds(options.weights, source)
+    if table is None and options.dry_run:
         raise UserError("--dry-run lists the runs that a published table needs: name it by --table")
-    if asked.page:
-        return _write_pages(asked)
-    if table is None and not asked.runs:
+    if options.page:
+        return _write_pages(options)
+    if table is None and not options.runs:
         raise UserError(
             "report: name folders of runs, or a published table by --table (there are "
             f"{', '.join(source.tables)})"
         )
-    runs = find_runs(asked.runs)
-    if table is not None and asked.dry_run:
-        _list_commands(table, runs, source, named)
+    runs = find_runs(options.runs)
+    if table is None:
+        comparison = compare_runs(runs)
+    elif options.dry_run:
+        _list_commands(table, runs, source, weights_kinds)
         return 0
-    made = side_by_side(runs) if table is None else beside_published(table, runs, source, named)
-    made.sheet.print(Console(highlight=False))
-    _write(made, asked)
+    else:
+        comparison = compare_with_published(table, runs, source, weights_kinds)
+    comparison.table.print()
+    _write_files(comparison, options)
     return 0
 
 
-def _write_pages(asked: argparse.Namespace) -> int:
+def _write_pages(options: argparse.Namespace) -> int:
     """Write the page of each run anew.
 
     Raises:
         UserError: If there is no run, one is damaged, or a table is asked for as well.
     """
-    if not asked.runs:
+    if not options.runs:
         raise UserError("report --page: name folders of runs, as runs/demo/1")
-    if asked.table is not None or asked.csv or asked.markdown or asked.html:
+    if options.table is not None or options.csv or options.markdown or options.html:
         raise UserError("report --page writes pages of runs and no table: leave out the rest")
-    for folder in asked.runs:
+    for folder in options.runs:
         try:
             say(f"written: {write_page(folder.expanduser())}")
         except OSError as error:
@@ -71,7 +76,7 @@ def _write_pages(asked: argparse.Namespace) -> int:
     return 0
 
 
-def _parser(source: Published) -> argparse.ArgumentParser:
+def _parser(source: PublishedTables) -> argparse.ArgumentParser:
     tables = "\n".join(f"  {table.id:<26}{table.title}" for table in source.tables.values())
     parser = argparse.ArgumentParser(
         prog="anomaly_clip report",
@@ -109,28 +114,31 @@ def _parser(source: Published) -> argparse.ArgumentParser:
     return parser
 
 
-def _table(name: str, source: Published) -> Table:
+def _find_table(name: str, source: PublishedTables) -> PublishedTable:
     if name not in source.tables:
-        hint = nearest(name, source.tables) or f"there are {', '.join(source.tables)}"
+        hint = suggest(name, source.tables) or f"there are {', '.join(source.tables)}"
         raise UserError(f"--table {name}: there is no such table; {hint}")
     return source.tables[name]
 
 
-def _named(words: Sequence[str], source: Published) -> dict[Path, str]:
-    """Return what weights files are, as the command line says."""
+def _weights_kinds(words: Sequence[str], source: PublishedTables) -> dict[Path, str]:
+    """Return names of weights by file, as the command line gives them."""
     kinds = {row.run.weights for t in source.tables.values() for row in t.rows if row.run}
-    named = {}
+    kind_by_file = {}
     for word in words:
         kind, _, file = word.partition("=")
         if kind not in kinds or not file:
-            known = ", ".join(sorted(kinds))
-            raise UserError(f"--weights {word}: expected KIND=FILE, with one of the kinds {known}")
-        named[Path(file).expanduser().resolve()] = kind
-    return named
+            valid = ", ".join(sorted(kinds))
+            raise UserError(f"--weights {word}: expected KIND=FILE, with one of the kinds {valid}")
+        kind_by_file[Path(file).expanduser().resolve()] = kind
+    return kind_by_file
 
 
 def _list_commands(
-    table: Table, runs: Sequence[Finished], source: Published, named: dict[Path, str]
+    table: PublishedTable,
+    runs: Sequence[FinishedRun],
+    source: PublishedTables,
+    weights_kinds: dict[Path, str],
 ) -> None:
     """Print the commands of a table's runs, each once, and the one that sets them beside it."""
     if not table.runs:
@@ -138,32 +146,32 @@ def _list_commands(
         return
     folders = []
     commands: list[str] = []
-    for wanted in table.runs:
-        there = [run for run in runs if not differences(wanted, run, source, named)]
-        folders += [str(run.folder) for run in there]
-        if len(there) < wanted.draws:
-            folders.append(wanted.folder)
-            done = [f"--output.folder {run.folder}" for run in there]
-            commands += (c for c in wanted.commands if not c.endswith(tuple(done)))
+    for spec in table.runs:
+        matching = [run for run in runs if not differences(spec, run, source, weights_kinds)]
+        folders += [str(run.folder) for run in matching]
+        if len(matching) < spec.draws:
+            folders.append(spec.folder)
+            done = [f"--output.folder {run.folder}" for run in matching]
+            commands += (c for c in spec.commands if not c.endswith(tuple(done)))
     for line in dict.fromkeys(commands):  # several detectors share a backbone
         print(line)
     print(f"anomaly_clip report {shlex.join(dict.fromkeys(folders))} --table {table.id}")
 
 
-def _write(made: Made, asked: argparse.Namespace) -> None:
-    """Write the files that are asked for.
+def _write_files(comparison: ComparisonTable, options: argparse.Namespace) -> None:
+    """Write the files that the options ask for.
 
     Raises:
         UserError: If one cannot be written.
     """
-    pages = {"markdown": made.sheet.markdown, "html": made.sheet.html}
+    pages = {"markdown": comparison.table.markdown, "html": comparison.table.html}
     for option in ("csv", *pages):
-        file = getattr(asked, option)
+        file = getattr(options, option)
         if file is None:
             continue
         try:
             if option == "csv":
-                write_csv(file, made.records.header, made.records.rows)
+                write_csv(file, comparison.data.header, comparison.data.rows)
             else:
                 with atomic_path(file) as temporary:
                     temporary.write_text(pages[option](), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A sweep file of W&B: what it says, and what each of its runs gets.
+"""A sweep file of W&B, and the options of each of its runs.
 
 One file serves W&B's agents and ``anomaly_clip sweep``, so the grammar is W&B's
 (https://docs.wandb.ai/models/sweeps/sweep-config-keys). What it allows but this command line would
@@ -19,27 +19,27 @@ from typing import Any
 import yaml
 
 from anomaly_clip.commands.sweep_parameter import Parameter, read_parameter
-from anomaly_clip.errors import UserError, nearest
+from anomaly_clip.errors import UserError, suggest
 
 __all__ = ["Sweep", "read_sweep"]
 
-KEYS = (
+FILE_KEYS = (
     *("program", "entity", "project", "description", "name", "method", "metric", "parameters"),
     *("early_terminate", "command", "run_cap"),
 )
 METHODS = ("grid", "random", "bayes")
 ARGS = "${args}"
-STARTERS = ("${env}", "${interpreter}", "python", "python3", "-m")
-"""What a command may begin with; here it is left out."""
-MOST_RUNS = 1000  # our choice: of a grid that nobody has bounded
+COMMAND_STARTS = ("${env}", "${interpreter}", "python", "python3", "-m")
+"""Words that a command may begin with; here they are left out."""
+MAX_RUNS = 1000  # our choice: of a grid that nobody has bounded
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep file says.
+    """Content of a sweep file.
 
     Args:
-        file: Where it lies.
+        file: Its path.
         text: Its content.
         method: grid, random or bayes.
         metric: The name of the goal, as ``fit`` logs it.
@@ -47,8 +47,8 @@ class Sweep:
         parameters: The options that differ from run to run.
         before: The words between ``anomaly_clip fit`` and these options.
         after: The words behind them.
-        run_cap: How many runs there are at most.
-        ignored: Keys that only W&B looks at.
+        run_cap: Most runs.
+        ignored: Keys for W&B alone.
     """
 
     file: Path
@@ -67,7 +67,7 @@ class Sweep:
 
         Args:
             method: grid: all combinations, the last parameter changing fastest; or random.
-            count: How many at most; ``run_cap`` bounds them, too.
+            count: Most runs; ``run_cap`` bounds them, too.
             seed: Draws those of random.
 
         Raises:
@@ -82,22 +82,22 @@ class Sweep:
                     f"with run_cap in the file"
                 )
             return [
-                {name: one.draw(seed, run, name) for name, one in self.parameters.items()}
+                {name: p.draw(seed, run, name) for name, p in self.parameters.items()}
                 for run in range(1, most + 1)
             ]
-        for name, one in self.parameters.items():
-            if one.settings is not None:
+        for name, parameter in self.parameters.items():
+            if parameter.settings is not None:
                 raise UserError(
                     f"{self.file}: parameters.{name}: a grid has no ranges: list its values, or "
                     f"draw them with --method random --count N"
                 )
-        total = math.prod(len(one.values) for one in self.parameters.values())
-        if most is None and total > MOST_RUNS:
+        columns = [parameter.values for parameter in self.parameters.values()]
+        total = math.prod(map(len, columns))
+        if most is None and total > MAX_RUNS:
             raise UserError(
                 f"{self.file}: the grid has {total:,} runs: take the first of them with --count N, "
                 f"or draw some with --method random --count N"
             )
-        columns = [one.values for one in self.parameters.values()]
         rows = itertools.islice(itertools.product(*columns), most)
         return [dict(zip(self.parameters, row, strict=True)) for row in rows]
 
@@ -106,7 +106,7 @@ class Sweep:
 
         Args:
             options: Those of a run.
-            more: Words of the user's, which the options of the run come behind.
+            more: Words of the user's, before the options of the run.
         """
         swept = [f"--{name}={value}" for name, value in options.items()]
         return [*self.before, *more, *swept, *self.after]
@@ -151,8 +151,8 @@ def read_sweep(file: Path) -> Sweep:
 def _command(content: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the words of ``fit`` before and behind the options of a run."""
     for key in content:
-        if key not in KEYS:
-            raise ValueError(f"{key} is no key of a sweep file: {nearest(str(key), KEYS)}")
+        if key not in FILE_KEYS:
+            raise ValueError(f"{key} is no key of a sweep file: {suggest(str(key), FILE_KEYS)}")
     program = str(content.get("program", ""))
     if Path(program).name != "anomaly_clip":
         given = program or "missing"
@@ -165,10 +165,11 @@ def _command(content: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ..
         raise ValueError(f"command: expected the words of a fit, {example}")
     words = [_with_environment(str(word)) for word in command]
     words = [program if word == "${program}" else word for word in words]
-    start = next((n for n, word in enumerate(words) if word not in STARTERS), len(words))
-    own = words[start : start + 2]
-    if not own or Path(own[0]).name != "anomaly_clip" or own[1:] != ["fit"]:
-        raise ValueError(f"command runs {' '.join(own) or 'nothing'}, not anomaly_clip fit")
+    start = next((n for n, word in enumerate(words) if word not in COMMAND_STARTS), len(words))
+    program_words = words[start : start + 2]
+    if [Path(word).name for word in program_words] != ["anomaly_clip", "fit"]:
+        runs = " ".join(program_words) or "nothing"
+        raise ValueError(f"command runs {runs}, not anomaly_clip fit")
     words = words[start + 2 :]
     for word in words:
         if "${" in word and word != ARGS:
@@ -231,9 +232,9 @@ def _ignored(content: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _parameters(content: Mapping[str, Any]) -> dict[str, Parameter]:
-    found = content.get("parameters")
-    if not isinstance(found, Mapping) or not found:
+    parameters = content.get("parameters")
+    if not isinstance(parameters, Mapping) or not parameters:
         raise ValueError(
             "parameters: expected options, as model.lr: {values: [1.0e-4, 1.0e-3]}, and got none"
         )
-    return {str(name): read_parameter(str(name), value) for name, value in found.items()}
+    return {str(name): read_parameter(str(name), value) for name, value in parameters.items()}

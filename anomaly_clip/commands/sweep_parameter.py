@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from anomaly_clip.errors import nearest
+from anomaly_clip.errors import suggest
 
 __all__ = ["Parameter", "read_parameter"]
 
 BOUNDS, BELL = ("min", "max"), ("mu", "sigma")
-TAKEN: dict[str, tuple[str, ...]] = {
+SETTINGS: dict[str, tuple[str, ...]] = {
     "constant": ("value",),
     "categorical": ("values", "probabilities"),
     "int_uniform": BOUNDS,
@@ -40,7 +40,7 @@ TAKEN: dict[str, tuple[str, ...]] = {
     "inv_log_uniform": BOUNDS,
     "inv_log_uniform_values": BOUNDS,
 }
-"""What the distributions are described by."""
+"""Settings of each distribution."""
 DEFAULTS = {"mu": 0.0, "sigma": 1.0, "q": 1}
 EXTREMES = (0.5 / 2**52, 1 - 0.5 / 2**52)  # the levels that a draw comes between
 POWER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
@@ -49,13 +49,13 @@ POWER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 @dataclass(frozen=True)
 class Parameter:
-    """What an option is drawn from.
+    """The distribution of an option.
 
     Args:
         distribution: W&B's name for it.
-        values: Of constant and categorical: what can come.
-        weights: How often each of them comes.
-        settings: Of the others: what describes them.
+        values: Values of constant and categorical.
+        weights: Probabilities of these values.
+        settings: Settings of the other distributions, as their bounds.
     """
 
     distribution: str
@@ -74,8 +74,8 @@ class Parameter:
         """
         if self.settings is None:
             sums = itertools.accumulate(self.weights)
-            found = (value for value, below in zip(self.values, sums, strict=True) if level < below)
-            return next(found, self.values[-1])
+            above = (value for value, below in zip(self.values, sums, strict=True) if level < below)
+            return next(above, self.values[-1])
         settings, kind = self.settings, self.distribution.removeprefix("q_")
         if kind in ("normal", "log_normal"):
             drawn = NormalDist(settings["mu"], settings["sigma"]).inv_cdf(level)
@@ -102,7 +102,7 @@ class Parameter:
 
 
 def read_parameter(name: str, given: Any) -> Parameter:
-    """Read what stands under a name of ``parameters``.
+    """Read an entry of ``parameters``.
 
     Raises:
         ValueError: What is wrong with it, and the way out.
@@ -116,14 +116,14 @@ def read_parameter(name: str, given: Any) -> Parameter:
     if name in ("output.root", "output.name", "output.folder"):
         raise ValueError(f"{where}: a sweep gives each run its folder: leave it out")
     kind = _distribution(where, given)
-    taken = TAKEN[kind]
-    odd = [key for key in given if key not in (*taken, "distribution")]
+    taken = SETTINGS[kind]
+    unknown = [key for key in given if key not in (*taken, "distribution")]
     missing = [key for key in taken if key not in {*given, *DEFAULTS, "probabilities"}]
-    if odd or missing:
-        what = f"has no {odd[0]}" if odd else f"needs {missing[0]}"
-        raise ValueError(f"{where}: {kind} {what}: it takes {' and '.join(taken)}")
+    if unknown or missing:
+        mistake = f"has no {unknown[0]}" if unknown else f"needs {missing[0]}"
+        raise ValueError(f"{where}: {kind} {mistake}: it takes {' and '.join(taken)}")
     if kind in ("constant", "categorical"):
-        return _listed(where, kind, given)
+        return _categorical(where, kind, given)
     settings = {key: _number(f"{where}.{key}", given.get(key, DEFAULTS.get(key))) for key in taken}
     _check_settings(where, kind, settings)
     parameter = Parameter(kind, settings=settings)
@@ -142,8 +142,8 @@ def _distribution(where: str, given: Mapping[str, Any]) -> str:
     """Return the distribution that is named, or that W&B would infer."""
     if "distribution" in given:
         kind = str(given["distribution"])
-        if kind not in TAKEN:
-            hint = nearest(kind, TAKEN)
+        if kind not in SETTINGS:
+            hint = suggest(kind, SETTINGS)
             raise ValueError(f"{where}: there is no distribution {kind} here; {hint}".rstrip("; "))
         return kind
     if "value" in given:
@@ -155,7 +155,7 @@ def _distribution(where: str, given: Mapping[str, Any]) -> str:
     return "int_uniform" if all(isinstance(given.get(key), int) for key in BOUNDS) else "uniform"
 
 
-def _listed(where: str, kind: str, given: Mapping[str, Any]) -> Parameter:
+def _categorical(where: str, kind: str, given: Mapping[str, Any]) -> Parameter:
     values = [given["value"]] if kind == "constant" else given["values"]
     if not isinstance(values, list) or not values:
         raise ValueError(f"{where}.values: expected a list of at least one, got {values}")

@@ -1,4 +1,4 @@
-"""Pictures for people: image, heat map and mask side by side."""
+"""Panels: image, heat maps and mask side by side, under a caption."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
+
+from anomaly_clip.drawing.draw import ALARM, INK, add_caption, font, grid
 
 __all__ = ["draw_panels", "heat_map", "stack_sheets"]
 
 PANEL = 240
 """Smallest side of a panel in pixels; smaller images are enlarged."""
 GAP = 4
-LINE = 16
-INK = (30, 30, 30)
-ALARM = (190, 0, 0)
+LINE_HEIGHT = 16
 
 
 def heat_map(values: NDArray[np.floating], low: float, high: float) -> NDArray[np.uint8]:
@@ -44,14 +44,14 @@ def draw_panels(
         anomaly_map: ``(h, w)``.
         mask: ``(h, w)`` or None.
         scale: The map's values that are shown darkest and brightest; one pair a category, so that
-            its pictures can be compared.
+            its images can be compared.
         caption: One line about the image.
         warning: One line in red.
         stages: Further maps by name, ``(h, w)``, that come between image and map, on its scale.
-        name: What the map is called.
+        name: Name of the map.
 
     Returns:
-        RGB, one picture.
+        RGB ``(H', W', 3)``.
     """
     height, width = image.shape[:2]
     enlarge = max(1.0, PANEL / max(height, width))
@@ -61,27 +61,20 @@ def draw_panels(
     if mask is not None:
         white = np.repeat(mask[..., None].astype(np.uint8) * 255, 3, axis=2)
         panels.append(_fit(white, size, Image.Resampling.NEAREST))
-    shown = ", ".join([*stages, name])
+    names = ", ".join([*stages, name])
     lines = [
         (caption, INK),
-        (f"{shown} from {scale[0]:.4g} (dark) to {scale[1]:.4g} (bright)", INK),
+        (f"{names} from {scale[0]:.4g} (dark) to {scale[1]:.4g} (bright)", INK),
     ]
     if warning:
         lines.append((warning, ALARM))
-    top = LINE * len(lines) + GAP
-    sheet = Image.new("RGB", ((size[0] + GAP) * len(panels) - GAP, top + size[1]), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(LINE - 4)
-    for number, (text, ink) in enumerate(lines):
-        draw.text(
-            (GAP, number * LINE), _shorten(draw, text, sheet.width - 2 * GAP, font), ink, font
-        )
-    for number, panel in enumerate(panels):
-        sheet.paste(panel, (number * (size[0] + GAP), top))
-    return np.asarray(sheet)
+    row = grid(panels, len(panels), GAP)
+    shortened = [(_shorten(text, row.width - 2 * GAP), colour) for text, colour in lines]
+    return np.asarray(add_caption(row, shortened, LINE_HEIGHT, GAP, below=GAP))
 
 
 def stack_sheets(sheets: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Lay pictures of equal width below each other."""
+    """Lay images of equal width below each other."""
     gap = np.full((GAP, sheets[0].shape[1], 3), 255, np.uint8)
     rows = [part for sheet in sheets for part in (sheet, gap)]
     return np.concatenate(rows[:-1])
@@ -95,15 +88,11 @@ def _fit(
     return Image.fromarray(array).resize(size, kind)
 
 
-def _shorten(
-    draw: ImageDraw.ImageDraw,
-    text: str,
-    width: int,
-    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
-) -> str:
+def _shorten(text: str, width: int) -> str:
     """Cut the beginning of a text that is too long: the end of a path tells more."""
-    if draw.textlength(text, font) <= width:
+    length = font(LINE_HEIGHT - 4).getlength
+    if length(text) <= width:
         return text
-    while len(text) > 1 and draw.textlength(f"...{text}", font) > width:
+    while len(text) > 1 and length(f"...{text}") > width:
         text = text[1:]
     return f"...{text}"

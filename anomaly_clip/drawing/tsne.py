@@ -1,7 +1,7 @@
-"""Features as a picture: t-SNE to two dimensions, colours for classes, shapes for states.
+"""t-SNE of features in two dimensions: colours for classes, shapes for states.
 
 It is the figure with which TAB's paper shows that a backbone keeps normal and defective images
-apart, with numbers beside it that do not depend on how a picture happens to be laid out.
+apart; the silhouettes beside it do not depend on the layout.
 """
 
 from __future__ import annotations
@@ -14,34 +14,34 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from anomaly_clip.drawing.draw import INK, Colour, add_caption, font, grid
 from anomaly_clip.files import atomic_path, write_csv
 
-__all__ = ["LEAST", "PAPER", "Embedding", "Layout", "embed", "write_embeddings"]
+__all__ = ["MIN_SAMPLES", "TAB_LAYOUT", "Embedding", "Layout", "tsne", "write_embeddings"]
 
 Points = NDArray[np.float64]
 
-LEAST = 4
-"""So many features are needed."""
+MIN_SAMPLES = 4
+"""Fewest features that are laid out."""
 SIDE = 480  # pixels of a panel
-OVERSAMPLED = 2  # drawn so much larger first, then made smaller, for smooth edges
-LINE = 18
-INK = (30, 30, 30)
+OVERSAMPLING = 2  # points are drawn so much larger first, for smooth edges
+LINE_HEIGHT = 18
 NORMAL, DEFECTIVE = (40, 150, 60), (210, 40, 40)  # of a single class
-LEGEND = 12  # classes that are named at most
+MAX_LEGEND = 12  # classes that the legend names
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How t-SNE lays features out.
+    """Settings of t-SNE.
 
     Args:
-        perplexity: How many neighbours count; a third of the rows at most.
-        learning_rate: Of the layout; null: by their number.
-        angle: How coarsely far points are taken together.
-        init: Where points start.
-        iterations: How many steps at most.
+        perplexity: Number of neighbours that count; a third of the rows at most.
+        learning_rate: Learning rate; null: by the number of rows.
+        angle: Coarseness with which distant points are taken together.
+        init: Start of the points.
+        iterations: Most steps.
         unit: Whether features are brought to length 1 first.
     """
 
@@ -53,13 +53,13 @@ class Layout:
     unit: bool = True
 
 
-PAPER = Layout(10.0, 100.0, 0.3, "random", 20_000, unit=False)
+TAB_LAYOUT = Layout(10.0, 100.0, 0.3, "random", 20_000, unit=False)
 """That of Figure 5 (section 7 of the specification of the detectors)."""
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """Features of one backbone in two dimensions, and how far apart they are in all."""
+    """Features of one backbone in two dimensions, with their silhouettes in all dimensions."""
 
     name: str
     points: Points
@@ -72,7 +72,7 @@ class Embedding:
     defective, the mean over classes. None where there is one group only."""
 
 
-def embed(
+def tsne(
     name: str,
     features: NDArray[np.floating],
     classes: Sequence[str],
@@ -80,15 +80,15 @@ def embed(
     seed: int = 0,
     layout: Layout = Layout(),
 ) -> Embedding:
-    """Bring features to two dimensions (t-SNE), and measure how far groups are apart (cosine).
+    """Bring features to two dimensions (t-SNE), and compute silhouettes (cosine) in all.
 
     Args:
-        name: Of the backbone.
+        name: Name of the backbone.
         features: ``(n, C)``, four rows or more.
-        classes: What each row shows.
-        defective: Whether it is defective.
+        classes: Class of each row.
+        defective: Whether each row is defective.
         seed: Draws the layout.
-        layout: How it is made; silhouettes do not depend on it.
+        layout: Settings of the layout; silhouettes do not depend on it.
 
     Raises:
         ValueError: If there are too few rows.
@@ -96,9 +96,9 @@ def embed(
     from sklearn.manifold import TSNE  # takes most of a second to import
 
     rows = np.asarray(features, dtype=np.float64)
-    if len(rows) < LEAST:
+    if len(rows) < MIN_SAMPLES:
         raise ValueError(
-            f"t-SNE of {name}: {len(rows)} features are too few, {LEAST} or more are needed"
+            f"t-SNE of {name}: {len(rows)} features are too few, {MIN_SAMPLES} or more are needed"
         )
     if layout.unit:
         rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
@@ -112,11 +112,12 @@ def embed(
     ).fit_transform(rows)
     states = np.asarray(defective, dtype=bool)
     names = np.asarray(classes)
-    by_class = [_silhouette(rows[names == one], states[names == one]) for one in np.unique(names)]
-    known = [value for value in by_class if value is not None]
+    members = [names == class_name for class_name in np.unique(names)]
+    by_class = [_silhouette(rows[of_class], states[of_class]) for of_class in members]
+    defined = [value for value in by_class if value is not None]
     silhouettes = {
         "classes": _silhouette(rows, names),
-        "states": float(np.mean(known)) if known else None,
+        "states": float(np.mean(defined)) if defined else None,
     }
     return Embedding(name, points.astype(np.float64), list(classes), states, silhouettes)
 
@@ -134,77 +135,79 @@ def write_embeddings(folder: Path, embeddings: Sequence[Embedding], stem: str = 
     """Draw embeddings side by side as ``<stem>.png``, and write their points as ``<stem>.csv``.
 
     Returns:
-        The picture.
+        The image's file.
     """
     rows = (
-        [one.name, float(x), float(y), own, "defective" if defective else "normal"]
-        for one in embeddings
-        for (x, y), own, defective in zip(one.points, one.classes, one.defective, strict=True)
+        [embedding.name, float(x), float(y), class_name, "defective" if defective else "normal"]
+        for embedding in embeddings
+        for (x, y), class_name, defective in zip(
+            embedding.points, embedding.classes, embedding.defective, strict=True
+        )
     )
     write_csv(folder / f"{stem}.csv", ["backbone", "x", "y", "class", "state"], rows)
-    names = sorted({own for one in embeddings for own in one.classes})
-    panels = [_panel(one, names) for one in embeddings]
+    names = sorted({name for embedding in embeddings for name in embedding.classes})
+    panels = grid([_panel(embedding, names) for embedding in embeddings], len(embeddings))
     legend = _legend(names)
-    width = sum(panel.width for panel in panels)
-    sheet = Image.new("RGB", (width, panels[0].height + legend.height), "white")
-    for number, panel in enumerate(panels):
-        sheet.paste(panel, (number * panel.width, 0))
-    sheet.paste(legend, (0, panels[0].height))
+    sheet = Image.new("RGB", (panels.width, panels.height + legend.height), "white")
+    sheet.paste(panels, (0, 0))
+    sheet.paste(legend, (0, panels.height))
     with atomic_path(folder / f"{stem}.png") as temporary:
         sheet.save(temporary)
     return folder / f"{stem}.png"
 
 
-def _colour(number: int, count: int) -> tuple[int, int, int]:
+def _colour(number: int, count: int) -> Colour:
     red, green, blue = colorsys.hsv_to_rgb(number / count, 0.75, 0.8)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def _panel(one: Embedding, names: Sequence[str]) -> Image.Image:
+def _panel(embedding: Embedding, names: Sequence[str]) -> Image.Image:
     """Draw the points: a disc for normal, a cross for defective."""
-    side = SIDE * OVERSAMPLED
-    picture = Image.new("RGB", (side, side), "white")
-    draw = ImageDraw.Draw(picture)
-    low, high = one.points.min(axis=0), one.points.max(axis=0)
+    side = SIDE * OVERSAMPLING
+    image = Image.new("RGB", (side, side), "white")
+    draw = ImageDraw.Draw(image)
+    low, high = embedding.points.min(axis=0), embedding.points.max(axis=0)
     margin = 0.04
-    scaled = (one.points - low) / np.where(high > low, high - low, 1.0)
+    scaled = (embedding.points - low) / np.where(high > low, high - low, 1.0)
     places = (margin + (1 - 2 * margin) * scaled) * side
-    size = 4 * OVERSAMPLED
-    for (x, y), own, defective in zip(places, one.classes, one.defective, strict=True):
-        colour = _colour(names.index(own), len(names))
+    size = 4 * OVERSAMPLING
+    for (x, y), class_name, defective in zip(
+        places, embedding.classes, embedding.defective, strict=True
+    ):
+        colour = _colour(names.index(class_name), len(names))
         if len(names) == 1:
             colour = DEFECTIVE if defective else NORMAL
         if defective:
             for slope in (1, -1):
                 ends = ((x - size, y - slope * size), (x + size, y + slope * size))
-                draw.line(ends, fill=colour, width=OVERSAMPLED * 2)
+                draw.line(ends, fill=colour, width=OVERSAMPLING * 2)
         else:
             draw.ellipse((x - size, y - size, x + size, y + size), fill=colour)
-    panel = Image.new("RGB", (SIDE, SIDE + 2 * LINE), "white")
-    panel.paste(picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS), (0, 2 * LINE))
-    found = ", ".join(
-        f"{what} {value:.3f}" for what, value in one.silhouettes.items() if value is not None
+    silhouettes = ", ".join(
+        f"{groups} {value:.3f}"
+        for groups, value in embedding.silhouettes.items()
+        if value is not None
     )
-    font = ImageFont.load_default(LINE - 4)
-    words = ImageDraw.Draw(panel)
-    words.text((4, 0), one.name, INK, font)
-    words.text((4, LINE), f"silhouette: {found or 'of one group there is none'}", INK, font)
-    words.rectangle((0, 0, SIDE - 1, SIDE + 2 * LINE - 1), outline=(220, 220, 220))
+    lines = [embedding.name, f"silhouette: {silhouettes or 'of one group there is none'}"]
+    smooth = image.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    panel = add_caption(smooth, [(line, INK) for line in lines], LINE_HEIGHT)
+    frame = (0, 0, panel.width - 1, panel.height - 1)
+    ImageDraw.Draw(panel).rectangle(frame, outline=(220, 220, 220))
     return panel
 
 
 def _legend(names: Sequence[str]) -> Image.Image:
-    shown = names[:LEGEND]
-    more = [f"and {len(names) - LEGEND} more"] if len(names) > LEGEND else []
+    shown = names[:MAX_LEGEND]
+    more = [f"and {len(names) - MAX_LEGEND} more"] if len(names) > MAX_LEGEND else []
     lines = ["disc: normal, cross: defective", *shown, *more]
-    legend = Image.new("RGB", (SIDE, LINE * len(lines) + 4), "white")
-    draw, font = ImageDraw.Draw(legend), ImageFont.load_default(LINE - 4)
+    legend = Image.new("RGB", (SIDE, LINE_HEIGHT * len(lines) + 4), "white")
+    draw, letters = ImageDraw.Draw(legend), font(LINE_HEIGHT - 4)
     for number, text in enumerate(lines):
-        top = number * LINE
+        top = number * LINE_HEIGHT
         if 0 < number <= len(shown) and len(names) > 1:
             colour = _colour(names.index(text), len(names))
-            draw.ellipse((4, top + 4, 4 + LINE - 8, top + LINE - 4), fill=colour)
-            draw.text((LINE + 4, top), text, INK, font)
+            draw.ellipse((4, top + 4, 4 + LINE_HEIGHT - 8, top + LINE_HEIGHT - 4), fill=colour)
+            draw.text((LINE_HEIGHT + 4, top), text, INK, letters)
         else:
-            draw.text((4, top), text, INK, font)
+            draw.text((4, top), text, INK, letters)
     return legend

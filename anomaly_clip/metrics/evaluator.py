@@ -339,16 +339,21 @@ def with_means(categories: dict[str, Figures], intervals: dict[str, Bounds]) -> 
     intervals = dict(intervals)
     if any(name in bounds for bounds in intervals.values() for name in PIXEL_FIGURES):
         intervals["mean"] = _mean_bounds(categories, intervals)
-    return Results(mean=_mean(categories.values()), categories=categories, intervals=intervals)
+    rows = list(categories.values())
+    mean = {name: mean_defined(row[name] for row in rows) for name in rows[0]}
+    return Results(mean=mean, categories=categories, intervals=intervals)
 
 
-def _mean(rows: Iterable[Figures]) -> Figures:
-    rows = list(rows)
-    mean: Figures = {}
-    for name in rows[0]:
-        values = [value for row in rows if (value := row[name]) is not None]
-        mean[name] = fmean(values) if values else None
-    return mean
+def mean_defined(values: Iterable[float | None]) -> float | None:
+    """Return the mean of the values that are defined, None if there are none.
+
+    Example:
+        >>> from anomaly_clip.metrics.evaluator import mean_defined
+        >>> mean_defined([0.5, None, 1.0]), mean_defined([None])
+        (0.75, None)
+    """
+    defined = [value for value in values if value is not None]
+    return math.fsum(defined) / len(defined) if defined else None
 
 
 def _mean_bounds(categories: dict[str, Figures], intervals: dict[str, Bounds]) -> Bounds:

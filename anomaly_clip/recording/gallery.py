@@ -1,4 +1,4 @@
-"""The small pictures of a run's page: image, heat map and mask side by side."""
+"""Gallery of a run's page: small images with their heat maps and masks side by side."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anomaly_clip.data.dataset import AnomalyData
+from anomaly_clip.drawing.draw import grid
 from anomaly_clip.drawing.panels import heat_map
 from anomaly_clip.files import atomic_path, write_json
 from anomaly_clip.progress import track
-from anomaly_clip.results.map_store import KeptMaps, Ranges, Rows, picture_names
-from anomaly_clip.results.selection import Chosen
+from anomaly_clip.results.folder import GALLERY
+from anomaly_clip.results.map_store import MapStore, Ranges, Rows, image_names
+from anomaly_clip.results.selection import SelectedImage
 
-__all__ = ["GALLERY", "KEPT", "PANEL", "draw_gallery", "panels_of", "side_by_side"]
+__all__ = ["MAP_SIDE", "PANEL", "draw_gallery", "join_panels", "split_panels"]
 
-GALLERY = "gallery"
-"""Folder of the pictures, and name of the ``.json`` in it that lists them."""
 PANEL = 192
 """Longest side of one of the panels in pixels."""
-KEPT = PANEL // 2
+MAP_SIDE = PANEL // 2
 """Longest side of the maps that are kept for them, one of every image: heat maps are smooth."""
 GAP = 4
 QUALITY = 82
@@ -33,57 +33,57 @@ WHITE = 255
 def draw_gallery(
     folder: Path,
     data: AnomalyData,
-    kept: KeptMaps,
+    maps: MapStore,
     ranges: Ranges,
     rows: Rows,
-    chosen: Sequence[Chosen],
-    drawn: bool,
+    selected: Sequence[SelectedImage],
+    has_full_size: bool,
 ) -> None:
-    """Draw chosen images into ``gallery/`` of a run's folder.
+    """Draw selected images into ``gallery/`` of a run's folder.
 
     Args:
-        folder: The run's.
+        folder: The run's folder.
         data: The images.
-        kept: Their maps; an image without one has no picture.
+        maps: Their anomaly maps; an image without one is left out.
         ranges: The scale of each category's heat maps.
         rows: Label and score of each image.
-        chosen: Which.
-        drawn: Whether ``maps/`` has all of them in their full size.
+        selected: The images to draw, in their order on the page.
+        has_full_size: Whether ``maps/`` has all of them in their full size.
     """
     samples, dataset = data.samples("test"), data.dataset("test")
-    names = picture_names(samples)
-    listed: list[dict[str, Any]] = []
-    for one in track(chosen, "drawing the gallery"):
-        if one.image not in kept:
+    names = image_names(samples)
+    entries: list[dict[str, Any]] = []
+    for index, kind, gap in track(selected, "drawing the gallery"):
+        if index not in maps:
             continue
-        item, row = dataset[one.image], rows[one.image]
-        file = f"{names[one.image]}.webp"
-        panels = side_by_side(
+        item, row = dataset[index], rows[index]
+        file = f"{names[index]}.webp"
+        panels = join_panels(
             item["image"].permute(1, 2, 0).numpy(),
-            kept.load(one.image)["map"],
+            maps.load(index)["map"],
             ranges[row["category"]],
             item["mask"].numpy() if "mask" in item else None,
         )
         with atomic_path(folder / GALLERY / file) as temporary:
             Image.fromarray(panels).save(temporary, quality=QUALITY)
-        listed.append(
+        entries.append(
             {
                 "picture": file,
-                "name": names[one.image],
-                "kind": one.kind,
+                "name": names[index],
+                "kind": kind,
                 "category": row["category"],
                 "label": row["label"],
                 "score": row["image_score"],
-                "gap": one.gap,
-                "full": drawn,
+                "gap": gap,
+                "full": has_full_size,
                 "mask": "mask" in item,
             }
         )
-    if listed:
-        write_json(folder / GALLERY / f"{GALLERY}.json", {"pictures": listed})
+    if entries:
+        write_json(folder / GALLERY / f"{GALLERY}.json", {"pictures": entries})
 
 
-def side_by_side(
+def join_panels(
     image: NDArray[np.uint8],
     anomaly_map: NDArray[np.floating],
     scale: Sequence[float],
@@ -107,14 +107,11 @@ def side_by_side(
     panels = [image, heat_map(anomaly_map, low, high)]
     if mask is not None:
         panels.append(np.repeat(mask[..., None].astype(np.uint8) * WHITE, 3, axis=2))
-    sheet = Image.new("RGB", ((size[0] + GAP) * len(panels) - GAP, size[1]), "white")
-    for number, panel in enumerate(panels):
-        fitted = Image.fromarray(panel).resize(size, Image.Resampling.BILINEAR)
-        sheet.paste(fitted, (number * (size[0] + GAP), 0))
-    return np.asarray(sheet)
+    fitted = [Image.fromarray(p).resize(size, Image.Resampling.BILINEAR) for p in panels]
+    return np.asarray(grid(fitted, len(fitted), GAP))
 
 
-def panels_of(sheet: NDArray[np.uint8], count: int) -> list[NDArray[np.uint8]]:
-    """Take a picture of :func:`side_by_side` apart again."""
+def split_panels(sheet: NDArray[np.uint8], count: int) -> list[NDArray[np.uint8]]:
+    """Take an image of :func:`join_panels` apart again."""
     width = (sheet.shape[1] + GAP) // count - GAP
     return [sheet[:, start : start + width] for start in range(0, sheet.shape[1], width + GAP)]

@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from anomaly_clip.files import write_json
 from anomaly_clip.methods.evaluated import EvaluatedModule
 from anomaly_clip.records import Batch, Scores
-from anomaly_clip.results.map_store import KeptMaps, Ranges, Rows, merged
+from anomaly_clip.results.map_store import MapStore, Ranges, Rows, merge_ranges
 
 __all__ = ["ImageRecords"]
 
@@ -31,7 +31,7 @@ class ImageRecords:
     ) -> None:
         self.folder = folder
         self.rows: Rows = {}
-        self.maps = KeptMaps(folder, with_stages, longest)
+        self.maps = MapStore(folder, with_stages, longest)
         self.with_maps = with_maps
         self._without_pixels: list[int] = []
 
@@ -73,7 +73,7 @@ class ImageRecords:
             rows.update({int(index): row for index, row in part["rows"].items()})
             without_pixels.update(part["unseen"])
             ranges.append(part["ranges"])
-        return dict(sorted(rows.items())), merged(ranges), len(without_pixels)
+        return dict(sorted(rows.items())), merge_ranges(ranges), len(without_pixels)
 
     def clear(self, trainer: Trainer) -> None:
         """Remove the scratch folder when all processes are done with it."""

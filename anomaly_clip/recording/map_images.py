@@ -1,4 +1,4 @@
-"""Which pictures of maps a run draws, and into which files."""
+"""Images of all anomaly maps of a run, one file each, in the folder ``maps``."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from anomaly_clip.drawing.panels import draw_panels
 from anomaly_clip.files import atomic_path
 from anomaly_clip.images import solid
 from anomaly_clip.progress import track
-from anomaly_clip.results.map_store import KeptMaps, Ranges, Rows, picture_names
+from anomaly_clip.results.map_store import MapStore, Ranges, Rows, image_names
 
-__all__ = ["draw_kept"]
+__all__ = ["draw_map_images"]
 
 
-def draw_kept(
+def draw_map_images(
     folder: Path,
     data: AnomalyData,
-    kept: KeptMaps,
+    maps: MapStore,
     ranges: Ranges,
     rows: Rows,
     own_size: bool,
@@ -28,38 +28,38 @@ def draw_kept(
     """Draw image, maps and mask of all images whose maps were kept, one file each.
 
     Args:
-        folder: Where ``category/defect/name.png`` goes.
+        folder: Destination of ``category/defect/name.png``.
         data: The images.
-        kept: Their maps.
+        maps: Their anomaly maps.
         ranges: The scale of each category.
         rows: Label and score of each image.
         own_size: Whether images are drawn in their own size, not as the method saw them.
         warning: One line in red.
     """
     samples = data.samples("test")
-    dataset, read, names = data.dataset("test"), data.reader(), picture_names(samples)
-    for index in track(kept.indices, "drawing maps"):
+    dataset, read, names = data.dataset("test"), data.reader(), image_names(samples)
+    for index in track(maps.indices, "drawing maps"):
         sample, row = samples[index], rows[index]
         size = None
         if own_size:
-            image, own = read(sample)
-            mask = None if own is None else solid(own)
+            image, full_mask = read(sample)
+            mask = None if full_mask is None else solid(full_mask)
             size = (image.shape[0], image.shape[1])
         else:
             item = dataset[index]
             image = item["image"].permute(1, 2, 0).numpy()
             mask = item["mask"].numpy() if "mask" in item else None
-        known = {0: "normal", 1: "anomalous", None: ""}[row["label"]]
+        state = {0: "normal", 1: "anomalous", None: ""}[row["label"]]
         low, high = ranges[sample.category]
-        maps = kept.load(index, size)
+        maps_by_name = maps.load(index, size)
         sheet = draw_panels(
             image,
-            maps.pop("map"),
+            maps_by_name.pop("map"),
             mask,
             (low, high),
-            f"{names[index]}   {known}   score {row['image_score']:.4g}",
+            f"{names[index]}   {state}   score {row['image_score']:.4g}",
             warning,
-            maps,
+            maps_by_name,
         )
         with atomic_path(folder / f"{names[index]}.png") as temporary:
             Image.fromarray(sheet).save(temporary)

@@ -1,4 +1,4 @@
-"""A few pictures of each validation, so that one can watch a method learn."""
+"""A few images of each validation, so that one can watch a method learn."""
 
 from __future__ import annotations
 
@@ -12,83 +12,83 @@ from PIL import Image
 
 from anomaly_clip.drawing.panels import draw_panels, stack_sheets
 from anomaly_clip.files import atomic_path
+from anomaly_clip.images import evenly_spaced
 from anomaly_clip.records import Batch, Scores
 
-__all__ = ["Watched"]
+__all__ = ["ValidationImages"]
 
 
-class Picture(NamedTuple):
-    """An image, what is known and what is said of it."""
+class ScoredImage(NamedTuple):
+    """An image with its mask, its maps, and a caption."""
 
     image: NDArray[np.uint8]
     mask: NDArray[np.bool_] | None
     anomaly_map: NDArray[np.float32]
     stages: dict[str, NDArray[np.float32]]
-    words: str
+    caption: str
 
 
-class Watched:
+class ValidationImages:
     """Keep a few images of a validation, of as many categories as can be, normal and anomalous.
 
     Args:
-        count: How many are drawn; 0 for none.
+        count: Images that are drawn; 0 for none.
     """
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._kept: dict[tuple[str, bool], list[Picture]] = {}
+        self._kept: dict[tuple[str, bool], list[ScoredImage]] = {}
 
     def add(self, scores: Scores, batch: Batch, num_categories: int) -> None:
-        """Look at a batch; only maps and images that can be drawn count.
+        """Keep images of a batch, if it has images and maps.
 
         Args:
-            scores: What a method says.
-            batch: Of what.
-            num_categories: How many the validation has.
+            scores: A method's scores.
+            batch: The images scored.
+            num_categories: Number of categories of the validation.
         """
         if "anomaly_map" not in scores or "image" not in batch:
             return
-        of_each = math.ceil(self.count / (2 * num_categories))
+        per_group = math.ceil(self.count / (2 * num_categories))
         for row, category in enumerate(batch["category"]):
             anomalous = bool(batch["label"][row])
-            kept = self._kept.setdefault((category, anomalous), [])
-            if len(kept) < of_each:
-                kept.append(_picture(scores, batch, row, anomalous))
+            group = self._kept.setdefault((category, anomalous), [])
+            if len(group) < per_group:
+                group.append(_scored_image(scores, batch, row, anomalous))
 
     def draw(self, file: Path, warning: str | None) -> None:
-        """Draw what was kept below each other, maps on one scale, and forget it.
+        """Draw the kept images below each other, maps on one scale, and forget them.
 
         Args:
-            file: Where to; without anything to draw it is not written.
+            file: Destination; without anything to draw it is not written.
             warning: One line in red.
         """
-        found = [picture for kept in self._kept.values() for picture in kept]
+        kept = [image for group in self._kept.values() for image in group]
         self._kept = {}
-        if not found or self.count == 0:
+        if not kept or self.count == 0:
             return
-        places = np.linspace(0, len(found) - 1, min(self.count, len(found))).round().astype(int)
-        chosen = [found[place] for place in places]
-        low = min(float(picture.anomaly_map.min()) for picture in chosen)
-        high = max(float(picture.anomaly_map.max()) for picture in chosen)
+        shown = [kept[place] for place in evenly_spaced(self.count, len(kept))]
+        low = min(float(scored.anomaly_map.min()) for scored in shown)
+        high = max(float(scored.anomaly_map.max()) for scored in shown)
         sheets = [
             draw_panels(
-                picture.image,
-                picture.anomaly_map,
-                picture.mask,
+                scored.image,
+                scored.anomaly_map,
+                scored.mask,
                 (low, high),
-                picture.words,
+                scored.caption,
                 warning,
-                picture.stages,
+                scored.stages,
             )
-            for picture in chosen
+            for scored in shown
         ]
         with atomic_path(file) as temporary:
             Image.fromarray(stack_sheets(sheets)).save(temporary)
 
 
-def _picture(scores: Scores, batch: Batch, row: int, anomalous: bool) -> Picture:
+def _scored_image(scores: Scores, batch: Batch, row: int, anomalous: bool) -> ScoredImage:
     state = "anomalous" if anomalous else "normal"
-    return Picture(
+    return ScoredImage(
         image=batch["image"][row].permute(1, 2, 0).cpu().numpy(),
         mask=batch["mask"][row].cpu().numpy() if "mask" in batch else None,
         anomaly_map=scores["anomaly_map"][row].float().cpu().numpy(),
@@ -96,5 +96,5 @@ def _picture(scores: Scores, batch: Batch, row: int, anomalous: bool) -> Picture
             name: maps[row].float().cpu().numpy()
             for name, maps in scores.get("stage_maps", {}).items()
         },
-        words=f"{batch['category'][row]}   {state}   score {scores['image_score'][row]:.4g}",
+        caption=f"{batch['category'][row]}   {state}   score {scores['image_score'][row]:.4g}",
     )

@@ -1,7 +1,7 @@
-"""What a run hands to Weights & Biases, if that is its logger.
+"""Logging to Weights & Biases, for runs whose logger it is.
 
-Figures and losses come by the logger itself. Beside them: the complete configuration, and at the
-end of a test the figures of all categories, the curves, the gallery with its masks, and as an
+The logger itself logs metrics and losses. These functions add the complete configuration, and at
+the end of a test the metrics of all categories, the curves, the gallery with its masks, and as an
 artifact the page with the files it is made of. All of it is read from the run's folder. ``wandb``
 is imported only if it was chosen.
 """
@@ -18,29 +18,29 @@ from typing import Any
 import numpy as np
 import yaml
 from lightning.pytorch.loggers import Logger, WandbLogger
-from numpy.typing import NDArray
 from PIL import Image
 
 from anomaly_clip.metrics.curves import CURVES, CURVES_FILE
-from anomaly_clip.recording.gallery import panels_of
-from anomaly_clip.report.page import CHARTS, PAGE, lowest
-from anomaly_clip.results.finished_run import METRICS
-from anomaly_clip.results.run_files import Listed, RunFiles, read_files
+from anomaly_clip.recording.gallery import split_panels
+from anomaly_clip.report.charts import CHARTS, lowest_curves
+from anomaly_clip.report.page import PAGE
+from anomaly_clip.results.folder import METRICS_FILE, SCORES_FILE
+from anomaly_clip.results.run_files import GalleryImage, RunFiles, read_files
 
-__all__ = ["grouped_tracking", "own_tracking", "track_config", "track_picture", "track_run"]
+__all__ = ["finish_wandb_run", "log_config", "log_image", "log_run", "wandb_group"]
 
-FILES = (PAGE, METRICS, "metrics.csv", "scores.csv", CURVES_FILE)
-"""What the artifact holds, with the configurations."""
-MASK = {1: "defect"}
-GROUP = "WANDB_RUN_GROUP"
-HALF = 128
+ARTIFACT_FILES = (PAGE, METRICS_FILE, "metrics.csv", SCORES_FILE, CURVES_FILE)
+"""Content of the artifact, besides the configurations."""
+MASK_LABELS = {1: "defect"}
+GROUP_VARIABLE = "WANDB_RUN_GROUP"
+MASK_THRESHOLD = 128  # masks in the gallery are compressed with loss
 
 
 @contextmanager
-def own_tracking() -> Iterator[None]:
-    """Let a run of W&B that is opened inside end with it, as a failed one after an error.
+def finish_wandb_run() -> Iterator[None]:
+    """Finish a run of W&B that is opened inside, as a failed one after an error.
 
-    Or what a process runs next would be logged into it.
+    Otherwise the next run of this process would be logged into it.
     """
     before = _open_run()
     code = 1
@@ -54,40 +54,40 @@ def own_tracking() -> Iterator[None]:
 
 
 @contextmanager
-def grouped_tracking(name: str) -> Iterator[None]:
-    """Let runs of W&B that are opened inside belong to one group, unless the user names another."""
-    asked = os.environ.get(GROUP)
-    os.environ.setdefault(GROUP, name)  # which processes that are started inside inherit
+def wandb_group(name: str) -> Iterator[None]:
+    """Put runs of W&B that are opened inside into one group, unless the user names another."""
+    users_group = os.environ.get(GROUP_VARIABLE)
+    os.environ.setdefault(GROUP_VARIABLE, name)  # which processes that are started inside inherit
     try:
         yield
     finally:
-        if asked is None:
-            del os.environ[GROUP]
+        if users_group is None:
+            del os.environ[GROUP_VARIABLE]
 
 
-def track_config(loggers: Iterable[Logger], config: str, folder: Path) -> None:
-    """Hand on the complete configuration, flat, under the names of the command line.
+def log_config(loggers: Iterable[Logger], config: str, folder: Path) -> None:
+    """Log the complete configuration, flat, under the names of the command line.
 
     Args:
-        loggers: Those of the trainer; only W&B's are looked at.
-        config: As YAML.
-        folder: The run's.
+        loggers: The trainer's loggers; all but W&B's are skipped.
+        config: The configuration as YAML.
+        folder: The run's folder.
     """
     flat = {**dict(_flat(yaml.safe_load(config) or {})), "run_folder": str(folder)}
     for run in _runs(loggers):
         # A sweep has set some of them already, and keeps those under lock.
-        known = run.config
-        fresh = {k: v for k, v in flat.items() if k not in known or known[k] != v}
-        known.update(fresh, allow_val_change=True)
+        logged = run.config
+        fresh = {k: v for k, v in flat.items() if k not in logged or logged[k] != v}
+        logged.update(fresh, allow_val_change=True)
 
 
-def track_picture(loggers: Iterable[Logger], name: str, file: Path) -> None:
-    """Hand on a picture, if it was drawn.
+def log_image(loggers: Iterable[Logger], name: str, file: Path) -> None:
+    """Log an image, if it was drawn.
 
     Args:
-        loggers: Those of the trainer.
-        name: Under which it is shown.
-        file: Where it lies.
+        loggers: The trainer's loggers.
+        name: The image's name at W&B.
+        file: The image's file.
     """
     for run in _runs(loggers):
         if file.is_file():
@@ -96,28 +96,31 @@ def track_picture(loggers: Iterable[Logger], name: str, file: Path) -> None:
             run.log({name: wandb.Image(str(file))})
 
 
-def track_run(loggers: Iterable[Logger], folder: Path) -> None:
-    """Hand on what a finished test left in its folder.
+def log_run(loggers: Iterable[Logger], folder: Path) -> None:
+    """Log the results of a finished test from its folder.
 
     Args:
-        loggers: Those of the trainer.
-        folder: The run's.
+        loggers: The trainer's loggers.
+        folder: The run's folder.
     """
     for run in _runs(loggers):
         import wandb
 
         files = read_files(folder)
-        shown: dict[str, Any] = {f"curves/{name}": one for name, one in _curves(files).items()}
+        media: dict[str, Any] = {f"curves/{key}": plot for key, plot in _curves(files).items()}
         if files.mean is not None:
-            rows = [[name, *row.values()] for name, row in files.figures.items()]
+            rows = [[name, *row.values()] for name, row in files.metrics.items()]
             rows.append(["mean", *files.mean.values()])
-            shown["figures"] = wandb.Table(columns=["category", *files.mean], data=rows)
-        for kind in dict.fromkeys(one.kind for one in files.pictures):
-            pictures = [one for one in files.pictures if one.kind == kind]
-            shown[f"pictures/{kind}"] = [image for one in pictures for image in _images(one)]
-        run.log(shown)
+            media["figures"] = wandb.Table(columns=["category", *files.mean], data=rows)
+        for kind in dict.fromkeys(image.kind for image in files.gallery):
+            of_kind = [image for image in files.gallery if image.kind == kind]
+            media[f"pictures/{kind}"] = [panel for image in of_kind for panel in _panels(image)]
+        run.log(media)
         report = wandb.Artifact(f"report-{run.id}", type="report")
-        for file in [*(folder / name for name in FILES), *sorted(folder.glob("config-*.yaml"))]:
+        for file in [
+            *(folder / name for name in ARTIFACT_FILES),
+            *sorted(folder.glob("config-*.yaml")),
+        ]:
             if file.is_file():
                 report.add_file(str(file))
         run.log_artifact(report)
@@ -133,40 +136,40 @@ def _runs(loggers: Iterable[Logger]) -> list[Any]:
 
 
 def _curves(files: RunFiles) -> dict[str, Any]:
-    """Return a chart of each kind of curve, as the page has them."""
+    """Return a plot of each kind of curve, as the page has them."""
     import wandb
 
-    charts = {}
+    plots = {}
     for key in CURVES:
-        found = lowest(files, key)
-        if found:
+        curves = lowest_curves(files, key)
+        if curves:
             title, x_label, _, _ = CHARTS[key]
-            charts[key] = wandb.plot.line_series(
-                xs=[curve.x for curve in found.values()],
-                ys=[curve.y for curve in found.values()],
-                keys=list(found),
+            plots[key] = wandb.plot.line_series(
+                xs=[curve.x for curve in curves.values()],
+                ys=[curve.y for curve in curves.values()],
+                keys=list(curves),
                 title=title,
                 xname=x_label,
             )
-    return charts
+    return plots
 
 
-def _images(one: Listed) -> list[Any]:
+def _panels(image: GalleryImage) -> list[Any]:
     """Return an image of the gallery under its mask, and its heat map."""
     import wandb
 
-    with Image.open(one.file) as sheet:
-        image, heat, *mask = panels_of(np.asarray(sheet.convert("RGB")), 3 if one.has_mask else 2)
-    masks = {"defect": {"mask_data": _mask(mask[0]), "class_labels": MASK}} if mask else None
-    words = f"{one.name}, score {one.score:.4g}"
+    with Image.open(image.file) as opened:
+        sheet = np.asarray(opened.convert("RGB"))
+    photograph, heat, *mask = split_panels(sheet, 3 if image.has_mask else 2)
+    masks = None
+    if mask:
+        defect = (mask[0][..., 0] >= MASK_THRESHOLD).astype(np.uint8)
+        masks = {"defect": {"mask_data": defect, "class_labels": MASK_LABELS}}
+    caption = f"{image.name}, score {image.score:.4g}"
     return [
-        wandb.Image(image, masks=masks, caption=words),
-        wandb.Image(heat, caption=f"{words}, heat map"),
+        wandb.Image(photograph, masks=masks, caption=caption),
+        wandb.Image(heat, caption=f"{caption}, heat map"),
     ]
-
-
-def _mask(panel: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return (panel[..., 0] >= HALF).astype(np.uint8)
 
 
 def _flat(config: Mapping[str, Any], before: str = "") -> Iterable[tuple[str, Any]]:

@@ -16,32 +16,30 @@ from torch import Tensor
 
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.drawing.confusion import write_confusion
-from anomaly_clip.drawing.tsne import embed, write_embeddings
+from anomaly_clip.drawing.tsne import tsne, write_embeddings
 from anomaly_clip.files import atomic_path, write_csv, write_json
 from anomaly_clip.methods.evaluated import EvaluatedModule, Exporter, FeatureSource, data_module
 from anomaly_clip.metrics.curves import CURVES_FILE
 from anomaly_clip.metrics.evaluator import Results
 from anomaly_clip.progress import say, track
-from anomaly_clip.recording.gallery import GALLERY, KEPT, draw_gallery
+from anomaly_clip.recording.gallery import MAP_SIDE, draw_gallery
 from anomaly_clip.recording.image_records import ImageRecords
-from anomaly_clip.recording.map_images import draw_kept
-from anomaly_clip.recording.validation_images import Watched
-from anomaly_clip.recording.wandb_log import track_config, track_picture, track_run
+from anomaly_clip.recording.map_images import draw_map_images
+from anomaly_clip.recording.validation_images import ValidationImages
+from anomaly_clip.recording.wandb_log import log_config, log_image, log_run
 from anomaly_clip.records import Batch, Scores
-from anomaly_clip.report.metrics_table import (
+from anomaly_clip.report.metrics_table import build_table
+from anomaly_clip.report.page import PAGE, write_page
+from anomaly_clip.results.folder import GALLERY, METRICS_FILE, PREDICT_FILE, create_run_folder
+from anomaly_clip.results.map_store import MapStore, Ranges, Rows, image_names
+from anomaly_clip.results.metrics_file import run_record, weights_label, write_metrics
+from anomaly_clip.results.selection import select_images
+from anomaly_clip.results.warnings import (
     RANDOM_WARNING,
-    figures_table,
-    remark_on,
     rounds_remark,
     selection_warning,
+    weights_remark,
 )
-from anomaly_clip.report.page import PAGE, write_page
-from anomaly_clip.results.finished_run import METRICS
-from anomaly_clip.results.folder import create_run_folder
-from anomaly_clip.results.map_store import KeptMaps, Ranges, Rows, picture_names
-from anomaly_clip.results.metrics_file import run_record, weights_label, write_metrics
-from anomaly_clip.results.run_files import PREDICTED
-from anomaly_clip.results.selection import choose
 
 __all__ = ["RunWriter"]
 
@@ -80,7 +78,7 @@ class RunWriter(Callback):
         self.raw_maps = raw_maps
         self.page = page
         self.stages = stages
-        self._watched = Watched(validation_pictures)
+        self._validation_images = ValidationImages(validation_pictures)
         self.config = ""
         """The complete configuration as YAML; the command line fills it in."""
         self.sources = "from Python"
@@ -129,13 +127,13 @@ class RunWriter(Callback):
         self._refuse_other_results(stage)
         all_sizes = self.raw_maps or self._draws(stage)
         self._records = ImageRecords(
-            self._scratch, self.stages, None if all_sizes else KEPT, self.page or all_sizes
+            self._scratch, self.stages, None if all_sizes else MAP_SIDE, self.page or all_sizes
         )
         if not trainer.is_global_zero:
             return
         with atomic_path(self.folder / f"config-{stage}.yaml") as temporary:
             temporary.write_text(self.config, encoding="utf-8")
-        track_config(trainer.loggers, self.config, self.folder)
+        log_config(trainer.loggers, self.config, self.folder)
         say(self._start_line(pl_module, trainer, stage))
         if _is_random(pl_module):
             say(RANDOM_WARNING, style="bold red")
@@ -149,7 +147,7 @@ class RunWriter(Callback):
             say(f"weights: {pl_module.export(self.folder)}")
         shown = pl_module.training_features() if isinstance(pl_module, FeatureSource) else None
         if shown is not None:
-            write_embeddings(self.folder, [embed("training features", *shown)])
+            write_embeddings(self.folder, [tsne("training features", *shown)])
 
     def on_validation_batch_end(
         self,
@@ -165,14 +163,14 @@ class RunWriter(Callback):
             return
         if pl_module.is_detector:
             scores: Scores = outputs  # type: ignore[assignment]
-            self._watched.add(scores, batch, len(_data(trainer).validation_categories()))
+            self._validation_images.add(scores, batch, len(_data(trainer).validation_categories()))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw them, so that one can watch the method learn."""
         if _is_watched(trainer):
             file = self.folder / "validation" / f"step-{trainer.global_step:06d}.png"
-            self._watched.draw(file, _warning(pl_module))
-            track_picture(trainer.loggers, "validation", file)
+            self._validation_images.draw(file, _warning(pl_module))
+            log_image(trainer.loggers, "validation", file)
 
     def on_test_batch_end(
         self,
@@ -227,7 +225,7 @@ class RunWriter(Callback):
             self._write_scores(pl_module, rows)
             listed = len(_data(trainer).samples("test"))
             protocol = {"split": "predict", "complete": len(rows) == listed, "listed": listed}
-            write_json(self.folder / PREDICTED, {"run": self._run(trainer, pl_module, protocol)})
+            write_json(self.folder / PREDICT_FILE, {"run": self._run(trainer, pl_module, protocol)})
         self._write_maps(trainer, pl_module, rows, ranges)
         if trainer.is_global_zero:
             say(f"{len(rows)} images scored: {self.folder}")
@@ -245,7 +243,7 @@ class RunWriter(Callback):
         """Remove the scratch folder, and a folder that this run made but put no result in."""
         if self._folder is None:
             return
-        KeptMaps(self._scratch).clear()
+        MapStore(self._scratch).clear()
         results = {p.name for p in self.folder.iterdir()} - {"logs"}
         if not self._was_there and all(name.startswith("config-") for name in results):
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -265,7 +263,7 @@ class RunWriter(Callback):
         Raises:
             ValueError: If a predict would write among those of a test, or a test among a predict's.
         """
-        of_test, of_predict = self.folder / METRICS, self.folder / PREDICTED
+        of_test, of_predict = self.folder / METRICS_FILE, self.folder / PREDICT_FILE
         for other, file, kind in (("predict", of_test, "test"), ("test", of_predict, "predict")):
             if stage == other and file.is_file():
                 raise ValueError(
@@ -324,7 +322,7 @@ class RunWriter(Callback):
             if more is not None:
                 title += f"\n{more}"
         Console().print(
-            figures_table(results, title, counts, _is_random(method), remark_on(method.weights))
+            build_table(results, title, counts, _is_random(method), weights_remark(method.weights))
         )
 
     def _run(
@@ -367,11 +365,11 @@ class RunWriter(Callback):
             if draws:
                 own_size = trainer.predicting and data.resize.rule == "square"
                 folder, warning = self.folder / "maps", _warning(method)
-                draw_kept(folder, data, records.maps, ranges, records.rows, own_size, warning)
+                draw_map_images(folder, data, records.maps, ranges, records.rows, own_size, warning)
             if self.raw_maps:
-                self._write_raw_maps(picture_names(data.samples("test")))
+                self._write_raw_maps(image_names(data.samples("test")))
             if self.page and trainer.is_global_zero:
-                chosen = choose(rows)
+                chosen = select_images(rows)
                 draw_gallery(self.folder, data, records.maps, ranges, rows, chosen, draws)
         self.records.clear(trainer)
 
@@ -383,7 +381,7 @@ class RunWriter(Callback):
 
     def _write_page(self, trainer: Trainer) -> None:
         page = write_page(self.folder) if self.page else None
-        track_run(trainer.loggers, self.folder)
+        log_run(trainer.loggers, self.folder)
         if page is not None:
             say(f"look at: {page}")
 

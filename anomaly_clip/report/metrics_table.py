@@ -1,31 +1,17 @@
-"""Figures as tables: for the terminal (percent) and for programs (fractions)."""
+"""Metrics of a run as a table: for the terminal (percent) and for programs (fractions)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from anomaly_clip.metrics.evaluator import Results
-from anomaly_clip.records import DEMO
+from anomaly_clip.results.warnings import RANDOM_WARNING
 
-__all__ = [
-    "DEMO_REMARK",
-    "HEADINGS",
-    "RANDOM_WARNING",
-    "figures_rows",
-    "figures_table",
-    "percent",
-    "remark_on",
-    "rounds_remark",
-    "selection_warning",
-]
-
-RANDOM_WARNING = "RANDOM WEIGHTS: these figures mean nothing"
-DEMO_REMARK = "demo weights, which know pictures made by code only: not CLIP's figures"
+__all__ = ["HEADINGS", "build_table", "heading", "metrics_rows", "percent"]
 
 HEADINGS = {
     "image_auroc": "image\nAUROC",
@@ -37,23 +23,23 @@ HEADINGS = {
     "pixel_pro": "pixel\nPRO",
     "f1": "F1",
 }
-"""What figures are called above columns, if not by their names."""
+"""Headings of columns, by metric, where they differ from the metric's name."""
 
 
-def figures_table(
+def build_table(
     results: Results,
     title: str,
     counts: dict[str, tuple[int, int]],
     random_weights: bool,
     remark: str | None = None,
 ) -> Table:
-    """Return the figures in percent, one row a category and the mean; undefined ones as a dash.
+    """Return the metrics in percent, one row per category and the mean; undefined ones as a dash.
 
     Args:
-        results: The figures.
-        title: What was tested on what.
+        results: The metrics.
+        title: The method and its data.
         counts: Number of images and of anomalous ones by category.
-        random_weights: Whether to say, above and below, that the figures mean nothing.
+        random_weights: Whether to warn, above and below, that the metrics mean nothing.
         remark: One line below.
     """
     table = Table(
@@ -66,11 +52,11 @@ def figures_table(
     )
     table.add_column("category", overflow="fold")
     names = list(results["mean"])
-    for heading in ("images", "anoma-\nlous", *(HEADINGS.get(name, name) for name in names)):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for category, figures in results["categories"].items():
+    for column in ("images", "anoma-\nlous", *map(heading, names)):
+        table.add_column(column, justify="right", no_wrap=True)
+    for category, metrics in results["categories"].items():
         images, anomalous = counts[category]
-        cells = percent(figures[name] for name in names)
+        cells = percent(metrics[name] for name in names)
         table.add_row(Text(category), str(images), str(anomalous), *cells)
     table.add_section()
     images, anomalous = (sum(column) for column in zip(*counts.values(), strict=True))
@@ -80,39 +66,15 @@ def figures_table(
     return table
 
 
-def remark_on(weights: Mapping[str, object]) -> str | None:
-    """Return what must be said of the weights beside every figure."""
-    if weights.get("random"):
-        return RANDOM_WARNING
-    return DEMO_REMARK if weights.get("pretrained") == DEMO else None
+def heading(metric: str) -> str:
+    """Return the heading of a metric's column, in up to two lines."""
+    return HEADINGS.get(metric, metric)
 
 
-def selection_warning(protocol: Mapping[str, object]) -> str | None:
-    """Return what must be said beside figures whose epoch was chosen by the test images."""
-    if protocol.get("select") != "best_test":
-        return None
-    return "EPOCH CHOSEN BY THE TEST IMAGES (select best_test): the figures are too good"
-
-
-def rounds_remark(protocol: Mapping[str, Any]) -> str | None:
-    """Return of how many rounds figures are the mean, and how far these are apart."""
-    rounds = protocol.get("rounds") or 1
-    if rounds < 2:
-        return None
-    spread = protocol.get("spread") or {}
-    found = [
-        f"{name.replace('_auroc', '')} AUROC {100 * spread[name]:.1f}"
-        for name in ("image_auroc", "pixel_auroc")
-        if spread.get(name) is not None
-    ]
-    apart = f"; standard deviation of {', '.join(found)}" if found else ""
-    return f"means of {rounds} rounds{apart}"
-
-
-def figures_rows(results: Results) -> Iterator[list[str | float | None]]:
-    """Yield one row a category and the mean: its name, then the fractions in their order."""
-    for category, figures in [*results["categories"].items(), ("mean", results["mean"])]:
-        yield [category, *(figures[name] for name in results["mean"])]
+def metrics_rows(results: Results) -> Iterator[list[str | float | None]]:
+    """Yield one row per category and one of the mean: its name, then the metrics as fractions."""
+    for category, metrics in [*results["categories"].items(), ("mean", results["mean"])]:
+        yield [category, *(metrics[name] for name in results["mean"])]
 
 
 def percent(values: Iterable[float | None]) -> list[str]:

@@ -1,10 +1,25 @@
-"""The folders of runs."""
+"""A run's folder: its number, and the names of the files in it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["create_run_folder"]
+__all__ = [
+    "CONFUSION_FILE",
+    "GALLERY",
+    "METRICS_FILE",
+    "PREDICT_FILE",
+    "SCORES_FILE",
+    "create_run_folder",
+]
+
+METRICS_FILE = "metrics.json"
+PREDICT_FILE = "predict.json"
+"""Written by a predict in the place of metrics: the origin of its scores."""
+SCORES_FILE = "scores.csv"
+CONFUSION_FILE = "confusion.png"
+GALLERY = "gallery"
+"""Folder of the gallery's images, and name of the ``.json`` in it that lists them."""
 
 
 def create_run_folder(root: Path, name: str) -> Path:

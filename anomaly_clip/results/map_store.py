@@ -1,6 +1,6 @@
-"""Maps between the steps of a run and its pictures.
+"""Anomaly maps kept on disk from a run's steps to its end, when images of them are drawn.
 
-All are drawn on the scale of their category, which is known at the end only.
+They wait because all are drawn on the scale of their category, known at the end only.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from anomaly_clip.files import atomic_path, safe_name
 from anomaly_clip.maps import resize_maps
 from anomaly_clip.records import Scores
 
-__all__ = ["KeptMaps", "Ranges", "Rows", "merged", "picture_names"]
+__all__ = ["MapStore", "Ranges", "Rows", "image_names", "merge_ranges"]
 
 Rows = dict[int, dict[str, Any]]
-"""What is known of an image, by its index."""
+"""Path, category, label and scores of each image, by its index."""
 Ranges = dict[str, list[float]]
 """The lowest and the highest value of a category's maps."""
 
 
-class KeptMaps:
+class MapStore:
     """The maps of one process, in a scratch folder.
 
     Args:
@@ -50,7 +50,7 @@ class KeptMaps:
         return isinstance(index, int) and self._file(index).is_file()
 
     def keep(self, scores: Scores, indices: Sequence[int], categories: Sequence[str]) -> None:
-        """Keep the maps of a batch; a batch without any is let pass."""
+        """Keep the maps of a batch, if it has any."""
         if "anomaly_map" not in scores:
             return
         final = scores["anomaly_map"].float()
@@ -96,11 +96,11 @@ class KeptMaps:
 
 def widen(ranges: Ranges, category: str, low: float, high: float) -> None:
     """Let the range of a category hold two more values."""
-    known = ranges.setdefault(category, [low, high])
-    known[:] = [min(known[0], low), max(known[1], high)]
+    bounds = ranges.setdefault(category, [low, high])
+    bounds[:] = [min(bounds[0], low), max(bounds[1], high)]
 
 
-def merged(parts: Sequence[Mapping[str, Sequence[float]]]) -> Ranges:
+def merge_ranges(parts: Sequence[Mapping[str, Sequence[float]]]) -> Ranges:
     """Return the ranges over all processes."""
     ranges: Ranges = {}
     for part in parts:
@@ -109,16 +109,16 @@ def merged(parts: Sequence[Mapping[str, Sequence[float]]]) -> Ranges:
     return ranges
 
 
-def picture_names(samples: Sequence[Sample]) -> list[str]:
+def image_names(samples: Sequence[Sample]) -> list[str]:
     """Return ``category/defect/stem`` for each sample, made distinct by the index where needed.
 
     Example:
         >>> from pathlib import Path
         >>> from anomaly_clip.data import Sample
-        >>> from anomaly_clip.results.map_store import picture_names
-        >>> picture_names([Sample(Path("a/1.png"), "nut/bolt", True, defect="cut")])
+        >>> from anomaly_clip.results.map_store import image_names
+        >>> image_names([Sample(Path("a/1.png"), "nut/bolt", True, defect="cut")])
         ['nut_bolt/cut/1']
-        >>> picture_names([Sample(Path("1.png"), "..", False)])
+        >>> image_names([Sample(Path("1.png"), "..", False)])
         ['_/good/1']
     """
     parts = [[s.category.replace("/", "_"), *s.defect.split("/"), s.image.stem] for s in samples]

@@ -1,6 +1,6 @@
-"""What a run's folder holds, read for its page.
+"""All files of a run's folder, read for its page.
 
-A run of ``each`` keeps scores, curves and pictures in the folders of its categories.
+A run of ``each`` keeps scores, curves and images in the folders of its categories.
 """
 
 from __future__ import annotations
@@ -18,28 +18,29 @@ from numpy.typing import NDArray
 from anomaly_clip.errors import UserError
 from anomaly_clip.files import safe_name
 from anomaly_clip.metrics.curves import CURVES, CURVES_FILE, Curve, Curves
-from anomaly_clip.recording.gallery import GALLERY
-from anomaly_clip.report.metrics_table import remark_on
-from anomaly_clip.results.finished_run import (
-    AGAIN,
-    METRICS,
+from anomaly_clip.results.finished_run import printable
+from anomaly_clip.results.folder import (
+    CONFUSION_FILE,
+    GALLERY,
+    METRICS_FILE,
+    PREDICT_FILE,
+    SCORES_FILE,
+)
+from anomaly_clip.results.run_reader import (
+    REPEAT_TEST,
     expect,
     is_fraction,
-    plain,
+    parse_run,
     read_json,
-    read_run,
+    read_object,
 )
-from anomaly_clip.results.selection import KINDS, Kind
+from anomaly_clip.results.selection import HEADINGS_BY_KIND, Kind
+from anomaly_clip.results.warnings import weights_remark
 
-__all__ = ["PREDICTED", "Listed", "RunFiles", "ScoresOf", "mapping", "read_files"]
-
-PREDICTED = "predict.json"
-"""What a predict keeps in the place of figures: where its scores come from."""
-SCORES = "scores.csv"
-CONFUSION = "confusion.png"
+__all__ = ["CategoryScores", "GalleryImage", "RunFiles", "mapping", "read_files"]
 
 
-class ScoresOf(NamedTuple):
+class CategoryScores(NamedTuple):
     """The image scores of a category."""
 
     scores: NDArray[np.float32]
@@ -47,8 +48,8 @@ class ScoresOf(NamedTuple):
     """None without labels."""
 
 
-class Listed(NamedTuple):
-    """A picture of the gallery."""
+class GalleryImage(NamedTuple):
+    """One image of the gallery, with its heat map and mask."""
 
     file: Path
     name: str
@@ -57,39 +58,45 @@ class Listed(NamedTuple):
     label: bool | None
     score: float
     gap: float
-    """How far it is on the wrong side of its category's threshold; the worst come first."""
+    """Distance to the wrong side of its category's threshold; the worst come first."""
     has_mask: bool
     full: str | None
-    """The picture in its full size, its path from the run's folder; None if there is none."""
+    """Path of the full-size image from the run's folder; None if there is none."""
 
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What is known of a run; what its folder lacks is empty.
+    """Content of a run's folder; the part of a missing file is empty.
 
     Args:
-        folder: The run's.
+        folder: The run's folder.
         run: Method, weights, protocol, seed and versions.
-        said: What must be said beside its figures.
-        mean: Mean figures; None of a predict.
-        figures: Figures by category.
+        warnings: Warnings that must stand next to its metrics.
+        mean: Mean metrics; None of a predict.
+        metrics: Metrics by category.
         scores: Image scores by category.
-        curves: By category.
-        pictures: The gallery.
+        curves: Curves by category.
+        gallery: Selected images.
         configs: The complete configurations by their files' names.
-        confusion: What a classification takes for what, as a picture.
+        confusion: Image of a classification's confusion matrix.
     """
 
     folder: Path
     run: Mapping[str, Any]
-    said: Sequence[str]
+    warnings: Sequence[str]
     mean: Mapping[str, float | None] | None
-    figures: Mapping[str, Mapping[str, float | None]]
-    scores: Mapping[str, ScoresOf]
+    metrics: Mapping[str, Mapping[str, float | None]]
+    scores: Mapping[str, CategoryScores]
     curves: Mapping[str, Curves]
-    pictures: Sequence[Listed]
+    gallery: Sequence[GalleryImage]
     configs: Mapping[str, str]
     confusion: Path | None
+
+    @property
+    def num_rounds(self) -> int:
+        """Number of rounds that the metrics are means of."""
+        rounds = mapping(self.run.get("protocol")).get("rounds")
+        return rounds if isinstance(rounds, int) else 1
 
 
 def read_files(folder: Path) -> RunFiles:
@@ -98,48 +105,55 @@ def read_files(folder: Path) -> RunFiles:
     Raises:
         UserError: If it is none, or a file of it is damaged.
     """
-    if (folder / METRICS).is_file():
-        said = [tag.long for tag in read_run(folder).tags]  # or one sentence on what is wrong
-        content = read_json(folder / METRICS)
-        mean, figures = mapping(content.get("mean")), content["categories"]
-        wrong = next((name for name in mean if not is_fraction(mean[name])), None)
-        expect(wrong is None, folder / METRICS, f"has a mean {plain(wrong)} that is no fraction")
-    elif (folder / PREDICTED).is_file():
-        content, mean, figures = _object(folder / PREDICTED), None, {}
+    mean: Mapping[str, float | None] | None = None
+    metrics: Mapping[str, Mapping[str, float | None]] = {}
+    if (folder / METRICS_FILE).is_file():
+        content = read_json(folder / METRICS_FILE)
+        warnings = [tag.long for tag in parse_run(folder, content).tags]
+        mean, metrics = _checked_mean(content, folder / METRICS_FILE), content["categories"]
+    elif (folder / PREDICT_FILE).is_file():
+        content = read_object(folder / PREDICT_FILE)
         run = mapping(content.get("run"))
-        right = "method" in run and "data" in mapping(run.get("protocol"))
-        expect(right, folder / PREDICTED, "does not say what was run on what")
-        weights = mapping(run.get("weights"))
-        said = [remark] if (remark := remark_on(weights)) is not None else []
+        has_origin = "method" in run and "data" in mapping(run.get("protocol"))
+        expect(has_origin, folder / PREDICT_FILE, "does not say what was run on what")
+        remark = weights_remark(mapping(run.get("weights")))
+        warnings = [] if remark is None else [remark]
     else:
         raise UserError(
-            f"{folder}: there is neither {METRICS} nor {PREDICTED} in it: name the folder of a "
-            f"finished run of test, each or predict"
+            f"{folder}: there is neither {METRICS_FILE} nor {PREDICT_FILE} in it: name the folder "
+            f"of a finished run of test, each or predict"
         )
-    parts = [folder, *(folder / safe_name(name) for name in figures)]
-    parts = [part for part in parts if part == folder or (part / METRICS).is_file()]
+    parts = [folder, *(folder / safe_name(name) for name in metrics)]
+    parts = [part for part in parts if part == folder or (part / METRICS_FILE).is_file()]
     return RunFiles(
         folder,
         content["run"],
-        said,
+        warnings,
         mean,
-        figures,
-        {name: scores for part in parts for name, scores in _scores(part / SCORES).items()},
-        {name: curves for part in parts for name, curves in _curves(part / CURVES_FILE).items()},
-        [one for part in parts for one in _pictures(part, folder)],
+        metrics,
+        {n: scores for part in parts for n, scores in _read_scores(part / SCORES_FILE).items()},
+        {n: curves for part in parts for n, curves in _read_curves(part / CURVES_FILE).items()},
+        [image for part in parts for image in _read_gallery(part, folder)],
         {
             file.name: file.read_text(encoding="utf-8", errors="replace")
             for file in sorted(folder.glob("config-*.yaml"))
         },
-        folder / CONFUSION if (folder / CONFUSION).is_file() else None,
+        folder / CONFUSION_FILE if (folder / CONFUSION_FILE).is_file() else None,
     )
 
 
-def _scores(file: Path) -> dict[str, ScoresOf]:
+def _checked_mean(content: Mapping[str, Any], file: Path) -> Mapping[str, float | None]:
+    mean = mapping(content.get("mean"))
+    wrong = next((name for name in mean if not is_fraction(mean[name])), None)
+    expect(wrong is None, file, f"has a mean {printable(wrong)} that is no fraction")
+    return mean
+
+
+def _read_scores(file: Path) -> dict[str, CategoryScores]:
     """Return image scores by category; a classification has none."""
     if not file.is_file():
         return {}
-    found: dict[str, list[tuple[float, str]]] = {}
+    rows_by_category: dict[str, list[tuple[float, str]]] = {}
     try:
         with file.open(newline="", encoding="utf-8") as opened:
             table = csv.DictReader(opened)
@@ -151,77 +165,70 @@ def _scores(file: Path) -> dict[str, ScoresOf]:
                 score = float(row["image_score"])
                 if not math.isfinite(score):
                     raise ValueError(f"a score is {row['image_score']}")
-                found.setdefault(row["category"], []).append((score, row["label"]))
+                rows_by_category.setdefault(row["category"], []).append((score, row["label"]))
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise UserError(f"{file}: damaged ({error}): {AGAIN}") from None
+        raise UserError(f"{file}: damaged ({error}): {REPEAT_TEST}") from None
     return {
-        name: ScoresOf(
+        category: CategoryScores(
             np.array([score for score, _ in rows], dtype=np.float32),
             None
             if any(label == "" for _, label in rows)
             else np.array([label == "1" for _, label in rows]),
         )
-        for name, rows in found.items()
+        for category, rows in rows_by_category.items()
     }
 
 
-def _curves(file: Path) -> dict[str, Curves]:
+def _read_curves(file: Path) -> dict[str, Curves]:
     if not file.is_file():
         return {}
     try:
         return {
-            name: {key: _curve(curves[key]) for key in CURVES if key in curves}
-            for name, curves in _object(file).items()
+            category: {key: _parse_curve(curves[key]) for key in CURVES if key in curves}
+            for category, curves in read_object(file).items()
         }
     except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{file}: damaged ({error}): {AGAIN}") from None
+        raise UserError(f"{file}: damaged ({error}): {REPEAT_TEST}") from None
 
 
-def _curve(points: Any) -> Curve:
+def _parse_curve(points: Any) -> Curve:
     x, y = ([float(value) for value in axis] for axis in points)
     if not x or len(x) != len(y) or not all(map(math.isfinite, [*x, *y])):
         raise ValueError("a curve has no points, or some without a partner")
     return Curve(x, y)
 
 
-def _pictures(part: Path, folder: Path) -> list[Listed]:
-    """Return the pictures of a run's folder, or of one of its categories."""
+def _read_gallery(part: Path, folder: Path) -> list[GalleryImage]:
+    """Return the gallery of a run's folder, or of one of its categories."""
     file = part / GALLERY / f"{GALLERY}.json"
     if not file.is_file():
         return []
-    found = []
+    images = []
     try:
-        for one in _object(file)["pictures"]:
-            picture = (part / GALLERY / one["picture"]).resolve()
-            full = part / "maps" / f"{one['name']}.png"
-            inside = picture.is_relative_to((part / GALLERY).resolve())  # nothing else is embedded
-            if one["kind"] not in KINDS or not inside or not picture.is_file():
+        for entry in read_object(file)["pictures"]:
+            image = (part / GALLERY / entry["picture"]).resolve()
+            full = part / "maps" / f"{entry['name']}.png"
+            inside = image.is_relative_to((part / GALLERY).resolve())  # nothing else is embedded
+            if entry["kind"] not in HEADINGS_BY_KIND or not inside or not image.is_file():
                 continue
-            found.append(
-                Listed(
-                    picture,
-                    str(one["name"]),
-                    one["kind"],
-                    str(one["category"]),
-                    None if one["label"] is None else bool(one["label"]),
-                    float(one["score"]),
-                    float(one["gap"]),
-                    bool(one["mask"]),
-                    full.relative_to(folder).as_posix() if one["full"] else None,
+            images.append(
+                GalleryImage(
+                    image,
+                    str(entry["name"]),
+                    entry["kind"],
+                    str(entry["category"]),
+                    None if entry["label"] is None else bool(entry["label"]),
+                    float(entry["score"]),
+                    float(entry["gap"]),
+                    bool(entry["mask"]),
+                    full.relative_to(folder).as_posix() if entry["full"] else None,
                 )
             )
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file}: damaged ({error}): {AGAIN}") from None
-    return found
+        raise UserError(f"{file}: damaged ({error}): {REPEAT_TEST}") from None
+    return images
 
 
 def mapping(value: object) -> Mapping[str, Any]:
-    """Return a part of a record, nothing where it is of another form."""
+    """Return a part of a record, an empty one where it has another form."""
     return value if isinstance(value, Mapping) else {}
-
-
-def _object(file: Path) -> dict[str, Any]:
-    content = read_json(file)
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: damaged, it is not an object: {AGAIN}")
-    return content

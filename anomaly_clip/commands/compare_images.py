@@ -1,0 +1,162 @@
+"""Images of ``compare``: maps of all backbones side by side, and t-SNE of their features.
+
+For every category there is an image of some test images, their maps by each backbone and the truth
+(Figure 6 of TAB's paper).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from lightning.pytorch.cli import LightningArgumentParser
+from numpy.typing import NDArray
+from PIL import Image
+
+from anomaly_clip.backbones.cnn import CNNBackbone
+from anomaly_clip.commands.experiment import class_of_checkpoint
+from anomaly_clip.data.dataset import AnomalyData
+from anomaly_clip.drawing.panels import draw_panels, stack_sheets
+from anomaly_clip.drawing.tsne import MIN_SAMPLES, TAB_LAYOUT, Embedding, tsne, write_embeddings
+from anomaly_clip.files import atomic_path, safe_name, write_json
+from anomaly_clip.images import evenly_spaced
+from anomaly_clip.methods.base import AnomalyMethod
+from anomaly_clip.metrics.evaluator import mean_defined
+from anomaly_clip.progress import say, track
+from anomaly_clip.results.warnings import RANDOM_WARNING
+
+__all__ = ["draw_embeddings", "draw_maps"]
+
+MAX_EMBEDDED = 2000
+"""Test images of a category whose features are drawn."""
+BATCH_SIZE = 16
+
+
+def draw_maps(folder: Path, labels: Sequence[str], category: str, count: int) -> None:
+    """Draw some anomalous images of a category: image, one map per backbone, truth.
+
+    Args:
+        folder: Folder of the comparison.
+        labels: Names of the backbones, and of their runs' folders.
+        category: One that all runs have.
+        count: Images that are drawn; 0 for none.
+    """
+    runs = [folder / label / safe_name(category) for label in labels]
+    checkpoints = [run / "checkpoints" / "last.ckpt" for run in runs]
+    if not issubclass(class_of_checkpoint(checkpoints[0]), AnomalyMethod):
+        return  # there are no maps
+    config = yaml.safe_load((runs[0] / "config-test.yaml").read_text(encoding="utf-8"))
+    data = _build_data(config["data"])
+    methods = [_load_method(checkpoint) for checkpoint in checkpoints]
+    data.image_size = methods[0].image_size
+    samples = data.samples("test")
+    anomalous = [row for row, sample in enumerate(samples) if sample.label]
+    if not anomalous or count < 1:
+        return
+    rows = [anomalous[place] for place in evenly_spaced(count, len(anomalous))]
+    dataset = data.dataset("test")
+    items = [dataset[row] for row in rows]
+    images = torch.stack([item["image"] for item in items])
+    maps = []
+    for method in methods:
+        method.take_references(data, category)
+        with torch.no_grad():
+            scores = method.score(images, [category] * len(images))
+        if "anomaly_map" not in scores:
+            return
+        maps.append(_scaled(scores["anomaly_map"].numpy()))
+    random = [x for x, method in zip(labels, methods, strict=True) if method.weights["random"]]
+    warning = f"{', '.join(random)}: {RANDOM_WARNING}" if random else None
+    sheets = [
+        draw_panels(
+            item["image"].permute(1, 2, 0).numpy(),
+            maps[-1][number],
+            item["mask"].numpy() if "mask" in item else None,
+            (0.0, 1.0),
+            f"{samples[row].defect}; maps by backbone, each on its own scale",
+            warning,
+            {label: of_label[number] for label, of_label in zip(labels[:-1], maps, strict=False)},
+            labels[-1],
+        )
+        for number, (row, item) in enumerate(zip(rows, items, strict=True))
+    ]
+    with atomic_path(folder / "pictures" / f"{safe_name(category)}.png") as temporary:
+        Image.fromarray(stack_sheets(sheets)).save(temporary)
+
+
+def draw_embeddings(
+    folder: Path, labels: Sequence[str], categories: Sequence[str], layer: str
+) -> None:
+    """Draw the features of each category's test images by t-SNE; write their silhouettes.
+
+    Args:
+        folder: Folder of the comparison.
+        labels: Names of the backbones, and of their runs' folders.
+        categories: Those that all runs have.
+        layer: Layer of the backbone, as layer3 or pooled.
+    """
+    silhouettes: dict[str, dict[str, float | None]] = {}
+    for category in track(categories, "t-SNE"):
+        name = safe_name(category)
+        by_label = [_embed_run(folder / label / name, label, layer) for label in labels]
+        embeddings = [embedding for embedding in by_label if embedding is not None]
+        if len(embeddings) < len(by_label):
+            say(f"{category}: fewer than {MIN_SAMPLES} test images, too few for t-SNE")
+            continue
+        write_embeddings(folder / "embeddings", embeddings, name)
+        silhouettes[category] = {e.name: e.silhouettes["states"] for e in embeddings}
+    write_json(folder / "silhouettes.json", {"layer": layer, "states": silhouettes})
+    for label in labels:
+        mean = mean_defined(by_label[label] for by_label in silhouettes.values())
+        if mean is not None:
+            say(f"{label}: silhouette of normal and defective in {layer} {mean:.3f}")
+
+
+def _embed_run(run: Path, label: str, layer: str) -> Embedding | None:
+    """Embed the test images of a run with its backbone alone; None if they are too few."""
+    config = yaml.safe_load((run / "config-test.yaml").read_text(encoding="utf-8"))
+    backbone = config["model"]["init_args"]["backbone"]
+    statistics = {name: backbone[name] for name in ("mean", "std") if name in backbone}
+    network = CNNBackbone(backbone["name"], backbone["weights"], [layer], **statistics)
+    data = _build_data(config["data"])
+    data.image_size = config["model"]["init_args"]["image_size"]
+    samples, dataset = data.samples("test"), data.dataset("test")
+    if len(samples) < MIN_SAMPLES:
+        return None
+    rows = evenly_spaced(MAX_EMBEDDED, len(samples))
+    parts = []
+    for batch in track(np.array_split(rows, -(-len(rows) // BATCH_SIZE)), "encoding"):
+        images = torch.stack([dataset[row]["image"] for row in batch.tolist()])
+        with torch.no_grad():
+            parts.append(network(images)[layer].flatten(1).numpy())  # (B, C * h * w)
+    states = [samples[row].label for row in rows]
+    categories = [samples[row].category for row in rows]
+    part = f" of the {len(samples):,}, evenly chosen" if len(samples) > len(rows) else ""
+    say(f"{label}: t-SNE of {len(rows):,} test images{part}")
+    return tsne(label, np.concatenate(parts), categories, states, layout=TAB_LAYOUT)
+
+
+def _build_data(section: dict[str, Any]) -> AnomalyData:
+    parser = LightningArgumentParser(exit_on_error=False)
+    parser.add_lightning_class_args(AnomalyData, "data", subclass_mode=True)
+    data: AnomalyData = parser.instantiate(parser.parse_object({"data": section})).data
+    return data
+
+
+def _load_method(checkpoint: Path) -> AnomalyMethod:
+    method: Any = class_of_checkpoint(checkpoint).load_from_checkpoint(
+        checkpoint, map_location="cpu"
+    )
+    assert isinstance(method, AnomalyMethod)
+    return method.eval()
+
+
+def _scaled(maps: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scale the maps of a method to [0, 1] together."""
+    low, high = maps.min(), maps.max()
+    scaled: NDArray[np.float32] = (maps - low) / (high - low if high > low else 1.0)
+    return scaled

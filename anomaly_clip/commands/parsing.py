@@ -1,0 +1,48 @@
+"""Parsers of the verbs that are no experiments: ``check``, ``preview`` and ``prompts``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser
+
+import anomaly_clip.data  # noqa: F401  (short names work for classes that are imported)
+from anomaly_clip.data.dataset import AnomalyData
+from anomaly_clip.errors import user_errors
+
+__all__ = ["data_parser", "parse_words", "verb_parser"]
+
+
+def verb_parser(verb: str, description: str) -> LightningArgumentParser:
+    """Return a parser whose errors are exceptions, for :func:`parse_words` to explain."""
+    return LightningArgumentParser(
+        prog=f"anomaly_clip {verb}",
+        description=description,
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+
+
+def data_parser(verb: str, description: str) -> LightningArgumentParser:
+    """Return the parser of a verb that reads a data set, with ``--config`` and ``--data``."""
+    parser = verb_parser(verb, description)
+    parser.add_argument("--config", action="config", help="a file with a section data")
+    parser.add_lightning_class_args(AnomalyData, "data", subclass_mode=True)
+    return parser
+
+
+@contextmanager
+def parse_words(parser: LightningArgumentParser, words: Sequence[str]) -> Iterator[Namespace]:
+    """Yield the parsed options; mistakes in them, and errors of the verb inside, are the user's.
+
+    Args:
+        parser: The verb's parser.
+        words: The verb and its options.
+
+    Raises:
+        UserError: What is wrong, where, and the way out.
+    """
+    with user_errors(lambda: [f"--{action.dest}" for action in parser._actions]):
+        yield parser.parse_args(list(words)[1:])

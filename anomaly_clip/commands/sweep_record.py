@@ -1,0 +1,169 @@
+"""Record of a sweep: its runs, the results of each in the sweep's folder, and their table.
+
+The goal of a run is the last value that its validation logged, as in W&B's summary, not the best of
+its course.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from anomaly_clip.files import write_csv
+from anomaly_clip.progress import wide_console
+from anomaly_clip.records import DEMO, RANDOM
+from anomaly_clip.results.warnings import DEMO_REMARK, RANDOM_WARNING
+
+__all__ = [
+    "FAILURE_FILE",
+    "RESULT_FILE",
+    "SweepRecord",
+    "last_logged",
+    "options_text",
+    "print_table",
+    "write_table",
+]
+
+RESULT_FILE, FAILURE_FILE = "result.json", "failed.json"
+"""Files of a run that is finished, or has failed."""
+RANDOM_MARK = "val/random_weights"
+"""Logged by a fit with random weights; it is no metric."""
+TEST_WARNING = "GOAL MEASURED ON THE TEST IMAGES (data.val_split test): the best is too good"
+
+
+@dataclass(frozen=True)
+class SweepRecord:
+    """Content of a sweep's ``sweep.json``.
+
+    Args:
+        title: Method and data.
+        directory: Working directory at its start, where relative file names begin.
+        metric: The name of the goal.
+        maximize: Whether more of it is better.
+        several: Whether a run takes several processes.
+        runs: The options of each run.
+        origins: Origin of the metrics of each run: its weights, and the images that validate.
+    """
+
+    title: str
+    directory: str
+    metric: str
+    maximize: bool
+    several: bool
+    runs: list[dict[str, Any]]
+    origins: list[dict[str, str]]
+
+    @property
+    def remarks(self) -> list[str]:
+        """Warnings that must stand next to the metrics, with their runs."""
+        runs_by_warning = {
+            TEST_WARNING: [origin["validated on"] == "test" for origin in self.origins],
+            RANDOM_WARNING: [origin["weights"] == RANDOM for origin in self.origins],
+            DEMO_REMARK: [origin["weights"] == DEMO for origin in self.origins],
+        }
+        remarks = []
+        for text, applies in runs_by_warning.items():
+            runs = ", ".join(str(number) for number, is_so in enumerate(applies, start=1) if is_so)
+            if runs:
+                remarks.append(text if all(applies) else f"run {runs}: {text}")
+        return remarks
+
+
+def last_logged(file: Path, goal: str) -> tuple[dict[str, float], dict[str, int]]:
+    """Return the last value of everything that a fit logged, and epoch and step of the goal's.
+
+    Args:
+        file: The log of Lightning's CSV logger.
+        goal: Name of the goal.
+    """
+    metrics: dict[str, float] = {}
+    time_logged: dict[str, int] = {}
+    if not file.is_file():
+        return metrics, time_logged
+    with file.open(newline="", encoding="utf-8") as opened:
+        for row in csv.DictReader(opened):
+            values = {name: float(value) for name, value in row.items() if value}
+            metrics |= values
+            if goal in values:
+                time_logged = {n: int(values[n]) for n in ("epoch", "step") if n in values}
+    return metrics, time_logged
+
+
+def _read_of_runs(folder: Path, record: SweepRecord, name: str) -> dict[int, dict[str, Any]]:
+    """Return the content of a file of each run, by the runs' numbers, where it exists."""
+    files = {number: folder / str(number) / name for number in range(1, len(record.runs) + 1)}
+    return {
+        number: json.loads(file.read_text(encoding="utf-8"))
+        for number, file in files.items()
+        if file.is_file()
+    }
+
+
+def write_table(folder: Path, record: SweepRecord) -> None:
+    """Write ``sweep.csv``, one row per run; unknown values stay empty."""
+    results, failures = (_read_of_runs(folder, record, n) for n in (RESULT_FILE, FAILURE_FILE))
+    goal = record.metric
+    logged = {name for result in results.values() for name in result["figures"]}
+    others = sorted(n for n in logged if n.startswith("val/") and n not in (goal, RANDOM_MARK))
+    options, origins = list(record.runs[0]), list(record.origins[0])
+    header = ["run", "state", *options, *origins, goal, *others, "epoch", "step", "minutes"]
+    rows = []
+    for number, values in enumerate(record.runs, start=1):
+        result, run_folder = results.get(number, {}), folder / str(number)
+        state = "finished" if result else "failed" if number in failures else "not run"
+        metrics = [result.get("figures", {}).get(name) for name in (goal, *others)]
+        effort = [result.get(key) for key in ("epoch", "step", "minutes")]
+        origin = record.origins[number - 1]
+        row = [*(values[name] for name in options), *(origin[name] for name in origins)]
+        existing = run_folder if run_folder.is_dir() else None
+        why = failures.get(number, {}).get("why")
+        rows.append([number, state, *row, *metrics, *effort, existing, why])
+    write_csv(folder / "sweep.csv", [*header, "folder", "why"], rows)
+
+
+def print_table(folder: Path, record: SweepRecord) -> None:
+    """Print the runs, the best first and after them those without a result."""
+    results, failures = (_read_of_runs(folder, record, n) for n in (RESULT_FILE, FAILURE_FILE))
+    goals = {number: result["figures"][record.metric] for number, result in results.items()}
+    sign = -1 if record.maximize else 1
+    order = sorted(goals, key=lambda number: sign * goals[number])
+    order += [number for number in range(1, len(record.runs) + 1) if number not in goals]
+    best = "highest" if record.maximize else "lowest"
+    title = [f"{record.title}, the {best} {record.metric} first", *record.remarks]
+    table = Table(box=box.SIMPLE_HEAD, padding=0)
+    for heading in ("run", *record.runs[0], record.metric, "minutes"):
+        # An option's name is broken at its dots, not anywhere.
+        table.add_column(heading.replace(".", ".\n"), justify="right", overflow="fold")
+    for number in order:
+        cells = [str(number), *(_value_text(value) for value in record.runs[number - 1].values())]
+        if number in goals:
+            cells += [_value_text(goals[number]), f"{results[number]['minutes']:.1f}"]
+        else:
+            cells += ["failed" if number in failures else "not run", "–"]
+        table.add_row(*(Text(cell) for cell in cells))
+    console = wide_console(table)
+    console.print(Text("\n".join(title), style="bold"))
+    console.print(table)
+
+
+def _value_text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def options_text(options: Mapping[str, Any]) -> str:
+    """Return options in one line.
+
+    Example:
+        >>> from anomaly_clip.commands.sweep_record import options_text
+        >>> options_text({"model.lr": 0.0001, "seed": 3})
+        'model.lr=0.0001, seed=3'
+    """
+    return ", ".join(f"{name}={_value_text(value)}" for name, value in options.items())

@@ -1,0 +1,80 @@
+"""Shared parts of all drawings: colours, font, captions, and grids of panels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+from PIL import Image, ImageDraw, ImageFont
+
+__all__ = ["ALARM", "INK", "Colour", "add_caption", "font", "grid"]
+
+Colour = tuple[int, int, int]
+
+INK: Colour = (30, 30, 30)
+"""Colour of text."""
+ALARM: Colour = (190, 0, 0)
+"""Colour of warnings."""
+
+
+@cache
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """Return PIL's own font, so that drawings do not depend on the machine's fonts."""
+    loaded = ImageFont.load_default(size)
+    assert isinstance(loaded, ImageFont.FreeTypeFont)
+    return loaded
+
+
+def add_caption(
+    image: Image.Image,
+    lines: Sequence[tuple[str, Colour]],
+    line_height: int,
+    left: int = 4,
+    above: int = 0,
+    below: int = 0,
+    min_width: int = 0,
+) -> Image.Image:
+    """Put lines of text above an image.
+
+    Args:
+        image: Any image.
+        lines: Text and colour of each line.
+        line_height: Pixels from one line to the next; letters are four pixels smaller.
+        left: Pixels left of the text.
+        above: Pixels above the first line.
+        below: Pixels between the last line and the image.
+        min_width: Least width of the result, where a text is wider than the image.
+    """
+    top = above + line_height * len(lines) + below
+    sheet = Image.new("RGB", (max(image.width, min_width), top + image.height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, (text, colour) in enumerate(lines):
+        draw.text((left, above + number * line_height), text, colour, font(line_height - 4))
+    sheet.paste(image, (0, top))
+    return sheet
+
+
+def grid(
+    panels: Sequence[Image.Image],
+    columns: int,
+    gap: int = 0,
+    before: int = 0,
+    after: int = 0,
+) -> Image.Image:
+    """Lay panels of one size on a white sheet, row by row.
+
+    Args:
+        panels: One or more.
+        columns: Number of panels in a row.
+        gap: Pixels between panels.
+        before: Pixels above and left of all.
+        after: Pixels below and right of all.
+    """
+    width, height = panels[0].size
+    rows = -(-len(panels) // columns)
+    size = (columns * (width + gap) - gap, rows * (height + gap) - gap)
+    sheet = Image.new("RGB", (size[0] + before + after, size[1] + before + after), "white")
+    for number, panel in enumerate(panels):
+        row, column = divmod(number, columns)
+        sheet.paste(panel, (before + column * (width + gap), before + row * (height + gap)))
+    return sheet

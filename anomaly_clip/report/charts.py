@@ -1,0 +1,106 @@
+"""Charts of a run's page: curves of several categories as SVG polylines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from anomaly_clip.metrics.curves import Curve
+from anomaly_clip.report.metrics_table import percent
+from anomaly_clip.results.run_files import RunFiles, mapping
+
+__all__ = [
+    "CHARTS",
+    "HEIGHT",
+    "MAX_LINES",
+    "WIDTH",
+    "Chart",
+    "ChartLine",
+    "build_charts",
+    "lowest_curves",
+]
+
+MAX_LINES = 40
+"""Lines of a chart."""
+WIDTH, HEIGHT = 260, 200
+"""Size of a chart's field in its own units."""
+
+CHARTS: Mapping[str, tuple[str, str, str, str]] = {
+    "image_roc": ("Images: ROC", "false alarms", "anomalous images found", "image_auroc"),
+    "image_pr": ("Images: precision and recall", "recall", "precision", "image_ap"),
+    "pixel_roc": ("Pixels: ROC", "false alarms", "anomalous pixels found", "pixel_auroc"),
+    "pixel_pr": ("Pixels: precision and recall", "recall", "precision", "pixel_ap"),
+    "pixel_pro": ("Regions: PRO", "false alarms among pixels", "mean part found", "pixel_pro"),
+}
+"""Title, axes and metric of each curve."""
+
+
+class ChartLine(NamedTuple):
+    """One category's curve."""
+
+    category: int
+    """Its number on the page."""
+    points: str
+    """In the field's units, as SVG takes them."""
+    title: str
+
+
+class Chart(NamedTuple):
+    """One kind of curve, of several categories."""
+
+    key: str
+    title: str
+    x_label: str
+    y_label: str
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+    lines: list[ChartLine]
+
+
+def build_charts(files: RunFiles, names: Sequence[str]) -> list[Chart]:
+    """Return the charts of all kinds of curves that a run has.
+
+    Args:
+        files: The run.
+        names: Categories in the order of the page.
+    """
+    return [chart for key in CHARTS if (chart := _build_chart(key, files, names)).lines]
+
+
+def lowest_curves(files: RunFiles, key: str) -> dict[str, Curve]:
+    """Return the curves of a kind by category; of very many, those with the lowest metrics."""
+    metric = CHARTS[key][-1]
+    all_curves = {name: curves[key] for name, curves in files.curves.items() if key in curves}
+    values = {name: mapping(files.metrics.get(name)).get(metric) for name in all_curves}
+    ranked = sorted(all_curves, key=lambda name: (values[name] is None, values[name] or 0.0))
+    kept = set(ranked[:MAX_LINES])
+    return {name: curve for name, curve in all_curves.items() if name in kept}
+
+
+def _build_chart(key: str, files: RunFiles, names: Sequence[str]) -> Chart:
+    title, x_label, y_label, metric = CHARTS[key]
+    curves = lowest_curves(files, key)
+    numbers = {name: number for number, name in enumerate(names)}
+    reach = max((curve.x[-1] for curve in curves.values()), default=1.0) or 1.0
+    lines = []
+    for name, curve in curves.items():
+        # A mean of rounds is not the area under the curve of the first.
+        value = None if files.num_rounds > 1 else mapping(files.metrics.get(name)).get(metric)
+        line_title = name if value is None else f"{name} {percent([value])[0]}"
+        if name in numbers:
+            lines.append(ChartLine(numbers[name], _svg_points(curve, reach), line_title))
+    steps = [step / 4 for step in range(5)]
+    return Chart(
+        key,
+        title,
+        x_label,
+        y_label,
+        [(step * WIDTH, f"{100 * step * reach:.4g}") for step in steps],
+        [((1 - step) * HEIGHT, f"{100 * step:.0f}") for step in steps],
+        lines,
+    )
+
+
+def _svg_points(curve: Curve, reach: float) -> str:
+    points = zip(curve.x, curve.y, strict=True)
+    return " ".join(f"{x / reach * WIDTH:.1f},{(1 - y) * HEIGHT:.1f}" for x, y in points)

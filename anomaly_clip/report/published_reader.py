@@ -1,0 +1,237 @@
+"""Reader of ``published.yaml``, the metrics that papers report; the file explains its form."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from anomaly_clip.data.info import FACTS
+from anomaly_clip.metrics.classification import CLASS_FIGURES
+from anomaly_clip.metrics.evaluator import FIGURES
+from anomaly_clip.report.published import (
+    PublishedCell,
+    PublishedColumn,
+    PublishedRow,
+    PublishedTable,
+    PublishedTables,
+    RunSpec,
+    WeightsSpec,
+)
+
+__all__ = ["FILE", "load_published", "read_published"]
+
+FILE = "published.yaml"
+UNSET = ("shots", "fraction", "auxiliary")
+"""Conditions that a run must not have, unless an entry names them."""
+CONDITIONS = {
+    *UNSET,
+    *("method", "data", "backbone", "image_size", "train_categories", "frozen", "targets", "each"),
+}
+SCALE = {"percent": 100.0, "fraction": 1.0}
+
+
+@cache
+def load_published() -> PublishedTables:
+    """Return the tables that come with the package."""
+    return read_published(Path(str(resources.files("anomaly_clip.report") / FILE)))
+
+
+def read_published(path: Path) -> PublishedTables:
+    """Read and check a file of published metrics.
+
+    Raises:
+        ValueError: If an entry is wrong, with its place in the file.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _OnceLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path.name}: {' '.join(str(error).split())}") from None
+    return _Reader(path.name).read(content)
+
+
+class _OnceLoader(yaml.SafeLoader):
+    """YAML in which a name stands once: of two entries the first would be lost."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        names = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{name} stands there twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+class _Reader:
+    """Turns the file's content into records; keeps the place of the current entry, for messages."""
+
+    def __init__(self, name: str) -> None:
+        self.place = [name]
+        self.sources: Mapping[str, Any] = {}
+        self.doubts: Mapping[str, Any] = {}
+        self.groups: dict[str, dict[str, tuple[str, ...]]] = {}
+        self.weights: dict[str, WeightsSpec] = {}
+        self.runs: dict[str, RunSpec] = {}
+
+    def read(self, content: Any) -> PublishedTables:
+        parts = ("sources", "doubts", "groups", "weights", "runs", "tables")
+        self.check_keys(content, parts)
+        self.sources, self.doubts = content["sources"], content["doubts"]
+        for data, groups in self.entries(content, "groups"):
+            self.check_name("data set", data, FACTS)
+            for members in groups.values():
+                for member in members:
+                    self.check_name("category", member, FACTS[data].counts)
+            self.groups[data] = {name: tuple(members) for name, members in groups.items()}
+        for name, entry in self.entries(content, "weights"):
+            self.weights[name] = self.weights_of(name, entry)
+        for name, entry in self.entries(content, "runs"):
+            self.runs.update((run.name, run) for run in self.runs_of(name, entry))
+        tables = {name: self.table(name, entry) for name, entry in self.entries(content, "tables")}
+        used = {run.name for table in tables.values() for run in table.runs}
+        for name in self.runs:
+            self.check(name in used, f"no table has the run {name}")
+        return PublishedTables(tables, self.groups, self.weights)
+
+    def weights_of(self, name: str, entry: Any) -> WeightsSpec:
+        self.check_keys(entry, ("title", "file", "made", "command"))
+        command = entry["command"].format(folder=f"runs/{name}")
+        return WeightsSpec(name, entry["title"], entry["file"], entry["made"], command)
+
+    def runs_of(self, name: str, entry: Any) -> Iterator[RunSpec]:
+        self.check_keys(entry, ("match", "weights", "commands"), ("draws",))
+        for key in entry["match"]:
+            if not key.startswith("model."):
+                self.check_name("condition", key, CONDITIONS)
+        for key in ("method", "data", "backbone"):
+            self.check(key in entry["match"], f"match lacks {key}")
+        self.check_name("data set", entry["match"]["data"], FACTS)
+        match = {"each": False, **dict.fromkeys(UNSET), **entry["match"]}
+        for weights in entry["weights"]:
+            spec = self.weights.get(weights)
+            file = weights if spec is None else f"runs/{weights}/{spec.file}"
+            run = f"{name}-{weights}"
+            first = () if spec is None else (spec.command,)
+            draws = entry.get("draws", 1)
+            lines = []
+            for draw in range(draws):
+                folder = f"runs/{run}" if draws == 1 else f"runs/{run}/{draw}"
+                filled = {"folder": folder, "weights": file, "draw": draw}
+                lines += [line.format_map(filled) for line in entry["commands"]]
+            yield RunSpec(run, match, weights, (*first, *lines), draws)
+
+    def table(self, name: str, entry: Any) -> PublishedTable:
+        self.check_keys(
+            entry,
+            ("title", "source", "where", "data", "protocol", "unit", "columns", "rows"),
+            ("digits", "doubt"),
+        )
+        self.check_name("source", entry["source"], self.sources)
+        self.check_name("unit", entry["unit"], SCALE)
+        columns = tuple(self.column(text, entry["data"]) for text in entry["columns"])
+        rows = []
+        for number, row in enumerate(entry["rows"], start=1):
+            self.place.append(f"row {number}")
+            rows.append(self.row(row, columns, entry["data"], SCALE[entry["unit"]]))
+            self.place.pop()
+        source = self.sources[entry["source"]]
+        arxiv = f" (arXiv {source['arxiv']})" if source["arxiv"] else ""
+        return PublishedTable(
+            id=name,
+            title=entry["title"],
+            source=source["title"] + arxiv,
+            where=entry["where"],
+            data=entry["data"],
+            protocol=entry["protocol"],
+            doubt=self.doubt(entry.get("doubt")),
+            digits=entry.get("digits", 1),
+            columns=columns,
+            rows=tuple(rows),
+        )
+
+    def column(self, text: str, data: str) -> PublishedColumn:
+        metric, _, of = text.partition(" of ")
+        self.check_name("figure", metric, (*FIGURES, *CLASS_FIGURES))
+        if of:
+            self.check_name("group", of, self.groups.get(data, {}))
+        return PublishedColumn(metric, of or None)
+
+    def row(
+        self, entry: Any, columns: Sequence[PublishedColumn], data: str, scale: float
+    ) -> PublishedRow:
+        self.check_keys(entry, ("method", "values"), ("data", "of", "run", "doubt", "doubts"))
+        self.place[-1] += f" ({entry['method']})"
+        data, of = entry.get("data", data), entry.get("of")
+        if of is not None:
+            counts = FACTS[data].counts if data in FACTS else {}
+            self.check_name("group or category", of, {**self.groups.get(data, {}), **counts})
+        run = None
+        if "run" in entry:
+            self.check_name("run", entry["run"], self.runs)
+            run = self.runs[entry["run"]]
+            self.check(
+                run.match["data"] == data,
+                f"run {run.name} is on {run.match['data']}, the row on {data}",
+            )
+        values, doubts = entry["values"], entry.get("doubts", {})
+        self.check(
+            len(values) == len(columns),
+            f"{len(values)} values, but the table has {len(columns)} columns",
+        )
+        for key in doubts:
+            self.check_name("column", key, [column.key for column in columns])
+        cells = tuple(
+            self.cell(value, scale, self.doubt(doubts.get(column.key)))
+            for value, column in zip(values, columns, strict=True)
+        )
+        self.check(any(cell is not None for cell in cells), "has no figure")
+        return PublishedRow(entry["method"], data, of, run, self.doubt(entry.get("doubt")), cells)
+
+    def cell(self, value: Any, scale: float, doubt: str | None) -> PublishedCell | None:
+        if value is None:
+            return None
+        pair = value if isinstance(value, list) else [value, None]
+        numbers = [number for number in pair if number is not None]
+        right = len(pair) == 2 and pair[0] is not None
+        right &= all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers)
+        self.check(right, f"{value} is neither a number nor [value, deviation]")
+        self.check(
+            all(0 <= number <= scale for number in numbers), f"{value} is outside 0 to {scale:g}"
+        )
+        fraction, spread = (None if n is None else round(n / scale, 10) for n in pair)
+        assert fraction is not None
+        return PublishedCell(fraction, spread, doubt)
+
+    def doubt(self, text: str | None) -> str | None:
+        """Return a doubt's text, which may stand in the section of those that are shared."""
+        return None if text is None else self.doubts.get(text, text)
+
+    def entries(self, content: Any, part: str) -> Iterator[tuple[str, Any]]:
+        self.place.append(part)
+        self.check(isinstance(content[part], dict), "expected entries by name")
+        for name, entry in content[part].items():
+            self.check(re.fullmatch(r"\w+", name) is not None, f"{name!r} is no plain name")
+            self.place.append(name)
+            yield name, entry
+            self.place.pop()
+        self.place.pop()
+
+    def check_keys(self, entry: Any, required: Sequence[str], optional: Sequence[str] = ()) -> None:
+        self.check(isinstance(entry, dict), f"expected {', '.join(required)}")
+        for key in required:
+            self.check(key in entry, f"{key} is missing")
+        for key in entry:
+            self.check_name("key", key, (*required, *optional))
+
+    def check_name(self, kind: str, name: object, names: Any) -> None:
+        self.check(name in names, f"unknown {kind} {name} (there are {', '.join(sorted(names))})")
+
+    def check(self, right: bool, wrong: str) -> None:
+        if not right:
+            raise ValueError(f"{': '.join(self.place)}: {wrong}")

@@ -1,0 +1,126 @@
+"""Match of runs with the rows of a published table: same method, data, protocol and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from anomaly_clip.report.published import PublishedTable, PublishedTables, RunSpec
+from anomaly_clip.results.finished_run import FinishedRun, printable
+
+__all__ = ["differences", "mismatch"]
+
+
+def differences(
+    spec: RunSpec,
+    run: FinishedRun,
+    source: PublishedTables,
+    weights_kinds: Mapping[Path, str],
+) -> list[str]:
+    """Return the differences that keep a run from belonging to a row, nothing if it does.
+
+    Random and demo weights stand in for all others, and for their network.
+
+    Args:
+        spec: The run that the row needs.
+        run: Any run.
+        source: All published tables.
+        weights_kinds: Names of weights by file, where no record beside the file has them.
+    """
+    texts = []
+    for key, value in spec.match.items():
+        if run.is_stand_in and (key in ("backbone", "image_size") or key.startswith("model.")):
+            continue
+        run_value = _condition(run, key)
+        if run_value != value and not (key == "each" and len(run.categories) == 1):
+            texts.append(_difference_text(key, run_value, value))
+    if not run.is_stand_in:
+        texts += _weights_differences(spec.weights, run, source, weights_kinds)
+    return texts
+
+
+def _condition(run: FinishedRun, key: str) -> object:
+    """Return a run's value of a condition."""
+    if key.startswith("model."):
+        model = run.config.get("model")
+        return _lookup(model.get("init_args") if isinstance(model, dict) else None, key[6:])
+    if key == "each":
+        return bool(run.protocol.get("one_model_a_category", False))
+    fields = {"method": run.method, "data": run.data, "backbone": run.backbone}
+    return fields[key] if key in fields else run.protocol.get(key)
+
+
+def _difference_text(key: str, run_value: object, required: object) -> str:
+    if key == "each":
+        return "it is one model of all categories" if required else "it is one model a category"
+    if run_value is None:
+        return f"{key} is not {printable(required)}"
+    addition = "" if required is None else f", not {printable(required)}"
+    return f"{key} is {printable(run_value)}{addition}"
+
+
+def _weights_differences(
+    required: str,
+    run: FinishedRun,
+    source: PublishedTables,
+    weights_kinds: Mapping[Path, str],
+) -> list[str]:
+    if run.pretrained == required:
+        return []
+    kind = weights_kinds.get(Path(run.pretrained).expanduser().resolve())
+    if kind is not None:
+        return [] if kind == required else [f"its weights are {kind}, not {required}"]
+    spec = source.weights.get(required)
+    if spec is None:
+        return [f"its weights are {run.weights}, not {required}"]
+    if not run.provenance:
+        file = run.weights
+        return [
+            f"nothing beside its weights {file} says what they are: --weights {required}={file}"
+        ]
+    return [
+        f"{key} of its weights is {printable(recorded)}, not {printable(value)}"
+        for key, value in spec.provenance.items()
+        if (recorded := _lookup(run.provenance, key)) != value
+    ]
+
+
+def _lookup(content: Any, key: str) -> object:
+    """Return the value under keys joined by dots; None if there is none."""
+    for part in key.split("."):
+        if not isinstance(content, Mapping):
+            return None
+        content = content.get(part)
+    return content
+
+
+def mismatch(
+    table: PublishedTable,
+    run: FinishedRun,
+    source: PublishedTables,
+    weights_kinds: Mapping[Path, str],
+) -> str:
+    """Return the reason why a run belongs to no row, by the row that is nearest to it.
+
+    Args:
+        table: The table.
+        run: A run that belongs to none of its rows.
+        source: All published tables.
+        weights_kinds: Names of weights by file, as in :func:`differences`.
+    """
+    start = f"{run.label} belongs to no row of {table.id}"
+    method = printable(run.method)
+    candidates = [row for row in table.rows if row.run and row.run.match["method"] == run.method]
+    if not candidates:
+        return f"{start}: none is of {method}"
+    candidates = [row for row in candidates if row.data == run.data]
+    if not candidates:
+        return f"{start}: none is of {method} on {printable(run.data)}"
+    reasons = [
+        (texts, row.method)
+        for row in candidates
+        if row.run and (texts := differences(row.run, run, source, weights_kinds))
+    ]
+    texts, nearest = min(reasons, key=lambda reason: len(reason[0]))
+    return f"{start}; nearest is {nearest}, but {', '.join(texts)}"

@@ -1,0 +1,209 @@
+"""Reader of the folders of finished runs; every mistake in one is a sentence for the user."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from anomaly_clip.errors import UserError
+from anomaly_clip.results.finished_run import FinishedRun, printable
+from anomaly_clip.results.folder import METRICS_FILE
+
+__all__ = [
+    "REPEAT_TEST",
+    "expect",
+    "find_runs",
+    "is_fraction",
+    "parse_run",
+    "read_json",
+    "read_object",
+    "read_run",
+]
+
+CONFIG_FILES = ("config-each.yaml", "config-test.yaml", "config-fit.yaml")
+"""Files with a run's options; the first that exists counts."""
+RUN_KEYS = ("method", "weights", "protocol")
+WEIGHT_KEYS = ("backbone", "pretrained", "random")
+REPEAT_TEST = "run the test again, or leave the folder out"
+"""Advice at the end of a message on a damaged file."""
+
+
+def find_runs(folders: Sequence[Path]) -> list[FinishedRun]:
+    """Read runs; a folder of several, as ``compare`` makes it, stands for all of them.
+
+    Raises:
+        UserError: If one is missing, unfinished or damaged.
+    """
+    runs: dict[Path, FinishedRun] = {}
+    for folder in folders:
+        for run_folder in _run_folders(folder.expanduser()):
+            runs.setdefault(run_folder.resolve(), read_run(run_folder))
+    return list(runs.values())
+
+
+def _run_folders(folder: Path) -> list[Path]:
+    """Return the folders with metrics that an argument of the command line stands for."""
+    if folder.name == METRICS_FILE:
+        folder = folder.parent
+    if (folder / METRICS_FILE).is_file():
+        return [folder]
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such folder; name that of a run (as runs/padim/1)")
+    if (folder / CONFIG_FILES[0]).is_file():
+        raise UserError(
+            f"{folder}: the run is not finished, there is no {METRICS_FILE}; go on with it: "
+            f"anomaly_clip each --resume {folder}"
+        )
+    below = sorted(file.parent for file in folder.glob(f"*/{METRICS_FILE}"))
+    if below:
+        return below
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    if checkpoint.is_file():
+        raise UserError(
+            f"{folder}: fitted but not tested, there is no {METRICS_FILE}; test it: "
+            f"anomaly_clip test --ckpt_path {checkpoint}"
+        )
+    raise UserError(
+        f"{folder}: there is no {METRICS_FILE} in it: name the folder of a run of test or each"
+    )
+
+
+def read_run(folder: Path) -> FinishedRun:
+    """Read a run of test or each.
+
+    Raises:
+        UserError: If it is damaged.
+    """
+    return parse_run(folder, read_json(folder / METRICS_FILE))
+
+
+def parse_run(folder: Path, content: Any) -> FinishedRun:
+    """Check the content of a run's ``metrics.json``, and read what lies beside it.
+
+    Args:
+        folder: The run's folder.
+        content: The parsed JSON.
+
+    Raises:
+        UserError: If the content is not that of a run of test or each.
+    """
+    file = folder / METRICS_FILE
+    expect(isinstance(content, dict), file, "is not a table of figures")
+    for key in ("categories", "run"):
+        expect(isinstance(content.get(key), dict), file, f"has no {key}")
+    run, categories = content["run"], content["categories"]
+    for key in RUN_KEYS:
+        expect(key in run, file, f"has no run.{key}")
+    weights, protocol = run["weights"], run["protocol"]
+    expect(isinstance(weights, dict), file, "has no run.weights")
+    for key in WEIGHT_KEYS:
+        expect(key in weights, file, f"has no run.weights.{key}")
+    has_data = isinstance(protocol, dict) and isinstance(protocol.get("data"), str)
+    expect(has_data, file, "has no run.protocol.data")
+    failed = run.get("failed") or {}
+    expect(isinstance(failed, dict), file, "has a run.failed of another form")
+    _check_categories(categories, file)
+    return FinishedRun(
+        folder,
+        str(run["method"]),
+        protocol["data"],
+        str(weights["backbone"]),
+        str(weights["pretrained"]),
+        bool(weights["random"]),
+        categories,
+        protocol,
+        run["seed"] if isinstance(run.get("seed"), int) else None,
+        tuple(failed),
+        _read_config(folder),
+        {} if weights["random"] else _read_provenance(Path(str(weights["pretrained"]))),
+    )
+
+
+def _check_categories(categories: Mapping[str, Any], file: Path) -> None:
+    expect(bool(categories), file, "has no categories")
+    for category, metrics in categories.items():
+        expect(isinstance(metrics, dict), file, f"has no figures of {printable(category)}")
+        for name, value in metrics.items():
+            place = f"{printable(name)} of {printable(category)}"
+            wrong = f"has {printable(value)} for {place}, not a fraction"
+            expect(is_fraction(value), file, wrong)
+    expect(any(categories.values()), file, "has no figures")
+
+
+def is_fraction(value: object) -> bool:
+    """Whether a value is a metric in 0..1, or None, which stands for an undefined one."""
+    if value is None:
+        return True
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value) and 0 <= value <= 1
+
+
+def read_json(file: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        UserError: If it cannot be read, or is none.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+    except ValueError as error:  # not JSON, or not even text
+        raise UserError(f"{file}: damaged, it is not JSON ({error}): {REPEAT_TEST}") from None
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        UserError: If it cannot be read, or is none.
+    """
+    content = read_json(file)
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: damaged, it is not an object: {REPEAT_TEST}")
+    return content
+
+
+def expect(right: bool, file: Path, wrong: str) -> None:
+    """Check a condition on the file of a run.
+
+    Raises:
+        UserError: If it does not hold, with the file and ``wrong``.
+    """
+    if not right:
+        raise UserError(f"{file}: {wrong}, as a run of test or each writes it: {REPEAT_TEST}")
+
+
+def _read_config(folder: Path) -> Mapping[str, Any]:
+    """Return the options kept in a folder, if they can be read."""
+    for name in CONFIG_FILES:
+        if (folder / name).is_file():
+            try:
+                content = yaml.safe_load((folder / name).read_text(encoding="utf-8"))
+            except (OSError, ValueError, yaml.YAMLError):
+                return {}
+            return content if isinstance(content, dict) else {}
+    return {}
+
+
+def _read_provenance(weights: Path) -> Mapping[str, Any]:
+    """Return the record of our own exports: their ``.json``, and the synthesis of their fit."""
+    record_file = weights.with_suffix(".json")
+    if weights.suffix not in (".safetensors", ".pt") or not record_file.is_file():
+        return {}
+    try:
+        record = json.loads(record_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(record, dict):
+        return {}
+    data = _read_config(weights.parent).get("data")
+    options = data.get("init_args") if isinstance(data, dict) else None
+    synthesis = options.get("synthesis") if isinstance(options, dict) else None
+    return {**record, "synthesis": synthesis}

@@ -1,0 +1,58 @@
+"""Warnings to print next to metrics that mean less than they seem to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from anomaly_clip.records import DEMO
+
+__all__ = [
+    "DEMO_REMARK",
+    "RANDOM_WARNING",
+    "rounds_remark",
+    "selection_warning",
+    "weights_remark",
+]
+
+RANDOM_WARNING = "RANDOM WEIGHTS: these figures mean nothing"
+DEMO_REMARK = "demo weights, which know pictures made by code only: not CLIP's figures"
+
+
+def weights_remark(weights: Mapping[str, object]) -> str | None:
+    """Return the warning for metrics of untrained or demo weights, None for all others.
+
+    Args:
+        weights: A run's record of them, a :class:`~anomaly_clip.records.WeightsRecord`.
+
+    Example:
+        >>> from anomaly_clip.results.warnings import weights_remark
+        >>> weights_remark({"pretrained": "random", "random": True})
+        'RANDOM WEIGHTS: these figures mean nothing'
+        >>> weights_remark({"pretrained": "openai", "random": False})
+    """
+    if weights.get("random"):
+        return RANDOM_WARNING
+    return DEMO_REMARK if weights.get("pretrained") == DEMO else None
+
+
+def selection_warning(protocol: Mapping[str, object]) -> str | None:
+    """Return the warning for metrics of an epoch that was selected on the test images."""
+    if protocol.get("select") != "best_test":
+        return None
+    return "EPOCH CHOSEN BY THE TEST IMAGES (select best_test): the figures are too good"
+
+
+def rounds_remark(protocol: Mapping[str, Any]) -> str | None:
+    """Return the number of rounds that metrics are means of, and their standard deviation."""
+    rounds = protocol.get("rounds") or 1
+    if rounds < 2:
+        return None
+    spread = protocol.get("spread") or {}
+    deviations = [
+        f"{name.replace('_auroc', '')} AUROC {100 * spread[name]:.1f}"
+        for name in ("image_auroc", "pixel_auroc")
+        if spread.get(name) is not None
+    ]
+    apart = f"; standard deviation of {', '.join(deviations)}" if deviations else ""
+    return f"means of {rounds} rounds{apart}"

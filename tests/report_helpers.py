@@ -1,0 +1,107 @@
+"""Folders of finished runs, and the tables that ``report`` makes of them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from anomaly_clip.cli import main
+from anomaly_clip.data.info import FACTS
+from anomaly_clip.report.published_comparison import compare_with_published
+from anomaly_clip.report.published_reader import load_published
+from anomaly_clip.report.table import ReportTable, TableLine
+from anomaly_clip.results.run_reader import find_runs
+
+MVTEC = tuple(FACTS["MVTecAD"].counts)
+TEXTURES = ("carpet", "grid", "leather", "tile", "wood")
+Metrics = Mapping[str, float | None]
+Writer = Callable[..., Path]
+
+
+def metrics(image: float | None, pixel: float | None = 0.5) -> Metrics:
+    return {"image_auroc": image, "image_ap": image, "pixel_auroc": pixel, "pixel_pro": None}
+
+
+def run_writer(root: Path) -> Writer:
+    """Return a function that makes the folder of a finished run: PaDiM as Table 1 asks for it."""
+
+    def make(
+        name: str = "padim",
+        categories: Mapping[str, Metrics] | None = None,
+        *,
+        weights: str = "imagenet",
+        method: str = "PaDiM",
+        backbone: str = "resnet18",
+        failed: Mapping[str, str] | None = None,
+        **protocol: Any,
+    ) -> Path:
+        if categories is None:
+            categories = {c: metrics(0.92 if c in TEXTURES else 0.86) for c in MVTEC}
+        own = {"data": "MVTecAD", "image_size": 224, "complete": True, "one_model_a_category": True}
+        run = {
+            "method": method,
+            "weights": {
+                "backbone": backbone,
+                "pretrained": weights,
+                "random": weights == "random",
+                "sha256": None,
+            },
+            "protocol": {**own, **protocol},
+            "failed": failed or {},
+        }
+        folder = root / name
+        folder.mkdir(parents=True)
+        content = {"mean": {}, "categories": categories, "intervals": {}, "run": run}
+        (folder / "metrics.json").write_text(json.dumps(content), encoding="utf-8")
+        return folder
+
+    return make
+
+
+def report(*words: object) -> int:
+    return main(["report", *map(str, words)])
+
+
+def lines_of(sheet: ReportTable, method: str) -> list[TableLine]:
+    """Return the lines of a row: published, and what is ours."""
+    starts = [at for at, line in enumerate(sheet.lines) if line.cells[0].startswith(method)]
+    (at,) = starts
+    found = [sheet.lines[at]]
+    for line in sheet.lines[at + 1 :]:
+        if line.first:
+            break
+        found.append(line)
+    return found
+
+
+def beside(table: str, *folders: Path) -> ReportTable:
+    source = load_published()
+    return compare_with_published(source.tables[table], find_runs(folders), source).table
+
+
+def rows_of(file: Path) -> list[dict[str, str]]:
+    with file.open(encoding="utf-8", newline="") as content:
+        return list(csv.DictReader(content))
+
+
+def tab_export(folder: Path, **changes: Any) -> Path:
+    """Write what a fit of TAB leaves beside its weights."""
+    folder.mkdir()
+    record = {
+        "method": "TAB",
+        "data": "MVTecAD",
+        "backbone": {"name": "resnet18", "weights": "imagenet"},
+        "text": {"name": "ViT-B-16", "pretrained": "laion400m_e32"},
+        "loss": "align",
+        "align": "both",
+        "prompts": {"preset": "idpa", "centered": "no"},
+    }
+    (folder / "tab_resnet18.json").write_text(json.dumps({**record, **changes}))
+    config = {"data": {"init_args": {"synthesis": {"recipe": "nsa"}}}}
+    (folder / "config-fit.yaml").write_text(yaml.safe_dump(config))
+    return folder / "tab_resnet18.safetensors"

@@ -1,0 +1,85 @@
+"""Several experiments in turn."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from anomaly_clip.commands import batch
+from anomaly_clip.commands.batch import (
+    DryRunCLI,
+    forbid_distributed_launch,
+    pop_resume,
+    run_in_turn,
+)
+from anomaly_clip.commands.experiment import quieten
+from anomaly_clip.errors import UserError
+
+
+@pytest.mark.parametrize("form", ["--resume RUN", "--resume=RUN"])
+def test_resume_is_taken_off_the_words(form: str, tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").touch()
+    option = form.replace("RUN", str(tmp_path)).split()
+    words = ["sweep", "a", *option, "--b", "c"]
+    assert pop_resume(words, "sweep.json") == (["a", "--b", "c"], tmp_path)
+    assert pop_resume(["sweep", "a"], "sweep.json") == (["a"], None)
+    with pytest.raises(UserError, match=r"--resume .*: expected the folder of a run of sweep"):
+        pop_resume(words, "other.json")
+    with pytest.raises(UserError, match="--resume : expected"):
+        pop_resume(["sweep", "--resume"], "sweep.json")
+
+
+def test_launchers_of_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    forbid_distributed_launch("each")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="torchrun has started several of it"):
+        forbid_distributed_launch("each")
+
+
+def test_one_failure_does_not_stop_the_others(capsys: pytest.CaptureFixture[str]) -> None:
+    done: list[str] = []
+
+    def fail() -> None:
+        raise ValueError("a reason\nand more")
+
+    def refuse() -> None:
+        raise UserError("no images")
+
+    jobs = {"a": fail, "b": lambda: done.append("b"), "c": refuse, "d": lambda: done.append("d")}
+    assert run_in_turn(jobs, "resume") == {"a": "a reason", "c": "no images"}
+    assert done == ["b", "d"]
+    assert "[4/4] d" in capsys.readouterr().err
+    assert run_in_turn(jobs, "resume", UserError) == {"a": "a reason", "c": "no images"}
+    assert done == ["b", "d", "b"]  # none after the last
+
+
+def test_an_interruption_names_the_way_on(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_in_turn({"a": interrupted}, "anomaly_clip each --resume runs/1")
+    assert "go on with: anomaly_clip each --resume runs/1" in capsys.readouterr().err
+
+
+def test_a_process_of_its_own_ends_with_its_last_message(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code = "import sys; print('table'); sys.stderr.write('a line\\nanomaly_clip: no images\\n')"
+    with pytest.raises(UserError, match=r"^no images$"):
+        batch._run_apart([sys.executable, "-c", f"{code}; sys.exit(2)"])
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "a line\n")
+    batch._run_apart([sys.executable, "-c", code])
+
+
+def test_a_plan_builds_and_starts_nothing(tmp_path: Path) -> None:
+    quieten()
+    words = ["fit", "--model", "PaDiM", "--model.backbone.weights", "random", "--data", "Demo"]
+    plan = DryRunCLI(args=[*words, "--output.root", str(tmp_path), "--trainer.accelerator", "cpu"])
+    assert type(plan.model).__name__ == "PaDiM"
+    plan.writer.abandon()
+    assert not list(tmp_path.rglob("*.ckpt"))

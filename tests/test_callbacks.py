@@ -1,0 +1,348 @@
+"""Progress of Lightning's loops, and of real commands, as bars or lines."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from standing_clock import StandingClock
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from anomaly_clip import progress
+from anomaly_clip.callbacks import PlainProgress, TerminalProgress, progress_of_loops
+from anomaly_clip.cli import main
+from anomaly_clip.progress import track
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def clock() -> StandingClock:
+    return StandingClock()
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let rich take standard error for a terminal."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    for name in ("TTY_COMPATIBLE", "TTY_INTERACTIVE", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def chatty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a line come with every item."""
+    for name in ("FIRST_LINE", "LINE_INTERVAL", "LINE_SHARE"):
+        monkeypatch.setattr(progress, name, 0.0)
+
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers.*",
+    "ignore:.*isinstance.treespec, LeafSpec.*",
+    "ignore:.*have no `val_dataloader`.*",
+    "ignore:You defined a `validation_step` but have no.*",
+)
+
+
+class Slow(LightningModule):
+    """Every batch takes four seconds of a clock's, of a validation six."""
+
+    def __init__(self, clock: StandingClock) -> None:
+        super().__init__()
+        self.clock = clock
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        self.clock.now += 4
+        loss = (self.weight - 1).square().sum()
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.clock.now += 6
+        self.log_dict({"val/image_auroc": 0.75, "val/image_ap": 0.5})
+
+    def test_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.clock.now += 6
+
+    def predict_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        self.clock.now += 6
+        return batch
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 0.0)
+
+
+def loader(count: int = 4) -> DataLoader[Tensor]:
+    return DataLoader(list(torch.arange(float(count))), num_workers=0)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def trainer(clock: StandingClock) -> Callable[..., Trainer]:
+    def build(**options: Any) -> Trainer:
+        return Trainer(
+            accelerator="cpu",
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            callbacks=[PlainProgress(clock)],
+            **options,
+        )
+
+    return build
+
+
+def said(capsys: Capture) -> list[str]:
+    lines = capsys.readouterr().err.splitlines()
+    return [line for line in lines if re.match(r"\w+ing: ", line)]
+
+
+def test_a_fit_by_hand(
+    clock: StandingClock, trainer: Callable[..., Trainer], capsys: Capture
+) -> None:
+    trainer(max_epochs=5).fit(Slow(clock), loader())
+    assert said(capsys) == [
+        "fitting: epoch 1 of 5, batch 3 of 4, 0.25 a second, 1 min 8 s left, train/loss 1",
+        "fitting: epoch 3 of 5, batch 3 of 4, 0.25 a second, 36 s left, train/loss 1",
+        "fitting: epoch 5 of 5, batch 3 of 4, 0.25 a second, 4 s left, train/loss 1",
+        "fitting: 20 batches in 1 min 20 s",
+    ]
+
+
+def test_a_validation_counts_to_its_fit(
+    clock: StandingClock, trainer: Callable[..., Trainer], capsys: Capture
+) -> None:
+    trainer(max_epochs=2).fit(Slow(clock), loader(), loader(6))
+    # The check before it took 12 s, and is not spoken of. Then 4 s a batch, 6 s one of validation.
+    assert said(capsys) == [
+        "fitting: epoch 1 of 2, batch 3 of 4, 0.25 a second, 20 s left, train/loss 1",
+        "fitting: epoch 1 of 2, batch 4 of 4, 0.087 a second, 46 s left, validating batch 5 of 6",
+        "fitting: epoch 2 of 2, batch 4 of 4, 0.1 a second, validating batch 2 of 6",
+        "fitting: 8 batches in 1 min 44 s",
+    ]
+
+
+def test_figures_of_the_last_validation_are_said(
+    clock: StandingClock, trainer: Callable[..., Trainer], chatty: None, capsys: Capture
+) -> None:
+    trainer(max_epochs=2, num_sanity_val_steps=0).fit(Slow(clock), loader(1), loader(1))
+    first, _, second, *_ = said(capsys)
+    assert first.endswith("4 s left, train/loss 1")
+    assert second.endswith("train/loss 1, val/image_auroc 0.75")
+
+
+@pytest.mark.parametrize(
+    ("options", "first"),
+    [
+        ({"max_steps": 9}, "step 3 of 9, epoch 1, 0.25 a second, 24 s left"),
+        ({"max_steps": 9, "max_epochs": 1}, "epoch 1 of 1, batch 3 of 4, 0.25 a second, 4 s left"),
+        ({"max_steps": 9, "max_epochs": 99}, "step 3 of 9, epoch 1, 0.25 a second, 24 s left"),
+        (
+            {"max_epochs": 2, "limit_train_batches": 3},
+            "epoch 1 of 2, batch 3 of 3, 0.25 a second, 12 s left",
+        ),
+        (
+            {"max_steps": 4, "accumulate_grad_batches": 2},
+            "step 1 of 4, epoch 1, 0.0833 a second, 36 s left",
+        ),
+    ],
+)
+def test_what_ends_a_fit_is_counted(
+    options: dict[str, Any],
+    first: str,
+    clock: StandingClock,
+    trainer: Callable[..., Trainer],
+    capsys: Capture,
+) -> None:
+    trainer(**options).fit(Slow(clock), loader())
+    assert said(capsys)[0] == f"fitting: {first}, train/loss 1"
+
+
+def test_a_fit_without_end_has_no_time_left(
+    clock: StandingClock, trainer: Callable[..., Trainer], capsys: Capture
+) -> None:
+    class Ending(Slow):
+        def on_train_epoch_end(self) -> None:
+            self.trainer.should_stop = self.current_epoch == 1
+
+    trainer(max_epochs=-1).fit(Ending(clock), loader())
+    assert said(capsys) == [
+        "fitting: epoch 1, batch 3 of 4, 0.25 a second, train/loss 1",
+        "fitting: 8 batches in 32 s",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("verb", "title"),
+    [("validate", "validating"), ("test", "testing"), ("predict", "predicting")],
+)
+def test_the_other_loops_by_hand(
+    verb: str,
+    title: str,
+    clock: StandingClock,
+    trainer: Callable[..., Trainer],
+    capsys: Capture,
+) -> None:
+    getattr(trainer(), verb)(Slow(clock), loader(4))
+    assert said(capsys) == [
+        f"{title}: batch 2 of 4, 0.167 a second, 12 s left",
+        f"{title}: 4 batches in 24 s",
+    ]
+    # Several loaders are one loop; limits count.
+    limits = {f"limit_{'val' if verb == 'validate' else verb}_batches": 3}
+    getattr(trainer(**limits), verb)(Slow(clock), [loader(9), loader(9)])
+    assert said(capsys)[0] == f"{title}: batch 2 of 6, 0.167 a second, 24 s left"
+    getattr(trainer(), verb)(Slow(clock), loader(1))
+    assert said(capsys) == []
+
+
+def test_other_processes_say_nothing_of_loops(
+    clock: StandingClock, chatty: None, capsys: Capture
+) -> None:
+    bar = PlainProgress(clock)
+    bar.disable()  # as it is on them
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        max_epochs=1,
+        callbacks=[bar],
+    )
+    trainer.fit(Slow(clock), loader(), loader())
+    trainer.test(Slow(clock), loader())
+    assert said(capsys) == []
+
+
+def test_what_is_shown_depends_on_standard_error(
+    terminal: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(progress_of_loops(), TerminalProgress)
+    monkeypatch.delenv("FORCE_COLOR")
+    assert isinstance(progress_of_loops(), PlainProgress)
+
+
+def patchcore(verb: str, root: Path, runs: Path, *more: str) -> list[str]:
+    words = [verb, "--model", "PatchCore", "--model.backbone.weights", "random"]
+    words += ["--model.image_size", "32", "--model.coreset", "0.5"]
+    words += ["--data", "MVTecAD", "--data.root", str(root), "--data.num_workers", "0"]
+    words += ["--data.batch_size", "1", "--trainer.accelerator", "cpu"]
+    return [*words, "--data.categories", "[bottle]", "--output.folder", str(runs), *more]
+
+
+def in_order(lines: list[str], *parts: str) -> bool:
+    """Return whether lines hold these parts, one after the other."""
+    rest = iter(lines)
+    return all(any(part in line for line in rest) for part in parts)
+
+
+def test_a_log_says_how_far_fit_test_and_predict_are(
+    mvtec_root: Path, tmp_path: Path, chatty: None, capsys: Capture
+) -> None:
+    assert main(patchcore("fit", mvtec_root, tmp_path / "run")) == 0
+    fit = capsys.readouterr()
+    assert "fitting" not in fit.out
+    lines = fit.err.splitlines()
+    assert in_order(
+        lines,
+        "comparing files: ",
+        "fitting: epoch 1 of 1, batch 1 of 2, ",
+        "fitting: epoch 1 of 1, batch 2 of 2, ",
+        "choosing patches: 1 of 16, ",
+        "choosing patches: 16 in 0 s",
+        "fitting: 2 batches in ",
+    )
+    assert sum(line.startswith("choosing patches: 16") for line in lines) == 1
+    checkpoint = str(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    more = ["--ckpt_path", checkpoint, "--output.maps", "true"]
+    for verb, title in (("test", "testing"), ("predict", "predicting")):
+        assert main(patchcore(verb, mvtec_root, tmp_path / verb, *more)) == 0
+        out = capsys.readouterr()
+        assert title not in out.out
+        assert in_order(
+            out.err.splitlines(),
+            f"{title}: batch 1 of 4, ",
+            f"{title}: batch 3 of 4, ",
+            f"{title}: 4 batches in ",
+            "drawing maps: 1 of 4, ",
+            "drawing maps: 4 in ",
+            str(tmp_path / verb),
+        )
+
+
+def test_a_short_command_says_nothing_of_progress(
+    mvtec_root: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    assert main(patchcore("fit", mvtec_root, tmp_path / "run")) == 0
+    assert said(capsys) == []
+
+
+def test_bars_that_are_not_wanted_have_no_lines_either(
+    mvtec_root: Path, tmp_path: Path, chatty: None, capsys: Capture
+) -> None:
+    silent = ["--trainer.enable_progress_bar", "false"]
+    assert main(patchcore("fit", mvtec_root, tmp_path / "run", *silent)) == 0
+    assert "choosing patches" not in (err := capsys.readouterr().err)
+    assert "fitting: " not in err
+    assert main(patchcore("fit", mvtec_root, tmp_path / "again")) == 0  # that one wants them
+    assert "choosing patches" in capsys.readouterr().err
+
+
+def test_somebodys_own_bar_is_the_only_one(
+    mvtec_root: Path, tmp_path: Path, chatty: None, capsys: Capture
+) -> None:
+    own = ["--trainer.callbacks", "TQDMProgressBar", "--trainer.callbacks.refresh_rate", "0"]
+    assert main(patchcore("fit", mvtec_root, tmp_path / "run", *own)) == 0
+    assert "fitting: " not in capsys.readouterr().err
+
+
+def test_on_a_terminal_steps_are_shown_among_lightnings_bars(
+    mvtec_root: Path, tmp_path: Path, terminal: None, capsys: Capture
+) -> None:
+    assert main(patchcore("fit", mvtec_root, tmp_path / "run")) == 0
+    err = capsys.readouterr().err
+    assert "Epoch 0" in err
+    assert "choosing patches" in err
+    assert "fitting: " not in err
+    # Bars and their steps share a display: each has hidden the cursor and shown it again.
+    assert err.count("\x1b[?25l") == err.count("\x1b[?25h")
+    during = err[err.index("Epoch 0") : err.index("choosing patches")]
+    assert "\x1b[?25l" not in during
+    checkpoint = str(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    more = ["--ckpt_path", checkpoint, "--output.maps", "true"]
+    assert main(patchcore("test", mvtec_root, tmp_path / "test", *more)) == 0
+    out = capsys.readouterr()
+    assert "Testing" in out.err
+    assert "Testing" not in out.out
+    assert re.search(r"\d+/4.*•.*it/s", out.err)  # rate and time left
+    # The bars have left the screen before the table and what follows it.
+    assert "Testing" not in out.err[out.err.index("drawing maps") :]
+
+
+def test_a_display_of_lightnings_that_has_left_takes_no_bars(
+    terminal: None, capsys: Capture
+) -> None:
+    bars = TerminalProgress()
+    assert bars.display() is None
+    progress.show_below(bars.display)
+    assert list(track(range(2), "alone")) == [0, 1]
+    assert "alone" in capsys.readouterr().err
+
+
+def test_bars_of_ones_own_and_a_step_do_not_collide(
+    mvtec_root: Path, tmp_path: Path, terminal: None, capsys: Capture
+) -> None:
+    own = ["--trainer.callbacks", "RichProgressBar", "--trainer.callbacks.leave", "true"]
+    assert main(patchcore("fit", mvtec_root, tmp_path / "run", *own)) == 0
+    out = capsys.readouterr()
+    assert "Epoch 0" in out.out + out.err
+    assert "choosing patches" in out.err

@@ -1,0 +1,251 @@
+"""The page of a run in a real browser."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from browser import browser, open_page
+from conftest import save_picture
+from run_folder import TWO, make_run
+from selenium.webdriver import Chrome
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import Select
+
+from anomaly_clip.cli import main
+from anomaly_clip.files import write_json
+from anomaly_clip.metrics.evaluator import FIGURES
+from anomaly_clip.report.page import PAGE, write_page
+
+MARKUP = "<b onclick=\"x\">nut</b> & 'bolt'</script>"
+
+
+@pytest.fixture
+def own_pictures(tiny_sdp: list[str], mvtec_root: Path) -> list[str]:
+    """Return the options of a predict of six pictures without labels."""
+    folder = mvtec_root / "bottle" / "train" / "good"
+    for number in range(4):
+        save_picture(folder / f"{number}.png", size=30 + number)
+    words = [word for word in tiny_sdp if not word.startswith("--data.root")]
+    words += ["--data=ImageFolder", "--data.category=bottle", f"--data.root={folder}"]
+    return [*words, "--output.name=own"]
+
+
+@pytest.fixture(scope="module")
+def chrome() -> Iterator[Chrome]:
+    with browser() as started:
+        yield started
+
+
+def counts(chrome: Chrome) -> list[str]:
+    return [cell.text for cell in chrome.find_elements(By.CSS_SELECTOR, "#counts td:last-child")]
+
+
+def move(chrome: Chrome, number: str, value: float) -> None:
+    """Do what a hand on a slider, or on a field, does."""
+    script = "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input'))"
+    chrome.execute_script(script, chrome.find_element(By.ID, number), str(value))
+
+
+def complaints(chrome: Chrome) -> list[str]:
+    return [entry["message"] for entry in chrome.get_log("browser")]
+
+
+def test_the_threshold_changes_the_counts(tmp_path: Path, chrome: Chrome) -> None:
+    open_page(chrome, write_page(make_run(tmp_path, TWO, pictures=8)))
+    Select(chrome.find_element(By.ID, "category")).select_by_visible_text("cap")
+    # It begins where F1 is highest: 2 hits, no miss, no false alarm, 2 normal.
+    assert counts(chrome) == ["2", "0", "0", "2", "100.0 %", "0.0 %", "100.0 %", "100.0 %"]
+    move(chrome, "threshold", 0)  # the lowest score
+    assert counts(chrome)[:4] == ["2", "0", "2", "0"]
+    move(chrome, "threshold", 1000)  # the highest
+    assert counts(chrome)[:4] == ["1", "1", "0", "2"]
+    move(chrome, "exact", 0.15)
+    assert counts(chrome)[:4] == ["2", "0", "1", "1"]
+    verdicts = [
+        one.text
+        for one in chrome.find_elements(By.CSS_SELECTOR, ".pictures .verdict")
+        if one.is_displayed()
+    ]
+    assert sorted(verdicts) == ["false alarm", "hit", "hit", "left alone"]
+    chrome.find_element(By.ID, "reset").click()
+    assert counts(chrome)[:4] == ["2", "0", "0", "2"]
+    assert complaints(chrome) == []
+
+
+def test_the_counts_are_those_of_the_scores(tmp_path: Path, chrome: Chrome) -> None:
+    rng = np.random.default_rng(0)
+    labels = (rng.random(400) < 0.6).astype(int)
+    scores = (rng.normal(size=400) + labels).astype(np.float32)
+    open_page(chrome, write_page(make_run(tmp_path, {"cap": (scores.tolist(), labels.tolist())})))
+    for level in (-0.5, 0.25, float(scores[7]), 1.5):
+        move(chrome, "exact", level)
+        called = scores.astype(np.float64) >= level
+        expected = [
+            (called & (labels == 1)).sum(),
+            (~called & (labels == 1)).sum(),
+            (called & (labels == 0)).sum(),
+            (~called & (labels == 0)).sum(),
+        ]
+        assert counts(chrome)[:4] == [str(number) for number in expected]
+
+
+def test_a_category_can_be_chosen(tmp_path: Path, chrome: Chrome) -> None:
+    run = make_run(tmp_path, {MARKUP: TWO["cap"], "nut": TWO["nut"]}, pictures=8)
+    open_page(chrome, write_page(run))
+    assert counts(chrome)[:4] == ["3", "0", "3", "2"]  # all of them, at one threshold
+    chrome.find_elements(By.CSS_SELECTOR, "#figures tbody tr")[1].click()
+    assert Select(chrome.find_element(By.ID, "category")).first_selected_option.text == "nut"
+    shown = [
+        f for f in chrome.find_elements(By.CSS_SELECTOR, ".pictures figure") if f.is_displayed()
+    ]
+    assert len(shown) == 4
+    assert all("nut/" in figure.text for figure in shown)
+    assert len(chrome.find_elements(By.CSS_SELECTOR, ".curve.chosen")) == 2
+    assert complaints(chrome) == []
+
+
+def test_of_many_pictures_the_first_are_shown(tmp_path: Path, chrome: Chrome) -> None:
+    many = {f"c{number}": ([0.1 * number, 0.9], [0, 1]) for number in range(9)}
+    many["cap"] = ([0.1] * 8, [0] * 8)
+    open_page(chrome, write_page(make_run(tmp_path, many, pictures=26)))
+    alarms = "#pictures .kind:first-of-type figure"
+
+    def shown() -> int:
+        return sum(f.is_displayed() for f in chrome.find_elements(By.CSS_SELECTOR, alarms))
+
+    assert shown() == 12
+    more = chrome.find_element(By.CSS_SELECTOR, "#pictures .kind:first-of-type .more")
+    assert more.text == "all 17"
+    more.click()
+    assert shown() == 17
+    assert not more.is_displayed()
+    Select(chrome.find_element(By.ID, "category")).select_by_visible_text("cap")
+    assert shown() == 8
+    assert complaints(chrome) == []
+
+
+def test_the_table_sorts(tmp_path: Path, chrome: Chrome) -> None:
+    run = make_run(tmp_path, TWO)
+    content = json.loads((run / "metrics.json").read_text())
+    content["categories"]["nut"] = dict.fromkeys(FIGURES, 0.95)
+    write_json(run / "metrics.json", content)
+    open_page(chrome, write_page(run))
+    names = lambda: [  # noqa: E731
+        cell.text for cell in chrome.find_elements(By.CSS_SELECTOR, "#figures tbody td:first-child")
+    ]
+    buttons = chrome.find_elements(By.CSS_SELECTOR, "#figures thead button")
+    assert names() == ["cap", "nut"]
+    buttons[1].click()
+    assert names() == ["nut", "cap"]
+    buttons[1].click()
+    assert names() == ["cap", "nut"]
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_both_themes_fit_the_window(tmp_path: Path, chrome: Chrome, width: int) -> None:
+    page = write_page(make_run(tmp_path, {"a_very_long_name_" * 8: TWO["cap"], **TWO}, pictures=8))
+    grounds = []
+    for theme in ("light", "dark"):
+        open_page(chrome, page, width, theme)
+        assert chrome.execute_script("return document.documentElement.scrollWidth") <= width
+        ground = "return getComputedStyle(document.body).backgroundColor"
+        grounds.append(chrome.execute_script(ground))
+        assert complaints(chrome) == []
+    assert grounds == ["rgb(255, 255, 255)", "rgb(20, 22, 26)"]
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_tables_of_runs_are_readable(tmp_path: Path, chrome: Chrome, width: int) -> None:
+    runs = [str(make_run(tmp_path / name, TWO)) for name in ("a", "b")]
+    for words in ([*runs], ["--table", "tab1"]):
+        assert main(["report", *words, "--html", str(tmp_path / "table.html")]) == 0
+        open_page(chrome, tmp_path / "table.html", width)
+        first = chrome.find_element(By.CSS_SELECTOR, "tbody td:first-child")
+        assert first.size["width"] > 80  # no letter below the other
+        assert chrome.execute_script("return document.documentElement.scrollWidth") <= width
+        assert complaints(chrome) == []
+
+
+def test_odd_runs_are_no_trouble_for_the_script(tmp_path: Path, chrome: Chrome) -> None:
+    odd = {
+        "normal": {"cap": ([0.1, 0.2], [0, 0])},
+        "one": {"cap": ([0.5], [1])},
+        "equal": {"cap": ([0.5, 0.5], [0, 1])},
+        "mixed": {"cap": ([0.1, 0.2], [0, 0]), "nut": ([0.3], [1])},
+    }
+    for name, scores in odd.items():
+        open_page(chrome, write_page(make_run(tmp_path / name, scores, pictures=2)))
+        assert len(counts(chrome)) == 8, name
+        assert complaints(chrome) == [], name
+    run = make_run(tmp_path / "none", TWO)
+    (run / "scores.csv").unlink()
+    open_page(chrome, write_page(run))
+    assert complaints(chrome) == []
+
+
+def test_a_predict_counts_what_is_called_anomalous(
+    own_pictures: list[str], tmp_path: Path, chrome: Chrome
+) -> None:
+    assert main(["predict", *own_pictures]) == 0
+    open_page(chrome, tmp_path / "runs" / "own" / "1" / PAGE)
+    assert counts(chrome) == ["0", "6"]
+    move(chrome, "threshold", 0)
+    assert counts(chrome) == ["6", "0"]
+    assert complaints(chrome) == []
+
+
+def test_a_threshold_counts_as_it_is_shown(tmp_path: Path, chrome: Chrome) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 2
+    scores = (0.5 + 1e-5 * (rng.normal(size=60) + labels)).astype(np.float32)
+    open_page(chrome, write_page(make_run(tmp_path, {"cap": (scores.tolist(), labels.tolist())})))
+    before = counts(chrome)
+    shown = chrome.find_element(By.ID, "exact").get_attribute("value")
+    assert shown is not None
+    assert shown.startswith("0.5000")
+    move(chrome, "exact", float(shown))
+    assert counts(chrome) == before
+    ticks = [one.text for one in chrome.find_elements(By.CSS_SELECTOR, "#histogram text")]
+    assert len(set(ticks)) == len(ticks)
+
+
+def test_in_the_view_of_all_pictures_have_their_own_thresholds(
+    tmp_path: Path, chrome: Chrome
+) -> None:
+    open_page(chrome, write_page(make_run(tmp_path, TWO, pictures=8)))
+
+    def verdicts() -> list[str]:
+        return [one.text for one in chrome.find_elements(By.CSS_SELECTOR, ".pictures .verdict")]
+
+    # Only one image is called wrongly by its own category's threshold: nut's 4.0 is normal.
+    assert verdicts().count("false alarm") == 1
+    assert verdicts().count("miss") == 0
+    move(chrome, "exact", 0.5)  # one for all: three of nut's are false alarms now, cap's 0.3 missed
+    assert verdicts().count("false alarm") == 3
+    assert verdicts().count("miss") == 1
+    chrome.find_element(By.ID, "reset").click()
+    assert verdicts().count("false alarm") == 1
+
+
+def test_on_paper_all_is_shown(tmp_path: Path, chrome: Chrome) -> None:
+    many = {f"c{number}": ([0.1, 0.9], [0, 1]) for number in range(15)}
+    open_page(chrome, write_page(make_run(tmp_path, many, pictures=30)))
+    chrome.execute_script("dispatchEvent(new Event('beforeprint'))")
+    assert chrome.find_element(By.CSS_SELECTOR, "details pre").is_displayed()
+    figures = chrome.find_elements(By.CSS_SELECTOR, ".pictures figure")
+    assert len(figures) == 30
+    assert all(figure.is_displayed() for figure in figures)
+
+
+def test_rows_are_chosen_by_keyboard(tmp_path: Path, chrome: Chrome) -> None:
+    open_page(chrome, write_page(make_run(tmp_path, TWO)))
+    chrome.find_elements(By.CSS_SELECTOR, "#figures tbody tr")[0].send_keys(Keys.ENTER)
+    assert Select(chrome.find_element(By.ID, "category")).first_selected_option.text == "cap"
+    chrome.find_elements(By.CSS_SELECTOR, "#figures thead button")[1].click()
+    heads = chrome.find_elements(By.CSS_SELECTOR, "#figures thead th")
+    assert [head.get_attribute("aria-sort") for head in heads[:2]] == [None, "descending"]

@@ -1,0 +1,68 @@
+"""Runs that belong to a row of a published table, and reasons why others do not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from report_helpers import Writer, beside, lines_of, report, run_writer, tab_export
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Writer:
+    return run_writer(tmp_path)
+
+
+def test_another_protocol_belongs_to_no_row_and_the_reason_is_said(write: Writer) -> None:
+    def reason(*folders: Path) -> str:
+        sheet = beside("tab1", *folders)
+        return next(note.text for note in sheet.legend if "belongs to no row" in note.text)
+
+    assert "nearest is PaDiM, ImageNet, but image_size is 256, not 224" in reason(
+        write("size", image_size=256)
+    )
+    assert "shots is 4" in reason(write("shots", shots=4))
+    assert "it is one model of all categories" in reason(write("all", one_model_a_category=False))
+    assert reason(write("other", method="PatchCore")).endswith("tab1: none is of PatchCore")
+    assert "none is of PaDiM on VisA" in reason(write("data", data="VisA"))
+    assert "its weights are /x/y.pt, not imagenet" in reason(write("file", weights="/x/y.pt"))
+
+
+def test_options_behind_model_are_read_beside_the_figures(write: Writer) -> None:
+    folder = write(method="RD4AD", image_size=256)
+    options = {"model": {"class_path": "RD4AD", "init_args": {"amap_mode": "add"}}}
+    (folder / "config-each.yaml").write_text(yaml.safe_dump(options))
+    assert lines_of(beside("tab1", folder), "RD4AD, ImageNet")[1].cells[4] == "88.00"
+    options["model"]["init_args"] = {"amap_mode": "multiply"}
+    (folder / "config-each.yaml").write_text(yaml.safe_dump(options))
+    assert lines_of(beside("tab1", folder), "RD4AD, ImageNet")[1].cells[4] == "not run"
+
+
+def test_weights_are_what_their_own_record_says(write: Writer, tmp_path: Path) -> None:
+    weights = tab_export(tmp_path / "tab")
+    sheet = beside("tab1", write(weights=str(weights)))
+    assert lines_of(sheet, "PaDiM, TAB")[2].cells[4] == "-4.64"
+    assert lines_of(sheet, "PaDiM, ImageNet")[1].cells[4] == "not run"
+    normal = tab_export(tmp_path / "normal", align="normal")
+    sheet = beside("tab7", write("n", weights=str(normal)))
+    assert lines_of(sheet, "Normal only")[1].cells[2] == "88.00"
+    assert lines_of(sheet, "Normal and abnormal")[1].cells[2] == "not run"
+
+
+def test_a_backbone_that_followed_demo_texts_is_labelled(write: Writer, tmp_path: Path) -> None:
+    text = {"name": "demo", "pretrained": "demo"}
+    weights = tab_export(tmp_path / "tab", text=text)
+    _, ours, difference = lines_of(beside("tab1", write(weights=str(weights))), "PaDiM, TAB")
+    assert (ours.cells[4], difference.cells[4]) == ("88.00\ndemo texts", "–")
+
+
+def test_weights_without_a_record_are_what_the_command_line_says(
+    write: Writer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write(weights="/somewhere/their.pt")
+    assert report(folder, "--table", "tab6") == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "nothing beside its weights /somewhere/their.pt says what they are" in out
+    assert report(folder, "--table", "tab6", "--weights", "tab=/somewhere/their.pt") == 0
+    assert "-4.64" in capsys.readouterr().out
