@@ -362,9 +362,7 @@ def test_a_category_that_cannot_be_listed_has_no_masks_too_many(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("pixels", "kinds_of"), [(0, set()), (1, {"mask size"})])
-def test_a_mask_has_the_size_of_its_image(
-    pixels: int, kinds_of: set[str], own_root: Path
-) -> None:
+def test_a_mask_has_the_size_of_its_image(pixels: int, kinds_of: set[str], own_root: Path) -> None:
     save_picture(own_root / "ground_truth" / "cut" / "c_mask.png", blob((24 + pixels, 20)))
     assert kinds(check(own_root)).keys() == kinds_of
 

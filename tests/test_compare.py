@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -187,7 +188,7 @@ def test_a_mistake_leaves_no_folder(
 
 def test_a_mean_leaves_out_what_is_undefined() -> None:
     values = {"pixel_ap": [0.2, None, 0.7], "pixel_pro": [None, None, None]}
-    found = {
+    found: dict[str, dict[str, Any]] = {
         label: {
             "categories": {
                 category: {name: row[place] for name, row in values.items()}

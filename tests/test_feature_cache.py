@@ -329,7 +329,7 @@ def test_the_limit_is_the_bytes_that_features_and_masks_take(
 ) -> None:
     data = dataset(mvtec_root)
     limit = size_of_features(data) / 1e9
-    with pytest.raises(ValueError, match="features of 8 images take .* GB and 0 GB are in"):
+    with pytest.raises(ValueError, match=r"features of 8 images take .* GB and 0 GB are in"):
         fill(data, cache=FeatureCache(limit * 0.9999, SETTING, tmp_path / "below"))
     fill(data, cache=FeatureCache(limit, SETTING, tmp_path / "at"))
     assert size_of(tmp_path / "at") == pytest.approx(limit * 1e9)
