@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import save_picture
+from helpers import save_picture
 from layouts import Maker, blob, brain_mri, btad, clinic_db, head_ct, ksdd2, mixed_wm38, visa
 from PIL import Image
 

@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import save_picture
+from helpers import quiet_trainer, save_picture
 from PIL import Image
 from scipy.ndimage import uniform_filter
-from test_sdp import quiet_trainer
 from torch import Tensor
 from torch.testing import assert_close
 from torchvision.ops import sigmoid_focal_loss

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import save_picture
+from helpers import save_picture
 from PIL import Image
 from sklearn.metrics import silhouette_score
 from torchvision.models import resnet18
@@ -187,8 +187,8 @@ def test_a_mistake_leaves_no_folder(
 
 
 def test_a_mean_leaves_out_what_is_undefined() -> None:
-    values = {"pixel_ap": [0.2, None, 0.7], "pixel_pro": [None, None, None]}
-    found: dict[str, dict[str, Any]] = {
+    values: dict[str, list[Any]] = {"pixel_ap": [0.2, None, 0.7], "pixel_pro": [None] * 3}
+    found: dict[str, Any] = {
         label: {
             "categories": {
                 category: {name: row[place] for name, row in values.items()}

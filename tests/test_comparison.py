@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import save_picture
+from helpers import save_picture
 
 from anomaly_clip.cli import main
 from anomaly_clip.data.info import FACTS

@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import save_picture
+from helpers import MEAN, WORDS, Steps, quiet_trainer, save_picture, sdp_plus_command
 from layouts import visa
 from safetensors.torch import load_file
-from test_sdp import WORDS, quiet_trainer
-from test_sdp_plus import MEAN, Steps, command
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -257,7 +255,7 @@ def test_beyond_half_precision_is_refused(mvtec_root: Path) -> None:
 
 @pytest.fixture
 def words(mvtec_root: Path, learnt_from: Path, tiny_clip_config: str, tmp_path: Path) -> list[str]:
-    words = command(mvtec_root, learnt_from, tiny_clip_config, tmp_path / "runs")
+    words = sdp_plus_command(mvtec_root, learnt_from, tiny_clip_config, tmp_path / "runs")
     return [*words, "--trainer.max_epochs", "1"]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from browser import browser, open_page
-from conftest import save_picture
+from helpers import save_picture
 from PIL import Image
 from run_folder import TWO, make_run
 from selenium.webdriver import Chrome

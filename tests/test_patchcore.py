@@ -13,10 +13,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from detector_golden import golden_images, write_network
+from helpers import fit_images, near
 from safetensors.torch import load_file
 from scipy.spatial.distance import cdist
 from sklearn.random_projection import johnson_lindenstrauss_min_dim
-from test_padim import fitted, near
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -126,7 +126,7 @@ def test_nearest_rows_are_scipys(at_once: int, monkeypatch: pytest.MonkeyPatch) 
 def test_patches_that_are_in_the_bank_are_normal(backbone: CNNBackbone) -> None:
     torch.manual_seed(0)
     images = torch.randn(3, 3, 64, 64)
-    method = fitted(PatchCore(backbone, image_size=64, coreset=1.0), images)
+    method = fit_images(PatchCore(backbone, image_size=64, coreset=1.0), images)
     assert method.bank.shape == (3 * 64, 384)
     scores = method.score(images, ["a"] * 3)
     assert float(scores["anomaly_map"].max()) < 1e-3
@@ -137,7 +137,7 @@ def test_patches_that_are_in_the_bank_are_normal(backbone: CNNBackbone) -> None:
 def test_mixed_precision_leaves_distances_as_they_are(backbone: CNNBackbone) -> None:
     torch.manual_seed(0)
     images = torch.randn(4, 3, 64, 64)
-    method = fitted(PatchCore(backbone, image_size=64, coreset=0.5), images[:3])
+    method = fit_images(PatchCore(backbone, image_size=64, coreset=0.5), images[:3])
     plain = method.score(images, ["a"] * 4)
     with torch.autocast("cpu", torch.bfloat16):
         mixed = method.score(images, ["a"] * 4)
@@ -163,7 +163,7 @@ def test_half_a_bank_is_half_as_large(backbone: CNNBackbone) -> None:
     maps = {}
     for kind in ("float32", "float16"):
         method = PatchCore(backbone, image_size=64, coreset=0.25, bank_type=kind)
-        fitted(method, images)
+        fit_images(method, images)
         assert method.bank.dtype == getattr(torch, kind)
         maps[kind] = method.score(images, ["a"] * 4)["anomaly_map"]
     assert_close(maps["float16"], maps["float32"], atol=0.05 * float(maps["float32"].max()), rtol=0)

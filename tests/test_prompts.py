@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Golden
+from helpers import Golden
 from safetensors.torch import save_file
 from torch.testing import assert_close
 

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import scipy.sparse as sparse
-from conftest import save_picture
+from helpers import save_picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray

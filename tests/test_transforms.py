@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import save_picture
+from helpers import save_picture
 from PIL import Image
 
 from anomaly_clip.data.transforms import MaskFilter, Resize, resize_image, resize_mask
