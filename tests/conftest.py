@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: no test uses a network
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes of tests share the cores
@@ -17,10 +14,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several processes of tests share the 
 import numpy as np
 import pytest
 import torch
+from helpers import TINY_CLIP, Golden, save_picture
 from hypothesis import settings
-from PIL import Image
-from safetensors.torch import load_file
-from torch import Tensor
 
 from anomaly_clip.backbones.clip import CLIPBackbone
 from anomaly_clip.files import CACHE_VARIABLE
@@ -31,37 +26,6 @@ settings.load_profile("untimed")
 TESTS = Path(__file__).parent
 SHARED = TESTS.parent.parent / "shared"
 """Real images, beside the project where there are any."""
-
-TINY_CLIP = {
-    "embed_dim": 12,
-    "vision_cfg": {"image_size": 32, "layers": 4, "width": 24, "head_width": 12, "patch_size": 8},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1},
-}
-
-
-@dataclass(frozen=True)
-class Golden:
-    """Reference arrays of one official implementation."""
-
-    folder: Path
-
-    @cached_property
-    def inputs(self) -> dict[str, Tensor]:
-        return load_file(self.folder / "inputs.safetensors")
-
-    @cached_property
-    def expected(self) -> dict[str, Tensor]:
-        return load_file(self.folder / "expected.safetensors")
-
-    @cached_property
-    def meta(self) -> dict[str, Any]:
-        return json.loads((self.folder / "meta.json").read_text())
-
-    def named(self, prefix: str) -> dict[str, Tensor]:
-        """Return the expected tensors below a prefix, by the rest of their names."""
-        found = {k[len(prefix) :]: v for k, v in self.expected.items() if k.startswith(prefix)}
-        assert found, f"no golden tensor is named {prefix}..."
-        return found
 
 
 @pytest.fixture(scope="session")
@@ -116,16 +80,6 @@ def tiny_clip_config(tmp_path_factory: pytest.TempPathFactory) -> str:
 def tiny_clip(tiny_clip_config: str) -> CLIPBackbone:
     torch.manual_seed(0)
     return CLIPBackbone(tiny_clip_config, "random")
-
-
-def save_picture(path: Path, array: np.ndarray | None = None, *, size: int = 40) -> Path:
-    """Save an array, or a grey ramp, as a picture."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if array is None:
-        ramp = np.linspace(0, 255, size, dtype=np.uint8)
-        array = np.repeat(np.tile(ramp, (size, 1))[..., None], 3, axis=2)
-    Image.fromarray(array).save(path)
-    return path
 
 
 @pytest.fixture

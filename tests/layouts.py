@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from conftest import save_picture
+from helpers import save_picture
 from numpy.typing import NDArray
 from PIL import Image
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +15,13 @@ from standing_clock import StandingClock
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from anomaly_clip import progress
-from anomaly_clip.callbacks import PlainProgress, TerminalProgress, progress_of_loops
+from anomaly_clip import callbacks, progress
+from anomaly_clip.callbacks import (
+    DataWaitMonitor,
+    PlainProgress,
+    TerminalProgress,
+    progress_of_loops,
+)
 from anomaly_clip.cli import main
 from anomaly_clip.progress import track
 
@@ -346,3 +352,23 @@ def test_bars_of_ones_own_and_a_step_do_not_collide(
     out = capsys.readouterr()
     assert "Epoch 0" in out.out + out.err
     assert "choosing patches" in out.err
+
+
+def test_the_share_of_waiting_is_summed_over_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start and end of each batch; the first of an epoch, before which processes start, is free."""
+    epochs = [[(5, 6), (8, 9), (12, 18), (19, 20)], [(100, 101), (102, 105)]]
+    ticks = iter([float(tick) for epoch in epochs for batch in epoch for tick in batch])
+    monkeypatch.setattr(callbacks, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    logged: list[float] = []
+    module: Any = SimpleNamespace(log=lambda name, value, sync_dist: logged.append(value))
+    trainer: Any = None
+    monitor = DataWaitMonitor()
+    for epoch in epochs:
+        monitor.on_train_epoch_start(trainer, module)
+        assert monitor.share == 0
+        for _ in epoch:
+            monitor.on_train_batch_start()
+            monitor.on_train_batch_end()
+        monitor.on_train_epoch_end(trainer, module)
+    waited, worked = (8 - 6) + (12 - 9) + (19 - 18), 1 + 6 + 1
+    assert logged == pytest.approx([waited / (waited + worked), 1 / (1 + 3)])

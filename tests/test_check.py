@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import save_picture
+from helpers import save_picture
 from layouts import Maker, blob, brain_mri, btad, head_ct, ksdd2, visa
 from PIL import Image
 
@@ -271,3 +271,21 @@ def test_a_category_that_cannot_be_listed_has_no_masks_too_many(tmp_path: Path) 
     found = {problem.kind for problem in check_data(VisA(str(tmp_path))).problems}
     assert "listing" in found
     assert "mask" not in found
+
+
+@pytest.mark.parametrize(("pixels", "kinds_of"), [(0, set()), (1, {"mask size"})])
+def test_a_mask_has_the_size_of_its_image(pixels: int, kinds_of: set[str], own_root: Path) -> None:
+    save_picture(own_root / "ground_truth" / "cut" / "c_mask.png", blob((24 + pixels, 20)))
+    assert kinds(check(own_root)).keys() == kinds_of
+
+
+def test_a_published_tolerance_of_masks_is_kept_to_the_pixel(tmp_path: Path) -> None:
+    """Masks of KSDD2 differ from their images by up to 16 pixels."""
+    root = ksdd2(tmp_path)
+    at, above = (root / "train" / f"1000{number}_GT.png" for number in (0, 1))
+    save_picture(at, np.zeros((63 - 16, 23), np.uint8))
+    save_picture(above, np.zeros((63, 23 + 17), np.uint8))
+    checked = check_data(KSDD2(str(root)))
+    wrong = [problem.path for problem in checked.problems if problem.kind == "mask size"]
+    assert wrong == ["train/10001_GT.png"]
+    assert "3 masks differ from their image by up to 16 pixels" in " ".join(checked.remarks)

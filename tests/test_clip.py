@@ -8,7 +8,7 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-from conftest import TINY_CLIP, Golden
+from helpers import TINY_CLIP, Golden
 from torch.testing import assert_close
 
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings

@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import save_picture
+from helpers import quiet_trainer, save_picture
 from PIL import Image
 from scipy.ndimage import uniform_filter
-from test_sdp import quiet_trainer
 from torch import Tensor
 from torch.testing import assert_close
 from torchvision.ops import sigmoid_focal_loss
@@ -516,3 +515,36 @@ def test_two_processes_learn_together(
     one = ["--trainer.strategy", "auto", "--trainer.devices", "1"]
     tested = ["test", "--ckpt_path", str(checkpoint), *one, "--output.root", str(tmp_path / "t")]
     assert main(tested) == 0
+
+
+def test_what_is_logged_of_the_maps(tiny_clip: CLIPBackbone) -> None:
+    """Patches that a defect covers in part count by that part, and are not off the defect."""
+    method = tiny(tiny_clip)
+    draws = torch.Generator().manual_seed(0)
+    coarse, fine = (torch.randn(2, 16, generator=draws) for _ in range(2))
+    features = unit(torch.randn(2, 16, 12, generator=draws))
+    direction = 3 * torch.randn(12, generator=draws)
+    mask = torch.zeros(2, 32, 32, dtype=torch.bool)
+    mask[0, 8:20, 8:16] = True  # one patch of 8 x 8 pixels, and half of the one below
+    found = method.diagnostics(PatchLogits(coarse, [fine], features), mask, direction)
+    parts = {5: 2 / 3, 9: 1 / 3}
+    for name, logits in (("coarse", coarse), ("fine", fine)):
+        seen = 1 / (1 + np.exp(-logits.numpy()))
+        on = sum(part * seen[0, patch] for patch, part in parts.items())
+        off = [v for place, v in np.ndenumerate(seen) if place not in {(0, 5), (0, 9)}]
+        assert found[f"train/{name}_on"] == pytest.approx(on, rel=1e-5)
+        assert found[f"train/{name}_off"] == pytest.approx(np.mean(off), rel=1e-5)
+    now = (direction / direction.norm()).numpy()
+    cosine = sum(part * features[0, patch].numpy() @ now for patch, part in parts.items())
+    assert found["train/prompt_cosine_on"] == pytest.approx(cosine, abs=1e-5)
+    drift = 1 - now @ method.start.numpy()
+    assert found["train/prompt_drift"] == pytest.approx(drift, abs=1e-5)
+    # Without a defect nothing is on it, and all patches are off.
+    none = method.diagnostics(
+        PatchLogits(coarse, [fine], features), torch.zeros_like(mask), direction
+    )
+    assert none["train/coarse_off"] == pytest.approx(float(coarse.sigmoid().mean()), rel=1e-5)
+    assert not any(name.endswith("_on") for name in none)
+    full = method.diagnostics(PatchLogits(coarse, [], features), torch.ones_like(mask), direction)
+    assert full["train/coarse_on"] == pytest.approx(float(coarse.sigmoid().mean()), rel=1e-5)
+    assert not any(name.endswith("_off") for name in full)

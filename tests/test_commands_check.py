@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import save_picture
+from helpers import save_picture
 from layouts import Maker, blob, brain_mri, btad, clinic_db, head_ct, ksdd2, mixed_wm38, visa
 
 from anomaly_clip.cli import main

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import save_picture
+from helpers import save_picture
 from torch.testing import assert_close
 
 from anomaly_clip.backbones.clip import CLIPBackbone

@@ -3,17 +3,19 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import save_picture
+from helpers import save_picture
 from PIL import Image
 from sklearn.metrics import silhouette_score
 from torchvision.models import resnet18
 
 from anomaly_clip.backbones.cnn import CNNBackbone
 from anomaly_clip.cli import main
+from anomaly_clip.commands.compare import _comparison_rows
 from anomaly_clip.data import MVTecAD
 
 
@@ -182,3 +184,25 @@ def test_a_mistake_leaves_no_folder(
     assert main([*line, "--data", "MVTecAD", "--data.root", "nowhere"]) == 2
     assert "nowhere" in capsys.readouterr().err
     assert not list(tmp_path.glob("runs/*/*"))
+
+
+def test_a_mean_leaves_out_what_is_undefined() -> None:
+    values: dict[str, list[Any]] = {"pixel_ap": [0.2, None, 0.7], "pixel_pro": [None] * 3}
+    found: dict[str, Any] = {
+        label: {
+            "categories": {
+                category: {name: row[place] for name, row in values.items()}
+                for place, category in enumerate("abc")
+            },
+            "mean": dict.fromkeys(values),
+        }
+        for label in ("imagenet", "other")
+    }
+    found["other"]["categories"]["b"] = {"pixel_ap": 0.6, "pixel_pro": 0.1}
+    mean = _comparison_rows(found, ["a", "b", "c"])["mean"]
+    assert mean["imagenet"]["pixel_ap"] == pytest.approx(np.nanmean([0.2, np.nan, 0.7]))
+    assert mean["imagenet"]["pixel_pro"] is None
+    assert mean["other"]["pixel_ap"] == pytest.approx(np.mean([0.2, 0.6, 0.7]))
+    assert mean["other"]["pixel_pro"] == pytest.approx(0.1)
+    few = _comparison_rows(found, ["b", "c"])["mean"]  # the mean is over what both have
+    assert few["other"]["pixel_ap"] == pytest.approx(np.mean([0.6, 0.7]))

@@ -57,3 +57,14 @@ def test_separation_is_the_squared_effect_whatever_the_scale() -> None:
     assert squared_effect_size(one, other).item() == pytest.approx(by_hand, rel=1e-4)
     assert squared_effect_size(10 * one, 10 * other).item() == pytest.approx(by_hand, rel=1e-4)
     assert squared_effect_size(one, one).item() == 0
+
+
+def test_separation_measures_the_variance_inside_of_a_picture() -> None:
+    rng = np.random.default_rng(0)
+    normal, defective = rng.normal(0, 2, (5, 3)), rng.normal(1, 2, (5, 3))
+    spread = rng.normal(0, 1, (5, 16, 3)) + rng.normal(0, 9, (5, 1, 3))  # pictures differ, too
+    inside = np.concatenate([one - one.mean(axis=0) for one in spread])
+    difference = defective.mean(axis=0) - normal.mean(axis=0)
+    by_hand = np.mean(difference**2 / inside.var(axis=0, ddof=1))
+    found = squared_effect_size(*(torch.from_numpy(one) for one in (normal, defective, spread)))
+    assert found.item() == pytest.approx(by_hand, rel=1e-4)

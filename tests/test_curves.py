@@ -79,3 +79,15 @@ def test_the_evaluator_keeps_the_curves_of_its_figures(exact: bool) -> None:
     overlap = curves["a"]["pixel_pro"]
     assert overlap.x[-1] == pytest.approx(0.3)
     assert auc(*overlap) / 0.3 == pytest.approx(pro(maps, masks), abs=3e-3)
+
+
+def test_precision_begins_with_that_of_the_first_found() -> None:
+    """scikit-learn begins at 1 instead; the next point of its curve is the first that is found."""
+    scores = np.array([9, 7, 7, 7, 5, 3], np.float32)
+    anomalous = np.array([0, 1, 0, 0, 1, 0], bool)
+    curve = image_curves(scores, anomalous)["image_pr"]
+    precision, recall, _ = precision_recall_curve(anomalous, scores)
+    found = recall > 0
+    assert curve.x[0] == 0
+    assert curve.y[0] == pytest.approx(precision[found][-1], abs=1e-5) == 0.25
+    assert set(curve.x[1:]) == set(recall[found])

@@ -32,3 +32,16 @@ def test_jitter_keeps_within_its_bounds() -> None:
     assert max(levels) <= 111
     assert len(levels) > 5
     assert np.array_equal(jittered(grey, 0.0, np.random.default_rng(0)), grey)
+
+
+def test_a_patch_is_not_pasted_onto_itself() -> None:
+    """Where it comes from is read off its pixels, all of which differ."""
+    rows, columns = np.indices((64, 64), dtype=np.uint8)
+    image = np.dstack([rows, columns, np.full_like(rows, 200)])
+    for seed in range(100):
+        made = CutPaste("patch", jitter=0.0, tighten=False)(image, np.random.default_rng(seed))
+        there = np.argwhere(made.mask)
+        origin = {tuple(pixel) for pixel in made.image[made.mask][:, :2].tolist()}
+        place = {tuple(pixel) for pixel in there.tolist()}
+        assert len(origin) == len(place)
+        assert len(origin & place) / len(origin | place) <= 0.5, seed

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import save_picture
+from helpers import save_picture
 from layouts import Maker, head_ct, visa
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import default_collate

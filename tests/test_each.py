@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import save_picture
+from helpers import save_picture
 
 from anomaly_clip.cli import main
 from anomaly_clip.commands.experiment import run_experiment

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import save_picture
+from helpers import MEAN, WORDS, Steps, quiet_trainer, save_picture, sdp_plus_command
 from layouts import visa
-from test_sdp import WORDS, quiet_trainer
-from test_sdp_plus import MEAN, Steps, command
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -257,7 +256,7 @@ def test_beyond_half_precision_is_refused(mvtec_root: Path) -> None:
 
 @pytest.fixture
 def words(mvtec_root: Path, learnt_from: Path, tiny_clip_config: str, tmp_path: Path) -> list[str]:
-    words = command(mvtec_root, learnt_from, tiny_clip_config, tmp_path / "runs")
+    words = sdp_plus_command(mvtec_root, learnt_from, tiny_clip_config, tmp_path / "runs")
     return [*words, "--trainer.max_epochs", "1"]
 
 
@@ -317,3 +316,47 @@ def test_a_broken_image_is_named_when_features_are_made(
     broken.write_bytes(b"no picture")
     assert main(words) == 2
     assert str(broken) in capsys.readouterr().err
+
+
+def size_of(folder: Path) -> int:
+    """Return the bytes of the tensors of all files, without their headers."""
+    return sum(v.nbytes for file in folder.rglob("*.safetensors") for v in load_file(file).values())
+
+
+def test_the_limit_is_the_bytes_that_features_and_masks_take(
+    mvtec_root: Path, tmp_path: Path
+) -> None:
+    data = dataset(mvtec_root)
+    limit = size_of_features(data) / 1e9
+    with pytest.raises(ValueError, match=r"features of 8 images take .* GB and 0 GB are in"):
+        fill(data, cache=FeatureCache(limit * 0.9999, SETTING, tmp_path / "below"))
+    fill(data, cache=FeatureCache(limit, SETTING, tmp_path / "at"))
+    assert size_of(tmp_path / "at") == pytest.approx(limit * 1e9)
+    # What is there already counts, headers of files included.
+    there = sum(file.stat().st_size for file in (tmp_path / "at").rglob("*.safetensors"))
+    more = dataset(mvtec_root, mask_size=20)
+    needed = size_of_features(more)
+    with pytest.raises(ValueError, match=r"features of 8 images take"):
+        fill(more, cache=FeatureCache((there + needed - 1) / 1e9, SETTING, tmp_path / "at"))
+    fill(more, cache=FeatureCache((there + needed + 1) / 1e9, SETTING, tmp_path / "at"))
+
+
+def size_of_features(data: SampleDataset) -> int:
+    """Return the bytes by hand: 3 means and 12 x 12 x 3 values in two bytes each, and a mask."""
+    return len(data) * (2 * (3 + 3 * 12 * 12) + data.mask_size**2)
+
+
+def test_a_gigabyte_of_the_disk_is_left_to_others(
+    mvtec_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = dataset(mvtec_root)
+    needed = size_of_features(data)
+    usage = shutil.disk_usage("/")
+
+    def with_free(free: int) -> FeatureCache:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=free))
+        return FeatureCache(1.0, SETTING, tmp_path / str(free))
+
+    with pytest.raises(ValueError, match="GB are free"):
+        fill(data, cache=with_free(10**9 + needed - 1))
+    fill(data, cache=with_free(10**9 + needed + 1))

@@ -100,3 +100,10 @@ def test_shared_contents_go_by_content_not_by_name(tmp_path: Path) -> None:
 def test_files_of_other_sizes_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contents, "_sha256", None)  # would fail
     assert duplicates_between([write(tmp_path / "a", "1")], [write(tmp_path / "b", "22")]) == []
+    assert duplicates_between([write(tmp_path / "a", "1")], [write(tmp_path / "b", "22")]) == []
+
+
+def test_of_equal_files_the_first_is_named(tmp_path: Path) -> None:
+    ones = [write(tmp_path / "train" / name, "same") for name in "bac"]
+    other = write(tmp_path / "test" / "x", "same")
+    assert duplicates_between(ones, [other]) == [DuplicatePair(ones[0], other)]

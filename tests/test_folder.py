@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import save_picture
+from helpers import save_picture
 from PIL import Image
 
 from anomaly_clip.cli import main

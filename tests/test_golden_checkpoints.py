@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import TESTS, Golden
+from conftest import TESTS
+from helpers import Golden
 from safetensors.torch import load_file
 
 from anomaly_clip.cli import main

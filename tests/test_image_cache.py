@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import save_picture
+from helpers import save_picture
 from torch.utils.data import DataLoader
 
 from anomaly_clip.data import MVTecAD, Resize

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import save_picture
+from helpers import save_picture
 from layouts import blob, btad, industrial_folders, ksdd2, visa
 
 from anomaly_clip.data import BTAD, KSDD2, IndustrialFolders, MagneticTile, MVTecAD, VisA

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Golden
+from helpers import Golden
 from torch.testing import assert_close
 from torchvision.ops import sigmoid_focal_loss
 

@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from conftest import Golden
+from helpers import Golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -93,16 +93,14 @@ def compare(name: str, statistics: dict[str, Any]) -> None:
     patches = [one.info["patches"] for one in made]
     boxes = [patch["box"] for several in patches for patch in several if "box" in patch]
 
-    def histogram(counts: list[int]) -> NDArray[np.int64]:
-        return np.bincount(counts, minlength=9)[:9]
-
     for key, counts in (
         ("patches_attempted_hist", [len(several) for several in patches]),
         ("patches_accepted_hist", [sum("box" in p for p in several) for several in patches]),
     ):
-        wanted = np.zeros(9, int)
+        most = max(len(case[key]), max(counts) + 1)
+        wanted = np.zeros(most, int)
         wanted[: len(case[key])] = case[key]
-        table = np.stack([histogram(counts), wanted])
+        table = np.stack([np.bincount(counts, minlength=most), wanted])
         table = table[:, table.sum(axis=0) > 0]
         if table.shape[1] > 1:
             assert chi2_contingency(table).pvalue > 0.001, (name, key)

@@ -5,21 +5,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import save_picture
 from detector_golden import golden_images, write_network
+from helpers import fit_images, near, quiet_trainer, save_picture
 from safetensors.torch import load_file
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.distance import mahalanobis
-from test_sdp import quiet_trainer
-from torch import Tensor
 from torch.testing import assert_close
-from torch.utils.data import DataLoader
 from torchvision.models import resnet18
 
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
@@ -27,33 +24,14 @@ from anomaly_clip.cli import main
 from anomaly_clip.data import MVTecAD
 from anomaly_clip.methods import PaDiM
 from anomaly_clip.methods import gaussians as moments_module
-from anomaly_clip.methods.cnn_method import FittedMethod
 from anomaly_clip.methods.gaussians import RunningMoments, inverse_factor
 from anomaly_clip.methods.padim import choose_channels
-
-Fitted = TypeVar("Fitted", bound=FittedMethod)
 
 
 @pytest.fixture(scope="module")
 def backbone() -> CNNBackbone:
     torch.manual_seed(0)
     return CNNBackbone(weights="random")
-
-
-def fitted(method: Fitted, images: Tensor, batch: int = 3) -> Fitted:
-    """Fit through Lightning's loop on images that are normalised already."""
-    batches = [
-        {"image": part, "category": ["a"] * len(part), "index": torch.arange(len(part))}
-        for part in images.split(batch)
-    ]
-    loader: Any = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
-    quiet_trainer(max_epochs=1).fit(method, loader)
-    return method.eval()
-
-
-def near(own: Tensor, expected: Tensor, relative: float) -> None:
-    most = float(expected.abs().max())
-    assert_close(own.double(), expected.double(), atol=relative * most, rtol=0)
 
 
 @pytest.mark.golden
@@ -65,7 +43,7 @@ def test_golden_padim(golden: Callable[[str], Any], tmp_path: Path) -> None:
     options: dict[str, Any] = {"image_size": size, "num_channels": meta["padim_dims"]}
     method = PaDiM(settings, regularization=0.01 + 1e-5, blur_border="inner", **options)
     assert method.channels.tolist() == arrays["idx"].long().tolist()
-    fitted(method, images[:few])
+    fit_images(method, images[:few])
     near(method.mean, arrays["mean"].T, 1e-4)
     near(method.factor.mT @ method.factor, arrays["inv_covariance"], 2e-3)
     tested = images[few:]
@@ -89,10 +67,12 @@ def test_golden_padim_of_the_public_code_in_float64(
         setattr(method, name, torch.empty(0, dtype=torch.float64))
     images, few = golden_images(meta), meta["num_train"]
     whole = PaDiM(settings, image_size=meta["image_size"], num_channels=None)
-    corner = whole.embed(images[few : few + 1]).mT.view(-1, 16, 16)[:, :4, :4]
     expected = arrays["concat_first_test_first4"]
+    high, wide = expected.shape[-2:]
+    side = arrays["public_distance_f64"].shape[-1]
+    corner = whole.embed(images[few : few + 1]).mT.view(-1, side, side)[:, :high, :wide]
     near(corner, expected.view_as(corner), 1e-4)
-    fitted(method, images[:few])
+    fit_images(method, images[:few])
     public = {k.removeprefix("public_"): v for k, v in arrays.items() if k.startswith("public_")}
     distances = method.distances(method.embed(images[few:]))
     near(distances, public["distance_f64"].reshape(distances.shape), 1e-6)
@@ -141,7 +121,7 @@ def test_the_distance_is_scipys(backbone: CNNBackbone, monkeypatch: pytest.Monke
 def test_map_and_score(backbone: CNNBackbone) -> None:
     torch.manual_seed(3)
     images = torch.randn(6, 3, 64, 64)
-    method = fitted(PaDiM(backbone, image_size=64, num_channels=10, sigma=2.0), images[:4])
+    method = fit_images(PaDiM(backbone, image_size=64, num_channels=10, sigma=2.0), images[:4])
     scores = method.score(images[4:], ["a", "a"])
     grid = method.distances(method.embed(images[4:])).view(2, 1, 16, 16)
     raw = F.interpolate(grid, (64, 64), mode="bilinear", align_corners=False)[:, 0]
@@ -248,7 +228,7 @@ def test_nothing_is_tested_before_a_fit(
 def test_mixed_precision_leaves_distances_as_they_are(backbone: CNNBackbone) -> None:
     torch.manual_seed(3)
     images = torch.randn(6, 3, 64, 64)
-    method = fitted(PaDiM(backbone, image_size=64, num_channels=10), images[:4])
+    method = fit_images(PaDiM(backbone, image_size=64, num_channels=10), images[:4])
     plain = method.score(images[4:], ["a", "a"])["anomaly_map"]
     with torch.autocast("cpu", torch.bfloat16):
         mixed = method.score(images[4:], ["a", "a"])["anomaly_map"]

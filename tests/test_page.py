@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import save_picture
+from helpers import save_picture
 from PIL import Image
 from run_folder import TWO, make_run
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import browser, open_page
-from conftest import save_picture
+from helpers import save_picture
 from run_folder import TWO, make_run
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from detector_golden import golden_images, write_network
+from helpers import fit_images, near
 from safetensors.torch import load_file
 from scipy.spatial.distance import cdist
-from test_padim import fitted, near
+from sklearn.random_projection import johnson_lindenstrauss_min_dim
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -81,7 +83,7 @@ def test_nearest_rows_are_scipys(at_once: int, monkeypatch: pytest.MonkeyPatch) 
 def test_patches_that_are_in_the_bank_are_normal(backbone: CNNBackbone) -> None:
     torch.manual_seed(0)
     images = torch.randn(3, 3, 64, 64)
-    method = fitted(PatchCore(backbone, image_size=64, coreset=1.0), images)
+    method = fit_images(PatchCore(backbone, image_size=64, coreset=1.0), images)
     assert method.bank.shape == (3 * 64, 384)
     scores = method.score(images, ["a"] * 3)
     assert float(scores["anomaly_map"].max()) < 1e-3
@@ -92,7 +94,7 @@ def test_patches_that_are_in_the_bank_are_normal(backbone: CNNBackbone) -> None:
 def test_mixed_precision_leaves_distances_as_they_are(backbone: CNNBackbone) -> None:
     torch.manual_seed(0)
     images = torch.randn(4, 3, 64, 64)
-    method = fitted(PatchCore(backbone, image_size=64, coreset=0.5), images[:3])
+    method = fit_images(PatchCore(backbone, image_size=64, coreset=0.5), images[:3])
     plain = method.score(images, ["a"] * 4)
     with torch.autocast("cpu", torch.bfloat16):
         mixed = method.score(images, ["a"] * 4)
@@ -118,7 +120,7 @@ def test_half_a_bank_is_half_as_large(backbone: CNNBackbone) -> None:
     maps = {}
     for kind in ("float32", "float16"):
         method = PatchCore(backbone, image_size=64, coreset=0.25, bank_type=kind)
-        fitted(method, images)
+        fit_images(method, images)
         assert method.bank.dtype == getattr(torch, kind)
         maps[kind] = method.score(images, ["a"] * 4)["anomaly_map"]
     assert_close(maps["float16"], maps["float32"], atol=0.05 * float(maps["float32"].max()), rtol=0)
@@ -204,3 +206,51 @@ def test_patches_are_put_in_the_order_of_their_images() -> None:
     parts = [(rows, patches[rows]) for rows in order.split([1, 3, 2])]
     assert_close(patchcore._in_order(parts), patches.flatten(0, 1), atol=0, rtol=0)
     assert parts == []  # taken out one by one
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.9])
+def test_a_fifth_of_the_free_memory_is_left_to_others(
+    eps: float, backbone: CNNBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = PatchCore(backbone, image_size=32, coreset=0.5, projection_eps=eps)
+    data = SimpleNamespace(fit_samples=lambda: [None] * 2)
+    monkeypatch.setattr(PatchCore, "data", property(lambda _: data))
+    rows, width = 2 * 4 * 4, 384
+    # The coreset is chosen among centred patches, or among projected ones, before and after that.
+    points = width if eps == 0 else 2 * johnson_lindenstrauss_min_dim(rows, eps=eps)
+    # In float32: all patches, the half of them that is kept, and three numbers a row.
+    needed = 4 * (rows * width + rows // 2 * width + rows * points + 3 * rows)
+    assert method.cost(rows, width) == {torch.device("cpu"): needed}
+    free = [needed * 5 // 4 - 1, needed * 5 // 4 + 1]
+    monkeypatch.setattr(patchcore, "available_memory", lambda _: free[0])
+    with pytest.raises(ValueError, match="GB are free on cpu: lower"):
+        method.on_fit_start()
+    monkeypatch.setattr(patchcore, "available_memory", lambda _: free[1])
+    method.on_fit_start()
+    monkeypatch.setattr(patchcore, "available_memory", lambda _: None)  # not known
+    method.on_fit_start()
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [("7000000", 3_000_000), ("9000000000", 5_000_000 * 1024), ("max", 5_000_000 * 1024)],
+)
+def test_a_container_has_the_memory_of_its_limit(
+    limit: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Less what it uses, and never more than the machine has."""
+    files = {
+        "proc/meminfo": "MemTotal: 9000000 kB\nMemFree: 1 kB\nMemAvailable: 5000000 kB\n",
+        "sys/fs/cgroup/memory.max": f"{limit}\n",
+        "sys/fs/cgroup/memory.current": "4000000\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(patchcore, "Path", lambda path: tmp_path / path.lstrip("/"))
+    cpu = torch.device("cpu")
+    assert patchcore.available_memory(cpu) == expected
+    (tmp_path / "sys/fs/cgroup/memory.max").unlink()  # no container
+    assert patchcore.available_memory(cpu) == 5_000_000 * 1024
+    (tmp_path / "proc/meminfo").unlink()  # not Linux
+    assert patchcore.available_memory(cpu) is None

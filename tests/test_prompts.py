@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Golden
+from helpers import Golden
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
@@ -239,3 +239,19 @@ def test_an_unwritable_cache_is_a_warning(
 def test_random_weights_are_never_cached(tiny_clip: CLIPBackbone, tmp_path: Path) -> None:
     text_features(tiny_clip, "nut", SHORT, MEAN)
     assert not cached(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_first_component_points_to_the_sentences(
+    sign: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of its two directions scikit-learn returns."""
+    from sklearn.decomposition import PCA
+
+    rows = clusters(9, 4)
+    plain = PCA(1, svd_solver="full").fit_transform(rows.double().T.numpy())
+    monkeypatch.setattr(PCA, "fit_transform", lambda *_: sign * plain)
+    vector = representative_vector(rows, RVSSettings("pca"))
+    assert float(vector.double() @ rows.double().mean(dim=0)) > 0
+    cosine = float(vector.double() @ torch.from_numpy(plain[:, 0])) / np.linalg.norm(plain)
+    assert abs(cosine) == pytest.approx(1, abs=1e-5)

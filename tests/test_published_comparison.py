@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import save_picture
+from helpers import save_picture
 from report_helpers import MVTEC, Writer, beside, lines_of, metrics, report, rows_of, run_writer
 
 from anomaly_clip.cli import main

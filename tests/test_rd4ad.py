@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 import torch
 from detector_golden import fill_by_shape, golden_images, write_network
+from helpers import near, quiet_trainer, state_of
 from safetensors.torch import load_file
-from test_padim import near
-from test_sdp import quiet_trainer
 from torch.testing import assert_close
 
 from anomaly_clip.backbones.cnn import CNNSettings
@@ -35,12 +34,6 @@ def words(verb: str, root: Path, runs: Path, *more: str) -> list[str]:
     if verb == "fit":
         found += ["--trainer.log_every_n_steps", "1", "--trainer.max_epochs", "2"]
     return [*found, "--output.root", str(runs), *more]
-
-
-def state_of(runs: Path, run: str = "run/1") -> dict[str, torch.Tensor]:
-    file = runs / run / "checkpoints" / "last.ckpt"
-    found: dict[str, torch.Tensor] = torch.load(file, weights_only=True)["state_dict"]
-    return found
 
 
 @pytest.mark.golden

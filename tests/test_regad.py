@@ -14,11 +14,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from conftest import save_picture
 from detector_golden import fill_by_shape, golden_images, write_network
+from helpers import quiet_trainer, save_picture
 from safetensors.torch import load_file
 from scipy.ndimage import gaussian_filter
-from test_sdp import quiet_trainer
 from torch import Tensor
 from torch.testing import assert_close
 from torchvision.models import resnet18
@@ -84,7 +83,8 @@ def test_golden_registration(golden: Callable[[str], Any], tmp_path: Path) -> No
         last = transformer.look[-1]  # type: ignore[index]
         last.weight.data.zero_()  # type: ignore[union-attr]
         last.bias.data.copy_(torch.tensor([angle, 1.1, 0.92]))  # type: ignore[union-attr]
-    own = {"num_train": 2, "num_test": 0, "image_size": 224, "defect_from_index": 1}
+    side = arrays["query"].shape[-1]
+    own = {"num_train": 2, "num_test": 0, "image_size": side, "defect_from_index": 1}
     images = golden_images({**own, "image_seed": meta["regad_image_seed"]})
     near(images[:1], arrays["query"].float(), 1e-2)
     with torch.no_grad():

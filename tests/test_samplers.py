@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from collections import Counter
+
+import numpy as np
 import pytest
 
-from anomaly_clip.data.samplers import EpochSampler, EvenBatches
+from anomaly_clip.data.samplers import EpochSampler, EvenBatches, hold_out
 from anomaly_clip.records import Draw
 
 
@@ -47,3 +50,15 @@ def test_even_batches_are_as_many_on_each_process(
     assert sorted(i for batches in parts for batch in batches for i in batch) == list(range(length))
     most = batch_size if num_processes == 1 else max(2, batch_size)
     assert max(len(batch) for batches in parts for batch in batches) <= most
+
+
+@pytest.mark.parametrize("share", [0.05, 0.25, 0.3])
+def test_a_share_of_each_group_is_held_out(share: float) -> None:
+    sizes = {"a": 3, "b": 7, "c": 10, "d": 29}
+    groups = [name for name, size in sizes.items() for _ in range(size)]
+    held = hold_out(groups, share, seed=0)
+    counts = Counter(groups[row] for row in held)
+    expected = {name: int(np.rint(share * size)) for name, size in sizes.items()}
+    assert {name: counts[name] for name in sizes} == expected
+    assert hold_out(groups, share, seed=0) == held
+    assert hold_out(groups, share, seed=1) != held

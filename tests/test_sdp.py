@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Golden
-from lightning.pytorch import Callback, Trainer
+from helpers import WORDS, Golden, Outputs, quiet_trainer
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -19,8 +18,6 @@ from anomaly_clip.data import MVTecAD
 from anomaly_clip.methods import SDP
 from anomaly_clip.methods.sdp import feature_surgery, text_score
 from anomaly_clip.metrics import EvaluatorSettings
-
-WORDS = PromptEnsemble(["{}", "good {}"], ["bad {}"], ["a {}.", "the {}."])
 
 
 def tiny(backbone: CLIPBackbone, **options: Any) -> SDP:
@@ -52,21 +49,6 @@ def test_golden_sdp(
     assert_close(scores["image_score"], expected["score_text"], atol=1e-5, rtol=0)
 
 
-class Outputs(Callback):
-    """Keep what the test steps return."""
-
-    def __init__(self) -> None:
-        self.kept: dict[str, list[Tensor]] = {}
-
-    def on_test_batch_end(self, *arguments: Any) -> None:
-        _, _, outputs, batch, *_ = arguments
-        for name, value in [*outputs.items(), ("mask", batch["mask"])]:
-            self.kept.setdefault(name, []).append(value.clone())
-
-    def __getitem__(self, name: str) -> Tensor:
-        return torch.cat(self.kept[name])
-
-
 @pytest.mark.golden
 def test_golden_preprocessing(
     golden: Callable[[str], Golden], golden_clip: CLIPBackbone, golden_category: Path
@@ -88,7 +70,7 @@ def test_golden_end_to_end(
     data = MVTecAD(str(golden_category), batch_size=4, num_workers=0)
     sdp = SDP(
         golden_clip,
-        rvs=RVSSettings("mean"),
+        rvs=RVSSettings(arrays.meta["train"]["rep_vec"]),
         stages=arrays.meta["features_list"],
         sigma=arrays.meta["sigma"],
         evaluator=EvaluatorSettings(pro_steps=200),
@@ -113,17 +95,6 @@ def test_golden_end_to_end(
 
 def _items(dataset: Any) -> list[Any]:
     return [dataset[i] for i in range(len(dataset))]
-
-
-def quiet_trainer(**options: Any) -> Trainer:
-    return Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **options,
-    )
 
 
 def literal_surgery(tokens: Tensor, text: Tensor) -> Tensor:

@@ -14,10 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Golden, save_picture
+from helpers import (
+    MEAN,
+    WORDS,
+    Golden,
+    Outputs,
+    Steps,
+    quiet_trainer,
+    save_picture,
+    sdp_plus_command,
+)
 from layouts import head_ct, visa
-from lightning.pytorch import Callback, LightningModule, Trainer
-from test_sdp import WORDS, Outputs, quiet_trainer
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -29,8 +36,6 @@ from anomaly_clip.files import CACHE_VARIABLE
 from anomaly_clip.methods import SDP, SDPPlus, sdp_plus
 from anomaly_clip.methods.sdp_plus import read_linear_layers
 from anomaly_clip.metrics import EvaluatorSettings
-
-MEAN = RVSSettings("mean")
 
 
 @pytest.fixture
@@ -46,7 +51,7 @@ def golden_method(arrays: Golden, clip: CLIPBackbone, layers: Path, **options: A
     stages, sigma = arrays.meta["features_list"], float(arrays.meta["sigma"])
     return SDPPlus(
         clip,
-        rvs=MEAN,
+        rvs=RVSSettings(arrays.meta["train"]["rep_vec"]),
         stages=stages,
         sigma=sigma,
         linear_layers=str(layers),
@@ -106,21 +111,6 @@ def test_golden_end_to_end(
         assert results["mean"][name] == pytest.approx(value, abs=1e-3), name
 
 
-class Steps(Callback):
-    """Keep the losses of each step and the layers after each epoch."""
-
-    def __init__(self) -> None:
-        self.losses: list[float] = []
-        self.layers: list[dict[str, Tensor]] = []
-
-    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
-        self.losses.append(float(trainer.callback_metrics["train/loss"]))
-
-    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        assert isinstance(module, SDPPlus)
-        self.layers.append({f"fc.{k}": v.clone() for k, v in module.fc.state_dict().items()})
-
-
 @pytest.fixture
 def golden_auxiliary(golden: Callable[[str], Golden], tmp_path: Path) -> Path:
     """Write the golden pictures as a labelled test split that keeps their order."""
@@ -162,6 +152,7 @@ def test_golden_training(
         monkeypatch.setattr(sdp_plus, f"{name}_loss", kept)
     arrays = golden("clip_ad")
     train = arrays.meta["train"]
+    assert train["optimizer"] == "Adam"
     auxiliary = VisA(str(golden_auxiliary), shuffle=False, batch_size=train["batch_size"])
     data = MVTecAD(str(mvtec_root), auxiliary=auxiliary, num_workers=0)
     method, steps = golden_method(arrays, golden_clip, layers, lr=train["lr"]), Steps()
@@ -307,20 +298,10 @@ def test_test_images_in_the_auxiliary_set_are_refused(
         quiet_trainer(max_epochs=1).fit(tiny(tiny_clip), data)
 
 
-def command(root: Path, auxiliary: Path, clip: str, runs: Path, verb: str = "fit") -> list[str]:
-    words = [verb, "--model", "SDPPlus", "--model.backbone.name", clip, "--model.lr", "0.01"]
-    words += ["--model.backbone.pretrained", "random", "--model.rvs.method", "mean"]
-    words += ["--data", "MVTecAD", "--data.root", str(root), "--data.num_workers", "0"]
-    words += ["--data.auxiliary", "VisA", "--data.auxiliary.root", str(auxiliary)]
-    words += ["--trainer.accelerator", "cpu", "--output.root", str(runs)]
-    words += ["--trainer.log_every_n_steps", "1"]
-    return [*words, "--model.prompts.templates", '["a {}."]']
-
-
 def test_fit_and_then_test_from_the_checkpoint_alone(
     tmp_path: Path, mvtec_root: Path, trained_on: VisA, tiny_clip_config: str
 ) -> None:
-    words = command(mvtec_root, trained_on.root, tiny_clip_config, tmp_path / "runs")
+    words = sdp_plus_command(mvtec_root, trained_on.root, tiny_clip_config, tmp_path / "runs")
     assert main([*words, "--trainer.max_epochs", "1"]) == 0
     run = tmp_path / "runs" / "run" / "1"
     (checkpoint,) = (run / "checkpoints").glob("*.ckpt")
@@ -342,7 +323,7 @@ def test_what_a_resumed_fit_and_a_test_may_change(
     tiny_clip_config: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = command(mvtec_root, trained_on.root, tiny_clip_config, tmp_path / "runs")
+    words = sdp_plus_command(mvtec_root, trained_on.root, tiny_clip_config, tmp_path / "runs")
     assert main([*words, "--trainer.max_epochs", "1"]) == 0
     layers = tmp_path / "runs" / "run" / "1" / "linear_layers.pth"
     again = [*words, "--model.linear_layers", str(layers), "--trainer.max_epochs", "1"]
@@ -364,10 +345,10 @@ def test_what_a_resumed_fit_and_a_test_may_change(
 def test_layers_from_a_file_are_recorded(
     tmp_path: Path, mvtec_root: Path, trained_on: VisA, tiny_clip_config: str
 ) -> None:
-    words = command(mvtec_root, trained_on.root, tiny_clip_config, tmp_path / "runs")
+    words = sdp_plus_command(mvtec_root, trained_on.root, tiny_clip_config, tmp_path / "runs")
     assert main([*words, "--trainer.max_epochs", "1"]) == 0
     layers = tmp_path / "runs" / "run" / "1" / "linear_layers.pth"
-    test = command(mvtec_root, trained_on.root, tiny_clip_config, tmp_path / "t", "test")
+    test = sdp_plus_command(mvtec_root, trained_on.root, tiny_clip_config, tmp_path / "t", "test")
     assert main([*test, "--model.linear_layers", str(layers)]) == 0
     (metrics,) = (tmp_path / "t").rglob("metrics.json")
     protocol = json.loads(metrics.read_text())["run"]["protocol"]
@@ -441,7 +422,9 @@ def test_without_layers_nothing_is_tested(
     tiny_clip_config: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = command(mvtec_root, trained_on.root, tiny_clip_config, tmp_path / "runs", "test")
+    words = sdp_plus_command(
+        mvtec_root, trained_on.root, tiny_clip_config, tmp_path / "runs", "test"
+    )
     assert main(words) == 2
     assert "SDPPlus must be fitted first" in capsys.readouterr().err
 
@@ -449,7 +432,7 @@ def test_without_layers_nothing_is_tested(
 def test_two_processes_learn_what_one_does(
     tmp_path: Path, mvtec_root: Path, trained_on: VisA, tiny_clip_config: str
 ) -> None:
-    words = command(mvtec_root, trained_on.root, tiny_clip_config, tmp_path / "runs")
+    words = sdp_plus_command(mvtec_root, trained_on.root, tiny_clip_config, tmp_path / "runs")
     words += ["--trainer.max_epochs", "2", "--data.auxiliary.shuffle", "false"]
     assert main([*words, "--data.auxiliary.batch_size", "4", "--output.name", "one"]) == 0
     ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--output.name", "two"]
@@ -470,7 +453,9 @@ def test_two_processes_learn_what_one_does(
     tested = []
     for name, more in (("a", []), ("b", ddp[:4])):
         layers = tmp_path / "runs" / "one" / "1" / "linear_layers.pth"
-        test = command(mvtec_root, trained_on.root, tiny_clip_config, tmp_path / "runs", "test")
+        test = sdp_plus_command(
+            mvtec_root, trained_on.root, tiny_clip_config, tmp_path / "runs", "test"
+        )
         test += ["--model.linear_layers", str(layers), "--output.name", name, *more]
         python = [sys.executable, "-m", "anomaly_clip", *test]
         done = subprocess.run(python, capture_output=True, text=True, timeout=300, check=False)

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from detector_golden import fill_by_shape, golden_images, write_network
+from helpers import near, quiet_trainer, state_of
 from safetensors.torch import load_file
 from scipy.ndimage import gaussian_filter
-from test_padim import near
-from test_rd4ad import state_of
-from test_sdp import quiet_trainer
 from torch.testing import assert_close
 
 from anomaly_clip.backbones.cnn import CNNSettings
@@ -49,18 +48,26 @@ def small(**more: Any) -> SimpleNet:
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize(
-    ("kind", "sizes"),
-    [("small", {"pretrain_dim": 192, "target_dim": 128, "hidden": 96}), ("official", {})],
-)
+@pytest.mark.parametrize(("kind", "pretrain_dim"), [("small", 192), ("official", 1536)])
 def test_golden_simplenet(
-    golden: Callable[[str], Any], tmp_path: Path, kind: str, sizes: dict[str, int]
+    golden: Callable[[str], Any], tmp_path: Path, kind: str, pretrain_dim: int
 ) -> None:
+    """The length of a layer's patch stands in the golden README alone."""
     found = golden("detectors")
     arrays, meta = load_file(found.folder / "simplenet.safetensors"), found.meta
+    counts = json.loads((found.folder / "architectures.json").read_text())
     settings = CNNSettings(weights=write_network(tmp_path, meta))
     images = golden_images(meta)[meta["num_train"] :]
-    method = SimpleNet(settings, image_size=meta["image_size"], **sizes).eval()  # type: ignore[arg-type]
+    [width] = {v.shape[1] for k, v in arrays.items() if k.startswith(f"{kind}_projected")}
+    # A hidden unit has its weights, a bias, two numbers of the BatchNorm and one of the output.
+    hidden = counts[f"simplenet_{kind}_discriminator_params"] // (width + 4)
+    options: dict[str, Any] = {"target_dim": width, "hidden": hidden, "pretrain_dim": pretrain_dim}
+    if kind == "official":
+        defaults = signature(SimpleNet).parameters
+        assert all(defaults[name].default == value for name, value in options.items())
+    method = SimpleNet(settings, image_size=meta["image_size"], **options).eval()
+    size = sum(parameter.numel() for parameter in method.discriminator.parameters())
+    assert size == counts[f"simplenet_{kind}_discriminator_params"]
     fill_by_shape(method.adaptor)
     fill_by_shape(method.discriminator)
     method.on_fit_start()

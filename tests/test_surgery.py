@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import Golden
+from helpers import Golden
 from torch.testing import assert_close
 
 from anomaly_clip.backbones.clip import CLIPBackbone

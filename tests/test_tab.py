@@ -14,7 +14,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from conftest import Golden, save_picture
+from helpers import Golden, save_picture
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor

@@ -6,7 +6,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from conftest import save_picture
+from helpers import save_picture
 from numpy.typing import NDArray
 
 from anomaly_clip.synthesis import textures

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import save_picture
+from helpers import save_picture
 from PIL import Image
 
 from anomaly_clip.data.transforms import MaskFilter, Resize, resize_image, resize_mask
@@ -185,3 +185,18 @@ def test_masks_of_odd_modes_count_what_is_not_black(tmp_path: Path) -> None:
     for mode, suffix in (("CMYK", "tif"), ("LA", "png"), ("RGBA", "png"), ("P", "png")):
         path = saved(tmp_path / f"{mode}.{suffix}", grey.convert("RGB").convert(mode))
         assert np.array_equal(read_mask(path), values > 0), mode
+
+
+@pytest.mark.parametrize("size", range(16, 25))
+def test_crops_begin_where_torchvisions_do(size: int) -> None:
+    """Whatever is left over: of an odd rest torchvision rounds the half to the even pixel."""
+    from torchvision.transforms.functional import center_crop
+
+    image = np.arange(size * (size + 3), dtype=np.uint8).reshape(size, size + 3)
+    expected = np.asarray(center_crop(Image.fromarray(image), [16, 16]))
+    resize = Resize("shorter_crop", size)
+    assert np.array_equal(resize_image(np.dstack([image] * 3), 16, resize)[..., 0], expected)
+    square = image[:, :size]
+    mask = square > 100
+    cut = np.asarray(center_crop(Image.fromarray(mask), [16, 16]))
+    assert np.array_equal(resize_mask(mask, 16, resize=Resize("square_crop", size)), cut)

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Golden
-from test_sdp import quiet_trainer
+from helpers import Golden, quiet_trainer
 from torch import Tensor
 from torch.testing import assert_close
 

@@ -1,0 +1,151 @@
+"""Helpers that several files of tests share."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.testing import assert_close
+from torch.utils.data import DataLoader
+
+from anomaly_clip.backbones.prompts import PromptEnsemble, RVSSettings
+from anomaly_clip.methods import SDPPlus
+from anomaly_clip.methods.cnn_method import FittedMethod
+
+TINY_CLIP = {
+    "embed_dim": 12,
+    "vision_cfg": {"image_size": 32, "layers": 4, "width": 24, "head_width": 12, "patch_size": 8},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1},
+}
+
+
+WORDS = PromptEnsemble(["{}", "good {}"], ["bad {}"], ["a {}.", "the {}."])
+
+
+MEAN = RVSSettings("mean")
+
+
+Fitted = TypeVar("Fitted", bound=FittedMethod)
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Reference arrays of one official implementation."""
+
+    folder: Path
+
+    @cached_property
+    def inputs(self) -> dict[str, Tensor]:
+        return load_file(self.folder / "inputs.safetensors")
+
+    @cached_property
+    def expected(self) -> dict[str, Tensor]:
+        return load_file(self.folder / "expected.safetensors")
+
+    @cached_property
+    def meta(self) -> dict[str, Any]:
+        return json.loads((self.folder / "meta.json").read_text())
+
+    def named(self, prefix: str) -> dict[str, Tensor]:
+        """Return the expected tensors below a prefix, by the rest of their names."""
+        found = {k[len(prefix) :]: v for k, v in self.expected.items() if k.startswith(prefix)}
+        assert found, f"no golden tensor is named {prefix}..."
+        return found
+
+
+def save_picture(path: Path, array: np.ndarray | None = None, *, size: int = 40) -> Path:
+    """Save an array, or a grey ramp, as a picture."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if array is None:
+        ramp = np.linspace(0, 255, size, dtype=np.uint8)
+        array = np.repeat(np.tile(ramp, (size, 1))[..., None], 3, axis=2)
+    Image.fromarray(array).save(path)
+    return path
+
+
+def near(own: Tensor, expected: Tensor, relative: float) -> None:
+    """Compare within a fraction of the largest expected value."""
+    most = float(expected.abs().max())
+    assert_close(own.double(), expected.double(), atol=relative * most, rtol=0)
+
+
+def quiet_trainer(**options: Any) -> Trainer:
+    """Return a trainer on the CPU that writes and shows nothing."""
+    return Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+
+
+def fit_images(method: Fitted, images: Tensor, batch: int = 3) -> Fitted:
+    """Fit through Lightning's loop on images that are normalised already."""
+    batches = [
+        {"image": part, "category": ["a"] * len(part), "index": torch.arange(len(part))}
+        for part in images.split(batch)
+    ]
+    loader: Any = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+    quiet_trainer(max_epochs=1).fit(method, loader)
+    return method.eval()
+
+
+class Outputs(Callback):
+    """Keep what the test steps return."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, list[Tensor]] = {}
+
+    def on_test_batch_end(self, *arguments: Any) -> None:
+        _, _, outputs, batch, *_ = arguments
+        for name, value in [*outputs.items(), ("mask", batch["mask"])]:
+            self.kept.setdefault(name, []).append(value.clone())
+
+    def __getitem__(self, name: str) -> Tensor:
+        return torch.cat(self.kept[name])
+
+
+class Steps(Callback):
+    """Keep the losses of each step and the layers after each epoch."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.layers: list[dict[str, Tensor]] = []
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        self.losses.append(float(trainer.callback_metrics["train/loss"]))
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        assert isinstance(module, SDPPlus)
+        self.layers.append({f"fc.{k}": v.clone() for k, v in module.fc.state_dict().items()})
+
+
+def state_of(runs: Path, run: str = "run/1") -> dict[str, torch.Tensor]:
+    """Return the state of the last checkpoint of a run."""
+    file = runs / run / "checkpoints" / "last.ckpt"
+    found: dict[str, torch.Tensor] = torch.load(file, weights_only=True)["state_dict"]
+    return found
+
+
+def sdp_plus_command(
+    root: Path, auxiliary: Path, clip: str, runs: Path, verb: str = "fit"
+) -> list[str]:
+    """Return a command line of SDP+ with a tiny CLIP, trained on VisA's layout."""
+    words = [verb, "--model", "SDPPlus", "--model.backbone.name", clip, "--model.lr", "0.01"]
+    words += ["--model.backbone.pretrained", "random", "--model.rvs.method", "mean"]
+    words += ["--data", "MVTecAD", "--data.root", str(root), "--data.num_workers", "0"]
+    words += ["--data.auxiliary", "VisA", "--data.auxiliary.root", str(auxiliary)]
+    words += ["--trainer.accelerator", "cpu", "--output.root", str(runs)]
+    words += ["--trainer.log_every_n_steps", "1"]
+    return [*words, "--model.prompts.templates", '["a {}."]']

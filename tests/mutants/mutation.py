@@ -1,0 +1,134 @@
+"""Trials of mutants: a copy of the repository, one change in it, and the tests that must fail.
+
+The working tree is never touched. A change replaces whole lines that occur exactly once in their
+file, whatever their numbers, so that it survives edits elsewhere in the file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+COPIED = ("anomaly_clip", "tests", "configs", "benchmarks", "docs", "examples")
+FILES = ("pyproject.toml", "README.md", "CHANGELOG.md", "Makefile")
+
+Outcome = Literal["killed", "survived", "timeout", "outdated"]
+"""timeout: the tests took too long, which counts as killed; outdated: the change does not apply."""
+
+
+class Change(NamedTuple):
+    """Whole lines of a file and what takes their place."""
+
+    file: str
+    old: str
+    new: str
+
+
+@contextmanager
+def copied_repository() -> Iterator[Path]:
+    """Yield a copy of the working tree in a temporary folder."""
+    with tempfile.TemporaryDirectory(prefix="mutants-") as name:
+        folder = Path(name) / "repository"
+        ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
+        for part in COPIED:
+            if (ROOT / part).is_dir():
+                shutil.copytree(ROOT / part, folder / part, ignore=ignored)
+        for part in FILES:
+            if (ROOT / part).is_file():
+                shutil.copy(ROOT / part, folder / part)
+        yield folder
+
+
+def apply(change: Change, folder: Path) -> str | None:
+    """Make a change; return the file's text from before, or None if it does not apply."""
+    path = folder / change.file
+    if not path.is_file():
+        return None
+    text = path.read_text(encoding="utf-8")
+    starts = places(text, change.old)
+    if len(starts) != 1:
+        return None
+    end = starts[0] + len(change.old)
+    path.write_text(text[: starts[0]] + change.new + text[end:], encoding="utf-8")
+    return text
+
+
+def places(text: str, lines: str) -> list[int]:
+    """Return the offsets in a text at which these whole lines stand."""
+    return [m.start() for m in re.finditer(rf"^(?={re.escape(lines)}$)", text, re.MULTILINE)]
+
+
+def try_change(change: Change, tests: Sequence[str], folder: Path, seconds: float) -> Outcome:
+    """Run tests with a change and take it back.
+
+    Args:
+        change: Of a file below ``folder``.
+        tests: Arguments of pytest, files or ids.
+        folder: A copy of the repository.
+        seconds: How long all of the tests may take.
+    """
+    before = apply(change, folder)
+    if before is None:
+        return "outdated"
+    try:
+        return run_tests(tests, folder, seconds)
+    finally:
+        (folder / change.file).write_text(before, encoding="utf-8")
+
+
+def run_tests(tests: Sequence[str], folder: Path, seconds: float) -> Outcome:
+    """Run tests until one fails.
+
+    Raises:
+        RuntimeError: If pytest cannot run them.
+    """
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider"]
+    variables = {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    process = subprocess.Popen(
+        [*command, *tests],
+        cwd=folder,
+        env={**os.environ, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # tests start processes, which end with them
+    )
+    try:
+        output, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        return "timeout"
+    if process.returncode == 0:
+        return "survived"
+    # 2: a file of tests cannot be imported, which a mutant may cause.
+    if process.returncode in (1, 2):
+        return "killed"
+    raise RuntimeError(f"pytest cannot run {' '.join(tests)}:\n{output[-2000:]}")
+
+
+def find_tests(names: Sequence[str]) -> list[str]:
+    """Return the ids of test functions by their names, wherever they are.
+
+    Raises:
+        ValueError: If one is in no file, or in several.
+    """
+    found = []
+    texts = {file: file.read_text(encoding="utf-8") for file in (ROOT / "tests").glob("test_*.py")}
+    for name in names:
+        pattern = re.compile(rf"^def {name}\(", re.MULTILINE)
+        files = [file for file, text in texts.items() if pattern.search(text)]
+        if len(files) != 1:
+            raise ValueError(f"{name}: expected one file of tests with it, found {len(files)}")
+        found.append(f"tests/{files[0].name}::{name}")
+    return found
