@@ -9,17 +9,19 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from anomaly_clip.data.dataset import Sample
 from anomaly_clip.files import atomic_path, safe_name
 from anomaly_clip.maps import resize_maps
 from anomaly_clip.records import Scores
+
+if TYPE_CHECKING:
+    from anomaly_clip.data.samples import Sample
 
 __all__ = ["MapStore", "Ranges", "Rows", "image_names", "merge_ranges"]
 
