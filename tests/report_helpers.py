@@ -42,7 +42,8 @@ def run_writer(root: Path) -> Writer:
     ) -> Path:
         if categories is None:
             categories = {c: metrics(0.92 if c in TEXTURES else 0.86) for c in MVTEC}
-        own = {"data": "MVTecAD", "image_size": 224, "complete": True, "one_model_a_category": True}
+        base = {"data": "MVTecAD", "image_size": 224, "complete": True}
+        base["one_model_a_category"] = True
         run = {
             "method": method,
             "weights": {
@@ -51,7 +52,7 @@ def run_writer(root: Path) -> Writer:
                 "random": weights == "random",
                 "sha256": None,
             },
-            "protocol": {**own, **protocol},
+            "protocol": {**base, **protocol},
             "failed": failed or {},
         }
         folder = root / name
@@ -67,16 +68,16 @@ def report(*words: object) -> int:
     return main(["report", *map(str, words)])
 
 
-def lines_of(sheet: ReportTable, method: str) -> list[TableLine]:
-    """Return the lines of a row: published, and what is ours."""
-    starts = [at for at, line in enumerate(sheet.lines) if line.cells[0].startswith(method)]
-    (at,) = starts
-    found = [sheet.lines[at]]
-    for line in sheet.lines[at + 1 :]:
+def lines_of(table: ReportTable, method: str) -> list[TableLine]:
+    """Return the lines of a row: the published one, and ours."""
+    starts = [n for n, line in enumerate(table.lines) if line.cells[0].startswith(method)]
+    (start,) = starts
+    lines = [table.lines[start]]
+    for line in table.lines[start + 1 :]:
         if line.first:
             break
-        found.append(line)
-    return found
+        lines.append(line)
+    return lines
 
 
 def beside(table: str, *folders: Path) -> ReportTable:

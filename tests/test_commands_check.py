@@ -13,6 +13,7 @@ from helpers import save_picture
 from layouts import Maker, blob, brain_mri, btad, clinic_db, head_ct, ksdd2, mixed_wm38, visa
 
 from anomaly_clip.cli import main
+from anomaly_clip.commands.check import run_check
 from anomaly_clip.data.info import FACTS
 
 
@@ -32,7 +33,7 @@ def test_all_findings_as_json(own_root: Path, capsys: pytest.CaptureFixture[str]
     (own_root / "good" / "a.png").write_bytes(b"x")
     words = ["check", "--data", "ImageFolder", "--data.root", str(own_root)]
     words += ["--data.category", "plank"]
-    assert main([*words, "--json", "-"]) == 1
+    assert run_check([*words, "--json", "-"]) == 1
     printed = json.loads(capsys.readouterr().out)
     assert printed["problems"][0]["path"] == "good/a.png"
     assert printed["rows"][0]["normal"] == 2

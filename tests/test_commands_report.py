@@ -9,6 +9,7 @@ from report_helpers import MVTEC, Writer, metrics, report, run_writer
 from run_folder import TWO, make_run
 
 from anomaly_clip.cli import main
+from anomaly_clip.commands.report import run_report
 from anomaly_clip.report.page import PAGE
 from anomaly_clip.report.published_reader import load_published
 
@@ -46,7 +47,7 @@ def test_the_draws_that_are_missing_are_listed(
 
 
 def test_the_runs_of_a_table_are_listed(write: Writer, capsys: pytest.CaptureFixture[str]) -> None:
-    assert report("--table", "tab6", "--dry-run") == 0
+    assert run_report(["report", "--table", "tab6", "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4 * 2 + 1
     assert len(set(lines)) == len(lines)

@@ -15,7 +15,7 @@ from torchvision.models import resnet18
 
 from anomaly_clip.backbones.cnn import CNNBackbone
 from anomaly_clip.cli import main
-from anomaly_clip.commands.compare import _comparison_rows
+from anomaly_clip.commands.compare import _comparison_rows, run_compare
 from anomaly_clip.data import MVTecAD
 
 
@@ -47,7 +47,7 @@ def test_one_table_with_differences(
     root: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "c"
-    assert main(words(root, weights, folder)) == 0
+    assert run_compare(words(root, weights, folder)) == 0
     out = capsys.readouterr().out
     assert "PaDiM on MVTecAD, percent" in out
     assert out.count("PaDiM on") == 1

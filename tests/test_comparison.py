@@ -19,14 +19,14 @@ def write(tmp_path: Path) -> Writer:
 def test_a_mean_over_a_failed_category_is_refused(write: Writer) -> None:
     some = {"a": metrics(0.9), "b": metrics(0.8)}
     folder = write(categories=some, failed={"c": "no image"}, data="Demo", complete=False)
-    made = compare_runs(find_runs([folder]))
-    assert [line.cells[1] for line in made.table.lines] == [
+    comparison = compare_runs(find_runs([folder]))
+    assert [line.cells[1] for line in comparison.table.lines] == [
         "90.0",
         "80.0",
         "failed",
         "incomplete\n(2 of 3)",
     ]
-    mean = made.data.rows[-1]
+    mean = comparison.data.rows[-1]
     assert mean[0] == "mean"
     assert mean[6] is None
     assert "image_auroc incomplete (2 of 3)" in str(mean[-1])
@@ -34,12 +34,12 @@ def test_a_mean_over_a_failed_category_is_refused(write: Writer) -> None:
 
 def test_categories_without_anomalous_images_have_dashes(write: Writer) -> None:
     none = {"a": metrics(None, None), "b": metrics(None, None)}
-    sheet = compare_runs(find_runs([write(categories=none, data="Demo")])).table
-    assert all(set(line.cells[1:]) == {"–"} for line in sheet.lines)
+    table = compare_runs(find_runs([write(categories=none, data="Demo")])).table
+    assert all(set(line.cells[1:]) == {"–"} for line in table.lines)
     one = {"a": metrics(0.7), "b": metrics(None)}
-    sheet = compare_runs(find_runs([write("one", categories=one, data="Demo")])).table
-    assert sheet.lines[-1].cells[1] == "incomplete\n(1 of 2)"
-    assert sheet.lines[-1].cells[3] == "50.0"
+    table = compare_runs(find_runs([write("one", categories=one, data="Demo")])).table
+    assert table.lines[-1].cells[1] == "incomplete\n(1 of 2)"
+    assert table.lines[-1].cells[3] == "50.0"
     of_table = beside("tab1", write("c", categories={c: metrics(None) for c in MVTEC}))
     assert lines_of(of_table, "PaDiM, ImageNet")[1].cells[2:] == ("–", "–", "–")
 

@@ -137,13 +137,13 @@ def test_the_options_are_read_only_for_a_suggestion() -> None:
 def test_the_error_that_this_package_raised_is_explained() -> None:
     def wrapped() -> None:
         try:
-            check_choice("--rule", "squre", ["square", "short"])
+            check_choice("--rule", "triangle", ["square", "short"])
         except ValueError as error:
             raise RuntimeError("in a library") from error
 
     with pytest.raises(RuntimeError) as caught:
         wrapped()
-    assert explain(caught.value) == "--rule must be one of square, short, got squre"
+    assert explain(caught.value) == "--rule must be one of square, short, got triangle"
 
 
 def test_of_a_process_that_loads_data_the_last_line_counts() -> None:

@@ -14,6 +14,8 @@ from report_helpers import MVTEC, Writer, beside, lines_of, metrics, report, row
 
 from anomaly_clip.cli import main
 from anomaly_clip.report.comparison import compare_runs
+from anomaly_clip.report.published_comparison import compare_with_published
+from anomaly_clip.report.published_reader import load_published
 from anomaly_clip.results.run_reader import find_runs
 
 
@@ -72,8 +74,8 @@ def test_runs_of_one_seed_and_draws_with_gaps_have_no_mean(write: Writer) -> Non
 
 
 def test_what_nobody_ran_says_so(write: Writer) -> None:
-    sheet = beside("tab1", write())
-    assert lines_of(sheet, "PaDiM, TAB")[1].cells[1:] == ("ours", *["not run"] * 3)
+    table = beside("tab1", write())
+    assert lines_of(table, "PaDiM, TAB")[1].cells[1:] == ("ours", *["not run"] * 3)
     text = beside("clip_ada_mvtec").legend[0].text
     assert text == "For reference: no run of ours belongs to a row."
 
@@ -86,11 +88,11 @@ def test_figures_of_random_and_demo_weights_are_labelled_and_not_compared(
     write: Writer, weights: str, label: str, warning: str, tmp_path: Path
 ) -> None:
     folder = write(weights=weights, backbone="demo", image_size=64)
-    sheet = beside("tab1", folder)
-    _, ours, difference = lines_of(sheet, "PaDiM, ImageNet")
+    table = beside("tab1", folder)
+    _, ours, difference = lines_of(table, "PaDiM, ImageNet")
     assert ours.cells[2:] == tuple(f"{v}\n{label}" for v in ("92.00", "86.00", "88.00"))
     assert difference.cells[2:] == ("–", "–", "–")
-    assert any(note.loud and warning in note.text for note in sheet.notes)
+    assert any(note.loud and warning in note.text for note in table.notes)
     assert report(folder, "--table", "tab1", "--csv", tmp_path / "a.csv") == 0
     ours_rows = [row for row in rows_of(tmp_path / "a.csv") if row["run"]]
     assert ours_rows
@@ -111,32 +113,32 @@ def test_a_mean_of_fewer_categories_is_refused(write: Writer) -> None:
 
 def test_partial_runs_and_training_on_test_images_are_labelled(write: Writer) -> None:
     for label, protocol in (("partial", {"complete": False}), ("overlap", {"overlap": 3})):
-        sheet = beside("tab1", write(label, **protocol))
-        _, ours, difference = lines_of(sheet, "PaDiM, ImageNet")
+        table = beside("tab1", write(label, **protocol))
+        _, ours, difference = lines_of(table, "PaDiM, ImageNet")
         assert ours.cells[4] == f"88.00\n{label}"
         assert difference.cells[4] == "–"
 
 
 def test_an_epoch_chosen_on_test_images_is_labelled_and_compared(write: Writer) -> None:
     folder = write(method="SimpleNet", image_size=288, select="best_test")
-    sheet = beside("tab1", folder)
-    _, ours, difference = lines_of(sheet, "SimpleNet, ImageNet")
+    table = beside("tab1", folder)
+    _, ours, difference = lines_of(table, "SimpleNet, ImageNet")
     assert (ours.cells[4], difference.cells[4]) == ("88.00\nby test", "-8.60")
-    assert any("EPOCH CHOSEN BY THE TEST IMAGES" in note.text for note in sheet.notes)
+    assert any("EPOCH CHOSEN BY THE TEST IMAGES" in note.text for note in table.notes)
 
 
 def test_one_category_fitted_alone_stands_in_its_row(write: Writer) -> None:
     folder = write(categories={"screw": metrics(0.75)}, one_model_a_category=False)
-    sheet = beside("padim_categories", folder)
-    assert lines_of(sheet, "PaDiM, screw")[2].cells[2] == "+0.5"
-    assert lines_of(sheet, "PaDiM, bottle")[1].cells[2] == "not run"
-    assert lines_of(sheet, "PaDiM, textures")[1].cells[2] == "not run"
-    assert sheet.lines[-2].cells[2] == "1 of 15\ncategories"
+    table = beside("padim_categories", folder)
+    assert lines_of(table, "PaDiM, screw")[2].cells[2] == "+0.5"
+    assert lines_of(table, "PaDiM, bottle")[1].cells[2] == "not run"
+    assert lines_of(table, "PaDiM, textures")[1].cells[2] == "not run"
+    assert table.lines[-2].cells[2] == "1 of 15\ncategories"
 
 
 def test_own_pictures_in_the_layout_of_a_data_set_are_not_that_data_set(write: Writer) -> None:
-    sheet = beside("tab1", write(categories={"mug": metrics(0.9)}))
-    assert lines_of(sheet, "PaDiM, ImageNet")[1].cells[4] == "other\ncategories"
+    table = beside("tab1", write(categories={"mug": metrics(0.9)}))
+    assert lines_of(table, "PaDiM, ImageNet")[1].cells[4] == "other\ncategories"
 
 
 def test_fractions_are_compared_as_percent(write: Writer) -> None:
@@ -149,8 +151,8 @@ def test_fractions_are_compared_as_percent(write: Writer) -> None:
 
 
 def test_several_runs_of_a_row_stand_below_each_other(write: Writer) -> None:
-    sheet = beside("tab1", write("a"), write("b"))
-    assert [line.cells[1] for line in lines_of(sheet, "PaDiM, ImageNet")] == [
+    table = beside("tab1", write("a"), write("b"))
+    assert [line.cells[1] for line in lines_of(table, "PaDiM, ImageNet")] == [
         "published",
         "ours A",
         "difference",
@@ -173,8 +175,8 @@ def test_a_real_run_of_random_weights(
     assert main(["each", *words, "--output.folder", str(folder)]) == 0
     capsys.readouterr()
     content = json.loads((folder / "metrics.json").read_text())["categories"]
-    sheet = beside("padim_categories", folder)
-    _, ours, difference = lines_of(sheet, "PaDiM, bottle")
+    table = beside("padim_categories", folder)
+    _, ours, difference = lines_of(table, "PaDiM, bottle")
     value = content["bottle"]["image_auroc"]
     assert ours.cells[2] == f"{100 * value:.1f}\nrandom"
     assert difference.cells[2] == "–"
@@ -182,3 +184,16 @@ def test_a_real_run_of_random_weights(
     out = capsys.readouterr().out
     assert "RANDOM WEIGHTS" in out
     assert "(2 of 15)" in out
+
+
+def test_rows_for_programs_are_fractions(write: Writer) -> None:
+    source = load_published()
+    run = write(weights="random")
+    comparison = compare_with_published(source.tables["tab1"], find_runs([run]), source)
+    rows = [dict(zip(comparison.data.header, row, strict=True)) for row in comparison.data.rows]
+    ours = [row for row in rows if row["run"] and row["method"] == "PaDiM, ImageNet"]
+    assert [row["ours"] for row in ours] == pytest.approx([0.92, 0.86, 0.88])
+    assert [row["published"] for row in ours] == pytest.approx([0.9640, 0.8763, 0.9055])
+    assert all(row["difference"] is None and "RANDOM WEIGHTS" in str(row["note"]) for row in ours)
+    missing = [row for row in rows if row["method"] == "RD4AD, ImageNet"]
+    assert {row["note"] for row in missing} == {"not run"}

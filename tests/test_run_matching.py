@@ -8,6 +8,10 @@ import pytest
 import yaml
 from report_helpers import Writer, beside, lines_of, report, run_writer, tab_export
 
+from anomaly_clip.report.published_reader import load_published
+from anomaly_clip.report.run_matching import differences, mismatch
+from anomaly_clip.results.run_reader import find_runs
+
 
 @pytest.fixture
 def write(tmp_path: Path) -> Writer:
@@ -16,8 +20,8 @@ def write(tmp_path: Path) -> Writer:
 
 def test_another_protocol_belongs_to_no_row_and_the_reason_is_said(write: Writer) -> None:
     def reason(*folders: Path) -> str:
-        sheet = beside("tab1", *folders)
-        return next(note.text for note in sheet.legend if "belongs to no row" in note.text)
+        table = beside("tab1", *folders)
+        return next(note.text for note in table.legend if "belongs to no row" in note.text)
 
     assert "nearest is PaDiM, ImageNet, but image_size is 256, not 224" in reason(
         write("size", image_size=256)
@@ -41,13 +45,13 @@ def test_options_behind_model_are_read_beside_the_figures(write: Writer) -> None
 
 def test_weights_are_what_their_own_record_says(write: Writer, tmp_path: Path) -> None:
     weights = tab_export(tmp_path / "tab")
-    sheet = beside("tab1", write(weights=str(weights)))
-    assert lines_of(sheet, "PaDiM, TAB")[2].cells[4] == "-4.64"
-    assert lines_of(sheet, "PaDiM, ImageNet")[1].cells[4] == "not run"
+    table = beside("tab1", write(weights=str(weights)))
+    assert lines_of(table, "PaDiM, TAB")[2].cells[4] == "-4.64"
+    assert lines_of(table, "PaDiM, ImageNet")[1].cells[4] == "not run"
     normal = tab_export(tmp_path / "normal", align="normal")
-    sheet = beside("tab7", write("n", weights=str(normal)))
-    assert lines_of(sheet, "Normal only")[1].cells[2] == "88.00"
-    assert lines_of(sheet, "Normal and abnormal")[1].cells[2] == "not run"
+    table = beside("tab7", write("n", weights=str(normal)))
+    assert lines_of(table, "Normal only")[1].cells[2] == "88.00"
+    assert lines_of(table, "Normal and abnormal")[1].cells[2] == "not run"
 
 
 def test_a_backbone_that_followed_demo_texts_is_labelled(write: Writer, tmp_path: Path) -> None:
@@ -66,3 +70,25 @@ def test_weights_without_a_record_are_what_the_command_line_says(
     assert "nothing beside its weights /somewhere/their.pt says what they are" in out
     assert report(folder, "--table", "tab6", "--weights", "tab=/somewhere/their.pt") == 0
     assert "-4.64" in capsys.readouterr().out
+
+
+def test_differences_are_named_and_none_is_left_for_the_right_run(write: Writer) -> None:
+    source = load_published()
+    table = source.tables["tab1"]
+    spec = table.rows[0].run
+    assert spec is not None
+    (right,) = find_runs([write()])
+    assert differences(spec, right, source, {}) == []
+    (wrong,) = find_runs([write("wrong", image_size=256, fraction=0.1, weights="/x/y.pt")])
+    assert differences(spec, wrong, source, {}) == [
+        "fraction is 0.1",
+        "image_size is 256, not 224",
+        "its weights are /x/y.pt, not imagenet",
+    ]
+    assert mismatch(table, wrong, source, {}).startswith(f"{wrong.label} belongs to no row of tab1")
+    # A file that the command line names is what it says.
+    named = {Path("/x/y.pt"): "imagenet"}
+    assert len(differences(spec, wrong, source, named)) == 2
+    # Random weights stand in for all others, whatever their network is.
+    (random,) = find_runs([write("random", weights="random", backbone="demo", image_size=64)])
+    assert differences(spec, random, source, {}) == []

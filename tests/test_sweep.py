@@ -20,6 +20,7 @@ from sweep_files import COMMAND, GOAL, write_sweep
 
 from anomaly_clip.cli import main
 from anomaly_clip.commands.experiment import run_experiment
+from anomaly_clip.commands.sweep import run_sweep
 from anomaly_clip.commands.sweep_file import ARGS, read_sweep
 from anomaly_clip.commands.sweep_parameter import read_parameter
 from anomaly_clip.commands.sweep_record import SweepRecord, last_logged
@@ -481,7 +482,7 @@ def test_a_dry_run_lists_the_commands(
         command=[*COMMAND[:-1], *AUXILIARY, ARGS],
         early_terminate={"type": "hyperband", "min_iter": 3},
     )
-    assert main(["sweep", str(file), *TINY_CLIP, "--dry-run"]) == 0
+    assert run_sweep(["sweep", str(file), *TINY_CLIP, "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
     assert not (tmp_path / "runs").exists()

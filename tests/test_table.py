@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from report_helpers import Writer, metrics, report, rows_of, run_writer
+
+from anomaly_clip.report.table import ReportTable, TableLine, TableNote
 
 
 @pytest.fixture
@@ -95,3 +98,54 @@ def test_thousands_of_categories_are_in_the_files_and_few_on_the_screen(
     assert len(rows_of(files["csv"])) == 3001
     assert files["markdown"].read_text().count("| kind ") == 3000
     assert files["html"].read_text().count('<td class="name">kind ') == 3000
+
+
+TABLE = ReportTable(
+    title="A title",
+    notes=[TableNote("read this", loud=True)],
+    headings=["method", "", "image\nAUROC", "pixel\nAP"],
+    lines=[
+        TableLine(("PaDiM", "published", "96.4", "40.0"), "published", first=True),
+        TableLine(("", "ours", "92.0\n±1.5", ""), "ours"),
+        TableLine(("", "difference", "-4.4", "–"), "difference"),
+    ],
+    legend=[TableNote("a remark")],
+    num_names=2,
+)
+
+
+def test_markdown_by_hand() -> None:
+    assert TABLE.markdown() == (
+        "# A title\n\n**read this**\n\n"
+        "| method |  | image AUROC | pixel AP |\n| --- | --- | ---: | ---: |\n"
+        "| PaDiM | published | 96.4 | 40.0 |\n"
+        "|  | **ours** | **92.0 ±1.5** |  |\n"
+        "|  | difference | -4.4 | – |\n\n"
+        "- a remark\n"
+    )
+
+
+def test_a_terminal_shows_the_columns_that_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    replace(TABLE, printed=[0, 1, 3]).print()
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert ["A", "title"] in lines
+    assert ["PaDiM", "published", "40.0"] in lines
+    assert not any("96.4" in line for line in lines)
+    assert lines[-1] == ["a", "remark"]
+
+
+@pytest.mark.parametrize("count", [40, 41])
+def test_of_many_categories_the_lowest_are_printed(
+    count: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [
+        TableLine((f"c{n}", f"{n}"), "category", rank=None if n == 7 else n / 100)
+        for n in range(count)
+    ]
+    mean = TableLine(("mean", "0.5"), "mean")
+    table = ReportTable("t", [], ["category", "x"], [*lines, mean], [], ranked_by="x")
+    table.print()
+    out = capsys.readouterr().out.split()
+    assert ("c7" in out) == (count == 40)  # the undefined are the last
+    assert sum(word.startswith("c") and word[1:].isdecimal() for word in out) == 40
+    assert "mean" in out
