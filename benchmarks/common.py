@@ -5,6 +5,7 @@ A result is one JSON object: ``benchmark``, ``header``, the benchmark's own valu
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -30,6 +31,7 @@ __all__ = [
     "fastest",
     "header",
     "one_line",
+    "parser",
     "report",
     "result",
 ]
@@ -66,15 +68,19 @@ class Bound(TypedDict):
 
 
 def at_most(value: float | None, bound: float) -> Bound:
-    """Return a value with its upper bound."""
+    """Return a value, to six digits, with its upper bound."""
     met = None if value is None else value <= bound
-    return Bound(value=value, bound=bound, rule="at most", met=met)
+    return Bound(value=_shortened(value), bound=bound, rule="at most", met=met)
 
 
 def at_least(value: float | None, bound: float) -> Bound:
-    """Return a value with its lower bound."""
+    """Return a value, to six digits, with its lower bound."""
     met = None if value is None else value >= bound
-    return Bound(value=value, bound=bound, rule="at least", met=met)
+    return Bound(value=_shortened(value), bound=bound, rule="at least", met=met)
+
+
+def _shortened(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.6g}")
 
 
 def fastest(
@@ -105,6 +111,11 @@ def fastest(
     return {name: min(values) for name, values in seconds.items()}
 
 
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """Return the parser of a script, described by the first line of its docstring."""
+    return argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+
+
 def one_line(error: BaseException) -> str:
     """Return an error's kind and the first line of its message, for a result."""
     lines = str(error).splitlines() or [""]
@@ -116,10 +127,10 @@ def header(benchmark: str, arguments: Sequence[str] | None = None) -> dict[str, 
 
     Args:
         benchmark: The script's name without its ending.
-        arguments: The command line behind the script's name; default: this process's. A benchmark
-            that takes folders gives their meaning in the place of their paths.
+        arguments: The command line behind the script's name; default: this process's. Of paths
+            only the last part is kept.
     """
-    words = sys.argv[1:] if arguments is None else list(arguments)
+    words = [last_part(w) for w in (sys.argv[1:] if arguments is None else arguments)]
     return {
         "command": shlex.join(["python", f"benchmarks/{benchmark}.py", *words]),
         "commit": commit(),
@@ -128,6 +139,12 @@ def header(benchmark: str, arguments: Sequence[str] | None = None) -> dict[str, 
         "versions": versions(),
         "threads": threads(),
     }
+
+
+def last_part(word: str) -> str:
+    """Return the last part of a path, and any other word as it is."""
+    path = Path(word)
+    return path.name if path.is_absolute() or ("/" in word and path.exists()) else word
 
 
 def commit(root: Path = ROOT) -> str:
