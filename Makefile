@@ -7,12 +7,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test lint format bench-status clean
 
 help:  ## show this
 	@echo "anomaly_clip: visual anomaly detection with CLIP"
 	@echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  PYTHON=python3.12 chooses the Python of the first set-up (3.10 or newer)"
 
@@ -55,6 +55,9 @@ lint: $(STAMP)  ## ruff, codespell, mypy
 format: $(STAMP)  ## let ruff format and fix
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+bench-status: $(STAMP)  ## bounds of the measured results, and which are missed
+	@$(BIN)/python benchmarks/status.py
 
 clean:  ## remove the environment and all caches
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -12,9 +12,6 @@ them. The exit status is 1 if a step takes more than 1.25 times its parts, or wa
 
 from __future__ import annotations
 
-import argparse
-import copy
-import json
 import sys
 import tempfile
 import time
@@ -23,52 +20,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bare import clip_ada_parts
+from common import at_most, parser, report
 from lightning.pytorch import Callback, Trainer
 from PIL import Image
-from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from anomaly_clip.backbones.clip import CLIPSettings, unit
+from anomaly_clip.backbones.clip import CLIPSettings
 from anomaly_clip.callbacks import DataWaitMonitor
 from anomaly_clip.data import IndustrialFolders
 from anomaly_clip.demo.photographs import draw_picture
 from anomaly_clip.methods import CLIPADA
 from anomaly_clip.synthesis import SynthesisSettings
 
-BATCH, SIDE, LAYER = 8, 256, 7
+BATCH, SIDE = 8, 256
 MOST_TIMES, MOST_WAITING = 1.25, 0.05
-
-
-def parts(method: CLIPADA) -> tuple[Any, Any]:
-    """Return functions that run the frozen and the trained part, as plainly as can be."""
-    clip = method.backbone.model
-    visual = clip.visual
-    width, dim = 768, 512
-    heads = nn.ModuleList(nn.Linear(width, dim) for _ in range(2))
-    norm = nn.LayerNorm(width, elementwise_affine=False)
-    block = copy.deepcopy(visual.transformer.resblocks[LAYER]).requires_grad_(True)
-    prompt = (0.02 * torch.randn(1, 16, clip.token_embedding.weight.shape[1])).requires_grad_()
-    ends = torch.randn(1, 1, prompt.shape[-1])
-
-    def frozen(pixels: Tensor) -> Tensor:
-        with torch.no_grad():
-            found = visual.forward_intermediates(
-                pixels, indices=[LAYER - 1], stop_early=True, intermediates_only=True,
-                output_fmt="NLC", output_extra_tokens=True,
-            )  # fmt: skip
-            return torch.cat(
-                [found["image_intermediates_prefix"][0], found["image_intermediates"][0]], dim=1
-            )
-
-    def trained(tokens: Tensor) -> None:
-        words = torch.cat([ends, prompt, ends], dim=1) + clip.positional_embedding[:18]
-        words = clip.transformer(words, attn_mask=clip.attn_mask[:18, :18])
-        text = unit(clip.ln_final(words)[:, -1] @ clip.text_projection)[0]
-        coarse = unit(heads[0](norm(tokens[:, 1:]))) @ text
-        fine = unit(heads[1](norm(block(tokens)[:, 1:]))) @ text
-        (coarse.mean() + fine.mean()).backward()
-
-    return frozen, trained
 
 
 def write_files(root: Path, count: int) -> None:
@@ -95,13 +61,13 @@ def trainer(steps: int, *callbacks: Callback) -> Trainer:
 
 def main() -> int:
     """Run the benchmark and return its exit status."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7)
-    rounds = parser.parse_args().rounds
+    arguments = parser(__doc__)
+    arguments.add_argument("--rounds", type=int, default=7)
+    rounds = arguments.parse_args().rounds
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     method = CLIPADA(CLIPSettings("ViT-B-16-quickgelu", "random", SIDE))
-    frozen, trained = parts(method)
+    frozen, trained = clip_ada_parts(method)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_files(root, 2 * rounds * BATCH)
@@ -144,21 +110,16 @@ def main() -> int:
     least = {name: min(values[1:]) for name, values in seconds.items()}
     times = least["step"] / (least["frozen"] + least["trained"])
     share = waiting.share
-    met = times <= MOST_TIMES and share <= MOST_WAITING
-    report = {
-        "benchmark": "clip_ada_step",
-        "command": f"python benchmarks/clip_ada_step.py --rounds {rounds}",
+    values = {
         "seconds": {name: round(value, 3) for name, value in least.items()},
         "times_its_parts": round(times, 3),
-        "target": MOST_TIMES,
         "waiting_share": round(share, 4),
-        "waiting_target": MOST_WAITING,
-        "threads": 1,
-        "torch": torch.__version__,
-        "met": met,
     }
-    print(json.dumps(report))
-    return 0 if met else 1
+    bounds = {
+        "step over its parts": at_most(times, MOST_TIMES),
+        "waiting share": at_most(share, MOST_WAITING),
+    }
+    return report("clip_ada_step", values, bounds)
 
 
 if __name__ == "__main__":

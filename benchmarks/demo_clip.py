@@ -12,7 +12,6 @@ fixed set or one of the other seeds falls short of what the demo promises.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import sys
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from common import at_least, parser, report
 from torch import Tensor
 
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings
@@ -225,9 +225,10 @@ def demo_sdp(settings: dict[str, Any], pretrained: str = DEMO) -> SDP:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--magnetic_tile", type=Path, help="real pictures, MVTec-AD's layout")
-    options = parser.parse_args()
+    """Run the benchmark and return its exit status."""
+    arguments = parser(__doc__)
+    arguments.add_argument("--magnetic_tile", type=Path, help="photographs, MVTec-AD's layout")
+    options = arguments.parse_args()
     config = load("demo.yaml")
     assert config["data"]["init_args"]["seed"] == SEEDS[0]
     sdp = demo_sdp(config["model"]["init_args"])
@@ -235,25 +236,22 @@ def main() -> int:
     data = Demo(**{**config["data"]["init_args"], "image_size": size, "num_workers": 0})
 
     seeds = {seed: official(seed) for seed in SEEDS}
-    met = all(
-        metrics["mean"][name] >= least
-        for metrics in seeds.values()
+    bounds = {
+        f"{name}, seed {seed}": at_least(metrics["mean"][name], least)
+        for seed, metrics in seeds.items()
         for name, least in PROMISED.items()
-    ) and all(
-        figures["image_auroc"] >= PROMISED_CATEGORY
-        for metrics in seeds.values()
-        for figures in metrics["categories"].values()
-    )
+    }
+    for seed, metrics in seeds.items():
+        worst = min(found["image_auroc"] for found in metrics["categories"].values())
+        name = f"image_auroc of the worst category, seed {seed}"
+        bounds[name] = at_least(worst, PROMISED_CATEGORY)
     controls = {
         "random weights": brief(official(SEEDS[0], RANDOM))["mean"],
         "centre prior": brief(evaluate(data, centre_prior(data, size)))["mean"],
         "median colour": brief(evaluate(data, median_colour(sdp.sigma)))["mean"],
         "halves of the sentences for normal": halves(data, sdp),
     }
-    report: dict[str, Any] = {
-        "benchmark": "demo_clip",
-        "command": "python benchmarks/demo_clip.py"
-        + (" --magnetic_tile DIR" if options.magnetic_tile else ""),
+    values: dict[str, Any] = {
         "weights": CLIPBackbone(pretrained=DEMO).identity,
         "held_out": {str(seed): brief(metrics) for seed, metrics in seeds.items()},
         "by_defect": by_defect(data, sdp),
@@ -262,12 +260,11 @@ def main() -> int:
     if options.magnetic_tile:
         tiles = MagneticTile(root=str(options.magnetic_tile), image_size=size, num_workers=0)
         random = demo_sdp(config["model"]["init_args"], RANDOM)
-        report["magnetic_tile"] = {
+        values["magnetic_tile"] = {
             name: {"mean": brief(evaluate(tiles, one.score))["mean"], **by_defect(tiles, one)}
             for name, one in (("demo", sdp), ("random weights", random))
         }
-    print(json.dumps({**report, "promised": PROMISED, "met": met}))
-    return 0 if met else 1
+    return report("demo_clip", values, bounds)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,12 @@ exit status is 1 if normal and defective pictures in turn come slower than the t
 from __future__ import annotations
 
 import io
-import json
-import shlex
 import sys
 import time
 from collections.abc import Callable
 
 import cv2
+from common import at_least, fastest, parser, report
 from PIL import Image
 
 from anomaly_clip.demo.photographs import CATEGORIES, draw_picture
@@ -58,6 +57,8 @@ def decode(files: list[bytes]) -> None:
 
 
 def main() -> int:
+    """Run the benchmark and return its exit status."""
+    parser(__doc__).parse_args()
     cv2.setNumThreads(1)
     mixed = jobs(lambda index: index % 2 == 1)
     normal, defective = jobs(lambda index: False), jobs(lambda index: True)
@@ -68,27 +69,16 @@ def main() -> int:
         "mixed": lambda: draw(mixed),
         "png_decode": lambda: decode(files),
     }
-    seconds = dict.fromkeys(work, float("inf"))
-    for _ in range(ROUNDS):
-        for name, run in work.items():
-            start = time.perf_counter()
-            run()
-            seconds[name] = min(seconds[name], time.perf_counter() - start)
+    seconds = fastest(ROUNDS, work, clock=time.perf_counter, warm_up=0)
     rates = {name: round(len(mixed) / best, 1) for name, best in seconds.items()}
-    met = rates["mixed"] >= TARGET
-    report = {
-        "benchmark": "demo_data",
-        "command": shlex.join(["python", *sys.argv]),
+    values = {
         "size": SIZE,
-        "threads": 1,
         "rounds": ROUNDS,
         "images_per_second": rates,
         "ratio_to_png_decode": round(rates["mixed"] / rates["png_decode"], 3),
-        "target": TARGET,
-        "met": met,
     }
-    print(json.dumps(report))
-    return 0 if met else 1
+    bounds = {"images per second, half of them defective": at_least(rates["mixed"], TARGET)}
+    return report("demo_data", values, bounds)
 
 
 if __name__ == "__main__":

@@ -16,19 +16,16 @@ exit status is 1 if a bound is not kept.
 
 from __future__ import annotations
 
-import argparse
-import json
 import resource
-import shlex
 import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
 import torch
+from common import Bound, at_least, at_most, fastest, parser, report
 from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
@@ -124,18 +121,6 @@ def forward(network: Any, pixels: list[Tensor]) -> None:
         network.layer3(network.layer2(network.layer1(seen)))
 
 
-def least_seconds(rounds: int, **tasks: Callable[[], object]) -> dict[str, float]:
-    """Return the fewest processor seconds of each task; they take turns, after one for warmth."""
-    seconds: dict[str, list[float]] = {name: [] for name in tasks}
-    for number in range(rounds + 1):
-        for name, task in tasks.items():
-            start = time.process_time()
-            task()
-            if number:
-                seconds[name].append(time.process_time() - start)
-    return {name: min(values) for name, values in seconds.items()}
-
-
 def time_padim(rounds: int) -> dict[str, float]:
     """Return the seconds of the bare forward, of fit and of test."""
     from torchvision.models import resnet18
@@ -153,7 +138,8 @@ def time_padim(rounds: int) -> dict[str, float]:
         trainer().predict(fitted, loader, return_predictions=False)
 
     network = resnet18(weights=None).eval()
-    return least_seconds(rounds, forward=partial(forward, network, pixels), fit=fit, test=test)
+    bare = partial(forward, network, pixels)
+    return fastest(rounds, {"forward": bare, "fit": fit, "test": test})
 
 
 def peak_of_fit(count: int) -> float:
@@ -188,12 +174,12 @@ def time_centre(rounds: int) -> dict[str, Any]:
         for _ in range(CENTRES):
             torch.mv(points, vector)
 
-    seconds = least_seconds(
-        rounds,
-        product=products,
-        few=lambda: k_centre_greedy(points, 1, 0),
-        many=lambda: k_centre_greedy(points, CENTRES + 1, 0),
-    )
+    tasks = {
+        "product": products,
+        "few": lambda: k_centre_greedy(points, 1, 0),
+        "many": lambda: k_centre_greedy(points, CENTRES + 1, 0),
+    }
+    seconds = fastest(rounds, tasks)
     ours = k_centre_greedy(points, CENTRES, 7)
     return {
         "patches": len(points),
@@ -221,57 +207,52 @@ def time_step(rounds: int) -> dict[str, float]:
             method.zero_grad()
             torch.stack([level.mean() for level in student]).sum().backward()
 
-    return least_seconds(rounds, bare=bare, steps=lambda: trainer().fit(method, loader))
+    return fastest(rounds, {"bare": bare, "steps": lambda: trainer().fit(method, loader)})
 
 
 def main() -> int:
     """Run the benchmark and return its exit status."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
-    asked = parser.parse_args()
-    rounds = asked.rounds
+    arguments = parser(__doc__)
+    arguments.add_argument("--rounds", type=int, default=7)
+    arguments.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    options = arguments.parse_args()
+    rounds = options.rounds
     warnings.filterwarnings("ignore")
     torch.manual_seed(0)
     ratios: dict[str, float] = {}
     parts: dict[str, Any] = {}
-    same = True
-    if "memory" in asked.only:
+    bounds: dict[str, Bound] = {}
+    if "memory" in options.only:
         with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
             few, many = (pool.apply(peak_of_fit, (count,)) for count in (FEW, MANY))
         ratios["memory"] = many / few
         parts["padim_peak_mib"] = {f"{FEW} images": round(few), f"{MANY} images": round(many)}
     torch.set_num_threads(1)
-    if "padim" in asked.only:
+    if "padim" in options.only:
         seconds = time_padim(rounds)
         ratios["fit"] = seconds["fit"] / seconds["forward"]
         ratios["test"] = seconds["test"] / seconds["forward"]
         parts["padim_seconds"] = {name: round(value, 2) for name, value in seconds.items()}
-    if "centre" in asked.only:
+    if "centre" in options.only:
         parts["patchcore"] = time_centre(rounds)
         ratios["centre"] = parts["patchcore"]["times"]
-        same = parts["patchcore"]["same_as_plain"]
-    if "rd4ad" in asked.only:
+        bounds["centres equal to the plain ones"] = at_least(
+            int(parts["patchcore"]["same_as_plain"]), 1
+        )
+    if "rd4ad" in options.only:
         seconds = time_step(rounds)
         ratios["rd4ad_step"] = seconds["steps"] / seconds["bare"]
         parts["rd4ad_seconds"] = {name: round(value, 2) for name, value in seconds.items()}
-    met = all(value <= BOUNDS[name] for name, value in ratios.items()) and same
-    report = {
-        "benchmark": "detectors",
-        "command": shlex.join(["python", *sys.argv]),
+    values = {
         "backbone": "resnet18, random weights",
         "images": IMAGES,
         "side": SIDE,
-        "threads": 1,
         "rounds": rounds,
-        "bounds": BOUNDS,
         "ratios": {name: round(value, 3) for name, value in ratios.items()},
         **parts,
-        "torch": torch.__version__,
-        "met": met,
     }
-    print(json.dumps(report))
-    return 0 if met else 1
+    bounds |= {name: at_most(value, BOUNDS[name]) for name, value in ratios.items()}
+    return report("detectors", values, bounds)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ without, or if losses differ by more than half precision explains.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import sys
 import tempfile
@@ -25,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import at_least, at_most, parser, report
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 
@@ -95,9 +94,11 @@ def epochs(make: Callable[[], tuple[SDPPlus, MVTecAD]]) -> tuple[list[float], li
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=16, help="pictures that are learnt from")
-    images = parser.parse_args().images
+    """Run the benchmark and return its exit status."""
+    arguments = parser(__doc__)
+    arguments.add_argument("--images", type=int, default=16, help="images that are learnt from")
+    images = arguments.parse_args().images
+    torch.set_num_threads(2)
     warnings.filterwarnings("ignore")
     names = list(CATEGORIES)[:2]
     with tempfile.TemporaryDirectory() as folder:
@@ -122,12 +123,8 @@ def main() -> int:
     plain = min(without)
     apart = max(abs(a / b - 1) for a, b in zip(losses, wanted, strict=True))
     times = {"later_epoch": plain / max(first[1:]), "second_run": plain / second[0]}
-    report = {
-        "benchmark": "feature_cache",
-        "command": "python benchmarks/feature_cache.py",
+    values = {
         "images": images,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
         "seconds": {
             "epoch_without": round(plain, 3),
             "first_run_first_epoch": round(first[0], 3),
@@ -135,15 +132,16 @@ def main() -> int:
             "second_run_first_epoch": round(second[0], 3),
         },
         "times_faster": {name: round(value, 1) for name, value in times.items()},
-        "bound": LEAST_TIMES,
         "megabytes_an_image": round(size / images / 1e6, 2),
         "losses_apart": float(f"{apart:.1e}"),
-        "met": min(times.values()) >= LEAST_TIMES and apart <= MOST_APART and again == losses,
     }
-    print(json.dumps(report))
-    return 0 if report["met"] else 1
+    bounds = {
+        **{f"times faster, {k}": at_least(v, LEAST_TIMES) for k, v in times.items()},
+        "losses apart": at_most(apart, MOST_APART),
+        "losses of the second run equal": at_least(int(again == losses), 1),
+    }
+    return report("feature_cache", values, bounds)
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(2)
     sys.exit(main())

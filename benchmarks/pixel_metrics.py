@@ -1,9 +1,9 @@
-"""Time all four pixel figures on 83 images and print one JSON line a size: CPU seconds and ratios.
+"""Time all four pixel metrics on 83 images: CPU seconds and ratios, as one JSON object.
 
     python benchmarks/pixel_metrics.py
     python benchmarks/pixel_metrics.py --sizes 256 --rounds 7
 
-Peers: scikit-learn (three figures; it has no PRO), torchmetrics without bins (two), and a plain PRO
+Peers: scikit-learn (three metrics; it has no PRO), torchmetrics without bins (two), and a plain PRO
 over 200 thresholds, written here. Beside them the limit of the streaming form, in the same rounds:
 the conversion to half precision, one histogram and the connected components alone; and that of the
 exact form: one ``numpy.sort`` of all pixels. Peak memory beyond the inputs is read in a process of
@@ -14,18 +14,18 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import json
 import math
 import resource
-import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from common import Bound, at_most, fastest, parser, report
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 from torch import Tensor
@@ -162,6 +162,10 @@ RUNS: dict[str, Callable[[Tensor, Tensor], Values]] = {
 }
 
 
+def keep(values: dict[str, Values], name: str, maps: Tensor, masks: Tensor) -> None:
+    values[name] = RUNS[name](maps, masks)
+
+
 def peak_memory(name: str, size: int) -> float:
     """Return MiB beyond what was there before, in a process of its own."""
     python = [sys.executable, __file__, "--memory_of", name, "--sizes", str(size)]
@@ -192,26 +196,24 @@ def fill_up_to(kib: int) -> NDArray[np.uint8]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[256, 518])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--memory_of", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    """Run the benchmark and return its exit status."""
+    arguments = parser(__doc__)
+    arguments.add_argument("--sizes", type=int, nargs="+", default=[256, 518])
+    arguments.add_argument("--rounds", type=int, default=7)
+    arguments.add_argument("--memory_of", help=argparse.SUPPRESS)
+    options = arguments.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     if options.memory_of:
         print(measure_memory(options.memory_of, options.sizes[0]))
         return 0
-    met = True
+    bounds: dict[str, Bound] = {}
+    found: dict[str, Any] = {"images": NUM_IMAGES, "rounds": options.rounds}
     for size in options.sizes:
         maps, masks = make(size)
-        seconds = dict.fromkeys(RUNS, math.inf)
         values: dict[str, Values] = {}
-        for _ in range(options.rounds):
-            for name, run in RUNS.items():
-                start = time.process_time()
-                values[name] = run(maps, masks)
-                seconds[name] = min(seconds[name], time.process_time() - start)
+        tasks = {name: partial(keep, values, name, maps, masks) for name in RUNS}
+        seconds = fastest(options.rounds, tasks, warm_up=0)
         memory = {name: round(peak_memory(name, size), 1) for name in RUNS}
         truth = values["exact"]
         difference = {
@@ -234,27 +236,15 @@ def main() -> int:
             "streaming off in AP or F1-max": max(off["pixel_ap"], off["pixel_f1_max"]),
             "half precision off": max(difference["streaming, float16 maps"].values()),
         }
-        missed = [name for name, target in TARGETS.items() if reached[name] > target]
-        met &= not missed
-        report = {
-            "benchmark": "pixel_metrics",
-            "command": shlex.join(["python", *sys.argv]),
-            "images": NUM_IMAGES,
-            "size": size,
-            "threads": 1,
-            "rounds": options.rounds,
+        found[f"{size} px"] = {
             SECONDS: {name: round(value, 4) for name, value in seconds.items()},
             "peak_extra_MiB": memory,
-            "values": {
-                n: {k: round(v, 8) for k, v in found.items()} for n, found in values.items()
-            },
+            "values": {n: {k: round(v, 8) for k, v in each.items()} for n, each in values.items()},
             "difference_from_exact": difference,
             "reached": {name: float(f"{value:.3g}") for name, value in reached.items()},
-            "targets": TARGETS,
-            "missed": missed,
         }
-        print(json.dumps(report), flush=True)
-    return 0 if met else 1
+        bounds |= {f"{n}, {size} px": at_most(reached[n], TARGETS[n]) for n in TARGETS}
+    return report("pixel_metrics", found, bounds)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ was chosen by the outcome; the exit status is 1 if something fails.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -22,8 +21,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from common import parser, report
+
 from anomaly_clip.cli import main as anomaly_clip
-from anomaly_clip.records import versions
 
 ROOT = Path(__file__).parent.parent
 TESTED = ["brass washer", "oak wood board", "white pill"]
@@ -48,10 +48,10 @@ LINE = (
 
 def main() -> int:
     """Run the benchmark and return its exit status."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--weights", type=Path, help="of a ResNet-18, beside random ones")
-    parser.add_argument("--folder", type=Path, help="where runs are kept")
-    asked = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--weights", type=Path, help="of a ResNet-18, beside random ones")
+    arguments.add_argument("--folder", type=Path, help="where runs are kept")
+    asked = arguments.parse_args()
     weights = [str(asked.weights.resolve())] if asked.weights else []
     kept = asked.folder and asked.folder.resolve()
     os.chdir(ROOT)
@@ -74,15 +74,12 @@ def main() -> int:
                 }
                 for name, values in metrics["categories"].items()
             }
-    report = {
-        "benchmark": "regad_demo",
-        "command": f"anomaly_clip each {LINE} --model.backbone.weights WEIGHTS",
+    values = {
+        "run": f"anomaly_clip each {LINE} --model.backbone.weights WEIGHTS",
         "form": "mean and standard deviation over rounds",
         "by_weights": found,
-        "versions": versions(),
     }
-    print(json.dumps(report))
-    return 0
+    return report("regad_demo", values, {})
 
 
 if __name__ == "__main__":

@@ -9,15 +9,12 @@ needs more than 0.3 s, or ``fit --help`` more than ``import lightning`` plus 2 s
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import platform
-import shlex
 import subprocess
 import sys
+from functools import partial
 
-from anomaly_clip.records import versions
+from common import at_most, fastest, parser, report
 
 FRONT_DOOR = 0.3
 BEYOND_LIGHTNING = 2.0
@@ -35,42 +32,33 @@ COMMANDS = {
 
 def main() -> int:
     """Run the benchmark and return its exit status."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7)
-    options = parser.parse_args()
-    best = dict.fromkeys(COMMANDS, float("inf"))
-    for number in range(options.rounds + 1):
-        for name, words in COMMANDS.items():
-            seconds = processor_seconds([sys.executable, *words])
-            if number:
-                best[name] = min(best[name], seconds)
+    arguments = parser(__doc__)
+    arguments.add_argument("--rounds", type=int, default=7)
+    options = arguments.parse_args()
+    tasks = {name: partial(start, [sys.executable, *words]) for name, words in COMMANDS.items()}
+    best = fastest(options.rounds, tasks, clock=children_seconds)
     front = max(best[name] for name in ("no_word", "help", "version", "unknown_verb"))
     beyond = best["fit_help"] - best["import_lightning"]
-    met = front <= FRONT_DOOR and beyond <= BEYOND_LIGHTNING
-    report = {
-        "benchmark": "startup",
-        "command": shlex.join(["python", *sys.argv]),
-        "processor_seconds": {name: round(value, 3) for name, value in best.items()},
-        "front_door": round(front, 3),
-        "front_door_target": FRONT_DOOR,
-        "fit_help_beyond_lightning": round(beyond, 3),
-        "fit_help_target": BEYOND_LIGHTNING,
-        "met": met,
-        "python": platform.python_version(),
-        "lightning": versions()["lightning"],
+    values = {"processor_seconds": {name: round(value, 3) for name, value in best.items()}}
+    bounds = {
+        "front door": at_most(front, FRONT_DOOR),
+        "fit --help beyond import lightning": at_most(beyond, BEYOND_LIGHTNING),
     }
-    print(json.dumps(report))
-    return 0 if met else 1
+    return report("startup", values, bounds)
 
 
-def processor_seconds(command: list[str]) -> float:
-    """Return user and system seconds of a process, which a busy machine hardly changes."""
-    before = os.times()
+def start(command: list[str]) -> None:
+    """Run a process to its end, without its output."""
     subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
-    after = os.times()
-    return (after.children_user - before.children_user) + (
-        after.children_system - before.children_system
-    )
+
+
+def children_seconds() -> float:
+    """Return user and system seconds of all processes that have ended.
+
+    A busy machine hardly changes them.
+    """
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ floating point. The exit status is 1 if a target is missed or labels are not equ
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from unittest.mock import patch
 
 import cv2
 import numpy as np
+from common import at_least, fastest, parser, report
 from numpy.typing import NDArray
 from skimage.filters import median
 from skimage.morphology import disk
@@ -104,18 +104,15 @@ def plain_perlin(image: Image, rng: np.random.Generator) -> Image:
     return np.asarray(mixed * 255).astype(np.uint8)
 
 
-def best(tasks: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Return the least seconds of each task over rounds in which all take turns."""
-    least = dict.fromkeys(tasks, float("inf"))
-    for _ in range(ROUNDS):
-        for name, task in tasks.items():
-            start = time.perf_counter()
-            task()
-            least[name] = min(least[name], time.perf_counter() - start)
-    return least
-
-
 def main() -> int:
+    """Run the benchmark and return its exit status."""
+    parser(__doc__).parse_args()
+    cv2.setNumThreads(1)
+    with threadpool_limits(1):
+        return measure()
+
+
+def measure() -> int:
     names = ("grey_linen", "brown_leather", "steel_nut", "white_pill", "concrete")
     images = [draw_picture(names[n % 5], 0, n, size=SIDE).image for n in range(IMAGES)]
     others = [draw_picture(names[n % 5], 1, n, size=SIDE).image for n in range(IMAGES)]
@@ -179,7 +176,8 @@ def main() -> int:
         return task
 
     perlin = Perlin(source="self")
-    seconds = best(
+    seconds = fastest(
+        ROUNDS,
         {
             **{f"nsa_{kind}": run(make) for kind, make in kinds.items()},
             **{
@@ -197,7 +195,9 @@ def main() -> int:
             "plain_perlin": lambda: [
                 plain_perlin(image, np.random.default_rng(n)) for n, image in enumerate(images)
             ],
-        }
+        },
+        clock=time.perf_counter,
+        warm_up=0,
     )
     found = {
         "nsa_binary_times": seconds["plain_nsa_binary"] / seconds["nsa_binary"],
@@ -207,22 +207,14 @@ def main() -> int:
         "mixed_clone_times": seconds["plain_mixed_clone"] / seconds["mixed_clone"],
         "perlin_times": seconds["plain_perlin"] / seconds["perlin"],
     }
-    met = equal and all(found[name] >= target for name, target in TARGETS.items())
-    report = {
-        "benchmark": "synthesis",
-        "command": "python benchmarks/synthesis.py",
-        "opencv": cv2.__version__,
+    values = {
         "milliseconds_an_image": {n: round(1e3 * s / IMAGES, 2) for n, s in seconds.items()},
         "found": {name: round(value, 2) for name, value in found.items()},
-        "targets": TARGETS,
-        "labels_equal": equal,
-        "met": met,
     }
-    print(json.dumps(report))
-    return 0 if met else 1
+    bounds = {name: at_least(found[name], target) for name, target in TARGETS.items()}
+    bounds["labels equal to the bit"] = at_least(int(equal), 1)
+    return report("synthesis", values, bounds)
 
 
 if __name__ == "__main__":
-    cv2.setNumThreads(1)
-    with threadpool_limits(1):
-        sys.exit(main())
+    sys.exit(main())

@@ -10,23 +10,18 @@ ratio is above its target or maps differ by more than 1e-4.
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
-import shlex
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 
 import torch
 import torch.nn.functional as F
+from common import Bound, at_most, fastest, parser, report
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings
 from anomaly_clip.methods import SDP, SDPPlus, WinCLIP
-from anomaly_clip.records import versions
 
 MOST_APART = 1e-4  # of maps from the plain implementation's
 TARGETS = {"sdp": 1.20, "sdp_plus": 1.25, "winclip": 11.5}
@@ -34,43 +29,37 @@ TARGETS = {"sdp": 1.20, "sdp_plus": 1.25, "winclip": 11.5}
 
 def main() -> int:
     """Run the benchmark and return its exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--name", default="ViT-B-16-plus-240")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--name", default="ViT-B-16-plus-240")
+    arguments.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    arguments.add_argument("--rounds", type=int, default=9)
+    arguments.add_argument("--threads", type=int, default=1)
+    options = arguments.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     backbone = CLIPBackbone.of(CLIPSettings(options.name, "random"))
     sdp, plus, winclip = SDP(backbone), SDPPlus(backbone), WinCLIP(backbone)
-    report: dict[str, object] = {
-        "benchmark": "zero_shot",
-        "command": shlex.join(["python", *sys.argv]),
+    values: dict[str, object] = {
         "model": options.name,
         "weights": "random",
         "precision": "float32",
-        "threads": options.threads,
         "rounds": options.rounds,
-        "targets": TARGETS,
-        "machine": platform.processor() or platform.machine(),
-        "torch": versions()["torch"],
     }
-    met = True
+    bounds: dict[str, Bound] = {}
     for size in options.batches:
         side = backbone.image_size
         images = torch.randint(0, 256, (size, 3, side, side), dtype=torch.uint8)
         text = F.normalize(torch.randn(size, backbone.model.visual.output_dim, 2), dim=1)
         pixels = backbone.prepare(images)
-        seconds = interleaved(
-            options.rounds,
-            plain=partial(backbone.model.encode_image, pixels),
-            sdp=partial(sdp.score_with_text, images, text),
-            sdp_plus=partial(plus.score_with_text, images, text),
-            winclip=partial(winclip.score_with_text, images, text),
-        )
+        tasks = {
+            "plain": partial(backbone.model.encode_image, pixels),
+            "sdp": partial(sdp.score_with_text, images, text),
+            "sdp_plus": partial(plus.score_with_text, images, text),
+            "winclip": partial(winclip.score_with_text, images, text),
+        }
+        with torch.no_grad():
+            seconds = fastest(options.rounds, tasks, clock=time.perf_counter)
         ratios = {name: seconds[name] / seconds["plain"] for name in TARGETS}
-        met = met and all(ratios[name] <= target for name, target in TARGETS.items())
         few, words = images[:1], text[:1]  # the plain implementations are slow
         with torch.no_grad():
             maps = {
@@ -85,29 +74,16 @@ def main() -> int:
             name: float((ours["anomaly_map"] - plain).abs().max())
             for name, (ours, plain) in maps.items()
         }
-        met = met and max(apart.values()) <= MOST_APART
-        report[f"batch_{size}"] = {
+        for name, ratio in ratios.items():
+            bounds[f"{name} over plain, batch {size}"] = at_most(ratio, TARGETS[name])
+        largest = max(apart.values())
+        bounds[f"largest map difference, batch {size}"] = at_most(largest, MOST_APART)
+        values[f"batch_{size}"] = {
             **{f"{name}_seconds": round(value, 4) for name, value in seconds.items()},
             **{f"{name}_ratio": round(value, 3) for name, value in ratios.items()},
             "largest_map_difference": apart,
         }
-    report["met"] = met
-    print(json.dumps(report))
-    return 0 if met else 1
-
-
-def interleaved(rounds: int, **tasks: Callable[[], object]) -> dict[str, float]:
-    """Return the smallest seconds of each task over rounds in which all take turns."""
-    best = dict.fromkeys(tasks, float("inf"))
-    with torch.no_grad():
-        for task in tasks.values():
-            task()
-        for _ in range(rounds):
-            for name, task in tasks.items():
-                start = time.perf_counter()
-                task()
-                best[name] = min(best[name], time.perf_counter() - start)
-    return best
+    return report("zero_shot", values, bounds)
 
 
 def plain_stages(backbone: CLIPBackbone, images: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -1,0 +1,237 @@
+"""Parts that all benchmarks share: a header, a timer, bounds, and one JSON object as result.
+
+A result is one JSON object: ``benchmark``, ``header``, the benchmark's own values, and ``bounds``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+from anomaly_clip import __version__
+
+__all__ = [
+    "HEADER",
+    "RESULTS",
+    "ROOT",
+    "Bound",
+    "at_least",
+    "at_most",
+    "fastest",
+    "header",
+    "one_line",
+    "parser",
+    "report",
+    "result",
+]
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).resolve().parent / "results"
+
+HEADER = ("command", "commit", "date", "machine", "versions", "threads")
+"""Keys of a result's header; an older result has null where a value was not recorded."""
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "lightning",
+    "open_clip_torch",
+    "torchmetrics",
+    "scikit-learn",
+    "scipy",
+    "numpy",
+    "pillow",
+    "opencv-python-headless",
+)
+
+
+class Bound(TypedDict):
+    """A measured value and the bound that it has to keep."""
+
+    value: float | None
+    """None if it was not measured."""
+    bound: float
+    rule: Literal["at most", "at least"]
+    met: bool | None
+    """None if the value was not measured."""
+
+
+def at_most(value: float | None, bound: float) -> Bound:
+    """Return a value, to six digits, with its upper bound."""
+    met = None if value is None else value <= bound
+    return Bound(value=_shortened(value), bound=bound, rule="at most", met=met)
+
+
+def at_least(value: float | None, bound: float) -> Bound:
+    """Return a value, to six digits, with its lower bound."""
+    met = None if value is None else value >= bound
+    return Bound(value=_shortened(value), bound=bound, rule="at least", met=met)
+
+
+def _shortened(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.6g}")
+
+
+def fastest(
+    rounds: int,
+    tasks: Mapping[str, Callable[[], object]],
+    *,
+    clock: Callable[[], float] = time.process_time,
+    warm_up: int = 1,
+) -> dict[str, float]:
+    """Return the fewest seconds of each task over rounds in which all take turns.
+
+    Other work on a machine only ever slows a task down, and taking turns lets it slow all of them.
+
+    Args:
+        rounds: Timed rounds.
+        tasks: Callables by name.
+        clock: ``time.process_time`` for processor seconds, ``time.perf_counter`` for wall seconds.
+        warm_up: Rounds before these that do not count.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    for number in range(warm_up + rounds):
+        for name, task in tasks.items():
+            start = clock()
+            task()
+            elapsed = clock() - start
+            if number >= warm_up:
+                seconds[name].append(elapsed)
+    return {name: min(values) for name, values in seconds.items()}
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """Return the parser of a script, described by the first line of its docstring."""
+    return argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's kind and the first line of its message, for a result."""
+    lines = str(error).splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}"
+
+
+def header(benchmark: str, arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Return the origin of a result, by the keys of :data:`HEADER`.
+
+    Args:
+        benchmark: The script's name without its ending.
+        arguments: The command line behind the script's name; default: this process's. Of paths
+            only the last part is kept.
+    """
+    words = [last_part(w) for w in (sys.argv[1:] if arguments is None else arguments)]
+    return {
+        "command": shlex.join(["python", f"benchmarks/{benchmark}.py", *words]),
+        "commit": commit(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "versions": versions(),
+        "threads": threads(),
+    }
+
+
+def last_part(word: str) -> str:
+    """Return the last part of a path, and any other word as it is."""
+    path = Path(word)
+    return path.name if path.is_absolute() or ("/" in word and path.exists()) else word
+
+
+def commit(root: Path = ROOT) -> str:
+    """Return the commit of the checkout, with ``-dirty`` if files were changed; or ``unknown``."""
+    if not (root / ".git").exists():  # of a folder inside another repository it would be another's
+        return "unknown"
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        ran = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return ran.stdout.strip()
+
+
+def machine() -> dict[str, Any]:
+    """Return the processor, its cores, the system, and the CUDA device if torch has found one."""
+    found: dict[str, Any] = {
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": None,
+    }
+    torch = sys.modules.get("torch")  # a benchmark of the start-up does not import it
+    if torch is not None and torch.cuda.is_available():
+        found["device"] = torch.cuda.get_device_name()
+    return found
+
+
+def processor() -> str:
+    """Return the processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str | None]:
+    """Return the versions of Python, this package and what results depend on; None if missing."""
+    found: dict[str, str | None] = {
+        "python": platform.python_version(),
+        "anomaly_clip": __version__,
+    }
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def threads() -> int | None:
+    """Return how many threads torch uses, None if it is not loaded."""
+    torch = sys.modules.get("torch")
+    return None if torch is None else int(torch.get_num_threads())
+
+
+def result(
+    benchmark: str,
+    values: Mapping[str, Any],
+    bounds: Mapping[str, Bound],
+    arguments: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Return a result: its header, its own values, and its bounds.
+
+    Args:
+        benchmark: The script's name without its ending.
+        values: What was measured.
+        bounds: By name.
+        arguments: See :func:`header`.
+    """
+    return {
+        "benchmark": benchmark,
+        "header": header(benchmark, arguments),
+        **values,
+        "bounds": dict(bounds),
+    }
+
+
+def report(
+    benchmark: str,
+    values: Mapping[str, Any],
+    bounds: Mapping[str, Bound],
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """Print a result as one JSON object; return the exit status, 1 if a bound is missed."""
+    sys.stdout.write(json.dumps(result(benchmark, values, bounds, arguments), allow_nan=False))
+    sys.stdout.write("\n")
+    return int(any(bound["met"] is False for bound in bounds.values()))

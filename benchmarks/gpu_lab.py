@@ -1,0 +1,227 @@
+"""Device, sizes, clock and inputs of ``gpu.py``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from anomaly_clip.records import DEMO, Batch
+
+__all__ = [
+    "B_16",
+    "FULL",
+    "L_14",
+    "PRECISIONS",
+    "TINY",
+    "Lab",
+    "Sizes",
+    "drawn",
+    "dtype_of",
+    "host_batches",
+    "matrix_precision",
+    "mixed",
+    "noise",
+    "on_device",
+    "pinned",
+]
+
+PRECISIONS = ("bf16", "tf32", "fp32")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of everything that is measured."""
+
+    towers: dict[str, tuple[str, int, tuple[str, ...]]]
+    """Section, and its model, image side and methods."""
+    batches: tuple[int, ...] = (1, 8, 32, 128)
+    matrix: int = 8192
+    box: float = 0.8
+    """Seconds in which a row is measured, after its warm-up."""
+    equality_side: int = 240
+    cnn_side: int = 256
+    end_to_end: tuple[int, int, int] = (15, 115, 64)
+    """Categories, images of each, images of a batch."""
+    maps: tuple[int, int, int] = (64, 16, 518)
+    """Maps, maps of a batch, side."""
+    points: tuple[int, int, int, int] = (51_200, 267, 5_120, 512)
+    """Points, their dimensions, centres, and centres that are compared with the CPU's."""
+    demo: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the demo that replace those of ``configs/demo.yaml``."""
+    tiny: bool = False
+
+
+B_16, L_14 = "ViT-B-16-plus-240", "ViT-L-14-336"
+FULL = Sizes(
+    towers={
+        "zero_shot_240": (B_16, 240, ("plain", "sdp", "sdp_plus", "winclip")),
+        "zero_shot_518": (L_14, 518, ("plain", "sdp", "sdp_plus")),
+        "zero_shot_336": (L_14, 336, ("plain", "sdp", "sdp_plus")),
+    },
+)
+TINY = Sizes(
+    towers={"zero_shot_32": (DEMO, 32, ("plain", "sdp", "sdp_plus", "winclip"))},
+    batches=(1, 2),
+    matrix=64,
+    box=0.0,
+    equality_side=32,
+    cnn_side=64,
+    end_to_end=(2, 4, 3),
+    maps=(4, 2, 32),
+    points=(200, 8, 20, 10),
+    demo={"num_test": 4, "picture_size": 64, "categories": ["blue button", "pink pill"]},
+    tiny=True,
+)
+
+
+@dataclass
+class Lab:
+    """The device, what is to be measured on it, and until when."""
+
+    sizes: Sizes
+    device: torch.device
+    ends: float
+    """When nothing is begun any more, by ``clock``."""
+    clock: Callable[[], float] = time.monotonic
+    peak: dict[str, float] = field(default_factory=dict)
+    """TFLOP/s of a matrix product, by precision."""
+    left_out: list[str] = field(default_factory=list)
+
+    def has_time(self, name: str) -> bool:
+        """Return whether there is time to begin something; note its name if not."""
+        if self.clock() < self.ends:
+            return True
+        self.left_out.append(name)
+        return False
+
+    def synchronised(self) -> float:
+        """Return the time at which the device has done all its work, in seconds."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def once(self, task: Callable[[], object]) -> float:
+        """Return the seconds of one call."""
+        if self.device.type != "cuda":
+            start = time.perf_counter()
+            task()
+            return time.perf_counter() - start
+        begun, done = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begun.record()
+        task()
+        done.record()
+        done.synchronize()
+        return float(begun.elapsed_time(done)) / 1e3
+
+    def seconds(self, task: Callable[[], object]) -> list[float]:
+        """Return the seconds of calls, one after the other, behind a warm-up: two at least."""
+        if self.once(task) < self.sizes.box:
+            self.once(task)
+        found: list[float] = []
+        while len(found) < 2 or (sum(found) < self.sizes.box and len(found) < 200):
+            found.append(self.once(task))
+        return found
+
+    @contextmanager
+    def memory(self, into: dict[str, Any]) -> Iterator[None]:
+        """Note the most memory that was allocated on the device, in MiB; None on a CPU."""
+        into["peak_mib"] = into["extra_mib"] = None
+        if self.device.type != "cuda":
+            yield
+            return
+        before = torch.cuda.memory_allocated(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        yield
+        most = torch.cuda.max_memory_allocated(self.device)
+        into["peak_mib"] = round(most / 2**20, 1)
+        into["extra_mib"] = round((most - before) / 2**20, 1)
+
+
+@contextmanager
+def matrix_precision(precision: str) -> Iterator[None]:
+    """Allow TF32 in products and convolutions, or not; ``default`` leaves torch's own choice."""
+    if precision == "default":
+        yield
+        return
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """Return the type that the frozen tower is cast to, as a run with bf16-mixed does."""
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def mixed(device: torch.device, precision: str) -> torch.autocast:
+    """Return the autocast of a run with bf16-mixed, or one that does nothing."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def drawn(count: int, side: int, seed: int = 0) -> Tensor:
+    """Return smooth images with a bright square each, uint8 ``(count, 3, side, side)``."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, 3, 8, 8, generator=generator)
+    images = F.interpolate(coarse, (side, side), mode="bilinear") * 200
+    images += 20 * torch.rand(images.shape, generator=generator)
+    start = side // 4
+    images[:, :, start : start + side // 6, start : start + side // 5] = 250
+    return images.to(torch.uint8)
+
+
+def noise(count: int, side: int) -> Tensor:
+    return torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8)
+
+
+def host_batches(
+    categories: Sequence[str], each: int, side: int, size: int, *, images: bool = True
+) -> list[Batch]:
+    """Return images of noise, three of four with a square as mask, category after category."""
+    count = each * len(categories)
+    names = [name for name in categories for _ in range(each)]
+    batches = []
+    for rows in torch.arange(count).split(size):
+        label = rows % 4 != 0
+        mask = torch.zeros(len(rows), side, side, dtype=torch.bool)
+        for place, row in enumerate(rows.tolist()):
+            if label[place]:
+                top, left = (row * step % (side * 3 // 4) for step in (37, 53))
+                mask[place, top : top + side // 8, left : left + side // 6] = True
+        batches.append(
+            Batch(
+                image=noise(len(rows), side) if images else torch.empty(0),
+                label=label,
+                category=[names[row] for row in rows],
+                path=[f"{row:05d}.png" for row in rows.tolist()],
+                index=rows,
+                mask=mask,
+            )
+        )
+    return batches
+
+
+def _each_tensor(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    moved = {k: change(v) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    return Batch(**moved)  # type: ignore[typeddict-item]
+
+
+def on_device(device: torch.device, batch: Batch) -> Batch:
+    """Move a batch."""
+    return _each_tensor(batch, lambda value: value.to(device, non_blocking=True))
+
+
+def pinned(batch: Batch) -> Batch:
+    """Return a batch in memory that the device reads directly."""
+    return _each_tensor(batch, Tensor.pin_memory)

@@ -1,0 +1,184 @@
+"""The benchmarks' shared parts, their results, and that each of them starts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+RESULTS = sorted((BENCHMARKS / "results").glob("*.json"))
+PARTS = {"common", "bare", "flops", "gpu_lab", "gpu_zero_shot", "gpu_equality", "gpu_training"}
+SCRIPTS = sorted(file.stem for file in BENCHMARKS.glob("*.py") if file.stem not in PARTS)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _folder() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        yield
+
+
+@pytest.fixture
+def common() -> ModuleType:
+    return import_module("common")
+
+
+@pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.stem)
+def test_a_result_is_one_object_with_header_and_bounds(file: Path, common: ModuleType) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{file.name} holds {constant}, which is no JSON")
+
+    content = json.loads(file.read_text(encoding="utf-8"), parse_constant=refuse)
+    assert content["benchmark"] == file.stem
+    header = content["header"]
+    assert set(common.HEADER) <= set(header) <= {*common.HEADER, "note"}
+    assert header["commit"]
+    assert header["date"]
+    unknown = [key for key in common.HEADER if header[key] is None]
+    assert not unknown or "note" in header or unknown == ["threads"]
+    for bound in content["bounds"].values():
+        assert set(bound) == {"value", "bound", "rule", "met"}
+        value, rule, met = bound["value"], bound["rule"], bound["met"]
+        assert rule in ("at most", "at least")
+        if value is None:
+            assert met is None
+        elif value != bound["bound"]:  # values are cut to six digits
+            assert met == ((value < bound["bound"]) == (rule == "at most"))
+
+
+def test_there_is_a_script_for_each_result() -> None:
+    assert len(RESULTS) >= 16
+    assert {file.stem for file in RESULTS} <= set(SCRIPTS)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_has_a_help(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = import_module(name)
+    assert Path(module.__file__ or "").parent == BENCHMARKS
+    monkeypatch.setattr("sys.argv", [f"{name}.py", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        module.main()
+    assert stop.value.code == 0
+    assert (module.__doc__ or "").split()[0] in capsys.readouterr().out
+
+
+class Clock:
+    """A clock that tasks move on."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_the_timer_takes_turns_and_keeps_the_least(common: ModuleType) -> None:
+    clock = Clock()
+    order: list[str] = []
+    seconds = {"a": iter([1.0, 5.0, 4.0, 6.0]), "b": iter([0.5, 2.0, 7.0, 3.0])}
+
+    def task(name: str) -> None:
+        order.append(name)
+        clock.now += next(seconds[name])
+
+    tasks = {"a": lambda: task("a"), "b": lambda: task("b")}
+    assert common.fastest(3, tasks, clock=clock) == {"a": 4.0, "b": 2.0}  # the warm-up is left out
+    assert order == ["a", "b"] * 4
+
+
+def test_without_a_warm_up_the_first_round_counts(common: ModuleType) -> None:
+    clock = Clock()
+    seconds = iter([1.0, 5.0])
+
+    def task() -> None:
+        clock.now += next(seconds)
+
+    assert common.fastest(2, {"a": task}, clock=clock, warm_up=0) == {"a": 1.0}
+
+
+def test_bounds_hold_on_their_side(common: ModuleType) -> None:
+    assert common.at_most(1.25, 1.25)["met"] is True
+    assert common.at_most(1.2500001, 1.25) == {
+        "value": 1.25, "bound": 1.25, "rule": "at most", "met": False,
+    }  # fmt: skip
+    assert common.at_least(0.5, 0.4)["met"] is True
+    assert common.at_least(0.3, 0.4)["met"] is False
+    assert common.at_least(None, 0.4)["met"] is None
+
+
+@pytest.mark.parametrize(("value", "status"), [(1.0, 0), (3.0, 1), (None, 0)])
+def test_a_report_is_one_object_and_its_status_the_bounds(
+    common: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    value: float | None,
+    status: int,
+) -> None:
+    monkeypatch.setattr("sys.argv", ["/somewhere/thing.py", "--rounds", "3"])
+    bounds = {"first": common.at_most(0.5, 1), "second": common.at_most(value, 2)}
+    assert common.report("thing", {"seconds": 4.5}, bounds) == status
+    written = json.loads(capsys.readouterr().out)
+    assert list(written) == ["benchmark", "header", "seconds", "bounds"]
+    assert written["header"]["command"] == "python benchmarks/thing.py --rounds 3"
+    assert set(written["header"]) == set(common.HEADER)
+
+
+def test_a_report_refuses_what_is_no_json(common: ModuleType) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        common.report("thing", {"seconds": float("nan")}, {})
+
+
+def test_of_paths_the_header_keeps_the_last_part(common: ModuleType, tmp_path: Path) -> None:
+    header = common.header("thing", [str(tmp_path / "tiles"), "--only", "a/b", "two words"])
+    assert header["command"] == "python benchmarks/thing.py tiles --only a/b 'two words'"
+
+
+def git(folder: Path, *words: str) -> str:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    command = ["git", *identity, *words]
+    return subprocess.run(
+        command, cwd=folder, check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def test_the_commit_is_that_of_the_checkout_if_there_is_one(
+    common: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git(tmp_path, "init", "-q")
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    (tmp_path / "file").write_text("a")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "first")
+    assert common.commit(tmp_path) == git(tmp_path, "rev-parse", "HEAD")
+    (tmp_path / "file").write_text("b")
+    assert common.commit(tmp_path) == git(tmp_path, "rev-parse", "HEAD") + "-dirty"
+    assert common.commit(inner) == "unknown"
+    monkeypatch.setenv("PATH", "")  # no git
+    assert common.commit(tmp_path) == "unknown"
+
+
+def test_the_status_counts_what_is_missed(common: ModuleType, tmp_path: Path) -> None:
+    results: dict[str, dict[str, Any]] = {
+        "one": {"speed": common.at_least(3.0, 2), "size": common.at_most(9.0, 8)},
+        "two": {"drift": common.at_most(None, 1)},
+        "three": {},
+    }
+    for name, bounds in results.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps({"bounds": bounds}))
+    assert list(import_module("status").lines(tmp_path)) == [
+        "one: speed: 3, at least 2: met",
+        "one: size: 9, at most 8: MISSED",
+        "three: no bound",
+        "two: drift: -, at most 1: not measured",
+        "1 of 3 bounds are missed: one",
+    ]
