@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from common import one_line
 from flops import plain_flop, sdp_flop, sdp_plus_flop, tower_of, winclip_flop
 from gpu_lab import PRECISIONS, Lab, dtype_of, matrix_precision, mixed, noise
+from torch import Tensor
 
 from anomaly_clip.backbones.clip import CLIPBackbone
 from anomaly_clip.methods import SDP, SDPPlus, WinCLIP
@@ -62,7 +63,7 @@ def zero_shot(lab: Lab, name: str, side: int, methods: Sequence[str]) -> list[di
             text = F.normalize(torch.randn(batch, backbone.visual.output_dim, 2), dim=1)
             text = text.to(lab.device)
             tasks: dict[str, Callable[[], object]] = {
-                "plain": partial(backbone.visual, backbone.prepare(images))
+                "plain": partial(encode_plainly, backbone, backbone.prepare(images))
             }
             for method, scorer in scorers.items():
                 tasks[method] = partial(scorer.score_with_text, images, text)
@@ -76,6 +77,13 @@ def zero_shot(lab: Lab, name: str, side: int, methods: Sequence[str]) -> list[di
                     of_plain = row.get("seconds_per_image")
                 rows.append({"method": method, "model": name, "side": side, **row})
     return rows
+
+
+def encode_plainly(backbone: CLIPBackbone, pixels: Tensor) -> Tensor:
+    """Run the image tower alone, on cast weights and out of autocast as all methods do."""
+    with backbone.out_of_autocast():
+        features: Tensor = backbone.visual(pixels)
+    return features
 
 
 def measured_row(
@@ -97,7 +105,6 @@ def measured_row(
         of_plain: Seconds of an image of the plain encoder.
     """
     row: dict[str, Any] = {"precision": precision, "batch": batch}
-    # The plain encoder's weights are in bf16, which autocast leaves alone; methods step out of it.
     try:
         with (
             torch.inference_mode(),
