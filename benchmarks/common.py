@@ -56,6 +56,9 @@ PACKAGES = (
 )
 
 
+COMMIT_VARIABLE = "ANOMALY_CLIP_COMMIT"
+
+
 class Bound(TypedDict):
     """A measured value and the bound that it has to keep."""
 
@@ -148,7 +151,12 @@ def last_part(word: str) -> str:
 
 
 def commit(root: Path = ROOT) -> str:
-    """Return the commit of the checkout, with ``-dirty`` if files were changed; or ``unknown``."""
+    """Return the commit of the checkout, with ``-dirty`` if files were changed; or ``unknown``.
+
+    A copy without git is told its commit by the environment variable ``ANOMALY_CLIP_COMMIT``.
+    """
+    if COMMIT_VARIABLE in os.environ:
+        return os.environ[COMMIT_VARIABLE]
     if not (root / ".git").exists():  # of a folder inside another repository it would be another's
         return "unknown"
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

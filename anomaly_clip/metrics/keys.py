@@ -84,8 +84,8 @@ def count_with_opencv(maps: Tensor, masks: Tensor, kind: int, num_keys: int) -> 
 
 def defect_weights(masks: NDArray[np.bool_]) -> NDArray[np.float64] | None:
     """Return the weights of all defect pixels of masks, in their order; None if there is none."""
-    weights = [region_weights(mask) for mask in masks if mask.any()]
-    return np.concatenate(weights) if weights else None
+    weights = np.concatenate([np.zeros(0), *(region_weights(mask) for mask in masks)])
+    return weights if len(weights) else None
 
 
 def score_keys(maps: Tensor, kind: int) -> Tensor:

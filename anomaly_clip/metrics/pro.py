@@ -112,21 +112,20 @@ def region_weights(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
     Regions are 8-connected. The weights of one region add up to 1, so that sums over pixels count
     regions.
     """
-    if not mask.any():
+    flat = mask.ravel()
+    first = int(flat.argmax())  # ends at the first defect pixel
+    if not flat[first]:
         return np.zeros(0)
     # Defects are small: labels are looked for in their bounding box, where pixels keep their order.
-    top, bottom = _ends(np.logical_or.reduce(mask, axis=1))
-    left, right = _ends(np.logical_or.reduce(mask, axis=0))
-    box = np.ascontiguousarray(mask[top:bottom, left:right])
+    last = len(flat) - 1 - int(flat[::-1].argmax())
+    width = mask.shape[1]
+    strip = mask[first // width : last // width + 1]
+    columns = np.flatnonzero(np.logical_or.reduce(strip, axis=0))
+    box = np.ascontiguousarray(strip[:, columns[0] : columns[-1] + 1])
     _, labels = cv2.connectedComponents(box.view(np.uint8), connectivity=8)
     members = labels[box]  # (pixels of the mask,)
     sizes: NDArray[np.int64] = np.bincount(members)[members]
     return (1 / sizes).astype(np.float64, copy=False)
-
-
-def _ends(hit: NDArray[np.bool_]) -> tuple[int, int]:
-    """Return where the True values of ``(n,)`` begin, and where they have ended."""
-    return int(hit.argmax()), len(hit) - int(hit[::-1].argmax())
 
 
 def _exact(ranking: Ranking, weights: NDArray[np.float64], limit: float) -> float:
