@@ -78,7 +78,7 @@ class PlainProgress(ProgressBar):
         self._batches = 0
         """Done, of all that the lines are of."""
         self._first_batch = self._first_step = 0
-        """Where the fit began: not at the start if it was resumed."""
+        """Start of the fit: not 0 if it was resumed."""
         self._batch = self._validated = 0
         """Done in the current epoch, and in its validation."""
 

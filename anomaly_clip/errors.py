@@ -146,13 +146,13 @@ def reason(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
-    """Return a hint at the nearest known words, or all of them if there are few."""
-    known = sorted(known)
-    near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+def suggest(word: str, choices: Iterable[str]) -> str:
+    """Return a hint at the nearest choices, or all of them if there are few."""
+    choices = sorted(choices)
+    near = difflib.get_close_matches(word, choices, n=3, cutoff=0.5)
     if near:
         return f"did you mean {' or '.join(near)}?"
-    return f"known: {', '.join(known)}" if 0 < len(known) <= 20 else ""
+    return f"known: {', '.join(choices)}" if 0 < len(choices) <= 20 else ""
 
 
 def _raised_here(error: BaseException) -> BaseException | None:

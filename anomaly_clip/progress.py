@@ -86,7 +86,7 @@ class LogProgress:
 
     @property
     def due(self) -> bool:
-        """Whether it is time for a line; cheap enough to ask at every item."""
+        """True when it is time for a line; cheap enough to ask at every item."""
         return self._clock() >= self._next
 
     def log(

@@ -44,7 +44,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
 DEFAULTS = {"mu": 0.0, "sigma": 1.0, "q": 1}
 EXTREMES = (0.5 / 2**52, 1 - 0.5 / 2**52)  # the levels that a draw comes between
 POWER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
-"""What is meant as a number and is a text for YAML 1.1 without a point or a sign."""
+"""Numbers that YAML 1.1 reads as texts, since they lack a point or a sign."""
 
 
 @dataclass(frozen=True)

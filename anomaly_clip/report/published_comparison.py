@@ -145,7 +145,7 @@ def _our_cell(
 
 
 def _are_draws(runs: Sequence[FinishedRun]) -> bool:
-    """Whether runs of one row are draws to be averaged: several that differ by seeds alone."""
+    """Return whether runs of one row are draws to average: several, different by seeds alone."""
     seeds = {run.seeds for run in runs}
     return len(runs) > 1 and len(seeds) == len(runs) and len({run.settings for run in runs}) == 1
 

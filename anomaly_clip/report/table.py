@@ -40,7 +40,7 @@ class TableLine(NamedTuple):
     cells: tuple[str, ...]
     kind: Literal["category", "mean", "published", "ours", "missing", "difference"]
     first: bool = False
-    """Whether it begins a group of lines."""
+    """True if it begins a group of lines."""
     rank: float | None = None
     """Value of a category by which the lowest are found, if not all are printed."""
 

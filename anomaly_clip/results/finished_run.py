@@ -24,7 +24,7 @@ class Tag(NamedTuple):
     """Inside a cell."""
     long: str
     comparable: bool = False
-    """Whether a difference to a published metric may be taken all the same."""
+    """True if a difference to a published metric may be taken all the same."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class FinishedRun:
 
     @property
     def is_stand_in(self) -> bool:
-        """Whether the weights are untrained or the demo's, which no published metric is of."""
+        """True for untrained and demo weights, which no published metric is of."""
         return self.random or self.pretrained == DEMO
 
     def mean(self, metric: str, over: Sequence[str] | frozenset[str]) -> tuple[float | None, int]:

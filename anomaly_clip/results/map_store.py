@@ -48,7 +48,7 @@ class MapStore:
         self.indices: list[int] = []
 
     def __contains__(self, index: object) -> bool:
-        """Whether the map of an image was kept, by this process or another."""
+        """Return whether the map of an image was kept, by this process or another."""
         return isinstance(index, int) and self._file(index).is_file()
 
     def keep(self, scores: Scores, indices: Sequence[int], categories: Sequence[str]) -> None:

@@ -136,7 +136,7 @@ def _check_categories(categories: Mapping[str, Any], file: Path) -> None:
 
 
 def is_fraction(value: object) -> bool:
-    """Whether a value is a metric in 0..1, or None, which stands for an undefined one."""
+    """Return whether a value is a metric in 0..1, or None, which stands for an undefined one."""
     if value is None:
         return True
     if isinstance(value, bool) or not isinstance(value, int | float):
