@@ -11,13 +11,13 @@ from typing import Any
 import yaml
 
 from anomaly_clip.cli import main
-from anomaly_clip.data.info import FACTS
+from anomaly_clip.data.info import DATASETS
 from anomaly_clip.report.published_comparison import compare_with_published
 from anomaly_clip.report.published_reader import load_published
 from anomaly_clip.report.table import ReportTable, TableLine
 from anomaly_clip.results.run_reader import find_runs
 
-MVTEC = tuple(FACTS["MVTecAD"].counts)
+MVTEC = tuple(DATASETS["MVTecAD"].counts)
 TEXTURES = ("carpet", "grid", "leather", "tile", "wood")
 Metrics = Mapping[str, float | None]
 Writer = Callable[..., Path]

@@ -14,7 +14,7 @@ from PIL import Image
 from anomaly_clip.cli import main
 from anomaly_clip.data import BTAD, KSDD2, BrainMRI, HeadCT, ImageFolder, MVTecAD, VisA
 from anomaly_clip.data.check import Checked, check_data
-from anomaly_clip.data.info import FACTS, Counts
+from anomaly_clip.data.info import DATASETS, Counts
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_counts_are_set_beside_the_published_ones(
 ) -> None:
     visa(tmp_path)
     counts = {"candle": Counts(2, 1, 2), "pipe_fryum": Counts(2, 1, 3), "cashew": Counts(1, 1, 1)}
-    monkeypatch.setitem(FACTS, "VisA", FACTS["VisA"].__class__("", "", "", "", counts))
+    monkeypatch.setitem(DATASETS, "VisA", DATASETS["VisA"].__class__("", "", "", "", counts))
     problems = check_data(VisA(str(tmp_path))).problems
     assert [p.message for p in problems] == [
         "pipe_fryum, test: 1 normal and 2 anomalous images, published are 1 and 3",
@@ -236,7 +236,7 @@ def test_visa_without_its_split_file_may_be_complete(
 ) -> None:
     visa(tmp_path, split_file=False)
     counts = {name: Counts(2, 1, 2) for name in ("candle", "pipe_fryum")}
-    monkeypatch.setitem(FACTS, "VisA", FACTS["VisA"].__class__("", "", "", "", counts))
+    monkeypatch.setitem(DATASETS, "VisA", DATASETS["VisA"].__class__("", "", "", "", counts))
     checked = check_data(VisA(str(tmp_path)))
     assert checked.problems == []
     assert "candle: all images are test images, which is not the published protocol" in (

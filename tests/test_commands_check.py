@@ -14,7 +14,7 @@ from layouts import Maker, blob, brain_mri, btad, clinic_db, head_ct, ksdd2, mix
 
 from anomaly_clip.cli import main
 from anomaly_clip.commands.check import run_check
-from anomaly_clip.data.info import FACTS
+from anomaly_clip.data.info import DATASETS
 
 
 @pytest.fixture
@@ -61,8 +61,8 @@ def test_the_command_reads_every_layout(
     # All lack most of what is published.
     assert main(["check", "--data", name, "--data.root", str(root), "--workers", "2"]) == 1
     out = capsys.readouterr().out
-    assert f"source: {FACTS[name].url}" in out
-    assert f"licence: {FACTS[name].licence}" in out
+    assert f"source: {DATASETS[name].url}" in out
+    assert f"licence: {DATASETS[name].licence}" in out
     assert len(re.findall("duplicates", out)) == 1
 
 

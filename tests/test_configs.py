@@ -11,7 +11,7 @@ import yaml
 from layouts import brain_mri, btad, clinic_db, head_ct, isic, ksdd2, visa
 
 from anomaly_clip.cli import main
-from anomaly_clip.data.info import FACTS
+from anomaly_clip.data.info import DATASETS
 from anomaly_clip.methods import SDP
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -100,7 +100,7 @@ def test_winclip_runs(tmp_path: Path, mvtec_root: Path, tiny_clip_config: str, n
 def test_every_known_data_set_has_a_section() -> None:
     files = sorted((CONFIGS / "data").glob("*.yaml"))
     classes = {yaml.safe_load(file.read_text())["data"]["class_path"] for file in files}
-    assert classes == set(FACTS) - {"Demo", "ImageFolder"}
+    assert classes == set(DATASETS) - {"Demo", "ImageFolder"}
 
 
 @pytest.mark.parametrize(

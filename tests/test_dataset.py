@@ -60,14 +60,14 @@ def test_a_mask_of_another_size_names_both(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"image_size": 0}, "data.image_size must be positive"),
-        ({"mask_size": -1}, "data.mask_size must be positive"),
+        ({"image_size": 0}, "data.image_size must be 1 or more"),
+        ({"mask_size": -1}, "data.mask_size must be 1 or more"),
         ({"mask_threshold": 1.0}, "data.mask_threshold"),
         ({"batch_size": 0}, "data.batch_size"),
-        ({"shots": 0}, "data.shots must be positive"),
+        ({"shots": 0}, "data.shots must be 1 or more"),
         ({"fraction": 0.0}, r"data.fraction must be in \(0, 1\]"),
         ({"fraction": 0.5, "shots": 1}, "in place of data.shots"),
-        ({"val_share": 1.0}, "data.val_share must be between 0 and 1"),
+        ({"val_share": 1.0}, r"data.val_share must be in \(0, 1\)"),
         ({"seed": -1}, "data.seed must be 0 or more"),
         ({"image_size": 8, "resize": Resize("square_crop", 7)}, "data.resize.size 7: .* 8 or more"),
         ({"image_size": 8, "resize": Resize("shorter_crop")}, "data.resize.size None"),

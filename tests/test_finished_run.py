@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from anomaly_clip.data.info import FACTS
+from anomaly_clip.data.info import DATASETS
 from anomaly_clip.results.finished_run import FinishedRun, printable
 
 RUN = FinishedRun(
@@ -32,7 +32,7 @@ def test_a_mean_is_of_all_categories_or_none() -> None:
 def test_a_run_of_published_categories_is_expected_to_have_them_all() -> None:
     categories = {name: {"image_auroc": 0.5} for name in ("bottle", "screw")}
     run = replace(RUN, data="MVTecAD", categories=categories, failed=("wood",))
-    assert run.expected == set(FACTS["MVTecAD"].counts)
+    assert run.expected == set(DATASETS["MVTecAD"].counts)
     mixed = replace(run, failed=("mug",))
     assert mixed.expected == {"bottle", "screw", "mug"}
 

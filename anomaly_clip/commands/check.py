@@ -15,7 +15,8 @@ from rich.text import Text
 from anomaly_clip.commands.parsing import data_parser, parse_words
 from anomaly_clip.data.check import Checked, Row, check_data
 from anomaly_clip.data.dataset import AnomalyData
-from anomaly_clip.data.info import DataFacts
+from anomaly_clip.data.info import DatasetInfo
+from anomaly_clip.errors import check_at_least
 from anomaly_clip.files import write_json
 
 __all__ = ["run_check"]
@@ -47,8 +48,8 @@ def run_check(words: Sequence[str]) -> int:
     parser.add_argument("--json", type=str, help="write all findings to this file; - prints them")
     parser.add_argument("--workers", type=int, help="threads that read; default: one a core")
     with parse_words(parser, words) as config:
-        if config.workers is not None and config.workers < 1:
-            raise ValueError(f"--workers must be 1 or more, got {config.workers}")
+        if config.workers is not None:
+            check_at_least("--workers", config.workers, 1)
         if config.json not in (None, "-") and Path(config.json).is_dir():
             raise ValueError(f"--json {config.json} is a folder: name a file in it")
         data: AnomalyData = parser.instantiate(config).data
@@ -56,7 +57,7 @@ def run_check(words: Sequence[str]) -> int:
         if config.json == "-":
             print(json.dumps(checked.as_json(), indent=2, ensure_ascii=False))
         else:
-            show(checked, data.facts)
+            show(checked, data.info)
             if config.json is not None:
                 write_json(Path(config.json), checked.as_json())
     rate = checked.images / max(checked.seconds, 1e-9)
@@ -66,14 +67,14 @@ def run_check(words: Sequence[str]) -> int:
     return PROBLEMS_FOUND if checked.problems else 0
 
 
-def show(checked: Checked, facts: DataFacts) -> None:
+def show(checked: Checked, info: DatasetInfo) -> None:
     """Print the counts, the data set's origin, remarks, and all problems."""
     console = Console(highlight=False, soft_wrap=True, markup=False)
     console.print(_counts_table(checked))
     for name, value in (
-        ("source", facts.url),
-        ("licence", facts.licence),
-        ("to cite", facts.citation),
+        ("source", info.url),
+        ("licence", info.licence),
+        ("to cite", info.citation),
     ):
         if value:
             console.print(f"{name}: {value}")

@@ -14,6 +14,7 @@ from anomaly_clip.commands.parsing import data_parser, parse_words
 from anomaly_clip.data.dataset import AnomalyData, Sample, Split
 from anomaly_clip.data.synthetic import SyntheticDataset
 from anomaly_clip.drawing.draw import add_caption, font, grid
+from anomaly_clip.errors import check_at_least
 from anomaly_clip.files import atomic_path
 from anomaly_clip.images import evenly_spaced
 from anomaly_clip.progress import track
@@ -45,8 +46,7 @@ def run_preview(words: Sequence[str]) -> int:
     parser.add_argument("--count", type=int, default=48, help="how many pictures, spread evenly")
     parser.add_argument("--file", type=str, default="preview.png", help="where the sheet goes")
     with parse_words(parser, words) as config:
-        if config.count < 1:
-            raise ValueError(f"--count must be 1 or more, got {config.count}")
+        check_at_least("--count", config.count, 1)
         target = Path(config.file)
         if target.suffix.lower() not in (".png", ".jpg", ".jpeg"):
             raise ValueError(f"--file {target}: expected a name ending in .png or .jpg")

@@ -23,9 +23,9 @@ from anomaly_clip.backbones.prompts import (
     representative_vector,
 )
 from anomaly_clip.commands.parsing import parse_words, verb_parser
-from anomaly_clip.data.info import FACTS, facts_of
+from anomaly_clip.data.info import DATASETS, dataset_info
 from anomaly_clip.data.transforms import resize_image
-from anomaly_clip.errors import suggest
+from anomaly_clip.errors import check_at_least, suggest
 from anomaly_clip.files import write_csv
 from anomaly_clip.images import read_image
 from anomaly_clip.maps import gaussian_blur
@@ -75,11 +75,10 @@ def run_prompts(words: Sequence[str]) -> int:
     parser.add_class_arguments(PromptEnsemble, "prompts")
     parser.add_class_arguments(RVSSettings, "rvs")
     with parse_words(parser, words) as config:
-        if config.top < 1:
-            raise ValueError(f"--top must be 1 or more, got {config.top}")
-        if config.data_set is not None and config.data_set not in FACTS:
+        check_at_least("--top", config.top, 1)
+        if config.data_set is not None and config.data_set not in DATASETS:
             raise ValueError(
-                f"--data_set {config.data_set}: unknown, {suggest(config.data_set, FACTS)}"
+                f"--data_set {config.data_set}: unknown, {suggest(config.data_set, DATASETS)}"
             )
         if not config.category.strip():
             raise ValueError('--category is empty: say what is shown, such as "laser-cut plank"')
@@ -91,7 +90,7 @@ def run_prompts(words: Sequence[str]) -> int:
         if image is not None:
             small = resize_image(image, sdp.image_size).copy()
             pixels = torch.from_numpy(small).permute(2, 0, 1)[None]
-        category = facts_of(config.data_set).words.get(config.category, config.category)
+        category = dataset_info(config.data_set).words.get(config.category, config.category)
         rows, distances = sentence_effects(sdp, category, pixels, config.data_set)
         if config.file is not None:
             table = ([int(row.abnormal), *row[1:]] for row in rows)

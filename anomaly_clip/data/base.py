@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 from lightning.pytorch import LightningDataModule
 
 from anomaly_clip.data.file_hashes import DuplicatePair, duplicates_between
-from anomaly_clip.data.info import DataFacts, facts_of
+from anomaly_clip.data.info import DatasetInfo, dataset_info
 from anomaly_clip.data.layout import images_in
 from anomaly_clip.data.samples import Reader, Sample, Split, read_sample
 
@@ -49,9 +49,9 @@ class BaseDataModule(LightningDataModule, ABC):
         """Yield the samples of a category, sorted; masks are named even if they are not there."""
 
     @property
-    def facts(self) -> DataFacts:
+    def info(self) -> DatasetInfo:
         """What is published of the data set."""
-        return facts_of(self.dataset_name)
+        return dataset_info(self.dataset_name)
 
     @property
     def has_masks(self) -> bool:
@@ -75,7 +75,7 @@ class BaseDataModule(LightningDataModule, ABC):
 
     def reader(self) -> Reader:
         """Return the function that reads a sample's image and mask; it travels to workers."""
-        return partial(read_sample, rule=self.facts.mask)
+        return partial(read_sample, rule=self.info.mask)
 
     def mask_folders(self, category: str) -> list[Path]:
         """Return the folders that hold nothing but masks."""

@@ -215,7 +215,7 @@ def _inspect(
     misfit = 0
     if sample.mask is not None:
         try:
-            read = read_grey if data.facts.mask.grey else read_mask
+            read = read_grey if data.info.mask.grey else read_mask
             mask = solid(read(sample.mask))
             with Image.open(sample.mask) as picture:
                 lossy = picture.format in ("JPEG", "MPO")
@@ -228,7 +228,7 @@ def _inspect(
                 message = "a mask saved as JPEG, whose noise counts as defect: save it as PNG"
                 wrong("mask lossy", sample.mask, message)
             misfit = max(abs(a - b) for a, b in zip(mask.shape, image.shape, strict=False))
-            if misfit > data.facts.mask.fitted:
+            if misfit > data.info.mask.fitted:
                 sizes = f"{mask.shape[1]} x {mask.shape[0]}, its image {image.shape[1]} x "
                 wrong("mask size", sample.mask, f"the mask is {sizes}{image.shape[0]} pixels")
             if sample.label and not mask.any():
@@ -247,7 +247,7 @@ def _inspect(
 
 def _count(data: AnomalyData, seen: Sequence[InspectedSample], checked: Checked) -> None:
     """Set numbers beside the published ones."""
-    published = data.facts.counts
+    published = data.info.counts
     for category in data.categories:
         known = published.get(category)
         if published and known is None:
@@ -280,7 +280,7 @@ def _count(data: AnomalyData, seen: Sequence[InspectedSample], checked: Checked)
                 _add(checked, "count", _short(data, data.root), message)
             elif not own:
                 _add(checked, "count", _short(data, data.root), f"{category}: no {split} images")
-    total = data.facts.total
+    total = data.info.total
     if total is not None and total != len(seen) and data.listing.chosen is None:
         message = f"{len(seen)} images, published are {total}"
         _add(checked, "count", _short(data, data.root), message)

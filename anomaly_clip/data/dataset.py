@@ -31,6 +31,7 @@ from anomaly_clip.data.samples import Item, Reader, Sample, SampleDataset, Split
 from anomaly_clip.data.synthetic import SyntheticDataset, SyntheticPairs
 from anomaly_clip.data.transforms import MaskFilter, Resize
 from anomaly_clip.data.validation import ValidationSplit, ValSplit
+from anomaly_clip.errors import check_at_least, check_between
 from anomaly_clip.images import read_image, read_mask
 from anomaly_clip.records import Batch, Encoder, LoaderNeeds, needs_of
 from anomaly_clip.synthesis.synthesizer import SynthesisSettings
@@ -115,12 +116,14 @@ class AnomalyData(BaseDataModule):
         num_workers: int | None = None,
     ) -> None:
         super().__init__()
-        self._check_arguments(batch_size, seed, shuffle, balanced)
+        check_at_least("data.batch_size", batch_size, 1)
+        check_at_least("data.seed", seed, 0)
+        if balanced and not shuffle:
+            raise ValueError("data.balanced true draws images, so data.shuffle must be true")
         for name, size in (("image_size", image_size), ("mask_size", mask_size)):
-            if size is not None and size < 1:
-                raise ValueError(f"data.{name} must be positive, got {size}")
-        if not 0 <= mask_threshold < 1:
-            raise ValueError(f"data.mask_threshold must be in [0, 1), got {mask_threshold}")
+            if size is not None:
+                check_at_least(f"data.{name}", size, 1)
+        check_between("data.mask_threshold", mask_threshold, 0, 1, open_high=True)
         if image_size is not None:
             resize.check(image_size)
         try:
@@ -154,15 +157,6 @@ class AnomalyData(BaseDataModule):
             # Lightning then sees no loader; an empty one makes it warn.
             self.val_dataloader = MethodType(LightningDataModule.val_dataloader, self)  # type: ignore[method-assign]
         self._in_fit: dict[str, SampleDataset | SyntheticDataset | SyntheticPairs | None] = {}
-
-    @staticmethod
-    def _check_arguments(batch_size: int, seed: int, shuffle: bool, balanced: bool) -> None:
-        if batch_size < 1:
-            raise ValueError(f"data.batch_size must be positive, got {batch_size}")
-        if seed < 0:
-            raise ValueError(f"data.seed must be 0 or more, got {seed}")
-        if balanced and not shuffle:
-            raise ValueError("data.balanced true draws images, so data.shuffle must be true")
 
     # -- what is listed --------------------------------------------------------------------------
 
@@ -222,15 +216,15 @@ class AnomalyData(BaseDataModule):
             has_masks=self.has_masks,
             mask_filter=self.mask_filter,
             mask_threshold=self.mask_threshold,
-            mask_rule=self.facts.mask,
+            mask_rule=self.info.mask,
             read=None if self.on_disk else self.reader(),
             resize=self.resize,
-            cache=ImageCache(str(self.facts.mask)) if self.cache and self.on_disk else None,
+            cache=ImageCache(str(self.info.mask)) if self.cache and self.on_disk else None,
         )
 
     def words(self, category: str) -> str:
         """Return the name in prompts of a category of this set or the auxiliary one."""
-        names = {**self.facts.words, **self.category_names}
+        names = {**self.info.words, **self.category_names}
         if category in names or self.auxiliary is None or category in self.categories:
             return names.get(category, category)
         return self.auxiliary.words(category)

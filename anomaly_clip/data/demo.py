@@ -18,6 +18,7 @@ from anomaly_clip.data.samplers import EpochSampler
 from anomaly_clip.data.scenes import Scenes
 from anomaly_clip.demo.photographs import CATEGORIES, DEFECTS, NAME_OF_WORDS, draw_picture
 from anomaly_clip.demo.surfaces import fitting_defects
+from anomaly_clip.errors import check_at_least
 from anomaly_clip.records import Batch
 
 __all__ = ["Demo"]
@@ -61,8 +62,7 @@ class Demo(AnomalyData):
             ("picture_size", picture_size, 64),
             ("num_scenes", 1 if num_scenes is None else num_scenes, 1),
         ):
-            if value < least:
-                raise ValueError(f"data.{name} must be {least} or more, got {value}")
+            check_at_least(f"data.{name}", value, least)
         if num_scenes is not None and self.synthesis is not None and self.val_split != "synthetic":
             raise ValueError(
                 "data.num_scenes trains on scenes with defects of their own: leave "

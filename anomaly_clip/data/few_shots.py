@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from anomaly_clip.data.samplers import draw_few
 from anomaly_clip.data.samples import Sample
+from anomaly_clip.errors import check_at_least
 
 if TYPE_CHECKING:
     from anomaly_clip.data.dataset import AnomalyData
@@ -23,8 +24,8 @@ class FewShots:
     """
 
     def __init__(self, data: AnomalyData, shots: int | None, fraction: float | None) -> None:
-        if shots is not None and shots < 1:
-            raise ValueError(f"data.shots must be positive, got {shots}")
+        if shots is not None:
+            check_at_least("data.shots", shots, 1)
         if fraction is not None and (shots is not None or not 0 < fraction <= 1):
             raise ValueError(
                 f"data.fraction must be in (0, 1], in place of data.shots, got {fraction}"

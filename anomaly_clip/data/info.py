@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-__all__ = ["FACTS", "Counts", "DataFacts", "MaskRule", "facts_of"]
+__all__ = ["DATASETS", "Counts", "DatasetInfo", "MaskRule", "dataset_info"]
 
 Split = Literal["train", "test"]
 
@@ -39,7 +39,7 @@ PLAIN = MaskRule()
 
 
 @dataclass(frozen=True)
-class DataFacts:
+class DatasetInfo:
     """One data set.
 
     Args:
@@ -51,7 +51,6 @@ class DataFacts:
         total: All images, where they are not known by category.
         words: What a category is called in sentences, where its name is no word.
         mask: How masks are read.
-        sdp_plus_sigma: Deviation of SDP+'s Gaussian, in pixels at 240 (published).
     """
 
     title: str
@@ -62,14 +61,13 @@ class DataFacts:
     words: Mapping[str, str] = field(default_factory=dict)
     total: int | None = None
     mask: MaskRule = PLAIN
-    sdp_plus_sigma: float = 8.0
 
 
 NOT_STATED = "not stated with the files: treat as research use with citation"
 RESEARCH = "research and education, with citation; see its page"
 
-FACTS: dict[str, DataFacts] = {
-    "MVTecAD": DataFacts(
+DATASETS: dict[str, DatasetInfo] = {
+    "MVTecAD": DatasetInfo(
         "MVTec-AD",
         "https://www.mvtec.com/company/research/datasets/mvtec-ad",
         "CC BY-NC-SA 4.0",
@@ -93,7 +91,7 @@ FACTS: dict[str, DataFacts] = {
             "zipper": Counts(240, 32, 119),
         },
     ),
-    "VisA": DataFacts(
+    "VisA": DatasetInfo(
         "VisA",
         "https://github.com/amazon-science/spot-diff",
         "CC BY 4.0",
@@ -113,9 +111,8 @@ FACTS: dict[str, DataFacts] = {
             "pcb4": Counts(904, 101, 100),
             "pipe_fryum": Counts(450, 50, 100),
         },
-        sdp_plus_sigma=2.0,
     ),
-    "BTAD": DataFacts(
+    "BTAD": DatasetInfo(
         "BTAD",
         "http://avires.dimi.uniud.it/papers/btad/btad.zip",
         NOT_STATED,
@@ -124,7 +121,7 @@ FACTS: dict[str, DataFacts] = {
         {"01": Counts(400, 21, 49), "02": Counts(399, 30, 200), "03": Counts(1000, 400, 41)},
         {"01": "product", "02": "product", "03": "product"},  # our choice: numbers say nothing
     ),
-    "KSDD2": DataFacts(
+    "KSDD2": DatasetInfo(
         "KolektorSDD2",
         "https://www.vicos.si/resources/kolektorsdd2/",
         "CC BY-NC-SA 4.0",
@@ -133,7 +130,7 @@ FACTS: dict[str, DataFacts] = {
         {"surface": Counts(2085, 894, 110)},
         mask=MaskRule(fitted=16),
     ),
-    "MagneticTile": DataFacts(
+    "MagneticTile": DatasetInfo(
         "Magnetic tile surface defects, split by tiles into MVTec-AD's layout",
         "https://github.com/abin24/Magnetic-tile-defect-datasets.",
         NOT_STATED,
@@ -141,14 +138,14 @@ FACTS: dict[str, DataFacts] = {
         {"magnetic_tile": Counts(763, 189, 388)},
         {"magnetic_tile": "magnetic tile"},
     ),
-    "ISIC": DataFacts(
+    "ISIC": DatasetInfo(
         "ISIC (ISBI 2016 challenge, part 1, test)",
         "https://challenge.isic-archive.com/data/#2016",
         RESEARCH,
         "Gutman et al., Skin Lesion Analysis toward Melanoma Detection, arXiv 1605.01397",
         {"skin": Counts(0, 0, 379)},
     ),
-    "CVCClinicDB": DataFacts(
+    "CVCClinicDB": DatasetInfo(
         "CVC-ClinicDB",
         "https://polyp.grand-challenge.org/CVCClinicDB/",
         RESEARCH,
@@ -157,21 +154,21 @@ FACTS: dict[str, DataFacts] = {
         {"colon": Counts(0, 0, 612)},
         mask=MaskRule(grey=True),
     ),
-    "HeadCT": DataFacts(
+    "HeadCT": DatasetInfo(
         "Head CT - hemorrhage",
         "https://www.kaggle.com/datasets/felipekitamura/head-ct-hemorrhage",
         NOT_STATED,
         "Kitamura, Head CT - hemorrhage, Kaggle 2018",
         {"head ct": Counts(0, 100, 100)},
     ),
-    "BrainMRI": DataFacts(
+    "BrainMRI": DatasetInfo(
         "Brain MRI images for brain tumor detection",
         "https://www.kaggle.com/datasets/navoneel/brain-mri-images-for-brain-tumor-detection",
         NOT_STATED,
         "Chakrabarty, Brain MRI Images for Brain Tumor Detection, Kaggle 2019",
         {"brain ct": Counts(0, 98, 155)},  # sic: the object's word in CLIP-AD's code
     ),
-    "MixedWM38": DataFacts(
+    "MixedWM38": DatasetInfo(
         "MixedWM38",
         "https://github.com/Junliangwangdhu/WaferMap",
         NOT_STATED,
@@ -179,7 +176,7 @@ FACTS: dict[str, DataFacts] = {
         "Pattern Recognition, IEEE Transactions on Semiconductor Manufacturing 2020",
         total=38_015,
     ),
-    "IndustrialFolders": DataFacts(
+    "IndustrialFolders": DatasetInfo(
         "Industrial set of TAB (30 classes, 17,393 normal images)",
         "put together from public sets (MPDD, DAGM, KTH-TIPS2, Kylberg, ELPV and others)",
         "that of each part",
@@ -217,13 +214,13 @@ FACTS: dict[str, DataFacts] = {
             "wave carpet": Counts(80, 0, 0),
         },
     ),
-    "ImageFolder": DataFacts("your own pictures", "yours", "yours", "none"),
-    "Demo": DataFacts(
+    "ImageFolder": DatasetInfo("your own pictures", "yours", "yours", "none"),
+    "Demo": DatasetInfo(
         "pictures made by code", "this package", "Apache-2.0, as the project", "none"
     ),
 }  # fmt: skip
 
 
-def facts_of(dataset_name: str | None) -> DataFacts:
+def dataset_info(dataset_name: str | None) -> DatasetInfo:
     """Return what is published of a data set, nothing if it is not known."""
-    return FACTS.get(dataset_name or "", DataFacts("", "", "", ""))
+    return DATASETS.get(dataset_name or "", DatasetInfo("", "", "", ""))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from anomaly_clip.data.samplers import hold_out
 from anomaly_clip.data.samples import Sample, SampleDataset
 from anomaly_clip.data.synthetic import SyntheticPairs
+from anomaly_clip.errors import check_between
 
 if TYPE_CHECKING:
     from anomaly_clip.data.dataset import AnomalyData
@@ -28,8 +29,7 @@ class ValidationSplit:
     """
 
     def __init__(self, data: AnomalyData, kind: ValSplit, share: float) -> None:
-        if not 0 < share < 1:
-            raise ValueError(f"data.val_share must be between 0 and 1, got {share}")
+        check_between("data.val_share", share, 0, 1, open_low=True, open_high=True)
         if kind == "synthetic" and data.synthesis is None:
             raise ValueError(
                 "data.val_split synthetic: say which defects, as --data.synthesis.recipe nsa"

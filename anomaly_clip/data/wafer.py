@@ -15,6 +15,7 @@ from anomaly_clip.data.dataset import AnomalyData, Reader, Sample, Split
 from anomaly_clip.data.file_hashes import FileHashes
 from anomaly_clip.data.layout import missing_layout
 from anomaly_clip.data.transforms import Resize
+from anomaly_clip.errors import check_at_least, check_between
 from anomaly_clip.files import atomic_path, cache_folder
 
 __all__ = ["PATTERNS", "MixedWM38", "WaferMaps"]
@@ -138,10 +139,8 @@ class MixedWM38(AnomalyData):
         **shared: Any,
     ) -> None:
         super().__init__(root=root, resize=resize, **shared)
-        if split_seed < 0:
-            raise ValueError(f"data.split_seed must be 0 or more, got {split_seed}")
-        if not 0 < test_share < 1:
-            raise ValueError(f"data.test_share must be between 0 and 1, got {test_share}")
+        check_at_least("data.split_seed", split_seed, 0)
+        check_between("data.test_share", test_share, 0, 1, open_low=True, open_high=True)
         self.targets = targets
         self.test_share = test_share
         self.split_seed = split_seed

@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 from torch import Tensor, nn
 
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
+from anomaly_clip.errors import check_at_least
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.methods.evaluated import without_backbone
 from anomaly_clip.metrics.evaluator import EvaluatorSettings, Results
@@ -49,8 +50,7 @@ class CNNMethod(AnomalyMethod, ABC):
         evaluator: EvaluatorSettings,
     ) -> None:
         super().__init__(evaluator)
-        if image_size < 32:
-            raise ValueError(f"model.image_size must be 32 or more, got {image_size}")
+        check_at_least("model.image_size", image_size, 32)
         if isinstance(backbone, CNNBackbone):
             self.asked_backbone = backbone.settings
             self.backbone = backbone

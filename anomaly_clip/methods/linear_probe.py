@@ -22,6 +22,7 @@ from torchmetrics import MetricCollection
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings, load_network
 from anomaly_clip.backbones.frozen import fingerprint
 from anomaly_clip.callbacks import DataWaitMonitor
+from anomaly_clip.errors import check_at_least
 from anomaly_clip.methods.evaluated import (
     Confusion,
     EvaluatedModule,
@@ -83,10 +84,8 @@ class LinearProbe(EvaluatedModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if image_size < 32:
-            raise ValueError(f"model.image_size must be 32 or more, got {image_size}")
-        if seed < 0:
-            raise ValueError(f"model.seed must be 0 or more, got {seed}")
+        check_at_least("model.image_size", image_size, 32)
+        check_at_least("model.seed", seed, 0)
         if isinstance(backbone, CNNBackbone):
             self.asked_backbone = backbone.settings
         else:

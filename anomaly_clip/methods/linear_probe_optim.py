@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
 from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from anomaly_clip.errors import check_above, check_at_least, check_between
+from anomaly_clip.schedules import total_steps
 
 __all__ = ["ProbeOptim"]
 
@@ -34,12 +36,11 @@ class ProbeOptim:
     schedule: Literal["cosine", "none"] = "cosine"
 
     def __post_init__(self) -> None:
-        if self.lr is not None and not self.lr > 0:
-            raise ValueError(f"model.optim.lr must be above 0, got {self.lr}")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"model.optim.momentum must be in [0, 1), got {self.momentum}")
-        if self.weight_decay is not None and not self.weight_decay >= 0:
-            raise ValueError(f"model.optim.weight_decay must be 0 or more, got {self.weight_decay}")
+        if self.lr is not None:
+            check_above("model.optim.lr", self.lr, 0)
+        check_between("model.optim.momentum", self.momentum, 0, 1, open_high=True)
+        if self.weight_decay is not None:
+            check_at_least("model.optim.weight_decay", self.weight_decay, 0)
 
     def of(self, frozen: bool) -> ProbeOptim:
         """Return the settings with the values that null stands for."""
@@ -63,13 +64,8 @@ class ProbeOptim:
         )
         if self.schedule == "none":
             return optimizer
-        steps = module.trainer.estimated_stepping_batches
-        if math.isinf(steps):
-            raise ValueError(
-                "LinearProbe lowers its rate towards the end, which must be known: give "
-                "trainer.max_epochs, or set model.optim.schedule to none"
-            )
-        schedule = CosineAnnealingLR(optimizer, max(1, int(steps)))
+        steps = total_steps(module, ", or set model.optim.schedule to none")
+        schedule = CosineAnnealingLR(optimizer, max(1, steps))
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},

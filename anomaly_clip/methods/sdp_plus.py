@@ -22,7 +22,7 @@ from anomaly_clip.backbones import clip, frozen, surgery
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
 from anomaly_clip.backbones.prompts import PromptEnsemble, RVSSettings
 from anomaly_clip.backbones.surgery import StageTokens
-from anomaly_clip.errors import reason
+from anomaly_clip.errors import check_above, check_at_least, reason
 from anomaly_clip.files import atomic_path, source_hash
 from anomaly_clip.losses import dice_loss, focal_loss
 from anomaly_clip.maps import gaussian_blur, image_score, patches_to_map
@@ -91,10 +91,8 @@ class SDPPlus(SDP):
             sigma=0.0 if sigma == "auto" else sigma,
             evaluator=evaluator,
         )
-        if not lr > 0:
-            raise ValueError(f"model.lr must be above 0, got {lr}")
-        if not feature_cache_gb >= 0:
-            raise ValueError(f"model.feature_cache_gb must be 0 or more, got {feature_cache_gb}")
+        check_above("model.lr", lr, 0)
+        check_at_least("model.feature_cache_gb", feature_cache_gb, 0)
         self.asked_sigma = sigma
         self.feature_cache_gb = feature_cache_gb
         self.lr = lr

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from anomaly_clip.data.info import FACTS
+from anomaly_clip.data.info import DATASETS
 
 __all__ = [
     "PublishedCell",
@@ -146,6 +146,6 @@ class PublishedTables:
     def categories(self, data: str, of: str | None) -> tuple[str, ...] | None:
         """Return the categories that a mean is over; None if they are not known by name."""
         if of is None:
-            counts = FACTS[data].counts if data in FACTS else {}
+            counts = DATASETS[data].counts if data in DATASETS else {}
             return tuple(counts) or None
         return self.groups.get(data, {}).get(of, (of,))

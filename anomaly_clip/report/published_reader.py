@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from anomaly_clip.data.info import FACTS
+from anomaly_clip.data.info import DATASETS
 from anomaly_clip.metrics.classification import CLASS_FIGURES
 from anomaly_clip.metrics.evaluator import FIGURES
 from anomaly_clip.report.published import (
@@ -84,10 +84,10 @@ class _Reader:
         self.check_keys(content, parts)
         self.sources, self.doubts = content["sources"], content["doubts"]
         for data, groups in self.entries(content, "groups"):
-            self.check_name("data set", data, FACTS)
+            self.check_name("data set", data, DATASETS)
             for members in groups.values():
                 for member in members:
-                    self.check_name("category", member, FACTS[data].counts)
+                    self.check_name("category", member, DATASETS[data].counts)
             self.groups[data] = {name: tuple(members) for name, members in groups.items()}
         for name, entry in self.entries(content, "weights"):
             self.weights[name] = self.weights_of(name, entry)
@@ -111,7 +111,7 @@ class _Reader:
                 self.check_name("condition", key, CONDITIONS)
         for key in ("method", "data", "backbone"):
             self.check(key in entry["match"], f"match lacks {key}")
-        self.check_name("data set", entry["match"]["data"], FACTS)
+        self.check_name("data set", entry["match"]["data"], DATASETS)
         match = {"each": False, **dict.fromkeys(UNSET), **entry["match"]}
         for weights in entry["weights"]:
             spec = self.weights.get(weights)
@@ -169,7 +169,7 @@ class _Reader:
         self.place[-1] += f" ({entry['method']})"
         data, of = entry.get("data", data), entry.get("of")
         if of is not None:
-            counts = FACTS[data].counts if data in FACTS else {}
+            counts = DATASETS[data].counts if data in DATASETS else {}
             self.check_name("group or category", of, {**self.groups.get(data, {}), **counts})
         run = None
         if "run" in entry:

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from anomaly_clip.data.info import FACTS
+from anomaly_clip.data.info import DATASETS
 from anomaly_clip.metrics.evaluator import mean_defined
 from anomaly_clip.records import DEMO, RANDOM
 from anomaly_clip.results.warnings import DEMO_REMARK, RANDOM_WARNING, selection_warning
@@ -102,7 +102,7 @@ class FinishedRun:
     def expected(self) -> frozenset[str]:
         """The categories that a mean must be of: all of a data set if the run's are among them."""
         tried = {*self.categories, *self.failed}
-        published = set(FACTS[self.data].counts) if self.data in FACTS else set()
+        published = set(DATASETS[self.data].counts) if self.data in DATASETS else set()
         return frozenset(published if tried <= published else tried)
 
     @cached_property
