@@ -29,8 +29,8 @@ GROUND = (
 """Modules that everybody may import, and that import nothing of the package but each other."""
 
 ROOMS = {
-    "commands": ("recording", "report", "results", "drawing", "methods", "data", "decisions"),
-    "recording": ("report", "results", "drawing", "methods", "data", "decisions"),
+    "commands": ("recording", "report", "results", "drawing", "methods", "data"),
+    "recording": ("report", "results", "drawing", "methods", "data"),
     "report": ("results", "drawing"),
     "results": (),
     "drawing": (),
@@ -40,8 +40,6 @@ ROOMS = {
     "backbones": (),
     "metrics": (),
     "demo": (),
-    "decisions": (),
-    "runtime": (),
 }
 """The rooms that a room may import from, beside itself and the ground floor."""
 
@@ -53,7 +51,7 @@ ALSO = {
 }
 """Names and pure functions that are read across floors: figures of a table, names of metrics."""
 
-TOP = ("cli", "__main__", "__init__", "detector", "testing")
+TOP = ("cli", "__main__", "__init__")
 """Modules above all rooms."""
 
 PUBLISHED = {"report": ("data.info",), "results": ("data.info",)}
