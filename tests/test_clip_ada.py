@@ -3,9 +3,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from helpers import quiet_trainer, save_picture
 from PIL import Image
+from processes import run_command
 from scipy.ndimage import uniform_filter
 from torch import Tensor
 from torch.testing import assert_close
@@ -495,11 +493,7 @@ def test_two_processes_learn_together(
     ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2"]
     compared = {"class_path": "ddp_checks.Compared", "init_args": {"file": str(tmp_path / "c")}}
     ddp += ["--trainer.callbacks+", json.dumps(compared)]
-    python = [sys.executable, "-m", "anomaly_clip", *line, *ddp]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-    done = subprocess.run(
-        python, capture_output=True, text=True, timeout=300, check=False, env=environment
-    )
+    done = run_command([*line, *ddp], processes=2)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads((tmp_path / "c").read_text())
     assert found["equal"]

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from processes import run_command
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -247,8 +246,7 @@ def test_a_checkpoint_is_gone_on_with_as_it_was(
 def test_two_processes_share_the_scenes(tiny: Path, tmp_path: Path) -> None:
     more = ["--trainer.max_epochs", "1", "--trainer.strategy", "ddp", "--trainer.devices", "2"]
     more += ["--trainer.precision", "bf16-mixed"]
-    python = [sys.executable, "-m", "anomaly_clip", *words_of_a_run(tiny, tmp_path, *more)]
-    done = subprocess.run(python, capture_output=True, text=True, timeout=300, check=False)
+    done = run_command(words_of_a_run(tiny, tmp_path, *more), processes=2)
     assert done.returncode == 0, done.stderr[-2000:]
     assert [path.name for path in (tmp_path / "tiny").iterdir()] == ["1"]
     run = tmp_path / "tiny" / "1"

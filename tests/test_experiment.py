@@ -7,8 +7,6 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from processes import run_command
 
 from anomaly_clip.backbones.surgery import check_stages
 from anomaly_clip.cli import main
@@ -225,8 +224,7 @@ def test_two_processes_give_the_same_figures_and_pictures(
     assert main(command("test", *more)) == 0
     words = command("test", *more, "--output.name=two")
     ddp = ["--trainer.strategy=ddp", "--trainer.devices=2"]
-    python = [sys.executable, "-m", "anomaly_clip", *words, *ddp]
-    done = subprocess.run(python, capture_output=True, text=True, timeout=300, check=False)
+    done = run_command([*words, *ddp], processes=2)
     assert done.returncode == 0, done.stderr[-2000:]
     assert not (tmp_path / "runs" / "two" / "2").exists()  # one folder, whatever the processes
     one, two = tmp_path / "runs" / "sdp" / "1", tmp_path / "runs" / "two" / "1"
@@ -243,8 +241,7 @@ def test_one_process_too_many(command: Command, mvtec_root: Path, tmp_path: Path
         for name in ("test/good/001", "test/scratch/001", "ground_truth/scratch/001_mask"):
             (mvtec_root / category / f"{name}.png").unlink()
     words = command("test", "--data.categories=[bottle]", "--trainer.strategy=ddp")
-    python = [sys.executable, "-m", "anomaly_clip", *words, "--trainer.devices=3"]
-    done = subprocess.run(python, capture_output=True, text=True, timeout=300, check=False)
+    done = run_command([*words, "--trainer.devices=3"], processes=3)
     assert done.returncode == 2, done.stderr[-2000:]
     assert "anomaly_clip: 2 images cannot be shared by 3 processes" in done.stderr
     assert not list((tmp_path / "runs").glob("*/1"))

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import torch.nn.functional as F
 from lightning.pytorch import Trainer
 from numpy.typing import NDArray
 from PIL import Image
+from processes import run_command
 from sklearn.metrics import (
     accuracy_score,
     confusion_matrix,
@@ -329,14 +328,7 @@ def test_two_processes_reach_what_one_does(root: Path, tmp_path: Path) -> None:
     again += ["--ckpt_path", str(fitted(tmp_path / "two")), "--trainer.callbacks", "null"]
     again += ["--output.root", str(tmp_path / "tested"), "--output.name", "run"]
     for part in (line, again):
-        done = subprocess.run(
-            [sys.executable, "-m", "anomaly_clip", *part],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-            cwd=Path(__file__).parent,
-        )
+        done = run_command(part, processes=2)
         assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads((tmp_path / "c").read_text())
     assert found["equal"]

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from detector_golden import golden_images, write_network
 from helpers import fit_images, near, quiet_trainer, save_picture
+from processes import run_command
 from safetensors.torch import load_file
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.distance import mahalanobis
@@ -174,8 +173,7 @@ def test_fit_and_test_from_the_checkpoint_alone(several: Path, tmp_path: Path) -
 def test_two_processes_take_the_same_moments(several: Path, tmp_path: Path) -> None:
     ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.batch_size", "1"]
     line = words("fit", several, tmp_path / "two", *ONE, *ddp)
-    python = [sys.executable, "-m", "anomaly_clip", *line]
-    done = subprocess.run(python, capture_output=True, text=True, timeout=300, check=False)
+    done = run_command(line, processes=2)
     assert done.returncode == 0, done.stderr[-2000:]
     assert main(words("fit", several, tmp_path / "one", *ONE)) == 0
     states = [

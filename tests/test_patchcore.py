@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from detector_golden import golden_images, write_network
 from helpers import fit_images, near
+from processes import run_command
 from safetensors.torch import load_file
 from scipy.spatial.distance import cdist
 from sklearn.random_projection import johnson_lindenstrauss_min_dim
@@ -154,13 +153,7 @@ def test_fit_says_what_it_takes_and_a_checkpoint_is_enough(
 
 def test_two_processes_choose_the_same_rows(mvtec_root: Path, tmp_path: Path) -> None:
     ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.batch_size", "1"]
-    python = [
-        sys.executable,
-        "-m",
-        "anomaly_clip",
-        *words("fit", mvtec_root, tmp_path / "two", *ddp),
-    ]
-    done = subprocess.run(python, capture_output=True, text=True, timeout=300, check=False)
+    done = run_command(words("fit", mvtec_root, tmp_path / "two", *ddp), processes=2)
     assert done.returncode == 0, done.stderr[-2000:]
     assert main(words("fit", mvtec_root, tmp_path / "one", "--data.batch_size", "1")) == 0
     banks = [

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import pytest
 import torch
 from detector_golden import fill_by_shape, golden_images, write_network
 from helpers import near, quiet_trainer, state_of
+from processes import run_command
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -231,11 +230,7 @@ def test_two_processes_learn_together(mvtec_root: Path, tmp_path: Path) -> None:
     compared = {"class_path": "ddp_checks.Compared", "init_args": {"file": str(tmp_path / "c")}}
     ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.batch_size", "1"]
     ddp += ["--trainer.callbacks+", json.dumps(compared)]
-    python = [sys.executable, "-m", "anomaly_clip"]
-    python += words("fit", mvtec_root, tmp_path, *ONE, *ddp)
-    done = subprocess.run(
-        python, capture_output=True, text=True, timeout=300, check=False, cwd=Path(__file__).parent
-    )
+    done = run_command(words("fit", mvtec_root, tmp_path, *ONE, *ddp), processes=2)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads((tmp_path / "c").read_text())
     assert found["equal"]

@@ -1,10 +1,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ import torch.nn.functional as F
 import yaml
 from detector_golden import fill_by_shape, golden_images, write_network
 from helpers import quiet_trainer, save_picture
+from processes import run_command
 from safetensors.torch import load_file
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
@@ -413,12 +411,7 @@ def test_two_processes_learn_together_and_test_as_one(three: Path, tmp_path: Pat
     compared = {"class_path": "ddp_checks.Compared", "init_args": {"file": str(tmp_path / "c")}}
 
     def run(line: list[str]) -> None:
-        python = [sys.executable, "-m", "anomaly_clip", *line]
-        here = Path(__file__).parent
-        options: dict[str, Any] = {"timeout": 300, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
-        done = subprocess.run(
-            python, capture_output=True, text=True, check=False, cwd=here, **options
-        )
+        done = run_command(line, processes=2)
         assert done.returncode == 0, done.stderr[-2000:]
 
     run(

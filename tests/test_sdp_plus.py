@@ -3,10 +3,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +22,7 @@ from helpers import (
     sdp_plus_command,
 )
 from layouts import head_ct, visa
+from processes import run_command
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -436,11 +434,8 @@ def test_two_processes_learn_what_one_does(
     words += ["--trainer.max_epochs", "2", "--data.auxiliary.shuffle", "false"]
     assert main([*words, "--data.auxiliary.batch_size", "4", "--output.name", "one"]) == 0
     ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--output.name", "two"]
-    python = [sys.executable, "-m", "anomaly_clip", *words, "--data.auxiliary.batch_size", "2"]
-    own = {**os.environ, CACHE_VARIABLE: str(tmp_path / "cold")}  # two processes fill it
-    done = subprocess.run(
-        [*python, *ddp], capture_output=True, text=True, timeout=300, check=False, env=own
-    )
+    cold = {CACHE_VARIABLE: str(tmp_path / "cold")}  # two processes fill it
+    done = run_command([*words, "--data.auxiliary.batch_size", "2", *ddp], 2, cold)
     assert len(list((tmp_path / "cold" / "features").rglob("*.safetensors"))) == 6
     assert done.returncode == 0, done.stderr[-2000:]
     one, two = (
@@ -457,8 +452,7 @@ def test_two_processes_learn_what_one_does(
             mvtec_root, trained_on.root, tiny_clip_config, tmp_path / "runs", "test"
         )
         test += ["--model.linear_layers", str(layers), "--output.name", name, *more]
-        python = [sys.executable, "-m", "anomaly_clip", *test]
-        done = subprocess.run(python, capture_output=True, text=True, timeout=300, check=False)
+        done = run_command(test, processes=2 if more else 1)
         assert done.returncode == 0, done.stderr[-2000:]
         metrics = tmp_path / "runs" / name / "1" / "metrics.json"
         tested.append(json.loads(metrics.read_text())["mean"])

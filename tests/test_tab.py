@@ -3,8 +3,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from helpers import Golden, save_picture
 from PIL import Image
+from processes import run_command
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
@@ -223,11 +222,7 @@ def test_two_processes_learn_together(classes: Path, tiny_clip_config: str, tmp_
     ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.batch_size", "3"]
     compared = {"class_path": "ddp_checks.Compared", "init_args": {"file": str(tmp_path / "c")}}
     ddp += ["--trainer.callbacks+", json.dumps(compared)]
-    python = [sys.executable, "-m", "anomaly_clip"]
-    python += words(classes, tiny_clip_config, tmp_path, *ddp)
-    done = subprocess.run(
-        python, capture_output=True, text=True, timeout=300, check=False, cwd=Path(__file__).parent
-    )
+    done = run_command(words(classes, tiny_clip_config, tmp_path, *ddp), processes=2)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads((tmp_path / "c").read_text())
     assert found["equal"]

@@ -1,14 +1,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import Golden, quiet_trainer
+from processes import run_command
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -238,8 +237,7 @@ def test_two_processes_find_what_one_does(
     words += ["--output.root", str(tmp_path), "--trainer.accelerator", "cpu"]
     assert main([*words, "--output.name", "one"]) == 0
     ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--output.name", "two"]
-    python = [sys.executable, "-m", "anomaly_clip", *words, *ddp]
-    done = subprocess.run(python, capture_output=True, text=True, timeout=300, check=False)
+    done = run_command([*words, *ddp], processes=2)
     assert done.returncode == 0, done.stderr[-2000:]
     one, two = (tmp_path / name / "1" for name in ("one", "two"))
     figures = [json.loads((run / "metrics.json").read_text())["mean"] for run in (one, two)]
