@@ -147,6 +147,7 @@ class ExperimentCLI(LightningCLI):
     """Lightning's command line for the methods and data sets of this project."""
 
     def __init__(self, args: Sequence[str]) -> None:
+        self._asked_verb = args[0]
         options = [word for word in args if word.startswith("--")]
         self._num_overrides = sum(not word.startswith("--config") for word in options)
         super().__init__(
@@ -170,6 +171,11 @@ class ExperimentCLI(LightningCLI):
         """What writes down the run."""
         found: RunWriter = self._get(self.config_init, "output")
         return found
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Return the verb of the command line alone: each takes a tenth of a second to build."""
+        known = LightningCLI.subcommands()
+        return {self._asked_verb: known[self._asked_verb]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what a run leaves behind."""
