@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: no test uses a network
@@ -14,9 +16,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several processes of tests share the 
 import numpy as np
 import pytest
 import torch
-from helpers import TINY_CLIP, Golden, save_picture
+from helpers import TINY_CLIP, Golden, save_picture, write_mvtec
 from hypothesis import settings
 
+from anomaly_clip.backbones import cnn
 from anomaly_clip.backbones.clip import CLIPBackbone
 from anomaly_clip.files import CACHE_VARIABLE
 
@@ -68,6 +71,15 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _networks_are_built_once() -> Iterator[None]:
+    """Untrained CNNs depend on their name and the seed alone; each test gets a copy of its own."""
+    built = lru_cache(maxsize=4)(lambda name, seed, build=cnn._build: build(name))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cnn, "_build", lambda name: deepcopy(built(name, torch.initial_seed())))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_clip_config(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return the path of a model configuration that builds in no time."""
@@ -103,21 +115,7 @@ def golden_category(golden: Callable[[str], Golden], tmp_path: Path) -> Path:
 @pytest.fixture
 def mvtec_root(tmp_path: Path) -> Path:
     """Return a data set in MVTec-AD's layout: two categories, 2 normal and 2 anomalous each."""
-    rng = np.random.default_rng(0)
-    root = tmp_path / "mvtec"
-    for category in ("bottle", "metal_nut"):
-        for name in ("train/good/000", "train/good/001", "test/good/000", "test/good/001"):
-            save_picture(root / category / f"{name}.png", _noise(rng))
-        for number in ("000", "001"):
-            save_picture(root / category / "test" / "scratch" / f"{number}.png", _noise(rng))
-            mask = np.zeros((40, 48), dtype=np.uint8)
-            mask[8:20, 10:30] = 255
-            save_picture(root / category / "ground_truth" / "scratch" / f"{number}_mask.png", mask)
-    return root
-
-
-def _noise(rng: np.random.Generator) -> np.ndarray:
-    return rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+    return write_mvtec(tmp_path)
 
 
 @pytest.fixture

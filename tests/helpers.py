@@ -72,6 +72,25 @@ def save_picture(path: Path, array: np.ndarray | None = None, *, size: int = 40)
     return path
 
 
+def write_mvtec(folder: Path) -> Path:
+    """Write a data set in MVTec-AD's layout: two categories, 2 normal and 2 anomalous each."""
+    rng = np.random.default_rng(0)
+    root = folder / "mvtec"
+    for category in ("bottle", "metal_nut"):
+        for name in ("train/good/000", "train/good/001", "test/good/000", "test/good/001"):
+            save_picture(root / category / f"{name}.png", _noise(rng))
+        for number in ("000", "001"):
+            save_picture(root / category / "test" / "scratch" / f"{number}.png", _noise(rng))
+            mask = np.zeros((40, 48), dtype=np.uint8)
+            mask[8:20, 10:30] = 255
+            save_picture(root / category / "ground_truth" / "scratch" / f"{number}_mask.png", mask)
+    return root
+
+
+def _noise(rng: np.random.Generator) -> np.ndarray:
+    return rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+
+
 def near(own: Tensor, expected: Tensor, relative: float) -> None:
     """Compare within a fraction of the largest expected value."""
     most = float(expected.abs().max())

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import json
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from helpers import save_picture
+from helpers import save_picture, write_mvtec
 from PIL import Image
 from sklearn.metrics import silhouette_score
 from torchvision.models import resnet18
@@ -21,12 +24,16 @@ from anomaly_clip.data import MVTecAD
 
 @pytest.fixture
 def root(mvtec_root: Path) -> Path:
-    """Return a folder of MVTec-AD's form with three training images in each of two categories."""
+    return with_more_images(mvtec_root)
+
+
+def with_more_images(root: Path) -> Path:
+    """Give each of two categories a third training image."""
     rng = np.random.default_rng(0)
     for category in ("bottle", "metal_nut"):
         array = rng.integers(0, 256, (40, 40, 3)).astype(np.uint8)
-        save_picture(mvtec_root / category / "train" / "good" / "100.png", array)
-    return mvtec_root
+        save_picture(root / category / "train" / "good" / "100.png", array)
+    return root
 
 
 @pytest.fixture
@@ -43,12 +50,33 @@ def words(root: Path, weights: Path, folder: Path) -> list[str]:
     return [*found, "--trainer.accelerator", "cpu"]
 
 
-def test_one_table_with_differences(
-    root: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "c"
-    assert run_compare(words(root, weights, folder)) == 0
-    out = capsys.readouterr().out
+class Compared(NamedTuple):
+    """A comparison of both categories that has ended."""
+
+    root: Path
+    weights: Path
+    folder: Path
+    out: str
+
+    def copied(self, folder: Path) -> Path:
+        """Return a copy of its folder, which a test may change."""
+        return shutil.copytree(self.folder, folder)
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
+    root = with_more_images(write_mvtec(tmp_path_factory.mktemp("compared")))
+    weights, folder = root.parent / "other.pt", root.parent / "c"
+    torch.manual_seed(3)
+    torch.save(resnet18(weights=None).state_dict(), weights)
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert run_compare(words(root, weights, folder)) == 0
+    return Compared(root, weights, folder, out.getvalue())
+
+
+def test_one_table_with_differences(compared: Compared, tmp_path: Path) -> None:
+    root, weights, _, out = compared
+    folder = compared.copied(tmp_path / "c")
     assert "PaDiM on MVTecAD, percent" in out
     assert out.count("PaDiM on") == 1
     assert "random: RANDOM WEIGHTS" in " ".join(out.split())
@@ -109,11 +137,10 @@ def test_the_features_of_both_are_drawn(
 
 
 def test_another_comparison_is_not_mixed_in(
-    root: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    compared: Compared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "c"
-    line = [*words(root, weights, folder), "--data.categories", "[bottle]", "--pictures", "0"]
-    assert main(line) == 0
+    weights = compared.weights
+    line = words(compared.root, weights, compared.folder)
     (tmp_path / "copy").mkdir()
     other = tmp_path / "copy" / weights.name
     other.write_bytes(weights.read_bytes())
@@ -145,10 +172,10 @@ def test_mistakes_are_found_before_anything_is_run(
 
 
 def test_a_mean_over_other_categories_is_not_shown(
-    root: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    compared: Compared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "c"
-    assert main(words(root, weights, folder)) == 0
+    root, weights, *_ = compared
+    folder = compared.copied(tmp_path / "c")
     merged = folder / "other" / "metrics.json"
     for name in ("metrics.json", ".tested"):
         (folder / "other" / "bottle" / name).unlink()
