@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("anomaly_clip", "tests", "configs", "benchmarks", "docs", "examples")
 FILES = ("pyproject.toml", "README.md", "CHANGELOG.md", "Makefile")
 
-Outcome = Literal["killed", "survived", "timeout", "outdated"]
-"""timeout: the tests took too long, which counts as killed; outdated: the change does not apply."""
+Outcome = Literal["killed", "survived", "timeout"]
+"""timeout: the tests took too long, as those of a loop that does not end."""
 
 
 class Change(NamedTuple):
@@ -49,18 +49,18 @@ def copied_repository() -> Iterator[Path]:
         yield folder
 
 
-def apply(change: Change, folder: Path) -> str | None:
-    """Make a change; return the file's text from before, or None if it does not apply."""
+def apply(change: Change, folder: Path) -> bool:
+    """Make a change in a copy of the repository; return whether it applies."""
     path = folder / change.file
     if not path.is_file():
-        return None
+        return False
     text = path.read_text(encoding="utf-8")
     starts = places(text, change.old)
     if len(starts) != 1:
-        return None
+        return False
     end = starts[0] + len(change.old)
     path.write_text(text[: starts[0]] + change.new + text[end:], encoding="utf-8")
-    return text
+    return True
 
 
 def places(text: str, lines: str) -> list[int]:
@@ -68,22 +68,15 @@ def places(text: str, lines: str) -> list[int]:
     return [m.start() for m in re.finditer(rf"^(?={re.escape(lines)}$)", text, re.MULTILINE)]
 
 
-def try_change(change: Change, tests: Sequence[str], folder: Path, seconds: float) -> Outcome:
-    """Run tests with a change and take it back.
-
-    Args:
-        change: Of a file below ``folder``.
-        tests: Arguments of pytest, files or ids.
-        folder: A copy of the repository.
-        seconds: How long all of the tests may take.
-    """
-    before = apply(change, folder)
-    if before is None:
-        return "outdated"
+@contextmanager
+def restored(path: Path) -> Iterator[None]:
+    """Give a file its content back at the end."""
+    before = path.read_bytes() if path.is_file() else None
     try:
-        return run_tests(tests, folder, seconds)
+        yield
     finally:
-        (folder / change.file).write_text(before, encoding="utf-8")
+        if before is not None:
+            path.write_bytes(before)
 
 
 def run_tests(tests: Sequence[str], folder: Path, seconds: float) -> Outcome:

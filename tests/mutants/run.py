@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from mutation import ROOT, Change, copied_repository, find_tests, places, try_change
+from mutation import ROOT, Change, apply, copied_repository, find_tests, places, restored, run_tests
 
 SECONDS = 300
 FOLDER = Path(__file__).resolve().parent
@@ -109,8 +109,10 @@ def main() -> int:
             if asked.list or not mutant.tests:
                 print(f"{'harmless' if mutant.harmless else 'listed':<9}{line}", flush=True)
                 continue
-            began = time.monotonic()
-            outcome = try_change(mutant.change, find_tests(mutant.tests), folder, SECONDS)
+            began, outcome = time.monotonic(), "outdated"
+            with restored(folder / mutant.change.file):
+                if apply(mutant.change, folder):
+                    outcome = run_tests(find_tests(mutant.tests), folder, SECONDS)
             failed += outcome in ("survived", "outdated")
             print(f"{outcome:<9}{line} ({time.monotonic() - began:.0f} s)", flush=True)
     return int(failed > 0)

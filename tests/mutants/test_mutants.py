@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from mutation import Change, apply, find_tests
+from mutation import Change, apply, find_tests, restored
 from run import FOLDER, as_patch, read_mutant, read_mutants
 
 
@@ -28,9 +28,11 @@ def test_numbers_are_given_once() -> None:
 def test_a_change_replaces_whole_lines_that_occur_once(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("x = 1\nx = 12\ny = 3\ny = 3\n")
     change = Change("a.py", "x = 1", "x = 2")
-    before = apply(change, tmp_path)
-    assert before == "x = 1\nx = 12\ny = 3\ny = 3\n"
-    assert (tmp_path / "a.py").read_text() == "x = 2\nx = 12\ny = 3\ny = 3\n"
-    assert apply(change, tmp_path) is None  # it is not there any more
-    assert apply(Change("a.py", "y = 3", "y = 4"), tmp_path) is None  # which of them?
-    assert apply(Change("b.py", "y = 3", "y = 4"), tmp_path) is None
+    with restored(tmp_path / "a.py"):
+        assert apply(change, tmp_path)
+        changed = (tmp_path / "a.py").read_text()
+    assert changed == "x = 2\nx = 12\ny = 3\ny = 3\n"
+    assert (tmp_path / "a.py").read_text() == "x = 1\nx = 12\ny = 3\ny = 3\n"
+    assert not apply(Change("a.py", "x = 2", "x = 3"), tmp_path)  # there is none
+    assert not apply(Change("a.py", "y = 3", "y = 4"), tmp_path)  # which of them?
+    assert not apply(Change("b.py", "y = 3", "y = 4"), tmp_path)

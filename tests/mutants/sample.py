@@ -1,0 +1,309 @@
+"""Draw mutants of the code that adds up, limits, logs and caches, and see which tests kill them.
+
+    python tests/mutants/sample.py                  the 40 of seed 14
+    python tests/mutants/sample.py --list           what they are
+    python tests/mutants/sample.py --number 7       one of them
+    python tests/mutants/sample.py --seed 3 --count 10
+
+Each mutant changes one expression: a comparison, its bound, and with or, round to int, a sum to its
+last element, min with max, a condition turned round, and the like. Messages, type hints and
+assertions are left alone. Tests are those of the module's name, and those named below.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from mutation import ROOT, copied_repository, restored, run_tests
+
+PACKAGE = "anomaly_clip"
+MODULES = {
+    "callbacks.py": ("callbacks", "progress"),
+    "commands/batch.py": ("batch", "each", "sweep"),
+    "commands/compare.py": ("compare",),
+    "commands/each.py": ("each",),
+    "commands/sweep.py": ("sweep",),
+    "data/check.py": ("check",),
+    "data/feature_cache.py": ("feature_cache",),
+    "data/file_hashes.py": ("file_hashes",),
+    "data/image_cache.py": ("image_cache",),
+    "data/samplers.py": ("samplers", "dataset", "regad"),
+    "files.py": ("files",),
+    "methods/coreset.py": ("coreset", "patchcore"),
+    "methods/gaussians.py": ("gaussians", "padim", "regad"),
+    "methods/patchcore.py": ("patchcore",),
+    "metrics/bins.py": ("bins", "pixel"),
+    "metrics/classification.py": ("classification", "linear_probe"),
+    "metrics/evaluator.py": ("evaluator", "curves"),
+    "metrics/pixel.py": ("pixel", "evaluator"),
+    "progress.py": ("progress",),
+    "recording/gallery.py": ("gallery", "page"),
+    "recording/map_images.py": ("map_images", "experiment"),
+    "recording/validation_images.py": ("validation_images",),
+    "recording/wandb_log.py": ("wandb_log",),
+    "recording/writer.py": ("writer", "experiment", "linear_probe"),
+    "results/*.py": ("results", "page", "comparison", "selection", "run_files", "finished_run"),
+}
+"""Of which modules, and the names of their tests: those of ``tests/test_NAME*.py`` that exist."""
+
+COMPARISONS: dict[type[ast.cmpop], str] = {
+    ast.Lt: "<=",
+    ast.LtE: "<",
+    ast.Gt: ">=",
+    ast.GtE: ">",
+    ast.Eq: "!=",
+    ast.NotEq: "==",
+    ast.Is: "is not",
+    ast.IsNot: "is",
+    ast.In: "not in",
+    ast.NotIn: "in",
+}
+SIGNS: dict[type[ast.operator], str] = {
+    ast.Add: "-",
+    ast.Sub: "+",
+    ast.Mult: "/",
+    ast.Div: "*",
+    ast.FloorDiv: "%",
+}
+CALLS = {
+    "min": "max",
+    "max": "min",
+    "any": "all",
+    "all": "any",
+    "round": "int",
+    "sorted": "list",
+    "reversed": "iter",
+    "amax": "amin",
+    "argmax": "argmin",
+    "ceil": "floor",
+    "mean": "sum",
+    "cumsum": "clone",
+}
+TEXT = (ast.JoinedStr, ast.Raise, ast.Assert, ast.Import, ast.ImportFrom)
+"""What is left alone."""
+
+
+class Mutant(NamedTuple):
+    """One expression of a file and what takes its place."""
+
+    file: str
+    line: int
+    start: int
+    end: int
+    """Offsets in the file's text."""
+    old: str
+    new: str
+
+    @property
+    def title(self) -> str:
+        """Old and new on one line."""
+        old, new = (" ".join(text.split()) for text in (self.old, self.new))
+        return f"{old}  ->  {new}"
+
+
+class Finder(ast.NodeVisitor):
+    """Collect the mutants of a file."""
+
+    def __init__(self, file: str, text: str) -> None:
+        self.file = file
+        self.text = text
+        self.found: list[Mutant] = []
+        lines = text.encode().split(b"\n")
+        self._starts = [0]
+        for line in lines:
+            self._starts.append(self._starts[-1] + len(line) + 1)
+        self.visit(ast.parse(text))
+
+    def _at(self, line: int, column: int) -> int:
+        """Return an offset in the text; columns of ast count bytes."""
+        return len(self.text.encode()[: self._starts[line - 1] + column].decode())
+
+    def _source(self, node: ast.expr | ast.stmt) -> str:
+        return ast.get_source_segment(self.text, node) or ""
+
+    def _add(self, node: ast.expr | ast.stmt, new: str) -> None:
+        assert node.end_lineno is not None
+        assert node.end_col_offset is not None
+        start = self._at(node.lineno, node.col_offset)
+        end = self._at(node.end_lineno, node.end_col_offset)
+        old = self.text[start:end]
+        self.found.append(Mutant(self.file, node.lineno, start, end, old, new))
+
+    def visit(self, node: ast.AST) -> None:
+        """Go through what computes."""
+        if isinstance(node, TEXT):
+            return
+        super().visit(node)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        """Leave out decorators and type hints."""
+        for default in [*node.args.defaults, *node.args.kw_defaults]:
+            if default is not None:
+                self.visit(default)
+        for statement in node.body:
+            self.visit(statement)
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> None:
+        """Leave out bases."""
+        for statement in node.body:
+            self.visit(statement)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
+        """Leave out the type hint."""
+        if node.value is not None:
+            self.visit(node.value)
+
+    def visit_Compare(self, node: ast.Compare) -> None:
+        """Turn a comparison, or move its bound."""
+        self.generic_visit(node)
+        if len(node.ops) == 1:
+            left, right = self._source(node.left), self._source(node.comparators[0])
+            self._add(node, f"{left} {COMPARISONS[type(node.ops[0])]} {right}")
+
+    def visit_BoolOp(self, node: ast.BoolOp) -> None:
+        """Exchange and with or."""
+        self.generic_visit(node)
+        word = " or " if isinstance(node.op, ast.And) else " and "
+        self._add(node, f"({word.join(f'({self._source(value)})' for value in node.values)})")
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> None:
+        """Drop a not or a sign."""
+        self.generic_visit(node)
+        if isinstance(node.op, (ast.Not, ast.USub, ast.Invert)):
+            self._add(node, f"({self._source(node.operand)})")
+
+    def visit_BinOp(self, node: ast.BinOp) -> None:
+        """Exchange signs, of what may be numbers."""
+        self.generic_visit(node)
+        texts = (ast.List, ast.ListComp, ast.JoinedStr, ast.Tuple)
+        sides = (node.left, node.right)
+        if type(node.op) in SIGNS and not any(
+            isinstance(side, texts)
+            or (isinstance(side, ast.Constant) and isinstance(side.value, str))
+            for side in sides
+        ):
+            left, right = map(self._source, sides)
+            self._add(node, f"({left}) {SIGNS[type(node.op)]} ({right})")
+
+    def visit_AugAssign(self, node: ast.AugAssign) -> None:
+        """Let the last one win, or of ``|=`` the first."""
+        self.generic_visit(node)
+        target, value = self._source(node.target), self._source(node.value)
+        self._add(node, f"{target} = {value}")
+        if isinstance(node.op, ast.BitOr):
+            self._add(node, f"{target} = ({value}) | {target}")
+
+    def visit_Call(self, node: ast.Call) -> None:
+        """Exchange functions; take the last element for a sum."""
+        self.generic_visit(node)
+        name = node.func
+        if isinstance(name, ast.Name) and name.id == "sum" and len(node.args) == 1:
+            inner = self._source(node.args[0])
+            inner = inner[1:-1] if isinstance(node.args[0], ast.GeneratorExp) else f"*{inner}"
+            self._add(node, f"[{inner}][-1]")
+        elif isinstance(name, ast.Name) and name.id in CALLS:
+            keywords = {word.arg for word in node.keywords}
+            if name.id != "sorted" or not keywords:
+                self._add(name, CALLS[name.id])
+        elif isinstance(name, ast.Attribute) and name.attr in CALLS:
+            self._add(name, f"{self._source(name.value)}.{CALLS[name.attr]}")
+
+    def visit_Subscript(self, node: ast.Subscript) -> None:
+        """Take the last for the first, and the other way round."""
+        self.generic_visit(node)
+        ends = {"0": "-1", "-1": "0"}
+        inner = self._source(node.slice)
+        if inner in ends and isinstance(node.ctx, ast.Load):
+            self._add(node, f"{self._source(node.value)}[{ends[inner]}]")
+
+    def visit_Constant(self, node: ast.Constant) -> None:
+        """Move a number by one, or by a tenth; turn a truth value."""
+        if isinstance(node.value, bool):
+            self._add(node, str(not node.value))
+        elif isinstance(node.value, int):
+            self._add(node, str(node.value + 1))
+        elif isinstance(node.value, float):
+            self._add(node, repr(node.value * 1.1 if node.value else 1.0))
+
+    def visit_Continue(self, node: ast.Continue) -> None:
+        """End a loop early."""
+        self._add(node, "break")
+
+    def visit_IfExp(self, node: ast.IfExp) -> None:
+        """Exchange the two values."""
+        self.generic_visit(node)
+        first, test, second = map(self._source, (node.body, node.test, node.orelse))
+        self._add(node, f"({second} if {test} else {first})")
+
+
+def modules() -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield files and the names of their tests.
+
+    Raises:
+        FileNotFoundError: If a module was renamed.
+    """
+    for pattern, names in MODULES.items():
+        files = sorted((ROOT / PACKAGE).glob(pattern))
+        if not files:
+            raise FileNotFoundError(f"{PACKAGE}/{pattern}: there is no such module: see MODULES")
+        for file in files:
+            if file.name != "__init__.py":
+                yield file.relative_to(ROOT).as_posix(), (file.stem, *names)
+
+
+def tests_of(names: tuple[str, ...], file: str) -> list[str]:
+    """Return the files of tests that exist, and the module itself for its doctests."""
+    found = [path for name in names for path in sorted((ROOT / "tests").glob(f"test_{name}*.py"))]
+    return [*dict.fromkeys(f"tests/{path.name}" for path in found), file]
+
+
+def draw(count: int, seed: int) -> list[tuple[Mutant, list[str]]]:
+    """Draw mutants and return them with their tests, in the order of their files."""
+    every = [
+        (mutant, tests_of(names, file))
+        for file, names in modules()
+        for mutant in Finder(file, (ROOT / file).read_text(encoding="utf-8")).found
+    ]
+    places = sorted(random.Random(seed).sample(range(len(every)), count))
+    return [every[place] for place in places]
+
+
+def main() -> int:
+    """Print a table; return 0."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seed", type=int, default=14)
+    parser.add_argument("--count", type=int, default=40)
+    parser.add_argument("--list", action="store_true", help="run nothing")
+    parser.add_argument("--number", type=int, action="append", help="of the list, from 1")
+    parser.add_argument("--seconds", type=float, default=120, help="for the tests of a mutant")
+    asked = parser.parse_args()
+    counts: Counter[str] = Counter()
+    with copied_repository() as folder:
+        for number, (mutant, tests) in enumerate(draw(asked.count, asked.seed), start=1):
+            if asked.number and number not in asked.number:
+                continue
+            path = folder / mutant.file
+            began, outcome = time.monotonic(), "listed"
+            if not asked.list:
+                with restored(path):
+                    text = path.read_text(encoding="utf-8")
+                    changed = text[: mutant.start] + mutant.new + text[mutant.end :]
+                    path.write_text(changed, encoding="utf-8")
+                    outcome = run_tests(tests, folder, asked.seconds)
+            counts[outcome] += 1
+            place = f"{mutant.file.removeprefix(f'{PACKAGE}/')}:{mutant.line}"
+            seconds = f"{time.monotonic() - began:.0f}"
+            print(f"| {number} | {outcome} | {place} | `{mutant.title}` | {seconds} |", flush=True)
+    print(", ".join(f"{outcome} {count}" for outcome, count in counts.items()), file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
