@@ -17,7 +17,7 @@ from anomaly_clip.records import DEMO, RANDOM
 if TYPE_CHECKING:
     from open_clip.transformer import VisionTransformer
 
-__all__ = ["CLIPBackbone", "CLIPSettings", "Tokens", "Window"]
+__all__ = ["CLIPBackbone", "CLIPSettings", "Tokens", "Window", "unit"]
 
 DEFAULT_NAME = "ViT-B-16-plus-240"
 

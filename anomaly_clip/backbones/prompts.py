@@ -25,7 +25,14 @@ from anomaly_clip.errors import check_above, check_at_least
 from anomaly_clip.files import atomic_path, cache_folder
 from anomaly_clip.progress import track
 
-__all__ = ["PromptEnsemble", "RVSSettings", "representative_vector", "text_features"]
+__all__ = [
+    "Method",
+    "PromptEnsemble",
+    "RVSSettings",
+    "embed_sentences",
+    "representative_vector",
+    "text_features",
+]
 
 # The published lists, in the published order (specification, section 3.1).
 STATES_NORMAL = (

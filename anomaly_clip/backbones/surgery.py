@@ -26,6 +26,7 @@ __all__ = [
     "BlockOutput",
     "StageTokens",
     "attend",
+    "check_stages",
     "dual_path",
     "encode_dual_path",
     "encode_layers",

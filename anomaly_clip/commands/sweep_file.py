@@ -21,7 +21,7 @@ import yaml
 from anomaly_clip.commands.sweep_parameter import Parameter, read_parameter
 from anomaly_clip.errors import UserError, suggest
 
-__all__ = ["Sweep", "read_sweep"]
+__all__ = ["METHODS", "Sweep", "read_sweep"]
 
 FILE_KEYS = (
     *("program", "entity", "project", "description", "name", "method", "metric", "parameters"),

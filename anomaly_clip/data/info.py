@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-__all__ = ["DATASETS", "Counts", "DatasetInfo", "MaskRule", "dataset_info"]
+__all__ = ["DATASETS", "Counts", "DatasetInfo", "MaskRule", "Split", "dataset_info"]
 
 Split = Literal["train", "test"]
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from anomaly_clip.errors import check_at_least, check_between, check_choice
 
-__all__ = ["LossSettings", "MapSettings", "OptimSettings"]
+__all__ = ["POOL", "SIGMA_SIDE", "LossSettings", "MapSettings", "OptimSettings"]
 
 SIGMA_SIDE = 256  # pixels: the side that sigma is given at
 POOL = 16  # pixels: of the average before the maximum, as UniAD

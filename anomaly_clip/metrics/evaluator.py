@@ -31,7 +31,15 @@ from anomaly_clip.records import Batch, Scores
 if TYPE_CHECKING:
     from typing_extensions import Self  # in typing since Python 3.11
 
-__all__ = ["FIGURES", "Evaluator", "EvaluatorSettings", "Figures", "Results"]
+__all__ = [
+    "FIGURES",
+    "Evaluator",
+    "EvaluatorSettings",
+    "Figures",
+    "Results",
+    "mean_defined",
+    "with_means",
+]
 
 FIGURES = (
     "image_auroc",

@@ -16,10 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 __all__ = [
+    "Ranking",
+    "as_array",
     "auroc",
     "average_precision",
     "bootstrap_auroc",
+    "check_scores",
     "f1_max",
+    "is_finite",
+    "rank_sorted",
 ]
 
 

@@ -61,7 +61,15 @@ from anomaly_clip.metrics.pro import (
 )
 from anomaly_clip.progress import track
 
-__all__ = ["PIXEL_FIGURES", "Bounds", "PixelHistogram", "PixelRanking", "PixelResult"]
+__all__ = [
+    "PIXEL_FIGURES",
+    "Bounds",
+    "PixelHistogram",
+    "PixelRanking",
+    "PixelResult",
+    "concatenated",
+    "gather_any",
+]
 
 PIXEL_FIGURES = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_pro")
 

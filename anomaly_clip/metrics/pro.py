@@ -27,6 +27,8 @@ __all__ = [
     "area_of_steps",
     "area_under_pro",
     "bounds_of_steps",
+    "check_pro_options",
+    "in_order",
     "pro",
     "region_weights",
     "step_thresholds",
