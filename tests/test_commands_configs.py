@@ -77,3 +77,11 @@ def test_a_wheel_carries_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(configs, "FOLDERS", (ROOT / "nowhere",))
     with pytest.raises(FileNotFoundError, match="reinstall"):
         config_names()
+
+
+def test_a_sweep_file_is_found_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["sweep", "sweeps/demo", "--dry-run"]) == 0
+    assert capsys.readouterr().out.count("--model.lr=") == 4

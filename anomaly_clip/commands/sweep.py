@@ -26,6 +26,7 @@ from anomaly_clip.commands.batch import (
     run_in_turn,
     run_verb,
 )
+from anomaly_clip.commands.configs import config_file
 from anomaly_clip.commands.experiment import arrange, known_options, quieten
 from anomaly_clip.commands.sweep_file import METHODS, Sweep, read_sweep
 from anomaly_clip.commands.sweep_record import (
@@ -94,7 +95,7 @@ def _start(words: Sequence[str]) -> int:
         raise UserError(f"--count {options.count}: expected 1 or more")
     if options.seed < 0:
         raise UserError(f"--seed {options.seed}: expected 0 or more")
-    sweep = read_sweep(Path(words[0]).expanduser())
+    sweep = read_sweep(Path(config_file(words[0])).expanduser())
     method = options.method or sweep.method
     if method == "bayes":
         raise UserError(
