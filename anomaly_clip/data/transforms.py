@@ -52,8 +52,8 @@ class Resize:
         if self.rule == "square":
             if self.size is not None:
                 raise ValueError(
-                    f"data.resize.size {self.size}: rule square cuts nothing out, so set it "
-                    f"to null or take square_crop"
+                    f"data.resize.size {self.size}: rule square cuts nothing out, so give "
+                    f"--data.resize '{{rule: square, size: null}}', or take square_crop"
                 )
         elif self.size is None or self.size < image_size:
             raise ValueError(
