@@ -8,16 +8,19 @@ from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: no test uses a network
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes of tests share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from helpers import TINY_CLIP, Golden, save_picture, write_mvtec
 from hypothesis import settings
+from PIL import Image
 
 from anomaly_clip.backbones import cnn
 from anomaly_clip.backbones.clip import CLIPBackbone
@@ -72,11 +75,24 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _networks_are_built_once() -> Iterator[None]:
-    """Untrained CNNs depend on their name and the seed alone; each test gets a copy of its own."""
+def _what_costs_time_is_done_once() -> Iterator[None]:
+    """Share what is the same in hundreds of tests; each leaves its result as it is.
+
+    Untrained CNNs depend on their name and the seed alone, and each test gets a copy of its own.
+    The tokenizer reads the whole vocabulary. WebP's quickest method makes larger files.
+    """
     built = lru_cache(maxsize=4)(lambda name, seed, build=cnn._build: build(name))
+    Image.init()
+    save = Image.SAVE["WEBP"]
+
+    def save_quickly(image: Any, *where: Any) -> None:
+        image.encoderinfo.setdefault("method", 0)
+        save(image, *where)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cnn, "_build", lambda name: deepcopy(built(name, torch.initial_seed())))
+        patch.setattr(open_clip, "SimpleTokenizer", lru_cache(open_clip.SimpleTokenizer))
+        patch.setitem(Image.SAVE, "WEBP", save_quickly)
         yield
 
 

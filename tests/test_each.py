@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -122,12 +123,20 @@ def test_several_processes_run_apart(
 
 
 def test_what_processes_apart_say_is_heard_once(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Both end with a line on what is wrong; a stand-in for Python says what they would say."""
+    stand_in = tmp_path / "python"
+    lines = ["fit PaDiM | so and so", "", *2 * ["anomaly_clip: there are 3 images, not 9"]]
+    text = "".join(f"{line}\\n" for line in lines)
+    stand_in.write_text(f"#!/bin/sh\nprintf '{text}' >&2\nexit 2\n")
+    stand_in.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(stand_in))
     ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.categories", "[bottle]"]
-    assert main(words(root, tmp_path, *ddp, "--data.shots", "9")) == 1
+    assert main(words(root, tmp_path, *ddp)) == 1
     said = capsys.readouterr().err
-    assert said.count("bottle failed: ") == 1
+    assert said.count("bottle failed: there are 3 images, not 9") == 1
+    assert said.count("fit PaDiM | so and so\n") == 1
     assert "anomaly_clip: " not in said
 
 

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 
 from anomaly_clip.metrics import PixelHistogram, PixelRanking, pro
 from anomaly_clip.metrics.bins import Bins
@@ -372,13 +372,14 @@ def test_two_processes_hold_what_one_does(tmp_path: Path) -> None:
     maps, masks = random_maps(0, "normal", count=10)
     whole = PixelHistogram(pro_steps=50)
     whole.update(maps, masks)
-    spawn(_one_of_two, (tmp_path,), nprocs=2)
+    start_processes(_one_of_two, (tmp_path,), nprocs=2, start_method="fork")
     for rank in range(2):
         figures = json.loads((tmp_path / f"{rank}.json").read_text())
         assert figures == pytest.approx(whole.compute()[0].figures, abs=1e-12)
 
 
 def _one_of_two(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)  # threads do not survive a fork
     dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
     maps, masks = random_maps(0, "normal", count=10)
     own = slice(0, 1) if rank else slice(1, 10)
