@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from anomaly_clip.data import (
     MVTecAD,
     VisA,
 )
+from anomaly_clip.data.auxiliary import check_auxiliary, share_image_size
 
 
 def tiny(root: Path, **options: Any) -> MVTecAD:
@@ -58,3 +60,37 @@ def test_an_auxiliary_set_must_say_what_is_normal(mvtec_root: Path, tmp_path: Pa
     nested = MVTecAD(str(mvtec_root), auxiliary=MVTecAD(str(mvtec_root)))
     with pytest.raises(ValueError, match="it takes no auxiliary of its own"):
         tiny(mvtec_root, auxiliary=nested)
+
+
+def stub(**options: Any) -> Any:
+    """Return what is read of a data set and of its auxiliary one."""
+    defaults = {"root": "there", "has_labels": True, "splits": ("train", "test")}
+    defaults |= {"auxiliary": None, "has_shots": False, "synthesis": None, "image_size": None}
+    return SimpleNamespace(**{**defaults, **options})
+
+
+def test_without_an_auxiliary_set_nothing_is_checked() -> None:
+    data = stub(has_shots=True, synthesis="any", image_size=8)
+    check_auxiliary(data)
+    share_image_size(data)
+    assert data.image_size == 8
+
+
+def test_synthetic_defects_have_nothing_to_be_made_on() -> None:
+    check_auxiliary(stub(auxiliary=stub()))
+    with pytest.raises(ValueError, match=r"data\.synthesis makes defects on normal training"):
+        check_auxiliary(stub(auxiliary=stub(), synthesis="any"))
+
+
+def test_images_are_of_one_size() -> None:
+    data = stub(auxiliary=stub(), image_size=32)
+    share_image_size(data)
+    assert data.auxiliary.image_size == 32
+    share_image_size(data)  # of the next stage
+    with pytest.raises(ValueError, match=r"data\.auxiliary\.image_size 16 is not 32"):
+        share_image_size(stub(auxiliary=stub(image_size=16), image_size=32))
+
+
+def test_an_auxiliary_set_without_test_images_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"data\.auxiliary there: nothing says which"):
+        share_image_size(stub(auxiliary=stub(splits=("train",)), image_size=32))

@@ -8,7 +8,15 @@ import pytest
 from helpers import save_picture
 from PIL import Image
 
-from anomaly_clip.images import is_image, read_image, read_mask
+from anomaly_clip.images import (
+    evenly_spaced,
+    is_image,
+    open_image,
+    read_grey,
+    read_image,
+    read_mask,
+    solid,
+)
 
 RAMP = np.arange(0, 240, 10, dtype=np.uint8).reshape(4, 6)
 
@@ -124,3 +132,38 @@ def test_masks_of_odd_modes_count_what_is_not_black(tmp_path: Path) -> None:
     for mode, suffix in (("CMYK", "tif"), ("LA", "png"), ("RGBA", "png"), ("P", "png")):
         path = saved(tmp_path / f"{mode}.{suffix}", grey.convert("RGB").convert(mode))
         assert np.array_equal(read_mask(path), values > 0), mode
+
+
+def test_grey_masks_keep_the_values_of_their_first_channel(tmp_path: Path) -> None:
+    three = np.dstack([RAMP, RAMP // 2, RAMP // 3])
+    mask = read_grey(saved(tmp_path / "m.png", Image.fromarray(three)))
+    assert mask.dtype == np.uint8
+    assert np.array_equal(mask, RAMP)
+
+
+def test_of_grey_values_those_above_half_are_solid() -> None:
+    grey = np.array([[0, 127, 128, 255]], np.uint8)
+    assert solid(grey).tolist() == [[False, False, True, True]]
+    assert solid(grey > 0).tolist() == [[False, True, True, True]]
+
+
+def test_an_opened_image_is_the_read_one(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.png", Image.fromarray(RAMP))
+    assert np.array_equal(np.asarray(open_image(path)), read_image(path))
+
+
+@pytest.mark.parametrize(
+    ("count", "total", "places"),
+    [
+        (1, 9, [0]),
+        (2, 9, [0, 8]),
+        (4, 10, [0, 3, 6, 9]),
+        (3, 4, [0, 2, 3]),  # 1.5 goes to the even number
+        (9, 3, [0, 1, 2]),
+        (3, 0, []),
+    ],
+)
+def test_places_are_spread_from_the_first_to_the_last(
+    count: int, total: int, places: list[int]
+) -> None:
+    assert evenly_spaced(count, total) == places

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import save_picture
+from PIL import Image
 from torch.utils.data import default_collate
 
 from anomaly_clip.data import (
@@ -15,6 +16,8 @@ from anomaly_clip.data import (
     Sample,
     SampleDataset,
 )
+from anomaly_clip.data.info import MaskRule
+from anomaly_clip.data.samples import open_sample, read_sample
 
 
 def test_items_make_a_batch(mvtec_root: Path) -> None:
@@ -62,3 +65,38 @@ def test_resizing_follows_the_rule_for_image_and_mask(mvtec_root: Path) -> None:
     assert cut["mask"].shape == (32, 32)
     assert not cut["mask"].any()  # the crop removed it,
     assert cut["label"]  # and it stays abnormal
+
+
+def test_a_tolerated_mask_is_resized_to_its_image_by_the_nearest_pixel(tmp_path: Path) -> None:
+    image = save_picture(tmp_path / "a.png", size=40)
+    mask = np.random.default_rng(0).integers(0, 2, (43, 38), dtype=np.uint8) * 255
+    sample = Sample(image, "thing", True, save_picture(tmp_path / "m.png", mask))
+    with pytest.raises(ValueError, match=r"the mask is 38 x 43 pixels"):
+        read_sample(sample, MaskRule(fitted=2))
+    _, read = read_sample(sample, MaskRule(fitted=3))
+    nearest = Image.fromarray(mask).resize((40, 40), Image.Resampling.NEAREST)
+    assert read is not None
+    assert np.array_equal(read, np.asarray(nearest) > 0)
+
+
+def test_the_mask_of_a_normal_image_is_not_read(tmp_path: Path) -> None:
+    sample = Sample(save_picture(tmp_path / "a.png"), "thing", False, tmp_path / "none.png")
+    image, mask = read_sample(sample)
+    assert mask is None
+    opened, _ = open_sample(sample)
+    assert np.array_equal(np.asarray(opened), image)
+    item = SampleDataset([sample], 16, 8)[0]
+    assert item["mask"].shape == (8, 8)
+    assert not item["mask"].any()
+
+
+def test_features_stand_in_for_images(tmp_path: Path) -> None:
+    listed = [Sample(tmp_path / f"{n}.png", "thing", bool(n), target=(True, False)) for n in (0, 1)]
+    dataset = SampleDataset(listed, 16, 16)
+    dataset.hold_features({"pooled": torch.arange(4).view(2, 2), "mask": torch.eye(2) > 0})
+    item = dataset[1]  # no file is there
+    assert item["features"]["pooled"].tolist() == [2, 3]
+    assert item["mask"].tolist() == [False, True]
+    assert "image" not in item
+    assert item["target"].tolist() == [True, False]
+    assert (item["label"], item["index"]) == (True, 1)
