@@ -18,8 +18,11 @@ import torch
 import yaml
 from PIL import Image
 
+import anomaly_clip.methods
 from anomaly_clip.backbones.surgery import check_stages
 from anomaly_clip.cli import main
+from anomaly_clip.commands.experiment import arrange, class_of_checkpoint, known_options
+from anomaly_clip.errors import UserError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -447,3 +450,54 @@ def test_an_interrupted_run_ends_with_130_and_leaves_nothing(
     assert main(command("test")) == 130
     assert capsys.readouterr().err.strip().splitlines()[-1] == "anomaly_clip: interrupted"
     assert not list((tmp_path / "runs").glob("*/1"))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["test", "--a", "1", "--config=x.yaml"], ["test", "--config=x.yaml", "--a", "1"]),
+        (
+            ["fit", "-c", "x.yaml", "--a", "--config", "y.yaml"],
+            ["fit", "-c", "x.yaml", "--config", "y.yaml", "--a"],
+        ),
+        (["fit", "--a", "--config"], ["fit", "--a", "--config"]),  # the parser answers
+        (["fit", "--ckpt_path", "none"], ["fit", "--ckpt_path", "none"]),  # to go on with
+        (
+            ["test", "--ckpt_path=none", "--model", "SDP"],
+            ["test", "--ckpt_path=none", "--model", "SDP"],
+        ),
+    ],
+)
+def test_configurations_come_first_in_their_order(words: list[str], expected: list[str]) -> None:
+    assert arrange(words) == expected
+
+
+@pytest.mark.parametrize("below", ["", "checkpoints"])
+def test_a_checkpoint_alone_brings_the_configuration_beside_it(tmp_path: Path, below: str) -> None:
+    checkpoint = tmp_path / below / "last.ckpt"
+    checkpoint.parent.mkdir(exist_ok=True)
+    checkpoint.touch()
+    with pytest.raises(UserError, match=r"no config-fit\.yaml lies in its folder or the one above"):
+        arrange(["test", "--ckpt_path", str(checkpoint)])
+    config = tmp_path / "config-fit.yaml"
+    config.touch()
+    before = ["test", "--config", str(config), "--output.folder", "null"]
+    assert arrange(["test", f"--ckpt_path={checkpoint}"]) == [*before, f"--ckpt_path={checkpoint}"]
+
+
+def test_the_class_of_a_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    with pytest.raises(UserError, match="there is no such file"):
+        class_of_checkpoint(path)
+    saved = {"_class_path": "anomaly_clip.methods.PaDiM"}
+    torch.save({"state_dict": {}, "hyper_parameters": saved}, path)
+    assert class_of_checkpoint(path) is anomaly_clip.methods.PaDiM
+    torch.save({"state_dict": {}}, path)  # made from Python
+    (tmp_path / "config-fit.yaml").write_text("model: {class_path: anomaly_clip.methods.SDP}")
+    assert class_of_checkpoint(path) is anomaly_clip.methods.SDP
+
+
+def test_options_of_all_verbs_are_known() -> None:
+    options = known_options()
+    assert {"--config", "--data", "--output.maps", "--trainer.max_epochs"} <= set(options)
+    assert len(set(options)) == len(options)

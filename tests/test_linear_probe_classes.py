@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ from probe_runs import fitted, wafers, words
 from torchvision.models import resnet18
 
 from anomaly_clip.cli import main
+from anomaly_clip.data.samples import Sample
+from anomaly_clip.methods.linear_probe_classes import check_same, check_shown
 
 
 @pytest.fixture
@@ -70,3 +74,31 @@ def test_mistakes_with_a_checkpoint(
         assert sentence in capsys.readouterr().err
     assert [path.name for path in (runs / "run").iterdir()] == ["1"]
     assert not list(runs.glob("config-fit/*"))
+
+
+def test_classes_are_those_that_were_fitted() -> None:
+    check_same(("multi", ["a", "b"]), ("multi", ["a", "b"]), "the data")
+    with pytest.raises(ValueError, match=r"targets single \(2 classes\), and the test is read"):
+        check_same(("single", ["a", "b"]), ("multi", ["a", "b"]), "the test")
+    with pytest.raises(ValueError, match=r"with 2 classes, and the test has 3: .* knows c"):
+        check_same(("single", ["a", "b"]), ("single", ["a", "b", "c"]), "the test")
+
+
+@pytest.mark.parametrize(
+    ("split", "has_shots", "way"),
+    [
+        ("test", True, r"raise data\.test_share, or draw another data\.split_seed"),
+        ("training", False, r"draw another data\.split_seed"),
+        ("training", True, r"leave out data\.shots and data\.fraction"),
+    ],
+)
+def test_a_split_shows_every_class(split: str, has_shots: bool, way: str) -> None:
+    data: Any = SimpleNamespace(root="here", has_shots=has_shots)
+    rows = [(True, False, False), (False, False, True), (True, False, True)]
+    shown = [Sample(Path("a"), "a", True, target=row) for row in rows]
+    second = Sample(Path("b"), "a", True, target=(False, True, False))
+    check_shown(data, ["a", "b", "c"], split, [*shown, second])
+    with pytest.raises(ValueError, match=rf"here: class b has no {split} map: {way}"):
+        check_shown(data, ["a", "b", "c"], split, shown)
+    with pytest.raises(ValueError, match=rf"class b \(and 1 more\) has no {split} map"):
+        check_shown(data, ["a", "b", "c"], split, shown[:1])

@@ -4,13 +4,17 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from lightning.pytorch import LightningModule
 from PIL import Image
 
 from anomaly_clip.cli import main
 from anomaly_clip.metrics import FIGURES
+from anomaly_clip.recording.writer import RunWriter
 
 Command = Callable[..., list[str]]
 
@@ -149,3 +153,60 @@ def test_predict_writes_scores_and_pictures(command: Command, tmp_path: Path) ->
     assert all(row["image_score"] == row["r0"] for row in rows)  # no set to scale by
     assert main(command("predict", "--output.maps=false", "--output.name=plain")) == 0
     assert not (tmp_path / "runs" / "plain" / "1" / "maps").exists()
+
+
+def test_a_new_folder_is_made_when_it_is_first_asked_for(tmp_path: Path) -> None:
+    writer = RunWriter(str(tmp_path / "runs"), "mine")
+    assert not (tmp_path / "runs").exists()
+    assert writer.folder == tmp_path / "runs" / "mine" / "1"
+    assert writer.folder.is_dir()
+    assert RunWriter(str(tmp_path / "runs"), "mine").folder.name == "2"
+    assert writer.num_scored == 0
+
+
+def test_a_run_without_a_result_leaves_no_folder_of_its_own(tmp_path: Path) -> None:
+    writer = RunWriter(str(tmp_path), "mine")
+    writer.abandon()  # nothing was made
+    for kept in (False, True):
+        folder = writer.folder
+        (folder / "config-test.yaml").touch()
+        (folder / "logs").mkdir()
+        (folder / ".scratch").mkdir()
+        if kept:
+            (folder / "metrics.json").touch()
+        writer.abandon()
+        assert folder.exists() == kept
+        assert not (folder / ".scratch").exists()
+    there = tmp_path / "there"
+    there.mkdir()
+    asked = RunWriter(folder=str(there))
+    assert asked.folder == there
+    asked.abandon()
+    assert there.is_dir()  # it was there before
+
+
+@pytest.mark.parametrize(
+    ("stage", "file", "refused"),
+    [
+        ("predict", "metrics.json", True),
+        ("test", "predict.json", True),
+        ("test", "metrics.json", False),
+        ("predict", "predict.json", False),
+        ("fit", "metrics.json", False),
+    ],
+)
+def test_results_of_another_kind_are_not_mixed(
+    tmp_path: Path, stage: str, file: str, refused: bool
+) -> None:
+    (tmp_path / file).touch()
+    writer = RunWriter(folder=str(tmp_path))
+    writer.config = "a: 1"
+    strategy = SimpleNamespace(broadcast=lambda folder: folder)
+    trainer: Any = SimpleNamespace(strategy=strategy, is_global_zero=True, loggers=[])
+    if refused:
+        with pytest.raises(ValueError, match=rf"{tmp_path} has the results of a .*: give {stage}"):
+            writer.setup(trainer, LightningModule(), stage)
+        assert not (tmp_path / f"config-{stage}.yaml").exists()
+    else:
+        writer.setup(trainer, LightningModule(), stage)
+        assert (tmp_path / f"config-{stage}.yaml").read_text() == "a: 1"
