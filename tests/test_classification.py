@@ -5,7 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    multilabel_confusion_matrix,
+    precision_recall_fscore_support,
+)
 
 from anomaly_clip.metrics.classification import CLASS_FIGURES, CONFUSION, class_metrics
 
@@ -37,3 +42,38 @@ def test_multi_targets_are_scikit_learns() -> None:
     expected = ((predicted == target).all(axis=1).mean(), *means)
     assert [float(values[name]) for name in CLASS_FIGURES] == pytest.approx(expected)
     assert values[CONFUSION].shape == (4, 2, 2)
+
+
+def test_figures_of_one_class_an_image_are_scikit_learns() -> None:
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet(np.ones(6), 50)
+    probabilities[:, 5] = 0  # never predicted
+    target = rng.integers(1, 6, 50)  # class 0 does not occur
+    metrics = class_metrics("single", 6)
+    for part in np.array_split(np.arange(50), 3):
+        metrics.update(torch.tensor(probabilities[part]), torch.tensor(target[part]))
+    found = metrics.compute()
+    said = probabilities.argmax(1)
+    expected = precision_recall_fscore_support(target, said, average="macro", zero_division=0)
+    assert found["accuracy"] == pytest.approx(accuracy_score(target, said))
+    for name, value in zip(("precision", "recall", "f1"), expected[:3], strict=True):
+        assert found[name] == pytest.approx(value)
+    np.testing.assert_array_equal(
+        found["confusion"], confusion_matrix(target, said, labels=range(6))
+    )
+
+
+def test_figures_of_several_patterns_an_image_are_scikit_learns() -> None:
+    rng = np.random.default_rng(0)
+    target = rng.random((60, 8)) < 0.4
+    probabilities = np.where(rng.random((60, 8)) < 0.8, target, ~target) * 0.7 + 0.1
+    target[:, 2] = False  # a pattern that does not occur
+    metrics = class_metrics("multi", 8)
+    metrics.update(torch.tensor(probabilities), torch.tensor(target).long())
+    found = metrics.compute()
+    said = probabilities > 0.5
+    expected = precision_recall_fscore_support(target, said, average="macro", zero_division=0)
+    assert found["accuracy"] == pytest.approx(accuracy_score(target, said))  # exact match
+    for name, value in zip(("precision", "recall", "f1"), expected[:3], strict=True):
+        assert found[name] == pytest.approx(value)
+    np.testing.assert_array_equal(found["confusion"], multilabel_confusion_matrix(target, said))

@@ -20,7 +20,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
 from anomaly_clip.backbones.learnable_prompt import LearnablePromptSettings
-from anomaly_clip.backbones.surgery import attend, encode_layers, split_heads
+from anomaly_clip.backbones.surgery import encode_layers
 from anomaly_clip.cli import main
 from anomaly_clip.data import MVTecAD
 from anomaly_clip.losses import batch_dice_loss
@@ -73,39 +73,6 @@ def test_gradients_reach_exactly_what_is_trained(base: CLIPADA) -> None:
     reached = {name for name, p in base.named_parameters() if p.grad is not None and p.grad.any()}
     assert reached == {name for name, p in base.named_parameters() if p.requires_grad}
     assert not any(name.startswith("backbone.") for name in reached)
-
-
-@torch.no_grad()
-def test_layers_are_counted_from_one_and_taken_behind_the_block(tiny_clip: CLIPBackbone) -> None:
-    images = noise(2)
-    pixels = tiny_clip.prepare(images)
-    found = tiny_clip.visual.forward_intermediates(
-        pixels, indices=[1, 2], output_fmt="NLC", output_extra_tokens=True
-    )
-    for own, patches, first in zip(
-        encode_layers(tiny_clip, images, [2, 3]),
-        found["image_intermediates"],
-        found["image_intermediates_prefix"],
-        strict=True,
-    ):
-        assert_close(own, torch.cat([first, patches], dim=1), atol=1e-6, rtol=0)
-
-
-@torch.no_grad()
-def test_value_value_patches_by_hand(tiny_clip: CLIPBackbone) -> None:
-    images = noise(2)
-    one, two, three = encode_layers(tiny_clip, images, [1, 2, 3])
-    dense = one
-    for block, tokens in zip(tiny_clip.visual.transformer.resblocks[1:3], (one, two), strict=True):
-        _, _, values = split_heads(block, block.ln_1(tokens))
-        dense = dense + attend(block, values, values, values)
-    (own,) = encode_layers(tiny_clip, images, [3], value_blocks=2)
-    assert_close(own[:, 1:], dense[:, 1:], atol=1e-6, rtol=0)
-    assert_close(own[:, 0], three[:, 0], atol=1e-6, rtol=0)
-    again = encode_layers(tiny_clip, images, [2, 3], value_blocks=2)
-    assert_close(again[1], own, atol=1e-6, rtol=0)
-    with pytest.raises(ValueError, match="layer 1 has fewer than 2 blocks"):
-        encode_layers(tiny_clip, images, [1], value_blocks=2)
 
 
 def test_the_logits_are_cosines_over_the_temperature(tiny_clip: CLIPBackbone) -> None:
@@ -281,23 +248,6 @@ def test_fifty_steps_on_one_batch_lower_the_loss(tmp_path: Path) -> None:
     assert totals[-1] < 0.7 * totals[0]
 
 
-def test_rates_and_decay_by_group(tiny_clip: CLIPBackbone) -> None:
-    method = tiny(tiny_clip, learn_tau=True)
-    names = {id(p): name for name, p in method.named_parameters()}
-    found = {
-        names[id(p)]: (group["lr"], group["weight_decay"])
-        for group in method.parameter_groups(0.5)
-        for p in group["params"]
-    }
-    assert set(found) == {name for name, p in method.named_parameters() if p.requires_grad}
-    assert found["prompt.context"] == (2e-3, 0)
-    assert found["heads.0.linear.weight"] == (1e-3, 0.5)
-    for name in ("heads.0.linear.bias", "refinement.shift", "refinement.beta", "log_tau"):
-        assert found[name] == (1e-3, 0)
-    assert found["refinement.blocks.0.attn.in_proj_weight"] == (1e-4, 0.5)
-    assert found["refinement.blocks.0.ln_1.weight"] == (1e-4, 0)
-
-
 @pytest.fixture
 def learnable(mvtec_root: Path) -> Path:
     """Return a folder of MVTec-AD's form with six textured training images a category."""
@@ -349,22 +299,6 @@ def test_fit_needs_synthetic_defects(
 ) -> None:
     with pytest.raises(ValueError, match="CLIPADA learns from synthetic defects: say which"):
         quiet_trainer(max_epochs=1).fit(tiny(tiny_clip), data_of(learnable, synthesis=synthesis))
-
-
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        ({"tau": 0.0}, r"model.tau must be in \[0.01, 1.0\], got 0.0"),
-        ({"taps": [1, 3]}, r"model.taps \[1, 3\]: model.feature_layer 2 is missing"),
-        ({"feature_layer": 9}, "expected ascending numbers between 1 and 4"),
-        ({"feature_layer": 4}, "takes 1 blocks behind model.feature_layer 4"),
-    ],
-)
-def test_bad_arguments_are_named(
-    tiny_clip: CLIPBackbone, options: dict[str, Any], sentence: str
-) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        tiny(tiny_clip, **options)
 
 
 def words(verb: str, root: Path, clip: str, runs: Path) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -192,3 +192,14 @@ def test_regad_runs_as_configured(mvtec_root: Path, tmp_path: Path, name: str) -
     words += ["--trainer.accelerator", "cpu", "--output.root", str(tmp_path)]
     assert main(["each", *words]) == 0
     assert (tmp_path / name / "1" / "metrics.json").is_file()
+
+
+def regad_configs() -> Iterator[Path]:
+    yield from sorted((Path(__file__).parent.parent / "configs").glob("regad_*shot.yaml"))
+
+
+def test_the_configurations_differ_in_their_shots() -> None:
+    contents = [yaml.safe_load(file.read_text()) for file in regad_configs()]
+    assert [content["model"]["init_args"].pop("shots") for content in contents] == [4, 8]
+    assert contents[0] == contents[1]
+    assert contents[0]["model"]["init_args"]["backbone"]["mean"] == [0.0, 0.0, 0.0]

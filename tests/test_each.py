@@ -9,7 +9,9 @@ import pytest
 from helpers import save_picture
 
 from anomaly_clip.cli import main
+from anomaly_clip.commands.each import run_each
 from anomaly_clip.commands.experiment import run_experiment
+from anomaly_clip.errors import UserError
 from anomaly_clip.methods import PaDiM
 
 
@@ -264,3 +266,21 @@ def test_a_later_test_leaves_the_run_of_each_alone(
     capsys.readouterr()
     assert main(["each", "--resume", str(run)]) == 1
     assert "metrics.json is of other categories" in capsys.readouterr().err
+
+
+def test_what_cannot_be_taken_in_turn_is_refused_before_anything_is_run(
+    root: Path, tmp_path: Path
+) -> None:
+    (root / "bottle").rename(root / "a:Nut")
+    (root / "metal_nut").rename(root / "a_nut")
+    with pytest.raises(UserError, match="two categories would share the folder"):
+        run_each(words(root, tmp_path / "runs"))
+    assert not list((tmp_path / "runs").glob("*/*"))
+
+
+def test_a_run_is_gone_on_with_by_its_folder_alone(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere: expected the folder of a run of each"):
+        run_each(["each", "--resume", "nowhere"])
+    (tmp_path / "config-each.yaml").touch()
+    with pytest.raises(UserError, match="leave out --data"):
+        run_each(["each", f"--resume={tmp_path}", "--data", "MVTecAD"])

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
+from anomaly_clip.synthesis.erasing import Erasing
 from anomaly_clip.synthesis.presets import preset
 
 
@@ -22,3 +26,74 @@ def test_cells_of_one_group() -> None:
         assert set(np.unique(cells)) <= {0.0, 1.0}
         assert 3 <= cells.sum() <= 4  # the padded list may hold a cell twice
         assert (made.image[made.mask] == 0).all()
+
+
+GREY = np.full((60, 80, 3), (40, 120, 200), np.uint8)
+
+
+def test_rectangles_are_of_the_size_that_was_asked_for() -> None:
+    """One rectangle: its mask is its bounding box, of a quarter of the image and twice as wide."""
+    make = Erasing(count=(1, 1), area=(0.125, 0.125), aspect=(2.0, 2.0), fill="black")
+    places = set()
+    for seed in range(6):
+        made = make(GREY, np.random.default_rng(seed))
+        rows, columns = np.flatnonzero(made.mask.any(1)), np.flatnonzero(made.mask.any(0))
+        height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+        # sqrt(600 / 2) = 17.3 pixels high and sqrt(600 * 2) = 34.6 wide.
+        assert (height, width) == (17, 35)
+        assert made.mask.sum() == height * width
+        places.add((rows[0], columns[0]))
+    assert len(places) > 3
+
+
+@pytest.mark.parametrize("fill", ["black", "mean", "colour", "noise", "any"])
+def test_only_what_the_mask_holds_is_filled(fill: Any) -> None:
+    image = picture(np.random.default_rng(9), 60, 80, 2.0)
+    before = image.copy()
+    made = Erasing(fill=fill, tighten=False)(image, np.random.default_rng(1))
+    assert np.array_equal(image, before)
+    assert np.array_equal(made.image[~made.mask], image[~made.mask])
+    filled = made.image[made.mask]
+    if fill == "mean":
+        assert (filled == np.rint(image.reshape(-1, 3).mean(0))).all()
+    elif fill == "colour":
+        assert len(np.unique(filled, axis=0)) == 1
+    elif fill == "noise":
+        assert len(np.unique(filled, axis=0)) > len(filled) // 2
+    assert made.info["fill"] in ("black", "mean", "colour", "noise")
+    assert np.array_equal(made.label, made.mask.astype(np.float32))
+
+
+def test_a_change_that_cannot_be_seen_is_none() -> None:
+    made = Erasing(fill="black")(np.zeros((32, 32, 3), np.uint8), np.random.default_rng(0))
+    assert made.info["failed"] == "the change cannot be seen"
+    assert not made.mask.any()
+    assert not made.image.any()
+
+
+def test_centres_lie_on_the_foreground() -> None:
+    foreground = np.zeros(GREY.shape[:2], bool)
+    assert not Erasing(fill="black")(GREY, np.random.default_rng(0), None, foreground).mask.any()
+    foreground[:, :40] = True
+    make = Erasing(count=(1, 1), fill="black")
+    for seed in range(8):
+        columns = np.flatnonzero(
+            make(GREY, np.random.default_rng(seed), None, foreground).mask.any(0)
+        )
+        if len(columns):  # within the tries that there are
+            assert columns[0] + (np.ptp(columns) + 1) // 2 < 40
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"count": (0, 2)}, r"count \(0, 2\): expected 0 < smallest <= largest"),
+        ({"aspect": (2.0, 1.0)}, "aspect .*expected 0 < smallest <= largest"),
+        ({"area": (0.5, 1.5)}, "at most 1, the whole image"),
+        ({"grid": 0}, "grid must be 1 or more"),
+        ({"groups": 0}, "groups must be 1 or more"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        Erasing(**options)

@@ -17,9 +17,11 @@ import yaml
 from PIL import Image
 from processes import run_command
 
+import anomaly_clip.methods
 from anomaly_clip.backbones.surgery import check_stages
 from anomaly_clip.cli import main
-from anomaly_clip.metrics import FIGURES
+from anomaly_clip.commands.experiment import arrange, class_of_checkpoint, known_options
+from anomaly_clip.errors import UserError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -35,118 +37,6 @@ def command(tiny_sdp: list[str]) -> Command:
 def read_csv(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
-
-
-def test_test_leaves_a_complete_run(
-    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(command("test")) == 0
-    run = tmp_path / "runs" / "sdp" / "1"
-    names = {p.name for p in run.iterdir()}
-    results = {"metrics.json", "metrics.csv", "scores.csv", "curves.json", "gallery", "report.html"}
-    assert names == {"config-test.yaml", "logs", *results}
-    metrics = json.loads((run / "metrics.json").read_text())
-    assert set(metrics) == {"mean", "categories", "intervals", "run"}
-    assert list(metrics["categories"]) == ["bottle", "metal_nut"]
-    assert set(metrics["mean"]) == set(FIGURES)
-    for figures in [metrics["mean"], *metrics["categories"].values()]:
-        assert all(0 <= value <= 1 for value in figures.values())
-    assert metrics["run"]["seed"] == 0
-    assert metrics["run"]["weights"]["random"] is True
-    assert metrics["run"]["protocol"]["images"] == {"bottle": 4, "metal_nut": 4}
-    assert metrics["run"]["protocol"]["anomalous"] == {"bottle": 2, "metal_nut": 2}
-    table = read_csv(run / "metrics.csv")
-    assert [row["category"] for row in table] == ["bottle", "metal_nut", "mean"]
-    assert float(table[2]["pixel_pro"]) == metrics["mean"]["pixel_pro"]
-    scores = read_csv(run / "scores.csv")
-    assert len(scores) == 8
-    assert list(scores[0]) == ["path", "category", "label", "image_score", "r0", "r1", "weights"]
-    assert metrics["run"]["protocol"]["complete"] is True
-    assert metrics["run"]["protocol"]["pro_steps"] == 200
-    out = capsys.readouterr()
-    assert "metal_nut" in out.out
-    assert f"{100 * metrics['mean']['image_auroc']:.1f}" in out.out
-    assert "8 images (4 anomalous) in 2 categories" in out.err
-
-
-def test_random_weights_are_said_wherever_a_figure_is(
-    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(command("test", "--output.maps=true")) == 0
-    run = tmp_path / "runs" / "sdp" / "1"
-    assert capsys.readouterr().out.count("RANDOM WEIGHTS") == 2
-    for name in ("metrics.csv", "scores.csv"):
-        assert {row["weights"] for row in read_csv(run / name)} == {"random"}, name
-    assert read_csv(run / "logs" / "metrics.csv")[0]["test/random_weights"] == "1.0"
-    sheet = np.asarray(Image.open(run / "maps" / "bottle" / "good" / "000.png")).astype(int)
-    assert ((sheet[..., 0] - sheet[..., 1])[:60] > 100).any()  # the line in red
-
-
-def test_the_scores_are_those_that_were_evaluated(command: Command, tmp_path: Path) -> None:
-    assert main(command("test")) == 0
-    scores = read_csv(tmp_path / "runs" / "sdp" / "1" / "scores.csv")
-    for category in ("bottle", "metal_nut"):
-        rows = [row for row in scores if row["category"] == category]
-        parts = np.array([[float(row["r0"]), float(row["r1"])] for row in rows])
-        scaled = (parts - parts.min(0)) / (parts.max(0) - parts.min(0))
-        ours = [float(row["image_score"]) for row in rows]
-        np.testing.assert_allclose(ours, scaled.sum(1), atol=1e-4)
-
-
-def test_maps_are_drawn_on_one_scale_a_category(command: Command, tmp_path: Path) -> None:
-    assert main(command("test", "--output.maps=true")) == 0
-    run = tmp_path / "runs" / "sdp" / "1"
-    pictures = sorted(p.relative_to(run / "maps").as_posix() for p in run.rglob("*.png"))
-    assert pictures == [
-        f"{category}/{defect}/00{i}.png"
-        for category in ("bottle", "metal_nut")
-        for defect in ("good", "scratch")
-        for i in (0, 1)
-    ]
-    brightest: dict[str, list[int]] = {}
-    for path in run.rglob("*.png"):
-        heat = np.asarray(Image.open(path))[-240:, 244:484].astype(int).sum(axis=2)
-        brightest.setdefault(path.parts[-3], []).append(heat.max())
-    for levels in brightest.values():
-        assert max(levels) > 650  # one picture of each category reaches the end of its scale
-        assert len(set(levels)) > 1  # the others do not
-    assert not (run / ".scratch").exists()
-    for defect, white in (("good", 0.0), ("scratch", 12 * 20 / (40 * 48))):
-        with Image.open(run / "maps" / "bottle" / defect / "000.png") as sheet:
-            mask = np.asarray(sheet)[-240:, 488:]
-        assert (mask > 127).mean() == pytest.approx(white, abs=0.02)
-
-
-def test_figures_are_written_before_pictures_are_drawn(
-    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("anomaly_clip.recording.map_images.draw_panels", interrupt)
-    assert main(command("test", "--output.maps=true")) == 130
-    run = tmp_path / "runs" / "sdp" / "1"
-    assert json.loads((run / "metrics.json").read_text())["mean"]["image_auroc"] is not None
-    assert not (run / ".scratch").exists()
-
-
-def test_a_part_of_a_set_is_called_so(
-    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    limits = ["--data.batch_size=2", "--trainer.limit_test_batches=3"]
-    assert main(command("test", *limits)) == 0
-    assert "PARTIAL: 6 of 8 images" in capsys.readouterr().out
-    run = tmp_path / "runs" / "sdp" / "1"
-    protocol = json.loads((run / "metrics.json").read_text())["run"]["protocol"]
-    assert protocol["complete"] is False
-    assert protocol["images"] == {"bottle": 4, "metal_nut": 2}
-    limits = ["--data.batch_size=2", "--trainer.limit_predict_batches=1"]
-    assert main(command("predict", *limits)) == 0
-    assert "2 images scored" in capsys.readouterr().err
-    for verb in ("test", "predict"):
-        assert main(command(verb, f"--trainer.limit_{verb}_batches=0", "--output.name=none")) == 2
-        assert "no image was scored" in capsys.readouterr().err
-    assert not list((tmp_path / "runs" / "none").glob("*"))
 
 
 def test_brackets_are_no_markup(
@@ -179,19 +69,6 @@ def test_the_same_seed_gives_the_same_numbers(command: Command, tmp_path: Path) 
     runs = tmp_path / "runs" / "sdp"
     first, second, other = ((runs / n / "scores.csv").read_text() for n in "123")
     assert first == second != other
-
-
-def test_predict_writes_scores_and_pictures(command: Command, tmp_path: Path) -> None:
-    assert main(command("predict")) == 0
-    run = tmp_path / "runs" / "sdp" / "1"
-    expected = {"config-predict.yaml", "predict.json", "scores.csv", "maps", "gallery"}
-    expected |= {"report.html"}
-    assert {p.name for p in run.iterdir()} == expected
-    rows = read_csv(run / "scores.csv")
-    assert len(rows) == len(list((run / "maps").rglob("*.png"))) == 8
-    assert all(row["image_score"] == row["r0"] for row in rows)  # no set to scale by
-    assert main(command("predict", "--output.maps=false", "--output.name=plain")) == 0
-    assert not (tmp_path / "runs" / "plain" / "1" / "maps").exists()
 
 
 def test_the_saved_configuration_repeats_the_run(
@@ -570,3 +447,54 @@ def test_an_interrupted_run_ends_with_130_and_leaves_nothing(
     assert main(command("test")) == 130
     assert capsys.readouterr().err.strip().splitlines()[-1] == "anomaly_clip: interrupted"
     assert not list((tmp_path / "runs").glob("*/1"))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["test", "--a", "1", "--config=x.yaml"], ["test", "--config=x.yaml", "--a", "1"]),
+        (
+            ["fit", "-c", "x.yaml", "--a", "--config", "y.yaml"],
+            ["fit", "-c", "x.yaml", "--config", "y.yaml", "--a"],
+        ),
+        (["fit", "--a", "--config"], ["fit", "--a", "--config"]),  # the parser answers
+        (["fit", "--ckpt_path", "none"], ["fit", "--ckpt_path", "none"]),  # to go on with
+        (
+            ["test", "--ckpt_path=none", "--model", "SDP"],
+            ["test", "--ckpt_path=none", "--model", "SDP"],
+        ),
+    ],
+)
+def test_configurations_come_first_in_their_order(words: list[str], expected: list[str]) -> None:
+    assert arrange(words) == expected
+
+
+@pytest.mark.parametrize("below", ["", "checkpoints"])
+def test_a_checkpoint_alone_brings_the_configuration_beside_it(tmp_path: Path, below: str) -> None:
+    checkpoint = tmp_path / below / "last.ckpt"
+    checkpoint.parent.mkdir(exist_ok=True)
+    checkpoint.touch()
+    with pytest.raises(UserError, match=r"no config-fit\.yaml lies in its folder or the one above"):
+        arrange(["test", "--ckpt_path", str(checkpoint)])
+    config = tmp_path / "config-fit.yaml"
+    config.touch()
+    before = ["test", "--config", str(config), "--output.folder", "null"]
+    assert arrange(["test", f"--ckpt_path={checkpoint}"]) == [*before, f"--ckpt_path={checkpoint}"]
+
+
+def test_the_class_of_a_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    with pytest.raises(UserError, match="there is no such file"):
+        class_of_checkpoint(path)
+    saved = {"_class_path": "anomaly_clip.methods.PaDiM"}
+    torch.save({"state_dict": {}, "hyper_parameters": saved}, path)
+    assert class_of_checkpoint(path) is anomaly_clip.methods.PaDiM
+    torch.save({"state_dict": {}}, path)  # made from Python
+    (tmp_path / "config-fit.yaml").write_text("model: {class_path: anomaly_clip.methods.SDP}")
+    assert class_of_checkpoint(path) is anomaly_clip.methods.SDP
+
+
+def test_options_of_all_verbs_are_known() -> None:
+    options = known_options()
+    assert {"--config", "--data", "--output.maps", "--trainer.max_epochs"} <= set(options)
+    assert len(set(options)) == len(options)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from lightning.pytorch import Trainer
 from numpy.typing import NDArray
 from PIL import Image
+from probe_runs import fitted, state_of, wafers, words
 from processes import run_command
 from sklearn.metrics import (
     accuracy_score,
@@ -27,50 +28,15 @@ from anomaly_clip.cli import main
 from anomaly_clip.data import MixedWM38
 from anomaly_clip.data.wafer import PATTERNS
 from anomaly_clip.methods import LinearProbe
-from anomaly_clip.methods.linear_probe import ProbeOptim
-from anomaly_clip.metrics.classification import CLASS_FIGURES, class_metrics
+from anomaly_clip.metrics.classification import CLASS_FIGURES
 
 RANDOM_NETWORK = CNNSettings("resnet18", "random")
 CONFIG = Path(__file__).parent.parent / "configs" / "linear_probe.yaml"
 
 
-def wafers(folder: Path, copies: int = 10, extra: int = 0) -> Path:
-    """Write a file in the published layout: four classes that differ at first sight.
-
-    All have fails where their patterns are, and noise elsewhere; ``extra`` maps are of a fifth.
-    """
-    rng = np.random.default_rng(9)
-    rows = np.zeros((4, 8), int)
-    rows[1, 0] = rows[2, 3] = rows[3, 0] = rows[3, 3] = 1
-    targets = np.repeat(rows, copies, axis=0)
-    if extra:
-        more = np.zeros((extra, 8), int)
-        more[:, 5] = 1
-        targets = np.concatenate([targets, more])
-    maps = np.where(rng.random((len(targets), 52, 52)) < 0.1, 2, 1)
-    maps[targets[:, 0] == 1, 16:36, 16:36] = 2
-    maps[targets[:, 3] == 1, :6] = 0
-    maps[targets[:, 3] == 1, -6:] = 2
-    folder.mkdir(parents=True, exist_ok=True)
-    np.savez(folder / "MixedWM38.npz", maps, targets)
-    return folder
-
-
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     return wafers(tmp_path / "wafers")
-
-
-def words(root: Path, runs: Path, *more: str, verb: str = "fit", epochs: int = 3) -> list[str]:
-    found = [verb, "--model", "LinearProbe", "--model.backbone.weights", "random"]
-    found += ["--model.image_size", "32", "--data", "MixedWM38", "--data.root", str(root)]
-    found += ["--data.num_workers", "0", "--data.batch_size", "16", "--trainer.accelerator", "cpu"]
-    found += ["--trainer.log_every_n_steps", "1", "--trainer.max_epochs", str(epochs)]
-    return [*found, "--output.root", str(runs), "--trainer.enable_model_summary", "false", *more]
-
-
-def fitted(runs: Path, number: int = 1) -> Path:
-    return runs / "run" / str(number) / "checkpoints" / "last.ckpt"
 
 
 def run_test(runs: Path) -> Path:
@@ -88,48 +54,6 @@ def scores(folder: Path) -> list[dict[str, str]]:
 def logged(folder: Path, name: str) -> list[float]:
     with (folder / "logs" / "metrics.csv").open(newline="") as file:
         return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
-
-
-def state_of(checkpoint: Path) -> dict[str, torch.Tensor]:
-    return dict(torch.load(checkpoint, weights_only=True)["state_dict"])
-
-
-# -- figures -------------------------------------------------------------------------------------
-
-
-def test_figures_of_one_class_an_image_are_scikit_learns() -> None:
-    rng = np.random.default_rng(0)
-    probabilities = rng.dirichlet(np.ones(6), 50)
-    probabilities[:, 5] = 0  # never predicted
-    target = rng.integers(1, 6, 50)  # class 0 does not occur
-    metrics = class_metrics("single", 6)
-    for part in np.array_split(np.arange(50), 3):
-        metrics.update(torch.tensor(probabilities[part]), torch.tensor(target[part]))
-    found = metrics.compute()
-    said = probabilities.argmax(1)
-    expected = precision_recall_fscore_support(target, said, average="macro", zero_division=0)
-    assert found["accuracy"] == pytest.approx(accuracy_score(target, said))
-    for name, value in zip(("precision", "recall", "f1"), expected[:3], strict=True):
-        assert found[name] == pytest.approx(value)
-    np.testing.assert_array_equal(
-        found["confusion"], confusion_matrix(target, said, labels=range(6))
-    )
-
-
-def test_figures_of_several_patterns_an_image_are_scikit_learns() -> None:
-    rng = np.random.default_rng(0)
-    target = rng.random((60, 8)) < 0.4
-    probabilities = np.where(rng.random((60, 8)) < 0.8, target, ~target) * 0.7 + 0.1
-    target[:, 2] = False  # a pattern that does not occur
-    metrics = class_metrics("multi", 8)
-    metrics.update(torch.tensor(probabilities), torch.tensor(target).long())
-    found = metrics.compute()
-    said = probabilities > 0.5
-    expected = precision_recall_fscore_support(target, said, average="macro", zero_division=0)
-    assert found["accuracy"] == pytest.approx(accuracy_score(target, said))  # exact match
-    for name, value in zip(("precision", "recall", "f1"), expected[:3], strict=True):
-        assert found[name] == pytest.approx(value)
-    np.testing.assert_array_equal(found["confusion"], multilabel_confusion_matrix(target, said))
 
 
 # -- fit and test --------------------------------------------------------------------------------
@@ -396,29 +320,6 @@ def test_losses_are_the_plain_ones() -> None:
     assert_close(probe.training_step(batch, 0), expected)
 
 
-def test_the_rate_falls_along_a_cosine_and_its_start_depends_on_the_mode() -> None:
-    class Known:
-        estimated_stepping_batches = 10
-
-    for frozen, lr, decay in ((True, 0.1, 0.0), (False, 0.01, 1e-4)):
-        probe = LinearProbe(RANDOM_NETWORK, image_size=32, frozen=frozen)
-        probe._know("single", ["a", "b"], "the test")
-        probe._trainer = Known()  # type: ignore[assignment]
-        made = probe.configure_optimizers()
-        optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
-        [group] = optimizer.param_groups
-        assert (group["lr"], group["momentum"], group["weight_decay"]) == (lr, 0.9, decay)
-        assert len(group["params"]) == (2 if frozen else 62)
-        rates = []
-        for _ in range(11):
-            rates.append(schedule.get_last_lr()[0])
-            optimizer.step()
-            schedule.step()
-        cosine = [lr * (0.5 + 0.5 * np.cos(np.pi * step / 10)) for step in range(11)]
-        np.testing.assert_allclose(rates, cosine, atol=1e-9)
-    assert ProbeOptim(lr=3.0).of(True) == ProbeOptim(3.0, 0.9, 0.0)
-
-
 @pytest.mark.parametrize("frozen", ["true", "false"])
 def test_mixed_precision_keeps_the_loss_in_float32(
     root: Path, tmp_path: Path, frozen: str, monkeypatch: pytest.MonkeyPatch
@@ -493,118 +394,3 @@ def test_compare_prints_one_table_with_differences(
     ]
     assert float(rows[1]["recall"]) == content["figures"]["wafer map"]["other"]["recall"]
     assert not (folder / "pictures").exists()
-
-
-# -- mistakes ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        (["--model.optim.lr", "0"], "model.optim.lr must be above 0"),
-        (["--model.optim.momentum", "1"], "model.optim.momentum must be in [0, 1)"),
-        (["--model.optim.weight_decay", "-1"], "model.optim.weight_decay must be 0 or more"),
-        (["--model.image_size", "16"], "model.image_size must be 32 or more"),
-        (["--model.seed", "-1"], "model.seed must be 0 or more"),
-        (["--trainer.max_epochs", "-1"], "give trainer.max_epochs"),
-        (["--model.backbone.name", "vgg11"], "backbone.layers: vgg11 has no pooled"),
-        (["--model.backbone.weights", "nowhere.pt"], "nowhere.pt: there is no such file"),
-        (["--data.shots", "2"], "class Edge-Ring (and 2 more) has no training map: leave out"),
-        (["--data.fraction", "0.5"], "class Edge-Ring (and 2 more) has no training map"),
-        (["--data.synthesis.recipe", "nsa"], "leave out data.synthesis"),
-        (["--data.targets", "multi"], "class Donut (and 5 more) has no training map"),
-        (["--data.targets", "several"], "data.targets"),
-        (["--data.split_seed", "-1"], "data.split_seed must be 0 or more"),
-    ],
-)
-def test_mistakes_end_in_a_sentence(
-    root: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    options: list[str],
-    sentence: str,
-) -> None:
-    assert main(words(root, tmp_path / "runs", *options)) == 2
-    assert sentence in capsys.readouterr().err
-    assert not list((tmp_path / "runs").glob("*/*"))
-
-
-@pytest.mark.parametrize(
-    ("extra", "sentence"),
-    [
-        (1, "the maps cannot be split with every class in both parts"),
-        (2, "class Near-full has no test map: raise data.test_share, or draw another"),
-    ],
-)
-def test_a_class_that_one_split_lacks(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], extra: int, sentence: str
-) -> None:
-    wafers(tmp_path / "wafers", extra=extra)
-    line = words(tmp_path / "wafers", tmp_path / "runs", "--data.test_share", "0.15")
-    assert main(line) == 2
-    assert sentence in capsys.readouterr().err
-    assert not list((tmp_path / "runs").glob("*/*"))
-
-
-def test_data_without_classes(
-    mvtec_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    line = words(mvtec_root, tmp_path / "runs")
-    line[line.index("MixedWM38")] = "MVTecAD"
-    assert main(line) == 2
-    assert "and MVTecAD has no targets: use --data MixedWM38" in capsys.readouterr().err
-    assert main(["each", *line[1:]]) == 1
-    assert "MVTecAD has no targets" in capsys.readouterr().err
-    rng = np.random.default_rng(0)
-    np.savez(tmp_path / "one.npz", rng.integers(0, 3, (9, 52, 52)), np.zeros((9, 8), int))
-    assert main(words(tmp_path / "one.npz", tmp_path / "runs")) == 2
-    assert "LinearProbe tells classes apart, and data.root" in capsys.readouterr().err
-    assert not list((tmp_path / "runs").glob("run/2"))
-
-
-def test_mistakes_with_a_checkpoint(
-    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rng = np.random.default_rng(0)
-    targets = np.repeat(np.eye(8, dtype=int), 5, axis=0)
-    np.savez(tmp_path / "MixedWM38.npz", rng.integers(0, 3, (40, 52, 52)), targets)
-    root, runs = tmp_path / "MixedWM38.npz", tmp_path / "runs"
-    assert main(words(root, runs, epochs=1)) == 0
-    other = wafers(tmp_path / "other")
-    unfitted = words(root, runs, verb="test")
-    cases = {
-        "LinearProbe must be fitted first: give --ckpt_path FILE of a fit": unfitted,
-        "fitted with data.targets single (8 classes), and the data is read with data.targets "
-        "multi (8): set it to single": ["--data.targets", "multi"],
-        "fitted with 8 classes, and the data has 4: only one of them knows": [
-            "--data.root",
-            str(other),
-        ],
-        "the checkpoint was made on resnet18 with random": [
-            "--model.backbone.weights",
-            str(weights),
-        ],
-        "model.frozen is False": ["--model.frozen", "false"],
-    }
-    for sentence, options in cases.items():
-        line = options
-        if options is not unfitted:
-            config = ["--config", str(runs / "run" / "1" / "config-fit.yaml")]
-            line = ["test", *config, "--ckpt_path", str(fitted(runs)), *options]
-        assert main(line) == 2
-        assert sentence in capsys.readouterr().err
-    assert [path.name for path in (runs / "run").iterdir()] == ["1"]
-    assert not list(runs.glob("config-fit/*"))
-
-
-def test_a_training_that_diverges_is_told(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(words(root, tmp_path, epochs=1)) == 0
-    checkpoint = torch.load(fitted(tmp_path), weights_only=True)
-    checkpoint["state_dict"]["head.bias"][0] = float("nan")
-    torch.save(checkpoint, fitted(tmp_path))
-    line = ["test", "--ckpt_path", str(fitted(tmp_path)), "--output.root", str(tmp_path / "t")]
-    assert main(line) == 2
-    assert "is NaN or infinite: fit again with a lower model.optim.lr" in capsys.readouterr().err
-    assert not list((tmp_path / "t").glob("*/*"))

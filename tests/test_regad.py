@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ import torch
 import torch.nn.functional as F
 import yaml
 from detector_golden import fill_by_shape, golden_images, write_network
-from helpers import quiet_trainer, save_picture
 from processes import run_command
+from regad_runs import ONE, three_categories, words
 from safetensors.torch import load_file
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
@@ -22,8 +21,7 @@ from torchvision.models import resnet18
 
 from anomaly_clip.backbones.cnn import CNNBackbone
 from anomaly_clip.cli import main
-from anomaly_clip.data import ImageFolder, MVTecAD
-from anomaly_clip.data.samplers import CategoryBatches, SupportedBatches, normal_rows
+from anomaly_clip.data import MVTecAD
 from anomaly_clip.methods import RegAD
 from anomaly_clip.methods.regad import PixelCNNSettings, averaged, spread
 from anomaly_clip.methods.regad_network import (
@@ -31,7 +29,6 @@ from anomaly_clip.methods.regad_network import (
     joined_features,
 )
 from anomaly_clip.metrics.evaluator import FIGURES, Evaluator, Results
-from anomaly_clip.records import Draw
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -198,59 +195,6 @@ def test_a_backbone_with_statistics_of_its_own_sees_augmented_pixels(backbone: C
     assert_close(found.pixels(images), expected[:1])
 
 
-# -- batches -------------------------------------------------------------------------------------
-
-
-def test_batches_are_of_one_category_and_hold_every_image_once() -> None:
-    rows = {"a": list(range(7)), "b": [7, 8, 9], "c": [10, 11]}
-    names = {row: name for name, members in rows.items() for row in members}
-
-    def epoch(number: int, **options: Any) -> list[list[int]]:
-        sampler = CategoryBatches(rows, 3, seed=1, **options)
-        sampler.set_epoch(number)
-        batches = list(sampler)
-        assert len(batches) == len(sampler)
-        assert all(draw.epoch == number for batch in batches for draw in batch)
-        return [[draw.index for draw in batch] for batch in batches]
-
-    first = epoch(0)
-    assert sorted(len(batch) for batch in first) == [1, 2, 3, 3, 3]
-    assert all(len({names[row] for row in batch}) == 1 for batch in first)
-    assert sorted(row for batch in first for row in batch) == list(range(12))
-    assert first == epoch(0)
-    assert first != epoch(1)
-    shared = [epoch(0, num_processes=2, rank=rank) for rank in (0, 1)]
-    assert len(shared[0]) == len(shared[1]) == 2
-    assert not {r for batch in shared[0] for r in batch} & {r for b in shared[1] for r in b}
-    assert epoch(0, shuffle=False) == [[0, 1, 2], [3, 4, 5], [6], [7, 8, 9], [10, 11]]
-    with pytest.raises(ValueError, match="5 training batches of one category each"):
-        epoch(0, num_processes=6)
-
-
-def test_support_is_of_the_category_and_never_the_image_itself(three: Path) -> None:
-    data = MVTecAD(str(three), image_size=16, num_workers=0)
-    dataset = data.dataset("train")
-    rows = normal_rows(dataset)
-    batches = SupportedBatches(dataset, rows, 3, seed=4)
-    seen = set()
-    for epoch in range(8):
-        for row, sample in enumerate(dataset.samples):
-            support = batches.support_of(Draw(epoch, row))
-            assert len(support) == 3
-            assert row not in support
-            assert {dataset.samples[one].category for one in support} == {sample.category}
-            assert support == SupportedBatches(dataset, rows, 3, seed=4).support_of(
-                Draw(epoch, row)
-            )
-            seen.add((row, tuple(support)))
-    assert len(seen) > 3 * len(dataset)  # others each epoch
-    batch = batches[[Draw(0, 0), Draw(0, 2)]]
-    assert batch["support"].shape == (2, 3, 3, 16, 16)
-    assert batch["support"].dtype == torch.uint8
-    support = batches.support_of(Draw(0, 2))
-    assert_close(batch["support"][1, 0], dataset[support[0]]["image"])
-
-
 # -- averages ------------------------------------------------------------------------------------
 
 
@@ -278,37 +222,7 @@ def test_rounds_are_averaged_with_their_spread() -> None:
 
 @pytest.fixture
 def three(mvtec_root: Path) -> Path:
-    """Return a folder of MVTec-AD's form, three categories with four training images each."""
-    rng = np.random.default_rng(0)
-
-    def picture(name: str) -> None:
-        save_picture(mvtec_root / name, rng.integers(0, 256, (40, 40, 3)).astype(np.uint8))
-
-    for number in range(4):
-        picture(f"cable/train/good/{number}.png")
-        if number < 2:
-            picture(f"bottle/train/good/{100 + number}.png")
-            picture(f"metal_nut/train/good/{100 + number}.png")
-            picture(f"cable/test/good/{number}.png")
-            picture(f"cable/test/cut/{number}.png")
-            mask = np.zeros((40, 40), np.uint8)
-            mask[5:20, 8:30] = 255
-            save_picture(mvtec_root / "cable" / "ground_truth" / "cut" / f"{number}_mask.png", mask)
-    return mvtec_root
-
-
-def words(verb: str, root: Path, runs: Path, *more: str) -> list[str]:
-    found = [verb, "--model", "RegAD", "--model.backbone.weights", "random"]
-    found += ["--model.image_size", "64", "--model.shots", "2", "--model.rounds", "2"]
-    found += ["--model.lr", "0.01"]
-    found += ["--data", "MVTecAD", "--data.root", str(root), "--data.num_workers", "0"]
-    found += ["--data.train_categories", "others", "--data.batch_size", "4"]
-    found += ["--trainer.accelerator", "cpu", "--trainer.max_epochs", "2"]
-    found += ["--trainer.log_every_n_steps", "1", "--trainer.enable_progress_bar", "false"]
-    return [*found, "--output.root", str(runs), *more]
-
-
-ONE = ("--data.categories", "[bottle]")
+    return three_categories(mvtec_root)
 
 
 def state_of(runs: Path, number: int = 1) -> dict[str, Tensor]:
@@ -475,97 +389,6 @@ def test_two_backbones_are_compared(three: Path, tmp_path: Path) -> None:
     assert config["model"]["init_args"]["backbone"]["mean"] == [0.0, 0.0, 0.0]
 
 
-@pytest.mark.parametrize(
-    ("more", "sentence"),
-    [
-        (("--data.train_categories", "same", *ONE), "set data.train_categories to others"),
-        (("--data.train_categories", "[bottle, cable]", *ONE), "'bottle' is among both"),
-        ((), "none is left, as data.categories are all there are"),
-        (("--data.categories", "[bottle, cable]"), "RegAD is one model a category"),
-        ((*ONE, "--model.shots", "9"), "category 'bottle' has 4 normal training images"),
-        ((*ONE, "--data.shots", "2"), "leave out data.shots and data.fraction"),
-        ((*ONE, "--data.fraction", "0.5"), "leave out data.shots and data.fraction"),
-        ((*ONE, "--data.balanced", "true"), "leave out data.balanced"),
-        ((*ONE, "--data.image_size", "32"), "data.image_size 32 is not what the model takes"),
-        ((*ONE, "--model.image_size", "80"), "must be a multiple of 32, 64 or more, got 80"),
-        ((*ONE, "--model.image_size", "32"), "must be a multiple of 32, 64 or more, got 32"),
-        ((*ONE, "--model.image_size", "8"), "model.image_size must be 32 or more"),
-        ((*ONE, "--model.shots", "0"), "model.shots must be 1 or more, got 0"),
-        ((*ONE, "--model.rounds", "0"), "model.rounds must be 1 or more, got 0"),
-        ((*ONE, "--model.lr", "0"), "model.lr must be above 0"),
-        ((*ONE, "--model.momentum", "1"), r"model.momentum must be in \[0, 1\)"),
-        ((*ONE, "--model.sigma", "-1"), "model.sigma must be 0 or more"),
-        ((*ONE, "--model.regularization", "0"), "model.regularization must be above 0"),
-        ((*ONE, "--model.backbone.name", "squeezenet1_1"), "squeezenet1_1 has no layer1"),
-        ((*ONE, "--model.backbone.layers", "[layer4]"), "expected some of those of the backbone"),
-        ((*ONE, "--model.select", "best_test"), "set data.val_split to test"),
-        ((*ONE, "--data.synthesis.recipe", "perlin"), "at normal images alone: leave out data.syn"),
-        ((*ONE, "--trainer.max_epochs", "-1"), "give trainer.max_epochs"),
-        (
-            (*ONE, "--data.val_split", "synthetic", "--data.synthesis.recipe", "perlin",
-             "--data.synthesis.share", "0", "--data.val_share", "0.5"),
-            "set it to none or test",
-        ),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_fitted_is_said_in_one_sentence(
-    three: Path,
-    tmp_path: Path,
-    more: tuple[str, ...],
-    sentence: str,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert main(words("fit", three, tmp_path / "runs", *more)) == 2
-    assert re.search(sentence, capsys.readouterr().err)
-    assert not list((tmp_path / "runs").glob("*/*"))
-
-
-def test_small_data_sets_are_refused_in_one_sentence(
-    three: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name in ("0", "1", "2"):
-        (three / "cable" / "train" / "good" / f"{name}.png").unlink()
-    assert main(words("fit", three, tmp_path / "runs", *ONE)) == 2
-    assert "category 'cable' has 1 normal training image" in capsys.readouterr().err
-    for name in ("cable", "metal_nut"):
-        (three / name).rename(tmp_path / name)
-    assert main(words("fit", three, tmp_path / "runs", *ONE)) == 2
-    message = capsys.readouterr().err
-    assert "none is left" in message
-    assert "add others to" in message
-    assert not list((tmp_path / "runs").glob("*/*"))
-
-
-def test_nothing_is_tested_before_a_fit(
-    three: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], backbone: CNNBackbone
-) -> None:
-    assert main(words("test", three, tmp_path, *ONE)) == 2
-    assert "RegAD must be fitted first" in capsys.readouterr().err
-    data = MVTecAD(str(three), categories=["bottle"], num_workers=0)
-    with pytest.raises(ValueError, match="RegAD must be fitted first"):
-        quiet_trainer().test(RegAD(backbone, image_size=64), data, verbose=False)
-
-
-def test_references_are_not_among_the_test_images(three: Path, method: RegAD) -> None:
-    for number in range(4):
-        [*_, train] = sorted((three / "cable" / "train" / "good").iterdir())
-        train.rename(three / "cable" / "test" / "good" / f"9{number}.png")
-        copy = three / "cable" / "train" / "good" / f"a{number}.png"
-        copy.write_bytes((three / "cable" / "test" / "good" / f"9{number}.png").read_bytes())
-    data = MVTecAD(str(three), categories=["cable"], image_size=64, num_workers=0)
-    with pytest.raises(ValueError, match="are among the training images, such as"):
-        method.take_references(data, "cable")
-    folder = ImageFolder(str(three / "cable" / "test" / "good"), "cable", image_size=64)
-    with pytest.raises(ValueError, match="so there are none to compare with"):
-        folder.references("x", 2)
-
-
-def test_batches_without_support_are_refused(method: RegAD) -> None:
-    batch: Any = {"image": torch.zeros(2, 3, 64, 64, dtype=torch.uint8), "category": ["a", "a"]}
-    with pytest.raises(ValueError, match="RegAD trains on batches with support"):
-        method.training_step(batch, 0)
-
-
 def test_a_file_that_names_weights_alone_leaves_pixels_as_they_are(
     three: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -575,37 +398,3 @@ def test_a_file_that_names_weights_alone_leaves_pixels_as_they_are(
     assert main([*line, "--data.root", str(three), "--print_config"]) == 0
     shown = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["backbone"]
     assert (shown["mean"], shown["std"]) == ([0.0] * 3, [1.0] * 3)
-
-
-def configs() -> Iterator[Path]:
-    yield from sorted((Path(__file__).parent.parent / "configs").glob("regad_*shot.yaml"))
-
-
-def test_the_configurations_differ_in_their_shots() -> None:
-    contents = [yaml.safe_load(file.read_text()) for file in configs()]
-    assert [content["model"]["init_args"].pop("shots") for content in contents] == [4, 8]
-    assert contents[0] == contents[1]
-    assert contents[0]["model"]["init_args"]["backbone"]["mean"] == [0.0, 0.0, 0.0]
-
-
-def test_what_was_trained_on_is_not_tested(
-    three: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(words("fit", three, tmp_path / "f", *ONE)) == 0
-    [checkpoint] = (tmp_path / "f").glob("run/1/checkpoints/last.ckpt")
-    trained = torch.load(checkpoint, weights_only=True)["trained_on"]["categories"]
-    assert "bottle" not in trained
-    line = ["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "t")]
-    capsys.readouterr()
-    assert main([*line, "--data.categories", f"[{trained[0]}]"]) == 2
-    assert f"RegAD is never tested on what it was trained on, and {trained[0]!r}" in (
-        capsys.readouterr().err
-    )
-    assert not list((tmp_path / "t").rglob("metrics.json"))
-
-
-def test_a_training_that_diverges_ends_in_a_sentence(
-    three: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(words("fit", three, tmp_path, *ONE, "--model.lr", "1e30")) == 2
-    assert "RegAD diverged" in capsys.readouterr().err

@@ -1,12 +1,30 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from regad_runs import three_categories
+from torch.testing import assert_close
 
-from anomaly_clip.data.samplers import EpochSampler, EvenBatches, hold_out
+from anomaly_clip.data import MVTecAD
+from anomaly_clip.data.samplers import (
+    CategoryBatches,
+    EpochSampler,
+    EvenBatches,
+    SupportedBatches,
+    hold_out,
+    normal_rows,
+)
 from anomaly_clip.records import Draw
+
+
+@pytest.fixture
+def three(mvtec_root: Path) -> Path:
+    return three_categories(mvtec_root)
 
 
 def drawn(epoch: int, num_processes: int = 1, rank: int = 0, seed: int = 0) -> list[Draw]:
@@ -62,3 +80,53 @@ def test_a_share_of_each_group_is_held_out(share: float) -> None:
     assert {name: counts[name] for name in sizes} == expected
     assert hold_out(groups, share, seed=0) == held
     assert hold_out(groups, share, seed=1) != held
+
+
+def test_batches_are_of_one_category_and_hold_every_image_once() -> None:
+    rows = {"a": list(range(7)), "b": [7, 8, 9], "c": [10, 11]}
+    names = {row: name for name, members in rows.items() for row in members}
+
+    def epoch(number: int, **options: Any) -> list[list[int]]:
+        sampler = CategoryBatches(rows, 3, seed=1, **options)
+        sampler.set_epoch(number)
+        batches = list(sampler)
+        assert len(batches) == len(sampler)
+        assert all(draw.epoch == number for batch in batches for draw in batch)
+        return [[draw.index for draw in batch] for batch in batches]
+
+    first = epoch(0)
+    assert sorted(len(batch) for batch in first) == [1, 2, 3, 3, 3]
+    assert all(len({names[row] for row in batch}) == 1 for batch in first)
+    assert sorted(row for batch in first for row in batch) == list(range(12))
+    assert first == epoch(0)
+    assert first != epoch(1)
+    shared = [epoch(0, num_processes=2, rank=rank) for rank in (0, 1)]
+    assert len(shared[0]) == len(shared[1]) == 2
+    assert not {r for batch in shared[0] for r in batch} & {r for b in shared[1] for r in b}
+    assert epoch(0, shuffle=False) == [[0, 1, 2], [3, 4, 5], [6], [7, 8, 9], [10, 11]]
+    with pytest.raises(ValueError, match="5 training batches of one category each"):
+        epoch(0, num_processes=6)
+
+
+def test_support_is_of_the_category_and_never_the_image_itself(three: Path) -> None:
+    data = MVTecAD(str(three), image_size=16, num_workers=0)
+    dataset = data.dataset("train")
+    rows = normal_rows(dataset)
+    batches = SupportedBatches(dataset, rows, 3, seed=4)
+    seen = set()
+    for epoch in range(8):
+        for row, sample in enumerate(dataset.samples):
+            support = batches.support_of(Draw(epoch, row))
+            assert len(support) == 3
+            assert row not in support
+            assert {dataset.samples[one].category for one in support} == {sample.category}
+            assert support == SupportedBatches(dataset, rows, 3, seed=4).support_of(
+                Draw(epoch, row)
+            )
+            seen.add((row, tuple(support)))
+    assert len(seen) > 3 * len(dataset)  # others each epoch
+    batch = batches[[Draw(0, 0), Draw(0, 2)]]
+    assert batch["support"].shape == (2, 3, 3, 16, 16)
+    assert batch["support"].dtype == torch.uint8
+    support = batches.support_of(Draw(0, 2))
+    assert_close(batch["support"][1, 0], dataset[support[0]]["image"])

@@ -184,13 +184,6 @@ def test_mixed_precision_stays_near(tiny_clip_config: str, mvtec_root: Path) -> 
     assert not torch.equal(maps[0], maps[1])
 
 
-def test_maps_take_the_size_of_the_masks(tiny_clip: CLIPBackbone, mvtec_root: Path) -> None:
-    outputs = Outputs()
-    data = MVTecAD(str(mvtec_root), mask_size=50, num_workers=0)
-    quiet_trainer(callbacks=[outputs]).test(tiny(tiny_clip), data, verbose=False)
-    assert outputs["anomaly_map"].shape == outputs["mask"].shape == (8, 50, 50)
-
-
 def test_the_data_sets_name_reaches_the_words(tiny_clip: CLIPBackbone, mvtec_root: Path) -> None:
     class VisAlike(MVTecAD):
         dataset_name = "VisA"
@@ -220,13 +213,6 @@ def test_words_follow_the_data_set_that_is_in_use(
 
 def test_no_parameter_is_trainable(tiny_clip: CLIPBackbone) -> None:
     assert not any(p.requires_grad for p in tiny(tiny_clip).parameters())
-
-
-def test_testing_needs_a_data_module(tiny_clip: CLIPBackbone) -> None:
-    images: Any = [0]
-    loader = torch.utils.data.DataLoader(images)
-    with pytest.raises(ValueError, match="SDP: test needs a data module"):
-        quiet_trainer().test(tiny(tiny_clip), loader, verbose=False)
 
 
 def test_an_image_size_that_is_not_the_models(tiny_clip: CLIPBackbone, mvtec_root: Path) -> None:

@@ -5,14 +5,18 @@ from collections.abc import Callable
 import pytest
 import torch
 from helpers import Golden
+from torch import Tensor
 from torch.testing import assert_close
 
 from anomaly_clip.backbones.clip import CLIPBackbone
 from anomaly_clip.backbones.surgery import (
     StageTokens,
+    attend,
     check_stages,
     dual_path,
     encode_dual_path,
+    encode_layers,
+    split_heads,
     stage_ends,
 )
 
@@ -123,3 +127,41 @@ def test_stages() -> None:
 def test_stages_that_are_none(stages: list[int]) -> None:
     with pytest.raises(ValueError, match=r"stage ends \[3, 6, 9, 12\]"):
         check_stages(stages, 12)
+
+
+def noise(count: int, side: int = 32, seed: int = 0) -> Tensor:
+    draws = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, side, side), generator=draws).byte()
+
+
+@torch.no_grad()
+def test_layers_are_counted_from_one_and_taken_behind_the_block(tiny_clip: CLIPBackbone) -> None:
+    images = noise(2)
+    pixels = tiny_clip.prepare(images)
+    found = tiny_clip.visual.forward_intermediates(
+        pixels, indices=[1, 2], output_fmt="NLC", output_extra_tokens=True
+    )
+    for own, patches, first in zip(
+        encode_layers(tiny_clip, images, [2, 3]),
+        found["image_intermediates"],
+        found["image_intermediates_prefix"],
+        strict=True,
+    ):
+        assert_close(own, torch.cat([first, patches], dim=1), atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
+def test_value_value_patches_by_hand(tiny_clip: CLIPBackbone) -> None:
+    images = noise(2)
+    one, two, three = encode_layers(tiny_clip, images, [1, 2, 3])
+    dense = one
+    for block, tokens in zip(tiny_clip.visual.transformer.resblocks[1:3], (one, two), strict=True):
+        _, _, values = split_heads(block, block.ln_1(tokens))
+        dense = dense + attend(block, values, values, values)
+    (own,) = encode_layers(tiny_clip, images, [3], value_blocks=2)
+    assert_close(own[:, 1:], dense[:, 1:], atol=1e-6, rtol=0)
+    assert_close(own[:, 0], three[:, 0], atol=1e-6, rtol=0)
+    again = encode_layers(tiny_clip, images, [2, 3], value_blocks=2)
+    assert_close(again[1], own, atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match="layer 1 has fewer than 2 blocks"):
+        encode_layers(tiny_clip, images, [1], value_blocks=2)

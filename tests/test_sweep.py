@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import yaml
 from layouts import visa
-from lightning.pytorch.loggers import CSVLogger
 from sweep_files import COMMAND, GOAL, write_sweep
 
 from anomaly_clip.cli import main
@@ -23,7 +22,7 @@ from anomaly_clip.commands.experiment import run_experiment
 from anomaly_clip.commands.sweep import run_sweep
 from anomaly_clip.commands.sweep_file import ARGS, read_sweep
 from anomaly_clip.commands.sweep_parameter import read_parameter
-from anomaly_clip.commands.sweep_record import SweepRecord, last_logged
+from anomaly_clip.commands.sweep_record import SweepRecord
 from anomaly_clip.data import feature_cache
 from anomaly_clip.files import CACHE_VARIABLE, write_json
 
@@ -491,20 +490,3 @@ def test_a_dry_run_lists_the_commands(
     assert "--model.lr=0.2" in words
     assert main([*words[1:], "--print_config"]) == 0
     assert read_sweep(file).ignored == ("early_terminate",)
-
-
-def test_a_run_is_ranked_by_its_last_validation(tmp_path: Path) -> None:
-    """The log is one of Lightning's own, with two validations that differ and a step after them."""
-    logger = CSVLogger(tmp_path, name="", version="")
-    validations = [{"val/pixel_ap": 0.9, "val/image_ap": 0.2}, {"val/pixel_ap": 0.4}]
-    for epoch, validation in enumerate(validations):
-        logger.log_metrics({"train/loss": 1.0 - epoch, "epoch": epoch}, step=10 * epoch + 8)
-        logger.log_metrics({**validation, "epoch": epoch}, step=10 * epoch + 9)
-    logger.log_metrics({"train/loss": 0.25, "epoch": 2}, step=28)
-    logger.save()
-    figures, when = last_logged(tmp_path / "metrics.csv", "val/pixel_ap")
-    assert figures["val/pixel_ap"] == 0.4
-    assert figures["val/image_ap"] == 0.2  # logged once
-    assert figures["train/loss"] == 0.25
-    assert when == {"epoch": 1, "step": 19}
-    assert last_logged(tmp_path / "nowhere.csv", "val/pixel_ap") == ({}, {})

@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.loggers import CSVLogger
 
 from anomaly_clip.commands.sweep_record import (
     FAILURE_FILE,
@@ -85,3 +86,20 @@ def test_a_warning_of_all_runs_names_none() -> None:
     by_test = [{"weights": "demo", "validated on": "test"}] * 4
     record = SweepRecord(**{**vars(RECORD), "origins": by_test})
     assert [remark.partition(" ")[0] for remark in record.remarks] == ["GOAL", "demo"]
+
+
+def test_a_run_is_ranked_by_its_last_validation(tmp_path: Path) -> None:
+    """The log is one of Lightning's own, with two validations that differ and a step after them."""
+    logger = CSVLogger(tmp_path, name="", version="")
+    validations = [{"val/pixel_ap": 0.9, "val/image_ap": 0.2}, {"val/pixel_ap": 0.4}]
+    for epoch, validation in enumerate(validations):
+        logger.log_metrics({"train/loss": 1.0 - epoch, "epoch": epoch}, step=10 * epoch + 8)
+        logger.log_metrics({**validation, "epoch": epoch}, step=10 * epoch + 9)
+    logger.log_metrics({"train/loss": 0.25, "epoch": 2}, step=28)
+    logger.save()
+    figures, when = last_logged(tmp_path / "metrics.csv", "val/pixel_ap")
+    assert figures["val/pixel_ap"] == 0.4
+    assert figures["val/image_ap"] == 0.2  # logged once
+    assert figures["train/loss"] == 0.25
+    assert when == {"epoch": 1, "step": 19}
+    assert last_logged(tmp_path / "nowhere.csv", "val/pixel_ap") == ({}, {})

@@ -1,0 +1,42 @@
+"""Runs of RegAD on tiny data sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from helpers import save_picture
+
+
+def words(verb: str, root: Path, runs: Path, *more: str) -> list[str]:
+    found = [verb, "--model", "RegAD", "--model.backbone.weights", "random"]
+    found += ["--model.image_size", "64", "--model.shots", "2", "--model.rounds", "2"]
+    found += ["--model.lr", "0.01"]
+    found += ["--data", "MVTecAD", "--data.root", str(root), "--data.num_workers", "0"]
+    found += ["--data.train_categories", "others", "--data.batch_size", "4"]
+    found += ["--trainer.accelerator", "cpu", "--trainer.max_epochs", "2"]
+    found += ["--trainer.log_every_n_steps", "1", "--trainer.enable_progress_bar", "false"]
+    return [*found, "--output.root", str(runs), *more]
+
+
+ONE = ("--data.categories", "[bottle]")
+
+
+def three_categories(mvtec_root: Path) -> Path:
+    """Return a folder of MVTec-AD's form, three categories with four training images each."""
+    rng = np.random.default_rng(0)
+
+    def picture(name: str) -> None:
+        save_picture(mvtec_root / name, rng.integers(0, 256, (40, 40, 3)).astype(np.uint8))
+
+    for number in range(4):
+        picture(f"cable/train/good/{number}.png")
+        if number < 2:
+            picture(f"bottle/train/good/{100 + number}.png")
+            picture(f"metal_nut/train/good/{100 + number}.png")
+            picture(f"cable/test/good/{number}.png")
+            picture(f"cable/test/cut/{number}.png")
+            mask = np.zeros((40, 40), np.uint8)
+            mask[5:20, 8:30] = 255
+            save_picture(mvtec_root / "cable" / "ground_truth" / "cut" / f"{number}_mask.png", mask)
+    return mvtec_root

@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from helpers import quiet_trainer
+from lightning.pytorch.trainer.states import RunningStage, TrainerFn
+from torch import Tensor
+
+from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
+from anomaly_clip.data import MVTecAD
+from anomaly_clip.methods.cnn_method import CNNMethod, FittedMethod, TrainedMethod
+from anomaly_clip.metrics import EvaluatorSettings
+from anomaly_clip.metrics.evaluator import Results
+from anomaly_clip.records import Batch, Scores
+from anomaly_clip.synthesis import SynthesisSettings
+
+LAYERS = ["layer1", "layer3"]
+
+
+class Mean(FittedMethod):
+    """Compare mean brightness with that of the training images."""
+
+    fitted_buffers: ClassVar[tuple[str, ...]] = ("levels", "count")
+    levels: Tensor
+
+    def __init__(self, backbone: CNNBackbone) -> None:
+        super().__init__(backbone, LAYERS, 32, EvaluatorSettings())
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        levels = batch["image"].double().mean(dim=(1, 2, 3))
+        self.keep(levels=levels, count=torch.tensor([len(levels)]))
+
+    def score(self, images: Tensor, categories: list[str]) -> Scores:
+        self.check_fitted()
+        return Scores(image_score=images.float().mean(dim=(1, 2, 3)) - self.levels.mean())
+
+
+class Offset(TrainedMethod):
+    """Learn one number."""
+
+    def __init__(self, backbone: CNNBackbone, select: Any = "last") -> None:
+        super().__init__(backbone, LAYERS, 32, select, EvaluatorSettings())
+        self.offset = torch.nn.Parameter(torch.zeros(()))
+
+    def score(self, images: Tensor, categories: list[str]) -> Scores:
+        self.check_trained()
+        return Scores(image_score=images.float().mean(dim=(1, 2, 3)) + self.offset)
+
+
+@pytest.fixture(scope="module")
+def cnn() -> CNNBackbone:
+    return CNNBackbone.of(CNNSettings("resnet18", "random", [*LAYERS, "pooled"]))
+
+
+# -- layers --------------------------------------------------------------------------------------
+
+
+def test_only_the_layers_that_are_read_are_computed() -> None:
+    class Any32(Mean):
+        def __init__(self, backbone: Any) -> None:
+            FittedMethod.__init__(self, backbone, LAYERS, 32, EvaluatorSettings())
+
+    settings = {"name": "resnet18", "weights": "random"}  # as a checkpoint brings them
+    method = Any32(settings)
+    assert list(method.backbone.channels) == LAYERS
+    assert method.asked_backbone == CNNSettings("resnet18", "random")
+    assert method.image_size == 32
+
+
+@pytest.mark.parametrize(
+    ("layers", "sentence"),
+    [
+        ([], r"model\.layers \[\]: expected some of those of the backbone \(layer1, layer3\)"),
+        (["layer2"], "expected some of those of the backbone"),
+        (["pooled"], "expected some of those of the backbone"),  # it has no positions
+        (["layer3", "layer1"], "expected the finest first"),
+    ],
+)
+def test_layers_are_some_of_the_backbones(
+    cnn: CNNBackbone, layers: list[str], sentence: str
+) -> None:
+    method = Mean(cnn)
+    assert method.check_layers(tuple(LAYERS)) == LAYERS
+    with pytest.raises(ValueError, match=sentence):
+        method.check_layers(layers)
+
+
+def test_images_have_a_least_size(cnn: CNNBackbone) -> None:
+    class Small(Mean):
+        def __init__(self, size: int) -> None:
+            CNNMethod.__init__(self, cnn, LAYERS, size, EvaluatorSettings())
+
+    assert Small(32).image_size == 32
+    with pytest.raises(ValueError, match=r"model\.image_size must be 32 or more, got 31"):
+        Small(31)
+
+
+# -- one look at all images ----------------------------------------------------------------------
+
+
+def test_what_was_fitted_is_kept_and_comes_back(cnn: CNNBackbone, mvtec_root: Path) -> None:
+    method = Mean(cnn)
+    with pytest.raises(ValueError, match="Mean must be fitted first, or loaded"):
+        method.score(torch.zeros(1, 3, 32, 32), ["a"])
+    data = MVTecAD(str(mvtec_root), categories=["bottle"], num_workers=0)
+    quiet_trainer(max_epochs=1).fit(method, data)
+    assert (method.levels.dtype, method.levels.shape) == (torch.float32, (2,))
+    checkpoint: dict[str, Any] = {"state_dict": method.state_dict()}
+    method.on_save_checkpoint(checkpoint)
+    assert set(checkpoint["state_dict"]) == {"unused", "levels", "count"}
+    other = Mean(cnn)
+    other.on_load_checkpoint(checkpoint)
+    other.load_state_dict(checkpoint["state_dict"])
+    assert torch.equal(other.levels, method.levels)
+    assert other.count.dtype == torch.int64  # whole numbers stay such
+
+
+def test_fitted_numbers_are_kept_in_float32_at_least(cnn: CNNBackbone) -> None:
+    method = Mean(cnn)
+    method.keep(levels=torch.ones(2, dtype=torch.float16))
+    assert method.levels.dtype == torch.float32
+    method.double().keep(levels=torch.ones(2))
+    assert method.levels.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("options", "epochs", "sentence"),
+    [
+        ({}, 2, r"Mean looks once at each image: set trainer\.max_epochs to 1, not 2"),
+        ({"val_split": "test"}, 1, r"so nothing can be validated before: set data\.val_split"),
+        ({"synthesis": SynthesisSettings()}, 1, r"leave out data\.synthesis"),
+        ({"auxiliary": True}, 1, r"leave out data\.auxiliary"),
+        ({"categories": None}, 1, "Mean is one model a category"),
+    ],
+)
+def test_one_look_is_all_that_can_be_asked_for(
+    cnn: CNNBackbone, mvtec_root: Path, options: dict[str, Any], epochs: int, sentence: str
+) -> None:
+    if "auxiliary" in options:
+        options = {"auxiliary": MVTecAD(str(mvtec_root)), "allow_overlap": True}
+    data = MVTecAD(str(mvtec_root), **{"categories": ["bottle"], "num_workers": 0, **options})
+    with pytest.raises(ValueError, match=sentence):
+        quiet_trainer(max_epochs=epochs).fit(Mean(cnn), data)
+
+
+# -- epoch by epoch ------------------------------------------------------------------------------
+
+
+def validated(method: Offset, merits: list[float | None]) -> None:
+    """Let epochs end whose validation has these merits; the offset is the epoch's number."""
+    for epoch, merit in enumerate(merits):
+        with torch.no_grad():
+            method.offset.fill_(epoch)
+        results = Results(mean={"image_auroc": merit}, categories={}, intervals={})
+        method.evaluator = SimpleNamespace(compute=lambda r=results: r, reset=lambda: None)  # type: ignore[assignment]
+        state = SimpleNamespace(stage=RunningStage.VALIDATING, fn=TrainerFn.FITTING)
+        method._trainer = SimpleNamespace(state=state, current_epoch=epoch)  # type: ignore[assignment]
+        method.log_metrics = lambda *_: None  # type: ignore[method-assign]
+        method.on_validation_epoch_end()
+
+
+@pytest.mark.parametrize(
+    ("merits", "chosen"),
+    [
+        ([0.5, 0.75, 0.75, 0.25], 1),  # the first of equal ones
+        ([None, 0.0], 1),
+        ([None, None], None),
+    ],
+)
+def test_the_epoch_that_is_best_on_the_test_images_is_tested_if_asked(
+    cnn: CNNBackbone, merits: list[float | None], chosen: int | None
+) -> None:
+    method = Offset(cnn, "best_test")
+    validated(method, merits)
+    assert method.protocol() == {"select": "last", "selected_epoch": None}  # right after a fit
+    checkpoint: dict[str, Any] = {"state_dict": method.state_dict()}
+    method.on_save_checkpoint(checkpoint)
+    tested = Offset(cnn, "best_test")
+    tested.on_load_checkpoint(checkpoint)
+    tested.load_state_dict(checkpoint["state_dict"])
+    last = len(merits) - 1
+    assert tested.offset.item() == (last if chosen is None else chosen)
+    select = "last" if chosen is None else "best_test"
+    number = None if chosen is None else chosen + 1
+    assert tested.protocol() == {"select": select, "selected_epoch": number}
+
+
+def test_a_resumed_fit_goes_on_from_the_last_epoch(cnn: CNNBackbone) -> None:
+    method = Offset(cnn, "best_test")
+    validated(method, [0.75, 0.5])
+    checkpoint: dict[str, Any] = {"state_dict": method.state_dict()}
+    method.on_save_checkpoint(checkpoint)
+    resumed = Offset(cnn, "best_test")
+    state = SimpleNamespace(fn=TrainerFn.FITTING)
+    resumed._trainer = SimpleNamespace(state=state)  # type: ignore[assignment]
+    resumed.on_load_checkpoint(checkpoint)
+    assert checkpoint["state_dict"]["offset"].item() == 1
+    assert resumed._best is not None
+    assert resumed._best["merit"] == 0.75
+
+
+def test_without_a_choice_no_state_is_kept(cnn: CNNBackbone) -> None:
+    method = Offset(cnn)
+    validated(method, [0.75, 0.5])
+    checkpoint: dict[str, Any] = {"state_dict": method.state_dict()}
+    method.on_save_checkpoint(checkpoint)
+    assert checkpoint["best"] is None
+
+
+def test_nothing_is_scored_before_a_training(cnn: CNNBackbone) -> None:
+    method = Offset(cnn)
+    images = torch.zeros(1, 3, 32, 32)
+    with pytest.raises(ValueError, match="Offset must be fitted first, or loaded"):
+        method.score(images, ["a"])
+    method.on_fit_start()
+    assert method.score(images, ["a"])["image_score"].item() == 0

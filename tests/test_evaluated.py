@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule
+
+from anomaly_clip.data import MVTecAD
+from anomaly_clip.methods.evaluated import (
+    EvaluatedModule,
+    Exporter,
+    FeatureSource,
+    check_backbone,
+    data_module,
+    frozen_dtype,
+    without_backbone,
+)
+from anomaly_clip.records import LoaderNeeds, WeightsRecord
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "expected"),
+    [
+        ("32-true", "cuda", None),
+        ("bf16-true", "cuda", None),
+        ("bf16-mixed", "cuda", torch.bfloat16),
+        ("16-mixed", "cuda", torch.float16),
+    ],
+)
+def test_frozen_dtype(precision: str, device: str, expected: torch.dtype | None) -> None:
+    assert frozen_dtype(precision, torch.device(device)) == expected
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_frozen_dtype_on_a_cpu(supported: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    if supported:
+        assert frozen_dtype("16-mixed", torch.device("cpu")) == torch.bfloat16
+    else:
+        with pytest.warns(UserWarning, match="stays in float32"):
+            assert frozen_dtype("bf16-mixed", torch.device("cpu")) is None
+
+
+class Plain(EvaluatedModule):
+    """The least that a run can test."""
+
+    must_be_fitted = False
+    can_be_fitted = False
+    is_detector = False
+
+    def __init__(self, pretrained: str = "openai") -> None:
+        super().__init__()
+        self.pretrained = pretrained
+        self.logged: dict[str, Any] = {}
+
+    @property
+    def weights(self) -> WeightsRecord:
+        random = self.pretrained == "random"
+        return WeightsRecord(
+            backbone="RN50", pretrained=self.pretrained, random=random, sha256=None
+        )
+
+    @property
+    def loader_needs(self) -> LoaderNeeds:
+        return LoaderNeeds()
+
+    def image_rows(self, outputs: Any, batch: Any) -> list[dict[str, Any]]:
+        return []
+
+    def log_dict(self, dictionary: Any, **options: Any) -> None:  # type: ignore[override]
+        self.logged = dict(dictionary)
+
+
+def test_a_run_may_ask_any_module_for_what_few_have(tmp_path: Path) -> None:
+    module = Plain()
+    module.write_extras(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert (module.final_scores(), module.protocol(), module.confusion) == ({}, {}, None)
+    assert module.evaluation_protocol() == {"fitted": True}
+    assert (module.evaluation_note, module.results, module.reference_paths) == ("", None, {})
+    assert not isinstance(module, (Exporter, FeatureSource))
+
+
+@pytest.mark.parametrize(
+    ("pretrained", "more"), [("openai", {}), ("random", {"val/random_weights": 1.0})]
+)
+def test_defined_metrics_are_logged_and_random_weights_are_told(
+    pretrained: str, more: dict[str, float]
+) -> None:
+    module = Plain(pretrained)
+    module.log_metrics("val", {"image_ap": 0.25, "pixel_ap": None, "pixel_pro": 0.0})
+    assert module.logged == {"val/image_ap": 0.25, "val/pixel_pro": 0.0, **more}
+
+
+def test_a_data_module_is_known_by_its_methods(mvtec_root: Path) -> None:
+    module = Plain()
+    assert module.data is None  # there is no trainer
+    own: Any = MVTecAD(str(mvtec_root))
+    for data, expected in ((None, None), (LightningDataModule(), None), (own, own)):
+        module._trainer = SimpleNamespace(datamodule=data)  # type: ignore[assignment]
+        assert data_module(module) is expected
+        assert module.data is expected
+
+
+def test_a_frozen_backbone_is_left_out_of_a_state() -> None:
+    one, two = torch.zeros(1), torch.ones(1)
+    state = {"backbone.a": one, "head.backbone.a": two, "backbones": one, "backbone.b.c": two}
+    assert without_backbone(state) == {"head.backbone.a": two, "backbones": one}
+
+
+def test_another_backbone_is_named() -> None:
+    saved = {"backbone": "ViT-L-14", "pretrained": "openai"}
+    check_backbone(saved, "abc", Plain().weights, "abc")
+    with pytest.raises(ValueError, match="made on ViT-L-14 with openai, not on RN50 with random"):
+        check_backbone(saved, "abc", Plain("random").weights, "abd")
+    with pytest.raises(ValueError, match="made on None with None, not on RN50 with openai"):
+        check_backbone({}, None, Plain().weights, "abd")

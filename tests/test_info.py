@@ -1,0 +1,48 @@
+"""Published counts against the totals that papers and pages of the data sets state."""
+
+from __future__ import annotations
+
+import pytest
+
+from anomaly_clip.data.info import DATASETS, MaskRule, dataset_info
+
+
+@pytest.mark.parametrize(
+    ("name", "categories", "train", "normal", "anomalous"),
+    [
+        ("MVTecAD", 15, 3629, 467, 1258),  # 5354 images
+        ("VisA", 12, 8659, 962, 1200),  # 10821 images, 9621 of them normal
+        ("BTAD", 3, 1799, 451, 290),  # 2540 images
+        ("KSDD2", 1, 2085, 894, 110),  # of 3335; 246 of the training images are defective
+        ("ISIC", 1, 0, 0, 379),
+        ("CVCClinicDB", 1, 0, 0, 612),
+        ("HeadCT", 1, 0, 100, 100),
+        ("BrainMRI", 1, 0, 98, 155),  # 253 images
+        ("IndustrialFolders", 30, 17393, 0, 0),
+    ],
+)
+def test_counts_add_up_to_what_is_published(
+    name: str, categories: int, train: int, normal: int, anomalous: int
+) -> None:
+    counts = dataset_info(name).counts
+    assert len(counts) == categories
+    totals = tuple(sum(column) for column in zip(*counts.values(), strict=True))
+    assert totals == (train, normal, anomalous)
+
+
+def test_categories_and_words_belong_together() -> None:
+    for info in DATASETS.values():
+        assert set(info.words) <= set(info.counts)
+        assert all((info.title, info.url, info.licence, info.citation))
+    assert DATASETS["MixedWM38"].total == 38_015
+
+
+def test_masks_are_read_as_the_files_need_it() -> None:
+    rules = {name: info.mask for name, info in DATASETS.items() if info.mask != MaskRule()}
+    assert rules == {"KSDD2": MaskRule(False, 16), "CVCClinicDB": MaskRule(True, 0)}
+
+
+@pytest.mark.parametrize("name", [None, "", "Unheard"])
+def test_nothing_is_known_of_other_data_sets(name: str | None) -> None:
+    info = dataset_info(name)
+    assert (info.title, info.counts, info.words, info.total) == ("", {}, {}, None)

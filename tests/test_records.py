@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+
+import anomaly_clip
+from anomaly_clip import methods, records
+from anomaly_clip.backbones.clip import CLIPBackbone
+from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
+from anomaly_clip.methods import AnomalyMethod
+from anomaly_clip.methods.regad import PixelCNNSettings
+from anomaly_clip.records import Draw, HasLoaderNeeds, LoaderNeeds, needs_of, versions
+
+RANDOM = CNNSettings("resnet18", "random")
+
+NEEDS: dict[str, tuple[dict[str, Any], LoaderNeeds]] = {
+    "CLIPADA": ({"feature_layer": 2}, LoaderNeeds(32)),
+    "Contrastive": ({"windows": {16: 0.7}}, LoaderNeeds(32)),
+    "LinearProbe": ({"image_size": 64}, LoaderNeeds(64)),
+    "PaDiM": ({"image_size": 64}, LoaderNeeds(64, single_pass=True)),
+    "PatchCore": ({"image_size": 64}, LoaderNeeds(64, single_pass=True)),
+    "RD4AD": ({"image_size": 64}, LoaderNeeds(64)),
+    "RegAD": (
+        {"image_size": 64, "shots": 3, "rounds": 5},
+        LoaderNeeds(64, support_images=3, test_passes=5),
+    ),
+    "SDP": ({}, LoaderNeeds(32)),
+    "SDPPlus": ({}, LoaderNeeds(32)),
+    "SimpleNet": ({"image_size": 64}, LoaderNeeds(64)),
+    "TAB": ({"image_size": 64}, LoaderNeeds(64, full_batches=True)),
+    "WinCLIP": ({}, LoaderNeeds(32)),
+}
+"""Options of a small model, and what it asks of the loaders."""
+
+
+@pytest.fixture(scope="module")
+def cnn() -> CNNBackbone:
+    layers = ["layer1", "layer2", "layer3"]
+    return CNNBackbone.of(CNNSettings("resnet18", "random", layers))
+
+
+def make(name: str, clip: CLIPBackbone, cnn: CNNBackbone) -> LightningModule:
+    backbones: dict[str, Any] = dict.fromkeys(("PaDiM", "PatchCore", "RD4AD", "SimpleNet"), cnn)
+    backbones |= dict.fromkeys(("LinearProbe", "TAB"), RANDOM)
+    backbones["RegAD"] = CNNBackbone.of(PixelCNNSettings(weights="random"))
+    method: LightningModule = getattr(methods, name)(backbones.get(name, clip), **NEEDS[name][0])
+    return method
+
+
+def trainer_of(module: object) -> Any:
+    return SimpleNamespace(lightning_module=module)
+
+
+@pytest.mark.parametrize("name", sorted(set(methods.__all__) - {"AnomalyMethod"}))
+def test_what_each_method_asks_of_the_loaders(
+    name: str, tiny_clip: CLIPBackbone, cnn: CNNBackbone
+) -> None:
+    method = make(name, tiny_clip, cnn)
+    assert isinstance(method, HasLoaderNeeds)
+    assert needs_of(trainer_of(method)) == method.loader_needs == NEEDS[name][1]
+
+
+def test_a_trained_probe_cannot_do_with_a_batch_of_one_image() -> None:
+    probe = methods.LinearProbe(RANDOM, image_size=64, frozen=False)
+    assert probe.loader_needs == LoaderNeeds(64, full_batches=True)
+
+
+def test_a_foreign_module_asks_for_nothing() -> None:
+    assert needs_of(None) == needs_of(trainer_of(None)) == LoaderNeeds()
+    assert needs_of(trainer_of(LightningModule())) == LoaderNeeds()
+    assert LoaderNeeds() == LoaderNeeds(
+        image_size=None, single_pass=False, support_images=0, full_batches=False, test_passes=1
+    )
+
+
+def test_a_foreign_module_may_ask_too() -> None:
+    class Foreign(LightningModule):
+        loader_needs = LoaderNeeds(48, test_passes=2)
+
+    assert not issubclass(Foreign, AnomalyMethod)
+    assert needs_of(trainer_of(Foreign())).image_size == 48
+
+
+def test_a_draw_is_a_pair_of_epoch_and_index() -> None:
+    draw = Draw(3, 7)
+    assert (draw.epoch, draw.index) == (3, 7) == tuple(draw)
+
+
+def test_versions_name_all_that_a_metric_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = versions()
+    assert list(installed) == ["python", *records.PACKAGES]
+    assert torch.__version__.startswith(installed["torch"].partition("+")[0])
+    assert installed["anomaly_clip"] in (anomaly_clip.__version__, "not installed as a package")
+    monkeypatch.setattr(records, "PACKAGES", ("no-such-package-anywhere",))
+    assert versions()["no-such-package-anywhere"] == "not installed as a package"

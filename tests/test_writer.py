@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from lightning.pytorch import LightningModule
+from PIL import Image
+
+from anomaly_clip.cli import main
+from anomaly_clip.metrics import FIGURES
+from anomaly_clip.recording.writer import RunWriter
+
+Command = Callable[..., list[str]]
+
+
+@pytest.fixture
+def command(tiny_sdp: list[str]) -> Command:
+    """Return a function that makes a command line with the tiny CLIP on the tiny data set."""
+    return lambda verb, *more: [verb, *tiny_sdp, *more]
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_test_leaves_a_complete_run(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command("test")) == 0
+    run = tmp_path / "runs" / "sdp" / "1"
+    names = {p.name for p in run.iterdir()}
+    results = {"metrics.json", "metrics.csv", "scores.csv", "curves.json", "gallery", "report.html"}
+    assert names == {"config-test.yaml", "logs", *results}
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert set(metrics) == {"mean", "categories", "intervals", "run"}
+    assert list(metrics["categories"]) == ["bottle", "metal_nut"]
+    assert set(metrics["mean"]) == set(FIGURES)
+    for figures in [metrics["mean"], *metrics["categories"].values()]:
+        assert all(0 <= value <= 1 for value in figures.values())
+    assert metrics["run"]["seed"] == 0
+    assert metrics["run"]["weights"]["random"] is True
+    assert metrics["run"]["protocol"]["images"] == {"bottle": 4, "metal_nut": 4}
+    assert metrics["run"]["protocol"]["anomalous"] == {"bottle": 2, "metal_nut": 2}
+    table = read_csv(run / "metrics.csv")
+    assert [row["category"] for row in table] == ["bottle", "metal_nut", "mean"]
+    assert float(table[2]["pixel_pro"]) == metrics["mean"]["pixel_pro"]
+    scores = read_csv(run / "scores.csv")
+    assert len(scores) == 8
+    assert list(scores[0]) == ["path", "category", "label", "image_score", "r0", "r1", "weights"]
+    assert metrics["run"]["protocol"]["complete"] is True
+    assert metrics["run"]["protocol"]["pro_steps"] == 200
+    out = capsys.readouterr()
+    assert "metal_nut" in out.out
+    assert f"{100 * metrics['mean']['image_auroc']:.1f}" in out.out
+    assert "8 images (4 anomalous) in 2 categories" in out.err
+
+
+def test_random_weights_are_said_wherever_a_figure_is(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command("test", "--output.maps=true")) == 0
+    run = tmp_path / "runs" / "sdp" / "1"
+    assert capsys.readouterr().out.count("RANDOM WEIGHTS") == 2
+    for name in ("metrics.csv", "scores.csv"):
+        assert {row["weights"] for row in read_csv(run / name)} == {"random"}, name
+    assert read_csv(run / "logs" / "metrics.csv")[0]["test/random_weights"] == "1.0"
+    sheet = np.asarray(Image.open(run / "maps" / "bottle" / "good" / "000.png")).astype(int)
+    assert ((sheet[..., 0] - sheet[..., 1])[:60] > 100).any()  # the line in red
+
+
+def test_the_scores_are_those_that_were_evaluated(command: Command, tmp_path: Path) -> None:
+    assert main(command("test")) == 0
+    scores = read_csv(tmp_path / "runs" / "sdp" / "1" / "scores.csv")
+    for category in ("bottle", "metal_nut"):
+        rows = [row for row in scores if row["category"] == category]
+        parts = np.array([[float(row["r0"]), float(row["r1"])] for row in rows])
+        scaled = (parts - parts.min(0)) / (parts.max(0) - parts.min(0))
+        ours = [float(row["image_score"]) for row in rows]
+        np.testing.assert_allclose(ours, scaled.sum(1), atol=1e-4)
+
+
+def test_maps_are_drawn_on_one_scale_a_category(command: Command, tmp_path: Path) -> None:
+    assert main(command("test", "--output.maps=true")) == 0
+    run = tmp_path / "runs" / "sdp" / "1"
+    pictures = sorted(p.relative_to(run / "maps").as_posix() for p in run.rglob("*.png"))
+    assert pictures == [
+        f"{category}/{defect}/00{i}.png"
+        for category in ("bottle", "metal_nut")
+        for defect in ("good", "scratch")
+        for i in (0, 1)
+    ]
+    brightest: dict[str, list[int]] = {}
+    for path in run.rglob("*.png"):
+        heat = np.asarray(Image.open(path))[-240:, 244:484].astype(int).sum(axis=2)
+        brightest.setdefault(path.parts[-3], []).append(heat.max())
+    for levels in brightest.values():
+        assert max(levels) > 650  # one picture of each category reaches the end of its scale
+        assert len(set(levels)) > 1  # the others do not
+    assert not (run / ".scratch").exists()
+    for defect, white in (("good", 0.0), ("scratch", 12 * 20 / (40 * 48))):
+        with Image.open(run / "maps" / "bottle" / defect / "000.png") as sheet:
+            mask = np.asarray(sheet)[-240:, 488:]
+        assert (mask > 127).mean() == pytest.approx(white, abs=0.02)
+
+
+def test_figures_are_written_before_pictures_are_drawn(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("anomaly_clip.recording.map_images.draw_panels", interrupt)
+    assert main(command("test", "--output.maps=true")) == 130
+    run = tmp_path / "runs" / "sdp" / "1"
+    assert json.loads((run / "metrics.json").read_text())["mean"]["image_auroc"] is not None
+    assert not (run / ".scratch").exists()
+
+
+def test_a_part_of_a_set_is_called_so(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limits = ["--data.batch_size=2", "--trainer.limit_test_batches=3"]
+    assert main(command("test", *limits)) == 0
+    assert "PARTIAL: 6 of 8 images" in capsys.readouterr().out
+    run = tmp_path / "runs" / "sdp" / "1"
+    protocol = json.loads((run / "metrics.json").read_text())["run"]["protocol"]
+    assert protocol["complete"] is False
+    assert protocol["images"] == {"bottle": 4, "metal_nut": 2}
+    limits = ["--data.batch_size=2", "--trainer.limit_predict_batches=1"]
+    assert main(command("predict", *limits)) == 0
+    assert "2 images scored" in capsys.readouterr().err
+    for verb in ("test", "predict"):
+        assert main(command(verb, f"--trainer.limit_{verb}_batches=0", "--output.name=none")) == 2
+        assert "no image was scored" in capsys.readouterr().err
+    assert not list((tmp_path / "runs" / "none").glob("*"))
+
+
+def test_predict_writes_scores_and_pictures(command: Command, tmp_path: Path) -> None:
+    assert main(command("predict")) == 0
+    run = tmp_path / "runs" / "sdp" / "1"
+    expected = {"config-predict.yaml", "predict.json", "scores.csv", "maps", "gallery"}
+    expected |= {"report.html"}
+    assert {p.name for p in run.iterdir()} == expected
+    rows = read_csv(run / "scores.csv")
+    assert len(rows) == len(list((run / "maps").rglob("*.png"))) == 8
+    assert all(row["image_score"] == row["r0"] for row in rows)  # no set to scale by
+    assert main(command("predict", "--output.maps=false", "--output.name=plain")) == 0
+    assert not (tmp_path / "runs" / "plain" / "1" / "maps").exists()
+
+
+def test_a_new_folder_is_made_when_it_is_first_asked_for(tmp_path: Path) -> None:
+    writer = RunWriter(str(tmp_path / "runs"), "mine")
+    assert not (tmp_path / "runs").exists()
+    assert writer.folder == tmp_path / "runs" / "mine" / "1"
+    assert writer.folder.is_dir()
+    assert RunWriter(str(tmp_path / "runs"), "mine").folder.name == "2"
+    assert writer.num_scored == 0
+
+
+def test_a_run_without_a_result_leaves_no_folder_of_its_own(tmp_path: Path) -> None:
+    writer = RunWriter(str(tmp_path), "mine")
+    writer.abandon()  # nothing was made
+    for kept in (False, True):
+        folder = writer.folder
+        (folder / "config-test.yaml").touch()
+        (folder / "logs").mkdir()
+        (folder / ".scratch").mkdir()
+        if kept:
+            (folder / "metrics.json").touch()
+        writer.abandon()
+        assert folder.exists() == kept
+        assert not (folder / ".scratch").exists()
+    there = tmp_path / "there"
+    there.mkdir()
+    asked = RunWriter(folder=str(there))
+    assert asked.folder == there
+    asked.abandon()
+    assert there.is_dir()  # it was there before
+
+
+@pytest.mark.parametrize(
+    ("stage", "file", "refused"),
+    [
+        ("predict", "metrics.json", True),
+        ("test", "predict.json", True),
+        ("test", "metrics.json", False),
+        ("predict", "predict.json", False),
+        ("fit", "metrics.json", False),
+    ],
+)
+def test_results_of_another_kind_are_not_mixed(
+    tmp_path: Path, stage: str, file: str, refused: bool
+) -> None:
+    (tmp_path / file).touch()
+    writer = RunWriter(folder=str(tmp_path))
+    writer.config = "a: 1"
+    strategy = SimpleNamespace(broadcast=lambda folder: folder)
+    trainer: Any = SimpleNamespace(strategy=strategy, is_global_zero=True, loggers=[])
+    if refused:
+        with pytest.raises(ValueError, match=rf"{tmp_path} has the results of a .*: give {stage}"):
+            writer.setup(trainer, LightningModule(), stage)
+        assert not (tmp_path / f"config-{stage}.yaml").exists()
+    else:
+        writer.setup(trainer, LightningModule(), stage)
+        assert (tmp_path / f"config-{stage}.yaml").read_text() == "a: 1"
