@@ -18,7 +18,8 @@ from torchvision.models import resnet18
 
 from anomaly_clip.backbones.cnn import CNNBackbone
 from anomaly_clip.cli import main
-from anomaly_clip.commands.compare import _comparison_rows, run_compare
+from anomaly_clip.commands import compare_images
+from anomaly_clip.commands.compare import _comparison_rows, _comparison_table, run_compare
 from anomaly_clip.data import MVTecAD
 
 
@@ -106,7 +107,11 @@ def test_one_table_with_differences(compared: Compared, tmp_path: Path) -> None:
 
 
 def test_the_features_of_both_are_drawn(
-    root: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    root: Path,
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     rng = np.random.default_rng(1)
     for number in range(3):
@@ -115,7 +120,12 @@ def test_the_features_of_both_are_drawn(
     folder = tmp_path / "c"
     line = [*words(root, weights, folder), "--data.categories", "[bottle]", "--pictures", "0"]
     assert main([*line, "--embedding", "layer3"]) == 0
-    assert "other: silhouette of normal and defective in layer3" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "other: silhouette of normal and defective in layer3" in said
+    assert "other: t-SNE of 7 test images\n" in said
+    monkeypatch.setattr(compare_images, "MAX_EMBEDDED", 5)
+    assert compare_images._embed_run(folder / "other" / "bottle", "other", "layer3") is not None
+    assert "other: t-SNE of 5 test images of the 7, evenly chosen" in capsys.readouterr().err
     assert not (folder / "pictures").exists()
     with Image.open(folder / "embeddings" / "bottle.png") as picture:
         assert picture.width == 2 * 480
@@ -233,3 +243,25 @@ def test_a_mean_leaves_out_what_is_undefined() -> None:
     assert mean["other"]["pixel_pro"] == pytest.approx(0.1)
     few = _comparison_rows(found, ["b", "c"])["mean"]  # the mean is over what both have
     assert few["other"]["pixel_ap"] == pytest.approx(np.mean([0.6, 0.7]))
+
+
+def test_differences_stand_behind_all_but_the_first() -> None:
+    values = {"one": 0.5, "two": 0.625, "three": None}
+    run = {
+        "method": "PaDiM",
+        "weights": {"random": False},
+        "protocol": {"data": "MVTecAD"},
+    }
+    found: dict[str, Any] = {
+        label: {
+            "categories": {"nut": {"image_auroc": value}},
+            "mean": {"image_auroc": value},
+            "run": run,
+        }
+        for label, value in values.items()
+    }
+    table = _comparison_table(found, _comparison_rows(found, ["nut"]))
+    headings = [str(column.header).rpartition("\n")[2] for column in table.columns]
+    assert headings == ["category", "one", "two", "+/-", "three", "+/-"]
+    row = [next(iter(column.cells)) for column in table.columns]
+    assert [str(cell) for cell in row] == ["nut", "50.0", "62.5", "+12.5", "–", "–"]

@@ -360,3 +360,29 @@ def test_a_gigabyte_of_the_disk_is_left_to_others(
     with pytest.raises(ValueError, match="GB are free"):
         fill(data, cache=with_free(10**9 + needed - 1))
     fill(data, cache=with_free(10**9 + needed + 1))
+
+
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError("a.png: there is no such file"), OSError(errno.ENOSPC, "full")]
+)
+def test_what_the_disk_does_to_one_process_fails_all(mvtec_root: Path, error: OSError) -> None:
+    told: list[bool] = []
+
+    def agree(success: bool) -> bool:
+        told.append(success)
+        return success
+
+    class Failing(Halves):
+        def __call__(self, images: Tensor) -> dict[str, Tensor]:
+            raise error
+
+    data = dataset(mvtec_root)
+    cache = FeatureCache(1.0, SETTING, agree=agree)
+    with pytest.raises(OSError, match=r"there is no such file|features cannot be kept there"):
+        fill(data, Failing(), cache=cache)
+    assert told == [False]
+    told.clear()
+    fill(data, cache=cache)
+    assert told == [True, True, True]
+    # A folder for each beginning of a name, as versions before had it: their files are found.
+    assert all(file.parent.name == file.stem[:2] for file in files())

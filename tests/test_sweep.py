@@ -18,6 +18,7 @@ from layouts import visa
 from sweep_files import COMMAND, GOAL, write_sweep
 
 from anomaly_clip.cli import main
+from anomaly_clip.commands import sweep as sweep_module
 from anomaly_clip.commands.experiment import run_experiment
 from anomaly_clip.commands.sweep import run_sweep
 from anomaly_clip.commands.sweep_file import ARGS, read_sweep
@@ -490,3 +491,18 @@ def test_a_dry_run_lists_the_commands(
     assert "--model.lr=0.2" in words
     assert main([*words[1:], "--print_config"]) == 0
     assert read_sweep(file).ignored == ("early_terminate",)
+
+
+@pytest.mark.parametrize(("count", "told"), [("2", False), ("3", False), ("4", True)])
+def test_a_cap_below_the_count_is_told(
+    count: str,
+    told: bool,
+    small: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sweep_module, "_run_all", lambda *_: 0)
+    assert main([*small, "--count", count]) == 0
+    said = capsys.readouterr().err
+    assert ("run_cap 3 of " in said) == told
+    assert f"| random, {min(3, int(count))} runs |" in said
