@@ -282,3 +282,10 @@ def test_counts_outlive_half_precision() -> None:
     torch.nn.ModuleList([evaluator]).to(torch.bfloat16)
     assert [getattr(evaluator.pixels, name).dtype for name in names] == before
     assert torch.float64 in before
+
+
+def test_of_unknown_categories_the_first_by_name_is_told() -> None:
+    scores, batch = make_case()
+    batch["category"] = [f"part {number:02d}" for number in range(len(batch["category"]), 0, -1)]
+    with pytest.raises(ValueError, match="unknown category 'part 01'"):
+        evaluate(scores, batch)

@@ -247,3 +247,14 @@ def test_a_container_has_the_memory_of_its_limit(
     assert patchcore.available_memory(cpu) == 5_000_000 * 1024
     (tmp_path / "proc/meminfo").unlink()  # not Linux
     assert patchcore.available_memory(cpu) is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "kept"), [(1, 1), (14, 1), (16, 2), (25, 2), (36, 4), (1000, 100)]
+)
+def test_a_share_of_the_patches_is_kept_and_one_at_least(
+    rows: int, kept: int, backbone: CNNBackbone
+) -> None:
+    method = PatchCore(backbone, image_size=32, coreset=0.1, projection_eps=0.0)
+    assert method.num_kept(rows) == kept
+    assert len(method.choose(torch.randn(rows, 3))) == kept
