@@ -74,7 +74,7 @@ def test_none_are_drawn_if_none_are_asked_for(tmp_path: Path) -> None:
 def test_a_single_one_is_drawn_if_one_is_asked_for(tmp_path: Path) -> None:
     heights = []
     for count in (1, 2):
-        pictures = Watched(count)
+        pictures = ValidationImages(count)
         pictures.add(*batch_of("wood", 4), 1)
         pictures.draw(tmp_path / f"{count}.png", None)
         with Image.open(tmp_path / f"{count}.png") as picture:
