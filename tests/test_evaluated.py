@@ -115,6 +115,6 @@ def test_another_backbone_is_named() -> None:
     saved = {"backbone": "ViT-L-14", "pretrained": "openai"}
     check_backbone(saved, "abc", Plain().weights, "abc")
     with pytest.raises(ValueError, match="made on ViT-L-14 with openai, not on RN50 with random"):
-        check_backbone(saved, "abc", Plain("random").weights, "abd")
+        check_backbone(saved, "abc", Plain("random").weights, "abc1")
     with pytest.raises(ValueError, match="made on None with None, not on RN50 with openai"):
-        check_backbone({}, None, Plain().weights, "abd")
+        check_backbone({}, None, Plain().weights, "abc1")

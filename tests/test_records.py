@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -87,7 +87,7 @@ def test_a_foreign_module_may_ask_too() -> None:
 
 def test_a_draw_is_a_pair_of_epoch_and_index() -> None:
     draw = Draw(3, 7)
-    assert (draw.epoch, cast("int", draw.index)) == (3, 7) == tuple(draw)
+    assert (draw.epoch, draw.index) == (3, 7) == tuple(draw)
 
 
 def test_versions_name_all_that_a_metric_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
