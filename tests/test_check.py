@@ -13,7 +13,7 @@ from PIL import Image
 
 from anomaly_clip.cli import main
 from anomaly_clip.data import BTAD, KSDD2, BrainMRI, HeadCT, ImageFolder, MVTecAD, VisA
-from anomaly_clip.data.check import Checked, check_data
+from anomaly_clip.data.check import CheckReport, check_data
 from anomaly_clip.data.info import DATASETS, Counts
 
 
@@ -29,11 +29,11 @@ def own_root(tmp_path: Path) -> Path:
     return root
 
 
-def check(root: Path) -> Checked:
+def check(root: Path) -> CheckReport:
     return check_data(ImageFolder(str(root), "plank"))
 
 
-def kinds(checked: Checked) -> dict[str, str]:
+def kinds(checked: CheckReport) -> dict[str, str]:
     return {problem.kind: f"{problem.path}: {problem.message}" for problem in checked.problems}
 
 

@@ -203,3 +203,11 @@ def test_the_configurations_differ_in_their_shots() -> None:
     assert [content["model"]["init_args"].pop("shots") for content in contents] == [4, 8]
     assert contents[0] == contents[1]
     assert contents[0]["model"]["init_args"]["backbone"]["mean"] == [0.0, 0.0, 0.0]
+
+
+def test_every_configuration_parses(capsys: pytest.CaptureFixture[str]) -> None:
+    files = sorted(CONFIGS.glob("*.yaml"))
+    assert files
+    for file in files:
+        assert main(["test", "--config", str(file), "--print_config"]) == 0, file.name
+    capsys.readouterr()

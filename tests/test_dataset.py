@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from layouts import visa
 
 from anomaly_clip.data import (
+    AnomalyData,
     MVTecAD,
     Resize,
+    VisA,
 )
 
 
@@ -68,3 +71,12 @@ def test_the_protocol_tells_what_figures_depend_on(mvtec_root: Path) -> None:
     plain, other = tiny(mvtec_root), tiny(mvtec_root, mask_filter="nearest", mask_threshold=0.0)
     assert plain.protocol() != other.protocol()
     assert plain.protocol()["words"] == {"bottle": "bottle", "metal_nut": "metal_nut"}
+
+
+def test_the_summary_counts_what_a_stage_reads(mvtec_root: Path, tmp_path: Path) -> None:
+    data: AnomalyData = tiny(mvtec_root, categories=["bottle"])
+    assert data.summary("test") == "4 images (2 anomalous) in 1 category"
+    assert data.summary("fit") == "2 images (0 anomalous) in 1 category"
+    auxiliary = VisA(str(visa(tmp_path / "visa")))
+    summary = tiny(mvtec_root, auxiliary=auxiliary).summary("fit")
+    assert summary == f"6 images (4 anomalous) in 2 categories of VisA {tmp_path / 'visa'}"

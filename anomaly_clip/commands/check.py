@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from anomaly_clip.commands.parsing import data_parser, parse_words
-from anomaly_clip.data.check import Checked, Row, check_data
+from anomaly_clip.data.check import CheckedSplit, CheckReport, check_data
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.data.info import DatasetInfo
 from anomaly_clip.errors import check_at_least
@@ -53,24 +53,22 @@ def run_check(words: Sequence[str]) -> int:
         if config.json not in (None, "-") and Path(config.json).is_dir():
             raise ValueError(f"--json {config.json} is a folder: name a file in it")
         data: AnomalyData = parser.instantiate(config).data
-        checked = check_data(data, config.workers, config.near_duplicates)
+        report = check_data(data, config.workers, config.near_duplicates)
         if config.json == "-":
-            print(json.dumps(checked.as_json(), indent=2, ensure_ascii=False))
+            print(json.dumps(report.as_json(), indent=2, ensure_ascii=False))
         else:
-            show(checked, data.info)
+            show(report, data.info)
             if config.json is not None:
-                write_json(Path(config.json), checked.as_json())
-    rate = checked.images / max(checked.seconds, 1e-9)
-    print(
-        f"{checked.images} images in {checked.seconds:.1f} s, {rate:.0f} a second", file=sys.stderr
-    )
-    return PROBLEMS_FOUND if checked.problems else 0
+                write_json(Path(config.json), report.as_json())
+    rate = report.images / max(report.seconds, 1e-9)
+    print(f"{report.images} images in {report.seconds:.1f} s, {rate:.0f} a second", file=sys.stderr)
+    return PROBLEMS_FOUND if report.problems else 0
 
 
-def show(checked: Checked, info: DatasetInfo) -> None:
+def show(report: CheckReport, info: DatasetInfo) -> None:
     """Print the counts, the data set's origin, remarks, and all problems."""
     console = Console(highlight=False, soft_wrap=True, markup=False)
-    console.print(_counts_table(checked))
+    console.print(_counts_table(report))
     for name, value in (
         ("source", info.url),
         ("licence", info.licence),
@@ -78,26 +76,26 @@ def show(checked: Checked, info: DatasetInfo) -> None:
     ):
         if value:
             console.print(f"{name}: {value}")
-    console.print(f"duplicates: {checked.duplicates}{_in_groups(checked)}")
-    for remark in checked.remarks:
+    console.print(f"duplicates: {report.duplicates}{_in_groups(report)}")
+    for remark in report.remarks:
         console.print(f"remark: {remark}")
-    if not checked.problems:
+    if not report.problems:
         console.print("nothing is wrong", style="bold green")
         return
-    number = len(checked.problems)
+    number = len(report.problems)
     console.print(f"{number} {'problem' if number == 1 else 'problems'}:", style="bold red")
-    for problem in sorted(checked.problems):
+    for problem in sorted(report.problems):
         console.print(f"  {problem.path}: {problem.message}")
 
 
-def _in_groups(checked: Checked) -> str:
-    if not checked.duplicates:
+def _in_groups(report: CheckReport) -> str:
+    if not report.duplicates:
         return ""
-    return f" files beyond the first of {checked.groups} groups of equal content"
+    return f" files beyond the first of {report.groups} groups of equal content"
 
 
-def _counts_table(checked: Checked) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title=Text(f"{checked.data}, {checked.root}"))
+def _counts_table(report: CheckReport) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title=Text(f"{report.data}, {report.root}"))
     for heading, justify in (
         ("category", "left"),
         ("split", "left"),
@@ -107,13 +105,13 @@ def _counts_table(checked: Checked) -> Table:
         ("modes", "left"),
     ):
         table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
-    for row in checked.rows:
+    for row in report.rows:
         modes = ", ".join(f"{mode} {count}" for mode, count in row.modes.items())
         table.add_row(Text(row.category), row.split, *_count_cells(row), row.sizes, modes)
     return table
 
 
-def _count_cells(row: Row) -> list[Text]:
+def _count_cells(row: CheckedSplit) -> list[Text]:
     """Return the counts; beside those that differ the published ones."""
     counts = (row.normal, row.anomalous)
     if row.published is None or row.published == counts:

@@ -124,45 +124,45 @@ def _run_category(config: Path, folder: Path, category: str, several: bool) -> N
         say("finished before")
         return
     checkpoint = folder / "checkpoints" / "last.ckpt"
-    own = ["--config", str(config), "--data.categories", json.dumps([category])]
-    own += ["--output.folder", str(folder)]
+    options = ["--config", str(config), "--data.categories", json.dumps([category])]
+    options += ["--output.folder", str(folder)]
     if not (folder / FITTED).is_file():  # a checkpoint may be of the middle of a fit
         shutil.rmtree(folder, ignore_errors=True)
-        run_verb(["fit", *own], several)
+        run_verb(["fit", *options], several)
         (folder / FITTED).touch()
     shutil.rmtree(folder / "logs" / "test", ignore_errors=True)  # of an interrupted test
-    run_verb(["test", *own, "--ckpt_path", str(checkpoint)], several)
+    run_verb(["test", *options, "--ckpt_path", str(checkpoint)], several)
     (folder / TESTED).touch()  # behind the pictures, which come after the figures
 
 
 def _merge(folder: Path, categories: Sequence[str], failed: dict[str, str]) -> int:
     """Write and print the figures of all categories; return an exit code."""
-    found: dict[str, dict[str, Any]] = {}
+    parts: dict[str, dict[str, Any]] = {}
     for category in categories:
         file = folder / safe_name(category) / "metrics.json"
         if file.is_file() and category not in failed:
             content = json.loads(file.read_text(encoding="utf-8"))
             if category in content["categories"]:
-                found[category] = content
+                parts[category] = content
             else:
                 failed[category] = f"{file} is of other categories: delete its folder, and resume"
-    if found:
-        _write_merged(folder, found, failed)
-        if (folder / safe_name(next(iter(found))) / PAGE).is_file():  # pages are wanted
+    if parts:
+        _write_merged(folder, parts, failed)
+        if (folder / safe_name(next(iter(parts))) / PAGE).is_file():  # pages are wanted
             say(f"look at: {write_page(folder)}")
     for category, why in failed.items():
         say(f"failed: {category}: {why}", style="bold red")
-    say(f"results: {folder}" if found else "no category could be run")
+    say(f"results: {folder}" if parts else "no category could be run")
     return FAILED if failed else 0
 
 
 def _write_merged(
-    folder: Path, found: Mapping[str, dict[str, Any]], failed: Mapping[str, str]
+    folder: Path, parts: Mapping[str, dict[str, Any]], failed: Mapping[str, str]
 ) -> None:
-    results, run = merge_metrics(found, failed)
+    results, run = merge_metrics(parts, failed)
     write_metrics(folder, results, run)
     protocol = run["protocol"]
-    counts = {name: (protocol["images"][name], protocol["anomalous"][name]) for name in found}
+    counts = {name: (protocol["images"][name], protocol["anomalous"][name]) for name in parts}
     title = f"{run['method']} on {protocol['data']}, one model a category, test"
     if failed:
         title += f"\nWITHOUT {', '.join(failed)}"

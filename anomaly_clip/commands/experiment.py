@@ -169,8 +169,8 @@ class ExperimentCLI(LightningCLI):
     @property
     def writer(self) -> RunWriter:
         """What writes down the run."""
-        found: RunWriter = self._get(self.config_init, "output")
-        return found
+        writer: RunWriter = self._get(self.config_init, "output")
+        return writer
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Return the verb of the command line alone: each takes a tenth of a second to build."""
@@ -212,11 +212,11 @@ class ExperimentCLI(LightningCLI):
         if config["trainer"]["logger"] is None:
             kwargs["logger"] = RunLogger(writer, verb) if verb != "predict" else False
         callbacks = list(self._get(self.config_init, "trainer")["callbacks"] or [])
-        wanted = config["trainer"]["enable_progress_bar"] is not False
-        silence(not wanted)
-        if wanted and not any(isinstance(callback, ProgressBar) for callback in callbacks):
+        shows_progress = config["trainer"]["enable_progress_bar"] is not False
+        silence(not shows_progress)
+        if shows_progress and not any(isinstance(callback, ProgressBar) for callback in callbacks):
             callbacks.append(progress_of_loops())
-        if verb == "fit" and not any(isinstance(one, ModelCheckpoint) for one in callbacks):
+        if verb == "fit" and not any(isinstance(c, ModelCheckpoint) for c in callbacks):
             # One file under one name, where Lightning's own default names step and epoch.
             keeps = config["trainer"]["enable_checkpointing"] is not False
             last = ModelCheckpoint(filename="last", enable_version_counter=False)
@@ -254,8 +254,8 @@ class ExperimentCLI(LightningCLI):
         contract = kind if issubclass(kind, EvaluatedModule) else AnomalyMethod
         for name in contract.init_only_arguments:
             config["model"]["init_args"][name] = None  # the checkpoint holds what came of it
-        asked = config["model"].get("init_args", Namespace()).as_dict()
-        for name, value in asked.items():
+        arguments = config["model"].get("init_args", Namespace()).as_dict()
+        for name, value in arguments.items():
             if name in contract.inference_arguments or name not in saved:
                 continue
             if name == "backbone":  # the tensors decide, not where a copy of them lies
@@ -301,8 +301,8 @@ class ExperimentCLI(LightningCLI):
         """Keep the last step as ``last.ckpt``: it may lie between epochs and validations."""
         callback = self.trainer.checkpoint_callback
         trained = self.trainer.fit_loop.total_batch_idx >= 0  # limits may have left no batch
-        wanted = trained and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
-        if isinstance(callback, ModelCheckpoint) and wanted:
+        saves = trained and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
+        if isinstance(callback, ModelCheckpoint) and saves:
             self.trainer.save_checkpoint(Path(str(callback.dirpath)) / "last.ckpt")
 
     def after_test(self) -> None:
@@ -334,8 +334,8 @@ def _without_source(backbone: Any) -> Any:
 
 def _class_of(path: str) -> type:
     module, _, name = path.rpartition(".")
-    found: type = getattr(importlib.import_module(module), name)
-    return found
+    kind: type = getattr(importlib.import_module(module), name)
+    return kind
 
 
 def class_of_checkpoint(path: Path) -> type[LightningModule]:
@@ -373,8 +373,15 @@ def known_options() -> list[str]:
     parser = LightningArgumentParser()
     parser.add_lightning_class_args(Trainer, "trainer")
     parser.add_lightning_class_args(RunWriter, "output")
-    own = ["--config", "--seed_everything", "--model", "--data", "--ckpt_path", "--print_config"]
-    return own + [f"--{action.dest}" for action in parser._actions if "." in action.dest]
+    verb_options = [
+        "--config",
+        "--seed_everything",
+        "--model",
+        "--data",
+        "--ckpt_path",
+        "--print_config",
+    ]
+    return verb_options + [f"--{action.dest}" for action in parser._actions if "." in action.dest]
 
 
 def quieten() -> None:

@@ -30,23 +30,23 @@ def run_export(words: Sequence[str]) -> int:
     parser.add_argument("--ckpt_path", type=Path, required=True, help="of a fit")
     parser.add_argument("--folder", type=Path, help="where to; default: the current folder")
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
-    asked = parser.parse_args(list(words[1:]))
+    options = parser.parse_args(list(words[1:]))
     quieten()
-    kind = class_of_checkpoint(asked.ckpt_path)
+    kind = class_of_checkpoint(options.ckpt_path)
     if not hasattr(kind, "export"):
-        raise UserError(f"--ckpt_path {asked.ckpt_path}: {kind.__name__} has nothing to export")
+        raise UserError(f"--ckpt_path {options.ckpt_path}: {kind.__name__} has nothing to export")
     with user_errors():
         try:
-            method: Any = kind.load_from_checkpoint(asked.ckpt_path, map_location="cpu")
+            method: Any = kind.load_from_checkpoint(options.ckpt_path, map_location="cpu")
         except (KeyError, RuntimeError) as error:
-            raise UserError(f"--ckpt_path {asked.ckpt_path}: {reason(error)}") from None
+            raise UserError(f"--ckpt_path {options.ckpt_path}: {reason(error)}") from None
     assert isinstance(method, Exporter)
-    target = asked.folder or Path()
+    target = options.folder or Path()
     with tempfile.TemporaryDirectory() as scratch:
         name = method.export(Path(scratch)).name
         files = sorted(Path(scratch).iterdir())
         there = [file.name for file in files if (target / file.name).exists()]
-        if there and not asked.overwrite:
+        if there and not options.overwrite:
             raise UserError(f"{target / there[0]} exists: give another --folder, or --overwrite")
         method.export(target)
     print(target / name)

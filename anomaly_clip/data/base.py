@@ -1,4 +1,4 @@
-"""What one data set defines: its name, splits and categories, its samples and how they are read."""
+"""The part of a data module that one data set defines: names, splits, samples, reading."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class BaseDataModule(LightningDataModule, ABC):
 
     @property
     def info(self) -> DatasetInfo:
-        """What is published of the data set."""
+        """Published counts, words, rules and sources of the data set."""
         return dataset_info(self.dataset_name)
 
     @property
@@ -85,7 +85,7 @@ class BaseDataModule(LightningDataModule, ABC):
         """Return the images in the categories' folders of masks that are the mask of no sample.
 
         Args:
-            categories: Whose folders are looked at, also those that have no sample.
+            categories: Their folders are searched, also of those that have no sample.
             samples: The test samples of these categories.
         """
         masks = {sample.mask for sample in samples}
@@ -97,6 +97,10 @@ class BaseDataModule(LightningDataModule, ABC):
         if self.on_disk:
             return duplicates_between([s.image for s in first], [s.image for s in second])
         read = self.reader()
-        known = {hashlib.sha256(read(s)[0].tobytes()).digest(): s.image for s in reversed(first)}
-        found = ((hashlib.sha256(read(s)[0].tobytes()).digest(), s.image) for s in second)
-        return [DuplicatePair(known[digest], image) for digest, image in found if digest in known]
+
+        def digest_of(sample: Sample) -> bytes:
+            return hashlib.sha256(read(sample)[0].tobytes()).digest()
+
+        first_images = {digest_of(sample): sample.image for sample in reversed(first)}
+        digests = ((digest_of(sample), sample.image) for sample in second)
+        return [DuplicatePair(first_images[d], image) for d, image in digests if d in first_images]

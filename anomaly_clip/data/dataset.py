@@ -356,10 +356,10 @@ class AnomalyData(BaseDataModule):
         """Return the number of images, labels and categories of a stage, in words."""
         source = self if stage != "fit" or self.auxiliary is None else self.auxiliary
         samples = self.fit_samples() if stage == "fit" else self.samples("test")
-        known = f"{sum(s.label for s in samples)} anomalous" if source.has_labels else "no labels"
+        labels = f"{sum(s.label for s in samples)} anomalous" if source.has_labels else "no labels"
         number = len({s.category for s in samples})
         return (
-            f"{len(samples)} images ({known}) in {number} "
+            f"{len(samples)} images ({labels}) in {number} "
             f"{'category' if number == 1 else 'categories'}"
             f"{'' if source is self else f' of {source.dataset_name} {source.root}'}"
         )

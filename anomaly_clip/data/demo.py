@@ -106,8 +106,8 @@ class Demo(AnomalyData):
 
     def duplicates(self, first: Sequence[Sample], second: Sequence[Sample]) -> list[DuplicatePair]:
         """Return the samples that are in both lists: a path says all that an image shows."""
-        known = {sample.image for sample in first}
-        return [DuplicatePair(s.image, s.image) for s in second if s.image in known]
+        first_images = {sample.image for sample in first}
+        return [DuplicatePair(s.image, s.image) for s in second if s.image in first_images]
 
     def reader(self) -> Reader:
         """Return what draws a sample's picture and mask."""

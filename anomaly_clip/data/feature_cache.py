@@ -1,4 +1,4 @@
-"""What a frozen encoder returns for a data set, kept on disk in half precision.
+"""Features of a frozen encoder for a data set, kept on disk in half precision.
 
 Later epochs and later runs then pay neither decoding nor the encoder. Each image has a file of its
 own, named by all that its content depends on: the encoder, the bytes of image and mask, and how
@@ -100,8 +100,8 @@ class FeatureCache:
             ValueError: If the folder would be larger than the limit or the disk, an image cannot be
                 read, or another process fails.
         """
-        found = FeatureFiles([self._file(name) for name in _names(dataset, encoder.key)])
-        rows = {file: row for row, file in reversed(list(enumerate(found.files)))}
+        features = FeatureFiles([self._file(name) for name in _names(dataset, encoder.key)])
+        rows = {file: row for row, file in reversed(list(enumerate(features.files)))}
         missing = sorted(row for file, row in rows.items() if not _is_whole(file))
         number, rank = self.processes
         with self._together():  # no one writes before all have looked
@@ -109,12 +109,12 @@ class FeatureCache:
                 self._check_room(dataset, encoder, missing)
         with self._together():
             # The rows of a process do not depend on what the others have written already.
-            own = [row for row in missing if row % number == rank]
-            self._encode(dataset, encoder, found, own, batch_size, num_workers)
+            share = [row for row in missing if row % number == rank]
+            self._encode(dataset, encoder, features, share, batch_size, num_workers)
         with self._together():  # machines with folders of their own do the others' part, too
-            left = [row for row in missing if not _is_whole(found.files[row])]
-            self._encode(dataset, encoder, found, left, batch_size, num_workers)
-        return found
+            left = [row for row in missing if not _is_whole(features.files[row])]
+            self._encode(dataset, encoder, features, left, batch_size, num_workers)
+        return features
 
     @contextmanager
     def _together(self) -> Iterator[None]:
@@ -163,7 +163,7 @@ class FeatureCache:
         self,
         dataset: SampleDataset,
         encoder: Encoder,
-        found: FeatureFiles,
+        files: FeatureFiles,
         rows: list[int],
         batch_size: int,
         num_workers: int,
@@ -181,15 +181,15 @@ class FeatureCache:
             for place, row in enumerate(batch["index"].tolist()):
                 if MASK in batch:
                     features[place][MASK] = batch[MASK][place].clone()
-                with atomic_path(found.files[row]) as temporary:
+                with atomic_path(files.files[row]) as temporary:
                     temporary.write_bytes(save(features[place]))
 
 
 def _encoded(encoder: Encoder, images: Tensor) -> list[dict[str, Tensor]]:
     """Return the features of each image, on the CPU, in half precision."""
     with torch.no_grad():
-        found = encoder.encode(images.to(encoder.device))
-    halves = {key: value.half().cpu().contiguous() for key, value in found.items()}
+        encoded = encoder.encode(images.to(encoder.device))
+    halves = {key: value.half().cpu().contiguous() for key, value in encoded.items()}
     for key, value in halves.items():
         if not value.isfinite().all():
             raise OverflowError(f"features {key} are beyond half precision, or not numbers")

@@ -26,7 +26,7 @@ class FileHashes:
     """Content hashes of files, remembered.
 
     Args:
-        file: Where they are kept; default: in the cache folder.
+        file: The file that keeps them; default: in the cache folder.
     """
 
     def __init__(self, file: Path | None = None) -> None:
@@ -46,11 +46,11 @@ class FileHashes:
         try:
             stat = path.stat()
             key = (str(path.absolute()), stat.st_size, stat.st_mtime_ns)
-            known = self._load()
-            if key not in known:
-                known[key] = _sha256(path)
-                self._append(key, known[key])
-            return known[key]
+            digests = self._load()
+            if key not in digests:
+                digests[key] = _sha256(path)
+                self._append(key, digests[key])
+            return digests[key]
         except FileNotFoundError:
             raise FileNotFoundError(f"{path}: there is no such file") from None
         except OSError as error:
@@ -61,8 +61,8 @@ class FileHashes:
         paths = list(dict.fromkeys(paths))
         self._load()
         with ThreadPoolExecutor(workers) as pool:
-            found = track(pool.map(self.sha256, paths), "comparing files", total=len(paths))
-            return dict(zip(paths, found, strict=True))
+            digests = track(pool.map(self.sha256, paths), "comparing files", total=len(paths))
+            return dict(zip(paths, digests, strict=True))
 
     def _load(self) -> dict[tuple[str, int, int], str]:
         if self._known is None:
@@ -111,8 +111,8 @@ def duplicates_between(
     hashes = hashes or FileHashes()
     sizes = {size for path in first if (size := _size(path)) is not None}
     candidates = [path for path in second if _size(path) in sizes]
-    wanted = {_size(path) for path in candidates}
-    ours = hashes.sha256_of_all(path for path in first if _size(path) in wanted)
+    common_sizes = {_size(path) for path in candidates}
+    ours = hashes.sha256_of_all(path for path in first if _size(path) in common_sizes)
     by_content = {digest: path for path, digest in reversed(list(ours.items()))}
     theirs = hashes.sha256_of_all(candidates)
     return [

@@ -125,8 +125,8 @@ def list_visa(root: Path, category: str, split: Split) -> Iterator[Sample]:
         if not anomalous:
             yield Sample(root / image, category, label=False)
             continue
-        own = Path(mask or f"{category}/Data/Masks/Anomaly/{Path(image).stem}.png")
-        yield Sample(root / image, category, label=True, mask=root / own, defect="anomaly")
+        mask_path = Path(mask or f"{category}/Data/Masks/Anomaly/{Path(image).stem}.png")
+        yield Sample(root / image, category, label=True, mask=root / mask_path, defect="anomaly")
 
 
 LABELS = ("normal", "anomaly")

@@ -1,4 +1,4 @@
-"""What listing functions are made of: sorted folders, masks by name, tables, errors that help."""
+"""Parts of listing functions: sorted folders, masks by name, tables, errors that help."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ __all__ = [
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Return the pictures of a folder, sorted; none if it is not there."""
+    """Return the images of a folder, sorted; none if it is not there."""
     if not folder.is_dir():
         return []
     return sorted(p for p in folder.iterdir() if is_image(p))
 
 
 def by_stem(folder: Path) -> dict[str, Path]:
-    """Return the pictures of a folder by name without extension; the first of equal ones."""
+    """Return the images of a folder by name without extension; the first of equal ones."""
     return {path.stem: path for path in reversed(images_in(folder))}
 
 
@@ -67,12 +67,12 @@ def paired_masks(
 
     A mask that is not there is named as it would be called: see :func:`check_files`.
     """
-    known = by_stem(folder)
+    masks_by_name = by_stem(folder)
     masks = {}
     for image in images:
         names = [f"{image.stem}{ending}" for ending in endings]
-        found = [known[name] for name in names if name in known]
-        masks[image] = found[0] if found else folder / f"{names[0]}.png"
+        existing = [masks_by_name[name] for name in names if name in masks_by_name]
+        masks[image] = existing[0] if existing else folder / f"{names[0]}.png"
     return masks
 
 
@@ -116,8 +116,8 @@ def check_files(samples: Iterable[Sample]) -> None:
             raise FileNotFoundError(f"{sample.image}: there is no such file")
         if sample.mask is not None and not sample.mask.exists():
             raise FileNotFoundError(f"{sample.image}: its mask is missing, expected {sample.mask}")
-    for mask, (one, other, *_) in shared_masks(samples).items():
-        raise ValueError(f"{mask}: the mask of two images, {one.name} and {other.name}")
+    for mask, (first, second, *_) in shared_masks(samples).items():
+        raise ValueError(f"{mask}: the mask of two images, {first.name} and {second.name}")
 
 
 def shared_masks(samples: Iterable[Sample]) -> dict[Path, list[Path]]:
@@ -126,7 +126,7 @@ def shared_masks(samples: Iterable[Sample]) -> dict[Path, list[Path]]:
     for sample in samples:
         if sample.mask is not None:
             images.setdefault(sample.mask, []).append(sample.image)
-    return {mask: own for mask, own in images.items() if len(own) > 1}
+    return {mask: sharing for mask, sharing in images.items() if len(sharing) > 1}
 
 
 def missing_layout(root: Path, expected: str) -> FileNotFoundError:
@@ -136,5 +136,5 @@ def missing_layout(root: Path, expected: str) -> FileNotFoundError:
     if not root.is_dir():
         return FileNotFoundError(f"data.root {root} is a file; expected a folder with {expected}")
     names = sorted(p.name for p in root.iterdir())
-    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "nothing"
-    return FileNotFoundError(f"data.root {root}: expected {expected}; there is {shown}")
+    listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "nothing"
+    return FileNotFoundError(f"data.root {root}: expected {expected}; there is {listed}")

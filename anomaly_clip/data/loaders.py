@@ -10,7 +10,7 @@ from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader, Dataset
 
 from anomaly_clip.data.samplers import (
-    Batches,
+    BatchedDataset,
     CategoryBatches,
     EpochSampler,
     EvenBatches,
@@ -114,7 +114,7 @@ def single_pass_loader(
 ) -> DataLoader[Batch]:
     """Return batches that hold every image once, on one process each."""
     return DataLoader(
-        Batches(dataset),
+        BatchedDataset(dataset),
         batch_size=None,
         sampler=EvenBatches(len(dataset), batch_size, *processes(trainer)),  # type: ignore[arg-type]
         num_workers=num_workers,

@@ -1,4 +1,4 @@
-"""Which samples an epoch draws, so that a number of an epoch gives the same draws everywhere.
+"""Samplers: the samples that an epoch draws, the same everywhere for the number of an epoch.
 
 Every random draw of a training sample comes from (seed, epoch, index). The epoch travels with the
 index, as loading processes that live on would never hear of a new one.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from anomaly_clip.data.samples import SampleDataset
 
 __all__ = [
-    "Batches",
+    "BatchedDataset",
     "CategoryBatches",
     "EpochSampler",
     "EvenBatches",
@@ -88,8 +88,8 @@ class EpochSampler(DistributedSampler[Any]):
             order = rng.permutation(len(self.dataset))  # type: ignore[arg-type]
         else:
             order = balanced_order(self.groups, rng)
-        own = order[self.rank : self.total_size : self.num_replicas]
-        return (Draw(self.epoch, int(index)) for index in own[self.skip :])
+        indices = order[self.rank : self.total_size : self.num_replicas]
+        return (Draw(self.epoch, int(index)) for index in indices[self.skip :])
 
 
 class EvenBatches(DistributedSampler[Any]):
@@ -112,8 +112,8 @@ class EvenBatches(DistributedSampler[Any]):
         # With single samples a process that has one less would have a batch less.
         most = batch_size if num_processes == 1 else max(2, batch_size)
         count = math.ceil(math.ceil(length / num_processes) / most)
-        own = np.arange(rank, length, num_processes)
-        self.batches = [part.tolist() for part in np.array_split(own, count)]
+        indices = np.arange(rank, length, num_processes)
+        self.batches = [part.tolist() for part in np.array_split(indices, count)]
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self.batches)
@@ -122,7 +122,7 @@ class EvenBatches(DistributedSampler[Any]):
         return len(self.batches)
 
 
-class Batches(Dataset[Any]):
+class BatchedDataset(Dataset[Any]):
     """Batches of a data set by their rows, as :class:`EvenBatches` draws them.
 
     A loader's own batches would not do: Lightning replaces samplers of batches.
@@ -271,7 +271,7 @@ class SupportedBatches(Dataset[Any]):
         self.seed = seed
 
     def support_of(self, draw: Draw) -> list[int]:
-        """Return which rows are put beside a row."""
+        """Return the rows that are put beside a row."""
         epoch, row = draw
         others = [r for r in self.rows[self.dataset.samples[row].category] if r != row]
         rng = np.random.default_rng([self.seed, SUPPORT, epoch, row])

@@ -62,7 +62,7 @@ Reader = Callable[[Sample], tuple[NDArray[np.uint8], Mask | None]]
 
 
 class Features(Protocol):
-    """What an encoder says of the rows of a data set."""
+    """Features of the rows of a data set, as an encoder returns them."""
 
     def load(self, row: int) -> dict[str, Tensor]:
         """Return the features of a row, and its ``mask`` if it has one."""
@@ -231,12 +231,12 @@ class SampleDataset(Dataset[Item]):
         mask_rule = f"{self.mask_filter} {self.mask_threshold} {self.resize}"
         mask_key = f"mask {self.mask_size} of {self.image_size} {mask_rule}"
         mask_file = sample.mask if self.has_masks and sample.label else None
-        found = cache.load((sample.image,), image_key)
+        cached_image = cache.load((sample.image,), image_key)
         # A mask is only good for its own image: they were compared when they were read.
         pair = () if mask_file is None else (mask_file, sample.image)
-        found_mask = cache.load(pair, mask_key) if pair else None
-        if found is not None and (not pair or found_mask is not None):
-            return found, None if found_mask is None else found_mask.astype(bool)
+        cached_mask = cache.load(pair, mask_key) if pair else None
+        if cached_image is not None and (not pair or cached_mask is not None):
+            return cached_image, None if cached_mask is None else cached_mask.astype(bool)
         image, mask = self.resized(sample)
         cache.store((sample.image,), image_key, image)
         if pair and mask is not None:

@@ -20,8 +20,8 @@ SYNTHESIS = 0x5EED  # purpose: a stream of random numbers of its own
 VALIDATION = 0x7E57
 
 
-class _Defects:
-    """Makes the defect of a row of a data set of normal images.
+class _DefectGenerator:
+    """Generator of the defect of each row of a data set of normal images.
 
     Args:
         images: Normal images.
@@ -52,18 +52,18 @@ class _Defects:
         category = self.images.samples[row].category
 
         def donor() -> NDArray[np.uint8]:
-            own = self.images.samples[row].image
+            image = self.images.samples[row].image
             kin = self.kin.get(category, [])
-            others = [other for other in kin if self.donors.samples[other].image != own]
+            others = [other for other in kin if self.donors.samples[other].image != image]
             if not others:  # of a category with a single image: patches of its own
                 return _array(item)
             return _array(self.donors[others[int(rng.integers(len(others)))]])
 
         return synthesize(self.settings, _array(item), category, rng, donor)
 
-    def mask(self, made: Synthetic) -> torch.Tensor:
+    def mask(self, synthetic: Synthetic) -> torch.Tensor:
         """Return a mask at the size at which maps are evaluated."""
-        return torch.from_numpy(_resized(made.mask, self.images.mask_size))
+        return torch.from_numpy(_resized(synthetic.mask, self.images.mask_size))
 
 
 class SyntheticDataset(Dataset[Item]):
@@ -78,7 +78,7 @@ class SyntheticDataset(Dataset[Item]):
     """
 
     def __init__(self, images: SampleDataset, settings: SynthesisSettings, seed: int) -> None:
-        self.defects = _Defects(images, settings, seed)
+        self.defects = _DefectGenerator(images, settings, seed)
         self.images = images
 
     def shown(self, row: int) -> tuple[NDArray[np.uint8], Synthetic]:
@@ -122,16 +122,16 @@ class SyntheticDataset(Dataset[Item]):
             item["mask"] = torch.zeros(item["image"].shape[-2:], dtype=torch.bool)
             item["defect"] = "good"
             return item
-        made = self.defects.make(row, item, rng)
-        image = torch.from_numpy(made.image).permute(2, 0, 1).contiguous()
-        some = bool(made.mask.any())
-        item["defect"] = str(made.info["recipe"]) if some else "good"
+        synthetic = self.defects.make(row, item, rng)
+        image = torch.from_numpy(synthetic.image).permute(2, 0, 1).contiguous()
+        is_defective = bool(synthetic.mask.any())
+        item["defect"] = str(synthetic.info["recipe"]) if is_defective else "good"
         if replaced:
-            item["image"], item["label"] = image, some
-            item["mask"] = torch.from_numpy(made.mask)
+            item["image"], item["label"] = image, is_defective
+            item["mask"] = torch.from_numpy(synthetic.mask)
         else:
             item["synthetic"] = image
-            item["synthetic_mask"] = torch.from_numpy(made.mask)
+            item["synthetic_mask"] = torch.from_numpy(synthetic.mask)
         return item
 
 
@@ -152,7 +152,7 @@ class SyntheticPairs(Dataset[Item]):
         seed: int,
         donors: SampleDataset | None = None,
     ) -> None:
-        self.defects = _Defects(images, settings, seed, donors)
+        self.defects = _DefectGenerator(images, settings, seed, donors)
         self.images = images
 
     def __len__(self) -> int:
@@ -164,10 +164,10 @@ class SyntheticPairs(Dataset[Item]):
         item["index"] = index
         item["mask"] = torch.zeros((self.images.mask_size,) * 2, dtype=torch.bool)
         if defective:
-            made = self.defects.make(row, item, self.defects.generator(VALIDATION, 0, row))
-            item["image"] = torch.from_numpy(made.image).permute(2, 0, 1).contiguous()
-            item["mask"] = self.defects.mask(made)
-            item["label"] = bool(made.mask.any())
+            synthetic = self.defects.make(row, item, self.defects.generator(VALIDATION, 0, row))
+            item["image"] = torch.from_numpy(synthetic.image).permute(2, 0, 1).contiguous()
+            item["mask"] = self.defects.mask(synthetic)
+            item["label"] = bool(synthetic.mask.any())
         return item
 
 

@@ -1,4 +1,4 @@
-"""What the detectors that judge a frozen CNN share."""
+"""Base classes of the detectors that judge the features of a frozen CNN."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class CNNMethod(AnomalyMethod, ABC):
     """A method on a frozen CNN, one model a category.
 
     Args:
-        backbone: Which CNN.
-        layers: Which of its layers are read.
+        backbone: The CNN.
+        layers: The layers that are read.
         image_size: Side of its square images, in pixels.
         evaluator: How figures are computed.
     """
@@ -56,10 +56,12 @@ class CNNMethod(AnomalyMethod, ABC):
             self.backbone = backbone
         else:
             # Plain dictionaries come from checkpoints.
-            asked = backbone if isinstance(backbone, CNNSettings) else CNNSettings(**backbone)
-            self.asked_backbone = asked
+            settings = backbone if isinstance(backbone, CNNSettings) else CNNSettings(**backbone)
+            self.asked_backbone = settings
             # What follows the last layer is not computed.
-            self.backbone = CNNBackbone.of(replace(asked, layers=asked.layers or list(layers)))
+            self.backbone = CNNBackbone.of(
+                replace(settings, layers=settings.layers or list(layers))
+            )
         self._image_size = image_size
 
     @property
@@ -73,12 +75,12 @@ class CNNMethod(AnomalyMethod, ABC):
         Raises:
             ValueError: If the backbone hands one of them out not, or without positions.
         """
-        known = list(self.backbone.strides)
-        unknown = [layer for layer in layers if layer not in known]
+        available = list(self.backbone.strides)
+        unknown = [layer for layer in layers if layer not in available]
         if unknown or not layers:
             raise ValueError(
                 f"model.layers {list(layers)}: expected some of those of the backbone "
-                f"({', '.join(known)})"
+                f"({', '.join(available)})"
             )
         strides = [self.backbone.strides[layer] for layer in layers]
         if strides != sorted(strides):
@@ -103,8 +105,8 @@ class TrainedMethod(CNNMethod, ABC):
     """A method that trains networks of its own on normal images, epoch by epoch.
 
     Args:
-        backbone: Which CNN.
-        layers: Which of its layers are read.
+        backbone: The CNN.
+        layers: The layers that are read.
         image_size: Side of its square images, in pixels.
         select: last: the last epoch is tested. best_test: the epoch whose figures on the test
             images are best, as the public code does: such figures are too good, and say so.

@@ -265,13 +265,13 @@ class LinearProbe(EvaluatedModule):
         rows = range(rank, len(dataset), world)
         loader = DataLoader(Subset(dataset, rows), data.batch_size, num_workers=data.num_workers)
         each = math.ceil(len(dataset) / world)
-        own = torch.zeros(each, self.width, device=self.device)  # as many on each process
+        features_here = torch.zeros(each, self.width, device=self.device)  # as many on each process
         done = 0
         for batch in track(loader, "encoding", total=len(loader)):
             features = self.pooled(batch["image"].to(self.device)).float()
-            own[done : done + len(features)] = features
+            features_here[done : done + len(features)] = features
             done += len(features)
-        gathered = self.all_gather(own)
+        gathered = self.all_gather(features_here)
         assert isinstance(gathered, Tensor)
         table = gathered.reshape(world, each, self.width).transpose(0, 1)
         return table.reshape(world * each, self.width)[: len(dataset)].cpu()
@@ -362,10 +362,10 @@ class LinearProbe(EvaluatedModule):
         return probabilities
 
     def _finish(self, prefix: str) -> None:
-        found = self.metrics.compute()
+        values = self.metrics.compute()
         self.metrics.reset()
-        self._counts = found[CONFUSION].cpu()
-        figures: dict[str, float | None] = {name: float(found[name]) for name in CLASS_FIGURES}
+        self._counts = values[CONFUSION].cpu()
+        figures: dict[str, float | None] = {name: float(values[name]) for name in CLASS_FIGURES}
         assert self.data is not None
         [category] = self.data.categories
         self.results = with_means({category: figures}, {})
@@ -383,7 +383,7 @@ class LinearProbe(EvaluatedModule):
             outputs: Probabilities ``(B, K)``.
             batch: Its images.
         """
-        found = []
+        rows = []
         for place, values in enumerate(outputs.tolist()):
             true = batch["target"][place].tolist()
             row: dict[str, Any] = {
@@ -399,11 +399,11 @@ class LinearProbe(EvaluatedModule):
                 row |= {"true": self._joined(true)}
                 row |= {"predicted": self._joined([value > 0.5 for value in values])}
                 row |= dict(zip(self.target_names, values, strict=True))
-            found.append(row)
-        return found
+            rows.append(row)
+        return rows
 
-    def _joined(self, shown: list[bool]) -> str:
-        names = [name for name, is_shown in zip(self.target_names, shown, strict=True) if is_shown]
+    def _joined(self, is_present: list[bool]) -> str:
+        names = [name for name, on in zip(self.target_names, is_present, strict=True) if on]
         return "+".join(names) or "good"
 
     @property
@@ -424,12 +424,12 @@ class LinearProbe(EvaluatedModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the classes; leave a frozen backbone out, and keep what identifies it."""
-        made: dict[str, Any] = {"targets": self.targets, "names": self.target_names}
-        made["weights"] = dict(self.weights)
+        record: dict[str, Any] = {"targets": self.targets, "names": self.target_names}
+        record["weights"] = dict(self.weights)
         if self.frozen:
-            made["identity"] = self.backbone.identity
+            record["identity"] = self.backbone.identity
             checkpoint["state_dict"] = without_backbone(checkpoint["state_dict"])
-        checkpoint["probe"] = made
+        checkpoint["probe"] = record
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Compare the classes, or make the layer for them; put a frozen backbone in its place.
@@ -437,9 +437,9 @@ class LinearProbe(EvaluatedModule):
         Raises:
             ValueError: If the checkpoint was made on other classes, or another backbone.
         """
-        made = checkpoint["probe"]
-        weights: WeightsRecord = made["weights"]
-        fitted = made["targets"], made["names"]
+        record = checkpoint["probe"]
+        weights: WeightsRecord = record["weights"]
+        fitted = record["targets"], record["names"]
         if self.target_names:
             check_same(fitted, (self.targets, self.target_names), "the data")
         else:  # loaded without a trainer
@@ -448,6 +448,6 @@ class LinearProbe(EvaluatedModule):
         if not self.frozen:
             self._start = weights
             return
-        check_backbone(weights, made["identity"], self.weights, self.backbone.identity)
+        check_backbone(weights, record["identity"], self.weights, self.backbone.identity)
         backbone = {f"backbone.{k}": v for k, v in self.backbone.state_dict().items()}
         checkpoint["state_dict"] = {**checkpoint["state_dict"], **backbone}

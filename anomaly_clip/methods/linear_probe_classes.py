@@ -14,25 +14,25 @@ __all__ = ["check_same", "check_shown"]
 
 
 def check_same(
-    fitted: tuple[Targets, list[str]], asked: tuple[Targets, list[str]], whose: str
+    fitted: tuple[Targets, list[str]], current: tuple[Targets, list[str]], whose: str
 ) -> None:
     """Check that a probe meets the classes that it was fitted with.
 
     Raises:
         ValueError: If they are others.
     """
-    (kind, names), (asked_kind, asked_names) = fitted, asked
-    if kind != asked_kind:
+    (kind, names), (current_kind, current_names) = fitted, current
+    if kind != current_kind:
         raise ValueError(
             f"the probe was fitted with data.targets {kind} ({len(names)} classes), and {whose} is "
-            f"read with data.targets {asked_kind} ({len(asked_names)}): set it to {kind}, or fit "
-            f"again"
+            f"read with data.targets {current_kind} ({len(current_names)}): set it to {kind}, or "
+            f"fit again"
         )
-    if names != asked_names:
-        odd = sorted(set(names) ^ set(asked_names))
+    if names != current_names:
+        odd = sorted(set(names) ^ set(current_names))
         raise ValueError(
             f"the probe was fitted with {len(names)} classes, and {whose} has "
-            f"{len(asked_names)}: only one of them knows {odd[0]}"
+            f"{len(current_names)}: only one of them knows {odd[0]}"
         )
 
 
@@ -48,8 +48,8 @@ def check_shown(data: AnomalyData, names: list[str], split: str, samples: list[S
     Raises:
         ValueError: If it does not.
     """
-    shown = {column for s in samples for column, is_on in enumerate(s.target or ()) if is_on}
-    missing = [name for column, name in enumerate(names) if column not in shown]
+    present = {column for s in samples for column, is_on in enumerate(s.target or ()) if is_on}
+    missing = [name for column, name in enumerate(names) if column not in present]
     if missing:
         way = "raise data.test_share, or draw another data.split_seed"
         if split == "training":

@@ -180,7 +180,7 @@ class SDPPlus(SDP):
 
     @torch.no_grad()
     def tokens(self, images: Tensor, *, scoring: bool) -> dict[str, Tensor]:
-        """Return what the frozen tower says of images, in its own type.
+        """Return the tokens of the frozen tower for images, in its own type.
 
         Args:
             images: uint8 ``(B, 3, H, W)``, or floating and normalised already.
@@ -194,12 +194,12 @@ class SDPPlus(SDP):
         with self.backbone.out_of_autocast():
             tokens, class_token = self.encode(images)
         numbered = list(zip(self.stages, tokens, strict=True))
-        found = {f"raw.{stage}": token.raw[:, 1:] for stage, token in numbered}
+        tokens_by_name = {f"raw.{stage}": token.raw[:, 1:] for stage, token in numbered}
         if scoring:
-            found |= {f"projected.{stage}": token.projected for stage, token in numbered}
+            tokens_by_name |= {f"projected.{stage}": token.projected for stage, token in numbered}
             if self.stages[-1] != self.backbone.num_layers:
-                found["class_token"] = class_token
-        return found
+                tokens_by_name["class_token"] = class_token
+        return tokens_by_name
 
     def on_fit_start(self) -> None:
         """Let the frozen tower see all images, once; see ``feature_cache_gb``.
@@ -222,8 +222,8 @@ class SDPPlus(SDP):
         code = source_hash(clip.__file__, frozen.__file__, surgery.__file__, sdp.__file__, __file__)
         dtype = backbone.visual.conv1.weight.dtype
         pixels = f"{backbone.mean.flatten().tolist()} {backbone.std.flatten().tolist()}"
-        how = f"{self.stages} {self.stage_tokens} {scoring}"
-        return f"{backbone.identity} {dtype} {pixels} {how} {code} {version('open_clip_torch')}"
+        options = f"{self.stages} {self.stage_tokens} {scoring}"
+        return f"{backbone.identity} {dtype} {pixels} {options} {code} {version('open_clip_torch')}"
 
     def stage_maps(self, stages: Sequence[Tensor], text: Tensor, size: tuple[int, int]) -> Tensor:
         """Return the stages' probabilities of the abnormal class, ``(stages, B, *size)``.
@@ -245,8 +245,8 @@ class SDPPlus(SDP):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return focal and dice loss, summed over the stages."""
         mask = batch["mask"]
-        known = self.learnt_from.dataset_name
-        text = torch.stack([self.text(name, known) for name in batch["category"]])
+        dataset_name = self.learnt_from.dataset_name
+        text = torch.stack([self.text(name, dataset_name) for name in batch["category"]])
         if "features" in batch:
             tokens = batch["features"]
         else:
@@ -254,8 +254,8 @@ class SDPPlus(SDP):
         raw = [tokens[f"raw.{stage}"] for stage in self.stages]
         with self.backbone.out_of_autocast():
             maps = self.stage_maps(raw, text, (mask.shape[-2], mask.shape[-1]))
-            focal = torch.stack([focal_loss(one, mask) for one in maps])
-            dice = torch.stack([dice_loss(one, mask) for one in maps])
+            focal = torch.stack([focal_loss(stage_map, mask) for stage_map in maps])
+            dice = torch.stack([dice_loss(stage_map, mask) for stage_map in maps])
         loss = focal.sum() + dice.sum()
         figures = {"train/focal": focal.sum().detach(), "train/dice": dice.sum().detach()}
         count = len(mask)
@@ -288,20 +288,22 @@ class SDPPlus(SDP):
             ValueError: If it is no such file, or of another backbone.
         """
         state = read_linear_layers(file)
-        own = {f"fc.{key}": value for key, value in self.fc.state_dict().items()}
-        shapes, wanted = ({k: v.shape for k, v in tensors.items()} for tensors in (state, own))
-        if shapes != wanted:
-            there, here = (_width(tensors) for tensors in (state, own))
-            odd = sorted(shapes.keys() ^ wanted.keys())
+        own_state = {f"fc.{key}": value for key, value in self.fc.state_dict().items()}
+        shapes, expected = (
+            {k: v.shape for k, v in tensors.items()} for tensors in (state, own_state)
+        )
+        if shapes != expected:
+            there, here = (_width(tensors) for tensors in (state, own_state))
+            odd = sorted(shapes.keys() ^ expected.keys())
             if there == here:
-                there = f"{odd[0]} is {'missing' if odd[0] in wanted else 'not expected'}"
+                there = f"{odd[0]} is {'missing' if odd[0] in expected else 'not expected'}"
             raise ValueError(
                 f"model.linear_layers {file}: {there}, but {self.backbone.settings.name} with "
                 f"stages {self.stages} takes {here}"
             )
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
         self._external = {"file": str(file), "sha256": digest}
-        self.fc.load_state_dict({key.removeprefix("fc."): state[key] for key in own})
+        self.fc.load_state_dict({key.removeprefix("fc."): state[key] for key in own_state})
 
 
 def read_linear_layers(file: Path) -> dict[str, Tensor]:
@@ -332,7 +334,7 @@ def read_linear_layers(file: Path) -> dict[str, Tensor]:
 
 
 def _width(state: dict[str, Tensor]) -> str:
-    """Say what layers are like."""
+    """Describe layers by their number and width."""
     weights = [value for key, value in state.items() if key.endswith("weight")]
     if not weights:
         return "no layers"

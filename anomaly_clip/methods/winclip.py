@@ -43,7 +43,7 @@ TOKENS_AT_ONCE = {"cpu": 1024, "else": 65536}
 
 
 class Embeddings(NamedTuple):
-    """What the tower says of images."""
+    """Embeddings of images, their patches and their windows."""
 
     image: Tensor
     """``(B, D)``, of the whole image."""
@@ -137,11 +137,11 @@ class WinCLIP(CLIPMethod):
             memory: What :meth:`remember` returns, one an image; None for zero-shot.
         """
         with self.backbone.out_of_autocast():
-            seen = self.embed(images, with_patches=memory is not None)
-            image_score = self.abnormal(seen.image.unsqueeze(1), text).squeeze(1)
-            grid = self.zero_shot_grid(seen, text, image_score)
+            embeddings = self.embed(images, with_patches=memory is not None)
+            image_score = self.abnormal(embeddings.image.unsqueeze(1), text).squeeze(1)
+            grid = self.zero_shot_grid(embeddings, text, image_score)
             if memory is not None:
-                near = self.association_grid(seen, memory)
+                near = self.association_grid(embeddings, memory)
                 image_score = 0.5 * (image_score + near.amax(dim=1))
                 grid = 0.5 * (grid + near)
             size = (self.image_size, self.image_size)
@@ -178,30 +178,30 @@ class WinCLIP(CLIPMethod):
     def remember(self, images: Tensor) -> Embeddings:
         """Return what references ``(k, 3, H, W)`` look like, unit vectors, all in one row each."""
         with self.backbone.out_of_autocast():
-            seen = self.embed(images)
-        assert seen.patches is not None
-        patches, windows = unit(seen.patches), [unit(part) for part in seen.windows]
+            embeddings = self.embed(images)
+        assert embeddings.patches is not None
+        patches, windows = unit(embeddings.patches), [unit(part) for part in embeddings.windows]
         return Embeddings(
-            seen.image, patches.flatten(0, 1), tuple(part.flatten(0, 1) for part in windows)
+            embeddings.image, patches.flatten(0, 1), tuple(part.flatten(0, 1) for part in windows)
         )
 
     def abnormal(self, embeddings: Tensor, text: Tensor) -> Tensor:
         """Return the probability ``(B, n)`` that embeddings ``(B, n, D)`` look abnormal."""
         return (unit(embeddings) @ text / self.temperature).softmax(dim=-1)[..., 1]
 
-    def zero_shot_grid(self, seen: Embeddings, text: Tensor, image_score: Tensor) -> Tensor:
+    def zero_shot_grid(self, images: Embeddings, text: Tensor, image_score: Tensor) -> Tensor:
         """Return M0 ``(B, N)``: harmonic mean of the scales and of the image's own score."""
         inverse = 1 / image_score.unsqueeze(1)  # (B, 1)
-        for scale, embeddings in zip(self.scales, seen.windows, strict=True):
+        for scale, embeddings in zip(self.scales, images.windows, strict=True):
             scores = self.abnormal(embeddings, text)
             inverse = inverse + 1 / harmonic_map(scores, window_patches(self.side, scale))
         return (len(self.scales) + 1) / inverse
 
-    def association_grid(self, seen: Embeddings, memory: Sequence[Embeddings]) -> Tensor:
+    def association_grid(self, images: Embeddings, memory: Sequence[Embeddings]) -> Tensor:
         """Return M_ref ``(B, N)``: mean distance of patches and windows from the references."""
-        assert seen.patches is not None
-        total = _nearest(seen.patches, [references.patches for references in memory])  # type: ignore[misc]
-        for number, (scale, embeddings) in enumerate(zip(self.scales, seen.windows, strict=True)):
+        assert images.patches is not None
+        total = _nearest(images.patches, [references.patches for references in memory])  # type: ignore[misc]
+        for number, (scale, embeddings) in enumerate(zip(self.scales, images.windows, strict=True)):
             scores = _nearest(embeddings, [references.windows[number] for references in memory])
             total = total + harmonic_map(scores, window_patches(self.side, scale))
         return total / (len(self.scales) + 1)

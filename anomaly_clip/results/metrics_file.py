@@ -80,7 +80,7 @@ def merge_metrics(
     merged = {
         **first["protocol"],
         "one_model_a_category": True,
-        "complete": not failed and all(one["complete"] for one in protocols.values()),
+        "complete": not failed and all(protocol["complete"] for protocol in protocols.values()),
     }
     for key in PER_CATEGORY:
         merged[key] = {}
