@@ -48,7 +48,7 @@ MODULES = {
     "recording/map_images.py": ("map_images", "experiment"),
     "recording/validation_images.py": ("validation_images",),
     "recording/wandb_log.py": ("wandb_log",),
-    "recording/writer.py": ("writer", "experiment", "linear_probe"),
+    "recording/writer.py": ("writer", "experiment", "linear_probe", "tab"),
     "results/*.py": ("results", "page", "comparison", "selection", "run_files", "finished_run"),
 }
 """Of which modules, and the names of their tests: those of ``tests/test_NAME*.py`` that exist."""
