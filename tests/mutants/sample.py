@@ -5,6 +5,8 @@
     python tests/mutants/sample.py --number 7       one of them
     python tests/mutants/sample.py --seed 3 --count 10
 
+The table that is printed is what ``results.md`` has of the last time.
+
 Each mutant changes one expression: a comparison, its bound, and with or, round to int, a sum to its
 last element, min with max, a condition turned round, and the like. Messages, type hints and
 assertions are left alone. Tests are those of the module's name, and those named below.
@@ -105,7 +107,7 @@ class Mutant(NamedTuple):
     def title(self) -> str:
         """Old and new on one line."""
         old, new = (" ".join(text.split()) for text in (self.old, self.new))
-        return f"{old}  ->  {new}"
+        return f"{old}  ->  {new}".replace("|", "\\|")  # of a Markdown table
 
 
 class Finder(ast.NodeVisitor):
@@ -290,6 +292,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=120, help="for the tests of a mutant")
     asked = parser.parse_args()
     counts: Counter[str] = Counter()
+    print("| # | outcome | place | change | seconds |\n|--:|---|---|---|--:|")
     with copied_repository() as folder:
         for number, (mutant, tests) in enumerate(draw(asked.count, asked.seed), start=1):
             if asked.number and number not in asked.number:
