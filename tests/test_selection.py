@@ -77,13 +77,13 @@ def test_of_thousands_of_categories_the_worst_are_shown() -> None:
 
 def test_gaps_by_hand() -> None:
     """With the threshold 0.2, halfway below 0.4, F1 is highest: one false alarm, no miss."""
-    found = choose(rows([0.0, 2.0, 0.4, 1.2], [0, 1, 1, 0]))
+    found = select_images(rows([0.0, 2.0, 0.4, 1.2], [0, 1, 1, 0]))
     gaps = {(one.kind, one.image): one.gap for one in found}
     expected = {("false_alarm", 3): 0.5, ("false_alarm", 0): -0.1, ("miss", 2): -0.1}
     assert gaps == pytest.approx({**expected, ("hit", 1): 0.9})
     # Without anomalous images they are measured from the highest score.
-    alone = choose(rows([0.1, 0.3, 0.2], [0, 0, 0]))
+    alone = select_images(rows([0.1, 0.3, 0.2], [0, 0, 0]))
     assert [one.gap for one in alone] == pytest.approx([0, -0.5, -1])
     # Without labels a gap is the score itself.
-    unknown = choose(rows([0.5, 3.0, 1.0], [None] * 3))
+    unknown = select_images(rows([0.5, 3.0, 1.0], [None] * 3))
     assert {one.image: one.gap for one in unknown} == {0: 0.5, 1: 3.0, 2: 1.0}
