@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningDataModule
 
+from anomaly_clip import methods
 from anomaly_clip.data import MVTecAD
 from anomaly_clip.methods.evaluated import (
     EvaluatedModule,
@@ -118,3 +120,30 @@ def test_another_backbone_is_named() -> None:
         check_backbone(saved, "abc", Plain("random").weights, "xyz")
     with pytest.raises(ValueError, match="made on None with None, not on RN50 with openai"):
         check_backbone({}, None, Plain().weights, "xyz")
+
+
+MAY_DIFFER = {
+    "CLIPADA": {"evaluator", "loss", "map"},
+    "LinearProbe": {"cache_features"},
+    "PaDiM": {"blur_border", "evaluator", "sigma"},
+    "PatchCore": {"blur_border", "evaluator", "num_neighbours", "sigma", "upsampling"},
+    "RD4AD": {"amap_mode", "evaluator", "sigma"},
+    "RegAD": {"evaluator", "regularization", "rounds", "sigma"},
+    "SDP": {"evaluator"},
+    "SDPPlus": {"evaluator", "feature_cache_gb", "linear_layers", "sigma"},
+    "SimpleNet": {"evaluator", "sigma"},
+    "WinCLIP": {"evaluator"},
+}
+"""Arguments that change no weight, so that a test may set them otherwise than the fit did."""
+
+
+@pytest.mark.parametrize("name", sorted(set(methods.__all__) - {"AnomalyMethod"}))
+def test_a_test_may_change_what_changes_no_weight(name: str) -> None:
+    kind = getattr(methods, name)
+    if not issubclass(kind, EvaluatedModule):
+        assert name not in MAY_DIFFER
+        return
+    assert set(kind.inference_arguments) == MAY_DIFFER[name]
+    arguments = set(inspect.signature(kind.__init__).parameters)
+    assert kind.inference_arguments | kind.init_only_arguments <= arguments
+    assert kind.init_only_arguments == ({"linear_layers"} if name == "SDPPlus" else set())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from copy import deepcopy
 from types import SimpleNamespace
 from typing import Any
 
@@ -47,7 +48,9 @@ def make(name: str, clip: CLIPBackbone, cnn: CNNBackbone) -> LightningModule:
     backbones: dict[str, Any] = dict.fromkeys(("PaDiM", "PatchCore", "RD4AD", "SimpleNet"), cnn)
     backbones |= dict.fromkeys(("LinearProbe", "TAB"), RANDOM)
     backbones["RegAD"] = CNNBackbone.of(PixelCNNSettings(weights="random"))
-    method: LightningModule = getattr(methods, name)(backbones.get(name, clip), **NEEDS[name][0])
+    # A copy: the training of a CLIP changes the network that it is given.
+    backbone = backbones.get(name) or deepcopy(clip)
+    method: LightningModule = getattr(methods, name)(backbone, **NEEDS[name][0])
     return method
 
 

@@ -99,7 +99,7 @@ class CLIPADA(CLIPMethod):
     """The direction before training, for the log."""
     must_be_fitted: ClassVar[bool] = True
     can_be_fitted: ClassVar[bool] = True
-    free_arguments: ClassVar[frozenset[str]] = frozenset({"evaluator", "map", "loss"})
+    inference_arguments: ClassVar[frozenset[str]] = frozenset({"evaluator", "map", "loss"})
 
     def __init__(
         self,

@@ -44,7 +44,7 @@ class PaDiM(FittedMethod):
     """
 
     fitted_buffers: ClassVar[tuple[str, ...]] = ("mean", "factor")
-    free_arguments: ClassVar[frozenset[str]] = frozenset({"evaluator", "sigma", "blur_border"})
+    inference_arguments: ClassVar[frozenset[str]] = frozenset({"evaluator", "sigma", "blur_border"})
     mean: Tensor
     """``(N, C)`` once fitted."""
     factor: Tensor

@@ -60,7 +60,7 @@ class PatchCore(FittedMethod):
     """
 
     fitted_buffers: ClassVar[tuple[str, ...]] = ("bank",)
-    free_arguments: ClassVar[frozenset[str]] = frozenset(
+    inference_arguments: ClassVar[frozenset[str]] = frozenset(
         {"evaluator", "sigma", "blur_border", "upsampling", "num_neighbours"}
     )
     bank: Tensor

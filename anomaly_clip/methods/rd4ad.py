@@ -46,7 +46,7 @@ class RD4AD(TrainedMethod):
         evaluator: How figures are computed.
     """
 
-    free_arguments: ClassVar[frozenset[str]] = frozenset({"evaluator", "amap_mode", "sigma"})
+    inference_arguments: ClassVar[frozenset[str]] = frozenset({"evaluator", "amap_mode", "sigma"})
 
     def __init__(
         self,

@@ -53,7 +53,7 @@ class SimpleNet(TrainedMethod):
         evaluator: How figures are computed.
     """
 
-    free_arguments: ClassVar[frozenset[str]] = frozenset({"evaluator", "sigma"})
+    inference_arguments: ClassVar[frozenset[str]] = frozenset({"evaluator", "sigma"})
 
     def __init__(
         self,
