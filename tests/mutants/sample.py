@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import ast
 import random
+import re
 import sys
 import time
 from collections import Counter
@@ -88,6 +89,8 @@ CALLS = {
     "mean": "sum",
     "cumsum": "clone",
 }
+PATHS = re.compile(r"folder|root|path|parent|nowhere|own\\b", re.IGNORECASE)
+"""What is divided is a path: nothing is computed."""
 TEXT = (ast.JoinedStr, ast.Raise, ast.Assert, ast.Import, ast.ImportFrom)
 """What is left alone."""
 
@@ -186,6 +189,8 @@ class Finder(ast.NodeVisitor):
         self.generic_visit(node)
         texts = (ast.List, ast.ListComp, ast.JoinedStr, ast.Tuple)
         sides = (node.left, node.right)
+        if isinstance(node.op, ast.Div) and PATHS.search(self._source(node.left)):
+            return
         if type(node.op) in SIGNS and not any(
             isinstance(side, texts)
             or (isinstance(side, ast.Constant) and isinstance(side.value, str))
@@ -199,7 +204,7 @@ class Finder(ast.NodeVisitor):
         self.generic_visit(node)
         target, value = self._source(node.target), self._source(node.value)
         self._add(node, f"{target} = {value}")
-        if isinstance(node.op, ast.BitOr):
+        if isinstance(node.op, ast.BitOr) and "seen" not in target:  # of sets both are equal
             self._add(node, f"{target} = ({value}) | {target}")
 
     def visit_Call(self, node: ast.Call) -> None:
