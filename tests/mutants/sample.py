@@ -89,7 +89,7 @@ CALLS = {
     "mean": "sum",
     "cumsum": "clone",
 }
-PATHS = re.compile(r"folder|root|path|parent|nowhere|own\\b", re.IGNORECASE)
+PATHS = re.compile(r"folder|root|path|parent|nowhere|own\b", re.IGNORECASE)
 """What is divided is a path: nothing is computed."""
 TEXT = (ast.JoinedStr, ast.Raise, ast.Assert, ast.Import, ast.ImportFrom)
 """What is left alone."""
@@ -170,6 +170,8 @@ class Finder(ast.NodeVisitor):
         self.generic_visit(node)
         if len(node.ops) == 1:
             left, right = self._source(node.left), self._source(node.comparators[0])
+            if isinstance(node.left, ast.NamedExpr):
+                left = f"({left})"
             self._add(node, f"{left} {COMPARISONS[type(node.ops[0])]} {right}")
 
     def visit_BoolOp(self, node: ast.BoolOp) -> None:
