@@ -33,11 +33,15 @@ MODULES = {
     "commands/compare.py": ("compare",),
     "commands/each.py": ("each",),
     "commands/sweep.py": ("sweep",),
+    "commands/sweep_record.py": ("sweep",),
     "data/check.py": ("check",),
+    "data/check_files.py": ("check",),
     "data/feature_cache.py": ("feature_cache",),
+    "data/few_shots.py": ("few_shots", "dataset"),
     "data/file_hashes.py": ("file_hashes",),
     "data/image_cache.py": ("image_cache",),
     "data/samplers.py": ("samplers", "dataset", "regad"),
+    "data/validation.py": ("validation", "dataset", "synthetic"),
     "files.py": ("files",),
     "methods/coreset.py": ("coreset", "patchcore"),
     "methods/gaussians.py": ("gaussians", "padim", "regad"),
@@ -48,11 +52,15 @@ MODULES = {
     "metrics/pixel.py": ("pixel", "evaluator"),
     "progress.py": ("progress",),
     "recording/gallery.py": ("gallery", "page"),
+    "recording/image_records.py": ("image_records", "experiment"),
     "recording/map_images.py": ("map_images", "experiment"),
     "recording/validation_images.py": ("validation_images",),
     "recording/wandb_log.py": ("wandb_log",),
     "recording/writer.py": ("writer", "experiment", "linear_probe", "tab"),
-    "results/*.py": ("results", "page", "comparison", "selection", "run_files", "finished_run"),
+    "results/*.py": (
+        *("results", "page", "comparison", "selection", "run_files", "finished_run"),
+        *("metrics_file", "run_reader", "map_store", "warnings", "each"),
+    ),
 }
 """Of which modules, and the names of their tests: those of ``tests/test_NAME*.py`` that exist."""
 
