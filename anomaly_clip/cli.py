@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Sequence
 
 from anomaly_clip import __version__
-from anomaly_clip.commands.configs import expand_configs
 
 __all__ = ["main"]
 
@@ -92,7 +91,7 @@ def _run(words: list[str]) -> int:
     run: Callable[[Sequence[str]], int] = getattr(
         importlib.import_module(f"anomaly_clip.{module}"), name
     )
-    return run(expand_configs(words))
+    return run(words)
 
 
 def _help() -> str:

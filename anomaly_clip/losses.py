@@ -56,6 +56,8 @@ def focal_loss_with_logits(logits: Tensor, target: Tensor, gamma: float = 2.0) -
         target: Bool or 0 and 1, ``(B, H, W)``.
         gamma: Exponent that takes weight from what is right already.
     """
+    # torchvision's sigmoid_focal_loss gives the same to 1e-6, but not to the bit: fits of earlier
+    # versions could not be repeated with it.
     truth = target.to(logits)
     entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
     wrong = -torch.expm1(-entropy)  # 1 - p of the true class, exact where it is small

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import re
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -164,13 +163,38 @@ class House:
         room, _, stem = name.rpartition(".")
         tests = self.root / "tests"
         files = (tests / f"test_{stem}.py", tests / f"test_{room}_{stem}.py")
-        public = _public(self.modules[name])
+        public = set(_public(self.modules[name]))
         return any(
-            re.search(rf"\b{re.escape(word)}\b", file.read_text(encoding="utf-8"))
+            self._calls(ast.parse(file.read_text(encoding="utf-8")), name, public)
             for file in files
             if file.is_file()
-            for word in public
         )
+
+    def _calls(self, test: ast.Module, name: str, public: set[str]) -> bool:
+        """Return whether a test calls what a module defines, under any name it is imported by."""
+        names, modules = set(), set()
+        for node in ast.walk(test):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                base = node.module.removeprefix(PACKAGE).lstrip(".")
+                for alias in node.names:
+                    bound = alias.asname or alias.name
+                    if alias.name in public and name in self._name(base, alias.name):
+                        names.add(bound)
+                    elif f"{base}.{alias.name}".lstrip(".") == name:
+                        modules.add(bound)
+        for node in ast.walk(test):
+            if isinstance(node, ast.Call):
+                called: ast.expr = node.func
+                while isinstance(called, ast.Attribute):
+                    value = called.value
+                    if isinstance(value, ast.Name) and value.id in modules:
+                        return called.attr in public
+                    called = value
+                    if isinstance(called, ast.Call):
+                        called = called.func
+                if isinstance(called, ast.Name) and called.id in names:
+                    return True
+        return False
 
 
 def _binds(node: ast.ImportFrom, name: str) -> bool:

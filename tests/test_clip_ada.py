@@ -155,7 +155,7 @@ def test_the_terms_of_the_loss(tiny_clip: CLIPBackbone) -> None:
     highest = encoded.fine[0].max(dim=1).values  # a hundredth of 16 patches is one
     image = F.binary_cross_entropy_with_logits(highest, label.float())
     assert float(terms["image"]) == pytest.approx(0.5 * float(image), rel=1e-5)
-    # Without a second look the first bears the whole weight.
+    # Without a refinement pass the first bears the whole weight.
     terms = method.losses(encoded._replace(fine=[]), mask, label)
     assert float(terms["coarse"]) == pytest.approx(by_hand(encoded.coarse), rel=1e-5)
     assert set(terms) == {"coarse", "image"}

@@ -34,7 +34,7 @@ def test_projections_start_as_clips_own(tiny_clip: CLIPBackbone, images: Tensor)
     tokens = encode_layers(tiny_clip, images, [last - 1, last])
     for head, layer in zip(method.heads, tokens, strict=True):
         assert_close(head(layer[:, 1:]), unit(tiny_clip.project(layer[:, 1:])), atol=1e-5, rtol=0)
-    # A flat map leads nowhere: the second look is then CLIP's own last layer.
+    # A flat map leads nowhere: the refinement pass is then CLIP's own last layer.
     assert method.refinement is not None
     flat = torch.full((*tokens[0].shape[:1], tokens[0].shape[1] - 1), 0.5)
     refined = method.refinement(tiny_clip, tokens[0], flat)

@@ -75,7 +75,7 @@ def test_a_wheel_carries_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(configs, "FOLDERS", (tmp_path / "configs", ROOT / "nowhere"))
     assert config_names() == ["sdp"]
     monkeypatch.setattr(configs, "FOLDERS", (ROOT / "nowhere",))
-    with pytest.raises(FileNotFoundError, match="reinstall"):
+    with pytest.raises(UserError, match="reinstall"):
         config_names()
 
 

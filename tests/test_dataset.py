@@ -24,7 +24,7 @@ from anomaly_clip.data import (
         ({"batch_size": 0}, "data.batch_size"),
         ({"shots": 0}, "data.shots must be 1 or more"),
         ({"fraction": 0.0}, r"data.fraction must be in \(0, 1\]"),
-        ({"fraction": 0.5, "shots": 1}, "in place of data.shots"),
+        ({"fraction": 0.5, "shots": 1}, "give one of them"),
         ({"val_share": 1.0}, r"data.val_share must be in \(0, 1\)"),
         ({"seed": -1}, "data.seed must be 0 or more"),
         ({"image_size": 8, "resize": Resize("square_crop", 7)}, "data.resize.size 7: .* 8 or more"),

@@ -105,7 +105,7 @@ def stub(count: int, **options: Any) -> Any:
             "root": Path("here"),
             "seed": 3,
             "listing": SimpleNamespace(normal=lambda category: normal),
-            "validation": SimpleNamespace(kind="none", normal_parts=parts),
+            "validation": SimpleNamespace(is_synthetic=False, normal_parts=parts),
             **options,
         }
     )
@@ -128,7 +128,7 @@ def test_a_fraction_is_rounded_to_the_nearest(fraction: float, count: int, expec
 
 def test_a_fraction_is_of_what_validation_leaves() -> None:
     data = stub(9)
-    data.validation.kind = "synthetic"
+    data.validation.is_synthetic = True
     few = FewShots(data, None, 0.5)
     assert set(few.of("a")) < set(data.validation.normal_parts[0])  # 4 of 9
     assert len(few.of("a")) == 2

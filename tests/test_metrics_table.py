@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from anomaly_clip.metrics import FIGURES, Results
-from anomaly_clip.report.metrics_table import build_table, metrics_rows
+from anomaly_clip.report.metrics_table import build_table
 from anomaly_clip.results.warnings import RANDOM_WARNING
 
 RESULTS = Results(
@@ -38,9 +38,3 @@ def test_percent_counts_and_dashes_in_80_columns() -> None:
 def test_random_weights_are_said_above_and_below() -> None:
     text = printed(build_table(RESULTS, "SDP on MVTecAD", COUNTS, random_weights=True))
     assert text.count(RANDOM_WARNING) == 2
-
-
-def test_rows_are_fractions_with_the_mean_last() -> None:
-    rows = list(metrics_rows(RESULTS))
-    assert [row[0] for row in rows] == ["metal_nut", "bottle", "mean"]
-    assert rows[0][1:] == [0.25] * 6 + [None]

@@ -63,6 +63,31 @@ def test_an_import_against_the_floors_is_named(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("test", "counts"),
+    [
+        ("from anomaly_clip.room.thing import Thing\nThing()\n", True),
+        ("from anomaly_clip.room import Thing as T\nT.made().used()\n", True),
+        ("from anomaly_clip.room import thing\nthing.make(1)\n", True),
+        ("from anomaly_clip.room.thing import Thing\nprint(Thing)\n", False),
+        ("from anomaly_clip.room.other import Thing\nThing()\n", False),
+        ("# Thing()\n", False),
+    ],
+)
+def test_a_test_of_a_module_calls_what_it_defines(test: str, counts: bool, tmp_path: Path) -> None:
+    built = make_package(
+        tmp_path,
+        {
+            "room/__init__": "from anomaly_clip.room.thing import Thing\n",
+            "room/thing": "class Thing: ...\ndef make(x): ...\n",
+            "room/other": "class Thing: ...\n",
+        },
+    )
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_thing.py").write_text(test)
+    assert built.tested()["room.thing"] is counts
+
+
 def test_no_import_is_against_the_floors(house: House) -> None:
     assert house.against_floors() == []
 

@@ -1,7 +1,7 @@
 """``anomaly_clip configs``: the configurations that come with the package, found by their names.
 
 ``--config sdp`` means ``configs/sdp.yaml`` of this package, from any folder; a file of that name in
-the working folder comes first. Nothing heavy is imported here: every command line passes through.
+the working folder comes first. Nothing heavy is imported here.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
 
+from anomaly_clip.errors import UserError
+
 __all__ = ["config_file", "config_names", "expand_configs", "run_configs"]
 
 PACKAGE = Path(__file__).resolve().parent.parent
 FOLDERS = (PACKAGE / "configs", PACKAGE.parent / "configs")
-"""Where they are: in an installed wheel, and in a checkout of the repository."""
+"""Their places: in an installed wheel, and in a checkout of the repository."""
 SUFFIX = ".yaml"
 
 
@@ -24,12 +26,12 @@ def config_folder() -> Path:
     """Return the folder of the configurations that come with the package.
 
     Raises:
-        FileNotFoundError: If the installation lacks it.
+        UserError: If the installation lacks it.
     """
     for folder in FOLDERS:
         if (folder / f"sdp{SUFFIX}").is_file():
             return folder
-    raise FileNotFoundError(f"{FOLDERS[0]}: the package's configurations are missing: reinstall it")
+    raise UserError(f"{FOLDERS[0]}: the package's configurations are missing: reinstall it")
 
 
 def config_names() -> list[str]:
@@ -47,6 +49,8 @@ def config_file(name: str) -> str:
 
     Example:
         >>> from pathlib import Path
+
+    from anomaly_clip.errors import UserError
         >>> from anomaly_clip.commands.configs import config_file
         >>> Path(config_file("data/visa")).name
         'visa.yaml'
@@ -83,8 +87,6 @@ def _expanded(words: Sequence[str]) -> Iterator[str]:
 def _checked(name: str) -> str:
     file = config_file(name)
     if file == name and not Path(name).suffix and not Path(name).expanduser().exists():
-        from anomaly_clip.errors import UserError
-
         near = difflib.get_close_matches(name.removeprefix("configs/"), config_names(), n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise UserError(

@@ -9,6 +9,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 import anomaly_clip.data  # noqa: F401  (short names work for classes that are imported)
+from anomaly_clip.commands.configs import expand_configs
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.errors import user_errors
 
@@ -45,4 +46,4 @@ def parse_words(parser: LightningArgumentParser, words: Sequence[str]) -> Iterat
         UserError: What is wrong, where, and the way out.
     """
     with user_errors(lambda: [f"--{action.dest}" for action in parser._actions]):
-        yield parser.parse_args(list(words)[1:])
+        yield parser.parse_args(expand_configs(words)[1:])

@@ -221,7 +221,7 @@ def _check_goal(plan: DryRunCLI, sweep: Sweep) -> None:
         ValueError: If it does not.
     """
     kind, _, metric = sweep.metric.partition("/")
-    if kind == "val" and plan.datamodule.val_split == "none":
+    if kind == "val" and not plan.datamodule.validation.exists:
         raise ValueError(
             f"{sweep.file}: metric.name {sweep.metric}: these runs have no validation: say what "
             f"validates, as --data.val_split synthetic in the command"

@@ -137,11 +137,7 @@ class AnomalyData(BaseDataModule):
         self.mask_threshold = mask_threshold
         self.category_names = words or {}
         self.auxiliary: AnomalyData | None = auxiliary
-        self.val_split = val_split
-        self.val_share = val_share
         self.synthesis = synthesis
-        self.shots = shots
-        self.fraction = fraction
         self.seed = seed
         self.balanced = balanced
         self.shuffle = shuffle
@@ -179,6 +175,11 @@ class AnomalyData(BaseDataModule):
             ValueError: If an asked one is not there, is asked for twice, or none is left.
         """
         return self.listing.train_categories
+
+    @property
+    def val_split(self) -> ValSplit:
+        """The kind of validation."""
+        return self.validation.kind
 
     def validation_categories(self) -> list[str]:
         """Return the categories of what validates during ``fit``."""
@@ -242,7 +243,7 @@ class AnomalyData(BaseDataModule):
             return self.validation.auxiliary_parts[0]
         if self.has_shots:
             return [s for category in self.train_categories for s in self.shots_of(category)]
-        if self.validation.kind == "synthetic":
+        if self.validation.is_synthetic:
             return self.validation.normal_parts[0]
         return self.samples("train")
 
@@ -377,11 +378,11 @@ class AnomalyData(BaseDataModule):
             "resize": str(self.resize),
             "train_categories": self.listing.chosen_for_training,
             "auxiliary": None if auxiliary is None else auxiliary.dataset_name,
-            "val_split": self.val_split,
-            "val_share": self.val_share if self.validation.holds_out else None,
+            "val_split": self.validation.kind,
+            "val_share": self.validation.share if self.validation.holds_out else None,
             "synthesis": None if self.synthesis is None else asdict(self.synthesis),
-            "shots": self.shots,
-            "fraction": self.fraction,
+            "shots": self.few_shots.shots,
+            "fraction": self.few_shots.fraction,
             "data_seed": self.seed,
             "allow_overlap": self.allow_overlap,
         }

@@ -63,7 +63,11 @@ class Demo(AnomalyData):
             ("num_scenes", 1 if num_scenes is None else num_scenes, 1),
         ):
             check_at_least(f"data.{name}", value, least)
-        if num_scenes is not None and self.synthesis is not None and self.val_split != "synthetic":
+        if (
+            num_scenes is not None
+            and self.synthesis is not None
+            and not self.validation.is_synthetic
+        ):
             raise ValueError(
                 "data.num_scenes trains on scenes with defects of their own: leave "
                 "data.synthesis out"

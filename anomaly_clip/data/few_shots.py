@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from anomaly_clip.data.samplers import draw_few
 from anomaly_clip.data.samples import Sample
-from anomaly_clip.errors import check_at_least
+from anomaly_clip.errors import check_at_least, check_between
 
 if TYPE_CHECKING:
     from anomaly_clip.data.dataset import AnomalyData
@@ -26,10 +26,13 @@ class FewShots:
     def __init__(self, data: AnomalyData, shots: int | None, fraction: float | None) -> None:
         if shots is not None:
             check_at_least("data.shots", shots, 1)
-        if fraction is not None and (shots is not None or not 0 < fraction <= 1):
-            raise ValueError(
-                f"data.fraction must be in (0, 1], in place of data.shots, got {fraction}"
-            )
+        if fraction is not None:
+            check_between("data.fraction", fraction, 0, 1, open_low=True)
+            if shots is not None:
+                raise ValueError(
+                    f"data.shots {shots} and data.fraction {fraction} say the same: give one of "
+                    f"them"
+                )
         self.data = data
         self.shots = shots
         self.fraction = fraction
@@ -64,7 +67,7 @@ class FewShots:
         if "train" not in data.splits:
             raise ValueError(f"{data.dataset_name} has no train images, so there are no shots")
         normal = data.listing.normal(category)
-        if data.validation.kind == "synthetic":  # the same images validate, however few are trained
+        if data.validation.is_synthetic:  # the same images validate, however few are trained
             held_out = set(data.validation.normal_parts[1])
             normal = [sample for sample in normal if sample not in held_out]
         count = self.shots

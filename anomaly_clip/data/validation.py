@@ -51,6 +51,11 @@ class ValidationSplit:
         return self.kind == "test"
 
     @property
+    def is_synthetic(self) -> bool:
+        """Whether held-out normal images validate, each without and with a synthetic defect."""
+        return self.kind == "synthetic"
+
+    @property
     def holds_out(self) -> bool:
         """Whether what validates would otherwise be trained on."""
         return self.kind in ("synthetic", "auxiliary")
@@ -66,7 +71,7 @@ class ValidationSplit:
     @property
     def categories(self) -> list[str]:
         """The categories of what validates."""
-        if self.kind == "synthetic":
+        if self.is_synthetic:
             return self.data.train_categories
         return self.source.categories
 

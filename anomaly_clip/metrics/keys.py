@@ -18,6 +18,7 @@ from anomaly_clip.metrics.pro import region_weights
 __all__ = [
     "BFLOAT16",
     "CHUNK",
+    "DEVICE_CHUNK",
     "FINE",
     "FLOAT16",
     "KEY_KINDS",
@@ -33,6 +34,9 @@ __all__ = [
 
 CHUNK = 1 << 22
 """Pixels that are converted at once; `cv2.calcHist` counts in float32, exact up to 2^24."""
+
+DEVICE_CHUNK = 1 << 25
+"""The same for a device, whose launches cost more than temporary keys (12 bytes a pixel)."""
 
 KEY_KINDS = FLOAT16, BFLOAT16, FINE = 1, 2, 3
 """Kinds of key."""

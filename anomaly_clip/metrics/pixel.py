@@ -40,6 +40,7 @@ from anomaly_clip.metrics.image import as_array, is_finite, rank_sorted
 from anomaly_clip.metrics.keys import (
     BFLOAT16,
     CHUNK,
+    DEVICE_CHUNK,
     FINE,
     FLOAT16,
     KEY_KINDS,
@@ -195,8 +196,8 @@ class PixelHistogram(Metric):
     def _add(self, row: int, maps: Tensor, masks: Tensor, kind: int) -> None:
         on_cpu = maps.device.type == "cpu" and kind != FINE
         histograms = count_with_opencv if on_cpu else count_keys
-        # OpenCV counts in float32 and temporary keys fill the memory; a device counts a batch.
-        step = max(1, CHUNK // maps[0].numel()) if maps.device.type == "cpu" else len(maps)
+        most = CHUNK if maps.device.type == "cpu" else DEVICE_CHUNK
+        step = max(1, most // maps[0].numel())
         for start in range(0, len(maps), step):
             part, mask = maps[start : start + step], masks[start : start + step]
             counts, positives, regions = histograms(part, mask, kind, self.num_keys)

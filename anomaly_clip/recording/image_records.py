@@ -1,4 +1,4 @@
-"""What a run keeps of each image until its end: a row of scores, and the map."""
+"""Records of each image of a run until its end: a row of scores, and the map."""
 
 from __future__ import annotations
 

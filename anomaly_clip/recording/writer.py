@@ -30,7 +30,13 @@ from anomaly_clip.recording.wandb_log import log_config, log_image, log_run
 from anomaly_clip.records import Batch, Scores
 from anomaly_clip.report.metrics_table import build_table
 from anomaly_clip.report.page import PAGE, write_page
-from anomaly_clip.results.folder import GALLERY, METRICS_FILE, PREDICT_FILE, create_run_folder
+from anomaly_clip.results.folder import (
+    GALLERY,
+    METRICS_FILE,
+    PREDICT_FILE,
+    SCORES_FILE,
+    create_run_folder,
+)
 from anomaly_clip.results.map_store import MapStore, Ranges, Rows, image_names
 from anomaly_clip.results.metrics_file import run_record, weights_label, write_metrics
 from anomaly_clip.results.selection import select_images
@@ -343,7 +349,7 @@ class RunWriter(Callback):
         header = [*next(iter(rows.values())), "weights"] if rows else ["path"]
         label = weights_label(method.weights)
         table = ([*row.values(), label] for row in rows.values())
-        write_csv(self.folder / "scores.csv", header, table)
+        write_csv(self.folder / SCORES_FILE, header, table)
 
     def _draw_confusion(self, trainer: Trainer, method: EvaluatedModule, num_images: int) -> None:
         confusion = method.confusion

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from rich import box
 from rich.table import Table
@@ -11,7 +11,7 @@ from rich.text import Text
 from anomaly_clip.metrics.evaluator import Results
 from anomaly_clip.results.warnings import RANDOM_WARNING
 
-__all__ = ["HEADINGS", "build_table", "heading", "metrics_rows", "percent"]
+__all__ = ["HEADINGS", "build_table", "heading", "percent"]
 
 HEADINGS = {
     "image_auroc": "image\nAUROC",
@@ -69,12 +69,6 @@ def build_table(
 def heading(metric: str) -> str:
     """Return the heading of a metric's column, in up to two lines."""
     return HEADINGS.get(metric, metric)
-
-
-def metrics_rows(results: Results) -> Iterator[list[str | float | None]]:
-    """Yield one row per category and one of the mean: its name, then the metrics as fractions."""
-    for category, metrics in [*results["categories"].items(), ("mean", results["mean"])]:
-        yield [category, *(metrics[name] for name in results["mean"])]
 
 
 def percent(values: Iterable[float | None]) -> list[str]:

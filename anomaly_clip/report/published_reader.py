@@ -1,4 +1,8 @@
-"""Reader of ``published.yaml``, the metrics that papers report; the file explains its form."""
+"""Reader of ``published.yaml``, the metrics that papers report; the file explains its form.
+
+The file is shorter than the records that it stands for (one entry becomes several runs, a value a
+cell), so that dataclasses alone could not be filled from it.
+"""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from typing import Any
 from anomaly_clip.files import write_csv, write_json
 from anomaly_clip.metrics.evaluator import Results, with_means
 from anomaly_clip.records import WeightsRecord, versions
+from anomaly_clip.results.folder import METRICS_FILE
 
 __all__ = ["merge_metrics", "run_record", "weights_label", "write_metrics"]
 
@@ -51,7 +52,7 @@ def write_metrics(folder: Path, results: Results, run: Mapping[str, Any]) -> Non
         results: Its metrics.
         run: What they come from; see :func:`run_record`.
     """
-    write_json(folder / "metrics.json", {**results, "run": run})
+    write_json(folder / METRICS_FILE, {**results, "run": run})
     label = weights_label(run["weights"])
     names = list(results["mean"])
     rows = [*results["categories"].items(), ("mean", results["mean"])]

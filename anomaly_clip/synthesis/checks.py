@@ -1,4 +1,8 @@
-"""Checks of what recipes are given: settings from files, and images."""
+"""Checks of what recipes are given: settings from files, and images.
+
+Settings are checked here and not by jsonargparse, which takes NaN for a number and the text "2" for
+the number 2, and whose messages name types of Python.
+"""
 
 from __future__ import annotations
 
