@@ -289,3 +289,19 @@ def test_a_published_tolerance_of_masks_is_kept_to_the_pixel(tmp_path: Path) -> 
     wrong = [problem.path for problem in checked.problems if problem.kind == "mask size"]
     assert wrong == ["train/10001_GT.png"]
     assert "3 masks differ from their image by up to 16 pixels" in " ".join(checked.remarks)
+
+
+def test_of_several_near_pairs_the_nearest_is_named(tmp_path: Path) -> None:
+    make = Maker(5)
+    good = tmp_path / "nut" / "train" / "good"
+    test = tmp_path / "nut" / "test" / "good"
+    for number, amplitude in enumerate((6, 2, 4)):  # the second is nearest
+        array = np.array(Image.open(make.picture(good / f"{number}.png")).convert("RGB"), float)
+        noise = np.random.default_rng(number).uniform(-amplitude, amplitude, array.shape)
+        near = np.rint(array + noise).clip(0, 255).astype(np.uint8)
+        save_picture(test / f"{number}.png", near)
+    remark = next(
+        r for r in check_data(MVTecAD(str(tmp_path)), near_duplicates=True).remarks if "nearly" in r
+    )
+    assert "nut: 3 test images nearly equal a training image" in remark
+    assert "most of all nut/test/good/1.png and nut/train/good/1.png" in remark

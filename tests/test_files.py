@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from anomaly_clip.files import CACHE_VARIABLE, atomic_path, cache_folder
+from anomaly_clip.files import CACHE_VARIABLE, atomic_path, cache_folder, safe_name
 
 
 def test_an_error_leaves_the_old_content_and_no_rest(tmp_path: Path) -> None:
@@ -49,3 +49,17 @@ def test_cache_folder_follows_the_environment(
     monkeypatch.delenv("LOCALAPPDATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "anomaly_clip"
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("metal nut", "metal nut"),
+        ("a/b\\c:d", "a_b_c_d"),
+        (" what? *.* ", "what_ _._"),
+        ("..", "_"),
+        ("", "_"),
+    ],
+)
+def test_a_safe_name_keeps_what_it_can_and_leads_nowhere_else(text: str, name: str) -> None:
+    assert safe_name(text) == name

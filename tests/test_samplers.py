@@ -129,4 +129,8 @@ def test_support_is_of_the_category_and_never_the_image_itself(three: Path) -> N
     assert batch["support"].shape == (2, 3, 3, 16, 16)
     assert batch["support"].dtype == torch.uint8
     support = batches.support_of(Draw(0, 2))
+    # By hand: a stream of its own for (seed, epoch, row), over the others of the category.
+    others = [other for other in rows[dataset.samples[2].category] if other != 2]
+    drawn = np.random.default_rng([4, 0x5099, 0, 2]).integers(len(others), size=3)
+    assert support == [others[place] for place in drawn]
     assert_close(batch["support"][1, 0], dataset[support[0]]["image"])
