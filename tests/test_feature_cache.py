@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 from helpers import MEAN, WORDS, Steps, quiet_trainer, save_picture, sdp_plus_command
-from layouts import visa
+from layouts import head_ct, visa
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
 
 from anomaly_clip.backbones.clip import CLIPBackbone
 from anomaly_clip.cli import main
-from anomaly_clip.data import Demo, MVTecAD, Resize, VisA, transforms
+from anomaly_clip.data import Demo, HeadCT, MVTecAD, Resize, VisA, transforms
 from anomaly_clip.data import samples as samples_module
 from anomaly_clip.data.feature_cache import FeatureCache, FeatureFiles
 from anomaly_clip.data.samples import SampleDataset
@@ -339,6 +339,15 @@ def test_the_limit_is_the_bytes_that_features_and_masks_take(
     with pytest.raises(ValueError, match=r"features of 8 images take"):
         fill(more, cache=FeatureCache((there + needed - 1) / 1e9, SETTING, tmp_path / "at"))
     fill(more, cache=FeatureCache((there + needed + 1) / 1e9, SETTING, tmp_path / "at"))
+
+
+def test_without_masks_they_take_no_room(tmp_path: Path) -> None:
+    data = HeadCT(str(head_ct(tmp_path / "ct")), image_size=24).dataset("test")
+    limit = len(data) * 2 * (3 + 3 * 12 * 12) / 1e9
+    with pytest.raises(ValueError, match="features of 4 images take"):
+        fill(data, cache=FeatureCache(limit * 0.9999, SETTING))
+    fill(data, cache=FeatureCache(limit, SETTING))
+    assert size_of(cache_folder()) == pytest.approx(limit * 1e9)
 
 
 def size_of_features(data: SampleDataset) -> int:
