@@ -1,13 +1,13 @@
 # make            what there is
 # make demo       set up, then the main job on pictures made by code
-# make test       set up, then all tests
+# make test       set up, then all tests but the long ones, which make contract runs
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench-status clean
+.PHONY: help setup demo test contract lint format bench-status clean
 
 help:  ## show this
 	@echo "anomaly_clip: visual anomaly detection with CLIP"
@@ -43,8 +43,11 @@ demo: $(STAMP)  ## the main job on pictures made by code, without data or networ
 	@echo "  anomaly_clip predict --config configs/own_images.yaml --data.root PHOTOS --data.category 'steel plate'"
 	@echo "      your own pictures; CLIP's weights are downloaded on first use"
 
-test: $(STAMP)  ## all tests
-	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+test: $(STAMP)  ## all tests but the long real runs
+	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m 'not slow'
+
+contract: $(STAMP)  ## the long real runs: fits resumed, of several processes, as configured
+	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m slow tests
 
 lint: $(STAMP)  ## ruff, codespell, mypy
 	@$(BIN)/ruff check .

@@ -106,6 +106,7 @@ def test_one_table_with_differences(compared: Compared, tmp_path: Path) -> None:
     assert (folder / "random" / "bottle" / "metrics.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_the_features_of_both_are_drawn(
     root: Path,
     weights: Path,

@@ -159,6 +159,7 @@ def test_clip_ada_runs_as_configured(
     assert main(["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "t")]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["padim", "patchcore"])
 def test_detectors_run_as_configured(mvtec_root: Path, tmp_path: Path, name: str) -> None:
     for category in ("bottle", "metal_nut"):
@@ -172,6 +173,7 @@ def test_detectors_run_as_configured(mvtec_root: Path, tmp_path: Path, name: str
     assert (tmp_path / name / "1" / "metrics.json").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rd4ad", "simplenet"])
 def test_trained_detectors_run_as_configured(mvtec_root: Path, tmp_path: Path, name: str) -> None:
     words = ["--config", str(CONFIGS / f"{name}.yaml"), "--data.root", str(mvtec_root)]

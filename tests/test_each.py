@@ -114,6 +114,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
     assert done == [("test", "metal_nut")]
 
 
+@pytest.mark.slow
 def test_several_processes_run_apart(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

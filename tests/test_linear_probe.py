@@ -196,6 +196,7 @@ def test_several_patterns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert int(own_row["true_positive"]) == present
 
 
+@pytest.mark.slow
 def test_kept_features_change_nothing(root: Path, tmp_path: Path) -> None:
     for workers, kept in (("1", "true"), ("0", "false")):
         runs = tmp_path / kept
@@ -243,6 +244,7 @@ def test_a_resumed_fit_is_the_uninterrupted_one(root: Path, tmp_path: Path) -> N
         assert_close(first, second, atol=0, rtol=0)
 
 
+@pytest.mark.slow
 def test_two_processes_reach_what_one_does(root: Path, tmp_path: Path) -> None:
     assert main(words(root, tmp_path / "one")) == 0
     ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.batch_size", "8"]

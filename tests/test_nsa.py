@@ -77,6 +77,7 @@ def drawn(case: dict[str, Any], number: int) -> tuple[list[Synthetic], list[NDAr
     return made, before
 
 
+@pytest.mark.slow
 @pytest.mark.golden
 def test_golden_distribution(golden: Callable[[str], Golden]) -> None:
     statistics = json.loads((golden("nsa").folder / "statistics.json").read_text())

@@ -191,6 +191,7 @@ def statistics_of(image: NDArray[np.uint8]) -> list[float]:
     return [*mean.ravel(), *deviation.ravel(), float(edges.mean())]
 
 
+@pytest.mark.slow
 def test_whole_picture_statistics_do_not_tell_defective_from_normal() -> None:
     count = 72
     areas: list[float] = []

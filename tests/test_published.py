@@ -157,6 +157,7 @@ def config_of(line: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     return config
 
 
+@pytest.mark.slow
 def test_every_command_parses_and_makes_what_its_row_asks_for(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -170,6 +170,7 @@ def test_it_learns(mvtec_root: Path, tmp_path: Path) -> None:
     assert_close(method.backbone.state_dict(), before, atol=0, rtol=0)
 
 
+@pytest.mark.slow
 def test_fit_and_test_from_the_checkpoint_alone(mvtec_root: Path, tmp_path: Path) -> None:
     assert main(words("fit", mvtec_root, tmp_path / "runs", *ONE)) == 0
     [checkpoint] = (tmp_path / "runs" / "run" / "1" / "checkpoints").iterdir()
@@ -184,6 +185,7 @@ def test_fit_and_test_from_the_checkpoint_alone(mvtec_root: Path, tmp_path: Path
     assert list((tmp_path / "predict").rglob("scores.csv"))
 
 
+@pytest.mark.slow
 def test_a_resumed_fit_is_the_uninterrupted_one(mvtec_root: Path, tmp_path: Path) -> None:
     every = {"class_path": "ModelCheckpoint", "init_args": {"save_top_k": -1}}
     line = words("fit", mvtec_root, tmp_path, *ONE, "--trainer.callbacks+", json.dumps(every))
@@ -194,6 +196,7 @@ def test_a_resumed_fit_is_the_uninterrupted_one(mvtec_root: Path, tmp_path: Path
     assert_close(state_of(tmp_path), state_of(tmp_path, "run/2"), atol=0, rtol=0)
 
 
+@pytest.mark.slow
 def test_the_best_epoch_on_test_images_is_kept_and_told(
     mvtec_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -226,6 +229,7 @@ def test_the_best_epoch_on_test_images_is_kept_and_told(
     assert loaded.trained
 
 
+@pytest.mark.slow
 def test_two_processes_learn_together(mvtec_root: Path, tmp_path: Path) -> None:
     compared = {"class_path": "ddp_checks.Compared", "init_args": {"file": str(tmp_path / "c")}}
     ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.batch_size", "1"]

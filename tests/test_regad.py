@@ -231,6 +231,7 @@ def state_of(runs: Path, number: int = 1) -> dict[str, Tensor]:
     return state
 
 
+@pytest.mark.slow
 def test_fit_and_test_from_the_checkpoint_alone(three: Path, tmp_path: Path) -> None:
     assert main(words("fit", three, tmp_path / "runs", *ONE)) == 0
     checkpoint = tmp_path / "runs" / "run" / "1" / "checkpoints" / "last.ckpt"
@@ -320,6 +321,7 @@ def test_a_resumed_fit_is_the_uninterrupted_one(three: Path, tmp_path: Path) -> 
         assert_close(state_of(tmp_path, number), state_of(tmp_path), atol=0, rtol=0)
 
 
+@pytest.mark.slow
 def test_two_processes_learn_together_and_test_as_one(three: Path, tmp_path: Path) -> None:
     ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.batch_size", "3"]
     compared = {"class_path": "ddp_checks.Compared", "init_args": {"file": str(tmp_path / "c")}}
@@ -354,6 +356,7 @@ def test_two_processes_learn_together_and_test_as_one(three: Path, tmp_path: Pat
     ]
 
 
+@pytest.mark.slow
 def test_the_best_epoch_by_the_test_images_is_a_switch(three: Path, tmp_path: Path) -> None:
     best = ["--model.select", "best_test", "--data.val_split", "test"]
     assert main(words("fit", three, tmp_path / "f", *ONE, *best)) == 0
@@ -370,6 +373,7 @@ def test_the_best_epoch_by_the_test_images_is_a_switch(three: Path, tmp_path: Pa
     assert content["run"]["protocol"]["selected_epoch"] == kept["epoch"] + 1
 
 
+@pytest.mark.slow
 def test_two_backbones_are_compared(three: Path, tmp_path: Path) -> None:
     torch.manual_seed(3)
     torch.save(resnet18(weights=None).state_dict(), tmp_path / "other.pt")

@@ -432,6 +432,7 @@ def test_a_goal_that_is_not_logged_is_not_invented(
     assert "failed" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_runs_of_other_origin_are_marked(
     write: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

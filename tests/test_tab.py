@@ -206,6 +206,7 @@ def test_the_rate_follows_the_epochs_of_the_paper(when: Any, epochs: int) -> Non
     np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_resumed_fit_is_the_uninterrupted_one(
     classes: Path, tiny_clip_config: str, tmp_path: Path
 ) -> None:
@@ -218,6 +219,7 @@ def test_a_resumed_fit_is_the_uninterrupted_one(
     assert_close(states[0], states[1], atol=0, rtol=0)
 
 
+@pytest.mark.slow
 def test_two_processes_learn_together(classes: Path, tiny_clip_config: str, tmp_path: Path) -> None:
     ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.batch_size", "3"]
     compared = {"class_path": "ddp_checks.Compared", "init_args": {"file": str(tmp_path / "c")}}
@@ -274,6 +276,7 @@ def test_a_wide_resnet_learns_through_the_head(
     assert int(state["bn1.num_batches_tracked"]) == 4
 
 
+@pytest.mark.slow
 def test_the_configuration_runs(
     mvtec_root: Path, tiny_clip_config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
