@@ -140,6 +140,7 @@ def small_set(sdp: SDP) -> list[Batch]:
     return list(data.test_dataloader())
 
 
+@pytest.mark.slow
 def test_it_detects_what_it_never_saw(sdp: SDP, small_set: list[Batch]) -> None:
     evaluator = Evaluator(SMALL_SET)
     for batch in small_set:
@@ -149,6 +150,7 @@ def test_it_detects_what_it_never_saw(sdp: SDP, small_set: list[Batch]) -> None:
         assert (found[name] or 0) >= floor, (name, found[name])
 
 
+@pytest.mark.slow
 def test_the_words_decide(sdp: SDP, small_set: list[Batch]) -> None:
     """Words for abnormal detect; exchanged they mislead, and words that mean the same do little."""
     with torch.no_grad():

@@ -244,6 +244,7 @@ def test_the_class_says_that_it_is_of_one_category() -> None:
     assert PaDiM.one_category
 
 
+@pytest.mark.slow
 def test_a_later_test_leaves_the_run_of_each_alone(
     mvtec_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -95,6 +95,7 @@ def pass_layers(plus: SDPPlus, tokens: dict[str, Tensor]) -> None:
         layer(tokens[f"raw.{stage}"])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # as in the script
 def test_all_of_it_runs_and_the_file_is_the_whole_result(
     gpu: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -370,6 +370,7 @@ def test_each_fits_and_tests_the_one_category(
     assert "accuracy" in out
 
 
+@pytest.mark.slow
 def test_compare_prints_one_table_with_differences(
     root: Path, tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

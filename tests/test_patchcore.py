@@ -151,6 +151,7 @@ def test_fit_says_what_it_takes_and_a_checkpoint_is_enough(
     assert "model.coreset is 0.1, but" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_processes_choose_the_same_rows(mvtec_root: Path, tmp_path: Path) -> None:
     ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.batch_size", "1"]
     done = run_command(words("fit", mvtec_root, tmp_path / "two", *ddp), processes=2)

@@ -427,6 +427,7 @@ def test_without_layers_nothing_is_tested(
     assert "SDPPlus must be fitted first" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_does(
     tmp_path: Path, mvtec_root: Path, trained_on: VisA, tiny_clip_config: str
 ) -> None:

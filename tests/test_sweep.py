@@ -302,6 +302,7 @@ def demo(tmp_path: Path, *more: str) -> list[str]:
     return [*words, "--output.root", str(tmp_path / "runs"), *more]
 
 
+@pytest.mark.slow
 def test_four_runs_share_their_features(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

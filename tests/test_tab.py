@@ -99,6 +99,7 @@ def test_the_baseline_tells_classes_and_states_apart() -> None:
     assert_close(total, expected)
 
 
+@pytest.mark.slow
 def test_fit_exports_a_resnet_that_all_can_load(
     classes: Path, tiny_clip_config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
