@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import zlib
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,12 +12,13 @@ import torch
 from regad_runs import three_categories
 from torch.testing import assert_close
 
-from anomaly_clip.data import MVTecAD
+from anomaly_clip.data import MVTecAD, Sample
 from anomaly_clip.data.samplers import (
     CategoryBatches,
     EpochSampler,
     EvenBatches,
     SupportedBatches,
+    draw_few,
     hold_out,
     normal_rows,
 )
@@ -134,3 +137,21 @@ def test_support_is_of_the_category_and_never_the_image_itself(three: Path) -> N
     drawn = np.random.default_rng([4, 0x5099, 0, 2]).integers(len(others), size=3)
     assert support == [others[place] for place in drawn]
     assert_close(batch["support"][1, 0], dataset[support[0]]["image"])
+
+
+def test_few_rows_are_a_sorted_part_of_one_order() -> None:
+    order = np.random.default_rng([3, zlib.crc32(b"nut")]).permutation(50)
+    for few in (1, 2, 7, 50):
+        assert draw_few(50, few, 3, "nut") == sorted(order[:few].tolist())
+    assert draw_few(50, 7, 3, "nut") != draw_few(50, 7, 3, "bolt")
+
+
+@pytest.mark.parametrize(("count", "enough"), [(1, False), (2, True)])
+def test_two_normal_images_support_each_other(count: int, enough: bool) -> None:
+    normal = [Sample(Path(f"{number}.png"), "nut", label=False) for number in range(count)]
+    dataset: Any = SimpleNamespace(samples=[*normal, Sample(Path("x.png"), "nut", label=True)])
+    if enough:
+        assert normal_rows(dataset) == {"nut": [0, 1]}
+        return
+    with pytest.raises(ValueError, match="'nut' has 1 normal training image"):
+        normal_rows(dataset)

@@ -16,7 +16,9 @@ from PIL import Image
 from run_folder import TWO, make_run
 
 from anomaly_clip.cli import main
+from anomaly_clip.recording.gallery import GAP
 from anomaly_clip.recording.wandb_log import (
+    _panels,
     finish_wandb_run,
     log_config,
     log_image,
@@ -24,6 +26,7 @@ from anomaly_clip.recording.wandb_log import (
     wandb_group,
 )
 from anomaly_clip.report.page import write_page
+from anomaly_clip.results.run_files import GalleryImage
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -182,3 +185,22 @@ def test_a_fit_and_its_test_are_logged(
     page = (tmp_path / "runs" / "clip_ada" / "2" / "report.html").read_bytes()
     assert any(file.read_bytes() == page for file in staged if file.is_file())
     assert wandb.run is None
+
+
+@pytest.mark.parametrize("has_mask", [False, True])
+def test_panels_of_a_gallery_image(
+    has_mask: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels = [40, 120, 200] if has_mask else [40, 120]
+    panels = [np.full((16, 16, 3), level, np.uint8) for level in levels]
+    gap = np.zeros((16, GAP, 3), np.uint8)
+    row = [part for panel in panels for part in (panel, gap)][:-1]
+    Image.fromarray(np.concatenate(row, axis=1)).save(tmp_path / "a.png")
+    made: list[tuple[Any, Any]] = []
+    monkeypatch.setattr(
+        wandb, "Image", lambda array, masks=None, caption="": made.append((array, masks))
+    )
+    _panels(GalleryImage(tmp_path / "a.png", "nut/a", "hit", "nut", True, 0.5, 0.1, has_mask, None))
+    assert [array.shape for array, _ in made] == [(16, 16, 3)] * 2
+    assert [int(array.mean()) for array, _ in made] == [40, 120]
+    assert (made[0][1] is not None) == has_mask

@@ -210,3 +210,22 @@ def test_results_of_another_kind_are_not_mixed(
     else:
         writer.setup(trainer, LightningModule(), stage)
         assert (tmp_path / f"config-{stage}.yaml").read_text() == "a: 1"
+
+
+def test_a_folder_without_a_result_goes_unless_it_was_there(tmp_path: Path) -> None:
+    made = RunWriter(root=str(tmp_path / "runs"), name="a")
+    assert made.folder == tmp_path / "runs" / "a" / "1"
+    (made.folder / "config-test.yaml").write_text("")
+    made.abandon()
+    assert not (tmp_path / "runs" / "a" / "1").exists()
+    there = tmp_path / "there"
+    there.mkdir()
+    for folder, stays in ((there, True), (tmp_path / "new", False)):
+        asked = RunWriter(folder=str(folder))
+        (asked.folder / "config-test.yaml").write_text("")
+        asked.abandon()
+        assert folder.exists() is stays
+    kept = RunWriter(root=str(tmp_path / "runs"), name="b")
+    (kept.folder / "scores.csv").write_text("")
+    kept.abandon()
+    assert kept.folder.is_dir()
