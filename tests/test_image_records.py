@@ -166,3 +166,11 @@ def test_the_first_process_clears_up(tmp_path: Path) -> None:
     assert folder.is_dir()
     records.clear(trainer())
     assert not folder.exists()
+
+
+def test_images_without_an_anomalous_pixel_add_up_over_batches(tmp_path: Path) -> None:
+    records = records_of(tmp_path)
+    for first in (0, 2):
+        batch = batch_of([first, first + 1], "aa", [True, True], masks(0, 3))
+        records.keep(module(), scores_of(0.0, 1.0), batch)
+    assert records.gather(trainer())[2] == 2

@@ -60,6 +60,7 @@ def test_test_leaves_a_complete_run(
     assert "metal_nut" in out.out
     assert f"{100 * metrics['mean']['image_auroc']:.1f}" in out.out
     assert "8 images (4 anomalous) in 2 categories" in out.err
+    assert f"look at: {run / 'report.html'}" in out.err
 
 
 def test_random_weights_are_said_wherever_a_figure_is(
