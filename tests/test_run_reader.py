@@ -99,3 +99,13 @@ def test_a_run_given_twice_is_shown_once(write: Writer) -> None:
     folder = write()
     found: list[FinishedRun] = find_runs([folder, folder / "metrics.json", folder.parent])
     assert len(found) == 1
+
+
+def test_runs_below_a_folder_come_sorted(write: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    parent = write("b").parent
+    for name in ("c", "a"):
+        write(name)
+    glob = Path.glob
+    for order in (sorted, lambda files: sorted(files, reverse=True)):
+        monkeypatch.setattr(Path, "glob", lambda self, form, o=order: iter(o(glob(self, form))))
+        assert [run.folder.name for run in find_runs([parent])] == ["a", "b", "c"]

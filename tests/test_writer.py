@@ -230,3 +230,16 @@ def test_a_folder_without_a_result_goes_unless_it_was_there(tmp_path: Path) -> N
     (kept.folder / "scores.csv").write_text("")
     kept.abandon()
     assert kept.folder.is_dir()
+
+
+def test_weights_of_an_earlier_fit_are_not_written_over(tmp_path: Path) -> None:
+    module: Any = SimpleNamespace(export_name="weights.pt", export=lambda folder: folder)
+    trainer: Any = SimpleNamespace(
+        strategy=SimpleNamespace(broadcast=lambda value: value), is_global_zero=False
+    )
+    (tmp_path / "weights.pt").write_text("")
+    writer = RunWriter(folder=str(tmp_path))
+    with pytest.raises(ValueError, match=r"weights\.pt exists: give another --output\.folder"):
+        writer.setup(trainer, module, "fit")
+    writer.resumed = True
+    writer.setup(trainer, module, "fit")
