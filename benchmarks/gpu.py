@@ -1,7 +1,7 @@
 """Measure speed, memory and equality on a CUDA device, in one call, and write one JSON object.
 
     python benchmarks/gpu.py
-    python benchmarks/gpu.py --only peak zero_shot_240 --out /tmp/gpu.json
+    python benchmarks/gpu.py --only peak zero_shot_240 --out gpu.json
 
 Weights are random, which changes no time: no metric of them means anything. Rates are held against
 the card's own matrix products, measured in the same call. Sections that do not fit into the time

@@ -237,7 +237,7 @@ class CategoryBatches(DistributedSampler[Any]):
         self.rows = rows
         self.batch_size = batch_size
         self.skip = 0
-        """How many of a process's batches are left out, as they were seen in this epoch."""
+        """Number of a process's batches left out, as they were seen in this epoch."""
 
     def __iter__(self) -> Iterator[list[Draw]]:
         rng = np.random.default_rng([self.seed, self.epoch])

@@ -19,7 +19,7 @@ ValSplit = Literal["none", "synthetic", "auxiliary", "test"]
 
 
 class ValidationSplit:
-    """What ``data.val_split`` stands for; see :class:`~anomaly_clip.data.AnomalyData`.
+    """Meaning of ``data.val_split``; see :class:`~anomaly_clip.data.AnomalyData`.
 
     Args:
         data: The data module.

@@ -56,7 +56,7 @@ class AnomalyMethod(EvaluatedModule):
 
     @property
     def loader_needs(self) -> LoaderNeeds:
-        """What the method asks of the loaders: images of its size."""
+        """Needs of the loaders: images of its size."""
         return LoaderNeeds(self.image_size)
 
     @property

@@ -223,7 +223,7 @@ class FittedMethod(CNNMethod, ABC):
 
     @property
     def loader_needs(self) -> LoaderNeeds:
-        """What the method asks of the loaders: every image once."""
+        """Needs of the loaders: every image once."""
         return LoaderNeeds(self.image_size, single_pass=True)
 
     def setup(self, stage: str) -> None:

@@ -172,7 +172,7 @@ class Contrastive(LightningModule):
 
     @property
     def loader_needs(self) -> LoaderNeeds:
-        """What the training asks of the loaders: images of its size."""
+        """Needs of the loaders: images of its size."""
         return LoaderNeeds(self.image_size)
 
     def setup(self, stage: str) -> None:

@@ -100,7 +100,7 @@ class EvaluatedModule(LightningModule, ABC):
     @property
     @abstractmethod
     def loader_needs(self) -> LoaderNeeds:
-        """What the module asks of the loaders."""
+        """Needs of the loaders."""
 
     @abstractmethod
     def image_rows(self, outputs: Any, batch: Batch) -> list[dict[str, Any]]:

@@ -166,7 +166,7 @@ class LinearProbe(EvaluatedModule):
 
     @property
     def loader_needs(self) -> LoaderNeeds:
-        """What the probe asks of the loaders: BatchNorm cannot do with a batch of one image."""
+        """Needs of the loaders: BatchNorm cannot do with a batch of one image."""
         return LoaderNeeds(self.image_size, full_batches=not self.frozen)
 
     @property

@@ -148,7 +148,7 @@ class RegAD(TrainedMethod):
 
     @property
     def loader_needs(self) -> LoaderNeeds:
-        """What the method asks of the loaders: support in training, a test pass per round."""
+        """Needs of the loaders: support in training, a test pass per round."""
         return LoaderNeeds(self.image_size, support_images=self.shots, test_passes=self.rounds)
 
     def setup(self, stage: str) -> None:

@@ -164,7 +164,7 @@ class TAB(LightningModule):
 
     @property
     def loader_needs(self) -> LoaderNeeds:
-        """What the training asks of the loaders: BatchNorm cannot do with a batch of one image."""
+        """Needs of the loaders: BatchNorm cannot do with a batch of one image."""
         return LoaderNeeds(self.image_size, full_batches=True)
 
     # -- what is aligned with what ---------------------------------------------------------------
