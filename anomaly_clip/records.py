@@ -142,7 +142,7 @@ class WeightsRecord(TypedDict):
 
 @dataclass(frozen=True)
 class LoaderNeeds:
-    """What a module asks of the loaders; data modules read nothing else of it.
+    """Needs of a module from its loaders; data modules read nothing else of it.
 
     Args:
         image_size: Side of the square images in pixels; None: the data module decides.

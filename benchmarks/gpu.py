@@ -254,8 +254,8 @@ def run(lab: Lab, out: Path, only: Sequence[str] | None = None) -> dict[str, Any
     start = time.monotonic()
     found: dict[str, Any] = {}
     errors: dict[str, str] = {}
-    todo = {k: v for k, v in sections(lab.sizes).items() if only is None or k in only}
-    for name, section in todo.items():
+    chosen = {k: v for k, v in sections(lab.sizes).items() if only is None or k in only}
+    for name, section in chosen.items():
         if lab.has_time(name):
             begun = time.monotonic()
             try:

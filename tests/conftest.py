@@ -21,7 +21,9 @@ import torch
 from helpers import TINY_CLIP, Golden, save_picture, write_mvtec
 from hypothesis import settings
 from PIL import Image
+from standing_clock import StandingClock
 
+from anomaly_clip import progress
 from anomaly_clip.backbones import cnn
 from anomaly_clip.backbones.clip import CLIPBackbone
 from anomaly_clip.files import CACHE_VARIABLE
@@ -149,3 +151,24 @@ def tiny_sdp(tiny_clip_config: str, mvtec_root: Path, tmp_path: Path) -> list[st
         f"--output.root={tmp_path / 'runs'}",
         "--trainer.accelerator=cpu",
     ]
+
+
+@pytest.fixture
+def clock() -> StandingClock:
+    return StandingClock()
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let rich take standard error for a terminal."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    for name in ("TTY_COMPATIBLE", "TTY_INTERACTIVE", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def chatty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a line come with every item."""
+    for name in ("FIRST_LINE", "LINE_INTERVAL", "LINE_SHARE"):
+        monkeypatch.setattr(progress, name, 0.0)

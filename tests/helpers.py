@@ -21,6 +21,19 @@ from anomaly_clip.backbones.prompts import PromptEnsemble, RVSSettings
 from anomaly_clip.methods import SDPPlus
 from anomaly_clip.methods.cnn_method import FittedMethod
 
+SMALL_CLIP = {
+    "embed_dim": 16,
+    "vision_cfg": {
+        "image_size": 48,
+        "patch_size": 8,
+        "layers": 4,
+        "width": 24,
+        "head_width": 12,
+    },
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+"""A CLIP whose training takes no time."""
+
 TINY_CLIP = {
     "embed_dim": 12,
     "vision_cfg": {"image_size": 32, "layers": 4, "width": 24, "head_width": 12, "patch_size": 8},

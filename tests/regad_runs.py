@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
 from helpers import save_picture
+
+from anomaly_clip.backbones.cnn import CNNBackbone
+from anomaly_clip.methods import RegAD
+from anomaly_clip.methods.regad import PixelCNNSettings
 
 
 def words(verb: str, root: Path, runs: Path, *more: str) -> list[str]:
@@ -40,3 +47,31 @@ def three_categories(mvtec_root: Path) -> Path:
             mask[5:20, 8:30] = 255
             save_picture(mvtec_root / "cable" / "ground_truth" / "cut" / f"{number}_mask.png", mask)
     return mvtec_root
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Use one thread: the products here are many and small, and threads wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def pixel_cnn() -> CNNBackbone:
+    """Return RegAD's default ResNet with random weights, the same each time."""
+    torch.manual_seed(0)
+    return CNNBackbone.of(PixelCNNSettings(weights="random"))
+
+
+def trained_regad(backbone: CNNBackbone) -> RegAD:
+    """Return a method that counts as trained, with two references of a; its networks turn maps."""
+    found = RegAD(backbone, image_size=64, shots=2).eval()
+    found.trained.fill_(True)
+    for transformer in found.network.transformers:
+        transformer.look[-1].bias.data += torch.tensor([0.2, 0.1, -0.1])  # type: ignore[index,union-attr]
+    rng = np.random.default_rng(0)
+    found.remember(torch.from_numpy(rng.integers(0, 256, (2, 3, 64, 64), dtype=np.uint8)), "a")
+    return found

@@ -28,27 +28,6 @@ from anomaly_clip.progress import track
 Capture = pytest.CaptureFixture[str]
 
 
-@pytest.fixture
-def clock() -> StandingClock:
-    return StandingClock()
-
-
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let rich take standard error for a terminal."""
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("TERM", "xterm")
-    for name in ("TTY_COMPATIBLE", "TTY_INTERACTIVE", "NO_COLOR"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def chatty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a line come with every item."""
-    for name in ("FIRST_LINE", "LINE_INTERVAL", "LINE_SHARE"):
-        monkeypatch.setattr(progress, name, 0.0)
-
-
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers.*",
     "ignore:.*isinstance.treespec, LeafSpec.*",

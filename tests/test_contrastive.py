@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import SMALL_CLIP
 from processes import run_command
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -20,23 +21,11 @@ from anomaly_clip.methods.contrastive_captions import ImageLabels
 from anomaly_clip.methods.contrastive_network import PartEmbedding
 from anomaly_clip.records import Batch
 
-TINY = {
-    "embed_dim": 16,
-    "vision_cfg": {
-        "image_size": 48,
-        "patch_size": 8,
-        "layers": 4,
-        "width": 24,
-        "head_width": 12,
-    },
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-}
-
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.json"
-    path.write_text(json.dumps(TINY))
+    path.write_text(json.dumps(SMALL_CLIP))
     return path
 
 
@@ -231,7 +220,7 @@ def test_a_checkpoint_is_gone_on_with_as_it_was(
     assert main(words_of_a_run(tiny, root, *more)) == 0
     [inside] = (root / "tiny" / "1" / "checkpoints").glob("*step=4.ckpt")
     other = tmp_path / "other.json"
-    other.write_text(json.dumps({**TINY, "embed_dim": 8}))
+    other.write_text(json.dumps({**SMALL_CLIP, "embed_dim": 8}))
     for change, sentence in (
         (["--model.lr", "0.5"], "model.lr is 0.5, but"),
         (["--model.prompts.templates", '["a photo of {}."]'], "model.prompts is"),

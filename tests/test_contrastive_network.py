@@ -5,27 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import SMALL_CLIP
 
 from anomaly_clip.backbones.clip import CLIPBackbone
 from anomaly_clip.methods.contrastive_network import PartEmbedding, scale_values
-
-TINY = {
-    "embed_dim": 16,
-    "vision_cfg": {
-        "image_size": 48,
-        "patch_size": 8,
-        "layers": 4,
-        "width": 24,
-        "head_width": 12,
-    },
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-}
 
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.json"
-    path.write_text(json.dumps(TINY))
+    path.write_text(json.dumps(SMALL_CLIP))
     return path
 
 

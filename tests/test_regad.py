@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import yaml
 from detector_golden import fill_by_shape, golden_images, write_network
 from processes import run_command
-from regad_runs import ONE, three_categories, words
+from regad_runs import ONE, one_thread, pixel_cnn, three_categories, trained_regad, words
 from safetensors.torch import load_file
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
@@ -33,29 +33,18 @@ from anomaly_clip.metrics.evaluator import FIGURES, Evaluator, Results
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Use one thread: the products here are many and small, and threads wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")
 def backbone() -> CNNBackbone:
-    torch.manual_seed(0)
-    return CNNBackbone.of(PixelCNNSettings(weights="random"))
+    return pixel_cnn()
 
 
 @pytest.fixture(scope="module")
 def method(backbone: CNNBackbone) -> RegAD:
-    """Return a method that counts as trained, with two references of a; its networks turn maps."""
-    found = RegAD(backbone, image_size=64, shots=2).eval()
-    found.trained.fill_(True)
-    for transformer in found.network.transformers:
-        transformer.look[-1].bias.data += torch.tensor([0.2, 0.1, -0.1])  # type: ignore[index,union-attr]
-    rng = np.random.default_rng(0)
-    found.remember(torch.from_numpy(rng.integers(0, 256, (2, 3, 64, 64), dtype=np.uint8)), "a")
-    return found
+    return trained_regad(backbone)
 
 
 def near(own: Tensor, expected: Tensor, relative: float) -> None:

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from regad_runs import one_thread, pixel_cnn
 from safetensors.torch import load_file
 from scipy.ndimage import affine_transform
 from torch.testing import assert_close
 
 from anomaly_clip.backbones.cnn import CNNBackbone
-from anomaly_clip.methods.regad import PixelCNNSettings
 from anomaly_clip.methods.regad_network import (
     RegistrationNetwork,
     augment,
@@ -22,17 +22,13 @@ from anomaly_clip.methods.regad_network import (
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Use one thread: the products here are many and small, and threads wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")
 def backbone() -> CNNBackbone:
-    torch.manual_seed(0)
-    return CNNBackbone.of(PixelCNNSettings(weights="random"))
+    return pixel_cnn()
 
 
 @pytest.mark.golden

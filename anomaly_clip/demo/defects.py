@@ -1,4 +1,4 @@
-"""What can happen to the things of `surfaces`: eight kinds of defect, not yet lit.
+"""Eight kinds of defect for the things of `surfaces`, not yet lit.
 
 A defect changes colour, relief, outline or gloss in a small patch of a scene. Places are drawn on
 the product; tones go up or down at random, where the product leaves room for both, so that neither

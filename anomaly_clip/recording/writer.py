@@ -115,7 +115,7 @@ class RunWriter(Callback):
 
     @property
     def num_scored(self) -> int:
-        """How many images this process has scored."""
+        """Number of images that this process has scored."""
         return 0 if self._records is None else len(self._records.rows)
 
     # -- what a run does -------------------------------------------------------------------------
@@ -259,7 +259,7 @@ class RunWriter(Callback):
 
     @property
     def records(self) -> ImageRecords:
-        """What is kept of the images of this run."""
+        """Records of the images of this run."""
         assert self._records is not None
         return self._records
 

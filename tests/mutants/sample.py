@@ -98,9 +98,9 @@ CALLS = {
     "cumsum": "clone",
 }
 PATHS = re.compile(r"folder|root|path|parent|nowhere|own\b", re.IGNORECASE)
-"""What is divided is a path: nothing is computed."""
+"""Names of paths, whose division computes nothing."""
 TEXT = (ast.JoinedStr, ast.Raise, ast.Assert, ast.Import, ast.ImportFrom)
-"""What is left alone."""
+"""Nodes left alone."""
 
 
 class Mutant(NamedTuple):
