@@ -1,6 +1,6 @@
 """Count the error messages that name the value they complain about.
 
-    python tests/error_messages.py                        print the share and the messages without a value
+    python tests/error_messages.py                        print those without a value, and the share
     python tests/error_messages.py --sample 60 --seed 15  print a random sample to judge by eye
 
 A message names a value if it interpolates an expression. Calls of the shared checks
@@ -39,19 +39,14 @@ def messages(root: Path = PACKAGE) -> Iterator[Message]:
         label = str(path.relative_to(root.parent))
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
-                argument = node.exc.args[0]
-                names_value = _interpolates(argument)
-                yield Message(
-                    label,
-                    node.lineno,
-                    ast.unparse(node.exc.func),
-                    ast.unparse(argument),
-                    names_value,
-                )
-            elif isinstance(node, ast.Call) and ast.unparse(node.func).startswith("check_"):
-                if path.name != "errors.py" and node.args:
+                error, argument = ast.unparse(node.exc.func), node.exc.args[0]
+                text = ast.unparse(argument)
+                yield Message(label, node.lineno, error, text, _interpolates(argument))
+            elif isinstance(node, ast.Call) and path.name != "errors.py":
+                function = ast.unparse(node.func)
+                if function.startswith("check_") and node.args:
                     text = ", ".join(ast.unparse(argument) for argument in node.args)
-                    yield Message(label, node.lineno, ast.unparse(node.func), text, True)
+                    yield Message(label, node.lineno, function, text, True)
 
 
 def _interpolates(argument: ast.expr) -> bool:
