@@ -35,7 +35,7 @@ WORDS = {
     r"pictures?": "images; photographs where they are photographs",
     r"beside": "next to, alongside, compared with, in addition to",
     r"go(?:es|ing)? on(?! to\b)": "continues, resumes",
-    r"sentences?": "prompts; messages",
+    r"sentences": "prompts; messages",
     r"specifications?": "the page in docs/methods/, or the paper with its section",
     r"made by code": "generated",
     r"is said (?:of|instead|where|when)": "text, message, label",

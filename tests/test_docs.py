@@ -1,0 +1,144 @@
+"""README, CONTRIBUTING and docs: links, commands, examples, length."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import save_picture, write_mvtec
+
+from anomaly_clip.cli import main
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+LONGEST_README = 1400  # words: it is an entrance, and the rest lies in docs/
+
+
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub forms them."""
+    headings = re.findall(r"^#+ (.+)$", text_of(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken_links(page: Path) -> list[str]:
+    """Return the links of a page to files or headings that do not exist."""
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", text_of(page), flags=re.S)):
+        target, _, anchor = link.partition("#")
+        if re.match(r"\w+:", link):
+            continue
+        file = (page.parent / target).resolve() if target else page
+        if not file.exists() or (anchor and anchor not in anchors(file)):
+            broken.append(link)
+    return broken
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    assert broken_links(page) == []
+
+
+def test_a_broken_link_is_noticed(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# A title\n[a](page.md#a-title) [b](page.md#b) [c](no.md) [d](https://x.org)")
+    assert broken_links(page) == ["page.md#b", "no.md"]
+
+
+def test_every_page_is_listed() -> None:
+    index = ROOT / "docs" / "README.md"
+    listed = {
+        (index.parent / link).resolve() for link in re.findall(r"\]\(([^)]+)\)", text_of(index))
+    }
+    assert set((ROOT / "docs").rglob("*.md")) - {index} <= listed
+
+
+def test_the_readme_is_short() -> None:
+    assert len(text_of(ROOT / "README.md").split()) <= LONGEST_README
+
+
+def commands() -> list[str]:
+    """Return the distinct command lines of all pages, without those of methods defined in them."""
+    lines: dict[str, None] = {}
+    for page in PAGES:
+        text = text_of(page)
+        for line in re.findall(r"^anomaly_clip .+$", text, re.MULTILINE):
+            if not line.startswith("anomaly_clip VERB"):
+                lines[line] = None
+        for line in re.findall(r"`(anomaly_clip [^`]+ --(?:config|table|data) [^`]+)`", text):
+            lines[line] = None
+    return list(lines)
+
+
+def test_commands_are_collected() -> None:
+    assert len(commands()) > 40
+
+
+@pytest.mark.parametrize("line", commands())
+def test_every_command_parses(
+    line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    arguments = shlex.split(line, comments=True)[1:]
+    if earlier := {"--ckpt_path", "--resume"}.intersection(arguments):  # of a reader's own run
+        path = arguments[arguments.index(earlier.pop()) + 1]
+        assert main(arguments) == 2
+        assert path in capsys.readouterr().err
+        return
+    # Only experiments have a configuration to print.
+    experiment = arguments[0] in ("fit", "validate", "test", "predict")
+    helps = any(argument.endswith("help") for argument in arguments)
+    arguments += [] if helps else ["--print_config" if experiment else "--help"]
+    assert main(arguments) == 0
+    capsys.readouterr()
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """Return the code blocks of a page in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text_of(ROOT / page), re.MULTILINE | re.S)
+
+
+def test_the_python_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = blocks("README.md", "python")
+    exec(compile(code, "README.md", "exec"), {})
+    assert 0.5 < float(capsys.readouterr().out.splitlines()[-1]) <= 1
+
+
+@pytest.fixture
+def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder with the files of CONTRIBUTING.md, importable and the working directory."""
+    for code in [*blocks("CONTRIBUTING.md", "python"), *blocks("CONTRIBUTING.md", "yaml")]:
+        name = code.partition("\n")[0].removeprefix("# ")
+        (tmp_path / name).write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+TINY = ["--model.backbone.weights=random", "--model.image_size=32", "--trainer.accelerator=cpu"]
+
+
+def test_the_example_method_works(example: Path) -> None:
+    root = write_mvtec(example)
+    assert main(["each", "--config=mean_cosine.yaml", f"--data.root={root}", *TINY]) == 0
+    assert (example / "runs" / "mean_cosine" / "1" / "metrics.json").is_file()
+    test = importlib.import_module("test_mean_cosine")
+    test.test_maps_are_cosine_distances_to_the_mean()
+
+
+def test_the_example_data_set_works(example: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("train/ok/0", "train/ok/1", "test/ok/0", "test/ng/0"):
+        pixels = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        save_picture(example / "factory" / "plank" / f"{name}.png", pixels)
+    data = ["--data=my_factory.MyFactory", "--data.root=factory"]
+    assert main(["check", *data]) == 0
+    assert main(["fit", "--config=mean_cosine.yaml", *data, *TINY]) == 0
+    assert main(["test", "--ckpt_path=runs/mean_cosine/1/checkpoints/last.ckpt"]) == 0
