@@ -42,6 +42,8 @@ WORDS = {
 }
 """Regular expressions of words to avoid in prose, and what to write instead."""
 
+CODE = re.compile(r"`[^`\n]*`|^ *(?:>>>|\.\.\.) .*$", re.MULTILINE)
+
 PATTERN = re.compile("|".join(rf"(?P<w{i}>\b{word}\b)" for i, word in enumerate(WORDS)), re.I)
 
 VAGUE = frozenset({"asked", "found", "known", "made", "one", "own", "said", "told", "wanted"})
@@ -91,6 +93,11 @@ def words_in(text: str) -> Iterator[tuple[int, str]]:
         yield text.count("\n", 0, match.start()), f"{match[0]!r}: write {advice}"
 
 
+def without_code(text: str) -> str:
+    """Return a text with code between back quotes and doctests blanked; its lines stay."""
+    return CODE.sub(lambda match: " " * len(match[0]), text)
+
+
 def check_python(path: Path, source: str) -> Iterator[Finding]:
     """Check docstrings, comments, messages and local names of a module."""
     tree = ast.parse(source)
@@ -101,7 +108,7 @@ def check_python(path: Path, source: str) -> Iterator[Finding]:
                 first = node.value.strip().splitlines()[0]
                 yield Finding(path, node.lineno, f"begin with a noun or an imperative: {first!r}")
             if id(node) in heads or " " in node.value.strip():  # a text, not a key
-                for offset, message in words_in(node.value):
+                for offset, message in words_in(without_code(node.value)):
                     yield Finding(path, node.lineno + offset, message)
         name = _stored_name(node)
         if name in VAGUE:
@@ -124,9 +131,8 @@ def _stored_name(node: ast.AST) -> str | None:
 
 
 def check_text(path: Path, source: str) -> Iterator[Finding]:
-    """Check a text file, without what stands between back quotes."""
-    masked = re.sub(r"`[^`\n]*`", lambda match: " " * len(match[0]), source)
-    for offset, message in words_in(masked):
+    """Check a text file, without its code between back quotes."""
+    for offset, message in words_in(without_code(source)):
         yield Finding(path, 1 + offset, message)
 
 
