@@ -233,7 +233,7 @@ def nut(c: Canvas) -> Surface:
 
 
 def gear(c: Canvas) -> Surface:
-    """A toothed wheel with hub, bore and lightening holes."""
+    """A toothed wheel with hub, bore and weight-saving holes."""
     pitch_radius, teeth = 0.33 * c.zoom, c.category.count
     r, angle = cv2.magnitude(c.u, c.v), cv2.phase(c.u, c.v)
     tooth = np.clip(np.cos(angle * teeth) * 1.6, -1, 1)
