@@ -1,6 +1,6 @@
 """Visual anomaly detection with CLIP.
 
-Importing the package is instant: nothing heavy is loaded until a submodule asks for it.
+Importing the package is instant: heavy dependencies are loaded by the submodules that use them.
 """
 
 __version__ = "0.1.0"

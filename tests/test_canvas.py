@@ -1,4 +1,4 @@
-"""Noise, colours and planes that made-up photographs are drawn with."""
+"""Tests of the noise, colours and planes of the demo images."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings
 
-SENTENCES = ["a photo of a bottle.", "a photo of a damaged metal nut for visual inspection.", "a"]
+PROMPTS = ["a photo of a bottle.", "a photo of a damaged metal nut for visual inspection.", "a"]
 
 
 @pytest.mark.golden
@@ -53,13 +53,13 @@ def test_mean_and_std_are_arguments(tiny_clip_config: str) -> None:
 
 
 def test_text_agrees_with_open_clip_at_full_length(tiny_clip: CLIPBackbone) -> None:
-    expected = tiny_clip.model.encode_text(tiny_clip.tokenize(SENTENCES))
-    assert_close(tiny_clip.encode_text(SENTENCES), expected, atol=1e-6, rtol=1e-5)
-    alone = torch.cat([tiny_clip.encode_text([sentence]) for sentence in SENTENCES])
+    expected = tiny_clip.model.encode_text(tiny_clip.tokenize(PROMPTS))
+    assert_close(tiny_clip.encode_text(PROMPTS), expected, atol=1e-6, rtol=1e-5)
+    alone = torch.cat([tiny_clip.encode_text([prompt]) for prompt in PROMPTS])
     assert_close(alone, expected, atol=1e-6, rtol=1e-5)
 
 
-def test_positions_behind_the_longest_sentence_are_left_out(
+def test_positions_after_the_longest_prompt_are_left_out(
     tiny_clip: CLIPBackbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lengths = []
@@ -74,7 +74,7 @@ def test_positions_behind_the_longest_sentence_are_left_out(
     assert lengths == [5]  # start, a, nut, full stop, end
 
 
-def test_frozen_and_in_evaluation_mode_whatever_its_owner_does(tiny_clip: CLIPBackbone) -> None:
+def test_frozen_and_in_evaluation_mode_even_if_set_to_training(tiny_clip: CLIPBackbone) -> None:
     tiny_clip.train()
     assert not any(module.training for module in tiny_clip.modules())
     assert not any(parameter.requires_grad for parameter in tiny_clip.parameters())
@@ -85,7 +85,7 @@ def test_autocast_does_not_reach_the_frozen_weights(tiny_clip: CLIPBackbone) -> 
     expected = tiny_clip(images)[0].projected
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(tiny_clip(images)[0].projected, expected)
-        assert tiny_clip.encode_text(SENTENCES).dtype == torch.float32
+        assert tiny_clip.encode_text(PROMPTS).dtype == torch.float32
 
 
 def test_cast_weights_give_nearly_the_same(tiny_clip_config: str) -> None:
@@ -130,8 +130,8 @@ def test_images_of_another_shape(tiny_clip: CLIPBackbone, shape: tuple[int, ...]
         tiny_clip(torch.zeros(shape))
 
 
-def test_what_no_tensor_shows_is_part_of_the_identity(tmp_path: Path) -> None:
-    """Activations and numbers of heads change features, so caches must tell them apart."""
+def test_the_identity_covers_activations_and_heads(tmp_path: Path) -> None:
+    """Activations and numbers of heads change features, so caches must distinguish them."""
     vision = TINY_CLIP["vision_cfg"]
     assert isinstance(vision, dict)
     changes: tuple[dict[str, Any], ...] = (

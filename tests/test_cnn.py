@@ -45,8 +45,8 @@ def test_channels_and_strides() -> None:
     backbone = CNNBackbone(weights="random", layers=["layer1", "layer3", "pooled"])
     assert backbone.channels == {"layer1": 64, "layer3": 256, "pooled": 512}
     assert backbone.strides == {"layer1": 4, "layer3": 16}
-    found = backbone(torch.zeros(2, 3, 224, 224, dtype=torch.uint8))
-    shapes = {name: tuple(value.shape) for name, value in found.items()}
+    features = backbone(torch.zeros(2, 3, 224, 224, dtype=torch.uint8))
+    shapes = {name: tuple(value.shape) for name, value in features.items()}
     assert shapes == {"layer1": (2, 64, 56, 56), "layer3": (2, 256, 14, 14), "pooled": (2, 512)}
 
 
@@ -85,10 +85,10 @@ def test_forms_of_files(state_file: Path, tmp_path: Path, form: str) -> None:
         torch.save({"model": {f"module.backbone.{k}": v for k, v in state.items()}}, file)
     else:
         torch.save({k: v for k, v in state.items() if not k.startswith("fc.")}, file)
-    one, other = (CNNBackbone(weights=str(f), layers=["layer3"]) for f in (state_file, file))
-    assert one.identity == other.identity
+    first, other = (CNNBackbone(weights=str(f), layers=["layer3"]) for f in (state_file, file))
+    assert first.identity == other.identity
     images = torch.randn(1, 3, 64, 64)
-    assert_close(one(images), other(images), atol=0, rtol=0)
+    assert_close(first(images), other(images), atol=0, rtol=0)
 
 
 def test_the_identity_follows_the_weights_that_are_used(state_file: Path, tmp_path: Path) -> None:
@@ -103,14 +103,14 @@ def test_the_identity_follows_the_weights_that_are_used(state_file: Path, tmp_pa
 
 
 def test_random_weights_follow_the_seed_alone() -> None:
-    found = []
+    backbones = []
     for seed, draws in ((0, 0), (0, 3), (1, 0)):
         torch.manual_seed(seed)
         torch.rand(draws)
-        found.append(CNNBackbone(weights="random", layers=["layer1"]))
-    assert found[0].identity == found[1].identity != found[2].identity
-    assert found[0].weights["random"]
-    assert found[0].weights["sha256"] is None
+        backbones.append(CNNBackbone(weights="random", layers=["layer1"]))
+    assert backbones[0].identity == backbones[1].identity != backbones[2].identity
+    assert backbones[0].weights["random"]
+    assert backbones[0].weights["sha256"] is None
 
 
 def test_nodes_of_other_models(tmp_path: Path) -> None:
@@ -127,24 +127,24 @@ def test_nodes_of_other_models(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "layer", "sentence"),
+    ("name", "layer", "message"),
     [
-        ("vit_b_16", "encoder.ln", "vit_b_16 takes no images of 256 pixels"),
+        ("vit_b_16", "encoder.ln", "vit_b_16 does not accept images of 256 pixels"),
         ("swin_t", "features.1", r"features.1 of swin_t has the shape \(1, 64, 64, 96\)"),
     ],
 )
-def test_transformers_are_refused(name: str, layer: str, sentence: str) -> None:
-    with pytest.raises(ValueError, match=f"{sentence}.*: take a convolutional network"):
+def test_transformers_are_rejected(name: str, layer: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"{message}.*; use a convolutional network"):
         CNNBackbone(name, "random", [layer])
 
 
-def test_a_broken_download_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_corrupt_download_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError('invalid hash value (expected "f37072fd", got "00000000")')
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(WeightsEnum, "get_state_dict", broken)
-    with pytest.raises(ValueError, match=r"resnet18-f37072fd.pth came broken \(.*\): try again"):
+    with pytest.raises(ValueError, match=r"download of resnet18-f37072fd.pth is corrupt \(.*\)"):
         CNNBackbone(layers=["layer1"])
 
 
@@ -160,7 +160,7 @@ def test_imagenet_weights_come_from_the_cache(
     assert backbone.identity == CNNBackbone(weights=str(state_file), layers=["layer1"]).identity
 
 
-def test_without_network_one_sentence_says_what_to_do(
+def test_without_network_the_error_names_ways_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
@@ -173,40 +173,40 @@ def test_without_network_one_sentence_says_what_to_do(
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "message"),
     [
-        ({"name": "resnt18"}, "torchvision has no such model: did you mean resnet18"),
+        ({"name": "resnt18"}, "torchvision has no such model; did you mean resnet18"),
         ({"layers": ["layer9"]}, "resnet18 has no layer9"),
-        ({"name": "squeezenet1_1"}, "backbone.layers of squeezenet1_1: say which"),
+        ({"name": "squeezenet1_1"}, "backbone.layers of squeezenet1_1 is not set"),
         ({"weights": ""}, "backbone.weights of resnet18 is empty"),
         ({"weights": "nowhere.pt"}, "there is no such file"),
     ],
 )
-def test_bad_settings_are_named(options: dict[str, Any], sentence: str) -> None:
-    with pytest.raises((ValueError, FileNotFoundError), match=sentence):
+def test_bad_settings_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         CNNBackbone.of(CNNSettings(**{"weights": "random", **options}))
 
 
 def test_files_that_do_not_fit_are_named(state_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"lacks layer1\.0\.conv3\.weight and .* more: is it of"):
+    with pytest.raises(ValueError, match=r"lacks layer1\.0\.conv3\.weight and .* more; give"):
         CNNBackbone("resnet50", str(state_file))
     state = torch.load(state_file, weights_only=True)
     torch.save({**state, "extra.weight": torch.zeros(1)}, tmp_path / "more.pt")
-    with pytest.raises(ValueError, match=r"resnet18 does not know extra\.weight"):
+    with pytest.raises(ValueError, match=r"has the unexpected key extra\.weight; give weights"):
         CNNBackbone(weights=str(tmp_path / "more.pt"))
     state["conv1.weight"] = torch.zeros(64, 1, 7, 7)
     torch.save(state, tmp_path / "grey.pt")
-    with pytest.raises(ValueError, match=r"has another shape of conv1\.weight"):
+    with pytest.raises(ValueError, match=r"has a different shape for conv1\.weight"):
         CNNBackbone(weights=str(tmp_path / "grey.pt"))
     (tmp_path / "text.pt").write_text("no weights")
     torch.save({"a": 1}, tmp_path / "poor.pt")
     torch.save(nn.Linear(1, 1), tmp_path / "module.pt")
-    for name, sentence in (
-        ("text.pt", "not weights that can be read safely"),
-        ("poor.pt", "there are no weights in it"),
-        ("module.pt", "not weights that can be read safely"),
+    for name, message in (
+        ("text.pt", "cannot be read safely as weights"),
+        ("poor.pt", "contains no weights"),
+        ("module.pt", "cannot be read safely as weights"),
     ):
-        with pytest.raises(ValueError, match=sentence):
+        with pytest.raises(ValueError, match=message):
             read_state(tmp_path / name)
     with pytest.raises(ValueError, match=r"expected images \(B, 3, H, W\), got \(1, 1, 64, 64\)"):
         CNNBackbone(weights=str(state_file))(torch.zeros(1, 1, 64, 64))

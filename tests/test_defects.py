@@ -1,4 +1,4 @@
-"""Defects of made-up photographs: a part of the scene changes, the scene itself does not."""
+"""Tests of synthetic defects: a copy of a part changes, the scene itself does not."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def test_a_defect_depends_on_its_generator_alone() -> None:
     assert np.array_equal(first[2].albedo, again[2].albedo)
 
 
-def test_a_patch_has_even_bounds_inside_the_picture() -> None:
+def test_a_patch_has_even_bounds_inside_the_image() -> None:
     whole = scene("wood")
     patch = DefectPatch(whole, LIGHT, np.random.default_rng(0), (0.1, 0.9), (-0.3, -0.1, 0.2, 0.3))
     assert (patch.columns.start, patch.rows.stop) == (0, 128)
     for cut in (patch.rows, patch.columns):
         assert cut.start % 2 == cut.stop % 2 == 0
-    # Coordinates are picture widths from the place of the defect.
+    # Coordinates are image widths from the place of the defect.
     assert patch.x[0, 0] == pytest.approx(0.5 / 128 - 0.1)
     assert patch.y[-1, 0] == pytest.approx(1 - 0.5 / 128 - 0.9)

@@ -26,53 +26,53 @@ def test_a_listing_without_files() -> None:
     assert not any(s.image.exists() for s in samples)
 
 
-def test_items_are_the_generators_pictures() -> None:
+def test_items_are_the_generated_images() -> None:
     data = Demo(categories=WORDS, num_test=20, picture_size=64, image_size=64, seed=5)
     dataset, samples = data.dataset("test"), data.samples("test")
     for index in (0, 13):
         item, sample = dataset[index], samples[index]
         number = int(sample.image.stem)
-        picture = draw_picture(NAME_OF_WORDS[sample.category], 5, number, sample.defect, 64)
-        assert torch.equal(item["image"].permute(1, 2, 0), torch.from_numpy(picture.image))
-        assert torch.equal(item["mask"], torch.from_numpy(picture.mask))
+        photo = draw_picture(NAME_OF_WORDS[sample.category], 5, number, sample.defect, 64)
+        assert torch.equal(item["image"].permute(1, 2, 0), torch.from_numpy(photo.image))
+        assert torch.equal(item["mask"], torch.from_numpy(photo.mask))
         assert item["mask"].any() == sample.label
 
 
-def test_another_seed_and_another_split_give_other_pictures() -> None:
+def test_another_seed_and_another_split_give_other_images() -> None:
     def first(split: str, seed: int) -> torch.Tensor:
         data = Demo(categories=WORDS, num_test=4, picture_size=64, image_size=64, seed=seed)
         return data.dataset(split)[0]["image"]  # type: ignore[arg-type]
 
-    pictures = [first("test", 0), first("test", 1), first("train", 0)]
-    assert torch.equal(first("test", 0), pictures[0])
-    assert not torch.equal(pictures[0], pictures[1])
-    assert not torch.equal(pictures[0], pictures[2])
+    images = [first("test", 0), first("test", 1), first("train", 0)]
+    assert torch.equal(first("test", 0), images[0])
+    assert not torch.equal(images[0], images[1])
+    assert not torch.equal(images[0], images[2])
 
 
-def test_all_categories_have_words_of_their_own() -> None:
+def test_all_category_names_are_distinct() -> None:
     assert len(NAME_OF_WORDS) == len(CATEGORIES)
     assert Demo(image_size=32).categories == sorted(c.words for c in CATEGORIES.values())
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "message"),
     [
         ({"num_test": 0}, "data.num_test must be 1 or more"),
         ({"picture_size": 32}, "data.picture_size must be 64 or more"),
         ({"seed": -1}, "data.seed must be 0 or more"),
     ],
 )
-def test_options_that_do_not_fit(options: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
+def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         Demo(**options)
 
 
-def test_an_unknown_category_is_named_with_the_known() -> None:
+def test_an_unknown_category_is_reported_with_the_valid_ones() -> None:
     with pytest.raises(ValueError, match=r"'oak' is not in demo-0 \(there: .*oak wood board"):
         _ = Demo(categories=["oak"]).categories
 
 
-def test_an_auxiliary_set_of_the_same_pictures_is_refused() -> None:
+def test_an_auxiliary_set_of_the_same_images_is_rejected() -> None:
     options: dict[str, Any] = {"categories": ["steel nut"], "num_test": 4, "image_size": 32}
     same = Demo(**options, auxiliary=Demo(**options))
     assert len(same.overlap()) == 4

@@ -1,4 +1,4 @@
-"""The small CLIP that comes with the project: what it is made of, and that it detects."""
+"""Tests of the small CLIP that comes with the project: its training record and its detection."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CARD = ASSETS / "demo_clip.md"
 WEIGHTS = ASSETS / "demo_clip.safetensors"
 MEASURED = Path(__file__).parent.parent / "benchmarks" / "results" / "demo_clip.json"
 
-# What the shipped weights reach on a small set of held-out categories, less 0.02.
+# Results of the shipped weights on a small set of held-out categories, minus 0.02.
 FLOORS = {"image_auroc": 0.937 - 0.02, "pixel_auroc": 0.977 - 0.02, "pixel_ap": 0.656 - 0.02}
 SMALL_SET = [
     "blue denim cloth",
@@ -58,7 +58,7 @@ def record() -> dict[str, Any]:
     return trained_on
 
 
-def test_what_the_demo_tests_was_never_trained_on(record: dict[str, Any]) -> None:
+def test_the_demo_tests_held_out_categories_only(record: dict[str, Any]) -> None:
     data = settings("demo.yaml")["data"]["init_args"]
     tested = set(data["categories"])
     assert len(tested) >= 6
@@ -73,35 +73,35 @@ def test_what_the_demo_tests_was_never_trained_on(record: dict[str, Any]) -> Non
 def test_the_weights_are_those_of_the_training_configuration(record: dict[str, Any]) -> None:
     config = settings("demo_clip.yaml")
     data = config["data"]["init_args"]
-    found = Demo(categories=data["categories"], train_categories="others").train_categories
-    assert record["categories"] == found
+    trained_on = Demo(categories=data["categories"], train_categories="others").train_categories
+    assert record["categories"] == trained_on
     assert set(data["categories"]) == set(settings("demo.yaml")["data"]["init_args"]["categories"])
-    pictures = 2 * data["num_scenes"] * config["trainer"]["max_epochs"]
-    assert record["pictures"] == pictures
+    num_images = 2 * data["num_scenes"] * config["trainer"]["max_epochs"]
+    assert record["pictures"] == num_images
 
 
-def test_the_file_is_small_and_the_card_speaks_of_it() -> None:
+def test_the_file_is_small_and_identified_in_the_card() -> None:
     assert WEIGHTS.stat().st_size <= 10_000_000
     backbone = CLIPBackbone(pretrained="demo")
     card = CARD.read_text(encoding="utf-8")
     assert backbone.identity in card
-    assert "«" not in card  # nothing is left to be filled in
+    assert "«" not in card  # no placeholder is left
 
 
-def test_the_cards_figures_are_those_that_were_measured() -> None:
+def test_the_card_states_the_measured_results() -> None:
     measured = json.loads(MEASURED.read_text(encoding="utf-8"))
     assert measured["weights"] == CLIPBackbone(pretrained="demo").identity
     card = CARD.read_text(encoding="utf-8")
-    for seed, found in measured["held_out"].items():
-        mean = found["mean"]
+    for seed, results in measured["held_out"].items():
+        mean = results["mean"]
         row = " | ".join(f"{mean[k]:.3f}" for k in ("image_auroc", "pixel_auroc", "pixel_ap"))
         assert f"| {seed}" in card
         assert row in card
     for name in ("random weights", "centre prior", "median colour"):
         assert f"{measured['controls'][name]['pixel_auroc']:.3f}" in card
-    for kind, found in measured["magnetic_tile"]["demo"].items():
+    for kind, result in measured["magnetic_tile"]["demo"].items():
         if kind != "mean":
-            assert f"| {kind} | {found['image_auroc']:.3f} | {found['pixel_auroc']:.3f}" in card
+            assert f"| {kind} | {result['image_auroc']:.3f} | {result['pixel_auroc']:.3f}" in card
 
 
 def test_demo_is_found_without_a_name_or_a_network() -> None:
@@ -132,7 +132,7 @@ def small_set(sdp: SDP) -> list[Batch]:
     data = Demo(
         categories=SMALL_SET,
         num_test=24,
-        seed=504,  # of no training, tuning or test set
+        seed=504,  # not used in any training, tuning or test set
         picture_size=settings("demo.yaml")["data"]["init_args"]["picture_size"],
         image_size=sdp.image_size,
         num_workers=0,
@@ -141,18 +141,18 @@ def small_set(sdp: SDP) -> list[Batch]:
 
 
 @pytest.mark.slow
-def test_it_detects_what_it_never_saw(sdp: SDP, small_set: list[Batch]) -> None:
+def test_it_detects_defects_of_held_out_categories(sdp: SDP, small_set: list[Batch]) -> None:
     evaluator = Evaluator(SMALL_SET)
     for batch in small_set:
         evaluator.update(sdp.score(batch["image"], batch["category"]), batch)
-    found = evaluator.compute()["mean"]
+    mean = evaluator.compute()["mean"]
     for name, floor in FLOORS.items():
-        assert (found[name] or 0) >= floor, (name, found[name])
+        assert (mean[name] or 0) >= floor, (name, mean[name])
 
 
 @pytest.mark.slow
-def test_the_words_decide(sdp: SDP, small_set: list[Batch]) -> None:
-    """Words for abnormal detect; exchanged they mislead, and words that mean the same do little."""
+def test_detection_depends_on_the_prompts(sdp: SDP, small_set: list[Batch]) -> None:
+    """Swapped prompts invert the scores, and prompts with the same meaning barely detect."""
     with torch.no_grad():
         classes = torch.cat([sdp.encode(batch["image"])[1] for batch in small_set])
     labels = torch.cat([batch["label"] for batch in small_set])
@@ -160,13 +160,14 @@ def test_the_words_decide(sdp: SDP, small_set: list[Batch]) -> None:
 
     def area(texts: dict[str, Tensor]) -> float:
         score = text_score(classes, torch.stack([texts[name] for name in names]))
-        own = [torch.tensor([name == wanted for name in names]) for wanted in SMALL_SET]
-        return sum(auroc(score[of], labels[of]) for of in own) / len(own)
+        masks = [torch.tensor([name == category for name in names]) for category in SMALL_SET]
+        return sum(auroc(score[mask], labels[mask]) for mask in masks) / len(masks)
 
     real = {name: sdp.text(name) for name in SMALL_SET}
-    found = area(real)
-    assert found > 0.7
-    assert area({name: text.flip(-1) for name, text in real.items()}) == pytest.approx(1 - found)
+    detection = area(real)
+    assert detection > 0.7
+    swapped = area({name: text.flip(-1) for name, text in real.items()})
+    assert swapped == pytest.approx(1 - detection)
     rng = torch.Generator().manual_seed(0)
     rows = {
         name: embed_sentences(sdp.backbone, PromptEnsemble().sentences(name)[0])
@@ -175,15 +176,17 @@ def test_the_words_decide(sdp: SDP, small_set: list[Batch]) -> None:
     apart = []
     for _ in range(10):
         halves = {}
-        for name, words in rows.items():
-            parts = torch.randperm(len(words), generator=rng).chunk(2)
-            columns = [representative_vector(words[part], RVSSettings("mean")) for part in parts]
+        for name, embeddings in rows.items():
+            parts = torch.randperm(len(embeddings), generator=rng).chunk(2)
+            columns = [
+                representative_vector(embeddings[part], RVSSettings("mean")) for part in parts
+            ]
             halves[name] = torch.stack(columns, dim=1)
         apart.append(abs(area(halves) - 0.5))
-    assert sum(apart) / len(apart) < 0.5 * (found - 0.5)
+    assert sum(apart) / len(apart) < 0.5 * (detection - 0.5)
 
 
-def test_the_factor_of_100_leaves_scores_apart(sdp: SDP, small_set: list[Batch]) -> None:
+def test_the_factor_of_100_keeps_scores_distinct(sdp: SDP, small_set: list[Batch]) -> None:
     batch = small_set[0]
     score = sdp.score(batch["image"], batch["category"])["image_score"]
     assert ((score > 0.01) & (score < 0.99)).float().mean() > 0.5
@@ -191,15 +194,15 @@ def test_the_factor_of_100_leaves_scores_apart(sdp: SDP, small_set: list[Batch])
 
 
 def test_the_demo_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["test", "--config", str(CONFIGS / "demo.yaml"), "--output.root", str(tmp_path)]
-    words += ["--data.categories", "[black leather]", "--data.num_test", "6"]
-    assert main([*words, "--data.num_workers", "0"]) == 0
-    said = capsys.readouterr()
+    arguments = ["test", "--config", str(CONFIGS / "demo.yaml"), "--output.root", str(tmp_path)]
+    arguments += ["--data.categories", "[black leather]", "--data.num_test", "6"]
+    assert main([*arguments, "--data.num_workers", "0"]) == 0
+    printed = capsys.readouterr()
     run = tmp_path / "demo" / "1"
     page = (run / "report.html").read_text(encoding="utf-8")
     assert len(re.findall("<img ", page)) == 6 == len(list(run.rglob("*.webp")))
-    for text in (page, said.out):
+    for text in (page, printed.out):
         assert "demo weights" in " ".join(text.split())
-    assert str(run / "report.html") in "".join(said.err.split())
+    assert str(run / "report.html") in "".join(printed.err.split())
     weights = json.loads((run / "metrics.json").read_text())["run"]["weights"]
     assert weights["pretrained"] == weights["backbone"] == "demo"

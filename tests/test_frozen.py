@@ -11,12 +11,12 @@ from anomaly_clip.backbones.frozen import FrozenBackbone, fingerprint
 
 
 class Plain(FrozenBackbone):
-    """One convolution and a head in float32."""
+    """Backbone of one convolution, with a linear layer outside the tower."""
 
     def __init__(self, mean: list[float], std: list[float]) -> None:
         super().__init__(mean, std)
         self.convolution = nn.Conv2d(3, 2, 1)
-        self.words = nn.Linear(2, 2)
+        self.text = nn.Linear(2, 2)
 
     @property
     def label(self) -> tuple[str, str]:
@@ -51,7 +51,7 @@ def test_casting_reaches_the_tower_alone_and_keeps_the_identity() -> None:
     before = fingerprint(backbone.network)
     backbone.cast(torch.bfloat16)
     assert backbone.tower.weight.dtype == torch.bfloat16
-    assert backbone.words.weight.dtype == torch.float32
+    assert backbone.text.weight.dtype == torch.float32
     images = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
     assert backbone.normalise(images).dtype == torch.bfloat16
     assert backbone.identity == before != fingerprint(backbone.network)
@@ -68,7 +68,7 @@ def test_the_record_of_its_weights() -> None:
     assert weights["sha256"]
 
 
-def test_the_fingerprint_knows_values_names_types_and_activations() -> None:
+def test_the_fingerprint_covers_values_names_types_and_activations() -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
     same = copy.deepcopy(module)
@@ -84,8 +84,8 @@ def test_the_fingerprint_knows_values_names_types_and_activations() -> None:
     assert len({fingerprint(other) for other in (module, *others)}) == 5
 
 
-def test_a_mean_has_a_value_a_colour() -> None:
-    with pytest.raises(ValueError, match=r"a value a colour, 3, got \[0\.5\]"):
+def test_a_mean_has_one_value_per_colour() -> None:
+    with pytest.raises(ValueError, match=r"3 values, one per colour, got \[0\.5\]"):
         Plain([0.5], [1.0, 1.0, 1.0])
 
 

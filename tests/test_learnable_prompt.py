@@ -10,26 +10,24 @@ from anomaly_clip.backbones.clip import CLIPBackbone
 from anomaly_clip.backbones.learnable_prompt import LearnablePrompt, LearnablePromptSettings
 
 
-def by_open_clip(clip: CLIPBackbone, *sentences: str) -> Tensor:
+def by_open_clip(clip: CLIPBackbone, *texts: str) -> Tensor:
     with torch.no_grad():
-        return F.normalize(clip.model.encode_text(clip.tokenize(sentences)), dim=-1)
+        return F.normalize(clip.model.encode_text(clip.tokenize(texts)), dim=-1)
 
 
-def num_tokens(clip: CLIPBackbone, sentence: str) -> int:
-    return int(clip.tokenize([sentence])[0].argmax()) - 1
+def num_tokens(clip: CLIPBackbone, text: str) -> int:
+    return int(clip.tokenize([text])[0].argmax()) - 1
 
 
-@pytest.mark.parametrize("sentence", ["a photo of a damaged bottle", "broken", "a. b, c"])
-def test_the_embeddings_of_a_sentence_give_its_features(
-    tiny_clip: CLIPBackbone, sentence: str
-) -> None:
-    count = num_tokens(tiny_clip, sentence)
-    settings = LearnablePromptSettings(n_ctx=count, init_text=sentence)
+@pytest.mark.parametrize("text", ["a photo of a damaged bottle", "broken", "a. b, c"])
+def test_the_embeddings_of_a_text_give_its_features(tiny_clip: CLIPBackbone, text: str) -> None:
+    count = num_tokens(tiny_clip, text)
+    settings = LearnablePromptSettings(n_ctx=count, init_text=text)
     features = LearnablePrompt(tiny_clip, settings, seed=0)(tiny_clip)
-    assert_close(features, by_open_clip(tiny_clip, sentence), atol=1e-6, rtol=0)
+    assert_close(features, by_open_clip(tiny_clip, text), atol=1e-6, rtol=0)
 
 
-def test_two_prompts_with_endings_of_different_length(tiny_clip: CLIPBackbone) -> None:
+def test_two_prompts_with_suffixes_of_different_length(tiny_clip: CLIPBackbone) -> None:
     settings = LearnablePromptSettings(
         n_ctx=4,
         n_prompts=2,
@@ -37,8 +35,8 @@ def test_two_prompts_with_endings_of_different_length(tiny_clip: CLIPBackbone) -
         init_text=["photo of a new", "photo of a used"],
     )
     features = LearnablePrompt(tiny_clip, settings, seed=0)(tiny_clip)
-    sentences = ("photo of a new object.", "photo of a used damaged object.")
-    assert_close(features, by_open_clip(tiny_clip, *sentences), atol=1e-6, rtol=0)
+    texts = ("photo of a new object.", "photo of a used damaged object.")
+    assert_close(features, by_open_clip(tiny_clip, *texts), atol=1e-6, rtol=0)
 
 
 def test_sixteen_vectors_stand_between_start_and_end(tiny_clip: CLIPBackbone) -> None:
@@ -63,12 +61,12 @@ def test_only_the_vectors_get_gradients(tiny_clip: CLIPBackbone) -> None:
 
 def test_the_start_depends_on_the_seed_alone(tiny_clip: CLIPBackbone) -> None:
     settings = LearnablePromptSettings(n_ctx=60)
-    one, again, other = (
+    first, again, other = (
         LearnablePrompt(tiny_clip, settings, seed).context.detach() for seed in (1, 1, 2)
     )
-    assert_close(one, again, atol=0, rtol=0)
-    assert not torch.allclose(one, other)
-    assert one.std().item() == pytest.approx(0.02, rel=0.15)
+    assert_close(first, again, atol=0, rtol=0)
+    assert not torch.allclose(first, other)
+    assert first.std().item() == pytest.approx(0.02, rel=0.15)
     partly = LearnablePromptSettings(n_ctx=5, init_text="damaged")
     context = LearnablePrompt(tiny_clip, partly, seed=1).context[0]
     token = tiny_clip.tokenize(["damaged"])[0, 1]
@@ -76,18 +74,18 @@ def test_the_start_depends_on_the_seed_alone(tiny_clip: CLIPBackbone) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "message"),
     [
         ({"n_ctx": 0}, "model.prompt.n_ctx must be 1 or more, got 0"),
         ({"n_prompts": 3}, "model.prompt.n_prompts must be 1 or 2, got 3"),
         ({"init_std": -1.0}, "model.prompt.init_std must be 0 or more"),
         ({"suffix": ["a", "b"]}, "model.prompt.suffix: 2 texts for 1 prompts"),
-        ({"n_ctx": 75, "suffix": "object"}, "do not fit into the 75 of the text tower"),
+        ({"n_ctx": 75, "suffix": "object"}, "do not fit into the 75 tokens of the text tower"),
         ({"n_ctx": 1, "init_text": "a photo"}, "has 2 tokens, more than model.prompt.n_ctx 1"),
     ],
 )
 def test_bad_settings_are_named(
-    tiny_clip: CLIPBackbone, options: dict[str, object], sentence: str
+    tiny_clip: CLIPBackbone, options: dict[str, object], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(ValueError, match=message):
         LearnablePrompt(tiny_clip, LearnablePromptSettings(**options), seed=0)  # type: ignore[arg-type]

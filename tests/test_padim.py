@@ -197,7 +197,7 @@ def test_two_processes_take_the_same_moments(several: Path, tmp_path: Path) -> N
         ((*ONE, "--model.regularization", "0"), "model.regularization must be above 0"),
         ((*ONE, "--model.image_size", "8"), "model.image_size must be 32 or more"),
         ((*ONE, "--model.layers", "[]"), "backbone.layers of resnet18 is empty"),
-        ((*ONE, "--model.backbone.mean", "[0.5, 0.5]"), "a value a colour, 3"),
+        ((*ONE, "--model.backbone.mean", "[0.5, 0.5]"), "3 values, one per colour"),
         ((*ONE, "--data.synthesis.recipe", "perlin"), "at normal images alone: leave out data.syn"),
         ((*ONE, "--data.val_split", "test"), "nothing can be validated before"),
     ],

@@ -1,4 +1,4 @@
-"""Demo pictures: determinism, twins, masks, words, and that there is no shortcut."""
+"""Tests of the demo images: determinism, pairs, masks, captions, and no shortcuts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from anomaly_clip.demo import photographs as demo_pictures
+from anomaly_clip.demo import photographs
 from anomaly_clip.demo.defects import spoil
 from anomaly_clip.demo.photographs import (
     CATEGORIES,
@@ -38,8 +38,8 @@ def same(a: Photograph, b: Photograph) -> bool:
     return np.array_equal(a.image, b.image) and np.array_equal(a.mask, b.mask) and a[2:] == b[2:]
 
 
-def coarse(picture: Photograph, size: int) -> NDArray[np.float64]:
-    return cv2.resize(picture.image, (size, size), interpolation=cv2.INTER_AREA).astype(float)
+def coarse(photo: Photograph, size: int) -> NDArray[np.float64]:
+    return cv2.resize(photo.image, (size, size), interpolation=cv2.INTER_AREA).astype(float)
 
 
 def test_there_is_enough_to_choose_from() -> None:
@@ -55,20 +55,20 @@ def test_there_is_enough_to_choose_from() -> None:
 
 
 @pytest.mark.parametrize("name", CATEGORIES)
-def test_a_normal_picture_is_a_photograph_of_something(name: str) -> None:
-    pictures = [draw_picture(name, 0, index) for index in range(3)]
-    for picture in pictures:
-        assert picture.image.shape == (128, 128, 3)
-        assert picture.image.dtype == np.uint8
-        assert picture.mask.shape == (128, 128)
-        assert picture.mask.dtype == np.bool_
-        assert not picture.mask.any()
-        assert picture[2:] == (name, "good")
-        low, high = np.percentile(picture.image.mean(-1), (1, 99))
-        assert high - low > 20  # nothing is flat,
-        assert ((picture.image == 0) | (picture.image == 255)).mean() < 0.25  # or lost in black
-    assert np.abs(pictures[0].image.astype(float) - pictures[1].image).mean() > 4
-    assert np.abs(pictures[1].image.astype(float) - pictures[2].image).mean() > 4
+def test_a_normal_image_has_contrast_and_variety(name: str) -> None:
+    photos = [draw_picture(name, 0, index) for index in range(3)]
+    for photo in photos:
+        assert photo.image.shape == (128, 128, 3)
+        assert photo.image.dtype == np.uint8
+        assert photo.mask.shape == (128, 128)
+        assert photo.mask.dtype == np.bool_
+        assert not photo.mask.any()
+        assert photo[2:] == (name, "good")
+        low, high = np.percentile(photo.image.mean(-1), (1, 99))
+        assert high - low > 20  # no image is flat
+        assert ((photo.image == 0) | (photo.image == 255)).mean() < 0.25  # or mostly clipped
+    assert np.abs(photos[0].image.astype(float) - photos[1].image).mean() > 4
+    assert np.abs(photos[1].image.astype(float) - photos[2].image).mean() > 4
 
 
 def test_the_whole_range_is_used() -> None:
@@ -87,14 +87,14 @@ def test_every_defect_changes_its_mask_and_nothing_else(name: str, defect: str) 
     assert (levels[~defective.mask] == 0).all()
     changed = levels >= 6
     assert changed[defective.mask].mean() > (0.3 if defect == "dent" else 0.6)
-    # gaps that the mask bridges are small: no pixel of it is far from one that changed
+    # the mask closes small gaps only: all its pixels are near one that changed
     away = cv2.distanceTransform((~changed).astype(np.uint8), cv2.DIST_L2, 5)
     assert away[defective.mask].max() <= (7 if defect == "dent" else 2)
     assert levels[defective.mask].mean() >= 6  # visible even where faint
     assert defective[2:] == (name, defect)
 
 
-def test_the_normal_twin_is_the_normal_picture() -> None:
+def test_the_paired_normal_image_is_the_normal_image() -> None:
     for name in ONE_OF_EACH.values():
         for defect in fitting_defects(CATEGORIES[name])[:2]:
             normal, defective = draw_twins(name, 8, 5, defect)
@@ -103,7 +103,7 @@ def test_the_normal_twin_is_the_normal_picture() -> None:
             assert same(defective, draw_picture(name, 8, 5, defect))
 
 
-def test_pictures_depend_on_their_key_alone() -> None:
+def test_images_depend_on_their_key_alone() -> None:
     keys = [(name, 3, index, defect) for index in (0, 7) for name, defect in PAIRS[::17]]
     forth = {key: draw_picture(*key) for key in keys}
     np.random.seed(1)  # the global generator must not matter
@@ -115,16 +115,16 @@ def test_pictures_depend_on_their_key_alone() -> None:
     assert not np.array_equal(first.image, draw_picture(name, seed, index + 1, defect).image)
 
 
-def test_pictures_are_the_same_in_every_process() -> None:
-    """Noted in another process; not to the bit, as versions of OpenCV may round otherwise."""
-    noted = [
+def test_images_are_the_same_in_every_process() -> None:
+    """Compare with another process, with a tolerance for the rounding of OpenCV versions."""
+    recorded = [
         [73.3, 90.3, 82.3, 69.0],
         [86.0, 104.0, 98.7, 78.3],
         [82.7, 93.7, 110.7, 81.3],
         [65.7, 86.7, 87.0, 67.3],
     ]
-    picture = draw_picture("steel_gear", 0, 0, "stain")
-    np.testing.assert_allclose(coarse(picture, 4).mean(-1), noted, atol=1.5)
+    photo = draw_picture("steel_gear", 0, 0, "stain")
+    np.testing.assert_allclose(coarse(photo, 4).mean(-1), recorded, atol=1.5)
 
 
 @pytest.mark.parametrize("size", [64, 200, 256])
@@ -143,7 +143,7 @@ def test_other_sizes_show_the_same_scene(size: int) -> None:
 
 
 def test_defects_lie_on_the_object() -> None:
-    """A washer's middle and a picture's corner are ground, where no defect may be."""
+    """The middle of a washer and the image corners are ground, without defects."""
     for index in range(8):
         for defect in fitting_defects(CATEGORIES["rubber_ring"]):
             normal, defective = draw_twins("rubber_ring", 1, index, defect)
@@ -163,7 +163,7 @@ def test_places_and_sizes_of_defects_are_spread() -> None:
     centres = np.array([ndimage.center_of_mass(mask) for mask in masks]) / 128
     ninth = np.minimum(centres * 3, 2).astype(int) @ (3, 1)
     share_of_ninth = np.bincount(ninth, minlength=9) / len(masks)
-    assert share_of_ninth.min() > 0.05  # 0.11 each if they fell anywhere
+    assert share_of_ninth.min() > 0.05  # 0.11 each for uniform places
     assert share_of_ninth.max() < 0.2
     shares = np.array([mask.mean() for mask in masks])
     assert np.percentile(shares, 10) < 0.006
@@ -184,7 +184,7 @@ def test_defects_are_lighter_and_darker_faint_and_strong() -> None:
 
 
 def statistics_of(image: NDArray[np.uint8]) -> list[float]:
-    """Channel means, channel deviations and mean edge strength: what a shortcut would look at."""
+    """Return channel means, channel deviations and mean edge strength: possible shortcuts."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
     edges = cv2.magnitude(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1))
     mean, deviation = cv2.meanStdDev(image)
@@ -192,7 +192,7 @@ def statistics_of(image: NDArray[np.uint8]) -> list[float]:
 
 
 @pytest.mark.slow
-def test_whole_picture_statistics_do_not_tell_defective_from_normal() -> None:
+def test_whole_image_statistics_do_not_separate_defective_from_normal() -> None:
     count = 72
     areas: list[float] = []
     controls: list[float] = []
@@ -206,18 +206,18 @@ def test_whole_picture_statistics_do_not_tell_defective_from_normal() -> None:
             for i in range(count)
         ]
         table = np.array(rows)
-        brighter = table + label[:, None] * table.std(0)  # were defective pictures brighter ...
-        for features, found in ((table, areas), (brighter, controls)):
+        brighter = table + label[:, None] * table.std(0)  # if defective images were brighter ...
+        for features, results in ((table, areas), (brighter, controls)):
             for train in (np.arange(count) < count // 2, np.arange(count) >= count // 2):
                 model = make_pipeline(StandardScaler(), LogisticRegression())
                 model.fit(features[train], label[train])
                 score = model.decision_function(features[~train])
-                found.append(roc_auc_score(label[~train], score))
+                results.append(roc_auc_score(label[~train], score))
     assert np.mean(areas) < 0.62
-    assert np.mean(controls) > 0.75  # ... this test would notice
+    assert np.mean(controls) > 0.75  # ... this test would fail
 
 
-def test_unknown_names_are_answered_in_one_sentence() -> None:
+def test_errors_name_the_valid_choices_in_one_line() -> None:
     calls: list[tuple[Callable[[], object], str]] = [
         (lambda: draw_picture("unicorn", 0, 0), "oak"),
         (lambda: draw_picture("oak", 0, 0, "rainbow"), "missing part"),
@@ -226,8 +226,8 @@ def test_unknown_names_are_answered_in_one_sentence() -> None:
         (lambda: sentence(("unicorn", "good")), "oak"),
         (lambda: draw_picture("oak", 0, 0, size=8), "64"),
     ]
-    for call, told in calls:
-        with pytest.raises(ValueError, match=told) as error:
+    for call, choice in calls:
+        with pytest.raises(ValueError, match=choice) as error:
             call()
         message = str(error.value)
         assert "\n" not in message
@@ -235,7 +235,7 @@ def test_unknown_names_are_answered_in_one_sentence() -> None:
         assert ". " not in message
 
 
-def test_sentences_are_grammatical() -> None:
+def test_captions_are_grammatical() -> None:
     assert sentence(draw_picture("brass_washer", 0, 0, "dent")) == (
         "a photo of a brass washer with a dent."
     )
@@ -249,7 +249,7 @@ def test_sentences_are_grammatical() -> None:
                 assert article == ("an" if noun[0] in "aeiou" else "a"), text
 
 
-def test_a_picture_that_is_asked_for_is_drawn_with_few_tries(
+def test_a_requested_image_needs_few_tries(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tries: list[str] = []
@@ -258,7 +258,7 @@ def test_a_picture_that_is_asked_for_is_drawn_with_few_tries(
         tries.append(defect)
         return spoil(surface, defect, *rest)
 
-    monkeypatch.setattr(demo_pictures, "spoil", counted)
+    monkeypatch.setattr(photographs, "spoil", counted)
     for name, defect in PAIRS[::3]:
         draw_picture(name, 9, 2, defect)
     assert len(PAIRS[::3]) <= len(tries) < 1.5 * len(PAIRS[::3])

@@ -25,7 +25,7 @@ RVS = ("mean", "pca", "kde", "dbscan", "dbscan_visa", "mean_shift")
 
 
 def settings(name: str) -> tuple[RVSSettings, str | None]:
-    """Return the settings and the data set of a golden variant."""
+    """Return the RVS settings and the data set name of a golden variant."""
     if name == "dbscan_visa":
         return RVSSettings("dbscan"), "VisA"
     return RVSSettings(name), None  # type: ignore[arg-type]
@@ -34,11 +34,11 @@ def settings(name: str) -> tuple[RVSSettings, str | None]:
 @pytest.mark.golden
 def test_golden_tokens(golden: Callable[[str], Golden], golden_clip: CLIPBackbone) -> None:
     arrays = golden("clip_ad")
-    for words, kind in zip(
+    for prompts, kind in zip(
         PromptEnsemble().sentences(arrays.meta["objects"][0]), ("normal", "abnormal"), strict=True
     ):
         expected = arrays.expected[f"text.tokens.{kind}"].long()
-        ids = golden_clip.tokenize(words)
+        ids = golden_clip.tokenize(prompts)
         assert torch.equal(ids[:, : expected.shape[1]], expected)
         assert not ids[:, expected.shape[1] :].any()
 
@@ -67,14 +67,14 @@ def test_golden_representative_vectors(
         assert_close(vector, expected, atol=tolerance, rtol=0)
 
 
-def test_published_numbers_of_sentences() -> None:
+def test_published_numbers_of_prompts() -> None:
     normal, abnormal = PromptEnsemble().sentences("pipe_fryum")
     assert (len(normal), len(abnormal)) == (9 * 22, 10 * 22)
     assert normal[22] == "a cropped photo of the perfect pipe_fryum."
     assert len(set(normal)) == len(normal)
 
 
-def test_states_outside_templates_inside() -> None:
+def test_prompts_are_ordered_by_state_then_template() -> None:
     assert SHORT.sentences("nut")[0] == [
         "a photo of a nut.",
         "the nut.",
@@ -84,16 +84,16 @@ def test_states_outside_templates_inside() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("lists", "message"),
     [
         ({"states_normal": []}, "states_normal is empty"),
         ({"templates": ["a photo."]}, "'a photo.' needs one {}"),
         ({"states_abnormal": ["{} {}"]}, "'{} {}' needs one {}"),
     ],
 )
-def test_words_that_do_not_fit(words: dict[str, list[str]], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        PromptEnsemble(**words)
+def test_bad_states_and_templates(lists: dict[str, list[str]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PromptEnsemble(**lists)
 
 
 def clusters(*sizes: int) -> torch.Tensor:
@@ -104,9 +104,9 @@ def clusters(*sizes: int) -> torch.Tensor:
     return torch.nn.functional.normalize(rows, dim=-1)
 
 
-def test_other_braces_are_words() -> None:
-    words = PromptEnsemble(["{}"], ["bad {}"], ["a {x} {}."])
-    assert words.sentences("nut {1}") == (["a {x} nut {1}."], ["a {x} bad nut {1}."])
+def test_other_braces_are_plain_text() -> None:
+    prompts = PromptEnsemble(["{}"], ["bad {}"], ["a {x} {}."])
+    assert prompts.sentences("nut {1}") == (["a {x} nut {1}."], ["a {x} bad nut {1}."])
 
 
 def test_dbscan_takes_the_largest_cluster() -> None:
@@ -123,7 +123,7 @@ def test_dbscan_takes_the_first_of_equal_clusters() -> None:
 
 def test_dbscan_without_a_cluster_falls_back_to_the_mean() -> None:
     rows = clusters(3, 3)
-    with pytest.warns(UserWarning, match="finds no cluster among 6 sentences"):
+    with pytest.warns(UserWarning, match="finds no cluster among 6 prompts"):
         vector = representative_vector(rows)
     assert_close(vector, representative_vector(rows, MEAN))
 
@@ -166,7 +166,7 @@ def test_mean_shift_takes_the_largest_cluster() -> None:
     assert_close(everything, representative_vector(rows, MEAN))
 
 
-def test_refuses() -> None:
+def test_bad_settings_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"rvs\.eps must be above 0"):
         RVSSettings(eps=0)
     with pytest.raises(ValueError, match=r"rvs\.bandwidth must be above 0"):
@@ -190,20 +190,20 @@ def cached(cache: Path) -> list[Path]:
 
 
 def trained(tiny_clip: CLIPBackbone, config: str, folder: Path) -> CLIPBackbone:
-    """Return the tiny CLIP loaded from a file, so that it does not count as random."""
+    """Return the tiny CLIP loaded from a file, so that its weights do not count as random."""
     state = {k: v.contiguous() for k, v in tiny_clip.model.state_dict().items()}
     save_file(state, folder / "trained.safetensors")
     return CLIPBackbone(config, str(folder / "trained.safetensors"))
 
 
-def test_features_are_cached_by_weights_sentences_and_settings(
+def test_features_are_cached_by_weights_prompts_and_settings(
     tiny_clip: CLIPBackbone, tiny_clip_config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backbone = trained(tiny_clip, tiny_clip_config, tmp_path)
     first = text_features(backbone, "nut", SHORT, MEAN)
     assert len(cached(tmp_path / "cache")) == 1
     with monkeypatch.context() as patch:
-        patch.setattr(CLIPBackbone, "encode_text", None)  # a second call must not need it
+        patch.setattr(CLIPBackbone, "encode_text", None)  # a second call must not encode
         assert torch.equal(text_features(backbone, "nut", SHORT, MEAN), first)
     text_features(backbone, "bolt", SHORT, MEAN)
     other = PromptEnsemble(["{}"], ["broken {}"], ["the {}."])
@@ -213,7 +213,7 @@ def test_features_are_cached_by_weights_sentences_and_settings(
     assert len(cached(tmp_path / "cache")) == 4
 
 
-def test_a_damaged_cache_is_made_again(
+def test_a_damaged_cache_file_is_replaced(
     tiny_clip: CLIPBackbone, tiny_clip_config: str, tmp_path: Path
 ) -> None:
     backbone = trained(tiny_clip, tiny_clip_config, tmp_path)
@@ -231,8 +231,8 @@ def test_an_unwritable_cache_is_a_warning(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     backbone = trained(tiny_clip, tiny_clip_config, tmp_path)
-    (tmp_path / "cache").write_text("a file in the place of the folder")
-    with pytest.warns(UserWarning, match="text features are not cached"):
+    (tmp_path / "cache").write_text("a file in place of the folder")
+    with pytest.warns(UserWarning, match="text features cannot be cached"):
         text_features(backbone, "nut", SHORT, MEAN)
 
 
@@ -245,7 +245,7 @@ def test_random_weights_are_never_cached(tiny_clip: CLIPBackbone, tmp_path: Path
 def test_the_first_component_points_to_the_sentences(
     sign: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whichever of its two directions scikit-learn returns."""
+    """The sign is fixed for either direction that scikit-learn may return."""
     from sklearn.decomposition import PCA
 
     rows = clusters(9, 4)

@@ -21,16 +21,16 @@ def scenes(seed: int = 0, held_out: tuple[str, ...] = ("hole",)) -> Scenes:
     return Scenes(WORDS, 40, seed, 64, 48, held_out)
 
 
-def test_twins_differ_by_the_defect_alone() -> None:
+def test_paired_images_differ_by_the_defect_alone() -> None:
     for index in range(12):
-        twins = scenes()[Draw(0, index)]
-        assert twins["image"].shape == twins["synthetic"].shape == (3, 48, 48)
-        assert twins["image"].dtype == torch.uint8
-        change = (twins["image"].int() - twins["synthetic"].int()).abs().amax(0)
-        mask = twins["synthetic_mask"]
+        pair = scenes()[Draw(0, index)]
+        assert pair["image"].shape == pair["synthetic"].shape == (3, 48, 48)
+        assert pair["image"].dtype == torch.uint8
+        change = (pair["image"].int() - pair["synthetic"].int()).abs().amax(0)
+        mask = pair["synthetic_mask"]
         # Resizing mixes a pixel with its neighbours.
         near = torch.nn.functional.max_pool2d(mask[None].float(), 5, 1, 2)[0] > 0
-        assert change[~near].max() <= 25, twins["defect"]
+        assert change[~near].max() <= 25, pair["defect"]
         assert change[mask].float().mean() > 3 * change[~near].float().mean()
 
 
@@ -44,10 +44,10 @@ def test_a_scene_depends_on_seed_epoch_and_index_alone() -> None:
         assert first["path"] != other["path"]
 
 
-def test_what_is_held_out_never_comes() -> None:
+def test_held_out_defects_are_never_shown() -> None:
     seen = [scenes()[Draw(0, index)] for index in range(40)]
-    assert {twins["category"] for twins in seen} == set(WORDS)
-    defects = {twins["defect"] for twins in seen}
+    assert {pair["category"] for pair in seen} == set(WORDS)
+    defects = {pair["defect"] for pair in seen}
     assert "hole" not in defects
     assert defects <= set(DEFECTS)
     assert len(defects) >= 5
@@ -55,7 +55,7 @@ def test_what_is_held_out_never_comes() -> None:
         Scenes(["steel washer"], 1, 0, 64, 48, DEFECTS)
 
 
-def test_crops_keep_a_part_of_the_defect_and_treat_all_alike() -> None:
+def test_crops_keep_a_part_of_the_defect_and_are_the_same_for_a_pair() -> None:
     normal, defective = draw_twins("oak", 0, 3, "scratch", 64)
     mask = np.zeros((64, 64), bool)
     mask[2, 60] = True  # in a corner
@@ -73,7 +73,7 @@ def test_crops_keep_a_part_of_the_defect_and_treat_all_alike() -> None:
     assert cut.any()
 
 
-def test_the_data_module_says_what_is_missing() -> None:
+def test_the_data_module_reports_bad_options() -> None:
     data = Demo(categories=WORDS, image_size=48)
     with pytest.raises(ValueError, match=r"data.num_scenes is not given"):
         data.scenes()
@@ -116,8 +116,8 @@ def test_processes_get_different_scenes(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_training_categories() -> None:
-    def names(asked: object) -> list[str]:
-        return Demo(categories=WORDS, train_categories=asked).train_categories
+    def names(value: object) -> list[str]:
+        return Demo(categories=WORDS, train_categories=value).train_categories
 
     assert names("same") == WORDS
     assert len(names("others")) == 46

@@ -1,4 +1,4 @@
-"""Families of made-up products: each is drawn, and varied within its family."""
+"""Tests of the demo product families: drawing, and variation within a family."""
 
 from __future__ import annotations
 

@@ -50,9 +50,9 @@ def test_the_two_kinds_of_tokens_differ_where_they_should(tiny_clip: CLIPBackbon
     images = torch.randn(2, 3, 32, 32)
     official = encode_dual_path(tiny_clip, images, stage_tokens="official")
     clean = encode_dual_path(tiny_clip, images, stage_tokens="clean")
-    for one, other in zip(official[:-1], clean[:-1], strict=True):
-        assert not torch.allclose(one.raw, other.raw, atol=1e-3)
-        assert_close(one.projected[:, 1:], other.projected[:, 1:])
+    for ours, other in zip(official[:-1], clean[:-1], strict=True):
+        assert not torch.allclose(ours.raw, other.raw, atol=1e-3)
+        assert_close(ours.projected[:, 1:], other.projected[:, 1:])
     assert torch.equal(official[-1].raw, clean[-1].raw)
 
 
@@ -64,7 +64,7 @@ def test_the_last_class_token_is_clips_image_embedding(tiny_clip: CLIPBackbone) 
 
 
 def test_value_attention_by_hand(tiny_clip: CLIPBackbone) -> None:
-    """The first stage of a tower with one block a stage is that block's V-V attention alone."""
+    """With one block per stage, the first stage is that block's V-V attention alone."""
     images = torch.randn(1, 3, 32, 32)
     block = tiny_clip.visual.transformer.resblocks[0]
     embedded = block.ln_1(tiny_clip.embed(images))[0]  # (17, 24)
@@ -78,7 +78,7 @@ def test_value_attention_by_hand(tiny_clip: CLIPBackbone) -> None:
     assert_close(next(dual_path(tiny_clip, images)).surgery[0], expected, atol=1e-5, rtol=1e-4)
 
 
-def test_nothing_changes_after_it_was_returned(tiny_clip: CLIPBackbone) -> None:
+def test_returned_tensors_are_never_changed(tiny_clip: CLIPBackbone) -> None:
     copies = []
     for output in dual_path(tiny_clip, torch.randn(1, 3, 32, 32)):
         copies.append((output, [part.clone() for part in output]))
@@ -86,7 +86,7 @@ def test_nothing_changes_after_it_was_returned(tiny_clip: CLIPBackbone) -> None:
         assert all(torch.equal(a, b) for a, b in zip(output, kept, strict=True))
 
 
-def test_a_choice_of_stages_is_a_part_of_all(tiny_clip: CLIPBackbone) -> None:
+def test_selected_stages_equal_those_of_all_stages(tiny_clip: CLIPBackbone) -> None:
     images = torch.randn(1, 3, 32, 32)
     whole = encode_dual_path(tiny_clip, images)
     part = encode_dual_path(tiny_clip, images, [1, 3])
@@ -101,8 +101,8 @@ def test_raw_patches_left_out_change_nothing_else(
     images = torch.randn(2, 3, 32, 32)
     whole = encode_dual_path(tiny_clip, images, stage_tokens=kind)
     short = encode_dual_path(tiny_clip, images, stage_tokens=kind, raw_patches=False)
-    for one, other in zip(whole, short, strict=True):
-        assert_close(one.projected, other.projected)
+    for full, other in zip(whole, short, strict=True):
+        assert_close(full.projected, other.projected)
     assert short[-1].raw.shape == (2, 1, 24)
     assert_close(short[-1].raw, whole[-1].raw[:, :1])
     assert_close(short[0].raw, whole[0].raw)
@@ -124,7 +124,7 @@ def test_stages() -> None:
 
 
 @pytest.mark.parametrize("stages", [[], [1], [6, 3], [3, 3], [3, 15]])
-def test_stages_that_are_none(stages: list[int]) -> None:
+def test_invalid_stages(stages: list[int]) -> None:
     with pytest.raises(ValueError, match=r"stage ends \[3, 6, 9, 12\]"):
         check_stages(stages, 12)
 
@@ -135,33 +135,34 @@ def noise(count: int, side: int = 32, seed: int = 0) -> Tensor:
 
 
 @torch.no_grad()
-def test_layers_are_counted_from_one_and_taken_behind_the_block(tiny_clip: CLIPBackbone) -> None:
+def test_layers_are_counted_from_one_and_taken_after_the_block(tiny_clip: CLIPBackbone) -> None:
     images = noise(2)
     pixels = tiny_clip.prepare(images)
-    found = tiny_clip.visual.forward_intermediates(
+    expected = tiny_clip.visual.forward_intermediates(
         pixels, indices=[1, 2], output_fmt="NLC", output_extra_tokens=True
     )
-    for own, patches, first in zip(
+    for tokens, patches, first in zip(
         encode_layers(tiny_clip, images, [2, 3]),
-        found["image_intermediates"],
-        found["image_intermediates_prefix"],
+        expected["image_intermediates"],
+        expected["image_intermediates_prefix"],
         strict=True,
     ):
-        assert_close(own, torch.cat([first, patches], dim=1), atol=1e-6, rtol=0)
+        assert_close(tokens, torch.cat([first, patches], dim=1), atol=1e-6, rtol=0)
 
 
 @torch.no_grad()
 def test_value_value_patches_by_hand(tiny_clip: CLIPBackbone) -> None:
     images = noise(2)
-    one, two, three = encode_layers(tiny_clip, images, [1, 2, 3])
-    dense = one
-    for block, tokens in zip(tiny_clip.visual.transformer.resblocks[1:3], (one, two), strict=True):
+    first, second, third = encode_layers(tiny_clip, images, [1, 2, 3])
+    dense = first
+    blocks = tiny_clip.visual.transformer.resblocks[1:3]
+    for block, tokens in zip(blocks, (first, second), strict=True):
         _, _, values = split_heads(block, block.ln_1(tokens))
         dense = dense + attend(block, values, values, values)
-    (own,) = encode_layers(tiny_clip, images, [3], value_blocks=2)
-    assert_close(own[:, 1:], dense[:, 1:], atol=1e-6, rtol=0)
-    assert_close(own[:, 0], three[:, 0], atol=1e-6, rtol=0)
+    (layer,) = encode_layers(tiny_clip, images, [3], value_blocks=2)
+    assert_close(layer[:, 1:], dense[:, 1:], atol=1e-6, rtol=0)
+    assert_close(layer[:, 0], third[:, 0], atol=1e-6, rtol=0)
     again = encode_layers(tiny_clip, images, [2, 3], value_blocks=2)
-    assert_close(again[1], own, atol=1e-6, rtol=0)
+    assert_close(again[1], layer, atol=1e-6, rtol=0)
     with pytest.raises(ValueError, match="layer 1 has fewer than 2 blocks"):
         encode_layers(tiny_clip, images, [1], value_blocks=2)

@@ -34,7 +34,7 @@ def test_a_file_gives_the_saved_weights(
     assert fingerprint(loaded) == fingerprint(tiny_clip.model)
 
 
-def test_random_weights_follow_the_seed_and_move_no_other_draw(tiny_clip_config: str) -> None:
+def test_random_weights_follow_the_seed_and_move_no_other_sample(tiny_clip_config: str) -> None:
     torch.manual_seed(3)
     first = fingerprint(load_clip(tiny_clip_config, "random").model)
     after = torch.rand(1)
@@ -79,17 +79,17 @@ class Payload:
         return os.mkdir, ("should_not_be_here",)
 
 
-def test_a_pickle_with_code_is_refused_and_does_not_run(
+def test_a_pickle_with_code_is_rejected_and_does_not_run(
     tiny_clip_config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": Payload()}, tmp_path / "evil.pt")
-    with pytest.raises(ValueError, match="could run code, and is refused"):
+    with pytest.raises(ValueError, match="could run code, and is rejected"):
         load_clip(tiny_clip_config, str(tmp_path / "evil.pt"))
     assert not (tmp_path / "should_not_be_here").exists()
 
 
-def test_offline_says_tag_cache_and_ways_out(
+def test_offline_the_error_names_tag_cache_and_ways_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
@@ -100,11 +100,11 @@ def test_offline_says_tag_cache_and_ways_out(
     assert "\n" not in str(error.value)
 
 
-def test_an_unreachable_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    asked = []
+def test_an_unreachable_hub_is_tried_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    timeouts = []
 
     def refuse(request: object, timeout: float) -> None:
-        asked.append(timeout)
+        timeouts.append(timeout)
         raise OSError("refused")
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
@@ -112,22 +112,22 @@ def test_an_unreachable_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr("urllib.request.urlopen", refuse)
     with pytest.raises(FileNotFoundError, match=r"no answer from huggingface.co: refused"):
         load_clip("ViT-B-16-plus-240", "laion400m_e31")
-    assert asked == [weights.HUB_TIMEOUT]
+    assert timeouts == [weights.HUB_TIMEOUT]
 
 
 @pytest.mark.parametrize(
-    ("name", "pretrained", "sentence"),
+    ("name", "pretrained", "message"),
     [
         ("ViT-B-16", "", "is empty"),
-        ("ViT-B-16", "nonsense", "no tag of ViT-B-16 .known: .*laion400m_e31"),
+        ("ViT-B-16", "nonsense", "not a tag of ViT-B-16 .known: .*laion400m_e31"),
         ("ViT-B-16", "openai", "use backbone.name ViT-B-16-quickgelu"),
         ("ViT-B-61", "random", "did you mean ViT-B-"),
         ("ViT-B-16-SigLIP", "random", "plain ViT"),
         ("RN50", "random", "plain ViT"),
     ],
 )
-def test_names_and_tags_that_do_not_fit(name: str, pretrained: str, sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
+def test_names_and_tags_that_do_not_fit(name: str, pretrained: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         load_clip(name, pretrained)
 
 

@@ -1,4 +1,4 @@
-"""CLIP as a feature extractor: an open_clip model that normalises its own pixels and is frozen."""
+"""CLIP as a frozen feature extractor: an open_clip model that normalises its own pixels."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ DEFAULT_NAME = "ViT-B-16-plus-240"
 
 @dataclass(frozen=True)
 class CLIPSettings:
-    """Which CLIP: plain values, so that a configuration and a checkpoint can hold them.
+    """Choice of CLIP model, as plain values that configurations and checkpoints can store.
 
     Args:
         name: An open_clip model name, or the path of a JSON model configuration.
         pretrained: An open_clip tag (downloaded on first use), a local .safetensors or .pt file,
-            demo (a small CLIP that comes with the project and knows generated pictures only; it has
-            an architecture of its own, the name's default gives way), or the word random
-            (untrained: for trying a pipeline, its figures mean nothing).
-        image_size: Side of the input in pixels; null takes the model's own.
+            demo (the small CLIP that comes with the project and knows generated images only; its
+            architecture replaces the default name), or the word random (untrained weights for
+            trying a pipeline; the metrics mean nothing).
+        image_size: Side of the input in pixels; null uses the model's default.
     """
 
     name: str = DEFAULT_NAME
@@ -44,13 +44,13 @@ class Tokens(NamedTuple):
     """The tokens of one layer, class token first."""
 
     raw: Tensor
-    """``(B, 1 + N, W)`` in the tower's own width, as the layer left them."""
+    """``(B, 1 + N, W)`` in the width of the image tower, as the layer returns them."""
     projected: Tensor
-    """``(B, 1 + N, D)`` in the space of the texts, not normalised."""
+    """``(B, 1 + N, D)`` in the text embedding space, not normalised."""
 
 
 class Window(NamedTuple):
-    """A square part of the grid of patches."""
+    """A square part of the patch grid."""
 
     top: int
     left: int
@@ -63,13 +63,13 @@ class CLIPBackbone(FrozenBackbone):
     Args:
         name: An open_clip model name, or the path of a JSON model configuration.
         pretrained: An open_clip tag, a weights file, ``demo`` or ``random``.
-        image_size: Side of the input in pixels; None takes the model's own.
-        mean: Pixel mean; None takes what the weights were trained with.
-        std: Pixel standard deviation; None takes what the weights were trained with.
+        image_size: Side of the input in pixels; None uses the model's default.
+        mean: Pixel mean; None uses the value that the weights were trained with.
+        std: Pixel standard deviation; None uses the value that the weights were trained with.
 
     Raises:
-        FileNotFoundError: If weights are neither at hand nor to be had.
-        ValueError: If the name, the weights and each other do not fit.
+        FileNotFoundError: If the weights are neither stored locally nor downloadable.
+        ValueError: If the model is unknown, or the weights do not fit it.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class CLIPBackbone(FrozenBackbone):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
-        from open_clip import SimpleTokenizer  # see weights.py on why not above
+        from open_clip import SimpleTokenizer  # slow to import, see weights.py
 
         from anomaly_clip.backbones.weights import load_clip
 
@@ -122,7 +122,7 @@ class CLIPBackbone(FrozenBackbone):
 
     @property
     def vocabulary(self) -> list[str]:
-        """The tokenizer's whole words of plain letters."""
+        """Whole words of the tokenizer that consist of ASCII letters."""
         ends = (
             word.removesuffix("</w>") for word in self._tokenize.encoder if word.endswith("</w>")
         )
@@ -135,12 +135,12 @@ class CLIPBackbone(FrozenBackbone):
 
     @property
     def is_random(self) -> bool:
-        """Whether the weights are untrained, so that figures mean nothing."""
+        """True for untrained weights, whose metrics mean nothing."""
         return self.settings.pretrained == RANDOM
 
     @property
     def label(self) -> tuple[str, str]:
-        """The architecture's name, and where the weights come from."""
+        """Names of the architecture and of the weights' source."""
         return self.settings.name, self.settings.pretrained
 
     @property
@@ -154,11 +154,11 @@ class CLIPBackbone(FrozenBackbone):
         return self.visual
 
     def prepare(self, images: Tensor, side: int | None = None) -> Tensor:
-        """Normalise uint8 ``(B, 3, S, S)`` images; floating ones are taken as normalised already.
+        """Normalise uint8 ``(B, 3, S, S)`` images; floating-point ones count as normalised.
 
         Args:
             images: The images.
-            side: The ``S`` that is expected; default: this model's.
+            side: The expected ``S``; default: the image size of the model.
 
         Raises:
             ValueError: If the images are not ``(B, 3, S, S)``.
@@ -175,8 +175,8 @@ class CLIPBackbone(FrozenBackbone):
         """Return the input of the first block ``(B, 1 + N, W)``: patches, positions, LN_pre.
 
         Args:
-            images: uint8 ``(B, 3, S, S)``, or floating and normalised already.
-            window: Where in the grid of patches smaller images lie; None for images of full size.
+            images: uint8 ``(B, 3, S, S)``, or floating point and already normalised.
+            window: Part of the patch grid that smaller images cover; None for full-size images.
         """
         visual = self.visual
         side = self.image_size if window is None else window.side * visual.patch_size[0]
@@ -186,7 +186,7 @@ class CLIPBackbone(FrozenBackbone):
         return visual.ln_pre(tokens)
 
     def _positions(self, window: Window | None) -> Tensor:
-        """Return the positional embeddings ``(1 + N, W)`` of the class token and of a window."""
+        """Return the positional embeddings ``(1 + N, W)`` of the class token and a window."""
         positions = self.visual.positional_embedding
         if window is None:
             return positions
@@ -195,15 +195,15 @@ class CLIPBackbone(FrozenBackbone):
         return torch.cat([positions[:1], grid.flatten(0, 1)])  # (1 + h * w, W)
 
     def project(self, tokens: Tensor) -> Tensor:
-        """Bring raw tokens ``(..., W)`` into the texts' space ``(..., D)``: LN_post, projection."""
+        """Project raw tokens ``(..., W)`` into the text space ``(..., D)``, after LN_post."""
         return self.visual.ln_post(tokens) @ self.visual.proj
 
     def forward(self, images: Tensor, layers: Sequence[int] | None = None) -> list[Tokens]:
-        """Return the tokens of the asked layers, class token first.
+        """Return the tokens of the requested layers, class token first.
 
         Args:
-            images: uint8 ``(B, 3, H, W)``, or floating and normalised already.
-            layers: 1-based counts of blocks, ascending; default: the last.
+            images: uint8 ``(B, 3, H, W)``, or floating point and already normalised.
+            layers: 1-based layer numbers, ascending; default: the last layer.
 
         Raises:
             ValueError: If a layer does not exist.
@@ -224,14 +224,14 @@ class CLIPBackbone(FrozenBackbone):
         """Return 1-based layer numbers, the last layer by default.
 
         Raises:
-            ValueError: If they are not ascending, or not layers of this model.
+            ValueError: If they are not ascending, or the model has no such layer.
         """
         layers = [self.num_layers] if layers is None else list(layers)
         ascending = all(a < b for a, b in pairwise(layers))
         if not layers or not ascending or layers[0] < 1 or layers[-1] > self.num_layers:
             raise ValueError(
                 f"layers {layers}: expected ascending numbers between 1 and {self.num_layers}, the "
-                f"number of blocks of {self.settings.name}"
+                f"number of blocks in {self.settings.name}"
             )
         return layers
 
@@ -240,10 +240,10 @@ class CLIPBackbone(FrozenBackbone):
         return self._tokenize(list(sentences))
 
     def encode_text(self, sentences: Sequence[str]) -> Tensor:
-        """Embed sentences ``(M, D)`` in float32, not normalised; all at once.
+        """Embed prompts as ``(M, D)`` in float32, not normalised, in a single batch.
 
-        Positions behind the longest sentence are left out: under the causal mask no token sees what
-        follows it, so the result is the same, several times cheaper.
+        Positions after the longest prompt are left out. Under the causal mask no token attends to
+        later ones, so the result is the same and several times cheaper.
         """
         ids = self.tokenize(sentences).to(self.mean.device)
         with self.out_of_autocast():
@@ -255,11 +255,11 @@ class CLIPBackbone(FrozenBackbone):
         return self.encode_embedded(self.model.token_embedding(ids[:, :length]), last)
 
     def encode_embedded(self, tokens: Tensor, last: Tensor) -> Tensor:
-        """Run the text tower over embedded tokens; gradients flow to them.
+        """Run the text tower on embedded tokens; gradients flow back to them.
 
         Args:
-            tokens: ``(M, L, W)``, without positions; the start token first.
-            last: int64 ``(M,)``, the position of each end token, which stands for the sentence.
+            tokens: ``(M, L, W)``, without positional embeddings; the start token first.
+            last: int64 ``(M,)``, the position of each end token, whose output is the embedding.
 
         Returns:
             ``(M, D)``, not normalised.

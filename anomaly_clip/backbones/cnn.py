@@ -1,4 +1,4 @@
-"""Convolutional backbones from torchvision, frozen, for the detectors that judge a backbone."""
+"""Frozen convolutional backbones from torchvision, for the feature-based detectors."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from anomaly_clip.records import RANDOM
 __all__ = ["IMAGENET", "CNNBackbone", "CNNSettings", "load_network", "read_state"]
 
 IMAGENET = "imagenet"
-"""The one word that asks for torchvision's ImageNet weights."""
+"""Value of ``weights`` that selects torchvision's ImageNet weights."""
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 NODES = {**{stage: stage for stage in STAGES}, "pooled": "flatten"}
-"""What layers of a ResNet are called here, and in torchvision's graph."""
+"""Names of ResNet layers in our options, and the matching nodes of torchvision's graph."""
 
 HEADS = ("fc.", "classifier.", "head.")
-"""Parts of a file that classify: no feature depends on them."""
+"""Prefixes of classifier weights, which no feature depends on."""
 CONTAINERS = ("state_dict", "model", "model_state_dict", "net", "backbone")
 PREFIXES = ("module.", "model.", "backbone.", "encoder.", "network.", "visual.", "resnet.")
-PROBE = 256  # pixels, for the shapes of features
+PROBE = 256  # pixels of the image that feature shapes are measured with
 
 
 @dataclass(frozen=True)
 class CNNSettings:
-    """Which CNN: plain values, so that a configuration and a checkpoint can hold them.
+    """Choice of CNN, as plain values that configurations and checkpoints can store.
 
     Args:
         name: A torchvision model.
-        weights: imagenet (downloaded on first use: IMAGENET1K_V1, as in the papers); a file, of a
-            TAB export, of torchvision or timm, bare or under state_dict or model; or the word
-            random (untrained: its figures mean nothing).
-        layers: Which features are handed out: of ResNets layer1 to layer4 and pooled, of any model
-            the nodes of torchvision's graph, such as features.7.cat; null takes all five of a
-            ResNet.
+        weights: imagenet (IMAGENET1K_V1 as in the papers, downloaded on first use); a file
+            (exported by TAB, from torchvision or timm; a bare state dict or one under state_dict
+            or model); or the word random (untrained: the metrics mean nothing).
+        layers: Layers whose features are returned: layer1 to layer4 and pooled for a ResNet, nodes
+            of torchvision's graph such as features.7.cat for any model; null selects all five of
+            a ResNet.
         mean: Pixel mean.
         std: Pixel standard deviation.
     """
@@ -56,21 +56,21 @@ class CNNSettings:
 
 
 class CNNBackbone(FrozenBackbone):
-    """A torchvision model that hands out the features of some layers, frozen.
+    """A frozen torchvision model that returns the features of selected layers.
 
-    Of a ResNet, a stage's features are those of its last block, after the ReLU; ``pooled`` are the
-    averages of the last.
+    The features of a ResNet stage are those of its last block, after the ReLU; ``pooled`` is the
+    spatial average of the last stage.
 
     Args:
-        name: As for :class:`CNNSettings`, and so the others.
-        weights: Where weights come from.
-        layers: Which features.
+        name: A torchvision model; all arguments are those of :class:`CNNSettings`.
+        weights: Source of the weights.
+        layers: Layers whose features are returned.
         mean: Pixel mean.
         std: Pixel standard deviation.
 
     Raises:
-        FileNotFoundError: If weights are neither at hand nor to be had.
-        ValueError: If the model, a layer or the weights are unknown or do not fit.
+        FileNotFoundError: If the weights are neither stored locally nor downloadable.
+        ValueError: If the model or a layer is unknown, or the weights do not fit the model.
     """
 
     def __init__(
@@ -92,19 +92,19 @@ class CNNBackbone(FrozenBackbone):
         self.features = create_feature_extractor(model.eval(), nodes).requires_grad_(False).eval()
         shapes = self._probe()
         self.channels = {layer: shape[1] for layer, shape in shapes.items()}
-        """Channels of each layer."""
+        """Number of channels per layer."""
         self.strides = {
             layer: 2 ** round(math.log2(PROBE / shape[-1]))
             for layer, shape in shapes.items()
             if len(shape) == 4
         }
-        """Pixels between two positions of each layer that has positions."""
+        """Stride in pixels per spatial layer."""
 
     def _probe(self) -> dict[str, torch.Size]:
-        """Return the shape of each layer's features of one image.
+        """Return the feature shape of each layer, for one image.
 
         Raises:
-            ValueError: If they are not those of a convolutional network.
+            ValueError: If the shapes are not those of a convolutional network.
         """
         name = self.settings.name
         try:
@@ -112,15 +112,15 @@ class CNNBackbone(FrozenBackbone):
                 shapes = {k: v.shape for k, v in self(torch.zeros(1, 3, PROBE, PROBE)).items()}
         except (AssertionError, RuntimeError) as error:  # a transformer of another image size
             raise ValueError(
-                f"backbone.name {name} takes no images of {PROBE} pixels ({reason(error)}): take a "
-                f"convolutional network"
+                f"backbone.name {name} does not accept images of {PROBE} pixels ({reason(error)}); "
+                f"use a convolutional network"
             ) from None
         for layer, shape in shapes.items():
             square = len(shape) == 4 and shape[2] == shape[3]
             if not (square or len(shape) == 2):  # tokens, or channels at the end
                 raise ValueError(
                     f"backbone.layers: {layer} of {name} has the shape {tuple(shape)}, not (B, C, "
-                    f"h, w): take a convolutional network"
+                    f"h, w); use a convolutional network"
                 )
         return shapes
 
@@ -134,29 +134,29 @@ class CNNBackbone(FrozenBackbone):
 
     @property
     def label(self) -> tuple[str, str]:
-        """The architecture's name, and where the weights come from."""
+        """Names of the architecture and of the weights' source."""
         return self.settings.name, self.settings.weights
 
     @property
     def is_random(self) -> bool:
-        """Whether the weights are untrained, so that figures mean nothing."""
+        """True for untrained weights, whose metrics mean nothing."""
         return self.settings.weights == RANDOM
 
     @property
     def network(self) -> nn.Module:
-        """The layers up to the last that is handed out."""
+        """The model up to the last returned layer."""
         return self.features
 
     @property
     def tower(self) -> nn.Module:
-        """The same."""
+        """The same module as :attr:`network`."""
         return self.features
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the features of each layer, ``(B, C, h, w)``, or ``(B, C)`` if they are pooled.
+        """Return the features of each layer, ``(B, C, h, w)``, or ``(B, C)`` if pooled.
 
         Args:
-            images: uint8 ``(B, 3, H, W)``, or floating and normalised already.
+            images: uint8 ``(B, 3, H, W)``, or floating point and already normalised.
 
         Raises:
             ValueError: If the images are not ``(B, 3, H, W)``.
@@ -171,20 +171,20 @@ class CNNBackbone(FrozenBackbone):
 
 
 def load_network(name: str, weights: str) -> nn.Module:
-    """Return a torchvision model, its classifier included.
+    """Return a torchvision model, including its classifier.
 
     Args:
-        name: Of the model.
+        name: Name of the model.
         weights: As for :class:`CNNSettings`.
 
     Raises:
-        FileNotFoundError: If weights are neither at hand nor to be had.
-        ValueError: If the model or the weights are unknown or do not fit.
+        FileNotFoundError: If the weights are neither stored locally nor downloadable.
+        ValueError: If the model is unknown, or the weights do not fit it.
     """
     model = _build(name)
     if weights in (None, "", "None", "null"):
         raise ValueError(
-            f"backbone.weights of {name} is empty: give '{IMAGENET}', a weights file, or the word "
+            f"backbone.weights of {name} is empty; give '{IMAGENET}', a weights file, or "
             f"'{RANDOM}' for untrained weights"
         )
     if weights == IMAGENET:
@@ -192,21 +192,24 @@ def load_network(name: str, weights: str) -> nn.Module:
     elif weights != RANDOM:
         _fill(model, read_state(weights), f"backbone.weights {weights}", name)
     if weights != RANDOM and hasattr(model, "transform_input"):
-        # GoogLeNet's weights, and Inception's, want other pixels.
+        # The weights of GoogLeNet and Inception expect other pixel values.
         model.transform_input = True  # type: ignore[assignment]
     return model
 
 
 def read_state(file: str | Path) -> dict[str, Tensor]:
-    """Read a state dict, bare or inside one of the known containers; known prefixes are cut off.
+    """Read a state dict, bare or in a known container, and strip known prefixes from its keys.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no such file, or could run code.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file holds no weights, or could run code.
     """
     path = Path(file).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"backbone.weights {file}: there is no such file")
+        raise FileNotFoundError(
+            f"backbone.weights {file}: there is no such file; give '{IMAGENET}', an existing "
+            f"weights file, or '{RANDOM}'"
+        )
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -214,9 +217,10 @@ def read_state(file: str | Path) -> dict[str, Tensor]:
             content: Any = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip, safetensors and torch have many kinds
+    except Exception as error:  # pickle, zip, safetensors and torch raise many types
         raise ValueError(
-            f"backbone.weights {file}: not weights that can be read safely ({reason(error)})"
+            f"backbone.weights {file} cannot be read safely as weights ({reason(error)}); save the "
+            f"bare state dict and give that file"
         ) from None
     while isinstance(content, dict):
         inner = [content[key] for key in CONTAINERS if isinstance(content.get(key), dict)]
@@ -229,7 +233,10 @@ def read_state(file: str | Path) -> dict[str, Tensor]:
         else {}
     )
     if not tensors:
-        raise ValueError(f"backbone.weights {file}: there are no weights in it")
+        raise ValueError(
+            f"backbone.weights {file} contains no weights; give a file with a state dict, bare or "
+            f"under one of {', '.join(CONTAINERS)}"
+        )
     while True:
         common = [p for p in PREFIXES if all(key.startswith(p) for key in tensors)]
         if not common:
@@ -242,9 +249,9 @@ def _build(name: str) -> nn.Module:
 
     names = models.list_models(module=models)
     if name not in names:
-        hint = suggest(name, names) or "take a ResNet, as resnet18"
-        raise ValueError(f"backbone.name {name}: torchvision has no such model: {hint}")
-    # Untrained weights follow the run's seed alone, and leave later draws as they are.
+        hint = suggest(name, names) or "use a ResNet, such as resnet18"
+        raise ValueError(f"backbone.name {name}: torchvision has no such model; {hint}")
+    # Untrained weights depend on the run's seed only, and do not affect later random numbers.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch.initial_seed())
         model: nn.Module = models.get_model(name, weights=None)
@@ -264,50 +271,52 @@ def _imagenet_state(name: str) -> dict[str, Tensor]:
         return read_state(file)
     try:
         state: dict[str, Tensor] = weights.get_state_dict(progress=True, check_hash=True)
-    except RuntimeError as error:  # its hash is another
+    except RuntimeError as error:  # the hash does not match
         raise ValueError(
-            f"backbone.weights {IMAGENET}: {file.name} came broken ({reason(error)}): try again, "
-            f"or name a weights file (--model.backbone.weights FILE)"
+            f"backbone.weights {IMAGENET}: the download of {file.name} is corrupt "
+            f"({reason(error)}); try again, or give a weights file (--model.backbone.weights FILE)"
         ) from None
     except OSError as error:
         raise FileNotFoundError(
             f"backbone.weights {IMAGENET}: {file.name} is not in {folder} and cannot be downloaded "
-            f"({reason(error)}); copy it from a machine with network, name a weights file "
-            f"(--model.backbone.weights FILE), or try the pipeline with '{RANDOM}'"
+            f"({reason(error)}); copy it from a machine with network access, give a weights "
+            f"file (--model.backbone.weights FILE), or try the pipeline with '{RANDOM}'"
         ) from None
     return state
 
 
 def _fill(model: nn.Module, state: Mapping[str, Tensor], source: str, name: str) -> None:
-    """Load a state dict; all but the classifier must fit."""
+    """Load a state dict; everything except the classifier must fit."""
     expected = {k: v for k, v in model.state_dict().items() if not k.startswith(HEADS)}
     given = {k: v for k, v in state.items() if not k.startswith(HEADS)}
     counters = [key for key in expected if key.endswith("num_batches_tracked")]
     missing = [key for key in expected if key not in given and key not in counters]
     unexpected = [key for key in given if key not in expected]
     shapes = [key for key in expected if key in given and expected[key].shape != given[key].shape]
-    for what, keys in (
+    for problem, keys in (
         ("lacks", missing),
-        ("does not know", unexpected),
-        ("has another shape of", shapes),
+        ("has the unexpected key", unexpected),
+        ("has a different shape for", shapes),
     ):
         if keys:
-            who = f"{source}" if what != "does not know" else f"{source}: {name}"
             more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-            raise ValueError(f"{who} {what} {keys[0]}{more}: is it of another model than {name}?")
+            raise ValueError(
+                f"{source} {problem} {keys[0]}{more}; give weights of {name}, or set backbone.name "
+                f"to the model that they belong to"
+            )
     model.load_state_dict({k: v for k, v in given.items() if k in expected}, strict=False)
 
 
 def _nodes(model: nn.Module, name: str, layers: Sequence[str] | None) -> dict[str, str]:
-    """Return which nodes of the graph are handed out, and under which names."""
+    """Return the graph nodes to extract, and the layer name of each."""
     from torchvision.models.feature_extraction import get_graph_node_names
 
     is_resnet = all(hasattr(model, stage) for stage in STAGES)
     if layers is not None and not layers:
-        raise ValueError(f"backbone.layers of {name} is empty: name one or more")
+        raise ValueError(f"backbone.layers of {name} is empty; give at least one layer")
     if layers is None:
         if not is_resnet:
-            raise ValueError(f"backbone.layers of {name}: say which, as [features.7.cat]")
+            raise ValueError(f"backbone.layers of {name} is not set; give it, as [features.7.cat]")
         return {node: layer for layer, node in NODES.items()}
     graph = get_graph_node_names(model)[1]
     nodes = {}
@@ -315,6 +324,6 @@ def _nodes(model: nn.Module, name: str, layers: Sequence[str] | None) -> dict[st
         node = NODES.get(layer, layer) if is_resnet else layer
         if node not in graph and not any(other.startswith(f"{node}.") for other in graph):
             stages = ", ".join(NODES) if is_resnet else ", ".join(graph[-4:])
-            raise ValueError(f"backbone.layers: {name} has no {layer} (there are {stages}, ...)")
+            raise ValueError(f"backbone.layers: {name} has no {layer}; use {stages}, ...")
         nodes[node] = layer
     return nodes

@@ -1,4 +1,4 @@
-"""What all frozen backbones share: normalisation inside, one type, and an identity."""
+"""Base class of the frozen backbones: pixel normalisation, a fixed dtype and an identity."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class FrozenBackbone(nn.Module, ABC):
     """A network that normalises its own pixels, is frozen and stays in evaluation mode.
 
     Args:
-        mean: Pixel mean, of values in [0, 1].
+        mean: Pixel mean, for values in [0, 1].
         std: Pixel standard deviation.
     """
 
@@ -39,34 +39,34 @@ class FrozenBackbone(nn.Module, ABC):
     @property
     @abstractmethod
     def label(self) -> tuple[str, str]:
-        """The architecture's name, and where the weights come from."""
+        """Names of the architecture and of the weights' source."""
 
     @property
     @abstractmethod
     def is_random(self) -> bool:
-        """Whether the weights are untrained, so that figures mean nothing."""
+        """True for untrained weights, whose metrics mean nothing."""
 
     @property
     @abstractmethod
     def network(self) -> nn.Module:
-        """What the identity is taken of."""
+        """The module that the identity is computed from."""
 
     @property
     @abstractmethod
     def tower(self) -> nn.Module:
-        """What looks at images, and is cast."""
+        """The image encoder, which :meth:`cast` converts."""
 
     @cached_property
     def identity(self) -> str:
-        """The sha256 over the loaded tensors and what of the architecture they do not show.
+        """The sha256 of the loaded tensors and the parts of the architecture they do not show.
 
-        It is the same for the same weights from any source.
+        The same weights have the same identity, whatever their source.
         """
         return fingerprint(self.network)
 
     @property
     def weights(self) -> WeightsRecord:
-        """Which weights these are, for a run's record."""
+        """Record of the weights, for the metadata of a run."""
         name, source = self.label
         return WeightsRecord(
             backbone=name,
@@ -76,23 +76,23 @@ class FrozenBackbone(nn.Module, ABC):
         )
 
     def cast(self, dtype: torch.dtype) -> None:
-        """Cast the image tower once; texts, normalisations and cosines stay in float32."""
-        _ = self.identity  # of the weights as they were loaded
+        """Cast the image tower once; text, normalisation and cosines stay in float32."""
+        _ = self.identity  # computed from the weights as loaded
         self.tower.to(dtype)
 
     def out_of_autocast(self) -> AbstractContextManager[object]:
-        """Return a context in which the frozen weights are used in their own type.
+        """Return a context in which the frozen weights are used in their own dtype.
 
         Autocast would cast them again at every use, which on a CPU costs more than it saves.
         """
         return torch.autocast(self.mean.device.type, enabled=False)
 
     def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation mode: the backbone is frozen, whatever its owner does."""
+        """Stay in evaluation mode, even if the parent module is set to training mode."""
         return super().train(False)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Normalise uint8 images; floating ones are taken as normalised already."""
+        """Normalise uint8 images; floating-point images count as already normalised."""
         if not images.is_floating_point():
             images = (images.float() / 255 - self.mean) / self.std
         return images.to(next(self.tower.parameters()).dtype)
@@ -100,15 +100,17 @@ class FrozenBackbone(nn.Module, ABC):
 
 def _channel_values(values: Sequence[float]) -> Tensor:
     if len(values) != 3:
-        raise ValueError(f"backbone.mean and std have a value a colour, 3, got {list(values)}")
+        raise ValueError(
+            f"backbone.mean and backbone.std must have 3 values, one per colour, got {list(values)}"
+        )
     return torch.tensor(list(values), dtype=torch.float32).reshape(1, -1, 1, 1)
 
 
 def fingerprint(module: nn.Module) -> str:
-    """Return the sha256 over a module's tensors and layers.
+    """Return the sha256 of a module's tensors and layers.
 
-    Of tensors, names, types, shapes and bytes count. Activations and numbers of heads, which no
-    tensor shows, are in how layers describe themselves.
+    It covers the name, dtype, shape and bytes of each tensor. Activations and numbers of heads
+    have no tensor, so the printed form of the layers is hashed as well.
     """
     digest = hashlib.sha256()
     for name, layer in module.named_modules():

@@ -1,7 +1,7 @@
-"""A prompt whose words are learned: vectors in the place of token embeddings.
+"""Learnable prompts: trained vectors in place of token embeddings.
 
-CoOp's form: start token, learnable context, an optional fixed ending, end token. The text tower
-stays frozen, gradients flow through it to the context alone.
+The form is that of CoOp (arXiv 2109.01134): start token, learnable context, optional fixed suffix,
+end token. The text tower stays frozen; gradients flow through it to the context only.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from anomaly_clip.errors import check_at_least
 
 __all__ = ["LearnablePrompt", "LearnablePromptSettings"]
 
-FILLER = "X"  # one token in CLIP's vocabulary; it stands where a learnable vector goes
+FILLER = "X"  # one token in CLIP's vocabulary; placeholder for a learnable vector
 
 
 @dataclass(frozen=True)
 class LearnablePromptSettings:
-    """What a learnable prompt looks like (CLIP-ADA, section 2.3 of the specification).
+    """Form of the learnable prompts of CLIP-ADA (arXiv 2403.09493, see ``docs/prompts.md``).
 
     Args:
-        n_ctx: Learnable vectors of a prompt (CoOp: 16).
-        n_prompts: 1: one for abnormal; 2: one for normal, one for abnormal.
-        suffix: Fixed words behind the vectors, such as `` damaged object.``; of two prompts a list
-            of two may be given, normal first.
-        init_text: A phrase whose embeddings the first vectors start from, a list of two for two
-            prompts; default: all start at random.
-        init_std: Standard deviation of vectors that start at random.
+        n_ctx: Number of learnable vectors per prompt (CoOp: 16).
+        n_prompts: 1 for an abnormal prompt only, 2 for a normal and an abnormal one.
+        suffix: Fixed text after the vectors, such as `` damaged object.``; two prompts may have a
+            list of two, normal first.
+        init_text: Phrase whose token embeddings initialise the first vectors; a list of two for
+            two prompts; default: random initialisation of all vectors.
+        init_std: Standard deviation of randomly initialised vectors.
     """
 
     n_ctx: int = 16
@@ -50,17 +50,18 @@ class LearnablePromptSettings:
             value = getattr(self, name)
             if isinstance(value, list) and len(value) != self.n_prompts:
                 raise ValueError(
-                    f"model.prompt.{name}: {len(value)} texts for {self.n_prompts} prompts"
+                    f"model.prompt.{name}: {len(value)} texts for {self.n_prompts} prompts; give "
+                    f"one text, or as many as model.prompt.n_prompts"
                 )
 
 
 class LearnablePrompt(nn.Module):
-    """One or two learnable prompts of a CLIP.
+    """One or two learnable prompts for the text tower of a CLIP.
 
     Args:
-        backbone: Whose text tower reads them; it is not kept.
-        settings: What they look like.
-        seed: Draws the vectors that start at random.
+        backbone: CLIP with the text tower; no reference to it is kept.
+        settings: Number, length and initialisation of the prompts.
+        seed: Seed of the randomly initialised vectors.
 
     Raises:
         ValueError: If a prompt does not fit into the text tower.
@@ -84,7 +85,7 @@ class LearnablePrompt(nn.Module):
         if n_ctx + max(lengths) > room:
             raise ValueError(
                 f"model.prompt: {n_ctx} vectors and {max(lengths)} tokens of the suffix do not fit "
-                f"into the {room} of the text tower"
+                f"into the {room} tokens of the text tower; reduce model.prompt.n_ctx"
             )
         last = ids.argmax(dim=-1)
         assert last.tolist() == [1 + n_ctx + length for length in lengths]
@@ -99,18 +100,18 @@ class LearnablePrompt(nn.Module):
             if len(start) > n_ctx:
                 raise ValueError(
                     f"model.prompt.init_text {phrase!r} has {len(start)} tokens, more than "
-                    f"model.prompt.n_ctx {n_ctx}"
+                    f"model.prompt.n_ctx {n_ctx}; shorten the text or raise n_ctx"
                 )
             with torch.no_grad():
                 context[row, : len(start)] = embedding(start.to(device)).float()
         self.context = nn.Parameter(context)
-        # They come from the frozen CLIP, so no checkpoint holds them.
+        # These come from the frozen CLIP and are not stored in checkpoints.
         self.register_buffer("prefix", embedded[:, :1].clone(), persistent=False)
         self.register_buffer("ending", embedded[:, 1 + n_ctx :].clone(), persistent=False)
         self.register_buffer("last", last.to(device), persistent=False)
 
     def forward(self, backbone: CLIPBackbone) -> Tensor:
-        """Return the prompts' text features, unit length, ``(n_prompts, D)`` in float32."""
+        """Return the unit-length text features of the prompts, ``(n_prompts, D)`` in float32."""
         tokens = torch.cat([self.prefix, self.context, self.ending], dim=1)
         with backbone.out_of_autocast():
             return unit(backbone.encode_embedded(tokens, self.last))
@@ -121,6 +122,6 @@ def _per_prompt(value: str | Sequence[str], count: int) -> list[str]:
 
 
 def _tokens_of(backbone: CLIPBackbone, text: str) -> Tensor:
-    """Return the ids of a text, without start and end."""
+    """Return the token ids of a text, without start and end token."""
     ids = backbone.tokenize([text])[0]
     return ids[1 : int(ids.argmax())]

@@ -1,7 +1,7 @@
-"""From words to two vectors: prompt ensembles and representative vector selection (RVS).
+"""Prompt ensembles and representative vector selection (RVS): from a category name to two vectors.
 
 CLIP-AD (arXiv 2311.00453): every state (``damaged {}``) in every template (``a photo of a {}.``)
-gives a sentence; the embeddings of a class's sentences are reduced to one representative vector.
+gives a prompt; the embeddings of a class's prompts are reduced to one representative vector.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
     "text_features",
 ]
 
-# The published lists, in the published order (specification, section 3.1).
+# Lists of the official code of CLIP-AD, in its order.
 STATES_NORMAL = (
     "flawless {}",
     "perfect {}",
@@ -83,7 +83,7 @@ TEMPLATES = (
     "a photo of a {} for anomaly detection.",
 )
 
-# The 21 lines of WinCLIP's re-implementations: two are missing, one is there twice.
+# The 21 templates of WinCLIP's re-implementations: two are missing, one appears twice.
 _LEFT_OUT = ("a cropped photo of a {}.", "a jpeg corrupted photo of a {}.")
 TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
     "full": TEMPLATES,
@@ -96,22 +96,22 @@ TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
 Method = Literal["mean", "pca", "kde", "dbscan", "mean_shift"]
 
 DBSCAN_EPS, DBSCAN_MIN_SAMPLES = 0.5, 15
-"""Published radius and core size."""
+"""Published radius and minimum number of samples of a core point."""
 DBSCAN_OF_DATASET = {"VisA": (1.5, 25)}
-"""The same by data set, where others are published."""
+"""The same per data set, where other values are published."""
 BANDWIDTHS = {"kde": 0.3, "mean_shift": 2.0}
-"""Published; a bandwidth of 2 makes one cluster of unit vectors, which are at most 2 apart."""
+"""Published; with a bandwidth of 2, unit vectors form one cluster, as they are at most 2 apart."""
 
 
 @dataclass(frozen=True)
 class PromptEnsemble:
-    """The words for normal and abnormal; each holds ``{}`` where the next goes in.
+    """States and templates of the prompts; ``{}`` marks where the name or the state is inserted.
 
     Args:
-        states_normal: What a normal object is called.
-        states_abnormal: What an abnormal object is called.
-        templates: Sentences around a state, or the name of a published list: full, or reimpl (as
-            in WinCLIP's re-implementations).
+        states_normal: Descriptions of a normal object.
+        states_abnormal: Descriptions of an abnormal object.
+        templates: Prompt templates around a state, or the name of a published list: full, or
+            reimpl (that of WinCLIP's re-implementations).
     """
 
     states_normal: list[str] = field(default_factory=lambda: list(STATES_NORMAL))
@@ -119,15 +119,15 @@ class PromptEnsemble:
     templates: list[str] | Literal["full", "reimpl"] = "full"
 
     def __post_init__(self) -> None:
-        for name, words in self.as_lists().items():
-            if not words:
-                raise ValueError(f"prompts.{name} is empty: give at least one line")
-            for line in words:
+        for name, lines in self.as_lists().items():
+            if not lines:
+                raise ValueError(f"prompts.{name} is empty; give at least one line")
+            for line in lines:
                 if line.count("{}") != 1:
-                    raise ValueError(f"prompts.{name}: {line!r} needs one {{}} for the word inside")
+                    raise ValueError(f"prompts.{name}: {line!r} needs one {{}} as placeholder")
 
     def as_lists(self) -> dict[str, list[str]]:
-        """Return all lines, those of a published list, too."""
+        """Return all lines, with a named list of templates expanded."""
         templates = self.templates
         return {
             "states_normal": self.states_normal,
@@ -138,7 +138,7 @@ class PromptEnsemble:
         }
 
     def sentences(self, name: str) -> tuple[list[str], list[str]]:
-        """Return the normal and the abnormal sentences of an object, state by state.
+        """Return the normal and the abnormal prompts for a category name, ordered by state.
 
         Example:
             >>> from anomaly_clip.backbones.prompts import PromptEnsemble
@@ -150,22 +150,22 @@ class PromptEnsemble:
 
         def fill(states: list[str]) -> list[str]:
             inner = [state.replace("{}", name) for state in states]
-            return [t.replace("{}", words) for words in inner for t in templates]
+            return [t.replace("{}", state) for state in inner for t in templates]
 
         return fill(self.states_normal), fill(self.states_abnormal)
 
 
 @dataclass(frozen=True)
 class RVSSettings:
-    """How the embeddings of a class's sentences become one vector.
+    """Representative vector selection: reduction of a class's prompt embeddings to one vector.
 
     Args:
-        method: mean; pca: their first principal component, the sentences being the variables; kde:
-            their mean, weighted by how dense it is around them; dbscan, mean_shift: the mean of the
+        method: mean; pca: the first principal component, with the prompts as variables; kde: the
+            mean, weighted by a kernel density estimate; dbscan, mean_shift: the mean of the
             largest cluster.
-        eps: DBSCAN's radius; auto follows the data set in use: 1.5 on VisA, 0.5 elsewhere.
-        min_samples: DBSCAN's core size; auto: 25 on VisA, 15 elsewhere.
-        bandwidth: Of kde (auto: 0.3) and mean_shift (auto: 2).
+        eps: Radius of DBSCAN; auto depends on the data set: 1.5 on VisA, 0.5 elsewhere.
+        min_samples: Minimum samples of a DBSCAN core point; auto: 25 on VisA, 15 elsewhere.
+        bandwidth: Bandwidth of kde (auto: 0.3) and mean_shift (auto: 2).
     """
 
     method: Method = "dbscan"
@@ -182,7 +182,7 @@ class RVSSettings:
             check_above("rvs.bandwidth", self.bandwidth, 0)
 
     def resolve(self, dataset_name: str | None) -> RVSSettings:
-        """Put the published values of a data set in the place of ``auto``."""
+        """Replace ``auto`` by the published values for a data set."""
         eps, min_samples = DBSCAN_OF_DATASET.get(
             dataset_name or "", (DBSCAN_EPS, DBSCAN_MIN_SAMPLES)
         )
@@ -197,18 +197,18 @@ class RVSSettings:
 def representative_vector(
     embeddings: Tensor, rvs: RVSSettings = RVSSettings(), dataset_name: str | None = None
 ) -> Tensor:
-    """Reduce unit embeddings ``(M, D)`` of a class to one unit vector ``(D,)``.
+    """Reduce the unit embeddings ``(M, D)`` of a class to one unit vector ``(D,)``.
 
-    Specification of CLIP-AD, section 3.3; solved in float64.
+    The variants are described in ``docs/prompts.md``; they are computed in float64.
 
     Args:
-        embeddings: One row a sentence.
-        rvs: How. Of the largest cluster, ties go to the first, noise is left out; without any
-            cluster the mean of all rows is taken, with a warning.
-        dataset_name: The data set in use, on which ``auto`` settings depend.
+        embeddings: One row per prompt.
+        rvs: Reduction method. The first of equally large clusters counts, without noise; if there
+            is no cluster, the mean of all rows is used, with a warning.
+        dataset_name: Data set that ``auto`` settings depend on.
 
     Raises:
-        ValueError: If there is no row.
+        ValueError: If there are no rows.
     """
     if embeddings.ndim != 2 or not len(embeddings):
         raise ValueError(
@@ -229,19 +229,19 @@ def text_features(
     *,
     unit_rows: bool = True,
 ) -> Tensor:
-    """Return an object's text features ``(D, 2)``: unit columns, normal and abnormal.
+    """Return the text features ``(D, 2)`` of a category: unit columns, normal and abnormal.
 
-    They are kept in the cache folder, keyed by weights, sentences and RVS settings; those of random
-    weights are not kept.
+    They are cached in the cache folder, keyed by weights, prompts and RVS settings, unless the
+    weights are random.
 
     Args:
-        backbone: The CLIP whose text tower encodes.
-        name: The object's words, put into every sentence.
+        backbone: CLIP whose text tower encodes the prompts.
+        name: Category name, inserted into every prompt.
         prompts: States and templates; default: the published ones.
-        rvs: How to reduce; default: DBSCAN.
-        dataset_name: The data set in use, on which ``auto`` RVS settings depend.
-        unit_rows: Whether sentences count by the direction of their embeddings alone (CLIP-AD), or
-            by their length, too (WinCLIP).
+        rvs: Reduction to one vector; default: DBSCAN.
+        dataset_name: Data set that ``auto`` RVS settings depend on.
+        unit_rows: Whether embeddings are scaled to unit length before the reduction, as in CLIP-AD
+            (True), or enter with their length, as in WinCLIP (False).
     """
     normal, abnormal = prompts.sentences(name)
     rvs = rvs.resolve(dataset_name)
@@ -253,8 +253,8 @@ def text_features(
         try:
             return load_file(file)["text_features"].to(backbone.mean.device)
         except (OSError, KeyError, SafetensorError):
-            pass  # not there yet, or unreadable: made again below
-    title = f"encoding the words for {name}"
+            pass  # missing or unreadable: computed below
+    title = f"encoding the prompts for {name}"
     embeddings = embed_sentences(backbone, [*normal, *abnormal], title, unit_rows=unit_rows)
     parts = embeddings.split([len(normal), len(abnormal)])
     columns = [representative_vector(rows, rvs) for rows in parts]
@@ -264,18 +264,18 @@ def text_features(
             with atomic_path(file) as temporary:
                 save_file({"text_features": features.cpu().contiguous()}, temporary)
         except OSError as error:
-            warnings.warn(f"text features are not cached in {file.parent}: {error}", stacklevel=2)
+            warnings.warn(f"text features cannot be cached in {file.parent}: {error}", stacklevel=2)
     return features
 
 
 def embed_sentences(
     backbone: CLIPBackbone,
     sentences: Sequence[str],
-    title: str = "encoding sentences",
+    title: str = "encoding prompts",
     *,
     unit_rows: bool = True,
 ) -> Tensor:
-    """Return the embeddings ``(M, D)`` of sentences, unit ones if asked, behind a progress bar."""
+    """Return the embeddings ``(M, D)`` of prompts, optionally of unit length; show progress."""
     batches = [sentences[start : start + 64] for start in range(0, len(sentences), 64)]
     with torch.no_grad():
         rows = torch.cat([backbone.encode_text(batch) for batch in track(batches, title)])
@@ -285,13 +285,13 @@ def embed_sentences(
 Rows = NDArray[np.float64]
 
 
-# scikit-learn takes most of a second to import, so the functions that use it do.
+# scikit-learn takes most of a second to import, so it is imported in the functions that use it.
 def _mean(rows: Rows, rvs: RVSSettings) -> Rows:
     return rows.mean(axis=0)
 
 
 def _pca(rows: Rows, rvs: RVSSettings) -> Rows:
-    """Take coordinates as samples and sentences as variables, as the published code does."""
+    """Take coordinates as samples and prompts as variables, as the published code does."""
     from sklearn.decomposition import PCA
 
     component = PCA(1, svd_solver="full").fit_transform(rows.T)[:, 0]
@@ -303,7 +303,7 @@ def _kde(rows: Rows, rvs: RVSSettings) -> Rows:
     from sklearn.neighbors import KernelDensity
 
     density = KernelDensity(bandwidth=rvs.bandwidth).fit(rows)
-    # Normalised densities: their common factor, which can be huge, cancels.
+    # Softmax, because the common factor of the densities, which can be huge, cancels.
     return np.asarray(softmax(density.score_samples(rows)) @ rows)
 
 
@@ -314,7 +314,7 @@ def _dbscan(rows: Rows, rvs: RVSSettings) -> Rows:
     if not (labels >= 0).any():
         warnings.warn(
             f"DBSCAN (eps {rvs.eps}, min_samples {rvs.min_samples}) finds no cluster among "
-            f"{len(rows)} sentences: their mean is used",
+            f"{len(rows)} prompts; their mean is used",
             stacklevel=3,
         )
         return rows.mean(axis=0)
@@ -328,7 +328,7 @@ def _mean_shift(rows: Rows, rvs: RVSSettings) -> Rows:
 
 
 def _mean_of_largest(rows: Rows, labels: NDArray[np.int64]) -> Rows:
-    """Return the mean of the largest cluster, the first of equal ones; below zero is noise."""
+    """Return the mean of the largest cluster (the first of ties); negative labels are noise."""
     return rows[labels == np.bincount(labels[labels >= 0]).argmax()].mean(axis=0)
 
 

@@ -1,11 +1,11 @@
-"""Staged dual path of CLIP-AD (arXiv 2311.00453): value-value attention beside the ordinary path.
+"""Staged dual path of CLIP-AD (arXiv 2311.00453): CLIP's own path and value-value attention.
 
 Every block of the image tower is evaluated twice with the same weights. The original path is CLIP
-itself. The surgery path sums, within a stage of a quarter of the blocks, what attention returns
-when queries and keys are replaced by the values, so that a patch listens to patches that look like
-it. Both attentions read the original path; the surgery path never feeds back.
+itself. The surgery path sums value-value attention within a stage, a quarter of the blocks: queries
+and keys are replaced by the values, so that patches attend to similar patches. Both attentions read
+the original path; the surgery path never feeds back.
 
-No tensor is changed in place, so that what a block returned stays what it was.
+No tensor is changed in place, so the outputs of a block stay valid.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ NUM_STAGES = 4
 
 
 class BlockOutput(NamedTuple):
-    """What one block leaves behind, ``(B, 1 + N, W)`` each."""
+    """Outputs of one block, ``(B, 1 + N, W)`` each."""
 
     original: Tensor
-    """The ordinary path after the block."""
+    """Original path after the block."""
     surgery: Tensor
-    """The sum of the value-value attention outputs since the stage began."""
+    """Sum of the value-value attention outputs since the start of the stage."""
     attended: Tensor
-    """The block's input plus its ordinary attention output, before the MLP."""
+    """Input of the block plus its ordinary attention output, before the MLP."""
 
 
 def stage_ends(num_layers: int) -> list[int]:
-    """Return the last blocks of the four stages, 1-based.
+    """Return the 1-based numbers of the last blocks of the four stages.
 
     Raises:
         ValueError: If the number of layers is not divisible by four.
@@ -63,8 +63,8 @@ def stage_ends(num_layers: int) -> list[int]:
     """
     if num_layers % NUM_STAGES:
         raise ValueError(
-            f"the staged dual path needs a multiple of {NUM_STAGES} blocks, this image tower has "
-            f"{num_layers}"
+            f"the staged dual path needs a multiple of {NUM_STAGES} blocks, but this image tower "
+            f"has {num_layers}; choose another model.backbone.name"
         )
     step = num_layers // NUM_STAGES
     return [step * stage for stage in range(1, NUM_STAGES + 1)]
@@ -74,7 +74,7 @@ def check_stages(stages: Sequence[int] | None, num_layers: int) -> list[int]:
     """Return the stage ends to use, all four by default.
 
     Raises:
-        ValueError: If one of them is no stage end of a tower with ``num_layers`` blocks.
+        ValueError: If they are not ascending stage ends of a tower with ``num_layers`` blocks.
     """
     ends = stage_ends(num_layers)
     stages = ends if stages is None else list(stages)
@@ -94,16 +94,16 @@ def dual_path(
     window: Window | None = None,
     mixed: torch.dtype | None = None,
 ) -> Iterator[BlockOutput]:
-    """Walk through the image tower and yield both paths after every block.
+    """Run the image tower and yield both paths after every block.
 
     Args:
         backbone: The frozen CLIP.
-        images: uint8 ``(B, 3, H, W)``, or floating and normalised already.
-        raw_patches: False leaves the patches out of the original path of the last block, after
-            which nothing reads them but SDP+: ``(B, 1, W)``, and 6 % less work for 12 blocks.
-        window: Where in the grid of patches smaller images lie; None for images of full size.
-        mixed: Type of the blocks' matrix products, for training in mixed precision; what goes from
-            block to block stays in the weights' own type. Default: all in their own.
+        images: uint8 ``(B, 3, H, W)``, or floating point and already normalised.
+        raw_patches: False omits the patches from the original path of the last block, where only
+            SDP+ reads them: the result is ``(B, 1, W)``, with 6 % less work for 12 blocks.
+        window: Part of the patch grid that smaller images cover; None for full-size images.
+        mixed: Dtype of the blocks' matrix products, for mixed-precision training; tokens between
+            blocks keep the dtype of the weights. Default: everything in the dtype of the weights.
     """
     blocks = backbone.visual.transformer.resblocks
     step = stage_ends(len(blocks))[0]
@@ -130,29 +130,28 @@ def encode_dual_path(
     window: Window | None = None,
     mixed: torch.dtype | None = None,
 ) -> list[Tokens]:
-    """Return the tokens of the asked stages: ``raw`` original, ``projected`` surgery.
+    """Return the tokens of the requested stages: ``raw`` original, ``projected`` surgery.
 
-    ``projected`` holds the patches of the surgery path, but the class token of the original one,
-    put in its place before LN_post. At the last stage that row is CLIP's own image embedding.
+    ``projected`` holds the patches of the surgery path and the class token of the original path,
+    joined before LN_post. At the last stage the class token is CLIP's own image embedding.
 
     Args:
         backbone: The frozen CLIP.
-        images: uint8 ``(B, 3, H, W)``, or floating and normalised already.
+        images: uint8 ``(B, 3, H, W)``, or floating point and already normalised.
         stages: Stage ends, 1-based and ascending; default: all four.
         stage_tokens: ``official``: the original tokens of a stage include the attention output of
-            the block that follows, as in the published code (its tensors are shared) and therefore
-            in the published figures and weights. ``clean``: as the block left them.
-        raw_patches: False leaves the patches out of ``raw`` at the last block; see
-            :func:`dual_path`.
-        window: Where in the grid of patches smaller images lie; None for images of full size.
-        mixed: Type of the blocks' matrix products; see :func:`dual_path`.
+            the following block, as in the published code (its tensors are shared) and therefore in
+            the published results and weights. ``clean``: the output of the block itself.
+        raw_patches: False omits the patches from ``raw`` at the last block; see :func:`dual_path`.
+        window: Part of the patch grid that smaller images cover; None for full-size images.
+        mixed: Dtype of the blocks' matrix products; see :func:`dual_path`.
 
     Raises:
-        ValueError: If the stages are no stage ends of this tower.
+        ValueError: If the stages are not ascending stage ends of this tower.
     """
     stages = check_stages(stages, backbone.num_layers)
     tokens = []
-    ended: BlockOutput | None = None  # the stage that ended with the block before
+    ended: BlockOutput | None = None  # stage that ended with the previous block
     outputs = dual_path(backbone, images, raw_patches=raw_patches, window=window, mixed=mixed)
     with backbone.out_of_autocast():
         for number, output in enumerate(outputs, start=1):
@@ -168,23 +167,24 @@ def encode_dual_path(
 def encode_layers(
     backbone: CLIPBackbone, images: Tensor, layers: Sequence[int], value_blocks: int = 0
 ) -> list[Tensor]:
-    """Return the tokens ``(B, 1 + N, W)`` of layers as blocks leave them, not projected.
+    """Return the tokens ``(B, 1 + N, W)`` of layers as the blocks return them, not projected.
 
     Args:
         backbone: The frozen CLIP.
-        images: uint8 ``(B, 3, H, W)``, or floating and normalised already.
-        layers: 1-based counts of blocks, ascending.
-        value_blocks: How many blocks up to each layer attend by values for its patches: these start
-            from what came before and add up value-value attention, without MLPs; the class token
-            stays the ordinary one. 0: ordinary patches.
+        images: uint8 ``(B, 3, H, W)``, or floating point and already normalised.
+        layers: 1-based layer numbers, ascending.
+        value_blocks: Number of blocks up to each layer that use value-value attention for the
+            patches: their outputs are added to the tokens before these blocks, without MLPs. The
+            class token is the ordinary one. 0: ordinary patches.
 
     Raises:
-        ValueError: If a layer does not exist, or has fewer blocks than are to attend by values.
+        ValueError: If a layer does not exist, or is lower than ``value_blocks``.
     """
     layers = backbone.check_layers(layers)
     if value_blocks > layers[0]:
         raise ValueError(
-            f"layer {layers[0]} has fewer than {value_blocks} blocks before it to attend by values"
+            f"layer {layers[0]} has fewer than {value_blocks} blocks for value-value attention; "
+            f"choose a higher layer or fewer value blocks"
         )
     dense: dict[int, Tensor] = {}
     outputs = []
@@ -222,14 +222,14 @@ def split_heads(block: ResidualAttentionBlock, tokens: Tensor) -> tuple[Tensor, 
 def attend(
     block: ResidualAttentionBlock, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None
 ) -> Tensor:
-    """Return what a block's attention adds to its input, ``(B, 1 + N, W)``.
+    """Return the attention output ``(B, 1 + N, W)`` that a block adds to its input.
 
     Args:
-        block: Whose output projection is used.
-        q: ``(B, heads, 1 + N, d)``, and so ``k`` and ``v``.
-        k: Keys.
-        v: Values.
-        bias: ``(B, 1 + N)``, added to the logits of every query for each key; default: none.
+        block: Block whose output projection is used.
+        q: Queries ``(B, heads, 1 + N, d)``.
+        k: Keys of the same shape.
+        v: Values of the same shape.
+        bias: Bias ``(B, 1 + N)`` per key, added to the logits of every query; default: none.
     """
     if bias is not None:
         bias = bias[:, None, None, :]

@@ -1,7 +1,7 @@
-"""The words that TAB aligns images with: industrial association (IDPA) and the ablation's others.
+"""Prompts that TAB aligns images with: industrial association (IDPA) and the ablation variants.
 
-TAB (arXiv 2312.09480), section 2 of the specification; lists and their order are those of the
-authors' public code, spelling included.
+TAB (arXiv 2312.09480), see ``docs/prompts.md``. The lists, their order and their spelling are those
+of the authors' public code.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PromptSet = Literal[
 
 
 class Words(NamedTuple):
-    """States and templates, each with ``{}`` for what goes in."""
+    """States and templates, each with the placeholder ``{}``."""
 
     normal: tuple[str, ...]
     abnormal: tuple[str, ...]
@@ -105,7 +105,7 @@ _CLIP = (
     "a bright photo of the {}.",
     "a jpeg corrupted photo of a {}.",
     "a blurry photo of the {}.",
-    "a photo of the {}.",  # the second time: a weight
+    "a photo of the {}.",  # repeated, which doubles its weight
     "a good photo of the {}.",
     "a photo of one {}.",
     "a black and white photo of a {}.",
@@ -149,24 +149,26 @@ PROMPT_SETS: dict[PromptSet, Words] = {
     "idpa": Words(_STATES_NORMAL, _STATES_ABNORMAL, _INDUSTRIAL),
     "first_release": Words(_FIRST_NORMAL, _FIRST_ABNORMAL, _CLIP),
 }
-"""Rows of Table 8, from one_class to idpa, and the lists of the code's first release."""
+"""Rows of Table 8 of the paper (one_class to idpa), and the lists of the code's first release."""
 
 
 @dataclass(frozen=True)
 class TABPrompts:
-    """The sentences about a class, and how their embeddings become one vector.
+    """Prompts of a class, and the reduction of their embeddings to one vector.
 
     Args:
-        preset: Which published lists: idpa, the method's; the others are Table 8's (one_class has
-            no words for abnormal), and first_release, those of the code's first state.
-        positions: Also say where a defect is, for abnormal only (exploratory in the code).
-        normalize_sentences: Whether sentences count by the direction of their embeddings alone.
-        names: space: underscores of class names become spaces; keep: as in the code.
-        text_layout: transpose, as the paper says; official_reshape: the code's slip, which
-            scrambles classes and channels. The published weights were probably trained with it.
-        centered: all: from every row the mean of all rows is taken, of both sides; sides: each
-            side's own mean (ours, neither in the paper nor in the code: for a text tower whose
-            sentences are all alike, where classes could not be told apart).
+        preset: Published lists: idpa, those of the method; one_class (without abnormal prompts),
+            two_class, state_ensemble and clip_template, those of Table 8; first_release, those of
+            the code's first release.
+        positions: Add the position of the defect to abnormal prompts (exploratory in the code).
+        normalize_sentences: Scale the embedding of each prompt to unit length before averaging.
+        names: space: underscores in class names become spaces; keep: names are unchanged, as in
+            the code.
+        text_layout: transpose, as in the paper; official_reshape, a bug of the code that scrambles
+            classes and channels. The published weights were probably trained with it.
+        centered: no; all: subtract the mean over all classes and both states; sides: subtract the
+            mean of normal and of abnormal separately (ours, neither in the paper nor in the code,
+            for text towers whose embeddings are too similar to tell classes apart).
     """
 
     preset: PromptSet = "idpa"
@@ -177,7 +179,7 @@ class TABPrompts:
     centered: Literal["no", "sides", "all"] = "no"
 
     def sentences(self, name: str) -> tuple[list[str], list[str]]:
-        """Return the normal and the abnormal sentences of a class, state by state.
+        """Return the normal and the abnormal prompts of a class, ordered by state.
 
         Example:
             >>> from anomaly_clip.backbones.tab_prompts import TABPrompts
@@ -200,27 +202,27 @@ class TABPrompts:
 
 
 class TextMatrices(NamedTuple):
-    """One row a class."""
+    """Text features, one row per class."""
 
     normal: Tensor
     """``(K, D)``."""
     abnormal: Tensor | None
-    """``(K, D)``; None without words for abnormal."""
+    """``(K, D)``; None if there are no abnormal prompts."""
 
 
 def text_matrices(
     encode: Callable[[Sequence[str]], Tensor], names: Sequence[str], prompts: TABPrompts
 ) -> TextMatrices:
-    """Return what images are aligned with (equations 1 and 2 of the specification).
+    """Return the text features that images are aligned with, one row per class.
 
     Args:
-        encode: Returns the embeddings ``(M, D)`` of sentences, not normalised.
-        names: The classes.
-        prompts: Their sentences.
+        encode: Function that returns the embeddings ``(M, D)`` of prompts, not normalised.
+        names: Names of the classes.
+        prompts: Settings of the prompts.
     """
 
-    def vector(sentences: list[str]) -> Tensor:
-        rows = encode(sentences).float()
+    def vector(texts: list[str]) -> Tensor:
+        rows = encode(texts).float()
         if prompts.normalize_sentences:
             rows = unit(rows)
         return unit(rows.mean(dim=0))
@@ -230,7 +232,7 @@ def text_matrices(
 
     both = [prompts.sentences(name) for name in names]
     sides = [
-        torch.stack([vector(sentences) for sentences in side])
+        torch.stack([vector(texts) for texts in side])
         for side in zip(*both, strict=True)
         if all(side)
     ]

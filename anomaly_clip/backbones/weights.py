@@ -1,14 +1,14 @@
-"""Where weights come from: an open_clip tag, a local file, ``demo``, or the word ``random``.
+"""CLIP weights from an open_clip tag, a local file, ``demo``, or untrained (``random``).
 
-Weights decide every figure, so nothing here guesses: a tag that cannot be had or was trained with
-another activation, and a file that does not fit, are errors of one sentence; random weights are
-used only when they are asked for by name. ``demo`` is a small CLIP of this project's own, trained
-on pictures made by code (its card lies beside it in ``assets``). A bare file carries neither its
-activation nor its pixel normalisation: the former is the model name's (``-quickgelu`` for
-OpenAI's), the latter CLIP's own.
+Every result depends on the weights, so nothing is guessed: a tag that cannot be downloaded or was
+trained with another activation, and a file that does not fit, are errors with a one-line message.
+Random weights are used only if requested by name. ``demo`` is the small CLIP of this project,
+trained on generated images (see its card, ``assets/demo_clip.md``). A bare weights file specifies
+neither activation nor pixel normalisation: the activation is that of the model name
+(``-quickgelu`` for OpenAI's weights), the normalisation is CLIP's.
 
-Importing this module loads open_clip, which takes two seconds; who needs it imports it when it is
-needed, so that ``--help`` does not wait for it.
+Importing this module loads open_clip, which takes two seconds. Other modules therefore import it
+inside functions, so that ``--help`` does not wait for it.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ ASSETS = Path(str(resources.files("anomaly_clip") / "assets"))
 
 WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 HUB_TIMEOUT = 5.0
-"""Seconds to wait for a sign of life from the model hub (our choice: a user looks at a clock)."""
+"""Seconds to wait for an answer of the model hub (our choice: a user is waiting)."""
 
 
 class LoadedCLIP(NamedTuple):
-    """An open_clip model and how its pixels are to be normalised."""
+    """An open_clip model with its pixel normalisation."""
 
     model: open_clip.CLIP
     mean: tuple[float, ...]
@@ -50,23 +50,25 @@ class LoadedCLIP(NamedTuple):
 
 
 def load_clip(name: str, pretrained: str, image_size: int | None = None) -> LoadedCLIP:
-    """Build an open_clip model and fill it with weights.
+    """Build an open_clip model and load its weights.
 
     Args:
         name: An open_clip model name, the path of a JSON model configuration, or ``demo`` for the
             architecture of the small CLIP that comes with the project.
         pretrained: An open_clip tag (downloaded on first use), the path of a ``.safetensors`` or
             ``.pt`` file, ``demo`` for the weights that come with the project, or ``random``.
-        image_size: Side in pixels; positional embeddings are interpolated. Default: the model's.
+        image_size: Side in pixels, to which positional embeddings are interpolated. Default: the
+            image size of the model.
 
     Raises:
-        FileNotFoundError: If a file is missing, or a tag is neither cached nor reachable.
+        FileNotFoundError: If a file is missing, or the weights of a tag are neither cached nor
+            downloadable.
         ValueError: If the model is unknown or has no plain ViT, or the weights do not fit it.
     """
     if pretrained in (None, "", "None", "null"):
         raise ValueError(
-            f"backbone.pretrained of {name} is empty: give an open_clip tag, a weights file, "
-            f"'{DEMO}', or the word '{RANDOM}' for untrained weights"
+            f"backbone.pretrained of {name} is empty; give an open_clip tag, a weights file, "
+            f"'{DEMO}', or '{RANDOM}' for untrained weights"
         )
     config, preprocessing = _read_config(name)
     if image_size is not None:
@@ -74,15 +76,15 @@ def load_clip(name: str, pretrained: str, image_size: int | None = None) -> Load
         if image_size < patch or image_size % patch:
             raise ValueError(
                 f"backbone.image_size {image_size} is not a multiple of the patch size {patch} of "
-                f"{name}"
+                f"{name}; use {max(1, round(image_size / patch)) * patch}, for example"
             )
         config["vision_cfg"]["image_size"] = image_size
     checkpoint: Path | None = None
     if pretrained == DEMO:
         if name != DEMO:
             raise ValueError(
-                f"backbone.pretrained {DEMO} has an architecture of its own, not that of {name}: "
-                f"leave backbone.name out, or set it to {DEMO}"
+                f"backbone.pretrained {DEMO} has an architecture of its own, not that of {name}; "
+                f"omit backbone.name, or set it to {DEMO}"
             )
         checkpoint = ASSETS / "demo_clip.safetensors"
     elif pretrained != RANDOM:
@@ -101,30 +103,37 @@ def load_clip(name: str, pretrained: str, image_size: int | None = None) -> Load
 
 
 def _read_config(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the model's configuration and what it says of preprocessing."""
+    """Return the model's configuration and its preprocessing settings."""
     preprocessing: dict[str, Any] = {}
     if name == DEMO or name.endswith(".json"):
         path = ASSETS / "demo_clip.json" if name == DEMO else Path(name)
         if not path.is_file():
-            raise FileNotFoundError(f"backbone.name {name}: there is no such file")
+            raise FileNotFoundError(
+                f"backbone.name {name}: there is no such file; give an existing JSON model "
+                f"configuration or an open_clip model name"
+            )
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(
-                f"backbone.name {name}: not a JSON model configuration ({error})"
+                f"backbone.name {name}: not a JSON model configuration ({error}); give one in "
+                f"open_clip's format"
             ) from None
-        if "model_cfg" in config:  # the form in which open_clip publishes models
+        if "model_cfg" in config:  # the format in which open_clip publishes models
             preprocessing = config.get("preprocess_cfg", {})
             config = config["model_cfg"]
     else:
         registered = open_clip.get_model_config(name)
         if registered is None:
-            hint = suggest(name, open_clip.list_models()) or "take a ViT, as ViT-B-16"
-            raise ValueError(f"backbone.name {name}: open_clip has no such model: {hint}")
+            hint = suggest(name, open_clip.list_models()) or "use a ViT, such as ViT-B-16"
+            raise ValueError(f"backbone.name {name}: open_clip has no such model; {hint}")
         config = deepcopy(registered)
     missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(config)
     if missing:
-        raise ValueError(f"backbone.name {name}: the configuration lacks {sorted(missing)}")
+        raise ValueError(
+            f"backbone.name {name}: the configuration lacks {sorted(missing)}; add them, as in "
+            f"open_clip's model configurations"
+        )
     return config, preprocessing
 
 
@@ -135,37 +144,40 @@ def _looks_like_file(pretrained: str) -> bool:
 def _existing_file(pretrained: str) -> Path:
     path = Path(pretrained).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"backbone.pretrained {pretrained}: there is no such file")
+        raise FileNotFoundError(
+            f"backbone.pretrained {pretrained}: there is no such file; give an existing weights "
+            f"file"
+        )
     return path
 
 
 def _pretrained_tag(name: str, tag: str, quick_gelu: bool) -> dict[str, Any]:
-    """Return open_clip's record of a tag, after checking that the model suits it."""
+    """Return open_clip's record of a tag, after checking that it fits the model."""
     if name == DEMO or name.endswith(".json"):
-        which = "the demo architecture" if name == DEMO else "a model described by a JSON file"
+        model = "the demo architecture" if name == DEMO else "a model from a JSON configuration"
         demo = f"'{DEMO}', " if name == DEMO else ""
         raise ValueError(
-            f"backbone.pretrained {tag}: {which} has no tags; give {demo}a weights file or "
+            f"backbone.pretrained {tag}: {model} has no tags; give {demo}a weights file or "
             f"'{RANDOM}'"
         )
     record: dict[str, Any] = open_clip.get_pretrained_cfg(name, tag)
     if not record:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
         raise ValueError(
-            f"backbone.pretrained {tag}: no tag of {name} (known: {tags}), no weights file, and "
-            f"not the word '{RANDOM}'"
+            f"backbone.pretrained {tag} is not a tag of {name} (known: {tags}); give one of them, "
+            f"a weights file, or '{RANDOM}'"
         )
     if bool(record.get("quick_gelu", False)) != quick_gelu:
         other = name.removesuffix("-quickgelu") + ("" if quick_gelu else "-quickgelu")
         raise ValueError(
-            f"backbone.pretrained {tag} was trained with another activation than {name} has; "
+            f"backbone.pretrained {tag} was trained with another activation than that of {name}; "
             f"use backbone.name {other}"
         )
     return record
 
 
 def _fetch(name: str, tag: str, record: dict[str, Any]) -> Path:
-    """Return the local file of a tag, downloading it if the hub answers."""
+    """Return the local weights file of a tag; download it if it is not cached."""
     from huggingface_hub import constants
 
     repository, _ = str(record.get("hf_hub") or "/").rsplit("/", 1)
@@ -177,15 +189,15 @@ def _fetch(name: str, tag: str, record: dict[str, Any]) -> Path:
     if reason is None:
         try:
             return Path(open_clip.download_pretrained(record))
-        except Exception as error:  # every library below has its own family of errors
+        except Exception as error:  # every download library has its own exceptions
             reason = str(error).splitlines()[0]
     folder = constants.HF_HUB_CACHE if repository else Path("~/.cache/clip").expanduser()
     raise FileNotFoundError(
         f"backbone.pretrained {tag} of {name} is not in {folder} and cannot be downloaded "
-        f"({reason}); copy that cache from a machine with network, name a weights file "
-        f"(--model.backbone.pretrained FILE.safetensors), or try the pipeline without: "
-        f"--model.backbone.name {DEMO} --model.backbone.pretrained {DEMO} is a small CLIP that "
-        f"comes along, '{RANDOM}' is untrained"
+        f"({reason}); copy that cache from a machine with network access, give a weights file "
+        f"(--model.backbone.pretrained FILE.safetensors), or try the pipeline with the bundled "
+        f"small CLIP (--model.backbone.name {DEMO} --model.backbone.pretrained {DEMO}) or with "
+        f"untrained weights ('{RANDOM}')"
     )
 
 
@@ -208,7 +220,7 @@ def _cached_file(record: dict[str, Any]) -> Path | None:
 
 
 def _unreachable(address: str) -> str | None:
-    """Say why an address does not answer, None if it does (any answer will do)."""
+    """Return the reason why an address does not answer, or None if there is any answer."""
     request = urllib.request.Request(address, method="HEAD")
     try:
         urllib.request.urlopen(request, timeout=HUB_TIMEOUT).close()
@@ -224,22 +236,25 @@ def _short(error: Exception) -> str:
 
 
 def _build(name: str, config: dict[str, Any]) -> open_clip.CLIP:
-    """Build the model; every supported one is a ViT with open_clip's plain blocks."""
+    """Build the model; only ViTs with open_clip's plain blocks are supported."""
     unsupported = ValueError(
-        f"backbone.name {name}: needs a CLIP with a plain ViT image tower and a causal text tower "
-        f"(for example ViT-B-16-plus-240, ViT-B-16, ViT-L-14-336)"
+        f"backbone.name {name} is not supported; use a CLIP with a plain ViT image tower and a "
+        f"causal text tower, such as ViT-B-16-plus-240, ViT-B-16 or ViT-L-14-336"
     )
     vision, text = config["vision_cfg"], config["text_cfg"]
     if "timm_model_name" in vision or "hf_model_name" in text or config.get("custom_text"):
         raise unsupported
-    # Untrained weights follow the run's seed alone: not how much was drawn before, nor are draws
-    # made later moved by them.
+    # Untrained weights depend on the run's seed only, not on earlier random numbers, and do not
+    # affect later ones.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch.initial_seed())
         try:
             model = open_clip.CLIP(**config)
         except TypeError as error:
-            raise ValueError(f"backbone.name {name}: {error}") from None
+            raise ValueError(
+                f"backbone.name {name}: open_clip cannot build this configuration ({error}); "
+                f"correct it, or use an open_clip model name"
+            ) from None
     visual = model.visual
     plain = (
         isinstance(visual, VisionTransformer)
@@ -256,17 +271,18 @@ def _build(name: str, config: dict[str, Any]) -> open_clip.CLIP:
 
 
 def _fill(model: open_clip.CLIP, checkpoint: Path, name: str) -> None:
-    """Load a state dict strictly; files that could run code are refused."""
+    """Load a state dict strictly; reject files that could run code."""
     if checkpoint.suffix not in WEIGHT_FILES:
         raise ValueError(
-            f"backbone.pretrained {checkpoint}: expected one of {', '.join(WEIGHT_FILES)}"
+            f"backbone.pretrained {checkpoint}: expected a file that ends with one of "
+            f"{', '.join(WEIGHT_FILES)}"
         )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             state = load_state_dict(str(checkpoint), device="cpu", weights_only=True)
         state = convert_state_dict(model, state)
-        # Half precision cannot be interpolated on a CPU; some files hold the scale as a vector.
+        # Half precision cannot be interpolated on a CPU; some files store the scale as a vector.
         state = {key: value.float() for key, value in state.items()}
         if "logit_scale" in state:
             state["logit_scale"] = state["logit_scale"].reshape(model.logit_scale.shape)
@@ -275,11 +291,20 @@ def _fill(model: open_clip.CLIP, checkpoint: Path, name: str) -> None:
         model.load_state_dict(state)
     except Exception as error:
         if "weights_only" in str(error) or "Unsupported global" in str(error):
-            why = "it holds Python objects besides tensors, which could run code, and is refused"
+            why = (
+                "it holds Python objects besides tensors, which could run code, and is rejected; "
+                "save the bare state dict and give that file"
+            )
         elif isinstance(error, RuntimeError) and "state_dict" in str(error):
-            why = f"its tensors do not fit {name} ({_first_mismatch(str(error))})"
+            why = (
+                f"its tensors do not fit {name} ({_first_mismatch(str(error))}); set backbone.name "
+                f"to the model that they belong to"
+            )
         else:
-            why = f"it cannot be read as weights ({str(error).splitlines()[0]})"
+            why = (
+                f"it cannot be read as weights ({str(error).splitlines()[0]}); give a file with a "
+                f"state dict"
+            )
         raise ValueError(f"backbone.pretrained {checkpoint}: {why}") from None
 
 

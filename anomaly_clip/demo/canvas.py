@@ -1,8 +1,8 @@
-"""What the demo pictures are drawn with: stocks of noise, colours, a canvas, a scene's parts.
+"""Drawing primitives of the demo images: noise tiles, colours, the canvas and the parts of a scene.
 
-Lengths are in picture widths, so that a scene looks alike in all sizes; noise is cut from tiles
-made once, since drawing it anew would take longer than all the rest. Planes are float32 ``(H, W)``,
-colours are planar ``(3, H, W)`` in ``[0, 1]``.
+Lengths are in image widths, so that a scene looks the same at all sizes. Noise is cut from cached
+tiles, since generating it for every image would take longer than everything else. Planes are
+float32 ``(H, W)``, colours are planar ``(3, H, W)`` in ``[0, 1]``.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from numpy.typing import NDArray
 
 __all__ = ["Canvas", "Category", "Light", "Plane", "Surface", "cut_noise", "mix", "ramp", "rgb"]
 
-Plane = NDArray[Any]  # float32, which the stubs of numpy and OpenCV cannot promise
+Plane = NDArray[Any]  # float32, which the stubs of numpy and OpenCV cannot guarantee
 
-TILE_WIDTHS = 3  # our choice: a turned picture, shrunk to half, still fits
+TILE_WIDTHS = 3  # our choice: a rotated image still fits at half the zoom
 CELLS_PER_WIDTH = 16
-FINEST = 7  # octave: the finest noise that 128 pixels show;
-FADING = 0.4  # beyond it noise fades this fast an octave, or large pictures had steeper relief
+FINEST = 7  # octave of the finest noise that 128 pixels can show
+FADING = 0.4  # factor per octave beyond FINEST; without it large images would have steeper relief
 
 
 @dataclass(frozen=True)
 class Category:
-    """One product line: a family and what its pictures have in common.
+    """A product category: its family and the properties that all its images share.
 
     Attributes:
         family: Key of `surfaces.FAMILIES`.
-        words: What a person would call it; a singular noun without article.
-        colours: ``0xRRGGBB``, from the main one on; what each means is the family's business.
-        ground: Colour of what an object lies on; unused where the surface fills the picture.
-        scale: Size of the object, or period of the pattern, relative to the family's usual.
-        metal: 0 for paint, cloth or stone; 1 for bare metal, which mirrors its surroundings.
+        words: Category name in prompts; a singular noun without article.
+        colours: ``0xRRGGBB``, the main colour first; the family defines the meaning of the others.
+        ground: Colour of the ground under an object; unused if the surface fills the image.
+        scale: Size of the object, or period of the pattern, relative to the family's default.
+        metal: 0 for paint, cloth or stone; 1 for bare metal, which reflects its surroundings.
         gloss: Strength of the highlight.
-        count: Parts of a kind: teeth of a gear, holes of a button, boards or tiles in a row.
+        count: Number of repeated parts: teeth of a gear, holes of a button, tiles in a row.
     """
 
     family: str
@@ -53,7 +53,7 @@ class Category:
 
 @dataclass(frozen=True)
 class Light:
-    """Where the light comes from; ``x`` to the right, ``y`` down, ``z`` to the camera, length 1."""
+    """Unit vector to the light: ``x`` to the right, ``y`` down, ``z`` to the camera."""
 
     x: float
     y: float
@@ -63,14 +63,14 @@ class Light:
 
 @dataclass
 class Surface:
-    """A scene without its light.
+    """A scene before lighting.
 
     Attributes:
         albedo: ``(3, H, W)``, colour of the product.
-        height: ``(H, W)``, relief in picture widths.
-        cover: ``(H, W)``, 1 on the product and 0 beside it; None if it fills the picture.
-        under: ``(3, H, W)`` or ``(3, 1, 1)``, what is seen where nothing covers it.
-        core: ``(3, 1, 1)``, the material inside, laid open by a break.
+        height: ``(H, W)``, relief in image widths.
+        cover: ``(H, W)``, 1 on the product and 0 around it; None if it fills the image.
+        under: ``(3, H, W)`` or ``(3, 1, 1)``, colour of the ground where the product is absent.
+        core: ``(3, 1, 1)``, colour of the material inside, visible at a break.
         metal: As in `Category`.
         gloss: ``(H, W)`` or a number, as in `Category`.
     """
@@ -84,7 +84,7 @@ class Surface:
     gloss: Plane | float
 
     def cut(self, rows: slice, columns: slice) -> Surface:
-        """Return a part of the scene, which shares its memory."""
+        """Return a part of the scene, as views of its planes."""
 
         def part(plane: Any) -> Any:
             whole = isinstance(plane, np.ndarray) and plane.shape[-1] > 1
@@ -94,7 +94,7 @@ class Surface:
 
 
 def _octaves(level: int, kind: int, first: int, last: int, persistence: float) -> Plane:
-    """Add noise of ``2 ** first`` to ``2 ** last`` knots a width; ``(T, T)``, deviation 1."""
+    """Sum noise of ``2 ** first`` to ``2 ** last`` knots per width; ``(T, T)``, deviation 1."""
     side = TILE_WIDTHS * level
     total = np.zeros((side, side), np.float32)
     for octave in range(first, last + 1):
@@ -111,10 +111,10 @@ def _octaves(level: int, kind: int, first: int, last: int, persistence: float) -
 
 @lru_cache(maxsize=64)
 def noise_tile(kind: str, level: int) -> Plane:
-    """Return the stock of one kind of noise for pictures of ``level`` pixels, ``(T, T)``.
+    """Return the tile ``(T, T)`` of one kind of noise, for images of ``level`` pixels.
 
     Kinds ``cloud``, ``fractal`` and ``grain`` have mean 0 and deviation 1; ``cell_edge`` and
-    ``cell_centre`` are distances in cells, and ``cell_value`` is one number in ``[0, 1)`` a cell.
+    ``cell_centre`` are distances in cells, and ``cell_value`` is a number in ``[0, 1)`` per cell.
     """
     if kind == "cloud":
         return _octaves(level, 1, 0, 2, 0.6)
@@ -127,7 +127,7 @@ def noise_tile(kind: str, level: int) -> Plane:
 
 @lru_cache(maxsize=4)
 def _cell_tiles(level: int) -> dict[str, Plane]:
-    """Divide a tile among jittered points; the borders are bent, as those of grains are."""
+    """Divide a tile into the cells of jittered points, with the bent borders of mineral grains."""
     cells, side = TILE_WIDTHS * CELLS_PER_WIDTH, TILE_WIDTHS * level
     rng = np.random.default_rng([7, 4])
     points = rng.uniform(0.08, 0.92, (2, cells, cells)).astype(np.float32)
@@ -160,7 +160,7 @@ def cut_noise(
     stretch: float = 1.0,
     angle: float = 0.0,
 ) -> tuple[Plane, ...]:
-    """Cut the same place from several tiles; features grow by ``zoom``, along ``angle`` more so."""
+    """Cut the same region from several tiles, scaled by ``zoom`` and stretched along ``angle``."""
     level = 128
     while level < size:
         level *= 2
@@ -179,13 +179,13 @@ def cut_noise(
 
 
 def rgb(colour: int) -> Plane:
-    """Turn ``0xRRGGBB`` into ``(3, 1, 1)``."""
+    """Convert ``0xRRGGBB`` to ``(3, 1, 1)``."""
     channels = [(colour >> 16) & 255, (colour >> 8) & 255, colour & 255]
     return np.array(channels, np.float32).reshape(3, 1, 1) / 255
 
 
 def mix(a: Plane, b: Plane, share: Plane) -> Plane:
-    """Go from ``a`` to ``b`` by the share ``(H, W)``."""
+    """Interpolate from ``a`` to ``b`` with the weights ``share`` ``(H, W)``."""
     return a + share * (b - a)
 
 
@@ -195,7 +195,7 @@ def ramp(x: Plane, low: float, high: float) -> Plane:
 
 
 class Canvas:
-    """Size, pose and generator of one picture, and the shorthands that families are written in."""
+    """Size, pose and random generator of one image, with helpers for drawing families."""
 
     def __init__(
         self, category: Category, light: Light, rng: np.random.Generator, size: int, turned: bool
@@ -211,32 +211,32 @@ class Canvas:
         self.v: Plane = y * cos - x * sin
 
     def noise(self, kind: str, zoom: float = 1.0, stretch: float = 1.0) -> Plane:
-        """Cut noise whose long axis is the u axis."""
+        """Cut noise that is stretched along the u axis."""
         return self.noises((kind,), zoom, stretch)[0]
 
     def noises(
         self, kinds: tuple[str, ...], zoom: float = 1.0, stretch: float = 1.0
     ) -> tuple[Plane, ...]:
-        """Cut several kinds in the same place."""
+        """Cut several kinds of noise from the same region."""
         shape = (self.size, self.size)
         return cut_noise(kinds, self.rng, self.size, shape, zoom, stretch, self.angle)
 
     def colour(self, which: int, spread: float = 0.05) -> Plane:
-        """Return a colour of the category as this piece has it, ``(3, 1, 1)``."""
+        """Return a colour of the category with the random tint of this piece, ``(3, 1, 1)``."""
         tint = self.rng.normal(0, spread / 3, (3, 1, 1)) + self.rng.normal(0, 1.5 * spread)
         return (rgb(self.category.colours[which]) * np.exp(tint)).astype(np.float32)
 
     def edge(self, distance: Plane) -> Plane:
-        """Cover what has a negative distance, with one pixel of transition."""
+        """Return the cover of negative distances, with a transition of one pixel."""
         return np.clip(0.5 - distance * self.size, 0, 1)
 
     def rings(self, t: Plane, step: float) -> Plane:
-        """Look up a random profile along ``t``: the marks of a lathe, deviation about 1."""
+        """Return a random profile along ``t``, with deviation about 1, for the marks of a lathe."""
         table = self.rng.standard_normal(512).astype(np.float32)
         return table[(np.abs(t) / step).astype(np.int32) & 511]
 
     def uneven(self, albedo: Plane) -> Plane:
-        """Let dye, age and wear differ from place to place, in some pieces more than in others."""
+        """Vary the colour over the surface, as dye, age and wear do, by a random amount."""
         wide, narrow = self.noises(("cloud", "fractal"))
         much = self.rng.exponential(0.05) + self.rng.normal(0, 0.012, (3, 1))
         little = self.rng.exponential(0.025) + self.rng.normal(0, 0.01, (3, 1))
@@ -252,14 +252,14 @@ class Canvas:
         return np.maximum(drift, 0, out=drift)
 
     def surface(self, albedo: Plane, height: Plane, core: Plane) -> Surface:
-        """Finish a surface that fills the picture."""
+        """Complete a surface that fills the image."""
         look = self.category
         albedo = self.uneven(albedo)
         height = height * math.exp(self.rng.normal(0, 0.3))
         return Surface(albedo, height, None, core * 0.3, core, look.metal, look.gloss)
 
     def object(self, albedo: Plane, height: Plane, cover: Plane, tall: float) -> Surface:
-        """Lay an object on its ground, with a shadow as long as it is ``tall``."""
+        """Place an object on its ground, with a shadow for its height ``tall``."""
         look, light = self.category, self.light
         mottle, grain = self.noises(("fractal", "grain"))
         tint = np.exp(self.rng.normal(0, 0.02, (3, 1, 1)) + self.rng.normal(0, 0.12))

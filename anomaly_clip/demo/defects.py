@@ -1,8 +1,8 @@
-"""Eight kinds of defect for the things of `surfaces`, not yet lit.
+"""Eight kinds of defects for the products of `surfaces`, applied before lighting.
 
-A defect changes colour, relief, outline or gloss in a small patch of a scene. Places are drawn on
-the product; tones go up or down at random, where the product leaves room for both, so that neither
-dark nor light means defective.
+A defect changes colour, relief, outline or gloss in a small patch of a scene. Its place is sampled
+on the product. Its tone is lighter or darker at random, where the product leaves room for both, so
+that neither dark nor light means defective.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from anomaly_clip.demo.canvas import Light, Plane, Surface, cut_noise, mix, ramp
 
 __all__ = ["DEFECTS", "spoil"]
 
-MARGIN = 0.04  # picture widths around a defect: room for the blur of the lens
-BULGE = 1.5  # most that an uneven blob reaches beyond its ellipse
-FINER = 4  # thin lines are drawn this much larger and averaged
+MARGIN = 0.04  # image widths around a defect, for the blur of the lens
+BULGE = 1.5  # largest extent of an uneven blob relative to its ellipse
+FINER = 4  # supersampling factor of thin lines
 
 
 class DefectPatch:
-    """The part of a scene that a defect changes, in coordinates of its own.
+    """The part of a scene that a defect changes, with local coordinates.
 
     Attributes:
-        surface: The part; its planes are replaced, never written to, as they are the scene's.
-        x, y: ``(1, w)`` and ``(h, 1)``, picture widths from the place of the defect.
+        surface: The part. Its planes are views of the scene: they are replaced, never modified.
+        x, y: ``(1, w)`` and ``(h, 1)``, distances from the place of the defect in image widths.
     """
 
     def __init__(
@@ -38,10 +38,10 @@ class DefectPatch:
         place: tuple[float, float],
         reach: tuple[float, float, float, float],
     ) -> None:
-        """Cut out left, top, right and bottom of ``reach``, in picture widths from ``place``."""
+        """Cut out ``reach`` (left, top, right, bottom), in image widths from ``place``."""
         self.size, self.light, self.rng = whole.height.shape[0], light, rng
         bounds = [place[i % 2] + reach[i] + (MARGIN if i > 1 else -MARGIN) for i in range(4)]
-        even = (2 * round(bound * self.size / 2) for bound in bounds)  # may be halved later
+        even = (2 * round(bound * self.size / 2) for bound in bounds)  # the side may be halved
         left, top, right, bottom = (min(max(bound, 0), self.size) for bound in even)
         self.rows, self.columns = slice(top, bottom), slice(left, right)
         self.surface = whole.cut(self.rows, self.columns)
@@ -58,7 +58,7 @@ class DefectPatch:
         return cut_noise((kind,), self.rng, self.size, (shape[0], shape[1]), zoom)[0]
 
     def on_product(self, share: Plane) -> Plane:
-        """Keep a defect off the ground beside the product."""
+        """Limit a defect to the product, without the ground."""
         cover = self.surface.cover
         return share if cover is None else share * cover
 
@@ -76,7 +76,7 @@ class DefectPatch:
     def blob(
         self, radius: float, long: float = 1.0, rough: float = 0.2, ragged: float = 0.0
     ) -> Plane:
-        """Return how far inside an uneven ellipse a pixel is: 1 in the middle, 0 on its outline."""
+        """Return the depth inside an uneven ellipse: 1 in the middle, 0 on its outline."""
         turn = self.rng.uniform(0, math.pi)
         cos, sin = math.cos(turn), math.sin(turn)
         a = (self.x * cos + self.y * sin) / (radius * math.sqrt(long))
@@ -91,7 +91,7 @@ class DefectPatch:
         return 1 - distance / np.clip(outline, 0.25, BULGE)
 
     def crisp(self, depth: Plane, radius: float, pixels: float = 1.0) -> Plane:
-        """Turn the depth inside a blob into its cover, with a border some pixels wide."""
+        """Convert the depth inside a blob to its cover, with a border of ``pixels``."""
         return np.clip(depth * (radius * self.size / pixels) + 0.5, 0, 1)
 
     def mean_colour(self, where: Plane) -> Plane:
@@ -101,19 +101,19 @@ class DefectPatch:
         return total / weight.sum()
 
     def lift(self, height: Plane) -> None:
-        """Raise the relief, or lower it."""
+        """Raise or lower the relief."""
         self.surface.height = self.surface.height + height
 
     def paint(self, colour: Plane, share: Plane) -> None:
-        """Lay a colour ``(3, 1, 1)`` or ``(3, h, w)`` over the product."""
+        """Blend a colour ``(3, 1, 1)`` or ``(3, h, w)`` over the product."""
         self.surface.albedo = mix(self.surface.albedo, colour, share)
 
     def shine(self, gloss: float, share: Plane) -> None:
-        """Make a part more or less glossy."""
+        """Blend the gloss towards a value."""
         self.surface.gloss = self.surface.gloss + share * (gloss - self.surface.gloss)
 
     def lean(self, radius: float) -> Plane:
-        """Rise from -1 on the side of the lamp to 1 on the far side."""
+        """Return a slope from -1 on the side of the lamp to 1 on the far side."""
         towards = self.x * self.light.x + self.y * self.light.y
         flat = math.hypot(self.light.x, self.light.y)
         return np.clip(-towards / (radius * flat), -1, 1)
@@ -125,7 +125,7 @@ def _shrink(paper: Plane, shape: tuple[int, int]) -> Plane:
 
 
 def _place(surface: Surface, rng: np.random.Generator, rim: bool = False) -> tuple[float, float]:
-    """Draw a place on the product, or on its rim; ``(x, y)`` in picture widths."""
+    """Sample a place on the product, or on its rim; ``(x, y)`` in image widths."""
     size = surface.height.shape[0]
     if surface.cover is None:
         x, y = rng.uniform(0.02, 0.98, 2)
@@ -139,13 +139,13 @@ def _place(surface: Surface, rng: np.random.Generator, rim: bool = False) -> tup
 
 
 def _radius(rng: np.random.Generator, surface: Surface, small: float, large: float) -> float:
-    """Draw a radius, small ones more often; less on objects, which do not fill the picture."""
+    """Sample a radius, log-uniformly; smaller on objects, which do not fill the image."""
     radius = small * (large / small) ** rng.random()
     return float(radius * (1 if surface.cover is None else 0.75))
 
 
 def _square(radius: float, long: float = 1.0) -> tuple[float, float, float, float]:
-    """Bound a blob, whichever way it is turned."""
+    """Return the bounds of a blob for any rotation."""
     reach = BULGE * radius * math.sqrt(long)
     return (-reach, -reach, reach, reach)
 
@@ -157,7 +157,7 @@ def _around(lines: list[tuple[Plane, Plane]]) -> tuple[float, float, float, floa
 
 
 def _other_tone(rng: np.random.Generator, colour: Plane, strength: float) -> Plane:
-    """Go lighter or darker by the strength, to the side that leaves room."""
+    """Make a colour lighter or darker by the strength, whichever leaves room."""
     bright = float(colour.mean())
     darker = rng.random() < np.clip((bright - 0.12) / 0.5, 0, 1) * 0.9
     goal = colour * 0.12 if darker else 0.9 + 0 * colour
@@ -165,7 +165,7 @@ def _other_tone(rng: np.random.Generator, colour: Plane, strength: float) -> Pla
 
 
 def _vivid(rng: np.random.Generator, colour: Plane) -> Plane:
-    """Draw the colour of a paint or an ink that the product does not have."""
+    """Sample a vivid colour that differs from the product's."""
     for _ in range(8):
         hue, low = rng.uniform(0, 6), rng.uniform(0.02, 0.35)
         high = rng.uniform(0.5, 0.95)
@@ -179,7 +179,7 @@ def _vivid(rng: np.random.Generator, colour: Plane) -> Plane:
 def _line(
     rng: np.random.Generator, length: float, bend: float, turn: float, steps: int = 12
 ) -> Plane:
-    """Draw an arc of that length through the origin; ``(steps, 2)``."""
+    """Return the points ``(steps, 2)`` of an arc of the given length through the origin."""
     t = np.linspace(-0.5, 0.5, steps)
     angle = turn + bend * t * 2
     moves = np.stack([np.cos(angle), np.sin(angle)], axis=1) * (length / steps)
@@ -188,7 +188,7 @@ def _line(
 
 
 def scratch(s: Surface, light: Light, rng: np.random.Generator, strength: float) -> DefectPatch:
-    """One to three strokes of a tool: a groove with a burr, laid bare or dulled."""
+    """One to three strokes of a tool: a groove with a burr, lighter or darker."""
     place, turn = _place(s, rng), rng.uniform(0, math.pi)
     length = _radius(rng, s, 0.18, 0.8)
     lines: list[tuple[Plane, Plane]] = []
@@ -209,7 +209,7 @@ def scratch(s: Surface, light: Light, rng: np.random.Generator, strength: float)
 
 
 def _walk(rng: np.random.Generator, length: float, turn: float, wide: float) -> tuple[Plane, Plane]:
-    """Draw a path that changes its mind: ``(n, 2)`` points, ``(n,)`` widths that run out."""
+    """Return a random walk: ``(n, 2)`` points and ``(n,)`` decreasing widths."""
     steps = max(int(length / 0.016), 4)
     angles = turn + np.cumsum(rng.normal(0, 0.22, steps)) + rng.normal(0, 0.45, steps)
     moves = rng.uniform(0.5, 1.5, (steps, 1)) * (length / steps)
@@ -221,7 +221,7 @@ def _walk(rng: np.random.Generator, length: float, turn: float, wide: float) -> 
 
 
 def crack(s: Surface, light: Light, rng: np.random.Generator, strength: float) -> DefectPatch:
-    """A branching fracture: narrow, deep, one lip a little higher than the other."""
+    """A narrow, deep, branching fracture with one lip slightly higher than the other."""
     place, turn = _place(s, rng), rng.uniform(0, 2 * math.pi)
     length, wide = _radius(rng, s, 0.15, 0.6), rng.uniform(0.006, 0.013)
     lines = [_walk(rng, length / 2, turn + side, wide) for side in (0, math.pi)]
@@ -234,7 +234,7 @@ def crack(s: Surface, light: Light, rng: np.random.Generator, strength: float) -
     p = DefectPatch(s, light, rng, place, _around(lines))
     gap = p.on_product(p.strokes(lines))
     colour = p.mean_colour(gap)
-    dust = float(colour.mean()) < 0.22  # what is dark already shows dust or bright fracture faces
+    dust = float(colour.mean()) < 0.22  # dark products show dust or bright fracture faces
     inside = colour * 3.0 + 0.15 if dust else colour * 0.12
     p.paint(inside, gap * (0.45 + 0.5 * strength))
     shift = np.array([[1, 0, light.x * 1.2], [0, 1, light.y * 1.2]])
@@ -244,7 +244,7 @@ def crack(s: Surface, light: Light, rng: np.random.Generator, strength: float) -
 
 
 def hole(s: Surface, light: Light, rng: np.random.Generator, strength: float) -> DefectPatch:
-    """A puncture: dark inside, its far wall lit, the rim pushed up; some go right through."""
+    """A puncture: dark inside, with a lit far wall and a raised rim; some go through the object."""
     radius = _radius(rng, s, 0.028, 0.11)
     long = rng.uniform(1, 1.6)
     p = DefectPatch(s, light, rng, _place(s, rng), _square(1.3 * radius, long))
@@ -269,7 +269,7 @@ def hole(s: Surface, light: Light, rng: np.random.Generator, strength: float) ->
 
 
 def stain(s: Surface, light: Light, rng: np.random.Generator, strength: float) -> DefectPatch:
-    """A dried liquid: see-through, blotchy, with a border where the drop dried last."""
+    """A dried liquid: translucent, blotchy, with a border where the drop dried last."""
     radius = _radius(rng, s, 0.05, 0.16)
     long = rng.uniform(1, 2)
     p = DefectPatch(s, light, rng, _place(s, rng), _square(radius, long))
@@ -293,7 +293,7 @@ def stain(s: Surface, light: Light, rng: np.random.Generator, strength: float) -
 def missing_part(
     s: Surface, light: Light, rng: np.random.Generator, strength: float
 ) -> DefectPatch:
-    """A piece broken off: at an object's rim the ground shows, elsewhere what is inside."""
+    """A piece broken off: the ground shows at the rim of an object, the core elsewhere."""
     radius = _radius(rng, s, 0.045, 0.13)
     long = rng.uniform(1, 1.8)
     p = DefectPatch(s, light, rng, _place(s, rng, rim=True), _square(radius, long))
@@ -315,7 +315,7 @@ def missing_part(
 
 
 def colour_spot(s: Surface, light: Light, rng: np.random.Generator, strength: float) -> DefectPatch:
-    """A drop of paint or ink, perhaps with smaller ones; thick paint stands up and shines."""
+    """A drop of paint or ink, possibly with smaller ones; thick paint is raised and glossy."""
     radius = _radius(rng, s, 0.022, 0.09)
     p = DefectPatch(s, light, rng, _place(s, rng), _square(1.7 * radius))
     depth = p.blob(radius, rng.uniform(1, 1.4), 0.15)
@@ -338,7 +338,7 @@ def colour_spot(s: Surface, light: Light, rng: np.random.Generator, strength: fl
 def contamination(
     s: Surface, light: Light, rng: np.random.Generator, strength: float
 ) -> DefectPatch:
-    """Something foreign lies there: a fibre, or crumbs, with its little shadow."""
+    """Foreign matter on the product: a fibre, or crumbs, with a small shadow."""
     place = _place(s, rng)
     if rng.random() < 0.45:
         length = _radius(rng, s, 0.12, 0.35)
@@ -371,7 +371,7 @@ def contamination(
 
 
 def dent(s: Surface, light: Light, rng: np.random.Generator, strength: float) -> DefectPatch:
-    """A blow or a bulge: relief alone, seen by its shading."""
+    """A dent or a bulge: changes the relief only, visible by its shading."""
     radius = _radius(rng, s, 0.06, 0.18)
     long = rng.uniform(1, 2.2)
     p = DefectPatch(s, light, rng, _place(s, rng), _square(radius, long))
@@ -399,17 +399,17 @@ DEFECTS = tuple(_KINDS)
 def spoil(
     surface: Surface, defect: str, light: Light, rng: np.random.Generator, push: float = 0.0
 ) -> tuple[slice, slice, Surface]:
-    """Put a defect into a scene, which itself stays as it is.
+    """Add a defect to a part of a scene; the scene itself is unchanged.
 
     Args:
         surface: The whole scene.
         defect: One of `DEFECTS`.
-        light: Where the lamp is; walls and shadows depend on it.
-        rng: Draws place, size, strength and tone.
-        push: Least strength in ``[0, 1]``, raised when an earlier draw was too faint.
+        light: Direction of the light, which shapes walls and shadows.
+        rng: Random generator of place, size, strength and tone.
+        push: Minimum strength in ``[0, 1]``, raised if an earlier attempt was too faint.
 
     Returns:
-        Rows, columns, and the changed scene there.
+        Rows, columns, and the changed part of the scene.
     """
     patch = _KINDS[defect](surface, light, rng, push + (1 - push) * rng.random())
     return patch.rows, patch.columns, patch.surface

@@ -1,14 +1,14 @@
-"""Demo pictures: inspection photographs made by code, with exact masks and normal twins.
+"""Demo images: generated inspection photographs with exact masks and paired normal images.
 
-A picture is a surface or an object (`surfaces`), perhaps a defect (`defects`), then
-light, lens and sensor (here). All depends on category, seed and index alone, and no file is needed.
-None of this is from a paper: categories, colours and all constants are our choice, made by looking.
+An image shows a surface or an object (`surfaces`), optionally with a defect (`defects`), as seen
+by light, lens and sensor (here). It depends on category, seed and index only and needs no file.
+None of this is from a paper: categories, colours and all constants are our choice, made by eye.
 
-A defect is put into colour, relief and outline *before* the light, so that it is lit, blurred and
-covered with noise like the rest. Its mask is then found by comparison with the normal twin: pixels
-where a channel differs by at least `VISIBLE` levels, and the gaps between them up to `CLOSING`
-picture widths, `WIDE_CLOSING` for a dent, which has a line of no change between its bright and its
-dark side. Outside the mask the twin's pixels are put back, so the two pictures are equal there.
+A defect changes colour, relief and outline *before* lighting, so that it is lit, blurred and
+covered with noise like the rest. Its mask is then computed by comparison with the paired normal
+image: pixels where a channel differs by at least `VISIBLE` levels, with gaps closed up to `CLOSING`
+image widths, or `WIDE_CLOSING` for a dent, which has an unchanged line between its bright and its
+dark side. Outside the mask the pixels of the normal image are restored, so the two are equal there.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ __all__ = [
     "sentence",
 ]
 
-VISIBLE = 6  # grey levels: above the sensor's noise (0.5 to 4.5), and the eye sees 1 % of the range
-CLOSING = 0.02  # picture widths
-WIDE_CLOSING = 0.07  # of dents
+VISIBLE = 6  # grey levels: above the sensor noise (0.5 to 4.5), and the eye sees 1 % of the range
+CLOSING = 0.02  # image widths
+WIDE_CLOSING = 0.07  # for dents
 LEAST_CHANGE = 22  # grey levels, mean over the mask of the channel that differs most
-SHARES = (0.002, 0.1)  # of the picture; a draw outside is repeated
+SHARES = (0.002, 0.1)  # of the image area; a defect outside these bounds is sampled again
 TRIES = 12
-LEAST_SIZE = 64  # pixels; finer patterns would vanish
-RENDERED = 128  # pixels at least; pictures below are averaged from twice their size
-_SCENE, _DEFECT, _SENSOR = 0, 1, 2  # purposes: separate streams of random numbers
+LEAST_SIZE = 64  # pixels; fine patterns would vanish below
+RENDERED = 128  # pixels; smaller images are rendered at twice their size and averaged
+_SCENE, _DEFECT, _SENSOR = 0, 1, 2  # keys of separate random number streams
 
 _C = Category
 CATEGORIES: dict[str, Category] = {
@@ -100,17 +100,17 @@ CATEGORIES: dict[str, Category] = {
     ),
 }  # fmt: skip
 NAME_OF_WORDS = {category.words: name for name, category in CATEGORIES.items()}
-"""From the words that people use, and prompts, to a category's name here."""
-_NUMBERS = {name: number for number, name in enumerate(CATEGORIES)}  # append, so that none changes
+"""Mapping from category names in prompts to keys of `CATEGORIES`."""
+_NUMBERS = {name: number for number, name in enumerate(CATEGORIES)}  # seeds: append, never insert
 
 
 class Photograph(NamedTuple):
-    """One demo picture."""
+    """One demo image with its mask and labels."""
 
     image: NDArray[np.uint8]
     """``(H, W, 3)``, RGB."""
     mask: NDArray[np.bool_]
-    """``(H, W)``, where the defect is visible; all False for a normal picture."""
+    """``(H, W)``, True where the defect is visible; all False for a normal image."""
     category: str
     defect: str
     """One of `DEFECTS`, or ``good``."""
@@ -119,10 +119,10 @@ class Photograph(NamedTuple):
 def draw_picture(
     category: str, seed: int, index: int, defect: str | None = None, size: int = 128
 ) -> Photograph:
-    """Draw one picture; None or ``good`` for a normal one.
+    """Draw one image; ``defect`` is None or ``good`` for a normal one.
 
-    >>> picture = draw_picture("brass_washer", seed=0, index=3, defect="scratch")
-    >>> picture.image.shape, bool(picture.mask.any())
+    >>> photo = draw_picture("brass_washer", seed=0, index=3, defect="scratch")
+    >>> photo.image.shape, bool(photo.mask.any())
     ((128, 128, 3), True)
     """
     return _draw(category, seed, index, defect, size)[-1]
@@ -136,31 +136,33 @@ def draw_twins(
     size: int = 128,
     look: Category | None = None,
 ) -> tuple[Photograph, Photograph]:
-    """Draw one scene without and with a defect; the two are equal outside the mask.
+    """Draw one scene without and with a defect; the two images are equal outside the mask.
 
     Args:
         category: Key of `CATEGORIES`.
-        seed: Another seed makes other pictures.
+        seed: Seed of the images.
         index: Number of the scene.
         defect: One of `DEFECTS`.
         size: Side in pixels.
-        look: What the category looks like, if not as usual; see `surfaces.vary`.
+        look: Appearance of the product, default: that of the category; see `surfaces.vary`.
     """
     if defect == "good":
-        raise ValueError(f"twins differ by a defect, so choose one of: {', '.join(DEFECTS)}")
+        raise ValueError(
+            f"paired images differ by a defect, got {defect}; use one of {', '.join(DEFECTS)}"
+        )
     normal, defective = _draw(category, seed, index, defect, size, look)
     return normal, defective
 
 
 def sentence(picture: Photograph | tuple[str, str]) -> str:
-    """Say what a picture, or a pair of category and defect, shows.
+    """Return a caption for an image, or for a pair of category and defect.
 
     >>> sentence(("oak", "missing part"))
     'a photo of an oak wood board with a missing part.'
     >>> sentence(("oak", "good"))
     'a photo of an oak wood board without defect.'
     """
-    name, defect = picture[-2:]  # a Photograph ends with them, too
+    name, defect = picture[-2:]  # also the last two fields of a Photograph
     _check(name, defect)
     words = CATEGORIES[name].words
     if defect == "good":
@@ -172,20 +174,20 @@ def sentence(picture: Photograph | tuple[str, str]) -> str:
 
 def _check(category: str, defect: str) -> None:
     if category not in CATEGORIES:
-        raise ValueError(f"{category!r} is no demo category; known ones: {', '.join(CATEGORIES)}")
+        raise ValueError(f"{category!r} is not a demo category; use one of {', '.join(CATEGORIES)}")
     if defect != "good" and defect not in DEFECTS:
-        raise ValueError(f"{defect!r} is no demo defect; known ones: good, {', '.join(DEFECTS)}")
+        raise ValueError(f"{defect!r} is not a demo defect; use one of good, {', '.join(DEFECTS)}")
     fitting = fitting_defects(CATEGORIES[category])
     if defect != "good" and defect not in fitting:
-        raise ValueError(f"{category!r} has no {defect!r}; it can have: {', '.join(fitting)}")
+        raise ValueError(f"{category!r} cannot have {defect!r}; use one of {', '.join(fitting)}")
 
 
 class Camera(NamedTuple):
-    """What stands between the scene and the file."""
+    """Exposure, reflections, blur and noise of one image."""
 
-    gain: Plane  # (3, H, W), light's fall-off, lens, exposure and white balance
-    mirrored: float  # angle at which metal mirrors something bright
-    blur: float  # picture widths
+    gain: Plane  # (3, H, W), fall-off of the light, lens, exposure and white balance
+    mirrored: float  # angle at which metal reflects the bright side of the room
+    blur: float  # image widths
     noise: float  # grey levels
 
 
@@ -197,15 +199,15 @@ def _draw(
     size: int,
     look: Category | None = None,
 ) -> tuple[Photograph, ...]:
-    """Return the normal picture, followed by the defective one if a defect is asked for.
+    """Return the normal image, followed by the defective one if a defect is requested.
 
-    The defective one is lit and developed in a patch only, and repeated there if it came out too
-    small, too large or too faint.
+    Only a patch of the defective image is lit and developed. It is sampled again if the defect is
+    too small, too large or too faint.
     """
     defect = defect or "good"
     _check(category, defect)
     if size < LEAST_SIZE:
-        raise ValueError(f"demo pictures have at least {LEAST_SIZE} pixels a side, not {size}")
+        raise ValueError(f"demo images need a side of {LEAST_SIZE} pixels or more, got {size}")
     key = [seed, _NUMBERS[category], index]
     rng = np.random.default_rng([*key, _SCENE])
     finer = 1 if size >= RENDERED else 2
@@ -251,7 +253,7 @@ def _draw_light(rng: np.random.Generator) -> Light:
 
 
 def _draw_camera(rng: np.random.Generator, light: Light, side: int) -> Camera:
-    """Draw exposure, fall-off from the lamp's side, vignette, white balance, focus and noise."""
+    """Sample exposure, fall-off from the lamp, vignette, white balance, focus and noise."""
     x, y = _axes(side)
     fall = rng.uniform(0, 0.45)
     turn = math.atan2(light.y, light.x) + rng.normal(0, 0.4)
@@ -275,14 +277,14 @@ def _axes(side: int) -> tuple[Plane, Plane]:
 
 @lru_cache(maxsize=8)
 def _noise_stock(size: int) -> Plane:
-    """Noise of a sensor for twice the picture's side, mostly of brightness, a little of colour."""
+    """Return sensor noise of twice the image side, mostly in brightness, a little in colour."""
     rng = np.random.default_rng([11, size])
     shared = rng.standard_normal((2 * size, 2 * size, 1), np.float32)
     return 0.85 * shared + 0.5 * rng.standard_normal((2 * size, 2 * size, 3), np.float32)
 
 
 def _sensor_noise(rng: np.random.Generator, size: int, camera: Camera) -> Plane:
-    """Cut ``(H, W, 3)`` in grey levels out of the stock."""
+    """Cut the noise of one image, ``(H, W, 3)`` in grey levels, from the cached noise."""
     top, left = rng.integers(0, size + 1, 2)
     return _noise_stock(size)[top : top + size, left : left + size] * camera.noise
 
@@ -296,14 +298,14 @@ def _expose(
 ) -> Plane:
     """Light a scene or a part of one.
 
-    Lambert's law and a soft sky, a highlight, and for metal a bright and a dark side of the room,
-    mirrored: cheap, and right enough for the eye.
+    The model has Lambertian shading with a soft sky, a highlight and, for metal, reflections of a
+    bright and a dark side of the room. It is cheap and realistic enough to the eye.
 
     Returns:
         ``(H, W, 3)``, 1 = white.
     """
     side = camera.gain.shape[-1]
-    scale = side / 8  # Sobel adds up eight times the slope
+    scale = side / 8  # the Sobel kernel sums to eight times the slope
     slope_x = cv2.Sobel(surface.height, cv2.CV_32F, 1, 0, scale=scale)
     slope_y = cv2.Sobel(surface.height, cv2.CV_32F, 0, 1, scale=scale)
     upright = 1 / np.sqrt(1 + slope_x * slope_x + slope_y * slope_y)  # the normal's z
@@ -330,32 +332,32 @@ def _expose(
     return cv2.merge(list(lit * camera.gain[:, rows, columns]))
 
 
-def _blur(picture: Plane, camera: Camera) -> Plane:
+def _blur(image: Plane, camera: Camera) -> Plane:
     sigma = camera.blur * camera.gain.shape[-1]
-    return picture if sigma < 0.3 else cv2.GaussianBlur(picture, (0, 0), sigma)
+    return image if sigma < 0.3 else cv2.GaussianBlur(image, (0, 0), sigma)
 
 
-def _develop(picture: Plane, grain: Plane) -> NDArray[np.uint8]:
-    """Bring a picture to the grain's size, add this, and round; highlights bend, then clip."""
+def _develop(image: Plane, grain: Plane) -> NDArray[np.uint8]:
+    """Resize to the grain's size, compress highlights, add the grain, round and clip."""
     height, width = grain.shape[:2]
-    if len(picture) != height:
-        picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
-    if picture.max() > 0.8:
-        bent = np.maximum(picture - 0.8, 0)
-        picture = picture - bent + bent / (1 + 3.5 * bent)
-    levels = picture * 255
+    if len(image) != height:
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    if image.max() > 0.8:
+        bent = np.maximum(image - 0.8, 0)
+        image = image - bent + bent / (1 + 3.5 * bent)
+    levels = image * 255
     levels += grain
     return np.clip(levels, 0, 255, out=levels).astype(np.uint8)
 
 
 def _difference(normal: NDArray[np.uint8], defective: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return how far the channel that differs most is off, ``(H, W)`` in grey levels."""
+    """Return the largest difference over the channels, ``(H, W)`` in grey levels."""
     red, green, blue = cv2.split(cv2.absdiff(normal, defective))
     return cv2.max(cv2.max(red, green), blue).astype(np.uint8, copy=False)
 
 
 def _close(changed: NDArray[np.bool_], gap: float) -> NDArray[np.uint8]:
-    """Close the gaps of a mask up to a length in pixels; 0 and 1."""
+    """Close the gaps of a mask up to a length in pixels; return 0 and 1."""
     width = 2 * round(gap / 2) + 1
     brush = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))
     closed = cv2.morphologyEx(changed.astype(np.uint8), cv2.MORPH_CLOSE, brush)

@@ -1,7 +1,7 @@
-"""What the demo pictures show: surfaces and objects, drawn by code.
+"""Procedural surfaces and objects that the demo images show.
 
 A family is a function from a `Canvas` (size, pose, generator, noise) to a `Surface` (colour, relief
-and outline, no light yet).
+and outline, before lighting).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ __all__ = ["FAMILIES", "fitting_defects", "vary"]
 
 LEAST_CONTRAST = 0.1  # between an object and its ground, mean over the channels; 1 = white on black
 LOOK_TRIES = 8
-RECOLOURED = 0.6  # share of varied looks with other hues
-DARKEST, LIGHTEST = 0.04, 0.92  # channel of a varied colour
+RECOLOURED = 0.6  # fraction of varied looks with other hues
+DARKEST, LIGHTEST = 0.04, 0.92  # bounds of the channels of a varied colour
 
 
 def weave(c: Canvas) -> Surface:
-    """Plain weave: threads along u and v go over and under each other in turn."""
+    """Plain weave: threads along u and v alternate over and under each other."""
     pitch = 0.042 * c.zoom
     bend = c.noise("cloud")
     u = (c.u + 0.25 * pitch * bend) * (math.pi / pitch)
@@ -44,7 +44,7 @@ def weave(c: Canvas) -> Surface:
 
 
 def wood(c: Canvas) -> Surface:
-    """Rings of a trunk, cut lengthwise, with pores along the grain."""
+    """Growth rings, cut lengthwise, with pores along the grain."""
     wander, fibre = c.noise("fractal", 1.5, 7), c.noise("fractal", 0.5, 22)
     pits = ramp(c.noise("grain", 0.8, 24), 1.0, 2.2)
     axis, tilt = c.rng.uniform(-0.8, 0.8), c.rng.uniform(0.05, 0.3)
@@ -59,7 +59,7 @@ def wood(c: Canvas) -> Surface:
 
 
 def brushed(c: Canvas) -> Surface:
-    """Sheet metal with hair lines along u, and the broad gleam across them."""
+    """Sheet metal with hairlines along u and a broad gleam across them."""
     fine, broad = c.noise("grain", 0.9, 60), c.noise("fractal", 0.7, 40)
     gleam = c.v * c.rng.uniform(1.5, 3.5) + c.rng.uniform(-1, 1)
     gleam = 1 / (1 + gleam * gleam)
@@ -68,11 +68,11 @@ def brushed(c: Canvas) -> Surface:
 
 
 def tiles(c: Canvas) -> Surface:
-    """Glazed tiles in rows, each with its own tone, with rough joints."""
+    """Rows of glazed tiles, each with its own tone, with rough joints."""
     pitch = c.zoom / c.category.count
     v = c.v / pitch
     row = np.floor(v)
-    aspect = 1.0 if len(c.category.colours) > 2 else 2.0  # mosaics are square, others a brick bond
+    aspect = 1.0 if len(c.category.colours) > 2 else 2.0  # mosaic or brick bond
     u = c.u / (pitch * aspect) + (0.5 * row if aspect > 1 else 0)
     column = np.floor(u)
     across = (0.5 - np.abs(v - row - 0.5)) * pitch
@@ -105,13 +105,13 @@ def granite(c: Canvas) -> Surface:
     albedo = mix(c.colour(0), c.colour(1), ramp(value, 0.45, 0.55))
     albedo = mix(albedo, c.colour(2), ramp(small - 0.05 * vein, 0.74, 0.8))
     grain = value * 11 + small * 7
-    facet = 0.8 + 0.4 * (grain - np.floor(grain))  # each grain mirrors its own part of the room
+    facet = 0.8 + 0.4 * (grain - np.floor(grain))  # each grain reflects another part of the room
     albedo = albedo * facet * (1 + 0.07 * speck + 0.05 * vein) * (0.88 + 0.12 * ramp(edge, 0, 0.2))
     return c.surface(albedo, 0.0004 * speck, c.colour(0) * 0.85)
 
 
 def stripes(c: Canvas) -> Surface:
-    """Printed stripes on cloth, a broad and a narrow one, in gentle folds."""
+    """Cloth with printed stripes, broad and narrow ones, in gentle folds."""
     pitch = 0.16 * c.zoom
     fold = c.noise("cloud", 1.2)
     t = (c.v + 0.006 * fold) / pitch
@@ -157,12 +157,12 @@ def grid(c: Canvas) -> Surface:
     top, lower = np.maximum(along_u, along_v), np.minimum(along_u, along_v)
     touch = ramp(top - lower, 0.5 * radius, 0.0) * ramp(lower, 0, 0.004)  # dark where wires meet
     tone = (1 + 0.06 * c.noise("grain") + 0.06 * c.noise("fractal")) * (1 - 0.35 * touch)
-    far = 0.02 + 0.1 * c.rng.random()  # from the ground
+    far = 0.02 + 0.1 * c.rng.random()  # distance from the ground
     return c.object(c.colour(0) * tone, top, np.maximum(wire_u, wire_v), far)
 
 
 def plaster(c: Canvas) -> Surface:
-    """Cast or trowelled wall: clouds, grit, and pores where air was."""
+    """Cast or trowelled wall: clouds, grit, and pores of trapped air."""
     centre, value = c.noises(("cell_centre", "cell_value"), 0.8 * c.zoom)
     cloud, rough, grit = c.noise("cloud"), c.noise("fractal", c.zoom), c.noise("grain")
     pore = ramp(centre - 1.5 * (value - 0.86), 0.1, 0.0) * (value > 0.86)
@@ -175,7 +175,7 @@ def plaster(c: Canvas) -> Surface:
 
 
 def carpet(c: Canvas) -> Surface:
-    """Loops of yarn, packed, in two near tones."""
+    """Densely packed loops of yarn in two similar tones."""
     centre, value = c.noises(("cell_centre", "cell_value"), 0.52 * c.zoom)
     lay, fibre = c.noise("cloud"), c.noise("grain", 0.8, 2)
     dome = np.clip(1 - centre * centre * 1.5, 0, 1)
@@ -187,13 +187,13 @@ def carpet(c: Canvas) -> Surface:
 
 
 def bevel(distance: Plane, width: float, slope: float) -> Plane:
-    """Round the edge of a plate: relief of a border ``width`` wide, flat farther inside."""
+    """Return the relief of a rounded edge: a border of the given width, flat inside."""
     t = np.clip(1 + distance / width, 0, 1)
     return 0.5 * slope * width * (1 - t * t)
 
 
 def turned_gleam(c: Canvas, r: Plane) -> Plane:
-    """Two bright sectors, as the fine rings of a lathe show them; in ``[-1, 1]``."""
+    """Return two bright sectors, the reflection of lathe marks; in ``[-1, 1]``."""
     a = 2 * c.rng.uniform(0, math.pi)
     u, v = c.u, c.v
     cos, sin = math.cos(a), math.sin(a)
@@ -233,7 +233,7 @@ def nut(c: Canvas) -> Surface:
 
 
 def gear(c: Canvas) -> Surface:
-    """A toothed wheel with hub, bore and holes that save weight."""
+    """A toothed wheel with hub, bore and weight-saving holes."""
     pitch_radius, teeth = 0.33 * c.zoom, c.category.count
     r, angle = cv2.magnitude(c.u, c.v), cv2.phase(c.u, c.v)
     tooth = np.clip(np.cos(angle * teeth) * 1.6, -1, 1)
@@ -254,7 +254,7 @@ def gear(c: Canvas) -> Surface:
 
 
 def capsule(c: Canvas) -> Surface:
-    """Two halves of gelatine, the cap pushed over the body."""
+    """Two gelatine halves, the cap pushed over the body."""
     half, radius = 0.24 * c.zoom, 0.145 * c.zoom
     cap = ramp(c.u, 0.02 - 0.5 / c.size, 0.02 + 0.5 / c.size)
     thick = radius * (1 + 0.05 * cap)
@@ -303,7 +303,7 @@ def button(c: Canvas) -> Surface:
 
 
 def cookie(c: Canvas) -> Surface:
-    """A baked biscuit: uneven outline, brown rim, crumbs, and chips where it has a third colour."""
+    """A biscuit: uneven outline, brown rim, crumbs, and chips if there is a third colour."""
     bumps, crumbs = c.noise("fractal", 0.9), c.noise("grain")
     radius = 0.36 * c.zoom
     r = cv2.magnitude(c.u, c.v) + 0.012 * c.noise("cloud", 0.8) + 0.003 * bumps
@@ -326,13 +326,13 @@ _MARKS = ("scratch", "crack", "hole", "stain", "missing part", "colour spot", "c
 
 @dataclass(frozen=True)
 class Family:
-    """How a kind of thing is drawn, whether it is an object, and what can happen to it."""
+    """Drawing function of a family, with the defects that its products can have."""
 
     draw: Callable[[Canvas], Surface]
     is_object: bool
     defects: tuple[str, ...]
     counts: tuple[int, ...] = (0,)
-    """What `Category.count` can be."""
+    """Possible values of `Category.count`."""
 
 
 def _without(*names: str) -> tuple[str, ...]:
@@ -361,15 +361,15 @@ FAMILIES: dict[str, Family] = {
 
 
 def fitting_defects(category: Category) -> tuple[str, ...]:
-    """Return the names of the defects that such a product can have."""
+    """Return the kinds of defects that products of a category can have."""
     return FAMILIES[category.family].defects
 
 
 def vary(look: Category, rng: np.random.Generator) -> Category:
     """Return another product of the same family: other tones, size, gloss and number of parts.
 
-    Colours keep their hue roughly, or all get another one, from grey to vivid: a colour that no
-    other product has is no defect. Those of an object and of its ground stay apart.
+    Colours roughly keep their hue, or all get a new one, from grey to vivid, so that an unusual
+    colour alone does not mean defective. The colours of an object and its ground stay distinct.
     """
     change = _another_hue if rng.random() < RECOLOURED else _another_tone
     colours, ground = look.colours, look.ground
@@ -391,19 +391,19 @@ def vary(look: Category, rng: np.random.Generator) -> Category:
 
 
 def _another_tone(colour: int, rng: np.random.Generator) -> int:
-    """Make a colour ``0xRRGGBB`` lighter or darker, and tint it."""
+    """Lighten or darken a colour ``0xRRGGBB`` and tint it."""
     changed = rgb(colour).ravel() * np.exp(rng.normal(0, 0.25) + rng.normal(0, 0.12, 3))
     return _packed(changed + rng.normal(0, 0.04))
 
 
 def _another_hue(colour: int, rng: np.random.Generator) -> int:
-    """Keep about the lightness of a colour ``0xRRGGBB``; any hue, any saturation."""
+    """Return any hue and saturation with roughly the lightness of a colour ``0xRRGGBB``."""
     light = float(rgb(colour).max()) * math.exp(rng.normal(0, 0.25))
     hue, saturation = rng.random(), rng.random()
     return _packed(colorsys.hsv_to_rgb(hue, saturation, light))
 
 
 def _packed(colour: Iterable[float]) -> int:
-    """Return a colour as ``0xRRGGBB``, neither black nor glaring."""
+    """Pack a colour as ``0xRRGGBB``, clipped to between ``DARKEST`` and ``LIGHTEST``."""
     red, green, blue = (round(255 * min(max(float(x), DARKEST), LIGHTEST)) for x in colour)
     return red << 16 | green << 8 | blue
