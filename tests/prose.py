@@ -42,7 +42,7 @@ WORDS = {
 }
 """Regular expressions of words to avoid in prose, and what to write instead."""
 
-CODE = re.compile(r"`[^`\n]*`|^ *(?:>>>|\.\.\.) .*$", re.MULTILINE)
+CODE = re.compile(r"`+[^`\n]+`+|^ *(?:>>>|\.\.\.) .*$", re.MULTILINE)
 
 PATTERN = re.compile("|".join(rf"(?P<w{i}>\b{word}\b)" for i, word in enumerate(WORDS)), re.I)
 

@@ -51,7 +51,8 @@ def test_names_that_say_nothing_are_reported(source: str) -> None:
 
 def test_code_in_texts_passes() -> None:
     assert messages('"""Return ``pictures``.\n\n>>> figures()\n"""\n') == []
-    assert list(check_text(Path("a.md"), "Use `figures` here.\nIt goes on.\n"))[0].line == 2
+    (finding,) = check_text(Path("a.md"), "Use `figures` here.\nIt goes on.\n")
+    assert finding.line == 2
 
 
 def test_exit_code_and_paths(
