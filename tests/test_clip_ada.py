@@ -297,7 +297,7 @@ def test_without_an_end_there_is_no_schedule(tiny_clip: CLIPBackbone, learnable:
 def test_fit_needs_synthetic_defects(
     tiny_clip: CLIPBackbone, learnable: Path, synthesis: SynthesisSettings | None
 ) -> None:
-    with pytest.raises(ValueError, match="CLIPADA learns from synthetic defects: say which"):
+    with pytest.raises(ValueError, match="CLIPADA is trained on synthetic defects, but data.synthesis is not set"):
         quiet_trainer(max_epochs=1).fit(tiny(tiny_clip), data_of(learnable, synthesis=synthesis))
 
 

@@ -150,8 +150,8 @@ def test_a_head_without_norm_is_the_literal_linear_form() -> None:
 @pytest.mark.parametrize(
     ("layer", "options", "sentence"),
     [
-        (4, {}, "takes 1 blocks behind model.feature_layer 4, but .* has 0"),
-        (3, {"blocks": 2}, "takes 2 blocks behind model.feature_layer 3"),
+        (4, {}, "needs 1 blocks after model.feature_layer 4, but .* has 0"),
+        (3, {"blocks": 2}, "needs 2 blocks after model.feature_layer 3"),
         (4, {"mode": "reencode"}, "model.refine.mode reencode takes 1 blocks"),
         (2, {"steps": 0}, "model.refine.steps must be 1 or more, got 0"),
         (2, {"blocks": 0}, "model.refine.blocks must be 1 or more, got 0"),

@@ -42,7 +42,7 @@ def tiny(clip: CLIPBackbone, **options: Any) -> CLIPADA:
         ({"tau": 0.0}, r"model.tau must be in \[0.01, 1.0\], got 0.0"),
         ({"taps": [1, 3]}, r"model.taps \[1, 3\]: model.feature_layer 2 is missing"),
         ({"feature_layer": 9}, "expected ascending numbers between 1 and 4"),
-        ({"feature_layer": 4}, "takes 1 blocks behind model.feature_layer 4"),
+        ({"feature_layer": 4}, "needs 1 blocks after model.feature_layer 4"),
     ],
 )
 def test_bad_arguments_are_named(

@@ -224,8 +224,8 @@ def test_a_checkpoint_is_gone_on_with_as_it_was(
     for change, sentence in (
         (["--model.lr", "0.5"], "model.lr is 0.5, but"),
         (["--model.prompts.templates", '["a photo of {}."]'], "model.prompts is"),
-        (["--model.backbone.name", str(other)], "the checkpoint is of another architecture"),
-        ([], "the checkpoint is from the middle of an epoch"),
+        (["--model.backbone.name", str(other)], "the checkpoint has another architecture"),
+        ([], "the checkpoint was saved within an epoch, after batch 1"),
     ):
         words = words_of_a_run(tiny, root, "--trainer.max_epochs", "3", *change)
         assert main([*words, "--ckpt_path", str(inside)]) == 2
@@ -252,20 +252,20 @@ def test_mistakes(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     for more, sentence in (
         (
             ["--model.windows", "{30: 0.5}"],
-            "model.windows, 30: expected a multiple of the patch size 8",
+            "model.windows 30: expected sides that are multiples of the patch size 8",
         ),
-        (["--data.num_scenes", "null"], "Contrastive learns from scenes without and with"),
+        (["--data.num_scenes", "null"], "Contrastive is trained on scenes without and with"),
         (["--data.num_scenes", "1"], "data.num_scenes 1 is less than a batch of data.batch_size 2"),
         (["--trainer.max_epochs", "-1"], "give trainer.max_epochs"),
         (["--model.logit_scale", "0"], "model.logit_scale must be 0.001 or more, got 0"),
         (["--model.seed", "-1"], "model.seed must be 0 or more"),
         (
             ["--model.prompts.templates", '["a dark photo of {}."]'],
-            "prompts.templates: none is without",
+            "prompts.templates ['a dark photo of {}.']: every template has",
         ),
         (
             ["--model.prompts.states_abnormal", '["{} with crack"]'],
-            "prompts.states_abnormal: every",
+            "prompts.states_abnormal ['{} with crack']: every",
         ),
         (["--ckpt_path", "none.ckpt"], "--ckpt_path none.ckpt: there is no such file"),
     ):

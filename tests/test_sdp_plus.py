@@ -249,10 +249,10 @@ def test_fit_needs_a_labelled_set_with_masks(
     tiny_clip: CLIPBackbone, mvtec_root: Path, tmp_path: Path
 ) -> None:
     trainer = quiet_trainer(max_epochs=1)
-    with pytest.raises(ValueError, match="SDPPlus learns from another data set's labelled"):
+    with pytest.raises(ValueError, match="SDPPlus is trained on the labelled test images of another"):
         trainer.fit(tiny(tiny_clip), MVTecAD(str(mvtec_root), num_workers=0))
     without = HeadCT(str(head_ct(tmp_path / "ct")))
-    with pytest.raises(ValueError, match="SDPPlus learns from masks, HeadCT has none"):
+    with pytest.raises(ValueError, match="SDPPlus is trained on masks, but data.auxiliary HeadCT has none"):
         trainer.fit(tiny(tiny_clip), MVTecAD(str(mvtec_root), auxiliary=without, num_workers=0))
 
 

@@ -209,7 +209,7 @@ def test_the_command_writes_the_references(
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"scales": [0]}, r"model\.scales \[0\]: expected sides of windows between 1 and the 4"),
+        ({"scales": [0]}, r"model\.scales \[0\]: expected window sides from 1 to 4 patches"),
         ({"scales": [2, 5]}, r"model\.scales \[2, 5\]"),
         ({"scales": []}, r"model\.scales \[\]"),
         ({"temperature": 0.0}, r"model\.temperature must be above 0"),

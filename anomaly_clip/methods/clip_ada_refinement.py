@@ -60,7 +60,7 @@ class RefinementSettings:
 
 
 class DenseHead(nn.Module):
-    """Projection Psi: LayerNorm without parameters, linear layer into the text space, unit length."""
+    """Projection Psi: LayerNorm without parameters, linear layer to text space, unit length."""
 
     def __init__(self, width: int, dim: int, pre_norm: bool = True) -> None:
         super().__init__()

@@ -176,7 +176,7 @@ class WinCLIP(CLIPMethod):
 
     @torch.no_grad()
     def remember(self, images: Tensor) -> Embeddings:
-        """Return the embeddings of references ``(k, 3, H, W)``: unit patches and windows, flattened."""
+        """Return embeddings of references ``(k, 3, H, W)``: unit patches and windows, flattened."""
         with self.backbone.out_of_autocast():
             embeddings = self.embed(images)
         assert embeddings.patches is not None
