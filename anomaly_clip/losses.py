@@ -1,4 +1,4 @@
-"""Losses on probability maps: pure functions."""
+"""Losses on probability maps and class logits: pure functions."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ __all__ = [
 
 
 def focal_loss(probability: Tensor, target: Tensor, gamma: float = 2.0) -> Tensor:
-    """Return the focal loss of two classes, mean over all pixels (CLIP-AD, section 6.3).
+    """Return the two-class focal loss, mean over all pixels (CLIP-AD; docs/methods/sdp_plus.md).
 
     Args:
-        probability: Of the abnormal class, ``(B, H, W)`` in [0, 1].
-        target: Bool or 0 and 1, ``(B, H, W)``.
-        gamma: Exponent that takes weight from what is right already.
+        probability: Probability of the abnormal class, ``(B, H, W)`` in [0, 1].
+        target: Ground truth, bool or 0 and 1, ``(B, H, W)``.
+        gamma: Exponent that reduces the weight of well classified pixels.
 
-    As published, targets are softened by 1e-5 and the probability of the true class is raised by
-    1e-5.
+    As published, targets are smoothed by 1e-5 and 1e-5 is added to the probability of the true
+    class.
     """
     soft = 1e-5
     truth = target.to(probability)
-    share = truth * (1 - 2 * soft) + soft  # of the abnormal class
+    share = truth * (1 - 2 * soft) + soft  # target probability of the abnormal class
     right = share * probability + (1 - share) * (1 - probability) + soft
-    wrong = (1 - right).clamp(min=0)  # which rounding may make negative
+    wrong = (1 - right).clamp(min=0)  # rounding may make it negative
     return -(wrong.pow(gamma) * right.log()).mean()
 
 
 def dice_loss(probability: Tensor, target: Tensor) -> Tensor:
-    """Return one minus the smoothed dice overlap, mean over the images (CLIP-AD, section 6.3).
+    """Return one minus the smoothed dice, mean over images (CLIP-AD; docs/methods/sdp_plus.md).
 
     Args:
-        probability: Of the abnormal class, ``(B, H, W)`` in [0, 1].
-        target: Bool or 0 and 1, ``(B, H, W)``.
+        probability: Probability of the abnormal class, ``(B, H, W)`` in [0, 1].
+        target: Ground truth, bool or 0 and 1, ``(B, H, W)``.
     """
     truth = target.to(probability).flatten(1)
     predicted = probability.flatten(1)
@@ -49,15 +49,15 @@ def dice_loss(probability: Tensor, target: Tensor) -> Tensor:
 
 
 def focal_loss_with_logits(logits: Tensor, target: Tensor, gamma: float = 2.0) -> Tensor:
-    """Return the focal loss of two classes, mean over all pixels, no smoothing (CLIP-ADA, 3).
+    """Return the two-class focal loss without smoothing, mean over all pixels (for CLIP-ADA).
 
     Args:
-        logits: Of the abnormal class, ``(B, H, W)``.
-        target: Bool or 0 and 1, ``(B, H, W)``.
-        gamma: Exponent that takes weight from what is right already.
+        logits: Logits of the abnormal class, ``(B, H, W)``.
+        target: Ground truth, bool or 0 and 1, ``(B, H, W)``.
+        gamma: Exponent that reduces the weight of well classified pixels.
     """
-    # torchvision's sigmoid_focal_loss gives the same to 1e-6, but not to the bit: fits of earlier
-    # versions could not be repeated with it.
+    # torchvision's sigmoid_focal_loss agrees to 1e-6, but not bit for bit: fits of earlier versions
+    # could not be reproduced with it.
     truth = target.to(logits)
     entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
     wrong = -torch.expm1(-entropy)  # 1 - p of the true class, exact where it is small
@@ -65,14 +65,14 @@ def focal_loss_with_logits(logits: Tensor, target: Tensor, gamma: float = 2.0) -
 
 
 def batch_dice_loss(probability: Tensor, target: Tensor) -> Tensor:
-    """Return one minus the smoothed dice overlap of a whole batch (CLIP-ADA, section 3).
+    """Return one minus the smoothed dice of a whole batch (for CLIP-ADA).
 
-    Images without a single abnormal pixel, whose own dice would be nearly constant, thus count with
-    the others.
+    The dice of an image without abnormal pixels would be nearly constant. Over the whole batch such
+    images still contribute.
 
     Args:
-        probability: Of the abnormal class, ``(B, H, W)`` in [0, 1].
-        target: Bool or 0 and 1, ``(B, H, W)``.
+        probability: Probability of the abnormal class, ``(B, H, W)`` in [0, 1].
+        target: Ground truth, bool or 0 and 1, ``(B, H, W)``.
     """
     truth = target.to(probability)
     overlap = (probability * truth).sum()
@@ -84,8 +84,8 @@ def softmax_focal_loss(logits: Tensor, target: Tensor, gamma: float = 2.0) -> Te
 
     Args:
         logits: ``(B, K)``.
-        target: int64 ``(B,)``.
-        gamma: Exponent that takes weight from what is right already; 0 is cross-entropy.
+        target: Class indices, int64 ``(B,)``.
+        gamma: Exponent that reduces the weight of well classified samples; 0 is cross-entropy.
     """
     entropy = F.cross_entropy(logits, target, reduction="none")
     wrong = -torch.expm1(-entropy)  # 1 - p of the true class, exact where it is small

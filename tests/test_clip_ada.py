@@ -48,7 +48,7 @@ def base() -> CLIPADA:
     return CLIPADA(CLIPSettings("ViT-B-16-quickgelu", "random", 224))
 
 
-def test_what_is_trained_and_how_much(base: CLIPADA) -> None:
+def test_trained_parameters_and_their_number(base: CLIPADA) -> None:
     trained = {name: p.numel() for name, p in base.named_parameters() if p.requires_grad}
     assert sum(trained.values()) == 7_884_289
     assert trained["prompt.context"] == 8192
@@ -63,7 +63,7 @@ def test_what_is_trained_and_how_much(base: CLIPADA) -> None:
     assert tokens.shape == (2, 197, 768)
 
 
-def test_gradients_reach_exactly_what_is_trained(base: CLIPADA) -> None:
+def test_gradients_reach_exactly_the_trained_parameters(base: CLIPADA) -> None:
     base.train()
     assert not any(module.training for module in base.backbone.modules())
     mask = torch.zeros(2, 224, 224, dtype=torch.bool)
@@ -75,7 +75,7 @@ def test_gradients_reach_exactly_what_is_trained(base: CLIPADA) -> None:
     assert not any(name.startswith("backbone.") for name in reached)
 
 
-def test_the_logits_are_cosines_over_the_temperature(tiny_clip: CLIPBackbone) -> None:
+def test_logits_are_cosines_divided_by_the_temperature(tiny_clip: CLIPBackbone) -> None:
     method = tiny(tiny_clip, taps=[1, 2], tau=0.1)
     images = noise(2)
     text = method.direction()
@@ -91,7 +91,7 @@ def test_the_logits_are_cosines_over_the_temperature(tiny_clip: CLIPBackbone) ->
     assert_close(literal.fused(encoded), encoded.fine[0])
 
 
-def test_of_two_prompts_the_sigmoid_is_the_softmax(tiny_clip: CLIPBackbone) -> None:
+def test_with_two_prompts_the_sigmoid_equals_the_softmax(tiny_clip: CLIPBackbone) -> None:
     method = tiny(tiny_clip, prompt=LearnablePromptSettings(n_prompts=2))
     images = noise(1)
     text = method.prompt(tiny_clip)
@@ -102,7 +102,7 @@ def test_of_two_prompts_the_sigmoid_is_the_softmax(tiny_clip: CLIPBackbone) -> N
     assert_close(encoded.coarse.sigmoid(), softmax, atol=1e-5, rtol=0)
 
 
-def test_each_step_is_led_by_the_one_before(tiny_clip: CLIPBackbone) -> None:
+def test_each_step_is_guided_by_the_previous_one(tiny_clip: CLIPBackbone) -> None:
     method = tiny(tiny_clip, refine=RefinementSettings(steps=2))
     images = noise(1)
     text = method.direction()
@@ -123,7 +123,7 @@ def test_the_loss_of_right_and_wrong_maps(tiny_clip: CLIPBackbone) -> None:
     mask = torch.zeros(2, 32, 32, dtype=torch.bool)
     mask[0, :16] = True
     right = torch.where(F.avg_pool2d(mask[:, None].float(), 8).flatten(1) > 0.5, 20.0, -20.0)
-    # Between patches logits are interpolated: the border of the defect lies at the edge of patches.
+    # Logits are interpolated between patches; the border of the defect lies at a patch edge.
     nothing = torch.zeros_like(mask)
     assert method.segmentation_loss(torch.full((2, 16), -20.0), nothing).item() < 1e-3
     full = torch.ones_like(mask)
@@ -152,10 +152,10 @@ def test_the_terms_of_the_loss(tiny_clip: CLIPBackbone) -> None:
     terms = method.losses(encoded, mask, label)
     assert float(terms["coarse"]) == pytest.approx(0.25 * by_hand(encoded.coarse), rel=1e-5)
     assert float(terms["fine"]) == pytest.approx(by_hand(encoded.fine[0]), rel=1e-5)
-    highest = encoded.fine[0].max(dim=1).values  # a hundredth of 16 patches is one
+    highest = encoded.fine[0].max(dim=1).values  # a hundredth of 16 patches, at least one
     image = F.binary_cross_entropy_with_logits(highest, label.float())
     assert float(terms["image"]) == pytest.approx(0.5 * float(image), rel=1e-5)
-    # Without a refinement pass the first bears the whole weight.
+    # Without refinement the coarse map has weight 1.
     terms = method.losses(encoded._replace(fine=[]), mask, label)
     assert float(terms["coarse"]) == pytest.approx(by_hand(encoded.coarse), rel=1e-5)
     assert set(terms) == {"coarse", "image"}
@@ -170,7 +170,7 @@ def test_maps_and_scores(tiny_clip: CLIPBackbone) -> None:
     assert 0 <= float(maps.min()) <= float(maps.max()) <= 1
     assert_close(scores["image_score"], maps.flatten(1).amax(1))
     for row in range(4):
-        alone = method.score(images[row : row + 1], ["b"])  # what is shown does not matter
+        alone = method.score(images[row : row + 1], ["b"])  # the category does not matter
         assert_close(alone["anomaly_map"][0], maps[row], atol=1e-4, rtol=0)
     with torch.no_grad():
         encoded = method.encode(images, method.direction())
@@ -186,14 +186,14 @@ def test_rules_of_the_image_score(tiny_clip: CLIPBackbone) -> None:
     scores = {}
     for rule in ("max", "avgpool_max", "topk_mean"):
         settings = MapSettings(eval_size=64, image_score=rule)
-        found = tiny(tiny_clip, map=settings).score(images, ["a"] * 2)
-        scores[rule] = found["image_score"].double().numpy()
-    maps = found["anomaly_map"].double().numpy()
-    for row, one in enumerate(maps):
-        pooled = uniform_filter(one, 16, origin=-8)[:49, :49]  # squares that lie inside
-        assert scores["max"][row] == pytest.approx(one.max(), abs=1e-5)
+        outputs = tiny(tiny_clip, map=settings).score(images, ["a"] * 2)
+        scores[rule] = outputs["image_score"].double().numpy()
+    maps = outputs["anomaly_map"].double().numpy()
+    for row, anomaly_map in enumerate(maps):
+        pooled = uniform_filter(anomaly_map, 16, origin=-8)[:49, :49]  # windows inside the map
+        assert scores["max"][row] == pytest.approx(anomaly_map.max(), abs=1e-5)
         assert scores["avgpool_max"][row] == pytest.approx(pooled.max(), abs=1e-5)
-        highest = np.sort(one.ravel())[-round(0.001 * 64 * 64) :]
+        highest = np.sort(anomaly_map.ravel())[-round(0.001 * 64 * 64) :]
         assert scores["topk_mean"][row] == pytest.approx(highest.mean(), abs=1e-5)
 
 
@@ -229,11 +229,11 @@ def test_fifty_steps_on_one_batch_lower_the_loss(tmp_path: Path) -> None:
     method = CLIPADA(CLIPSettings(str(tmp_path / "clip.json"), "random"), feature_layer=2)
     rng = np.random.default_rng(0)
     texture = np.kron(rng.integers(60, 200, (4, 3, 16, 16)), np.ones((4, 4))).astype(np.uint8)
-    made = [
+    synthetic = [
         PERLIN.build("perlin", "")(image.transpose(1, 2, 0), rng, None, None) for image in texture
     ]
-    images = torch.from_numpy(np.stack([one.image.transpose(2, 0, 1) for one in made]))
-    mask = torch.from_numpy(np.stack([one.mask for one in made]))
+    images = torch.from_numpy(np.stack([item.image.transpose(2, 0, 1) for item in synthetic]))
+    mask = torch.from_numpy(np.stack([item.mask for item in synthetic]))
     label = mask.flatten(1).any(1)
     assert label.any()
     optimizer = torch.optim.AdamW(list(method.parameter_groups(1e-4)), lr=1e-3)
@@ -250,7 +250,7 @@ def test_fifty_steps_on_one_batch_lower_the_loss(tmp_path: Path) -> None:
 
 @pytest.fixture
 def learnable(mvtec_root: Path) -> Path:
-    """Return a folder of MVTec-AD's form with six textured training images a category."""
+    """Return an MVTec-AD folder with six textured training images per category."""
     rng = np.random.default_rng(0)
     for category in sorted(path for path in mvtec_root.iterdir() if path.is_dir()):
         for number in range(6):
@@ -277,16 +277,16 @@ def test_the_rate_warms_up_and_falls_to_a_hundredth(
     assert len(rates) == 40
     highest = max(rates)
     assert highest == pytest.approx(2e-3)
-    assert rates[0] == pytest.approx(2e-3)  # already stepped: the second of two warm-up steps
+    assert rates[0] == pytest.approx(2e-3)  # after the first step: the second of two warm-up steps
     assert rates[-1] == pytest.approx(2e-5, rel=0.01)
     assert rates[20] == pytest.approx(
         2e-3 * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * 19 / 38)))
     )
-    # Fewer than a hundred images: ten times the decay.
+    # Fewer than a hundred images: ten times the weight decay.
     assert trainer.optimizers[0].param_groups[1]["weight_decay"] == pytest.approx(1e-3)
 
 
-def test_without_an_end_there_is_no_schedule(tiny_clip: CLIPBackbone, learnable: Path) -> None:
+def test_the_schedule_needs_a_number_of_steps(tiny_clip: CLIPBackbone, learnable: Path) -> None:
     with pytest.raises(ValueError, match="must be known"):
         quiet_trainer(max_epochs=-1).fit(tiny(tiny_clip), data_of(learnable))
 
@@ -297,19 +297,21 @@ def test_without_an_end_there_is_no_schedule(tiny_clip: CLIPBackbone, learnable:
 def test_fit_needs_synthetic_defects(
     tiny_clip: CLIPBackbone, learnable: Path, synthesis: SynthesisSettings | None
 ) -> None:
-    with pytest.raises(ValueError, match="CLIPADA learns from synthetic defects: say which"):
+    given = f"has mode {synthesis.mode} and share" if synthesis else "is not set"
+    message = f"CLIPADA is trained on synthetic defects, but data.synthesis {given}"
+    with pytest.raises(ValueError, match=message):
         quiet_trainer(max_epochs=1).fit(tiny(tiny_clip), data_of(learnable, synthesis=synthesis))
 
 
 def words(verb: str, root: Path, clip: str, runs: Path) -> list[str]:
-    found = [verb, "--model", "CLIPADA", "--model.backbone.name", clip]
-    found += ["--model.backbone.pretrained", "random", "--model.backbone.image_size", "32"]
-    found += ["--model.feature_layer", "2", "--model.map.eval_size", "32"]
-    found += ["--data", "MVTecAD", "--data.root", str(root), "--data.num_workers", "0"]
-    found += ["--data.batch_size", "4", "--data.synthesis.recipe", "perlin"]
-    found += ["--data.val_split", "synthetic", "--data.val_share", "0.3"]
-    found += ["--trainer.accelerator", "cpu", "--trainer.log_every_n_steps", "1"]
-    return [*found, "--trainer.max_epochs", "2", "--output.root", str(runs)]
+    command = [verb, "--model", "CLIPADA", "--model.backbone.name", clip]
+    command += ["--model.backbone.pretrained", "random", "--model.backbone.image_size", "32"]
+    command += ["--model.feature_layer", "2", "--model.map.eval_size", "32"]
+    command += ["--data", "MVTecAD", "--data.root", str(root), "--data.num_workers", "0"]
+    command += ["--data.batch_size", "4", "--data.synthesis.recipe", "perlin"]
+    command += ["--data.val_split", "synthetic", "--data.val_share", "0.3"]
+    command += ["--trainer.accelerator", "cpu", "--trainer.log_every_n_steps", "1"]
+    return [*command, "--trainer.max_epochs", "2", "--output.root", str(runs)]
 
 
 def test_fit_test_and_predict(
@@ -330,9 +332,9 @@ def test_fit_test_and_predict(
     steps += ["beta", "shift", "prompt_drift", "prompt_cosine_on", "lr_head"]
     assert logged >= {f"train/{name}" for name in steps}
     assert logged >= {"val/image_auroc", "val/pixel_ap"}
-    pictures = sorted((run / "validation").iterdir())
-    assert len(pictures) == 2  # one an epoch, none of the sanity check
-    with Image.open(pictures[0]) as sheet:
+    sheets = sorted((run / "validation").iterdir())
+    assert len(sheets) == 2  # one per epoch, none from the sanity check
+    with Image.open(sheets[0]) as sheet:
         assert sheet.width == 5 * 240 + 4 * 4  # image, coarse, fine, map, mask
     tested = ["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "t")]
     assert main(tested) == 0
@@ -351,19 +353,19 @@ def test_a_checkpoint_gives_the_same_maps_on_another_copy(
 ) -> None:
     state = tmp_path / "clip.pt"
     torch.save(tiny_clip.model.state_dict(), state)
-    own = CLIPBackbone(tiny_clip.settings.name, str(state))
-    method = tiny(own, refine=RefinementSettings(steps=2), taps=[1, 2])
+    backbone = CLIPBackbone(tiny_clip.settings.name, str(state))
+    method = tiny(backbone, refine=RefinementSettings(steps=2), taps=[1, 2])
     trainer = quiet_trainer(max_epochs=1)
     trainer.fit(method, data_of(learnable))
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     again = CLIPADA.load_from_checkpoint(tmp_path / "a.ckpt")
     images = noise(2)
-    one, other = (m.eval().score(images, ["a"] * 2) for m in (method, again))
-    assert_close(one["anomaly_map"], other["anomaly_map"], atol=0, rtol=0)
+    fitted, loaded = (m.eval().score(images, ["a"] * 2) for m in (method, again))
+    assert_close(fitted["anomaly_map"], loaded["anomaly_map"], atol=0, rtol=0)
     with torch.no_grad():
-        own.visual.conv1.weight[0] += 1
-    torch.save(own.model.state_dict(), state)
-    with pytest.raises(ValueError, match="on other tensors of that name"):
+        backbone.visual.conv1.weight[0] += 1
+    torch.save(backbone.model.state_dict(), state)
+    with pytest.raises(ValueError, match="use the backbone and weights of the fit"):
         CLIPADA.load_from_checkpoint(tmp_path / "a.ckpt")
 
 
@@ -376,7 +378,7 @@ def test_a_checkpoint_gives_the_same_maps_on_another_copy(
     ],
     ids=["between epochs", "within an epoch"],
 )
-def test_a_resumed_fit_is_the_uninterrupted_one(
+def test_a_resumed_fit_equals_an_uninterrupted_one(
     learnable: Path,
     tiny_clip_config: str,
     tmp_path: Path,
@@ -398,7 +400,7 @@ def test_a_resumed_fit_is_the_uninterrupted_one(
     assert_close(states[0], states[1], atol=0, rtol=0)
 
 
-def test_half_precision_stays_near(tiny_clip_config: str, learnable: Path) -> None:
+def test_half_precision_stays_close(tiny_clip_config: str, learnable: Path) -> None:
     losses: dict[str, list[float]] = {}
     maps: dict[str, Tensor] = {}
     for precision in ("32-true", "bf16-mixed"):
@@ -413,10 +415,10 @@ def test_half_precision_stays_near(tiny_clip_config: str, learnable: Path) -> No
         trainer = quiet_trainer(max_steps=20, max_epochs=-1, precision=precision)
         trainer.fit(method, data_of(learnable))
         maps[precision] = method.eval().score(noise(2), ["a"] * 2)["anomaly_map"]
-    one, other = (np.array(losses[precision]) for precision in ("32-true", "bf16-mixed"))
-    assert len(one) == 20
-    assert not np.array_equal(one, other)
-    np.testing.assert_allclose(other, one, rtol=0.05)
+    full, half = (np.array(losses[precision]) for precision in ("32-true", "bf16-mixed"))
+    assert len(full) == 20
+    assert not np.array_equal(full, half)
+    np.testing.assert_allclose(half, full, rtol=0.05)
     assert_close(maps["bf16-mixed"], maps["32-true"], atol=0.05, rtol=0)
 
 
@@ -429,9 +431,9 @@ def test_two_processes_learn_together(
     ddp += ["--trainer.callbacks+", json.dumps(compared)]
     done = run_command([*line, *ddp], processes=2)
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads((tmp_path / "c").read_text())
-    assert found["equal"]
-    first, second = found["rows"]  # two epochs, shared without a sample on both
+    comparison = json.loads((tmp_path / "c").read_text())
+    assert comparison["equal"]
+    first, second = comparison["rows"]  # two epochs, no sample in both processes
     half = len(first) // 2
     for epoch in (slice(None, half), slice(half, None)):
         assert not set(first[epoch]) & set(second[epoch])
@@ -440,34 +442,34 @@ def test_two_processes_learn_together(
     checkpoint = tmp_path / "run" / "1" / "checkpoints" / "last.ckpt"
     kept = torch.load(checkpoint, weights_only=True)
     assert all(value.isfinite().all() for value in kept["state_dict"].values())
-    one = ["--trainer.strategy", "auto", "--trainer.devices", "1"]
-    tested = ["test", "--ckpt_path", str(checkpoint), *one, "--output.root", str(tmp_path / "t")]
+    single = ["--trainer.strategy", "auto", "--trainer.devices", "1"]
+    tested = ["test", "--ckpt_path", str(checkpoint), *single, "--output.root", str(tmp_path / "t")]
     assert main(tested) == 0
 
 
-def test_what_is_logged_of_the_maps(tiny_clip: CLIPBackbone) -> None:
-    """Patches that a defect covers in part count by that part, and are not off the defect."""
+def test_diagnostics_of_the_maps(tiny_clip: CLIPBackbone) -> None:
+    """Partly covered patches are weighted by their coverage, and are not off the defect."""
     method = tiny(tiny_clip)
     draws = torch.Generator().manual_seed(0)
     coarse, fine = (torch.randn(2, 16, generator=draws) for _ in range(2))
     features = unit(torch.randn(2, 16, 12, generator=draws))
     direction = 3 * torch.randn(12, generator=draws)
     mask = torch.zeros(2, 32, 32, dtype=torch.bool)
-    mask[0, 8:20, 8:16] = True  # one patch of 8 x 8 pixels, and half of the one below
-    found = method.diagnostics(PatchLogits(coarse, [fine], features), mask, direction)
+    mask[0, 8:20, 8:16] = True  # a patch of 8 x 8 pixels, and half of the one below
+    values = method.diagnostics(PatchLogits(coarse, [fine], features), mask, direction)
     parts = {5: 2 / 3, 9: 1 / 3}
     for name, logits in (("coarse", coarse), ("fine", fine)):
-        seen = 1 / (1 + np.exp(-logits.numpy()))
-        on = sum(part * seen[0, patch] for patch, part in parts.items())
-        off = [v for place, v in np.ndenumerate(seen) if place not in {(0, 5), (0, 9)}]
-        assert found[f"train/{name}_on"] == pytest.approx(on, rel=1e-5)
-        assert found[f"train/{name}_off"] == pytest.approx(np.mean(off), rel=1e-5)
+        probability = 1 / (1 + np.exp(-logits.numpy()))
+        on = sum(part * probability[0, patch] for patch, part in parts.items())
+        off = [v for patch, v in np.ndenumerate(probability) if patch not in {(0, 5), (0, 9)}]
+        assert values[f"train/{name}_on"] == pytest.approx(on, rel=1e-5)
+        assert values[f"train/{name}_off"] == pytest.approx(np.mean(off), rel=1e-5)
     now = (direction / direction.norm()).numpy()
     cosine = sum(part * features[0, patch].numpy() @ now for patch, part in parts.items())
-    assert found["train/prompt_cosine_on"] == pytest.approx(cosine, abs=1e-5)
+    assert values["train/prompt_cosine_on"] == pytest.approx(cosine, abs=1e-5)
     drift = 1 - now @ method.start.numpy()
-    assert found["train/prompt_drift"] == pytest.approx(drift, abs=1e-5)
-    # Without a defect nothing is on it, and all patches are off.
+    assert values["train/prompt_drift"] == pytest.approx(drift, abs=1e-5)
+    # Without a defect all patches are off it.
     none = method.diagnostics(
         PatchLogits(coarse, [fine], features), torch.zeros_like(mask), direction
     )

@@ -11,7 +11,7 @@ from anomaly_clip.methods.clip_ada_settings import LossSettings, MapSettings, Op
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "sentence"),
+    ("kind", "options", "message"),
     [
         (LossSettings, {"image_fraction": 0}, r"loss\.image_fraction must be in \(0, 1\], got 0"),
         (LossSettings, {"focal": -1}, r"model\.loss\.focal must be 0 or more, got -1"),
@@ -21,8 +21,8 @@ from anomaly_clip.methods.clip_ada_settings import LossSettings, MapSettings, Op
         (MapSettings, {"image_score": "mean"}, r"model\.map\.image_score must be one of max, "),
     ],
 )
-def test_bounds(kind: Any, options: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
+def test_bounds(kind: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         kind(**options)
 
 
@@ -37,33 +37,33 @@ def tiny(clip: CLIPBackbone, **options: Any) -> CLIPADA:
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "message"),
     [
         ({"tau": 0.0}, r"model.tau must be in \[0.01, 1.0\], got 0.0"),
         ({"taps": [1, 3]}, r"model.taps \[1, 3\]: model.feature_layer 2 is missing"),
         ({"feature_layer": 9}, "expected ascending numbers between 1 and 4"),
-        ({"feature_layer": 4}, "takes 1 blocks behind model.feature_layer 4"),
+        ({"feature_layer": 4}, "needs 1 blocks after model.feature_layer 4"),
     ],
 )
-def test_bad_arguments_are_named(
-    tiny_clip: CLIPBackbone, options: dict[str, Any], sentence: str
+def test_invalid_arguments_are_named(
+    tiny_clip: CLIPBackbone, options: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(ValueError, match=message):
         tiny(tiny_clip, **options)
 
 
 def test_rates_and_decay_by_group(tiny_clip: CLIPBackbone) -> None:
     method = tiny(tiny_clip, learn_tau=True)
     names = {id(p): name for name, p in method.named_parameters()}
-    found = {
+    rates = {
         names[id(p)]: (group["lr"], group["weight_decay"])
         for group in method.parameter_groups(0.5)
         for p in group["params"]
     }
-    assert set(found) == {name for name, p in method.named_parameters() if p.requires_grad}
-    assert found["prompt.context"] == (2e-3, 0)
-    assert found["heads.0.linear.weight"] == (1e-3, 0.5)
+    assert set(rates) == {name for name, p in method.named_parameters() if p.requires_grad}
+    assert rates["prompt.context"] == (2e-3, 0)
+    assert rates["heads.0.linear.weight"] == (1e-3, 0.5)
     for name in ("heads.0.linear.bias", "refinement.shift", "refinement.beta", "log_tau"):
-        assert found[name] == (1e-3, 0)
-    assert found["refinement.blocks.0.attn.in_proj_weight"] == (1e-4, 0.5)
-    assert found["refinement.blocks.0.ln_1.weight"] == (1e-4, 0)
+        assert rates[name] == (1e-3, 0)
+    assert rates["refinement.blocks.0.attn.in_proj_weight"] == (1e-4, 0.5)
+    assert rates["refinement.blocks.0.ln_1.weight"] == (1e-4, 0)

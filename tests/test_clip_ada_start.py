@@ -1,4 +1,4 @@
-"""CLIP-ADA that starts from words and CLIP's own projection, and asks the class token."""
+"""CLIP-ADA initialised with CLIP's own projection, and with the class token in the score."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def tiny(clip: CLIPBackbone, **options: Any) -> CLIPADA:
 
 
 @torch.no_grad()
-def test_projections_start_as_clips_own(tiny_clip: CLIPBackbone, images: Tensor) -> None:
+def test_projections_start_from_clips_own(tiny_clip: CLIPBackbone, images: Tensor) -> None:
     last = tiny_clip.num_layers
     method = tiny(tiny_clip, feature_layer=last - 1, taps=[last - 1, last], head_init="clip")
     tokens = encode_layers(tiny_clip, images, [last - 1, last])
     for head, layer in zip(method.heads, tokens, strict=True):
         assert_close(head(layer[:, 1:]), unit(tiny_clip.project(layer[:, 1:])), atol=1e-5, rtol=0)
-    # A flat map leads nowhere: the refinement pass is then CLIP's own last layer.
+    # With a flat map the refinement pass is CLIP's own last layer.
     assert method.refinement is not None
     flat = torch.full((*tokens[0].shape[:1], tokens[0].shape[1] - 1), 0.5)
     refined = method.refinement(tiny_clip, tokens[0], flat)
@@ -45,7 +45,7 @@ def test_projections_start_as_clips_own(tiny_clip: CLIPBackbone, images: Tensor)
 
 @torch.no_grad()
 @pytest.mark.parametrize("n_prompts", [1, 2])
-def test_the_class_token_is_compared_as_patches_are(
+def test_the_class_token_is_compared_like_a_patch(
     tiny_clip: CLIPBackbone, images: Tensor, n_prompts: int
 ) -> None:
     method = tiny(tiny_clip, class_token=True, prompt=LearnablePromptSettings(n_prompts=n_prompts))
@@ -70,9 +70,9 @@ def test_patches_are_the_same_with_and_without_the_class_token(
     last = tiny_clip.num_layers
     for options in ({}, {"dense": "vv"}, {"feature_layer": last, "refine": NONE}):
         without = tiny(tiny_clip, **options)
-        asked = tiny(tiny_clip, class_token=True, **options)
-        asked.load_state_dict(without.state_dict(), strict=False)
-        both = (method.encode(images, without.direction()) for method in (without, asked))
+        with_token = tiny(tiny_clip, class_token=True, **options)
+        with_token.load_state_dict(without.state_dict(), strict=False)
+        both = (method.encode(images, without.direction()) for method in (without, with_token))
         first, second = (encoded.coarse for encoded in both)
         assert_close(first, second, atol=1e-6, rtol=0)
 
@@ -80,7 +80,9 @@ def test_patches_are_the_same_with_and_without_the_class_token(
 NONE = RefinementSettings("none")
 
 
-def test_its_loss_reaches_the_prompt_and_the_bias(tiny_clip: CLIPBackbone, images: Tensor) -> None:
+def test_the_class_token_loss_reaches_the_prompt_and_the_bias(
+    tiny_clip: CLIPBackbone, images: Tensor
+) -> None:
     method = tiny(tiny_clip, class_token=True, loss=LossSettings(class_token=2.0))
     label = torch.tensor([True, False])
     mask = torch.zeros(2, 32, 32, dtype=torch.bool)

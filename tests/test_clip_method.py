@@ -19,12 +19,12 @@ class Plain(CLIPMethod):
         return Scores(image_score=torch.zeros(len(images)))
 
 
-def test_images_have_the_size_that_the_clip_takes(tiny_clip: CLIPBackbone) -> None:
+def test_image_size_and_weights_are_those_of_the_clip(tiny_clip: CLIPBackbone) -> None:
     method = Plain(tiny_clip)
     assert method.image_size == tiny_clip.image_size
     assert method.weights == tiny_clip.weights
 
 
 @pytest.mark.parametrize("kind", [CLIPADA, SDP, WinCLIP])
-def test_the_methods_on_a_clip_are_such(kind: type[nn.Module]) -> None:
+def test_methods_with_a_clip_share_the_base_class(kind: type[nn.Module]) -> None:
     assert issubclass(kind, CLIPMethod)

@@ -134,7 +134,7 @@ def test_fitted_numbers_are_kept_in_float32_at_least(cnn: CNNBackbone) -> None:
         ({"val_split": "test"}, 1, r"so nothing can be validated before: set data\.val_split"),
         ({"synthesis": SynthesisSettings()}, 1, r"leave out data\.synthesis"),
         ({"auxiliary": True}, 1, r"leave out data\.auxiliary"),
-        ({"categories": None}, 1, "Mean is one model a category"),
+        ({"categories": None}, 1, "Mean is one model per category"),
     ],
 )
 def test_one_look_is_all_that_can_be_asked_for(

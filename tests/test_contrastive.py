@@ -47,7 +47,7 @@ def scenes(n: int = 3, size: int = 48) -> Batch:
     )
 
 
-def test_a_window_takes_the_positions_of_its_place(tiny: Path) -> None:
+def test_a_window_uses_its_own_positional_embeddings(tiny: Path) -> None:
     torch.manual_seed(0)
     backbone = CLIPBackbone(str(tiny), "random")
     images = scenes()["image"]
@@ -65,7 +65,7 @@ def module(tiny: Path, **options: Any) -> Contrastive:
     return Contrastive(backbone, windows={32: 0.7}, **options)
 
 
-def test_windows_hold_a_piece_of_the_defect_and_strengthen_it(tiny: Path) -> None:
+def test_windows_contain_part_of_the_defect_and_strengthen_it(tiny: Path) -> None:
     learner, batch = module(tiny), scenes()
     for seed in range(10):
         rng = np.random.default_rng(seed)
@@ -83,10 +83,10 @@ def test_windows_hold_a_piece_of_the_defect_and_strengthen_it(tiny: Path) -> Non
     assert torch.equal(masks, batch["synthetic_mask"])
 
 
-def test_what_patches_are_to_say(tiny: Path) -> None:
+def test_patch_targets(tiny: Path) -> None:
     masks = torch.zeros(1, 48, 48, dtype=torch.bool)
     masks[0, 0:8, 8:16] = True  # all of patch 1
-    masks[0, 8, 0:2] = True  # 2 of 64 pixels of patch 6: too few to say
+    masks[0, 8, 0:2] = True  # 2 of 64 pixels of patch 6: too few
     targets = module(tiny).patch_targets(masks)
     assert targets.shape == (2, 36)
     assert not targets[0].any()
@@ -96,7 +96,7 @@ def test_what_patches_are_to_say(tiny: Path) -> None:
 
 
 @pytest.mark.parametrize("done", [0.0, 0.5, 1.0])
-def test_gradients_reach_all_that_is_trained(tiny: Path, done: float) -> None:
+def test_gradients_reach_all_trained_parameters(tiny: Path, done: float) -> None:
     learner = module(tiny)
     losses, seen = learner.losses(scenes(), np.random.default_rng(0), done)
     assert set(losses) == {"contrast", "state", "order", "local", "local_order"} | (
@@ -128,29 +128,29 @@ def test_the_fused_map_is_sdps(tiny: Path) -> None:
         sdp = SDP(learner.backbone)
         stages, classes = sdp.encode(batch["synthetic"])
         length = (text[:, 1] - text[:, 0]).norm()
-        # SDP weighs the words by the class token's cosines; a longer text changes these weights.
+        # SDP weights the text by the cosines of the class token; a longer text changes the weights.
         targets = sdp.similarity([s.projected for s in stages], (text / length).expand(3, -1, -1))
         state = 100 * F.normalize(classes, dim=-1) @ (text[:, 1] - text[:, 0])
     torch.testing.assert_close(seen.fused[1::2], targets[:, 1:], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(seen.state[1::2], state, atol=1e-3, rtol=1e-3)
 
 
-def test_every_word_but_random_nouns_learns(tiny: Path) -> None:
-    """Words of states, templates and categories; those of defects held out are never said."""
+def test_every_word_except_random_nouns_is_trained(tiny: Path) -> None:
+    """Words of states, templates and categories; no caption names a held-out defect."""
     method = Contrastive({"name": str(tiny), "pretrained": "random"})  # type: ignore[arg-type]
     embedding = method.backbone.model.token_embedding
     assert isinstance(embedding, PartEmbedding)
     rng = np.random.default_rng(0)
     method.captions.vocabulary = ["object"]  # no random nouns
-    for category in (one.words for one in CATEGORIES.values()):
+    for category in (kind.words for kind in CATEGORIES.values()):
         for defect in (None, "scratch"):
-            said = method.captions.draw(ImageLabels(category, defect, "dark"), rng).sentence
-            ids = method.backbone.tokenize([said])
-            assert (embedding.places[ids] >= 0).all(), said
+            caption = method.captions.draw(ImageLabels(category, defect, "dark"), rng).sentence
+            ids = method.backbone.tokenize([caption])
+            assert (embedding.places[ids] >= 0).all(), caption
     assert len(embedding.tokens) < 400
 
 
-def test_mixed_precision_finds_the_same_way(tiny: Path) -> None:
+def test_mixed_precision_has_nearly_the_same_gradients(tiny: Path) -> None:
     torch.manual_seed(0)
     method = Contrastive({"name": str(tiny), "pretrained": "random"})  # type: ignore[arg-type]
     gradients = []
@@ -161,12 +161,12 @@ def test_mixed_precision_finds_the_same_way(tiny: Path) -> None:
         trained = [p.grad for p in method.parameters() if p.grad is not None]
         gradients.append(torch.cat([g.flatten() for g in trained]))
     assert all(g.dtype == torch.float32 for g in gradients)
-    one, other = gradients
-    assert not torch.equal(one, other)
-    assert torch.cosine_similarity(one, other, dim=0) > 0.999
+    full, half = gradients
+    assert not torch.equal(full, half)
+    assert torch.cosine_similarity(full, half, dim=0) > 0.999
 
 
-def words_of_a_run(tiny: Path, root: Path, *more: str) -> list[str]:
+def run_command_line(tiny: Path, root: Path, *more: str) -> list[str]:
     return [
         "fit", "--model", "Contrastive", "--model.backbone.name", str(tiny),
         "--model.backbone.pretrained", "random", "--model.windows", "{32: 0.7}",
@@ -181,20 +181,20 @@ def words_of_a_run(tiny: Path, root: Path, *more: str) -> list[str]:
 
 
 @pytest.mark.filterwarnings("ignore:.*Checkpoint directory.*exists:UserWarning")
-def test_fit_exports_weights_and_goes_on_where_it_stopped(
+def test_fit_exports_weights_and_resumes_where_it_stopped(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A fit in one piece and one that is resumed after an epoch end in the same weights."""
+    """An uninterrupted fit and one resumed after an epoch end with the same weights."""
     root = tmp_path / "runs"
-    assert main(words_of_a_run(tiny, root, "--trainer.max_epochs", "2")) == 0
+    assert main(run_command_line(tiny, root, "--trainer.max_epochs", "2")) == 0
     whole = root / "tiny" / "1"
     assert f"weights: {whole / 'clip.safetensors'}" in " ".join(capsys.readouterr().err.split())
-    # The schedule knows the whole length, so the first piece is cut by stopping, not by budget.
+    # The schedule depends on the total length, so the first part is stopped, not shortened.
     first = ["--trainer.max_epochs", "2", "--trainer.callbacks+", "toy.StopAfterOneEpoch"]
-    assert main(words_of_a_run(tiny, root, *first)) == 0
+    assert main(run_command_line(tiny, root, *first)) == 0
     checkpoint = next((root / "tiny" / "2" / "checkpoints").glob("*.ckpt"))
     resumed = ["--trainer.max_epochs", "2", "--ckpt_path", str(checkpoint)]
-    assert main(words_of_a_run(tiny, root, *resumed)) == 0
+    assert main(run_command_line(tiny, root, *resumed)) == 0
     ours, theirs = (load_file(root / "tiny" / number / "clip.safetensors") for number in ("1", "3"))
     assert all(value.dtype == torch.float16 for value in ours.values())
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
@@ -208,7 +208,7 @@ def test_fit_exports_weights_and_goes_on_where_it_stopped(
     assert torch.equal(backbone.visual.proj, ours["visual.proj"].float())
 
 
-def test_a_checkpoint_is_gone_on_with_as_it_was(
+def test_resuming_checks_the_checkpoint(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "runs"
@@ -217,67 +217,69 @@ def test_a_checkpoint_is_gone_on_with_as_it_was(
         "init_args": {"every_n_train_steps": 2, "save_top_k": -1},
     }
     more = ["--trainer.max_epochs", "2", "--trainer.callbacks+", json.dumps(every)]
-    assert main(words_of_a_run(tiny, root, *more)) == 0
+    assert main(run_command_line(tiny, root, *more)) == 0
     [inside] = (root / "tiny" / "1" / "checkpoints").glob("*step=4.ckpt")
     other = tmp_path / "other.json"
     other.write_text(json.dumps({**SMALL_CLIP, "embed_dim": 8}))
-    for change, sentence in (
+    for change, message in (
         (["--model.lr", "0.5"], "model.lr is 0.5, but"),
         (["--model.prompts.templates", '["a photo of {}."]'], "model.prompts is"),
-        (["--model.backbone.name", str(other)], "the checkpoint is of another architecture"),
-        ([], "the checkpoint is from the middle of an epoch"),
+        (["--model.backbone.name", str(other)], "the checkpoint has another architecture"),
+        ([], "the checkpoint was saved within an epoch, after batch 1"),
     ):
-        words = words_of_a_run(tiny, root, "--trainer.max_epochs", "3", *change)
+        words = run_command_line(tiny, root, "--trainer.max_epochs", "3", *change)
         assert main([*words, "--ckpt_path", str(inside)]) == 2
-        assert sentence in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
 def test_two_processes_share_the_scenes(tiny: Path, tmp_path: Path) -> None:
     more = ["--trainer.max_epochs", "1", "--trainer.strategy", "ddp", "--trainer.devices", "2"]
     more += ["--trainer.precision", "bf16-mixed"]
-    done = run_command(words_of_a_run(tiny, tmp_path, *more), processes=2)
+    done = run_command(run_command_line(tiny, tmp_path, *more), processes=2)
     assert done.returncode == 0, done.stderr[-2000:]
     assert [path.name for path in (tmp_path / "tiny").iterdir()] == ["1"]
     run = tmp_path / "tiny" / "1"
     [checkpoint] = (run / "checkpoints").glob("*.ckpt")
-    # Six scenes, two processes with two a step.
+    # Six scenes, two processes with two scenes per step.
     assert torch.load(checkpoint, weights_only=True)["global_step"] == 1
     weights = load_file(run / "clip.safetensors")
     assert all(value.isfinite().all() for value in weights.values())
 
 
-def test_mistakes(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_options_are_rejected(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = tmp_path / "runs"
     epochs = ["--trainer.max_epochs", "1"]
-    for more, sentence in (
+    for more, message in (
         (
             ["--model.windows", "{30: 0.5}"],
-            "model.windows, 30: expected a multiple of the patch size 8",
+            "model.windows 30: expected sides that are multiples of the patch size 8",
         ),
-        (["--data.num_scenes", "null"], "Contrastive learns from scenes without and with"),
+        (["--data.num_scenes", "null"], "Contrastive is trained on scenes without and with"),
         (["--data.num_scenes", "1"], "data.num_scenes 1 is less than a batch of data.batch_size 2"),
         (["--trainer.max_epochs", "-1"], "give trainer.max_epochs"),
         (["--model.logit_scale", "0"], "model.logit_scale must be 0.001 or more, got 0"),
         (["--model.seed", "-1"], "model.seed must be 0 or more"),
         (
             ["--model.prompts.templates", '["a dark photo of {}."]'],
-            "prompts.templates: none is without",
+            "prompts.templates ['a dark photo of {}.']: every template has",
         ),
         (
             ["--model.prompts.states_abnormal", '["{} with crack"]'],
-            "prompts.states_abnormal: every",
+            "prompts.states_abnormal ['{} with crack']: every",
         ),
         (["--ckpt_path", "none.ckpt"], "--ckpt_path none.ckpt: there is no such file"),
     ):
-        assert main(words_of_a_run(tiny, root, *epochs, *more)) == 2
-        assert sentence in capsys.readouterr().err
+        assert main(run_command_line(tiny, root, *epochs, *more)) == 2
+        assert message in capsys.readouterr().err
     assert not list(root.glob("tiny/*"))
-    tested = ["test", *words_of_a_run(tiny, root)[1:]]
+    tested = ["test", *run_command_line(tiny, root)[1:]]
     assert main(tested) == 2
     assert "Contrastive scores no images: use fit" in capsys.readouterr().err
 
 
-def test_one_category_of_every_larger_family_is_held_out_its_relatives_are_not() -> None:
+def test_one_category_of_every_larger_family_is_held_out() -> None:
     import yaml
 
     config = yaml.safe_load(Path("configs/demo_clip.yaml").read_text())["data"]["init_args"]

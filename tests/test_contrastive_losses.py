@@ -13,7 +13,7 @@ from anomaly_clip.methods.contrastive_losses import (
 )
 
 
-def test_with_one_positive_each_the_loss_is_clips() -> None:
+def test_with_one_match_each_the_loss_is_clips() -> None:
     logits = torch.randn(5, 5, generator=torch.Generator().manual_seed(0))
     targets = torch.arange(5)
     clip = (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
@@ -21,13 +21,13 @@ def test_with_one_positive_each_the_loss_is_clips() -> None:
     torch.testing.assert_close(ours, clip)
 
 
-def test_two_equal_sentences_are_no_mistake() -> None:
+def test_two_equal_captions_are_both_matches() -> None:
     fits = torch.tensor([[True, True, False], [True, True, False], [False, False, True]])
     right = torch.where(fits, 20.0, -20.0)
     assert multi_positive(right, fits).item() == pytest.approx(2 / 3 * np.log(2), abs=1e-4)
 
 
-def test_patches_that_are_hardly_covered_do_not_count() -> None:
+def test_hardly_covered_patches_are_ignored() -> None:
     logits = torch.tensor([[0.0, 9.0, 0.0]])
     targets = torch.tensor([[0.0, -1.0, 1.0]])
     assert patch_loss(logits, targets).item() == pytest.approx(np.log(2))
@@ -36,35 +36,37 @@ def test_patches_that_are_hardly_covered_do_not_count() -> None:
     assert sure.item() == pytest.approx(0.8 * np.log(2))
 
 
-def test_twins_are_compared_where_the_defect_is() -> None:
+def test_pairs_are_compared_on_the_defect() -> None:
     targets = torch.tensor([[0.0, 0.0, 0.0], [0.0, -1.0, 1.0]])
     logits = torch.tensor([[5.0, -3.0, 2.0], [-5.0, 3.0, 3.5]])
     expected = np.log1p(np.exp(2.0 - 3.5))
     assert paired_patch_loss(logits, targets).item() == pytest.approx(expected)
-    # How likely defects are at a place, which both twins share, does not matter.
+    # An offset that both images share does not matter.
     assert paired_patch_loss(logits + 7, targets).item() == pytest.approx(expected, rel=1e-5)
     assert paired_patch_loss(logits, torch.zeros_like(targets)).item() == 0
 
 
-def test_separation_is_the_squared_effect_whatever_the_scale() -> None:
+def test_the_squared_effect_size_does_not_depend_on_the_scale() -> None:
     rng = np.random.default_rng(0)
     normal, defective = rng.normal(0, 2, (500, 3)), rng.normal(1, 2, (500, 3))
     by_hand = np.mean(
         (defective.mean(0) - normal.mean(0)) ** 2
         / np.concatenate([normal, defective]).var(0, ddof=1)
     )
-    one, other = torch.from_numpy(normal), torch.from_numpy(defective)
-    assert squared_effect_size(one, other).item() == pytest.approx(by_hand, rel=1e-4)
-    assert squared_effect_size(10 * one, 10 * other).item() == pytest.approx(by_hand, rel=1e-4)
-    assert squared_effect_size(one, one).item() == 0
+    first, second = torch.from_numpy(normal), torch.from_numpy(defective)
+    assert squared_effect_size(first, second).item() == pytest.approx(by_hand, rel=1e-4)
+    assert squared_effect_size(10 * first, 10 * second).item() == pytest.approx(by_hand, rel=1e-4)
+    assert squared_effect_size(first, first).item() == 0
 
 
-def test_separation_measures_the_variance_inside_of_a_picture() -> None:
+def test_the_effect_size_uses_the_variance_within_an_image() -> None:
     rng = np.random.default_rng(0)
     normal, defective = rng.normal(0, 2, (5, 3)), rng.normal(1, 2, (5, 3))
-    spread = rng.normal(0, 1, (5, 16, 3)) + rng.normal(0, 9, (5, 1, 3))  # pictures differ, too
-    inside = np.concatenate([one - one.mean(axis=0) for one in spread])
+    spread = rng.normal(0, 1, (5, 16, 3)) + rng.normal(0, 9, (5, 1, 3))  # images differ, too
+    inside = np.concatenate([values - values.mean(axis=0) for values in spread])
     difference = defective.mean(axis=0) - normal.mean(axis=0)
     by_hand = np.mean(difference**2 / inside.var(axis=0, ddof=1))
-    found = squared_effect_size(*(torch.from_numpy(one) for one in (normal, defective, spread)))
-    assert found.item() == pytest.approx(by_hand, rel=1e-4)
+    effect = squared_effect_size(
+        *(torch.from_numpy(values) for values in (normal, defective, spread))
+    )
+    assert effect.item() == pytest.approx(by_hand, rel=1e-4)

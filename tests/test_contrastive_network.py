@@ -18,7 +18,7 @@ def tiny(tmp_path: Path) -> Path:
     return path
 
 
-def test_scaling_the_values_leaves_clips_output(tiny: Path) -> None:
+def test_scaling_the_values_keeps_clips_output(tiny: Path) -> None:
     torch.manual_seed(0)
     backbone = CLIPBackbone(str(tiny), "random")
     images = torch.randint(0, 256, (3, 3, 48, 48), dtype=torch.uint8)
@@ -29,7 +29,7 @@ def test_scaling_the_values_leaves_clips_output(tiny: Path) -> None:
     torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-5)
 
 
-def test_the_rows_in_use_learn_and_all_others_stay() -> None:
+def test_only_the_given_rows_are_trained() -> None:
     plain = torch.nn.Embedding(9, 4)
     part = PartEmbedding(torch.nn.Embedding.from_pretrained(plain.weight), torch.tensor([[7, 2]]))
     ids = torch.tensor([[0, 2, 7, 7], [8, 2, 1, 0]])

@@ -319,7 +319,7 @@ def test_a_checkpoint_of_other_weights_or_options_names_both(
     assert main(toy("test", path, "--model.lr=0.25")) == 2
     assert "model.lr is 0.25, but" in capsys.readouterr().err
     assert main(toy("test", path, "--seed_everything=1")) == 2  # other random weights
-    assert "the checkpoint was made on" in capsys.readouterr().err
+    assert "the checkpoint was trained with" in capsys.readouterr().err
     assert main(["test", "--config", str(CONFIGS / "sdp.yaml"), path]) == 2
     assert "is of toy.Toy, the model is" in capsys.readouterr().err
     assert main(toy("test", path, "--model.evaluator.pro_steps=50")) == 0

@@ -59,7 +59,7 @@ def test_mistakes_with_a_checkpoint(
             "--data.root",
             str(other),
         ],
-        "the checkpoint was made on resnet18 with random": [
+        "the checkpoint was trained with resnet18 (weights random, sha256 ": [
             "--model.backbone.weights",
             str(weights),
         ],

@@ -27,7 +27,7 @@ def test_golden_losses(golden: Callable[[str], Golden]) -> None:
         assert_close(loss(probability, target), expected, atol=1e-5, rtol=0)
 
 
-def test_what_is_right_costs_nothing_and_what_is_wrong_much() -> None:
+def test_right_predictions_cost_little_and_wrong_ones_much() -> None:
     target = torch.zeros(2, 4, 4, dtype=torch.bool)
     target[:, :2] = True
     right, wrong = target.float(), 1 - target.float()

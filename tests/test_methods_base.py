@@ -32,7 +32,7 @@ def test_maps_take_the_size_of_the_masks(tiny_clip: CLIPBackbone, mvtec_root: Pa
 def test_testing_needs_a_data_module(tiny_clip: CLIPBackbone) -> None:
     images: Any = [0]
     loader = torch.utils.data.DataLoader(images)
-    with pytest.raises(ValueError, match="SDP: test needs a data module"):
+    with pytest.raises(ValueError, match="SDP: test requires a data module"):
         quiet_trainer().test(tiny(tiny_clip), loader, verbose=False)
 
 
@@ -59,9 +59,7 @@ def test_a_row_of_an_image_has_its_score_and_the_named_parts(tiny_clip: CLIPBack
     assert [(row["r0"], row["r1"]) for row in rows] == [(0.25, 0.75), (1.0, 3.0)]
 
 
-def test_nothing_is_said_of_labels_that_a_data_set_does_not_have(
-    tiny_clip: CLIPBackbone, tmp_path: Path
-) -> None:
+def test_rows_of_unlabelled_data_have_no_label(tiny_clip: CLIPBackbone, tmp_path: Path) -> None:
     save_picture(tmp_path / "1.png")
     method = Toy(tiny_clip)
     method._trainer = SimpleNamespace(datamodule=ImageFolder(str(tmp_path), "a"))  # type: ignore[assignment]
@@ -81,7 +79,7 @@ def test_the_protocol_of_an_evaluation(tiny_clip: CLIPBackbone, tmp_path: Path) 
     assert Toy(tiny_clip, evaluator=settings).evaluation_note == "; PRO in 50 steps"
     assert Toy(tiny_clip).evaluation_note == "; PRO over all thresholds"
     assert tiny(tiny_clip).evaluation_protocol()["fitted"] is False
-    # Layers of a file were learnt from nobody knows what.
+    # The training data of layers from a file are unknown.
     layers = SDPPlus(tiny_clip).export(tmp_path)
     borrowed = SDPPlus(tiny_clip, linear_layers=str(layers)).evaluation_protocol()
     assert (borrowed["fitted"], borrowed["auxiliary"], borrowed["overlap"]) == (True, None, None)
@@ -101,7 +99,7 @@ def test_final_scores_are_those_of_the_whole_set(
     assert [path.name for path in tmp_path.glob("*.json")] == ["curves.json"]
 
 
-def test_a_checkpoint_is_of_what_was_fitted_and_of_one_backbone(tiny_clip: CLIPBackbone) -> None:
+def test_a_checkpoint_omits_the_backbone_and_checks_it(tiny_clip: CLIPBackbone) -> None:
     method = Toy(tiny_clip)
     checkpoint: dict[str, Any] = {"state_dict": method.state_dict()}
     assert len(checkpoint["state_dict"]) > 1
@@ -111,12 +109,14 @@ def test_a_checkpoint_is_of_what_was_fitted_and_of_one_backbone(tiny_clip: CLIPB
     method.on_load_checkpoint(checkpoint)
     method.load_state_dict(checkpoint["state_dict"], strict=True)
     checkpoint["backbone"]["sha256"] = "other"
-    with pytest.raises(ValueError, match="or on other tensors of that name"):
+    with pytest.raises(
+        ValueError, match=r"sha256 other.*, but the current backbone is .*: use the backbone"
+    ):
         method.on_load_checkpoint(checkpoint)
 
 
-def test_a_method_that_keeps_no_features_says_so(tiny_clip: CLIPBackbone) -> None:
-    with pytest.raises(NotImplementedError, match="Toy keeps no features"):
+def test_a_method_without_cached_features_raises(tiny_clip: CLIPBackbone) -> None:
+    with pytest.raises(NotImplementedError, match="Toy has no cached features to score"):
         Toy(tiny_clip).score_features({}, ["a"])
     assert Toy(tiny_clip).configure_callbacks() == []
     assert Toy(tiny_clip).words("metal_nut") == "metal_nut"

@@ -188,7 +188,7 @@ def test_two_processes_take_the_same_moments(several: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        ((), "PaDiM is one model a category, and data.root"),
+        ((), "PaDiM is one model per category, and data.root"),
         ((*ONE, "--trainer.max_epochs", "2"), "set trainer.max_epochs to 1, not 2"),
         ((*ONE, "--data.shots", "1"), "PaDiM needs at least 2 normal training images"),
         ((*ONE, "--model.num_channels", "999"), "between 1 and the 448 of layer1, layer2, layer3"),

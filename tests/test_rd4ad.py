@@ -247,7 +247,7 @@ def test_two_processes_learn_together(mvtec_root: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        ((), "RD4AD is one model a category, and data.root"),
+        ((), "RD4AD is one model per category, and data.root"),
         ((*ONE, "--model.layers", "[layer2, layer3]"), "RD4AD takes three, each half as wide"),
         ((*ONE, "--model.layers", "[layer1, layer2, pooled]"), r"model.layers \["),
         ((*ONE, "--model.image_size", "80"), r"are \[20, 10, 5\] positions wide"),

@@ -43,7 +43,7 @@ def method(backbone: CNNBackbone) -> RegAD:
         (("--data.train_categories", "same", *ONE), "set data.train_categories to others"),
         (("--data.train_categories", "[bottle, cable]", *ONE), "'bottle' is among both"),
         ((), "none is left, as data.categories are all there are"),
-        (("--data.categories", "[bottle, cable]"), "RegAD is one model a category"),
+        (("--data.categories", "[bottle, cable]"), "RegAD is one model per category"),
         ((*ONE, "--model.shots", "9"), "category 'bottle' has 4 normal training images"),
         ((*ONE, "--data.shots", "2"), "leave out data.shots and data.fraction"),
         ((*ONE, "--data.fraction", "0.5"), "leave out data.shots and data.fraction"),

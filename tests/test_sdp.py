@@ -77,7 +77,7 @@ def test_golden_end_to_end(
     )
     outputs = Outputs()
     quiet_trainer(callbacks=[outputs]).test(sdp, data, verbose=False)
-    # From the order of the golden pictures to that of our listing, by the number in the name.
+    # Reorder the golden images to our listing, by the number in the file name.
     order = [int(sample.image.stem) for sample in data.samples("test")]
     assert_close(outputs["anomaly_map"], expected["map"][order], atol=2e-5, rtol=0)
     assert torch.equal(outputs["mask"], expected["gt_px"][order].bool())
@@ -98,7 +98,7 @@ def _items(dataset: Any) -> list[Any]:
 
 
 def literal_surgery(tokens: Tensor, text: Tensor) -> Tensor:
-    """The published product over channels, for any number of classes (section 5)."""
+    """Return the published product over channels, for any number of classes."""
     features = torch.nn.functional.normalize(tokens, dim=-1)  # (B, L, D)
     weights = (features[:, :1] @ text).softmax(dim=-1)[:, 0]
     weights = weights / weights.mean(dim=-1, keepdim=True)
@@ -118,7 +118,7 @@ def test_the_closed_form_is_the_published_product() -> None:
     assert_close(-ours, expected[..., 0], atol=1e-6, rtol=1e-5)
 
 
-def test_swapping_the_words_turns_the_sign() -> None:
+def test_swapping_the_text_vectors_changes_the_sign() -> None:
     tokens, text = torch.randn(2, 5, 8), torch.nn.functional.normalize(torch.randn(2, 8, 2), dim=1)
     assert_close(feature_surgery(tokens, text.flip(-1)), -feature_surgery(tokens, text))
 
@@ -150,7 +150,7 @@ def test_the_original_path_is_clips_own_map(tiny_clip: CLIPBackbone) -> None:
     assert_close(class_token, tiny_clip.model.encode_image(images))
 
 
-def test_the_class_score_is_that_of_the_last_block_whatever_the_stages(
+def test_the_text_score_uses_the_last_block_for_any_stages(
     tiny_clip: CLIPBackbone,
 ) -> None:
     images = torch.randn(2, 3, 32, 32)
@@ -159,7 +159,9 @@ def test_the_class_score_is_that_of_the_last_block_whatever_the_stages(
     assert not torch.allclose(whole["anomaly_map"], part["anomaly_map"])
 
 
-def test_without_feature_surgery_the_cosine_with_abnormal_counts(tiny_clip: CLIPBackbone) -> None:
+def test_without_feature_surgery_the_score_is_the_cosine_with_abnormal(
+    tiny_clip: CLIPBackbone,
+) -> None:
     images, text = (
         torch.randn(1, 3, 32, 32),
         torch.nn.functional.normalize(torch.randn(1, 12, 2), dim=1),
@@ -184,7 +186,7 @@ def test_mixed_precision_stays_near(tiny_clip_config: str, mvtec_root: Path) -> 
     assert not torch.equal(maps[0], maps[1])
 
 
-def test_the_data_sets_name_reaches_the_words(tiny_clip: CLIPBackbone, mvtec_root: Path) -> None:
+def test_auto_settings_depend_on_the_data_set(tiny_clip: CLIPBackbone, mvtec_root: Path) -> None:
     class VisAlike(MVTecAD):
         dataset_name = "VisA"
 
@@ -195,10 +197,10 @@ def test_the_data_sets_name_reaches_the_words(tiny_clip: CLIPBackbone, mvtec_roo
     assert_close(by_name, sdp.text("bottle"))
 
 
-def test_words_follow_the_data_set_that_is_in_use(
+def test_text_features_follow_the_data_set_in_use(
     tiny_clip: CLIPBackbone, mvtec_root: Path
 ) -> None:
-    """Features of another data set's settings must not be taken for those of this one."""
+    """Text features cached with the settings of another data set are not reused."""
 
     class VisAlike(MVTecAD):
         dataset_name = "VisA"
@@ -215,7 +217,9 @@ def test_no_parameter_is_trainable(tiny_clip: CLIPBackbone) -> None:
     assert not any(p.requires_grad for p in tiny(tiny_clip).parameters())
 
 
-def test_an_image_size_that_is_not_the_models(tiny_clip: CLIPBackbone, mvtec_root: Path) -> None:
+def test_an_image_size_other_than_the_models_is_rejected(
+    tiny_clip: CLIPBackbone, mvtec_root: Path
+) -> None:
     data = MVTecAD(str(mvtec_root), image_size=48, num_workers=0)
     with pytest.raises(ValueError, match=r"data.image_size 48 is not what the model takes \(32\)"):
         quiet_trainer().test(tiny(tiny_clip), data, verbose=False)

@@ -53,7 +53,7 @@ def golden_method(arrays: Golden, clip: CLIPBackbone, layers: Path, **options: A
         stages=stages,
         sigma=sigma,
         linear_layers=str(layers),
-        feature_cache_gb=0,  # half precision is compared in test_feature_cache.py
+        feature_cache_gb=0,  # test_feature_cache.py covers half precision
         **options,
     )
 
@@ -71,8 +71,8 @@ def test_golden_sdp_plus(
         linear = layer(token.raw[:, 1:])
         assert_close(linear, expected[f"linear.{stage}"], atol=1e-3, rtol=0)
     maps = method.stage_maps([token.raw[:, 1:] for token in tokens], text, image.shape[-2:])  # type: ignore[arg-type]
-    for stage, own in zip(stages, maps, strict=True):
-        assert_close(own, expected[f"stage_map.{stage}"], atol=1e-4, rtol=0)
+    for stage, stage_map in zip(stages, maps, strict=True):
+        assert_close(stage_map, expected[f"stage_map.{stage}"], atol=1e-4, rtol=0)
     similarity = method.similarity([token.projected for token in tokens], text)
     assert_close(maps.sum(0) + method.upsample(similarity), expected["map"], atol=2e-4, rtol=0)
     scores = method.score_with_text(image, text)
@@ -111,7 +111,7 @@ def test_golden_end_to_end(
 
 @pytest.fixture
 def golden_auxiliary(golden: Callable[[str], Golden], tmp_path: Path) -> Path:
-    """Write the golden pictures as a labelled test split that keeps their order."""
+    """Write the golden images as a labelled test split in the same order."""
     arrays, root = golden("clip_ad"), tmp_path / "auxiliary"
     name = arrays.meta["e2e_object"]
     rows = [["object", "split", "label", "image", "mask"]]
@@ -142,12 +142,12 @@ def test_golden_training(
     for name, values in terms.items():
         ordinary = getattr(sdp_plus, f"{name}_loss")
 
-        def kept(*parts: Tensor, compute: Any = ordinary, into: list[float] = values) -> Tensor:
+        def recorded(*parts: Tensor, compute: Any = ordinary, into: list[float] = values) -> Tensor:
             loss = compute(*parts)
             into.append(float(loss.detach()))
             return loss
 
-        monkeypatch.setattr(sdp_plus, f"{name}_loss", kept)
+        monkeypatch.setattr(sdp_plus, f"{name}_loss", recorded)
     arrays = golden("clip_ad")
     train = arrays.meta["train"]
     assert train["optimizer"] == "Adam"
@@ -155,16 +155,16 @@ def test_golden_training(
     data = MVTecAD(str(mvtec_root), auxiliary=auxiliary, num_workers=0)
     method, steps = golden_method(arrays, golden_clip, layers, lr=train["lr"]), Steps()
     quiet_trainer(max_epochs=train["epochs"], callbacks=[steps]).fit(method, data)
-    wanted = (arrays.expected["train.focal"] + arrays.expected["train.dice"]).sum(dim=1)
-    assert_close(torch.tensor(steps.losses), wanted.float(), atol=0, rtol=1e-3)
+    total = (arrays.expected["train.focal"] + arrays.expected["train.dice"]).sum(dim=1)
+    assert_close(torch.tensor(steps.losses), total.float(), atol=0, rtol=1e-3)
     for name, values in terms.items():
         expected = arrays.expected[f"train.{name}"].float()
         assert_close(torch.tensor(values).view_as(expected), expected, atol=0, rtol=1e-3)
-    for epoch, own in enumerate(steps.layers, start=1):
+    for epoch, state in enumerate(steps.layers, start=1):
         for key, expected in arrays.named(f"train.epoch_{epoch}.").items():
-            apart = (own[key] - expected).abs()
-            # Adam's first steps have one size whatever the gradient: signs of tiny ones may flip.
-            assert (apart > 1e-4).float().mean() <= 1e-3, (epoch, key)
+            difference = (state[key] - expected).abs()
+            # Adam's first steps have the same size for all gradients: tiny ones may flip sign.
+            assert (difference > 1e-4).float().mean() <= 1e-3, (epoch, key)
 
 
 @pytest.fixture
@@ -183,7 +183,9 @@ def fitted(backbone: CLIPBackbone, root: Path, auxiliary: VisA, **options: Any) 
     return method
 
 
-def test_only_the_layers_learn(tiny_clip: CLIPBackbone, mvtec_root: Path, trained_on: VisA) -> None:
+def test_only_the_layers_are_trained(
+    tiny_clip: CLIPBackbone, mvtec_root: Path, trained_on: VisA
+) -> None:
     before = {key: value.clone() for key, value in tiny(tiny_clip).state_dict().items()}
     method = fitted(tiny_clip, mvtec_root, trained_on)
     for key, value in method.state_dict().items():
@@ -211,8 +213,8 @@ def test_written_layers_are_read_again(
     assert not again.must_be_fitted
     assert tiny(tiny_clip).must_be_fitted
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    one, other = (m.score(images, ["nut"] * 2)["anomaly_map"] for m in (method, again))
-    assert torch.equal(one, other)
+    fitted_maps, read_maps = (m.score(images, ["nut"] * 2)["anomaly_map"] for m in (method, again))
+    assert torch.equal(fitted_maps, read_maps)
 
 
 def test_layers_that_do_not_fit(tiny_clip: CLIPBackbone, tmp_path: Path) -> None:
@@ -221,8 +223,8 @@ def test_layers_that_do_not_fit(tiny_clip: CLIPBackbone, tmp_path: Path) -> None
         return str(tmp_path / name)
 
     other = {"fc.0.weight": torch.zeros(640, 896), "fc.0.bias": torch.zeros(640)}
-    own = {f"fc.{k}": v for k, v in tiny(tiny_clip).fc.state_dict().items()}
-    half = {key: value for key, value in own.items() if key.endswith("weight")}
+    state = {f"fc.{k}": v for k, v in tiny(tiny_clip).fc.state_dict().items()}
+    weights = {key: value for key, value in state.items() if key.endswith("weight")}
     (tmp_path / "text.pth").write_text("no weights")
     (tmp_path / "empty.pth").write_bytes(b"")
     cases: dict[str, str] = {
@@ -233,12 +235,12 @@ def test_layers_that_do_not_fit(tiny_clip: CLIPBackbone, tmp_path: Path) -> None
         saved("list.pth", [1]): "expected a dictionary linear_layers",
         saved("keys.pth", {"linear_layers": {1: torch.zeros(2)}}): "expected a dictionary linear",
         saved("point.pth", {"linear_layers": {"fc.0.weight": torch.tensor(1.0)}}): "expected a dic",
-        saved("half.pth", {"linear_layers": half}): r"fc.0.bias is missing, but",
+        saved("half.pth", {"linear_layers": weights}): r"fc.0.bias is missing, but",
         str(tmp_path / "empty.pth"): "not a file that can be read safely",
         str(tmp_path / "text.pth"): "not a file that can be read safely",
     }
-    for file, sentence in cases.items():
-        with pytest.raises(ValueError, match=sentence) as error:
+    for file, message in cases.items():
+        with pytest.raises(ValueError, match=message) as error:
             tiny(tiny_clip, linear_layers=file)
         assert file in str(error.value)
     with pytest.raises(FileNotFoundError, match="there is no such file"):
@@ -249,16 +251,14 @@ def test_fit_needs_a_labelled_set_with_masks(
     tiny_clip: CLIPBackbone, mvtec_root: Path, tmp_path: Path
 ) -> None:
     trainer = quiet_trainer(max_epochs=1)
-    with pytest.raises(ValueError, match="SDPPlus learns from another data set's labelled"):
+    with pytest.raises(ValueError, match="SDPPlus is trained on the labelled test images"):
         trainer.fit(tiny(tiny_clip), MVTecAD(str(mvtec_root), num_workers=0))
     without = HeadCT(str(head_ct(tmp_path / "ct")))
-    with pytest.raises(ValueError, match="SDPPlus learns from masks, HeadCT has none"):
+    with pytest.raises(ValueError, match=r"SDPPlus is trained on masks, but .* HeadCT has none"):
         trainer.fit(tiny(tiny_clip), MVTecAD(str(mvtec_root), auxiliary=without, num_workers=0))
 
 
-def test_sigma_follows_the_data_set_that_is_tested(
-    tiny_clip: CLIPBackbone, mvtec_root: Path
-) -> None:
+def test_sigma_follows_the_tested_data_set(tiny_clip: CLIPBackbone, mvtec_root: Path) -> None:
     class VisAlike(MVTecAD):
         dataset_name = "VisA"
 
@@ -270,24 +270,24 @@ def test_sigma_follows_the_data_set_that_is_tested(
     assert blurs == [8.0, 2.0]
 
 
-def test_words_follow_the_set_that_is_learnt_from(
+def test_prompts_follow_the_auxiliary_data_set(
     tiny_clip: CLIPBackbone, mvtec_root: Path, trained_on: VisA, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[str, str | None]] = []
+    calls: list[tuple[str, str | None]] = []
     ordinary = SDP.text
 
     def text(self: SDP, category: str, dataset_name: str | None = None) -> Tensor:
-        asked.append((category, dataset_name))
+        calls.append((category, dataset_name))
         return ordinary(self, category, dataset_name)
 
     monkeypatch.setattr(SDP, "text", text)
     method = SDPPlus(tiny_clip, PromptEnsemble(), RVSSettings("dbscan"))
     data = MVTecAD(str(mvtec_root), auxiliary=trained_on, num_workers=0)
     quiet_trainer(max_epochs=1).fit(method, data)
-    assert set(asked) == {("candle", "VisA"), ("pipe_fryum", "VisA")}
+    assert set(calls) == {("candle", "VisA"), ("pipe_fryum", "VisA")}
 
 
-def test_test_images_in_the_auxiliary_set_are_refused(
+def test_test_images_in_the_auxiliary_data_set_are_rejected(
     tiny_clip: CLIPBackbone, mvtec_root: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(mvtec_root, tmp_path / "copy")
@@ -296,7 +296,7 @@ def test_test_images_in_the_auxiliary_set_are_refused(
         quiet_trainer(max_epochs=1).fit(tiny(tiny_clip), data)
 
 
-def test_fit_and_then_test_from_the_checkpoint_alone(
+def test_fit_and_then_test_with_the_checkpoint_only(
     tmp_path: Path, mvtec_root: Path, trained_on: VisA, tiny_clip_config: str
 ) -> None:
     words = sdp_plus_command(mvtec_root, trained_on.root, tiny_clip_config, tmp_path / "runs")
@@ -309,12 +309,12 @@ def test_fit_and_then_test_from_the_checkpoint_alone(
     (metrics,) = (tmp_path / "t").rglob("metrics.json")
     protocol = json.loads(metrics.read_text())["run"]["protocol"]
     assert (protocol["auxiliary"], protocol["overlap"]) == ("VisA", 0)
-    # A checkpoint is good where the data it was made from are not.
+    # A checkpoint can be tested without its training data.
     shutil.rmtree(trained_on.root)
     assert main(["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "u")]) == 0
 
 
-def test_what_a_resumed_fit_and_a_test_may_change(
+def test_options_that_a_resumed_fit_and_a_test_may_change(
     tmp_path: Path,
     mvtec_root: Path,
     trained_on: VisA,
@@ -326,7 +326,7 @@ def test_what_a_resumed_fit_and_a_test_may_change(
     layers = tmp_path / "runs" / "run" / "1" / "linear_layers.pth"
     again = [*words, "--model.linear_layers", str(layers), "--trainer.max_epochs", "1"]
     assert main(again) == 0
-    layers.unlink()  # a checkpoint holds what came of them
+    layers.unlink()  # the checkpoint contains the fitted layers
     (checkpoint,) = (tmp_path / "runs" / "run" / "2" / "checkpoints").glob("*.ckpt")
     test = ["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "t")]
     assert main([*test, "--model.sigma", "4"]) == 0
@@ -358,7 +358,7 @@ def test_layers_from_a_file_are_recorded(
 
 
 @pytest.mark.filterwarnings("ignore:.*Checkpoint directory.*exists:UserWarning")
-def test_a_checkpoint_made_in_python_loads_alone(
+def test_a_checkpoint_saved_in_python_loads_on_its_own(
     mvtec_root: Path, trained_on: VisA, tiny_clip_config: str, tmp_path: Path
 ) -> None:
     torch.manual_seed(3)
@@ -368,12 +368,14 @@ def test_a_checkpoint_made_in_python_loads_alone(
     trainer = quiet_trainer(max_epochs=1)
     trainer.fit(method, data)
     trainer.save_checkpoint(tmp_path / "a.ckpt")
-    torch.manual_seed(3)  # random weights are those of the seed
+    torch.manual_seed(3)  # random weights depend on the seed
     again = SDPPlus.load_from_checkpoint(tmp_path / "a.ckpt")
     assert (again.prompts, again.rvs) == (method.prompts, method.rvs)
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    one, other = (m.score(images, ["nut"] * 2)["anomaly_map"] for m in (method, again))
-    assert torch.equal(one, other)
+    fitted_maps, loaded_maps = (
+        m.score(images, ["nut"] * 2)["anomaly_map"] for m in (method, again)
+    )
+    assert torch.equal(fitted_maps, loaded_maps)
 
 
 def test_layers_start_from_the_seed(tiny_clip: CLIPBackbone) -> None:
@@ -386,7 +388,7 @@ def test_layers_start_from_the_seed(tiny_clip: CLIPBackbone) -> None:
     assert not torch.equal(starts[0], starts[2])
 
 
-def test_validation_follows_the_set_that_it_is_made_of(
+def test_validation_uses_the_settings_of_its_own_data_set(
     tiny_clip: CLIPBackbone, mvtec_root: Path, trained_on: VisA, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     blurs: list[float] = []
@@ -407,13 +409,13 @@ def test_validation_follows_the_set_that_it_is_made_of(
         batch_size=2,
     )
     quiet_trainer(max_epochs=1).fit(method, data)
-    assert set(blurs) == {2.0}  # VisA's
+    assert set(blurs) == {2.0}  # VisA
     blurs.clear()
     quiet_trainer().test(method, data, verbose=False)
     assert set(blurs) == {8.0}
 
 
-def test_without_layers_nothing_is_tested(
+def test_a_test_needs_fitted_layers(
     tmp_path: Path,
     mvtec_root: Path,
     trained_on: VisA,
@@ -428,24 +430,24 @@ def test_without_layers_nothing_is_tested(
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_does(
+def test_two_processes_train_the_same_layers_as_one(
     tmp_path: Path, mvtec_root: Path, trained_on: VisA, tiny_clip_config: str
 ) -> None:
     words = sdp_plus_command(mvtec_root, trained_on.root, tiny_clip_config, tmp_path / "runs")
     words += ["--trainer.max_epochs", "2", "--data.auxiliary.shuffle", "false"]
     assert main([*words, "--data.auxiliary.batch_size", "4", "--output.name", "one"]) == 0
     ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--output.name", "two"]
-    cold = {CACHE_VARIABLE: str(tmp_path / "cold")}  # two processes fill it
+    cold = {CACHE_VARIABLE: str(tmp_path / "cold")}  # filled by two processes
     done = run_command([*words, "--data.auxiliary.batch_size", "2", *ddp], 2, cold)
     assert len(list((tmp_path / "cold" / "features").rglob("*.safetensors"))) == 6
     assert done.returncode == 0, done.stderr[-2000:]
-    one, two = (
+    single, double = (
         read_linear_layers(tmp_path / "runs" / name / "1" / "linear_layers.pth")
         for name in ("one", "two")
     )
-    for key, value in one.items():
-        # Adam's steps have one size whatever the gradient: signs of tiny ones may flip.
-        assert ((two[key] - value).abs() > 1e-4).float().mean() < 0.01, key
+    for key, value in single.items():
+        # Adam's steps have the same size for all gradients: tiny ones may flip sign.
+        assert ((double[key] - value).abs() > 1e-4).float().mean() < 0.01, key
     tested = []
     for name, more in (("a", []), ("b", ddp[:4])):
         layers = tmp_path / "runs" / "one" / "1" / "linear_layers.pth"

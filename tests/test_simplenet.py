@@ -203,7 +203,7 @@ def test_two_processes_learn_together(mvtec_root: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        ((), "SimpleNet is one model a category, and data.root"),
+        ((), "SimpleNet is one model per category, and data.root"),
         ((*ONE, "--model.layers", "[layer3, layer2]"), "expected the finest first"),
         ((*ONE, "--model.target_dim", "0"), "model.target_dim must be 1 or more"),
         ((*ONE, "--model.noise", "0"), "model.noise must be above 0"),

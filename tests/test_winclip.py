@@ -54,12 +54,12 @@ def test_golden_winclip(golden: Callable[[str], Golden], golden_clip: CLIPBackbo
     image = arrays.inputs["image"]
     method = WinCLIP(golden_clip, REIMPL, meta["scales"], meta["temperature"])
     text = method.text(meta["object"]).expand(len(image), -1, -1)
-    seen = method.embed(image)
-    assert seen.patches is not None
-    close(seen.image, expected["image_embeddings"])
-    close(seen.patches, expected["patch_embeddings"])
+    embeddings = method.embed(image)
+    assert embeddings.patches is not None
+    close(embeddings.image, expected["image_embeddings"])
+    close(embeddings.patches, expected["patch_embeddings"])
     side = golden_clip.image_size // golden_clip.patch_size
-    for scale, windows in zip(meta["scales"], seen.windows, strict=True):
+    for scale, windows in zip(meta["scales"], embeddings.windows, strict=True):
         patches = window_patches(side, scale)
         assert torch.equal(patches.T, expected[f"masks.{scale}"].long())
         close(windows, expected[f"window_embeddings.{scale}"])
@@ -68,7 +68,7 @@ def test_golden_winclip(golden: Callable[[str], Golden], golden_clip: CLIPBackbo
         close(harmonic_map(scores, patches), expected[f"zero_shot.scale_map.{scale}"])
     zero = method.score_with_text(image, text)
     close(
-        method.zero_shot_grid(seen, text, zero["image_score"]),
+        method.zero_shot_grid(embeddings, text, zero["image_score"]),
         expected["zero_shot.image_score_grid"],
     )
     close(zero["anomaly_map"], expected["zero_shot.map"])
@@ -81,21 +81,25 @@ def test_golden_few_shot(golden: Callable[[str], Golden], golden_clip: CLIPBackb
     meta, image = arrays.meta, arrays.inputs["image"]
     method = WinCLIP(golden_clip, REIMPL, meta["scales"], meta["temperature"])
     text = method.text(meta["object"]).expand(len(image), -1, -1)
-    seen = method.embed(image)
-    assert seen.patches is not None
+    embeddings = method.embed(image)
+    assert embeddings.patches is not None
     side = golden_clip.image_size // golden_clip.patch_size
     for shots in meta["shots"]:
         expected = arrays.named(f"few_shot_{shots}.")
         memory = method.remember(arrays.inputs["reference_images"][:shots])
         assert memory.patches is not None
-        near = torch.stack([association(own, memory.patches) for own in seen.patches])
+        near = torch.stack([association(rows, memory.patches) for rows in embeddings.patches])
         close(near, expected["patch_map"])
         for number, scale in enumerate(meta["scales"]):
-            known = memory.windows[number]
-            scores = torch.stack([association(own, known) for own in seen.windows[number]])
+            references = memory.windows[number]
+            scores = torch.stack(
+                [association(rows, references) for rows in embeddings.windows[number]]
+            )
             close(scores, expected[f"window_scores.{scale}"])
             close(harmonic_map(scores, window_patches(side, scale)), expected[f"scale_map.{scale}"])
-        close(method.association_grid(seen, [memory] * len(image)), expected["association_grid"])
+        close(
+            method.association_grid(embeddings, [memory] * len(image)), expected["association_grid"]
+        )
         few = method.score_with_text(image, text, [memory] * len(image))
         close(few["anomaly_map"], expected["map"])
         close(few["image_score"], expected["image_score"])
@@ -111,10 +115,10 @@ def test_the_published_lists() -> None:
 
 
 @pytest.mark.parametrize("at_once", [1, 40, 10_000])
-def test_shared_work_changes_nothing(
+def test_windows_equal_the_plain_image_tower(
     tiny_clip: CLIPBackbone, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Windows are equal to the tower run plainly on their tokens, however many at once."""
+    """Window embeddings equal those of the plain tower, for any number of tokens per pass."""
     monkeypatch.setitem(winclip.TOKENS_AT_ONCE, "cpu", at_once)
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     tokens = tiny_clip.embed(images)
@@ -127,24 +131,22 @@ def test_shared_work_changes_nothing(
         assert_close(ours[:, number], tiny_clip.project(x)[:, 0], atol=1e-5, rtol=1e-4)
 
 
-def test_references_are_those_of_the_test_at_hand(
-    tiny_clip: CLIPBackbone, mvtec_root: Path
-) -> None:
+def test_every_test_replaces_the_references(tiny_clip: CLIPBackbone, mvtec_root: Path) -> None:
     method = WinCLIP(tiny_clip, PromptEnsemble(["{}"], ["bad {}"], ["a {}."]), scales=[2])
-    found = []
+    tests = []
     for shots in (None, 1, None):
         data = MVTecAD(str(mvtec_root), shots=shots, num_workers=0)
         quiet_trainer().test(method, data, verbose=False)
-        found.append((bool(method.reference_paths), method.results))
-    assert [known for known, _ in found] == [False, True, False]
-    assert found[0][1] == found[2][1]
+        tests.append((bool(method.reference_paths), method.results))
+    assert [has_references for has_references, _ in tests] == [False, True, False]
+    assert tests[0][1] == tests[2][1]
 
 
 def test_harmonic_means_by_hand() -> None:
     patches = window_patches(2, 1)
     scores = torch.tensor([[0.1, 0.2, 0.4, 0.8]])
     assert_close(harmonic_map(scores, patches), scores)
-    # Three in a row, windows of two: the middle one is in both.
+    # Three patches in a row, windows of two: both windows cover the middle patch.
     rows = torch.tensor([[0, 1], [1, 2]])
     assert_close(
         harmonic_map(torch.tensor([[0.5, 0.25]]), rows),
@@ -153,7 +155,7 @@ def test_harmonic_means_by_hand() -> None:
     assert harmonic_map(torch.tensor([[0.0, 0.25]]), rows).tolist() == [[0.0, 0.0, 0.25]]
 
 
-def test_a_reference_is_not_far_from_itself(tiny_clip: CLIPBackbone) -> None:
+def test_a_reference_has_distance_zero_from_itself(tiny_clip: CLIPBackbone) -> None:
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     method = WinCLIP(tiny_clip, WORDS)
     memory = method.remember(images)
@@ -174,7 +176,9 @@ def test_batches_do_not_mix(tiny_clip: CLIPBackbone) -> None:
     assert_close(together["image_score"][1:2], alone["image_score"], atol=1e-6, rtol=0)
 
 
-def test_few_shot_takes_the_data_sets_references(tiny_clip: CLIPBackbone, mvtec_root: Path) -> None:
+def test_few_shot_uses_the_references_of_the_data_set(
+    tiny_clip: CLIPBackbone, mvtec_root: Path
+) -> None:
     zero, few = WinCLIP(tiny_clip, WORDS), WinCLIP(tiny_clip, WORDS)
     quiet_trainer().test(zero, MVTecAD(str(mvtec_root), num_workers=0), verbose=False)
     data = MVTecAD(str(mvtec_root), shots=1, seed=4, num_workers=0)
@@ -183,10 +187,10 @@ def test_few_shot_takes_the_data_sets_references(tiny_clip: CLIPBackbone, mvtec_
     assert few.reference_paths == {
         name: [str(s.image) for s in data.shots_of(name)] for name in ("bottle", "metal_nut")
     }
-    one, other = zero.evaluator.images, few.evaluator.images
-    assert one is not None
-    assert other is not None
-    assert not torch.allclose(one.score, other.score)
+    zero_images, few_images = zero.evaluator.images, few.evaluator.images
+    assert zero_images is not None
+    assert few_images is not None
+    assert not torch.allclose(zero_images.score, few_images.score)
 
 
 def test_the_command_writes_the_references(
@@ -207,18 +211,18 @@ def test_the_command_writes_the_references(
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "message"),
     [
-        ({"scales": [0]}, r"model\.scales \[0\]: expected sides of windows between 1 and the 4"),
+        ({"scales": [0]}, r"model\.scales \[0\]: expected window sides from 1 to 4 patches"),
         ({"scales": [2, 5]}, r"model\.scales \[2, 5\]"),
         ({"scales": []}, r"model\.scales \[\]"),
         ({"temperature": 0.0}, r"model\.temperature must be above 0"),
     ],
 )
-def test_options_that_do_not_fit(
-    tiny_clip: CLIPBackbone, options: dict[str, object], sentence: str
+def test_invalid_options_are_rejected(
+    tiny_clip: CLIPBackbone, options: dict[str, object], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(ValueError, match=message):
         WinCLIP(tiny_clip, WORDS, **options)  # type: ignore[arg-type]
 
 
@@ -228,7 +232,7 @@ def test_more_shots_than_images(tiny_clip: CLIPBackbone, mvtec_root: Path) -> No
         quiet_trainer().test(WinCLIP(tiny_clip, WORDS), data, verbose=False)
 
 
-def test_two_processes_find_what_one_does(
+def test_two_processes_find_the_same_results_as_one(
     tmp_path: Path, mvtec_root: Path, tiny_clip_config: str
 ) -> None:
     words = ["test", "--model", "WinCLIP", "--model.backbone.name", tiny_clip_config]
@@ -239,8 +243,8 @@ def test_two_processes_find_what_one_does(
     ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--output.name", "two"]
     done = run_command([*words, *ddp], processes=2)
     assert done.returncode == 0, done.stderr[-2000:]
-    one, two = (tmp_path / name / "1" for name in ("one", "two"))
-    figures = [json.loads((run / "metrics.json").read_text())["mean"] for run in (one, two)]
-    assert figures[1] == pytest.approx(figures[0], abs=1e-6)
-    references = [(run / "references.json").read_text() for run in (one, two)]
+    single, double = (tmp_path / name / "1" for name in ("one", "two"))
+    metrics = [json.loads((run / "metrics.json").read_text())["mean"] for run in (single, double)]
+    assert metrics[1] == pytest.approx(metrics[0], abs=1e-6)
+    references = [(run / "references.json").read_text() for run in (single, double)]
     assert references[0] == references[1]

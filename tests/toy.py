@@ -1,4 +1,4 @@
-"""A method with something to fit, for tests of the command line."""
+"""A trainable method for tests of the command line."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Toy(CLIPMethod):
 
 
 class StopAfterOneEpoch(Callback):
-    """End a fit early, as an interruption between two epochs does."""
+    """Stop a fit after one epoch, like an interruption between two epochs."""
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.should_stop = True

@@ -1,4 +1,4 @@
-"""What all methods share: steps, the evaluator, and what a run must know of the weights."""
+"""Base class of all detectors: steps, evaluation, checkpoints and protocol."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ __all__ = ["AnomalyMethod"]
 
 
 class AnomalyMethod(EvaluatedModule):
-    """A method that scores images; a subclass says how, this class does the rest.
+    """A method that scores images. Subclasses implement the scoring, this class does the rest.
 
     Args:
-        evaluator: How figures are computed.
+        evaluator: Settings of the metrics.
     """
 
     is_detector: ClassVar[bool] = True
     one_category: ClassVar[bool] = False
-    """Whether a model is of one category only."""
+    """True if a model serves a single category."""
     score_part_names: ClassVar[tuple[str, ...]] = ()
-    """What the columns of ``score_parts`` are called."""
+    """Names of the columns of ``score_parts``."""
     inference_arguments: ClassVar[frozenset[str]] = frozenset({"evaluator"})
     backbone: FrozenBackbone
-    """Frozen; it casts its own weights when a run asks for mixed precision."""
+    """Frozen; it casts its own weights under mixed precision."""
 
     def __init__(self, evaluator: EvaluatorSettings = EvaluatorSettings()) -> None:
         super().__init__()
@@ -52,11 +52,11 @@ class AnomalyMethod(EvaluatedModule):
     @property
     @abstractmethod
     def image_size(self) -> int:
-        """Side of the square images that ``score`` takes, in pixels."""
+        """Side of the square input images of ``score``, in pixels."""
 
     @property
     def loader_needs(self) -> LoaderNeeds:
-        """Needs of the loaders: images of its size."""
+        """Requirements on the loaders: images of ``image_size``."""
         return LoaderNeeds(self.image_size)
 
     @property
@@ -66,35 +66,37 @@ class AnomalyMethod(EvaluatedModule):
 
     @abstractmethod
     def score(self, images: Tensor, categories: list[str]) -> Scores:
-        """Score images; the whole inference of a method is in here.
+        """Score images; this is the whole inference of a method.
 
         Args:
-            images: uint8 ``(B, 3, H, W)``, or floating and normalised already.
-            categories: What each image shows.
+            images: uint8 ``(B, 3, H, W)``, or floating point and already normalised.
+            categories: The category of each image.
         """
 
     def score_features(self, features: dict[str, Tensor], categories: list[str]) -> Scores:
-        """Score what the frozen encoder said of images; for methods that keep it.
+        """Score cached features of the frozen encoder; for methods that cache them.
 
         Args:
-            features: As a data set hands them out in place of images.
-            categories: What each image shows.
+            features: Features that the data set returns in place of images.
+            categories: The category of each image.
         """
-        raise NotImplementedError(f"{type(self).__name__} keeps no features")
+        raise NotImplementedError(
+            f"{type(self).__name__} has no cached features to score: call score with images"
+        )
 
     def take_references(self, data: AnomalyData, category: str) -> None:
-        """Look at a category's references, for methods that compare with them, without a run."""
+        """Encode a category's reference images outside a run, for methods that use them."""
 
     def prepare(self, categories: list[str]) -> None:
-        """Do what is needed once per category before images come; the model is on its device."""
+        """Do the work needed once per category before scoring; the model is on its device."""
 
     def setup(self, stage: str) -> None:
         """Build the evaluator for the data module's categories; cast the frozen backbone.
 
         Raises:
-            ValueError: If figures are asked for and no data module says which categories there are.
+            ValueError: If metrics are requested without a data module that lists the categories.
         """
-        _ = self.backbone.identity  # of the weights as they were loaded: bf16-true casts them next
+        _ = self.backbone.identity  # hash of the weights as loaded: bf16-true casts them next
         dtype = frozen_dtype(str(self.trainer.precision), self.trainer.strategy.root_device)
         if dtype is not None:
             self.backbone.cast(dtype)
@@ -106,26 +108,26 @@ class AnomalyMethod(EvaluatedModule):
             self.evaluator = Evaluator(categories, self.evaluator_settings)
         elif stage in ("validate", "test"):
             raise ValueError(
-                f"{type(self).__name__}: {TrainerFn(stage).value} needs a data module of "
-                "anomaly_clip.data (datamodule=)"
+                f"{type(self).__name__}: {TrainerFn(stage).value} requires a data module of "
+                "anomaly_clip.data; pass one as datamodule="
             )
 
     def _check_one_category(self, data: AnomalyData, stage: str) -> None:
         names = data.train_categories if stage == "fit" else data.categories
         if self.one_category and len(names) > 1:
             raise ValueError(
-                f"{type(self).__name__} is one model a category, and data.root {data.root} has "
-                f"{len(names)}: choose one, as --data.categories '[{names[0]}]', or take all in "
-                f"turn with anomaly_clip each"
+                f"{type(self).__name__} is one model per category, but data.root {data.root} has "
+                f"{len(names)} categories: choose one, as in --data.categories '[{names[0]}]', or "
+                f"run all of them with anomaly_clip each"
             )
 
     def words(self, category: str) -> str:
-        """Return what a category is called in sentences."""
+        """Return the name of a category in prompts."""
         return category if self.data is None else self.data.words(category)
 
     @property
     def dataset_name(self) -> str | None:
-        """Which data set is scored, if one is."""
+        """Name of the data set that is scored; None without a data module."""
         data = self.data
         if data is None:
             return None
@@ -134,31 +136,31 @@ class AnomalyMethod(EvaluatedModule):
 
     @property
     def external_weights(self) -> dict[str, str] | None:
-        """File and sha256 of trained weights that were neither fitted here nor of a checkpoint."""
+        """File and sha256 of trained weights from neither this fit nor a checkpoint."""
         return None
 
     def evaluation_protocol(self) -> dict[str, Any]:
-        """Return how the metrics were computed, and whether anything was fitted for them."""
+        """Return how the metrics were computed, and whether they needed fitted weights."""
         settings, external = self.evaluator_settings, self.external_weights
         return {
-            **({} if external is None else {"auxiliary": None}),  # it is not known what from
+            **({} if external is None else {"auxiliary": None}),  # unknown training data
             "fitted": self.must_be_fitted or external is not None,
             "borrowed": external,
             "pixels": settings.pixels,
             "pro_steps": settings.pro_steps,
             "fpr_limit": settings.fpr_limit,
-            # Nothing of the data set was learnt from.
+            # The training images are unknown, so there is nothing to compare with.
             **({} if external is None else {"overlap": None}),
         }
 
     @property
     def evaluation_note(self) -> str:
-        """The form of PRO."""
+        """Variant of PRO, for the title of the metrics table."""
         steps = self.evaluator_settings.pro_steps
         return f"; PRO {'over all thresholds' if steps is None else f'in {steps} steps'}"
 
     def image_rows(self, outputs: Scores, batch: Batch) -> list[dict[str, Any]]:
-        """Return path, category, label, image score and its parts of each image."""
+        """Return path, category, label, image score and score parts of each image."""
         labelled = self.data is None or self.data.has_labels
         scores = outputs["image_score"].float().tolist()
         parts: list[list[float]] = [[] for _ in scores]
@@ -176,21 +178,21 @@ class AnomalyMethod(EvaluatedModule):
         ]
 
     def final_scores(self) -> dict[int, float]:
-        """Return the image scores of the whole set, whose parts are scaled over it."""
+        """Return the final image scores; their parts are scaled over the whole set."""
         images = self.evaluator.images
         assert images is not None
         return dict(zip(images.index.tolist(), images.score.tolist(), strict=True))
 
     def write_extras(self, folder: Path) -> None:
-        """Write the curves behind the metrics."""
+        """Write the curves that the metrics come from."""
         write_json(folder / CURVES_FILE, self.evaluator.curves)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Scores:
-        """Score a batch and hand it to the evaluator."""
+        """Score a batch and pass it to the evaluator."""
         return self._evaluate(batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> Scores:
-        """Score a batch and hand it to the evaluator."""
+        """Score a batch and pass it to the evaluator."""
         return self._evaluate(batch)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Scores:
@@ -210,23 +212,23 @@ class AnomalyMethod(EvaluatedModule):
         self._prepare()
 
     def on_validation_epoch_end(self) -> None:
-        """Compute and log the figures as ``val/...``."""
+        """Compute the metrics and log them as ``val/...``."""
         self._finish("val")
 
     def on_test_epoch_end(self) -> None:
-        """Compute and log the figures as ``test/...``."""
+        """Compute the metrics and log them as ``test/...``."""
         self._finish("test")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave the frozen backbone out; keep what identifies it."""
+        """Drop the frozen backbone from the checkpoint; keep its name and hash."""
         checkpoint["state_dict"] = without_backbone(checkpoint["state_dict"])
         checkpoint["backbone"] = {**self.weights, "sha256": self.backbone.identity}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the backbone at hand in its place; loading then misses nothing else.
+        """Insert the current backbone, so that the state dict loads strictly.
 
         Raises:
-            ValueError: If the checkpoint was made on another backbone.
+            ValueError: If the checkpoint was trained with another backbone.
         """
         saved = checkpoint.get("backbone", {})
         check_backbone(saved, saved.get("sha256"), self.weights, self.backbone.identity)
@@ -234,7 +236,7 @@ class AnomalyMethod(EvaluatedModule):
         checkpoint["state_dict"] = {**checkpoint["state_dict"], **backbone}
 
     def configure_optimizers(self) -> Any:
-        """Return nothing: a method with gradients to follow says so itself."""
+        """Return None: methods trained by gradient descent override this."""
         return None
 
     def _prepare(self) -> None:

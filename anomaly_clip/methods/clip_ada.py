@@ -1,18 +1,17 @@
-"""CLIP-ADA (arXiv 2403.09493): one learnable prompt for all categories, learnt by self-supervision.
+"""CLIP-ADA (arXiv 2403.09493): a learnable prompt for all categories, trained by self-supervision.
 
 A prompt of learnable vectors goes through the frozen text tower. Patches of an intermediate layer
-of the frozen image tower, projected into the texts' space, are compared with it: the coarse map,
-which leads a second pass, the anomaly region refinement. Both learn from synthetic defects on
-normal images alone.
+of the frozen image tower are projected into the text space and compared with it. The resulting
+coarse map guides a second pass, the anomaly region refinement. Both are trained with synthetic
+defects on normal images only.
 
-What is the paper's and what is ours: only its abstract and summaries by others could be read. From
-there come one model for all categories and normal images only, layer 7, the linear projection, the
-one prompt, self-supervision, coarse to fine with the coarse map as an attention map, and that the
-map is the similarity with the prompt. All else is our choice (the specification says why): size of
-CLIP and image, number of vectors, temperature, the wiring of the refinement, synthesis, losses,
-optimiser, smoothing, image score. Published: detection / localisation 97.5 / 55.6 on MVTec-AD and
-89.3 / 33.1 on VisA; that these are image AUROC and pixel AP is our reading, the second may be pixel
-F1-max.
+Only the abstract of the paper and summaries by others were available. They give: one model for all
+categories, normal images only, layer 7, the linear projection, the single prompt, self-supervision,
+coarse to fine with the coarse map as an attention map, and a map that is the similarity with the
+prompt. Everything else is our choice (reasons in docs/methods/clip_ada.md): CLIP and image size,
+number of vectors, temperature, wiring of the refinement, synthesis, losses, optimiser, smoothing,
+image score. Published: detection / localisation 97.5 / 55.6 on MVTec-AD and 89.3 / 33.1 on VisA. We
+read these as image AUROC and pixel AP; the second may be pixel F1-max.
 """
 
 from __future__ import annotations
@@ -48,10 +47,10 @@ from anomaly_clip.schedules import total_steps, warmup_cosine
 
 __all__ = ["CLIPADA", "LossSettings", "MapSettings", "OptimSettings"]
 
-VALUE_BLOCKS = 2  # of dense: vv, up to the layer that is read
+VALUE_BLOCKS = 2  # blocks with value-value attention up to each tap, for dense: vv
 LEAST_TAU, MOST_TAU = 0.01, 1.0
 EPS = 1e-6
-"""How near to 0 and 1 a probability may come before its logit is taken."""
+"""Minimum distance of a probability from 0 and 1 before its logit is computed."""
 
 Settings = TypeVar("Settings")
 
@@ -61,42 +60,42 @@ class PatchLogits(NamedTuple):
 
     coarse: Tensor
     fine: list[Tensor]
-    """One a step of the refinement; empty without it."""
+    """One per refinement step; empty without refinement."""
     features: Tensor
-    """Of the last pass, unit length ``(B, N, D)``."""
+    """Features of the last pass, unit length ``(B, N, D)``."""
     image: Tensor | None = None
-    """Logits ``(B,)`` of the class token, if it is asked."""
+    """Logits ``(B,)`` of the class token; None without ``class_token``."""
 
 
 class CLIPADA(CLIPMethod):
-    """CLIP with a learnable prompt and anomaly region refinement; see the module on whose is what.
+    """CLIP with a learnable prompt and anomaly region refinement (docs/methods/clip_ada.md).
 
     Args:
-        backbone: Which CLIP.
+        backbone: The CLIP.
         feature_layer: Layer whose patches are compared with the prompt and refined, 1-based
-            (the paper's: 7).
-        taps: All layers that the coarse map reads, with a projection each, logits averaged;
-            default: ``feature_layer`` alone, which must be among them.
-        pre_norm: Whether a LayerNorm without parameters comes before the projections.
-        dense: block: patches as the layer leaves them; vv: of value-value attention in the last two
-            blocks.
-        prompt: The prompt.
-        head_init: What the projections start as: random; or clip, the one that CLIP ends with: with
-            two prompts that start from words, the training then starts from a zero-shot map.
-        class_token: Whether CLIP's image embedding has a say in the image score: compared with the
-            prompt as patches are, it and the map give a logit each, and the mean counts
-            (AnomalyCLIP and WinCLIP ask it too; our choice).
+            (paper: 7).
+        taps: Layers of the coarse map, each with its own projection, logits averaged; they must
+            include ``feature_layer``. Default: ``feature_layer`` alone.
+        pre_norm: Apply a LayerNorm without parameters before the projections.
+        dense: block: patches as the layer returns them. vv: patches of value-value attention in the
+            last two blocks up to the layer.
+        prompt: The learnable prompt.
+        head_init: Initial projections: random, or clip for CLIP's final projection. With clip and
+            two prompts initialised from text, training starts from a zero-shot map.
+        class_token: Use CLIP's image embedding in the image score too. It is compared with the
+            prompt like a patch, and its logit is averaged with the logit of the map (AnomalyCLIP
+            and WinCLIP use it too; our choice).
         tau: Temperature of the similarities.
-        learn_tau: Whether it is learned, between 0.01 and 1.
+        learn_tau: Learn the temperature, between 0.01 and 1.
         refine: The refinement pass.
         loss: Weights of the losses.
-        optim: Rates and their schedule.
-        map: From logits to map and image score.
-        evaluator: How figures are computed.
+        optim: Learning rates and their schedule.
+        map: Steps from logits to map and image score.
+        evaluator: Settings of the metrics.
     """
 
     start: Tensor
-    """The direction before training, for the log."""
+    """Direction of the prompt before training, for the log."""
     must_be_fitted: ClassVar[bool] = True
     can_be_fitted: ClassVar[bool] = True
     inference_arguments: ClassVar[frozenset[str]] = frozenset({"evaluator", "map", "loss"})
@@ -129,12 +128,13 @@ class CLIPADA(CLIPMethod):
         self.backbone.check_layers(self.taps)
         if dense == "vv" and self.taps[0] < VALUE_BLOCKS:
             raise ValueError(
-                f"model.dense vv attends by values in {VALUE_BLOCKS} blocks, more than lie before "
-                f"model.taps {self.taps[0]}"
+                f"model.dense vv needs {VALUE_BLOCKS} blocks with value-value attention, but the "
+                f"first of model.taps is {self.taps[0]}: choose layers from {VALUE_BLOCKS}, or "
+                f"model.dense block"
             )
         if feature_layer not in self.taps:
             raise ValueError(
-                f"model.taps {self.taps}: model.feature_layer {feature_layer} is missing"
+                f"model.taps {self.taps}: model.feature_layer {feature_layer} is missing; add it"
             )
         self.pre_norm = pre_norm
         self.dense = dense
@@ -145,7 +145,7 @@ class CLIPADA(CLIPMethod):
         self.map = _settings(MapSettings, map)
         width, dim = self.backbone.visual.conv1.out_channels, self.backbone.visual.output_dim
         with torch.random.fork_rng(devices=[]):
-            # The start depends on the seed alone, not on what was drawn before.
+            # The initial weights depend on the seed alone, not on earlier random numbers.
             seed = torch.initial_seed()
             torch.manual_seed(seed)
             self.prompt = LearnablePrompt(self.backbone, prompt, seed)
@@ -187,26 +187,30 @@ class CLIPADA(CLIPMethod):
         self._text: tuple[int, Tensor] | None = None
 
     def setup(self, stage: str) -> None:
-        """Check that there are synthetic defects to learn from; see the base.
+        """Check that the data module generates synthetic defects; see the base class.
 
         Raises:
-            ValueError: If ``fit`` has none.
+            ValueError: If it generates none for ``fit``.
         """
         super().setup(stage)
-        if stage != "fit" or self.data is None:  # a loader of one's own has its own defects
+        if stage != "fit" or self.data is None:  # custom loaders bring their own defects
             return
         synthesis = self.data.synthesis
         if synthesis is None or synthesis.mode != "replace" or synthesis.share == 0:
+            given = "is not set"
+            if synthesis is not None:
+                given = f"has mode {synthesis.mode} and share {synthesis.share}"
             raise ValueError(
-                "CLIPADA learns from synthetic defects: say which, as --data.synthesis.recipe "
-                "perlin, with data.synthesis.mode replace and a share above 0"
+                f"CLIPADA is trained on synthetic defects, but data.synthesis {given}: choose a "
+                f"recipe, as in --data.synthesis.recipe perlin, with data.synthesis.mode replace "
+                f"and data.synthesis.share above 0"
             )
 
     def direction(self) -> Tensor:
-        """Return the direction that patches are compared with, ``(D,)``: the prompt for abnormal.
+        """Return the direction ``(D,)`` that patches are compared with: the abnormal prompt.
 
-        Of two prompts it is the difference to the one for normal: the sigmoid of its product is the
-        softmax over both.
+        With two prompts it is abnormal minus normal, so that the sigmoid of the dot product equals
+        the softmax over both.
         """
         text = self.prompt(self.backbone)
         return text[0] if len(text) == 1 else text[1] - text[0]
@@ -215,8 +219,8 @@ class CLIPADA(CLIPMethod):
         """Compare patches with the prompt: coarse logits, then those of each refinement pass.
 
         Args:
-            images: uint8 ``(B, 3, H, W)``, or floating and normalised already.
-            direction: ``(D,)``.
+            images: uint8 ``(B, 3, H, W)``, or floating point and already normalised.
+            direction: ``(D,)``, see :meth:`direction`.
         """
         blocks = VALUE_BLOCKS if self.dense == "vv" else 0
         layers = list(self.taps)
@@ -233,8 +237,8 @@ class CLIPADA(CLIPMethod):
         features = by_tap[at]
         if self.refinement is not None:
             for _ in range(self.refine.steps):
-                leading = (fine[-1] if fine else coarse).sigmoid()
-                features = self.refinement(self.backbone, tokens[at], leading)
+                guide = (fine[-1] if fine else coarse).sigmoid()
+                features = self.refinement(self.backbone, tokens[at], guide)
                 fine.append(self.logits(features, direction))
         image = None
         if self.class_token:
@@ -244,7 +248,7 @@ class CLIPADA(CLIPMethod):
         return PatchLogits(coarse, fine, features, image)
 
     def logits(self, features: Tensor, direction: Tensor) -> Tensor:
-        """Return similarities of features ``(..., D)`` over the temperature, in float32."""
+        """Return similarities of features ``(..., D)`` divided by the temperature, in float32."""
         tau = self.log_tau.exp().clamp(LEAST_TAU, MOST_TAU)
         with self.backbone.out_of_autocast():
             return features.float() @ direction.float() / tau
@@ -258,10 +262,10 @@ class CLIPADA(CLIPMethod):
 
     @torch.no_grad()
     def score(self, images: Tensor, categories: list[str]) -> Scores:
-        """Score images ``(B, 3, H, W)``; the categories do not matter.
+        """Score images ``(B, 3, H, W)``; the categories are not used.
 
         Returns:
-            The map in [0, 1], blurred, the image score, and the maps of both passes, not blurred.
+            The blurred map in [0, 1], the image score, and the maps of both passes without blur.
         """
         with self.backbone.out_of_autocast():
             encoded = self.encode(images, self._direction())
@@ -277,32 +281,32 @@ class CLIPADA(CLIPMethod):
             return Scores(
                 image_score=image_score,
                 anomaly_map=maps,
-                stage_maps={name: self._probability_map(one) for name, one in stages.items()},
+                stage_maps={name: self._probability_map(logits) for name, logits in stages.items()},
             )
 
     def _direction(self) -> Tensor:
-        """Return :meth:`direction`, computed again only if the prompt has changed."""
+        """Return :meth:`direction`, recomputed only after the prompt has changed."""
         version = self.prompt.context._version
         if self._text is None or self._text[0] != version:
             self._text = version, self.direction()
         return self._text[1].to(self.device)
 
     def prepare(self, categories: list[str]) -> None:
-        """Encode the prompt anew: averages of weights may have been put in its place."""
+        """Clear the cached direction: averaged weights may have replaced the prompt."""
         self._text = None
 
     def _probability_map(self, logits: Tensor) -> Tensor:
-        """Interpolate logits ``(B, N)``, then squash: peaks stay; ``(B, E, E)`` in [0, 1]."""
+        """Upsample logits ``(B, N)``, then apply the sigmoid, which keeps peaks; ``(B, E, E)``."""
         upsampled = patches_to_map(logits, (self.image_size, self.image_size)).sigmoid()
         return resize_maps(upsampled, (self.map.eval_size, self.map.eval_size))
 
     def losses(self, encoded: PatchLogits, mask: Tensor, label: Tensor) -> dict[str, Tensor]:
-        """Return the terms of the loss, weighted (section 3).
+        """Return the weighted terms of the loss (docs/methods/clip_ada.md).
 
         Args:
             encoded: Logits of the batch.
-            mask: bool ``(B, h, w)``, where the synthetic defect is.
-            label: bool ``(B,)``, whether there is one.
+            mask: bool ``(B, h, w)``, true on the synthetic defect.
+            label: bool ``(B,)``, true for images with a defect.
         """
         last = encoded.fine[-1] if encoded.fine else encoded.coarse
         count = max(1, round(self.loss.image_fraction * last.shape[1]))
@@ -324,10 +328,10 @@ class CLIPADA(CLIPMethod):
         return terms
 
     def segmentation_loss(self, logits: Tensor, mask: Tensor) -> Tensor:
-        """Return the weighted sum of focal and dice loss of one map.
+        """Return the weighted sum of the focal and dice losses of one map.
 
         Args:
-            logits: ``(B, N)``; they are upsampled to the mask.
+            logits: ``(B, N)``, upsampled to the size of the mask.
             mask: bool ``(B, h, w)``.
         """
         upsampled = patches_to_map(logits, (mask.shape[-2], mask.shape[-1]))
@@ -348,10 +352,10 @@ class CLIPADA(CLIPMethod):
             total = torch.stack(list(terms.values())).sum()
         count = len(mask)
         every = getattr(self.trainer, "log_every_n_steps", 1)
-        if (self.global_step + 1) % every == 0:  # figures make the host wait for a GPU
-            figures = {f"train/{name}": float(value.detach()) for name, value in terms.items()}
-            figures |= self.diagnostics(encoded, mask, direction)
-            self.log_dict(figures, on_step=True, on_epoch=False, batch_size=count)
+        if (self.global_step + 1) % every == 0:  # reading values makes the host wait for the GPU
+            metrics = {f"train/{name}": float(value.detach()) for name, value in terms.items()}
+            metrics |= self.diagnostics(encoded, mask, direction)
+            self.log_dict(metrics, on_step=True, on_epoch=False, batch_size=count)
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=count)
         return total
 
@@ -359,15 +363,16 @@ class CLIPADA(CLIPMethod):
     def diagnostics(
         self, encoded: PatchLogits, mask: Tensor, direction: Tensor
     ) -> dict[str, float]:
-        """Return values of a batch for the log (section 7).
+        """Return diagnostic values of a batch for the log.
 
-        The maps' means on and off the defects, beta, the length of the shift, how far the prompt
-        has gone from its start (1 - cosine), its cosine with patches on defects, the rate.
+        These are the mean of each map on and off the defects, the drift of the prompt from its
+        initial direction (1 - cosine), its cosine with patches on defects, beta or gamma, the norm
+        of the shift, the temperature if it is learned, and the learning rate of the heads.
         """
         side = math.isqrt(encoded.coarse.shape[1])
         share = F.adaptive_avg_pool2d(mask[:, None].float(), side).flatten(1)  # (B, N)
         some = bool(share.any())
-        on = share / share.sum() if some else share  # a patch counts by what the defect covers
+        on = share / share.sum() if some else share  # weight patches by defect coverage
         off = share == 0
         values: dict[str, float] = {}
         stages = {"coarse": encoded.coarse}
@@ -397,10 +402,10 @@ class CLIPADA(CLIPMethod):
         return values
 
     def configure_optimizers(self) -> Any:
-        """Return AdamW with three rates, and a schedule that follows the step.
+        """Return AdamW with three learning rates, and a schedule per step.
 
         Raises:
-            ValueError: If the end of the training is not known.
+            ValueError: If the number of training steps is unknown.
         """
         steps = total_steps(self, " or trainer.max_steps")
         settings = self.optim
@@ -418,9 +423,9 @@ class CLIPADA(CLIPMethod):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def parameter_groups(self, weight_decay: float) -> Iterator[dict[str, Any]]:
-        """Yield the trained parameters by rate; prompt, shift and what is no matrix do not decay.
+        """Yield the trained parameters by learning rate; only matrices except the prompt decay.
 
-        The order is prompt, heads (with and without decay), blocks (likewise); empty ones are left
+        The order is prompt, heads (with decay, without), blocks (likewise). Empty groups are left
         out.
         """
         rates = self.optim
@@ -437,7 +442,7 @@ class CLIPADA(CLIPMethod):
 
 
 def _settings(kind: type[Settings], value: Settings | Mapping[str, Any]) -> Settings:
-    """Return settings; plain dictionaries come from checkpoints."""
+    """Return settings; checkpoints store them as plain dictionaries."""
     return kind(**value) if isinstance(value, Mapping) else value
 
 

@@ -1,8 +1,8 @@
-"""Anomaly region refinement: a second pass, led by where the first map suspects a defect.
+"""Anomaly region refinement: a second pass, guided by the coarse map.
 
-Of the paper (CLIP-ADA, arXiv 2403.09493) it is only known that the coarse map serves as an
-attention map that leads from coarse to fine. The wiring of all modes is our choice (section 2.5 of
-the specification).
+All that is known of the paper (CLIP-ADA, arXiv 2403.09493) is that the coarse map serves as an
+attention map, from coarse to fine. The wiring of all modes is our choice (reasons in
+docs/methods/clip_ada.md).
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ class RefinementSettings:
     """Settings of the refinement pass.
 
     Args:
-        mode: bias: a copy of CLIP's next blocks, trained, whose attention prefers the candidate
-            region. multiply: patches are scaled by the coarse map, behind the norm that would undo
-            it; no block. reencode: CLIP's own remaining blocks, frozen, with that preference. none:
-            no refinement (ablation).
-        blocks: Of bias: how many blocks are copied.
-        steps: How often it is done; each time the map before is the one that leads.
-        detach: Whether the coarse map leads without being changed by the fine one's loss.
-        beta_init: Of bias and reencode: what the map is multiplied by, at the start.
-        gamma_init: Of multiply: the same.
-        fuse: mean: the final map is the mean of the first and the last; fine: the last.
+        mode: bias: a trained copy of CLIP's next blocks with an attention bias towards the
+            candidate region. multiply: patches are scaled by the coarse map after the norm, which
+            would undo the scaling; no block. reencode: CLIP's own remaining blocks, frozen, with
+            the same bias. none: no refinement (ablation).
+        blocks: Number of copied blocks, for bias.
+        steps: Number of refinement passes, each guided by the map of the previous one.
+        detach: Keep the loss of the fine map from changing the coarse map.
+        beta_init: Initial factor of the map, for bias and reencode.
+        gamma_init: Initial factor of the map, for multiply.
+        fuse: mean: the final map is the mean of the coarse and the last map. fine: the last map.
     """
 
     mode: Literal["bias", "multiply", "reencode", "none"] = "bias"
@@ -60,7 +60,7 @@ class RefinementSettings:
 
 
 class DenseHead(nn.Module):
-    """LayerNorm without parameters, a linear layer into the texts' space, unit length (Psi)."""
+    """Projection Psi: LayerNorm without parameters, linear layer to text space, unit length."""
 
     def __init__(self, width: int, dim: int, pre_norm: bool = True) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class DenseHead(nn.Module):
 
     @torch.no_grad()
     def start_from(self, backbone: CLIPBackbone) -> None:
-        """Start as the projection that CLIP ends with, the weights of its last norm included."""
+        """Copy CLIP's final projection, including the weights of its last LayerNorm."""
         visual = backbone.visual
         projection = visual.proj.detach().float()  # (W, D)
         weight, bias = visual.ln_post.weight.detach().float(), visual.ln_post.bias.detach().float()
@@ -78,24 +78,24 @@ class DenseHead(nn.Module):
         self.linear.bias.copy_(bias @ projection)
 
     def forward(self, patches: Tensor, scale: Tensor | None = None) -> Tensor:
-        """Turn patches ``(B, N, W)`` into ``(B, N, D)``, float32.
+        """Project patches ``(B, N, W)`` to ``(B, N, D)``, float32.
 
         Args:
-            patches: As a layer left them.
-            scale: ``(B, N)``, by which patches are multiplied behind the norm, which would undo it.
+            patches: Patches as a layer returns them.
+            scale: ``(B, N)``, multiplied after the norm, which would undo the scaling.
         """
         normed = self.norm(patches.float())
         return unit(self.linear(normed if scale is None else normed * scale.unsqueeze(-1)))
 
 
 class RegionRefinement(nn.Module):
-    """A second pass over the tokens of one layer, led by a map.
+    """A second pass over the tokens of one layer, guided by a map.
 
     Args:
-        backbone: Whose blocks are copied, or used.
-        layer: Whose tokens are refined, 1-based.
-        settings: How.
-        pre_norm: As for :class:`DenseHead`.
+        backbone: The CLIP that provides the blocks.
+        layer: Layer whose tokens are refined, 1-based.
+        settings: Settings of the pass.
+        pre_norm: See :class:`DenseHead`.
 
     Raises:
         ValueError: If too few blocks follow the layer.
@@ -114,8 +114,9 @@ class RegionRefinement(nn.Module):
         needed = {"bias": settings.blocks, "reencode": 1}.get(mode, 0)
         if available < needed:
             raise ValueError(
-                f"model.refine.mode {mode} takes {needed} blocks behind model.feature_layer "
-                f"{layer}, but {backbone.settings.name} has {available}"
+                f"model.refine.mode {mode} needs {needed} blocks after model.feature_layer "
+                f"{layer}, but {backbone.settings.name} has {available}: choose an earlier layer "
+                f"or mode multiply"
             )
         if mode in ("bias", "multiply"):
             self.head = DenseHead(width, dim, pre_norm)
@@ -128,29 +129,29 @@ class RegionRefinement(nn.Module):
             self.blocks = copy.deepcopy(following).float().requires_grad_(True)
             self.shift = nn.Parameter(torch.zeros(width))
 
-    def forward(self, backbone: CLIPBackbone, tokens: Tensor, leading: Tensor) -> Tensor:
-        """Return the patches' features after the refinement, unit length ``(B, N, D)``.
+    def forward(self, backbone: CLIPBackbone, tokens: Tensor, guide: Tensor) -> Tensor:
+        """Return the refined patch features, unit length ``(B, N, D)``.
 
         Args:
             backbone: The frozen CLIP.
             tokens: ``(B, 1 + N, W)`` of the layer, class token first.
-            leading: The map that leads, ``(B, N)`` in [0, 1].
+            guide: Map that guides the pass, ``(B, N)`` in [0, 1].
         """
         if self.settings.detach:
-            leading = leading.detach()
+            guide = guide.detach()
         mode = self.settings.mode
         if mode == "multiply":
-            return self.head(tokens[:, 1:], 1 + self.gamma * leading)
-        centred = leading - leading.mean(dim=1, keepdim=True)  # a flat map changes nothing
+            return self.head(tokens[:, 1:], 1 + self.gamma * guide)
+        centred = guide - guide.mean(dim=1, keepdim=True)  # a flat map changes nothing
         bias = torch.cat(
             [torch.zeros_like(centred[:, :1]), self.beta * centred], dim=1
         )  # (B, 1 + N)
         if mode == "bias":
-            shifted = tokens[:, 1:].float() + leading.unsqueeze(-1) * self.shift
-            seen = torch.cat([tokens[:, :1].float(), shifted], dim=1)
+            shifted = tokens[:, 1:].float() + guide.unsqueeze(-1) * self.shift
+            refined = torch.cat([tokens[:, :1].float(), shifted], dim=1)
             for block in self.blocks:
-                seen = biased_block(block, seen, bias)
-            return self.head(seen[:, 1:])
+                refined = biased_block(block, refined, bias)
+            return self.head(refined[:, 1:])
         with backbone.out_of_autocast():
             for block in backbone.visual.transformer.resblocks[self.layer :]:
                 tokens = biased_block(block, tokens, bias)
@@ -158,7 +159,7 @@ class RegionRefinement(nn.Module):
 
 
 def biased_block(block: ResidualAttentionBlock, tokens: Tensor, bias: Tensor) -> Tensor:
-    """Run a block of the image tower with a bias on the keys.
+    """Run a block of the image tower with an attention bias on the keys.
 
     Args:
         block: open_clip's residual attention block.

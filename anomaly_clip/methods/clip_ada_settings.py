@@ -1,4 +1,4 @@
-"""Settings of CLIP-ADA: weights of its losses, its optimiser, and the way from logits to scores."""
+"""Settings of CLIP-ADA: loss weights, optimiser, and the steps from logits to scores."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from anomaly_clip.errors import check_at_least, check_between, check_choice
 
 __all__ = ["POOL", "SIGMA_SIDE", "LossSettings", "MapSettings", "OptimSettings"]
 
-SIGMA_SIDE = 256  # pixels: the side that sigma is given at
-POOL = 16  # pixels: of the average before the maximum, as UniAD
+SIGMA_SIDE = 256  # pixels: map side that sigma refers to
+POOL = 16  # pixels: window of the average pooling before the maximum, as in UniAD
 IMAGE_SCORES = ("max", "avgpool_max", "topk_mean")
 
 
 @dataclass(frozen=True)
 class LossSettings:
-    """Weights of the losses (section 3 of the specification; our choice).
+    """Weights of the losses (our choice; docs/methods/clip_ada.md).
 
     Args:
-        focal: Of the focal loss of a map.
-        dice: Of the dice loss of its abnormal class.
-        normal_dice: Of the dice loss of its normal class (AnomalyCLIP, for two prompts).
-        coarse: Of the coarse map's losses, beside 1 of each fine one's.
-        image: Of the image loss.
-        class_token: Of the loss of what the class token says, if it is asked.
+        focal: Weight of the focal loss of a map.
+        dice: Weight of the dice loss of the abnormal class.
+        normal_dice: Weight of the dice loss of the normal class (AnomalyCLIP, for two prompts).
+        coarse: Weight of the losses of the coarse map; those of each fine map have weight 1.
+        image: Weight of the image loss.
+        class_token: Weight of the loss of the class token, if ``model.class_token`` is set.
         gamma: Exponent of the focal loss.
-        image_fraction: Share of the patches, the highest, that speak for an image.
+        image_fraction: Fraction of the patches, the highest, averaged for the image loss.
     """
 
     focal: float = 20.0
@@ -46,18 +46,18 @@ class LossSettings:
 
 @dataclass(frozen=True)
 class OptimSettings:
-    """AdamW and its schedule: linear warm-up, then a cosine (section 4; our choice).
+    """AdamW and its schedule: linear warm-up, then a cosine (our choice; docs/methods/clip_ada.md).
 
     Args:
-        lr_prompt: Of the prompt's vectors.
-        lr_head: Of projections, shift, beta, gamma and temperature.
-        lr_block: Of the blocks that start as copies of CLIP's.
-        weight_decay: Of matrices but the prompt.
-        betas: Of AdamW.
-        warmup_steps: Steps until the rates are reached; a twentieth of the training at most.
-        last: What share of the rates is left at the end.
-        few_images: Below how many training images
-        few_factor: weight_decay is multiplied by this.
+        lr_prompt: Learning rate of the prompt vectors.
+        lr_head: Learning rate of projections, shift, beta, gamma and temperature.
+        lr_block: Learning rate of the blocks copied from CLIP.
+        weight_decay: Weight decay of all matrices except the prompt.
+        betas: Betas of AdamW.
+        warmup_steps: Warm-up steps, limited to a twentieth of the training.
+        last: Final learning rates as a fraction of the initial ones.
+        few_images: Number of training images below which ``few_factor`` applies.
+        few_factor: Factor of weight_decay for few training images.
     """
 
     lr_prompt: float = 2e-3
@@ -73,13 +73,14 @@ class OptimSettings:
 
 @dataclass(frozen=True)
 class MapSettings:
-    """From the logits of patches to map and image score (section 2.6; our choice).
+    """Steps from patch logits to map and image score (our choice; docs/methods/clip_ada.md).
 
     Args:
         eval_size: Side of the map, in pixels.
-        sigma: Gaussian blur, in pixels at a side of 256; it follows eval_size.
-        image_score: max: the map's maximum; avgpool_max: after an average over 16 pixels, as UniAD;
-            topk_mean: the mean of the highest thousandth.
+        sigma: Standard deviation of the Gaussian blur, in pixels at a side of 256; it scales with
+            eval_size.
+        image_score: max: maximum of the map. avgpool_max: maximum after 16 x 16 average pooling, as
+            in UniAD. topk_mean: mean of the highest thousandth of the pixels.
     """
 
     eval_size: int = 256

@@ -1,4 +1,4 @@
-"""What methods on a CLIP share."""
+"""Base class of methods with a CLIP backbone."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["CLIPMethod"]
 
 
 class CLIPMethod(AnomalyMethod, ABC):
-    """A method whose images have the size that its CLIP takes."""
+    """A method whose image size is the input size of its CLIP."""
 
     backbone: CLIPBackbone
 
     @property
     def image_size(self) -> int:
-        """Side of the square images that ``score`` takes, in pixels."""
+        """Side of the square input images of ``score``, in pixels."""
         return self.backbone.image_size

@@ -1,19 +1,20 @@
-"""How the small CLIP that comes with the project is trained: pictures made by code, words for them.
+"""Training of the project's small demo CLIP on generated images and captions.
 
-No paper does this: the design and all constants are our choice. Every scene is shown twice, without
-and with a defect, so that nothing but the defect tells the two apart. The terms:
+This follows no paper: the design and all constants are our choice (docs/methods/contrastive.md).
+Every scene is rendered as a pair, without and with a defect, so that the pair differs in nothing
+but the defect. Terms of the loss:
 
-- *contrast*: pictures and sentences that fit belong together, all others apart; as in CLIP, but
-  with all pairs that fit as positives, as many pictures share a sentence;
-- *state*: of the words for normal and for abnormal, those that fit a picture win, and the defective
-  one of two twins is the more abnormal; both with the factor of 100 that CLIP ends with, at which
-  zero-shot methods read the class token;
-- *local*: patches on a defect are nearer to the words for abnormal than others are. It is asked of
-  the last layer's patches and of the value-value patches that SDP reads, for which real CLIPs were
-  never trained. And patches on a defect are nearer than the same ones of the normal twin: that an
-  object is where defects are does not help there;
-- *indifference*: two halves of the sentences for normal, which mean the same, must not tell a
-  scene's pictures or patches apart: what tells them apart is the words, not any two vectors.
+- *contrast*: CLIP's loss between images and captions, with all matching pairs as positives, because
+  many images share a caption;
+- *state*: each image is closer to the prompts of its own state, and the defective image of a pair
+  is more abnormal than the normal one. Both use CLIP's final factor of 100, with which zero-shot
+  methods read the class token;
+- *local*: patches on a defect are closer to the abnormal prompts than other patches, and closer
+  than the same patches of the paired normal image. For the second, it does not help to know that
+  defects lie on objects. Both apply to the patches of the last layer and to the value-value patches
+  that SDP uses, for which real CLIPs are never trained;
+- *indifference*: two halves of the normal prompts mean the same, so they must not separate the
+  images of a pair or their patches. Only the states may separate them, not any two vectors.
 """
 
 from __future__ import annotations
@@ -55,19 +56,19 @@ from anomaly_clip.schedules import total_steps, warmup_cosine
 
 __all__ = ["Contrastive"]
 
-LEAST_RATE = 0.02  # share of the learning rate that is left at the end
-LEAST_SHARE = 0.04  # of a patch that a defect covers; patches with less are left out
-NUM_SENTENCES = 24  # of the indifference term, and
-NUM_SPLITS = 8  # how often they are halved
+LEAST_RATE = 0.02  # final learning rate as a fraction of the highest
+LEAST_SHARE = 0.04  # covered fraction of a defective patch; up to this it is ignored
+NUM_PROMPTS = 24  # normal prompts of the indifference term
+NUM_SPLITS = 8  # random halvings of these prompts
 
 
 class StepOutputs(NamedTuple):
-    """Outputs that the losses of a step depend on, two images a scene: normal, defective."""
+    """Outputs behind the losses of a step, two images per scene: normal, defective."""
 
     state: Tensor
     """``(2n,)``, higher = more abnormal."""
     fused: Tensor
-    """``(2n, N)``, SDP's map of the patches."""
+    """``(2n, N)``, patch scores of SDP."""
     targets: Tensor
     """``(2n, N)``, see :meth:`Contrastive.patch_targets`."""
 
@@ -75,31 +76,32 @@ class StepOutputs(NamedTuple):
 class Contrastive(LightningModule):
     """Train a small CLIP on scenes without and with a defect.
 
-    The data module is :class:`~anomaly_clip.data.Demo` with ``num_scenes``. The first part of the
-    training sees small windows of the pictures, which costs less than half; and defects stronger
-    than they are, which shows sooner what is asked for.
+    The data module is :class:`~anomaly_clip.data.Demo` with ``num_scenes``. Training can start on
+    small windows of the images, at less than half the cost, and starts on strengthened defects,
+    which are learned faster.
 
     Args:
-        backbone: The architecture; pretrained says where to start from.
-        prompts: States and templates of the sentences.
+        backbone: Architecture and initial weights.
+        prompts: States and templates of the captions.
         lr: Highest learning rate of AdamW; warm-up, then a cosine down to 2 %.
         warmup_steps: Steps of the warm-up.
-        weight_decay: Of matrices.
+        weight_decay: Weight decay of matrices.
         contrast_weight: Weight of the contrast term.
         state_weight: Weight of the two terms of the state.
         local_weight: Weight of the local term.
-        local_order_weight: Weight of the comparison of patches between twins.
+        local_order_weight: Weight of the patch comparison within a pair.
         indifference_weight: Weight of the indifference term.
-        indifference_from: Share of the training before it begins: first there must be words.
-        windows: Sides of windows in pixels, multiples of the patch, and the share of the training
-            until which each is seen; whole pictures after the last. Default: none.
-        strengthening: How much stronger defects are at most in the beginning; 1 for not at all.
-        strengthened_share: Share of the training until they are as they are.
-        value_gain: By what values are multiplied at the start, and output projections divided:
-            nothing changes but value-value attention, which is nearly uniform otherwise.
-        logit_scale: What cosines are multiplied by, constant; 100 is what CLIP ends with and what
-            zero-shot methods put in.
-        seed: Draws sentences, windows and light.
+        indifference_from: Fraction of the training after which the indifference term starts, once
+            the prompts mean something.
+        windows: Side of each window in pixels, a multiple of the patch size, and the fraction of
+            the training until which it is used; whole images after the last. Default: none.
+        strengthening: Maximum factor of the defects at the start; 1 for none.
+        strengthened_share: Fraction of the training until defects reach their own strength.
+        value_gain: Initial factor of the values, divided out of the output projections. It only
+            changes value-value attention, which is nearly uniform otherwise.
+        logit_scale: Constant factor of the cosines; 100 is CLIP's final value and the one that
+            zero-shot methods use.
+        seed: Seed of captions, windows and lighting.
     """
 
     def __init__(
@@ -149,7 +151,7 @@ class Contrastive(LightningModule):
         self.seed = seed
         self.stages = stage_ends(self.backbone.num_layers)
         num_sources = len(self.stages) + 2
-        # One scale and offset a source of patches, thrown away after training.
+        # One scale and offset per source of patch scores, discarded after training.
         self.local_scale = nn.Parameter(torch.full((num_sources,), math.log(10.0)))
         self.local_offset = nn.Parameter(torch.full((num_sources,), -2.0))
         self.captions = Captions(prompts, self.backbone.vocabulary)
@@ -159,35 +161,36 @@ class Contrastive(LightningModule):
         for _, side in self.steps:
             if side % patch or not patch <= side <= self.image_size:
                 raise ValueError(
-                    f"model.windows, {side}: expected a multiple of the patch size {patch}, at "
-                    f"most {self.image_size}"
+                    f"model.windows {side}: expected sides that are multiples of the patch size "
+                    f"{patch}, at most {self.image_size}"
                 )
         if self.backbone.is_random:
             scale_values(self.backbone, value_gain)
 
     @property
     def image_size(self) -> int:
-        """Side of the pictures, in pixels."""
+        """Side of the images, in pixels."""
         return self.backbone.image_size
 
     @property
     def loader_needs(self) -> LoaderNeeds:
-        """Needs of the loaders: images of its size."""
+        """Requirements on the loaders: images of ``image_size``."""
         return LoaderNeeds(self.image_size)
 
     def setup(self, stage: str) -> None:
-        """Check that the data are scenes.
+        """Check that the data module renders scenes.
 
         Raises:
-            ValueError: If they are not.
+            ValueError: If it does not.
         """
         data = data_module(self)
         if data is None or data.num_scenes is None:
+            given = "no data module" if data is None else type(data).__name__
             raise ValueError(
-                "Contrastive learns from scenes without and with a defect: use --data Demo and "
-                "give --data.num_scenes"
+                f"Contrastive is trained on scenes without and with a defect, but got {given} "
+                f"without data.num_scenes: use --data Demo and set --data.num_scenes"
             )
-        total_steps(self)  # raises if the training has no end
+        total_steps(self)  # raises if the number of steps is unlimited
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch of scenes."""
@@ -201,22 +204,22 @@ class Contrastive(LightningModule):
         with self.backbone.out_of_autocast():
             losses, outputs = self.losses(batch, rng, done, mixed)
         total = torch.stack(list(losses.values())).sum()
-        # Every scene is new, so what is measured here is measured on scenes never trained on.
+        # Every scene is new, so these metrics are measured on scenes never trained on.
         normal, defective = outputs.state.unflatten(0, (-1, 2)).unbind(1)  # (n,) each
         counted = outputs.targets >= 0
-        figures = {f"train/{name}": float(value.detach()) for name, value in losses.items()}
-        # The share of scenes whose class token tells which of the two has the defect.
-        figures["train/pair_accuracy"] = float((defective > normal).float().mean())
+        metrics = {f"train/{name}": float(value.detach()) for name, value in losses.items()}
+        # Fraction of scenes whose class tokens identify the defective image of the pair.
+        metrics["train/pair_accuracy"] = float((defective > normal).float().mean())
         precision = average_precision(outputs.fused[counted], outputs.targets[counted] > 0)
-        # NaN where no patch is covered, which is rare.
-        figures["train/patch_ap"] = 0.0 if math.isnan(precision) else precision
+        # NaN if no patch is covered, which is rare.
+        metrics["train/patch_ap"] = 0.0 if math.isnan(precision) else precision
         count = len(normal)
-        self.log_dict(figures, on_step=False, on_epoch=True, batch_size=count, sync_dist=True)
+        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=count, sync_dist=True)
         self.log("train/loss", total.detach(), prog_bar=True)
         return total
 
     def configure_optimizers(self) -> Any:
-        """Return AdamW, without decay of what is no matrix, and a rate that follows the step."""
+        """Return AdamW, with weight decay on matrices only, and a learning rate per step."""
         trained = [p for p in self.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.weight_decay},
@@ -225,7 +228,7 @@ class Contrastive(LightningModule):
         optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=(0.9, 0.98))
         steps = total_steps(self)
 
-        def rate(step: int) -> float:  # warm-up and cosine are multiplied here
+        def rate(step: int) -> float:  # warm-up and cosine are multiplied
             warmup = min(1.0, (step + 1) / max(1, self.warmup_steps))
             return warmup * warmup_cosine(step, 0, steps, LEAST_RATE)
 
@@ -233,23 +236,24 @@ class Contrastive(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse what cannot be gone on with.
+        """Check that training can resume from the checkpoint.
 
         Raises:
-            ValueError: If the checkpoint is of another architecture, or from the middle of an
-                epoch, whose other scenes would not be found again.
+            ValueError: If the checkpoint has another architecture, or was saved within an epoch,
+                whose remaining scenes could not be reproduced.
         """
         state = self.state_dict()
         for key, value in checkpoint["state_dict"].items():
             if key not in state or state[key].shape != value.shape:
                 raise ValueError(
-                    f"the checkpoint is of another architecture than {self.backbone.settings.name}"
-                    f" (its {key} does not fit)"
+                    f"the checkpoint has another architecture than {self.backbone.settings.name}: "
+                    f"its {key} does not fit; set model.backbone to the one of the checkpoint"
                 )
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         if not progress["is_last_batch"]:
             raise ValueError(
-                "the checkpoint is from the middle of an epoch: go on from one of an epoch's end"
+                f"the checkpoint was saved within an epoch, after batch "
+                f"{progress['current']['ready']}: resume from one saved at the end of an epoch"
             )
 
     def losses(
@@ -259,34 +263,34 @@ class Contrastive(LightningModule):
         done: float,
         mixed: torch.dtype | None = None,
     ) -> tuple[dict[str, Tensor], StepOutputs]:
-        """Return the terms of the loss, weighted, and what they were computed from.
+        """Return the weighted terms of the loss, and the outputs behind them.
 
         Args:
             batch: Scenes: ``image``, ``synthetic``, ``synthetic_mask``, ``category``, ``defect``.
-            rng: Draws windows, light and sentences.
-            done: The share of the training that is over.
-            mixed: Type of the image tower's matrix products, default float32; words, projections
-                and cosines are always in float32.
+            rng: Generator for windows, lighting and captions.
+            done: Completed fraction of the training.
+            mixed: dtype of the matrix products of the image tower, default float32. Text features,
+                projections and cosines are always in float32.
         """
         images, masks, window = self.windows(batch, rng, done)
         images, tones = self.relight(images, rng)
-        shown = [
+        labelled = [
             ImageLabels(category, kind, tone)
             for category, defect, tone in zip(
                 batch["category"], batch["defect"], tones, strict=True
             )
             for kind in (None, defect)
         ]
-        captions = [self.captions.draw(picture, rng) for picture in shown]
+        captions = [self.captions.draw(image, rng) for image in labelled]
         words = unit(self.backbone.encode_text([caption.sentence for caption in captions]))
-        # A class of sentences is read as one direction, as zero-shot methods do.
+        # The captions of a class are reduced to one direction, as in zero-shot methods.
         text = torch.stack([unit(words[0::2].mean(0)), unit(words[1::2].mean(0))], dim=1)  # (D, 2)
 
         pixels = (images.flatten(0, 1) - self.backbone.mean) / self.backbone.std  # (2n, 3, S, S)
         stages = encode_dual_path(self.backbone, pixels, window=window, mixed=mixed)
         classes = unit(stages[-1].projected[:, 0])  # (2n, D)
         scale = self.backbone.model.logit_scale.exp()
-        fits = torch.tensor([[c.fits(p) for c in captions] for p in shown], device=self.device)
+        fits = torch.tensor([[c.fits(p) for c in captions] for p in labelled], device=self.device)
         contrast = multi_positive(scale * classes @ words.T, fits)
 
         difference = text[:, 1] - text[:, 0]
@@ -294,7 +298,7 @@ class Contrastive(LightningModule):
         labels = torch.arange(len(state), device=self.device) % 2
         targets = self.patch_targets(masks)
         direction = unit(difference)
-        # The fused map of SDP; the difference of the words is brought to the others' length.
+        # Fused map of SDP; the text features are scaled so that their difference has unit length.
         read = (text / difference.norm()).expand(len(state), -1, -1)  # (2n, D, 2)
         fused = torch.stack([feature_surgery(s.projected, read)[:, 1:] for s in stages]).sum(0)
         patches = [unit(self.backbone.project(stages[-1].raw[:, 1:]))]
@@ -317,7 +321,7 @@ class Contrastive(LightningModule):
             apart = [squared_effect_size(*(classes @ directions).unflatten(0, (-1, 2)).unbind(1))]
             on, off = targets[1::2] > 0, targets[1::2] == 0
             for features in patches:
-                read = features[1::2] @ directions  # (n, N, R), the defective pictures
+                read = features[1::2] @ directions  # (n, N, R), the defective images
                 apart.append(
                     squared_effect_size(masked_mean(read, off), masked_mean(read, on), read)
                 )
@@ -327,10 +331,10 @@ class Contrastive(LightningModule):
     def windows(
         self, batch: Batch, rng: np.random.Generator, done: float
     ) -> tuple[Tensor, Tensor, Window | None]:
-        """Return twins ``(n, 2, 3, S, S)`` in [0, 1], masks ``(n, S, S)`` and where they lie.
+        """Return pairs ``(n, 2, 3, S, S)`` in [0, 1], masks ``(n, S, S)`` and their window.
 
-        In the first part of the training they are cut to a window that holds a piece of the
-        defect; all lie at the same random place of the grid of patches.
+        Early in the training the images are cropped to a window that contains part of the defect.
+        All crops use the same random position in the patch grid.
         """
         images = torch.stack([batch["image"], batch["synthetic"]], dim=1).float() / 255
         masks = batch["synthetic_mask"]
@@ -345,13 +349,13 @@ class Contrastive(LightningModule):
         if side == size:
             return images, masks, None
         cut_images, cut_masks = [], []
-        for twins, mask in zip(images, masks, strict=True):
+        for pair, mask in zip(images, masks, strict=True):
             inside = mask.nonzero()
-            place = inside[rng.integers(len(inside))].tolist() if len(inside) else (0, 0)
-            low = [max(0, at - side + 1) for at in place]
-            high = [min(at, size - side) for at in place]
+            point = inside[rng.integers(len(inside))].tolist() if len(inside) else (0, 0)
+            low = [max(0, at - side + 1) for at in point]
+            high = [min(at, size - side) for at in point]
             top, left = (int(rng.integers(a, b + 1)) for a, b in zip(low, high, strict=True))
-            cut_images.append(twins[:, :, top : top + side, left : left + side])
+            cut_images.append(pair[:, :, top : top + side, left : left + side])
             cut_masks.append(mask[top : top + side, left : left + side])
         patch = self.backbone.patch_size
         free = (size - side) // patch + 1
@@ -359,20 +363,20 @@ class Contrastive(LightningModule):
         return torch.stack(cut_images), torch.stack(cut_masks), window
 
     def relight(self, images: Tensor, rng: np.random.Generator) -> tuple[Tensor, list[str | None]]:
-        """Change the light of scenes; return them and what their words may say of it."""
+        """Change the lighting of scenes; return them and the tone that captions may name."""
         tones: list[str | None] = []
         changed = []
-        for twins in images:
+        for pair in images:
             kind = rng.random()
             gain, offset = rng.uniform(0.8, 1.25), rng.uniform(-0.08, 0.08, (1, 3, 1, 1))
-            tone, lit = None, twins
+            tone, lit = None, pair
             if kind < 0.1:
                 tone, gain = "bright", rng.uniform(1.35, 1.7)
             elif kind < 0.2:
                 tone, gain = "dark", rng.uniform(0.4, 0.62)
             elif kind < 0.28:
-                tone, lit = "blurry", gaussian_blur(twins, 1.1)
-            if rng.random() < 0.15:  # cameras without colour
+                tone, lit = "blurry", gaussian_blur(pair, 1.1)
+            if rng.random() < 0.15:  # monochrome cameras
                 lit = lit.mean(dim=1, keepdim=True).expand_as(lit)
                 offset = offset[:, :1]
             changed.append((lit * gain + torch.from_numpy(offset).to(lit)).clamp(0, 1))
@@ -382,7 +386,7 @@ class Contrastive(LightningModule):
     def patch_targets(self, masks: Tensor) -> Tensor:
         """Return per-patch targets ``(2n, N)``: 1 defect, 0 none, -1 ignored (hardly covered).
 
-        The patches of a scene's normal image come before those of its defective one.
+        The normal image of each scene comes before the defective one.
         """
         share = F.avg_pool2d(masks[:, None].float(), self.backbone.patch_size).flatten(1)  # (n, N)
         defective = torch.where(share > LEAST_SHARE, 1.0, torch.where(share > 0, -1.0, 0.0))
@@ -390,23 +394,23 @@ class Contrastive(LightningModule):
 
     def null_directions(self, category: str, rng: np.random.Generator) -> Tensor:
         """Return unit directions ``(D, R)`` between random halves of the prompts for normal."""
-        words = unit(self.backbone.encode_text(self.captions.same(category, NUM_SENTENCES, rng)))
+        words = unit(self.backbone.encode_text(self.captions.same(category, NUM_PROMPTS, rng)))
         directions = []
         for _ in range(NUM_SPLITS):
-            order = torch.from_numpy(rng.permutation(NUM_SENTENCES))
+            order = torch.from_numpy(rng.permutation(NUM_PROMPTS))
             first, second = (words[part] for part in order.to(words.device).chunk(2))
             directions.append(unit(first.mean(0)) - unit(second.mean(0)))
         return unit(torch.stack(directions)).T  # (D, R)
 
     @property
     def export_name(self) -> str:
-        """The file that the CLIP is written to."""
+        """Name of the exported file."""
         return "clip.safetensors"
 
     def export(self, folder: Path) -> Path:
-        """Write the trained CLIP as ``clip.safetensors``, float16, with open_clip's names.
+        """Write the trained CLIP as ``clip.safetensors``, float16, with open_clip's keys.
 
-        The file's metadata say what it was trained on.
+        The metadata of the file records the training data.
         """
         model = self.backbone.model
         state = model.state_dict()

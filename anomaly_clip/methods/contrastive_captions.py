@@ -1,4 +1,4 @@
-"""Captions of made-up photographs, with the claims that decide which images they fit."""
+"""Captions of generated images, with the claims that decide which images they match."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from anomaly_clip.demo.photographs import DEFECTS, NAME_OF_WORDS
 __all__ = ["Caption", "Captions", "ImageLabels"]
 
 PLAIN_NOUNS = ("object", "surface", "product", "part", "material", "item")
-TONES = ("bright", "dark", "blurry")  # of templates: "a dark photo of a {}."
+TONES = ("bright", "dark", "blurry")  # as in the template "a dark photo of a {}."
 
 
 class ImageLabels(NamedTuple):
@@ -22,11 +22,11 @@ class ImageLabels(NamedTuple):
 
     category: str
     defect: str | None  # None: normal
-    tone: str | None  # one of TONES, if it has one
+    tone: str | None  # one of TONES, or None
 
 
 class Caption(NamedTuple):
-    """A sentence and what it claims; None claims nothing."""
+    """A caption and its claims; None claims nothing."""
 
     sentence: str
     abnormal: bool
@@ -34,21 +34,21 @@ class Caption(NamedTuple):
     defect: str | None
     tone: str | None
 
-    def fits(self, picture: ImageLabels) -> bool:
-        """Whether all that is claimed is true."""
+    def fits(self, image: ImageLabels) -> bool:
+        """Return whether all claims are true of an image."""
         return (
-            self.abnormal == (picture.defect is not None)
-            and self.category in (None, picture.category)
-            and self.defect in (None, picture.defect)
-            and self.tone in (None, picture.tone)
+            self.abnormal == (image.defect is not None)
+            and self.category in (None, image.category)
+            and self.defect in (None, image.defect)
+            and self.tone in (None, image.tone)
         )
 
 
 class Captions:
-    """Draws sentences that fit pictures.
+    """Random captions that match images.
 
-    Three of ten nouns are one or two words of the vocabulary, whatever they mean: the word for an
-    unknown object must not change what is said of it. Words of the states are none of them.
+    Three nouns in ten are one or two random words of the vocabulary, so that the noun of an unknown
+    object does not change the meaning of its state. Words of the states are excluded.
 
     Args:
         prompts: States and templates.
@@ -64,28 +64,34 @@ class Captions:
             tones = [tone for tone in TONES if tone in template]
             self.templates[tones[0] if tones else None].append(template)
         if not self.templates[None]:
-            raise ValueError(f"prompts.templates: none is without one of {', '.join(TONES)}")
+            raise ValueError(
+                f"model.prompts.templates {prompts.templates}: every template has one of the words "
+                f"{', '.join(TONES)}; add one without"
+            )
         if not self.general:
-            raise ValueError("prompts.states_abnormal: every one names a kind of defect")
+            raise ValueError(
+                f"model.prompts.states_abnormal {list(prompts.states_abnormal)}: every state names "
+                f"a kind of defect; add one that does not, such as 'damaged {{}}'"
+            )
 
-    def draw(self, picture: ImageLabels, rng: np.random.Generator) -> Caption:
-        """Draw a sentence that fits a picture."""
-        noun, category = self._noun(picture.category, rng)
-        state, defect = self._state(picture.defect, rng)
-        tone = picture.tone if rng.random() < 0.7 else None
+    def draw(self, image: ImageLabels, rng: np.random.Generator) -> Caption:
+        """Return a random caption that matches an image."""
+        noun, category = self._noun(image.category, rng)
+        state, defect = self._state(image.defect, rng)
+        tone = image.tone if rng.random() < 0.7 else None
         templates = self.templates[tone] or self.templates[None]
         words = state.replace("{}", noun)
         sentence = templates[rng.integers(len(templates))].replace("{}", words)
-        return Caption(sentence, picture.defect is not None, category, defect, tone)
+        return Caption(sentence, image.defect is not None, category, defect, tone)
 
     def same(self, category: str, count: int, rng: np.random.Generator) -> list[str]:
-        """Draw sentences for normal, of any tone, about one noun."""
+        """Return random normal prompts of any tone, all with the same noun."""
         noun, _ = self._noun(category, rng)
         normal, _ = self.prompts.sentences(noun)
         return [normal[number] for number in rng.integers(len(normal), size=count)]
 
     def lasting(self) -> list[str]:
-        """Return lines that hold, together, every word but those of random nouns."""
+        """Return texts that together hold every word except those of random nouns."""
         lines = [line for lines in self.prompts.as_lists().values() for line in lines]
         return [
             *(line.replace("{}", PLAIN_NOUNS[0]) for line in lines),
@@ -106,13 +112,13 @@ class Captions:
         if defect is None:
             normal = self.prompts.states_normal
             return normal[rng.integers(len(normal))], None
-        of_kind = [state for state in self.prompts.states_abnormal if defect in state]
-        if of_kind and rng.random() < 0.5:
-            return of_kind[rng.integers(len(of_kind))], defect
+        with_defect = [state for state in self.prompts.states_abnormal if defect in state]
+        if with_defect and rng.random() < 0.5:
+            return with_defect[rng.integers(len(with_defect))], defect
         return self.general[rng.integers(len(self.general))], None
 
     @cached_property
     def general(self) -> list[str]:
-        """The abnormal states that name no kind of defect."""
+        """Abnormal states that name no kind of defect."""
         states = self.prompts.states_abnormal
         return [state for state in states if not any(defect in state for defect in DEFECTS)]

@@ -1,4 +1,4 @@
-"""Losses of the small CLIP's training, on images and patches of scenes with and without defects."""
+"""Losses of the small CLIP on images and patches of scenes with and without a defect."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ __all__ = [
     "squared_effect_size",
 ]
 
-ABNORMAL_WEIGHT = 4.0  # of a patch on a defect
+ABNORMAL_WEIGHT = 4.0  # weight of a patch on a defect
 
 
 def multi_positive(logits: Tensor, fits: Tensor) -> Tensor:
-    """Return CLIP's loss where several sentences may fit a picture and several pictures a sentence.
+    """Return CLIP's loss with several matching captions per image and images per caption.
 
     Args:
-        logits: ``(I, J)`` of pictures and sentences.
-        fits: bool ``(I, J)``; each picture and each sentence has at least one.
+        logits: ``(I, J)`` of images and captions.
+        fits: bool ``(I, J)``, true for matching pairs; each image and caption has at least one.
 
     Returns:
-        The mean over both directions of the negative mean log-probability of what fits. With one
-        positive each it is CLIP's.
+        The negative mean log-probability of the matches, averaged over both directions. With one
+        match each it is CLIP's loss.
     """
 
     def one_way(logits: Tensor, fits: Tensor) -> Tensor:
@@ -37,30 +37,30 @@ def multi_positive(logits: Tensor, fits: Tensor) -> Tensor:
 
 
 def patch_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the weighted cross-entropy of patches ``(2n, N)``; those with -1 do not count."""
+    """Return the weighted cross-entropy of patches ``(2n, N)``; target -1 is ignored."""
     weights = torch.where(targets > 0, ABNORMAL_WEIGHT, 1.0) * (targets >= 0)
     losses = F.binary_cross_entropy_with_logits(logits, targets.clamp(min=0), reduction="none")
     return (losses * weights).sum() / weights.sum()
 
 
 def paired_patch_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the softplus loss of patches ``(2n, N)`` on a defect against the normal twin's.
+    """Return the softplus loss of defective patches ``(2n, N)`` against the paired normal ones.
 
-    Where defects are likely, on objects and not on the ground, both twins' patches read higher;
-    that says nothing here.
+    Where defects are likely, on objects rather than on the background, the patches of both images
+    score higher. That cannot lower this loss.
     """
     on = (targets[1::2] > 0).float()
     return (F.softplus(logits[0::2] - logits[1::2]) * on).sum() / on.sum().clamp(min=1)
 
 
 def squared_effect_size(normal: Tensor, defective: Tensor, spread: Tensor | None = None) -> Tensor:
-    """Return the mean squared effect size by which directions tell two groups apart.
+    """Return the mean squared effect size by which directions separate two groups.
 
     Args:
-        normal: What the directions read on the one group, ``(n, R)``.
-        defective: The same on the other group, pair by pair.
-        spread: ``(n, N, R)``, readings whose variance inside a picture is the measure; default:
-            that of both groups together.
+        normal: Projections of the normal group on the directions, ``(n, R)``.
+        defective: Projections of the defective group, in the same order of pairs.
+        spread: ``(n, N, R)``, projections whose variance within an image scales the effect;
+            default: the variance of both groups together.
     """
     if spread is None:
         variance = torch.cat([normal, defective]).var(dim=0)
@@ -70,6 +70,6 @@ def squared_effect_size(normal: Tensor, defective: Tensor, spread: Tensor | None
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean of ``(n, N, R)`` over the patches in ``(n, N)``; 0 without any."""
+    """Return the mean of values ``(n, N, R)`` over the patches in mask ``(n, N)``; 0 if empty."""
     weights = mask.float().unsqueeze(-1)  # (n, N, 1)
     return (values * weights).sum(1) / weights.sum(1).clamp(min=1)

@@ -1,4 +1,4 @@
-"""Changes to a CLIP before its training: larger values, and a vocabulary that is partly frozen."""
+"""Changes to a CLIP before training: larger values, and a partly frozen token embedding."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["PartEmbedding", "scale_values"]
 
 @torch.no_grad()
 def scale_values(backbone: CLIPBackbone, gain: float) -> None:
-    """Multiply the values of all blocks and divide what reads them: CLIP's own output stays."""
+    """Multiply the values of all blocks, divide the output projections; the output is unchanged."""
     width = backbone.visual.conv1.out_channels
     for block in backbone.visual.transformer.resblocks:
         block.attn.in_proj_weight[2 * width :] *= gain
@@ -22,15 +22,15 @@ def scale_values(backbone: CLIPBackbone, gain: float) -> None:
 
 
 class PartEmbedding(nn.Module):
-    """The embedding of a vocabulary, trained for some tokens and frozen for all others.
+    """A token embedding trained for some tokens and frozen for all others.
 
-    The vocabulary is three quarters of the small CLIP's weights, and a sentence has a dozen words.
-    Gradient, clipping, optimiser and exchange between processes of all rows would take longer than
-    the rest of a step.
+    The embedding holds three quarters of the small CLIP's weights, but a caption has only a dozen
+    words. Gradients, clipping, optimiser steps and synchronisation of all rows would take longer
+    than the rest of a training step.
 
     Args:
         embedding: The whole embedding; its weight is kept, frozen.
-        tokens: int64, the ids of the tokens whose rows are trained, in any order.
+        tokens: int64, ids of the tokens whose rows are trained, in any order.
     """
 
     places: Tensor
@@ -45,13 +45,13 @@ class PartEmbedding(nn.Module):
         self.register_buffer("places", places, persistent=False)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Return the rows of token ids ``(...)``, ``(..., W)``."""
+        """Return the rows ``(..., W)`` of token ids ``(...)``."""
         places = self.places[ids]
         trained = F.embedding(places.clamp(min=0), self.rows)
         return torch.where((places >= 0).unsqueeze(-1), trained, F.embedding(ids, self.weight))
 
     def merged(self) -> Tensor:
-        """Return the weight of the whole embedding, the trained rows in their places."""
+        """Return the weight of the whole embedding, with the trained rows inserted."""
         weight = self.weight.detach().clone()
         weight[self.tokens.to(weight.device)] = self.rows.detach()
         return weight

@@ -1,4 +1,4 @@
-"""The contract of modules whose test ends in metrics: what a run asks of them, and nothing else."""
+"""Interface of modules whose test ends in metrics: everything that a run needs from them."""
 
 from __future__ import annotations
 
@@ -32,29 +32,29 @@ __all__ = [
 
 @runtime_checkable
 class Exporter(Protocol):
-    """A module whose training ends in weights for others."""
+    """A module that exports trained weights for use elsewhere."""
 
     @property
     def export_name(self) -> str:
-        """The file that they are written to."""
+        """Name of the exported file."""
 
     def export(self, folder: Path) -> Path:
-        """Write the weights into a folder and return the file."""
+        """Write the weights into a folder and return the path of the file."""
 
 
 @runtime_checkable
 class FeatureSource(Protocol):
-    """A module whose last training features are drawn after a fit."""
+    """A module whose last training features are plotted after a fit."""
 
     def training_features(self) -> TrainingFeatures | None:
-        """Return features of the last images of the training, if there are enough."""
+        """Return features of the last training images; None if there are too few."""
 
 
 @runtime_checkable
 class _DataModule(Protocol):
-    """Methods by which a data module of this package is known, without an import of it.
+    """Methods that identify a data module of this package without importing it.
 
-    Methods only: a look at a property would read the disk.
+    Only methods: checking for a property would evaluate it and read the disk.
     """
 
     def validation_categories(self) -> list[str]: ...
@@ -66,53 +66,53 @@ class Confusion(NamedTuple):
     """Counts behind classification metrics."""
 
     counts: Tensor
-    """``(K, K)``, rows true and columns predicted; or ``(K, 2, 2)``, one table per pattern."""
+    """``(K, K)``, rows true, columns predicted; or ``(K, 2, 2)``, one table per pattern."""
     names: list[str]
-    """The classes."""
+    """Class names."""
 
 
 class EvaluatedModule(LightningModule, ABC):
-    """A module that a run can test, record and compare; detectors and the linear probe are both."""
+    """A module that a run can test, record and compare: a detector or the linear probe."""
 
     must_be_fitted: ClassVar[bool]
-    """Whether ``test`` and ``predict`` need the checkpoint of a ``fit``."""
+    """True if ``test`` and ``predict`` need a checkpoint from ``fit``."""
     can_be_fitted: ClassVar[bool]
-    """Whether there is anything to fit."""
+    """True if there is anything to fit."""
     is_detector: ClassVar[bool]
-    """Whether its outputs are :class:`~anomaly_clip.records.Scores`: image scores and maps."""
+    """True if its outputs are :class:`~anomaly_clip.records.Scores`: image scores and maps."""
     inference_arguments: ClassVar[frozenset[str]] = frozenset()
-    """Arguments that may differ from those of a checkpoint: they change no weight."""
+    """Arguments that may differ from those of a checkpoint, as they affect no weight."""
     init_only_arguments: ClassVar[frozenset[str]] = frozenset()
-    """Arguments that only say where a fit starts from; a checkpoint replaces them."""
+    """Arguments that only initialise a fit; a checkpoint overrides them."""
 
     def __init__(self) -> None:
         super().__init__()
         self.results: Results | None = None
-        """The metrics of the last evaluation."""
+        """Metrics of the last evaluation."""
         self.reference_paths: dict[str, list[str]] = {}
-        """The normal images that a category's images are compared with."""
+        """Paths of the normal reference images per category."""
 
     @property
     @abstractmethod
     def weights(self) -> WeightsRecord:
-        """The weights that the metrics come from."""
+        """Record of the weights that produce the metrics."""
 
     @property
     @abstractmethod
     def loader_needs(self) -> LoaderNeeds:
-        """Needs of the loaders."""
+        """Requirements on the loaders."""
 
     @abstractmethod
     def image_rows(self, outputs: Any, batch: Batch) -> list[dict[str, Any]]:
         """Return a row of ``scores.csv`` per image.
 
         Args:
-            outputs: What a step returned for the batch.
-            batch: Its images.
+            outputs: Outputs of a step for the batch.
+            batch: The batch.
         """
 
     def final_scores(self) -> dict[int, float]:
-        """Return image scores that only a whole evaluation knows, by the image's index."""
+        """Return image scores that depend on the whole evaluation, by image index."""
         return {}
 
     def protocol(self) -> dict[str, Any]:
@@ -125,32 +125,32 @@ class EvaluatedModule(LightningModule, ABC):
 
     @property
     def evaluation_note(self) -> str:
-        """The end of a metrics table's title."""
+        """Suffix of the title of a metrics table."""
         return ""
 
     @property
     def confusion(self) -> Confusion | None:
-        """The counts behind classification metrics, if there are any."""
+        """Counts behind the classification metrics, if there are any."""
         return None
 
     def write_extras(self, folder: Path) -> None:
-        """Write what a test leaves beside ``metrics.json`` and ``scores.csv``, if anything."""
+        """Write any test results other than ``metrics.json`` and ``scores.csv``."""
 
     @property
     def data(self) -> AnomalyData | None:
-        """The data module in use, if a trainer has one of this package."""
+        """Data module in use; None unless the trainer has one of this package."""
         return data_module(self)
 
     def log_metrics(self, prefix: str, metrics: Mapping[str, float | None]) -> None:
-        """Log the metrics that are defined as ``prefix/...``."""
+        """Log all defined metrics as ``prefix/...``."""
         logged = {f"{prefix}/{name}": v for name, v in metrics.items() if v is not None}
         if self.weights["random"]:
-            logged[f"{prefix}/random_weights"] = 1.0  # so that no log shows metrics without it
+            logged[f"{prefix}/random_weights"] = 1.0  # marks the metrics in every log
         self.log_dict(logged, rank_zero_only=True)
 
 
 def data_module(module: LightningModule) -> AnomalyData | None:
-    """Return the data module in use, if the module's trainer has one of this package."""
+    """Return the data module in use; None unless the trainer has one of this package."""
     if module._trainer is None:
         return None
     data: object = module.trainer.datamodule  # type: ignore[attr-defined]
@@ -165,30 +165,31 @@ def without_backbone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def check_backbone(
     saved: Mapping[str, Any], saved_identity: str | None, weights: WeightsRecord, identity: str
 ) -> None:
-    """Check that a checkpoint was made on the backbone at hand.
+    """Check that a checkpoint was trained with the current backbone.
 
     Args:
-        saved: The record of weights in the checkpoint.
-        saved_identity: The sha256 of the backbone that it was made on.
-        weights: The record of the weights at hand.
-        identity: The sha256 of the backbone at hand.
+        saved: Record of the weights in the checkpoint.
+        saved_identity: sha256 of the backbone that the checkpoint was trained with.
+        weights: Record of the current weights.
+        identity: sha256 of the current backbone.
 
     Raises:
-        ValueError: If it was made on another backbone.
+        ValueError: If it was trained with another backbone.
     """
     if saved_identity != identity:
         raise ValueError(
-            f"the checkpoint was made on {saved.get('backbone')} with "
-            f"{saved.get('pretrained')}, not on {weights['backbone']} with "
-            f"{weights['pretrained']}, or on other tensors of that name"
+            f"the checkpoint was trained with {saved.get('backbone')} (weights "
+            f"{saved.get('pretrained')}, sha256 {str(saved_identity)[:8]}), but the current "
+            f"backbone is {weights['backbone']} (weights {weights['pretrained']}, sha256 "
+            f"{identity[:8]}): use the backbone and weights of the fit"
         )
 
 
 def frozen_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """Return the type that frozen weights are cast to for a trainer's precision, None for none.
+    """Return the dtype of frozen weights for a trainer's precision; None to leave them as is.
 
-    A CPU without bf16 instructions would be slower with them: there weights stay in float32, with a
-    warning.
+    bf16 would be slower on a CPU without bf16 instructions. There the weights stay in float32, with
+    a warning.
     """
     if not precision.endswith("-mixed"):
         return None
@@ -196,8 +197,8 @@ def frozen_dtype(precision: str, device: torch.device) -> torch.dtype | None:
         if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
             return torch.bfloat16
         warnings.warn(
-            f"precision {precision}: this CPU has no bf16 instructions, the frozen backbone stays "
-            f"in float32",
+            f"precision {precision}: this CPU has no bf16 instructions, so the frozen backbone "
+            f"stays in float32",
             stacklevel=2,
         )
         return None

@@ -1,9 +1,10 @@
-"""SDP of CLIP-AD (arXiv 2311.00453): zero-shot detection by a staged dual path.
+"""SDP of CLIP-AD (arXiv 2311.00453): zero-shot detection with a staged dual path.
 
-Two vectors stand for the words for normal and abnormal (representative vector selection). The image
-tower is walked twice with the same weights, the second time with value-value attention, whose
-patches keep their place; at the ends of four stages patches are compared with the words, after what
-the image as a whole says of them is put on the scales (feature surgery). Nothing is trained.
+The normal and the abnormal prompts are reduced to one text vector each (representative vector
+selection). A second path through the image tower with the same weights uses value-value attention,
+which keeps patch features local. At the ends of four stages the patches are compared with the two
+text vectors, weighted by the similarity of the class token to each (feature surgery). Nothing is
+trained.
 """
 
 from __future__ import annotations
@@ -27,29 +28,30 @@ __all__ = ["SDP", "feature_surgery", "text_score"]
 
 
 class SDP(CLIPMethod):
-    """Zero-shot anomaly detection with CLIP (CLIP-AD, sections 3 to 5 of the specification).
+    """Zero-shot anomaly detection with CLIP (CLIP-AD, arXiv 2311.00453; docs/methods/sdp.md).
 
     Args:
-        backbone: Which CLIP.
-        prompts: The words for normal and abnormal.
-        rvs: How the sentences of a class become one vector.
-        stages: Stage ends whose maps are added, 1-based; default: all four.
-        paths: surgery: value-value attention (the method). original: the direct map of CLIP's own
-            patch tokens (the paper's Figure 1).
+        backbone: The CLIP.
+        prompts: States and templates of the normal and the abnormal prompts.
+        rvs: Reduction of the prompts of a class to one vector.
+        stages: Stage ends whose maps are summed, 1-based; default: all four.
+        paths: surgery: value-value attention (the method). original: a direct map of CLIP's own
+            patch tokens (Figure 1 of the paper).
         stage_tokens: official: as in the published code, where the tokens of a stage include the
-            attention output of the block that follows. clean: as the block left them, which
-            paths: original always takes.
-        feature_surgery: Weigh the words by what the image as a whole says, take their difference;
-            false: the plain cosine with the words for abnormal (our choice for the ablation).
-        sigma: Gaussian blur of the map, in pixels.
-        evaluator: How figures are computed.
+            attention output of the next block. clean: the tokens as the block returns them, which
+            paths: original always uses.
+        feature_surgery: Weight the two text vectors by their similarity to the class token and take
+            their difference; false: plain cosine similarity to the abnormal prompts (our choice,
+            for the ablation).
+        sigma: Standard deviation of the Gaussian blur of the map, in pixels.
+        evaluator: Settings of the metrics.
     """
 
     must_be_fitted: ClassVar[bool] = False
     can_be_fitted: ClassVar[bool] = False
     score_part_names: ClassVar[tuple[str, ...]] = ("r0", "r1")
     reads_raw_patches: ClassVar[bool] = False
-    """Whether the patches of the original path are read, which costs some work if they are."""
+    """True to return the patches of the original path too, at some extra cost."""
 
     def __init__(
         self,
@@ -65,7 +67,7 @@ class SDP(CLIPMethod):
     ) -> None:
         super().__init__(evaluator)
         self.backbone = CLIPBackbone.of(backbone)
-        # Plain dictionaries come from checkpoints.
+        # Checkpoints store settings as plain dictionaries.
         self.prompts = PromptEnsemble(**prompts) if isinstance(prompts, dict) else prompts
         self.rvs = RVSSettings(**rvs) if isinstance(rvs, dict) else rvs
         self.stages = check_stages(stages, self.backbone.num_layers)
@@ -77,38 +79,38 @@ class SDP(CLIPMethod):
         self._text: dict[tuple[str, RVSSettings], Tensor] = {}
 
     def prepare(self, categories: list[str]) -> None:
-        """Encode the words of all categories."""
+        """Encode the prompts of all categories."""
         for name in categories:
             self.text(name)
 
     def text(self, category: str, dataset_name: str | None = None) -> Tensor:
-        """Return the text features ``(D, 2)`` of a category, encoded once: normal, abnormal.
+        """Return the text features ``(D, 2)`` of a category, cached: normal, abnormal.
 
         Args:
-            category: Of the data set in use.
-            dataset_name: The data set that settings follow; default: the one that is tested.
+            category: A category of the data set in use.
+            dataset_name: Data set that ``auto`` settings depend on; default: the one tested.
         """
-        words, rvs = self.words(category), self.rvs.resolve(dataset_name or self.dataset_name)
-        key = words, rvs
+        name, rvs = self.words(category), self.rvs.resolve(dataset_name or self.dataset_name)
+        key = name, rvs
         if key not in self._text:
-            self._text[key] = text_features(self.backbone, words, self.prompts, rvs)
+            self._text[key] = text_features(self.backbone, name, self.prompts, rvs)
         return self._text[key].to(self.device)
 
     def score(self, images: Tensor, categories: list[str]) -> Scores:
-        """Score images ``(B, 3, H, W)`` of the given categories; see :meth:`score_with_text`."""
+        """Score images ``(B, 3, H, W)`` of given categories; see :meth:`score_with_text`."""
         return self.score_with_text(images, torch.stack([self.text(name) for name in categories]))
 
     @torch.no_grad()
     def score_with_text(self, images: Tensor, text: Tensor) -> Scores:
-        """Score images against the text features of their objects.
+        """Score images against the text features of their categories.
 
         Args:
-            images: uint8 ``(B, 3, H, W)``, or floating and normalised already.
+            images: uint8 ``(B, 3, H, W)``, or floating point and already normalised.
             text: ``(B, D, 2)``, unit columns: normal, abnormal.
 
         Returns:
-            The blurred map; ``image_score`` and the first of the two score parts are the text score
-            r0, the second is the map's maximum r1.
+            The blurred map. ``image_score`` and the first score part are the text score r0, the
+            second score part is the maximum r1 of the map.
         """
         with self.backbone.out_of_autocast():  # cosines and softmaxes stay in float32
             tokens, class_token = self.encode(images)
@@ -119,7 +121,7 @@ class SDP(CLIPMethod):
         return Scores(image_score=r0, anomaly_map=maps, score_parts=torch.stack([r0, r1], dim=1))
 
     def encode(self, images: Tensor) -> tuple[list[Tokens], Tensor]:
-        """Return the tokens of the asked stages, and CLIP's image embedding ``(B, D)``."""
+        """Return the tokens of the selected stages, and CLIP's image embedding ``(B, D)``."""
         last = self.backbone.num_layers
         layers = sorted({*self.stages, last})
         if self.paths == "surgery":
@@ -138,10 +140,10 @@ class SDP(CLIPMethod):
         ], class_token
 
     def similarity(self, stages: Sequence[Tensor], text: Tensor) -> Tensor:
-        """Add up what the stages say: ``(B, 1 + N)``, high = abnormal, the class token included.
+        """Return the summed token scores of the stages, ``(B, 1 + N)``, higher = more abnormal.
 
         Args:
-            stages: Projected tokens ``(B, 1 + N, D)`` of each stage.
+            stages: Projected tokens ``(B, 1 + N, D)`` of each stage, class token first.
             text: ``(B, D, 2)``.
         """
         if self.feature_surgery:
@@ -150,17 +152,17 @@ class SDP(CLIPMethod):
         return sum((unit(tokens) @ abnormal).squeeze(-1) for tokens in stages)  # type: ignore[return-value]
 
     def upsample(self, similarity: Tensor) -> Tensor:
-        """Turn token scores ``(B, 1 + N)`` into maps ``(B, H, W)``, not blurred."""
+        """Upsample token scores ``(B, 1 + N)`` to maps ``(B, H, W)``, without blur."""
         return patches_to_map(similarity[:, 1:], (self.image_size, self.image_size))
 
 
 def feature_surgery(tokens: Tensor, text: Tensor) -> Tensor:
-    """Score the tokens of one stage, the words weighed by the class token (equation of section 5).
+    """Score the tokens of one stage, with text vectors weighted by the class token.
 
-    With ``p`` the softmax over the two classes of the class token's cosines (no temperature), the
-    published product over all channels reduces for two classes to
-    ``p_abnormal * cos(token, abnormal) - p_normal * cos(token, normal)``, that is one product with
-    one direction an image. The score for normal is its negative.
+    Let ``p`` be the softmax over the two classes of the cosines of the class token, without a
+    temperature. For two classes the published product over all channels reduces to
+    ``p_abnormal * cos(token, abnormal) - p_normal * cos(token, normal)``, which is one dot product
+    with one direction per image. The score for normal is its negative. See docs/methods/sdp.md.
 
     Args:
         tokens: Projected tokens ``(B, 1 + N, D)``, class token first, not normalised.
@@ -177,12 +179,12 @@ def feature_surgery(tokens: Tensor, text: Tensor) -> Tensor:
 
 
 def text_score(class_token: Tensor, text: Tensor, factor: float = 100.0) -> Tensor:
-    """Return the probability ``(B,)`` that an image is abnormal (section 5, r0).
+    """Return the probability r0 ``(B,)`` that an image is abnormal (docs/methods/sdp.md).
 
     Args:
         class_token: CLIP's image embedding ``(B, D)``, not normalised.
         text: ``(B, D, 2)``, unit columns: normal, abnormal.
-        factor: What cosines are multiplied by before the softmax.
+        factor: Factor of the cosines before the softmax.
     """
     cosines = (unit(class_token).unsqueeze(1) @ text).squeeze(1)  # (B, 2)
     return (factor * cosines).softmax(dim=-1)[:, 1]

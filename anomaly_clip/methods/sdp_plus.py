@@ -1,8 +1,9 @@
-"""SDP+ of CLIP-AD (arXiv 2311.00453): linear layers bring patches nearer to the words.
+"""SDP+ of CLIP-AD (arXiv 2311.00453): trained linear layers align patches with the prompts.
 
-The tokens of the original path go through one linear layer a stage and are compared with the words;
-the probabilities are added to SDP's map. The layers are learnt on the labelled test split of
-another data set (``data.auxiliary``), the tower stays frozen.
+One linear layer per stage projects the patch tokens of the original path into the text space, where
+they are compared with the text vectors. The resulting probabilities are added to the map of SDP.
+The layers are trained on the labelled test split of another data set (``data.auxiliary``); the CLIP
+stays frozen.
 """
 
 from __future__ import annotations
@@ -36,30 +37,31 @@ if TYPE_CHECKING:
 
 __all__ = ["SDPPlus", "read_linear_layers"]
 
-FACTOR = 100.0  # of cosines, before the softmax over the two classes
-LAYERS_KEY = "linear_layers"  # of the authors' files
-SIGMA = {"VisA": 2.0}  # of the Gaussian, in pixels at 240 (published)
+FACTOR = 100.0  # factor of the cosines before the softmax over the two classes
+LAYERS_KEY = "linear_layers"  # key in the authors' files
+SIGMA = {"VisA": 2.0}  # Gaussian blur, in pixels at image size 240 (published)
 DEFAULT_SIGMA = 8.0
 
 
 class SDPPlus(SDP):
-    """SDP with trained linear layers (CLIP-AD, section 6 of the specification).
+    """SDP with trained linear layers (CLIP-AD, arXiv 2311.00453; docs/methods/sdp_plus.md).
 
     Args:
-        backbone: Which CLIP.
-        prompts: The words for normal and abnormal.
-        rvs: How the sentences of a class become one vector; ``auto`` settings follow the data set
-            that is learnt from during training, the one that is tested afterwards.
+        backbone: The CLIP.
+        prompts: States and templates of the normal and the abnormal prompts.
+        rvs: Reduction of the prompts of a class to one vector; ``auto`` settings depend on the
+            auxiliary data set during training, on the tested one afterwards.
         stages: Stage ends, 1-based; default: all four.
         stage_tokens: As for :class:`SDP`.
-        sigma: Gaussian blur of the map, in pixels; auto: 2 on VisA, 8 elsewhere (published).
+        sigma: Standard deviation of the Gaussian blur of the map, in pixels; auto: 2 on VisA, 8
+            elsewhere (published).
         lr: Learning rate of Adam.
-        linear_layers: Trained layers in the authors' format (a dictionary ``linear_layers`` of
-            ``fc.{i}.weight`` and ``fc.{i}.bias``); with it nothing must be fitted.
-        feature_cache_gb: How large the cache of what the frozen tower says of images may become, in
-            GB (1e9 bytes); it is filled at the start of ``fit``. 0 for none: images are then
-            decoded and encoded in every epoch.
-        evaluator: How figures are computed.
+        linear_layers: File of trained layers in the authors' format (a dictionary ``linear_layers``
+            of ``fc.{i}.weight`` and ``fc.{i}.bias``); with it no fit is needed.
+        feature_cache_gb: Maximum size of the cache of frozen image features, in GB (1e9 bytes). The
+            cache is filled at the start of ``fit``. 0 turns it off: images are then decoded and
+            encoded in every epoch.
+        evaluator: Settings of the metrics.
     """
 
     can_be_fitted: ClassVar[bool] = True
@@ -93,13 +95,13 @@ class SDPPlus(SDP):
         )
         check_above("model.lr", lr, 0)
         check_at_least("model.feature_cache_gb", feature_cache_gb, 0)
-        self.asked_sigma = sigma
+        self.requested_sigma = sigma
         self.feature_cache_gb = feature_cache_gb
         self.lr = lr
         self.fitted = linear_layers is not None
         width, dim = self.backbone.visual.conv1.out_channels, self.backbone.visual.output_dim
         with torch.random.fork_rng(devices=[]):
-            # The start depends on the seed alone, not on what was drawn before.
+            # The initial weights depend on the seed alone, not on earlier random numbers.
             torch.manual_seed(torch.initial_seed())
             self.fc = nn.ModuleList(nn.Linear(width, dim) for _ in self.stages)
         self.save_hyperparameters(
@@ -118,11 +120,11 @@ class SDPPlus(SDP):
 
     @property
     def must_be_fitted(self) -> bool:  # type: ignore[override]
-        """Whether there are no trained layers yet."""
+        """True while there are no trained layers."""
         return not self.fitted
 
     def setup(self, stage: str) -> None:
-        """Check that there is a labelled set to learn from; see the base.
+        """Check that there is a labelled data set to train on; see the base class.
 
         Raises:
             ValueError: If ``fit`` has none.
@@ -130,39 +132,44 @@ class SDPPlus(SDP):
         super().setup(stage)
         if stage == "fit" and (self.data is None or self.data.auxiliary is None):
             raise ValueError(
-                "SDPPlus learns from another data set's labelled test images: name it with "
-                "--data.auxiliary VisA --data.auxiliary.root DIR"
+                "SDPPlus is trained on the labelled test images of another data set, but "
+                "data.auxiliary is not set: name one, as in --data.auxiliary VisA "
+                "--data.auxiliary.root DIR"
             )
-        if stage == "fit" and not self.learnt_from.has_masks:
-            raise ValueError(f"SDPPlus learns from masks, {self.learnt_from.dataset_name} has none")
+        if stage == "fit" and not self.auxiliary_data.has_masks:
+            raise ValueError(
+                f"SDPPlus is trained on masks, but data.auxiliary "
+                f"{self.auxiliary_data.dataset_name} has none: choose a data set with masks, such "
+                f"as VisA or MVTecAD"
+            )
 
     @property
-    def learnt_from(self) -> AnomalyData:
-        """The data set that ``fit`` learns from."""
+    def auxiliary_data(self) -> AnomalyData:
+        """Auxiliary data set that ``fit`` trains on."""
         assert self.data is not None
         assert self.data.auxiliary is not None
         return self.data.auxiliary
 
     @property
     def external_weights(self) -> dict[str, str] | None:
-        """File and sha256 of the layers, if they come from a file."""
+        """File and sha256 of the layers, if they were read from a file."""
         return self._external
 
     @property
     def blur(self) -> float:
-        """The Gaussian's deviation in use, in pixels."""
-        if self.asked_sigma == "auto":
+        """Standard deviation of the Gaussian blur in use, in pixels."""
+        if self.requested_sigma == "auto":
             return SIGMA.get(self.dataset_name or "", DEFAULT_SIGMA)
-        return self.asked_sigma
+        return self.requested_sigma
 
     @torch.no_grad()
     def score_with_text(self, images: Tensor, text: Tensor) -> Scores:
-        """Score images against the text features of their objects; see :class:`SDP`."""
+        """Score images against the text features of their categories; see :class:`SDP`."""
         return self._score_tokens(self.tokens(images, scoring=True), text)
 
     @torch.no_grad()
     def score_features(self, features: dict[str, Tensor], categories: list[str]) -> Scores:
-        """Score what :meth:`tokens` returned, kept in half precision."""
+        """Score the tokens from :meth:`tokens`, cached in half precision."""
         return self._score_tokens(features, torch.stack([self.text(name) for name in categories]))
 
     def _score_tokens(self, tokens: dict[str, Tensor], text: Tensor) -> Scores:
@@ -172,23 +179,23 @@ class SDPPlus(SDP):
             class_token = tokens.get("class_token", projected[-1][:, 0])
             similarity = self.similarity(projected, text)
             size = (self.image_size, self.image_size)
-            learnt = self.stage_maps([tokens[f"raw.{s}"] for s in self.stages], text, size)
-            maps = gaussian_blur(self.upsample(similarity) + learnt.sum(dim=0), self.blur)
+            trained = self.stage_maps([tokens[f"raw.{s}"] for s in self.stages], text, size)
+            maps = gaussian_blur(self.upsample(similarity) + trained.sum(dim=0), self.blur)
             r0 = text_score(class_token, text)
             r1 = image_score(maps, "max")
         return Scores(image_score=r0, anomaly_map=maps, score_parts=torch.stack([r0, r1], dim=1))
 
     @torch.no_grad()
     def tokens(self, images: Tensor, *, scoring: bool) -> dict[str, Tensor]:
-        """Return the tokens of the frozen tower for images, in its own type.
+        """Return the tokens of the frozen image tower, in its own dtype.
 
         Args:
-            images: uint8 ``(B, 3, H, W)``, or floating and normalised already.
-            scoring: Whether all that a score needs is asked for, or what a training step needs.
+            images: uint8 ``(B, 3, H, W)``, or floating point and already normalised.
+            scoring: Return all tokens needed for scoring instead of those of a training step.
 
         Returns:
-            For each stage ``raw.{stage}`` ``(B, N, W)``, the patches of the original path; and for
-            scoring ``projected.{stage}`` ``(B, 1 + N, D)`` and, if the last stage is not used,
+            ``raw.{stage}`` ``(B, N, W)`` for each stage, the patches of the original path. For
+            scoring also ``projected.{stage}`` ``(B, 1 + N, D)`` and, if the last stage is not used,
             ``class_token`` ``(B, D)``.
         """
         with self.backbone.out_of_autocast():
@@ -202,11 +209,11 @@ class SDPPlus(SDP):
         return tokens_by_name
 
     def on_fit_start(self) -> None:
-        """Let the frozen tower see all images, once; see ``feature_cache_gb``.
+        """Encode all images once with the frozen image tower; see ``feature_cache_gb``.
 
         Raises:
             OSError: If features cannot be written.
-            ValueError: If they would take more room than there is.
+            ValueError: If they would exceed the available space.
         """
         data = self.data
         if self.feature_cache_gb == 0 or data is None or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -226,16 +233,16 @@ class SDPPlus(SDP):
         return f"{backbone.identity} {dtype} {pixels} {options} {code} {version('open_clip_torch')}"
 
     def stage_maps(self, stages: Sequence[Tensor], text: Tensor, size: tuple[int, int]) -> Tensor:
-        """Return the stages' probabilities of the abnormal class, ``(stages, B, *size)``.
+        """Return the probability maps of the abnormal class, ``(stages, B, *size)``.
 
-        Logits are upsampled, then turned into probabilities, as published.
+        As published, logits are upsampled before they become probabilities.
 
         Args:
             stages: Patches of the original path, ``(B, N, W)`` each.
             text: ``(B, D, 2)``, unit columns: normal, abnormal.
             size: Height and width in pixels.
         """
-        direction = (text[..., 1] - text[..., 0]).unsqueeze(-1)  # of two classes only this counts
+        direction = (text[..., 1] - text[..., 0]).unsqueeze(-1)  # enough for two classes
         maps = []
         for layer, tokens in zip(self.fc, stages, strict=True):
             logits = FACTOR * (unit(layer(tokens.float())) @ direction).squeeze(-1)
@@ -243,9 +250,9 @@ class SDPPlus(SDP):
         return torch.stack(maps)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return focal and dice loss, summed over the stages."""
+        """Return the focal and dice losses, summed over the stages."""
         mask = batch["mask"]
-        dataset_name = self.learnt_from.dataset_name
+        dataset_name = self.auxiliary_data.dataset_name
         text = torch.stack([self.text(name, dataset_name) for name in batch["category"]])
         if "features" in batch:
             tokens = batch["features"]
@@ -257,23 +264,23 @@ class SDPPlus(SDP):
             focal = torch.stack([focal_loss(stage_map, mask) for stage_map in maps])
             dice = torch.stack([dice_loss(stage_map, mask) for stage_map in maps])
         loss = focal.sum() + dice.sum()
-        figures = {"train/focal": focal.sum().detach(), "train/dice": dice.sum().detach()}
+        metrics = {"train/focal": focal.sum().detach(), "train/dice": dice.sum().detach()}
         count = len(mask)
-        self.log_dict(figures, on_step=False, on_epoch=True, batch_size=count, sync_dist=True)
+        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=count, sync_dist=True)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=count)
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return Adam without schedule, as published."""
+        """Return Adam without a schedule, as published."""
         return torch.optim.Adam(self.fc.parameters(), lr=self.lr)
 
     @property
     def export_name(self) -> str:
-        """The file that the layers are written to."""
+        """Name of the exported file."""
         return "linear_layers.pth"
 
     def export(self, folder: Path) -> Path:
-        """Write the layers, in the authors' format."""
+        """Write the layers in the authors' format."""
         file = folder / self.export_name
         state = {f"fc.{key}": value.detach().cpu() for key, value in self.fc.state_dict().items()}
         with atomic_path(file) as temporary:
@@ -281,45 +288,48 @@ class SDPPlus(SDP):
         return file
 
     def load_linear_layers(self, file: Path) -> None:
-        """Take the layers of a file in the authors' format.
+        """Load the layers from a file in the authors' format.
 
         Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If it is no such file, or of another backbone.
+            FileNotFoundError: If the file does not exist.
+            ValueError: If it has another format, or fits another backbone.
         """
         state = read_linear_layers(file)
-        own_state = {f"fc.{key}": value for key, value in self.fc.state_dict().items()}
+        current_state = {f"fc.{key}": value for key, value in self.fc.state_dict().items()}
         shapes, expected = (
-            {k: v.shape for k, v in tensors.items()} for tensors in (state, own_state)
+            {k: v.shape for k, v in tensors.items()} for tensors in (state, current_state)
         )
         if shapes != expected:
-            there, here = (_width(tensors) for tensors in (state, own_state))
+            given, needed = (_width(tensors) for tensors in (state, current_state))
             odd = sorted(shapes.keys() ^ expected.keys())
-            if there == here:
-                there = f"{odd[0]} is {'missing' if odd[0] in expected else 'not expected'}"
+            if given == needed:
+                given = f"{odd[0]} is {'missing' if odd[0] in expected else 'unexpected'}"
             raise ValueError(
-                f"model.linear_layers {file}: {there}, but {self.backbone.settings.name} with "
-                f"stages {self.stages} takes {here}"
+                f"model.linear_layers {file}: {given}, but {self.backbone.settings.name} with "
+                f"stages {self.stages} needs {needed}; choose the backbone and stages of its fit"
             )
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
         self._external = {"file": str(file), "sha256": digest}
-        self.fc.load_state_dict({key.removeprefix("fc."): state[key] for key in own_state})
+        self.fc.load_state_dict({key.removeprefix("fc."): state[key] for key in current_state})
 
 
 def read_linear_layers(file: Path) -> dict[str, Tensor]:
     """Read the authors' format: a dictionary ``linear_layers`` of ``fc.{i}.weight`` and ``.bias``.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no such file.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it has another format.
     """
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise FileNotFoundError(f"model.linear_layers {file}: there is no such file") from None
-    except Exception as error:  # pickle, zip and torch have many kinds
+        raise FileNotFoundError(
+            f"model.linear_layers {file}: there is no such file; give a linear_layers.pth"
+        ) from None
+    except Exception as error:  # pickle, zip and torch raise many types
         raise ValueError(
-            f"model.linear_layers {file}: not a file that can be read safely ({reason(error)})"
+            f"model.linear_layers {file}: not a file that can be read safely ({reason(error)}); "
+            f"give a linear_layers.pth"
         ) from None
     state = content.get(LAYERS_KEY) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(
@@ -327,14 +337,14 @@ def read_linear_layers(file: Path) -> dict[str, Tensor]:
         for key, value in state.items()
     ):
         raise ValueError(
-            f"model.linear_layers {file}: expected a dictionary {LAYERS_KEY} of fc.0.weight, "
-            f"fc.0.bias and so on"
+            f"model.linear_layers {file}: expected a dictionary {LAYERS_KEY} with the tensors "
+            f"fc.0.weight, fc.0.bias and so on; give a linear_layers.pth"
         )
     return {key: value.float() for key, value in state.items()}
 
 
 def _width(state: dict[str, Tensor]) -> str:
-    """Describe layers by their number and width."""
+    """Describe layers by their number and widths."""
     weights = [value for key, value in state.items() if key.endswith("weight")]
     if not weights:
         return "no layers"

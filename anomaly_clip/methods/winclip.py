@@ -1,9 +1,9 @@
-"""WinCLIP (arXiv 2303.14814): CLIP's own answer for every small window of an image, and few-shot.
+"""WinCLIP (arXiv 2303.14814): zero-shot CLIP scores of image windows, and few-shot WinCLIP+.
 
-The image tower is run once for the whole image and once for every window of 2 x 2 and 3 x 3
-patches, seen alone. Windows that look abnormal make the map; with a few normal reference images,
-what is unlike all of them does, too. There is no official code: where public re-implementations
-differ, the specification says which is followed and why.
+The image tower encodes the whole image and, in isolation, every window of 2 x 2 and 3 x 3 patches.
+The abnormal probabilities of the windows form the map. With a few normal reference images, the
+distance from the nearest reference embedding is added. There is no official code: where public
+re-implementations differ, docs/methods/winclip.md states which one is followed and why.
 """
 
 from __future__ import annotations
@@ -39,30 +39,30 @@ STATES_NORMAL = (
 STATES_ABNORMAL = ("damaged {}", "{} with flaw", "{} with defect", "{} with damage")
 PROMPTS = PromptEnsemble(list(STATES_NORMAL), list(STATES_ABNORMAL))
 TOKENS_AT_ONCE = {"cpu": 1024, "else": 65536}
-"""Of windows, in one pass of the tower: what lies between two products then stays in a cache."""
+"""Maximum number of window tokens per pass, so that activations stay in the processor's cache."""
 
 
 class Embeddings(NamedTuple):
     """Embeddings of images, their patches and their windows."""
 
     image: Tensor
-    """``(B, D)``, of the whole image."""
+    """``(B, D)``, the whole image."""
     patches: Tensor | None
-    """``(B, N, W)``, after the last LayerNorm, without projection; None if not asked for."""
+    """``(B, N, W)``, after the last LayerNorm, not projected; None if not requested."""
     windows: tuple[Tensor, ...]
-    """``(B, windows, D)`` a scale, row by row of the upper left corners."""
+    """``(B, windows, D)`` per scale, in row-major order of the upper left corners."""
 
 
 class WinCLIP(CLIPMethod):
-    """WinCLIP, zero-shot; with ``data.shots``, WinCLIP+ with that many references a category.
+    """Zero-shot WinCLIP; with ``data.shots``, WinCLIP+ with that many references per category.
 
     Args:
-        backbone: Which CLIP.
-        prompts: The words for normal and abnormal; templates full are the paper's 22, reimpl the 21
-            of the re-implementations.
-        scales: Sides of the windows, in patches.
-        temperature: Of the softmax over the two classes.
-        evaluator: How figures are computed.
+        backbone: The CLIP.
+        prompts: States and templates of the normal and the abnormal prompts. Templates full are the
+            22 of the paper, reimpl the 21 of the re-implementations.
+        scales: Sides of the windows, in patches; default: 2 and 3.
+        temperature: Temperature of the softmax over the two classes.
+        evaluator: Settings of the metrics.
     """
 
     must_be_fitted: ClassVar[bool] = False
@@ -85,14 +85,14 @@ class WinCLIP(CLIPMethod):
         side = self.backbone.image_size // self.backbone.patch_size
         if not self.scales or min(self.scales) < 1 or max(self.scales) > side:
             raise ValueError(
-                f"model.scales {self.scales}: expected sides of windows between 1 and the "
-                f"{side} patches of an image's side"
+                f"model.scales {self.scales}: expected window sides from 1 to {side} patches, "
+                f"the side of the image; default: [2, 3]"
             )
         self._memory: dict[str, Embeddings] = {}
         self._text: dict[str, Tensor] = {}
 
     def prepare(self, categories: list[str]) -> None:
-        """Encode the words of all categories and, with shots, their references, once."""
+        """Encode the prompts of all categories and, with shots, their reference images."""
         self._memory.clear()
         self.reference_paths.clear()
         for name in categories:
@@ -100,7 +100,7 @@ class WinCLIP(CLIPMethod):
         data = self.data
         if data is None or not data.has_shots:
             return
-        for name in track(categories, "looking at references"):
+        for name in track(categories, "encoding references"):
             references = data.references(name)
             self.reference_paths[name] = list(references["path"])
             self._memory[name] = self.remember(references["image"].to(self.device))
@@ -108,17 +108,17 @@ class WinCLIP(CLIPMethod):
     def text(self, category: str) -> Tensor:
         """Return the text features ``(D, 2)`` of a category: normal, abnormal.
 
-        They are the means of embeddings that are not normalised, unlike CLIP-AD's.
+        Unlike in CLIP-AD, the embeddings are averaged without normalising them first.
         """
-        words = self.words(category)
-        if words not in self._text:
-            self._text[words] = text_features(
-                self.backbone, words, self.prompts, RVSSettings("mean"), unit_rows=False
+        name = self.words(category)
+        if name not in self._text:
+            self._text[name] = text_features(
+                self.backbone, name, self.prompts, RVSSettings("mean"), unit_rows=False
             )
-        return self._text[words].to(self.device)
+        return self._text[name].to(self.device)
 
     def score(self, images: Tensor, categories: list[str]) -> Scores:
-        """Score images ``(B, 3, H, W)`` of the given categories; see :meth:`score_with_text`."""
+        """Score images ``(B, 3, H, W)`` of given categories; see :meth:`score_with_text`."""
         text = torch.stack([self.text(name) for name in categories])  # (B, D, 2)
         memory = None
         if self._memory:
@@ -129,12 +129,12 @@ class WinCLIP(CLIPMethod):
     def score_with_text(
         self, images: Tensor, text: Tensor, memory: Sequence[Embeddings] | None = None
     ) -> Scores:
-        """Score images against the text features of their objects and against references.
+        """Score images against the text features of their categories and against references.
 
         Args:
-            images: uint8 ``(B, 3, H, W)``, or floating and normalised already.
+            images: uint8 ``(B, 3, H, W)``, or floating point and already normalised.
             text: ``(B, D, 2)``, unit columns: normal, abnormal.
-            memory: What :meth:`remember` returns, one an image; None for zero-shot.
+            memory: Result of :meth:`remember` for each image; None for zero-shot.
         """
         with self.backbone.out_of_autocast():
             embeddings = self.embed(images, with_patches=memory is not None)
@@ -149,16 +149,16 @@ class WinCLIP(CLIPMethod):
 
     @property
     def side(self) -> int:
-        """How many patches lie along a side of an image."""
+        """Number of patches along a side of the image."""
         return self.image_size // self.backbone.patch_size
 
     def embed(self, images: Tensor, with_patches: bool = True) -> Embeddings:
-        """Run the tower on whole images and on all their windows.
+        """Encode whole images and all their windows.
 
         Args:
-            images: uint8 ``(B, 3, H, W)``, or floating and normalised already.
-            with_patches: Whether the patches of whole images are asked for, too; without them the
-                whole image is but the largest window.
+            images: uint8 ``(B, 3, H, W)``, or floating point and already normalised.
+            with_patches: Return the patches of the whole images too; without them the whole image
+                is encoded as one more window.
         """
         backbone = self.backbone
         tokens = backbone.embed(images)
@@ -176,7 +176,7 @@ class WinCLIP(CLIPMethod):
 
     @torch.no_grad()
     def remember(self, images: Tensor) -> Embeddings:
-        """Return what references ``(k, 3, H, W)`` look like, unit vectors, all in one row each."""
+        """Return embeddings of references ``(k, 3, H, W)``: unit patches and windows, flattened."""
         with self.backbone.out_of_autocast():
             embeddings = self.embed(images)
         assert embeddings.patches is not None
@@ -186,11 +186,11 @@ class WinCLIP(CLIPMethod):
         )
 
     def abnormal(self, embeddings: Tensor, text: Tensor) -> Tensor:
-        """Return the probability ``(B, n)`` that embeddings ``(B, n, D)`` look abnormal."""
+        """Return the probability ``(B, n)`` that embeddings ``(B, n, D)`` are abnormal."""
         return (unit(embeddings) @ text / self.temperature).softmax(dim=-1)[..., 1]
 
     def zero_shot_grid(self, images: Embeddings, text: Tensor, image_score: Tensor) -> Tensor:
-        """Return M0 ``(B, N)``: harmonic mean of the scales and of the image's own score."""
+        """Return M0 ``(B, N)``: harmonic mean of the maps of all scales and of the image score."""
         inverse = 1 / image_score.unsqueeze(1)  # (B, 1)
         for scale, embeddings in zip(self.scales, images.windows, strict=True):
             scores = self.abnormal(embeddings, text)
@@ -209,10 +209,10 @@ class WinCLIP(CLIPMethod):
 
 @lru_cache(maxsize=16)
 def window_patches(side: int, scale: int) -> Tensor:
-    """Return which patches each window holds, int64 ``(windows, scale * scale)``.
+    """Return the patch indices of each window, int64 ``(windows, scale * scale)``.
 
-    Windows of ``scale`` x ``scale`` patches at every place of a grid, row by row of their upper
-    left corners; patches are numbered row by row without the class token.
+    Windows of ``scale`` x ``scale`` patches at every position of the grid, in row-major order of
+    their upper left corners. Patches are numbered row by row, without the class token.
 
     Example:
         >>> from anomaly_clip.methods.winclip import window_patches
@@ -228,31 +228,31 @@ def window_patches(side: int, scale: int) -> Tensor:
 def embed_windows(
     backbone: CLIPBackbone, tokens: Tensor, windows: Sequence[Tensor]
 ) -> list[Tensor]:
-    """Return the embeddings of windows of several scales, ``(B, windows, D)`` each, seen alone.
+    """Return the embeddings of isolated windows, ``(B, windows, D)`` for each scale.
 
-    What is the same in all windows is computed once: the first block's queries, keys and values are
-    those of its tokens, wherever they stand. Of the last block only the class token is needed.
+    Queries, keys and values of the first block do not depend on the window, so they are computed
+    once. The last block only computes the class token.
 
     Args:
         backbone: The frozen CLIP.
-        tokens: The input of the first block ``(B, 1 + N, W)``.
-        windows: Of each scale, see :func:`window_patches`.
+        tokens: Input of the first block, ``(B, 1 + N, W)``.
+        windows: The patch indices of each scale; see :func:`window_patches`.
     """
     block = backbone.visual.transformer.resblocks[0]
     mixed = F.linear(block.ln_1(tokens), block.attn.in_proj_weight, block.attn.in_proj_bias)
-    most = TOKENS_AT_ONCE["cpu" if tokens.device.type == "cpu" else "else"]
+    max_tokens = TOKENS_AT_ONCE["cpu" if tokens.device.type == "cpu" else "else"]
     embeddings = []
     for patches in windows:
         first = torch.zeros(len(patches), 1, dtype=torch.int64)
         members = torch.cat([first, patches + 1], dim=1).to(tokens.device)  # (windows, 1 + k * k)
-        several = max(1, most // (len(tokens) * members.shape[1]))
-        parts = [_embed_some(backbone, tokens, mixed, part) for part in members.split(several)]
+        per_pass = max(1, max_tokens // (len(tokens) * members.shape[1]))
+        parts = [_embed_part(backbone, tokens, mixed, part) for part in members.split(per_pass)]
         embeddings.append(torch.cat(parts, dim=1))
     return embeddings
 
 
-def _embed_some(backbone: CLIPBackbone, tokens: Tensor, mixed: Tensor, members: Tensor) -> Tensor:
-    """Embed some windows; ``mixed`` holds the first block's queries, keys and values."""
+def _embed_part(backbone: CLIPBackbone, tokens: Tensor, mixed: Tensor, members: Tensor) -> Tensor:
+    """Embed part of the windows; ``mixed`` holds the first block's queries, keys and values."""
     blocks = backbone.visual.transformer.resblocks
     x = tokens[:, members].flatten(0, 1)  # (B * windows, 1 + k * k, W)
     mixed = mixed[:, members].flatten(0, 1)  # (B * windows, 1 + k * k, 3 * W)
@@ -264,7 +264,7 @@ def _embed_some(backbone: CLIPBackbone, tokens: Tensor, mixed: Tensor, members: 
             parts = mixed.split(width, dim=-1)
         elif number + 1 < len(blocks):
             parts = F.linear(block.ln_1(x), weight, bias).split(width, dim=-1)
-        else:  # of the last block only the class token is read
+        else:  # the last block only has to return the class token
             rows, normed = 1, block.ln_1(x)
             first = F.linear(normed[:, :1], weight[:width], bias[:width])
             rest = F.linear(normed, weight[width:], bias[width:])
@@ -279,11 +279,11 @@ def _embed_some(backbone: CLIPBackbone, tokens: Tensor, mixed: Tensor, members: 
 
 
 def harmonic_map(scores: Tensor, patches: Tensor) -> Tensor:
-    """Return the harmonic mean ``(B, N)`` of the scores of all windows that hold a patch.
+    """Return the harmonic mean ``(B, N)`` of the scores of all windows that cover each patch.
 
     Args:
-        scores: ``(B, windows)``, 0 or more; a patch with a score of 0 above it has 0.
-        patches: See :func:`window_patches`.
+        scores: ``(B, windows)``, at least 0; a patch covered by a window with score 0 gets 0.
+        patches: Patch indices of the windows; see :func:`window_patches`.
     """
     patches = patches.to(scores.device)
     index = patches.flatten()  # (windows * k * k,)
@@ -298,13 +298,13 @@ def association(embeddings: Tensor, memory: Tensor) -> Tensor:
     """Return the distance ``(n,)`` in [0, 1] of embeddings ``(n, D)`` from the nearest in memory.
 
     Args:
-        embeddings: Of any length.
+        embeddings: ``(n, D)``, of any norm.
         memory: ``(m, D)``, unit rows.
     """
     return 0.5 * (1 - (unit(embeddings) @ memory.T).amax(dim=-1))
 
 
 def _nearest(embeddings: Tensor, memory: Sequence[Tensor]) -> Tensor:
-    """Return :func:`association` image by image, ``(B, n)``."""
+    """Return :func:`association` for each image, ``(B, n)``."""
     pairs = zip(embeddings, memory, strict=True)
     return torch.stack([association(rows, references) for rows, references in pairs]).clamp(min=0)
