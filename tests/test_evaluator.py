@@ -229,7 +229,7 @@ def test_bootstrap_is_seeded_and_holds_the_figure() -> None:
 
 
 def test_settings_that_contradict() -> None:
-    with pytest.raises(ValueError, match="choose one"):
+    with pytest.raises(ValueError, match="cannot both be True"):
         EvaluatorSettings(exact=True, fine=True)
     with pytest.raises(ValueError, match="bootstrap must be 1 or more"):
         EvaluatorSettings(bootstrap=0)
