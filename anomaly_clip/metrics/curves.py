@@ -29,7 +29,7 @@ CURVES = ("image_roc", "image_pr", "pixel_roc", "pixel_pr", "pixel_pro")
 """Names of the curves, in this order."""
 
 NUM_POINTS = 128
-"""Largest number of points per curve."""
+"""Points sampled along a curve; the end of the curve may add one."""
 SAMPLED = 4096
 """Number of thresholds sampled if every pixel may have a different score."""
 
