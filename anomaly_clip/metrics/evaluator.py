@@ -293,7 +293,7 @@ class Evaluator(Metric):
                 "image_auroc": _defined(auroc(score, label)),
                 "image_ap": _defined(average_precision(score, label)),
                 "image_f1_max": _defined(f1_max(score, label)),
-                **pixels[row].metrics,
+                **pixels[row].figures,
             }
             if bounds:
                 intervals[name] = bounds

@@ -82,8 +82,8 @@ ROUNDING = 1e-12
 class PixelResult(NamedTuple):
     """Metrics of one row."""
 
-    metrics: dict[str, float | None]
-    """By the names of `PIXEL_FIGURES`; None if undefined (a single class)."""
+    figures: dict[str, float | None]
+    """Metric values by the names of `PIXEL_FIGURES`; None if undefined (a single class)."""
     bounds: Bounds
     """Certified bounds; empty if the metrics are exact."""
     curves: Curves = MappingProxyType({})
@@ -109,7 +109,8 @@ class PixelHistogram(Metric):
         >>> maps = torch.tensor([[[0.9, 0.2], [0.1, 0.3]]])
         >>> metric = PixelHistogram()
         >>> metric.update(maps, maps > 0.5)
-        >>> metric.compute()[0].metrics["pixel_auroc"]
+        >>> values, bounds, curves = metric.compute()[0]
+        >>> values["pixel_auroc"]
         1.0
     """
 
