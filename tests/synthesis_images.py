@@ -1,4 +1,4 @@
-"""Images of noise and masks of several forms, for tests of synthetic defects."""
+"""Noise images and masks of several shapes for tests of synthetic defects."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def picture(rng: np.random.Generator, height: int, width: int, sigma: float) -> NDArray[np.uint8]:
+def noise_image(
+    rng: np.random.Generator, height: int, width: int, sigma: float
+) -> NDArray[np.uint8]:
     noise = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
     return cv2.GaussianBlur(noise, (0, 0), sigma).astype(np.uint8) if sigma else noise
 

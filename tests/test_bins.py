@@ -1,4 +1,4 @@
-"""Pixel metrics of histograms: the same as of the pixels one by one, and bounds that hold."""
+"""Pixel metrics of histograms: equal to those of individual pixels, within their bounds."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 from anomaly_clip.metrics.bins import Bins
 from anomaly_clip.metrics.image import auroc, average_precision, f1_max
 
-# Three keys from the highest score down, and one region of all anomalous pixels.
+# Three keys from the highest score down; all anomalous pixels form one region.
 HAND = Bins(np.array([2, 1, 0]), np.array([0, 1, 2]), np.array([2 / 3, 1 / 3, 0.0]))
 
 
 def pixels_of(bins: Bins) -> tuple[Tensor, Tensor]:
-    """Return score and label of every pixel that a histogram counts."""
+    """Return the score and label of every pixel in a histogram."""
     scores, labels = [], []
     for place, (anomalous, normal) in enumerate(zip(bins.anomalous, bins.normal, strict=True)):
         scores += [-float(place)] * int(anomalous + normal)
@@ -30,7 +30,7 @@ def test_by_hand() -> None:
     assert ranking.auroc() == pytest.approx((3 + 3 + 2.5) / 9)  # the third pair is a tie
     assert ranking.average_precision() == pytest.approx((2 + 3 / 4) / 3)
     assert ranking.f1_max() == pytest.approx(6 / 7)
-    # PRO: 2/3 at once, the rest along the first third of the normal pixels.
+    # PRO: 2/3 at once, the rest over the first third of the normal pixels.
     assert HAND.pro(1.0) == pytest.approx((2 / 3 + 1) / 2 / 3 + 2 / 3)
     assert HAND.pro(1 / 3) == pytest.approx((2 / 3 + 1) / 2)
 
@@ -46,7 +46,7 @@ def test_a_histogram_ranks_as_its_pixels_do(seed: int) -> None:
     assert ranking.f1_max() == f1_max(scores, labels)
 
 
-def test_one_class_alone_is_not_defined() -> None:
+def test_a_single_class_is_undefined() -> None:
     none = np.zeros(3, np.int64)
     assert not HAND._replace(anomalous=none).ranking().defined
     assert not HAND._replace(normal=none).ranking().defined

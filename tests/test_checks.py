@@ -15,7 +15,7 @@ from anomaly_clip.synthesis.presets import preset
     [
         ("perlin", {"source": "dtd"}, "source 'dtd': expected one of folder, self, noise, code"),
         ("perlin", {"num_changes": 2.5}, "num_changes 2.5: expected a whole number"),
-        ("perlin", {"folder": 5}, "folder 5: expected a text or null"),
+        ("perlin", {"folder": 5}, "folder 5: expected a string or null"),
         ("cutpaste", {"kind": "scars"}, "kind 'scars': expected one of patch, scar, union"),
         ("cutpaste", {"jitter": "a"}, "jitter 'a': expected a number"),
         ("erasing", {"fill": "white"}, "fill 'white': expected one of black, mean"),
@@ -66,7 +66,7 @@ def test_lists_of_files_become_tuples() -> None:
         ({"bounds": 3}, r"bounds 3: expected \[a number, a number\]"),
         ({"steps": [1, 2.5]}, r"steps \(1, 2.5\): expected a list of a whole number"),
         ({"kind": "c"}, "kind 'c': expected one of a, b"),
-        ({"folder": 3}, "folder 3: expected a text or null"),
+        ({"folder": 3}, "folder 3: expected a string or null"),
         ({"on": 1}, "on 1: expected true or false"),
         ({"nested": [[1, 2, 3]]}, r"expected a list of \[a whole number, a whole number\]"),
     ],

@@ -1,4 +1,4 @@
-"""Classification metrics against scikit-learn, which the papers' tables come from."""
+"""Classification metrics against scikit-learn, the source of the papers' tables."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from sklearn.metrics import (
 from anomaly_clip.metrics.classification import CLASS_FIGURES, CONFUSION, class_metrics
 
 
-def test_single_targets_are_scikit_learns() -> None:
+def test_single_targets_agree_with_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     probabilities = torch.from_numpy(rng.dirichlet(np.ones(3), 60))
     target = rng.integers(0, 3, 60)
     metrics = class_metrics("single", 3)
     for part in range(3):  # in three batches
-        some = slice(20 * part, 20 * part + 20)
-        metrics.update(probabilities[some], torch.from_numpy(target[some]))
+        batch = slice(20 * part, 20 * part + 20)
+        metrics.update(probabilities[batch], torch.from_numpy(target[batch]))
     values = metrics.compute()
     predicted = probabilities.argmax(dim=1).numpy()
     means = precision_recall_fscore_support(target, predicted, average="macro")[:3]
@@ -31,7 +31,7 @@ def test_single_targets_are_scikit_learns() -> None:
     assert values[CONFUSION].tolist() == confusion_matrix(target, predicted).tolist()
 
 
-def test_multi_targets_are_scikit_learns() -> None:
+def test_multi_targets_agree_with_scikit_learn() -> None:
     rng = np.random.default_rng(1)
     probabilities, target = rng.random((50, 4)), rng.integers(0, 2, (50, 4))
     metrics = class_metrics("multi", 4)
@@ -44,7 +44,7 @@ def test_multi_targets_are_scikit_learns() -> None:
     assert values[CONFUSION].shape == (4, 2, 2)
 
 
-def test_figures_of_one_class_an_image_are_scikit_learns() -> None:
+def test_a_class_that_never_occurs_agrees_with_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     probabilities = rng.dirichlet(np.ones(6), 50)
     probabilities[:, 5] = 0  # never predicted
@@ -52,28 +52,30 @@ def test_figures_of_one_class_an_image_are_scikit_learns() -> None:
     metrics = class_metrics("single", 6)
     for part in np.array_split(np.arange(50), 3):
         metrics.update(torch.tensor(probabilities[part]), torch.tensor(target[part]))
-    found = metrics.compute()
-    said = probabilities.argmax(1)
-    expected = precision_recall_fscore_support(target, said, average="macro", zero_division=0)
-    assert found["accuracy"] == pytest.approx(accuracy_score(target, said))
+    values = metrics.compute()
+    predicted = probabilities.argmax(1)
+    expected = precision_recall_fscore_support(target, predicted, average="macro", zero_division=0)
+    assert values["accuracy"] == pytest.approx(accuracy_score(target, predicted))
     for name, value in zip(("precision", "recall", "f1"), expected[:3], strict=True):
-        assert found[name] == pytest.approx(value)
+        assert values[name] == pytest.approx(value)
     np.testing.assert_array_equal(
-        found["confusion"], confusion_matrix(target, said, labels=range(6))
+        values["confusion"], confusion_matrix(target, predicted, labels=range(6))
     )
 
 
-def test_figures_of_several_patterns_an_image_are_scikit_learns() -> None:
+def test_a_label_that_never_occurs_agrees_with_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     target = rng.random((60, 8)) < 0.4
     probabilities = np.where(rng.random((60, 8)) < 0.8, target, ~target) * 0.7 + 0.1
-    target[:, 2] = False  # a pattern that does not occur
+    target[:, 2] = False  # a label that does not occur
     metrics = class_metrics("multi", 8)
     metrics.update(torch.tensor(probabilities), torch.tensor(target).long())
-    found = metrics.compute()
-    said = probabilities > 0.5
-    expected = precision_recall_fscore_support(target, said, average="macro", zero_division=0)
-    assert found["accuracy"] == pytest.approx(accuracy_score(target, said))  # exact match
+    values = metrics.compute()
+    predicted = probabilities > 0.5
+    expected = precision_recall_fscore_support(target, predicted, average="macro", zero_division=0)
+    assert values["accuracy"] == pytest.approx(accuracy_score(target, predicted))  # exact match
     for name, value in zip(("precision", "recall", "f1"), expected[:3], strict=True):
-        assert found[name] == pytest.approx(value)
-    np.testing.assert_array_equal(found["confusion"], multilabel_confusion_matrix(target, said))
+        assert values[name] == pytest.approx(value)
+    np.testing.assert_array_equal(
+        values["confusion"], multilabel_confusion_matrix(target, predicted)
+    )

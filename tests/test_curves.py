@@ -20,8 +20,8 @@ def noise(seed: int, count: int, digits: int = 6) -> tuple[np.ndarray, np.ndarra
 def test_points_lie_on_the_curves_of_scikit_learn(digits: int) -> None:
     scores, anomalous = noise(0, 3000, digits)
     curves = image_curves(scores, anomalous)
-    rates, found, _ = roc_curve(anomalous, scores, drop_intermediate=False)
-    exact = {(round(x, 5), round(y, 5)) for x, y in zip(rates, found, strict=True)}
+    fpr, tpr, _ = roc_curve(anomalous, scores, drop_intermediate=False)
+    exact = {(round(x, 5), round(y, 5)) for x, y in zip(fpr, tpr, strict=True)}
     assert set(zip(*curves["image_roc"], strict=True)) <= exact
     precision, recall, _ = precision_recall_curve(anomalous, scores)
     exact = {(round(x, 5), round(y, 5)) for x, y in zip(recall, precision, strict=True)}
@@ -31,15 +31,15 @@ def test_points_lie_on_the_curves_of_scikit_learn(digits: int) -> None:
 def test_thinning_keeps_the_areas() -> None:
     scores, anomalous = noise(1, 20_000)
     curves = image_curves(scores, anomalous)
-    rates, found, _ = roc_curve(anomalous, scores)
-    assert auc(*curves["image_roc"]) == pytest.approx(auc(rates, found), abs=2e-3)
+    fpr, tpr, _ = roc_curve(anomalous, scores)
+    assert auc(*curves["image_roc"]) == pytest.approx(auc(fpr, tpr), abs=2e-3)
     expected = average_precision(torch.tensor(scores), torch.tensor(anomalous))
     assert auc(*curves["image_pr"]) == pytest.approx(expected, abs=5e-3)
     assert all(len(curve.x) == len(curve.y) <= NUM_POINTS + 1 for curve in curves.values())
 
 
 def test_a_case_by_hand() -> None:
-    # From the highest score down: anomalous, normal, both at once.
+    # From the highest score down: anomalous, normal, then one of each tied.
     curves = pixel_curves(
         np.array([1, 0, 1]), np.array([0, 1, 1]), np.array([0.5, 0.0, 0.5]), fpr_limit=0.75
     )
@@ -55,7 +55,7 @@ def test_one_class_has_no_curves() -> None:
 
 
 @pytest.mark.parametrize("exact", [False, True])
-def test_the_evaluator_keeps_the_curves_of_its_figures(exact: bool) -> None:
+def test_the_evaluator_keeps_the_curves_of_its_metrics(exact: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     masks = torch.zeros(6, 40, 40, dtype=torch.bool)
     masks[3:, 5:15, 8:30] = True
@@ -70,24 +70,24 @@ def test_the_evaluator_keeps_the_curves_of_its_figures(exact: bool) -> None:
         mask=masks,
     )
     evaluator.update(Scores(anomaly_map=maps, image_score=maps.flatten(1).amax(1)), batch)
-    figures = evaluator.compute()["categories"]["a"]
+    metrics = evaluator.compute()["categories"]["a"]
     curves = evaluator.curves
     assert list(curves) == ["a"]
     assert tuple(curves["a"]) == CURVES
-    assert auc(*curves["a"]["pixel_roc"]) == pytest.approx(figures["pixel_auroc"], abs=2e-3)
-    assert auc(*curves["a"]["pixel_pr"]) == pytest.approx(figures["pixel_ap"], abs=1e-2)
+    assert auc(*curves["a"]["pixel_roc"]) == pytest.approx(metrics["pixel_auroc"], abs=2e-3)
+    assert auc(*curves["a"]["pixel_pr"]) == pytest.approx(metrics["pixel_ap"], abs=1e-2)
     overlap = curves["a"]["pixel_pro"]
     assert overlap.x[-1] == pytest.approx(0.3)
     assert auc(*overlap) / 0.3 == pytest.approx(pro(maps, masks), abs=3e-3)
 
 
 def test_precision_begins_with_that_of_the_first_found() -> None:
-    """scikit-learn begins at 1 instead; the next point of its curve is the first that is found."""
+    """scikit-learn starts at precision 1; its next point is the first true positive."""
     scores = np.array([9, 7, 7, 7, 5, 3], np.float32)
     anomalous = np.array([0, 1, 0, 0, 1, 0], bool)
     curve = image_curves(scores, anomalous)["image_pr"]
     precision, recall, _ = precision_recall_curve(anomalous, scores)
-    found = recall > 0
+    positive = recall > 0
     assert curve.x[0] == 0
-    assert curve.y[0] == pytest.approx(precision[found][-1], abs=1e-5) == 0.25
-    assert set(curve.x[1:]) == set(recall[found])
+    assert curve.y[0] == pytest.approx(precision[positive][-1], abs=1e-5) == 0.25
+    assert set(curve.x[1:]) == set(recall[positive])

@@ -7,18 +7,20 @@ from numpy.typing import NDArray
 from anomaly_clip.synthesis.cutpaste import CutPaste, jittered
 
 
-def picture(rng: np.random.Generator, height: int, width: int, sigma: float) -> NDArray[np.uint8]:
+def noise_image(
+    rng: np.random.Generator, height: int, width: int, sigma: float
+) -> NDArray[np.uint8]:
     noise = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
     return cv2.GaussianBlur(noise, (0, 0), sigma).astype(np.uint8) if sigma else noise
 
 
 def test_a_cut_patch_is_a_piece_of_the_image() -> None:
-    image = picture(np.random.default_rng(0), 64, 64, 0)
+    image = noise_image(np.random.default_rng(0), 64, 64, 0)
     for seed in range(10):
-        made = CutPaste("patch", jitter=0.0, tighten=False)(image, np.random.default_rng(seed))
-        rows, columns = np.nonzero(made.mask)
-        piece = made.image[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-        share = made.mask.mean()
+        result = CutPaste("patch", jitter=0.0, tighten=False)(image, np.random.default_rng(seed))
+        rows, columns = np.nonzero(result.mask)
+        piece = result.image[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+        share = result.mask.mean()
         assert 0.015 < share < 0.16
         height, width = piece.shape[:2]
         windows = np.lib.stride_tricks.sliding_window_view(image, (height, width, 3))
@@ -35,13 +37,13 @@ def test_jitter_keeps_within_its_bounds() -> None:
 
 
 def test_a_patch_is_not_pasted_onto_itself() -> None:
-    """Where it comes from is read off its pixels, all of which differ."""
+    """All pixels differ, so the pixels of a patch show where it comes from."""
     rows, columns = np.indices((64, 64), dtype=np.uint8)
     image = np.dstack([rows, columns, np.full_like(rows, 200)])
     for seed in range(100):
-        made = CutPaste("patch", jitter=0.0, tighten=False)(image, np.random.default_rng(seed))
-        there = np.argwhere(made.mask)
-        origin = {tuple(pixel) for pixel in made.image[made.mask][:, :2].tolist()}
-        place = {tuple(pixel) for pixel in there.tolist()}
+        result = CutPaste("patch", jitter=0.0, tighten=False)(image, np.random.default_rng(seed))
+        pasted = np.argwhere(result.mask)
+        origin = {tuple(pixel) for pixel in result.image[result.mask][:, :2].tolist()}
+        place = {tuple(pixel) for pixel in pasted.tolist()}
         assert len(origin) == len(place)
         assert len(origin & place) / len(origin | place) <= 0.5, seed

@@ -44,7 +44,7 @@ def make_case(num_images: int = 24, seed: int = 0) -> tuple[Scores, Batch]:
 
 
 def rows(record: Any, chosen: list[int]) -> Any:
-    """Take some images of a record."""
+    """Select images of a record."""
     return {
         k: [v[i] for i in chosen]
         if isinstance(v, list)
@@ -63,13 +63,13 @@ def evaluate(
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_figures_are_those_of_the_pure_functions(exact: bool) -> None:
+def test_metrics_equal_the_pure_functions(exact: bool) -> None:
     scores, batch = make_case()
     results = evaluate(scores, batch, settings=EvaluatorSettings(exact=exact)).compute()
-    of = torch.tensor([name == "cable" for name in batch["category"]])
-    maps, masks = scores["anomaly_map"][of], batch["mask"][of]
-    figures = results["categories"]["cable"]
-    assert tuple(figures) == FIGURES
+    cables = torch.tensor([name == "cable" for name in batch["category"]])
+    maps, masks = scores["anomaly_map"][cables], batch["mask"][cables]
+    metrics = results["categories"]["cable"]
+    assert tuple(metrics) == FIGURES
     expected = {
         "pixel_auroc": auroc(maps, masks),
         "pixel_ap": average_precision(maps, masks),
@@ -78,11 +78,11 @@ def test_figures_are_those_of_the_pure_functions(exact: bool) -> None:
     }
     for name, value in expected.items():
         if exact:
-            assert figures[name] == pytest.approx(value, abs=1e-12), name
+            assert metrics[name] == pytest.approx(value, abs=1e-12), name
         else:
             low, high = results["intervals"]["cable"][name]
             assert low <= value <= high, name
-            assert low <= (figures[name] or 0) <= high, name
+            assert low <= (metrics[name] or 0) <= high, name
     assert exact == (results["intervals"] == {})
     both = [results["categories"][name]["pixel_pro"] or 0.0 for name in ("bottle", "cable")]
     assert results["mean"]["pixel_pro"] == pytest.approx(np.mean(both))
@@ -91,10 +91,10 @@ def test_figures_are_those_of_the_pure_functions(exact: bool) -> None:
 def test_score_parts_are_scaled_per_category_then_added() -> None:
     scores, batch = make_case()
     results = evaluate(scores, batch).compute()
-    of = torch.tensor([name == "bottle" for name in batch["category"]])
-    parts = scores["score_parts"][of].numpy()
+    bottles = torch.tensor([name == "bottle" for name in batch["category"]])
+    parts = scores["score_parts"][bottles].numpy()
     scaled = (parts - parts.min(0)) / (parts.max(0) - parts.min(0))
-    expected = roc_auc_score(batch["label"][of], scaled.sum(1))
+    expected = roc_auc_score(batch["label"][bottles], scaled.sum(1))
     assert results["categories"]["bottle"]["image_auroc"] == pytest.approx(expected, abs=1e-9)
 
 
@@ -107,7 +107,7 @@ def test_a_constant_part_counts_as_zero() -> None:
     assert evaluator.images.score.max() == 1.0
 
 
-def test_without_parts_the_image_score_counts() -> None:
+def test_without_parts_the_image_score_is_used() -> None:
     scores, batch = make_case()
     del scores["score_parts"]
     evaluator = evaluate(scores, batch)
@@ -117,7 +117,7 @@ def test_without_parts_the_image_score_counts() -> None:
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_order_split_and_repetition_change_nothing(exact: bool) -> None:
+def test_order_batches_and_repetition_change_nothing(exact: bool) -> None:
     scores, batch = make_case()
     settings = EvaluatorSettings(exact=exact)
     whole = evaluate(scores, batch, settings=settings).compute()
@@ -125,11 +125,11 @@ def test_order_split_and_repetition_change_nothing(exact: bool) -> None:
     parts = [shuffled[:5], shuffled[5:6], [*shuffled[6:], shuffled[7]], shuffled[:3]]
     again = evaluate(scores, batch, *parts, settings=settings).compute()
     assert again["mean"] == pytest.approx(whole["mean"], abs=1e-12)
-    for name, figures in whole["categories"].items():
-        assert again["categories"][name] == pytest.approx(figures, abs=1e-12)
+    for name, metrics in whole["categories"].items():
+        assert again["categories"][name] == pytest.approx(metrics, abs=1e-12)
 
 
-def test_without_masks_pixel_figures_are_missing() -> None:
+def test_without_masks_pixel_metrics_are_missing() -> None:
     scores, batch = make_case()
     del batch["mask"]
     results = evaluate(scores, batch).compute()
@@ -137,7 +137,7 @@ def test_without_masks_pixel_figures_are_missing() -> None:
     assert results["mean"]["image_auroc"] is not None
 
 
-def test_one_class_alone_is_missing_and_left_out_of_the_mean() -> None:
+def test_a_single_class_is_undefined_and_left_out_of_the_mean() -> None:
     scores, batch = make_case()
     batch["label"] &= torch.tensor([name == "cable" for name in batch["category"]])
     results = evaluate(scores, batch).compute()
@@ -153,11 +153,11 @@ def test_settings_reach_pro() -> None:
         settings = EvaluatorSettings(pro_steps=50, fpr_limit=0.2, exact=exact)
         evaluator = Evaluator(["bottle"], settings)
         evaluator.update(scores, batch)
-        found = evaluator.compute()["mean"]["pixel_pro"]
-        assert found == pytest.approx(expected, abs=tolerance)
+        value = evaluator.compute()["mean"]["pixel_pro"]
+        assert value == pytest.approx(expected, abs=tolerance)
 
 
-def test_an_image_of_two_processes_is_refused() -> None:
+def test_an_image_seen_by_two_processes_is_refused() -> None:
     scores, batch = make_case()
     evaluator = evaluate(scores, batch)
     evaluator.pixel_index.append(torch.tensor([3]))  # as another process would
@@ -170,7 +170,7 @@ def test_no_maps_are_kept() -> None:
     kept = [value for value in vars(evaluator.pixels).values() if isinstance(value, list) and value]
     assert kept == []
     states = [getattr(evaluator, name) for name in evaluator._defaults]
-    assert sum(t.numel() for state in states for t in state) == 60 * 7  # numbers an image
+    assert sum(t.numel() for state in states for t in state) == 60 * 7  # numbers per image
 
 
 @pytest.mark.parametrize("exact", [True, False])
@@ -184,13 +184,13 @@ def test_forward_and_merging_lose_nothing(exact: bool) -> None:
     right(rows(scores, list(range(11, 24))), rows(batch, list(range(11, 24))))
     left.merge_state(right)
     merged = left.compute()
-    for name, figures in whole["categories"].items():
-        assert merged["categories"][name] == pytest.approx(figures, abs=1e-12)
+    for name, metrics in whole["categories"].items():
+        assert merged["categories"][name] == pytest.approx(metrics, abs=1e-12)
     with pytest.raises(ValueError, match="has seen the same images"):
         left.merge_state(right)
 
 
-def test_a_refused_batch_can_be_given_again() -> None:
+def test_a_refused_batch_can_be_added_again() -> None:
     scores, batch = make_case()
     evaluator = Evaluator(["bottle", "cable"])
     with pytest.raises(ValueError, match="bool masks"):
@@ -214,7 +214,7 @@ def test_the_mean_has_bounds_too() -> None:
         assert low == pytest.approx(np.mean([end[0] for end in ends]))
 
 
-def test_bootstrap_is_seeded_and_holds_the_figure() -> None:
+def test_bootstrap_is_seeded_and_contains_the_metric() -> None:
     scores, batch = make_case(60)
 
     def interval(**options: Any) -> tuple[float, float]:
@@ -228,20 +228,20 @@ def test_bootstrap_is_seeded_and_holds_the_figure() -> None:
     assert interval() != interval(bootstrap_seed=1)
 
 
-def test_settings_that_contradict() -> None:
-    with pytest.raises(ValueError, match="choose one"):
+def test_contradictory_settings() -> None:
+    with pytest.raises(ValueError, match="cannot both be True"):
         EvaluatorSettings(exact=True, fine=True)
     with pytest.raises(ValueError, match="bootstrap must be 1 or more"):
         EvaluatorSettings(bootstrap=0)
 
 
-def test_an_anomalous_image_with_an_empty_mask_counts_as_such() -> None:
+def test_an_anomalous_image_with_an_empty_mask_counts_as_anomalous() -> None:
     scores, batch = make_case()
     batch["category"] = ["cable"] * len(batch["path"])
     batch["mask"][batch["label"].nonzero()[0]] = False
-    figures = evaluate(scores, batch, settings=EvaluatorSettings(exact=True)).compute()["mean"]
-    assert figures["image_auroc"] == auroc(_min_max(scores["score_parts"]).sum(1), batch["label"])
-    assert figures["pixel_auroc"] == auroc(scores["anomaly_map"], batch["mask"])
+    metrics = evaluate(scores, batch, settings=EvaluatorSettings(exact=True)).compute()["mean"]
+    assert metrics["image_auroc"] == auroc(_min_max(scores["score_parts"]).sum(1), batch["label"])
+    assert metrics["pixel_auroc"] == auroc(scores["anomaly_map"], batch["mask"])
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
@@ -274,8 +274,8 @@ def test_categories_must_be_distinct(categories: list[str]) -> None:
         Evaluator(categories)
 
 
-def test_counts_outlive_half_precision() -> None:
-    """Lightning casts a whole module for bf16-true, its metrics with it."""
+def test_counts_survive_half_precision() -> None:
+    """For bf16-true, Lightning casts a whole module, including its metrics."""
     evaluator = Evaluator(["a"])
     names = ("counts", "regions", "extremes")
     before = [getattr(evaluator.pixels, name).dtype for name in names]
@@ -284,7 +284,7 @@ def test_counts_outlive_half_precision() -> None:
     assert torch.float64 in before
 
 
-def test_of_unknown_categories_the_first_by_name_is_told() -> None:
+def test_the_first_unknown_category_by_name_is_reported() -> None:
     scores, batch = make_case()
     batch["category"] = [f"part {number:02d}" for number in range(len(batch["category"]), 0, -1)]
     with pytest.raises(ValueError, match="unknown category 'part 01'"):

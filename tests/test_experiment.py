@@ -150,7 +150,7 @@ def test_one_process_too_many(command: Command, mvtec_root: Path, tmp_path: Path
         (["spare"], "spare: unexpected word"),
         (["--model.prompts.templates=[]"], "prompts.templates is empty"),
         (["--model.sigma=-1"], "model.sigma must be 0 or more"),
-        (["--model.evaluator.pro_steps=1"], "pro_steps must be null or 2 and more"),
+        (["--model.evaluator.pro_steps=1"], "pro_steps must be null, or 2 or more"),
         (["--model.evaluator.fpr_limit=2"], "fpr_limit must be in (0, 1]"),
         (["--trainer.precision=transformer-engine"], ""),
         (["--output.root=/dev/null"], "output.root /dev/null: cannot make a run folder"),

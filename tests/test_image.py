@@ -55,20 +55,20 @@ def test_perfect_and_reversed() -> None:
     assert auroc(-target.float(), target) == 0.0
 
 
-@pytest.mark.parametrize("figure", [auroc, average_precision, f1_max])
+@pytest.mark.parametrize("metric", [auroc, average_precision, f1_max])
 @pytest.mark.parametrize("value", [True, False])
-def test_one_class_alone_is_undefined(
-    figure: Callable[[torch.Tensor, torch.Tensor], float], value: bool
+def test_a_single_class_is_undefined(
+    metric: Callable[[torch.Tensor, torch.Tensor], float], value: bool
 ) -> None:
-    assert math.isnan(figure(torch.rand(5), torch.full((5,), value)))
+    assert math.isnan(metric(torch.rand(5), torch.full((5,), value)))
 
 
-def test_nothing_is_undefined() -> None:
+def test_no_scores_are_undefined() -> None:
     assert math.isnan(auroc(torch.zeros(0), torch.zeros(0, dtype=torch.bool)))
 
 
 @pytest.mark.parametrize(
-    ("scores", "target", "sentence"),
+    ("scores", "target", "message"),
     [
         (torch.rand(3), torch.zeros(4, dtype=torch.bool), "differ in shape"),
         (torch.rand(3), torch.zeros(3), "bool target"),
@@ -77,13 +77,15 @@ def test_nothing_is_undefined() -> None:
         (torch.tensor([0.0, math.inf]), torch.tensor([True, False]), "NaN or infinite"),
     ],
 )
-def test_refuses(scores: torch.Tensor, target: torch.Tensor, sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
+def test_invalid_scores_are_refused(
+    scores: torch.Tensor, target: torch.Tensor, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
         auroc(scores, target)
 
 
 @pytest.mark.parametrize("levels", [2, 50, 10**6])
-def test_the_rank_for_other_devices_is_the_same(levels: int) -> None:
+def test_ranking_for_other_devices_is_the_same(levels: int) -> None:
     rng = np.random.default_rng(levels)
     scores = torch.from_numpy(rng.integers(0, levels, 500).astype(np.float32))
     target = torch.from_numpy(rng.random(500) < 0.2)
@@ -96,15 +98,15 @@ def test_the_rank_for_other_devices_is_the_same(levels: int) -> None:
 def test_counts_by_hand() -> None:
     scores = torch.tensor([1.0, 2.0, 2.0, 3.0, 2.0])
     target = torch.tensor([False, True, False, False, True])
-    found = rank(scores, target)
-    assert found.tied.tolist() == [2]
-    assert found.above.tolist() == [1]
-    assert found.at_least.tolist() == [2]
-    assert found.num_normal == 3
+    ranking = rank(scores, target)
+    assert ranking.tied.tolist() == [2]
+    assert ranking.above.tolist() == [1]
+    assert ranking.at_least.tolist() == [2]
+    assert ranking.num_normal == 3
 
 
-def test_bootstrap_covers_what_is_known() -> None:
-    """Of separable scores the area is 1 however they are drawn; of equal ones a half."""
+def test_bootstrap_of_separable_and_equal_scores() -> None:
+    """In every resample the area is 1 for separable scores and 1/2 for equal ones."""
     target = torch.arange(40) % 2 == 0
     assert bootstrap_auroc(target.float(), target, 50) == (1.0, 1.0)
     assert bootstrap_auroc(torch.ones(40), target, 50) == (0.5, 0.5)
@@ -114,7 +116,7 @@ def test_bootstrap_covers_what_is_known() -> None:
 
 
 def test_bootstrap_has_the_width_of_the_normal_theory() -> None:
-    """Hanley and McNeil's standard error of an area (1982) is within a few percent."""
+    """Hanley and McNeil's standard error of the area (1982) agrees within a few percent."""
     rng = np.random.default_rng(0)
     target = torch.arange(400) % 2 == 0
     scores = torch.from_numpy(rng.normal(size=400)) + target

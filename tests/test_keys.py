@@ -1,4 +1,4 @@
-"""Keys rank as scores do, and both ways of counting agree."""
+"""Keys rank as scores do, and both counting functions agree."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_every_score_lies_between_the_edges_of_its_key(kind: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_both_ways_of_counting_agree(dtype: torch.dtype) -> None:
+def test_both_counting_functions_agree(dtype: torch.dtype) -> None:
     maps = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(2)).to(dtype)
     masks = torch.zeros(3, 5, 4, dtype=torch.bool)
     masks[0, :2, :2] = masks[2, 4, 3] = True
@@ -74,11 +74,11 @@ def test_both_ways_of_counting_agree(dtype: torch.dtype) -> None:
     assert positives is not None
     assert int(positives.sum()) == 5
     assert regions is not None
-    assert float(regions.sum()) == 2.0  # one for each region
+    assert float(regions.sum()) == 2.0  # one per region
     assert count_keys(maps, torch.zeros_like(masks), FLOAT16, 1 << 16)[1:] == (None, None)
 
 
-def test_both_zeros_are_one_key() -> None:
+def test_both_zeros_share_a_key() -> None:
     histogram = np.zeros(1 << 16, np.int64)
     histogram[[0, 0x8000, 5]] = 2, 3, 7
     folded = with_one_zero(histogram, fine=False)

@@ -7,12 +7,14 @@ from numpy.typing import NDArray
 from anomaly_clip.synthesis.masks import foreground_of, tightened
 
 
-def picture(rng: np.random.Generator, height: int, width: int, sigma: float) -> NDArray[np.uint8]:
+def noise_image(
+    rng: np.random.Generator, height: int, width: int, sigma: float
+) -> NDArray[np.uint8]:
     noise = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
     return cv2.GaussianBlur(noise, (0, 0), sigma).astype(np.uint8) if sigma else noise
 
 
-def test_what_was_replaced_by_its_like_is_no_defect() -> None:
+def test_an_invisible_change_is_left_out() -> None:
     before = np.full((40, 40, 3), 100, np.uint8)
     after, mask = before.copy(), np.zeros((40, 40), bool)
     mask[5:30, 5:30] = True
@@ -32,7 +34,7 @@ def test_the_foreground_of_an_object() -> None:
     disc = (rows - 50) ** 2 + (columns - 60) ** 2 < 30**2
     noise = np.random.default_rng(0).normal(0, 4, (100, 120, 1))
     image = np.where(disc[..., None], [180, 60, 60], [90, 95, 90]) + noise
-    found = foreground_of(image.clip(0, 255).astype(np.uint8))
-    shared = (found & disc).sum() / (found | disc).sum()
-    assert shared > 0.9
+    mask = foreground_of(image.clip(0, 255).astype(np.uint8))
+    overlap = (mask & disc).sum() / (mask | disc).sum()
+    assert overlap > 0.9
     assert foreground_of(np.full((50, 50, 3), 80, np.uint8)).all()

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from skimage.filters import median as plain_median
 from skimage.morphology import disk as plain_disk
-from synthesis_images import picture
+from synthesis_images import noise_image
 
 from anomaly_clip.synthesis.nsa_labels import disk, label_of, median_over_disk
 
@@ -16,7 +16,7 @@ from anomaly_clip.synthesis.nsa_labels import disk, label_of, median_over_disk
 def plain_label(
     before: NDArray[np.uint8], after: NDArray[np.uint8], mask: NDArray[np.bool_], kind: str
 ) -> NDArray[np.float64]:
-    """Return the label as the specification says, over the whole image."""
+    """Return the label as the authors' code computes it, over the whole image."""
     inside = mask[..., None].astype(float)
     change = np.abs(inside * before - inside * after)
     changed = cv2.medianBlur((change.mean(axis=2) > 1).astype(np.uint8), 5)
@@ -30,10 +30,10 @@ def plain_label(
 
 
 @pytest.mark.parametrize("kind", ["binary", "intensity", "logistic-intensity"])
-def test_labels_are_those_of_the_plain_way_to_the_bit(kind: Any) -> None:
+def test_labels_equal_plain_ones_bit_for_bit(kind: Any) -> None:
     for seed in range(8):
         rng = np.random.default_rng(seed)
-        before = picture(rng, 90, 110, 1)
+        before = noise_image(rng, 90, 110, 1)
         after, mask = before.copy(), np.zeros((90, 110), bool)
         for _ in range(3):
             height, width = rng.integers(5, 50, 2)

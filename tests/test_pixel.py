@@ -34,7 +34,7 @@ EXTREMES = [0.0, -0.0, 1e-45, -1e-45, 1e-20, 6e-8, 65519.0, 65521.0, 1e30, -1e30
 def random_maps(
     seed: int, kind: str, *, count: int = 3, size: int = 12, share: float = 0.1
 ) -> tuple[Tensor, Tensor]:
-    """Return maps that lean towards the masks, of several distributions."""
+    """Return masks, and maps of several distributions that correlate with them."""
     rng = np.random.default_rng(seed)
     masks = rng.random((count, size, size)) < share
     maps = rng.normal(size=masks.shape) + masks * rng.uniform(0, 2)
@@ -55,7 +55,7 @@ KINDS = ("normal", "ties", "narrow", "wide", "extremes", "probability")
 
 
 def second_opinion(maps: Tensor, masks: Tensor) -> dict[str, float]:
-    """Return scikit-learn's figures, and PRO by its definition."""
+    """Return scikit-learn's metrics, and PRO from exact scores."""
     scores, target = maps.double().flatten().numpy(), masks.flatten().numpy()
     precision, recall, _ = precision_recall_curve(target, scores)
     total = np.where(precision + recall == 0, 1, precision + recall)
@@ -67,7 +67,7 @@ def second_opinion(maps: Tensor, masks: Tensor) -> dict[str, float]:
     }
 
 
-def one(metric: PixelHistogram | PixelRanking, maps: Tensor, masks: Tensor) -> Any:
+def evaluate(metric: PixelHistogram | PixelRanking, maps: Tensor, masks: Tensor) -> Any:
     metric.update(maps, masks)
     return metric.compute()[0]
 
@@ -77,7 +77,7 @@ def one(metric: PixelHistogram | PixelRanking, maps: Tensor, masks: Tensor) -> A
 def test_exact_ranking_agrees_with_scikit_learn(seed: int, kind: str, share: float) -> None:
     maps, masks = random_maps(seed, kind, share=share)
     masks[0, 0, 0], masks[0, 0, 1] = True, False
-    result = one(PixelRanking(), maps, masks)
+    result = evaluate(PixelRanking(), maps, masks)
     assert result.figures == pytest.approx(second_opinion(maps, masks), abs=1e-9)
     assert result.bounds == {}
 
@@ -92,7 +92,7 @@ def test_exact_ranking_agrees_with_scikit_learn(seed: int, kind: str, share: flo
 def test_bounds_always_hold(seed: int, kind: str, share: float, fine: bool) -> None:
     maps, masks = random_maps(seed, kind, share=share)
     masks[0, 0, 0], masks[0, 0, 1] = True, False
-    result = one(PixelHistogram(fine=fine), maps, masks)
+    result = evaluate(PixelHistogram(fine=fine), maps, masks)
     for name, value in second_opinion(maps, masks).items():
         low, high = result.bounds[name]
         assert low <= value <= high, name
@@ -112,7 +112,7 @@ def test_half_precision_scores_are_exact(seed: int, kind: str, dtype: torch.dtyp
         maps = maps.clamp(-60000, 60000)
     maps = maps.to(dtype)
     maps = torch.where(maps.isfinite(), maps, 1.0)
-    result = one(PixelHistogram(), maps, masks)
+    result = evaluate(PixelHistogram(), maps, masks)
     assert result.bounds == {}
     assert result.figures == pytest.approx(second_opinion(maps.double(), masks), abs=1e-12)
 
@@ -123,9 +123,9 @@ def test_streaming_is_close_on_smooth_maps(fine: bool) -> None:
     masks = np.zeros((20, 64, 64), bool)
     masks[::2, 20:34, 40:52] = True
     maps = torch.from_numpy(rng.beta(2, 8, masks.shape) + 0.3 * masks * rng.random(masks.shape))
-    result = one(PixelHistogram(fine=fine), maps.float(), torch.from_numpy(masks))
+    result = evaluate(PixelHistogram(fine=fine), maps.float(), torch.from_numpy(masks))
     exact = second_opinion(maps.float(), torch.from_numpy(masks))
-    tolerance = 2e-6 if fine else 2e-5  # few pixels: the benchmark's data are of real size
+    tolerance = 2e-6 if fine else 2e-5  # few pixels, unlike in the benchmark
     for name in ("pixel_auroc", "pixel_pro"):
         assert result.figures[name] == pytest.approx(exact[name], abs=tolerance)
     assert result.figures["pixel_ap"] == pytest.approx(exact["pixel_ap"], abs=10 * tolerance)
@@ -138,12 +138,12 @@ def test_streaming_is_close_on_smooth_maps(fine: bool) -> None:
 @pytest.mark.parametrize("kind", [FLOAT16, BFLOAT16, FINE])
 def test_keys_keep_the_order(kind: int) -> None:
     rng = np.random.default_rng(0)
-    drawn = np.concatenate([rng.normal(size=500) * 10.0 ** rng.integers(-30, 30, 500), EXTREMES])
-    scores = torch.from_numpy(np.sort(drawn.astype(np.float32)))
+    values = np.concatenate([rng.normal(size=500) * 10.0 ** rng.integers(-30, 30, 500), EXTREMES])
+    scores = torch.from_numpy(np.sort(values.astype(np.float32)))
     position = np.empty(1 << (20 if kind == FINE else 16), np.int64)
     position[key_order(len(position))] = np.arange(len(position))
     places = position[score_keys(scores, kind).numpy()]
-    if kind != FINE:  # minus zero and zero share a place when the figures are computed
+    if kind != FINE:  # zero and minus zero share a place when metrics are computed
         places[places == position[0x8000]] = position[0]
     assert (np.diff(places) >= 0).all()
     assert len(np.unique(places)) > 100
@@ -160,7 +160,7 @@ def test_a_score_lies_between_the_edges_of_its_key(kind: int) -> None:
 
 
 @pytest.mark.parametrize("kind", [FLOAT16, BFLOAT16])
-def test_the_fast_count_equals_the_plain_one(kind: int) -> None:
+def test_the_fast_counting_equals_the_plain_one(kind: int) -> None:
     for share in (0.0, 0.2):
         maps, masks = random_maps(3, "extremes", share=share)
         fast = count_with_opencv(maps, masks, kind, 1 << 16)
@@ -173,7 +173,7 @@ def test_the_fast_count_equals_the_plain_one(kind: int) -> None:
                 assert torch.equal(ours, theirs)
 
 
-def test_rows_are_apart_and_batches_add_up() -> None:
+def test_rows_are_separate_and_batches_add_up() -> None:
     maps, masks = random_maps(0, "normal", count=12)
     rows = torch.arange(12) % 3
     together = PixelHistogram(3)
@@ -181,7 +181,7 @@ def test_rows_are_apart_and_batches_add_up() -> None:
         together.update(maps[start:stop], masks[start:stop], rows[start:stop])
     results = together.compute()
     for row in range(3):
-        alone = one(PixelHistogram(), maps[rows == row], masks[rows == row])
+        alone = evaluate(PixelHistogram(), maps[rows == row], masks[rows == row])
         assert results[row].figures == pytest.approx(alone.figures, abs=1e-12)
 
 
@@ -190,12 +190,12 @@ def test_rows_are_apart_and_batches_add_up() -> None:
 def test_stepwise_pro(kind: type[PixelHistogram | PixelRanking], steps: int) -> None:
     maps, masks = random_maps(5, "probability", count=8, size=32)
     expected = pro(maps, masks, pro_steps=steps)
-    result = one(kind(pro_steps=steps), maps, masks)
+    result = evaluate(kind(pro_steps=steps), maps, masks)
     tolerance = 1e-12 if kind is PixelRanking else 2e-4
     assert result.figures["pixel_pro"] == pytest.approx(expected, abs=tolerance)
 
 
-@example(49, "normal", 20, False, 0.05)  # a sum of shares just above 1
+@example(49, "normal", 20, False, 0.05)  # a sum of fractions just above 1
 @settings(max_examples=100)
 @given(
     st.integers(0, 10**6),
@@ -212,7 +212,7 @@ def test_bounds_of_stepwise_pro_always_hold(
         maps = 0.5 + 1e-6 * maps
     masks[0, 0, 0] = True
     expected = pro(maps, masks, pro_steps=steps, fpr_limit=limit)
-    result = one(PixelHistogram(pro_steps=steps, fine=fine, fpr_limit=limit), maps, masks)
+    result = evaluate(PixelHistogram(pro_steps=steps, fine=fine, fpr_limit=limit), maps, masks)
     if result.figures["pixel_pro"] is None or np.isnan(expected):
         return
     low, high = result.bounds["pixel_pro"]
@@ -222,9 +222,9 @@ def test_bounds_of_stepwise_pro_always_hold(
 
 def test_bounds_of_stepwise_pro_are_narrow_on_smooth_maps() -> None:
     maps, masks = random_maps(5, "probability", count=8, size=64)
-    low, high = one(PixelHistogram(pro_steps=200), maps, masks).bounds["pixel_pro"]
+    low, high = evaluate(PixelHistogram(pro_steps=200), maps, masks).bounds["pixel_pro"]
     assert high - low < 0.02
-    low, high = one(PixelHistogram(pro_steps=200, fine=True), maps, masks).bounds["pixel_pro"]
+    low, high = evaluate(PixelHistogram(pro_steps=200, fine=True), maps, masks).bounds["pixel_pro"]
     assert high - low < 0.002
 
 
@@ -234,7 +234,7 @@ def test_stepwise_pro_of_half_precision_scores_is_exact() -> None:
         maps = maps.to(dtype)
         expected = pro(maps.double(), masks, pro_steps=200)
         for fine in (False, True):
-            result = one(PixelHistogram(pro_steps=200, fine=fine), maps, masks)
+            result = evaluate(PixelHistogram(pro_steps=200, fine=fine), maps, masks)
             exact = not fine or dtype == torch.float16
             tolerance = 1e-12 if exact else 2e-3
             assert result.figures["pixel_pro"] == pytest.approx(expected, abs=tolerance)
@@ -245,23 +245,23 @@ def test_stepwise_pro_of_half_precision_scores_is_exact() -> None:
 def test_edge_cases(kind: type[PixelHistogram | PixelRanking]) -> None:
     missing = dict.fromkeys(PIXEL_FIGURES)
     maps, masks = random_maps(0, "normal")
-    assert one(kind(), maps, torch.zeros_like(masks)).figures == missing
-    assert one(kind(), maps, torch.ones_like(masks)).figures == missing
+    assert evaluate(kind(), maps, torch.zeros_like(masks)).figures == missing
+    assert evaluate(kind(), maps, torch.ones_like(masks)).figures == missing
     metric = kind()
     metric.update(maps[:0], masks[:0])
     assert metric.compute()[0].figures == missing
     single = torch.zeros(1, 4, 4, dtype=torch.bool)
     single[0, 0, 0] = True
-    constant = one(kind(), torch.full((1, 4, 4), 2.5), single).figures
+    constant = evaluate(kind(), torch.full((1, 4, 4), 2.5), single).figures
     assert constant["pixel_auroc"] == 0.5
     assert constant["pixel_pro"] == pytest.approx(0.15)
     assert constant["pixel_f1_max"] == pytest.approx(2 / 17)
-    assert one(kind(pro_steps=200), torch.ones(1, 4, 4), single).figures["pixel_pro"] is None
+    assert evaluate(kind(pro_steps=200), torch.ones(1, 4, 4), single).figures["pixel_pro"] is None
 
 
 @pytest.mark.parametrize("kind", [PixelHistogram, PixelRanking])
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
-def test_scores_that_rank_nothing_are_refused(
+def test_scores_that_are_not_finite_are_refused(
     kind: type[PixelHistogram | PixelRanking], wrong: float
 ) -> None:
     maps, masks = random_maps(0, "normal")
@@ -275,7 +275,7 @@ def test_scores_that_rank_nothing_are_refused(
     with pytest.raises(ValueError, match="of the same shape"):
         metric.update(maps, masks[:, 1:])
     metric.update(maps, masks)  # nothing of the refused batches was counted
-    clean = one(kind(), maps, masks)
+    clean = evaluate(kind(), maps, masks)
     assert metric.compute()[0] == clean
 
 
@@ -289,33 +289,33 @@ def test_kinds_of_scores_are_not_mixed() -> None:
         metric.compute()
 
 
-def test_fine_keys_do_not_call_bfloat16_exact() -> None:
+def test_fine_keys_of_bfloat16_have_bounds() -> None:
     maps, masks = random_maps(0, "normal")
-    result = one(PixelHistogram(fine=True), (maps * 1e-20).bfloat16(), masks)
+    result = evaluate(PixelHistogram(fine=True), (maps * 1e-20).bfloat16(), masks)
     low, high = result.bounds["pixel_auroc"]
     assert low <= second_opinion((maps * 1e-20).bfloat16().double(), masks)["pixel_auroc"] <= high
 
 
 @pytest.mark.parametrize(
-    ("rows", "sentence"),
+    ("rows", "message"),
     [
         (torch.tensor([0]), r"expected rows int64 \(3,\)"),
         (torch.tensor([0, 1, 2]), "rows must be in 0 to 1"),
         (torch.tensor([0, -1, 0]), "rows must be in 0 to 1"),
     ],
 )
-def test_rows_must_be_there(rows: Tensor, sentence: str) -> None:
+def test_rows_must_exist(rows: Tensor, message: str) -> None:
     maps, masks = random_maps(0, "normal")
     for metric in (PixelHistogram(2), PixelRanking(2)):
-        with pytest.raises(ValueError, match=sentence):
+        with pytest.raises(ValueError, match=message):
             metric.update(maps, masks, rows)
 
 
 def test_numbers_that_do_not_fit_into_64_bits() -> None:
-    many = np.array([3 * 10**9, 0]), np.array([0, 3 * 10**9])
-    assert Bins(*many, np.array([1.0, 0.0])).ranking().auroc() == 1.0
-    assert Bins(*many[::-1], np.array([0.0, 1.0])).ranking().auroc() == 0.0
-    both = Bins(many[0] + many[1], many[0] + many[1], np.array([0.5, 0.5]))
+    counts = np.array([3 * 10**9, 0]), np.array([0, 3 * 10**9])
+    assert Bins(*counts, np.array([1.0, 0.0])).ranking().auroc() == 1.0
+    assert Bins(*counts[::-1], np.array([0.0, 1.0])).ranking().auroc() == 0.0
+    both = Bins(counts[0] + counts[1], counts[0] + counts[1], np.array([0.5, 0.5]))
     assert both.ranking().auroc() == pytest.approx(0.5)
 
 
@@ -326,13 +326,13 @@ def test_reset_inside_inference_mode_and_update_outside() -> None:
         metric.update(maps, masks)
         first = metric.compute()[0]
         metric.reset()
-    assert one(metric, maps, masks) == first
+    assert evaluate(metric, maps, masks) == first
 
 
 def test_scores_too_large_for_half_precision_show_in_the_bounds() -> None:
     maps, masks = random_maps(0, "normal")
     maps = 1e6 * maps
-    result = one(PixelHistogram(), maps, masks)
+    result = evaluate(PixelHistogram(), maps, masks)
     low, high = result.bounds["pixel_auroc"]
     assert high - low > 0.1
     assert low <= second_opinion(maps, masks)["pixel_auroc"] <= high
@@ -342,11 +342,11 @@ def test_large_maps() -> None:
     maps = torch.linspace(-1, 1, 4096).expand(1, 4096, 4096)
     masks = torch.zeros(1, 4096, 4096, dtype=torch.bool)
     masks[0, 1000:1010, 4000:] = True
-    result = one(PixelHistogram(), maps, masks)
+    result = evaluate(PixelHistogram(), maps, masks)
     assert result.figures["pixel_auroc"] == pytest.approx(4048 / 4096, abs=2e-3)
     constant = PixelHistogram()
     constant.update(torch.zeros(1, 4096, 4096), masks)
-    assert int(constant.counts.sum()) == 4096**2  # a single key holds them all
+    assert int(constant.counts.sum()) == 4096**2  # all in a single key
     beyond = PixelHistogram()
     beyond.update(torch.zeros(1, 4097, 4097), torch.ones(1, 4097, 4097, dtype=torch.bool))
     assert int(beyond.counts.sum()) == 4097**2  # more than float32 can count
@@ -367,25 +367,25 @@ def test_the_state_is_small_and_adds_up() -> None:
     assert sum(storages.values()) <= 2 * 2**20
 
 
-def test_two_processes_hold_what_one_does(tmp_path: Path) -> None:
-    """All-reduced on two gloo processes, one of which saw a single image."""
+def test_two_processes_equal_a_single_one(tmp_path: Path) -> None:
+    """All-reduce over two gloo processes, one of which saw a single image."""
     maps, masks = random_maps(0, "normal", count=10)
     whole = PixelHistogram(pro_steps=50)
     whole.update(maps, masks)
-    start_processes(_one_of_two, (tmp_path,), nprocs=2, start_method="fork")
+    start_processes(_run_rank, (tmp_path,), nprocs=2, start_method="fork")
     for rank in range(2):
-        figures = json.loads((tmp_path / f"{rank}.json").read_text())
-        assert figures == pytest.approx(whole.compute()[0].figures, abs=1e-12)
+        metrics = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert metrics == pytest.approx(whole.compute()[0].figures, abs=1e-12)
 
 
-def _one_of_two(rank: int, folder: Path) -> None:
+def _run_rank(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)  # threads do not survive a fork
     dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
     maps, masks = random_maps(0, "normal", count=10)
-    own = slice(0, 1) if rank else slice(1, 10)
+    part = slice(0, 1) if rank else slice(1, 10)
     metric = PixelHistogram(pro_steps=50)
-    metric.update(maps[own], masks[own])
+    metric.update(maps[part], masks[part])
     (folder / f"{rank}.json").write_text(json.dumps(metric.compute()[0].figures))
-    metric.update(maps[:0], masks[:0])  # what was synchronised is given back
-    assert int(metric.counts.sum()) == maps[own].numel()
+    metric.update(maps[:0], masks[:0])  # restores the state from before the synchronisation
+    assert int(metric.counts.sum()) == maps[part].numel()
     dist.destroy_process_group()

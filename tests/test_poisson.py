@@ -4,20 +4,22 @@ import numpy as np
 import pytest
 import scipy.sparse as sparse
 from scipy.sparse.linalg import spsolve
-from synthesis_images import picture, shapes
+from synthesis_images import noise_image, shapes
 
 from anomaly_clip.synthesis.poisson import blend, blend_opencv, bounding_box, solve
 
 
 def test_blending_is_within_a_grey_level_of_opencv() -> None:
-    """200 cases: both kinds of gradients, full, elliptic and ragged masks; full ones reach the
-    border."""
+    """200 cases: normal and mixed gradients with full, elliptic and ragged masks.
+
+    Full masks reach the border.
+    """
     means = []
     for number in range(100):
         rng = np.random.default_rng(number)
         height, width = (int(side) for side in rng.integers(8, 120, 2))
-        background = picture(rng, height, width, float(rng.choice([0, 1, 3])))
-        patch = picture(rng, height, width, float(rng.choice([0, 1, 3])))
+        background = noise_image(rng, height, width, float(rng.choice([0, 1, 3])))
+        patch = noise_image(rng, height, width, float(rng.choice([0, 1, 3])))
         mask = shapes(rng, height, width, number % 3)
         given_mask = mask.copy()
         for gradients in ("normal", "mixed"):
@@ -40,7 +42,7 @@ def test_blending_is_within_a_grey_level_of_opencv() -> None:
 def test_the_solver_equals_a_sparse_one(
     height: int, width: int, largest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By both transforms: products with sines, and the fast one."""
+    """Both transforms: products with sine matrices, and the fast transform."""
     monkeypatch.setattr("anomaly_clip.synthesis.poisson.LARGEST_PRODUCT", largest)
 
     def second(size: int) -> sparse.spmatrix:
@@ -50,19 +52,18 @@ def test_the_solver_equals_a_sparse_one(
     laplace = sparse.kron(second(height), sparse.eye(width)) + sparse.kron(
         sparse.eye(height), second(width)
     )
-    wanted = np.random.default_rng(0).normal(size=(3, height, width)) * 50
-    found = solve(wanted)
-    for own, given_values in zip(found, wanted, strict=True):
-        plain = spsolve(laplace.tocsc(), given_values.ravel()).reshape(height, width)
-        np.testing.assert_allclose(own, plain, rtol=0, atol=1e-8)
+    laplacians = np.random.default_rng(0).normal(size=(3, height, width)) * 50
+    for solution, laplacian in zip(solve(laplacians), laplacians, strict=True):
+        plain = spsolve(laplace.tocsc(), laplacian.ravel()).reshape(height, width)
+        np.testing.assert_allclose(solution, plain, rtol=0, atol=1e-8)
 
 
-def test_blending_what_is_there_already_changes_nothing() -> None:
-    image = picture(np.random.default_rng(0), 50, 60, 1)
+def test_blending_an_image_into_itself_changes_nothing() -> None:
+    image = noise_image(np.random.default_rng(0), 50, 60, 1)
     mask = shapes(np.random.default_rng(0), 50, 60, 2)
     for gradients in ("normal", "mixed"):
         assert np.array_equal(blend(image, image, mask, gradients), image)
-        brighter = np.minimum(image, 200) + np.uint8(40)  # the same gradients but where clipped
+        brighter = np.minimum(image, 200) + np.uint8(40)  # the same gradients
         assert np.array_equal(blend(np.minimum(image, 200), brighter, mask), np.minimum(image, 200))
     with pytest.raises(ValueError, match="must have the same size"):
         blend(image, image[1:], mask)

@@ -9,28 +9,28 @@ from anomaly_clip.synthesis.presets import NSA_CLASSES, PRESETS, preset
 
 
 def test_presets() -> None:
-    for recipe, known in PRESETS.items():
-        for name in known:
-            made = preset(recipe, name)
+    for recipe, presets in PRESETS.items():
+        for name in presets:
+            make = preset(recipe, name)
             image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
             other = image[::-1].copy()
-            assert made(image, np.random.default_rng(0), other.copy).image.any()
+            assert make(image, np.random.default_rng(0), other.copy).image.any()
     assert len(NSA_CLASSES) == 15
     capsule = preset("nsa", "nsa_mvtec", "capsule")
     assert isinstance(capsule, NSA)
     assert capsule.bounds == ((0.03, 0.15), (0.03, 0.40))
     assert preset("nsa", "nsa_mvtec", "candle") == preset("nsa", "tab")
     assert preset("perlin", "draem", options={"threshold": 0.3}) == Perlin(threshold=0.3)
-    for arguments, sentence in (
+    for arguments, message in (
         (("paint",), "recipe paint: unknown"),
         (("nsa", "draem"), "preset draem: unknown for nsa"),
         (("nsa", "tab", "", {"colour": 1}), "options: nsa has no colour"),
     ):
-        with pytest.raises(ValueError, match=sentence):
+        with pytest.raises(ValueError, match=message):
             preset(*arguments)
 
 
 def test_a_single_pair_is_a_background() -> None:
-    made = preset("nsa", options={"background": [200, 60]})
-    assert isinstance(made, NSA)
-    assert made.background == ((200, 60),)
+    recipe = preset("nsa", options={"background": [200, 60]})
+    assert isinstance(recipe, NSA)
+    assert recipe.background == ((200, 60),)

@@ -19,7 +19,7 @@ EIGHT = np.ones((3, 3))
 def overlap_curve(
     maps: np.ndarray, masks: np.ndarray, thresholds: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The definition, pixel by pixel: false positive rate and mean overlap above each threshold."""
+    """Return false positive rate and mean overlap above each threshold, pixel by pixel."""
     regions = []
     for number, mask in enumerate(masks):
         labels, count = label_regions(mask, EIGHT)
@@ -33,7 +33,7 @@ def overlap_curve(
 
 
 def brute_force_pro(maps: np.ndarray, masks: np.ndarray, limit: float) -> float:
-    """Trapezoid over all distinct thresholds, cut at the limit by interpolation."""
+    """Integrate by trapezoids over all distinct scores, cut at the limit by interpolation."""
     thresholds = np.concatenate([np.unique(maps)[::-1], [-np.inf]])
     fpr, overlap = overlap_curve(maps, masks, thresholds)
     area = 0.0
@@ -47,7 +47,7 @@ def brute_force_pro(maps: np.ndarray, masks: np.ndarray, limit: float) -> float:
 
 
 def published_pro(maps: np.ndarray, masks: np.ndarray, limit: float, steps: int) -> float:
-    """The 200-step form, literally (specification of CLIP-AD, section 8)."""
+    """Compute the 200-step form literally (docs/metrics.md)."""
     low, high = maps.min(), maps.max()
     fpr, overlap = overlap_curve(maps, masks, np.arange(low, high, (high - low) / steps)[:steps])
     fpr, overlap = fpr[fpr < limit], overlap[fpr < limit]
@@ -85,7 +85,7 @@ def test_regions_touching_at_a_corner_are_one() -> None:
     np.testing.assert_allclose(region_weights(mask), [1 / 3] * 3)
 
 
-def test_every_region_counts_the_same() -> None:
+def test_every_region_has_the_same_weight() -> None:
     mask = np.zeros((8, 8), dtype=bool)
     mask[0, 0] = True
     mask[3:8, 3:8] = True
@@ -109,25 +109,25 @@ def test_constant_maps() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "message"),
     [
         ({"fpr_limit": 0.0}, "fpr_limit"),
         ({"fpr_limit": 1.5}, "fpr_limit"),
         ({"pro_steps": 1}, "pro_steps"),
     ],
 )
-def test_refuses_options(options: dict, sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
+def test_invalid_options_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         pro(torch.rand(1, 2, 2), torch.ones(1, 2, 2, dtype=torch.bool), **options)
 
 
-def test_half_precision_maps_are_taken() -> None:
+def test_half_precision_maps_are_accepted() -> None:
     maps, masks = random_case(0, 50)
     for kind in (torch.float16, torch.bfloat16):
         half = torch.from_numpy(maps).to(kind)
         assert pro(half, torch.from_numpy(masks)) == pro(half.float(), torch.from_numpy(masks))
 
 
-def test_refuses_masks_without_images() -> None:
+def test_masks_without_a_batch_axis_are_refused() -> None:
     with pytest.raises(ValueError, match="expected masks"):
         pro(torch.rand(2, 2), torch.ones(2, 2, dtype=torch.bool))

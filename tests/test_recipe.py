@@ -10,20 +10,20 @@ from anomaly_clip.synthesis.recipe import Recipe
 
 
 @pytest.mark.parametrize("kind", RECIPES.values())
-def test_all_recipes_are_called_in_the_same_way(kind: type[Recipe]) -> None:
+def test_all_recipes_have_the_same_signature(kind: type[Recipe]) -> None:
     assert issubclass(kind, Recipe)
     expected = inspect.signature(Recipe.__call__).parameters
     assert list(inspect.signature(kind.__call__).parameters) == list(expected)
-    made = kind()(
+    result = kind()(
         np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8),
         np.random.default_rng(1),
         lambda: np.zeros((64, 64, 3), np.uint8),
     )
-    assert made.image.dtype == np.uint8
-    assert made.image.shape == (64, 64, 3)
-    assert made.mask.shape == made.label.shape == (64, 64)
+    assert result.image.dtype == np.uint8
+    assert result.image.shape == (64, 64, 3)
+    assert result.mask.shape == result.label.shape == (64, 64)
 
 
-def test_an_interface_is_not_called() -> None:
+def test_the_interface_is_abstract() -> None:
     with pytest.raises(TypeError, match="abstract"):
         Recipe()  # type: ignore[abstract]

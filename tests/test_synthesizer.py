@@ -1,4 +1,4 @@
-"""From a configuration to a defect."""
+"""Synthetic defects from a configuration."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def test_a_recipe_is_built_with_its_options() -> None:
     assert nsa.num_patches == NSA_CLASSES["screw"]["num_patches"]
 
 
-def test_of_a_mixture_options_go_to_their_recipe() -> None:
+def test_options_of_a_mixture_reach_their_recipe() -> None:
     settings = SynthesisSettings(
         "mixture", weights={"cutpaste": 1, "erasing": 2}, options={"erasing": {"grid": 7}}
     )
     erasing = settings.build("erasing", "nut")
     assert isinstance(erasing, Erasing)
     assert erasing.grid == 7
-    drawn = [
+    recipes = [
         synthesize(settings, NOISE, "nut", np.random.default_rng(seed), no_donor).info["recipe"]
         for seed in range(60)
     ]
-    assert 30 < drawn.count("erasing") < 50  # two of three
+    assert 30 < recipes.count("erasing") < 50  # two of three
 
 
 def test_the_same_generator_gives_the_same_defect() -> None:
@@ -52,16 +52,16 @@ def test_the_same_generator_gives_the_same_defect() -> None:
     assert first.mask.any()
 
 
-def test_what_cannot_be_seen_after_all_retries_leaves_the_image() -> None:
+def test_an_invisible_defect_leaves_the_image_unchanged() -> None:
     flat = np.full((64, 64, 3), 90, np.uint8)
     settings = SynthesisSettings("cutpaste", options={"jitter": 0}, retries=2)
-    made = synthesize(settings, flat, "nut", np.random.default_rng(0), no_donor)
-    assert np.array_equal(made.image, flat)
-    assert not made.mask.any()
-    assert made.info["failed"] == "no draw can be seen"
+    result = synthesize(settings, flat, "nut", np.random.default_rng(0), no_donor)
+    assert np.array_equal(result.image, flat)
+    assert not result.mask.any()
+    assert result.info["failed"] == "no visible defect in any try"
 
 
-def test_weights_are_named_in_their_refusal() -> None:
-    sentence = r"data\.synthesis\.weights, nsa: must be above 0, got -2"
-    with pytest.raises(ValueError, match=sentence):
+def test_an_invalid_weight_is_named() -> None:
+    message = r"data\.synthesis\.weights, nsa: must be above 0, got -2"
+    with pytest.raises(ValueError, match=message):
         SynthesisSettings("mixture", weights={"nsa": -2})

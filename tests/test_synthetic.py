@@ -215,7 +215,7 @@ def test_mistakes(mvtec_root: Path) -> None:
         (lambda: SynthesisSettings("nsa", share=2), "share must be in"),
         (
             lambda: SynthesisSettings("mixture", weights={"nsa": 1}, options={"jitter": 1}),
-            "options, jitter: of a mixture options stand under the name of one of its recipes",
+            "options, jitter: a mixture groups its options by recipe, under nsa",
         ),
         (lambda: demo(val_split="synthetic", num_train=3).fit_samples(), "too few to hold"),
         (lambda: Demo(val_split="synthetic"), "say which defects"),

@@ -1,4 +1,4 @@
-"""Exact figures: pure functions, and the evaluator that applies them per category."""
+"""Anomaly detection metrics: pure functions, and the evaluator that applies them per category."""
 
 from anomaly_clip.metrics.evaluator import FIGURES, Evaluator, EvaluatorSettings, Results
 from anomaly_clip.metrics.image import auroc, average_precision, f1_max

@@ -1,4 +1,4 @@
-"""Pixel figures of a histogram, and how far any order inside its keys could move them."""
+"""Pixel metrics of a histogram, with bounds for any order of the scores inside its keys."""
 
 from __future__ import annotations
 
@@ -13,47 +13,47 @@ from anomaly_clip.metrics.image import Ranking
 __all__ = ["Bins", "Bounds"]
 
 Bounds = dict[str, tuple[float, float]]
-"""The lowest and the highest value a figure can have, by name."""
+"""Lowest and highest possible value of each metric, by name."""
 
 
 class Bins(NamedTuple):
-    """Occupied keys, from the highest score down."""
+    """Pixel counts of the occupied keys, from the highest score down."""
 
     anomalous: NDArray[np.int64]
     normal: NDArray[np.int64]
     regions: NDArray[np.float64]
 
     def ranking(self) -> Ranking:
-        """Return the ranking of the pixels, all of a key being tied."""
-        some = self.anomalous > 0
-        false = self.normal.cumsum()
+        """Return the ranking of the pixels; pixels of a key are tied."""
+        occupied = self.anomalous > 0
+        false_positives = self.normal.cumsum()
         return Ranking(
-            tied=torch.from_numpy(self.anomalous[some]),
-            above=torch.from_numpy((false - self.normal)[some]),
-            at_least=torch.from_numpy(false[some]),
+            tied=torch.from_numpy(self.anomalous[occupied]),
+            above=torch.from_numpy((false_positives - self.normal)[occupied]),
+            at_least=torch.from_numpy(false_positives[occupied]),
             num_normal=int(self.normal.sum()),
         )
 
     def pro(self, limit: float) -> float:
-        """Return the area under PRO up to a false positive rate, by trapezoids."""
+        """Return the normalised area under PRO up to a false positive rate, by trapezoids."""
         share = self.regions / self.regions.sum()
         overlap = share.cumsum()
         width = self.normal / self.normal.sum()
         start = np.concatenate([[0.0], width.cumsum()[:-1]])
         inside = np.clip(limit - start, 0, width)
-        # Inside a key PRO rises linearly; of the last one only a part is below the limit.
+        # PRO rises linearly inside a key; only a part of the last key is below the limit.
         part = np.divide(inside, width, out=np.zeros_like(width), where=width > 0)
         return float((inside * (overlap - share + share * part / 2)).sum() / limit)
 
     def bounds(self, limit: float) -> Bounds:
-        """Return the lowest and the highest value of each figure for any order inside the keys."""
+        """Return the lowest and highest value of each metric over all orders inside the keys."""
         p, n = self.anomalous, self.normal
         true_positives, false_positives = p.cumsum(), n.cumsum()
-        num_found, num_normal = int(true_positives[-1]), int(false_positives[-1])
+        num_anomalous, num_normal = int(true_positives[-1]), int(false_positives[-1])
         ranking = self.ranking()
         area = ranking.auroc()
-        slack = float((p * n.astype(np.float64)).sum()) / (2 * num_found * num_normal)
-        # The first of a key's anomalous pixels behind all its normal ones; all before them, tied.
+        slack = float((p * n.astype(np.float64)).sum()) / (2 * num_anomalous * num_normal)
+        # Lowest: a key's anomalous pixels follow its normal ones. Highest: they precede them, tied.
         lowest = p * ((true_positives - p + 1) / (true_positives - p + 1 + false_positives))
         highest = p * (true_positives / np.maximum(true_positives + false_positives - n, 1))
         width = n / num_normal
@@ -62,10 +62,10 @@ class Bins(NamedTuple):
         overlap = self.pro(limit)
         cut = np.where(start < limit, width, 0)
         doubt = float((share * cut).sum()) / (2 * limit)
-        f1 = 2 * true_positives / (false_positives - n + true_positives + num_found)
+        f1 = 2 * true_positives / (false_positives - n + true_positives + num_anomalous)
         bounds = {
             "pixel_auroc": (area - slack, area + slack),
-            "pixel_ap": (float(lowest.sum()) / num_found, float(highest.sum()) / num_found),
+            "pixel_ap": (float(lowest.sum()) / num_anomalous, float(highest.sum()) / num_anomalous),
             "pixel_f1_max": (ranking.f1_max(), float(f1.max())),
             "pixel_pro": (overlap - doubt, overlap + doubt),
         }

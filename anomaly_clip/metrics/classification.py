@@ -1,4 +1,4 @@
-"""Figures of a classification: torchmetrics' own, under the names of the papers' tables."""
+"""Classification metrics of torchmetrics, under the names used in the papers' tables."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ from torchmetrics.classification import (
 __all__ = ["CLASS_FIGURES", "CONFUSION", "Targets", "class_metrics"]
 
 CLASS_FIGURES = ("accuracy", "precision", "recall", "f1")
-"""The names under which figures are logged, saved and printed, in their order."""
+"""Names under which metrics are logged, saved and printed, in this order."""
 CONFUSION = "confusion"
+"""Name of the confusion matrix."""
 
 Targets = Literal["single", "multi"]
-"""One class an image, or several."""
+"""One class per image, or several."""
 
 
 def class_metrics(targets: Targets, count: int) -> MetricCollection:
-    """Return :data:`CLASS_FIGURES`, and the confusion that they come from, as one metric.
+    """Return the metrics of :data:`CLASS_FIGURES` and the confusion matrix as one collection.
 
-    Precision, recall and F1 are means over classes. With several targets an image is right when all
-    of them are (exact match), and what is above 0.5 counts as said.
+    Precision, recall and F1 are means over classes. With multi-label targets, a probability above
+    0.5 is a positive prediction, and an image is correct if all its labels are (exact match).
 
     Args:
-        targets: Whether a target is a class, int64 ``(B,)``, or ``(B, K)`` zeros and ones;
-            predictions are probabilities ``(B, K)``.
+        targets: single: targets are classes, int64 ``(B,)``; multi: they are zeros and ones,
+            ``(B, K)``. Predictions are probabilities ``(B, K)``.
         count: Number of classes.
 
     Example:

@@ -1,8 +1,8 @@
-"""The curves behind the figures, thinned to what a picture needs.
+"""ROC, precision-recall and PRO curves, thinned to the points that a plot needs.
 
-A threshold takes in what scores at or above it. All curves are functions of how many normal and
-anomalous items (and, for PRO, which part of the regions) come in at each threshold, from the
-highest down.
+An item is positive if it scores at or above the threshold. All curves are functions of the numbers
+of normal and anomalous items (for PRO, of the fraction of the regions) that become positive at each
+threshold, from the highest down.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ __all__ = [
 ]
 
 CURVES_FILE = "curves.json"
-"""The file of a run that holds them."""
+"""File of a run that holds the curves."""
 CURVES = ("image_roc", "image_pr", "pixel_roc", "pixel_pr", "pixel_pro")
-"""Names of the curves, in their order."""
+"""Names of the curves, in this order."""
 
 NUM_POINTS = 128
-"""Points of a curve, at most."""
+"""Points sampled along a curve; the end of the curve may add one."""
 SAMPLED = 4096
-"""Thresholds that stand for all where every pixel has a score of its own."""
+"""Number of thresholds sampled if every pixel may have a different score."""
 
 
 class Curve(NamedTuple):
-    """Points of a curve, fractions in their order along it; all lie on the exact curve."""
+    """Points of a curve as fractions, in order; all of them lie on the exact curve."""
 
     x: list[float]
     y: list[float]
 
 
 Curves = Mapping[str, Curve]
-"""By the names of `CURVES`; those that are not defined (one class only) are missing."""
+"""Curves by the names of `CURVES`, without undefined ones (a single class)."""
 
 
 def image_curves(scores: NDArray[np.floating], anomalous: NDArray[np.bool_]) -> Curves:
-    """Return ROC and precision-recall of images.
+    """Return ROC and precision-recall curves of images.
 
     Args:
         scores: ``(n,)``; higher = more anomalous.
@@ -69,13 +69,13 @@ def pixel_curves(
     regions: NDArray[np.float64],
     fpr_limit: float,
 ) -> Curves:
-    """Return ROC, precision-recall and PRO of pixels; both classes must occur.
+    """Return ROC, precision-recall and PRO curves of pixels; both classes must occur.
 
     Args:
-        anomalous: How many come in at each threshold, from the highest down.
-        normal: Likewise.
-        regions: The part of regions that comes in, summed over them.
-        fpr_limit: False positive rate up to which PRO is shown.
+        anomalous: Anomalous pixels that become positive at each threshold, from the highest down.
+        normal: The same for normal pixels.
+        regions: The same for fractions of regions, summed over the regions.
+        fpr_limit: False positive rate up to which PRO is plotted.
     """
     return {
         "pixel_roc": receiver_operating(anomalous, normal),
@@ -85,25 +85,25 @@ def pixel_curves(
 
 
 def receiver_operating(anomalous: NDArray[Any], normal: NDArray[Any]) -> Curve:
-    """Return the share of anomalous items found over that of false alarms."""
+    """Return the true positive rate over the false positive rate."""
     return _thinned(_shares(normal), _shares(anomalous))
 
 
 def precision_recall(anomalous: NDArray[Any], normal: NDArray[Any]) -> Curve:
-    """Return the precision over the recall, from the first anomalous item found."""
+    """Return precision over recall, starting at the first true positive."""
     true_positives = anomalous.cumsum()
     recalled = true_positives > 0
     precision = true_positives[recalled] / (true_positives + normal.cumsum())[recalled]
     recall = true_positives[recalled] / true_positives[-1]
-    # A recall of 0 has no precision of its own; it takes that of the first item found.
+    # Precision is undefined at recall 0, which takes that of the first true positive.
     return _thinned(np.append(0.0, recall), np.append(precision[0], precision))
 
 
 def region_overlap(regions: NDArray[np.float64], normal: NDArray[Any], fpr_limit: float) -> Curve:
-    """Return the mean share of a region that is found, over false alarms up to a limit."""
+    """Return the mean overlap of a region over the false positive rate, up to a limit."""
     rate, overlap = _shares(normal), _shares(regions)
     last = int(np.searchsorted(rate, fpr_limit, side="right"))
-    if last < len(rate):  # the limit lies inside of a step
+    if last < len(rate):  # the limit lies inside a step
         at_limit = np.interp(fpr_limit, rate[last - 1 : last + 1], overlap[last - 1 : last + 1])
         rate, overlap = np.append(rate[:last], fpr_limit), np.append(overlap[:last], at_limit)
     return _thinned(rate, overlap)
@@ -112,18 +112,19 @@ def region_overlap(regions: NDArray[np.float64], normal: NDArray[Any], fpr_limit
 def sampled_counts(
     scores: NDArray[np.floating], defect: NDArray[np.floating], weights: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Return what comes in at some thousands of thresholds, where every pixel's score is known.
+    """Return the pixels that become positive at some thousands of thresholds, from exact scores.
 
     Args:
-        scores: Of all pixels, in ascending order.
-        defect: Of anomalous pixels, in ascending order.
-        weights: One over the size of the region of each of these.
+        scores: Scores of all pixels, in ascending order.
+        defect: Scores of anomalous pixels, in ascending order.
+        weights: One over the size of its region, for each anomalous pixel.
 
     Returns:
-        Anomalous and normal pixels and parts of regions, as :func:`pixel_curves` takes them.
+        Anomalous pixels, normal pixels and fractions of regions, as :func:`pixel_curves` takes
+        them.
     """
-    drawn = [values[_places(len(values), SAMPLED)] for values in (scores, defect)]
-    thresholds = np.unique(np.concatenate(drawn))
+    sampled = [values[_places(len(values), SAMPLED)] for values in (scores, defect)]
+    thresholds = np.unique(np.concatenate(sampled))
     below, missed = (np.searchsorted(values, thresholds) for values in (scores, defect))
     covered = np.concatenate([[0.0], weights.cumsum()])
     true_positives = len(defect) - missed[::-1]
@@ -137,13 +138,13 @@ def sampled_counts(
 
 
 def _shares(counts: NDArray[Any]) -> NDArray[np.float64]:
-    """Return what is in at each threshold as a share of all, from none on."""
+    """Return the cumulative fraction at each threshold, starting at 0."""
     total = counts.cumsum(dtype=np.float64)
     return np.append(0.0, total / total[-1])
 
 
 def _thinned(x: NDArray[np.float64], y: NDArray[np.float64]) -> Curve:
-    """Keep points that lie about equally far apart along the curve, and both ends."""
+    """Keep points at about equal distances along the curve, and both ends."""
     length = np.append(0.0, (np.abs(np.diff(x)) + np.abs(np.diff(y))).cumsum())
     targets = np.linspace(0, length[-1], NUM_POINTS)
     places = np.unique(np.append(np.searchsorted(length, targets - 1e-12), len(x) - 1))

@@ -1,4 +1,4 @@
-"""All figures of a test, per category and their mean, as one torchmetrics metric."""
+"""All metrics of a test, per category and averaged, as one torchmetrics metric."""
 
 from __future__ import annotations
 
@@ -50,26 +50,26 @@ FIGURES = (
     "pixel_f1_max",
     "pixel_pro",
 )
-"""The names under which figures are logged, saved and printed, in their order."""
+"""Names under which metrics are logged, saved and printed, in this order."""
 
 Figures = dict[str, float | None]
-"""One value a name, fractions in 0..1; None where a figure is undefined (one class only)."""
+"""Metric values by name, fractions in 0..1; None if undefined (a single class)."""
 
 
 @dataclass(frozen=True)
 class EvaluatorSettings:
-    """How figures are computed.
+    """Settings of the evaluation.
 
     Args:
-        pro_steps: null for the exact PRO, or the number of equally spaced thresholds (200 is what
-            zero-shot papers report).
+        pro_steps: Number of equally spaced thresholds of PRO (200 in zero-shot papers); null for
+            the exact PRO over all thresholds.
         fpr_limit: False positive rate up to which PRO is integrated.
-        exact: Keep all pixels and rank them exactly (at most 12 bytes a pixel), in the place of
-            counting them by their score in half precision (1.5 MiB a category, with bounds).
-        fine: Count by 20 bits of the score: narrower bounds, 24 MiB a category.
-        bootstrap: Draw the images of a category again so many times, for an interval of the image
-            AUROC that holds 95 % of what comes out; null for none.
-        bootstrap_seed: Draws them.
+        exact: Keep all pixels and rank them exactly (at most 12 bytes per pixel), instead of
+            counting them by their score in half precision (1.5 MiB per category, with bounds).
+        fine: Count pixels by 20 bits of their score: narrower bounds, 24 MiB per category.
+        bootstrap: Number of bootstrap resamples of the images of a category, for a 95 % interval
+            of the image AUROC; null for none.
+        bootstrap_seed: Seed of the resampling.
     """
 
     pro_steps: int | None = None
@@ -81,7 +81,7 @@ class EvaluatorSettings:
 
     @property
     def pixels(self) -> str:
-        """How pixels are ranked, in words."""
+        """Description of the ranking of pixels."""
         if self.exact:
             return "exactly"
         return f"by keys of {20 if self.fine else 16} bits"
@@ -89,25 +89,28 @@ class EvaluatorSettings:
     def __post_init__(self) -> None:
         check_pro_options(self.fpr_limit, self.pro_steps)
         if self.exact and self.fine:
-            raise ValueError("evaluator.fine counts and evaluator.exact ranks: choose one")
+            raise ValueError(
+                f"evaluator.fine and evaluator.exact cannot both be {self.fine}: set one of them "
+                "to false"
+            )
         if self.bootstrap is not None:
             check_at_least("evaluator.bootstrap", self.bootstrap, 1)
 
 
 class Results(TypedDict):
-    """The figures of one evaluation."""
+    """Metrics of one evaluation."""
 
     mean: Figures
-    """Unweighted mean over the categories in which a figure is defined."""
+    """Unweighted mean over the categories in which a metric is defined."""
     categories: dict[str, Figures]
     intervals: dict[str, Bounds]
-    """By category, and of their ``mean``: certified bounds of pixel figures that are not exact; by
-    category, if asked for, ``image_auroc_bootstrap``."""
+    """By category and for their ``mean``: certified bounds of pixel metrics that are not exact. By
+    category, if requested: ``image_auroc_bootstrap``."""
 
 
 @dataclass(frozen=True)
 class ImageScores:
-    """What was evaluated of each image, sorted by index."""
+    """Label and score of every evaluated image, sorted by index."""
 
     index: Tensor
     """int64 ``(n,)``, rows of the data set's listing."""
@@ -117,26 +120,26 @@ class ImageScores:
     score: Tensor
     """float32 ``(n,)``, score parts combined."""
     parts: Tensor
-    """float32 ``(n, P)``, as the method gave them; ``P`` may be 0."""
+    """float32 ``(n, P)``, as returned by the method; ``P`` may be 0."""
 
 
 class Evaluator(Metric):
-    """Collect scores of labelled images and compute their figures per category.
+    """Collect scores of labelled images and compute metrics per category.
 
-    Each image counts once, whichever process saw it and however often. Score parts are min-max
-    scaled over all images of a category and added (CLIP-AD, section 5 of the specification; our
-    choice: a part that is constant counts as zero).
+    Each image counts once, whichever process sees it and however often. Score parts are min-max
+    scaled over all images of a category and added, as in CLIP-AD (arXiv 2311.00453; see
+    docs/methods/sdp.md). A constant part counts as zero (our choice).
 
-    Of maps only histograms are kept, so memory does not grow with the number of images (``exact``
-    keeps the scores). An image that is shown twice to one process counts once; the pixels of one
-    that two processes saw cannot be told apart any more, and are refused.
+    Only histograms of the maps are kept, so memory does not grow with the number of images
+    (``exact`` keeps the scores). An image that one process sees twice counts once. If two processes
+    see the same image, its pixels cannot be separated again, and ``compute`` raises an error.
 
     Args:
         categories: Names, one row each, the same on all ranks.
-        settings: How figures are computed.
+        settings: Settings of the evaluation.
 
     Raises:
-        ValueError: If there is no category or one occurs twice.
+        ValueError: If there is no category, or a category occurs twice.
     """
 
     full_state_update = False
@@ -152,13 +155,15 @@ class Evaluator(Metric):
     ) -> None:
         super().__init__(dist_sync_fn=gather_any, compute_on_cpu=True)
         if not categories or len(set(categories)) != len(categories):
-            raise ValueError(f"Evaluator: expected distinct categories, got {list(categories)}")
+            raise ValueError(
+                f"Evaluator: expected one or more distinct categories, got {list(categories)}"
+            )
         self.categories = list(categories)
         self.settings = settings
         self.images: ImageScores | None = None
-        """What the last figures were computed from."""
+        """Images of the last ``compute``."""
         self.curves: dict[str, Curves] = {}
-        """By category, what the last figures are areas under."""
+        """Curves of the last ``compute``, by category."""
         self.pixels: PixelHistogram | PixelRanking
         options: dict[str, Any] = {"fpr_limit": settings.fpr_limit, "pro_steps": settings.pro_steps}
         if settings.exact:
@@ -170,7 +175,7 @@ class Evaluator(Metric):
             self.add_state(name, [], dist_reduce_fx="cat")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **options: Any) -> Self:
-        """Move to a device; no type is changed, as counts would be lost in half precision."""
+        """Move to a device but keep all types, because half precision would lose counts."""
         super()._apply(lambda value: fn(value).to(value.dtype), *args, **options)
         return self
 
@@ -187,7 +192,7 @@ class Evaluator(Metric):
         unknown = sorted(set(batch["category"]) - set(self.categories))
         if unknown:
             raise ValueError(
-                f"Evaluator: unknown category {unknown[0]!r}; known: {self.categories}"
+                f"Evaluator: unknown category {unknown[0]!r}; expected one of {self.categories}"
             )
         numbers = [self.categories.index(name) for name in batch["category"]]
         rows = torch.tensor(numbers, dtype=torch.int64)
@@ -205,7 +210,7 @@ class Evaluator(Metric):
         if maps.shape != masks.shape:
             raise ValueError(
                 f"Evaluator: maps {tuple(maps.shape)} and masks {tuple(masks.shape)} differ in "
-                "shape"
+                "shape: resize the maps to the masks"
             )
         seen, fresh = set(self._seen), []
         for place, number in enumerate(index.tolist()):
@@ -222,19 +227,23 @@ class Evaluator(Metric):
         self._seen = seen
 
     def forward(self, scores: Scores, batch: Batch) -> None:
-        """Add a batch; the figures of one batch alone are not computed."""
+        """Add a batch without computing its metrics."""
         self.update(scores, batch)
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
-        """Add what another evaluator has seen.
+        """Add the images of another evaluator.
 
         Raises:
-            ValueError: If it is none, or has seen the same image.
+            ValueError: If it is not an evaluator, or has seen one of the same images.
         """
         if not isinstance(incoming_state, Evaluator):
-            raise ValueError("Evaluator: can be merged with another evaluator only")
-        if self._seen & incoming_state._seen:
-            raise ValueError("Evaluator: cannot be merged with one that has seen the same images")
+            kind = type(incoming_state).__name__
+            raise ValueError(f"Evaluator: expected another Evaluator to merge, got {kind}")
+        if shared := self._seen & incoming_state._seen:
+            raise ValueError(
+                "Evaluator: cannot merge an evaluator that has seen the same images, such as "
+                f"{min(shared)}: give each evaluator other images"
+            )
         super().merge_state(incoming_state)
         self.pixels.merge_state(incoming_state.pixels)
         self._seen |= incoming_state._seen
@@ -246,10 +255,10 @@ class Evaluator(Metric):
         self._seen = set()
 
     def compute(self) -> Results:
-        """Return the figures of all images seen, by all processes.
+        """Return the metrics of all images seen by any process.
 
         Raises:
-            ValueError: If no image was seen, or the pixels of one by two processes.
+            ValueError: If no image was seen, or two processes saw the same image.
         """
         images = self.images = self._image_scores()
         pixel_index = concatenated(self.pixel_index)
@@ -257,8 +266,8 @@ class Evaluator(Metric):
         if (times > 1).any():
             twice = int(distinct[times > 1][0])
             raise ValueError(
-                f"Evaluator: image {twice} was scored by two processes: use a sampler that repeats "
-                "none, as the data modules do"
+                f"Evaluator: image {twice} was scored by two processes: use a sampler that does "
+                "not repeat images, as the data modules do"
             )
         pixels = self._pixel_results(bool(len(pixel_index)))
         settings = self.settings
@@ -288,15 +297,15 @@ class Evaluator(Metric):
             }
             if bounds:
                 intervals[name] = bounds
-            of_images = image_curves(score.numpy(), label.numpy())
-            self.curves[name] = {**of_images, **pixels[row].curves}
+            curves = image_curves(score.numpy(), label.numpy())
+            self.curves[name] = {**curves, **pixels[row].curves}
         return with_means(categories, intervals)
 
     def _pixel_results(self, any_seen: bool) -> list[PixelResult]:
         if not any_seen:  # by no process
             return [PixelResult(dict.fromkeys(PIXEL_FIGURES), {})] * len(self.categories)
         with warnings.catch_warnings():
-            # This process may have seen none, and yet has to take part.
+            # A process that saw no pixels still has to take part in the synchronisation.
             warnings.filterwarnings("ignore", "The ``compute`` method of metric")
             return self.pixels.compute()
 
@@ -317,10 +326,13 @@ class Evaluator(Metric):
         )
 
     def _unique(self) -> Tensor:
-        """Return where each image was seen first, in the order of the listing."""
+        """Return the first position of each image, in the order of the listing."""
         index = concatenated(self.index)
         if not len(index):
-            raise ValueError("Evaluator: no image was evaluated, so there are no figures")
+            raise ValueError(
+                f"Evaluator: no image was evaluated in {len(self.categories)} categories, so there "
+                "are no metrics: check that the evaluated split has images"
+            )
         _, inverse = index.unique(return_inverse=True)
         first = torch.full((int(inverse.max()) + 1,), len(index))
         return first.scatter_reduce(0, inverse, torch.arange(len(index)), "amin")
@@ -330,7 +342,10 @@ class Evaluator(Metric):
         finite = values.isfinite().all(dim=1)
         if not finite.all():
             path = batch["path"][int((~finite).nonzero()[0])]
-            raise ValueError(f"Evaluator: the method gave {path} a score that is NaN or infinite")
+            raise ValueError(
+                f"Evaluator: the method's score of {path} is NaN or infinite: try trainer.precision"
+                " 32-true, or fit again with a lower learning rate"
+            )
 
 
 def _defined(value: float) -> float | None:
@@ -338,11 +353,11 @@ def _defined(value: float) -> float | None:
 
 
 def with_means(categories: dict[str, Figures], intervals: dict[str, Bounds]) -> Results:
-    """Return the figures of categories, with their means and the bounds of these.
+    """Return the metrics of categories with their means and the bounds of the means.
 
     Args:
-        categories: Figures by category.
-        intervals: Bounds by category, as far as there are any.
+        categories: Metrics by category.
+        intervals: Bounds by category, where there are any.
     """
     intervals = dict(intervals)
     if any(name in bounds for bounds in intervals.values() for name in PIXEL_FIGURES):
@@ -353,7 +368,7 @@ def with_means(categories: dict[str, Figures], intervals: dict[str, Bounds]) -> 
 
 
 def mean_defined(values: Iterable[float | None]) -> float | None:
-    """Return the mean of the values that are defined, None if there are none.
+    """Return the mean of the defined values, or None if there are none.
 
     Example:
         >>> from anomaly_clip.metrics.evaluator import mean_defined
@@ -365,13 +380,13 @@ def mean_defined(values: Iterable[float | None]) -> float | None:
 
 
 def _mean_bounds(categories: dict[str, Figures], intervals: dict[str, Bounds]) -> Bounds:
-    """Return the bounds of the means of pixel figures."""
+    """Return the bounds of the means of pixel metrics."""
     bounds: Bounds = {}
     for name in PIXEL_FIGURES:
         ends = [
             intervals.get(category, {}).get(name, (value, value))
-            for category, figures in categories.items()
-            if (value := figures[name]) is not None
+            for category, metrics in categories.items()
+            if (value := metrics[name]) is not None
         ]
         if ends:
             low, high = (fmean(column) for column in zip(*ends, strict=True))

@@ -1,8 +1,8 @@
-"""Exact threshold-free figures of one list of scores: AUROC, average precision, F1-max.
+"""Exact threshold-free metrics of scores: AUROC, average precision, F1-max.
 
-All of them change only at the scores of anomalous items, so it is enough to know how many normal
-ones stand above each of these: one sort of the normal scores, and a binary search for each
-anomalous one. The same ranking serves image scores and pixels, and PRO as well.
+All of them change only at the scores of anomalous items. They therefore need only the number of
+normal items above each anomalous score: one sort of all scores, and a binary search for each
+anomalous one. The same ranking serves image scores, pixels and PRO.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ class Ranking(NamedTuple):
     """Counts at every distinct anomalous score, from the highest down, int64 ``(T,)`` each."""
 
     tied: Tensor
-    """Anomalous items with that score."""
+    """Anomalous items with this score."""
     above: Tensor
-    """Normal items above it."""
+    """Normal items above this score."""
     at_least: Tensor
-    """Normal items above or equal."""
+    """Normal items at or above this score."""
     num_normal: int
 
     @property
-    def found(self) -> Tensor:
-        """Anomalous items with that score or a higher one."""
+    def true_positives(self) -> Tensor:
+        """Anomalous items at or above each score."""
         return self.tied.cumsum(dim=0)
 
     @property
     def num_anomalous(self) -> int:
-        """How many anomalous items there are."""
+        """Number of anomalous items."""
         return int(self.tied.sum())
 
     @property
     def defined(self) -> bool:
-        """Whether both classes occur."""
+        """True if both classes occur."""
         return len(self.tied) > 0 and self.num_normal > 0
 
     def auroc(self) -> float:
@@ -60,7 +60,7 @@ class Ranking(NamedTuple):
             return math.nan
         below = 2 * self.num_normal - self.above - self.at_least  # twice, as ties count half
         total = 2 * self.num_anomalous * self.num_normal
-        # Whole numbers are exact while they fit; then doubles, which keep 15 digits.
+        # Integers are exact while they fit; otherwise doubles, which keep 15 digits.
         fits = total < 2**63
         return float((self.tied * below if fits else self.tied.double() * below).sum()) / total
 
@@ -68,7 +68,7 @@ class Ranking(NamedTuple):
         """See :func:`average_precision`."""
         if not self.defined:
             return math.nan
-        true_positives = self.found.double()
+        true_positives = self.true_positives.double()
         precision = true_positives / (true_positives + self.at_least)
         return float((self.tied * precision).sum() / self.num_anomalous)
 
@@ -76,7 +76,7 @@ class Ranking(NamedTuple):
         """See :func:`f1_max`."""
         if not self.defined:
             return math.nan
-        true_positives = self.found.double()
+        true_positives = self.true_positives.double()
         return float(
             (2 * true_positives / (true_positives + self.at_least + self.num_anomalous)).max()
         )
@@ -120,19 +120,19 @@ def f1_max(scores: Tensor, target: Tensor) -> float:
 def bootstrap_auroc(
     scores: Tensor, target: Tensor, num_resamples: int, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float]:
-    """Return a percentile interval of AUROC over images drawn again with replacement.
+    """Return a percentile bootstrap interval of AUROC, from images resampled with replacement.
 
-    Normal and anomalous images are drawn apart, as a test set fixes their numbers.
+    Normal and anomalous images are resampled separately, because a test set fixes their numbers.
 
     Args:
         scores: Floating ``(n,)``.
         target: bool ``(n,)``.
-        num_resamples: How often the images are drawn again.
-        seed: Draws them.
-        level: Share of the resamples inside the interval.
+        num_resamples: Number of resamples.
+        seed: Seed of the resampling.
+        level: Fraction of the resamples inside the interval.
 
     Returns:
-        Its ends; NaN unless both classes occur.
+        Lower and upper end; NaN unless both classes occur.
     """
     scores, target = check_scores(scores, target)
     normal, anomalous = as_array(scores[~target]), as_array(scores[target])
@@ -141,9 +141,9 @@ def bootstrap_auroc(
     rng = np.random.default_rng(seed)
     areas = np.empty(num_resamples)
     for number in range(num_resamples):
-        drawn = np.sort(rng.choice(normal, len(normal)))
+        normals = np.sort(rng.choice(normal, len(normal)))
         hits = rng.choice(anomalous, len(anomalous))
-        below = np.searchsorted(drawn, hits, "left") + np.searchsorted(drawn, hits, "right")
+        below = np.searchsorted(normals, hits, "left") + np.searchsorted(normals, hits, "right")
         areas[number] = below.mean() / (2 * len(normal))
     low, high = np.quantile(areas, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
@@ -152,7 +152,7 @@ def bootstrap_auroc(
 def rank(scores: Tensor, target: Tensor) -> Ranking:
     """Rank flat, finite scores."""
     if scores.device.type == "cpu":
-        # numpy sorts values alone and with wide instructions; torch wants their indices, too.
+        # numpy sorts values only, with vector instructions; torch also sorts their indices.
         return rank_sorted(np.sort(as_array(scores)), np.sort(as_array(scores[target])))
     return _rank_on_device(scores, target)
 
@@ -175,16 +175,16 @@ def rank_sorted(scores: NDArray[np.floating], anomalous: NDArray[np.floating]) -
 
 
 def as_array(scores: Tensor) -> NDArray[np.floating]:
-    """Return numpy's view; half precision, which it sorts slowly or not at all, widened."""
+    """Return scores as a numpy array; half precision, which numpy sorts slowly, becomes float32."""
     wide = scores if scores.dtype in (torch.float32, torch.float64) else scores.float()
     array: NDArray[np.floating] = wide.detach().cpu().numpy()
     return array
 
 
 def _ranking(tied: Tensor, below: Tensor, not_above: Tensor, num_scores: int) -> Ranking:
-    """Take the anomalous scores, of which all is known, out of the counts of all scores.
+    """Subtract the anomalous items from the counts of all items to get those of normal items.
 
-    So the normal ones need not be picked out and copied, which costs as much as sorting them.
+    Selecting and copying the normal scores instead would cost as much as sorting them.
     """
     true_positives = tied.cumsum(dim=0)
     num_anomalous = int(tied.sum())
@@ -194,7 +194,7 @@ def _ranking(tied: Tensor, below: Tensor, not_above: Tensor, num_scores: int) ->
 
 
 def check_scores(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Flatten scores and targets after checking that they fit each other.
+    """Check that scores and targets match, and flatten them.
 
     Raises:
         ValueError: If shapes or types do not fit, or a score is not finite.
@@ -203,7 +203,7 @@ def check_scores(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     if scores.shape != target.shape:
         raise ValueError(
             f"metrics: scores {tuple(scores.shape)} and target {tuple(target.shape)} differ in "
-            "shape"
+            "shape: pass one target per score"
         )
     if not scores.is_floating_point() or target.dtype != torch.bool:
         raise ValueError(
@@ -211,12 +211,17 @@ def check_scores(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
             f"{target.dtype}"
         )
     if not is_finite(scores):
-        raise ValueError("metrics: a score is NaN or infinite, so that nothing can be ranked")
+        flat = scores.flatten()
+        place = int((~flat.isfinite()).nonzero()[0])
+        raise ValueError(
+            f"metrics: score {place} of {len(flat)} is NaN or infinite ({float(flat[place])}) and "
+            "cannot be ranked: remove it, or compute it in single precision"
+        )
     return scores.flatten(), target.flatten()
 
 
 def is_finite(values: Tensor) -> bool:
-    """Whether no value is NaN or infinite; the extremes tell, in one fast pass."""
+    """Return True if no value is NaN or infinite, from the extremes in one fast pass."""
     if not values.numel():
         return True
     return bool(torch.stack(values.aminmax()).isfinite().all())

@@ -1,8 +1,8 @@
-"""Keys of scores: whole numbers that rank as the scores do, and how pixels are counted by them.
+"""Keys of scores: integers that rank as the scores do, and histograms of pixels by key.
 
-A 16-bit key is the bit pattern of the score in half precision, so of half-precision scores nothing
-is lost. Patterns of negative scores rank in reverse, which `key_order` puts right when figures are
-computed and not for every pixel. A fine key has 20 bits of the score in single precision.
+A 16-bit key is the bit pattern of the score in half precision, so half-precision scores lose
+nothing. Patterns of negative scores rank in reverse; `key_order` corrects this once when metrics
+are computed, not for every pixel. A fine key has 20 bits of the score in single precision.
 """
 
 from __future__ import annotations
@@ -33,41 +33,43 @@ __all__ = [
 ]
 
 CHUNK = 1 << 22
-"""Pixels that are converted at once; `cv2.calcHist` counts in float32, exact up to 2^24."""
+"""Pixels converted at once; `cv2.calcHist` counts in float32, which is exact up to 2^24."""
 
 DEVICE_CHUNK = 1 << 25
-"""The same for a device, whose launches cost more than temporary keys (12 bytes a pixel)."""
+"""The same on a device, where launches cost more than temporary keys (12 bytes per pixel)."""
 
 KEY_KINDS = FLOAT16, BFLOAT16, FINE = 1, 2, 3
 """Kinds of key."""
 FINE_EXPONENTS = (-44, 19)
-"""Binary exponents that a fine key tells apart; smaller scores tie with 0, larger ones with each
+"""Binary exponents that a fine key distinguishes; smaller scores tie with 0, larger ones with each
 other."""
 FINE_DIGITS = 13
+"""Bits of the mantissa in a fine key."""
 
 Histograms = tuple[Tensor, "Tensor | None", "Tensor | None"]
-"""All pixels, anomalous ones, regions' shares; the last two are None without a defect."""
+"""Counts of all pixels and of anomalous pixels, and sums of region weights; the last two are None
+without a defect."""
 
 
 def count_keys(maps: Tensor, masks: Tensor, kind: int, num_keys: int) -> Histograms:
-    """Count pixels on any device."""
+    """Count pixels by key on any device."""
     keys = score_keys(maps, kind)
     counts = torch.bincount(keys.flatten(), minlength=num_keys)
-    # Only masks with a defect go to the CPU, where regions are found.
+    # Only masks with a defect go to the CPU, where regions are labelled.
     with_defect = masks.flatten(1).any(dim=1).nonzero().squeeze(1)  # (images,)
     if not len(with_defect):
         return counts, None, None
     keys, masks = keys[with_defect.to(keys.device)], masks[with_defect]
     weights = defect_weights(masks.cpu().numpy())
     assert weights is not None
-    # Few pixels: on the CPU, where a weighted sum has one order, whatever the device.
+    # Few pixels, summed on the CPU, where the order of a weighted sum does not vary.
     hit = keys[masks.to(keys.device)].cpu()  # (pixels of defects,)
     positives = torch.bincount(hit, minlength=num_keys)
     return counts, positives, torch.bincount(hit, torch.from_numpy(weights), minlength=num_keys)
 
 
 def count_with_opencv(maps: Tensor, masks: Tensor, kind: int, num_keys: int) -> Histograms:
-    """Count pixels on the CPU, where OpenCV's histogram is several times faster than torch's."""
+    """Count pixels by key on the CPU; OpenCV's histogram is several times faster than torch's."""
     half = maps.to(torch.bfloat16 if kind == BFLOAT16 else torch.float16)
     keys = half.contiguous().view(torch.int16).numpy().view(np.uint16)
     counts = torch.zeros(num_keys, dtype=torch.int64)
@@ -87,7 +89,7 @@ def count_with_opencv(maps: Tensor, masks: Tensor, kind: int, num_keys: int) -> 
 
 
 def defect_weights(masks: NDArray[np.bool_]) -> NDArray[np.float64] | None:
-    """Return the weights of all defect pixels of masks, in their order; None if there is none."""
+    """Return the region weights of all defect pixels of masks, in order; None without a defect."""
     weights = np.concatenate([np.zeros(0), *(region_weights(mask) for mask in masks)])
     return weights if len(weights) else None
 
@@ -96,7 +98,7 @@ def score_keys(maps: Tensor, kind: int) -> Tensor:
     """Return the keys of scores, int32."""
     if kind == FINE:
         lowest, _ = FINE_EXPONENTS
-        scores = maps.float() + 0.0  # of two zeros one
+        scores = maps.float() + 0.0  # merges both zeros
         patterns = scores.view(torch.int32) & 0x7FFFFFFF
         digits = (patterns >> (23 - FINE_DIGITS)) - ((127 + lowest) << FINE_DIGITS)
         half = 1 << 19
@@ -114,7 +116,7 @@ def key_order(num_keys: int) -> NDArray[np.int64]:
 
 
 def with_one_zero(histogram: np.ndarray, fine: bool) -> np.ndarray:
-    """Put what negative scores that were rounded to zero, or minus zero, hold into zero's key."""
+    """Add the counts of minus zero, including negative scores rounded to it, to the key of zero."""
     if fine:
         return histogram
     folded = histogram.copy()
@@ -124,9 +126,9 @@ def with_one_zero(histogram: np.ndarray, fine: bool) -> np.ndarray:
 
 
 def key_values(keys: NDArray[np.int64], kind: int) -> NDArray[np.float64]:
-    """Return the half-precision scores that keys stand for."""
+    """Return the scores that keys represent, in half precision for 16-bit keys."""
     if kind == FINE:
-        low, high = key_edges(keys, kind)  # digits that a key has no room for are cut off
+        low, high = key_edges(keys, kind)  # digits beyond those of a key are cut off
         nearest: NDArray[np.float64] = np.where(keys < 1 << 19, high, low)
         return nearest
     if kind == BFLOAT16:
@@ -153,7 +155,7 @@ def key_edges(keys: NDArray[np.int64], kind: int) -> NDArray[np.float64]:
     infinity = np.float16(np.inf)
     with np.errstate(over="ignore"):
         around = np.stack([np.nextafter(values, -infinity), np.nextafter(values, infinity)])
-    # Scores are rounded to the nearest; what is too large for float16 as if 65536 came next.
+    # Scores round to the nearest value; above the largest float16, as if 65536 came next.
     finite = np.clip(np.stack([around, np.stack([values] * 2)]).astype(np.float64), -65536, 65536)
     edges: NDArray[np.float64] = finite.mean(axis=0)
     edges[0, values == -infinity] = -np.inf

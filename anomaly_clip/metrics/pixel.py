@@ -1,23 +1,24 @@
-"""Pixel figures in one pass over the maps, in a memory that does not grow with their number.
+"""Pixel metrics in one pass over the maps, in memory that does not grow with their number.
 
 The state counts pixels by a 16-bit *key* of their score: all pixels, anomalous pixels, and for PRO
 the sum of one over the size of a pixel's region. AUROC, AP, F1-max and PRO are functions of these
 three histograms, and two states merge by addition.
 
-The key of a score is its bit pattern in half precision; put in order (negative ones reversed) it
-ranks as the score does. Half-precision scores therefore give exact figures. float32 scores are
-rounded to float16 for the key: pixels that share a key count as tied, and as nothing else is lost,
-the histogram also tells how much any order inside the keys could change: the figures come with
-bounds that hold for the scores as they were.
+The key of a score is its bit pattern in half precision. In order (reversed for negative scores), it
+ranks as the score does, so metrics of half-precision scores are exact. float32 scores are rounded
+to float16 for the key, and pixels that share a key count as tied. Nothing else is lost, so the
+histogram also bounds the effect of any order inside the keys: the metrics come with bounds that
+hold for the unrounded scores.
 
-With bins from the highest score down, ``p`` anomalous and ``n`` normal pixels and ``w`` regions'
-shares in a bin, and ``TP``, ``FP``, ``PRO`` the running sums including it:
+In bins from the highest score down, let ``p``, ``n`` and ``w`` be the anomalous pixels, normal
+pixels and region weights of a bin, ``TP``, ``FP`` and ``PRO`` their running sums including the bin
+(``PRO`` as a fraction), and ``P`` and ``N`` all anomalous and normal pixels:
 
 - AUROC = sum of ``(TP - p / 2) n / (P N)``;
-- AP = sum of ``p / P * TP / (TP + FP)``; for rounded scores the middle of its bounds, since the tie
-  rule is low by what the bins hold;
+- AP = sum of ``p / P * TP / (TP + FP)``; for rounded scores the middle of its bounds, because the
+  rule for ties biases it low;
 - F1-max = maximum of ``2 TP / (TP + FP + P)``;
-- PRO up to a false positive rate ``L``: trapezoids of ``PRO`` over ``FP / N``, the last one cut.
+- PRO up to a false positive rate ``L``: trapezoids of ``PRO`` over ``FP / N``, cut at ``L``.
 """
 
 from __future__ import annotations
@@ -75,32 +76,32 @@ __all__ = [
 PIXEL_FIGURES = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_pro")
 
 ROUNDING = 1e-12
-"""What sums in double precision may be off by; bounds are as much wider."""
+"""Rounding error of sums in double precision; bounds are widened by it."""
 
 
 class PixelResult(NamedTuple):
-    """The figures of one row."""
+    """Metrics of one row."""
 
     figures: dict[str, float | None]
-    """By the names of `PIXEL_FIGURES`; None where undefined (one class only)."""
+    """Metric values by the names of `PIXEL_FIGURES`; None if undefined (a single class)."""
     bounds: Bounds
-    """Certified; empty where the figures are exact."""
+    """Certified bounds; empty if the metrics are exact."""
     curves: Curves = MappingProxyType({})
-    """What the figures are areas under; empty where undefined."""
+    """Curves of the metrics; empty if undefined."""
 
 
 class PixelHistogram(Metric):
-    """Count pixels by the key of their score, row by row (a category a row).
+    """Count pixels by the key of their score, in one row per category.
 
-    The state is three histograms a row: 1.5 MiB, whatever the number of images.
+    The state is three histograms per row: 1.5 MiB, whatever the number of images.
 
     Args:
-        num_rows: How many separate evaluations.
-        fine: Keys of 20 bits (sign, 6 binary exponents' bits, 13 digits) in the place of 16, for
-            float32 scores: bounds about ten times narrower in 24 MiB a row.
+        num_rows: Number of separate evaluations.
+        fine: Use keys of 20 bits (sign, 6 bits of exponent, 13 of mantissa) instead of 16, for
+            float32 scores: bounds about ten times narrower, 24 MiB per row.
         fpr_limit: False positive rate up to which PRO is integrated.
-        pro_steps: None: PRO over all keys. A number: over that many equally spaced thresholds; one
-            inside a key takes its part of it.
+        pro_steps: None: PRO over all keys. A number: PRO over that many equally spaced thresholds;
+            a threshold inside a key splits it in proportion.
 
     Example:
         >>> import torch
@@ -108,7 +109,8 @@ class PixelHistogram(Metric):
         >>> maps = torch.tensor([[[0.9, 0.2], [0.1, 0.3]]])
         >>> metric = PixelHistogram()
         >>> metric.update(maps, maps > 0.5)
-        >>> metric.compute()[0].figures["pixel_auroc"]
+        >>> values, bounds, curves = metric.compute()[0]
+        >>> values["pixel_auroc"]
         1.0
     """
 
@@ -138,25 +140,25 @@ class PixelHistogram(Metric):
         for name in ("counts", "positives", "regions"):
             dtype = torch.float64 if name == "regions" else torch.int64
             self._add_zeros(name, (num_rows, self.num_keys), dtype)
-        # How many pixels have which kind of key, and how many of a row were rounded for it.
+        # Pixels by kind of key, and pixels of each row that were rounded to their key.
         self._add_zeros("kinds", (len(KEY_KINDS),), torch.int64)
         self._add_zeros("rounded", (num_rows,), torch.int64)
-        # The negated lowest and the highest score, so that both merge by the maximum.
+        # The negated lowest score and the highest score, so that both merge by maximum.
         worst = torch.full((num_rows, 2), -math.inf, dtype=torch.float64)
         self.add_state("extremes", worst, dist_reduce_fx="max")
 
     def _add_zeros(self, name: str, size: tuple[int, ...], dtype: torch.dtype) -> None:
         self.add_state(name, torch.zeros(size, dtype=dtype), dist_reduce_fx="sum")
-        # torchmetrics keeps a default beside each state: one zero, however large it looks.
+        # torchmetrics keeps a default for each state: expanded, it stores a single zero.
         self._defaults[name] = torch.zeros(1, dtype=dtype).expand(size)
 
     def reset(self) -> None:
         """Forget all pixels."""
-        with torch.inference_mode(False):  # a later update may be outside of it
+        with torch.inference_mode(False):  # a later update may run outside of it
             super().reset()
 
     def _sync_dist(self, dist_sync_fn: Any = None, process_group: Any = None) -> None:
-        """Add up the states of all processes; one all-reduce each, nothing is gathered."""
+        """Add up the states of all processes with one all-reduce each, without gathering them."""
         for name in self._defaults:
             state = getattr(self, name).clone()
             how = dist.ReduceOp.MAX if name == "extremes" else dist.ReduceOp.SUM
@@ -175,11 +177,11 @@ class PixelHistogram(Metric):
         Args:
             maps: Floating ``(B, h, w)``; higher = more anomalous.
             masks: bool ``(B, h, w)``.
-            rows: int64 ``(B,)``, which row an image belongs to; default: the first.
-            names: What the images are called in errors.
+            rows: int64 ``(B,)``, row of each image; default: the first row.
+            names: Names of the images in error messages.
 
         Raises:
-            ValueError: If shapes or types do not fit, or a score is not finite; nothing of the
+            ValueError: If shapes or types do not match, or a score is not finite. Nothing of the
                 batch is counted then.
         """
         rows = check_pixels(maps, masks, rows, self.num_rows, names)
@@ -209,32 +211,34 @@ class PixelHistogram(Metric):
                 low, high = part.aminmax()
                 extremes = torch.stack([-low, high]).to(self.extremes)
                 self.extremes[row] = self.extremes[row].maximum(extremes)
-        # A fine key has all digits of half precision, but not all exponents of bfloat16.
+        # A fine key covers the mantissa of half precision, but not all exponents of bfloat16.
         exact = (torch.float16,) if self.fine else (torch.float16, torch.bfloat16)
         if maps.dtype not in exact:
             self.rounded[row] += maps.numel()
 
     @property
     def kind(self) -> int:
-        """The kind of key.
+        """Kind of the keys.
 
         Raises:
-            ValueError: If pixels of two kinds were counted, by one process or by several.
+            ValueError: If keys of two kinds were counted, by one process or by several.
         """
         counted = [
             kind for kind, count in zip(KEY_KINDS, self.kinds.tolist(), strict=True) if count
         ]
         if len(counted) > 1:
             raise ValueError(
-                "PixelHistogram: bfloat16 scores and others cannot be counted together"
+                "PixelHistogram: bfloat16 scores and others cannot be counted together, got "
+                f"{self.kinds.tolist()} pixels with float16, bfloat16 and fine keys: convert all "
+                "maps to one type"
             )
         return counted[0] if counted else KEY_KINDS[0]
 
     def compute(self) -> list[PixelResult]:
-        """Return the figures of all rows."""
-        return [self._figures(row) for row in range(self.num_rows)]
+        """Return the metrics of all rows."""
+        return [self._row_result(row) for row in range(self.num_rows)]
 
-    def _figures(self, row: int) -> PixelResult:
+    def _row_result(self, row: int) -> PixelResult:
         order, kind = key_order(self.num_keys), self.kind
         counts, positives, regions = (
             with_one_zero(state[row].cpu().numpy(), self.fine)[order]
@@ -246,40 +250,40 @@ class PixelHistogram(Metric):
             normal=(counts - positives)[occupied],
             regions=regions[occupied],
         )
-        figures: dict[str, float | None] = dict.fromkeys(PIXEL_FIGURES)
+        metrics: dict[str, float | None] = dict.fromkeys(PIXEL_FIGURES)
         ranking = bins.ranking()
         if not ranking.defined:
-            return PixelResult(figures, {})
+            return PixelResult(metrics, {})
         curves = pixel_curves(*bins, fpr_limit=self.fpr_limit)
         exact = not int(self.rounded[row])
         bounds = bins.bounds(self.fpr_limit)
-        figures["pixel_auroc"] = ranking.auroc()
-        figures["pixel_ap"] = ranking.average_precision() if exact else sum(bounds["pixel_ap"]) / 2
-        figures["pixel_f1_max"] = ranking.f1_max()
+        metrics["pixel_auroc"] = ranking.auroc()
+        metrics["pixel_ap"] = ranking.average_precision() if exact else sum(bounds["pixel_ap"]) / 2
+        metrics["pixel_f1_max"] = ranking.f1_max()
         if self.pro_steps is None:
-            figures["pixel_pro"] = bins.pro(self.fpr_limit)
+            metrics["pixel_pro"] = bins.pro(self.fpr_limit)
         else:
             del bounds["pixel_pro"]
             stepwise = self._stepwise_pro(row, order[occupied[::-1]], kind, bins, exact)
             if stepwise is not None:
-                figures["pixel_pro"], bounds["pixel_pro"] = stepwise
+                metrics["pixel_pro"], bounds["pixel_pro"] = stepwise
         if exact:
-            return PixelResult(figures, {}, curves)
+            return PixelResult(metrics, {}, curves)
         wider = {
             k: (max(0.0, a - ROUNDING), min(1.0, b + ROUNDING)) for k, (a, b) in bounds.items()
         }
-        return PixelResult(figures, wider, curves)
+        return PixelResult(metrics, wider, curves)
 
     def _stepwise_pro(
         self, row: int, keys: NDArray[np.int64], kind: int, bins: Bins, exact: bool
     ) -> tuple[float, tuple[float, float]] | None:
-        """Return PRO over equally spaced thresholds and its bounds; ``keys`` are those occupied."""
+        """Return PRO over equally spaced thresholds and its bounds, from the occupied ``keys``."""
         assert self.pro_steps is not None
         low, high = -float(self.extremes[row, 0]), float(self.extremes[row, 1])
         if high <= low:
             return None
         thresholds = step_thresholds(low, high, self.pro_steps)
-        # What lies at or below the end of each occupied key, from the lowest score up.
+        # Fractions at or below the end of each occupied key, from the lowest score up.
         shares = [
             np.concatenate([[0.0], values[::-1].cumsum() / values.sum()])
             for values in (bins.normal, bins.regions)
@@ -289,7 +293,7 @@ class PixelHistogram(Metric):
             fpr, overlap = (1 - share[number] for share in shares)
             area = area_of_steps(fpr, overlap, self.fpr_limit)
             return None if math.isnan(area) else (area, (area, area))
-        # A key stands for the scores between two edges; a threshold may lie inside.
+        # A key represents the scores between two edges; a threshold may lie inside.
         starts, ends = np.clip(key_edges(keys, kind), low, high)
         least = np.searchsorted(ends, thresholds, side="right")  # whole keys at or below
         most = np.maximum(np.searchsorted(starts, thresholds, side="right"), least)
@@ -311,12 +315,12 @@ class PixelHistogram(Metric):
 
 
 class PixelRanking(Metric):
-    """Keep the scores of all pixels, and rank them exactly: at most 12 bytes a pixel in all.
+    """Keep the scores of all pixels and rank them exactly, in at most 12 bytes per pixel.
 
     Args:
-        num_rows: How many separate evaluations.
+        num_rows: Number of separate evaluations.
         fpr_limit: False positive rate up to which PRO is integrated.
-        pro_steps: None: exact PRO. A number: over that many equally spaced thresholds.
+        pro_steps: None: exact PRO. A number: PRO over that many equally spaced thresholds.
     """
 
     full_state_update = False
@@ -345,7 +349,7 @@ class PixelRanking(Metric):
         maps, masks = maps.detach().cpu(), masks.cpu()
         for row in rows.unique().tolist():
             chosen = (rows == row).nonzero().squeeze(1)
-            # Copies, so that nothing else is kept.
+            # Copies, so that the rest of the batch is not kept alive.
             scores, mask = maps[chosen], masks[chosen].numpy()  # (b, h, w) each
             self._state("scores", row).append(scores.flatten())
             hit = [values[m] for values, m in zip(scores, mask, strict=True) if m.any()]
@@ -355,16 +359,16 @@ class PixelRanking(Metric):
                 self._state("weight", row).append(torch.from_numpy(weights))
 
     def compute(self) -> list[PixelResult]:
-        """Return the figures of all rows."""
-        return [self._figures(row) for row in track(range(self.num_rows), "pixel figures")]
+        """Return the metrics of all rows."""
+        return [self._row_result(row) for row in track(range(self.num_rows), "pixel metrics")]
 
-    def _figures(self, row: int) -> PixelResult:
-        figures: dict[str, float | None] = dict.fromkeys(PIXEL_FIGURES)
+    def _row_result(self, row: int) -> PixelResult:
+        metrics: dict[str, float | None] = dict.fromkeys(PIXEL_FIGURES)
         scores, defect, weight = (
             concatenated(self._state(name, row)) for name in ("scores", "defect", "weight")
         )
         if not 0 < len(defect) < len(scores):
-            return PixelResult(figures, {})
+            return PixelResult(metrics, {})
         ordered = as_array(scores)
         ordered.sort()
         hit, weights = in_order(as_array(defect), weight.numpy())
@@ -373,9 +377,9 @@ class PixelRanking(Metric):
         overlap = area_under_pro(ordered, hit, weights, self.fpr_limit, self.pro_steps, ranking)
         values = (ranking.auroc(), ranking.average_precision(), ranking.f1_max(), overlap)
         for name, value in zip(PIXEL_FIGURES, values, strict=True):
-            figures[name] = None if math.isnan(value) else value
+            metrics[name] = None if math.isnan(value) else value
         curves = pixel_curves(*sampled_counts(ordered, hit, weights), fpr_limit=self.fpr_limit)
-        return PixelResult(figures, {}, curves)
+        return PixelResult(metrics, {}, curves)
 
     def _state(self, name: str, row: int) -> list[Tensor]:
         state: list[Tensor] = getattr(self, f"{name}_{row}")
@@ -389,10 +393,10 @@ def check_pixels(
     num_rows: int,
     names: Sequence[str] | None,
 ) -> Tensor:
-    """Check a batch of pixels and return the rows of its images, on the CPU.
+    """Check a batch of pixels and return the rows of its images on the CPU.
 
     Raises:
-        ValueError: If shapes or types do not fit, or a score is not finite.
+        ValueError: If shapes or types do not match, or a score is not finite.
     """
     if maps.ndim != 3 or maps.shape != masks.shape:
         raise ValueError(
@@ -406,21 +410,26 @@ def check_pixels(
     if not is_finite(maps):
         wrong = next(i for i, scores in enumerate(maps) if not is_finite(scores))
         name = f"map {wrong} of the batch" if names is None else names[wrong]
-        raise ValueError(f"metrics: {name} has a score that is NaN or infinite")
+        raise ValueError(
+            f"metrics: {name} has a score that is NaN or infinite: try trainer.precision 32-true, "
+            "or fit again with a lower learning rate"
+        )
     if rows is None:
         return torch.zeros(len(maps), dtype=torch.int64)
     rows = rows.cpu()
     if rows.shape != (len(maps),) or rows.dtype != torch.int64:
-        raise ValueError(f"metrics: expected rows int64 ({len(maps)},), got {tuple(rows.shape)}")
+        raise ValueError(
+            f"metrics: expected rows int64 ({len(maps)},), got {rows.dtype} {tuple(rows.shape)}"
+        )
     if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < num_rows:
         raise ValueError(f"metrics: rows must be in 0 to {num_rows - 1}, got {rows.tolist()}")
     return rows
 
 
 def gather_any(tensor: Tensor, group: Any = None) -> list[Tensor]:
-    """Gather tensors of any shape and type from all ranks; those without an element are left out.
+    """Gather tensors of any shape and type from all ranks, without empty ones.
 
-    torchmetrics' own gathering wants equal types and numbers of axes, which a rank that saw no
+    torchmetrics' own gathering requires equal types and numbers of axes, which a rank that saw no
     image cannot know.
     """
     gathered: list[Tensor] = [tensor] * dist.get_world_size(group)

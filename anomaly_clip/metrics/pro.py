@@ -1,13 +1,15 @@
-"""Per-region overlap (PRO): how much of every defect is found, whatever its size.
+"""Per-region overlap (PRO): how much of every defect is detected, whatever its size.
 
-The overlap of one ground-truth region (8-connected) at a threshold is the share of its pixels that
-score above; PRO is the mean over the regions of all images. Its area over the false positive rate
-up to a limit is the figure. Two conventions exist:
+The overlap of a ground-truth region (8-connected) at a threshold is the fraction of its pixels that
+score above the threshold. PRO is the mean overlap of the regions of all images. The metric is the
+area under PRO over the false positive rate, up to a limit. Two conventions exist:
 
-* exact (default): every distinct score is a threshold; trapezoid, cut at the limit by interpolation
-  (the convention of MVTec's own evaluation);
-* ``pro_steps``: 200 equally spaced thresholds, and the false positive rates below the limit
-  stretched to ``[0, 1]`` (the convention of the code behind most zero-shot papers).
+* exact (default): every distinct score is a threshold; trapezoids, cut at the limit by
+  interpolation, as in MVTec's own evaluation;
+* ``pro_steps``: equally spaced thresholds (usually 200), and false positive rates below the limit
+  stretched to ``[0, 1]``, as in the code of most zero-shot papers.
+
+docs/metrics.md compares them.
 """
 
 from __future__ import annotations
@@ -43,11 +45,11 @@ def pro(
     Args:
         maps: Floating ``(B, h, w)``; higher = more anomalous.
         masks: bool ``(B, h, w)``.
-        fpr_limit: False positive rate up to which the area is taken, in (0, 1].
+        fpr_limit: False positive rate up to which the curve is integrated, in (0, 1].
         pro_steps: None: exact. A number: that many equally spaced thresholds (published: 200).
 
     Raises:
-        ValueError: If shapes, types or values do not fit.
+        ValueError: If shapes, types or values are invalid.
 
     Example:
         >>> import torch
@@ -79,7 +81,7 @@ def area_under_pro(
     """Return the area from the scores of all pixels, and of defect pixels with their weights.
 
     Both are in ascending order; the weights are those of :func:`region_weights`. A ranking of the
-    same scores need not be made twice. NaN without regions or normal pixels.
+    same scores can be passed to avoid computing it again. NaN without regions or normal pixels.
     """
     num_regions = round(weights.sum())
     if not num_regions or len(scores) == len(defect):
@@ -92,7 +94,7 @@ def area_under_pro(
 def in_order(
     defect: NDArray[np.floating], weights: NDArray[np.float64]
 ) -> tuple[NDArray[np.floating], NDArray[np.float64]]:
-    """Return the scores of defect pixels in ascending order, and their weights along with them."""
+    """Return the scores of defect pixels in ascending order, with their weights."""
     order = np.argsort(defect)
     return defect[order], weights[order]
 
@@ -101,24 +103,24 @@ def check_pro_options(fpr_limit: float, pro_steps: int | None) -> None:
     """Check the options of :func:`pro`.
 
     Raises:
-        ValueError: If one is out of its range.
+        ValueError: If an option is out of range.
     """
     check_between("fpr_limit", fpr_limit, 0, 1, open_low=True)
     if pro_steps is not None and pro_steps < 2:
-        raise ValueError(f"pro_steps must be null or 2 and more, got {pro_steps}")
+        raise ValueError(f"pro_steps must be null, or 2 or more, got {pro_steps}")
 
 
 def region_weights(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return, for each pixel of a mask in its order, one over the size of its region.
+    """Return one over the size of its region for each defect pixel of a mask, in pixel order.
 
-    Regions are 8-connected. The weights of one region add up to 1, so that sums over pixels count
+    Regions are 8-connected. The weights of a region add up to 1, so sums over pixels count
     regions.
     """
     flat = mask.ravel()
-    first = int(flat.argmax())  # ends at the first defect pixel
+    first = int(flat.argmax())  # stops at the first defect pixel
     if not flat[first]:
         return np.zeros(0)
-    # Defects are small: labels are looked for in their bounding box, where pixels keep their order.
+    # Defects are small: only their bounding box is labelled, in which pixels keep their order.
     last = len(flat) - 1 - int(flat[::-1].argmax())
     width = mask.shape[1]
     strip = mask[first // width : last // width + 1]
@@ -131,17 +133,17 @@ def region_weights(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 
 def _exact(ranking: Ranking, weights: NDArray[np.float64], limit: float) -> float:
-    """Integrate the sum of the regions' overlaps over the false positive rate, without the curve.
+    """Integrate the sum of overlaps over the false positive rate without building the curve.
 
-    The curve rises only at the scores of defect pixels. One that scores s enters at the false
-    positive rates between a (normal pixels above s) and c (at or above s), linearly, and stays:
-    its share of the area up to the limit is known in closed form.
+    The curve rises only at the scores of defect pixels. A pixel with score s contributes linearly
+    between the false positive rates a (normal pixels above s) and c (at or above s), and fully
+    beyond c. Its part of the area up to the limit therefore has a closed form.
     """
     total = ranking.num_normal
     above, at_least = ranking.above.numpy() / total, ranking.at_least.numpy() / total
     tied = ranking.tied.numpy()
     shares = np.add.reduceat(weights[::-1], np.concatenate([[0], tied.cumsum()[:-1]]))
-    area = above + at_least  # in place from here on: there may be millions of defect pixels
+    area = above + at_least  # in place from here on, for millions of defect pixels
     area *= -0.5
     area += limit
     crossing = at_least > limit
@@ -157,13 +159,13 @@ def _stepwise(
     limit: float,
     steps: int,
 ) -> float:
-    """Evaluate thresholds from the lowest score up; a pixel is positive strictly above one."""
+    """Evaluate thresholds from the lowest score up; pixels strictly above them are positive."""
     low, high = float(scores[0]), float(scores[-1])
     if high <= low:
         return math.nan
     thresholds = step_thresholds(low, high, steps)
     if scores.dtype == np.float32:
-        # Rounded down, which leaves the same scores at or below: in double precision the search
+        # Rounding down keeps the same scores at or below a threshold. A search in double precision
         # would copy all scores.
         near = thresholds.astype(np.float32)
         lower = np.nextafter(near, np.float32(-np.inf))
@@ -178,7 +180,7 @@ def _stepwise(
 
 
 def step_thresholds(low: float, high: float, steps: int) -> NDArray[np.float64]:
-    """Return the published thresholds between the lowest and the highest score."""
+    """Return equally spaced thresholds from the lowest score up, without the highest score."""
     return low + np.arange(steps, dtype=np.float64) * ((high - low) / steps)
 
 
@@ -186,9 +188,9 @@ def area_of_steps(fpr: NDArray[np.float64], overlap: NDArray[np.float64], limit:
     """Return the area over the false positive rates below a limit, stretched to ``[0, 1]``.
 
     Args:
-        fpr: False positive rates, from the lowest threshold up, so descending.
+        fpr: False positive rates from the lowest threshold up, so in descending order.
         overlap: Mean overlap of the regions at the same thresholds.
-        limit: Where the rates are cut.
+        limit: False positive rate below which thresholds count.
     """
     kept = fpr < limit
     fpr, overlap = fpr[kept], overlap[kept]
@@ -196,7 +198,7 @@ def area_of_steps(fpr: NDArray[np.float64], overlap: NDArray[np.float64], limit:
         return math.nan
     fpr = (fpr - fpr.min()) / (fpr.max() - fpr.min())
     area = float(((overlap[1:] + overlap[:-1]) / 2 * -np.diff(fpr)).sum())
-    return min(max(area, 0.0), 1.0)  # sums of shares may be off by rounding
+    return min(max(area, 0.0), 1.0)  # sums of fractions have rounding errors
 
 
 def bounds_of_steps(
@@ -204,17 +206,17 @@ def bounds_of_steps(
     overlap: tuple[NDArray[np.float64], NDArray[np.float64]],
     limit: float,
 ) -> tuple[float, float]:
-    """Return the lowest and the highest :func:`area_of_steps` of curves between two others.
+    """Return the lowest and the highest :func:`area_of_steps` of all curves between two curves.
 
-    The area is a mean of the overlaps between neighbouring thresholds, each weighted by its part of
-    the range of false positive rates. Overlaps rise as thresholds fall, so the mean is a sum of
-    their steps, each times the part of the range on its side; that part is bounded by the rates.
-    Which threshold is the first below the limit may be open; then all that can be are tried.
+    The area is a weighted mean of the overlaps between neighbouring thresholds; the weights are
+    their parts of the range of false positive rates. Overlaps rise as thresholds fall, so the mean
+    is a sum of overlap steps, each times the part of the range on its side, which the rates bound.
+    If several thresholds may be the first below the limit, all of them are tried.
 
     Args:
-        fpr: Least and greatest rates, from the lowest threshold up, so descending.
-        overlap: Least and greatest overlaps at the same thresholds.
-        limit: Where the rates are cut.
+        fpr: Lowest and highest rates from the lowest threshold up, so in descending order.
+        overlap: Lowest and highest overlaps at the same thresholds.
+        limit: False positive rate below which thresholds count.
     """
     least, most = fpr
     can_be_kept, must_be_kept = least < limit, most < limit
@@ -222,7 +224,7 @@ def bounds_of_steps(
     for first in np.flatnonzero(can_be_kept & np.append(True, ~must_be_kept[:-1])):
         low, high = least[first:], np.minimum(most[first:], limit)
         if len(low) < 2 or low[0] <= high[-1]:
-            return 0.0, 1.0  # the range itself is open
+            return 0.0, 1.0  # the range itself is unknown
         middle = [(values[first:][1:] + values[first:][:-1]) / 2 for values in overlap]
         # The part of the range between the first kept threshold and the end of each step.
         with np.errstate(invalid="ignore", divide="ignore"):

@@ -1,11 +1,11 @@
-"""Synthetic defects on arrays: a recipe is called with an image and a random generator.
+"""Synthetic defects on arrays: call a recipe with a normal image and a random generator.
 
 Example:
     >>> import numpy as np
     >>> from anomaly_clip.synthesis import preset
     >>> noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    >>> made = preset("cutpaste")(noise, np.random.default_rng(1))
-    >>> made.image.shape, made.mask.dtype.name
+    >>> result = preset("cutpaste")(noise, np.random.default_rng(1))
+    >>> result.image.shape, result.mask.dtype.name
     ((64, 64, 3), 'bool')
 """
 

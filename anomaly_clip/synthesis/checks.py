@@ -1,7 +1,7 @@
-"""Checks of what recipes are given: settings from files, and images.
+"""Checks of a recipe's settings and input image.
 
-Settings are checked here and not by jsonargparse, which takes NaN for a number and the text "2" for
-the number 2, and whose messages name types of Python.
+Settings are checked here rather than by jsonargparse, which accepts NaN and the string "2" as
+numbers and whose messages name Python types.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ __all__ = ["check_fields", "check_image"]
 
 
 def check_fields(settings: Any) -> None:
-    """Check a frozen dataclass against its own annotations; lists become tuples.
+    """Check a frozen dataclass against its annotations; lists become tuples.
 
     Raises:
-        ValueError: If a field is of another type; it names the field and what is expected.
+        ValueError: If a field has the wrong type.
     """
     hints = get_type_hints(type(settings))
     for field in dataclasses.fields(settings):
@@ -32,7 +32,7 @@ def check_fields(settings: Any) -> None:
 
 
 def check_image(image: NDArray[np.uint8]) -> None:
-    """Raise a ValueError if an image is not uint8 ``(H, W, 3)`` with pixels."""
+    """Raise a ValueError unless an image is uint8 ``(H, W, 3)`` and not empty."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ValueError(
             f"expected an image uint8 (H, W, 3), got {image.dtype} {tuple(image.shape)}"
@@ -69,7 +69,7 @@ def _described(hint: Any) -> str:
         return f"a list of {_described(parts[0])}"
     if kind is tuple:
         return f"[{', '.join(_described(part) for part in parts)}]"
-    names = {float: "a number", int: "a whole number", str: "a text", bool: "true or false"}
+    names = {float: "a number", int: "a whole number", str: "a string", bool: "true or false"}
     return names.get(hint, "null")
 
 

@@ -1,4 +1,4 @@
-"""CutPaste (arXiv 2104.04015): a piece of an image is pasted elsewhere in it."""
+"""CutPaste (arXiv 2104.04015): paste a piece of an image elsewhere in the same image."""
 
 from __future__ import annotations
 
@@ -18,30 +18,31 @@ from anomaly_clip.synthesis.recipe import Image, Mask, Recipe
 
 __all__ = ["CutPaste", "jittered"]
 
-SIDE = 256  # pixels of the images that a scar's size is given for
-MOST_SHARED = 0.5  # intersection over union of where a patch comes from and where it goes
-TRIES = 20
+SIDE = 256  # side in pixels of the images that scar sizes refer to
+MOST_SHARED = 0.5  # largest intersection over union of a patch's source and destination
+TRIES = 20  # destinations sampled for a patch, at most
 
 
 @dataclass(frozen=True)
 class CutPaste(Recipe):
-    """The generator; call it with an image and a random generator.
+    """CutPaste generator; call it with an image and a random generator.
 
     Args:
-        kind: patch: a rectangle; scar: a thin one, turned; union: one of the two, by a coin.
-        area: Smallest and largest share of the image that a patch covers.
-        aspect: Smallest and largest width over height of a patch, drawn log-uniformly.
-        scar_width: In pixels of images of 256.
-        scar_height: In pixels of images of 256.
-        jitter: By how much brightness, contrast, saturation and hue change, at most.
-        tighten: Whether the mask leaves out what did not visibly change.
+        kind: patch: a rectangle; scar: a thin, rotated rectangle; union: either with equal
+            probability.
+        area: Smallest and largest fraction of the image that a patch covers.
+        aspect: Smallest and largest width / height of a patch, sampled log-uniformly.
+        scar_width: Smallest and largest width in pixels, for images of 256 x 256.
+        scar_height: Smallest and largest height in pixels, for images of 256 x 256.
+        jitter: Largest change of brightness, contrast, saturation and hue.
+        tighten: Whether to remove pixels without a visible change from the mask.
 
     Example:
         >>> import numpy as np
         >>> from anomaly_clip.synthesis.cutpaste import CutPaste
         >>> noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-        >>> made = CutPaste("patch")(noise, np.random.default_rng(0))
-        >>> bool((made.image == noise)[~made.mask].mean() > 0.99)
+        >>> result = CutPaste("patch")(noise, np.random.default_rng(0))
+        >>> bool((result.image == noise)[~result.mask].mean() > 0.99)
         True
     """
 
@@ -60,7 +61,7 @@ class CutPaste(Recipe):
             if not 0 < low <= high:
                 raise ValueError(f"{name} {getattr(self, name)}: expected 0 < smallest <= largest")
         if self.area[1] > 1:
-            raise ValueError(f"area {self.area}: at most 1, the whole image")
+            raise ValueError(f"area {self.area}: expected at most 1, the whole image")
         check_between("jitter", self.jitter, 0, 0.5)
 
     def __call__(
@@ -87,7 +88,7 @@ class CutPaste(Recipe):
         if self.tighten:
             mask = tightened(image, result, mask)
             if not mask.any():
-                result, info["failed"] = image.copy(), "the change cannot be seen"
+                result, info["failed"] = image.copy(), "no visible change"
         return Synthetic(result, mask, mask.astype(np.float32), info)
 
     def _patch(
@@ -136,19 +137,20 @@ class CutPaste(Recipe):
 
 
 def jittered(image: Image, amount: float, rng: np.random.Generator) -> Image:
-    """Change brightness, contrast, saturation and hue a little, in an order that is drawn.
+    """Change brightness, contrast, saturation and hue slightly, in random order.
 
     Args:
         image: ``(h, w, 3)``.
-        amount: Factors are within 1 - amount and 1 + amount; the hue turns by that share at most.
-        rng: Draws all.
+        amount: Factors lie in ``[1 - amount, 1 + amount]``; the hue shifts by at most this fraction
+            of its circle.
+        rng: Source of all random numbers.
     """
     factors = rng.uniform(1 - amount, 1 + amount, 3)
     turn = round(rng.uniform(-amount, amount) * 256)
     changed = image.astype(np.float32)
     for change in rng.permutation(4):
         if change == 3:
-            if turn == 0:  # there and back is not without loss
+            if turn == 0:  # a round trip through HSV is not lossless
                 continue
             parts = cv2.cvtColor(changed.clip(0, 255).astype(np.uint8), cv2.COLOR_RGB2HSV_FULL)
             parts[..., 0] += np.uint8(turn % 256)
@@ -171,7 +173,7 @@ def _corner(
     rng: np.random.Generator,
     foreground: Mask | None,
 ) -> tuple[int, int]:
-    """Draw where a piece begins that lies inside, its centre in the foreground."""
+    """Sample the upper left corner of a piece in the image, centred in the foreground if given."""
     free = (whole[0] - shape[0], whole[1] - shape[1])
     if foreground is not None and foreground.any():
         rows, columns = np.nonzero(foreground)
@@ -186,7 +188,7 @@ def _corner(
 
 
 def _overlap(first: tuple[int, int], second: tuple[int, int], shape: tuple[int, int]) -> float:
-    """Return the intersection over union of two boxes of one shape."""
+    """Return the intersection over union of two boxes of the same shape."""
     shared = math.prod(
         max(0, length - abs(a - b)) for a, b, length in zip(first, second, shape, strict=True)
     )

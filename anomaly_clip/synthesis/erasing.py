@@ -1,4 +1,4 @@
-"""Erasing: parts of an image are filled with a constant or with noise."""
+"""Erasing: fill parts of an image with a constant or with noise."""
 
 from __future__ import annotations
 
@@ -17,31 +17,32 @@ from anomaly_clip.synthesis.recipe import Image, Mask, Recipe
 
 __all__ = ["Erasing"]
 
-TRIES = 10
+TRIES = 10  # per rectangle
 FILLS = ("black", "mean", "colour", "noise")
 
 
 @dataclass(frozen=True)
 class Erasing(Recipe):
-    """The generator; call it with an image and a random generator.
+    """Erasing generator; call it with an image and a random generator.
 
     Args:
-        kind: rectangles: in the manner of random erasing; cells: some cells of a grid, as TAB.
+        kind: rectangles: as in random erasing; cells: some cells of a grid, as in TAB (arXiv
+            2312.09480).
         count: Smallest and largest number of rectangles.
-        area: Smallest and largest share of the image that a rectangle covers.
-        aspect: Smallest and largest width over height, drawn log-uniformly.
+        area: Smallest and largest fraction of the image that a rectangle covers.
+        aspect: Smallest and largest width / height, sampled log-uniformly.
         grid: Cells along each side, for kind cells.
-        groups: The cells are dealt out into so many groups, of which one is filled.
-        fill: black, mean (the image's colour), colour (a random one) or noise (each pixel its own);
-            any: one of them, drawn for each image.
-        tighten: Whether the mask leaves out what did not visibly change.
+        groups: Number of groups that the cells are split into at random; one group is filled.
+        fill: black, mean (the image's mean colour), colour (one random colour) or noise (a random
+            colour per pixel); any: one of the four at random per image.
+        tighten: Whether to remove pixels without a visible change from the mask.
 
     Example:
         >>> import numpy as np
         >>> from anomaly_clip.synthesis.erasing import Erasing
         >>> white = np.full((64, 64, 3), 255, np.uint8)
-        >>> made = Erasing(fill="black")(white, np.random.default_rng(0))
-        >>> bool((made.image[made.mask] == 0).all())
+        >>> result = Erasing(fill="black")(white, np.random.default_rng(0))
+        >>> bool((result.image[result.mask] == 0).all())
         True
     """
 
@@ -61,7 +62,7 @@ class Erasing(Recipe):
             if not 0 < low <= high:
                 raise ValueError(f"{name} {getattr(self, name)}: expected 0 < smallest <= largest")
         if self.area[1] > 1:
-            raise ValueError(f"area {self.area}: at most 1, the whole image")
+            raise ValueError(f"area {self.area}: expected at most 1, the whole image")
         check_at_least("grid", self.grid, 1)
         check_at_least("groups", self.groups, 1)
 
@@ -72,7 +73,7 @@ class Erasing(Recipe):
         donor: Callable[[], Image] | None = None,
         foreground: Mask | None = None,
     ) -> Synthetic:
-        """Fill rectangles with their centre in the foreground, or cells that reach into it."""
+        """Fill rectangles centred in the foreground, or the part of grid cells inside it."""
         check_image(image)
         shape = (image.shape[0], image.shape[1])
         if self.kind == "cells":
@@ -93,7 +94,7 @@ class Erasing(Recipe):
         if self.tighten:
             mask = tightened(image, result, mask)
         if not mask.any():
-            result, info["failed"] = image.copy(), "the change cannot be seen"
+            result, info["failed"] = image.copy(), "no visible change"
         return Synthetic(result, mask, mask.astype(np.float32), info)
 
     def _rectangles(
@@ -117,7 +118,7 @@ class Erasing(Recipe):
         return mask
 
     def _cells(self, shape: tuple[int, int], rng: np.random.Generator) -> Mask:
-        """Deal the cells out into groups, each of the same number, and take one group."""
+        """Split the cells at random into groups of equal size and return the mask of one group."""
         order = rng.permutation(self.grid**2)
         order = np.resize(order, -(-len(order) // self.groups) * self.groups)
         chosen = order.reshape(-1, self.groups)[:, rng.integers(self.groups)]

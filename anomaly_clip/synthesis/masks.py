@@ -1,4 +1,4 @@
-"""Masks from pixels: the visible part of a defect, and the object in an image."""
+"""Masks computed from pixels: the visible part of a defect, and the object in an image."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from scipy.ndimage import binary_fill_holes
 
 __all__ = ["foreground_of", "tightened"]
 
-VISIBLE = 10  # grey levels, the channel that differs most
+VISIBLE = 10  # grey levels that a visible change exceeds, in the channel that differs most
 CLOSING = 5  # side of the square that closes gaps
-LEAST_PIXELS = 16
+LEAST_PIXELS = 16  # of a visible defect
 
-FRAME = 5  # pixels at the border that are taken for background
+FRAME = 5  # width in pixels of the border frame, assumed to be background
 OBJECT_CLOSING = 7  # side of the square that closes gaps
-SHARES = (0.1, 0.9)  # of the picture; a guess outside is none
+SHARES = (0.1, 0.9)  # of the image; an estimate outside this range is discarded
 
 
 def tightened(
     before: NDArray[np.uint8], after: NDArray[np.uint8], mask: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
-    """Return the part of a mask where the change can be seen; empty if that is next to nothing.
+    """Return the part of a mask with a visible change; empty if fewer than 16 pixels are left.
 
     Args:
         before: ``(H, W, 3)``.
         after: ``(H, W, 3)``.
-        mask: ``(H, W)``, what a recipe acted on.
+        mask: ``(H, W)``, the pixels that a recipe acted on.
     """
     seen = (cv2.absdiff(before, after).max(axis=2) > VISIBLE) & mask
     kernel = np.ones((CLOSING, CLOSING), np.uint8)
@@ -35,10 +35,11 @@ def tightened(
 
 
 def foreground_of(image: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Return which pixels differ from the colour of the border frame; all if that says nothing.
+    """Return the pixels that differ from the colour of the border frame, or all if that fails.
 
-    Distance from the frame's median colour in Lab, Otsu's threshold, gaps closed, holes filled; a
-    guess of less than a tenth or more than nine tenths of the picture is dropped.
+    The distance from the frame's median colour in Lab is thresholded by Otsu's method; gaps are
+    closed and holes filled. An estimate that covers less than 10 % or more than 90 % of the image
+    is discarded.
 
     Args:
         image: ``(H, W, 3)``, RGB.

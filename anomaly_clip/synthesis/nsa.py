@@ -1,8 +1,9 @@
-"""NSA (arXiv 2109.15222): patches of another picture of the same kind, blended in by Poisson.
+"""NSA (arXiv 2109.15222): patches of another image of the same category, Poisson-blended.
 
-Follows the published generator step by step, with its quirks; steps are numbered as in the
-specification. What differs is our choice: all draws come from the generator that is passed in,
-blending and labels are our own fast ones, and the pasted content never moves inside its patch.
+Follows the published generator step by step, including its quirks; docs/synthesis.md lists the
+numbered steps. The differences are our choice: all random numbers come from the generator that is
+passed in, blending and labels are our own fast ones, and pasted content never moves inside its
+patch.
 """
 
 from __future__ import annotations
@@ -28,62 +29,66 @@ __all__ = ["NSA", "Interval", "Mode"]
 Mode = Literal["normal", "mixed", "mix", "swap", "uniform"]
 Interval = tuple[float, float]
 
-TRIES = 200  # of a place that holds enough of an object
-LEAST_PIXELS = 50  # of a patch
-ASPECTS = ((0.3, 1.0), (1.0, 3.3))  # width over height, by a coin
-OBJECT_BLUR = 7  # side of the median that smooths object masks
+TRIES = 200  # positions sampled until one covers enough of an object
+LEAST_PIXELS = 50  # of a blended patch
+ASPECTS = ((0.3, 1.0), (1.0, 3.3))  # width / height, either range with equal probability
+OBJECT_BLUR = 7  # side of the median filter that smooths object masks
 
 
 class SourcePatch(NamedTuple):
-    """A piece of the source."""
+    """A patch cut out of the source image."""
 
     image: Image
     """``(h, w, 3)``."""
     mask: Mask
-    """``(h, w)``, which pixels count."""
+    """``(h, w)``, pixels to paste."""
     object: Mask | None
-    """``(h, w)``, which of its pixels are of an object; None without object masks."""
+    """``(h, w)``, pixels of an object; None without object masks."""
     place: tuple[int, int]
-    """Row and column of its upper left corner in the source."""
+    """Row and column of the upper left corner in the source."""
 
 
 class Refused(Exception):
-    """A patch that is skipped, and why."""
+    """Reason for skipping a patch."""
 
 
 @dataclass(frozen=True)
 class NSA(Recipe):
-    """The generator; call it with an image, a random generator and a donor.
+    """NSA generator; call it with an image, a random generator and a donor.
 
     Args:
-        bounds: Smallest and largest half height and half width of patches, as shares of the side.
-        gamma: Shape, scale and offset of the half sizes, clipped to the bounds; None draws them
-            uniformly.
-        area: Smallest and largest share of the image that a patch covers; it then lies fully
-            inside, its aspect drawn from (0.3, 1) or (1, 3.3), whatever ``bounds`` and ``gamma``.
-        num_patches: At most; the first is always tried, each other with probability one half.
-        resize: Smallest and largest factor by which a patch is scaled; None for none.
-        shift: Whether a patch goes to another place.
-        same: Whether patches come from the image itself.
-        mode: normal, mixed: Poisson blending; mix: one of them for all patches of an image, by a
-            coin; swap: a plain paste; uniform: a weighted mean.
-        background: Brightness and threshold of the background, one pair or several; a pixel is of
-            an object if its brightness is farther than that from all. Empty: no object masks.
-        least_object: Share of a patch that is of an object.
-        least_overlap: Share of that which falls on the destination's object.
-        ellipses: How many random ellipses the mask of a patch is made of; 0 for rectangles.
+        bounds: Smallest and largest half height, and half width, of patches as fractions of the
+            image side.
+        gamma: Shape, scale and offset of the gamma distribution of half sizes, clipped to
+            ``bounds``; None samples them uniformly.
+        area: Smallest and largest fraction of the image that a patch covers. If set, it replaces
+            ``bounds`` and ``gamma``: the patch lies fully inside the image and its aspect ratio is
+            sampled from (0.3, 1) or (1, 3.3).
+        num_patches: Largest number of patches; the first is always tried, each other one with
+            probability 1/2.
+        resize: Smallest and largest scale factor of a patch; None keeps its size.
+        shift: Whether to paste a patch at another position.
+        same: Whether to take patches from the image itself.
+        mode: normal, mixed: Poisson blending; mix: either of these for all patches of an image,
+            with equal probability; swap: plain paste; uniform: weighted mean.
+        background: Brightness of the background and a tolerance, as one pair or several; a pixel
+            belongs to an object if its brightness differs by more than the tolerance for every
+            pair. Empty: no object masks.
+        least_object: Fraction of a patch that an object must exceed.
+        least_overlap: Fraction of the patch's object that must fall on the destination's object.
+        ellipses: Number of random ellipses that form the mask of a patch; 0 for rectangles.
         label: See :func:`~anomaly_clip.synthesis.nsa_labels.label_of`.
-        logistic: Steepness and middle of the logistic label.
-        tolerance: Grey levels that a change must be above.
-        require_change: How often an image without any label is drawn again.
-        solver: own, or OpenCV's clone.
+        logistic: Steepness and midpoint of the logistic label.
+        tolerance: Grey levels that a change must exceed.
+        require_change: How often to sample again if the label is empty.
+        solver: own: our Poisson solver; opencv: ``cv2.seamlessClone``.
 
     Example:
         >>> import numpy as np
         >>> from anomaly_clip.synthesis.nsa import NSA
         >>> noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-        >>> made = NSA()(noise, np.random.default_rng(1), lambda: noise[::-1].copy())
-        >>> made.image.shape, bool(made.mask.any())
+        >>> result = NSA()(noise, np.random.default_rng(1), lambda: noise[::-1].copy())
+        >>> result.image.shape, bool(result.mask.any())
         ((64, 64, 3), True)
     """
 
@@ -124,9 +129,15 @@ class NSA(Recipe):
         check_between("least_object", self.least_object, 0, 1, open_high=True)
         check_between("least_overlap", self.least_overlap, 0, 1, open_high=True)
         if not self.shift and self.resize is not None:
-            raise ValueError("without shift a patch keeps its place, so resize must be left out")
+            raise ValueError(
+                f"resize {self.resize}: without shift a patch keeps its place and size; set "
+                "resize to null, or shift to true"
+            )
         if self.label == "continuous" and self.mode != "uniform":
-            raise ValueError("label continuous is the weight of a mean: it needs mode uniform")
+            raise ValueError(
+                f"label {self.label} is the weight of mode uniform, got mode {self.mode}: choose "
+                "mode uniform or another label"
+            )
 
     def __call__(
         self,
@@ -135,17 +146,24 @@ class NSA(Recipe):
         donor: Callable[[], Image] | None = None,
         foreground: Mask | None = None,
     ) -> Synthetic:
-        """Blend pieces of a donor, or of the image for ``same``, into the image.
+        """Blend patches of a donor, or of the image itself with ``same``, into the image.
 
-        The foreground is what of the image is an object; the donor's is guessed likewise. With
-        ``background``, which decides for both, it is not used. See :class:`Recipe`.
+        The foreground is the object mask of the image; that of the donor is estimated. Both are
+        ignored if ``background`` is set, which then defines the object masks. See
+        :class:`Recipe`.
         """
         check_image(image)
         if donor is None and not self.same:
-            raise ValueError("NSA takes patches from another normal image: pass a donor")
+            raise ValueError(
+                f"NSA takes patches from another normal image if same is {self.same}: pass a "
+                "donor, or set same to true"
+            )
         source = image if self.same or donor is None else donor()
         if source.shape != image.shape:
-            raise ValueError(f"the donor {source.shape} is not of the image's size {image.shape}")
+            raise ValueError(
+                f"the donor {source.shape} must have the image's shape {image.shape}: resize one "
+                "of them"
+            )
         objects: tuple[Mask | None, Mask | None] = (self._object(source), self._object(image))
         if foreground is not None and not self.background:
             objects = (foreground_of(source), foreground)
@@ -187,7 +205,7 @@ class NSA(Recipe):
         return Synthetic(result, label > 0, label, info)
 
     def _object(self, image: Image) -> Mask | None:
-        """Return which pixels are of an object (step 1)."""
+        """Return the object mask of an image (step 1)."""
         if not self.background:
             return None
         brightness = image.mean(axis=2)
@@ -205,7 +223,7 @@ class NSA(Recipe):
         factor: float,
         rng: np.random.Generator,
     ) -> tuple[tuple[slice, slice], Mask]:
-        """Paste one patch into ``result``; return where, and which pixels may have changed."""
+        """Paste one patch into ``result``; return its box and the pixels that may have changed."""
         of_source, of_image = objects
         patch = self._cut(source, of_source, rng)
         if self.resize is not None:
@@ -215,13 +233,13 @@ class NSA(Recipe):
         if patch.object is not None and of_image is not None:
             either = patch.object | of_image[box]
             mask = mask & either  # step 7
-            blended = mask | ~either  # pure background is blended with the rest
+            blended = mask | ~either  # pure background is blended, too
         below = result[box]
         if mode in ("normal", "mixed"):  # step 8
             blended = blended.copy()
             blended[[0, -1]] = blended[:, [0, -1]] = False
-            if int(blended.sum()) < LEAST_PIXELS:
-                raise Refused("too few pixels")
+            if (num_pixels := int(blended.sum())) < LEAST_PIXELS:
+                raise Refused(f"{num_pixels} pixels are left, fewer than {LEAST_PIXELS}")
             gradients: Gradients = "normal" if mode == "normal" else "mixed"
             clone = blend if self.solver == "own" else blend_opencv
             result[box] = clone(below, patch.image, blended, gradients)
@@ -267,7 +285,7 @@ class NSA(Recipe):
             if inside is None or inside[box].mean() > self.least_object:
                 break
         else:
-            raise Refused("no place with enough of an object in the source")
+            raise Refused(f"no source position with more than {self.least_object} of an object")
         image = source[box]
         mask = np.ones(image.shape[:2], bool)
         if self.ellipses:
@@ -278,13 +296,13 @@ class NSA(Recipe):
     def _inside(
         self, side: tuple[int, int], area: Interval, rng: np.random.Generator
     ) -> tuple[slice, slice]:
-        """Draw a rectangle by its area and aspect, fully inside."""
+        """Sample a rectangle inside the image by area and aspect ratio."""
         aspect = rng.uniform(*ASPECTS[int(rng.integers(len(ASPECTS)))])
         pixels = rng.uniform(*area) * side[0] * side[1]
         shape = (math.sqrt(pixels / aspect), math.sqrt(pixels * aspect))
         spans = []
         for size, drawn in zip(side, shape, strict=True):
-            # Its twin at the destination must lie inside with a pixel to spare.
+            # The box at the destination must lie inside with a pixel to spare.
             length = int(np.clip(round(drawn), 1, max(1, size - 3)))
             start = int(rng.integers(size - length + 1))
             spans.append(slice(start, start + length))
@@ -314,7 +332,7 @@ class NSA(Recipe):
     ) -> SourcePatch:
         """Scale a patch (step 5).
 
-        The bounds of half sizes bound the full size here, as published: a pasted patch is never
+        As published, the bounds of half sizes apply to full sizes here, so a pasted patch is never
         larger than the largest half size.
         """
         height, width = patch.mask.shape
@@ -338,7 +356,7 @@ class NSA(Recipe):
         shape: tuple[int, ...],
         rng: np.random.Generator,
     ) -> tuple[slice, slice]:
-        """Choose where a patch goes (step 6)."""
+        """Sample the destination of a patch (step 6)."""
         height, width = patch.mask.shape
         if not self.shift:
             top, left = patch.place
@@ -348,17 +366,17 @@ class NSA(Recipe):
             for size, length in zip(shape[:2], (height, width), strict=True):
                 low, high = length // 2 + 1, size - length // 2 - 1
                 if high <= low:
-                    raise Refused("larger than the image")
+                    raise Refused(f"{height} x {width} pixels are too large for the image")
                 centre = int(rng.integers(low, high))
                 spans.append(slice(centre - length // 2, centre + (length + 1) // 2))
             box = (spans[0], spans[1])
             if inside is None or patch.object is None:
                 return box
-            own_object = int(patch.object.sum())
+            num_object = int(patch.object.sum())
             shared = int((inside[box] & patch.object & patch.mask).sum())
             if (
-                own_object / (height * width) > self.least_object
-                and shared / own_object > self.least_overlap
+                num_object / (height * width) > self.least_object
+                and shared / num_object > self.least_overlap
             ):
                 return box
-        raise Refused("no place that meets the object")
+        raise Refused(f"no destination with more than {self.least_overlap} of it on an object")

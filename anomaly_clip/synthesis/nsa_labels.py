@@ -1,8 +1,8 @@
-"""What an NSA defect is called, pixel by pixel: where and how much an image was changed.
+"""Per-pixel labels of NSA defects: where an image changed, and by how much.
 
-All of it follows the published generator to the bit, but only looks where something was pasted: the
-mean over three channels of a whole number is a third of a whole number, so medians are taken of
-whole numbers, and only at pixels where they can be above zero and are asked for.
+The labels equal those of the published generator bit for bit, but are computed only where something
+was pasted. The mean of three integer channels is an integer divided by three, so medians are taken
+of integers, and only at requested pixels where the median can be above zero.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ __all__ = ["LabelKind", "disk", "label_of", "median_over_disk"]
 
 LabelKind = Literal["binary", "continuous", "intensity", "logistic-intensity"]
 
-SPECKLES = 5  # side of the square whose median removes single pixels
+SPECKLES = 5  # side of the median filter that removes single pixels
 RADIUS = 5  # of the disk whose median smooths intensities
-AT_ONCE = 16384  # pixels whose disks are gathered, which bounds the memory
+AT_ONCE = 16384  # pixels whose disks are gathered at once, which bounds the memory
 
 
 def label_of(
@@ -33,29 +33,29 @@ def label_of(
     factor: float = 1.0,
     logistic: tuple[float, float] = (1 / 6, 20.0),
 ) -> NDArray[np.float32]:
-    """Return how abnormal each pixel is called.
+    """Return the label of each pixel.
 
     Args:
         before: ``(H, W, 3)``.
         after: ``(H, W, 3)``.
-        pasted: ``(H, W)``; nothing else counts as changed.
-        kind: binary: 1 where it was changed; continuous: the factor there; intensity: by how many
-            grey levels, smoothed, also a little around; logistic-intensity: a logistic function of
-            that, where it was changed.
-        tolerance: Grey levels, mean over the channels, that a change must be above.
+        pasted: ``(H, W)``; pixels outside do not count as changed.
+        kind: binary: 1 where the image changed; continuous: ``factor`` there; intensity: change in
+            grey levels, smoothed, so it extends slightly beyond the changed pixels;
+            logistic-intensity: a logistic function of the intensity where the image changed.
+        tolerance: Grey levels, averaged over the channels, that a change must exceed.
         factor: See ``kind``.
-        logistic: Steepness and the intensity at which the label is one half.
+        logistic: Steepness, and the intensity at which the label is 1/2.
 
     Returns:
-        ``(H, W)``; in ``[0, 1]`` but for kind intensity.
+        ``(H, W)``, in ``[0, 1]`` except for kind intensity.
     """
     label = np.zeros(pasted.shape, np.float32)
     box = bounding_box(pasted)
     if box is None:
         return label
     box = _grown(box, RADIUS + SPECKLES // 2 + 1, pasted.shape)
-    one, other, inside = before[box], after[box], pasted[box]
-    total = cv2.absdiff(one, other).sum(axis=2, dtype=np.uint16) * inside
+    old, new, inside = before[box], after[box], pasted[box]
+    total = cv2.absdiff(old, new).sum(axis=2, dtype=np.uint16) * inside
     changed = (total / 3 > tolerance).astype(np.uint8)
     changed = cv2.medianBlur(changed, SPECKLES)
     if kind == "binary":
@@ -63,7 +63,7 @@ def label_of(
     elif kind == "continuous":
         label[box] = changed * np.float32(factor)
     else:
-        total = total_where(one, other, changed)
+        total = total_where(old, new, changed)
         where = changed.astype(bool) if kind == "logistic-intensity" else None
         intensity = median_over_disk(total, where) / 3
         if kind == "logistic-intensity":
@@ -77,7 +77,7 @@ def label_of(
 def total_where(
     before: NDArray[np.uint8], after: NDArray[np.uint8], changed: NDArray[np.uint8]
 ) -> NDArray[np.uint16]:
-    """Return the absolute difference summed over the channels where a pixel counts as changed."""
+    """Return the absolute difference summed over the channels, at changed pixels only."""
     total: NDArray[np.uint16] = cv2.absdiff(before, after).sum(axis=2, dtype=np.uint16) * changed
     return total
 
@@ -85,12 +85,12 @@ def total_where(
 def median_over_disk(
     values: NDArray[np.uint16], where: NDArray[np.bool_] | None = None, radius: int = RADIUS
 ) -> NDArray[np.uint16]:
-    """Return the median over a disk around each pixel; beyond the border its nearest pixel counts.
+    """Return the median over a disk around each pixel; the border is padded with its nearest pixel.
 
     Args:
         values: ``(H, W)``, 0 or more.
-        where: Which pixels are asked for; the others are 0. Default: all.
-        radius: 5 makes disks of 81 pixels.
+        where: Pixels to compute; the others are 0. Default: all.
+        radius: Radius of the disk; 5 gives 81 pixels.
     """
     around = disk(radius)
     half = int(around.sum()) // 2
@@ -116,7 +116,7 @@ def median_over_disk(
 
 
 def disk(radius: int) -> NDArray[np.bool_]:
-    """Return the pixels within a radius of the middle one, ``(2 r + 1, 2 r + 1)``."""
+    """Return the mask of pixels within a radius of the central one, ``(2 r + 1, 2 r + 1)``."""
     line = np.arange(-radius, radius + 1)
     return line[:, None] ** 2 + line**2 <= radius**2
 

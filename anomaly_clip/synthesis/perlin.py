@@ -1,7 +1,7 @@
-"""Perlin anomalies in the manner of DRAEM (arXiv 2108.07610): blobs of noise show a texture.
+"""Perlin anomalies as in DRAEM (arXiv 2108.07610): a texture shows where noise is high.
 
-The noise is a sum over lattice points of weights that factorise into rows and columns, so a whole
-picture of it is a few products of small matrices.
+The noise is a sum over lattice points whose weights factorise into rows and columns, so a whole
+image of noise is a few products of small matrices.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from anomaly_clip.synthesis.textures import Source, augmented, texture
 
 __all__ = ["Perlin", "perlin_noise"]
 
-LARGEST = 5  # exponent: at most 2 ** 5 cells an axis
-STEP = 2**LARGEST  # noise is made at a multiple of it and cut
+LARGEST = 5  # exponent: at most 2 ** 5 cells per axis
+STEP = 2**LARGEST  # noise is generated at a multiple of this size and cropped
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Perlin(Recipe):
-    """The generator; call it with an image and a random generator.
+    """Perlin generator; call it with an image and a random generator.
 
     Args:
-        threshold: Above which noise is a defect; the noise is in about [-1, 1].
-        source: Where textures come from: a folder of pictures (``folder``), the same image in
-            shuffled pieces (self), smoothed colour noise (noise), or surfaces made by code (code).
-        folder: Pictures of textures, at any depth (DTD in DRAEM); for source folder.
-        num_changes: How many of the ten changes of colour and place a texture undergoes.
-        least_opacity: Smallest weight of the texture; 1 is the largest.
+        threshold: Noise value above which a pixel is defective; noise lies in about [-1, 1].
+        source: Origin of the textures: a folder of images (folder), shuffled pieces of the same
+            image (self), smoothed colour noise (noise), or generated surfaces (code).
+        folder: Folder of texture images, at any depth (DTD in DRAEM), for source folder.
+        num_changes: Number of different augmentations of the texture, out of ten.
+        least_opacity: Smallest weight of the texture; the largest is 1.
 
     Example:
         >>> import numpy as np
         >>> from anomaly_clip.synthesis.perlin import Perlin
         >>> grey = np.full((64, 64, 3), 128, np.uint8)
-        >>> made = Perlin(source="noise")(grey, np.random.default_rng(0))
-        >>> bool((made.image == grey)[~made.mask].all())
+        >>> result = Perlin(source="noise")(grey, np.random.default_rng(0))
+        >>> bool((result.image == grey)[~result.mask].all())
         True
     """
 
@@ -62,7 +62,9 @@ class Perlin(Recipe):
         check_between("least_opacity", self.least_opacity, 0, 1, open_low=True)
         check_at_least("num_changes", self.num_changes, 0)
         if self.source == "folder" and self.folder is None:
-            raise ValueError("source folder: name it with folder")
+            raise ValueError(
+                f"source {self.source} needs texture images: set folder, got {self.folder}"
+            )
 
     def __call__(
         self,
@@ -71,7 +73,7 @@ class Perlin(Recipe):
         donor: Callable[[], Image] | None = None,
         foreground: Mask | None = None,
     ) -> Synthetic:
-        """Lay a texture over the image, nowhere outside the foreground; the mask may be empty."""
+        """Blend a texture into the image, inside the foreground only; the mask may be empty."""
         check_image(image)
         height, width = image.shape[:2]
         cells = tuple(int(2 ** rng.integers(0, LARGEST + 1)) for _ in range(2))
@@ -96,22 +98,23 @@ def perlin_noise(
     """Return gradient noise in about [-1, 1].
 
     Args:
-        size: Height and width in pixels; any, as the next multiple of 32 is made and cut.
+        size: Height and width in pixels; any size, because noise is generated at the next multiple
+            of 32 and cropped.
         cells: Cells of the lattice along height and width, powers of 2 up to 32.
-        rng: Draws the unit gradients at the lattice points.
+        rng: Source of the unit gradients at the lattice points.
     """
     angles = rng.uniform(0, 2 * np.pi, (cells[0] + 1, cells[1] + 1))
     whole = [-(-side // STEP) * STEP for side in size]
     near_y, far_y = _lattice(whole[0], cells[0])
     near_x, far_x = _lattice(whole[1], cells[1])
-    # Of the sum over corners of weight_y weight_x (cos dy + sin dx), each factor is of one axis.
+    # The sum over corners of weight_y weight_x (cos dy + sin dx) factorises along the axes.
     noise = far_y @ np.cos(angles) @ near_x.T + near_y @ np.sin(angles) @ far_x.T
     return (np.sqrt(2) * noise[: size[0], : size[1]]).astype(np.float32)
 
 
 @lru_cache(maxsize=64)
 def _lattice(side: int, cells: int) -> tuple[Floats, Floats]:
-    """Return, for each pixel and lattice line, its weight, and that times the distance in cells."""
+    """Return the weight of each pixel and lattice line, and weight times distance in cells."""
     position = np.arange(side) * (cells / side)
     cell = position.astype(int)
     inside = position - cell

@@ -1,11 +1,11 @@
-"""Poisson blending: a patch is put into an image by its gradients, so that no edge shows.
+"""Poisson blending: insert a patch into an image by its gradients, without visible edges.
 
-The equation is solved on the bounding box of the mask by a type-I sine transform, exactly. With the
+The equation is solved exactly on the bounding box of the mask by a type-I sine transform. With the
 unknown written as *background + change*, the change is zero on the outer ring of the box and its
 Laplacian is the divergence of the difference of gradients inside the mask (Perez, Gangnet, Blake,
 2003). The rules for masks and for mixed gradients are those of OpenCV's ``seamlessClone``, which
-the published NSA generator calls; results are within one grey level of it, in a fraction of the
-time and whatever its version.
+the published NSA generator calls. Results are within one grey level of it, take a fraction of the
+time and do not depend on OpenCV's version.
 """
 
 from __future__ import annotations
@@ -22,12 +22,10 @@ __all__ = ["Gradients", "blend", "blend_opencv", "bounding_box", "solve"]
 
 Gradients = Literal["normal", "mixed"]
 
-ERODED = 3  # how often the mask is eroded with a 3 x 3 square before gradients are exchanged
-LARGEST_PRODUCT = (
-    256  # side up to which a product with the matrix of sines beats the fast transform
-)
+ERODED = 3  # erosions of the mask by a 3 x 3 square before gradients are exchanged
+LARGEST_PRODUCT = 256  # side up to which a product with a sine matrix beats the fast transform
 
-FRAME = (2, 2, 2, 2)  # pixels around the box for OpenCV
+FRAME = (2, 2, 2, 2)  # pixels of padding around the box for OpenCV
 
 Floats = NDArray[np.float64]
 Whole = NDArray[np.int16]
@@ -39,21 +37,21 @@ def blend(
     mask: NDArray[np.bool_],
     gradients: Gradients = "normal",
 ) -> NDArray[np.uint8]:
-    """Blend a patch into the part of an image where it is to lie.
+    """Blend a patch into the part of an image at its destination.
 
     Args:
-        background: ``(h, w, 3)``, that part of the image.
+        background: ``(h, w, 3)``, the part of the image at the destination.
         patch: ``(h, w, 3)``.
-        mask: ``(h, w)``, which pixels of the patch count.
-        gradients: normal: those of the patch; mixed: of patch and background those with the larger
-            difference of the two components (OpenCV's rule, not that of the paper).
+        mask: ``(h, w)``, pixels of the patch to blend.
+        gradients: normal: gradients of the patch; mixed: per pixel, the gradient of patch or
+            background whose two components differ more (OpenCV's rule, not the paper's).
 
     Returns:
-        ``(h, w, 3)``: the background, changed at most inside the bounding box of the mask and never
-        on that box's outer ring.
+        ``(h, w, 3)``: the background, changed only inside the bounding box of the mask and never on
+        the outer ring of that box.
 
     Raises:
-        ValueError: If the three differ in size.
+        ValueError: If background, patch and mask differ in size.
 
     Example:
         >>> import numpy as np
@@ -66,7 +64,7 @@ def blend(
     if background.shape != patch.shape or background.shape[:2] != mask.shape:
         raise ValueError(
             f"background {background.shape}, patch {patch.shape} and mask {mask.shape} must have "
-            f"the same size"
+            "the same size: resize them"
         )
     result = background.copy()
     box = bounding_box(mask)
@@ -79,15 +77,15 @@ def blend(
         borderType=cv2.BORDER_CONSTANT,
         borderValue=0,
     )
-    if not inner.any():  # also if the box has no inside
+    if not inner.any():  # including boxes without an interior
         return result
-    # Whole numbers of 16 bits until the transform: four times as many at once.
+    # 16-bit integers up to the transform: a vector instruction handles four times as many.
     below, above = (
         part[box].transpose(2, 0, 1).astype(np.int16, order="C") for part in (background, patch)
     )
     change = solve(_divergence(below, above, inner.astype(np.int16), gradients).astype(np.float64))
     change += below[:, 1:-1, 1:-1]
-    # What is not changed stays exactly: sums of a transform are whole numbers only nearly.
+    # Keeps unchanged pixels exact: after the transform they are only nearly integers.
     change += 1e-9
     np.clip(change, 0, 255, out=change)
     result[box][1:-1, 1:-1] = change.astype(np.uint8).transpose(1, 2, 0)
@@ -95,10 +93,10 @@ def blend(
 
 
 def solve(laplacian: Floats) -> Floats:
-    """Solve the 5-point Poisson equation with zeros around.
+    """Solve the 5-point Poisson equation with zero boundary values.
 
     Args:
-        laplacian: ``(C, h, w)``, what the sum of the four neighbours less four times the pixel is.
+        laplacian: ``(C, h, w)``, sum of the four neighbours minus four times the pixel.
 
     Returns:
         ``(C, h, w)``.
@@ -120,11 +118,11 @@ def blend_opencv(
     mask: NDArray[np.bool_],
     gradients: Gradients = "normal",
 ) -> NDArray[np.uint8]:
-    """Do what :func:`blend` does with OpenCV's own clone, for comparison.
+    """Blend as :func:`blend` does, with OpenCV's ``seamlessClone``, for comparison.
 
-    Three traps are avoided: OpenCV places the bounding box of the mask, not the patch; it clears
-    the outermost rows and columns of the mask that it is given, in the caller's own array; and the
-    box must lie inside the image. So it gets that box in a frame of its own.
+    OpenCV has three pitfalls: it places the bounding box of the mask rather than the patch, it
+    clears the outermost rows and columns of the caller's mask in place, and the box must lie inside
+    the image. It is therefore given a padded copy of that box.
     """
     result = background.copy()
     box = bounding_box(mask)
@@ -139,7 +137,7 @@ def blend_opencv(
     kind = cv2.NORMAL_CLONE if gradients == "normal" else cv2.MIXED_CLONE
     try:
         cloned = cv2.seamlessClone(above, below, small, centre, kind)
-    except cv2.error:  # boxes too small for it
+    except cv2.error:  # boxes too small for OpenCV
         return result
     edge = FRAME[0]
     result[box] = cloned[edge:-edge, edge:-edge]
@@ -147,13 +145,13 @@ def blend_opencv(
 
 
 def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, slice] | None:
-    """Return the rows and columns that hold all of a mask; None if it is empty."""
+    """Return the bounding rows and columns of a mask; None if it is empty."""
     left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
     return (slice(top, top + height), slice(left, left + width)) if width else None
 
 
 def _divergence(below: Whole, above: Whole, inner: Whole, gradients: Gradients) -> Whole:
-    """Return the divergence of the exchanged gradients' difference, ``(C, h - 2, w - 2)``."""
+    """Return the divergence of the change of gradients, ``(C, h - 2, w - 2)``."""
     if gradients == "normal":
         change_y, change_x = _forward(above - below)
     else:

@@ -1,11 +1,13 @@
-"""Published settings of the recipes, as data.
+"""Published settings of the recipes.
 
-The rows of ``nsa_mvtec`` are those of the NSA authors for each class of MVTec-AD (specification of
-NSA); what begins with ``tab`` is what TAB used in its ablation; ``draem`` is DRAEM's Perlin.
+``nsa_mvtec`` holds the settings of the NSA authors' code (arXiv 2109.15222) for each category of
+MVTec-AD. Presets that begin with ``tab`` are those of TAB (arXiv 2312.09480, ablation in Table 6);
+``draem`` is DRAEM's Perlin (arXiv 2108.07610). docs/synthesis.md describes them.
 
-What is not theirs: textures are pieces of the image itself unless a folder is named (theirs: DTD),
-there are ten changes of textures (TAB: eleven), masks of CutPaste and erasing leave out what cannot
-be seen, and the crops, turns and flips that come before are not reproduced.
+They differ from the originals in four ways: textures are pieces of the image itself unless a folder
+is given (originally DTD), there are ten augmentations of textures (TAB: eleven), masks of CutPaste
+and erasing leave out invisible changes, and the preceding crops, rotations and flips are not
+reproduced.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from anomaly_clip.synthesis.recipe import Recipe
 __all__ = ["NSA_CLASSES", "PRESETS", "preset"]
 
 _WHOLE = (0.03, 0.40)
-_BRIGHT, _DARK = ((200.0, 60.0),), ((20.0, 20.0),)  # background: brightness and threshold
-_OBJECT, _TEXTURE = (0.7, 1.3), (0.5, 2.0)  # factors by which patches are scaled
+_BRIGHT, _DARK = ((200.0, 60.0),), ((20.0, 20.0),)  # background: brightness and tolerance
+_OBJECT, _TEXTURE = (0.7, 1.3), (0.5, 2.0)  # scale factors of patches
 
 
 def _class(
@@ -63,7 +65,7 @@ NSA_CLASSES: dict[str, dict[str, Any]] = {
     "tile": _TEXTURES,
     "wood": {**_TEXTURES, "logistic": (1 / 6, 15)},
 }
-"""Settings of the NSA authors by class of MVTec-AD; height before width."""
+"""Settings of the NSA authors per category of MVTec-AD; height before width."""
 
 NSA_TAB = {
     "bounds": ((0.05, 0.20), (0.05, 0.20)),
@@ -77,7 +79,7 @@ NSA_TAB = {
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "nsa": {
         "tab": NSA_TAB,
-        "nsa_mvtec": {},  # by class, see NSA_CLASSES; TAB's for all other categories
+        "nsa_mvtec": {},  # per category, see NSA_CLASSES; NSA_TAB for all others
         "cutpaste": {"mode": "swap", "same": True, "resize": None, "label": "binary"},
         "cutpaste_patch": {
             "mode": "swap",
@@ -102,7 +104,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "tab_perlin": {"threshold": 0.65, "num_changes": 5},
     },
 }
-"""Arguments by recipe and preset; a recipe's first preset is its default."""
+"""Arguments by recipe and preset; the first preset of a recipe is its default."""
 
 RECIPES: Mapping[str, type[Recipe]] = {
     "nsa": NSA,
@@ -119,12 +121,12 @@ def preset(
 
     Args:
         recipe: nsa, cutpaste, erasing or perlin.
-        name: The preset; default: the recipe's first.
-        category: What images show; ``nsa_mvtec`` depends on it.
-        options: Arguments of the recipe that replace those of the preset.
+        name: The preset. Default: the first of the recipe.
+        category: Category of the images; ``nsa_mvtec`` depends on it.
+        options: Arguments of the recipe that override those of the preset.
 
     Raises:
-        ValueError: If one of them is unknown; it says what there is.
+        ValueError: If recipe, preset or option is unknown; the message lists the known ones.
 
     Example:
         >>> from anomaly_clip.synthesis.presets import preset
@@ -132,11 +134,13 @@ def preset(
         4
     """
     if recipe not in RECIPES:
-        raise ValueError(f"recipe {recipe}: unknown (there are {', '.join(RECIPES)})")
+        raise ValueError(f"recipe {recipe}: unknown (choose one of {', '.join(RECIPES)})")
     presets = PRESETS[recipe]
     name = name or next(iter(presets))
     if name not in presets:
-        raise ValueError(f"preset {name}: unknown for {recipe} (there are {', '.join(presets)})")
+        raise ValueError(
+            f"preset {name}: unknown for {recipe} (choose one of {', '.join(presets)})"
+        )
     arguments = dict(presets[name])
     if name == "nsa_mvtec":
         arguments = dict(NSA_CLASSES.get(category, NSA_TAB))
@@ -144,7 +148,7 @@ def preset(
     unknown = sorted(set(options) - set(kind.__dataclass_fields__))
     if unknown:
         raise ValueError(
-            f"options: {recipe} has no {unknown[0]} (there are "
+            f"options: {recipe} has no {unknown[0]} (choose from "
             f"{', '.join(kind.__dataclass_fields__)})"
         )
     return kind(**{**arguments, **options})

@@ -1,4 +1,4 @@
-"""The interface of all recipes: a normal image goes in, one with a defect comes out."""
+"""Interface of all recipes: take a normal image and return it with a synthetic defect."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Mask = NDArray[np.bool_]
 
 
 class Recipe(ABC):
-    """A frozen dataclass of settings that is called with an image and a random generator."""
+    """Frozen dataclass of settings; call it with an image and a random generator."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -34,15 +34,16 @@ class Recipe(ABC):
 
         Args:
             image: ``(H, W, 3)``, normal.
-            rng: Draws all.
-            donor: Returns another normal image of the same kind and size; not all recipes need one.
+            rng: Source of all random numbers.
+            donor: Returns another normal image of the same category and size; only NSA needs one.
             foreground: ``(H, W)``, where defects may lie. Default: anywhere.
 
         Returns:
-            If nothing visible came of it: the image as it was, an empty mask, and ``failed`` in
-            info, as far as the recipe knows the reason.
+            The defective image with mask, label and info. If the defect is invisible, the image is
+            unchanged and the mask empty, and info holds the reason under ``failed`` if the recipe
+            knows it.
 
         Raises:
-            ValueError: If the image is no uint8 image, or a donor is needed and missing or of
-                another size.
+            ValueError: If the image is not uint8 ``(H, W, 3)``, or a required donor is missing or
+                of another size.
         """

@@ -1,4 +1,4 @@
-"""Which recipe makes the defects of a training set, as configurations say it."""
+"""Settings of ``data.synthesis``, and synthetic defects generated from them."""
 
 from __future__ import annotations
 
@@ -20,28 +20,27 @@ __all__ = ["SynthesisSettings", "synthesize"]
 
 @dataclass(frozen=True)
 class SynthesisSettings:
-    """How normal images become defective ones in training.
+    """Settings of the synthetic defects in training images.
 
     Args:
-        recipe: nsa, cutpaste, erasing, perlin; or mixture, of the recipes in ``weights``.
-        preset: Published settings: nsa: tab, nsa_mvtec (by class), cutpaste,
-            cutpaste_patch, fpi; cutpaste: union,
-            tab_cutpaste; erasing: rectangles, tab_mask; perlin: draem, tab_perlin. Default: the
-            recipe's first.
-        options: Arguments of the recipe that replace those of the preset; of a mixture, those of
-            each recipe under its name.
-        weights: Of a mixture: how often each recipe is drawn, such as ``{nsa: 0.5, perlin: 0.5}``;
-            a preset stands behind a slash: ``{nsa/nsa_mvtec: 1}``.
-        mode: pair: each image comes with a defective twin; replace: a share of the images is
-            replaced by their defective twins.
-        share: Of the images that are replaced.
-        foreground: Where defects may be: none: anywhere; auto: on what differs from the border's
-            colour (NSA: on objects, as its own object masks do).
-        foreground_categories: Which categories have one: objects, not textures; default: all.
-        rotated: Share of the images that are turned first, by up to 90 degrees either way, with
-            their defects and without (DRAEM: 0.3); not for products whose pose is fixed.
-        rotated_categories: Which categories are turned; default: all.
-        retries: How often a defect that cannot be seen is drawn again.
+        recipe: nsa, cutpaste, erasing, perlin; or mixture of the recipes in ``weights``.
+        preset: Published settings: nsa: tab, nsa_mvtec (per category), cutpaste, cutpaste_patch,
+            fpi; cutpaste: union, tab_cutpaste; erasing: rectangles, tab_mask; perlin: draem,
+            tab_perlin. Default: the first preset of the recipe.
+        options: Arguments of the recipe that override those of the preset; for a mixture, grouped
+            by recipe name.
+        weights: Relative frequency of each recipe of a mixture, such as
+            ``{nsa: 0.5, perlin: 0.5}``; a preset follows a slash: ``{nsa/nsa_mvtec: 1}``.
+        mode: pair: each image comes with a defective version; replace: a fraction of the images is
+            replaced by defective versions.
+        share: Fraction of the images that are replaced.
+        foreground: Where defects may lie: none: anywhere; auto: where the image differs from the
+            colour of its border (NSA: on objects, as with its own object masks).
+        foreground_categories: Categories with a foreground: objects, not textures; default: all.
+        rotated: Fraction of the images that are first rotated by up to 90 degrees in either
+            direction, with or without a defect (DRAEM: 0.3); not for products with a fixed pose.
+        rotated_categories: Categories that are rotated; default: all.
+        retries: How often to sample again if a defect is invisible.
     """
 
     recipe: Literal["nsa", "cutpaste", "erasing", "perlin", "mixture"] = "nsa"
@@ -58,20 +57,23 @@ class SynthesisSettings:
 
     def __post_init__(self) -> None:
         if (self.recipe == "mixture") != bool(self.weights):
-            raise ValueError(
-                f"data.synthesis: recipe {self.recipe} "
-                f"{'needs' if self.recipe == 'mixture' else 'takes no'} weights"
+            wrong = (
+                "needs weights, such as {nsa: 0.5, perlin: 0.5}"
+                if self.recipe == "mixture"
+                else "takes no weights: choose recipe mixture, or leave weights out"
             )
+            raise ValueError(f"data.synthesis: recipe {self.recipe} {wrong}, got {self.weights}")
         if self.recipe == "mixture" and self.preset:
             raise ValueError(
-                "data.synthesis: a mixture names presets behind its recipes, as nsa/tab"
+                f"data.synthesis.preset {self.preset}: the presets of a mixture are part of its "
+                f"weights, such as {{nsa/{self.preset}: 1}}"
             )
         recipes = {name.partition("/")[0] for name in self.names()}
         odd = sorted(set(self.options) - recipes) if self.recipe == "mixture" else []
         if odd:
             raise ValueError(
-                f"data.synthesis.options, {odd[0]}: of a mixture options stand under the name of "
-                f"one of its recipes ({', '.join(sorted(recipes))})"
+                f"data.synthesis.options, {odd[0]}: a mixture groups its options by recipe, under "
+                f"{', '.join(sorted(recipes))}"
             )
         for name, weight in (self.weights or {}).items():
             check_above(f"data.synthesis.weights, {name}:", weight, 0)
@@ -79,10 +81,10 @@ class SynthesisSettings:
         check_between("data.synthesis.rotated", self.rotated, 0, 1)
         check_at_least("data.synthesis.retries", self.retries, 0)
         for name in self.names():
-            self.build(name, "")  # unknown names and arguments are said before anything is run
+            self.build(name, "")  # reports unknown names and arguments before anything runs
 
     def names(self) -> list[str]:
-        """Return the recipes, each with its preset behind a slash if it has one."""
+        """Return the names of the recipes, each with a slash and its preset if it has one."""
         if self.weights:
             return list(self.weights)
         return [f"{self.recipe}/{self.preset}" if self.preset else self.recipe]
@@ -104,18 +106,18 @@ def synthesize(
     rng: np.random.Generator,
     donor: Callable[[], Image],
 ) -> Synthetic:
-    """Make a defect as a configuration says.
+    """Generate a defect from a configuration.
 
     Args:
-        settings: Recipe, preset, and the rest.
+        settings: Recipe, preset and their options.
         image: ``(H, W, 3)``, normal.
-        category: What it shows.
-        rng: Draws all.
-        donor: Returns another normal image of the category, of the same size.
+        category: Category of the image.
+        rng: Source of all random numbers.
+        donor: Returns another normal image of the same category and size.
 
     Returns:
-        What the recipe made; if it cannot be seen after all retries, the unchanged image with an
-        empty mask, and ``failed`` in its info.
+        The result of the recipe; if the defect is invisible after all retries, the unchanged image
+        with an empty mask and ``failed`` in its info.
     """
     names = settings.names()
     name = names[0]
@@ -124,14 +126,14 @@ def synthesize(
         name = names[int(rng.choice(len(names), p=weights / weights.sum()))]
     make = settings.build(name, category)
     chosen = settings.foreground_categories
-    has_one = settings.foreground == "auto" and (chosen is None or category in chosen)
-    foreground = foreground_of(image) if has_one else None
+    on_object = settings.foreground == "auto" and (chosen is None or category in chosen)
+    foreground = foreground_of(image) if on_object else None
     for _ in range(settings.retries + 1):
         result = make(image, rng, donor, foreground)
         if result.mask.any():
             return result
     nothing = np.zeros(image.shape[:2], bool)
-    info = {**result.info, "failed": "no draw can be seen"}
+    info = {**result.info, "failed": "no visible defect in any try"}
     return Synthetic(image.copy(), nothing, nothing.astype(np.float32), info)
 
 

@@ -1,7 +1,7 @@
-"""What Perlin anomalies show: textures, and the changes of colour that make each another one.
+"""Textures of Perlin anomalies, and augmentations that vary them.
 
-The ten changes are those of DRAEM; the bounds of sharpness, posterise and autocontrast are recalled
-defaults of the library that it uses.
+The ten augmentations are those of DRAEM (arXiv 2108.07610). The ranges of sharpness, posterise and
+autocontrast are recalled defaults of the library that DRAEM's code uses.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ __all__ = ["CHANGES", "Source", "augmented", "texture"]
 Source = Literal["folder", "self", "noise", "code"]
 Image = NDArray[np.uint8]
 
-PIECES = 8  # along each side, of the same image's own texture
-SMOOTH = (1.0, 8.0)  # deviation of the noise's Gaussian, in pixels at 256
+PIECES = 8  # pieces along each side for source self
+SMOOTH = (1.0, 8.0)  # standard deviation of the noise's Gaussian filter, in pixels at 256
 NOISE_SIDE = 256
-CODE_SIDE = 128  # pixels of a surface made by code
+CODE_SIDE = 128  # side in pixels of a generated surface
 
 
 def texture(image: Image, source: Source, folder: str | None, rng: np.random.Generator) -> Image:
@@ -36,9 +36,9 @@ def texture(image: Image, source: Source, folder: str | None, rng: np.random.Gen
 
     Args:
         image: ``(H, W, 3)``.
-        source: Where it comes from; see :class:`~anomaly_clip.synthesis.perlin.Perlin`.
-        folder: Pictures of textures.
-        rng: Draws it.
+        source: Origin of the texture; see :class:`~anomaly_clip.synthesis.perlin.Perlin`.
+        folder: Folder of texture images.
+        rng: Source of all random numbers.
     """
     height, width = image.shape[:2]
     if source == "folder" and folder is not None:
@@ -61,7 +61,7 @@ def texture(image: Image, source: Source, folder: str | None, rng: np.random.Gen
 
 
 def augmented(image: Image, count: int, rng: np.random.Generator) -> Image:
-    """Return the texture after ``count`` different changes, drawn without replacement."""
+    """Return the image after ``count`` different augmentations, sampled without replacement."""
     for number in rng.choice(len(CHANGES), size=min(count, len(CHANGES)), replace=False):
         image = CHANGES[number](image, rng)
     return image
@@ -69,18 +69,17 @@ def augmented(image: Image, count: int, rng: np.random.Generator) -> Image:
 
 @lru_cache(maxsize=8)
 def _textures(folder: str) -> tuple[Path, ...]:
-
     files = tuple(sorted(p for p in Path(folder).expanduser().rglob("*") if is_image(p)))
     if not files:
         warnings.warn(
-            f"{folder}: no pictures of textures there, so pieces of the image itself are shown",
+            f"{folder}: contains no texture images, so pieces of the image itself are used instead",
             stacklevel=2,
         )
     return files
 
 
 def _shuffled(image: Image, rng: np.random.Generator) -> Image:
-    """Return the image's own pieces in another order."""
+    """Return the pieces of an image in random order."""
     height, width = image.shape[:2]
     rows, columns = -(-height // PIECES), -(-width // PIECES)
     padded = cv2.copyMakeBorder(
@@ -93,7 +92,7 @@ def _shuffled(image: Image, rng: np.random.Generator) -> Image:
 
 
 def _surface(size: tuple[int, int], rng: np.random.Generator) -> Image:
-    """Return a surface made by code, as the demo pictures show them."""
+    """Return a generated surface of the demo data."""
     names = [name for name, look in CATEGORIES.items() if not FAMILIES[look.family].is_object]
     name = names[int(rng.integers(len(names)))]
     drawn = draw_picture(name, int(rng.integers(2**31)), 0, size=CODE_SIDE).image
@@ -112,20 +111,20 @@ LEVELS = np.arange(256, dtype=np.float64)
 
 
 def gamma(image: Image, rng: np.random.Generator) -> Image:
-    """Bend each channel."""
+    """Apply a random gamma to each channel."""
     tables = [_lookup_table(255 * (LEVELS / 255) ** rng.uniform(0.5, 2.0)) for _ in range(3)]
     return _as_image(cv2.LUT(image, np.stack(tables, axis=-1)[None]))
 
 
 def brightness(image: Image, rng: np.random.Generator) -> Image:
-    """Scale and shift."""
+    """Scale and shift brightness."""
     return _as_image(
         cv2.LUT(image, _lookup_table(LEVELS * rng.uniform(0.8, 1.2) + rng.uniform(-30, 30)))
     )
 
 
 def sharpness(image: Image, rng: np.random.Generator) -> Image:
-    """Blur a little or sharpen."""
+    """Blur slightly or sharpen."""
     factor = rng.uniform(0, 3)
     kernel = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
     smooth = cv2.filter2D(image, -1, kernel)
@@ -133,7 +132,7 @@ def sharpness(image: Image, rng: np.random.Generator) -> Image:
 
 
 def hue_and_saturation(image: Image, rng: np.random.Generator) -> Image:
-    """Shift both, on a scale of 256."""
+    """Shift hue and saturation, both on a scale of 256."""
     hue, saturation = rng.uniform(-50, 50, 2)
     parts = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
     turned = ((LEVELS + round(hue)) % 256).astype(np.uint8)
@@ -144,7 +143,7 @@ def hue_and_saturation(image: Image, rng: np.random.Generator) -> Image:
 
 
 def solarise(image: Image, rng: np.random.Generator) -> Image:
-    """Invert what is bright, half of the times."""
+    """Invert bright values with probability 1/2."""
     if rng.random() < 0.5:
         return image
     threshold = rng.uniform(32, 128)
@@ -154,7 +153,7 @@ def solarise(image: Image, rng: np.random.Generator) -> Image:
 
 
 def posterise(image: Image, rng: np.random.Generator) -> Image:
-    """Keep one to eight bits."""
+    """Keep one to eight bits of each value."""
     kept = 256 - 2 ** (8 - int(rng.integers(1, 9)))
     return image & np.uint8(kept)
 
@@ -165,7 +164,7 @@ def invert(image: Image, rng: np.random.Generator) -> Image:
 
 
 def autocontrast(image: Image, rng: np.random.Generator) -> Image:
-    """Stretch each channel between its ends, a share of the pixels cut off."""
+    """Stretch each channel after cutting off a fraction of pixels at both ends."""
     cut = rng.uniform(0, 20)
     tables = []
     for channel in range(3):
@@ -175,12 +174,12 @@ def autocontrast(image: Image, rng: np.random.Generator) -> Image:
 
 
 def equalise(image: Image, rng: np.random.Generator) -> Image:
-    """Make all levels of a channel equally frequent."""
+    """Equalise the histogram of each channel."""
     return np.stack([cv2.equalizeHist(channel) for channel in cv2.split(image)], axis=-1)
 
 
 def rotate(image: Image, rng: np.random.Generator) -> Image:
-    """Turn by up to 45 degrees; corners are mirrored (our choice)."""
+    """Rotate by up to 45 degrees; corners are filled by reflection (our choice)."""
     height, width = image.shape[:2]
     turn = cv2.getRotationMatrix2D((width / 2, height / 2), float(rng.uniform(-45, 45)), 1.0)
     border = cv2.BORDER_REFLECT_101
