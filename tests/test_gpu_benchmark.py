@@ -221,6 +221,6 @@ def test_without_a_device_nothing_is_measured(
 ) -> None:
     assert gpu.main(["--out", str(tmp_path / "gpu.json")]) == 0
     assert capsys.readouterr().out == (
-        "gpu: there is no CUDA device here, so nothing was measured.\n"
+        "gpu: no CUDA device is available, so nothing was measured.\n"
     )
     assert list(tmp_path.iterdir()) == []
