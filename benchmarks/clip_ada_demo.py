@@ -4,7 +4,7 @@
     python benchmarks/clip_ada_demo.py --folder /tmp/ada --only standard "no refinement"
 
 Each run fits and tests ``configs/clip_ada_demo.yaml`` with some options. It is trained on normal
-images of the demo's held-out categories, which the small CLIP never saw, and tested on the same
+images of the demo's held-out categories, which the demo CLIP never saw, and tested on the same
 test images as zero-shot SDP. Each of two seeds sets the images and all random choices. With
 ``--folder`` the runs are kept, and finished ones are not run again. The exit status is 1 if the
 standard run does not exceed SDP in image AUROC and pixel AP, averaged over the seeds.

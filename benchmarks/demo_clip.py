@@ -3,7 +3,7 @@
     python benchmarks/demo_clip.py
     python benchmarks/demo_clip.py --magnetic_tile /path/to/magnetic_tile
 
-The metrics are those of the command behind ``make demo``, on its fixed test set and on two more
+The metrics are those of the command that ``make demo`` runs, on its fixed test set and on two more
 seeds. Four controls on the fixed set accompany them: random weights, a fixed centre prior (the mean
 mask of the training categories), the distance from an image's median colour, and text vectors from
 two random halves of the normal prompts, which have the same meaning. The exit status is 1 if the

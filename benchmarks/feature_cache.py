@@ -104,7 +104,7 @@ def main() -> int:
     names = list(CATEGORIES)[:2]
     with tempfile.TemporaryDirectory() as folder:
         os.environ[CACHE_VARIABLE] = str(Path(folder, "cache"))
-        training, tested = Path(folder, "learnt"), Path(folder, "tested")
+        training, tested = Path(folder, "training"), Path(folder, "tested")
         make_files(training, images, names[0], seed=0)
         make_files(tested, 2, names[1], seed=1)
         backbone = CLIPBackbone.of(CLIPSettings("ViT-B-16-plus-240", "random"))

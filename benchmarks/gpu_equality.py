@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from common import ROOT
-from gpu_lab import B_16, Lab, drawn, dtype_of, matrix_precision, mixed, on_device
+from gpu_lab import B_16, Lab, dtype_of, matrix_precision, mixed, on_device, smooth_images
 from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -36,7 +36,7 @@ def equality(lab: Lab) -> list[dict[str, Any]]:
     for name, pretrained, side in models:
         torch.manual_seed(0)
         backbone = CLIPBackbone(name, pretrained, side)
-        images = drawn(4, side)
+        images = smooth_images(4, side)
         text = F.normalize(torch.randn(4, backbone.visual.output_dim, 2), dim=1)
         for kind in (SDP, SDPPlus, WinCLIP):
             if lab.has_time(f"equality, {kind.__name__}, {name}"):
@@ -47,7 +47,7 @@ def equality(lab: Lab) -> list[dict[str, Any]]:
         if lab.has_time(f"equality, {detector.__name__}"):
             torch.manual_seed(0)
             fitted = _fitted(detector, sizes.cnn_side)
-            score = partial(_map_of, fitted, drawn(4, sizes.cnn_side))
+            score = partial(_map_of, fitted, smooth_images(4, sizes.cnn_side))
             row = _compared(lab, fitted, score)
             rows.append({"model": "resnet18", "side": sizes.cnn_side, **row})
     return rows
@@ -91,7 +91,7 @@ def _fitted(kind: type[PaDiM] | type[PatchCore], side: int) -> PaDiM | PatchCore
         accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    images = drawn(16, side, seed=1)
+    images = smooth_images(16, side, seed=1)
     batches = [
         {"image": part, "index": torch.arange(8 * number, 8 * number + len(part))}
         for number, part in enumerate(images.split(8))

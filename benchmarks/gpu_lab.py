@@ -22,7 +22,6 @@ __all__ = [
     "TINY",
     "Lab",
     "Sizes",
-    "drawn",
     "dtype_of",
     "host_batches",
     "matrix_precision",
@@ -30,6 +29,7 @@ __all__ = [
     "noise",
     "on_device",
     "pinned",
+    "smooth_images",
 ]
 
 PRECISIONS = ("bf16", "tf32", "fp32")
@@ -170,7 +170,7 @@ def mixed(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def drawn(count: int, side: int, seed: int = 0) -> Tensor:
+def smooth_images(count: int, side: int, seed: int = 0) -> Tensor:
     """Return smooth images, each with a bright square, uint8 ``(count, 3, side, side)``."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, 3, 8, 8, generator=generator)

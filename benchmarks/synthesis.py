@@ -98,10 +98,10 @@ def plain_perlin(image: Image, rng: np.random.Generator) -> Image:
     noise = plain_noise(SIDE, cells, rng)
     turn = cv2.getRotationMatrix2D((SIDE / 2, SIDE / 2), rng.uniform(-90, 90), 1.0)
     mask = (cv2.warpAffine(noise, turn, (SIDE, SIDE)) > 0.5).astype(np.float32)[..., None]
-    drawn = augmented(texture(image, "self", None, rng), 3, rng).astype(np.float32) / 255
+    overlay = augmented(texture(image, "self", None, rng), 3, rng).astype(np.float32) / 255
     beta = rng.random() * 0.8
     whole = image.astype(np.float32) / 255
-    mixed = whole * (1 - mask) + (1 - beta) * drawn * mask + beta * whole * mask
+    mixed = whole * (1 - mask) + (1 - beta) * overlay * mask + beta * whole * mask
     return np.asarray(mixed * 255).astype(np.uint8)
 
 

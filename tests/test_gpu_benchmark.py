@@ -66,7 +66,7 @@ def test_operations_match_a_count_by_hand(
 
 
 def counted(task: Callable[[], object]) -> int:
-    """Return the operations that torch counts, without fused attention, which it does not count."""
+    """Return the operations that torch counts, with fused attention off, as it is not counted."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -287,7 +287,7 @@ def tests_of(names: tuple[str, ...], file: str) -> list[str]:
     return [*dict.fromkeys(f"tests/{path.name}" for path in paths), file]
 
 
-def draw(count: int, seed: int) -> list[tuple[Mutant, list[str]]]:
+def sample_mutants(count: int, seed: int) -> list[tuple[Mutant, list[str]]]:
     """Sample mutants at random and return them with their tests, in the order of their files."""
     every = [
         (mutant, tests_of(names, file))
@@ -310,7 +310,8 @@ def main() -> int:
     counts: Counter[str] = Counter()
     print("| # | outcome | place | change | seconds |\n|--:|---|---|---|--:|")
     with copied_repository() as folder:
-        for number, (mutant, tests) in enumerate(draw(options.count, options.seed), start=1):
+        mutants = sample_mutants(options.count, options.seed)
+        for number, (mutant, tests) in enumerate(mutants, start=1):
             if options.number and number not in options.number:
                 continue
             path = folder / mutant.file
