@@ -54,7 +54,7 @@ Score = Callable[[Tensor, list[str]], Scores]
 
 
 def official(seed: int, pretrained: str = DEMO) -> dict[str, Any]:
-    """Return the metrics of the demo's in_category command."""
+    """Return the metrics of the demo's command."""
     with tempfile.TemporaryDirectory() as folder:
         words = ["test", "--config", str(CONFIG), "--data.seed", str(seed)]
         words += ["--model.backbone.pretrained", pretrained, "--output.maps", "false"]
