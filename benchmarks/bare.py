@@ -1,6 +1,6 @@
-"""Bare forward and backward passes that training steps are compared with.
+"""Bare forward and backward passes, the baseline of training steps.
 
-They have no masks, losses, logs, optimiser and bookkeeping.
+They include no masks, losses, logging, optimiser or bookkeeping.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ __all__ = ["clip_ada_parts"]
 
 
 def clip_ada_parts(method: CLIPADA) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], None]]:
-    """Return functions that run the frozen and the trained part of CLIP-ADA.
+    """Return one function for the frozen part of CLIP-ADA and one for the trained part.
 
     The frozen part is open_clip's image tower up to ``feature_layer`` without gradients. The
-    trained part is forward and backward of two linear layers, a block, and the text tower over one
-    prompt.
+    trained part is the forward and backward pass of two linear layers, one block, and the text
+    tower over one prompt.
     """
     clip, device = method.backbone.model, method.device
     visual, layer = clip.visual, method.feature_layer
@@ -36,11 +36,12 @@ def clip_ada_parts(method: CLIPADA) -> tuple[Callable[[Tensor], Tensor], Callabl
 
     def frozen(pixels: Tensor) -> Tensor:
         with torch.no_grad():
-            found = visual.forward_intermediates(
+            outputs = visual.forward_intermediates(
                 pixels, indices=[layer - 1], stop_early=True, intermediates_only=True,
                 output_fmt="NLC", output_extra_tokens=True,
             )  # fmt: skip
-            prefix, patches = found["image_intermediates_prefix"], found["image_intermediates"]
+            prefix = outputs["image_intermediates_prefix"]
+            patches = outputs["image_intermediates"]
             return torch.cat([prefix[0], patches[0]], dim=1)
 
     def trained(tokens: Tensor) -> None:

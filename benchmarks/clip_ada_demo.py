@@ -1,13 +1,13 @@
-"""Train CLIP-ADA on the demo in all its variants and print one JSON line.
+"""Train variants of CLIP-ADA on the demo and print one JSON line.
 
     python benchmarks/clip_ada_demo.py
     python benchmarks/clip_ada_demo.py --folder /tmp/ada --only standard "no refinement"
 
-Each run is a fit and a test of ``configs/clip_ada_demo.yaml`` with some options: it learns from
-normal pictures of the demo's held-out categories, which the small CLIP never saw, and is tested on
-others of them, the same that zero-shot SDP is tested on. Two seeds, of pictures and of all draws.
-With ``--folder`` runs are kept, and finished ones are not run again. The exit status is 1 if the
-standard run is not above SDP in image AUROC and pixel AP, both seeds taken together.
+Each run fits and tests ``configs/clip_ada_demo.yaml`` with some options. It is trained on normal
+images of the demo's held-out categories, which the demo CLIP never saw, and tested on the same
+test images as zero-shot SDP. Each of two seeds sets the images and all random choices. With
+``--folder`` the runs are kept, and finished ones are not run again. The exit status is 1 if the
+standard run does not exceed SDP in image AUROC and pixel AP, averaged over the seeds.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from common import at_least, parser, report
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SEEDS = (501, 502)
-FIGURES = ("image_auroc", "pixel_auroc", "pixel_ap")
+METRICS = ("image_auroc", "pixel_auroc", "pixel_ap")
 TWO_PROMPTS = (
     "--model.prompt.n_prompts 2 "
     "--model.loss.focal 4 --model.loss.dice 4 --model.loss.normal_dice 4 "
@@ -56,7 +56,7 @@ RUNS = {
 
 
 def line_of(name: str, seed: int, extra: str = "") -> list[str]:
-    """Return the words of a run's fit."""
+    """Return the command line of a run's fit."""
     seeds = f"--data.seed {seed} --seed_everything {seed}"
     return [
         "fit",
@@ -67,13 +67,13 @@ def line_of(name: str, seed: int, extra: str = "") -> list[str]:
 
 
 def sdp_line(seed: int) -> list[str]:
-    """Return the words of zero-shot SDP's test on the same pictures."""
+    """Return the command line of zero-shot SDP's test on the same images."""
     line = f"test --config configs/demo.yaml --data.seed {seed} --output.maps false"
     return line.split()
 
 
 def run(name: str, seed: int, folder: str, extra: str) -> dict[str, float]:
-    """Fit and test, or only SDP's test; return the mean figures."""
+    """Fit and test a method, or only test it if it is SDP; return the mean metrics."""
     import torch
 
     from anomaly_clip.cli import main as anomaly_clip
@@ -83,7 +83,7 @@ def run(name: str, seed: int, folder: str, extra: str) -> dict[str, float]:
     root = Path(folder) / f"{name.replace(' ', '_').replace('_%', '')}-{seed}"
     if not (root / "done").is_file():
         shutil.rmtree(root, ignore_errors=True)
-        # Two runs share the machine's processors, so each loads its pictures itself.
+        # Two runs share the machine's processors, so each loads its images itself.
         quiet = ["--trainer.enable_progress_bar", "false", "--data.num_workers", "0"]
         with contextlib.redirect_stdout(sys.stderr):
             if name == "sdp":
@@ -97,39 +97,39 @@ def run(name: str, seed: int, folder: str, extra: str) -> dict[str, float]:
             assert code == 0, words
         (root / "done").touch()
     metrics: dict[str, Any] = json.loads((root / "test" / "metrics.json").read_text())
-    return {figure: round(metrics["mean"][figure], 4) for figure in FIGURES}
+    return {metric: round(metrics["mean"][metric], 4) for metric in METRICS}
 
 
 def main() -> int:
     """Run the benchmark and return its exit status."""
     arguments = parser(__doc__)
-    arguments.add_argument("--folder", help="where runs are kept")
+    arguments.add_argument("--folder", help="folder to keep the runs in")
     arguments.add_argument("--only", nargs="+", choices=list(RUNS), default=list(RUNS))
     arguments.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
-    arguments.add_argument("--options", default="", help="further options of every fit, quoted")
-    asked = arguments.parse_args()
+    arguments.add_argument("--options", default="", help="more options for every fit, quoted")
+    options = arguments.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        folder = asked.folder or scratch
-        jobs = [(name, seed) for name in ["sdp", *asked.only] for seed in asked.seeds]
+        folder = options.folder or scratch
+        jobs = [(name, seed) for name in ["sdp", *options.only] for seed in options.seeds]
         pool = ProcessPoolExecutor(2, mp_context=get_context("spawn"))
         with pool:
-            futures = {job: pool.submit(run, *job, folder, asked.options) for job in jobs}
-            found = {}
+            futures = {job: pool.submit(run, *job, folder, options.options) for job in jobs}
+            metrics = {}
             for job, future in futures.items():
-                found[job] = future.result()
-                print(*job, found[job], file=sys.stderr, flush=True)
+                metrics[job] = future.result()
+                print(*job, metrics[job], file=sys.stderr, flush=True)
     from anomaly_clip.backbones.clip import CLIPBackbone
 
     rows: dict[str, dict[str, Any]] = {}
-    for name in ["sdp", *asked.only]:
-        by_seed = {seed: found[name, seed] for seed in asked.seeds}
+    for name in ["sdp", *options.only]:
+        by_seed = {seed: metrics[name, seed] for seed in options.seeds}
         means = {
-            figure: round(sum(row[figure] for row in by_seed.values()) / len(by_seed), 4)
-            for figure in FIGURES
+            metric: round(sum(row[metric] for row in by_seed.values()) / len(by_seed), 4)
+            for metric in METRICS
         }
         rows[name] = {"seeds": by_seed, "mean": means}
-        first = asked.seeds[0]
-        line = sdp_line(first) if name == "sdp" else line_of(name, first, asked.options)
+        first = options.seeds[0]
+        line = sdp_line(first) if name == "sdp" else line_of(name, first, options.options)
         rows[name]["command"] = shlex.join(["anomaly_clip", *line])
     standard, sdp = rows.get("standard", rows["sdp"])["mean"], rows["sdp"]["mean"]
     values = {"weights": CLIPBackbone(pretrained="demo").identity, "runs": rows}

@@ -2,12 +2,13 @@
 
     python benchmarks/clip_ada_step.py
 
-ViT-B/16 at 256 pixels, batch 8, random weights, one thread. The parts are open_clip's own: its
-image tower up to block 7 without gradients; and forward and backward of what is trained, without
-masks, losses and bookkeeping: two linear layers, a block, and the text tower over one prompt. A
-step is all that Lightning's loop runs, with gradient clipping and optimizer. Then, with 2 loading
-processes that make Perlin defects on files of 900 pixels, how much of the time the loop waits for
-them. The exit status is 1 if a step takes more than 1.25 times its parts, or waiting more than 5 %.
+ViT-B/16 at 256 pixels, batch 8, random weights, one thread. The parts are open_clip's own code: the
+image tower up to block 7 without gradients, and the forward and backward pass of the trained
+modules (two linear layers, one block, and the text tower over one prompt) without masks, losses and
+bookkeeping. A step is everything that Lightning's loop runs, including gradient clipping and the
+optimiser. A second run measures the share of time that the loop waits for 2 loading processes,
+which synthesise Perlin defects on files of 900 pixels. The exit status is 1 if a step takes more
+than 1.25 times its parts, or waiting takes more than 5 %.
 """
 
 from __future__ import annotations
@@ -82,10 +83,10 @@ def main() -> int:
         seconds: dict[str, list[float]] = {"frozen": [], "trained": [], "step": []}
 
         class Parts(Callback):
-            """Time both parts between the steps of the loop."""
+            """Time both parts between the steps of the training loop."""
 
             def on_train_batch_start(self, *_: Any) -> None:
-                """Run both parts, and let the step begin."""
+                """Run both parts, then start the clock of the step."""
                 pixels = method.backbone.prepare(batch["image"])
                 start = time.process_time()
                 tokens = frozen(pixels)
@@ -97,7 +98,7 @@ def main() -> int:
                 seconds["trained"].append(self.begun - between)
 
             def on_train_batch_end(self, *_: Any) -> None:
-                """Note how long the step took."""
+                """Record the duration of the step."""
                 seconds["step"].append(time.process_time() - self.begun)
 
         trainer(rounds + 1, Parts()).fit(

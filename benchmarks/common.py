@@ -1,4 +1,4 @@
-"""Parts that all benchmarks share: a header, a timer, bounds, and one JSON object as result.
+"""Shared parts of the benchmarks: header, timer, bounds and result.
 
 A result is one JSON object: ``benchmark``, ``header``, the benchmark's own values, and ``bounds``.
 """
@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
 
 HEADER = ("command", "commit", "date", "machine", "versions", "threads")
-"""Keys of a result's header; an older result has null where a value was not recorded."""
+"""Keys of a result's header. Older results have null for values that were not recorded."""
 
 PACKAGES = (
     "torch",
@@ -60,7 +60,7 @@ COMMIT_VARIABLE = "ANOMALY_CLIP_COMMIT"
 
 
 class Bound(TypedDict):
-    """A measured value and the bound that it has to keep."""
+    """A measured value and its bound."""
 
     value: float | None
     """None if it was not measured."""
@@ -71,13 +71,13 @@ class Bound(TypedDict):
 
 
 def at_most(value: float | None, bound: float) -> Bound:
-    """Return a value, to six digits, with its upper bound."""
+    """Return a value, rounded to six digits, with its upper bound."""
     met = None if value is None else value <= bound
     return Bound(value=_shortened(value), bound=bound, rule="at most", met=met)
 
 
 def at_least(value: float | None, bound: float) -> Bound:
-    """Return a value, to six digits, with its lower bound."""
+    """Return a value, rounded to six digits, with its lower bound."""
     met = None if value is None else value >= bound
     return Bound(value=_shortened(value), bound=bound, rule="at least", met=met)
 
@@ -93,15 +93,15 @@ def fastest(
     clock: Callable[[], float] = time.process_time,
     warm_up: int = 1,
 ) -> dict[str, float]:
-    """Return the fewest seconds of each task over rounds in which all take turns.
+    """Return the shortest time of each task, in seconds, over rounds in which all tasks take turns.
 
-    Other work on a machine only ever slows a task down, and taking turns lets it slow all of them.
+    Other work on the machine can only slow a task down, and taking turns spreads it over all tasks.
 
     Args:
         rounds: Timed rounds.
         tasks: Callables by name.
-        clock: ``time.process_time`` for processor seconds, ``time.perf_counter`` for wall seconds.
-        warm_up: Rounds before these that do not count.
+        clock: ``time.process_time`` for processor seconds, ``time.perf_counter`` for wall time.
+        warm_up: Untimed rounds before the timed ones.
     """
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     for number in range(warm_up + rounds):
@@ -115,23 +115,23 @@ def fastest(
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
-    """Return the parser of a script, described by the first line of its docstring."""
+    """Return a script's argument parser, described by the first line of its docstring."""
     return argparse.ArgumentParser(description=(doc or "").splitlines()[0])
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error's kind and the first line of its message, for a result."""
+    """Return an error's type and the first line of its message, for use in a result."""
     lines = str(error).splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:200]}"
 
 
 def header(benchmark: str, arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Return the origin of a result, by the keys of :data:`HEADER`.
+    """Return the provenance of a result, with the keys of :data:`HEADER`.
 
     Args:
-        benchmark: The script's name without its ending.
-        arguments: The command line behind the script's name; default: this process's. Of paths
-            only the last part is kept.
+        benchmark: The script's name without its suffix.
+        arguments: The command line after the script's name. Default: that of this process. Paths
+            are shortened to their last part.
     """
     words = [last_part(w) for w in (sys.argv[1:] if arguments is None else arguments)]
     return {
@@ -145,7 +145,7 @@ def header(benchmark: str, arguments: Sequence[str] | None = None) -> dict[str, 
 
 
 def last_part(word: str) -> str:
-    """Return the last part of a path, and any other word as it is."""
+    """Return the last part of a path; return any other word unchanged."""
     path = Path(word)
     return path.name if path.is_absolute() or ("/" in word and path.exists()) else word
 
@@ -153,32 +153,32 @@ def last_part(word: str) -> str:
 def commit(root: Path = ROOT) -> str:
     """Return the commit of the checkout, with ``-dirty`` if files were changed; or ``unknown``.
 
-    A copy without git is told its commit by the environment variable ``ANOMALY_CLIP_COMMIT``.
+    The environment variable ``ANOMALY_CLIP_COMMIT`` sets the commit of a copy without git.
     """
     if COMMIT_VARIABLE in os.environ:
         return os.environ[COMMIT_VARIABLE]
-    if not (root / ".git").exists():  # of a folder inside another repository it would be another's
+    if not (root / ".git").exists():  # otherwise git would describe an enclosing repository
         return "unknown"
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        ran = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+        process = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return ran.stdout.strip()
+    return process.stdout.strip()
 
 
 def machine() -> dict[str, Any]:
-    """Return the processor, its cores, the system, and the CUDA device if torch has found one."""
-    found: dict[str, Any] = {
+    """Return the processor, its cores, the system, and the CUDA device if torch detects one."""
+    info: dict[str, Any] = {
         "processor": processor(),
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
         "device": None,
     }
-    torch = sys.modules.get("torch")  # a benchmark of the start-up does not import it
+    torch = sys.modules.get("torch")  # the start-up benchmark does not import it
     if torch is not None and torch.cuda.is_available():
-        found["device"] = torch.cuda.get_device_name()
-    return found
+        info["device"] = torch.cuda.get_device_name()
+    return info
 
 
 def processor() -> str:
@@ -192,21 +192,21 @@ def processor() -> str:
 
 
 def versions() -> dict[str, str | None]:
-    """Return the versions of Python, this package and what results depend on; None if missing."""
-    found: dict[str, str | None] = {
+    """Return the versions of Python, this package and its dependencies; None if not installed."""
+    installed: dict[str, str | None] = {
         "python": platform.python_version(),
         "anomaly_clip": __version__,
     }
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
-            found[name] = None
-    return found
+            installed[name] = None
+    return installed
 
 
 def threads() -> int | None:
-    """Return how many threads torch uses, None if it is not loaded."""
+    """Return the number of threads that torch uses; None if torch is not imported."""
     torch = sys.modules.get("torch")
     return None if torch is None else int(torch.get_num_threads())
 
@@ -220,9 +220,9 @@ def result(
     """Return a result: its header, its own values, and its bounds.
 
     Args:
-        benchmark: The script's name without its ending.
-        values: What was measured.
-        bounds: By name.
+        benchmark: The script's name without its suffix.
+        values: Measured values.
+        bounds: Bounds by name.
         arguments: See :func:`header`.
     """
     return {
@@ -239,7 +239,7 @@ def report(
     bounds: Mapping[str, Bound],
     arguments: Sequence[str] | None = None,
 ) -> int:
-    """Print a result as one JSON object; return the exit status, 1 if a bound is missed."""
+    """Print a result as one JSON object and return the exit status: 1 if a bound is missed."""
     sys.stdout.write(json.dumps(result(benchmark, values, bounds, arguments), allow_nan=False))
     sys.stdout.write("\n")
     return int(any(bound["met"] is False for bound in bounds.values()))

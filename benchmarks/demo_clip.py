@@ -1,13 +1,13 @@
-"""Measure the small CLIP that comes with the project and print one JSON line: its card's figures.
+"""Measure the bundled demo CLIP and print one JSON line with the metrics on its card.
 
     python benchmarks/demo_clip.py
     python benchmarks/demo_clip.py --magnetic_tile /path/to/magnetic_tile
 
-The figures are those of ``make demo``'s own command on its fixed test set and on two more seeds.
-Beside them stand the controls, on the fixed set: random weights, a fixed centre prior (the mean
-mask of training categories), the distance from a picture's median colour, and text vectors from
-two random halves of the sentences for normal, which mean the same. The exit status is 1 if the
-fixed set or one of the other seeds falls short of what the demo promises.
+The metrics are those of the command that ``make demo`` runs, on its fixed test set and on two more
+seeds. Four controls on the fixed set accompany them: random weights, a fixed centre prior (the mean
+mask of the training categories), the distance from an image's median colour, and text vectors from
+two random halves of the normal prompts, which have the same meaning. The exit status is 1 if the
+fixed set or one of the other seeds falls below the values that the demo promises.
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ SEEDS = (501, 502, 503)  # the first is the fixed test set of the configuration
 PROMISED = {"image_auroc": 0.85, "pixel_auroc": 0.88, "pixel_ap": 0.35}
 PROMISED_CATEGORY = 0.65  # image AUROC
 NUM_HALVES = 20
-NUM_PRIOR = 40  # pictures a training category
+NUM_PRIOR = 40  # images per training category
 
 Score = Callable[[Tensor, list[str]], Scores]
 
 
 def official(seed: int, pretrained: str = DEMO) -> dict[str, Any]:
-    """Return the figures of the demo's own command."""
+    """Return the metrics of the demo's command."""
     with tempfile.TemporaryDirectory() as folder:
         words = ["test", "--config", str(CONFIG), "--data.seed", str(seed)]
         words += ["--model.backbone.pretrained", pretrained, "--output.maps", "false"]
-        with contextlib.redirect_stdout(sys.stderr):  # its table; ours is one line
+        with contextlib.redirect_stdout(sys.stderr):  # its table must not mix with the JSON line
             code = anomaly_clip([*words, "--output.root", folder])
         assert code == 0
         metrics: dict[str, Any] = json.loads(
@@ -70,8 +70,8 @@ def official(seed: int, pretrained: str = DEMO) -> dict[str, Any]:
 def brief(metrics: dict[str, Any]) -> dict[str, Any]:
     names = ["image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_pro"]
     by_category = {
-        name: {k: round3(figures[k]) for k in ("image_auroc", "pixel_auroc", "pixel_ap")}
-        for name, figures in metrics["categories"].items()
+        name: {k: round3(values[k]) for k in ("image_auroc", "pixel_auroc", "pixel_ap")}
+        for name, values in metrics["categories"].items()
     }
     return {"mean": {k: round3(metrics["mean"][k]) for k in names}, "categories": by_category}
 
@@ -90,7 +90,7 @@ def batches(data: AnomalyData) -> Iterator[Batch]:
 
 
 def evaluate(data: AnomalyData, score: Score) -> dict[str, Any]:
-    """Return figures of any scoring rule, by the evaluator that all methods use."""
+    """Return the metrics of a scoring rule, computed by the evaluator of all methods."""
     evaluator = Evaluator(data.categories)
     with torch.no_grad():
         for batch in batches(data):
@@ -99,7 +99,7 @@ def evaluate(data: AnomalyData, score: Score) -> dict[str, Any]:
 
 
 def centre_prior(test: Demo, size: int) -> Score:
-    """Score every picture by the mean mask of the training categories."""
+    """Score every image with the mean mask of the training categories."""
     options = load("demo_clip.yaml")["data"]["init_args"]
     training = Demo(
         categories=options["categories"], train_categories=options["train_categories"]
@@ -123,7 +123,7 @@ def centre_prior(test: Demo, size: int) -> Score:
 
 
 def median_colour(sigma: float) -> Score:
-    """Score pixels by their distance from the picture's median colour."""
+    """Score pixels by their distance from the image's median colour."""
 
     def score(images: Tensor, categories: list[str]) -> Scores:
         pixels = images.float() / 255
@@ -135,12 +135,12 @@ def median_colour(sigma: float) -> Score:
 
 
 def halves(data: AnomalyData, sdp: SDP) -> dict[str, float]:
-    """Compare real words with two halves of the sentences for normal: mean |AUROC - 0.5|."""
+    """Compare the real prompts with two halves of the normal prompts, by mean |AUROC - 0.5|."""
     rng = np.random.default_rng(0)
-    with torch.no_grad():  # the encoder knows no words: once is enough
+    with torch.no_grad():  # image features do not depend on the prompts
         encoded = [(batch, *sdp.encode(batch["image"])) for batch in batches(data)]
 
-    def figures(texts: dict[str, Tensor]) -> Iterator[tuple[str, float]]:
+    def distances(texts: dict[str, Tensor]) -> Iterator[tuple[str, float]]:
         evaluator = Evaluator(data.categories)
         for batch, stages, classes in encoded:
             text = torch.stack([texts[name] for name in batch["category"]])
@@ -150,14 +150,14 @@ def halves(data: AnomalyData, sdp: SDP) -> dict[str, float]:
                 r0 = text_score(classes, text)
             parts = torch.stack([r0, image_score(maps, "max")], dim=1)
             evaluator.update(Scores(image_score=r0, anomaly_map=maps, score_parts=parts), batch)
-        for found in evaluator.compute()["categories"].values():
+        for metrics in evaluator.compute()["categories"].values():
             for name in ("image_auroc", "pixel_auroc"):
-                value = found[name]
+                value = metrics[name]
                 assert value is not None
                 yield name, abs(value - 0.5)
 
     apart: dict[str, dict[str, list[float]]] = {"words": {}, "halves": {}}
-    for name, value in figures({name: sdp.text(name) for name in data.categories}):
+    for name, value in distances({name: sdp.text(name) for name in data.categories}):
         apart["words"].setdefault(name, []).append(value)
     words = {
         name: embed_sentences(sdp.backbone, PromptEnsemble().sentences(name)[0])
@@ -169,7 +169,7 @@ def halves(data: AnomalyData, sdp: SDP) -> dict[str, float]:
             parts = torch.from_numpy(rng.permutation(len(rows))).chunk(2)
             columns = [representative_vector(rows[part], RVSSettings("mean")) for part in parts]
             texts[name] = torch.stack(columns, dim=1)
-        for name, value in figures(texts):
+        for name, value in distances(texts):
             apart["halves"].setdefault(name, []).append(value)
     report = {}
     for name in ("image_auroc", "pixel_auroc"):
@@ -181,9 +181,9 @@ def halves(data: AnomalyData, sdp: SDP) -> dict[str, float]:
 
 
 def by_defect(data: AnomalyData, sdp: SDP) -> dict[str, dict[str, float | int]]:
-    """Return figures of one kind of defect against the normal pictures, mean over categories.
+    """Return the metrics of each kind of defect against the normal images, mean over categories.
 
-    Pixels are those of the kind's pictures.
+    The pixel metric uses the images with that kind of defect only.
     """
     image: dict[str, list[float]] = {}
     pixel: dict[str, list[float]] = {}
@@ -192,21 +192,21 @@ def by_defect(data: AnomalyData, sdp: SDP) -> dict[str, dict[str, float | int]]:
     scores, maps, masks = [], [], []
     with torch.no_grad():
         for batch in batches(data):
-            found = sdp.score(batch["image"], batch["category"])
-            scores.append(found["score_parts"])
-            maps.append(found["anomaly_map"])
+            result = sdp.score(batch["image"], batch["category"])
+            scores.append(result["score_parts"])
+            maps.append(result["anomaly_map"])
             masks.append(batch["mask"])
-    parts, anomaly_maps, truth = torch.cat(scores), torch.cat(maps), torch.cat(masks)
+    parts, anomaly_maps, ground_truth = torch.cat(scores), torch.cat(maps), torch.cat(masks)
     for category in data.categories:
-        own = torch.tensor([s.category == category for s in samples])
-        low, high = parts[own].amin(dim=0), parts[own].amax(dim=0)
+        in_category = torch.tensor([s.category == category for s in samples])
+        low, high = parts[in_category].amin(dim=0), parts[in_category].amax(dim=0)
         final = ((parts - low) / (high - low)).sum(dim=1)
-        normal = own & torch.tensor([not s.label for s in samples])
+        normal = in_category & torch.tensor([not s.label for s in samples])
         for kind in sorted({s.defect for s in samples if s.category == category and s.label}):
-            these = own & torch.tensor([s.defect == kind for s in samples])
+            these = in_category & torch.tensor([s.defect == kind for s in samples])
             both = normal | these
             image.setdefault(kind, []).append(auroc(final[both], these[both]))
-            pixel.setdefault(kind, []).append(auroc(anomaly_maps[these], truth[these]))
+            pixel.setdefault(kind, []).append(auroc(anomaly_maps[these], ground_truth[these]))
             count[kind] = count.get(kind, 0) + int(these.sum())
     return {
         kind: {
@@ -227,7 +227,7 @@ def demo_sdp(settings: dict[str, Any], pretrained: str = DEMO) -> SDP:
 def main() -> int:
     """Run the benchmark and return its exit status."""
     arguments = parser(__doc__)
-    arguments.add_argument("--magnetic_tile", type=Path, help="photographs, MVTec-AD's layout")
+    arguments.add_argument("--magnetic_tile", type=Path, help="their folder, in MVTec-AD's layout")
     options = arguments.parse_args()
     config = load("demo.yaml")
     assert config["data"]["init_args"]["seed"] == SEEDS[0]
@@ -242,7 +242,7 @@ def main() -> int:
         for name, least in PROMISED.items()
     }
     for seed, metrics in seeds.items():
-        worst = min(found["image_auroc"] for found in metrics["categories"].values())
+        worst = min(values["image_auroc"] for values in metrics["categories"].values())
         name = f"image_auroc of the worst category, seed {seed}"
         bounds[name] = at_least(worst, PROMISED_CATEGORY)
     controls = {
@@ -261,8 +261,8 @@ def main() -> int:
         tiles = MagneticTile(root=str(options.magnetic_tile), image_size=size, num_workers=0)
         random = demo_sdp(config["model"]["init_args"], RANDOM)
         values["magnetic_tile"] = {
-            name: {"mean": brief(evaluate(tiles, one.score))["mean"], **by_defect(tiles, one)}
-            for name, one in (("demo", sdp), ("random weights", random))
+            name: {"mean": brief(evaluate(tiles, clip.score))["mean"], **by_defect(tiles, clip)}
+            for name, clip in (("demo", sdp), ("random weights", random))
         }
     return report("demo_clip", values, bounds)
 

@@ -1,9 +1,10 @@
-"""Draw demo pictures on one thread and print one JSON line: pictures per second.
+"""Measure the speed of generating demo images on one thread and print one JSON line.
 
     python benchmarks/demo_data.py
 
-The peer, timed in the same rounds: Pillow decoding PNG files of the same pictures from memory. The
-exit status is 1 if normal and defective pictures in turn come slower than the target.
+The baseline, timed in the same rounds, is Pillow decoding PNG files of the same images from memory.
+The exit status is 1 if alternating normal and defective images are generated more slowly than the
+target.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from PIL import Image
 from anomaly_clip.demo.photographs import CATEGORIES, draw_picture
 from anomaly_clip.demo.surfaces import fitting_defects
 
-TARGET = 500  # pictures per second, half of them defective
-ROUNDS = 9  # each kind's best round counts: other work on the machine only ever slows one down
+TARGET = 500  # images per second, half of them defective
+ROUNDS = 9  # the best round counts, as other work on the machine only slows a round down
 PER_CATEGORY = 6
 SIZE = 128
 
@@ -62,7 +63,7 @@ def main() -> int:
     cv2.setNumThreads(1)
     mixed = jobs(lambda index: index % 2 == 1)
     normal, defective = jobs(lambda index: False), jobs(lambda index: True)
-    files = encoded(mixed)  # warms up, too
+    files = encoded(mixed)  # also the warm-up
     work: dict[str, Callable[[], None]] = {
         "normal": lambda: draw(normal),
         "defective": lambda: draw(defective),

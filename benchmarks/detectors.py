@@ -1,17 +1,20 @@
-"""Time detectors against the bare networks that they are made of and print one JSON line.
+"""Time detectors against the bare networks they consist of and print one JSON line.
 
     python benchmarks/detectors.py
     python benchmarks/detectors.py --only rd4ad
 
-200 pictures of 256 pixels, ResNet-18 with random weights, one thread, processor seconds, the
-smallest of interleaved rounds. The peer of PaDiM is torchvision's own network up to layer 3 on
-pixels that are normalised already; fit and test are Lightning's, from uint8 pictures to Gaussians,
-and to maps and all figures. How much memory a fit takes is measured in processes of their own, with
-few pictures and with many. The peer of a centre of PatchCore is one product of the bank with a
-vector; centres are compared with those of the plain algorithm, which takes all differences. The
-peer of a step of RD4AD is a forward of the same teacher, bottleneck and student and a backward from
-the mean of what they return, on pixels that are normalised already, without loss and optimiser. The
-exit status is 1 if a bound is not kept.
+200 images of 256 pixels, ResNet-18 with random weights, one thread, processor seconds, the minimum
+of interleaved rounds. The baselines:
+
+- PaDiM: torchvision's own network up to layer 3 on normalised pixels. Fit and test are
+  Lightning's: from uint8 images to Gaussians, and to maps and all metrics.
+- Memory of PaDiM's fit: measured in separate processes, with few images and with many.
+- A centre of PatchCore: one product of the bank with a vector. The centres are compared with those
+  of the plain algorithm, which computes all differences.
+- A step of RD4AD: forward pass of the same teacher, bottleneck and student, and backward pass from
+  the mean of the outputs, on normalised pixels, without loss and optimiser.
+
+The exit status is 1 if a bound is missed.
 """
 
 from __future__ import annotations
@@ -39,21 +42,21 @@ from anomaly_clip.records import RANDOM, Batch, Scores
 IMAGES, SIDE, BATCH = 200, 256, 20
 BANK_IMAGES = 50
 CENTRES = 200
-FEW, MANY = 200, 800  # pictures of the two fits whose memory is compared
+FEW, MANY = 200, 800  # images of the two fits whose memory is compared
 STEPS, STEP_BATCH = 3, 16  # of RD4AD
 BOUNDS = {"fit": 1.35, "test": 1.5, "memory": 1.05, "centre": 1.3, "rd4ad_step": 1.10}
 PARTS = ("memory", "padim", "centre", "rd4ad")
 
 
 def squares(batch: int) -> Tensor:
-    """Return masks of a batch, every second one with a square."""
+    """Return the masks of a batch, every second one with a square."""
     masks = torch.zeros(batch, SIDE, SIDE, dtype=torch.bool)
     masks[1::2, 64:128, 64:128] = True
     return masks
 
 
-class Pictures(IterableDataset[Batch]):
-    """Batches of noise, made when they are asked for, so that they take no memory."""
+class NoiseBatches(IterableDataset[Batch]):
+    """Batches of noise, generated on the fly so that they occupy no memory."""
 
     def __init__(self, count: int, batch: int = BATCH) -> None:
         self.count = count
@@ -77,24 +80,24 @@ class Pictures(IterableDataset[Batch]):
             )
 
 
-class Tested(PaDiM):
-    """PaDiM whose prediction is a test, which otherwise needs a data set."""
+class TestedPaDiM(PaDiM):
+    """PaDiM that tests in its prediction loop, as a test needs a data module."""
 
     def on_predict_start(self) -> None:
-        """Begin anew."""
+        """Reset the metrics."""
         self.evaluator = Evaluator(["noise"])
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Scores:
-        """Score a batch and count its pixels."""
+        """Score a batch and update the metrics."""
         return self.test_step(batch, batch_idx)
 
     def on_predict_epoch_end(self) -> None:
-        """Compute the figures."""
+        """Compute the metrics."""
         self.results = self.evaluator.compute()
 
 
 def trainer() -> Trainer:
-    """Return a trainer that does nothing beside the work."""
+    """Return a trainer without logging, checkpoints and progress bars."""
     return Trainer(
         accelerator="cpu",
         max_epochs=1,
@@ -106,7 +109,7 @@ def trainer() -> Trainer:
 
 
 def padim(backbone: CNNBackbone | CNNSettings) -> PaDiM:
-    return Tested(backbone, image_size=SIDE)
+    return TestedPaDiM(backbone, image_size=SIDE)
 
 
 def settings() -> CNNSettings:
@@ -117,16 +120,16 @@ def settings() -> CNNSettings:
 def forward(network: Any, pixels: list[Tensor]) -> None:
     """Run the network up to layer 3 over all batches."""
     for batch in pixels:
-        seen = network.maxpool(network.relu(network.bn1(network.conv1(batch))))
-        network.layer3(network.layer2(network.layer1(seen)))
+        stem = network.maxpool(network.relu(network.bn1(network.conv1(batch))))
+        network.layer3(network.layer2(network.layer1(stem)))
 
 
 def time_padim(rounds: int) -> dict[str, float]:
-    """Return the seconds of the bare forward, of fit and of test."""
+    """Return the seconds of the bare forward pass, the fit and the test."""
     from torchvision.models import resnet18
 
     backbone = CNNBackbone.of(settings())
-    batches = list(Pictures(IMAGES))
+    batches = list(NoiseBatches(IMAGES))
     pixels = [backbone.normalise(batch["image"]) for batch in batches]
     loader: DataLoader[Any] = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
     fitted = padim(backbone)
@@ -143,15 +146,15 @@ def time_padim(rounds: int) -> dict[str, float]:
 
 
 def peak_of_fit(count: int) -> float:
-    """Return the most memory, in MiB, that a process takes that fits ``count`` pictures."""
+    """Return the peak memory, in MiB, of this process after a fit to ``count`` images."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
-    trainer().fit(padim(settings()), DataLoader(Pictures(count), batch_size=None))
+    trainer().fit(padim(settings()), DataLoader(NoiseBatches(count), batch_size=None))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def plain_k_centres(points: Tensor, count: int, start: int) -> Tensor:
-    """Return greedy centres by the definition: all differences to each new centre."""
+    """Return greedy centres by the definition, with all differences to each new centre."""
     nearest = torch.full((len(points),), torch.inf)
     chosen = [start]
     while len(chosen) < count:
@@ -163,10 +166,11 @@ def plain_k_centres(points: Tensor, count: int, start: int) -> Tensor:
 
 @torch.no_grad()
 def time_centre(rounds: int) -> dict[str, Any]:
-    """Return the seconds of a centre and of its bound, and whether centres are the plain ones."""
+    """Time a centre and its baseline; compare the centres with those of the plain algorithm."""
     method = PatchCore(CNNSettings("resnet18", RANDOM), image_size=SIDE)
-    found = [method.embed(batch["image"]).flatten(0, 1) for batch in Pictures(BANK_IMAGES + 10)]
-    patches = torch.cat(found)[: BANK_IMAGES * found[0].shape[0] // BATCH]
+    batches = NoiseBatches(BANK_IMAGES + 10)
+    embedded = [method.embed(batch["image"]).flatten(0, 1) for batch in batches]
+    patches = torch.cat(embedded)[: BANK_IMAGES * embedded[0].shape[0] // BATCH]
     points = project(patches, 0)
     vector = points[0].clone()
 
@@ -192,9 +196,9 @@ def time_centre(rounds: int) -> dict[str, Any]:
 
 
 def time_step(rounds: int) -> dict[str, float]:
-    """Return the seconds of RD4AD's steps, and of its bare networks."""
+    """Return the seconds of RD4AD's steps and of its bare networks."""
     method = RD4AD(settings(), image_size=SIDE)
-    batches = list(Pictures(STEPS * STEP_BATCH, STEP_BATCH))
+    batches = list(NoiseBatches(STEPS * STEP_BATCH, STEP_BATCH))
     pixels = [method.backbone.normalise(batch["image"]) for batch in batches]
     loader: DataLoader[Any] = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
 

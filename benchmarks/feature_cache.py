@@ -1,12 +1,13 @@
-"""Measure what the cache of frozen features saves in training SDP+ and print one JSON line.
+"""Measure the speed-up of SDP+ training by the feature cache and print one JSON line.
 
     python benchmarks/feature_cache.py
 
 Seconds of an epoch of SDP+ (ViT-B-16-plus-240, random weights, files of 1024 x 1024 pixels with
-masks): without the cache; the first run with it, which fills it; an epoch after the first; and a
-second run from its start to the end of its first epoch. The words are encoded beforehand in all of
-them. The exit status is 1 if an epoch after the first, or a second run, is not 10 times faster than
-without, or if losses differ by more than half precision explains.
+masks): without the cache; in the first run with the cache, which fills it; after the first epoch of
+that run; and in a second run, from its start to the end of its first epoch. The prompts are encoded
+beforehand in all cases. The exit status is 1 if an epoch after the first, or a second run, is not
+10 times faster than without the cache, or if the losses differ by more than half precision
+explains.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ from anomaly_clip.methods import SDPPlus
 
 SIDE = 1024
 LEAST_TIMES = 10.0
-MOST_APART = 5e-3  # relative, of losses after some steps with features in half precision
+MOST_APART = 5e-3  # relative difference of losses, as the cached features have half precision
 EPOCHS = 3
 
 
 def make_files(root: Path, count: int, category: str, seed: int) -> None:
-    """Write an MVTec-like category with test pictures and masks."""
+    """Write a category in MVTec-AD's layout with test images and masks."""
     for number in range(count):
         defect = "stain" if number % 2 else "good"
         picture = draw_picture(category, seed, number, defect, SIDE)
@@ -49,33 +50,33 @@ def make_files(root: Path, count: int, category: str, seed: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture.image).save(folder / f"{number:03d}.png")
         if defect != "good":
-            truth = root / category / "ground_truth" / defect
-            truth.mkdir(parents=True, exist_ok=True)
+            ground_truth = root / category / "ground_truth" / defect
+            ground_truth.mkdir(parents=True, exist_ok=True)
             mask = picture.mask.astype(np.uint8) * 255
-            Image.fromarray(mask).save(truth / f"{number:03d}_mask.png")
+            Image.fromarray(mask).save(ground_truth / f"{number:03d}_mask.png")
     (root / category / "train" / "good").mkdir(parents=True, exist_ok=True)
     picture = draw_picture(category, seed, 10_000, None, SIDE)
     Image.fromarray(picture.image).save(root / category / "train" / "good" / "000.png")
 
 
 class Clock(Callback):
-    """Note when epochs end, and the losses."""
+    """Record the ends of epochs and the losses."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
         self.losses: list[float] = []
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
-        """Note the loss."""
+        """Record the loss."""
         self.losses.append(float(trainer.callback_metrics["train/loss"]))
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Note the time."""
+        """Record the time."""
         self.ends.append(time.perf_counter())
 
 
 def epochs(make: Callable[[], tuple[SDPPlus, MVTecAD]]) -> tuple[list[float], list[float]]:
-    """Fit; return the seconds of each epoch, the first from the start of the fit, and losses."""
+    """Fit and return the seconds of each epoch and the losses; the first includes the set-up."""
     method, data = make()
     clock = Clock()
     trainer = Trainer(
@@ -96,32 +97,32 @@ def epochs(make: Callable[[], tuple[SDPPlus, MVTecAD]]) -> tuple[list[float], li
 def main() -> int:
     """Run the benchmark and return its exit status."""
     arguments = parser(__doc__)
-    arguments.add_argument("--images", type=int, default=16, help="images that are learnt from")
+    arguments.add_argument("--images", type=int, default=16, help="number of training images")
     images = arguments.parse_args().images
     torch.set_num_threads(2)
     warnings.filterwarnings("ignore")
     names = list(CATEGORIES)[:2]
     with tempfile.TemporaryDirectory() as folder:
         os.environ[CACHE_VARIABLE] = str(Path(folder, "cache"))
-        learnt, tested = Path(folder, "learnt"), Path(folder, "tested")
-        make_files(learnt, images, names[0], seed=0)
+        training, tested = Path(folder, "training"), Path(folder, "tested")
+        make_files(training, images, names[0], seed=0)
         make_files(tested, 2, names[1], seed=1)
         backbone = CLIPBackbone.of(CLIPSettings("ViT-B-16-plus-240", "random"))
-        known = SDPPlus(backbone, rvs=RVSSettings("mean"))
-        known.text(names[0], MVTecAD.dataset_name)
+        with_text = SDPPlus(backbone, rvs=RVSSettings("mean"))
+        with_text.text(names[0], MVTecAD.dataset_name)
 
         def make(gb: float) -> tuple[SDPPlus, MVTecAD]:
             method = SDPPlus(backbone, rvs=RVSSettings("mean"), feature_cache_gb=gb)
-            method._text = known._text
-            auxiliary = MVTecAD(str(learnt), batch_size=8, shuffle=False)
+            method._text = with_text._text
+            auxiliary = MVTecAD(str(training), batch_size=8, shuffle=False)
             return method, MVTecAD(str(tested), auxiliary=auxiliary, num_workers=0)
 
-        without, wanted = epochs(lambda: make(0.0))
+        without, expected = epochs(lambda: make(0.0))
         first, losses = epochs(lambda: make(20.0))
-        second, again = epochs(lambda: make(20.0))
+        second, second_losses = epochs(lambda: make(20.0))
         size = sum(file.stat().st_size for file in Path(folder, "cache").rglob("*.safetensors"))
     plain = min(without)
-    apart = max(abs(a / b - 1) for a, b in zip(losses, wanted, strict=True))
+    apart = max(abs(a / b - 1) for a, b in zip(losses, expected, strict=True))
     times = {"later_epoch": plain / max(first[1:]), "second_run": plain / second[0]}
     values = {
         "images": images,
@@ -138,7 +139,7 @@ def main() -> int:
     bounds = {
         **{f"times faster, {k}": at_least(v, LEAST_TIMES) for k, v in times.items()},
         "losses apart": at_most(apart, MOST_APART),
-        "losses of the second run equal": at_least(int(again == losses), 1),
+        "losses of the second run equal": at_least(int(second_losses == losses), 1),
     }
     return report("feature_cache", values, bounds)
 

@@ -1,7 +1,7 @@
 """Floating-point operations of the image towers, by formula; a multiply-add counts as two.
 
-Products of matrices and convolutions count. Norms, softmaxes, activations, the comparison with
-texts and the Gaussian of the maps are left out: together they stay below 0.5 %.
+Matrix products and convolutions count. Norms, softmaxes, activations, the comparison with text
+features and the Gaussian blur of the maps are left out: together they stay below 0.5 %.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Tower(NamedTuple):
     width: int
     blocks: int
     dim: int
-    """Channels of the texts' space."""
+    """Channels of the joint image-text space."""
     patch: int
     """Side of a patch in pixels."""
 
@@ -57,21 +57,21 @@ def block_flop(tokens: int, width: int) -> int:
 
 
 def plain_flop(tower: Tower) -> int:
-    """Return the operations of CLIP's own image encoder, for an image."""
+    """Return the operations per image of CLIP's own image encoder."""
     blocks = tower.blocks * block_flop(tower.tokens, tower.width)
     return embedding_flop(tower) + blocks + 2 * tower.width * tower.dim
 
 
 def sdp_flop(tower: Tower, *, whole_last_block: bool = False) -> int:
-    """Return the operations of SDP, for an image.
+    """Return the operations per image of SDP.
 
-    Each block adds value-value attention ``4 L^2 D`` and its output projection ``2 L D^2``; the
+    Each block adds value-value attention ``4 L^2 D`` and its output projection ``2 L D^2``. The
     tokens of four stages are projected, ``2 L D E`` each.
 
     Args:
         tower: The image tower.
-        whole_last_block: Whether the original path of the last block is computed for patches, too.
-            SDP does not read them: output projection, MLP and attention are then left out.
+        whole_last_block: Also compute the original path of the last block for the patches. SDP does
+            not read them, so their output projection, MLP and attention are left out by default.
     """
     tokens, width = tower.tokens, tower.width
     original = embedding_flop(tower) + tower.blocks * block_flop(tokens, width)
@@ -82,20 +82,20 @@ def sdp_flop(tower: Tower, *, whole_last_block: bool = False) -> int:
 
 
 def sdp_plus_flop(tower: Tower) -> int:
-    """Return the operations of SDP+, for an image: SDP's and a linear layer for each stage."""
+    """Return the operations per image of SDP+: those of SDP and a linear layer per stage."""
     layers = STAGES * 2 * (tower.tokens - 1) * tower.width * tower.dim
     return sdp_flop(tower, whole_last_block=True) + layers
 
 
 def winclip_flop(tower: Tower, scales: Sequence[int] = (2, 3), *, shared: bool = True) -> int:
-    """Return the operations of zero-shot WinCLIP, for an image.
+    """Return the operations per image of zero-shot WinCLIP.
 
     Args:
         tower: The image tower.
         scales: Sides of the windows, in patches.
-        shared: Whether the queries, keys and values of the first block are computed once for all
-            windows, and the last block for the class token alone, as here. False: the tower runs as
-            a whole over each window.
+        shared: Compute the queries, keys and values of the first block once for all windows, and
+            the last block for the class token only, as this package does. Otherwise the whole tower
+            runs over each window.
     """
     side = round((tower.tokens - 1) ** 0.5)
     windows = [(1, tower.tokens), *(((side - k + 1) ** 2, 1 + k * k) for k in scales)]

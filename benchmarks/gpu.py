@@ -1,12 +1,12 @@
-"""Measure speed, memory and equality on a CUDA device, in one call, and write one JSON object.
+"""Measure speed, memory and agreement with the CPU on a CUDA device and write one JSON object.
 
     python benchmarks/gpu.py
     python benchmarks/gpu.py --only peak zero_shot_240 --out gpu.json
 
-Weights are random, which changes no time: no metric of them means anything. Rates are held against
-the card's own matrix products, measured in the same call. Sections that do not fit into the time
-are left out and named. Without a CUDA device nothing is measured. ``--tiny`` runs all of it on the
-CPU at tiny sizes, for tests: those times mean nothing.
+Weights are random, which does not affect the timings, but their metrics mean nothing. Rates are
+compared with the card's matrix products, measured in the same call. Sections that exceed the time
+limit are left out and named. Without a CUDA device nothing is measured. ``--tiny`` runs everything
+on the CPU at tiny sizes, for tests; those timings mean nothing.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ from anomaly_clip.metrics import Evaluator, EvaluatorSettings
 from anomaly_clip.records import DEMO, RANDOM, Batch
 
 MARGIN = 30.0
-"""Seconds before the deadline from which on nothing is begun."""
+"""Seconds before the deadline after which nothing is started."""
 MOST_APART = 1e-4
-"""Difference of maps from the CPU's, as a share of their range."""
+"""Largest allowed difference from the CPU's maps, as a fraction of their range."""
 
 
 def end_to_end(lab: Lab) -> dict[str, Any]:
-    """Return the seconds in which SDP scores and measures images that lie in the host's memory."""
+    """Time SDP from images in the host's memory to metrics."""
     num_categories, each, size = lab.sizes.end_to_end
     name, side = (DEMO, 32) if lab.sizes.tiny else (B_16, 240)
     categories = [f"object {number}" for number in range(num_categories)]
@@ -68,7 +68,7 @@ def end_to_end(lab: Lab) -> dict[str, Any]:
     if lab.device.type == "cuda":
         batches = [pinned(batch) for batch in batches]
     moved = [on_device(lab.device, batch) for batch in batches]
-    found: dict[str, Any] = {"images": num_categories * each, "batch": size, "model": name}
+    results: dict[str, Any] = {"images": num_categories * each, "batch": size, "model": name}
     for precision in ("bf16", "fp32"):
         sdp = SDP(CLIPSettings(name, RANDOM, side)).to(lab.device).eval()
         sdp.backbone.cast(dtype_of(precision))
@@ -89,8 +89,8 @@ def end_to_end(lab: Lab) -> dict[str, Any]:
             seconds = fastest(1 if lab.sizes.tiny else 3, tasks, clock=lab.synchronised)
         row |= {f"{task}_seconds": round(value, 4) for task, value in seconds.items()}
         row["share_of_bare_loop"] = round(seconds["scored"] / seconds["scored_and_measured"], 4)
-        found[precision] = row
-    return found
+        results[precision] = row
+    return results
 
 
 def score_all(sdp: SDP, batches: Sequence[Batch]) -> None:
@@ -107,7 +107,7 @@ def measure_all(lab: Lab, sdp: SDP, categories: list[str], batches: Sequence[Bat
 
 
 def streaming_metrics(lab: Lab) -> list[dict[str, Any]]:
-    """Return the cost of pixel metrics on the device, and how far they are from the CPU's."""
+    """Return the cost of pixel metrics on the device and their difference from the CPU's."""
     count, size, side = lab.sizes.maps
     batches = host_batches(["object"], count, side, size, images=False)
     generator = torch.Generator().manual_seed(0)
@@ -149,27 +149,27 @@ def _update(evaluator: Evaluator, pairs: Sequence[tuple[Tensor, Batch]]) -> None
 
 
 def coreset(lab: Lab) -> dict[str, Any]:
-    """Return the cost of a centre beside that of a product, and whether the CPU's are the same."""
+    """Compare the cost of a centre with that of a product, and the centres with the CPU's."""
     count, width, num_centres, num_compared = lab.sizes.points
     host = torch.randn(count, width, generator=torch.Generator().manual_seed(0))
     points = host.to(lab.device)
-    found: dict[str, Any] = {"points": count, "width": width, "centres": num_centres}
+    row: dict[str, Any] = {"points": count, "width": width, "centres": num_centres}
     vector = points[0].clone()
     products = partial(_products, points, vector, 50)
-    found["product_ms"] = 1e3 * statistics.median(lab.seconds(products)) / 50
-    with lab.memory(found):
+    row["product_ms"] = 1e3 * statistics.median(lab.seconds(products)) / 50
+    with lab.memory(row):
         tasks = {"centres": partial(k_centre_greedy, points, num_centres, 0)}
         seconds = fastest(1, tasks, clock=lab.synchronised)["centres"]
-    found["centre_ms"] = 1e3 * seconds / num_centres
-    found["centre_over_product"] = found["centre_ms"] / found["product_ms"]
+    row["centre_ms"] = 1e3 * seconds / num_centres
+    row["centre_over_product"] = row["centre_ms"] / row["product_ms"]
     for name, dtype in (("float64", torch.float64), ("float32", torch.float32)):
         ours = k_centre_greedy(points.to(dtype), num_compared, 0).cpu()
-        wanted = k_centre_greedy(host.to(dtype), num_compared, 0)
-        differ = (ours != wanted).nonzero()
+        expected = k_centre_greedy(host.to(dtype), num_compared, 0)
+        differ = (ours != expected).nonzero()
         same = int(differ[0]) if len(differ) else num_compared
-        found[f"same_centres_{name}"] = f"the first {same} of {num_compared}"
-        found[f"same_share_{name}"] = same / num_compared
-    return found
+        row[f"same_centres_{name}"] = f"the first {same} of {num_compared}"
+        row[f"same_share_{name}"] = same / num_compared
+    return row
 
 
 def _products(points: Tensor, vector: Tensor, count: int) -> None:
@@ -183,7 +183,7 @@ def training(lab: Lab) -> list[dict[str, Any]]:
 
 
 def sections(sizes: Sizes) -> dict[str, Callable[[Lab], Any]]:
-    """Return what is measured, in its order: the peak first, and last what takes longest."""
+    """Return the sections in order: the peak first, the longest last."""
     towers = {
         name: partial(zero_shot, name=model, side=side, methods=methods)
         for name, (model, side, methods) in sizes.towers.items()
@@ -202,9 +202,9 @@ def sections(sizes: Sizes) -> dict[str, Callable[[Lab], Any]]:
     }
 
 
-def bounds_of(found: dict[str, Any], sizes: Sizes) -> dict[str, Bound]:
-    """Return the bounds with their values, None for what was not measured."""
-    rows = [row for name in sizes.towers for row in found.get(name, []) if "error" not in row]
+def bounds_of(results: dict[str, Any], sizes: Sizes) -> dict[str, Bound]:
+    """Return the bounds with their values; a value is None if it was not measured."""
+    rows = [row for name in sizes.towers for row in results.get(name, []) if "error" not in row]
     bounds: dict[str, Bound] = {}
     for name, side, most in ((B_16, 240, 1.25), (L_14, 518, 1.35)):
         large = [
@@ -226,41 +226,41 @@ def bounds_of(found: dict[str, Any], sizes: Sizes) -> dict[str, Bound]:
     bounds["bf16 over fp32 seconds, the worst row"] = at_most(max(slower, default=None), 1.0)
     for method in ("SDP", "SDPPlus", "WinCLIP", "PaDiM", "PatchCore"):
         apart = [
-            row["difference_fp32"] for row in found.get("equality", []) if row["method"] == method
+            row["difference_fp32"] for row in results.get("equality", []) if row["method"] == method
         ]
         name = f"maps of {method} off the CPU's, share of their range"
         bounds[name] = at_most(max(apart, default=None), MOST_APART)
-    run = found.get("end_to_end", {}).get("bf16", {})
+    run = results.get("end_to_end", {}).get("bf16", {})
     images = sizes.end_to_end[0] * sizes.end_to_end[1]
     seconds = run.get("scored_and_measured_seconds")
     bounds[f"seconds to score and measure {images} images, bf16"] = at_most(seconds, 3.0)
     bounds["the same over the bare loop"] = at_least(run.get("share_of_bare_loop"), 0.8)
-    metrics = [row["largest_difference"] for row in found.get("streaming_metrics", [])]
+    metrics = [row["largest_difference"] for row in results.get("streaming_metrics", [])]
     bounds["metrics off the CPU's"] = at_most(max(metrics, default=None), 1e-12)
-    same = found.get("coreset", {}).get("same_share_float64")
+    same = results.get("coreset", {}).get("same_share_float64")
     bounds["centres equal to the CPU's, float64"] = at_least(same, 1.0)
     return bounds
 
 
 def write(file: Path, content: dict[str, Any]) -> None:
-    """Write a result so that a reader sees the old or the new one, never a part."""
+    """Write a result atomically, so that a reader sees the old or the new one."""
     temporary = file.with_name(f"{file.name}.part")
     temporary.write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(temporary, file)
 
 
 def run(lab: Lab, out: Path, only: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measure section after section; the file holds all of them that are done."""
+    """Measure the sections in turn; after each, write all finished ones to the file."""
     start = time.monotonic()
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     errors: dict[str, str] = {}
     chosen = {k: v for k, v in sections(lab.sizes).items() if only is None or k in only}
     for name, section in chosen.items():
         if lab.has_time(name):
             begun = time.monotonic()
             try:
-                found[name] = section(lab)
-            except Exception as error:  # the other sections are worth their time
+                results[name] = section(lab)
+            except Exception as error:  # the other sections are still worth running
                 traceback.print_exc()
                 errors[name] = one_line(error)
             if lab.device.type == "cuda":
@@ -270,14 +270,14 @@ def run(lab: Lab, out: Path, only: Sequence[str] | None = None) -> dict[str, Any
         values = {
             "weights": "random, but for the demo CLIP in equality and precision_drift",
             "tiny": lab.sizes.tiny,
-            **found,
+            **results,
             "left_out": lab.left_out,
             "errors": errors,
-            "complete": found.keys() == sections(lab.sizes).keys() and not lab.left_out,
+            "complete": results.keys() == sections(lab.sizes).keys() and not lab.left_out,
             "seconds": round(time.monotonic() - start, 1),
         }
         arguments = (["--tiny"] if lab.sizes.tiny else []) + (["--only", *only] if only else [])
-        content = result("gpu", values, bounds_of(found, lab.sizes), arguments)
+        content = result("gpu", values, bounds_of(results, lab.sizes), arguments)
         write(out, content)
     return content
 
@@ -285,9 +285,9 @@ def run(lab: Lab, out: Path, only: Sequence[str] | None = None) -> dict[str, Any
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark and return its exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=RESULTS / "gpu.json", help="the result's file")
-    parser.add_argument("--minutes", type=float, default=8.0, help="time for all of it")
-    parser.add_argument("--only", nargs="+", metavar="SECTION", help="some sections, by name")
+    parser.add_argument("--out", type=Path, default=RESULTS / "gpu.json", help="file of the result")
+    parser.add_argument("--minutes", type=float, default=8.0, help="time limit in minutes")
+    parser.add_argument("--only", nargs="+", metavar="SECTION", help="default: all sections")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes on the CPU, for tests")
     options = parser.parse_args(arguments)
     sizes = TINY if options.tiny else FULL
@@ -295,7 +295,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown:
         parser.error(f"unknown section {unknown[0]}: choose from {', '.join(sections(sizes))}")
     if not (options.tiny or torch.cuda.is_available()):
-        sys.stdout.write("gpu: there is no CUDA device here, so nothing was measured.\n")
+        sys.stdout.write("gpu: no CUDA device is available, so nothing was measured.\n")
         return 0
     warnings.filterwarnings("ignore")
     torch.manual_seed(0)

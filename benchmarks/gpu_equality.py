@@ -1,4 +1,4 @@
-"""Equality of maps with the CPU's, and the drift of metrics in bf16, for ``gpu.py``."""
+"""Differences of maps from the CPU's, and drift of metrics in bf16, for ``gpu.py``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from common import ROOT
-from gpu_lab import B_16, Lab, drawn, dtype_of, matrix_precision, mixed, on_device
+from gpu_lab import B_16, Lab, dtype_of, matrix_precision, mixed, on_device, smooth_images
 from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -27,7 +27,7 @@ __all__ = ["equality", "precision_drift"]
 
 
 def equality(lab: Lab) -> list[dict[str, Any]]:
-    """Return how far the device's maps are from the CPU's, as a share of their range."""
+    """Compare the device's maps with the CPU's; differences are fractions of the maps' range."""
     sizes = lab.sizes
     rows = []
     models = [(DEMO, DEMO, 64 if sizes.tiny else 160)]
@@ -36,7 +36,7 @@ def equality(lab: Lab) -> list[dict[str, Any]]:
     for name, pretrained, side in models:
         torch.manual_seed(0)
         backbone = CLIPBackbone(name, pretrained, side)
-        images = drawn(4, side)
+        images = smooth_images(4, side)
         text = F.normalize(torch.randn(4, backbone.visual.output_dim, 2), dim=1)
         for kind in (SDP, SDPPlus, WinCLIP):
             if lab.has_time(f"equality, {kind.__name__}, {name}"):
@@ -47,7 +47,7 @@ def equality(lab: Lab) -> list[dict[str, Any]]:
         if lab.has_time(f"equality, {detector.__name__}"):
             torch.manual_seed(0)
             fitted = _fitted(detector, sizes.cnn_side)
-            score = partial(_map_of, fitted, drawn(4, sizes.cnn_side))
+            score = partial(_map_of, fitted, smooth_images(4, sizes.cnn_side))
             row = _compared(lab, fitted, score)
             rows.append({"model": "resnet18", "side": sizes.cnn_side, **row})
     return rows
@@ -57,16 +57,16 @@ def _compared(
     lab: Lab, method: AnomalyMethod, score: Callable[[torch.device], Tensor]
 ) -> dict[str, Any]:
     cpu = torch.device("cpu")
-    wanted = score(cpu)
-    extent = float(wanted.max() - wanted.min())
-    row: dict[str, Any] = {"method": type(method).__name__, "images": len(wanted), "range": extent}
+    target = score(cpu)
+    extent = float(target.max() - target.min())
+    row: dict[str, Any] = {"method": type(method).__name__, "images": len(target), "range": extent}
     method.to(lab.device)
-    # torch's own choice is what a run gets: TF32 in convolutions, not in products.
+    # A run uses torch's default: TF32 in convolutions, but not in matrix products.
     for name in ("fp32", "default"):
         with matrix_precision(name):
-            apart = float((score(lab.device).cpu() - wanted).abs().max())
+            apart = float((score(lab.device).cpu() - target).abs().max())
         if not math.isfinite(apart):
-            raise ValueError(f"{type(method).__name__}: the map is not finite on the device")
+            raise ValueError(f"{type(method).__name__}: the map is not finite on {lab.device}")
         row[f"difference_{name}"] = apart / extent
     method.to(cpu)
     return row
@@ -85,13 +85,13 @@ def _map_of(method: AnomalyMethod, images: Tensor, device: torch.device) -> Tens
 
 
 def _fitted(kind: type[PaDiM] | type[PatchCore], side: int) -> PaDiM | PatchCore:
-    """Return a detector fitted on the CPU to a few images, on a ResNet-18 with random weights."""
+    """Fit a detector on the CPU to a few images, with a ResNet-18 with random weights."""
     method = kind(CNNSettings("resnet18", RANDOM), image_size=side)
     trainer = Trainer(
         accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    images = drawn(16, side, seed=1)
+    images = smooth_images(16, side, seed=1)
     batches = [
         {"image": part, "index": torch.arange(8 * number, 8 * number + len(part))}
         for number, part in enumerate(images.split(8))
@@ -101,7 +101,7 @@ def _fitted(kind: type[PaDiM] | type[PatchCore], side: int) -> PaDiM | PatchCore
 
 
 def precision_drift(lab: Lab) -> dict[str, Any]:
-    """Return metrics of SDP with the demo CLIP on the demo's images in float32 and in bf16."""
+    """Return the demo's metrics of SDP with the demo CLIP in float32 and in bf16."""
     config = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text(encoding="utf-8"))
     options = {**config["data"]["init_args"], **lab.sizes.demo}
     model = config["model"]["init_args"]
@@ -109,7 +109,7 @@ def precision_drift(lab: Lab) -> dict[str, Any]:
     data = Demo(image_size=side, batch_size=64, num_workers=0, **options)
     data.setup("test")
     batches = [on_device(lab.device, batch) for batch in data.test_dataloader()]
-    found: dict[str, Any] = {}
+    means: dict[str, Any] = {}
     for precision in ("fp32", "bf16"):
         sdp = SDP(CLIPSettings(DEMO, DEMO, side), sigma=sigma).to(lab.device).eval()
         sdp.backbone.cast(dtype_of(precision))
@@ -117,6 +117,6 @@ def precision_drift(lab: Lab) -> dict[str, Any]:
         with torch.inference_mode(), matrix_precision("fp32"), mixed(lab.device, precision):
             for number, batch in enumerate(batches):
                 evaluator.update(sdp.predict_step(batch, number), batch)
-        found[precision] = evaluator.compute()["mean"]
-    drift = {name: found["bf16"][name] - value for name, value in found["fp32"].items()}
-    return {"images": len(data.samples("test")), **found, "drift": drift}
+        means[precision] = evaluator.compute()["mean"]
+    drift = {name: means["bf16"][name] - value for name, value in means["fp32"].items()}
+    return {"images": len(data.samples("test")), **means, "drift": drift}

@@ -22,7 +22,6 @@ __all__ = [
     "TINY",
     "Lab",
     "Sizes",
-    "drawn",
     "dtype_of",
     "host_batches",
     "matrix_precision",
@@ -30,6 +29,7 @@ __all__ = [
     "noise",
     "on_device",
     "pinned",
+    "smooth_images",
 ]
 
 PRECISIONS = ("bf16", "tf32", "fp32")
@@ -37,24 +37,24 @@ PRECISIONS = ("bf16", "tf32", "fp32")
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of everything that is measured."""
+    """Sizes of all measurements."""
 
     towers: dict[str, tuple[str, int, tuple[str, ...]]]
-    """Section, and its model, image side and methods."""
+    """Model, image side and methods by section."""
     batches: tuple[int, ...] = (1, 8, 32, 128)
     matrix: int = 8192
     box: float = 0.8
-    """Seconds in which a row is measured, after its warm-up."""
+    """Seconds to measure a row for, after its warm-up."""
     equality_side: int = 240
     cnn_side: int = 256
     end_to_end: tuple[int, int, int] = (15, 115, 64)
-    """Categories, images of each, images of a batch."""
+    """Categories, images per category, batch size."""
     maps: tuple[int, int, int] = (64, 16, 518)
-    """Maps, maps of a batch, side."""
+    """Maps, batch size, side."""
     points: tuple[int, int, int, int] = (51_200, 267, 5_120, 512)
-    """Points, their dimensions, centres, and centres that are compared with the CPU's."""
+    """Points, their dimensions, centres, and centres to compare with the CPU's."""
     demo: dict[str, Any] = field(default_factory=dict)
-    """Arguments of the demo that replace those of ``configs/demo.yaml``."""
+    """Arguments of the demo that override those of ``configs/demo.yaml``."""
     tiny: bool = False
 
 
@@ -83,26 +83,26 @@ TINY = Sizes(
 
 @dataclass
 class Lab:
-    """The device, what is to be measured on it, and until when."""
+    """The device, the sizes to measure on it, and the deadline."""
 
     sizes: Sizes
     device: torch.device
     ends: float
-    """When nothing is begun any more, by ``clock``."""
+    """Time, by ``clock``, after which nothing is started."""
     clock: Callable[[], float] = time.monotonic
     peak: dict[str, float] = field(default_factory=dict)
-    """TFLOP/s of a matrix product, by precision."""
+    """TFLOP/s of matrix products by precision."""
     left_out: list[str] = field(default_factory=list)
 
     def has_time(self, name: str) -> bool:
-        """Return whether there is time to begin something; note its name if not."""
+        """Return whether there is time to start a measurement; record its name if not."""
         if self.clock() < self.ends:
             return True
         self.left_out.append(name)
         return False
 
     def synchronised(self) -> float:
-        """Return the time at which the device has done all its work, in seconds."""
+        """Wait until the device has finished its work and return the time in seconds."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
@@ -121,17 +121,17 @@ class Lab:
         return float(begun.elapsed_time(done)) / 1e3
 
     def seconds(self, task: Callable[[], object]) -> list[float]:
-        """Return the seconds of calls, one after the other, behind a warm-up: two at least."""
+        """Return the seconds of at least two calls in turn, after a warm-up."""
         if self.once(task) < self.sizes.box:
             self.once(task)
-        found: list[float] = []
-        while len(found) < 2 or (sum(found) < self.sizes.box and len(found) < 200):
-            found.append(self.once(task))
-        return found
+        seconds: list[float] = []
+        while len(seconds) < 2 or (sum(seconds) < self.sizes.box and len(seconds) < 200):
+            seconds.append(self.once(task))
+        return seconds
 
     @contextmanager
     def memory(self, into: dict[str, Any]) -> Iterator[None]:
-        """Note the most memory that was allocated on the device, in MiB; None on a CPU."""
+        """Record the peak memory allocated on the device, in MiB; None on a CPU."""
         into["peak_mib"] = into["extra_mib"] = None
         if self.device.type != "cuda":
             yield
@@ -146,7 +146,7 @@ class Lab:
 
 @contextmanager
 def matrix_precision(precision: str) -> Iterator[None]:
-    """Allow TF32 in products and convolutions, or not; ``default`` leaves torch's own choice."""
+    """Allow or forbid TF32 in products and convolutions; ``default`` keeps torch's settings."""
     if precision == "default":
         yield
         return
@@ -161,17 +161,17 @@ def matrix_precision(precision: str) -> Iterator[None]:
 
 
 def dtype_of(precision: str) -> torch.dtype:
-    """Return the type that the frozen tower is cast to, as a run with bf16-mixed does."""
+    """Return the type to cast the frozen tower to, as a run with bf16-mixed does."""
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 def mixed(device: torch.device, precision: str) -> torch.autocast:
-    """Return the autocast of a run with bf16-mixed, or one that does nothing."""
+    """Return the autocast of a run with bf16-mixed, or a disabled one."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def drawn(count: int, side: int, seed: int = 0) -> Tensor:
-    """Return smooth images with a bright square each, uint8 ``(count, 3, side, side)``."""
+def smooth_images(count: int, side: int, seed: int = 0) -> Tensor:
+    """Return smooth images, each with a bright square, uint8 ``(count, 3, side, side)``."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, 3, 8, 8, generator=generator)
     images = F.interpolate(coarse, (side, side), mode="bilinear") * 200
@@ -188,7 +188,7 @@ def noise(count: int, side: int) -> Tensor:
 def host_batches(
     categories: Sequence[str], each: int, side: int, size: int, *, images: bool = True
 ) -> list[Batch]:
-    """Return images of noise, three of four with a square as mask, category after category."""
+    """Return noise images in order of category; three of four have a square as mask."""
     count = each * len(categories)
     names = [name for name in categories for _ in range(each)]
     batches = []
@@ -218,10 +218,10 @@ def _each_tensor(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
 
 
 def on_device(device: torch.device, batch: Batch) -> Batch:
-    """Move a batch."""
+    """Move a batch to the device."""
     return _each_tensor(batch, lambda value: value.to(device, non_blocking=True))
 
 
 def pinned(batch: Batch) -> Batch:
-    """Return a batch in memory that the device reads directly."""
+    """Return a copy of a batch in pinned memory."""
     return _each_tensor(batch, Tensor.pin_memory)

@@ -1,7 +1,7 @@
 """Training steps of CLIP-ADA, TAB and SDP+ at their published sizes, for ``gpu.py``.
 
-A step is all that Lightning's loop runs: forward, loss, backward, gradient clipping, optimizer and
-logs. Batches of noise lie ready in memory, so no loading is measured.
+A step is everything that Lightning's loop runs: forward, loss, backward, gradient clipping,
+optimiser and logging. Batches of noise are kept in memory, so that no loading is measured.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ STEPS, WARM_UP = 15, 5
 
 
 class Step(NamedTuple):
-    """A method, a batch that it learns from, and the trainer's options of its configuration."""
+    """A method, its training batches, and the trainer options of its configuration."""
 
     method: LightningModule
     data: InMemory
@@ -42,19 +42,19 @@ class Step(NamedTuple):
 
 
 class InMemory(Demo):
-    """The demo, whose training batches lie ready in memory."""
+    """The demo with training batches that are kept in memory."""
 
     def __init__(self, batches: Sequence[Batch], **options: Any) -> None:
         super().__init__(categories=CATEGORIES, num_workers=0, picture_size=64, **options)
         self.batches = list(batches)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Return the batches as they are."""
+        """Return a loader of the batches as they are."""
         return DataLoader(self.batches, batch_size=None, pin_memory=torch.cuda.is_available())  # type: ignore[arg-type]
 
 
 class StepClock(Callback):
-    """Time each step, from the batch on the device to the end of the optimizer's work."""
+    """Time each step, from the batch on the device to the end of the optimiser step."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -68,16 +68,16 @@ class StepClock(Callback):
         return time.perf_counter()
 
     def on_train_start(self, *_: Any) -> None:
-        """Count memory from here."""
+        """Reset the memory statistics."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """Begin a step."""
+        """Start the clock of a step."""
         self._begun = self._now()
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """End a step."""
+        """Record the duration of a step and the peak memory."""
         self.seconds.append(self._now() - self._begun)
         if self.device.type == "cuda":
             most = torch.cuda.max_memory_allocated(self.device)
@@ -85,7 +85,7 @@ class StepClock(Callback):
 
 
 def training_batch(size: int, side: int) -> Batch:
-    """Return a batch of noise, half of it with a square as defect, and the twins of TAB."""
+    """Return a batch of noise, half of it with a square as defect, with synthetic pairs for TAB."""
     shape = (size, 3, side, side)
     mask = torch.zeros(size, side, side, dtype=torch.bool)
     mask[1::2, side // 4 : side // 2, side // 4 : side // 2] = True
@@ -101,7 +101,7 @@ def training_batch(size: int, side: int) -> Batch:
 
 
 def clip_ada(device: torch.device, tiny: bool, steps: int) -> Step:
-    """Return CLIP-ADA as ``configs/clip_ada.yaml`` has it: ViT-B/16, 256 px, batch 32, bf16."""
+    """Return CLIP-ADA as in ``configs/clip_ada.yaml``: ViT-B/16, 256 px, batch 32, bf16."""
     name, side, size = (DEMO, 32, 2) if tiny else ("ViT-B-16-quickgelu", 256, 32)
     method = CLIPADA(CLIPSettings(name, RANDOM, side))
     batch = training_batch(size, side)
@@ -117,7 +117,7 @@ def clip_ada(device: torch.device, tiny: bool, steps: int) -> Step:
 
 
 def tab(device: torch.device, tiny: bool, steps: int) -> Step:
-    """Return TAB as ``configs/tab.yaml`` has it: a ResNet-18, 224 px, 128 pairs, float32."""
+    """Return TAB as in ``configs/tab.yaml``: a ResNet-18, 224 px, 128 pairs, float32."""
     text, side, size = (DEMO, 32, 2) if tiny else ("ViT-B-16", 224, 128)
     method = TAB(
         CNNSettings("resnet18", RANDOM), CLIPSettings(text, RANDOM), image_size=side, seed=42
@@ -140,14 +140,14 @@ def tab(device: torch.device, tiny: bool, steps: int) -> Step:
 
 
 def sdp_plus(device: torch.device, tiny: bool, steps: int, *, kept: bool) -> Step:
-    """Return SDP+ as its configurations have it: ViT-B/16-plus, 240 px, batch 8, float32.
+    """Return SDP+ as in its configurations: ViT-B/16-plus, 240 px, batch 8, float32.
 
     Args:
-        device: Where.
-        tiny: Whether sizes are tiny.
-        steps: Batches.
-        kept: Whether the tower's features are kept, as after the first epoch, so that a step is
-            that of the linear layers; else images are encoded in each step.
+        device: Device to run on.
+        tiny: Use tiny sizes, for tests.
+        steps: Number of batches.
+        kept: Use cached features of the tower, as after the first epoch, so that a step trains only
+            the linear layers. Otherwise images are encoded in each step.
     """
     name, side, size = (DEMO, 32, 2) if tiny else ("ViT-B-16-plus-240", 240, 8)
     backbone = CLIPBackbone(name, RANDOM, side)
@@ -178,10 +178,10 @@ def time_steps(
     """Yield a row for each training step.
 
     Args:
-        device: Where.
-        tiny: Whether sizes are tiny.
-        has_time: Returns whether a row, by its name, may still begin.
-        once: Returns the seconds of a call on the device.
+        device: Device to run on.
+        tiny: Use tiny sizes, for tests.
+        has_time: Function that returns whether there is time to start a row, by its name.
+        once: Function that returns the seconds of a call on the device.
     """
     steps, warm_up = (3, 1) if tiny else (STEPS, WARM_UP)
     makers: dict[str, Callable[[], Step]] = {
@@ -195,7 +195,7 @@ def time_steps(
             continue
         try:
             row = timed(make(), device, once, warm_up)
-        except Exception as error:  # the other steps are worth their time
+        except Exception as error:  # the other steps are still worth running
             traceback.print_exc()
             row = {"error": one_line(error)}
         yield {"step": name, **row}
@@ -207,7 +207,7 @@ def timed(
     once: Callable[[Callable[[], object]], float],
     warm_up: int,
 ) -> dict[str, Any]:
-    """Return the milliseconds of a step and of its bare passes, and the most memory of the fit."""
+    """Return the milliseconds of a step and of its bare passes, and the peak memory of the fit."""
     clock = StepClock(device)
     trainer = Trainer(
         accelerator="cpu" if device.type == "cpu" else "gpu",
@@ -231,7 +231,7 @@ def timed(
     }
     if step.bare is None:
         return row
-    step.method.to(device)  # the trainer has taken it back to the host
+    step.method.to(device)  # the trainer has moved it back to the host
     calls = [once(step.bare) for _ in range(2 + len(clock.seconds))][2:]
     bare = statistics.median(calls)
     return {**row, "bare_ms": round(1e3 * bare, 3), "times_bare": round(median / bare, 3)}

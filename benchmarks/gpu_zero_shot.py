@@ -29,7 +29,7 @@ FLOPS = {
 
 
 def peak(lab: Lab) -> dict[str, Any]:
-    """Return the rates of the card: square matrix products by precision, and a copy."""
+    """Return the rates of the card: square matrix products by precision, and a memory copy."""
     size, device = lab.sizes.matrix, lab.device
     for precision in PRECISIONS:
         a, b = (torch.randn(size, size, device=device, dtype=dtype_of(precision)) for _ in "ab")
@@ -47,7 +47,7 @@ def peak(lab: Lab) -> dict[str, Any]:
 
 
 def zero_shot(lab: Lab, name: str, side: int, methods: Sequence[str]) -> list[dict[str, Any]]:
-    """Return a row for each precision, batch and method of a tower."""
+    """Return a row for each precision, batch size and method of a tower."""
     backbone = CLIPBackbone(name, RANDOM, side).to(lab.device)
     flop = {method: FLOPS[method](tower_of(backbone)) for method in methods}
     scorers: dict[str, SDP | WinCLIP] = {
@@ -80,7 +80,7 @@ def zero_shot(lab: Lab, name: str, side: int, methods: Sequence[str]) -> list[di
 
 
 def encode_plainly(backbone: CLIPBackbone, pixels: Tensor) -> Tensor:
-    """Run the image tower alone, on cast weights and out of autocast as all methods do."""
+    """Run the image tower alone, with cast weights and without autocast, as all methods do."""
     with backbone.out_of_autocast():
         features: Tensor = backbone.visual(pixels)
     return features
@@ -94,15 +94,15 @@ def measured_row(
     flop: int,
     of_plain: float | None,
 ) -> dict[str, Any]:
-    """Return the times and rates of a task, or its error: too little memory is a row, too.
+    """Return the times and rates of a task, or its error, such as running out of memory.
 
     Args:
-        lab: Where.
-        task: Scores a batch.
+        lab: Device and sizes.
+        task: Function that scores a batch.
         precision: One of ``PRECISIONS``.
-        batch: Images that it scores.
-        flop: Operations of an image.
-        of_plain: Seconds of an image of the plain encoder.
+        batch: Batch size.
+        flop: Operations per image.
+        of_plain: Seconds per image of the plain encoder.
     """
     row: dict[str, Any] = {"precision": precision, "batch": batch}
     try:
@@ -115,7 +115,7 @@ def measured_row(
             seconds = lab.seconds(task)
     except RuntimeError as error:  # torch.OutOfMemoryError is one
         row["error"] = one_line(error)
-    if "error" in row:  # now that nothing holds the tensors any more
+    if "error" in row:  # outside the except block, which keeps the tensors alive
         if lab.device.type == "cuda":
             torch.cuda.empty_cache()
         return row

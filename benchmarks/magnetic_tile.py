@@ -4,12 +4,13 @@
     python benchmarks/magnetic_tile.py DIR --only "RD4AD, TAB" --resnet tab_resnet18.safetensors
     python benchmarks/magnetic_tile.py DIR --only "CLIPADA, demo CLIP" --folder tiles --pictures
 
-DIR holds the data set in MVTec-AD's layout, the first file a torchvision SqueezeNet's weights, the
-second a ResNet-18's, as ``benchmarks/tab_pretraining.py`` leaves them in its folder. Each run is a
-fit and a test by the command line, with the settings below, none of which was chosen by their
-outcome. Detectors look at a seeded sample of 150 of the normal training images. With ``--folder``
-runs are kept, and finished ones are not run again. The exit status is 1 if PatchCore with trained
-weights stays below 0.70 in image or pixel AUROC, or does not surpass random ones.
+DIR holds the data set in MVTec-AD's layout. ``--weights`` names the weights of a torchvision
+SqueezeNet, ``--resnet`` those of a ResNet-18, as ``benchmarks/tab_pretraining.py`` writes them to
+its folder. Each run is a fit and a test from the command line, with the settings below, none of
+which was chosen by its results. Detectors are fitted on 150 normal training images, sampled with a
+fixed seed. With ``--folder`` the runs are kept, and finished ones are not run again. The exit
+status is 1 if PatchCore with trained weights stays below 0.70 in image or pixel AUROC, or does not
+exceed PatchCore with random weights.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from anomaly_clip.metrics.image import auroc
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 LEAST = 0.70
-FIGURES = ("image_auroc", "pixel_auroc", "pixel_ap", "pixel_pro")
+METRICS = ("image_auroc", "pixel_auroc", "pixel_ap", "pixel_pro")
 SAMPLE = "--data.shots 150 --data.seed 0"
 SQUEEZENET = "--model.backbone.name squeezenet1_1 --model.backbone.weights FILE"
 SQUARE = "--model.image_size 224 --data.resize '{rule: square, size: null}'"
@@ -41,12 +42,13 @@ DETECTOR = f"{SQUEEZENET} {SQUARE} {SAMPLE}"
 PATCHCORE = f"--config patchcore.yaml {DETECTOR} --model.layers '[features.7, features.10]'"
 LAYERS = "'[features.4, features.7, features.10]'"
 PADIM = f"--config padim.yaml {DETECTOR} --model.layers {LAYERS}"
-ALL = "--data.categories null --data.seed 0"  # not the demo's categories
+ALL = "--data.categories null --data.seed 0"  # overrides the demo's categories
 CLIP_ADA = (
     f"--config clip_ada_demo.yaml {ALL} --data.synthesis.recipe perlin --data.synthesis.share 0.5 "
     "--data.balanced true --data.val_split synthetic --data.val_share 0.05 --data.batch_size 16"
 )
-# A ResNet-18, small and short: as ImageNet's weights are a download, it is random, or RESNET's.
+# Small images and few epochs, with a ResNet-18 from RESNET or random weights: ImageNet's weights
+# would need a download.
 TRAINED = "--model.backbone.weights RESNET --model.image_size 128 --data.shots 150 --data.seed 0"
 RD4AD = f"--config rd4ad.yaml {TRAINED} --trainer.max_epochs 10"
 SIMPLENET = (
@@ -68,19 +70,19 @@ RUNS = {
 
 
 def words(name: str, root: str, weights: str, resnet: str) -> list[str]:
-    """Return the options of a run."""
+    """Return the command-line options of a run."""
     if name.endswith("random"):
         weights = resnet = "random"
     line = shlex.split(RUNS[name].replace("FILE", weights).replace("RESNET", resnet))
     line[1] = str(Path(CONFIGS.name) / line[1])
-    # The class comes first: options that this data set does not know are then left out.
+    # The data class comes first, so that options it does not have are dropped.
     return [*line[:2], "--data", "MagneticTile", "--data.root", root, *line[2:]]
 
 
 def run(
     name: str, root: str, weights: str, resnet: str, folder: Path, pictures: bool
 ) -> dict[str, Any]:
-    """Fit and test, or only read what was tested before; return the figures."""
+    """Fit and test, or read an earlier test; return the metrics."""
     target = folder / name.replace(", ", "_").replace(" ", "_").lower()
     if not (target / "test" / "metrics.json").is_file():
         line = words(name, root, weights, resnet)
@@ -95,7 +97,7 @@ def run(
     metrics = json.loads((target / "test" / "metrics.json").read_text())
     verb = "test" if name.startswith("SDP") else "fit"
     return {
-        **{figure: round(metrics["mean"][figure], 4) for figure in FIGURES},
+        **{metric: round(metrics["mean"][metric], 4) for metric in METRICS},
         "by_defect": by_defect(target / "test" / "scores.csv"),
         "command": shlex.join(["anomaly_clip", verb, *words(name, "DIR", "FILE", "RESNET")]),
     }
@@ -109,26 +111,26 @@ def by_defect(file: Path) -> dict[str, float]:
         scored = list(csv.DictReader(rows))
     kinds = np.array([Path(row["path"]).parent.name for row in scored])
     scores = torch.tensor([float(row["image_score"]) for row in scored])
-    found = {}
+    auroc_by_kind = {}
     for kind in sorted(set(kinds) - {"good"}):
         chosen = torch.from_numpy((kinds == kind) | (kinds == "good"))
         label = torch.from_numpy(kinds == kind)[chosen]
-        found[str(kind)] = round(auroc(scores[chosen], label), 4)
-    return found
+        auroc_by_kind[str(kind)] = round(auroc(scores[chosen], label), 4)
+    return auroc_by_kind
 
 
 def main() -> int:
     """Run the benchmark and return its exit status."""
     arguments = parser(__doc__)
-    arguments.add_argument("root", help="the data set")
-    arguments.add_argument("--weights", default="imagenet", help="of SqueezeNet, a file")
-    arguments.add_argument("--resnet", default="imagenet", help="weights of ResNet-18, a file")
-    arguments.add_argument("--folder", type=Path, help="where runs are kept")
+    arguments.add_argument("root", help="folder of the data set")
+    arguments.add_argument("--weights", default="imagenet", help="of SqueezeNet, file or imagenet")
+    arguments.add_argument("--resnet", default="imagenet", help="of ResNet-18, file or imagenet")
+    arguments.add_argument("--folder", type=Path, help="folder to keep the runs in")
     arguments.add_argument("--only", nargs="+", choices=list(RUNS), default=list(RUNS))
-    arguments.add_argument("--pictures", action="store_true", help="draw the maps of the tests")
-    asked = arguments.parse_args()
-    root, weights, resnet = str(Path(asked.root).resolve()), asked.weights, asked.resnet
-    folder = asked.folder and asked.folder.resolve()
+    arguments.add_argument("--pictures", action="store_true", help="save the maps as images")
+    options = arguments.parse_args()
+    root, weights, resnet = str(Path(options.root).resolve()), options.weights, options.resnet
+    folder = options.folder and options.folder.resolve()
     if Path(weights).is_file():
         weights = str(Path(weights).resolve())
     if Path(resnet).is_file():
@@ -138,10 +140,10 @@ def main() -> int:
     os.chdir(CONFIGS.parent)
     with tempfile.TemporaryDirectory() as scratch:
         runs = {}
-        for name in asked.only:
+        for name in options.only:
             with contextlib.redirect_stdout(sys.stderr):
                 kept = folder or Path(scratch)
-                runs[name] = run(name, root, weights, resnet, kept, asked.pictures)
+                runs[name] = run(name, root, weights, resnet, kept, options.pictures)
     trained, random = runs.get("PatchCore, ImageNet"), runs.get("PatchCore, random")
     bounds = {}
     for name in ("image_auroc", "pixel_auroc"):

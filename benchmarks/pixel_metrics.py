@@ -1,13 +1,13 @@
-"""Time all four pixel metrics on 83 images: CPU seconds and ratios, as one JSON object.
+"""Time the four pixel metrics on 83 images and print CPU seconds and ratios as one JSON object.
 
     python benchmarks/pixel_metrics.py
     python benchmarks/pixel_metrics.py --sizes 256 --rounds 7
 
-Peers: scikit-learn (three metrics; it has no PRO), torchmetrics without bins (two), and a plain PRO
-over 200 thresholds, written here. Beside them the limit of the streaming form, in the same rounds:
-the conversion to half precision, one histogram and the connected components alone; and that of the
-exact form: one ``numpy.sort`` of all pixels. Peak memory beyond the inputs is read in a process of
-its own. The exit status is 1 if a target is missed.
+The baselines are scikit-learn (three metrics, as it has no PRO), torchmetrics without bins (two),
+and a plain PRO over 200 thresholds, implemented here. The same rounds time a lower limit for each
+form: for the streaming form the conversion to half precision, one histogram and the connected
+components, for the exact form one ``numpy.sort`` of all pixels. Peak memory beyond the inputs is
+measured in a separate process. The exit status is 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from anomaly_clip.maps import gaussian_blur
 from anomaly_clip.metrics import PixelHistogram, PixelRanking
 
 NUM_IMAGES = 83
-BATCH = 16  # what the data modules give by default
+BATCH = 16  # the default of the data modules
 SECONDS = "cpu_seconds"
 TARGETS = {
     "streaming to scikit-learn": 1 / 100,
@@ -53,9 +53,9 @@ Values = dict[str, float]
 
 
 def make(size: int) -> tuple[Tensor, Tensor]:
-    """Return maps in (0, 1), float32, and masks; three of four images have defects.
+    """Return float32 maps in (0, 1) and masks; three of four images have defects.
 
-    The maps are smooth, as those of detectors are, which enlarge patches and blur.
+    The maps are smooth, like those of detectors, which upsample patch scores and blur them.
     """
     rng = torch.Generator().manual_seed(0)
     coarse = torch.randn(NUM_IMAGES, 1, 32, 32, generator=rng)
@@ -76,8 +76,8 @@ def batches(maps: Tensor, masks: Tensor) -> list[tuple[Tensor, Tensor]]:
 def ours(metric: PixelHistogram | PixelRanking, maps: Tensor, masks: Tensor) -> Values:
     for part, mask in batches(maps, masks):
         metric.update(part, mask)
-    figures = metric.compute()[0].figures
-    return {name: math.nan if value is None else value for name, value in figures.items()}
+    values = metric.compute()[0].figures
+    return {name: math.nan if value is None else value for name, value in values.items()}
 
 
 def streaming(maps: Tensor, masks: Tensor) -> Values:
@@ -115,13 +115,13 @@ def torchmetrics_exact(maps: Tensor, masks: Tensor) -> Values:
 
 def plain_pro(maps: Tensor, masks: Tensor) -> Values:
     """Compare all maps with each of 200 thresholds, region by region."""
-    scores, truth = maps.numpy(), masks.numpy()
+    scores, ground_truth = maps.numpy(), masks.numpy()
     low, high = scores.min(), scores.max()
     regions = []
-    for image, mask in enumerate(truth):
+    for image, mask in enumerate(ground_truth):
         count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
         regions += [scores[image][labels == number] for number in range(1, count)]
-    normal = scores[~truth]
+    normal = scores[~ground_truth]
     rates, overlaps = [], []
     for step in range(200):
         threshold = low + step * (high - low) / 200
@@ -138,9 +138,9 @@ def limit(maps: Tensor, masks: Tensor) -> Values:
     for part, mask in batches(maps, masks):
         keys = part.half().view(torch.int16).numpy().view(np.uint16)
         cv2.calcHist([keys.reshape(1, -1)], [0], None, [1 << 16], [0, 1 << 16])
-        for one in mask.numpy():
-            if one.any():
-                cv2.connectedComponents(one.astype(np.uint8), connectivity=8)
+        for image_mask in mask.numpy():
+            if image_mask.any():
+                cv2.connectedComponents(image_mask.astype(np.uint8), connectivity=8)
     return {}
 
 
@@ -167,7 +167,7 @@ def keep(values: dict[str, Values], name: str, maps: Tensor, masks: Tensor) -> N
 
 
 def peak_memory(name: str, size: int) -> float:
-    """Return MiB beyond what was there before, in a process of its own."""
+    """Return the peak memory of a run beyond its inputs, in MiB, from a separate process."""
     python = [sys.executable, __file__, "--memory_of", name, "--sizes", str(size)]
     return float(subprocess.run(python, capture_output=True, text=True, check=True).stdout)
 
@@ -176,8 +176,8 @@ def measure_memory(name: str, size: int) -> float:
     maps, masks = make(size)
     small = maps[:BATCH, :64, :64].contiguous(), masks[:BATCH, :64, :64].contiguous()
     small[1][0, :8, :8] = True
-    RUNS[name](*small)  # libraries and their buffers
-    # Nothing that was freed may serve the run unseen, nor may it reach into the past peak.
+    RUNS[name](*small)  # loads libraries and allocates their buffers
+    # The run must not reuse freed memory, nor stay below an earlier peak: both would hide its use.
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     filler = fill_up_to(before)
@@ -189,7 +189,7 @@ def measure_memory(name: str, size: int) -> float:
 
 
 def fill_up_to(kib: int) -> NDArray[np.uint8]:
-    """Take memory until the process is as large as it has ever been."""
+    """Allocate memory until the process is as large as its earlier peak."""
     with open("/proc/self/statm") as file:
         now = int(file.read().split()[1]) * resource.getpagesize() // 1024
     return np.ones(max(kib - now, 0) * 1024, dtype=np.uint8)
@@ -208,16 +208,16 @@ def main() -> int:
         print(measure_memory(options.memory_of, options.sizes[0]))
         return 0
     bounds: dict[str, Bound] = {}
-    found: dict[str, Any] = {"images": NUM_IMAGES, "rounds": options.rounds}
+    content: dict[str, Any] = {"images": NUM_IMAGES, "rounds": options.rounds}
     for size in options.sizes:
         maps, masks = make(size)
         values: dict[str, Values] = {}
         tasks = {name: partial(keep, values, name, maps, masks) for name in RUNS}
         seconds = fastest(options.rounds, tasks, warm_up=0)
         memory = {name: round(peak_memory(name, size), 1) for name in RUNS}
-        truth = values["exact"]
+        reference = values["exact"]
         difference = {
-            name: {key: abs(values[name][key] - truth[key]) for key in truth}
+            name: {key: abs(values[name][key] - reference[key]) for key in reference}
             for name in ("streaming", "streaming, fine keys")
         }
         rounded = ours(PixelRanking(), maps.half(), masks)
@@ -236,7 +236,7 @@ def main() -> int:
             "streaming off in AP or F1-max": max(off["pixel_ap"], off["pixel_f1_max"]),
             "half precision off": max(difference["streaming, float16 maps"].values()),
         }
-        found[f"{size} px"] = {
+        content[f"{size} px"] = {
             SECONDS: {name: round(value, 4) for name, value in seconds.items()},
             "peak_extra_MiB": memory,
             "values": {n: {k: round(v, 8) for k, v in each.items()} for n, each in values.items()},
@@ -244,7 +244,7 @@ def main() -> int:
             "reached": {name: float(f"{value:.3g}") for name, value in reached.items()},
         }
         bounds |= {f"{n}, {size} px": at_most(reached[n], TARGETS[n]) for n in TARGETS}
-    return report("pixel_metrics", found, bounds)
+    return report("pixel_metrics", content, bounds)
 
 
 if __name__ == "__main__":

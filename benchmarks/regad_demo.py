@@ -1,13 +1,13 @@
-"""Train RegAD on some generated things, test it on others, print one JSON line.
+"""Train RegAD on some generated categories, test it on others, and print one JSON line.
 
     python benchmarks/regad_demo.py
     python benchmarks/regad_demo.py --weights tab_resnet18.safetensors
 
-Three categories of the demo are tested in turn, none of which is trained on; training is on normal
-pictures of eight others, small and short. The ResNet-18 starts from random weights, and from those
-of the file if one is given, as ``benchmarks/tab_pretraining.py`` leaves them in its folder. Every
-figure is the mean of ten sets of four references, with its standard deviation over them. Nothing
-was chosen by the outcome; the exit status is 1 if something fails.
+RegAD is trained on normal images of eight demo categories, with small images and few epochs, and
+tested in turn on three others. The ResNet-18 starts from random weights and, if a file is given,
+also from its weights, such as those that ``benchmarks/tab_pretraining.py`` writes to its folder.
+Each metric is the mean over ten sets of four reference images, with its standard deviation. Nothing
+was chosen by the results. The exit status is 1 if a run fails.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TRAINED = [
     "steel gear",
     "tan leather",
 ]
-FIGURES = ("image_auroc", "pixel_auroc", "pixel_ap", "pixel_pro")
+METRICS = ("image_auroc", "pixel_auroc", "pixel_ap", "pixel_pro")
 LINE = (
     f"--config configs/regad_4shot.yaml --data Demo --data.categories '{json.dumps(TESTED)}' "
     f"--data.train_categories '{json.dumps(TRAINED)}' --data.num_train 30 --data.num_test 40 "
@@ -49,35 +49,35 @@ LINE = (
 def main() -> int:
     """Run the benchmark and return its exit status."""
     arguments = parser(__doc__)
-    arguments.add_argument("--weights", type=Path, help="of a ResNet-18, beside random ones")
-    arguments.add_argument("--folder", type=Path, help="where runs are kept")
-    asked = arguments.parse_args()
-    weights = [str(asked.weights.resolve())] if asked.weights else []
-    kept = asked.folder and asked.folder.resolve()
+    arguments.add_argument("--weights", type=Path, help="of a ResNet-18, run after random ones")
+    arguments.add_argument("--folder", type=Path, help="folder to keep the runs in")
+    options = arguments.parse_args()
+    weights = [str(options.weights.resolve())] if options.weights else []
+    kept = options.folder and options.folder.resolve()
     os.chdir(ROOT)
-    found: dict[str, Any] = {}
+    by_weights: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder: Path = kept or Path(scratch)
         for source in ["random", *weights]:
-            own = folder / Path(source).stem
+            target = folder / Path(source).stem
             words = [*shlex.split(LINE), "--model.backbone.weights", source]
-            if not (own / "metrics.json").is_file():
+            if not (target / "metrics.json").is_file():
                 with contextlib.redirect_stdout(sys.stderr):
-                    code = anomaly_clip(["each", *words, "--output.folder", str(own)])
+                    code = anomaly_clip(["each", *words, "--output.folder", str(target)])
                 assert code == 0, words
-            metrics = json.loads((own / "metrics.json").read_text())
+            metrics = json.loads((target / "metrics.json").read_text())
             spread = metrics["run"]["protocol"]["spread"]
-            found["random" if source == "random" else "TAB"] = {
+            by_weights["random" if source == "random" else "TAB"] = {
                 name: {
-                    figure: [round(values[figure], 4), round(spread[name][figure], 4)]
-                    for figure in FIGURES
+                    metric: [round(values[metric], 4), round(spread[name][metric], 4)]
+                    for metric in METRICS
                 }
                 for name, values in metrics["categories"].items()
             }
     values = {
         "run": f"anomaly_clip each {LINE} --model.backbone.weights WEIGHTS",
         "form": "mean and standard deviation over rounds",
-        "by_weights": found,
+        "by_weights": by_weights,
     }
     return report("regad_demo", values, {})
 

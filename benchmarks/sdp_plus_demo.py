@@ -1,17 +1,18 @@
-"""Train SDP+ on the demo, test it on categories never seen, and print one JSON line.
+"""Train SDP+ on the demo, test it on unseen categories, and print one JSON line.
 
     python benchmarks/sdp_plus_demo.py
 
-The layers are learnt on labelled test pictures of the categories that the demo CLIP was trained on,
-and tested on the demo's own held-out categories: SDP, SDP+, and the same layers on random weights,
-for three seeds (of both sets of pictures and of the order). The exit status is 1 if SDP+ falls more
-than 0.02 below SDP in a figure, or if its pixel AP is less than 5 times that of random weights.
+The linear layers are trained on labelled test images of the categories that the demo CLIP was
+trained on. SDP, SDP+, and the same layers on a random CLIP are tested on the demo's held-out
+categories, with three seeds (of both sets of images and of their order). The exit status is 1 if
+SDP+ falls more than 0.02 below SDP in a metric, or if its pixel AP is less than 5 times that of
+random weights.
 
-SDP+ adds next to nothing here. On real CLIPs, which never saw a mask, it teaches the patches what
-SDP's do not know; the patches of the small CLIP were trained on masks already, along the very path
-that SDP reads, while the layers of SDP+ read the original path, and their probabilities, up to 1 a
-stage, outweigh SDP's map. More pictures (60 a category), more epochs (30) and other rates (1e-4 to
-3e-3) did not change it, with an earlier small CLIP, on held-back training categories.
+SDP+ adds next to nothing here. A real CLIP has never seen a mask, so SDP+ teaches its patches
+something new. The patches of the demo CLIP were already trained on masks, along the path that SDP
+reads. The layers of SDP+ read the original path, and their probabilities, up to 1 per stage,
+outweigh SDP's map. More images (60 per category), more epochs (30) and other learning rates (1e-4
+to 3e-3) made no difference, with an earlier demo CLIP, on held-out training categories.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ from anomaly_clip.records import DEMO, RANDOM
 CONFIGS = Path(__file__).parent.parent / "configs"
 SEEDS = (301, 302, 303)
 EPOCHS, LR, BATCH = 3, 1e-3, 16
-NUM_TRAIN, NUM_TEST = 24, 40  # pictures a category
-FIGURES = ("image_auroc", "pixel_auroc", "pixel_ap")
+NUM_TRAIN, NUM_TEST = 24, 40  # images per category
+METRICS = ("image_auroc", "pixel_auroc", "pixel_ap")
 MOST_LOST, LEAST_TIMES = 0.02, 5
 
 
@@ -54,9 +55,9 @@ def trainer(**options: Any) -> Trainer:
     )
 
 
-def figures(results: Results | None) -> dict[str, float | None]:
+def rounded(results: Results | None) -> dict[str, float | None]:
     assert results is not None
-    return {name: round(results["mean"][name] or 0.0, 3) for name in FIGURES}
+    return {name: round(results["mean"][name] or 0.0, 3) for name in METRICS}
 
 
 def main() -> int:
@@ -64,7 +65,7 @@ def main() -> int:
     parser(__doc__).parse_args()
     torch.set_num_threads(2)
     warnings.filterwarnings("ignore")
-    with tempfile.TemporaryDirectory() as folder:  # features of random weights are of no use later
+    with tempfile.TemporaryDirectory() as folder:  # features of random weights are useless later
         os.environ[CACHE_VARIABLE] = folder
         return measure()
 
@@ -78,12 +79,12 @@ def measure() -> int:
     trained = Demo(categories=held_out, train_categories="others").train_categories
     by_seed: dict[str, dict[str, dict[str, float | None]]] = {}
     for seed in SEEDS:
-        found = {}
+        metrics = {}
         for name, pretrained in (("demo", DEMO), ("random", RANDOM)):
             seed_everything(seed, verbose=False)
             settings = CLIPSettings(DEMO, pretrained, model["backbone"]["image_size"])
             backbone = CLIPBackbone.of(settings)
-            learnt_from = Demo(
+            training = Demo(
                 categories=trained,
                 num_test=NUM_TRAIN,
                 seed=seed + 1000,
@@ -94,23 +95,24 @@ def measure() -> int:
                 categories=held_out,
                 num_test=NUM_TEST,
                 seed=seed,
-                auxiliary=learnt_from,
+                auxiliary=training,
                 **shared,
             )
             if name == "demo":
                 sdp = SDP(backbone, sigma=model["sigma"])
                 trainer().test(sdp, tested, verbose=False)
-                found["sdp"] = figures(sdp.results)
+                metrics["sdp"] = rounded(sdp.results)
             plus = SDPPlus(backbone, sigma=model["sigma"], lr=LR)
             trainer(max_epochs=EPOCHS).fit(plus, tested)
             trainer().test(plus, tested, verbose=False)
-            found["sdp_plus" if name == "demo" else "sdp_plus_on_random"] = figures(plus.results)
-        by_seed[str(seed)] = found
-        print(seed, found, file=sys.stderr)
+            key = "sdp_plus" if name == "demo" else "sdp_plus_on_random"
+            metrics[key] = rounded(plus.results)
+        by_seed[str(seed)] = metrics
+        print(seed, metrics, file=sys.stderr)
     mean = {
         method: {
-            name: sum(found[method][name] or 0.0 for found in by_seed.values()) / len(SEEDS)
-            for name in FIGURES
+            name: sum(metrics[method][name] or 0.0 for metrics in by_seed.values()) / len(SEEDS)
+            for name in METRICS
         }
         for method in next(iter(by_seed.values()))
     }
@@ -127,7 +129,7 @@ def measure() -> int:
         f"SDP+ over SDP, {name}": at_least(
             round(mean["sdp_plus"][name] - mean["sdp"][name], 4), -MOST_LOST
         )
-        for name in FIGURES
+        for name in METRICS
     }
     bounds["pixel_ap over that of random weights"] = at_least(times, LEAST_TIMES)
     return report("sdp_plus_demo", values, bounds)

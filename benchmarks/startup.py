@@ -1,8 +1,9 @@
-"""Time the answers that need no work: the front door, and the options of a verb.
+"""Time the start-up of the command line: its help and errors, and the help of a command.
 
-Prints one JSON line: processor seconds (user and system, of the process alone) of each command, the
-minimum of interleaved rounds after one round that fills the caches. Exit status 1 if the front door
-needs more than 0.3 s, or ``fit --help`` more than ``import lightning`` plus 2 s.
+Prints one JSON line: processor seconds (user and system, of the process only) of each command, the
+minimum of interleaved rounds after one round that fills the caches. The exit status is 1 if the
+command line without a command needs more than 0.3 s, or ``fit --help`` more than ``import
+lightning`` plus 2 s.
 
     python benchmarks/startup.py --rounds 7
 """
@@ -48,14 +49,14 @@ def main() -> int:
 
 
 def start(command: list[str]) -> None:
-    """Run a process to its end, without its output."""
+    """Run a process to its end and discard its output."""
     subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
 
 
 def children_seconds() -> float:
-    """Return user and system seconds of all processes that have ended.
+    """Return the user and system seconds of all finished child processes.
 
-    A busy machine hardly changes them.
+    Other work on the machine hardly affects them.
     """
     times = os.times()
     return times.children_user + times.children_system

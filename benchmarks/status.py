@@ -1,4 +1,4 @@
-"""List the bounds of all results, and whether each is met.
+"""List the bounds of all results and state whether each is met.
 
 python benchmarks/status.py
 """
@@ -14,7 +14,7 @@ from common import RESULTS, parser
 
 
 def lines(folder: Path = RESULTS) -> Iterator[str]:
-    """Yield a line for each bound of each result, and one that counts those that are missed."""
+    """Yield one line per bound of each result, then one with the number of missed bounds."""
     missed: list[str] = []
     count = 0
     for file in sorted(folder.glob("*.json")):

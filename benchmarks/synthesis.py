@@ -2,10 +2,11 @@
 
     python benchmarks/synthesis.py
 
-One thread, images of 256 px. The reference of NSA is the official recipe done plainly: OpenCV's
-clone, and labels over the whole image with a median over a disk of radius 5 (scikit-image). The
-reference of Perlin is DRAEM's noise as it is usually written, and a blend of whole images in
-floating point. The exit status is 1 if a target is missed or labels are not equal to the bit.
+One thread, images of 256 px. The baseline of NSA is a plain implementation of the official recipe:
+OpenCV's clone, and labels over the whole image with a median over a disk of radius 5
+(scikit-image). The baseline of Perlin is DRAEM's noise in its usual implementation, and a blend of
+whole images in floating point. The exit status is 1 if a target is missed or labels are not
+bit-identical.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def plain_label(
     factor: float = 1.0,
     logistic: tuple[float, float] = (1 / 6, 20.0),
 ) -> NDArray[np.float32]:
-    """Return the label as the specification of NSA says, over the whole image."""
+    """Return NSA's label (arXiv 2109.15222; ``docs/synthesis.md``), over the whole image."""
     inside = pasted[..., None].astype(np.float64)
     change = np.abs(inside * before - inside * after).mean(axis=2)
     changed = cv2.medianBlur((change > tolerance).astype(np.uint8), 5)
@@ -68,7 +69,7 @@ def plain_label(
 
 
 def plain_noise(size: int, cells: tuple[int, int], rng: np.random.Generator) -> NDArray[Any]:
-    """Return Perlin noise as it is usually written, with grids of the whole image."""
+    """Return Perlin noise in its usual implementation, with grids of the whole image."""
     step = (cells[0] / size, cells[1] / size)
     pixels = (size // cells[0], size // cells[1])
     grid = np.mgrid[0 : cells[0] : step[0], 0 : cells[1] : step[1]].transpose(1, 2, 0) % 1
@@ -78,9 +79,9 @@ def plain_noise(size: int, cells: tuple[int, int], rng: np.random.Generator) -> 
     def corner(rows: slice, columns: slice) -> NDArray[Any]:
         return np.repeat(np.repeat(gradients[rows, columns], pixels[0], 0), pixels[1], 1)
 
-    def dot(one: NDArray[Any], shift: tuple[int, int]) -> NDArray[Any]:
+    def dot(gradient: NDArray[Any], shift: tuple[int, int]) -> NDArray[Any]:
         offset = np.stack((grid[..., 0] + shift[0], grid[..., 1] + shift[1]), axis=-1)
-        return np.asarray((offset * one).sum(axis=-1))
+        return np.asarray((offset * gradient).sum(axis=-1))
 
     first, last = slice(0, -1), slice(1, None)
     n00, n10 = dot(corner(first, first), (0, 0)), dot(corner(last, first), (-1, 0))
@@ -92,15 +93,15 @@ def plain_noise(size: int, cells: tuple[int, int], rng: np.random.Generator) -> 
 
 
 def plain_perlin(image: Image, rng: np.random.Generator) -> Image:
-    """Do DRAEM's step with whole images in floating point."""
+    """Apply DRAEM's anomaly with whole images in floating point."""
     cells = (int(2 ** rng.integers(0, 6)), int(2 ** rng.integers(0, 6)))
     noise = plain_noise(SIDE, cells, rng)
     turn = cv2.getRotationMatrix2D((SIDE / 2, SIDE / 2), rng.uniform(-90, 90), 1.0)
     mask = (cv2.warpAffine(noise, turn, (SIDE, SIDE)) > 0.5).astype(np.float32)[..., None]
-    drawn = augmented(texture(image, "self", None, rng), 3, rng).astype(np.float32) / 255
+    overlay = augmented(texture(image, "self", None, rng), 3, rng).astype(np.float32) / 255
     beta = rng.random() * 0.8
     whole = image.astype(np.float32) / 255
-    mixed = whole * (1 - mask) + (1 - beta) * drawn * mask + beta * whole * mask
+    mixed = whole * (1 - mask) + (1 - beta) * overlay * mask + beta * whole * mask
     return np.asarray(mixed * 255).astype(np.uint8)
 
 
@@ -137,15 +138,15 @@ def measure() -> int:
     for number, (image, other) in enumerate(zip(images, others, strict=True)):
         for make in kinds.values():
             rng = np.random.default_rng(number)
-            made = make(image, rng, partial(np.copy, other))
+            result = make(image, rng, partial(np.copy, other))
             pasted = np.zeros(image.shape[:2], bool)
-            for one in made.info["patches"]:
-                if "box" in one:
-                    top, left, bottom, right = one["box"]
+            for patch_info in result.info["patches"]:
+                if "box" in patch_info:
+                    top, left, bottom, right = patch_info["box"]
                     pasted[top:bottom, left:right] = True
-            ours = label_of(image, made.image, pasted, make.label, logistic=make.logistic)
-            plain = plain_label(image, made.image, pasted, make.label, logistic=make.logistic)
-            equal = equal and np.array_equal(ours, plain) and np.array_equal(ours, made.label)
+            ours = label_of(image, result.image, pasted, make.label, logistic=make.logistic)
+            plain = plain_label(image, result.image, pasted, make.label, logistic=make.logistic)
+            equal = equal and np.array_equal(ours, plain) and np.array_equal(ours, result.label)
     tab = preset("nsa", "tab")
     assert isinstance(tab, NSA)
     boxes = [(np.s_[20:120, 30:130], np.ones((100, 100), bool))]
@@ -166,7 +167,7 @@ def measure() -> int:
             for image, other in zip(images, others, strict=True):
                 for (rows, columns), mask in boxes:
                     piece = np.ascontiguousarray(other[rows, columns])
-                    white = mask.astype(np.uint8) * 255  # anew: it is overwritten
+                    white = mask.astype(np.uint8) * 255  # new, as OpenCV overwrites it
                     middle = (
                         columns.start + mask.shape[1] // 2,
                         rows.start + mask.shape[0] // 2,
@@ -199,7 +200,7 @@ def measure() -> int:
         clock=time.perf_counter,
         warm_up=0,
     )
-    found = {
+    reached = {
         "nsa_binary_times": seconds["plain_nsa_binary"] / seconds["nsa_binary"],
         "nsa_logistic_times": seconds["plain_nsa_logistic"] / seconds["nsa_logistic"],
         "tab_images_a_second": IMAGES / seconds["tab"],
@@ -209,9 +210,9 @@ def measure() -> int:
     }
     values = {
         "milliseconds_an_image": {n: round(1e3 * s / IMAGES, 2) for n, s in seconds.items()},
-        "found": {name: round(value, 2) for name, value in found.items()},
+        "found": {name: round(value, 2) for name, value in reached.items()},
     }
-    bounds = {name: at_least(found[name], target) for name, target in TARGETS.items()}
+    bounds = {name: at_least(reached[name], target) for name, target in TARGETS.items()}
     bounds["labels equal to the bit"] = at_least(int(equal), 1)
     return report("synthesis", values, bounds)
 

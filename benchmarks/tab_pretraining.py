@@ -1,21 +1,23 @@
-"""Pre-train a ResNet-18 along the small CLIP's texts, judge it by PaDiM, print one JSON line.
+"""Pre-train a ResNet-18 with TAB, evaluate it with PaDiM, and print one JSON line.
 
     python benchmarks/tab_pretraining.py DIR
     python benchmarks/tab_pretraining.py DIR --folder tab --only TAB
 
 DIR holds the magnetic tiles in MVTec-AD's layout. The training data are class folders: the normal
-training photographs of the tiles, and normal pictures of the demo's categories; the ResNet starts
-from random weights, as ImageNet's are a download, and is trained at 64 pixels for a few minutes.
-PaDiM then looks at a seeded sample of 150 normal tiles at 128 pixels with the weights that the
-training started from, with TAB's and with those of the classification baseline, which sees the same
-pictures and no texts.
+training photographs of the tiles and normal images of the demo's categories. TAB aligns the ResNet
+with text features of the demo CLIP. The ResNet starts from random weights, as ImageNet's are a
+download, and is trained at 64 pixels for a few minutes. PaDiM is then fitted on 150 normal tiles at
+128 pixels, sampled with a fixed seed, for three backbones: the weights that the training started
+from, those of TAB, and those of the classification baseline, which is trained on the same images
+without text.
 
-The small CLIP's texts of all classes are almost the same (mean cosine 0.9999), and TAB as published
-can learn nothing from them: this is the row "as published". The row "TAB" takes each side's mean
-from the texts before (``model.prompts.centered sides``). This, size, rate and epochs were chosen on
-test pictures of six demo categories, not on the tiles. With ``--folder`` runs are kept, and
-finished ones are not run again. The exit status is 1 if TAB is not above random in image and pixel
-AUROC, both seeds taken together.
+The demo CLIP's text features of all classes are almost equal (mean cosine 0.9999), so TAB as
+published cannot learn from them: this is the row "as published". The row "TAB" first subtracts the
+mean of the normal and of the abnormal text features (``model.prompts.centered sides``). This
+option, the image size, the learning rate and the number of epochs were chosen on test images of six
+demo categories, not on the tiles. With ``--folder`` the runs are kept, and finished ones are not
+run again. The exit status is 1 if TAB does not exceed random weights in image and pixel AUROC,
+averaged over the seeds.
 """
 
 from __future__ import annotations
@@ -40,9 +42,9 @@ from anomaly_clip.demo.photographs import CATEGORIES, draw_picture
 ROOT = Path(__file__).parent.parent
 SEEDS = (0, 1)
 SIDE, PER_CLASS, EPOCHS = 64, 20, 10
-JUDGED = 128
-"""Side of the images that PaDiM looks at."""
-FIGURES = ("image_auroc", "pixel_auroc", "pixel_ap", "pixel_pro")
+TEST_SIDE = 128
+"""Side of PaDiM's images."""
+METRICS = ("image_auroc", "pixel_auroc", "pixel_ap", "pixel_pro")
 RUNS = {
     "TAB": "--model.prompts.centered sides",
     "as published": "",
@@ -51,7 +53,7 @@ RUNS = {
 
 
 def write_classes(root: Path, tiles: Path) -> None:
-    """Write a folder a class: the tiles' normal photographs, and normal pictures of the demo."""
+    """Write one folder per class: the normal photographs of the tiles and normal demo images."""
     if root.is_dir():
         return
     partial = root.with_name(f".{root.name}")
@@ -63,13 +65,13 @@ def write_classes(root: Path, tiles: Path) -> None:
         folder = partial / CATEGORIES[category].words
         folder.mkdir(exist_ok=True)
         for number in range(PER_CLASS):
-            picture = draw_picture(category, 0, number, size=JUDGED)
+            picture = draw_picture(category, 0, number, size=TEST_SIDE)
             Image.fromarray(picture.image).save(folder / f"{number:03d}.png")
     partial.rename(root)
 
 
 def fit_words(name: str, seed: int, classes: str) -> list[str]:
-    """Return the words of a pre-training."""
+    """Return the command line of a pre-training run."""
     line = (
         f"fit --config configs/tab.yaml --data IndustrialFolders --data.root {shlex.quote(classes)}"
         " --data.resize '{rule: square, size: null}' --data.synthesis.recipe nsa"
@@ -82,18 +84,18 @@ def fit_words(name: str, seed: int, classes: str) -> list[str]:
     return shlex.split(line)
 
 
-def judge_words(weights: list[str], seed: int, tiles: str) -> list[str]:
-    """Return the words of the comparison."""
+def compare_words(weights: list[str], seed: int, tiles: str) -> list[str]:
+    """Return the command line of the comparison."""
     line = (
         f"--config configs/padim.yaml --data MagneticTile --data.root {shlex.quote(tiles)}"
-        f" --model.image_size {JUDGED} --data.resize '{{rule: square, size: null}}'"
+        f" --model.image_size {TEST_SIDE} --data.resize '{{rule: square, size: null}}'"
         f" --data.shots 150 --data.seed {seed} --seed_everything {seed}"
     )
     return ["compare", "--weights", *weights, *shlex.split(line)]
 
 
 def run(seed: int, names: list[str], classes: Path, tiles: str, folder: Path) -> dict[str, Any]:
-    """Pre-train with a seed, judge, and return the figures by weights, and minutes."""
+    """Pre-train and evaluate with a seed; return metrics by weights, and minutes of training."""
     minutes = {}
     weights = ["random"]
     for name in names:
@@ -108,41 +110,41 @@ def run(seed: int, names: list[str], classes: Path, tiles: str, folder: Path) ->
             minutes[name] = round((time.perf_counter() - begun) / 60, 1)
             shutil.copy(target / "tab_resnet18.safetensors", file)
         weights.append(str(file))
-    judged = folder / f"padim-{seed}"
-    words = [*judge_words(weights, seed, tiles), "--folder", str(judged)]
+    comparison = folder / f"padim-{seed}"
+    words = [*compare_words(weights, seed, tiles), "--folder", str(comparison)]
     code = anomaly_clip(words)
     assert code == 0, words
-    figures = json.loads((judged / "comparison.json").read_text())["figures"]["mean"]
-    found = {
-        label: {figure: round(values[figure], 4) for figure in FIGURES}
-        for label, values in figures.items()
+    means = json.loads((comparison / "comparison.json").read_text())["figures"]["mean"]
+    rounded = {
+        label: {metric: round(values[metric], 4) for metric in METRICS}
+        for label, values in means.items()
     }
-    return {"figures": found, "minutes": minutes}
+    return {"figures": rounded, "minutes": minutes}
 
 
 def main() -> int:
     """Run the benchmark and return its exit status."""
     arguments = parser(__doc__)
-    arguments.add_argument("tiles", help="the data set of magnetic tiles")
-    arguments.add_argument("--folder", type=Path, help="where runs are kept")
+    arguments.add_argument("tiles", help="folder of the magnetic tiles")
+    arguments.add_argument("--folder", type=Path, help="folder to keep the runs in")
     arguments.add_argument("--only", nargs="+", choices=list(RUNS), default=list(RUNS))
     arguments.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
-    asked = arguments.parse_args()
-    tiles = str(Path(asked.tiles).resolve())
-    kept = asked.folder and asked.folder.resolve()
+    options = arguments.parse_args()
+    tiles = str(Path(options.tiles).resolve())
+    kept = options.folder and options.folder.resolve()
     os.chdir(ROOT)
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(sys.stderr):
         folder: Path = kept or Path(scratch)
         classes = folder / "classes"
         write_classes(classes, Path(tiles))
-        seeds = {seed: run(seed, asked.only, classes, tiles, folder) for seed in asked.seeds}
-    labels = list(seeds[asked.seeds[0]]["figures"])
+        seeds = {seed: run(seed, options.only, classes, tiles, folder) for seed in options.seeds}
+    labels = list(seeds[options.seeds[0]]["figures"])
     means = {
         label: {
-            figure: round(
-                sum(found["figures"][label][figure] for found in seeds.values()) / len(seeds), 4
+            metric: round(
+                sum(result["figures"][label][metric] for result in seeds.values()) / len(seeds), 4
             )
-            for figure in FIGURES
+            for metric in METRICS
         }
         for label in labels
     }
@@ -156,8 +158,8 @@ def main() -> int:
         "commands": {
             name: shlex.join(["anomaly_clip", *words])
             for name, words in {
-                **{name: fit_words(name, SEEDS[0], "CLASSES") for name in asked.only},
-                "PaDiM": judge_words(["random", "FILES"], SEEDS[0], "DIR"),
+                **{name: fit_words(name, SEEDS[0], "CLASSES") for name in options.only},
+                "PaDiM": compare_words(["random", "FILES"], SEEDS[0], "DIR"),
             }.items()
         },
     }

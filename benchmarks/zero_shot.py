@@ -1,9 +1,10 @@
-"""Time SDP, SDP+ and WinCLIP against open_clip's own plain image forward of the same model.
+"""Time SDP, SDP+ and WinCLIP against open_clip's plain image encoder of the same model.
 
 Prints one JSON line: for each batch size the seconds of all (the minimum of interleaved rounds,
-same process, same threads), their ratios to the plain forward and the largest difference between
-the maps of the public path and of a plain implementation of the specification. Exit status 1 if a
-ratio is above its target or maps differ by more than 1e-4.
+same process, same threads), their ratios to the plain forward pass, and the largest difference
+between the package's maps and those of a plain implementation (``docs/methods/sdp.md``,
+``docs/methods/sdp_plus.md``, ``docs/methods/winclip.md``). The exit status is 1 if a ratio is above
+its target or maps differ by more than 1e-4.
 
     python benchmarks/zero_shot.py --rounds 9 --threads 1
 """
@@ -23,7 +24,7 @@ from torch import Tensor
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings
 from anomaly_clip.methods import SDP, SDPPlus, WinCLIP
 
-MOST_APART = 1e-4  # of maps from the plain implementation's
+MOST_APART = 1e-4  # largest difference from the plain implementation's maps
 TARGETS = {"sdp": 1.20, "sdp_plus": 1.25, "winclip": 11.5}
 
 
@@ -87,7 +88,7 @@ def main() -> int:
 
 
 def plain_stages(backbone: CLIPBackbone, images: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Return the original and the surgery tokens of the stages, as section 4 says, step by step."""
+    """Return the original and the surgery tokens of the stages (``docs/methods/sdp.md``)."""
     visual = backbone.visual
     original = backbone.embed(images)
     width = original.shape[-1]
@@ -116,7 +117,7 @@ def plain_stages(backbone: CLIPBackbone, images: Tensor) -> list[tuple[Tensor, T
 
 
 def plain_unblurred(sdp: SDP, stages: list[tuple[Tensor, Tensor]], text: Tensor) -> Tensor:
-    """Compute SDP's map before its filter as section 5 says."""
+    """Compute SDP's map before its Gaussian filter (``docs/methods/sdp.md``)."""
     visual = sdp.backbone.visual
     total = torch.zeros(len(text), stages[0][0].shape[1] - 1)
     for first, patches in stages:
@@ -144,7 +145,7 @@ def plain_sdp(sdp: SDP, images: Tensor, text: Tensor) -> Tensor:
 
 
 def plain_sdp_plus(plus: SDPPlus, images: Tensor, text: Tensor) -> Tensor:
-    """Compute the maps as section 6 says."""
+    """Compute SDP+'s maps (``docs/methods/sdp_plus.md``)."""
     stages = plain_stages(plus.backbone, images)
     total = plain_unblurred(plus, stages, text)
     for layer, (tokens, _) in zip(plus.fc, stages, strict=True):
@@ -155,7 +156,7 @@ def plain_sdp_plus(plus: SDPPlus, images: Tensor, text: Tensor) -> Tensor:
 
 
 def plain_winclip(winclip: WinCLIP, images: Tensor, text: Tensor) -> Tensor:
-    """Compute the map of one image window after window, as WinCLIP's sections 3 and 4 say."""
+    """Compute the map of one image, one window at a time (``docs/methods/winclip.md``)."""
     backbone = winclip.backbone
     tokens = backbone.embed(images)
     side = round((tokens.shape[1] - 1) ** 0.5)
@@ -163,8 +164,8 @@ def plain_winclip(winclip: WinCLIP, images: Tensor, text: Tensor) -> Tensor:
     def score(part: Tensor) -> float:
         for block in backbone.visual.transformer.resblocks:
             part = block(part)
-        seen = F.normalize(backbone.project(part[:, 0]), dim=-1)
-        return float((seen @ text[0] / winclip.temperature).softmax(-1)[0, 1])
+        embedding = F.normalize(backbone.project(part[:, 0]), dim=-1)
+        return float((embedding @ text[0] / winclip.temperature).softmax(-1)[0, 1])
 
     inverse = torch.full((side, side), 1 / score(tokens))
     grid = torch.arange(1, side * side + 1).reshape(side, side)

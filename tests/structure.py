@@ -1,11 +1,11 @@
-"""Measures of the house: import closures, floors, sizes of files and functions, tests per module.
+"""Measures of the package: import closures, layers, sizes of files and functions, tested modules.
 
     python tests/structure.py            print the measures
-    python tests/structure.py --closure methods.sdp    list the files behind a module
+    python tests/structure.py --closure methods.sdp    list the modules that a module needs
 
-Everything is read from the source text; nothing of the package is imported. Imports inside
-functions count, those under ``TYPE_CHECKING`` do not. An import from a package's ``__init__`` that
-only re-exports is followed to the module that defines the name.
+All measures come from the source text; nothing of the package is imported. Imports inside functions
+count, those under ``TYPE_CHECKING`` do not. A name that an ``__init__`` re-exports is followed to
+the module that defines it.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "anomaly_clip"
 
-GROUND = (
+BASE = (
     *("records", "maps", "losses", "errors", "progress", "files", "images", "schedules"),
     "callbacks",
 )
-"""Modules that everybody may import, and that import nothing of the package but each other."""
+"""Base modules: every module may import them; within the package they import only each other."""
 
-ROOMS = {
+LAYERS = {
     "commands": ("recording", "report", "results", "drawing", "methods", "data"),
     "recording": ("report", "results", "drawing", "methods", "data"),
     "report": ("results", "drawing"),
@@ -40,21 +40,21 @@ ROOMS = {
     "metrics": (),
     "demo": (),
 }
-"""The rooms that a room may import from, beside itself and the ground floor."""
+"""Subpackages that a subpackage may import from, besides itself and the base modules."""
 
-ALSO = {
+ACROSS_LAYERS = {
     "commands": ("backbones", "metrics", "synthesis", "demo"),
     "recording": ("metrics",),
     "report": ("metrics",),
     "results": ("metrics",),
 }
-"""Names and pure functions that are read across floors: figures of a table, names of metrics."""
+"""Further imports across layers, of names and pure functions only, such as names of metrics."""
 
 TOP = ("cli", "__main__", "__init__")
-"""Modules above all rooms."""
+"""Modules above all subpackages."""
 
 PUBLISHED = {"report": ("data.info",), "results": ("data.info",)}
-"""Single modules that a room reads beside: published counts and names, without any code."""
+"""Single modules that a subpackage may also import: published counts and names, without code."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class Function:
 
 
 @dataclass
-class House:
-    """The package's modules, as their source says."""
+class PackageStructure:
+    """The package's modules, parsed from their source."""
 
     root: Path = ROOT
     modules: dict[str, ast.Module] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class House:
 
     @cached_property
     def imports(self) -> dict[str, set[str]]:
-        """The modules of the package that each module imports, re-exports followed."""
+        """Modules of the package that each module imports, with re-exports followed."""
         return {name: set(self._imported(tree)) for name, tree in self.modules.items()}
 
     def _imported(self, tree: ast.Module) -> Iterator[str]:
@@ -123,7 +123,7 @@ class House:
         yield from self._module(base)
 
     def closure(self, module: str) -> set[str]:
-        """Return the modules that an import of ``module`` needs, itself left out."""
+        """Return the modules that an import of ``module`` needs, without ``module`` itself."""
         seen: set[str] = set()
         ahead = [module]
         while ahead:
@@ -133,8 +133,8 @@ class House:
                     ahead.append(name)
         return seen - {module}
 
-    def against_floors(self) -> list[str]:
-        """Return the imports that ``ROOMS`` does not allow, as ``module -> module``."""
+    def forbidden_imports(self) -> list[str]:
+        """Return the imports that the layers do not allow, as ``module -> module``."""
         return sorted(
             f"{name} -> {other}"
             for name, others in self.imports.items()
@@ -152,7 +152,7 @@ class House:
         ]
 
     def tested(self) -> dict[str, bool]:
-        """Return whether a module has a test of its name that uses a public name of it."""
+        """Return, by module, whether a test file of its name calls one of its public names."""
         return {
             name: self._is_tested(name)
             for name, tree in self.modules.items()
@@ -160,9 +160,9 @@ class House:
         }
 
     def _is_tested(self, name: str) -> bool:
-        room, _, stem = name.rpartition(".")
+        package, _, stem = name.rpartition(".")
         tests = self.root / "tests"
-        files = (tests / f"test_{stem}.py", tests / f"test_{room}_{stem}.py")
+        files = (tests / f"test_{stem}.py", tests / f"test_{package}_{stem}.py")
         public = set(_public(self.modules[name]))
         return any(
             self._calls(ast.parse(file.read_text(encoding="utf-8")), name, public)
@@ -171,7 +171,7 @@ class House:
         )
 
     def _calls(self, test: ast.Module, name: str, public: set[str]) -> bool:
-        """Return whether a test calls what a module defines, under any name it is imported by."""
+        """Return whether a test calls a name that a module defines, imported under any name."""
         names, modules = set(), set()
         for node in ast.walk(test):
             if isinstance(node, ast.ImportFrom) and node.module:
@@ -202,7 +202,7 @@ def _binds(node: ast.ImportFrom, name: str) -> bool:
 
 
 def _runtime_nodes(tree: ast.AST) -> Iterator[ast.AST]:
-    """Yield all nodes but those under ``if TYPE_CHECKING``."""
+    """Yield all nodes except those under ``if TYPE_CHECKING``."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             continue
@@ -223,43 +223,43 @@ def _public(tree: ast.Module) -> list[str]:
     return [name for name in names if not name.startswith("_")]
 
 
-def _room(name: str) -> str:
+def _subpackage(name: str) -> str:
     return name.split(".")[0]
 
 
 def _allowed(name: str, other: str) -> bool:
-    here, there = _room(name), _room(other)
-    if here in TOP or here == there or there in GROUND or other == "__init__":
+    here, there = _subpackage(name), _subpackage(other)
+    if here in TOP or here == there or there in BASE or other == "__init__":
         return True
-    if here in GROUND:
+    if here in BASE:
         return False
     if other in PUBLISHED.get(here, ()):
         return True
-    return there in (*ROOMS.get(here, ()), *ALSO.get(here, ()))
+    return there in (*LAYERS.get(here, ()), *ACROSS_LAYERS.get(here, ()))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure the house.")
-    parser.add_argument("--closure", metavar="MODULE", help="list the files behind a module")
-    asked = parser.parse_args()
-    house = House()
-    if asked.closure:
-        print("\n".join(sorted(house.closure(asked.closure))))
+    parser = argparse.ArgumentParser(description="Measure the package.")
+    parser.add_argument("--closure", metavar="MODULE", help="list the modules that MODULE needs")
+    options = parser.parse_args()
+    package = PackageStructure()
+    if options.closure:
+        print("\n".join(sorted(package.closure(options.closure))))
         return
-    modules = {n: k for n, k in house.lines.items() if not n.endswith("__init__")}
-    functions = sorted(one.lines for one in house.functions())
-    tested = house.tested()
-    print(f"modules {len(modules)}, lines {sum(house.lines.values())}")
+    modules = {n: k for n, k in package.lines.items() if not n.endswith("__init__")}
+    functions = sorted(function.lines for function in package.functions())
+    tested = package.tested()
+    print(f"modules {len(modules)}, lines {sum(package.lines.values())}")
     print(f"file: median {statistics.median(modules.values()):.0f}, max {max(modules.values())}")
     print(
         f"function: median {statistics.median(functions):.0f}, "
         f"p90 {functions[int(0.9 * len(functions))]}, max {functions[-1]}"
     )
     for method in ("sdp", "padim", "clip_ada", "sdp_plus"):
-        print(f"closure of {method}: {len(house.closure(f'methods.{method}'))}")
-    print(f"imports against the floors: {house.against_floors() or 'none'}")
+        print(f"closure of {method}: {len(package.closure(f'methods.{method}'))}")
+    print(f"forbidden imports: {package.forbidden_imports() or 'none'}")
     share = sum(tested.values()) / len(tested)
-    print(f"modules with a test of their name: {share:.0%} ({sum(tested.values())})")
+    print(f"modules with a test file of their name: {share:.0%} ({sum(tested.values())})")
     print(f"  without: {', '.join(name for name, has in tested.items() if not has)}")
 
 

@@ -1,4 +1,4 @@
-"""The benchmarks' shared parts, their results, and that each of them starts."""
+"""Shared parts of the benchmarks, their stored results, and the start of each script."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def common() -> ModuleType:
 
 
 @pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.stem)
-def test_a_result_is_one_object_with_header_and_bounds(file: Path, common: ModuleType) -> None:
+def test_a_stored_result_has_a_header_and_bounds(file: Path, common: ModuleType) -> None:
     def refuse(constant: str) -> None:
-        raise AssertionError(f"{file.name} holds {constant}, which is no JSON")
+        raise AssertionError(f"{file.name} contains {constant}, which is not valid JSON")
 
     content = json.loads(file.read_text(encoding="utf-8"), parse_constant=refuse)
     assert content["benchmark"] == file.stem
@@ -49,17 +49,17 @@ def test_a_result_is_one_object_with_header_and_bounds(file: Path, common: Modul
         assert rule in ("at most", "at least")
         if value is None:
             assert met is None
-        elif value != bound["bound"]:  # values are cut to six digits
+        elif value != bound["bound"]:  # values are rounded to six digits
             assert met == ((value < bound["bound"]) == (rule == "at most"))
 
 
-def test_there_is_a_script_for_each_result() -> None:
+def test_each_result_has_a_script() -> None:
     assert len(RESULTS) >= 16
     assert {file.stem for file in RESULTS} <= set(SCRIPTS)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_script_has_a_help(
+def test_a_script_prints_its_help(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module = import_module(name)
@@ -72,7 +72,7 @@ def test_a_script_has_a_help(
 
 
 class Clock:
-    """A clock that tasks move on."""
+    """A clock that tasks advance."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -81,7 +81,7 @@ class Clock:
         return self.now
 
 
-def test_the_timer_takes_turns_and_keeps_the_least(common: ModuleType) -> None:
+def test_the_timer_interleaves_tasks_and_keeps_the_minimum(common: ModuleType) -> None:
     clock = Clock()
     order: list[str] = []
     seconds = {"a": iter([1.0, 5.0, 4.0, 6.0]), "b": iter([0.5, 2.0, 7.0, 3.0])}
@@ -91,7 +91,7 @@ def test_the_timer_takes_turns_and_keeps_the_least(common: ModuleType) -> None:
         clock.now += next(seconds[name])
 
     tasks = {"a": lambda: task("a"), "b": lambda: task("b")}
-    assert common.fastest(3, tasks, clock=clock) == {"a": 4.0, "b": 2.0}  # the warm-up is left out
+    assert common.fastest(3, tasks, clock=clock) == {"a": 4.0, "b": 2.0}  # without the warm-up
     assert order == ["a", "b"] * 4
 
 
@@ -105,7 +105,7 @@ def test_without_a_warm_up_the_first_round_counts(common: ModuleType) -> None:
     assert common.fastest(2, {"a": task}, clock=clock, warm_up=0) == {"a": 1.0}
 
 
-def test_bounds_hold_on_their_side(common: ModuleType) -> None:
+def test_bounds_are_met_on_the_right_side(common: ModuleType) -> None:
     assert common.at_most(1.25, 1.25)["met"] is True
     assert common.at_most(1.2500001, 1.25) == {
         "value": 1.25, "bound": 1.25, "rule": "at most", "met": False,
@@ -116,7 +116,7 @@ def test_bounds_hold_on_their_side(common: ModuleType) -> None:
 
 
 @pytest.mark.parametrize(("value", "status"), [(1.0, 0), (3.0, 1), (None, 0)])
-def test_a_report_is_one_object_and_its_status_the_bounds(
+def test_a_report_is_one_object_and_its_status_reflects_the_bounds(
     common: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -132,12 +132,12 @@ def test_a_report_is_one_object_and_its_status_the_bounds(
     assert set(written["header"]) == set(common.HEADER)
 
 
-def test_a_report_refuses_what_is_no_json(common: ModuleType) -> None:
+def test_a_report_rejects_values_that_are_not_json(common: ModuleType) -> None:
     with pytest.raises(ValueError, match="JSON"):
         common.report("thing", {"seconds": float("nan")}, {})
 
 
-def test_of_paths_the_header_keeps_the_last_part(common: ModuleType, tmp_path: Path) -> None:
+def test_the_header_shortens_paths_to_their_last_part(common: ModuleType, tmp_path: Path) -> None:
     header = common.header("thing", [str(tmp_path / "tiles"), "--only", "a/b", "two words"])
     assert header["command"] == "python benchmarks/thing.py tiles --only a/b 'two words'"
 
@@ -150,7 +150,7 @@ def git(folder: Path, *words: str) -> str:
     ).stdout.strip()
 
 
-def test_the_commit_is_that_of_the_checkout_if_there_is_one(
+def test_the_commit_is_that_of_the_checkout_or_unknown(
     common: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     git(tmp_path, "init", "-q")
@@ -167,7 +167,7 @@ def test_the_commit_is_that_of_the_checkout_if_there_is_one(
     assert common.commit(tmp_path) == "unknown"
 
 
-def test_the_status_counts_what_is_missed(common: ModuleType, tmp_path: Path) -> None:
+def test_the_status_counts_missed_bounds(common: ModuleType, tmp_path: Path) -> None:
     results: dict[str, dict[str, Any]] = {
         "one": {"speed": common.at_least(3.0, 2), "size": common.at_most(9.0, 8)},
         "two": {"drift": common.at_most(None, 1)},

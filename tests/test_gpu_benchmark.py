@@ -1,4 +1,4 @@
-"""The benchmark of a CUDA device, its logic on the CPU at tiny sizes."""
+"""Logic of the GPU benchmark, tested on the CPU at tiny sizes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def lab(gpu: ModuleType) -> Any:
         ({"tokens": 1370, **L_14}, "sdp_flop", {"whole_last_block": True}, 1276),
     ],
 )
-def test_operations_are_those_counted_by_hand(
+def test_operations_match_a_count_by_hand(
     flops: ModuleType,
     size: dict[str, int],
     function: str,
@@ -66,7 +66,7 @@ def test_operations_are_those_counted_by_hand(
 
 
 def counted(task: Callable[[], object]) -> int:
-    """Return the operations that torch counts; its fused attention on a CPU is not counted."""
+    """Return the operations that torch counts, with fused attention off, as it is not counted."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -77,7 +77,7 @@ def counted(task: Callable[[], object]) -> int:
     return int(mode.get_total_flops())
 
 
-def test_operations_are_those_that_torch_counts(flops: ModuleType, tiny_clip: CLIPBackbone) -> None:
+def test_operations_match_the_count_of_torch(flops: ModuleType, tiny_clip: CLIPBackbone) -> None:
     tower = flops.tower_of(tiny_clip)
     images = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
     sdp, plus, winclip = SDP(tiny_clip), SDPPlus(tiny_clip), WinCLIP(tiny_clip)
@@ -97,7 +97,7 @@ def pass_layers(plus: SDPPlus, tokens: dict[str, Tensor]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # as in the script
-def test_all_of_it_runs_and_the_file_is_the_whole_result(
+def test_all_sections_run_and_the_file_holds_the_whole_result(
     gpu: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "gpu.json"
@@ -135,19 +135,19 @@ def test_all_of_it_runs_and_the_file_is_the_whole_result(
     assert bounds["plain encoder over the bf16 peak, 240 px"]["met"] is None
 
 
-def test_too_little_memory_is_a_row(gpu: ModuleType, lab: Any) -> None:
+def test_running_out_of_memory_gives_a_row_with_an_error(gpu: ModuleType, lab: Any) -> None:
     def fails() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 TiB.\nMore.")
 
     row = import_module("gpu_zero_shot").measured_row(lab, fails, "fp32", 8, 1000, None)
     assert row["error"] == "OutOfMemoryError: CUDA out of memory. Tried to allocate 2 TiB."
     assert "seconds_per_image" not in row
-    found = {"zero_shot_240": [{"method": "sdp", "model": "x", "side": 1, **row}]}
-    bounds = gpu.bounds_of(found, gpu.FULL)
+    results = {"zero_shot_240": [{"method": "sdp", "model": "x", "side": 1, **row}]}
+    bounds = gpu.bounds_of(results, gpu.FULL)
     assert all(bound["met"] is None for bound in bounds.values())
 
 
-def test_a_row_is_the_median_of_an_image(gpu: ModuleType, lab: Any) -> None:
+def test_a_row_holds_the_median_time_per_image(gpu: ModuleType, lab: Any) -> None:
     lab.seconds = lambda task: [0.4, 0.2, 9.0]
     lab.peak = {"fp32": 4.0}
     row = import_module("gpu_zero_shot").measured_row(lab, lambda: None, "fp32", 2, int(1e11), 0.1)
@@ -158,7 +158,7 @@ def test_a_row_is_the_median_of_an_image(gpu: ModuleType, lab: Any) -> None:
     assert row["timings"] == 3
 
 
-def test_bounds_look_at_large_batches_in_bf16(gpu: ModuleType) -> None:
+def test_bounds_use_large_batches_in_bf16(gpu: ModuleType) -> None:
     def row(method: str, precision: str, batch: int, **values: float) -> dict[str, Any]:
         where = {"method": method, "model": gpu.B_16, "side": 240, "precision": precision}
         return {**where, "batch": batch, "share_of_peak": 0.5, "ratio_to_plain": 1.1, **values}
@@ -179,11 +179,11 @@ def test_bounds_look_at_large_batches_in_bf16(gpu: ModuleType) -> None:
     assert bounds["bf16 over fp32 seconds, the worst row"]["value"] == 1.5
 
 
-def test_the_deadline_leaves_rows_and_sections_out_by_name(gpu: ModuleType, tmp_path: Path) -> None:
+def test_the_deadline_skips_rows_and_sections_by_name(gpu: ModuleType, tmp_path: Path) -> None:
     ticks = iter(range(1000))
     lab = gpu.Lab(gpu.TINY, torch.device("cpu"), ends=4, clock=lambda: next(ticks))
     content = gpu.run(lab, tmp_path / "gpu.json")
-    rows = content["zero_shot_32"]  # a look at the clock each: two sections, then rows
+    rows = content["zero_shot_32"]  # each reads the clock once: two sections, then rows
     assert [row["method"] for row in rows] == ["plain", "sdp"]
     assert "sdp_plus, demo, 32 px, bf16, batch 1" in content["left_out"]
     assert content["left_out"][-3:] == ["streaming_metrics", "coreset", "training"]
@@ -191,7 +191,7 @@ def test_the_deadline_leaves_rows_and_sections_out_by_name(gpu: ModuleType, tmp_
     assert json.loads((tmp_path / "gpu.json").read_text()) == content
 
 
-def test_a_section_that_fails_is_named_and_the_others_go_on(
+def test_a_failing_section_is_reported_and_the_others_run(
     gpu: ModuleType, lab: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(lab: Any) -> None:
@@ -204,7 +204,7 @@ def test_a_section_that_fails_is_named_and_the_others_go_on(
     assert not content["complete"]
 
 
-def test_tf32_is_allowed_inside_only(gpu: ModuleType) -> None:
+def test_tf32_is_allowed_only_inside_the_context(gpu: ModuleType) -> None:
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     with gpu.matrix_precision("tf32"):
         assert torch.get_float32_matmul_precision() == "high"
@@ -215,12 +215,12 @@ def test_tf32_is_allowed_inside_only(gpu: ModuleType) -> None:
     assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
 def test_without_a_device_nothing_is_measured(
     gpu: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert gpu.main(["--out", str(tmp_path / "gpu.json")]) == 0
     assert capsys.readouterr().out == (
-        "gpu: there is no CUDA device here, so nothing was measured.\n"
+        "gpu: no CUDA device is available, so nothing was measured.\n"
     )
     assert list(tmp_path.iterdir()) == []

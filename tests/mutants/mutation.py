@@ -1,7 +1,7 @@
-"""Trials of mutants: a copy of the repository, one change in it, and the tests that must fail.
+"""Mutation testing: apply one change to a copy of the repository and run the tests that must fail.
 
-The working tree is never touched. A change replaces whole lines that occur exactly once in their
-file, whatever their numbers, so that it survives edits elsewhere in the file.
+The working tree is never modified. A change replaces whole lines that occur exactly once in their
+file, regardless of their line numbers, so that it survives edits elsewhere in the file.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ COPIED = ("anomaly_clip", "tests", "configs", "benchmarks", "docs", "examples")
 FILES = ("pyproject.toml", "README.md", "CHANGELOG.md", "Makefile")
 
 Outcome = Literal["killed", "survived", "timeout"]
-"""timeout: the tests took too long, as those of a loop that does not end."""
+"""timeout: the tests took too long, for example because of an endless loop."""
 
 
 class Change(NamedTuple):
-    """Whole lines of a file and what takes their place."""
+    """Whole lines of a file and their replacement."""
 
     file: str
     old: str
@@ -50,7 +50,7 @@ def copied_repository() -> Iterator[Path]:
 
 
 def apply(change: Change, folder: Path) -> bool:
-    """Make a change in a copy of the repository; return whether it applies."""
+    """Apply a change to a copy of the repository and return whether it was possible."""
     path = folder / change.file
     if not path.is_file():
         return False
@@ -64,13 +64,13 @@ def apply(change: Change, folder: Path) -> bool:
 
 
 def places(text: str, lines: str) -> list[int]:
-    """Return the offsets in a text at which these whole lines stand."""
+    """Return the offsets at which these whole lines occur in a text."""
     return [m.start() for m in re.finditer(rf"^(?={re.escape(lines)}$)", text, re.MULTILINE)]
 
 
 @contextmanager
 def restored(path: Path) -> Iterator[None]:
-    """Give a file its content back at the end."""
+    """Restore a file's content on exit."""
     before = path.read_bytes() if path.is_file() else None
     try:
         yield
@@ -94,7 +94,7 @@ def run_tests(tests: Sequence[str], folder: Path, seconds: float) -> Outcome:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,  # tests start processes, which end with them
+        start_new_session=True,  # so that killing it also ends the processes that tests start
     )
     try:
         output, _ = process.communicate(timeout=seconds)
@@ -104,24 +104,26 @@ def run_tests(tests: Sequence[str], folder: Path, seconds: float) -> Outcome:
         return "timeout"
     if process.returncode == 0:
         return "survived"
-    # 2: a file of tests cannot be imported, which a mutant may cause.
+    # Exit code 2: a test file cannot be imported, which a mutant may cause.
     if process.returncode in (1, 2):
         return "killed"
-    raise RuntimeError(f"pytest cannot run {' '.join(tests)}:\n{output[-2000:]}")
+    raise RuntimeError(
+        f"pytest cannot run {' '.join(tests)} (exit code {process.returncode}):\n{output[-2000:]}"
+    )
 
 
 def find_tests(names: Sequence[str]) -> list[str]:
-    """Return the ids of test functions by their names, wherever they are.
+    """Return the pytest ids of test functions, given their names.
 
     Raises:
-        ValueError: If one is in no file, or in several.
+        ValueError: If a name is in no test file, or in several.
     """
-    found = []
+    ids = []
     texts = {file: file.read_text(encoding="utf-8") for file in (ROOT / "tests").glob("test_*.py")}
     for name in names:
         pattern = re.compile(rf"^def {name}\(", re.MULTILINE)
         files = [file for file, text in texts.items() if pattern.search(text)]
         if len(files) != 1:
-            raise ValueError(f"{name}: expected one file of tests with it, found {len(files)}")
-        found.append(f"tests/{files[0].name}::{name}")
-    return found
+            raise ValueError(f"{name}: expected in exactly one test file, found in {len(files)}")
+        ids.append(f"tests/{files[0].name}::{name}")
+    return ids

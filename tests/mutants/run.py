@@ -1,12 +1,12 @@
-"""Apply the mutants that are kept here as patches, one by one, and see that tests kill them.
+"""Apply the mutants stored here as patches, one by one, and check that tests kill them.
 
-    python tests/mutants/run.py             all
-    python tests/mutants/run.py 42 50       some, by their numbers
-    python tests/mutants/run.py --list      what they are
-    python tests/mutants/run.py --renew     line numbers as in today's files
+    python tests/mutants/run.py             all mutants
+    python tests/mutants/run.py 42 50       mutants 42 and 50
+    python tests/mutants/run.py --list      list them, run nothing
+    python tests/mutants/run.py --renew     update the line numbers in the patches
 
-A patch begins with lines that say what it changes, what would ship, which tests kill it and, of a
-change that does no harm, why. ``patch -p1`` and ``git apply --unidiff-zero`` take it, too.
+A patch begins with lines that state its change, its consequence if shipped, the tests that kill it,
+and, if it is harmless, the reason. ``patch -p1`` and ``git apply --unidiff-zero`` accept it, too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FOLDER = Path(__file__).resolve().parent
 
 
 class Mutant(NamedTuple):
-    """A patch, read."""
+    """A parsed patch."""
 
     path: Path
     number: int
@@ -35,10 +35,10 @@ class Mutant(NamedTuple):
 
 
 def read_mutant(path: Path) -> Mutant:
-    """Read a patch of one place in one file.
+    """Read a patch that changes one place in one file.
 
     Raises:
-        ValueError: If something is missing.
+        ValueError: If a part is missing.
     """
     fields: dict[str, str] = {}
     old, new, file = [], [], None
@@ -55,20 +55,20 @@ def read_mutant(path: Path) -> Mutant:
     tests = fields.get("Killed by", "").replace(",", " ").split()
     number = path.stem.partition("_")[0]
     if file is None or not old or "Change" not in fields:
-        raise ValueError(f"{path.name}: expected lines Change: ..., then a patch")
+        raise ValueError(f"{path.name}: expected a line Change: ..., followed by a patch")
     if not tests and "Harmless" not in fields:
-        raise ValueError(f"{path.name}: expected a line Killed by: or Harmless:")
+        raise ValueError(f"{path.name}: expected a line Killed by: ... or Harmless: ...")
     change = Change(file, "\n".join(old), "\n".join(new))
     return Mutant(path, int(number), fields["Change"], change, tests, fields.get("Harmless"))
 
 
 def read_mutants() -> list[Mutant]:
-    """Return all mutants, by their numbers."""
+    """Return all mutants in order of their numbers."""
     return sorted(map(read_mutant, FOLDER.glob("*.patch")), key=lambda mutant: mutant.number)
 
 
 def place_of(change: Change) -> int | None:
-    """Return the number of a change's first line in today's file; None if it does not apply."""
+    """Return the line number of a change in the current file; None if it does not apply."""
     path = ROOT / change.file
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     starts = places(text, change.old)
@@ -76,13 +76,13 @@ def place_of(change: Change) -> int | None:
 
 
 def as_patch(mutant: Mutant) -> str:
-    """Return a patch with the line numbers of today's file."""
+    """Return a patch with the line numbers of the current file."""
     head = mutant.path.read_text(encoding="utf-8").partition("--- a/")[0]
     file, old, new = mutant.change
     place = place_of(mutant.change)
-    assert place is not None, f"{mutant.path.name} is outdated"
+    assert place is not None, f"{mutant.path.name} does not apply to {file} any more"
     removed, added = old.split("\n"), new.split("\n") if new else []
-    # An empty range is said by the line before it.
+    # The diff format gives an empty range the number of the line before it.
     start = place if added else place - 1
     lines = [f"--- a/{file}", f"+++ b/{file}"]
     lines.append(f"@@ -{place},{len(removed)} +{start},{len(added)} @@")
@@ -91,14 +91,14 @@ def as_patch(mutant: Mutant) -> str:
 
 
 def main() -> int:
-    """Return 1 if a mutant survives or does not apply that is not said to be harmless."""
+    """Run the mutants and return 1 if one that names tests survives or does not apply."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("numbers", nargs="*", type=int, help="default: all")
-    parser.add_argument("--list", action="store_true", help="run nothing")
-    parser.add_argument("--renew", action="store_true", help="write today's line numbers")
-    asked = parser.parse_args()
-    mutants = [m for m in read_mutants() if not asked.numbers or m.number in asked.numbers]
-    if asked.renew:
+    parser.add_argument("numbers", nargs="*", type=int, help="mutants to run (default: all)")
+    parser.add_argument("--list", action="store_true", help="list the mutants, run nothing")
+    parser.add_argument("--renew", action="store_true", help="update the line numbers")
+    options = parser.parse_args()
+    mutants = [m for m in read_mutants() if not options.numbers or m.number in options.numbers]
+    if options.renew:
         for mutant in mutants:
             mutant.path.write_text(as_patch(mutant), encoding="utf-8")
         return 0
@@ -106,7 +106,7 @@ def main() -> int:
     with copied_repository() as folder:
         for mutant in mutants:
             line = f"{mutant.number:>2} {mutant.change.file}: {mutant.title}"
-            if asked.list or not mutant.tests:
+            if options.list or not mutant.tests:
                 print(f"{'harmless' if mutant.harmless else 'listed':<9}{line}", flush=True)
                 continue
             began, outcome = time.monotonic(), "outdated"

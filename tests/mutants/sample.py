@@ -1,15 +1,16 @@
-"""Draw mutants of the code that adds up, limits, logs and caches, and see which tests kill them.
+"""Sample random mutants of the code that sums, limits, logs and caches, and check that tests fail.
 
-    python tests/mutants/sample.py                  the 40 of seed 14
-    python tests/mutants/sample.py --list           what they are
-    python tests/mutants/sample.py --number 7       one of them
+    python tests/mutants/sample.py                  the 40 mutants of seed 14
+    python tests/mutants/sample.py --list           list them, run nothing
+    python tests/mutants/sample.py --number 7       mutant 7 only
     python tests/mutants/sample.py --seed 3 --count 10
 
-The table that is printed is what ``results.md`` has of the last time.
+``results.md`` contains the printed table of the last run.
 
-Each mutant changes one expression: a comparison, its bound, and with or, round to int, a sum to its
-last element, min with max, a condition turned round, and the like. Messages, type hints and
-assertions are left alone. Tests are those of the module's name, and those named below.
+Each mutant changes one expression. It negates a comparison or moves its bound, swaps ``and`` with
+``or``, ``round`` with ``int`` or ``min`` with ``max``, replaces a sum by its last element, inverts
+a condition, and so on. Messages, type hints and assertions are not changed. The tests of a mutant
+are those named after its module, and those listed in ``MODULES``.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ MODULES = {
         *("metrics_file", "run_reader", "map_store", "warnings", "each"),
     ),
 }
-"""Of which modules, and the names of their tests: those of ``tests/test_NAME*.py`` that exist."""
+"""Modules to mutate, with the names of their tests: all existing ``tests/test_NAME*.py``."""
 
 COMPARISONS: dict[type[ast.cmpop], str] = {
     ast.Lt: "<=",
@@ -98,13 +99,13 @@ CALLS = {
     "cumsum": "clone",
 }
 PATHS = re.compile(r"folder|root|path|parent|nowhere|own\b", re.IGNORECASE)
-"""Names of paths, whose division computes nothing."""
+"""Names of paths, where ``/`` is no division."""
 TEXT = (ast.JoinedStr, ast.Raise, ast.Assert, ast.Import, ast.ImportFrom)
-"""Nodes left alone."""
+"""Nodes that are not mutated."""
 
 
 class Mutant(NamedTuple):
-    """One expression of a file and what takes its place."""
+    """One expression of a file and its replacement."""
 
     file: str
     line: int
@@ -116,9 +117,9 @@ class Mutant(NamedTuple):
 
     @property
     def title(self) -> str:
-        """Old and new on one line."""
+        """Old and new code on one line."""
         old, new = (" ".join(text.split()) for text in (self.old, self.new))
-        return f"{old}  ->  {new}".replace("|", "\\|")  # of a Markdown table
+        return f"{old}  ->  {new}".replace("|", "\\|")  # escaped for the Markdown table
 
 
 class Finder(ast.NodeVisitor):
@@ -127,7 +128,7 @@ class Finder(ast.NodeVisitor):
     def __init__(self, file: str, text: str) -> None:
         self.file = file
         self.text = text
-        self.found: list[Mutant] = []
+        self.mutants: list[Mutant] = []
         lines = text.encode().split(b"\n")
         self._starts = [0]
         for line in lines:
@@ -135,7 +136,7 @@ class Finder(ast.NodeVisitor):
         self.visit(ast.parse(text))
 
     def _at(self, line: int, column: int) -> int:
-        """Return an offset in the text; columns of ast count bytes."""
+        """Return an offset in the text, as the columns of ast count bytes."""
         return len(self.text.encode()[: self._starts[line - 1] + column].decode())
 
     def _source(self, node: ast.expr | ast.stmt) -> str:
@@ -147,16 +148,16 @@ class Finder(ast.NodeVisitor):
         start = self._at(node.lineno, node.col_offset)
         end = self._at(node.end_lineno, node.end_col_offset)
         old = self.text[start:end]
-        self.found.append(Mutant(self.file, node.lineno, start, end, old, new))
+        self.mutants.append(Mutant(self.file, node.lineno, start, end, old, new))
 
     def visit(self, node: ast.AST) -> None:
-        """Go through what computes."""
+        """Visit the nodes that compute."""
         if isinstance(node, TEXT):
             return
         super().visit(node)
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
-        """Leave out decorators and type hints."""
+        """Skip decorators and type hints."""
         for default in [*node.args.defaults, *node.args.kw_defaults]:
             if default is not None:
                 self.visit(default)
@@ -164,17 +165,17 @@ class Finder(ast.NodeVisitor):
             self.visit(statement)
 
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
-        """Leave out bases."""
+        """Skip base classes."""
         for statement in node.body:
             self.visit(statement)
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
-        """Leave out the type hint."""
+        """Skip the type hint."""
         if node.value is not None:
             self.visit(node.value)
 
     def visit_Compare(self, node: ast.Compare) -> None:
-        """Turn a comparison, or move its bound."""
+        """Negate a comparison, or move its bound."""
         self.generic_visit(node)
         if len(node.ops) == 1:
             left, right = self._source(node.left), self._source(node.comparators[0])
@@ -183,19 +184,19 @@ class Finder(ast.NodeVisitor):
             self._add(node, f"{left} {COMPARISONS[type(node.ops[0])]} {right}")
 
     def visit_BoolOp(self, node: ast.BoolOp) -> None:
-        """Exchange and with or."""
+        """Swap ``and`` with ``or``."""
         self.generic_visit(node)
         word = " or " if isinstance(node.op, ast.And) else " and "
         self._add(node, f"({word.join(f'({self._source(value)})' for value in node.values)})")
 
     def visit_UnaryOp(self, node: ast.UnaryOp) -> None:
-        """Drop a not or a sign."""
+        """Drop a ``not`` or a sign."""
         self.generic_visit(node)
         if isinstance(node.op, (ast.Not, ast.USub, ast.Invert)):
             self._add(node, f"({self._source(node.operand)})")
 
     def visit_BinOp(self, node: ast.BinOp) -> None:
-        """Exchange signs, of what may be numbers."""
+        """Swap arithmetic operators, if the operands may be numbers."""
         self.generic_visit(node)
         texts = (ast.List, ast.ListComp, ast.JoinedStr, ast.Tuple)
         sides = (node.left, node.right)
@@ -210,15 +211,15 @@ class Finder(ast.NodeVisitor):
             self._add(node, f"({left}) {SIGNS[type(node.op)]} ({right})")
 
     def visit_AugAssign(self, node: ast.AugAssign) -> None:
-        """Let the last one win, or of ``|=`` the first."""
+        """Keep only the last value; for ``|=`` also let the first value win."""
         self.generic_visit(node)
         target, value = self._source(node.target), self._source(node.value)
         self._add(node, f"{target} = {value}")
-        if isinstance(node.op, ast.BitOr) and "seen" not in target:  # of sets both are equal
+        if isinstance(node.op, ast.BitOr) and "seen" not in target:  # sets are symmetric
             self._add(node, f"{target} = ({value}) | {target}")
 
     def visit_Call(self, node: ast.Call) -> None:
-        """Exchange functions; take the last element for a sum."""
+        """Swap functions; replace a sum by its last element."""
         self.generic_visit(node)
         name = node.func
         if isinstance(name, ast.Name) and name.id == "sum" and len(node.args) == 1:
@@ -233,12 +234,12 @@ class Finder(ast.NodeVisitor):
             self._add(name, f"{self._source(name.value)}.{CALLS[name.attr]}")
 
     def visit_keyword(self, node: ast.keyword) -> None:
-        """Leave out zip's check, which only a mistake of the code's own makes fail."""
+        """Skip ``strict`` of zip, which only fails if the code itself is wrong."""
         if node.arg != "strict":
             self.generic_visit(node)
 
     def visit_Subscript(self, node: ast.Subscript) -> None:
-        """Take the last for the first, and the other way round."""
+        """Swap the first element with the last."""
         self.generic_visit(node)
         ends = {"0": "-1", "-1": "0"}
         inner = self._source(node.slice)
@@ -246,7 +247,7 @@ class Finder(ast.NodeVisitor):
             self._add(node, f"{self._source(node.value)}[{ends[inner]}]")
 
     def visit_Constant(self, node: ast.Constant) -> None:
-        """Move a number by one, or by a tenth; turn a truth value."""
+        """Change a number by one or by a tenth; negate a boolean."""
         if isinstance(node.value, bool):
             self._add(node, str(not node.value))
         elif isinstance(node.value, int):
@@ -255,18 +256,18 @@ class Finder(ast.NodeVisitor):
             self._add(node, repr(node.value * 1.1 if node.value else 1.0))
 
     def visit_Continue(self, node: ast.Continue) -> None:
-        """End a loop early."""
+        """Replace ``continue`` by ``break``."""
         self._add(node, "break")
 
     def visit_IfExp(self, node: ast.IfExp) -> None:
-        """Exchange the two values."""
+        """Swap the two values."""
         self.generic_visit(node)
         first, test, second = map(self._source, (node.body, node.test, node.orelse))
         self._add(node, f"({second} if {test} else {first})")
 
 
 def modules() -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield files and the names of their tests.
+    """Yield the files to mutate, with the names of their tests.
 
     Raises:
         FileNotFoundError: If a module was renamed.
@@ -274,52 +275,53 @@ def modules() -> Iterator[tuple[str, tuple[str, ...]]]:
     for pattern, names in MODULES.items():
         files = sorted((ROOT / PACKAGE).glob(pattern))
         if not files:
-            raise FileNotFoundError(f"{PACKAGE}/{pattern}: there is no such module: see MODULES")
+            raise FileNotFoundError(f"{PACKAGE}/{pattern}: no such module: correct MODULES")
         for file in files:
             if file.name != "__init__.py":
                 yield file.relative_to(ROOT).as_posix(), (file.stem, *names)
 
 
 def tests_of(names: tuple[str, ...], file: str) -> list[str]:
-    """Return the files of tests that exist, and the module itself for its doctests."""
-    found = [path for name in names for path in sorted((ROOT / "tests").glob(f"test_{name}*.py"))]
-    return [*dict.fromkeys(f"tests/{path.name}" for path in found), file]
+    """Return the existing test files, and the module itself for its doctests."""
+    paths = [path for name in names for path in sorted((ROOT / "tests").glob(f"test_{name}*.py"))]
+    return [*dict.fromkeys(f"tests/{path.name}" for path in paths), file]
 
 
-def draw(count: int, seed: int) -> list[tuple[Mutant, list[str]]]:
-    """Draw mutants and return them with their tests, in the order of their files."""
+def sample_mutants(count: int, seed: int) -> list[tuple[Mutant, list[str]]]:
+    """Sample mutants at random and return them with their tests, in the order of their files."""
     every = [
         (mutant, tests_of(names, file))
         for file, names in modules()
-        for mutant in Finder(file, (ROOT / file).read_text(encoding="utf-8")).found
+        for mutant in Finder(file, (ROOT / file).read_text(encoding="utf-8")).mutants
     ]
     places = sorted(random.Random(seed).sample(range(len(every)), count))
     return [every[place] for place in places]
 
 
 def main() -> int:
-    """Print a table; return 0."""
+    """Run the mutants, print a table and return 0."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seed", type=int, default=14)
     parser.add_argument("--count", type=int, default=40)
-    parser.add_argument("--list", action="store_true", help="run nothing")
-    parser.add_argument("--number", type=int, action="append", help="of the list, from 1")
-    parser.add_argument("--seconds", type=float, default=120, help="for the tests of a mutant")
-    asked = parser.parse_args()
+    parser.add_argument("--list", action="store_true", help="list the mutants, run nothing")
+    parser.add_argument("--number", type=int, action="append", help="in the list, from 1")
+    parser.add_argument("--seconds", type=float, default=120, help="time limit of each mutant")
+    options = parser.parse_args()
     counts: Counter[str] = Counter()
     print("| # | outcome | place | change | seconds |\n|--:|---|---|---|--:|")
     with copied_repository() as folder:
-        for number, (mutant, tests) in enumerate(draw(asked.count, asked.seed), start=1):
-            if asked.number and number not in asked.number:
+        mutants = sample_mutants(options.count, options.seed)
+        for number, (mutant, tests) in enumerate(mutants, start=1):
+            if options.number and number not in options.number:
                 continue
             path = folder / mutant.file
             began, outcome = time.monotonic(), "listed"
-            if not asked.list:
+            if not options.list:
                 with restored(path):
                     text = path.read_text(encoding="utf-8")
                     changed = text[: mutant.start] + mutant.new + text[mutant.end :]
                     path.write_text(changed, encoding="utf-8")
-                    outcome = run_tests(tests, folder, asked.seconds)
+                    outcome = run_tests(tests, folder, options.seconds)
             counts[outcome] += 1
             place = f"{mutant.file.removeprefix(f'{PACKAGE}/')}:{mutant.line}"
             seconds = f"{time.monotonic() - began:.0f}"

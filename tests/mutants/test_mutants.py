@@ -1,6 +1,6 @@
-"""The mutants that are kept as patches fit today's files, and the tests that they name exist.
+"""The mutants stored as patches apply to the current files, and the tests that they name exist.
 
-That the tests kill them is seen by ``python tests/mutants/run.py``, which takes minutes.
+``python tests/mutants/run.py`` checks that these tests kill them, which takes minutes.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from run import FOLDER, as_patch, read_mutant, read_mutants
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.patch")), ids=lambda path: path.stem)
-def test_a_mutant_fits(path: Path) -> None:
+def test_a_mutant_applies(path: Path) -> None:
     mutant = read_mutant(path)
     assert as_patch(mutant).partition("@@ ")[0] == path.read_text().partition("@@ ")[0]
     assert mutant.change.old != mutant.change.new
     assert len(find_tests(mutant.tests)) == len(mutant.tests)
 
 
-def test_numbers_are_given_once() -> None:
+def test_numbers_are_unique() -> None:
     numbers = [mutant.number for mutant in read_mutants()]
     assert len(set(numbers)) == len(numbers) >= 17
 
@@ -33,6 +33,6 @@ def test_a_change_replaces_whole_lines_that_occur_once(tmp_path: Path) -> None:
         changed = (tmp_path / "a.py").read_text()
     assert changed == "x = 2\nx = 12\ny = 3\ny = 3\n"
     assert (tmp_path / "a.py").read_text() == "x = 1\nx = 12\ny = 3\ny = 3\n"
-    assert not apply(Change("a.py", "x = 2", "x = 3"), tmp_path)  # there is none
-    assert not apply(Change("a.py", "y = 3", "y = 4"), tmp_path)  # which of them?
+    assert not apply(Change("a.py", "x = 2", "x = 3"), tmp_path)  # no such line
+    assert not apply(Change("a.py", "y = 3", "y = 4"), tmp_path)  # ambiguous
     assert not apply(Change("b.py", "y = 3", "y = 4"), tmp_path)

@@ -1,13 +1,13 @@
-"""Make a set of tiny runs and checkpoints, one of every method, or compare with one.
+"""Create a set of tiny runs and checkpoints of every method, or compare with such a set.
 
     python tests/golden/checkpoints/make.py FOLDER
     python tests/golden/checkpoints/make.py --compare FOLDER
 
-A set belongs to the version that made it: later versions must read its files (see
-``tests/test_golden_checkpoints.py``). ``--compare`` runs its stored configurations again and says
-of every method whether all numbers are equal to the bit, as after a refactoring they are; for that
-the set must come from the same machine. It takes nothing of the package but the command line, the
-names in ``anomaly_clip.methods`` and files.
+A set belongs to the version that created it: later versions must read its files (see
+``tests/test_golden_checkpoints.py``). ``--compare`` runs the stored configurations again and
+reports for every method whether all numbers are bit-identical, as they should be after a
+refactoring. For that, the set must come from the same machine. The script uses only the command
+line of the package, the names in ``anomaly_clip.methods``, and files.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ CLIP = {
 }
 CATEGORIES = ("disc", "weave")
 SIDE = 40
-"""Pixels of an image."""
+"""Side of an image in pixels."""
 STRIDES = (3, 2, 2, 1)
-"""Between numbers of neighbouring rows, columns, ... of a tensor that is a view of few numbers."""
+"""Strides between rows, columns, ... of tensors that are stored as views of few numbers."""
 MANY = 10_000
-"""Rows of a tensor, as that of the tokens, from which on one follows at the next number."""
+"""Number of rows, as of the token embedding, from which the strides are 1."""
 FEW, LARGE = 2048, 150_000
-"""Numbers of a tensor that is stored as it is, and bytes of a checkpoint that is not thinned."""
+"""Size of tensors that are stored in full, and bytes of checkpoints that are not thinned."""
 VERBS = ("fit", "validate", "test")
 
 QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
@@ -58,13 +58,13 @@ MVTEC = ["--data=MVTecAD", "--data.root=mvtec", *QUIET]
 FIRST, SECOND = (f"--data.categories=[{name}]" for name in CATEGORIES)
 PROMPTS = ['--model.prompts.templates=["a photo of a {}.", "the {}."]']
 PLAIN = ["--output.page=false"]
-"""No gallery, which takes more room than all the rest."""
+"""No gallery, which would take more space than everything else."""
 LAYERS = ["features.0", "features.1", "features.2"]
 
 
 def _clip(method: str, part: str = "backbone") -> list[str]:
-    own = f"--model.{part}"
-    return [f"--model={method}", f"{own}.name=clip.json", f"{own}.pretrained=clip.pt"]
+    option = f"--model.{part}"
+    return [f"--model={method}", f"{option}.name=clip.json", f"{option}.pretrained=clip.pt"]
 
 
 def _cnn(method: str, name: str, file: str, image_size: int) -> list[str]:
@@ -187,7 +187,7 @@ METHODS: dict[str, dict[str, list[str]]] = {
         ],
     },
 }
-"""Options by folder and verb; a verb behind a fit takes its checkpoint and configuration."""
+"""Options by folder and command; an empty list after a fit uses its checkpoint."""
 
 SWEEP = """\
 program: anomaly_clip
@@ -203,7 +203,7 @@ command: [anomaly_clip, fit, "${args}"]
 
 
 def write_images(root: Path) -> None:
-    """Write two categories in MVTec-AD's layout: 4 training images, 3 and 3 test images each."""
+    """Write two categories in MVTec-AD's layout, each with 4 training and 3 + 3 test images."""
     from PIL import Image
 
     rng = np.random.default_rng(0)
@@ -217,7 +217,7 @@ def write_images(root: Path) -> None:
                 else:
                     grey = 120 + 50 * np.sin(0.9 * x + phase) * np.sin(0.9 * y)
                 image = grey[..., None] * np.array([1.0, 0.9, 0.7])
-                image += 8 * rng.integers(-2, 3, (SIDE, SIDE, 1))  # coarse, so that it packs well
+                image += 8 * rng.integers(-2, 3, (SIDE, SIDE, 1))  # coarse, to compress well
                 if kind != "good":
                     row, column, radius = rng.uniform(8, 32), rng.uniform(8, 32), rng.uniform(3, 6)
                     mask = np.hypot(x - column, y - row) < radius
@@ -232,7 +232,7 @@ def write_images(root: Path) -> None:
 
 
 def write_wafers(file: Path) -> None:
-    """Write maps of 4 classes, 6 of each, in the form of MixedWM38."""
+    """Write wafer maps of 4 classes, 6 of each, in MixedWM38's format."""
     rng = np.random.default_rng(1)
     y, x = np.mgrid[:52, :52] - 25.5
     disc = np.hypot(x, y) < 26
@@ -255,7 +255,7 @@ def write_wafers(file: Path) -> None:
 def write_weights(folder: Path) -> None:
     """Write a CLIP and two CNNs with random weights, whose large tensors are views of few numbers.
 
-    They are ``.pt`` files, as a safetensors file would hold each view in full.
+    They are ``.pt`` files, as a safetensors file would store each view in full.
     """
     import open_clip
     import torch
@@ -280,7 +280,7 @@ def write_weights(folder: Path) -> None:
 
 
 def _drawn(key: str, like: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Return random weights of a tensor's kind and shape, in half precision."""
+    """Return random weights for a tensor of this name and shape, in half precision."""
     import torch
 
     if not like.is_floating_point() or like.ndim == 0:
@@ -298,21 +298,21 @@ def _drawn(key: str, like: torch.Tensor, rng: np.random.Generator) -> torch.Tens
 def _statistics(
     network: torch.nn.Module, state: Mapping[str, torch.Tensor], rng: np.random.Generator
 ) -> dict[str, torch.Tensor]:
-    """Return the statistics of BatchNorm, as otherwise features grow from layer to layer."""
+    """Return BatchNorm statistics, without which features would grow from layer to layer."""
     import torch
 
     network.load_state_dict(dict(state), strict=False)
     for layer in network.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
-            layer.momentum = None  # the mean over all that it sees
+            layer.momentum = None  # the mean over all batches
     coarse = torch.from_numpy(rng.normal(0, 1, (32, 3, 12, 12))).float()
     network.train()(torch.nn.functional.interpolate(coarse, (64, 64), mode="bilinear"))
-    found = network.state_dict()
-    return {key: found[key].half() for key in state if "running" in key}
+    fitted = network.state_dict()
+    return {key: fitted[key].half() for key in state if "running" in key}
 
 
 def _strides(shape: Sequence[int]) -> tuple[tuple[int, ...], int]:
-    """Return the strides of a view of few numbers, and how many these are."""
+    """Return the strides of a view of few numbers, and the size of its storage."""
     strides = STRIDES[-len(shape) :] if shape[0] < MANY else (1, 1)
     return strides, 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
 
@@ -320,8 +320,8 @@ def _strides(shape: Sequence[int]) -> tuple[tuple[int, ...], int]:
 def thin(file: Path) -> None:
     """Turn the large tensors of a large checkpoint into views of few numbers.
 
-    Names, types and shapes stay, and weights that began as such views hardly change. States of
-    optimisers are left out.
+    Names, types and shapes stay, and weights that were initialised as such views hardly change.
+    Optimiser states are dropped.
     """
     import torch
 
@@ -349,7 +349,7 @@ def _view(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class Recorder:
-    """Keep a digest of all that ``score`` returns, maps in full precision included."""
+    """Digest of everything that ``score`` returns, including maps in full precision."""
 
     def __init__(self) -> None:
         self.digest = hashlib.sha256()
@@ -357,26 +357,26 @@ class Recorder:
         self._depth = 0
 
     def watch(self) -> None:
-        """Wrap ``score`` of all methods of the package, for the rest of the process."""
+        """Wrap ``score`` of all methods of the package for the rest of the process."""
         import anomaly_clip.methods as package
 
-        known: set[type] = set()
+        watched: set[type] = set()
         for name in package.__all__:
             for kind in getattr(package, name).__mro__:
-                if "score" in vars(kind) and kind not in known:
-                    known.add(kind)
+                if "score" in vars(kind) and kind not in watched:
+                    watched.add(kind)
                     kind.score = self._watched(kind.score)
 
     def take(self) -> str | None:
-        """Return the digest since the last call, None if nothing was scored."""
-        found = self.digest.hexdigest() if self.calls else None
+        """Return the digest since the last call; None if nothing was scored."""
+        digest = self.digest.hexdigest() if self.calls else None
         self.digest, self.calls = hashlib.sha256(), 0
-        return found
+        return digest
 
     def _watched(self, score: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(score)
         def wrapped(*args: Any, **options: Any) -> Any:
-            self._depth += 1  # one method may score through another
+            self._depth += 1  # one method may call another's score
             try:
                 scores = score(*args, **options)
             finally:
@@ -392,7 +392,7 @@ class Recorder:
 
 
 def digest_of(tensor: torch.Tensor) -> str:
-    """Return the sha256 of a tensor's type, shape and numbers."""
+    """Return the sha256 of a tensor's type, shape and values."""
     import torch
 
     data = tensor.detach().cpu().contiguous()
@@ -405,51 +405,52 @@ def run(*words: str, code: int = 0) -> None:
     """Run a command line in this process.
 
     Raises:
-        RuntimeError: If it ends with another code than expected; it says what the command said.
+        RuntimeError: If the exit code is not the expected one; the message contains the output.
     """
     from anomaly_clip.cli import main
 
-    with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(said):
-        found = main(words)
-    if found != code:
-        raise RuntimeError(f"anomaly_clip {' '.join(words)}: exit code {found}\n{said.getvalue()}")
+    with contextlib.redirect_stderr(io.StringIO()) as output, contextlib.redirect_stdout(output):
+        status = main(words)
+    if status != code:
+        command = f"anomaly_clip {' '.join(words)}"
+        raise RuntimeError(f"{command}: exit code {status}, expected {code}\n{output.getvalue()}")
 
 
 def run_method(name: str, verbs: Mapping[str, Sequence[str]], recorder: Recorder) -> Numbers:
-    """Run the verbs of one method into ``name/<verb>`` and return its numbers."""
+    """Run the commands of one method into ``name/<verb>`` and return its numbers."""
     import torch
 
     numbers: Numbers = {}
     checkpoint = Path(name, "fit", "checkpoints", "last.ckpt")
     for verb, words in verbs.items():
         folder = Path(name, verb)
-        own = list(words) or ["--ckpt_path", str(checkpoint)]
+        options = list(words) or ["--ckpt_path", str(checkpoint)]
         recorder.take()
-        run(verb, *own, f"--output.folder={folder}")
-        found: Numbers = {"logged": logged(folder), "scores": recorder.take()}
+        run(verb, *options, f"--output.folder={folder}")
+        values: Numbers = {"logged": logged(folder), "scores": recorder.take()}
         if verb == "fit":
             state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-            found["tensors"] = {key: digest_of(value) for key, value in sorted(state.items())}
+            values["tensors"] = {key: digest_of(value) for key, value in sorted(state.items())}
             thin(checkpoint)
-            for exported in folder.glob("*.*"):  # the same weights again, in full
+            for exported in folder.glob("*.*"):  # the same weights, in full
                 if exported.suffix in (".pt", ".pth", ".safetensors"):
                     exported.unlink()
         if (folder / "metrics.json").is_file():
-            found["metrics"] = metrics_of(folder)
-            # The file's digest says of the methods without maps what the maps' says of the others.
-            found["table"] = hashlib.sha256((folder / "scores.csv").read_bytes()).hexdigest()
-        numbers[verb] = found
+            values["metrics"] = metrics_of(folder)
+            # For methods without maps, this digest does what that of the maps does for the others.
+            values["table"] = hashlib.sha256((folder / "scores.csv").read_bytes()).hexdigest()
+        numbers[verb] = values
     return numbers
 
 
 def metrics_of(folder: Path) -> Numbers:
-    """Return the mean and the categories of a run's metrics."""
+    """Return a run's metrics: their mean, and those of each category."""
     content = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     return {part: content[part] for part in ("mean", "categories")}
 
 
 def logged(folder: Path) -> dict[str, float]:
-    """Return the last value of all that a run logged, but for times."""
+    """Return the last value of everything that a run logged, except times."""
     values: dict[str, float] = {}
     for file in sorted(folder.glob("logs/**/metrics.csv")):
         with file.open(newline="", encoding="utf-8") as opened:
@@ -460,7 +461,7 @@ def logged(folder: Path) -> dict[str, float]:
 
 @contextlib.contextmanager
 def interruption(method: str, when: Callable[[Any], bool]) -> Iterator[None]:
-    """Interrupt a training when something holds of the method, as Ctrl-C would."""
+    """Interrupt training, as Ctrl-C would, as soon as ``when(method)`` is true."""
     import anomaly_clip.methods as package
 
     kind = getattr(package, method)
@@ -480,7 +481,7 @@ def interruption(method: str, when: Callable[[Any], bool]) -> Iterator[None]:
 
 
 def run_several() -> Numbers:
-    """Run each, sweep and compare; the former two are left as an interruption leaves them."""
+    """Run each, sweep and compare; keep the first two in their state after an interruption."""
     last = [CATEGORIES[1]]
     with interruption("PaDiM", lambda m: m.trainer.datamodule.categories == last):
         run("each", *PADIM, "--output.folder=each", code=130)
@@ -489,7 +490,7 @@ def run_several() -> Numbers:
     with interruption("SimpleNet", lambda m: m.adaptor_lr == 0.01):
         run("sweep", "sweep.yaml", *SIMPLENET, "--trainer.max_epochs=2", *root, code=130)
     weights = ["--weights", "mobilenet.pt", "random", "--folder", "compare", "--pictures", "1"]
-    # Its weights are those of ``--weights``.
+    # ``--weights`` replaces this option.
     padim = [word for word in PADIM if not word.startswith("--model.backbone.weights")]
     run("compare", *weights, *padim, FIRST, *PLAIN)
     return several_numbers()
@@ -521,15 +522,15 @@ def several_numbers() -> Numbers:
 
 
 def make(folder: Path) -> None:
-    """Make a set.
+    """Create a set.
 
     Raises:
-        SystemExit: If the folder exists, or a file of the set names a folder of this machine.
+        SystemExit: If the folder exists, or a file of the set contains a path of this machine.
     """
     from importlib.metadata import version
 
     if folder.exists():
-        raise SystemExit(f"{folder} exists: name a new folder")
+        raise SystemExit(f"{folder} exists: choose a new folder")
     folder.mkdir(parents=True)
     with _inside(folder):
         write_images(Path("mvtec"))
@@ -540,7 +541,7 @@ def make(folder: Path) -> None:
         methods = {}
         for name, verbs in METHODS.items():
             methods[name] = run_method(name, verbs, recorder)
-            print(f"made: {name}")
+            print(f"finished: {name}")
         numbers = {"version": version("anomaly_clip"), "methods": methods, "several": run_several()}
         Path("numbers.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
         _clean(Path())
@@ -549,10 +550,10 @@ def make(folder: Path) -> None:
 
 
 def _clean(folder: Path) -> None:
-    """Leave out what a machine should not tell, and pages, which are made of the rest.
+    """Remove paths of this machine, and pages, which can be generated from the other files.
 
     Raises:
-        SystemExit: If something of it is left.
+        SystemExit: If a file of another type contains such a path.
     """
     here = f"{Path.cwd()}"
     for file in sorted(folder.rglob("*")):
@@ -562,13 +563,13 @@ def _clean(folder: Path) -> None:
             file.unlink()
         elif here.encode() in (content := file.read_bytes()):
             if file.suffix not in (".json", ".yaml", ".csv"):
-                raise SystemExit(f"{file} names {here}")
+                raise SystemExit(f"{file} contains the path {here}: remove it from the file")
             text = content.decode().replace(f"{here}/", "").replace(here, ".")
             file.write_text(text, encoding="utf-8")
 
 
 def compare(folder: Path) -> int:
-    """Run a set's configurations again, print how the numbers compare, return an exit code."""
+    """Run a set's configurations again, print the comparison, and return an exit code."""
     before = json.loads((folder / "numbers.json").read_text(encoding="utf-8"))
     recorder = Recorder()
     recorder.watch()
@@ -585,13 +586,13 @@ def compare(folder: Path) -> int:
                     shutil.copy(Path(name, verb, f"config-{verb}.yaml"), kept)
                     verbs[verb] = ["--config", str(kept)]
                 shutil.rmtree(name)
-                equal &= _judge(name, expected, partial(run_method, name, verbs, recorder))
-            equal &= _judge("each, sweep, compare", before["several"], _several_again)
+                equal &= _report(name, expected, partial(run_method, name, verbs, recorder))
+            equal &= _report("each, sweep, compare", before["several"], _several_again)
     return 0 if equal else 1
 
 
 def _several_again() -> Numbers:
-    """Run a stored comparison again, finish what was interrupted, and return the numbers."""
+    """Run the stored comparison again, finish the interrupted runs, and return the numbers."""
     record = json.loads(Path("compare", "compare.json").read_text(encoding="utf-8"))
     shutil.rmtree("compare")
     weights = ["--weights", *record["weights"].values(), "--folder", "compare", "--pictures", "1"]
@@ -599,23 +600,23 @@ def _several_again() -> Numbers:
     return several_numbers()
 
 
-def _judge(name: str, expected: Numbers, again: Callable[[], Numbers]) -> bool:
-    """Print one line on a method and return whether its numbers are equal."""
+def _report(name: str, expected: Numbers, again: Callable[[], Numbers]) -> bool:
+    """Print a method's comparison on one line and return whether its numbers are equal."""
     try:
-        found = json.loads(json.dumps(again()))
-    except Exception as error:  # the other methods are still of interest
+        numbers = json.loads(json.dumps(again()))
+    except Exception as error:  # the other methods are still worth comparing
         print(f"{name}: FAILED: {error}")
         return False
-    ours, theirs = dict(_leaves(found)), dict(_leaves(expected))
+    ours, theirs = dict(_leaves(numbers)), dict(_leaves(expected))
     differing = [key for key in theirs if key not in ours or ours[key] != theirs[key]]
     differing += [key for key in ours if key not in theirs]
     if not differing:
-        print(f"{name}: equal to the bit ({len(theirs)} values)")
+        print(f"{name}: bit-identical ({len(theirs)} values)")
         return True
     both = ((ours.get(key), theirs.get(key)) for key in differing)
     apart = [abs(a - b) for a, b in both if isinstance(a, float) and isinstance(b, float)]
-    largest = f"; largest difference of a number {max(apart):.3g}" if apart else ""
-    print(f"{name}: DIFFERS in {len(differing)} values, as {differing[0]}{largest}")
+    largest = f"; largest numeric difference {max(apart):.3g}" if apart else ""
+    print(f"{name}: DIFFERS in {len(differing)} values, such as {differing[0]}{largest}")
     return False
 
 
@@ -629,7 +630,7 @@ def _leaves(numbers: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 @contextlib.contextmanager
 def _inside(folder: Path) -> Iterator[None]:
-    """Work in a folder, as all names in a set are relative to it."""
+    """Change the working directory to a set, as all paths in the set are relative to it."""
     before = Path.cwd()
     os.chdir(folder)
     try:
@@ -639,20 +640,20 @@ def _inside(folder: Path) -> Iterator[None]:
 
 
 def main(words: Iterable[str]) -> int:
-    """Make or compare, on one thread, without a network and with a cache of its own."""
+    """Create or compare a set, on one thread, offline and with a separate cache."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
-    parser.add_argument("folder", type=Path, help="of the set, which is named after the version")
-    parser.add_argument("--compare", action="store_true", help="compare with the set in the folder")
-    asked = parser.parse_args(list(words))
+    parser.add_argument("folder", type=Path, help="folder of the set, named after its version")
+    parser.add_argument("--compare", action="store_true", help="compare with the set in FOLDER")
+    options = parser.parse_args(list(words))
     os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", HF_HUB_OFFLINE="1")
     import torch
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as cache:
         os.environ["ANOMALY_CLIP_CACHE"] = cache
-        if asked.compare:
-            return compare(asked.folder)
-        make(asked.folder)
+        if options.compare:
+            return compare(options.folder)
+        make(options.folder)
     return 0
 
 
