@@ -30,8 +30,8 @@ STEP = 127  # grey values per level
 class WaferMaps:
     """The two arrays of the file: maps uint8 ``(n, H, W)`` and targets bool ``(n, 8)``.
 
-    They are cached on disk as bytes, an eighth of the size of the file's integers, and every loading
-    process memory-maps them from there.
+    They are cached on disk as bytes, an eighth of the size of the file's integers, and every
+    loading process memory-maps them from there.
 
     Args:
         file: The ``.npz`` file.
