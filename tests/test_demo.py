@@ -68,7 +68,7 @@ def test_options_that_do_not_fit(options: dict[str, Any], sentence: str) -> None
 
 
 def test_an_unknown_category_is_named_with_the_known() -> None:
-    with pytest.raises(ValueError, match=r"'oak' is not in demo-0 \(there: .*oak wood board"):
+    with pytest.raises(ValueError, match=r"'oak' is not in demo-0 \(available: .*oak wood board"):
         _ = Demo(categories=["oak"]).categories
 
 

@@ -248,7 +248,7 @@ def test_beyond_half_precision_is_refused(mvtec_root: Path) -> None:
     encoder = Encoder(lambda images: {"a": images * 1e6}, "a", torch.device("cpu"))
     with pytest.raises(
         ValueError,
-        match=r"features a exceed half precision.*000.png.*set model.feature_cache_gb to 0",
+        match=r"features a exceed the range of half precision.*000.png.*feature_cache_gb to 0",
     ):
         FeatureCache(1.0, SETTING).fill(dataset(mvtec_root), encoder, 3, 0)
     assert files() == []

@@ -217,5 +217,5 @@ def test_no_parameter_is_trainable(tiny_clip: CLIPBackbone) -> None:
 
 def test_an_image_size_that_is_not_the_models(tiny_clip: CLIPBackbone, mvtec_root: Path) -> None:
     data = MVTecAD(str(mvtec_root), image_size=48, num_workers=0)
-    with pytest.raises(ValueError, match=r"data.image_size 48 is not what the model takes \(32\)"):
+    with pytest.raises(ValueError, match=r"data.image_size 48 differs from the model's \(32\)"):
         quiet_trainer().test(tiny(tiny_clip), data, verbose=False)

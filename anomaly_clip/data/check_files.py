@@ -34,7 +34,7 @@ FORMATS = {
     ".ppm": {"PPM"},
     ".pgm": {"PPM"},
 }
-"""PIL's names of the formats that may have an extension."""
+"""Formats, by PIL's names, that a file of each extension may have."""
 
 THUMBNAIL = 16  # pixels; near-duplicates are compared at this size
 

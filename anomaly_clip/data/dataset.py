@@ -130,7 +130,7 @@ class AnomalyData(BaseDataModule):
         try:
             self.root = Path(root).expanduser()
         except RuntimeError as error:  # ~name of an unknown user
-            raise ValueError(f"data.root {root}: {error} Give the full path.") from None
+            raise ValueError(f"data.root {root}: give the full path ({error})") from None
         self.image_size = image_size
         self.resize = resize
         self.mask_size = mask_size
@@ -467,7 +467,7 @@ class AnomalyData(BaseDataModule):
         return self._evaluation_loader(dataset)
 
     def test_dataloader(self) -> Any:
-        """Return the test split, in the order of its listing; a list of loaders for more passes."""
+        """Return the test split, in the order of its listing; one loader per pass if several."""
         passes = self._needs.test_passes
         loaders = [self._evaluation_loader(self.dataset("test")) for _ in range(passes)]
         return loaders[0] if passes == 1 else loaders

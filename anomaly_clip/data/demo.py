@@ -160,8 +160,8 @@ class Demo(AnomalyData):
         sampler = EpochSampler(scenes, self.seed, *world)
         if len(sampler) < self.batch_size:
             raise ValueError(
-                f"data.num_scenes {self.num_scenes} does not fill a batch of data.batch_size "
-                f"{self.batch_size} on each of {world[0]} processes: raise data.num_scenes or "
+                f"data.num_scenes {self.num_scenes} is less than a batch of data.batch_size "
+                f"{self.batch_size} for each of {world[0]} processes: raise data.num_scenes or "
                 f"lower data.batch_size"
             )
         return DataLoader(

@@ -196,7 +196,7 @@ def _encoded(encoder: Encoder, images: Tensor) -> list[dict[str, Tensor]]:
     halves = {key: value.half().cpu().contiguous() for key, value in encoded.items()}
     for key, value in halves.items():
         if not value.isfinite().all():
-            raise OverflowError(f"features {key} exceed half precision or are NaN")
+            raise OverflowError(f"features {key} exceed the range of half precision or are NaN")
     return [{k: v[place].clone() for k, v in halves.items()} for place in range(len(images))]
 
 
