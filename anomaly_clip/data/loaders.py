@@ -132,7 +132,7 @@ def support_loader(
     num_workers: int,
     trainer: Trainer | None,
 ) -> DataLoader[Batch]:
-    """Return batches of one category each, in which each image has others of it as support.
+    """Return batches of one category each; each image comes with support images of its category.
 
     Args:
         dataset: The training images.
