@@ -13,7 +13,7 @@ from PIL import Image
 
 
 class Maker:
-    """Draws pictures that all differ."""
+    """Writer of random images, all different."""
 
     def __init__(self, seed: int = 0) -> None:
         self.rng = np.random.default_rng(seed)
@@ -35,14 +35,14 @@ def blob(size: tuple[int, int] = (24, 20), value: int = 255) -> NDArray[np.uint8
 
 
 def litter(folder: Path) -> None:
-    """Leave behind what operating systems and archives leave behind."""
+    """Add the stray files of operating systems and archives."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("Thumbs.db", ".DS_Store", "license.txt", "._000.png"):
         (folder / name).write_text("not an image")
 
 
 def visa(root: Path, *, split_file: bool = True) -> Path:
-    """Two categories: 3 normal and 2 anomalous images each; masks hold numbers of classes."""
+    """Two categories of 3 normal and 2 anomalous images each; masks contain class numbers."""
     make = Maker(1)
     rows = [["object", "split", "label", "image", "mask"]]
     for category in ("candle", "pipe_fryum"):
@@ -66,7 +66,7 @@ def visa(root: Path, *, split_file: bool = True) -> Path:
 
 
 def btad(root: Path) -> Path:
-    """Three products, one with pictures and masks of other kinds."""
+    """Three products; in one of them, images and masks have different formats."""
     make = Maker(2)
     for category, image, mask in (("01", "bmp", "png"), ("02", "png", "png"), ("03", "bmp", "bmp")):
         for name in ("train/ok/0000", "train/ok/0001", "test/ok/0000"):
@@ -79,7 +79,7 @@ def btad(root: Path) -> Path:
 
 
 def ksdd2(root: Path) -> Path:
-    """Two normal and one defective training image; one of each in test; odd sizes."""
+    """Two normal and one defective training image, one of each in test; masks differ in size."""
     make = Maker(3)
     for split, first, defective in (("train", 10000, (2,)), ("test", 20000, (1,))):
         for number in range(3 if split == "train" else 2):
@@ -113,7 +113,7 @@ def isic(root: Path) -> Path:
 
 
 def clinic_db(root: Path) -> Path:
-    """Masks are grey values in three channels, tif."""
+    """Three frames with masks of grey values, in TIFF files of three channels."""
     make = Maker(6)
     for number in (1, 2, 10):
         make.picture(root / "Original" / f"{number}.tif")
@@ -137,7 +137,7 @@ def head_ct(root: Path, *, nested: bool = False) -> Path:
 
 
 def brain_mri(root: Path) -> Path:
-    """Extensions of all kinds, one that lies, palettes, transparency, and a file twice."""
+    """Various extensions, one of them wrong, palettes, transparency, and a duplicate file."""
     make = Maker(8)
     folder = root / "brain_tumor_dataset"
     make.picture(folder / "no" / "1 no.jpeg", format="JPEG")

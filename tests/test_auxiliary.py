@@ -15,6 +15,7 @@ from anomaly_clip.data import (
     VisA,
 )
 from anomaly_clip.data.auxiliary import check_auxiliary, share_image_size
+from anomaly_clip.synthesis import SynthesisSettings
 
 
 def tiny(root: Path, **options: Any) -> MVTecAD:
@@ -38,59 +39,59 @@ def test_an_auxiliary_set_feeds_fit_and_nothing_else(mvtec_root: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "message"),
     [
-        ({"shots": 1}, "all that is learnt from"),
-        ({"fraction": 0.5}, "data.fraction must be left out"),
-        ({"balanced": True, "shuffle": False}, "so data.shuffle must be true"),
+        ({"shots": 1}, r"only source of training images: leave out .* data\.shots \(got 1\)"),
+        ({"fraction": 0.5}, r"leave out .* data\.fraction \(got 0\.5\)"),
+        ({"balanced": True, "shuffle": False}, "set data.shuffle true, got False"),
     ],
 )
 def test_options_that_contradict_each_other(
-    mvtec_root: Path, options: dict[str, Any], sentence: str
+    mvtec_root: Path, options: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(ValueError, match=message):
         tiny(mvtec_root, auxiliary=MVTecAD(str(mvtec_root)), **options)
 
 
-def test_an_auxiliary_set_must_say_what_is_normal(mvtec_root: Path, tmp_path: Path) -> None:
+def test_an_auxiliary_set_must_be_labelled(mvtec_root: Path, tmp_path: Path) -> None:
     save_picture(tmp_path / "photos" / "a.png")
     photos = ImageFolder(str(tmp_path / "photos"), "plank")
-    with pytest.raises(ValueError, match="nothing says which of its images are normal"):
+    with pytest.raises(ValueError, match=r"photos has no labelled test images to train on"):
         tiny(mvtec_root, auxiliary=photos).setup("fit")
     nested = MVTecAD(str(mvtec_root), auxiliary=MVTecAD(str(mvtec_root)))
-    with pytest.raises(ValueError, match="it takes no auxiliary of its own"):
+    with pytest.raises(ValueError, match=r"leave out data\.auxiliary\.auxiliary"):
         tiny(mvtec_root, auxiliary=nested)
 
 
 def stub(**options: Any) -> Any:
-    """Return what is read of a data set and of its auxiliary one."""
+    """Return the attributes of a data module that the checks read."""
     defaults = {"root": "there", "has_labels": True, "splits": ("train", "test")}
     defaults |= {"auxiliary": None, "has_shots": False, "synthesis": None, "image_size": None}
     return SimpleNamespace(**{**defaults, **options})
 
 
 def test_without_an_auxiliary_set_nothing_is_checked() -> None:
-    data = stub(has_shots=True, synthesis="any", image_size=8)
+    data = stub(has_shots=True, synthesis=SynthesisSettings(), image_size=8)
     check_auxiliary(data)
     share_image_size(data)
     assert data.image_size == 8
 
 
-def test_synthetic_defects_have_nothing_to_be_made_on() -> None:
+def test_an_auxiliary_set_excludes_synthetic_defects() -> None:
     check_auxiliary(stub(auxiliary=stub()))
-    with pytest.raises(ValueError, match=r"data\.synthesis makes defects on normal training"):
-        check_auxiliary(stub(auxiliary=stub(), synthesis="any"))
+    with pytest.raises(ValueError, match=r"data\.synthesis \(nsa\) needs normal training images"):
+        check_auxiliary(stub(auxiliary=stub(), synthesis=SynthesisSettings()))
 
 
-def test_images_are_of_one_size() -> None:
+def test_both_data_sets_share_one_image_size() -> None:
     data = stub(auxiliary=stub(), image_size=32)
     share_image_size(data)
     assert data.auxiliary.image_size == 32
-    share_image_size(data)  # of the next stage
-    with pytest.raises(ValueError, match=r"data\.auxiliary\.image_size 16 is not 32"):
+    share_image_size(data)  # called again for the next stage
+    with pytest.raises(ValueError, match=r"image_size 16 must equal data\.image_size 32"):
         share_image_size(stub(auxiliary=stub(image_size=16), image_size=32))
 
 
 def test_an_auxiliary_set_without_test_images_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"data\.auxiliary there: nothing says which"):
+    with pytest.raises(ValueError, match=r"data\.auxiliary there has no labelled test images"):
         share_image_size(stub(auxiliary=stub(splits=("train",)), image_size=32))

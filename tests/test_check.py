@@ -19,7 +19,7 @@ from anomaly_clip.data.info import DATASETS, Counts
 
 @pytest.fixture
 def own_root(tmp_path: Path) -> Path:
-    """Return a labelled folder of one's own with masks, of which no counts are published."""
+    """Return a user's labelled folder with masks, for which no counts are published."""
     make = Maker()
     root = tmp_path / "own"
     for name in ("good/a", "good/b", "cut/c", "cut/d"):
@@ -48,7 +48,7 @@ def test_a_set_without_faults(own_root: Path, capsys: pytest.CaptureFixture[str]
     assert (row.normal, row.anomalous, row.sizes, row.modes) == (2, 2, "24 x 20", {"RGB": 4})
 
 
-def test_everything_that_can_be_wrong_is_named_with_its_path(own_root: Path) -> None:
+def test_each_kind_of_problem_is_reported_with_its_path(own_root: Path) -> None:
     (own_root / "good" / "a.png").write_bytes(b"")
     whole = (own_root / "good" / "b.png").read_bytes()
     (own_root / "good" / "half.png").write_bytes(whole[: len(whole) // 2])
@@ -59,26 +59,28 @@ def test_everything_that_can_be_wrong_is_named_with_its_path(own_root: Path) -> 
     save_picture(masks / "c_mask.png", np.zeros((20, 24), np.uint8))
     save_picture(masks / "d_mask.png", blob((30, 20)))
     save_picture(masks / "nobody_mask.png", blob())
-    found = kinds(check(own_root))
-    assert found.keys() == {
+    problems_by_kind = kinds(check(own_root))
+    assert problems_by_kind.keys() == {
         "unreadable", "extension", "twin", "contradiction", "mask missing", "mask empty",
         "mask size", "mask",
     }  # fmt: skip
     unreadable = [p for p in check(own_root).problems if p.kind == "unreadable"]
     assert {p.path for p in unreadable} == {"good/a.png", "good/half.png"}
     assert "an empty file" in str(unreadable)
-    assert found["extension"] == "good/lying.jpg: the extension lies, it is a PNG file"
-    assert found["twin"] == "good/lying.jpg: the same content as good/b.png"
-    assert found["contradiction"] == (
-        "good/other label.png: the same content as cut/c.png, which has the other label"
+    assert problems_by_kind["extension"] == (
+        "good/lying.jpg: the extension does not match the content, a PNG file"
     )
-    assert found["mask missing"] == "cut/e.png: its mask is missing, expected e_mask.png"
-    assert found["mask empty"].startswith("ground_truth/cut/c_mask.png: ")
-    assert "30 x 20, its image 24 x 20 pixels" in found["mask size"]
-    assert found["mask"] == "ground_truth/cut/nobody_mask.png: a mask without an image"
+    assert problems_by_kind["twin"] == "good/lying.jpg: same content as good/b.png"
+    assert problems_by_kind["contradiction"] == (
+        "good/other label.png: same content as cut/c.png, which has the opposite label"
+    )
+    assert problems_by_kind["mask missing"] == "cut/e.png: its mask is missing, expected e_mask.png"
+    assert problems_by_kind["mask empty"].startswith("ground_truth/cut/c_mask.png: ")
+    assert "30 x 20, its image 24 x 20 pixels" in problems_by_kind["mask size"]
+    assert problems_by_kind["mask"] == "ground_truth/cut/nobody_mask.png: a mask without an image"
 
 
-def test_counts_are_set_beside_the_published_ones(
+def test_counts_are_compared_with_the_published_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     visa(tmp_path)
@@ -86,12 +88,12 @@ def test_counts_are_set_beside_the_published_ones(
     monkeypatch.setitem(DATASETS, "VisA", DATASETS["VisA"].__class__("", "", "", "", counts))
     problems = check_data(VisA(str(tmp_path))).problems
     assert [p.message for p in problems] == [
-        "pipe_fryum, test: 1 normal and 2 anomalous images, published are 1 and 3",
-        "the published category cashew is not there",
+        "pipe_fryum, test: 1 normal and 2 anomalous images, published: 1 and 3",
+        "the published category cashew is missing",
     ]
     assert main(["check", "--data", "VisA", "--data.root", str(tmp_path)]) == 1
     assert re.search(r"pipe_fryum +test +1 +2 of 3", capsys.readouterr().out)
-    # Asked for one category, nothing is said of the others.
+    # With one category requested, the others are not reported as missing.
     assert check_data(VisA(str(tmp_path), categories=["candle"])).problems == []
 
 
@@ -102,12 +104,13 @@ def test_training_images_in_the_test_split(mvtec_root: Path) -> None:
     assert [(p.path, p.message) for p in leaks] == [
         (
             "bottle/test/good/009.png",
-            "the same content as bottle/train/good/000.png, a train image: training and test mix",
+            "same content as bottle/train/good/000.png, a train image: the same image is trained "
+            "on and tested",
         )
     ]
 
 
-def test_near_copies_across_splits(mvtec_root: Path) -> None:
+def test_near_duplicates_across_splits(mvtec_root: Path) -> None:
     smooth = np.linspace(0, 200, 40 * 48 * 3).reshape(40, 48, 3).astype(np.uint8)
     save_picture(mvtec_root / "bottle" / "train" / "good" / "005.png", smooth)
     save_picture(mvtec_root / "bottle" / "test" / "good" / "006.png", smooth + 3)
@@ -121,7 +124,7 @@ def test_near_copies_across_splits(mvtec_root: Path) -> None:
 
 def test_masks_that_are_off_by_a_few_pixels_are_counted(tmp_path: Path) -> None:
     checked = check_data(KSDD2(str(ksdd2(tmp_path))))
-    assert "4 masks differ from their image by up to 2 pixels" in " ".join(checked.remarks)
+    assert "4 masks differ in size from their image by up to 2 pixels" in " ".join(checked.remarks)
     assert not any("mask" in problem.kind for problem in checked.problems)
 
 
@@ -133,9 +136,9 @@ def test_a_half_extracted_archive(tmp_path: Path) -> None:
     problems = check_data(BTAD(str(tmp_path))).problems
     missing = [p.path for p in problems if p.kind == "mask missing"]
     assert missing == ["03/test/ko/0000.bmp", "03/test/ko/0001.bmp"]
-    said = " ".join(p.message for p in problems if p.kind == "count")
-    assert "01, train: 0 normal" in said
-    assert "02, test: 0 normal and 2 anomalous" in said
+    messages = " ".join(p.message for p in problems if p.kind == "count")
+    assert "01, train: 0 normal" in messages
+    assert "02, test: 0 normal and 2 anomalous" in messages
 
 
 def test_a_table_that_cannot_be_read_is_a_problem_of_its_category(tmp_path: Path) -> None:
@@ -145,16 +148,16 @@ def test_a_table_that_cannot_be_read_is_a_problem_of_its_category(tmp_path: Path
     assert "line 2: expected a number and 0 or 1" in listing[0].message
 
 
-def test_pictures_that_a_table_names_and_others(tmp_path: Path) -> None:
+def test_missing_and_unlisted_images(tmp_path: Path) -> None:
     head_ct(tmp_path)
     (tmp_path / "head_ct" / "100.png").unlink()
     save_picture(tmp_path / "head_ct" / "150.png")
     checked = check_data(HeadCT(str(tmp_path)))
     assert ("missing", "head_ct/100.png", "there is no such file") in checked.problems
-    assert "1 other pictures are not used, such as head_ct/150.png" in checked.remarks
+    assert "1 other images are not used, such as head_ct/150.png" in checked.remarks
 
 
-def test_pictures_made_by_code_are_looked_at_too() -> None:
+def test_generated_images_are_checked_too() -> None:
     from anomaly_clip.data import Demo
 
     data = Demo(categories=["oak wood board"], num_train=2, num_test=2, picture_size=64)
@@ -174,21 +177,21 @@ def test_the_real_brain_mri(
     out = capsys.readouterr().out
     (line,) = (line for line in out.splitlines() if "duplicates" in line)
     assert line.startswith("duplicates: 25 ")
-    lying = {Path(p).name for p in re.findall(r"  (.+): the extension lies", out)}
+    reported = {Path(p).name for p in re.findall(r"  (.+): the extension does not match", out)}
     by_content = set()
     for path in (root / "brain_tumor_dataset").rglob("*"):
         if path.suffix.lower() in (".jpg", ".jpeg"):
             with Image.open(path) as picture:
                 if picture.format != "JPEG":
                     by_content.add(path.name)
-    assert lying == by_content
-    assert len(lying) == 6
+    assert reported == by_content
+    assert len(reported) == 6
 
 
 def test_the_real_head_ct_is_half_there(shared_data: Callable[[str], Path]) -> None:
     checked = check_data(HeadCT(str(shared_data("head_ct"))))
     assert [p.message for p in checked.problems] == [
-        "head ct, test: 50 normal and 50 anomalous images, published are 100 and 100"
+        "head ct, test: 50 normal and 50 anomalous images, published: 100 and 100"
     ]
     assert checked.rows[0].modes == {"RGB": 93, "RGBA": 7}
     assert checked.rows[0].sizes == "134-614 x 135-708"
@@ -204,8 +207,8 @@ def test_brain_mri_counts_files_beyond_the_first(tmp_path: Path) -> None:
 
 def test_a_mask_that_two_images_claim(own_root: Path) -> None:
     Maker(6).picture(own_root / "cut" / "c.jpg")
-    found = kinds(check(own_root))
-    assert found["mask"] == "ground_truth/cut/c_mask.png: the mask of two images, c.jpg and c.png"
+    message = "ground_truth/cut/c_mask.png: the mask of two images, c.jpg and c.png"
+    assert kinds(check(own_root))["mask"] == message
 
 
 def test_masks_of_a_folder_that_is_not_there(own_root: Path) -> None:
@@ -215,14 +218,14 @@ def test_masks_of_a_folder_that_is_not_there(own_root: Path) -> None:
     )
 
 
-def test_a_mask_that_a_lossy_file_blurs(own_root: Path) -> None:
+def test_a_lossy_mask(own_root: Path) -> None:
     folder = own_root / "ground_truth" / "cut"
     (folder / "c_mask.png").unlink()
     save_picture(folder / "c_mask.jpg", blob())
-    assert "saved as JPEG" in kinds(check(own_root))["mask lossy"]
+    assert "the mask is a JPEG" in kinds(check(own_root))["mask lossy"]
 
 
-def test_ksdd2s_masks_of_normal_images_are_looked_at(tmp_path: Path) -> None:
+def test_masks_of_normal_images_of_ksdd2_are_checked(tmp_path: Path) -> None:
     root = ksdd2(tmp_path)
     save_picture(root / "test" / "20000_GT.png", np.zeros((3, 3), np.uint8))
     save_picture(root / "test" / "29999_GT.png", blob())
@@ -244,16 +247,16 @@ def test_visa_without_its_split_file_may_be_complete(
     )
 
 
-def test_a_set_of_ones_own_in_a_published_layout(tmp_path: Path) -> None:
+def test_a_custom_data_set_in_a_published_layout(tmp_path: Path) -> None:
     make = Maker(12)
     for name in ("train/good/a", "test/good/b"):
         make.picture(tmp_path / "plank" / f"{name}.png")
     checked = check_data(MVTecAD(str(tmp_path)))
     assert checked.problems == []
-    assert checked.remarks == ["plank: not one of the published categories"]
+    assert checked.remarks == ["plank: not a published category"]
 
 
-def test_near_copies_of_a_set_without_training_images(tmp_path: Path) -> None:
+def test_near_duplicates_without_training_images(tmp_path: Path) -> None:
     root = brain_mri(tmp_path)
     smooth = np.linspace(0, 200, 40 * 48 * 3).reshape(40, 48, 3).astype(np.uint8)
     for number in (7, 8):
@@ -262,15 +265,15 @@ def test_near_copies_of_a_set_without_training_images(tmp_path: Path) -> None:
     (remark,) = (
         r for r in check_data(BrainMRI(str(root)), near_duplicates=True).remarks if "nearly" in r
     )
-    assert remark.startswith("brain ct: 2 test images nearly equal another one")
+    assert remark.startswith("brain ct: 2 test images nearly equal another test image")
 
 
-def test_a_category_that_cannot_be_listed_has_no_masks_too_many(tmp_path: Path) -> None:
+def test_a_category_that_cannot_be_listed_has_no_spare_masks(tmp_path: Path) -> None:
     visa(tmp_path)
     (tmp_path / "split_csv" / "1cls.csv").write_text("object,split,label,image,mask\nx,y\n")
-    found = {problem.kind for problem in check_data(VisA(str(tmp_path))).problems}
-    assert "listing" in found
-    assert "mask" not in found
+    reported = {problem.kind for problem in check_data(VisA(str(tmp_path))).problems}
+    assert "listing" in reported
+    assert "mask" not in reported
 
 
 @pytest.mark.parametrize(("pixels", "kinds_of"), [(0, set()), (1, {"mask size"})])
@@ -288,10 +291,11 @@ def test_a_published_tolerance_of_masks_is_kept_to_the_pixel(tmp_path: Path) -> 
     checked = check_data(KSDD2(str(root)))
     wrong = [problem.path for problem in checked.problems if problem.kind == "mask size"]
     assert wrong == ["train/10001_GT.png"]
-    assert "3 masks differ from their image by up to 16 pixels" in " ".join(checked.remarks)
+    remarks = " ".join(checked.remarks)
+    assert "3 masks differ in size from their image by up to 16 pixels" in remarks
 
 
-def test_of_several_near_pairs_the_nearest_is_named(tmp_path: Path) -> None:
+def test_the_nearest_of_several_near_duplicates_is_named(tmp_path: Path) -> None:
     make = Maker(5)
     good = tmp_path / "nut" / "train" / "good"
     test = tmp_path / "nut" / "test" / "good"
@@ -304,4 +308,4 @@ def test_of_several_near_pairs_the_nearest_is_named(tmp_path: Path) -> None:
         r for r in check_data(MVTecAD(str(tmp_path)), near_duplicates=True).remarks if "nearly" in r
     )
     assert "nut: 3 test images nearly equal a training image" in remark
-    assert "most of all nut/test/good/1.png and nut/train/good/1.png" in remark
+    assert "the closest are nut/test/good/1.png and nut/train/good/1.png" in remark

@@ -20,16 +20,16 @@ def data(tmp_path: Path) -> ImageFolder:
 def test_a_file_is_described_by_its_content(data: ImageFolder) -> None:
     rng = np.random.default_rng(0)
     array = rng.integers(0, 256, (40, 24, 3), dtype=np.uint8)
-    one, two = (save_picture(data.root / f"{name}.png", array) for name in "ab")
+    original, copy = (save_picture(data.root / f"{name}.png", array) for name in "ab")
     Image.fromarray(array[..., 0]).save(data.root / "c.png")
-    samples = [Sample(path, "plank", False) for path in (one, two, data.root / "c.png")]
+    samples = [Sample(path, "plank", False) for path in (original, copy, data.root / "c.png")]
     first, same, grey = inspect_samples(data, [(s, "test") for s in samples], 2, thumbnails=True)
     assert (first.size, first.mode, first.split, first.problems) == ((24, 40), "RGB", "test", ())
     assert first.digest == same.digest != grey.digest
     assert grey.mode == "L"
     assert first.thumbnail is not None
     assert grey.thumbnail is not None
-    # Thumbnails have mean 0 and length 1: their product is numpy's correlation.
+    # Thumbnails have mean 0 and norm 1, so their dot product is numpy's correlation.
     small = [np.asarray(Image.open(s.image).convert("RGB").resize((16, 16), 3)) for s in samples]
     flat = [values.astype(float).mean(axis=2).ravel() for values in small]
     expected = np.corrcoef(flat[0], flat[2])[0, 1]
@@ -38,9 +38,9 @@ def test_a_file_is_described_by_its_content(data: ImageFolder) -> None:
     assert without.thumbnail is None
 
 
-def test_problems_of_files_are_named_and_stop_no_other(data: ImageFolder) -> None:
+def test_problems_of_files_do_not_stop_the_check(data: ImageFolder) -> None:
     good = save_picture(data.root / "good.png")
-    (data.root / "broken.png").write_bytes(b"no image")
+    (data.root / "broken.png").write_bytes(b"not an image")
     lying = save_picture(data.root / "x.png").rename(data.root / "lying.jpg")
     mask = save_picture(data.root / "mask.png", np.zeros((40, 38), np.uint8))
     listed = [
@@ -63,14 +63,14 @@ def test_problems_of_files_are_named_and_stop_no_other(data: ImageFolder) -> Non
     assert inspected[1].problems == (Problem("missing", "none.png", "there is no such file"),)
 
 
-def test_images_made_by_code_are_described_too() -> None:
+def test_generated_images_are_described_too() -> None:
     data = Demo(categories=["pink pill"], num_train=2, picture_size=64)
     first, second = inspect_samples(data, [(s, "train") for s in data.samples("train")])
     assert (first.size, first.mode, first.problems) == ((64, 64), "RGB", ())
     assert first.digest != second.digest
 
 
-def test_paths_begin_at_the_data_sets_folder_and_can_be_printed(data: ImageFolder) -> None:
+def test_paths_are_relative_to_the_data_set_and_printable(data: ImageFolder) -> None:
     assert short_path(data, data.root / "a" / "b\n.png") == "a/b\\n.png"
     assert short_path(data, data.root) == str(data.root)
     assert short_path(data, Path("/elsewhere/a.png")) == "/elsewhere/a.png"

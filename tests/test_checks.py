@@ -11,7 +11,7 @@ from anomaly_clip.synthesis.presets import preset
 
 
 @pytest.mark.parametrize(
-    ("recipe", "options", "sentence"),
+    ("recipe", "options", "message"),
     [
         ("perlin", {"source": "dtd"}, "source 'dtd': expected one of folder, self, noise, code"),
         ("perlin", {"num_changes": 2.5}, "num_changes 2.5: expected a whole number"),
@@ -29,8 +29,8 @@ from anomaly_clip.synthesis.presets import preset
         ("nsa", {"background": [[1, 2, 3]]}, r"background .*a list of \[a number, a number\]"),
     ],
 )
-def test_options_are_typed(recipe: str, options: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
+def test_options_are_typed(recipe: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         preset(recipe, options=options)
 
 
@@ -55,7 +55,7 @@ def test_lists_of_files_become_tuples() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "message"),
     [
         ({"count": 1.0}, "count 1.0: expected a whole number"),
         ({"count": True}, "count True: expected a whole number"),
@@ -71,8 +71,8 @@ def test_lists_of_files_become_tuples() -> None:
         ({"nested": [[1, 2, 3]]}, r"expected a list of \[a whole number, a whole number\]"),
     ],
 )
-def test_a_field_of_another_type_is_named(options: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
+def test_a_field_of_another_type_is_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         check_fields(Settings(**options))
 
 

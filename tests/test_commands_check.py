@@ -19,7 +19,7 @@ from anomaly_clip.data.info import DATASETS
 
 @pytest.fixture
 def own_root(tmp_path: Path) -> Path:
-    """Return a labelled folder of one's own with masks, of which no counts are published."""
+    """Return a user's labelled folder with masks, for which no counts are published."""
     make = Maker()
     root = tmp_path / "own"
     for name in ("good/a", "good/b", "cut/c", "cut/d"):
@@ -58,7 +58,7 @@ def test_the_command_reads_every_layout(
     tmp_path: Path, name: str, make: Callable[[Path], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = make(tmp_path / "data")
-    # All lack most of what is published.
+    # All of them lack most of the published images.
     assert main(["check", "--data", name, "--data.root", str(root), "--workers", "2"]) == 1
     out = capsys.readouterr().out
     assert f"source: {DATASETS[name].url}" in out
@@ -67,7 +67,7 @@ def test_the_command_reads_every_layout(
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("words", "message"),
     [
         ([], "--data missing"),
         (["--data", "Visa"], "there is no class Visa: did you mean VisA"),
@@ -82,10 +82,10 @@ def test_the_command_reads_every_layout(
     ],
 )
 def test_a_users_mistakes(
-    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["check", *words]) == 2
-    assert sentence in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_names_that_cannot_be_printed(own_root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from anomaly_clip.data.samples import Reader, Sample, Split
 
 
 class Plain(BaseDataModule):
-    """Nothing but what must be defined."""
+    """A data set that defines only the abstract members."""
 
     dataset_name: ClassVar[str] = "CVCClinicDB"
 
@@ -27,7 +27,7 @@ class Plain(BaseDataModule):
 
 
 class InMemory(Plain):
-    """Images by code: what a sample shows depends on the first letter of its name."""
+    """Generated images, which depend on the first letter of a sample's name."""
 
     @property
     def on_disk(self) -> bool:
@@ -41,7 +41,7 @@ def samples(*names: str) -> list[Sample]:
     return [Sample(Path(name), "a", False) for name in names]
 
 
-def test_a_data_set_says_only_what_differs() -> None:
+def test_defaults_of_a_data_set() -> None:
     data = Plain()
     assert (data.has_masks, data.has_labels, data.on_disk) == (True, True, True)
     assert (data.splits, data.targets, data.target_names) == (("train", "test"), None, [])
@@ -67,11 +67,11 @@ def test_masks_of_no_sample_are_spare(tmp_path: Path) -> None:
         def mask_folders(self, category: str) -> list[Path]:
             return [tmp_path / category]
 
-    one, two = (save_picture(tmp_path / "a" / f"{n}.png", size=2) for n in (1, 2))
-    three = save_picture(tmp_path / "b" / "3.png", size=2)
-    listed = [Sample(Path("1.png"), "a", True, one), *samples("2.png")]
-    assert WithFolders().spare_masks(["a"], listed) == [two]
-    assert WithFolders().spare_masks(["a", "b", "c"], listed) == [two, three]
+    first_mask, second_mask = (save_picture(tmp_path / "a" / f"{n}.png", size=2) for n in (1, 2))
+    third_mask = save_picture(tmp_path / "b" / "3.png", size=2)
+    listed = [Sample(Path("1.png"), "a", True, first_mask), *samples("2.png")]
+    assert WithFolders().spare_masks(["a"], listed) == [second_mask]
+    assert WithFolders().spare_masks(["a", "b", "c"], listed) == [second_mask, third_mask]
 
 
 @pytest.mark.parametrize("on_disk", [True, False])
@@ -82,5 +82,5 @@ def test_duplicates_are_found_by_content(tmp_path: Path, on_disk: bool) -> None:
             (tmp_path / name).write_text(name[0])
     first, second = ([Sample(tmp_path / name, "a", False) for name in part] for part in names)
     pairs = (Plain() if on_disk else InMemory()).duplicates(first, second)
-    expected = [("y1", "y2"), ("x1", "x3"), ("y1", "y3")]  # the first of equal ones is named
+    expected = [("y1", "y2"), ("x1", "x3"), ("y1", "y3")]  # the first of equal images
     assert pairs == [DuplicatePair(tmp_path / a, tmp_path / b) for a, b in expected]

@@ -16,7 +16,7 @@ from anomaly_clip.data import (
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "message"),
     [
         ({"image_size": 0}, "data.image_size must be 1 or more"),
         ({"mask_size": -1}, "data.mask_size must be 1 or more"),
@@ -24,21 +24,21 @@ from anomaly_clip.data import (
         ({"batch_size": 0}, "data.batch_size"),
         ({"shots": 0}, "data.shots must be 1 or more"),
         ({"fraction": 0.0}, r"data.fraction must be in \(0, 1\]"),
-        ({"fraction": 0.5, "shots": 1}, "give one of them"),
+        ({"fraction": 0.5, "shots": 1}, r"data\.shots 1 and data\.fraction 0\.5 exclude each"),
         ({"val_share": 1.0}, r"data.val_share must be in \(0, 1\)"),
         ({"seed": -1}, "data.seed must be 0 or more"),
         ({"image_size": 8, "resize": Resize("square_crop", 7)}, "data.resize.size 7: .* 8 or more"),
         ({"image_size": 8, "resize": Resize("shorter_crop")}, "data.resize.size None"),
-        ({"image_size": 8, "resize": Resize("square", 9)}, "rule square cuts nothing out"),
+        ({"image_size": 8, "resize": Resize("square", 9)}, "rule square does not crop"),
     ],
 )
-def test_options_that_do_not_fit(options: dict, sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
+def test_invalid_options(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         MVTecAD("root", **options)
 
 
 def test_without_a_model_the_image_size_must_be_given(mvtec_root: Path) -> None:
-    with pytest.raises(ValueError, match="image_size is not known"):
+    with pytest.raises(ValueError, match=r"data\.image_size is None: set it"):
         MVTecAD(str(mvtec_root)).dataset("test")
 
 
@@ -67,7 +67,7 @@ def test_words_for_categories(mvtec_root: Path) -> None:
     assert [data.words(name) for name in data.categories] == ["bottle", "metal nut"]
 
 
-def test_the_protocol_tells_what_figures_depend_on(mvtec_root: Path) -> None:
+def test_the_protocol_records_what_metrics_depend_on(mvtec_root: Path) -> None:
     plain, other = tiny(mvtec_root), tiny(mvtec_root, mask_filter="nearest", mask_threshold=0.0)
     assert plain.protocol() != other.protocol()
     assert plain.protocol()["words"] == {"bottle": "bottle", "metal_nut": "metal_nut"}

@@ -68,7 +68,7 @@ def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
 
 
 def test_an_unknown_category_is_reported_with_the_valid_ones() -> None:
-    with pytest.raises(ValueError, match=r"'oak' is not in demo-0 \(there: .*oak wood board"):
+    with pytest.raises(ValueError, match=r"'oak' is not in demo-0 \(available: .*oak wood board"):
         _ = Demo(categories=["oak"]).categories
 
 

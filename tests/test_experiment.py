@@ -142,7 +142,7 @@ def test_one_process_too_many(command: Command, mvtec_root: Path, tmp_path: Path
         (["--data=MVTec"], "data: there is no class MVTec: did you mean MVTecAD?"),
         (["--data.categories=[cable]"], "data.categories: 'cable' is not in"),
         (["--data.root=/nowhere"], "data.root /nowhere: there is no such folder"),
-        (["--data.image_size=99"], "data.image_size 99 is not what the model takes"),
+        (["--data.image_size=99"], "data.image_size 99 differs from the model's"),
         (["--trainer.max_epoch=1"], "unknown option --trainer.max_epoch: did you mean"),
         (["--trainer.precision=8"], "trainer.precision: expected"),
         (["--config=missing.yaml"], "--config"),

@@ -29,16 +29,16 @@ SETTING = "model.feature_cache_gb"
 
 
 @pytest.fixture
-def learnt_from(tmp_path: Path) -> Path:
+def auxiliary_root(tmp_path: Path) -> Path:
     return visa(tmp_path / "visa")
 
 
 def fitted(
-    clip: CLIPBackbone, root: Path, learnt_from: Path, **options: Any
+    clip: CLIPBackbone, root: Path, auxiliary_root: Path, **options: Any
 ) -> tuple[SDPPlus, list[float]]:
     workers, stages = options.pop("workers", 0), options.pop("stages", None)
     method = SDPPlus(clip, WORDS, MEAN, stages, sigma=2.0, lr=1e-2, **options)
-    auxiliary = VisA(str(learnt_from), batch_size=3)
+    auxiliary = VisA(str(auxiliary_root), batch_size=3)
     data = MVTecAD(str(root), auxiliary=auxiliary, num_workers=workers, val_split="test")
     steps = Steps()
     quiet_trainer(max_epochs=2, callbacks=[steps]).fit(method, data)
@@ -49,14 +49,14 @@ def files() -> list[Path]:
     return sorted((cache_folder() / "features").rglob("*.safetensors"))
 
 
-def test_kept_features_give_the_losses_and_figures_of_the_encoder(
-    tiny_clip: CLIPBackbone, mvtec_root: Path, learnt_from: Path, monkeypatch: pytest.MonkeyPatch
+def test_cached_features_reproduce_losses_and_metrics(
+    tiny_clip: CLIPBackbone, mvtec_root: Path, auxiliary_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain, wanted = fitted(tiny_clip, mvtec_root, learnt_from, feature_cache_gb=0)
+    plain, expected = fitted(tiny_clip, mvtec_root, auxiliary_root, feature_cache_gb=0)
     assert files() == []
-    first, losses = fitted(tiny_clip, mvtec_root, learnt_from)
-    assert losses == pytest.approx(wanted, rel=2e-3)
-    assert losses != wanted  # half precision
+    first, losses = fitted(tiny_clip, mvtec_root, auxiliary_root)
+    assert losses == pytest.approx(expected, rel=2e-3)
+    assert losses != expected  # half precision
     assert plain.results is not None
     assert first.results is not None
     for name, value in plain.results["mean"].items():
@@ -65,18 +65,18 @@ def test_kept_features_give_the_losses_and_figures_of_the_encoder(
     monkeypatch.setattr(samples_module, "open_image", None)
     monkeypatch.setattr(SDPPlus, "encode", None)
     for workers in (0, 2):
-        again, repeated = fitted(tiny_clip, mvtec_root, learnt_from, workers=workers)
+        again, repeated = fitted(tiny_clip, mvtec_root, auxiliary_root, workers=workers)
         assert repeated == losses
         assert again.results == first.results
 
 
 def test_stages_without_the_last_keep_the_class_token(
-    tiny_clip: CLIPBackbone, mvtec_root: Path, learnt_from: Path
+    tiny_clip: CLIPBackbone, mvtec_root: Path, auxiliary_root: Path
 ) -> None:
     parts: list[dict[str, float | None]] = []
     for gb in (0.0, 20.0):
         options: dict[str, Any] = {"stages": [1, 2], "feature_cache_gb": gb}
-        method, _ = fitted(tiny_clip, mvtec_root, learnt_from, **options)
+        method, _ = fitted(tiny_clip, mvtec_root, auxiliary_root, **options)
         assert method.results is not None
         parts.append(method.results["mean"])
     assert parts[1] == pytest.approx(parts[0], abs=0.02)
@@ -106,27 +106,27 @@ def fill(
 ) -> tuple[FeatureFiles, int]:
     encode = encode or Halves()
     encoder = Encoder(encode, key, torch.device("cpu"))
-    found = (cache or FeatureCache(1.0, SETTING)).fill(data, encoder, 3, workers)
-    return found, encode.seen
+    features = (cache or FeatureCache(1.0, SETTING)).fill(data, encoder, 3, workers)
+    return features, encode.seen
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_rows_are_what_the_encoder_returned(mvtec_root: Path, workers: int) -> None:
     data = dataset(mvtec_root, mask_size=20)
-    found, seen = fill(data, workers=workers)
-    assert seen == len(data) + 1  # one to know how large they are
+    features, seen = fill(data, workers=workers)
+    assert seen == len(data) + 1  # one more to measure the size of the features
     plain = [data[row] for row in range(len(data))]
-    data.features = found
+    data.features = features
     for row, item in enumerate(plain):
-        own = data[row]
-        wanted = Halves()(item["image"].unsqueeze(0))
-        assert set(own["features"]) == {"small", "large"}
-        for key, value in own["features"].items():
+        cached_item = data[row]
+        expected = Halves()(item["image"].unsqueeze(0))
+        assert set(cached_item["features"]) == {"small", "large"}
+        for key, value in cached_item["features"].items():
             assert value.dtype == torch.float16
-            assert_close(value, wanted[key][0].half(), atol=0, rtol=0)
-        assert torch.equal(own["mask"], item["mask"])
-        assert "image" not in own
-        assert (own["label"], own["category"], own["path"]) == (
+            assert_close(value, expected[key][0].half(), atol=0, rtol=0)
+        assert torch.equal(cached_item["mask"], item["mask"])
+        assert "image" not in cached_item
+        assert (cached_item["label"], cached_item["category"], cached_item["path"]) == (
             item["label"],
             item["category"],
             item["path"],
@@ -134,7 +134,7 @@ def test_rows_are_what_the_encoder_returned(mvtec_root: Path, workers: int) -> N
     assert fill(dataset(mvtec_root, mask_size=20))[1] == 0
 
 
-def test_what_features_depend_on_names_them(mvtec_root: Path) -> None:
+def test_all_dependencies_are_part_of_the_file_name(mvtec_root: Path) -> None:
     _, seen = fill(dataset(mvtec_root))
     number = seen - 1
     assert fill(dataset(mvtec_root), key="b")[1] == seen
@@ -148,12 +148,12 @@ def test_what_features_depend_on_names_them(mvtec_root: Path) -> None:
     changed = mvtec_root / "bottle" / "test" / "good" / "000.png"
     save_picture(changed, np.full((40, 48, 3), 7, np.uint8))
     assert fill(dataset(mvtec_root))[1] == 2
-    shutil.copytree(mvtec_root, mvtec_root.parent / "moved")  # content counts, not the place
+    shutil.copytree(mvtec_root, mvtec_root.parent / "moved")  # content matters, not the path
     assert fill(dataset(mvtec_root.parent / "moved"))[1] == 0
     assert number == len(dataset(mvtec_root))
 
 
-def test_another_code_makes_features_anew(
+def test_changed_code_recomputes_features(
     mvtec_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, seen = fill(dataset(mvtec_root))
@@ -163,7 +163,7 @@ def test_another_code_makes_features_anew(
     assert fill(dataset(mvtec_root))[1] == seen
 
 
-def test_pictures_made_by_code_are_known_by_their_pixels() -> None:
+def test_generated_images_are_identified_by_their_pixels() -> None:
     def demo(seed: int) -> SampleDataset:
         options: dict[str, Any] = {"picture_size": 64, "num_test": 2, "image_size": 24}
         return Demo(seed=seed, categories=["steel nut"], **options).dataset("test")
@@ -173,7 +173,7 @@ def test_pictures_made_by_code_are_known_by_their_pixels() -> None:
     assert fill(demo(1))[1] == 3
 
 
-def test_an_interruption_leaves_nothing_that_is_believed(mvtec_root: Path) -> None:
+def test_truncated_files_of_an_interrupted_run_are_recomputed(mvtec_root: Path) -> None:
     class Interrupted(Halves):
         def __call__(self, images: Tensor) -> dict[str, Tensor]:
             if self.seen > 3:
@@ -185,94 +185,96 @@ def test_an_interruption_leaves_nothing_that_is_believed(mvtec_root: Path) -> No
         fill(data, Interrupted())
     kept = files()
     assert len(kept) == 3
-    kept[0].write_bytes(kept[0].read_bytes()[:-9])  # as a machine that lost its power
+    kept[0].write_bytes(kept[0].read_bytes()[:-9])  # as after a power failure
     kept[1].write_bytes(b"")
-    found, seen = fill(data)
+    features, seen = fill(data)
     assert seen == len(data) - 1 + 1
     assert not list((cache_folder() / "features").rglob("*.tmp*"))
-    data.features = found
+    data.features = features
     assert len([data[row] for row in range(len(data))]) == len(files())
 
 
-def test_features_that_vanish_are_named(mvtec_root: Path) -> None:
+def test_missing_features_are_named(mvtec_root: Path) -> None:
     data = dataset(mvtec_root)
     data.features, _ = fill(data)
     files()[0].unlink()
-    with pytest.raises(ValueError, match=r"features that were kept there cannot be read .*again"):
+    with pytest.raises(ValueError, match=r"cached features cannot be read .*run the command again"):
         [data[row] for row in range(len(data))]
 
 
 def test_processes_share_the_work(mvtec_root: Path) -> None:
-    """As on one machine: at its second meeting the one process has waited for the other."""
+    """The other process does its part before the second synchronisation, as on one machine."""
     data = dataset(mvtec_root)
     number, counts = len(data), []
 
-    class Meetings:
+    class Synchronisation:
         def __init__(self) -> None:
-            self.number = 0
+            self.calls = 0
 
         def __call__(self, success: bool) -> bool:
-            self.number += 1
-            if self.number == 2:
+            self.calls += 1
+            if self.calls == 2:
                 other = FeatureCache(1.0, SETTING, processes=(2, 0))
                 counts.append(fill(data, cache=other)[1])
             return success
 
-    cache = FeatureCache(1.0, SETTING, processes=(2, 1), agree=Meetings())
+    cache = FeatureCache(1.0, SETTING, processes=(2, 1), agree=Synchronisation())
     counts.append(fill(data, cache=cache)[1])
     assert counts == [number // 2 + 1, number // 2 + 1]
     assert len(files()) == number
 
 
-def test_a_machine_with_a_folder_of_its_own_does_all(mvtec_root: Path) -> None:
+def test_a_machine_with_a_separate_folder_encodes_everything(mvtec_root: Path) -> None:
     data = dataset(mvtec_root)
-    found, _ = fill(data, cache=FeatureCache(1.0, SETTING, processes=(2, 1)))
-    assert all(file.is_file() for file in found.files)
+    features, _ = fill(data, cache=FeatureCache(1.0, SETTING, processes=(2, 1)))
+    assert all(file.is_file() for file in features.files)
 
 
 def test_if_one_process_fails_all_do(mvtec_root: Path) -> None:
-    told: list[bool] = []
+    outcomes: list[bool] = []
 
     def agree(success: bool) -> bool:
-        told.append(success)
+        outcomes.append(success)
         return False
 
-    with pytest.raises(ValueError, match="another process could not make features"):
+    with pytest.raises(ValueError, match="process 0 of 1: another process could not encode"):
         fill(dataset(mvtec_root), cache=FeatureCache(1.0, SETTING, agree=agree))
-    with pytest.raises(ValueError, match="features of 8 images take"):
+    with pytest.raises(ValueError, match="features of 8 images need"):
         fill(dataset(mvtec_root), cache=FeatureCache(1e-9, SETTING, agree=agree))
-    assert told == [True, False]
+    assert outcomes == [True, False]
 
 
 def test_beyond_half_precision_is_refused(mvtec_root: Path) -> None:
     encoder = Encoder(lambda images: {"a": images * 1e6}, "a", torch.device("cpu"))
     with pytest.raises(
         ValueError,
-        match=r"features a are beyond half precision.*000.png.*set model.feature_cache_gb to 0",
+        match=r"features a exceed the range of half precision.*000.png.*feature_cache_gb to 0",
     ):
         FeatureCache(1.0, SETTING).fill(dataset(mvtec_root), encoder, 3, 0)
     assert files() == []
 
 
 @pytest.fixture
-def words(mvtec_root: Path, learnt_from: Path, tiny_clip_config: str, tmp_path: Path) -> list[str]:
-    words = sdp_plus_command(mvtec_root, learnt_from, tiny_clip_config, tmp_path / "runs")
+def words(
+    mvtec_root: Path, auxiliary_root: Path, tiny_clip_config: str, tmp_path: Path
+) -> list[str]:
+    words = sdp_plus_command(mvtec_root, auxiliary_root, tiny_clip_config, tmp_path / "runs")
     return [*words, "--trainer.max_epochs", "1"]
 
 
-def test_too_many_features_end_in_one_sentence(
+def test_too_many_features_are_reported_in_one_line(
     words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*words, "--model.feature_cache_gb", "1e-6"]) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "model.feature_cache_gb 1e-06: features of 6 images take " in last
-    assert "or set it to 0 to keep none" in last
+    assert "model.feature_cache_gb 1e-06: features of 6 images need " in last
+    assert "or set the limit to 0 to disable the cache" in last
     assert files() == []
     assert main([*words, "--model.feature_cache_gb", "-1"]) == 2
     assert "must be 0 or more" in capsys.readouterr().err
 
 
-def test_a_folder_that_cannot_be_written_ends_in_one_sentence(
+def test_an_unwritable_folder_is_reported_in_one_line(
     words: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -287,7 +289,7 @@ def test_a_folder_that_cannot_be_written_ends_in_one_sentence(
     assert main([*words, "--model.feature_cache_gb", "0"]) == 0
 
 
-def test_a_full_disk_ends_in_one_sentence(
+def test_a_full_disk_is_reported_in_one_line(
     words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ordinary = Path.write_bytes
@@ -309,17 +311,17 @@ def test_a_full_disk_ends_in_one_sentence(
     assert "0 GB are free" in capsys.readouterr().err
 
 
-def test_a_broken_image_is_named_when_features_are_made(
-    words: list[str], learnt_from: Path, capsys: pytest.CaptureFixture[str]
+def test_a_broken_image_is_named_when_features_are_encoded(
+    words: list[str], auxiliary_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    broken = sorted((learnt_from / "candle" / "Data" / "Images").rglob("*.JPG"))[0]
-    broken.write_bytes(b"no picture")
+    broken = sorted((auxiliary_root / "candle" / "Data" / "Images").rglob("*.JPG"))[0]
+    broken.write_bytes(b"not an image")
     assert main(words) == 2
     assert str(broken) in capsys.readouterr().err
 
 
 def size_of(folder: Path) -> int:
-    """Return the bytes of the tensors of all files, without their headers."""
+    """Return the size in bytes of the tensors in all files, without headers."""
     return sum(v.nbytes for file in folder.rglob("*.safetensors") for v in load_file(file).values())
 
 
@@ -328,34 +330,34 @@ def test_the_limit_is_the_bytes_that_features_and_masks_take(
 ) -> None:
     data = dataset(mvtec_root)
     limit = size_of_features(data) / 1e9
-    with pytest.raises(ValueError, match=r"features of 8 images take .* GB and 0 GB are in"):
+    with pytest.raises(ValueError, match=r"features of 8 images need .* and 0 GB are already in"):
         fill(data, cache=FeatureCache(limit * 0.9999, SETTING, tmp_path / "below"))
     fill(data, cache=FeatureCache(limit, SETTING, tmp_path / "at"))
     assert size_of(tmp_path / "at") == pytest.approx(limit * 1e9)
-    # What is there already counts, headers of files included.
-    there = sum(file.stat().st_size for file in (tmp_path / "at").rglob("*.safetensors"))
+    # Existing files count, with their headers.
+    used = sum(file.stat().st_size for file in (tmp_path / "at").rglob("*.safetensors"))
     more = dataset(mvtec_root, mask_size=20)
     needed = size_of_features(more)
-    with pytest.raises(ValueError, match=r"features of 8 images take"):
-        fill(more, cache=FeatureCache((there + needed - 1) / 1e9, SETTING, tmp_path / "at"))
-    fill(more, cache=FeatureCache((there + needed + 1) / 1e9, SETTING, tmp_path / "at"))
+    with pytest.raises(ValueError, match=r"features of 8 images need"):
+        fill(more, cache=FeatureCache((used + needed - 1) / 1e9, SETTING, tmp_path / "at"))
+    fill(more, cache=FeatureCache((used + needed + 1) / 1e9, SETTING, tmp_path / "at"))
 
 
-def test_without_masks_they_take_no_room(tmp_path: Path) -> None:
+def test_data_sets_without_masks_need_no_space_for_them(tmp_path: Path) -> None:
     data = HeadCT(str(head_ct(tmp_path / "ct")), image_size=24).dataset("test")
     limit = len(data) * 2 * (3 + 3 * 12 * 12) / 1e9
-    with pytest.raises(ValueError, match="features of 4 images take"):
+    with pytest.raises(ValueError, match="features of 4 images need"):
         fill(data, cache=FeatureCache(limit * 0.9999, SETTING))
     fill(data, cache=FeatureCache(limit, SETTING))
     assert size_of(cache_folder()) == pytest.approx(limit * 1e9)
 
 
 def size_of_features(data: SampleDataset) -> int:
-    """Return the bytes by hand: 3 means and 12 x 12 x 3 values in two bytes each, and a mask."""
+    """Return the expected bytes: 3 means and 12 x 12 x 3 values of two bytes each, and a mask."""
     return len(data) * (2 * (3 + 3 * 12 * 12) + data.mask_size**2)
 
 
-def test_a_gigabyte_of_the_disk_is_left_to_others(
+def test_one_gigabyte_of_the_disk_stays_free(
     mvtec_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = dataset(mvtec_root)
@@ -374,11 +376,11 @@ def test_a_gigabyte_of_the_disk_is_left_to_others(
 @pytest.mark.parametrize(
     "error", [FileNotFoundError("a.png: there is no such file"), OSError(errno.ENOSPC, "full")]
 )
-def test_what_the_disk_does_to_one_process_fails_all(mvtec_root: Path, error: OSError) -> None:
-    told: list[bool] = []
+def test_a_disk_error_of_one_process_fails_all(mvtec_root: Path, error: OSError) -> None:
+    outcomes: list[bool] = []
 
     def agree(success: bool) -> bool:
-        told.append(success)
+        outcomes.append(success)
         return success
 
     class Failing(Halves):
@@ -389,9 +391,9 @@ def test_what_the_disk_does_to_one_process_fails_all(mvtec_root: Path, error: OS
     cache = FeatureCache(1.0, SETTING, agree=agree)
     with pytest.raises(OSError, match=r"there is no such file|features cannot be kept there"):
         fill(data, Failing(), cache=cache)
-    assert told == [False]
-    told.clear()
+    assert outcomes == [False]
+    outcomes.clear()
     fill(data, cache=cache)
-    assert told == [True, True, True]
-    # A folder for each beginning of a name, as versions before had it: their files are found.
+    assert outcomes == [True, True, True]
+    # Files are in a folder named by their first two characters, so that older caches stay valid.
     assert all(file.parent.name == file.stem[:2] for file in files())

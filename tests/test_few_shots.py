@@ -42,7 +42,7 @@ def test_shots_are_drawn_by_seed_and_category(mvtec_root: Path) -> None:
     assert not batch["label"].any()
 
 
-def test_fewer_images_are_always_among_more() -> None:
+def test_smaller_samples_are_nested() -> None:
     def chosen(**options: Any) -> set[Path]:
         data = Demo(categories=["pink pill"], num_train=40, seed=5, **options)
         return {sample.image for sample in data.fit_samples()}
@@ -54,7 +54,7 @@ def test_fewer_images_are_always_among_more() -> None:
     for rows in (by_shots, by_share):
         assert all(few < more for few, more in pairwise(rows))
     assert by_share[:3] == by_shots[:3]
-    # What validates is the same for all, and never trained on.
+    # The held-out images are the same for all samples, and never trained on.
     validated: dict[str, Any] = {
         "val_split": "synthetic",
         "val_share": 0.1,
@@ -79,8 +79,8 @@ def test_fewer_images_are_always_among_more() -> None:
     assert len(data.fit_samples()) == 4
 
 
-def test_shots_that_cannot_be_had(mvtec_root: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"data\.shots is not given"):
+def test_impossible_shots(mvtec_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"data\.shots is None: set the number"):
         tiny(mvtec_root).references("bottle")
     with pytest.raises(ValueError, match=r"data\.shots 3: category 'bottle' has 2 normal"):
         tiny(mvtec_root, shots=3).references("bottle")
@@ -95,7 +95,7 @@ def test_shots_without_training_images_are_refused_before_anything_is_run(tmp_pa
 
 
 def stub(count: int, **options: Any) -> Any:
-    """Return a data module of one category with so many normal training images."""
+    """Return a data module of one category with ``count`` normal training images."""
     normal = [Sample(Path(f"{number}.png"), "a", False) for number in range(count)]
     parts = (normal[: count // 2], normal[count // 2 :])
     return SimpleNamespace(
@@ -114,8 +114,8 @@ def stub(count: int, **options: Any) -> Any:
 @pytest.mark.parametrize(
     ("fraction", "count", "expected"),
     [
-        (0.01, 40, 1),  # one at least
-        (0.5, 5, 2),  # halves go to the even number
+        (0.01, 40, 1),  # at least one
+        (0.5, 5, 2),  # halves are rounded to the even number
         (0.5, 7, 4),
         (0.34, 5, 2),  # 1.7 is nearer to 2
         (0.33, 4, 1),
@@ -126,7 +126,7 @@ def test_a_fraction_is_rounded_to_the_nearest(fraction: float, count: int, expec
     assert len(FewShots(stub(count), None, fraction).of("a")) == expected
 
 
-def test_a_fraction_is_of_what_validation_leaves() -> None:
+def test_a_fraction_excludes_held_out_images() -> None:
     data = stub(9)
     data.validation.is_synthetic = True
     few = FewShots(data, None, 0.5)
@@ -136,17 +136,17 @@ def test_a_fraction_is_of_what_validation_leaves() -> None:
         FewShots(data, 5, None).of("a")
 
 
-def test_without_a_limit_nothing_is_drawn_for_training() -> None:
+def test_without_a_limit_nothing_is_sampled() -> None:
     everything = FewShots(stub(4), None, None)
     assert not everything.is_limited
     assert FewShots(stub(4), 4, None).is_limited
     assert FewShots(stub(4), None, 1.0).is_limited
     everything.check()
-    with pytest.raises(ValueError, match=r"data\.shots is not given"):
+    with pytest.raises(ValueError, match=r"data\.shots is None: set the number"):
         everything.of("a")
 
 
-def test_a_method_draws_its_references_whatever_the_limit() -> None:
+def test_references_do_not_depend_on_the_limit() -> None:
     few = FewShots(stub(6), 1, None)
     drawn = few.drawn("a", 3, seed=5)
     assert len(set(drawn)) == 3
@@ -156,14 +156,14 @@ def test_a_method_draws_its_references_whatever_the_limit() -> None:
     with pytest.raises(ValueError, match=r"model\.shots 7: category 'a' has 6 normal .* in here"):
         few.drawn("a", 7, seed=5)
     without = FewShots(stub(6, splits=("test",)), None, None)
-    with pytest.raises(ValueError, match="so there are none to compare with"):
+    with pytest.raises(ValueError, match="Made has no train images to use as references"):
         without.drawn("a", 1, seed=5)
 
 
 @pytest.mark.parametrize(("shots", "fraction"), [(2, None), (None, 0.5)])
 def test_a_limit_needs_a_training_split(shots: int | None, fraction: float | None) -> None:
     few = FewShots(stub(6, splits=("test",)), shots, fraction)
-    with pytest.raises(ValueError, match=r"Made has no train images to draw from"):
+    with pytest.raises(ValueError, match=r"Made has no train images to sample from"):
         few.check()
-    with pytest.raises(ValueError, match="so there are no shots"):
+    with pytest.raises(ValueError, match="Made has no train images to sample shots from"):
         few.of("a")

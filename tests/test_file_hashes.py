@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from anomaly_clip.data import file_hashes as contents
+from anomaly_clip.data import file_hashes
 from anomaly_clip.data.file_hashes import DuplicatePair, FileHashes, duplicates_between
 
 
@@ -22,16 +22,16 @@ def test_a_file_is_hashed_once_for_its_size_and_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[Path] = []
-    ordinary = contents._sha256
+    ordinary = file_hashes._sha256
 
     def counted(path: Path) -> str:
         read.append(path)
         return ordinary(path)
 
-    monkeypatch.setattr(contents, "_sha256", counted)
+    monkeypatch.setattr(file_hashes, "_sha256", counted)
     file = write(tmp_path / "a", "one")
-    wanted = hashlib.sha256(b"one").hexdigest()
-    assert FileHashes().sha256(file) == FileHashes().sha256(file) == wanted
+    expected = hashlib.sha256(b"one").hexdigest()
+    assert FileHashes().sha256(file) == FileHashes().sha256(file) == expected
     assert read == [file]
     file.write_text("two")
     os.utime(file, ns=(1, 1))
@@ -39,13 +39,13 @@ def test_a_file_is_hashed_once_for_its_size_and_time(
     assert len(read) == 2
 
 
-def test_lines_that_were_cut_short_or_are_nonsense_are_not_believed(tmp_path: Path) -> None:
+def test_truncated_or_invalid_lines_are_ignored(tmp_path: Path) -> None:
     file, store = write(tmp_path / "a", "one"), tmp_path / "store"
-    wanted = FileHashes(store).sha256(file)
+    expected = FileHashes(store).sha256(file)
     line = store.read_text()
     store.write_text(f'nonsense\n[1]\n{line[: len(line) // 2]}\n["x", 1, 2, null]\n')
-    assert FileHashes(store).sha256(file) == wanted
-    assert FileHashes(store).sha256(file) == wanted
+    assert FileHashes(store).sha256(file) == expected
+    assert FileHashes(store).sha256(file) == expected
 
 
 def _hash_all(store: Path, files: list[Path]) -> None:
@@ -56,13 +56,13 @@ def _hash_all(store: Path, files: list[Path]) -> None:
 def test_several_processes_write_whole_lines(tmp_path: Path) -> None:
     files = [write(tmp_path / f"file-{i}", str(i)) for i in range(40)]
     context = multiprocessing.get_context("fork")
-    parts = [context.Process(target=_hash_all, args=(tmp_path / "s", files)) for _ in range(3)]
-    for part in parts:
-        part.start()
-    for part in parts:
-        part.join()
-    known = FileHashes(tmp_path / "s")._load()
-    assert {key[0] for key in known} == {str(f) for f in files}
+    processes = [context.Process(target=_hash_all, args=(tmp_path / "s", files)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    digests = FileHashes(tmp_path / "s")._load()
+    assert {key[0] for key in digests} == {str(f) for f in files}
 
 
 def test_a_store_that_cannot_be_written_only_costs_time(tmp_path: Path) -> None:
@@ -72,20 +72,20 @@ def test_a_store_that_cannot_be_written_only_costs_time(tmp_path: Path) -> None:
     )
 
 
-def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_unreadable_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere: there is no such file"):
         FileHashes().sha256(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="cannot be read"):
         FileHashes().sha256(tmp_path)
 
 
-def test_digests_travel_without_what_they_know(tmp_path: Path) -> None:
-    digests = FileHashes()
-    digests.sha256(write(tmp_path / "a", "one"))
-    assert pickle.loads(pickle.dumps(digests))._known is None
+def test_pickles_do_not_contain_loaded_digests(tmp_path: Path) -> None:
+    hashes = FileHashes()
+    hashes.sha256(write(tmp_path / "a", "one"))
+    assert pickle.loads(pickle.dumps(hashes))._digests is None
 
 
-def test_shared_contents_go_by_content_not_by_name(tmp_path: Path) -> None:
+def test_duplicates_are_found_by_content_not_name(tmp_path: Path) -> None:
     ones = [write(tmp_path / "train" / n, t) for n, t in (("a", "same"), ("b", "tame"), ("c", "x"))]
     others = [
         write(tmp_path / "test" / n, t) for n, t in (("a", "lame"), ("z", "same"), ("y", "same"))
@@ -94,11 +94,11 @@ def test_shared_contents_go_by_content_not_by_name(tmp_path: Path) -> None:
         DuplicatePair(ones[0], others[1]),
         DuplicatePair(ones[0], others[2]),
     ]
-    assert duplicates_between([tmp_path / "made by code"], others) == []
+    assert duplicates_between([tmp_path / "generated"], others) == []
 
 
 def test_files_of_other_sizes_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contents, "_sha256", None)  # would fail
+    monkeypatch.setattr(file_hashes, "_sha256", None)  # a call would fail
     assert duplicates_between([write(tmp_path / "a", "1")], [write(tmp_path / "b", "22")]) == []
     assert duplicates_between([write(tmp_path / "a", "1")], [write(tmp_path / "b", "22")]) == []
 

@@ -23,7 +23,7 @@ def flat(tmp_path: Path) -> Path:
     for number, shape in enumerate([(50, 80, 3), (90, 30, 3), (40, 40, 3)]):
         picture = rng.integers(0, 256, shape, dtype=np.uint8)
         save_picture(tmp_path / "photos" / f"photo {number}.png", picture)
-    (tmp_path / "photos" / "notes.txt").write_text("no picture")
+    (tmp_path / "photos" / "notes.txt").write_text("not an image")
     return tmp_path / "photos"
 
 
@@ -42,7 +42,7 @@ def add_masks(root: Path) -> None:
         save_picture(root / "ground_truth" / f"{name}.png", mask)
 
 
-def test_just_pictures_have_no_labels(flat: Path) -> None:
+def test_a_plain_folder_has_no_labels(flat: Path) -> None:
     save_picture(flat / "more" / "deep" / "x.jpg")
     (flat / "loop").symlink_to(flat)
     data = ImageFolder(str(flat), "laser-cut plank", image_size=16)
@@ -77,7 +77,7 @@ def test_masks_are_paired_by_name(labelled: Path) -> None:
     assert [bool(dataset[i]["mask"].any()) for i in range(5)] == [True, True, True, False, False]
 
 
-def test_masks_and_pictures_that_miss_each_other(labelled: Path) -> None:
+def test_unmatched_masks_and_images(labelled: Path) -> None:
     add_masks(labelled)
     spare = save_picture(labelled / "ground_truth" / "cut" / "z_mask.png")
     with pytest.raises(ValueError, match=r"z_mask\.png: a mask without an image"):
@@ -88,13 +88,13 @@ def test_masks_and_pictures_that_miss_each_other(labelled: Path) -> None:
         listing(labelled)
 
 
-def test_folders_that_do_not_fit(tmp_path: Path) -> None:
+def test_invalid_folders(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no such folder; expected images"):
         listing(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="there is nothing"):
+    with pytest.raises(FileNotFoundError, match="found nothing"):
         listing(tmp_path / "empty")
-    with pytest.raises(ValueError, match="say what is shown"):
+    with pytest.raises(ValueError, match="' ' is empty: name the object in the images"):
         ImageFolder(str(tmp_path), " ")
 
 
@@ -123,7 +123,7 @@ output: {{root: {tmp_path / "runs"}}}
     return words
 
 
-def test_predict_on_just_pictures(
+def test_predict_on_a_plain_folder(
     command: Callable[..., list[str]], flat: Path, tmp_path: Path
 ) -> None:
     assert main(command("predict", flat, "--output.raw_maps=true")) == 0
@@ -137,7 +137,7 @@ def test_predict_on_just_pictures(
         assert raw.shape == (32, 32)
         enlarged = max(1.0, 240 / max(height, width))
         with Image.open(run / "maps" / "laser-cut plank" / f"photo {number}.png") as sheet:
-            assert sheet.width == 2 * round(width * enlarged) + 4  # both in their own shape
+            assert sheet.width == 2 * round(width * enlarged) + 4  # at the image's aspect ratio
 
 
 def test_test_needs_labels(
@@ -148,9 +148,9 @@ def test_test_needs_labels(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(command("test", flat)) == 2
-    assert "nothing says which images are normal" in capsys.readouterr().err
+    assert "has no labels to compute metrics with" in capsys.readouterr().err
     assert main(command("test", labelled)) == 0
-    assert "–" in capsys.readouterr().out  # no masks: pixel figures are missing
+    assert "–" in capsys.readouterr().out  # no masks: pixel metrics are missing
     add_masks(labelled)
     assert main(command("test", labelled)) == 0
     assert "–" not in capsys.readouterr().out

@@ -19,8 +19,8 @@ def items(data: MVTecAD, workers: int = 0) -> list[dict[str, torch.Tensor]]:
     return [{k: batch[k] for k in ("image", "mask", "index")} for batch in loader]
 
 
-def same(one: list[dict[str, torch.Tensor]], other: list[dict[str, torch.Tensor]]) -> bool:
-    pairs = zip(one, other, strict=True)
+def same(first: list[dict[str, torch.Tensor]], second: list[dict[str, torch.Tensor]]) -> bool:
+    pairs = zip(first, second, strict=True)
     return all(torch.equal(a[key], b[key]) for a, b in pairs for key in a)
 
 
@@ -29,17 +29,17 @@ def options(**more: object) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_cached_pictures_are_the_plain_ones(
+def test_cached_images_equal_uncached_ones(
     mvtec_root: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = items(MVTecAD(str(mvtec_root), **options()))  # type: ignore[arg-type]
     cached = MVTecAD(str(mvtec_root), cache=True, **options())  # type: ignore[arg-type]
     assert same(items(cached, workers), plain)
-    monkeypatch.setattr(samples_module, "open_image", None)  # would fail: nothing is decoded
+    monkeypatch.setattr(samples_module, "open_image", None)  # decoding would fail
     assert same(items(cached, workers), plain)
 
 
-def test_another_size_rule_or_content_is_another_picture(mvtec_root: Path) -> None:
+def test_size_rule_and_content_are_part_of_the_cache_key(mvtec_root: Path) -> None:
     for more in (
         {},
         {"image_size": 16},
@@ -58,7 +58,7 @@ def test_another_size_rule_or_content_is_another_picture(mvtec_root: Path) -> No
     assert (first["image"] == 7).all()
 
 
-def test_what_an_interruption_left_is_made_again(mvtec_root: Path) -> None:
+def test_damaged_files_are_recomputed(mvtec_root: Path) -> None:
     data = MVTecAD(str(mvtec_root), cache=True, **options())  # type: ignore[arg-type]
     plain = items(data)
     files = sorted((cache_folder() / "pictures").rglob("*.npy"))
@@ -71,17 +71,17 @@ def test_what_an_interruption_left_is_made_again(mvtec_root: Path) -> None:
     assert all(np.load(file).dtype == np.uint8 for file in files)
 
 
-def test_a_disk_that_takes_nothing_is_said_once(tmp_path: Path) -> None:
+def test_an_unwritable_cache_warns_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     cache = ImageCache(folder=tmp_path / "file" / "below")
     picture = save_picture(tmp_path / "a.png")
-    with pytest.warns(UserWarning, match="pictures are not cached in"):
+    with pytest.warns(UserWarning, match="images are not cached in"):
         cache.store([picture], "v", np.zeros((2, 2), np.uint8))
     cache.store([picture], "v", np.zeros((2, 2), np.uint8))
     assert cache.load([picture], "v") is None
 
 
-def test_a_mask_is_only_good_for_its_own_image(tmp_path: Path) -> None:
+def test_a_cached_mask_is_only_valid_for_its_own_image(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for name, shape in (("a", (20, 24)), ("b", (20, 48))):
         picture = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)

@@ -49,15 +49,15 @@ def test_categories_are_used_in_the_order_given(mvtec_root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("categories", "sentence"),
+    ("categories", "message"),
     [
-        (["botle"], r"'botle' is not in .* \(there: bottle, metal_nut\)"),
+        (["botle"], r"'botle' is not in .* \(available: bottle, metal_nut\)"),
         (["bottle", "bottle"], "'bottle' occurs twice"),
         ([], "the list is empty"),
     ],
 )
-def test_categories_that_do_not_fit(mvtec_root: Path, categories: list[str], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
+def test_invalid_categories(mvtec_root: Path, categories: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         _ = MVTecAD(str(mvtec_root), categories=categories).categories
 
 
@@ -69,17 +69,17 @@ def test_a_missing_mask_names_image_and_mask(mvtec_root: Path) -> None:
         MVTecAD(str(mvtec_root)).samples("test")
 
 
-def test_wrong_roots_say_what_was_expected_and_what_is_there(mvtec_root: Path) -> None:
+def test_wrong_roots_report_expected_and_actual_content(mvtec_root: Path) -> None:
     cases = {
         mvtec_root / "nowhere": "there is no such folder; expected MVTec-AD's layout",
-        mvtec_root / "bottle" / "train": "there is good",
+        mvtec_root / "bottle" / "train": "found good",
         mvtec_root / "bottle": f"this looks like one category: try {mvtec_root}",
         mvtec_root / "bottle" / "train" / "good" / "000.png": "is a file",
     }
-    for root, sentence in cases.items():
+    for root, message in cases.items():
         with pytest.raises(FileNotFoundError) as error:
             _ = MVTecAD(str(root)).categories
-        assert sentence in str(error.value)
+        assert message in str(error.value)
         assert str(root) in str(error.value)
 
 
@@ -91,7 +91,7 @@ def test_an_empty_category_is_named(mvtec_root: Path) -> None:
 
 
 def rows(data: AnomalyData, split: str) -> list[tuple[str, str, str | None]]:
-    """Return category, image and mask of a listing, by the names that tell them apart."""
+    """Return the category and the file names of image and mask of each sample."""
     return [
         (s.category, s.image.name, s.mask.name if s.mask else None)
         for s in data.samples(split)  # type: ignore[arg-type]
@@ -109,7 +109,7 @@ def test_visa_follows_the_official_split_file(tmp_path: Path) -> None:
     test = [r[1:] for r in rows(data, "test") if r[0] == "candle"]
     assert test == [("000.JPG", "000.png"), ("001.JPG", "001.png"), ("0002.JPG", None)]
     assert [s.label for s in data.samples("test")] == [True, True, False] * 2
-    # Masks hold the numbers of classes: 1 and 2 of 255 count as much as white.
+    # Masks contain class numbers: 1 and 2 of 255 count as much as white.
     masks = [data.dataset("test")[i]["mask"].sum() for i in range(2)]
     assert masks[0] == masks[1] > 0
     assert data.protocol()["official_split"] is True
@@ -130,14 +130,14 @@ def test_visa_without_its_split_file_has_test_images_only(tmp_path: Path) -> Non
         data.samples("train")
 
 
-def test_visa_made_over_into_the_layout_of_mvtec(mvtec_root: Path) -> None:
+def test_visa_converted_to_the_layout_of_mvtec(mvtec_root: Path) -> None:
     data = VisA(str(mvtec_root))
     assert rows(data, "test") == rows(MVTecAD(str(mvtec_root)), "test")
     assert data.splits == ("train", "test")
 
 
 @pytest.mark.parametrize(
-    ("line", "sentence"),
+    ("line", "message"),
     [
         ("candle,train", "line 2: expected object, split, label, image, mask, got candle, train"),
         ("candle,val,normal,a.JPG,", "line 2: expected object"),
@@ -146,17 +146,15 @@ def test_visa_made_over_into_the_layout_of_mvtec(mvtec_root: Path) -> None:
         ("candle,test,normal,/etc/a.JPG,", "is not below"),
     ],
 )
-def test_a_split_file_with_a_line_that_does_not_fit(
-    tmp_path: Path, line: str, sentence: str
-) -> None:
+def test_a_malformed_split_file(tmp_path: Path, line: str, message: str) -> None:
     visa(tmp_path)
     (tmp_path / "split_csv" / "1cls.csv").write_text(f"object,split,label,image,mask\n{line}\n")
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(ValueError, match=message):
         VisA(str(tmp_path), categories=["candle"]).samples("test")
 
 
 @pytest.mark.parametrize("around", ["", "BTech_Dataset_transformed"])
-def test_btad_pairs_pictures_and_masks_of_other_kinds(tmp_path: Path, around: str) -> None:
+def test_btad_pairs_images_and_masks_of_different_formats(tmp_path: Path, around: str) -> None:
     btad(tmp_path / around)
     data = BTAD(str(tmp_path))
     assert data.categories == ["01", "02", "03"]
@@ -170,7 +168,7 @@ def test_btad_pairs_pictures_and_masks_of_other_kinds(tmp_path: Path, around: st
     assert data.words("01") == "product"
 
 
-def test_ksdd2_goes_by_its_masks(tmp_path: Path) -> None:
+def test_ksdd2_labels_follow_the_masks(tmp_path: Path) -> None:
     data = KSDD2(str(ksdd2(tmp_path)), image_size=32)
     assert [s.image.name for s in data.samples("train")] == ["10000.png", "10001.png"]
     assert [(s.image.name, s.label) for s in data.samples("test")] == [
@@ -178,11 +176,11 @@ def test_ksdd2_goes_by_its_masks(tmp_path: Path) -> None:
         ("20001.png", True),
     ]
     item = data.dataset("test")[1]
-    assert item["mask"].any()  # its mask has another size than the image by a few pixels
+    assert item["mask"].any()  # its mask differs from the image by a few pixels in size
     assert not data.dataset("test")[0]["mask"].any()
 
 
-def test_ksdd2_refuses_what_is_not_there_or_far_too_small(tmp_path: Path) -> None:
+def test_ksdd2_refuses_missing_and_mismatched_masks(tmp_path: Path) -> None:
     ksdd2(tmp_path)
     (tmp_path / "train" / "10000_GT.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"10000\.png: its mask is missing"):
@@ -221,19 +219,19 @@ def test_industrial_folders_are_normal_and_train(tmp_path: Path) -> None:
 def test_the_order_of_the_file_system_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = [
+    roots = [
         (VisA, visa(tmp_path / "visa")),
         (BTAD, btad(tmp_path / "btad")),
         (KSDD2, ksdd2(tmp_path / "ksdd2")),
     ]
-    before = [kind(str(root)).samples("test") for kind, root in made]
+    before = [kind(str(root)).samples("test") for kind, root in roots]
     ordinary, ordinary_glob = Path.iterdir, Path.glob
     monkeypatch.setattr(Path, "iterdir", lambda self: reversed(list(ordinary(self))))
     monkeypatch.setattr(Path, "glob", lambda self, p: reversed(list(ordinary_glob(self, p))))
-    assert [kind(str(root)).samples("test") for kind, root in made] == before
+    assert [kind(str(root)).samples("test") for kind, root in roots] == before
 
 
-def test_a_mask_is_never_another_images(tmp_path: Path) -> None:
+def test_a_mask_is_never_paired_with_another_image(tmp_path: Path) -> None:
     btad(tmp_path)
     (tmp_path / "01" / "ground_truth" / "ko" / "0000.png").rename(
         tmp_path / "01" / "ground_truth" / "ko" / "0002.png"
@@ -243,7 +241,7 @@ def test_a_mask_is_never_another_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["nail [3]", "*", "näg el", "x" * 200])
-def test_names_that_are_patterns_foreign_or_long(tmp_path: Path, name: str) -> None:
+def test_unusual_file_names(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "01"
     for path in ("train/ok/a", "test/ok/b", f"test/ko/{name}"):
         save_picture(folder / f"{path}.png")
@@ -252,7 +250,7 @@ def test_names_that_are_patterns_foreign_or_long(tmp_path: Path, name: str) -> N
     assert sample.mask == folder / "ground_truth" / "ko" / f"{name}.png"
 
 
-def test_links_that_lead_in_circles_end(mvtec_root: Path) -> None:
+def test_circular_links_are_not_followed_forever(mvtec_root: Path) -> None:
     (mvtec_root / "loop").symlink_to(mvtec_root / "loop")
     (mvtec_root / "bottle" / "test" / "round").symlink_to(mvtec_root / "bottle" / "test")
     assert MVTecAD(str(mvtec_root)).categories == ["bottle", "metal_nut"]
@@ -319,8 +317,8 @@ def test_masks_of_the_real_sets_have_their_sums(
     shared_data: Callable[[str], Path], name: str, kind: type[AnomalyData], sums: dict[str, int]
 ) -> None:
     data = kind(str(shared_data(name)))
-    found: Counter[str] = Counter()
+    totals: Counter[str] = Counter()
     for sample in data.samples("test"):
         if sample.mask is not None:
-            found[sample.defect] += int(read_mask(sample.mask).sum())
-    assert found == sums  # counted with numpy in the files
+            totals[sample.defect] += int(read_mask(sample.mask).sum())
+    assert totals == sums  # counted with numpy from the files

@@ -21,7 +21,7 @@ from anomaly_clip.data.info import DATASETS, MaskRule, dataset_info
         ("IndustrialFolders", 30, 17393, 0, 0),
     ],
 )
-def test_counts_add_up_to_what_is_published(
+def test_counts_add_up_to_the_published_totals(
     name: str, categories: int, train: int, normal: int, anomalous: int
 ) -> None:
     counts = dataset_info(name).counts
@@ -37,12 +37,12 @@ def test_categories_and_words_belong_together() -> None:
     assert DATASETS["MixedWM38"].total == 38_015
 
 
-def test_masks_are_read_as_the_files_need_it() -> None:
+def test_mask_rules() -> None:
     rules = {name: info.mask for name, info in DATASETS.items() if info.mask != MaskRule()}
     assert rules == {"KSDD2": MaskRule(False, 16), "CVCClinicDB": MaskRule(True, 0)}
 
 
 @pytest.mark.parametrize("name", [None, "", "Unheard"])
-def test_nothing_is_known_of_other_data_sets(name: str | None) -> None:
+def test_unknown_data_sets_have_no_published_facts(name: str | None) -> None:
     info = dataset_info(name)
     assert (info.title, info.counts, info.words, info.total) == ("", {}, {}, None)

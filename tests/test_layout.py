@@ -20,21 +20,21 @@ from anomaly_clip.data.samples import Sample
 
 
 def touch(folder: Path, *names: str) -> list[Path]:
-    """Make empty files; none of what is tested here opens one."""
+    """Make empty files, which the tested functions do not open."""
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
     return [folder / name for name in names]
 
 
-def test_images_are_sorted_without_what_archives_leave_behind(tmp_path: Path) -> None:
+def test_images_are_sorted_without_stray_files(tmp_path: Path) -> None:
     litter(tmp_path)
     two, ten = touch(tmp_path, "2.png", "10.JPG")
-    assert images_in(tmp_path) == [ten, two]  # by name, as text
+    assert images_in(tmp_path) == [ten, two]  # names are sorted as text
     assert images_in(tmp_path / "nowhere") == []
 
 
-def test_of_equal_stems_the_first_counts(tmp_path: Path) -> None:
+def test_the_first_of_equal_stems_counts(tmp_path: Path) -> None:
     first, _, other = touch(tmp_path, "a.jpg", "a.png", "b.png")
     assert by_stem(tmp_path) == {"a": first, "b": other}
 
@@ -49,7 +49,7 @@ def test_an_archive_may_put_a_folder_around_a_data_set(tmp_path: Path) -> None:
     touch(tmp_path, "BTech/01/a.png")
     assert top_folder(tmp_path, "01", "other", "BTech") == tmp_path / "BTech"
     assert top_folder(tmp_path / "BTech", "01", "BTech") == tmp_path / "BTech"
-    assert top_folder(tmp_path, "02", "BTech") == tmp_path  # errors name what the user gave
+    assert top_folder(tmp_path, "02", "BTech") == tmp_path  # errors name the folder given
 
 
 def test_a_mask_has_the_name_of_its_image_and_an_ending(tmp_path: Path) -> None:
@@ -67,45 +67,45 @@ def test_a_table_is_read_with_the_numbers_of_its_lines(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "sentence"),
+    ("content", "message"),
     [
         (b"", "line 1: expected a header, id, label; got nothing"),
         (b"label,id\n1,0\n", "line 1: expected a header, id, label; got label, id"),
-        (b"id,label\n\xff,1\n", "not a table in UTF-8"),
+        (b"id,label\n\xff,1\n", "not a CSV file in UTF-8"),
     ],
 )
-def test_what_is_no_table_is_named(tmp_path: Path, content: bytes, sentence: str) -> None:
+def test_invalid_tables_are_named(tmp_path: Path, content: bytes, message: str) -> None:
     file = tmp_path / "labels.csv"
     file.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"labels\.csv.*{sentence}"):
+    with pytest.raises(ValueError, match=rf"labels\.csv.*{message}"):
         list(read_table(file, ["id", "label"]))
     with pytest.raises(FileNotFoundError, match=r"none\.csv: there is no such file"):
         list(read_table(tmp_path / "none.csv", ["id"]))
 
 
-def test_files_are_all_there_and_no_mask_is_shared(tmp_path: Path) -> None:
-    one, two, three, mask = touch(tmp_path, "1.png", "2.png", "3.png", "m.png")
-    whole = [Sample(one, "a", True, mask), Sample(two, "a", False), Sample(three, "a", False)]
-    check_files(whole)
-    assert shared_masks(whole) == {}
-    twice = [*whole, Sample(three, "a", True, mask)]
-    assert shared_masks(iter(twice)) == {mask: [one, three]}
+def test_missing_files_and_shared_masks_are_refused(tmp_path: Path) -> None:
+    first, second, third, mask = touch(tmp_path, "1.png", "2.png", "3.png", "m.png")
+    valid = [Sample(first, "a", True, mask), Sample(second, "a", False), Sample(third, "a", False)]
+    check_files(valid)
+    assert shared_masks(valid) == {}
+    shared = [*valid, Sample(third, "a", True, mask)]
+    assert shared_masks(iter(shared)) == {mask: [first, third]}
     with pytest.raises(ValueError, match=r"m\.png: the mask of two images, 1\.png and 3\.png"):
-        check_files(iter(twice))
+        check_files(iter(shared))
     with pytest.raises(FileNotFoundError, match=r"4\.png: there is no such file"):
         check_files([Sample(tmp_path / "4.png", "a", False)])
     with pytest.raises(FileNotFoundError, match=r"1\.png: its mask is missing, expected .*n\.png"):
-        check_files([Sample(one, "a", True, tmp_path / "n.png")])
+        check_files([Sample(first, "a", True, tmp_path / "n.png")])
 
 
 @pytest.mark.parametrize("count", [0, 8, 9])
-def test_another_layout_is_answered_with_what_is_there(tmp_path: Path, count: int) -> None:
+def test_an_unexpected_layout_is_reported_with_its_content(tmp_path: Path, count: int) -> None:
     root = tmp_path / "root"
     root.mkdir()
     touch(root, *(f"{number}.txt" for number in range(count)))
     message = str(missing_layout(root, "train/good"))
-    assert message.startswith(f"data.root {root}: expected train/good; there is ")
-    listed = message.partition("there is ")[2]
+    assert message.startswith(f"data.root {root}: expected train/good; found ")
+    listed = message.partition("; found ")[2]
     names = ", ".join(f"{number}.txt" for number in range(min(count, 8)))
     assert listed == {0: "nothing", 8: names, 9: f"{names}, ..."}[count]
     assert "there is no such folder" in str(missing_layout(tmp_path / "none", "x"))

@@ -10,7 +10,7 @@ from anomaly_clip.data.samples import Sample
 
 
 class Source:
-    """A data module of three categories, which counts how often each is listed."""
+    """A data module of three categories that records each listing."""
 
     root = Path("here")
     dataset_name = "Made"
@@ -65,18 +65,18 @@ def test_each_category_is_listed_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "message"),
     [
-        ((["x", "a"],), r"data\.categories: 'x' is not in here \(there: a, b, c\)"),
+        ((["x", "a"],), r"data\.categories: 'x' is not in here \(available: a, b, c\)"),
         ((["a", "b", "a"],), r"data\.categories: 'a' occurs twice"),
         (([],), r"data\.categories: the list is empty"),
         ((None, ["x"]), r"data\.train_categories: 'x' is not in here"),
-        ((None, "others"), r"none is left, as data\.categories are all there are \(a, b, c\)"),
+        ((None, "others"), r"none is left, because data\.categories lists all \(a, b, c\)"),
     ],
 )
-def test_what_is_chosen_must_be_there(arguments: tuple[Any, ...], sentence: str) -> None:
+def test_invalid_categories(arguments: tuple[Any, ...], message: str) -> None:
     chosen = listing(Source(), *arguments)
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(ValueError, match=message):
         _ = chosen.train_categories
 
 
@@ -90,7 +90,7 @@ def test_a_split_without_images_is_refused() -> None:
         listing(source).samples("train")
 
 
-def test_files_are_looked_at_on_disk_and_masks_in_the_test_split() -> None:
+def test_files_are_checked_on_disk_and_masks_in_the_test_split() -> None:
     source = Source()
     source.spare = [Path("m.png")]
     assert len(listing(source).samples("train")) == 9

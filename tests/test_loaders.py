@@ -53,7 +53,7 @@ def test_categories_may_be_seen_equally_often(mvtec_root: Path) -> None:
 
 
 class Numbers(Dataset[Any]):
-    """Rows that are their own numbers."""
+    """A data set whose rows are their own indices."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -66,7 +66,7 @@ class Numbers(Dataset[Any]):
 
 
 def trainer(processed: int = 0, world_size: int = 1, rank: int = 0) -> Any:
-    """Return what loaders read of a trainer."""
+    """Return the attributes of a trainer that loaders read."""
     current = SimpleNamespace(processed=processed)
     loop = SimpleNamespace(batch_progress=SimpleNamespace(current=current))
     return SimpleNamespace(
@@ -82,14 +82,14 @@ def batches(loader: Any) -> list[list[int]]:
     ("count", "full", "sizes"),
     [
         (7, False, [3, 3, 1]),
-        (7, True, [3, 3]),  # the rest of an epoch
+        (7, True, [3, 3]),  # the last batch is partial
         (6, True, [3, 3]),
         (3, True, [3]),
-        (2, True, [2]),  # there is no other batch
+        (2, True, [2]),  # the only batch is kept
         (2, False, [2]),
     ],
 )
-def test_the_rest_of_an_epoch_is_left_out_if_asked(
+def test_a_partial_last_batch_is_dropped_on_request(
     count: int, full: bool, sizes: list[int]
 ) -> None:
     sampler = EpochSampler(range(count), seed=0)
@@ -102,7 +102,7 @@ def test_the_rest_of_an_epoch_is_left_out_if_asked(
 
 
 @pytest.mark.parametrize("processed", [0, 1, 2])
-def test_a_resumed_epoch_goes_on_after_the_batches_that_were_seen(processed: int) -> None:
+def test_a_resumed_epoch_continues_after_the_batches_already_seen(processed: int) -> None:
     def loader(trainer: Any) -> EpochLoader:
         sampler = EpochSampler(range(7), seed=0)
         loader = training_loader(Numbers(7), sampler, 3, 0, trainer)
@@ -112,7 +112,7 @@ def test_a_resumed_epoch_goes_on_after_the_batches_that_were_seen(processed: int
     whole = batches(loader(None))
     resumed = loader(trainer(processed))
     assert batches(resumed) == whole[processed:]
-    assert resumed.state_dict() == {}  # the trainer knows the place
+    assert resumed.state_dict() == {}  # the trainer knows the position
     resumed.load_state_dict({"anything": 1})
     assert batches(resumed) == whole[processed:]
 
@@ -123,7 +123,7 @@ def test_processes_are_one_without_a_trainer() -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_a_single_pass_hands_every_image_out_once(world_size: int) -> None:
+def test_a_single_pass_yields_every_image_once(world_size: int) -> None:
     parts = [
         batches(single_pass_loader(Numbers(11), 2, 0, trainer(0, world_size, rank)))
         for rank in range(world_size)
@@ -133,7 +133,7 @@ def test_a_single_pass_hands_every_image_out_once(world_size: int) -> None:
     assert max(len(batch) for part in parts for batch in part) <= 2
 
 
-def test_support_goes_on_where_it_was_too(mvtec_root: Path) -> None:
+def test_support_batches_resume_too(mvtec_root: Path) -> None:
     dataset = tiny(mvtec_root).dataset("train")
 
     def loaded(trainer: Any, shuffle: bool = True) -> list[Any]:

@@ -31,10 +31,10 @@ def test_clinic_db_keeps_grey_values_of_masks_until_they_are_resized(tmp_path: P
     image, mask = data.reader()(data.samples("test")[0])
     assert mask is not None
     assert sorted(np.unique(mask)) == [0, 100, 255]
-    # What is darker than half is no defect, however wide; MVTec-AD's rule would count it.
+    # Pixels darker than half are not defective; MVTec-AD's rule would count them.
     ours = data.dataset("test")[0]["mask"].numpy()
-    wanted = np.asarray(Image.fromarray(mask).resize((24, 24), Image.Resampling.BILINEAR)) > 127.5
-    assert np.array_equal(ours, wanted)
+    expected = np.asarray(Image.fromarray(mask).resize((24, 24), Image.Resampling.BILINEAR)) > 127.5
+    assert np.array_equal(ours, expected)
     assert not ours[8, 6]
     assert ours[8, 12]
     assert image.shape == (20, 24, 3)
@@ -55,7 +55,7 @@ def test_head_ct_reads_its_table_by_position(tmp_path: Path, nested: bool) -> No
 
 
 @pytest.mark.parametrize(
-    ("line", "sentence"),
+    ("line", "message"),
     [
         ("x, 1", "line 2: expected a number and 0 or 1, got x, 1"),
         ("7, 2", "line 2: expected a number"),
@@ -63,10 +63,10 @@ def test_head_ct_reads_its_table_by_position(tmp_path: Path, nested: bool) -> No
         ("7, 1\n7, 0", "line 3: 7 occurs twice"),
     ],
 )
-def test_a_table_with_a_line_that_does_not_fit(tmp_path: Path, line: str, sentence: str) -> None:
+def test_a_malformed_table(tmp_path: Path, line: str, message: str) -> None:
     head_ct(tmp_path)
     (tmp_path / "labels.csv").write_text(f"id, hemorrhage\n{line}\n")
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(ValueError, match=message):
         HeadCT(str(tmp_path)).samples("test")
 
 
@@ -95,7 +95,7 @@ def test_brain_mri_goes_by_content_and_ignores_the_second_copy(tmp_path: Path) -
         (BrainMRI, brain_mri, "archive", "brain_tumor_dataset/yes/"),
     ],
 )
-def test_roots_above_and_wrong_ones(
+def test_wrapping_folders_and_wrong_roots(
     tmp_path: Path,
     kind: Callable[[str], AnomalyData],
     make: Callable[[Path], Path],
@@ -105,7 +105,7 @@ def test_roots_above_and_wrong_ones(
     make(tmp_path / "top" / around)
     assert len(kind(str(tmp_path / "top")).samples("test")) > 1
     (tmp_path / "other" / "stuff").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match=f"expected {expected}.*there is stuff"):
+    with pytest.raises(FileNotFoundError, match=f"expected {expected}.*found stuff"):
         kind(str(tmp_path / "other")).samples("test")
     with pytest.raises(FileNotFoundError, match="there is no such folder"):
         kind(str(tmp_path / "nowhere")).samples("test")
@@ -145,29 +145,29 @@ def test_names_with_dots_are_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "sentence"),
+    ("content", "message"),
     [
         (b"0,1\n1,1\n", r"labels\.csv, line 1: expected a header, id; got 0, 1"),
         (b"", r"labels\.csv, line 1: expected a header, id; got nothing"),
-        ("id,hemorrhage\n0,1\n".encode("utf-16"), r"labels\.csv: not a table in UTF-8"),
-        (b'id,h\n"' + b"x" * 200_000, r"labels\.csv: not a table in UTF-8"),
+        ("id,hemorrhage\n0,1\n".encode("utf-16"), r"labels\.csv: not a CSV file in UTF-8"),
+        (b'id,h\n"' + b"x" * 200_000, r"labels\.csv: not a CSV file in UTF-8"),
     ],
 )
-def test_tables_that_are_none(tmp_path: Path, content: bytes, sentence: str) -> None:
+def test_files_that_are_not_tables(tmp_path: Path, content: bytes, message: str) -> None:
     head_ct(tmp_path)
     (tmp_path / "labels.csv").write_bytes(content)
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(ValueError, match=message):
         HeadCT(str(tmp_path)).samples("test")
 
 
-def test_a_table_may_end_its_lines_and_begin_as_it_likes(tmp_path: Path) -> None:
+def test_a_table_with_byte_order_mark_and_windows_line_ends(tmp_path: Path) -> None:
     head_ct(tmp_path)
     text = "\ufeffid, hemorrhage\r\n0, 1\r\n\r\n100, 0\r\n"
     (tmp_path / "labels.csv").write_text(text, encoding="utf-8", newline="")
     assert [s.label for s in HeadCT(str(tmp_path)).samples("test")] == [True, False]
 
 
-def test_an_image_that_a_table_names_must_be_there(tmp_path: Path) -> None:
+def test_an_image_in_the_table_must_exist(tmp_path: Path) -> None:
     head_ct(tmp_path)
     (tmp_path / "head_ct" / "100.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"head_ct/100\.png: there is no such file"):

@@ -42,13 +42,13 @@ def method(backbone: CNNBackbone) -> RegAD:
     [
         (("--data.train_categories", "same", *ONE), "set data.train_categories to others"),
         (("--data.train_categories", "[bottle, cable]", *ONE), "'bottle' is among both"),
-        ((), "none is left, as data.categories are all there are"),
+        ((), "none is left, because data.categories lists all"),
         (("--data.categories", "[bottle, cable]"), "RegAD is one model per category"),
         ((*ONE, "--model.shots", "9"), "category 'bottle' has 4 normal training images"),
         ((*ONE, "--data.shots", "2"), "leave out data.shots and data.fraction"),
         ((*ONE, "--data.fraction", "0.5"), "leave out data.shots and data.fraction"),
         ((*ONE, "--data.balanced", "true"), "leave out data.balanced"),
-        ((*ONE, "--data.image_size", "32"), "data.image_size 32 is not what the model takes"),
+        ((*ONE, "--data.image_size", "32"), "data.image_size 32 differs from the model's"),
         ((*ONE, "--model.image_size", "80"), "must be a multiple of 32, 64 or more, got 80"),
         ((*ONE, "--model.image_size", "32"), "must be a multiple of 32, 64 or more, got 32"),
         ((*ONE, "--model.image_size", "8"), "model.image_size must be 32 or more"),
@@ -118,7 +118,7 @@ def test_references_are_not_among_the_test_images(three: Path, method: RegAD) ->
     with pytest.raises(ValueError, match="are among the training images, such as"):
         method.take_references(data, "cable")
     folder = ImageFolder(str(three / "cable" / "test" / "good"), "cable", image_size=64)
-    with pytest.raises(ValueError, match="so there are none to compare with"):
+    with pytest.raises(ValueError, match="has no train images to use as references"):
         folder.references("x", 2)
 
 

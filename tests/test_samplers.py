@@ -36,7 +36,7 @@ def drawn(epoch: int, num_processes: int = 1, rank: int = 0, seed: int = 0) -> l
     return list(sampler)
 
 
-def test_an_epoch_draws_every_index_once_in_an_order_of_its_own() -> None:
+def test_each_epoch_yields_every_index_once_in_a_new_order() -> None:
     first, second = drawn(0), drawn(1)
     assert sorted(draw.index for draw in first) == list(range(10))
     assert {draw.epoch for draw in second} == {1}
@@ -122,17 +122,17 @@ def test_support_is_of_the_category_and_never_the_image_itself(three: Path) -> N
             support = batches.support_of(Draw(epoch, row))
             assert len(support) == 3
             assert row not in support
-            assert {dataset.samples[one].category for one in support} == {sample.category}
+            assert {dataset.samples[r].category for r in support} == {sample.category}
             assert support == SupportedBatches(dataset, rows, 3, seed=4).support_of(
                 Draw(epoch, row)
             )
             seen.add((row, tuple(support)))
-    assert len(seen) > 3 * len(dataset)  # others each epoch
+    assert len(seen) > 3 * len(dataset)  # different support images each epoch
     batch = batches[[Draw(0, 0), Draw(0, 2)]]
     assert batch["support"].shape == (2, 3, 3, 16, 16)
     assert batch["support"].dtype == torch.uint8
     support = batches.support_of(Draw(0, 2))
-    # By hand: a stream of its own for (seed, epoch, row), over the others of the category.
+    # Expected: a separate random stream per (seed, epoch, row), over the category's other images.
     others = [other for other in rows[dataset.samples[2].category] if other != 2]
     drawn = np.random.default_rng([4, 0x5099, 0, 2]).integers(len(others), size=3)
     assert support == [others[place] for place in drawn]

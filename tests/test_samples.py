@@ -63,8 +63,8 @@ def test_resizing_follows_the_rule_for_image_and_mask(mvtec_root: Path) -> None:
     cut = tiny(mvtec_root, mask_size=32, resize=Resize("square_crop", 24)).dataset("test")[2]
     assert cut["image"].shape == (3, 16, 16)
     assert cut["mask"].shape == (32, 32)
-    assert not cut["mask"].any()  # the crop removed it,
-    assert cut["label"]  # and it stays abnormal
+    assert not cut["mask"].any()  # the crop removed the defect,
+    assert cut["label"]  # but the image stays anomalous
 
 
 def test_a_tolerated_mask_is_resized_to_its_image_by_the_nearest_pixel(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_features_stand_in_for_images(tmp_path: Path) -> None:
     listed = [Sample(tmp_path / f"{n}.png", "thing", bool(n), target=(True, False)) for n in (0, 1)]
     dataset = SampleDataset(listed, 16, 16)
     dataset.hold_features({"pooled": torch.arange(4).view(2, 2), "mask": torch.eye(2) > 0})
-    item = dataset[1]  # no file is there
+    item = dataset[1]  # the image file does not exist
     assert item["features"]["pooled"].tolist() == [2, 3]
     assert item["mask"].tolist() == [False, True]
     assert "image" not in item

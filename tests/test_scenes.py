@@ -75,9 +75,9 @@ def test_crops_keep_a_part_of_the_defect_and_are_the_same_for_a_pair() -> None:
 
 def test_the_data_module_reports_bad_options() -> None:
     data = Demo(categories=WORDS, image_size=48)
-    with pytest.raises(ValueError, match=r"data.num_scenes is not given"):
+    with pytest.raises(ValueError, match=r"data.num_scenes is None"):
         data.scenes()
-    with pytest.raises(ValueError, match=r"data.held_out_defects: 'bite' is no kind of defect"):
+    with pytest.raises(ValueError, match=r"data.held_out_defects: 'bite' is not a kind of defect"):
         Demo(held_out_defects=["bite"])
     with pytest.raises(ValueError, match=r"data.num_scenes must be 1 or more, got 0"):
         Demo(num_scenes=0)

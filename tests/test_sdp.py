@@ -221,5 +221,5 @@ def test_an_image_size_other_than_the_models_is_rejected(
     tiny_clip: CLIPBackbone, mvtec_root: Path
 ) -> None:
     data = MVTecAD(str(mvtec_root), image_size=48, num_workers=0)
-    with pytest.raises(ValueError, match=r"data.image_size 48 is not what the model takes \(32\)"):
+    with pytest.raises(ValueError, match=r"data.image_size 48 differs from the model's \(32\)"):
         quiet_trainer().test(tiny(tiny_clip), data, verbose=False)

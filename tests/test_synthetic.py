@@ -42,16 +42,16 @@ def epoch_of(data: Demo, workers: int, epoch: int) -> dict[int, dict[str, Any]]:
     return rows
 
 
-def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+def same(first: dict[str, Any], other: dict[str, Any]) -> bool:
     return all(
         torch.equal(value, other[key]) if isinstance(value, Tensor) else value == other[key]
-        for key, value in one.items()
+        for key, value in first.items()
     )
 
 
 @pytest.mark.parametrize("recipe", ["nsa", "cutpaste", "erasing", "perlin"])
 @pytest.mark.parametrize("mode", ["pair", "replace"])
-def test_defects_depend_on_seed_epoch_and_row_alone(recipe: Any, mode: Any) -> None:
+def test_defects_depend_only_on_seed_epoch_and_row(recipe: Any, mode: Any) -> None:
     settings = SynthesisSettings(recipe, mode=mode)
     alone, several = (epoch_of(demo(settings), workers, 3) for workers in (0, 2))
     assert sorted(alone) == sorted(several) == list(range(24))
@@ -63,7 +63,7 @@ def test_defects_depend_on_seed_epoch_and_row_alone(recipe: Any, mode: Any) -> N
         assert sum(not torch.equal(alone[row][key], changed[row][key]) for row in alone) > 12
 
 
-def test_some_images_are_turned_first() -> None:
+def test_some_images_are_rotated_first() -> None:
     def images(**options: Any) -> Tensor:
         settings = SynthesisSettings("cutpaste", share=0.0, **options)
         dataset = demo(settings).fit_dataset()
@@ -78,7 +78,7 @@ def test_some_images_are_turned_first() -> None:
     assert 4 < int(changed.sum()) < 20
     assert torch.equal(images(rotated=0.5), some)
     assert (plain != wood).flatten(1).any(1).tolist() == [True] * 12 + [False] * 12
-    # A turn keeps what a picture is made of.
+    # A rotation keeps the mean colour of an image.
     assert (wood.float().mean((2, 3)) - plain.float().mean((2, 3))).abs().max() < 12
     with pytest.raises(ValueError, match=r"data\.synthesis\.rotated must be in \[0, 1\], got 2"):
         SynthesisSettings(rotated=2)
@@ -110,10 +110,7 @@ def test_a_share_is_replaced() -> None:
         labels = []
         for row in range(len(dataset)):
             item = dataset[row]
-            assert item["mask"].shape == (
-                64,
-                64,
-            )  # losses compare there, whatever maps are evaluated at
+            assert item["mask"].shape == (64, 64)  # the image size, whatever the mask size
             assert not item["mask"].any() or item["label"]
             if row < 12 and not item["label"]:
                 assert torch.equal(item["image"], plain[row]["image"])
@@ -122,7 +119,7 @@ def test_a_share_is_replaced() -> None:
 
 
 def test_donors_are_others_of_the_category() -> None:
-    """Patches without any blending show the one grey of another picture of the category."""
+    """Patches without blending show the single grey level of another image of the category."""
     settings = SynthesisSettings(
         "nsa", "tab", {"mode": "swap", "label": "binary"}, mode="pair", retries=0
     )
@@ -143,15 +140,15 @@ def test_donors_are_others_of_the_category() -> None:
     for row in range(24):
         item = dataset[row]
         values = set(item["synthetic"][:, item["synthetic_mask"]].unique().tolist())
-        own = set(greys[:12].tolist()) if row < 12 else set(greys[12:].tolist())
-        assert values <= own - {int(greys[row])}
+        of_category = set(greys[:12].tolist()) if row < 12 else set(greys[12:].tolist())
+        assert values <= of_category - {int(greys[row])}
 
 
 def test_synthetic_validation() -> None:
     data = demo(val_split="synthetic", num_train=20)
     held = data.validation_dataset()
     assert isinstance(held, SyntheticPairs)
-    assert len(held) == 2 * 4  # a tenth of each category
+    assert len(held) == 2 * 4  # a tenth of the images per category
     trained = {sample.image for sample in data.fit_samples()}
     assert len(trained) == 36
     assert not trained & {sample.image for sample in held.images.samples}
@@ -169,28 +166,28 @@ def test_synthetic_validation() -> None:
 
 
 def test_validation_takes_patches_from_training_images() -> None:
-    """One image a category is held out: it is not its own donor."""
+    """The one held-out image per category is not its own donor."""
     settings = SynthesisSettings("nsa", "tab", {"mode": "swap", "label": "binary"}, retries=0)
     held = demo(settings, val_split="synthetic", num_train=12).validation_dataset()
     assert isinstance(held, SyntheticPairs)
     assert len(held.images) == 2
-    assert len(held.defects.kin["steel nut"]) == 11
+    assert len(held.defects.donor_rows["steel nut"]) == 11
     plain, changed = held[0]["image"], held[1]["image"]
     assert (plain != changed).any()
 
 
 def test_scenes_have_defects_of_their_own() -> None:
-    with pytest.raises(ValueError, match=r"leave data\.synthesis out"):
+    with pytest.raises(ValueError, match=r"leave data\.synthesis \(cutpaste\) out"):
         demo(num_scenes=4)
 
 
 def test_a_defect_that_cannot_be_seen_leaves_the_image_alone() -> None:
     flat = np.full((64, 64, 3), 90, np.uint8)
     settings = SynthesisSettings("nsa", retries=2)
-    made = synthesize(settings, flat, "nut", np.random.default_rng(0), lambda: flat)
-    assert np.array_equal(made.image, flat)
-    assert not made.mask.any()
-    assert made.info["failed"]
+    synthetic = synthesize(settings, flat, "nut", np.random.default_rng(0), lambda: flat)
+    assert np.array_equal(synthetic.image, flat)
+    assert not synthetic.mask.any()
+    assert synthetic.info["failed"]
 
 
 def test_a_mixture_draws_by_weight() -> None:
@@ -218,16 +215,16 @@ def test_mistakes(mvtec_root: Path) -> None:
             "options, jitter: a mixture groups its options by recipe, under nsa",
         ),
         (lambda: demo(val_split="synthetic", num_train=3).fit_samples(), "too few to hold"),
-        (lambda: Demo(val_split="synthetic"), "say which defects"),
+        (lambda: Demo(val_split="synthetic"), "needs synthetic defects"),
         (
             lambda: MVTecAD(
                 str(mvtec_root), synthesis=CUTPASTE, auxiliary=MVTecAD(str(mvtec_root))
             ),
-            "leave one of them out",
+            "leave one of the two out",
         ),
     ]
-    for make, sentence in cases:
-        with pytest.raises(ValueError, match=sentence):
+    for make, message in cases:
+        with pytest.raises(ValueError, match=message):
             make()
 
 

@@ -31,7 +31,7 @@ def test_equal_sizes_pass_untouched() -> None:
 )
 def test_masks_are_thresholded(kind: MaskFilter, threshold: float, expected: int) -> None:
     mask = np.zeros((8, 8), dtype=bool)
-    mask[:, :5] = True  # to 4 pixels: full, full, half and half of the next weighed in, empty
+    mask[:, :5] = True  # resized to 4 pixels: full, full, about half, empty
     small = resize_mask(mask, 4, kind, threshold)
     assert small.dtype == bool
     assert (small.sum(axis=1) >= expected).all()
@@ -46,7 +46,7 @@ def test_a_tiny_defect_vanishes_from_a_bilinear_mask() -> None:
 
 @pytest.mark.parametrize("shape", [(40, 48), (48, 40), (33, 47), (20, 20)])
 @pytest.mark.parametrize("kind", ["bicubic", "bilinear", "lanczos"])
-def test_crops_are_torchvisions(shape: tuple[int, int], kind: str) -> None:
+def test_crops_match_torchvision(shape: tuple[int, int], kind: str) -> None:
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms import functional as reference
 
@@ -54,9 +54,9 @@ def test_crops_are_torchvisions(shape: tuple[int, int], kind: str) -> None:
     image = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
     picture, mode = Image.fromarray(image), InterpolationMode(kind)
     for rule, size in (("square_crop", [21, 21]), ("shorter_crop", [21])):
-        wanted = reference.center_crop(reference.resize(picture, size, mode), [16, 16])
+        expected = reference.center_crop(reference.resize(picture, size, mode), [16, 16])
         ours = resize_image(image, 16, Resize(rule, 21, kind))  # type: ignore[arg-type]
-        assert np.array_equal(ours, np.asarray(wanted))
+        assert np.array_equal(ours, np.asarray(expected))
 
 
 def test_grey_masks_keep_their_values_until_the_threshold() -> None:
@@ -69,7 +69,7 @@ def test_grey_masks_keep_their_values_until_the_threshold() -> None:
 
 @pytest.mark.parametrize("size", range(16, 25))
 def test_crops_begin_where_torchvisions_do(size: int) -> None:
-    """Whatever is left over: of an odd rest torchvision rounds the half to the even pixel."""
+    """If the margin is odd, torchvision rounds the half pixel to the even one."""
     from torchvision.transforms.functional import center_crop
 
     image = np.arange(size * (size + 3), dtype=np.uint8).reshape(size, size + 3)

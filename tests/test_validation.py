@@ -23,7 +23,7 @@ def tiny(root: Path, **options: Any) -> MVTecAD:
 
 
 def paths(data: AnomalyData) -> list[str]:
-    """Return what validates."""
+    """Return the paths of the validation images."""
     batches: Any = data.val_dataloader()
     return [path for batch in batches for path in batch["path"]]
 
@@ -37,9 +37,9 @@ def test_a_tenth_of_the_auxiliary_set_validates(mvtec_root: Path, tmp_path: Path
     def data(seed: int = 0) -> MVTecAD:
         aux = MVTecAD(str(tmp_path / "aux"))
         more = {"auxiliary": aux, "val_split": "auxiliary", "seed": seed, "num_workers": 0}
-        made = MVTecAD(str(mvtec_root), image_size=16, **more)  # type: ignore[arg-type]
-        made.setup("fit")
-        return made
+        module = MVTecAD(str(mvtec_root), image_size=16, **more)  # type: ignore[arg-type]
+        module.setup("fit")
+        return module
 
     first = data()
     held = paths(first)
@@ -49,11 +49,11 @@ def test_a_tenth_of_the_auxiliary_set_validates(mvtec_root: Path, tmp_path: Path
     assert sorted(held + trained) == sorted(str(s.image) for s in everything)
     assert paths(data()) == held
     assert first.validation_categories() == ["nut"]
-    with pytest.raises(ValueError, match=r"data\.val_split auxiliary: name one"):
+    with pytest.raises(ValueError, match=r"data\.val_split auxiliary needs an auxiliary data set"):
         MVTecAD(str(mvtec_root), val_split="auxiliary")
 
 
-def test_the_test_split_validates_if_asked(mvtec_root: Path) -> None:
+def test_the_test_split_validates_on_request(mvtec_root: Path) -> None:
     data = tiny(mvtec_root, val_split="test")
     data.setup("fit")
     assert paths(data) == [str(s.image) for s in data.samples("test")]
@@ -69,14 +69,14 @@ def demo(**options: Any) -> Demo:
     return Demo(**{**sizes, "categories": BOTH, **options})
 
 
-def test_nothing_validates_unless_asked() -> None:
+def test_nothing_validates_by_default() -> None:
     validation = ValidationSplit(demo(), "none", 0.5)
     assert (validation.exists, validation.is_test, validation.holds_out) == (False, False, False)
     assert validation.dataset() is None
     assert validation.categories == BOTH
 
 
-def test_test_images_validate_all() -> None:
+def test_all_test_images_validate() -> None:
     data = demo()
     validation = ValidationSplit(data, "test", 0.5)
     assert (validation.exists, validation.is_test, validation.holds_out) == (True, True, False)
@@ -97,13 +97,13 @@ def test_normal_training_images_validate_with_and_without_a_defect() -> None:
     validation = data.validation
     assert (validation.exists, validation.is_test, validation.holds_out) == (True, False, True)
     trained, held = validation.normal_parts
-    # A tenth of 25 is 2.5, which goes to the even number: of each category two.
+    # A tenth of 25 is 2.5, which is rounded to the even number: two per category.
     assert Counter(sample.category for sample in held) == dict.fromkeys(BOTH, 2)
     everything = data.samples("train")
     assert sorted([*trained, *held], key=everything.index) == everything
     assert trained == [sample for sample in everything if sample not in held]
     assert data.fit_samples() == trained
-    assert validation.categories == BOTH  # those that are trained on
+    assert validation.categories == BOTH  # the training categories
     assert validation.source is data
     dataset = validation.dataset()
     assert isinstance(dataset, SyntheticPairs)
@@ -111,7 +111,7 @@ def test_normal_training_images_validate_with_and_without_a_defect() -> None:
     assert [dataset[row]["path"] for row in range(4)] == [str(held[0].image)] * 2 + [
         str(held[1].image)
     ] * 2
-    assert set(dataset.defects.donors.samples) == set(trained)  # patches come from no held one
+    assert set(dataset.defects.donors.samples) == set(trained)  # no held-out image is a donor
 
 
 def test_a_share_of_the_auxiliary_set_validates_per_category_and_label() -> None:
@@ -120,7 +120,7 @@ def test_a_share_of_the_auxiliary_set_validates_per_category_and_label() -> None
     assert (validation.exists, validation.is_test, validation.holds_out) == (True, False, True)
     assert validation.source is auxiliary
     trained, held = validation.auxiliary_parts
-    # 0.3 of 6 normal images is 1.8, of 5 anomalous ones 1.5: two of each.
+    # 0.3 of 6 normal images is 1.8, and 0.3 of 5 anomalous ones is 1.5: both are rounded to two.
     expected = {(category, label): 2 for category in BOTH for label in (False, True)}
     assert Counter((sample.category, sample.label) for sample in held) == expected
     everything = auxiliary.samples("test")
@@ -149,14 +149,14 @@ def test_too_few_images_hold_nothing_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "share", "sentence"),
+    ("kind", "share", "message"),
     [
-        ("synthetic", 0.1, r"data\.val_split synthetic: say which defects"),
-        ("auxiliary", 0.1, r"data\.val_split auxiliary: name one"),
+        ("synthetic", 0.1, r"data\.val_split synthetic needs synthetic defects"),
+        ("auxiliary", 0.1, r"data\.val_split auxiliary needs an auxiliary data set"),
         ("none", 0.0, r"data\.val_share must be in \(0, 1\), got 0.0"),
         ("none", 1.0, r"data\.val_share must be in \(0, 1\), got 1.0"),
     ],
 )
-def test_what_validates_must_be_there(kind: Any, share: float, sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
+def test_invalid_validation_settings(kind: Any, share: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         ValidationSplit(demo(), kind, share)

@@ -11,7 +11,7 @@ from anomaly_clip.data import MixedWM38
 from anomaly_clip.data.wafer import read_wafers
 
 
-def test_classes_are_sorted_label_vectors_and_both_parts_hold_all(tmp_path: Path) -> None:
+def test_classes_are_sorted_label_vectors_and_occur_in_both_parts(tmp_path: Path) -> None:
     data = MixedWM38(str(mixed_wm38(tmp_path)), image_size=52)
     assert data.target_names == ["good", "Edge-Ring", "Center", "Center+Edge-Ring"]
     train, test = data.samples("train"), data.samples("test")
@@ -25,14 +25,14 @@ def test_classes_are_sorted_label_vectors_and_both_parts_hold_all(tmp_path: Path
         assert sample.label == (sample.defect != "good")
 
 
-def test_the_split_is_the_published_scripts(tmp_path: Path) -> None:
+def test_the_split_matches_the_published_script(tmp_path: Path) -> None:
     from sklearn.model_selection import train_test_split
 
     data = MixedWM38(str(mixed_wm38(tmp_path, copies=10)))
-    _, wanted = train_test_split(
+    _, expected = train_test_split(
         np.arange(40), test_size=0.2, random_state=10, stratify=np.repeat([0, 2, 1, 3], 10)
     )
-    assert [int(s.image.name) for s in data.samples("test")] == sorted(wanted)
+    assert [int(s.image.name) for s in data.samples("test")] == sorted(expected)
     other = MixedWM38(str(tmp_path), split_seed=11)
     assert [s.image for s in other.samples("test")] != [s.image for s in data.samples("test")]
 
@@ -53,8 +53,8 @@ def test_levels_become_greys_and_are_resized_nearest(tmp_path: Path) -> None:
         for row, sample in enumerate(data.samples(split)):
             image = data.dataset(split)[row]["image"]
             levels = np.minimum(maps[int(sample.image.name)], 2)  # a stray 3 is a fail
-            wanted = np.repeat(np.repeat(levels * 127, 2, axis=0), 2, axis=1)
-            assert np.array_equal(image.numpy(), np.broadcast_to(wanted, (3, 104, 104)))
+            expected = np.repeat(np.repeat(levels * 127, 2, axis=0), 2, axis=1)
+            assert np.array_equal(image.numpy(), np.broadcast_to(expected, (3, 104, 104)))
 
 
 def test_maps_are_read_again_from_the_cache_and_without_one(
@@ -62,7 +62,7 @@ def test_maps_are_read_again_from_the_cache_and_without_one(
 ) -> None:
     mixed_wm38(tmp_path / "data")
     first = MixedWM38(str(tmp_path / "data"), image_size=52).dataset("test")[0]["image"]
-    monkeypatch.setattr("anomaly_clip.data.wafer.read_wafers", None)  # would fail
+    monkeypatch.setattr("anomaly_clip.data.wafer.read_wafers", None)  # a call would fail
     again = MixedWM38(str(tmp_path / "data"), image_size=52).dataset("test")[0]["image"]
     assert torch.equal(first, again)
     monkeypatch.undo()
@@ -72,7 +72,7 @@ def test_maps_are_read_again_from_the_cache_and_without_one(
     assert torch.equal(first, alone)
 
 
-def test_files_that_do_not_fit(tmp_path: Path) -> None:
+def test_invalid_files(tmp_path: Path) -> None:
     def saved(name: str, *arrays: object, **named: object) -> Path:
         np.savez(tmp_path / name, *arrays, **named)  # type: ignore[arg-type]
         return tmp_path / name
@@ -83,7 +83,7 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
     (tmp_path / "empty.npz").write_bytes(b"")
     cases = {
         saved("pickled.npz", np.array([{"a": 1}], dtype=object), targets): "Python objects",
-        saved("names.npz", maps=maps): r"expected arrays arr_0 .*; there is maps",
+        saved("names.npz", maps=maps): r"expected arrays arr_0 .*; found maps",
         saved("short.npz", maps, targets[:2]): r"targets \(n, 8\)",
         saved("levels.npz", maps + 9, targets): "integers 0 to 2",
         saved("floats.npz", maps * 1.0, targets): "float64",
@@ -91,8 +91,8 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
         damaged: "damaged",
         tmp_path / "empty.npz": "damaged|empty|No data",
     }
-    for file, sentence in cases.items():
-        with pytest.raises(ValueError, match=sentence) as error:
+    for file, message in cases.items():
+        with pytest.raises(ValueError, match=message) as error:
             read_wafers(file)
         assert str(file) in str(error.value)
     with pytest.raises(FileNotFoundError, match="there is no such file"):
@@ -140,8 +140,8 @@ def test_damaged_files_are_named_whatever_the_damage(tmp_path: Path) -> None:
         except ValueError as error:
             refused.append(str(error))
     assert len(refused) > 30
-    assert all(sentence.startswith(str(file)) for sentence in refused)
+    assert all(message.startswith(str(file)) for message in refused)
     np.save(tmp_path / "one.npy", np.zeros(3))
     (tmp_path / "one.npy").rename(file)
-    with pytest.raises(ValueError, match=r"no \.npz file"):
+    with pytest.raises(ValueError, match=r"not an \.npz file"):
         read_wafers(file)

@@ -39,6 +39,6 @@ __all__ = [
     "read_mask",
 ]
 
-# Loaders fork their workers, and OpenCV's own threads do not survive a fork: a worker that asks for
-# them would wait for ever.
+# Loaders fork their workers, and OpenCV's threads do not survive a fork: a worker that used them
+# would hang.
 cv2.setNumThreads(0)

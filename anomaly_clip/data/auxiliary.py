@@ -1,4 +1,4 @@
-"""Checks of an auxiliary data set: the one that ``fit`` learns from in place of the tested one."""
+"""Checks of an auxiliary data set, on which ``fit`` trains instead of the tested data set."""
 
 from __future__ import annotations
 
@@ -11,41 +11,45 @@ __all__ = ["check_auxiliary", "share_image_size"]
 
 
 def check_auxiliary(data: AnomalyData) -> None:
-    """Check that an auxiliary data set is all that is learnt from.
+    """Check that an auxiliary data set is the only source of training images.
 
     Raises:
-        ValueError: If it has an auxiliary set of its own, or comes with shots or synthetic defects.
+        ValueError: If it has an auxiliary set itself, or is combined with shots or synthetic
+            defects.
     """
     if data.auxiliary is None:
         return
     if data.auxiliary.auxiliary is not None or data.has_shots:
         raise ValueError(
-            "data.auxiliary is all that is learnt from: it takes no auxiliary of its own, and "
-            "data.shots and data.fraction must be left out"
+            f"data.auxiliary {data.auxiliary.root} is the only source of training images: leave "
+            f"out data.auxiliary.auxiliary, data.shots (got {data.few_shots.shots}) and "
+            f"data.fraction (got {data.few_shots.fraction})"
         )
     if data.synthesis is not None:
         raise ValueError(
-            "data.synthesis makes defects on normal training images, which data.auxiliary "
-            "replaces: leave one of them out"
+            f"data.synthesis ({data.synthesis.recipe}) needs normal training images, which "
+            f"data.auxiliary {data.auxiliary.root} replaces: leave one of the two out"
         )
 
 
 def share_image_size(data: AnomalyData) -> None:
-    """Give the auxiliary data set the image size of the one that it serves.
+    """Give the auxiliary data set the image size of the tested one.
 
     Raises:
-        ValueError: If it has no labels or no test images, or another image size.
+        ValueError: If the auxiliary data set has no labels or no test images, or a different image
+            size.
     """
     auxiliary = data.auxiliary
     if auxiliary is None:
         return
     if not auxiliary.has_labels or "test" not in auxiliary.splits:
         raise ValueError(
-            f"data.auxiliary {auxiliary.root}: nothing says which of its images are normal"
+            f"data.auxiliary {auxiliary.root} has no labelled test images to train on: choose a "
+            f"data set that has"
         )
     auxiliary.image_size = auxiliary.image_size or data.image_size
     if auxiliary.image_size != data.image_size:
         raise ValueError(
-            f"data.auxiliary.image_size {auxiliary.image_size} is not "
+            f"data.auxiliary.image_size {auxiliary.image_size} must equal data.image_size "
             f"{data.image_size}: leave it out"
         )

@@ -1,4 +1,4 @@
-"""The part of a data module that one data set defines: names, splits, samples, reading."""
+"""The part of a data module that each data set defines: names, splits, samples, reading."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["BaseDataModule"]
 class BaseDataModule(LightningDataModule, ABC):
     """The part of a data module that differs between data sets.
 
-    A subclass of :class:`~anomaly_clip.data.AnomalyData` overrides what is here and nothing else.
+    Most subclasses of :class:`~anomaly_clip.data.AnomalyData` override members of this class only.
     """
 
     root: Path
@@ -32,60 +32,60 @@ class BaseDataModule(LightningDataModule, ABC):
     splits: ClassVar[tuple[Split, ...]] = ("train", "test")
     """The splits that exist."""
     targets: Literal["single", "multi"] | None = None
-    """Whether an image is of one class or of several; None without classes."""
+    """``single`` or ``multi``: one class per image, or several; None without classes."""
     num_scenes: int | None = None
-    """Scenes without and with a defect in an epoch of fit; None if there are none."""
+    """Scenes per epoch of ``fit``, each without and with a defect; None if there are none."""
 
     @abstractmethod
     def find_categories(self) -> list[str]:
         """Return the names of the categories under ``root``, sorted.
 
         Raises:
-            FileNotFoundError: If there is none; it says what was expected and what is there.
+            FileNotFoundError: If there is none; the message names the expected and actual content.
         """
 
     @abstractmethod
     def list_samples(self, category: str, split: Split) -> Iterator[Sample]:
-        """Yield the samples of a category, sorted; masks are named even if they are not there."""
+        """Yield the samples of a category, sorted; a missing mask has its expected path."""
 
     @property
     def info(self) -> DatasetInfo:
-        """Published counts, words, rules and sources of the data set."""
+        """Published counts, category names, mask rule and source of the data set."""
         return dataset_info(self.dataset_name)
 
     @property
     def has_masks(self) -> bool:
-        """Whether the data set has pixel labels."""
+        """True if the data set has pixel labels."""
         return True
 
     @property
     def has_labels(self) -> bool:
-        """Whether the data set says which images are anomalous."""
+        """True if the images are labelled as normal or anomalous."""
         return True
 
     @property
     def on_disk(self) -> bool:
-        """Whether a sample's image is a file."""
+        """True if each sample's image is a file."""
         return True
 
     @property
     def target_names(self) -> list[str]:
-        """Names of the columns of a batch's ``target``; none without classes."""
+        """Names of the columns of a batch's ``target``; empty without classes."""
         return []
 
     def reader(self) -> Reader:
-        """Return the function that reads a sample's image and mask; it travels to workers."""
+        """Return the function that reads a sample's image and mask; workers receive a copy."""
         return partial(read_sample, rule=self.info.mask)
 
     def mask_folders(self, category: str) -> list[Path]:
-        """Return the folders that hold nothing but masks."""
+        """Return the folders that contain only masks."""
         return []
 
     def spare_masks(self, categories: Sequence[str], samples: Sequence[Sample]) -> list[Path]:
-        """Return the images in the categories' folders of masks that are the mask of no sample.
+        """Return the masks that belong to no sample.
 
         Args:
-            categories: Their folders are searched, also of those that have no sample.
+            categories: Categories whose mask folders are searched, with or without samples.
             samples: The test samples of these categories.
         """
         masks = {sample.mask for sample in samples}
@@ -93,7 +93,7 @@ class BaseDataModule(LightningDataModule, ABC):
         return [p for folder in folders for p in images_in(folder) if p not in masks]
 
     def duplicates(self, first: Sequence[Sample], second: Sequence[Sample]) -> list[DuplicatePair]:
-        """Return the samples of the second list whose content is that of one in the first."""
+        """Return the samples of the second list whose image is also in the first, by content."""
         if self.on_disk:
             return duplicates_between([s.image for s in first], [s.image for s in second])
         read = self.reader()

@@ -1,7 +1,7 @@
-"""Checks of a data set before a run: counts, equal files, masks and files that do not fit.
+"""Checks of a data set before a run: counts, duplicates, mismatched masks and unused files.
 
-Every listed image and mask is read whole; files are compared by content. A problem is what makes
-metrics wrong; the rest is a remark.
+Every listed image and mask is read completely, and files are compared by content. A finding that
+makes metrics wrong is a problem; any other is a remark.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from anomaly_clip.progress import track
 
 __all__ = ["CheckReport", "CheckedSplit", "Problem", "check_data"]
 
-NEAR = 0.99  # correlation of two thumbnails
+NEAR = 0.99  # correlation above which two thumbnails are near-duplicates
 BLOCK = 2048  # thumbnails compared at once
 
 
@@ -42,7 +42,7 @@ class CheckedSplit(NamedTuple):
     normal: int
     anomalous: int
     published: tuple[int, int] | None
-    """Normal and anomalous images that are published; None if nothing is known."""
+    """Published numbers of normal and anomalous images; None if unknown."""
     sizes: str
     """Widths and heights, as ``700`` or ``103-632``."""
     modes: dict[str, int]
@@ -56,11 +56,11 @@ class CheckReport:
     Attributes:
         data: The data set's name.
         root: Its folder.
-        rows: One per category and split.
-        problems: Everything that makes metrics wrong.
-        remarks: Everything else that is worth knowing.
-        duplicates: Files beyond the first of each group of equal content.
-        groups: Groups of equal content.
+        rows: One row per category and split.
+        problems: Findings that make metrics wrong.
+        remarks: All other findings.
+        duplicates: Number of redundant files: all but the first of each group of equal content.
+        groups: Number of groups of files with equal content.
         images: Number of images read.
         seconds: Duration of the check.
     """
@@ -76,7 +76,7 @@ class CheckReport:
     seconds: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
-        """Return plain values."""
+        """Return the report as JSON-serialisable values."""
         return {
             **asdict(self),
             "rows": [row._asdict() for row in self.rows],
@@ -87,16 +87,16 @@ class CheckReport:
 def check_data(
     data: AnomalyData, workers: int | None = None, near_duplicates: bool = False
 ) -> CheckReport:
-    """Read a data set whole and report what is wrong with it.
+    """Read all files of a data set and report what is wrong with it.
 
     Args:
-        data: The data set; of its categories those in use.
-        workers: Threads that read; default: one a core.
-        near_duplicates: Whether to look for images that nearly equal one of another split, too.
+        data: The data set; only the categories in use are checked.
+        workers: Number of reading threads; default: one per core.
+        near_duplicates: Whether to also look for test images that nearly equal a training image.
 
     Raises:
-        FileNotFoundError: If nothing is where it is expected.
-        ValueError: If an asked category is not there.
+        FileNotFoundError: If the data set is not laid out as expected.
+        ValueError: If a requested category is missing.
     """
     started = time.monotonic()
     report = CheckReport(type(data).__name__, str(data.root))
@@ -136,7 +136,7 @@ def _compare_counts(
     for category in data.categories:
         counts = published.get(category)
         if published and counts is None:
-            report.remarks.append(f"{category}: not one of the published categories")
+            report.remarks.append(f"{category}: not a published category")
         for split in data.splits:
             members = [s for s in inspected if s.sample.category == category and s.split == split]
             anomalous = sum(s.sample.label for s in members)
@@ -160,7 +160,7 @@ def _compare_counts(
             if expected is not None and expected != (row.normal, row.anomalous):
                 message = (
                     f"{category}, {split}: {row.normal} normal and {anomalous} anomalous images, "
-                    f"published are {expected[0]} and {expected[1]}"
+                    f"published: {expected[0]} and {expected[1]}"
                 )
                 _add_problem(report, "count", short_path(data, data.root), message)
             elif not members:
@@ -168,12 +168,12 @@ def _compare_counts(
                 _add_problem(report, "count", short_path(data, data.root), message)
     total = data.info.total
     if total is not None and total != len(inspected) and data.listing.chosen is None:
-        message = f"{len(inspected)} images, published are {total}"
+        message = f"{len(inspected)} images, published: {total}"
         _add_problem(report, "count", short_path(data, data.root), message)
-    # A set of one's own in a published layout lacks nothing.
+    # A custom data set in a published layout is not expected to have the published categories.
     if data.listing.chosen is None and set(published) & set(data.categories):
         for category in sorted(set(published) - set(data.categories)):
-            message = f"the published category {category} is not there"
+            message = f"the published category {category} is missing"
             _add_problem(report, "count", short_path(data, data.root), message)
 
 
@@ -189,21 +189,22 @@ def _find_duplicates(
         report.duplicates += len(others)
         report.groups += bool(others)
         for other in others:
-            message = f"the same content as {short_path(data, first.sample.image)}"
+            message = f"same content as {short_path(data, first.sample.image)}"
             kind = "twin"
             if first.split != other.split:
-                kind, message = "leak", f"{message}, a {first.split} image: training and test mix"
+                kind = "leak"
+                message += f", a {first.split} image: the same image is trained on and tested"
             elif first.sample.label != other.sample.label:
-                kind, message = "contradiction", f"{message}, which has the other label"
+                kind, message = "contradiction", f"{message}, which has the opposite label"
             _add_problem(report, kind, short_path(data, other.sample.image), message)
 
 
 def _find_near_duplicates(
     data: AnomalyData, inspected: Sequence[InspectedSample], report: CheckReport
 ) -> None:
-    """Find test images that nearly equal a training image: their thumbnails correlate.
+    """Find test images that nearly equal a training image, by the correlation of thumbnails.
 
-    Without a training split they are compared with each other.
+    Without a training split, test images are compared with each other.
     """
     alone = "train" not in data.splits
     for category in data.categories:
@@ -213,13 +214,13 @@ def _find_near_duplicates(
         test = [s for s in members if s.split == "test"]
         others = test if alone else [s for s in members if s.split == "train"]
         pairs = list(_near_pairs(test, others))
-        of = "another one" if alone else "a training image"
-        remark = f"{category}: {len(pairs)} test images nearly equal {of}"
+        match = "another test image" if alone else "a training image"
+        remark = f"{category}: {len(pairs)} test images nearly equal {match}"
         if pairs:
             correlation, path, other_path = max(pairs)
             remark += (
-                f" (thumbnails correlate above {NEAR:g}), most of all {short_path(data, path)} and "
-                f"{short_path(data, other_path)} ({correlation:.4f})"
+                f" (correlation of thumbnails above {NEAR:g}); the closest are "
+                f"{short_path(data, path)} and {short_path(data, other_path)} ({correlation:.4f})"
             )
         report.remarks.append(remark)
 
@@ -227,7 +228,7 @@ def _find_near_duplicates(
 def _near_pairs(
     samples: Sequence[InspectedSample], others: Sequence[InspectedSample]
 ) -> Iterator[tuple[float, Path, Path]]:
-    """Yield for each image the one most like it, if that is near and not the same content."""
+    """Yield the nearest other image of each, if it is a near-duplicate but not an exact one."""
     if not samples or not others:
         return
     rows, columns = (
@@ -238,17 +239,17 @@ def _near_pairs(
     for number, other in enumerate(others):
         same[other.digest].append(number)
     for start in track(range(0, len(rows), BLOCK), "comparing thumbnails"):
-        likeness = rows[start : start + BLOCK] @ columns.T
+        similarity = rows[start : start + BLOCK] @ columns.T
         for number, files in enumerate(samples[start : start + BLOCK]):
-            likeness[number, same[files.digest]] = -1
-            best = int(likeness[number].argmax())
-            if likeness[number, best] > NEAR:
-                yield float(likeness[number, best]), files.sample.image, others[best].sample.image
+            similarity[number, same[files.digest]] = -1
+            best = int(similarity[number].argmax())
+            if similarity[number, best] > NEAR:
+                yield float(similarity[number, best]), files.sample.image, others[best].sample.image
 
 
 def _find_unused_files(data: AnomalyData, samples: Sequence[Sample], report: CheckReport) -> None:
-    """Find masks without an image or with several, and images that nothing lists."""
-    # Of a category that could not be listed every mask would seem to be one too many.
+    """Find masks with no image or several, and image files that are not listed."""
+    # If a category could not be listed, all of its masks would seem to have no image.
     unlisted = {problem.path for problem in report.problems if problem.kind == "listing"}
     listed = [c for c in data.categories if short_path(data, data.root / c) not in unlisted]
     spare = data.spare_masks(listed, samples)
@@ -266,7 +267,7 @@ def _find_unused_files(data: AnomalyData, samples: Sequence[Sample], report: Che
     )
     if others:
         report.remarks.append(
-            f"{len(others)} other pictures are not used, such as {short_path(data, others[0])}"
+            f"{len(others)} other images are not used, such as {short_path(data, others[0])}"
         )
 
 
@@ -276,8 +277,8 @@ def _note_misfits(inspected: Sequence[InspectedSample], report: CheckReport) -> 
     ]
     if misfits:
         report.remarks.append(
-            f"{len(misfits)} masks differ from their image by up to {max(misfits)} pixels; they "
-            f"are resized to it, nearest"
+            f"{len(misfits)} masks differ in size from their image by up to {max(misfits)} pixels; "
+            f"they are resized to it by nearest neighbour"
         )
 
 

@@ -1,4 +1,4 @@
-"""The files of a data set, each read whole: what they are, and what is wrong with them."""
+"""Inspection of a data set's files: their properties and problems, each file read completely."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ FORMATS = {
     ".ppm": {"PPM"},
     ".pgm": {"PPM"},
 }
-"""PIL's names for what an extension promises."""
+"""Formats, by PIL's names, that a file of each extension may have."""
 
-THUMBNAIL = 16  # pixels; near copies are looked for among images of this size
+THUMBNAIL = 16  # pixels; near-duplicates are compared at this size
 
 
 class Problem(NamedTuple):
-    """Something that is wrong."""
+    """One problem of a data set."""
 
     kind: str
     path: str
@@ -58,7 +58,7 @@ class InspectedSample(NamedTuple):
     thumbnail: NDArray[np.float32] | None = None
     problems: tuple[Problem, ...] = ()
     misfit: int = 0
-    """By how many pixels the mask differs from its image, where that is allowed."""
+    """Difference in size between the mask and its image, in pixels."""
 
 
 def inspect_samples(
@@ -70,13 +70,13 @@ def inspect_samples(
     """Read the files of all samples, several at once.
 
     Args:
-        data: Their data set.
+        data: The data set.
         listed: The samples and their splits.
-        workers: Threads that read; default: one a core.
+        workers: Number of reading threads; default: one per core.
         thumbnails: Whether to make thumbnails.
     """
     hashes = FileHashes()
-    hashes.sha256_of_all([])  # reads what is known, before threads ask
+    hashes.sha256_of_all([])  # loads the stored hashes before the threads start
 
     def inspect(listed_sample: tuple[Sample, Split]) -> InspectedSample:
         sample, split = listed_sample
@@ -103,7 +103,7 @@ def _inspect_image_in_memory(
 
 @dataclass
 class _SampleInspection:
-    """The inspection of one sample's files, which collects problems on its way."""
+    """Inspection of one sample's files; collects their problems."""
 
     data: AnomalyData
     sample: Sample
@@ -121,11 +121,11 @@ class _SampleInspection:
         except FileNotFoundError:
             self._add("missing", sample.image, "there is no such file")
             return InspectedSample(sample, split, problems=tuple(self.problems))
-        except Exception as error:  # one odd file must not end the check of all others
+        except Exception as error:  # one bad file must not end the check of the others
             self._add("unreadable", sample.image, str(error))
             return InspectedSample(sample, split, problems=tuple(self.problems))
         if file_format not in FORMATS.get(sample.image.suffix.lower(), {file_format}):
-            message = f"the extension lies, it is a {file_format} file"
+            message = f"the extension does not match the content, a {file_format} file"
             self._add("extension", sample.image, message)
         misfit = 0 if sample.mask is None else self._inspect_mask(sample.mask, image)
         return InspectedSample(
@@ -140,7 +140,7 @@ class _SampleInspection:
         )
 
     def _inspect_mask(self, file: Path, image: NDArray[np.uint8]) -> int:
-        """Read a mask; return by how many pixels it differs from its image."""
+        """Read a mask; return the difference in size from its image, in pixels."""
         rule = self.data.info.mask
         try:
             mask = solid(read_grey(file) if rule.grey else read_mask(file))
@@ -150,11 +150,11 @@ class _SampleInspection:
             message = f"its mask is missing, expected {file.name}"
             self._add("mask missing", self.sample.image, message)
             return 0
-        except Exception as error:  # one odd file must not end the check of all others
+        except Exception as error:  # one bad file must not end the check of the others
             self._add("unreadable", file, str(error))
             return 0
         if lossy:
-            message = "a mask saved as JPEG, whose noise counts as defect: save it as PNG"
+            message = "the mask is a JPEG, whose noise counts as defective pixels: save it as PNG"
             self._add("mask lossy", file, message)
         misfit = max(abs(a - b) for a, b in zip(mask.shape, image.shape, strict=False))
         if misfit > rule.fitted:
@@ -175,7 +175,7 @@ def _size(image: NDArray[np.uint8]) -> tuple[int, int]:
 
 
 def _thumbnail(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return grey values of mean 0 and length 1, so that a product is a correlation."""
+    """Return grey values of mean 0 and norm 1: the dot product of two is their correlation."""
     grey = resize_image(image, THUMBNAIL).astype(np.float32).mean(axis=2).ravel()
     grey = grey - grey.mean()
     length = float(np.linalg.norm(grey))
@@ -183,7 +183,7 @@ def _thumbnail(image: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def short_path(data: AnomalyData, path: Path) -> str:
-    """Return a path from the data set's folder on."""
+    """Return a path relative to the data set's folder."""
     try:
         return printable(str(path.relative_to(data.root) if path != data.root else path))
     except ValueError:
@@ -191,5 +191,5 @@ def short_path(data: AnomalyData, path: Path) -> str:
 
 
 def printable(text: str) -> str:
-    """Write what cannot be printed, such as the end of a line in a file's name, as an escape."""
+    """Escape unprintable characters, such as a line break in a file name."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -1,4 +1,4 @@
-"""The data module that all data sets share; a data set differs by a listing function."""
+"""The data module shared by all data sets, which differ in how their samples are listed."""
 
 from __future__ import annotations
 
@@ -51,43 +51,42 @@ __all__ = [
 
 
 class AnomalyData(BaseDataModule):
-    """The data module of all data sets; a subclass finds categories and lists samples.
+    """Base of all data modules; a subclass finds the categories and lists the samples.
 
-    Its parts: ``listing`` (categories and samples), ``few_shots`` (a limit on training images) and
-    ``validation`` (what validates during fit).
+    Its parts are ``listing`` (categories and samples), ``few_shots`` (a limit on the number of
+    training images) and ``validation`` (the validation images of ``fit``).
 
     Args:
         root: The data set's folder.
-        categories: Which categories to use, in this order; default: all that are found, sorted.
-        train_categories: Which categories ``fit`` learns from: same, or others (all that are found
-            but ``categories``), or a list.
-        image_size: Side of the square images; default: what the model takes.
-        resize: How pictures become square.
+        categories: Categories to use, in this order; default: all, sorted.
+        train_categories: Categories that ``fit`` trains on: same, others (all categories except
+            ``categories``), or a list.
+        image_size: Side of the square images in pixels; default: the model's.
+        resize: How images are made square.
         mask_size: Side at which masks and maps are compared; default: the image size.
         mask_filter: How masks are resized.
-        mask_threshold: Above which filtered value (0 to 1) a mask's pixel counts as anomalous.
-        words: What categories are called in sentences, by category; default: their names.
-        auxiliary: Another data set whose labelled test split is what ``fit`` learns from, with its
-            own batch_size, balanced and shuffle.
-        val_split: What validates during ``fit``: none; synthetic (a share of the normal training
-            images, which are then not trained on, each without and with a defect of
-            ``synthesis``, whose share may be 0 for training);
-            auxiliary (a share of it, which is then not trained on); test, which selects on test
-            images and is written into the results.
+        mask_threshold: Filtered value (0 to 1) above which a mask's pixel counts as anomalous.
+        words: Name of each category in prompts; default: the data set's own, or the category.
+        auxiliary: Another data set, on whose labelled test split ``fit`` trains, with its own
+            batch_size, balanced and shuffle.
+        val_split: Validation images of ``fit``: none; synthetic (held-out normal training images,
+            each without and with a defect of ``synthesis``, whose share may be 0 for training);
+            auxiliary (held-out images of the auxiliary set); test, which selects on test images
+            and is recorded in the results.
         val_share: Fraction of the training images per category held out for validation, if
             val_split is synthetic or auxiliary.
-        synthesis: Which synthetic defects training images get; default: none.
-        shots: How many normal training images a category has, drawn by the seed, fewer always
-            among more; default: all.
-        fraction: Instead of shots: the share of each category's normal training images, one at
-            least; default: all.
-        seed: Draws shots and the order of training.
-        balanced: Whether each category is seen equally often in training.
-        shuffle: Whether training images come in another order each epoch, or as they are listed.
+        synthesis: Synthetic defects of the training images; default: none.
+        shots: Number of normal training images per category, sampled by the seed; a smaller
+            sample is part of every larger one; default: all.
+        fraction: Alternative to shots: fraction of each category's normal training images, at
+            least one image; default: all.
+        seed: Seed of the few-shot samples, held-out images, synthetic defects and training order.
+        balanced: Whether each category is sampled equally often in training.
+        shuffle: Whether training images are shuffled each epoch, or keep the order of the listing.
         allow_overlap: Whether test images may be among the training images, by content.
-        cache: Whether to keep decoded and resized pictures on disk, in the cache folder.
-        batch_size: Images of a batch.
-        num_workers: Processes that load images; default: one a core, at most 4.
+        cache: Whether to keep decoded and resized images on disk, in the cache folder.
+        batch_size: Images per batch.
+        num_workers: Processes that load images; default: one per core, at most 4.
     """
 
     def __init__(
@@ -119,7 +118,9 @@ class AnomalyData(BaseDataModule):
         check_at_least("data.batch_size", batch_size, 1)
         check_at_least("data.seed", seed, 0)
         if balanced and not shuffle:
-            raise ValueError("data.balanced true draws images, so data.shuffle must be true")
+            raise ValueError(
+                f"data.balanced {balanced} samples at random: set data.shuffle true, got {shuffle}"
+            )
         for name, size in (("image_size", image_size), ("mask_size", mask_size)):
             if size is not None:
                 check_at_least(f"data.{name}", size, 1)
@@ -128,8 +129,8 @@ class AnomalyData(BaseDataModule):
             resize.check(image_size)
         try:
             self.root = Path(root).expanduser()
-        except RuntimeError as error:  # there is no such user
-            raise ValueError(f"data.root {root}: {error}") from None
+        except RuntimeError as error:  # ~name of an unknown user
+            raise ValueError(f"data.root {root}: give the full path ({error})") from None
         self.image_size = image_size
         self.resize = resize
         self.mask_size = mask_size
@@ -150,29 +151,29 @@ class AnomalyData(BaseDataModule):
         check_auxiliary(self)
         self.validation = ValidationSplit(self, val_split, val_share)
         if not self.validation.exists:
-            # Lightning then sees no loader; an empty one makes it warn.
+            # Lightning then sees no validation loader; an empty one would make it warn.
             self.val_dataloader = MethodType(LightningDataModule.val_dataloader, self)  # type: ignore[method-assign]
         self._in_fit: dict[str, SampleDataset | SyntheticDataset | SyntheticPairs | None] = {}
 
-    # -- what is listed --------------------------------------------------------------------------
+    # -- categories and samples ------------------------------------------------------------------
 
     @property
     def categories(self) -> list[str]:
-        """The categories in use, in their order.
+        """The categories in use, in order.
 
         Raises:
-            FileNotFoundError: If none is found.
-            ValueError: If an asked one is not there, or is asked for twice.
+            FileNotFoundError: If the data set has none.
+            ValueError: If a requested category is missing, or is requested twice.
         """
         return self.listing.categories
 
     @property
     def train_categories(self) -> list[str]:
-        """The categories that ``fit`` learns from.
+        """The categories that ``fit`` trains on.
 
         Raises:
-            FileNotFoundError: If none is found.
-            ValueError: If an asked one is not there, is asked for twice, or none is left.
+            FileNotFoundError: If the data set has none.
+            ValueError: If a requested category is missing, is requested twice, or none is left.
         """
         return self.listing.train_categories
 
@@ -182,33 +183,33 @@ class AnomalyData(BaseDataModule):
         return self.validation.kind
 
     def validation_categories(self) -> list[str]:
-        """Return the categories of what validates during ``fit``."""
+        """Return the categories of the validation images of ``fit``."""
         return self.validation.categories
 
     def samples(self, split: Split) -> list[Sample]:
-        """Return the listing of a split, category after category; read once.
+        """Return the samples of a split, category after category; they are listed only once.
 
         Raises:
-            FileNotFoundError: If a mask is missing.
+            FileNotFoundError: If an image or a mask is missing.
             ValueError: If there is no such split, a category has no sample in it, or a mask has no
                 image.
         """
         return self.listing.samples(split)
 
     def dataset(self, split: Split) -> SampleDataset:
-        """Return a split as tensors, at the sizes in use.
+        """Return a split as tensors, at the configured sizes.
 
         Raises:
-            ValueError: If no image size is known yet.
+            ValueError: If the image size is not set yet.
         """
         return self.as_tensors(self.samples(split))
 
     def as_tensors(self, samples: Sequence[Sample]) -> SampleDataset:
-        """Return samples as tensors, at the sizes in use; see :meth:`dataset`."""
+        """Return samples as tensors, at the configured sizes; see :meth:`dataset`."""
         if self.image_size is None:
             raise ValueError(
-                "data.image_size is not known: give it, or let a trainer set up the data with a "
-                "model"
+                f"data.image_size is {self.image_size}: set it, or let a trainer set up the data "
+                f"with a model"
             )
         return SampleDataset(
             samples,
@@ -224,21 +225,21 @@ class AnomalyData(BaseDataModule):
         )
 
     def words(self, category: str) -> str:
-        """Return the name in prompts of a category of this set or the auxiliary one."""
+        """Return the name in prompts of a category of this data set or of the auxiliary one."""
         names = {**self.info.words, **self.category_names}
         if category in names or self.auxiliary is None or category in self.categories:
             return names.get(category, category)
         return self.auxiliary.words(category)
 
-    # -- what is trained on ----------------------------------------------------------------------
+    # -- training and validation images ----------------------------------------------------------
 
     @property
     def has_shots(self) -> bool:
-        """Whether only some of the normal training images are used."""
+        """True if only some of the normal training images are used."""
         return self.few_shots.is_limited
 
     def fit_samples(self) -> list[Sample]:
-        """Return what ``fit`` learns from: training images, or an auxiliary set's test split."""
+        """Return the samples ``fit`` trains on: training images, or the auxiliary test split."""
         if self.auxiliary is not None:
             return self.validation.auxiliary_parts[0]
         if self.has_shots:
@@ -248,39 +249,43 @@ class AnomalyData(BaseDataModule):
         return self.samples("train")
 
     def shots_of(self, category: str) -> list[Sample]:
-        """Return a category's few normal training images, drawn by (seed, category).
+        """Return a category's few-shot training images, sampled by (seed, category).
 
         Raises:
-            ValueError: If neither ``shots`` nor ``fraction`` is given, or there are fewer images.
+            ValueError: If neither ``shots`` nor ``fraction`` is set, or the category has too few
+                images.
         """
         return self.few_shots.of(category)
 
     def drawn_of(self, category: str, count: int, seed: int) -> list[Sample]:
-        """Return as many normal training images of a category as a method asks for.
+        """Return ``count`` normal training images of a category, sampled by (seed, category).
 
         Args:
-            category: Whose images; it need not be trained on.
-            count: How many.
-            seed: Draws them, with the category's name.
+            category: The category; it need not be trained on.
+            count: Number of images.
+            seed: Seed of the sample, combined with the category's name.
 
         Raises:
-            ValueError: If there are no training images, or fewer.
+            ValueError: If the data set has no training images, or the category fewer than
+                ``count``.
         """
         return self.few_shots.drawn(category, count, seed)
 
     def references(self, category: str, count: int | None = None, seed: int = 0) -> Batch:
-        """Return a few normal images of a category, for methods that compare with them.
+        """Return the normal reference images of a category.
 
         Args:
-            category: Whose images.
-            count: How many; default: those of ``shots`` or ``fraction``, drawn by the data's seed.
-            seed: Draws them if ``count`` is given.
+            category: The category.
+            count: Number of images; default: those of ``shots`` or ``fraction``, sampled by the
+                data's seed.
+            seed: Seed of the sample if ``count`` is given.
 
         Returns:
-            A batch: ``image`` uint8 ``(k, 3, H, W)``, ``path`` and the rest.
+            A batch: ``image`` uint8 ``(k, 3, H, W)``, ``path`` and the other keys.
 
         Raises:
-            ValueError: As :meth:`shots_of` or :meth:`drawn_of`, or if one of them is a test image.
+            ValueError: As :meth:`shots_of` or :meth:`drawn_of`, or if a reference image is also a
+                test image.
         """
         chosen = self.shots_of(category) if count is None else self.drawn_of(category, count, seed)
         self._refuse_overlap(chosen)
@@ -288,7 +293,7 @@ class AnomalyData(BaseDataModule):
         return cast("Batch", default_collate([dataset[row] for row in range(len(chosen))]))
 
     def fit_dataset(self) -> SampleDataset | SyntheticDataset:
-        """Return what ``fit`` learns from as tensors, the same object all through a fit."""
+        """Return the training samples as tensors; the same object throughout a fit."""
         if "train" not in self._in_fit:
             source = self if self.auxiliary is None else self.auxiliary
             if self.synthesis is None:
@@ -299,27 +304,27 @@ class AnomalyData(BaseDataModule):
         return self._in_fit["train"]  # type: ignore[return-value]
 
     def validation_dataset(self) -> SampleDataset | SyntheticPairs | None:
-        """Return what validates as tensors, the same object all through a fit; None for nothing."""
+        """Return the validation samples as tensors, or None; the same object throughout a fit."""
         if "val" not in self._in_fit:
             self._in_fit["val"] = self.validation.dataset()
         return self._in_fit["val"]  # type: ignore[return-value]
 
     def unchanging_datasets(self) -> dict[str, SampleDataset]:
-        """Return what ``fit`` and ``validation`` show, as far as it is the same in every epoch."""
+        """Return those of the ``fit`` and ``validation`` sets that never change between epochs."""
         datasets = {"fit": self.fit_dataset(), "validation": self.validation_dataset()}
         return {name: part for name, part in datasets.items() if isinstance(part, SampleDataset)}
 
     def cache_features(self, encoders: Mapping[str, Encoder], limit_gb: float, option: str) -> None:
-        """Encode unchanging images once, on disk; batches then hold features in their place.
+        """Encode unchanging images once, to disk; batches then hold features instead of images.
 
         Args:
-            encoders: Of ``fit`` and ``validation``.
-            limit_gb: Size in GB (1e9 bytes) that the cache may have.
+            encoders: The encoders of ``fit`` and ``validation``.
+            limit_gb: Maximum size of the cache in GB (1e9 bytes).
             option: Name of the limit in messages.
 
         Raises:
             OSError: If features cannot be written.
-            ValueError: If they would take more room than there is.
+            ValueError: If the features would exceed the limit or the free disk space.
         """
         assert self.trainer is not None
         agree = self.trainer.strategy.reduce_boolean_decision
@@ -329,13 +334,13 @@ class AnomalyData(BaseDataModule):
                 dataset, encoders[name], self.batch_size, self.num_workers
             )
 
-    # -- images that are trained on and tested ---------------------------------------------------
+    # -- overlap of training and test images -----------------------------------------------------
 
     def overlap(self, samples: Sequence[Sample] | None = None) -> list[DuplicatePair]:
         """Return the test images that are among the training images, by content.
 
         Args:
-            samples: The training images; default: what ``fit`` learns from.
+            samples: The training images; default: those of ``fit``.
         """
         if "test" not in self.splits:
             return []
@@ -351,10 +356,10 @@ class AnomalyData(BaseDataModule):
                 f"data.allow_overlap true"
             )
 
-    # -- what a run records ----------------------------------------------------------------------
+    # -- records of a run ------------------------------------------------------------------------
 
     def summary(self, stage: str) -> str:
-        """Return the number of images, labels and categories of a stage, in words."""
+        """Describe the images of a stage in one line: number, labels and categories."""
         source = self if stage != "fit" or self.auxiliary is None else self.auxiliary
         samples = self.fit_samples() if stage == "fit" else self.samples("test")
         labels = f"{sum(s.label for s in samples)} anomalous" if source.has_labels else "no labels"
@@ -366,7 +371,7 @@ class AnomalyData(BaseDataModule):
         )
 
     def protocol(self) -> Mapping[str, object]:
-        """Return the settings of the data to record with the metrics."""
+        """Return the data settings to record with the metrics."""
         auxiliary = self.auxiliary
         return {
             "data": self.dataset_name,
@@ -390,12 +395,12 @@ class AnomalyData(BaseDataModule):
     # -- Lightning's hooks -----------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Take the image size from the model and list what the stage needs.
+        """Take the image size from the model and list the samples of the stage.
 
         Raises:
             FileNotFoundError: If files are missing.
-            ValueError: If the image size is not the model's, a category is empty, or test images
-                are among the training images.
+            ValueError: If the image size is not the model's, a category is empty, labels are
+                missing, or test images are among the training images.
         """
         self._take_image_size(self._needs.image_size)
         self._in_fit.clear()
@@ -405,16 +410,16 @@ class AnomalyData(BaseDataModule):
             return
         if stage != "predict" and not self.has_labels:
             raise ValueError(
-                f"data.root {self.root}: nothing says which images are normal, so there are no "
-                f"figures: use predict, or put the normal ones into good/"
+                f"data.root {self.root} has no labels to compute metrics with: use predict, or "
+                f"put the normal images into good/"
             )
         self.samples("test")
 
     def _take_image_size(self, needed: int | None) -> None:
         if needed is not None and self.image_size not in (None, needed):
             raise ValueError(
-                f"data.image_size {self.image_size} is not what the model takes ({needed}): leave "
-                f"it out, or set the model's"
+                f"data.image_size {self.image_size} differs from the model's ({needed}): leave it "
+                f"out, or change the model's"
             )
         self.image_size = self.image_size or needed
         if self.image_size is not None:
@@ -426,10 +431,10 @@ class AnomalyData(BaseDataModule):
         return needs_of(self.trainer)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Return what ``fit`` learns from, in an order drawn from (seed, epoch).
+        """Return the training batches, in an order that depends on (seed, epoch).
 
-        A method that looks once at all images gets each of them once, on one process; one that
-        compares images with others gets batches of one category, with ``support``.
+        A single-pass method gets each image exactly once, on one process. A method that compares
+        images with others gets batches of one category each, with ``support``.
         """
         dataset, needs, trainer = self.fit_dataset(), self._needs, self.trainer
         if needs.single_pass:
@@ -456,13 +461,13 @@ class AnomalyData(BaseDataModule):
         )
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """Return what validates."""
+        """Return the validation batches."""
         dataset = self.validation_dataset()
         assert dataset is not None
         return self._evaluation_loader(dataset)
 
     def test_dataloader(self) -> Any:
-        """Return the test split, in the order of its listing; a list for methods with passes."""
+        """Return the test split, in the order of its listing; one loader per pass if several."""
         passes = self._needs.test_passes
         loaders = [self._evaluation_loader(self.dataset("test")) for _ in range(passes)]
         return loaders[0] if passes == 1 else loaders

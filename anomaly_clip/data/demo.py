@@ -1,4 +1,4 @@
-"""``Demo``: a data set made by code, without a file and without a network."""
+"""``Demo``: a generated data set, which needs no files and no network."""
 
 from __future__ import annotations
 
@@ -24,23 +24,24 @@ from anomaly_clip.records import Batch
 __all__ = ["Demo"]
 
 FIRST_TEST_INDEX = 1_000_000
-"""Test pictures are numbered from here, so that no training picture is ever one of them."""
+"""Number of the first test image; training images have lower numbers."""
 
 
 class Demo(AnomalyData):
-    """Inspection photographs made by code, with exact masks; the same for the same seed.
+    """Generated inspection photographs with exact masks; the same for the same seed.
 
-    Half of a category's test pictures are normal; the others go through its kinds of defects.
+    Half of a category's test images are normal; the others cycle through its kinds of defect.
 
     Args:
-        num_train: Normal training pictures a category.
-        num_test: Test pictures a category.
-        picture_size: Side of the pictures as they are made, in pixels, 64 or more.
-        seed: Another seed makes other pictures of the same categories, and draws as for all.
-        num_scenes: How many scenes of all training categories an epoch of fit gets, each without
-            and with a defect, new ones every epoch (for methods that learn from such twins).
-        held_out_defects: Kinds of defect that those scenes never show.
-        shared: Arguments of all data modules but ``root``; categories go by their words.
+        num_train: Normal training images per category.
+        num_test: Test images per category.
+        picture_size: Side of the generated images before resizing, in pixels, 64 or more.
+        seed: Seed of the images, and of everything that ``seed`` controls in all data modules.
+        num_scenes: Scenes per epoch of ``fit`` over all training categories, each without and with
+            a defect, new ones every epoch (for methods that train on such pairs).
+        held_out_defects: Kinds of defect that these scenes never show.
+        shared: Arguments of all data modules except ``root``; categories have their names in
+            prompts.
     """
 
     dataset_name: ClassVar[str] = "Demo"
@@ -69,15 +70,15 @@ class Demo(AnomalyData):
             and not self.validation.is_synthetic
         ):
             raise ValueError(
-                "data.num_scenes trains on scenes with defects of their own: leave "
-                "data.synthesis out"
+                f"data.num_scenes {num_scenes} generates scenes with defects of their own: leave "
+                f"data.synthesis ({self.synthesis.recipe}) out"
             )
         self.held_out_defects = list(held_out_defects or [])
         unknown = [name for name in self.held_out_defects if name not in DEFECTS]
         if unknown:
             raise ValueError(
-                f"data.held_out_defects: {unknown[0]!r} is no kind of defect (known: "
-                f"{', '.join(DEFECTS)})"
+                f"data.held_out_defects: {unknown[0]!r} is not a kind of defect; choose from "
+                f"{', '.join(DEFECTS)}"
             )
         self.num_train = num_train
         self.num_test = num_test
@@ -85,11 +86,11 @@ class Demo(AnomalyData):
         self.num_scenes = num_scenes
 
     def find_categories(self) -> list[str]:
-        """Return the words of all categories, sorted."""
+        """Return the names in prompts of all categories, sorted."""
         return sorted(NAME_OF_WORDS)
 
     def list_samples(self, category: str, split: Split) -> Iterator[Sample]:
-        """Yield samples whose paths are names only: ``demo-<seed>/<category>/<split>/...``."""
+        """Yield samples with virtual paths, ``demo-<seed>/<category>/<split>/...``."""
         folder = self.root / category / split
         if split == "train":
             for index in range(self.num_train):
@@ -105,32 +106,34 @@ class Demo(AnomalyData):
 
     @property
     def on_disk(self) -> bool:
-        """Whether a sample's picture is a file."""
+        """False: images are generated when they are read."""
         return False
 
     def duplicates(self, first: Sequence[Sample], second: Sequence[Sample]) -> list[DuplicatePair]:
-        """Return the samples that are in both lists: a path says all that an image shows."""
+        """Return the samples that are in both lists; the path determines the image."""
         first_images = {sample.image for sample in first}
         return [DuplicatePair(s.image, s.image) for s in second if s.image in first_images]
 
     def reader(self) -> Reader:
-        """Return what draws a sample's picture and mask."""
+        """Return the function that generates a sample's image and mask."""
         return partial(_draw_sample, seed=self.seed, size=self.picture_size)
 
     def scenes(self) -> Scenes:
         """Return the scenes of an epoch of ``fit``.
 
         Raises:
-            ValueError: If their number or the image size is not known, or every kind of defect of a
+            ValueError: If their number or the image size is not set, or every kind of defect of a
                 category is held out.
         """
         if self.num_scenes is None:
             raise ValueError(
-                "data.num_scenes is not given: it says how many pairs of pictures, without and "
-                "with a defect, an epoch of fit gets"
+                f"data.num_scenes is {self.num_scenes}: set the number of scenes (pairs of images "
+                f"without and with a defect) per epoch of fit"
             )
         if self.image_size is None:
-            raise ValueError("data.image_size is not known: give it, or let a trainer set it")
+            raise ValueError(
+                f"data.image_size is {self.image_size}: set it, or let a trainer set it"
+            )
         return Scenes(
             self.train_categories,
             self.num_scenes,
@@ -141,14 +144,14 @@ class Demo(AnomalyData):
         )
 
     def summary(self, stage: str) -> str:
-        """Say what a stage gets."""
+        """Describe the images or scenes of a stage in one line."""
         if stage != "fit" or self.num_scenes is None:
             return super().summary(stage)
         number = len(self.train_categories)
-        return f"{self.num_scenes} scenes an epoch, of {number} categories"
+        return f"{self.num_scenes} scenes per epoch, of {number} categories"
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Return scenes without and with a defect, other ones each epoch, or training images."""
+        """Return scenes without and with a defect, new ones each epoch, or training images."""
         if self.num_scenes is None:
             return super().train_dataloader()
         scenes = self.scenes()
@@ -158,7 +161,8 @@ class Demo(AnomalyData):
         if len(sampler) < self.batch_size:
             raise ValueError(
                 f"data.num_scenes {self.num_scenes} is less than a batch of data.batch_size "
-                f"{self.batch_size} for each of {world[0]} processes"
+                f"{self.batch_size} for each of {world[0]} processes: raise data.num_scenes or "
+                f"lower data.batch_size"
             )
         return DataLoader(
             scenes,  # type: ignore[arg-type]  # default collation makes a Batch of ScenePairs

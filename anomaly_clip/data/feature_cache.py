@@ -1,10 +1,10 @@
 """Features of a frozen encoder for a data set, kept on disk in half precision.
 
-Later epochs and later runs then pay neither decoding nor the encoder. Each image has a file of its
-own, named by all that its content depends on: the encoder, the bytes of image and mask, and how
-both become tensors. A file appears whole or not at all, so any number of processes may fill one
-folder and be interrupted, and an image in two listings is kept once. The folder may be deleted at
-any time.
+Later epochs and later runs then pay neither for decoding nor for the encoder. Each image has its
+own file, named by everything that its content depends on: the encoder, the bytes of image and mask,
+and how both become tensors. Files are written atomically, so any number of processes may fill one
+folder and be interrupted. An image that is listed twice is stored once. The folder may be deleted
+at any time.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from anomaly_clip.records import Encoder
 __all__ = ["FeatureCache", "FeatureFiles"]
 
 GB = 1e9
-RESERVE = 1.0  # GB of the disk that are left to others
+RESERVE = 1.0  # GB of the disk that stay free
 MASK = "mask"
 
 
 @dataclass(frozen=True)
 class FeatureFiles:
-    """The features of a data set, by row; travels to loading processes.
+    """The features of a data set, by row; sent to the loading processes.
 
     Args:
-        files: One a row.
+        files: One file per row.
     """
 
     files: Sequence[Path]
@@ -52,27 +52,27 @@ class FeatureFiles:
         """Return the features of a row, in half precision, and its ``mask`` if it has one.
 
         Raises:
-            ValueError: If they are not there any more, or damaged.
+            ValueError: If the file is missing or damaged.
         """
         file = self.files[row]
         try:
             return load(file.read_bytes())
         except (OSError, SafetensorError) as error:
             raise ValueError(
-                f"{file}: features that were kept there cannot be read ({error}); run the command "
-                f"again, which makes them anew"
+                f"{file}: cached features cannot be read ({error}); run the command again to "
+                f"recompute them"
             ) from None
 
 
 class FeatureCache:
-    """Fills and finds files of features.
+    """Cache of features on disk, filled by one process or several.
 
     Args:
-        limit: Size in GB (1e9 bytes) that the folder may have.
-        setting: What the limit is called in messages.
-        folder: Where features are kept; default: in the cache folder.
-        processes: How many share the work, and which of them this is.
-        agree: Waits for the other processes and returns whether all of them have had success.
+        limit: Maximum size of the folder in GB (1e9 bytes).
+        setting: Name of the limit in messages.
+        folder: The folder of the features; default: in the cache folder.
+        processes: Number of processes that share the work, and the rank of this one.
+        agree: Waits for the other processes and returns whether all of them succeeded.
     """
 
     def __init__(
@@ -97,28 +97,28 @@ class FeatureCache:
         Raises:
             FileNotFoundError: If an image is missing.
             OSError: If the folder cannot be written.
-            ValueError: If the folder would be larger than the limit or the disk, an image cannot be
-                read, or another process fails.
+            ValueError: If the folder would exceed the limit or the disk, an image cannot be read,
+                or another process fails.
         """
         features = FeatureFiles([self._file(name) for name in _names(dataset, encoder.key)])
         rows = {file: row for row, file in reversed(list(enumerate(features.files)))}
         missing = sorted(row for file, row in rows.items() if not _is_whole(file))
         number, rank = self.processes
-        with self._together():  # no one writes before all have looked
+        with self._together():  # no process writes before all have looked
             if missing:
                 self._check_room(dataset, encoder, missing)
         with self._together():
             # The rows of a process do not depend on what the others have written already.
             share = [row for row in missing if row % number == rank]
             self._encode(dataset, encoder, features, share, batch_size, num_workers)
-        with self._together():  # machines with folders of their own do the others' part, too
+        with self._together():  # machines with separate folders also encode the others' rows
             left = [row for row in missing if not _is_whole(features.files[row])]
             self._encode(dataset, encoder, features, left, batch_size, num_workers)
         return features
 
     @contextmanager
     def _together(self) -> Iterator[None]:
-        """Wait for the others at the end; if one process fails, all do."""
+        """Wait for the other processes at the end; if one fails, all fail."""
         try:
             yield
         except OSError as error:
@@ -133,7 +133,10 @@ class FeatureCache:
             self.agree(False)
             raise
         if not self.agree(True):
-            raise ValueError("another process could not make features; its message says why")
+            raise ValueError(
+                f"process {self.processes[1]} of {self.processes[0]}: another process could not "
+                f"encode its features; see its message for the reason"
+            )
 
     def _file(self, name: str) -> Path:
         return self.folder / name[:2] / f"{name}.safetensors"
@@ -144,19 +147,19 @@ class FeatureCache:
             first = encoder.encode(dataset[missing[0]]["image"][None].to(encoder.device))
         each = 2 * sum(value.numel() for value in first.values())
         needed = len(missing) * (each + dataset.mask_size**2 * dataset.has_masks) / GB
-        there = _size(self.folder) / GB
-        if there + needed > self.limit:
+        used = _size(self.folder) / GB
+        if used + needed > self.limit:
             raise ValueError(
-                f"{self.setting} {self.limit:g}: features of {len(missing)} images take "
-                f"{needed:.2g} GB and {there:.2g} GB are in {self.folder} already: raise it, "
-                f"delete the folder, or set it to 0 to keep none"
+                f"{self.setting} {self.limit:g}: features of {len(missing)} images need "
+                f"{needed:.2g} GB and {used:.2g} GB are already in {self.folder}: raise the limit, "
+                f"delete the folder, or set the limit to 0 to disable the cache"
             )
         free = shutil.disk_usage(self.folder).free / GB - RESERVE
         if needed > free:
             raise ValueError(
-                f"{self.folder}: features of {len(missing)} images take {needed:.2g} GB, "
+                f"{self.folder}: features of {len(missing)} images need {needed:.2g} GB, but "
                 f"{max(free, 0):.2g} GB are free: point {CACHE_VARIABLE} at another disk, or set "
-                f"{self.setting} to 0 to keep none"
+                f"{self.setting} to 0 to disable the cache"
             )
 
     def _encode(
@@ -176,7 +179,8 @@ class FeatureCache:
                 features = _encoded(encoder, batch["image"])
             except OverflowError as error:
                 raise ValueError(
-                    f"{error} ({batch['path'][0]} or an image after it): set {self.setting} to 0"
+                    f"{error}, in the batch that starts with {batch['path'][0]}: set "
+                    f"{self.setting} to 0 to disable the cache"
                 ) from None
             for place, row in enumerate(batch["index"].tolist()):
                 if MASK in batch:
@@ -192,27 +196,27 @@ def _encoded(encoder: Encoder, images: Tensor) -> list[dict[str, Tensor]]:
     halves = {key: value.half().cpu().contiguous() for key, value in encoded.items()}
     for key, value in halves.items():
         if not value.isfinite().all():
-            raise OverflowError(f"features {key} are beyond half precision, or not numbers")
+            raise OverflowError(f"features {key} exceed the range of half precision or are NaN")
     return [{k: v[place].clone() for k, v in halves.items()} for place in range(len(images))]
 
 
 def _names(dataset: SampleDataset, key: str) -> Iterator[str]:
-    """Yield what the features of each row are kept under."""
+    """Yield the name of each row's file."""
     code = source_hash(images.__file__, transforms.__file__, samples.__file__, __file__)
-    making = (
+    preprocessing = (
         f"{code} {PIL.__version__} "
         f"{dataset.image_size} {dataset.mask_size} "
         f"{dataset.resize} {dataset.mask_filter} {dataset.mask_threshold} {dataset.mask_rule} "
         f"{dataset.has_masks}"
     )
     for content in _contents(dataset):
-        yield hashlib.sha256(f"{key} {making} {content}".encode()).hexdigest()
+        yield hashlib.sha256(f"{key} {preprocessing} {content}".encode()).hexdigest()
 
 
 def _contents(dataset: SampleDataset) -> Iterator[str]:
-    """Yield what identifies the image and the mask of each row."""
-    if dataset.read is not None:  # no files: pictures made by code
-        for sample in track(dataset.samples, "comparing pictures"):
+    """Yield the content hash of each row's image and mask."""
+    if dataset.read is not None:  # no files: the images are generated or in an array
+        for sample in track(dataset.samples, "comparing images"):
             image, mask = dataset.read(sample)
             digest = hashlib.sha256(image.tobytes())
             digest.update(b"" if mask is None else mask.tobytes())
@@ -226,7 +230,7 @@ def _contents(dataset: SampleDataset) -> Iterator[str]:
 
 
 def _is_whole(file: Path) -> bool:
-    """Return whether a file is there and as long as its header says."""
+    """Return whether a file exists and has the length that its header states."""
     try:
         with safe_open(file, "pt"):
             return True
@@ -235,11 +239,11 @@ def _is_whole(file: Path) -> bool:
 
 
 def _size(folder: Path) -> int:
-    """Return the bytes of all features in a folder."""
+    """Return the size of all features in a folder, in bytes."""
     total = 0
     for file in folder.glob("*/*.safetensors"):
         try:
             total += file.stat().st_size
-        except FileNotFoundError:  # deleted meanwhile
+        except FileNotFoundError:  # deleted in the meantime
             continue
     return total

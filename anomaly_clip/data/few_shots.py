@@ -1,4 +1,4 @@
-"""Draws of normal training images: few shots to learn from, and references to compare with."""
+"""Random samples of normal training images: few shots to train on, and reference images."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["FewShots"]
 
 
 class FewShots:
-    """A limit on the normal training images of each category, drawn by (seed, category).
+    """A limit on the normal training images of each category, sampled by (seed, category).
 
     Args:
         data: The data module.
-        shots: Their number; None for all.
-        fraction: Instead of shots: their share, one image at least; None for all.
+        shots: Number of images per category; None for all.
+        fraction: Alternative to shots: fraction of the images, at least one; None for all.
     """
 
     def __init__(self, data: AnomalyData, shots: int | None, fraction: float | None) -> None:
@@ -30,8 +30,8 @@ class FewShots:
             check_between("data.fraction", fraction, 0, 1, open_low=True)
             if shots is not None:
                 raise ValueError(
-                    f"data.shots {shots} and data.fraction {fraction} say the same: give one of "
-                    f"them"
+                    f"data.shots {shots} and data.fraction {fraction} exclude each other: leave "
+                    f"one of them out"
                 )
         self.data = data
         self.shots = shots
@@ -39,35 +39,40 @@ class FewShots:
 
     @property
     def is_limited(self) -> bool:
-        """Whether only some of the images are used."""
+        """True if only some of the images are used."""
         return self.shots is not None or self.fraction is not None
 
     def check(self) -> None:
-        """Check that there are images to draw from.
+        """Check that there are images to sample from.
 
         Raises:
-            ValueError: If there is a limit, and no training split.
+            ValueError: If there is a limit, but no training split.
         """
         for name, limit in (("shots", self.shots), ("fraction", self.fraction)):
             if limit is not None and "train" not in self.data.splits:
                 raise ValueError(
-                    f"data.{name} {limit}: {self.data.dataset_name} has no train images to draw "
-                    f"from"
+                    f"data.{name} {limit}: {self.data.dataset_name} has no train images to sample "
+                    f"from: leave data.{name} out"
                 )
 
     def of(self, category: str) -> list[Sample]:
-        """Return the images of a category that are used; fewer are always among more.
+        """Return the few-shot images of a category; a smaller sample is part of every larger one.
 
         Raises:
             ValueError: If there is no limit, or there are fewer images than ``shots``.
         """
         data = self.data
         if not self.is_limited:
-            raise ValueError("data.shots is not given: it says how many normal images there are")
+            raise ValueError(
+                f"data.shots is {self.shots}: set the number of normal images per category"
+            )
         if "train" not in data.splits:
-            raise ValueError(f"{data.dataset_name} has no train images, so there are no shots")
+            raise ValueError(
+                f"{data.dataset_name} has no train images to sample shots from: choose a data set "
+                f"that has some"
+            )
         normal = data.listing.normal(category)
-        if data.validation.is_synthetic:  # the same images validate, however few are trained
+        if data.validation.is_synthetic:  # the held-out images do not depend on the number of shots
             held_out = set(data.validation.normal_parts[1])
             normal = [sample for sample in normal if sample not in held_out]
         count = self.shots
@@ -76,26 +81,26 @@ class FewShots:
         if len(normal) < count:
             raise ValueError(
                 f"data.shots {self.shots}: category {category!r} has {len(normal)} normal "
-                f"training images"
+                f"training images: lower data.shots, or add images"
             )
         return [normal[row] for row in draw_few(len(normal), count, data.seed, category)]
 
     def drawn(self, category: str, count: int, seed: int) -> list[Sample]:
-        """Return ``count`` normal training images of any category, drawn by (seed, category).
+        """Return ``count`` normal training images of any category, sampled by (seed, category).
 
         Raises:
-            ValueError: If there are no training images, or fewer.
+            ValueError: If there are no training images, or fewer than ``count``.
         """
         data = self.data
         if "train" not in data.splits:
             raise ValueError(
-                f"{data.dataset_name} has no train images, so there are none to compare with: "
-                f"take a data set that has some"
+                f"{data.dataset_name} has no train images to use as references: choose a data set "
+                f"that has some"
             )
         normal = data.listing.normal(category)
         if len(normal) < count:
             raise ValueError(
                 f"model.shots {count}: category {category!r} has {len(normal)} normal training "
-                f"images in {data.root}: ask for fewer, or add some"
+                f"images in {data.root}: lower model.shots, or add images"
             )
         return [normal[row] for row in draw_few(len(normal), count, seed, category)]

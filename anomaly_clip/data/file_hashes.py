@@ -1,7 +1,7 @@
-"""Files by content: a file is hashed once for its path, size and time of change.
+"""Content hashes of files; a file is hashed once per path, size and modification time.
 
-What was hashed is kept in the cache folder, one line a file, only ever appended to, so that any
-number of processes may read and write it; a line that an interruption cut short is not believed.
+The hashes are stored in the cache folder, one line per file. Lines are only ever appended, so any
+number of processes may read and write them. A line cut short by an interruption is ignored.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ BLOCK = 1 << 20
 
 
 class FileHashes:
-    """Content hashes of files, remembered.
+    """Cached content hashes of files.
 
     Args:
-        file: The file that keeps them; default: in the cache folder.
+        file: The file that stores them; default: in the cache folder.
     """
 
     def __init__(self, file: Path | None = None) -> None:
         self.file = file or cache_folder() / "contents.jsonl"
-        self._known: dict[tuple[str, int, int], str] | None = None
+        self._digests: dict[tuple[str, int, int], str] | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        return {"file": self.file, "_known": None}  # loading processes read the file themselves
+        return {"file": self.file, "_digests": None}  # loading processes read the file themselves
 
     def sha256(self, path: Path) -> str:
-        """Return the sha256 of a file's content, as hexadecimal digits.
+        """Return the SHA-256 of a file's content, in hexadecimal digits.
 
         Raises:
             FileNotFoundError: If there is no such file.
@@ -65,20 +65,20 @@ class FileHashes:
             return dict(zip(paths, digests, strict=True))
 
     def _load(self) -> dict[tuple[str, int, int], str]:
-        if self._known is None:
-            self._known = {}
+        if self._digests is None:
+            self._digests = {}
             try:
                 lines = self.file.read_text(encoding="utf-8", errors="replace").splitlines()
             except OSError:
                 lines = []
             for line in lines:
                 try:
-                    path, size, changed, digest = json.loads(line)
+                    path, size, modified, digest = json.loads(line)
                     if isinstance(digest, str) and len(digest) == 64:
-                        self._known[path, size, changed] = digest
+                        self._digests[path, size, modified] = digest
                 except (ValueError, TypeError):
                     continue
-        return self._known
+        return self._digests
 
     def _append(self, key: tuple[str, int, int], digest: str) -> None:
         line = json.dumps([*key, digest]) + "\n"
@@ -91,7 +91,7 @@ class FileHashes:
             finally:
                 os.close(handle)
         except OSError:
-            pass  # a cache that cannot be written is only slower
+            pass  # without a writable cache, files are hashed again
 
 
 class DuplicatePair(NamedTuple):
@@ -104,9 +104,9 @@ class DuplicatePair(NamedTuple):
 def duplicates_between(
     first: Sequence[Path], second: Sequence[Path], hashes: FileHashes | None = None
 ) -> list[DuplicatePair]:
-    """Return the files that occur in both lists, by content; each of ``second`` at most once.
+    """Return the files of ``second`` that equal one of ``first`` by content, each at most once.
 
-    Files of different sizes differ, so few are ever hashed.
+    Files of different sizes cannot be equal, so few are hashed.
     """
     hashes = hashes or FileHashes()
     sizes = {size for path in first if (size := _size(path)) is not None}
@@ -125,7 +125,7 @@ def duplicates_between(
 def _size(path: Path) -> int | None:
     try:
         return path.stat().st_size
-    except OSError:  # no file, as pictures made by code
+    except OSError:  # no file, such as a generated image
         return None
 
 

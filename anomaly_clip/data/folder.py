@@ -1,4 +1,4 @@
-"""``ImageFolder``: a user's own pictures of one thing, with or without labels and masks."""
+"""``ImageFolder``: a user's own images of one object, with or without labels and masks."""
 
 from __future__ import annotations
 
@@ -13,31 +13,32 @@ __all__ = ["ImageFolder", "list_folder"]
 
 NORMAL = "good"
 MASKS = "ground_truth"
-LAYOUT = f"images, or {NORMAL}/ and a folder a kind of defect (masks in {MASKS}/<defect>/)"
+LAYOUT = f"images, or {NORMAL}/ and one folder per kind of defect (masks in {MASKS}/<defect>/)"
 
 
 def is_labelled(root: Path) -> bool:
-    """Whether a folder ``good`` says which pictures are normal."""
+    """Return whether there is a folder ``good``, which holds the normal images."""
     return (root / NORMAL).is_dir()
 
 
 def list_folder(root: Path, category: str) -> Iterator[Sample]:
-    """Yield a user's pictures, sorted by path.
+    """Yield a user's images, sorted by path.
 
-    With a folder ``good`` every other folder is a kind of defect; the mask of ``<defect>/NAME.*``
+    With a folder ``good``, every other folder is a kind of defect. The mask of ``<defect>/NAME.*``
     is ``ground_truth/<defect>/NAME_mask.*`` or ``NAME.*``, and either all defects have masks or
-    none has. Without it, all pictures here and below are taken, and nothing is known of them.
+    none has. Without ``good``, all images in the folder and its subfolders are listed, unlabelled.
 
     Raises:
-        FileNotFoundError: If there is no picture.
+        FileNotFoundError: If there is no image.
     """
     if not is_labelled(root):
         images = sorted(p for p in _walk(root) if MASKS not in p.relative_to(root).parts)
         if not images:
             raise missing_layout(root, LAYOUT)
         for image in images:
-            where = image.parent.relative_to(root).as_posix()
-            yield Sample(image, category, label=False, defect="" if where == "." else where)
+            folder_name = image.parent.relative_to(root).as_posix()
+            defect = "" if folder_name == "." else folder_name
+            yield Sample(image, category, label=False, defect=defect)
         return
     with_masks = (root / MASKS).is_dir()
     for folder in subfolders(root):
@@ -54,21 +55,21 @@ def list_folder(root: Path, category: str) -> Iterator[Sample]:
 
 def _walk(folder: Path) -> Iterator[Path]:
     yield from images_in(folder)
-    for below in subfolders(folder):
-        if not below.is_symlink():  # which may lead back up
-            yield from _walk(below)
+    for subfolder in subfolders(folder):
+        if not subfolder.is_symlink():  # a link may lead back to a parent folder
+            yield from _walk(subfolder)
 
 
 class ImageFolder(AnomalyData):
-    """A user's own pictures of one thing, named in words; no training data needed.
+    """A user's own images of one object, named in words; no training data needed.
 
-    Either a folder of images, for ``predict``; or ``good/`` and one folder a kind of defect, with
+    Either a folder of images, for ``predict``; or ``good/`` and one folder per kind of defect, with
     or without masks in ``ground_truth/<defect>/``, for ``test`` too.
 
     Args:
         root: The folder.
-        category: Words for what the pictures show, such as "laser-cut plank".
-        shared: Arguments of all data modules but ``categories``.
+        category: Name of the object in prompts, such as "laser-cut plank".
+        shared: Arguments of all data modules except ``categories``.
     """
 
     dataset_name: ClassVar[str] = "ImageFolder"
@@ -77,31 +78,34 @@ class ImageFolder(AnomalyData):
     def __init__(self, root: str, category: str, **shared: Any) -> None:
         super().__init__(root=root, categories=None, **shared)
         if not category.strip():
-            raise ValueError('data.category is empty: say what is shown, such as "laser-cut plank"')
+            raise ValueError(
+                f"data.category {category!r} is empty: name the object in the images, such as "
+                f'"laser-cut plank"'
+            )
         self.category = category
 
     @property
     def has_masks(self) -> bool:
-        """Whether there are pixel labels."""
+        """True if there are pixel labels."""
         return self.has_labels and (self.root / MASKS).is_dir()
 
     @property
     def has_labels(self) -> bool:
-        """Whether a folder ``good`` says which pictures are normal."""
+        """True if there is a folder ``good``, which holds the normal images."""
         return is_labelled(self.root)
 
     def find_categories(self) -> list[str]:
-        """Return the one category.
+        """Return the only category.
 
         Raises:
-            FileNotFoundError: If the folder is not there.
+            FileNotFoundError: If the folder is missing.
         """
         if not self.root.is_dir():
             raise missing_layout(self.root, LAYOUT)
         return [self.category]
 
     def mask_folders(self, category: str) -> list[Path]:
-        """Return the folders that hold nothing but masks."""
+        """Return the folders that contain only masks."""
         return subfolders(self.root / MASKS) if self.has_labels else []
 
     def list_samples(self, category: str, split: Split) -> Iterator[Sample]:

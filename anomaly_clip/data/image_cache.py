@@ -1,10 +1,10 @@
-"""Decoded and resized pictures on disk, so that an epoch pays no decoding.
+"""Decoded and resized images on disk, so that later epochs decode nothing.
 
-A picture is kept as a small ``.npy`` file of uint8, named by the content of its source and by what
-was done to it, and is memory-mapped when it is read. A picture that changes gets another name, the
-same picture in two data sets or two listings is kept once, and since files appear whole or not at
-all, any number of loading processes may work on one folder and be interrupted. The folder may be
-deleted at any time.
+An image is stored as a small ``.npy`` file of uint8, named by the content of its source and by how
+it was processed, and is memory-mapped when it is read. An image that changes gets another name, and
+the same image in two data sets or two listings is stored once. Files are written atomically, so any
+number of loading processes may share one folder and be interrupted. The folder may be deleted at
+any time.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from anomaly_clip.files import atomic_path, cache_folder
 
 __all__ = ["ImageCache"]
 
-VERSION = 1  # raise it when reading or resizing changes what it returns
+VERSION = 1  # increase it when reading or resizing returns different values
 
 
 class ImageCache:
-    """Keeps arrays made of picture files.
+    """Cache of arrays that are computed from image files.
 
     Args:
-        tag: What else the arrays depend on.
-        folder: Where they are kept; default: in the cache folder.
+        tag: Everything else that the arrays depend on.
+        folder: The folder of the arrays; default: in the cache folder.
     """
 
     def __init__(self, tag: str = "", folder: Path | None = None) -> None:
@@ -40,12 +40,12 @@ class ImageCache:
         self._writable = True
 
     def load(self, sources: Sequence[Path], variant: str) -> NDArray[np.uint8] | None:
-        """Return what was stored, in memory of its own; None if nothing (whole) is there."""
+        """Return a copy of the stored array; None if it is missing or damaged."""
         try:
             return np.array(
                 np.load(self._file(sources, variant), mmap_mode="r", allow_pickle=False)
             )
-        except (OSError, ValueError, EOFError):  # not there yet, or damaged: made again
+        except (OSError, ValueError, EOFError):  # missing or damaged: computed again
             return None
 
     def store(
@@ -54,7 +54,7 @@ class ImageCache:
         variant: str,
         array: NDArray[np.uint8] | NDArray[np.bool_],
     ) -> None:
-        """Keep an array; a disk that is full or read-only is said once, and nothing is kept."""
+        """Store an array; if the disk is full or read-only, warn once and store nothing more."""
         if not self._writable:
             return
         file = self._file(sources, variant)
@@ -63,7 +63,7 @@ class ImageCache:
                 np.save(temporary, array.astype(np.uint8, copy=False), allow_pickle=False)
         except OSError as error:
             self._writable = False
-            warnings.warn(f"pictures are not cached in {self.folder}: {error}", stacklevel=2)
+            warnings.warn(f"images are not cached in {self.folder}: {error}", stacklevel=2)
 
     def _file(self, sources: Sequence[Path], variant: str) -> Path:
         contents = " ".join(self.hashes.sha256(path) for path in sources)

@@ -1,4 +1,4 @@
-"""Industrial data sets, as they are published."""
+"""Industrial data sets in their published layouts."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ VISA_COLUMNS = ["object", "split", "label", "image", "mask"]
 BTAD_LAYOUT = "<category>/train/ok/, <category>/test/ok/, <category>/test/ko/, ground_truth/ko/"
 KSDD2_MASK = "_GT"
 BTAD_TOP = "BTech_Dataset_transformed"
-KSDD2_LAYOUT = "train/10000.png with 10000_GT.png beside it, and test/ alike"
+KSDD2_LAYOUT = "train/10000.png with its mask train/10000_GT.png, and the same in test/"
 
 
 def mvtec_categories(root: Path) -> list[str]:
@@ -64,7 +64,7 @@ def mvtec_categories(root: Path) -> list[str]:
 def list_mvtec(root: Path, category: str, split: Split) -> Iterator[Sample]:
     """Yield ``root/category/split/<defect>/NAME.*``, sorted by path; defect ``good`` is normal.
 
-    The mask of ``test/<defect>/NAME.*`` is ``ground_truth/<defect>/NAME_mask.*``: paired by name.
+    Masks are paired by name: ``ground_truth/<defect>/NAME_mask.*`` for ``test/<defect>/NAME.*``.
     """
     folder = root / category
     for defect in subfolders(folder / split):
@@ -76,7 +76,7 @@ def list_mvtec(root: Path, category: str, split: Split) -> Iterator[Sample]:
 
 
 def mvtec_mask_folders(root: Path, category: str) -> list[Path]:
-    """Return the folders that hold nothing but masks."""
+    """Return the folders that contain only masks."""
     return subfolders(root / category / "ground_truth")
 
 
@@ -105,10 +105,10 @@ class MagneticTile(MVTecAD):
 
 
 def list_visa(root: Path, category: str, split: Split) -> Iterator[Sample]:
-    """Yield what the official split file, ``split_csv/1cls.csv``, says of a category, sorted.
+    """Yield a category's rows of the official split file, ``split_csv/1cls.csv``, sorted.
 
     Raises:
-        ValueError: If a line of it does not say what is expected, or names a file elsewhere.
+        ValueError: If a line of the file is malformed, or names a file outside of ``root``.
     """
     file = root / VISA_SPLIT
     rows = []
@@ -121,7 +121,9 @@ def list_visa(root: Path, category: str, split: Split) -> Iterator[Sample]:
             rows.append((row[3], row[2] == "anomaly", row[4] if len(row) > 4 else ""))
     for image, anomalous, mask in sorted(rows):
         if any(Path(path).is_absolute() or ".." in Path(path).parts for path in (image, mask)):
-            raise ValueError(f"{file}: {image} or its mask is not below {root}")
+            raise ValueError(
+                f"{file}: {image} or its mask is not below {root}: use paths relative to it"
+            )
         if not anomalous:
             yield Sample(root / image, category, label=False)
             continue
@@ -133,7 +135,7 @@ LABELS = ("normal", "anomaly")
 
 
 def list_visa_unsplit(root: Path, category: str) -> Iterator[Sample]:
-    """Yield all images of a category of a copy without split file, normal ones first, sorted."""
+    """Yield all images of a category, normal ones first, sorted; for copies without split file."""
     folder = root / category / "Data" / "Images"
     for image in images_in(folder / "Normal"):
         yield Sample(image, category, label=False)
@@ -146,27 +148,27 @@ def list_visa_unsplit(root: Path, category: str) -> Iterator[Sample]:
 class VisA(AnomalyData):
     """VisA (Zou et al., ECCV 2022): 12 categories, with the official one-class split.
 
-    Three forms are taken: as published, with ``split_csv/1cls.csv``; without that file, when all
-    images are test images, which is not the published protocol; and made over into MVTec-AD's
-    layout by the authors' script.
+    Three forms are accepted: as published, with ``split_csv/1cls.csv``; without that file, when all
+    images are test images, which is not the published protocol; and converted to MVTec-AD's layout
+    by the authors' script.
     """
 
     dataset_name: ClassVar[str] = "VisA"
 
     @property
     def is_split(self) -> bool:
-        """Whether the official split file is there."""
+        """True if the official split file exists."""
         return (self.root / VISA_SPLIT).is_file()
 
     @property
     def splits(self) -> tuple[Split, ...]:  # type: ignore[override]
-        """Which splits there are: without the official file all images are test images."""
-        return ("train", "test") if self.is_split or self._made_over() else ("test",)
+        """The splits that exist; without the official file, all images are test images."""
+        return ("train", "test") if self.is_split or self._converted() else ("test",)
 
     def find_categories(self) -> list[str]:
         """Return the folders with VisA's or MVTec-AD's inner folders, sorted."""
         names = [p.name for p in subfolders(self.root) if (p / "Data" / "Images").is_dir()]
-        names = names or self._made_over()
+        names = names or self._converted()
         if not names:
             raise missing_layout(self.root, VISA_LAYOUT)
         return names
@@ -180,15 +182,16 @@ class VisA(AnomalyData):
         return list_visa_unsplit(self.root, category)
 
     def mask_folders(self, category: str) -> list[Path]:
-        """Return the folders that hold nothing but masks."""
+        """Return the folders that contain only masks."""
         masks = subfolders(self.root / category / "Data" / "Masks")
         return masks or mvtec_mask_folders(self.root, category)
 
     def protocol(self) -> dict[str, object]:
-        """Say whether the official split is in use."""
+        """Return the data settings, with the use of the official split."""
         return {**super().protocol(), "official_split": "train" in self.splits}
 
-    def _made_over(self) -> list[str]:
+    def _converted(self) -> list[str]:
+        """Return the categories that are in MVTec-AD's layout."""
         return [p.name for p in subfolders(self.root) if (p / "test" / "good").is_dir()]
 
 
@@ -235,13 +238,13 @@ class BTAD(AnomalyData):
 def list_ksdd2(root: Path, category: str, split: Split) -> Iterator[Sample]:
     """Yield ``root/split/NAME.png``, sorted; a mask ``NAME_GT.png`` that is all zero means normal.
 
-    Of the training images only normal ones are yielded: methods learn from them alone.
+    Defective training images are left out: methods train on normal ones only.
     """
     images = [image for image in images_in(root / split) if not image.stem.endswith(KSDD2_MASK)]
     for image, mask in paired_masks(images, root / split, (KSDD2_MASK,)).items():
         try:
             anomalous = bool(read_mask(mask).any())
-        except (FileNotFoundError, ValueError):  # said when it is asked for
+        except (FileNotFoundError, ValueError):  # reported when the sample is used
             yield Sample(image, category, label=True, mask=mask, defect="defect")
             continue
         if not anomalous or split == "test":
@@ -253,13 +256,13 @@ class KSDD2(AnomalyData):
     """KolektorSDD2 (Bozic et al., 2021): one category, ``surface``, of about 230 x 630 pixels.
 
     The 246 defective training images are not used. Masks that differ from their image by a few
-    pixels are resized to it, nearest.
+    pixels are resized to it by nearest neighbour.
     """
 
     dataset_name: ClassVar[str] = "KSDD2"
 
     def find_categories(self) -> list[str]:
-        """Return the one category."""
+        """Return the only category."""
         if not (self.root / "test").is_dir():
             raise missing_layout(self.root, KSDD2_LAYOUT)
         return ["surface"]
@@ -269,7 +272,7 @@ class KSDD2(AnomalyData):
         return list_ksdd2(self.root, category, split)
 
     def spare_masks(self, categories: Sequence[str], samples: Sequence[Sample]) -> list[Path]:
-        """Return the masks that no image stands beside."""
+        """Return the masks that have no image next to them."""
         spare = []
         for split in self.splits:
             stems = by_stem(self.root / split)
@@ -279,7 +282,7 @@ class KSDD2(AnomalyData):
 
 
 def list_class_folders(root: Path, category: str) -> Iterator[Sample]:
-    """Yield the pictures of the folder whose name in lower case is the category, sorted."""
+    """Yield the images of the folder whose lower-case name is the category, sorted."""
     for folder in subfolders(root):
         if folder.name.lower() == category:
             for image in images_in(folder):
@@ -287,30 +290,32 @@ def list_class_folders(root: Path, category: str) -> Iterator[Sample]:
 
 
 class IndustrialFolders(AnomalyData):
-    """A folder of class folders, all normal: what TAB is pre-trained on (its Industrial set)."""
+    """Class folders of normal images, such as the Industrial set that TAB is pre-trained on."""
 
     dataset_name: ClassVar[str] = "IndustrialFolders"
     splits: ClassVar[tuple[Split, ...]] = ("train",)
 
     @property
     def has_masks(self) -> bool:
-        """There are no pixel labels."""
+        """False: there are no pixel labels."""
         return False
 
     def find_categories(self) -> list[str]:
         """Return the names of the folders, in lower case, sorted.
 
         Raises:
-            FileNotFoundError: If there is none.
-            ValueError: If two differ in case only.
+            FileNotFoundError: If no folder contains images.
+            ValueError: If two names differ in case only.
         """
         folders = subfolders(self.root)
         if not any(images_in(folder) for folder in folders):
-            raise missing_layout(self.root, "a folder a class, with its images")
+            raise missing_layout(self.root, "one folder per class, with its images")
         names = sorted(p.name.lower() for p in folders)
-        twice = [name for name, count in Counter(names).items() if count > 1]
-        if twice:
-            raise ValueError(f"{self.root}: two folders are called {twice[0]!r}")
+        repeated = [name for name, count in Counter(names).items() if count > 1]
+        if repeated:
+            raise ValueError(
+                f"{self.root}: two folders are called {repeated[0]!r}, ignoring case: rename one"
+            )
         return names
 
     def list_samples(self, category: str, split: Split) -> Iterator[Sample]:

@@ -1,7 +1,7 @@
-"""What is published of each data set: counts, words, rules, sources. Data only, no code.
+"""Published facts about each data set: counts, category names, mask rules, sources. No code.
 
-The counts are the well-known ones, recalled and not verified on all files (specifications of
-CLIP-AD, section 9, CLIP-ADA, section 1, and of the detectors, sections 8 and 9).
+The counts are the widely published ones, quoted from memory and not verified on all files (see
+``docs/data.md``).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Split = Literal["train", "test"]
 
 
 class Counts(NamedTuple):
-    """How many images a category has."""
+    """Number of images of a category."""
 
     train: int
     """Normal training images."""
@@ -27,12 +27,12 @@ class Counts(NamedTuple):
 
 
 class MaskRule(NamedTuple):
-    """How a mask's file is read."""
+    """Rule for reading mask files."""
 
     grey: bool = False
     """Keep the grey values of the first channel; otherwise every value above zero is a defect."""
     fitted: int = 0
-    """By how many pixels a mask may differ from its image's size; it is then resized, nearest."""
+    """Largest difference in size to the image, in pixels, at which a mask is resized (nearest)."""
 
 
 PLAIN = MaskRule()
@@ -40,16 +40,16 @@ PLAIN = MaskRule()
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """One data set.
+    """Published facts about one data set.
 
     Args:
-        title: Its name in prose.
-        url: Where it is obtained.
-        licence: Under what terms, as far as known.
-        citation: What to cite.
-        counts: Images by category.
-        total: All images, where they are not known by category.
-        words: What a category is called in sentences, where its name is no word.
+        title: Name in prose.
+        url: Address to obtain it from.
+        licence: Licence terms, as far as known.
+        citation: The paper to cite.
+        counts: Number of images, by category.
+        total: Number of all images, if the counts by category are unknown.
+        words: Name of a category in prompts, where the category itself is not a word.
         mask: How masks are read.
     """
 
@@ -119,7 +119,7 @@ DATASETS: dict[str, DatasetInfo] = {
         "Mishra et al., VT-ADL: A Vision Transformer Network for Image Anomaly Detection and "
         "Localization, ISIE 2021",
         {"01": Counts(400, 21, 49), "02": Counts(399, 30, 200), "03": Counts(1000, 400, 41)},
-        {"01": "product", "02": "product", "03": "product"},  # our choice: numbers say nothing
+        {"01": "product", "02": "product", "03": "product"},  # our choice, in place of numbers
     ),
     "KSDD2": DatasetInfo(
         "KolektorSDD2",
@@ -166,7 +166,7 @@ DATASETS: dict[str, DatasetInfo] = {
         "https://www.kaggle.com/datasets/navoneel/brain-mri-images-for-brain-tumor-detection",
         NOT_STATED,
         "Chakrabarty, Brain MRI Images for Brain Tumor Detection, Kaggle 2019",
-        {"brain ct": Counts(0, 98, 155)},  # sic: the object's word in CLIP-AD's code
+        {"brain ct": Counts(0, 98, 155)},  # sic: the object's name in CLIP-AD's code
     ),
     "MixedWM38": DatasetInfo(
         "MixedWM38",
@@ -178,9 +178,9 @@ DATASETS: dict[str, DatasetInfo] = {
     ),
     "IndustrialFolders": DatasetInfo(
         "Industrial set of TAB (30 classes, 17,393 normal images)",
-        "put together from public sets (MPDD, DAGM, KTH-TIPS2, Kylberg, ELPV and others)",
+        "collected from public data sets (MPDD, DAGM, KTH-TIPS2, Kylberg, ELPV and others)",
         "that of each part",
-        "the paper of TAB, and each part's own",
+        "the paper of TAB, and that of each part",
         {
             "bent metal stripe": Counts(185, 0, 0),
             "board": Counts(40, 0, 0),
@@ -214,13 +214,11 @@ DATASETS: dict[str, DatasetInfo] = {
             "wave carpet": Counts(80, 0, 0),
         },
     ),
-    "ImageFolder": DatasetInfo("your own pictures", "yours", "yours", "none"),
-    "Demo": DatasetInfo(
-        "pictures made by code", "this package", "Apache-2.0, as the project", "none"
-    ),
+    "ImageFolder": DatasetInfo("your own images", "yours", "yours", "none"),
+    "Demo": DatasetInfo("generated images", "this package", "Apache-2.0, as the project", "none"),
 }  # fmt: skip
 
 
 def dataset_info(dataset_name: str | None) -> DatasetInfo:
-    """Return what is published of a data set, nothing if it is not known."""
+    """Return the published facts about a data set; empty for an unknown one."""
     return DATASETS.get(dataset_name or "", DatasetInfo("", "", "", ""))

@@ -1,4 +1,4 @@
-"""Parts of listing functions: sorted folders, masks by name, tables, errors that help."""
+"""Helpers of listing functions: sorted folders, masks by name, tables, helpful errors."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ __all__ = [
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Return the images of a folder, sorted; none if it is not there."""
+    """Return the images of a folder, sorted; none if the folder is missing."""
     if not folder.is_dir():
         return []
     return sorted(p for p in folder.iterdir() if is_image(p))
 
 
 def by_stem(folder: Path) -> dict[str, Path]:
-    """Return the images of a folder by name without extension; the first of equal ones."""
+    """Return the images of a folder by name without extension; the first if a name repeats."""
     return {path.stem: path for path in reversed(images_in(folder))}
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Return the visible folders in a folder, sorted; none if it is not there."""
+    """Return the visible subfolders of a folder, sorted; none if the folder is missing."""
     if not folder.is_dir():
         return []
     return sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.is_dir())
 
 
 def top_folder(root: Path, inner: str, *names: str) -> Path:
-    """Return ``root`` or a folder in it that archives put around a data set.
+    """Return ``root``, or the folder in it that an archive wraps around the data set.
 
     Args:
-        root: Where the user says the data set is.
-        inner: What is in the right folder.
-        names: Folders that may stand around it.
+        root: The folder given by the user.
+        inner: A file or folder that the right folder contains.
+        names: Possible names of the wrapping folder.
     """
     for name in ("", *names):
         if (root / name / inner).exists():
@@ -58,14 +58,14 @@ def top_folder(root: Path, inner: str, *names: str) -> Path:
 def paired_masks(
     images: Sequence[Path], folder: Path, endings: Sequence[str] = ("_mask", "")
 ) -> dict[Path, Path]:
-    """Return the mask of each image in a folder: its name and an ending. By name only.
+    """Return the mask of each image, paired by name: the image's name and an ending.
+
+    A missing mask gets its expected path; see :func:`check_files`.
 
     Args:
         images: The images.
-        folder: Where the masks are.
-        endings: What may stand behind an image's name; the first that is there counts.
-
-    A mask that is not there is named as it would be called: see :func:`check_files`.
+        folder: The folder of the masks.
+        endings: Possible endings after the image's name; the first existing mask is taken.
     """
     masks_by_name = by_stem(folder)
     masks = {}
@@ -77,15 +77,15 @@ def paired_masks(
 
 
 def read_table(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
-    """Yield the lines of a csv file with their numbers, without its header and empty lines.
+    """Yield the rows of a CSV file with their line numbers, without header and empty rows.
 
     Args:
-        file: The table.
-        columns: What its header begins with.
+        file: The CSV file.
+        columns: The first columns of its header.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no table in UTF-8, or begins with something else.
+        ValueError: If it is not a CSV file in UTF-8, or has a different header.
     """
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
@@ -93,7 +93,7 @@ def read_table(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[s
     except FileNotFoundError:
         raise FileNotFoundError(f"{file}: there is no such file") from None
     except (csv.Error, UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"{file}: not a table in UTF-8 ({error})") from None
+        raise ValueError(f"{file}: not a CSV file in UTF-8 ({error}); save it as one") from None
     header = [cell.strip().lower() for cell in rows[0][1]] if rows else []
     if header[: len(columns)] != list(columns):
         raise ValueError(
@@ -104,11 +104,11 @@ def read_table(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[s
 
 
 def check_files(samples: Iterable[Sample]) -> None:
-    """Refuse a listing whose files are not all there, or in which images share a mask.
+    """Refuse a listing with missing files, or with images that share a mask.
 
     Raises:
         FileNotFoundError: If an image or a mask is missing.
-        ValueError: If two images have one mask.
+        ValueError: If two images share a mask.
     """
     samples = list(samples)
     for sample in samples:
@@ -117,11 +117,14 @@ def check_files(samples: Iterable[Sample]) -> None:
         if sample.mask is not None and not sample.mask.exists():
             raise FileNotFoundError(f"{sample.image}: its mask is missing, expected {sample.mask}")
     for mask, (first, second, *_) in shared_masks(samples).items():
-        raise ValueError(f"{mask}: the mask of two images, {first.name} and {second.name}")
+        raise ValueError(
+            f"{mask}: the mask of two images, {first.name} and {second.name}: rename one image "
+            f"and give it its own mask"
+        )
 
 
 def shared_masks(samples: Iterable[Sample]) -> dict[Path, list[Path]]:
-    """Return the masks that several images have, with those images."""
+    """Return the masks that several images share, with those images."""
     images: dict[Path, list[Path]] = {}
     for sample in samples:
         if sample.mask is not None:
@@ -130,11 +133,11 @@ def shared_masks(samples: Iterable[Sample]) -> dict[Path, list[Path]]:
 
 
 def missing_layout(root: Path, expected: str) -> FileNotFoundError:
-    """Return the error for a folder that is not laid out as expected, saying what is there."""
+    """Return the error for a folder with an unexpected layout; it lists the folder's content."""
     if not root.exists():
         return FileNotFoundError(f"data.root {root}: there is no such folder; expected {expected}")
     if not root.is_dir():
         return FileNotFoundError(f"data.root {root} is a file; expected a folder with {expected}")
     names = sorted(p.name for p in root.iterdir())
     listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "nothing"
-    return FileNotFoundError(f"data.root {root}: expected {expected}; there is {listed}")
+    return FileNotFoundError(f"data.root {root}: expected {expected}; found {listed}")

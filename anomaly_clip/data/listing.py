@@ -1,4 +1,4 @@
-"""The categories and samples of a data set, found and listed once."""
+"""The categories of a data set and their samples, listed once."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ TrainCategories = Literal["same", "others"] | list[str]
 
 
 class Listing:
-    """Categories in use and their samples; a data module says where they are found.
+    """The categories in use and their samples.
 
     Args:
-        source: The data module: ``find_categories``, ``list_samples``, ``splits``.
-        categories: The categories to use, in this order; default: all that are found.
-        train_categories: The categories that ``fit`` learns from: same, or others (all that are
-            found but ``categories``), or a list.
+        source: The data module, which provides ``find_categories``, ``list_samples``, ``splits``.
+        categories: The categories to use, in this order; default: all.
+        train_categories: The categories that ``fit`` trains on: same, others (all categories
+            except ``categories``), or a list.
     """
 
     def __init__(
@@ -52,28 +52,30 @@ class Listing:
         others = [n for n in self.source.find_categories() if n not in self.categories]
         if not others:
             raise ValueError(
-                "data.train_categories others: none is left, as data.categories are all there are "
+                f"data.train_categories others: none is left, because data.categories lists all "
                 f"({', '.join(self.categories)}): choose fewer, or add others to {self.source.root}"
             )
         return others
 
     def _checked(self, argument: str, names: list[str]) -> list[str]:
-        there = self.source.find_categories()
-        unknown = [name for name in names if name not in there]
+        available = self.source.find_categories()
+        unknown = [name for name in names if name not in available]
         if unknown:
             raise ValueError(
                 f"data.{argument}: {unknown[0]!r} is not in {self.source.root} "
-                f"(there: {', '.join(there)})"
+                f"(available: {', '.join(available)})"
             )
-        twice = [name for name, count in Counter(names).items() if count > 1]
-        if twice or not names:
+        repeated = [name for name, count in Counter(names).items() if count > 1]
+        if repeated:
+            raise ValueError(f"data.{argument}: {repeated[0]!r} occurs twice: list it once")
+        if not names:
             raise ValueError(
-                f"data.{argument}: {f'{twice[0]!r} occurs twice' if twice else 'the list is empty'}"
+                f"data.{argument}: the list is empty: name one or more of {', '.join(available)}"
             )
         return list(names)
 
     def rows(self, category: str, split: Split) -> list[Sample]:
-        """Return the samples of a category, read once."""
+        """Return the samples of a category; they are listed only once."""
         if (category, split) not in self._rows:
             self._rows[category, split] = list(self.source.list_samples(category, split))
         return self._rows[category, split]
@@ -86,7 +88,9 @@ class Listing:
         """See :meth:`~anomaly_clip.data.AnomalyData.samples`."""
         source = self.source
         if split not in source.splits:
-            raise ValueError(f"{source.dataset_name} has no {split} images")
+            raise ValueError(
+                f"{source.dataset_name} has no {split} images: choose a data set that has some"
+            )
         if split not in self._samples:
             samples: list[Sample] = []
             for category in self.train_categories if split == "train" else self.categories:
@@ -101,6 +105,8 @@ class Listing:
                 check_files(samples)
             spare = source.spare_masks(self.categories, samples) if split == "test" else []
             if spare:
-                raise ValueError(f"{spare[0]}: a mask without an image")
+                raise ValueError(
+                    f"{spare[0]}: a mask without an image: add its image, or remove the mask"
+                )
             self._samples[split] = samples
         return self._samples[split]

@@ -1,4 +1,4 @@
-"""Loaders of training and evaluation batches, for one process or several."""
+"""Data loaders for training and evaluation, on one process or several."""
 
 from __future__ import annotations
 
@@ -35,16 +35,17 @@ __all__ = [
 
 
 class EpochLoader(DataLoader[Any]):
-    """Load the batches of an epoch when the first of them is asked for, not before.
+    """Start loading an epoch only when its first batch is requested.
 
-    Lightning makes the iterator of the first epoch before it reads a checkpoint's epoch and place;
-    processes that load ahead would begin with other samples than those to come. An interrupted fit
-    goes on after the batches that it has seen.
+    Lightning creates the iterator of the first epoch before it restores a checkpoint's epoch and
+    position, so workers that load ahead would start with the wrong samples. A resumed fit continues
+    after the batches that it has already seen.
 
     Args:
-        trainer: Knows how many batches of the epoch a resumed fit has seen; None for none.
-        options: Of :class:`torch.utils.data.DataLoader`; the sampler is an
-            :class:`~anomaly_clip.data.samplers.EpochSampler`, or, without a batch_size, of
+        trainer: Trainer that knows how many batches of the epoch have been seen; None for none.
+        num_workers: Processes that load.
+        options: Arguments of :class:`torch.utils.data.DataLoader`. The sampler is an
+            :class:`~anomaly_clip.data.samplers.EpochSampler` or, without a batch_size, a
             :class:`~anomaly_clip.data.samplers.CategoryBatches`.
     """
 
@@ -69,11 +70,11 @@ class EpochLoader(DataLoader[Any]):
         return int(progress.processed)  # type: ignore[attr-defined]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing: the trainer knows epoch and place; this tells it that they are enough."""
+        """Return no state: it tells the trainer that its own epoch and position are enough."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take nothing; see :meth:`state_dict`."""
+        """Ignore the state; see :meth:`state_dict`."""
 
 
 def processes(trainer: Trainer | None) -> tuple[int, int]:
@@ -94,10 +95,10 @@ def training_loader(
     Args:
         dataset: The training images.
         sampler: Their order.
-        batch_size: Images of a batch.
+        batch_size: Images per batch.
         num_workers: Processes that load.
-        trainer: Which fit it is for.
-        full_batches: Whether a smaller last batch is left out, if there is another one.
+        trainer: The trainer, if any.
+        full_batches: Whether to drop a smaller last batch, unless it is the only one.
     """
     return EpochLoader(
         trainer,
@@ -112,7 +113,7 @@ def training_loader(
 def single_pass_loader(
     dataset: Dataset[Any], batch_size: int, num_workers: int, trainer: Trainer
 ) -> DataLoader[Batch]:
-    """Return batches that hold every image once, on one process each."""
+    """Return batches that contain each image exactly once, on one of the processes."""
     return DataLoader(
         BatchedDataset(dataset),
         batch_size=None,
@@ -131,16 +132,16 @@ def support_loader(
     num_workers: int,
     trainer: Trainer | None,
 ) -> DataLoader[Batch]:
-    """Return batches of one category each; every image comes with others of its category.
+    """Return batches of one category each; each image comes with support images of its category.
 
     Args:
         dataset: The training images.
-        support_images: How many others come with each image.
-        seed: Draws batches and others.
+        support_images: Number of support images per image.
+        seed: Seed of the batches and of the support images.
         shuffle: Whether batches differ between epochs.
-        batch_size: Images of a batch.
+        batch_size: Images per batch.
         num_workers: Processes that load.
-        trainer: Which fit it is for.
+        trainer: The trainer, if any.
     """
     rows = normal_rows(dataset)
     return EpochLoader(
@@ -155,7 +156,7 @@ def support_loader(
 def evaluation_loader(
     dataset: Dataset[Any], batch_size: int, num_workers: int, trainer: Trainer | None
 ) -> DataLoader[Batch]:
-    """Return every image once, in the order of the listing.
+    """Return batches that contain each image exactly once, in the order of the listing.
 
     Raises:
         ValueError: If there are fewer images than processes.
@@ -169,7 +170,7 @@ def evaluation_loader(
                 f"{count} images cannot be shared by {world_size} processes: "
                 f"lower trainer.devices or trainer.num_nodes"
             )
-        # Never repeats an image to even out the ranks, as the ordinary one does.
+        # Unlike DistributedSampler, it never repeats an image to even out the ranks.
         sampler = UnrepeatedDistributedSampler(dataset, world_size, rank, shuffle=False)
     return DataLoader(
         dataset,

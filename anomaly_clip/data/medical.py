@@ -1,7 +1,7 @@
-"""Medical data sets, as they are published; all are test sets of zero-shot methods.
+"""Medical data sets in their published layouts; all are test sets of zero-shot methods.
 
-None has a published split of its own: all its images are test images (CLIP-AD, section 9). The
-categories are the words that CLIP-AD's code puts into sentences.
+None has a published split, so all images are test images (see ``docs/data.md``). The categories
+are the object names that CLIP-AD's code puts into its prompts.
 """
 
 from __future__ import annotations
@@ -41,43 +41,43 @@ class MedicalData(AnomalyData):
     category: ClassVar[str]
     splits: ClassVar[tuple[Split, ...]] = ("test",)
     top: ClassVar[tuple[str, ...]]
-    """What is in the right folder, and which folders archives put around it."""
+    """A member of the right folder, then the folders that archives wrap around it."""
 
     def __init__(self, root: str, **shared: Any) -> None:
         top = top_folder(Path(root).expanduser(), *self.top)
         super().__init__(root=str(top), **shared)
 
     def expected(self) -> str:
-        """Say what the folder must hold."""
+        """Describe the expected content of the folder."""
         return self.top[0]
 
     def find_categories(self) -> list[str]:
-        """Return the one category."""
+        """Return the only category."""
         if not (self.root / self.top[0]).exists():
             raise missing_layout(self.root, self.expected())
         return [self.category]
 
 
 def list_isic(root: Path, category: str) -> Iterator[Sample]:
-    """Yield the images, all with a lesion, sorted; masks are ``NAME_Segmentation.png``."""
+    """Yield the images, sorted, all with a lesion; masks are ``NAME_Segmentation.png``."""
     images = images_in(root / ISIC_IMAGES)
     for image, mask in paired_masks(images, root / ISIC_MASKS, ("_Segmentation",)).items():
         yield Sample(image, category, label=True, mask=mask, defect="lesion")
 
 
 class ISIC(MedicalData):
-    """ISIC, the test images of ISBI 2016, part 1 (skin lesions): 379, none without a lesion."""
+    """ISIC, the test images of ISBI 2016, part 1: 379 images, all with a skin lesion."""
 
     dataset_name: ClassVar[str] = "ISIC"
     category: ClassVar[str] = "skin"
     top: ClassVar[tuple[str, ...]] = (ISIC_IMAGES, "ISIC", "isic")
 
     def expected(self) -> str:
-        """Say what the folder must hold."""
+        """Describe the expected content of the folder."""
         return f"{ISIC_IMAGES}/ and {ISIC_MASKS}/"
 
     def mask_folders(self, category: str) -> list[Path]:
-        """Return the folder that holds nothing but masks."""
+        """Return the folder that contains only masks."""
         return [self.root / ISIC_MASKS]
 
     def list_samples(self, category: str, split: Split) -> Iterator[Sample]:
@@ -86,25 +86,25 @@ class ISIC(MedicalData):
 
 
 def list_clinic_db(root: Path, category: str) -> Iterator[Sample]:
-    """Yield ``Original/NAME.tif``, all with a polyp, in the order of their names."""
+    """Yield ``Original/NAME.tif``, sorted by name, all with a polyp."""
     images = images_in(root / CLINIC_IMAGES)
     for image, mask in paired_masks(images, root / CLINIC_MASKS, ("",)).items():
         yield Sample(image, category, label=True, mask=mask, defect="polyp")
 
 
 class CVCClinicDB(MedicalData):
-    """CVC-ClinicDB (Bernal et al., 2015): 612 colonoscopy frames, none without a polyp."""
+    """CVC-ClinicDB (Bernal et al., 2015): 612 colonoscopy frames, all with a polyp."""
 
     dataset_name: ClassVar[str] = "CVCClinicDB"
     category: ClassVar[str] = "colon"
     top: ClassVar[tuple[str, ...]] = (CLINIC_IMAGES, "CVC-ClinicDB", "TIF")
 
     def expected(self) -> str:
-        """Say what the folder must hold."""
+        """Describe the expected content of the folder."""
         return f"{CLINIC_IMAGES}/ and {CLINIC_MASKS}/ with equal names"
 
     def mask_folders(self, category: str) -> list[Path]:
-        """Return the folder that holds nothing but masks."""
+        """Return the folder that contains only masks."""
         return [self.root / CLINIC_MASKS]
 
     def list_samples(self, category: str, split: Split) -> Iterator[Sample]:
@@ -113,12 +113,12 @@ class CVCClinicDB(MedicalData):
 
 
 def list_head_ct(root: Path, category: str) -> Iterator[Sample]:
-    """Yield ``head_ct/NNN.png`` in the order of ``labels.csv``: number, 1 for a haemorrhage.
+    """Yield ``head_ct/NNN.png`` by number; ``labels.csv`` has number and label, 1 for haemorrhage.
 
-    Columns are read by position, as the second one's name begins with a blank in some copies.
+    Columns are read by position, because the second one's name begins with a blank in some copies.
 
     Raises:
-        ValueError: If a line does not say that, or a number occurs twice.
+        ValueError: If a line is malformed, or a number occurs twice.
     """
     file = root / "labels.csv"
     folder = root / "head_ct"
@@ -131,7 +131,9 @@ def list_head_ct(root: Path, category: str) -> Iterator[Sample]:
                 f"{file}, line {number}: expected a number and 0 or 1, got {', '.join(row)}"
             )
         if int(row[0]) in labels:
-            raise ValueError(f"{file}, line {number}: {int(row[0])} occurs twice")
+            raise ValueError(
+                f"{file}, line {number}: {int(row[0])} occurs twice: remove one of the lines"
+            )
         labels[int(row[0])] = row[1].strip() == "1"
     for number, anomalous in sorted(labels.items()):
         defect = "haemorrhage" if anomalous else "good"
@@ -147,11 +149,11 @@ class HeadCT(MedicalData):
 
     @property
     def has_masks(self) -> bool:
-        """There are no pixel labels."""
+        """False: there are no pixel labels."""
         return False
 
     def expected(self) -> str:
-        """Say what the folder must hold."""
+        """Describe the expected content of the folder."""
         return "labels.csv and head_ct/000.png to head_ct/199.png"
 
     def list_samples(self, category: str, split: Split) -> Iterator[Sample]:
@@ -171,7 +173,7 @@ def list_brain_mri(root: Path, category: str) -> Iterator[Sample]:
 class BrainMRI(MedicalData):
     """Brain MRI images for brain tumour detection (Chakrabarty, 2019): 253 with image labels.
 
-    The published archive repeats ``yes/`` and ``no/`` at its top level; they are not read.
+    The published archive repeats ``yes/`` and ``no/`` at its top level; these copies are not read.
     """
 
     dataset_name: ClassVar[str] = "BrainMRI"
@@ -180,11 +182,11 @@ class BrainMRI(MedicalData):
 
     @property
     def has_masks(self) -> bool:
-        """There are no pixel labels."""
+        """False: there are no pixel labels."""
         return False
 
     def expected(self) -> str:
-        """Say what the folder must hold."""
+        """Describe the expected content of the folder."""
         return f"{BRAIN_FOLDER}/yes/ and {BRAIN_FOLDER}/no/"
 
     def list_samples(self, category: str, split: Split) -> Iterator[Sample]:

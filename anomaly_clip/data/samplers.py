@@ -1,7 +1,7 @@
-"""Samplers: the samples that an epoch draws, the same everywhere for the number of an epoch.
+"""Samplers: the training samples of an epoch, the same on every machine for the same epoch.
 
-Every random draw of a training sample comes from (seed, epoch, index). The epoch travels with the
-index, as loading processes that live on would never hear of a new one.
+Every random choice about a training sample depends on (seed, epoch, index). The epoch is passed
+with each index, because persistent loading processes do not learn of a new epoch otherwise.
 """
 
 from __future__ import annotations
@@ -33,23 +33,24 @@ __all__ = [
     "normal_rows",
 ]
 
-SUPPORT = 0x5099  # purpose: a stream of random numbers of its own
+SUPPORT = 0x5099  # purpose: a separate stream of random numbers
 
 
 class EpochSampler(DistributedSampler[Any]):
-    """Hand out every index once an epoch, shuffled by (seed, epoch), shared among processes.
+    """Yield every index once per epoch, shuffled by (seed, epoch), shared among processes.
 
-    Lightning tells samplers the epoch, also after a resume, and leaves distributed ones alone.
-    Processes get equally many; what is left over is dropped.
+    Lightning sets the epoch of samplers, also after a resume, and does not replace distributed
+    ones. All processes get the same number of indices; the remainder is dropped.
 
     Args:
-        dataset: What is sampled; its length counts.
+        dataset: The sampled data set; only its length matters.
         seed: Another seed gives another order.
-        num_processes: How many share an epoch.
-        rank: Which of them this is.
-        groups: One name an index. Each group is then drawn equally often: an epoch is as long as
-            without, the images of small groups come several times, of large ones a part.
-        shuffle: False hands the indices out in their order.
+        num_processes: Number of processes that share an epoch.
+        rank: Rank of this process.
+        groups: The group of each index. Each group is then sampled equally often: the length of an
+            epoch stays the same, images of small groups occur several times, and only part of the
+            images of large groups occur.
+        shuffle: False yields the indices in order.
 
     Example:
         >>> from anomaly_clip.data.samplers import EpochSampler
@@ -78,7 +79,7 @@ class EpochSampler(DistributedSampler[Any]):
         super().__init__(dataset, num_processes, rank, **options)  # type: ignore[arg-type]
         self.groups = groups
         self.skip = 0
-        """How many of a process's indices are left out, as they were seen in this epoch."""
+        """Number of a process's indices to skip, because they were already seen in this epoch."""
 
     def __iter__(self) -> Iterator[Draw]:
         rng = np.random.default_rng([self.seed, self.epoch])
@@ -93,13 +94,15 @@ class EpochSampler(DistributedSampler[Any]):
 
 
 class EvenBatches(DistributedSampler[Any]):
-    """Every index once, on one process, in as many batches on each: steps wait for each other.
+    """Each index once, on one process, in equally many batches per process.
+
+    The training steps of the processes wait for each other.
 
     Args:
-        length: How many samples there are.
-        batch_size: Samples of a batch at most, 2 or more where several processes share them.
-        num_processes: How many share them.
-        rank: Which of them this is.
+        length: Number of samples.
+        batch_size: Maximum number of samples per batch; at least 2 if several processes share them.
+        num_processes: Number of processes that share the samples.
+        rank: Rank of this process.
     """
 
     def __init__(self, length: int, batch_size: int, num_processes: int = 1, rank: int = 0) -> None:
@@ -109,7 +112,7 @@ class EvenBatches(DistributedSampler[Any]):
                 f"lower trainer.devices or trainer.num_nodes"
             )
         super().__init__(range(length), num_processes, rank, shuffle=False)  # type: ignore[arg-type]
-        # With single samples a process that has one less would have a batch less.
+        # With batches of one sample, a process with one sample fewer would have one batch fewer.
         most = batch_size if num_processes == 1 else max(2, batch_size)
         count = math.ceil(math.ceil(length / num_processes) / most)
         indices = np.arange(rank, length, num_processes)
@@ -123,9 +126,9 @@ class EvenBatches(DistributedSampler[Any]):
 
 
 class BatchedDataset(Dataset[Any]):
-    """Batches of a data set by their rows, as :class:`EvenBatches` draws them.
+    """Batches of a data set by their rows, as :class:`EvenBatches` yields them.
 
-    A loader's own batches would not do: Lightning replaces samplers of batches.
+    A loader's own batching is not an option, because Lightning replaces batch samplers.
     """
 
     def __init__(self, dataset: Dataset[Any]) -> None:
@@ -136,9 +139,9 @@ class BatchedDataset(Dataset[Any]):
 
 
 def balanced_order(groups: Sequence[str], rng: np.random.Generator) -> NDArray[np.int64]:
-    """Return as many indices as there are, each group drawn equally often (to within one).
+    """Return ``len(groups)`` indices, each group sampled equally often (to within one).
 
-    A group is gone through again and again, each time in another order.
+    Each group is repeated as often as needed, each time in another order.
 
     Example:
         >>> import numpy as np
@@ -154,20 +157,20 @@ def balanced_order(groups: Sequence[str], rng: np.random.Generator) -> NDArray[n
         members = np.flatnonzero(numbers == number)
         rounds = [rng.permutation(members) for _ in range(-(-share // len(members)))]
         columns.append(np.concatenate(rounds)[:share])
-    # What rounding up gives too many is cut off the end of a mix of all groups.
+    # Rounding up gives too many; the excess is cut off the end of a mix of all groups.
     rows = np.stack(columns, axis=1)
     mixed = np.concatenate([rng.permutation(row) for row in rows])[: len(groups)]
     return rng.permutation(mixed)
 
 
 def draw_few(count: int, few: int, seed: int, name: str) -> list[int]:
-    """Draw ``few`` of ``count`` rows by (seed, name), sorted; fewer are among more."""
+    """Sample ``few`` of ``count`` rows by (seed, name), sorted; smaller samples are nested."""
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
     return sorted(rng.permutation(count)[:few].tolist())
 
 
 def hold_out(groups: Sequence[Hashable], share: float, seed: int) -> set[int]:
-    """Draw a share of the rows of each group by (seed, number of rows)."""
+    """Sample a fraction of the rows of each group by (seed, number of rows)."""
     rows: dict[Hashable, list[int]] = {}
     for row, group in enumerate(groups):
         rows.setdefault(group, []).append(row)
@@ -182,7 +185,7 @@ def normal_rows(dataset: SampleDataset) -> dict[str, list[int]]:
     """Return the rows of the normal images of each category.
 
     Raises:
-        ValueError: If a category has a single one, so that there is nothing to put beside it.
+        ValueError: If a category has only one, which has no others to be compared with.
     """
     rows: dict[str, list[int]] = {}
     for row, sample in enumerate(dataset.samples):
@@ -198,17 +201,18 @@ def normal_rows(dataset: SampleDataset) -> dict[str, list[int]]:
 
 
 class CategoryBatches(DistributedSampler[Any]):
-    """Hand out batches of rows of one category, drawn by (seed, epoch), shared among processes.
+    """Yield batches of rows of one category, shuffled by (seed, epoch), shared among processes.
 
-    Processes get equally many batches; what is left over is dropped, other batches each epoch.
+    All processes get the same number of batches; the remainder is dropped, other batches each
+    epoch.
 
     Args:
         rows: The rows of each category.
-        batch_size: How many rows a batch has at most.
+        batch_size: Maximum number of rows per batch.
         seed: Another seed gives other batches.
-        num_processes: How many share an epoch.
-        rank: Which of them this is.
-        shuffle: False takes categories and rows in their order.
+        num_processes: Number of processes that share an epoch.
+        rank: Rank of this process.
+        shuffle: False takes categories and rows in order.
 
     Example:
         >>> from anomaly_clip.data.samplers import CategoryBatches
@@ -237,7 +241,7 @@ class CategoryBatches(DistributedSampler[Any]):
         self.rows = rows
         self.batch_size = batch_size
         self.skip = 0
-        """Number of a process's batches left out, as they were seen in this epoch."""
+        """Number of a process's batches to skip, because they were already seen in this epoch."""
 
     def __iter__(self) -> Iterator[list[Draw]]:
         rng = np.random.default_rng([self.seed, self.epoch])
@@ -251,15 +255,15 @@ class CategoryBatches(DistributedSampler[Any]):
 
 
 class SupportedBatches(Dataset[Any]):
-    """Batches with ``support``: for each image others of its category, drawn with replacement.
+    """Batches with ``support``: for each image, others of its category, sampled with replacement.
 
-    They are drawn by (seed, epoch, row), never the image itself.
+    The support images depend on (seed, epoch, row) and never include the image itself.
 
     Args:
         dataset: The images.
-        rows: The rows of each category that support is drawn from.
-        count: How many images support each.
-        seed: Another seed gives others.
+        rows: The rows of each category from which support images are sampled.
+        count: Number of support images per image.
+        seed: Another seed gives other support images.
     """
 
     def __init__(
@@ -271,7 +275,7 @@ class SupportedBatches(Dataset[Any]):
         self.seed = seed
 
     def support_of(self, draw: Draw) -> list[int]:
-        """Return the rows that are put beside a row."""
+        """Return the rows of the support images of a row."""
         epoch, row = draw
         others = [r for r in self.rows[self.dataset.samples[row].category] if r != row]
         rng = np.random.default_rng([self.seed, SUPPORT, epoch, row])

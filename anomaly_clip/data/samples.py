@@ -1,4 +1,4 @@
-"""One row of a data set: where it is, how it is read, how it becomes tensors."""
+"""Samples of a data set: their files, how they are read, and how they become tensors."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class Sample:
     """One row of a listing.
 
     Args:
-        image: Where the image is.
-        category: What is shown.
-        label: Whether it is anomalous.
-        mask: Where the mask is; None in data sets without pixel labels, and for most normal images
-            (that of a normal image is not read).
+        image: Path of the image.
+        category: The category shown.
+        label: Whether the image is anomalous.
+        mask: Path of the mask; None in data sets without pixel labels, and for most normal images
+            (a normal image's mask is not read).
         defect: The kind of defect, ``good`` for none.
-        target: Classes that apply, in data sets with several.
+        target: For each class, whether it applies; None in data sets without classes.
     """
 
     image: Path
@@ -58,7 +58,7 @@ class Sample:
 
 
 Reader = Callable[[Sample], tuple[NDArray[np.uint8], Mask | None]]
-"""Returns a sample's image ``(H, W, 3)`` and mask ``(H, W)`` at their own size."""
+"""A function that returns a sample's image ``(H, W, 3)`` and mask ``(H, W)`` before resizing."""
 
 
 class Features(Protocol):
@@ -70,7 +70,7 @@ class Features(Protocol):
 
 @dataclass(frozen=True)
 class FeatureTable:
-    """Features of a data set's rows, in memory; travels to loading processes.
+    """Features of a data set's rows, in memory; sent to the loading processes.
 
     Args:
         table: Features by name, ``(n, ...)`` each.
@@ -102,10 +102,10 @@ class Item(TypedDict):
 def read_sample(
     sample: Sample, rule: MaskRule = MaskRule()
 ) -> tuple[NDArray[np.uint8], Mask | None]:
-    """Return a sample's image and mask at the image's own size.
+    """Return a sample's image and mask at the image's original size.
 
     Args:
-        sample: What to read.
+        sample: The sample to read.
         rule: How its mask is read.
 
     Raises:
@@ -113,41 +113,41 @@ def read_sample(
         ValueError: If a file cannot be decoded, or image and mask differ in size by more than the
             rule allows.
     """
-    picture, mask = open_sample(sample, rule)
-    return np.asarray(picture), mask
+    image, mask = open_sample(sample, rule)
+    return np.asarray(image), mask
 
 
 def open_sample(sample: Sample, rule: MaskRule = MaskRule()) -> tuple[Image.Image, Mask | None]:
-    """Do what :func:`read_sample` does, the image as a PIL picture: that saves two copies."""
-    picture = open_image(sample.image)
+    """Read a sample as :func:`read_sample` does, but as a PIL image, which saves two copies."""
+    image = open_image(sample.image)
     if sample.mask is None or not sample.label:
-        return picture, None
+        return image, None
     mask = read_grey(sample.mask) if rule.grey else read_mask(sample.mask)
-    if mask.shape[::-1] != picture.size:
-        apart = max(abs(a - b) for a, b in zip(mask.shape[::-1], picture.size, strict=True))
-        if apart > rule.fitted:
+    if mask.shape[::-1] != image.size:
+        difference = max(abs(a - b) for a, b in zip(mask.shape[::-1], image.size, strict=True))
+        if difference > rule.fitted:
             raise ValueError(
                 f"{sample.mask}: the mask is {mask.shape[1]} x {mask.shape[0]} pixels, its image "
-                f"{sample.image.name} is {picture.width} x {picture.height}"
+                f"{sample.image.name} is {image.width} x {image.height}: make the sizes equal"
             )
-        mask = _nearest(mask, picture.height, picture.width)
-    return picture, mask
+        mask = _nearest(mask, image.height, image.width)
+    return image, mask
 
 
 class SampleDataset(Dataset[Item]):
     """Samples as tensors.
 
     Args:
-        samples: The listing; a sample's row in it is its index.
+        samples: The listing; a sample's index is its row in the listing.
         image_size: Side of the square images, in pixels.
         mask_size: Side of the square masks, in pixels.
         has_masks: Whether the data set has pixel labels; normal images then get empty masks.
         mask_filter: How masks are resized.
-        mask_threshold: Above which filtered value a mask's pixel is True.
-        mask_rule: How the files of masks are read.
-        read: Returns a sample's image and mask at their own size; default: from their files.
-        resize: How a picture becomes square.
-        cache: Where resized pictures and masks are kept; default: nowhere.
+        mask_threshold: Filtered value above which a mask's pixel is True.
+        mask_rule: How mask files are read.
+        read: Returns a sample's image and mask before resizing; default: reads their files.
+        resize: How an image is made square.
+        cache: Cache of resized images and masks; default: none.
     """
 
     def __init__(
@@ -176,13 +176,13 @@ class SampleDataset(Dataset[Item]):
         self.resize = resize
         self.cache = cache
         self.features: Features | None = None
-        """What is handed out in place of images, if anything."""
+        """Features that items contain instead of images, if any."""
 
     def hold_features(self, table: dict[str, Tensor]) -> None:
-        """Hand out features from memory in place of images.
+        """Return features in memory instead of images from now on.
 
         Args:
-            table: Features by name, ``(n, ...)`` each, a row per sample.
+            table: Features by name, ``(n, ...)`` each, one row per sample.
         """
         self.features = FeatureTable(table)
 
@@ -216,23 +216,23 @@ class SampleDataset(Dataset[Item]):
         else:
             image, mask = self.read(sample)
         small = resize_image(image, self.image_size, self.resize)
-        # A copy: decoded arrays are read-only, and torch wants to own what it collates.
-        owned = small if small.flags.writeable else small.copy()
+        # Copied because decoded arrays are read-only, and torch needs memory of its own to collate.
+        writable = small if small.flags.writeable else small.copy()
         if mask is None or not self.has_masks:
-            return owned, None
+            return writable, None
         resize = self.resize.scaled(self.mask_size / self.image_size)
         square = resize_mask(mask, self.mask_size, self.mask_filter, self.mask_threshold, resize)
-        return owned, square
+        return writable, square
 
     def cached(self, sample: Sample) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
-        """Return :meth:`resized`, from the cache if it is there."""
+        """Return the result of :meth:`resized`, from the cache if possible."""
         assert self.cache is not None
         cache, image_key = self.cache, f"image {self.image_size} {self.resize}"
         mask_rule = f"{self.mask_filter} {self.mask_threshold} {self.resize}"
         mask_key = f"mask {self.mask_size} of {self.image_size} {mask_rule}"
         mask_file = sample.mask if self.has_masks and sample.label else None
         cached_image = cache.load((sample.image,), image_key)
-        # A mask is only good for its own image: they were compared when they were read.
+        # A cached mask is only valid for its own image: their sizes were compared when read.
         pair = () if mask_file is None else (mask_file, sample.image)
         cached_mask = cache.load(pair, mask_key) if pair else None
         if cached_image is not None and (not pair or cached_mask is not None):
@@ -245,7 +245,7 @@ class SampleDataset(Dataset[Item]):
 
 
 def _nearest(mask: Mask, height: int, width: int) -> Mask:
-    """Resize a mask to its image by the nearest pixel."""
+    """Resize a mask to the size of its image by nearest neighbour."""
     rows = (np.arange(height) + 0.5) * mask.shape[0] / height
     columns = (np.arange(width) + 0.5) * mask.shape[1] / width
     return mask[rows.astype(int)[:, None], columns.astype(int)]

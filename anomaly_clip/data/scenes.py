@@ -1,4 +1,4 @@
-"""Scenes for training on demo pictures: the same picture without and with a defect."""
+"""Scenes for training on the demo data set: the same image without and with a defect."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from anomaly_clip.records import Draw
 __all__ = ["ScenePair", "Scenes", "crop_and_turn"]
 
 FIRST_INDEX = 1_000_000_000
-"""Scenes are numbered from here, so that none is ever a picture of a listing."""
+"""Number of the first scene; all listed images have lower numbers."""
 
-ZOOM = 1.35  # at most; 1 shows the whole picture
-WHOLE = 0.35  # share of the scenes that are shown whole
-VARIED = 0.85  # share of the scenes whose product looks otherwise than the category usually does
+ZOOM = 1.35  # maximum; 1 shows the whole image
+WHOLE = 0.35  # fraction of the scenes that are not cropped
+VARIED = 0.85  # fraction of the scenes whose product varies from the category's usual look
 
 
-OBJECT_WEIGHT = 2.0  # of an object among surfaces, when a category is drawn: it is harder
+OBJECT_WEIGHT = 2.0  # of an object relative to a surface in sampling: objects are harder
 
 
 class ScenePair(TypedDict):
@@ -43,16 +43,17 @@ class ScenePair(TypedDict):
 
 
 class Scenes(Dataset[ScenePair]):
-    """Scenes of several categories, each without and with a defect; other ones each epoch.
+    """Scenes of several categories, each without and with a defect; new ones each epoch.
 
-    Most show a variety of the category, so that not only its own colours and sizes are learned.
+    Most scenes vary the look of the category, so that methods learn other colours and sizes, too.
 
     Args:
-        categories: What is shown, in words; one is drawn for each scene, objects more often.
-        length: Scenes of an epoch.
+        categories: The categories, by their names in prompts; each scene shows one, objects more
+            often than surfaces.
+        length: Scenes per epoch.
         seed: Another seed gives other scenes.
-        picture_size: Side of the pictures as they are made, in pixels.
-        image_size: Side of the pictures as they are handed out, in pixels.
+        picture_size: Side of the generated images before resizing, in pixels.
+        image_size: Side of the images returned, in pixels.
         held_out_defects: Kinds of defect that are never shown.
 
     Raises:
@@ -73,7 +74,10 @@ class Scenes(Dataset[ScenePair]):
             fitting = fitting_defects(CATEGORIES[NAME_OF_WORDS[words]])
             self.defects[words] = [name for name in fitting if name not in held_out_defects]
             if not self.defects[words]:
-                raise ValueError(f"data.held_out_defects leaves {words!r} without any defect")
+                raise ValueError(
+                    f"data.held_out_defects ({', '.join(held_out_defects)}) leaves {words!r} "
+                    f"without any defect: remove one of {', '.join(fitting)}"
+                )
         families = [FAMILIES[CATEGORIES[NAME_OF_WORDS[words]].family] for words in self.defects]
         weights = np.array([OBJECT_WEIGHT if family.is_object else 1.0 for family in families])
         self.shares = weights / weights.sum()
@@ -118,20 +122,20 @@ def crop_and_turn(
     size: int,
     rng: np.random.Generator,
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.bool_]]:
-    """Crop, resize, mirror, turn and recolour two twins and their mask alike.
+    """Crop, resize, mirror, rotate and recolour a pair of images and their mask alike.
 
-    The crop holds a pixel of the mask. Colours change by an exchange of channels, for half of the
-    scenes, so that no colour of its own belongs to a category.
+    The crop contains a pixel of the mask. In half of the scenes the colour channels are permuted,
+    so that no category has a colour of its own.
 
     Args:
-        normal: ``(S, S, 3)``.
-        defective: ``(S, S, 3)``.
-        mask: ``(S, S)``.
-        size: Side of what is returned, in pixels.
-        rng: Draws all of it.
+        normal: The normal image, ``(S, S, 3)``.
+        defective: The same image with a defect, ``(S, S, 3)``.
+        mask: The defect's mask, ``(S, S)``.
+        size: Side of the returned images and mask, in pixels.
+        rng: Random generator for all choices.
 
     Returns:
-        The twins ``(size, size, 3)`` and the mask ``(size, size)``.
+        Both images ``(size, size, 3)`` and the mask ``(size, size)``.
     """
     whole = len(mask)
     side = round(whole / rng.uniform(1, ZOOM)) if rng.random() >= WHOLE else whole
@@ -154,5 +158,5 @@ def crop_and_turn(
 
 
 def _corner(inside: int, side: int, whole: int, rng: np.random.Generator) -> int:
-    """Draw where a crop begins that holds a pixel."""
+    """Sample the start of a crop that contains a given pixel."""
     return int(rng.integers(max(0, inside - side + 1), min(inside, whole - side) + 1))

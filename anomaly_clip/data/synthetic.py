@@ -1,4 +1,4 @@
-"""Training images with synthetic defects: drawn from (seed, epoch, row), whoever loads them."""
+"""Training images with synthetic defects that depend only on (seed, epoch, row)."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from anomaly_clip.synthesis.synthesizer import SynthesisSettings, synthesize
 
 __all__ = ["SyntheticDataset", "SyntheticPairs"]
 
-SYNTHESIS = 0x5EED  # purpose: a stream of random numbers of its own
+SYNTHESIS = 0x5EED  # purpose: a separate stream of random numbers
 VALIDATION = 0x7E57
 
 
 class _DefectGenerator:
-    """Generator of the defect of each row of a data set of normal images.
+    """Generator of a synthetic defect for each row of a data set of normal images.
 
     Args:
         images: Normal images.
-        settings: Which defects.
-        seed: Another seed gives others.
-        donors: Normal images that patches may come from, too; default: the images alone.
+        settings: Settings of the defects.
+        seed: Another seed gives other defects.
+        donors: Normal images that patches are taken from; default: ``images``.
     """
 
     def __init__(
@@ -41,9 +41,9 @@ class _DefectGenerator:
         self.settings = settings
         self.seed = seed
         self.donors = images if donors is None else donors
-        self.kin: dict[str, list[int]] = {}
+        self.donor_rows: dict[str, list[int]] = {}
         for row, sample in enumerate(self.donors.samples):
-            self.kin.setdefault(sample.category, []).append(row)
+            self.donor_rows.setdefault(sample.category, []).append(row)
 
     def generator(self, purpose: int, epoch: int, row: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, purpose, epoch, row])
@@ -53,9 +53,9 @@ class _DefectGenerator:
 
         def donor() -> NDArray[np.uint8]:
             image = self.images.samples[row].image
-            kin = self.kin.get(category, [])
-            others = [other for other in kin if self.donors.samples[other].image != image]
-            if not others:  # of a category with a single image: patches of its own
+            rows = self.donor_rows.get(category, [])
+            others = [other for other in rows if self.donors.samples[other].image != image]
+            if not others:  # the only image of its category donates patches to itself
                 return _array(item)
             return _array(self.donors[others[int(rng.integers(len(others)))]])
 
@@ -67,13 +67,14 @@ class _DefectGenerator:
 
 
 class SyntheticDataset(Dataset[Item]):
-    """Normal images, some or all with a defective twin; others each epoch.
+    """Normal images, some or all with a synthetic defect; other defects each epoch.
 
-    Masks have the size of the images: losses compare there, nothing is evaluated.
+    Masks have the size of the images, because they serve losses and not evaluation.
 
     Args:
         images: Normal images.
-        settings: Which defects, and whether they replace images or come beside them.
+        settings: Settings of the defects, and whether defective images replace the normal ones or
+            are paired with them.
         seed: Another seed gives other defects.
     """
 
@@ -82,9 +83,9 @@ class SyntheticDataset(Dataset[Item]):
         self.images = images
 
     def shown(self, row: int) -> tuple[NDArray[np.uint8], Synthetic]:
-        """Return an image of the first epoch, and its defect whether or not it replaces it."""
+        """Return an image of the first epoch, and its defect even if the image stays normal."""
         rng = self.defects.generator(SYNTHESIS, 0, row)
-        item = self.turned(row, rng)
+        item = self.rotated(row, rng)
         if self.defects.settings.mode == "replace":
             rng.random()
         return _array(item), self.defects.make(row, item, rng)
@@ -94,8 +95,8 @@ class SyntheticDataset(Dataset[Item]):
         """The listing of the normal images."""
         return self.images.samples
 
-    def turned(self, row: int, rng: np.random.Generator) -> Item:
-        """Return a normal image, turned if the settings and a draw say so."""
+    def rotated(self, row: int, rng: np.random.Generator) -> Item:
+        """Return a normal image, rotated at random if the settings allow it."""
         item, settings = self.images[row], self.defects.settings
         chosen = settings.rotated_categories
         if settings.rotated == 0 or (chosen is not None and item["category"] not in chosen):
@@ -105,8 +106,8 @@ class SyntheticDataset(Dataset[Item]):
             height, width = image.shape[:2]
             middle = ((width - 1) / 2, (height - 1) / 2)
             matrix = cv2.getRotationMatrix2D(middle, rng.uniform(-90, 90), 1.0)
-            turned = cv2.warpAffine(image, matrix, (width, height), borderMode=cv2.BORDER_REFLECT)
-            item["image"] = torch.from_numpy(turned).permute(2, 0, 1).contiguous()
+            rotated = cv2.warpAffine(image, matrix, (width, height), borderMode=cv2.BORDER_REFLECT)
+            item["image"] = torch.from_numpy(rotated).permute(2, 0, 1).contiguous()
         return item
 
     def __len__(self) -> int:
@@ -116,7 +117,7 @@ class SyntheticDataset(Dataset[Item]):
         epoch, row = index if isinstance(index, Draw) else (0, index)
         settings = self.defects.settings
         rng = self.defects.generator(SYNTHESIS, epoch, row)
-        item = self.turned(row, rng)
+        item = self.rotated(row, rng)
         replaced = settings.mode == "replace" and rng.random() < settings.share
         if not replaced and settings.mode == "replace":
             item["mask"] = torch.zeros(item["image"].shape[-2:], dtype=torch.bool)
@@ -136,13 +137,13 @@ class SyntheticDataset(Dataset[Item]):
 
 
 class SyntheticPairs(Dataset[Item]):
-    """Each image without and with a defect, the same ones in every epoch: for validation.
+    """Each image without and with a defect, the same in every epoch, for validation.
 
     Args:
         images: Normal images that are not trained on.
-        settings: Which defects.
+        settings: Settings of the defects.
         seed: Another seed gives other defects.
-        donors: Normal images that patches come from; default: the images alone.
+        donors: Normal images that patches are taken from; default: ``images``.
     """
 
     def __init__(

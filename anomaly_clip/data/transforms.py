@@ -1,7 +1,7 @@
-"""Resizing: an image to a square uint8 array, its mask to a square bool array.
+"""Resizing of an image to a square uint8 array, and of its mask to a square bool array.
 
-Resizing is PIL's, which antialiases, as the published code does; OpenCV's bicubic filter does not,
-and gives other values.
+Images are resized by PIL, which antialiases, as the published code does. OpenCV's bicubic filter
+does not antialias and gives other values.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ _FILTERS = {
 
 @dataclass(frozen=True)
 class Resize:
-    """How a picture becomes square.
+    """Settings that make an image square.
 
     Args:
-        rule: square: both sides to the asked size, the aspect ratio is not kept (CLIP-AD, and data
-            sets that are not square). square_crop: both sides to ``size``, then the centre (TAB:
-            256, lanczos). shorter_crop: the shorter side to ``size``, then the centre.
-        size: Side before the crop, in pixels; none for square.
+        rule: square: both sides to the requested size, without keeping the aspect ratio (CLIP-AD,
+            and data sets that are not square). square_crop: both sides to ``size``, then a centre
+            crop (TAB: 256, lanczos). shorter_crop: the shorter side to ``size``, then a centre
+            crop.
+        size: Side before the crop, in pixels; None for square.
         filter: PIL's filter.
     """
 
@@ -44,47 +45,47 @@ class Resize:
     filter: Literal["bicubic", "bilinear", "lanczos", "nearest"] = "bicubic"
 
     def check(self, image_size: int) -> None:
-        """Refuse sizes that do not fit.
+        """Check the size before the crop.
 
         Raises:
-            ValueError: If a size is missing, useless, or smaller than what is cut out of it.
+            ValueError: If the size is missing, not applicable, or smaller than the crop.
         """
         if self.rule == "square":
             if self.size is not None:
                 raise ValueError(
-                    f"data.resize.size {self.size}: rule square cuts nothing out, so give "
-                    f"--data.resize '{{rule: square, size: null}}', or take square_crop"
+                    f"data.resize.size {self.size}: rule square does not crop: set --data.resize "
+                    f"'{{rule: square, size: null}}', or use rule square_crop"
                 )
         elif self.size is None or self.size < image_size:
             raise ValueError(
-                f"data.resize.size {self.size}: rule {self.rule} cuts {image_size} pixels out, so "
-                f"give {image_size} or more"
+                f"data.resize.size {self.size}: rule {self.rule} crops {image_size} pixels, so the "
+                f"size must be {image_size} or more"
             )
 
     def scaled(self, factor: float) -> Resize:
-        """Return the same rule for a picture ``factor`` times as large."""
+        """Return the same rule for an image ``factor`` times as large."""
         return self if self.size is None else replace(self, size=round(self.size * factor))
 
-    def apply(self, picture: Image.Image, size: int, kind: Image.Resampling) -> Image.Image:
-        """Resize a picture to ``size`` x ``size``."""
+    def apply(self, image: Image.Image, size: int, kind: Image.Resampling) -> Image.Image:
+        """Resize an image to ``size`` x ``size``."""
         if self.rule == "square":
-            return picture.resize((size, size), kind)
+            return image.resize((size, size), kind)
         assert self.size is not None
-        width, height = picture.size
+        width, height = image.size
         if self.rule == "square_crop":
             width = height = self.size
         else:
             shorter = min(width, height)
             width, height = (int(self.size * side / shorter) for side in (width, height))
-        picture = picture.resize((width, height), kind)
+        image = image.resize((width, height), kind)
         left, top = round((width - size) / 2), round((height - size) / 2)
-        return picture.crop((left, top, left + size, top + size))
+        return image.crop((left, top, left + size, top + size))
 
 
 def resize_image(
     image: NDArray[np.uint8] | Image.Image, size: int, resize: Resize = Resize()
 ) -> NDArray[np.uint8]:
-    """Turn ``(H, W, 3)``, or a PIL picture in RGB, into ``(size, size, 3)``.
+    """Resize ``(H, W, 3)``, or a PIL image in RGB, to ``(size, size, 3)``.
 
     By default the aspect ratio is not kept.
     """
@@ -104,14 +105,14 @@ def resize_mask(
     threshold: float = 0.5,
     resize: Resize = Resize(),
 ) -> NDArray[np.bool_]:
-    """Resize a mask ``(H, W)`` to ``(size, size)``: True above a threshold of the filtered value.
+    """Resize a mask ``(H, W)`` to ``(size, size)`` and threshold the filtered values.
 
     Args:
-        mask: True = anomalous; uint8: 255 = anomalous.
+        mask: bool, True = anomalous; or uint8, 255 = anomalous.
         size: Side in pixels.
         kind: PIL's antialiased bilinear filter (published), or the nearest pixel.
-        threshold: In [0, 1), of the filtered value.
-        resize: How it becomes square, as its image does; the filter is ``kind``.
+        threshold: Threshold of the filtered value, in [0, 1).
+        resize: How the mask is made square, the same as its image; the filter is ``kind``.
     """
     values = mask.astype(np.uint8) * 255 if mask.dtype == np.bool_ else mask
     resized = resize.apply(Image.fromarray(values), size, _FILTERS[kind])

@@ -1,4 +1,4 @@
-"""The images that validate during a fit, and those that are left to train on."""
+"""The split into training images and validation images of a fit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ValSplit = Literal["none", "synthetic", "auxiliary", "test"]
 
 
 class ValidationSplit:
-    """Meaning of ``data.val_split``; see :class:`~anomaly_clip.data.AnomalyData`.
+    """Implementation of ``data.val_split``; see :class:`~anomaly_clip.data.AnomalyData`.
 
     Args:
         data: The data module.
@@ -32,37 +32,40 @@ class ValidationSplit:
         check_between("data.val_share", share, 0, 1, open_low=True, open_high=True)
         if kind == "synthetic" and data.synthesis is None:
             raise ValueError(
-                "data.val_split synthetic: say which defects, as --data.synthesis.recipe nsa"
+                f"data.val_split {kind} needs synthetic defects: choose them, for example with "
+                f"--data.synthesis.recipe nsa"
             )
         if kind == "auxiliary" and data.auxiliary is None:
-            raise ValueError("data.val_split auxiliary: name one with data.auxiliary")
+            raise ValueError(
+                f"data.val_split {kind} needs an auxiliary data set: set data.auxiliary"
+            )
         self.data = data
         self.kind = kind
         self.share = share
 
     @property
     def exists(self) -> bool:
-        """Whether anything validates."""
+        """True if there are validation images."""
         return self.kind != "none"
 
     @property
     def is_test(self) -> bool:
-        """Whether test images validate, so that a choice by them is too good."""
+        """True if test images validate, which makes the results of model selection optimistic."""
         return self.kind == "test"
 
     @property
     def is_synthetic(self) -> bool:
-        """Whether held-out normal images validate, each without and with a synthetic defect."""
+        """True if held-out normal images validate, each without and with a synthetic defect."""
         return self.kind == "synthetic"
 
     @property
     def holds_out(self) -> bool:
-        """Whether what validates would otherwise be trained on."""
+        """True if the validation images are held out of the training images."""
         return self.kind in ("synthetic", "auxiliary")
 
     @property
     def source(self) -> AnomalyData:
-        """The data set that validates: the auxiliary one, or the data module's own."""
+        """The data set of the validation images: the auxiliary one, or the data module itself."""
         if self.kind == "auxiliary":
             assert self.data.auxiliary is not None
             return self.data.auxiliary
@@ -70,17 +73,17 @@ class ValidationSplit:
 
     @property
     def categories(self) -> list[str]:
-        """The categories of what validates."""
+        """The categories of the validation images."""
         if self.is_synthetic:
             return self.data.train_categories
         return self.source.categories
 
     @cached_property
     def auxiliary_parts(self) -> tuple[list[Sample], list[Sample]]:
-        """The auxiliary set's test split: what is trained on, and what is held out.
+        """The training and the held-out samples of the auxiliary set's test split.
 
         Raises:
-            ValueError: If there are too few images to hold some out.
+            ValueError: If there are too few images to hold any out.
         """
         assert self.data.auxiliary is not None
         samples = self.data.auxiliary.samples("test")
@@ -90,16 +93,16 @@ class ValidationSplit:
         if not held:
             raise ValueError(
                 f"data.val_split auxiliary: {len(samples)} images are too few to hold "
-                f"{self.share:g} of them out"
+                f"{self.share:g} of them out: raise data.val_share, or set data.val_split none"
             )
-        return _parted(samples, held)
+        return _partition(samples, held)
 
     @cached_property
     def normal_parts(self) -> tuple[list[Sample], list[Sample]]:
-        """The normal training images: what is trained on, and what is held out.
+        """The training and the held-out samples of the normal training images.
 
         Raises:
-            ValueError: If there are too few images to hold some out.
+            ValueError: If there are too few images to hold any out.
         """
         samples = [sample for sample in self.data.samples("train") if not sample.label]
         held = hold_out([s.category for s in samples], self.share, self.data.seed)
@@ -109,10 +112,10 @@ class ValidationSplit:
                 f"{self.share:g} of each category out: raise data.val_share, or set "
                 f"data.val_split none"
             )
-        return _parted(samples, held)
+        return _partition(samples, held)
 
     def dataset(self) -> SampleDataset | SyntheticPairs | None:
-        """Return the images that validate, as tensors; None if nothing does."""
+        """Return the validation images as tensors; None if there are none."""
         data = self.data
         if self.kind == "none":
             return None
@@ -126,6 +129,7 @@ class ValidationSplit:
         return SyntheticPairs(held, data.synthesis, data.seed, donors)
 
 
-def _parted(samples: list[Sample], held: set[int]) -> tuple[list[Sample], list[Sample]]:
+def _partition(samples: list[Sample], held: set[int]) -> tuple[list[Sample], list[Sample]]:
+    """Return the samples that are not held out, and those that are."""
     trained = [sample for row, sample in enumerate(samples) if row not in held]
     return trained, [samples[row] for row in sorted(held)]

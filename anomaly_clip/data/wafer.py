@@ -21,17 +21,17 @@ from anomaly_clip.files import atomic_path, cache_folder
 __all__ = ["PATTERNS", "MixedWM38", "WaferMaps"]
 
 PATTERNS = ("Center", "Donut", "Edge-Loc", "Edge-Ring", "Loc", "Near-full", "Scratch", "Random")
-"""What the columns of the targets stand for."""
+"""Names of the target columns."""
 
-LEVELS = 3  # blank, pass, fail; a few stray 3s in the file are taken for fails
-STEP = 127  # from a level to a grey value
+LEVELS = 3  # blank, pass, fail; a few stray 3s in the file count as fail
+STEP = 127  # grey values per level
 
 
 class WaferMaps:
     """The two arrays of the file: maps uint8 ``(n, H, W)`` and targets bool ``(n, 8)``.
 
-    They are kept in the cache folder as bytes, an eighth of the file's integers, and memory-mapped
-    from there by every loading process.
+    They are cached on disk as bytes, an eighth of the size of the file's integers, and every
+    loading process memory-maps them from there.
 
     Args:
         file: The ``.npz`` file.
@@ -50,7 +50,7 @@ class WaferMaps:
 
     @cached_property
     def targets(self) -> NDArray[np.bool_]:
-        """Which patterns a map shows, ``(n, 8)``."""
+        """The patterns that each map shows, ``(n, 8)``."""
         return self._arrays[1].astype(bool)
 
     @cached_property
@@ -62,14 +62,14 @@ class WaferMaps:
             maps, targets = (np.load(f, mmap_mode="r", allow_pickle=False) for f in files)
             return maps, targets
         except (OSError, ValueError, EOFError):
-            pass  # not there yet, or damaged: made again
+            pass  # missing or damaged: converted again
         arrays = read_wafers(self.file)
         try:
             for file, array in zip(files, arrays, strict=True):
                 with atomic_path(file) as temporary:
                     np.save(temporary, array)
         except OSError:
-            pass  # a cache that cannot be written is only slower
+            pass  # without a writable cache, the file is converted again
         return arrays
 
 
@@ -78,32 +78,34 @@ def read_wafers(file: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged, holds Python objects, or other arrays than expected.
+        ValueError: If it is damaged, contains Python objects, or has unexpected arrays.
     """
     try:
-        # Opened here, as numpy leaves a damaged file open.
+        # Opened here because numpy leaves a damaged file open.
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             missing = [name for name in ("arr_0", "arr_1") if name not in arrays]
             if missing:
                 raise ValueError(
-                    f"{file}: expected arrays arr_0 (maps) and arr_1 (targets); there is "
+                    f"{file}: expected arrays arr_0 (maps) and arr_1 (targets); found "
                     f"{', '.join(arrays) or 'nothing'}"
                 )
             maps, targets = arrays["arr_0"], arrays["arr_1"]
     except FileNotFoundError:
         raise FileNotFoundError(f"{file}: there is no such file") from None
-    except Exception as error:  # zip, zlib and numpy have many kinds
+    except Exception as error:  # zip, zlib and numpy raise many types
         if str(error).startswith(str(file)):
             raise
         if "pickle" in str(error).lower() and is_zipfile(file):
             raise ValueError(
-                f"{file}: it holds Python objects, which are not read, as they can run code; get "
-                f"the published file"
+                f"{file} contains Python objects, which are not loaded because they can run code: "
+                f"use the published file"
             ) from None
-        raise ValueError(f"{file}: the file is damaged, or no .npz file ({error})") from None
-    fits = maps.ndim == 3 and targets.shape == (len(maps), len(PATTERNS)) and len(maps) > 0
-    whole = np.issubdtype(maps.dtype, np.integer) and np.isin(targets, (0, 1)).all()
-    if not fits or not whole or maps.min() < 0 or maps.max() > LEVELS:
+        raise ValueError(
+            f"{file}: the file is damaged, or not an .npz file ({error}): download it again"
+        ) from None
+    shapes_fit = maps.ndim == 3 and targets.shape == (len(maps), len(PATTERNS)) and len(maps) > 0
+    types_fit = np.issubdtype(maps.dtype, np.integer) and np.isin(targets, (0, 1)).all()
+    if not shapes_fit or not types_fit or maps.min() < 0 or maps.max() > LEVELS:
         raise ValueError(
             f"{file}: expected maps (n, 52, 52) of integers 0 to 2 and targets (n, 8) of 0 and 1, "
             f"got {maps.shape} of {maps.dtype} and {targets.shape} of {targets.dtype}"
@@ -114,16 +116,16 @@ def read_wafers(file: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 class MixedWM38(AnomalyData):
     """MixedWM38 (Wang et al., 2020): 38,015 wafer maps with none to four of eight patterns.
 
-    A set for classification: training images show defects, too. The split is the authors' script's
-    (a fifth tests, seed 10), here with every class in both parts (specification of the detectors,
-    section 6). The image is the level times 127 in three channels, resized nearest.
+    A data set for classification: training images show defects, too. The split follows the authors'
+    script (a fifth for testing, seed 10), but has every class in both parts (see ``docs/data.md``).
+    The image is the level times 127 in three channels, resized by nearest neighbour.
 
     Args:
-        root: The ``.npz`` file, or the folder with it.
-        targets: single: one of the classes (one for each combination of patterns that occurs);
+        root: The ``.npz`` file, or the folder that contains it.
+        targets: single: one class per map (a class for each combination of patterns that occurs);
             multi: the eight patterns.
-        test_share: Share of the maps that test.
-        split_seed: Draws the split.
+        test_share: Fraction of the maps in the test split.
+        split_seed: Seed of the split.
         shared: Arguments of all data modules.
     """
 
@@ -147,12 +149,12 @@ class MixedWM38(AnomalyData):
 
     @property
     def has_masks(self) -> bool:
-        """There are no pixel labels."""
+        """False: there are no pixel labels."""
         return False
 
     @property
     def on_disk(self) -> bool:
-        """All maps are in one file."""
+        """False: all maps are in one file."""
         return False
 
     @cached_property
@@ -179,7 +181,7 @@ class MixedWM38(AnomalyData):
 
     @property
     def target_names(self) -> list[str]:
-        """What the columns of a batch's ``target`` stand for."""
+        """Names of the columns of a batch's ``target``."""
         if self.targets == "multi":
             return list(PATTERNS)
         return [pattern_name(row) for row in self.classes]
@@ -199,13 +201,13 @@ class MixedWM38(AnomalyData):
             )
         except ValueError as error:
             raise ValueError(
-                f"{self.wafers.file}: the maps cannot be split with every class in both parts "
-                f"({error})"
+                f"{self.wafers.file}: the maps cannot be split with every class in both parts at "
+                f"data.test_share {self.test_share} ({error}): change it, or add maps of each class"
             ) from None
         return {"train": np.sort(train), "test": np.sort(test)}
 
     def find_categories(self) -> list[str]:
-        """Return the one category."""
+        """Return the only category."""
         _ = self.wafers
         return ["wafer map"]
 
@@ -224,7 +226,7 @@ class MixedWM38(AnomalyData):
             )
 
     def protocol(self) -> Mapping[str, object]:
-        """Return what figures depend on and belongs beside them."""
+        """Return the data settings to record with the metrics."""
         return {
             **super().protocol(),
             "targets": self.targets,
@@ -233,7 +235,7 @@ class MixedWM38(AnomalyData):
         }
 
     def reader(self) -> Reader:
-        """Return what takes a map out of the file."""
+        """Return the function that reads a map from the file."""
         return partial(_read_map, wafers=self.wafers)
 
 
