@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import shlex
 from pathlib import Path
@@ -142,3 +143,14 @@ def test_the_example_data_set_works(example: Path) -> None:
     assert main(["check", *data]) == 0
     assert main(["fit", "--config=mean_cosine.yaml", *data, *TINY]) == 0
     assert main(["test", "--ckpt_path=runs/mean_cosine/1/checkpoints/last.ckpt"]) == 0
+
+
+def test_the_evidence_page_counts_the_missed_bounds() -> None:
+    results = [json.loads(text_of(file)) for file in (ROOT / "benchmarks/results").glob("*.json")]
+    bounds = [bound for result in results for bound in result["bounds"].values()]
+    missed = [bound for bound in bounds if not bound["met"]]
+    text = text_of(ROOT / "docs" / "evidence.md")
+    assert f"{len(missed)} of {len(bounds)} bounds are missed" in text
+    table = text.partition("### Missed bounds")[2].partition("\n## ")[0]
+    shown = sorted(float(value) for value in re.findall(r"\| (-?[\d.e-]+) \| at", table))
+    assert shown == pytest.approx(sorted(bound["value"] for bound in missed), rel=1e-2)
