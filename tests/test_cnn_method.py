@@ -89,7 +89,7 @@ def test_layers_must_belong_to_the_backbone(
         method.check_layers(layers)
 
 
-def test_images_have_a_least_size(cnn: CNNBackbone) -> None:
+def test_images_have_a_minimum_size(cnn: CNNBackbone) -> None:
     class Small(Mean):
         def __init__(self, size: int) -> None:
             CNNMethod.__init__(self, cnn, LAYERS, size, EvaluatorSettings())

@@ -22,12 +22,11 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("count", "channels"), [(6, 20), (12, 5), (2, 4)])
-def test_distances_without_a_covariance_are_scipys(
+def test_distances_without_a_covariance_match_scipy(
     count: int, channels: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        gaussians_module, "FACTORED_AT_ONCE", 2
-    )  # splits five positions into three parts
+    # Splits five positions into three parts.
+    monkeypatch.setattr(gaussians_module, "FACTORED_AT_ONCE", 2)
     rng = np.random.default_rng(1)
     samples = 3 + rng.normal(0, 2, (count, 5, channels))
     samples[-1] = samples[0]  # lowers the rank further
@@ -46,7 +45,7 @@ def test_distances_without_a_covariance_are_scipys(
     assert_close(single.distances(other.float()), distances.float(), atol=1e-3, rtol=1e-4)
 
 
-def test_moments_are_numpys_however_they_come() -> None:
+def test_moments_match_numpy_for_any_batch_sizes() -> None:
     rng = np.random.default_rng(0)
     features = 1000 + rng.normal(0, 1, (150, 4, 3))
     for sizes in ([150], [1] * 150, [70, 80]):

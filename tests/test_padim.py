@@ -98,10 +98,9 @@ def test_channels_can_be_selected_before_upsampling(backbone: CNNBackbone) -> No
     assert_close(method.embed(images), expected, atol=0, rtol=0)
 
 
-def test_the_distance_is_scipys(backbone: CNNBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(
-        gaussians_module.POSITIONS, "cpu", 2
-    )  # splits five positions into three parts
+def test_the_distance_matches_scipy(backbone: CNNBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Splits five positions into three parts.
+    monkeypatch.setitem(gaussians_module.POSITIONS, "cpu", 2)
     rng = np.random.default_rng(1)
     features = torch.from_numpy(rng.normal(0, 1, (20, 5, 4)))
     moments = RunningMoments()

@@ -69,7 +69,7 @@ def test_golden_patchcore(golden: Callable[[str], Any], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("at_once", [1, 1000, 1 << 24])
-def test_nearest_rows_are_scipys(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nearest_rows_match_scipy(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patchcore, "AT_ONCE", at_once)
     rng = np.random.default_rng(0)
     features, bank = rng.normal(0, 1, (50, 6)), rng.normal(0, 1, (30, 6))

@@ -173,7 +173,7 @@ class MirrorSpec:
         self.blocks = (3, 4, 6) if self.deep or name == "resnet34" else (2, 2, 2)
 
     def make(self, inputs: int, outputs: int, stride: int = 1) -> nn.Module:
-        """Return a block, with a convolution as its shortcut if the shapes differ."""
+        """Return a block of ``outputs`` channels, with a convolution as shortcut if needed."""
         shortcut = None
         if stride != 1 or inputs != outputs:
             shortcut = nn.Sequential(conv1x1(inputs, outputs, stride), nn.BatchNorm2d(outputs))
