@@ -1,4 +1,4 @@
-"""The network and the images that the golden arrays of the detectors come from."""
+"""Network and images from which the golden arrays of the detectors were computed."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from torchvision.models import resnet18
 
 def golden_network(meta: dict[str, Any]) -> dict[str, Tensor]:
     """Return the state dict that the README of the golden folder describes."""
-    draws = np.random.RandomState(meta["network_seed"])
+    rng = np.random.RandomState(meta["network_seed"])
     state = resnet18(weights=None).state_dict()
     for name, value in state.items():
         if name == "fc.bias" or name.endswith("num_batches_tracked"):
             continue
-        drawn = draws.standard_normal(tuple(value.shape))
+        sampled = rng.standard_normal(tuple(value.shape))
         if value.ndim == 4:
-            drawn *= np.sqrt(2 / np.prod(value.shape[1:]))
+            sampled *= np.sqrt(2 / np.prod(value.shape[1:]))
         elif value.ndim == 2:
-            drawn *= 0.01
+            sampled *= 0.01
         elif name.endswith("running_var"):
-            drawn = 1 + 0.2 * np.abs(drawn)
+            sampled = 1 + 0.2 * np.abs(sampled)
         elif name.endswith(("running_mean", "bias")):
-            drawn *= 0.1
+            sampled *= 0.1
         else:
-            drawn = 1 + 0.1 * drawn
-        state[name] = torch.from_numpy(drawn.astype(np.float32))
+            sampled = 1 + 0.1 * sampled
+        state[name] = torch.from_numpy(sampled.astype(np.float32))
     return state
 
 
 def golden_images(meta: dict[str, Any]) -> Tensor:
-    """Return training and test images, float32, normalised already."""
+    """Return training and test images, float32, already normalised."""
     count, side = meta["num_train"] + meta["num_test"], meta["image_size"]
-    draws = np.random.RandomState(meta["image_seed"])
-    base = np.kron(draws.standard_normal((1, 3, 8, 8)), np.ones((side // 8, side // 8)))
-    images = base + 0.35 * draws.standard_normal((count, 3, side, side))
+    rng = np.random.RandomState(meta["image_seed"])
+    base = np.kron(rng.standard_normal((1, 3, 8, 8)), np.ones((side // 8, side // 8)))
+    images = base + 0.35 * rng.standard_normal((count, 3, side, side))
     first = meta["defect_from_index"]
     for index in range(first, count):
         a = side // 4 + 3 * (index - first)
@@ -47,7 +47,7 @@ def golden_images(meta: dict[str, Any]) -> Tensor:
 
 
 def write_network(folder: Path, meta: dict[str, Any]) -> str:
-    """Save the network, return the file's path."""
+    """Save the network and return the path of the file."""
     torch.save(golden_network(meta), folder / "resnet18.pt")
     return str(folder / "resnet18.pt")
 
@@ -57,9 +57,9 @@ def fill_by_shape(module: torch.nn.Module) -> None:
     """Fill convolutions and linear layers as the README of the golden folder describes."""
     for name, value in module.state_dict().items():
         if value.ndim in (2, 4):
-            draws = np.random.RandomState(1000 + sum(value.shape))
+            rng = np.random.RandomState(1000 + sum(value.shape))
             scale = np.sqrt(2 / np.prod(value.shape[1:]))
-            drawn = draws.standard_normal(tuple(value.shape)) * scale
-            value.copy_(torch.from_numpy(drawn.astype(np.float32)))
+            sampled = rng.standard_normal(tuple(value.shape)) * scale
+            value.copy_(torch.from_numpy(sampled.astype(np.float32)))
         elif name.endswith("bias"):
             value.zero_()

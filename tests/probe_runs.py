@@ -9,9 +9,10 @@ import torch
 
 
 def wafers(folder: Path, copies: int = 10, extra: int = 0) -> Path:
-    """Write a file in the published layout: four classes that differ at first sight.
+    """Write a file in the published layout, with four classes that are easy to tell apart.
 
-    All have fails where their patterns are, and noise elsewhere; ``extra`` maps are of a fifth.
+    All maps have fails where their patterns are, and noise elsewhere. ``extra`` maps are of a fifth
+    class.
     """
     rng = np.random.default_rng(9)
     rows = np.zeros((4, 8), int)
@@ -31,11 +32,11 @@ def wafers(folder: Path, copies: int = 10, extra: int = 0) -> Path:
 
 
 def words(root: Path, runs: Path, *more: str, verb: str = "fit", epochs: int = 3) -> list[str]:
-    found = [verb, "--model", "LinearProbe", "--model.backbone.weights", "random"]
-    found += ["--model.image_size", "32", "--data", "MixedWM38", "--data.root", str(root)]
-    found += ["--data.num_workers", "0", "--data.batch_size", "16", "--trainer.accelerator", "cpu"]
-    found += ["--trainer.log_every_n_steps", "1", "--trainer.max_epochs", str(epochs)]
-    return [*found, "--output.root", str(runs), "--trainer.enable_model_summary", "false", *more]
+    line = [verb, "--model", "LinearProbe", "--model.backbone.weights", "random"]
+    line += ["--model.image_size", "32", "--data", "MixedWM38", "--data.root", str(root)]
+    line += ["--data.num_workers", "0", "--data.batch_size", "16", "--trainer.accelerator", "cpu"]
+    line += ["--trainer.log_every_n_steps", "1", "--trainer.max_epochs", str(epochs)]
+    return [*line, "--output.root", str(runs), "--trainer.enable_model_summary", "false", *more]
 
 
 def fitted(runs: Path, number: int = 1) -> Path:

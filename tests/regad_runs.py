@@ -16,33 +16,33 @@ from anomaly_clip.methods.regad import PixelCNNSettings
 
 
 def words(verb: str, root: Path, runs: Path, *more: str) -> list[str]:
-    found = [verb, "--model", "RegAD", "--model.backbone.weights", "random"]
-    found += ["--model.image_size", "64", "--model.shots", "2", "--model.rounds", "2"]
-    found += ["--model.lr", "0.01"]
-    found += ["--data", "MVTecAD", "--data.root", str(root), "--data.num_workers", "0"]
-    found += ["--data.train_categories", "others", "--data.batch_size", "4"]
-    found += ["--trainer.accelerator", "cpu", "--trainer.max_epochs", "2"]
-    found += ["--trainer.log_every_n_steps", "1", "--trainer.enable_progress_bar", "false"]
-    return [*found, "--output.root", str(runs), *more]
+    line = [verb, "--model", "RegAD", "--model.backbone.weights", "random"]
+    line += ["--model.image_size", "64", "--model.shots", "2", "--model.rounds", "2"]
+    line += ["--model.lr", "0.01"]
+    line += ["--data", "MVTecAD", "--data.root", str(root), "--data.num_workers", "0"]
+    line += ["--data.train_categories", "others", "--data.batch_size", "4"]
+    line += ["--trainer.accelerator", "cpu", "--trainer.max_epochs", "2"]
+    line += ["--trainer.log_every_n_steps", "1", "--trainer.enable_progress_bar", "false"]
+    return [*line, "--output.root", str(runs), *more]
 
 
 ONE = ("--data.categories", "[bottle]")
 
 
 def three_categories(mvtec_root: Path) -> Path:
-    """Return a folder of MVTec-AD's form, three categories with four training images each."""
+    """Return a folder in MVTec-AD's layout, three categories with four training images each."""
     rng = np.random.default_rng(0)
 
-    def picture(name: str) -> None:
+    def save_noise(name: str) -> None:
         save_picture(mvtec_root / name, rng.integers(0, 256, (40, 40, 3)).astype(np.uint8))
 
     for number in range(4):
-        picture(f"cable/train/good/{number}.png")
+        save_noise(f"cable/train/good/{number}.png")
         if number < 2:
-            picture(f"bottle/train/good/{100 + number}.png")
-            picture(f"metal_nut/train/good/{100 + number}.png")
-            picture(f"cable/test/good/{number}.png")
-            picture(f"cable/test/cut/{number}.png")
+            save_noise(f"bottle/train/good/{100 + number}.png")
+            save_noise(f"metal_nut/train/good/{100 + number}.png")
+            save_noise(f"cable/test/good/{number}.png")
+            save_noise(f"cable/test/cut/{number}.png")
             mask = np.zeros((40, 40), np.uint8)
             mask[5:20, 8:30] = 255
             save_picture(mvtec_root / "cable" / "ground_truth" / "cut" / f"{number}_mask.png", mask)
@@ -67,11 +67,11 @@ def pixel_cnn() -> CNNBackbone:
 
 
 def trained_regad(backbone: CNNBackbone) -> RegAD:
-    """Return a method that counts as trained, with two references of a; its networks turn maps."""
-    found = RegAD(backbone, image_size=64, shots=2).eval()
-    found.trained.fill_(True)
-    for transformer in found.network.transformers:
+    """Return a method marked as trained, with non-trivial transforms and two references of "a"."""
+    method = RegAD(backbone, image_size=64, shots=2).eval()
+    method.trained.fill_(True)
+    for transformer in method.network.transformers:
         transformer.look[-1].bias.data += torch.tensor([0.2, 0.1, -0.1])  # type: ignore[index,union-attr]
     rng = np.random.default_rng(0)
-    found.remember(torch.from_numpy(rng.integers(0, 256, (2, 3, 64, 64), dtype=np.uint8)), "a")
-    return found
+    method.remember(torch.from_numpy(rng.integers(0, 256, (2, 3, 64, 64), dtype=np.uint8)), "a")
+    return method

@@ -40,7 +40,7 @@ class Mean(FittedMethod):
 
 
 class Offset(TrainedMethod):
-    """Learn one number."""
+    """Learn a single offset."""
 
     def __init__(self, backbone: CNNBackbone, select: Any = "last") -> None:
         super().__init__(backbone, LAYERS, 32, select, EvaluatorSettings())
@@ -64,7 +64,7 @@ def test_only_the_layers_that_are_read_are_computed() -> None:
         def __init__(self, backbone: Any) -> None:
             FittedMethod.__init__(self, backbone, LAYERS, 32, EvaluatorSettings())
 
-    settings = {"name": "resnet18", "weights": "random"}  # as a checkpoint brings them
+    settings = {"name": "resnet18", "weights": "random"}  # as read from a checkpoint
     method = Any32(settings)
     assert list(method.backbone.channels) == LAYERS
     assert method.asked_backbone == CNNSettings("resnet18", "random")
@@ -72,24 +72,24 @@ def test_only_the_layers_that_are_read_are_computed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("layers", "sentence"),
+    ("layers", "message"),
     [
-        ([], r"model\.layers \[\]: expected some of those of the backbone \(layer1, layer3\)"),
-        (["layer2"], "expected some of those of the backbone"),
-        (["pooled"], "expected some of those of the backbone"),  # it has no positions
-        (["layer3", "layer1"], "expected the finest first"),
+        ([], r"model\.layers must name spatial layers .* \(layer1, layer3\), got \[\]"),
+        (["layer2"], "must name spatial layers of the backbone"),
+        (["pooled"], "must name spatial layers of the backbone"),
+        (["layer3", "layer1"], r"the finest layer first, got .* with strides \[16, 4\]"),
     ],
 )
-def test_layers_are_some_of_the_backbones(
-    cnn: CNNBackbone, layers: list[str], sentence: str
+def test_layers_must_belong_to_the_backbone(
+    cnn: CNNBackbone, layers: list[str], message: str
 ) -> None:
     method = Mean(cnn)
     assert method.check_layers(tuple(LAYERS)) == LAYERS
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(ValueError, match=message):
         method.check_layers(layers)
 
 
-def test_images_have_a_least_size(cnn: CNNBackbone) -> None:
+def test_images_have_a_minimum_size(cnn: CNNBackbone) -> None:
     class Small(Mean):
         def __init__(self, size: int) -> None:
             CNNMethod.__init__(self, cnn, LAYERS, size, EvaluatorSettings())
@@ -99,10 +99,10 @@ def test_images_have_a_least_size(cnn: CNNBackbone) -> None:
         Small(31)
 
 
-# -- one look at all images ----------------------------------------------------------------------
+# -- fitting in a single pass --------------------------------------------------------------------
 
 
-def test_what_was_fitted_is_kept_and_comes_back(cnn: CNNBackbone, mvtec_root: Path) -> None:
+def test_fitted_buffers_are_saved_and_restored(cnn: CNNBackbone, mvtec_root: Path) -> None:
     method = Mean(cnn)
     with pytest.raises(ValueError, match="Mean must be fitted first, or loaded"):
         method.score(torch.zeros(1, 3, 32, 32), ["a"])
@@ -116,7 +116,7 @@ def test_what_was_fitted_is_kept_and_comes_back(cnn: CNNBackbone, mvtec_root: Pa
     other.on_load_checkpoint(checkpoint)
     other.load_state_dict(checkpoint["state_dict"])
     assert torch.equal(other.levels, method.levels)
-    assert other.count.dtype == torch.int64  # whole numbers stay such
+    assert other.count.dtype == torch.int64  # integers stay integers
 
 
 def test_fitted_numbers_are_kept_in_float32_at_least(cnn: CNNBackbone) -> None:
@@ -128,30 +128,30 @@ def test_fitted_numbers_are_kept_in_float32_at_least(cnn: CNNBackbone) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "epochs", "sentence"),
+    ("options", "epochs", "message"),
     [
-        ({}, 2, r"Mean looks once at each image: set trainer\.max_epochs to 1, not 2"),
-        ({"val_split": "test"}, 1, r"so nothing can be validated before: set data\.val_split"),
+        ({}, 2, r"Mean is fitted in a single pass: set trainer\.max_epochs to 1, not 2"),
+        ({"val_split": "test"}, 1, r"set data\.val_split to none, not test"),
         ({"synthesis": SynthesisSettings()}, 1, r"leave out data\.synthesis"),
         ({"auxiliary": True}, 1, r"leave out data\.auxiliary"),
         ({"categories": None}, 1, "Mean is one model per category"),
     ],
 )
-def test_one_look_is_all_that_can_be_asked_for(
-    cnn: CNNBackbone, mvtec_root: Path, options: dict[str, Any], epochs: int, sentence: str
+def test_unsupported_fits_are_refused(
+    cnn: CNNBackbone, mvtec_root: Path, options: dict[str, Any], epochs: int, message: str
 ) -> None:
     if "auxiliary" in options:
         options = {"auxiliary": MVTecAD(str(mvtec_root)), "allow_overlap": True}
     data = MVTecAD(str(mvtec_root), **{"categories": ["bottle"], "num_workers": 0, **options})
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(ValueError, match=message):
         quiet_trainer(max_epochs=epochs).fit(Mean(cnn), data)
 
 
-# -- epoch by epoch ------------------------------------------------------------------------------
+# -- training in epochs --------------------------------------------------------------------------
 
 
 def validated(method: Offset, merits: list[float | None]) -> None:
-    """Let epochs end whose validation has these merits; the offset is the epoch's number."""
+    """Finish validation epochs with the given merits; the offset is the index of the epoch."""
     for epoch, merit in enumerate(merits):
         with torch.no_grad():
             method.offset.fill_(epoch)
@@ -166,12 +166,12 @@ def validated(method: Offset, merits: list[float | None]) -> None:
 @pytest.mark.parametrize(
     ("merits", "chosen"),
     [
-        ([0.5, 0.75, 0.75, 0.25], 1),  # the first of equal ones
+        ([0.5, 0.75, 0.75, 0.25], 1),  # the first of equal merits
         ([None, 0.0], 1),
         ([None, None], None),
     ],
 )
-def test_the_epoch_that_is_best_on_the_test_images_is_tested_if_asked(
+def test_best_test_restores_the_best_epoch(
     cnn: CNNBackbone, merits: list[float | None], chosen: int | None
 ) -> None:
     method = Offset(cnn, "best_test")
@@ -189,7 +189,7 @@ def test_the_epoch_that_is_best_on_the_test_images_is_tested_if_asked(
     assert tested.protocol() == {"select": select, "selected_epoch": number}
 
 
-def test_a_resumed_fit_goes_on_from_the_last_epoch(cnn: CNNBackbone) -> None:
+def test_a_resumed_fit_continues_from_the_last_epoch(cnn: CNNBackbone) -> None:
     method = Offset(cnn, "best_test")
     validated(method, [0.75, 0.5])
     checkpoint: dict[str, Any] = {"state_dict": method.state_dict()}

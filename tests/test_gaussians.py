@@ -8,7 +8,7 @@ import torch
 from scipy.spatial.distance import mahalanobis
 from torch.testing import assert_close
 
-from anomaly_clip.methods import gaussians as moments_module
+from anomaly_clip.methods import gaussians as gaussians_module
 from anomaly_clip.methods.gaussians import RunningMoments, few_sample_gaussians, inverse_factor
 
 
@@ -22,29 +22,30 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("count", "channels"), [(6, 20), (12, 5), (2, 4)])
-def test_distances_without_a_covariance_are_scipys(
+def test_distances_without_a_covariance_match_scipy(
     count: int, channels: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(moments_module, "FACTORED_AT_ONCE", 2)  # five are three parts
+    # Splits five positions into three parts.
+    monkeypatch.setattr(gaussians_module, "FACTORED_AT_ONCE", 2)
     rng = np.random.default_rng(1)
     samples = 3 + rng.normal(0, 2, (count, 5, channels))
-    samples[-1] = samples[0]  # of a lower rank still
+    samples[-1] = samples[0]  # lowers the rank further
     features = torch.from_numpy(samples)
-    gaussians = few_sample_gaussians(lambda some: features[:, some], 5, 0.01)
+    gaussians = few_sample_gaussians(lambda positions: features[:, positions], 5, 0.01)
     other = torch.from_numpy(rng.normal(3, 2, (3, 5, channels)))
-    found = gaussians.distances(other)
+    distances = gaussians.distances(other)
     for position in range(5):
         covariance = np.cov(samples[:, position], rowvar=False) + 0.01 * np.eye(channels)
         inverted = np.linalg.inv(covariance)
         for image in range(3):
             expected = mahalanobis(other[image, position], samples[:, position].mean(0), inverted)
-            assert float(found[image, position]) == pytest.approx(expected, rel=1e-7)
-    single = few_sample_gaussians(lambda some: features[:, some].float(), 5, 0.01)
+            assert float(distances[image, position]) == pytest.approx(expected, rel=1e-7)
+    single = few_sample_gaussians(lambda positions: features[:, positions].float(), 5, 0.01)
     assert single.mean.dtype == torch.float32
-    assert_close(single.distances(other.float()), found.float(), atol=1e-3, rtol=1e-4)
+    assert_close(single.distances(other.float()), distances.float(), atol=1e-3, rtol=1e-4)
 
 
-def test_moments_are_numpys_however_they_come() -> None:
+def test_moments_match_numpy_for_any_batch_sizes() -> None:
     rng = np.random.default_rng(0)
     features = 1000 + rng.normal(0, 1, (150, 4, 3))
     for sizes in ([150], [1] * 150, [70, 80]):
@@ -57,7 +58,7 @@ def test_moments_are_numpys_however_they_come() -> None:
         for position in range(4):
             expected = np.cov(features[:, position], rowvar=False) * 149
             np.testing.assert_allclose(scatter[position], expected, rtol=1e-9, atol=1e-9)
-    with pytest.raises(ValueError, match="there are no features"):
+    with pytest.raises(ValueError, match="at least 1 image, got 0: call add first"):
         RunningMoments().take()
 
 

@@ -40,7 +40,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def run_test(runs: Path) -> Path:
-    """Test the first run; returns the second's folder."""
+    """Test the checkpoint of the first run and return the folder of the test."""
     assert main(["test", "--ckpt_path", str(fitted(runs)), "--output.root", str(runs)]) == 0
     [folder] = {file.parent for file in runs.glob("*/*/metrics.json")}
     return folder
@@ -59,16 +59,16 @@ def logged(folder: Path, name: str) -> list[float]:
 # -- fit and test --------------------------------------------------------------------------------
 
 
-def check_files(run: Path, truth: NDArray[Any], said: NDArray[Any]) -> dict[str, Any]:
-    """Compare the figures of a run with scikit-learn's of its ``scores.csv``."""
+def check_files(run: Path, truth: NDArray[Any], predicted: NDArray[Any]) -> dict[str, Any]:
+    """Compare the metrics of a run with scikit-learn's for its ``scores.csv``."""
     metrics: dict[str, Any] = json.loads((run / "metrics.json").read_text())
     assert list(metrics) == ["mean", "categories", "intervals", "run"]
     assert list(metrics["mean"]) == list(CLASS_FIGURES)
     assert metrics["categories"] == {"wafer map": metrics["mean"]}
     assert metrics["intervals"] == {}
-    expected = precision_recall_fscore_support(truth, said, average="macro", zero_division=0)
-    figures = [accuracy_score(truth, said), *expected[:3]]
-    assert list(metrics["mean"].values()) == pytest.approx(figures)
+    macro = precision_recall_fscore_support(truth, predicted, average="macro", zero_division=0)
+    expected = [accuracy_score(truth, predicted), *macro[:3]]
+    assert list(metrics["mean"].values()) == pytest.approx(expected)
     with (run / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["category"] for row in rows] == ["wafer map", "mean"]
@@ -89,11 +89,11 @@ def test_a_frozen_backbone(root: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert checkpoint["state_dict"]["head.weight"].shape == (4, 512)
     capsys.readouterr()
     run = run_test(runs)
-    said = capsys.readouterr()
-    assert "RANDOM WEIGHTS" in said.err
-    assert "LinearProbe on MixedWM38, test; backbone frozen" in said.out
+    out, err = capsys.readouterr()
+    assert "RANDOM WEIGHTS" in err
+    assert "LinearProbe on MixedWM38, test; backbone frozen" in out
     for heading in ("accuracy", "precision", "recall", "F1", "wafer map"):
-        assert heading in said.out
+        assert heading in out
     rows = scores(run)
     assert len(rows) == 8
     truth, guess = (np.array([row[key] for row in rows]) for key in ("true", "predicted"))
@@ -121,11 +121,11 @@ def test_a_frozen_backbone(root: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert table[0] == ["true", *names]
     counts = np.array([row[1:] for row in table[1:]], int)
     np.testing.assert_array_equal(counts, confusion_matrix(truth, guess, labels=names))
-    with Image.open(run / "confusion.png") as picture:
-        assert picture.getpixel((1, 1)) == (255, 255, 255)
+    with Image.open(run / "confusion.png") as plot:
+        assert plot.getpixel((1, 1)) == (255, 255, 255)
     assert all(0.25 < float(row["probability"]) <= 1 for row in rows)
     assert not (run / ".scratch").exists()
-    # Predict writes what is said of each image, too.
+    # Predict writes the same scores of each image.
     line = ["predict", "--ckpt_path", str(fitted(runs)), "--output.root", str(tmp_path / "p")]
     assert main(line) == 0
     [written] = (tmp_path / "p").glob("*/1/scores.csv")
@@ -154,8 +154,8 @@ def test_a_trained_backbone(root: Path, tmp_path: Path, weights: Path) -> None:
         [item["image"] for item in map(data.dataset("test").__getitem__, range(8))]
     )
     with torch.no_grad():
-        said = probe.logits(probe.pooled(images)).argmax(1)
-    assert [probe.target_names[place] for place in said] == [r["predicted"] for r in scores(run)]
+        best = probe.logits(probe.pooled(images)).argmax(1)
+    assert [probe.target_names[place] for place in best] == [r["predicted"] for r in scores(run)]
 
 
 @pytest.fixture
@@ -181,23 +181,23 @@ def test_several_patterns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     probabilities = np.array([[float(row[name]) for name in PATTERNS] for row in rows])
     truth = np.array([[name in row["true"].split("+") for name in PATTERNS] for row in rows])
     assert truth.sum() == sum(int(row["label"]) for row in rows)
-    said = probabilities > 0.5
-    check_files(run, truth, said)
-    for row, own in zip(rows, said, strict=True):
-        names = [name for name, is_on in zip(PATTERNS, own, strict=True) if is_on]
+    predicted = probabilities > 0.5
+    check_files(run, truth, predicted)
+    for row, is_present in zip(rows, predicted, strict=True):
+        names = [name for name, is_on in zip(PATTERNS, is_present, strict=True) if is_on]
         assert row["predicted"] == ("+".join(names) or "good")
     with (run / "confusion.csv").open() as file:
         table = {row["pattern"]: row for row in csv.DictReader(file)}
-    (absent, wrong), (missed, present) = multilabel_confusion_matrix(truth, said)[3]
-    own_row = table["Edge-Ring"]
-    assert int(own_row["true_negative"]) == absent
-    assert int(own_row["false_positive"]) == wrong
-    assert int(own_row["false_negative"]) == missed
-    assert int(own_row["true_positive"]) == present
+    (absent, wrong), (missed, present) = multilabel_confusion_matrix(truth, predicted)[3]
+    edge_ring = table["Edge-Ring"]
+    assert int(edge_ring["true_negative"]) == absent
+    assert int(edge_ring["false_positive"]) == wrong
+    assert int(edge_ring["false_negative"]) == missed
+    assert int(edge_ring["true_positive"]) == present
 
 
 @pytest.mark.slow
-def test_kept_features_change_nothing(root: Path, tmp_path: Path) -> None:
+def test_cached_features_do_not_change_the_results(root: Path, tmp_path: Path) -> None:
     for workers, kept in (("1", "true"), ("0", "false")):
         runs = tmp_path / kept
         line = words(root, runs, "--model.cache_features", kept, "--data.val_split", "test")
@@ -206,11 +206,14 @@ def test_kept_features_change_nothing(root: Path, tmp_path: Path) -> None:
     assert_close(heads[0], heads[1], atol=1e-6, rtol=1e-5)
     val = [logged(tmp_path / kept / "run" / "1", "val/f1") for kept in ("true", "false")]
     assert val[0] == pytest.approx(val[1])
-    said = [[row["predicted"] for row in scores(run_test(tmp_path / k))] for k in ("true", "false")]
-    assert said[0] == said[1]
+    predicted = [
+        [row["predicted"] for row in scores(run_test(tmp_path / kept))]
+        for kept in ("true", "false")
+    ]
+    assert predicted[0] == predicted[1]
 
 
-def test_kept_features_are_the_backbones(root: Path) -> None:
+def test_cached_features_are_those_of_the_backbone(root: Path) -> None:
     probe = LinearProbe(CNNBackbone("resnet18", "random", ["pooled"]), image_size=32)
     data = MixedWM38(str(root), batch_size=8, num_workers=0)
     trainer = Trainer(
@@ -245,7 +248,7 @@ def test_a_resumed_fit_is_the_uninterrupted_one(root: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_two_processes_reach_what_one_does(root: Path, tmp_path: Path) -> None:
+def test_two_processes_match_one(root: Path, tmp_path: Path) -> None:
     assert main(words(root, tmp_path / "one")) == 0
     ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.batch_size", "8"]
     compared = {"class_path": "ddp_checks.Compared", "init_args": {"file": str(tmp_path / "c")}}
@@ -256,16 +259,16 @@ def test_two_processes_reach_what_one_does(root: Path, tmp_path: Path) -> None:
     for part in (line, again):
         done = run_command(part, processes=2)
         assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads((tmp_path / "c").read_text())
-    assert found["equal"]
-    first, second = found["rows"]
+    record = json.loads((tmp_path / "c").read_text())
+    assert record["equal"]
+    first, second = record["rows"]
     assert len(first) == len(second) == 3 * 16
     assert sorted(first[:16] + second[:16]) == list(range(32))
-    one, two = (state_of(fitted(tmp_path / name)) for name in ("one", "two"))
-    assert_close(one, two, atol=1e-5, rtol=1e-4)
+    states = [state_of(fitted(tmp_path / name)) for name in ("one", "two")]
+    assert_close(states[0], states[1], atol=1e-5, rtol=1e-4)
     alone, shared = run_test(tmp_path / "one"), tmp_path / "tested" / "run" / "1"
-    figures = [json.loads((run / "metrics.json").read_text())["mean"] for run in (alone, shared)]
-    assert figures[0] == pytest.approx(figures[1])
+    means = [json.loads((run / "metrics.json").read_text())["mean"] for run in (alone, shared)]
+    assert means[0] == pytest.approx(means[1])
     assert [row["predicted"] for row in scores(alone)] == [
         row["predicted"] for row in scores(shared)
     ]
@@ -274,12 +277,12 @@ def test_two_processes_reach_what_one_does(root: Path, tmp_path: Path) -> None:
 # -- parts ---------------------------------------------------------------------------------------
 
 
-def test_the_start_depends_on_the_seed_alone(root: Path) -> None:
+def test_initial_weights_depend_on_the_seed_alone(root: Path) -> None:
     heads = []
     for seed in (0, 0, 1):
-        torch.randn(seed + 3)  # what was drawn before does not matter
+        torch.randn(seed + 3)  # earlier random numbers do not matter
         probe = LinearProbe(RANDOM_NETWORK, image_size=32, seed=seed)
-        probe._know("single", ["a", "b", "c"], "the test")
+        probe._set_classes("single", ["a", "b", "c"], "the test")
         heads.append(probe.head.weight)
     assert heads[0].equal(heads[1])
     assert not heads[0].equal(heads[2])
@@ -309,7 +312,7 @@ def test_losses_are_the_plain_ones() -> None:
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(5, 512, generator=generator)
     probe = LinearProbe(RANDOM_NETWORK, image_size=32)
-    probe._know("multi", list(PATTERNS), "the test")
+    probe._set_classes("multi", list(PATTERNS), "the test")
     probe.log = lambda *args, **options: None  # type: ignore[method-assign]
     target = torch.rand(5, 8, generator=generator) < 0.3
     batch: Any = {"features": {"pooled": features}, "target": target}
@@ -343,11 +346,13 @@ def test_mixed_precision_keeps_the_loss_in_float32(
 def test_another_network_by_its_layer() -> None:
     settings = CNNSettings("squeezenet1_1", "random", ["flatten"])
     assert LinearProbe(settings, image_size=64).width == 1000
-    with pytest.raises(ValueError, match="LinearProbe trains ResNets"):
+    with pytest.raises(ValueError, match=r"got model\.backbone\.name squeezenet1_1 and layers"):
         LinearProbe(settings, frozen=False)
-    with pytest.raises(ValueError, match="without positions"):
+    with pytest.raises(
+        ValueError, match=r"not spatial for LinearProbe, such as pooled, got \[layer3\]"
+    ):
         LinearProbe(CNNSettings("resnet18", "random", ["layer3"]))
-    with pytest.raises(ValueError, match="reads one, as pooled"):
+    with pytest.raises(ValueError, match="must name a single layer for LinearProbe"):
         LinearProbe(CNNSettings("resnet18", "random", ["layer3", "pooled"]))
 
 
@@ -360,8 +365,8 @@ def test_each_fits_and_tests_the_one_category(
     assert main(words(root, tmp_path / "runs", verb="each")) == 0
     run = tmp_path / "runs" / "run" / "1"
     merged = json.loads((run / "metrics.json").read_text())
-    own = json.loads((run / "wafer map" / "metrics.json").read_text())
-    assert merged["mean"] == own["mean"]
+    single = json.loads((run / "wafer map" / "metrics.json").read_text())
+    assert merged["mean"] == single["mean"]
     assert merged["run"]["protocol"]["one_model_a_category"]
     assert (run / "wafer map" / "confusion.png").is_file()
     assert (run / "metrics.csv").read_text() == (run / "wafer map" / "metrics.csv").read_text()

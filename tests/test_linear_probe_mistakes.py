@@ -16,7 +16,7 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "message"),
     [
         (["--model.optim.lr", "0"], "model.optim.lr must be above 0"),
         (["--model.optim.momentum", "1"], "model.optim.momentum must be in [0, 1)"),
@@ -34,15 +34,15 @@ def root(tmp_path: Path) -> Path:
         (["--data.split_seed", "-1"], "data.split_seed must be 0 or more"),
     ],
 )
-def test_mistakes_end_in_a_sentence(
+def test_mistakes_end_in_an_error_message(
     root: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     options: list[str],
-    sentence: str,
+    message: str,
 ) -> None:
     assert main(words(root, tmp_path / "runs", *options)) == 2
-    assert sentence in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not list((tmp_path / "runs").glob("*/*"))
 
 
@@ -52,17 +52,17 @@ def test_data_without_classes(
     line = words(mvtec_root, tmp_path / "runs")
     line[line.index("MixedWM38")] = "MVTecAD"
     assert main(line) == 2
-    assert "and MVTecAD has no targets: use --data MixedWM38" in capsys.readouterr().err
+    assert "but MVTecAD has no class targets: use --data MixedWM38" in capsys.readouterr().err
     assert main(["each", *line[1:]]) == 1
-    assert "MVTecAD has no targets" in capsys.readouterr().err
+    assert "MVTecAD has no class targets" in capsys.readouterr().err
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "one.npz", rng.integers(0, 3, (9, 52, 52)), np.zeros((9, 8), int))
     assert main(words(tmp_path / "one.npz", tmp_path / "runs")) == 2
-    assert "LinearProbe tells classes apart, and data.root" in capsys.readouterr().err
+    assert "LinearProbe needs at least 2 classes, and data.root" in capsys.readouterr().err
     assert not list((tmp_path / "runs").glob("run/2"))
 
 
-def test_a_training_that_diverges_is_told(
+def test_a_diverged_training_is_reported(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(words(root, tmp_path, epochs=1)) == 0
@@ -71,5 +71,6 @@ def test_a_training_that_diverges_is_told(
     torch.save(checkpoint, fitted(tmp_path))
     line = ["test", "--ckpt_path", str(fitted(tmp_path)), "--output.root", str(tmp_path / "t")]
     assert main(line) == 2
-    assert "is NaN or infinite: fit again with a lower model.optim.lr" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "is NaN or infinite, because the training diverged: fit again with a lower" in err
     assert not list((tmp_path / "t").glob("*/*"))

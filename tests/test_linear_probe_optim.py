@@ -16,16 +16,16 @@ from anomaly_clip.methods.linear_probe import ProbeOptim
 RANDOM_NETWORK = CNNSettings("resnet18", "random")
 
 
-def test_the_rate_falls_along_a_cosine_and_its_start_depends_on_the_mode() -> None:
-    class Known:
+def test_the_rate_follows_a_cosine_from_the_default_of_the_mode() -> None:
+    class Finite:
         estimated_stepping_batches = 10
 
     for frozen, lr, decay in ((True, 0.1, 0.0), (False, 0.01, 1e-4)):
         probe = LinearProbe(RANDOM_NETWORK, image_size=32, frozen=frozen)
-        probe._know("single", ["a", "b"], "the test")
-        probe._trainer = Known()  # type: ignore[assignment]
-        made = probe.configure_optimizers()
-        optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
+        probe._set_classes("single", ["a", "b"], "the test")
+        probe._trainer = Finite()  # type: ignore[assignment]
+        configured = probe.configure_optimizers()
+        optimizer, schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
         [group] = optimizer.param_groups
         assert (group["lr"], group["momentum"], group["weight_decay"]) == (lr, 0.9, decay)
         assert len(group["params"]) == (2 if frozen else 62)
@@ -49,7 +49,7 @@ def test_null_depends_on_whether_the_backbone_is_frozen(
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "message"),
     [
         ({"lr": 0.0}, r"model\.optim\.lr must be above 0, got 0"),
         ({"momentum": 1.0}, r"model\.optim\.momentum must be in \[0, 1\), got 1"),
@@ -57,8 +57,8 @@ def test_null_depends_on_whether_the_backbone_is_frozen(
         ({"weight_decay": -1e-9}, r"model\.optim\.weight_decay must be 0 or more"),
     ],
 )
-def test_bounds(options: dict[str, float], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
+def test_bounds(options: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         ProbeOptim(**options)  # type: ignore[arg-type]
 
 
@@ -72,7 +72,7 @@ class Line(LightningModule):
         self._trainer = SimpleNamespace(estimated_stepping_batches=steps)  # type: ignore[assignment]
 
 
-def test_only_what_is_trained_is_stepped() -> None:
+def test_only_trainable_parameters_are_updated() -> None:
     settings = ProbeOptim(lr=0.5, momentum=0.0, weight_decay=0.0, schedule="none")
     module = Line(10)
     optimizer = settings.build(module)
@@ -80,14 +80,14 @@ def test_only_what_is_trained_is_stepped() -> None:
     for _ in range(2):
         module.weight.grad = torch.tensor(0.25)
         optimizer.step()
-    assert module.weight.item() == 1 - 2 * 0.5 * 0.25  # at a constant rate
+    assert module.weight.item() == 1 - 2 * 0.5 * 0.25  # with a constant learning rate
     assert module.frozen.item() == 1
 
 
 def test_a_cosine_needs_an_end() -> None:
     settings = ProbeOptim().of(True)
-    made: Any = settings.build(Line(4))
-    assert made["lr_scheduler"]["interval"] == "step"
-    assert made["lr_scheduler"]["scheduler"].T_max == 4
+    configured: Any = settings.build(Line(4))
+    assert configured["lr_scheduler"]["interval"] == "step"
+    assert configured["lr_scheduler"]["scheduler"].T_max == 4
     with pytest.raises(ValueError, match=r"or set model\.optim\.schedule to none"):
         settings.build(Line(float("inf")))

@@ -22,7 +22,7 @@ from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
 from anomaly_clip.cli import main
 from anomaly_clip.data import MVTecAD
 from anomaly_clip.methods import PaDiM
-from anomaly_clip.methods import gaussians as moments_module
+from anomaly_clip.methods import gaussians as gaussians_module
 from anomaly_clip.methods.gaussians import RunningMoments, inverse_factor
 from anomaly_clip.methods.padim import choose_channels
 
@@ -35,8 +35,8 @@ def backbone() -> CNNBackbone:
 
 @pytest.mark.golden
 def test_golden_padim(golden: Callable[[str], Any], tmp_path: Path) -> None:
-    found = golden("detectors")
-    arrays, meta = load_file(found.folder / "padim.safetensors"), found.meta
+    case = golden("detectors")
+    arrays, meta = load_file(case.folder / "padim.safetensors"), case.meta
     settings = CNNSettings(weights=write_network(tmp_path, meta))
     images, few, size = golden_images(meta), meta["num_train"], meta["image_size"]
     options: dict[str, Any] = {"image_size": size, "num_channels": meta["padim_dims"]}
@@ -58,8 +58,8 @@ def test_golden_padim(golden: Callable[[str], Any], tmp_path: Path) -> None:
 def test_golden_padim_of_the_public_code_in_float64(
     golden: Callable[[str], Any], tmp_path: Path
 ) -> None:
-    found = golden("detectors")
-    arrays, meta = load_file(found.folder / "padim.safetensors"), found.meta
+    case = golden("detectors")
+    arrays, meta = load_file(case.folder / "padim.safetensors"), case.meta
     settings = CNNSettings(weights=write_network(tmp_path, meta))
     method = PaDiM(settings, image_size=meta["image_size"], num_channels=meta["padim_dims"])
     for name in method.fitted_buffers:  # statistics in float64, of features in float32
@@ -81,12 +81,12 @@ def test_golden_padim_of_the_public_code_in_float64(
 
 
 def test_the_choice_of_channels_is_that_of_the_public_code() -> None:
-    # Of ResNet-18, seed 1024 (section 1 of the specification).
+    # ResNet-18 with seed 1024; see docs/methods/padim.md.
     assert choose_channels(448, 100, 1024)[:10] == [408, 9, 247, 435, 199, 165, 424, 405, 266, 51]
     assert choose_channels(7, None, 0) == list(range(7))
 
 
-def test_channels_chosen_first_are_those_chosen_last(backbone: CNNBackbone) -> None:
+def test_channels_can_be_selected_before_upsampling(backbone: CNNBackbone) -> None:
     images = torch.randn(2, 3, 64, 64)
     method = PaDiM(backbone, image_size=64, num_channels=50)
     features = backbone(images)
@@ -98,8 +98,9 @@ def test_channels_chosen_first_are_those_chosen_last(backbone: CNNBackbone) -> N
     assert_close(method.embed(images), expected, atol=0, rtol=0)
 
 
-def test_the_distance_is_scipys(backbone: CNNBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(moments_module.POSITIONS, "cpu", 2)  # five are three parts
+def test_the_distance_matches_scipy(backbone: CNNBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Splits five positions into three parts.
+    monkeypatch.setitem(gaussians_module.POSITIONS, "cpu", 2)
     rng = np.random.default_rng(1)
     features = torch.from_numpy(rng.normal(0, 1, (20, 5, 4)))
     moments = RunningMoments()
@@ -124,7 +125,7 @@ def test_map_and_score(backbone: CNNBackbone) -> None:
     scores = method.score(images[4:], ["a", "a"])
     grid = method.distances(method.embed(images[4:])).view(2, 1, 16, 16)
     raw = F.interpolate(grid, (64, 64), mode="bilinear", align_corners=False)[:, 0]
-    blurred = np.stack([gaussian_filter(one.numpy(), 2.0) for one in raw])
+    blurred = np.stack([gaussian_filter(image_map.numpy(), 2.0) for image_map in raw])
     np.testing.assert_allclose(scores["anomaly_map"], blurred, rtol=1e-4)
     assert_close(scores["image_score"], scores["anomaly_map"].flatten(1).amax(1))
     alone = method.score(images[4:5], ["b"])["anomaly_map"]
@@ -132,19 +133,19 @@ def test_map_and_score(backbone: CNNBackbone) -> None:
 
 
 def words(verb: str, root: Path, runs: Path, *more: str) -> list[str]:
-    found = [verb, "--model", "PaDiM", "--model.backbone.weights", "random"]
-    found += ["--model.image_size", "32", "--model.num_channels", "8"]
-    found += ["--data", "MVTecAD", "--data.root", str(root), "--data.num_workers", "0"]
-    found += ["--data.batch_size", "2", "--trainer.accelerator", "cpu"]
-    return [*found, "--output.root", str(runs), *more]
+    line = [verb, "--model", "PaDiM", "--model.backbone.weights", "random"]
+    line += ["--model.image_size", "32", "--model.num_channels", "8"]
+    line += ["--data", "MVTecAD", "--data.root", str(root), "--data.num_workers", "0"]
+    line += ["--data.batch_size", "2", "--trainer.accelerator", "cpu"]
+    return [*line, "--output.root", str(runs), *more]
 
 
 ONE = ("--data.categories", "[bottle]")
 
 
 @pytest.fixture
-def several(mvtec_root: Path) -> Path:
-    """Return a folder of MVTec-AD's form with seven training images of bottles."""
+def seven_bottles(mvtec_root: Path) -> Path:
+    """Return a folder in MVTec-AD's layout with seven training images of bottles."""
     rng = np.random.default_rng(0)
     for number in range(5):
         array = rng.integers(0, 256, (40, 40, 3)).astype(np.uint8)
@@ -152,8 +153,8 @@ def several(mvtec_root: Path) -> Path:
     return mvtec_root
 
 
-def test_fit_and_test_from_the_checkpoint_alone(several: Path, tmp_path: Path) -> None:
-    assert main(words("fit", several, tmp_path / "runs", *ONE)) == 0
+def test_fit_and_test_from_the_checkpoint_alone(seven_bottles: Path, tmp_path: Path) -> None:
+    assert main(words("fit", seven_bottles, tmp_path / "runs", *ONE)) == 0
     [checkpoint] = (tmp_path / "runs" / "run" / "1" / "checkpoints").iterdir()
     kept = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert {name: tuple(value.shape) for name, value in kept.items()} == {
@@ -170,56 +171,59 @@ def test_fit_and_test_from_the_checkpoint_alone(several: Path, tmp_path: Path) -
     assert list((tmp_path / "predict").rglob("scores.csv"))
 
 
-def test_two_processes_take_the_same_moments(several: Path, tmp_path: Path) -> None:
+def test_two_processes_compute_the_same_gaussians(seven_bottles: Path, tmp_path: Path) -> None:
     ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.batch_size", "1"]
-    line = words("fit", several, tmp_path / "two", *ONE, *ddp)
+    line = words("fit", seven_bottles, tmp_path / "two", *ONE, *ddp)
     done = run_command(line, processes=2)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert main(words("fit", several, tmp_path / "one", *ONE)) == 0
+    assert main(words("fit", seven_bottles, tmp_path / "one", *ONE)) == 0
     states = [
         torch.load(tmp_path / name / "run/1/checkpoints/last.ckpt", weights_only=True)["state_dict"]
         for name in ("one", "two")
     ]
-    # Seven images: the processes have four and three.
-    # Batches of another size round otherwise.
+    # Of seven images, the processes get four and three.
+    # Batches of another size round differently.
     assert_close(states[0], states[1], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("more", "sentence"),
+    ("more", "message"),
     [
-        ((), "PaDiM is one model per category, and data.root"),
+        ((), "PaDiM is one model per category, but data.root"),
         ((*ONE, "--trainer.max_epochs", "2"), "set trainer.max_epochs to 1, not 2"),
         ((*ONE, "--data.shots", "1"), "PaDiM needs at least 2 normal training images"),
-        ((*ONE, "--model.num_channels", "999"), "between 1 and the 448 of layer1, layer2, layer3"),
-        ((*ONE, "--model.layers", "[pooled]"), r"model.layers \['pooled'\]"),
-        ((*ONE, "--model.layers", "[layer2, layer1]"), "expected the finest first"),
+        (
+            (*ONE, "--model.num_channels", "999"),
+            "between 1 and 448, the number of channels of layer1,",
+        ),
+        ((*ONE, "--model.layers", "[pooled]"), r"backbone .*, got \['pooled'\]"),
+        ((*ONE, "--model.layers", "[layer2, layer1]"), "must list the finest layer first"),
         ((*ONE, "--model.regularization", "0"), "model.regularization must be above 0"),
         ((*ONE, "--model.image_size", "8"), "model.image_size must be 32 or more"),
         ((*ONE, "--model.layers", "[]"), "backbone.layers of resnet18 is empty"),
         ((*ONE, "--model.backbone.mean", "[0.5, 0.5]"), "3 values, one per colour"),
-        ((*ONE, "--data.synthesis.recipe", "perlin"), "at normal images alone: leave out data.syn"),
-        ((*ONE, "--data.val_split", "test"), "nothing can be validated before"),
+        ((*ONE, "--data.synthesis.recipe", "perlin"), "on normal images only: leave out data.syn"),
+        ((*ONE, "--data.val_split", "test"), "cannot be validated during the fit"),
     ],
 )
-def test_what_cannot_be_fitted_is_said_in_one_sentence(
-    several: Path,
+def test_unsupported_options_are_refused(
+    seven_bottles: Path,
     tmp_path: Path,
     more: tuple[str, ...],
-    sentence: str,
+    message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     import re
 
-    assert main(words("fit", several, tmp_path / "runs", *more)) == 2
-    assert re.search(sentence, capsys.readouterr().err)
+    assert main(words("fit", seven_bottles, tmp_path / "runs", *more)) == 2
+    assert re.search(message, capsys.readouterr().err)
     assert not list((tmp_path / "runs").glob("*/*"))
 
 
 def test_nothing_is_tested_before_a_fit(
-    several: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    seven_bottles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(words("test", several, tmp_path, *ONE)) == 2
+    assert main(words("test", seven_bottles, tmp_path, *ONE)) == 2
     assert "PaDiM must be fitted first" in capsys.readouterr().err
 
 
@@ -233,24 +237,24 @@ def test_mixed_precision_leaves_distances_as_they_are(backbone: CNNBackbone) -> 
     assert_close(mixed, plain, atol=1e-5, rtol=1e-5)
 
 
-def test_half_precision_keeps_its_gaussians_in_float32(several: Path, tmp_path: Path) -> None:
-    line = words("fit", several, tmp_path, *ONE, "--trainer.precision", "bf16-true")
+def test_half_precision_keeps_its_gaussians_in_float32(seven_bottles: Path, tmp_path: Path) -> None:
+    line = words("fit", seven_bottles, tmp_path, *ONE, "--trainer.precision", "bf16-true")
     assert main([*line, "--trainer.enable_model_summary", "false"]) == 0
     [checkpoint] = tmp_path.glob("*/1/checkpoints/last.ckpt")
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert state["factor"].dtype == state["mean"].dtype == torch.float32
-    # The backbone, which was cast, is known again.
+    # The backbone is recognised although it was cast.
     assert main(["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "t")]) == 0
 
 
 def test_a_checkpoint_loads_on_another_copy_of_the_weights(
-    several: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    seven_bottles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.manual_seed(0)
     state = resnet18(weights=None).state_dict()
     torch.save(state, tmp_path / "a.pt")
     weights = ("--model.backbone.weights", str(tmp_path / "a.pt"))
-    assert main(words("fit", several, tmp_path / "runs", *ONE, *weights)) == 0
+    assert main(words("fit", seven_bottles, tmp_path / "runs", *ONE, *weights)) == 0
     [checkpoint] = (tmp_path / "runs").glob("*/1/checkpoints/last.ckpt")
     (tmp_path / "a.pt").rename(tmp_path / "b.pt")
     test = ["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "t")]
@@ -261,27 +265,27 @@ def test_a_checkpoint_loads_on_another_copy_of_the_weights(
     state["conv1.weight"] += 1
     torch.save(state, tmp_path / "other.pt")
     assert main([*test, "--model.backbone.weights", str(tmp_path / "other.pt")]) == 2
-    assert "on other tensors of that name" in capsys.readouterr().err
+    assert "use the backbone and weights of the fit" in capsys.readouterr().err
 
 
-def test_what_was_not_fitted_is_not_tested_from_python(several: Path) -> None:
+def test_an_unfitted_method_is_not_tested_from_python(seven_bottles: Path) -> None:
     method = PaDiM(CNNSettings(weights="random"), image_size=32, num_channels=5)
-    data = MVTecAD(str(several), categories=["bottle"], num_workers=0)
+    data = MVTecAD(str(seven_bottles), categories=["bottle"], num_workers=0)
     with pytest.raises(ValueError, match="PaDiM must be fitted first"):
         quiet_trainer().test(method, data, verbose=False)
 
 
-def test_images_are_looked_at_once(several: Path, tmp_path: Path) -> None:
+def test_each_image_is_used_once(seven_bottles: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     seen: list[int] = []
 
-    class Noting(PaDiM):
+    class Recording(PaDiM):
         def training_step(self, batch: Any, batch_idx: int) -> None:
             seen.extend(batch["index"].tolist())
             super().training_step(batch, batch_idx)
 
-    data = MVTecAD(str(several), categories=["bottle"], num_workers=0, batch_size=3)
+    data = MVTecAD(str(seven_bottles), categories=["bottle"], num_workers=0, batch_size=3)
     quiet_trainer(max_epochs=1).fit(
-        Noting(CNNSettings(weights="random"), image_size=32, num_channels=5), data
+        Recording(CNNSettings(weights="random"), image_size=32, num_channels=5), data
     )
     assert sorted(seen) == list(range(7))

@@ -38,8 +38,8 @@ def with_bank(method: PatchCore, bank: Tensor) -> PatchCore:
 
 @pytest.mark.golden
 def test_golden_patchcore(golden: Callable[[str], Any], tmp_path: Path) -> None:
-    found = golden("detectors")
-    arrays, meta = load_file(found.folder / "patchcore.safetensors"), found.meta
+    case = golden("detectors")
+    arrays, meta = load_file(case.folder / "patchcore.safetensors"), case.meta
     settings = CNNSettings(weights=write_network(tmp_path, meta))
     images, few = golden_images(meta), meta["num_train"]
     options: dict[str, Any] = {"image_size": meta["image_size"], "blur_border": "inner"}
@@ -62,14 +62,14 @@ def test_golden_patchcore(golden: Callable[[str], Any], tmp_path: Path) -> None:
         with_bank(scaled, 0.03 * arrays["memory_bank"])
         features = 0.03 * embedding
         distances, rows = nearest_rows(features.flatten(0, 1), scaled.bank)
-        own = scaled.image_scores(
+        scores_of_images = scaled.image_scores(
             features, distances.view(len(features), -1), rows.view(len(features), -1)
         )
-        near(own, arrays[name], 1e-4)
+        near(scores_of_images, arrays[name], 1e-4)
 
 
 @pytest.mark.parametrize("at_once", [1, 1000, 1 << 24])
-def test_nearest_rows_are_scipys(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nearest_rows_match_scipy(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patchcore, "AT_ONCE", at_once)
     rng = np.random.default_rng(0)
     features, bank = rng.normal(0, 1, (50, 6)), rng.normal(0, 1, (30, 6))
@@ -79,7 +79,7 @@ def test_nearest_rows_are_scipys(at_once: int, monkeypatch: pytest.MonkeyPatch) 
     np.testing.assert_allclose(distances, plain.min(axis=1), rtol=1e-5)
 
 
-def test_patches_that_are_in_the_bank_are_normal(backbone: CNNBackbone) -> None:
+def test_patches_in_the_bank_are_normal(backbone: CNNBackbone) -> None:
     torch.manual_seed(0)
     images = torch.randn(3, 3, 64, 64)
     method = fit_images(PatchCore(backbone, image_size=64, coreset=1.0), images)
@@ -126,19 +126,21 @@ def test_half_a_bank_is_half_as_large(backbone: CNNBackbone) -> None:
 
 
 def words(verb: str, root: Path, runs: Path, *more: str) -> list[str]:
-    found = [verb, "--model", "PatchCore", "--model.backbone.weights", "random"]
-    found += ["--model.image_size", "32", "--model.coreset", "0.5"]
-    found += ["--data", "MVTecAD", "--data.root", str(root), "--data.num_workers", "0"]
-    found += ["--data.batch_size", "2", "--trainer.accelerator", "cpu"]
-    return [*found, "--data.categories", "[bottle]", "--output.root", str(runs), *more]
+    line = [verb, "--model", "PatchCore", "--model.backbone.weights", "random"]
+    line += ["--model.image_size", "32", "--model.coreset", "0.5"]
+    line += ["--data", "MVTecAD", "--data.root", str(root), "--data.num_workers", "0"]
+    line += ["--data.batch_size", "2", "--trainer.accelerator", "cpu"]
+    return [*line, "--data.categories", "[bottle]", "--output.root", str(runs), *more]
 
 
-def test_fit_says_what_it_takes_and_a_checkpoint_is_enough(
+def test_fit_logs_its_cost_and_a_checkpoint_suffices(
     mvtec_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(words("fit", mvtec_root, tmp_path / "runs")) == 0
-    said = capsys.readouterr().err
-    assert "PatchCore: 2 images, 32 patches of 384 numbers, of which 16 are kept" in said
+    err = capsys.readouterr().err
+    assert (
+        "PatchCore: 2 images, 32 patches of 384 values, 16 of them kept; the fit takes about" in err
+    )
     checkpoint = tmp_path / "runs" / "run" / "1" / "checkpoints" / "last.ckpt"
     kept = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert {name: tuple(v.shape) for name, v in kept.items()} == {"unused": (), "bank": (16, 384)}
@@ -161,8 +163,8 @@ def test_two_processes_choose_the_same_rows(mvtec_root: Path, tmp_path: Path) ->
         torch.load(tmp_path / name / "run/1/checkpoints/last.ckpt", weights_only=True)
         for name in ("one", "two")
     ]
-    one, two = (bank["state_dict"]["bank"] for bank in banks)
-    assert_close(one, two, atol=1e-4, rtol=1e-4)
+    first, second = (bank["state_dict"]["bank"] for bank in banks)
+    assert_close(first, second, atol=1e-4, rtol=1e-4)
 
 
 def test_a_bank_larger_than_memory_is_refused(
@@ -173,33 +175,33 @@ def test_a_bank_larger_than_memory_is_refused(
 ) -> None:
     monkeypatch.setattr(patchcore, "available_memory", lambda _: 10_000)
     assert main(words("fit", mvtec_root, tmp_path / "runs")) == 2
-    said = capsys.readouterr().err
-    assert "GB are free on cpu: lower data.fraction or model.image_size" in said
+    err = capsys.readouterr().err
+    assert "GB are free on cpu: lower data.fraction or model.image_size" in err
     assert not list((tmp_path / "runs").glob("*/*"))
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "message"),
     [
         ({"coreset": 0.0}, "model.coreset must be in"),
         ({"projection_eps": 1.0}, "model.projection_eps must be in"),
         ({"num_neighbours": 0}, "model.num_neighbours must be 1 or more"),
-        ({"layers": ["layer7"]}, r"model.layers \['layer7'\]: expected some of"),
+        ({"layers": ["layer7"]}, r"model.layers must name spatial layers .*, got \['layer7'\]"),
     ],
 )
 def test_bad_arguments_are_named(
-    backbone: CNNBackbone, options: dict[str, Any], sentence: str
+    backbone: CNNBackbone, options: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(ValueError, match=message):
         PatchCore(backbone, **options)
 
 
 def test_patches_are_put_in_the_order_of_their_images() -> None:
-    patches = torch.arange(12.0).view(6, 2, 1)  # two patches an image
-    order = torch.tensor([4, 0, 2, 5, 1, 3])  # as processes hand them over
+    patches = torch.arange(12.0).view(6, 2, 1)  # two patches per image
+    order = torch.tensor([4, 0, 2, 5, 1, 3])  # as gathered from the processes
     parts = [(rows, patches[rows]) for rows in order.split([1, 3, 2])]
     assert_close(patchcore._in_order(parts), patches.flatten(0, 1), atol=0, rtol=0)
-    assert parts == []  # taken out one by one
+    assert parts == []  # removed one by one
 
 
 @pytest.mark.parametrize("eps", [0.0, 0.9])
@@ -210,9 +212,9 @@ def test_a_fifth_of_the_free_memory_is_left_to_others(
     data = SimpleNamespace(fit_samples=lambda: [None] * 2)
     monkeypatch.setattr(PatchCore, "data", property(lambda _: data))
     rows, width = 2 * 4 * 4, 384
-    # The coreset is chosen among centred patches, or among projected ones, before and after that.
+    # The coreset is selected from centred patches, or from projected ones and their centred copy.
     points = width if eps == 0 else 2 * johnson_lindenstrauss_min_dim(rows, eps=eps)
-    # In float32: all patches, the half of them that is kept, and three numbers a row.
+    # In float32: all patches, the half of them that is kept, and three values per row.
     needed = 4 * (rows * width + rows // 2 * width + rows * points + 3 * rows)
     assert method.cost(rows, width) == {torch.device("cpu"): needed}
     free = [needed * 5 // 4 - 1, needed * 5 // 4 + 1]
@@ -221,7 +223,7 @@ def test_a_fifth_of_the_free_memory_is_left_to_others(
         method.on_fit_start()
     monkeypatch.setattr(patchcore, "available_memory", lambda _: free[1])
     method.on_fit_start()
-    monkeypatch.setattr(patchcore, "available_memory", lambda _: None)  # not known
+    monkeypatch.setattr(patchcore, "available_memory", lambda _: None)  # unknown
     method.on_fit_start()
 
 
@@ -232,7 +234,7 @@ def test_a_fifth_of_the_free_memory_is_left_to_others(
 def test_a_container_has_the_memory_of_its_limit(
     limit: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Less what it uses, and never more than the machine has."""
+    """The memory in use is subtracted, and the machine's available memory is an upper bound."""
     files = {
         "proc/meminfo": "MemTotal: 9000000 kB\nMemFree: 1 kB\nMemAvailable: 5000000 kB\n",
         "sys/fs/cgroup/memory.max": f"{limit}\n",

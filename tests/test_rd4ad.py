@@ -27,18 +27,18 @@ RANDOM_NETWORK = CNNSettings(weights="random")
 
 
 def words(verb: str, root: Path, runs: Path, *more: str) -> list[str]:
-    found = [verb, "--model", "RD4AD", "--model.backbone.weights", "random"]
-    found += ["--model.image_size", "64", "--data", "MVTecAD", "--data.root", str(root)]
-    found += ["--data.num_workers", "0", "--data.batch_size", "2", "--trainer.accelerator", "cpu"]
+    line = [verb, "--model", "RD4AD", "--model.backbone.weights", "random"]
+    line += ["--model.image_size", "64", "--data", "MVTecAD", "--data.root", str(root)]
+    line += ["--data.num_workers", "0", "--data.batch_size", "2", "--trainer.accelerator", "cpu"]
     if verb == "fit":
-        found += ["--trainer.log_every_n_steps", "1", "--trainer.max_epochs", "2"]
-    return [*found, "--output.root", str(runs), *more]
+        line += ["--trainer.log_every_n_steps", "1", "--trainer.max_epochs", "2"]
+    return [*line, "--output.root", str(runs), *more]
 
 
 @pytest.mark.golden
 def test_golden_rd4ad(golden: Callable[[str], Any], tmp_path: Path) -> None:
-    found = golden("detectors")
-    arrays, meta = load_file(found.folder / "rd4ad.safetensors"), found.meta
+    case = golden("detectors")
+    arrays, meta = load_file(case.folder / "rd4ad.safetensors"), case.meta
     settings = CNNSettings(weights=write_network(tmp_path, meta))
     images, few, side = golden_images(meta), meta["num_train"], meta["image_size"]
     method = RD4AD(settings, image_size=side).eval()
@@ -52,7 +52,7 @@ def test_golden_rd4ad(golden: Callable[[str], Any], tmp_path: Path) -> None:
         near(level[few:], arrays[f"decoder_layer{number}"], 1e-3)
     loss = reverse_distillation_loss(teacher, student)
     assert_close(loss, arrays["loss_all_images"], atol=1e-5, rtol=1e-5)
-    mixed = [0.8 * own + 0.2 * other for own, other in zip(teacher, student, strict=True)]
+    mixed = [0.8 * a + 0.2 * b for a, b in zip(teacher, student, strict=True)]
     loss = reverse_distillation_loss(teacher, mixed)
     assert_close(loss, arrays["loss_mix"], atol=1e-5, rtol=1e-5)
     tested = [level[few:] for level in teacher]
@@ -74,15 +74,15 @@ def test_golden_rd4ad(golden: Callable[[str], Any], tmp_path: Path) -> None:
 
 @pytest.mark.golden
 def test_sizes_are_those_of_the_public_code(golden: Callable[[str], Any]) -> None:
-    known = json.loads((golden("detectors").folder / "architectures.json").read_text())
+    counts = json.loads((golden("detectors").folder / "architectures.json").read_text())
     method = RD4AD(RANDOM_NETWORK)
     unused = 1024 * 512 + 2 * 512  # a convolution with its BatchNorm, left out
     squeezed = sum(p.numel() for p in method.bottleneck.parameters())
-    assert squeezed == known["bottleneck_params"] - unused
-    assert sum(p.numel() for p in method.student.parameters()) == known["decoder_params"]
+    assert squeezed == counts["bottleneck_params"] - unused
+    assert sum(p.numel() for p in method.student.parameters()) == counts["decoder_params"]
 
 
-def test_the_loss_is_one_cosine_an_image_and_level() -> None:
+def test_the_loss_has_one_cosine_per_image_and_level() -> None:
     rng = np.random.default_rng(0)
     teacher, student = rng.normal(size=(2, 2, 2, 3, 4, 4))
     expected = 0.0
@@ -92,7 +92,7 @@ def test_the_loss_is_one_cosine_an_image_and_level() -> None:
             a, b = teacher[level, image].ravel(), student[level, image].ravel()
             cosines.append(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
         expected += 1 - np.mean(cosines)
-    levels = [[torch.from_numpy(one) for one in side] for side in (teacher, student)]
+    levels = [[torch.from_numpy(level) for level in side] for side in (teacher, student)]
     assert float(reverse_distillation_loss(*levels)) == pytest.approx(expected, abs=1e-6)
 
 
@@ -105,8 +105,8 @@ def test_the_student_mirrors_any_resnet(name: str) -> None:
     # The mirror image is as deep as its teacher.
     depth = sum(m.kernel_size == (3, 3) for m in _convolutions(method.student))
     frozen = method.backbone.network
-    own = [m for n, m in frozen.named_modules() if n.startswith(("layer1", "layer2", "layer3"))]
-    assert depth == sum(getattr(m, "kernel_size", None) == (3, 3) for m in own) - 3
+    parts = [m for n, m in frozen.named_modules() if n.startswith(("layer1", "layer2", "layer3"))]
+    assert depth == sum(getattr(m, "kernel_size", None) == (3, 3) for m in parts) - 3
 
 
 def _convolutions(network: torch.nn.Module) -> list[torch.nn.Conv2d]:
@@ -122,7 +122,7 @@ def test_another_cnn_teaches_too() -> None:
     assert shapes == [tuple(level.shape) for level in student], shapes
 
 
-def test_a_student_that_repeats_the_teacher_finds_nothing() -> None:
+def test_a_perfect_student_detects_nothing() -> None:
     method = RD4AD(RANDOM_NETWORK, image_size=64)
     method.on_fit_start()
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
@@ -133,14 +133,14 @@ def test_a_student_that_repeats_the_teacher_finds_nothing() -> None:
     other = [level.clone() for level in teacher]
     other[0][:, :, 3, 5] *= -1
     method.features = lambda images: (teacher, other)  # type: ignore[method-assign]
-    found = method.score(images, ["a", "a"])
-    place = int(found["anomaly_map"][0].argmax())
+    scores = method.score(images, ["a", "a"])
+    place = int(scores["anomaly_map"][0].argmax())
     assert (place // 64 // 4, place % 64 // 4) == (3, 5)
-    assert_close(found["image_score"], found["anomaly_map"].amax(dim=(1, 2)))
-    assert gaussian_blur(found["anomaly_map"], 0).equal(found["anomaly_map"])
+    assert_close(scores["image_score"], scores["anomaly_map"].amax(dim=(1, 2)))
+    assert gaussian_blur(scores["anomaly_map"], 0).equal(scores["anomaly_map"])
 
 
-def test_where_it_starts_follows_from_its_seed_alone() -> None:
+def test_initial_weights_depend_on_the_seed_alone() -> None:
     torch.manual_seed(0)
     first = RD4AD(RANDOM_NETWORK, image_size=64, seed=4).student.state_dict()
     torch.manual_seed(1)
@@ -151,7 +151,7 @@ def test_where_it_starts_follows_from_its_seed_alone() -> None:
 
 
 def test_it_learns(mvtec_root: Path, tmp_path: Path) -> None:
-    """Loss falls, and the teacher stays as it is."""
+    """The loss falls, and the teacher stays unchanged."""
     method = RD4AD(RANDOM_NETWORK, image_size=64, lr=1e-3)
     before = {k: v.clone() for k, v in method.backbone.state_dict().items()}
     data = MVTecAD(str(mvtec_root), categories=["bottle"], num_workers=0, batch_size=2)
@@ -159,12 +159,12 @@ def test_it_learns(mvtec_root: Path, tmp_path: Path) -> None:
     losses: list[float] = []
     step = method.training_step
 
-    def noting(batch: Any, batch_idx: int) -> torch.Tensor:
+    def recorded_step(batch: Any, batch_idx: int) -> torch.Tensor:
         loss = step(batch, batch_idx)
         losses.append(float(loss.detach()))
         return loss
 
-    method.training_step = noting  # type: ignore[method-assign]
+    method.training_step = recorded_step  # type: ignore[method-assign]
     trainer.fit(method, data)
     assert losses[-1] < 0.7 * losses[0]
     assert_close(method.backbone.state_dict(), before, atol=0, rtol=0)
@@ -197,7 +197,7 @@ def test_a_resumed_fit_is_the_uninterrupted_one(mvtec_root: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_the_best_epoch_on_test_images_is_kept_and_told(
+def test_the_best_epoch_on_test_images_is_kept_and_reported(
     mvtec_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--model.select", "best_test", "--data.val_split", "test"]
@@ -216,11 +216,11 @@ def test_the_best_epoch_on_test_images_is_kept_and_told(
     assert main(["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "t")]) == 0
     assert "EPOCH CHOSEN BY THE TEST IMAGES" in " ".join(capsys.readouterr().out.split())
     (metrics,) = (tmp_path / "t").rglob("metrics.json")
-    found = json.loads(metrics.read_text())
-    assert found["mean"]["image_auroc"] == pytest.approx(max(values))
-    protocol = found["run"]["protocol"]
+    content = json.loads(metrics.read_text())
+    assert content["mean"]["image_auroc"] == pytest.approx(max(values))
+    protocol = content["run"]["protocol"]
     assert (protocol["select"], protocol["selected_epoch"]) == ("best_test", best["epoch"] + 1)
-    # Right after a fit it is the last epoch that is at hand, and the record says no more.
+    # Right after a fit, only the last epoch is available, and the record states just that.
     assert RD4AD(RANDOM_NETWORK, image_size=64, select="best_test").protocol() == {
         "select": "last",
         "selected_epoch": None,
@@ -236,42 +236,45 @@ def test_two_processes_learn_together(mvtec_root: Path, tmp_path: Path) -> None:
     ddp += ["--trainer.callbacks+", json.dumps(compared)]
     done = run_command(words("fit", mvtec_root, tmp_path, *ONE, *ddp), processes=2)
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads((tmp_path / "c").read_text())
-    assert found["equal"]
-    first, second = (set(rows) for rows in found["rows"])
+    record = json.loads((tmp_path / "c").read_text())
+    assert record["equal"]
+    first, second = (set(rows) for rows in record["rows"])
     assert first
     assert second
     assert not first & second
 
 
 @pytest.mark.parametrize(
-    ("more", "sentence"),
+    ("more", "message"),
     [
-        ((), "RD4AD is one model per category, and data.root"),
-        ((*ONE, "--model.layers", "[layer2, layer3]"), "RD4AD takes three, each half as wide"),
-        ((*ONE, "--model.layers", "[layer1, layer2, pooled]"), r"model.layers \["),
+        ((), "RD4AD is one model per category, but data.root"),
+        (
+            (*ONE, "--model.layers", "[layer2, layer3]"),
+            "RD4AD needs three layers, each half as wide",
+        ),
+        ((*ONE, "--model.layers", "[layer1, layer2, pooled]"), r"must name spatial layers"),
         ((*ONE, "--model.image_size", "80"), r"are \[20, 10, 5\] positions wide"),
-        ((*ONE, "--model.image_size", "32"), "the last even and 4 or more"),
+        ((*ONE, "--model.image_size", "32"), "the last of an even width of 4 or more"),
         ((*ONE, "--model.lr", "0"), "model.lr must be above 0"),
         ((*ONE, "--model.sigma", "-1"), "model.sigma must be 0 or more"),
         ((*ONE, "--model.select", "best_test"), "set data.val_split to test, or model.select to"),
-        ((*ONE, "--data.synthesis.recipe", "perlin"), "at normal images alone: leave out data.syn"),
+        ((*ONE, "--data.synthesis.recipe", "perlin"), "on normal images only: leave out data.syn"),
         ((*ONE, "--model.backbone.weights", "none.pt"), "none.pt"),
     ],
 )
-def test_what_cannot_be_fitted_is_said_in_one_sentence(
+def test_unsupported_options_are_refused(
     mvtec_root: Path,
     tmp_path: Path,
     more: tuple[str, ...],
-    sentence: str,
+    message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(words("fit", mvtec_root, tmp_path / "runs", *more)) == 2
-    assert re.search(sentence, capsys.readouterr().err)
+    assert re.search(message, capsys.readouterr().err)
     assert not list((tmp_path / "runs").glob("*/*"))
 
 
-def test_what_was_not_fitted_is_not_tested(
+def test_an_unfitted_method_is_not_tested(
     mvtec_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(words("test", mvtec_root, tmp_path, *ONE)) == 2

@@ -47,9 +47,9 @@ def method(backbone: CNNBackbone) -> RegAD:
     return trained_regad(backbone)
 
 
-def near(own: Tensor, expected: Tensor, relative: float) -> None:
-    most = float(expected.abs().max())
-    assert_close(own, expected, atol=relative * most, rtol=0)
+def near(actual: Tensor, expected: Tensor, relative: float) -> None:
+    largest = float(expected.abs().max())
+    assert_close(actual, expected, atol=relative * largest, rtol=0)
 
 
 # -- against the official code -------------------------------------------------------------------
@@ -57,9 +57,9 @@ def near(own: Tensor, expected: Tensor, relative: float) -> None:
 
 @pytest.mark.golden
 def test_golden_registration(golden: Callable[[str], Any], tmp_path: Path) -> None:
-    found = golden("detectors")
-    arrays, meta = load_file(found.folder / "regad.safetensors"), found.meta
-    counts = json.loads((found.folder / "architectures.json").read_text())
+    case = golden("detectors")
+    arrays, meta = load_file(case.folder / "regad.safetensors"), case.meta
+    counts = json.loads((case.folder / "architectures.json").read_text())
     method = RegAD(PixelCNNSettings(weights=write_network(tmp_path, meta))).eval()
     for part in (*method.network.transformers, method.encoder, method.predictor):
         fill_by_shape(part)
@@ -68,8 +68,8 @@ def test_golden_registration(golden: Callable[[str], Any], tmp_path: Path) -> No
         last.weight.data.zero_()  # type: ignore[union-attr]
         last.bias.data.copy_(torch.tensor([angle, 1.1, 0.92]))  # type: ignore[union-attr]
     side = arrays["query"].shape[-1]
-    own = {"num_train": 2, "num_test": 0, "image_size": side, "defect_from_index": 1}
-    images = golden_images({**own, "image_seed": meta["regad_image_seed"]})
+    options = {"num_train": 2, "num_test": 0, "image_size": side, "defect_from_index": 1}
+    images = golden_images({**options, "image_seed": meta["regad_image_seed"]})
     near(images[:1], arrays["query"].float(), 1e-2)
     with torch.no_grad():
         raw = method.network(images)
@@ -90,35 +90,37 @@ def test_golden_registration(golden: Callable[[str], Any], tmp_path: Path) -> No
 
     assert [count(t) for t in method.network.transformers] == counts["regad_stn_params"]
     assert count(method.predictor) == counts["regad_predictor_params"]
-    # The official encoder has a BatchNorm of 256 channels more, which it never uses.
+    # The official encoder has one more BatchNorm, of 256 channels, which it never uses.
     assert count(method.encoder) == counts["regad_encoder_params"] - 2 * 256
 
 
-# -- augmentation, warps and losses by other means -----------------------------------------------
+# -- loss and features by other means ------------------------------------------------------------
 
 
-def test_both_sides_of_the_loss_count_half(method: RegAD) -> None:
+def test_the_loss_averages_both_directions(method: RegAD) -> None:
     torch.manual_seed(0)
     query, support = torch.randn(2, 2, 256, 4, 4)
     with torch.no_grad():
-        first, second = (method.encoder(one).numpy() for one in (query, support))
-        ahead, behind = (method.predictor(method.encoder(one)).numpy() for one in (query, support))
-        found = method.loss_map(query, support)
+        first, second = (method.encoder(maps).numpy() for maps in (query, support))
+        forward, backward = (
+            method.predictor(method.encoder(maps)).numpy() for maps in (query, support)
+        )
+        loss = method.loss_map(query, support)
 
     def cosine(a: Any, b: Any) -> Any:
         length = np.sqrt((a**2).sum(1)) * np.sqrt((b**2).sum(1))
         return (a * b).sum(1) / length
 
-    expected = -(cosine(ahead, second) + cosine(behind, first)) / 2
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    expected = -(cosine(forward, second) + cosine(backward, first)) / 2
+    np.testing.assert_allclose(loss, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_coarse_stages_are_enlarged_by_the_nearest(method: RegAD) -> None:
+def test_coarse_stages_are_upsampled_by_nearest_neighbour(method: RegAD) -> None:
     stages = [torch.randn(2, 3, 8, 8), torch.randn(2, 5, 4, 4), torch.randn(2, 2, 2, 2)]
     expected = torch.cat([F.interpolate(stage, (8, 8)) for stage in stages], dim=1).flatten(2).mT
     assert_close(joined_features(stages), expected, atol=0, rtol=0)
-    some = torch.tensor([63, 0, 17])
-    assert_close(joined_features(stages, some), expected[:, some], atol=0, rtol=0)
+    positions = torch.tensor([63, 0, 17])
+    assert_close(joined_features(stages, positions), expected[:, positions], atol=0, rtol=0)
 
 
 # -- Gaussians -----------------------------------------------------------------------------------
@@ -129,22 +131,22 @@ def test_map_and_score_are_those_of_the_plain_recipe(method: RegAD) -> None:
     references = torch.from_numpy(rng.integers(0, 256, (2, 3, 64, 64), dtype=np.uint8))
     images = torch.from_numpy(rng.integers(0, 256, (2, 3, 64, 64), dtype=np.uint8))
     with torch.no_grad():
-        known = joined_features(method.network.stages(augment(references / 255))).double()
-        seen = joined_features(method.network.stages(images / 255)).double()
-    assert known.shape == (44, 256, 448)
+        normal = joined_features(method.network.stages(augment(references / 255))).double()
+        features = joined_features(method.network.stages(images / 255)).double()
+    assert normal.shape == (44, 256, 448)
     distances = torch.zeros(2, 256, dtype=torch.float64)
     for position in range(256):
-        covariance = torch.cov(known[:, position].T) + 0.01 * torch.eye(448)
-        apart = seen[:, position] - known[:, position].mean(dim=0)
-        solved = torch.linalg.solve(covariance, apart.T)
-        distances[:, position] = (apart.T * solved).sum(dim=0).sqrt()
+        covariance = torch.cov(normal[:, position].T) + 0.01 * torch.eye(448)
+        difference = features[:, position] - normal[:, position].mean(dim=0)
+        solved = torch.linalg.solve(covariance, difference.T)
+        distances[:, position] = (difference.T * solved).sum(dim=0).sqrt()
     grid = distances.view(2, 1, 16, 16)
     raw = F.interpolate(grid, (64, 64), mode="bilinear", align_corners=False)[:, 0]
-    expected = np.stack([gaussian_filter(one.numpy(), 4.0) for one in raw])
+    expected = np.stack([gaussian_filter(image_map.numpy(), 4.0) for image_map in raw])
     scores = method.score(images, ["a", "a"])
     np.testing.assert_allclose(scores["anomaly_map"], expected, rtol=1e-3)
     np.testing.assert_allclose(scores["image_score"], expected.max(axis=(1, 2)), rtol=1e-3)
-    # Pixels that are normalised already are the same with mean 0 and deviation 1.
+    # With mean 0 and standard deviation 1, normalised pixels give the same map.
     again = method.score(images / 255, ["a", "a"])["anomaly_map"]
     assert_close(again, scores["anomaly_map"], atol=1e-3, rtol=1e-3)
     with torch.autocast("cpu", torch.bfloat16):
@@ -160,44 +162,44 @@ def test_each_image_is_compared_with_its_own_category(method: RegAD) -> None:
     for row, name in enumerate(("a", "b", "a")):
         alone = method.score(images[row : row + 1], [name])["image_score"]
         assert_close(scores[row : row + 1], alone, atol=1e-2, rtol=1e-4)
-    with pytest.raises(ValueError, match="RegAD knows no references of 'c'"):
+    with pytest.raises(ValueError, match="RegAD has no reference images of 'c'"):
         method.score(images[:1], ["c"])
     with pytest.raises(ValueError, match="expected images of 64 x 64 pixels"):
         method.score(images[..., :32, :32], ["a", "b", "a"])
 
 
-def test_a_backbone_with_statistics_of_its_own_sees_augmented_pixels(backbone: CNNBackbone) -> None:
+def test_augmented_pixels_are_normalised_by_the_backbone(backbone: CNNBackbone) -> None:
     other = CNNBackbone(weights="random", mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.4])
-    found = RegAD(other, image_size=64).eval()
-    seen: list[Tensor] = []
+    method = RegAD(other, image_size=64).eval()
+    inputs: list[Tensor] = []
 
     def stages(pixels: Tensor) -> list[Tensor]:
-        seen.append(pixels)
+        inputs.append(pixels)
         return [torch.zeros(len(pixels), 1, 4, 4)]
 
-    found.network.stages = stages  # type: ignore[method-assign]
+    method.network.stages = stages  # type: ignore[method-assign]
     rng = np.random.default_rng(5)
     images = torch.from_numpy(rng.integers(0, 256, (1, 3, 64, 64), dtype=np.uint8))
-    found.remember(images, "a")
+    method.remember(images, "a")
     expected = (augment(images / 255) - other.mean) / other.std
-    assert_close(torch.cat(seen), expected)
-    assert_close(found.pixels(images), expected[:1])
+    assert_close(torch.cat(inputs), expected)
+    assert_close(method.pixels(images), expected[:1])
 
 
 # -- averages ------------------------------------------------------------------------------------
 
 
 def results(value: float | None) -> Results:
-    figures = dict.fromkeys(FIGURES, value)
-    return Results(mean=dict(figures), categories={"a": dict(figures)}, intervals={})
+    metrics = dict.fromkeys(FIGURES, value)
+    return Results(mean=dict(metrics), categories={"a": dict(metrics)}, intervals={})
 
 
 def test_rounds_are_averaged_with_their_spread() -> None:
-    found = averaged([results(0.5), results(0.8), results(0.8)])
-    assert found["mean"]["image_auroc"] == pytest.approx(0.7)
-    assert found["categories"]["a"]["pixel_pro"] == pytest.approx(0.7)
-    apart = spread([results(v)["mean"] for v in (0.5, 0.8, 0.8)])
-    assert apart["image_auroc"] == pytest.approx(np.sqrt(0.03))
+    means = averaged([results(0.5), results(0.8), results(0.8)])
+    assert means["mean"]["image_auroc"] == pytest.approx(0.7)
+    assert means["categories"]["a"]["pixel_pro"] == pytest.approx(0.7)
+    deviations = spread([results(v)["mean"] for v in (0.5, 0.8, 0.8)])
+    assert deviations["image_auroc"] == pytest.approx(np.sqrt(0.03))
     undefined = averaged([results(None), results(None)])
     assert undefined["mean"]["image_auroc"] is None
     assert spread([results(None)["mean"]] * 2)["image_auroc"] is None
@@ -226,41 +228,43 @@ def test_fit_and_test_from_the_checkpoint_alone(three: Path, tmp_path: Path) -> 
     checkpoint = tmp_path / "runs" / "run" / "1" / "checkpoints" / "last.ckpt"
     state = state_of(tmp_path / "runs")
     heads = {name.split(".")[0] for name in state}
-    assert heads == {"network", "encoder", "predictor", "trained"}  # no Gaussians, nothing frozen
+    assert heads == {"network", "encoder", "predictor", "trained"}  # no Gaussians, no frozen parts
     assert int(state["network.stem.1.num_batches_tracked"]) == 2 * 2 * 2  # queries and support
     line = ["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "test")]
     assert main([*line, "--output.maps", "true"]) == 0
     [run] = (tmp_path / "test").glob("*/1")
     metrics = json.loads((run / "metrics.json").read_text())
     protocol = metrics["run"]["protocol"]
-    wanted = {"shots": 2, "rounds": 2, "select": "last", "train_categories": "others"}
-    assert {name: protocol[name] for name in wanted} == wanted
+    expected = {"shots": 2, "rounds": 2, "select": "last", "train_categories": "others"}
+    assert {name: protocol[name] for name in expected} == expected
     assert protocol["complete"]
     assert len((run / "scores.csv").read_text().splitlines()) == 5
     assert len(list((run / "maps").rglob("*.png"))) == 4
     [paths] = json.loads((run / "references.json").read_text()).values()
     assert len(paths) == 2 * 2
     assert paths[:2] != paths[2:]
-    # The same by hand, round by round.
-    found = RegAD.load_from_checkpoint(checkpoint, map_location="cpu").eval()
+    # The same results by hand, round by round.
+    loaded = RegAD.load_from_checkpoint(checkpoint, map_location="cpu").eval()
     data = MVTecAD(str(three), categories=["bottle"], image_size=64, num_workers=0)
     by_hand = []
     for number in range(2):
-        found.take_references(data, "bottle", number)
+        loaded.take_references(data, "bottle", number)
         evaluator = Evaluator(["bottle"])
         for batch in data.test_dataloader():
-            evaluator.update(found.score(batch["image"], batch["category"]), batch)
+            evaluator.update(loaded.score(batch["image"], batch["category"]), batch)
         by_hand.append(evaluator.compute()["mean"])
-    assert protocol["by_round"] == [pytest.approx(figures, abs=1e-4) for figures in by_hand]
+    assert protocol["by_round"] == [
+        pytest.approx(metrics_of_round, abs=1e-4) for metrics_of_round in by_hand
+    ]
     for name in FIGURES:
-        values = [float(figures[name]) for figures in by_hand]  # type: ignore[arg-type]
+        values = [float(metrics_of_round[name]) for metrics_of_round in by_hand]  # type: ignore[arg-type]
         assert metrics["mean"][name] == pytest.approx(np.mean(values), abs=1e-4)
         assert protocol["spread"][name] == pytest.approx(np.std(values, ddof=1), abs=1e-4)
     line = ["predict", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "predict")]
     assert main([*line, "--output.maps", "false"]) == 0
     [scores] = (tmp_path / "predict").rglob("scores.csv")
     assert scores.read_text() == (run / "scores.csv").read_text()  # those of the first round
-    # Another number of rounds is no other model.
+    # The number of rounds does not change the model.
     line = ["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "single")]
     assert main([*line, "--model.rounds", "1"]) == 0
     [single] = (tmp_path / "single").rglob("metrics.json")
@@ -273,21 +277,21 @@ def test_the_rate_is_the_official_one(backbone: CNNBackbone) -> None:
     class Trainer:
         max_epochs = 5
 
-    found = RegAD(backbone, image_size=64, lr=1.0)
-    found._trainer = Trainer()  # type: ignore[assignment]
-    made = found.configure_optimizers()
+    method = RegAD(backbone, image_size=64, lr=1.0)
+    method._trainer = Trainer()  # type: ignore[assignment]
+    configured = method.configure_optimizers()
     rates = []
     for _ in range(5):
-        rates.append(made["lr_scheduler"].get_last_lr()[0])
-        made["optimizer"].step()
-        made["lr_scheduler"].step()
+        rates.append(configured["lr_scheduler"].get_last_lr()[0])
+        configured["optimizer"].step()
+        configured["lr_scheduler"].step()
     expected = [0.5 * (1 + np.cos(np.pi * epoch / 5)) for epoch in range(1, 6)]
     np.testing.assert_allclose(rates, expected, atol=1e-12)
-    assert made["optimizer"].defaults["momentum"] == 0.9
+    assert configured["optimizer"].defaults["momentum"] == 0.9
 
 
 @pytest.mark.parametrize("place", [0, 2, 3])
-def test_what_it_starts_from_depends_on_the_seed_alone(place: int, backbone: CNNBackbone) -> None:
+def test_initial_weights_depend_on_the_seed_alone(place: int, backbone: CNNBackbone) -> None:
     def start(seed: int) -> dict[str, Tensor]:
         torch.manual_seed(place)
         return RegAD(backbone, image_size=64, seed=seed).encoder.state_dict()
@@ -299,7 +303,7 @@ def test_what_it_starts_from_depends_on_the_seed_alone(place: int, backbone: CNN
 
 
 def test_a_resumed_fit_is_the_uninterrupted_one(three: Path, tmp_path: Path) -> None:
-    """Also in the middle of an epoch, which has two steps, and with a loading process."""
+    """Also when resumed in the middle of an epoch of two steps, and with a worker process."""
     options = {"every_n_train_steps": 1, "save_top_k": -1, "filename": "{step}"}
     kept = json.dumps({"class_path": "ModelCheckpoint", "init_args": options})
     line = words("fit", three, tmp_path, *ONE, "--trainer.callbacks+", kept)
@@ -324,29 +328,29 @@ def test_two_processes_learn_together_and_test_as_one(three: Path, tmp_path: Pat
             "fit", three, tmp_path / "f", *ONE, *ddp, "--trainer.callbacks+", json.dumps(compared)
         )
     )
-    found = json.loads((tmp_path / "c").read_text())
-    assert found["equal"]
-    first, second = found["rows"]
-    # Two categories of four images, batches of three and one: two a process and epoch.
+    record = json.loads((tmp_path / "c").read_text())
+    assert record["equal"]
+    first, second = record["rows"]
+    # Two categories of four images in batches of three and one: two per process and epoch.
     assert min(len(first), len(second)) >= 4
     assert sorted(first + second) == sorted(2 * list(range(8)))
     checkpoint = tmp_path / "f" / "run" / "1" / "checkpoints" / "last.ckpt"
     test = ["test", "--ckpt_path", str(checkpoint), "--trainer.callbacks", "null"]
     run([*test, "--output.root", str(tmp_path / "two"), *ddp])
-    one = ["--trainer.strategy", "auto", "--trainer.devices", "1"]
-    assert main([*test, "--output.root", str(tmp_path / "one"), *one]) == 0
-    figures = []
+    single = ["--trainer.strategy", "auto", "--trainer.devices", "1"]
+    assert main([*test, "--output.root", str(tmp_path / "one"), *single]) == 0
+    contents = []
     for name in ("one", "two"):
         [file] = (tmp_path / name).rglob("metrics.json")
-        figures.append(json.loads(file.read_text()))
-    assert figures[0]["mean"] == pytest.approx(figures[1]["mean"], abs=1e-3)
-    assert figures[0]["run"]["protocol"]["by_round"] == [
-        pytest.approx(row, abs=1e-3) for row in figures[1]["run"]["protocol"]["by_round"]
+        contents.append(json.loads(file.read_text()))
+    assert contents[0]["mean"] == pytest.approx(contents[1]["mean"], abs=1e-3)
+    assert contents[0]["run"]["protocol"]["by_round"] == [
+        pytest.approx(row, abs=1e-3) for row in contents[1]["run"]["protocol"]["by_round"]
     ]
 
 
 @pytest.mark.slow
-def test_the_best_epoch_by_the_test_images_is_a_switch(three: Path, tmp_path: Path) -> None:
+def test_select_best_test_tests_the_best_epoch(three: Path, tmp_path: Path) -> None:
     best = ["--model.select", "best_test", "--data.val_split", "test"]
     assert main(words("fit", three, tmp_path / "f", *ONE, *best)) == 0
     [checkpoint] = (tmp_path / "f").glob("run/1/checkpoints/last.ckpt")
@@ -378,11 +382,11 @@ def test_two_backbones_are_compared(three: Path, tmp_path: Path) -> None:
     config = yaml.safe_load((tmp_path / "c" / "other" / "bottle" / "config-fit.yaml").read_text())
     assert config["data"]["init_args"]["categories"] == ["bottle"]
     assert config["data"]["init_args"]["train_categories"] == "others"
-    # The settings beside the weights are those of the method, not of the other detectors.
+    # All settings except the weights are RegAD's, not those of the other detectors.
     assert config["model"]["init_args"]["backbone"]["mean"] == [0.0, 0.0, 0.0]
 
 
-def test_a_file_that_names_weights_alone_leaves_pixels_as_they_are(
+def test_a_file_with_weights_only_keeps_pixels_unnormalised(
     three: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     section = {"class_path": "RegAD", "init_args": {"backbone": {"weights": "random"}}}

@@ -42,20 +42,20 @@ def test_golden_augmentation(golden: Callable[[str], Any]) -> None:
 def test_augmentations_are_in_their_order() -> None:
     torch.manual_seed(1)
     images = torch.rand(2, 3, 16, 16, dtype=torch.float64)
-    made = augment(images).unflatten(0, (22, 2))
-    assert_close(made[0], images)
-    assert_close(made[17], torch.flip(images, dims=[3]))
+    augmented = augment(images).unflatten(0, (22, 2))
+    assert_close(augmented[0], images)
+    assert_close(augmented[17], torch.flip(images, dims=[3]))
     grey = 0.299 * images[:, 0] + 0.587 * images[:, 1] + 0.114 * images[:, 2]
-    assert_close(made[18], torch.stack([grey] * 3, dim=1))
+    assert_close(augmented[18], torch.stack([grey] * 3, dim=1))
     for quarters in (1, 2, 3):
-        turned = np.rot90(images.numpy(), quarters, axes=(2, 3)).copy()
-        assert_close(made[18 + quarters], torch.from_numpy(turned))
+        rotated = np.rot90(images.numpy(), quarters, axes=(2, 3)).copy()
+        assert_close(augmented[18 + quarters], torch.from_numpy(rotated))
 
 
-def test_turns_and_moves_are_scipys() -> None:
+def test_rotations_and_translations_match_scipy() -> None:
     torch.manual_seed(1)
     image = torch.rand(1, 3, 16, 16, dtype=torch.float64)
-    made = augment(image)
+    augmented = augment(image)
     middle = np.array([7.5, 7.5])
     angles = {1: -4, 4: -1, 5: 1, 8: 4}
     for place, steps in angles.items():
@@ -65,19 +65,19 @@ def test_turns_and_moves_are_scipys() -> None:
             expected = affine_transform(
                 image[0, channel].numpy(), matrix, middle - matrix @ middle, order=1, mode="reflect"
             )
-            np.testing.assert_allclose(made[place, channel], expected, atol=1e-9)
-    # A shift of 0.2 of half an image's side: 1.6 pixels further right and down is shown.
+            np.testing.assert_allclose(augmented[place, channel], expected, atol=1e-9)
+    # A shift by 0.2 of half an image's side samples 1.6 pixels further right and down.
     for place, (right, down) in {9: (1.6, 1.6), 10: (-1.6, 1.6), 16: (0.8, -0.8)}.items():
         expected = affine_transform(
             image[0, 0].numpy(), np.eye(2), np.array([down, right]), order=1, mode="reflect"
         )
-        np.testing.assert_allclose(made[place, 0], expected, atol=1e-6)
+        np.testing.assert_allclose(augmented[place, 0], expected, atol=1e-6)
 
 
 def test_a_warp_is_undone_by_its_inverse() -> None:
     torch.manual_seed(0)
     matrix = torch.eye(2, dtype=torch.float64) + 0.2 * torch.randn(3, 2, 2, dtype=torch.float64)
-    # Something smooth, away from the border.
+    # A smooth bump, away from the border.
     ramp = torch.linspace(-1, 1, 64, dtype=torch.float64)
     bump = torch.exp(-8 * (ramp[:, None] ** 2 + (ramp[None] - 0.1) ** 2)).expand(3, 1, 64, 64)
     again = warp(warp(bump, matrix), torch.linalg.inv(matrix))
@@ -94,14 +94,14 @@ def test_the_loss_by_hand() -> None:
     assert target.grad is None
 
 
-def test_stages_begin_as_those_of_the_backbone(backbone: CNNBackbone) -> None:
+def test_initial_stages_are_those_of_the_backbone(backbone: CNNBackbone) -> None:
     network = RegistrationNetwork(backbone, 64).eval()
     torch.manual_seed(0)
     pixels = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
-        own, frozen = network.stages(pixels), backbone(pixels)
+        stages, frozen = network.stages(pixels), backbone(pixels)
         last = network(pixels)
-    for stage, layer in zip(own, ("layer1", "layer2", "layer3"), strict=True):
+    for stage, layer in zip(stages, ("layer1", "layer2", "layer3"), strict=True):
         assert_close(stage, frozen[layer], atol=1e-3, rtol=1e-3)
     assert_close(last, frozen["layer3"], atol=1e-3, rtol=1e-3)
     assert all(parameter.requires_grad for parameter in network.parameters())

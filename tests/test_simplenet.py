@@ -29,14 +29,14 @@ SMALL: dict[str, Any] = {"image_size": 64, "pretrain_dim": 24, "target_dim": 16,
 
 
 def words(verb: str, root: Path, runs: Path, *more: str) -> list[str]:
-    found = [verb, "--model", "SimpleNet", "--model.backbone.weights", "random"]
+    line = [verb, "--model", "SimpleNet", "--model.backbone.weights", "random"]
     for name, value in SMALL.items():
-        found += [f"--model.{name}", str(value)]
-    found += ["--data", "MVTecAD", "--data.root", str(root), "--data.num_workers", "0"]
-    found += ["--data.batch_size", "2", "--trainer.accelerator", "cpu"]
+        line += [f"--model.{name}", str(value)]
+    line += ["--data", "MVTecAD", "--data.root", str(root), "--data.num_workers", "0"]
+    line += ["--data.batch_size", "2", "--trainer.accelerator", "cpu"]
     if verb == "fit":
-        found += ["--trainer.log_every_n_steps", "1", "--trainer.max_epochs", "2"]
-    return [*found, "--output.root", str(runs), *more]
+        line += ["--trainer.log_every_n_steps", "1", "--trainer.max_epochs", "2"]
+    return [*line, "--output.root", str(runs), *more]
 
 
 def small(**more: Any) -> SimpleNet:
@@ -51,14 +51,14 @@ def small(**more: Any) -> SimpleNet:
 def test_golden_simplenet(
     golden: Callable[[str], Any], tmp_path: Path, kind: str, pretrain_dim: int
 ) -> None:
-    """The length of a layer's patch stands in the golden README alone."""
-    found = golden("detectors")
-    arrays, meta = load_file(found.folder / "simplenet.safetensors"), found.meta
-    counts = json.loads((found.folder / "architectures.json").read_text())
+    """Only the golden README states the length of a layer's patch vector."""
+    case = golden("detectors")
+    arrays, meta = load_file(case.folder / "simplenet.safetensors"), case.meta
+    counts = json.loads((case.folder / "architectures.json").read_text())
     settings = CNNSettings(weights=write_network(tmp_path, meta))
     images = golden_images(meta)[meta["num_train"] :]
     [width] = {v.shape[1] for k, v in arrays.items() if k.startswith(f"{kind}_projected")}
-    # A hidden unit has its weights, a bias, two numbers of the BatchNorm and one of the output.
+    # A hidden unit has its weights, a bias, two BatchNorm parameters and an output weight.
     hidden = counts[f"simplenet_{kind}_discriminator_params"] // (width + 4)
     options: dict[str, Any] = {"target_dim": width, "hidden": hidden, "pretrain_dim": pretrain_dim}
     if kind == "official":
@@ -74,9 +74,9 @@ def test_golden_simplenet(
     with torch.no_grad():
         projected = method.adaptor(patches)
         logits = method.discriminator(projected)
-    for name, own in (("embedding", patches), ("projected", projected)):
+    for name, rows in (("embedding", patches), ("projected", projected)):
         [key] = [key for key in arrays if key.startswith(f"{kind}_{name}")]
-        near(own[: len(arrays[key])], arrays[key], 1e-3)
+        near(rows[: len(arrays[key])], arrays[key], 1e-3)
     near(logits.view(len(images), -1), arrays[f"{kind}_logits"], 1e-3)
     scores = method.score(images, ["a"] * len(images))
     near(scores["image_score"], arrays[f"{kind}_image_score"], 1e-3)
@@ -84,16 +84,16 @@ def test_golden_simplenet(
 
 
 def test_the_embedding_is_the_plain_one() -> None:
-    """Neighbourhoods by hand; the coarse layer is enlarged before it is averaged."""
+    """Neighbourhoods are computed by hand, and the coarse layer is upsampled before pooling."""
     method = small()
     images = torch.randint(0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(3))
     features = method.backbone(images.byte())
     levels = []
     for layer in ("layer2", "layer3"):
-        own = F.pad(features[layer], (1, 1, 1, 1)).numpy()
-        size = own.shape[-1] - 2
+        padded = F.pad(features[layer], (1, 1, 1, 1)).numpy()
+        size = padded.shape[-1] - 2
         around = np.stack(
-            [own[:, :, r : r + size, c : c + size] for r in range(3) for c in range(3)], axis=2
+            [padded[:, :, r : r + size, c : c + size] for r in range(3) for c in range(3)], axis=2
         )
         patches = torch.from_numpy(around.reshape(2, -1, size, size))  # channel, row, column
         large = F.interpolate(patches, (8, 8), mode="bilinear", align_corners=False)
@@ -108,11 +108,11 @@ def test_map_and_score() -> None:
     images = torch.randint(0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(3))
     scores = method.score(images.byte(), ["a", "a"])
     with torch.no_grad():
-        judged = method.discriminator(method.adaptor(method.embed(images.byte()).flatten(0, 1)))
-    patches = -judged.view(2, 1, 8, 8)
+        logits = method.discriminator(method.adaptor(method.embed(images.byte()).flatten(0, 1)))
+    patches = -logits.view(2, 1, 8, 8)
     assert_close(scores["image_score"], patches.amax(dim=(1, 2, 3)))  # before any blur
     plain = F.interpolate(patches, (64, 64), mode="bilinear")[:, 0].numpy()
-    blurred = np.stack([gaussian_filter(one, 4.0) for one in plain])
+    blurred = np.stack([gaussian_filter(image_map, 4.0) for image_map in plain])
     assert_close(scores["anomaly_map"], torch.from_numpy(blurred), atol=1e-5, rtol=1e-5)
 
 
@@ -122,20 +122,20 @@ def test_the_loss_stops_at_the_margin() -> None:
     assert float(hinge_loss(real, noisy)) == pytest.approx(expected)
 
 
-def test_noise_has_its_size_and_follows_seed_epoch_and_batch() -> None:
+def test_noise_has_its_deviation_and_depends_on_seed_epoch_and_batch() -> None:
     method = small(noise=0.2)
     like = torch.zeros(200, 50)
-    drawn = method.draw_noise(like, 3)
-    assert float(drawn.std()) == pytest.approx(0.2, rel=0.05)
-    assert abs(float(drawn.mean())) < 0.01
+    noise = method.draw_noise(like, 3)
+    assert float(noise.std()) == pytest.approx(0.2, rel=0.05)
+    assert abs(float(noise.mean())) < 0.01
     torch.manual_seed(99)
-    assert drawn.equal(method.draw_noise(like, 3))
-    assert not drawn.equal(method.draw_noise(like, 4))
+    assert noise.equal(method.draw_noise(like, 3))
+    assert not noise.equal(method.draw_noise(like, 4))
     for name in ("current_epoch", "global_rank"):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(SimpleNet, name, 1)
-            assert not drawn.equal(method.draw_noise(like, 3))
-    assert not drawn.equal(small(noise=0.2, seed=1).draw_noise(like, 3))
+            assert not noise.equal(method.draw_noise(like, 3))
+    assert not noise.equal(small(noise=0.2, seed=1).draw_noise(like, 3))
 
 
 def test_it_learns_to_tell_noise(mvtec_root: Path) -> None:
@@ -192,41 +192,41 @@ def test_two_processes_learn_together(mvtec_root: Path, tmp_path: Path) -> None:
     ddp += ["--trainer.callbacks+", json.dumps(compared)]
     done = run_command(words("fit", mvtec_root, tmp_path, *ONE, *ddp), processes=2)
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads((tmp_path / "c").read_text())
-    assert found["equal"]
-    first, second = (set(rows) for rows in found["rows"])
+    record = json.loads((tmp_path / "c").read_text())
+    assert record["equal"]
+    first, second = (set(rows) for rows in record["rows"])
     assert first
     assert second
     assert not first & second
 
 
 @pytest.mark.parametrize(
-    ("more", "sentence"),
+    ("more", "message"),
     [
-        ((), "SimpleNet is one model per category, and data.root"),
-        ((*ONE, "--model.layers", "[layer3, layer2]"), "expected the finest first"),
+        ((), "SimpleNet is one model per category, but data.root"),
+        ((*ONE, "--model.layers", "[layer3, layer2]"), "must list the finest layer first"),
         ((*ONE, "--model.target_dim", "0"), "model.target_dim must be 1 or more"),
         ((*ONE, "--model.noise", "0"), "model.noise must be above 0"),
         ((*ONE, "--model.sigma", "-1"), "model.sigma must be 0 or more"),
         ((*ONE, "--model.select", "best_test"), "set data.val_split to test, or model.select to"),
-        ((*ONE, "--data.synthesis.recipe", "perlin"), "at normal images alone: leave out data.syn"),
+        ((*ONE, "--data.synthesis.recipe", "perlin"), "on normal images only: leave out data.syn"),
         ((*ONE, "--trainer.accumulate_grad_batches", "2"), "accumulate_grad_batches"),
         ((*ONE, "--trainer.gradient_clip_val", "1"), "gradient_clip_val"),
     ],
 )
-def test_what_cannot_be_fitted_is_said_in_one_sentence(
+def test_unsupported_options_are_refused(
     mvtec_root: Path,
     tmp_path: Path,
     more: tuple[str, ...],
-    sentence: str,
+    message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(words("fit", mvtec_root, tmp_path / "runs", *more)) == 2
-    assert re.search(sentence, capsys.readouterr().err)
+    assert re.search(message, capsys.readouterr().err)
     assert not list((tmp_path / "runs").glob("*/*"))
 
 
-def test_what_was_not_fitted_is_not_tested(mvtec_root: Path) -> None:
+def test_an_unfitted_method_is_not_tested(mvtec_root: Path) -> None:
     method = SimpleNet(CNNSettings(weights="random"), **SMALL)
     data = MVTecAD(str(mvtec_root), categories=["bottle"], num_workers=0)
     with pytest.raises(ValueError, match="SimpleNet must be fitted first"):

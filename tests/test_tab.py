@@ -32,24 +32,24 @@ RANDOM_NETWORK = CNNSettings("resnet18", "random")
 
 @pytest.fixture
 def classes(tmp_path: Path) -> Path:
-    """Return a folder of class folders, all normal."""
+    """Return a folder with one folder of normal images per class."""
     rng = np.random.default_rng(0)
     for name in ("Metal_Nut", "Wood", "Leather"):
         for number in range(4):
-            picture = rng.integers(0, 256, (40, 40, 3)).astype(np.uint8)
-            save_picture(tmp_path / "classes" / name / f"{number}.png", picture)
+            image = rng.integers(0, 256, (40, 40, 3)).astype(np.uint8)
+            save_picture(tmp_path / "classes" / name / f"{number}.png", image)
     return tmp_path / "classes"
 
 
 def words(root: Path, clip: str, runs: Path, *more: str) -> list[str]:
-    found = ["fit", "--model", "TAB", "--model.backbone.weights", "random"]
-    found += ["--model.text.name", clip, "--model.text.pretrained", "random"]
-    found += ["--model.image_size", "32", "--model.optim.passes", "1"]
-    found += ["--data", "IndustrialFolders", "--data.root", str(root), "--data.num_workers", "0"]
-    found += ["--data.batch_size", "4", "--data.synthesis.recipe", "nsa"]
-    found += ["--data.synthesis.mode", "pair", "--trainer.accelerator", "cpu"]
-    found += ["--trainer.log_every_n_steps", "1", "--trainer.max_epochs", "2"]
-    return [*found, "--output.root", str(runs), *more]
+    line = ["fit", "--model", "TAB", "--model.backbone.weights", "random"]
+    line += ["--model.text.name", clip, "--model.text.pretrained", "random"]
+    line += ["--model.image_size", "32", "--model.optim.passes", "1"]
+    line += ["--data", "IndustrialFolders", "--data.root", str(root), "--data.num_workers", "0"]
+    line += ["--data.batch_size", "4", "--data.synthesis.recipe", "nsa"]
+    line += ["--data.synthesis.mode", "pair", "--trainer.accelerator", "cpu"]
+    line += ["--trainer.log_every_n_steps", "1", "--trainer.max_epochs", "2"]
+    return [*line, "--output.root", str(runs), *more]
 
 
 @pytest.mark.golden
@@ -63,13 +63,13 @@ def test_golden_losses(golden: Callable[[str], Golden]) -> None:
         for side, texts, features in (("n", "T_n", "V_n"), ("a", "T_a", "V_a")):
             logits = alignment_logits(arrays[features], arrays[texts], method.scale())
             assert_close(logits, arrays[f"logits_{side}"], atol=1e-5, rtol=1e-5)
-        total, figures = method.losses(arrays["V_n"], arrays["V_a"], arrays["labels"])
+        total, metrics = method.losses(arrays["V_n"], arrays["V_a"], arrays["labels"])
     assert_close(total, arrays["loss"], atol=1e-5, rtol=1e-5)
-    assert_close(figures["loss_normal"], arrays["loss_n"], atol=1e-5, rtol=1e-5)
-    assert_close(figures["loss_abnormal"], arrays["loss_a"], atol=1e-5, rtol=1e-5)
+    assert_close(metrics["loss_normal"], arrays["loss_n"], atol=1e-5, rtol=1e-5)
+    assert_close(metrics["loss_abnormal"], arrays["loss_a"], atol=1e-5, rtol=1e-5)
 
 
-def test_texts_that_are_alike_are_told(
+def test_similar_texts_are_reported(
     classes: Path, tiny_clip_config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = words(classes, tiny_clip_config, tmp_path, "--trainer.max_epochs", "1")
@@ -121,14 +121,14 @@ def test_fit_exports_a_resnet_that_all_can_load(
     backbone = CNNBackbone("resnet18", str(file))
     pixels = (images / 255 - backbone.mean) / backbone.std
     with torch.no_grad():
-        found = backbone(images)
-        assert_close(found["pooled"], method.eval().pooled(images), atol=1e-6, rtol=1e-6)
+        expected = backbone(images)
+        assert_close(expected["pooled"], method.eval().pooled(images), atol=1e-6, rtol=1e-6)
         for network in (plain.eval(), method.encoder, other.eval()):
             stages = create_feature_extractor(network, ["layer1", "layer2", "layer3", "layer4"])
             for name, features in stages(pixels).items():
-                assert_close(features, found[name], atol=1e-6, rtol=1e-6)
-    with Image.open(run / "features.png") as picture:
-        assert picture.width == 480
+                assert_close(features, expected[name], atol=1e-6, rtol=1e-6)
+    with Image.open(run / "features.png") as plot:
+        assert plot.width == 480
     with (run / "features.csv").open() as rows:
         assert len(list(csv.DictReader(rows))) == 48  # two epochs of twelve pairs
     record = json.loads((run / "tab_resnet18.json").read_text())
@@ -142,7 +142,7 @@ def test_fit_exports_a_resnet_that_all_can_load(
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["last.ckpt"]
 
 
-def test_what_is_trained_has_moved_and_the_classifier_has_not(
+def test_training_changes_the_resnet_but_not_its_classifier(
     classes: Path, tiny_clip_config: str, tmp_path: Path
 ) -> None:
     line = words(classes, tiny_clip_config, tmp_path, "--seed_everything", "5")
@@ -195,16 +195,16 @@ def test_the_rate_follows_the_epochs_of_the_paper(when: Any, epochs: int) -> Non
         estimated_stepping_batches = 2 * epochs * 3
 
     method._trainer = Trainer()  # type: ignore[assignment]
-    made = method.configure_optimizers()
-    schedule = made["lr_scheduler"]
-    found = []
+    configured = method.configure_optimizers()
+    schedule = configured["lr_scheduler"]
+    rates = []
     for _ in range(2 * epochs):
-        found.append(schedule.get_last_lr()[0])
-        made["optimizer"].step()
+        rates.append(schedule.get_last_lr()[0])
+        configured["optimizer"].step()
         schedule.step()
     length = epochs if when == "epochs" else 6  # steps of two passes
     expected = [0.5 + 0.5 * np.cos(np.pi * (done // 2) / length) for done in range(2 * epochs)]
-    np.testing.assert_allclose(found, expected, atol=1e-12)
+    np.testing.assert_allclose(rates, expected, atol=1e-12)
 
 
 @pytest.mark.slow
@@ -227,53 +227,62 @@ def test_two_processes_learn_together(classes: Path, tiny_clip_config: str, tmp_
     ddp += ["--trainer.callbacks+", json.dumps(compared)]
     done = run_command(words(classes, tiny_clip_config, tmp_path, *ddp), processes=2)
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads((tmp_path / "c").read_text())
-    assert found["equal"]
-    first, second = found["rows"]
+    record = json.loads((tmp_path / "c").read_text())
+    assert record["equal"]
+    first, second = record["rows"]
     assert len(first) == len(second) == 12
     assert sorted(first[:6] + second[:6]) == list(range(12))
     assert (tmp_path / "run" / "1" / "tab_resnet18.safetensors").is_file()
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "message"),
     [
-        (["--data.categories", "[wood]"], "TAB tells categories apart, and data.root"),
-        (["--model.head", "none"], "model.head none: resnet18 has 512 channels"),
-        (["--data.synthesis.mode", "replace"], "data.synthesis.mode pair"),
-        (["--model.backbone.name", "squeezenet1_1"], "TAB trains ResNets"),
+        (
+            ["--data.categories", "[wood]"],
+            "TAB needs at least 2 training categories, and data.root",
+        ),
+        (
+            ["--model.head", "none"],
+            "model.head none needs equal widths, and resnet18 has 512 channels",
+        ),
+        (["--data.synthesis.mode", "replace"], "got data.synthesis.mode replace: set"),
+        (["--model.backbone.name", "squeezenet1_1"], "must be a ResNet for TAB"),
         (["--model.optim.lr", "0"], "model.optim.lr must be above 0"),
         (["--data.categories", "[wood, steel]"], "steel"),
         ([], "category 'empty' has no train images"),
-        (["--model.loss", "concat", "--model.align", "normal"], "needs texts of both sides"),
+        (
+            ["--model.loss", "concat", "--model.align", "normal"],
+            "needs texts of both sides, got model.align normal",
+        ),
         (["--trainer.max_epochs", "-1"], "give trainer.max_epochs"),
         (["--data.batch_size", "1"], "data.batch_size must be 2 or more"),
         (["--data.val_split", "test"], "set it to synthetic or none"),
     ],
 )
-def test_mistakes_end_in_a_sentence(
+def test_mistakes_end_in_an_error_message(
     classes: Path,
     tiny_clip_config: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     options: list[str],
-    sentence: str,
+    message: str,
 ) -> None:
     if not options:
         (classes / "Empty").mkdir()
     assert main(words(classes, tiny_clip_config, tmp_path / "runs", *options)) == 2
-    assert sentence in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not list((tmp_path / "runs").glob("*/*"))
 
 
-def test_a_wide_resnet_learns_through_the_head(
+def test_a_wider_resnet_is_trained_through_a_head(
     classes: Path, tiny_clip_config: str, tmp_path: Path
 ) -> None:
     line = words(classes, tiny_clip_config, tmp_path, "--model.backbone.name", "resnet50")
     line += ["--model.head", "projection", "--trainer.max_epochs", "1", "--data.batch_size", "6"]
     assert main(line) == 0
     state = load_file(tmp_path / "run" / "1" / "tab_resnet50.safetensors")
-    resnet50(weights=None).load_state_dict(state)  # strictly; nothing of the heads is left
+    resnet50(weights=None).load_state_dict(state)  # strictly, so that no part of the heads is left
     assert int(state["bn1.num_batches_tracked"]) == 4
 
 
@@ -289,7 +298,7 @@ def test_the_configuration_runs(
     line += ["--data.batch_size", "2", "--trainer.accelerator", "cpu"]
     assert main([*line, "--trainer.log_every_n_steps", "1"]) == 0
     assert (tmp_path / "tab" / "1" / "tab_resnet18.safetensors").is_file()
-    # The verb writes the same, needs no CLIP, and overwrites nothing unasked.
+    # The export command writes the same files, needs no CLIP, and does not overwrite by default.
     checkpoint = tmp_path / "tab" / "1" / "checkpoints" / "last.ckpt"
     export = ["export", "--ckpt_path", str(checkpoint), "--folder", str(tmp_path / "out")]
     assert main(export) == 0
@@ -316,7 +325,7 @@ def test_held_out_pairs_validate(
 ) -> None:
     line = words(classes, tiny_clip_config, tmp_path, "--model.loss", loss)
     line += ["--data.val_split", "synthetic", "--data.val_share", "0.5", "--data.batch_size", "3"]
-    line += ["--data.synthesis.recipe", "erasing"]  # NSA changes nothing of such small noise
+    line += ["--data.synthesis.recipe", "erasing"]  # NSA leaves such small noise unchanged
     assert main(line) == 0
     with (tmp_path / "run" / "1" / "logs" / "metrics.csv").open() as log:
         rows = [row for row in csv.DictReader(log) if row.get("val/loss")]
@@ -330,31 +339,31 @@ def test_an_export_of_another_fit_is_not_replaced(
 ) -> None:
     line = words(classes, tiny_clip_config, tmp_path, "--output.folder", str(tmp_path / "own"))
     assert main([*line, "--trainer.max_epochs", "1"]) == 0
-    shutil.rmtree(tmp_path / "own" / "logs")  # the logger warns of those that it overwrites
+    shutil.rmtree(tmp_path / "own" / "logs")  # the logger warns of logs that it overwrites
     before = (tmp_path / "own" / "tab_resnet18.safetensors").read_bytes()
     assert main([*line, "--trainer.max_epochs", "1"]) == 2
     assert "tab_resnet18.safetensors exists: give another" in capsys.readouterr().err
     assert (tmp_path / "own" / "tab_resnet18.safetensors").read_bytes() == before
     shutil.rmtree(tmp_path / "own" / "logs", ignore_errors=True)
-    (tmp_path / "own" / "checkpoints").rename(tmp_path / "kept")  # of which it warns, too
+    (tmp_path / "own" / "checkpoints").rename(tmp_path / "kept")  # overwriting them warns, too
     last = str(tmp_path / "kept" / "last.ckpt")
-    assert main([*line, "--ckpt_path", last]) == 0  # gone on with
+    assert main([*line, "--ckpt_path", last]) == 0  # resumes
 
 
-def test_what_a_projection_drops_is_drawn_anew_for_every_batch(
+def test_the_dropout_of_a_projection_differs_in_every_batch(
     classes: Path, tiny_clip_config: str, tmp_path: Path
 ) -> None:
-    """Also for the batches that share a step, where the step tells nothing."""
+    """Also for batches of one accumulated step, which the step alone does not distinguish."""
     line = words(classes, tiny_clip_config, tmp_path, "--model.head", "projection")
     line += ["--trainer.accumulate_grad_batches", "3", "--trainer.max_epochs", "1"]
-    drawn: list[str] = []
+    states: list[str] = []
     forward = ProjectionHead.forward
 
-    def seen(head: ProjectionHead, features: Tensor, rng: Any = None) -> Tensor:
-        drawn.append(str(rng.bit_generator.state["state"]))
+    def recorded(head: ProjectionHead, features: Tensor, rng: Any = None) -> Tensor:
+        states.append(str(rng.bit_generator.state["state"]))
         return forward(head, features, rng)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ProjectionHead, "forward", seen)
+        patch.setattr(ProjectionHead, "forward", recorded)
         assert main(line) == 0
-    assert len(drawn) == len(set(drawn)) == 6
+    assert len(states) == len(set(states)) == 6

@@ -19,7 +19,7 @@ def test_mean_cosine() -> None:
     assert mean_cosine(rows) == pytest.approx((0 + 0.5**0.5 + 0.5**0.5) / 3)
 
 
-def test_a_head_is_made_where_widths_differ() -> None:
+def test_a_head_is_created_where_widths_differ() -> None:
     clip = ("clip", 16)
     assert isinstance(make_head("auto", ("resnet", 16), clip), nn.Identity)
     assert isinstance(make_head("none", ("resnet", 16), clip), nn.Identity)
@@ -30,10 +30,8 @@ def test_a_head_is_made_where_widths_differ() -> None:
     assert head(torch.randn(2, 512)).shape == (2, 16)
 
 
-def test_no_head_for_different_widths_is_refused_by_name() -> None:
-    with pytest.raises(
-        ValueError, match=r"none: resnet has 512 channels, clip 16: set model\.head"
-    ):
+def test_different_widths_without_a_head_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"and resnet has 512 channels, clip 16: set model\.head"):
         make_head("none", ("resnet", 512), ("clip", 16))
 
 

@@ -11,27 +11,27 @@ from anomaly_clip.methods.tab_optim import TABOptim
 
 
 def rates(optim: TABOptim, steps: int, epochs: int) -> list[float]:
-    """Return the rate of each epoch of the trainer."""
+    """Return the learning rate of each epoch of the trainer."""
     optimizer = optim.optimizer([nn.Parameter(torch.zeros(1))])
     schedule = optim.schedule(optimizer, steps, epochs)
-    found = []
+    values = []
     for _ in range(epochs):
-        found.append(optimizer.param_groups[0]["lr"])
+        values.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()
-    return found
+    return values
 
 
 def test_the_rate_holds_for_all_passes_of_an_epoch() -> None:
-    found = rates(TABOptim(lr=0.5, passes=2), steps=60, epochs=6)  # 3 epochs of the paper
+    values = rates(TABOptim(lr=0.5, passes=2), steps=60, epochs=6)  # 3 epochs of the paper
     expected = [0.25 * (1 + math.cos(math.pi * epoch / 3)) for epoch in (0, 0, 1, 1, 2, 2)]
-    assert found == pytest.approx(expected)
+    assert values == pytest.approx(expected)
 
 
 def test_the_official_cosine_is_as_long_as_an_epoch_has_steps() -> None:
     optim = TABOptim(lr=1.0, passes=1, scheduler_t_max="official")
-    found = rates(optim, steps=40, epochs=4)  # ten steps an epoch
-    assert found == pytest.approx([0.5 * (1 + math.cos(math.pi * e / 10)) for e in range(4)])
+    values = rates(optim, steps=40, epochs=4)  # ten steps per epoch
+    assert values == pytest.approx([0.5 * (1 + math.cos(math.pi * e / 10)) for e in range(4)])
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,8 @@ def test_golden_texts(golden: Callable[[str], Golden]) -> None:
     official = TABPrompts("first_release", names="keep", text_layout="official_reshape")
     first = re.escape(official.sentences("NAME")[0][0]).replace("NAME", "(.+)")
     names = [match.group(1) for sentence in listed if (match := re.fullmatch(first, sentence))]
-    own = [s for name in names for side in official.sentences(name) for s in side]
-    assert list(dict.fromkeys(own)) == listed
+    generated = [s for name in names for side in official.sentences(name) for s in side]
+    assert list(dict.fromkeys(generated)) == listed
     rows = dict(zip(listed, arrays["sentence_embeddings"], strict=True))
 
     def encode(sentences: Sequence[str]) -> Tensor:
@@ -54,14 +54,14 @@ def test_golden_texts(golden: Callable[[str], Golden]) -> None:
         ("first_release", 6 * 38, 6 * 38),
     ],
 )
-def test_how_many_sentences_a_preset_has(preset: Any, normal: int, abnormal: int) -> None:
+def test_number_of_prompts_per_preset(preset: Any, normal: int, abnormal: int) -> None:
     both = TABPrompts(preset).sentences("metal_nut")
     assert tuple(map(len, both)) == (normal, abnormal)
     assert all("metal nut" in sentence for side in both for sentence in side)
     assert len(PROMPT_SETS) == 6
 
 
-def test_positions_are_said_of_defects_alone() -> None:
+def test_positions_apply_to_defects_only() -> None:
     normal, abnormal = TABPrompts("two_class", positions=True).sentences("nut")
     assert normal == ["normal nut."]
     assert len(abnormal) == 6
@@ -70,29 +70,29 @@ def test_positions_are_said_of_defects_alone() -> None:
 
 @pytest.mark.parametrize("centered", ["sides", "all"])
 def test_centered_texts(centered: Any) -> None:
-    """A large part that all sentences share is taken away."""
+    """A large component shared by all prompts is removed."""
     rng = np.random.default_rng(0)
     shared = 100 * rng.normal(size=16)
-    own = {True: rng.normal(size=(3, 16)), False: rng.normal(size=(3, 16))}
+    offsets = {True: rng.normal(size=(3, 16)), False: rng.normal(size=(3, 16))}
     names = ["wood", "steel", "glass"]
 
     def encode(sentences: Sequence[str]) -> Tensor:
         normal = "normal" in sentences[0]
-        rows = own[normal][names.index(sentences[0].split()[1].rstrip("."))]
+        rows = offsets[normal][names.index(sentences[0].split()[1].rstrip("."))]
         return torch.from_numpy(np.tile(shared + rows, (len(sentences), 1))).float()
 
     plain = text_matrices(encode, names, TABPrompts("two_class"))
     assert mean_cosine(plain.normal) > 0.99
-    made = text_matrices(encode, names, TABPrompts("two_class", centered=centered))
-    assert made.abnormal is not None
-    length = np.linalg.norm(shared + own[True], axis=1, keepdims=True)
-    normal = (shared + own[True]) / length
-    abnormal = shared + own[False]
+    texts = text_matrices(encode, names, TABPrompts("two_class", centered=centered))
+    assert texts.abnormal is not None
+    length = np.linalg.norm(shared + offsets[True], axis=1, keepdims=True)
+    normal = (shared + offsets[True]) / length
+    abnormal = shared + offsets[False]
     abnormal /= np.linalg.norm(abnormal, axis=1, keepdims=True)
     mean = normal.mean(0) if centered == "sides" else np.concatenate([normal, abnormal]).mean(0)
     expected = normal - mean
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    np.testing.assert_allclose(made.normal.numpy(), expected, atol=1e-4)
-    assert mean_cosine(made.normal) < 0.9
-    one = text_matrices(encode, names, TABPrompts("one_class", centered=centered))
-    assert one.abnormal is None
+    np.testing.assert_allclose(texts.normal.numpy(), expected, atol=1e-4)
+    assert mean_cosine(texts.normal) < 0.9
+    one_class = text_matrices(encode, names, TABPrompts("one_class", centered=centered))
+    assert one_class.abnormal is None

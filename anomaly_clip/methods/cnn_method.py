@@ -1,4 +1,4 @@
-"""Base classes of the detectors that judge the features of a frozen CNN."""
+"""Base classes of the detectors that score features of a frozen CNN."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 __all__ = ["CNNMethod", "FittedMethod", "Select", "TrainedMethod"]
 
 Select = Literal["last", "best_test"]
-"""Which epoch is tested."""
+"""Epoch that is tested: the last one, or the best on the test images."""
 
 
 class CNNMethod(AnomalyMethod, ABC):
-    """A method on a frozen CNN, one model a category.
+    """A method on a frozen CNN, with one model per category.
 
     Args:
         backbone: The CNN.
-        layers: The layers that are read.
-        image_size: Side of its square images, in pixels.
-        evaluator: How figures are computed.
+        layers: Layers to read.
+        image_size: Side of the square input images, in pixels.
+        evaluator: Settings of the metrics.
     """
 
     must_be_fitted: ClassVar[bool] = True
@@ -58,7 +58,7 @@ class CNNMethod(AnomalyMethod, ABC):
             # Plain dictionaries come from checkpoints.
             settings = backbone if isinstance(backbone, CNNSettings) else CNNSettings(**backbone)
             self.asked_backbone = settings
-            # What follows the last layer is not computed.
+            # Layers after the last one listed are not computed.
             self.backbone = CNNBackbone.of(
                 replace(settings, layers=settings.layers or list(layers))
             )
@@ -70,47 +70,52 @@ class CNNMethod(AnomalyMethod, ABC):
         return self._image_size
 
     def check_layers(self, layers: Sequence[str]) -> list[str]:
-        """Return the layers to use.
+        """Return the layers as a list, after checking that the method can use them.
 
         Raises:
-            ValueError: If the backbone hands one of them out not, or without positions.
+            ValueError: If no layer is given, the backbone does not expose a layer, a layer is not
+                spatial, or the layers are not ordered from fine to coarse.
         """
         available = list(self.backbone.strides)
         unknown = [layer for layer in layers if layer not in available]
         if unknown or not layers:
             raise ValueError(
-                f"model.layers {list(layers)}: expected some of those of the backbone "
-                f"({', '.join(available)})"
+                f"model.layers must name spatial layers of the backbone ({', '.join(available)}), "
+                f"got {list(layers)}"
             )
         strides = [self.backbone.strides[layer] for layer in layers]
         if strides != sorted(strides):
-            raise ValueError(f"model.layers {list(layers)}: expected the finest first")
+            raise ValueError(
+                f"model.layers must list the finest layer first, got {list(layers)} with strides "
+                f"{strides}"
+            )
         return list(layers)
 
     def check_normal_only(self, data: AnomalyData) -> None:
-        """Check that a fit gets normal images alone.
+        """Check that the training data consists of normal images only.
 
         Raises:
-            ValueError: If there are defects among them.
+            ValueError: If synthetic defects or auxiliary data are configured.
         """
         synthetic = data.synthesis is not None and data.synthesis.share > 0
         for key, given in (("synthesis", synthetic), ("auxiliary", data.auxiliary is not None)):
             if given:
                 raise ValueError(
-                    f"{type(self).__name__} looks at normal images alone: leave out data.{key}"
+                    f"{type(self).__name__} trains on normal images only: leave out data.{key}"
                 )
 
 
 class TrainedMethod(CNNMethod, ABC):
-    """A method that trains networks of its own on normal images, epoch by epoch.
+    """A method that trains its own networks on normal images for several epochs.
 
     Args:
         backbone: The CNN.
-        layers: The layers that are read.
-        image_size: Side of its square images, in pixels.
-        select: last: the last epoch is tested. best_test: the epoch whose figures on the test
-            images are best, as the public code does: such figures are too good, and say so.
-        evaluator: How figures are computed.
+        layers: Layers to read.
+        image_size: Side of the square input images, in pixels.
+        select: last: test the last epoch. best_test: test the epoch with the best metrics on the
+            test images, as the public code does; such metrics are too optimistic, and the results
+            record how the epoch was selected.
+        evaluator: Settings of the metrics.
     """
 
     trained: Tensor
@@ -130,15 +135,15 @@ class TrainedMethod(CNNMethod, ABC):
         self.register_buffer("trained", torch.tensor(False))
 
     def merit(self, results: Results) -> float | None:
-        """Return what is highest at the epoch that is selected; None if it is undefined."""
+        """Return the value to maximise when selecting an epoch, None if it is undefined."""
         return results["mean"]["image_auroc"]
 
     def setup(self, stage: str) -> None:
-        """Check that a fit gets what it needs; see the base.
+        """Check the data of a fit; see the base class.
 
         Raises:
-            ValueError: If there are defects among the training images, or epochs are to be
-                selected on test images that are not looked at.
+            ValueError: If there are defects among the training images, or if the epoch is to be
+                selected on test images that the fit does not evaluate.
         """
         super().setup(stage)
         if stage != "fit" or self.data is None:
@@ -146,25 +151,28 @@ class TrainedMethod(CNNMethod, ABC):
         self.check_normal_only(self.data)
         if self.select == "best_test" and not self.data.validation.is_test:
             raise ValueError(
-                "model.select best_test chooses the epoch by the test images: set data.val_split "
-                "to test, or model.select to last"
+                f"model.select best_test selects the epoch on the test images, which "
+                f"data.val_split {self.data.val_split} does not evaluate: set data.val_split to "
+                f"test, or model.select to last"
             )
 
     def on_fit_start(self) -> None:
-        """Note that what is scored from now on is not where a training starts from."""
+        """Mark the networks as trained, so that they may score images."""
         self.trained.fill_(True)
 
     def check_trained(self) -> None:
-        """Check that there was a training.
+        """Check that the networks were trained.
 
         Raises:
-            ValueError: If nothing was fitted, or loaded.
+            ValueError: If the method was neither fitted nor loaded from a checkpoint.
         """
         if not self.trained:
-            raise ValueError(f"{type(self).__name__} must be fitted first, or loaded")
+            raise ValueError(
+                f"{type(self).__name__} must be fitted first, or loaded from a checkpoint"
+            )
 
     def on_validation_epoch_end(self) -> None:
-        """Compute the figures, and keep the state that they are best of, if that is asked for."""
+        """Compute the metrics and, for ``best_test``, keep the best state."""
         super().on_validation_epoch_end()
         if self.select != "best_test" or self.trainer.state.stage != RunningStage.VALIDATING:
             return
@@ -176,12 +184,12 @@ class TrainedMethod(CNNMethod, ABC):
             self._best = {"epoch": self.current_epoch, "merit": merit, "state": state}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the best state; see the base."""
+        """Add the best state; see the base class."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["best"] = self._best
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the best state, or, to go on training, the last; see the base."""
+        """Load the best state, or the last one to resume training; see the base class."""
         self._best = checkpoint.get("best")
         fitting = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
         if self._best is not None and not fitting:
@@ -190,22 +198,23 @@ class TrainedMethod(CNNMethod, ABC):
         super().on_load_checkpoint(checkpoint)
 
     def protocol(self) -> dict[str, Any]:
-        """Return which epoch is used, and whether test images chose it; see the base.
+        """Return the tested epoch and how it was selected; see the base class.
 
-        Only a checkpoint brings the chosen epoch; right after a fit it is the last that is tested.
+        Only a checkpoint restores the selected epoch. Right after a fit, the last one is tested.
         """
         select = self.select if self._chosen is not None else "last"
         return {"select": select, "selected_epoch": self._chosen}
 
 
 class FittedMethod(CNNMethod, ABC):
-    """A method that looks once at all normal images and follows no gradient.
+    """A method that is fitted in one pass over all normal images, without gradients.
 
-    Its state are buffers whose sizes are known after that; a checkpoint brings its own.
+    Its state consists of buffers whose sizes are known only after the fit. A checkpoint restores
+    its own sizes.
     """
 
     fitted_buffers: ClassVar[tuple[str, ...]]
-    """Names of the buffers that hold what was fitted."""
+    """Names of the buffers that hold the fitted state."""
 
     def __init__(
         self,
@@ -216,21 +225,22 @@ class FittedMethod(CNNMethod, ABC):
     ) -> None:
         super().__init__(backbone, layers, image_size, evaluator)
         self.automatic_optimization = False
-        # DDP refuses a module without anything to train.
+        # DDP refuses a module without trainable parameters.
         self.unused = nn.Parameter(torch.zeros(()))
         for name in self.fitted_buffers:
             self.register_buffer(name, torch.empty(0))
 
     @property
     def loader_needs(self) -> LoaderNeeds:
-        """Needs of the loaders: every image once."""
+        """Loader requirements: every image once."""
         return LoaderNeeds(self.image_size, single_pass=True)
 
     def setup(self, stage: str) -> None:
-        """Check that one look at normal images is all that is asked for; see the base.
+        """Check that the fit is a single pass over normal images; see the base class.
 
         Raises:
-            ValueError: If there are defects among them, a validation, or more epochs than one.
+            ValueError: If the training data has defects, there is a validation split, or there is
+                more than one epoch.
         """
         super().setup(stage)
         name, data = type(self).__name__, self.data
@@ -238,37 +248,39 @@ class FittedMethod(CNNMethod, ABC):
             self.check_normal_only(data)
             if data.validation.exists:
                 raise ValueError(
-                    f"{name} is fitted when it has seen all images, so nothing can be validated "
-                    f"before: set data.val_split to none"
+                    f"{name} is only fitted after a pass over all images, so it cannot be "
+                    f"validated during the fit: set data.val_split to none, not {data.val_split}"
                 )
         epochs = self.trainer.max_epochs
         if stage == "fit" and epochs != 1:
             raise ValueError(
-                f"{name} looks once at each image: set trainer.max_epochs to 1, not {epochs}"
+                f"{name} is fitted in a single pass: set trainer.max_epochs to 1, not {epochs}"
             )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Make room for what was fitted; see the base."""
+        """Allocate the buffers with the checkpoint's sizes; see the base class."""
         super().on_load_checkpoint(checkpoint)
         for name in self.fitted_buffers:
             saved = checkpoint["state_dict"][name]
             setattr(self, name, torch.empty_like(saved, device=self.device))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return one that is never used."""
+        """Return an optimiser that is never used."""
         return torch.optim.SGD([self.unused], lr=0.0)
 
     def check_fitted(self) -> None:
-        """Check that there is something to compare with.
+        """Check that the method was fitted.
 
         Raises:
-            ValueError: If nothing was fitted, or loaded.
+            ValueError: If it was neither fitted nor loaded from a checkpoint.
         """
         if not getattr(self, self.fitted_buffers[0]).numel():
-            raise ValueError(f"{type(self).__name__} must be fitted first, or loaded")
+            raise ValueError(
+                f"{type(self).__name__} must be fitted first, or loaded from a checkpoint"
+            )
 
     def keep(self, **fitted: Tensor) -> None:
-        """Keep what was fitted; floating numbers in the method's type, in float32 at least."""
+        """Store the fitted tensors, floating-point ones in the buffer's dtype, at least float32."""
         for name, value in fitted.items():
-            kind = torch.promote_types(getattr(self, name).dtype, torch.float32)
-            setattr(self, name, value.to(kind) if value.is_floating_point() else value)
+            dtype = torch.promote_types(getattr(self, name).dtype, torch.float32)
+            setattr(self, name, value.to(dtype) if value.is_floating_point() else value)

@@ -1,4 +1,4 @@
-"""Greedy k-centre: few points such that every point has one of them near."""
+"""Greedy k-centre selection: a few points such that every point is near one of them."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ AT_ONCE = 1 << 15
 
 
 def k_centre_greedy(points: Tensor, count: int, start: int) -> Tensor:
-    """Choose ``count`` points: after a first one, always the one farthest from all chosen.
+    """Select ``count`` points: after a first one, always the one farthest from those selected.
 
     A centre costs one matrix-vector product, as ``|x - c|^2 = |x|^2 - 2 x.c + |c|^2``. No point is
-    chosen twice, also where several are equal.
+    selected twice, even if several are equal.
 
     Args:
         points: ``(M, C)``.
-        count: How many, between 1 and ``M``.
-        start: The first.
+        count: Number of points to select, between 1 and ``M``.
+        start: Index of the first point.
 
     Returns:
-        int64 ``(count,)``, in the order of choice.
+        Indices, int64 ``(count,)``, in the order of selection.
     """
-    points = points - points.mean(dim=0)  # distances stay, and rounding becomes small
+    points = points - points.mean(dim=0)  # keeps distances and reduces rounding errors
     lengths = points.square().sum(dim=1)
     nearest = torch.full_like(lengths, torch.inf)
     chosen = torch.empty(count, dtype=torch.int64)
@@ -43,8 +43,8 @@ def k_centre_greedy(points: Tensor, count: int, start: int) -> Tensor:
 
 
 def projected_width(count: int, width: int, eps: float) -> int:
-    """Return how many dimensions :func:`project` leaves of ``width``."""
-    from sklearn.random_projection import johnson_lindenstrauss_min_dim  # half a second
+    """Return the number of dimensions that :func:`project` keeps out of ``width``."""
+    from sklearn.random_projection import johnson_lindenstrauss_min_dim  # takes half a second
 
     return min(width, int(johnson_lindenstrauss_min_dim(count, eps=eps)))
 
@@ -52,16 +52,16 @@ def projected_width(count: int, width: int, eps: float) -> int:
 def project(
     points: Tensor, seed: int, eps: float = 0.9, device: torch.device | None = None
 ) -> Tensor:
-    """Project points at random to as few dimensions as keep distances within ``eps``.
+    """Project points at random to the fewest dimensions that keep distances within ``eps``.
 
-    It is scikit-learn's sparse projection (Johnson and Lindenstrauss); points that have no more
-    dimensions than that keep theirs.
+    This is scikit-learn's sparse random projection (Johnson-Lindenstrauss lemma). Points with no
+    more dimensions than that are not projected.
 
     Args:
-        points: ``(M, C)``, of any floating type.
-        seed: Draws the projection.
-        eps: How far squared distances may be off, as a share.
-        device: Where the result is to be; default: where the points are.
+        points: ``(M, C)``, of any floating-point type.
+        seed: Seed of the projection.
+        eps: Relative error allowed for squared distances.
+        device: Device of the result; default: that of the points.
 
     Returns:
         float32 ``(M, D)``.

@@ -1,8 +1,8 @@
-"""Linear probe (Table 3 of TAB, arXiv 2312.09480): do a backbone's features tell classes apart?
+"""Linear probe on the pooled features of a backbone (TAB, arXiv 2312.09480, Table 3).
 
-One linear layer on the pooled features of a ResNet, which stays as it is (frozen: features are
-computed once) or is trained with it. The paper says no more; optimiser, schedule and split are our
-choice (specification of the detectors, section 6).
+One linear layer classifies the pooled features of a ResNet. The ResNet is either frozen, with its
+features computed once, or trained together with the layer. The paper gives no further details:
+optimiser, schedule and split are our choice; see docs/methods/linear_probe.md.
 """
 
 from __future__ import annotations
@@ -47,21 +47,22 @@ POOLED = "pooled"
 
 
 class LinearProbe(EvaluatedModule):
-    """Tell the classes of a data set apart with a linear layer; see the module.
+    """Classify the images of a data set with a linear layer; see the module's docstring.
 
-    The data module says what the classes are (``data.targets``): single, one class an image, with
-    softmax and cross-entropy; multi, several patterns an image, with a sigmoid each.
+    The data module defines the classes (``data.targets``): single, one class per image, with
+    softmax and cross-entropy; multi, several patterns per image, with one sigmoid each.
 
     Args:
-        backbone: Which ResNet, and where its weights come from; of another network its ``layers``
-            name the one to read, without positions.
+        backbone: The ResNet and its weights. For another network, its ``layers`` name the layer to
+            read, which must not be spatial.
         image_size: Side of the images, in pixels.
-        frozen: Whether the backbone stays as it is, in evaluation mode, or is trained, with images
-            flipped at random.
-        cache_features: Whether a frozen backbone looks once at each image, at the start of ``fit``,
-            and its features are kept in memory (512 numbers an image); or in every epoch again.
+        frozen: Whether the backbone stays unchanged, in evaluation mode. Otherwise it is trained,
+            with images flipped at random.
+        cache_features: Whether a frozen backbone encodes each image once, at the start of ``fit``,
+            and its features are kept in memory (512 values per image). Otherwise it encodes them
+            in every epoch.
         optim: Optimiser and schedule.
-        seed: Draws the layer's start and the flips.
+        seed: Seed of the layer's initial weights and of the flips.
     """
 
     must_be_fitted: ClassVar[bool] = True
@@ -69,7 +70,7 @@ class LinearProbe(EvaluatedModule):
     is_detector: ClassVar[bool] = False
     inference_arguments: ClassVar[frozenset[str]] = frozenset({"cache_features"})
     head: nn.Linear
-    """Made when the classes are known."""
+    """Created once the classes are known."""
     metrics: MetricCollection
     mean: Tensor
     std: Tensor
@@ -103,10 +104,10 @@ class LinearProbe(EvaluatedModule):
         else:
             self._make_encoder()
         self.target_names: list[str] = []
-        """The classes, in the order of the layer's outputs, once they are known."""
+        """The classes, in the order of the layer's outputs; empty until they are known."""
         self.targets: Targets = "single"
         self.epochs: int | None = None
-        """How many epochs were trained, if a checkpoint was loaded."""
+        """Number of epochs trained, if a checkpoint was loaded."""
         self._counts: Tensor | None = None
         self.save_hyperparameters(
             {
@@ -122,7 +123,11 @@ class LinearProbe(EvaluatedModule):
     # -- the network -----------------------------------------------------------------------------
 
     def _take(self, backbone: CNNSettings | CNNBackbone) -> None:
-        """Take a frozen backbone."""
+        """Use a frozen backbone.
+
+        Raises:
+            ValueError: If the layer to read is missing or spatial.
+        """
         [layer] = self._layers()
         if isinstance(backbone, CNNBackbone):
             self.backbone = backbone
@@ -130,24 +135,25 @@ class LinearProbe(EvaluatedModule):
             self.backbone = CNNBackbone.of(replace(self.asked_backbone, layers=[layer]))
         if layer not in self.backbone.channels or layer in self.backbone.strides:
             raise ValueError(
-                f"model.backbone.layers [{layer}]: LinearProbe reads features without positions, "
-                f"as pooled"
+                f"model.backbone.layers must name a layer that is not spatial for LinearProbe, "
+                f"such as pooled, got [{layer}]"
             )
         self.layer, self.width = layer, self.backbone.channels[layer]
 
     def _make_encoder(self) -> None:
-        """Make the ResNet that is trained; a fit loads what it starts from, a checkpoint brings it.
+        """Create the ResNet to train; its weights are loaded by a fit or from a checkpoint.
 
         Raises:
-            ValueError: If the network is none.
+            ValueError: If the network is not a ResNet, or another layer than pooled is to be read.
         """
         name = self.asked_backbone.name
         self.encoder = load_network(name, RANDOM)
         is_resnet = all(hasattr(self.encoder, part) for part in ("conv1", "layer4", "fc"))
         if not is_resnet or self._layers() != [POOLED]:
             raise ValueError(
-                f"model.backbone.name {name}: LinearProbe trains ResNets, and reads their pooled "
-                f"features: take one, or set model.frozen to true"
+                f"LinearProbe trains ResNets on their pooled features, got model.backbone.name "
+                f"{name} and layers {self._layers()}: choose a ResNet and its pooled layer, or set "
+                f"model.frozen to true"
             )
         self.width = int(self.encoder.fc.weight.shape[1])  # type: ignore[union-attr,index]
         self.encoder.fc = nn.Identity()
@@ -161,17 +167,20 @@ class LinearProbe(EvaluatedModule):
     def _layers(self) -> list[str]:
         layers = self.asked_backbone.layers or [POOLED]
         if len(layers) != 1:
-            raise ValueError(f"model.backbone.layers {layers}: LinearProbe reads one, as pooled")
+            raise ValueError(
+                f"model.backbone.layers must name a single layer for LinearProbe, such as pooled, "
+                f"got {layers}"
+            )
         return list(layers)
 
     @property
     def loader_needs(self) -> LoaderNeeds:
-        """Needs of the loaders: BatchNorm cannot do with a batch of one image."""
+        """Loader requirements: no batch of one image in training, on which BatchNorm fails."""
         return LoaderNeeds(self.image_size, full_batches=not self.frozen)
 
     @property
     def weights(self) -> WeightsRecord:
-        """The weights that are probed; of a network that is trained, those that it started from."""
+        """The weights of the probed backbone; of a trained one, its initial weights."""
         return self.backbone.weights if self.frozen else self._start
 
     def pooled(self, images: Tensor) -> Tensor:
@@ -184,7 +193,7 @@ class LinearProbe(EvaluatedModule):
         return trained
 
     def logits(self, features: Tensor) -> Tensor:
-        """Return float32 ``(B, K)`` of features ``(B, C)``."""
+        """Return float32 logits ``(B, K)`` of features ``(B, C)``."""
         with torch.autocast(self.device.type, enabled=False):
             logits: Tensor = self.head(features.to(self.head.weight.dtype))
         return logits.float()
@@ -192,28 +201,34 @@ class LinearProbe(EvaluatedModule):
     # -- the classes -----------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Ask the data for its classes; make the linear layer, load what training starts from.
+        """Take the classes from the data, create the linear layer and load the initial weights.
 
         Raises:
-            FileNotFoundError: If weights are neither at hand nor to be had.
-            ValueError: If the data has no classes, others than before, or none of one of them.
+            FileNotFoundError: If the weights are neither on disk nor available for download.
+            ValueError: If the data has no classes, other classes than before, or no image of one of
+                them.
         """
         data = self.data
         if data is None:
-            raise ValueError("LinearProbe needs a data module of anomaly_clip.data (datamodule=)")
+            raise ValueError(
+                f"LinearProbe: {stage} needs a data module of anomaly_clip.data (datamodule=)"
+            )
         if data.targets is None:
             raise ValueError(
-                f"LinearProbe learns which class an image is of, and {data.dataset_name} has no "
-                f"targets: use --data MixedWM38"
+                f"LinearProbe classifies images, but {data.dataset_name} has no class targets: use "
+                f"--data MixedWM38"
             )
         if data.auxiliary is not None or data.synthesis is not None:
             raise ValueError(
-                "LinearProbe learns from labelled training images alone: leave out "
+                "LinearProbe trains on labelled training images only: leave out "
                 f"data.{'synthesis' if data.auxiliary is None else 'auxiliary'}"
             )
         if stage == "fit" and not self.frozen and data.batch_size < 2:
-            raise ValueError("data.batch_size must be 2 or more: BatchNorm compares images")
-        self._know(data.targets, data.target_names, f"data.root {data.root}")
+            raise ValueError(
+                f"data.batch_size must be 2 or more, as BatchNorm compares images, got "
+                f"{data.batch_size}"
+            )
+        self._set_classes(data.targets, data.target_names, f"data.root {data.root}")
         if stage == "fit":
             check_shown(data, self.target_names, "training", data.fit_samples())
         check_shown(data, self.target_names, "test", data.samples("test"))
@@ -228,31 +243,34 @@ class LinearProbe(EvaluatedModule):
             self.encoder.load_state_dict(start.state_dict())
             self._start["sha256"] = fingerprint(self.encoder)
 
-    def _know(self, targets: Targets, names: list[str], whose: str) -> None:
-        """Take the classes, and make the layer for them; or compare them with those known.
+    def _set_classes(self, targets: Targets, names: list[str], source: str) -> None:
+        """Set the classes and create the layer for them, or compare them with those already set.
 
         Raises:
-            ValueError: If they are others, or fewer than two.
+            ValueError: If they differ, or there are fewer than two.
         """
         if self.target_names:
-            check_same((self.targets, self.target_names), (targets, names), whose)
+            check_same((self.targets, self.target_names), (targets, names), source)
             return
         if len(names) < 2:
-            raise ValueError(f"LinearProbe tells classes apart, and {whose} has {len(names)}")
+            raise ValueError(
+                f"LinearProbe needs at least 2 classes, and {source} has {len(names)}: use data "
+                f"with more classes"
+            )
         self.targets, self.target_names = targets, list(names)
         with torch.random.fork_rng(devices=[]):
-            # The start depends on the seed alone, not on what was drawn before.
+            # Initial weights depend on the seed alone, not on earlier random numbers.
             torch.manual_seed(self.seed)
             self.head = nn.Linear(self.width, len(names))
 
     def configure_callbacks(self) -> list[Callback]:
-        """Return one that logs how long the training waits for images."""
+        """Return a callback that logs how long the training waits for images."""
         return [DataWaitMonitor()]
 
     # -- the training ----------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        """Let a frozen backbone look at all images, once; see ``cache_features``."""
+        """Encode all images once with a frozen backbone; see ``cache_features``."""
         if not (self.frozen and self.cache_features) or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         assert self.data is not None
@@ -265,7 +283,7 @@ class LinearProbe(EvaluatedModule):
         rows = range(rank, len(dataset), world)
         loader = DataLoader(Subset(dataset, rows), data.batch_size, num_workers=data.num_workers)
         each = math.ceil(len(dataset) / world)
-        features_here = torch.zeros(each, self.width, device=self.device)  # as many on each process
+        features_here = torch.zeros(each, self.width, device=self.device)  # equal on all processes
         done = 0
         for batch in track(loader, "encoding", total=len(loader)):
             features = self.pooled(batch["image"].to(self.device)).float()
@@ -299,30 +317,30 @@ class LinearProbe(EvaluatedModule):
         return loss
 
     def _target(self, batch: Batch) -> Tensor:
-        """Return int64 classes ``(B,)``, or which patterns there are, int64 ``(B, K)``."""
+        """Return int64 classes ``(B,)``, or int64 indicators of the patterns ``(B, K)``."""
         target = batch["target"].long()
         return target.argmax(dim=1) if self.targets == "single" else target
 
     def _flipped(self, images: Tensor, index: Tensor) -> Tensor:
-        """Flip images ``(B, 3, H, W)`` in one direction, both or none: the patterns stay theirs."""
+        """Flip images ``(B, 3, H, W)`` at random along each axis, which keeps their patterns."""
         seeds = [[self.seed, self.current_epoch, row] for row in index.tolist()]
-        drawn = np.stack([np.random.default_rng(seed).random(2) < 0.5 for seed in seeds])
+        flips = np.stack([np.random.default_rng(seed).random(2) < 0.5 for seed in seeds])
         for axis in (0, 1):
-            chosen = torch.from_numpy(drawn[:, axis]).to(images.device)
-            images = torch.where(chosen.view(-1, 1, 1, 1), images.flip(2 + axis), images)
+            is_flipped = torch.from_numpy(flips[:, axis]).to(images.device)
+            images = torch.where(is_flipped.view(-1, 1, 1, 1), images.flip(2 + axis), images)
         return images
 
     def configure_optimizers(self) -> Any:
-        """Return SGD, and a rate that falls along a cosine; see :class:`ProbeOptim`."""
+        """Return SGD and its learning rate schedule; see :class:`ProbeOptim`."""
         return self.optim.of(self.frozen).build(self)
 
-    # -- figures ---------------------------------------------------------------------------------
+    # -- metrics ---------------------------------------------------------------------------------
 
     def probabilities(self, batch: Batch) -> Tensor:
         """Return the classes' probabilities, float32 ``(B, K)``.
 
         Raises:
-            ValueError: If there are none, as the training has diverged.
+            ValueError: If the logits are not finite, because the training has diverged.
         """
         cached = "features" in batch
         features = batch["features"][POOLED] if cached else self.pooled(batch["image"])
@@ -331,8 +349,8 @@ class LinearProbe(EvaluatedModule):
         if not finite.all():
             path = batch["path"][int((~finite).nonzero()[0])]
             raise ValueError(
-                f"{path}: what the probe says of it is NaN or infinite: fit again with a lower "
-                f"model.optim.lr"
+                f"{path}: the probe's output is NaN or infinite, because the training diverged: "
+                f"fit again with a lower model.optim.lr"
             )
         return logits.softmax(dim=1) if self.targets == "single" else logits.sigmoid()
 
@@ -349,11 +367,11 @@ class LinearProbe(EvaluatedModule):
         return self.probabilities(batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Compute and log the figures as ``val/...``."""
+        """Compute and log the metrics as ``val/...``."""
         self._finish("val")
 
     def on_test_epoch_end(self) -> None:
-        """Compute and log the figures as ``test/...``."""
+        """Compute and log the metrics as ``test/...``."""
         self._finish("test")
 
     def _evaluate(self, batch: Batch) -> Tensor:
@@ -365,11 +383,11 @@ class LinearProbe(EvaluatedModule):
         values = self.metrics.compute()
         self.metrics.reset()
         self._counts = values[CONFUSION].cpu()
-        figures: dict[str, float | None] = {name: float(values[name]) for name in CLASS_FIGURES}
+        metrics: dict[str, float | None] = {name: float(values[name]) for name in CLASS_FIGURES}
         assert self.data is not None
         [category] = self.data.categories
-        self.results = with_means({category: figures}, {})
-        self.log_metrics(prefix, figures)
+        self.results = with_means({category: metrics}, {})
+        self.log_metrics(prefix, metrics)
 
     @property
     def confusion(self) -> Confusion | None:
@@ -377,7 +395,7 @@ class LinearProbe(EvaluatedModule):
         return None if self._counts is None else Confusion(self._counts, self.target_names)
 
     def image_rows(self, outputs: Tensor, batch: Batch) -> list[dict[str, Any]]:
-        """Return true and predicted class and the probabilities of each image.
+        """Return the true class, the predicted class and the probabilities of each image.
 
         Args:
             outputs: Probabilities ``(B, K)``.
@@ -408,7 +426,7 @@ class LinearProbe(EvaluatedModule):
 
     @property
     def evaluation_note(self) -> str:
-        """Whether the backbone was trained."""
+        """The end of a metrics table's title: whether the backbone was frozen or trained."""
         return f"; backbone {'frozen' if self.frozen else 'trained'}"
 
     def protocol(self) -> dict[str, Any]:
@@ -420,10 +438,10 @@ class LinearProbe(EvaluatedModule):
             "epochs": self.epochs,
         }
 
-    # -- what is kept ----------------------------------------------------------------------------
+    # -- checkpoints -----------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the classes; leave a frozen backbone out, and keep what identifies it."""
+        """Save the classes, and the identity of a frozen backbone in place of its weights."""
         record: dict[str, Any] = {"targets": self.targets, "names": self.target_names}
         record["weights"] = dict(self.weights)
         if self.frozen:
@@ -432,10 +450,10 @@ class LinearProbe(EvaluatedModule):
         checkpoint["probe"] = record
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Compare the classes, or make the layer for them; put a frozen backbone in its place.
+        """Compare or set the classes, and restore the weights of a frozen backbone.
 
         Raises:
-            ValueError: If the checkpoint was made on other classes, or another backbone.
+            ValueError: If the checkpoint was fitted with other classes or another backbone.
         """
         record = checkpoint["probe"]
         weights: WeightsRecord = record["weights"]
@@ -443,7 +461,7 @@ class LinearProbe(EvaluatedModule):
         if self.target_names:
             check_same(fitted, (self.targets, self.target_names), "the data")
         else:  # loaded without a trainer
-            self._know(*fitted, "the checkpoint")
+            self._set_classes(*fitted, "the checkpoint")
         self.epochs = checkpoint.get("epoch")
         if not self.frozen:
             self._start = weights

@@ -1,4 +1,4 @@
-"""Checks of the classes that a linear probe tells apart."""
+"""Checks of the classes of a linear probe."""
 
 from __future__ import annotations
 
@@ -14,49 +14,50 @@ __all__ = ["check_same", "check_shown"]
 
 
 def check_same(
-    fitted: tuple[Targets, list[str]], current: tuple[Targets, list[str]], whose: str
+    fitted: tuple[Targets, list[str]], current: tuple[Targets, list[str]], source: str
 ) -> None:
-    """Check that a probe meets the classes that it was fitted with.
+    """Check that the current classes are those that a probe was fitted with.
 
     Raises:
-        ValueError: If they are others.
+        ValueError: If they differ.
     """
     (kind, names), (current_kind, current_names) = fitted, current
     if kind != current_kind:
         raise ValueError(
-            f"the probe was fitted with data.targets {kind} ({len(names)} classes), and {whose} is "
-            f"read with data.targets {current_kind} ({len(current_names)}): set it to {kind}, or "
-            f"fit again"
+            f"the probe was fitted with data.targets {kind} ({len(names)} classes), and {source} "
+            f"is read with data.targets {current_kind} ({len(current_names)} classes): set it to "
+            f"{kind}, or fit again"
         )
     if names != current_names:
         odd = sorted(set(names) ^ set(current_names))
+        difference = f"{odd[0]} in only one of the two" if odd else "the same ones in another order"
         raise ValueError(
-            f"the probe was fitted with {len(names)} classes, and {whose} has "
-            f"{len(current_names)}: only one of them knows {odd[0]}"
+            f"the probe was fitted with {len(names)} classes, and {source} has "
+            f"{len(current_names)}, with {difference}: use data with the same classes, or fit again"
         )
 
 
 def check_shown(data: AnomalyData, names: list[str], split: str, samples: list[Sample]) -> None:
-    """Check that a split shows all classes.
+    """Check that a split has images of all classes.
 
     Args:
-        data: The data module, for the way out.
+        data: The data module, named in the error message.
         names: The classes, in the order of a sample's ``target``.
         split: training or test.
-        samples: The split.
+        samples: The samples of the split.
 
     Raises:
-        ValueError: If it does not.
+        ValueError: If a class is missing.
     """
     present = {column for s in samples for column, is_on in enumerate(s.target or ()) if is_on}
     missing = [name for column, name in enumerate(names) if column not in present]
     if missing:
-        way = "raise data.test_share, or draw another data.split_seed"
+        way_out = "raise data.test_share, or try another data.split_seed"
         if split == "training":
-            way = "draw another data.split_seed"
+            way_out = "try another data.split_seed"
         if split == "training" and data.has_shots:
-            way = "leave out data.shots and data.fraction, which take normal maps alone"
+            way_out = "leave out data.shots and data.fraction, which keep normal maps only"
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise ValueError(
-            f"data.root {data.root}: class {missing[0]}{more} has no {split} map: {way}"
+            f"data.root {data.root}: class {missing[0]}{more} has no {split} map: {way_out}"
         )

@@ -1,4 +1,4 @@
-"""The linear probe's optimiser: SGD with a cosine (our choice, as the paper names none)."""
+"""Optimiser of the linear probe: SGD with a cosine schedule (our choice; the paper names none)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["ProbeOptim"]
 
 LR = {True: 0.1, False: 0.01}
 WEIGHT_DECAY = {True: 0.0, False: 1e-4}
-"""By whether the backbone is frozen."""
+"""Defaults for a frozen backbone (True) and a trained one (False)."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class ProbeOptim:
     """SGD and its schedule.
 
     Args:
-        lr: Learning rate at the start; null: 0.1 for a frozen backbone, else 0.01.
-        momentum: Of SGD.
-        weight_decay: Null: 0 for a frozen backbone, else 1e-4.
-        schedule: cosine: down to 0 at the last step. none: a constant rate.
+        lr: Initial learning rate; null: 0.1 for a frozen backbone, else 0.01.
+        momentum: Momentum of SGD.
+        weight_decay: Weight decay; null: 0 for a frozen backbone, else 1e-4.
+        schedule: cosine: decay to 0 at the last step. none: constant learning rate.
     """
 
     lr: float | None = None
@@ -43,16 +43,16 @@ class ProbeOptim:
             check_at_least("model.optim.weight_decay", self.weight_decay, 0)
 
     def of(self, frozen: bool) -> ProbeOptim:
-        """Return the settings with the values that null stands for."""
+        """Return the settings with nulls replaced by their defaults."""
         lr = LR[frozen] if self.lr is None else self.lr
         decay = WEIGHT_DECAY[frozen] if self.weight_decay is None else self.weight_decay
         return replace(self, lr=lr, weight_decay=decay)
 
     def build(self, module: LightningModule) -> Any:
-        """Return the optimiser of a module's trained parameters, and the schedule of its rate.
+        """Return the optimiser of a module's trainable parameters and its schedule, if any.
 
         Raises:
-            ValueError: If the end of the training is not known.
+            ValueError: If the length of the training is unknown.
         """
         assert self.lr is not None
         assert self.weight_decay is not None

@@ -1,8 +1,8 @@
-"""PaDiM (arXiv 2011.08785): at every position a Gaussian of what normal images look like there.
+"""PaDiM (arXiv 2011.08785): a Gaussian of normal features at every position.
 
-Features of three stages of a frozen CNN, brought to one grid, a random choice of their channels; an
-image's distance is Mahalanobis's. Settings and conventions are those of the public code that most
-published figures with ResNet-18 come from (section 1 of the specification).
+Features of three stages of a frozen CNN are brought to one grid, and a random subset of their
+channels is kept. The anomaly score is the Mahalanobis distance. Settings and conventions are those
+of the public code behind most published results with ResNet-18; see docs/methods/padim.md.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ __all__ = ["PaDiM", "choose_channels"]
 
 
 class PaDiM(FittedMethod):
-    """A Gaussian a position (PaDiM, section 1 of the specification).
+    """One Gaussian per position (PaDiM, arXiv 2011.08785).
 
     Args:
-        backbone: Which CNN; the layers below are taken of it, unless it names others.
-        image_size: Side of its images, in pixels.
-        layers: Whose features are joined, finest first.
-        num_channels: How many of all channels are used, null for all (ResNet-18: 100 of 448).
-        channel_seed: Draws them, as the public code does.
-        regularization: Added to the diagonal of every covariance.
-        sigma: Gaussian blur of the map, in pixels.
-        blur_border: edge: the border is reflected with its edge (SciPy's, as published); inner:
-            without (anomalib's).
-        evaluator: How figures are computed.
+        backbone: The CNN; it exposes the layers below, unless it names others.
+        image_size: Side of the square input images, in pixels.
+        layers: Layers whose features are concatenated, finest first.
+        num_channels: Number of channels kept, null for all (ResNet-18: 100 of 448).
+        channel_seed: Seed of the random choice of channels, made as in the public code.
+        regularization: Value added to the diagonal of every covariance.
+        sigma: Standard deviation of the Gaussian blur of the map, in pixels.
+        blur_border: edge: reflect the border including its edge (SciPy, as published); inner:
+            reflect it without the edge (anomalib).
+        evaluator: Settings of the metrics.
     """
 
     fitted_buffers: ClassVar[tuple[str, ...]] = ("mean", "factor")
     inference_arguments: ClassVar[frozenset[str]] = frozenset({"evaluator", "sigma", "blur_border"})
     mean: Tensor
-    """``(N, C)`` once fitted."""
+    """``(N, C)`` after the fit."""
     factor: Tensor
-    """``(N, C, C)``; the length of its product with a difference to the mean is the distance."""
+    """``(N, C, C)``; the norm of its product with a difference from the mean is the distance."""
     channels: Tensor
 
     def __init__(
@@ -68,8 +68,8 @@ class PaDiM(FittedMethod):
         total = sum(self.backbone.channels[layer] for layer in self.layers)
         if num_channels is not None and not 1 <= num_channels <= total:
             raise ValueError(
-                f"model.num_channels must be between 1 and the {total} of {', '.join(self.layers)},"
-                f" got {num_channels}"
+                f"model.num_channels must be between 1 and {total}, the number of channels of "
+                f"{', '.join(self.layers)}, got {num_channels}"
             )
         check_above("model.regularization", regularization, 0)
         check_at_least("model.sigma", sigma, 0)
@@ -85,30 +85,31 @@ class PaDiM(FittedMethod):
         self._moments = RunningMoments()
 
     def on_fit_start(self) -> None:
-        """Begin anew."""
+        """Start from empty statistics."""
         self._moments = RunningMoments()
 
     @torch.no_grad()
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Take a batch of normal images."""
+        """Add a batch of normal images to the statistics."""
         self._moments.add(self.embed(batch["image"]))
 
     def on_train_epoch_end(self) -> None:
-        """Turn the moments of all processes into Gaussians.
+        """Compute the Gaussians from the statistics of all processes.
 
         Raises:
-            ValueError: If there are fewer than two images.
+            ValueError: If there are fewer than two training images.
         """
         moments = self.merged(self._moments.take())
         if moments.num_images < 2:
             raise ValueError(
-                "PaDiM needs at least 2 normal training images: of a single one there is no spread"
+                f"PaDiM needs at least 2 normal training images to compute a covariance, got "
+                f"{moments.num_images}: add images, or raise data.shots or data.fraction"
             )
         factor = inverse_factor(moments.scatter, moments.num_images, self.regularization)
         self.keep(mean=moments.mean, factor=factor)
 
     def merged(self, local: Moments) -> Moments:
-        """Return the moments over all processes."""
+        """Return the mean and scatter over all processes."""
         strategy = self.trainer.strategy
         if self.trainer.world_size == 1:
             return local
@@ -117,13 +118,13 @@ class PaDiM(FittedMethod):
         )
         total = strategy.reduce(local.num_images * local.mean, reduce_op="sum")
         mean = total / count
-        apart = local.mean - mean
-        scatter = local.scatter + local.num_images * apart.unsqueeze(2) * apart.unsqueeze(1)
+        shift = local.mean - mean
+        scatter = local.scatter + local.num_images * shift.unsqueeze(2) * shift.unsqueeze(1)
         return Moments(int(count), mean, strategy.reduce(scatter, reduce_op="sum"))
 
     @torch.no_grad()
     def score(self, images: Tensor, categories: list[str]) -> Scores:
-        """Score images ``(B, 3, H, W)``: the distance of each position from its Gaussian."""
+        """Score images ``(B, 3, H, W)`` by the distance of each position from its Gaussian."""
         self.check_fitted()
         with self.backbone.out_of_autocast():  # distances stay in float32
             distances = self.distances(self.embed(images))
@@ -133,9 +134,9 @@ class PaDiM(FittedMethod):
         return Scores(image_score=image_score(maps, "max"), anomaly_map=maps)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Return the chosen channels at every position of the finest layer, ``(B, N, C)``.
+        """Return the selected channels at every position of the finest layer, ``(B, N, C)``.
 
-        Channels are chosen before coarse layers are enlarged: it is the same, and less work.
+        Channels are selected before coarse layers are upsampled: same result, less work.
         """
         features = self.backbone(images)
         size = features[self.layers[0]].shape[-2:]
@@ -155,14 +156,14 @@ class PaDiM(FittedMethod):
 
     def distances(self, features: Tensor) -> Tensor:
         """Return Mahalanobis distances ``(B, N)`` of features ``(B, N, C)``."""
-        apart = (features.to(self.mean.dtype) - self.mean).transpose(0, 1)  # (N, B, C)
-        return torch.linalg.vector_norm(apart @ self.factor.mT, dim=-1).T  # (B, N)
+        difference = (features.to(self.mean.dtype) - self.mean).transpose(0, 1)  # (N, B, C)
+        return torch.linalg.vector_norm(difference @ self.factor.mT, dim=-1).T  # (B, N)
 
 
 def choose_channels(total: int, count: int | None, seed: int) -> list[int]:
-    """Return a random choice of channels, in the order in which it was drawn.
+    """Return a random choice of channels, in the order of sampling.
 
-    It is that of the public code: Python's own generator, which has not changed since.
+    It equals that of the public code, because Python's own generator has not changed since.
 
     Example:
         >>> from anomaly_clip.methods.padim import choose_channels

@@ -1,8 +1,8 @@
-"""PatchCore (arXiv 2106.08265): how far patches are from the nearest ones of normal images.
+"""PatchCore (arXiv 2106.08265): distance of patches from their nearest normal patches.
 
-A memory bank of patch features, thinned out to a greedy k-centre coreset; a patch's score is the
-distance to its nearest row. Conventions are anomalib's, where not said otherwise (section 5 of the
-specification).
+The memory bank holds patch features of normal images, reduced to a greedy k-centre coreset. The
+score of a patch is the distance to its nearest row. Conventions are anomalib's unless stated
+otherwise; see docs/methods/patchcore.md.
 """
 
 from __future__ import annotations
@@ -34,29 +34,31 @@ __all__ = ["PatchCore", "nearest_rows"]
 AT_ONCE = 1 << 24
 """Distances computed at once, 64 MiB in float32."""
 ROOM = 0.8
-"""Share of the free memory that a fit may take."""
+"""Share of the free memory that a fit may use."""
 GB = 1e9
 
 
 class PatchCore(FittedMethod):
-    """A memory bank of patches of normal images (PatchCore, section 5 of the specification).
+    """A memory bank of patches of normal images (PatchCore, arXiv 2106.08265).
 
     Args:
-        backbone: Which CNN; the layers below are taken of it, unless it names others.
-        image_size: Side of its images, in pixels.
-        layers: Whose features are joined, finest first, each averaged over 3 x 3 patches.
-        coreset: Share of all training patches that the bank keeps.
-        projection_eps: Of the random projection in which the coreset is chosen: how far squared
-            distances may be off; 0 chooses without.
-        bank_type: Numbers of the bank: float32, or float16, half as large.
-        num_neighbours: Rows near to the nearest one that reweigh the image score; 1 for the plain
-            largest distance, as the original code does.
-        upsampling: Of the map: bilinear as the original, or nearest as anomalib.
-        sigma: Gaussian blur of the map, in pixels.
-        blur_border: edge: the border is reflected with its edge (SciPy's); inner: without
-            (anomalib's).
-        seed: Draws the projection and the first patch.
-        evaluator: How figures are computed.
+        backbone: The CNN; it exposes the layers below, unless it names others.
+        image_size: Side of the square input images, in pixels.
+        layers: Layers whose features are concatenated, finest first, each averaged over 3 x 3
+            patches.
+        coreset: Share of all training patches kept in the bank.
+        projection_eps: Relative error of squared distances allowed in the random projection used
+            for selecting the coreset; 0 for no projection.
+        bank_type: Data type of the bank: float32, or float16, which takes half the memory.
+        num_neighbours: Number of bank rows around the nearest one that reweight the image score; 1
+            for the plain largest distance, as in the original code.
+        upsampling: Interpolation of the map: bilinear as in the original code, or nearest as in
+            anomalib.
+        sigma: Standard deviation of the Gaussian blur of the map, in pixels.
+        blur_border: edge: reflect the border including its edge (SciPy); inner: reflect it without
+            the edge (anomalib).
+        seed: Seed of the projection and of the first patch selected.
+        evaluator: Settings of the metrics.
     """
 
     fitted_buffers: ClassVar[tuple[str, ...]] = ("bank",)
@@ -64,7 +66,7 @@ class PatchCore(FittedMethod):
         {"evaluator", "sigma", "blur_border", "upsampling", "num_neighbours"}
     )
     bank: Tensor
-    """``(K, C)`` once fitted."""
+    """``(K, C)`` after the fit."""
 
     def __init__(
         self,
@@ -103,10 +105,10 @@ class PatchCore(FittedMethod):
         self._parts: list[tuple[Tensor, Tensor]] = []
 
     def on_fit_start(self) -> None:
-        """Say what it will take, and refuse what does not fit.
+        """Log the expected memory and time, and refuse a fit that exceeds the free memory.
 
         Raises:
-            ValueError: If memory is too small.
+            ValueError: If there is too little memory.
         """
         self._parts = []
         data = self.data
@@ -118,47 +120,47 @@ class PatchCore(FittedMethod):
         rows = num_images * per_image
         cost = self.cost(rows, width)
         kept, narrow = self.num_kept(rows), self.projected_width(rows, width)
-        seconds = kept * _seconds_a_centre(rows, narrow, self.device)
+        seconds = kept * _seconds_per_centre(rows, narrow, self.device)
         say(
-            f"PatchCore: {num_images} images, {rows} patches of {width} numbers, of which {kept} "
-            f"are kept; about {sum(cost.values()) / GB:.2g} GB, and {duration(max(1, seconds))} to "
-            f"choose them"
+            f"PatchCore: {num_images} images, {rows} patches of {width} values, {kept} of them "
+            f"kept; the fit takes about {sum(cost.values()) / GB:.2g} GB, and the selection "
+            f"{duration(max(1, seconds))}"
         )
         for device, needed in cost.items():
             free = available_memory(device)
             if free is not None and needed > ROOM * free:
                 raise ValueError(
-                    f"PatchCore needs about {needed / GB:.3g} GB for {rows} patches, and "
+                    f"PatchCore needs about {needed / GB:.3g} GB for {rows} patches, but only "
                     f"{free / GB:.3g} GB are free on {device}: lower data.fraction or "
                     f"model.image_size"
                     f"{'' if self.bank_type.itemsize == 2 else ', or set model.bank_type float16'}"
                 )
 
     def num_kept(self, rows: int) -> int:
-        """Return how many of so many patches the bank keeps."""
+        """Return the number of patches, out of ``rows``, that the bank keeps."""
         return max(1, round(self.coreset * rows))
 
     def projected_width(self, rows: int, width: int) -> int:
-        """Return how many numbers a patch has when the bank is chosen."""
+        """Return the number of values per patch while the bank is selected."""
         eps = self.projection_eps
         return projected_width(rows, width, eps) if eps > 0 else width
 
     def cost(self, rows: int, width: int) -> dict[torch.device, int]:
-        """Return the bytes that a fit takes on the host, and where the bank is chosen.
+        """Return the bytes that a fit takes on the host and on the device that selects the bank.
 
         Args:
-            rows: Patches of all training images.
-            width: Numbers of a patch.
+            rows: Number of patches of all training images.
+            width: Number of values per patch.
         """
         size = self.bank_type.itemsize
         patches = rows * width * size
         if self._trainer is not None and self.trainer.world_size > 1:
-            patches *= 2  # they come from the other processes, and are then put in order
+            patches *= 2  # gathered from all processes, then copied into order
         host, device = torch.device("cpu"), self.device
         cost = {host: patches + self.num_kept(rows) * width * size}
         narrow = self.projected_width(rows, width)
         same = narrow == width and self.bank_type == torch.float32 and device == host
-        points = rows * narrow * 4 * (1 if same else 2)  # as they are, and around their mean
+        points = rows * narrow * 4 * (1 if same else 2)  # the points, and a centred copy
         cost[device] = cost.get(device, 0) + points + 3 * rows * 4
         return cost
 
@@ -169,7 +171,7 @@ class PatchCore(FittedMethod):
         self._parts.append((batch["index"].cpu(), features))
 
     def on_train_epoch_end(self) -> None:
-        """Choose the bank among the patches of all processes: on the first, for all."""
+        """Select the bank from the patches of all processes, on the first process, and share it."""
         parts, self._parts = self._parts, []
         if self.trainer.world_size > 1:
             leads = self.trainer.is_global_zero
@@ -198,7 +200,7 @@ class PatchCore(FittedMethod):
 
     @torch.no_grad()
     def score(self, images: Tensor, categories: list[str]) -> Scores:
-        """Score images ``(B, 3, H, W)``: the distance of each patch from the bank."""
+        """Score images ``(B, 3, H, W)`` by the distance of each patch from the bank."""
         self.check_fitted()
         with self.backbone.out_of_autocast():  # distances stay in float32
             features = self.embed(images)
@@ -229,12 +231,12 @@ class PatchCore(FittedMethod):
         return torch.cat(parts, dim=1).flatten(2).mT  # (B, N, C)
 
     def image_scores(self, features: Tensor, distances: Tensor, rows: Tensor) -> Tensor:
-        """Return image scores ``(B,)``: the largest distance, less where rows are scarce.
+        """Return image scores ``(B,)``: the largest distance, reduced where bank rows are dense.
 
         Args:
             features: ``(B, N, C)``.
-            distances: ``(B, N)`` from the nearest row.
-            rows: ``(B, N)``, which that is.
+            distances: ``(B, N)``, distance from the nearest row.
+            rows: ``(B, N)``, index of the nearest row.
         """
         largest, at = distances.max(dim=1)
         if self.num_neighbours == 1:
@@ -247,16 +249,16 @@ class PatchCore(FittedMethod):
             patch.unsqueeze(1) - bank[near.indices], dim=-1
         )  # (B, k)
         to_nearest = torch.linalg.vector_norm(patch - bank[row], dim=-1)  # (B,)
-        # The softmax's entry of the nearest row, whatever its place among its neighbours.
+        # Softmax entry of the nearest row, whatever its rank among the neighbours.
         share = (to_nearest - to_near.logsumexp(dim=1)).exp()
         return (1 - share) * largest
 
 
 def nearest_rows(features: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
-    """Return distance and number of the nearest row of a bank, block by block.
+    """Return distance and index of the nearest row of a bank, computed block by block.
 
-    Products find the row; the distance is then taken of the difference itself, which loses no
-    digits.
+    Matrix products find the row. The distance is then computed from the difference itself, which
+    loses no digits.
 
     Args:
         features: ``(n, C)``.
@@ -277,10 +279,10 @@ def nearest_rows(features: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _in_order(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Return the patches ``(M, C)`` of all images in the order of their numbers.
+    """Return the patches ``(M, C)`` of all images, ordered by image index.
 
-    The parts, ``(n,)`` and ``(n, N, C)``, are taken out of the list one by one, so that they and
-    the result are not in memory together.
+    The parts, ``(n,)`` and ``(n, N, C)``, are removed from the list one by one, so that they are
+    not all in memory together with the result.
     """
     place = torch.cat([index for index, _ in parts]).argsort().argsort()
     ends = torch.tensor([len(index) for index, _ in parts]).cumsum(0).tolist()
@@ -292,11 +294,11 @@ def _in_order(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
     return ordered.flatten(0, 1)  # (M, C)
 
 
-def _seconds_a_centre(rows: int, width: int, device: torch.device) -> float:
-    """Measure a product with a few of the rows, and scale it up."""
+def _seconds_per_centre(rows: int, width: int, device: torch.device) -> float:
+    """Estimate the time per centre from a product with a few of the rows."""
     few = torch.zeros(min(rows, 20_000), width, device=device)
     vector = torch.zeros(width, device=device)
-    float(torch.mv(few, vector)[0])  # waits until it is done, also on other devices
+    float(torch.mv(few, vector)[0])  # waits for the result, also on other devices
     begun = time.perf_counter()
     for _ in range(3):
         product = torch.mv(few, vector)
@@ -305,7 +307,7 @@ def _seconds_a_centre(rows: int, width: int, device: torch.device) -> float:
 
 
 def available_memory(device: torch.device) -> int | None:
-    """Return the bytes that are free on a device; None where that cannot be known."""
+    """Return the free memory of a device in bytes, None if it is unknown."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
@@ -319,10 +321,10 @@ def available_memory(device: torch.device) -> int | None:
 
 
 def _left_to_container() -> int:
-    """Return the bytes that a container's limit (cgroup v2) leaves; very many without one."""
+    """Return the bytes left by a container's limit (cgroup v2), ``sys.maxsize`` without one."""
     folder = Path("/sys/fs/cgroup")
     try:
         limit, used = ((folder / f"memory.{name}").read_text() for name in ("max", "current"))
         return int(limit) - int(used)
-    except (OSError, ValueError):  # no such files, or the word max
+    except (OSError, ValueError):  # no such files, or no limit ("max")
         return sys.maxsize

@@ -1,9 +1,9 @@
-"""RD4AD (arXiv 2201.10703): a student repeats a teacher's features from a bottleneck, backwards.
+"""RD4AD (arXiv 2201.10703): reverse distillation from a one-class embedding.
 
-The teacher is a frozen CNN. Its three stages are squeezed into one small embedding, from which the
-student, the teacher's mirror image, gives them back. It learns that of normal images only; where it
-fails, something is anomalous. Settings are those of the public code (section 2 of the
-specification).
+The teacher is a frozen CNN. Its three stages are compressed into one small embedding, from which
+the student, the mirror image of the teacher, reconstructs them. The student is trained on normal
+images only, so that a failed reconstruction marks an anomaly. Settings are those of the public
+code; see docs/methods/rd4ad.md.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ LEVELS = 3
 
 
 class RD4AD(TrainedMethod):
-    """Reverse distillation (RD4AD, section 2 of the specification).
+    """Reverse distillation (RD4AD, arXiv 2201.10703).
 
     Args:
-        backbone: The teacher; the layers below are taken of it, unless it names others.
-        image_size: Side of its images, in pixels.
-        layers: Three stages, finest first, each half as fine as the one before.
-        amap_mode: How the levels' maps become one: add (as published) or multiply.
-        sigma: Gaussian blur of the map, in pixels.
+        backbone: The teacher; it exposes the layers below, unless it names others.
+        image_size: Side of the square input images, in pixels.
+        layers: Three stages, finest first, each with half the resolution of the one before.
+        amap_mode: Combination of the maps of all levels: add (as published) or multiply.
+        sigma: Standard deviation of the Gaussian blur of the map, in pixels.
         lr: Learning rate of Adam, whose betas are 0.5 and 0.999.
-        select: last, as published; best_test: the epoch with the best image AUROC on the test
-            images.
-        seed: Draws the weights that the training starts from.
-        evaluator: How figures are computed.
+        select: last: test the last epoch, as published; best_test: test the epoch with the best
+            image AUROC on the test images.
+        seed: Seed of the initial weights.
+        evaluator: Settings of the metrics.
     """
 
     inference_arguments: ClassVar[frozenset[str]] = frozenset({"evaluator", "amap_mode", "sigma"})
@@ -65,9 +65,10 @@ class RD4AD(TrainedMethod):
         sizes = self._sizes(image_size)
         if len(sizes) != LEVELS or not _halving(sizes):
             raise ValueError(
-                f"model.layers {self.layers} of {self.asked_backbone.name} are {sizes} positions "
-                f"wide at model.image_size {image_size}: RD4AD takes three, each half as wide as "
-                f"the one before, the last even and 4 or more"
+                f"RD4AD needs three layers, each half as wide as the one before, and the last of "
+                f"an even width of 4 or more, but model.layers {self.layers} of "
+                f"{self.asked_backbone.name} are {sizes} positions wide at model.image_size "
+                f"{image_size}: change model.layers or model.image_size"
             )
         check_at_least("model.sigma", sigma, 0)
         check_above("model.lr", lr, 0)
@@ -76,7 +77,7 @@ class RD4AD(TrainedMethod):
         self.lr = lr
         channels = [self.backbone.channels[layer] for layer in self.layers]
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)  # alone decides, not what was drawn for the backbone
+            torch.manual_seed(seed)  # independent of random numbers used by the backbone
             self.bottleneck = OneClassBottleneck(channels, self.asked_backbone.name)
             self.student = Student(channels, self.asked_backbone.name)
         self.save_hyperparameters(ignore=["backbone", "layers", "evaluator"])
@@ -85,13 +86,13 @@ class RD4AD(TrainedMethod):
         )
 
     def _sizes(self, image_size: int) -> list[int]:
-        """Return how many positions a side each layer has."""
+        """Return the number of positions per side of each layer."""
         with torch.no_grad():
             features = self.backbone(torch.zeros(1, 3, image_size, image_size))
         return [int(features[layer].shape[-1]) for layer in self.layers]
 
     def features(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Return what teacher and student say of images, level by level, ``(B, C, h, w)`` each."""
+        """Return the features of teacher and student, ``(B, C, h, w)`` per level."""
         features = self.backbone(images)
         teacher = [features[layer].to(self.dtype) for layer in self.layers]
         return teacher, self.student(self.bottleneck(teacher))
@@ -105,13 +106,13 @@ class RD4AD(TrainedMethod):
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return Adam; the rate stays as it is."""
+        """Return Adam, with a constant learning rate."""
         trained = [*self.bottleneck.parameters(), *self.student.parameters()]
         return torch.optim.Adam(trained, lr=self.lr, betas=(0.5, 0.999))
 
     @torch.no_grad()
     def score(self, images: Tensor, categories: list[str]) -> Scores:
-        """Score images ``(B, 3, H, W)``: where the student gives other features back."""
+        """Score images ``(B, 3, H, W)`` by the distance between teacher and student features."""
         self.check_trained()
         teacher, student = self.features(images)
         size = (images.shape[-2], images.shape[-1])
@@ -123,11 +124,11 @@ class RD4AD(TrainedMethod):
 
 
 def reverse_distillation_loss(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
-    """Return the sum over levels of one minus the cosine of an image's features as one vector.
+    """Return one minus the cosine of an image's flattened features, summed over the levels.
 
     Args:
-        teacher: A level's features ``(B, C, h, w)`` each.
-        student: The same.
+        teacher: Features of each level, ``(B, C, h, w)``.
+        student: Features of the same shapes.
     """
     losses = [
         1 - F.cosine_similarity(a.float().flatten(1), b.float().flatten(1)).mean()
@@ -142,8 +143,8 @@ def level_maps(
     """Return one minus the cosine at every position, ``(B, levels, H, W)``.
 
     Args:
-        teacher: A level's features ``(B, C, h, w)`` each.
-        student: The same.
+        teacher: Features of each level, ``(B, C, h, w)``.
+        student: Features of the same shapes.
         size: Height and width of the maps, in pixels.
     """
     distances = [
@@ -158,10 +159,10 @@ def level_maps(
 
 
 class MirrorSpec:
-    """Kinds and numbers of blocks that mirror a teacher.
+    """Types and numbers of the blocks that mirror a teacher.
 
-    ResNets are mirrored by blocks of their own kind, as in the public code; any other CNN by two
-    basic blocks a stage.
+    ResNets are mirrored by blocks of their own type, as in the public code, and any other CNN by
+    two basic blocks per stage.
     """
 
     def __init__(self, name: str) -> None:
@@ -172,7 +173,7 @@ class MirrorSpec:
         self.blocks = (3, 4, 6) if self.deep or name == "resnet34" else (2, 2, 2)
 
     def make(self, inputs: int, outputs: int, stride: int = 1) -> nn.Module:
-        """Return a block of ``outputs`` channels; its shortcut is a convolution if it must be."""
+        """Return a block of ``outputs`` channels, with a convolution as shortcut if needed."""
         shortcut = None
         if stride != 1 or inputs != outputs:
             shortcut = nn.Sequential(conv1x1(inputs, outputs, stride), nn.BatchNorm2d(outputs))
@@ -184,11 +185,11 @@ class MirrorSpec:
 
 
 class OneClassBottleneck(nn.Module):
-    """Bring three stages to one grid, and squeeze them into one embedding of half its size.
+    """Bring three stages to one grid, and compress them into one embedding of half its size.
 
     Args:
-        channels: Of the stages, finest first.
-        name: The teacher's.
+        channels: Channels of the stages, finest first.
+        name: Name of the teacher.
     """
 
     def __init__(self, channels: Sequence[int], name: str) -> None:
@@ -211,11 +212,11 @@ class OneClassBottleneck(nn.Module):
 
 
 class Student(nn.Module):
-    """The teacher backwards: from the embedding to its coarsest stage, and on to its finest.
+    """The teacher in reverse: from the embedding to the coarsest stage, then to the finest.
 
     Args:
-        channels: Of the stages, finest first.
-        name: The teacher's.
+        channels: Channels of the stages, finest first.
+        name: Name of the teacher.
     """
 
     def __init__(self, channels: Sequence[int], name: str) -> None:
@@ -232,7 +233,7 @@ class Student(nn.Module):
         _initialise(self)
 
     def forward(self, embedding: Tensor) -> list[Tensor]:
-        """Return the stages, finest first."""
+        """Return the reconstructed stages, finest first."""
         stages = []
         for stage in self.stages:
             embedding = stage(embedding)
@@ -281,7 +282,7 @@ class DeepUp(nn.Module):
 
 
 def _halving(sizes: Sequence[int]) -> bool:
-    # BatchNorm cannot do with a single position of a single image.
+    # BatchNorm fails on a single position of a single image.
     return all(a == 2 * b for a, b in pairwise(sizes)) and sizes[-1] % 2 == 0 and sizes[-1] >= 4
 
 
@@ -295,7 +296,7 @@ def _doubled(inputs: int, outputs: int) -> list[nn.Module]:
 
 
 def _initialise(network: nn.Module) -> None:
-    """Draw convolutions as the public code does, which leaves transposed ones as torch draws."""
+    """Initialise convolutions as the public code does; transposed ones keep torch's default."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -1,9 +1,9 @@
-"""RegAD (arXiv 2207.07361): learn to register images of other products, then look at a new one.
+"""RegAD (arXiv 2207.07361): few-shot detection by image registration, trained on other categories.
 
-A ResNet whose stages each turn and scale what they see is trained so that two images of the same
-category look alike after it, on all categories but the one to be tested. Of that one a few normal
-images are enough: they are augmented, and at every position a Gaussian says how they look. Settings
-and conventions are those of the public code (section 4 of the specification).
+Each stage of a ResNet rotates and scales its feature maps. The network is trained to make two
+images of the same category look alike, on all categories except the tested one. A few normal images
+of the tested category are then enough: they are augmented, and a Gaussian is fitted at every
+position. Settings and conventions are those of the public code; see docs/methods/regad.md.
 """
 
 from __future__ import annotations
@@ -50,48 +50,48 @@ if TYPE_CHECKING:
 __all__ = ["PixelCNNSettings", "RegAD", "averaged"]
 
 AT_ONCE = 32
-"""Augmented images that go through the network together."""
+"""Augmented images per forward pass."""
 
 
 @dataclass(frozen=True)
 class PixelCNNSettings(CNNSettings):
-    """Which CNN, as for the other detectors, but one that sees pixels in [0, 1] as they are.
+    """CNN settings that leave pixels in [0, 1] unnormalised by default.
 
     Args:
         name: A torchvision ResNet.
         weights: imagenet, a file, or the word random.
-        layers: Leave it out.
+        layers: Set by RegAD; leave it out.
         mean: Pixel mean.
         std: Pixel standard deviation.
     """
 
-    # A type of its own: a default instance would lose its values to a file that names weights only.
+    # A separate type, because a file that only names weights would replace a default instance.
     mean: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     std: list[float] = field(default_factory=lambda: [1.0, 1.0, 1.0])
 
 
 class RegAD(TrainedMethod):
-    """Registration across categories, Gaussians of a few normal images (RegAD, section 4).
+    """Registration across categories, with Gaussians of a few normal images (arXiv 2207.07361).
 
     One model is tested on one category and trained on others (``data.train_categories: others``).
-    The test goes through the images once for every set of references, its seed being its number;
-    figures are means over these rounds. Maps and scores that are kept are those of the first, which
-    validation and predict use alone.
+    The test passes over the images once per set of reference images, and the number of the set is
+    its seed. Metrics are means over these rounds. The maps and scores that are kept come from the
+    first round, which is the only one in validation and ``predict``.
 
     Args:
-        backbone: The ResNet that training starts from, and where its weights come from.
-        image_size: Side of its images, in pixels; a multiple of 32.
-        shots: How many references a category has; as many images of its category support each one
-            in training.
-        rounds: How many sets of references are tested.
-        regularization: Added to the diagonal of every covariance.
-        sigma: Gaussian blur of the map, in pixels.
-        lr: Learning rate (SGD); it follows half a cosine down to 0 in the last epoch.
-        momentum: Of SGD.
-        select: last: the last epoch is tested; best_test: the one whose image and pixel AUROC on
-            the test images have the largest sum, as in the public code.
-        seed: Draws the weights of what is trained beside the ResNet.
-        evaluator: How figures are computed.
+        backbone: The ResNet to train, and its initial weights.
+        image_size: Side of the square input images, in pixels; a multiple of 32.
+        shots: Number of reference images of a category. In training, each image is supported by as
+            many images of its category.
+        rounds: Number of sets of reference images to test.
+        regularization: Value added to the diagonal of every covariance.
+        sigma: Standard deviation of the Gaussian blur of the map, in pixels.
+        lr: Learning rate of SGD; it follows half a cosine down to 0 in the last epoch.
+        momentum: Momentum of SGD.
+        select: last: test the last epoch; best_test: test the epoch with the largest sum of image
+            and pixel AUROC on the test images, as in the public code.
+        seed: Seed of the initial weights of all parts except the ResNet.
+        evaluator: Settings of the metrics.
     """
 
     inference_arguments: ClassVar[frozenset[str]] = frozenset(
@@ -132,30 +132,31 @@ class RegAD(TrainedMethod):
         self.momentum = momentum
         width = self.backbone.channels[STAGES[-1]]
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)  # alone decides, not what was drawn for the backbone
+            torch.manual_seed(seed)  # independent of random numbers used by the backbone
             self.network = RegistrationNetwork(self.backbone, image_size)
             self.encoder = encoder(width)
             self.predictor = predictor(width)
         self.trained_on: dict[str, Any] = {}
-        """The data set, and its categories, that the training saw."""
+        """Data set and categories used for training."""
         self._gaussians: dict[str, FewSampleGaussians] = {}
         self._round = 0
         self._by_round: list[Figures] = []
         self.save_hyperparameters(ignore=["backbone", "evaluator"])
         self.save_hyperparameters({"backbone": asdict(self.asked_backbone)})
 
-    # -- what it needs of the data ---------------------------------------------------------------
+    # -- data requirements -----------------------------------------------------------------------
 
     @property
     def loader_needs(self) -> LoaderNeeds:
-        """Needs of the loaders: support in training, a test pass per round."""
+        """Loader requirements: support images in training, and one test pass per round."""
         return LoaderNeeds(self.image_size, support_images=self.shots, test_passes=self.rounds)
 
     def setup(self, stage: str) -> None:
-        """Check that one category is tested and others are trained on; see the base.
+        """Check the data, and create one evaluator per round; see the base class.
 
         Raises:
-            ValueError: If it is not so, or there are fewer references than asked for.
+            ValueError: If a tested category is trained on, the data has options that RegAD does not
+                support, or there are fewer reference images than requested.
         """
         super().setup(stage)
         data = self.data
@@ -163,8 +164,9 @@ class RegAD(TrainedMethod):
             return
         if data.has_shots:
             raise ValueError(
-                "RegAD trains on all normal images of other categories, and model.shots says how "
-                "many there are of the one tested: leave out data.shots and data.fraction"
+                f"RegAD trains on all normal images of the other categories, and takes as many "
+                f"reference images of the tested one as model.shots ({self.shots}): leave out "
+                f"data.shots and data.fraction"
             )
         if stage == "fit":
             self._check_training(data)
@@ -177,69 +179,73 @@ class RegAD(TrainedMethod):
         self.evaluators = nn.ModuleList([self.evaluator, *others])
 
     def _check_one_category(self, data: AnomalyData, stage: str) -> None:
-        super()._check_one_category(data, "test")  # what is trained on are always several
+        super()._check_one_category(data, "test")  # training always uses several
 
     def _check_tested(self, data: AnomalyData) -> None:
         trained = self.trained_on.get("categories", [])
         both = [name for name in data.categories if name in trained]
         if both and self.trained_on["data"] == data.dataset_name:
             raise ValueError(
-                f"RegAD is never tested on what it was trained on, and {both[0]!r} of "
-                f"{data.dataset_name} was: test another category, or fit again without it"
+                f"RegAD must be tested on a category that it was not trained on, got {both[0]!r} "
+                f"of {data.dataset_name}: test another category, or fit again without it"
             )
 
     def _check_training(self, data: AnomalyData) -> None:
         both = [name for name in data.train_categories if name in data.categories]
         if both:
             raise ValueError(
-                f"RegAD never trains on what it is tested on, and {both[0]!r} is among both: set "
-                f"data.train_categories to others"
+                f"RegAD must be trained on categories other than the tested one, got {both[0]!r} "
+                f"for both: set data.train_categories to others"
             )
         if data.validation.holds_out:
             raise ValueError(
-                f"RegAD needs references of what validates, which data.val_split {data.val_split} "
-                f"has not: set it to none or test"
+                f"RegAD needs normal reference images for the validation categories, which "
+                f"data.val_split {data.val_split} does not provide: set it to none or test"
             )
         if data.synthesis is not None:
-            raise ValueError("RegAD trains on normal images alone: leave out data.synthesis")
+            raise ValueError(
+                f"RegAD trains on normal images only, got data.synthesis.recipe "
+                f"{data.synthesis.recipe}: leave out data.synthesis"
+            )
         if data.balanced:
             raise ValueError(
-                "RegAD's batches are of one category each, all images once: leave out data.balanced"
+                f"data.balanced must be false for RegAD, whose batches hold one category each and "
+                f"every image once, got {str(data.balanced).lower()}: leave it out"
             )
 
     # -- training --------------------------------------------------------------------------------
 
     def pixels(self, images: Tensor) -> Tensor:
-        """Return uint8 images normalised; floating ones are taken as normalised already."""
+        """Normalise uint8 images; floating-point ones are taken as already normalised."""
         if images.is_floating_point():
             return images
         backbone = self.backbone
         return ((images.float() / 255 - backbone.mean) / backbone.std).to(self.dtype)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch of one category, each image with its support.
+        """Return the loss of a batch of one category, in which each image has support images.
 
         Raises:
-            ValueError: If there is no support.
+            ValueError: If there are no support images.
         """
         if "support" not in batch:
             raise ValueError(
-                "RegAD trains on batches with support: fit it with a data module of "
-                "anomaly_clip.data (datamodule=)"
+                f"RegAD trains on batches with support images, got a batch of "
+                f"{', '.join(batch)}: fit it with a data module of anomaly_clip.data (datamodule=)"
             )
         query = self.network(self.pixels(batch["image"]))
-        several = self.network(self.pixels(batch["support"].flatten(0, 1)))  # (B * k, C, h, w)
-        support = several.unflatten(0, (len(query), -1)).mean(dim=1)  # (B, C, h, w)
+        supports = self.network(self.pixels(batch["support"].flatten(0, 1)))  # (B * k, C, h, w)
+        support = supports.unflatten(0, (len(query), -1)).mean(dim=1)  # (B, C, h, w)
         loss = self.loss_map(query, support).mean()
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(query))
         return loss
 
     def loss_map(self, query: Tensor, support: Tensor) -> Tensor:
-        """Return how far features are from registered, ``(B, h, w)`` in [-1, 1].
+        """Return the registration loss at every position, ``(B, h, w)`` in [-1, 1].
 
         Args:
-            query: What the network says of images, ``(B, C, h, w)``.
-            support: The mean of what it says of others of their category, the same shape.
+            query: Features of images, ``(B, C, h, w)``.
+            support: Mean features of other images of their category, the same shape.
         """
         query_code, support_code = self.encoder(query), self.encoder(support)
         forward = negative_cosine(self.predictor(query_code), support_code)
@@ -247,14 +253,17 @@ class RegAD(TrainedMethod):
         return (forward + backward) / 2
 
     def configure_optimizers(self) -> Any:
-        """Return SGD, its rate following the epochs: one for all parts, as their settings agree.
+        """Return one SGD optimiser for all parts, as they share settings, and its schedule.
 
         Raises:
-            ValueError: If the number of epochs is not known.
+            ValueError: If the number of epochs is unknown.
         """
         epochs = total_epochs(self)
         if epochs == 1:
-            say("RegAD's rate is 0 in the last epoch, so one learns nothing: take more epochs")
+            say(
+                "RegAD's learning rate is 0 in the last epoch, so a single epoch learns nothing: "
+                "raise trainer.max_epochs"
+            )
         trained = [p for p in self.parameters() if p.requires_grad]
         optimizer = torch.optim.SGD(trained, self.lr, momentum=self.momentum)
 
@@ -264,7 +273,7 @@ class RegAD(TrainedMethod):
         return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, rate)}
 
     def merit(self, results: Results) -> float | None:
-        """Return the sum of image and pixel AUROC, as far as they are defined."""
+        """Return the sum of image and pixel AUROC, leaving out undefined ones; None if both are."""
         values = [results["mean"][name] for name in ("image_auroc", "pixel_auroc")]
         defined = [value for value in values if value is not None]
         return sum(defined) if defined else None
@@ -272,7 +281,7 @@ class RegAD(TrainedMethod):
     # -- references ------------------------------------------------------------------------------
 
     def prepare(self, categories: list[str]) -> None:
-        """Look at the first set of references of each category."""
+        """Fit the Gaussians of each category to its first set of reference images."""
         self._round = 0
         self._gaussians.clear()
         self.reference_paths.clear()
@@ -281,11 +290,11 @@ class RegAD(TrainedMethod):
             self.take_references(self.data, category)
 
     def on_validation_end(self) -> None:
-        """Forget the references: training goes on, and they will look otherwise."""
+        """Drop the Gaussians of the reference images: training resumes and changes features."""
         self._gaussians.clear()
 
     def take_references(self, data: AnomalyData, category: str, number: int = 0) -> None:
-        """Look at one of the sets of references of a category; its seed is its number."""
+        """Fit the Gaussians of a category to a set of reference images, seeded by its number."""
         self.check_trained()
         references = data.references(category, self.shots, seed=number)
         self.reference_paths.setdefault(category, []).extend(references["path"])
@@ -293,19 +302,19 @@ class RegAD(TrainedMethod):
 
     @torch.no_grad()
     def remember(self, images: Tensor, category: str) -> None:
-        """Keep how references look, in the place of those that were known of the category.
+        """Fit the Gaussians of a category to reference images, replacing earlier ones.
 
         Args:
-            images: uint8 ``(k, 3, H, W)``, or floating and normalised already.
-            category: What they show.
+            images: uint8 ``(k, 3, H, W)``, or floating-point and already normalised.
+            category: Category of the images.
         """
-        # Colours are taken out of pixels in [0, 1], before these are normalised.
-        several = augment(images if images.is_floating_point() else images.float() / 255)
+        # Grey versions are computed from pixels in [0, 1], before the normalisation.
+        augmented = augment(images if images.is_floating_point() else images.float() / 255)
         if not images.is_floating_point():
-            several = (several - self.backbone.mean) / self.backbone.std
+            augmented = (augmented - self.backbone.mean) / self.backbone.std
         with self.backbone.out_of_autocast():  # Gaussians stay in float32
-            split = several.to(self.dtype).split(AT_ONCE)
-            parts = [self.network.stages(part) for part in track(split, "looking at references")]
+            split = augmented.to(self.dtype).split(AT_ONCE)
+            parts = [self.network.stages(part) for part in track(split, "encoding references")]
             stages = [torch.cat(stage) for stage in zip(*parts, strict=True)]
             self._gaussians[category] = few_sample_gaussians(
                 lambda positions: joined_features(stages, positions),
@@ -317,17 +326,17 @@ class RegAD(TrainedMethod):
 
     @torch.no_grad()
     def score(self, images: Tensor, categories: list[str]) -> Scores:
-        """Score images ``(B, 3, H, W)``: the distance of each position from its Gaussian.
+        """Score images ``(B, 3, H, W)`` by the distance of each position from its Gaussian.
 
         Raises:
-            ValueError: If nothing is known of a category.
+            ValueError: If there are no reference images of a category.
         """
         self.check_trained()
         unknown = [name for name in categories if name not in self._gaussians]
         if unknown:
             raise ValueError(
-                f"RegAD knows no references of {unknown[0]!r}: give some with take_references or "
-                f"remember"
+                f"RegAD has no reference images of {unknown[0]!r}: add some with take_references "
+                f"or remember"
             )
         with self.backbone.out_of_autocast():  # distances stay in float32
             features = joined_features(self.network.stages(self.pixels(images)))
@@ -343,7 +352,7 @@ class RegAD(TrainedMethod):
         return Scores(image_score=image_score(maps, "max"), anomaly_map=maps)
 
     def on_test_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Look at the next set of references when a pass begins."""
+        """Load the next set of reference images when a pass begins."""
         if dataloader_idx != self._round:
             self._round = dataloader_idx
             assert self.data is not None
@@ -351,14 +360,14 @@ class RegAD(TrainedMethod):
                 self.take_references(self.data, category, dataloader_idx)
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Scores:
-        """Score a batch and hand it to the evaluator of its pass."""
+        """Score a batch and pass it to the evaluator of its round."""
         scores = self._score(batch)
         self.evaluators[dataloader_idx].update(scores, batch)  # type: ignore[operator]
         return scores
 
     def on_test_epoch_end(self) -> None:
-        """Compute the figures of all rounds; log their means as ``test/...``."""
-        rounds = track(self.evaluators, "figures of each round")
+        """Compute the metrics of all rounds; log their means as ``test/...``."""
+        rounds = track(self.evaluators, "metrics of each round")
         by_round = [evaluator.compute() for evaluator in rounds]  # type: ignore[operator]
         for evaluator in self.evaluators:
             evaluator.reset()  # type: ignore[operator]
@@ -367,15 +376,15 @@ class RegAD(TrainedMethod):
         self.log_metrics("test", self.results["mean"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what was trained on; see the base."""
+        """Add the training categories; see the base class."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["trained_on"] = self.trained_on
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Know what was trained on; see the base.
+        """Restore the training categories; see the base class.
 
         Raises:
-            ValueError: If it is tested now.
+            ValueError: If one of them is to be tested.
         """
         super().on_load_checkpoint(checkpoint)
         self.trained_on = checkpoint["trained_on"]
@@ -383,7 +392,7 @@ class RegAD(TrainedMethod):
             self._check_tested(self.data)
 
     def protocol(self) -> dict[str, Any]:
-        """Add the rounds and how far apart their figures are; see the base."""
+        """Add the rounds and the spread of their metrics; see the base class."""
         return {
             **super().protocol(),
             "shots": self.shots,
@@ -395,9 +404,9 @@ class RegAD(TrainedMethod):
 
 
 def averaged(rounds: Sequence[Results]) -> Results:
-    """Return the means of the figures of several evaluations; what one lacks has none.
+    """Return the mean metrics of several evaluations; a metric undefined in any of them is None.
 
-    The bounds of pixel figures are of one evaluation, and are left out if there are several.
+    The bounds of pixel metrics belong to one evaluation and are left out if there are several.
     """
     if len(rounds) == 1:
         return rounds[0]
@@ -412,7 +421,7 @@ def averaged(rounds: Sequence[Results]) -> Results:
 
 
 def spread(rounds: Sequence[Figures]) -> Figures:
-    """Return the standard deviation of each figure over several evaluations, None of one."""
+    """Return the standard deviation of each metric over several evaluations, None for one."""
     if len(rounds) < 2:
         return dict.fromkeys(FIGURES)
     return {name: _of_all([metrics[name] for metrics in rounds], stdev) for name in FIGURES}
@@ -421,6 +430,6 @@ def spread(rounds: Sequence[Figures]) -> Figures:
 def _of_all(
     values: Sequence[float | None], function: Callable[[list[float]], float]
 ) -> float | None:
-    """Return a function of values that are all defined, None otherwise."""
+    """Return the function of the values if all are defined, None otherwise."""
     defined = [value for value in values if value is not None]
     return function(defined) if len(defined) == len(values) else None

@@ -1,9 +1,9 @@
-"""SimpleNet (arXiv 2303.15140): tell normal features from the same with noise on them.
+"""SimpleNet (arXiv 2303.15140): a discriminator between normal features and noisy copies of them.
 
-Patches of two stages of a frozen CNN become one vector a position, an adaptor brings it closer to
-the data at hand, and a discriminator learns to tell it from itself with Gaussian noise added: no
-defect is ever drawn on an image. Settings are those of the public code (section 3 of the
-specification).
+Patches of two stages of a frozen CNN are joined into one vector per position. An adaptor fits the
+vectors to the target data, and a discriminator learns to tell them from copies with Gaussian noise.
+No synthetic defects are added to images. Settings are those of the public code; see
+docs/methods/simplenet.md.
 """
 
 from __future__ import annotations
@@ -27,30 +27,31 @@ from anomaly_clip.records import Batch, Scores
 __all__ = ["SimpleNet", "hinge_loss"]
 
 PATCH = 3
-"""Side of the neighbourhood that a position is described by."""
+"""Side of the neighbourhood that describes a position."""
 MARGIN = 0.5
-"""From here on the discriminator is right enough."""
+"""Margin of the hinge loss: outputs beyond it do not add to the loss."""
 
 
 class SimpleNet(TrainedMethod):
-    """An adaptor and a discriminator on frozen features (SimpleNet, section 3).
+    """An adaptor and a discriminator on frozen features (SimpleNet, arXiv 2303.15140).
 
     Args:
-        backbone: Which CNN; the layers below are taken of it, unless it names others.
-        image_size: Side of its images, in pixels.
-        layers: Whose patches are joined, finest first.
-        pretrain_dim: Length to which a layer's patch is averaged.
-        target_dim: Length of the joined vector (the public code's 1536, made for WRN-50-2; the
-            channels of ResNet-18's two layers are 384).
-        hidden: Width of the discriminator.
+        backbone: The CNN; it exposes the layers below, unless it names others.
+        image_size: Side of the square input images, in pixels.
+        layers: Layers whose patches are joined, finest first.
+        pretrain_dim: Length to which the patch vector of each layer is pooled.
+        target_dim: Length of the joined vector. The public code's 1536 was chosen for WRN-50-2; the
+            two layers of ResNet-18 have 384 channels together.
+        hidden: Width of the discriminator's hidden layer.
         noise: Standard deviation of the noise.
         adaptor_lr: Learning rate of the adaptor (AdamW, weight decay 0.01).
-        discriminator_lr: Of the discriminator (Adam, weight decay 1e-5).
-        sigma: Gaussian blur of the map, in pixels; the image's score is of the patches before.
-        select: last: the last epoch is tested; best_test: the one with the best image AUROC on the
-            test images, as published.
-        seed: Draws the weights that the training starts from, and the noise.
-        evaluator: How figures are computed.
+        discriminator_lr: Learning rate of the discriminator (Adam, weight decay 1e-5).
+        sigma: Standard deviation of the Gaussian blur of the map, in pixels; the image score is
+            computed before the blur.
+        select: last: test the last epoch; best_test: test the epoch with the best image AUROC on
+            the test images, as published.
+        seed: Seed of the initial weights and of the noise.
+        evaluator: Settings of the metrics.
     """
 
     inference_arguments: ClassVar[frozenset[str]] = frozenset({"evaluator", "sigma"})
@@ -88,7 +89,7 @@ class SimpleNet(TrainedMethod):
         self.sigma = sigma
         self.seed = seed
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)  # alone decides, not what was drawn for the backbone
+            torch.manual_seed(seed)  # independent of random numbers used by the backbone
             self.adaptor = nn.Linear(target_dim, target_dim)
             self.discriminator = nn.Sequential(
                 nn.Linear(target_dim, hidden),
@@ -98,7 +99,7 @@ class SimpleNet(TrainedMethod):
             )
             for layer in (self.adaptor, self.discriminator[0], self.discriminator[3]):
                 nn.init.xavier_normal_(layer.weight)  # type: ignore[arg-type]
-        self.automatic_optimization = False  # two optimisers follow one loss
+        self.automatic_optimization = False  # two optimisers share one loss
         self.save_hyperparameters(ignore=["backbone", "layers", "evaluator"])
         self.save_hyperparameters(
             {"backbone": asdict(self.asked_backbone), "layers": list(self.layers)}
@@ -106,17 +107,17 @@ class SimpleNet(TrainedMethod):
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
-        """Return a vector a position of the finest layer, ``(B, N, target_dim)``.
+        """Return one vector per position of the finest layer, ``(B, N, target_dim)``.
 
-        Averaging over channels and enlarging over positions are both linear and change places here:
-        coarse layers are enlarged when their vectors are short.
+        Pooling over channels and upsampling over positions are both linear, so their order is
+        swapped here: coarse layers are upsampled once their vectors are short.
         """
         features = self.backbone(images)
         size = features[self.layers[0]].shape[-2:]
         levels = []
         for layer in self.layers:
             maps = features[layer].to(self.dtype)
-            # Channel, row and column of the neighbourhood, one after the other.
+            # Flattened in the order channel, row and column of the neighbourhood.
             patches = F.unfold(maps, PATCH, padding=PATCH // 2).mT  # (B, n, C * 9)
             short = F.adaptive_avg_pool1d(patches, self.pretrain_dim)
             if maps.shape[-2:] != size:
@@ -126,13 +127,13 @@ class SimpleNet(TrainedMethod):
         return F.adaptive_avg_pool1d(torch.cat(levels, dim=2), self.target_dim)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Take a step on the patches of a batch of normal images."""
+        """Take an optimisation step on the patches of a batch of normal images."""
         patches = self.embed(batch["image"]).flatten(0, 1)  # (B * N, dim)
         real = self.adaptor(patches)
         noisy = real + self.draw_noise(real, batch_idx)
         # Both in one pass: BatchNorm sees them together.
-        judged_real, judged_noisy = self.discriminator(torch.cat([real, noisy])).float().chunk(2)
-        loss = hinge_loss(judged_real, judged_noisy)
+        real_logits, noisy_logits = self.discriminator(torch.cat([real, noisy])).float().chunk(2)
+        loss = hinge_loss(real_logits, noisy_logits)
         optimizers: Any = self.optimizers()
         for optimizer in optimizers:
             optimizer.zero_grad()
@@ -141,19 +142,19 @@ class SimpleNet(TrainedMethod):
             optimizer.step()
         size = len(batch["image"])
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
-        right = (judged_real > MARGIN).float().mean() + (judged_noisy < -MARGIN).float().mean()
+        right = (real_logits > MARGIN).float().mean() + (noisy_logits < -MARGIN).float().mean()
         self.log("train/right", right / 2, batch_size=size)
 
     def draw_noise(self, like: Tensor, batch_idx: int) -> Tensor:
-        """Return noise drawn by (seed, epoch, batch, process), on the device of ``like``."""
+        """Return noise seeded by (seed, epoch, batch, process), on the device of ``like``."""
         numbers = [self.seed, self.current_epoch, batch_idx, self.global_rank]
         entropy = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
         generator = torch.Generator(like.device).manual_seed(int(entropy[0]) >> 1)
-        drawn = torch.randn(like.shape, generator=generator, device=like.device)
-        return (self.noise * drawn).to(like.dtype)
+        sampled = torch.randn(like.shape, generator=generator, device=like.device)
+        return (self.noise * sampled).to(like.dtype)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """Return the adaptor's and the discriminator's; their rates stay as they are."""
+        """Return the optimisers of adaptor and discriminator, with constant learning rates."""
         return [
             torch.optim.AdamW(self.adaptor.parameters(), lr=self.adaptor_lr),
             torch.optim.Adam(
@@ -163,21 +164,21 @@ class SimpleNet(TrainedMethod):
 
     @torch.no_grad()
     def score(self, images: Tensor, categories: list[str]) -> Scores:
-        """Score images ``(B, 3, H, W)``: what the discriminator takes for noise."""
+        """Score images ``(B, 3, H, W)`` by the negated output of the discriminator."""
         self.check_trained()
         patches = self.embed(images)
-        judged = self.discriminator(self.adaptor(patches.flatten(0, 1))).float()
-        anomalous = -judged.view(patches.shape[:2])  # (B, N)
+        logits = self.discriminator(self.adaptor(patches.flatten(0, 1))).float()
+        anomalous = -logits.view(patches.shape[:2])  # (B, N)
         size = (images.shape[-2], images.shape[-1])
         maps = gaussian_blur(patches_to_map(anomalous, size), self.sigma)
         return Scores(image_score=anomalous.amax(dim=1), anomaly_map=maps)
 
 
 def hinge_loss(real: Tensor, noisy: Tensor) -> Tensor:
-    """Return how far normal vectors are below the margin, and noisy ones above its negative.
+    """Return the hinge loss of normal vectors below the margin and noisy ones above its negative.
 
     Args:
-        real: What the discriminator says of normal vectors, higher = more normal.
-        noisy: Of the same with noise.
+        real: Discriminator outputs of normal vectors, higher = more normal.
+        noisy: Discriminator outputs of the same vectors with noise.
     """
     return F.relu(MARGIN - real).mean() + F.relu(MARGIN + noisy).mean()

@@ -1,11 +1,11 @@
-"""TAB (arXiv 2312.09480): a ResNet whose features follow the words for normal and abnormal.
+"""TAB (arXiv 2312.09480): a ResNet pre-trained to align with CLIP's texts for normal and abnormal.
 
-For every class there is a vector of words for normal and one for abnormal, from CLIP's frozen text
-tower. Normal images and their synthetic twins go through the ResNet; of either, the softmax over
-the classes of the similarities with its side's vectors should name the class. What remains is the
-ResNet, to be plugged into detectors in the place of one from ImageNet.
+CLIP's frozen text encoder gives each class one vector for normal and one for abnormal. Normal
+images and their versions with a synthetic defect go through the ResNet. On either side, a softmax
+over the similarities with the vectors of that side should predict the class. Only the ResNet is
+kept, to replace an ImageNet backbone in detectors.
 
-Marks as [P] (the paper), [C] (the authors' code) and [O] (our choice) are in the specification.
+docs/methods/tab.md states what comes from the paper, from the authors' code, and from us.
 """
 
 from __future__ import annotations
@@ -49,41 +49,41 @@ from anomaly_clip.schedules import total_epochs, total_steps
 
 __all__ = ["TAB", "TABOptim"]
 
-PICTURED = 300
-"""Pairs whose features are drawn at the end."""
+PLOTTED_PAIRS = 300
+"""Number of pairs whose features are plotted at the end."""
 HEADS = ("normal_head.", "abnormal_head.", "classifier.")
-"""Parts that depend on the classes and the texts, thrown away after the training."""
-ALIKE = 0.99
-"""From this mean cosine of the classes' texts on the softmax is flat: 0.03 between logits."""
+"""Prefixes of the parts that depend on classes and texts, discarded after the training."""
+SIMILAR_TEXTS = 0.99
+"""Mean cosine of the classes' texts from which the softmax is flat: logits differ by 0.03."""
 LOGIT_SCALE = math.log(1 / 0.07)
-"""2.6593, which the authors' code multiplies by as it is, without the exponential."""
+"""2.6593, by which the authors' code multiplies directly, without the exponential."""
 
 
 class TAB(LightningModule):
-    """Pre-train a ResNet along CLIP's texts; see the module.
+    """Pre-train a ResNet to align with CLIP's texts; see the module's docstring.
 
-    The data module gives normal training images of several categories with their defective twins
-    (``data.synthesis.mode: pair``).
+    The data module provides normal training images of several categories together with their
+    defective versions (``data.synthesis.mode: pair``).
 
     Args:
-        backbone: The ResNet that is trained, and where it starts from.
-        text: The CLIP whose texts are followed.
-        prompts: The sentences.
+        backbone: The ResNet to train, and its initial weights.
+        text: The CLIP model that encodes the texts.
+        prompts: The prompts.
         loss: align: the method. classification: the baseline of Table 5, cross-entropy without
-            texts. concat: one image a pair, against the texts of both sides, with the focal loss
-            (exploratory in the code).
+            texts. concat: one image per pair, against the texts of both sides, with the focal loss
+            (exploratory in the authors' code).
         align: both; or normal: only normal images, against the texts for normal (Table 7).
-        classification_targets: Of loss classification: classes, normal and abnormal of each; or
-            binary, normal and abnormal.
-        head: What brings features to the texts' width, thrown away afterwards, one a side: auto:
-            projection if widths differ, else none; linear; projection: linear, a residual block and
-            a LayerNorm.
-        logit_scale_mode: raw: the parameter itself (the code); exp: its exponential (CLIP).
+        classification_targets: For loss classification: classes, with a normal and an abnormal
+            output per class; or binary, with one output each.
+        head: Head that maps features to the width of the texts, one per side, discarded after the
+            training: auto: projection if widths differ, else none; linear; projection: linear, a
+            residual block and a LayerNorm.
+        logit_scale_mode: raw: the parameter itself (authors' code); exp: its exponential (CLIP).
         joint_forward: Whether normal and defective images share a forward pass, and so the
             statistics of BatchNorm.
         optim: Optimiser and schedule.
         image_size: Side of the images, in pixels.
-        seed: Draws what a projection drops, and which image of a pair loss concat takes.
+        seed: Seed of the projection's dropout, and of the image per pair that loss concat takes.
     """
 
     normal: Tensor
@@ -112,7 +112,11 @@ class TAB(LightningModule):
         self.optim = optim if isinstance(optim, TABOptim) else TABOptim(**optim)
         check_at_least("model.image_size", image_size, 32)
         if loss == "concat" and (align == "normal" or self.prompts.preset == "one_class"):
-            raise ValueError("model.loss concat needs texts of both sides")
+            raise ValueError(
+                f"model.loss concat needs texts of both sides, got model.align {align} and "
+                f"model.prompts.preset {self.prompts.preset}: set model.align to both, and choose "
+                f"a preset other than one_class"
+            )
         self.loss = loss
         self.align = "normal" if self.prompts.preset == "one_class" else align
         self.classification_targets = classification_targets
@@ -121,11 +125,14 @@ class TAB(LightningModule):
         self.joint_forward = joint_forward
         self._image_size = image_size
         self.seed = seed
-        # The weights that it starts from come in setup: a checkpoint needs none.
+        # Initial weights are loaded in setup, because a checkpoint needs none.
         self.encoder = load_network(self.settings.name, RANDOM)
         if not all(hasattr(self.encoder, part) for part in ("conv1", "layer4", "fc")):
-            raise ValueError(f"model.backbone.name {self.settings.name}: TAB trains ResNets")
-        # It stays as it is, so that torchvision loads the result strictly.
+            raise ValueError(
+                f"model.backbone.name must be a ResNet for TAB, such as resnet18, got "
+                f"{self.settings.name}"
+            )
+        # Kept unchanged, so that torchvision loads the result strictly.
         self.encoder.fc.requires_grad_(False)
         self.width = int(self.encoder.fc.weight.shape[1])  # type: ignore[union-attr,index]
         for name, values in (("mean", self.settings.mean), ("std", self.settings.std)):
@@ -134,11 +141,11 @@ class TAB(LightningModule):
         self.categories: list[str] = []
         """The classes, in the order of the texts."""
         self.teacher = ""
-        """The sha256 of the CLIP that the texts come from."""
+        """The sha256 of the CLIP that encodes the texts."""
         self.provenance: dict[str, Any] = {}
-        """What the training depends on beside the arguments."""
+        """Settings that the training depends on in addition to the arguments."""
         self.epochs: int | None = None
-        """How many epochs were trained, if a checkpoint was loaded."""
+        """Number of epochs trained, if a checkpoint was loaded."""
         self._last: deque[tuple[Tensor, list[str]]] = deque()
         self.save_hyperparameters(
             {
@@ -164,38 +171,44 @@ class TAB(LightningModule):
 
     @property
     def loader_needs(self) -> LoaderNeeds:
-        """Needs of the loaders: BatchNorm cannot do with a batch of one image."""
+        """Loader requirements: no batch of one image, on which BatchNorm fails."""
         return LoaderNeeds(self.image_size, full_batches=True)
 
-    # -- what is aligned with what ---------------------------------------------------------------
+    # -- classes, texts and heads ----------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Load what the ResNet starts from, encode the texts of the classes, make the heads.
+        """Load the initial weights, encode the texts of the classes, and create the heads.
 
         Raises:
-            FileNotFoundError: If weights are neither at hand nor to be had.
-            ValueError: If there are fewer than two classes, no defective twins, or widths that
-                differ without a head.
+            FileNotFoundError: If the weights are neither on disk nor available for download.
+            ValueError: If there are fewer than two classes, no defective versions, or different
+                widths without a head.
         """
         data = data_module(self)
         if data is None:
-            raise ValueError("TAB needs a data module of anomaly_clip.data (datamodule=)")
+            raise ValueError(f"TAB: {stage} needs a data module of anomaly_clip.data (datamodule=)")
         categories = data.train_categories
         if len(categories) < 2:
             raise ValueError(
-                f"TAB tells categories apart, and data.root {data.root} has {len(categories)}: "
-                f"give two or more"
+                f"TAB needs at least 2 training categories, and data.root {data.root} has "
+                f"{len(categories)}: select more"
             )
         if self.align == "both" and (data.synthesis is None or data.synthesis.mode != "pair"):
+            mode = "no data.synthesis"
+            if data.synthesis is not None:
+                mode = f"data.synthesis.mode {data.synthesis.mode}"
             raise ValueError(
-                "TAB compares normal images with defective twins: set data.synthesis.recipe, as "
-                "nsa, and data.synthesis.mode pair"
+                f"TAB needs a defective version of each normal image, got {mode}: set "
+                f"data.synthesis.recipe, such as nsa, and data.synthesis.mode to pair"
             )
         if data.batch_size < 2:
-            raise ValueError("data.batch_size must be 2 or more: BatchNorm compares images")
+            raise ValueError(
+                f"data.batch_size must be 2 or more, as BatchNorm compares images, got "
+                f"{data.batch_size}"
+            )
         if data.validation.kind not in ("none", "synthetic"):
             raise ValueError(
-                f"TAB is validated on held-out normal images and their defective twins, not on "
+                f"TAB is validated on held-out normal images and their defective versions, not on "
                 f"data.val_split {data.val_split}: set it to synthetic or none"
             )
         self.categories = list(categories)
@@ -210,7 +223,7 @@ class TAB(LightningModule):
             start = load_network(self.settings.name, self.settings.weights)
             self.encoder.load_state_dict(start.state_dict())
         with torch.random.fork_rng(devices=[]):
-            # Heads start from the seed alone, not from what was drawn before.
+            # Initial heads depend on the seed alone, not on earlier random numbers.
             torch.manual_seed(torch.initial_seed())
             if self.loss == "classification":
                 outputs = 2 if self.classification_targets == "binary" else 2 * len(categories)
@@ -225,35 +238,35 @@ class TAB(LightningModule):
     def _read_texts(self, names: Sequence[str]) -> None:
         clip = CLIPBackbone.of(self.text)
         self.teacher = RANDOM if clip.is_random else clip.identity
-        encode = partial(embed_sentences, clip, title="encoding the words", unit_rows=False)
+        encode = partial(embed_sentences, clip, title="encoding the prompts", unit_rows=False)
         texts = text_matrices(encode, names, self.prompts)
         alike = mean_cosine(texts.normal)
-        if alike > ALIKE:
+        if alike > SIMILAR_TEXTS:
             say(
                 f"the texts of the {len(names)} classes are almost the same for this CLIP (mean "
-                f"cosine {alike:.4f}), so that there is little to learn: take another model.text, "
-                f"or set model.prompts.centered to sides"
+                f"cosine {alike:.4f}), which leaves little to learn: choose another model.text, or "
+                f"set model.prompts.centered to sides"
             )
         self.register_buffer("normal", texts.normal, persistent=False)
         abnormal = texts.normal if texts.abnormal is None else texts.abnormal
         self.register_buffer("abnormal", abnormal, persistent=False)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Return one that logs how long the training waits for images."""
+        """Return a callback that logs how long the training waits for images."""
         return [DataWaitMonitor()]
 
     # -- the training ----------------------------------------------------------------------------
 
     def pooled(self, images: Tensor) -> Tensor:
-        """Return the averages of the last stage, ``(B, C)``, of uint8 images ``(B, 3, H, W)``."""
+        """Return the average-pooled last stage ``(B, C)`` of uint8 images ``(B, 3, H, W)``."""
         net = self.encoder
-        seen = net.relu(net.bn1(net.conv1((images / 255 - self.mean) / self.std)))  # type: ignore[operator]
+        maps = net.relu(net.bn1(net.conv1((images / 255 - self.mean) / self.std)))  # type: ignore[operator]
         for stage in (net.maxpool, net.layer1, net.layer2, net.layer3, net.layer4):
-            seen = stage(seen)  # type: ignore[operator]
-        return seen.mean(dim=(2, 3))
+            maps = stage(maps)  # type: ignore[operator]
+        return maps.mean(dim=(2, 3))
 
     def both_pooled(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Return features ``(B, C)`` of normal images and, if they are needed, of their twins."""
+        """Return features ``(B, C)`` of normal images and, if needed, of the defective versions."""
         if self.align == "normal":
             return self.pooled(batch["image"]), None
         if self.joint_forward:
@@ -262,7 +275,7 @@ class TAB(LightningModule):
         return self.pooled(batch["image"]), self.pooled(batch["synthetic"])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch of normal images and their twins."""
+        """Return the loss of a batch of normal images and their defective versions."""
         target = torch.tensor(
             [self.categories.index(name) for name in batch["category"]], device=self.device
         )
@@ -275,20 +288,20 @@ class TAB(LightningModule):
             rng = np.random.default_rng(
                 [self.seed, self.current_epoch, batch_idx, self.global_rank]
             )
-            total, figures = self.losses(normal, abnormal, target, rng)
+            total, metrics = self.losses(normal, abnormal, target, rng)
             if abnormal is not None:
                 cosine = F.cosine_similarity(normal.detach(), abnormal.detach())
-                figures["cosine"] = cosine.mean()
+                metrics["cosine"] = cosine.mean()
         if self.loss != "classification":
-            figures["logit_scale"] = self.scale().detach()
+            metrics["logit_scale"] = self.scale().detach()
         count = len(target)
-        named = {f"train/{name}": value for name, value in figures.items()}
-        self.log_dict(named, on_step=False, on_epoch=True, batch_size=count, sync_dist=True)
+        logged = {f"train/{name}": value for name, value in metrics.items()}
+        self.log_dict(logged, on_step=False, on_epoch=True, batch_size=count, sync_dist=True)
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=count)
         return total
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log the loss on held-out images, normal ones and ones with a synthetic defect."""
+        """Log the loss on held-out images, both normal and with a synthetic defect."""
         target = torch.tensor(
             [self.categories.index(name) for name in batch["category"]], device=self.device
         )
@@ -298,30 +311,30 @@ class TAB(LightningModule):
             chosen = batch["label"] == (side == "abnormal")
             if chosen.any():
                 with torch.autocast(self.device.type, enabled=False):
-                    judged = self._judged(side, features[chosen].float(), target[chosen])
+                    pair = self._logits_and_columns(side, features[chosen].float(), target[chosen])
                     concat = self.loss == "concat"
-                    loss = softmax_focal_loss(*judged, 2.0) if concat else F.cross_entropy(*judged)
+                    loss = softmax_focal_loss(*pair, 2.0) if concat else F.cross_entropy(*pair)
                 count = int(chosen.sum())
                 self.log(f"val/loss_{side}", loss, batch_size=count, sync_dist=True)
-                # Twice the mean over all is the sum of both means, if there are as many of either.
+                # Twice the mean over all is the sum of both means if both sides are equally large.
                 scaled = len(sides) * loss
                 self.log("val/loss", scaled, batch_size=count, prog_bar=True, sync_dist=True)
 
-    def _judged(
+    def _logits_and_columns(
         self,
         side: str,
         features: Tensor,
         target: Tensor,
         rng: np.random.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return logits of images of one side, and the columns that should be highest."""
+        """Return the logits of images of one side, and their target columns."""
         abnormal = side == "abnormal"
         count = len(self.categories)
         if self.loss == "classification":
             binary = self.classification_targets == "binary"
             first = torch.zeros_like(target) if binary else target
             return self.classifier(features), first + abnormal * (1 if binary else count)
-        headed = self._headed(side, features, rng)
+        headed = self._apply_head(side, features, rng)
         if self.loss == "concat":
             texts = torch.cat([self.normal, self.abnormal])
             return alignment_logits(headed, texts, self.scale()), target + abnormal * count
@@ -329,10 +342,10 @@ class TAB(LightningModule):
         return alignment_logits(headed, texts, self.scale()), target
 
     def _keep(self, normal: Tensor, abnormal: Tensor, categories: list[str]) -> None:
-        """Keep the features of the last batches, for the picture at the end."""
+        """Keep the features of the last batches, for the plot at the end."""
         both = torch.stack([normal, abnormal], dim=1).detach().float()  # (B, 2, C)
         self._last.append((both, categories))
-        while sum(len(names) for _, names in self._last) - len(self._last[0][1]) >= PICTURED:
+        while sum(len(names) for _, names in self._last) - len(self._last[0][1]) >= PLOTTED_PAIRS:
             self._last.popleft()
 
     def losses(
@@ -342,35 +355,35 @@ class TAB(LightningModule):
         target: Tensor,
         rng: np.random.Generator | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss (equations 4 to 6) and what a log should show.
+        """Return the loss (docs/methods/tab.md) and the values to log.
 
         Args:
             normal: Features of normal images, ``(B, C)``.
-            abnormal: Features of their twins, ``(B, C)``; None to do without.
+            abnormal: Features of their defective versions, ``(B, C)``; None to leave them out.
             target: int64 ``(B,)``, the classes.
-            rng: Draws what a projection drops, and which image of a pair loss concat takes; None
-                drops nothing.
+            rng: Generator of the projection's dropout, and of the image per pair that loss concat
+                takes; None for no dropout.
         """
         if self.loss == "concat":
             assert abnormal is not None
             assert rng is not None
             return self._concat(normal, abnormal, target, rng)
         sides = {"normal": normal} if abnormal is None else {"normal": normal, "abnormal": abnormal}
-        figures: dict[str, Tensor] = {}
+        metrics: dict[str, Tensor] = {}
         for name, features in sides.items():
-            logits, columns = self._judged(name, features, target, rng)
-            figures[f"loss_{name}"] = F.cross_entropy(logits, columns)
-            figures[f"top1_{name}"] = (logits.argmax(dim=1) == columns).float().mean()
-        total = figures["loss_normal"] + figures.get("loss_abnormal", 0.0)
-        return total, {name: value.detach() for name, value in figures.items()}
+            logits, columns = self._logits_and_columns(name, features, target, rng)
+            metrics[f"loss_{name}"] = F.cross_entropy(logits, columns)
+            metrics[f"top1_{name}"] = (logits.argmax(dim=1) == columns).float().mean()
+        total = metrics["loss_normal"] + metrics.get("loss_abnormal", 0.0)
+        return total, {name: value.detach() for name, value in metrics.items()}
 
-    def _headed(self, side: str, features: Tensor, rng: np.random.Generator | None) -> Tensor:
+    def _apply_head(self, side: str, features: Tensor, rng: np.random.Generator | None) -> Tensor:
         head = self.normal_head if side == "normal" else self.abnormal_head
         headed: Tensor = head(features, rng) if isinstance(head, ProjectionHead) else head(features)
         return headed
 
     def scale(self) -> Tensor:
-        """Return what cosines are multiplied by."""
+        """Return the factor by which cosines are multiplied."""
         return self.logit_scale.exp() if self.logit_scale_mode == "exp" else self.logit_scale
 
     def _concat(
@@ -379,8 +392,8 @@ class TAB(LightningModule):
         defective = torch.from_numpy(rng.random(len(target)) < 0.5).to(target.device)
         features = torch.where(
             defective.unsqueeze(1),
-            self._headed("abnormal", abnormal, rng),
-            self._headed("normal", normal, rng),
+            self._apply_head("abnormal", abnormal, rng),
+            self._apply_head("normal", normal, rng),
         )
         logits = alignment_logits(features, torch.cat([self.normal, self.abnormal]), self.scale())
         columns = target + defective * len(self.categories)
@@ -389,10 +402,10 @@ class TAB(LightningModule):
         return total, {"top1": top1}
 
     def configure_optimizers(self) -> Any:
-        """Return the optimiser, and a rate that follows the epoch.
+        """Return the optimiser, and its learning rate schedule by epoch, if any.
 
         Raises:
-            ValueError: If the end of the training is not known.
+            ValueError: If the length of the training is unknown.
         """
         optimizer = self.optim.optimizer([p for p in self.parameters() if p.requires_grad])
         if self.optim.scheduler_t_max == "none":
@@ -400,15 +413,15 @@ class TAB(LightningModule):
         schedule = self.optim.schedule(optimizer, total_steps(self), total_epochs(self))
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
-    # -- what is kept ----------------------------------------------------------------------------
+    # -- export and checkpoints ------------------------------------------------------------------
 
     @property
     def export_name(self) -> str:
-        """The file that the ResNet is written to."""
+        """Name of the file that the ResNet is exported to."""
         return f"tab_{self.settings.name}.safetensors"
 
     def export(self, folder: Path) -> Path:
-        """Write the ResNet under torchvision's names, as .safetensors and .pt, with what made it.
+        """Write the ResNet under torchvision's names as .safetensors and .pt, with a .json record.
 
         Returns:
             The .safetensors file.
@@ -427,11 +440,11 @@ class TAB(LightningModule):
         return folder / self.export_name
 
     def training_features(self) -> TrainingFeatures | None:
-        """Return the last features of normal images and their twins; None of fewer than two."""
+        """Return the features of the last pairs of images, None for fewer than two pairs."""
         if sum(len(names) for _, names in self._last) < 2:
             return None
-        pairs = torch.cat([both for both, _ in self._last])[-PICTURED:].cpu()  # (P, 2, C)
-        classes = [name for _, names in self._last for name in names][-PICTURED:]
+        pairs = torch.cat([both for both, _ in self._last])[-PLOTTED_PAIRS:].cpu()  # (P, 2, C)
+        classes = [name for _, names in self._last for name in names][-PLOTTED_PAIRS:]
         return TrainingFeatures(
             features=pairs.flatten(0, 1).numpy(),  # (2P, C)
             categories=[name for name in classes for _ in range(2)],
@@ -439,7 +452,7 @@ class TAB(LightningModule):
         )
 
     def record(self) -> dict[str, Any]:
-        """Return what the exported weights come from."""
+        """Return the provenance of the exported weights."""
         epochs = self.epochs if self._trainer is None else self.current_epoch
         return {
             "method": "TAB",
@@ -452,7 +465,7 @@ class TAB(LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the classes, whose order the training depends on, and the texts' source."""
+        """Save the classes, on whose order the training depends, and the source of the texts."""
         checkpoint["tab"] = {
             "categories": self.categories,
             "teacher": self.teacher,
@@ -461,20 +474,22 @@ class TAB(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Compare them.
+        """Compare the classes and the source of the texts with the current ones.
 
         Raises:
-            ValueError: If a fit goes on with others.
+            ValueError: If a fit is resumed with others.
         """
         fitted = checkpoint["tab"]
         self.epochs = fitted["epochs"]
-        if not self.categories:  # loaded without a trainer: the heads are not needed any more
+        if not self.categories:  # loaded without a trainer: the heads are no longer needed
             self.categories, self.teacher = fitted["categories"], fitted["teacher"]
             self.provenance = fitted["made"]
             kept = checkpoint["state_dict"].items()
             checkpoint["state_dict"] = {k: v for k, v in kept if not k.startswith(HEADS)}
         if fitted["categories"] != self.categories or fitted["teacher"] != self.teacher:
             raise ValueError(
-                f"the checkpoint was made with the categories {', '.join(fitted['categories'])} "
-                f"and the texts of another CLIP or of other categories: go on with the same"
+                f"the checkpoint was fitted with the categories {', '.join(fitted['categories'])} "
+                f"and the CLIP {fitted['teacher'][:12] or 'none'}, not "
+                f"{', '.join(self.categories)} and {self.teacher[:12] or 'none'}: resume with the "
+                f"same data and model.text"
             )

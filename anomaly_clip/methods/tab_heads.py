@@ -1,4 +1,4 @@
-"""TAB's heads, which bring image features to the texts' width, and the logits behind them."""
+"""TAB's heads, which map image features to the width of the texts, and the alignment logits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Head = Literal["auto", "none", "linear", "projection"]
 
 
 def make_head(kind: Head, network: tuple[str, int], text: tuple[str, int]) -> nn.Module:
-    """Return one side's head.
+    """Return the head of one side.
 
     Args:
         kind: auto: projection if widths differ, else none.
@@ -24,15 +24,15 @@ def make_head(kind: Head, network: tuple[str, int], text: tuple[str, int]) -> nn
         text: Name and width of the CLIP.
 
     Raises:
-        ValueError: If widths differ and there is to be no head.
+        ValueError: If widths differ and ``kind`` is none.
     """
     (name, width), (text_name, dim) = network, text
     if kind == "auto":
         kind = "none" if dim == width else "projection"
     if kind == "none" and dim != width:
         raise ValueError(
-            f"model.head none: {name} has {width} channels, {text_name} {dim}: set model.head to "
-            f"projection"
+            f"model.head none needs equal widths, and {name} has {width} channels, {text_name} "
+            f"{dim}: set model.head to projection"
         )
     if kind == "projection":
         return ProjectionHead(width, dim)
@@ -40,7 +40,7 @@ def make_head(kind: Head, network: tuple[str, int], text: tuple[str, int]) -> nn
 
 
 class ProjectionHead(nn.Module):
-    """Linear, a residual block with dropout, and a LayerNorm (the code's later state)."""
+    """Linear, a residual block with dropout, and a LayerNorm, as in the authors' later code."""
 
     def __init__(self, width: int, dim: int, dropout: float = 0.5) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class ProjectionHead(nn.Module):
         self.dropout = dropout
 
     def forward(self, features: Tensor, rng: np.random.Generator | None = None) -> Tensor:
-        """Turn features ``(B, C)`` into ``(B, D)``; with a generator, some are dropped."""
+        """Map features ``(B, C)`` to ``(B, D)``, with dropout if a generator is given."""
         projected = self.project(features)
         change = self.block(projected)
         if rng is not None:  # torch's own dropout draws globally, which no resume restores
@@ -60,12 +60,12 @@ class ProjectionHead(nn.Module):
 
 
 def alignment_logits(features: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
-    """Return similarities of images and classes, ``(B, K)`` (equations 4 and 5).
+    """Return scaled similarities of images and classes, ``(B, K)``; see docs/methods/tab.md.
 
     Args:
         features: ``(B, D)``, not normalised.
         texts: ``(K, D)``.
-        scale: By what cosines are multiplied.
+        scale: Factor by which cosines are multiplied.
     """
     return scale * unit(features) @ texts.T
 

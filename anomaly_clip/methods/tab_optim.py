@@ -1,4 +1,4 @@
-"""TAB's optimiser and the schedule of its rate (section 5 of the specification)."""
+"""TAB's optimiser and its learning rate schedule; see docs/methods/tab.md."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ __all__ = ["TABOptim"]
 
 @dataclass(frozen=True)
 class TABOptim:
-    """Optimiser and schedule (section 5 of the specification).
+    """Optimiser and schedule of TAB.
 
     Args:
         name: sgd with momentum 0.9; or adamw with betas 0.5 and 0.999, the authors' choice for the
             classification baseline.
-        lr: Learning rate at the start.
-        passes: How often an epoch of the paper goes through the data; epochs of the trainer are
-            single passes.
-        scheduler_t_max: epochs: a cosine down to 0 at the end. official: the code's slip, the rate
-            per epoch of a cosine as long as an epoch has steps. none: a constant rate.
+        lr: Initial learning rate.
+        passes: Passes through the data per epoch of the paper; an epoch of the trainer is a single
+            pass.
+        scheduler_t_max: epochs: cosine decay to 0 at the end. official: a mistake of the authors'
+            code, which steps the cosine once per epoch but gives it the length of an epoch's
+            steps. none: constant learning rate.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -40,18 +41,18 @@ class TABOptim:
         check_at_least("model.optim.passes", self.passes, 1)
 
     def optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        """Return the optimiser of these parameters."""
+        """Return the optimiser of the parameters."""
         if self.name == "sgd":
             return torch.optim.SGD(parameters, self.lr, momentum=0.9)
         return torch.optim.AdamW(parameters, self.lr, betas=(0.5, 0.999))
 
     def schedule(self, optimizer: torch.optim.Optimizer, steps: int, epochs: int) -> LambdaLR:
-        """Return the rate by epoch of the trainer.
+        """Return the learning rate schedule, stepped once per epoch of the trainer.
 
         Args:
-            optimizer: Whose rate is scheduled.
-            steps: Of the whole training.
-            epochs: Of the trainer, single passes through the data.
+            optimizer: Optimiser to schedule.
+            steps: Optimiser steps of the whole training.
+            epochs: Epochs of the trainer, which are single passes through the data.
         """
         length = max(1, epochs // self.passes)
         if self.scheduler_t_max == "official":
