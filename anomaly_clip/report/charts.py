@@ -30,7 +30,7 @@ CHARTS: Mapping[str, tuple[str, str, str, str]] = {
     "image_pr": ("Image-level precision-recall", "recall", "precision", "image_ap"),
     "pixel_roc": ("Pixel-level ROC", "false positive rate", "true positive rate", "pixel_auroc"),
     "pixel_pr": ("Pixel-level precision-recall", "recall", "precision", "pixel_ap"),
-    "pixel_pro": ("Per-region overlap", "pixel false positive rate", "mean overlap", "pixel_pro"),
+    "pixel_pro": ("Per-region overlap (PRO)", "false positive rate", "mean overlap", "pixel_pro"),
 }
 """Title, axis labels and metric of each curve."""
 

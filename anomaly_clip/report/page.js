@@ -136,9 +136,8 @@
       const hits = reached(current.anomalous), alarms = reached(current.normal);
       const misses = current.anomalous.length - hits;
       rows.push(
-        ["true positives (anomalous, detected)", hits], ["false negatives (anomalous, missed)", misses],
-        ["false positives (normal, classified as anomalous)", alarms],
-        ["true negatives (normal, classified as normal)", current.normal.length - alarms],
+        ["true positives (detected anomalies)", hits], ["false negatives (missed anomalies)", misses],
+        ["false positives (false alarms)", alarms], ["true negatives", current.normal.length - alarms],
         ["recall (true positive rate)", fraction(hits, current.anomalous.length)],
         ["false positive rate", fraction(alarms, current.normal.length)],
         ["precision", fraction(hits, hits + alarms)],

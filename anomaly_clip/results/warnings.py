@@ -16,7 +16,7 @@ __all__ = [
 ]
 
 RANDOM_WARNING = "RANDOM WEIGHTS: these metrics are meaningless"
-DEMO_REMARK = "demo weights, trained on generated images only: not the metrics of CLIP"
+DEMO_REMARK = "demo weights, trained on generated images only: these metrics are not CLIP's"
 
 
 def weights_remark(weights: Mapping[str, object]) -> str | None:
