@@ -59,8 +59,8 @@ class RunWriter(Callback):
         root: Parent folder of all runs.
         name: Name of the run; default: that of the first configuration file.
         folder: Folder of the run, new or to be continued; default: a new one in root/name.
-        maps: Whether to draw image, heat map and mask of every image; default: predict only. test
-            draws them at the size that was evaluated, predict at the original size of the image.
+        maps: Whether to draw image, heat map and mask of every image; default: predict only.
+            A test draws them at the evaluated size, predict at the original size of the image.
         raw_maps: Whether to save every anomaly map as a float16 .npy file.
         page: Whether to write report.html, with a gallery of the most informative images.
         stages: Whether drawings include the maps of a method's intermediate steps, if any.
@@ -406,7 +406,7 @@ class RunWriter(Callback):
 
 
 def _overlap(method: EvaluatedModule, data: AnomalyData) -> int | None:
-    """Return the number of test images among the training images; None if there are none."""
+    """Return the number of test images among the training images; None without training."""
     if not method.can_be_fitted and not data.has_shots:
         return None
     try:
