@@ -97,7 +97,7 @@ def test_two_backbones_side_by_side(tmp_path: Path) -> None:
         assert image.width == 2 * 480
         colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 24) or []}
     assert len(colours) > 10
-    with (tmp_path / "features.csv").open() as file:
-        rows = [tuple(row.values()) for row in csv.DictReader(file)]
+    with (tmp_path / "features.csv").open() as table:
+        rows = [tuple(row.values()) for row in csv.DictReader(table)]
     assert rows[0] == ("imagenet", "0.0", "0.0", "nut", "normal")
     assert rows[3] == ("tab", "1.0", "1.0", "wood", "defective")
