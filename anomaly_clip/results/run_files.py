@@ -195,7 +195,7 @@ def _read_curves(file: Path) -> dict[str, Curves]:
 def _parse_curve(points: Any) -> Curve:
     x, y = ([float(value) for value in axis] for axis in points)
     if not x or len(x) != len(y) or not all(map(math.isfinite, [*x, *y])):
-        raise ValueError(f"expected as many finite x as y, got {len(x)} x and {len(y)} y")
+        raise ValueError(f"expected finite pairs of x and y, got {len(x)} x and {len(y)} y")
     return Curve(x, y)
 
 
