@@ -1,4 +1,4 @@
-"""A real browser without a window, where one is installed."""
+"""A headless browser for tests, if one is installed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
 REQUIRED = "ANOMALY_CLIP_BROWSER"
-"""Set where the tests must not be skipped."""
+"""Environment variable that makes a missing browser a failure instead of a skip."""
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 QUIET = (
     "--headless=new",
-    "--no-sandbox",  # which root, as in a container, cannot have
+    "--no-sandbox",  # root, as in a container, cannot use the sandbox
     "--disable-gpu",
     "--disable-dev-shm-usage",
     "--disable-background-networking",
@@ -32,9 +32,9 @@ QUIET = (
 
 @contextmanager
 def browser() -> Iterator[webdriver.Chrome]:
-    """Start a browser; skips where there is none, or fails where one was promised."""
-    program = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    folder = os.environ.get("CHROMEWEBDRIVER")  # where GitHub's machines keep it
+    """Start a browser; skip the test if there is none, or fail if `REQUIRED` is set."""
+    program = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    folder = os.environ.get("CHROMEWEBDRIVER")  # set on the runners of GitHub
     driver = shutil.which("chromedriver", path=folder) or shutil.which("chromedriver")
     if program is None or driver is None:
         missing = "needs Chromium and chromedriver (Debian: chromium chromium-driver)"
@@ -46,22 +46,22 @@ def browser() -> Iterator[webdriver.Chrome]:
     for word in QUIET:
         options.add_argument(word)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    started = webdriver.Chrome(service=Service(driver), options=options)
+    chrome = webdriver.Chrome(service=Service(driver), options=options)
     try:
-        yield started
+        yield chrome
     finally:
-        started.quit()
+        chrome.quit()
 
 
 def open_page(
-    started: webdriver.Chrome,
+    chrome: webdriver.Chrome,
     page: Path,
     width: int = 1280,
     theme: Literal["light", "dark"] = "light",
 ) -> None:
-    """Open a page in a window of a width in CSS pixels."""
+    """Open a page in a window of the given width in CSS pixels."""
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
-    started.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    wanted = {"features": [{"name": "prefers-color-scheme", "value": theme}]}
-    started.execute_cdp_cmd("Emulation.setEmulatedMedia", wanted)
-    started.get(page.as_uri())
+    chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    media = {"features": [{"name": "prefers-color-scheme", "value": theme}]}
+    chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    chrome.get(page.as_uri())

@@ -30,8 +30,8 @@ ROOT = Path(__file__).resolve().parent.parent
 HEADLESS = re.compile(r"\s*(?:What|Which|How|Whose|Whether|Where|When)\b")
 
 WORDS = {
-    # "Figure 5" of a paper is a figure; a metric is not.
-    r"figures?\b(?! \d)": "metrics, values, results; plot or chart where it is one",
+    # "Figure 5" of a paper is a figure, and so is the HTML element; a metric is not.
+    r"(?<!<)(?<!</)figures?\b(?! \d)": "metrics, values, results; plot or chart where it is one",
     r"pictures?": "images; photographs where they are photographs",
     r"beside": "next to, alongside, compared with, in addition to",
     r"go(?:es|ing)? on(?! to\b)": "continues, resumes",

@@ -1,4 +1,4 @@
-"""Folders of finished runs, and the tables that ``report`` makes of them."""
+"""Helpers to write folders of finished runs, and to read the tables of ``report``."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def metrics(image: float | None, pixel: float | None = 0.5) -> Metrics:
 
 
 def run_writer(root: Path) -> Writer:
-    """Return a function that makes the folder of a finished run: PaDiM as Table 1 asks for it."""
+    """Return a function that writes a finished run; the default is PaDiM as in Table 1 of TAB."""
 
-    def make(
+    def write(
         name: str = "padim",
         categories: Mapping[str, Metrics] | None = None,
         *,
@@ -61,7 +61,7 @@ def run_writer(root: Path) -> Writer:
         (folder / "metrics.json").write_text(json.dumps(content), encoding="utf-8")
         return folder
 
-    return make
+    return write
 
 
 def report(*words: object) -> int:
@@ -69,7 +69,7 @@ def report(*words: object) -> int:
 
 
 def lines_of(table: ReportTable, method: str) -> list[TableLine]:
-    """Return the lines of a row: the published one, and ours."""
+    """Return all lines of a row: the published one and ours."""
     starts = [n for n, line in enumerate(table.lines) if line.cells[0].startswith(method)]
     (start,) = starts
     lines = [table.lines[start]]
@@ -80,7 +80,7 @@ def lines_of(table: ReportTable, method: str) -> list[TableLine]:
     return lines
 
 
-def beside(table: str, *folders: Path) -> ReportTable:
+def compared(table: str, *folders: Path) -> ReportTable:
     source = load_published()
     return compare_with_published(source.tables[table], find_runs(folders), source).table
 
@@ -91,7 +91,7 @@ def rows_of(file: Path) -> list[dict[str, str]]:
 
 
 def tab_export(folder: Path, **changes: Any) -> Path:
-    """Write what a fit of TAB leaves beside its weights."""
+    """Write the files that a fit of TAB saves next to its weights, and return the weights file."""
     folder.mkdir()
     record = {
         "method": "TAB",

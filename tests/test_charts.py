@@ -1,4 +1,4 @@
-"""Charts of curves on a run's page."""
+"""Charts of curves on the report page."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def files(tmp_path: Path) -> RunFiles:
     return read_files(make_run(tmp_path, TWO))
 
 
-def test_points_are_in_the_units_of_the_field(files: RunFiles) -> None:
-    curve = Curve([0.0, 0.15, 0.3], [0.0, 0.5, 1.0])  # PRO ends at its limit, at the right edge
+def test_points_are_in_units_of_the_plot_area(files: RunFiles) -> None:
+    curve = Curve([0.0, 0.15, 0.3], [0.0, 0.5, 1.0])  # PRO ends at its limit, the right edge
     (chart,) = build_charts(replace(files, curves={"nut": {"pixel_pro": curve}}), ["cap", "nut"])
     (line,) = chart.lines
-    assert (line.category, line.title) == (1, "nut")  # no PRO is defined
+    assert (line.category, line.title) == (1, "nut")  # the metric is undefined
     assert line.points == f"0.0,{HEIGHT:.1f} {WIDTH / 2:.1f},{HEIGHT / 2:.1f} {WIDTH:.1f},0.0"
     assert chart.x_ticks[-1] == (WIDTH, "30")
     assert chart.y_ticks[0] == (HEIGHT, "0")

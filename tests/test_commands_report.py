@@ -91,7 +91,7 @@ def test_other_mistakes_are_one_sentence(
     told = mistake(folder, "--html", tmp_path / "file" / "a.html")
     assert "cannot be written" in told
     told = mistake(folder, other)
-    assert "are of different categories" in told
+    assert "have different categories" in told
     assert f"only {folder} has bottle, cable, capsule and 12 more" in told
     assert report(folder, other, "--table", "tab1") == 0
 

@@ -1,11 +1,11 @@
-"""Runs beside each other in one table."""
+"""Comparison of runs in one table."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from report_helpers import MVTEC, Writer, beside, lines_of, metrics, report, rows_of, run_writer
+from report_helpers import MVTEC, Writer, compared, lines_of, metrics, report, rows_of, run_writer
 
 from anomaly_clip.report.comparison import compare_runs
 from anomaly_clip.results.run_reader import find_runs
@@ -33,15 +33,15 @@ def test_a_mean_over_a_failed_category_is_refused(write: Writer) -> None:
 
 
 def test_categories_without_anomalous_images_have_dashes(write: Writer) -> None:
-    none = {"a": metrics(None, None), "b": metrics(None, None)}
-    table = compare_runs(find_runs([write(categories=none, data="Demo")])).table
+    undefined = {"a": metrics(None, None), "b": metrics(None, None)}
+    table = compare_runs(find_runs([write(categories=undefined, data="Demo")])).table
     assert all(set(line.cells[1:]) == {"–"} for line in table.lines)
-    one = {"a": metrics(0.7), "b": metrics(None)}
-    table = compare_runs(find_runs([write("one", categories=one, data="Demo")])).table
+    partial = {"a": metrics(0.7), "b": metrics(None)}
+    table = compare_runs(find_runs([write("partial", categories=partial, data="Demo")])).table
     assert table.lines[-1].cells[1] == "incomplete\n(1 of 2)"
     assert table.lines[-1].cells[3] == "50.0"
-    of_table = beside("tab1", write("c", categories={c: metrics(None) for c in MVTEC}))
-    assert lines_of(of_table, "PaDiM, ImageNet")[1].cells[2:] == ("–", "–", "–")
+    published = compared("tab1", write("c", categories={c: metrics(None) for c in MVTEC}))
+    assert lines_of(published, "PaDiM, ImageNet")[1].cells[2:] == ("–", "–", "–")
 
 
 def test_runs_stand_side_by_side(
@@ -54,7 +54,7 @@ def test_runs_stand_side_by_side(
     assert report(tmp_path / "several", "--csv", tmp_path / "x" / "a.csv") == 0
     out = capsys.readouterr().out
     assert "PaDiM on Demo: 2 categories, percent" in out
-    assert "B: RANDOM WEIGHTS: these figures mean nothing" in out
+    assert "B: RANDOM WEIGHTS: these metrics are meaningless" in out
     mean = next(line for line in out.splitlines() if line.strip().startswith("mean"))
     assert mean.split() == ["mean", "80.0", "50.0", "70.0", "50.0"]
     rows = rows_of(tmp_path / "x" / "a.csv")

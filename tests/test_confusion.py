@@ -16,23 +16,23 @@ from anomaly_clip.drawing.confusion import (
 )
 
 
-def test_classes_as_a_table_and_a_picture(tmp_path: Path) -> None:
+def test_classes_as_a_table_and_an_image(tmp_path: Path) -> None:
     counts = np.array([[3, 0], [1, 1]])
-    picture = write_confusion(tmp_path, counts, ["good", "Center"], "a probe", "a warning")
+    file = write_confusion(tmp_path, counts, ["good", "Center"], "a probe", "a warning")
     lines = (tmp_path / "confusion.csv").read_text().splitlines()
     assert lines == ["true,good,Center", "good,3,0", "Center,1,1"]
-    with Image.open(picture) as opened:
+    with Image.open(file) as opened:
         sheet = np.asarray(opened.convert("RGB"))
-    # Cells are as dark as their share of the row: one is full, two are half full.
-    found = Counter(map(tuple, sheet.reshape(-1, 3).tolist()))
+    # The colour of a cell is its fraction of the row: one cell has all counts, two have half.
+    pixels = Counter(map(tuple, sheet.reshape(-1, 3).tolist()))
     half = tuple(round((255 + dark) / 2) for dark in DARKEST)
     for colour, cells in ((DARKEST, 1), (half, 2)):
-        assert 0.9 * cells < found[colour] / LARGEST**2 <= cells
+        assert 0.9 * cells < pixels[colour] / LARGEST**2 <= cells
     red = (sheet[..., 0] > 150) & (sheet[..., 1] < 60) & (sheet[..., 2] < 60)
     assert red.any()
 
 
-def test_patterns_as_a_table_and_a_picture(tmp_path: Path) -> None:
+def test_patterns_as_a_table_and_an_image(tmp_path: Path) -> None:
     counts = np.array([[[5, 1], [2, 3]], [[8, 0], [3, 0]]])
     write_confusion(tmp_path, counts, ["Center", "Loc"], "a probe", None)
     lines = (tmp_path / "confusion.csv").read_text().splitlines()
@@ -41,12 +41,12 @@ def test_patterns_as_a_table_and_a_picture(tmp_path: Path) -> None:
         "Center,3,1,2,5",
         "Loc,0,0,3,8",
     ]
-    with Image.open(tmp_path / "confusion.png") as picture:
-        assert picture.width > 4 * LARGEST
+    with Image.open(tmp_path / "confusion.png") as image:
+        assert image.width > 4 * LARGEST
 
 
 @pytest.mark.parametrize("count", [2, 38, 120])
-def test_pictures_of_few_and_many_classes(count: int) -> None:
+def test_images_of_few_and_many_classes(count: int) -> None:
     rng = np.random.default_rng(0)
     names = [f"class number {number}" for number in range(count)]
     sheet = draw_confusion(rng.integers(0, 100000, (count, count)), names, "a probe")

@@ -1,4 +1,4 @@
-"""Captions and grids that all drawings share."""
+"""Captions and grids shared by all drawings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_panels_lie_row_by_row_with_gaps() -> None:
     np.testing.assert_array_equal(sheet, expected)
 
 
-def test_one_panel_is_itself() -> None:
+def test_a_grid_of_one_panel_is_the_panel() -> None:
     np.testing.assert_array_equal(np.asarray(grid([panel(7)], 1, gap=5)), np.asarray(panel(7)))
 
 

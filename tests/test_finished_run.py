@@ -1,4 +1,4 @@
-"""A finished run's means, and the warnings next to its metrics."""
+"""Means of a finished run, and the warnings next to its metrics."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ def test_a_run_of_published_categories_is_expected_to_have_them_all() -> None:
         ({}, []),
         ({"random": True}, ["random"]),
         ({"pretrained": "demo"}, ["demo"]),
-        ({"provenance": {"text": {"pretrained": "random"}}}, ["random texts"]),
-        ({"provenance": {"backbone": {"weights": "random"}}}, ["random start"]),
+        ({"provenance": {"text": {"pretrained": "random"}}}, ["random text"]),
+        ({"provenance": {"backbone": {"weights": "random"}}}, ["random init"]),
         ({"protocol": {"complete": False, "overlap": 2}}, ["partial", "overlap"]),
-        ({"protocol": {"select": "best_test"}}, ["by test"]),
+        ({"protocol": {"select": "best_test"}}, ["best_test"]),
     ],
 )
 def test_warnings_by_weights_and_protocol(changes: dict[str, object], tags: list[str]) -> None:
     run = replace(RUN, **changes)  # type: ignore[arg-type]
     assert [tag.short for tag in run.tags] == tags
-    assert all(tag.comparable == (tag.short == "by test") for tag in run.tags)
+    assert all(tag.comparable == (tag.short == "best_test") for tag in run.tags)
     assert run.is_stand_in == (tags in (["random"], ["demo"]))
 
 

@@ -15,7 +15,7 @@ from anomaly_clip.records import Batch, Scores
 
 
 def trainer(rank: int = 0, world_size: int = 1, barrier: threading.Barrier | None = None) -> Any:
-    """Return what records read of a trainer; processes are threads that wait for each other."""
+    """Return a stand-in trainer; its processes are threads that wait for each other."""
 
     def wait(_: str) -> None:
         if barrier is not None:
@@ -50,14 +50,14 @@ def batch_of(indices: list[int], categories: str, labels: list[bool], masks: Ten
 
 
 def scores_of(*values: float, side: int = 4) -> Scores:
-    """Return maps that go from a value to the value and one."""
+    """Return maps that rise from each value to the value plus 1."""
     ramp = torch.linspace(0, 1, side * side).view(1, side, side)
     image_score = torch.tensor(values)
     return Scores(image_score=image_score, anomaly_map=image_score.view(-1, 1, 1) + ramp)
 
 
 def masks(*pixels: int) -> Tensor:
-    """Return a mask per number, with so many anomalous pixels."""
+    """Return one mask per number, with that many anomalous pixels."""
     return torch.stack([torch.arange(16).view(4, 4) < count for count in pixels])
 
 
@@ -82,7 +82,7 @@ def test_rows_and_ranges_are_gathered_in_the_order_of_the_listing(tmp_path: Path
 def test_anomalous_images_without_an_anomalous_pixel_are_counted_once(tmp_path: Path) -> None:
     records = records_of(tmp_path)
     labels = [True, True, False]
-    for _ in range(2):  # an image may be handed out twice
+    for _ in range(2):  # a distributed sampler may repeat an image
         batch = batch_of([0, 1, 2], "aaa", labels, masks(0, 1, 0))
         records.keep(module(), scores_of(1.0, 2.0, 3.0), batch)
     assert records.gather(trainer())[2] == 1
@@ -95,7 +95,7 @@ def test_anomalous_images_without_an_anomalous_pixel_are_counted_once(tmp_path: 
 
 
 def test_the_records_of_all_processes_are_one(tmp_path: Path) -> None:
-    """The second process repeats an image of the first, and has a category of its own."""
+    """The second process repeats an image of the first, and has a category to itself."""
     barrier = threading.Barrier(3)
     batches = [
         (scores_of(1.0, 4.0), batch_of([0, 3], "ab", [True, True], masks(0, 2))),
@@ -143,10 +143,10 @@ def test_maps_are_kept_at_their_size_or_shrunk(tmp_path: Path, longest: int | No
     assert kept.shape == ((2, 2) if longest == 2 else (4, 4))
     if longest != 2:
         np.testing.assert_allclose(kept, scores_of(1.0)["anomaly_map"][0], atol=1e-3)
-    assert records.gather(trainer())[1] == {"a": [1.0, 2.0]}  # of the map as it was
+    assert records.gather(trainer())[1] == {"a": [1.0, 2.0]}  # range of the map before shrinking
 
 
-def test_maps_are_kept_if_asked_and_of_detectors_alone(tmp_path: Path) -> None:
+def test_maps_are_kept_on_request_and_for_detectors_only(tmp_path: Path) -> None:
     batch = batch_of([0], "a", [True], masks(0))
     without = records_of(tmp_path, with_maps=False)
     without.keep(module(), scores_of(1.0), batch)

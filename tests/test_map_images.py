@@ -1,4 +1,4 @@
-"""Images of all maps of a run."""
+"""Drawings of all maps of a run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_one_file_per_image_on_the_scale_of_its_category(
     ]
     dark, bright = (np.asarray(Image.open(file)) for file in files)
     width = 240
-    # Image, map and mask; in its own size a normal image has no mask.
+    # Image, map and mask; in the original size, a normal image has no mask.
     assert dark.shape[1] == (2 * width + 4 if own_size else 3 * width + 2 * 4)
     assert bright.shape[1] == 3 * width + 2 * 4
     heat = slice(width + 10, 2 * width - 10)

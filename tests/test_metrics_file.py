@@ -21,7 +21,7 @@ OPENAI = WeightsRecord(backbone="ViT-B-16", pretrained="openai", random=False, s
 
 
 def part(category: str, auroc: float | None = 0.5, **protocol: Any) -> dict[str, Any]:
-    """Return the content of ``metrics.json`` of the test of one category."""
+    """Return the content of ``metrics.json`` for the test of one category."""
     settings = {
         "complete": True,
         "images": {category: 4},
@@ -33,8 +33,8 @@ def part(category: str, auroc: float | None = 0.5, **protocol: Any) -> dict[str,
         **protocol,
     }
     run = run_record("PaDiM", OPENAI, settings, f"{category}.ckpt", 3)
-    figures = {"image_auroc": auroc, "pixel_ap": 0.25}
-    return {"mean": figures, "categories": {category: figures}, "intervals": {}, "run": run}
+    metrics = {"image_auroc": auroc, "pixel_ap": 0.25}
+    return {"mean": metrics, "categories": {category: metrics}, "intervals": {}, "run": run}
 
 
 def merged(parts: dict[str, Any], failed: dict[str, str] | None = None) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def test_the_label_of_weights_is_their_source_or_random() -> None:
     assert weights_label({**OPENAI, "random": True}) == "random"
 
 
-def test_a_run_tells_what_its_metrics_come_from() -> None:
+def test_a_run_records_the_origin_of_its_metrics() -> None:
     protocol = {"split": "test"}
     record = run_record("SDP", OPENAI, protocol, None, None)
     assert record == {
@@ -92,7 +92,7 @@ def test_means_are_of_the_categories_in_which_a_metric_is_defined() -> None:
     assert (run["method"], run["seed"], run["failed"]) == ("PaDiM", 3, {})
 
 
-def test_parts_of_each_category_stand_beside_each_other() -> None:
+def test_entries_per_category_are_merged() -> None:
     protocol = merged({"nut_b": part("nut_b"), "a": part("a", images={"a": 7})})
     assert protocol["images"] == {"nut_b": 4, "a": 7}
     assert protocol["anomalous"] == {"nut_b": 2, "a": 2}
@@ -119,11 +119,11 @@ def test_a_count_that_a_part_does_not_have_is_unknown() -> None:
     assert "anomalous_without_pixels" not in merged({"a": part("a"), "b": part("b")})
 
 
-def test_what_is_of_one_model_is_kept_per_category() -> None:
+def test_entries_of_one_model_are_kept_per_category() -> None:
     spread = [{"image_auroc": 0.1}, {"image_auroc": 0.2}]
     parts = {
-        name: part(name, selected_epoch=epoch, spread=apart, by_round=[], trained_on=["c"])
-        for name, epoch, apart in (("a", 3, spread[0]), ("b", None, spread[1]))
+        name: part(name, selected_epoch=epoch, spread=deviation, by_round=[], trained_on=["c"])
+        for name, epoch, deviation in (("a", 3, spread[0]), ("b", None, spread[1]))
     }
     protocol = merged(parts)
     assert protocol["selected_epoch"] == {"a": 3, "b": None}
@@ -158,5 +158,5 @@ def test_bounds_are_kept_and_those_of_the_mean_are_theirs() -> None:
     parts["a"]["intervals"] = {"a": {"pixel_ap": [0.25, 0.35]}, "mean": {"pixel_ap": [0, 1]}}
     results, _ = merge_metrics(parts, {})
     assert list(results["intervals"]) == ["a", "mean"]
-    # Where there are no bounds, the value is its own: (0.25 + 0.25) / 2 and (0.35 + 0.25) / 2.
+    # A value without bounds counts as its own bounds: (0.25 + 0.25) / 2 and (0.35 + 0.25) / 2.
     assert results["intervals"]["mean"]["pixel_ap"] == pytest.approx((0.25, 0.3))

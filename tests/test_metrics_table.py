@@ -35,6 +35,6 @@ def test_percent_counts_and_dashes_in_80_columns() -> None:
     assert RANDOM_WARNING not in text
 
 
-def test_random_weights_are_said_above_and_below() -> None:
+def test_random_weights_are_named_above_and_below() -> None:
     text = printed(build_table(RESULTS, "SDP on MVTecAD", COUNTS, random_weights=True))
     assert text.count(RANDOM_WARNING) == 2

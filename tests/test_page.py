@@ -1,4 +1,4 @@
-"""The text of a run's page."""
+"""Text of the report page."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MEGABYTE = 1_000_000
 
 
 class Seen(HTMLParser):
-    """Texts by tag, and pictures; all that is opened must be closed, in order."""
+    """Parser that collects texts by tag and links; tags must be closed in order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,10 +58,10 @@ def read(page: Path) -> Seen:
     return seen
 
 
-# -- what is on it ---------------------------------------------------------------------------------
+# -- content ---------------------------------------------------------------------------------------
 
 
-def test_the_page_tells_figures_protocol_weights_and_configuration(tmp_path: Path) -> None:
+def test_the_page_has_metrics_protocol_weights_and_configuration(tmp_path: Path) -> None:
     page = write_page(make_run(tmp_path, TWO, pictures=8))
     assert page == tmp_path / PAGE
     seen = read(page)
@@ -69,12 +69,12 @@ def test_the_page_tells_figures_protocol_weights_and_configuration(tmp_path: Pat
     assert cells[:10] == ["cap", "87.5", *["50.0"] * 5, "–", "4", "2"]
     assert cells[20] == "mean"
     assert seen.texts["h1"] == ["SDP on MVTecAD, test"]
-    assert "8 images  ·  2 categories  ·  tiny, weights w.pt  ·  seed 0" in seen.texts["p"]
-    words = dict(zip(seen.texts["dt"], seen.texts["dd"], strict=True))
-    assert (words["split"], words["complete"], words["random"]) == ("test", "yes", "no")
-    assert words["sha256"] == "0" * 64
+    assert "8 images  ·  2 categories  ·  tiny with weights w.pt  ·  seed 0" in seen.texts["p"]
+    records = dict(zip(seen.texts["dt"], seen.texts["dd"], strict=True))
+    assert (records["split"], records["complete"], records["random"]) == ("test", "yes", "no")
+    assert records["sha256"] == "0" * 64
     assert "class_path: SDP  # </pre>" in "".join(seen.texts["pre"])
-    titles = ["Images: ROC", "Images: precision and recall"]
+    titles = ["Image-level ROC", "Image-level precision-recall"]
     assert [text for text in seen.texts["figcaption"] if text in titles] == titles
     assert sum(link.startswith("data:image/webp;base64,") for link in seen.links) == 8
 
@@ -85,18 +85,20 @@ def test_nothing_is_loaded_from_elsewhere(tmp_path: Path) -> None:
     text = re.sub(r"data:image/\w+;base64,[\w+/=]+", "", page.read_text(encoding="utf-8"))
     assert "url(" not in text
     assert "import(" not in text
-    assert set(re.findall(r"https?://[^\s\"'<]*", text)) == {"http://www.w3.org/2000/svg"}  # a name
+    assert set(re.findall(r"https?://[^\s\"'<]*", text)) == {
+        "http://www.w3.org/2000/svg"
+    }  # a namespace, not a link
 
 
-def test_names_with_markup_are_shown_as_they_are(tmp_path: Path) -> None:
+def test_names_with_markup_are_shown_literally(tmp_path: Path) -> None:
     run = make_run(tmp_path, {MARKUP: TWO["cap"], "nut": TWO["nut"]}, pictures=4)
     seen = read(write_page(run))
     assert seen.texts["td"][0] == MARKUP
     assert MARKUP in seen.texts["option"]
-    assert seen.texts["b"] == ["87.5", *["50.0"] * 3]  # the tiles alone
+    assert seen.texts["b"] == ["87.5", *["50.0"] * 3]  # only the tiles
 
 
-def test_what_a_reader_must_know_comes_first(tmp_path: Path) -> None:
+def test_warnings_come_first(tmp_path: Path) -> None:
     weights = {"backbone": "tiny", "pretrained": "random", "random": True, "sha256": None}
     run = make_run(tmp_path, TWO, weights=weights, failed={"screw": "no images"})
     content = json.loads((run / "metrics.json").read_text())
@@ -104,44 +106,44 @@ def test_what_a_reader_must_know_comes_first(tmp_path: Path) -> None:
     content["run"]["protocol"] |= {"listed": 36, "rounds": 10}
     write_json(run / "metrics.json", content)
     text = " ".join(read(write_page(run)).texts["p"])
-    for said in (
-        "RANDOM WEIGHTS: these figures mean nothing",
+    for warning in (
+        "RANDOM WEIGHTS: these metrics are meaningless",
         "PARTIAL: 8 of 36 images were scored",
-        "means of 10 rounds",
-        "Curves, scores, counts and pictures are those of the first round",
+        "means over 10 rounds",
+        "Curves, scores, counts and images are those of the first round",
         "3 TEST IMAGES ARE AMONG THE TRAINING IMAGES",
-        "EPOCH CHOSEN BY THE TEST IMAGES",
+        "EPOCH SELECTED ON THE TEST IMAGES",
         "FAILED: screw: no images",
     ):
-        assert said in text
+        assert warning in text
 
 
-def test_the_page_says_of_a_backbone_what_a_table_of_runs_says(tmp_path: Path) -> None:
+def test_the_page_has_the_backbone_warnings_of_a_comparison(tmp_path: Path) -> None:
     file = tmp_path / "tab_resnet18.safetensors"
     write_json(file.with_suffix(".json"), {"text": {"pretrained": "demo"}})
     weights = {"backbone": "resnet18", "pretrained": str(file), "random": False, "sha256": None}
     seen = read(write_page(make_run(tmp_path / "run", TWO, weights=weights)))
-    assert "the backbone followed texts of demo weights" in seen.texts["p"]
+    assert "the backbone was aligned with text embeddings of demo weights" in seen.texts["p"]
 
 
-def test_what_is_not_known_is_not_called_none(tmp_path: Path) -> None:
+def test_unknown_values_are_not_called_none(tmp_path: Path) -> None:
     run = make_run(tmp_path, TWO)
     content = json.loads((run / "metrics.json").read_text())
     borrowed = {"borrowed": "visa.pth", "auxiliary": None, "overlap": None, "synthesis": None}
     content["run"]["protocol"] |= borrowed
     write_json(run / "metrics.json", content)
     seen = read(write_page(run))
-    words = dict(zip(seen.texts["dt"], seen.texts["dd"], strict=True))
-    assert words["auxiliary"] == "not known"
-    assert words["overlap"] == "not checked"
-    assert words["synthesis"] == "none"
+    records = dict(zip(seen.texts["dt"], seen.texts["dd"], strict=True))
+    assert records["auxiliary"] == "unknown"
+    assert records["overlap"] == "not checked"
+    assert records["synthesis"] == "none"
 
 
 @pytest.mark.parametrize(("label", "missing"), [(0, "anomalous"), (1, "normal")])
-def test_images_of_one_kind_are_said(tmp_path: Path, label: int, missing: str) -> None:
+def test_a_missing_class_is_named(tmp_path: Path, label: int, missing: str) -> None:
     run = make_run(tmp_path, {"cap": ([0.1, 0.2], [label] * 2)}, pictures=2)
     seen = read(write_page(run))
-    assert f"No {missing} image was scored: most figures are not defined" in seen.texts["p"]
+    assert f"No {missing} image was scored: most metrics are undefined" in seen.texts["p"]
     assert "<polyline" not in (run / PAGE).read_text(encoding="utf-8")
 
 
@@ -155,10 +157,13 @@ def test_thousands_of_categories_stay_small(tmp_path: Path) -> None:
     assert page.stat().st_size < 4 * MEGABYTE
     text = page.read_text(encoding="utf-8")
     assert text.count("<polyline") == 2 * 40
-    assert "of the 40 with the lowest figures (curves.json has all 3000)" in text
+    assert (
+        "only the 40 categories with the lowest metrics are shown (curves.json has all 3000)"
+        in text
+    )
 
 
-def test_pictures_without_room_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_left_out_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path, TWO, pictures=8)
     sizes = [file.stat().st_size for file in sorted((run / "gallery").glob("*.webp"))]
     monkeypatch.setattr("anomaly_clip.report.page.MAX_IMAGE_BYTES", sum(sizes[:5]))
@@ -167,23 +172,23 @@ def test_pictures_without_room_are_counted(tmp_path: Path, monkeypatch: pytest.M
     assert "3 more are in the folder gallery" in text
 
 
-def test_the_worst_pictures_come_first_and_no_kind_takes_all_the_room(
+def test_the_worst_images_come_first_and_no_kind_uses_up_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run(tmp_path, TWO, pictures=8)  # labels 0 0 1 1 0 0 0 1
     file = run / "gallery" / "gallery.json"
     listed = json.loads(file.read_text())
-    for one, gap in zip(listed["pictures"], (1, 2, 3, 4, 5, 6, 7, 8), strict=True):
-        one["gap"] = gap
+    for image, gap in zip(listed["pictures"], (1, 2, 3, 4, 5, 6, 7, 8), strict=True):
+        image["gap"] = gap
     write_json(file, listed)
     sizes = [(run / "gallery" / f"{number}.webp").stat().st_size for number in range(8)]
     monkeypatch.setattr("anomaly_clip.report.page.MAX_IMAGE_BYTES", sizes[6] + sizes[7] + sizes[3])
     seen = read(write_page(run))
     shown = [text for text in seen.texts["figcaption"] if "/" in text]
-    assert shown == ["nut/6", "nut/7", "cap/3"]  # a false alarm, two hits
+    assert shown == ["nut/6", "nut/7", "cap/3"]  # a false positive, two true positives
 
 
-def test_a_page_that_is_too_large_goes_without_pictures(
+def test_a_page_that_is_too_large_has_no_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run(tmp_path, TWO, pictures=8)
@@ -201,7 +206,7 @@ def test_too_many_scores_are_left_out(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("file", ["scores.csv", "curves.json", "config-test.yaml"])
-def test_a_folder_that_lacks_a_file_still_has_a_page(tmp_path: Path, file: str) -> None:
+def test_a_folder_with_a_missing_file_still_has_a_page(tmp_path: Path, file: str) -> None:
     run = make_run(tmp_path, TWO, pictures=2)
     (run / file).unlink()
     seen = read(write_page(run))
@@ -209,9 +214,9 @@ def test_a_folder_that_lacks_a_file_still_has_a_page(tmp_path: Path, file: str) 
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "said"),
+    ("file", "content", "message"),
     [
-        ("metrics.json", "{", "metrics.json: damaged, it is not JSON"),
+        ("metrics.json", "{", "metrics.json: damaged, not valid JSON"),
         ("metrics.json", None, "neither metrics.json nor predict.json"),
         ("curves.json", "[]", "curves.json: damaged"),
         ("curves.json", '{"cap": {"image_roc": 3}}', "curves.json: damaged"),
@@ -220,11 +225,11 @@ def test_a_folder_that_lacks_a_file_still_has_a_page(tmp_path: Path, file: str) 
         ("scores.csv", "path,category,label,image_score\na,cap,0,high\n", "scores.csv: damaged"),
         ("scores.csv", "path,category,label,image_score\na,cap,0,nan\n", "scores.csv: damaged"),
         ("scores.csv", "\0", "scores.csv: damaged"),
-        ("gallery/gallery.json", '{"pictures": [{}]}', "gallery.json: damaged"),
+        ("gallery/gallery.json", '{"pictures":[{}]}', "gallery.json: damaged"),
     ],
 )
-def test_a_damaged_folder_is_one_sentence(
-    tmp_path: Path, file: str, content: str | None, said: str, capsys: pytest.CaptureFixture[str]
+def test_a_damaged_folder_gives_one_line(
+    tmp_path: Path, file: str, content: str | None, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = make_run(tmp_path / "run", TWO, pictures=1)
     if content is None:
@@ -233,7 +238,7 @@ def test_a_damaged_folder_is_one_sentence(
         (run / file).write_text(content)
     assert main(["report", str(run), "--page"]) == 2
     err = capsys.readouterr().err
-    assert said in err
+    assert message in err
     assert err.count("\n") == 1
     assert not (run / PAGE).exists()
 
@@ -252,7 +257,7 @@ def test_a_damaged_folder_is_one_sentence(
         (("run", "protocol", "by_round"), [{"image_auroc": 0.123456789}] * 3),
     ],
 )
-def test_odd_records_are_no_trouble(tmp_path: Path, where: tuple[str, ...], value: Any) -> None:
+def test_odd_records_cause_no_error(tmp_path: Path, where: tuple[str, ...], value: Any) -> None:
     run = make_run(tmp_path, TWO)
     content = json.loads((run / "metrics.json").read_text())
     part = content
@@ -263,19 +268,19 @@ def test_odd_records_are_no_trouble(tmp_path: Path, where: tuple[str, ...], valu
     assert "cap" in read(write_page(run)).texts["td"]
 
 
-def test_a_mean_or_a_predict_that_says_nothing_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_mean_or_predict_is_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path / "test", TWO)
     content = json.loads((run / "metrics.json").read_text())
     write_json(run / "metrics.json", {**content, "mean": {"image_auroc": "high"}})
-    with pytest.raises(UserError, match="mean image_auroc that is no fraction"):
+    with pytest.raises(UserError, match="has high for the mean image_auroc, not a fraction"):
         write_page(run)
     (tmp_path / "predict").mkdir()
     write_json(tmp_path / "predict" / "predict.json", {})
-    with pytest.raises(UserError, match="does not say what was run on what"):
+    with pytest.raises(UserError, match="does not name the method and the data set"):
         write_page(tmp_path / "predict")
 
 
-def test_pictures_outside_of_the_run_are_not_taken(tmp_path: Path) -> None:
+def test_images_outside_of_the_run_are_not_embedded(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", TWO, pictures=1)
     (run / "gallery" / "0.webp").rename(tmp_path / "secret.webp")
     file = run / "gallery" / "gallery.json"
@@ -290,13 +295,13 @@ def test_a_test_ends_with_its_page(tiny_sdp: list[str], tmp_path: Path) -> None:
     assert main(["test", *tiny_sdp, "--output.maps=true"]) == 0
     run = tmp_path / "runs" / "sdp" / "1"
     seen = read(run / PAGE)
-    pictures = [link for link in seen.links if link.startswith("data:image/webp")]
-    assert len(pictures) == 8 == len(list((run / "gallery").rglob("*.webp")))
+    embedded = [link for link in seen.links if link.startswith("data:image/webp")]
+    assert len(embedded) == 8 == len(list((run / "gallery").rglob("*.webp")))
     full = [link for link in seen.links if link.startswith("maps/")]
     assert len(full) == 8
     assert all((run / link).is_file() for link in full)
     listed = json.loads((run / "gallery" / "gallery.json").read_text())["pictures"]
-    assert {one["kind"] for one in listed} == {"false_alarm", "miss", "hit"}
+    assert {image["kind"] for image in listed} == {"false_alarm", "miss", "hit"}
     with Image.open(run / "gallery" / listed[0]["picture"]) as sheet:
         assert sheet.size == (3 * 192 + 2 * 4, 192)
 
@@ -308,8 +313,8 @@ def test_pages_need_not_be_written(tiny_sdp: list[str], tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def own_pictures(tiny_sdp: list[str], mvtec_root: Path) -> list[str]:
-    """Return the options of a predict of six pictures without labels."""
+def predict_options(tiny_sdp: list[str], mvtec_root: Path) -> list[str]:
+    """Return the options to predict six images without labels."""
     folder = mvtec_root / "bottle" / "train" / "good"
     for number in range(4):
         save_picture(folder / f"{number}.png", size=30 + number)
@@ -318,20 +323,20 @@ def own_pictures(tiny_sdp: list[str], mvtec_root: Path) -> list[str]:
     return [*words, "--output.name=own"]
 
 
-def test_a_predict_shows_the_highest_scores(own_pictures: list[str], tmp_path: Path) -> None:
-    assert main(["predict", *own_pictures]) == 0
+def test_a_predict_shows_the_highest_scores(predict_options: list[str], tmp_path: Path) -> None:
+    assert main(["predict", *predict_options]) == 0
     run = tmp_path / "runs" / "own" / "1"
     seen = read(run / PAGE)
     assert seen.texts["h1"] == ["SDP on ImageFolder, predict"]
     assert "td" not in seen.texts
-    assert "The highest scores" in seen.texts["h3"]
+    assert "Images with the highest scores" in seen.texts["h3"]
     with (run / "scores.csv").open(newline="") as file:
         scores = sorted((float(row["image_score"]) for row in csv.DictReader(file)), reverse=True)
     shown = re.findall(r'data-score="([^"]+)"', (run / PAGE).read_text(encoding="utf-8"))
     assert [float(score) for score in shown[:4]] == scores[:4]
     assert sum(link.startswith("maps/") for link in seen.links) == 6
-    assert "folder maps beside it" in "".join(seen.texts["footer"])
-    assert main(["report", str(run), "--page"]) == 0  # from what predict left alone
+    assert "folder maps next to it" in "".join(seen.texts["footer"])
+    assert main(["report", str(run), "--page"]) == 0  # from the files of predict only
 
 
 def test_results_of_two_kinds_do_not_share_a_folder(
@@ -361,8 +366,8 @@ def test_nothing_of_an_earlier_run_stays_on_the_page(tiny_sdp: list[str], tmp_pa
 
 def test_each_has_one_page_of_all_categories(mvtec_root: Path, tmp_path: Path) -> None:
     for category in ("bottle", "metal_nut"):
-        picture = mvtec_root / category / "train" / "good"
-        (picture / "again.png").write_bytes((picture / "000.png").read_bytes())
+        folder = mvtec_root / category / "train" / "good"
+        (folder / "again.png").write_bytes((folder / "000.png").read_bytes())
     words = [f"--config={CONFIGS / 'padim.yaml'}", f"--data.root={mvtec_root}"]
     words += ["--model.backbone.weights=random", "--model.image_size=32", "--data.num_workers=0"]
     words += ["--trainer.accelerator=cpu", f"--output.root={tmp_path / 'runs'}"]

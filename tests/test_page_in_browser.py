@@ -1,4 +1,4 @@
-"""The page of a run in a real browser."""
+"""Report page in a real browser."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ MARKUP = "<b onclick=\"x\">nut</b> & 'bolt'</script>"
 
 
 @pytest.fixture
-def own_pictures(tiny_sdp: list[str], mvtec_root: Path) -> list[str]:
-    """Return the options of a predict of six pictures without labels."""
+def predict_options(tiny_sdp: list[str], mvtec_root: Path) -> list[str]:
+    """Return the options to predict six images without labels."""
     folder = mvtec_root / "bottle" / "train" / "good"
     for number in range(4):
         save_picture(folder / f"{number}.png", size=30 + number)
@@ -37,18 +37,18 @@ def own_pictures(tiny_sdp: list[str], mvtec_root: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def chrome() -> Iterator[Chrome]:
-    with browser() as started:
-        yield started
+    with browser() as driver:
+        yield driver
 
 
 def counts(chrome: Chrome) -> list[str]:
     return [cell.text for cell in chrome.find_elements(By.CSS_SELECTOR, "#counts td:last-child")]
 
 
-def move(chrome: Chrome, number: str, value: float) -> None:
-    """Do what a hand on a slider, or on a field, does."""
+def move(chrome: Chrome, element_id: str, value: float) -> None:
+    """Set the value of a slider or a field like a user."""
     script = "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input'))"
-    chrome.execute_script(script, chrome.find_element(By.ID, number), str(value))
+    chrome.execute_script(script, chrome.find_element(By.ID, element_id), str(value))
 
 
 def complaints(chrome: Chrome) -> list[str]:
@@ -58,7 +58,7 @@ def complaints(chrome: Chrome) -> list[str]:
 def test_the_threshold_changes_the_counts(tmp_path: Path, chrome: Chrome) -> None:
     open_page(chrome, write_page(make_run(tmp_path, TWO, pictures=8)))
     Select(chrome.find_element(By.ID, "category")).select_by_visible_text("cap")
-    # It begins where F1 is highest: 2 hits, no miss, no false alarm, 2 normal.
+    # The initial threshold has the highest F1: TP 2, FN 0, FP 0, TN 2.
     assert counts(chrome) == ["2", "0", "0", "2", "100.0 %", "0.0 %", "100.0 %", "100.0 %"]
     move(chrome, "threshold", 0)  # the lowest score
     assert counts(chrome)[:4] == ["2", "0", "2", "0"]
@@ -67,11 +67,11 @@ def test_the_threshold_changes_the_counts(tmp_path: Path, chrome: Chrome) -> Non
     move(chrome, "exact", 0.15)
     assert counts(chrome)[:4] == ["2", "0", "1", "1"]
     verdicts = [
-        one.text
-        for one in chrome.find_elements(By.CSS_SELECTOR, ".pictures .verdict")
-        if one.is_displayed()
+        badge.text
+        for badge in chrome.find_elements(By.CSS_SELECTOR, ".gallery .verdict")
+        if badge.is_displayed()
     ]
-    assert sorted(verdicts) == ["false alarm", "hit", "hit", "left alone"]
+    assert sorted(verdicts) == ["false positive", "true negative", "true positive", "true positive"]
     chrome.find_element(By.ID, "reset").click()
     assert counts(chrome)[:4] == ["2", "0", "0", "2"]
     assert complaints(chrome) == []
@@ -84,12 +84,12 @@ def test_the_counts_are_those_of_the_scores(tmp_path: Path, chrome: Chrome) -> N
     open_page(chrome, write_page(make_run(tmp_path, {"cap": (scores.tolist(), labels.tolist())})))
     for level in (-0.5, 0.25, float(scores[7]), 1.5):
         move(chrome, "exact", level)
-        called = scores.astype(np.float64) >= level
+        predicted = scores.astype(np.float64) >= level
         expected = [
-            (called & (labels == 1)).sum(),
-            (~called & (labels == 1)).sum(),
-            (called & (labels == 0)).sum(),
-            (~called & (labels == 0)).sum(),
+            (predicted & (labels == 1)).sum(),
+            (~predicted & (labels == 1)).sum(),
+            (predicted & (labels == 0)).sum(),
+            (~predicted & (labels == 0)).sum(),
         ]
         assert counts(chrome)[:4] == [str(number) for number in expected]
 
@@ -97,30 +97,29 @@ def test_the_counts_are_those_of_the_scores(tmp_path: Path, chrome: Chrome) -> N
 def test_a_category_can_be_chosen(tmp_path: Path, chrome: Chrome) -> None:
     run = make_run(tmp_path, {MARKUP: TWO["cap"], "nut": TWO["nut"]}, pictures=8)
     open_page(chrome, write_page(run))
-    assert counts(chrome)[:4] == ["3", "0", "3", "2"]  # all of them, at one threshold
-    chrome.find_elements(By.CSS_SELECTOR, "#figures tbody tr")[1].click()
+    assert counts(chrome)[:4] == ["3", "0", "3", "2"]  # all categories at one threshold
+    chrome.find_elements(By.CSS_SELECTOR, "#metrics tbody tr")[1].click()
     assert Select(chrome.find_element(By.ID, "category")).first_selected_option.text == "nut"
-    shown = [
-        f for f in chrome.find_elements(By.CSS_SELECTOR, ".pictures figure") if f.is_displayed()
-    ]
+    cards = chrome.find_elements(By.CSS_SELECTOR, ".gallery .card")
+    shown = [card for card in cards if card.is_displayed()]
     assert len(shown) == 4
-    assert all("nut/" in figure.text for figure in shown)
+    assert all("nut/" in card.text for card in shown)
     assert len(chrome.find_elements(By.CSS_SELECTOR, ".curve.chosen")) == 2
     assert complaints(chrome) == []
 
 
-def test_of_many_pictures_the_first_are_shown(tmp_path: Path, chrome: Chrome) -> None:
+def test_of_many_images_the_first_are_shown(tmp_path: Path, chrome: Chrome) -> None:
     many = {f"c{number}": ([0.1 * number, 0.9], [0, 1]) for number in range(9)}
     many["cap"] = ([0.1] * 8, [0] * 8)
     open_page(chrome, write_page(make_run(tmp_path, many, pictures=26)))
-    alarms = "#pictures .kind:first-of-type figure"
+    alarms = "#gallery .kind:first-of-type .card"
 
     def shown() -> int:
-        return sum(f.is_displayed() for f in chrome.find_elements(By.CSS_SELECTOR, alarms))
+        return sum(card.is_displayed() for card in chrome.find_elements(By.CSS_SELECTOR, alarms))
 
     assert shown() == 12
-    more = chrome.find_element(By.CSS_SELECTOR, "#pictures .kind:first-of-type .more")
-    assert more.text == "all 17"
+    more = chrome.find_element(By.CSS_SELECTOR, "#gallery .kind:first-of-type .more")
+    assert more.text == "show all 17"
     more.click()
     assert shown() == 17
     assert not more.is_displayed()
@@ -136,9 +135,9 @@ def test_the_table_sorts(tmp_path: Path, chrome: Chrome) -> None:
     write_json(run / "metrics.json", content)
     open_page(chrome, write_page(run))
     names = lambda: [  # noqa: E731
-        cell.text for cell in chrome.find_elements(By.CSS_SELECTOR, "#figures tbody td:first-child")
+        cell.text for cell in chrome.find_elements(By.CSS_SELECTOR, "#metrics tbody td:first-child")
     ]
-    buttons = chrome.find_elements(By.CSS_SELECTOR, "#figures thead button")
+    buttons = chrome.find_elements(By.CSS_SELECTOR, "#metrics thead button")
     assert names() == ["cap", "nut"]
     buttons[1].click()
     assert names() == ["nut", "cap"]
@@ -166,12 +165,12 @@ def test_tables_of_runs_are_readable(tmp_path: Path, chrome: Chrome, width: int)
         assert main(["report", *words, "--html", str(tmp_path / "table.html")]) == 0
         open_page(chrome, tmp_path / "table.html", width)
         first = chrome.find_element(By.CSS_SELECTOR, "tbody td:first-child")
-        assert first.size["width"] > 80  # no letter below the other
+        assert first.size["width"] > 80  # not wrapped at every letter
         assert chrome.execute_script("return document.documentElement.scrollWidth") <= width
         assert complaints(chrome) == []
 
 
-def test_odd_runs_are_no_trouble_for_the_script(tmp_path: Path, chrome: Chrome) -> None:
+def test_odd_runs_cause_no_error_in_the_script(tmp_path: Path, chrome: Chrome) -> None:
     odd = {
         "normal": {"cap": ([0.1, 0.2], [0, 0])},
         "one": {"cap": ([0.5], [1])},
@@ -188,10 +187,10 @@ def test_odd_runs_are_no_trouble_for_the_script(tmp_path: Path, chrome: Chrome) 
     assert complaints(chrome) == []
 
 
-def test_a_predict_counts_what_is_called_anomalous(
-    own_pictures: list[str], tmp_path: Path, chrome: Chrome
+def test_a_predict_counts_images_classified_as_anomalous(
+    predict_options: list[str], tmp_path: Path, chrome: Chrome
 ) -> None:
-    assert main(["predict", *own_pictures]) == 0
+    assert main(["predict", *predict_options]) == 0
     open_page(chrome, tmp_path / "runs" / "own" / "1" / PAGE)
     assert counts(chrome) == ["0", "6"]
     move(chrome, "threshold", 0)
@@ -199,7 +198,7 @@ def test_a_predict_counts_what_is_called_anomalous(
     assert complaints(chrome) == []
 
 
-def test_a_threshold_counts_as_it_is_shown(tmp_path: Path, chrome: Chrome) -> None:
+def test_the_displayed_threshold_gives_the_same_counts(tmp_path: Path, chrome: Chrome) -> None:
     rng = np.random.default_rng(0)
     labels = np.arange(60) % 2
     scores = (0.5 + 1e-5 * (rng.normal(size=60) + labels)).astype(np.float32)
@@ -210,42 +209,41 @@ def test_a_threshold_counts_as_it_is_shown(tmp_path: Path, chrome: Chrome) -> No
     assert shown.startswith("0.5000")
     move(chrome, "exact", float(shown))
     assert counts(chrome) == before
-    ticks = [one.text for one in chrome.find_elements(By.CSS_SELECTOR, "#histogram text")]
+    ticks = [tick.text for tick in chrome.find_elements(By.CSS_SELECTOR, "#histogram text")]
     assert len(set(ticks)) == len(ticks)
 
 
-def test_in_the_view_of_all_pictures_have_their_own_thresholds(
-    tmp_path: Path, chrome: Chrome
-) -> None:
+def test_images_of_all_categories_have_their_own_thresholds(tmp_path: Path, chrome: Chrome) -> None:
     open_page(chrome, write_page(make_run(tmp_path, TWO, pictures=8)))
 
     def verdicts() -> list[str]:
-        return [one.text for one in chrome.find_elements(By.CSS_SELECTOR, ".pictures .verdict")]
+        badges = chrome.find_elements(By.CSS_SELECTOR, ".gallery .verdict")
+        return [badge.text for badge in badges]
 
-    # Only one image is called wrongly by its own category's threshold: nut's 4.0 is normal.
-    assert verdicts().count("false alarm") == 1
-    assert verdicts().count("miss") == 0
-    move(chrome, "exact", 0.5)  # one for all: three of nut's are false alarms now, cap's 0.3 missed
-    assert verdicts().count("false alarm") == 3
-    assert verdicts().count("miss") == 1
+    # Only one image is misclassified at its own category's threshold: nut's 4.0 is normal.
+    assert verdicts().count("false positive") == 1
+    assert verdicts().count("false negative") == 0
+    move(chrome, "exact", 0.5)  # for all: three false positives of nut, and cap's 0.3 is missed
+    assert verdicts().count("false positive") == 3
+    assert verdicts().count("false negative") == 1
     chrome.find_element(By.ID, "reset").click()
-    assert verdicts().count("false alarm") == 1
+    assert verdicts().count("false positive") == 1
 
 
-def test_on_paper_all_is_shown(tmp_path: Path, chrome: Chrome) -> None:
+def test_print_shows_everything(tmp_path: Path, chrome: Chrome) -> None:
     many = {f"c{number}": ([0.1, 0.9], [0, 1]) for number in range(15)}
     open_page(chrome, write_page(make_run(tmp_path, many, pictures=30)))
     chrome.execute_script("dispatchEvent(new Event('beforeprint'))")
     assert chrome.find_element(By.CSS_SELECTOR, "details pre").is_displayed()
-    figures = chrome.find_elements(By.CSS_SELECTOR, ".pictures figure")
-    assert len(figures) == 30
-    assert all(figure.is_displayed() for figure in figures)
+    cards = chrome.find_elements(By.CSS_SELECTOR, ".gallery .card")
+    assert len(cards) == 30
+    assert all(card.is_displayed() for card in cards)
 
 
 def test_rows_are_chosen_by_keyboard(tmp_path: Path, chrome: Chrome) -> None:
     open_page(chrome, write_page(make_run(tmp_path, TWO)))
-    chrome.find_elements(By.CSS_SELECTOR, "#figures tbody tr")[0].send_keys(Keys.ENTER)
+    chrome.find_elements(By.CSS_SELECTOR, "#metrics tbody tr")[0].send_keys(Keys.ENTER)
     assert Select(chrome.find_element(By.ID, "category")).first_selected_option.text == "cap"
-    chrome.find_elements(By.CSS_SELECTOR, "#figures thead button")[1].click()
-    heads = chrome.find_elements(By.CSS_SELECTOR, "#figures thead th")
+    chrome.find_elements(By.CSS_SELECTOR, "#metrics thead button")[1].click()
+    heads = chrome.find_elements(By.CSS_SELECTOR, "#metrics thead th")
     assert [head.get_attribute("aria-sort") for head in heads[:2]] == [None, "descending"]

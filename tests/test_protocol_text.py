@@ -1,4 +1,4 @@
-"""A run's records as pairs of texts."""
+"""Records of a run as pairs of name and text."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_long_lists_are_cut() -> None:
     assert longer == f"{whole}, and 3 more"
 
 
-def test_what_the_table_tells_is_left_out_and_unknowns_are_named() -> None:
+def test_counts_are_left_out_and_unknown_values_are_named() -> None:
     protocol = {
         "images": {"nut": 3},
         "anomalous": {"nut": 1},
@@ -44,11 +44,11 @@ def test_what_the_table_tells_is_left_out_and_unknowns_are_named() -> None:
         "one_model_a_category": True,
     }
     assert dict(protocol_text(protocol)) == {
-        "words": "the names of the categories",
+        "category names": "same as the categories",
         "overlap": "not checked",
         "borrowed": "visa.pth",
-        "auxiliary": "not known",
-        "one model a category": "yes",
+        "auxiliary": "unknown",
+        "one model per category": "yes",
     }
-    assert protocol_text({"words": {"nut": "metal nut"}}) == [("words", "nut: metal nut")]
+    assert protocol_text({"words": {"nut": "metal nut"}}) == [("category names", "nut: metal nut")]
     assert record_text({"pretrained": "demo"}) == [("pretrained", "demo")]

@@ -1,4 +1,4 @@
-"""Published figures: typed from the specifications a second time, and the commands beside them."""
+"""Published results, typed a second time from the papers, and the commands to reproduce them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PACKAGED = ROOT / "anomaly_clip" / "report" / FILE
 
 
 def row_of(table: str, method: str, of: str | None = None) -> tuple[float | None, ...]:
-    """Return a row's figures in percent."""
+    """Return the metrics of a row in percent."""
     rows = [r for r in load_published().tables[table].rows if (r.method, r.of) == (method, of)]
     (row,) = rows
     return tuple(None if cell is None else round(100 * cell.value, 6) for cell in row.cells)
@@ -62,14 +62,14 @@ SPOTS: list[tuple[str, str, str | None, tuple[float | None, ...]]] = [
     ("winclip_again", "VisA, 2 references", None, (95.1, 23.9, 16.6, 81.2, 83.4, 82.5, 84.6)),
     ("padim_categories", "PaDiM", "zipper", (74.1, 97.6)),
     ("padim_categories", "PaDiM", "textures", (96.4, 95.3)),
-    ("detectors", "RegAD, 4 references, run again by its authors", None, (89.2, 96.2)),
-    ("detectors", "PatchCore, WRN-50-2, a bank of 25 %", None, (99.1, 98.1)),
+    ("detectors", "RegAD, 4 references, re-run by its authors", None, (89.2, 96.2)),
+    ("detectors", "PatchCore, WRN-50-2, 25 % memory bank", None, (99.1, 98.1)),
     ("nsa", "NSA", None, (97.2, 96.3)),
 ]
 
 
 @pytest.mark.parametrize(("table", "method", "of", "values"), SPOTS)
-def test_figures_are_those_of_the_specifications(
+def test_values_are_those_of_the_papers(
     table: str, method: str, of: str | None, values: tuple[float | None, ...]
 ) -> None:
     assert row_of(table, method, of) == values
@@ -83,7 +83,7 @@ def test_deviations_and_doubts_are_kept() -> None:
     assert "51.7" in str(cell.doubt)
     assert "abstract" in str(tables["clip_ad"].rows[1].doubt)
     assert "F1-max" in str(tables["clip_ada"].doubt)
-    assert "within the noise" in str(tables["tab1"].rows[7].doubt)
+    assert "within the variation" in str(tables["tab1"].rows[7].doubt)
 
 
 @pytest.mark.parametrize("name", ["tab1", "tab2"])
@@ -102,7 +102,7 @@ def test_the_overall_mean_is_that_of_five_textures_and_ten_objects(name: str) ->
         ("padim_categories", ("padim_categories", "PaDiM"), (0, 1)),
     ],
 )
-def test_figures_by_category_have_the_published_means(
+def test_values_per_category_have_the_published_means(
     by_category: str, means: tuple[str, str], columns: tuple[int, ...]
 ) -> None:
     rows = [
@@ -148,7 +148,7 @@ def commands() -> list[str]:
 
 
 def config_of(line: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    """Return the configuration that a command has; ``each`` takes the options of ``fit``."""
+    """Return the configuration of a command; ``each`` takes the options of ``fit``."""
     _, verb, *words = shlex.split(line)
     assert verb in ("fit", "test", "each")
     assert main(["fit" if verb == "each" else verb, *words, "--print_config"]) == 0, line
@@ -158,7 +158,7 @@ def config_of(line: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_every_command_parses_and_makes_what_its_row_asks_for(
+def test_every_command_parses_and_matches_its_row(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
@@ -166,7 +166,7 @@ def test_every_command_parses_and_makes_what_its_row_asks_for(
     for run in runs().values():
         *earlier, last = run.commands
         folder = run.folder
-        if run.draws > 1:  # the same but for seed and folder
+        if run.draws > 1:  # identical except for seed and folder
             draw = run.draws - 1
             folder += f"/{draw}"
             assert [
@@ -184,7 +184,7 @@ def test_every_command_parses_and_makes_what_its_row_asks_for(
         options = model["init_args"]
         backbone = options["backbone"]
         auxiliary = data.get("auxiliary")
-        found = {
+        recorded = {
             "method": model["class_path"].rpartition(".")[2],
             "data": config["data"]["class_path"].rpartition(".")[2],
             "backbone": backbone["name"],
@@ -198,27 +198,27 @@ def test_every_command_parses_and_makes_what_its_row_asks_for(
             "targets": data.get("targets"),
         }
         for key, value in run.match.items():
-            own: Any = found.get(key)
+            actual: Any = recorded.get(key)
             if key.startswith("model."):
-                own = options
+                actual = options
                 for part in key.split(".")[1:]:
-                    own = own[part]
-            assert own == value, (run.name, key)
+                    actual = actual[part]
+            assert actual == value, (run.name, key)
         weights = backbone.get("weights") or backbone["pretrained"]
         assert config["output"]["folder"] == folder
         if run.weights not in load_published().weights:
             assert weights == run.weights
             continue
-        (made,) = earlier
+        (fit,) = earlier
         assert weights == f"runs/{run.weights}/tab_resnet18.safetensors"
-        if made not in checked:
-            checked.add(made)
-            check_weights(run.weights, config_of(made, capsys))
+        if fit not in checked:
+            checked.add(fit)
+            check_weights(run.weights, config_of(fit, capsys))
     assert len(checked) == len(load_published().weights)
 
 
 def check_weights(name: str, config: dict[str, Any]) -> None:
-    """Check that a fit makes what its weights are known by."""
+    """Check that the configuration of a fit has the provenance required of its weights."""
     record = {
         **config["model"]["init_args"],
         "method": config["model"]["class_path"].rpartition(".")[2],
@@ -226,14 +226,14 @@ def check_weights(name: str, config: dict[str, Any]) -> None:
         "synthesis": config["data"]["init_args"]["synthesis"],
     }
     for key, value in load_published().weights[name].provenance.items():
-        own: Any = record
+        actual: Any = record
         for part in key.split("."):
-            own = own[part]
-        assert own == value, (name, key)
+            actual = actual[part]
+        assert actual == value, (name, key)
     assert config["output"]["folder"] == f"runs/{name}"
 
 
-def test_the_tables_that_the_readme_names_need_its_commands() -> None:
+def test_tables_named_in_the_readme_need_its_commands() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8").partition("## The papers")[2]
     rows = re.findall(r"^\| .+ \| `(anomaly_clip .+?)`.* \| (`.+`) \|$", text, re.MULTILINE)
     assert len(rows) == 5

@@ -1,4 +1,4 @@
-"""Runs beside a published table."""
+"""Comparison of runs with a published table."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 from helpers import save_picture
-from report_helpers import MVTEC, Writer, beside, lines_of, metrics, report, rows_of, run_writer
+from report_helpers import MVTEC, Writer, compared, lines_of, metrics, report, rows_of, run_writer
 
 from anomaly_clip.cli import main
 from anomaly_clip.report.comparison import compare_runs
@@ -24,10 +24,10 @@ def write(tmp_path: Path) -> Writer:
     return run_writer(tmp_path)
 
 
-def test_ours_stands_beside_the_published_figure_with_the_difference(write: Writer) -> None:
-    publication, ours, difference = lines_of(beside("tab1", write()), "PaDiM, ImageNet")
+def test_our_values_and_differences_are_below_the_published_ones(write: Writer) -> None:
+    publication, ours, difference = lines_of(compared("tab1", write()), "PaDiM, ImageNet")
     assert publication.cells[1:] == ("published", "96.40 [1]", "87.63", "90.55")
-    # Five of 0.92 and ten of 0.86: 0.88.
+    # The mean of five times 0.92 and ten times 0.86 is 0.88.
     assert ours.cells[1:] == ("ours", "92.00", "86.00", "88.00")
     assert difference.cells[2:] == ("-4.40", "-1.63", "-2.55")
 
@@ -37,8 +37,8 @@ def test_draws_of_one_experiment_are_averaged(write: Writer, tmp_path: Path) -> 
         write(f"sample {seed}", {c: metrics(level) for c in MVTEC}, data_seed=seed)
         for seed, level in enumerate((0.80, 0.86, 0.92))
     ]
-    found = lines_of(beside("tab1", *folders), "PaDiM, ImageNet")
-    mean, difference = found[-2:]
+    lines = lines_of(compared("tab1", *folders), "PaDiM, ImageNet")
+    mean, difference = lines[-2:]
     deviation = 100 * np.std([0.80, 0.86, 0.92], ddof=1)
     assert mean.cells[1:] == ("mean of 3", *[f"86.00\n±{deviation:.2f}"] * 3)
     assert difference.cells[4] == "-4.55"
@@ -50,7 +50,9 @@ def test_draws_of_one_experiment_are_averaged(write: Writer, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("other", "averaged"), [(7, True), (8, False)])
-def test_runs_with_other_settings_are_no_draws(write: Writer, other: int, averaged: bool) -> None:
+def test_runs_with_other_settings_are_not_averaged(
+    write: Writer, other: int, averaged: bool
+) -> None:
     folders = []
     for seed, dimensions in enumerate((7, other)):
         folder = write(f"run {seed}", data_seed=seed)
@@ -58,37 +60,37 @@ def test_runs_with_other_settings_are_no_draws(write: Writer, other: int, averag
         config = {"model": {"init_args": options}, "data": {"init_args": {"seed": seed}}}
         (folder / "config-test.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
         folders.append(folder)
-    found = lines_of(beside("tab1", *folders), "PaDiM, ImageNet")
-    assert any(line.cells[1] == "mean of 2" for line in found) == averaged
+    lines = lines_of(compared("tab1", *folders), "PaDiM, ImageNet")
+    assert any(line.cells[1] == "mean of 2" for line in lines) == averaged
 
 
-def test_runs_of_one_seed_and_draws_with_gaps_have_no_mean(write: Writer) -> None:
+def test_runs_with_the_same_seed_or_missing_metrics_have_no_mean(write: Writer) -> None:
     twice = [write(f"again {number}", data_seed=0) for number in range(2)]
-    found = lines_of(beside("tab1", *twice), "PaDiM, ImageNet")
-    assert not any(line.cells[1].startswith("mean") for line in found)
+    lines = lines_of(compared("tab1", *twice), "PaDiM, ImageNet")
+    assert not any(line.cells[1].startswith("mean") for line in lines)
     part = write("part", {c: metrics(0.9) for c in MVTEC[:14]}, data_seed=1)
-    mean, difference = lines_of(beside("tab1", twice[0], part), "PaDiM, ImageNet")[-2:]
+    mean, difference = lines_of(compared("tab1", twice[0], part), "PaDiM, ImageNet")[-2:]
     assert mean.cells[1] == "mean of 2"
-    assert mean.cells[4] == "1 of 2\ndraws"
+    assert mean.cells[4] == "1 of 2\nruns"
     assert difference.cells[4] == "–"
 
 
-def test_what_nobody_ran_says_so(write: Writer) -> None:
-    table = beside("tab1", write())
+def test_rows_without_a_run_are_labelled(write: Writer) -> None:
+    table = compared("tab1", write())
     assert lines_of(table, "PaDiM, TAB")[1].cells[1:] == ("ours", *["not run"] * 3)
-    text = beside("clip_ada_mvtec").legend[0].text
-    assert text == "For reference: no run of ours belongs to a row."
+    text = compared("clip_ada_mvtec").legend[0].text
+    assert text == "For reference only: no run matches any row."
 
 
 @pytest.mark.parametrize(
     ("weights", "label", "warning"),
-    [("random", "random", "RANDOM WEIGHTS"), ("demo", "demo", "demo weights, which know")],
+    [("random", "random", "RANDOM WEIGHTS"), ("demo", "demo", "demo weights, trained on")],
 )
-def test_figures_of_random_and_demo_weights_are_labelled_and_not_compared(
+def test_metrics_of_random_and_demo_weights_are_labelled_and_not_compared(
     write: Writer, weights: str, label: str, warning: str, tmp_path: Path
 ) -> None:
     folder = write(weights=weights, backbone="demo", image_size=64)
-    table = beside("tab1", folder)
+    table = compared("tab1", folder)
     _, ours, difference = lines_of(table, "PaDiM, ImageNet")
     assert ours.cells[2:] == tuple(f"{v}\n{label}" for v in ("92.00", "86.00", "88.00"))
     assert difference.cells[2:] == ("–", "–", "–")
@@ -104,7 +106,7 @@ def test_figures_of_random_and_demo_weights_are_labelled_and_not_compared(
 def test_a_mean_of_fewer_categories_is_refused(write: Writer) -> None:
     some = {c: metrics(0.9) for c in MVTEC if c != "bottle"}
     folder = write(categories=some)
-    _, ours, difference = lines_of(beside("tab1", folder), "PaDiM, ImageNet")
+    _, ours, difference = lines_of(compared("tab1", folder), "PaDiM, ImageNet")
     assert ours.cells[2:] == ("90.00", "9 of 10\ncategories", "14 of 15\ncategories")
     assert difference.cells[2:] == ("-6.40", "–", "–")
     alone = compare_runs(find_runs([folder])).table.lines[-1]
@@ -113,45 +115,45 @@ def test_a_mean_of_fewer_categories_is_refused(write: Writer) -> None:
 
 def test_partial_runs_and_training_on_test_images_are_labelled(write: Writer) -> None:
     for label, protocol in (("partial", {"complete": False}), ("overlap", {"overlap": 3})):
-        table = beside("tab1", write(label, **protocol))
+        table = compared("tab1", write(label, **protocol))
         _, ours, difference = lines_of(table, "PaDiM, ImageNet")
         assert ours.cells[4] == f"88.00\n{label}"
         assert difference.cells[4] == "–"
 
 
-def test_an_epoch_chosen_on_test_images_is_labelled_and_compared(write: Writer) -> None:
+def test_an_epoch_selected_on_test_images_is_labelled_and_compared(write: Writer) -> None:
     folder = write(method="SimpleNet", image_size=288, select="best_test")
-    table = beside("tab1", folder)
+    table = compared("tab1", folder)
     _, ours, difference = lines_of(table, "SimpleNet, ImageNet")
-    assert (ours.cells[4], difference.cells[4]) == ("88.00\nby test", "-8.60")
-    assert any("EPOCH CHOSEN BY THE TEST IMAGES" in note.text for note in table.notes)
+    assert (ours.cells[4], difference.cells[4]) == ("88.00\nbest_test", "-8.60")
+    assert any("EPOCH SELECTED ON THE TEST IMAGES" in note.text for note in table.notes)
 
 
 def test_one_category_fitted_alone_stands_in_its_row(write: Writer) -> None:
     folder = write(categories={"screw": metrics(0.75)}, one_model_a_category=False)
-    table = beside("padim_categories", folder)
+    table = compared("padim_categories", folder)
     assert lines_of(table, "PaDiM, screw")[2].cells[2] == "+0.5"
     assert lines_of(table, "PaDiM, bottle")[1].cells[2] == "not run"
     assert lines_of(table, "PaDiM, textures")[1].cells[2] == "not run"
     assert table.lines[-2].cells[2] == "1 of 15\ncategories"
 
 
-def test_own_pictures_in_the_layout_of_a_data_set_are_not_that_data_set(write: Writer) -> None:
-    table = beside("tab1", write(categories={"mug": metrics(0.9)}))
+def test_other_images_in_the_layout_of_a_data_set_are_not_that_data_set(write: Writer) -> None:
+    table = compared("tab1", write(categories={"mug": metrics(0.9)}))
     assert lines_of(table, "PaDiM, ImageNet")[1].cells[4] == "other\ncategories"
 
 
 def test_fractions_are_compared_as_percent(write: Writer) -> None:
-    found = {"accuracy": 0.225, "precision": 0.34, "recall": 0.28, "f1": 0.25}
+    values = {"accuracy": 0.225, "precision": 0.34, "recall": 0.28, "f1": 0.25}
     protocol = {"data": "MixedWM38", "frozen": True, "targets": "single"}
-    folder = write(method="LinearProbe", categories={"wafer map": found}, **protocol)
-    publication, ours, difference = lines_of(beside("tab3", folder), "frozen, ImageNet")
+    folder = write(method="LinearProbe", categories={"wafer map": values}, **protocol)
+    publication, ours, difference = lines_of(compared("tab3", folder), "frozen, ImageNet")
     assert publication.cells[2] == "22"
     assert (ours.cells[2], difference.cells[2]) == ("22.5", "+0.5")
 
 
 def test_several_runs_of_a_row_stand_below_each_other(write: Writer) -> None:
-    table = beside("tab1", write("a"), write("b"))
+    table = compared("tab1", write("a"), write("b"))
     assert [line.cells[1] for line in lines_of(table, "PaDiM, ImageNet")] == [
         "published",
         "ours A",
@@ -175,7 +177,7 @@ def test_a_real_run_of_random_weights(
     assert main(["each", *words, "--output.folder", str(folder)]) == 0
     capsys.readouterr()
     content = json.loads((folder / "metrics.json").read_text())["categories"]
-    table = beside("padim_categories", folder)
+    table = compared("padim_categories", folder)
     _, ours, difference = lines_of(table, "PaDiM, bottle")
     value = content["bottle"]["image_auroc"]
     assert ours.cells[2] == f"{100 * value:.1f}\nrandom"
@@ -186,7 +188,7 @@ def test_a_real_run_of_random_weights(
     assert "(2 of 15)" in out
 
 
-def test_rows_for_programs_are_fractions(write: Writer) -> None:
+def test_machine_readable_rows_are_fractions(write: Writer) -> None:
     source = load_published()
     run = write(weights="random")
     comparison = compare_with_published(source.tables["tab1"], find_runs([run]), source)

@@ -214,7 +214,7 @@ def test_the_best_epoch_on_test_images_is_kept_and_reported(
     assert best["epoch"] == values.index(max(values))
     capsys.readouterr()
     assert main(["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "t")]) == 0
-    assert "EPOCH CHOSEN BY THE TEST IMAGES" in " ".join(capsys.readouterr().out.split())
+    assert "EPOCH SELECTED ON THE TEST IMAGES" in " ".join(capsys.readouterr().out.split())
     (metrics,) = (tmp_path / "t").rglob("metrics.json")
     content = json.loads(metrics.read_text())
     assert content["mean"]["image_auroc"] == pytest.approx(max(values))

@@ -12,7 +12,7 @@ from anomaly_clip.records import versions
 from anomaly_clip.results.folder import create_run_folder
 
 
-def test_numbers_go_on_and_are_never_shared(tmp_path: Path) -> None:
+def test_numbers_continue_and_are_never_shared(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         folders = list(pool.map(lambda _: create_run_folder(tmp_path, "sdp"), range(24)))
     assert sorted(int(f.name) for f in folders) == list(range(1, 25))
@@ -27,10 +27,10 @@ def test_a_root_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         create_run_folder(tmp_path / "file", "sdp")
 
 
-def test_versions_name_what_figures_depend_on() -> None:
-    found = versions()
-    assert found["torch"].split(".")[0].isdecimal()
-    assert {"python", "anomaly_clip", "open_clip_torch", "lightning"} <= set(found)
+def test_versions_name_what_metrics_depend_on() -> None:
+    recorded = versions()
+    assert recorded["torch"].split(".")[0].isdecimal()
+    assert {"python", "anomaly_clip", "open_clip_torch", "lightning"} <= set(recorded)
 
 
 def test_json_is_whole_and_without_nan(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""All files of a run's folder, as its page needs them."""
+"""Reader of all files in a run's folder."""
 
 from __future__ import annotations
 
@@ -66,5 +66,5 @@ def test_a_predict_has_no_metrics(tmp_path: Path) -> None:
     write_json(tmp_path / "predict.json", {"run": run})
     files = read_files(tmp_path)
     assert (files.mean, files.metrics, files.num_rounds) == (None, {}, 3)
-    assert files.warnings == ["RANDOM WEIGHTS: these figures mean nothing"]
+    assert files.warnings == ["RANDOM WEIGHTS: these metrics are meaningless"]
     assert mapping([1]) == {}

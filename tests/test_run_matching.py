@@ -1,4 +1,4 @@
-"""Runs that belong to a row of a published table, and reasons why others do not."""
+"""Matching of runs to rows of a published table, and reasons for a mismatch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from report_helpers import Writer, beside, lines_of, report, run_writer, tab_export
+from report_helpers import Writer, compared, lines_of, report, run_writer, tab_export
 
 from anomaly_clip.report.published_reader import load_published
 from anomaly_clip.report.run_matching import differences, mismatch
@@ -18,61 +18,61 @@ def write(tmp_path: Path) -> Writer:
     return run_writer(tmp_path)
 
 
-def test_another_protocol_belongs_to_no_row_and_the_reason_is_said(write: Writer) -> None:
+def test_another_protocol_matches_no_row_and_the_reason_is_given(write: Writer) -> None:
     def reason(*folders: Path) -> str:
-        table = beside("tab1", *folders)
-        return next(note.text for note in table.legend if "belongs to no row" in note.text)
+        table = compared("tab1", *folders)
+        return next(note.text for note in table.legend if "matches no row" in note.text)
 
-    assert "nearest is PaDiM, ImageNet, but image_size is 256, not 224" in reason(
+    assert "the closest row is PaDiM, ImageNet, but image_size is 256, not 224" in reason(
         write("size", image_size=256)
     )
     assert "shots is 4" in reason(write("shots", shots=4))
-    assert "it is one model of all categories" in reason(write("all", one_model_a_category=False))
-    assert reason(write("other", method="PatchCore")).endswith("tab1: none is of PatchCore")
-    assert "none is of PaDiM on VisA" in reason(write("data", data="VisA"))
+    assert "it has one model for all categories" in reason(write("all", one_model_a_category=False))
+    assert reason(write("other", method="PatchCore")).endswith("tab1: no row has PatchCore")
+    assert "no row has PaDiM on VisA" in reason(write("data", data="VisA"))
     assert "its weights are /x/y.pt, not imagenet" in reason(write("file", weights="/x/y.pt"))
 
 
-def test_options_behind_model_are_read_beside_the_figures(write: Writer) -> None:
+def test_model_options_are_read_from_the_configuration(write: Writer) -> None:
     folder = write(method="RD4AD", image_size=256)
     options = {"model": {"class_path": "RD4AD", "init_args": {"amap_mode": "add"}}}
     (folder / "config-each.yaml").write_text(yaml.safe_dump(options))
-    assert lines_of(beside("tab1", folder), "RD4AD, ImageNet")[1].cells[4] == "88.00"
+    assert lines_of(compared("tab1", folder), "RD4AD, ImageNet")[1].cells[4] == "88.00"
     options["model"]["init_args"] = {"amap_mode": "multiply"}
     (folder / "config-each.yaml").write_text(yaml.safe_dump(options))
-    assert lines_of(beside("tab1", folder), "RD4AD, ImageNet")[1].cells[4] == "not run"
+    assert lines_of(compared("tab1", folder), "RD4AD, ImageNet")[1].cells[4] == "not run"
 
 
-def test_weights_are_what_their_own_record_says(write: Writer, tmp_path: Path) -> None:
+def test_weights_are_identified_by_their_record(write: Writer, tmp_path: Path) -> None:
     weights = tab_export(tmp_path / "tab")
-    table = beside("tab1", write(weights=str(weights)))
+    table = compared("tab1", write(weights=str(weights)))
     assert lines_of(table, "PaDiM, TAB")[2].cells[4] == "-4.64"
     assert lines_of(table, "PaDiM, ImageNet")[1].cells[4] == "not run"
     normal = tab_export(tmp_path / "normal", align="normal")
-    table = beside("tab7", write("n", weights=str(normal)))
+    table = compared("tab7", write("n", weights=str(normal)))
     assert lines_of(table, "Normal only")[1].cells[2] == "88.00"
     assert lines_of(table, "Normal and abnormal")[1].cells[2] == "not run"
 
 
-def test_a_backbone_that_followed_demo_texts_is_labelled(write: Writer, tmp_path: Path) -> None:
+def test_a_backbone_trained_with_demo_text_is_labelled(write: Writer, tmp_path: Path) -> None:
     text = {"name": "demo", "pretrained": "demo"}
     weights = tab_export(tmp_path / "tab", text=text)
-    _, ours, difference = lines_of(beside("tab1", write(weights=str(weights))), "PaDiM, TAB")
-    assert (ours.cells[4], difference.cells[4]) == ("88.00\ndemo texts", "–")
+    _, ours, difference = lines_of(compared("tab1", write(weights=str(weights))), "PaDiM, TAB")
+    assert (ours.cells[4], difference.cells[4]) == ("88.00\ndemo text", "–")
 
 
-def test_weights_without_a_record_are_what_the_command_line_says(
+def test_weights_without_a_record_are_named_on_the_command_line(
     write: Writer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write(weights="/somewhere/their.pt")
     assert report(folder, "--table", "tab6") == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "nothing beside its weights /somewhere/their.pt says what they are" in out
+    assert "its weights /somewhere/their.pt have no provenance record" in out
     assert report(folder, "--table", "tab6", "--weights", "tab=/somewhere/their.pt") == 0
     assert "-4.64" in capsys.readouterr().out
 
 
-def test_differences_are_named_and_none_is_left_for_the_right_run(write: Writer) -> None:
+def test_differences_are_named_and_a_matching_run_has_none(write: Writer) -> None:
     source = load_published()
     table = source.tables["tab1"]
     spec = table.rows[0].run
@@ -85,10 +85,10 @@ def test_differences_are_named_and_none_is_left_for_the_right_run(write: Writer)
         "image_size is 256, not 224",
         "its weights are /x/y.pt, not imagenet",
     ]
-    assert mismatch(table, wrong, source, {}).startswith(f"{wrong.label} belongs to no row of tab1")
-    # A file that the command line names is what it says.
+    assert mismatch(table, wrong, source, {}).startswith(f"{wrong.label} matches no row of tab1")
+    # The command line can declare which weights a file contains.
     named = {Path("/x/y.pt"): "imagenet"}
     assert len(differences(spec, wrong, source, named)) == 2
-    # Random weights stand in for all others, whatever their network is.
+    # Random weights are accepted in place of any others, with any backbone.
     (random,) = find_runs([write("random", weights="random", backbone="demo", image_size=64)])
     assert differences(spec, random, source, {}) == []

@@ -1,4 +1,4 @@
-"""Folders of runs that are read, incomplete or damaged."""
+"""Reader of run folders, also incomplete and damaged ones."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def damaged(text: str) -> Callable[[Path], None]:
 
 
 def without(*keys: str) -> Callable[[Path], None]:
-    """Return what takes an entry out of ``metrics.json``."""
+    """Return a function that removes an entry from ``metrics.json``."""
 
     def damage(folder: Path) -> None:
         content = json.loads((folder / "metrics.json").read_text())
@@ -60,11 +60,11 @@ def untested(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "sentence"),
+    ("damage", "message"),
     [
-        (damaged('{"mean": {'), "damaged, it is not JSON"),
-        (damaged(""), "damaged, it is not JSON"),
-        (damaged("[]"), "is not a table of figures"),
+        (damaged('{"mean": {'), "damaged, not valid JSON"),
+        (damaged(""), "damaged, not valid JSON"),
+        (damaged("[]"), "has a list, not an object"),
         (without("run"), "has no run"),
         (without("categories"), "has no categories"),
         (without("run", "weights"), "has no run.weights"),
@@ -76,13 +76,13 @@ def untested(folder: Path) -> None:
         (with_value(float("nan")), "not a fraction"),
         (interrupted, "the run is not finished"),
         (untested, "fitted but not tested"),
-        (lambda folder: (folder / "metrics.json").unlink(), "there is no metrics.json in it"),
+        (lambda folder: (folder / "metrics.json").unlink(), "it has no metrics.json"),
     ],
 )
-def test_incomplete_and_damaged_folders_are_one_sentence(
+def test_incomplete_and_damaged_folders_give_one_line(
     write: Writer,
     damage: Callable[[Path], None],
-    sentence: str,
+    message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = write()
@@ -91,14 +91,14 @@ def test_incomplete_and_damaged_folders_are_one_sentence(
         assert report(*words) == 2
         err = capsys.readouterr().err.strip().splitlines()
         assert len(err) == 1
-        assert sentence in err[0]
+        assert message in err[0]
         assert str(folder) in err[0]
 
 
 def test_a_run_given_twice_is_shown_once(write: Writer) -> None:
     folder = write()
-    found: list[FinishedRun] = find_runs([folder, folder / "metrics.json", folder.parent])
-    assert len(found) == 1
+    runs: list[FinishedRun] = find_runs([folder, folder / "metrics.json", folder.parent])
+    assert len(runs) == 1
 
 
 def test_runs_below_a_folder_come_sorted(write: Writer, monkeypatch: pytest.MonkeyPatch) -> None:

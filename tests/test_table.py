@@ -1,4 +1,4 @@
-"""One table as text, Markdown and HTML."""
+"""Report table as text, Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def write(tmp_path: Path) -> Writer:
 
 
 class Cells(HTMLParser):
-    """Collects the texts of cells, and what tags there are."""
+    """Parser that collects the cell texts and all tags."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Cells(HTMLParser):
         self.inside = False
 
 
-def test_markup_in_names_is_shown_as_it_is_in_every_form(
+def test_markup_in_names_is_shown_literally_in_every_format(
     write: Writer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = "[bold]x[/bold] <script>alert(1)</script> a|b *c* `d`\x1b[31m"
@@ -68,9 +68,7 @@ def test_markup_in_names_is_shown_as_it_is_in_every_form(
     assert "<b>" not in markdown
 
 
-def test_the_page_needs_nothing_else_and_is_for_light_and_dark(
-    write: Writer, tmp_path: Path
-) -> None:
+def test_the_page_is_self_contained_and_has_two_themes(write: Writer, tmp_path: Path) -> None:
     assert report(write(), "--table", "tab1", "--html", tmp_path / "t.html") == 0
     page = (tmp_path / "t.html").read_text(encoding="utf-8")
     assert "color-scheme: light dark" in page
@@ -82,7 +80,7 @@ def test_the_page_needs_nothing_else_and_is_for_light_and_dark(
     assert "-2.55" in parsed.cells
 
 
-def test_thousands_of_categories_are_in_the_files_and_few_on_the_screen(
+def test_files_have_thousands_of_categories_and_the_screen_few(
     write: Writer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     many = {f"kind {n:04d}": metrics(1 - n / 4000) for n in range(3000)}
@@ -90,7 +88,7 @@ def test_thousands_of_categories_are_in_the_files_and_few_on_the_screen(
     files = {form: tmp_path / f"a.{form}" for form in ("csv", "markdown", "html")}
     assert report(folder, *[w for form, file in files.items() for w in (f"--{form}", file)]) == 0
     out = capsys.readouterr().out
-    assert "the 40 lowest of 3000 categories by image AUROC" in out
+    assert "the 40 of 3000 categories with the lowest image AUROC" in out
     assert len(out.splitlines()) < 60
     assert "kind 2999" in out
     assert "kind 0000" not in out
@@ -146,6 +144,6 @@ def test_of_many_categories_the_lowest_are_printed(
     table = ReportTable("t", [], ["category", "x"], [*lines, mean], [], ranked_by="x")
     table.print()
     out = capsys.readouterr().out.split()
-    assert ("c7" in out) == (count == 40)  # the undefined are the last
+    assert ("c7" in out) == (count == 40)  # undefined values rank last
     assert sum(word.startswith("c") and word[1:].isdecimal() for word in out) == 40
     assert "mean" in out

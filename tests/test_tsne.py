@@ -14,7 +14,7 @@ from anomaly_clip.drawing.tsne import TAB_LAYOUT, Embedding, tsne, write_embeddi
 
 
 def groups(apart: float) -> tuple[np.ndarray, list[str], list[bool]]:
-    """Return two classes in two states each; ``apart`` says how far states are apart."""
+    """Return two classes with two states each, whose distance is ``apart``."""
     rng = np.random.default_rng(0)
     rows, classes, states = [], [], []
     for number, name in enumerate(("nut", "wood")):
@@ -45,7 +45,7 @@ def test_the_numbers_are_scikit_learns_and_follow_the_distance() -> None:
     )
     near = tsne("near", *groups(0.0))
     assert (near.silhouettes["states"] or 0) < 0.1 < 0.5 < (far.silhouettes["states"] or 0)
-    # In the picture, too, the groups lie apart.
+    # The groups are separate in the plot, too.
     assert (
         silhouette_score(far.points, [f"{c}{s}" for c, s in zip(classes, states, strict=True)])
         > 0.5
@@ -54,14 +54,14 @@ def test_the_numbers_are_scikit_learns_and_follow_the_distance() -> None:
 
 def test_the_same_seed_gives_the_same_layout() -> None:
     features, classes, states = groups(6.0)
-    one, other = (tsne("a", features, classes, states, seed=3) for _ in range(2))
-    np.testing.assert_array_equal(one.points, other.points)
+    first, second = (tsne("a", features, classes, states, seed=3) for _ in range(2))
+    np.testing.assert_array_equal(first.points, second.points)
 
 
 def test_the_layout_of_the_paper() -> None:
     features, classes, states = groups(6.0)
     plain = tsne("a", features[:20], classes[:20], states[:20])
-    shorter = replace(TAB_LAYOUT, iterations=300)  # the rest of it takes long
+    shorter = replace(TAB_LAYOUT, iterations=300)  # more would take long
     paper = tsne("a", features[:20], classes[:20], states[:20], layout=shorter)
     assert paper.silhouettes == pytest.approx(plain.silhouettes)
     assert TAB_LAYOUT.iterations == 20_000
@@ -79,8 +79,8 @@ def test_the_layout_of_the_paper() -> None:
 
 def test_one_group_has_no_silhouette() -> None:
     features, classes, _ = groups(0.0)
-    found = tsne("a", features[:20], classes[:20], [False] * 20)
-    assert found.silhouettes == {"classes": None, "states": None}
+    embedding = tsne("a", features[:20], classes[:20], [False] * 20)
+    assert embedding.silhouettes == {"classes": None, "states": None}
     with pytest.raises(ValueError, match="3 features are too few"):
         tsne("a", features[:3], classes[:3], [False] * 3)
 
@@ -93,11 +93,11 @@ def test_two_backbones_side_by_side(tmp_path: Path) -> None:
         for name in ("imagenet", "tab")
     ]
     file = write_embeddings(tmp_path, both)
-    with Image.open(file) as picture:
-        assert picture.width == 2 * 480
-        colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 24) or []}
+    with Image.open(file) as image:
+        assert image.width == 2 * 480
+        colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 24) or []}
     assert len(colours) > 10
-    with (tmp_path / "features.csv").open() as rows:
-        found = [tuple(row.values()) for row in csv.DictReader(rows)]
-    assert found[0] == ("imagenet", "0.0", "0.0", "nut", "normal")
-    assert found[3] == ("tab", "1.0", "1.0", "wood", "defective")
+    with (tmp_path / "features.csv").open() as table:
+        rows = [tuple(row.values()) for row in csv.DictReader(table)]
+    assert rows[0] == ("imagenet", "0.0", "0.0", "nut", "normal")
+    assert rows[3] == ("tab", "1.0", "1.0", "wood", "defective")

@@ -30,11 +30,11 @@ def batch_of(category: str, count: int) -> tuple[Scores, Batch]:
     ("categories", "expected"),
     [
         ("a", ["a normal", "a normal", "a anomalous", "a anomalous"]),
-        # More than are drawn: evenly taken, from the first to the last.
+        # More images than are drawn: evenly spaced, from the first to the last.
         ("abcde", ["a normal", "b anomalous", "d normal", "e anomalous"]),
     ],
 )
-def test_pictures_are_of_many_categories(
+def test_images_are_from_many_categories(
     categories: str,
     expected: list[str],
     tmp_path: Path,
@@ -47,36 +47,36 @@ def test_pictures_are_of_many_categories(
         return np.zeros((4, 4, 3), np.uint8)
 
     monkeypatch.setattr(watched, "draw_panels", draw)
-    pictures = ValidationImages(4)
+    images = ValidationImages(4)
     for category in categories:
-        pictures.add(*batch_of(category, 8), len(categories))
-    pictures.draw(tmp_path / "step.png", None)
-    assert [" ".join(words.split()[:2]) for words in drawn] == expected
-    pictures.draw(tmp_path / "again.png", None)  # it has forgotten them
+        images.add(*batch_of(category, 8), len(categories))
+    images.draw(tmp_path / "step.png", None)
+    assert [" ".join(caption.split()[:2]) for caption in drawn] == expected
+    images.draw(tmp_path / "again.png", None)  # already discarded
     assert [file.name for file in tmp_path.iterdir()] == ["step.png"]
 
 
-def test_the_picture_is_a_picture(tmp_path: Path) -> None:
-    pictures = ValidationImages(2)
-    pictures.add(*batch_of("wood", 4), 1)
-    pictures.draw(tmp_path / "validation" / "step.png", "a warning")
-    with Image.open(tmp_path / "validation" / "step.png") as picture:
-        assert picture.height > 2 * 16
+def test_the_file_is_an_image(tmp_path: Path) -> None:
+    images = ValidationImages(2)
+    images.add(*batch_of("wood", 4), 1)
+    images.draw(tmp_path / "validation" / "step.png", "a warning")
+    with Image.open(tmp_path / "validation" / "step.png") as image:
+        assert image.height > 2 * 16
 
 
-def test_none_are_drawn_if_none_are_asked_for(tmp_path: Path) -> None:
-    pictures = ValidationImages(0)
-    pictures.add(*batch_of("wood", 4), 1)
-    pictures.draw(tmp_path / "step.png", None)
+def test_no_image_is_drawn_if_none_is_requested(tmp_path: Path) -> None:
+    images = ValidationImages(0)
+    images.add(*batch_of("wood", 4), 1)
+    images.draw(tmp_path / "step.png", None)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_single_one_is_drawn_if_one_is_asked_for(tmp_path: Path) -> None:
+def test_a_single_image_is_drawn_if_one_is_requested(tmp_path: Path) -> None:
     heights = []
     for count in (1, 2):
-        pictures = ValidationImages(count)
-        pictures.add(*batch_of("wood", 4), 1)
-        pictures.draw(tmp_path / f"{count}.png", None)
-        with Image.open(tmp_path / f"{count}.png") as picture:
-            heights.append(picture.height)
+        images = ValidationImages(count)
+        images.add(*batch_of("wood", 4), 1)
+        images.draw(tmp_path / f"{count}.png", None)
+        with Image.open(tmp_path / f"{count}.png") as image:
+            heights.append(image.height)
     assert heights[0] < 0.6 * heights[1]

@@ -1,4 +1,4 @@
-"""What W&B is given, offline: the files that its own library leaves."""
+"""Data logged to W&B, read from the files that its library writes offline."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from anomaly_clip.results.run_files import GalleryImage
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of wandb's own parts
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside wandb
 
 
 @pytest.fixture(autouse=True)
@@ -55,12 +55,12 @@ def rows(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def test_the_configuration_goes_by_the_names_of_the_command_line(logger: WandbLogger) -> None:
+def test_the_configuration_has_command_line_names(logger: WandbLogger) -> None:
     config = "seed_everything: 3\nmodel:\n  class_path: SDP\n  init_args: {backbone: {name: a}}\n"
     log_config([logger], config, Path("runs/sdp/1"))
-    log_config([logger], config, Path("runs/sdp/1"))  # as a test behind a fit
-    found = dict(logger.experiment.config)
-    assert found == {
+    log_config([logger], config, Path("runs/sdp/1"))  # like a test after a fit
+    logged = dict(logger.experiment.config)
+    assert logged == {
         "seed_everything": 3,
         "model.class_path": "SDP",
         "model.backbone.name": "a",
@@ -68,24 +68,24 @@ def test_the_configuration_goes_by_the_names_of_the_command_line(logger: WandbLo
     }
 
 
-def test_a_finished_test_is_handed_on(tmp_path: Path, logger: WandbLogger) -> None:
+def test_a_finished_test_is_logged(tmp_path: Path, logger: WandbLogger) -> None:
     run = make_run(tmp_path / "run", TWO, pictures=8)
     write_page(run)
     added: list[Any] = []
     logger.experiment.log_artifact = added.append
     log_run([CSVLogger(tmp_path), logger], run)
     (table,) = media(tmp_path, "table/figures*.json")
-    figures = json.loads((run / "metrics.json").read_text())
-    assert rows(table)["columns"] == ["category", *figures["mean"]]
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert rows(table)["columns"] == ["category", *metrics["mean"]]
     assert rows(table)["data"] == [
-        *([name, *row.values()] for name, row in figures["categories"].items()),
-        ["mean", *figures["mean"].values()],
+        *([name, *row.values()] for name, row in metrics["categories"].items()),
+        ["mean", *metrics["mean"].values()],
     ]
     (curve,) = media(tmp_path, "table/curves/image_roc*.json")
     exact = json.loads((run / "curves.json").read_text())
     points = [row for row in rows(curve)["data"] if row[1] == "cap"]
     assert [row[0] for row in points] == exact["cap"]["image_roc"][0]
-    (report,) = (one for one in added if one.type == "report")  # tables come as artifacts, too
+    (report,) = (a for a in added if a.type == "report")  # tables are artifacts, too
     assert set(report.manifest.entries) == {
         "report.html",
         "metrics.json",
@@ -95,34 +95,35 @@ def test_a_finished_test_is_handed_on(tmp_path: Path, logger: WandbLogger) -> No
     }
 
 
-def test_pictures_come_apart_with_their_masks(tmp_path: Path, logger: WandbLogger) -> None:
-    run = make_run(tmp_path / "run", TWO, pictures=3)  # two of normal images
+def test_gallery_images_are_split_and_have_masks(tmp_path: Path, logger: WandbLogger) -> None:
+    run = make_run(tmp_path / "run", TWO, pictures=3)  # two of them of normal images
     sheet = np.zeros((20, 3 * 30 + 2 * 4, 3), np.uint8)
     sheet[:, 34:64] = 100  # the heat map
     sheet[5:9, 68 + 10 : 68 + 20] = 255  # the mask
     Image.fromarray(sheet).save(run / "gallery" / "2.webp", lossless=True)
     log_run([logger], run)
-    found = [np.asarray(Image.open(file)) for file in media(tmp_path, "images/pictures/hit_*.png")]
-    assert [one.shape for one in found] == [(20, 30, 3)] * 2
-    assert sorted(int(one.mean()) for one in found) == [0, 100]
+    files = media(tmp_path, "images/pictures/hit_*.png")
+    panels = [np.asarray(Image.open(file)) for file in files]
+    assert [panel.shape for panel in panels] == [(20, 30, 3)] * 2
+    assert sorted(int(panel.mean()) for panel in panels) == [0, 100]
     (mask,) = media(tmp_path, "images/mask/pictures/hit_*.png")
-    with Image.open(mask) as picture:
-        marked = np.argwhere(np.asarray(picture) == 1)
+    with Image.open(mask) as image:
+        marked = np.argwhere(np.asarray(image) == 1)
     assert marked.min(0).tolist() == [5, 10]
     assert marked.max(0).tolist() == [8, 19]
 
 
-def test_a_picture_that_was_not_drawn_is_let_pass(tmp_path: Path, logger: WandbLogger) -> None:
+def test_a_missing_image_is_skipped(tmp_path: Path, logger: WandbLogger) -> None:
     log_image([logger], "validation", tmp_path / "none.png")
     assert media(tmp_path, "images/*") == []
 
 
-def test_a_run_ends_with_what_opened_it(tmp_path: Path) -> None:
+def test_a_run_ends_with_its_context(tmp_path: Path) -> None:
     ends: list[int] = []
 
     def opened() -> WandbLogger:
-        one = WandbLogger(project="test", save_dir=tmp_path)
-        run = one.experiment
+        logger = WandbLogger(project="test", save_dir=tmp_path)
+        run = logger.experiment
         finish = run.finish
 
         def noted(exit_code: int) -> None:
@@ -130,7 +131,7 @@ def test_a_run_ends_with_what_opened_it(tmp_path: Path) -> None:
             finish(exit_code=exit_code)
 
         run.finish = noted
-        return one
+        return logger
 
     with finish_wandb_run():
         opened()
@@ -147,11 +148,11 @@ def test_a_run_ends_with_what_opened_it(tmp_path: Path) -> None:
     mine = wandb.init(dir=tmp_path)
     with finish_wandb_run():
         WandbLogger(project="test", save_dir=tmp_path)
-    assert wandb.run is mine  # opened by somebody else, who ends it
+    assert wandb.run is mine  # opened outside, so it stays open
     mine.finish()
 
 
-def test_a_group_ends_with_what_it_is_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_group_ends_with_its_context(monkeypatch: pytest.MonkeyPatch) -> None:
     with wandb_group("runs/padim/1"):
         assert os.environ["WANDB_RUN_GROUP"] == "runs/padim/1"
     assert "WANDB_RUN_GROUP" not in os.environ
@@ -161,7 +162,7 @@ def test_a_group_ends_with_what_it_is_of(monkeypatch: pytest.MonkeyPatch) -> Non
     assert os.environ["WANDB_RUN_GROUP"] == "mine"
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # of few batches, and of files that are there
+@pytest.mark.filterwarnings("ignore::UserWarning")  # about few batches and existing files
 def test_a_fit_and_its_test_are_logged(
     tmp_path: Path, tiny_clip_config: str, mvtec_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,11 +197,11 @@ def test_panels_of_a_gallery_image(
     gap = np.zeros((16, GAP, 3), np.uint8)
     row = [part for panel in panels for part in (panel, gap)][:-1]
     Image.fromarray(np.concatenate(row, axis=1)).save(tmp_path / "a.png")
-    made: list[tuple[Any, Any]] = []
+    created: list[tuple[Any, Any]] = []
     monkeypatch.setattr(
-        wandb, "Image", lambda array, masks=None, caption="": made.append((array, masks))
+        wandb, "Image", lambda array, masks=None, caption="": created.append((array, masks))
     )
     _panels(GalleryImage(tmp_path / "a.png", "nut/a", "hit", "nut", True, 0.5, 0.1, has_mask, None))
-    assert [array.shape for array, _ in made] == [(16, 16, 3)] * 2
-    assert [int(array.mean()) for array, _ in made] == [40, 120]
-    assert (made[0][1] is not None) == has_mask
+    assert [array.shape for array, _ in created] == [(16, 16, 3)] * 2
+    assert [int(array.mean()) for array, _ in created] == [40, 120]
+    assert (created[0][1] is not None) == has_mask

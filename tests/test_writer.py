@@ -21,7 +21,7 @@ Command = Callable[..., list[str]]
 
 @pytest.fixture
 def command(tiny_sdp: list[str]) -> Command:
-    """Return a function that makes a command line with the tiny CLIP on the tiny data set."""
+    """Return a function that builds a command line with the tiny CLIP on the tiny data set."""
     return lambda verb, *more: [verb, *tiny_sdp, *more]
 
 
@@ -42,8 +42,8 @@ def test_test_leaves_a_complete_run(
     assert set(metrics) == {"mean", "categories", "intervals", "run"}
     assert list(metrics["categories"]) == ["bottle", "metal_nut"]
     assert set(metrics["mean"]) == set(FIGURES)
-    for figures in [metrics["mean"], *metrics["categories"].values()]:
-        assert all(0 <= value <= 1 for value in figures.values())
+    for row in [metrics["mean"], *metrics["categories"].values()]:
+        assert all(0 <= value <= 1 for value in row.values())
     assert metrics["run"]["seed"] == 0
     assert metrics["run"]["weights"]["random"] is True
     assert metrics["run"]["protocol"]["images"] == {"bottle": 4, "metal_nut": 4}
@@ -60,10 +60,10 @@ def test_test_leaves_a_complete_run(
     assert "metal_nut" in out.out
     assert f"{100 * metrics['mean']['image_auroc']:.1f}" in out.out
     assert "8 images (4 anomalous) in 2 categories" in out.err
-    assert f"look at: {run / 'report.html'}" in out.err
+    assert f"report: {run / 'report.html'}" in out.err
 
 
-def test_random_weights_are_said_wherever_a_figure_is(
+def test_random_weights_are_named_next_to_all_metrics(
     command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(command("test", "--output.maps=true")) == 0
@@ -73,7 +73,7 @@ def test_random_weights_are_said_wherever_a_figure_is(
         assert {row["weights"] for row in read_csv(run / name)} == {"random"}, name
     assert read_csv(run / "logs" / "metrics.csv")[0]["test/random_weights"] == "1.0"
     sheet = np.asarray(Image.open(run / "maps" / "bottle" / "good" / "000.png")).astype(int)
-    assert ((sheet[..., 0] - sheet[..., 1])[:60] > 100).any()  # the line in red
+    assert ((sheet[..., 0] - sheet[..., 1])[:60] > 100).any()  # the warning in red
 
 
 def test_the_scores_are_those_that_were_evaluated(command: Command, tmp_path: Path) -> None:
@@ -87,11 +87,11 @@ def test_the_scores_are_those_that_were_evaluated(command: Command, tmp_path: Pa
         np.testing.assert_allclose(ours, scaled.sum(1), atol=1e-4)
 
 
-def test_maps_are_drawn_on_one_scale_a_category(command: Command, tmp_path: Path) -> None:
+def test_maps_are_drawn_on_one_scale_per_category(command: Command, tmp_path: Path) -> None:
     assert main(command("test", "--output.maps=true")) == 0
     run = tmp_path / "runs" / "sdp" / "1"
-    pictures = sorted(p.relative_to(run / "maps").as_posix() for p in run.rglob("*.png"))
-    assert pictures == [
+    files = sorted(p.relative_to(run / "maps").as_posix() for p in run.rglob("*.png"))
+    assert files == [
         f"{category}/{defect}/00{i}.png"
         for category in ("bottle", "metal_nut")
         for defect in ("good", "scratch")
@@ -102,7 +102,7 @@ def test_maps_are_drawn_on_one_scale_a_category(command: Command, tmp_path: Path
         heat = np.asarray(Image.open(path))[-240:, 244:484].astype(int).sum(axis=2)
         brightest.setdefault(path.parts[-3], []).append(heat.max())
     for levels in brightest.values():
-        assert max(levels) > 650  # one picture of each category reaches the end of its scale
+        assert max(levels) > 650  # one image per category reaches the end of the scale
         assert len(set(levels)) > 1  # the others do not
     assert not (run / ".scratch").exists()
     for defect, white in (("good", 0.0), ("scratch", 12 * 20 / (40 * 48))):
@@ -111,7 +111,7 @@ def test_maps_are_drawn_on_one_scale_a_category(command: Command, tmp_path: Path
         assert (mask > 127).mean() == pytest.approx(white, abs=0.02)
 
 
-def test_figures_are_written_before_pictures_are_drawn(
+def test_metrics_are_written_before_images_are_drawn(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*_: object) -> None:
@@ -124,7 +124,7 @@ def test_figures_are_written_before_pictures_are_drawn(
     assert not (run / ".scratch").exists()
 
 
-def test_a_part_of_a_set_is_called_so(
+def test_a_partial_run_is_labelled(
     command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     limits = ["--data.batch_size=2", "--trainer.limit_test_batches=3"]
@@ -136,14 +136,14 @@ def test_a_part_of_a_set_is_called_so(
     assert protocol["images"] == {"bottle": 4, "metal_nut": 2}
     limits = ["--data.batch_size=2", "--trainer.limit_predict_batches=1"]
     assert main(command("predict", *limits)) == 0
-    assert "2 images scored" in capsys.readouterr().err
+    assert "results of 2 images" in capsys.readouterr().err
     for verb in ("test", "predict"):
         assert main(command(verb, f"--trainer.limit_{verb}_batches=0", "--output.name=none")) == 2
         assert "no image was scored" in capsys.readouterr().err
     assert not list((tmp_path / "runs" / "none").glob("*"))
 
 
-def test_predict_writes_scores_and_pictures(command: Command, tmp_path: Path) -> None:
+def test_predict_writes_scores_and_images(command: Command, tmp_path: Path) -> None:
     assert main(command("predict")) == 0
     run = tmp_path / "runs" / "sdp" / "1"
     expected = {"config-predict.yaml", "predict.json", "scores.csv", "maps", "gallery"}
@@ -151,12 +151,12 @@ def test_predict_writes_scores_and_pictures(command: Command, tmp_path: Path) ->
     assert {p.name for p in run.iterdir()} == expected
     rows = read_csv(run / "scores.csv")
     assert len(rows) == len(list((run / "maps").rglob("*.png"))) == 8
-    assert all(row["image_score"] == row["r0"] for row in rows)  # no set to scale by
+    assert all(row["image_score"] == row["r0"] for row in rows)  # not scaled over the whole set
     assert main(command("predict", "--output.maps=false", "--output.name=plain")) == 0
     assert not (tmp_path / "runs" / "plain" / "1" / "maps").exists()
 
 
-def test_a_new_folder_is_made_when_it_is_first_asked_for(tmp_path: Path) -> None:
+def test_a_new_folder_is_created_on_first_access(tmp_path: Path) -> None:
     writer = RunWriter(str(tmp_path / "runs"), "mine")
     assert not (tmp_path / "runs").exists()
     assert writer.folder == tmp_path / "runs" / "mine" / "1"
@@ -165,9 +165,9 @@ def test_a_new_folder_is_made_when_it_is_first_asked_for(tmp_path: Path) -> None
     assert writer.num_scored == 0
 
 
-def test_a_run_without_a_result_leaves_no_folder_of_its_own(tmp_path: Path) -> None:
+def test_a_run_without_a_result_leaves_no_new_folder(tmp_path: Path) -> None:
     writer = RunWriter(str(tmp_path), "mine")
-    writer.abandon()  # nothing was made
+    writer.abandon()  # no folder yet
     for kept in (False, True):
         folder = writer.folder
         (folder / "config-test.yaml").touch()
@@ -178,12 +178,12 @@ def test_a_run_without_a_result_leaves_no_folder_of_its_own(tmp_path: Path) -> N
         writer.abandon()
         assert folder.exists() == kept
         assert not (folder / ".scratch").exists()
-    there = tmp_path / "there"
-    there.mkdir()
-    asked = RunWriter(folder=str(there))
-    assert asked.folder == there
-    asked.abandon()
-    assert there.is_dir()  # it was there before
+    existing = tmp_path / "existing"
+    existing.mkdir()
+    writer = RunWriter(folder=str(existing))
+    assert writer.folder == existing
+    writer.abandon()
+    assert existing.is_dir()  # it existed before the run
 
 
 @pytest.mark.parametrize(
@@ -213,18 +213,18 @@ def test_results_of_another_kind_are_not_mixed(
         assert (tmp_path / f"config-{stage}.yaml").read_text() == "a: 1"
 
 
-def test_a_folder_without_a_result_goes_unless_it_was_there(tmp_path: Path) -> None:
-    made = RunWriter(root=str(tmp_path / "runs"), name="a")
-    assert made.folder == tmp_path / "runs" / "a" / "1"
-    (made.folder / "config-test.yaml").write_text("")
-    made.abandon()
+def test_a_folder_without_a_result_is_removed_unless_it_existed(tmp_path: Path) -> None:
+    new = RunWriter(root=str(tmp_path / "runs"), name="a")
+    assert new.folder == tmp_path / "runs" / "a" / "1"
+    (new.folder / "config-test.yaml").write_text("")
+    new.abandon()
     assert not (tmp_path / "runs" / "a" / "1").exists()
-    there = tmp_path / "there"
-    there.mkdir()
-    for folder, stays in ((there, True), (tmp_path / "new", False)):
-        asked = RunWriter(folder=str(folder))
-        (asked.folder / "config-test.yaml").write_text("")
-        asked.abandon()
+    existing = tmp_path / "existing"
+    existing.mkdir()
+    for folder, stays in ((existing, True), (tmp_path / "new", False)):
+        writer = RunWriter(folder=str(folder))
+        (writer.folder / "config-test.yaml").write_text("")
+        writer.abandon()
         assert folder.exists() is stays
     kept = RunWriter(root=str(tmp_path / "runs"), name="b")
     (kept.folder / "scores.csv").write_text("")
@@ -232,7 +232,7 @@ def test_a_folder_without_a_result_goes_unless_it_was_there(tmp_path: Path) -> N
     assert kept.folder.is_dir()
 
 
-def test_weights_of_an_earlier_fit_are_not_written_over(tmp_path: Path) -> None:
+def test_weights_of_an_earlier_fit_are_not_overwritten(tmp_path: Path) -> None:
     module: Any = SimpleNamespace(export_name="weights.pt", export=lambda folder: folder)
     trainer: Any = SimpleNamespace(
         strategy=SimpleNamespace(broadcast=lambda value: value), is_global_zero=False

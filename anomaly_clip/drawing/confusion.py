@@ -22,11 +22,11 @@ FONT_SIZE = LINE_HEIGHT - 4
 GAP = 8
 GRID_COLOUR = (225, 225, 225)
 DARKEST = (8, 69, 148)
-"""Of a row that is all in one cell; an empty one is white."""
-MATRIX_SIDE = 880  # pixels for all columns, more if cells would be smaller than these:
+"""Colour of a cell with all counts of its row; an empty cell is white."""
+MATRIX_SIDE = 880  # pixels for all columns, within these limits for the side of a cell:
 SMALLEST, LARGEST = 28, 80
 PANELS_PER_ROW = 4
-LEGEND = "rows: true; columns: predicted; the darker, the larger the share of the row"
+LEGEND = "rows: true class; columns: predicted class; colour: fraction of the row"
 
 
 def write_confusion(
@@ -36,14 +36,14 @@ def write_confusion(
 
     Args:
         folder: Destination of both.
-        counts: ``(K, K)``, rows true and columns predicted; or ``(K, 2, 2)``, of each pattern, rows
-            absent and present in truth, columns as predicted.
-        names: Names of the classes, or patterns.
-        title: One line above.
+        counts: ``(K, K)``, rows true and columns predicted classes; or ``(K, 2, 2)``, for each
+            pattern, absent and present, rows true and columns predicted.
+        names: Names of the classes or patterns.
+        title: One line above the matrix.
         warning: One line in red.
 
     Returns:
-        The image's file.
+        The path of the image.
     """
     if counts.ndim == 2:
         rows = ([name, *row] for name, row in zip(names, counts.tolist(), strict=True))
@@ -67,7 +67,7 @@ def write_confusion(
 def draw_confusion(
     counts: Counts, names: Sequence[str], title: str, warning: str | None = None
 ) -> Image.Image:
-    """Draw counts ``(K, K)``, a row a true class, a column a predicted one."""
+    """Draw counts ``(K, K)``, one row per true class and one column per predicted class."""
     side = min(LARGEST, max(SMALLEST, MATRIX_SIDE // len(names)))
     return _titled(_matrix(counts, names, names, side), title, warning)
 
@@ -75,7 +75,7 @@ def draw_confusion(
 def draw_patterns(
     counts: Counts, names: Sequence[str], title: str, warning: str | None = None
 ) -> Image.Image:
-    """Draw counts ``(K, 2, 2)``, a small matrix a pattern."""
+    """Draw counts ``(K, 2, 2)``, one small matrix per pattern."""
     states = ("absent", "present")
     panels = [
         add_caption(_matrix(matrix, states, states, LARGEST), [(name, INK)], LINE_HEIGHT, GAP)
@@ -86,7 +86,7 @@ def draw_patterns(
 
 
 def _titled(image: Image.Image, title: str, warning: str | None) -> Image.Image:
-    """Put title, legend and warning above an image, whole even where they are wider."""
+    """Put title, legend and warning above an image, widening it if they need more space."""
     lines = [(title, INK), (LEGEND, INK), *([(warning, ALARM)] if warning else [])]
     widest = max(math.ceil(font(FONT_SIZE).getlength(text)) for text, _ in lines)
     half = GAP // 2
@@ -94,7 +94,7 @@ def _titled(image: Image.Image, title: str, warning: str | None) -> Image.Image:
 
 
 def _matrix(counts: Counts, rows: Sequence[str], columns: Sequence[str], side: int) -> Image.Image:
-    """Draw counts as a grid of squares between names, with their numbers."""
+    """Draw counts as a grid of coloured squares with row and column names."""
     letters = font(FONT_SIZE)
     left, above = (
         GAP + math.ceil(max(letters.getlength(name) for name in names)) + GAP
@@ -106,9 +106,9 @@ def _matrix(counts: Counts, rows: Sequence[str], columns: Sequence[str], side: i
     for number, name in enumerate(rows):
         draw.text((left - GAP // 2, above + side * (number + 0.5)), name, INK, letters, anchor="rm")
     for number, name in enumerate(columns):
-        upright = _upright(name)
+        rotated = _vertical_text(name)
         middle = left + round(side * (number + 0.5))
-        image.paste(upright, (middle - upright.width // 2, above - upright.height - GAP // 2))
+        image.paste(rotated, (middle - rotated.width // 2, above - rotated.height - GAP // 2))
     sums = counts.sum(axis=1, keepdims=True)
     shares = counts / np.maximum(sums, 1)
     for (row, column), count in np.ndenumerate(counts):
@@ -123,16 +123,16 @@ def _matrix(counts: Counts, rows: Sequence[str], columns: Sequence[str], side: i
     return image
 
 
-def _upright(text: str) -> Image.Image:
-    """Draw a text that reads from below."""
+def _vertical_text(text: str) -> Image.Image:
+    """Draw a text that reads from bottom to top."""
     letters = font(FONT_SIZE)
-    lying = Image.new("RGB", (math.ceil(letters.getlength(text)) + 1, LINE_HEIGHT), "white")
-    ImageDraw.Draw(lying).text((0, LINE_HEIGHT / 2), text, INK, letters, anchor="lm")
-    return lying.transpose(Image.Transpose.ROTATE_90)
+    horizontal = Image.new("RGB", (math.ceil(letters.getlength(text)) + 1, LINE_HEIGHT), "white")
+    ImageDraw.Draw(horizontal).text((0, LINE_HEIGHT / 2), text, INK, letters, anchor="lm")
+    return horizontal.transpose(Image.Transpose.ROTATE_90)
 
 
 def _fitting_font(text: str, width: int) -> ImageFont.FreeTypeFont:
-    """Return the largest font, of 6 to 16 pixels, in which a text is not wider."""
+    """Return the largest font, of 6 to 16 pixels, in which a text fits into a width."""
     sizes = (
         size for size in range(min(16, width // 2), 6, -1) if font(size).getlength(text) <= width
     )

@@ -1,4 +1,4 @@
-"""Shared parts of all drawings: colours, font, captions, and grids of panels."""
+"""Shared parts of all drawings: colours, font, captions and grids of panels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ALARM: Colour = (190, 0, 0)
 
 @cache
 def font(size: int) -> ImageFont.FreeTypeFont:
-    """Return PIL's own font, so that drawings do not depend on the machine's fonts."""
+    """Return PIL's built-in font, so that drawings do not depend on installed fonts."""
     loaded = ImageFont.load_default(size)
     assert isinstance(loaded, ImageFont.FreeTypeFont)
     return loaded
@@ -39,11 +39,11 @@ def add_caption(
     Args:
         image: Any image.
         lines: Text and colour of each line.
-        line_height: Pixels from one line to the next; letters are four pixels smaller.
+        line_height: Pixels from one line to the next; the font is four pixels smaller.
         left: Pixels left of the text.
         above: Pixels above the first line.
         below: Pixels between the last line and the image.
-        min_width: Least width of the result, where a text is wider than the image.
+        min_width: Minimum width of the result, for text that is wider than the image.
     """
     top = above + line_height * len(lines) + below
     sheet = Image.new("RGB", (max(image.width, min_width), top + image.height), "white")
@@ -61,14 +61,14 @@ def grid(
     before: int = 0,
     after: int = 0,
 ) -> Image.Image:
-    """Lay panels of one size on a white sheet, row by row.
+    """Arrange panels of equal size on a white sheet, row by row.
 
     Args:
-        panels: One or more.
+        panels: One or more images.
         columns: Number of panels in a row.
         gap: Pixels between panels.
-        before: Pixels above and left of all.
-        after: Pixels below and right of all.
+        before: Margin above and left of all panels in pixels.
+        after: Margin below and right of all panels in pixels.
     """
     width, height = panels[0].size
     rows = -(-len(panels) // columns)

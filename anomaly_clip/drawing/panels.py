@@ -14,13 +14,13 @@ from anomaly_clip.drawing.draw import ALARM, INK, add_caption, font, grid
 __all__ = ["draw_panels", "heat_map", "stack_sheets"]
 
 PANEL = 240
-"""Smallest side of a panel in pixels; smaller images are enlarged."""
+"""Minimum length of a panel's longer side in pixels; smaller images are enlarged."""
 GAP = 4
 LINE_HEIGHT = 16
 
 
 def heat_map(values: NDArray[np.floating], low: float, high: float) -> NDArray[np.uint8]:
-    """Colour a map ``(h, w)`` as RGB ``(h, w, 3)``: dark up to ``low``, bright from ``high``."""
+    """Colour a map ``(h, w)`` as RGB ``(h, w, 3)``, dark up to ``low`` and bright from ``high``."""
     width = high - low
     scaled = (values.astype(np.float32) - low) / (width if width > 0 else 1.0)
     grey = (scaled.clip(0, 1) * 255).round().astype(np.uint8)
@@ -37,17 +37,17 @@ def draw_panels(
     stages: Mapping[str, NDArray[np.floating]] = {},
     name: str = "map",
 ) -> NDArray[np.uint8]:
-    """Lay image, heat map and, if known, mask side by side under a caption.
+    """Place image, heat map and, if given, mask side by side under a caption.
 
     Args:
         image: RGB ``(H, W, 3)``.
         anomaly_map: ``(h, w)``.
         mask: ``(h, w)`` or None.
-        scale: The map's values that are shown darkest and brightest; one pair a category, so that
-            its images can be compared.
+        scale: Map values shown darkest and brightest; the same for all images of a category, so
+            that they can be compared.
         caption: One line about the image.
         warning: One line in red.
-        stages: Further maps by name, ``(h, w)``, that come between image and map, on its scale.
+        stages: Further maps ``(h, w)`` by name, placed between image and map, on the same scale.
         name: Name of the map.
 
     Returns:
@@ -74,7 +74,7 @@ def draw_panels(
 
 
 def stack_sheets(sheets: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Lay images of equal width below each other."""
+    """Stack images of equal width below each other."""
     gap = np.full((GAP, sheets[0].shape[1], 3), 255, np.uint8)
     rows = [part for sheet in sheets for part in (sheet, gap)]
     return np.concatenate(rows[:-1])
@@ -89,7 +89,7 @@ def _fit(
 
 
 def _shorten(text: str, width: int) -> str:
-    """Cut the beginning of a text that is too long: the end of a path tells more."""
+    """Cut off the start of a text that is too long; the end of a path is more informative."""
     length = font(LINE_HEIGHT - 4).getlength
     if length(text) <= width:
         return text

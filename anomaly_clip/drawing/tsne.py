@@ -1,7 +1,7 @@
-"""t-SNE of features in two dimensions: colours for classes, shapes for states.
+"""t-SNE plot of features in two dimensions, with colours for classes and shapes for states.
 
-It is the figure with which TAB's paper shows that a backbone keeps normal and defective images
-apart; the silhouettes beside it do not depend on the layout.
+Figure 5 of the TAB paper (arXiv 2312.09480) uses such a plot to show that a backbone separates
+normal from defective images. The silhouettes next to the plot do not depend on the layout.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ __all__ = ["MIN_SAMPLES", "TAB_LAYOUT", "Embedding", "Layout", "tsne", "write_em
 Points = NDArray[np.float64]
 
 MIN_SAMPLES = 4
-"""Fewest features that are laid out."""
+"""Minimum number of features for a layout."""
 SIDE = 480  # pixels of a panel
-OVERSAMPLING = 2  # points are drawn so much larger first, for smooth edges
+OVERSAMPLING = 2  # factor by which points are first drawn larger, for smooth edges
 LINE_HEIGHT = 18
-NORMAL, DEFECTIVE = (40, 150, 60), (210, 40, 40)  # of a single class
+NORMAL, DEFECTIVE = (40, 150, 60), (210, 40, 40)  # colours for a single class
 MAX_LEGEND = 12  # classes that the legend names
 
 
@@ -37,12 +37,12 @@ class Layout:
     """Settings of t-SNE.
 
     Args:
-        perplexity: Number of neighbours that count; a third of the rows at most.
-        learning_rate: Learning rate; null: by the number of rows.
-        angle: Coarseness with which distant points are taken together.
-        init: Start of the points.
-        iterations: Most steps.
-        unit: Whether features are brought to length 1 first.
+        perplexity: Effective number of neighbours; at most a third of the rows.
+        learning_rate: Learning rate; null: chosen from the number of rows.
+        angle: Barnes-Hut angle; larger values summarise distant points more coarsely.
+        init: Initialisation of the points.
+        iterations: Maximum number of iterations.
+        unit: Whether to normalise features to length 1 first.
     """
 
     perplexity: float = 30.0
@@ -54,7 +54,7 @@ class Layout:
 
 
 TAB_LAYOUT = Layout(10.0, 100.0, 0.3, "random", 20_000, unit=False)
-"""That of Figure 5 (section 7 of the specification of the detectors)."""
+"""Layout of Figure 5 of the TAB paper (arXiv 2312.09480); see ``docs/methods/tab.md``."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class Embedding:
     defective: NDArray[np.bool_]
     """``(n,)``."""
     silhouettes: dict[str, float | None]
-    """In [-1, 1], higher = further apart: of the ``classes``; and of the ``states``, normal and
-    defective, the mean over classes. None where there is one group only."""
+    """Silhouettes in [-1, 1], higher = better separated: ``classes``, and ``states`` (normal and
+    defective, averaged over classes). None if there is only one group."""
 
 
 def tsne(
@@ -80,25 +80,25 @@ def tsne(
     seed: int = 0,
     layout: Layout = Layout(),
 ) -> Embedding:
-    """Bring features to two dimensions (t-SNE), and compute silhouettes (cosine) in all.
+    """Reduce features to two dimensions by t-SNE, and compute cosine silhouettes in all dimensions.
 
     Args:
         name: Name of the backbone.
-        features: ``(n, C)``, four rows or more.
+        features: ``(n, C)`` with ``n >= 4``.
         classes: Class of each row.
         defective: Whether each row is defective.
-        seed: Draws the layout.
+        seed: Random seed of the layout.
         layout: Settings of the layout; silhouettes do not depend on it.
 
     Raises:
-        ValueError: If there are too few rows.
+        ValueError: If there are fewer than `MIN_SAMPLES` rows.
     """
-    from sklearn.manifold import TSNE  # takes most of a second to import
+    from sklearn.manifold import TSNE  # takes almost a second to import
 
     rows = np.asarray(features, dtype=np.float64)
     if len(rows) < MIN_SAMPLES:
         raise ValueError(
-            f"t-SNE of {name}: {len(rows)} features are too few, {MIN_SAMPLES} or more are needed"
+            f"t-SNE of {name}: {len(rows)} features are too few, give {MIN_SAMPLES} or more"
         )
     if layout.unit:
         rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
@@ -135,7 +135,7 @@ def write_embeddings(folder: Path, embeddings: Sequence[Embedding], stem: str = 
     """Draw embeddings side by side as ``<stem>.png``, and write their points as ``<stem>.csv``.
 
     Returns:
-        The image's file.
+        The path of the image.
     """
     rows = (
         [embedding.name, float(x), float(y), class_name, "defective" if defective else "normal"]
@@ -162,17 +162,17 @@ def _colour(number: int, count: int) -> Colour:
 
 
 def _panel(embedding: Embedding, names: Sequence[str]) -> Image.Image:
-    """Draw the points: a disc for normal, a cross for defective."""
+    """Draw the points, as discs for normal and crosses for defective images."""
     side = SIDE * OVERSAMPLING
     image = Image.new("RGB", (side, side), "white")
     draw = ImageDraw.Draw(image)
     low, high = embedding.points.min(axis=0), embedding.points.max(axis=0)
     margin = 0.04
     scaled = (embedding.points - low) / np.where(high > low, high - low, 1.0)
-    places = (margin + (1 - 2 * margin) * scaled) * side
+    positions = (margin + (1 - 2 * margin) * scaled) * side
     size = 4 * OVERSAMPLING
     for (x, y), class_name, defective in zip(
-        places, embedding.classes, embedding.defective, strict=True
+        positions, embedding.classes, embedding.defective, strict=True
     ):
         colour = _colour(names.index(class_name), len(names))
         if len(names) == 1:
@@ -188,7 +188,7 @@ def _panel(embedding: Embedding, names: Sequence[str]) -> Image.Image:
         for groups, value in embedding.silhouettes.items()
         if value is not None
     )
-    lines = [embedding.name, f"silhouette: {silhouettes or 'of one group there is none'}"]
+    lines = [embedding.name, f"silhouette: {silhouettes or 'undefined (only one group)'}"]
     smooth = image.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
     panel = add_caption(smooth, [(line, INK) for line in lines], LINE_HEIGHT)
     frame = (0, 0, panel.width - 1, panel.height - 1)

@@ -1,4 +1,4 @@
-"""Gallery of a run's page: small images with their heat maps and masks side by side."""
+"""Gallery of the report page: small images with their heat maps and masks side by side."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from anomaly_clip.results.selection import SelectedImage
 __all__ = ["MAP_SIDE", "PANEL", "draw_gallery", "join_panels", "split_panels"]
 
 PANEL = 192
-"""Longest side of one of the panels in pixels."""
+"""Longest side of a panel in pixels."""
 MAP_SIDE = PANEL // 2
-"""Longest side of the maps that are kept for them, one of every image: heat maps are smooth."""
+"""Longest side of the maps stored for the gallery; heat maps are smooth enough to enlarge."""
 GAP = 4
 QUALITY = 82
 WHITE = 255
@@ -39,16 +39,16 @@ def draw_gallery(
     selected: Sequence[SelectedImage],
     has_full_size: bool,
 ) -> None:
-    """Draw selected images into ``gallery/`` of a run's folder.
+    """Draw the selected images into ``gallery/`` in a run's folder.
 
     Args:
         folder: The run's folder.
-        data: The images.
-        maps: Their anomaly maps; an image without one is left out.
-        ranges: The scale of each category's heat maps.
+        data: Data set of the images.
+        maps: Anomaly maps of the images; an image without one is left out.
+        ranges: Scale of the heat maps of each category.
         rows: Label and score of each image.
-        selected: The images to draw, in their order on the page.
-        has_full_size: Whether ``maps/`` has all of them in their full size.
+        selected: Images to draw, in their order on the page.
+        has_full_size: Whether ``maps/`` contains full-size drawings of all images.
     """
     samples, dataset = data.samples("test"), data.dataset("test")
     names = image_names(samples)
@@ -89,16 +89,16 @@ def join_panels(
     scale: Sequence[float],
     mask: NDArray[np.bool_] | None,
 ) -> NDArray[np.uint8]:
-    """Lay image, heat map and, if known, mask side by side.
+    """Place image, heat map and, if given, mask side by side.
 
     Args:
         image: RGB ``(H, W, 3)``.
         anomaly_map: ``(h, w)``.
-        scale: The map's values that are shown darkest and brightest.
+        scale: Map values shown darkest and brightest.
         mask: ``(h, w)`` or None.
 
     Returns:
-        RGB; the longer side of each panel is `PANEL` pixels.
+        RGB image; the longer side of each panel is `PANEL` pixels.
     """
     height, width = image.shape[:2]
     shrink = PANEL / max(height, width)
@@ -112,6 +112,6 @@ def join_panels(
 
 
 def split_panels(sheet: NDArray[np.uint8], count: int) -> list[NDArray[np.uint8]]:
-    """Take an image of :func:`join_panels` apart again."""
+    """Split an image from :func:`join_panels` into its panels."""
     width = (sheet.shape[1] + GAP) // count - GAP
     return [sheet[:, start : start + width] for start in range(0, sheet.shape[1], width + GAP)]

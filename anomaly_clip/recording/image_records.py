@@ -1,4 +1,4 @@
-"""Records of each image of a run until its end: a row of scores, and the map."""
+"""Records of each image until the end of a run: a row of scores, and the anomaly map."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class ImageRecords:
     """Rows and maps of the images of one process, in a scratch folder of the run.
 
     Args:
-        folder: The scratch folder, shared by all processes.
-        with_stages: Whether the maps of a method's intermediate steps are kept, too.
-        longest: Side in pixels that larger maps are shrunk to; None: all are kept as they are.
-        with_maps: Whether maps are kept at all.
+        folder: Scratch folder, shared by all processes.
+        with_stages: Whether to store the maps of a method's intermediate steps too.
+        longest: Longest side in pixels to which larger maps are shrunk; None: no shrinking.
+        with_maps: Whether to store maps at all.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class ImageRecords:
         self._without_pixels: list[int] = []
 
     def keep(self, module: EvaluatedModule, outputs: Any, batch: Batch) -> None:
-        """Keep what a step returned for a batch."""
+        """Store the outputs of a step for a batch."""
         indices = batch["index"].tolist()
         self.rows.update(zip(indices, module.image_rows(outputs, batch), strict=True))
         if not module.is_detector:
@@ -49,17 +49,17 @@ class ImageRecords:
             self.maps.keep(scores, indices, batch["category"])
 
     def replace_scores(self, scores: dict[int, float]) -> None:
-        """Put the scores that only a whole evaluation knows in place of a step's."""
+        """Replace the scores of the steps by final scores, which depend on the whole evaluation."""
         if scores:
             for index, row in self.rows.items():
                 row["image_score"] = scores[index]
 
     def gather(self, trainer: Trainer) -> tuple[Rows, Ranges, int]:
-        """Return the records of all processes.
+        """Gather the records of all processes.
 
         Returns:
             The rows in the order of the listing, the ranges of the maps by category, and the number
-            of anomalous images without an anomalous pixel.
+            of anomalous images whose mask is empty.
         """
         file = self.folder / f"rank-{trainer.global_rank}.json"
         record = {"rows": self.rows, "ranges": self.maps.ranges, "unseen": self._without_pixels}
@@ -76,7 +76,7 @@ class ImageRecords:
         return dict(sorted(rows.items())), merge_ranges(ranges), len(without_pixels)
 
     def clear(self, trainer: Trainer) -> None:
-        """Remove the scratch folder when all processes are done with it."""
+        """Remove the scratch folder once all processes are done with it."""
         trainer.strategy.barrier("images are drawn")
         if trainer.is_global_zero:
             self.maps.clear()

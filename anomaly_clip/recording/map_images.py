@@ -1,4 +1,4 @@
-"""Images of all anomaly maps of a run, one file each, in the folder ``maps``."""
+"""Drawings of all anomaly maps of a run, one file per image, in the folder ``maps``."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def draw_map_images(
     own_size: bool,
     warning: str | None,
 ) -> None:
-    """Draw image, maps and mask of all images whose maps were kept, one file each.
+    """Draw image, maps and mask of all images whose maps were stored, one file per image.
 
     Args:
         folder: Destination of ``category/defect/name.png``.
-        data: The images.
-        maps: Their anomaly maps.
-        ranges: The scale of each category.
+        data: Data set of the images.
+        maps: Anomaly maps of the images.
+        ranges: Scale of the heat maps of each category.
         rows: Label and score of each image.
-        own_size: Whether images are drawn in their own size, not as the method saw them.
+        own_size: Whether to draw images in their original size, not as resized for the method.
         warning: One line in red.
     """
     samples = data.samples("test")

@@ -1,4 +1,4 @@
-"""A few images of each validation, so that one can watch a method learn."""
+"""Drawings of a few validation images, to follow the progress of a fit."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class ScoredImage(NamedTuple):
 
 
 class ValidationImages:
-    """Keep a few images of a validation, of as many categories as can be, normal and anomalous.
+    """A few normal and anomalous images of each validation, from as many categories as possible.
 
     Args:
-        count: Images that are drawn; 0 for none.
+        count: Number of images to draw; 0 for none.
     """
 
     def __init__(self, count: int) -> None:
@@ -40,12 +40,12 @@ class ValidationImages:
         self._kept: dict[tuple[str, bool], list[ScoredImage]] = {}
 
     def add(self, scores: Scores, batch: Batch, num_categories: int) -> None:
-        """Keep images of a batch, if it has images and maps.
+        """Keep some images of a batch, if it has images and maps.
 
         Args:
-            scores: A method's scores.
-            batch: The images scored.
-            num_categories: Number of categories of the validation.
+            scores: Scores of the batch.
+            batch: The scored images.
+            num_categories: Number of validation categories.
         """
         if "anomaly_map" not in scores or "image" not in batch:
             return
@@ -57,17 +57,17 @@ class ValidationImages:
                 group.append(_scored_image(scores, batch, row, anomalous))
 
     def draw(self, file: Path, warning: str | None) -> None:
-        """Draw the kept images below each other, maps on one scale, and forget them.
+        """Draw the kept images below each other, with maps on one scale, and discard them.
 
         Args:
-            file: Destination; without anything to draw it is not written.
+            file: Destination; it is not written if there is nothing to draw.
             warning: One line in red.
         """
         kept = [image for group in self._kept.values() for image in group]
         self._kept = {}
         if not kept or self.count == 0:
             return
-        shown = [kept[place] for place in evenly_spaced(self.count, len(kept))]
+        shown = [kept[index] for index in evenly_spaced(self.count, len(kept))]
         low = min(float(scored.anomaly_map.min()) for scored in shown)
         high = max(float(scored.anomaly_map.max()) for scored in shown)
         sheets = [

@@ -1,9 +1,9 @@
-"""Logging to Weights & Biases, for runs whose logger it is.
+"""Logging to Weights & Biases, for runs that use its logger.
 
-The logger itself logs metrics and losses. These functions add the complete configuration, and at
-the end of a test the metrics of all categories, the curves, the gallery with its masks, and as an
-artifact the page with the files it is made of. All of it is read from the run's folder. ``wandb``
-is imported only if it was chosen.
+The logger itself logs metrics and losses. These functions add the complete configuration and, at
+the end of a test, the metrics of all categories, the curves, the gallery with its masks, and an
+artifact with the report page and its source files. All of it is read from the run's folder.
+``wandb`` is only imported if its logger is used.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from anomaly_clip.results.run_files import GalleryImage, RunFiles, read_files
 __all__ = ["finish_wandb_run", "log_config", "log_image", "log_run", "wandb_group"]
 
 ARTIFACT_FILES = (PAGE, METRICS_FILE, "metrics.csv", SCORES_FILE, CURVES_FILE)
-"""Content of the artifact, besides the configurations."""
+"""Content of the artifact, in addition to the configurations."""
 MASK_LABELS = {1: "defect"}
 GROUP_VARIABLE = "WANDB_RUN_GROUP"
-MASK_THRESHOLD = 128  # masks in the gallery are compressed with loss
+MASK_THRESHOLD = 128  # masks in the gallery have lossy compression
 
 
 @contextmanager
 def finish_wandb_run() -> Iterator[None]:
-    """Finish a run of W&B that is opened inside, as a failed one after an error.
+    """Finish a W&B run opened inside the context, and mark it as failed after an error.
 
-    Otherwise the next run of this process would be logged into it.
+    Otherwise the next run of this process would be logged to it.
     """
     before = _open_run()
     code = 1
@@ -55,9 +55,9 @@ def finish_wandb_run() -> Iterator[None]:
 
 @contextmanager
 def wandb_group(name: str) -> Iterator[None]:
-    """Put runs of W&B that are opened inside into one group, unless the user names another."""
+    """Group the W&B runs opened inside the context, unless the user has set another group."""
     users_group = os.environ.get(GROUP_VARIABLE)
-    os.environ.setdefault(GROUP_VARIABLE, name)  # which processes that are started inside inherit
+    os.environ.setdefault(GROUP_VARIABLE, name)  # subprocesses inherit it
     try:
         yield
     finally:
@@ -66,28 +66,28 @@ def wandb_group(name: str) -> Iterator[None]:
 
 
 def log_config(loggers: Iterable[Logger], config: str, folder: Path) -> None:
-    """Log the complete configuration, flat, under the names of the command line.
+    """Log the complete configuration, flattened, under the names of the command-line options.
 
     Args:
-        loggers: The trainer's loggers; all but W&B's are skipped.
+        loggers: The trainer's loggers; only W&B loggers are used.
         config: The configuration as YAML.
         folder: The run's folder.
     """
     flat = {**dict(_flat(yaml.safe_load(config) or {})), "run_folder": str(folder)}
     for run in _runs(loggers):
-        # A sweep has set some of them already, and keeps those under lock.
+        # A sweep has already set some options and locked them.
         logged = run.config
         fresh = {k: v for k, v in flat.items() if k not in logged or logged[k] != v}
         logged.update(fresh, allow_val_change=True)
 
 
 def log_image(loggers: Iterable[Logger], name: str, file: Path) -> None:
-    """Log an image, if it was drawn.
+    """Log an image if its file exists.
 
     Args:
         loggers: The trainer's loggers.
-        name: The image's name at W&B.
-        file: The image's file.
+        name: Name of the image in W&B.
+        file: File of the image.
     """
     for run in _runs(loggers):
         if file.is_file():
@@ -136,7 +136,7 @@ def _runs(loggers: Iterable[Logger]) -> list[Any]:
 
 
 def _curves(files: RunFiles) -> dict[str, Any]:
-    """Return a plot of each kind of curve, as the page has them."""
+    """Return one plot per kind of curve, like those on the report page."""
     import wandb
 
     plots = {}
@@ -155,7 +155,7 @@ def _curves(files: RunFiles) -> dict[str, Any]:
 
 
 def _panels(image: GalleryImage) -> list[Any]:
-    """Return an image of the gallery under its mask, and its heat map."""
+    """Return a gallery image with its mask as an overlay, and its heat map."""
     import wandb
 
     with Image.open(image.file) as opened:
@@ -172,10 +172,10 @@ def _panels(image: GalleryImage) -> list[Any]:
     ]
 
 
-def _flat(config: Mapping[str, Any], before: str = "") -> Iterable[tuple[str, Any]]:
-    """Yield options by their names on the command line; ``init_args`` is not part of these."""
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Yield options by their command-line names, which omit ``init_args``."""
     for name, value in config.items():
-        path = before if name == "init_args" else f"{before}.{name}" if before else str(name)
+        path = prefix if name == "init_args" else f"{prefix}.{name}" if prefix else str(name)
         if isinstance(value, Mapping) and value:
             yield from _flat(value, path)
         else:

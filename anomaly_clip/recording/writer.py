@@ -1,4 +1,4 @@
-"""The record of a run: its folder with configuration, metrics, scores and images."""
+"""Callback that writes a run's folder: configuration, metrics, scores and images."""
 
 from __future__ import annotations
 
@@ -51,20 +51,20 @@ __all__ = ["RunWriter"]
 
 
 class RunWriter(Callback):
-    """Make the run's folder and fill it; a run that fails before any result leaves none behind.
+    """Create and fill the run's folder; a run that fails before any result leaves no folder.
 
-    The first process makes the folder and tells the others.
+    The first process creates the folder and broadcasts its path to the others.
 
     Args:
-        root: Where runs are kept.
-        name: The run's name; default: that of the first configuration file.
-        folder: The run's folder, made or gone on with; default: a new one below root and name.
+        root: Parent folder of all runs.
+        name: Name of the run; default: that of the first configuration file.
+        folder: Folder of the run, new or to be continued; default: a new one in root/name.
         maps: Whether to draw image, heat map and mask of every image; default: predict only.
-            A test draws what was compared, predict in the image's own size.
-        raw_maps: Whether to keep every map as it is, float16, as a .npy file.
-        page: Whether to write report.html, with pictures of a few telling images.
-        stages: Whether pictures also show the maps of a method's intermediate steps, if it has any.
-        validation_pictures: How many images of a validation during fit are drawn each time.
+            A test draws them at the evaluated size, predict at the original size of the image.
+        raw_maps: Whether to save every anomaly map as a float16 .npy file.
+        page: Whether to write report.html, with a gallery of the most informative images.
+        stages: Whether drawings include the maps of a method's intermediate steps, if any.
+        validation_pictures: Number of images drawn after each validation during fit.
     """
 
     def __init__(
@@ -86,25 +86,25 @@ class RunWriter(Callback):
         self.stages = stages
         self._validation_images = ValidationImages(validation_pictures)
         self.config = ""
-        """The complete configuration as YAML; the command line fills it in."""
+        """Complete configuration as YAML; set by the command line."""
         self.sources = "from Python"
-        """Where the configuration comes from, for the start line."""
+        """Source of the configuration, for the start line."""
         self.resumed = False
-        """Whether a fit goes on from a checkpoint; the command line fills it in."""
+        """True if a fit continues from a checkpoint; set by the command line."""
         self.seed: int | None = None
         self.asked_folder = None if folder is None else Path(folder).expanduser()
         self._folder: Path | None = None
-        self._was_there = False
+        self._existed = False
         self._records: ImageRecords | None = None
 
     @property
     def folder(self) -> Path:
-        """The run's folder, made when the first process first asks for it."""
+        """Folder of the run, created on first access by the first process."""
         if self._folder is None:
-            # The other processes are told in setup; before that they write nothing.
+            # The other processes get the path in setup, and write nothing before.
             first = getattr(rank_zero_only, "rank", 0) == 0
             if self.asked_folder is not None:
-                self._was_there = self.asked_folder.exists()
+                self._existed = self.asked_folder.exists()
                 self.asked_folder.mkdir(parents=True, exist_ok=True)
                 self._folder = self.asked_folder
             else:
@@ -118,17 +118,17 @@ class RunWriter(Callback):
         """Number of images that this process has scored."""
         return 0 if self._records is None else len(self._records.rows)
 
-    # -- what a run does -------------------------------------------------------------------------
+    # -- hooks -----------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Share the folder, save the configuration, print the start line."""
+        """Broadcast the folder, save the configuration and print the start line."""
         stage = TrainerFn(stage).value
         self._folder = Path(trainer.strategy.broadcast(str(self.folder)))
         if stage == "fit" and isinstance(pl_module, Exporter) and not self.resumed:
             exported = self.folder / pl_module.export_name
             if exported.exists():
                 raise ValueError(
-                    f"{exported} exists: give another --output.folder, or go on with --ckpt_path"
+                    f"{exported} exists: give another --output.folder, or continue with --ckpt_path"
                 )
         self._refuse_other_results(stage)
         all_sizes = self.raw_maps or self._draws(stage)
@@ -145,15 +145,15 @@ class RunWriter(Callback):
             say(RANDOM_WARNING, style="bold red")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the trained weights, if others can use them, and how features lie."""
-        trained = trainer.fit_loop.total_batch_idx >= 0  # limits may have left no batch
+        """Write the trained weights, if they can be exported, and a t-SNE of the features."""
+        trained = trainer.fit_loop.total_batch_idx >= 0  # limits may leave no batch
         if not trainer.is_global_zero or not trained:
             return
         if isinstance(pl_module, Exporter):
             say(f"weights: {pl_module.export(self.folder)}")
-        shown = pl_module.training_features() if isinstance(pl_module, FeatureSource) else None
-        if shown is not None:
-            write_embeddings(self.folder, [tsne("training features", *shown)])
+        features = pl_module.training_features() if isinstance(pl_module, FeatureSource) else None
+        if features is not None:
+            write_embeddings(self.folder, [tsne("training features", *features)])
 
     def on_validation_batch_end(
         self,
@@ -164,7 +164,7 @@ class RunWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep a few images of a validation during fit."""
+        """Keep a few images of the validation during fit."""
         if not _is_watched(trainer) or not isinstance(pl_module, EvaluatedModule):
             return
         if pl_module.is_detector:
@@ -172,7 +172,7 @@ class RunWriter(Callback):
             self._validation_images.add(scores, batch, len(_data(trainer).validation_categories()))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw them, so that one can watch the method learn."""
+        """Draw the kept validation images, to follow the progress of the fit."""
         if _is_watched(trainer):
             file = self.folder / "validation" / f"step-{trainer.global_step:06d}.png"
             self._validation_images.draw(file, _warning(pl_module))
@@ -187,7 +187,7 @@ class RunWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep scores and maps; of several passes, of the first."""
+        """Store scores and maps; with several test dataloaders, those of the first."""
         if dataloader_idx == 0 and isinstance(pl_module, EvaluatedModule):
             self.records.keep(pl_module, outputs, batch)
 
@@ -200,17 +200,17 @@ class RunWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep scores and maps."""
+        """Store scores and maps."""
         if isinstance(pl_module, EvaluatedModule):
             self.records.keep(pl_module, outputs, batch)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write metrics, scores and images; print the table."""
+        """Write metrics, scores and images, and print the table."""
         if not isinstance(pl_module, EvaluatedModule) or pl_module.results is None:
             return
         self.records.replace_scores(pl_module.final_scores())
         rows, ranges, without_pixels = self.records.gather(trainer)
-        if trainer.is_global_zero:  # before the images, which take longest and can be interrupted
+        if trainer.is_global_zero:  # before the images, which take longest and may be interrupted
             self._remove_stale()
             self._write_metrics(trainer, pl_module, pl_module.results, rows, without_pixels)
             self._write_scores(pl_module, rows)
@@ -234,40 +234,40 @@ class RunWriter(Callback):
             write_json(self.folder / PREDICT_FILE, {"run": self._run(trainer, pl_module, protocol)})
         self._write_maps(trainer, pl_module, rows, ranges)
         if trainer.is_global_zero:
-            say(f"{len(rows)} images scored: {self.folder}")
+            say(f"results of {len(rows)} images: {self.folder}")
             if pl_module.is_detector:
                 self._write_page(trainer)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Remove the scratch folder, and the run's folder if no result is in it."""
+        """Remove the scratch folder, and the run's folder if it has no results."""
         if trainer.is_global_zero:
             self.abandon()
 
     def abandon(self) -> None:
-        """Remove the scratch folder, and a folder that this run made but put no result in."""
+        """Remove the scratch folder, and the run's folder if it is new and has no results."""
         if self._folder is None:
             return
         MapStore(self._scratch).clear()
         results = {p.name for p in self.folder.iterdir()} - {"logs"}
-        if not self._was_there and all(name.startswith("config-") for name in results):
+        if not self._existed and all(name.startswith("config-") for name in results):
             shutil.rmtree(self.folder, ignore_errors=True)
             self._folder = None
 
-    # -- what is written -------------------------------------------------------------------------
+    # -- files -----------------------------------------------------------------------------------
 
     @property
     def records(self) -> ImageRecords:
-        """Records of the images of this run."""
+        """Records of the images in this run."""
         assert self._records is not None
         return self._records
 
     def _refuse_other_results(self, stage: str) -> None:
-        """Check that a folder that was asked for has no results of another kind.
+        """Check that an existing folder has no results of the other kind.
 
         Raises:
-            ValueError: If a predict would write among those of a test, or a test among a predict's.
+            ValueError: If predict would write to the folder of a test, or the other way round.
         """
         of_test, of_predict = self.folder / METRICS_FILE, self.folder / PREDICT_FILE
         for other, file, kind in (("predict", of_test, "test"), ("test", of_predict, "predict")):
@@ -278,7 +278,7 @@ class RunWriter(Callback):
                 )
 
     def _remove_stale(self) -> None:
-        """Remove what shows an earlier run's results, which are about to be replaced."""
+        """Remove the files that show an earlier run's results, which are about to be replaced."""
         for name in (PAGE, CURVES_FILE):
             (self.folder / name).unlink(missing_ok=True)
         shutil.rmtree(self.folder / GALLERY, ignore_errors=True)
@@ -288,7 +288,7 @@ class RunWriter(Callback):
         return self.folder / ".scratch"
 
     def _draws(self, stage: str) -> bool:
-        """Return whether all images are drawn: by default those of predict."""
+        """Return whether to draw all images, which is the default of predict."""
         return self.maps is not False if stage == "predict" else bool(self.maps)
 
     def _write_metrics(
@@ -299,7 +299,7 @@ class RunWriter(Callback):
         rows: Rows,
         without_pixels: int,
     ) -> None:
-        """Write ``metrics.json`` and ``metrics.csv``; print the table."""
+        """Write ``metrics.json`` and ``metrics.csv``, and print the table."""
         data = _data(trainer)
         counts = {
             name: (len(labels), sum(labels))
@@ -313,7 +313,7 @@ class RunWriter(Callback):
             "complete": len(rows) == listed,
             "listed": listed,
             **({} if "overlap" in evaluation else {"overlap": _overlap(method, data)}),
-            # Masks that are empty, or that resizing or a crop emptied.
+            # Their masks are empty, possibly only after resizing or cropping.
             **({"anomalous_without_pixels": without_pixels} if method.is_detector else {}),
             **evaluation,
             "images": {name: images for name, (images, _) in counts.items()},
@@ -324,9 +324,9 @@ class RunWriter(Callback):
         title = f"{type(method).__name__} on {data.dataset_name}, test{note}"
         if len(rows) < listed:
             title += f"\nPARTIAL: {len(rows)} of {listed} images"
-        for more in (selection_warning(method.protocol()), rounds_remark(method.protocol())):
-            if more is not None:
-                title += f"\n{more}"
+        for remark in (selection_warning(method.protocol()), rounds_remark(method.protocol())):
+            if remark is not None:
+                title += f"\n{remark}"
         Console().print(
             build_table(results, title, counts, _is_random(method), weights_remark(method.weights))
         )
@@ -334,7 +334,7 @@ class RunWriter(Callback):
     def _run(
         self, trainer: Trainer, method: EvaluatedModule, protocol: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Return what metrics or scores come from."""
+        """Return the origin of metrics or scores."""
         return run_record(
             type(method).__name__,
             method.weights,
@@ -364,7 +364,7 @@ class RunWriter(Callback):
     def _write_maps(
         self, trainer: Trainer, method: EvaluatedModule, rows: Rows, ranges: Ranges
     ) -> None:
-        """Draw and keep the maps of this process, on the scales of all; then clear up."""
+        """Draw and save the maps of this process on the scales of all processes, then clean up."""
         if method.is_detector:
             records, data = self.records, _data(trainer)
             draws = self._draws("predict" if trainer.predicting else "test")
@@ -381,7 +381,7 @@ class RunWriter(Callback):
 
     def _write_raw_maps(self, names: list[str]) -> None:
         maps = self.records.maps
-        for index in track(maps.indices, "writing maps"):
+        for index in track(maps.indices, "saving maps"):
             with atomic_path(self.folder / "raw_maps" / f"{names[index]}.npy") as temporary:
                 np.save(temporary, maps.load(index)["map"].astype(np.float16))
 
@@ -389,7 +389,7 @@ class RunWriter(Callback):
         page = write_page(self.folder) if self.page else None
         log_run(trainer.loggers, self.folder)
         if page is not None:
-            say(f"look at: {page}")
+            say(f"report: {page}")
 
     def _start_line(self, module: LightningModule, trainer: Trainer, stage: str) -> str:
         parts = [f"{stage} {type(module).__name__}", self.sources]
@@ -399,19 +399,19 @@ class RunWriter(Callback):
         if isinstance(module, EvaluatedModule):
             weights = module.weights
             source = "RANDOM" if weights["random"] else weights["pretrained"]
-            parts.append(f"{weights['backbone']} weights {source}")
+            parts.append(f"{weights['backbone']} with weights {source}")
         parts.append("no seed" if self.seed is None else f"seed {self.seed}")
         parts.append(f"run {self.folder}")
         return " | ".join(parts)
 
 
 def _overlap(method: EvaluatedModule, data: AnomalyData) -> int | None:
-    """Return how many test images are among the training images; None if there are none of them."""
+    """Return the number of test images among the training images; None without training."""
     if not method.can_be_fitted and not data.has_shots:
         return None
     try:
         return len(data.overlap())
-    except (OSError, ValueError):  # a checkpoint is tested where the training images are not
+    except (OSError, ValueError):  # the training images may be missing where a checkpoint is tested
         return None
 
 
@@ -426,7 +426,7 @@ def _is_random(module: LightningModule) -> bool:
 
 
 def _is_watched(trainer: Trainer) -> bool:
-    """Return whether this process draws images of the validation that is running."""
+    """Return whether this process draws images of the current validation."""
     fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
     return fitting and trainer.is_global_zero
 

@@ -1,4 +1,4 @@
-"""Charts of a run's page: curves of several categories as SVG polylines."""
+"""Charts for the report page: the curves of all categories as SVG polylines."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ __all__ = [
 ]
 
 MAX_LINES = 40
-"""Lines of a chart."""
+"""Maximum number of lines in a chart."""
 WIDTH, HEIGHT = 260, 200
-"""Size of a chart's field in its own units."""
+"""Size of the plot area in SVG units."""
 
 CHARTS: Mapping[str, tuple[str, str, str, str]] = {
-    "image_roc": ("Images: ROC", "false alarms", "anomalous images found", "image_auroc"),
-    "image_pr": ("Images: precision and recall", "recall", "precision", "image_ap"),
-    "pixel_roc": ("Pixels: ROC", "false alarms", "anomalous pixels found", "pixel_auroc"),
-    "pixel_pr": ("Pixels: precision and recall", "recall", "precision", "pixel_ap"),
-    "pixel_pro": ("Regions: PRO", "false alarms among pixels", "mean part found", "pixel_pro"),
+    "image_roc": ("Image-level ROC", "false positive rate", "true positive rate", "image_auroc"),
+    "image_pr": ("Image-level precision-recall", "recall", "precision", "image_ap"),
+    "pixel_roc": ("Pixel-level ROC", "false positive rate", "true positive rate", "pixel_auroc"),
+    "pixel_pr": ("Pixel-level precision-recall", "recall", "precision", "pixel_ap"),
+    "pixel_pro": ("Per-region overlap (PRO)", "false positive rate", "mean overlap", "pixel_pro"),
 }
-"""Title, axes and metric of each curve."""
+"""Title, axis labels and metric of each curve."""
 
 
 class ChartLine(NamedTuple):
-    """One category's curve."""
+    """The curve of one category."""
 
     category: int
-    """Its number on the page."""
+    """Index of the category on the page."""
     points: str
-    """In the field's units, as SVG takes them."""
+    """Value of the SVG attribute ``points``, in units of the plot area."""
     title: str
 
 
 class Chart(NamedTuple):
-    """One kind of curve, of several categories."""
+    """One kind of curve for several categories."""
 
     key: str
     title: str
@@ -58,17 +58,17 @@ class Chart(NamedTuple):
 
 
 def build_charts(files: RunFiles, names: Sequence[str]) -> list[Chart]:
-    """Return the charts of all kinds of curves that a run has.
+    """Return one chart for each kind of curve that a run has.
 
     Args:
-        files: The run.
+        files: Files of the run.
         names: Categories in the order of the page.
     """
     return [chart for key in CHARTS if (chart := _build_chart(key, files, names)).lines]
 
 
 def lowest_curves(files: RunFiles, key: str) -> dict[str, Curve]:
-    """Return the curves of a kind by category; of very many, those with the lowest metrics."""
+    """Return the curves of one kind by category; at most `MAX_LINES`, the lowest by metric."""
     metric = CHARTS[key][-1]
     all_curves = {name: curves[key] for name, curves in files.curves.items() if key in curves}
     values = {name: mapping(files.metrics.get(name)).get(metric) for name in all_curves}
@@ -84,7 +84,7 @@ def _build_chart(key: str, files: RunFiles, names: Sequence[str]) -> Chart:
     reach = max((curve.x[-1] for curve in curves.values()), default=1.0) or 1.0
     lines = []
     for name, curve in curves.items():
-        # A mean of rounds is not the area under the curve of the first.
+        # The mean over several rounds is not the area under the curve, which is of the first round.
         value = None if files.num_rounds > 1 else mapping(files.metrics.get(name)).get(metric)
         line_title = name if value is None else f"{name} {percent([value])[0]}"
         if name in numbers:

@@ -1,7 +1,7 @@
-"""Comparison of runs with each other: one table, by category and with means.
+"""Comparison of runs with each other: one table with metrics per category and their means.
 
-Nothing is compared that cannot be: a mean lacks no category, and metrics of random or demo weights,
-of part of the test images, or of images that were trained on, stand there with that label.
+A mean is given only if no category is missing. Metrics of random or demo weights, of a subset of
+the test images, or of images that were also trained on, are labelled as such.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ __all__ = [
 ]
 
 PRINTED_METRICS = ("image_auroc", "pixel_auroc", *CLASS_FIGURES)
-"""Metrics that are printed of several runs, if there are any; the files have all."""
+"""Metrics that are printed when several runs are compared, if available; files have all metrics."""
 MAX_NAMES = 3
-"""Names that a message lists."""
+"""Maximum number of names listed in a message."""
 
 
 class TableRows(NamedTuple):
-    """A table for programs: fractions."""
+    """Machine-readable table, with metrics as fractions."""
 
     header: list[str]
     rows: list[list[object]]
 
 
 class ComparisonTable(NamedTuple):
-    """One table, for people and for programs."""
+    """A comparison as a readable table and as machine-readable rows."""
 
     table: ReportTable
     data: TableRows
 
 
 def compare_runs(runs: Sequence[FinishedRun]) -> ComparisonTable:
-    """Return the metrics of runs by category, and their means.
+    """Return the metrics of runs per category, and their means.
 
     Raises:
-        UserError: If the runs are of different categories.
+        UserError: If the runs have different categories.
     """
     categories = _common_categories(runs)
     runs_by_letter = label_runs(runs)
@@ -92,7 +92,7 @@ def compare_runs(runs: Sequence[FinishedRun]) -> ComparisonTable:
 
 
 def _methods_and_data(runs: Sequence[FinishedRun]) -> str:
-    """Return the methods that were tested, and the data sets."""
+    """Return the tested methods and their data sets as text."""
     methods, data = (
         list(dict.fromkeys(names))
         for names in zip(*((run.method, run.data) for run in runs), strict=True)
@@ -105,19 +105,19 @@ def _has_any(run: FinishedRun, metric: str) -> bool:
 
 
 def _common_categories(runs: Sequence[FinishedRun]) -> list[str]:
-    """Return the categories of all runs, those that failed too.
+    """Return the categories that all runs share, including those that failed.
 
     Raises:
-        UserError: If one has others than the first.
+        UserError: If the categories of a run differ from those of the first.
     """
     first = {*runs[0].categories, *runs[0].failed}
     for run in runs[1:]:
         other = {*run.categories, *run.failed}
         if other != first:
             raise UserError(
-                f"{runs[0].label} and {run.label} are of different categories "
-                f"({_only(first - other, runs[0])}{_only(other - first, run)}): give runs of the "
-                f"same, or set them beside a published table with --table"
+                f"{runs[0].label} and {run.label} have different categories "
+                f"({_only(first - other, runs[0])}{_only(other - first, run)}): compare runs of "
+                f"the same categories, or compare these with a published table (--table)"
             )
     return list(dict.fromkeys([*runs[0].categories, *runs[0].failed]))
 
@@ -181,13 +181,13 @@ def _in_order(names: set[str]) -> list[str]:
 
 
 def label_runs(runs: Sequence[FinishedRun]) -> dict[str, FinishedRun]:
-    """Return the runs by short names: A to Z, then numbers."""
+    """Return the runs by short labels: A to Z, then numbers."""
     names = [*ascii_uppercase, *(str(n) for n in range(len(ascii_uppercase) + 1, len(runs) + 1))]
     return dict(zip(names, runs, strict=False))
 
 
 def _column_label(runs_by_letter: Mapping[str, FinishedRun], letter: str) -> str:
-    """Return the letter and the warnings above a run's column, nothing if it is the only run."""
+    """Return the letter and warnings for a run's column heading, or nothing for a single run."""
     if len(runs_by_letter) == 1:
         return ""
     tags = [tag.short for tag in runs_by_letter[letter].tags]
@@ -195,7 +195,7 @@ def _column_label(runs_by_letter: Mapping[str, FinishedRun], letter: str) -> str
 
 
 def run_warnings(runs_by_letter: Mapping[str, FinishedRun]) -> list[TableNote]:
-    """Return the warnings of all runs, each once, with the letters of its runs."""
+    """Return each distinct warning once, with the letters of the runs that it applies to."""
     letters_by_warning: dict[str, list[str]] = {}
     for letter, run in runs_by_letter.items():
         for tag in run.tags:
@@ -216,6 +216,6 @@ def run_legend(runs_by_letter: Mapping[str, FinishedRun]) -> list[TableNote]:
 
 
 def column_heading(metric: str, addition: str = "") -> str:
-    """Return a metric's heading, with an addition in lines of its own below."""
+    """Return a metric's heading, followed by an optional addition on new lines."""
     name = heading(metric)
     return f"{name}\n{addition}" if addition else name

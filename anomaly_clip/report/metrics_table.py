@@ -1,4 +1,4 @@
-"""Metrics of a run as a table: for the terminal (percent) and for programs (fractions)."""
+"""Metrics of a run as a table for the terminal, in percent."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HEADINGS = {
     "pixel_pro": "pixel\nPRO",
     "f1": "F1",
 }
-"""Headings of columns, by metric, where they differ from the metric's name."""
+"""Column headings that differ from the name of the metric."""
 
 
 def build_table(
@@ -33,18 +33,18 @@ def build_table(
     random_weights: bool,
     remark: str | None = None,
 ) -> Table:
-    """Return the metrics in percent, one row per category and the mean; undefined ones as a dash.
+    """Return the metrics in percent, one row per category and the mean; a dash if undefined.
 
     Args:
         results: The metrics.
         title: The method and its data.
-        counts: Number of images and of anomalous ones by category.
-        random_weights: Whether to warn, above and below, that the metrics mean nothing.
-        remark: One line below.
+        counts: Number of images and number of anomalous images, by category.
+        random_weights: Whether to warn above and below the table that the metrics are meaningless.
+        remark: One line below the table.
     """
     table = Table(
         box=box.SIMPLE_HEAD,
-        padding=0,  # ten columns fit into 80 characters; the box sets them apart
+        padding=0,  # so that ten columns fit into 80 characters; the box separates them
         title=Text(f"{title}\n{RANDOM_WARNING}" if random_weights else title),
         caption=RANDOM_WARNING if random_weights else remark,
         title_style="bold red" if random_weights else "bold",
@@ -67,10 +67,10 @@ def build_table(
 
 
 def heading(metric: str) -> str:
-    """Return the heading of a metric's column, in up to two lines."""
+    """Return the column heading of a metric, in up to two lines."""
     return HEADINGS.get(metric, metric)
 
 
 def percent(values: Iterable[float | None]) -> list[str]:
-    """Return fractions as percent, undefined ones as a dash."""
+    """Format fractions as percent, and undefined values as a dash."""
     return ["–" if value is None else f"{100 * value:.1f}" for value in values]

@@ -1,5 +1,5 @@
 "use strict";
-// The category shown, and a threshold that can be moved. Scores come as sorted float32 in base 64.
+// Category selection and movable threshold. Scores are embedded as sorted float32 in base 64.
 (() => {
   const byId = (id) => document.getElementById(id);
   const data = JSON.parse(byId("data").textContent);
@@ -9,19 +9,19 @@
   const decode = (text) =>
     text === undefined ? null
       : new Float32Array(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
-  const categories = data.scores.map((one) => one && {
-    normal: decode(one.normal), anomalous: decode(one.anomalous), all: decode(one.all),
-    threshold: one.threshold ?? null,
+  const categories = data.scores.map((entry) => entry && {
+    normal: decode(entry.normal), anomalous: decode(entry.anomalous), all: decode(entry.all),
+    threshold: entry.threshold ?? null,
   });
   const merged = (key) => {
-    const parts = categories.filter((one) => one && one[key]).map((one) => one[key]);
+    const parts = categories.filter((entry) => entry && entry[key]).map((entry) => entry[key]);
     if (!parts.length) return null;
     const joined = new Float32Array(parts.reduce((sum, part) => sum + part.length, 0));
     let at = 0;
     for (const part of parts) { joined.set(part, at); at += part.length; }
     return joined.sort();
   };
-  // How many values of a sorted array are below one.
+  // Number of values in a sorted array that are below a limit.
   const below = (values, limit) => {
     let low = 0, high = values.length;
     while (low < high) {
@@ -31,53 +31,54 @@
     return low;
   };
   const bestThreshold = (normal, anomalous) => {
-    let best = -1, chosen = null;
+    let best = -1, threshold = null;
     for (let i = 0; i < anomalous.length; i++) {
       if (i && anomalous[i] === anomalous[i - 1]) continue;
-      const found = anomalous.length - i, wrong = normal.length - below(normal, anomalous[i]);
-      const f1 = 2 * found / (found + wrong + anomalous.length);
-      if (f1 > best) { best = f1; chosen = anomalous[i]; }
+      const hits = anomalous.length - i, falseAlarms = normal.length - below(normal, anomalous[i]);
+      const f1 = 2 * hits / (hits + falseAlarms + anomalous.length);
+      if (f1 > best) { best = f1; threshold = anomalous[i]; }
     }
-    return chosen;
+    return threshold;
   };
   const makeAll = () => {
-    const made = { normal: merged("normal"), anomalous: merged("anomalous"), all: merged("all") };
-    const both = made.normal?.length && made.anomalous?.length;
-    made.threshold = both ? bestThreshold(made.normal, made.anomalous) : null;
-    return made;
+    const all = { normal: merged("normal"), anomalous: merged("anomalous"), all: merged("all") };
+    const both = all.normal?.length && all.anomalous?.length;
+    all.threshold = both ? bestThreshold(all.normal, all.anomalous) : null;
+    return all;
   };
   const views = new Map();
   const view = (number) => {
     if (!views.has(number)) {
-      const own = number === ALL ? makeAll() : categories[number];
-      if (!own) return null;
-      const filled = [own.normal, own.anomalous, own.all].filter((one) => one && one.length);
+      const entry = number === ALL ? makeAll() : categories[number];
+      if (!entry) return null;
+      const filled = [entry.normal, entry.anomalous, entry.all].filter((scores) => scores && scores.length);
       if (!filled.length) return null;
-      const low = Math.min(...filled.map((one) => one[0]));
-      const high = Math.max(...filled.map((one) => one[one.length - 1]));
-      // Without both classes no threshold is better than another: nothing is called anomalous.
-      const start = own.threshold ?? high + (high - low || 1) * 0.01;
-      views.set(number, { ...own, low, high, start, threshold: start, ruled: own.threshold !== null });
+      const low = Math.min(...filled.map((scores) => scores[0]));
+      const high = Math.max(...filled.map((scores) => scores[scores.length - 1]));
+      // With one class only, no threshold is optimal: start with all images classified as normal.
+      const start = entry.threshold ?? high + (high - low || 1) * 0.01;
+      views.set(number, { ...entry, low, high, start, threshold: start, optimal: entry.threshold !== null });
     }
     return views.get(number);
   };
   let shown = data.names.length > 1 ? ALL : 0;
 
   const element = (name, attributes, text) => {
-    const made = document.createElementNS("http://www.w3.org/2000/svg", name);
-    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-    if (text !== undefined) made.textContent = text;
-    return made;
+    const node = document.createElementNS("http://www.w3.org/2000/svg", name);
+    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+    if (text !== undefined) node.textContent = text;
+    return node;
   };
-  // As few digits as tell the steps of a view apart.
-  const number = (value, one) => {
-    const width = one.high - one.low || 1, size = Math.max(Math.abs(one.low), Math.abs(one.high), width);
+  // The fewest digits that distinguish the steps of a view.
+  const number = (value, current) => {
+    const width = current.high - current.low || 1;
+    const size = Math.max(Math.abs(current.low), Math.abs(current.high), width);
     const digits = Math.min(15, Math.max(4, Math.ceil(Math.log10(size / width)) + 4));
     return Number(value.toPrecision(digits)).toString();
   };
-  // A threshold as it is shown must count as it does: more digits where scores lie close.
-  const exact = (value, one) => {
-    const values = [one.normal, one.anomalous, one.all].filter(Boolean);
+  // The displayed threshold must give the same counts: more digits where scores are close together.
+  const exact = (value, current) => {
+    const values = [current.normal, current.anomalous, current.all].filter(Boolean);
     const counts = (limit) => values.map((scores) => below(scores, limit)).join();
     for (let digits = 4; digits < 17; digits++) {
       const shown = Number(value.toPrecision(digits));
@@ -85,20 +86,20 @@
     }
     return value.toString();
   };
-  const share = (part, whole) => (whole ? `${(100 * part / whole).toFixed(1)} %` : "–");
+  const fraction = (part, whole) => (whole ? `${(100 * part / whole).toFixed(1)} %` : "–");
 
-  const drawHistogram = (one) => {
-    const svg = byId("histogram"), width = one.high - one.low || 1;
-    const kinds = [["normal", one.normal ?? one.all], ["anomalous", one.anomalous]];
+  const drawHistogram = (current) => {
+    const svg = byId("histogram"), width = current.high - current.low || 1;
+    const kinds = [["normal", current.normal ?? current.all], ["anomalous", current.anomalous]];
     const binned = kinds.filter(([, values]) => values && values.length).map(([kind, values]) => {
       const counts = new Array(BINS).fill(0);
       for (const value of values) {
-        counts[Math.min(BINS - 1, Math.floor((value - one.low) / width * BINS))] += 1;
+        counts[Math.min(BINS - 1, Math.floor((value - current.low) / width * BINS))] += 1;
       }
       return [kind, counts];
     });
     const highest = Math.max(1, ...binned.flatMap(([, counts]) => counts));
-    const most = highest + (highest > 1 ? highest % 2 : 0);  // even, so that its half is whole
+    const most = highest + (highest > 1 ? highest % 2 : 0);  // even, so that half of it is an integer
     const parts = [];
     for (const level of most > 1 ? [0, 0.5, 1] : [0, 1]) {
       const y = HEIGHT * (1 - level);
@@ -118,29 +119,29 @@
     for (const level of [0, 0.25, 0.5, 0.75, 1]) {
       const anchor = level === 0 ? "start" : level === 1 ? "end" : "middle";
       parts.push(element("text", { x: level * WIDTH, y: HEIGHT + 16, "text-anchor": anchor },
-        number(one.low + level * width, one)));
+        number(current.low + level * width, current)));
     }
     parts.push(element("text", { x: WIDTH / 2, y: HEIGHT + 33, "text-anchor": "middle" }, "image score"));
     parts.push(element("line", { class: "threshold", id: "mark", y1: -6, y2: HEIGHT }));
     svg.replaceChildren(...parts);
   };
 
-  const showCounts = (one) => {
+  const showCounts = (current) => {
     const rows = [];
-    const reached = (values) => values.length - below(values, one.threshold);
-    if (one.all) {
-      rows.push(["called anomalous", reached(one.all)], ["called normal", one.all.length - reached(one.all)]);
+    const reached = (values) => values.length - below(values, current.threshold);
+    if (current.all) {
+      const anomalous = reached(current.all);
+      rows.push(["classified as anomalous", anomalous], ["classified as normal", current.all.length - anomalous]);
     } else {
-      const hits = reached(one.anomalous), alarms = reached(one.normal);
-      const misses = one.anomalous.length - hits;
+      const hits = reached(current.anomalous), alarms = reached(current.normal);
+      const misses = current.anomalous.length - hits;
       rows.push(
-        ["hits (anomalous, found)", hits], ["misses (anomalous, not found)", misses],
-        ["false alarms (normal, called anomalous)", alarms],
-        ["normal, left alone", one.normal.length - alarms],
-        ["found of the anomalous (recall)", share(hits, one.anomalous.length)],
-        ["false alarms of the normal", share(alarms, one.normal.length)],
-        ["right among alarms (precision)", share(hits, hits + alarms)],
-        ["F1", share(2 * hits, 2 * hits + misses + alarms)],
+        ["true positives (detected anomalies)", hits], ["false negatives (missed anomalies)", misses],
+        ["false positives (false alarms)", alarms], ["true negatives", current.normal.length - alarms],
+        ["recall (true positive rate)", fraction(hits, current.anomalous.length)],
+        ["false positive rate", fraction(alarms, current.normal.length)],
+        ["precision", fraction(hits, hits + alarms)],
+        ["F1", fraction(2 * hits, 2 * hits + misses + alarms)],
       );
     }
     byId("counts").replaceChildren(...rows.map(([name, value]) => {
@@ -154,94 +155,95 @@
   };
 
   const showVerdicts = () => {
-    for (const figure of document.querySelectorAll(".pictures figure")) {
-      const own = Number(figure.dataset.category), badge = figure.querySelector(".verdict");
-      // Of all categories each has its own threshold, until the common one is moved.
-      const one = view(shown === ALL && view(ALL)?.moved ? ALL : own);
-      if (!one || figure.dataset.label === undefined) continue;
-      const called = Math.fround(figure.dataset.score) >= one.threshold;
-      const anomalous = figure.dataset.label === "1";
-      badge.textContent = anomalous ? (called ? "hit" : "miss") : called ? "false alarm" : "left alone";
-      badge.classList.toggle("wrong", called !== anomalous);
+    for (const card of document.querySelectorAll(".gallery .card")) {
+      const category = Number(card.dataset.category), badge = card.querySelector(".verdict");
+      // With all categories shown, each has its own threshold until the common one is moved.
+      const current = view(shown === ALL && view(ALL)?.moved ? ALL : category);
+      if (!current || card.dataset.label === undefined) continue;
+      const predicted = Math.fround(card.dataset.score) >= current.threshold;
+      const anomalous = card.dataset.label === "1";
+      const correct = predicted === anomalous;
+      badge.textContent = `${correct ? "true" : "false"} ${predicted ? "positive" : "negative"}`;
+      badge.classList.toggle("wrong", !correct);
       badge.hidden = false;
     }
   };
 
-  const moveTo = (one, threshold, source) => {
-    one.threshold = threshold;
-    one.moved = source === undefined ? one.moved : source !== "reset";
-    const width = one.high - one.low || 1, place = (threshold - one.low) / width;
-    if (source !== "range") byId("threshold").value = Math.round(place * STEPS);
-    if (source !== "exact") byId("exact").value = exact(threshold, one);
-    const x = Math.max(0, Math.min(1, place)) * WIDTH, mark = byId("mark");
+  const moveTo = (current, threshold, source) => {
+    current.threshold = threshold;
+    current.moved = source === undefined ? current.moved : source !== "reset";
+    const width = current.high - current.low || 1, position = (threshold - current.low) / width;
+    if (source !== "range") byId("threshold").value = Math.round(position * STEPS);
+    if (source !== "exact") byId("exact").value = exact(threshold, current);
+    const x = Math.max(0, Math.min(1, position)) * WIDTH, mark = byId("mark");
     mark.setAttribute("x1", x);
     mark.setAttribute("x2", x);
-    showCounts(one);
+    showCounts(current);
     showVerdicts();
   };
 
   const showScores = () => {
-    const section = byId("scores"), one = section && view(shown);
+    const section = byId("scores"), current = section && view(shown);
     if (!section) return;
-    section.hidden = !one;
-    if (!one) return;
-    drawHistogram(one);
+    section.hidden = !current;
+    if (!current) return;
+    drawHistogram(current);
     const key = (kind, count) => `<span class="key ${kind}"></span>${count.toLocaleString("en")} ${kind}`;
-    byId("scores-of").innerHTML = one.all
-      ? `<span class="key normal"></span>${one.all.length.toLocaleString("en")} images`
-      : key("normal", one.normal.length) + key("anomalous", one.anomalous.length);
-    byId("rule").textContent = (one.ruled
-      ? "Begins where F1 is highest on these very images: a threshold for new images must come from others."
-      : "No threshold can be chosen from images of one kind: it begins above all of them.")
+    byId("scores-of").innerHTML = current.all
+      ? `<span class="key normal"></span>${current.all.length.toLocaleString("en")} images`
+      : key("normal", current.normal.length) + key("anomalous", current.anomalous.length);
+    byId("rule").textContent = (current.optimal
+      ? "The initial threshold maximises F1 on these images. Choose the threshold for new images on separate data."
+      : "No threshold can be chosen from images of one class only; the initial threshold is above all scores.")
       + (shown === ALL && data.names.length > 1
-        ? " One threshold for all categories; pictures are judged by their category's own until it is moved." : "");
-    moveTo(one, one.threshold);
+        ? " This threshold applies to all categories. Until it is moved, the images below are classified with the threshold of their own category." : "");
+    moveTo(current, current.threshold);
   };
 
   const show = (chosen) => {
     shown = chosen;
     if (select) select.value = String(chosen);
-    for (const row of document.querySelectorAll("#figures tbody tr")) {
+    for (const row of document.querySelectorAll("#metrics tbody tr")) {
       row.classList.toggle("chosen", Number(row.dataset.category) === chosen);
     }
     for (const chart of document.querySelectorAll(".chart")) {
       let any = false;
       for (const curve of chart.querySelectorAll(".curve")) {
-        const own = Number(curve.dataset.category) === chosen;
-        curve.classList.toggle("chosen", own);
-        any ||= own;
+        const matches = Number(curve.dataset.category) === chosen;
+        curve.classList.toggle("chosen", matches);
+        any ||= matches;
       }
       chart.classList.toggle("narrowed", any && data.names.length > 1);
     }
     for (const kind of document.querySelectorAll(".kind")) {
       const more = kind.querySelector(".more");
       let count = 0;
-      for (const figure of kind.querySelectorAll("figure")) {
-        const wanted = chosen === ALL || Number(figure.dataset.category) === chosen;
-        count += wanted;
-        figure.hidden = !wanted || (count > FIRST && !more.dataset.pressed);
+      for (const card of kind.querySelectorAll(".card")) {
+        const matches = chosen === ALL || Number(card.dataset.category) === chosen;
+        count += matches;
+        card.hidden = !matches || (count > FIRST && !more.dataset.pressed);
       }
       kind.hidden = !count;
       more.hidden = count <= FIRST || Boolean(more.dataset.pressed);
-      more.textContent = `all ${count}`;
+      more.textContent = `show all ${count}`;
     }
     showScores();
   };
 
   select?.addEventListener("change", () => show(Number(select.value)));
-  for (const row of document.querySelectorAll("#figures tbody tr")) {
+  for (const row of document.querySelectorAll("#metrics tbody tr")) {
     const choose = () => {
-      const own = Number(row.dataset.category);
-      if (data.names.length > 1) show(own === shown ? ALL : own);
+      const category = Number(row.dataset.category);
+      if (data.names.length > 1) show(category === shown ? ALL : category);
     };
     row.addEventListener("click", choose);
     row.addEventListener("keydown", (event) => {
       if (event.key === "Enter") choose();
     });
   }
-  for (const button of document.querySelectorAll("#figures thead button")) {
+  for (const button of document.querySelectorAll("#metrics thead button")) {
     button.addEventListener("click", () => {
-      const column = Number(button.dataset.column), body = document.querySelector("#figures tbody");
+      const column = Number(button.dataset.column), body = document.querySelector("#metrics tbody");
       const down = button.dataset.down !== "yes";
       button.dataset.down = down ? "yes" : "";
       const value = (row) => {
@@ -249,7 +251,7 @@
         return column ? (text === "–" ? -Infinity : Number(text)) : text;
       };
       const order = (a, b) => (value(a) < value(b) ? -1 : value(a) > value(b) ? 1 : 0);
-      for (const head of document.querySelectorAll("#figures thead th")) head.removeAttribute("aria-sort");
+      for (const head of document.querySelectorAll("#metrics thead th")) head.removeAttribute("aria-sort");
       button.parentElement.setAttribute("aria-sort", (column === 0) === down ? "ascending" : "descending");
       const sign = (column === 0) === down ? 1 : -1;
       const rows = [...body.rows].sort((a, b) => sign * order(a, b));
@@ -260,16 +262,16 @@
     more.addEventListener("click", () => { more.dataset.pressed = "yes"; show(shown); });
   }
   byId("threshold")?.addEventListener("input", (event) => {
-    const one = view(shown);
-    moveTo(one, one.low + event.target.value / STEPS * (one.high - one.low || 1), "range");
+    const current = view(shown);
+    moveTo(current, current.low + event.target.value / STEPS * (current.high - current.low || 1), "range");
   });
   byId("exact")?.addEventListener("input", (event) => {
     if (Number.isFinite(event.target.valueAsNumber)) moveTo(view(shown), event.target.valueAsNumber, "exact");
   });
   byId("reset")?.addEventListener("click", () => moveTo(view(shown), view(shown).start, "reset"));
-  // On paper nothing can be opened: all that the view has is shown.
+  // Nothing can be expanded on paper, so print the whole view.
   addEventListener("beforeprint", () => {
-    for (const one of document.querySelectorAll("details")) one.open = true;
+    for (const details of document.querySelectorAll("details")) details.open = true;
     for (const more of document.querySelectorAll(".more")) more.dataset.pressed = "yes";
     show(shown);
   });

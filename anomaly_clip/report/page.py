@@ -1,8 +1,8 @@
-"""The page of a run, ``report.html``: one file that needs neither network nor other files.
+"""Report page of a run, ``report.html``: one file that needs neither network nor other files.
 
-Everything is in it: styles, script, the images of the gallery, all image scores (so that a
-threshold can be moved), curves and the complete configuration. It is made from the files in the
-run's folder and can be made again at any time.
+It embeds the styles, the script, the gallery images, all image scores (for the movable threshold),
+the curves and the complete configuration. It is generated from the files in the run's folder and
+can be regenerated at any time.
 """
 
 from __future__ import annotations
@@ -36,29 +36,29 @@ __all__ = ["PAGE", "write_page"]
 
 PAGE = "report.html"
 MAX_SCORES = 1_000_000
-"""Images whose scores are embedded, 5.4 bytes each; with more the threshold is left out."""
+"""Most image scores that are embedded, 5.4 bytes each; a larger run gets no threshold."""
 MAX_IMAGE_BYTES = 9_000_000
-"""Bytes of images that are embedded, which take a third more there."""
+"""Total size of the embedded images in bytes, before base 64 adds a third."""
 MAX_PAGE_BYTES = 19_000_000
-"""Size of the page; one that is larger goes without images."""
+"""Size of the page in bytes above which it is rendered without images."""
 MAX_CONFIG = 200_000
-"""Characters of a configuration."""
+"""Number of characters after which a configuration is truncated."""
 SUMMARY = ("image_auroc", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_pro", "accuracy", "f1")
-"""Metrics whose means stand at the top."""
+"""Metrics whose means are shown at the top."""
 
 
 def write_page(folder: Path) -> Path:
-    """Write ``report.html`` into a run's folder and return it.
+    """Write ``report.html`` into a run's folder and return its path.
 
     Args:
         folder: Folder of a finished run of test, each or predict.
 
     Raises:
-        UserError: If it is none, or a file in it is damaged.
+        UserError: If the folder is not that of a finished run, or a file in it is damaged.
     """
     files = read_files(folder)
     page = _render(files, MAX_IMAGE_BYTES)
-    if len(page) > MAX_PAGE_BYTES:  # of very many or very long names
+    if len(page) > MAX_PAGE_BYTES:  # because of very many or very long names
         page = _render(files, 0)
     with atomic_path(folder / PAGE) as temporary:
         temporary.write_bytes(page)
@@ -66,11 +66,11 @@ def write_page(folder: Path) -> Path:
 
 
 def _render(files: RunFiles, image_bytes: int) -> bytes:
-    """Return the page, with images of so many bytes at most."""
-    # Metrics, scores or both: a classification has no scores, a predict no metrics.
+    """Return the page, with at most ``image_bytes`` bytes of images."""
+    # Metrics, scores or both: classification has no scores, predict has no metrics.
     names = list(dict.fromkeys([*files.metrics, *files.scores]))
     gallery, left_out = _embed_gallery(files.gallery, names, image_bytes)
-    has_scores = sum(len(of_one.scores) for of_one in files.scores.values()) <= MAX_SCORES
+    has_scores = sum(len(category.scores) for category in files.scores.values()) <= MAX_SCORES
     run = files.run
     page = render(
         "page.html.jinja",
@@ -88,9 +88,9 @@ def _render(files: RunFiles, image_bytes: int) -> bytes:
         num_lines=min(MAX_LINES, len(files.curves)),
         num_curves=len(files.curves),
         kinds=HEADINGS_BY_KIND,
-        pictures=gallery,
+        gallery=gallery,
         left_out=left_out,
-        linked=any(image["full"] for of_kind in gallery.values() for image in of_kind),
+        linked=any(image["full"] for images in gallery.values() for image in images),
         confusion=None if files.confusion is None else _embed_image(files.confusion),
         protocol=protocol_text(mapping(run.get("protocol"))),
         weights=record_text(mapping(run.get("weights"))),
@@ -98,7 +98,7 @@ def _render(files: RunFiles, image_bytes: int) -> bytes:
         checkpoint=value_text(run.get("checkpoint")),
         versions=mapping(run.get("versions")),
         configs={name: text[:MAX_CONFIG] for name, text in files.configs.items()},
-        most_letters=MAX_CONFIG,
+        max_config=MAX_CONFIG,
         width=WIDTH,
         height=HEIGHT,
     )
@@ -116,18 +116,18 @@ def _title(files: RunFiles) -> str:
 
 
 def _facts(files: RunFiles) -> str:
-    """Return the size of the data, the weights and the seed, in one line."""
+    """Return the data set size, the weights and the seed in one line."""
     weights, protocol = (mapping(files.run.get(key)) for key in ("weights", "protocol"))
     counts = mapping(protocol.get("images")).values()
     images = sum(count for count in counts if isinstance(count, int))
-    images = images or sum(len(of_one.scores) for of_one in files.scores.values())
+    images = images or sum(len(category.scores) for category in files.scores.values())
     facts = [
         _counted(images, "image", "images"),
         _counted(len(files.metrics or files.scores), "category", "categories"),
         _weights_name(weights),
     ]
     if protocol.get("one_model_a_category"):
-        facts.append("one model a category")
+        facts.append("one model per category")
     if files.run.get("seed") is not None:
         facts.append(f"seed {files.run['seed']}")
     return printable("  ·  ".join(facts))
@@ -139,17 +139,17 @@ def _counted(count: int, singular: str, plural: str) -> str:
 
 def _weights_name(weights: Mapping[str, Any]) -> str:
     backbone, kind = weights.get("backbone"), weights.get("pretrained")
-    return f"{kind} weights" if backbone == kind else f"{backbone}, weights {kind}"
+    return f"{kind} weights" if backbone == kind else f"{backbone} with weights {kind}"
 
 
 def _notes(files: RunFiles) -> list[str]:
-    """Return the warnings that a reader needs before the metrics."""
+    """Return the warnings to read before the metrics."""
     protocol = mapping(files.run.get("protocol"))
     notes = list(files.warnings)
     if files.num_rounds > 1:
         spread = rounds_remark(protocol) if not protocol.get("one_model_a_category") else None
-        notes.append(spread or f"means of {files.num_rounds} rounds")
-        notes.append("Curves, scores, counts and pictures are those of the first round")
+        notes.append(spread or f"means over {files.num_rounds} rounds")
+        notes.append("Curves, scores, counts and images are those of the first round")
     failed = mapping(files.run.get("failed"))
     notes += [f"FAILED: {name}: {failed[name]}" for name in list(failed)[:MAX_ENTRIES]]
     if len(failed) > MAX_ENTRIES:
@@ -159,7 +159,7 @@ def _notes(files: RunFiles) -> list[str]:
         anomalous = np.concatenate(labels)
         for kind, has_any in (("anomalous", anomalous.any()), ("normal", not anomalous.all())):
             if not has_any:
-                notes.append(f"No {kind} image was scored: most figures are not defined")
+                notes.append(f"No {kind} image was scored: most metrics are undefined")
     return [printable(note) for note in notes]
 
 
@@ -167,7 +167,7 @@ def _notes(files: RunFiles) -> list[str]:
 
 
 def _rows(files: RunFiles) -> list[tuple[str, int | None, int | None, list[str]]]:
-    """Return name, number of images and of anomalous ones, and metrics of each category."""
+    """Return name, number of images, number of anomalous images and metrics of each category."""
     protocol = mapping(files.run.get("protocol"))
     images, anomalous = (mapping(protocol.get(key)) for key in ("images", "anomalous"))
     names = list(files.mean or ())
@@ -191,7 +191,7 @@ def _summary(files: RunFiles) -> list[tuple[str, str]]:
 
 
 def _embed_scores(scores: CategoryScores | None) -> dict[str, Any] | None:
-    """Return a category's scores for the script: sorted, little-endian float32 in base 64."""
+    """Return a category's scores for the script: sorted little-endian float32 in base 64."""
     if scores is None:
         return None
     if scores.anomalous is None:
@@ -214,20 +214,20 @@ def _base64(scores: np.ndarray) -> str:
 def _embed_gallery(
     gallery: Sequence[GalleryImage], names: Sequence[str], num_bytes: int
 ) -> tuple[dict[str, list[dict[str, Any]]], int]:
-    """Return the gallery by kind, the worst first, and the number of images without room.
+    """Return the gallery by kind, worst first, and the number of images left out for their size.
 
     Args:
-        gallery: All images.
+        gallery: All images of the gallery.
         names: Categories in the order of the page.
-        num_bytes: Bytes of all images that are embedded, at most.
+        num_bytes: Maximum total size of the embedded images in bytes.
     """
     numbers = {name: number for number, name in enumerate(names)}
     by_kind: dict[str, list[GalleryImage]] = {}
     for image in sorted(gallery, key=lambda image: -image.gap):
         by_kind.setdefault(image.kind, []).append(image)
-    # The worst of each kind, then the next ones: no kind takes the room of another.
+    # The worst of each kind, then the second worst and so on, so that no kind uses up the limit.
     ranks = zip_longest(*by_kind.values())
-    by_rank = [image for of_rank in ranks for image in of_rank if image is not None]
+    by_rank = [image for rank in ranks for image in rank if image is not None]
     embedded: dict[str, list[dict[str, Any]]] = {}
     left_out = 0
     for image in by_rank:

@@ -1,4 +1,4 @@
-"""A run's protocol and other records as pairs of texts, for its page."""
+"""Protocol and other records of a run as pairs of name and text, for the report page."""
 
 from __future__ import annotations
 
@@ -11,32 +11,39 @@ from anomaly_clip.results.run_files import mapping
 __all__ = ["MAX_ENTRIES", "protocol_text", "record_text", "value_text"]
 
 MAX_ENTRIES = 60
-"""Entries of a list or table that are shown."""
+"""Maximum number of entries shown of a list or table."""
+LABELS = {
+    "words": "category names",
+    "one_model_a_category": "one model per category",
+    "anomalous_without_pixels": "anomalous images with an empty mask",
+}
+"""Labels of protocol entries whose key alone is hard to understand."""
 
 
 def protocol_text(protocol: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return a protocol as pairs of texts, with reasons where a value is unknown.
+    """Return a protocol as pairs of name and text, with an explanation of unknown values.
 
-    Counts, which the table of metrics has, are left out, as are names that are the categories' own.
+    Counts are left out, because the table of metrics shows them. The names that prompts use for the
+    categories are only listed if they differ from the categories.
     """
     shown = {k: value for k, value in protocol.items() if k not in ("images", "anomalous")}
     names = mapping(protocol.get("words"))
     if names and all(category == name for category, name in names.items()):
-        shown["words"] = "the names of the categories"
+        shown["words"] = "same as the categories"
     if "overlap" in shown and shown["overlap"] is None:
         shown["overlap"] = "not checked"
     if shown.get("borrowed") and shown.get("auxiliary") is None:
-        shown["auxiliary"] = "not known"
-    return record_text(shown)
+        shown["auxiliary"] = "unknown"
+    return record_text({LABELS.get(key, key): value for key, value in shown.items()})
 
 
 def record_text(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return a record as pairs of texts."""
+    """Return a record as pairs of name and text."""
     return [(printable(key).replace("_", " "), value_text(value)) for key, value in record.items()]
 
 
 def value_text(value: object) -> str:
-    """Return any value of a record as a text, long lists cut.
+    """Format any value of a record as text, with long lists truncated.
 
     Example:
         >>> from anomaly_clip.report.protocol_text import value_text

@@ -1,6 +1,6 @@
-"""Metrics that papers report, as records; ``published_reader`` reads them from ``published.yaml``.
+"""Records of published results; ``published_reader`` reads them from ``published.yaml``.
 
-Metrics are fractions here, whatever the paper prints.
+Metrics are fractions here, also where the paper prints percent.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class WeightsSpec:
-    """Weights that a run of ours makes.
+    """Weights trained by a run of this project.
 
     Args:
         name: Name of the entry; the run's folder is ``runs/<name>``.
         title: Description of the weights.
         file: Name of the file in the run's folder.
-        provenance: Entries that the record of the fit must have.
-        command: The command that makes them.
+        provenance: Entries required in the record of the fit.
+        command: Command that trains the weights.
     """
 
     name: str
@@ -42,15 +42,15 @@ class WeightsSpec:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """A run that a row of a table can stand beside.
+    """Run of this project to compare with a row of a published table.
 
     Args:
         name: Name of the run; its folder is ``runs/<name>``.
-        match: Conditions on the run's records; None: must be unset.
-        weights: A plain word that the run records (``imagenet``), or the name of a
+        match: Required values in the run's records; None: must be unset.
+        weights: Weights name that the run records (``imagenet``), or the name of a
             :class:`WeightsSpec`.
-        commands: The commands that make it, those of its weights first.
-        draws: Number of runs that are averaged.
+        commands: Commands to reproduce the run, starting with those for its weights.
+        draws: Number of runs with different seeds that are averaged.
     """
 
     name: str
@@ -61,13 +61,13 @@ class RunSpec:
 
     @property
     def folder(self) -> str:
-        """Folder that the commands put it into."""
+        """Output folder of the commands."""
         return f"runs/{self.name}"
 
 
 @dataclass(frozen=True)
 class PublishedColumn:
-    """A metric, and the categories that it is the mean of."""
+    """A metric, and the categories that it is averaged over."""
 
     metric: str
     of: str | None
@@ -75,7 +75,7 @@ class PublishedColumn:
 
     @property
     def key(self) -> str:
-        """Its name in the file."""
+        """Name of the column in the file."""
         return self.metric if self.of is None else f"{self.metric} of {self.of}"
 
 
@@ -85,26 +85,26 @@ class PublishedCell:
 
     value: float
     spread: float | None
-    """The published standard deviation, over draws."""
+    """Published standard deviation over several runs."""
     doubt: str | None
 
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """One row of a table: a method, and the run of ours that belongs beside it."""
+    """One row of a table: a method, and the run of this project to compare it with."""
 
     method: str
     data: str
     of: str | None
-    """The one group or category that its metrics are of, if they are not of all."""
+    """Group or category that the metrics cover; None: all categories."""
     run: RunSpec | None
     doubt: str | None
     cells: tuple[PublishedCell | None, ...]
-    """One per column."""
+    """One cell per column."""
 
     @property
     def name(self) -> str:
-        """The method, with the group or category of its metrics."""
+        """Method, followed by the group or category if the metrics cover only one."""
         return self.method if self.of is None else f"{self.method}, {self.of}"
 
 
@@ -120,13 +120,13 @@ class PublishedTable:
     protocol: str
     doubt: str | None
     digits: int
-    """Decimals of its metrics in percent."""
+    """Number of decimals of the metrics in percent."""
     columns: tuple[PublishedColumn, ...]
     rows: tuple[PublishedRow, ...]
 
     @property
     def runs(self) -> tuple[RunSpec, ...]:
-        """The runs that its rows stand beside, each once."""
+        """Distinct runs that the rows are compared with."""
         return tuple({row.run.name: row.run for row in self.rows if row.run is not None}.values())
 
     def __len__(self) -> int:
@@ -136,15 +136,15 @@ class PublishedTable:
 
 @dataclass(frozen=True)
 class PublishedTables:
-    """All tables by id, the groups of categories, and the weights that runs need."""
+    """All tables by id, the groups of categories, and the weights required by runs."""
 
     tables: Mapping[str, PublishedTable]
     groups: Mapping[str, Mapping[str, tuple[str, ...]]]
-    """Categories by group, by data set."""
+    """Categories by data set and group."""
     weights: Mapping[str, WeightsSpec]
 
     def categories(self, data: str, of: str | None) -> tuple[str, ...] | None:
-        """Return the categories that a mean is over; None if they are not known by name."""
+        """Return the categories that a mean covers; None if their names are unknown."""
         if of is None:
             counts = DATASETS[data].counts if data in DATASETS else {}
             return tuple(counts) or None

@@ -1,8 +1,8 @@
-"""Comparison of runs with a published table: our metrics beside each published one.
+"""Comparison of runs with a published table: our metrics below each published row.
 
-A difference is taken only between metrics of the same categories. Metrics of random or demo
-weights, of part of the test images, or of images that were trained on, stand there with that label
-and without a difference.
+A difference is computed only between metrics over the same categories. Metrics of random or demo
+weights, of a subset of the test images, or of images that were also trained on, are labelled as
+such and get no difference.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ __all__ = ["compare_with_published"]
 UNDEFINED = "–"
 HEADER = ["table", "method", "data", "of", "figure", "published", "deviation", "ours"]
 HEADER += ["our_deviation", "difference", "run", "weights", "note", "doubt", "source"]
-"""Columns of the table for programs."""
+"""Columns of the machine-readable table."""
 
 
 @dataclass(frozen=True)
 class OurCell:
-    """Our value of a metric, in the place of a published one."""
+    """Our value of a metric, to compare with a published one."""
 
     value: float | None
     remark: str
-    """Text in the place of the value, or below it."""
+    """Text instead of the value, or below it."""
     comparable: bool
     spread: float | None = None
-    """Standard deviation, of the mean of several draws."""
+    """Standard deviation over several runs; None for a single run."""
 
 
 def compare_with_published(
@@ -57,13 +57,13 @@ def compare_with_published(
     source: PublishedTables,
     weights_kinds: Mapping[Path, str] | None = None,
 ) -> ComparisonTable:
-    """Return a published table, our metrics beside each published one if a run belongs there.
+    """Return a published table with our metrics below each row that has a matching run.
 
     Args:
-        table: The table.
-        runs: Runs; those that belong to a row are taken.
+        table: The published table.
+        runs: Runs to compare; those that match no row are listed in the legend.
         source: All published tables.
-        weights_kinds: Names of weights by file, where no record beside the file has them.
+        weights_kinds: Names of the weights by file, for files without a provenance record.
     """
     kinds = weights_kinds or {}
     runs_by_letter = label_runs(runs)
@@ -82,10 +82,10 @@ def compare_with_published(
         cells = [
             [_our_cell(run, c, row, source) for c in table.columns] for run in matching.values()
         ]
-        for letter, run, of_run in zip(matching, matching.values(), cells, strict=True):
+        for letter, run, run_cells in zip(matching, matching.values(), cells, strict=True):
             label = f"ours {letter}" if len(runs) > 1 else "ours"
-            lines += _our_lines(table, row, of_run, label)
-            rows += _data_rows(table, row, of_run, [run])
+            lines += _our_lines(table, row, run_cells, label)
+            rows += _data_rows(table, row, run_cells, [run])
         if _are_draws(list(matching.values())):
             means = [_mean_of_draws(column) for column in zip(*cells, strict=True)]
             lines += _our_lines(table, row, means, f"mean of {len(matching)}")
@@ -101,7 +101,7 @@ def compare_with_published(
         if letter not in placed
     ]
     doubts = [TableNote(f"[{number}] {text}") for text, number in doubt_numbers.items()]
-    reference = [] if table.runs else [TableNote("For reference: no run of ours belongs to a row.")]
+    reference = [] if table.runs else [TableNote("For reference only: no run matches any row.")]
     report_table = ReportTable(
         title=f"{table.title} ({table.id}), percent",
         notes=[*_table_notes(table), *run_warnings(runs_by_letter)],
@@ -114,12 +114,12 @@ def compare_with_published(
 
 
 def _table_notes(table: PublishedTable) -> list[TableNote]:
-    """Return source, protocol and doubts of a published table."""
+    """Return notes on the source, the protocol and the doubts of a published table."""
     notes = [
         TableNote(f"{table.source}, {table.where}"),
         TableNote(f"Protocol: {table.protocol}"),
     ]
-    return notes if table.doubt is None else [*notes, TableNote(f"In doubt: {table.doubt}")]
+    return notes if table.doubt is None else [*notes, TableNote(f"Uncertain: {table.doubt}")]
 
 
 # -- cells -----------------------------------------------------------------------------------------
@@ -128,7 +128,7 @@ def _table_notes(table: PublishedTable) -> list[TableNote]:
 def _our_cell(
     run: FinishedRun, column: PublishedColumn, row: PublishedRow, source: PublishedTables
 ) -> OurCell:
-    """Return a run's metric for a cell, or the reason why there is none."""
+    """Return a run's metric for a cell, or the reason why it is missing."""
     of = row.of or column.of
     over = source.categories(row.data, of) or tuple(run.expected)
     value, count = run.mean(column.metric, over)
@@ -145,16 +145,16 @@ def _our_cell(
 
 
 def _are_draws(runs: Sequence[FinishedRun]) -> bool:
-    """Return whether runs of one row are draws to average: several, different by seeds alone."""
+    """Return whether the runs of one row can be averaged: several that differ only in seeds."""
     seeds = {run.seeds for run in runs}
     return len(runs) > 1 and len(seeds) == len(runs) and len({run.settings for run in runs}) == 1
 
 
 def _mean_of_draws(draws: Sequence[OurCell]) -> OurCell:
-    """Return the mean of a metric over draws, none of which may lack it."""
+    """Return the mean of a metric over runs; it has no value if any run lacks the metric."""
     values = [cell.value for cell in draws if cell.value is not None]
     if len(values) < len(draws):
-        return OurCell(None, f"{len(values)} of {len(draws)}\ndraws", False)
+        return OurCell(None, f"{len(values)} of {len(draws)}\nruns", False)
     remark = ",\n".join(dict.fromkeys(cell.remark for cell in draws if cell.remark))
     return OurCell(fmean(values), remark, all(cell.comparable for cell in draws), stdev(values))
 
@@ -165,13 +165,13 @@ def _difference(ours: OurCell, cell: PublishedCell | None) -> float | None:
     return ours.value - cell.value
 
 
-# -- lines for people ------------------------------------------------------------------------------
+# -- lines of the readable table -------------------------------------------------------------------
 
 
 def _published_line(
     table: PublishedTable, row: PublishedRow, doubt_numbers: dict[str, int]
 ) -> TableLine:
-    """Return a row as published; its doubts get numbers, explained below the table."""
+    """Return a published row; its doubts are numbered and explained below the table."""
     cells = []
     for cell in row.cells:
         if cell is None:
@@ -194,7 +194,7 @@ def _our_lines(
     table: PublishedTable, row: PublishedRow, cells: Sequence[OurCell], label: str
 ) -> list[TableLine]:
     digits = max(table.digits, 1)
-    values, away = [], []
+    values, difference_texts = [], []
     for ours, published in zip(cells, row.cells, strict=True):
         if ours.value is None:
             values.append(ours.remark)
@@ -204,14 +204,14 @@ def _our_lines(
             values.append("\n".join(filter(None, [value, spread, ours.remark])))
         difference = _difference(ours, published)
         text = UNDEFINED if difference is None else f"{100 * difference:+.{digits}f}"
-        away.append(text)
+        difference_texts.append(text)
     return [
         TableLine(("", label, *values), "ours"),
-        TableLine(("", "difference", *away), "difference"),
+        TableLine(("", "difference", *difference_texts), "difference"),
     ]
 
 
-# -- rows for programs -----------------------------------------------------------------------------
+# -- machine-readable rows -------------------------------------------------------------------------
 
 
 def _data_rows(
@@ -220,7 +220,7 @@ def _data_rows(
     cells: Sequence[OurCell] | None,
     runs: Sequence[FinishedRun],
 ) -> list[list[object]]:
-    """Return a row's cells for programs: of one run, of the mean of several, or of none."""
+    """Return the machine-readable cells of a row, for one run, the mean of several, or no run."""
     labels = ", ".join(run.label for run in runs)
     weights = ", ".join(dict.fromkeys(run.weights for run in runs))
     warnings = list(dict.fromkeys(tag.long for run in runs for tag in run.tags))

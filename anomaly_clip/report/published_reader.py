@@ -1,7 +1,7 @@
-"""Reader of ``published.yaml``, the metrics that papers report; the file explains its form.
+"""Reader of ``published.yaml``, the published results; the file documents its own format.
 
-The file is shorter than the records that it stands for (one entry becomes several runs, a value a
-cell), so that dataclasses alone could not be filled from it.
+The file is a shorthand for the records (one entry stands for several runs, one value for a cell),
+so that it cannot be parsed into the dataclasses directly.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["FILE", "load_published", "read_published"]
 
 FILE = "published.yaml"
 UNSET = ("shots", "fraction", "auxiliary")
-"""Conditions that a run must not have, unless an entry names them."""
+"""Conditions that must be unset in a run unless an entry names them."""
 CONDITIONS = {
     *UNSET,
     *("method", "data", "backbone", "image_size", "train_categories", "frozen", "targets", "each"),
@@ -42,38 +42,39 @@ SCALE = {"percent": 100.0, "fraction": 1.0}
 
 @cache
 def load_published() -> PublishedTables:
-    """Return the tables that come with the package."""
+    """Return the published tables that come with the package."""
     return read_published(Path(str(resources.files("anomaly_clip.report") / FILE)))
 
 
 def read_published(path: Path) -> PublishedTables:
-    """Read and check a file of published metrics.
+    """Read and check a file of published results.
 
     Raises:
-        ValueError: If an entry is wrong, with its place in the file.
+        ValueError: If an entry is invalid; the message states its place in the file.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _OnceLoader)
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
     except yaml.YAMLError as error:
         raise ValueError(f"{path.name}: {' '.join(str(error).split())}") from None
     return _Reader(path.name).read(content)
 
 
-class _OnceLoader(yaml.SafeLoader):
-    """YAML in which a name stands once: of two entries the first would be lost."""
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML loader that rejects duplicate names, of which PyYAML would keep only the last."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         names = [self.construct_object(key, deep=True) for key, _ in node.value]
         for name in names:
             if names.count(name) > 1:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"{name} stands there twice", node.start_mark
+                    problem=f"duplicate name {name}: rename one of the two entries",
+                    problem_mark=node.start_mark,
                 )
         return super().construct_mapping(node, deep)
 
 
 class _Reader:
-    """Turns the file's content into records; keeps the place of the current entry, for messages."""
+    """Parser of the file's content; keeps the place of the current entry for error messages."""
 
     def __init__(self, name: str) -> None:
         self.place = [name]
@@ -100,7 +101,7 @@ class _Reader:
         tables = {name: self.table(name, entry) for name, entry in self.entries(content, "tables")}
         used = {run.name for table in tables.values() for run in table.runs}
         for name in self.runs:
-            self.check(name in used, f"no table has the run {name}")
+            self.check(name in used, f"no row uses the run {name}: add one, or remove it")
         return PublishedTables(tables, self.groups, self.weights)
 
     def weights_of(self, name: str, entry: Any) -> WeightsSpec:
@@ -114,7 +115,10 @@ class _Reader:
             if not key.startswith("model."):
                 self.check_name("condition", key, CONDITIONS)
         for key in ("method", "data", "backbone"):
-            self.check(key in entry["match"], f"match lacks {key}")
+            self.check(
+                key in entry["match"],
+                f"match has no {key}: add it, next to {', '.join(entry['match'])}",
+            )
         self.check_name("data set", entry["match"]["data"], DATASETS)
         match = {"each": False, **dict.fromkeys(UNSET), **entry["match"]}
         for weights in entry["weights"]:
@@ -161,7 +165,7 @@ class _Reader:
 
     def column(self, text: str, data: str) -> PublishedColumn:
         metric, _, of = text.partition(" of ")
-        self.check_name("figure", metric, (*FIGURES, *CLASS_FIGURES))
+        self.check_name("metric", metric, (*FIGURES, *CLASS_FIGURES))
         if of:
             self.check_name("group", of, self.groups.get(data, {}))
         return PublishedColumn(metric, of or None)
@@ -181,12 +185,12 @@ class _Reader:
             run = self.runs[entry["run"]]
             self.check(
                 run.match["data"] == data,
-                f"run {run.name} is on {run.match['data']}, the row on {data}",
+                f"expected a run on {data}, but run {run.name} is on {run.match['data']}",
             )
         values, doubts = entry["values"], entry.get("doubts", {})
         self.check(
             len(values) == len(columns),
-            f"{len(values)} values, but the table has {len(columns)} columns",
+            f"expected one value per column ({len(columns)}), got {len(values)}",
         )
         for key in doubts:
             self.check_name("column", key, [column.key for column in columns])
@@ -194,7 +198,7 @@ class _Reader:
             self.cell(value, scale, self.doubt(doubts.get(column.key)))
             for value, column in zip(values, columns, strict=True)
         )
-        self.check(any(cell is not None for cell in cells), "has no figure")
+        self.check(any(cell is not None for cell in cells), f"expected a value, got {values}")
         return PublishedRow(entry["method"], data, of, run, self.doubt(entry.get("doubt")), cells)
 
     def cell(self, value: Any, scale: float, doubt: str | None) -> PublishedCell | None:
@@ -202,40 +206,44 @@ class _Reader:
             return None
         pair = value if isinstance(value, list) else [value, None]
         numbers = [number for number in pair if number is not None]
-        right = len(pair) == 2 and pair[0] is not None
-        right &= all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers)
-        self.check(right, f"{value} is neither a number nor [value, deviation]")
+        valid = len(pair) == 2 and pair[0] is not None
+        valid &= all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers)
+        self.check(valid, f"expected a number or [value, deviation], got {value}")
         self.check(
-            all(0 <= number <= scale for number in numbers), f"{value} is outside 0 to {scale:g}"
+            all(0 <= number <= scale for number in numbers), f"expected 0 to {scale:g}, got {value}"
         )
         fraction, spread = (None if n is None else round(n / scale, 10) for n in pair)
         assert fraction is not None
         return PublishedCell(fraction, spread, doubt)
 
     def doubt(self, text: str | None) -> str | None:
-        """Return a doubt's text, which may stand in the section of those that are shared."""
+        """Return the text of a doubt, given either directly or by its name in section doubts."""
         return None if text is None else self.doubts.get(text, text)
 
     def entries(self, content: Any, part: str) -> Iterator[tuple[str, Any]]:
         self.place.append(part)
-        self.check(isinstance(content[part], dict), "expected entries by name")
+        self.check(
+            isinstance(content[part], dict), f"expected entries by name, got {content[part]!r}"
+        )
         for name, entry in content[part].items():
-            self.check(re.fullmatch(r"\w+", name) is not None, f"{name!r} is no plain name")
+            self.check(
+                re.fullmatch(r"\w+", name) is not None, f"expected a plain name, got {name!r}"
+            )
             self.place.append(name)
             yield name, entry
             self.place.pop()
         self.place.pop()
 
     def check_keys(self, entry: Any, required: Sequence[str], optional: Sequence[str] = ()) -> None:
-        self.check(isinstance(entry, dict), f"expected {', '.join(required)}")
+        self.check(isinstance(entry, dict), f"expected {', '.join(required)}, got {entry!r}")
         for key in required:
-            self.check(key in entry, f"{key} is missing")
+            self.check(key in entry, f"{key} is missing, add it to {', '.join(map(str, entry))}")
         for key in entry:
             self.check_name("key", key, (*required, *optional))
 
     def check_name(self, kind: str, name: object, names: Any) -> None:
-        self.check(name in names, f"unknown {kind} {name} (there are {', '.join(sorted(names))})")
+        self.check(name in names, f"unknown {kind} {name} (choose from {', '.join(sorted(names))})")
 
-    def check(self, right: bool, wrong: str) -> None:
-        if not right:
-            raise ValueError(f"{': '.join(self.place)}: {wrong}")
+    def check(self, valid: bool, problem: str) -> None:
+        if not valid:
+            raise ValueError(f"{': '.join(self.place)}: {problem}")

@@ -1,4 +1,4 @@
-"""Match of runs with the rows of a published table: same method, data, protocol and weights."""
+"""Matching of runs to rows of a published table, by method, data, protocol and weights."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def differences(
     source: PublishedTables,
     weights_kinds: Mapping[Path, str],
 ) -> list[str]:
-    """Return the differences that keep a run from belonging to a row, nothing if it does.
+    """Return the differences between a run and the run that a row requires; empty if it matches.
 
-    Random and demo weights stand in for all others, and for their network.
+    Random and demo weights are accepted in place of any weights and backbone.
 
     Args:
-        spec: The run that the row needs.
-        run: Any run.
+        spec: The run that the row requires.
+        run: The run to match.
         source: All published tables.
-        weights_kinds: Names of weights by file, where no record beside the file has them.
+        weights_kinds: Names of the weights by file, for files without a provenance record.
     """
     texts = []
     for key, value in spec.match.items():
@@ -41,7 +41,7 @@ def differences(
 
 
 def _condition(run: FinishedRun, key: str) -> object:
-    """Return a run's value of a condition."""
+    """Return a run's value for a condition."""
     if key.startswith("model."):
         model = run.config.get("model")
         return _lookup(model.get("init_args") if isinstance(model, dict) else None, key[6:])
@@ -53,9 +53,9 @@ def _condition(run: FinishedRun, key: str) -> object:
 
 def _difference_text(key: str, run_value: object, required: object) -> str:
     if key == "each":
-        return "it is one model of all categories" if required else "it is one model a category"
+        return f"it has one model {'for all categories' if required else 'per category'}"
     if run_value is None:
-        return f"{key} is not {printable(required)}"
+        return f"{key} is unset, not {printable(required)}"
     addition = "" if required is None else f", not {printable(required)}"
     return f"{key} is {printable(run_value)}{addition}"
 
@@ -77,7 +77,8 @@ def _weights_differences(
     if not run.provenance:
         file = run.weights
         return [
-            f"nothing beside its weights {file} says what they are: --weights {required}={file}"
+            f"its weights {file} have no provenance record (if they are the right ones, pass "
+            f"--weights {required}={file})"
         ]
     return [
         f"{key} of its weights is {printable(recorded)}, not {printable(value)}"
@@ -87,7 +88,7 @@ def _weights_differences(
 
 
 def _lookup(content: Any, key: str) -> object:
-    """Return the value under keys joined by dots; None if there is none."""
+    """Return the value at a dotted path of keys; None if there is none."""
     for part in key.split("."):
         if not isinstance(content, Mapping):
             return None
@@ -101,26 +102,26 @@ def mismatch(
     source: PublishedTables,
     weights_kinds: Mapping[Path, str],
 ) -> str:
-    """Return the reason why a run belongs to no row, by the row that is nearest to it.
+    """Explain why a run matches no row, by its differences from the closest row.
 
     Args:
-        table: The table.
-        run: A run that belongs to none of its rows.
+        table: The published table.
+        run: A run that matches none of its rows.
         source: All published tables.
-        weights_kinds: Names of weights by file, as in :func:`differences`.
+        weights_kinds: Names of the weights by file, as in :func:`differences`.
     """
-    start = f"{run.label} belongs to no row of {table.id}"
+    start = f"{run.label} matches no row of {table.id}"
     method = printable(run.method)
     candidates = [row for row in table.rows if row.run and row.run.match["method"] == run.method]
     if not candidates:
-        return f"{start}: none is of {method}"
+        return f"{start}: no row has {method}"
     candidates = [row for row in candidates if row.data == run.data]
     if not candidates:
-        return f"{start}: none is of {method} on {printable(run.data)}"
+        return f"{start}: no row has {method} on {printable(run.data)}"
     reasons = [
         (texts, row.method)
         for row in candidates
         if row.run and (texts := differences(row.run, run, source, weights_kinds))
     ]
     texts, nearest = min(reasons, key=lambda reason: len(reason[0]))
-    return f"{start}; nearest is {nearest}, but {', '.join(texts)}"
+    return f"{start}: the closest row is {nearest}, but {', '.join(texts)}"

@@ -1,4 +1,4 @@
-"""A table for people in three forms: text for a terminal, Markdown, and a page of HTML."""
+"""Readable table in three formats: terminal text, Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from anomaly_clip.report.templates import render
 __all__ = ["ReportTable", "TableLine", "TableNote"]
 
 MAX_PRINTED = 40
-"""Categories that are printed; files have all."""
+"""Maximum number of categories that are printed; files list all of them."""
 MAX_PADDED = 7
-"""Columns that leave room for more space between them."""
+"""Most columns that are printed with extra space between them."""
 NAME_WIDTH = 10
-"""Least characters of a column of names: published and difference are whole."""
+"""Minimum width of a name column, so that "published" and "difference" are not wrapped."""
 STYLES = {"mean": "bold", "difference": "italic", "ours": "bold", "missing": "dim"}
-"""Style of a line by its kind, in a terminal."""
+"""Terminal style of a line, by its kind."""
 
 
 class TableNote(NamedTuple):
@@ -40,9 +40,9 @@ class TableLine(NamedTuple):
     cells: tuple[str, ...]
     kind: Literal["category", "mean", "published", "ours", "missing", "difference"]
     first: bool = False
-    """True if it begins a group of lines."""
+    """True for the first line of a group."""
     rank: float | None = None
-    """Value of a category by which the lowest are found, if not all are printed."""
+    """Value that the lines are ranked by if only the lowest categories are printed."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,13 @@ class ReportTable:
 
     Args:
         title: Heading of the table.
-        notes: Remarks above it, to be read first.
+        notes: Remarks above the table.
         headings: One heading per column.
-        lines: The table's lines.
-        legend: Explanations below it.
-        num_names: Number of columns at the left that hold names.
-        printed: The columns that a terminal shows; None: all.
-        ranked_by: Name of the value that lines are ranked by.
+        lines: Lines of the table.
+        legend: Explanations below the table.
+        num_names: Number of leading columns that hold names.
+        printed: Columns shown in a terminal; None: all.
+        ranked_by: Name of the value in `TableLine.rank`.
     """
 
     title: str
@@ -70,11 +70,11 @@ class ReportTable:
     ranked_by: str = ""
 
     def print(self) -> None:
-        """Print it, of very many categories only the lowest."""
-        lines, cut = self._printed_lines()
+        """Print the table; at most `MAX_PRINTED` categories, those with the lowest values."""
+        lines, omission_notes = self._printed_lines()
         columns = range(len(self.headings)) if self.printed is None else self.printed
-        apart = 1 if len(columns) <= MAX_PADDED else 0  # the box sets them apart by one already
-        table = Table(box=box.SIMPLE_HEAD, padding=(0, apart, 0, 0), pad_edge=False)
+        padding = 1 if len(columns) <= MAX_PADDED else 0  # in addition to one space from the box
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, padding, 0, 0), pad_edge=False)
         for column in columns:
             is_name = column < self.num_names
             table.add_column(
@@ -93,7 +93,7 @@ class ReportTable:
         for note in self.notes:
             console.print(_note_text(note), soft_wrap=True)
         console.print(table)
-        for note in [*cut, *self.legend]:
+        for note in [*omission_notes, *self.legend]:
             console.print(_note_text(note), soft_wrap=True)
 
     def _printed_lines(self) -> tuple[Sequence[TableLine], list[TableNote]]:
@@ -104,27 +104,27 @@ class ReportTable:
         ranked = sorted(categories, key=lambda line: 2.0 if line.rank is None else line.rank)
         rest = [line for line in self.lines if line.kind != "category"]
         note = (
-            f"the {MAX_PRINTED} lowest of {len(categories)} categories by {self.ranked_by}; "
-            f"--csv, --markdown and --html have all"
+            f"the {MAX_PRINTED} of {len(categories)} categories with the lowest {self.ranked_by}; "
+            f"--csv, --markdown and --html write all of them"
         )
         return [*ranked[:MAX_PRINTED], *rest], [TableNote(note)]
 
     def markdown(self) -> str:
-        """Return it as Markdown, names as they are."""
-        edge = ["---" if n < self.num_names else "---:" for n in range(len(self.headings))]
+        """Return the table as Markdown; names are escaped."""
+        separator = ["---" if n < self.num_names else "---:" for n in range(len(self.headings))]
         rows = [self.headings, *(line.cells for line in self.lines)]
         cells = [[_escape_markdown(cell) for cell in row] for row in rows]
         for line, row in zip(self.lines, cells[1:], strict=True):
             if line.kind in ("mean", "ours"):
                 row[:] = [f"**{cell}**" if cell else cell for cell in row]
-        grid = [f"| {' | '.join(row)} |" for row in [cells[0], edge, *cells[1:]]]
+        grid = [f"| {' | '.join(row)} |" for row in [cells[0], separator, *cells[1:]]]
         notes = [_markdown_note(note) for note in self.notes]
         legend = [f"- {_markdown_note(note)}" for note in self.legend]
         parts = [f"# {_escape_markdown(self.title)}", *notes, "\n".join(grid), "\n".join(legend)]
         return "\n\n".join(part for part in parts if part) + "\n"
 
     def html(self) -> str:
-        """Return it as a page that needs no other file."""
+        """Return the table as a self-contained HTML page."""
         return render("table.html.jinja", table=self)
 
 
@@ -133,7 +133,7 @@ def _note_text(note: TableNote) -> Text:
 
 
 def _escape_markdown(text: str) -> str:
-    """Return a text of which nothing is taken for markup, in one line."""
+    """Return a text as one line with all markup escaped."""
     plain = html.escape(" ".join(text.split()), quote=False)
     return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", plain)
 

@@ -1,4 +1,4 @@
-"""The HTML templates beside this file, filled in."""
+"""Rendering of the HTML templates in this folder."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def _environment() -> Environment:
 
 
 def render(template: str, **values: object) -> str:
-    """Return a template's text with the values filled in, escaped where they are no markup.
+    """Render a template; values are HTML-escaped unless they are markup.
 
     Args:
-        template: The template's file name.
-        values: Every name that the template uses.
+        template: File name of the template.
+        values: Values of all names that the template uses.
     """
     return _environment().get_template(template).render(**values)

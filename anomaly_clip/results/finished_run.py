@@ -1,4 +1,4 @@
-"""A finished run: its metrics by category, and everything that they depend on."""
+"""A finished run: its metrics per category, and everything that they depend on."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ __all__ = ["FinishedRun", "Tag", "printable"]
 
 
 class Tag(NamedTuple):
-    """A warning that must stand next to a run's metrics."""
+    """Warning to show next to a run's metrics."""
 
     short: str
-    """Inside a cell."""
+    """Text inside a table cell."""
     long: str
+    """Text of a note."""
     comparable: bool = False
-    """True if a difference to a published metric may be taken all the same."""
+    """True if a difference from a published metric is still meaningful."""
 
 
 @dataclass(frozen=True)
@@ -33,17 +34,17 @@ class FinishedRun:
 
     Args:
         folder: The run's folder.
-        method: The class that was tested.
-        data: The data set's class.
+        method: Class name of the tested method.
+        data: Class name of the data set.
         backbone: Name of the network.
-        pretrained: The weights: a name or a file.
-        random: Whether they are untrained.
-        categories: Metrics by category, as fractions; None where one is undefined.
+        pretrained: Name or file of the weights.
+        random: Whether the weights are untrained.
+        categories: Metrics by category, as fractions; None if undefined.
         protocol: Everything that the metrics depend on.
         seed: Seed of the run, None if unknown.
-        failed: Categories that could not be run.
-        config: The run's options, empty if they were not kept.
-        provenance: Record of the fit that made a weights file, empty if unknown.
+        failed: Categories whose run failed.
+        config: Options of the run; empty if they were not saved.
+        provenance: Record of the fit that produced the weights file; empty if unknown.
     """
 
     folder: Path
@@ -61,22 +62,22 @@ class FinishedRun:
 
     @property
     def label(self) -> str:
-        """The folder, fit for printing."""
+        """The folder as printable text."""
         return printable(str(self.folder))
 
     @property
     def weights(self) -> str:
-        """Name or file of the weights, fit for printing."""
+        """Name or file of the weights as printable text."""
         return RANDOM if self.random else printable(self.pretrained)
 
     @property
     def seeds(self) -> tuple[object, object]:
-        """Seeds of the run and of its data, which tell draws of one experiment apart."""
+        """Seeds of the run and of its data; they distinguish repetitions of one experiment."""
         return self.seed, self.protocol.get("data_seed")
 
     @property
     def settings(self) -> str:
-        """Model and data of the configuration without their seeds, as JSON."""
+        """Model and data options of the configuration, without seeds, as JSON."""
         options_by_part = {}
         for part in ("model", "data"):
             section = self.config.get(part)
@@ -90,24 +91,24 @@ class FinishedRun:
         """Folder, method, data and weights in one line."""
         return (
             f"{self.label}: {printable(self.method)} on {printable(self.data)}, "
-            f"{printable(self.backbone)} weights {self.weights}"
+            f"{printable(self.backbone)} with weights {self.weights}"
         )
 
     @property
     def metrics(self) -> list[str]:
-        """Names of its metrics, in their order."""
+        """Names of the metrics, in order."""
         return list(dict.fromkeys(name for row in self.categories.values() for name in row))
 
     @cached_property
     def expected(self) -> frozenset[str]:
-        """The categories that a mean must be of: all of a data set if the run's are among them."""
+        """Categories that a mean must cover: all of the data set if those of the run are in it."""
         tried = {*self.categories, *self.failed}
         published = set(DATASETS[self.data].counts) if self.data in DATASETS else set()
         return frozenset(published if tried <= published else tried)
 
     @cached_property
     def tags(self) -> tuple[Tag, ...]:
-        """Warnings that must stand next to its metrics."""
+        """Warnings to show next to the metrics."""
         tags = []
         if self.random:
             tags.append(Tag("random", RANDOM_WARNING))
@@ -121,23 +122,23 @@ class FinishedRun:
             tags.append(Tag("overlap", f"{number} TEST IMAGES ARE AMONG THE TRAINING IMAGES"))
         selected = selection_warning(self.protocol)
         if selected is not None:
-            tags.append(Tag("by test", selected, comparable=True))
+            tags.append(Tag("best_test", selected, comparable=True))
         return tuple(tags)
 
     def _training_tags(self) -> list[Tag]:
-        """Return the warnings for the training that the weights come from."""
+        """Return the warnings about the training of the weights."""
         tags = []
         text, start = self.provenance.get("text"), self.provenance.get("backbone")
         text_weights = text.get("pretrained") if isinstance(text, dict) else None
         if text_weights in (DEMO, RANDOM):
-            note = f"the backbone followed texts of {text_weights} weights"
-            tags.append(Tag(f"{text_weights} texts", note))
+            note = f"the backbone was aligned with text embeddings of {text_weights} weights"
+            tags.append(Tag(f"{text_weights} text", note))
         if isinstance(start, dict) and start.get("weights") == RANDOM:
-            tags.append(Tag("random start", "the backbone was trained from random weights"))
+            tags.append(Tag("random init", "the backbone was trained from random weights"))
         return tags
 
     def _scored_part(self) -> str:
-        """Return the number of images that were scored, of all."""
+        """Return the number of scored images out of all as text."""
         counts, listed = self.protocol.get("images"), self.protocol.get("listed")
         if not isinstance(counts, dict) or not isinstance(listed, int):
             return "not all test images"
@@ -146,13 +147,13 @@ class FinishedRun:
 
     @property
     def is_stand_in(self) -> bool:
-        """True for untrained and demo weights, which no published metric is of."""
+        """True for untrained and demo weights, with which no result was published."""
         return self.random or self.pretrained == DEMO
 
     def mean(self, metric: str, over: Sequence[str] | frozenset[str]) -> tuple[float | None, int]:
-        """Return the mean of a metric over categories, and the number of those that have it.
+        """Return the mean of a metric over categories, and the number of categories that define it.
 
-        It is None unless all have it.
+        The mean is None unless all categories define it.
         """
         values = [self.categories.get(category, {}).get(metric) for category in over]
         count = sum(value is not None for value in values)
@@ -160,5 +161,5 @@ class FinishedRun:
 
 
 def printable(text: object) -> str:
-    """Return a text without characters that steer a terminal."""
+    """Replace non-printable characters, which could control a terminal."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))

@@ -1,4 +1,4 @@
-"""A run's folder: its number, and the names of the files in it."""
+"""Creation of a run's folder, and the names of the files in it."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ __all__ = [
 
 METRICS_FILE = "metrics.json"
 PREDICT_FILE = "predict.json"
-"""Written by a predict in the place of metrics: the origin of its scores."""
+"""File that predict writes instead of metrics: the origin of its scores."""
 SCORES_FILE = "scores.csv"
 CONFUSION_FILE = "confusion.png"
 GALLERY = "gallery"
-"""Folder of the gallery's images, and name of the ``.json`` in it that lists them."""
+"""Folder of the gallery images, and stem of the ``.json`` file in it that lists them."""
 
 
 def create_run_folder(root: Path, name: str) -> Path:
     """Create ``root/name/<n>`` with the next free number; two runs never share a folder.
 
     Raises:
-        ValueError: If the folder cannot be made.
+        ValueError: If the folder cannot be created.
     """
     parent = root / name
     try:
@@ -37,7 +37,9 @@ def create_run_folder(root: Path, name: str) -> Path:
             try:
                 (parent / str(number)).mkdir()
             except FileExistsError:
-                continue  # another run was faster
+                continue  # another run created it first
             return parent / str(number)
     except OSError as error:
-        raise ValueError(f"output.root {root}: cannot make a run folder there ({error})") from None
+        raise ValueError(
+            f"output.root {root}: cannot make a run folder there ({error}): name a writable folder"
+        ) from None

@@ -1,6 +1,7 @@
-"""Anomaly maps kept on disk from a run's steps to its end, when images of them are drawn.
+"""Anomaly maps stored on disk during a run and drawn at its end.
 
-They wait because all are drawn on the scale of their category, known at the end only.
+They are stored because all maps of a category are drawn on a common scale, which is only known at
+the end.
 """
 
 from __future__ import annotations
@@ -26,18 +27,18 @@ if TYPE_CHECKING:
 __all__ = ["MapStore", "Ranges", "Rows", "image_names", "merge_ranges"]
 
 Rows = dict[int, dict[str, Any]]
-"""Path, category, label and scores of each image, by its index."""
+"""Path, category, label and scores of each image, by index."""
 Ranges = dict[str, list[float]]
-"""The lowest and the highest value of a category's maps."""
+"""Lowest and highest value of the maps of each category."""
 
 
 class MapStore:
-    """The maps of one process, in a scratch folder.
+    """Anomaly maps of one process, in a scratch folder.
 
     Args:
-        folder: Shared by all processes of a run; each keeps other images.
-        with_stages: Whether the maps of a method's intermediate steps are kept, too.
-        longest: Side in pixels that larger maps are shrunk to; None: all are kept as they are.
+        folder: Scratch folder shared by all processes of a run; each stores different images.
+        with_stages: Whether to store the maps of a method's intermediate steps too.
+        longest: Longest side in pixels to which larger maps are shrunk; None: no shrinking.
     """
 
     def __init__(self, folder: Path, with_stages: bool = False, longest: int | None = None) -> None:
@@ -48,11 +49,11 @@ class MapStore:
         self.indices: list[int] = []
 
     def __contains__(self, index: object) -> bool:
-        """Return whether the map of an image was kept, by this process or another."""
+        """Return whether the map of an image was stored, by this process or another."""
         return isinstance(index, int) and self._file(index).is_file()
 
     def keep(self, scores: Scores, indices: Sequence[int], categories: Sequence[str]) -> None:
-        """Keep the maps of a batch, if it has any."""
+        """Store the maps of a batch, if there are any."""
         if "anomaly_map" not in scores:
             return
         final = scores["anomaly_map"].float()
@@ -61,7 +62,7 @@ class MapStore:
             size = (final.shape[-2], final.shape[-1])
             stages = scores.get("stage_maps", {})
             named |= {name: resize_maps(maps.float(), size) for name, maps in stages.items()}
-        lowest, highest = (ends.tolist() for ends in final.flatten(1).aminmax(dim=1))
+        lowest, highest = (bounds.tolist() for bounds in final.flatten(1).aminmax(dim=1))
         arrays = {name: self._shrunk(maps).cpu().numpy() for name, maps in named.items()}
         for row, (index, category) in enumerate(zip(indices, categories, strict=True)):
             widen(self.ranges, category, lowest[row], highest[row])
@@ -70,7 +71,7 @@ class MapStore:
             self.indices.append(index)
 
     def load(self, index: int, size: tuple[int, int] | None = None) -> dict[str, NDArray]:
-        """Return the maps of an image by name, ``map`` first, resized if a size is given."""
+        """Load the maps of an image by name, ``map`` first, resized if a size is given."""
         with np.load(self._file(index)) as file:
             maps = {name: file[name] for name in file.files}
         if size is not None:
@@ -81,7 +82,7 @@ class MapStore:
         return maps
 
     def clear(self) -> None:
-        """Remove the folder."""
+        """Remove the scratch folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _shrunk(self, maps: Tensor) -> Tensor:
@@ -97,13 +98,13 @@ class MapStore:
 
 
 def widen(ranges: Ranges, category: str, low: float, high: float) -> None:
-    """Let the range of a category hold two more values."""
+    """Extend the range of a category to include two more values."""
     bounds = ranges.setdefault(category, [low, high])
     bounds[:] = [min(bounds[0], low), max(bounds[1], high)]
 
 
 def merge_ranges(parts: Sequence[Mapping[str, Sequence[float]]]) -> Ranges:
-    """Return the ranges over all processes."""
+    """Merge the ranges of all processes."""
     ranges: Ranges = {}
     for part in parts:
         for category, (low, high) in part.items():
@@ -112,7 +113,7 @@ def merge_ranges(parts: Sequence[Mapping[str, Sequence[float]]]) -> Ranges:
 
 
 def image_names(samples: Sequence[Sample]) -> list[str]:
-    """Return ``category/defect/stem`` for each sample, made distinct by the index where needed.
+    """Return ``category/defect/stem`` for each sample, with the index appended to duplicates.
 
     Example:
         >>> from pathlib import Path

@@ -1,4 +1,4 @@
-"""``metrics.json`` and ``metrics.csv`` of a run: written after a test, merged from many tests."""
+"""``metrics.json`` and ``metrics.csv`` of a run, written after a test or merged from several."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from anomaly_clip.results.folder import METRICS_FILE
 __all__ = ["merge_metrics", "run_record", "weights_label", "write_metrics"]
 
 PER_CATEGORY = ("images", "anomalous", "words")
-"""Parts of a protocol that hold a value per category."""
+"""Protocol entries that hold a value per category."""
 OF_ONE_CATEGORY = ("selected_epoch", "spread", "by_round", "trained_on")
-"""Parts of a protocol that a merged run keeps per category."""
+"""Protocol entries of a single test that a merged run keeps per category."""
 COUNTS = ("overlap", "anomalous_without_pixels", "listed")
-"""Parts of a protocol that add up; None where one of them is not known."""
+"""Protocol entries that are summed; None if any of them is unknown."""
 
 
 def weights_label(weights: WeightsRecord) -> str:
-    """Return the entry of the column ``weights`` in tables: the source, or the word random."""
+    """Return the value of the column ``weights`` in tables: the source, or ``random``."""
     return "random" if weights["random"] else weights["pretrained"]
 
 
@@ -33,7 +33,7 @@ def run_record(
     checkpoint: str | None,
     seed: int | None,
 ) -> dict[str, Any]:
-    """Return what metrics come from: the part ``run`` of ``metrics.json``."""
+    """Return the section ``run`` of ``metrics.json``: the origin of the metrics."""
     return {
         "method": method,
         "weights": weights,
@@ -48,9 +48,9 @@ def write_metrics(folder: Path, results: Results, run: Mapping[str, Any]) -> Non
     """Write ``metrics.json`` and ``metrics.csv`` into a run's folder.
 
     Args:
-        folder: The run's.
-        results: Its metrics.
-        run: What they come from; see :func:`run_record`.
+        folder: The run's folder.
+        results: Metrics of the run.
+        run: Origin of the metrics; see :func:`run_record`.
     """
     write_json(folder / METRICS_FILE, {**results, "run": run})
     label = weights_label(run["weights"])
@@ -63,14 +63,14 @@ def write_metrics(folder: Path, results: Results, run: Mapping[str, Any]) -> Non
 def merge_metrics(
     parts: Mapping[str, Mapping[str, Any]], failed: Mapping[str, str]
 ) -> tuple[Results, dict[str, Any]]:
-    """Merge the tests of one model per category into one.
+    """Merge the tests of one model per category.
 
     Args:
-        parts: The content of ``metrics.json`` by category.
-        failed: Reasons by category, of those that have no test.
+        parts: Content of ``metrics.json`` by category.
+        failed: Reason of the failure for each category without a test.
 
     Returns:
-        The metrics of all categories with their means, and the part ``run``.
+        The metrics of all categories with their means, and the section ``run``.
     """
     first = next(iter(parts.values()))["run"]
     protocols = {name: part["run"]["protocol"] for name, part in parts.items()}

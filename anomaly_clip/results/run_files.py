@@ -1,6 +1,6 @@
-"""All files of a run's folder, read for its page.
+"""Reader of all files in a run's folder, for the report page.
 
-A run of ``each`` keeps scores, curves and images in the folders of its categories.
+A run of ``each`` stores scores, curves and images in one folder per category.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class CategoryScores(NamedTuple):
 
     scores: NDArray[np.float32]
     anomalous: NDArray[np.bool_] | None
-    """None without labels."""
+    """Labels of the images; None if unknown."""
 
 
 class GalleryImage(NamedTuple):
@@ -58,27 +58,27 @@ class GalleryImage(NamedTuple):
     label: bool | None
     score: float
     gap: float
-    """Distance to the wrong side of its category's threshold; the worst come first."""
+    """Sort key, highest first; see :class:`~anomaly_clip.results.selection.SelectedImage`."""
     has_mask: bool
     full: str | None
-    """Path of the full-size image from the run's folder; None if there is none."""
+    """Path of the full-size image relative to the run's folder; None if there is none."""
 
 
 @dataclass(frozen=True)
 class RunFiles:
-    """Content of a run's folder; the part of a missing file is empty.
+    """Content of a run's folder; the attribute of a missing file is empty.
 
     Args:
         folder: The run's folder.
         run: Method, weights, protocol, seed and versions.
-        warnings: Warnings that must stand next to its metrics.
-        mean: Mean metrics; None of a predict.
+        warnings: Warnings to show next to the metrics.
+        mean: Mean metrics; None for predict.
         metrics: Metrics by category.
         scores: Image scores by category.
         curves: Curves by category.
-        gallery: Selected images.
-        configs: The complete configurations by their files' names.
-        confusion: Image of a classification's confusion matrix.
+        gallery: Images of the gallery.
+        configs: Complete configurations by file name.
+        confusion: Image of the confusion matrix of a classification.
     """
 
     folder: Path
@@ -94,7 +94,7 @@ class RunFiles:
 
     @property
     def num_rounds(self) -> int:
-        """Number of rounds that the metrics are means of."""
+        """Number of rounds that the metrics are averaged over."""
         rounds = mapping(self.run.get("protocol")).get("rounds")
         return rounds if isinstance(rounds, int) else 1
 
@@ -103,7 +103,7 @@ def read_files(folder: Path) -> RunFiles:
     """Read a run of test, each or predict.
 
     Raises:
-        UserError: If it is none, or a file of it is damaged.
+        UserError: If the folder is not that of a finished run, or a file in it is damaged.
     """
     mean: Mapping[str, float | None] | None = None
     metrics: Mapping[str, Mapping[str, float | None]] = {}
@@ -115,13 +115,13 @@ def read_files(folder: Path) -> RunFiles:
         content = read_object(folder / PREDICT_FILE)
         run = mapping(content.get("run"))
         has_origin = "method" in run and "data" in mapping(run.get("protocol"))
-        expect(has_origin, folder / PREDICT_FILE, "does not say what was run on what")
+        expect(has_origin, folder / PREDICT_FILE, "does not name the method and the data set")
         remark = weights_remark(mapping(run.get("weights")))
         warnings = [] if remark is None else [remark]
     else:
         raise UserError(
-            f"{folder}: there is neither {METRICS_FILE} nor {PREDICT_FILE} in it: name the folder "
-            f"of a finished run of test, each or predict"
+            f"{folder}: it has neither {METRICS_FILE} nor {PREDICT_FILE}: name the folder of a "
+            f"finished run of test, each or predict"
         )
     parts = [folder, *(folder / safe_name(name) for name in metrics)]
     parts = [part for part in parts if part == folder or (part / METRICS_FILE).is_file()]
@@ -144,13 +144,14 @@ def read_files(folder: Path) -> RunFiles:
 
 def _checked_mean(content: Mapping[str, Any], file: Path) -> Mapping[str, float | None]:
     mean = mapping(content.get("mean"))
-    wrong = next((name for name in mean if not is_fraction(mean[name])), None)
-    expect(wrong is None, file, f"has a mean {printable(wrong)} that is no fraction")
+    for name, value in mean.items():
+        problem = f"has {printable(value)} for the mean {printable(name)}, not a fraction"
+        expect(is_fraction(value), file, problem)
     return mean
 
 
 def _read_scores(file: Path) -> dict[str, CategoryScores]:
-    """Return image scores by category; a classification has none."""
+    """Read image scores by category; a classification has none."""
     if not file.is_file():
         return {}
     rows_by_category: dict[str, list[tuple[float, str]]] = {}
@@ -158,13 +159,13 @@ def _read_scores(file: Path) -> dict[str, CategoryScores]:
         with file.open(newline="", encoding="utf-8") as opened:
             table = csv.DictReader(opened)
             if "path" not in (table.fieldnames or ()):
-                raise ValueError("it is no table of images")
+                raise ValueError(f"expected a column 'path', got {table.fieldnames}")
             if "image_score" not in (table.fieldnames or ()):
                 return {}
             for row in table:
                 score = float(row["image_score"])
                 if not math.isfinite(score):
-                    raise ValueError(f"a score is {row['image_score']}")
+                    raise ValueError(f"expected finite scores, got {row['image_score']}")
                 rows_by_category.setdefault(row["category"], []).append((score, row["label"]))
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise UserError(f"{file}: damaged ({error}): {REPEAT_TEST}") from None
@@ -194,12 +195,12 @@ def _read_curves(file: Path) -> dict[str, Curves]:
 def _parse_curve(points: Any) -> Curve:
     x, y = ([float(value) for value in axis] for axis in points)
     if not x or len(x) != len(y) or not all(map(math.isfinite, [*x, *y])):
-        raise ValueError("a curve has no points, or some without a partner")
+        raise ValueError(f"expected finite pairs of x and y, got {len(x)} x and {len(y)} y")
     return Curve(x, y)
 
 
 def _read_gallery(part: Path, folder: Path) -> list[GalleryImage]:
-    """Return the gallery of a run's folder, or of one of its categories."""
+    """Read the gallery from a run's folder, or from the folder of one of its categories."""
     file = part / GALLERY / f"{GALLERY}.json"
     if not file.is_file():
         return []
@@ -208,7 +209,7 @@ def _read_gallery(part: Path, folder: Path) -> list[GalleryImage]:
         for entry in read_object(file)["pictures"]:
             image = (part / GALLERY / entry["picture"]).resolve()
             full = part / "maps" / f"{entry['name']}.png"
-            inside = image.is_relative_to((part / GALLERY).resolve())  # nothing else is embedded
+            inside = image.is_relative_to((part / GALLERY).resolve())  # embed no other file
             if entry["kind"] not in HEADINGS_BY_KIND or not inside or not image.is_file():
                 continue
             images.append(
@@ -230,5 +231,5 @@ def _read_gallery(part: Path, folder: Path) -> list[GalleryImage]:
 
 
 def mapping(value: object) -> Mapping[str, Any]:
-    """Return a part of a record, an empty one where it has another form."""
+    """Return the value if it is a mapping, else an empty mapping."""
     return value if isinstance(value, Mapping) else {}

@@ -1,4 +1,4 @@
-"""Reader of the folders of finished runs; every mistake in one is a sentence for the user."""
+"""Reader of the folders of finished runs, with readable error messages for damaged ones."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ __all__ = [
 ]
 
 CONFIG_FILES = ("config-each.yaml", "config-test.yaml", "config-fit.yaml")
-"""Files with a run's options; the first that exists counts."""
+"""Files with the options of a run; the first one that exists is used."""
 RUN_KEYS = ("method", "weights", "protocol")
 WEIGHT_KEYS = ("backbone", "pretrained", "random")
-REPEAT_TEST = "run the test again, or leave the folder out"
-"""Advice at the end of a message on a damaged file."""
+REPEAT_TEST = "repeat the test, or leave this folder out"
+"""Advice at the end of a message about a damaged file."""
 
 
 def find_runs(folders: Sequence[Path]) -> list[FinishedRun]:
-    """Read runs; a folder of several, as ``compare`` makes it, stands for all of them.
+    """Read runs; a folder with several runs, as written by ``compare``, stands for all of them.
 
     Raises:
-        UserError: If one is missing, unfinished or damaged.
+        UserError: If a run is missing, unfinished or damaged.
     """
     runs: dict[Path, FinishedRun] = {}
     for folder in folders:
@@ -47,16 +47,16 @@ def find_runs(folders: Sequence[Path]) -> list[FinishedRun]:
 
 
 def _run_folders(folder: Path) -> list[Path]:
-    """Return the folders with metrics that an argument of the command line stands for."""
+    """Return the folders with metrics that one command-line argument stands for."""
     if folder.name == METRICS_FILE:
         folder = folder.parent
     if (folder / METRICS_FILE).is_file():
         return [folder]
     if not folder.is_dir():
-        raise UserError(f"{folder}: there is no such folder; name that of a run (as runs/padim/1)")
+        raise UserError(f"{folder}: there is no such folder; name that of a run, e.g. runs/padim/1")
     if (folder / CONFIG_FILES[0]).is_file():
         raise UserError(
-            f"{folder}: the run is not finished, there is no {METRICS_FILE}; go on with it: "
+            f"{folder}: the run is not finished, {METRICS_FILE} is missing; continue it with "
             f"anomaly_clip each --resume {folder}"
         )
     below = sorted(file.parent for file in folder.glob(f"*/{METRICS_FILE}"))
@@ -65,11 +65,11 @@ def _run_folders(folder: Path) -> list[Path]:
     checkpoint = folder / "checkpoints" / "last.ckpt"
     if checkpoint.is_file():
         raise UserError(
-            f"{folder}: fitted but not tested, there is no {METRICS_FILE}; test it: "
+            f"{folder}: fitted but not tested, {METRICS_FILE} is missing; test it with "
             f"anomaly_clip test --ckpt_path {checkpoint}"
         )
     raise UserError(
-        f"{folder}: there is no {METRICS_FILE} in it: name the folder of a run of test or each"
+        f"{folder}: it has no {METRICS_FILE}; name the folder of a finished run of test or each"
     )
 
 
@@ -77,23 +77,23 @@ def read_run(folder: Path) -> FinishedRun:
     """Read a run of test or each.
 
     Raises:
-        UserError: If it is damaged.
+        UserError: If the file is missing or damaged.
     """
     return parse_run(folder, read_json(folder / METRICS_FILE))
 
 
 def parse_run(folder: Path, content: Any) -> FinishedRun:
-    """Check the content of a run's ``metrics.json``, and read what lies beside it.
+    """Check the content of a run's ``metrics.json``, and read the files next to it.
 
     Args:
         folder: The run's folder.
-        content: The parsed JSON.
+        content: Parsed JSON of ``metrics.json``.
 
     Raises:
-        UserError: If the content is not that of a run of test or each.
+        UserError: If the content was not written by a run of test or each.
     """
     file = folder / METRICS_FILE
-    expect(isinstance(content, dict), file, "is not a table of figures")
+    expect(isinstance(content, dict), file, f"has a {type(content).__name__}, not an object")
     for key in ("categories", "run"):
         expect(isinstance(content.get(key), dict), file, f"has no {key}")
     run, categories = content["run"], content["categories"]
@@ -106,7 +106,7 @@ def parse_run(folder: Path, content: Any) -> FinishedRun:
     has_data = isinstance(protocol, dict) and isinstance(protocol.get("data"), str)
     expect(has_data, file, "has no run.protocol.data")
     failed = run.get("failed") or {}
-    expect(isinstance(failed, dict), file, "has a run.failed of another form")
+    expect(isinstance(failed, dict), file, f"has {printable(failed)} for run.failed, not an object")
     _check_categories(categories, file)
     return FinishedRun(
         folder,
@@ -127,16 +127,15 @@ def parse_run(folder: Path, content: Any) -> FinishedRun:
 def _check_categories(categories: Mapping[str, Any], file: Path) -> None:
     expect(bool(categories), file, "has no categories")
     for category, metrics in categories.items():
-        expect(isinstance(metrics, dict), file, f"has no figures of {printable(category)}")
+        expect(isinstance(metrics, dict), file, f"has no metrics of {printable(category)}")
         for name, value in metrics.items():
             place = f"{printable(name)} of {printable(category)}"
-            wrong = f"has {printable(value)} for {place}, not a fraction"
-            expect(is_fraction(value), file, wrong)
-    expect(any(categories.values()), file, "has no figures")
+            expect(is_fraction(value), file, f"has {printable(value)} for {place}, not a fraction")
+    expect(any(categories.values()), file, "has no metrics")
 
 
 def is_fraction(value: object) -> bool:
-    """Return whether a value is a metric in 0..1, or None, which stands for an undefined one."""
+    """Return whether a value is a metric in 0..1, or None for an undefined metric."""
     if value is None:
         return True
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -145,43 +144,44 @@ def is_fraction(value: object) -> bool:
 
 
 def read_json(file: Path) -> Any:
-    """Read JSON.
+    """Read a JSON file.
 
     Raises:
-        UserError: If it cannot be read, or is none.
+        UserError: If the file cannot be read, or is not JSON.
     """
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{file}: cannot be read ({error.strerror}): check the path") from None
     except ValueError as error:  # not JSON, or not even text
-        raise UserError(f"{file}: damaged, it is not JSON ({error}): {REPEAT_TEST}") from None
+        raise UserError(f"{file}: damaged, not valid JSON ({error}): {REPEAT_TEST}") from None
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """Read a JSON object.
+    """Read a file with a JSON object.
 
     Raises:
-        UserError: If it cannot be read, or is none.
+        UserError: If the file cannot be read, or is not a JSON object.
     """
     content = read_json(file)
     if not isinstance(content, dict):
-        raise UserError(f"{file}: damaged, it is not an object: {REPEAT_TEST}")
+        kind = type(content).__name__
+        raise UserError(f"{file}: damaged, expected a JSON object, got {kind}: {REPEAT_TEST}")
     return content
 
 
-def expect(right: bool, file: Path, wrong: str) -> None:
-    """Check a condition on the file of a run.
+def expect(valid: bool, file: Path, problem: str) -> None:
+    """Check a condition on a file of a run.
 
     Raises:
-        UserError: If it does not hold, with the file and ``wrong``.
+        UserError: If the condition is false; the message has the file and ``problem``.
     """
-    if not right:
-        raise UserError(f"{file}: {wrong}, as a run of test or each writes it: {REPEAT_TEST}")
+    if not valid:
+        raise UserError(f"{file}: {problem}, unlike the file of a finished run: {REPEAT_TEST}")
 
 
 def _read_config(folder: Path) -> Mapping[str, Any]:
-    """Return the options kept in a folder, if they can be read."""
+    """Return the options saved in a folder; empty if they cannot be read."""
     for name in CONFIG_FILES:
         if (folder / name).is_file():
             try:
@@ -193,7 +193,7 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
 
 
 def _read_provenance(weights: Path) -> Mapping[str, Any]:
-    """Return the record of our own exports: their ``.json``, and the synthesis of their fit."""
+    """Return the record of weights exported by a fit: their ``.json``, and the synthesis."""
     record_file = weights.with_suffix(".json")
     if weights.suffix not in (".safetensors", ".pt") or not record_file.is_file():
         return {}

@@ -1,4 +1,4 @@
-"""Selection of a run's most telling images, and the threshold of the highest F1."""
+"""Selection of a run's most informative images, and the threshold with the highest F1."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ __all__ = ["HEADINGS_BY_KIND", "Kind", "SelectedImage", "best_threshold", "selec
 
 Kind = Literal["false_alarm", "miss", "hit", "high", "usual"]
 HEADINGS_BY_KIND: Mapping[Kind, str] = {
-    "false_alarm": "Normal images with the highest scores: the worst false alarms first",
-    "miss": "Anomalous images with the lowest scores: the worst misses first",
-    "hit": "Typical hits: anomalous images with scores about the middle",
-    "high": "The highest scores",
-    "usual": "Usual scores: images about the middle",
+    "false_alarm": "Normal images with the highest scores (worst false positives first)",
+    "miss": "Anomalous images with the lowest scores (worst false negatives first)",
+    "hit": "Typical true positives: anomalous images with scores near the median",
+    "high": "Images with the highest scores",
+    "usual": "Typical images: scores near the median",
 }
-"""Headings by the reason of a selection; the last two are for images without labels."""
+"""Headings by the reason of the selection; the last two are for images without labels."""
 
 MAX_PER_CATEGORY = 12
-"""Most images of a kind that are selected in one category."""
+"""Maximum number of images of one kind selected per category."""
 MAX_PER_KIND = 60
-"""Most images of a kind in all categories together."""
+"""Maximum number of images of one kind over all categories."""
 
 
 class SelectedImage(NamedTuple):
-    """An image that was selected, and the reason."""
+    """A selected image, and the reason for its selection."""
 
     image: int
-    """Its row in the data set's listing."""
+    """Index of the image in the data set's listing."""
     kind: Kind
     gap: float
-    """Distance to the wrong side of its category's threshold, in units of the range of the
-    category's scores; the worst come first."""
+    """Sort key, highest first: distance from the category's threshold as a fraction of the range of
+    its scores, positive on the wrong side, for hits above it; without labels, the score itself."""
 
 
 def best_threshold(scores: Sequence[float], anomalous: Sequence[bool]) -> float | None:
-    """Return the score from which on calling images anomalous gives the highest F1.
+    """Return the threshold with the highest F1; images at or above it are classified as anomalous.
 
-    Halfway to the next lower score, so that rounding does not matter. None unless both classes
-    occur.
+    The threshold lies halfway to the next lower score, so that rounding does not matter. It is None
+    unless both classes occur.
 
     Example:
         >>> from anomaly_clip.results.selection import best_threshold
@@ -52,22 +52,22 @@ def best_threshold(scores: Sequence[float], anomalous: Sequence[bool]) -> float 
     labels = np.asarray(anomalous, dtype=bool)
     if not labels.any() or labels.all():
         return None
-    values, place = np.unique(np.asarray(scores, dtype=np.float64), return_inverse=True)
-    # Counts of images at or above each distinct score, (V,).
-    hits = np.bincount(place[labels], minlength=len(values))[::-1].cumsum()[::-1]
-    false_alarms = np.bincount(place[~labels], minlength=len(values))[::-1].cumsum()[::-1]
+    values, rank = np.unique(np.asarray(scores, dtype=np.float64), return_inverse=True)
+    # Number of images at or above each distinct score, (V,).
+    hits = np.bincount(rank[labels], minlength=len(values))[::-1].cumsum()[::-1]
+    false_alarms = np.bincount(rank[~labels], minlength=len(values))[::-1].cumsum()[::-1]
     best = int(np.argmax(2 * hits / (hits + false_alarms + labels.sum())))
     return float(values[best] if best == 0 else (values[best] + values[best - 1]) / 2)
 
 
 def select_images(rows: Rows) -> list[SelectedImage]:
-    """Select images of every category and kind; of very many categories, the worst of all.
+    """Select images of every category and kind; with very many categories, the worst overall.
 
     Args:
         rows: Category, label and score of the images, by index.
 
     Returns:
-        By kind, the worst first; no image twice.
+        Selected images by kind, worst first; each image at most once.
     """
     by_category: dict[str, list[int]] = {}
     for index, row in rows.items():
@@ -99,7 +99,7 @@ def _select_in_category(rows: Rows, members: Sequence[int], count: int) -> list[
     threshold = best_threshold([scores[index] for index in members], labels)
     normal = [index for index in ranked if not rows[index]["label"]]
     anomalous = [index for index in ranked if rows[index]["label"]]
-    # Half of them at most, so that hits are left where there are few.
+    # At most half of the anomalous images, so that some remain as hits if there are few.
     misses = anomalous[: min(count, (len(anomalous) + 1) // 2)]
     hits = [i for i in anomalous[len(misses) :] if threshold is None or scores[i] >= threshold]
     level = scores[ranked[-1]] if threshold is None else threshold

@@ -1,4 +1,4 @@
-"""Warnings to print next to metrics that mean less than they seem to."""
+"""Warnings to print next to metrics that are not what they seem."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ __all__ = [
     "weights_remark",
 ]
 
-RANDOM_WARNING = "RANDOM WEIGHTS: these figures mean nothing"
-DEMO_REMARK = "demo weights, which know pictures made by code only: not CLIP's figures"
+RANDOM_WARNING = "RANDOM WEIGHTS: these metrics are meaningless"
+DEMO_REMARK = "demo weights, trained on generated images only: these metrics are not CLIP's"
 
 
 def weights_remark(weights: Mapping[str, object]) -> str | None:
     """Return the warning for metrics of untrained or demo weights, None for all others.
 
     Args:
-        weights: A run's record of them, a :class:`~anomaly_clip.records.WeightsRecord`.
+        weights: A run's record of its weights, a :class:`~anomaly_clip.records.WeightsRecord`.
 
     Example:
         >>> from anomaly_clip.results.warnings import weights_remark
         >>> weights_remark({"pretrained": "random", "random": True})
-        'RANDOM WEIGHTS: these figures mean nothing'
+        'RANDOM WEIGHTS: these metrics are meaningless'
         >>> weights_remark({"pretrained": "openai", "random": False})
     """
     if weights.get("random"):
@@ -40,11 +40,11 @@ def selection_warning(protocol: Mapping[str, object]) -> str | None:
     """Return the warning for metrics of an epoch that was selected on the test images."""
     if protocol.get("select") != "best_test":
         return None
-    return "EPOCH CHOSEN BY THE TEST IMAGES (select best_test): the figures are too good"
+    return "EPOCH SELECTED ON THE TEST IMAGES (select best_test): the metrics are too optimistic"
 
 
 def rounds_remark(protocol: Mapping[str, Any]) -> str | None:
-    """Return the number of rounds that metrics are means of, and their standard deviation."""
+    """Describe over how many rounds metrics are averaged, and their standard deviation."""
     rounds = protocol.get("rounds") or 1
     if rounds < 2:
         return None
@@ -54,5 +54,5 @@ def rounds_remark(protocol: Mapping[str, Any]) -> str | None:
         for name in ("image_auroc", "pixel_auroc")
         if spread.get(name) is not None
     ]
-    apart = f"; standard deviation of {', '.join(deviations)}" if deviations else ""
-    return f"means of {rounds} rounds{apart}"
+    suffix = f"; standard deviation of {', '.join(deviations)}" if deviations else ""
+    return f"means over {rounds} rounds{suffix}"
