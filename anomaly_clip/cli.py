@@ -30,7 +30,7 @@ VERBS = {
         "write the weights of a checkpoint for other programs",
         "commands.export:run_export",
     ),
-    "check": ("find what is wrong with a data set", "commands.check:run_check"),
+    "check": ("check a data set for problems", "commands.check:run_check"),
     "prompts": ("show the effect of each prompt of a category", "commands.prompts:run_prompts"),
     "preview": ("draw a contact sheet of a data set", "commands.preview:run_preview"),
     "configs": ("list the configurations of the package", "commands.configs:run_configs"),
