@@ -59,6 +59,6 @@ def warmup_cosine(step: int, warmup: int, total: int, last: float = 0.0) -> floa
 
 def _endless(module: LightningModule, alternative: str) -> ValueError:
     return ValueError(
-        f"{type(module).__name__} decays its learning rate until the end of the training, which is "
-        f"not set: give trainer.max_epochs{alternative}"
+        f"{type(module).__name__} decays its learning rate until the end of the training, which "
+        f"must be known: give trainer.max_epochs{alternative}"
     )

@@ -146,7 +146,7 @@ def test_more_processes_than_images(command: Command, mvtec_root: Path, tmp_path
         (["--trainer.max_epoch=1"], "unknown option --trainer.max_epoch: did you mean"),
         (["--trainer.precision=8"], "trainer.precision: expected"),
         (["--config=missing.yaml"], "--config"),
-        (["--ckpt_path=x.ckpt"], "SDP is zero-shot and has no checkpoints"),
+        (["--ckpt_path=x.ckpt"], "--ckpt_path x.ckpt: SDP is zero-shot and has no checkpoints"),
         (["spare"], "unexpected argument spare: options begin with --"),
         (["--model.prompts.templates=[]"], "prompts.templates is empty"),
         (["--model.sigma=-1"], "model.sigma must be 0 or more"),

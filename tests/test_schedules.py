@@ -66,7 +66,7 @@ def test_an_endless_training_is_refused_with_the_way_out() -> None:
     module = Module(max_epochs=-1)
     with pytest.raises(
         ValueError,
-        match=r"^Module decays its learning rate until the end of the training, which is not set: "
-        r"give trainer\.max_epochs or trainer\.max_steps$",
+        match=r"^Module decays its learning rate until the end of the training, which must be "
+        r"known: give trainer\.max_epochs or trainer\.max_steps$",
     ):
         total_steps(module, " or trainer.max_steps")

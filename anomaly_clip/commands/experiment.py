@@ -394,7 +394,7 @@ def known_options() -> list[str]:
 
 
 def quieten() -> None:
-    """Silence messages of libraries that the start line of the run writer makes redundant."""
+    """Silence library messages that are irrelevant to the run, which its start line describes."""
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's own calls
     rich.reconfigure(stderr=True)  # Lightning's model summary; standard output is for results
     for name in ("lightning.pytorch", "lightning.fabric"):
