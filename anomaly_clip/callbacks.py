@@ -1,4 +1,4 @@
-"""Callbacks: progress of Lightning's loops as bars or lines, and the time waited for data."""
+"""Callbacks: progress of Lightning's loops as bars or log lines, and the time waiting for data."""
 
 from __future__ import annotations
 
@@ -16,58 +16,58 @@ from anomaly_clip.progress import Clock, LogProgress, counted, sees_bars, show_b
 __all__ = ["DataWaitMonitor", "PlainProgress", "TerminalProgress", "progress_of_loops"]
 
 LINE_METRICS = ("loss", "auroc", "accuracy")
-"""Endings of the validation metrics that a line has room for."""
+"""Suffixes of the validation metrics that a log line shows."""
 
 
 def progress_of_loops() -> ProgressBar:
-    """Return the progress bar for a trainer, as standard error allows."""
+    """Return the progress callback for a trainer: bars if standard error can show them."""
     return TerminalProgress() if sees_bars() else PlainProgress()
 
 
 class TerminalProgress(RichProgressBar):
-    """Lightning's bars on standard error; those of steps inside its loops are among them."""
+    """Lightning's bars on standard error, including the bars of steps inside its loops."""
 
     def __init__(self) -> None:
         super().__init__(console_kwargs={"stderr": True})
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take in other bars."""
+        """Show the bars of :func:`anomaly_clip.progress.track` in this display."""
         super().setup(trainer, pl_module, stage)
         show_below(self.display)
 
     def display(self) -> Progress | None:
-        """Return the display on the screen, None if there is none."""
+        """Return the display on the screen, or None if there is none."""
         shown = self.progress is not None and self.progress.live.is_started
         return self.progress if shown else None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the screen."""
+        """Remove the display."""
         self._stop_progress()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the screen, unless the training goes on."""
+        """Remove the display, unless the training continues."""
         super().on_validation_end(trainer, pl_module)
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._stop_progress()
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the screen: the table comes next."""
+        """Remove the display: the table comes next."""
         super().on_test_end(trainer, pl_module)
         self._stop_progress()
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the screen."""
+        """Remove the display."""
         super().on_predict_end(trainer, pl_module)
         self._stop_progress()
 
 
 class PlainProgress(ProgressBar):
-    """A line now and then, for logs; nothing of what takes less than ten seconds.
+    """Occasional log lines, for non-interactive output; none for loops of less than ten seconds.
 
-    Validations count to the fit that they belong to.
+    Validations during a fit are part of the progress of the fit.
 
     Args:
-        clock: Returns the time.
+        clock: Returns the time in seconds.
     """
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
@@ -76,18 +76,18 @@ class PlainProgress(ProgressBar):
         self._clock = clock
         self._lines = LogProgress("", clock)
         self._batches = 0
-        """Done, of all that the lines are of."""
+        """Number of batches done since the start of the loop."""
         self._first_batch = self._first_step = 0
-        """Start of the fit: not 0 if it was resumed."""
+        """Batch and step at the start of the fit: not 0 if it was resumed."""
         self._batch = self._validated = 0
-        """Done in the current epoch, and in its validation."""
+        """Number of batches done in the current epoch, and in its validation."""
 
     def disable(self) -> None:
-        """Be silent, as on all processes but the first."""
+        """Write no lines, as on all processes except the first."""
         self._enabled = False
 
     def enable(self) -> None:
-        """Speak again."""
+        """Write lines again."""
         self._enabled = True
 
     def _begin(self, title: str) -> None:
@@ -100,7 +100,7 @@ class PlainProgress(ProgressBar):
     # -- fit -------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin."""
+        """Start the progress of the fit."""
         self._begin("fitting")
         self._first_batch = trainer.fit_loop.total_batch_idx + 1
         self._first_step = trainer.global_step
@@ -124,7 +124,7 @@ class PlainProgress(ProgressBar):
         self._end()
 
     def _log_fit(self, trainer: Trainer, more: Iterator[str]) -> None:
-        """Count in steps or in batches, by what will end the fit first."""
+        """Write a line that counts steps or batches, whichever will end the fit first."""
         epoch, batches = trainer.current_epoch + 1, trainer.num_training_batches
         epochs = None if trainer.max_epochs == -1 else trainer.max_epochs
         where = f"epoch {counted(epoch, epochs)}"
@@ -143,13 +143,13 @@ class PlainProgress(ProgressBar):
     # -- validate, test, predict -----------------------------------------------------------------
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin."""
+        """Start the progress of the validation."""
         self._validated = 0
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._begin("validating")
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Write a line if one is due; none of the check before a fit."""
+        """Write a line if one is due, except in the sanity check before a fit."""
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._evaluated(trainer.num_val_batches)
         elif not trainer.sanity_checking:
@@ -164,7 +164,7 @@ class PlainProgress(ProgressBar):
             self._end()
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin."""
+        """Start the progress of the test."""
         self._begin("testing")
 
     def on_test_batch_end(self, trainer: Trainer, *_: Any) -> None:
@@ -176,7 +176,7 @@ class PlainProgress(ProgressBar):
         self._end()
 
     def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin."""
+        """Start the progress of the prediction."""
         self._begin("predicting")
 
     def on_predict_batch_end(self, trainer: Trainer, *_: Any) -> None:
@@ -188,7 +188,7 @@ class PlainProgress(ProgressBar):
         self._end()
 
     def _evaluated(self, batches: list[int | float]) -> None:
-        """Count a batch; several loaders are gone through one after the other."""
+        """Count a batch and write a line if one is due; several loaders run one after the other."""
         self._batches += 1
         total = sum(batches)
         if self._enabled and self._lines.due and self._batches != total:
@@ -197,7 +197,7 @@ class PlainProgress(ProgressBar):
 
 
 def last_metrics(trainer: Trainer) -> Iterator[str]:
-    """Yield the last loss and the last metrics of the validation, with their names."""
+    """Yield the last loss and the last validation metrics, each with its name."""
     logged = {k: v for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
     shown = {k: v for k, v in logged.items() if k.endswith(LINE_METRICS)}
     for name, value in {**trainer.progress_bar_metrics, **shown}.items():
@@ -205,9 +205,9 @@ def last_metrics(trainer: Trainer) -> Iterator[str]:
 
 
 class DataWaitMonitor(Callback):
-    """Log the share of the time that the loop waits for batches, as ``train/waiting``.
+    """Log the fraction of the time that the training waits for batches, as ``train/waiting``.
 
-    The first batch of an epoch, before which processes start, is left out.
+    The first batch of an epoch is ignored, since the loader's processes start before it.
     """
 
     def __init__(self) -> None:
@@ -216,12 +216,12 @@ class DataWaitMonitor(Callback):
 
     @property
     def share(self) -> float:
-        """Waiting over all, so far in this epoch; 0 before two batches were seen."""
+        """Fraction of waiting in this epoch so far; 0 before the second batch."""
         total = self.waited + self.worked
         return self.waited / total if total else 0.0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin anew."""
+        """Reset the times."""
         self.waited = self.worked = self._ended = 0.0
 
     def on_train_batch_start(self, *_: Any) -> None:
@@ -238,5 +238,5 @@ class DataWaitMonitor(Callback):
         self._ended = now
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the epoch's share."""
+        """Log the fraction of the epoch."""
         pl_module.log("train/waiting", self.share, sync_dist=True)

@@ -1,6 +1,6 @@
-"""The front door: answers at once what needs no library, and hands experiments on.
+"""Entry point of the command line: dispatches to the module of a verb.
 
-Nothing heavy is imported here; the module of a verb is, when the verb is asked for.
+Heavy libraries are imported only with the module of the requested verb.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ VERBS = {
     "validate": ("compute metrics on the validation split", "commands.experiment:run_experiment"),
     "test": ("compute metrics on the test split", "commands.experiment:run_experiment"),
     "predict": ("score images and draw heat maps", "commands.experiment:run_experiment"),
-    "each": ("fit and test one model per category, one table of all", "commands.each:run_each"),
+    "each": ("fit and test one model per category", "commands.each:run_each"),
     "compare": (
-        "one detector with the weights of several backbones",
+        "compare one detector with the weights of several backbones",
         "commands.compare:run_compare",
     ),
     "sweep": ("fit with all options of a W&B sweep file", "commands.sweep:run_sweep"),
-    "report": ("tables of runs, with published metrics on request", "commands.report:run_report"),
+    "report": ("compare runs, also with published results", "commands.report:run_report"),
     "export": (
         "write the weights of a checkpoint for other programs",
         "commands.export:run_export",
     ),
-    "check": ("find what is wrong with a data set", "commands.check:run_check"),
+    "check": ("check a data set for problems", "commands.check:run_check"),
     "prompts": ("show the effect of each prompt of a category", "commands.prompts:run_prompts"),
     "preview": ("draw a contact sheet of a data set", "commands.preview:run_preview"),
     "configs": ("list the configurations of the package", "commands.configs:run_configs"),
 }
-"""Per verb: its line of help, and the function of this package that runs it, as ``module:name``."""
+"""Help line and entry point (``module:function`` of this package) of each verb."""
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
@@ -45,16 +45,16 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code.
 
     Args:
-        args: The words behind ``anomaly_clip``; default: those of this process.
+        args: Arguments after ``anomaly_clip``; default: ``sys.argv``.
 
     Returns:
-        0: done. 1: a check found something wrong. 2: a mistake of the user's, said in one line.
-        130: interrupted.
+        0: success. 1: a check found a problem, or some runs failed. 2: a user error, printed on one
+        line. 130: interrupted.
     """
     words = list(sys.argv[1:] if args is None else args)
     try:
         return _answer(words)
-    except KeyboardInterrupt:  # which may come while libraries are imported, too
+    except KeyboardInterrupt:  # also during the import of libraries
         return _complain("interrupted", INTERRUPTED)
 
 
@@ -104,9 +104,9 @@ Visual anomaly detection with CLIP.
 verbs:
 {verbs}
 
-  anomaly_clip VERB --help        all options of a verb
-  anomaly_clip --version
-  --traceback                     show where in the code an error was raised
+  anomaly_clip VERB --help        show all options of a verb
+  anomaly_clip --version          show the version
+  --traceback                     show the traceback of an error
 
 examples:
   anomaly_clip test --config sdp --data.root /data/mvtec_ad
@@ -123,6 +123,6 @@ def _unknown_verb(verb: str) -> str:
     return f"unknown verb {verb!r}: {hint}"
 
 
-def _complain(sentence: str, code: int = USAGE_ERROR) -> int:
-    print(f"anomaly_clip: {sentence}", file=sys.stderr)
+def _complain(message: str, code: int = USAGE_ERROR) -> int:
+    print(f"anomaly_clip: {message}", file=sys.stderr)
     return code

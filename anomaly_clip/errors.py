@@ -1,4 +1,4 @@
-"""Exceptions of a user's mistakes, explained in one sentence: what, where, the way out."""
+"""User errors, explained in one line: where, what was expected, what was given, the way out."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ __all__ = [
 
 
 class UserError(Exception):
-    """A mistake that the user can mend, explained in one sentence."""
+    """A mistake that the user can correct, explained in one line."""
 
 
 @contextmanager
 def user_errors(options: Callable[[], Iterable[str]] = list) -> Iterator[None]:
-    """Turn what a user's mistake raises into a :class:`UserError`.
+    """Convert exceptions caused by a user's mistake to :class:`UserError`.
 
     Args:
-        options: Returns the options that the command line knows, for suggestions.
+        options: Returns the options of the command line, for suggestions.
     """
-    # Both take seconds to import, which who only checks values need not wait for.
+    # Both take seconds to import, which the value checks below do not need.
     from jsonargparse import ArgumentError
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
@@ -45,31 +45,31 @@ def user_errors(options: Callable[[], Iterable[str]] = list) -> Iterator[None]:
         ValueError,
         OSError,
         MisconfigurationException,
-        ModuleNotFoundError,  # an optional package that an option asks for
+        ModuleNotFoundError,  # an optional package that an option requires
     ) as error:
         raise UserError(explain(error, options())) from error
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Refuse a word that is none of those known; the command line does so itself.
+    """Check that a value is one of the choices; on the command line, the parser checks this itself.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is not.
     """
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value}")
 
 
 def check_at_least(name: str, value: float, least: float) -> None:
-    """Refuse a number below a bound, and NaN.
+    """Check that a number is not below a bound and not NaN.
 
     Args:
         name: The option as a user types it, such as ``model.sigma``.
         value: Its value.
-        least: The lowest value allowed.
+        least: Lowest allowed value.
 
     Raises:
-        ValueError: If the value is lower.
+        ValueError: If the value is lower or NaN.
 
     Example:
         >>> from anomaly_clip.errors import check_at_least
@@ -82,7 +82,7 @@ def check_at_least(name: str, value: float, least: float) -> None:
 
 
 def check_above(name: str, value: float, bound: float) -> None:
-    """Refuse a number that is not above a bound; see :func:`check_at_least`.
+    """Check that a number is above a bound; see :func:`check_at_least`.
 
     Raises:
         ValueError: If it is not.
@@ -100,15 +100,15 @@ def check_between(
     open_low: bool = False,
     open_high: bool = False,
 ) -> None:
-    """Refuse a number outside of an interval; see :func:`check_at_least`.
+    """Check that a number lies in an interval; see :func:`check_at_least`.
 
     Args:
         name: The option as a user types it.
         value: Its value.
         low: Lower end.
         high: Upper end.
-        open_low: Whether the lower end itself is refused.
-        open_high: Whether the upper end itself is refused.
+        open_low: Whether to exclude the lower end.
+        open_high: Whether to exclude the upper end.
 
     Raises:
         ValueError: If the value is outside.
@@ -120,19 +120,19 @@ def check_between(
 
 
 def explain(error: BaseException, options: Iterable[str] = ()) -> str:
-    """Return one sentence on a user's mistake.
+    """Explain a user's mistake on one line.
 
     Args:
         error: The exception.
-        options: The options that the command line knows, for suggestions.
+        options: The options of the command line, for suggestions.
     """
-    own_error = _raised_here(error)
-    if own_error is not None:
-        return _one_line(str(own_error))
+    package_error = _raised_here(error)
+    if package_error is not None:
+        return _one_line(str(package_error))
     from jsonargparse import ArgumentError
 
     message = str(error)
-    if "Original Traceback" in message:  # raised in a process that loads data
+    if "Original Traceback" in message:  # raised in a data loader's worker
         last = message.strip().splitlines()[-1]
         return last.partition(": ")[2] or last
     if isinstance(error, ArgumentError):
@@ -147,7 +147,7 @@ def reason(error: BaseException) -> str:
 
 
 def suggest(word: str, choices: Iterable[str]) -> str:
-    """Return a hint at the nearest choices, or all of them if there are few."""
+    """Suggest the most similar choices, or list all of them if there are few."""
     choices = sorted(choices)
     near = difflib.get_close_matches(word, choices, n=3, cutoff=0.5)
     if near:
@@ -158,23 +158,23 @@ def suggest(word: str, choices: Iterable[str]) -> str:
 def _raised_here(error: BaseException) -> BaseException | None:
     """Return the first cause that this package raised itself."""
     package = str(Path(__file__).parent)
-    own_error, seen = None, error
+    package_error, seen = None, error
     while seen is not None:
         trace = seen.__traceback__
         while trace is not None and trace.tb_next is not None:
             trace = trace.tb_next
         if trace is not None and trace.tb_frame.f_code.co_filename.startswith(package):
-            own_error = seen
+            package_error = seen
         seen = seen.__cause__ or seen.__context__  # type: ignore[assignment]
-    return own_error
+    return package_error
 
 
 def _explain_parsing(message: str, options: list[str]) -> str:
-    """Translate a parser's message: the key first, then the value expected there."""
+    """Rephrase a parser's message: first the key, then what was expected and given."""
     if match := re.match(r"unrecognized arguments: (\S+)", message):
         word = match[1]
         if not word.startswith("-"):
-            return f"{word}: unexpected word; options begin with --"
+            return f"unexpected argument {word}: options begin with --"
         return _join(f"unknown option {word.partition('=')[0]}", suggest(word, options))
     if match := re.match(r"Subcommand '\w+' does not accept option '([\w.]+)'", message):
         hint = suggest(f"--{match[1]}", options).replace("--", "")
@@ -183,13 +183,13 @@ def _explain_parsing(message: str, options: list[str]) -> str:
         owner, *_ = _read_message(message)
         names = [key.partition(".")[2] or key for key in match[1].split(", ")]
         keys = ", ".join(f"--{_path(owner, name)}" for name in names)
-        return f"{keys} missing: name it, or give an experiment's --config (as configs/sdp.yaml)"
+        return f"{keys} missing: add it, or give --config of an experiment (such as --config sdp)"
     if match := re.search(r'key "config": (.+?): \'(.+)\'', message):
         return f"--config {match[2]}: {match[1][0].lower()}{match[1][1:]}"
     if message.startswith(
         ("Unexpected config", "Problems parsing config", "Unable to parse config")
     ):
-        return f"--config: a file is not a configuration in YAML ({_one_line(message)[:200]})"
+        return f"--config: not a valid YAML configuration ({_one_line(message)[:200]})"
     key, owner, reasons = _read_message(message)
     for reason in reasons:
         if match := re.match(r"Option '(.+)' is not accepted", reason):
@@ -203,9 +203,7 @@ def _explain_parsing(message: str, options: list[str]) -> str:
         if match := re.match(r"(?:Key '|unrecognized arguments: --)([\w.]+)", reason):
             return f"{_path(key, match[1])}: there is no such option"
         if "is abstract" in reason:
-            return (
-                f"{key}: no class is chosen yet: give --config or --{key} NAME before its options"
-            )
+            return f"{key}: no class is selected: give --config or --{key} NAME before its options"
     expected = [
         match[1] for r in reasons if (match := re.match(r"Expected an? (.+?)(\. Got|$)", r))
     ]
@@ -218,7 +216,7 @@ def _explain_parsing(message: str, options: list[str]) -> str:
 
 
 def _read_message(message: str) -> tuple[str, str, list[str]]:
-    """Return the key, the class it belongs to and the reasons in a nested message."""
+    """Return the key, its class and the reasons in a nested message."""
     keys: list[str] = []
     owner, reasons = "", []
     for line in map(str.strip, message.splitlines()):
@@ -236,7 +234,7 @@ def _read_message(message: str) -> tuple[str, str, list[str]]:
 
 
 def _kind(text: str) -> str:
-    """Turn a type's spelling in Python into words."""
+    """Return a readable name for the Python spelling of a type."""
     if match := re.match(r"typing\.Literal\[(.+)\]", text):
         return f"one of {match[1]}"
     return re.sub(r"<class '(?:.*\.)?(\w+)'>", r"\1", text)
@@ -249,7 +247,7 @@ def _options(class_path: str) -> list[str]:
     except (ImportError, AttributeError, ValueError):
         return []
     names: list[str] = []
-    for parent in inspect.getmro(target):  # up to the class that passes nothing on
+    for parent in inspect.getmro(target):  # up to the first class without **kwargs
         parameters = inspect.signature(vars(parent).get("__init__", parent)).parameters
         plain = (p for p in parameters.values() if p.kind is not p.VAR_KEYWORD)
         names += [p.name for p in plain if p.name != "self" and p.name not in names]
@@ -259,7 +257,7 @@ def _options(class_path: str) -> list[str]:
 
 
 def _classes(key: str) -> list[str]:
-    """Return the short names that may stand behind ``--model`` or ``--data``."""
+    """Return the short class names that ``--model`` or ``--data`` accept."""
     module = {"model": "anomaly_clip.methods", "data": "anomaly_clip.data"}.get(key)
     return list(_concrete_classes(module)) if module else []
 

@@ -29,7 +29,7 @@ CACHE_VARIABLE = "ANOMALY_CLIP_CACHE"
 def cache_folder() -> Path:
     """Return the cache folder: ``$ANOMALY_CLIP_CACHE``, else the user's cache directory.
 
-    Everything in it can be made again; it may be deleted at any time.
+    It can be deleted at any time, as all of its content can be regenerated.
     """
     chosen = os.environ.get(CACHE_VARIABLE)
     if chosen:
@@ -40,9 +40,9 @@ def cache_folder() -> Path:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``, renamed to it at the end, removed after an error.
+    """Yield a temporary path in the same folder; rename it to ``path``, or remove it on an error.
 
-    Readers and other writers of the same path see the old content or the new, never a part.
+    Readers and other writers of the path see either the old or the new content, never a part.
 
     Example:
         >>> import tempfile
@@ -55,7 +55,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         'whole'
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays, since writers choose the format by it.
+    # The suffix is kept because writers derive the format from it.
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
         yield temporary
@@ -63,7 +63,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except OSError as error:
         if (
             error.errno is not None and error.filename is None
-        ):  # a full disk does not say what it had no room for
+        ):  # the error of a full disk names no file
             error.filename = str(path)
         raise
     finally:
@@ -71,14 +71,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON, whole or not at all; NaN and infinities are refused."""
+    """Write JSON atomically; NaN and infinities raise a ``ValueError``."""
     text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a table, whole or not at all; None becomes an empty cell."""
+    """Write a table atomically; None becomes an empty cell."""
     with (
         atomic_path(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8") as file,
@@ -89,15 +89,15 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
 
 
 def safe_name(text: str) -> str:
-    """Return a file name for any text: valid on every file system, and never a path elsewhere."""
+    """Convert any text to a file name that is valid on every file system and contains no path."""
     return re.sub(r'[\\/:*?"<>|]', "_", text).strip(" .") or "_"
 
 
 def source_hash(*files: str) -> str:
-    """Return a hash over source files, so that a change of code makes cached values anew.
+    """Return a hash of source files, so that changes of the code invalidate cached values.
 
     Args:
-        files: Modules' ``__file__``.
+        files: ``__file__`` of modules.
     """
     digest = hashlib.sha256()
     for file in files:

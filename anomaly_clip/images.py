@@ -1,4 +1,4 @@
-"""Decoding of photographs and masks: a file of any common kind to RGB uint8, a mask to bool."""
+"""Decoding of image files of any common format to RGB uint8, and of masks to bool."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ __all__ = [
 ]
 
 Mask = NDArray[np.bool_] | NDArray[np.uint8]
-"""``(H, W)``: bool, or uint8 where a mask's grey values count."""
+"""``(H, W)``: bool, or uint8 if the grey values of the mask matter."""
 
 PLAIN_MODES = ("1", "L", "RGB", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
-"""PIL's modes whose zero is black."""
+"""Modes of PIL in which zero is black."""
 
 IMAGE_SUFFIXES = frozenset(
     [".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"]
@@ -32,43 +32,43 @@ IMAGE_SUFFIXES = frozenset(
 
 
 def is_image(path: Path) -> bool:
-    """Whether a name looks like a picture; hidden files never do."""
+    """Return whether a path has the suffix of an image and is not hidden."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """Decode a picture of any common kind to RGB ``(H, W, 3)``, uint8, the right way up.
+    """Decode an image of any common format to RGB ``(H, W, 3)``, uint8, the right way up.
 
-    Grey, palette and CMYK pictures are converted, transparency is dropped, EXIF orientation is
-    applied. 16-bit grey is divided by 257, so that white stays white; of 16-bit colour PIL takes
-    the high byte (our choice: the range is the format's, never the picture's own, so that
-    brightness means the same in every picture).
+    Grey, palette and CMYK images are converted, transparency is dropped, EXIF orientation is
+    applied. 16-bit grey is divided by 257, so that white stays white; PIL reduces 16-bit colour to
+    the high byte. Our choice: the range is that of the format, never that of the image, so that
+    brightness means the same in every image.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be decoded, whole.
+        ValueError: If it cannot be decoded completely.
     """
     return np.asarray(open_image(path))
 
 
 def open_image(path: Path) -> Image.Image:
-    """Decode a picture as :func:`read_image` does, to a PIL picture in RGB.
+    """Decode an image like :func:`read_image`, to a PIL image in RGB.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be decoded, whole.
+        ValueError: If it cannot be decoded completely.
     """
-    picture = _open(path)
-    if picture.mode.startswith("I") or picture.mode == "F":
-        grey = np.asarray(picture)
-        if picture.mode == "F" or grey.min() < 0 or grey.max() > 65535:
+    image = _open(path)
+    if image.mode.startswith("I") or image.mode == "F":
+        grey = np.asarray(image)
+        if image.mode == "F" or grey.min() < 0 or grey.max() > 65535:
             raise ValueError(
-                f"{path}: values of mode {picture.mode} have no known range; save it with 8 or 16 "
-                "bits"
+                f"{path}: values of mode {image.mode} have no defined range: save the image with "
+                "8 or 16 bits"
             )
         grey8 = (grey.astype(np.uint32) + 128) // 257
-        picture = Image.fromarray(grey8.astype(np.uint8))
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
+        image = Image.fromarray(grey8.astype(np.uint8))
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def read_mask(path: Path) -> NDArray[np.bool_]:
@@ -76,40 +76,40 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be decoded, whole.
+        ValueError: If it cannot be decoded completely.
     """
-    picture = _open(path)
-    if picture.mode not in PLAIN_MODES:  # an opaque alpha channel is no defect, nor is cyan
-        picture = picture.convert("RGB")
-    values = np.asarray(picture)
+    image = _open(path)
+    if image.mode not in PLAIN_MODES:  # an opaque alpha channel is not a defect, nor is cyan
+        image = image.convert("RGB")
+    values = np.asarray(image)
     positive: NDArray[np.bool_] = values > 0
     return positive if positive.ndim == 2 else np.logical_or.reduce(positive, axis=2)
 
 
 def read_grey(path: Path) -> NDArray[np.uint8]:
-    """Decode a mask to its first channel ``(H, W)``, uint8, with its grey values.
+    """Decode a mask to the grey values of its first channel ``(H, W)``, uint8.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be decoded, whole.
+        ValueError: If it cannot be decoded completely.
     """
     return np.ascontiguousarray(read_image(path)[..., 0])
 
 
 def solid(mask: Mask) -> NDArray[np.bool_]:
-    """Return a mask as bool; of grey values those above half."""
+    """Convert a mask to bool; grey values above 127 are True."""
     return mask > 127 if mask.dtype == np.uint8 else mask.astype(np.bool_)
 
 
 def _open(path: Path) -> Image.Image:
-    """Open and decode a picture, turned as its EXIF data say."""
+    """Open and decode an image, and apply its EXIF orientation."""
     try:
         with path.open("rb") as file:
-            picture = Image.open(file)
-            picture.load()
-            with suppress(Exception):  # damaged EXIF data say nothing of the picture
-                ImageOps.exif_transpose(picture, in_place=True)
-            return picture
+            image = Image.open(file)
+            image.load()
+            with suppress(Exception):  # damaged EXIF data do not make the image unusable
+                ImageOps.exif_transpose(image, in_place=True)
+            return image
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: there is no such file") from None
     except UnidentifiedImageError:
@@ -117,14 +117,15 @@ def _open(path: Path) -> Image.Image:
         raise ValueError(
             f"{path}: {'an empty file' if empty else 'not an image in a known format'}"
         ) from None
-    except Exception as error:  # decoders of damaged files raise of all kinds
+    except Exception as error:  # decoders raise many kinds for damaged files
         raise ValueError(f"{path}: the image cannot be decoded ({error})") from None
 
 
 def evenly_spaced(count: int, total: int) -> list[int]:
-    """Return the places of ``count`` images spread evenly over a listing of ``total``.
+    """Return ``count`` evenly spaced indices into a list of ``total`` items.
 
-    The first and the last are among them; of fewer than ``count`` images all are.
+    They include the first and the last item. If there are fewer than ``count`` items, all are
+    returned.
 
     Example:
         >>> from anomaly_clip.images import evenly_spaced

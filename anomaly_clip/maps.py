@@ -1,4 +1,4 @@
-"""From patch scores to anomaly maps and image scores: pure functions on tensors, any device."""
+"""Conversion of patch scores to anomaly maps and image scores: pure functions on any device."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ ImageScoreRule = Literal["max", "mean", "top_mean"]
 
 
 def patches_to_map(scores: Tensor, size: tuple[int, int], *, align_corners: bool = False) -> Tensor:
-    """Lay patch scores ``(B, N)`` on their square grid and upsample bilinearly to ``(B, *size)``.
+    """Arrange patch scores ``(B, N)`` as a square grid and upsample bilinearly to ``(B, *size)``.
 
     Args:
-        scores: One value a patch, row by row, the class token left out.
+        scores: One value per patch, row by row, without the class token.
         size: Height and width of the map in pixels.
         align_corners: False for SDP and most detectors, True for SDP+ (CLIP-AD's two conventions).
 
     Raises:
-        ValueError: If ``N`` is not a square.
+        ValueError: If ``N`` is not a square number.
 
     Example:
         >>> import torch
@@ -46,7 +46,7 @@ def patches_to_map(scores: Tensor, size: tuple[int, int], *, align_corners: bool
 
 
 def resize_maps(maps: Tensor, size: tuple[int, int], *, align_corners: bool = False) -> Tensor:
-    """Resize maps ``(B, h, w)`` bilinearly to ``(B, *size)``; equal sizes pass untouched."""
+    """Resize maps ``(B, h, w)`` bilinearly to ``(B, *size)``; return them as they are if equal."""
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
     resized = F.interpolate(maps[:, None], size, mode="bilinear", align_corners=align_corners)
@@ -60,18 +60,18 @@ def gaussian_blur(
     truncate: float = 4.0,
     border: Literal["edge", "inner"] = "edge",
 ) -> Tensor:
-    """Blur ``(..., h, w)`` maps as SciPy's ``gaussian_filter`` does.
+    """Blur ``(..., h, w)`` maps like SciPy's ``gaussian_filter``.
 
-    A reflected border and a separable kernel make the filter two small banded matrices, one a
-    side: ``blurred = R @ map @ C.T``. On a CPU this is several times faster than a convolution
+    With a reflected border and a separable kernel, the filter is a product with two small banded
+    matrices: ``blurred = R @ map @ C.T``. On a CPU this is several times faster than a convolution
     or SciPy at the usual sizes, and a batch on a GPU needs two products.
 
     Args:
-        maps: Floating maps of any batch shape.
+        maps: Floating-point maps of any batch shape.
         sigma: Standard deviation in pixels; 0 returns the maps as they are.
         truncate: Radius of the kernel in standard deviations.
-        border: Maps are reflected at their borders, with their edge (SciPy's reflect) or without
-            (torch's).
+        border: Reflection at the border: ``edge`` repeats the edge pixel (SciPy's reflect),
+            ``inner`` does not (torch's).
 
     Raises:
         ValueError: If ``sigma`` is negative or not a number.
@@ -87,12 +87,12 @@ def gaussian_blur(
 
 
 def image_score(maps: Tensor, rule: ImageScoreRule = "max", fraction: float = 0.01) -> Tensor:
-    """Reduce maps ``(B, h, w)`` to one score an image ``(B,)``.
+    """Reduce maps ``(B, h, w)`` to one score per image ``(B,)``.
 
     Args:
         maps: Higher = more anomalous.
         rule: ``max``; ``mean``; ``top_mean``: the mean of the highest pixels.
-        fraction: Share of the pixels that ``top_mean`` takes, at least one pixel.
+        fraction: Fraction of the pixels that ``top_mean`` averages, at least one pixel.
 
     Raises:
         ValueError: If the rule is unknown or the fraction is not in (0, 1].
@@ -112,12 +112,12 @@ def image_score(maps: Tensor, rule: ImageScoreRule = "max", fraction: float = 0.
 @lru_cache(maxsize=32)
 def _blur_matrix(size: int, sigma: float, radius: int, border: str) -> Tensor:
     """Return the ``(size, size)`` matrix that blurs a column, in float64, on the CPU."""
-    # A cached tensor must be usable with and without gradients, whoever asked for it first.
+    # A cached tensor must work with and without gradients, whatever the mode of the first call.
     with torch.inference_mode(False), torch.no_grad():
         offsets = torch.arange(-radius, radius + 1)
         kernel = torch.exp(-0.5 * (offsets.double() / sigma) ** 2)
         kernel /= kernel.sum()
-        # With the edge ... 1 0 | 0 1 ... n-1 | n-1 ..., of period 2n; without ... 2 1 | 0 1 ...
+        # "edge": ... 1 0 | 0 1 ... n-1 | n-1 ..., of period 2n; "inner": ... 2 1 | 0 1 ...
         again = 1 if border == "edge" else 0
         period = max(1, 2 * size - 2 + 2 * again)
         source = (torch.arange(size)[:, None] + offsets) % period
@@ -127,7 +127,7 @@ def _blur_matrix(size: int, sigma: float, radius: int, border: str) -> Tensor:
 
 
 def _banded_product(matrix: Tensor, maps: Tensor, radius: int, block: int = 256) -> Tensor:
-    """Multiply ``matrix @ maps`` block of rows by block, leaving out what is zero off the band."""
+    """Multiply ``matrix @ maps`` by blocks of rows, skipping the zeros off the band."""
     size = matrix.shape[0]
     parts = []
     for start in range(0, size, block):

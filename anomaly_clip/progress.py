@@ -1,4 +1,4 @@
-"""Progress of long steps: a bar on a terminal, elsewhere a plain line now and then."""
+"""Progress of long steps: a bar on a terminal, occasional log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -39,31 +39,31 @@ __all__ = [
 
 Item = TypeVar("Item")
 Clock = Callable[[], float]
-"""Returns seconds since some moment, as :func:`time.monotonic`."""
+"""Returns the seconds since an arbitrary start, such as :func:`time.monotonic`."""
 
 FIRST_LINE = 10.0
-"""Seconds before the first line of a step; most steps are done by then."""
+"""Seconds before the first line of a step; most steps finish earlier."""
 LINE_INTERVAL = 30.0
-"""Least seconds from one line to the next."""
+"""Minimum seconds between two lines."""
 LINE_SHARE = 0.1
-"""Least time from one line to the next, as a share of the time so far."""
+"""Minimum time between two lines, as a fraction of the elapsed time."""
 BAR_INTERVAL = 0.1
-"""Least seconds from one refresh of a bar to the next."""
+"""Minimum seconds between two refreshes of a bar."""
 MAX_WIDTH = 10_000
-"""Characters of a line that is not cut, in a file."""
+"""Maximum width of a table that is written to a file, in characters."""
 
 _silent = False
 _displays: list[Progress] = []
-"""The display on the screen, if ``track`` began one: a second one would write over it."""
+"""The display that ``track`` has started, if any: a second one would overwrite it."""
 _find_display: Callable[[], Progress | None] | None = None
-"""Returns the display of another library, as Lightning's."""
+"""Returns the display of another library, such as Lightning's."""
 
 
 class Rate(ProgressColumn):
     """Items per second."""
 
     def render(self, task: Task) -> Text:
-        """Return the rate, once it is known."""
+        """Return the rate, or an empty text while it is unknown."""
         speed = task.finished_speed or task.speed
         return Text("" if speed is None else rate(speed), style="progress.data.speed")
 
@@ -71,11 +71,11 @@ class Rate(ProgressColumn):
 class LogProgress:
     """Log-style progress of a long step, for non-interactive output.
 
-    The first line comes after ten seconds; then they become rarer, as the step becomes longer.
+    The first line is written after ten seconds; the interval then grows with the elapsed time.
 
     Args:
         title: Name of the step.
-        clock: Returns the time.
+        clock: Returns the time in seconds.
     """
 
     def __init__(self, title: str, clock: Clock = time.monotonic) -> None:
@@ -86,7 +86,7 @@ class LogProgress:
 
     @property
     def due(self) -> bool:
-        """True when it is time for a line; cheap enough to ask at every item."""
+        """True if the next line is due; cheap enough to check for every item."""
         return self._clock() >= self._next
 
     def log(
@@ -99,9 +99,9 @@ class LogProgress:
         """Write a line.
 
         Args:
-            done: Items done since the step began.
-            total: Number of items; None or infinity if it is unknown.
-            where: Position in words; default: the numbers.
+            done: Items done since the start of the step.
+            total: Number of items; None or infinity if unknown.
+            where: Description of the position; default: ``done`` of ``total``.
             more: Further parts of the line.
         """
         now = self._clock()
@@ -115,14 +115,14 @@ class LogProgress:
         say(f"{self.title}: {', '.join([*parts, *more])}")
 
     def end(self, done: str) -> None:
-        """Write the last line, with the time taken, if that was long enough for lines."""
+        """Write the last line, with the elapsed time, unless the step was too short for lines."""
         passed = self._clock() - self._begun
         if passed >= FIRST_LINE:
             say(f"{self.title}: {done} in {duration(passed)}")
 
 
 def silence(silent: bool) -> None:
-    """Show nothing of long steps from now on, or show them again; lines of `say` stay."""
+    """Turn the progress of long steps off or on; ``say`` is not affected."""
     global _silent
     _silent = silent
 
@@ -138,8 +138,8 @@ def track(
     Args:
         items: Any items.
         title: Name of the step.
-        total: Number of items, where they have no length.
-        clock: Returns the time.
+        total: Number of items, if ``items`` has no length.
+        clock: Returns the time in seconds.
     """
     if total is None and isinstance(items, Sized):
         total = len(items)
@@ -153,7 +153,7 @@ def track(
 
 def _with_bar(items: Iterable[Item], title: str, total: int | None, clock: Clock) -> Iterator[Item]:
     with _display() as progress:
-        unknown = None if progress in _displays else math.inf  # as Lightning's display says it
+        unknown = None if progress in _displays else math.inf  # the value Lightning's display uses
         bar = progress.add_task(escape(title), total=unknown if total is None else total)
         try:
             due = -math.inf
@@ -207,41 +207,41 @@ def _running_display() -> Progress | None:
 
 
 def show_below(find: Callable[[], Progress | None]) -> None:
-    """Let bars appear in another library's display whenever it is on the screen.
+    """Show bars in another library's display whenever it is on the screen.
 
     Args:
-        find: Returns the display, None while it is not shown.
+        find: Returns the display, or None while it is not shown.
     """
     global _find_display
     _find_display = find
 
 
 def sees_bars() -> bool:
-    """Return whether bars can move on standard error: a terminal, or a notebook."""
+    """Return whether standard error can show bars: on a terminal or in a notebook."""
     console = Console(stderr=True)
     return console.is_interactive or console.is_jupyter
 
 
 @rank_zero_only
 def say(text: str, style: str | None = None) -> None:
-    """Write a line for people, on the first process only; standard output is for results."""
+    """Write a message to standard error (standard output is for results), on rank 0 only."""
     running = _running_display()
     console = Console(stderr=True) if running is None else running.console
-    # Names of files and categories may hold brackets and colons.
+    # File names and categories may contain brackets and colons.
     console.print(text, style=style, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def wide_console(table: Table) -> Console:
-    """Return a console for standard output in which a table is not cut, if that is a file."""
+    """Return a console for standard output, wide enough for the table unless it is a terminal."""
     console = Console(highlight=False)
-    if not console.is_terminal:  # a file's lines are as long as they must be
+    if not console.is_terminal:  # lines of a file may be as long as necessary
         needed = console.measure(table, options=console.options.update(max_width=MAX_WIDTH))
         console.width = max(console.width, needed.maximum)
     return console
 
 
 def counted(done: float, total: float | None = None) -> str:
-    """Return a count in words, of a total if that is known.
+    """Format a count, and the total if it is known.
 
     Example:
         >>> from anomaly_clip.progress import counted
@@ -253,18 +253,18 @@ def counted(done: float, total: float | None = None) -> str:
 
 
 def rate(speed: float) -> str:
-    """Return a speed in words.
+    """Format a speed.
 
     Example:
         >>> from anomaly_clip.progress import rate
         >>> rate(1234.5), rate(85.34), rate(0.0123)
-        ('1,234 a second', '85.3 a second', '0.0123 a second')
+        ('1,234 per second', '85.3 per second', '0.0123 per second')
     """
-    return f"{speed:,.0f} a second" if speed >= 100 else f"{speed:.3g} a second"
+    return f"{speed:,.0f} per second" if speed >= 100 else f"{speed:.3g} per second"
 
 
 def duration(seconds: float) -> str:
-    """Return a time in words.
+    """Format a duration.
 
     Example:
         >>> from anomaly_clip.progress import duration

@@ -1,12 +1,12 @@
-"""What travels between the parts: one record a stage of the data's way.
+"""Records passed between the subpackages: samples, batches, scores, and descriptions of encoders.
 
-Letters used in every shape of the project:
+Letters in the shapes of all docstrings:
 
 ==========  ==========================================================
-``B``       images of a batch
-``H, W``    pixels of the images that a method sees
-``h, w``    pixels of masks and anomaly maps (equal to ``H, W`` unless asked otherwise)
-``N``       patches of an image (the class token not counted)
+``B``       images in a batch
+``H, W``    pixels of a method's input images
+``h, w``    pixels of masks and anomaly maps (equal to ``H, W`` by default)
+``N``       patches of an image (without the class token)
 ``D``       channels of a feature
 ``P``       parts of an image score
 ``K``       classes of a multi-label target
@@ -48,10 +48,10 @@ __all__ = [
 ]
 
 RANDOM = "random"
-"""The one word that asks for untrained weights."""
+"""Value of an option for weights that selects untrained weights."""
 
 DEMO = "demo"
-"""The one word that asks for the small CLIP that comes with the project."""
+"""Value of an option for weights that selects the small CLIP included in the package."""
 
 PACKAGES = (
     "anomaly_clip",
@@ -69,7 +69,7 @@ PACKAGES = (
 
 
 class Batch(TypedDict):
-    """Images and what is known of them; images stay uint8 until they are on the device."""
+    """Images with labels and metadata; images stay uint8 until they are on the device."""
 
     image: Tensor
     """uint8 ``(B, 3, H, W)``, RGB."""
@@ -78,17 +78,17 @@ class Batch(TypedDict):
     category: list[str]
     path: list[str]
     index: Tensor
-    """int64 ``(B,)``, the sample's row in its data set's listing."""
+    """int64 ``(B,)``, index of the sample in the listing of its data set."""
     mask: NotRequired[Tensor]
     """bool ``(B, h, w)``, all False for a normal image; absent without pixel labels."""
     target: NotRequired[Tensor]
     """``(B, K)``, targets of a multi-label data set."""
     features: NotRequired[dict[str, Tensor]]
-    """What the frozen encoder says of the images, in half precision; ``image`` is then absent."""
+    """Cached features of a frozen encoder, in half precision; they replace ``image``."""
     synthetic: NotRequired[Tensor]
-    """uint8 ``(B, 3, H, W)``, the image with a synthetic defect (pairs)."""
+    """uint8 ``(B, 3, H, W)``, the image with a synthetic defect (for training on pairs)."""
     synthetic_mask: NotRequired[Tensor]
-    """bool ``(B, H, W)``, where the synthetic defect is."""
+    """bool ``(B, H, W)``, mask of the synthetic defect."""
     defect: NotRequired[list[str]]
     """Kind of the synthetic defect."""
     support: NotRequired[Tensor]
@@ -96,61 +96,61 @@ class Batch(TypedDict):
 
 
 class Scores(TypedDict):
-    """What a method says of a batch; higher = more anomalous."""
+    """Output of a method for a batch; higher = more anomalous."""
 
     image_score: Tensor
     """float32 ``(B,)``."""
     anomaly_map: NotRequired[Tensor]
     """float32 ``(B, h, w)``; absent for methods without pixel output."""
     stage_maps: NotRequired[dict[str, Tensor]]
-    """Maps of a method's intermediate steps by name, float32 ``(B, ?, ?)``: for pictures only."""
+    """Maps of a method's intermediate steps by name, float32 ``(B, ?, ?)``: for display only."""
     score_parts: NotRequired[Tensor]
-    """float32 ``(B, P)``: min-max scaled per category over the set evaluated, then added, they
-    replace ``image_score``; only an evaluator, which sees a whole set, can do so."""
+    """float32 ``(B, P)``: parts that are min-max scaled per category over the evaluated set and
+    then added to replace ``image_score``, which requires an evaluator that sees the whole set."""
 
 
 class Synthetic(NamedTuple):
-    """One picture with a synthetic defect."""
+    """Image with a synthetic defect."""
 
     image: NDArray[np.uint8]
     """``(H, W, 3)``, RGB."""
     mask: NDArray[np.bool_]
-    """``(H, W)``, where the defect is."""
+    """``(H, W)``, True on the defect."""
     label: NDArray[np.float32]
-    """``(H, W)`` in ``[0, 1]``, how strong it is there; grey levels for NSA's label intensity."""
+    """``(H, W)`` in ``[0, 1]``, strength of the defect; grey levels for NSA's label intensity."""
     info: dict[str, Any]
-    """The recipe's name and what it drew."""
+    """Name of the recipe and its sampled parameters."""
 
 
 class Draw(NamedTuple):
-    """Index of a training sample, with its epoch so that every random draw is reproducible."""
+    """Index of a training sample and its epoch, which make random augmentation reproducible."""
 
     epoch: int
-    index: int  # type: ignore[assignment]  # a tuple's method of that name is not missed
+    index: int  # type: ignore[assignment]  # hides the method of tuples, which is not needed
 
 
 class WeightsRecord(TypedDict):
-    """Which weights a figure comes from."""
+    """Description of the weights that produced a result."""
 
     backbone: str
     pretrained: str
     random: bool
-    """Whether they are untrained, so that figures mean nothing."""
+    """True if they are untrained, so that metrics are meaningless."""
     sha256: str | None
-    """Over the loaded tensors and the architecture; None for random ones."""
+    """Hash of the loaded tensors and the architecture; None for random weights."""
 
 
 @dataclass(frozen=True)
 class LoaderNeeds:
-    """Needs of a module from its loaders; data modules read nothing else of it.
+    """Requirements of a module on its data loaders; data modules read nothing else of it.
 
     Args:
         image_size: Side of the square images in pixels; None: the data module decides.
-        single_pass: Whether ``fit`` looks once at every image, each on one process, and follows no
-            gradient.
-        support_images: How many other images of its category come with each training image.
-        full_batches: Whether the rest of an epoch that fills no batch is left out.
-        test_passes: How often the test images are handed out.
+        single_pass: Whether ``fit`` visits every image once, on a single process and without
+            gradients.
+        support_images: Number of other images of the category that accompany a training image.
+        full_batches: Whether to drop the incomplete last batch of an epoch.
+        test_passes: Number of passes over the test images.
     """
 
     image_size: int | None = None
@@ -162,25 +162,25 @@ class LoaderNeeds:
 
 @runtime_checkable
 class HasLoaderNeeds(Protocol):
-    """A module that says what it asks of the loaders."""
+    """A module that declares requirements on its data loaders."""
 
     loader_needs: LoaderNeeds
 
 
 def needs_of(trainer: Trainer | None) -> LoaderNeeds:
-    """Return what the module of a trainer asks of the loaders; the defaults for a foreign one."""
+    """Return the requirements of a trainer's module, or the defaults if it declares none."""
     module = None if trainer is None else trainer.lightning_module
     return module.loader_needs if isinstance(module, HasLoaderNeeds) else LoaderNeeds()
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """A frozen encoder whose features of unchanging images may be kept.
+    """A frozen encoder whose features can be cached for images that do not change.
 
     Args:
         encode: Returns features by name, ``(B, ...)`` each, for uint8 images ``(B, 3, H, W)``.
-        key: Everything but the images that features depend on: weights, layers, code.
-        device: Where images are expected.
+        key: Everything that features depend on except the images: weights, layers, code.
+        device: Device that the images must be on.
     """
 
     encode: Callable[[Tensor], dict[str, Tensor]]
@@ -189,7 +189,7 @@ class Encoder:
 
 
 class TrainingFeatures(NamedTuple):
-    """Features of the last images of a training, for a picture of how they lie."""
+    """Features of the last images of a training, for a plot of their embedding."""
 
     features: NDArray[np.float32]
     """``(n, C)``."""
@@ -198,7 +198,7 @@ class TrainingFeatures(NamedTuple):
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of packages that a metric depends on."""
+    """Return the versions of the packages that results depend on."""
     installed = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""Learning rates that follow the training: its length, warm-up and cosine, as factors of a rate."""
+"""Learning rate schedules: length of the training, linear warm-up and cosine decay."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def total_steps(module: LightningModule, alternative: str = "") -> int:
     """Return the number of optimiser steps of the training.
 
     Args:
-        module: In a trainer.
-        alternative: Continues the error's advice, for a module that has another way out.
+        module: A module attached to a trainer.
+        alternative: Appended to the advice of the error, for modules with another way out.
 
     Raises:
         ValueError: If the training has no end.
@@ -26,7 +26,7 @@ def total_steps(module: LightningModule, alternative: str = "") -> int:
 
 
 def total_epochs(module: LightningModule, alternative: str = "") -> int:
-    """Return the number of epochs of the training; arguments and errors as :func:`total_steps`."""
+    """Return the number of epochs; see :func:`total_steps` for arguments and errors."""
     epochs = module.trainer.max_epochs
     if epochs is None or epochs < 1:
         raise _endless(module, alternative)
@@ -34,17 +34,17 @@ def total_epochs(module: LightningModule, alternative: str = "") -> int:
 
 
 def half_cosine(angle: float, last: float = 0.0) -> float:
-    """Return the factor at an angle between 0 (factor 1) and pi (factor ``last``)."""
+    """Return the factor at an angle from 0 (factor 1) to pi (factor ``last``)."""
     return last + (1 - last) * 0.5 * (1 + math.cos(angle))
 
 
 def warmup_cosine(step: int, warmup: int, total: int, last: float = 0.0) -> float:
-    """Return the factor of a step: a line up to 1, then half a cosine down to ``last``.
+    """Return the factor of a step: linear warm-up to 1, then half a cosine down to ``last``.
 
     Args:
-        step: From 0 on; beyond ``total`` the factor stays.
-        warmup: Steps of the line; 0 for none.
-        total: Steps of both.
+        step: Counted from 0; beyond ``total`` the factor is constant.
+        warmup: Number of warm-up steps; 0 for none.
+        total: Number of all steps, warm-up included.
         last: Factor at the end.
 
     Example:
@@ -59,6 +59,6 @@ def warmup_cosine(step: int, warmup: int, total: int, last: float = 0.0) -> floa
 
 def _endless(module: LightningModule, alternative: str) -> ValueError:
     return ValueError(
-        f"{type(module).__name__} lowers its rate towards the end, which must be known: give "
-        f"trainer.max_epochs{alternative}"
+        f"{type(module).__name__} decays its learning rate until the end of the training, which "
+        f"must be known: give trainer.max_epochs{alternative}"
     )

@@ -1,4 +1,4 @@
-"""Fixtures: reference arrays, a tiny CLIP with random weights, and folders of tiny pictures."""
+"""Fixtures: reference arrays, a tiny CLIP with random weights, and folders of tiny images."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: no test uses a network
-if "PYTEST_XDIST_WORKER" in os.environ:  # several processes of tests share the cores
+os.environ["HF_HUB_OFFLINE"] = "1"  # read on import of huggingface_hub; tests use no network
+if "PYTEST_XDIST_WORKER" in os.environ:  # several test processes share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
@@ -28,17 +28,17 @@ from anomaly_clip.backbones import cnn
 from anomaly_clip.backbones.clip import CLIPBackbone
 from anomaly_clip.files import CACHE_VARIABLE
 
-settings.register_profile("untimed", deadline=None)  # no test is judged by its time
+settings.register_profile("untimed", deadline=None)  # no time limit per example
 settings.load_profile("untimed")
 
 TESTS = Path(__file__).parent
 SHARED = TESTS.parent.parent / "shared"
-"""Real images, beside the project where there are any."""
+"""Real images, which may lie next to the project."""
 
 
 @pytest.fixture(scope="session")
 def golden() -> Callable[[str], Golden]:
-    """Return a function from a folder's name to its arrays; skips where the folder is missing."""
+    """Return a loader of the arrays of a folder by name; it skips the test if it is missing."""
     chosen = os.environ.get("ANOMALY_CLIP_GOLDEN")
     root = Path(chosen or TESTS / "golden")
     if chosen and not root.is_dir():
@@ -54,14 +54,14 @@ def golden() -> Callable[[str], Golden]:
 
 @pytest.fixture(scope="session")
 def golden_clip(golden: Callable[[str], Golden]) -> CLIPBackbone:
-    """Return the CLIP that the golden arrays of CLIP-AD and WinCLIP come from."""
+    """Return the CLIP that produced the golden arrays of CLIP-AD and WinCLIP."""
     folder = golden("clip_ad").folder
     return CLIPBackbone(str(folder / "model_config.json"), str(folder / "state_dict.safetensors"))
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Callable[[str], Path]:
-    """Return a function from a name to a folder of real images; skips where it is missing."""
+    """Return a finder of a folder of real images by name; it skips the test if it is missing."""
 
     def find(name: str) -> Path:
         if not (SHARED / "data" / name).is_dir():
@@ -72,16 +72,16 @@ def shared_data() -> Callable[[str], Path]:
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _what_costs_time_is_done_once() -> Iterator[None]:
-    """Share what is the same in hundreds of tests; each leaves its result as it is.
+def _share_slow_objects() -> Iterator[None]:
+    """Speed up hundreds of tests without changing their results.
 
-    Untrained CNNs depend on their name and the seed alone, and each test gets a copy of its own.
-    The tokenizer reads the whole vocabulary. WebP's quickest method makes larger files.
+    Untrained CNNs depend only on their name and the seed, and each test gets its own copy. The
+    tokenizer reads the whole vocabulary. WebP's fastest method only makes the files larger.
     """
     built = lru_cache(maxsize=4)(lambda name, seed, build=cnn._build: build(name))
     Image.init()
@@ -100,7 +100,7 @@ def _what_costs_time_is_done_once() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_clip_config(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Return the path of a model configuration that builds in no time."""
+    """Return the path of a model configuration that is fast to build."""
     path = tmp_path_factory.mktemp("model") / "tiny_clip.json"
     path.write_text(json.dumps(TINY_CLIP))
     return str(path)
@@ -114,14 +114,14 @@ def tiny_clip(tiny_clip_config: str) -> CLIPBackbone:
 
 @pytest.fixture
 def golden_category(golden: Callable[[str], Golden], tmp_path: Path) -> Path:
-    """Write the golden pictures as a category of MVTec-AD; returns the root."""
+    """Write the golden images as a category of MVTec-AD; return the root."""
     arrays = golden("clip_ad")
     category = tmp_path / "mvtec" / arrays.meta["e2e_object"]
     labels = arrays.inputs["e2e.labels"].bool().tolist()
     for number, (image, mask, anomalous) in enumerate(
         zip(arrays.inputs["e2e.images"], arrays.inputs["e2e.masks"], labels, strict=True)
     ):
-        # One folder of defects a picture, so that the sorted listing keeps the order.
+        # One defect folder per image, so that the sorted listing keeps the order.
         defect = f"{number:03d}" if anomalous else "good"
         save_picture(category / "test" / defect / f"{number:03d}.png", image.numpy())
         if anomalous:
@@ -132,13 +132,13 @@ def golden_category(golden: Callable[[str], Golden], tmp_path: Path) -> Path:
 
 @pytest.fixture
 def mvtec_root(tmp_path: Path) -> Path:
-    """Return a data set in MVTec-AD's layout: two categories, 2 normal and 2 anomalous each."""
+    """Write a data set in MVTec-AD's layout; see ``write_mvtec``."""
     return write_mvtec(tmp_path)
 
 
 @pytest.fixture
 def tiny_sdp(tiny_clip_config: str, mvtec_root: Path, tmp_path: Path) -> list[str]:
-    """Return the options of SDP with the tiny CLIP on the tiny data set, run into ``runs``."""
+    """Return the options of SDP with the tiny CLIP on the tiny data set; runs go to ``runs``."""
     return [
         f"--config={TESTS.parent / 'configs' / 'sdp.yaml'}",
         f"--model.backbone.name={tiny_clip_config}",
@@ -160,7 +160,7 @@ def clock() -> StandingClock:
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let rich take standard error for a terminal."""
+    """Make rich treat standard error as a terminal."""
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
     for name in ("TTY_COMPATIBLE", "TTY_INTERACTIVE", "NO_COLOR"):
@@ -169,6 +169,6 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def chatty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a line come with every item."""
+    """Write a progress line for every item."""
     for name in ("FIRST_LINE", "LINE_INTERVAL", "LINE_SHARE"):
         monkeypatch.setattr(progress, name, 0.0)

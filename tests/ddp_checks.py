@@ -1,4 +1,4 @@
-"""A callback with which tests of several processes compare them."""
+"""A callback that compares the processes of a distributed fit."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class Compared(Callback):
-    """Write which samples each process trained on, and whether all ended with the same weights.
+    """Write the samples that each process trained on, and whether all final weights are equal.
 
     Args:
-        file: Where to.
+        file: The JSON file to write.
     """
 
     def __init__(self, file: str) -> None:
@@ -22,15 +22,15 @@ class Compared(Callback):
         self.rows: list[int] = []
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, *rest: Any) -> None:
-        """Note the samples."""
+        """Record the samples."""
         self.rows += rest[0]["index"].tolist()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare."""
+        """Compare the weights of all processes."""
         weights = torch.cat([p.detach().flatten() for p in pl_module.parameters()])
-        found: list[Any] = [None] * trainer.world_size
-        torch.distributed.all_gather_object(found, (self.rows, weights))
+        gathered: list[Any] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(gathered, (self.rows, weights))
         if trainer.is_global_zero:
-            equal = all(weights.equal(found[0][1]) for _, weights in found)
-            rows = [rows for rows, _ in found]
+            equal = all(weights.equal(gathered[0][1]) for _, weights in gathered)
+            rows = [rows for rows, _ in gathered]
             self.file.write_text(json.dumps({"equal": equal, "rows": rows}), encoding="utf-8")

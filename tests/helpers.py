@@ -1,4 +1,4 @@
-"""Helpers that several files of tests share."""
+"""Helpers shared by several test files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SMALL_CLIP = {
     },
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
 }
-"""A CLIP whose training takes no time."""
+"""A CLIP that is fast to train."""
 
 TINY_CLIP = {
     "embed_dim": 12,
@@ -69,14 +69,14 @@ class Golden:
         return json.loads((self.folder / "meta.json").read_text())
 
     def named(self, prefix: str) -> dict[str, Tensor]:
-        """Return the expected tensors below a prefix, by the rest of their names."""
-        found = {k[len(prefix) :]: v for k, v in self.expected.items() if k.startswith(prefix)}
-        assert found, f"no golden tensor is named {prefix}..."
-        return found
+        """Return the expected tensors with a prefix, by the rest of their names."""
+        tensors = {k[len(prefix) :]: v for k, v in self.expected.items() if k.startswith(prefix)}
+        assert tensors, f"no golden tensor is named {prefix}..."
+        return tensors
 
 
 def save_picture(path: Path, array: np.ndarray | None = None, *, size: int = 40) -> Path:
-    """Save an array, or a grey ramp, as a picture."""
+    """Save an array, or a grey ramp, as an image."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if array is None:
         ramp = np.linspace(0, 255, size, dtype=np.uint8)
@@ -104,14 +104,14 @@ def _noise(rng: np.random.Generator) -> np.ndarray:
     return rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
 
 
-def near(own: Tensor, expected: Tensor, relative: float) -> None:
+def near(actual: Tensor, expected: Tensor, relative: float) -> None:
     """Compare within a fraction of the largest expected value."""
-    most = float(expected.abs().max())
-    assert_close(own.double(), expected.double(), atol=relative * most, rtol=0)
+    largest = float(expected.abs().max())
+    assert_close(actual.double(), expected.double(), atol=relative * largest, rtol=0)
 
 
 def quiet_trainer(**options: Any) -> Trainer:
-    """Return a trainer on the CPU that writes and shows nothing."""
+    """Return a trainer on the CPU that writes and prints nothing."""
     return Trainer(
         accelerator="cpu",
         logger=False,
@@ -123,7 +123,7 @@ def quiet_trainer(**options: Any) -> Trainer:
 
 
 def fit_images(method: Fitted, images: Tensor, batch: int = 3) -> Fitted:
-    """Fit through Lightning's loop on images that are normalised already."""
+    """Fit with Lightning's loop on images that are already normalised."""
     batches = [
         {"image": part, "category": ["a"] * len(part), "index": torch.arange(len(part))}
         for part in images.split(batch)
@@ -134,7 +134,7 @@ def fit_images(method: Fitted, images: Tensor, batch: int = 3) -> Fitted:
 
 
 class Outputs(Callback):
-    """Keep what the test steps return."""
+    """Collect the outputs of the test steps."""
 
     def __init__(self) -> None:
         self.kept: dict[str, list[Tensor]] = {}
@@ -149,7 +149,7 @@ class Outputs(Callback):
 
 
 class Steps(Callback):
-    """Keep the losses of each step and the layers after each epoch."""
+    """Collect the loss of each step and the layers after each epoch."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
@@ -166,8 +166,8 @@ class Steps(Callback):
 def state_of(runs: Path, run: str = "run/1") -> dict[str, torch.Tensor]:
     """Return the state of the last checkpoint of a run."""
     file = runs / run / "checkpoints" / "last.ckpt"
-    found: dict[str, torch.Tensor] = torch.load(file, weights_only=True)["state_dict"]
-    return found
+    state: dict[str, torch.Tensor] = torch.load(file, weights_only=True)["state_dict"]
+    return state
 
 
 def sdp_plus_command(

@@ -1,8 +1,8 @@
-"""The command line in processes of its own, forked from that of the tests.
+"""Running the command line in processes forked from the test process.
 
-A new Python would import torch and Lightning anew, six seconds of a processor each. Several
-processes find each other as those that a cluster's launcher starts (variables MASTER_ADDR,
-MASTER_PORT and LOCAL_RANK); Lightning's own launcher is tested in test_each.py.
+A new Python process would spend six seconds of CPU time on importing torch and Lightning. Several
+processes communicate like those started by a cluster's launcher (variables MASTER_ADDR, MASTER_PORT
+and LOCAL_RANK). Lightning's own launcher is tested in test_each.py.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ FAILED = 70
 
 
 class Done(NamedTuple):
-    """A command that has ended."""
+    """Result of a finished command."""
 
     returncode: int
-    """That of the first process; another one if that succeeded and another process did not."""
+    """Exit code of the first process that failed; 0 if all succeeded."""
     stderr: str
-    """Of all processes."""
+    """Standard error of all processes."""
 
 
 def run_command(
@@ -43,13 +43,13 @@ def run_command(
     variables: Mapping[str, str] | None = None,
     seconds: float = 300,
 ) -> Done:
-    """Run ``anomaly_clip`` with words, in several processes that work together.
+    """Run ``anomaly_clip`` in one or several cooperating processes.
 
     Args:
-        words: Verb and options; with several processes ``--trainer.devices`` among them.
-        processes: How many.
-        variables: Of the environment, beside those of the tests.
-        seconds: How long it may take.
+        words: Verb and options; with several processes they must include ``--trainer.devices``.
+        processes: Number of processes.
+        variables: Environment variables to set in addition to those of the tests.
+        seconds: Time limit.
     """
     shared = dict(variables or {})
     if processes > 1:
@@ -60,12 +60,12 @@ def run_command(
     with TemporaryDirectory() as folder:
         children = []
         for rank in range(processes):
-            own = {**shared, "LOCAL_RANK": str(rank)} if processes > 1 else shared
+            environment = {**shared, "LOCAL_RANK": str(rank)} if processes > 1 else shared
             sys.stdout.flush()
             sys.stderr.flush()
             child = os.fork()
             if child == 0:
-                _run_and_exit(words, own, rank, Path(folder) / str(rank))
+                _run_and_exit(words, environment, rank, Path(folder) / str(rank))
             children.append(child)
         codes = _wait(children, time.monotonic() + seconds)
         texts = [(Path(folder) / str(rank)).read_text() for rank in range(processes)]
@@ -75,7 +75,7 @@ def run_command(
 def _run_and_exit(
     words: Sequence[str], variables: Mapping[str, str], rank: int, file: Path
 ) -> NoReturn:
-    """Be a process of its own: nothing of the tests is seen any more."""
+    """Run the command in this forked process, isolated from the tests, and exit."""
     code = FAILED
     try:
         with file.open("w", buffering=1) as stream, open(os.devnull, "w") as nowhere:
@@ -83,7 +83,7 @@ def _run_and_exit(
             os.dup2(stream.fileno(), 2)
             sys.stdout, sys.stderr = nowhere, stream
             os.environ.update(variables)
-            warnings.resetwarnings()  # those of the tests are errors
+            warnings.resetwarnings()  # the tests turn warnings into errors
             torch.set_num_threads(1)  # threads do not survive a fork
             rank_zero_only.rank = rank  # type: ignore[attr-defined]
             try:
@@ -95,24 +95,24 @@ def _run_and_exit(
 
 
 def _wait(children: Sequence[int], end: float) -> list[int]:
-    """Return the exit codes of processes; those that take too long are ended."""
+    """Return the exit codes of processes; kill those that exceed the time limit."""
     codes: dict[int, int] = {}
     while len(codes) < len(children):
         for child in children:
-            if child not in codes and (found := os.waitpid(child, os.WNOHANG))[0]:
-                codes[child] = os.waitstatus_to_exitcode(found[1])
+            if child not in codes and (ended := os.waitpid(child, os.WNOHANG))[0]:
+                codes[child] = os.waitstatus_to_exitcode(ended[1])
         if time.monotonic() > end or any(code != 0 for code in codes.values()):
-            # The others of a process that failed would wait for it.
+            # The other processes would wait for a failed one forever.
             _end([child for child in children if child not in codes], codes)
         time.sleep(0.02)
     return [codes[child] for child in children]
 
 
 def _end(children: Sequence[int], codes: dict[int, int]) -> None:
-    time.sleep(2)  # they may fail for the same reason, with a message of their own
+    time.sleep(2)  # they may fail for the same reason and print their own message
     for child in children:
-        found, status = os.waitpid(child, os.WNOHANG)
-        if not found:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if not ended:
             os.kill(child, signal.SIGKILL)
             _, status = os.waitpid(child, 0)
         codes[child] = os.waitstatus_to_exitcode(status)

@@ -1,4 +1,4 @@
-"""The folder of a finished run, made up."""
+"""Fake folder of a finished run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def make_run(
     pictures: int = 0,
     **run: Any,
 ) -> Path:
-    """Write what a test leaves in its folder: figures that are made up, scores that are given."""
+    """Write the files of a test run: made-up metrics and the given scores."""
     figures = dict.fromkeys(FIGURES, 0.5) | {"image_auroc": 0.875, "pixel_pro": None}
     record = {
         "method": "SDP",

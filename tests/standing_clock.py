@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class StandingClock:
-    """A clock that somebody else sets."""
+    """A clock that only moves when a test sets ``now``."""
 
     def __init__(self) -> None:
         self.now = 1000.0

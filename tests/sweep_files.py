@@ -21,7 +21,7 @@ PLAIN: dict[str, Any] = {
 
 
 def write_sweep(folder: Path, **keys: Any) -> Path:
-    """Write a sweep file, with some keys replaced or, by None, left out."""
+    """Write a sweep file, with some keys replaced; None removes a key."""
     content = {key: value for key, value in {**PLAIN, **keys}.items() if value is not None}
     file = folder / "my_sweep.yaml"
     file.write_text(yaml.safe_dump(content), encoding="utf-8")

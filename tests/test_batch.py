@@ -1,4 +1,4 @@
-"""Several experiments in turn."""
+"""Running several experiments one after the other."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def test_resume_is_taken_off_the_words(form: str, tmp_path: Path) -> None:
     words = ["sweep", "a", *option, "--b", "c"]
     assert pop_resume(words, "sweep.json") == (["a", "--b", "c"], tmp_path)
     assert pop_resume(["sweep", "a"], "sweep.json") == (["a"], None)
-    with pytest.raises(UserError, match=r"--resume .*: expected the folder of a run of sweep"):
+    with pytest.raises(UserError, match=r"--resume .*: not the folder of a run of sweep"):
         pop_resume(words, "other.json")
-    with pytest.raises(UserError, match="--resume : expected"):
+    with pytest.raises(UserError, match="--resume : not the folder"):
         pop_resume(["sweep", "--resume"], "sweep.json")
 
 
@@ -35,7 +35,7 @@ def test_launchers_of_several_processes_are_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("WORLD_SIZE", "1")
     forbid_distributed_launch("each")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="torchrun has started several of it"):
+    with pytest.raises(UserError, match=r"torchrun has started 2 copies of it \(WORLD_SIZE\)"):
         forbid_distributed_launch("each")
 
 
@@ -53,19 +53,21 @@ def test_one_failure_does_not_stop_the_others(capsys: pytest.CaptureFixture[str]
     assert done == ["b", "d"]
     assert "[4/4] d" in capsys.readouterr().err
     assert run_in_turn(jobs, "resume", UserError) == {"a": "a reason", "c": "no images"}
-    assert done == ["b", "d", "b"]  # none after the last
+    assert done == ["b", "d", "b"]  # no job after the UserError of c
 
 
-def test_an_interruption_names_the_way_on(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interruption_prints_the_command_that_resumes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     def interrupted() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run_in_turn({"a": interrupted}, "anomaly_clip each --resume runs/1")
-    assert "go on with: anomaly_clip each --resume runs/1" in capsys.readouterr().err
+    assert "resume with: anomaly_clip each --resume runs/1" in capsys.readouterr().err
 
 
-def test_a_process_of_its_own_ends_with_its_last_message(
+def test_the_last_message_of_a_subprocess_is_the_error(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     code = "import sys; print('table'); sys.stderr.write('a line\\nanomaly_clip: no images\\n')"
@@ -76,7 +78,7 @@ def test_a_process_of_its_own_ends_with_its_last_message(
     batch._run_apart([sys.executable, "-c", code])
 
 
-def test_a_plan_builds_and_starts_nothing(tmp_path: Path) -> None:
+def test_a_dry_run_builds_but_starts_nothing(tmp_path: Path) -> None:
     quieten()
     words = ["fit", "--model", "PaDiM", "--model.backbone.weights", "random", "--data", "Demo"]
     plan = DryRunCLI(args=[*words, "--output.root", str(tmp_path), "--trainer.accelerator", "cpu"])

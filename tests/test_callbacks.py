@@ -1,4 +1,4 @@
-"""Progress of Lightning's loops, and of real commands, as bars or lines."""
+"""Progress of Lightning's loops and of real commands, as bars or log lines."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 class Slow(LightningModule):
-    """Every batch takes four seconds of a clock's, of a validation six."""
+    """Module whose training batches take four seconds of the clock, all other batches six."""
 
     def __init__(self, clock: StandingClock) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ def trainer(clock: StandingClock) -> Callable[..., Trainer]:
     return build
 
 
-def said(capsys: Capture) -> list[str]:
+def progress_lines(capsys: Capture) -> list[str]:
     lines = capsys.readouterr().err.splitlines()
     return [line for line in lines if re.match(r"\w+ing: ", line)]
 
@@ -94,32 +94,33 @@ def test_a_fit_by_hand(
     clock: StandingClock, trainer: Callable[..., Trainer], capsys: Capture
 ) -> None:
     trainer(max_epochs=5).fit(Slow(clock), loader())
-    assert said(capsys) == [
-        "fitting: epoch 1 of 5, batch 3 of 4, 0.25 a second, 1 min 8 s left, train/loss 1",
-        "fitting: epoch 3 of 5, batch 3 of 4, 0.25 a second, 36 s left, train/loss 1",
-        "fitting: epoch 5 of 5, batch 3 of 4, 0.25 a second, 4 s left, train/loss 1",
+    assert progress_lines(capsys) == [
+        "fitting: epoch 1 of 5, batch 3 of 4, 0.25 per second, 1 min 8 s left, train/loss 1",
+        "fitting: epoch 3 of 5, batch 3 of 4, 0.25 per second, 36 s left, train/loss 1",
+        "fitting: epoch 5 of 5, batch 3 of 4, 0.25 per second, 4 s left, train/loss 1",
         "fitting: 20 batches in 1 min 20 s",
     ]
 
 
-def test_a_validation_counts_to_its_fit(
+def test_a_validation_is_part_of_the_progress_of_its_fit(
     clock: StandingClock, trainer: Callable[..., Trainer], capsys: Capture
 ) -> None:
     trainer(max_epochs=2).fit(Slow(clock), loader(), loader(6))
-    # The check before it took 12 s, and is not spoken of. Then 4 s a batch, 6 s one of validation.
-    assert said(capsys) == [
-        "fitting: epoch 1 of 2, batch 3 of 4, 0.25 a second, 20 s left, train/loss 1",
-        "fitting: epoch 1 of 2, batch 4 of 4, 0.087 a second, 46 s left, validating batch 5 of 6",
-        "fitting: epoch 2 of 2, batch 4 of 4, 0.1 a second, validating batch 2 of 6",
+    # The sanity check before the fit took 12 s and is not reported. After it, training batches
+    # take 4 s and validation batches 6 s.
+    assert progress_lines(capsys) == [
+        "fitting: epoch 1 of 2, batch 3 of 4, 0.25 per second, 20 s left, train/loss 1",
+        "fitting: epoch 1 of 2, batch 4 of 4, 0.087 per second, 46 s left, validating batch 5 of 6",
+        "fitting: epoch 2 of 2, batch 4 of 4, 0.1 per second, validating batch 2 of 6",
         "fitting: 8 batches in 1 min 44 s",
     ]
 
 
-def test_figures_of_the_last_validation_are_said(
+def test_a_line_shows_the_metrics_of_the_last_validation(
     clock: StandingClock, trainer: Callable[..., Trainer], chatty: None, capsys: Capture
 ) -> None:
     trainer(max_epochs=2, num_sanity_val_steps=0).fit(Slow(clock), loader(1), loader(1))
-    first, _, second, *_ = said(capsys)
+    first, _, second, *_ = progress_lines(capsys)
     assert first.endswith("4 s left, train/loss 1")
     assert second.endswith("train/loss 1, val/image_auroc 0.75")
 
@@ -127,20 +128,23 @@ def test_figures_of_the_last_validation_are_said(
 @pytest.mark.parametrize(
     ("options", "first"),
     [
-        ({"max_steps": 9}, "step 3 of 9, epoch 1, 0.25 a second, 24 s left"),
-        ({"max_steps": 9, "max_epochs": 1}, "epoch 1 of 1, batch 3 of 4, 0.25 a second, 4 s left"),
-        ({"max_steps": 9, "max_epochs": 99}, "step 3 of 9, epoch 1, 0.25 a second, 24 s left"),
+        ({"max_steps": 9}, "step 3 of 9, epoch 1, 0.25 per second, 24 s left"),
+        (
+            {"max_steps": 9, "max_epochs": 1},
+            "epoch 1 of 1, batch 3 of 4, 0.25 per second, 4 s left",
+        ),
+        ({"max_steps": 9, "max_epochs": 99}, "step 3 of 9, epoch 1, 0.25 per second, 24 s left"),
         (
             {"max_epochs": 2, "limit_train_batches": 3},
-            "epoch 1 of 2, batch 3 of 3, 0.25 a second, 12 s left",
+            "epoch 1 of 2, batch 3 of 3, 0.25 per second, 12 s left",
         ),
         (
             {"max_steps": 4, "accumulate_grad_batches": 2},
-            "step 1 of 4, epoch 1, 0.0833 a second, 36 s left",
+            "step 1 of 4, epoch 1, 0.0833 per second, 36 s left",
         ),
     ],
 )
-def test_what_ends_a_fit_is_counted(
+def test_a_line_counts_what_ends_the_fit_first(
     options: dict[str, Any],
     first: str,
     clock: StandingClock,
@@ -148,7 +152,7 @@ def test_what_ends_a_fit_is_counted(
     capsys: Capture,
 ) -> None:
     trainer(**options).fit(Slow(clock), loader())
-    assert said(capsys)[0] == f"fitting: {first}, train/loss 1"
+    assert progress_lines(capsys)[0] == f"fitting: {first}, train/loss 1"
 
 
 def test_a_fit_without_end_has_no_time_left(
@@ -159,8 +163,8 @@ def test_a_fit_without_end_has_no_time_left(
             self.trainer.should_stop = self.current_epoch == 1
 
     trainer(max_epochs=-1).fit(Ending(clock), loader())
-    assert said(capsys) == [
-        "fitting: epoch 1, batch 3 of 4, 0.25 a second, train/loss 1",
+    assert progress_lines(capsys) == [
+        "fitting: epoch 1, batch 3 of 4, 0.25 per second, train/loss 1",
         "fitting: 8 batches in 32 s",
     ]
 
@@ -177,23 +181,23 @@ def test_the_other_loops_by_hand(
     capsys: Capture,
 ) -> None:
     getattr(trainer(), verb)(Slow(clock), loader(4))
-    assert said(capsys) == [
-        f"{title}: batch 2 of 4, 0.167 a second, 12 s left",
+    assert progress_lines(capsys) == [
+        f"{title}: batch 2 of 4, 0.167 per second, 12 s left",
         f"{title}: 4 batches in 24 s",
     ]
-    # Several loaders are one loop; limits count.
+    # Several loaders form one loop; limits apply to each.
     limits = {f"limit_{'val' if verb == 'validate' else verb}_batches": 3}
     getattr(trainer(**limits), verb)(Slow(clock), [loader(9), loader(9)])
-    assert said(capsys)[0] == f"{title}: batch 2 of 6, 0.167 a second, 24 s left"
+    assert progress_lines(capsys)[0] == f"{title}: batch 2 of 6, 0.167 per second, 24 s left"
     getattr(trainer(), verb)(Slow(clock), loader(1))
-    assert said(capsys) == []
+    assert progress_lines(capsys) == []
 
 
-def test_other_processes_say_nothing_of_loops(
+def test_other_processes_write_no_progress(
     clock: StandingClock, chatty: None, capsys: Capture
 ) -> None:
     bar = PlainProgress(clock)
-    bar.disable()  # as it is on them
+    bar.disable()  # as Lightning does on all ranks except 0
     trainer = Trainer(
         accelerator="cpu",
         devices=1,
@@ -205,7 +209,7 @@ def test_other_processes_say_nothing_of_loops(
     )
     trainer.fit(Slow(clock), loader(), loader())
     trainer.test(Slow(clock), loader())
-    assert said(capsys) == []
+    assert progress_lines(capsys) == []
 
 
 def test_what_is_shown_depends_on_standard_error(
@@ -225,12 +229,12 @@ def patchcore(verb: str, root: Path, runs: Path, *more: str) -> list[str]:
 
 
 def in_order(lines: list[str], *parts: str) -> bool:
-    """Return whether lines hold these parts, one after the other."""
+    """Return whether the lines contain these parts in this order."""
     rest = iter(lines)
     return all(any(part in line for line in rest) for part in parts)
 
 
-def test_a_log_says_how_far_fit_test_and_predict_are(
+def test_fit_test_and_predict_log_their_progress(
     mvtec_root: Path, tmp_path: Path, chatty: None, capsys: Capture
 ) -> None:
     assert main(patchcore("fit", mvtec_root, tmp_path / "run")) == 0
@@ -264,29 +268,29 @@ def test_a_log_says_how_far_fit_test_and_predict_are(
         )
 
 
-def test_a_short_command_says_nothing_of_progress(
+def test_a_short_command_writes_no_progress(
     mvtec_root: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     assert main(patchcore("fit", mvtec_root, tmp_path / "run")) == 0
-    assert said(capsys) == []
+    assert progress_lines(capsys) == []
 
 
-def test_bars_that_are_not_wanted_have_no_lines_either(
+def test_disabled_bars_are_not_replaced_by_lines(
     mvtec_root: Path, tmp_path: Path, chatty: None, capsys: Capture
 ) -> None:
     silent = ["--trainer.enable_progress_bar", "false"]
     assert main(patchcore("fit", mvtec_root, tmp_path / "run", *silent)) == 0
     assert "choosing patches" not in (err := capsys.readouterr().err)
     assert "fitting: " not in err
-    assert main(patchcore("fit", mvtec_root, tmp_path / "again")) == 0  # that one wants them
+    assert main(patchcore("fit", mvtec_root, tmp_path / "again")) == 0  # not disabled for this one
     assert "choosing patches" in capsys.readouterr().err
 
 
-def test_somebodys_own_bar_is_the_only_one(
+def test_a_configured_bar_replaces_ours(
     mvtec_root: Path, tmp_path: Path, chatty: None, capsys: Capture
 ) -> None:
-    own = ["--trainer.callbacks", "TQDMProgressBar", "--trainer.callbacks.refresh_rate", "0"]
-    assert main(patchcore("fit", mvtec_root, tmp_path / "run", *own)) == 0
+    configured = ["--trainer.callbacks", "TQDMProgressBar", "--trainer.callbacks.refresh_rate", "0"]
+    assert main(patchcore("fit", mvtec_root, tmp_path / "run", *configured)) == 0
     assert "fitting: " not in capsys.readouterr().err
 
 
@@ -298,7 +302,7 @@ def test_on_a_terminal_steps_are_shown_among_lightnings_bars(
     assert "Epoch 0" in err
     assert "choosing patches" in err
     assert "fitting: " not in err
-    # Bars and their steps share a display: each has hidden the cursor and shown it again.
+    # Bars and steps share a display: the cursor is shown as often as it is hidden.
     assert err.count("\x1b[?25l") == err.count("\x1b[?25h")
     during = err[err.index("Epoch 0") : err.index("choosing patches")]
     assert "\x1b[?25l" not in during
@@ -309,13 +313,11 @@ def test_on_a_terminal_steps_are_shown_among_lightnings_bars(
     assert "Testing" in out.err
     assert "Testing" not in out.out
     assert re.search(r"\d+/4.*•.*it/s", out.err)  # rate and time left
-    # The bars have left the screen before the table and what follows it.
+    # The bars disappear before the table and everything after it.
     assert "Testing" not in out.err[out.err.index("drawing maps") :]
 
 
-def test_a_display_of_lightnings_that_has_left_takes_no_bars(
-    terminal: None, capsys: Capture
-) -> None:
+def test_a_closed_display_of_lightning_takes_no_bars(terminal: None, capsys: Capture) -> None:
     bars = TerminalProgress()
     assert bars.display() is None
     progress.show_below(bars.display)
@@ -323,18 +325,18 @@ def test_a_display_of_lightnings_that_has_left_takes_no_bars(
     assert "alone" in capsys.readouterr().err
 
 
-def test_bars_of_ones_own_and_a_step_do_not_collide(
+def test_a_configured_bar_and_a_step_do_not_collide(
     mvtec_root: Path, tmp_path: Path, terminal: None, capsys: Capture
 ) -> None:
-    own = ["--trainer.callbacks", "RichProgressBar", "--trainer.callbacks.leave", "true"]
-    assert main(patchcore("fit", mvtec_root, tmp_path / "run", *own)) == 0
+    configured = ["--trainer.callbacks", "RichProgressBar", "--trainer.callbacks.leave", "true"]
+    assert main(patchcore("fit", mvtec_root, tmp_path / "run", *configured)) == 0
     out = capsys.readouterr()
     assert "Epoch 0" in out.out + out.err
     assert "choosing patches" in out.err
 
 
 def test_the_share_of_waiting_is_summed_over_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Start and end of each batch; the first of an epoch, before which processes start, is free."""
+    """``epochs`` holds start and end of each batch; the first batch of an epoch does not count."""
     epochs = [[(5, 6), (8, 9), (12, 18), (19, 20)], [(100, 101), (102, 105)]]
     ticks = iter([float(tick) for epoch in epochs for batch in epoch for tick in batch])
     monkeypatch.setattr(callbacks, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))

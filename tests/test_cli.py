@@ -9,7 +9,7 @@ from anomaly_clip import __version__
 from anomaly_clip.cli import main
 
 
-def test_the_front_door_imports_nothing_heavy() -> None:
+def test_the_entry_point_imports_nothing_heavy() -> None:
     code = (
         "import sys, anomaly_clip, anomaly_clip.cli as c; c.main(['--help']); c.main(['tset']);"
         "print([m for m in ('torch', 'numpy', 'lightning', 'yaml', 'jsonargparse') if m in "
@@ -36,7 +36,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("words", "message"),
     [
         (["tset"], "unknown verb 'tset': did you mean test?"),
         (
@@ -46,17 +46,17 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["--config", "a.yaml"], "--config: expected a verb first"),
     ],
 )
-def test_wrong_verbs(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_verbs(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 2
-    assert capsys.readouterr().err.startswith(f"anomaly_clip: {sentence}")
+    assert capsys.readouterr().err.startswith(f"anomaly_clip: {message}")
 
 
-def test_no_word_at_all_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_arguments_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert "usage: anomaly_clip" in capsys.readouterr().out
 
 
-def test_python_m_is_the_same_door() -> None:
+def test_python_m_is_the_same_command() -> None:
     command = [sys.executable, "-m", "anomaly_clip", "--version"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == f"anomaly_clip {__version__}"

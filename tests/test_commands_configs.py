@@ -19,7 +19,7 @@ def test_every_file_of_the_folder_has_a_name(capsys: pytest.CaptureFixture[str])
     assert main(["configs"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == config_names()
-    assert all(len(line.split()) > 3 for line in lines)  # each says what it is
+    assert all(len(line.split()) > 3 for line in lines)  # each has a summary
 
 
 @pytest.mark.parametrize("name", ["sdp", "sdp.yaml", "configs/sdp.yaml", "configs/sdp"])
@@ -48,7 +48,7 @@ def test_a_file_of_the_working_folder_comes_first(
 
 def test_a_wrong_name_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["test", "--config", "winclp"]) == 2
-    assert "--config winclp: no such file" in (error := capsys.readouterr().err)
+    assert "--config winclp: neither a file nor" in (error := capsys.readouterr().err)
     assert "did you mean winclip?" in error
     with pytest.raises(UserError, match="anomaly_clip configs lists them"):
         expand_configs(["--config=qqq"])
@@ -67,7 +67,9 @@ def test_a_real_run_takes_a_name(
     assert "class_path: anomaly_clip.methods.SDP" in capsys.readouterr().out
 
 
-def test_a_wheel_carries_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wheel_contains_the_configurations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = (ROOT / "pyproject.toml").read_text()
     assert re.search(r'force-include\]\n"configs" = "anomaly_clip/configs"', text)
     (tmp_path / "configs").mkdir()

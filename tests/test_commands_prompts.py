@@ -22,7 +22,7 @@ def tiny(clip: CLIPBackbone, words: PromptEnsemble = FEW) -> SDP:
     return SDP(clip, words, RVSSettings("mean"))
 
 
-def test_every_sentence_has_its_row(tiny_clip: CLIPBackbone) -> None:
+def test_every_prompt_has_a_row(tiny_clip: CLIPBackbone) -> None:
     rows, distances = sentence_effects(tiny(tiny_clip), "nut")
     assert [row.sentence for row in rows if row.abnormal] == FEW.sentences("nut")[1]
     assert len(rows) == 10
@@ -33,10 +33,10 @@ def test_every_sentence_has_its_row(tiny_clip: CLIPBackbone) -> None:
     assert distances["mean"] == pytest.approx(angle, abs=1e-3)
 
 
-def test_an_effect_is_what_is_missing_without_the_sentence(tiny_clip: CLIPBackbone) -> None:
+def test_an_effect_is_the_difference_without_the_prompt(tiny_clip: CLIPBackbone) -> None:
     pixels = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
     rows, _ = sentence_effects(tiny(tiny_clip), "nut", pixels)
-    # Left out by hand: of the words for abnormal only "bad" in one template and both of "torn".
+    # Without the prompt: the abnormal class keeps "bad" in only one of its two templates.
     kept = PromptEnsemble(FEW.states_normal, ["bad {}"], ["a {}."])
     sdp, without = tiny(tiny_clip), tiny(tiny_clip, kept)
     both = PromptEnsemble(FEW.states_normal, ["bad {}"], ["a {}.", "the {}."])
@@ -44,16 +44,18 @@ def test_an_effect_is_what_is_missing_without_the_sentence(tiny_clip: CLIPBackbo
     whole, less = tiny(tiny_clip, both).text("nut"), sdp.text("nut").clone()
     less[:, 1] = without.text("nut")[:, 1]
     less[:, 0] = whole[:, 0]
-    one, other = (sdp.score_with_text(pixels, text[None]) for text in (whole, less))
+    with_prompt, without_prompt = (
+        sdp.score_with_text(pixels, text[None]) for text in (whole, less)
+    )
     row = next(row for row in rows if row.sentence == "the bad nut.")
     assert row.text_effect == pytest.approx(
-        float(one["image_score"] - other["image_score"]), abs=1e-5
+        float(with_prompt["image_score"] - without_prompt["image_score"]), abs=1e-5
     )
-    parts = one["score_parts"] - other["score_parts"]
+    parts = with_prompt["score_parts"] - without_prompt["score_parts"]
     assert row.map_effect == pytest.approx(float(parts[0, 1]), abs=1e-5)
 
 
-def test_the_only_sentence_of_a_class_cannot_be_left_out(tiny_clip: CLIPBackbone) -> None:
+def test_the_only_prompt_of_a_class_has_no_effect(tiny_clip: CLIPBackbone) -> None:
     alone = PromptEnsemble(["{}"], ["bad {}"], ["a {}."])
     pixels = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
     rows, distances = sentence_effects(tiny(tiny_clip, alone), "nut", pixels)
@@ -72,8 +74,8 @@ def test_the_command(
     file = tmp_path / "words.csv"
     assert main([*words, "--image", str(image), "--file", str(file)]) == 0
     out = capsys.readouterr().out
-    assert "nut [M3]: 44 sentences for normal, 22 for abnormal" in out
-    assert "degrees between the representative vectors: mean " in out
+    assert "nut [M3]: 44 normal prompts, 22 abnormal prompts" in out
+    assert "angle between the representative vectors in degrees: mean " in out
     assert "RANDOM WEIGHTS" in out
     rows = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
     assert len(rows) == 66
@@ -83,10 +85,10 @@ def test_the_command(
 
 
 @pytest.mark.parametrize(
-    ("more", "sentence"),
+    ("more", "message"),
     [
         ([], "--category missing"),
-        (["--category", " "], "--category is empty"),
+        (["--category", " "], "--category ' ' is empty"),
         (["--category", "nut", "--top", "0"], "--top must be 1 or more"),
         (["--category", "nut", "--image", "nowhere.png"], "nowhere.png: there is no such file"),
         (["--category", "nut", "--prompts.templates", "[]"], "prompts.templates is empty"),
@@ -97,8 +99,8 @@ def test_the_command(
     ],
 )
 def test_a_users_mistakes(
-    more: list[str], sentence: str, tiny_clip_config: str, capsys: pytest.CaptureFixture[str]
+    more: list[str], message: str, tiny_clip_config: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["prompts", "--backbone.name", tiny_clip_config, "--backbone.pretrained", "random"]
     assert main([*words, *more]) == 2
-    assert sentence in capsys.readouterr().err
+    assert message in capsys.readouterr().err

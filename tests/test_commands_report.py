@@ -1,4 +1,4 @@
-"""``anomaly_clip report``: commands of missing runs, pages, and mistakes."""
+"""``anomaly_clip report``: commands of missing runs, pages, and user errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def write(tmp_path: Path) -> Writer:
     return run_writer(tmp_path)
 
 
-def test_the_draws_that_are_missing_are_listed(
+def test_missing_repetitions_of_a_run_are_listed(
     write: Writer,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -41,9 +41,9 @@ def test_the_draws_that_are_missing_are_listed(
         )
     assert report(name, "--table", "winclip_mvtec", "--dry-run") == 0
     lines = capsys.readouterr().out.splitlines()
-    wanted = [line for line in lines if "winclip_1shot" in line and "anomaly_clip test" in line]
-    assert [line[-1] for line in wanted] == ["1", "2", "4"]
-    assert lines[-1].count("winclip_1shot") == 3  # those that are there, and where the rest goes
+    missing = [line for line in lines if "winclip_1shot" in line and "anomaly_clip test" in line]
+    assert [line[-1] for line in missing] == ["1", "2", "4"]
+    assert lines[-1].count("winclip_1shot") == 3  # two existing runs and the folder of the others
 
 
 def test_the_runs_of_a_table_are_listed(write: Writer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,7 +53,7 @@ def test_the_runs_of_a_table_are_listed(write: Writer, capsys: pytest.CaptureFix
     assert len(set(lines)) == len(lines)
     assert lines[-1].startswith("anomaly_clip report runs/padim-tab_perlin ")
     assert lines[-1].endswith(" --table tab6")
-    # What is there is not run again.
+    # Existing runs are not repeated.
     assert report("--table", "tab1", "--dry-run") == 0
     before = capsys.readouterr().out.splitlines()
     folder = write("with a blank")
@@ -71,7 +71,7 @@ def test_a_published_table_is_shown_without_runs(capsys: pytest.CaptureFixture[s
     assert "not run" in capsys.readouterr().out
 
 
-def test_other_mistakes_are_one_sentence(
+def test_other_mistakes_are_reported_on_one_line(
     write: Writer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def mistake(*words: object) -> str:
@@ -88,18 +88,19 @@ def test_other_mistakes_are_one_sentence(
     assert "--weights tib=x: expected KIND=FILE" in mistake(folder, "--weights", "tib=x")
     assert "is a folder: name a file in it" in mistake(folder, "--csv", tmp_path)
     (tmp_path / "file").touch()
-    told = mistake(folder, "--html", tmp_path / "file" / "a.html")
-    assert "cannot be written" in told
-    told = mistake(folder, other)
-    assert "have different categories" in told
-    assert f"only {folder} has bottle, cable, capsule and 12 more" in told
+    message = mistake(folder, "--html", tmp_path / "file" / "a.html")
+    assert "cannot be written" in message
+    message = mistake(folder, other)
+    assert "have different categories" in message
+    assert f"only {folder} has bottle, cable, capsule and 12 more" in message
     assert report(folder, other, "--table", "tab1") == 0
 
 
-def test_the_verb_writes_pages_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pages_are_rewritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [make_run(tmp_path / name, TWO) for name in ("a", "b")]
     assert main(["report", *map(str, runs), "--page"]) == 0
     assert all((run / PAGE).is_file() for run in runs)
     assert capsys.readouterr().err.count("written: ") == 2
     assert main(["report", "--page"]) == 2
     assert main(["report", str(runs[0]), "--page", "--table", "tab1"]) == 2
+    assert "leave out --table" in capsys.readouterr().err

@@ -29,7 +29,7 @@ def root(mvtec_root: Path) -> Path:
 
 
 def with_more_images(root: Path) -> Path:
-    """Give each of two categories a third training image."""
+    """Add a third training image to each of two categories."""
     rng = np.random.default_rng(0)
     for category in ("bottle", "metal_nut"):
         array = rng.integers(0, 256, (40, 40, 3)).astype(np.uint8)
@@ -45,14 +45,14 @@ def weights(tmp_path: Path) -> Path:
 
 
 def words(root: Path, weights: Path, folder: Path) -> list[str]:
-    found = ["compare", "--weights", "random", str(weights), "--folder", str(folder)]
-    found += ["--model", "PaDiM", "--model.image_size", "32", "--model.num_channels", "8"]
-    found += ["--data", "MVTecAD", "--data.root", str(root), "--data.num_workers", "0"]
-    return [*found, "--trainer.accelerator", "cpu"]
+    line = ["compare", "--weights", "random", str(weights), "--folder", str(folder)]
+    line += ["--model", "PaDiM", "--model.image_size", "32", "--model.num_channels", "8"]
+    line += ["--data", "MVTecAD", "--data.root", str(root), "--data.num_workers", "0"]
+    return [*line, "--trainer.accelerator", "cpu"]
 
 
 class Compared(NamedTuple):
-    """A comparison of both categories that has ended."""
+    """Finished comparison on both categories."""
 
     root: Path
     weights: Path
@@ -60,7 +60,7 @@ class Compared(NamedTuple):
     out: str
 
     def copied(self, folder: Path) -> Path:
-        """Return a copy of its folder, which a test may change."""
+        """Copy the folder, so that a test may change it."""
         return shutil.copytree(self.folder, folder)
 
 
@@ -83,9 +83,9 @@ def test_one_table_with_differences(compared: Compared, tmp_path: Path) -> None:
     assert "random: RANDOM WEIGHTS" in " ".join(out.split())
     content = json.loads((folder / "comparison.json").read_text())
     for label in ("random", "other"):
-        own = json.loads((folder / label / "metrics.json").read_text())
-        assert content["figures"]["bottle"][label] == own["categories"]["bottle"]
-        assert content["figures"]["mean"][label] == pytest.approx(own["mean"])
+        metrics = json.loads((folder / label / "metrics.json").read_text())
+        assert content["figures"]["bottle"][label] == metrics["categories"]["bottle"]
+        assert content["figures"]["mean"][label] == pytest.approx(metrics["mean"])
     mean = content["figures"]["mean"]
     first, second = (mean[label]["pixel_auroc"] for label in ("random", "other"))
     line = next(line for line in out.splitlines() if line.strip().startswith("mean"))
@@ -96,11 +96,11 @@ def test_one_table_with_differences(compared: Compared, tmp_path: Path) -> None:
             for category in ("bottle", "metal_nut", "mean")
             for label in ("random", "other")
         ]
-    pictures = sorted((folder / "pictures").iterdir())
-    assert [picture.name for picture in pictures] == ["bottle.png", "metal_nut.png"]
-    with Image.open(pictures[0]) as picture:
-        assert picture.width == 4 * 240 + 3 * 4  # image, two maps, truth
-    # Gone on with: nothing is run again.
+    sheets = sorted((folder / "pictures").iterdir())
+    assert [sheet.name for sheet in sheets] == ["bottle.png", "metal_nut.png"]
+    with Image.open(sheets[0]) as sheet:
+        assert sheet.width == 4 * 240 + 3 * 4  # image, two maps, ground truth
+    # Repeated with the same folder: nothing runs again.
     before = (folder / "random" / "bottle" / "metrics.json").stat().st_mtime_ns
     assert main(words(root, weights, folder)) == 0
     assert (folder / "random" / "bottle" / "metrics.json").stat().st_mtime_ns == before
@@ -121,30 +121,30 @@ def test_the_features_of_both_are_drawn(
     folder = tmp_path / "c"
     line = [*words(root, weights, folder), "--data.categories", "[bottle]", "--pictures", "0"]
     assert main([*line, "--embedding", "layer3"]) == 0
-    said = capsys.readouterr().err
-    assert "other: silhouette of normal and defective in layer3" in said
-    assert "other: t-SNE of 7 test images\n" in said
+    err = capsys.readouterr().err
+    assert "other: silhouette of normal and defective images in layer3" in err
+    assert "other: t-SNE of 7 test images\n" in err
     monkeypatch.setattr(compare_images, "MAX_EMBEDDED", 5)
     assert compare_images._embed_run(folder / "other" / "bottle", "other", "layer3") is not None
-    assert "other: t-SNE of 5 test images of the 7, evenly chosen" in capsys.readouterr().err
+    assert "other: t-SNE of 5 test images of 7, evenly spaced" in capsys.readouterr().err
     assert not (folder / "pictures").exists()
-    with Image.open(folder / "embeddings" / "bottle.png") as picture:
-        assert picture.width == 2 * 480
+    with Image.open(folder / "embeddings" / "bottle.png") as plot:
+        assert plot.width == 2 * 480
     with (folder / "embeddings" / "bottle.csv").open() as file:
         rows = list(csv.DictReader(file))
     labels = [path.parent.name for path in sorted((root / "bottle" / "test").glob("*/*"))]
     for label in ("random", "other"):
         states = [row["state"] for row in rows if row["backbone"] == label]
         assert states == ["normal" if name == "good" else "defective" for name in labels]
-    # The same numbers by hand, from the network's own layer.
+    # The same values computed directly from the layer of the network.
     network = CNNBackbone("resnet18", str(weights), ["layer3"])
     paths = sorted((root / "bottle" / "test").glob("*/*"))
     data = MVTecAD(str(root), categories=["bottle"], image_size=32)
     images = torch.stack([data.dataset("test")[row]["image"] for row in range(len(paths))])
     features = network(images)["layer3"].flatten(1).numpy()
     expected = silhouette_score(features, [name == "good" for name in labels], metric="cosine")
-    found = json.loads((folder / "silhouettes.json").read_text())
-    assert found["states"]["bottle"]["other"] == pytest.approx(float(expected), abs=1e-5)
+    written = json.loads((folder / "silhouettes.json").read_text())
+    assert written["states"]["bottle"]["other"] == pytest.approx(float(expected), abs=1e-5)
 
 
 def test_another_comparison_is_not_mixed_in(
@@ -157,13 +157,13 @@ def test_another_comparison_is_not_mixed_in(
     other.write_bytes(weights.read_bytes())
     capsys.readouterr()
     assert main([str(other) if word == str(weights) else word for word in line]) == 2
-    assert "holds another comparison (other was" in capsys.readouterr().err
+    assert "contains another comparison (other was" in capsys.readouterr().err
     assert main([*line, "--model.sigma", "1"]) == 2
-    assert "holds another comparison (options were others)" in capsys.readouterr().err
+    assert "contains another comparison (its options were --model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("more", "sentence"),
+    ("more", "message"),
     [(["--embedding", "layer9"], "layer9"), (["--weights", "random", "none.pt"], "none.pt")],
 )
 def test_mistakes_are_found_before_anything_is_run(
@@ -172,13 +172,13 @@ def test_mistakes_are_found_before_anything_is_run(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     more: list[str],
-    sentence: str,
+    message: str,
 ) -> None:
     line = [*words(root, weights, tmp_path / "c"), *more]
     assert main(line) == 2
-    told = capsys.readouterr().err
-    assert sentence in told
-    assert "[1/" not in told
+    err = capsys.readouterr().err
+    assert message in err
+    assert "[1/" not in err
     assert not (tmp_path / "c").exists()
 
 
@@ -200,17 +200,17 @@ def test_a_mean_over_other_categories_is_not_shown(
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "message"),
     [
-        (["--weights", "imagenet"], "give two or more"),
-        (["--weights", "a/tab.pt", "b/tab.safetensors"], "two are called tab"),
+        (["--weights", "imagenet"], "--weights imagenet: expected two or more"),
+        (["--weights", "a/tab.pt", "b/tab.safetensors"], "two of them are named tab"),
     ],
 )
 def test_mistakes(
-    options: list[str], sentence: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert main(["compare", *options, "--folder", str(tmp_path / "c")]) == 2
-    assert sentence in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "c").exists()
 
 
@@ -226,7 +226,7 @@ def test_a_mistake_leaves_no_folder(
 
 def test_a_mean_leaves_out_what_is_undefined() -> None:
     values: dict[str, list[Any]] = {"pixel_ap": [0.2, None, 0.7], "pixel_pro": [None] * 3}
-    found: dict[str, Any] = {
+    runs: dict[str, Any] = {
         label: {
             "categories": {
                 category: {name: row[place] for name, row in values.items()}
@@ -236,24 +236,24 @@ def test_a_mean_leaves_out_what_is_undefined() -> None:
         }
         for label in ("imagenet", "other")
     }
-    found["other"]["categories"]["b"] = {"pixel_ap": 0.6, "pixel_pro": 0.1}
-    mean = _comparison_rows(found, ["a", "b", "c"])["mean"]
+    runs["other"]["categories"]["b"] = {"pixel_ap": 0.6, "pixel_pro": 0.1}
+    mean = _comparison_rows(runs, ["a", "b", "c"])["mean"]
     assert mean["imagenet"]["pixel_ap"] == pytest.approx(np.nanmean([0.2, np.nan, 0.7]))
     assert mean["imagenet"]["pixel_pro"] is None
     assert mean["other"]["pixel_ap"] == pytest.approx(np.mean([0.2, 0.6, 0.7]))
     assert mean["other"]["pixel_pro"] == pytest.approx(0.1)
-    few = _comparison_rows(found, ["b", "c"])["mean"]  # the mean is over what both have
+    few = _comparison_rows(runs, ["b", "c"])["mean"]  # the mean is over the common categories
     assert few["other"]["pixel_ap"] == pytest.approx(np.mean([0.6, 0.7]))
 
 
-def test_differences_stand_behind_all_but_the_first() -> None:
+def test_every_run_but_the_first_has_differences() -> None:
     values = {"one": 0.5, "two": 0.625, "three": None}
     run = {
         "method": "PaDiM",
         "weights": {"random": False},
         "protocol": {"data": "MVTecAD"},
     }
-    found: dict[str, Any] = {
+    runs: dict[str, Any] = {
         label: {
             "categories": {"nut": {"image_auroc": value}},
             "mean": {"image_auroc": value},
@@ -261,7 +261,7 @@ def test_differences_stand_behind_all_but_the_first() -> None:
         }
         for label, value in values.items()
     }
-    table = _comparison_table(found, _comparison_rows(found, ["nut"]))
+    table = _comparison_table(runs, _comparison_rows(runs, ["nut"]))
     headings = [str(column.header).rpartition("\n")[2] for column in table.columns]
     assert headings == ["category", "one", "two", "+/-", "three", "+/-"]
     row = [next(iter(column.cells)) for column in table.columns]

@@ -36,7 +36,7 @@ def test_silhouettes_are_means_of_the_categories_that_have_one(
     monkeypatch.setattr(compare_images, "write_embeddings", lambda *_: None)
     draw_embeddings(tmp_path, ["imagenet"], list(states), "layer3")
     err = capsys.readouterr().err
-    assert "imagenet: silhouette of normal and defective in layer3 0.500" in err
+    assert "imagenet: silhouette of normal and defective images in layer3: 0.500" in err
     assert "few: fewer than 4 test images, too few for t-SNE" in err
     written = json.loads((tmp_path / "silhouettes.json").read_text())
     assert written["states"] == {

@@ -1,4 +1,4 @@
-"""Every configuration runs, on tiny data in its layout."""
+"""Runs of every configuration on tiny data in the layout of its data set."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def few_words() -> list[str]:
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("sdp_plus_*_to_*.yaml")), ids=lambda f: f.stem)
-def test_every_pairing_of_sdp_plus_is_good_for_fit_and_test(
+def test_every_pairing_of_sdp_plus_fits_and_tests(
     tmp_path: Path, mvtec_root: Path, tiny_model: list[str], file: Path
 ) -> None:
     makers = {**MAKERS, "mvtec": lambda root: mvtec_root}
@@ -122,20 +122,20 @@ def test_sdp_with_the_demo_clip_runs_on_real_images(
     assert metrics["run"]["weights"]["random"] is False  # type: ignore[index]
 
 
-def test_words_of_a_category_go_into_its_sentences(
+def test_the_category_name_goes_into_the_prompts(
     mvtec_root: Path, tiny_model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[str] = []
-    ordinary = SDP.text
+    names: list[str] = []
+    original = SDP.text
 
     def text(self: SDP, category: str) -> object:
-        asked.append(self.words(category))
-        return ordinary(self, category)
+        names.append(self.words(category))
+        return original(self, category)
 
     monkeypatch.setattr(SDP, "text", text)
     words = ["--model", "SDP", "--data", "MVTecAD", "--data.root", str(mvtec_root), *tiny_model]
     run(tmp_path, [*words, "--data.words", "{metal_nut: metal nut}"])
-    assert set(asked) == {"bottle", "metal nut"}
+    assert set(names) == {"bottle", "metal nut"}
 
 
 @pytest.mark.parametrize("name", ["clip_ada", "clip_ada_strong", "clip_ada_demo"])
@@ -163,9 +163,9 @@ def test_clip_ada_runs_as_configured(
 @pytest.mark.parametrize("name", ["padim", "patchcore"])
 def test_detectors_run_as_configured(mvtec_root: Path, tmp_path: Path, name: str) -> None:
     for category in ("bottle", "metal_nut"):
-        picture = mvtec_root / category / "train" / "good"
-        first = sorted(picture.iterdir())[0]
-        (picture / f"again{first.suffix}").write_bytes(first.read_bytes())
+        good = mvtec_root / category / "train" / "good"
+        first = sorted(good.iterdir())[0]
+        (good / f"again{first.suffix}").write_bytes(first.read_bytes())
     words = ["--config", str(CONFIGS / f"{name}.yaml"), "--data.root", str(mvtec_root)]
     words += ["--model.backbone.weights", "random", "--data.num_workers", "0"]
     words += ["--trainer.accelerator", "cpu", "--output.root", str(tmp_path)]

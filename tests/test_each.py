@@ -17,7 +17,7 @@ from anomaly_clip.methods import PaDiM
 
 @pytest.fixture
 def root(mvtec_root: Path) -> Path:
-    """Return a folder of MVTec-AD's form with four training images in each of two categories."""
+    """Write a data set in MVTec-AD's layout: two categories with four training images each."""
     rng = np.random.default_rng(0)
     for category in ("bottle", "metal_nut"):
         for number in range(2):
@@ -27,13 +27,13 @@ def root(mvtec_root: Path) -> Path:
 
 
 def words(root: Path, runs: Path, *more: str) -> list[str]:
-    found = ["each", "--model", "PaDiM", "--model.backbone.weights", "random"]
-    found += ["--model.image_size", "32", "--model.num_channels", "8", "--output.name", "padim"]
-    found += ["--data", "MVTecAD", "--data.root", str(root), "--data.num_workers", "0"]
-    return [*found, "--trainer.accelerator", "cpu", "--output.root", str(runs), *more]
+    line = ["each", "--model", "PaDiM", "--model.backbone.weights", "random"]
+    line += ["--model.image_size", "32", "--model.num_channels", "8", "--output.name", "padim"]
+    line += ["--data", "MVTecAD", "--data.root", str(root), "--data.num_workers", "0"]
+    return [*line, "--trainer.accelerator", "cpu", "--output.root", str(runs), *more]
 
 
-def test_each_category_gets_its_model_and_all_one_table(
+def test_each_category_gets_a_model_and_one_table_has_all(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(words(root, tmp_path)) == 0
@@ -41,14 +41,14 @@ def test_each_category_gets_its_model_and_all_one_table(
     merged = json.loads((run / "metrics.json").read_text())
     assert list(merged["categories"]) == ["bottle", "metal_nut"]
     for category in merged["categories"]:
-        own = json.loads((run / category / "metrics.json").read_text())
-        assert merged["categories"][category] == own["categories"][category]
+        metrics = json.loads((run / category / "metrics.json").read_text())
+        assert merged["categories"][category] == metrics["categories"][category]
         assert (run / category / "checkpoints" / "last.ckpt").is_file()
         assert {p.name for p in (run / category).glob("config-*")} == {
             "config-fit.yaml",
             "config-test.yaml",
         }
-        assert merged["intervals"][category] == own["intervals"][category]
+        assert merged["intervals"][category] == metrics["intervals"][category]
     for name, value in merged["mean"].items():
         both = [merged["categories"][category][name] for category in ("bottle", "metal_nut")]
         assert value == pytest.approx(sum(both) / 2)
@@ -65,49 +65,49 @@ def test_a_category_that_fails_does_not_stop_the_others(
 ) -> None:
     broken = root / "bottle" / "train" / "good" / "100.png"
     intact = broken.read_bytes()
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"not an image")
     assert main(words(root, tmp_path)) == 1
     run = tmp_path / "padim" / "1"
-    said = capsys.readouterr()
-    assert "failed: bottle: " in said.err
-    assert "100.png" in said.err
-    title = said.out.index("PaDiM on MVTecAD, one model a category, test")
-    assert title < said.out.index("WITHOUT bottle")
+    captured = capsys.readouterr()
+    assert "failed: bottle: " in captured.err
+    assert "100.png" in captured.err
+    title = captured.out.index("PaDiM on MVTecAD, one model per category, test")
+    assert title < captured.out.index("WITHOUT bottle")
     merged = json.loads((run / "metrics.json").read_text())
     assert list(merged["categories"]) == ["metal_nut"]
     assert "100.png" in merged["run"]["failed"]["bottle"]
     assert not merged["run"]["protocol"]["complete"]
-    # Mended and gone on with: only what failed is run.
+    # Repaired and resumed: only the failed category runs.
     broken.write_bytes(intact)
     before = (run / "metal_nut" / "metrics.json").stat().st_mtime_ns
     assert main(["each", "--resume", str(run)]) == 0
     assert (run / "metal_nut" / "metrics.json").stat().st_mtime_ns == before
-    assert "finished before" in capsys.readouterr().err
+    assert "already finished" in capsys.readouterr().err
     merged = json.loads((run / "metrics.json").read_text())
     assert list(merged["categories"]) == ["bottle", "metal_nut"]
     assert merged["run"]["protocol"]["complete"]
 
 
-def test_an_interrupted_run_goes_on_where_it_was(
+def test_an_interrupted_run_resumes_where_it_stopped(
     root: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    ordinary = run_experiment
+    original = run_experiment
     done: list[tuple[str, str]] = []
 
     def interrupted(line: list[str]) -> int:
         if len(done) == 3:
             raise KeyboardInterrupt
-        code = ordinary(line)
+        code = original(line)
         done.append((line[0], line[line.index("--output.folder") + 1].rpartition("/")[2]))
         return code
 
     monkeypatch.setattr("anomaly_clip.commands.batch.run_experiment", interrupted)
     assert main(words(root, tmp_path)) == 130
     run = tmp_path / "padim" / "1"
-    assert f"go on with: anomaly_clip each --resume {run}" in capsys.readouterr().err
+    assert f"resume with: anomaly_clip each --resume {run}" in capsys.readouterr().err
     assert done == [("fit", "bottle"), ("test", "bottle"), ("fit", "metal_nut")]
     done.clear()
     assert main(["each", f"--resume={run}"]) == 0
@@ -122,14 +122,14 @@ def test_several_processes_run_apart(
     assert main(words(root, tmp_path, *ddp)) == 0
     merged = json.loads((tmp_path / "padim" / "1" / "metrics.json").read_text())
     assert merged["run"]["protocol"]["images"] == {"bottle": 4}
-    said = capsys.readouterr().err
-    assert said.count("fit PaDiM | ") == said.count("test PaDiM | ") == 1
+    err = capsys.readouterr().err
+    assert err.count("fit PaDiM | ") == err.count("test PaDiM | ") == 1
 
 
-def test_what_processes_apart_say_is_heard_once(
+def test_messages_of_several_processes_are_printed_once(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Both end with a line on what is wrong; a stand-in for Python says what they would say."""
+    """Both processes end with the same error line; a fake Python prints what they would print."""
     stand_in = tmp_path / "python"
     lines = ["fit PaDiM | so and so", "", *2 * ["anomaly_clip: there are 3 images, not 9"]]
     text = "".join(f"{line}\\n" for line in lines)
@@ -138,18 +138,18 @@ def test_what_processes_apart_say_is_heard_once(
     monkeypatch.setattr(sys, "executable", str(stand_in))
     ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.categories", "[bottle]"]
     assert main(words(root, tmp_path, *ddp)) == 1
-    said = capsys.readouterr().err
-    assert said.count("bottle failed: there are 3 images, not 9") == 1
-    assert said.count("fit PaDiM | so and so\n") == 1
-    assert "anomaly_clip: " not in said
+    err = capsys.readouterr().err
+    assert err.count("bottle failed: there are 3 images, not 9") == 1
+    assert err.count("fit PaDiM | so and so\n") == 1
+    assert "anomaly_clip: " not in err
 
 
 @pytest.mark.parametrize(
-    ("line", "sentence"),
+    ("line", "message"),
     [
-        (["each", "--resume", "nowhere"], "--resume nowhere: expected the folder of a run of each"),
-        (["each", "--resume"], "expected the folder of a run of each"),
-        (["each", "--model", "SDP", "--data", "Demo"], "SDP is zero-shot, there is nothing to fit"),
+        (["each", "--resume", "nowhere"], "--resume nowhere: not the folder of a run of each"),
+        (["each", "--resume"], "not the folder of a run of each"),
+        (["each", "--model", "SDP", "--data", "Demo"], "SDP is zero-shot and has nothing to fit"),
         (["each", "--model", "Contrastive", "--data", "Demo"], "Contrastive scores no images"),
         (["each", "--model.image_sise", "3"], "image_sise"),
         (
@@ -168,9 +168,9 @@ def test_what_processes_apart_say_is_heard_once(
         ),
     ],
 )
-def test_mistakes_are_said_before_anything_is_run(
+def test_mistakes_are_reported_before_anything_is_run(
     line: list[str],
-    sentence: str,
+    message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -179,11 +179,11 @@ def test_mistakes_are_said_before_anything_is_run(
     if "Demo" in line:
         line = [*line, "--model.backbone.pretrained", "demo"]
     assert main(line) == 2
-    assert sentence in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not list(tmp_path.glob("runs/*/*"))
 
 
-def test_a_run_is_gone_on_with_as_it_began(
+def test_a_run_is_resumed_with_its_original_options(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(words(root, tmp_path, "--data.categories", "[bottle]")) == 0
@@ -192,7 +192,9 @@ def test_a_run_is_gone_on_with_as_it_began(
     assert "leave out --model.sigma" in capsys.readouterr().err
 
 
-def test_a_run_does_not_need_the_files_that_it_began_with(root: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_does_not_need_its_original_configuration_file(
+    root: Path, tmp_path: Path
+) -> None:
     config = tmp_path / "mine.yaml"
     config.write_text("model: {class_path: PaDiM, init_args: {sigma: 2.0}}\n", encoding="utf-8")
     line = words(root, tmp_path, "--data.categories", "[bottle]")
@@ -207,7 +209,7 @@ def test_a_run_does_not_need_the_files_that_it_began_with(root: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("variable", "launcher"), [("WORLD_SIZE", "torchrun"), ("SLURM_NTASKS", "srun")]
 )
-def test_under_a_launcher_it_is_refused(
+def test_a_launcher_is_refused(
     root: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -217,7 +219,7 @@ def test_under_a_launcher_it_is_refused(
 ) -> None:
     monkeypatch.setenv(variable, "2")
     assert main(words(root, tmp_path)) == 2
-    assert f"{launcher} has started several of it ({variable})" in capsys.readouterr().err
+    assert f"{launcher} has started 2 copies of it ({variable})" in capsys.readouterr().err
     assert not list(tmp_path.glob("padim"))
 
 
@@ -235,12 +237,12 @@ def test_the_checkpoint_of_an_interrupted_fit_is_not_taken_for_a_model(
     assert json.loads((run / "metrics.json").read_text())["mean"] == before
 
 
-def test_help_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_names_resume(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["each", "--help"]) == 0
     assert "--resume" in capsys.readouterr().out
 
 
-def test_the_class_says_that_it_is_of_one_category() -> None:
+def test_the_class_declares_one_model_per_category() -> None:
     assert PaDiM.one_category
 
 
@@ -264,25 +266,23 @@ def test_a_later_test_leaves_the_run_of_each_alone(
     assert main([*later, "--output.root", str(tmp_path / "later")]) == 0
     assert (run / "bottle" / "metrics.json").read_bytes() == before
     assert list((tmp_path / "later").rglob("metrics.json"))
-    # What is put there all the same is no result of the category.
+    # Metrics copied from another category do not count as results.
     (run / "bottle" / "metrics.json").write_bytes((run / "metal_nut" / "metrics.json").read_bytes())
     capsys.readouterr()
     assert main(["each", "--resume", str(run)]) == 1
-    assert "metrics.json is of other categories" in capsys.readouterr().err
+    assert "metrics.json contains the categories metal_nut instead" in capsys.readouterr().err
 
 
-def test_what_cannot_be_taken_in_turn_is_refused_before_anything_is_run(
-    root: Path, tmp_path: Path
-) -> None:
+def test_categories_that_would_share_a_folder_are_refused(root: Path, tmp_path: Path) -> None:
     (root / "bottle").rename(root / "a:Nut")
     (root / "metal_nut").rename(root / "a_nut")
-    with pytest.raises(UserError, match="two categories would share the folder"):
+    with pytest.raises(UserError, match="categories a:Nut and a_nut would share the folder a_nut"):
         run_each(words(root, tmp_path / "runs"))
     assert not list((tmp_path / "runs").glob("*/*"))
 
 
-def test_a_run_is_gone_on_with_by_its_folder_alone(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nowhere: expected the folder of a run of each"):
+def test_resume_takes_only_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere: not the folder of a run of each"):
         run_each(["each", "--resume", "nowhere"])
     (tmp_path / "config-each.yaml").touch()
     with pytest.raises(UserError, match="leave out --data"):

@@ -1,4 +1,4 @@
-"""Checks of options, and the sentences that come of them."""
+"""Checks of options, and their messages."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_checks_do_not_load_the_command_line() -> None:
         ModuleNotFoundError("a wrong value"),
     ],
 )
-def test_mistakes_of_a_user_become_one_sentence(error: Exception) -> None:
+def test_mistakes_of_a_user_become_one_line(error: Exception) -> None:
     def fail() -> None:
         with user_errors():
             raise error
@@ -118,13 +118,13 @@ def test_our_own_bugs_stay_what_they_are() -> None:
 
 def test_the_options_are_read_only_for_a_suggestion() -> None:
     def options() -> list[str]:
-        asked.append(1)
+        calls.append(1)
         return ["--count"]
 
-    asked: list[int] = []
+    calls: list[int] = []
     with user_errors(options):
         pass
-    assert not asked
+    assert not calls
 
     def fail() -> None:
         with user_errors(options):

@@ -1,4 +1,4 @@
-"""The experiment verbs, run in this process as a user would run them."""
+"""The experiment verbs, run in the test process like a user would run them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Command = Callable[..., list[str]]
 
 @pytest.fixture
 def command(tiny_sdp: list[str]) -> Command:
-    """Return a function that makes a command line with the tiny CLIP on the tiny data set."""
+    """Return a builder of command lines with the tiny CLIP on the tiny data set."""
     return lambda verb, *more: [verb, *tiny_sdp, *more]
 
 
@@ -39,7 +39,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_brackets_are_no_markup(
+def test_brackets_are_not_markup(
     command: Command, mvtec_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (mvtec_root / "bottle").rename(mvtec_root / "[red]x[b]")
@@ -94,7 +94,7 @@ def test_a_printed_configuration_is_accepted_again(
 
 
 @pytest.mark.parametrize("exact", ["false", "true"])
-def test_two_processes_give_the_same_figures_and_pictures(
+def test_two_processes_give_the_same_metrics_and_images(
     command: Command, tmp_path: Path, exact: str
 ) -> None:
     more = ["--output.maps=true", "--data.batch_size=3", f"--model.evaluator.exact={exact}"]
@@ -103,17 +103,17 @@ def test_two_processes_give_the_same_figures_and_pictures(
     ddp = ["--trainer.strategy=ddp", "--trainer.devices=2"]
     done = run_command([*words, *ddp], processes=2)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert not (tmp_path / "runs" / "two" / "2").exists()  # one folder, whatever the processes
-    one, two = tmp_path / "runs" / "sdp" / "1", tmp_path / "runs" / "two" / "1"
-    ours, theirs = (json.loads((run / "metrics.json").read_text()) for run in (one, two))
-    for category, figures in ours["categories"].items():
-        assert theirs["categories"][category] == pytest.approx(figures, abs=1e-9), category
-    assert len(read_csv(two / "scores.csv")) == 8
-    pictures = [{p.relative_to(run) for p in run.rglob("*.png")} for run in (one, two)]
-    assert pictures[0] == pictures[1]
+    assert not (tmp_path / "runs" / "two" / "2").exists()  # the processes share one folder
+    single, double = tmp_path / "runs" / "sdp" / "1", tmp_path / "runs" / "two" / "1"
+    ours, theirs = (json.loads((run / "metrics.json").read_text()) for run in (single, double))
+    for category, metrics in ours["categories"].items():
+        assert theirs["categories"][category] == pytest.approx(metrics, abs=1e-9), category
+    assert len(read_csv(double / "scores.csv")) == 8
+    images = [{p.relative_to(run) for p in run.rglob("*.png")} for run in (single, double)]
+    assert images[0] == images[1]
 
 
-def test_one_process_too_many(command: Command, mvtec_root: Path, tmp_path: Path) -> None:
+def test_more_processes_than_images(command: Command, mvtec_root: Path, tmp_path: Path) -> None:
     for category in ("bottle", "metal_nut"):
         for name in ("test/good/001", "test/scratch/001", "ground_truth/scratch/001_mask"):
             (mvtec_root / category / f"{name}.png").unlink()
@@ -125,7 +125,7 @@ def test_one_process_too_many(command: Command, mvtec_root: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("more", "sentence"),
+    ("more", "message"),
     [
         (["--model.sigmma=3"], "model.sigmma: SDP has no such option: did you mean sigma?"),
         (["--model.sig=3"], "model.sig: SDP has no such option: did you mean sigma?"),
@@ -146,8 +146,8 @@ def test_one_process_too_many(command: Command, mvtec_root: Path, tmp_path: Path
         (["--trainer.max_epoch=1"], "unknown option --trainer.max_epoch: did you mean"),
         (["--trainer.precision=8"], "trainer.precision: expected"),
         (["--config=missing.yaml"], "--config"),
-        (["--ckpt_path=x.ckpt"], "SDP is zero-shot and has no checkpoints"),
-        (["spare"], "spare: unexpected word"),
+        (["--ckpt_path=x.ckpt"], "--ckpt_path x.ckpt: SDP is zero-shot and has no checkpoints"),
+        (["spare"], "unexpected argument spare: options begin with --"),
         (["--model.prompts.templates=[]"], "prompts.templates is empty"),
         (["--model.sigma=-1"], "model.sigma must be 0 or more"),
         (["--model.evaluator.pro_steps=1"], "pro_steps must be null, or 2 or more"),
@@ -156,23 +156,23 @@ def test_one_process_too_many(command: Command, mvtec_root: Path, tmp_path: Path
         (["--output.root=/dev/null"], "output.root /dev/null: cannot make a run folder"),
     ],
 )
-def test_a_mistake_is_one_sentence_and_leaves_nothing(
+def test_a_mistake_is_one_line_and_leaves_no_files(
     command: Command,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     more: list[str],
-    sentence: str,
+    message: str,
 ) -> None:
     assert main(command("test", *more)) == 2
     lines = capsys.readouterr().err.strip().splitlines()
-    assert lines[-1].startswith(f"anomaly_clip: {sentence}")
+    assert lines[-1].startswith(f"anomaly_clip: {message}")
     assert not any("Traceback" in line for line in lines)
     assert not list((tmp_path / "runs").rglob("*.*"))
     assert not list((tmp_path / "runs").glob("*/1"))
 
 
 def _spoil(root: Path, what: str) -> None:
-    """Make one of the mistakes that data sets come with."""
+    """Damage a data set in one of the usual ways."""
     bottle = root / "bottle"
     image, mask = bottle / "test/scratch/000.png", bottle / "ground_truth/scratch/000_mask.png"
     if what == "no mask":
@@ -194,7 +194,7 @@ def _spoil(root: Path, what: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("what", "sentence"),
+    ("what", "message"),
     [
         ("no mask", "scratch/000.png: its mask is missing, expected"),
         ("no image", "000_mask.png: a mask without an image"),
@@ -205,24 +205,24 @@ def _spoil(root: Path, what: str) -> None:
         ("empty category", "category 'bottle' has no test images"),
     ],
 )
-def test_a_mistake_in_the_data_is_one_sentence(
+def test_a_mistake_in_the_data_is_one_line(
     command: Command,
     mvtec_root: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     what: str,
-    sentence: str,
+    message: str,
 ) -> None:
     _spoil(mvtec_root, what)
     assert main(command("test")) == 2
     err = capsys.readouterr().err
-    assert sentence in err.strip().splitlines()[-1]
+    assert message in err.strip().splitlines()[-1]
     assert "Traceback" not in err
     assert not list((tmp_path / "runs").glob("*/1"))
 
 
 @pytest.mark.parametrize(
-    ("content", "sentence"),
+    ("content", "message"),
     [
         (
             "model: {class_path: SDP, init_args: {sigmma: 3}}",
@@ -232,23 +232,23 @@ def test_a_mistake_in_the_data_is_one_sentence(
         ("model: {class_path: SPD}", "model: there is no class SPD: did you mean SDP"),
         ("mdl: {class_path: SDP}", "mdl.class_path: there is no such option"),
         ("trainer: {max_epoch: 3}", "trainer.max_epoch: there is no such option: did you mean"),
-        ("model: [", "--config: a file is not a configuration in YAML"),
-        ("just words", "--config: a file is not a configuration in YAML"),
+        ("model: [", "--config: not a valid YAML configuration"),
+        ("just words", "--config: not a valid YAML configuration"),
     ],
 )
-def test_a_mistake_in_a_configuration_is_one_sentence(
+def test_a_mistake_in_a_configuration_is_one_line(
     command: Command,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     content: str,
-    sentence: str,
+    message: str,
 ) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(content)
     verb, first, *words = command("test")
     assert main([verb, first, "--config", str(file), *words]) == 2
     err = capsys.readouterr().err
-    assert err.strip().splitlines()[-1].startswith(f"anomaly_clip: {sentence}")
+    assert err.strip().splitlines()[-1].startswith(f"anomaly_clip: {message}")
     assert "Traceback" not in err
 
 
@@ -271,7 +271,7 @@ def test_an_image_that_breaks_in_the_middle_is_named(
 
 @pytest.fixture
 def toy(tiny_clip_config: str, mvtec_root: Path, tmp_path: Path) -> Command:
-    """Return a function that makes a command line for a method with something to fit."""
+    """Return a builder of command lines for a method that can be fitted."""
 
     def words(verb: str, *more: str) -> list[str]:
         config = tmp_path / "toy.yaml"
@@ -300,7 +300,7 @@ def checkpoint(toy: Command, tmp_path: Path) -> Path:
     return path
 
 
-def test_a_checkpoint_holds_no_frozen_weights_and_is_enough_to_test(
+def test_a_checkpoint_without_frozen_weights_suffices_for_a_test(
     checkpoint: Path, tmp_path: Path
 ) -> None:
     saved = torch.load(checkpoint, weights_only=True)
@@ -321,7 +321,7 @@ def test_a_checkpoint_of_other_weights_or_options_names_both(
     assert main(toy("test", path, "--seed_everything=1")) == 2  # other random weights
     assert "the checkpoint was trained with" in capsys.readouterr().err
     assert main(["test", "--config", str(CONFIGS / "sdp.yaml"), path]) == 2
-    assert "is of toy.Toy, the model is" in capsys.readouterr().err
+    assert "is a checkpoint of toy.Toy, but the model is" in capsys.readouterr().err
     assert main(toy("test", path, "--model.evaluator.pro_steps=50")) == 0
 
 
@@ -338,12 +338,14 @@ def test_a_method_to_be_fitted_needs_a_checkpoint(
     assert "not a checkpoint that can be read safely" in capsys.readouterr().err
     torch.save({"a": 1}, tmp_path / "poor.ckpt")
     assert main(["test", f"--ckpt_path={tmp_path / 'poor.ckpt'}"]) == 2
-    assert "no config-fit.yaml lies" in capsys.readouterr().err
+    assert "there is no config-fit.yaml in its folder" in capsys.readouterr().err
     assert main(toy("test", f"--ckpt_path={tmp_path / 'poor.ckpt'}")) == 2
     assert "not a checkpoint of a fit" in capsys.readouterr().err
 
 
-def test_options_before_the_configuration_count(command: Command, tmp_path: Path) -> None:
+def test_options_before_the_configuration_are_not_overridden(
+    command: Command, tmp_path: Path
+) -> None:
     verb, *words = command("test")
     early = ["--seed_everything=7", f"--data.root={tmp_path / 'mvtec'}", "--data.batch_size", "3"]
     assert main([verb, *early, *words]) == 0
@@ -352,7 +354,7 @@ def test_options_before_the_configuration_count(command: Command, tmp_path: Path
     assert config["data"]["init_args"]["batch_size"] == 3
 
 
-def test_the_start_line_says_what_runs(
+def test_the_start_line_describes_the_run(
     command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = command("test")
@@ -370,22 +372,22 @@ def test_the_start_line_says_what_runs(
         assert part in line
 
 
-def test_verbs_that_sdp_does_not_have(
+def test_verbs_that_sdp_does_not_support(
     command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(command("fit")) == 2
-    assert "SDP is zero-shot, there is nothing to fit" in capsys.readouterr().err
+    assert "SDP is zero-shot and has nothing to fit" in capsys.readouterr().err
     assert not list((tmp_path / "runs").glob("*/1"))
     assert main(command("validate")) == 2
     assert "MVTecAD has no validation split" in capsys.readouterr().err
 
 
-def test_options_before_their_class_say_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_before_their_class_are_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["test", "--data.root=x", "--data=MVTecAD"]) == 2
     assert "give --config or --data NAME before its options" in capsys.readouterr().err
 
 
-def test_a_traceback_is_shown_when_asked_for(command: Command) -> None:
+def test_a_traceback_is_shown_on_request(command: Command) -> None:
     from anomaly_clip.errors import UserError
 
     with pytest.raises(UserError, match="sigmma"):
@@ -397,31 +399,6 @@ def test_help_of_a_verb(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr()
     assert "--output.maps" in out.out
     assert "loading" in out.err
-
-
-def readme_commands() -> list[str]:
-    """Return the command lines of the README that run an experiment."""
-    text = (CONFIGS.parent / "README.md").read_text(encoding="utf-8")
-    fenced = re.findall(r"^anomaly_clip .+$", text, flags=re.MULTILINE)
-    inline = re.findall(r"`(anomaly_clip [^`]+ --config [^`]+\.yaml[^`]*)`", text)
-    return fenced + inline
-
-
-@pytest.mark.parametrize("line", readme_commands())
-def test_every_command_of_the_readme_parses(
-    line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(CONFIGS.parent)
-    words = shlex.split(line)[1:]
-    if "--ckpt_path runs/" in line:  # a checkpoint that only a reader's own fit makes
-        assert main(words) == 2
-        assert "there is no such file" in capsys.readouterr().err
-        return
-    # Only experiments have a configuration to print.
-    experiment = words[0] in ("fit", "validate", "test", "predict")
-    words += ["--print_config" if experiment else "--help"]
-    assert main(words) == 0
-    capsys.readouterr()
 
 
 def test_an_interrupted_run_ends_with_130_and_leaves_nothing(
@@ -449,8 +426,8 @@ def test_an_interrupted_run_ends_with_130_and_leaves_nothing(
             ["fit", "-c", "x.yaml", "--a", "--config", "y.yaml"],
             ["fit", "-c", "x.yaml", "--config", "y.yaml", "--a"],
         ),
-        (["fit", "--a", "--config"], ["fit", "--a", "--config"]),  # the parser answers
-        (["fit", "--ckpt_path", "none"], ["fit", "--ckpt_path", "none"]),  # to go on with
+        (["fit", "--a", "--config"], ["fit", "--a", "--config"]),  # the parser reports it
+        (["fit", "--ckpt_path", "none"], ["fit", "--ckpt_path", "none"]),  # resumes a fit
         (
             ["test", "--ckpt_path=none", "--model", "SDP"],
             ["test", "--ckpt_path=none", "--model", "SDP"],
@@ -462,11 +439,11 @@ def test_configurations_come_first_in_their_order(words: list[str], expected: li
 
 
 @pytest.mark.parametrize("below", ["", "checkpoints"])
-def test_a_checkpoint_alone_brings_the_configuration_beside_it(tmp_path: Path, below: str) -> None:
+def test_a_lone_checkpoint_adds_the_configuration_of_its_fit(tmp_path: Path, below: str) -> None:
     checkpoint = tmp_path / below / "last.ckpt"
     checkpoint.parent.mkdir(exist_ok=True)
     checkpoint.touch()
-    with pytest.raises(UserError, match=r"no config-fit\.yaml lies in its folder or the one above"):
+    with pytest.raises(UserError, match=r"no config-fit\.yaml in its folder or the one above"):
         arrange(["test", "--ckpt_path", str(checkpoint)])
     config = tmp_path / "config-fit.yaml"
     config.touch()
@@ -481,7 +458,7 @@ def test_the_class_of_a_checkpoint(tmp_path: Path) -> None:
     saved = {"_class_path": "anomaly_clip.methods.PaDiM"}
     torch.save({"state_dict": {}, "hyper_parameters": saved}, path)
     assert class_of_checkpoint(path) is anomaly_clip.methods.PaDiM
-    torch.save({"state_dict": {}}, path)  # made from Python
+    torch.save({"state_dict": {}}, path)  # written without the command line
     (tmp_path / "config-fit.yaml").write_text("model: {class_path: anomaly_clip.methods.SDP}")
     assert class_of_checkpoint(path) is anomaly_clip.methods.SDP
 

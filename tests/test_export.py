@@ -29,7 +29,7 @@ def test_mistakes_of_an_export(
 
 
 class Bare(LightningModule):
-    """A module whose training ends in no weights for others."""
+    """A module without an export."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,19 +37,19 @@ class Bare(LightningModule):
 
 
 class Exporting(Bare):
-    """A module that writes its weight, and a note beside it."""
+    """A module that exports its weight, with a note next to it."""
 
     export_name: ClassVar[str] = "weight.pt"
 
     def export(self, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "note.txt").write_text("made by a test")
+        (folder / "note.txt").write_text("written by a test")
         torch.save(self.weight.detach(), folder / self.export_name)
         return folder / self.export_name
 
 
 def checkpoint_of(module: LightningModule, folder: Path) -> str:
-    """Return a checkpoint, beside the configuration that names its class."""
+    """Write a checkpoint next to a configuration that names its class; return its path."""
     trainer = quiet_trainer()
     trainer.strategy.connect(module)
     trainer.save_checkpoint(folder / "last.ckpt")
@@ -58,7 +58,7 @@ def checkpoint_of(module: LightningModule, folder: Path) -> str:
     return str(folder / "last.ckpt")
 
 
-def test_weights_are_written_and_nothing_is_replaced_unasked(
+def test_weights_are_written_and_files_are_not_overwritten_by_default(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module = Exporting()
@@ -72,7 +72,7 @@ def test_weights_are_written_and_nothing_is_replaced_unasked(
     file.unlink()
     with pytest.raises(UserError, match=r"note\.txt exists: give another --folder, or --overwrite"):
         run_export(words)
-    assert not file.exists()  # nothing is half written
+    assert not file.exists()  # nothing is written partially
     assert run_export([*words, "--overwrite"]) == 0
     assert file.is_file()
 
@@ -88,6 +88,6 @@ def test_the_current_folder_is_the_default(
     assert (tmp_path / "here" / "weight.pt").is_file()
 
 
-def test_a_method_without_weights_for_others_says_so(tmp_path: Path) -> None:
+def test_a_method_without_export_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Bare has nothing to export"):
         run_export(["export", "--ckpt_path", checkpoint_of(Bare(), tmp_path)])

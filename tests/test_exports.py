@@ -1,4 +1,4 @@
-"""``__all__`` of a module is true: whatever another module takes from it is in there."""
+"""Checks that ``__all__`` of every module lists what other modules import from it."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def parsed(module: str) -> ast.Module:
 
 
 def exported(module: str) -> list[str] | None:
-    """Return a module's ``__all__``, None without one."""
+    """Return the ``__all__`` of a module, or None if it has none."""
     for statement in parsed(module).body:
         if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "__all__":
-            assert isinstance(statement.value, ast.List), f"{module}: __all__ is no plain list"
+            assert isinstance(statement.value, ast.List), f"{module}: __all__ is not a plain list"
             return [ast.literal_eval(name) for name in statement.value.elts]
     return None
 
 
 def imports(module: str) -> Iterator[tuple[str, str]]:
-    """Yield which names a module takes from which other modules of the package."""
+    """Yield ``(source module, name)`` of everything a module imports from the package."""
     for node in ast.walk(parsed(module)):
         if isinstance(node, ast.ImportFrom) and node.module in FILES:
             for name in node.names:
@@ -44,7 +44,7 @@ def test_all_names_what_others_import() -> None:
             f"{source}: {name} (imported by {module})"
             for module in FILES
             for source, name in imports(module)
-            if source != module and (known := lists[source]) is not None and name not in known
+            if source != module and (listed := lists[source]) is not None and name not in listed
         }
     )
     assert not missing, "\n".join(["names that __all__ leaves out:", *missing])
@@ -54,17 +54,17 @@ def test_all_names_what_is_there() -> None:
     for module in FILES:
         names = exported(module) or []
         assert len(set(names)) == len(names), f"{module}: __all__ names something twice"
-        known: set[str] = set()
+        defined: set[str] = set()
         texts: set[str] = set()
         for node in ast.walk(parsed(module)):
             if isinstance(node, ast.Name):
-                known.add(node.id)
+                defined.add(node.id)
             elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-                known.add(node.name)
+                defined.add(node.name)
             elif isinstance(node, (ast.Import, ast.ImportFrom)):
-                known |= {name.asname or name.name for name in node.names}
+                defined |= {name.asname or name.name for name in node.names}
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 texts.add(node.value)
-        if "__getattr__" in known:  # imported when asked for, from a table
-            known |= texts
-        assert set(names) <= known, f"{module}: {sorted(set(names) - known)} are not there"
+        if "__getattr__" in defined:  # imported lazily, from a table
+            defined |= texts
+        assert set(names) <= defined, f"{module}: {sorted(set(names) - defined)} do not exist"

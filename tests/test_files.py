@@ -8,7 +8,7 @@ import pytest
 from anomaly_clip.files import CACHE_VARIABLE, atomic_path, cache_folder, safe_name
 
 
-def test_an_error_leaves_the_old_content_and_no_rest(tmp_path: Path) -> None:
+def test_an_error_leaves_the_old_content_and_no_temporary_file(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "file.json"
     with atomic_path(target) as temporary:
         temporary.write_text("old")
@@ -24,12 +24,12 @@ def _write_half(target: Path) -> None:
         raise OSError("disk full")
 
 
-def test_a_full_disk_says_what_it_had_no_room_for(tmp_path: Path) -> None:
+def test_the_error_of_a_full_disk_names_the_file(tmp_path: Path) -> None:
     def write() -> None:
-        with atomic_path(tmp_path / "figures.json"):
+        with atomic_path(tmp_path / "metrics.json"):
             raise OSError(errno.ENOSPC, "No space left on device")  # as the system does
 
-    with pytest.raises(OSError, match=r"No space left on device: '.*figures\.json'"):
+    with pytest.raises(OSError, match=r"No space left on device: '.*metrics\.json'"):
         write()
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints, configurations and run folders of earlier versions, read by this one."""
+"""Compatibility with checkpoints, configurations and run folders of earlier versions."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ every_set = pytest.mark.parametrize("version", SETS)
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(1)  # as when the sets were made
+    torch.set_num_threads(1)  # as when the sets were written
     yield
     torch.set_num_threads(before)
 
@@ -52,7 +52,7 @@ def _one_thread() -> Iterator[None]:
 def inside(
     golden: Callable[[str], Golden], version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """Return a copy of a set, which is the working directory."""
+    """Copy a set, make the copy the working directory, and return it."""
     folder = tmp_path / "set"
     shutil.copytree(golden("checkpoints").folder / version, folder)
     monkeypatch.chdir(folder)
@@ -65,21 +65,21 @@ def read_csv(file: Path) -> list[dict[str, str]]:
 
 
 def read(file: Path) -> list[tuple[str, torch.Tensor]]:
-    """Return the tensors of a file, by their names."""
+    """Return the tensors of a file with their names."""
     return list(load_file(file).items())
 
 
 def logged(folder: Path) -> dict[str, float]:
-    """Return the last value of all that a run logged."""
+    """Return the last value of every metric that a run logged."""
     rows = [row for file in folder.glob("logs/**/metrics.csv") for row in read_csv(file)]
     return {name: float(value) for row in rows for name, value in row.items() if value}
 
 
-def check_metrics(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert list(found["categories"]) == list(expected["categories"])
+def check_metrics(actual: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert list(actual["categories"]) == list(expected["categories"])
     for ours, theirs in [
-        (found["mean"], expected["mean"]),
-        *((found["categories"][name], one) for name, one in expected["categories"].items()),
+        (actual["mean"], expected["mean"]),
+        *((actual["categories"][name], value) for name, value in expected["categories"].items()),
     ]:
         assert {name: ours[name] for name in theirs} == pytest.approx(theirs, abs=TOLERANCE)
 
@@ -90,9 +90,9 @@ def test_numbers_are_as_they_were(method: str, inside: Path) -> None:
     [*_, verb] = numbers_of_copy(inside)["methods"][method]
     before = inside / method / verb
     where = ["--output.folder", "again", "--output.page", "false"]
-    if verb == "fit":  # of what scores no images: its training is over, and exported again
+    if verb == "fit":  # a module that scores no images: resume its finished training and export it
         content = torch.load(checkpoint, weights_only=True)
-        state = content["state_dict"]  # shifted, as no training from the start would end there
+        state = content["state_dict"]  # shifted to values that no new training would reach
         state |= {key: value + 0.25 for key, value in state.items() if value.ndim}
         torch.save(content, checkpoint)
         words = ["--config", str(before / "config-fit.yaml"), "--ckpt_path", str(checkpoint)]
@@ -101,9 +101,9 @@ def test_numbers_are_as_they_were(method: str, inside: Path) -> None:
         compared = 0
         for name, tensor in exported:
             keys = [key for key in state if key.endswith(f".{name}")]
-            if keys:  # others are made of several
-                kept = state[min(keys, key=len)].to(tensor.dtype)  # it may be half as wide
-                torch.testing.assert_close(tensor, kept, atol=1e-3, rtol=1e-3)
+            if keys:  # other exported tensors are computed from several
+                stored = state[min(keys, key=len)].to(tensor.dtype)  # exports may be float16
+                torch.testing.assert_close(tensor, stored, atol=1e-3, rtol=1e-3)
                 compared += 1
         assert compared > len(exported) / 2
         return
@@ -115,11 +115,11 @@ def test_numbers_are_as_they_were(method: str, inside: Path) -> None:
     again = inside / "again"
     assert logged(again) == pytest.approx(logged(before), abs=TOLERANCE)
     if (before / "metrics.json").is_file():
-        found, expected = (
+        actual, expected = (
             json.loads((folder / "metrics.json").read_text()) for folder in (again, before)
         )
-        check_metrics(found, expected)
-        assert found["run"]["weights"] == expected["run"]["weights"]
+        check_metrics(actual, expected)
+        assert actual["run"]["weights"] == expected["run"]["weights"]
         ours, theirs = (read_csv(folder / "scores.csv") for folder in (again, before))
         assert [row["path"] for row in ours] == [row["path"] for row in theirs]
         for row, other in zip(ours, theirs, strict=True):
@@ -134,13 +134,13 @@ def numbers_of_copy(folder: Path) -> dict[str, Any]:
 
 
 def check_options(stored: Any, read: Any, path: str = "") -> None:
-    """Check that all options of a stored configuration are there, with their values."""
+    """Check that all options of a stored configuration are read with their values."""
     if not isinstance(stored, dict):
         assert read == stored, path
         return
     for name, value in stored.items():
         assert name in read, f"{path}.{name}"
-        if name != "class_path":  # a class may be called otherwise now
+        if name != "class_path":  # a class may have been renamed
             check_options(value, read[name], f"{path}.{name}")
 
 
@@ -162,7 +162,7 @@ def test_runs_are_reported(inside: Path, capsys: pytest.CaptureFixture[str]) -> 
         if (run / "metrics.json").is_file():
             categories = json.loads((run / "metrics.json").read_text())["categories"]
             alike.setdefault(tuple(categories), []).append(str(run))
-    for names in alike.values():  # only runs of the same categories stand side by side
+    for names in alike.values():  # only runs of the same categories can be compared
         assert main(["report", *names]) == 0
         assert capsys.readouterr().out
     assert main(["report", "compare"]) == 0
@@ -173,11 +173,11 @@ def test_runs_are_reported(inside: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @every_set
-def test_each_is_gone_on_with(inside: Path) -> None:
+def test_each_is_resumed(inside: Path) -> None:
     expected = numbers_of_copy(inside)["several"]["each"]["metrics"]
     finished = list(inside.glob("each/*/metrics.json"))
     assert 0 < len(finished) < len(expected["categories"])
-    files = [file for one in finished for file in one.parent.rglob("*") if file.is_file()]
+    files = [file for done in finished for file in done.parent.rglob("*") if file.is_file()]
     before = {file: file.stat().st_mtime_ns for file in files}
     assert main(["each", "--resume", "each"]) == 0
     check_metrics(json.loads((inside / "each" / "metrics.json").read_text()), expected)
@@ -186,10 +186,10 @@ def test_each_is_gone_on_with(inside: Path) -> None:
 
 
 @every_set
-def test_a_sweep_is_gone_on_with(inside: Path) -> None:
+def test_a_sweep_is_resumed(inside: Path) -> None:
     [file] = inside.glob("sweep/*/sweep.json")
     record = json.loads(file.read_text())
-    # It says where the sweep was begun, which must be where it is gone on with.
+    # A sweep must be resumed in the directory in which it was started.
     file.write_text(json.dumps({**record, "directory": str(inside)}))
     finished = [row["state"] for row in read_csv(file.with_name("sweep.csv"))].count("finished")
     assert 0 < finished < len(record["runs"])
@@ -199,12 +199,12 @@ def test_a_sweep_is_gone_on_with(inside: Path) -> None:
     assert first.stat().st_mtime_ns == before
     rows = read_csv(file.with_name("sweep.csv"))
     expected = numbers_of_copy(inside)["several"]["sweep"]["logged"]
-    found = {row["run"]: float(row[record["metric"]]) for row in rows}
-    assert found == pytest.approx(expected, abs=1e-5)
+    goals = {row["run"]: float(row[record["metric"]]) for row in rows}
+    assert goals == pytest.approx(expected, abs=1e-5)
 
 
 @every_set
-def test_a_set_is_safe_to_read_and_names_no_place_of_its_maker(
+def test_a_set_is_safe_to_read_and_contains_no_absolute_paths(
     version: str, golden: Callable[[str], Golden]
 ) -> None:
     folder = golden("checkpoints").folder / version

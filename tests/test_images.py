@@ -21,8 +21,8 @@ from anomaly_clip.images import (
 RAMP = np.arange(0, 240, 10, dtype=np.uint8).reshape(4, 6)
 
 
-def saved(path: Path, picture: Image.Image, **options: Any) -> Path:
-    picture.save(path, **options)
+def saved(path: Path, image: Image.Image, **options: Any) -> Path:
+    image.save(path, **options)
     return path
 
 
@@ -64,7 +64,7 @@ def test_cmyk(tmp_path: Path) -> None:
 
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter, clockwise
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise
     path = saved(tmp_path / "a.png", Image.fromarray(RAMP), exif=exif)
     assert np.array_equal(read_image(path)[..., 0], np.rot90(RAMP, k=-1))
 
@@ -75,25 +75,25 @@ def test_the_content_counts_not_the_suffix(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "sentence"),
+    ("content", "message"),
     [
         (b"", "an empty file"),
         (b"hello", "not an image in a known format"),
         (None, "cannot be decoded"),
     ],
 )
-def test_a_bad_file_is_named(tmp_path: Path, content: bytes | None, sentence: str) -> None:
+def test_a_bad_file_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
     path = save_picture(tmp_path / "bad image.png", size=200)
     path.write_bytes(path.read_bytes()[:300] if content is None else content)
-    with pytest.raises(ValueError, match=rf"bad image\.png: .*{sentence}"):
+    with pytest.raises(ValueError, match=rf"bad image\.png: .*{message}"):
         read_image(path)
 
 
-def test_a_missing_file_and_a_range_unknown(tmp_path: Path) -> None:
+def test_a_missing_file_and_an_undefined_range(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"a\.png: there is no such file"):
         read_image(tmp_path / "a.png")
     floating = saved(tmp_path / "f.tif", Image.fromarray(np.ones((3, 3), dtype=np.float32)))
-    with pytest.raises(ValueError, match="no known range"):
+    with pytest.raises(ValueError, match="values of mode F have no defined range"):
         read_image(floating)
 
 
@@ -109,20 +109,18 @@ def test_any_mask_value_above_zero_counts(tmp_path: Path, value: int) -> None:
         assert np.array_equal(read_mask(path), expected), name
 
 
-def test_hidden_files_are_no_images() -> None:
+def test_hidden_files_are_not_images() -> None:
     names = ["a.PNG", "b.jpeg", "._a.png", "Thumbs.db", "license.txt"]
     assert [is_image(Path(name)) for name in names] == [True, True, False, False, False]
 
 
-def test_damaged_exif_data_say_nothing_of_the_picture(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_damaged_exif_data_are_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def damaged(*_: object, **__: object) -> None:
         raise TypeError("bad operand type for abs(): 'str'")
 
     monkeypatch.setattr("PIL.ImageOps.exif_transpose", damaged)
-    picture = Image.fromarray(np.repeat(RAMP[..., None], 3, axis=2))
-    assert np.array_equal(read_image(saved(tmp_path / "a.png", picture)), np.asarray(picture))
+    image = Image.fromarray(np.repeat(RAMP[..., None], 3, axis=2))
+    assert np.array_equal(read_image(saved(tmp_path / "a.png", image)), np.asarray(image))
 
 
 def test_masks_of_odd_modes_count_what_is_not_black(tmp_path: Path) -> None:
@@ -141,13 +139,13 @@ def test_grey_masks_keep_the_values_of_their_first_channel(tmp_path: Path) -> No
     assert np.array_equal(mask, RAMP)
 
 
-def test_of_grey_values_those_above_half_are_solid() -> None:
+def test_grey_values_above_half_are_solid() -> None:
     grey = np.array([[0, 127, 128, 255]], np.uint8)
     assert solid(grey).tolist() == [[False, False, True, True]]
     assert solid(grey > 0).tolist() == [[False, True, True, True]]
 
 
-def test_an_opened_image_is_the_read_one(tmp_path: Path) -> None:
+def test_open_image_and_read_image_agree(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.png", Image.fromarray(RAMP))
     assert np.array_equal(np.asarray(open_image(path)), read_image(path))
 
@@ -158,7 +156,7 @@ def test_an_opened_image_is_the_read_one(tmp_path: Path) -> None:
         (1, 9, [0]),
         (2, 9, [0, 8]),
         (4, 10, [0, 3, 6, 9]),
-        (3, 4, [0, 2, 3]),  # 1.5 goes to the even number
+        (3, 4, [0, 2, 3]),  # 1.5 is rounded to even
         (9, 3, [0, 1, 2]),
         (3, 0, []),
     ],

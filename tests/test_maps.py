@@ -74,7 +74,7 @@ def test_no_blur_and_bad_blur() -> None:
         gaussian_blur(maps, float("nan"))
 
 
-def test_blur_matrix_made_without_gradients_serves_with_them() -> None:
+def test_a_blur_matrix_cached_without_gradients_works_with_them() -> None:
     with torch.inference_mode():
         gaussian_blur(torch.rand(1, 33, 33), 1.7)
     maps = torch.rand(1, 33, 33, requires_grad=True)
@@ -103,5 +103,5 @@ def test_the_mean_of_the_highest_pixels_is_numpys(fraction: float) -> None:
     maps = np.random.default_rng(0).random((3, 5, 5), dtype=np.float32)
     count = max(1, int(np.rint(fraction * 25)))
     expected = np.sort(maps.reshape(3, 25), axis=1)[:, -count:].mean(axis=1)
-    found = image_score(torch.from_numpy(maps), "top_mean", fraction)
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    actual = image_score(torch.from_numpy(maps), "top_mean", fraction)
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Parsers of the verbs that are no experiments."""
+"""Parsers of the verbs that run no experiment."""
 
 from __future__ import annotations
 

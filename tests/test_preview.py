@@ -11,7 +11,7 @@ from anomaly_clip.commands.preview import CELL, GAP, LINE_HEIGHT, contact_sheet
 from anomaly_clip.data import Demo, MVTecAD
 
 
-def test_pictures_are_spread_over_the_listing_with_their_masks(mvtec_root: Path) -> None:
+def test_a_sheet_shows_evenly_spaced_images_with_their_masks(mvtec_root: Path) -> None:
     sheet = contact_sheet(MVTecAD(str(mvtec_root)), count=4).astype(int)
     columns = (sheet.shape[1] - GAP) // (2 * CELL + GAP)
     rows = (sheet.shape[0] - GAP) // (CELL + LINE_HEIGHT + GAP)
@@ -35,13 +35,13 @@ def test_a_sheet_of_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert np.asarray(sheet).std() > 30
 
 
-def test_fewer_pictures_than_asked_for() -> None:
+def test_fewer_images_than_requested() -> None:
     data = Demo(categories=["white pill"], num_train=2, picture_size=64)
     assert contact_sheet(data, "train", 48).shape[2] == 3
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("words", "message"),
     [
         (["--data=Demoo"], "data: there is no class Demoo: did you mean Demo?"),
         (
@@ -61,10 +61,10 @@ def test_fewer_pictures_than_asked_for() -> None:
     ],
 )
 def test_mistakes(
-    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert main(["preview", *words]) == 2
-    assert capsys.readouterr().err.strip().splitlines()[-1].startswith(f"anomaly_clip: {sentence}")
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith(f"anomaly_clip: {message}")
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:

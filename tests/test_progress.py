@@ -1,4 +1,4 @@
-"""Bars on a terminal, plain lines elsewhere; times are a clock's that stands still by itself."""
+"""Bars on a terminal, log lines elsewhere, timed by a clock that only the tests move."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ Capture = pytest.CaptureFixture[str]
 # -- track, in a file --------------------------------------------------------------------------
 
 
-def worked_through(steps: Iterable[Any], clock: StandingClock, seconds: float) -> None:
-    begun = clock.now
+def work_through(steps: Iterable[Any], clock: StandingClock, seconds: float) -> None:
+    start = clock.now
     for number, _ in enumerate(steps, start=1):
-        clock.now = begun + number * seconds
+        clock.now = start + number * seconds
 
 
 def test_lines_by_hand(clock: StandingClock, capsys: Capture) -> None:
-    worked_through(track(range(6612), "checking", clock=clock), clock, 0.01)
+    work_through(track(range(6612), "checking", clock=clock), clock, 0.01)
     out = capsys.readouterr()
     assert out.out == ""
     assert out.err.splitlines() == [
-        "checking: 1,000 of 6,612, 100 a second, 56 s left",
-        "checking: 4,000 of 6,612, 100 a second, 26 s left",
+        "checking: 1,000 of 6,612, 100 per second, 56 s left",
+        "checking: 4,000 of 6,612, 100 per second, 26 s left",
         "checking: 6,612 in 1 min 6 s",
     ]
 
 
 def test_an_unknown_number_has_no_time_left(clock: StandingClock, capsys: Capture) -> None:
-    worked_through(track(iter(range(8)), "reading", clock=clock), clock, 4)
+    work_through(track(iter(range(8)), "reading", clock=clock), clock, 4)
     assert capsys.readouterr().err.splitlines() == [
-        "reading: 3, 0.25 a second",
+        "reading: 3, 0.25 per second",
         "reading: 8 in 32 s",
     ]
-    worked_through(track(iter(range(8)), "reading", 8, clock), clock, 4)
-    assert "reading: 3 of 8, 0.25 a second, 20 s left" in capsys.readouterr().err
+    work_through(track(iter(range(8)), "reading", 8, clock), clock, 4)
+    assert "reading: 3 of 8, 0.25 per second, 20 s left" in capsys.readouterr().err
 
 
 def test_lines_become_rare(clock: StandingClock, capsys: Capture) -> None:
-    worked_through(track(range(36_000), "encoding", clock=clock), clock, 1)
+    work_through(track(range(36_000), "encoding", clock=clock), clock, 1)
     done = [
         int(line.split()[1].replace(",", "")) for line in capsys.readouterr().err.splitlines()[:-1]
     ]
@@ -57,14 +57,14 @@ def test_lines_become_rare(clock: StandingClock, capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize("items", [[], range(3), iter(()), iter("abc")])
-def test_a_short_step_says_nothing(items: Iterable[object], capsys: Capture) -> None:
+def test_a_short_step_writes_nothing(items: Iterable[object], capsys: Capture) -> None:
     expected = list(items) if not isinstance(items, Iterator) else None
-    found = list(track(items, "counting"))
-    assert expected is None or found == expected
+    yielded = list(track(items, "counting"))
+    assert expected is None or yielded == expected
     assert capsys.readouterr().err == ""
 
 
-def test_items_are_taken_as_they_are_worked_on(capsys: Capture) -> None:
+def test_items_are_consumed_lazily(capsys: Capture) -> None:
     taken: list[int] = []
 
     def source() -> Iterator[int]:
@@ -76,7 +76,7 @@ def test_items_are_taken_as_they_are_worked_on(capsys: Capture) -> None:
         assert taken == list(range(number + 1))
 
 
-def test_what_fails_does_not_end_well(clock: StandingClock, capsys: Capture) -> None:
+def test_a_failed_step_has_no_last_line(clock: StandingClock, capsys: Capture) -> None:
     def fail() -> None:
         for number in track(range(10), "checking", clock=clock):
             clock.now += 5
@@ -85,23 +85,23 @@ def test_what_fails_does_not_end_well(clock: StandingClock, capsys: Capture) -> 
 
     with pytest.raises(ValueError, match="broken"):
         fail()
-    assert capsys.readouterr().err == "checking: 2 of 10, 0.2 a second, 40 s left\n"
+    assert capsys.readouterr().err == "checking: 2 of 10, 0.2 per second, 40 s left\n"
 
 
-def test_more_than_was_said_to_come(clock: StandingClock, capsys: Capture) -> None:
-    worked_through(track(iter(range(4)), "checking", 2, clock), clock, 12)
-    said = capsys.readouterr().err.splitlines()
-    assert said[-1] == "checking: 4 in 48 s"
-    assert all("-" not in line for line in said)
+def test_more_items_than_announced(clock: StandingClock, capsys: Capture) -> None:
+    work_through(track(iter(range(4)), "checking", 2, clock), clock, 12)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1] == "checking: 4 in 48 s"
+    assert all("-" not in line for line in lines)
 
 
 def test_other_processes_are_silent(
     clock: StandingClock, terminal: None, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.setattr("anomaly_clip.progress.rank_zero_only.rank", 1)
-    worked_through(track(range(3), "counting", clock=clock), clock, 100)
+    work_through(track(range(3), "counting", clock=clock), clock, 100)
     monkeypatch.delenv("FORCE_COLOR")
-    worked_through(track(range(3), "counting", clock=clock), clock, 100)
+    work_through(track(range(3), "counting", clock=clock), clock, 100)
     assert capsys.readouterr().err == ""
 
 
@@ -118,12 +118,10 @@ def test_durations(seconds: float, words: str) -> None:
     [(99.97, "100"), (100.4, "100"), (12345.6, "12,346"), (2.0, "2"), (1 / 90, "0.0111")],
 )
 def test_rates(speed: float, words: str) -> None:
-    assert rate(speed) == f"{words} a second"
+    assert rate(speed) == f"{words} per second"
 
 
-def test_a_clock_that_stands_divides_nothing(
-    clock: StandingClock, chatty: None, capsys: Capture
-) -> None:
+def test_no_elapsed_time_means_no_rate(clock: StandingClock, chatty: None, capsys: Capture) -> None:
     LogProgress("waiting", clock).log(0, 5)
     LogProgress("waiting", clock).log(3, 5)
     assert capsys.readouterr().err == "waiting: 0 of 5\nwaiting: 3 of 5\n"
@@ -147,8 +145,8 @@ def test_a_dumb_terminal_sees_lines(
     capsys: Capture,
 ) -> None:
     monkeypatch.setenv("TERM", "dumb")
-    worked_through(track(range(3), "counting", clock=clock), clock, 20)
-    assert "counting: 1 of 3, 0.05 a second, 40 s left" in capsys.readouterr().err
+    work_through(track(range(3), "counting", clock=clock), clock, 20)
+    assert "counting: 1 of 3, 0.05 per second, 40 s left" in capsys.readouterr().err
 
 
 def test_steps_within_steps_share_the_screen(terminal: None, capsys: Capture) -> None:
@@ -158,7 +156,7 @@ def test_steps_within_steps_share_the_screen(terminal: None, capsys: Capture) ->
     err = capsys.readouterr().err
     assert "inner a" in err
     assert "inner b" in err
-    assert err.count("[a] :smile:") == 3  # neither markup nor a picture
+    assert err.count("[a] :smile:") == 3  # neither markup nor an emoji
     assert err.count("\x1b[?25l") == 1  # the cursor is hidden by one display
     assert progress._displays == []
 

@@ -35,7 +35,7 @@ NEEDS: dict[str, tuple[dict[str, Any], LoaderNeeds]] = {
     "TAB": ({"image_size": 64}, LoaderNeeds(64, full_batches=True)),
     "WinCLIP": ({}, LoaderNeeds(32)),
 }
-"""Options of a small model, and what it asks of the loaders."""
+"""Options of a small model of each method, and its requirements on the loaders."""
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def make(name: str, clip: CLIPBackbone, cnn: CNNBackbone) -> LightningModule:
     backbones: dict[str, Any] = dict.fromkeys(("PaDiM", "PatchCore", "RD4AD", "SimpleNet"), cnn)
     backbones |= dict.fromkeys(("LinearProbe", "TAB"), RANDOM)
     backbones["RegAD"] = CNNBackbone.of(PixelCNNSettings(weights="random"))
-    # A copy: the training of a CLIP changes the network that it is given.
+    # A copy, because training a CLIP changes the given network.
     backbone = backbones.get(name) or deepcopy(clip)
     method: LightningModule = getattr(methods, name)(backbone, **NEEDS[name][0])
     return method
@@ -59,7 +59,7 @@ def trainer_of(module: object) -> Any:
 
 
 @pytest.mark.parametrize("name", sorted(set(methods.__all__) - {"AnomalyMethod"}))
-def test_what_each_method_asks_of_the_loaders(
+def test_the_loader_needs_of_each_method(
     name: str, tiny_clip: CLIPBackbone, cnn: CNNBackbone
 ) -> None:
     method = make(name, tiny_clip, cnn)
@@ -67,12 +67,12 @@ def test_what_each_method_asks_of_the_loaders(
     assert needs_of(trainer_of(method)) == method.loader_needs == NEEDS[name][1]
 
 
-def test_a_trained_probe_cannot_do_with_a_batch_of_one_image() -> None:
+def test_a_trained_probe_needs_full_batches() -> None:
     probe = methods.LinearProbe(RANDOM, image_size=64, frozen=False)
     assert probe.loader_needs == LoaderNeeds(64, full_batches=True)
 
 
-def test_a_foreign_module_asks_for_nothing() -> None:
+def test_a_foreign_module_has_the_default_needs() -> None:
     assert needs_of(None) == needs_of(trainer_of(None)) == LoaderNeeds()
     assert needs_of(trainer_of(LightningModule())) == LoaderNeeds()
     assert LoaderNeeds() == LoaderNeeds(
@@ -80,7 +80,7 @@ def test_a_foreign_module_asks_for_nothing() -> None:
     )
 
 
-def test_a_foreign_module_may_ask_too() -> None:
+def test_a_foreign_module_may_declare_needs() -> None:
     class Foreign(LightningModule):
         loader_needs = LoaderNeeds(48, test_passes=2)
 

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: factors computed by hand, and trainings without an end."""
+"""Learning rate schedules: factors computed by hand, and endless training."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_warmup_and_cosine_by_hand() -> None:
     assert factors[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert factors[8] == pytest.approx(0.55)  # the middle of the cosine
     assert factors[6] == pytest.approx(0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2)
-    assert factors[12:] == [0.1, 0.1]  # beyond the end it stays
+    assert factors[12:] == [0.1, 0.1]  # constant beyond the end
     assert factors[4:] == sorted(factors[4:], reverse=True)
 
 
@@ -42,7 +42,7 @@ def test_a_training_shorter_than_its_warmup(warmup: int, total: int) -> None:
     assert 0 <= warmup_cosine(warmup, warmup, total) <= 1
 
 
-def test_the_same_as_torch_where_both_say_it() -> None:
+def test_without_warmup_the_factors_are_torchs() -> None:
     import torch
     from torch.optim.lr_scheduler import CosineAnnealingLR
 
@@ -66,7 +66,7 @@ def test_an_endless_training_is_refused_with_the_way_out() -> None:
     module = Module(max_epochs=-1)
     with pytest.raises(
         ValueError,
-        match=r"^Module lowers its rate towards the end, which must be known: give trainer\."
-        r"max_epochs or trainer\.max_steps$",
+        match=r"^Module decays its learning rate until the end of the training, which must be "
+        r"known: give trainer\.max_epochs or trainer\.max_steps$",
     ):
         total_steps(module, " or trainer.max_steps")

@@ -1,4 +1,4 @@
-"""The local sweep, and the files that come along: grammar, draws, commands and goals."""
+"""Local sweeps and the sweep files of the repository: errors, sampling, commands and goals."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ from anomaly_clip.commands.sweep_parameter import read_parameter
 from anomaly_clip.commands.sweep_record import SweepRecord
 from anomaly_clip.data import feature_cache
 from anomaly_clip.files import CACHE_VARIABLE, write_json
+from anomaly_clip.results.warnings import DEMO_REMARK
 
 ROOT = Path(__file__).parent.parent
 SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
-ON_DISK = [file for file in SWEEPS if file.stem != "demo"]  # which has a test of its own
+ON_DISK = [file for file in SWEEPS if file.stem != "demo"]  # which has its own test
 
 VALIDATED = ["--data.val_split", "auxiliary"]
 AUXILIARY = [*VALIDATED, "--data.auxiliary", "Demo", "--data.auxiliary.seed", "9"]
@@ -40,14 +41,14 @@ NOWHERE = ["--data.auxiliary", "VisA", "--data.auxiliary.root", "nowhere", *VALI
 FEW_WORDS = ["--model.prompts.templates", '["a {}."]', "--model.rvs.method", "mean"]
 TINY_CLIP = [*FEW_WORDS, "--model.backbone.name", "demo", "--model.backbone.pretrained", "random"]
 TINY_CLIP += ["--model.backbone.image_size", "32"]
-FEW_PICTURES = [
+FEW_IMAGES = [
     *FEW_WORDS,
     "--model.backbone.image_size",
     "32",
     "--data.categories",
     "[red capsule]",
 ]
-FEW_PICTURES += ["--data.num_test", "4", "--data.auxiliary.categories", "[tan leather]"]
+FEW_IMAGES += ["--data.num_test", "4", "--data.auxiliary.categories", "[tan leather]"]
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
 QUIET += ["--trainer.accelerator", "cpu", "--data.num_workers", "0"]
 QUIET += ["--trainer.log_every_n_steps", "1", "--trainer.num_sanity_val_steps", "0"]
@@ -70,49 +71,50 @@ def table(run: Path) -> list[Row]:
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"parameter": {}}, "parameter is no key of a sweep file: did you mean parameters"),
-    ({"program": None}, "program is missing: a sweep here runs this project"),
-    ({"program": "train.py"}, "program is train.py: a sweep here runs this project"),
-    ({"command": None}, "command: expected the words of a fit, as [${env}, anomaly_clip, fit,"),
+    ({"parameter": {}}, "parameter is not a key of a sweep file: did you mean parameters"),
+    ({"program": None}, "program is missing: anomaly_clip sweep requires program: anomaly_clip"),
+    ({"program": "train.py"}, "program is train.py: anomaly_clip sweep requires program: anomaly"),
+    ({"command": None}, "command: expected a list of words, such as [${env}, anomaly_clip, fit,"),
     ({"command": ["${env}", "python", "train.py", ARGS]}, "command runs train.py"),
-    ({"command": ["${env}", "anomaly_clip", "test", ARGS]}, "command runs anomaly_clip test, not"),
+    ({"command": ["${env}", "anomaly_clip", "test", ARGS]}, "command runs anomaly_clip test: exp"),
     ({"command": COMMAND[:-1]}, "command: expected ${args} once"),
-    ({"command": [*COMMAND[:-1], "${args_no_hyphens}"]}, "${args_no_hyphens} is not understood"),
-    ({"command": [*COMMAND, "${args_json}"]}, "${args_json} is not understood by anomaly_clip"),
-    ({"command": [*COMMAND, "--config", "a.yaml"]}, "--config comes behind ${args}: put it in"),
-    ({"command": [*COMMAND, "${envvar:NOT_SET_AT_ALL}"]}, "the environment has no NOT_SET_AT_ALL"),
+    ({"command": [*COMMAND[:-1], "${args_no_hyphens}"]}, "does not support ${args_no_hyphens}"),
+    ({"command": [*COMMAND, "${args_json}"]}, "anomaly_clip does not support ${args_json}"),
+    ({"command": [*COMMAND, "--config", "a.yaml"]}, "--config comes after ${args}: put it before"),
+    ({"command": [*COMMAND, "${envvar:NOT_SET_AT_ALL}"]}, "variable NOT_SET_AT_ALL is not set"),
     ({"method": "grids"}, "method: expected one of grid, random, bayes, got grids"),
-    ({"method": "bayes"}, "draw them here with --method random --count N"),
-    ({"method": "random"}, "method random has no end: say how many runs with --count N"),
-    ({"metric": None}, "metric: expected the figure that runs are compared by"),
+    ({"method": "bayes"}, "sample the runs here with --method random --count N"),
+    ({"method": "random"}, "method random has no end: limit the number of runs with --count N"),
+    ({"metric": None}, "metric: expected the metric that runs are compared by"),
     ({"metric": {"name": "val/pixel_ap"}}, "metric.goal: expected maximize or minimize, got None"),
     ({"metric": {**GOAL, "name": "test/pixel_ap"}}, "test/pixel_ap is never logged by fit"),
     ({"run_cap": 0}, "run_cap: expected a number of runs, 1 or more, got 0"),
     ({"parameters": None}, "parameters: expected options"),
-    ({"parameters": {"a": 3}}, "parameters.a: expected a mapping, as {value: 3}, got 3"),
-    ({"parameters": {"model": {"parameters": {"lr": {}}}}}, "write model.lr as a name"),
+    ({"parameters": {"a": 3}}, "parameters.a: expected a mapping, such as {value: 3}, got 3"),
+    ({"parameters": {"model": {"parameters": {"lr": {}}}}}, "not supported: write model.lr"),
     ({"parameters": {"a": {"values": []}}}, "parameters.a.values: expected a list"),
-    ({"parameters": {"a": {"values": [None]}}}, "W&B writes null as the word None"),
-    ({"parameters": {"a": {"values": ["1e-5"]}}}, "is a text in YAML, not a number: write 1.0e-5"),
-    ({"parameters": {"a": {"min": "1e-5", "max": 1}}}, "parameters.a.min: 1e-5 is a text in YAML"),
+    ({"parameters": {"a": {"values": [None]}}}, "W&B passes null as None"),
+    ({"parameters": {"a": {"values": ["1e-5"]}}}, "1e-5 as text, not as a number: write 1.0e-5"),
+    ({"parameters": {"a": {"min": "1e-5", "max": 1}}}, "parameters.a.min: YAML reads 1e-5 as text"),
     ({"parameters": {"a": {"min": 1.0, "max": "2.5e3"}}}, "write 2.5e+3"),
     ({"parameters": {"a": {"min": 2, "max": 1}}}, "parameters.a: min 2 is above max 1"),
-    ({"parameters": {"a": {"min": 1}}}, "parameters.a: uniform needs max"),
-    ({"parameters": {"a": {"min": 0.1, "max": 1.0}}}, "a grid has no ranges: list its values"),
+    ({"parameters": {"a": {"min": 1}}}, "parameters.a: uniform requires max"),
+    ({"parameters": {"a": {"min": 0.1, "max": 1.0}}}, "a is uniform, but a grid needs values"),
     ({"parameters": {"a": {"min": True, "max": 1}}}, "a.min: expected a number, got True"),
-    ({"parameters": {"a": {"min": 0, "max": 1, "mu": 1}}}, "int_uniform has no mu: it takes min"),
-    ({"parameters": {"a": {"distribution": "beta"}}}, "there is no distribution beta here"),
+    ({"parameters": {"a": {"min": 0, "max": 1, "mu": 1}}}, "int_uniform has no mu: its settings"),
+    ({"parameters": {"a": {"distribution": "beta"}}}, "distribution beta is not supported"),
+    ({"parameters": {"a": {"mu": 1}}}, "min and max, or distribution, got {'mu': 1}"),
     (
         {"parameters": {"a": {"distribution": "log_unifrom", "min": 1, "max": 2}}},
-        "there is no distribution log_unifrom here; did you mean log_uniform",
+        "distribution log_unifrom is not supported; did you mean log_uniform",
     ),
     (
         {"parameters": {"a": {"distribution": "log_uniform_values", "min": 0, "max": 2}}},
-        "parameters.a.min: log_uniform_values expected more than 0, got 0",
+        "parameters.a.min: log_uniform_values requires more than 0, got 0",
     ),
     (
         {"parameters": {"a": {"distribution": "log_uniform", "min": 0, "max": 2000}}},
-        "draws of log_uniform would be beyond all numbers: it takes exponents",
+        "samples of log_uniform with {'min': 0, 'max': 2000} would overflow: its settings are exp",
     ),
     (
         {"parameters": {"a": {"distribution": "q_uniform", "min": 0, "max": 1, "q": 0}}},
@@ -120,22 +122,22 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"parameters": {"a": {"distribution": "int_uniform", "min": 0.5, "max": 1}}},
-        "int_uniform expected whole numbers, got 0.5 and 1",
+        "int_uniform requires whole numbers, got 0.5 and 1",
     ),
     (
         {"parameters": {"a": {"values": [1, 2], "probabilities": [0.5, 0.6]}}},
-        "parameters.a.probabilities: expected 0 or more, 1 in all, got [0.5, 0.6]",
+        "parameters.a.probabilities: expected 0 or more, and a sum of 1, got [0.5, 0.6]",
     ),
     (
         {"parameters": {"a": {"values": [1, 2], "probabilities": [1]}}},
-        "parameters.a.probabilities: expected one for each of 2 values",
+        "parameters.a.probabilities: expected a list of 2, one per value, got [1]",
     ),
-    ({"parameters": {"output.root": {"value": "x"}}}, "a sweep gives each run its folder"),
+    ({"parameters": {"output.root": {"value": "x"}}}, "a sweep chooses the folder of each run"),
     (
         {"parameters": {name: {"values": list(range(50))} for name in "abc"}},
-        "the grid has 125,000 runs: take the first of them with --count N",
+        "the grid has 125,000 runs, more than 1,000: run the first N with --count N",
     ),
-    # What only the parser, or the first run's parts, can know:
+    # Found by the parser, or when the first run is built:
     ({"parameters": {"lr": {"value": 1}}}, "unknown option --lr"),
     ({"parameters": {"model.lrr": {"value": 1}}}, "model.lrr: SDPPlus has no such option: did you"),
     ({"parameters": {"model.lr": {"value": "x"}}}, "model.lr: expected float, got x"),
@@ -147,7 +149,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
         "run 2 (model.lr=x): model.lr: expected float, got x",
     ),
     ({"command": [*COMMAND[:-1], *NOWHERE, ARGS]}, "nowhere: there is no such"),
-    ({}, "these runs have no validation: say what validates, as --data.val_split"),
+    ({}, "these runs have no validation split: add one to the command, such as --data.val_split"),
     (
         {"metric": {**GOAL, "name": "val/pixel_app"}, "command": [*COMMAND[:-1], *AUXILIARY, ARGS]},
         "SDPPlus logs no val/pixel_app; did you mean val/pixel_ap",
@@ -159,72 +161,77 @@ BAD: list[tuple[dict[str, Any], str]] = [
 def complaint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[[list[str]], str]:
-    """Return a function from a command line to what is said of it, in one line, as nothing runs."""
+    """Return a function that runs a faulty command line and returns its error, which is one line.
+
+    It checks that nothing has run.
+    """
     monkeypatch.chdir(tmp_path)
 
-    def said(line: list[str]) -> str:
+    def error_of(line: list[str]) -> str:
         assert main(["sweep", *line]) == 2
-        (sentence,) = capsys.readouterr().err.strip().splitlines()
+        (message,) = capsys.readouterr().err.strip().splitlines()
         assert not (tmp_path / "runs").exists()
-        return sentence
+        return message
 
-    return said
+    return error_of
 
 
-@pytest.mark.parametrize(("keys", "sentence"), BAD)
+@pytest.mark.parametrize(("keys", "message"), BAD)
 def test_mistakes_of_a_file(
     keys: dict[str, Any],
-    sentence: str,
+    message: str,
     write: Callable[..., Path],
     complaint: Callable[[list[str]], str],
 ) -> None:
-    assert sentence in complaint([str(write(**keys)), *TINY_CLIP])
+    assert message in complaint([str(write(**keys)), *TINY_CLIP])
 
 
 @pytest.mark.parametrize(
-    ("line", "sentence"),
+    ("line", "message"),
     [
-        ([], "name the file first, as configs/sweeps/demo.yaml"),
-        (["--count", "3", "FILE"], "name the file first"),
+        ([], "expected a sweep file first, such as configs/sweeps/demo.yaml, got nothing"),
+        (["--count", "3", "FILE"], "expected a sweep file first, such as"),
         (["nowhere.yaml"], "nowhere.yaml: cannot be read (No such file or directory)"),
         (["."], ".: cannot be read (Is a directory)"),
         (["empty.yaml"], "empty.yaml: expected a sweep file"),
-        (["odd.yaml"], "odd.yaml: not a file in YAML, line 1"),
+        (["odd.yaml"], "odd.yaml: not valid YAML, line 1"),
         (["FILE", "--count", "0"], "--count 0: expected 1 or more"),
         (["FILE", "--seed", "-1"], "--seed -1: expected 0 or more"),
         (
             ["FILE", "--model.init_args.lr", "3"],
-            "--model.init_args.lr: my_sweep.yaml sweeps it: leave it out",
+            "--model.init_args.lr: my_sweep.yaml sweeps this option: leave it out",
         ),
-        (["FILE", "--model.lr", "3"], "--model.lr: my_sweep.yaml sweeps it: leave it out"),
+        (["FILE", "--model.lr", "3"], "--model.lr: my_sweep.yaml sweeps this option: leave it out"),
         (["FILE", "--trainer.logger", "WandbLogger"], "logs into the folder of each run"),
-        (["FILE", "--output.folder=x"], "a sweep gives each run its folder: give --output.root"),
-        (["--resume", "nowhere"], "--resume nowhere: expected the folder of a run of sweep"),
+        (
+            ["FILE", "--output.folder=x"],
+            "--output.folder=x: a sweep chooses the folder of each run",
+        ),
+        (["--resume", "nowhere"], "--resume nowhere: not the folder of a run of sweep"),
     ],
 )
 def test_mistakes_of_the_command_line(
     line: list[str],
-    sentence: str,
+    message: str,
     write: Callable[..., Path],
     complaint: Callable[[list[str]], str],
 ) -> None:
     file = write()
     file.with_name("empty.yaml").touch()
     file.with_name("odd.yaml").write_text("a: [1", encoding="utf-8")
-    found = complaint([file.name if word == "FILE" else word for word in line])
-    assert sentence in found
+    assert message in complaint([file.name if word == "FILE" else word for word in line])
 
 
-# -- the files that come along -------------------------------------------------------------------
+# -- the sweep files of the repository -----------------------------------------------------------
 
 
 def rendered(file: Path) -> list[str]:
-    """Return the words of a run as W&B's agent would start them, with a value for each option."""
+    """Return the command of a run as W&B's agent would start it, with sampled options."""
     from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    drawn = {name: read_parameter(name, one) for name, one in content["parameters"].items()}
-    options = {name: {"value": one.draw(3, 1, name)} for name, one in drawn.items()}
+    parameters = {name: read_parameter(name, p) for name, p in content["parameters"].items()}
+    options = {name: {"value": p.draw(3, 1, name)} for name, p in parameters.items()}
     macros = create_sweep_command_args({"args": options})
     macros |= {"env": ["/usr/bin/env"], "program": [content["program"]]}
     words: list[str] = []
@@ -234,7 +241,7 @@ def rendered(file: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("file", SWEEPS, ids=lambda file: file.stem)
-def test_what_the_agent_of_wandb_starts_is_accepted(
+def test_the_commands_of_wandbs_agent_are_accepted(
     file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
@@ -243,9 +250,9 @@ def test_what_the_agent_of_wandb_starts_is_accepted(
     assert main([*words[2:], "--print_config"]) == 0
     config = yaml.safe_load(capsys.readouterr().out)
     assert config["trainer"]["logger"]["class_path"].endswith("WandbLogger")
-    # The words of ours are W&B's, but for the logger.
+    # The local sweep uses the same arguments, before it adds the logger.
     sweep = read_sweep(file)
-    options = {name: one.draw(3, 1, name) for name, one in sweep.parameters.items()}
+    options = {name: p.draw(3, 1, name) for name, p in sweep.parameters.items()}
     assert sweep.words(options) == words[3:]
     head = file.read_text(encoding="utf-8").split("program:")[0]
     assert f"anomaly_clip sweep configs/sweeps/{file.name}" in head
@@ -253,9 +260,9 @@ def test_what_the_agent_of_wandb_starts_is_accepted(
 
 
 def tiny(file: Path, clip: str, mvtec: Path, tmp_path: Path) -> list[str]:
-    """Return options that make a run of a sweep file tiny."""
+    """Return options that make the runs of a sweep file tiny."""
     words = ["--output.root", str(tmp_path / "runs"), *QUIET, "--data.root", str(mvtec)]
-    if file.stem != "sdp_plus":  # which sweeps it
+    if file.stem != "sdp_plus":  # which sweeps this option
         words += ["--trainer.max_epochs", "1"]
     if file.stem == "tab":
         words += ["--model.backbone.weights", "random", "--model.text.name", clip]
@@ -280,10 +287,10 @@ def test_fit_logs_the_goal_of_every_file(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for category in ("bottle", "metal_nut"):  # which have too few images to hold some out
+    for category in ("bottle", "metal_nut"):  # which have too few images for a held-out part
         good = mvtec_root / category / "train" / "good"
-        for number, picture in enumerate(sorted(good.iterdir())):
-            (good / f"more{number}.png").write_bytes(picture.read_bytes())
+        for number, image in enumerate(sorted(good.iterdir())):
+            (good / f"more{number}.png").write_bytes(image.read_bytes())
     monkeypatch.chdir(ROOT)
     words = tiny(file, tiny_clip_config, mvtec_root, tmp_path)
     assert main(["sweep", str(file), "--count", "1", *words]) == 0, capsys.readouterr().err
@@ -298,7 +305,7 @@ def test_fit_logs_the_goal_of_every_file(
 
 
 def demo(tmp_path: Path, *more: str) -> list[str]:
-    words = ["sweep", str(ROOT / "configs" / "sweeps" / "demo.yaml"), *QUICK, *FEW_PICTURES]
+    words = ["sweep", str(ROOT / "configs" / "sweeps" / "demo.yaml"), *QUICK, *FEW_IMAGES]
     return [*words, "--output.root", str(tmp_path / "runs"), *more]
 
 
@@ -307,31 +314,31 @@ def test_four_runs_share_their_features(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
-    ordinary, seen = feature_cache._encoded, []
+    original, seen = feature_cache._encoded, []
 
     def encoded(encoder: Any, images: Any) -> Any:
         seen.append(len(images))
-        return ordinary(encoder, images)
+        return original(encoder, images)
 
     monkeypatch.setattr(feature_cache, "_encoded", encoded)
     assert main(demo(tmp_path)) == 0
     run = tmp_path / "runs" / "sweep_demo" / "1"
-    kept = list((Path(os.environ[CACHE_VARIABLE]) / "features").glob("*/*.safetensors"))
-    assert sum(seen) == len(kept) == 20  # once, not in each of four runs
-    said = capsys.readouterr()
+    cached = list((Path(os.environ[CACHE_VARIABLE]) / "features").glob("*/*.safetensors"))
+    assert sum(seen) == len(cached) == 20  # once, not in each of the four runs
+    out = capsys.readouterr().out
     rows = table(run)
     assert [row["state"] for row in rows] == ["finished"] * 4
     assert [float(row["model.lr"]) for row in rows] == [1e-4, 3e-4, 1e-3, 3e-3]
     goals = {row["run"]: float(row["val/pixel_ap"]) for row in rows}
     assert len(set(goals.values())) > 1
-    shown = [line.split()[0] for line in said.out.splitlines() if line.strip()[:1].isdigit()]
+    shown = [line.split()[0] for line in out.splitlines() if line.strip()[:1].isdigit()]
     assert shown == sorted(goals, key=lambda number: -goals[number])
-    assert "the highest val/pixel_ap first" in said.out
-    assert "not CLIP's figures" in " ".join(said.out.split())
+    assert "the highest val/pixel_ap first" in out
+    assert DEMO_REMARK in " ".join(out.split())
     for row in rows:
         log = Path(row["folder"]) / "logs" / "fit" / "metrics.csv"
         with log.open(newline="", encoding="utf-8") as file:
-            logged = [one for one in csv.DictReader(file) if one["val/pixel_ap"]]
+            logged = [entry for entry in csv.DictReader(file) if entry["val/pixel_ap"]]
         assert float(logged[-1]["val/pixel_ap"]) == goals[row["run"]]
         assert (row["epoch"], row["step"]) == (logged[-1]["epoch"], logged[-1]["step"])
         assert float(row["val/image_auroc"]) == float(logged[-1]["val/image_auroc"])
@@ -345,7 +352,7 @@ def test_four_runs_share_their_features(
 
 @pytest.fixture
 def small(write: Callable[..., Path], tmp_path: Path) -> list[str]:
-    """Return the words of a sweep of three random runs."""
+    """Return the command line of a sweep with three random runs."""
     command = [*COMMAND[:-1], *AUXILIARY, ARGS]
     law = {"distribution": "log_uniform_values", "min": 1e-4, "max": 1e-2}
     file = write(method="random", run_cap=3, command=command, parameters={"model.lr": law})
@@ -353,7 +360,7 @@ def small(write: Callable[..., Path], tmp_path: Path) -> list[str]:
     return ["sweep", str(file), *TINY_CLIP, *QUICK, *root, "--seed", "4"]
 
 
-def test_an_interrupted_sweep_goes_on_where_it_was(
+def test_an_interrupted_sweep_resumes_where_it_stopped(
     small: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -371,13 +378,13 @@ def test_an_interrupted_sweep_goes_on_where_it_was(
     monkeypatch.setattr("anomaly_clip.commands.batch.run_experiment", interrupted)
     assert main(small) == 130
     run = tmp_path / "runs" / "sweep_my_sweep" / "1"
-    assert f"go on with: anomaly_clip sweep --resume {run}" in capsys.readouterr().err
+    assert f"resume with: anomaly_clip sweep --resume {run}" in capsys.readouterr().err
     assert [row["state"] for row in table(run)] == ["finished", "not run", "not run"]
     before = table(run)
     sweep = read_sweep(Path(small[1]))
     assert json.loads((run / "sweep.json").read_text())["runs"] == sweep.runs("random", 3, 4)
     assert (run / "sweep.yaml").read_text() == sweep.text
-    # The file is changed, and half a run lies there.
+    # The sweep file has changed, and the folder contains an incomplete run.
     Path(small[1]).write_text("changed", encoding="utf-8")
     (run / "2" / "checkpoints").mkdir(parents=True)
     (run / "2" / "checkpoints" / "last.ckpt").write_text("half a checkpoint")
@@ -385,7 +392,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(
     assert main(["sweep", "--resume", str(run), "--count", "5"]) == 2
     assert "leave out --count" in capsys.readouterr().err
     assert main(["sweep", f"--resume={run}"]) == 0
-    assert "finished before" in capsys.readouterr().err
+    assert "already finished" in capsys.readouterr().err
     after = table(run)
     assert after[0] == before[0]
     assert [row["model.lr"] for row in after] == [row["model.lr"] for row in before]
@@ -399,7 +406,7 @@ def test_a_run_that_fails_does_not_stop_the_others(
     write: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = [*COMMAND[:-1], *AUXILIARY, "--data.val_split", "test", ARGS]
-    # The parser accepts what the method refuses.
+    # The parser accepts a value that the method refuses.
     file = write(parameters={"model.lr": {"values": [0.001, -1.0, 0.002]}}, command=command)
     words = ["sweep", str(file), *TINY_CLIP, *QUICK, "--output.root", str(tmp_path / "runs")]
     assert main(words) == 1
@@ -410,12 +417,12 @@ def test_a_run_that_fails_does_not_stop_the_others(
     assert rows[1]["val/pixel_ap"] == rows[1]["minutes"] == ""
     assert {(row["weights"], row["validated on"]) for row in rows} == {("random", "test")}
     assert "val/random_weights" not in rows[0]
-    said = capsys.readouterr()
-    assert "GOAL MEASURED ON THE TEST IMAGES" in said.err  # before anything is run, too
-    assert "2: model.lr=-1 failed: model.lr must be above 0" in said.err
-    assert "RANDOM WEIGHTS" in said.out
-    assert "GOAL MEASURED ON THE TEST IMAGES" in said.out
-    assert said.out.strip().splitlines()[-1].split() == ["2", "-1", "failed", "–"]
+    captured = capsys.readouterr()
+    assert "GOAL MEASURED ON THE TEST IMAGES" in captured.err  # also before the first run
+    assert "2: model.lr=-1 failed: model.lr must be above 0" in captured.err
+    assert "RANDOM WEIGHTS" in captured.out
+    assert "GOAL MEASURED ON THE TEST IMAGES" in captured.out
+    assert captured.out.strip().splitlines()[-1].split() == ["2", "-1", "failed", "–"]
 
 
 def test_a_goal_that_is_not_logged_is_not_invented(
@@ -427,9 +434,9 @@ def test_a_goal_that_is_not_logged_is_not_invented(
     assert main([*words, "--output.root", str(tmp_path)]) == 1
     row, *others = table(tmp_path / "sweep_my_sweep" / "1")
     assert row["state"] == "failed"
-    assert [other["state"] for other in others] == ["not run"]  # they would log no more
-    assert (Path(row["folder"]) / "checkpoints" / "last.ckpt").is_file()  # what was fitted stays
-    assert row["why"].startswith("the fit logged no val/pixel_ap, but no val/ figure")
+    assert [other["state"] for other in others] == ["not run"]  # they would not log it either
+    assert (Path(row["folder"]) / "checkpoints" / "last.ckpt").is_file()  # the fit is kept
+    assert row["why"].startswith("the fit logged no val/pixel_ap, it logged no val/ metric")
     assert "failed" in capsys.readouterr().out
 
 
@@ -461,7 +468,7 @@ def test_runs_of_other_origin_are_marked(
     ]
 
 
-def test_a_sweep_is_resumed_where_it_was_begun(
+def test_a_sweep_is_resumed_where_it_was_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "sweep"
@@ -469,7 +476,7 @@ def test_a_sweep_is_resumed_where_it_was_begun(
     write_json(folder / "sweep.json", asdict(record))
     (folder / "1").mkdir()
     assert main(["sweep", "--resume", str(folder)]) == 2
-    assert "the sweep was begun in /elsewhere: go there" in capsys.readouterr().err
+    assert "the sweep was started in /elsewhere, not in " in capsys.readouterr().err
     assert (folder / "1").is_dir()
 
 
@@ -495,16 +502,16 @@ def test_a_dry_run_lists_the_commands(
     assert read_sweep(file).ignored == ("early_terminate",)
 
 
-@pytest.mark.parametrize(("count", "told"), [("2", False), ("3", False), ("4", True)])
-def test_a_cap_below_the_count_is_told(
+@pytest.mark.parametrize(("count", "reported"), [("2", False), ("3", False), ("4", True)])
+def test_a_cap_below_the_count_is_reported(
     count: str,
-    told: bool,
+    reported: bool,
     small: list[str],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(sweep_module, "_run_all", lambda *_: 0)
     assert main([*small, "--count", count]) == 0
-    said = capsys.readouterr().err
-    assert ("run_cap 3 of " in said) == told
-    assert f"| random, {min(3, int(count))} runs |" in said
+    err = capsys.readouterr().err
+    assert ("run_cap 3 of " in err) == reported
+    assert f"| random, {min(3, int(count))} runs |" in err

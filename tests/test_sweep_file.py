@@ -1,4 +1,4 @@
-"""Sweep files: the options of each run, and the words of its command."""
+"""Sweep files: the options of each run, and the arguments of its command."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def test_a_grid_has_all_combinations_in_order(write: Callable[..., Path]) -> Non
         ["/opt/bin/anomaly_clip"],
     ],
 )
-def test_a_command_may_begin_as_wandb_has_it(
+def test_a_command_may_begin_as_wandb_allows(
     start: list[str], write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PICTURES", "/data")
-    command = [*start, "fit", "--data.root=${envvar:PICTURES}/visa", ARGS, "--trainer.devices", 1]
+    monkeypatch.setenv("IMAGES", "/data")
+    command = [*start, "fit", "--data.root=${envvar:IMAGES}/visa", ARGS, "--trainer.devices", 1]
     sweep = read_sweep(write(command=command))
     words = ["--data.root=/data/visa", "--x", "1", "--a=[3, 6]", "--b=True", "--c=1e-05"]
     swept = {"a": [3, 6], "b": True, "c": 1e-5}

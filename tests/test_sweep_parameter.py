@@ -1,4 +1,4 @@
-"""Distributions of W&B's grammar against scipy, and their draws."""
+"""Distributions of W&B sweep files compared with SciPy, and their samples."""
 
 from __future__ import annotations
 
@@ -57,39 +57,39 @@ def test_quantiles_are_those_of_scipy(
 ) -> None:
     parameter = read_parameter("x", given)
     levels = np.linspace(0.0103, 0.9911, 57)  # no level at a jump
-    found = [parameter.quantile(level) for level in levels.tolist()]
-    np.testing.assert_allclose(found, expected(levels), rtol=1e-9, atol=1e-12)
+    values = [parameter.quantile(level) for level in levels.tolist()]
+    np.testing.assert_allclose(values, expected(levels), rtol=1e-9, atol=1e-12)
     quantised = given.get("distribution", "").startswith("q_")
     whole = given == {"min": 2, "max": 5} or (quantised and isinstance(given.get("q", 1), int))
-    assert {type(value) for value in found} == {int if whole else float}
+    assert {type(value) for value in values} == {int if whole else float}
 
 
-def test_draws_spread_evenly_and_depend_on_nothing_else() -> None:
+def test_samples_are_uniform_and_independent() -> None:
     before = repr(np.random.get_state())
     parameter = read_parameter("model.lr", {"min": 0.0, "max": 1.0})
-    drawn = [parameter.draw(0, run, "model.lr") for run in range(1, 2001)]
-    assert stats.kstest(drawn, "uniform").pvalue > 0.01
-    assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 0.1
+    samples = [parameter.draw(0, run, "model.lr") for run in range(1, 2001)]
+    assert stats.kstest(samples, "uniform").pvalue > 0.01
+    assert abs(np.corrcoef(samples[:-1], samples[1:])[0, 1]) < 0.1
     others = [
         [parameter.draw(seed, run, name) for run in range(1, 2001)]
         for seed, name in ((1, "model.lr"), (0, "model.tau"))
     ]
-    assert np.abs(np.corrcoef([drawn, *others]) - np.eye(3)).max() < 0.1
-    assert drawn[6] == parameter.draw(0, 7, "model.lr")
+    assert np.abs(np.corrcoef([samples, *others]) - np.eye(3)).max() < 0.1
+    assert samples[6] == parameter.draw(0, 7, "model.lr")
     assert repr(np.random.get_state()) == before
 
 
-def test_values_come_as_often_as_their_probabilities_say() -> None:
+def test_values_follow_their_probabilities() -> None:
     given = {"values": ["a", "b", "c"], "probabilities": [0.2, 0.0, 0.8]}
     parameter = read_parameter("x", given)
     assert [parameter.quantile(level) for level in (0.1, 0.19, 0.21, 0.999)] == ["a", "a", "c", "c"]
-    drawn = [read_parameter("x", {"values": [True, 2]}).draw(0, run, "x") for run in range(1000)]
-    assert 400 < drawn.count(2) < 600
+    samples = [read_parameter("x", {"values": [True, 2]}).draw(0, run, "x") for run in range(1000)]
+    assert 400 < samples.count(2) < 600
     assert read_parameter("x", {"value": [3, 6]}).draw(0, 1, "x") == [3, 6]
 
 
 @pytest.mark.parametrize("bounds", [(1e-5, 0.1), (3, 7), (0.3, 0.3)])
-def test_draws_stay_within_their_bounds(bounds: tuple[float, float]) -> None:
+def test_samples_stay_within_their_bounds(bounds: tuple[float, float]) -> None:
     low, high = bounds
     given = {"distribution": "log_uniform_values", "min": low, "max": high}
     parameter = read_parameter("x", given)

@@ -1,4 +1,4 @@
-"""The record of a sweep, and its table."""
+"""Record of a sweep, and its table."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ RECORD = SweepRecord(
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Return a sweep's folder: two runs that are finished, one that failed, and one not run."""
+    """Write the folder of a sweep: two runs finished, one failed, one not started."""
     for number, goal in ((1, 0.25), (3, 0.5)):
         metrics = {"val/pixel_ap": goal, "val/image_ap": 0.75, "val/random_weights": 1.0}
         result = {"figures": metrics, "epoch": 2, "step": 30, "minutes": 1.25}
@@ -89,7 +89,7 @@ def test_a_warning_of_all_runs_names_none() -> None:
 
 
 def test_a_run_is_ranked_by_its_last_validation(tmp_path: Path) -> None:
-    """The log is one of Lightning's own, with two validations that differ and a step after them."""
+    """Lightning's logger writes the log: two different validations, and a step after them."""
     logger = CSVLogger(tmp_path, name="", version="")
     validations = [{"val/pixel_ap": 0.9, "val/image_ap": 0.2}, {"val/pixel_ap": 0.4}]
     for epoch, validation in enumerate(validations):
@@ -97,9 +97,9 @@ def test_a_run_is_ranked_by_its_last_validation(tmp_path: Path) -> None:
         logger.log_metrics({**validation, "epoch": epoch}, step=10 * epoch + 9)
     logger.log_metrics({"train/loss": 0.25, "epoch": 2}, step=28)
     logger.save()
-    figures, when = last_logged(tmp_path / "metrics.csv", "val/pixel_ap")
-    assert figures["val/pixel_ap"] == 0.4
-    assert figures["val/image_ap"] == 0.2  # logged once
-    assert figures["train/loss"] == 0.25
+    metrics, when = last_logged(tmp_path / "metrics.csv", "val/pixel_ap")
+    assert metrics["val/pixel_ap"] == 0.4
+    assert metrics["val/image_ap"] == 0.2  # logged once
+    assert metrics["train/loss"] == 0.25
     assert when == {"epoch": 1, "step": 19}
     assert last_logged(tmp_path / "nowhere.csv", "val/pixel_ap") == ({}, {})

@@ -1,4 +1,4 @@
-"""Shared parts of the verbs that run several experiments in turn: ``each`` and ``sweep``."""
+"""Shared code of the verbs that run several experiments one after the other: each and sweep."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from anomaly_clip.progress import say
 __all__ = ["DryRunCLI", "forbid_distributed_launch", "pop_resume", "run_in_turn", "run_verb"]
 
 ERROR_PREFIX = "anomaly_clip: "
-"""Beginning of the last line of a command that fails."""
+"""Prefix of the error line a failed command prints."""
 
 
 class DryRunCLI(ExperimentCLI):
-    """An experiment that is parsed and built, but not started."""
+    """Parses and builds an experiment without running it."""
 
     def _run_subcommand(self, subcommand: str) -> None:
         pass
 
 
 def pop_resume(words: Sequence[str], record: str) -> tuple[list[str], Path | None]:
-    """Take the verb and ``--resume RUN`` off the words; return the rest and the folder.
+    """Split the arguments into the verb's own and the folder given by ``--resume RUN``.
 
     Args:
-        words: Words after ``anomaly_clip``.
-        record: A file in the folder of every run of the verb.
+        words: Arguments after ``anomaly_clip``, the verb first.
+        record: Name of a file that every run folder of the verb contains.
 
     Raises:
-        UserError: If there is no such run.
+        UserError: If the folder is not a run of the verb.
     """
     verb, *rest = words
     for at, word in enumerate(rest):
@@ -44,22 +44,25 @@ def pop_resume(words: Sequence[str], record: str) -> tuple[list[str], Path | Non
             del rest[at : at + (1 if "=" in word else 2)]
             folder = Path(value).expanduser()
             if not value or not (folder / record).is_file():
-                raise UserError(f"--resume {value}: expected the folder of a run of {verb}")
+                raise UserError(
+                    f"--resume {value}: not the folder of a run of {verb}, which contains {record}"
+                )
             return rest, folder
     return rest, None
 
 
 def forbid_distributed_launch(verb: str) -> None:
-    """Check that no launcher has started several of this command.
+    """Check that no launcher has started several copies of this command.
 
     Raises:
-        UserError: If one has: each of them would run all.
+        UserError: If one has, because every copy would run all experiments.
     """
     for variable, launcher in (("WORLD_SIZE", "torchrun"), ("SLURM_NTASKS", "srun")):
         if int(os.environ.get(variable, "1")) > 1:
             raise UserError(
-                f"{verb} starts the processes of a run itself, and {launcher} has started "
-                f"several of it ({variable}): start it once, with --trainer.devices"
+                f"{verb} starts the processes of each run itself, but {launcher} has started "
+                f"{os.environ[variable]} copies of it ({variable}): start it once, without "
+                f"{launcher}, and set --trainer.devices"
             )
 
 
@@ -68,12 +71,12 @@ def run_in_turn(
     resume: str,
     last: type[Exception] | tuple[type[Exception], ...] = (),
 ) -> dict[str, str]:
-    """Run all jobs, also after one that fails; return the reason of each failure.
+    """Run all jobs, even if some fail; return the reason of each failure by job name.
 
     Args:
-        jobs: Functions by the name of their job.
-        resume: The command that goes on after an interruption.
-        last: Failures after which no other job is run.
+        jobs: Functions by job name.
+        resume: Command that resumes the run after an interruption.
+        last: Exceptions that stop the remaining jobs as well.
     """
     failed: dict[str, str] = {}
     for number, (name, job) in enumerate(jobs.items(), start=1):
@@ -81,9 +84,9 @@ def run_in_turn(
         try:
             job()
         except (KeyboardInterrupt, SystemExit):  # Lightning exits after Ctrl-C
-            say(f"go on with: {resume}")
+            say(f"resume with: {resume}")
             raise
-        except Exception as error:  # of one: the others can be well
+        except Exception as error:  # the other jobs may still succeed
             failed[name] = str(error) if isinstance(error, UserError) else reason(error)
             say(f"{name} failed: {failed[name]}", style="bold red")
             if isinstance(error, last):
@@ -92,8 +95,8 @@ def run_in_turn(
 
 
 def run_verb(words: Sequence[str], several: bool) -> None:
-    """Run a verb here, its table kept back; with several processes, in processes of its own."""
-    if several:  # Lightning starts the others with this process's words
+    """Run a verb without printing its table, in a subprocess if it needs several processes."""
+    if several:  # Lightning starts the others with the arguments of the current process
         _run_apart([sys.executable, "-m", "anomaly_clip", *words])
         return
     with contextlib.redirect_stdout(io.StringIO()):
@@ -101,10 +104,10 @@ def run_verb(words: Sequence[str], several: bool) -> None:
 
 
 def _run_apart(command: list[str]) -> None:
-    """Run a command and pass its messages on, line by line; its table is kept back.
+    """Run a command, forward its messages line by line and discard its table.
 
     Raises:
-        UserError: If it fails, with its last message.
+        UserError: If it fails, with the last message of the command.
     """
     last = "no message"
     with subprocess.Popen(
@@ -114,7 +117,7 @@ def _run_apart(command: list[str]) -> None:
         try:
             for line in filter(str.strip, process.stderr):
                 last = line.rstrip()
-                if not last.startswith(ERROR_PREFIX):  # the caller of this function prints it
+                if not last.startswith(ERROR_PREFIX):  # the caller prints the error line
                     say(last)
         except BaseException:
             process.kill()

@@ -1,4 +1,4 @@
-"""``anomaly_clip check``: a report of everything that is wrong with a data set."""
+"""``anomaly_clip check``: a report of all problems of a data set."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ PROBLEMS_FOUND = 1
 
 
 def run_check(words: Sequence[str]) -> int:
-    """Check a data set as the command line says.
+    """Check the data set given on the command line.
 
     Returns:
-        0 if nothing is wrong with it, 1 if something is.
+        0 if it has no problems, 1 otherwise.
 
     Raises:
-        UserError: What is wrong with the command line, where, and the way out.
+        UserError: If the command line is invalid.
     """
     parser = data_parser(
         "check",
-        "Read a data set whole and say what is wrong with it: counts against the "
-        "published ones, unreadable files, masks that do not fit, equal files, and training images "
-        "in the test split. Exit code 1 if something is wrong.",
+        "Read all files of a data set and report its problems: image counts that differ from the "
+        "published ones, unreadable files, masks of the wrong size, duplicate files, and training "
+        "images in the test split. The exit code is 1 if there are any.",
     )
     parser.add_argument(
         "--near_duplicates",
         type=bool,
         default=False,
-        help="also look for test images that nearly equal a training image",
+        help="also find test images that are nearly identical to a training image",
     )
-    parser.add_argument("--json", type=str, help="write all findings to this file; - prints them")
-    parser.add_argument("--workers", type=int, help="threads that read; default: one a core")
+    parser.add_argument("--json", type=str, help="write the report to this file; - prints it")
+    parser.add_argument("--workers", type=int, help="reader threads; default: one per core")
     with parse_words(parser, words) as config:
         if config.workers is not None:
             check_at_least("--workers", config.workers, 1)
@@ -61,12 +61,14 @@ def run_check(words: Sequence[str]) -> int:
             if config.json is not None:
                 write_json(Path(config.json), report.as_json())
     rate = report.images / max(report.seconds, 1e-9)
-    print(f"{report.images} images in {report.seconds:.1f} s, {rate:.0f} a second", file=sys.stderr)
+    print(
+        f"{report.images} images in {report.seconds:.1f} s, {rate:.0f} per second", file=sys.stderr
+    )
     return PROBLEMS_FOUND if report.problems else 0
 
 
 def show(report: CheckReport, info: DatasetInfo) -> None:
-    """Print the counts, the data set's origin, remarks, and all problems."""
+    """Print the counts, the origin of the data set, remarks, and all problems."""
     console = Console(highlight=False, soft_wrap=True, markup=False)
     console.print(_counts_table(report))
     for name, value in (
@@ -80,7 +82,7 @@ def show(report: CheckReport, info: DatasetInfo) -> None:
     for remark in report.remarks:
         console.print(f"remark: {remark}")
     if not report.problems:
-        console.print("nothing is wrong", style="bold green")
+        console.print("no problems found", style="bold green")
         return
     number = len(report.problems)
     console.print(f"{number} {'problem' if number == 1 else 'problems'}:", style="bold red")
@@ -91,7 +93,7 @@ def show(report: CheckReport, info: DatasetInfo) -> None:
 def _in_groups(report: CheckReport) -> str:
     if not report.duplicates:
         return ""
-    return f" files beyond the first of {report.groups} groups of equal content"
+    return f" files beyond the first in {report.groups} groups of identical files"
 
 
 def _counts_table(report: CheckReport) -> Table:
@@ -112,7 +114,7 @@ def _counts_table(report: CheckReport) -> Table:
 
 
 def _count_cells(row: CheckedSplit) -> list[Text]:
-    """Return the counts; beside those that differ the published ones."""
+    """Return the counts as cells, followed by the published count where it differs."""
     counts = (row.normal, row.anomalous)
     if row.published is None or row.published == counts:
         return [Text(str(count)) for count in counts]

@@ -1,8 +1,8 @@
-"""``anomaly_clip compare``: one method with the weights of several backbones, side by side.
+"""``anomaly_clip compare``: one method with several sets of backbone weights, side by side.
 
-It is the comparison of TAB's paper: a detector on a backbone from ImageNet and on one that followed
-the texts. Every backbone is a run of ``each``; then there is one table with differences, and
-``compare_images`` draws maps and features of all backbones.
+This is the comparison of the TAB paper: a detector on ImageNet weights and on weights aligned with
+text. Every backbone gets its own run of ``each``. One table then shows the differences, and
+``compare_images`` draws the maps and features of all backbones.
 """
 
 from __future__ import annotations
@@ -38,42 +38,52 @@ from anomaly_clip.results.warnings import RANDOM_WARNING, selection_warning
 __all__ = ["run_compare"]
 
 PRINTED_METRICS = ("image_auroc", "pixel_auroc", *CLASS_FIGURES)
-"""Metrics of the printed table, those of the paper, if there are any; the files have all."""
+"""Metrics of the printed table: those of the paper that the run has. The files contain all."""
 OPTIONS_FILE = "compare.json"
-"""Record of the weights and options that are compared."""
+"""Record of the compared weights and the options."""
 
 RunMetrics = dict[str, Any]
 """Content of a run's ``metrics.json``."""
 
 
 def run_compare(words: Sequence[str]) -> int:
-    """Run a method with each backbone and return an exit code: 1 if a category failed.
+    """Run a method with each set of weights; return exit code 1 if a category failed.
 
     Raises:
-        UserError: What is wrong, and the way out.
+        UserError: If the command line is invalid, a run cannot be built, or no category was
+            finished with all weights.
     """
     parser = argparse.ArgumentParser(
         prog="anomaly_clip compare",
         usage="anomaly_clip compare --weights FIRST SECOND [...] --config FILE [options of each]",
-        description="Fit and test a detector with the weights of several backbones: files, or the "
-        "words imagenet and random. Differences are to the first.",
+        description="Fit and test a detector with several sets of backbone weights: files, "
+        "imagenet or random. The table shows the differences to the first.",
         allow_abbrev=False,
     )
     parser.add_argument("--weights", nargs="+", required=True, help="two or more")
-    parser.add_argument("--folder", type=Path, help="where to; one that exists is gone on with")
-    parser.add_argument("--pictures", type=int, default=4, help="images a category that are drawn")
+    parser.add_argument(
+        "--folder", type=Path, help="output folder; an interrupted comparison in it is resumed"
+    )
+    parser.add_argument(
+        "--pictures", type=int, default=4, help="images drawn per category; default: 4"
+    )
     parser.add_argument(
         "--embedding",
         metavar="LAYER",
-        help="also draw the test images' features of a layer by t-SNE, as layer3 or pooled",
+        help="also plot a t-SNE of the test images' features of a layer, such as layer3 or pooled",
     )
     options, rest = parser.parse_known_args(list(words[1:]))
     weights_by_label = {Path(weights).stem: weights for weights in options.weights}
     labels = [Path(weights).stem for weights in options.weights]
     if len(labels) < 2:
-        raise UserError("compare --weights: give two or more, as imagenet tab_resnet18.safetensors")
+        raise UserError(
+            f"compare --weights {' '.join(options.weights)}: expected two or more, such as "
+            "imagenet tab_resnet18.safetensors"
+        )
     if len(weights_by_label) < len(labels):
-        raise UserError(f"compare --weights: two are called {_duplicate(labels)}: rename one file")
+        raise UserError(
+            f"compare --weights: two of them are named {_duplicate(labels)}: rename one file"
+        )
     folder = options.folder or create_run_folder(Path("runs"), "compare")
     record = _options_record(folder, weights_by_label, rest)
     try:
@@ -81,7 +91,7 @@ def run_compare(words: Sequence[str]) -> int:
             if not (folder / label / "config-each.yaml").is_file():
                 _check_buildable(label, weights, rest, folder, options.embedding)
     except Exception:
-        with contextlib.suppress(OSError):  # it does not exist, or holds results
+        with contextlib.suppress(OSError):  # it does not exist, or contains results
             folder.rmdir()
         raise
     write_json(folder / OPTIONS_FILE, record)
@@ -96,7 +106,7 @@ def run_compare(words: Sequence[str]) -> int:
             with contextlib.redirect_stdout(io.StringIO()):
                 code = max(code, run_each(["each", *line]))
         except UserError:
-            with contextlib.suppress(OSError):  # it does not exist, or holds results
+            with contextlib.suppress(OSError):  # it does not exist, or contains results
                 folder.rmdir()
             raise
     runs = {label: _read_metrics(folder / label) for label in labels}
@@ -106,13 +116,16 @@ def run_compare(words: Sequence[str]) -> int:
         if all(category in run["categories"] for run in runs.values())
     ]
     if not common:
-        raise UserError(f"{folder}: no category was finished with all weights")
+        raise UserError(
+            f"no category was finished with all of {', '.join(labels)}: see the failures above, "
+            f"then repeat the command with --folder {folder}"
+        )
     rows = _comparison_rows(runs, common)
     _write_comparison(folder, runs, rows)
     table = _comparison_table(runs, rows)
     wide_console(table).print(table)
     with user_errors():
-        for category in track(common, "drawing pictures"):
+        for category in track(common, "drawing images"):
             draw_maps(folder, labels, category, options.pictures)
         if options.embedding:
             draw_embeddings(folder, labels, common, options.embedding)
@@ -123,10 +136,10 @@ def run_compare(words: Sequence[str]) -> int:
 def _options_record(
     folder: Path, weights_by_label: dict[str, str], options: Sequence[str]
 ) -> dict[str, Any]:
-    """Return the weights and options that are compared, with those that the folder holds already.
+    """Return the compared weights and options, merged with those already recorded in the folder.
 
     Raises:
-        UserError: If the folder holds another comparison.
+        UserError: If the folder contains another comparison.
     """
     full = {
         label: str(Path(file).resolve()) if Path(file).is_file() else file
@@ -138,9 +151,12 @@ def _options_record(
     changed = [label for label, file in full.items() if before["weights"].get(label, file) != file]
     if changed or before["options"] != list(options):
         label = changed[0] if changed else None
-        difference = f"{label} was {before['weights'][label]}" if label else "options were others"
+        if label:
+            difference = f"{label} was {before['weights'][label]}"
+        else:
+            difference = f"its options were {' '.join(before['options']) or 'none'}"
         raise UserError(
-            f"--folder {folder} holds another comparison ({difference}): give another folder"
+            f"--folder {folder} contains another comparison ({difference}): choose another folder"
         )
     return {"weights": {**before["weights"], **full}, "options": list(options)}
 
@@ -148,7 +164,7 @@ def _options_record(
 def _check_buildable(
     label: str, weights: str, options: Sequence[str], folder: Path, layer: str | None
 ) -> None:
-    """Build one of the runs, before hours are spent on those before it.
+    """Check that a run can be built, before hours are spent on earlier runs.
 
     Raises:
         UserError: If it cannot be built.
@@ -172,7 +188,10 @@ def _duplicate(names: Sequence[str]) -> str:
 def _read_metrics(folder: Path) -> RunMetrics:
     file = folder / METRICS_FILE
     if not file.is_file():
-        raise UserError(f"{folder}: nothing could be tested there")
+        raise UserError(
+            f"{file} is missing, as no category could be tested with these weights: see the "
+            f"failures above, then repeat the command with --folder {folder.parent}"
+        )
     metrics: RunMetrics = json.loads(file.read_text(encoding="utf-8"))
     return metrics
 
@@ -180,7 +199,7 @@ def _read_metrics(folder: Path) -> RunMetrics:
 def _comparison_rows(
     runs: Mapping[str, RunMetrics], categories: Sequence[str]
 ) -> dict[str, dict[str, Figures]]:
-    """Return metrics by category, and of their mean, and label; the mean is over ``categories``."""
+    """Return metrics by category (``mean``: the mean over ``categories``) and label of weights."""
     results = {
         label: with_means({name: run["categories"][name] for name in categories}, {})
         for label, run in runs.items()
@@ -195,7 +214,7 @@ def _comparison_rows(
 def _write_comparison(
     folder: Path, runs: Mapping[str, RunMetrics], rows: Mapping[str, Mapping[str, Figures]]
 ) -> None:
-    """Write all metrics: one line per category and backbone, and all as JSON."""
+    """Write all metrics as CSV, one row per category and backbone, and as JSON."""
     names = list(next(iter(runs.values()))["mean"])
     lines = (
         [category, label, *(metrics[name] for name in names)]
@@ -210,7 +229,7 @@ def _write_comparison(
 def _comparison_table(
     runs: Mapping[str, RunMetrics], rows: Mapping[str, Mapping[str, Figures]]
 ) -> Table:
-    """Return the printed table; differences are to the first of the runs."""
+    """Return the printed table, with differences to the first run."""
     first, *others = runs
     record = runs[first]["run"]
     random = [label for label, run in runs.items() if run["run"]["weights"]["random"]]
@@ -220,7 +239,7 @@ def _comparison_table(
         title.append(selected)
     table = Table(
         box=box.SIMPLE_HEAD,
-        padding=0,  # columns are many, and the box sets them apart
+        padding=0,  # there are many columns, and the box separates them
         title=Text("\n".join(title)),
         title_style="bold",
         caption=f"{', '.join(random)}: {RANDOM_WARNING}" if random else None,

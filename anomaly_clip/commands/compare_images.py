@@ -1,7 +1,7 @@
 """Images of ``compare``: maps of all backbones side by side, and t-SNE of their features.
 
-For every category there is an image of some test images, their maps by each backbone and the truth
-(Figure 6 of TAB's paper).
+Each category gets one sheet of test images with the map of each backbone and the ground truth
+(Figure 6 of the TAB paper).
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from anomaly_clip.results.warnings import RANDOM_WARNING
 __all__ = ["draw_embeddings", "draw_maps"]
 
 MAX_EMBEDDED = 2000
-"""Test images of a category whose features are drawn."""
+"""Maximum number of test images per category in a t-SNE plot."""
 BATCH_SIZE = 16
 
 
 def draw_maps(folder: Path, labels: Sequence[str], category: str, count: int) -> None:
-    """Draw some anomalous images of a category: image, one map per backbone, truth.
+    """Draw some anomalous images of a category: image, one map per backbone, ground truth.
 
     Args:
         folder: Folder of the comparison.
-        labels: Names of the backbones, and of their runs' folders.
-        category: One that all runs have.
-        count: Images that are drawn; 0 for none.
+        labels: Names of the backbones and of their run folders.
+        category: A category that all runs have.
+        count: Number of images to draw; 0 for none.
     """
     runs = [folder / label / safe_name(category) for label in labels]
     checkpoints = [run / "checkpoints" / "last.ckpt" for run in runs]
     if not issubclass(class_of_checkpoint(checkpoints[0]), AnomalyMethod):
-        return  # there are no maps
+        return  # it produces no maps
     config = yaml.safe_load((runs[0] / "config-test.yaml").read_text(encoding="utf-8"))
     data = _build_data(config["data"])
     methods = [_load_method(checkpoint) for checkpoint in checkpoints]
@@ -91,13 +91,13 @@ def draw_maps(folder: Path, labels: Sequence[str], category: str, count: int) ->
 def draw_embeddings(
     folder: Path, labels: Sequence[str], categories: Sequence[str], layer: str
 ) -> None:
-    """Draw the features of each category's test images by t-SNE; write their silhouettes.
+    """Plot a t-SNE of each category's test features; write the silhouette scores.
 
     Args:
         folder: Folder of the comparison.
-        labels: Names of the backbones, and of their runs' folders.
-        categories: Those that all runs have.
-        layer: Layer of the backbone, as layer3 or pooled.
+        labels: Names of the backbones and of their run folders.
+        categories: Categories that all runs have.
+        layer: Layer of the backbone, such as layer3 or pooled.
     """
     silhouettes: dict[str, dict[str, float | None]] = {}
     for category in track(categories, "t-SNE"):
@@ -113,11 +113,11 @@ def draw_embeddings(
     for label in labels:
         mean = mean_defined(by_label[label] for by_label in silhouettes.values())
         if mean is not None:
-            say(f"{label}: silhouette of normal and defective in {layer} {mean:.3f}")
+            say(f"{label}: silhouette of normal and defective images in {layer}: {mean:.3f}")
 
 
 def _embed_run(run: Path, label: str, layer: str) -> Embedding | None:
-    """Embed the test images of a run with its backbone alone; None if they are too few."""
+    """Embed the test images of a run with its backbone; return None if there are too few."""
     config = yaml.safe_load((run / "config-test.yaml").read_text(encoding="utf-8"))
     backbone = config["model"]["init_args"]["backbone"]
     statistics = {name: backbone[name] for name in ("mean", "std") if name in backbone}
@@ -135,7 +135,7 @@ def _embed_run(run: Path, label: str, layer: str) -> Embedding | None:
             parts.append(network(images)[layer].flatten(1).numpy())  # (B, C * h * w)
     states = [samples[row].label for row in rows]
     categories = [samples[row].category for row in rows]
-    part = f" of the {len(samples):,}, evenly chosen" if len(samples) > len(rows) else ""
+    part = f" of {len(samples):,}, evenly spaced" if len(samples) > len(rows) else ""
     say(f"{label}: t-SNE of {len(rows):,} test images{part}")
     return tsne(label, np.concatenate(parts), categories, states, layout=TAB_LAYOUT)
 
@@ -156,7 +156,7 @@ def _load_method(checkpoint: Path) -> AnomalyMethod:
 
 
 def _scaled(maps: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scale the maps of a method to [0, 1] together."""
+    """Scale all maps of a method to [0, 1] with a common minimum and maximum."""
     low, high = maps.min(), maps.max()
     scaled: NDArray[np.float32] = (maps - low) / (high - low if high > low else 1.0)
     return scaled

@@ -1,7 +1,7 @@
-"""``anomaly_clip configs``: the configurations that come with the package, found by their names.
+"""``anomaly_clip configs``: the configurations that come with the package, found by name.
 
-``--config sdp`` means ``configs/sdp.yaml`` of this package, from any folder; a file of that name in
-the working folder comes first. Nothing heavy is imported here.
+``--config sdp`` means ``configs/sdp.yaml`` of this package in any working directory, unless the
+working directory contains a file of that name. This module imports no heavy library.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["config_file", "config_names", "expand_configs", "run_configs"]
 
 PACKAGE = Path(__file__).resolve().parent.parent
 FOLDERS = (PACKAGE / "configs", PACKAGE.parent / "configs")
-"""Their places: in an installed wheel, and in a checkout of the repository."""
+"""Folder of the configurations in an installed wheel, and in a checkout of the repository."""
 SUFFIX = ".yaml"
 
 
@@ -26,12 +26,14 @@ def config_folder() -> Path:
     """Return the folder of the configurations that come with the package.
 
     Raises:
-        UserError: If the installation lacks it.
+        UserError: If it is missing from the installation.
     """
     for folder in FOLDERS:
         if (folder / f"sdp{SUFFIX}").is_file():
             return folder
-    raise UserError(f"{FOLDERS[0]}: the package's configurations are missing: reinstall it")
+    raise UserError(
+        f"{FOLDERS[0]}: the configurations of anomaly_clip are missing: reinstall the package"
+    )
 
 
 def config_names() -> list[str]:
@@ -42,15 +44,13 @@ def config_names() -> list[str]:
 
 
 def config_file(name: str) -> str:
-    """Return the file that a name after ``--config`` means.
+    """Return the file that a value of ``--config`` refers to.
 
-    A file that exists is itself. Otherwise ``sdp``, ``sdp.yaml`` and ``configs/sdp.yaml`` all mean
-    the package's; a name that is neither is returned as it is.
+    An existing file is returned as it is. Otherwise ``sdp``, ``sdp.yaml`` and ``configs/sdp.yaml``
+    all refer to the package's configuration; any other name is returned unchanged.
 
     Example:
         >>> from pathlib import Path
-
-    from anomaly_clip.errors import UserError
         >>> from anomaly_clip.commands.configs import config_file
         >>> Path(config_file("data/visa")).name
         'visa.yaml'
@@ -64,10 +64,10 @@ def config_file(name: str) -> str:
 
 
 def expand_configs(words: Sequence[str]) -> list[str]:
-    """Return a command line whose ``--config`` options name files.
+    """Replace configuration names after ``--config`` by their files.
 
     Raises:
-        UserError: If a value is no file and has the form of a name that does not exist.
+        UserError: If a value is neither a file nor the name of a configuration.
     """
     return list(_expanded(words))
 
@@ -90,25 +90,25 @@ def _checked(name: str) -> str:
         near = difflib.get_close_matches(name.removeprefix("configs/"), config_names(), n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise UserError(
-            f"--config {name}: no such file, and no configuration of the package has that name: "
+            f"--config {name}: neither a file nor a configuration of the package; "
             f"{hint}anomaly_clip configs lists them"
         )
     return file
 
 
 def run_configs(words: Sequence[str]) -> int:
-    """Print the names of the configurations, or the text of one, and return an exit code.
+    """Print the names of all configurations or the text of one; return an exit code.
 
     Raises:
-        UserError: If there is none of that name.
+        UserError: If no configuration has the given name.
     """
     parser = argparse.ArgumentParser(
         prog="anomaly_clip configs",
-        description="List the configurations that come with the package, each with its first "
-        "sentence; with a name, print that file, to be copied and changed.",
+        description="List the configurations that come with the package, each with a one-line "
+        "summary. With a name, print that file, as a template for your own.",
         allow_abbrev=False,
     )
-    parser.add_argument("name", nargs="?", help="as sdp, or data/visa")
+    parser.add_argument("name", nargs="?", help="configuration to print, such as sdp or data/visa")
     name = parser.parse_args(list(words[1:])).name
     if name is not None:
         print(Path(_checked(name)).read_text(encoding="utf-8"), end="")
@@ -121,7 +121,7 @@ def run_configs(words: Sequence[str]) -> int:
 
 
 def _summary(file: Path) -> str:
-    """Return the first sentence of a file's leading comment."""
+    """Return the summary at the beginning of a file's leading comment, up to the first stop."""
     lines = file.read_text(encoding="utf-8").splitlines()
     comment = [line.removeprefix("#").strip() for line in takewhile(_is_comment, lines)]
     return " ".join(comment).partition(". ")[0].partition(" anomaly_clip ")[0].rstrip(".")

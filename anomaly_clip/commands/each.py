@@ -1,7 +1,7 @@
-"""``anomaly_clip each``: fit and test one model a category, then one table of all.
+"""``anomaly_clip each``: fit and test one model per category, then merge the metrics in one table.
 
-Categories run one after the other, each in its own folder of the run. One that fails does not stop
-the others; a run that was interrupted goes on where it was.
+Categories run one after the other, each in its own subfolder of the run. A category that fails does
+not stop the others. An interrupted run can be resumed.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ __all__ = ["run_each"]
 
 CONFIG = "config-each.yaml"
 FITTED, TESTED = ".fitted", ".tested"
-"""Files that say that a category's fit, and its test, came to their end."""
+"""Empty files that mark a category's fit and its test as finished."""
 FAILED = 1
 
 
 def run_each(words: Sequence[str]) -> int:
-    """Fit and test category by category and return an exit code: 1 if one of them failed.
+    """Fit and test category by category; return exit code 1 if one of them failed.
 
     Raises:
-        UserError: What is wrong before anything is run, and the way out.
+        UserError: If the run cannot be started.
     """
     words, resumed = pop_resume(words, CONFIG)
     quieten()
@@ -55,9 +55,9 @@ def run_each(words: Sequence[str]) -> int:
         print(
             "usage: anomaly_clip each --config FILE [options of fit]\n"
             "       anomaly_clip each --resume RUN\n\n"
-            "Fit and test one model a category, into RUN/<category>/, then merge their figures.\n"
-            "--resume goes on with a run: finished categories are not run again.\n"
-            "All options of fit: anomaly_clip fit --help"
+            "Fit and test one model per category in RUN/<category>/, then merge the metrics.\n"
+            "--resume continues an interrupted run and skips the categories that are finished.\n"
+            "For the options of fit, see anomaly_clip fit --help."
         )
         return 0
     if resumed is not None:
@@ -89,10 +89,11 @@ def run_each(words: Sequence[str]) -> int:
 
 
 def _categories(method: object, data: AnomalyData) -> list[str]:
-    """Return what is taken in turn.
+    """Return the categories to run.
 
     Raises:
-        UserError: If the method scores nothing, or there are no categories with folders apart.
+        UserError: If the method scores no images, there are no test images, or two categories
+            would share a folder.
     """
     if not isinstance(method, EvaluatedModule):
         raise UserError(f"{type(method).__name__} scores no images: use fit")
@@ -103,40 +104,46 @@ def _categories(method: object, data: AnomalyData) -> list[str]:
     names = [safe_name(category).lower() for category in categories]
     shared = [name for name in names if names.count(name) > 1]
     if shared:
-        raise UserError(f"two categories would share the folder {shared[0]}: rename one of them")
+        clash = [name for name in categories if safe_name(name).lower() == shared[0]]
+        raise UserError(
+            f"the categories {' and '.join(clash)} would share the folder {shared[0]}: rename one "
+            "of them"
+        )
     return categories
 
 
 def _words_of(folder: Path, more: Sequence[str]) -> list[str]:
-    """Return the words of a run that is gone on with.
+    """Return the arguments of ``fit`` for a resumed run.
 
     Raises:
-        UserError: If there are others, which its finished categories would not have.
+        UserError: If further options are given, which its finished categories did not use.
     """
     if more:
-        raise UserError(f"--resume goes on with the run as it began: leave out {more[0]}")
+        raise UserError(
+            f"--resume continues the run with its original options: leave out {more[0]}"
+        )
     return ["--config", str(folder / CONFIG), "--output.folder", str(folder)]
 
 
 def _run_category(config: Path, folder: Path, category: str, several: bool) -> None:
-    """Fit and test, unless that is done; what was interrupted begins anew."""
+    """Fit and test a category unless both are finished; an interrupted fit or test starts over."""
     if (folder / TESTED).is_file():
-        say("finished before")
+        say("already finished")
         return
     checkpoint = folder / "checkpoints" / "last.ckpt"
     options = ["--config", str(config), "--data.categories", json.dumps([category])]
     options += ["--output.folder", str(folder)]
-    if not (folder / FITTED).is_file():  # a checkpoint may be of the middle of a fit
+    if not (folder / FITTED).is_file():  # a checkpoint may come from the middle of a fit
         shutil.rmtree(folder, ignore_errors=True)
         run_verb(["fit", *options], several)
         (folder / FITTED).touch()
-    shutil.rmtree(folder / "logs" / "test", ignore_errors=True)  # of an interrupted test
+    shutil.rmtree(folder / "logs" / "test", ignore_errors=True)  # left by an interrupted test
     run_verb(["test", *options, "--ckpt_path", str(checkpoint)], several)
-    (folder / TESTED).touch()  # behind the pictures, which come after the figures
+    (folder / TESTED).touch()  # only now: a test writes its images after its metrics
 
 
 def _merge(folder: Path, categories: Sequence[str], failed: dict[str, str]) -> int:
-    """Write and print the figures of all categories; return an exit code."""
+    """Write and print the metrics of all categories; return an exit code."""
     parts: dict[str, dict[str, Any]] = {}
     for category in categories:
         file = folder / safe_name(category) / "metrics.json"
@@ -145,14 +152,17 @@ def _merge(folder: Path, categories: Sequence[str], failed: dict[str, str]) -> i
             if category in content["categories"]:
                 parts[category] = content
             else:
-                failed[category] = f"{file} is of other categories: delete its folder, and resume"
+                failed[category] = (
+                    f"{file} contains the categories {', '.join(content['categories'])} instead: "
+                    f"delete {file.parent}, then resume"
+                )
     if parts:
         _write_merged(folder, parts, failed)
-        if (folder / safe_name(next(iter(parts))) / PAGE).is_file():  # pages are wanted
-            say(f"look at: {write_page(folder)}")
+        if (folder / safe_name(next(iter(parts))) / PAGE).is_file():  # pages are enabled
+            say(f"report: {write_page(folder)}")
     for category, why in failed.items():
         say(f"failed: {category}: {why}", style="bold red")
-    say(f"results: {folder}" if parts else "no category could be run")
+    say(f"results: {folder}" if parts else "no category has results")
     return FAILED if failed else 0
 
 
@@ -163,12 +173,12 @@ def _write_merged(
     write_metrics(folder, results, run)
     protocol = run["protocol"]
     counts = {name: (protocol["images"][name], protocol["anomalous"][name]) for name in parts}
-    title = f"{run['method']} on {protocol['data']}, one model a category, test"
+    title = f"{run['method']} on {protocol['data']}, one model per category, test"
     if failed:
         title += f"\nWITHOUT {', '.join(failed)}"
     for more in (selection_warning(protocol), rounds_remark(protocol)):
         if more is not None:
-            title += f"\n{more.partition(';')[0]}"  # a spread is of one category
+            title += f"\n{more.partition(';')[0]}"  # the spread after it is that of one category
     weights = run["weights"]
     remark = weights_remark(weights)
     Console().print(build_table(results, title, counts, weights["random"], remark))

@@ -1,4 +1,4 @@
-"""The experiment verbs: LightningCLI with the traps closed that users fall into."""
+"""The experiment verbs: LightningCLI, with checks for common mistakes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-# Short names on the command line work for classes that are imported when parsing begins.
+# Short class names on the command line require that the classes are imported before parsing.
 import anomaly_clip.data
 import anomaly_clip.methods  # noqa: F401
 from anomaly_clip.callbacks import progress_of_loops
@@ -46,14 +46,14 @@ __all__ = [
 ]
 
 STEPS = {"validate": "validation_step", "test": "test_step", "predict": "predict_step"}
-"""What a model must have for a verb."""
+"""Method that a model must override to support a verb."""
 
 
 def run_experiment(words: Sequence[str]) -> int:
     """Run ``fit``, ``validate``, ``test`` or ``predict`` and return an exit code.
 
     Raises:
-        UserError: What is wrong, where, and the way out.
+        UserError: If the user made a mistake.
         SystemExit: After a help text, or if the user interrupts a run.
     """
     quieten()
@@ -61,14 +61,14 @@ def run_experiment(words: Sequence[str]) -> int:
         with user_errors(known_options), finish_wandb_run():
             ExperimentCLI(args=arrange(words))
     finally:
-        silence(False)  # what this process runs next may want its bars
+        silence(False)  # later runs of this process may show progress
     return 0
 
 
 def arrange(words: Sequence[str]) -> list[str]:
-    """Put configurations first and, for a checkpoint alone, add the one saved with it.
+    """Move configurations to the front; for a lone checkpoint, add the one saved with it.
 
-    Options before ``--config`` would be overridden by it without a word.
+    A configuration would silently override options that precede it.
 
     Example:
         >>> from anomaly_clip.commands.experiment import arrange
@@ -76,7 +76,7 @@ def arrange(words: Sequence[str]) -> list[str]:
         ['test', '--config', 'a.yaml', '--seed_everything', '5']
 
     Raises:
-        UserError: If only a checkpoint is given, and no configuration lies beside it.
+        UserError: If only a checkpoint is given, and no configuration is stored with it.
     """
     verb, *rest = expand_configs(words)
     files: list[str] = []
@@ -89,13 +89,13 @@ def arrange(words: Sequence[str]) -> list[str]:
             (files if word.startswith("--config=") else others).append(word)
     checkpoint = _option(others, "--ckpt_path")
     if verb != "fit" and checkpoint and not files and _option(others, "--model") is None:
-        # What is found out goes into a folder of its own, not among what the fit left.
-        files = ["--config", str(_config_beside(Path(checkpoint))), "--output.folder", "null"]
+        # The results get their own run folder instead of the fit's.
+        files = ["--config", str(_config_of_fit(Path(checkpoint))), "--output.folder", "null"]
     return [verb, *files, *others]
 
 
 def _option(words: Sequence[str], name: str) -> str | None:
-    """Return the value of an option among words, None if it is not there."""
+    """Return the value of an option, or None if it is absent."""
     for word, following in zip_longest(words, words[1:]):
         if word.startswith(f"{name}="):
             return str(word).partition("=")[2]
@@ -104,7 +104,7 @@ def _option(words: Sequence[str], name: str) -> str | None:
     return None
 
 
-def _config_beside(checkpoint: Path) -> Path:
+def _config_of_fit(checkpoint: Path) -> Path:
     """Return the configuration of the fit that wrote a checkpoint."""
     if not checkpoint.is_file():
         raise UserError(f"--ckpt_path {checkpoint}: there is no such file")
@@ -112,13 +112,13 @@ def _config_beside(checkpoint: Path) -> Path:
         if (folder / "config-fit.yaml").is_file():
             return folder / "config-fit.yaml"
     raise UserError(
-        f"--ckpt_path {checkpoint}: no config-fit.yaml lies in its folder or the one above: "
-        f"give --config"
+        f"--ckpt_path {checkpoint}: there is no config-fit.yaml in its folder or the one above: "
+        f"give --config FILE"
     )
 
 
 class RunLogger(CSVLogger):
-    """Lightning's CSV logger, in the run's folder once there is one."""
+    """Lightning's CSV logger, writing into the run folder, which is created on first use."""
 
     def __init__(self, writer: RunWriter, verb: str) -> None:
         super().__init__(save_dir=writer.root)
@@ -127,19 +127,19 @@ class RunLogger(CSVLogger):
 
     @property
     def root_dir(self) -> str:
-        """The run's folder."""
+        """Run folder."""
         return str(self._writer.folder)
 
     @property
     def log_dir(self) -> str:
-        """Where the log lies."""
+        """Folder of the log."""
         logs = self._writer.folder / "logs"
-        # In a folder that was asked for, several verbs may leave theirs.
+        # Several verbs may log into a folder that the user has chosen.
         return str(logs if self._writer.asked_folder is None else logs / self._verb)
 
 
 def _json(value: Any) -> str:
-    """Write settings such that those of a checkpoint, which knows no tuples, compare."""
+    """Serialise settings for comparison with those of a checkpoint, which stores no tuples."""
     return json.dumps(value, default=str, sort_keys=True)
 
 
@@ -147,7 +147,7 @@ class ExperimentCLI(LightningCLI):
     """Lightning's command line for the methods and data sets of this project."""
 
     def __init__(self, args: Sequence[str]) -> None:
-        self._asked_verb = args[0]
+        self._verb = args[0]
         options = [word for word in args if word.startswith("--")]
         self._num_overrides = sum(not word.startswith("--config") for word in options)
         super().__init__(
@@ -168,17 +168,17 @@ class ExperimentCLI(LightningCLI):
 
     @property
     def writer(self) -> RunWriter:
-        """What writes down the run."""
+        """Writer of the run folder."""
         writer: RunWriter = self._get(self.config_init, "output")
         return writer
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """Return the verb of the command line alone: each takes a tenth of a second to build."""
-        known = LightningCLI.subcommands()
-        return {self._asked_verb: known[self._asked_verb]}
+        """Return only the requested verb: each takes a tenth of a second to build."""
+        verbs = LightningCLI.subcommands()
+        return {self._verb: verbs[self._verb]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add what a run leaves behind."""
+        """Add the options of the run folder."""
         parser.add_lightning_class_args(RunWriter, "output")
 
     def _prepare_subcommand_parser(
@@ -188,15 +188,15 @@ class ExperimentCLI(LightningCLI):
         if subcommand in ("validate", "test"):
             parser.set_defaults({"verbose": False})  # the run's writer prints the table
         if subcommand == "predict":
-            parser.set_defaults({"return_predictions": False})  # maps of a data set fill the memory
+            parser.set_defaults({"return_predictions": False})  # the maps would fill the memory
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse the words; unlike Lightning's, without a look at the words of the process."""
+        """Parse the given arguments; unlike Lightning's version, ignore ``sys.argv``."""
         self.config = parser.parse_args(cast("list[str]", args))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Build the trainer, its writer knowing the complete configuration."""
+        """Build the trainer, and pass the complete configuration to the run writer."""
         verb = str(self.subcommand)
         self._check_verb(verb)
         config = self.config[verb]
@@ -217,12 +217,12 @@ class ExperimentCLI(LightningCLI):
         if shows_progress and not any(isinstance(callback, ProgressBar) for callback in callbacks):
             callbacks.append(progress_of_loops())
         if verb == "fit" and not any(isinstance(c, ModelCheckpoint) for c in callbacks):
-            # One file under one name, where Lightning's own default names step and epoch.
+            # Always the same file name; Lightning's default name contains epoch and step.
             keeps = config["trainer"]["enable_checkpointing"] is not False
             last = ModelCheckpoint(filename="last", enable_version_counter=False)
             callbacks += [last] if keeps else []
         kwargs["callbacks"] = callbacks
-        if verb != "fit":  # nothing is saved, and a fit's own setting must not stand in the way
+        if verb != "fit":  # nothing is saved, whatever the configuration of the fit requests
             warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need.*")
             kwargs["enable_checkpointing"] = False
             kwargs["callbacks"] = [c for c in callbacks if not isinstance(c, ModelCheckpoint)]
@@ -236,46 +236,49 @@ class ExperimentCLI(LightningCLI):
         return trainer
 
     def _parse_ckpt_path(self) -> None:
-        """Compare the model asked for with the checkpoint's; Lightning would let the latter win.
+        """Compare the requested model with the checkpoint's, which Lightning would silently prefer.
 
         Raises:
-            UserError: If they differ; it names both.
+            UserError: If they differ.
         """
         config = self.config[self.config.subcommand]
         path = config.get("ckpt_path")
         if not path or not Path(path).is_file():
-            return  # what is missing is said when the method is known
+            return  # _check_verb reports a missing file
         saved = dict(_read_checkpoint(Path(path)).get("hyper_parameters", {}))
-        asked_class = config["model"]["class_path"]
-        saved_class = saved.pop("_class_path", asked_class)
-        if saved_class.rpartition(".")[2] != asked_class.rpartition(".")[2]:
-            raise UserError(f"--ckpt_path {path} is of {saved_class}, the model is {asked_class}")
-        kind = _class_of(asked_class)
+        model_class = config["model"]["class_path"]
+        saved_class = saved.pop("_class_path", model_class)
+        if saved_class.rpartition(".")[2] != model_class.rpartition(".")[2]:
+            raise UserError(
+                f"--ckpt_path {path} is a checkpoint of {saved_class}, but the model is "
+                f"{model_class}: change one of them"
+            )
+        kind = _class_of(model_class)
         contract = kind if issubclass(kind, EvaluatedModule) else AnomalyMethod
         for name in contract.init_only_arguments:
-            config["model"]["init_args"][name] = None  # the checkpoint holds what came of it
+            config["model"]["init_args"][name] = None  # its effect is stored in the checkpoint
         arguments = config["model"].get("init_args", Namespace()).as_dict()
         for name, value in arguments.items():
             if name in contract.inference_arguments or name not in saved:
                 continue
-            if name == "backbone":  # the tensors decide, not where a copy of them lies
+            if name == "backbone":  # the tensors decide, not the location of the file
                 saved[name], value = _without_source(saved[name]), _without_source(value)
             if _json(saved[name]) != _json(value):
                 raise UserError(
-                    f"model.{name} is {value}, but {path} was fitted with {saved[name]}: leave it "
-                    f"out, or fit again"
+                    f"model.{name} is {value}, but {path} was fitted with {saved[name]}: leave the "
+                    f"option out, or fit again"
                 )
 
     def _check_verb(self, verb: str) -> None:
-        """Refuse what method, data and checkpoint cannot do, before anything is written.
+        """Check that method, data and checkpoint support the verb, before anything is written.
 
         Raises:
-            UserError: What, and the way out.
+            UserError: If they do not.
         """
         if verb == "validate" and not self.datamodule.validation.exists:
             raise UserError(
                 f"{type(self.datamodule).__name__} has no validation split: use test, or choose "
-                f"one with data.val_split"
+                f"a split with data.val_split"
             )
         name, path = type(self.model).__name__, self._get(self.config, "ckpt_path")
         if isinstance(self.model, EvaluatedModule):
@@ -289,18 +292,18 @@ class ExperimentCLI(LightningCLI):
         name = type(method).__name__
         if verb == "fit":
             if not method.can_be_fitted:
-                raise UserError(
-                    f"{name} is zero-shot, there is nothing to fit: use test or predict"
-                )
+                raise UserError(f"{name} is zero-shot and has nothing to fit: use test or predict")
         elif path is None and method.must_be_fitted:
             raise UserError(f"{name} must be fitted first: give --ckpt_path FILE of a fit")
         elif path is not None and not method.can_be_fitted:
-            raise UserError(f"{name} is zero-shot and has no checkpoints: leave out --ckpt_path")
+            raise UserError(
+                f"--ckpt_path {path}: {name} is zero-shot and has no checkpoints: leave it out"
+            )
 
     def after_fit(self) -> None:
-        """Keep the last step as ``last.ckpt``: it may lie between epochs and validations."""
+        """Save the last step as ``last.ckpt``: it may fall between epochs and validations."""
         callback = self.trainer.checkpoint_callback
-        trained = self.trainer.fit_loop.total_batch_idx >= 0  # limits may have left no batch
+        trained = self.trainer.fit_loop.total_batch_idx >= 0  # False if limits left no batch
         saves = trained and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
         if isinstance(callback, ModelCheckpoint) and saves:
             self.trainer.save_checkpoint(Path(str(callback.dirpath)) / "last.ckpt")
@@ -314,19 +317,21 @@ class ExperimentCLI(LightningCLI):
         self._check_scored()
 
     def _check_scored(self) -> None:
-        """Refuse to end well without a single image.
+        """Check that at least one image was scored.
 
         Raises:
-            UserError: If limits of the trainer left none.
+            UserError: If the limits of the trainer left no images.
         """
         writer = self.writer
         if isinstance(self.model, EvaluatedModule) and not writer.num_scored:
             writer.abandon()
-            raise UserError("no image was scored: do trainer.limit_..._batches leave any?")
+            option = f"trainer.limit_{self._verb}_batches"
+            limit = getattr(self.trainer, option.partition(".")[2])
+            raise UserError(f"no image was scored: {option} is {limit}: raise it")
 
 
 def _without_source(backbone: Any) -> Any:
-    """Leave out of a backbone's settings where its weights come from."""
+    """Return the settings of a backbone without the source of its weights."""
     if not isinstance(backbone, Mapping):
         return backbone
     return {k: v for k, v in backbone.items() if k not in ("pretrained", "weights")}
@@ -339,16 +344,16 @@ def _class_of(path: str) -> type:
 
 
 def class_of_checkpoint(path: Path) -> type[LightningModule]:
-    """Return the class of the method that a checkpoint was made by.
+    """Return the class of the method that wrote a checkpoint.
 
     Raises:
-        UserError: If that cannot be known.
+        UserError: If the class cannot be determined.
     """
     if not path.is_file():
         raise UserError(f"--ckpt_path {path}: there is no such file")
     name = _read_checkpoint(path).get("hyper_parameters", {}).get("_class_path")
-    if name is None:  # made from Python
-        config = yaml.safe_load(_config_beside(path).read_text(encoding="utf-8"))
+    if name is None:  # written by Python code, without the command line
+        config = yaml.safe_load(_config_of_fit(path).read_text(encoding="utf-8"))
         name = config["model"]["class_path"]
     kind = _class_of(name)
     assert isinstance(kind, type)
@@ -359,17 +364,21 @@ def class_of_checkpoint(path: Path) -> type[LightningModule]:
 def _read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and torch have many kinds
+    except Exception as error:  # pickle, zip and torch raise many kinds
         raise UserError(
-            f"--ckpt_path {path}: not a checkpoint that can be read safely ({reason(error)})"
+            f"--ckpt_path {path}: not a checkpoint that can be read safely ({reason(error)}): give "
+            f"one that fit has written"
         ) from None
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise UserError(f"--ckpt_path {path}: not a checkpoint of a fit")
+        raise UserError(
+            f"--ckpt_path {path}: not a checkpoint of a fit, as it has no state_dict: give one "
+            f"that fit has written"
+        )
     return checkpoint
 
 
 def known_options() -> list[str]:
-    """Return the options of all verbs, without those of models and data sets."""
+    """Return the options that all verbs share, without those of models and data sets."""
     parser = LightningArgumentParser()
     parser.add_lightning_class_args(Trainer, "trainer")
     parser.add_lightning_class_args(RunWriter, "output")
@@ -385,15 +394,15 @@ def known_options() -> list[str]:
 
 
 def quieten() -> None:
-    """Silence what says nothing about the run; the writer's start line says the rest."""
+    """Silence library messages that are irrelevant to the run, which its start line describes."""
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's own calls
-    rich.reconfigure(stderr=True)  # Lightning's summary of a model: standard output is for results
+    rich.reconfigure(stderr=True)  # Lightning's model summary; standard output is for results
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",
         ".*validation_step. but have no .val_dataloader.*",  # most data sets have none
-        ".*The dirpath has changed.*",  # a resumed fit has a run folder of its own
+        ".*The dirpath has changed.*",  # a resumed fit gets a new run folder
         ".*module.s. in eval mode at the start of training.*",  # frozen backbones
         ".*smaller than the logging interval.*",  # small data sets
         ".*isinstance.treespec, LeafSpec.*",  # Lightning's own use of a deprecated name

@@ -1,4 +1,4 @@
-"""``anomaly_clip export``: write the weights of a checkpoint in the form that others load."""
+"""``anomaly_clip export``: write the weights of a checkpoint in a format other programs load."""
 
 from __future__ import annotations
 
@@ -16,25 +16,29 @@ __all__ = ["run_export"]
 
 
 def run_export(words: Sequence[str]) -> int:
-    """Export and return an exit code.
+    """Export a checkpoint and return an exit code.
 
     Raises:
-        UserError: What is wrong, and the way out.
+        UserError: If the checkpoint cannot be exported, or a file already exists.
     """
     parser = argparse.ArgumentParser(
         prog="anomaly_clip export",
-        description="Write the weights of a checkpoint in the form that others load: of TAB a "
-        "torchvision ResNet (.safetensors and .pt), of SDP+ the authors' linear layers.",
+        description="Write the weights of a checkpoint in a format that other programs load: a "
+        "torchvision ResNet for TAB (.safetensors and .pt), the authors' linear layers for SDP+, "
+        "a CLIP with open_clip's names for Contrastive.",
         allow_abbrev=False,
     )
-    parser.add_argument("--ckpt_path", type=Path, required=True, help="of a fit")
-    parser.add_argument("--folder", type=Path, help="where to; default: the current folder")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    parser.add_argument("--ckpt_path", type=Path, required=True, help="checkpoint of a fit")
+    parser.add_argument("--folder", type=Path, help="output folder; default: the working directory")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     options = parser.parse_args(list(words[1:]))
     quieten()
     kind = class_of_checkpoint(options.ckpt_path)
     if not hasattr(kind, "export"):
-        raise UserError(f"--ckpt_path {options.ckpt_path}: {kind.__name__} has nothing to export")
+        raise UserError(
+            f"--ckpt_path {options.ckpt_path}: {kind.__name__} has nothing to export: give a "
+            "checkpoint of TAB, SDPPlus or Contrastive"
+        )
     with user_errors():
         try:
             method: Any = kind.load_from_checkpoint(options.ckpt_path, map_location="cpu")
@@ -45,9 +49,9 @@ def run_export(words: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         name = method.export(Path(scratch)).name
         files = sorted(Path(scratch).iterdir())
-        there = [file.name for file in files if (target / file.name).exists()]
-        if there and not options.overwrite:
-            raise UserError(f"{target / there[0]} exists: give another --folder, or --overwrite")
+        existing = [file.name for file in files if (target / file.name).exists()]
+        if existing and not options.overwrite:
+            raise UserError(f"{target / existing[0]} exists: give another --folder, or --overwrite")
         method.export(target)
     print(target / name)
     return 0

@@ -1,4 +1,4 @@
-"""Parsers of the verbs that are no experiments: ``check``, ``preview`` and ``prompts``."""
+"""Parsers of the verbs that run no experiment: ``check``, ``preview`` and ``prompts``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
-import anomaly_clip.data  # noqa: F401  (short names work for classes that are imported)
+import anomaly_clip.data  # noqa: F401  (short class names require that classes are imported)
 from anomaly_clip.commands.configs import expand_configs
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.errors import user_errors
@@ -17,7 +17,7 @@ __all__ = ["data_parser", "parse_words", "verb_parser"]
 
 
 def verb_parser(verb: str, description: str) -> LightningArgumentParser:
-    """Return a parser whose errors are exceptions, for :func:`parse_words` to explain."""
+    """Return a parser that raises its errors, for :func:`parse_words` to explain."""
     return LightningArgumentParser(
         prog=f"anomaly_clip {verb}",
         description=description,
@@ -29,21 +29,21 @@ def verb_parser(verb: str, description: str) -> LightningArgumentParser:
 def data_parser(verb: str, description: str) -> LightningArgumentParser:
     """Return the parser of a verb that reads a data set, with ``--config`` and ``--data``."""
     parser = verb_parser(verb, description)
-    parser.add_argument("--config", action="config", help="a file with a section data")
+    parser.add_argument("--config", action="config", help="configuration with a data section")
     parser.add_lightning_class_args(AnomalyData, "data", subclass_mode=True)
     return parser
 
 
 @contextmanager
 def parse_words(parser: LightningArgumentParser, words: Sequence[str]) -> Iterator[Namespace]:
-    """Yield the parsed options; mistakes in them, and errors of the verb inside, are the user's.
+    """Yield the parsed options; turn errors of parsing and of the block into a ``UserError``.
 
     Args:
         parser: The verb's parser.
         words: The verb and its options.
 
     Raises:
-        UserError: What is wrong, where, and the way out.
+        UserError: If the user made a mistake; see :func:`anomaly_clip.errors.user_errors`.
     """
     with user_errors(lambda: [f"--{action.dest}" for action in parser._actions]):
         yield parser.parse_args(expand_configs(words)[1:])

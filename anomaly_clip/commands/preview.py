@@ -1,4 +1,4 @@
-"""``anomaly_clip preview``: a contact sheet of a data set, to look at before any run."""
+"""``anomaly_clip preview``: a contact sheet of a data set, for a look before the first run."""
 
 from __future__ import annotations
 
@@ -23,28 +23,30 @@ __all__ = ["contact_sheet", "defect_sheet", "run_preview"]
 
 Item = TypeVar("Item")
 Panels = tuple[str, list[NDArray[np.uint8]]]
-"""A caption, and the images below it."""
+"""Caption, and the images below it."""
 
 CELL = 160
 LINE_HEIGHT = 14
 GAP = 6
-DEFECT_SIZE = 256  # pixels of images with synthetic defects, unless the data say otherwise
+DEFECT_SIZE = 256  # side of images with synthetic defects, if the data set has no image size
 
 
 def run_preview(words: Sequence[str]) -> int:
-    """Draw a contact sheet as the command line says and return an exit code.
+    """Draw the contact sheet given on the command line and return an exit code.
 
     Raises:
-        UserError: What is wrong, where, and the way out.
+        UserError: If the command line or the data set is invalid.
     """
     parser = data_parser(
         "preview",
-        "Draw a contact sheet of a data set: pictures with their masks; with "
-        "--data.synthesis, normal training pictures with their defects, masks and labels.",
+        "Draw a contact sheet of a data set: images with their masks. With --data.synthesis: "
+        "normal training images with synthetic defects, masks and labels.",
     )
-    parser.add_argument("--split", type=Split, default="test", help="which split; defects: train")
-    parser.add_argument("--count", type=int, default=48, help="how many pictures, spread evenly")
-    parser.add_argument("--file", type=str, default="preview.png", help="where the sheet goes")
+    parser.add_argument(
+        "--split", type=Split, default="test", help="split; with --data.synthesis always train"
+    )
+    parser.add_argument("--count", type=int, default=48, help="number of images, evenly spaced")
+    parser.add_argument("--file", type=str, default="preview.png", help="output image")
     with parse_words(parser, words) as config:
         check_at_least("--count", config.count, 1)
         target = Path(config.file)
@@ -62,12 +64,12 @@ def run_preview(words: Sequence[str]) -> int:
 
 
 def contact_sheet(data: AnomalyData, split: Split = "test", count: int = 48) -> NDArray[np.uint8]:
-    """Return images spread evenly over a split's listing, each with its mask beside it.
+    """Draw evenly spaced images of a split, each next to its mask.
 
     Args:
         data: The data set.
         split: One of its splits.
-        count: Most images.
+        count: Maximum number of images.
 
     Returns:
         RGB ``(H, W, 3)``.
@@ -87,12 +89,11 @@ def contact_sheet(data: AnomalyData, split: Split = "test", count: int = 48) -> 
 
 
 def defect_sheet(data: AnomalyData, count: int = 48) -> NDArray[np.uint8]:
-    """Return normal training images spread evenly over the listing, each with a synthetic defect.
+    """Draw evenly spaced normal training images, each with a synthetic defect.
 
     Args:
-        data: A data set with ``synthesis``; without an image size, images are as large as the
-            sheet shows them.
-        count: Most images.
+        data: A data set with ``synthesis``; its image size defaults to ``DEFECT_SIZE``.
+        count: Maximum number of images.
 
     Returns:
         RGB ``(H, W, 3)``: the image, the image with its defect, the mask, the label.
@@ -120,7 +121,7 @@ def _to_rgb(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def _draw_sheet(
     items: Sequence[Item], panels_of: Callable[[Item], Panels], num_panels: int
 ) -> NDArray[np.uint8]:
-    """Draw items, each with a caption and so many panels, on a sheet that is about square."""
+    """Draw items, each with a caption and ``num_panels`` panels, on a roughly square sheet."""
     width, height = CELL * num_panels, CELL + LINE_HEIGHT
     columns = max(1, min(len(items), round((len(items) * height / width) ** 0.5)))
     captions, cells = [], []
@@ -131,7 +132,7 @@ def _draw_sheet(
         cells.append(add_caption(grid(padded, num_panels), [], LINE_HEIGHT, above=LINE_HEIGHT))
     sheet = grid(cells, columns, GAP, before=GAP, after=GAP)
     draw = ImageDraw.Draw(sheet)
-    for number, caption in enumerate(captions):  # on the sheet, where long ones have the gap, too
+    for number, caption in enumerate(captions):  # on the sheet: long ones may use the gap
         row, column = divmod(number, columns)
         place = (GAP + column * (width + GAP), GAP + row * (height + GAP))
         draw.text(place, caption, "black", font(LINE_HEIGHT - 3))

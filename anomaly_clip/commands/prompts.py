@@ -1,4 +1,4 @@
-"""``anomaly_clip prompts``: the effect of each prompt of a category, to try prompts out."""
+"""``anomaly_clip prompts``: the effect of each prompt of a category, for trying out prompts."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class SentenceEffect(NamedTuple):
     abnormal: bool
     sentence: str
     typical: float
-    """Cosine with the representative vector of its class."""
+    """Cosine similarity to the representative vector of its class."""
     similarity: float | None = None
-    """Cosine with the image, if there is one."""
+    """Cosine similarity to the image, if one is given."""
     text_effect: float | None = None
     """Its contribution to r0, the probability that the image is abnormal."""
     map_effect: float | None = None
@@ -53,24 +53,29 @@ class SentenceEffect(NamedTuple):
 
 
 def run_prompts(words: Sequence[str]) -> int:
-    """Show a category's sentences as the command line says and return an exit code.
+    """Show the prompts of the category given on the command line and return an exit code.
 
     Raises:
-        UserError: What is wrong, where, and the way out.
+        UserError: If the command line is invalid or the image cannot be read.
     """
     parser = verb_parser(
         "prompts",
-        "Show what the sentences about a category do: how far normal is from abnormal, "
-        "how typical each is, and with an image what each adds to its scores.",
+        "Show the effect of each prompt of a category: the angle between the normal and the "
+        "abnormal prompts, how typical each prompt is and, with an image, how much each adds to "
+        "the scores.",
     )
-    parser.add_argument("--category", type=str, required=True, help='such as "laser-cut plank"')
-    parser.add_argument("--image", type=str, help="an image to compare the sentences with")
-    parser.add_argument("--data_set", type=str, help="whose rules auto settings follow, as VisA")
     parser.add_argument(
-        "--sigma", type=float, default=8.0, help="Gaussian blur of the map, in pixels, as of SDP"
+        "--category", type=str, required=True, help='category name, such as "laser-cut plank"'
     )
-    parser.add_argument("--top", type=int, default=10, help="how many sentences a class to show")
-    parser.add_argument("--file", type=str, help="write all sentences to this .csv file")
+    parser.add_argument("--image", type=str, help="image to compare the prompts with")
+    parser.add_argument(
+        "--data_set", type=str, help="data set that auto settings follow, such as VisA"
+    )
+    parser.add_argument(
+        "--sigma", type=float, default=8.0, help="Gaussian blur of the map in pixels, as in SDP"
+    )
+    parser.add_argument("--top", type=int, default=10, help="number of prompts shown per class")
+    parser.add_argument("--file", type=str, help="write all prompts to this .csv file")
     parser.add_class_arguments(CLIPSettings, "backbone")
     parser.add_class_arguments(PromptEnsemble, "prompts")
     parser.add_class_arguments(RVSSettings, "rvs")
@@ -81,10 +86,13 @@ def run_prompts(words: Sequence[str]) -> int:
                 f"--data_set {config.data_set}: unknown, {suggest(config.data_set, DATASETS)}"
             )
         if not config.category.strip():
-            raise ValueError('--category is empty: say what is shown, such as "laser-cut plank"')
+            raise ValueError(
+                f"--category {config.category!r} is empty: give a category name, such as "
+                '"laser-cut plank"'
+            )
         settings = parser.instantiate(config)
         image = None if config.image is None else read_image(Path(config.image))
-        torch.manual_seed(0)  # random weights, if they are asked for, are the same every time
+        torch.manual_seed(0)  # random weights, if requested, are the same every time
         sdp = SDP(settings.backbone, settings.prompts, settings.rvs, sigma=config.sigma)
         pixels = None
         if image is not None:
@@ -103,17 +111,17 @@ def run_prompts(words: Sequence[str]) -> int:
 def sentence_effects(
     sdp: SDP, category: str, pixels: Tensor | None = None, dataset_name: str | None = None
 ) -> tuple[list[SentenceEffect], dict[str, float]]:
-    """Return the effect of each prompt of a category.
+    """Compute the effect of each prompt of a category.
 
     Args:
         sdp: The detector with the prompts.
-        category: The name that is put into them.
+        category: Category name that is inserted into them.
         pixels: uint8 ``(1, 3, S, S)``, an image of the category.
         dataset_name: The data set that ``auto`` settings follow.
 
     Returns:
-        One row per prompt, and by method the angle between the representative vectors in degrees.
-        The effect of a prompt is the score with it less the score without it.
+        One row per prompt, and the angle between the representative vectors in degrees by method.
+        The effect of a prompt is the score with it minus the score without it.
     """
     lists = sdp.prompts.sentences(category)
     embedded = [embed_sentences(sdp.backbone, sentences) for sentences in lists]
@@ -136,7 +144,7 @@ def sentence_effects(
         whole = scores(torch.stack(vectors, dim=1))
     rows = []
     places = [(k, number) for k in (0, 1) for number in range(len(lists[k]))]
-    for k, number in track(places, "weighing sentences"):
+    for k, number in track(places, "weighing prompts"):
         part = embedded[k]
         row = SentenceEffect(bool(k), lists[k][number], float(part[number] @ vectors[k]))
         if whole is not None:
@@ -154,7 +162,7 @@ def sentence_effects(
 
 
 def _vector(rows: Tensor, rvs: RVSSettings, dataset_name: str | None) -> Tensor:
-    with warnings.catch_warnings():  # "no cluster" is said of the vectors in use, once
+    with warnings.catch_warnings():  # "no cluster" is reported once, for the vectors in use
         warnings.simplefilter("ignore")
         return representative_vector(rows, rvs, dataset_name)
 
@@ -166,12 +174,12 @@ def show(
     category: str,
     top: int,
 ) -> None:
-    """Print the angle between the classes, and the prompts that matter most."""
+    """Print the angle between the classes, and the most important prompts."""
     console = Console(highlight=False, soft_wrap=True, markup=False)
     counts = [sum(row.abnormal == k for row in rows) for k in (False, True)]
-    console.print(f"{category}: {counts[0]} sentences for normal, {counts[1]} for abnormal")
+    console.print(f"{category}: {counts[0]} normal prompts, {counts[1]} abnormal prompts")
     angles = ", ".join(f"{name} {angle:.2f}" for name, angle in distances.items())
-    console.print(f"degrees between the representative vectors: {angles}")
+    console.print(f"angle between the representative vectors in degrees: {angles}")
     with_image = rows[0].similarity is not None
     for abnormal in (False, True):
         of_class = [row for row in rows if row.abnormal == abnormal]
@@ -179,7 +187,7 @@ def show(
         title = "abnormal" if abnormal else "normal"
         title += ", largest effect on the map first" if with_image else ", least typical first"
         table = Table(box=box.SIMPLE_HEAD, title=Text(title))
-        table.add_column("sentence", overflow="fold")
+        table.add_column("prompt", overflow="fold")
         headings = ["typical", *(["similarity", "on r0", "on r1"] if with_image else [])]
         for heading in headings:
             table.add_column(heading, justify="right", no_wrap=True)

@@ -1,4 +1,4 @@
-"""``anomaly_clip report``: metrics of runs side by side, or beside a published table."""
+"""``anomaly_clip report``: metrics of runs side by side, or next to a published table."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ __all__ = ["run_report"]
 
 
 def run_report(words: Sequence[str]) -> int:
-    """Print and write a table and return an exit code.
+    """Print and write a table, or the pages of runs; return an exit code.
 
     Raises:
-        UserError: What is wrong, and the way out.
+        UserError: If the command line is invalid, or a run or file cannot be read or written.
     """
     source = load_published()
     options = _parser(source).parse_args(list(words[1:]))
@@ -37,13 +37,16 @@ def run_report(words: Sequence[str]) -> int:
     table = None if options.table is None else _find_table(options.table, source)
     weights_kinds = _weights_kinds(options.weights, source)
     if table is None and options.dry_run:
-        raise UserError("--dry-run lists the runs that a published table needs: name it by --table")
+        raise UserError(
+            "--dry-run lists the runs that a published table needs: name one with --table "
+            f"({', '.join(source.tables)})"
+        )
     if options.page:
         return _write_pages(options)
     if table is None and not options.runs:
         raise UserError(
-            "report: name folders of runs, or a published table by --table (there are "
-            f"{', '.join(source.tables)})"
+            "report: name folders of runs, or a published table with --table "
+            f"({', '.join(source.tables)})"
         )
     runs = find_runs(options.runs)
     if table is None:
@@ -59,15 +62,20 @@ def run_report(words: Sequence[str]) -> int:
 
 
 def _write_pages(options: argparse.Namespace) -> int:
-    """Write the page of each run anew.
+    """Rewrite the page of each run.
 
     Raises:
-        UserError: If there is no run, one is damaged, or a table is asked for as well.
+        UserError: If no run is given, a run is damaged, or a table is requested as well.
     """
     if not options.runs:
-        raise UserError("report --page: name folders of runs, as runs/demo/1")
+        raise UserError("report --page: expected folders of runs, such as runs/demo/1, got none")
     if options.table is not None or options.csv or options.markdown or options.html:
-        raise UserError("report --page writes pages of runs and no table: leave out the rest")
+        given = [
+            f"--{name}" for name in ("table", "csv", "markdown", "html") if vars(options)[name]
+        ]
+        raise UserError(
+            f"report --page writes pages of runs and no table: leave out {', '.join(given)}"
+        )
     for folder in options.runs:
         try:
             say(f"written: {write_page(folder.expanduser())}")
@@ -83,8 +91,8 @@ def _parser(source: PublishedTables) -> argparse.ArgumentParser:
         usage="anomaly_clip report RUN... [--table ID] [--csv FILE] [--markdown FILE] [--html FILE]"
         "\n       anomaly_clip report --table ID --dry-run"
         "\n       anomaly_clip report RUN... --page",
-        description="Set the figures of runs side by side, by category; or, with --table, beside "
-        "published ones, with differences.",
+        description="Show the metrics of runs side by side, per category. With --table, show them "
+        "next to published results, with the differences.",
         epilog=f"published tables:\n{tables}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -92,24 +100,24 @@ def _parser(source: PublishedTables) -> argparse.ArgumentParser:
     parser.add_argument(
         "runs", nargs="*", type=Path, metavar="RUN", help="folders of runs of test, each or compare"
     )
-    parser.add_argument("--table", metavar="ID", help="the published table")
+    parser.add_argument("--table", metavar="ID", help="published table, see below")
     parser.add_argument(
-        "--page", action="store_true", help="write report.html of each run anew, from its folder"
+        "--page", action="store_true", help="rewrite report.html of each run from its folder"
     )
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write all figures as fractions")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write the table as a page")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write all metrics as fractions")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table as Markdown")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write the table as a web page")
     parser.add_argument(
         "--weights",
         action="append",
         default=[],
         metavar="KIND=FILE",
-        help="say what a weights file is, where nothing beside it does, as tab=tab.safetensors",
+        help="kind of a weights file that has no record next to it, such as tab=tab.safetensors",
     )
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="list the commands of the runs that the table needs, without those of the RUNs given",
+        help="list the commands of the runs that the table needs, except for the given RUNs",
     )
     return parser
 
@@ -117,19 +125,19 @@ def _parser(source: PublishedTables) -> argparse.ArgumentParser:
 def _find_table(name: str, source: PublishedTables) -> PublishedTable:
     if name not in source.tables:
         hint = suggest(name, source.tables) or f"there are {', '.join(source.tables)}"
-        raise UserError(f"--table {name}: there is no such table; {hint}")
+        raise UserError(f"--table {name}: no such table; {hint}")
     return source.tables[name]
 
 
 def _weights_kinds(words: Sequence[str], source: PublishedTables) -> dict[Path, str]:
-    """Return names of weights by file, as the command line gives them."""
+    """Return the kinds of weights files given with ``--weights``, by file."""
     kinds = {row.run.weights for t in source.tables.values() for row in t.rows if row.run}
     kind_by_file = {}
     for word in words:
         kind, _, file = word.partition("=")
         if kind not in kinds or not file:
             valid = ", ".join(sorted(kinds))
-            raise UserError(f"--weights {word}: expected KIND=FILE, with one of the kinds {valid}")
+            raise UserError(f"--weights {word}: expected KIND=FILE, with KIND one of {valid}")
         kind_by_file[Path(file).expanduser().resolve()] = kind
     return kind_by_file
 
@@ -140,9 +148,9 @@ def _list_commands(
     source: PublishedTables,
     weights_kinds: dict[Path, str],
 ) -> None:
-    """Print the commands of a table's runs, each once, and the one that sets them beside it."""
+    """Print the commands of a table's runs, each once, and the command of the comparison."""
     if not table.runs:
-        say(f"{table.id} is for reference: no run of ours belongs to it")
+        say(f"{table.id} is for reference only: no run of this project belongs to it")
         return
     folders = []
     commands: list[str] = []
@@ -159,10 +167,10 @@ def _list_commands(
 
 
 def _write_files(comparison: ComparisonTable, options: argparse.Namespace) -> None:
-    """Write the files that the options ask for.
+    """Write the files given by ``--csv``, ``--markdown`` and ``--html``.
 
     Raises:
-        UserError: If one cannot be written.
+        UserError: If a file cannot be written.
     """
     pages = {"markdown": comparison.table.markdown, "html": comparison.table.html}
     for option in ("csv", *pages):

@@ -1,7 +1,7 @@
 """``anomaly_clip sweep``: the runs of a W&B sweep file, on this machine and without an account.
 
-Every run is a ``fit``, in a folder of its own; then there is one table. One run that fails does
-not stop the others; a sweep that was interrupted goes on where it was.
+Every run is a ``fit`` in its own folder; one table compares them. A run that fails does not stop
+the others. An interrupted sweep can be resumed.
 """
 
 from __future__ import annotations
@@ -56,26 +56,31 @@ Options = dict[str, Any]
 
 
 class GoalMissing(UserError):
-    """A fit came to its end and has not logged the goal: neither will the others."""
+    """A finished fit has not logged the goal; neither would the remaining runs."""
 
 
 def run_sweep(words: Sequence[str]) -> int:
-    """Fit with all options of a sweep and return an exit code: 1 if one of the runs failed.
+    """Fit with all options of a sweep; return exit code 1 if one of the runs failed.
 
     Raises:
-        UserError: What is wrong before anything is run, and the way out.
+        UserError: If the sweep cannot be started.
     """
     rest, folder = pop_resume(words, RECORD_FILE)
     quieten()
     if folder is None:
         return _start(rest)
     if rest:
-        raise UserError(f"--resume goes on with the sweep as it began: leave out {rest[0]}")
+        raise UserError(
+            f"--resume continues the sweep with its original options: leave out {rest[0]}"
+        )
     forbid_distributed_launch("sweep")
     with user_errors():
         record = SweepRecord(**json.loads((folder / RECORD_FILE).read_text(encoding="utf-8")))
-    if Path.cwd() != Path(record.directory):  # where its names of files may lead elsewhere
-        raise UserError(f"--resume {folder}: the sweep was begun in {record.directory}: go there")
+    if Path.cwd() != Path(record.directory):  # relative file names would refer to other files
+        raise UserError(
+            f"--resume {folder}: the sweep was started in {record.directory}, not in {Path.cwd()}: "
+            f"resume it there"
+        )
     return _run_all(folder, record)
 
 
@@ -83,13 +88,16 @@ def _start(words: Sequence[str]) -> int:
     """Read a sweep file and run it.
 
     Raises:
-        UserError: What is wrong before anything is run, and the way out.
+        UserError: If the sweep cannot be started.
     """
     parser = _parser()
     if {"-h", "--help"} & set(words):
         parser.parse_args(["--help"])
     if not words or words[0].startswith("-"):
-        raise UserError("sweep: name the file first, as configs/sweeps/demo.yaml")
+        given = words[0] if words else "nothing"
+        raise UserError(
+            f"sweep: expected a sweep file first, such as configs/sweeps/demo.yaml, got {given}"
+        )
     options, more = parser.parse_known_args(words[1:])
     if options.count is not None and options.count < 1:
         raise UserError(f"--count {options.count}: expected 1 or more")
@@ -99,13 +107,15 @@ def _start(words: Sequence[str]) -> int:
     method = options.method or sweep.method
     if method == "bayes":
         raise UserError(
-            f"{sweep.file}: method bayes asks W&B's server for each run: draw them here with "
-            f"--method random --count N, or start it there with wandb sweep {sweep.file}"
+            f"{sweep.file}: method bayes needs W&B's server to choose each run: sample the runs "
+            f"here with --method random --count N, or start it with wandb sweep {sweep.file}"
         )
     _refuse_contradictions(sweep, more)
     runs = sweep.runs(method, options.count, options.seed)
-    # Its logger may be W&B's, which would ask for an account.
-    lines = [[*sweep.words(of_run, more), "--trainer.logger", "null"] for of_run in runs]
+    # The configured logger may be W&B's, which would require an account.
+    lines = [
+        [*sweep.words(options_of_run, more), "--trainer.logger", "null"] for options_of_run in runs
+    ]
     if not options.dry_run:
         forbid_distributed_launch("sweep")
     record, configs = _plan(sweep, runs, lines)
@@ -119,11 +129,11 @@ def _start(words: Sequence[str]) -> int:
     for number, config in enumerate(configs, start=1):
         _write_text(folder / CONFIGS / f"{number}.yaml", config)
     _write_text(folder / "sweep.yaml", sweep.text)
-    write_json(folder / RECORD_FILE, asdict(record))  # last: without it nothing is gone on with
+    write_json(folder / RECORD_FILE, asdict(record))  # last: only complete folders can be resumed
     for key in sweep.ignored:
-        say(f"{key} is looked at by W&B alone: every run comes to its end")
+        say(f"{key} only works with W&B's server: here every run finishes")
     if options.count is not None and len(runs) == sweep.run_cap and options.count > len(runs):
-        say(f"run_cap {sweep.run_cap} of {sweep.file} bounds --count {options.count}")
+        say(f"run_cap {sweep.run_cap} of {sweep.file} limits --count {options.count}")
     say(f"sweep {record.title} | {method}, {len(runs)} runs | goal {record.metric} | run {folder}")
     for remark in record.remarks:
         say(remark, style="bold red")
@@ -135,54 +145,64 @@ def _parser() -> argparse.ArgumentParser:
         prog="anomaly_clip sweep",
         usage="anomaly_clip sweep FILE [--method random] [--count N] [--seed S] [--dry-run] "
         "[options of fit]\n       anomaly_clip sweep --resume RUN",
-        description="Run a W&B sweep file here, without an account: a fit for each set of options, "
-        "then one table, the best first (sweep.csv). --resume goes on with a sweep: finished runs "
-        "are not run again. Options of fit hold for all runs.",
+        description="Run a W&B sweep file on this machine, without an account: a fit for each set "
+        "of options, then one table with the best run first (sweep.csv). --resume continues an "
+        "interrupted sweep and skips finished runs. Options of fit apply to all runs.",
         allow_abbrev=False,
     )
-    parser.add_argument("--method", choices=METHODS[:2], help="default: that of the file")
-    parser.add_argument("--count", type=int, metavar="N", help="how many runs at most")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="draws those of random")
+    parser.add_argument("--method", choices=METHODS[:2], help="default: method of the file")
+    parser.add_argument("--count", type=int, metavar="N", help="maximum number of runs")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="seed of method random; default: 0"
+    )
     parser.add_argument("--dry-run", action="store_true", help="list the commands of the runs")
     parser.add_argument(
-        "--output.root", dest="root", default="runs", metavar="DIR", help="default: runs"
+        "--output.root",
+        dest="root",
+        default="runs",
+        metavar="DIR",
+        help="parent of the sweep's folder; default: runs",
     )
     parser.add_argument(
-        "--output.name", dest="name", help="default: sweep_ and the name of the file"
+        "--output.name",
+        dest="name",
+        help="name of the sweep's folder; default: sweep_ and the name of the file",
     )
     return parser
 
 
 def _refuse_contradictions(sweep: Sweep, more: Sequence[str]) -> None:
-    """Check the user's own options of fit.
+    """Check that the user's options of fit do not contradict the sweep.
 
     Raises:
-        UserError: If the sweep sets them.
+        UserError: If the sweep sets one of them itself.
     """
     swept = {name.replace(".init_args", "") for name in sweep.parameters}
     for word in more:
         name = word.partition("=")[0]
         if name.removeprefix("--").replace(".init_args", "") in swept:
-            raise UserError(f"{name}: {sweep.file} sweeps it: leave it out")
+            raise UserError(f"{word}: {sweep.file} sweeps this option: leave it out")
         if name == "--output.folder":
-            raise UserError(f"{name}: a sweep gives each run its folder: give --output.root")
+            raise UserError(
+                f"{word}: a sweep chooses the folder of each run: use --output.root instead"
+            )
         if name.startswith("--trainer.logger"):
-            raise UserError(f"{name}: a sweep logs into the folder of each run: leave it out")
+            raise UserError(f"{word}: a sweep logs into the folder of each run: leave it out")
 
 
 def _plan(
     sweep: Sweep, runs: Sequence[Options], lines: Sequence[Sequence[str]]
 ) -> tuple[SweepRecord, list[str]]:
-    """Build the first run, and parse all; return the record and the configuration of each.
+    """Build the first run and parse all; return the record and the configuration of each run.
 
     Raises:
-        UserError: If one is not accepted, or none can log the goal.
+        UserError: If the options of a run are invalid, or no run can log the goal.
     """
     configs, origins = [], []
     with tempfile.TemporaryDirectory() as nowhere, user_errors(known_options):
         plan = DryRunCLI(args=arrange(["fit", *lines[0], "--output.folder", nowhere]))
         _check_goal(plan, sweep)
-        _ = plan.datamodule.fit_samples()  # are there any?
+        _ = plan.datamodule.fit_samples()  # raises if there are none
     for number, line in enumerate(track(lines, "parsing"), start=1):
         try:
             with user_errors(known_options):
@@ -190,7 +210,7 @@ def _plan(
         except UserError as error:
             raise UserError(f"run {number} ({options_text(runs[number - 1])}): {error}") from None
         files = [str(file) for file in config.get("config") or []]
-        # Name of the runs that test this run's checkpoint.
+        # Names the runs that will test this run's checkpoint.
         config["output"]["name"] = Path(files[0]).stem if files else sweep.file.stem
         configs.append(plan._parser("fit").dump(config, skip_none=False))
         origins.append(_origin(config.as_dict()))
@@ -207,7 +227,7 @@ def _plan(
 
 
 def _origin(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the weights and the validation of a run, by its complete configuration."""
+    """Return the weights and the validation split of a run from its complete configuration."""
     model, data = (config[part].get("init_args") or {} for part in ("model", "data"))
     backbone = model.get("backbone") or {}
     weights = backbone.get("pretrained") or backbone.get("weights")
@@ -215,16 +235,16 @@ def _origin(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _check_goal(plan: DryRunCLI, sweep: Sweep) -> None:
-    """Check that ``fit`` logs the goal, as far as that is known before.
+    """Check that ``fit`` will log the goal, as far as that can be known beforehand.
 
     Raises:
-        ValueError: If it does not.
+        ValueError: If it will not.
     """
     kind, _, metric = sweep.metric.partition("/")
     if kind == "val" and not plan.datamodule.validation.exists:
         raise ValueError(
-            f"{sweep.file}: metric.name {sweep.metric}: these runs have no validation: say what "
-            f"validates, as --data.val_split synthetic in the command"
+            f"{sweep.file}: metric.name {sweep.metric}: these runs have no validation split: add "
+            f"one to the command, such as --data.val_split synthetic"
         )
     if kind == "val" and isinstance(plan.model, AnomalyMethod) and metric not in FIGURES:
         logged = [f"val/{name}" for name in FIGURES]
@@ -236,7 +256,7 @@ def _check_goal(plan: DryRunCLI, sweep: Sweep) -> None:
 
 
 def _run_all(folder: Path, record: SweepRecord) -> int:
-    """Run what is not finished; print and write the table; return an exit code."""
+    """Run the unfinished runs, print and write the table, and return an exit code."""
     jobs = {
         f"{number}: {options_text(options)}": partial(_run_one, folder, record, number)
         for number, options in enumerate(record.runs, start=1)
@@ -250,7 +270,7 @@ def _run_all(folder: Path, record: SweepRecord) -> int:
 
 
 def _run_one(folder: Path, record: SweepRecord, number: int) -> None:
-    """Fit, unless that is done; what was interrupted begins anew.
+    """Fit one run unless it is finished; an interrupted fit starts over.
 
     Raises:
         GoalMissing: If the goal was not logged.
@@ -258,14 +278,14 @@ def _run_one(folder: Path, record: SweepRecord, number: int) -> None:
     """
     run = folder / str(number)
     if (run / RESULT_FILE).is_file():
-        say("finished before")
+        say("already finished")
         return
     shutil.rmtree(run, ignore_errors=True)
     try:
         result = _fit(folder, run, record, number)
     except Exception as error:
         why = str(error) if isinstance(error, UserError) else reason(error)
-        write_json(run / FAILURE_FILE, {"why": why})  # kept if what follows is interrupted
+        write_json(run / FAILURE_FILE, {"why": why})  # kept if later runs are interrupted
         raise
     write_json(run / RESULT_FILE, result)
     write_table(folder, record)
@@ -279,16 +299,22 @@ def _fit(folder: Path, run: Path, record: SweepRecord, number: int) -> dict[str,
         UserError: If the training has diverged.
     """
     config = folder / CONFIGS / f"{number}.yaml"
-    began = time.monotonic()
+    started = time.monotonic()
     run_verb(["fit", "--config", str(config), "--output.folder", str(run)], record.several)
-    minutes = (time.monotonic() - began) / 60
+    minutes = (time.monotonic() - started) / 60
     metrics, time_logged = last_logged(run / "logs" / "fit" / "metrics.csv", record.metric)
     goal = metrics.get(record.metric)
     if goal is None:
-        logged = ", ".join(name for name in metrics if name.startswith("val/")) or "no val/ figure"
-        raise GoalMissing(f"the fit logged no {record.metric}, but {logged}: choose another goal")
+        logged = ", ".join(name for name in metrics if name.startswith("val/")) or "no val/ metric"
+        raise GoalMissing(
+            f"the fit logged no {record.metric}, it logged {logged}: choose another metric.name "
+            f"in the sweep file"
+        )
     if not math.isfinite(goal):
-        raise UserError(f"{record.metric} is {goal} at the end: the training has diverged")
+        raise UserError(
+            f"{record.metric} is {goal} at the end: the training has diverged; try a smaller "
+            f"learning rate"
+        )
     say(f"{record.metric} {goal:.6g}")
     finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
     return {"figures": finite, **time_logged, "minutes": minutes}

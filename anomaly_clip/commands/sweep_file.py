@@ -1,8 +1,8 @@
-"""A sweep file of W&B, and the options of each of its runs.
+"""Reader of W&B sweep files, and the options of each run.
 
-One file serves W&B's agents and ``anomaly_clip sweep``, so the grammar is W&B's
-(https://docs.wandb.ai/models/sweeps/sweep-config-keys). What it allows but this command line would
-take for something else is refused.
+The same file serves W&B's agents and ``anomaly_clip sweep``, so its syntax is W&B's
+(https://docs.wandb.ai/models/sweeps/sweep-config-keys). Values that W&B accepts, but that this
+command line would interpret differently, are rejected.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ FILE_KEYS = (
 METHODS = ("grid", "random", "bayes")
 ARGS = "${args}"
 COMMAND_STARTS = ("${env}", "${interpreter}", "python", "python3", "-m")
-"""Words that a command may begin with; here they are left out."""
-MAX_RUNS = 1000  # our choice: of a grid that nobody has bounded
+"""Words that a command may begin with; they are dropped here."""
+MAX_RUNS = 1000  # our choice: limit of a grid without --count and run_cap
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,16 @@ class Sweep:
     """Content of a sweep file.
 
     Args:
-        file: Its path.
-        text: Its content.
+        file: Path of the file.
+        text: Unparsed content.
         method: grid, random or bayes.
-        metric: The name of the goal, as ``fit`` logs it.
-        maximize: Whether more of it is better.
-        parameters: The options that differ from run to run.
-        before: The words between ``anomaly_clip fit`` and these options.
-        after: The words behind them.
-        run_cap: Most runs.
-        ignored: Keys for W&B alone.
+        metric: Name of the goal, as ``fit`` logs it.
+        maximize: Whether higher is better.
+        parameters: Distributions of the swept options, by option name.
+        before: Arguments of ``anomaly_clip fit`` before the swept options.
+        after: Arguments after the swept options.
+        run_cap: Maximum number of runs.
+        ignored: Keys that only W&B's server uses.
     """
 
     file: Path
@@ -66,20 +66,20 @@ class Sweep:
         """Return the options of each run.
 
         Args:
-            method: grid: all combinations, the last parameter changing fastest; or random.
-            count: Most runs; ``run_cap`` bounds them, too.
-            seed: Draws those of random.
+            method: ``grid``: all combinations, the last parameter changing fastest; or ``random``.
+            count: Maximum number of runs, in addition to ``run_cap``.
+            seed: Seed of ``random``.
 
         Raises:
-            UserError: If the file cannot be run so.
+            UserError: If the file cannot be run with this method.
         """
         bounds = [bound for bound in (count, self.run_cap) if bound is not None]
         most = min(bounds, default=None)
         if method == "random":
             if most is None:
                 raise UserError(
-                    f"{self.file}: method random has no end: say how many runs with --count N, or "
-                    f"with run_cap in the file"
+                    f"{self.file}: method random has no end: limit the number of runs with "
+                    f"--count N, or with run_cap in the file"
                 )
             return [
                 {name: p.draw(seed, run, name) for name, p in self.parameters.items()}
@@ -88,25 +88,25 @@ class Sweep:
         for name, parameter in self.parameters.items():
             if parameter.settings is not None:
                 raise UserError(
-                    f"{self.file}: parameters.{name}: a grid has no ranges: list its values, or "
-                    f"draw them with --method random --count N"
+                    f"{self.file}: parameters.{name} is {parameter.distribution}, but a grid needs "
+                    f"values: list them, or sample with --method random --count N"
                 )
         columns = [parameter.values for parameter in self.parameters.values()]
         total = math.prod(map(len, columns))
         if most is None and total > MAX_RUNS:
             raise UserError(
-                f"{self.file}: the grid has {total:,} runs: take the first of them with --count N, "
-                f"or draw some with --method random --count N"
+                f"{self.file}: the grid has {total:,} runs, more than {MAX_RUNS:,}: run the first "
+                f"N with --count N, or sample N with --method random --count N"
             )
         rows = itertools.islice(itertools.product(*columns), most)
         return [dict(zip(self.parameters, row, strict=True)) for row in rows]
 
     def words(self, options: Mapping[str, Any], more: Sequence[str] = ()) -> list[str]:
-        """Return the words behind ``anomaly_clip fit``, options as W&B's ``${args}`` writes them.
+        """Return the arguments of ``anomaly_clip fit``, options formatted as W&B's ``${args}``.
 
         Args:
-            options: Those of a run.
-            more: Words of the user's, before the options of the run.
+            options: Options of a run.
+            more: The user's own arguments, which precede the options of the run.
         """
         swept = [f"--{name}={value}" for name, value in options.items()]
         return [*self.before, *more, *swept, *self.after]
@@ -116,7 +116,7 @@ def read_sweep(file: Path) -> Sweep:
     """Read a sweep file.
 
     Raises:
-        UserError: What is wrong with it, where, and the way out.
+        UserError: If it cannot be read or is not a valid sweep file.
     """
     try:
         text = file.read_text(encoding="utf-8")
@@ -126,9 +126,12 @@ def read_sweep(file: Path) -> Sweep:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = getattr(error, "problem_mark", None)
         line = "" if where is None else f", line {where.line + 1}"
-        raise UserError(f"{file}: not a file in YAML{line}") from None
+        raise UserError(f"{file}: not valid YAML{line}: correct the file") from None
     if not isinstance(content, Mapping):
-        raise UserError(f"{file}: expected a sweep file (as configs/sweeps/demo.yaml)")
+        raise UserError(
+            f"{file}: expected a sweep file with keys (see configs/sweeps/demo.yaml), got "
+            f"{type(content).__name__}"
+        )
     try:
         before, after = _command(content)
         metric, maximize = _metric(content)
@@ -149,46 +152,49 @@ def read_sweep(file: Path) -> Sweep:
 
 
 def _command(content: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the words of ``fit`` before and behind the options of a run."""
+    """Return the arguments of ``fit`` before and after the options of a run."""
     for key in content:
         if key not in FILE_KEYS:
-            raise ValueError(f"{key} is no key of a sweep file: {suggest(str(key), FILE_KEYS)}")
+            raise ValueError(f"{key} is not a key of a sweep file: {suggest(str(key), FILE_KEYS)}")
     program = str(content.get("program", ""))
     if Path(program).name != "anomaly_clip":
         given = program or "missing"
-        raise ValueError(
-            f"program is {given}: a sweep here runs this project, program anomaly_clip"
-        )
+        raise ValueError(f"program is {given}: anomaly_clip sweep requires program: anomaly_clip")
     command = content.get("command")
-    example = f"as [${{env}}, anomaly_clip, fit, --config, FILE, {ARGS}]"
+    example = f"such as [${{env}}, anomaly_clip, fit, --config, FILE, {ARGS}]"
     if not isinstance(command, list) or not command:
-        raise ValueError(f"command: expected the words of a fit, {example}")
+        raise ValueError(f"command: expected a list of words, {example}, got {command}")
     words = [_with_environment(str(word)) for word in command]
     words = [program if word == "${program}" else word for word in words]
     start = next((n for n, word in enumerate(words) if word not in COMMAND_STARTS), len(words))
     program_words = words[start : start + 2]
     if [Path(word).name for word in program_words] != ["anomaly_clip", "fit"]:
         runs = " ".join(program_words) or "nothing"
-        raise ValueError(f"command runs {runs}, not anomaly_clip fit")
+        raise ValueError(f"command runs {runs}: expected anomaly_clip fit, {example}")
     words = words[start + 2 :]
     for word in words:
         if "${" in word and word != ARGS:
-            raise ValueError(f"command: {word} is not understood by anomaly_clip: write {ARGS}")
+            raise ValueError(f"command: anomaly_clip does not support {word}: write {ARGS}")
     if words.count(ARGS) != 1:
-        raise ValueError(f"command: expected {ARGS} once, where the options of a run go, {example}")
+        raise ValueError(
+            f"command: expected {ARGS} once, in the place of the options of a run, {example}; got "
+            f"it {words.count(ARGS)} times"
+        )
     at = words.index(ARGS)
     before, after = words[:at], words[at + 1 :]
     if any(word.partition("=")[0] in ("--config", "-c") for word in after):
-        raise ValueError(f"command: --config comes behind {ARGS}: put it in front, {example}")
+        raise ValueError(f"command: --config comes after {ARGS}: put it before, {example}")
     return tuple(before), tuple(after)
 
 
 def _with_environment(word: str) -> str:
-    """Put variables of the environment in the place of ``${envvar:NAME}``."""
+    """Replace ``${envvar:NAME}`` by the value of an environment variable."""
 
     def value(match: re.Match[str]) -> str:
         if match[1] not in os.environ:
-            raise ValueError(f"command: {match[0]}: the environment has no {match[1]}: set it")
+            raise ValueError(
+                f"command: {match[0]}: the environment variable {match[1]} is not set: set it"
+            )
         return os.environ[match[1]]
 
     return re.sub(r"\$\{envvar:([A-Z0-9_]*)\}", value, word)
@@ -202,17 +208,19 @@ def _method(content: Mapping[str, Any]) -> str:
 
 
 def _metric(content: Mapping[str, Any]) -> tuple[str, bool]:
-    """Return the name of the goal, and whether it is to be large."""
+    """Return the name of the goal, and whether to maximise it."""
     metric = content.get("metric")
-    example = "as {name: val/pixel_ap, goal: maximize}"
+    example = "such as {name: val/pixel_ap, goal: maximize}"
     if not isinstance(metric, Mapping) or not isinstance(metric.get("name"), str):
-        raise ValueError(f"metric: expected the figure that runs are compared by, {example}")
+        raise ValueError(
+            f"metric: expected the metric that runs are compared by, {example}, got {metric}"
+        )
     name, goal = metric["name"], metric.get("goal")
     if goal not in ("maximize", "minimize"):  # W&B would minimise
         raise ValueError(f"metric.goal: expected maximize or minimize, got {goal}")
     if not name.startswith(("val/", "train/")):
         raise ValueError(
-            f"metric.name {name} is never logged by fit: take a figure of the validation, {example}"
+            f"metric.name {name} is never logged by fit: choose a validation metric, {example}"
         )
     return name, goal == "maximize"
 
@@ -235,6 +243,7 @@ def _parameters(content: Mapping[str, Any]) -> dict[str, Parameter]:
     parameters = content.get("parameters")
     if not isinstance(parameters, Mapping) or not parameters:
         raise ValueError(
-            "parameters: expected options, as model.lr: {values: [1.0e-4, 1.0e-3]}, and got none"
+            "parameters: expected options, such as model.lr: {values: [1.0e-4, 1.0e-3]}, got "
+            f"{parameters}"
         )
     return {str(name): read_parameter(str(name), value) for name, value in parameters.items()}

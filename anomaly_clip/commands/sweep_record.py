@@ -1,7 +1,7 @@
-"""Record of a sweep: its runs, the results of each in the sweep's folder, and their table.
+"""Record of a sweep: its runs, their results in the sweep's folder, and the table of all runs.
 
-The goal of a run is the last value that its validation logged, as in W&B's summary, not the best of
-its course.
+The goal of a run is the last value that its validation logged, as in W&B's summary, rather than the
+best value.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ __all__ = [
 ]
 
 RESULT_FILE, FAILURE_FILE = "result.json", "failed.json"
-"""Files of a run that is finished, or has failed."""
+"""Result files of a finished run and of a failed run."""
 RANDOM_MARK = "val/random_weights"
-"""Logged by a fit with random weights; it is no metric."""
-TEST_WARNING = "GOAL MEASURED ON THE TEST IMAGES (data.val_split test): the best is too good"
+"""Flag logged by a fit with random weights; not a metric."""
+TEST_WARNING = "GOAL MEASURED ON THE TEST IMAGES (data.val_split test): the best is optimistic"
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,13 @@ class SweepRecord:
     """Content of a sweep's ``sweep.json``.
 
     Args:
-        title: Method and data.
-        directory: Working directory at its start, where relative file names begin.
-        metric: The name of the goal.
-        maximize: Whether more of it is better.
-        several: Whether a run takes several processes.
-        runs: The options of each run.
-        origins: Origin of the metrics of each run: its weights, and the images that validate.
+        title: Method and data set.
+        directory: Working directory at the start, to which file names are relative.
+        metric: Name of the goal.
+        maximize: Whether higher is better.
+        several: Whether a run uses several processes.
+        runs: Options of each run.
+        origins: Weights and validation split of each run.
     """
 
     title: str
@@ -63,7 +63,7 @@ class SweepRecord:
 
     @property
     def remarks(self) -> list[str]:
-        """Warnings that must stand next to the metrics, with their runs."""
+        """Warnings to print next to the metrics, with the runs they apply to."""
         runs_by_warning = {
             TEST_WARNING: [origin["validated on"] == "test" for origin in self.origins],
             RANDOM_WARNING: [origin["weights"] == RANDOM for origin in self.origins],
@@ -78,10 +78,10 @@ class SweepRecord:
 
 
 def last_logged(file: Path, goal: str) -> tuple[dict[str, float], dict[str, int]]:
-    """Return the last value of everything that a fit logged, and epoch and step of the goal's.
+    """Return the last value of every logged metric, and the epoch and step of the goal's.
 
     Args:
-        file: The log of Lightning's CSV logger.
+        file: Log of Lightning's CSV logger.
         goal: Name of the goal.
     """
     metrics: dict[str, float] = {}
@@ -98,7 +98,7 @@ def last_logged(file: Path, goal: str) -> tuple[dict[str, float], dict[str, int]
 
 
 def _read_of_runs(folder: Path, record: SweepRecord, name: str) -> dict[int, dict[str, Any]]:
-    """Return the content of a file of each run, by the runs' numbers, where it exists."""
+    """Return the content of a file of each run by run number, where it exists."""
     files = {number: folder / str(number) / name for number in range(1, len(record.runs) + 1)}
     return {
         number: json.loads(file.read_text(encoding="utf-8"))
@@ -130,7 +130,7 @@ def write_table(folder: Path, record: SweepRecord) -> None:
 
 
 def print_table(folder: Path, record: SweepRecord) -> None:
-    """Print the runs, the best first and after them those without a result."""
+    """Print the runs, best first, followed by those without a result."""
     results, failures = (_read_of_runs(folder, record, n) for n in (RESULT_FILE, FAILURE_FILE))
     goals = {number: result["figures"][record.metric] for number, result in results.items()}
     sign = -1 if record.maximize else 1
@@ -140,7 +140,7 @@ def print_table(folder: Path, record: SweepRecord) -> None:
     title = [f"{record.title}, the {best} {record.metric} first", *record.remarks]
     table = Table(box=box.SIMPLE_HEAD, padding=0)
     for heading in ("run", *record.runs[0], record.metric, "minutes"):
-        # An option's name is broken at its dots, not anywhere.
+        # The name of an option may only break at its dots.
         table.add_column(heading.replace(".", ".\n"), justify="right", overflow="fold")
     for number in order:
         cells = [str(number), *(_value_text(value) for value in record.runs[number - 1].values())]
@@ -159,7 +159,7 @@ def _value_text(value: Any) -> str:
 
 
 def options_text(options: Mapping[str, Any]) -> str:
-    """Return options in one line.
+    """Format options on one line.
 
     Example:
         >>> from anomaly_clip.commands.sweep_record import options_text
