@@ -42,7 +42,8 @@ WORDS = {
 }
 """Regular expressions of words to avoid in prose, and what to write instead."""
 
-CODE = re.compile(r"`+[^`\n]+`+|^ *(?:>>>|\.\.\.) .*$", re.MULTILINE)
+CODE = re.compile(r"`+[^`\n]+`+|--[a-z_.]+|^ *(?:>>>|\.\.\.) .*$", re.MULTILINE)
+"""Names in back quotes, options of the command line, doctests."""
 
 PATTERN = re.compile("|".join(rf"(?P<w{i}>\b{word}\b)" for i, word in enumerate(WORDS)), re.I)
 
@@ -102,12 +103,13 @@ def check_python(path: Path, source: str) -> Iterator[Finding]:
     """Check docstrings, comments, messages and local names of a module."""
     tree = ast.parse(source)
     heads = {id(node) for node in docstrings(tree)}
+    keys = {id(node) for node in _keys(tree)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             if id(node) in heads and HEADLESS.match(node.value):
                 first = node.value.strip().splitlines()[0]
                 yield Finding(path, node.lineno, f"begin with a noun or an imperative: {first!r}")
-            if id(node) in heads or " " in node.value.strip():  # a text, not a key
+            if id(node) not in keys and (id(node) in heads or " " in node.value.strip()):
                 for offset, message in words_in(without_code(node.value)):
                     yield Finding(path, node.lineno + offset, message)
         name = _stored_name(node)
@@ -118,6 +120,15 @@ def check_python(path: Path, source: str) -> Iterator[Finding]:
         if token.type == tokenize.COMMENT:
             for _, message in words_in(token.string):
                 yield Finding(path, token.start[0], message)
+
+
+def _keys(tree: ast.AST) -> Iterator[ast.expr]:
+    """Yield the keys of dictionaries: those of files stay as they are."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Dict):
+            yield from (key for key in node.keys if key is not None)
+        elif isinstance(node, ast.Subscript):
+            yield node.slice
 
 
 def _stored_name(node: ast.AST) -> str | None:

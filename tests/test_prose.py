@@ -40,6 +40,7 @@ def test_words_of_prose_are_reported_where_they_are(source: str, line: int) -> N
 
 
 def test_keys_names_and_figures_of_papers_pass() -> None:
+    assert messages('x = {"in two sentences": 1}["all figures"]\n') == []
     assert messages('data["figures"] = pictures("beside")  # Figure 5 of the paper\n') == []
 
 
