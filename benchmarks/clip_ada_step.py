@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader
 from anomaly_clip.backbones.clip import CLIPSettings
 from anomaly_clip.callbacks import DataWaitMonitor
 from anomaly_clip.data import IndustrialFolders
-from anomaly_clip.demo.photographs import draw_picture
+from anomaly_clip.demo.photographs import draw_photograph
 from anomaly_clip.methods import CLIPADA
 from anomaly_clip.synthesis import SynthesisSettings
 
@@ -40,7 +40,7 @@ MOST_TIMES, MOST_WAITING = 1.25, 0.05
 
 def write_files(root: Path, count: int) -> None:
     for number in range(count):
-        picture = draw_picture("oak", 0, number, size=900)
+        picture = draw_photograph("oak", 0, number, size=900)
         folder = root / "oak"
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture.image).save(folder / f"{number:03d}.png")

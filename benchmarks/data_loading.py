@@ -23,7 +23,7 @@ from PIL import Image
 
 from anomaly_clip.data import Sample, SampleDataset
 from anomaly_clip.data.image_cache import ImageCache
-from anomaly_clip.demo.photographs import CATEGORIES, draw_picture
+from anomaly_clip.demo.photographs import CATEGORIES, draw_photograph
 from anomaly_clip.files import CACHE_VARIABLE
 
 SIDE, SIZE = 1024, 240
@@ -35,7 +35,7 @@ LEAST = {"decoded": 0.9, "cached": 10.0}
 def make_files(folder: Path) -> dict[str, list[Path]]:
     files: dict[str, list[Path]] = {"png": [], "jpg": []}
     for name in list(CATEGORIES)[:: len(CATEGORIES) // COUNT][:COUNT]:
-        picture = Image.fromarray(draw_picture(name, 0, 0, size=SIDE).image)
+        picture = Image.fromarray(draw_photograph(name, 0, 0, size=SIDE).image)
         for kind, paths in files.items():
             paths.append(folder / f"{name}.{kind}")
             picture.save(paths[-1])

@@ -30,12 +30,12 @@ from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings
 from anomaly_clip.backbones.prompts import (
     PromptEnsemble,
     RVSSettings,
-    embed_sentences,
+    embed_prompts,
     representative_vector,
 )
 from anomaly_clip.cli import main as anomaly_clip
 from anomaly_clip.data import AnomalyData, Demo, MagneticTile
-from anomaly_clip.demo.photographs import NAME_OF_WORDS, draw_picture
+from anomaly_clip.demo.photographs import NAME_OF_WORDS, draw_photograph
 from anomaly_clip.maps import gaussian_blur, image_score
 from anomaly_clip.methods import SDP
 from anomaly_clip.methods.sdp import text_score
@@ -110,7 +110,7 @@ def centre_prior(test: Demo, size: int) -> Score:
     for sample in Demo(categories=training, num_test=2 * NUM_PRIOR, seed=seed).samples("test"):
         if sample.label and sample.defect not in options["held_out_defects"]:
             number, key = int(sample.image.stem), NAME_OF_WORDS[sample.category]
-            picture = draw_picture(key, seed, number, sample.defect, 128)
+            picture = draw_photograph(key, seed, number, sample.defect, 128)
             masks.append(torch.from_numpy(picture.mask).float())
     mean = torch.stack(masks).mean(dim=0)
     prior = torch.nn.functional.interpolate(mean[None, None], (size, size), mode="area")[0, 0]
@@ -160,7 +160,7 @@ def halves(data: AnomalyData, sdp: SDP) -> dict[str, float]:
     for name, value in distances({name: sdp.text(name) for name in data.categories}):
         apart["words"].setdefault(name, []).append(value)
     words = {
-        name: embed_sentences(sdp.backbone, PromptEnsemble().sentences(name)[0])
+        name: embed_prompts(sdp.backbone, PromptEnsemble().for_category(name)[0])
         for name in data.categories
     }
     for _ in range(NUM_HALVES):

@@ -18,7 +18,7 @@ import cv2
 from common import at_least, fastest, parser, report
 from PIL import Image
 
-from anomaly_clip.demo.photographs import CATEGORIES, draw_picture
+from anomaly_clip.demo.photographs import CATEGORIES, draw_photograph
 from anomaly_clip.demo.surfaces import fitting_defects
 
 TARGET = 500  # images per second, half of them defective
@@ -40,14 +40,14 @@ def jobs(defective: Callable[[int], bool]) -> list[Job]:
 
 def draw(chosen: list[Job]) -> None:
     for name, index, defect in chosen:
-        draw_picture(name, 0, index, defect, SIZE)
+        draw_photograph(name, 0, index, defect, SIZE)
 
 
 def encoded(chosen: list[Job]) -> list[bytes]:
     files = []
     for name, index, defect in chosen:
         file = io.BytesIO()
-        Image.fromarray(draw_picture(name, 0, index, defect, SIZE).image).save(file, "png")
+        Image.fromarray(draw_photograph(name, 0, index, defect, SIZE).image).save(file, "png")
         files.append(file.getvalue())
     return files
 

@@ -31,7 +31,7 @@ from PIL import Image
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings
 from anomaly_clip.backbones.prompts import RVSSettings
 from anomaly_clip.data import MVTecAD
-from anomaly_clip.demo.photographs import CATEGORIES, draw_picture
+from anomaly_clip.demo.photographs import CATEGORIES, draw_photograph
 from anomaly_clip.files import CACHE_VARIABLE
 from anomaly_clip.methods import SDPPlus
 
@@ -45,7 +45,7 @@ def make_files(root: Path, count: int, category: str, seed: int) -> None:
     """Write a category in MVTec-AD's layout with test images and masks."""
     for number in range(count):
         defect = "stain" if number % 2 else "good"
-        picture = draw_picture(category, seed, number, defect, SIDE)
+        picture = draw_photograph(category, seed, number, defect, SIDE)
         folder = root / category / "test" / defect
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture.image).save(folder / f"{number:03d}.png")
@@ -55,7 +55,7 @@ def make_files(root: Path, count: int, category: str, seed: int) -> None:
             mask = picture.mask.astype(np.uint8) * 255
             Image.fromarray(mask).save(ground_truth / f"{number:03d}_mask.png")
     (root / category / "train" / "good").mkdir(parents=True, exist_ok=True)
-    picture = draw_picture(category, seed, 10_000, None, SIDE)
+    picture = draw_photograph(category, seed, 10_000, None, SIDE)
     Image.fromarray(picture.image).save(root / category / "train" / "good" / "000.png")
 
 

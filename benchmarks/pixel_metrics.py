@@ -76,7 +76,7 @@ def batches(maps: Tensor, masks: Tensor) -> list[tuple[Tensor, Tensor]]:
 def ours(metric: PixelHistogram | PixelRanking, maps: Tensor, masks: Tensor) -> Values:
     for part, mask in batches(maps, masks):
         metric.update(part, mask)
-    values = metric.compute()[0].figures
+    values = metric.compute()[0].metrics
     return {name: math.nan if value is None else value for name, value in values.items()}
 
 

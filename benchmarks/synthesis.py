@@ -27,7 +27,7 @@ from skimage.filters import median
 from skimage.morphology import disk
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from anomaly_clip.demo.photographs import draw_picture
+from anomaly_clip.demo.photographs import draw_photograph
 from anomaly_clip.synthesis import NSA, Perlin, preset
 from anomaly_clip.synthesis import nsa as nsa_module
 from anomaly_clip.synthesis.nsa_labels import label_of
@@ -115,8 +115,8 @@ def main() -> int:
 
 def measure() -> int:
     names = ("grey_linen", "brown_leather", "steel_nut", "white_pill", "concrete")
-    images = [draw_picture(names[n % 5], 0, n, size=SIDE).image for n in range(IMAGES)]
-    others = [draw_picture(names[n % 5], 1, n, size=SIDE).image for n in range(IMAGES)]
+    images = [draw_photograph(names[n % 5], 0, n, size=SIDE).image for n in range(IMAGES)]
+    others = [draw_photograph(names[n % 5], 1, n, size=SIDE).image for n in range(IMAGES)]
 
     def run(make: NSA, label: Callable[..., Any] | None = None) -> Callable[[], object]:
         def task() -> None:

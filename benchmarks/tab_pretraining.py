@@ -37,7 +37,7 @@ from common import at_least, parser, report
 from PIL import Image
 
 from anomaly_clip.cli import main as anomaly_clip
-from anomaly_clip.demo.photographs import CATEGORIES, draw_picture
+from anomaly_clip.demo.photographs import CATEGORIES, draw_photograph
 
 ROOT = Path(__file__).parent.parent
 SEEDS = (0, 1)
@@ -65,7 +65,7 @@ def write_classes(root: Path, tiles: Path) -> None:
         folder = partial / CATEGORIES[category].words
         folder.mkdir(exist_ok=True)
         for number in range(PER_CLASS):
-            picture = draw_picture(category, 0, number, size=TEST_SIDE)
+            picture = draw_photograph(category, 0, number, size=TEST_SIDE)
             Image.fromarray(picture.image).save(folder / f"{number:03d}.png")
     partial.rename(root)
 

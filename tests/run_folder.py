@@ -11,7 +11,7 @@ from PIL import Image
 
 from anomaly_clip.files import write_csv, write_json
 from anomaly_clip.metrics.curves import image_curves
-from anomaly_clip.metrics.evaluator import FIGURES
+from anomaly_clip.metrics.evaluator import METRICS
 
 
 def make_run(
@@ -21,7 +21,7 @@ def make_run(
     **run: Any,
 ) -> Path:
     """Write the files of a test run: made-up metrics and the given scores."""
-    figures = dict.fromkeys(FIGURES, 0.5) | {"image_auroc": 0.875, "pixel_pro": None}
+    figures = dict.fromkeys(METRICS, 0.5) | {"image_auroc": 0.875, "pixel_pro": None}
     record = {
         "method": "SDP",
         "weights": {"backbone": "tiny", "pretrained": "w.pt", "random": False, "sha256": "0" * 64},

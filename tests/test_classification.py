@@ -12,7 +12,7 @@ from sklearn.metrics import (
     precision_recall_fscore_support,
 )
 
-from anomaly_clip.metrics.classification import CLASS_FIGURES, CONFUSION, class_metrics
+from anomaly_clip.metrics.classification import CLASS_METRICS, CONFUSION, class_metrics
 
 
 def test_single_targets_agree_with_scikit_learn() -> None:
@@ -27,7 +27,7 @@ def test_single_targets_agree_with_scikit_learn() -> None:
     predicted = probabilities.argmax(dim=1).numpy()
     means = precision_recall_fscore_support(target, predicted, average="macro")[:3]
     expected = (accuracy_score(target, predicted), *means)
-    assert [float(values[name]) for name in CLASS_FIGURES] == pytest.approx(expected)
+    assert [float(values[name]) for name in CLASS_METRICS] == pytest.approx(expected)
     assert values[CONFUSION].tolist() == confusion_matrix(target, predicted).tolist()
 
 
@@ -40,7 +40,7 @@ def test_multi_targets_agree_with_scikit_learn() -> None:
     predicted = (probabilities > 0.5).astype(int)
     means = precision_recall_fscore_support(target, predicted, average="macro")[:3]
     expected = ((predicted == target).all(axis=1).mean(), *means)
-    assert [float(values[name]) for name in CLASS_FIGURES] == pytest.approx(expected)
+    assert [float(values[name]) for name in CLASS_METRICS] == pytest.approx(expected)
     assert values[CONFUSION].shape == (4, 2, 2)
 
 

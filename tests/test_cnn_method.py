@@ -67,7 +67,7 @@ def test_only_the_layers_that_are_read_are_computed() -> None:
     settings = {"name": "resnet18", "weights": "random"}  # as read from a checkpoint
     method = Any32(settings)
     assert list(method.backbone.channels) == LAYERS
-    assert method.asked_backbone == CNNSettings("resnet18", "random")
+    assert method.backbone_settings == CNNSettings("resnet18", "random")
     assert method.image_size == 32
 
 

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from anomaly_clip.backbones.clip import CLIPBackbone
 from anomaly_clip.backbones.prompts import PromptEnsemble, RVSSettings
 from anomaly_clip.cli import main
-from anomaly_clip.commands.prompts import sentence_effects
+from anomaly_clip.commands.prompts import prompt_effects
 from anomaly_clip.methods import SDP
 
 FEW = PromptEnsemble(["{}", "good {}", "fine {}"], ["bad {}", "torn {}"], ["a {}.", "the {}."])
@@ -23,8 +23,8 @@ def tiny(clip: CLIPBackbone, words: PromptEnsemble = FEW) -> SDP:
 
 
 def test_every_prompt_has_a_row(tiny_clip: CLIPBackbone) -> None:
-    rows, distances = sentence_effects(tiny(tiny_clip), "nut")
-    assert [row.sentence for row in rows if row.abnormal] == FEW.sentences("nut")[1]
+    rows, distances = prompt_effects(tiny(tiny_clip), "nut")
+    assert [row.sentence for row in rows if row.abnormal] == FEW.for_category("nut")[1]
     assert len(rows) == 10
     assert all(abs(row.typical) <= 1.0001 and row.similarity is None for row in rows)
     assert set(distances) == {"mean", "pca", "kde", "dbscan", "mean_shift"}
@@ -35,12 +35,12 @@ def test_every_prompt_has_a_row(tiny_clip: CLIPBackbone) -> None:
 
 def test_an_effect_is_the_difference_without_the_prompt(tiny_clip: CLIPBackbone) -> None:
     pixels = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
-    rows, _ = sentence_effects(tiny(tiny_clip), "nut", pixels)
+    rows, _ = prompt_effects(tiny(tiny_clip), "nut", pixels)
     # Without the prompt: the abnormal class keeps "bad" in only one of its two templates.
     kept = PromptEnsemble(FEW.states_normal, ["bad {}"], ["a {}."])
     sdp, without = tiny(tiny_clip), tiny(tiny_clip, kept)
     both = PromptEnsemble(FEW.states_normal, ["bad {}"], ["a {}.", "the {}."])
-    rows, _ = sentence_effects(tiny(tiny_clip, both), "nut", pixels)
+    rows, _ = prompt_effects(tiny(tiny_clip, both), "nut", pixels)
     whole, less = tiny(tiny_clip, both).text("nut"), sdp.text("nut").clone()
     less[:, 1] = without.text("nut")[:, 1]
     less[:, 0] = whole[:, 0]
@@ -58,7 +58,7 @@ def test_an_effect_is_the_difference_without_the_prompt(tiny_clip: CLIPBackbone)
 def test_the_only_prompt_of_a_class_has_no_effect(tiny_clip: CLIPBackbone) -> None:
     alone = PromptEnsemble(["{}"], ["bad {}"], ["a {}."])
     pixels = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
-    rows, distances = sentence_effects(tiny(tiny_clip, alone), "nut", pixels)
+    rows, distances = prompt_effects(tiny(tiny_clip, alone), "nut", pixels)
     assert [row.map_effect for row in rows] == [None, None]
     assert_close(distances["mean"], distances["kde"], atol=1e-3, rtol=0)
 

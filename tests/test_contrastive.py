@@ -123,7 +123,7 @@ def test_the_fused_map_is_sdps(tiny: Path) -> None:
         for kind in (None, defect)
     ]
     with torch.no_grad():
-        words = F.normalize(learner.backbone.encode_text([c.sentence for c in captions]), dim=-1)
+        words = F.normalize(learner.backbone.encode_text([c.text for c in captions]), dim=-1)
         text = F.normalize(torch.stack([words[0::2].mean(0), words[1::2].mean(0)]), dim=-1).T
         sdp = SDP(learner.backbone)
         stages, classes = sdp.encode(batch["synthetic"])
@@ -144,7 +144,7 @@ def test_every_word_except_random_nouns_is_trained(tiny: Path) -> None:
     method.captions.vocabulary = ["object"]  # no random nouns
     for category in (kind.words for kind in CATEGORIES.values()):
         for defect in (None, "scratch"):
-            caption = method.captions.draw(ImageLabels(category, defect, "dark"), rng).sentence
+            caption = method.captions.draw(ImageLabels(category, defect, "dark"), rng).text
             ids = method.backbone.tokenize([caption])
             assert (embedding.places[ids] >= 0).all(), caption
     assert len(embedding.tokens) < 400

@@ -19,13 +19,13 @@ def test_captions_claim_only_what_is_true() -> None:
         assert of_scratched.fits(scratched)
         assert not of_normal.fits(scratched)
         assert not of_scratched.fits(normal)
-        assert ("oak wood board" in of_normal.sentence) == (of_normal.category is not None)
-        assert ("scratch" in of_scratched.sentence) == (of_scratched.defect is not None)
-        assert ("dark photo" in of_normal.sentence) == (of_normal.tone is not None)
-        assert not any(tone in of_scratched.sentence for tone in ("dark", "bright", "blurry"))
+        assert ("oak wood board" in of_normal.text) == (of_normal.category is not None)
+        assert ("scratch" in of_scratched.text) == (of_scratched.defect is not None)
+        assert ("dark photo" in of_normal.text) == (of_normal.tone is not None)
+        assert not any(tone in of_scratched.text for tone in ("dark", "bright", "blurry"))
     drawn = [captions.draw(scratched, rng) for _ in range(400)]
     assert 0.4 < np.mean([caption.category is not None for caption in drawn]) < 0.6
-    assert 0.2 < np.mean([any(w in c.sentence for w in captions.vocabulary) for c in drawn]) < 0.4
+    assert 0.2 < np.mean([any(w in c.text for w in captions.vocabulary) for c in drawn]) < 0.4
 
 
 def test_a_caption_fits_other_images_by_state_noun_and_defect() -> None:

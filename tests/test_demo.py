@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from anomaly_clip.data import Demo
-from anomaly_clip.demo.photographs import CATEGORIES, NAME_OF_WORDS, draw_picture
+from anomaly_clip.demo.photographs import CATEGORIES, NAME_OF_WORDS, draw_photograph
 from anomaly_clip.demo.surfaces import fitting_defects
 
 WORDS = ["oak wood board", "steel washer"]
@@ -32,7 +32,7 @@ def test_items_are_the_generated_images() -> None:
     for index in (0, 13):
         item, sample = dataset[index], samples[index]
         number = int(sample.image.stem)
-        photo = draw_picture(NAME_OF_WORDS[sample.category], 5, number, sample.defect, 64)
+        photo = draw_photograph(NAME_OF_WORDS[sample.category], 5, number, sample.defect, 64)
         assert torch.equal(item["image"].permute(1, 2, 0), torch.from_numpy(photo.image))
         assert torch.equal(item["mask"], torch.from_numpy(photo.mask))
         assert item["mask"].any() == sample.label

@@ -17,7 +17,7 @@ from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings
 from anomaly_clip.backbones.prompts import (
     PromptEnsemble,
     RVSSettings,
-    embed_sentences,
+    embed_prompts,
     representative_vector,
 )
 from anomaly_clip.backbones.weights import ASSETS
@@ -170,7 +170,7 @@ def test_detection_depends_on_the_prompts(sdp: SDP, small_set: list[Batch]) -> N
     assert swapped == pytest.approx(1 - detection)
     rng = torch.Generator().manual_seed(0)
     rows = {
-        name: embed_sentences(sdp.backbone, PromptEnsemble().sentences(name)[0])
+        name: embed_prompts(sdp.backbone, PromptEnsemble().for_category(name)[0])
         for name in SMALL_SET
     }
     apart = []

@@ -8,7 +8,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from anomaly_clip.metrics import (
-    FIGURES,
+    METRICS,
     Evaluator,
     EvaluatorSettings,
     auroc,
@@ -69,7 +69,7 @@ def test_metrics_equal_the_pure_functions(exact: bool) -> None:
     cables = torch.tensor([name == "cable" for name in batch["category"]])
     maps, masks = scores["anomaly_map"][cables], batch["mask"][cables]
     metrics = results["categories"]["cable"]
-    assert tuple(metrics) == FIGURES
+    assert tuple(metrics) == METRICS
     expected = {
         "pixel_auroc": auroc(maps, masks),
         "pixel_ap": average_precision(maps, masks),

@@ -28,7 +28,7 @@ from anomaly_clip.cli import main
 from anomaly_clip.data import MixedWM38
 from anomaly_clip.data.wafer import PATTERNS
 from anomaly_clip.methods import LinearProbe
-from anomaly_clip.metrics.classification import CLASS_FIGURES
+from anomaly_clip.metrics.classification import CLASS_METRICS
 
 RANDOM_NETWORK = CNNSettings("resnet18", "random")
 CONFIG = Path(__file__).parent.parent / "configs" / "linear_probe.yaml"
@@ -63,7 +63,7 @@ def check_files(run: Path, truth: NDArray[Any], predicted: NDArray[Any]) -> dict
     """Compare the metrics of a run with scikit-learn's for its ``scores.csv``."""
     metrics: dict[str, Any] = json.loads((run / "metrics.json").read_text())
     assert list(metrics) == ["mean", "categories", "intervals", "run"]
-    assert list(metrics["mean"]) == list(CLASS_FIGURES)
+    assert list(metrics["mean"]) == list(CLASS_METRICS)
     assert metrics["categories"] == {"wafer map": metrics["mean"]}
     assert metrics["intervals"] == {}
     macro = precision_recall_fscore_support(truth, predicted, average="macro", zero_division=0)
@@ -72,7 +72,7 @@ def check_files(run: Path, truth: NDArray[Any], predicted: NDArray[Any]) -> dict
     with (run / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["category"] for row in rows] == ["wafer map", "mean"]
-    for name in CLASS_FIGURES:
+    for name in CLASS_METRICS:
         assert float(rows[1][name]) == metrics["mean"][name]
         assert logged(run, f"test/{name}") == pytest.approx([metrics["mean"][name]])
     assert logged(run, "test/random_weights") == [1.0]
@@ -391,9 +391,9 @@ def test_compare_prints_one_table_with_differences(
     assert "random: RANDOM WEIGHTS" in " ".join(out.split())
     content = json.loads((folder / "comparison.json").read_text())
     mean = content["figures"]["mean"]
-    assert list(mean["random"]) == list(CLASS_FIGURES)
+    assert list(mean["random"]) == list(CLASS_METRICS)
     lines = [line for line in out.splitlines() if line.strip().startswith("mean")]
-    for name in CLASS_FIGURES:
+    for name in CLASS_METRICS:
         assert f"{100 * (mean['other'][name] - mean['random'][name]):+.1f}" in lines[0]
     with (folder / "comparison.csv").open() as file:
         rows = list(csv.DictReader(file))

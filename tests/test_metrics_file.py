@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from anomaly_clip.metrics.evaluator import Results
-from anomaly_clip.metrics.pixel import PIXEL_FIGURES
+from anomaly_clip.metrics.pixel import PIXEL_METRICS
 from anomaly_clip.records import WeightsRecord, versions
 from anomaly_clip.results.metrics_file import (
     merge_metrics,
@@ -154,7 +154,7 @@ def test_bounds_are_kept_and_those_of_the_mean_are_theirs() -> None:
     parts = {"a": part("a"), "b": part("b")}
     for content in parts.values():
         [row] = content["categories"].values()
-        row |= dict.fromkeys(set(PIXEL_FIGURES) - {"pixel_ap"})  # undefined
+        row |= dict.fromkeys(set(PIXEL_METRICS) - {"pixel_ap"})  # undefined
     parts["a"]["intervals"] = {"a": {"pixel_ap": [0.25, 0.35]}, "mean": {"pixel_ap": [0, 1]}}
     results, _ = merge_metrics(parts, {})
     assert list(results["intervals"]) == ["a", "mean"]

@@ -5,15 +5,15 @@ import io
 from rich.console import Console
 from rich.table import Table
 
-from anomaly_clip.metrics import FIGURES, Results
+from anomaly_clip.metrics import METRICS, Results
 from anomaly_clip.report.metrics_table import build_table
 from anomaly_clip.results.warnings import RANDOM_WARNING
 
 RESULTS = Results(
-    mean={**dict.fromkeys(FIGURES, 0.5), "pixel_pro": None},
+    mean={**dict.fromkeys(METRICS, 0.5), "pixel_pro": None},
     categories={
-        "metal_nut": {**dict.fromkeys(FIGURES, 0.25), "pixel_pro": None},
-        "bottle": {**dict.fromkeys(FIGURES, 0.75), "pixel_pro": None},
+        "metal_nut": {**dict.fromkeys(METRICS, 0.25), "pixel_pro": None},
+        "bottle": {**dict.fromkeys(METRICS, 0.75), "pixel_pro": None},
     },
     intervals={},
 )

@@ -18,7 +18,7 @@ from selenium.webdriver.support.ui import Select
 
 from anomaly_clip.cli import main
 from anomaly_clip.files import write_json
-from anomaly_clip.metrics.evaluator import FIGURES
+from anomaly_clip.metrics.evaluator import METRICS
 from anomaly_clip.report.page import PAGE, write_page
 
 MARKUP = "<b onclick=\"x\">nut</b> & 'bolt'</script>"
@@ -131,7 +131,7 @@ def test_of_many_images_the_first_are_shown(tmp_path: Path, chrome: Chrome) -> N
 def test_the_table_sorts(tmp_path: Path, chrome: Chrome) -> None:
     run = make_run(tmp_path, TWO)
     content = json.loads((run / "metrics.json").read_text())
-    content["categories"]["nut"] = dict.fromkeys(FIGURES, 0.95)
+    content["categories"]["nut"] = dict.fromkeys(METRICS, 0.95)
     write_json(run / "metrics.json", content)
     open_page(chrome, write_page(run))
     names = lambda: [  # noqa: E731

@@ -23,9 +23,9 @@ from anomaly_clip.demo.photographs import (
     CATEGORIES,
     DEFECTS,
     Photograph,
-    draw_picture,
-    draw_twins,
-    sentence,
+    caption_of,
+    draw_pair,
+    draw_photograph,
 )
 from anomaly_clip.demo.surfaces import fitting_defects
 
@@ -56,7 +56,7 @@ def test_there_is_enough_to_choose_from() -> None:
 
 @pytest.mark.parametrize("name", CATEGORIES)
 def test_a_normal_image_has_contrast_and_variety(name: str) -> None:
-    photos = [draw_picture(name, 0, index) for index in range(3)]
+    photos = [draw_photograph(name, 0, index) for index in range(3)]
     for photo in photos:
         assert photo.image.shape == (128, 128, 3)
         assert photo.image.dtype == np.uint8
@@ -72,7 +72,7 @@ def test_a_normal_image_has_contrast_and_variety(name: str) -> None:
 
 
 def test_the_whole_range_is_used() -> None:
-    images = np.stack([draw_picture(name, 0, 0).image for name in CATEGORIES])
+    images = np.stack([draw_photograph(name, 0, 0).image for name in CATEGORIES])
     low, high = np.percentile(images, (1, 99))
     assert low < 35
     assert high > 225
@@ -80,7 +80,7 @@ def test_the_whole_range_is_used() -> None:
 
 @pytest.mark.parametrize(("name", "defect"), PAIRS)
 def test_every_defect_changes_its_mask_and_nothing_else(name: str, defect: str) -> None:
-    normal, defective = draw_twins(name, 4, 1, defect)
+    normal, defective = draw_pair(name, 4, 1, defect)
     assert not normal.mask.any()
     assert 0.002 <= defective.mask.mean() <= 0.1
     levels = np.abs(normal.image.astype(int) - defective.image).max(-1)
@@ -97,22 +97,22 @@ def test_every_defect_changes_its_mask_and_nothing_else(name: str, defect: str) 
 def test_the_paired_normal_image_is_the_normal_image() -> None:
     for name in ONE_OF_EACH.values():
         for defect in fitting_defects(CATEGORIES[name])[:2]:
-            normal, defective = draw_twins(name, 8, 5, defect)
-            assert same(normal, draw_picture(name, 8, 5, "good"))
-            assert same(normal, draw_picture(name, 8, 5))
-            assert same(defective, draw_picture(name, 8, 5, defect))
+            normal, defective = draw_pair(name, 8, 5, defect)
+            assert same(normal, draw_photograph(name, 8, 5, "good"))
+            assert same(normal, draw_photograph(name, 8, 5))
+            assert same(defective, draw_photograph(name, 8, 5, defect))
 
 
 def test_images_depend_on_their_key_alone() -> None:
     keys = [(name, 3, index, defect) for index in (0, 7) for name, defect in PAIRS[::17]]
-    forth = {key: draw_picture(*key) for key in keys}
+    forth = {key: draw_photograph(*key) for key in keys}
     np.random.seed(1)  # the global generator must not matter
-    back = {key: draw_picture(*key) for key in reversed(keys)}
+    back = {key: draw_photograph(*key) for key in reversed(keys)}
     assert all(same(forth[key], back[key]) for key in keys)
     first = forth[keys[0]]
     name, seed, index, defect = keys[0]
-    assert not np.array_equal(first.image, draw_picture(name, seed + 1, index, defect).image)
-    assert not np.array_equal(first.image, draw_picture(name, seed, index + 1, defect).image)
+    assert not np.array_equal(first.image, draw_photograph(name, seed + 1, index, defect).image)
+    assert not np.array_equal(first.image, draw_photograph(name, seed, index + 1, defect).image)
 
 
 def test_images_are_the_same_in_every_process() -> None:
@@ -123,20 +123,20 @@ def test_images_are_the_same_in_every_process() -> None:
         [82.7, 93.7, 110.7, 81.3],
         [65.7, 86.7, 87.0, 67.3],
     ]
-    photo = draw_picture("steel_gear", 0, 0, "stain")
+    photo = draw_photograph("steel_gear", 0, 0, "stain")
     np.testing.assert_allclose(coarse(photo, 4).mean(-1), recorded, atol=1.5)
 
 
 @pytest.mark.parametrize("size", [64, 200, 256])
 def test_other_sizes_show_the_same_scene(size: int) -> None:
     for name in ONE_OF_EACH.values():
-        small, other = draw_picture(name, 2, 3), draw_picture(name, 2, 3, size=size)
+        small, other = draw_photograph(name, 2, 3), draw_photograph(name, 2, 3, size=size)
         assert other.image.shape == (size, size, 3)
         difference = coarse(other, 16) - coarse(small, 16)
         assert abs(difference.mean()) < 10  # resolved folds are darker: -8 for cloth of 256 pixels
         assert np.abs(difference - difference.mean()).mean() < 2.5
         defect = fitting_defects(CATEGORIES[name])[-1]
-        normal, defective = draw_twins(name, 2, 3, defect, size)
+        normal, defective = draw_pair(name, 2, 3, defect, size)
         assert 0.002 <= defective.mask.mean() <= 0.1
         assert (normal.image == defective.image)[~defective.mask].all()
         assert (normal.image != defective.image).any(-1)[defective.mask].mean() > 0.5
@@ -146,7 +146,7 @@ def test_defects_lie_on_the_object() -> None:
     """The middle of a washer and the image corners are ground, without defects."""
     for index in range(8):
         for defect in fitting_defects(CATEGORIES["rubber_ring"]):
-            normal, defective = draw_twins("rubber_ring", 1, index, defect)
+            normal, defective = draw_pair("rubber_ring", 1, index, defect)
             grey = cv2.GaussianBlur(normal.image.mean(-1).astype(np.float32), (0, 0), 1.5)
             threshold = (grey.max() + grey.min()) / 2  # the rubber is dark, the ground is light
             ground = ndimage.binary_erosion(grey > threshold, iterations=4)
@@ -156,7 +156,7 @@ def test_defects_lie_on_the_object() -> None:
 
 def test_places_and_sizes_of_defects_are_spread() -> None:
     masks = [
-        draw_picture(name, 6, index, fitting_defects(CATEGORIES[name])[index % 5]).mask
+        draw_photograph(name, 6, index, fitting_defects(CATEGORIES[name])[index % 5]).mask
         for name in ("oak", "concrete", "green_carpet", "blue_mosaic")
         for index in range(60)
     ]
@@ -174,7 +174,7 @@ def test_defects_are_lighter_and_darker_faint_and_strong() -> None:
     signs: list[bool] = []
     strengths: list[float] = []
     for name, defect in PAIRS[::2]:
-        normal, defective = draw_twins(name, 12, 0, defect)
+        normal, defective = draw_pair(name, 12, 0, defect)
         change = (defective.image.astype(float) - normal.image)[defective.mask]
         signs.append(change.mean() > 0)
         strengths.append(float(np.abs(change).max(-1).mean()))
@@ -201,7 +201,7 @@ def test_whole_image_statistics_do_not_separate_defective_from_normal() -> None:
         kinds = fitting_defects(category)
         rows = [
             statistics_of(
-                draw_picture(name, 5, i, kinds[i // 2 % len(kinds)] if i % 2 else None).image
+                draw_photograph(name, 5, i, kinds[i // 2 % len(kinds)] if i % 2 else None).image
             )
             for i in range(count)
         ]
@@ -219,12 +219,12 @@ def test_whole_image_statistics_do_not_separate_defective_from_normal() -> None:
 
 def test_errors_name_the_valid_choices_in_one_line() -> None:
     calls: list[tuple[Callable[[], object], str]] = [
-        (lambda: draw_picture("unicorn", 0, 0), "oak"),
-        (lambda: draw_picture("oak", 0, 0, "rainbow"), "missing part"),
-        (lambda: draw_picture("grey_granite", 0, 0, "dent"), "crack"),
-        (lambda: draw_twins("oak", 0, 0, "good"), "crack"),
-        (lambda: sentence(("unicorn", "good")), "oak"),
-        (lambda: draw_picture("oak", 0, 0, size=8), "64"),
+        (lambda: draw_photograph("unicorn", 0, 0), "oak"),
+        (lambda: draw_photograph("oak", 0, 0, "rainbow"), "missing part"),
+        (lambda: draw_photograph("grey_granite", 0, 0, "dent"), "crack"),
+        (lambda: draw_pair("oak", 0, 0, "good"), "crack"),
+        (lambda: caption_of(("unicorn", "good")), "oak"),
+        (lambda: draw_photograph("oak", 0, 0, size=8), "64"),
     ]
     for call, choice in calls:
         with pytest.raises(ValueError, match=choice) as error:
@@ -236,12 +236,12 @@ def test_errors_name_the_valid_choices_in_one_line() -> None:
 
 
 def test_captions_are_grammatical() -> None:
-    assert sentence(draw_picture("brass_washer", 0, 0, "dent")) == (
+    assert caption_of(draw_photograph("brass_washer", 0, 0, "dent")) == (
         "a photo of a brass washer with a dent."
     )
     for name in CATEGORIES:
         for defect in ("good", *fitting_defects(CATEGORIES[name])):
-            text = sentence((name, defect))
+            text = caption_of((name, defect))
             assert re.fullmatch(r"a photo of an? [a-z ]+ with(out)? [a-z ]+\.", text)
             assert "_" not in text
             assert "  " not in text
@@ -260,5 +260,5 @@ def test_a_requested_image_needs_few_tries(
 
     monkeypatch.setattr(photographs, "spoil", counted)
     for name, defect in PAIRS[::3]:
-        draw_picture(name, 9, 2, defect)
+        draw_photograph(name, 9, 2, defect)
     assert len(PAIRS[::3]) <= len(tries) < 1.5 * len(PAIRS[::3])

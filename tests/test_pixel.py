@@ -26,7 +26,7 @@ from anomaly_clip.metrics.keys import (
     key_order,
     score_keys,
 )
-from anomaly_clip.metrics.pixel import PIXEL_FIGURES
+from anomaly_clip.metrics.pixel import PIXEL_METRICS
 
 EXTREMES = [0.0, -0.0, 1e-45, -1e-45, 1e-20, 6e-8, 65519.0, 65521.0, 1e30, -1e30, 3.4e38, -3.4e38]
 
@@ -78,7 +78,7 @@ def test_exact_ranking_agrees_with_scikit_learn(seed: int, kind: str, share: flo
     maps, masks = random_maps(seed, kind, share=share)
     masks[0, 0, 0], masks[0, 0, 1] = True, False
     result = evaluate(PixelRanking(), maps, masks)
-    assert result.figures == pytest.approx(second_opinion(maps, masks), abs=1e-9)
+    assert result.metrics == pytest.approx(second_opinion(maps, masks), abs=1e-9)
     assert result.bounds == {}
 
 
@@ -96,7 +96,7 @@ def test_bounds_always_hold(seed: int, kind: str, share: float, fine: bool) -> N
     for name, value in second_opinion(maps, masks).items():
         low, high = result.bounds[name]
         assert low <= value <= high, name
-        assert low <= result.figures[name] <= high, name
+        assert low <= result.metrics[name] <= high, name
 
 
 @settings(max_examples=60)
@@ -114,7 +114,7 @@ def test_half_precision_scores_are_exact(seed: int, kind: str, dtype: torch.dtyp
     maps = torch.where(maps.isfinite(), maps, 1.0)
     result = evaluate(PixelHistogram(), maps, masks)
     assert result.bounds == {}
-    assert result.figures == pytest.approx(second_opinion(maps.double(), masks), abs=1e-12)
+    assert result.metrics == pytest.approx(second_opinion(maps.double(), masks), abs=1e-12)
 
 
 @pytest.mark.parametrize("fine", [False, True])
@@ -127,10 +127,10 @@ def test_streaming_is_close_on_smooth_maps(fine: bool) -> None:
     exact = second_opinion(maps.float(), torch.from_numpy(masks))
     tolerance = 2e-6 if fine else 2e-5  # few pixels, unlike in the benchmark
     for name in ("pixel_auroc", "pixel_pro"):
-        assert result.figures[name] == pytest.approx(exact[name], abs=tolerance)
-    assert result.figures["pixel_ap"] == pytest.approx(exact["pixel_ap"], abs=10 * tolerance)
+        assert result.metrics[name] == pytest.approx(exact[name], abs=tolerance)
+    assert result.metrics["pixel_ap"] == pytest.approx(exact["pixel_ap"], abs=10 * tolerance)
     # The best threshold may lie inside a key.
-    assert result.figures["pixel_f1_max"] == pytest.approx(exact["pixel_f1_max"], abs=2e-4)
+    assert result.metrics["pixel_f1_max"] == pytest.approx(exact["pixel_f1_max"], abs=2e-4)
     width = {name: high - low for name, (low, high) in result.bounds.items()}
     assert max(width.values()) < (1e-3 if fine else 1e-2)
 
@@ -182,7 +182,7 @@ def test_rows_are_separate_and_batches_add_up() -> None:
     results = together.compute()
     for row in range(3):
         alone = evaluate(PixelHistogram(), maps[rows == row], masks[rows == row])
-        assert results[row].figures == pytest.approx(alone.figures, abs=1e-12)
+        assert results[row].metrics == pytest.approx(alone.metrics, abs=1e-12)
 
 
 @pytest.mark.parametrize("kind", [PixelHistogram, PixelRanking])
@@ -192,7 +192,7 @@ def test_stepwise_pro(kind: type[PixelHistogram | PixelRanking], steps: int) -> 
     expected = pro(maps, masks, pro_steps=steps)
     result = evaluate(kind(pro_steps=steps), maps, masks)
     tolerance = 1e-12 if kind is PixelRanking else 2e-4
-    assert result.figures["pixel_pro"] == pytest.approx(expected, abs=tolerance)
+    assert result.metrics["pixel_pro"] == pytest.approx(expected, abs=tolerance)
 
 
 @example(49, "normal", 20, False, 0.05)  # a sum of fractions just above 1
@@ -213,11 +213,11 @@ def test_bounds_of_stepwise_pro_always_hold(
     masks[0, 0, 0] = True
     expected = pro(maps, masks, pro_steps=steps, fpr_limit=limit)
     result = evaluate(PixelHistogram(pro_steps=steps, fine=fine, fpr_limit=limit), maps, masks)
-    if result.figures["pixel_pro"] is None or np.isnan(expected):
+    if result.metrics["pixel_pro"] is None or np.isnan(expected):
         return
     low, high = result.bounds["pixel_pro"]
     assert low <= expected <= high
-    assert low <= result.figures["pixel_pro"] <= high
+    assert low <= result.metrics["pixel_pro"] <= high
 
 
 def test_bounds_of_stepwise_pro_are_narrow_on_smooth_maps() -> None:
@@ -237,26 +237,26 @@ def test_stepwise_pro_of_half_precision_scores_is_exact() -> None:
             result = evaluate(PixelHistogram(pro_steps=200, fine=fine), maps, masks)
             exact = not fine or dtype == torch.float16
             tolerance = 1e-12 if exact else 2e-3
-            assert result.figures["pixel_pro"] == pytest.approx(expected, abs=tolerance)
+            assert result.metrics["pixel_pro"] == pytest.approx(expected, abs=tolerance)
             assert (result.bounds == {}) == exact
 
 
 @pytest.mark.parametrize("kind", [PixelHistogram, PixelRanking])
 def test_edge_cases(kind: type[PixelHistogram | PixelRanking]) -> None:
-    missing = dict.fromkeys(PIXEL_FIGURES)
+    missing = dict.fromkeys(PIXEL_METRICS)
     maps, masks = random_maps(0, "normal")
-    assert evaluate(kind(), maps, torch.zeros_like(masks)).figures == missing
-    assert evaluate(kind(), maps, torch.ones_like(masks)).figures == missing
+    assert evaluate(kind(), maps, torch.zeros_like(masks)).metrics == missing
+    assert evaluate(kind(), maps, torch.ones_like(masks)).metrics == missing
     metric = kind()
     metric.update(maps[:0], masks[:0])
-    assert metric.compute()[0].figures == missing
+    assert metric.compute()[0].metrics == missing
     single = torch.zeros(1, 4, 4, dtype=torch.bool)
     single[0, 0, 0] = True
-    constant = evaluate(kind(), torch.full((1, 4, 4), 2.5), single).figures
+    constant = evaluate(kind(), torch.full((1, 4, 4), 2.5), single).metrics
     assert constant["pixel_auroc"] == 0.5
     assert constant["pixel_pro"] == pytest.approx(0.15)
     assert constant["pixel_f1_max"] == pytest.approx(2 / 17)
-    assert evaluate(kind(pro_steps=200), torch.ones(1, 4, 4), single).figures["pixel_pro"] is None
+    assert evaluate(kind(pro_steps=200), torch.ones(1, 4, 4), single).metrics["pixel_pro"] is None
 
 
 @pytest.mark.parametrize("kind", [PixelHistogram, PixelRanking])
@@ -343,14 +343,14 @@ def test_large_maps() -> None:
     masks = torch.zeros(1, 4096, 4096, dtype=torch.bool)
     masks[0, 1000:1010, 4000:] = True
     result = evaluate(PixelHistogram(), maps, masks)
-    assert result.figures["pixel_auroc"] == pytest.approx(4048 / 4096, abs=2e-3)
+    assert result.metrics["pixel_auroc"] == pytest.approx(4048 / 4096, abs=2e-3)
     constant = PixelHistogram()
     constant.update(torch.zeros(1, 4096, 4096), masks)
     assert int(constant.counts.sum()) == 4096**2  # all in a single key
     beyond = PixelHistogram()
     beyond.update(torch.zeros(1, 4097, 4097), torch.ones(1, 4097, 4097, dtype=torch.bool))
     assert int(beyond.counts.sum()) == 4097**2  # more than float32 can count
-    assert beyond.compute()[0].figures == dict.fromkeys(PIXEL_FIGURES)
+    assert beyond.compute()[0].metrics == dict.fromkeys(PIXEL_METRICS)
 
 
 def test_the_state_is_small_and_adds_up() -> None:
@@ -360,7 +360,7 @@ def test_the_state_is_small_and_adds_up() -> None:
     left.update(maps[:3], masks[:3])
     right.update(maps[3:], masks[3:])
     left.merge_state(right)
-    assert left.compute()[0].figures == pytest.approx(whole.compute()[0].figures, abs=1e-12)
+    assert left.compute()[0].metrics == pytest.approx(whole.compute()[0].metrics, abs=1e-12)
     tensors = [value for value in vars(whole).values() if isinstance(value, Tensor)]
     tensors += [value for value in whole._defaults.values() if isinstance(value, Tensor)]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
@@ -375,7 +375,7 @@ def test_two_processes_equal_a_single_one(tmp_path: Path) -> None:
     start_processes(_run_rank, (tmp_path,), nprocs=2, start_method="fork")
     for rank in range(2):
         metrics = json.loads((tmp_path / f"{rank}.json").read_text())
-        assert metrics == pytest.approx(whole.compute()[0].figures, abs=1e-12)
+        assert metrics == pytest.approx(whole.compute()[0].metrics, abs=1e-12)
 
 
 def _run_rank(rank: int, folder: Path) -> None:
@@ -385,7 +385,7 @@ def _run_rank(rank: int, folder: Path) -> None:
     part = slice(0, 1) if rank else slice(1, 10)
     metric = PixelHistogram(pro_steps=50)
     metric.update(maps[part], masks[part])
-    (folder / f"{rank}.json").write_text(json.dumps(metric.compute()[0].figures))
+    (folder / f"{rank}.json").write_text(json.dumps(metric.compute()[0].metrics))
     metric.update(maps[:0], masks[:0])  # restores the state from before the synchronisation
     assert int(metric.counts.sum()) == maps[part].numel()
     dist.destroy_process_group()

@@ -14,7 +14,7 @@ from anomaly_clip.backbones.clip import CLIPBackbone
 from anomaly_clip.backbones.prompts import (
     PromptEnsemble,
     RVSSettings,
-    embed_sentences,
+    embed_prompts,
     representative_vector,
     text_features,
 )
@@ -35,7 +35,9 @@ def settings(name: str) -> tuple[RVSSettings, str | None]:
 def test_golden_tokens(golden: Callable[[str], Golden], golden_clip: CLIPBackbone) -> None:
     arrays = golden("clip_ad")
     for prompts, kind in zip(
-        PromptEnsemble().sentences(arrays.meta["objects"][0]), ("normal", "abnormal"), strict=True
+        PromptEnsemble().for_category(arrays.meta["objects"][0]),
+        ("normal", "abnormal"),
+        strict=True,
     ):
         expected = arrays.expected[f"text.tokens.{kind}"].long()
         ids = golden_clip.tokenize(prompts)
@@ -68,14 +70,14 @@ def test_golden_representative_vectors(
 
 
 def test_published_numbers_of_prompts() -> None:
-    normal, abnormal = PromptEnsemble().sentences("pipe_fryum")
+    normal, abnormal = PromptEnsemble().for_category("pipe_fryum")
     assert (len(normal), len(abnormal)) == (9 * 22, 10 * 22)
     assert normal[22] == "a cropped photo of the perfect pipe_fryum."
     assert len(set(normal)) == len(normal)
 
 
 def test_prompts_are_ordered_by_state_then_template() -> None:
-    assert SHORT.sentences("nut")[0] == [
+    assert SHORT.for_category("nut")[0] == [
         "a photo of a nut.",
         "the nut.",
         "a photo of a perfect nut.",
@@ -106,7 +108,7 @@ def clusters(*sizes: int) -> torch.Tensor:
 
 def test_other_braces_are_plain_text() -> None:
     prompts = PromptEnsemble(["{}"], ["bad {}"], ["a {x} {}."])
-    assert prompts.sentences("nut {1}") == (["a {x} nut {1}."], ["a {x} bad nut {1}."])
+    assert prompts.for_category("nut {1}") == (["a {x} nut {1}."], ["a {x} bad nut {1}."])
 
 
 def test_dbscan_takes_the_largest_cluster() -> None:
@@ -181,7 +183,7 @@ def test_text_features_are_unit_columns_normal_first(tiny_clip: CLIPBackbone) ->
     features = text_features(tiny_clip, "nut", SHORT, MEAN)
     assert features.shape == (12, 2)
     assert_close(features.norm(dim=0), torch.ones(2))
-    expected = embed_sentences(tiny_clip, SHORT.sentences("nut")[0]).mean(0)
+    expected = embed_prompts(tiny_clip, SHORT.for_category("nut")[0]).mean(0)
     assert_close(features[:, 0], torch.nn.functional.normalize(expected, dim=0))
 
 

@@ -28,7 +28,7 @@ from anomaly_clip.methods.regad_network import (
     augment,
     joined_features,
 )
-from anomaly_clip.metrics.evaluator import FIGURES, Evaluator, Results
+from anomaly_clip.metrics.evaluator import METRICS, Evaluator, Results
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -190,7 +190,7 @@ def test_augmented_pixels_are_normalised_by_the_backbone(backbone: CNNBackbone) 
 
 
 def results(value: float | None) -> Results:
-    metrics = dict.fromkeys(FIGURES, value)
+    metrics = dict.fromkeys(METRICS, value)
     return Results(mean=dict(metrics), categories={"a": dict(metrics)}, intervals={})
 
 
@@ -256,7 +256,7 @@ def test_fit_and_test_from_the_checkpoint_alone(three: Path, tmp_path: Path) -> 
     assert protocol["by_round"] == [
         pytest.approx(metrics_of_round, abs=1e-4) for metrics_of_round in by_hand
     ]
-    for name in FIGURES:
+    for name in METRICS:
         values = [float(metrics_of_round[name]) for metrics_of_round in by_hand]  # type: ignore[arg-type]
         assert metrics["mean"][name] == pytest.approx(np.mean(values), abs=1e-4)
         assert protocol["spread"][name] == pytest.approx(np.std(values, ddof=1), abs=1e-4)

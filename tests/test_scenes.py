@@ -10,7 +10,7 @@ import torch
 from anomaly_clip.data import Demo
 from anomaly_clip.data.scenes import Scenes, crop_and_turn
 from anomaly_clip.demo.canvas import rgb
-from anomaly_clip.demo.photographs import CATEGORIES, DEFECTS, draw_twins
+from anomaly_clip.demo.photographs import CATEGORIES, DEFECTS, draw_pair
 from anomaly_clip.demo.surfaces import vary
 from anomaly_clip.records import Draw
 
@@ -56,7 +56,7 @@ def test_held_out_defects_are_never_shown() -> None:
 
 
 def test_crops_keep_a_part_of_the_defect_and_are_the_same_for_a_pair() -> None:
-    normal, defective = draw_twins("oak", 0, 3, "scratch", 64)
+    normal, defective = draw_pair("oak", 0, 3, "scratch", 64)
     mask = np.zeros((64, 64), bool)
     mask[2, 60] = True  # in a corner
     held = 0

@@ -23,9 +23,9 @@ def test_golden_texts(golden: Callable[[str], Golden]) -> None:
     arrays = load_file(folder / "tab.safetensors")
     listed = json.loads((folder / "tab_sentences.json").read_text())
     official = TABPrompts("first_release", names="keep", text_layout="official_reshape")
-    first = re.escape(official.sentences("NAME")[0][0]).replace("NAME", "(.+)")
+    first = re.escape(official.for_category("NAME")[0][0]).replace("NAME", "(.+)")
     names = [match.group(1) for sentence in listed if (match := re.fullmatch(first, sentence))]
-    generated = [s for name in names for side in official.sentences(name) for s in side]
+    generated = [s for name in names for side in official.for_category(name) for s in side]
     assert list(dict.fromkeys(generated)) == listed
     rows = dict(zip(listed, arrays["sentence_embeddings"], strict=True))
 
@@ -55,14 +55,14 @@ def test_golden_texts(golden: Callable[[str], Golden]) -> None:
     ],
 )
 def test_number_of_prompts_per_preset(preset: Any, normal: int, abnormal: int) -> None:
-    both = TABPrompts(preset).sentences("metal_nut")
+    both = TABPrompts(preset).for_category("metal_nut")
     assert tuple(map(len, both)) == (normal, abnormal)
     assert all("metal nut" in sentence for side in both for sentence in side)
     assert len(PROMPT_SETS) == 6
 
 
 def test_positions_apply_to_defects_only() -> None:
-    normal, abnormal = TABPrompts("two_class", positions=True).sentences("nut")
+    normal, abnormal = TABPrompts("two_class", positions=True).for_category("nut")
     assert normal == ["normal nut."]
     assert len(abnormal) == 6
     assert abnormal[0] == "defect nut. which defect is on the left of it"

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from anomaly_clip.backbones.clip import CLIPBackbone
-from anomaly_clip.backbones.prompts import PromptEnsemble, embed_sentences
+from anomaly_clip.backbones.prompts import PromptEnsemble, embed_prompts
 from anomaly_clip.cli import main
 from anomaly_clip.data import MVTecAD
 from anomaly_clip.methods import WinCLIP, winclip
@@ -38,8 +38,8 @@ def test_golden_text(golden: Callable[[str], Golden], golden_clip: CLIPBackbone)
     name = arrays.meta["object"]
     means = torch.stack(
         [
-            embed_sentences(golden_clip, words, unit_rows=False).mean(dim=0)
-            for words in REIMPL.sentences(name)
+            embed_prompts(golden_clip, words, unit_rows=False).mean(dim=0)
+            for words in REIMPL.for_category(name)
         ]
     )
     close(means, arrays.expected["text_embeddings"])
@@ -106,7 +106,7 @@ def test_golden_few_shot(golden: Callable[[str], Golden], golden_clip: CLIPBackb
 
 
 def test_the_published_lists() -> None:
-    normal, abnormal = PROMPTS.sentences("nut")
+    normal, abnormal = PROMPTS.for_category("nut")
     assert (len(normal), len(abnormal)) == (7 * 22, 4 * 22)
     lines = REIMPL.as_lists()["templates"]
     assert len(lines) == 21

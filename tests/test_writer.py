@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule
 from PIL import Image
 
 from anomaly_clip.cli import main
-from anomaly_clip.metrics import FIGURES
+from anomaly_clip.metrics import METRICS
 from anomaly_clip.recording.writer import RunWriter
 
 Command = Callable[..., list[str]]
@@ -41,7 +41,7 @@ def test_test_leaves_a_complete_run(
     metrics = json.loads((run / "metrics.json").read_text())
     assert set(metrics) == {"mean", "categories", "intervals", "run"}
     assert list(metrics["categories"]) == ["bottle", "metal_nut"]
-    assert set(metrics["mean"]) == set(FIGURES)
+    assert set(metrics["mean"]) == set(METRICS)
     for row in [metrics["mean"], *metrics["categories"].values()]:
         assert all(0 <= value <= 1 for value in row.values())
     assert metrics["run"]["seed"] == 0

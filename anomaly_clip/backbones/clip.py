@@ -235,17 +235,17 @@ class CLIPBackbone(FrozenBackbone):
             )
         return layers
 
-    def tokenize(self, sentences: Sequence[str]) -> Tensor:
+    def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Return token ids int64 ``(M, context length)``, padded with zeros."""
-        return self._tokenize(list(sentences))
+        return self._tokenize(list(prompts))
 
-    def encode_text(self, sentences: Sequence[str]) -> Tensor:
+    def encode_text(self, prompts: Sequence[str]) -> Tensor:
         """Embed prompts as ``(M, D)`` in float32, not normalised, in a single batch.
 
         Positions after the longest prompt are left out. Under the causal mask no token attends to
         later ones, so the result is the same and several times cheaper.
         """
-        ids = self.tokenize(sentences).to(self.mean.device)
+        ids = self.tokenize(prompts).to(self.mean.device)
         with self.out_of_autocast():
             return self._encode_tokens(ids).float()
 

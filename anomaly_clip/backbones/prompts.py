@@ -29,7 +29,7 @@ __all__ = [
     "Method",
     "PromptEnsemble",
     "RVSSettings",
-    "embed_sentences",
+    "embed_prompts",
     "representative_vector",
     "text_features",
 ]
@@ -137,12 +137,12 @@ class PromptEnsemble:
             else templates,
         }
 
-    def sentences(self, name: str) -> tuple[list[str], list[str]]:
+    def for_category(self, name: str) -> tuple[list[str], list[str]]:
         """Return the normal and the abnormal prompts for a category name, ordered by state.
 
         Example:
             >>> from anomaly_clip.backbones.prompts import PromptEnsemble
-            >>> normal, abnormal = PromptEnsemble().sentences("bottle")
+            >>> normal, abnormal = PromptEnsemble().for_category("bottle")
             >>> len(normal), len(abnormal), abnormal[0]
             (198, 220, 'a cropped photo of the damaged bottle.')
         """
@@ -243,7 +243,7 @@ def text_features(
         unit_rows: Whether embeddings are scaled to unit length before the reduction, as in CLIP-AD
             (True), or enter with their length, as in WinCLIP (False).
     """
-    normal, abnormal = prompts.sentences(name)
+    normal, abnormal = prompts.for_category(name)
     rvs = rvs.resolve(dataset_name)
     file = None
     if not backbone.is_random:
@@ -255,7 +255,7 @@ def text_features(
         except (OSError, KeyError, SafetensorError):
             pass  # missing or unreadable: computed below
     title = f"encoding the prompts for {name}"
-    embeddings = embed_sentences(backbone, [*normal, *abnormal], title, unit_rows=unit_rows)
+    embeddings = embed_prompts(backbone, [*normal, *abnormal], title, unit_rows=unit_rows)
     parts = embeddings.split([len(normal), len(abnormal)])
     columns = [representative_vector(rows, rvs) for rows in parts]
     features = torch.stack(columns, dim=1)  # (D, 2)
@@ -268,15 +268,15 @@ def text_features(
     return features
 
 
-def embed_sentences(
+def embed_prompts(
     backbone: CLIPBackbone,
-    sentences: Sequence[str],
+    texts: Sequence[str],
     title: str = "encoding prompts",
     *,
     unit_rows: bool = True,
 ) -> Tensor:
     """Return the embeddings ``(M, D)`` of prompts, optionally of unit length; show progress."""
-    batches = [sentences[start : start + 64] for start in range(0, len(sentences), 64)]
+    batches = [texts[start : start + 64] for start in range(0, len(texts), 64)]
     with torch.no_grad():
         rows = torch.cat([backbone.encode_text(batch) for batch in track(batches, title)])
     return unit(rows) if unit_rows else rows

@@ -178,12 +178,12 @@ class TABPrompts:
     text_layout: Literal["transpose", "official_reshape"] = "transpose"
     centered: Literal["no", "sides", "all"] = "no"
 
-    def sentences(self, name: str) -> tuple[list[str], list[str]]:
+    def for_category(self, name: str) -> tuple[list[str], list[str]]:
         """Return the normal and the abnormal prompts of a class, ordered by state.
 
         Example:
             >>> from anomaly_clip.backbones.tab_prompts import TABPrompts
-            >>> normal, abnormal = TABPrompts().sentences("metal_nut")
+            >>> normal, abnormal = TABPrompts().for_category("metal_nut")
             >>> len(normal), len(abnormal), abnormal[0]
             (224, 224, 'a photo of a not good metal nut.')
         """
@@ -230,7 +230,7 @@ def text_matrices(
     def scrambled(rows: Tensor) -> Tensor:
         return rows.T.reshape(rows.shape) if prompts.text_layout == "official_reshape" else rows
 
-    both = [prompts.sentences(name) for name in names]
+    both = [prompts.for_category(name) for name in names]
     sides = [
         torch.stack([vector(texts) for texts in side])
         for side in zip(*both, strict=True)

@@ -28,8 +28,8 @@ from anomaly_clip.errors import UserError, user_errors
 from anomaly_clip.files import write_csv, write_json
 from anomaly_clip.methods.cnn_method import CNNMethod
 from anomaly_clip.methods.linear_probe import LinearProbe
-from anomaly_clip.metrics.classification import CLASS_FIGURES
-from anomaly_clip.metrics.evaluator import Figures, with_means
+from anomaly_clip.metrics.classification import CLASS_METRICS
+from anomaly_clip.metrics.evaluator import MetricValues, with_means
 from anomaly_clip.progress import say, track, wide_console
 from anomaly_clip.report.metrics_table import heading, percent
 from anomaly_clip.results.folder import METRICS_FILE, create_run_folder
@@ -37,7 +37,7 @@ from anomaly_clip.results.warnings import RANDOM_WARNING, selection_warning
 
 __all__ = ["run_compare"]
 
-PRINTED_METRICS = ("image_auroc", "pixel_auroc", *CLASS_FIGURES)
+PRINTED_METRICS = ("image_auroc", "pixel_auroc", *CLASS_METRICS)
 """Metrics of the printed table: those of the paper that the run has. The files contain all."""
 OPTIONS_FILE = "compare.json"
 """Record of the compared weights and the options."""
@@ -176,7 +176,9 @@ def _check_buildable(
         plan.writer.abandon()
         _ = plan.datamodule.categories
         method = plan.model
-        backbone = method.asked_backbone if isinstance(method, (CNNMethod, LinearProbe)) else None
+        backbone = (
+            method.backbone_settings if isinstance(method, (CNNMethod, LinearProbe)) else None
+        )
         if layer and backbone is not None:
             CNNBackbone(backbone.name, backbone.weights, [layer])
 
@@ -198,7 +200,7 @@ def _read_metrics(folder: Path) -> RunMetrics:
 
 def _comparison_rows(
     runs: Mapping[str, RunMetrics], categories: Sequence[str]
-) -> dict[str, dict[str, Figures]]:
+) -> dict[str, dict[str, MetricValues]]:
     """Return metrics by category (``mean``: the mean over ``categories``) and label of weights."""
     results = {
         label: with_means({name: run["categories"][name] for name in categories}, {})
@@ -212,7 +214,7 @@ def _comparison_rows(
 
 
 def _write_comparison(
-    folder: Path, runs: Mapping[str, RunMetrics], rows: Mapping[str, Mapping[str, Figures]]
+    folder: Path, runs: Mapping[str, RunMetrics], rows: Mapping[str, Mapping[str, MetricValues]]
 ) -> None:
     """Write all metrics as CSV, one row per category and backbone, and as JSON."""
     names = list(next(iter(runs.values()))["mean"])
@@ -227,7 +229,7 @@ def _write_comparison(
 
 
 def _comparison_table(
-    runs: Mapping[str, RunMetrics], rows: Mapping[str, Mapping[str, Figures]]
+    runs: Mapping[str, RunMetrics], rows: Mapping[str, Mapping[str, MetricValues]]
 ) -> Table:
     """Return the printed table, with differences to the first run."""
     first, *others = runs

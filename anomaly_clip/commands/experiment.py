@@ -135,7 +135,7 @@ class RunLogger(CSVLogger):
         """Folder of the log."""
         logs = self._writer.folder / "logs"
         # Several verbs may log into a folder that the user has chosen.
-        return str(logs if self._writer.asked_folder is None else logs / self._verb)
+        return str(logs if self._writer.requested_folder is None else logs / self._verb)
 
 
 def _json(value: Any) -> str:

@@ -19,7 +19,7 @@ from anomaly_clip.backbones.prompts import (
     Method,
     PromptEnsemble,
     RVSSettings,
-    embed_sentences,
+    embed_prompts,
     representative_vector,
 )
 from anomaly_clip.commands.parsing import parse_words, verb_parser
@@ -34,10 +34,10 @@ from anomaly_clip.progress import track
 from anomaly_clip.records import DEMO
 from anomaly_clip.results.warnings import DEMO_REMARK, RANDOM_WARNING
 
-__all__ = ["SentenceEffect", "run_prompts", "sentence_effects"]
+__all__ = ["PromptEffect", "prompt_effects", "run_prompts"]
 
 
-class SentenceEffect(NamedTuple):
+class PromptEffect(NamedTuple):
     """Effect of one prompt on the scores."""
 
     abnormal: bool
@@ -99,18 +99,18 @@ def run_prompts(words: Sequence[str]) -> int:
             small = resize_image(image, sdp.image_size).copy()
             pixels = torch.from_numpy(small).permute(2, 0, 1)[None]
         category = dataset_info(config.data_set).words.get(config.category, config.category)
-        rows, distances = sentence_effects(sdp, category, pixels, config.data_set)
+        rows, distances = prompt_effects(sdp, category, pixels, config.data_set)
         if config.file is not None:
             table = ([int(row.abnormal), *row[1:]] for row in rows)
-            write_csv(Path(config.file), SentenceEffect._fields, table)
+            write_csv(Path(config.file), PromptEffect._fields, table)
     show(rows, distances, sdp.backbone, category, config.top)
     return 0
 
 
 @torch.no_grad()
-def sentence_effects(
+def prompt_effects(
     sdp: SDP, category: str, pixels: Tensor | None = None, dataset_name: str | None = None
-) -> tuple[list[SentenceEffect], dict[str, float]]:
+) -> tuple[list[PromptEffect], dict[str, float]]:
     """Compute the effect of each prompt of a category.
 
     Args:
@@ -123,8 +123,8 @@ def sentence_effects(
         One row per prompt, and the angle between the representative vectors in degrees by method.
         The effect of a prompt is the score with it minus the score without it.
     """
-    lists = sdp.prompts.sentences(category)
-    embedded = [embed_sentences(sdp.backbone, sentences) for sentences in lists]
+    lists = sdp.prompts.for_category(category)
+    embedded = [embed_prompts(sdp.backbone, prompts) for prompts in lists]
     distances = {}
     for method in get_args(Method):
         rvs = sdp.rvs if method == sdp.rvs.method else RVSSettings(method)
@@ -146,7 +146,7 @@ def sentence_effects(
     places = [(k, number) for k in (0, 1) for number in range(len(lists[k]))]
     for k, number in track(places, "weighing prompts"):
         part = embedded[k]
-        row = SentenceEffect(bool(k), lists[k][number], float(part[number] @ vectors[k]))
+        row = PromptEffect(bool(k), lists[k][number], float(part[number] @ vectors[k]))
         if whole is not None:
             row = row._replace(similarity=float(unit(class_token)[0] @ part[number]))
             if len(part) > 1:
@@ -168,7 +168,7 @@ def _vector(rows: Tensor, rvs: RVSSettings, dataset_name: str | None) -> Tensor:
 
 
 def show(
-    rows: Sequence[SentenceEffect],
+    rows: Sequence[PromptEffect],
     distances: dict[str, float],
     backbone: CLIPBackbone,
     category: str,

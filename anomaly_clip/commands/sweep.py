@@ -41,7 +41,7 @@ from anomaly_clip.commands.sweep_record import (
 from anomaly_clip.errors import UserError, reason, suggest, user_errors
 from anomaly_clip.files import atomic_path, write_json
 from anomaly_clip.methods.base import AnomalyMethod
-from anomaly_clip.metrics.evaluator import FIGURES
+from anomaly_clip.metrics.evaluator import METRICS
 from anomaly_clip.progress import say, track
 from anomaly_clip.results.folder import create_run_folder
 
@@ -246,8 +246,8 @@ def _check_goal(plan: DryRunCLI, sweep: Sweep) -> None:
             f"{sweep.file}: metric.name {sweep.metric}: these runs have no validation split: add "
             f"one to the command, such as --data.val_split synthetic"
         )
-    if kind == "val" and isinstance(plan.model, AnomalyMethod) and metric not in FIGURES:
-        logged = [f"val/{name}" for name in FIGURES]
+    if kind == "val" and isinstance(plan.model, AnomalyMethod) and metric not in METRICS:
+        logged = [f"val/{name}" for name in METRICS]
         method = type(plan.model).__name__
         raise ValueError(
             f"{sweep.file}: metric.name: {method} logs no {sweep.metric}; "

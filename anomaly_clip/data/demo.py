@@ -16,7 +16,7 @@ from anomaly_clip.data.dataset import AnomalyData, Reader, Sample, Split
 from anomaly_clip.data.file_hashes import DuplicatePair
 from anomaly_clip.data.samplers import EpochSampler
 from anomaly_clip.data.scenes import Scenes
-from anomaly_clip.demo.photographs import CATEGORIES, DEFECTS, NAME_OF_WORDS, draw_picture
+from anomaly_clip.demo.photographs import CATEGORIES, DEFECTS, NAME_OF_WORDS, draw_photograph
 from anomaly_clip.demo.surfaces import fitting_defects
 from anomaly_clip.errors import check_at_least
 from anomaly_clip.records import Batch
@@ -179,5 +179,5 @@ def _draw_sample(
     sample: Sample, seed: int, size: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
     index = int(Path(sample.image).stem)
-    picture = draw_picture(NAME_OF_WORDS[sample.category], seed, index, sample.defect, size)
+    picture = draw_photograph(NAME_OF_WORDS[sample.category], seed, index, sample.defect, size)
     return picture.image, picture.mask

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from anomaly_clip.demo.photographs import CATEGORIES, NAME_OF_WORDS, draw_twins
+from anomaly_clip.demo.photographs import CATEGORIES, NAME_OF_WORDS, draw_pair
 from anomaly_clip.demo.surfaces import FAMILIES, fitting_defects, vary
 from anomaly_clip.records import Draw
 
@@ -97,7 +97,7 @@ class Scenes(Dataset[ScenePair]):
         look = CATEGORIES[NAME_OF_WORDS[category]]
         if rng.random() < VARIED:
             look = vary(look, rng)
-        normal, defective = draw_twins(
+        normal, defective = draw_pair(
             NAME_OF_WORDS[category], self.seed, number, defect, self.picture_size, look
         )
         image, synthetic, mask = crop_and_turn(

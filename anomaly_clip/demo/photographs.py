@@ -31,9 +31,9 @@ __all__ = [
     "NAME_OF_WORDS",
     "Category",
     "Photograph",
-    "draw_picture",
-    "draw_twins",
-    "sentence",
+    "caption_of",
+    "draw_pair",
+    "draw_photograph",
 ]
 
 VISIBLE = 6  # grey levels: above the sensor noise (0.5 to 4.5), and the eye sees 1 % of the range
@@ -116,19 +116,19 @@ class Photograph(NamedTuple):
     """One of `DEFECTS`, or ``good``."""
 
 
-def draw_picture(
+def draw_photograph(
     category: str, seed: int, index: int, defect: str | None = None, size: int = 128
 ) -> Photograph:
     """Draw one image; ``defect`` is None or ``good`` for a normal one.
 
-    >>> photo = draw_picture("brass_washer", seed=0, index=3, defect="scratch")
+    >>> photo = draw_photograph("brass_washer", seed=0, index=3, defect="scratch")
     >>> photo.image.shape, bool(photo.mask.any())
     ((128, 128, 3), True)
     """
     return _draw(category, seed, index, defect, size)[-1]
 
 
-def draw_twins(
+def draw_pair(
     category: str,
     seed: int,
     index: int,
@@ -154,15 +154,15 @@ def draw_twins(
     return normal, defective
 
 
-def sentence(picture: Photograph | tuple[str, str]) -> str:
+def caption_of(photograph: Photograph | tuple[str, str]) -> str:
     """Return a caption for an image, or for a pair of category and defect.
 
-    >>> sentence(("oak", "missing part"))
+    >>> caption_of(("oak", "missing part"))
     'a photo of an oak wood board with a missing part.'
-    >>> sentence(("oak", "good"))
+    >>> caption_of(("oak", "good"))
     'a photo of an oak wood board without defect.'
     """
-    name, defect = picture[-2:]  # also the last two fields of a Photograph
+    name, defect = photograph[-2:]  # also the last two fields of a Photograph
     _check(name, defect)
     words = CATEGORIES[name].words
     if defect == "good":
@@ -219,10 +219,10 @@ def _draw(
     scene = _blur(_expose(surface, light, camera), camera)
     grain = _sensor_noise(np.random.default_rng([*key, _SENSOR]), size, camera)
     normal = _develop(scene, grain)
-    twin = Photograph(normal, np.zeros((size, size), np.bool_), category, "good")
+    defect_free = Photograph(normal, np.zeros((size, size), np.bool_), category, "good")
     if defect == "good":
-        return (twin,)
-    best, least_miss = twin, math.inf
+        return (defect_free,)
+    best, least_miss = defect_free, math.inf
     for attempt in range(TRIES):
         rng = np.random.default_rng([*key, _DEFECT, DEFECTS.index(defect), attempt])
         rows, columns, spoilt = spoil(surface, defect, light, rng, attempt / TRIES)
@@ -236,14 +236,14 @@ def _draw(
         share, strength = count / size**2, float((difference * mask).sum()) / count
         miss = max(SHARES[0] / share, share / SHARES[1], LEAST_CHANGE / max(strength, 0.1))
         if miss < least_miss:
-            best = Photograph(normal.copy(), np.zeros_like(twin.mask), category, defect)
+            best = Photograph(normal.copy(), np.zeros_like(defect_free.mask), category, defect)
             cv2.copyTo(changed, mask, best.image[part])
             best.mask[part] = mask
             least_miss = miss
         if miss <= 1:
             break
     assert best.mask.any()
-    return twin, best
+    return defect_free, best
 
 
 def _draw_light(rng: np.random.Generator) -> Light:

@@ -52,12 +52,12 @@ class CNNMethod(AnomalyMethod, ABC):
         super().__init__(evaluator)
         check_at_least("model.image_size", image_size, 32)
         if isinstance(backbone, CNNBackbone):
-            self.asked_backbone = backbone.settings
+            self.backbone_settings = backbone.settings
             self.backbone = backbone
         else:
             # Plain dictionaries come from checkpoints.
             settings = backbone if isinstance(backbone, CNNSettings) else CNNSettings(**backbone)
-            self.asked_backbone = settings
+            self.backbone_settings = settings
             # Layers after the last one listed are not computed.
             self.backbone = CNNBackbone.of(
                 replace(settings, layers=settings.layers or list(layers))

@@ -282,7 +282,7 @@ class Contrastive(LightningModule):
             for kind in (None, defect)
         ]
         captions = [self.captions.draw(image, rng) for image in labelled]
-        words = unit(self.backbone.encode_text([caption.sentence for caption in captions]))
+        words = unit(self.backbone.encode_text([caption.text for caption in captions]))
         # The captions of a class are reduced to one direction, as in zero-shot methods.
         text = torch.stack([unit(words[0::2].mean(0)), unit(words[1::2].mean(0))], dim=1)  # (D, 2)
 

@@ -28,7 +28,7 @@ class ImageLabels(NamedTuple):
 class Caption(NamedTuple):
     """A caption and its claims; None claims nothing."""
 
-    sentence: str
+    text: str
     abnormal: bool
     category: str | None
     defect: str | None
@@ -81,13 +81,13 @@ class Captions:
         tone = image.tone if rng.random() < 0.7 else None
         templates = self.templates[tone] or self.templates[None]
         words = state.replace("{}", noun)
-        sentence = templates[rng.integers(len(templates))].replace("{}", words)
-        return Caption(sentence, image.defect is not None, category, defect, tone)
+        text = templates[rng.integers(len(templates))].replace("{}", words)
+        return Caption(text, image.defect is not None, category, defect, tone)
 
     def same(self, category: str, count: int, rng: np.random.Generator) -> list[str]:
         """Return random normal prompts of any tone, all with the same noun."""
         noun, _ = self._noun(category, rng)
-        normal, _ = self.prompts.sentences(noun)
+        normal, _ = self.prompts.for_category(noun)
         return [normal[number] for number in rng.integers(len(normal), size=count)]
 
     def lasting(self) -> list[str]:

@@ -32,7 +32,7 @@ from anomaly_clip.methods.evaluated import (
 )
 from anomaly_clip.methods.linear_probe_classes import check_same, check_shown
 from anomaly_clip.methods.linear_probe_optim import ProbeOptim
-from anomaly_clip.metrics.classification import CLASS_FIGURES, CONFUSION, Targets, class_metrics
+from anomaly_clip.metrics.classification import CLASS_METRICS, CONFUSION, Targets, class_metrics
 from anomaly_clip.metrics.evaluator import with_means
 from anomaly_clip.progress import track
 from anomaly_clip.records import RANDOM, Batch, LoaderNeeds, WeightsRecord
@@ -88,10 +88,10 @@ class LinearProbe(EvaluatedModule):
         check_at_least("model.image_size", image_size, 32)
         check_at_least("model.seed", seed, 0)
         if isinstance(backbone, CNNBackbone):
-            self.asked_backbone = backbone.settings
+            self.backbone_settings = backbone.settings
         else:
             # Plain dictionaries come from checkpoints.
-            self.asked_backbone = (
+            self.backbone_settings = (
                 backbone if isinstance(backbone, CNNSettings) else CNNSettings(**backbone)
             )
         self.image_size = image_size
@@ -111,7 +111,7 @@ class LinearProbe(EvaluatedModule):
         self._counts: Tensor | None = None
         self.save_hyperparameters(
             {
-                "backbone": asdict(self.asked_backbone),
+                "backbone": asdict(self.backbone_settings),
                 "image_size": image_size,
                 "frozen": frozen,
                 "cache_features": cache_features,
@@ -132,7 +132,7 @@ class LinearProbe(EvaluatedModule):
         if isinstance(backbone, CNNBackbone):
             self.backbone = backbone
         else:
-            self.backbone = CNNBackbone.of(replace(self.asked_backbone, layers=[layer]))
+            self.backbone = CNNBackbone.of(replace(self.backbone_settings, layers=[layer]))
         if layer not in self.backbone.channels or layer in self.backbone.strides:
             raise ValueError(
                 f"model.backbone.layers must name a layer that is not spatial for LinearProbe, "
@@ -146,7 +146,7 @@ class LinearProbe(EvaluatedModule):
         Raises:
             ValueError: If the network is not a ResNet, or another layer than pooled is to be read.
         """
-        name = self.asked_backbone.name
+        name = self.backbone_settings.name
         self.encoder = load_network(name, RANDOM)
         is_resnet = all(hasattr(self.encoder, part) for part in ("conv1", "layer4", "fc"))
         if not is_resnet or self._layers() != [POOLED]:
@@ -157,15 +157,18 @@ class LinearProbe(EvaluatedModule):
             )
         self.width = int(self.encoder.fc.weight.shape[1])  # type: ignore[union-attr,index]
         self.encoder.fc = nn.Identity()
-        for key, values in (("mean", self.asked_backbone.mean), ("std", self.asked_backbone.std)):
+        for key, values in (
+            ("mean", self.backbone_settings.mean),
+            ("std", self.backbone_settings.std),
+        ):
             self.register_buffer(key, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
-        random = self.asked_backbone.weights == RANDOM
+        random = self.backbone_settings.weights == RANDOM
         self._start = WeightsRecord(
-            backbone=name, pretrained=self.asked_backbone.weights, random=random, sha256=None
+            backbone=name, pretrained=self.backbone_settings.weights, random=random, sha256=None
         )
 
     def _layers(self) -> list[str]:
-        layers = self.asked_backbone.layers or [POOLED]
+        layers = self.backbone_settings.layers or [POOLED]
         if len(layers) != 1:
             raise ValueError(
                 f"model.backbone.layers must name a single layer for LinearProbe, such as pooled, "
@@ -238,7 +241,7 @@ class LinearProbe(EvaluatedModule):
             if dtype is not None:
                 self.backbone.cast(dtype)
         elif stage == "fit" and not self._start["random"]:
-            start = load_network(self.asked_backbone.name, self.asked_backbone.weights)
+            start = load_network(self.backbone_settings.name, self.backbone_settings.weights)
             start.fc = nn.Identity()
             self.encoder.load_state_dict(start.state_dict())
             self._start["sha256"] = fingerprint(self.encoder)
@@ -383,7 +386,7 @@ class LinearProbe(EvaluatedModule):
         values = self.metrics.compute()
         self.metrics.reset()
         self._counts = values[CONFUSION].cpu()
-        metrics: dict[str, float | None] = {name: float(values[name]) for name in CLASS_FIGURES}
+        metrics: dict[str, float | None] = {name: float(values[name]) for name in CLASS_METRICS}
         assert self.data is not None
         [category] = self.data.categories
         self.results = with_means({category: metrics}, {})

@@ -80,7 +80,7 @@ class PaDiM(FittedMethod):
         self.register_buffer("channels", torch.tensor(chosen))
         self.save_hyperparameters(ignore=["backbone", "layers", "evaluator"])
         self.save_hyperparameters(
-            {"backbone": asdict(self.asked_backbone), "layers": list(self.layers)}
+            {"backbone": asdict(self.backbone_settings), "layers": list(self.layers)}
         )
         self._moments = RunningMoments()
 

@@ -100,7 +100,7 @@ class PatchCore(FittedMethod):
         self.bank_type = getattr(torch, bank_type)
         self.save_hyperparameters(ignore=["backbone", "layers", "evaluator"])
         self.save_hyperparameters(
-            {"backbone": asdict(self.asked_backbone), "layers": list(self.layers)}
+            {"backbone": asdict(self.backbone_settings), "layers": list(self.layers)}
         )
         self._parts: list[tuple[Tensor, Tensor]] = []
 

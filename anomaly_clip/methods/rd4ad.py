@@ -67,7 +67,7 @@ class RD4AD(TrainedMethod):
             raise ValueError(
                 f"RD4AD needs three layers, each half as wide as the one before, and the last of "
                 f"an even width of 4 or more, but model.layers {self.layers} of "
-                f"{self.asked_backbone.name} are {sizes} positions wide at model.image_size "
+                f"{self.backbone_settings.name} are {sizes} positions wide at model.image_size "
                 f"{image_size}: change model.layers or model.image_size"
             )
         check_at_least("model.sigma", sigma, 0)
@@ -78,11 +78,11 @@ class RD4AD(TrainedMethod):
         channels = [self.backbone.channels[layer] for layer in self.layers]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # independent of random numbers used by the backbone
-            self.bottleneck = OneClassBottleneck(channels, self.asked_backbone.name)
-            self.student = Student(channels, self.asked_backbone.name)
+            self.bottleneck = OneClassBottleneck(channels, self.backbone_settings.name)
+            self.student = Student(channels, self.backbone_settings.name)
         self.save_hyperparameters(ignore=["backbone", "layers", "evaluator"])
         self.save_hyperparameters(
-            {"backbone": asdict(self.asked_backbone), "layers": list(self.layers)}
+            {"backbone": asdict(self.backbone_settings), "layers": list(self.layers)}
         )
 
     def _sizes(self, image_size: int) -> list[int]:

@@ -33,10 +33,10 @@ from anomaly_clip.methods.regad_network import (
     predictor,
 )
 from anomaly_clip.metrics.evaluator import (
-    FIGURES,
+    METRICS,
     Evaluator,
     EvaluatorSettings,
-    Figures,
+    MetricValues,
     Results,
     with_means,
 )
@@ -140,9 +140,9 @@ class RegAD(TrainedMethod):
         """Data set and categories used for training."""
         self._gaussians: dict[str, FewSampleGaussians] = {}
         self._round = 0
-        self._by_round: list[Figures] = []
+        self._by_round: list[MetricValues] = []
         self.save_hyperparameters(ignore=["backbone", "evaluator"])
-        self.save_hyperparameters({"backbone": asdict(self.asked_backbone)})
+        self.save_hyperparameters({"backbone": asdict(self.backbone_settings)})
 
     # -- data requirements -----------------------------------------------------------------------
 
@@ -413,18 +413,18 @@ def averaged(rounds: Sequence[Results]) -> Results:
     categories = {
         category: {
             name: _of_all([results["categories"][category][name] for results in rounds], fmean)
-            for name in FIGURES
+            for name in METRICS
         }
         for category in rounds[0]["categories"]
     }
     return with_means(categories, {})
 
 
-def spread(rounds: Sequence[Figures]) -> Figures:
+def spread(rounds: Sequence[MetricValues]) -> MetricValues:
     """Return the standard deviation of each metric over several evaluations, None for one."""
     if len(rounds) < 2:
-        return dict.fromkeys(FIGURES)
-    return {name: _of_all([metrics[name] for metrics in rounds], stdev) for name in FIGURES}
+        return dict.fromkeys(METRICS)
+    return {name: _of_all([metrics[name] for metrics in rounds], stdev) for name in METRICS}
 
 
 def _of_all(

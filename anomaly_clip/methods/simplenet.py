@@ -102,7 +102,7 @@ class SimpleNet(TrainedMethod):
         self.automatic_optimization = False  # two optimisers share one loss
         self.save_hyperparameters(ignore=["backbone", "layers", "evaluator"])
         self.save_hyperparameters(
-            {"backbone": asdict(self.asked_backbone), "layers": list(self.layers)}
+            {"backbone": asdict(self.backbone_settings), "layers": list(self.layers)}
         )
 
     @torch.no_grad()

@@ -1,12 +1,12 @@
 """Anomaly detection metrics: pure functions, and the evaluator that applies them per category."""
 
-from anomaly_clip.metrics.evaluator import FIGURES, Evaluator, EvaluatorSettings, Results
+from anomaly_clip.metrics.evaluator import METRICS, Evaluator, EvaluatorSettings, Results
 from anomaly_clip.metrics.image import auroc, average_precision, f1_max
 from anomaly_clip.metrics.pixel import PixelHistogram, PixelRanking
 from anomaly_clip.metrics.pro import pro
 
 __all__ = [
-    "FIGURES",
+    "METRICS",
     "Evaluator",
     "EvaluatorSettings",
     "PixelHistogram",

@@ -18,7 +18,7 @@ from anomaly_clip.metrics.bins import Bounds
 from anomaly_clip.metrics.curves import Curves, image_curves
 from anomaly_clip.metrics.image import auroc, average_precision, bootstrap_auroc, f1_max
 from anomaly_clip.metrics.pixel import (
-    PIXEL_FIGURES,
+    PIXEL_METRICS,
     PixelHistogram,
     PixelRanking,
     PixelResult,
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
     from typing_extensions import Self  # in typing since Python 3.11
 
 __all__ = [
-    "FIGURES",
+    "METRICS",
     "Evaluator",
     "EvaluatorSettings",
-    "Figures",
+    "MetricValues",
     "Results",
     "mean_defined",
     "with_means",
 ]
 
-FIGURES = (
+METRICS = (
     "image_auroc",
     "image_ap",
     "image_f1_max",
@@ -52,7 +52,7 @@ FIGURES = (
 )
 """Names under which metrics are logged, saved and printed, in this order."""
 
-Figures = dict[str, float | None]
+MetricValues = dict[str, float | None]
 """Metric values by name, fractions in 0..1; None if undefined (a single class)."""
 
 
@@ -100,9 +100,9 @@ class EvaluatorSettings:
 class Results(TypedDict):
     """Metrics of one evaluation."""
 
-    mean: Figures
+    mean: MetricValues
     """Unweighted mean over the categories in which a metric is defined."""
-    categories: dict[str, Figures]
+    categories: dict[str, MetricValues]
     intervals: dict[str, Bounds]
     """By category and for their ``mean``: certified bounds of pixel metrics that are not exact. By
     category, if requested: ``image_auroc_bootstrap``."""
@@ -271,7 +271,7 @@ class Evaluator(Metric):
             )
         pixels = self._pixel_results(bool(len(pixel_index)))
         settings = self.settings
-        categories: dict[str, Figures] = {}
+        categories: dict[str, MetricValues] = {}
         intervals: dict[str, Bounds] = {}
         self.curves = {}
         places: dict[str, list[int]] = {}
@@ -293,7 +293,7 @@ class Evaluator(Metric):
                 "image_auroc": _defined(auroc(score, label)),
                 "image_ap": _defined(average_precision(score, label)),
                 "image_f1_max": _defined(f1_max(score, label)),
-                **pixels[row].figures,
+                **pixels[row].metrics,
             }
             if bounds:
                 intervals[name] = bounds
@@ -303,7 +303,7 @@ class Evaluator(Metric):
 
     def _pixel_results(self, any_seen: bool) -> list[PixelResult]:
         if not any_seen:  # by no process
-            return [PixelResult(dict.fromkeys(PIXEL_FIGURES), {})] * len(self.categories)
+            return [PixelResult(dict.fromkeys(PIXEL_METRICS), {})] * len(self.categories)
         with warnings.catch_warnings():
             # A process that saw no pixels still has to take part in the synchronisation.
             warnings.filterwarnings("ignore", "The ``compute`` method of metric")
@@ -352,7 +352,7 @@ def _defined(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def with_means(categories: dict[str, Figures], intervals: dict[str, Bounds]) -> Results:
+def with_means(categories: dict[str, MetricValues], intervals: dict[str, Bounds]) -> Results:
     """Return the metrics of categories with their means and the bounds of the means.
 
     Args:
@@ -360,7 +360,7 @@ def with_means(categories: dict[str, Figures], intervals: dict[str, Bounds]) -> 
         intervals: Bounds by category, where there are any.
     """
     intervals = dict(intervals)
-    if any(name in bounds for bounds in intervals.values() for name in PIXEL_FIGURES):
+    if any(name in bounds for bounds in intervals.values() for name in PIXEL_METRICS):
         intervals["mean"] = _mean_bounds(categories, intervals)
     rows = list(categories.values())
     mean = {name: mean_defined(row[name] for row in rows) for name in rows[0]}
@@ -379,10 +379,10 @@ def mean_defined(values: Iterable[float | None]) -> float | None:
     return math.fsum(defined) / len(defined) if defined else None
 
 
-def _mean_bounds(categories: dict[str, Figures], intervals: dict[str, Bounds]) -> Bounds:
+def _mean_bounds(categories: dict[str, MetricValues], intervals: dict[str, Bounds]) -> Bounds:
     """Return the bounds of the means of pixel metrics."""
     bounds: Bounds = {}
-    for name in PIXEL_FIGURES:
+    for name in PIXEL_METRICS:
         ends = [
             intervals.get(category, {}).get(name, (value, value))
             for category, metrics in categories.items()

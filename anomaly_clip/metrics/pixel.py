@@ -64,7 +64,7 @@ from anomaly_clip.metrics.pro import (
 from anomaly_clip.progress import track
 
 __all__ = [
-    "PIXEL_FIGURES",
+    "PIXEL_METRICS",
     "Bounds",
     "PixelHistogram",
     "PixelRanking",
@@ -73,7 +73,7 @@ __all__ = [
     "gather_any",
 ]
 
-PIXEL_FIGURES = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_pro")
+PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_pro")
 
 ROUNDING = 1e-12
 """Rounding error of sums in double precision; bounds are widened by it."""
@@ -82,8 +82,8 @@ ROUNDING = 1e-12
 class PixelResult(NamedTuple):
     """Metrics of one row."""
 
-    figures: dict[str, float | None]
-    """Metric values by the names of `PIXEL_FIGURES`; None if undefined (a single class)."""
+    metrics: dict[str, float | None]
+    """Metric values by the names of `PIXEL_METRICS`; None if undefined (a single class)."""
     bounds: Bounds
     """Certified bounds; empty if the metrics are exact."""
     curves: Curves = MappingProxyType({})
@@ -250,7 +250,7 @@ class PixelHistogram(Metric):
             normal=(counts - positives)[occupied],
             regions=regions[occupied],
         )
-        metrics: dict[str, float | None] = dict.fromkeys(PIXEL_FIGURES)
+        metrics: dict[str, float | None] = dict.fromkeys(PIXEL_METRICS)
         ranking = bins.ranking()
         if not ranking.defined:
             return PixelResult(metrics, {})
@@ -363,7 +363,7 @@ class PixelRanking(Metric):
         return [self._row_result(row) for row in track(range(self.num_rows), "pixel metrics")]
 
     def _row_result(self, row: int) -> PixelResult:
-        metrics: dict[str, float | None] = dict.fromkeys(PIXEL_FIGURES)
+        metrics: dict[str, float | None] = dict.fromkeys(PIXEL_METRICS)
         scores, defect, weight = (
             concatenated(self._state(name, row)) for name in ("scores", "defect", "weight")
         )
@@ -376,7 +376,7 @@ class PixelRanking(Metric):
         ranking = rank_sorted(ordered, hit)
         overlap = area_under_pro(ordered, hit, weights, self.fpr_limit, self.pro_steps, ranking)
         values = (ranking.auroc(), ranking.average_precision(), ranking.f1_max(), overlap)
-        for name, value in zip(PIXEL_FIGURES, values, strict=True):
+        for name, value in zip(PIXEL_METRICS, values, strict=True):
             metrics[name] = None if math.isnan(value) else value
         curves = pixel_curves(*sampled_counts(ordered, hit, weights), fpr_limit=self.fpr_limit)
         return PixelResult(metrics, {}, curves)

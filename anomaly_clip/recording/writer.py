@@ -92,7 +92,7 @@ class RunWriter(Callback):
         self.resumed = False
         """True if a fit continues from a checkpoint; set by the command line."""
         self.seed: int | None = None
-        self.asked_folder = None if folder is None else Path(folder).expanduser()
+        self.requested_folder = None if folder is None else Path(folder).expanduser()
         self._folder: Path | None = None
         self._existed = False
         self._records: ImageRecords | None = None
@@ -103,10 +103,10 @@ class RunWriter(Callback):
         if self._folder is None:
             # The other processes get the path in setup, and write nothing before.
             first = getattr(rank_zero_only, "rank", 0) == 0
-            if self.asked_folder is not None:
-                self._existed = self.asked_folder.exists()
-                self.asked_folder.mkdir(parents=True, exist_ok=True)
-                self._folder = self.asked_folder
+            if self.requested_folder is not None:
+                self._existed = self.requested_folder.exists()
+                self.requested_folder.mkdir(parents=True, exist_ok=True)
+                self._folder = self.requested_folder
             else:
                 self._folder = (
                     create_run_folder(self.root, self.name or "run") if first else self.root

@@ -11,8 +11,8 @@ from string import ascii_uppercase
 from typing import NamedTuple
 
 from anomaly_clip.errors import UserError
-from anomaly_clip.metrics.classification import CLASS_FIGURES
-from anomaly_clip.metrics.evaluator import FIGURES
+from anomaly_clip.metrics.classification import CLASS_METRICS
+from anomaly_clip.metrics.evaluator import METRICS
 from anomaly_clip.report.metrics_table import heading, percent
 from anomaly_clip.report.table import ReportTable, TableLine, TableNote
 from anomaly_clip.results.finished_run import FinishedRun, printable
@@ -27,7 +27,7 @@ __all__ = [
     "run_warnings",
 ]
 
-PRINTED_METRICS = ("image_auroc", "pixel_auroc", *CLASS_FIGURES)
+PRINTED_METRICS = ("image_auroc", "pixel_auroc", *CLASS_METRICS)
 """Metrics that are printed when several runs are compared, if available; files have all metrics."""
 MAX_NAMES = 3
 """Maximum number of names listed in a message."""
@@ -173,7 +173,7 @@ def _data_rows(
 
 
 def _in_order(names: set[str]) -> list[str]:
-    ordered = [name for name in (*FIGURES, *CLASS_FIGURES) if name in names]
+    ordered = [name for name in (*METRICS, *CLASS_METRICS) if name in names]
     return [*ordered, *sorted(names - set(ordered))]
 
 

@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 
 from anomaly_clip.data.info import DATASETS
-from anomaly_clip.metrics.classification import CLASS_FIGURES
-from anomaly_clip.metrics.evaluator import FIGURES
+from anomaly_clip.metrics.classification import CLASS_METRICS
+from anomaly_clip.metrics.evaluator import METRICS
 from anomaly_clip.report.published import (
     PublishedCell,
     PublishedColumn,
@@ -165,7 +165,7 @@ class _Reader:
 
     def column(self, text: str, data: str) -> PublishedColumn:
         metric, _, of = text.partition(" of ")
-        self.check_name("metric", metric, (*FIGURES, *CLASS_FIGURES))
+        self.check_name("metric", metric, (*METRICS, *CLASS_METRICS))
         if of:
             self.check_name("group", of, self.groups.get(data, {}))
         return PublishedColumn(metric, of or None)

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly_clip.demo.photographs import CATEGORIES, draw_picture
+from anomaly_clip.demo.photographs import CATEGORIES, draw_photograph
 from anomaly_clip.demo.surfaces import FAMILIES
 from anomaly_clip.images import is_image, open_image
 
@@ -95,7 +95,7 @@ def _surface(size: tuple[int, int], rng: np.random.Generator) -> Image:
     """Return a generated surface of the demo data."""
     names = [name for name, look in CATEGORIES.items() if not FAMILIES[look.family].is_object]
     name = names[int(rng.integers(len(names)))]
-    drawn = draw_picture(name, int(rng.integers(2**31)), 0, size=CODE_SIDE).image
+    drawn = draw_photograph(name, int(rng.integers(2**31)), 0, size=CODE_SIDE).image
     return _as_image(cv2.resize(drawn, size[::-1], interpolation=cv2.INTER_LINEAR))
 
 
