@@ -14,6 +14,7 @@ from anomaly_clip.cli import main
 from anomaly_clip.data import Demo, MVTecAD
 from anomaly_clip.data.samplers import EpochSampler
 from anomaly_clip.data.synthetic import SyntheticDataset, SyntheticPairs
+from anomaly_clip.records import Draw
 from anomaly_clip.synthesis import SynthesisSettings, synthesize
 
 CUTPASTE = SynthesisSettings("cutpaste", options={"kind": "patch"})
@@ -132,7 +133,8 @@ def test_donors_are_others_of_the_category() -> None:
     class Flat:
         samples, mask_size = kept.samples, kept.mask_size
 
-        def __getitem__(self, row: int) -> dict[str, Any]:
+        def __getitem__(self, draw: Draw) -> dict[str, Any]:
+            row = draw.index
             image = torch.full((3, 64, 64), int(greys[row]), dtype=torch.uint8)
             return {"image": image, "label": False, "category": "", "path": "", "index": row}
 

@@ -12,14 +12,16 @@ from PIL import Image, ImageDraw, ImageOps
 
 from anomaly_clip.commands.parsing import data_parser, parse_words
 from anomaly_clip.data.dataset import AnomalyData, Sample, Split
+from anomaly_clip.data.samples import SampleDataset
 from anomaly_clip.data.synthetic import SyntheticDataset
 from anomaly_clip.drawing.draw import add_caption, font, grid
 from anomaly_clip.errors import check_at_least
 from anomaly_clip.files import atomic_path
 from anomaly_clip.images import evenly_spaced
 from anomaly_clip.progress import track
+from anomaly_clip.records import Draw
 
-__all__ = ["contact_sheet", "defect_sheet", "run_preview"]
+__all__ = ["augmented_sheet", "contact_sheet", "defect_sheet", "run_preview"]
 
 Item = TypeVar("Item")
 Panels = tuple[str, list[NDArray[np.uint8]]]
@@ -28,7 +30,8 @@ Panels = tuple[str, list[NDArray[np.uint8]]]
 CELL = 160
 LINE_HEIGHT = 14
 GAP = 6
-DEFECT_SIZE = 256  # side of images with synthetic defects, if the data set has no image size
+SHOWN_SIZE = 256  # side of training images, if the data set has no image size
+NUM_VERSIONS = 4  # augmented versions shown of each image
 
 
 def run_preview(words: Sequence[str]) -> int:
@@ -40,7 +43,8 @@ def run_preview(words: Sequence[str]) -> int:
     parser = data_parser(
         "preview",
         "Draw a contact sheet of a data set: images with their masks. With --data.synthesis: "
-        "normal training images with synthetic defects, masks and labels.",
+        "normal training images with synthetic defects, masks and labels. With --data.augment: "
+        "training images, each next to its augmented versions.",
     )
     parser.add_argument(
         "--split", type=Split, default="test", help="split; with --data.synthesis always train"
@@ -53,10 +57,12 @@ def run_preview(words: Sequence[str]) -> int:
         if target.suffix.lower() not in (".png", ".jpg", ".jpeg"):
             raise ValueError(f"--file {target}: expected a name ending in .png or .jpg")
         data: AnomalyData = parser.instantiate(config).data
-        if data.synthesis is None:
-            sheet = contact_sheet(data, config.split, config.count)
-        else:
+        if data.synthesis is not None:
             sheet = defect_sheet(data, config.count)
+        elif data.augmentation is not None:
+            sheet = augmented_sheet(data, config.count)
+        else:
+            sheet = contact_sheet(data, config.split, config.count)
         with atomic_path(target) as temporary:
             Image.fromarray(sheet).save(temporary)
     print(target)
@@ -92,14 +98,14 @@ def defect_sheet(data: AnomalyData, count: int = 48) -> NDArray[np.uint8]:
     """Draw evenly spaced normal training images, each with a synthetic defect.
 
     Args:
-        data: A data set with ``synthesis``; its image size defaults to ``DEFECT_SIZE``.
+        data: A data set with ``synthesis``; its image size defaults to ``SHOWN_SIZE``.
         count: Maximum number of images.
 
     Returns:
         RGB ``(H, W, 3)``: the image, the image with its defect, the mask, the label.
     """
     assert data.synthesis is not None
-    data.image_size = data.image_size or DEFECT_SIZE
+    data.image_size = data.image_size or SHOWN_SIZE
     dataset = data.fit_dataset()
     assert isinstance(dataset, SyntheticDataset)
 
@@ -112,6 +118,29 @@ def defect_sheet(data: AnomalyData, count: int = 48) -> NDArray[np.uint8]:
         return caption, [image, synthetic.image, _to_rgb(mask), _to_rgb(label)]
 
     return _draw_sheet(evenly_spaced(count, len(dataset)), panels, 4)
+
+
+def augmented_sheet(data: AnomalyData, count: int = 48) -> NDArray[np.uint8]:
+    """Draw evenly spaced training images, each followed by its versions in the first epochs.
+
+    Args:
+        data: A data set with ``augment``; its image size defaults to ``SHOWN_SIZE``.
+        count: Maximum number of images.
+
+    Returns:
+        RGB ``(H, W, 3)``: the image, and ``NUM_VERSIONS`` augmented versions.
+    """
+    data.image_size = data.image_size or SHOWN_SIZE
+    dataset = data.fit_dataset()
+    assert isinstance(dataset, SampleDataset)
+    plain = data.as_tensors(dataset.samples)
+
+    def panels(row: int) -> Panels:
+        items = [plain[row], *(dataset[Draw(epoch, row)] for epoch in range(NUM_VERSIONS))]
+        images = [item["image"].permute(1, 2, 0).contiguous().numpy() for item in items]
+        return _caption(dataset.samples[row]), images
+
+    return _draw_sheet(evenly_spaced(count, len(dataset)), panels, 1 + NUM_VERSIONS)
 
 
 def _to_rgb(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:

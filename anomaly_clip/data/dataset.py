@@ -12,6 +12,7 @@ from typing import Any, cast
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, default_collate
 
+from anomaly_clip.data.augment import Augmentation
 from anomaly_clip.data.auxiliary import check_auxiliary, share_image_size
 from anomaly_clip.data.base import BaseDataModule
 from anomaly_clip.data.feature_cache import FeatureCache
@@ -87,6 +88,8 @@ class AnomalyData(BaseDataModule):
         cache: Whether to keep decoded and resized images on disk, in the cache folder.
         batch_size: Images per batch.
         num_workers: Processes that load images; default: one per core, at most 4.
+        augment: Random transforms of training images and their masks, applied after resizing: a
+            list of albumentations transforms by class path and arguments; default: none.
     """
 
     def __init__(
@@ -113,6 +116,7 @@ class AnomalyData(BaseDataModule):
         cache: bool = False,
         batch_size: int = 16,
         num_workers: int | None = None,
+        augment: list[dict] | None = None,
     ) -> None:
         super().__init__()
         check_at_least("data.batch_size", batch_size, 1)
@@ -146,6 +150,7 @@ class AnomalyData(BaseDataModule):
         self.cache = cache
         self.batch_size = batch_size
         self.num_workers = min(4, os.cpu_count() or 1) if num_workers is None else num_workers
+        self.augmentation = Augmentation(augment, seed) if augment else None
         self.listing = Listing(self, categories, train_categories)
         self.few_shots = FewShots(self, shots, fraction)
         check_auxiliary(self)
@@ -296,11 +301,16 @@ class AnomalyData(BaseDataModule):
         """Return the training samples as tensors; the same object throughout a fit."""
         if "train" not in self._in_fit:
             source = self if self.auxiliary is None else self.auxiliary
-            if self.synthesis is None:
-                self._in_fit["train"] = source.as_tensors(self.fit_samples())
-            else:
-                normal = source.as_tensors([s for s in self.fit_samples() if not s.label])
-                self._in_fit["train"] = SyntheticDataset(normal, self.synthesis, self.seed)
+            samples = self.fit_samples()
+            if self.synthesis is not None:
+                samples = [sample for sample in samples if not sample.label]
+            images = source.as_tensors(samples)
+            images.augmentation = self.augmentation
+            self._in_fit["train"] = (
+                images
+                if self.synthesis is None
+                else SyntheticDataset(images, self.synthesis, self.seed)
+            )
         return self._in_fit["train"]  # type: ignore[return-value]
 
     def validation_dataset(self) -> SampleDataset | SyntheticPairs | None:
@@ -312,7 +322,11 @@ class AnomalyData(BaseDataModule):
     def unchanging_datasets(self) -> dict[str, SampleDataset]:
         """Return those of the ``fit`` and ``validation`` sets that never change between epochs."""
         datasets = {"fit": self.fit_dataset(), "validation": self.validation_dataset()}
-        return {name: part for name, part in datasets.items() if isinstance(part, SampleDataset)}
+        return {
+            name: part
+            for name, part in datasets.items()
+            if isinstance(part, SampleDataset) and part.augmentation is None
+        }
 
     def cache_features(self, encoders: Mapping[str, Encoder], limit_gb: float, option: str) -> None:
         """Encode unchanging images once, to disk; batches then hold features instead of images.
@@ -390,6 +404,7 @@ class AnomalyData(BaseDataModule):
             "fraction": self.few_shots.fraction,
             "data_seed": self.seed,
             "allow_overlap": self.allow_overlap,
+            **({} if self.augmentation is None else {"augment": self.augmentation.settings}),
         }
 
     # -- Lightning's hooks -----------------------------------------------------------------------

@@ -83,6 +83,11 @@ class Demo(AnomalyData):
         self.num_train = num_train
         self.num_test = num_test
         self.picture_size = picture_size
+        if num_scenes is not None and self.augmentation is not None:
+            raise ValueError(
+                f"data.num_scenes {num_scenes} generates scenes that differ anyway: leave "
+                f"data.augment out, got {len(self.augmentation.settings)} transforms"
+            )
         self.num_scenes = num_scenes
 
     def find_categories(self) -> list[str]:

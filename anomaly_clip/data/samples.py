@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from anomaly_clip.data.augment import Augmentation
 from anomaly_clip.data.image_cache import ImageCache
 from anomaly_clip.data.info import MaskRule, Split
 from anomaly_clip.data.transforms import MaskFilter, Resize, resize_image, resize_mask
@@ -175,6 +176,8 @@ class SampleDataset(Dataset[Item]):
         self.read = read
         self.resize = resize
         self.cache = cache
+        self.augmentation: Augmentation | None = None
+        """Random transforms of images and masks, if any; for training only."""
         self.features: Features | None = None
         """Features that items contain instead of images, if any."""
 
@@ -190,7 +193,7 @@ class SampleDataset(Dataset[Item]):
         return len(self.samples)
 
     def __getitem__(self, index: int | Draw) -> Item:
-        row = index.index if isinstance(index, Draw) else index
+        epoch, row = index if isinstance(index, Draw) else (0, index)
         sample = self.samples[row]
         item = Item(label=sample.label, category=sample.category, path=str(sample.image), index=row)
         if self.features is not None:
@@ -199,6 +202,8 @@ class SampleDataset(Dataset[Item]):
                 item["mask"] = item["features"].pop("mask")
         else:
             image, mask = self.cached(sample) if self.cache is not None else self.resized(sample)
+            if self.augmentation is not None:
+                image, mask = self.augmentation(image, mask, epoch, row)
             item["image"] = torch.from_numpy(image).permute(2, 0, 1).contiguous()
             if self.has_masks:
                 if mask is None:

@@ -48,7 +48,8 @@ class _DefectGenerator:
     def generator(self, purpose: int, epoch: int, row: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, purpose, epoch, row])
 
-    def make(self, row: int, item: Item, rng: np.random.Generator) -> Synthetic:
+    def make(self, draw: Draw, item: Item, rng: np.random.Generator) -> Synthetic:
+        epoch, row = draw
         category = self.images.samples[row].category
 
         def donor() -> NDArray[np.uint8]:
@@ -57,7 +58,7 @@ class _DefectGenerator:
             others = [other for other in rows if self.donors.samples[other].image != image]
             if not others:  # the only image of its category donates patches to itself
                 return _array(item)
-            return _array(self.donors[others[int(rng.integers(len(others)))]])
+            return _array(self.donors[Draw(epoch, others[int(rng.integers(len(others)))])])
 
         return synthesize(self.settings, _array(item), category, rng, donor)
 
@@ -84,20 +85,21 @@ class SyntheticDataset(Dataset[Item]):
 
     def shown(self, row: int) -> tuple[NDArray[np.uint8], Synthetic]:
         """Return an image of the first epoch, and its defect even if the image stays normal."""
-        rng = self.defects.generator(SYNTHESIS, 0, row)
-        item = self.rotated(row, rng)
+        draw = Draw(0, row)
+        rng = self.defects.generator(SYNTHESIS, *draw)
+        item = self.rotated(draw, rng)
         if self.defects.settings.mode == "replace":
             rng.random()
-        return _array(item), self.defects.make(row, item, rng)
+        return _array(item), self.defects.make(draw, item, rng)
 
     @property
     def samples(self) -> Sequence[Sample]:
         """The listing of the normal images."""
         return self.images.samples
 
-    def rotated(self, row: int, rng: np.random.Generator) -> Item:
+    def rotated(self, draw: Draw, rng: np.random.Generator) -> Item:
         """Return a normal image, rotated at random if the settings allow it."""
-        item, settings = self.images[row], self.defects.settings
+        item, settings = self.images[draw], self.defects.settings
         chosen = settings.rotated_categories
         if settings.rotated == 0 or (chosen is not None and item["category"] not in chosen):
             return item
@@ -114,16 +116,16 @@ class SyntheticDataset(Dataset[Item]):
         return len(self.images)
 
     def __getitem__(self, index: int | Draw) -> Item:
-        epoch, row = index if isinstance(index, Draw) else (0, index)
+        draw = index if isinstance(index, Draw) else Draw(0, index)
         settings = self.defects.settings
-        rng = self.defects.generator(SYNTHESIS, epoch, row)
-        item = self.rotated(row, rng)
+        rng = self.defects.generator(SYNTHESIS, *draw)
+        item = self.rotated(draw, rng)
         replaced = settings.mode == "replace" and rng.random() < settings.share
         if not replaced and settings.mode == "replace":
             item["mask"] = torch.zeros(item["image"].shape[-2:], dtype=torch.bool)
             item["defect"] = "good"
             return item
-        synthetic = self.defects.make(row, item, rng)
+        synthetic = self.defects.make(draw, item, rng)
         image = torch.from_numpy(synthetic.image).permute(2, 0, 1).contiguous()
         is_defective = bool(synthetic.mask.any())
         item["defect"] = str(synthetic.info["recipe"]) if is_defective else "good"
@@ -165,7 +167,9 @@ class SyntheticPairs(Dataset[Item]):
         item["index"] = index
         item["mask"] = torch.zeros((self.images.mask_size,) * 2, dtype=torch.bool)
         if defective:
-            synthetic = self.defects.make(row, item, self.defects.generator(VALIDATION, 0, row))
+            synthetic = self.defects.make(
+                Draw(0, row), item, self.defects.generator(VALIDATION, 0, row)
+            )
             item["image"] = torch.from_numpy(synthetic.image).permute(2, 0, 1).contiguous()
             item["mask"] = self.defects.mask(synthetic)
             item["label"] = bool(synthetic.mask.any())
