@@ -13,7 +13,9 @@ from anomaly_clip.data.industrial import (
     MVTecAD,
     VisA,
 )
+from anomaly_clip.data.json_sets import MetaJSON, RealIAD
 from anomaly_clip.data.medical import ISIC, BrainMRI, CVCClinicDB, HeadCT
+from anomaly_clip.data.mvtec_ad_2 import MVTecAD2
 from anomaly_clip.data.transforms import Resize
 from anomaly_clip.data.wafer import MixedWM38
 
@@ -29,8 +31,11 @@ __all__ = [
     "ImageFolder",
     "IndustrialFolders",
     "MVTecAD",
+    "MVTecAD2",
     "MagneticTile",
+    "MetaJSON",
     "MixedWM38",
+    "RealIAD",
     "Resize",
     "Sample",
     "SampleDataset",

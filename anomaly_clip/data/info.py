@@ -91,6 +91,13 @@ DATASETS: dict[str, DatasetInfo] = {
             "zipper": Counts(240, 32, 119),
         },
     ),
+    "MVTecAD2": DatasetInfo(
+        "MVTec AD 2",
+        "https://www.mvtec.com/company/research/datasets/mvtec-ad-2",
+        "CC BY-NC-SA 4.0",
+        "Heckler-Kram et al., The MVTec AD 2 Dataset: Advanced Scenarios for Unsupervised Anomaly "
+        "Detection, arXiv 2503.21622",
+    ),
     "VisA": DatasetInfo(
         "VisA",
         "https://github.com/amazon-science/spot-diff",
@@ -129,6 +136,13 @@ DATASETS: dict[str, DatasetInfo] = {
         "to fully supervised learning, Computers in Industry 2021",
         {"surface": Counts(2085, 894, 110)},
         mask=MaskRule(fitted=16),
+    ),
+    "RealIAD": DatasetInfo(
+        "Real-IAD",
+        "https://realiad4ad.github.io/Real-IAD/",
+        "CC BY-NC-SA 4.0",
+        "Wang et al., Real-IAD: A Real-World Multi-View Dataset for Benchmarking Versatile "
+        "Industrial Anomaly Detection, CVPR 2024",
     ),
     "MagneticTile": DatasetInfo(
         "Magnetic tile surface defects, split by tiles into MVTec-AD's layout",
@@ -214,6 +228,7 @@ DATASETS: dict[str, DatasetInfo] = {
             "wave carpet": Counts(80, 0, 0),
         },
     ),
+    "MetaJSON": DatasetInfo("a data set listed by meta.json", "its source", "its own", "its own"),
     "ImageFolder": DatasetInfo("your own images", "yours", "yours", "none"),
     "Demo": DatasetInfo("generated images", "this package", "Apache-2.0, as the project", "none"),
 }  # fmt: skip

@@ -1,0 +1,71 @@
+"""MVTec AD 2, whose public test set is in ``test_public``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+from anomaly_clip.data.dataset import AnomalyData, Sample, Split
+from anomaly_clip.data.layout import images_in, missing_layout, paired_masks, subfolders
+
+__all__ = ["MVTecAD2", "list_mvtec_ad_2"]
+
+FOLDERS: dict[Split, str] = {"train": "train", "test": "test_public"}
+MASKS = "ground_truth"
+LAYOUT = (
+    "<category>/train/good/, <category>/test_public/{good,bad}/, "
+    "<category>/test_public/ground_truth/bad/"
+)
+
+
+def list_mvtec_ad_2(root: Path, category: str, split: Split) -> Iterator[Sample]:
+    """Yield ``root/category/{train,test_public}/{good,bad}/NAME.*``, sorted; ``good`` is normal.
+
+    The mask of ``bad/NAME.*`` is ``ground_truth/bad/NAME_mask.*``, in ``test_public`` or next to
+    it.
+    """
+    folder = root / category / FOLDERS[split]
+    for kind in subfolders(folder):
+        if kind.name == MASKS:
+            continue
+        images = images_in(kind)
+        normal = kind.name == "good"
+        masks = {} if normal else paired_masks(images, mask_folder(root, category) / kind.name)
+        for image in images:
+            yield Sample(image, category, not normal, masks.get(image), kind.name)
+
+
+def mask_folder(root: Path, category: str) -> Path:
+    """Return the folder of a category's masks."""
+    inside = root / category / FOLDERS["test"] / MASKS
+    return inside if inside.is_dir() else root / category / MASKS
+
+
+class MVTecAD2(AnomalyData):
+    """MVTec AD 2 (Heckler-Kram et al., 2025): eight categories, tested on ``test_public``.
+
+    ``validation/good`` is neither trained on nor tested. The two private test sets have no labels:
+    score them with ``predict`` and ``--data ImageFolder``.
+    """
+
+    dataset_name: ClassVar[str] = "MVTecAD2"
+
+    def find_categories(self) -> list[str]:
+        """Return the folders with a folder ``test_public``, sorted.
+
+        Raises:
+            FileNotFoundError: If there is none.
+        """
+        names = [p.name for p in subfolders(self.root) if (p / FOLDERS["test"]).is_dir()]
+        if not names:
+            raise missing_layout(self.root, f"MVTec AD 2's layout, {LAYOUT}")
+        return names
+
+    def list_samples(self, category: str, split: Split) -> Iterator[Sample]:
+        """See :func:`list_mvtec_ad_2`."""
+        return list_mvtec_ad_2(self.root, category, split)
+
+    def mask_folders(self, category: str) -> list[Path]:
+        """Return the folders that contain only masks."""
+        return subfolders(mask_folder(self.root, category))
