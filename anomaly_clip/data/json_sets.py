@@ -128,8 +128,8 @@ class MetaJSON(AnomalyData):
         content = read_json(self.file)
         of_splits = {name: part for name, part in content.items() if name in SPLITS}
         if not any(of_splits.values()) or not all(isinstance(v, dict) for v in of_splits.values()):
-            found = ", ".join(map(str, content)) or "nothing"
-            raise ValueError(f"{self.file}: expected {META_FORM}, got the keys {found}")
+            keys = ", ".join(map(str, content)) or "nothing"
+            raise ValueError(f"{self.file}: expected {META_FORM}, got the keys {keys}")
         return content
 
     @property
