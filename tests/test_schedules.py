@@ -66,7 +66,8 @@ def test_an_endless_training_is_refused_with_the_way_out() -> None:
     module = Module(max_epochs=-1)
     with pytest.raises(
         ValueError,
-        match=r"^Module decays its learning rate until the end of the training, which must be "
-        r"known: give trainer\.max_epochs or trainer\.max_steps$",
+        match=r"^Module decays its learning rate until the end of the training, but "
+        r"trainer\.max_epochs -1 sets no end: set trainer\.max_epochs to 1 or more, or set "
+        r"trainer\.max_steps$",
     ):
-        total_steps(module, " or trainer.max_steps")
+        total_steps(module, ", or set trainer.max_steps")

@@ -255,7 +255,7 @@ def test_two_processes_learn_together(classes: Path, tiny_clip_config: str, tmp_
             ["--model.loss", "concat", "--model.align", "normal"],
             "needs texts of both sides, got model.align normal",
         ),
-        (["--trainer.max_epochs", "-1"], "give trainer.max_epochs"),
+        (["--trainer.max_epochs", "-1"], "set trainer.max_epochs to 1 or more"),
         (["--data.batch_size", "1"], "data.batch_size must be 2 or more"),
         (["--data.val_split", "test"], "set it to synthetic or none"),
     ],
