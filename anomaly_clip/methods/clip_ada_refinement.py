@@ -38,7 +38,7 @@ class RefinementSettings:
             frozen, with the same attention bias. none: no refinement (ablation).
         blocks: Number of copied blocks (mode bias).
         steps: Number of refinement passes, each guided by the map of the previous one.
-        detach: Detach the guiding map from the gradient of the refined map's loss.
+        detach: Stop the gradient of the refined map's loss at the guiding map.
         beta_init: Initial factor of the guiding map in the attention bias (modes bias, reencode).
         gamma_init: Initial factor of the guiding map in the scaling (mode multiply).
         fuse: mean: the final map is the mean of the coarse map and the last refined map. fine: the

@@ -21,7 +21,7 @@ class LossSettings:
     Args:
         focal: Weight of the focal loss of a map.
         dice: Weight of the dice loss of the abnormal class.
-        normal_dice: Weight of the dice loss of the normal class (AnomalyCLIP has it, with two
+        normal_dice: Weight of the dice loss of the normal class (from AnomalyCLIP; for two
             prompts).
         coarse: Weight of the coarse map's losses; the losses of each fine map have weight 1.
         image: Weight of the image loss.

@@ -1,8 +1,8 @@
 """Training of the project's small demo CLIP on generated images and captions.
 
 This follows no paper: the design and all constants are our choice (docs/methods/contrastive.md).
-Every scene is rendered as a pair of images, without and with a defect, which differ only in the
-defect. The loss has these terms:
+Every scene is rendered as a pair of images, without and with a defect. The two images differ in the
+defect alone. The loss has these terms:
 
 - *contrast*: CLIP's loss between images and captions. All matching pairs are positives, because
   a caption may match many images.
@@ -11,7 +11,7 @@ defect. The loss has these terms:
   which zero-shot methods also apply to the class token.
 - *local*: patches on a defect should be closer to the abnormal prompts than other patches, and
   closer than the same patches of the paired normal image. The second comparison rules out a
-  shortcut: merely marking the object, on which defects lie, does not reduce its loss. Both
+  shortcut: merely marking the object, on which defects lie, does not reduce this loss. Both
   comparisons apply to the patches of the last layer and to the value-value patches that SDP uses,
   for which real CLIPs are never trained.
 - *indifference*: two random halves of the normal prompts mean the same, so the difference between
@@ -60,7 +60,7 @@ __all__ = ["Contrastive"]
 
 LEAST_RATE = 0.02  # final learning rate as a fraction of the highest
 LEAST_SHARE = 0.04
-"""Covered fraction above which a patch is defective; patches covered less, but not 0, are ignored."""
+"""Covered fraction above which a patch is defective; patches with less, but some, are ignored."""
 NUM_PROMPTS = 24  # number of normal prompts in the indifference term
 NUM_SPLITS = 8  # number of random halvings of these prompts
 
@@ -105,7 +105,7 @@ class Contrastive(LightningModule):
             strength.
         value_gain: Factor by which the value projections of the attention are multiplied at
             initialisation. The output projections are divided by it, so that only value-value
-            attention changes, which would be nearly uniform otherwise.
+            attention changes. Without the factor, this attention would be nearly uniform.
         logit_scale: Constant logit scale. 100 is CLIP's final value, which zero-shot methods use.
         seed: Seed of captions, windows and lighting.
     """
@@ -187,7 +187,7 @@ class Contrastive(LightningModule):
         """Check that the data module renders scenes.
 
         Raises:
-            ValueError: If it does not, or if the number of training steps is unlimited.
+            ValueError: If the data module renders none, or if the number of steps is unlimited.
         """
         data = data_module(self)
         if data is None:

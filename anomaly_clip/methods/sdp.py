@@ -40,7 +40,7 @@ class SDP(CLIPMethod):
             patch tokens (Figure 1 of the paper).
         stage_tokens: official: the tokens of a stage include the attention output of the next
             block, as in the published code. clean: the tokens are the output of the stage's last
-            block. Ignored with paths original, which always uses clean tokens.
+            block. This option is ignored with paths original, which always uses clean tokens.
         feature_surgery: true: each of the two text vectors is weighted by its similarity to the
             class token, and patches are compared with the difference. false: patches are compared
             with the abnormal text vector alone by cosine similarity (our choice, for the ablation).
