@@ -247,7 +247,7 @@ def test_objects_take_patches_from_objects() -> None:
     black = np.zeros_like(image)
     refused = make(black, np.random.default_rng(0), lambda: black)
     assert refused.info["patches"][0]["refused"] == (
-        "no source position with more than 0.7 of an object"
+        "no source position with more than 0.7 of the patch on an object"
     )
 
 
