@@ -1,6 +1,6 @@
 """List the bounds of all results and state whether each is met.
 
-    python benchmarks/status.py
+python benchmarks/status.py
 """
 
 from __future__ import annotations

@@ -213,7 +213,7 @@ def test_the_displayed_threshold_gives_the_same_counts(tmp_path: Path, chrome: C
     assert len(set(ticks)) == len(ticks)
 
 
-def test_images_are_classified_at_the_threshold_of_their_category(tmp_path: Path, chrome: Chrome) -> None:
+def test_each_image_is_classified_by_its_category(tmp_path: Path, chrome: Chrome) -> None:
     open_page(chrome, write_page(make_run(tmp_path, TWO, pictures=8)))
 
     def verdicts() -> list[str]:

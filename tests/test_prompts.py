@@ -164,7 +164,8 @@ def test_mean_shift_takes_the_largest_cluster() -> None:
     rows = clusters(5, 30, 9)
     expected = torch.nn.functional.normalize(rows[5:35].mean(0), dim=-1).float()
     assert_close(representative_vector(rows, RVSSettings("mean_shift", bandwidth=0.5)), expected)
-    everything = representative_vector(rows, RVSSettings("mean_shift"))  # the published bandwidth gives one cluster
+    # The published bandwidth gives one cluster.
+    everything = representative_vector(rows, RVSSettings("mean_shift"))
     assert_close(everything, representative_vector(rows, MEAN))
 
 
