@@ -7,8 +7,8 @@ Each run fits and tests ``configs/clip_ada_demo.yaml`` with other options. CLIP-
 normal images of the demo's held-out categories, which the demo CLIP never saw, and tested on the
 same test images as zero-shot SDP. Each run is repeated with two seeds, which determine the images
 and all random choices. ``--folder`` keeps the runs in a folder; finished runs in this folder are
-not repeated. The exit status is 0 only if the standard run exceeds SDP in both image AUROC and
-pixel AP, averaged over the seeds.
+not repeated. The exit status is 1 if the image AUROC or the pixel AP of the standard run, averaged
+over the seeds, does not exceed that of SDP.
 """
 
 from __future__ import annotations

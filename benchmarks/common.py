@@ -195,7 +195,7 @@ def processor() -> str:
 
 
 def versions() -> dict[str, str | None]:
-    """Return the versions of Python, of this package and of its dependencies, if installed."""
+    """Return the versions of Python, this package and its dependencies (None: not installed)."""
     installed: dict[str, str | None] = {
         "python": platform.python_version(),
         "anomaly_clip": __version__,

@@ -17,8 +17,8 @@ the normal text features is first subtracted from the normal ones, and the mean 
 features from the abnormal ones (``model.prompts.centered sides``). This option, the image size, the
 learning rate and the number of epochs were chosen on test images of six demo categories, not on the
 tiles. ``--folder`` keeps the runs in a folder; finished runs in this folder are not repeated. The
-exit status is 0 only if TAB exceeds random weights in both image and pixel AUROC, averaged over the
-seeds.
+exit status is 1 if the image or pixel AUROC with TAB, averaged over the seeds, does not exceed that
+with random weights.
 """
 
 from __future__ import annotations

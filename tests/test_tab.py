@@ -354,7 +354,7 @@ def test_an_export_of_another_fit_is_not_replaced(
 def test_the_dropout_of_a_projection_differs_in_every_batch(
     classes: Path, tiny_clip_config: str, tmp_path: Path
 ) -> None:
-    """Batches that are accumulated into one optimiser step differ as well."""
+    """Batches accumulated into one optimiser step differ too, although the step is the same."""
     line = words(classes, tiny_clip_config, tmp_path, "--model.head", "projection")
     line += ["--trainer.accumulate_grad_batches", "3", "--trainer.max_epochs", "1"]
     states: list[str] = []
