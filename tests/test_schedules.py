@@ -26,7 +26,7 @@ def test_half_a_cosine_by_hand() -> None:
 def test_warmup_and_cosine_by_hand() -> None:
     factors = [warmup_cosine(step, warmup=4, total=12, last=0.1) for step in range(14)]
     assert factors[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
-    assert factors[8] == pytest.approx(0.55)  # the middle of the cosine
+    assert factors[8] == pytest.approx(0.55)  # halfway down the cosine
     assert factors[6] == pytest.approx(0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2)
     assert factors[12:] == [0.1, 0.1]  # constant beyond the end
     assert factors[4:] == sorted(factors[4:], reverse=True)
