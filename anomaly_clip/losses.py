@@ -16,7 +16,7 @@ __all__ = [
 
 
 def focal_loss(probability: Tensor, target: Tensor, gamma: float = 2.0) -> Tensor:
-    """Return the two-class focal loss, mean over all pixels (CLIP-AD; docs/methods/sdp_plus.md).
+    """Return the two-class focal loss, averaged over pixels (CLIP-AD; docs/methods/sdp_plus.md).
 
     Args:
         probability: Probability of the abnormal class, ``(B, H, W)`` in [0, 1].
@@ -30,12 +30,12 @@ def focal_loss(probability: Tensor, target: Tensor, gamma: float = 2.0) -> Tenso
     truth = target.to(probability)
     share = truth * (1 - 2 * soft) + soft  # target probability of the abnormal class
     right = share * probability + (1 - share) * (1 - probability) + soft
-    wrong = (1 - right).clamp(min=0)  # rounding may make it negative
+    wrong = (1 - right).clamp(min=0)  # rounding may make 1 - right negative
     return -(wrong.pow(gamma) * right.log()).mean()
 
 
 def dice_loss(probability: Tensor, target: Tensor) -> Tensor:
-    """Return one minus the smoothed dice, mean over images (CLIP-AD; docs/methods/sdp_plus.md).
+    """Return the smoothed Dice loss, averaged over images (CLIP-AD; docs/methods/sdp_plus.md).
 
     Args:
         probability: Probability of the abnormal class, ``(B, H, W)`` in [0, 1].
@@ -49,7 +49,7 @@ def dice_loss(probability: Tensor, target: Tensor) -> Tensor:
 
 
 def focal_loss_with_logits(logits: Tensor, target: Tensor, gamma: float = 2.0) -> Tensor:
-    """Return the two-class focal loss without smoothing, mean over all pixels (for CLIP-ADA).
+    """Return the two-class focal loss without smoothing, averaged over pixels (for CLIP-ADA).
 
     Args:
         logits: Logits of the abnormal class, ``(B, H, W)``.
@@ -65,10 +65,10 @@ def focal_loss_with_logits(logits: Tensor, target: Tensor, gamma: float = 2.0) -
 
 
 def batch_dice_loss(probability: Tensor, target: Tensor) -> Tensor:
-    """Return one minus the smoothed dice of a whole batch (for CLIP-ADA).
+    """Return the smoothed Dice loss over all pixels of a batch (for CLIP-ADA).
 
-    The dice of an image without abnormal pixels would be nearly constant. Over the whole batch such
-    images still contribute.
+    A Dice loss per image would be nearly constant for an image without abnormal pixels. Summed over
+    the batch, the pixels of such an image still contribute.
 
     Args:
         probability: Probability of the abnormal class, ``(B, H, W)`` in [0, 1].
@@ -80,12 +80,12 @@ def batch_dice_loss(probability: Tensor, target: Tensor) -> Tensor:
 
 
 def softmax_focal_loss(logits: Tensor, target: Tensor, gamma: float = 2.0) -> Tensor:
-    """Return the focal loss of exclusive classes, mean over the batch.
+    """Return the focal loss of mutually exclusive classes, averaged over the batch.
 
     Args:
         logits: ``(B, K)``.
         target: Class indices, int64 ``(B,)``.
-        gamma: Exponent that reduces the weight of well classified samples; 0 is cross-entropy.
+        gamma: Exponent that reduces the weight of well classified samples; 0 gives cross-entropy.
     """
     entropy = F.cross_entropy(logits, target, reduction="none")
     wrong = -torch.expm1(-entropy)  # 1 - p of the true class, exact where it is small

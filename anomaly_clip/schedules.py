@@ -1,4 +1,4 @@
-"""Learning rate schedules: length of the training, linear warm-up and cosine decay."""
+"""Learning rate schedules (linear warm-up, cosine decay), and the training length they need."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def total_steps(module: LightningModule, alternative: str = "") -> int:
 
     Args:
         module: A module attached to a trainer.
-        alternative: Appended to the advice of the error, for modules with another way out.
+        alternative: Appended to the error message, for modules that allow another remedy.
 
     Raises:
-        ValueError: If the training has no end.
+        ValueError: If the number of steps is unlimited.
     """
     steps = module.trainer.estimated_stepping_batches
     if math.isinf(steps):
@@ -26,7 +26,11 @@ def total_steps(module: LightningModule, alternative: str = "") -> int:
 
 
 def total_epochs(module: LightningModule, alternative: str = "") -> int:
-    """Return the number of epochs; see :func:`total_steps` for arguments and errors."""
+    """Return the number of epochs of the training; see :func:`total_steps` for the arguments.
+
+    Raises:
+        ValueError: If the number of epochs is unlimited.
+    """
     epochs = module.trainer.max_epochs
     if epochs is None or epochs < 1:
         raise _endless(module, alternative)
@@ -34,18 +38,18 @@ def total_epochs(module: LightningModule, alternative: str = "") -> int:
 
 
 def half_cosine(angle: float, last: float = 0.0) -> float:
-    """Return the factor at an angle from 0 (factor 1) to pi (factor ``last``)."""
+    """Return the learning rate factor of a half cosine: 1 at angle 0, ``last`` at angle pi."""
     return last + (1 - last) * 0.5 * (1 + math.cos(angle))
 
 
 def warmup_cosine(step: int, warmup: int, total: int, last: float = 0.0) -> float:
-    """Return the factor of a step: linear warm-up to 1, then half a cosine down to ``last``.
+    """Return the learning rate factor: linear warm-up to 1, then half a cosine down to ``last``.
 
     Args:
-        step: Counted from 0; beyond ``total`` the factor is constant.
-        warmup: Number of warm-up steps; 0 for none.
-        total: Number of all steps, warm-up included.
-        last: Factor at the end.
+        step: Step index, from 0; the factor is constant beyond ``total``.
+        warmup: Number of warm-up steps; 0 disables the warm-up.
+        total: Number of steps, including the warm-up.
+        last: Final factor.
 
     Example:
         >>> from anomaly_clip.schedules import warmup_cosine
@@ -59,6 +63,7 @@ def warmup_cosine(step: int, warmup: int, total: int, last: float = 0.0) -> floa
 
 def _endless(module: LightningModule, alternative: str) -> ValueError:
     return ValueError(
-        f"{type(module).__name__} decays its learning rate until the end of the training, which "
-        f"must be known: give trainer.max_epochs{alternative}"
+        f"{type(module).__name__} decays its learning rate until the end of the training, but "
+        f"trainer.max_epochs {module.trainer.max_epochs} sets no end: set trainer.max_epochs to 1 "
+        f"or more{alternative}"
     )

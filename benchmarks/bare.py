@@ -1,6 +1,6 @@
-"""Bare forward and backward passes, the baseline of training steps.
+"""Bare forward and backward passes, the baseline that training steps are compared with.
 
-They include no masks, losses, logging, optimiser or bookkeeping.
+The passes leave out masks, losses, logging, optimiser and bookkeeping.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ __all__ = ["clip_ada_parts"]
 def clip_ada_parts(method: CLIPADA) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], None]]:
     """Return one function for the frozen part of CLIP-ADA and one for the trained part.
 
-    The frozen part is open_clip's image tower up to ``feature_layer`` without gradients. The
-    trained part is the forward and backward pass of two linear layers, one block, and the text
+    The frozen part is open_clip's image tower up to ``feature_layer``, run without gradients.
+    The trained part is the forward and backward pass of two linear layers, one block, and the text
     tower over one prompt.
     """
     clip, device = method.backbone.model, method.device

@@ -3,11 +3,12 @@
     python benchmarks/clip_ada_demo.py
     python benchmarks/clip_ada_demo.py --folder /tmp/ada --only standard "no refinement"
 
-Each run fits and tests ``configs/clip_ada_demo.yaml`` with some options. It is trained on normal
-images of the demo's held-out categories, which the demo CLIP never saw, and tested on the same
-test images as zero-shot SDP. Each of two seeds sets the images and all random choices. With
-``--folder`` the runs are kept, and finished ones are not run again. The exit status is 1 if the
-standard run does not exceed SDP in image AUROC and pixel AP, averaged over the seeds.
+Each run fits and tests ``configs/clip_ada_demo.yaml`` with other options. CLIP-ADA is trained on
+normal images of the demo's held-out categories, which the demo CLIP never saw, and tested on the
+same test images as zero-shot SDP. Each run is repeated with two seeds, which determine the images
+and all random choices. ``--folder`` keeps the runs in a folder; finished runs in this folder are
+not repeated. The exit status is 1 if the image AUROC or the pixel AP of the standard run, averaged
+over the seeds, does not exceed that of SDP.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def sdp_line(seed: int) -> list[str]:
 
 
 def run(name: str, seed: int, folder: str, extra: str) -> dict[str, float]:
-    """Fit and test a method, or only test it if it is SDP; return the mean metrics."""
+    """Fit and test a variant of CLIP-ADA, or test SDP without a fit; return the mean metrics."""
     import torch
 
     from anomaly_clip.cli import main as anomaly_clip
@@ -83,7 +84,7 @@ def run(name: str, seed: int, folder: str, extra: str) -> dict[str, float]:
     root = Path(folder) / f"{name.replace(' ', '_').replace('_%', '')}-{seed}"
     if not (root / "done").is_file():
         shutil.rmtree(root, ignore_errors=True)
-        # Two runs share the machine's processors, so each loads its images itself.
+        # Two runs share the machine's processors, so neither starts data loader workers.
         quiet = ["--trainer.enable_progress_bar", "false", "--data.num_workers", "0"]
         with contextlib.redirect_stdout(sys.stderr):
             if name == "sdp":
@@ -106,7 +107,7 @@ def main() -> int:
     arguments.add_argument("--folder", help="folder to keep the runs in")
     arguments.add_argument("--only", nargs="+", choices=list(RUNS), default=list(RUNS))
     arguments.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
-    arguments.add_argument("--options", default="", help="more options for every fit, quoted")
+    arguments.add_argument("--options", default="", help="further options of every fit, in quotes")
     options = arguments.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.folder or scratch

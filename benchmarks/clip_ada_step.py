@@ -1,14 +1,15 @@
-"""Time a training step of CLIP-ADA against its parts and print one JSON line.
+"""Time a training step of CLIP-ADA and its bare parts, and print one JSON line.
 
     python benchmarks/clip_ada_step.py
 
-ViT-B/16 at 256 pixels, batch 8, random weights, one thread. The parts are open_clip's own code: the
-image tower up to block 7 without gradients, and the forward and backward pass of the trained
-modules (two linear layers, one block, and the text tower over one prompt) without masks, losses and
-bookkeeping. A step is everything that Lightning's loop runs, including gradient clipping and the
-optimiser. A second run measures the share of time that the loop waits for 2 loading processes,
-which synthesise Perlin defects on files of 900 pixels. The exit status is 1 if a step takes more
-than 1.25 times its parts, or waiting takes more than 5 %.
+The network is a ViT-B/16 with random weights at 256 pixels, batch size 8, on one thread. The parts
+are open_clip's own code: the image tower up to block 7 without gradients, and the forward and
+backward pass of the trained modules (two linear layers, one block, and the text tower over one
+prompt) without masks, losses and bookkeeping. A step is everything that Lightning's loop runs,
+including gradient clipping and the optimiser. A second run measures the fraction of time in which
+the loop waits for images. Two data loader workers read files of 900 x 900 pixels and add Perlin
+defects to them. The exit status is 1 if a step takes more than 1.25 times as long as its parts, or
+if the loop waits for more than 5 % of the time.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Shared parts of the benchmarks: header, timer, bounds and result.
 
-A result is one JSON object: ``benchmark``, ``header``, the benchmark's own values, and ``bounds``.
+A result is one JSON object with the keys ``benchmark``, ``header`` and ``bounds``, and with the
+benchmark's own values.
 """
 
 from __future__ import annotations
@@ -63,21 +64,21 @@ class Bound(TypedDict):
     """A measured value and its bound."""
 
     value: float | None
-    """None if it was not measured."""
+    """None if nothing was measured."""
     bound: float
     rule: Literal["at most", "at least"]
     met: bool | None
-    """None if the value was not measured."""
+    """None if nothing was measured."""
 
 
 def at_most(value: float | None, bound: float) -> Bound:
-    """Return a value, rounded to six digits, with its upper bound."""
+    """Return a value, rounded to six significant digits, with its upper bound."""
     met = None if value is None else value <= bound
     return Bound(value=_shortened(value), bound=bound, rule="at most", met=met)
 
 
 def at_least(value: float | None, bound: float) -> Bound:
-    """Return a value, rounded to six digits, with its lower bound."""
+    """Return a value, rounded to six significant digits, with its lower bound."""
     met = None if value is None else value >= bound
     return Bound(value=_shortened(value), bound=bound, rule="at least", met=met)
 
@@ -95,7 +96,8 @@ def fastest(
 ) -> dict[str, float]:
     """Return the shortest time of each task, in seconds, over rounds in which all tasks take turns.
 
-    Other work on the machine can only slow a task down, and taking turns spreads it over all tasks.
+    Other work on the machine can only slow a task down, and taking turns spreads the
+    slowdown over all tasks.
 
     Args:
         rounds: Timed rounds.
@@ -115,7 +117,7 @@ def fastest(
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
-    """Return a script's argument parser, described by the first line of its docstring."""
+    """Return an argument parser, described by the first line of the script's docstring."""
     return argparse.ArgumentParser(description=(doc or "").splitlines()[0])
 
 
@@ -130,8 +132,8 @@ def header(benchmark: str, arguments: Sequence[str] | None = None) -> dict[str, 
 
     Args:
         benchmark: The script's name without its suffix.
-        arguments: The command line after the script's name. Default: that of this process. Paths
-            are shortened to their last part.
+        arguments: The command line after the script's name. Default: the arguments of this
+            process. Paths are shortened to their last part.
     """
     words = [last_part(w) for w in (sys.argv[1:] if arguments is None else arguments)]
     return {
@@ -151,9 +153,10 @@ def last_part(word: str) -> str:
 
 
 def commit(root: Path = ROOT) -> str:
-    """Return the commit of the checkout, with ``-dirty`` if files were changed; or ``unknown``.
+    """Return the commit of the checkout (plus ``-dirty`` if files were changed), or ``unknown``.
 
-    The environment variable ``ANOMALY_CLIP_COMMIT`` sets the commit of a copy without git.
+    The environment variable ``ANOMALY_CLIP_COMMIT`` supplies the commit for a copy that has no git
+    history.
     """
     if COMMIT_VARIABLE in os.environ:
         return os.environ[COMMIT_VARIABLE]
@@ -175,7 +178,7 @@ def machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "device": None,
     }
-    torch = sys.modules.get("torch")  # the start-up benchmark does not import it
+    torch = sys.modules.get("torch")  # the start-up benchmark does not import torch
     if torch is not None and torch.cuda.is_available():
         info["device"] = torch.cuda.get_device_name()
     return info
@@ -192,7 +195,7 @@ def processor() -> str:
 
 
 def versions() -> dict[str, str | None]:
-    """Return the versions of Python, this package and its dependencies; None if not installed."""
+    """Return the versions of Python, this package and its dependencies (None: not installed)."""
     installed: dict[str, str | None] = {
         "python": platform.python_version(),
         "anomaly_clip": __version__,

@@ -2,10 +2,11 @@
 
     python benchmarks/data_loading.py
 
-Images per second on one core, from files of 1024 x 1024 pixels to uint8 tensors of 240 x 240: with
-the project's dataset, with its cache, and with a plain loop that decodes and resizes with PIL. The
-exit status is 1 if the dataset reaches less than 0.9 times the rate of the plain loop, or less than
-10 times that rate from the cache.
+The rates are images per second on one core, from files of 1024 x 1024 pixels to uint8 tensors of
+240 x 240. They are measured for the project's dataset, for the dataset with its cache, and for a
+plain loop that decodes and resizes with PIL. The exit status is 1 if the dataset reaches less than
+0.9 times the rate of the plain loop, or if the dataset with its cache reaches less than 10 times
+the rate of the plain loop.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
-"""Measure the bundled demo CLIP and print one JSON line with the metrics on its card.
+"""Measure the bundled demo CLIP and print one JSON line with the metrics of its model card.
 
     python benchmarks/demo_clip.py
     python benchmarks/demo_clip.py --magnetic_tile /path/to/magnetic_tile
 
-The metrics are those of the command that ``make demo`` runs, on its fixed test set and on two more
-seeds. Four controls on the fixed set accompany them: random weights, a fixed centre prior (the mean
-mask of the training categories), the distance from an image's median colour, and text vectors from
-two random halves of the normal prompts, which have the same meaning. The exit status is 1 if the
-fixed set or one of the other seeds falls below the values that the demo promises.
+The metrics are those of the command that ``make demo`` runs: on its fixed test set, and on the test
+sets of two further seeds. Four controls are evaluated on the fixed set: random weights, a fixed
+centre prior (the mean mask of the training categories), the distance from an image's median colour,
+and text vectors from two random halves of the normal prompts, which have the same meaning. The exit
+status is 1 if the metrics on any of the three test sets fall below the values that the demo
+promises.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def official(seed: int, pretrained: str = DEMO) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         words = ["test", "--config", str(CONFIG), "--data.seed", str(seed)]
         words += ["--model.backbone.pretrained", pretrained, "--output.maps", "false"]
-        with contextlib.redirect_stdout(sys.stderr):  # its table must not mix with the JSON line
+        with contextlib.redirect_stdout(sys.stderr):  # no table in the JSON line
             code = anomaly_clip([*words, "--output.root", folder])
         assert code == 0
         metrics: dict[str, Any] = json.loads(
@@ -90,7 +91,7 @@ def batches(data: AnomalyData) -> Iterator[Batch]:
 
 
 def evaluate(data: AnomalyData, score: Score) -> dict[str, Any]:
-    """Return the metrics of a scoring rule, computed by the evaluator of all methods."""
+    """Return the metrics of a scoring rule, computed by the evaluator that all methods use."""
     evaluator = Evaluator(data.categories)
     with torch.no_grad():
         for batch in batches(data):
@@ -135,7 +136,7 @@ def median_colour(sigma: float) -> Score:
 
 
 def halves(data: AnomalyData, sdp: SDP) -> dict[str, float]:
-    """Compare the real prompts with two halves of the normal prompts, by mean |AUROC - 0.5|."""
+    """Return mean |AUROC - 0.5| of the real prompts and of two halves of the normal prompts."""
     rng = np.random.default_rng(0)
     with torch.no_grad():  # image features do not depend on the prompts
         encoded = [(batch, *sdp.encode(batch["image"])) for batch in batches(data)]
@@ -183,7 +184,7 @@ def halves(data: AnomalyData, sdp: SDP) -> dict[str, float]:
 def by_defect(data: AnomalyData, sdp: SDP) -> dict[str, dict[str, float | int]]:
     """Return the metrics of each kind of defect against the normal images, mean over categories.
 
-    The pixel metric uses the images with that kind of defect only.
+    The pixel metric uses only the images with that kind of defect.
     """
     image: dict[str, list[float]] = {}
     pixel: dict[str, list[float]] = {}
@@ -227,7 +228,7 @@ def demo_sdp(settings: dict[str, Any], pretrained: str = DEMO) -> SDP:
 def main() -> int:
     """Run the benchmark and return its exit status."""
     arguments = parser(__doc__)
-    arguments.add_argument("--magnetic_tile", type=Path, help="their folder, in MVTec-AD's layout")
+    arguments.add_argument("--magnetic_tile", type=Path, help="folder in MVTec-AD's layout")
     options = arguments.parse_args()
     config = load("demo.yaml")
     assert config["data"]["init_args"]["seed"] == SEEDS[0]

@@ -63,7 +63,7 @@ def main() -> int:
     cv2.setNumThreads(1)
     mixed = jobs(lambda index: index % 2 == 1)
     normal, defective = jobs(lambda index: False), jobs(lambda index: True)
-    files = encoded(mixed)  # also the warm-up
+    files = encoded(mixed)  # drawing them is the warm-up
     work: dict[str, Callable[[], None]] = {
         "normal": lambda: draw(normal),
         "defective": lambda: draw(defective),

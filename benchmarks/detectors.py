@@ -1,18 +1,20 @@
-"""Time detectors against the bare networks they consist of and print one JSON line.
+"""Time detectors and the bare networks they consist of, and print one JSON line.
 
     python benchmarks/detectors.py
     python benchmarks/detectors.py --only rd4ad
 
-200 images of 256 pixels, ResNet-18 with random weights, one thread, processor seconds, the minimum
-of interleaved rounds. The baselines:
+The input is 200 images of 256 pixels, the network a ResNet-18 with random weights. Times are
+processor seconds on one thread, the minimum over interleaved rounds. The baselines are:
 
-- PaDiM: torchvision's own network up to layer 3 on normalised pixels. Fit and test are
-  Lightning's: from uint8 images to Gaussians, and to maps and all metrics.
-- Memory of PaDiM's fit: measured in separate processes, with few images and with many.
-- A centre of PatchCore: one product of the bank with a vector. The centres are compared with those
-  of the plain algorithm, which computes all differences.
-- A step of RD4AD: forward pass of the same teacher, bottleneck and student, and backward pass from
-  the mean of the outputs, on normalised pixels, without loss and optimiser.
+- For PaDiM's fit and test, the forward pass of torchvision's own network up to layer 3 on
+  normalised pixels. The fit is a Lightning run from uint8 images to Gaussians, the test one from
+  uint8 images to maps and all metrics.
+- For the memory of PaDiM's fit to many images, the memory of a fit to few. Each fit is measured in
+  a separate process.
+- For one coreset centre of PatchCore, one product of the memory bank with a vector. The centres are
+  compared with those of the plain algorithm, which computes all differences.
+- For a training step of RD4AD, the forward pass of the same teacher, bottleneck and student, and
+  the backward pass from the mean of the outputs, on normalised pixels, without loss and optimiser.
 
 The exit status is 1 if a bound is missed.
 """
@@ -43,7 +45,7 @@ IMAGES, SIDE, BATCH = 200, 256, 20
 BANK_IMAGES = 50
 CENTRES = 200
 FEW, MANY = 200, 800  # images of the two fits whose memory is compared
-STEPS, STEP_BATCH = 3, 16  # of RD4AD
+STEPS, STEP_BATCH = 3, 16  # training steps of RD4AD, and their batch size
 BOUNDS = {"fit": 1.35, "test": 1.5, "memory": 1.05, "centre": 1.3, "rd4ad_step": 1.10}
 PARTS = ("memory", "padim", "centre", "rd4ad")
 
@@ -81,7 +83,7 @@ class NoiseBatches(IterableDataset[Batch]):
 
 
 class TestedPaDiM(PaDiM):
-    """PaDiM that tests in its prediction loop, as a test needs a data module."""
+    """PaDiM that is tested in its prediction loop, as Lightning's test needs a data module."""
 
     def on_predict_start(self) -> None:
         """Reset the metrics."""
@@ -154,7 +156,7 @@ def peak_of_fit(count: int) -> float:
 
 
 def plain_k_centres(points: Tensor, count: int, start: int) -> Tensor:
-    """Return greedy centres by the definition, with all differences to each new centre."""
+    """Return greedy centres by their definition, from all differences to each new centre."""
     nearest = torch.full((len(points),), torch.inf)
     chosen = [start]
     while len(chosen) < count:
@@ -166,7 +168,7 @@ def plain_k_centres(points: Tensor, count: int, start: int) -> Tensor:
 
 @torch.no_grad()
 def time_centre(rounds: int) -> dict[str, Any]:
-    """Time a centre and its baseline; compare the centres with those of the plain algorithm."""
+    """Time a coreset centre and its baseline; compare the centres with the plain algorithm."""
     method = PatchCore(CNNSettings("resnet18", RANDOM), image_size=SIDE)
     batches = NoiseBatches(BANK_IMAGES + 10)
     embedded = [method.embed(batch["image"]).flatten(0, 1) for batch in batches]

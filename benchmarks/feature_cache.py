@@ -2,12 +2,17 @@
 
     python benchmarks/feature_cache.py
 
-Seconds of an epoch of SDP+ (ViT-B-16-plus-240, random weights, files of 1024 x 1024 pixels with
-masks): without the cache; in the first run with the cache, which fills it; after the first epoch of
-that run; and in a second run, from its start to the end of its first epoch. The prompts are encoded
-beforehand in all cases. The exit status is 1 if an epoch after the first, or a second run, is not
-10 times faster than without the cache, or if the losses differ by more than half precision
-explains.
+The benchmark measures the seconds of an epoch of SDP+ (ViT-B-16-plus-240, random weights, files of
+1024 x 1024 pixels with masks) in four cases:
+
+- an epoch without the cache,
+- the first epoch of a first run with the cache, which fills the cache,
+- a later epoch of that run,
+- the first epoch of a second run with the cache, including the start of the run.
+
+The prompts are encoded beforehand in all cases. The exit status is 1 if the third or the fourth
+case is not 10 times faster than the first, if the losses with and without the cache differ by more
+than half precision explains, or if the two runs with the cache have different losses.
 """
 
 from __future__ import annotations
@@ -37,7 +42,7 @@ from anomaly_clip.methods import SDPPlus
 
 SIDE = 1024
 LEAST_TIMES = 10.0
-MOST_APART = 5e-3  # relative difference of losses, as the cached features have half precision
+MOST_APART = 5e-3  # relative difference of losses; cached features have half precision
 EPOCHS = 3
 
 
@@ -76,7 +81,7 @@ class Clock(Callback):
 
 
 def epochs(make: Callable[[], tuple[SDPPlus, MVTecAD]]) -> tuple[list[float], list[float]]:
-    """Fit and return the seconds of each epoch and the losses; the first includes the set-up."""
+    """Fit; return the seconds of each epoch (set-up included in the first), and the losses."""
     method, data = make()
     clock = Clock()
     trainer = Trainer(

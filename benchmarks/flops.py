@@ -1,7 +1,7 @@
 """Floating-point operations of the image towers, by formula; a multiply-add counts as two.
 
-Matrix products and convolutions count. Norms, softmaxes, activations, the comparison with text
-features and the Gaussian blur of the maps are left out: together they stay below 0.5 %.
+Only matrix products and convolutions are counted. Norms, softmaxes, activations, the comparison
+with text features and the Gaussian blur of the maps are left out: together they stay below 0.5 %.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def embedding_flop(tower: Tower) -> int:
 def block_flop(tokens: int, width: int) -> int:
     """Return the operations of a block: ``24 L D^2 + 4 L^2 D``.
 
-    Per token: queries, keys and values ``6 D^2``, output projection ``2 D^2``, MLP ``16 D^2``; and
-    two products of attention, ``2 L^2 D`` each.
+    Per token: queries, keys and values ``6 D^2``, output projection ``2 D^2``, MLP ``16 D^2``. Per
+    block: two attention products, ``2 L^2 D`` each.
     """
     return 24 * tokens * width**2 + 4 * tokens**2 * width
 
@@ -70,8 +70,9 @@ def sdp_flop(tower: Tower, *, whole_last_block: bool = False) -> int:
 
     Args:
         tower: The image tower.
-        whole_last_block: Also compute the original path of the last block for the patches. SDP does
-            not read them, so their output projection, MLP and attention are left out by default.
+        whole_last_block: Also count the original path of the last block for the patch tokens. SDP
+            does not use these tokens, so their output projection, MLP and attention are left out
+            by default.
     """
     tokens, width = tower.tokens, tower.width
     original = embedding_flop(tower) + tower.blocks * block_flop(tokens, width)

@@ -3,10 +3,11 @@
     python benchmarks/gpu.py
     python benchmarks/gpu.py --only peak zero_shot_240 --out gpu.json
 
-Weights are random, which does not affect the timings, but their metrics mean nothing. Rates are
-compared with the card's matrix products, measured in the same call. Sections that exceed the time
-limit are left out and named. Without a CUDA device nothing is measured. ``--tiny`` runs everything
-on the CPU at tiny sizes, for tests; those timings mean nothing.
+Weights are random. This does not affect the timings, but the metrics mean nothing. Rates are
+compared with the rate of the card's matrix products, measured in the same call. Sections for which
+no time is left are skipped, and the result lists their names. Without a CUDA device nothing is
+measured. ``--tiny`` runs everything on the CPU at tiny sizes, for tests; the timings then mean
+nothing.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ from anomaly_clip.metrics import Evaluator, EvaluatorSettings
 from anomaly_clip.records import DEMO, RANDOM, Batch
 
 MARGIN = 30.0
-"""Seconds before the deadline after which nothing is started."""
+"""Seconds before the deadline in which no measurement is started."""
 MOST_APART = 1e-4
 """Largest allowed difference from the CPU's maps, as a fraction of their range."""
 
@@ -107,7 +108,7 @@ def measure_all(lab: Lab, sdp: SDP, categories: list[str], batches: Sequence[Bat
 
 
 def streaming_metrics(lab: Lab) -> list[dict[str, Any]]:
-    """Return the cost of pixel metrics on the device and their difference from the CPU's."""
+    """Return the cost of pixel metrics on the device, and how far they are off the CPU's."""
     count, size, side = lab.sizes.maps
     batches = host_batches(["object"], count, side, size, images=False)
     generator = torch.Generator().manual_seed(0)
@@ -149,7 +150,7 @@ def _update(evaluator: Evaluator, pairs: Sequence[tuple[Tensor, Batch]]) -> None
 
 
 def coreset(lab: Lab) -> dict[str, Any]:
-    """Compare the cost of a centre with that of a product, and the centres with the CPU's."""
+    """Time a coreset centre and a matrix-vector product; compare the centres with the CPU's."""
     count, width, num_centres, num_compared = lab.sizes.points
     host = torch.randn(count, width, generator=torch.Generator().manual_seed(0))
     points = host.to(lab.device)
@@ -243,14 +244,14 @@ def bounds_of(results: dict[str, Any], sizes: Sizes) -> dict[str, Bound]:
 
 
 def write(file: Path, content: dict[str, Any]) -> None:
-    """Write a result atomically, so that a reader sees the old or the new one."""
+    """Write a result atomically, so that a reader sees either the old or the new file."""
     temporary = file.with_name(f"{file.name}.part")
     temporary.write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(temporary, file)
 
 
 def run(lab: Lab, out: Path, only: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measure the sections in turn; after each, write all finished ones to the file."""
+    """Measure the sections in turn; after each, write all results so far to the file."""
     start = time.monotonic()
     results: dict[str, Any] = {}
     errors: dict[str, str] = {}

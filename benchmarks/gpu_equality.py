@@ -1,4 +1,4 @@
-"""Differences of maps from the CPU's, and drift of metrics in bf16, for ``gpu.py``."""
+"""Sections of ``gpu.py`` that compare maps with the CPU's, and metrics in bf16 with float32."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _map_of(method: AnomalyMethod, images: Tensor, device: torch.device) -> Tens
 
 
 def _fitted(kind: type[PaDiM] | type[PatchCore], side: int) -> PaDiM | PatchCore:
-    """Fit a detector on the CPU to a few images, with a ResNet-18 with random weights."""
+    """Fit a detector with a randomly initialised ResNet-18 on the CPU, to a few images."""
     method = kind(CNNSettings("resnet18", RANDOM), image_size=side)
     trainer = Trainer(
         accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False,

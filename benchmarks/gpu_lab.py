@@ -44,7 +44,7 @@ class Sizes:
     batches: tuple[int, ...] = (1, 8, 32, 128)
     matrix: int = 8192
     box: float = 0.8
-    """Seconds to measure a row for, after its warm-up."""
+    """Total duration of the timed calls of a row, in seconds, after the warm-up."""
     equality_side: int = 240
     cnn_side: int = 256
     end_to_end: tuple[int, int, int] = (15, 115, 64)
@@ -88,7 +88,7 @@ class Lab:
     sizes: Sizes
     device: torch.device
     ends: float
-    """Time, by ``clock``, after which nothing is started."""
+    """Time on ``clock`` after which no measurement is started."""
     clock: Callable[[], float] = time.monotonic
     peak: dict[str, float] = field(default_factory=dict)
     """TFLOP/s of matrix products by precision."""
@@ -121,7 +121,7 @@ class Lab:
         return float(begun.elapsed_time(done)) / 1e3
 
     def seconds(self, task: Callable[[], object]) -> list[float]:
-        """Return the seconds of at least two calls in turn, after a warm-up."""
+        """Call a task at least twice, after a warm-up, and return the seconds of each call."""
         if self.once(task) < self.sizes.box:
             self.once(task)
         seconds: list[float] = []
@@ -146,7 +146,7 @@ class Lab:
 
 @contextmanager
 def matrix_precision(precision: str) -> Iterator[None]:
-    """Allow or forbid TF32 in products and convolutions; ``default`` keeps torch's settings."""
+    """Set TF32 for matrix products and convolutions; ``default`` keeps torch's settings."""
     if precision == "default":
         yield
         return
@@ -161,12 +161,12 @@ def matrix_precision(precision: str) -> Iterator[None]:
 
 
 def dtype_of(precision: str) -> torch.dtype:
-    """Return the type to cast the frozen tower to, as a run with bf16-mixed does."""
+    """Return the dtype of the frozen tower; for bf16, it is cast as in a bf16-mixed run."""
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 def mixed(device: torch.device, precision: str) -> torch.autocast:
-    """Return the autocast of a run with bf16-mixed, or a disabled one."""
+    """Return the autocast context of a bf16-mixed run, disabled for other precisions."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
@@ -188,7 +188,7 @@ def noise(count: int, side: int) -> Tensor:
 def host_batches(
     categories: Sequence[str], each: int, side: int, size: int, *, images: bool = True
 ) -> list[Batch]:
-    """Return noise images in order of category; three of four have a square as mask."""
+    """Return batches of noise, ordered by category; three of four images have a square as mask."""
     count = each * len(categories)
     names = [name for name in categories for _ in range(each)]
     batches = []

@@ -85,7 +85,7 @@ class StepClock(Callback):
 
 
 def training_batch(size: int, side: int) -> Batch:
-    """Return a batch of noise, half of it with a square as defect, with synthetic pairs for TAB."""
+    """Return noise images, half of them with a square as defect, and synthetic ones for TAB."""
     shape = (size, 3, side, side)
     mask = torch.zeros(size, side, side, dtype=torch.bool)
     mask[1::2, side // 4 : side // 2, side // 4 : side // 2] = True
@@ -146,7 +146,7 @@ def sdp_plus(device: torch.device, tiny: bool, steps: int, *, kept: bool) -> Ste
         device: Device to run on.
         tiny: Use tiny sizes, for tests.
         steps: Number of batches.
-        kept: Use cached features of the tower, as after the first epoch, so that a step trains only
+        kept: Use cached features of the tower, as after the first epoch, so that a step runs only
             the linear layers. Otherwise images are encoded in each step.
     """
     name, side, size = (DEMO, 32, 2) if tiny else ("ViT-B-16-plus-240", 240, 8)
@@ -180,7 +180,7 @@ def time_steps(
     Args:
         device: Device to run on.
         tiny: Use tiny sizes, for tests.
-        has_time: Function that returns whether there is time to start a row, by its name.
+        has_time: Function that returns whether there is time to start the row of that name.
         once: Function that returns the seconds of a call on the device.
     """
     steps, warm_up = (3, 1) if tiny else (STEPS, WARM_UP)

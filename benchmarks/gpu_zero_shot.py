@@ -113,7 +113,7 @@ def measured_row(
             lab.memory(row),
         ):
             seconds = lab.seconds(task)
-    except RuntimeError as error:  # torch.OutOfMemoryError is one
+    except RuntimeError as error:  # includes torch.OutOfMemoryError
         row["error"] = one_line(error)
     if "error" in row:  # outside the except block, which keeps the tensors alive
         if lab.device.type == "cuda":

@@ -4,13 +4,13 @@
     python benchmarks/magnetic_tile.py DIR --only "RD4AD, TAB" --resnet tab_resnet18.safetensors
     python benchmarks/magnetic_tile.py DIR --only "CLIPADA, demo CLIP" --folder tiles --pictures
 
-DIR holds the data set in MVTec-AD's layout. ``--weights`` names the weights of a torchvision
-SqueezeNet, ``--resnet`` those of a ResNet-18, as ``benchmarks/tab_pretraining.py`` writes them to
-its folder. Each run is a fit and a test from the command line, with the settings below, none of
-which was chosen by its results. Detectors are fitted on 150 normal training images, sampled with a
-fixed seed. With ``--folder`` the runs are kept, and finished ones are not run again. The exit
-status is 1 if PatchCore with trained weights stays below 0.70 in image or pixel AUROC, or does not
-exceed PatchCore with random weights.
+DIR holds the data set in MVTec-AD's layout. ``--weights`` is a file with the weights of a
+torchvision SqueezeNet. ``--resnet`` is a file with the weights of a ResNet-18, for example one that
+``benchmarks/tab_pretraining.py`` wrote to its folder. Each run is a fit and a test from the command
+line. No setting was chosen by its results. Detectors are fitted on 150 normal training images,
+sampled with a fixed seed. ``--folder`` keeps the runs in a folder; finished runs in this folder are
+not repeated. The exit status is 1 if PatchCore with trained weights stays below 0.70 in image or
+pixel AUROC, or does not exceed PatchCore with random weights.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ CLIP_ADA = (
     f"--config clip_ada_demo.yaml {ALL} --data.synthesis.recipe perlin --data.synthesis.share 0.5 "
     "--data.balanced true --data.val_split synthetic --data.val_share 0.05 --data.batch_size 16"
 )
-# Small images and few epochs, with a ResNet-18 from RESNET or random weights: ImageNet's weights
-# would need a download.
+# These runs use small images, few epochs, and a ResNet-18 with random weights or those in RESNET:
+# ImageNet weights would have to be downloaded.
 TRAINED = "--model.backbone.weights RESNET --model.image_size 128 --data.shots 150 --data.seed 0"
 RD4AD = f"--config rd4ad.yaml {TRAINED} --trainer.max_epochs 10"
 SIMPLENET = (
@@ -75,7 +75,7 @@ def words(name: str, root: str, weights: str, resnet: str) -> list[str]:
         weights = resnet = "random"
     line = shlex.split(RUNS[name].replace("FILE", weights).replace("RESNET", resnet))
     line[1] = str(Path(CONFIGS.name) / line[1])
-    # The data class comes first, so that options it does not have are dropped.
+    # --data follows --config, so that the file's options that MagneticTile lacks are dropped.
     return [*line[:2], "--data", "MagneticTile", "--data.root", root, *line[2:]]
 
 
@@ -123,8 +123,8 @@ def main() -> int:
     """Run the benchmark and return its exit status."""
     arguments = parser(__doc__)
     arguments.add_argument("root", help="folder of the data set")
-    arguments.add_argument("--weights", default="imagenet", help="of SqueezeNet, file or imagenet")
-    arguments.add_argument("--resnet", default="imagenet", help="of ResNet-18, file or imagenet")
+    arguments.add_argument("--weights", default="imagenet", help="SqueezeNet: file or imagenet")
+    arguments.add_argument("--resnet", default="imagenet", help="ResNet-18: file or imagenet")
     arguments.add_argument("--folder", type=Path, help="folder to keep the runs in")
     arguments.add_argument("--only", nargs="+", choices=list(RUNS), default=list(RUNS))
     arguments.add_argument("--pictures", action="store_true", help="save the maps as images")

@@ -4,10 +4,10 @@
     python benchmarks/pixel_metrics.py --sizes 256 --rounds 7
 
 The baselines are scikit-learn (three metrics, as it has no PRO), torchmetrics without bins (two),
-and a plain PRO over 200 thresholds, implemented here. The same rounds time a lower limit for each
-form: for the streaming form the conversion to half precision, one histogram and the connected
-components, for the exact form one ``numpy.sort`` of all pixels. Peak memory beyond the inputs is
-measured in a separate process. The exit status is 1 if a target is missed.
+and a plain PRO over 200 thresholds, implemented here. Each form also has a lower limit, timed in
+the same rounds. For the streaming form, it is the conversion to half precision, one histogram and
+the connected components. For the exact form, it is one ``numpy.sort`` of all pixels. Peak memory
+beyond the inputs is measured in a separate process. The exit status is 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def measure_memory(name: str, size: int) -> float:
     small = maps[:BATCH, :64, :64].contiguous(), masks[:BATCH, :64, :64].contiguous()
     small[1][0, :8, :8] = True
     RUNS[name](*small)  # loads libraries and allocates their buffers
-    # The run must not reuse freed memory, nor stay below an earlier peak: both would hide its use.
+    # A run that reuses freed memory, or stays below an earlier peak, would hide its memory use.
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     filler = fill_up_to(before)

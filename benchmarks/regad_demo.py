@@ -4,10 +4,11 @@
     python benchmarks/regad_demo.py --weights tab_resnet18.safetensors
 
 RegAD is trained on normal images of eight demo categories, with small images and few epochs, and
-tested in turn on three others. The ResNet-18 starts from random weights and, if a file is given,
-also from its weights, such as those that ``benchmarks/tab_pretraining.py`` writes to its folder.
-Each metric is the mean over ten sets of four reference images, with its standard deviation. Nothing
-was chosen by the results. The exit status is 1 if a run fails.
+tested in turn on three others. The ResNet-18 starts from random weights. With ``--weights``, a
+second run starts from the weights in that file, for example one that
+``benchmarks/tab_pretraining.py`` wrote to its folder. Each metric is the mean over ten sets of four
+reference images, with its standard deviation. No setting was chosen by its results. The exit status
+is 1 if a run fails.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ LINE = (
 def main() -> int:
     """Run the benchmark and return its exit status."""
     arguments = parser(__doc__)
-    arguments.add_argument("--weights", type=Path, help="of a ResNet-18, run after random ones")
+    arguments.add_argument("--weights", type=Path, help="ResNet-18 weights for a second run")
     arguments.add_argument("--folder", type=Path, help="folder to keep the runs in")
     options = arguments.parse_args()
     weights = [str(options.weights.resolve())] if options.weights else []

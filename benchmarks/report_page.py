@@ -2,10 +2,10 @@
 
     python benchmarks/report_page.py
 
-The bundled demo CLIP scores 15 categories of generated images with 115 test images each, as many in
-total as MVTec-AD has, 64 pixels wide. The benchmark measures the seconds of the whole end of the
-test (scores, metrics, gallery and page), those of regenerating the page from the run's folder, and
-the page's size. The exit status is 1 if a limit is exceeded.
+The bundled demo CLIP scores generated images of 64 pixels: 15 categories with 115 test images each,
+in total as many as MVTec-AD has. The benchmark measures how long the whole end of the test takes
+(scores, metrics, gallery and page), how long regenerating the page from the run's folder takes, and
+the size of the page. The exit status is 1 if a limit is exceeded.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LIMITS = {"end_of_test_s": 20.0, "page_again_s": 20.0, "page_mb": 20.0}
 
 
 def run(folder: Path) -> dict[str, float]:
-    """Run a test into a folder and return the duration of its end in seconds."""
+    """Run a test that writes to a folder; return the seconds that its end takes."""
     end = RunWriter.on_test_end
     taken: dict[str, float] = {}
 

@@ -3,16 +3,16 @@
     python benchmarks/sdp_plus_demo.py
 
 The linear layers are trained on labelled test images of the categories that the demo CLIP was
-trained on. SDP, SDP+, and the same layers on a random CLIP are tested on the demo's held-out
-categories, with three seeds (of both sets of images and of their order). The exit status is 1 if
-SDP+ falls more than 0.02 below SDP in a metric, or if its pixel AP is less than 5 times that of
-random weights.
+trained on. SDP, SDP+, and SDP+ with a random CLIP are tested on the demo's held-out
+categories. Each of three seeds determines the training images, the test images and the order of
+training. The exit status is 1 if SDP+ falls more than 0.02 below SDP in a metric, or if the pixel
+AP of SDP+ is less than 5 times that of SDP+ with a random CLIP.
 
-SDP+ adds next to nothing here. A real CLIP has never seen a mask, so SDP+ teaches its patches
-something new. The patches of the demo CLIP were already trained on masks, along the path that SDP
-reads. The layers of SDP+ read the original path, and their probabilities, up to 1 per stage,
-outweigh SDP's map. More images (60 per category), more epochs (30) and other learning rates (1e-4
-to 3e-3) made no difference, with an earlier demo CLIP, on held-out training categories.
+SDP+ adds next to nothing here. A real CLIP has never seen a mask, so SDP+ adds new information to
+its patch features. The patch features of the demo CLIP were already trained on masks, on the path
+that SDP uses. The layers of SDP+ use the original path, and their probabilities, up to 1 per stage,
+outweigh SDP's map. With an earlier demo CLIP, more images (60 per category), more epochs (30) and
+other learning rates (1e-4 to 3e-3) made no difference on held-out training categories.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def main() -> int:
     parser(__doc__).parse_args()
     torch.set_num_threads(2)
     warnings.filterwarnings("ignore")
-    with tempfile.TemporaryDirectory() as folder:  # features of random weights are useless later
+    with tempfile.TemporaryDirectory() as folder:  # no later run can use them
         os.environ[CACHE_VARIABLE] = folder
         return measure()
 

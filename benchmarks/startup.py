@@ -1,9 +1,10 @@
-"""Time the start-up of the command line: its help and errors, and the help of a command.
+"""Time the start-up of the command line: its help, its errors, and the help of ``fit``.
 
-Prints one JSON line: processor seconds (user and system, of the process only) of each command, the
-minimum of interleaved rounds after one round that fills the caches. The exit status is 1 if the
-command line without a command needs more than 0.3 s, or ``fit --help`` more than ``import
-lightning`` plus 2 s.
+The script prints one JSON line with the processor seconds of each command: user and system time of
+the command's process alone, the minimum over interleaved rounds after one round that fills the
+caches. The exit status is 1 if the slowest invocation that runs no verb (no argument, ``--help``,
+``--version``, unknown verb) takes more than 0.3 s, or if ``fit --help`` takes over 2 s longer than
+``import lightning``.
 
     python benchmarks/startup.py --rounds 7
 """
@@ -56,7 +57,7 @@ def start(command: list[str]) -> None:
 def children_seconds() -> float:
     """Return the user and system seconds of all finished child processes.
 
-    Other work on the machine hardly affects them.
+    Other work on the machine hardly affects these times.
     """
     times = os.times()
     return times.children_user + times.children_system

@@ -1,12 +1,12 @@
-"""Time synthetic defects against straightforward implementations and print one JSON line.
+"""Time synthetic defects and straightforward implementations, and print one JSON line.
 
     python benchmarks/synthesis.py
 
-One thread, images of 256 px. The baseline of NSA is a plain implementation of the official recipe:
-OpenCV's clone, and labels over the whole image with a median over a disk of radius 5
-(scikit-image). The baseline of Perlin is DRAEM's noise in its usual implementation, and a blend of
-whole images in floating point. The exit status is 1 if a target is missed or labels are not
-bit-identical.
+All runs use one thread and images of 256 px. The baseline of NSA is a plain implementation of the
+official recipe: OpenCV's seamless clone, and labels computed over the whole image with a median
+filter over a disk of radius 5 (scikit-image). The baseline of Perlin is DRAEM's noise in its
+usual implementation, and a blend of whole images in floating point. The exit status is 1 if a
+target is missed, or if NSA's labels are not bit-identical to those of the baseline.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def plain_label(
     factor: float = 1.0,
     logistic: tuple[float, float] = (1 / 6, 20.0),
 ) -> NDArray[np.float32]:
-    """Return NSA's label (arXiv 2109.15222; ``docs/synthesis.md``), over the whole image."""
+    """Return NSA's label (arXiv 2109.15222; ``docs/synthesis.md``) of the whole image."""
     inside = pasted[..., None].astype(np.float64)
     change = np.abs(inside * before - inside * after).mean(axis=2)
     changed = cv2.medianBlur((change > tolerance).astype(np.uint8), 5)
@@ -167,7 +167,7 @@ def measure() -> int:
             for image, other in zip(images, others, strict=True):
                 for (rows, columns), mask in boxes:
                     piece = np.ascontiguousarray(other[rows, columns])
-                    white = mask.astype(np.uint8) * 255  # new, as OpenCV overwrites it
+                    white = mask.astype(np.uint8) * 255  # OpenCV overwrites its mask
                     middle = (
                         columns.start + mask.shape[1] // 2,
                         rows.start + mask.shape[0] // 2,

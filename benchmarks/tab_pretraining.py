@@ -3,21 +3,22 @@
     python benchmarks/tab_pretraining.py DIR
     python benchmarks/tab_pretraining.py DIR --folder tab --only TAB
 
-DIR holds the magnetic tiles in MVTec-AD's layout. The training data are class folders: the normal
-training photographs of the tiles and normal images of the demo's categories. TAB aligns the ResNet
-with text features of the demo CLIP. The ResNet starts from random weights, as ImageNet's are a
-download, and is trained at 64 pixels for a few minutes. PaDiM is then fitted on 150 normal tiles at
-128 pixels, sampled with a fixed seed, for three backbones: the weights that the training started
-from, those of TAB, and those of the classification baseline, which is trained on the same images
-without text.
+DIR holds the magnetic tiles in MVTec-AD's layout. The training data are one folder per class: the
+normal training photographs of the tiles, and normal images of the demo's categories. TAB aligns the
+ResNet with text features of the demo CLIP. The ResNet starts from random weights, because ImageNet
+weights would have to be downloaded, and is trained at 64 pixels for a few minutes. PaDiM is then
+fitted on 150 normal tiles at 128 pixels, sampled with a fixed seed. Its backbone is in turn the
+ResNet before training, the ResNet trained with TAB, and the ResNet of the classification baseline,
+which is trained on the same images without text.
 
 The demo CLIP's text features of all classes are almost equal (mean cosine 0.9999), so TAB as
-published cannot learn from them: this is the row "as published". The row "TAB" first subtracts the
-mean of the normal and of the abnormal text features (``model.prompts.centered sides``). This
-option, the image size, the learning rate and the number of epochs were chosen on test images of six
-demo categories, not on the tiles. With ``--folder`` the runs are kept, and finished ones are not
-run again. The exit status is 1 if TAB does not exceed random weights in image and pixel AUROC,
-averaged over the seeds.
+published cannot learn from them. The row "as published" shows this. In the row "TAB", the mean of
+the normal text features is first subtracted from the normal ones, and the mean of the abnormal text
+features from the abnormal ones (``model.prompts.centered sides``). This option, the image size, the
+learning rate and the number of epochs were chosen on test images of six demo categories, not on the
+tiles. ``--folder`` keeps the runs in a folder; finished runs in this folder are not repeated. The
+exit status is 1 if the image or pixel AUROC with TAB, averaged over the seeds, does not exceed that
+with random weights.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""Time SDP, SDP+ and WinCLIP against open_clip's plain image encoder of the same model.
+"""Time SDP, SDP+ and WinCLIP, and open_clip's plain image encoder of the same model.
 
-Prints one JSON line: for each batch size the seconds of all (the minimum of interleaved rounds,
-same process, same threads), their ratios to the plain forward pass, and the largest difference
-between the package's maps and those of a plain implementation (``docs/methods/sdp.md``,
+The script prints one JSON line with three results for each batch size: the seconds of each method
+and of the encoder (the minimum over interleaved rounds in one process with the same threads), the
+ratios of the methods' seconds to those of the encoder, and the largest difference between the
+package's maps and those of a plain implementation (``docs/methods/sdp.md``,
 ``docs/methods/sdp_plus.md``, ``docs/methods/winclip.md``). The exit status is 1 if a ratio is above
-its target or maps differ by more than 1e-4.
+its target or if maps differ by more than 1e-4.
 
     python benchmarks/zero_shot.py --rounds 9 --threads 1
 """
@@ -61,14 +62,14 @@ def main() -> int:
         with torch.no_grad():
             seconds = fastest(options.rounds, tasks, clock=time.perf_counter)
         ratios = {name: seconds[name] / seconds["plain"] for name in TARGETS}
-        few, words = images[:1], text[:1]  # the plain implementations are slow
+        few, texts = images[:1], text[:1]  # the plain implementations are slow
         with torch.no_grad():
             maps = {
-                "sdp": (sdp.score_with_text(few, words), plain_sdp(sdp, few, words)),
-                "sdp_plus": (plus.score_with_text(few, words), plain_sdp_plus(plus, few, words)),
+                "sdp": (sdp.score_with_text(few, texts), plain_sdp(sdp, few, texts)),
+                "sdp_plus": (plus.score_with_text(few, texts), plain_sdp_plus(plus, few, texts)),
                 "winclip": (
-                    winclip.score_with_text(few, words),
-                    plain_winclip(winclip, few, words),
+                    winclip.score_with_text(few, texts),
+                    plain_winclip(winclip, few, texts),
                 ),
             }
         apart = {
@@ -88,7 +89,7 @@ def main() -> int:
 
 
 def plain_stages(backbone: CLIPBackbone, images: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Return the original and the surgery tokens of the stages (``docs/methods/sdp.md``)."""
+    """Return the original and the surgery tokens of each stage (``docs/methods/sdp.md``)."""
     visual = backbone.visual
     original = backbone.embed(images)
     width = original.shape[-1]

@@ -287,7 +287,7 @@ def test_the_rate_warms_up_and_falls_to_a_hundredth(
 
 
 def test_the_schedule_needs_a_number_of_steps(tiny_clip: CLIPBackbone, learnable: Path) -> None:
-    with pytest.raises(ValueError, match="must be known"):
+    with pytest.raises(ValueError, match="1 or more, or set"):
         quiet_trainer(max_epochs=-1).fit(tiny(tiny_clip), data_of(learnable))
 
 

@@ -168,7 +168,9 @@ def test_without_network_the_error_names_ways_out(
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
-    with pytest.raises(FileNotFoundError, match=r"cannot be downloaded \(no network\); copy it"):
+    with pytest.raises(
+        FileNotFoundError, match=r"cannot be downloaded \(no network\); copy the file"
+    ):
         CNNBackbone()
 
 

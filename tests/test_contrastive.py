@@ -224,8 +224,8 @@ def test_resuming_checks_the_checkpoint(
     for change, message in (
         (["--model.lr", "0.5"], "model.lr is 0.5, but"),
         (["--model.prompts.templates", '["a photo of {}."]'], "model.prompts is"),
-        (["--model.backbone.name", str(other)], "the checkpoint has another architecture"),
-        ([], "the checkpoint was saved within an epoch, after batch 1"),
+        (["--model.backbone.name", str(other)], "the checkpoint has a different architecture from"),
+        ([], "the checkpoint was saved in the middle of an epoch, after batch 1"),
     ):
         words = run_command_line(tiny, root, "--trainer.max_epochs", "3", *change)
         assert main([*words, "--ckpt_path", str(inside)]) == 2
@@ -256,9 +256,9 @@ def test_invalid_options_are_rejected(
             ["--model.windows", "{30: 0.5}"],
             "model.windows 30: expected sides that are multiples of the patch size 8",
         ),
-        (["--data.num_scenes", "null"], "Contrastive is trained on scenes without and with"),
+        (["--data.num_scenes", "null"], "data.num_scenes of Demo is not set: set --data"),
         (["--data.num_scenes", "1"], "data.num_scenes 1 is less than a batch of data.batch_size 2"),
-        (["--trainer.max_epochs", "-1"], "give trainer.max_epochs"),
+        (["--trainer.max_epochs", "-1"], "set trainer.max_epochs to 1 or more, or set"),
         (["--model.logit_scale", "0"], "model.logit_scale must be 0.001 or more, got 0"),
         (["--model.seed", "-1"], "model.seed must be 0 or more"),
         (

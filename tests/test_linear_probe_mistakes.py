@@ -23,7 +23,7 @@ def root(tmp_path: Path) -> Path:
         (["--model.optim.weight_decay", "-1"], "model.optim.weight_decay must be 0 or more"),
         (["--model.image_size", "16"], "model.image_size must be 32 or more"),
         (["--model.seed", "-1"], "model.seed must be 0 or more"),
-        (["--trainer.max_epochs", "-1"], "give trainer.max_epochs"),
+        (["--trainer.max_epochs", "-1"], "set trainer.max_epochs to 1 or more, or set"),
         (["--model.backbone.name", "vgg11"], "backbone.layers: vgg11 has no pooled"),
         (["--model.backbone.weights", "nowhere.pt"], "nowhere.pt: there is no such file"),
         (["--data.shots", "2"], "class Edge-Ring (and 2 more) has no training map: leave out"),

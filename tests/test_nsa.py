@@ -67,7 +67,7 @@ def textured_image(
 
 
 def drawn(case: dict[str, Any], number: int) -> tuple[list[Synthetic], list[NDArray[np.uint8]]]:
-    """Return defects, and images without them, as described in the README of the golden data."""
+    """Return synthetic defects and the images before, as in the README of the golden data."""
     make, results, before = generator(case["parameters"]), [], []
     objects = "skip_background" in case["parameters"]
     for index in range(number):
@@ -92,7 +92,7 @@ def compare(name: str, statistics: dict[str, Any]) -> None:
     """Compare a case by the tests in the README of the golden data."""
     case = statistics["cases"][name]
     number = statistics["samples_per_case"]
-    results, before = drawn(case, 2 * number)  # twice as many, for stable tails
+    results, before = drawn(case, 2 * number)  # twice the published number, for stable tails
     patches = [result.info["patches"] for result in results]
     boxes = [patch["box"] for several in patches for patch in several if "box" in patch]
 
@@ -125,13 +125,13 @@ def compare(name: str, statistics: dict[str, Any]) -> None:
         "label_positive_fraction": [float((result.label > 0).mean()) for result in results],
     }
     for key, values in {**sizes, **shares}.items():
-        error = np.std(values) / np.sqrt(len(values)) * np.sqrt(2)  # both are samples
+        error = np.std(values) / np.sqrt(len(values)) * np.sqrt(2)  # both means are sampled
         # Means in the file are rounded: allow half a unit of their last digit.
         assert np.mean(values) == pytest.approx(case[f"{key}_mean"], abs=4 * error + 6e-4), (
             name,
             key,
         )
-        # Few images reach the tails of areas: chance alone moves their quantiles by over 10 %.
+        # The tails of the areas rest on few images: chance alone moves the quantiles by over 10 %.
         rng = np.random.default_rng(0)
         again = [np.quantile(rng.choice(values, len(values)), at) for _ in range(100)]
         units = [2.0] * len(at) if key in sizes else 4 * np.sqrt(2) * np.std(again, axis=0)
@@ -186,7 +186,7 @@ def test_only_masked_and_pasted_pixels_change(options: dict[str, Any]) -> None:
                 top, left, bottom, right = patch["box"]
                 inside[top:bottom, left:right] = True
         assert np.array_equal(result.image[~inside], image[~inside])
-        if options.get("label") != "intensity":  # smoothed beyond the patches
+        if options.get("label") != "intensity":  # these labels extend beyond the patches
             # As published, the median filter against speckles also fills notches.
             near = cv2.dilate(inside.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
             assert not result.mask[~near].any()
@@ -226,8 +226,8 @@ def test_require_change_samples_again() -> None:
     assert counts[1] > 36
 
 
-def test_objects_take_patches_from_objects() -> None:
-    """A bright disc on black: every pasted patch meets the disc."""
+def test_patches_of_an_object_image_overlap_the_object() -> None:
+    """The object is a bright disc on black; every pasted patch must overlap the disc."""
     rows, columns = np.mgrid[:128, :128]
     disc = (rows - 64) ** 2 + (columns - 64) ** 2 < 40**2
     images = [np.where(disc[..., None], np.maximum(noise(s, (128, 128)), 60), 5) for s in (0, 1)]
@@ -247,7 +247,7 @@ def test_objects_take_patches_from_objects() -> None:
     black = np.zeros_like(image)
     refused = make(black, np.random.default_rng(0), lambda: black)
     assert refused.info["patches"][0]["refused"] == (
-        "no source position with more than 0.7 of an object"
+        "no source position with more than 0.7 of the patch on an object"
     )
 
 
@@ -316,7 +316,7 @@ def test_patches_of_fewer_than_fifty_pixels_are_skipped() -> None:
         assert set(kept) == {accepted}
 
 
-def test_a_foreground_replaces_a_background() -> None:
+def test_a_foreground_mask_needs_no_background_colour() -> None:
     rows, columns = np.mgrid[:128, :128]
     disc = (rows - 64) ** 2 + (columns - 64) ** 2 < 40**2
     images = [np.where(disc[..., None], np.maximum(noise(s, (128, 128)), 90), 5) for s in (0, 1)]

@@ -46,7 +46,7 @@ def test_labels_equal_plain_ones_bit_for_bit(kind: Any) -> None:
         assert np.array_equal(ours, plain_label(before, after, mask, kind).astype(np.float32))
 
 
-def test_the_median_over_a_disk() -> None:
+def test_the_median_over_a_disk_equals_scikit_image() -> None:
     rng = np.random.default_rng(0)
     values = rng.integers(0, 700, (40, 33)).astype(np.uint16)
     values[rng.random(values.shape) < 0.4] = 0

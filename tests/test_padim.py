@@ -62,7 +62,7 @@ def test_golden_padim_of_the_public_code_in_float64(
     arrays, meta = load_file(case.folder / "padim.safetensors"), case.meta
     settings = CNNSettings(weights=write_network(tmp_path, meta))
     method = PaDiM(settings, image_size=meta["image_size"], num_channels=meta["padim_dims"])
-    for name in method.fitted_buffers:  # statistics in float64, of features in float32
+    for name in method.fitted_buffers:  # float64 statistics of float32 features
         setattr(method, name, torch.empty(0, dtype=torch.float64))
     images, few = golden_images(meta), meta["num_train"]
     whole = PaDiM(settings, image_size=meta["image_size"], num_channels=None)
@@ -99,7 +99,7 @@ def test_channels_can_be_selected_before_upsampling(backbone: CNNBackbone) -> No
 
 
 def test_the_distance_matches_scipy(backbone: CNNBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Splits five positions into three parts.
+    # At most two positions at a time: five positions are split into three parts.
     monkeypatch.setitem(gaussians_module.POSITIONS, "cpu", 2)
     rng = np.random.default_rng(1)
     features = torch.from_numpy(rng.normal(0, 1, (20, 5, 4)))
@@ -181,8 +181,8 @@ def test_two_processes_compute_the_same_gaussians(seven_bottles: Path, tmp_path:
         torch.load(tmp_path / name / "run/1/checkpoints/last.ckpt", weights_only=True)["state_dict"]
         for name in ("one", "two")
     ]
-    # Of seven images, the processes get four and three.
-    # Batches of another size round differently.
+    # The processes get four and three of the seven images.
+    # Rounding depends on the batch size.
     assert_close(states[0], states[1], atol=1e-4, rtol=1e-4)
 
 
@@ -247,7 +247,7 @@ def test_half_precision_keeps_its_gaussians_in_float32(seven_bottles: Path, tmp_
     assert main(["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "t")]) == 0
 
 
-def test_a_checkpoint_loads_on_another_copy_of_the_weights(
+def test_a_checkpoint_loads_with_another_copy_of_the_weights(
     seven_bottles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.manual_seed(0)

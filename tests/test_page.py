@@ -27,7 +27,7 @@ MEGABYTE = 1_000_000
 
 
 class Seen(HTMLParser):
-    """Parser that collects texts by tag and links; tags must be closed in order."""
+    """Parser that collects links, and texts by tag; tags must be closed in order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ def test_names_with_markup_are_shown_literally(tmp_path: Path) -> None:
     seen = read(write_page(run))
     assert seen.texts["td"][0] == MARKUP
     assert MARKUP in seen.texts["option"]
-    assert seen.texts["b"] == ["87.5", *["50.0"] * 3]  # only the tiles
+    assert seen.texts["b"] == ["87.5", *["50.0"] * 3]  # only the tiles are bold
 
 
 def test_warnings_come_first(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_a_missing_class_is_named(tmp_path: Path, label: int, missing: str) -> N
     assert "<polyline" not in (run / PAGE).read_text(encoding="utf-8")
 
 
-def test_thousands_of_categories_stay_small(tmp_path: Path) -> None:
+def test_a_page_of_thousands_of_categories_stays_small(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     many = {
         f"category {number}": (rng.random(20).tolist(), [0] * 10 + [1] * 10)
@@ -228,7 +228,7 @@ def test_a_folder_with_a_missing_file_still_has_a_page(tmp_path: Path, file: str
         ("gallery/gallery.json", '{"pictures":[{}]}', "gallery.json: damaged"),
     ],
 )
-def test_a_damaged_folder_gives_one_line(
+def test_a_damaged_file_is_an_error_of_one_line(
     tmp_path: Path, file: str, content: str | None, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = make_run(tmp_path / "run", TWO, pictures=1)
@@ -288,7 +288,7 @@ def test_images_outside_of_the_run_are_not_embedded(tmp_path: Path) -> None:
     assert "<img " not in write_page(run).read_text(encoding="utf-8")
 
 
-# -- of real runs ----------------------------------------------------------------------------------
+# -- pages of real runs ----------------------------------------------------------------------------
 
 
 def test_a_test_ends_with_its_page(tiny_sdp: list[str], tmp_path: Path) -> None:
@@ -306,7 +306,7 @@ def test_a_test_ends_with_its_page(tiny_sdp: list[str], tmp_path: Path) -> None:
         assert sheet.size == (3 * 192 + 2 * 4, 192)
 
 
-def test_pages_need_not_be_written(tiny_sdp: list[str], tmp_path: Path) -> None:
+def test_the_page_can_be_switched_off(tiny_sdp: list[str], tmp_path: Path) -> None:
     assert main(["test", *tiny_sdp, "--output.page=false"]) == 0
     left = {file.name for file in (tmp_path / "runs" / "sdp" / "1").iterdir()}
     assert not left & {PAGE, "gallery", ".scratch"}
@@ -336,10 +336,10 @@ def test_a_predict_shows_the_highest_scores(predict_options: list[str], tmp_path
     assert [float(score) for score in shown[:4]] == scores[:4]
     assert sum(link.startswith("maps/") for link in seen.links) == 6
     assert "folder maps next to it" in "".join(seen.texts["footer"])
-    assert main(["report", str(run), "--page"]) == 0  # from the files of predict only
+    assert main(["report", str(run), "--page"]) == 0  # needs only the files of a predict run
 
 
-def test_results_of_two_kinds_do_not_share_a_folder(
+def test_a_test_and_a_predict_do_not_share_a_folder(
     tiny_sdp: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for verb, other in (("test", "predict"), ("predict", "test")):

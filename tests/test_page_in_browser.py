@@ -46,7 +46,7 @@ def counts(chrome: Chrome) -> list[str]:
 
 
 def move(chrome: Chrome, element_id: str, value: float) -> None:
-    """Set the value of a slider or a field like a user."""
+    """Set the value of a slider or a field as a user would."""
     script = "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input'))"
     chrome.execute_script(script, chrome.find_element(By.ID, element_id), str(value))
 
@@ -108,7 +108,7 @@ def test_a_category_can_be_chosen(tmp_path: Path, chrome: Chrome) -> None:
     assert complaints(chrome) == []
 
 
-def test_of_many_images_the_first_are_shown(tmp_path: Path, chrome: Chrome) -> None:
+def test_only_the_first_of_many_images_are_shown(tmp_path: Path, chrome: Chrome) -> None:
     many = {f"c{number}": ([0.1 * number, 0.9], [0, 1]) for number in range(9)}
     many["cap"] = ([0.1] * 8, [0] * 8)
     open_page(chrome, write_page(make_run(tmp_path, many, pictures=26)))
@@ -148,14 +148,14 @@ def test_the_table_sorts(tmp_path: Path, chrome: Chrome) -> None:
 @pytest.mark.parametrize("width", [1280, 400])
 def test_both_themes_fit_the_window(tmp_path: Path, chrome: Chrome, width: int) -> None:
     page = write_page(make_run(tmp_path, {"a_very_long_name_" * 8: TWO["cap"], **TWO}, pictures=8))
-    grounds = []
+    backgrounds = []
     for theme in ("light", "dark"):
         open_page(chrome, page, width, theme)
         assert chrome.execute_script("return document.documentElement.scrollWidth") <= width
-        ground = "return getComputedStyle(document.body).backgroundColor"
-        grounds.append(chrome.execute_script(ground))
+        script = "return getComputedStyle(document.body).backgroundColor"
+        backgrounds.append(chrome.execute_script(script))
         assert complaints(chrome) == []
-    assert grounds == ["rgb(255, 255, 255)", "rgb(20, 22, 26)"]
+    assert backgrounds == ["rgb(255, 255, 255)", "rgb(20, 22, 26)"]
 
 
 @pytest.mark.parametrize("width", [1280, 400])
@@ -213,17 +213,18 @@ def test_the_displayed_threshold_gives_the_same_counts(tmp_path: Path, chrome: C
     assert len(set(ticks)) == len(ticks)
 
 
-def test_images_of_all_categories_have_their_own_thresholds(tmp_path: Path, chrome: Chrome) -> None:
+def test_each_image_is_classified_by_its_category(tmp_path: Path, chrome: Chrome) -> None:
     open_page(chrome, write_page(make_run(tmp_path, TWO, pictures=8)))
 
     def verdicts() -> list[str]:
         badges = chrome.find_elements(By.CSS_SELECTOR, ".gallery .verdict")
         return [badge.text for badge in badges]
 
-    # Only one image is misclassified at its own category's threshold: nut's 4.0 is normal.
+    # At the thresholds of the categories, only nut's normal image with score 4.0 is misclassified.
     assert verdicts().count("false positive") == 1
     assert verdicts().count("false negative") == 0
-    move(chrome, "exact", 0.5)  # for all: three false positives of nut, and cap's 0.3 is missed
+    # At 0.5 for both, nut has three false positives, and cap's defect with score 0.3 is missed.
+    move(chrome, "exact", 0.5)
     assert verdicts().count("false positive") == 3
     assert verdicts().count("false negative") == 1
     chrome.find_element(By.ID, "reset").click()

@@ -32,7 +32,7 @@ def test_mistakes_are_explained_with_a_suggestion() -> None:
         parse("--count=x")
 
 
-def test_errors_of_the_verb_are_the_users_too() -> None:
+def test_value_errors_of_a_verb_become_user_errors() -> None:
     def run() -> None:
         with parse_words(verb_parser("verb", "Do something."), ["verb"]):
             raise ValueError("--file a.txt: expected a name ending in .png")

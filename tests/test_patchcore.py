@@ -113,7 +113,7 @@ def test_the_embedding_by_hand(backbone: CNNBackbone) -> None:
     assert_close(PatchCore(backbone, image_size=64).embed(images), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_half_a_bank_is_half_as_large(backbone: CNNBackbone) -> None:
+def test_a_float16_bank_changes_the_map_by_at_most_5_percent(backbone: CNNBackbone) -> None:
     torch.manual_seed(0)
     images = torch.randn(4, 3, 64, 64)
     maps = {}
@@ -133,7 +133,7 @@ def words(verb: str, root: Path, runs: Path, *more: str) -> list[str]:
     return [*line, "--data.categories", "[bottle]", "--output.root", str(runs), *more]
 
 
-def test_fit_logs_its_cost_and_a_checkpoint_suffices(
+def test_fit_logs_its_cost_and_a_test_needs_only_the_checkpoint(
     mvtec_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(words("fit", mvtec_root, tmp_path / "runs")) == 0
@@ -142,8 +142,8 @@ def test_fit_logs_its_cost_and_a_checkpoint_suffices(
         "PatchCore: 2 images, 32 patches of 384 values, 16 of them kept; the fit takes about" in err
     )
     checkpoint = tmp_path / "runs" / "run" / "1" / "checkpoints" / "last.ckpt"
-    kept = torch.load(checkpoint, weights_only=True)["state_dict"]
-    assert {name: tuple(v.shape) for name, v in kept.items()} == {"unused": (), "bank": (16, 384)}
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert {name: tuple(v.shape) for name, v in state.items()} == {"unused": (), "bank": (16, 384)}
     line = ["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "t")]
     assert main([*line, "--model.sigma", "2"]) == 0
     (metrics,) = (tmp_path / "t").rglob("metrics.json")
@@ -201,20 +201,21 @@ def test_patches_are_put_in_the_order_of_their_images() -> None:
     order = torch.tensor([4, 0, 2, 5, 1, 3])  # as gathered from the processes
     parts = [(rows, patches[rows]) for rows in order.split([1, 3, 2])]
     assert_close(patchcore._in_order(parts), patches.flatten(0, 1), atol=0, rtol=0)
-    assert parts == []  # removed one by one
+    assert parts == []  # each part is freed once copied
 
 
 @pytest.mark.parametrize("eps", [0.0, 0.9])
-def test_a_fifth_of_the_free_memory_is_left_to_others(
+def test_a_fit_needs_at_most_four_fifths_of_the_free_memory(
     eps: float, backbone: CNNBackbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     method = PatchCore(backbone, image_size=32, coreset=0.5, projection_eps=eps)
     data = SimpleNamespace(fit_samples=lambda: [None] * 2)
     monkeypatch.setattr(PatchCore, "data", property(lambda _: data))
     rows, width = 2 * 4 * 4, 384
-    # The coreset is selected from centred patches, or from projected ones and their centred copy.
+    # Values per patch during the selection. Without a projection (eps 0), these are the centred
+    # features. Otherwise, they are the projected features and a centred copy of them.
     points = width if eps == 0 else 2 * johnson_lindenstrauss_min_dim(rows, eps=eps)
-    # In float32: all patches, the half of them that is kept, and three values per row.
+    # Float32 values: all patches, the selected half, the points, and three values per patch.
     needed = 4 * (rows * width + rows // 2 * width + rows * points + 3 * rows)
     assert method.cost(rows, width) == {torch.device("cpu"): needed}
     free = [needed * 5 // 4 - 1, needed * 5 // 4 + 1]
@@ -223,7 +224,7 @@ def test_a_fifth_of_the_free_memory_is_left_to_others(
         method.on_fit_start()
     monkeypatch.setattr(patchcore, "available_memory", lambda _: free[1])
     method.on_fit_start()
-    monkeypatch.setattr(patchcore, "available_memory", lambda _: None)  # unknown
+    monkeypatch.setattr(patchcore, "available_memory", lambda _: None)  # not known
     method.on_fit_start()
 
 
@@ -234,7 +235,7 @@ def test_a_fifth_of_the_free_memory_is_left_to_others(
 def test_a_container_has_the_memory_of_its_limit(
     limit: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The memory in use is subtracted, and the machine's available memory is an upper bound."""
+    """The limit less the memory in use is available, but no more than the machine has."""
     files = {
         "proc/meminfo": "MemTotal: 9000000 kB\nMemFree: 1 kB\nMemAvailable: 5000000 kB\n",
         "sys/fs/cgroup/memory.max": f"{limit}\n",
@@ -253,11 +254,11 @@ def test_a_container_has_the_memory_of_its_limit(
 
 
 @pytest.mark.parametrize(
-    ("rows", "kept"), [(1, 1), (14, 1), (16, 2), (25, 2), (36, 4), (1000, 100)]
+    ("num_patches", "size"), [(1, 1), (14, 1), (16, 2), (25, 2), (36, 4), (1000, 100)]
 )
-def test_a_share_of_the_patches_is_kept_and_one_at_least(
-    rows: int, kept: int, backbone: CNNBackbone
+def test_the_coreset_is_a_fraction_of_the_patches_but_never_empty(
+    num_patches: int, size: int, backbone: CNNBackbone
 ) -> None:
     method = PatchCore(backbone, image_size=32, coreset=0.1, projection_eps=0.0)
-    assert method.num_kept(rows) == kept
-    assert len(method.choose(torch.randn(rows, 3))) == kept
+    assert method.num_kept(num_patches) == size
+    assert len(method.choose(torch.randn(num_patches, 3))) == size

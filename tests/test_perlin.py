@@ -52,13 +52,13 @@ def test_noise_follows_its_definition(cells: tuple[int, int]) -> None:
 def test_perlin_masks_have_the_measured_statistics(
     size: int, empty: float, area: float, quantiles: tuple[float, ...]
 ) -> None:
-    """Expected: measured on 600 masks of DRAEM's recipe (arXiv 2108.07610), within 25 %."""
+    """Ours are within 25 % of those measured on 600 masks of DRAEM's recipe (arXiv 2108.07610)."""
     image, make = np.full((size, size, 3), 99, np.uint8), Perlin(source="self", num_changes=0)
     shares = np.array(
         [make(image, np.random.default_rng([1, number])).mask.mean() for number in range(600)]
     )
     areas = shares[shares > 0]
-    spread = np.sqrt(2 * empty * (1 - empty) / 600)  # both are counts out of 600
+    spread = np.sqrt(2 * empty * (1 - empty) / 600)  # both fractions are counts out of 600
     assert 1 - len(areas) / 600 == pytest.approx(empty, abs=max(0.25 * empty, 4 * spread))
     assert areas.mean() == pytest.approx(area, rel=0.25)
     for quantile, expected in zip(np.quantile(areas, (0.1, 0.5, 0.9)), quantiles, strict=True):

@@ -42,7 +42,7 @@ def coarse(photo: Photograph, size: int) -> NDArray[np.float64]:
     return cv2.resize(photo.image, (size, size), interpolation=cv2.INTER_AREA).astype(float)
 
 
-def test_there_is_enough_to_choose_from() -> None:
+def test_there_are_enough_categories_and_defects() -> None:
     assert len(FAMILIES) >= 12
     assert len(CATEGORIES) >= 30
     assert len({category.words for category in CATEGORIES.values()}) == len(CATEGORIES)
@@ -65,13 +65,13 @@ def test_a_normal_image_has_contrast_and_variety(name: str) -> None:
         assert not photo.mask.any()
         assert photo[2:] == (name, "good")
         low, high = np.percentile(photo.image.mean(-1), (1, 99))
-        assert high - low > 20  # no image is flat
-        assert ((photo.image == 0) | (photo.image == 255)).mean() < 0.25  # or mostly clipped
+        assert high - low > 20  # not flat
+        assert ((photo.image == 0) | (photo.image == 255)).mean() < 0.25  # not mostly clipped
     assert np.abs(photos[0].image.astype(float) - photos[1].image).mean() > 4
     assert np.abs(photos[1].image.astype(float) - photos[2].image).mean() > 4
 
 
-def test_the_whole_range_is_used() -> None:
+def test_the_images_use_the_whole_range_of_brightness() -> None:
     images = np.stack([draw_photograph(name, 0, 0).image for name in CATEGORIES])
     low, high = np.percentile(images, (1, 99))
     assert low < 35
@@ -87,14 +87,14 @@ def test_every_defect_changes_its_mask_and_nothing_else(name: str, defect: str) 
     assert (levels[~defective.mask] == 0).all()
     changed = levels >= 6
     assert changed[defective.mask].mean() > (0.3 if defect == "dent" else 0.6)
-    # the mask closes small gaps only: all its pixels are near one that changed
+    # The mask closes only small gaps: each of its pixels is near a changed pixel.
     away = cv2.distanceTransform((~changed).astype(np.uint8), cv2.DIST_L2, 5)
     assert away[defective.mask].max() <= (7 if defect == "dent" else 2)
-    assert levels[defective.mask].mean() >= 6  # visible even where faint
+    assert levels[defective.mask].mean() >= 6  # even faint defects are visible
     assert defective[2:] == (name, defect)
 
 
-def test_the_paired_normal_image_is_the_normal_image() -> None:
+def test_a_pair_has_the_images_that_are_drawn_alone() -> None:
     for name in ONE_OF_EACH.values():
         for defect in fitting_defects(CATEGORIES[name])[:2]:
             normal, defective = draw_pair(name, 8, 5, defect)
@@ -116,7 +116,7 @@ def test_images_depend_on_their_key_alone() -> None:
 
 
 def test_images_are_the_same_in_every_process() -> None:
-    """Compare with another process, with a tolerance for the rounding of OpenCV versions."""
+    """Another process recorded the values; OpenCV versions may round differently."""
     recorded = [
         [73.3, 90.3, 82.3, 69.0],
         [86.0, 104.0, 98.7, 78.3],
@@ -133,7 +133,7 @@ def test_other_sizes_show_the_same_scene(size: int) -> None:
         small, other = draw_photograph(name, 2, 3), draw_photograph(name, 2, 3, size=size)
         assert other.image.shape == (size, size, 3)
         difference = coarse(other, 16) - coarse(small, 16)
-        assert abs(difference.mean()) < 10  # resolved folds are darker: -8 for cloth of 256 pixels
+        assert abs(difference.mean()) < 10  # folds of cloth get darker: -8 at 256 pixels
         assert np.abs(difference - difference.mean()).mean() < 2.5
         defect = fitting_defects(CATEGORIES[name])[-1]
         normal, defective = draw_pair(name, 2, 3, defect, size)
@@ -143,18 +143,18 @@ def test_other_sizes_show_the_same_scene(size: int) -> None:
 
 
 def test_defects_lie_on_the_object() -> None:
-    """The middle of a washer and the image corners are ground, without defects."""
+    """The hole of a ring and the image corners are background, where no defect may lie."""
     for index in range(8):
         for defect in fitting_defects(CATEGORIES["rubber_ring"]):
             normal, defective = draw_pair("rubber_ring", 1, index, defect)
             grey = cv2.GaussianBlur(normal.image.mean(-1).astype(np.float32), (0, 0), 1.5)
-            threshold = (grey.max() + grey.min()) / 2  # the rubber is dark, the ground is light
-            ground = ndimage.binary_erosion(grey > threshold, iterations=4)
-            assert ground.mean() > 0.2
-            assert not (defective.mask & ground).any()
+            threshold = (grey.max() + grey.min()) / 2  # dark rubber on a light background
+            background = ndimage.binary_erosion(grey > threshold, iterations=4)
+            assert background.mean() > 0.2
+            assert not (defective.mask & background).any()
 
 
-def test_places_and_sizes_of_defects_are_spread() -> None:
+def test_places_and_sizes_of_defects_vary() -> None:
     masks = [
         draw_photograph(name, 6, index, fitting_defects(CATEGORIES[name])[index % 5]).mask
         for name in ("oak", "concrete", "green_carpet", "blue_mosaic")
@@ -163,7 +163,7 @@ def test_places_and_sizes_of_defects_are_spread() -> None:
     centres = np.array([ndimage.center_of_mass(mask) for mask in masks]) / 128
     ninth = np.minimum(centres * 3, 2).astype(int) @ (3, 1)
     share_of_ninth = np.bincount(ninth, minlength=9) / len(masks)
-    assert share_of_ninth.min() > 0.05  # 0.11 each for uniform places
+    assert share_of_ninth.min() > 0.05  # uniform places would give 0.11
     assert share_of_ninth.max() < 0.2
     shares = np.array([mask.mean() for mask in masks])
     assert np.percentile(shares, 10) < 0.006
@@ -194,7 +194,7 @@ def statistics_of(image: NDArray[np.uint8]) -> list[float]:
 @pytest.mark.slow
 def test_whole_image_statistics_do_not_separate_defective_from_normal() -> None:
     count = 72
-    areas: list[float] = []
+    aurocs: list[float] = []
     controls: list[float] = []
     label = np.arange(count) % 2
     for name, category in CATEGORIES.items():
@@ -206,15 +206,16 @@ def test_whole_image_statistics_do_not_separate_defective_from_normal() -> None:
             for i in range(count)
         ]
         table = np.array(rows)
-        brighter = table + label[:, None] * table.std(0)  # if defective images were brighter ...
-        for features, results in ((table, areas), (brighter, controls)):
+        # Control: if the defective images were brighter, the test would fail.
+        brighter = table + label[:, None] * table.std(0)
+        for features, results in ((table, aurocs), (brighter, controls)):
             for train in (np.arange(count) < count // 2, np.arange(count) >= count // 2):
                 model = make_pipeline(StandardScaler(), LogisticRegression())
                 model.fit(features[train], label[train])
                 score = model.decision_function(features[~train])
                 results.append(roc_auc_score(label[~train], score))
-    assert np.mean(areas) < 0.62
-    assert np.mean(controls) > 0.75  # ... this test would fail
+    assert np.mean(aurocs) < 0.62
+    assert np.mean(controls) > 0.75
 
 
 def test_errors_name_the_valid_choices_in_one_line() -> None:
@@ -249,7 +250,7 @@ def test_captions_are_grammatical() -> None:
                 assert article == ("an" if noun[0] in "aeiou" else "a"), text
 
 
-def test_a_requested_image_needs_few_tries(
+def test_drawing_a_requested_defect_needs_few_tries(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tries: list[str] = []

@@ -34,7 +34,7 @@ EXTREMES = [0.0, -0.0, 1e-45, -1e-45, 1e-20, 6e-8, 65519.0, 65521.0, 1e30, -1e30
 def random_maps(
     seed: int, kind: str, *, count: int = 3, size: int = 12, share: float = 0.1
 ) -> tuple[Tensor, Tensor]:
-    """Return masks, and maps of several distributions that correlate with them."""
+    """Return maps of the given distribution, and masks with which the maps correlate."""
     rng = np.random.default_rng(seed)
     masks = rng.random((count, size, size)) < share
     maps = rng.normal(size=masks.shape) + masks * rng.uniform(0, 2)
@@ -125,11 +125,11 @@ def test_streaming_is_close_on_smooth_maps(fine: bool) -> None:
     maps = torch.from_numpy(rng.beta(2, 8, masks.shape) + 0.3 * masks * rng.random(masks.shape))
     result = evaluate(PixelHistogram(fine=fine), maps.float(), torch.from_numpy(masks))
     exact = second_opinion(maps.float(), torch.from_numpy(masks))
-    tolerance = 2e-6 if fine else 2e-5  # few pixels, unlike in the benchmark
+    tolerance = 2e-6 if fine else 2e-5  # fewer pixels than in the benchmark
     for name in ("pixel_auroc", "pixel_pro"):
         assert result.metrics[name] == pytest.approx(exact[name], abs=tolerance)
     assert result.metrics["pixel_ap"] == pytest.approx(exact["pixel_ap"], abs=10 * tolerance)
-    # The best threshold may lie inside a key.
+    # The threshold of the highest F1 may lie between two scores with the same key.
     assert result.metrics["pixel_f1_max"] == pytest.approx(exact["pixel_f1_max"], abs=2e-4)
     width = {name: high - low for name, (low, high) in result.bounds.items()}
     assert max(width.values()) < (1e-3 if fine else 1e-2)
@@ -160,7 +160,7 @@ def test_a_score_lies_between_the_edges_of_its_key(kind: int) -> None:
 
 
 @pytest.mark.parametrize("kind", [FLOAT16, BFLOAT16])
-def test_the_fast_counting_equals_the_plain_one(kind: int) -> None:
+def test_counting_with_opencv_equals_plain_counting(kind: int) -> None:
     for share in (0.0, 0.2):
         maps, masks = random_maps(3, "extremes", share=share)
         fast = count_with_opencv(maps, masks, kind, 1 << 16)
@@ -195,7 +195,7 @@ def test_stepwise_pro(kind: type[PixelHistogram | PixelRanking], steps: int) -> 
     assert result.metrics["pixel_pro"] == pytest.approx(expected, abs=tolerance)
 
 
-@example(49, "normal", 20, False, 0.05)  # a sum of fractions just above 1
+@example(49, "normal", 20, False, 0.05)  # fractions whose sum is just above 1
 @settings(max_examples=100)
 @given(
     st.integers(0, 10**6),
@@ -280,7 +280,7 @@ def test_scores_that_are_not_finite_are_refused(
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
-def test_kinds_of_scores_are_not_mixed() -> None:
+def test_bfloat16_and_other_scores_are_not_mixed() -> None:
     maps, masks = random_maps(0, "normal")
     metric = PixelHistogram()
     metric.update(maps.bfloat16(), masks)
@@ -311,7 +311,7 @@ def test_rows_must_exist(rows: Tensor, message: str) -> None:
             metric.update(maps, masks, rows)
 
 
-def test_numbers_that_do_not_fit_into_64_bits() -> None:
+def test_counts_whose_products_do_not_fit_into_64_bits() -> None:
     counts = np.array([3 * 10**9, 0]), np.array([0, 3 * 10**9])
     assert Bins(*counts, np.array([1.0, 0.0])).ranking().auroc() == 1.0
     assert Bins(*counts[::-1], np.array([0.0, 1.0])).ranking().auroc() == 0.0
@@ -346,14 +346,14 @@ def test_large_maps() -> None:
     assert result.metrics["pixel_auroc"] == pytest.approx(4048 / 4096, abs=2e-3)
     constant = PixelHistogram()
     constant.update(torch.zeros(1, 4096, 4096), masks)
-    assert int(constant.counts.sum()) == 4096**2  # all in a single key
+    assert int(constant.counts.sum()) == 4096**2  # all scores have the same key
     beyond = PixelHistogram()
     beyond.update(torch.zeros(1, 4097, 4097), torch.ones(1, 4097, 4097, dtype=torch.bool))
     assert int(beyond.counts.sum()) == 4097**2  # more than float32 can count
     assert beyond.compute()[0].metrics == dict.fromkeys(PIXEL_METRICS)
 
 
-def test_the_state_is_small_and_adds_up() -> None:
+def test_the_state_is_small_and_states_can_be_merged() -> None:
     maps, masks = random_maps(0, "normal", count=10)
     whole, left, right = PixelHistogram(), PixelHistogram(), PixelHistogram()
     whole.update(maps, masks)
@@ -367,7 +367,7 @@ def test_the_state_is_small_and_adds_up() -> None:
     assert sum(storages.values()) <= 2 * 2**20
 
 
-def test_two_processes_equal_a_single_one(tmp_path: Path) -> None:
+def test_two_processes_compute_the_metrics_of_a_single_one(tmp_path: Path) -> None:
     """All-reduce over two gloo processes, one of which saw a single image."""
     maps, masks = random_maps(0, "normal", count=10)
     whole = PixelHistogram(pro_steps=50)
@@ -386,6 +386,6 @@ def _run_rank(rank: int, folder: Path) -> None:
     metric = PixelHistogram(pro_steps=50)
     metric.update(maps[part], masks[part])
     (folder / f"{rank}.json").write_text(json.dumps(metric.compute()[0].metrics))
-    metric.update(maps[:0], masks[:0])  # restores the state from before the synchronisation
+    metric.update(maps[:0], masks[:0])  # restores the counts from before the synchronisation
     assert int(metric.counts.sum()) == maps[part].numel()
     dist.destroy_process_group()

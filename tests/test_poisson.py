@@ -39,18 +39,18 @@ def test_blending_is_within_a_grey_level_of_opencv() -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 7), (12, 9), (20, 20)])
 @pytest.mark.parametrize("largest", [0, 256])
-def test_the_solver_equals_a_sparse_one(
+def test_the_solver_equals_a_sparse_solver(
     height: int, width: int, largest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both transforms: products with sine matrices, and the fast transform."""
+    """The solver is tested with its two transforms: sine matrices, and the fast transform."""
     monkeypatch.setattr("anomaly_clip.synthesis.poisson.LARGEST_PRODUCT", largest)
 
-    def second(size: int) -> sparse.spmatrix:
+    def second_difference(size: int) -> sparse.spmatrix:
         ones = np.ones(size)
         return sparse.diags([ones[1:], -2 * ones, ones[1:]], [-1, 0, 1])
 
-    laplace = sparse.kron(second(height), sparse.eye(width)) + sparse.kron(
-        sparse.eye(height), second(width)
+    laplace = sparse.kron(second_difference(height), sparse.eye(width)) + sparse.kron(
+        sparse.eye(height), second_difference(width)
     )
     laplacians = np.random.default_rng(0).normal(size=(3, height, width)) * 50
     for solution, laplacian in zip(solve(laplacians), laplacians, strict=True):

@@ -30,7 +30,7 @@ def test_presets() -> None:
             preset(*arguments)
 
 
-def test_a_single_pair_is_a_background() -> None:
+def test_a_single_background_may_be_given_as_a_flat_pair() -> None:
     recipe = preset("nsa", options={"background": [200, 60]})
     assert isinstance(recipe, NSA)
     assert recipe.background == ((200, 60),)

@@ -21,7 +21,7 @@ def test_a_sheet_shows_evenly_spaced_images_with_their_masks(mvtec_root: Path) -
         left = GAP + (place % columns) * (2 * CELL + GAP) + CELL
         top = GAP + (place // columns) * (CELL + LINE_HEIGHT + GAP) + LINE_HEIGHT
         masks.append(sheet[top : top + CELL, left : left + CELL])
-    # Rows 0, 2, 5 and 7 of the listing: good, scratch, good, scratch.
+    # The images are rows 0, 2, 5 and 7 of the listing: good, scratch, good, scratch.
     middle = [mask[CELL // 3 : CELL // 2, CELL // 3 : CELL // 2].mean() for mask in masks]
     assert [value > 200 for value in middle] == [False, True, False, True]
 

@@ -47,7 +47,7 @@ def brute_force_pro(maps: np.ndarray, masks: np.ndarray, limit: float) -> float:
 
 
 def published_pro(maps: np.ndarray, masks: np.ndarray, limit: float, steps: int) -> float:
-    """Compute the 200-step form literally (docs/metrics.md)."""
+    """Compute the stepwise form directly by its definition (docs/metrics.md)."""
     low, high = maps.min(), maps.max()
     fpr, overlap = overlap_curve(maps, masks, np.arange(low, high, (high - low) / steps)[:steps])
     fpr, overlap = fpr[fpr < limit], overlap[fpr < limit]
@@ -80,7 +80,7 @@ def test_stepwise_agrees_with_its_definition(seed: int, steps: int) -> None:
     assert ours == pytest.approx(published_pro(maps, masks, 0.3, steps), abs=1e-9)
 
 
-def test_regions_touching_at_a_corner_are_one() -> None:
+def test_areas_touching_at_a_corner_are_one_region() -> None:
     mask = np.eye(3, dtype=bool)
     np.testing.assert_allclose(region_weights(mask), [1 / 3] * 3)
 

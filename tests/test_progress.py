@@ -35,7 +35,7 @@ def test_lines_by_hand(clock: StandingClock, capsys: Capture) -> None:
     ]
 
 
-def test_an_unknown_number_has_no_time_left(clock: StandingClock, capsys: Capture) -> None:
+def test_a_step_of_unknown_length_shows_no_time_left(clock: StandingClock, capsys: Capture) -> None:
     work_through(track(iter(range(8)), "reading", clock=clock), clock, 4)
     assert capsys.readouterr().err.splitlines() == [
         "reading: 3, 0.25 per second",
@@ -45,7 +45,7 @@ def test_an_unknown_number_has_no_time_left(clock: StandingClock, capsys: Captur
     assert "reading: 3 of 8, 0.25 per second, 20 s left" in capsys.readouterr().err
 
 
-def test_lines_become_rare(clock: StandingClock, capsys: Capture) -> None:
+def test_log_lines_become_rarer(clock: StandingClock, capsys: Capture) -> None:
     work_through(track(range(36_000), "encoding", clock=clock), clock, 1)
     done = [
         int(line.split()[1].replace(",", "")) for line in capsys.readouterr().err.splitlines()[:-1]
@@ -156,8 +156,8 @@ def test_steps_within_steps_share_the_screen(terminal: None, capsys: Capture) ->
     err = capsys.readouterr().err
     assert "inner a" in err
     assert "inner b" in err
-    assert err.count("[a] :smile:") == 3  # neither markup nor an emoji
-    assert err.count("\x1b[?25l") == 1  # the cursor is hidden by one display
+    assert err.count("[a] :smile:") == 3  # literally, without markup or emoji
+    assert err.count("\x1b[?25l") == 1  # only one display hides the cursor
     assert progress._displays == []
 
 

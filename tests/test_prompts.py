@@ -164,7 +164,8 @@ def test_mean_shift_takes_the_largest_cluster() -> None:
     rows = clusters(5, 30, 9)
     expected = torch.nn.functional.normalize(rows[5:35].mean(0), dim=-1).float()
     assert_close(representative_vector(rows, RVSSettings("mean_shift", bandwidth=0.5)), expected)
-    everything = representative_vector(rows, RVSSettings("mean_shift"))  # one cluster, published
+    # The published bandwidth gives one cluster.
+    everything = representative_vector(rows, RVSSettings("mean_shift"))
     assert_close(everything, representative_vector(rows, MEAN))
 
 
@@ -244,7 +245,7 @@ def test_random_weights_are_never_cached(tiny_clip: CLIPBackbone, tmp_path: Path
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_the_first_component_points_to_the_sentences(
+def test_the_first_component_points_towards_the_prompts(
     sign: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The sign is fixed for either direction that scikit-learn may return."""

@@ -1,4 +1,4 @@
-"""The check of the project's English finds what it names, and nothing else."""
+"""The check of the project's English reports the words that it lists, and nothing else."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_a_headless_first_line_is_reported(word: str) -> None:
 
 def test_other_beginnings_pass() -> None:
     assert messages('"""Howard\'s method, and what it is for."""\n') == []
-    assert messages('text = "What is the size?"\n') == []  # a message, no docstring
+    assert messages('text = "What is the size?"\n') == []  # a message is no docstring
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_other_beginnings_pass() -> None:
         ('f"{x} of the sentences"\n', 1),
     ],
 )
-def test_words_of_prose_are_reported_where_they_are(source: str, line: int) -> None:
+def test_words_to_avoid_are_reported_with_their_line(source: str, line: int) -> None:
     (message,) = messages(source)
     assert message.startswith(f"{line}: ")
 

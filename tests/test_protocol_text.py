@@ -1,4 +1,4 @@
-"""Records of a run as pairs of name and text."""
+"""Text of the records of a run, as pairs of name and value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Published results, typed a second time from the papers, and the commands to reproduce them."""
+"""Published results against values typed again from the papers, and commands for our results."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_values_per_category_have_the_published_means(
         assert sum(values) / len(values) == pytest.approx(of_all[column], abs=0.06)
 
 
-def test_the_same_figure_is_the_same_in_all_tables_of_a_paper() -> None:
+def test_a_value_is_the_same_in_all_tables_of_a_paper() -> None:
     assert row_of("tab1", "PaDiM, TAB")[2] == row_of("tab5", "PaDiM, TAB")[0]
     for table, method in (
         ("tab6", "NSA"),
@@ -128,7 +128,7 @@ def test_the_same_figure_is_the_same_in_all_tables_of_a_paper() -> None:
     assert row_of("tab2", "RD4AD, ImageNet")[2] == row_of("tab5", "RD4AD, ImageNet")[1]
 
 
-def test_every_table_of_the_tab_paper_has_runs_and_every_run_commands() -> None:
+def test_every_table_of_the_tab_paper_has_runs_and_every_run_has_commands() -> None:
     source = load_published()
     for number in range(1, 9):
         table = source.tables[f"tab{number}"]
@@ -166,7 +166,7 @@ def test_every_command_parses_and_matches_its_row(
     for run in runs().values():
         *earlier, last = run.commands
         folder = run.folder
-        if run.draws > 1:  # identical except for seed and folder
+        if run.draws > 1:  # draws differ only in seed and folder
             draw = run.draws - 1
             folder += f"/{draw}"
             assert [
@@ -233,7 +233,7 @@ def check_weights(name: str, config: dict[str, Any]) -> None:
     assert config["output"]["folder"] == f"runs/{name}"
 
 
-def test_tables_named_in_the_readme_need_its_commands() -> None:
+def test_tables_in_the_readme_need_the_command_of_their_row() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8").partition("## The papers")[2]
     rows = re.findall(r"^\| .+ \| `(anomaly_clip .+?)`.* \| (`.+`) \|$", text, re.MULTILINE)
     assert len(rows) == 5

@@ -129,7 +129,7 @@ def test_an_epoch_selected_on_test_images_is_labelled_and_compared(write: Writer
     assert any("EPOCH SELECTED ON THE TEST IMAGES" in note.text for note in table.notes)
 
 
-def test_one_category_fitted_alone_stands_in_its_row(write: Writer) -> None:
+def test_a_run_of_one_category_fills_only_its_row(write: Writer) -> None:
     folder = write(categories={"screw": metrics(0.75)}, one_model_a_category=False)
     table = compared("padim_categories", folder)
     assert lines_of(table, "PaDiM, screw")[2].cells[2] == "+0.5"
@@ -152,7 +152,7 @@ def test_fractions_are_compared_as_percent(write: Writer) -> None:
     assert (ours.cells[2], difference.cells[2]) == ("22.5", "+0.5")
 
 
-def test_several_runs_of_a_row_stand_below_each_other(write: Writer) -> None:
+def test_several_runs_of_a_row_are_listed_below_each_other(write: Writer) -> None:
     table = compared("tab1", write("a"), write("b"))
     assert [line.cells[1] for line in lines_of(table, "PaDiM, ImageNet")] == [
         "published",

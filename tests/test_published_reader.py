@@ -67,7 +67,7 @@ def test_an_invalid_entry_is_named(tmp_path: Path, old: str, new: str, message: 
         read_published(changed(tmp_path, old, new))
 
 
-def test_it_comes_with_the_package() -> None:
+def test_the_file_comes_with_the_package() -> None:
     assert read_published(PACKAGED) == load_published()
     tables: list[PublishedTable] = list(load_published().tables.values())
     assert sum(len(table) for table in tables) == 836

@@ -73,10 +73,10 @@ def test_golden_rd4ad(golden: Callable[[str], Any], tmp_path: Path) -> None:
 
 
 @pytest.mark.golden
-def test_sizes_are_those_of_the_public_code(golden: Callable[[str], Any]) -> None:
+def test_parameter_counts_are_those_of_the_public_code(golden: Callable[[str], Any]) -> None:
     counts = json.loads((golden("detectors").folder / "architectures.json").read_text())
     method = RD4AD(RANDOM_NETWORK)
-    unused = 1024 * 512 + 2 * 512  # a convolution with its BatchNorm, left out
+    unused = 1024 * 512 + 2 * 512  # the public bottleneck has an unused convolution
     squeezed = sum(p.numel() for p in method.bottleneck.parameters())
     assert squeezed == counts["bottleneck_params"] - unused
     assert sum(p.numel() for p in method.student.parameters()) == counts["decoder_params"]
@@ -102,7 +102,7 @@ def test_the_student_mirrors_any_resnet(name: str) -> None:
     with torch.no_grad():
         teacher, student = method.features(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
     assert [level.shape for level in teacher] == [level.shape for level in student]
-    # The mirror image is as deep as its teacher.
+    # As deep as the teacher, with a transposed convolution for one of 3 x 3 in each stage.
     depth = sum(m.kernel_size == (3, 3) for m in _convolutions(method.student))
     frozen = method.backbone.network
     parts = [m for n, m in frozen.named_modules() if n.startswith(("layer1", "layer2", "layer3"))]
@@ -113,7 +113,7 @@ def _convolutions(network: torch.nn.Module) -> list[torch.nn.Conv2d]:
     return [m for m in network.modules() if isinstance(m, torch.nn.Conv2d)]
 
 
-def test_another_cnn_teaches_too() -> None:
+def test_another_cnn_can_be_the_teacher() -> None:
     layers = ["features.3", "features.6", "features.13"]
     network = CNNSettings("mobilenet_v2", "random", layers)
     method = RD4AD(network, image_size=64, layers=layers)
@@ -150,8 +150,8 @@ def test_initial_weights_depend_on_the_seed_alone() -> None:
     assert not first["stages.0.0.path.3.weight"].equal(other["stages.0.0.path.3.weight"])
 
 
-def test_it_learns(mvtec_root: Path, tmp_path: Path) -> None:
-    """The loss falls, and the teacher stays unchanged."""
+def test_training_lowers_the_loss(mvtec_root: Path, tmp_path: Path) -> None:
+    """The teacher stays unchanged."""
     method = RD4AD(RANDOM_NETWORK, image_size=64, lr=1e-3)
     before = {k: v.clone() for k, v in method.backbone.state_dict().items()}
     data = MVTecAD(str(mvtec_root), categories=["bottle"], num_workers=0, batch_size=2)
@@ -186,7 +186,7 @@ def test_fit_and_test_from_the_checkpoint_alone(mvtec_root: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_a_resumed_fit_is_the_uninterrupted_one(mvtec_root: Path, tmp_path: Path) -> None:
+def test_a_resumed_fit_equals_the_uninterrupted_one(mvtec_root: Path, tmp_path: Path) -> None:
     every = {"class_path": "ModelCheckpoint", "init_args": {"save_top_k": -1}}
     line = words("fit", mvtec_root, tmp_path, *ONE, "--trainer.callbacks+", json.dumps(every))
     line += ["--data.batch_size", "1"]
@@ -220,7 +220,7 @@ def test_the_best_epoch_on_test_images_is_kept_and_reported(
     assert content["mean"]["image_auroc"] == pytest.approx(max(values))
     protocol = content["run"]["protocol"]
     assert (protocol["select"], protocol["selected_epoch"]) == ("best_test", best["epoch"] + 1)
-    # Right after a fit, only the last epoch is available, and the record states just that.
+    # A model that has not loaded the best epoch records the last one.
     assert RD4AD(RANDOM_NETWORK, image_size=64, select="best_test").protocol() == {
         "select": "last",
         "selected_epoch": None,

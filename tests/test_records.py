@@ -93,7 +93,7 @@ def test_a_draw_is_a_pair_of_epoch_and_index() -> None:
     assert (draw.epoch, draw.index) == (3, 7) == tuple(draw)
 
 
-def test_versions_name_all_that_a_metric_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_versions_name_all_packages_that_metrics_depend_on(monkeypatch: pytest.MonkeyPatch) -> None:
     installed = versions()
     assert list(installed) == ["python", *records.PACKAGES]
     assert torch.__version__.startswith(installed["torch"].partition("+")[0])

@@ -94,7 +94,7 @@ def test_golden_registration(golden: Callable[[str], Any], tmp_path: Path) -> No
     assert count(method.encoder) == counts["regad_encoder_params"] - 2 * 256
 
 
-# -- loss and features by other means ------------------------------------------------------------
+# -- loss and features, compared with plain computations -----------------------------------------
 
 
 def test_the_loss_averages_both_directions(method: RegAD) -> None:
@@ -229,7 +229,8 @@ def test_fit_and_test_from_the_checkpoint_alone(three: Path, tmp_path: Path) -> 
     state = state_of(tmp_path / "runs")
     heads = {name.split(".")[0] for name in state}
     assert heads == {"network", "encoder", "predictor", "trained"}  # no Gaussians, no frozen parts
-    assert int(state["network.stem.1.num_batches_tracked"]) == 2 * 2 * 2  # queries and support
+    # Two epochs of two batches, with a query and support images in each.
+    assert int(state["network.stem.1.num_batches_tracked"]) == 2 * 2 * 2
     line = ["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "test")]
     assert main([*line, "--output.maps", "true"]) == 0
     [run] = (tmp_path / "test").glob("*/1")
@@ -243,7 +244,7 @@ def test_fit_and_test_from_the_checkpoint_alone(three: Path, tmp_path: Path) -> 
     [paths] = json.loads((run / "references.json").read_text()).values()
     assert len(paths) == 2 * 2
     assert paths[:2] != paths[2:]
-    # The same results by hand, round by round.
+    # Compute the same results without the command, round by round.
     loaded = RegAD.load_from_checkpoint(checkpoint, map_location="cpu").eval()
     data = MVTecAD(str(three), categories=["bottle"], image_size=64, num_workers=0)
     by_hand = []
@@ -263,8 +264,9 @@ def test_fit_and_test_from_the_checkpoint_alone(three: Path, tmp_path: Path) -> 
     line = ["predict", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "predict")]
     assert main([*line, "--output.maps", "false"]) == 0
     [scores] = (tmp_path / "predict").rglob("scores.csv")
-    assert scores.read_text() == (run / "scores.csv").read_text()  # those of the first round
-    # The number of rounds does not change the model.
+    # The scores of a predict are those of the first round of the test.
+    assert scores.read_text() == (run / "scores.csv").read_text()
+    # A test may change the number of rounds of the checkpoint.
     line = ["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "single")]
     assert main([*line, "--model.rounds", "1"]) == 0
     [single] = (tmp_path / "single").rglob("metrics.json")
@@ -273,7 +275,7 @@ def test_fit_and_test_from_the_checkpoint_alone(three: Path, tmp_path: Path) -> 
     assert again["run"]["protocol"]["spread"]["image_auroc"] is None
 
 
-def test_the_rate_is_the_official_one(backbone: CNNBackbone) -> None:
+def test_the_learning_rate_follows_the_official_schedule(backbone: CNNBackbone) -> None:
     class Trainer:
         max_epochs = 5
 
@@ -302,8 +304,8 @@ def test_initial_weights_depend_on_the_seed_alone(place: int, backbone: CNNBackb
     assert not torch.equal(start(2)["0.weight"], first["0.weight"])
 
 
-def test_a_resumed_fit_is_the_uninterrupted_one(three: Path, tmp_path: Path) -> None:
-    """Also when resumed in the middle of an epoch of two steps, and with a worker process."""
+def test_a_resumed_fit_equals_the_uninterrupted_one(three: Path, tmp_path: Path) -> None:
+    """This holds in the middle of an epoch of two steps, and with a data loader worker."""
     options = {"every_n_train_steps": 1, "save_top_k": -1, "filename": "{step}"}
     kept = json.dumps({"class_path": "ModelCheckpoint", "init_args": options})
     line = words("fit", three, tmp_path, *ONE, "--trainer.callbacks+", kept)
@@ -331,7 +333,8 @@ def test_two_processes_learn_together_and_test_as_one(three: Path, tmp_path: Pat
     record = json.loads((tmp_path / "c").read_text())
     assert record["equal"]
     first, second = record["rows"]
-    # Two categories of four images in batches of three and one: two per process and epoch.
+    # Each category has four images, in batches of three and one. With two categories, each
+    # process gets two batches per epoch.
     assert min(len(first), len(second)) >= 4
     assert sorted(first + second) == sorted(2 * list(range(8)))
     checkpoint = tmp_path / "f" / "run" / "1" / "checkpoints" / "last.ckpt"
@@ -382,11 +385,11 @@ def test_two_backbones_are_compared(three: Path, tmp_path: Path) -> None:
     config = yaml.safe_load((tmp_path / "c" / "other" / "bottle" / "config-fit.yaml").read_text())
     assert config["data"]["init_args"]["categories"] == ["bottle"]
     assert config["data"]["init_args"]["train_categories"] == "others"
-    # All settings except the weights are RegAD's, not those of the other detectors.
+    # All other settings are RegAD's defaults, not those of the other detectors.
     assert config["model"]["init_args"]["backbone"]["mean"] == [0.0, 0.0, 0.0]
 
 
-def test_a_file_with_weights_only_keeps_pixels_unnormalised(
+def test_a_config_that_sets_only_the_weights_keeps_pixels_unnormalised(
     three: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     section = {"class_path": "RegAD", "init_args": {"backbone": {"weights": "random"}}}

@@ -62,7 +62,7 @@ def method(backbone: CNNBackbone) -> RegAD:
         ((*ONE, "--model.backbone.layers", "[layer4]"), "must name spatial layers of the backbone"),
         ((*ONE, "--model.select", "best_test"), "set data.val_split to test"),
         ((*ONE, "--data.synthesis.recipe", "perlin"), "on normal images only: leave out data.syn"),
-        ((*ONE, "--trainer.max_epochs", "-1"), "give trainer.max_epochs"),
+        ((*ONE, "--trainer.max_epochs", "-1"), "set trainer.max_epochs to 1 or more"),
         (
             (*ONE, "--data.val_split", "synthetic", "--data.synthesis.recipe", "perlin",
              "--data.synthesis.share", "0", "--data.val_share", "0.5"),

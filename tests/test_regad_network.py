@@ -39,7 +39,7 @@ def test_golden_augmentation(golden: Callable[[str], Any]) -> None:
     assert_close(augment(arrays["aug_source"]), expected, atol=atol, rtol=0)
 
 
-def test_augmentations_are_in_their_order() -> None:
+def test_the_order_of_the_augmentations() -> None:
     torch.manual_seed(1)
     images = torch.rand(2, 3, 16, 16, dtype=torch.float64)
     augmented = augment(images).unflatten(0, (22, 2))
@@ -60,7 +60,7 @@ def test_rotations_and_translations_match_scipy() -> None:
     angles = {1: -4, 4: -1, 5: 1, 8: 4}
     for place, steps in angles.items():
         cos, sin = np.cos(steps * np.pi / 16), np.sin(steps * np.pi / 16)
-        matrix = np.array([[cos, sin], [-sin, cos]])  # of rows and columns, not of x and y
+        matrix = np.array([[cos, sin], [-sin, cos]])  # acts on (row, column), not (x, y)
         for channel in range(3):
             expected = affine_transform(
                 image[0, channel].numpy(), matrix, middle - matrix @ middle, order=1, mode="reflect"

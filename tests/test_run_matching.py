@@ -61,7 +61,7 @@ def test_a_backbone_trained_with_demo_text_is_labelled(write: Writer, tmp_path: 
     assert (ours.cells[4], difference.cells[4]) == ("88.00\ndemo text", "–")
 
 
-def test_weights_without_a_record_are_named_on_the_command_line(
+def test_weights_without_a_record_can_be_named_on_the_command_line(
     write: Writer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write(weights="/somewhere/their.pt")

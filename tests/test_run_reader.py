@@ -1,4 +1,4 @@
-"""Reader of run folders, also incomplete and damaged ones."""
+"""Reader of run folders, including incomplete and damaged ones."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def untested(folder: Path) -> None:
         (lambda folder: (folder / "metrics.json").unlink(), "it has no metrics.json"),
     ],
 )
-def test_incomplete_and_damaged_folders_give_one_line(
+def test_incomplete_and_damaged_folders_give_an_error_of_one_line(
     write: Writer,
     damage: Callable[[Path], None],
     message: str,

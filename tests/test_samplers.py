@@ -47,7 +47,7 @@ def test_each_epoch_yields_every_index_once_in_a_new_order() -> None:
 
 def test_processes_share_an_epoch_evenly() -> None:
     parts = [drawn(3, 3, rank) for rank in range(3)]
-    assert [len(part) for part in parts] == [3, 3, 3]  # the tenth is dropped
+    assert [len(part) for part in parts] == [3, 3, 3]  # the tenth sample is dropped
     whole = drawn(3)
     assert {draw for part in parts for draw in part} == set(whole[:9])
 
@@ -60,7 +60,7 @@ def test_more_processes_than_samples_are_refused() -> None:
 @pytest.mark.parametrize("length", [2, 3, 7, 16, 17])
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 @pytest.mark.parametrize("num_processes", [1, 2])
-def test_even_batches_are_as_many_on_each_process(
+def test_even_batches_give_each_process_the_same_number_of_batches(
     length: int, batch_size: int, num_processes: int
 ) -> None:
     parts = [
@@ -111,7 +111,7 @@ def test_batches_are_of_one_category_and_hold_every_image_once() -> None:
         epoch(0, num_processes=6)
 
 
-def test_support_is_of_the_category_and_never_the_image_itself(three: Path) -> None:
+def test_support_images_are_other_images_of_the_category(three: Path) -> None:
     data = MVTecAD(str(three), image_size=16, num_workers=0)
     dataset = data.dataset("train")
     rows = normal_rows(dataset)
@@ -132,14 +132,14 @@ def test_support_is_of_the_category_and_never_the_image_itself(three: Path) -> N
     assert batch["support"].shape == (2, 3, 3, 16, 16)
     assert batch["support"].dtype == torch.uint8
     support = batches.support_of(Draw(0, 2))
-    # Expected: a separate random stream per (seed, epoch, row), over the category's other images.
+    # The category's other images are sampled by a random stream per (seed, epoch, row).
     others = [other for other in rows[dataset.samples[2].category] if other != 2]
     drawn = np.random.default_rng([4, 0x5099, 0, 2]).integers(len(others), size=3)
     assert support == [others[place] for place in drawn]
     assert_close(batch["support"][1, 0], dataset[support[0]]["image"])
 
 
-def test_few_rows_are_a_sorted_part_of_one_order() -> None:
+def test_few_rows_are_the_first_of_one_permutation_and_sorted() -> None:
     order = np.random.default_rng([3, zlib.crc32(b"nut")]).permutation(50)
     for few in (1, 2, 7, 50):
         assert draw_few(50, few, 3, "nut") == sorted(order[:few].tolist())

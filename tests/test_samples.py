@@ -35,12 +35,12 @@ def test_items_make_a_batch(mvtec_root: Path) -> None:
     assert batch["path"][2].endswith("bottle/test/scratch/000.png")
 
 
-def test_pixel_labels_are_absent_where_there_are_none(tmp_path: Path) -> None:
+def test_a_data_set_without_masks_gives_none(tmp_path: Path) -> None:
     sample = Sample(save_picture(tmp_path / "a.png"), "thing", label=True)
     assert "mask" not in SampleDataset([sample], 16, 16, has_masks=False)[0]
 
 
-def test_a_mask_of_another_size_names_both(tmp_path: Path) -> None:
+def test_a_mask_of_another_size_is_an_error_with_both_sizes(tmp_path: Path) -> None:
     image = save_picture(tmp_path / "a.png", size=40)
     mask = save_picture(tmp_path / "a_mask.png", np.zeros((4, 6), dtype=np.uint8))
     with pytest.raises(
@@ -63,8 +63,8 @@ def test_resizing_follows_the_rule_for_image_and_mask(mvtec_root: Path) -> None:
     cut = tiny(mvtec_root, mask_size=32, resize=Resize("square_crop", 24)).dataset("test")[2]
     assert cut["image"].shape == (3, 16, 16)
     assert cut["mask"].shape == (32, 32)
-    assert not cut["mask"].any()  # the crop removed the defect,
-    assert cut["label"]  # but the image stays anomalous
+    assert not cut["mask"].any()  # the crop removed the defect
+    assert cut["label"]  # the image stays anomalous
 
 
 def test_a_tolerated_mask_is_resized_to_its_image_by_the_nearest_pixel(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_the_mask_of_a_normal_image_is_not_read(tmp_path: Path) -> None:
     assert not item["mask"].any()
 
 
-def test_features_stand_in_for_images(tmp_path: Path) -> None:
+def test_cached_features_replace_images(tmp_path: Path) -> None:
     listed = [Sample(tmp_path / f"{n}.png", "thing", bool(n), target=(True, False)) for n in (0, 1)]
     dataset = SampleDataset(listed, 16, 16)
     dataset.hold_features({"pooled": torch.arange(4).view(2, 2), "mask": torch.eye(2) > 0})

@@ -59,13 +59,13 @@ def test_crops_keep_a_part_of_the_defect_and_are_the_same_for_a_pair() -> None:
     normal, defective = draw_pair("oak", 0, 3, "scratch", 64)
     mask = np.zeros((64, 64), bool)
     mask[2, 60] = True  # in a corner
-    held = 0
+    with_defect = 0
     for seed in range(30):
         rng = np.random.default_rng(seed)
         image, synthetic, cut = crop_and_turn(normal.image, normal.image, mask, 64, rng)
         assert np.array_equal(image, synthetic)
-        held += bool(cut.any())
-    assert held >= 25  # a single pixel may vanish when a crop is resized
+        with_defect += bool(cut.any())
+    assert with_defect >= 25  # a single pixel may vanish when a crop is resized
     rng = np.random.default_rng(1)
     image, _, cut = crop_and_turn(defective.image, normal.image, defective.mask, 32, rng)
     assert image.shape == (32, 32, 3)
@@ -83,7 +83,7 @@ def test_the_data_module_reports_bad_options() -> None:
         Demo(num_scenes=0)
 
 
-def test_a_loader_gives_other_scenes_each_epoch() -> None:
+def test_a_loader_gives_new_scenes_each_epoch() -> None:
     data = Demo(
         categories=WORDS,
         train_categories="others",
@@ -129,7 +129,7 @@ def test_training_categories() -> None:
         _ = Demo(train_categories="others").train_categories
 
 
-def test_other_looks_stay_visible_and_some_have_another_hue() -> None:
+def test_varied_objects_stay_visible_and_some_have_another_hue() -> None:
     rng, usual = np.random.default_rng(0), CATEGORIES["blue_capsule"]
     looks = [vary(usual, rng) for _ in range(200)]
     hues = []
@@ -141,5 +141,5 @@ def test_other_looks_stay_visible_and_some_have_another_hue() -> None:
         hues.append(colorsys.rgb_to_hsv(*colours[0])[0])
     usual_hue = colorsys.rgb_to_hsv(*rgb(usual.colours[0]).ravel())[0]
     apart = np.abs((np.array(hues) - usual_hue + 0.5) % 1 - 0.5)
-    far = (apart > 0.2).mean()  # 60 % of those with any hue, and few of the others
+    far = (apart > 0.2).mean()  # 60 % of the looks with a random hue, few others
     assert 0.25 < far < 0.47

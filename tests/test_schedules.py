@@ -26,7 +26,7 @@ def test_half_a_cosine_by_hand() -> None:
 def test_warmup_and_cosine_by_hand() -> None:
     factors = [warmup_cosine(step, warmup=4, total=12, last=0.1) for step in range(14)]
     assert factors[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
-    assert factors[8] == pytest.approx(0.55)  # the middle of the cosine
+    assert factors[8] == pytest.approx(0.55)  # halfway down the cosine
     assert factors[6] == pytest.approx(0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2)
     assert factors[12:] == [0.1, 0.1]  # constant beyond the end
     assert factors[4:] == sorted(factors[4:], reverse=True)
@@ -66,7 +66,8 @@ def test_an_endless_training_is_refused_with_the_way_out() -> None:
     module = Module(max_epochs=-1)
     with pytest.raises(
         ValueError,
-        match=r"^Module decays its learning rate until the end of the training, which must be "
-        r"known: give trainer\.max_epochs or trainer\.max_steps$",
+        match=r"^Module decays its learning rate until the end of the training, but "
+        r"trainer\.max_epochs -1 sets no end: set trainer\.max_epochs to 1 or more, or set "
+        r"trainer\.max_steps$",
     ):
-        total_steps(module, " or trainer.max_steps")
+        total_steps(module, ", or set trainer.max_steps")

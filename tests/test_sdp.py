@@ -77,7 +77,7 @@ def test_golden_end_to_end(
     )
     outputs = Outputs()
     quiet_trainer(callbacks=[outputs]).test(sdp, data, verbose=False)
-    # Reorder the golden images to our listing, by the number in the file name.
+    # Sort the golden images like our listing, by the number in the file name.
     order = [int(sample.image.stem) for sample in data.samples("test")]
     assert_close(outputs["anomaly_map"], expected["map"][order], atol=2e-5, rtol=0)
     assert torch.equal(outputs["mask"], expected["gt_px"][order].bool())
@@ -130,7 +130,7 @@ def test_text_score_by_hand() -> None:
     assert text_score(torch.tensor([[4.0, 3.0]]), text).item() == pytest.approx(expected, rel=1e-3)
 
 
-def test_batches_do_not_mix(tiny_clip: CLIPBackbone) -> None:
+def test_images_of_a_batch_do_not_affect_each_other(tiny_clip: CLIPBackbone) -> None:
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
     names = ["nut", "bolt", "nut"]
     sdp = tiny(tiny_clip)
@@ -159,7 +159,7 @@ def test_the_text_score_uses_the_last_block_for_any_stages(
     assert not torch.allclose(whole["anomaly_map"], part["anomaly_map"])
 
 
-def test_without_feature_surgery_the_score_is_the_cosine_with_abnormal(
+def test_without_feature_surgery_the_score_is_the_cosine_with_the_abnormal_text(
     tiny_clip: CLIPBackbone,
 ) -> None:
     images, text = (

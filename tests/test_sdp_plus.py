@@ -163,7 +163,7 @@ def test_golden_training(
     for epoch, state in enumerate(steps.layers, start=1):
         for key, expected in arrays.named(f"train.epoch_{epoch}.").items():
             difference = (state[key] - expected).abs()
-            # Adam's first steps have the same size for all gradients: tiny ones may flip sign.
+            # Adam's first steps are equally large for all gradients; tiny gradients may flip sign.
             assert (difference > 1e-4).float().mean() <= 1e-3, (epoch, key)
 
 
@@ -201,7 +201,7 @@ def test_the_published_number_of_parameters() -> None:
     assert sum(p.numel() for p in layers.parameters()) == 2_296_320
 
 
-def test_written_layers_are_read_again(
+def test_exported_layers_give_the_same_maps(
     tiny_clip: CLIPBackbone, mvtec_root: Path, trained_on: VisA, tmp_path: Path
 ) -> None:
     method = fitted(tiny_clip, mvtec_root, trained_on)
@@ -378,7 +378,7 @@ def test_a_checkpoint_saved_in_python_loads_on_its_own(
     assert torch.equal(fitted_maps, loaded_maps)
 
 
-def test_layers_start_from_the_seed(tiny_clip: CLIPBackbone) -> None:
+def test_initial_layers_depend_on_the_seed(tiny_clip: CLIPBackbone) -> None:
     starts = []
     for seed, before in ((0, 0), (0, 5), (1, 0)):
         torch.manual_seed(seed)
@@ -409,7 +409,7 @@ def test_validation_uses_the_settings_of_its_own_data_set(
         batch_size=2,
     )
     quiet_trainer(max_epochs=1).fit(method, data)
-    assert set(blurs) == {2.0}  # VisA
+    assert set(blurs) == {2.0}  # the blur for VisA
     blurs.clear()
     quiet_trainer().test(method, data, verbose=False)
     assert set(blurs) == {8.0}
@@ -437,7 +437,7 @@ def test_two_processes_train_the_same_layers_as_one(
     words += ["--trainer.max_epochs", "2", "--data.auxiliary.shuffle", "false"]
     assert main([*words, "--data.auxiliary.batch_size", "4", "--output.name", "one"]) == 0
     ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--output.name", "two"]
-    cold = {CACHE_VARIABLE: str(tmp_path / "cold")}  # filled by two processes
+    cold = {CACHE_VARIABLE: str(tmp_path / "cold")}  # an empty cache for the two processes
     done = run_command([*words, "--data.auxiliary.batch_size", "2", *ddp], 2, cold)
     assert len(list((tmp_path / "cold" / "features").rglob("*.safetensors"))) == 6
     assert done.returncode == 0, done.stderr[-2000:]
@@ -446,7 +446,7 @@ def test_two_processes_train_the_same_layers_as_one(
         for name in ("one", "two")
     )
     for key, value in single.items():
-        # Adam's steps have the same size for all gradients: tiny ones may flip sign.
+        # Adam's steps are equally large for all gradients; tiny gradients may flip sign.
         assert ((double[key] - value).abs() > 1e-4).float().mean() < 0.01, key
     tested = []
     for name, more in (("a", []), ("b", ddp[:4])):

@@ -40,14 +40,14 @@ def test_one_class_has_no_best_threshold() -> None:
     assert best_threshold([0.1, 0.2], [False, False]) is None
 
 
-def test_the_worst_come_first_and_none_twice() -> None:
+def test_the_worst_images_come_first_and_none_twice() -> None:
     scores = [0.9, 0.1, 0.2, 0.3, 0.15, 0.05, 0.8, 0.7, 0.95, 1.0]
     labels: list[int | None] = [0, 0, 0, 0, 0, 1, 1, 1, 1, 1]
     by_kind = images_by_kind(rows(scores, labels))
     assert by_kind == {"false_alarm": [0, 3, 2, 4, 1], "miss": [5, 7, 6], "hit": [9, 8]}
 
 
-def test_without_anomalous_images_there_are_alarms_only() -> None:
+def test_without_anomalous_images_all_are_false_alarms() -> None:
     assert images_by_kind(rows([0.1, 0.3, 0.2], [0, 0, 0])) == {"false_alarm": [1, 2, 0]}
 
 
@@ -56,16 +56,16 @@ def test_images_without_labels_are_shown_from_the_top_and_the_middle() -> None:
     assert by_kind == {"high": list(range(19, 7, -1)), "usual": [5, 4, 3, 2]}
 
 
-def test_equal_scores_are_no_trouble() -> None:
+def test_images_of_equal_scores_are_selected_once() -> None:
     selected = select_images(rows([0.5] * 6, [0, 0, 0, 1, 1, 1]))
     assert len({image.image for image in selected}) == len(selected)
     assert all(np.isfinite(image.gap) for image in selected)
 
 
-def test_of_thousands_of_categories_the_worst_are_shown() -> None:
+def test_the_worst_of_thousands_of_categories_come_first() -> None:
     many: Rows = {}
     for number in range(3000):
-        low, high = (0.0, 1.0) if number != 1234 else (1.0, 0.0)  # the scores of one are swapped
+        low, high = (0.0, 1.0) if number != 1234 else (1.0, 0.0)  # one category is swapped
         for label, score in ((0, low), (1, high), (1, 0.9)):
             row = {"category": f"c{number}", "label": label, "image_score": score}
             many[len(many)] = row
@@ -76,7 +76,7 @@ def test_of_thousands_of_categories_the_worst_are_shown() -> None:
 
 
 def test_gaps_by_hand() -> None:
-    """F1 is highest at 0.2, halfway between 0 and 0.4: one false positive, no false negative."""
+    """The best threshold is 0.2, halfway between 0 and 0.4: one false positive, no miss."""
     selected = select_images(rows([0.0, 2.0, 0.4, 1.2], [0, 1, 1, 0]))
     gaps = {(image.kind, image.image): image.gap for image in selected}
     expected = {("false_alarm", 3): 0.5, ("false_alarm", 0): -0.1, ("miss", 2): -0.1}

@@ -51,7 +51,7 @@ def small(**more: Any) -> SimpleNet:
 def test_golden_simplenet(
     golden: Callable[[str], Any], tmp_path: Path, kind: str, pretrain_dim: int
 ) -> None:
-    """Only the golden README states the length of a layer's patch vector."""
+    """``pretrain_dim`` is a parameter here, as only the golden README states its values."""
     case = golden("detectors")
     arrays, meta = load_file(case.folder / "simplenet.safetensors"), case.meta
     counts = json.loads((case.folder / "architectures.json").read_text())
@@ -83,7 +83,7 @@ def test_golden_simplenet(
     near(scores["anomaly_map"], arrays[f"{kind}_map"], 1e-3)
 
 
-def test_the_embedding_is_the_plain_one() -> None:
+def test_the_embedding_equals_a_plain_computation() -> None:
     """Neighbourhoods are computed by hand, and the coarse layer is upsampled before pooling."""
     method = small()
     images = torch.randint(0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(3))
@@ -110,13 +110,13 @@ def test_map_and_score() -> None:
     with torch.no_grad():
         logits = method.discriminator(method.adaptor(method.embed(images.byte()).flatten(0, 1)))
     patches = -logits.view(2, 1, 8, 8)
-    assert_close(scores["image_score"], patches.amax(dim=(1, 2, 3)))  # before any blur
+    assert_close(scores["image_score"], patches.amax(dim=(1, 2, 3)))  # the maximum before the blur
     plain = F.interpolate(patches, (64, 64), mode="bilinear")[:, 0].numpy()
     blurred = np.stack([gaussian_filter(image_map, 4.0) for image_map in plain])
     assert_close(scores["anomaly_map"], torch.from_numpy(blurred), atol=1e-5, rtol=1e-5)
 
 
-def test_the_loss_stops_at_the_margin() -> None:
+def test_the_loss_is_zero_beyond_the_margin() -> None:
     real, noisy = torch.tensor([0.6, 0.5, 0.1, -1.0]), torch.tensor([-0.6, -0.5, 0.0, 2.0])
     expected = (0 + 0 + 0.4 + 1.5) / 4 + (0 + 0 + 0.5 + 2.5) / 4
     assert float(hinge_loss(real, noisy)) == pytest.approx(expected)
@@ -138,7 +138,7 @@ def test_noise_has_its_deviation_and_depends_on_seed_epoch_and_batch() -> None:
     assert not noise.equal(small(noise=0.2, seed=1).draw_noise(like, 3))
 
 
-def test_it_learns_to_tell_noise(mvtec_root: Path) -> None:
+def test_training_separates_features_from_noisy_ones(mvtec_root: Path) -> None:
     method = small(noise=3.0, adaptor_lr=1e-2, discriminator_lr=1e-2)
     before = {k: v.clone() for k, v in method.backbone.state_dict().items()}
     data = MVTecAD(str(mvtec_root), categories=["bottle"], num_workers=0, batch_size=2)
@@ -164,7 +164,7 @@ def test_fit_and_test_from_the_checkpoint_alone(mvtec_root: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("select", ["last", "best_test"])
-def test_a_resumed_fit_is_the_uninterrupted_one(
+def test_a_resumed_fit_equals_the_uninterrupted_one(
     mvtec_root: Path, tmp_path: Path, select: str
 ) -> None:
     every = {"class_path": "ModelCheckpoint", "init_args": {"save_top_k": -1}}

@@ -14,7 +14,7 @@ LONGEST = 500
 MEDIAN = 180
 TESTED = 0.75
 CLOSURES = {"sdp": 24, "padim": 22, "clip_ada": 25, "sdp_plus": 33}
-"""Largest number of modules of the package that an import of a method may need."""
+"""Maximum number of the package's modules that the import of a method loads."""
 
 
 @pytest.fixture(scope="module")

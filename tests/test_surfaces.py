@@ -35,7 +35,7 @@ def test_defects_of_a_family_are_known() -> None:
         assert len(fitting_defects(category)) >= 3
 
 
-def test_variants_stay_in_their_family_and_off_their_ground() -> None:
+def test_variants_stay_in_their_family_and_contrast_with_the_background() -> None:
     rng = np.random.default_rng(0)
     look = BY_FAMILY["gear"]
     variants = [vary(look, rng) for _ in range(50)]

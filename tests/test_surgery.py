@@ -64,7 +64,7 @@ def test_the_last_class_token_is_clips_image_embedding(tiny_clip: CLIPBackbone) 
 
 
 def test_value_attention_by_hand(tiny_clip: CLIPBackbone) -> None:
-    """With one block per stage, the first stage is that block's V-V attention alone."""
+    """With one block per stage, the first stage is the value-value attention of block 1."""
     images = torch.randn(1, 3, 32, 32)
     block = tiny_clip.visual.transformer.resblocks[0]
     embedded = block.ln_1(tiny_clip.embed(images))[0]  # (17, 24)
@@ -95,7 +95,7 @@ def test_selected_stages_equal_those_of_all_stages(tiny_clip: CLIPBackbone) -> N
 
 
 @pytest.mark.parametrize("kind", ["official", "clean"])
-def test_raw_patches_left_out_change_nothing_else(
+def test_leaving_out_raw_patches_changes_nothing_else(
     tiny_clip: CLIPBackbone, kind: StageTokens
 ) -> None:
     images = torch.randn(2, 3, 32, 32)
@@ -135,7 +135,7 @@ def noise(count: int, side: int = 32, seed: int = 0) -> Tensor:
 
 
 @torch.no_grad()
-def test_layers_are_counted_from_one_and_taken_after_the_block(tiny_clip: CLIPBackbone) -> None:
+def test_layers_are_the_outputs_of_blocks_counted_from_one(tiny_clip: CLIPBackbone) -> None:
     images = noise(2)
     pixels = tiny_clip.prepare(images)
     expected = tiny_clip.visual.forward_intermediates(

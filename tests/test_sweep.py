@@ -30,7 +30,7 @@ from anomaly_clip.results.warnings import DEMO_REMARK
 
 ROOT = Path(__file__).parent.parent
 SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
-ON_DISK = [file for file in SWEEPS if file.stem != "demo"]  # which has its own test
+ON_DISK = [file for file in SWEEPS if file.stem != "demo"]  # demo.yaml has its own test
 
 VALIDATED = ["--data.val_split", "auxiliary"]
 AUXILIARY = [*VALIDATED, "--data.auxiliary", "Demo", "--data.auxiliary.seed", "9"]
@@ -161,9 +161,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
 def complaint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[[list[str]], str]:
-    """Return a function that runs a faulty command line and returns its error, which is one line.
+    """Return a function that runs a faulty command line and returns the error, a single line.
 
-    It checks that nothing has run.
+    The function checks that no run was started.
     """
     monkeypatch.chdir(tmp_path)
 
@@ -262,7 +262,7 @@ def test_the_commands_of_wandbs_agent_are_accepted(
 def tiny(file: Path, clip: str, mvtec: Path, tmp_path: Path) -> list[str]:
     """Return options that make the runs of a sweep file tiny."""
     words = ["--output.root", str(tmp_path / "runs"), *QUIET, "--data.root", str(mvtec)]
-    if file.stem != "sdp_plus":  # which sweeps this option
+    if file.stem != "sdp_plus":  # sdp_plus.yaml sweeps it
         words += ["--trainer.max_epochs", "1"]
     if file.stem == "tab":
         words += ["--model.backbone.weights", "random", "--model.text.name", clip]
@@ -270,7 +270,7 @@ def tiny(file: Path, clip: str, mvtec: Path, tmp_path: Path) -> list[str]:
         return [*words, "--data.val_share", "0.25", "--model.image_size", "64"]
     words += ["--model.backbone.name", clip, "--model.backbone.pretrained", "random"]
     if file.stem == "sdp_plus":
-        words += ["--data.val_share", "0.5", *FEW_WORDS]  # there are six images
+        words += ["--data.val_share", "0.5", *FEW_WORDS]  # half of six images
         return [*words, "--data.auxiliary.root", str(visa(tmp_path / "visa"))]
     words += ["--model.backbone.image_size", "32", "--data.val_share", "0.25"]
     words += ["--trainer.max_steps", "1", "--trainer.val_check_interval", "1"]
@@ -287,7 +287,7 @@ def test_fit_logs_the_goal_of_every_file(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for category in ("bottle", "metal_nut"):  # which have too few images for a held-out part
+    for category in ("bottle", "metal_nut"):  # too few images to hold any out
         good = mvtec_root / category / "train" / "good"
         for number, image in enumerate(sorted(good.iterdir())):
             (good / f"more{number}.png").write_bytes(image.read_bytes())
@@ -324,7 +324,7 @@ def test_four_runs_share_their_features(
     assert main(demo(tmp_path)) == 0
     run = tmp_path / "runs" / "sweep_demo" / "1"
     cached = list((Path(os.environ[CACHE_VARIABLE]) / "features").glob("*/*.safetensors"))
-    assert sum(seen) == len(cached) == 20  # once, not in each of the four runs
+    assert sum(seen) == len(cached) == 20  # images are encoded once, not per run
     out = capsys.readouterr().out
     rows = table(run)
     assert [row["state"] for row in rows] == ["finished"] * 4
@@ -406,7 +406,7 @@ def test_a_run_that_fails_does_not_stop_the_others(
     write: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = [*COMMAND[:-1], *AUXILIARY, "--data.val_split", "test", ARGS]
-    # The parser accepts a value that the method refuses.
+    # The parser accepts -1.0, but the method refuses it.
     file = write(parameters={"model.lr": {"values": [0.001, -1.0, 0.002]}}, command=command)
     words = ["sweep", str(file), *TINY_CLIP, *QUICK, "--output.root", str(tmp_path / "runs")]
     assert main(words) == 1
@@ -418,14 +418,14 @@ def test_a_run_that_fails_does_not_stop_the_others(
     assert {(row["weights"], row["validated on"]) for row in rows} == {("random", "test")}
     assert "val/random_weights" not in rows[0]
     captured = capsys.readouterr()
-    assert "GOAL MEASURED ON THE TEST IMAGES" in captured.err  # also before the first run
+    assert "GOAL MEASURED ON THE TEST IMAGES" in captured.err  # before the first run, too
     assert "2: model.lr=-1 failed: model.lr must be above 0" in captured.err
     assert "RANDOM WEIGHTS" in captured.out
     assert "GOAL MEASURED ON THE TEST IMAGES" in captured.out
     assert captured.out.strip().splitlines()[-1].split() == ["2", "-1", "failed", "–"]
 
 
-def test_a_goal_that_is_not_logged_is_not_invented(
+def test_a_run_that_does_not_log_the_goal_fails(
     write: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = [*COMMAND[:-1], *AUXILIARY, ARGS, "--trainer.limit_val_batches", "0"]
@@ -434,14 +434,14 @@ def test_a_goal_that_is_not_logged_is_not_invented(
     assert main([*words, "--output.root", str(tmp_path)]) == 1
     row, *others = table(tmp_path / "sweep_my_sweep" / "1")
     assert row["state"] == "failed"
-    assert [other["state"] for other in others] == ["not run"]  # they would not log it either
+    assert [other["state"] for other in others] == ["not run"]  # they would not log the goal either
     assert (Path(row["folder"]) / "checkpoints" / "last.ckpt").is_file()  # the fit is kept
     assert row["why"].startswith("the fit logged no val/pixel_ap, it logged no val/ metric")
     assert "failed" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_runs_of_other_origin_are_marked(
+def test_random_and_demo_weights_and_test_images_are_labelled(
     write: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     parameters = {

@@ -56,7 +56,7 @@ def test_quantiles_are_those_of_scipy(
     given: dict[str, Any], expected: Callable[[np.ndarray], np.ndarray]
 ) -> None:
     parameter = read_parameter("x", given)
-    levels = np.linspace(0.0103, 0.9911, 57)  # no level at a jump
+    levels = np.linspace(0.0103, 0.9911, 57)  # none at a jump of a discrete distribution
     values = [parameter.quantile(level) for level in levels.tolist()]
     np.testing.assert_allclose(values, expected(levels), rtol=1e-9, atol=1e-12)
     quantised = given.get("distribution", "").startswith("q_")

@@ -70,7 +70,7 @@ def test_the_file_has_one_row_per_run(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("maximize", "order"), [(True, "3124"), (False, "1324")])
-def test_the_best_come_first(
+def test_the_best_runs_come_first(
     folder: Path, maximize: bool, order: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     record = SweepRecord(**{**vars(RECORD), "maximize": maximize})
@@ -82,14 +82,14 @@ def test_the_best_come_first(
     assert "run 3: RANDOM WEIGHTS" in out
 
 
-def test_a_warning_of_all_runs_names_none() -> None:
+def test_a_warning_about_all_runs_names_no_run() -> None:
     by_test = [{"weights": "demo", "validated on": "test"}] * 4
     record = SweepRecord(**{**vars(RECORD), "origins": by_test})
     assert [remark.partition(" ")[0] for remark in record.remarks] == ["GOAL", "demo"]
 
 
 def test_a_run_is_ranked_by_its_last_validation(tmp_path: Path) -> None:
-    """Lightning's logger writes the log: two different validations, and a step after them."""
+    """Lightning's logger writes two validations with different metrics, then a training step."""
     logger = CSVLogger(tmp_path, name="", version="")
     validations = [{"val/pixel_ap": 0.9, "val/image_ap": 0.2}, {"val/pixel_ap": 0.4}]
     for epoch, validation in enumerate(validations):
@@ -99,7 +99,7 @@ def test_a_run_is_ranked_by_its_last_validation(tmp_path: Path) -> None:
     logger.save()
     metrics, when = last_logged(tmp_path / "metrics.csv", "val/pixel_ap")
     assert metrics["val/pixel_ap"] == 0.4
-    assert metrics["val/image_ap"] == 0.2  # logged once
+    assert metrics["val/image_ap"] == 0.2  # only the first validation logs it
     assert metrics["train/loss"] == 0.25
     assert when == {"epoch": 1, "step": 19}
     assert last_logged(tmp_path / "nowhere.csv", "val/pixel_ap") == ({}, {})

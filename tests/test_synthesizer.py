@@ -40,7 +40,7 @@ def test_options_of_a_mixture_reach_their_recipe() -> None:
         synthesize(settings, NOISE, "nut", np.random.default_rng(seed), no_donor).info["recipe"]
         for seed in range(60)
     ]
-    assert 30 < recipes.count("erasing") < 50  # two of three
+    assert 30 < recipes.count("erasing") < 50  # two of three are expected
 
 
 def test_the_same_generator_gives_the_same_defect() -> None:

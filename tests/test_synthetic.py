@@ -103,7 +103,7 @@ def test_pairs_keep_the_image() -> None:
     assert seen > 20
 
 
-def test_a_share_is_replaced() -> None:
+def test_a_fraction_of_the_images_is_replaced() -> None:
     plain = Demo(**OPTIONS).fit_dataset()
     for share in (0.0, 0.4, 1.0):
         settings = SynthesisSettings("erasing", share=share)
@@ -119,7 +119,7 @@ def test_a_share_is_replaced() -> None:
         assert np.mean(labels) == pytest.approx(share, abs=0.15)
 
 
-def test_donors_are_others_of_the_category() -> None:
+def test_donors_are_other_images_of_the_category() -> None:
     """Patches without blending show the single grey level of another image of the category."""
     settings = SynthesisSettings(
         "nsa", "tab", {"mode": "swap", "label": "binary"}, mode="pair", retries=0
@@ -150,7 +150,7 @@ def test_synthetic_validation() -> None:
     data = demo(val_split="synthetic", num_train=20)
     held = data.validation_dataset()
     assert isinstance(held, SyntheticPairs)
-    assert len(held) == 2 * 4  # a tenth of the images per category
+    assert len(held) == 2 * 4  # a tenth of each category, with and without a defect
     trained = {sample.image for sample in data.fit_samples()}
     assert len(trained) == 36
     assert not trained & {sample.image for sample in held.images.samples}
@@ -178,12 +178,12 @@ def test_validation_takes_patches_from_training_images() -> None:
     assert (plain != changed).any()
 
 
-def test_scenes_have_defects_of_their_own() -> None:
+def test_scenes_cannot_be_combined_with_synthesis() -> None:
     with pytest.raises(ValueError, match=r"leave data\.synthesis \(cutpaste\) out"):
         demo(num_scenes=4)
 
 
-def test_a_defect_that_cannot_be_seen_leaves_the_image_alone() -> None:
+def test_an_invisible_defect_leaves_the_image_unchanged() -> None:
     flat = np.full((64, 64, 3), 90, np.uint8)
     settings = SynthesisSettings("nsa", retries=2)
     synthetic = synthesize(settings, flat, "nut", np.random.default_rng(0), lambda: flat)

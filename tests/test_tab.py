@@ -100,7 +100,7 @@ def test_the_baseline_tells_classes_and_states_apart() -> None:
 
 
 @pytest.mark.slow
-def test_fit_exports_a_resnet_that_all_can_load(
+def test_fit_exports_a_resnet_that_torchvision_and_timm_can_load(
     classes: Path, tiny_clip_config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(words(classes, tiny_clip_config, tmp_path / "runs")) == 0
@@ -111,7 +111,7 @@ def test_fit_exports_a_resnet_that_all_can_load(
     pickled = torch.load(run / "tab_resnet18.pt", weights_only=True)
     assert_close(state, pickled, atol=0, rtol=0)
     plain = resnet18(weights=None)
-    plain.load_state_dict(state)  # strictly
+    plain.load_state_dict(state)  # strict: no key is missing or unexpected
     other = timm.create_model("resnet18", pretrained=False)
     other.load_state_dict(state)
     method = TAB.load_from_checkpoint(run / "checkpoints" / "last.ckpt")
@@ -208,7 +208,7 @@ def test_the_rate_follows_the_epochs_of_the_paper(when: Any, epochs: int) -> Non
 
 
 @pytest.mark.slow
-def test_a_resumed_fit_is_the_uninterrupted_one(
+def test_a_resumed_fit_equals_the_uninterrupted_one(
     classes: Path, tiny_clip_config: str, tmp_path: Path
 ) -> None:
     every = {"class_path": "ModelCheckpoint", "init_args": {"save_top_k": -1}}
@@ -255,7 +255,7 @@ def test_two_processes_learn_together(classes: Path, tiny_clip_config: str, tmp_
             ["--model.loss", "concat", "--model.align", "normal"],
             "needs texts of both sides, got model.align normal",
         ),
-        (["--trainer.max_epochs", "-1"], "give trainer.max_epochs"),
+        (["--trainer.max_epochs", "-1"], "set trainer.max_epochs to 1 or more"),
         (["--data.batch_size", "1"], "data.batch_size must be 2 or more"),
         (["--data.val_split", "test"], "set it to synthetic or none"),
     ],
@@ -282,7 +282,7 @@ def test_a_wider_resnet_is_trained_through_a_head(
     line += ["--model.head", "projection", "--trainer.max_epochs", "1", "--data.batch_size", "6"]
     assert main(line) == 0
     state = load_file(tmp_path / "run" / "1" / "tab_resnet50.safetensors")
-    resnet50(weights=None).load_state_dict(state)  # strictly, so that no part of the heads is left
+    resnet50(weights=None).load_state_dict(state)  # strict: the file has no key of a head
     assert int(state["bn1.num_batches_tracked"]) == 4
 
 
@@ -320,7 +320,7 @@ def test_the_configuration_runs(
 
 
 @pytest.mark.parametrize("loss", ["align", "classification", "concat"])
-def test_held_out_pairs_validate(
+def test_the_loss_of_held_out_pairs_is_logged(
     classes: Path, tiny_clip_config: str, tmp_path: Path, loss: str
 ) -> None:
     line = words(classes, tiny_clip_config, tmp_path, "--model.loss", loss)
@@ -345,7 +345,8 @@ def test_an_export_of_another_fit_is_not_replaced(
     assert "tab_resnet18.safetensors exists: give another" in capsys.readouterr().err
     assert (tmp_path / "own" / "tab_resnet18.safetensors").read_bytes() == before
     shutil.rmtree(tmp_path / "own" / "logs", ignore_errors=True)
-    (tmp_path / "own" / "checkpoints").rename(tmp_path / "kept")  # overwriting them warns, too
+    # Overwriting checkpoints warns, too.
+    (tmp_path / "own" / "checkpoints").rename(tmp_path / "kept")
     last = str(tmp_path / "kept" / "last.ckpt")
     assert main([*line, "--ckpt_path", last]) == 0  # resumes
 
@@ -353,7 +354,7 @@ def test_an_export_of_another_fit_is_not_replaced(
 def test_the_dropout_of_a_projection_differs_in_every_batch(
     classes: Path, tiny_clip_config: str, tmp_path: Path
 ) -> None:
-    """Also for batches of one accumulated step, which the step alone does not distinguish."""
+    """Batches accumulated into one optimiser step differ too, although the step is the same."""
     line = words(classes, tiny_clip_config, tmp_path, "--model.head", "projection")
     line += ["--trainer.accumulate_grad_batches", "3", "--trainer.max_epochs", "1"]
     states: list[str] = []

@@ -23,12 +23,12 @@ def rates(optim: TABOptim, steps: int, epochs: int) -> list[float]:
 
 
 def test_the_rate_holds_for_all_passes_of_an_epoch() -> None:
-    values = rates(TABOptim(lr=0.5, passes=2), steps=60, epochs=6)  # 3 epochs of the paper
+    values = rates(TABOptim(lr=0.5, passes=2), steps=60, epochs=6)  # 3 epochs of two passes
     expected = [0.25 * (1 + math.cos(math.pi * epoch / 3)) for epoch in (0, 0, 1, 1, 2, 2)]
     assert values == pytest.approx(expected)
 
 
-def test_the_official_cosine_is_as_long_as_an_epoch_has_steps() -> None:
+def test_the_official_cosine_has_as_many_epochs_as_an_epoch_has_steps() -> None:
     optim = TABOptim(lr=1.0, passes=1, scheduler_t_max="official")
     values = rates(optim, steps=40, epochs=4)  # ten steps per epoch
     assert values == pytest.approx([0.5 * (1 + math.cos(math.pi * e / 10)) for e in range(4)])

@@ -24,13 +24,13 @@ def test_golden_texts(golden: Callable[[str], Golden]) -> None:
     listed = json.loads((folder / "tab_sentences.json").read_text())
     official = TABPrompts("first_release", names="keep", text_layout="official_reshape")
     first = re.escape(official.for_category("NAME")[0][0]).replace("NAME", "(.+)")
-    names = [match.group(1) for sentence in listed if (match := re.fullmatch(first, sentence))]
+    names = [match.group(1) for prompt in listed if (match := re.fullmatch(first, prompt))]
     generated = [s for name in names for side in official.for_category(name) for s in side]
     assert list(dict.fromkeys(generated)) == listed
     rows = dict(zip(listed, arrays["sentence_embeddings"], strict=True))
 
-    def encode(sentences: Sequence[str]) -> Tensor:
-        return torch.stack([rows[sentence] for sentence in sentences])
+    def encode(prompts: Sequence[str]) -> Tensor:
+        return torch.stack([rows[prompt] for prompt in prompts])
 
     scrambled = text_matrices(encode, names, official)
     assert scrambled.abnormal is not None
@@ -57,7 +57,7 @@ def test_golden_texts(golden: Callable[[str], Golden]) -> None:
 def test_number_of_prompts_per_preset(preset: Any, normal: int, abnormal: int) -> None:
     both = TABPrompts(preset).for_category("metal_nut")
     assert tuple(map(len, both)) == (normal, abnormal)
-    assert all("metal nut" in sentence for side in both for sentence in side)
+    assert all("metal nut" in prompt for side in both for prompt in side)
     assert len(PROMPT_SETS) == 6
 
 
@@ -76,10 +76,10 @@ def test_centered_texts(centered: Any) -> None:
     offsets = {True: rng.normal(size=(3, 16)), False: rng.normal(size=(3, 16))}
     names = ["wood", "steel", "glass"]
 
-    def encode(sentences: Sequence[str]) -> Tensor:
-        normal = "normal" in sentences[0]
-        rows = offsets[normal][names.index(sentences[0].split()[1].rstrip("."))]
-        return torch.from_numpy(np.tile(shared + rows, (len(sentences), 1))).float()
+    def encode(prompts: Sequence[str]) -> Tensor:
+        normal = "normal" in prompts[0]
+        rows = offsets[normal][names.index(prompts[0].split()[1].rstrip("."))]
+        return torch.from_numpy(np.tile(shared + rows, (len(prompts), 1))).float()
 
     plain = text_matrices(encode, names, TABPrompts("two_class"))
     assert mean_cosine(plain.normal) > 0.99

@@ -133,7 +133,7 @@ def test_a_terminal_shows_the_columns_that_are_printed(capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("count", [40, 41])
-def test_of_many_categories_the_lowest_are_printed(
+def test_only_the_lowest_of_many_categories_are_printed(
     count: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = [

@@ -20,7 +20,7 @@ def test_downsizing_is_antialiased() -> None:
     assert abs(small.astype(int) - 127).max() <= 2
 
 
-def test_equal_sizes_pass_untouched() -> None:
+def test_an_image_of_the_requested_size_is_returned_unchanged() -> None:
     image = np.zeros((8, 8, 3), dtype=np.uint8)
     assert resize_image(image, 8) is image
 

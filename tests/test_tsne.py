@@ -14,7 +14,7 @@ from anomaly_clip.drawing.tsne import TAB_LAYOUT, Embedding, tsne, write_embeddi
 
 
 def groups(apart: float) -> tuple[np.ndarray, list[str], list[bool]]:
-    """Return two classes with two states each, whose distance is ``apart``."""
+    """Return two classes of features, each with two states at distance ``apart``."""
     rng = np.random.default_rng(0)
     rows, classes, states = [], [], []
     for number, name in enumerate(("nut", "wood")):
@@ -28,7 +28,7 @@ def groups(apart: float) -> tuple[np.ndarray, list[str], list[bool]]:
     return np.concatenate(rows), classes, states
 
 
-def test_the_numbers_are_scikit_learns_and_follow_the_distance() -> None:
+def test_silhouettes_are_scikit_learns_and_follow_the_distance() -> None:
     features, classes, states = groups(6.0)
     far = tsne("far", features, classes, states)
     assert far.points.shape == (40, 2)
@@ -61,7 +61,7 @@ def test_the_same_seed_gives_the_same_layout() -> None:
 def test_the_layout_of_the_paper() -> None:
     features, classes, states = groups(6.0)
     plain = tsne("a", features[:20], classes[:20], states[:20])
-    shorter = replace(TAB_LAYOUT, iterations=300)  # more would take long
+    shorter = replace(TAB_LAYOUT, iterations=300)  # the paper's 20,000 would take long
     paper = tsne("a", features[:20], classes[:20], states[:20], layout=shorter)
     assert paper.silhouettes == pytest.approx(plain.silhouettes)
     assert TAB_LAYOUT.iterations == 20_000

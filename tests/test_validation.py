@@ -28,7 +28,7 @@ def paths(data: AnomalyData) -> list[str]:
     return [path for batch in batches for path in batch["path"]]
 
 
-def test_a_tenth_of_the_auxiliary_set_validates(mvtec_root: Path, tmp_path: Path) -> None:
+def test_a_tenth_of_the_auxiliary_set_is_held_out(mvtec_root: Path, tmp_path: Path) -> None:
     make = Maker(11)
     for number in range(20):
         make.picture(tmp_path / "aux" / "nut" / "test" / "good" / f"{number}.png")
@@ -53,7 +53,7 @@ def test_a_tenth_of_the_auxiliary_set_validates(mvtec_root: Path, tmp_path: Path
         MVTecAD(str(mvtec_root), val_split="auxiliary")
 
 
-def test_the_test_split_validates_on_request(mvtec_root: Path) -> None:
+def test_the_test_split_can_be_the_validation_split(mvtec_root: Path) -> None:
     data = tiny(mvtec_root, val_split="test")
     data.setup("fit")
     assert paths(data) == [str(s.image) for s in data.samples("test")]
@@ -69,14 +69,14 @@ def demo(**options: Any) -> Demo:
     return Demo(**{**sizes, "categories": BOTH, **options})
 
 
-def test_nothing_validates_by_default() -> None:
+def test_there_is_no_validation_split_by_default() -> None:
     validation = ValidationSplit(demo(), "none", 0.5)
     assert (validation.exists, validation.is_test, validation.holds_out) == (False, False, False)
     assert validation.dataset() is None
     assert validation.categories == BOTH
 
 
-def test_all_test_images_validate() -> None:
+def test_val_split_test_uses_all_test_images() -> None:
     data = demo()
     validation = ValidationSplit(data, "test", 0.5)
     assert (validation.exists, validation.is_test, validation.holds_out) == (True, True, False)
@@ -86,7 +86,7 @@ def test_all_test_images_validate() -> None:
     assert (validation.source, validation.categories) == (data, BOTH)
 
 
-def test_normal_training_images_validate_with_and_without_a_defect() -> None:
+def test_val_split_synthetic_uses_training_images_with_and_without_a_defect() -> None:
     data = demo(
         categories=BOTH[:1],
         train_categories=BOTH,
@@ -97,7 +97,7 @@ def test_normal_training_images_validate_with_and_without_a_defect() -> None:
     validation = data.validation
     assert (validation.exists, validation.is_test, validation.holds_out) == (True, False, True)
     trained, held = validation.normal_parts
-    # A tenth of 25 is 2.5, which is rounded to the even number: two per category.
+    # A tenth of 25 images is 2.5. This is rounded to even, so that each category has two.
     assert Counter(sample.category for sample in held) == dict.fromkeys(BOTH, 2)
     everything = data.samples("train")
     assert sorted([*trained, *held], key=everything.index) == everything
@@ -114,13 +114,13 @@ def test_normal_training_images_validate_with_and_without_a_defect() -> None:
     assert set(dataset.defects.donors.samples) == set(trained)  # no held-out image is a donor
 
 
-def test_a_share_of_the_auxiliary_set_validates_per_category_and_label() -> None:
+def test_val_split_auxiliary_holds_out_a_fraction_per_category_and_label() -> None:
     auxiliary = demo(seed=1)
     validation = ValidationSplit(demo(auxiliary=auxiliary), "auxiliary", 0.3)
     assert (validation.exists, validation.is_test, validation.holds_out) == (True, False, True)
     assert validation.source is auxiliary
     trained, held = validation.auxiliary_parts
-    # 0.3 of 6 normal images is 1.8, and 0.3 of 5 anomalous ones is 1.5: both are rounded to two.
+    # 0.3 of 6 normal images is 1.8, and 0.3 of 5 anomalous ones is 1.5: 2 each when rounded.
     expected = {(category, label): 2 for category in BOTH for label in (False, True)}
     assert Counter((sample.category, sample.label) for sample in held) == expected
     everything = auxiliary.samples("test")
@@ -132,13 +132,13 @@ def test_a_share_of_the_auxiliary_set_validates_per_category_and_label() -> None
     assert other.auxiliary_parts[1] != held
 
 
-def test_an_auxiliary_set_that_does_not_validate_is_trained_on_whole() -> None:
+def test_val_split_test_leaves_the_whole_auxiliary_set_for_training() -> None:
     auxiliary = demo(seed=1)
     validation = ValidationSplit(demo(auxiliary=auxiliary), "test", 0.3)
     assert validation.auxiliary_parts == (auxiliary.samples("test"), [])
 
 
-def test_too_few_images_hold_nothing_out() -> None:
+def test_too_few_images_to_hold_any_out_are_refused() -> None:
     few = demo(num_train=4, num_test=4, synthesis=ERASING, auxiliary=None)
     with pytest.raises(ValueError, match=r"8 normal images are too few to hold 0\.1 of each"):
         _ = ValidationSplit(few, "synthetic", 0.1).normal_parts

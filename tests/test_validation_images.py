@@ -30,7 +30,7 @@ def batch_of(category: str, count: int) -> tuple[Scores, Batch]:
     ("categories", "expected"),
     [
         ("a", ["a normal", "a normal", "a anomalous", "a anomalous"]),
-        # More images than are drawn: evenly spaced, from the first to the last.
+        # Of more than four images, four evenly spaced ones are drawn, from first to last.
         ("abcde", ["a normal", "b anomalous", "d normal", "e anomalous"]),
     ],
 )
@@ -52,7 +52,7 @@ def test_images_are_from_many_categories(
         images.add(*batch_of(category, 8), len(categories))
     images.draw(tmp_path / "step.png", None)
     assert [" ".join(caption.split()[:2]) for caption in drawn] == expected
-    images.draw(tmp_path / "again.png", None)  # already discarded
+    images.draw(tmp_path / "again.png", None)  # the images were discarded
     assert [file.name for file in tmp_path.iterdir()] == ["step.png"]
 
 

@@ -52,12 +52,12 @@ def test_levels_become_greys_and_are_resized_nearest(tmp_path: Path) -> None:
     for split in ("train", "test"):
         for row, sample in enumerate(data.samples(split)):
             image = data.dataset(split)[row]["image"]
-            levels = np.minimum(maps[int(sample.image.name)], 2)  # a stray 3 is a fail
+            levels = np.minimum(maps[int(sample.image.name)], 2)  # a stray level 3 counts as a fail
             expected = np.repeat(np.repeat(levels * 127, 2, axis=0), 2, axis=1)
             assert np.array_equal(image.numpy(), np.broadcast_to(expected, (3, 104, 104)))
 
 
-def test_maps_are_read_again_from_the_cache_and_without_one(
+def test_maps_are_read_from_the_cache_and_without_a_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mixed_wm38(tmp_path / "data")
@@ -67,7 +67,7 @@ def test_maps_are_read_again_from_the_cache_and_without_one(
     assert torch.equal(first, again)
     monkeypatch.undo()
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("ANOMALY_CLIP_CACHE", str(tmp_path / "file"))  # cannot be a folder
+    monkeypatch.setenv("ANOMALY_CLIP_CACHE", str(tmp_path / "file"))  # a file, not a folder
     alone = MixedWM38(str(tmp_path / "data"), image_size=52).dataset("test")[0]["image"]
     assert torch.equal(first, alone)
 

@@ -1,4 +1,4 @@
-"""Data logged to W&B, read from the files that its library writes offline."""
+"""Data logged to W&B, read from the files that the wandb library writes offline."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def rows(file: Path) -> dict[str, Any]:
 def test_the_configuration_has_command_line_names(logger: WandbLogger) -> None:
     config = "seed_everything: 3\nmodel:\n  class_path: SDP\n  init_args: {backbone: {name: a}}\n"
     log_config([logger], config, Path("runs/sdp/1"))
-    log_config([logger], config, Path("runs/sdp/1"))  # like a test after a fit
+    log_config([logger], config, Path("runs/sdp/1"))  # as by a test after a fit
     logged = dict(logger.experiment.config)
     assert logged == {
         "seed_everything": 3,
@@ -96,7 +96,7 @@ def test_a_finished_test_is_logged(tmp_path: Path, logger: WandbLogger) -> None:
 
 
 def test_gallery_images_are_split_and_have_masks(tmp_path: Path, logger: WandbLogger) -> None:
-    run = make_run(tmp_path / "run", TWO, pictures=3)  # two of them of normal images
+    run = make_run(tmp_path / "run", TWO, pictures=3)  # two of the three are normal
     sheet = np.zeros((20, 3 * 30 + 2 * 4, 3), np.uint8)
     sheet[:, 34:64] = 100  # the heat map
     sheet[5:9, 68 + 10 : 68 + 20] = 255  # the mask
@@ -148,7 +148,7 @@ def test_a_run_ends_with_its_context(tmp_path: Path) -> None:
     mine = wandb.init(dir=tmp_path)
     with finish_wandb_run():
         WandbLogger(project="test", save_dir=tmp_path)
-    assert wandb.run is mine  # opened outside, so it stays open
+    assert wandb.run is mine  # opened outside the context, so it stays open
     mine.finish()
 
 

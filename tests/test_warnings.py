@@ -1,4 +1,4 @@
-"""Warnings next to metrics."""
+"""Warnings that are shown next to metrics."""
 
 from __future__ import annotations
 

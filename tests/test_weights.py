@@ -34,7 +34,7 @@ def test_a_file_gives_the_saved_weights(
     assert fingerprint(loaded) == fingerprint(tiny_clip.model)
 
 
-def test_random_weights_follow_the_seed_and_move_no_other_sample(tiny_clip_config: str) -> None:
+def test_random_weights_depend_on_the_seed_and_move_no_generator(tiny_clip_config: str) -> None:
     torch.manual_seed(3)
     first = fingerprint(load_clip(tiny_clip_config, "random").model)
     after = torch.rand(1)
@@ -64,7 +64,7 @@ def test_another_image_size_interpolates_the_positions(
     torch.testing.assert_close(model.visual.positional_embedding[0], old[0])
 
 
-def test_published_form_of_a_configuration_brings_its_mean(
+def test_the_mean_is_read_from_a_published_configuration(
     tiny_clip_config: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "open_clip_config.json"

@@ -146,7 +146,7 @@ def test_harmonic_means_by_hand() -> None:
     patches = window_patches(2, 1)
     scores = torch.tensor([[0.1, 0.2, 0.4, 0.8]])
     assert_close(harmonic_map(scores, patches), scores)
-    # Three patches in a row, windows of two: both windows cover the middle patch.
+    # Three patches in a row, two windows of two patches: both windows cover the middle patch.
     rows = torch.tensor([[0, 1], [1, 2]])
     assert_close(
         harmonic_map(torch.tensor([[0.5, 0.25]]), rows),
@@ -167,7 +167,7 @@ def test_a_reference_has_distance_zero_from_itself(tiny_clip: CLIPBackbone) -> N
     assert far.max() > 1e-3
 
 
-def test_batches_do_not_mix(tiny_clip: CLIPBackbone) -> None:
+def test_images_of_a_batch_do_not_affect_each_other(tiny_clip: CLIPBackbone) -> None:
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
     method = WinCLIP(tiny_clip, WORDS)
     together = method.score(images, ["nut", "bolt", "nut"])

@@ -151,7 +151,7 @@ def test_predict_writes_scores_and_images(command: Command, tmp_path: Path) -> N
     assert {p.name for p in run.iterdir()} == expected
     rows = read_csv(run / "scores.csv")
     assert len(rows) == len(list((run / "maps").rglob("*.png"))) == 8
-    assert all(row["image_score"] == row["r0"] for row in rows)  # not scaled over the whole set
+    assert all(row["image_score"] == row["r0"] for row in rows)  # not rescaled over the data set
     assert main(command("predict", "--output.maps=false", "--output.name=plain")) == 0
     assert not (tmp_path / "runs" / "plain" / "1" / "maps").exists()
 
@@ -196,7 +196,7 @@ def test_a_run_without_a_result_leaves_no_new_folder(tmp_path: Path) -> None:
         ("fit", "metrics.json", False),
     ],
 )
-def test_results_of_another_kind_are_not_mixed(
+def test_results_of_test_and_predict_are_not_mixed(
     tmp_path: Path, stage: str, file: str, refused: bool
 ) -> None:
     (tmp_path / file).touch()

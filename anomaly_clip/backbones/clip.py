@@ -1,4 +1,4 @@
-"""CLIP as a frozen feature extractor: an open_clip model that normalises its own pixels."""
+"""CLIP as a frozen feature extractor: an open_clip model that includes pixel normalisation."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class CLIPSettings:
     Args:
         name: An open_clip model name, or the path of a JSON model configuration.
         pretrained: An open_clip tag (downloaded on first use), a local .safetensors or .pt file,
-            demo (the small CLIP that comes with the project and knows generated images only; its
-            architecture replaces the default name), or the word random (untrained weights for
-            trying a pipeline; the metrics mean nothing).
+            demo (the small CLIP that comes with the project, trained on generated images only;
+            the default name then becomes demo), or the word random (untrained weights to test a
+            pipeline; the metrics mean nothing).
         image_size: Side of the input in pixels; null uses the model's default.
     """
 
@@ -44,7 +44,7 @@ class Tokens(NamedTuple):
     """The tokens of one layer, class token first."""
 
     raw: Tensor
-    """``(B, 1 + N, W)`` in the width of the image tower, as the layer returns them."""
+    """``(B, 1 + N, W)``, as the layer returns them; ``W`` is the width of the image tower."""
     projected: Tensor
     """``(B, 1 + N, D)`` in the text embedding space, not normalised."""
 
@@ -135,7 +135,7 @@ class CLIPBackbone(FrozenBackbone):
 
     @property
     def is_random(self) -> bool:
-        """True for untrained weights, whose metrics mean nothing."""
+        """True if the weights are untrained and the metrics therefore mean nothing."""
         return self.settings.pretrained == RANDOM
 
     @property
@@ -145,7 +145,7 @@ class CLIPBackbone(FrozenBackbone):
 
     @property
     def network(self) -> nn.Module:
-        """Both towers."""
+        """The whole CLIP model: image tower and text tower."""
         return self.model
 
     @property
@@ -154,10 +154,10 @@ class CLIPBackbone(FrozenBackbone):
         return self.visual
 
     def prepare(self, images: Tensor, side: int | None = None) -> Tensor:
-        """Normalise uint8 ``(B, 3, S, S)`` images; floating-point ones count as normalised.
+        """Normalise uint8 images; floating-point images count as already normalised.
 
         Args:
-            images: The images.
+            images: ``(B, 3, S, S)``.
             side: The expected ``S``; default: the image size of the model.
 
         Raises:
@@ -172,11 +172,14 @@ class CLIPBackbone(FrozenBackbone):
         return self.normalise(images)
 
     def embed(self, images: Tensor, window: Window | None = None) -> Tensor:
-        """Return the input of the first block ``(B, 1 + N, W)``: patches, positions, LN_pre.
+        """Return the input of the first block ``(B, 1 + N, W)``.
+
+        It is the sum of token embeddings and positional embeddings, after LN_pre.
 
         Args:
             images: uint8 ``(B, 3, S, S)``, or floating point and already normalised.
-            window: Part of the patch grid that smaller images cover; None for full-size images.
+            window: Part of the patch grid whose positional embeddings are used, for images smaller
+                than the model's image size; None for full-size images.
         """
         visual = self.visual
         side = self.image_size if window is None else window.side * visual.patch_size[0]
@@ -186,7 +189,7 @@ class CLIPBackbone(FrozenBackbone):
         return visual.ln_pre(tokens)
 
     def _positions(self, window: Window | None) -> Tensor:
-        """Return the positional embeddings ``(1 + N, W)`` of the class token and a window."""
+        """Return the positional embeddings ``(1 + N, W)`` of the class token and of a window."""
         positions = self.visual.positional_embedding
         if window is None:
             return positions
@@ -224,7 +227,7 @@ class CLIPBackbone(FrozenBackbone):
         """Return 1-based layer numbers, the last layer by default.
 
         Raises:
-            ValueError: If they are not ascending, or the model has no such layer.
+            ValueError: If the numbers are not ascending, or the model has no such layer.
         """
         layers = [self.num_layers] if layers is None else list(layers)
         ascending = all(a < b for a, b in pairwise(layers))
@@ -242,8 +245,9 @@ class CLIPBackbone(FrozenBackbone):
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
         """Embed prompts as ``(M, D)`` in float32, not normalised, in a single batch.
 
-        Positions after the longest prompt are left out. Under the causal mask no token attends to
-        later ones, so the result is the same and several times cheaper.
+        Token positions after the end of the longest prompt are left out. This is several times
+        cheaper and gives the same result, because under the causal mask no token attends to later
+        tokens.
         """
         ids = self.tokenize(prompts).to(self.mean.device)
         with self.out_of_autocast():
@@ -255,11 +259,12 @@ class CLIPBackbone(FrozenBackbone):
         return self.encode_embedded(self.model.token_embedding(ids[:, :length]), last)
 
     def encode_embedded(self, tokens: Tensor, last: Tensor) -> Tensor:
-        """Run the text tower on embedded tokens; gradients flow back to them.
+        """Run the text tower on embedded tokens; gradients flow back to the tokens.
 
         Args:
             tokens: ``(M, L, W)``, without positional embeddings; the start token first.
-            last: int64 ``(M,)``, the position of each end token, whose output is the embedding.
+            last: int64 ``(M,)``, position of the end token of each prompt; the output at this
+                position is the embedding.
 
         Returns:
             ``(M, D)``, not normalised.

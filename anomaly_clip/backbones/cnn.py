@@ -23,13 +23,13 @@ IMAGENET = "imagenet"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 NODES = {**{stage: stage for stage in STAGES}, "pooled": "flatten"}
-"""Names of ResNet layers in our options, and the matching nodes of torchvision's graph."""
+"""Mapping from ResNet layers in our options to the nodes of torchvision's graph."""
 
 HEADS = ("fc.", "classifier.", "head.")
 """Prefixes of classifier weights, which no feature depends on."""
 CONTAINERS = ("state_dict", "model", "model_state_dict", "net", "backbone")
 PREFIXES = ("module.", "model.", "backbone.", "encoder.", "network.", "visual.", "resnet.")
-PROBE = 256  # pixels of the image that feature shapes are measured with
+PROBE = 256  # side in pixels of the image used to measure feature shapes
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class CNNSettings:
 
     Args:
         name: A torchvision model.
-        weights: imagenet (IMAGENET1K_V1 as in the papers, downloaded on first use); a file
-            (exported by TAB, from torchvision or timm; a bare state dict or one under state_dict
+        weights: imagenet (IMAGENET1K_V1 as in the papers, downloaded on first use); a weights file
+            (from TAB's export, torchvision or timm; a state dict, bare or under the key state_dict
             or model); or the word random (untrained: the metrics mean nothing).
-        layers: Layers whose features are returned: layer1 to layer4 and pooled for a ResNet, nodes
-            of torchvision's graph such as features.7.cat for any model; null selects all five of
-            a ResNet.
+        layers: Layers whose features are returned. A ResNet has layer1 to layer4 and pooled; null
+            selects these five. For any model, a layer can be a node of torchvision's graph, such
+            as features.7.cat.
         mean: Pixel mean.
         std: Pixel standard deviation.
     """
@@ -110,14 +110,14 @@ class CNNBackbone(FrozenBackbone):
         try:
             with torch.no_grad():
                 shapes = {k: v.shape for k, v in self(torch.zeros(1, 3, PROBE, PROBE)).items()}
-        except (AssertionError, RuntimeError) as error:  # a transformer of another image size
+        except (AssertionError, RuntimeError) as error:  # such as a transformer of fixed size
             raise ValueError(
                 f"backbone.name {name} does not accept images of {PROBE} pixels ({reason(error)}); "
                 f"use a convolutional network"
             ) from None
         for layer, shape in shapes.items():
             square = len(shape) == 4 and shape[2] == shape[3]
-            if not (square or len(shape) == 2):  # tokens, or channels at the end
+            if not (square or len(shape) == 2):  # such as tokens, or channels last
                 raise ValueError(
                     f"backbone.layers: {layer} of {name} has the shape {tuple(shape)}, not (B, C, "
                     f"h, w); use a convolutional network"
@@ -139,7 +139,7 @@ class CNNBackbone(FrozenBackbone):
 
     @property
     def is_random(self) -> bool:
-        """True for untrained weights, whose metrics mean nothing."""
+        """True if the weights are untrained and the metrics therefore mean nothing."""
         return self.settings.weights == RANDOM
 
     @property
@@ -192,7 +192,7 @@ def load_network(name: str, weights: str) -> nn.Module:
     elif weights != RANDOM:
         _fill(model, read_state(weights), f"backbone.weights {weights}", name)
     if weights != RANDOM and hasattr(model, "transform_input"):
-        # The weights of GoogLeNet and Inception expect other pixel values.
+        # The weights of GoogLeNet and Inception expect a different pixel normalisation.
         model.transform_input = True  # type: ignore[assignment]
     return model
 
@@ -202,7 +202,7 @@ def read_state(file: str | Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If the file holds no weights, or could run code.
+        ValueError: If the file contains no weights, or pickled objects that could run code.
     """
     path = Path(file).expanduser()
     if not path.is_file():
@@ -251,7 +251,8 @@ def _build(name: str) -> nn.Module:
     if name not in names:
         hint = suggest(name, names) or "use a ResNet, such as resnet18"
         raise ValueError(f"backbone.name {name}: torchvision has no such model; {hint}")
-    # Untrained weights depend on the run's seed only, and do not affect later random numbers.
+    # Untrained weights depend only on the run's seed; their initialisation does not affect later
+    # random numbers.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch.initial_seed())
         model: nn.Module = models.get_model(name, weights=None)
@@ -279,14 +280,14 @@ def _imagenet_state(name: str) -> dict[str, Tensor]:
     except OSError as error:
         raise FileNotFoundError(
             f"backbone.weights {IMAGENET}: {file.name} is not in {folder} and cannot be downloaded "
-            f"({reason(error)}); copy it from a machine with network access, give a weights "
-            f"file (--model.backbone.weights FILE), or try the pipeline with '{RANDOM}'"
+            f"({reason(error)}); copy the file from a machine with network access, give a "
+            f"weights file (--model.backbone.weights FILE), or try the pipeline with '{RANDOM}'"
         ) from None
     return state
 
 
 def _fill(model: nn.Module, state: Mapping[str, Tensor], source: str, name: str) -> None:
-    """Load a state dict; everything except the classifier must fit."""
+    """Load a state dict; all keys except those of the classifier must match."""
     expected = {k: v for k, v in model.state_dict().items() if not k.startswith(HEADS)}
     given = {k: v for k, v in state.items() if not k.startswith(HEADS)}
     counters = [key for key in expected if key.endswith("num_batches_tracked")]
@@ -316,7 +317,9 @@ def _nodes(model: nn.Module, name: str, layers: Sequence[str] | None) -> dict[st
         raise ValueError(f"backbone.layers of {name} is empty; give at least one layer")
     if layers is None:
         if not is_resnet:
-            raise ValueError(f"backbone.layers of {name} is not set; give it, as [features.7.cat]")
+            raise ValueError(
+                f"backbone.layers of {name} is not set; use, for example, [features.7.cat]"
+            )
         return {node: layer for layer, node in NODES.items()}
     graph = get_graph_node_names(model)[1]
     nodes = {}

@@ -1,4 +1,4 @@
-"""Base class of the frozen backbones: pixel normalisation, a fixed dtype and an identity."""
+"""Base class of the frozen backbones: pixel normalisation, a fixed dtype, a hash of the weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["FrozenBackbone", "fingerprint"]
 
 
 class FrozenBackbone(nn.Module, ABC):
-    """A network that normalises its own pixels, is frozen and stays in evaluation mode.
+    """A frozen network that normalises its input images and always stays in evaluation mode.
 
     Args:
         mean: Pixel mean, for values in [0, 1].
@@ -44,12 +44,12 @@ class FrozenBackbone(nn.Module, ABC):
     @property
     @abstractmethod
     def is_random(self) -> bool:
-        """True for untrained weights, whose metrics mean nothing."""
+        """True if the weights are untrained and the metrics therefore mean nothing."""
 
     @property
     @abstractmethod
     def network(self) -> nn.Module:
-        """The module that the identity is computed from."""
+        """The module that :attr:`identity` hashes."""
 
     @property
     @abstractmethod
@@ -58,9 +58,9 @@ class FrozenBackbone(nn.Module, ABC):
 
     @cached_property
     def identity(self) -> str:
-        """The sha256 of the loaded tensors and the parts of the architecture they do not show.
+        """The sha256 of the loaded tensors and layers; see :func:`fingerprint`.
 
-        The same weights have the same identity, whatever their source.
+        The same weights in the same architecture have the same identity, whatever their source.
         """
         return fingerprint(self.network)
 
@@ -76,8 +76,8 @@ class FrozenBackbone(nn.Module, ABC):
         )
 
     def cast(self, dtype: torch.dtype) -> None:
-        """Cast the image tower once; text, normalisation and cosines stay in float32."""
-        _ = self.identity  # computed from the weights as loaded
+        """Cast the image tower; the text tower, normalisation and cosines stay in float32."""
+        _ = self.identity  # computed now, from the weights before the cast
         self.tower.to(dtype)
 
     def out_of_autocast(self) -> AbstractContextManager[object]:
@@ -109,8 +109,8 @@ def _channel_values(values: Sequence[float]) -> Tensor:
 def fingerprint(module: nn.Module) -> str:
     """Return the sha256 of a module's tensors and layers.
 
-    It covers the name, dtype, shape and bytes of each tensor. Activations and numbers of heads
-    have no tensor, so the printed form of the layers is hashed as well.
+    The hash covers the name, dtype, shape and bytes of each tensor. Activations and numbers of
+    heads have no tensor, so the printed form of the layers is hashed as well.
     """
     digest = hashlib.sha256()
     for name, layer in module.named_modules():

@@ -1,7 +1,7 @@
 """Learnable prompts: trained vectors in place of token embeddings.
 
-The form is that of CoOp (arXiv 2109.01134): start token, learnable context, optional fixed suffix,
-end token. The text tower stays frozen; gradients flow through it to the context only.
+A prompt has the form of CoOp (arXiv 2109.01134): start token, learnable context, optional fixed
+suffix, end token. The text tower stays frozen; gradients flow through it to the context only.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ FILLER = "X"  # one token in CLIP's vocabulary; placeholder for a learnable vect
 
 @dataclass(frozen=True)
 class LearnablePromptSettings:
-    """Form of the learnable prompts of CLIP-ADA (arXiv 2403.09493, see ``docs/prompts.md``).
+    """Settings of the learnable prompts of CLIP-ADA (arXiv 2403.09493, see ``docs/prompts.md``).
 
     Args:
         n_ctx: Number of learnable vectors per prompt (CoOp: 16).
-        n_prompts: 1 for an abnormal prompt only, 2 for a normal and an abnormal one.
-        suffix: Fixed text after the vectors, such as `` damaged object.``; two prompts may have a
-            list of two, normal first.
-        init_text: Phrase whose token embeddings initialise the first vectors; a list of two for
-            two prompts; default: random initialisation of all vectors.
+        n_prompts: Number of prompts: 1 (abnormal) or 2 (normal and abnormal).
+        suffix: Fixed text after the vectors, such as `` damaged object.``; for two prompts, one
+            text for both or a list of two texts, normal first.
+        init_text: Phrase whose token embeddings initialise the first vectors; for two prompts, one
+            phrase for both or a list of two, normal first. Default: all vectors are initialised at
+            random.
         init_std: Standard deviation of randomly initialised vectors.
     """
 
@@ -59,7 +60,7 @@ class LearnablePrompt(nn.Module):
     """One or two learnable prompts for the text tower of a CLIP.
 
     Args:
-        backbone: CLIP with the text tower; no reference to it is kept.
+        backbone: CLIP whose text tower encodes the prompts; this module does not store it.
         settings: Number, length and initialisation of the prompts.
         seed: Seed of the randomly initialised vectors.
 
@@ -105,7 +106,7 @@ class LearnablePrompt(nn.Module):
             with torch.no_grad():
                 context[row, : len(start)] = embedding(start.to(device)).float()
         self.context = nn.Parameter(context)
-        # These come from the frozen CLIP and are not stored in checkpoints.
+        # These buffers come from the frozen CLIP, so checkpoints need not store them.
         self.register_buffer("prefix", embedded[:, :1].clone(), persistent=False)
         self.register_buffer("ending", embedded[:, 1 + n_ctx :].clone(), persistent=False)
         self.register_buffer("last", last.to(device), persistent=False)

@@ -1,7 +1,8 @@
 """Prompt ensembles and representative vector selection (RVS): from a category name to two vectors.
 
-CLIP-AD (arXiv 2311.00453): every state (``damaged {}``) in every template (``a photo of a {}.``)
-gives a prompt; the embeddings of a class's prompts are reduced to one representative vector.
+By default, the prompts are those of CLIP-AD (arXiv 2311.00453): every state (``damaged {}``) in
+every template (``a photo of a {}.``). There are two classes of prompts, normal and abnormal. The
+embeddings of each class are reduced to one representative vector.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ __all__ = [
     "text_features",
 ]
 
-# Lists of the official code of CLIP-AD, in its order.
+# The lists and their order are those of CLIP-AD's official code.
 STATES_NORMAL = (
     "flawless {}",
     "perfect {}",
@@ -83,7 +84,7 @@ TEMPLATES = (
     "a photo of a {} for anomaly detection.",
 )
 
-# The 21 templates of WinCLIP's re-implementations: two are missing, one appears twice.
+# WinCLIP's re-implementations have 21 templates: two of the 22 are missing, one appears twice.
 _LEFT_OUT = ("a cropped photo of a {}.", "a jpeg corrupted photo of a {}.")
 TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
     "full": TEMPLATES,
@@ -98,20 +99,22 @@ Method = Literal["mean", "pca", "kde", "dbscan", "mean_shift"]
 DBSCAN_EPS, DBSCAN_MIN_SAMPLES = 0.5, 15
 """Published radius and minimum number of samples of a core point."""
 DBSCAN_OF_DATASET = {"VisA": (1.5, 25)}
-"""The same per data set, where other values are published."""
+"""Published radius and minimum number of samples for data sets with values of their own."""
 BANDWIDTHS = {"kde": 0.3, "mean_shift": 2.0}
-"""Published; with a bandwidth of 2, unit vectors form one cluster, as they are at most 2 apart."""
+"""Published bandwidths. A bandwidth of 2 puts unit vectors, at most 2 apart, into one cluster."""
 
 
 @dataclass(frozen=True)
 class PromptEnsemble:
-    """States and templates of the prompts; ``{}`` marks where the name or the state is inserted.
+    """States and templates of the prompts.
+
+    The category name replaces ``{}`` in a state, and the state replaces ``{}`` in a template.
 
     Args:
         states_normal: Descriptions of a normal object.
         states_abnormal: Descriptions of an abnormal object.
-        templates: Prompt templates around a state, or the name of a published list: full, or
-            reimpl (that of WinCLIP's re-implementations).
+        templates: Prompt templates around a state, or the name of a published list: full (of
+            CLIP-AD) or reimpl (of WinCLIP's re-implementations).
     """
 
     states_normal: list[str] = field(default_factory=lambda: list(STATES_NORMAL))
@@ -121,13 +124,19 @@ class PromptEnsemble:
     def __post_init__(self) -> None:
         for name, lines in self.as_lists().items():
             if not lines:
-                raise ValueError(f"prompts.{name} is empty; give at least one line")
+                raise ValueError(
+                    f"prompts.{name} is empty; give at least one line (--model.prompts.{name}, or "
+                    f"--prompts.{name} of anomaly_clip prompts)"
+                )
             for line in lines:
                 if line.count("{}") != 1:
-                    raise ValueError(f"prompts.{name}: {line!r} needs one {{}} as placeholder")
+                    raise ValueError(
+                        f"prompts.{name}: {line!r} needs one {{}} as placeholder; correct the line "
+                        f"(--model.prompts.{name}, or --prompts.{name} of anomaly_clip prompts)"
+                    )
 
     def as_lists(self) -> dict[str, list[str]]:
-        """Return all lines, with a named list of templates expanded."""
+        """Return the lines of each field; a published list of templates replaces its name."""
         templates = self.templates
         return {
             "states_normal": self.states_normal,
@@ -157,7 +166,7 @@ class PromptEnsemble:
 
 @dataclass(frozen=True)
 class RVSSettings:
-    """Representative vector selection: reduction of a class's prompt embeddings to one vector.
+    """Representative vector selection: reduction of prompt embeddings to one vector.
 
     Args:
         method: mean; pca: the first principal component, with the prompts as variables; kde: the
@@ -197,18 +206,18 @@ class RVSSettings:
 def representative_vector(
     embeddings: Tensor, rvs: RVSSettings = RVSSettings(), dataset_name: str | None = None
 ) -> Tensor:
-    """Reduce the unit embeddings ``(M, D)`` of a class to one unit vector ``(D,)``.
+    """Reduce the prompt embeddings ``(M, D)`` of a class to one unit vector ``(D,)``.
 
-    The variants are described in ``docs/prompts.md``; they are computed in float64.
+    All reductions are computed in float64. ``docs/prompts.md`` describes them.
 
     Args:
         embeddings: One row per prompt.
-        rvs: Reduction method. The first of equally large clusters counts, without noise; if there
-            is no cluster, the mean of all rows is used, with a warning.
+        rvs: Reduction method. Clusters exclude noise; of equally large clusters, the first is used.
+            If there is no cluster, the mean of all embeddings is used, with a warning.
         dataset_name: Data set that ``auto`` settings depend on.
 
     Raises:
-        ValueError: If there are no rows.
+        ValueError: If there are no embeddings, or their shape is not ``(M, D)``.
     """
     if embeddings.ndim != 2 or not len(embeddings):
         raise ValueError(
@@ -229,10 +238,10 @@ def text_features(
     *,
     unit_rows: bool = True,
 ) -> Tensor:
-    """Return the text features ``(D, 2)`` of a category: unit columns, normal and abnormal.
+    """Return the text features ``(D, 2)`` of a category: unit columns, normal first.
 
-    They are cached in the cache folder, keyed by weights, prompts and RVS settings, unless the
-    weights are random.
+    Unless the weights are random, the cache folder stores the features under a hash of weights,
+    prompts and settings.
 
     Args:
         backbone: CLIP whose text tower encodes the prompts.
@@ -240,8 +249,8 @@ def text_features(
         prompts: States and templates; default: the published ones.
         rvs: Reduction to one vector; default: DBSCAN.
         dataset_name: Data set that ``auto`` RVS settings depend on.
-        unit_rows: Whether embeddings are scaled to unit length before the reduction, as in CLIP-AD
-            (True), or enter with their length, as in WinCLIP (False).
+        unit_rows: True scales embeddings to unit length before the reduction, as CLIP-AD does.
+            False leaves their lengths unchanged, as WinCLIP does.
     """
     normal, abnormal = prompts.for_category(name)
     rvs = rvs.resolve(dataset_name)
@@ -253,7 +262,7 @@ def text_features(
         try:
             return load_file(file)["text_features"].to(backbone.mean.device)
         except (OSError, KeyError, SafetensorError):
-            pass  # missing or unreadable: computed below
+            pass  # missing or unreadable file: the features are computed below
     title = f"encoding the prompts for {name}"
     embeddings = embed_prompts(backbone, [*normal, *abnormal], title, unit_rows=unit_rows)
     parts = embeddings.split([len(normal), len(abnormal)])
@@ -264,7 +273,11 @@ def text_features(
             with atomic_path(file) as temporary:
                 save_file({"text_features": features.cpu().contiguous()}, temporary)
         except OSError as error:
-            warnings.warn(f"text features cannot be cached in {file.parent}: {error}", stacklevel=2)
+            warnings.warn(
+                f"text features cannot be cached in {file.parent}: {error}; point "
+                f"ANOMALY_CLIP_CACHE at another folder",
+                stacklevel=2,
+            )
     return features
 
 
@@ -275,7 +288,7 @@ def embed_prompts(
     *,
     unit_rows: bool = True,
 ) -> Tensor:
-    """Return the embeddings ``(M, D)`` of prompts, optionally of unit length; show progress."""
+    """Return the embeddings ``(M, D)`` of prompts, by default of unit length; show progress."""
     batches = [texts[start : start + 64] for start in range(0, len(texts), 64)]
     with torch.no_grad():
         rows = torch.cat([backbone.encode_text(batch) for batch in track(batches, title)])
@@ -291,7 +304,7 @@ def _mean(rows: Rows, rvs: RVSSettings) -> Rows:
 
 
 def _pca(rows: Rows, rvs: RVSSettings) -> Rows:
-    """Take coordinates as samples and prompts as variables, as the published code does."""
+    """Use dimensions as samples and prompts as variables, as the published code does."""
     from sklearn.decomposition import PCA
 
     component = PCA(1, svd_solver="full").fit_transform(rows.T)[:, 0]
@@ -303,7 +316,7 @@ def _kde(rows: Rows, rvs: RVSSettings) -> Rows:
     from sklearn.neighbors import KernelDensity
 
     density = KernelDensity(bandwidth=rvs.bandwidth).fit(rows)
-    # Softmax, because the common factor of the densities, which can be huge, cancels.
+    # The softmax of log densities cancels their common factor, which can be huge.
     return np.asarray(softmax(density.score_samples(rows)) @ rows)
 
 

@@ -1,9 +1,10 @@
 """Staged dual path of CLIP-AD (arXiv 2311.00453): CLIP's own path and value-value attention.
 
-Every block of the image tower is evaluated twice with the same weights. The original path is CLIP
-itself. The surgery path sums value-value attention within a stage, a quarter of the blocks: queries
-and keys are replaced by the values, so that patches attend to similar patches. Both attentions read
-the original path; the surgery path never feeds back.
+The attention of every block is evaluated twice with the same weights. The original path is CLIP's
+ordinary forward pass. The surgery path is the sum of value-value attention outputs within a stage
+(a quarter of the blocks). Value-value attention replaces queries and keys by the values, so that
+patches attend to similar patches. Both attentions take the tokens of the original path as input.
+The surgery path never changes the original path.
 
 No tensor is changed in place, so the outputs of a block stay valid.
 """
@@ -43,7 +44,7 @@ class BlockOutput(NamedTuple):
     """Outputs of one block, ``(B, 1 + N, W)`` each."""
 
     original: Tensor
-    """Original path after the block."""
+    """Tokens of the original path after the block."""
     surgery: Tensor
     """Sum of the value-value attention outputs since the start of the stage."""
     attended: Tensor
@@ -99,9 +100,10 @@ def dual_path(
     Args:
         backbone: The frozen CLIP.
         images: uint8 ``(B, 3, H, W)``, or floating point and already normalised.
-        raw_patches: False omits the patches from the original path of the last block, where only
-            SDP+ reads them: the result is ``(B, 1, W)``, with 6 % less work for 12 blocks.
-        window: Part of the patch grid that smaller images cover; None for full-size images.
+        raw_patches: False omits the patches from the original path of the last block, because only
+            SDP+ uses them. The path then has the shape ``(B, 1, W)`` there, and 12 blocks take 6 %
+            less work.
+        window: See :meth:`~anomaly_clip.backbones.clip.CLIPBackbone.embed`.
         mixed: Dtype of the blocks' matrix products, for mixed-precision training; tokens between
             blocks keep the dtype of the weights. Default: everything in the dtype of the weights.
     """
@@ -130,20 +132,22 @@ def encode_dual_path(
     window: Window | None = None,
     mixed: torch.dtype | None = None,
 ) -> list[Tokens]:
-    """Return the tokens of the requested stages: ``raw`` original, ``projected`` surgery.
+    """Return the tokens at the end of each requested stage.
 
-    ``projected`` holds the patches of the surgery path and the class token of the original path,
-    joined before LN_post. At the last stage the class token is CLIP's own image embedding.
+    ``raw`` holds the tokens of the original path. ``projected`` holds the patches of the surgery
+    path and the class token of the original path, joined before LN_post. At the last stage the
+    projected class token is CLIP's own image embedding.
 
     Args:
         backbone: The frozen CLIP.
         images: uint8 ``(B, 3, H, W)``, or floating point and already normalised.
         stages: Stage ends, 1-based and ascending; default: all four.
         stage_tokens: ``official``: the original tokens of a stage include the attention output of
-            the following block, as in the published code (its tensors are shared) and therefore in
-            the published results and weights. ``clean``: the output of the block itself.
+            the following block. The published code does this because its tensors are shared, so
+            published results and weights depend on it. ``clean``: the original tokens are the
+            output of the last block of the stage.
         raw_patches: False omits the patches from ``raw`` at the last block; see :func:`dual_path`.
-        window: Part of the patch grid that smaller images cover; None for full-size images.
+        window: See :meth:`~anomaly_clip.backbones.clip.CLIPBackbone.embed`.
         mixed: Dtype of the blocks' matrix products; see :func:`dual_path`.
 
     Raises:
@@ -151,7 +155,7 @@ def encode_dual_path(
     """
     stages = check_stages(stages, backbone.num_layers)
     tokens = []
-    ended: BlockOutput | None = None  # stage that ended with the previous block
+    ended: BlockOutput | None = None  # previous block, if it ended a requested stage
     outputs = dual_path(backbone, images, raw_patches=raw_patches, window=window, mixed=mixed)
     with backbone.out_of_autocast():
         for number, output in enumerate(outputs, start=1):
@@ -167,18 +171,18 @@ def encode_dual_path(
 def encode_layers(
     backbone: CLIPBackbone, images: Tensor, layers: Sequence[int], value_blocks: int = 0
 ) -> list[Tensor]:
-    """Return the tokens ``(B, 1 + N, W)`` of layers as the blocks return them, not projected.
+    """Return the tokens ``(B, 1 + N, W)`` of the requested layers, not projected.
 
     Args:
         backbone: The frozen CLIP.
         images: uint8 ``(B, 3, H, W)``, or floating point and already normalised.
         layers: 1-based layer numbers, ascending.
-        value_blocks: Number of blocks up to each layer that use value-value attention for the
-            patches: their outputs are added to the tokens before these blocks, without MLPs. The
-            class token is the ordinary one. 0: ordinary patches.
+        value_blocks: Number of blocks, ending at each layer, that use value-value attention for the
+            patches. The attention outputs, without MLPs, are added to the tokens before the first
+            of these blocks. The class token is the ordinary one. 0: ordinary patches.
 
     Raises:
-        ValueError: If a layer does not exist, or is lower than ``value_blocks``.
+        ValueError: If a layer does not exist, or its number is below ``value_blocks``.
     """
     layers = backbone.check_layers(layers)
     if value_blocks > layers[0]:

@@ -1,4 +1,4 @@
-"""Prompts that TAB aligns images with: industrial association (IDPA) and the ablation variants.
+"""Prompts with which TAB aligns images: industrial association (IDPA) and the ablation variants.
 
 TAB (arXiv 2312.09480), see ``docs/prompts.md``. The lists, their order and their spelling are those
 of the authors' public code.
@@ -157,18 +157,21 @@ class TABPrompts:
     """Prompts of a class, and the reduction of their embeddings to one vector.
 
     Args:
-        preset: Published lists: idpa, those of the method; one_class (without abnormal prompts),
-            two_class, state_ensemble and clip_template, those of Table 8; first_release, those of
-            the code's first release.
-        positions: Add the position of the defect to abnormal prompts (exploratory in the code).
+        preset: Published lists of states and templates: idpa (the method); one_class, two_class,
+            state_ensemble or clip_template (ablations in Table 8; one_class has no abnormal
+            prompts); first_release (first release of the authors' code).
+        positions: Add the position of the defect to abnormal prompts (exploratory in the authors'
+            code).
         normalize_sentences: Scale the embedding of each prompt to unit length before averaging.
         names: space: underscores in class names become spaces; keep: names are unchanged, as in
-            the code.
-        text_layout: transpose, as in the paper; official_reshape, a bug of the code that scrambles
-            classes and channels. The published weights were probably trained with it.
-        centered: no; all: subtract the mean over all classes and both states; sides: subtract the
-            mean of normal and of abnormal separately (ours, neither in the paper nor in the code,
-            for text towers whose embeddings are too similar to tell classes apart).
+            the authors' code.
+        text_layout: transpose: the layout of the paper; official_reshape: the result of a bug in
+            the authors' code, which scrambles classes and channels. The published weights were
+            probably trained with this bug.
+        centered: Mean that is subtracted from the text features. no: none; all: one mean over all
+            classes and both states; sides: for each state, the mean over all classes. This is our
+            addition, in neither the paper nor the authors' code, for text towers whose embeddings
+            are too similar to tell classes apart.
     """
 
     preset: PromptSet = "idpa"

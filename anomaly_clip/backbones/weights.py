@@ -1,14 +1,14 @@
 """CLIP weights from an open_clip tag, a local file, ``demo``, or untrained (``random``).
 
-Every result depends on the weights, so nothing is guessed: a tag that cannot be downloaded or was
-trained with another activation, and a file that does not fit, are errors with a one-line message.
-Random weights are used only if requested by name. ``demo`` is the small CLIP of this project,
-trained on generated images (see its card, ``assets/demo_clip.md``). A bare weights file specifies
-neither activation nor pixel normalisation: the activation is that of the model name
-(``-quickgelu`` for OpenAI's weights), the normalisation is CLIP's.
+Every result depends on the weights, so nothing is guessed. A tag that cannot be downloaded, a tag
+that was trained with a different activation and a file that does not fit the model are errors with
+a one-line message. Random weights are used only if requested by name. ``demo`` is the small CLIP of
+this project, trained on generated images (see its card, ``assets/demo_clip.md``). A bare weights
+file specifies neither activation nor pixel normalisation: the activation follows from the model
+name (``-quickgelu`` for OpenAI's weights), the normalisation is CLIP's.
 
-Importing this module loads open_clip, which takes two seconds. Other modules therefore import it
-inside functions, so that ``--help`` does not wait for it.
+Importing this module loads open_clip, which takes two seconds. Other modules therefore import this
+module inside functions, so that ``--help`` stays fast.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ASSETS = Path(str(resources.files("anomaly_clip") / "assets"))
 
 WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 HUB_TIMEOUT = 5.0
-"""Seconds to wait for an answer of the model hub (our choice: a user is waiting)."""
+"""Seconds to wait for an answer of the model hub; our choice, short because a user is waiting."""
 
 
 class LoadedCLIP(NamedTuple):
@@ -57,13 +57,14 @@ def load_clip(name: str, pretrained: str, image_size: int | None = None) -> Load
             architecture of the small CLIP that comes with the project.
         pretrained: An open_clip tag (downloaded on first use), the path of a ``.safetensors`` or
             ``.pt`` file, ``demo`` for the weights that come with the project, or ``random``.
-        image_size: Side in pixels, to which positional embeddings are interpolated. Default: the
-            image size of the model.
+        image_size: Side of the input in pixels; positional embeddings are interpolated to it.
+            Default: the image size of the model.
 
     Raises:
         FileNotFoundError: If a file is missing, or the weights of a tag are neither cached nor
             downloadable.
-        ValueError: If the model is unknown or has no plain ViT, or the weights do not fit it.
+        ValueError: If the model is unknown, its image tower is not a plain ViT, or the weights do
+            not fit the model.
     """
     if pretrained in (None, "", "None", "null"):
         raise ValueError(
@@ -170,8 +171,8 @@ def _pretrained_tag(name: str, tag: str, quick_gelu: bool) -> dict[str, Any]:
     if bool(record.get("quick_gelu", False)) != quick_gelu:
         other = name.removesuffix("-quickgelu") + ("" if quick_gelu else "-quickgelu")
         raise ValueError(
-            f"backbone.pretrained {tag} was trained with another activation than that of {name}; "
-            f"use backbone.name {other}"
+            f"backbone.pretrained {tag} was trained with a different activation from that of "
+            f"{name}; use backbone.name {other}"
         )
     return record
 
@@ -220,7 +221,7 @@ def _cached_file(record: dict[str, Any]) -> Path | None:
 
 
 def _unreachable(address: str) -> str | None:
-    """Return the reason why an address does not answer, or None if there is any answer."""
+    """Return why an address does not answer, or None if it answers, even with an HTTP error."""
     request = urllib.request.Request(address, method="HEAD")
     try:
         urllib.request.urlopen(request, timeout=HUB_TIMEOUT).close()
@@ -244,8 +245,8 @@ def _build(name: str, config: dict[str, Any]) -> open_clip.CLIP:
     vision, text = config["vision_cfg"], config["text_cfg"]
     if "timm_model_name" in vision or "hf_model_name" in text or config.get("custom_text"):
         raise unsupported
-    # Untrained weights depend on the run's seed only, not on earlier random numbers, and do not
-    # affect later ones.
+    # Untrained weights depend only on the run's seed, not on earlier random numbers. Their
+    # initialisation does not affect later random numbers.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch.initial_seed())
         try:
@@ -274,7 +275,7 @@ def _fill(model: open_clip.CLIP, checkpoint: Path, name: str) -> None:
     """Load a state dict strictly; reject files that could run code."""
     if checkpoint.suffix not in WEIGHT_FILES:
         raise ValueError(
-            f"backbone.pretrained {checkpoint}: expected a file that ends with one of "
+            f"backbone.pretrained {checkpoint}: expected a file name that ends with one of "
             f"{', '.join(WEIGHT_FILES)}"
         )
     try:
@@ -282,7 +283,7 @@ def _fill(model: open_clip.CLIP, checkpoint: Path, name: str) -> None:
             warnings.simplefilter("ignore", FutureWarning)
             state = load_state_dict(str(checkpoint), device="cpu", weights_only=True)
         state = convert_state_dict(model, state)
-        # Half precision cannot be interpolated on a CPU; some files store the scale as a vector.
+        # CPUs cannot interpolate in half precision; some files store the logit scale as a vector.
         state = {key: value.float() for key, value in state.items()}
         if "logit_scale" in state:
             state["logit_scale"] = state["logit_scale"].reshape(model.logit_scale.shape)

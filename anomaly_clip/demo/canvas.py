@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 __all__ = ["Canvas", "Category", "Light", "Plane", "Surface", "cut_noise", "mix", "ramp", "rgb"]
 
-Plane = NDArray[Any]  # float32, which the stubs of numpy and OpenCV cannot guarantee
+Plane = NDArray[Any]  # always float32; the type stubs of numpy and OpenCV cannot express this
 
-TILE_WIDTHS = 3  # our choice: a rotated image still fits at half the zoom
+TILE_WIDTHS = 3  # image widths per tile (our choice): a rotated image fits even at zoom 0.5
 CELLS_PER_WIDTH = 16
-FINEST = 7  # octave of the finest noise that 128 pixels can show
-FADING = 0.4  # factor per octave beyond FINEST; without it large images would have steeper relief
+FINEST = 7  # octave of the finest noise that an image of 128 pixels can show
+FADING = 0.4  # factor per octave beyond FINEST, so that large images do not have steeper relief
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Category:
         colours: ``0xRRGGBB``, the main colour first; the family defines the meaning of the others.
         ground: Colour of the ground under an object; unused if the surface fills the image.
         scale: Size of the object, or period of the pattern, relative to the family's default.
-        metal: 0 for paint, cloth or stone; 1 for bare metal, which reflects its surroundings.
+        metal: Strength of reflections: 0 for paint, cloth or stone, 1 for bare metal.
         gloss: Strength of the highlight.
         count: Number of repeated parts: teeth of a gear, holes of a button, tiles in a row.
     """
@@ -53,7 +53,7 @@ class Category:
 
 @dataclass(frozen=True)
 class Light:
-    """Unit vector to the light: ``x`` to the right, ``y`` down, ``z`` to the camera."""
+    """Unit vector towards the light: ``x`` to the right, ``y`` down, ``z`` to the camera."""
 
     x: float
     y: float
@@ -68,7 +68,7 @@ class Surface:
     Attributes:
         albedo: ``(3, H, W)``, colour of the product.
         height: ``(H, W)``, relief in image widths.
-        cover: ``(H, W)``, 1 on the product and 0 around it; None if it fills the image.
+        cover: ``(H, W)``, 1 on the product and 0 around it; None if the product fills the image.
         under: ``(3, H, W)`` or ``(3, 1, 1)``, colour of the ground where the product is absent.
         core: ``(3, 1, 1)``, colour of the material inside, visible at a break.
         metal: As in `Category`.
@@ -84,7 +84,7 @@ class Surface:
     gloss: Plane | float
 
     def cut(self, rows: slice, columns: slice) -> Surface:
-        """Return a part of the scene, as views of its planes."""
+        """Return a rectangular part of the scene; its planes are views of the whole planes."""
 
         def part(plane: Any) -> Any:
             whole = isinstance(plane, np.ndarray) and plane.shape[-1] > 1
@@ -94,7 +94,10 @@ class Surface:
 
 
 def _octaves(level: int, kind: int, first: int, last: int, persistence: float) -> Plane:
-    """Sum noise of ``2 ** first`` to ``2 ** last`` knots per width; ``(T, T)``, deviation 1."""
+    """Return noise ``(T, T)`` of several octaves, with standard deviation 1.
+
+    Octave ``n``, from ``first`` to ``last``, has ``2 ** n`` knots per image width.
+    """
     side = TILE_WIDTHS * level
     total = np.zeros((side, side), np.float32)
     for octave in range(first, last + 1):
@@ -111,10 +114,11 @@ def _octaves(level: int, kind: int, first: int, last: int, persistence: float) -
 
 @lru_cache(maxsize=64)
 def noise_tile(kind: str, level: int) -> Plane:
-    """Return the tile ``(T, T)`` of one kind of noise, for images of ``level`` pixels.
+    """Return the tile ``(T, T)`` of one kind of noise, for images with a side of ``level`` pixels.
 
-    Kinds ``cloud``, ``fractal`` and ``grain`` have mean 0 and deviation 1; ``cell_edge`` and
-    ``cell_centre`` are distances in cells, and ``cell_value`` is a number in ``[0, 1)`` per cell.
+    The kinds ``cloud``, ``fractal`` and ``grain`` have mean 0 and standard deviation 1. The kinds
+    ``cell_edge`` and ``cell_centre`` are distances in cells; ``cell_value`` is constant in each
+    cell, a random number in ``[0, 1)``.
     """
     if kind == "cloud":
         return _octaves(level, 1, 0, 2, 0.6)
@@ -127,7 +131,7 @@ def noise_tile(kind: str, level: int) -> Plane:
 
 @lru_cache(maxsize=4)
 def _cell_tiles(level: int) -> dict[str, Plane]:
-    """Divide a tile into the cells of jittered points, with the bent borders of mineral grains."""
+    """Return noise of Voronoi cells around jittered points, with bent borders as in minerals."""
     cells, side = TILE_WIDTHS * CELLS_PER_WIDTH, TILE_WIDTHS * level
     rng = np.random.default_rng([7, 4])
     points = rng.uniform(0.08, 0.92, (2, cells, cells)).astype(np.float32)
@@ -185,17 +189,17 @@ def rgb(colour: int) -> Plane:
 
 
 def mix(a: Plane, b: Plane, share: Plane) -> Plane:
-    """Interpolate from ``a`` to ``b`` with the weights ``share`` ``(H, W)``."""
+    """Interpolate from ``a`` to ``b``; the weight of ``b`` is ``share``, ``(H, W)``."""
     return a + share * (b - a)
 
 
 def ramp(x: Plane, low: float, high: float) -> Plane:
-    """Rise from 0 at ``low`` to 1 at ``high``."""
+    """Map ``x`` linearly to [0, 1]: 0 up to ``low``, 1 from ``high``."""
     return np.clip((x - low) / (high - low), 0, 1)
 
 
 class Canvas:
-    """Size, pose and random generator of one image, with helpers for drawing families."""
+    """Size, pose and random generator of one image, with the drawing helpers of the families."""
 
     def __init__(
         self, category: Category, light: Light, rng: np.random.Generator, size: int, turned: bool
@@ -222,21 +226,21 @@ class Canvas:
         return cut_noise(kinds, self.rng, self.size, shape, zoom, stretch, self.angle)
 
     def colour(self, which: int, spread: float = 0.05) -> Plane:
-        """Return a colour of the category with the random tint of this piece, ``(3, 1, 1)``."""
+        """Return a colour of the category with a random tint, ``(3, 1, 1)``."""
         tint = self.rng.normal(0, spread / 3, (3, 1, 1)) + self.rng.normal(0, 1.5 * spread)
         return (rgb(self.category.colours[which]) * np.exp(tint)).astype(np.float32)
 
     def edge(self, distance: Plane) -> Plane:
-        """Return the cover of negative distances, with a transition of one pixel."""
+        """Return 1 where a signed distance is negative, else 0, with a transition of one pixel."""
         return np.clip(0.5 - distance * self.size, 0, 1)
 
     def rings(self, t: Plane, step: float) -> Plane:
-        """Return a random profile along ``t``, with deviation about 1, for the marks of a lathe."""
+        """Return random lathe marks: a profile along ``t`` with standard deviation about 1."""
         table = self.rng.standard_normal(512).astype(np.float32)
         return table[(np.abs(t) / step).astype(np.int32) & 511]
 
     def uneven(self, albedo: Plane) -> Plane:
-        """Vary the colour over the surface, as dye, age and wear do, by a random amount."""
+        """Vary the colour over the surface by a random amount, as dye, age and wear do."""
         wide, narrow = self.noises(("cloud", "fractal"))
         much = self.rng.exponential(0.05) + self.rng.normal(0, 0.012, (3, 1))
         little = self.rng.exponential(0.025) + self.rng.normal(0, 0.01, (3, 1))
@@ -252,14 +256,14 @@ class Canvas:
         return np.maximum(drift, 0, out=drift)
 
     def surface(self, albedo: Plane, height: Plane, core: Plane) -> Surface:
-        """Complete a surface that fills the image."""
+        """Return the scene of a surface that fills the image."""
         look = self.category
         albedo = self.uneven(albedo)
         height = height * math.exp(self.rng.normal(0, 0.3))
         return Surface(albedo, height, None, core * 0.3, core, look.metal, look.gloss)
 
     def object(self, albedo: Plane, height: Plane, cover: Plane, tall: float) -> Surface:
-        """Place an object on its ground, with a shadow for its height ``tall``."""
+        """Return the scene of an object of height ``tall`` on its ground, with its shadow."""
         look, light = self.category, self.light
         mottle, grain = self.noises(("fractal", "grain"))
         tint = np.exp(self.rng.normal(0, 0.02, (3, 1, 1)) + self.rng.normal(0, 0.12))

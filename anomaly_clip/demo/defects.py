@@ -1,8 +1,8 @@
 """Eight kinds of defects for the products of `surfaces`, applied before lighting.
 
 A defect changes colour, relief, outline or gloss in a small patch of a scene. Its place is sampled
-on the product. Its tone is lighter or darker at random, where the product leaves room for both, so
-that neither dark nor light means defective.
+on the product. It is lighter or darker than the product at random, unless the product is itself too
+light or too dark. A detector can therefore not rely on either tone alone.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ class DefectPatch:
     """The part of a scene that a defect changes, with local coordinates.
 
     Attributes:
-        surface: The part. Its planes are views of the scene: they are replaced, never modified.
-        x, y: ``(1, w)`` and ``(h, 1)``, distances from the place of the defect in image widths.
+        surface: The part of the scene. Its planes are views of the scene's: a defect replaces
+            them and never modifies them in place.
+        x, y: ``(1, w)`` and ``(h, 1)``, offsets from the place of the defect in image widths.
     """
 
     def __init__(
@@ -38,10 +39,10 @@ class DefectPatch:
         place: tuple[float, float],
         reach: tuple[float, float, float, float],
     ) -> None:
-        """Cut out ``reach`` (left, top, right, bottom), in image widths from ``place``."""
+        """Cut out ``reach``: left, top, right and bottom bounds, in image widths from ``place``."""
         self.size, self.light, self.rng = whole.height.shape[0], light, rng
         bounds = [place[i % 2] + reach[i] + (MARGIN if i > 1 else -MARGIN) for i in range(4)]
-        even = (2 * round(bound * self.size / 2) for bound in bounds)  # the side may be halved
+        even = (2 * round(bound * self.size / 2) for bound in bounds)  # images may be halved later
         left, top, right, bottom = (min(max(bound, 0), self.size) for bound in even)
         self.rows, self.columns = slice(top, bottom), slice(left, right)
         self.surface = whole.cut(self.rows, self.columns)
@@ -58,12 +59,12 @@ class DefectPatch:
         return cut_noise((kind,), self.rng, self.size, (shape[0], shape[1]), zoom)[0]
 
     def on_product(self, share: Plane) -> Plane:
-        """Limit a defect to the product, without the ground."""
+        """Limit the weights of a defect to the product: 0 on the ground."""
         cover = self.surface.cover
         return share if cover is None else share * cover
 
     def strokes(self, lines: list[tuple[Plane, Plane]]) -> Plane:
-        """Draw polylines of ``(n, 2)`` points and ``(n,)`` widths; ``(h, w)`` in ``[0, 1]``."""
+        """Return the cover ``(h, w)`` of polylines with ``(n, 2)`` points and ``(n,)`` widths."""
         height, width = self.surface.height.shape
         paper = np.zeros((height * FINER, width * FINER), np.uint8)
         unit = self.size * FINER
@@ -76,7 +77,7 @@ class DefectPatch:
     def blob(
         self, radius: float, long: float = 1.0, rough: float = 0.2, ragged: float = 0.0
     ) -> Plane:
-        """Return the depth inside an uneven ellipse: 1 in the middle, 0 on its outline."""
+        """Return the depth in an uneven ellipse: 1 at the centre, 0 on the outline, < 0 outside."""
         turn = self.rng.uniform(0, math.pi)
         cos, sin = math.cos(turn), math.sin(turn)
         a = (self.x * cos + self.y * sin) / (radius * math.sqrt(long))
@@ -91,11 +92,11 @@ class DefectPatch:
         return 1 - distance / np.clip(outline, 0.25, BULGE)
 
     def crisp(self, depth: Plane, radius: float, pixels: float = 1.0) -> Plane:
-        """Convert the depth inside a blob to its cover, with a border of ``pixels``."""
+        """Convert the depth in a blob to 1 inside and 0 outside, with a border of ``pixels``."""
         return np.clip(depth * (radius * self.size / pixels) + 0.5, 0, 1)
 
     def mean_colour(self, where: Plane) -> Plane:
-        """Return the product's colour under a defect, ``(3, 1, 1)``."""
+        """Return the product's mean colour under a defect, ``(3, 1, 1)``."""
         weight = self.on_product(where) + 1e-6
         total = (self.surface.albedo * weight).sum((1, 2), keepdims=True)
         return total / weight.sum()
@@ -113,7 +114,7 @@ class DefectPatch:
         self.surface.gloss = self.surface.gloss + share * (gloss - self.surface.gloss)
 
     def lean(self, radius: float) -> Plane:
-        """Return a slope from -1 on the side of the lamp to 1 on the far side."""
+        """Return a slope from -1 on the side facing the light to 1 on the opposite side."""
         towards = self.x * self.light.x + self.y * self.light.y
         flat = math.hypot(self.light.x, self.light.y)
         return np.clip(-towards / (radius * flat), -1, 1)
@@ -145,7 +146,7 @@ def _radius(rng: np.random.Generator, surface: Surface, small: float, large: flo
 
 
 def _square(radius: float, long: float = 1.0) -> tuple[float, float, float, float]:
-    """Return the bounds of a blob for any rotation."""
+    """Return bounds that contain a blob at any rotation."""
     reach = BULGE * radius * math.sqrt(long)
     return (-reach, -reach, reach, reach)
 
@@ -157,7 +158,7 @@ def _around(lines: list[tuple[Plane, Plane]]) -> tuple[float, float, float, floa
 
 
 def _other_tone(rng: np.random.Generator, colour: Plane, strength: float) -> Plane:
-    """Make a colour lighter or darker by the strength, whichever leaves room."""
+    """Make a colour lighter or darker at random; dark colours are more likely to become lighter."""
     bright = float(colour.mean())
     darker = rng.random() < np.clip((bright - 0.12) / 0.5, 0, 1) * 0.9
     goal = colour * 0.12 if darker else 0.9 + 0 * colour
@@ -188,7 +189,7 @@ def _line(
 
 
 def scratch(s: Surface, light: Light, rng: np.random.Generator, strength: float) -> DefectPatch:
-    """One to three strokes of a tool: a groove with a burr, lighter or darker."""
+    """One to three scratches of a tool: grooves with burrs, lighter or darker than the product."""
     place, turn = _place(s, rng), rng.uniform(0, math.pi)
     length = _radius(rng, s, 0.18, 0.8)
     lines: list[tuple[Plane, Plane]] = []
@@ -244,7 +245,7 @@ def crack(s: Surface, light: Light, rng: np.random.Generator, strength: float) -
 
 
 def hole(s: Surface, light: Light, rng: np.random.Generator, strength: float) -> DefectPatch:
-    """A puncture: dark inside, with a lit far wall and a raised rim; some go through the object."""
+    """A dark puncture with a lit far wall and a raised rim; some holes go through the object."""
     radius = _radius(rng, s, 0.028, 0.11)
     long = rng.uniform(1, 1.6)
     p = DefectPatch(s, light, rng, _place(s, rng), _square(1.3 * radius, long))
@@ -293,7 +294,7 @@ def stain(s: Surface, light: Light, rng: np.random.Generator, strength: float) -
 def missing_part(
     s: Surface, light: Light, rng: np.random.Generator, strength: float
 ) -> DefectPatch:
-    """A piece broken off: the ground shows at the rim of an object, the core elsewhere."""
+    """A broken-off piece: reveals the ground at the rim of an object, the core of a surface."""
     radius = _radius(rng, s, 0.045, 0.13)
     long = rng.uniform(1, 1.8)
     p = DefectPatch(s, light, rng, _place(s, rng, rim=True), _square(radius, long))
@@ -315,7 +316,7 @@ def missing_part(
 
 
 def colour_spot(s: Surface, light: Light, rng: np.random.Generator, strength: float) -> DefectPatch:
-    """A drop of paint or ink, possibly with smaller ones; thick paint is raised and glossy."""
+    """A drop of paint or ink, possibly with smaller drops; thick paint is raised and glossy."""
     radius = _radius(rng, s, 0.022, 0.09)
     p = DefectPatch(s, light, rng, _place(s, rng), _square(1.7 * radius))
     depth = p.blob(radius, rng.uniform(1, 1.4), 0.15)
@@ -338,7 +339,7 @@ def colour_spot(s: Surface, light: Light, rng: np.random.Generator, strength: fl
 def contamination(
     s: Surface, light: Light, rng: np.random.Generator, strength: float
 ) -> DefectPatch:
-    """Foreign matter on the product: a fibre, or crumbs, with a small shadow."""
+    """Foreign matter on the product: a fibre or crumbs, with small shadows."""
     place = _place(s, rng)
     if rng.random() < 0.45:
         length = _radius(rng, s, 0.12, 0.35)
@@ -371,7 +372,7 @@ def contamination(
 
 
 def dent(s: Surface, light: Light, rng: np.random.Generator, strength: float) -> DefectPatch:
-    """A dent or a bulge: changes the relief only, visible by its shading."""
+    """A dent or a bulge: changes only the relief, so only its shading is visible."""
     radius = _radius(rng, s, 0.06, 0.18)
     long = rng.uniform(1, 2.2)
     p = DefectPatch(s, light, rng, _place(s, rng), _square(radius, long))
@@ -399,14 +400,14 @@ DEFECTS = tuple(_KINDS)
 def spoil(
     surface: Surface, defect: str, light: Light, rng: np.random.Generator, push: float = 0.0
 ) -> tuple[slice, slice, Surface]:
-    """Add a defect to a part of a scene; the scene itself is unchanged.
+    """Return the part of a scene that a defect changes; the scene itself is not modified.
 
     Args:
         surface: The whole scene.
         defect: One of `DEFECTS`.
         light: Direction of the light, which shapes walls and shadows.
-        rng: Random generator of place, size, strength and tone.
-        push: Minimum strength in ``[0, 1]``, raised if an earlier attempt was too faint.
+        rng: Source of place, size, strength and tone.
+        push: Minimum strength in ``[0, 1]``; to be raised after attempts that were too faint.
 
     Returns:
         Rows, columns, and the changed part of the scene.

@@ -1,14 +1,16 @@
 """Demo images: generated inspection photographs with exact masks and paired normal images.
 
-An image shows a surface or an object (`surfaces`), optionally with a defect (`defects`), as seen
-by light, lens and sensor (here). It depends on category, seed and index only and needs no file.
-None of this is from a paper: categories, colours and all constants are our choice, made by eye.
+An image shows a surface or an object (`surfaces`), optionally with a defect (`defects`). This
+module adds light, lens and sensor noise. An image depends only on the arguments, such as category,
+seed and index, and needs no file. None of this is from a paper: categories, colours and all
+constants are our choice, adjusted by eye.
 
 A defect changes colour, relief and outline *before* lighting, so that it is lit, blurred and
 covered with noise like the rest. Its mask is then computed by comparison with the paired normal
-image: pixels where a channel differs by at least `VISIBLE` levels, with gaps closed up to `CLOSING`
-image widths, or `WIDE_CLOSING` for a dent, which has an unchanged line between its bright and its
-dark side. Outside the mask the pixels of the normal image are restored, so the two are equal there.
+image. The mask contains the pixels where a channel differs by at least `VISIBLE` levels. Gaps up to
+`CLOSING` image widths are closed, or up to `WIDE_CLOSING` for a dent, because the line between the
+bright and the dark side of a dent is unchanged. Outside the mask the pixels of the normal image are
+restored, so the paired images are equal there.
 """
 
 from __future__ import annotations
@@ -36,13 +38,13 @@ __all__ = [
     "draw_photograph",
 ]
 
-VISIBLE = 6  # grey levels: above the sensor noise (0.5 to 4.5), and the eye sees 1 % of the range
+VISIBLE = 6  # grey levels: above the sensor noise (0.5 to 4.5); the eye sees 1 % of the range
 CLOSING = 0.02  # image widths
 WIDE_CLOSING = 0.07  # for dents
-LEAST_CHANGE = 22  # grey levels, mean over the mask of the channel that differs most
+LEAST_CHANGE = 22  # grey levels: largest difference over the channels, averaged over the mask
 SHARES = (0.002, 0.1)  # of the image area; a defect outside these bounds is sampled again
 TRIES = 12
-LEAST_SIZE = 64  # pixels; fine patterns would vanish below
+LEAST_SIZE = 64  # pixels; fine patterns would vanish in smaller images
 RENDERED = 128  # pixels; smaller images are rendered at twice their size and averaged
 _SCENE, _DEFECT, _SENSOR = 0, 1, 2  # keys of separate random number streams
 
@@ -101,7 +103,8 @@ CATEGORIES: dict[str, Category] = {
 }  # fmt: skip
 NAME_OF_WORDS = {category.words: name for name, category in CATEGORIES.items()}
 """Mapping from category names in prompts to keys of `CATEGORIES`."""
-_NUMBERS = {name: number for number, name in enumerate(CATEGORIES)}  # seeds: append, never insert
+# These numbers are part of the seeds: append new categories to CATEGORIES, never insert them.
+_NUMBERS = {name: number for number, name in enumerate(CATEGORIES)}
 
 
 class Photograph(NamedTuple):
@@ -144,7 +147,7 @@ def draw_pair(
         index: Number of the scene.
         defect: One of `DEFECTS`.
         size: Side in pixels.
-        look: Appearance of the product, default: that of the category; see `surfaces.vary`.
+        look: Appearance of the product; see `surfaces.vary`. Default: that of the category.
     """
     if defect == "good":
         raise ValueError(
@@ -162,7 +165,7 @@ def caption_of(photograph: Photograph | tuple[str, str]) -> str:
     >>> caption_of(("oak", "good"))
     'a photo of an oak wood board without defect.'
     """
-    name, defect = photograph[-2:]  # also the last two fields of a Photograph
+    name, defect = photograph[-2:]  # of a pair, or of a Photograph
     _check(name, defect)
     words = CATEGORIES[name].words
     if defect == "good":
@@ -185,7 +188,7 @@ def _check(category: str, defect: str) -> None:
 class Camera(NamedTuple):
     """Exposure, reflections, blur and noise of one image."""
 
-    gain: Plane  # (3, H, W), fall-off of the light, lens, exposure and white balance
+    gain: Plane  # (3, H, W), product of light fall-off, vignette, exposure and white balance
     mirrored: float  # angle at which metal reflects the bright side of the room
     blur: float  # image widths
     noise: float  # grey levels
@@ -201,7 +204,7 @@ def _draw(
 ) -> tuple[Photograph, ...]:
     """Return the normal image, followed by the defective one if a defect is requested.
 
-    Only a patch of the defective image is lit and developed. It is sampled again if the defect is
+    Only the patch with the defect is lit and developed again. The defect is sampled again if it is
     too small, too large or too faint.
     """
     defect = defect or "good"
@@ -247,7 +250,7 @@ def _draw(
 
 
 def _draw_light(rng: np.random.Generator) -> Light:
-    turn, tilt = rng.uniform(-math.pi, math.pi), rng.uniform(0.25, 0.95)  # from the vertical
+    turn, tilt = rng.uniform(-math.pi, math.pi), rng.uniform(0.25, 0.95)  # tilt from the vertical
     flat = math.sin(tilt)
     return Light(flat * math.cos(turn), flat * math.sin(turn), math.cos(tilt), rng.random())
 
@@ -277,7 +280,7 @@ def _axes(side: int) -> tuple[Plane, Plane]:
 
 @lru_cache(maxsize=8)
 def _noise_stock(size: int) -> Plane:
-    """Return sensor noise of twice the image side, mostly in brightness, a little in colour."""
+    """Return sensor noise of twice the image side; it is mostly grey, with a little colour."""
     rng = np.random.default_rng([11, size])
     shared = rng.standard_normal((2 * size, 2 * size, 1), np.float32)
     return 0.85 * shared + 0.5 * rng.standard_normal((2 * size, 2 * size, 3), np.float32)
@@ -296,10 +299,10 @@ def _expose(
     rows: slice = slice(None),
     columns: slice = slice(None),
 ) -> Plane:
-    """Light a scene or a part of one.
+    """Return the light that a scene, or a part of one, reflects into the camera.
 
-    The model has Lambertian shading with a soft sky, a highlight and, for metal, reflections of a
-    bright and a dark side of the room. It is cheap and realistic enough to the eye.
+    The lighting model has Lambertian shading with a soft sky, a highlight and, for metal,
+    reflections of a bright and a dark side of the room. It is cheap and looks realistic enough.
 
     Returns:
         ``(H, W, 3)``, 1 = white.
@@ -308,11 +311,11 @@ def _expose(
     scale = side / 8  # the Sobel kernel sums to eight times the slope
     slope_x = cv2.Sobel(surface.height, cv2.CV_32F, 1, 0, scale=scale)
     slope_y = cv2.Sobel(surface.height, cv2.CV_32F, 0, 1, scale=scale)
-    upright = 1 / np.sqrt(1 + slope_x * slope_x + slope_y * slope_y)  # the normal's z
+    upright = 1 / np.sqrt(1 + slope_x * slope_x + slope_y * slope_y)  # z of the surface normal
     facing = (light.z - slope_x * light.x - slope_y * light.y) * upright
     sky = 0.35 + 0.3 * light.softness
     shade = sky * upright + (1 - sky) * np.maximum(facing, 0) / light.z
-    length = math.sqrt(2 + 2 * light.z)  # half-way between lamp and camera
+    length = math.sqrt(2 + 2 * light.z)  # of the half-way vector
     glance = np.maximum(facing + upright, 0) / length
     shine = glance
     for _ in range(5):  # to the 32nd power, several times faster than **
@@ -357,7 +360,7 @@ def _difference(normal: NDArray[np.uint8], defective: NDArray[np.uint8]) -> NDAr
 
 
 def _close(changed: NDArray[np.bool_], gap: float) -> NDArray[np.uint8]:
-    """Close the gaps of a mask up to a length in pixels; return 0 and 1."""
+    """Close the gaps of a mask that are at most ``gap`` pixels long; the values are 0 and 1."""
     width = 2 * round(gap / 2) + 1
     brush = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))
     closed = cv2.morphologyEx(changed.astype(np.uint8), cv2.MORPH_CLOSE, brush)

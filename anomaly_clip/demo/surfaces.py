@@ -20,7 +20,7 @@ __all__ = ["FAMILIES", "fitting_defects", "vary"]
 
 LEAST_CONTRAST = 0.1  # between an object and its ground, mean over the channels; 1 = white on black
 LOOK_TRIES = 8
-RECOLOURED = 0.6  # fraction of varied looks with other hues
+RECOLOURED = 0.6  # fraction of varied looks with new hues
 DARKEST, LIGHTEST = 0.04, 0.92  # bounds of the channels of a varied colour
 
 
@@ -68,7 +68,7 @@ def brushed(c: Canvas) -> Surface:
 
 
 def tiles(c: Canvas) -> Surface:
-    """Rows of glazed tiles, each with its own tone, with rough joints."""
+    """Rows of glazed tiles in varying tones, with rough joints."""
     pitch = c.zoom / c.category.count
     v = c.v / pitch
     row = np.floor(v)
@@ -105,7 +105,7 @@ def granite(c: Canvas) -> Surface:
     albedo = mix(c.colour(0), c.colour(1), ramp(value, 0.45, 0.55))
     albedo = mix(albedo, c.colour(2), ramp(small - 0.05 * vein, 0.74, 0.8))
     grain = value * 11 + small * 7
-    facet = 0.8 + 0.4 * (grain - np.floor(grain))  # each grain reflects another part of the room
+    facet = 0.8 + 0.4 * (grain - np.floor(grain))  # each grain reflects a different light
     albedo = albedo * facet * (1 + 0.07 * speck + 0.05 * vein) * (0.88 + 0.12 * ramp(edge, 0, 0.2))
     return c.surface(albedo, 0.0004 * speck, c.colour(0) * 0.85)
 
@@ -149,7 +149,7 @@ def grid(c: Canvas) -> Surface:
     i, j = np.floor(u), np.floor(v)
     du, dv = np.abs(u - i - 0.5) * pitch, np.abs(v - j - 0.5) * pitch
     radius = 0.19 * pitch
-    swing = 0.5 * radius * np.cos(math.pi * (i + j))  # which wire is on top at a crossing
+    swing = 0.5 * radius * np.cos(math.pi * (i + j))  # sign: the wire on top at a crossing
     near_u, near_v = (ramp(d, 0.45 * pitch, 0.1 * pitch) for d in (du, dv))
     round_u, round_v = (np.sqrt(np.maximum(1.15 * radius**2 - d * d, 0)) for d in (dv, du))
     wire_u, wire_v = c.edge(dv - radius), c.edge(du - radius)
@@ -193,7 +193,7 @@ def bevel(distance: Plane, width: float, slope: float) -> Plane:
 
 
 def turned_gleam(c: Canvas, r: Plane) -> Plane:
-    """Return two bright sectors, the reflection of lathe marks; in ``[-1, 1]``."""
+    """Return the reflection of lathe marks, two bright sectors; values in ``[-1, 1]``."""
     a = 2 * c.rng.uniform(0, math.pi)
     u, v = c.u, c.v
     cos, sin = math.cos(a), math.sin(a)
@@ -366,10 +366,11 @@ def fitting_defects(category: Category) -> tuple[str, ...]:
 
 
 def vary(look: Category, rng: np.random.Generator) -> Category:
-    """Return another product of the same family: other tones, size, gloss and number of parts.
+    """Return a product of the same family with a different look.
 
-    Colours roughly keep their hue, or all get a new one, from grey to vivid, so that an unusual
-    colour alone does not mean defective. The colours of an object and its ground stay distinct.
+    Colours, size, metal, gloss and the number of parts vary. Either all colours roughly keep their
+    hue, or all get a new hue, from grey to vivid. A detector can therefore not rely on an unusual
+    colour alone. The colours of an object and its ground stay distinct.
     """
     change = _another_hue if rng.random() < RECOLOURED else _another_tone
     colours, ground = look.colours, look.ground
@@ -397,7 +398,7 @@ def _another_tone(colour: int, rng: np.random.Generator) -> int:
 
 
 def _another_hue(colour: int, rng: np.random.Generator) -> int:
-    """Return any hue and saturation with roughly the lightness of a colour ``0xRRGGBB``."""
+    """Replace hue and saturation of a colour ``0xRRGGBB`` at random; roughly keep its lightness."""
     light = float(rgb(colour).max()) * math.exp(rng.normal(0, 0.25))
     hue, saturation = rng.random(), rng.random()
     return _packed(colorsys.hsv_to_rgb(hue, saturation, light))

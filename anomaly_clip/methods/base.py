@@ -30,7 +30,7 @@ __all__ = ["AnomalyMethod"]
 
 
 class AnomalyMethod(EvaluatedModule):
-    """A method that scores images. Subclasses implement the scoring, this class does the rest.
+    """A method that scores images. Subclasses implement the scoring; this class does the rest.
 
     Args:
         evaluator: Settings of the metrics.
@@ -38,12 +38,12 @@ class AnomalyMethod(EvaluatedModule):
 
     is_detector: ClassVar[bool] = True
     one_category: ClassVar[bool] = False
-    """True if a model serves a single category."""
+    """True if each category needs its own model."""
     score_part_names: ClassVar[tuple[str, ...]] = ()
     """Names of the columns of ``score_parts``."""
     inference_arguments: ClassVar[frozenset[str]] = frozenset({"evaluator"})
     backbone: FrozenBackbone
-    """Frozen; it casts its own weights under mixed precision."""
+    """The frozen image encoder. Under mixed precision its weights are cast once, in ``setup``."""
 
     def __init__(self, evaluator: EvaluatorSettings = EvaluatorSettings()) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class AnomalyMethod(EvaluatedModule):
 
     @property
     def loader_needs(self) -> LoaderNeeds:
-        """Requirements on the loaders: images of ``image_size``."""
+        """Requirements on the data loaders: images of side ``image_size``."""
         return LoaderNeeds(self.image_size)
 
     @property
@@ -66,7 +66,7 @@ class AnomalyMethod(EvaluatedModule):
 
     @abstractmethod
     def score(self, images: Tensor, categories: list[str]) -> Scores:
-        """Score images; this is the whole inference of a method.
+        """Score images. This method performs the entire inference.
 
         Args:
             images: uint8 ``(B, 3, H, W)``, or floating point and already normalised.
@@ -74,7 +74,7 @@ class AnomalyMethod(EvaluatedModule):
         """
 
     def score_features(self, features: dict[str, Tensor], categories: list[str]) -> Scores:
-        """Score cached features of the frozen encoder; for methods that cache them.
+        """Score cached features of the frozen encoder; only for methods that cache features.
 
         Args:
             features: Features that the data set returns in place of images.
@@ -85,18 +85,19 @@ class AnomalyMethod(EvaluatedModule):
         )
 
     def take_references(self, data: AnomalyData, category: str) -> None:
-        """Encode a category's reference images outside a run, for methods that use them."""
+        """Encode a category's reference images outside a run; by default do nothing."""
 
     def prepare(self, categories: list[str]) -> None:
-        """Do the work needed once per category before scoring; the model is on its device."""
+        """Prepare the categories before scoring; the model is already on its device."""
 
     def setup(self, stage: str) -> None:
         """Build the evaluator for the data module's categories; cast the frozen backbone.
 
         Raises:
-            ValueError: If metrics are requested without a data module that lists the categories.
+            ValueError: If ``validate`` or ``test`` has no data module of this package, or if a
+                model of a single category gets several categories.
         """
-        _ = self.backbone.identity  # hash of the weights as loaded: bf16-true casts them next
+        _ = self.backbone.identity  # hash the weights now: with bf16-true they are cast next
         dtype = frozen_dtype(str(self.trainer.precision), self.trainer.strategy.root_device)
         if dtype is not None:
             self.backbone.cast(dtype)
@@ -118,7 +119,7 @@ class AnomalyMethod(EvaluatedModule):
             raise ValueError(
                 f"{type(self).__name__} is one model per category, but data.root {data.root} has "
                 f"{len(names)} categories: choose one, as in --data.categories '[{names[0]}]', or "
-                f"run all of them with anomaly_clip each"
+                f"run all of them with the command anomaly_clip each"
             )
 
     def words(self, category: str) -> str:
@@ -127,7 +128,7 @@ class AnomalyMethod(EvaluatedModule):
 
     @property
     def dataset_name(self) -> str | None:
-        """Name of the data set that is scored; None without a data module."""
+        """Name of the evaluated data set; None without a data module."""
         data = self.data
         if data is None:
             return None
@@ -136,7 +137,7 @@ class AnomalyMethod(EvaluatedModule):
 
     @property
     def external_weights(self) -> dict[str, str] | None:
-        """File and sha256 of trained weights from neither this fit nor a checkpoint."""
+        """File and sha256 of trained weights that come from neither this fit nor a checkpoint."""
         return None
 
     def evaluation_protocol(self) -> dict[str, Any]:
@@ -149,7 +150,7 @@ class AnomalyMethod(EvaluatedModule):
             "pixels": settings.pixels,
             "pro_steps": settings.pro_steps,
             "fpr_limit": settings.fpr_limit,
-            # The training images are unknown, so there is nothing to compare with.
+            # The training images are unknown, so their overlap with test images is unknown too.
             **({} if external is None else {"overlap": None}),
         }
 
@@ -178,13 +179,13 @@ class AnomalyMethod(EvaluatedModule):
         ]
 
     def final_scores(self) -> dict[int, float]:
-        """Return the final image scores; their parts are scaled over the whole set."""
+        """Return final image scores by index; scaling their parts needs the whole evaluation."""
         images = self.evaluator.images
         assert images is not None
         return dict(zip(images.index.tolist(), images.score.tolist(), strict=True))
 
     def write_extras(self, folder: Path) -> None:
-        """Write the curves that the metrics come from."""
+        """Write the ROC, precision-recall and PRO curves."""
         write_json(folder / CURVES_FILE, self.evaluator.curves)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Scores:
@@ -225,10 +226,10 @@ class AnomalyMethod(EvaluatedModule):
         checkpoint["backbone"] = {**self.weights, "sha256": self.backbone.identity}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Insert the current backbone, so that the state dict loads strictly.
+        """Add the current backbone to the checkpoint, so that its state dict loads strictly.
 
         Raises:
-            ValueError: If the checkpoint was trained with another backbone.
+            ValueError: If the checkpoint was trained with a different backbone.
         """
         saved = checkpoint.get("backbone", {})
         check_backbone(saved, saved.get("sha256"), self.weights, self.backbone.identity)

@@ -1,17 +1,18 @@
 """CLIP-ADA (arXiv 2403.09493): a learnable prompt for all categories, trained by self-supervision.
 
-A prompt of learnable vectors goes through the frozen text tower. Patches of an intermediate layer
-of the frozen image tower are projected into the text space and compared with it. The resulting
-coarse map guides a second pass, the anomaly region refinement. Both are trained with synthetic
-defects on normal images only.
+The frozen text tower encodes a prompt of learnable vectors. Patches of an intermediate layer of the
+frozen image tower are projected into the text space and compared with the encoded prompt. The
+resulting coarse map guides a second pass, the anomaly region refinement. Prompt, projection and
+refinement are trained on normal images only, some of which get a synthetic defect.
 
-Only the abstract of the paper and summaries by others were available. They give: one model for all
-categories, normal images only, layer 7, the linear projection, the single prompt, self-supervision,
-coarse to fine with the coarse map as an attention map, and a map that is the similarity with the
-prompt. Everything else is our choice (reasons in docs/methods/clip_ada.md): CLIP and image size,
-number of vectors, temperature, wiring of the refinement, synthesis, losses, optimiser, smoothing,
-image score. Published: detection / localisation 97.5 / 55.6 on MVTec-AD and 89.3 / 33.1 on VisA. We
-read these as image AUROC and pixel AP; the second may be pixel F1-max.
+Only the abstract of the paper and summaries by others were available. They describe one model for
+all categories, normal training images only, layer 7, a linear projection, a single prompt,
+self-supervision, refinement from coarse to fine with the coarse map as an attention map, and the
+similarity with the prompt as anomaly map. Everything else is our choice (reasons in
+docs/methods/clip_ada.md): CLIP and image size, number of vectors, temperature, wiring of the
+refinement, synthesis, losses, optimiser, smoothing, image score. The published results (detection /
+localisation) are 97.5 / 55.6 on MVTec-AD and 89.3 / 33.1 on VisA. We assume that detection is image
+AUROC and localisation pixel AP, although localisation may be pixel F1-max.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from anomaly_clip.schedules import total_steps, warmup_cosine
 
 __all__ = ["CLIPADA", "LossSettings", "MapSettings", "OptimSettings"]
 
-VALUE_BLOCKS = 2  # blocks with value-value attention up to each tap, for dense: vv
+VALUE_BLOCKS = 2  # number of value-value attention blocks ending at each tap, for dense: vv
 LEAST_TAU, MOST_TAU = 0.01, 1.0
 EPS = 1e-6
 """Minimum distance of a probability from 0 and 1 before its logit is computed."""
@@ -60,9 +61,9 @@ class PatchLogits(NamedTuple):
 
     coarse: Tensor
     fine: list[Tensor]
-    """One per refinement step; empty without refinement."""
+    """One tensor per refinement pass; empty without refinement."""
     features: Tensor
-    """Features of the last pass, unit length ``(B, N, D)``."""
+    """Projected patches of the last pass, unit length ``(B, N, D)``."""
     image: Tensor | None = None
     """Logits ``(B,)`` of the class token; None without ``class_token``."""
 
@@ -71,31 +72,32 @@ class CLIPADA(CLIPMethod):
     """CLIP with a learnable prompt and anomaly region refinement (docs/methods/clip_ada.md).
 
     Args:
-        backbone: The CLIP.
+        backbone: The CLIP model.
         feature_layer: Layer whose patches are compared with the prompt and refined, 1-based
             (paper: 7).
-        taps: Layers of the coarse map, each with its own projection, logits averaged; they must
-            include ``feature_layer``. Default: ``feature_layer`` alone.
+        taps: Layers whose patches form the coarse map, 1-based. Each layer has its own projection,
+            and the logits of all layers are averaged. ``feature_layer`` must be one of them.
+            Default: ``feature_layer`` alone.
         pre_norm: Apply a LayerNorm without parameters before the projections.
-        dense: block: patches as the layer returns them. vv: patches of value-value attention in the
-            last two blocks up to the layer.
-        prompt: The learnable prompt.
-        head_init: Initial projections: random, or clip for CLIP's final projection. With clip and
-            two prompts initialised from text, training starts from a zero-shot map.
-        class_token: Use CLIP's image embedding in the image score too. It is compared with the
-            prompt like a patch, and its logit is averaged with the logit of the map (AnomalyCLIP
-            and WinCLIP use it too; our choice).
-        tau: Temperature of the similarities.
-        learn_tau: Learn the temperature, between 0.01 and 1.
-        refine: The refinement pass.
+        dense: block: patches as the layer returns them. vv: patches of value-value attention in two
+            blocks, the last of which is the layer.
+        prompt: Settings of the learnable prompt.
+        head_init: Initial projections. random: random weights. clip: CLIP's final projection, so
+            that with two prompts initialised from text, training starts from a zero-shot map.
+        class_token: Also use CLIP's image embedding for the image score (our choice; AnomalyCLIP
+            and WinCLIP do so too). The embedding is compared with the prompt like a patch. Its
+            logit is averaged with the logit of the map's image score.
+        tau: Temperature of the similarities; the initial temperature with ``learn_tau``.
+        learn_tau: Learn the temperature, within 0.01 to 1.
+        refine: Settings of the refinement pass.
         loss: Weights of the losses.
         optim: Learning rates and their schedule.
-        map: Steps from logits to map and image score.
+        map: Settings of the anomaly map and the image score.
         evaluator: Settings of the metrics.
     """
 
     start: Tensor
-    """Direction of the prompt before training, for the log."""
+    """:meth:`direction` before training; the drift from it is logged."""
     must_be_fitted: ClassVar[bool] = True
     can_be_fitted: ClassVar[bool] = True
     inference_arguments: ClassVar[frozenset[str]] = frozenset({"evaluator", "map", "loss"})
@@ -129,8 +131,8 @@ class CLIPADA(CLIPMethod):
         if dense == "vv" and self.taps[0] < VALUE_BLOCKS:
             raise ValueError(
                 f"model.dense vv needs {VALUE_BLOCKS} blocks with value-value attention, but the "
-                f"first of model.taps is {self.taps[0]}: choose layers from {VALUE_BLOCKS}, or "
-                f"model.dense block"
+                f"first of model.taps is {self.taps[0]}: use layers {VALUE_BLOCKS} and above in "
+                f"model.taps, or set model.dense to block"
             )
         if feature_layer not in self.taps:
             raise ValueError(
@@ -190,7 +192,7 @@ class CLIPADA(CLIPMethod):
         """Check that the data module generates synthetic defects; see the base class.
 
         Raises:
-            ValueError: If it generates none for ``fit``.
+            ValueError: If the data module of ``fit`` generates no synthetic defects.
         """
         super().setup(stage)
         if stage != "fit" or self.data is None:  # custom loaders bring their own defects
@@ -207,16 +209,16 @@ class CLIPADA(CLIPMethod):
             )
 
     def direction(self) -> Tensor:
-        """Return the direction ``(D,)`` that patches are compared with: the abnormal prompt.
+        """Return the direction ``(D,)`` that patches are compared with: the abnormal text vector.
 
-        With two prompts it is abnormal minus normal, so that the sigmoid of the dot product equals
-        the softmax over both.
+        With two prompts, the direction is the abnormal minus the normal text vector. The sigmoid of
+        the dot product with it then equals the softmax over both classes.
         """
         text = self.prompt(self.backbone)
         return text[0] if len(text) == 1 else text[1] - text[0]
 
     def encode(self, images: Tensor, direction: Tensor) -> PatchLogits:
-        """Compare patches with the prompt: coarse logits, then those of each refinement pass.
+        """Return the logits of patches compared with the prompt, coarse and refined.
 
         Args:
             images: uint8 ``(B, 3, H, W)``, or floating point and already normalised.
@@ -265,7 +267,8 @@ class CLIPADA(CLIPMethod):
         """Score images ``(B, 3, H, W)``; the categories are not used.
 
         Returns:
-            The blurred map in [0, 1], the image score, and the maps of both passes without blur.
+            The blurred map in [0, 1], the image score, and without blur the maps of the first and
+            the last pass (``coarse`` and ``fine``).
         """
         with self.backbone.out_of_autocast():
             encoded = self.encode(images, self._direction())
@@ -292,11 +295,14 @@ class CLIPADA(CLIPMethod):
         return self._text[1].to(self.device)
 
     def prepare(self, categories: list[str]) -> None:
-        """Clear the cached direction: averaged weights may have replaced the prompt."""
+        """Clear the cached direction, because weight averaging may have replaced the prompt."""
         self._text = None
 
     def _probability_map(self, logits: Tensor) -> Tensor:
-        """Upsample logits ``(B, N)``, then apply the sigmoid, which keeps peaks; ``(B, E, E)``."""
+        """Return probability maps ``(B, E, E)`` of logits ``(B, N)``.
+
+        The logits are upsampled before the sigmoid, because this order preserves peaks.
+        """
         upsampled = patches_to_map(logits, (self.image_size, self.image_size)).sigmoid()
         return resize_maps(upsampled, (self.map.eval_size, self.map.eval_size))
 
@@ -331,7 +337,7 @@ class CLIPADA(CLIPMethod):
         """Return the weighted sum of the focal and dice losses of one map.
 
         Args:
-            logits: ``(B, N)``, upsampled to the size of the mask.
+            logits: ``(B, N)``; this function upsamples them to the size of the mask.
             mask: bool ``(B, h, w)``.
         """
         upsampled = patches_to_map(logits, (mask.shape[-2], mask.shape[-1]))
@@ -366,8 +372,9 @@ class CLIPADA(CLIPMethod):
         """Return diagnostic values of a batch for the log.
 
         These are the mean of each map on and off the defects, the drift of the prompt from its
-        initial direction (1 - cosine), its cosine with patches on defects, beta or gamma, the norm
-        of the shift, the temperature if it is learned, and the learning rate of the heads.
+        initial direction (1 - cosine), the cosine of the prompt with patches on defects, the
+        temperature if it is learned, and the learning rate of the heads. The refinement adds its
+        beta or gamma and the norm of its shift.
         """
         side = math.isqrt(encoded.coarse.shape[1])
         share = F.adaptive_avg_pool2d(mask[:, None].float(), side).flatten(1)  # (B, N)
@@ -402,12 +409,12 @@ class CLIPADA(CLIPMethod):
         return values
 
     def configure_optimizers(self) -> Any:
-        """Return AdamW with three learning rates, and a schedule per step.
+        """Return AdamW with three learning rates, and a per-step schedule.
 
         Raises:
             ValueError: If the number of training steps is unknown.
         """
-        steps = total_steps(self, " or trainer.max_steps")
+        steps = total_steps(self, ", or set trainer.max_steps")
         settings = self.optim
         decay = settings.weight_decay
         if self.data is not None and len(self.data.fit_samples()) < settings.few_images:
@@ -423,10 +430,11 @@ class CLIPADA(CLIPMethod):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def parameter_groups(self, weight_decay: float) -> Iterator[dict[str, Any]]:
-        """Yield the trained parameters by learning rate; only matrices except the prompt decay.
+        """Yield the trained parameters, grouped by learning rate and weight decay.
 
-        The order is prompt, heads (with decay, without), blocks (likewise). Empty groups are left
-        out.
+        Weight decay applies to matrices only, and not to the prompt. The groups come in this order:
+        the prompt; heads with and without decay; copied blocks with and without decay. Empty groups
+        are omitted.
         """
         rates = self.optim
         blocks = [] if self.refinement is None else list(self.refinement.named_parameters())
@@ -442,7 +450,7 @@ class CLIPADA(CLIPMethod):
 
 
 def _settings(kind: type[Settings], value: Settings | Mapping[str, Any]) -> Settings:
-    """Return settings; checkpoints store them as plain dictionaries."""
+    """Return settings, converted from the plain dictionary of a checkpoint if necessary."""
     return kind(**value) if isinstance(value, Mapping) else value
 
 

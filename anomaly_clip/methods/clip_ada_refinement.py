@@ -1,7 +1,7 @@
 """Anomaly region refinement: a second pass, guided by the coarse map.
 
-All that is known of the paper (CLIP-ADA, arXiv 2403.09493) is that the coarse map serves as an
-attention map, from coarse to fine. The wiring of all modes is our choice (reasons in
+The available descriptions of CLIP-ADA (arXiv 2403.09493) only state that the coarse map serves as
+an attention map, from coarse to fine. The wiring of all modes is our choice (reasons in
 docs/methods/clip_ada.md).
 """
 
@@ -33,15 +33,16 @@ class RefinementSettings:
 
     Args:
         mode: bias: a trained copy of CLIP's next blocks with an attention bias towards the
-            candidate region. multiply: patches are scaled by the coarse map after the norm, which
-            would undo the scaling; no block. reencode: CLIP's own remaining blocks, frozen, with
-            the same bias. none: no refinement (ablation).
-        blocks: Number of copied blocks, for bias.
+            candidate region. multiply: no block; patches are scaled by the coarse map, after the
+            norm because the norm would undo the scaling. reencode: CLIP's own remaining blocks,
+            frozen, with the same attention bias. none: no refinement (ablation).
+        blocks: Number of copied blocks (mode bias).
         steps: Number of refinement passes, each guided by the map of the previous one.
-        detach: Keep the loss of the fine map from changing the coarse map.
-        beta_init: Initial factor of the map, for bias and reencode.
-        gamma_init: Initial factor of the map, for multiply.
-        fuse: mean: the final map is the mean of the coarse and the last map. fine: the last map.
+        detach: Stop the gradient of the refined map's loss at the guiding map.
+        beta_init: Initial factor of the guiding map in the attention bias (modes bias, reencode).
+        gamma_init: Initial factor of the guiding map in the scaling (mode multiply).
+        fuse: mean: the final map is the mean of the coarse map and the last refined map. fine: the
+            final map is the last refined map.
     """
 
     mode: Literal["bias", "multiply", "reencode", "none"] = "bias"
@@ -82,7 +83,7 @@ class DenseHead(nn.Module):
 
         Args:
             patches: Patches as a layer returns them.
-            scale: ``(B, N)``, multiplied after the norm, which would undo the scaling.
+            scale: Factors ``(B, N)``, applied after the norm because the norm would undo them.
         """
         normed = self.norm(patches.float())
         return unit(self.linear(normed if scale is None else normed * scale.unsqueeze(-1)))
@@ -134,7 +135,7 @@ class RegionRefinement(nn.Module):
 
         Args:
             backbone: The frozen CLIP.
-            tokens: ``(B, 1 + N, W)`` of the layer, class token first.
+            tokens: Tokens ``(B, 1 + N, W)`` of the layer, class token first.
             guide: Map that guides the pass, ``(B, N)`` in [0, 1].
         """
         if self.settings.detach:
@@ -142,7 +143,7 @@ class RegionRefinement(nn.Module):
         mode = self.settings.mode
         if mode == "multiply":
             return self.head(tokens[:, 1:], 1 + self.gamma * guide)
-        centred = guide - guide.mean(dim=1, keepdim=True)  # a flat map changes nothing
+        centred = guide - guide.mean(dim=1, keepdim=True)  # a constant map adds no bias
         bias = torch.cat(
             [torch.zeros_like(centred[:, :1]), self.beta * centred], dim=1
         )  # (B, 1 + N)

@@ -1,4 +1,4 @@
-"""Settings of CLIP-ADA: loss weights, optimiser, and the steps from logits to scores."""
+"""Settings of CLIP-ADA: loss weights, optimiser, anomaly map and image score."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ class LossSettings:
     Args:
         focal: Weight of the focal loss of a map.
         dice: Weight of the dice loss of the abnormal class.
-        normal_dice: Weight of the dice loss of the normal class (AnomalyCLIP, for two prompts).
-        coarse: Weight of the losses of the coarse map; those of each fine map have weight 1.
+        normal_dice: Weight of the dice loss of the normal class (from AnomalyCLIP; for two
+            prompts).
+        coarse: Weight of the coarse map's losses; the losses of each fine map have weight 1.
         image: Weight of the image loss.
         class_token: Weight of the loss of the class token, if ``model.class_token`` is set.
         gamma: Exponent of the focal loss.
-        image_fraction: Fraction of the patches, the highest, averaged for the image loss.
+        image_fraction: The image loss averages the highest patch logits; this is their fraction of
+            all patches.
     """
 
     focal: float = 20.0
@@ -54,10 +56,10 @@ class OptimSettings:
         lr_block: Learning rate of the blocks copied from CLIP.
         weight_decay: Weight decay of all matrices except the prompt.
         betas: Betas of AdamW.
-        warmup_steps: Warm-up steps, limited to a twentieth of the training.
-        last: Final learning rates as a fraction of the initial ones.
+        warmup_steps: Number of warm-up steps, limited to a twentieth of the training.
+        last: Final learning rates as a fraction of the three rates above.
         few_images: Number of training images below which ``few_factor`` applies.
-        few_factor: Factor of weight_decay for few training images.
+        few_factor: Factor by which ``weight_decay`` is multiplied for few training images.
     """
 
     lr_prompt: float = 2e-3
@@ -73,12 +75,12 @@ class OptimSettings:
 
 @dataclass(frozen=True)
 class MapSettings:
-    """Steps from patch logits to map and image score (our choice; docs/methods/clip_ada.md).
+    """Settings of the anomaly map and the image score (our choice; docs/methods/clip_ada.md).
 
     Args:
         eval_size: Side of the map, in pixels.
-        sigma: Standard deviation of the Gaussian blur, in pixels at a side of 256; it scales with
-            eval_size.
+        sigma: Standard deviation of the Gaussian blur, in pixels of a map of side 256. For other
+            sides it is scaled in proportion to ``eval_size``.
         image_score: max: maximum of the map. avgpool_max: maximum after 16 x 16 average pooling, as
             in UniAD. topk_mean: mean of the highest thousandth of the pixels.
     """

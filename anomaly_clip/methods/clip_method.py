@@ -11,7 +11,7 @@ __all__ = ["CLIPMethod"]
 
 
 class CLIPMethod(AnomalyMethod, ABC):
-    """A method whose image size is the input size of its CLIP."""
+    """A method whose image size is the input size of its CLIP backbone."""
 
     backbone: CLIPBackbone
 

@@ -1,20 +1,22 @@
 """Training of the project's small demo CLIP on generated images and captions.
 
 This follows no paper: the design and all constants are our choice (docs/methods/contrastive.md).
-Every scene is rendered as a pair, without and with a defect, so that the pair differs in nothing
-but the defect. Terms of the loss:
+Every scene is rendered as a pair of images, without and with a defect. The two images differ in the
+defect alone. The loss has these terms:
 
-- *contrast*: CLIP's loss between images and captions, with all matching pairs as positives, because
-  many images share a caption;
-- *state*: each image is closer to the prompts of its own state, and the defective image of a pair
-  is more abnormal than the normal one. Both use CLIP's final factor of 100, with which zero-shot
-  methods read the class token;
-- *local*: patches on a defect are closer to the abnormal prompts than other patches, and closer
-  than the same patches of the paired normal image. For the second, it does not help to know that
-  defects lie on objects. Both apply to the patches of the last layer and to the value-value patches
-  that SDP uses, for which real CLIPs are never trained;
-- *indifference*: two halves of the normal prompts mean the same, so they must not separate the
-  images of a pair or their patches. Only the states may separate them, not any two vectors.
+- *contrast*: CLIP's loss between images and captions. All matching pairs are positives, because
+  a caption may match many images.
+- *state*: each image should be closer to the prompts of its own state, and the defective image of a
+  pair should score higher than the normal one. Both losses use CLIP's final logit scale of 100,
+  which zero-shot methods also apply to the class token.
+- *local*: patches on a defect should be closer to the abnormal prompts than other patches, and
+  closer than the same patches of the paired normal image. The second comparison rules out a
+  shortcut: merely marking the object, on which defects lie, does not reduce this loss. Both
+  comparisons apply to the patches of the last layer and to the value-value patches that SDP uses,
+  for which real CLIPs are never trained.
+- *indifference*: two random halves of the normal prompts mean the same, so the difference between
+  their mean text vectors must not separate the images of a pair or their patches. Only the
+  difference between the states may do so.
 """
 
 from __future__ import annotations
@@ -57,13 +59,14 @@ from anomaly_clip.schedules import total_steps, warmup_cosine
 __all__ = ["Contrastive"]
 
 LEAST_RATE = 0.02  # final learning rate as a fraction of the highest
-LEAST_SHARE = 0.04  # covered fraction of a defective patch; up to this it is ignored
-NUM_PROMPTS = 24  # normal prompts of the indifference term
-NUM_SPLITS = 8  # random halvings of these prompts
+LEAST_SHARE = 0.04
+"""Covered fraction above which a patch is defective; patches with less, but some, are ignored."""
+NUM_PROMPTS = 24  # number of normal prompts in the indifference term
+NUM_SPLITS = 8  # number of random halvings of these prompts
 
 
 class StepOutputs(NamedTuple):
-    """Outputs behind the losses of a step, two images per scene: normal, defective."""
+    """Outputs of a step for its training metrics; two images per scene: normal, defective."""
 
     state: Tensor
     """``(2n,)``, higher = more abnormal."""
@@ -74,33 +77,36 @@ class StepOutputs(NamedTuple):
 
 
 class Contrastive(LightningModule):
-    """Train a small CLIP on scenes without and with a defect.
+    """Train a small CLIP on scenes that are rendered in pairs, without and with a defect.
 
     The data module is :class:`~anomaly_clip.data.Demo` with ``num_scenes``. Training can start on
-    small windows of the images, at less than half the cost, and starts on strengthened defects,
-    which are learned faster.
+    small windows of the images, at less than half the cost. It starts with strengthened defects,
+    because these are learned faster.
 
     Args:
         backbone: Architecture and initial weights.
         prompts: States and templates of the captions.
-        lr: Highest learning rate of AdamW; warm-up, then a cosine down to 2 %.
-        warmup_steps: Steps of the warm-up.
-        weight_decay: Weight decay of matrices.
+        lr: Peak learning rate of AdamW, with a linear warm-up and a cosine decay to 2 %.
+        warmup_steps: Number of warm-up steps.
+        weight_decay: Weight decay, applied to matrices only.
         contrast_weight: Weight of the contrast term.
-        state_weight: Weight of the two terms of the state.
-        local_weight: Weight of the local term.
-        local_order_weight: Weight of the patch comparison within a pair.
+        state_weight: Weight of each of the two losses of the state term.
+        local_weight: Weight of the local loss that classifies patches as normal or defective.
+        local_order_weight: Weight of the local loss that compares patches within a pair.
         indifference_weight: Weight of the indifference term.
-        indifference_from: Fraction of the training after which the indifference term starts, once
-            the prompts mean something.
-        windows: Side of each window in pixels, a multiple of the patch size, and the fraction of
-            the training until which it is used; whole images after the last. Default: none.
-        strengthening: Maximum factor of the defects at the start; 1 for none.
-        strengthened_share: Fraction of the training until defects reach their own strength.
-        value_gain: Initial factor of the values, divided out of the output projections. It only
-            changes value-value attention, which is nearly uniform otherwise.
-        logit_scale: Constant factor of the cosines; 100 is CLIP's final value and the one that
-            zero-shot methods use.
+        indifference_from: Fraction of the training after which the indifference term starts. Before
+            that, prompts have no meaning yet.
+        windows: Maps the side of a window, in pixels (a multiple of the patch size), to the
+            fraction of the training at which the next window replaces it. Whole images follow the
+            last window. Default: no windows.
+        strengthening: Maximum factor by which defects are amplified at the start of the training; 1
+            leaves them unchanged.
+        strengthened_share: Fraction of the training after which defects have their original
+            strength.
+        value_gain: Factor by which the value projections of the attention are multiplied at
+            initialisation. The output projections are divided by it, so that only value-value
+            attention changes. Without the factor, this attention would be nearly uniform.
+        logit_scale: Constant logit scale. 100 is CLIP's final value, which zero-shot methods use.
         seed: Seed of captions, windows and lighting.
     """
 
@@ -162,7 +168,7 @@ class Contrastive(LightningModule):
             if side % patch or not patch <= side <= self.image_size:
                 raise ValueError(
                     f"model.windows {side}: expected sides that are multiples of the patch size "
-                    f"{patch}, at most {self.image_size}"
+                    f"{patch} and at most the image size {self.image_size}"
                 )
         if self.backbone.is_random:
             scale_values(self.backbone, value_gain)
@@ -174,23 +180,28 @@ class Contrastive(LightningModule):
 
     @property
     def loader_needs(self) -> LoaderNeeds:
-        """Requirements on the loaders: images of ``image_size``."""
+        """Requirements on the data loaders: images of side ``image_size``."""
         return LoaderNeeds(self.image_size)
 
     def setup(self, stage: str) -> None:
         """Check that the data module renders scenes.
 
         Raises:
-            ValueError: If it does not.
+            ValueError: If the data module renders none, or if the number of steps is unlimited.
         """
         data = data_module(self)
-        if data is None or data.num_scenes is None:
-            given = "no data module" if data is None else type(data).__name__
+        if data is None:
             raise ValueError(
-                f"Contrastive is trained on scenes without and with a defect, but got {given} "
-                f"without data.num_scenes: use --data Demo and set --data.num_scenes"
+                f"{type(self).__name__} is trained on rendered scenes, but there is no data "
+                f"module: use --data Demo and set --data.num_scenes"
             )
-        total_steps(self)  # raises if the number of steps is unlimited
+        if data.num_scenes is None:
+            raise ValueError(
+                f"{type(self).__name__} is trained on rendered scenes, but data.num_scenes of "
+                f"{type(data).__name__} is not set: set --data.num_scenes, which requires "
+                f"--data Demo"
+            )
+        total_steps(self, ", or set trainer.max_steps")  # raises if their number is unlimited
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch of scenes."""
@@ -211,7 +222,7 @@ class Contrastive(LightningModule):
         # Fraction of scenes whose class tokens identify the defective image of the pair.
         metrics["train/pair_accuracy"] = float((defective > normal).float().mean())
         precision = average_precision(outputs.fused[counted], outputs.targets[counted] > 0)
-        # NaN if no patch is covered, which is rare.
+        # In rare batches no defect covers a patch. The average precision is NaN then.
         metrics["train/patch_ap"] = 0.0 if math.isnan(precision) else precision
         count = len(normal)
         self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=count, sync_dist=True)
@@ -219,7 +230,7 @@ class Contrastive(LightningModule):
         return total
 
     def configure_optimizers(self) -> Any:
-        """Return AdamW, with weight decay on matrices only, and a learning rate per step."""
+        """Return AdamW, with weight decay on matrices only, and a per-step schedule."""
         trained = [p for p in self.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.weight_decay},
@@ -239,21 +250,23 @@ class Contrastive(LightningModule):
         """Check that training can resume from the checkpoint.
 
         Raises:
-            ValueError: If the checkpoint has another architecture, or was saved within an epoch,
-                whose remaining scenes could not be reproduced.
+            ValueError: If the checkpoint has a different architecture, or was saved in the middle
+                of an epoch: the remaining scenes of that epoch could not be reproduced.
         """
         state = self.state_dict()
         for key, value in checkpoint["state_dict"].items():
             if key not in state or state[key].shape != value.shape:
                 raise ValueError(
-                    f"the checkpoint has another architecture than {self.backbone.settings.name}: "
-                    f"its {key} does not fit; set model.backbone to the one of the checkpoint"
+                    f"the checkpoint has a different architecture from "
+                    f"{self.backbone.settings.name}: its {key} does not fit; set model.backbone to "
+                    f"the backbone of the checkpoint"
                 )
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         if not progress["is_last_batch"]:
             raise ValueError(
-                f"the checkpoint was saved within an epoch, after batch "
-                f"{progress['current']['ready']}: resume from one saved at the end of an epoch"
+                f"the checkpoint was saved in the middle of an epoch, after batch "
+                f"{progress['current']['ready']}: resume from a checkpoint saved at the end of an "
+                f"epoch"
             )
 
     def losses(
@@ -263,14 +276,15 @@ class Contrastive(LightningModule):
         done: float,
         mixed: torch.dtype | None = None,
     ) -> tuple[dict[str, Tensor], StepOutputs]:
-        """Return the weighted terms of the loss, and the outputs behind them.
+        """Return the weighted terms of the loss, and the outputs for the training metrics.
 
         Args:
-            batch: Scenes: ``image``, ``synthetic``, ``synthetic_mask``, ``category``, ``defect``.
+            batch: Scenes with ``image``, ``synthetic``, ``synthetic_mask``, ``category`` and
+                ``defect``.
             rng: Generator for windows, lighting and captions.
             done: Completed fraction of the training.
-            mixed: dtype of the matrix products of the image tower, default float32. Text features,
-                projections and cosines are always in float32.
+            mixed: dtype of the matrix products in the image tower; default: float32. Text features,
+                projections and cosines always stay in float32.
         """
         images, masks, window = self.windows(batch, rng, done)
         images, tones = self.relight(images, rng)
@@ -299,8 +313,8 @@ class Contrastive(LightningModule):
         targets = self.patch_targets(masks)
         direction = unit(difference)
         # Fused map of SDP; the text features are scaled so that their difference has unit length.
-        read = (text / difference.norm()).expand(len(state), -1, -1)  # (2n, D, 2)
-        fused = torch.stack([feature_surgery(s.projected, read)[:, 1:] for s in stages]).sum(0)
+        scaled = (text / difference.norm()).expand(len(state), -1, -1)  # (2n, D, 2)
+        fused = torch.stack([feature_surgery(s.projected, scaled)[:, 1:] for s in stages]).sum(0)
         patches = [unit(self.backbone.project(stages[-1].raw[:, 1:]))]
         patches += [unit(stage.projected[:, 1:]) for stage in stages]
         sources = [fused, *(features @ direction for features in patches)]
@@ -321,9 +335,9 @@ class Contrastive(LightningModule):
             apart = [squared_effect_size(*(classes @ directions).unflatten(0, (-1, 2)).unbind(1))]
             on, off = targets[1::2] > 0, targets[1::2] == 0
             for features in patches:
-                read = features[1::2] @ directions  # (n, N, R), the defective images
+                values = features[1::2] @ directions  # (n, N, R), defective images only
                 apart.append(
-                    squared_effect_size(masked_mean(read, off), masked_mean(read, on), read)
+                    squared_effect_size(masked_mean(values, off), masked_mean(values, on), values)
                 )
             terms["indifference"] = self.indifference_weight * torch.stack(apart).mean()
         return terms, StepOutputs(state.detach(), fused.detach(), targets)
@@ -331,10 +345,11 @@ class Contrastive(LightningModule):
     def windows(
         self, batch: Batch, rng: np.random.Generator, done: float
     ) -> tuple[Tensor, Tensor, Window | None]:
-        """Return pairs ``(n, 2, 3, S, S)`` in [0, 1], masks ``(n, S, S)`` and their window.
+        """Return pairs ``(n, 2, 3, S, S)`` in [0, 1], masks ``(n, S, S)`` and a patch grid window.
 
-        Early in the training the images are cropped to a window that contains part of the defect.
-        All crops use the same random position in the patch grid.
+        With ``model.windows``, early in the training, each pair is cropped at its own place, which
+        contains part of the defect. All crops of a batch get the position embeddings of the same
+        randomly placed window; the window is None for whole images.
         """
         images = torch.stack([batch["image"], batch["synthetic"]], dim=1).float() / 255
         masks = batch["synthetic_mask"]
@@ -363,7 +378,7 @@ class Contrastive(LightningModule):
         return torch.stack(cut_images), torch.stack(cut_masks), window
 
     def relight(self, images: Tensor, rng: np.random.Generator) -> tuple[Tensor, list[str | None]]:
-        """Change the lighting of scenes; return them and the tone that captions may name."""
+        """Return scenes with changed lighting, and for each the tone that captions may name."""
         tones: list[str | None] = []
         changed = []
         for pair in images:
@@ -393,7 +408,7 @@ class Contrastive(LightningModule):
         return torch.stack([torch.zeros_like(share), defective], dim=1).flatten(0, 1)
 
     def null_directions(self, category: str, rng: np.random.Generator) -> Tensor:
-        """Return unit directions ``(D, R)`` between random halves of the prompts for normal."""
+        """Return unit directions ``(D, R)``, each between random halves of the normal prompts."""
         words = unit(self.backbone.encode_text(self.captions.same(category, NUM_PROMPTS, rng)))
         directions = []
         for _ in range(NUM_SPLITS):

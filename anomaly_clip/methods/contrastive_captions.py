@@ -26,7 +26,7 @@ class ImageLabels(NamedTuple):
 
 
 class Caption(NamedTuple):
-    """A caption and its claims; None claims nothing."""
+    """A caption and its claims about an image; None stands for no claim."""
 
     text: str
     abnormal: bool
@@ -47,8 +47,9 @@ class Caption(NamedTuple):
 class Captions:
     """Random captions that match images.
 
-    Three nouns in ten are one or two random words of the vocabulary, so that the noun of an unknown
-    object does not change the meaning of its state. Words of the states are excluded.
+    In three captions of ten, the noun consists of one or two random words of the vocabulary, so
+    that the name of an unknown object does not change the meaning of its state. Words that occur
+    in states or tones are never drawn.
 
     Args:
         prompts: States and templates.
@@ -66,12 +67,12 @@ class Captions:
         if not self.templates[None]:
             raise ValueError(
                 f"model.prompts.templates {prompts.templates}: every template has one of the words "
-                f"{', '.join(TONES)}; add one without"
+                f"{', '.join(TONES)}; add a template without these words"
             )
         if not self.general:
             raise ValueError(
                 f"model.prompts.states_abnormal {list(prompts.states_abnormal)}: every state names "
-                f"a kind of defect; add one that does not, such as 'damaged {{}}'"
+                f"a kind of defect; add a state that does not, such as 'damaged {{}}'"
             )
 
     def draw(self, image: ImageLabels, rng: np.random.Generator) -> Caption:
@@ -91,7 +92,7 @@ class Captions:
         return [normal[number] for number in rng.integers(len(normal), size=count)]
 
     def lasting(self) -> list[str]:
-        """Return texts that together hold every word except those of random nouns."""
+        """Return texts that together contain every caption word except those of random nouns."""
         lines = [line for lines in self.prompts.as_lists().values() for line in lines]
         return [
             *(line.replace("{}", PLAIN_NOUNS[0]) for line in lines),

@@ -18,15 +18,15 @@ ABNORMAL_WEIGHT = 4.0  # weight of a patch on a defect
 
 
 def multi_positive(logits: Tensor, fits: Tensor) -> Tensor:
-    """Return CLIP's loss with several matching captions per image and images per caption.
+    """Return CLIP's loss, generalised to several matches per image and per caption.
 
     Args:
-        logits: ``(I, J)`` of images and captions.
+        logits: ``(I, J)``, images in rows, captions in columns.
         fits: bool ``(I, J)``, true for matching pairs; each image and caption has at least one.
 
     Returns:
-        The negative mean log-probability of the matches, averaged over both directions. With one
-        match each it is CLIP's loss.
+        The negative mean log-probability of the matches, averaged over both directions. If every
+        image and every caption has exactly one match, this equals CLIP's loss.
     """
 
     def one_way(logits: Tensor, fits: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ def multi_positive(logits: Tensor, fits: Tensor) -> Tensor:
 
 
 def patch_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the weighted cross-entropy of patches ``(2n, N)``; target -1 is ignored."""
+    """Return the weighted cross-entropy of patches ``(2n, N)``; targets of -1 are ignored."""
     weights = torch.where(targets > 0, ABNORMAL_WEIGHT, 1.0) * (targets >= 0)
     losses = F.binary_cross_entropy_with_logits(logits, targets.clamp(min=0), reduction="none")
     return (losses * weights).sum() / weights.sum()
@@ -46,21 +46,21 @@ def patch_loss(logits: Tensor, targets: Tensor) -> Tensor:
 def paired_patch_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the softplus loss of defective patches ``(2n, N)`` against the paired normal ones.
 
-    Where defects are likely, on objects rather than on the background, the patches of both images
-    score higher. That cannot lower this loss.
+    Scoring the patches of both images higher where defects are likely (on objects rather than on
+    the background) does not lower this loss.
     """
     on = (targets[1::2] > 0).float()
     return (F.softplus(logits[0::2] - logits[1::2]) * on).sum() / on.sum().clamp(min=1)
 
 
 def squared_effect_size(normal: Tensor, defective: Tensor, spread: Tensor | None = None) -> Tensor:
-    """Return the mean squared effect size by which directions separate two groups.
+    """Return the squared effect size of two groups, averaged over the projection directions.
 
     Args:
-        normal: Projections of the normal group on the directions, ``(n, R)``.
-        defective: Projections of the defective group, in the same order of pairs.
-        spread: ``(n, N, R)``, projections whose variance within an image scales the effect;
-            default: the variance of both groups together.
+        normal: Projections of the normal group on the ``R`` directions, ``(n, R)``.
+        defective: Projections of the defective group, ``(n, R)``, in the same order of pairs.
+        spread: Patch projections ``(n, N, R)``, whose variance within an image normalises the
+            effect. Default: the variance of both groups together.
     """
     if spread is None:
         variance = torch.cat([normal, defective]).var(dim=0)
@@ -70,6 +70,9 @@ def squared_effect_size(normal: Tensor, defective: Tensor, spread: Tensor | None
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean of values ``(n, N, R)`` over the patches in mask ``(n, N)``; 0 if empty."""
+    """Return the mean of values ``(n, N, R)`` over the patches in mask ``(n, N)``.
+
+    The mean is 0 for an empty mask.
+    """
     weights = mask.float().unsqueeze(-1)  # (n, N, 1)
     return (values * weights).sum(1) / weights.sum(1).clamp(min=1)

@@ -1,4 +1,4 @@
-"""Changes to a CLIP before training: larger values, and a partly frozen token embedding."""
+"""Changes to a CLIP before training: scaled attention values, partly frozen token embedding."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ __all__ = ["PartEmbedding", "scale_values"]
 
 @torch.no_grad()
 def scale_values(backbone: CLIPBackbone, gain: float) -> None:
-    """Multiply the values of all blocks, divide the output projections; the output is unchanged."""
+    """Multiply the value projections of all blocks and divide the output projections by ``gain``.
+
+    The output of the network does not change.
+    """
     width = backbone.visual.conv1.out_channels
     for block in backbone.visual.transformer.resblocks:
         block.attn.in_proj_weight[2 * width :] *= gain
@@ -29,8 +32,8 @@ class PartEmbedding(nn.Module):
     than the rest of a training step.
 
     Args:
-        embedding: The whole embedding; its weight is kept, frozen.
-        tokens: int64, ids of the tokens whose rows are trained, in any order.
+        embedding: The whole embedding; its weight is frozen in place.
+        tokens: Ids of the tokens to train, int64, in any order.
     """
 
     places: Tensor
@@ -45,7 +48,7 @@ class PartEmbedding(nn.Module):
         self.register_buffer("places", places, persistent=False)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Return the rows ``(..., W)`` of token ids ``(...)``."""
+        """Return the embeddings ``(..., W)`` of token ids ``(...)``."""
         places = self.places[ids]
         trained = F.embedding(places.clamp(min=0), self.rows)
         return torch.where((places >= 0).unsqueeze(-1), trained, F.embedding(ids, self.weight))

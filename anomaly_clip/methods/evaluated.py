@@ -1,4 +1,4 @@
-"""Interface of modules whose test ends in metrics: everything that a run needs from them."""
+"""Interface through which a run tests and records a detector or the linear probe."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ class Exporter(Protocol):
 
 @runtime_checkable
 class FeatureSource(Protocol):
-    """A module whose last training features are plotted after a fit."""
+    """A module that keeps features of its last training images, which are plotted after a fit."""
 
     def training_features(self) -> TrainingFeatures | None:
-        """Return features of the last training images; None if there are too few."""
+        """Return features of the last training images; None if there are too few images."""
 
 
 @runtime_checkable
 class _DataModule(Protocol):
-    """Methods that identify a data module of this package without importing it.
+    """Protocol that recognises a data module of this package without importing its class.
 
-    Only methods: checking for a property would evaluate it and read the disk.
+    It lists methods only: an isinstance check would evaluate a property, which reads the disk.
     """
 
     def validation_categories(self) -> list[str]: ...
@@ -63,10 +63,10 @@ class _DataModule(Protocol):
 
 
 class Confusion(NamedTuple):
-    """Counts behind classification metrics."""
+    """Confusion matrix of a classifier, or one matrix per pattern."""
 
     counts: Tensor
-    """``(K, K)``, rows true, columns predicted; or ``(K, 2, 2)``, one table per pattern."""
+    """``(K, K)``, or ``(K, 2, 2)`` per pattern; rows are true classes, columns predicted ones."""
     names: list[str]
     """Class names."""
 
@@ -77,11 +77,11 @@ class EvaluatedModule(LightningModule, ABC):
     must_be_fitted: ClassVar[bool]
     """True if ``test`` and ``predict`` need a checkpoint from ``fit``."""
     can_be_fitted: ClassVar[bool]
-    """True if there is anything to fit."""
+    """True if the module supports ``fit``."""
     is_detector: ClassVar[bool]
     """True if its outputs are :class:`~anomaly_clip.records.Scores`: image scores and maps."""
     inference_arguments: ClassVar[frozenset[str]] = frozenset()
-    """Arguments that may differ from those of a checkpoint, as they affect no weight."""
+    """Arguments that may differ from the checkpoint's, because they do not affect any weight."""
     init_only_arguments: ClassVar[frozenset[str]] = frozenset()
     """Arguments that only initialise a fit; a checkpoint overrides them."""
 
@@ -100,11 +100,11 @@ class EvaluatedModule(LightningModule, ABC):
     @property
     @abstractmethod
     def loader_needs(self) -> LoaderNeeds:
-        """Requirements on the loaders."""
+        """Requirements on the data loaders."""
 
     @abstractmethod
     def image_rows(self, outputs: Any, batch: Batch) -> list[dict[str, Any]]:
-        """Return a row of ``scores.csv`` per image.
+        """Return one row of ``scores.csv`` for each image.
 
         Args:
             outputs: Outputs of a step for the batch.
@@ -112,7 +112,7 @@ class EvaluatedModule(LightningModule, ABC):
         """
 
     def final_scores(self) -> dict[int, float]:
-        """Return image scores that depend on the whole evaluation, by image index."""
+        """Return, by image index, those image scores that depend on the whole evaluation."""
         return {}
 
     def protocol(self) -> dict[str, Any]:
@@ -120,7 +120,7 @@ class EvaluatedModule(LightningModule, ABC):
         return {}
 
     def evaluation_protocol(self) -> dict[str, Any]:
-        """Return how the metrics were computed, to record with them."""
+        """Return how the metrics were computed; recorded alongside the metrics."""
         return {"fitted": True}
 
     @property
@@ -130,7 +130,7 @@ class EvaluatedModule(LightningModule, ABC):
 
     @property
     def confusion(self) -> Confusion | None:
-        """Counts behind the classification metrics, if there are any."""
+        """Confusion matrix of a classifier; None for other modules."""
         return None
 
     def write_extras(self, folder: Path) -> None:
@@ -138,19 +138,19 @@ class EvaluatedModule(LightningModule, ABC):
 
     @property
     def data(self) -> AnomalyData | None:
-        """Data module in use; None unless the trainer has one of this package."""
+        """Data module of the trainer; None if there is none or if it is not of this package."""
         return data_module(self)
 
     def log_metrics(self, prefix: str, metrics: Mapping[str, float | None]) -> None:
-        """Log all defined metrics as ``prefix/...``."""
+        """Log all metrics that are not None as ``prefix/...``."""
         logged = {f"{prefix}/{name}": v for name, v in metrics.items() if v is not None}
         if self.weights["random"]:
-            logged[f"{prefix}/random_weights"] = 1.0  # marks the metrics in every log
+            logged[f"{prefix}/random_weights"] = 1.0  # marks metrics of untrained weights
         self.log_dict(logged, rank_zero_only=True)
 
 
 def data_module(module: LightningModule) -> AnomalyData | None:
-    """Return the data module in use; None unless the trainer has one of this package."""
+    """Return the trainer's data module; None if there is none or if it is not of this package."""
     if module._trainer is None:
         return None
     data: object = module.trainer.datamodule  # type: ignore[attr-defined]
@@ -174,7 +174,7 @@ def check_backbone(
         identity: sha256 of the current backbone.
 
     Raises:
-        ValueError: If it was trained with another backbone.
+        ValueError: If the checkpoint was trained with a different backbone.
     """
     if saved_identity != identity:
         raise ValueError(
@@ -186,9 +186,9 @@ def check_backbone(
 
 
 def frozen_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """Return the dtype of frozen weights for a trainer's precision; None to leave them as is.
+    """Return the dtype to cast frozen weights to for a trainer's precision; None for no cast.
 
-    bf16 would be slower on a CPU without bf16 instructions. There the weights stay in float32, with
+    On a CPU without bf16 instructions, bf16 would be slower: the weights then stay in float32, with
     a warning.
     """
     if not precision.endswith("-mixed"):

@@ -2,9 +2,9 @@
 
 The normal and the abnormal prompts are reduced to one text vector each (representative vector
 selection). A second path through the image tower with the same weights uses value-value attention,
-which keeps patch features local. At the ends of four stages the patches are compared with the two
-text vectors, weighted by the similarity of the class token to each (feature surgery). Nothing is
-trained.
+which keeps patch features local. At the end of each of four stages, the patches are compared with
+the two text vectors. Each text vector is weighted by its similarity to the class token (feature
+surgery). Nothing is trained.
 """
 
 from __future__ import annotations
@@ -31,18 +31,19 @@ class SDP(CLIPMethod):
     """Zero-shot anomaly detection with CLIP (CLIP-AD, arXiv 2311.00453; docs/methods/sdp.md).
 
     Args:
-        backbone: The CLIP.
+        backbone: The CLIP model.
         prompts: States and templates of the normal and the abnormal prompts.
         rvs: Reduction of the prompts of a class to one vector.
-        stages: Stage ends whose maps are summed, 1-based; default: all four.
-        paths: surgery: value-value attention (the method). original: a direct map of CLIP's own
+        stages: Stages whose maps are summed, each given by the number of its last block (1-based);
+            default: all four.
+        paths: surgery: patch tokens of value-value attention (the method). original: CLIP's own
             patch tokens (Figure 1 of the paper).
-        stage_tokens: official: as in the published code, where the tokens of a stage include the
-            attention output of the next block. clean: the tokens as the block returns them, which
-            paths: original always uses.
-        feature_surgery: Weight the two text vectors by their similarity to the class token and take
-            their difference; false: plain cosine similarity to the abnormal prompts (our choice,
-            for the ablation).
+        stage_tokens: official: the tokens of a stage include the attention output of the next
+            block, as in the published code. clean: the tokens are the output of the stage's last
+            block. This option is ignored with paths original, which always uses clean tokens.
+        feature_surgery: true: each of the two text vectors is weighted by its similarity to the
+            class token, and patches are compared with the difference. false: patches are compared
+            with the abnormal text vector alone by cosine similarity (our choice, for the ablation).
         sigma: Standard deviation of the Gaussian blur of the map, in pixels.
         evaluator: Settings of the metrics.
     """
@@ -51,7 +52,7 @@ class SDP(CLIPMethod):
     can_be_fitted: ClassVar[bool] = False
     score_part_names: ClassVar[tuple[str, ...]] = ("r0", "r1")
     reads_raw_patches: ClassVar[bool] = False
-    """True to return the patches of the original path too, at some extra cost."""
+    """True if ``encode`` must also return the patches of the original path, at some extra cost."""
 
     def __init__(
         self,
@@ -84,11 +85,11 @@ class SDP(CLIPMethod):
             self.text(name)
 
     def text(self, category: str, dataset_name: str | None = None) -> Tensor:
-        """Return the text features ``(D, 2)`` of a category, cached: normal, abnormal.
+        """Return the text features ``(D, 2)`` of a category: normal, abnormal. They are cached.
 
         Args:
             category: A category of the data set in use.
-            dataset_name: Data set that ``auto`` settings depend on; default: the one tested.
+            dataset_name: Data set that determines ``auto`` settings; default: the evaluated one.
         """
         name, rvs = self.words(category), self.rvs.resolve(dataset_name or self.dataset_name)
         key = name, rvs
@@ -109,7 +110,7 @@ class SDP(CLIPMethod):
             text: ``(B, D, 2)``, unit columns: normal, abnormal.
 
         Returns:
-            The blurred map. ``image_score`` and the first score part are the text score r0, the
+            The blurred map. ``image_score`` and the first score part are the text score r0. The
             second score part is the maximum r1 of the map.
         """
         with self.backbone.out_of_autocast():  # cosines and softmaxes stay in float32
@@ -140,7 +141,7 @@ class SDP(CLIPMethod):
         ], class_token
 
     def similarity(self, stages: Sequence[Tensor], text: Tensor) -> Tensor:
-        """Return the summed token scores of the stages, ``(B, 1 + N)``, higher = more abnormal.
+        """Return token scores ``(B, 1 + N)``, summed over the stages; higher = more abnormal.
 
         Args:
             stages: Projected tokens ``(B, 1 + N, D)`` of each stage, class token first.
@@ -159,10 +160,11 @@ class SDP(CLIPMethod):
 def feature_surgery(tokens: Tensor, text: Tensor) -> Tensor:
     """Score the tokens of one stage, with text vectors weighted by the class token.
 
-    Let ``p`` be the softmax over the two classes of the cosines of the class token, without a
-    temperature. For two classes the published product over all channels reduces to
-    ``p_abnormal * cos(token, abnormal) - p_normal * cos(token, normal)``, which is one dot product
-    with one direction per image. The score for normal is its negative. See docs/methods/sdp.md.
+    Let ``p_normal`` and ``p_abnormal`` be the softmax, without a temperature, of the class token's
+    cosines with the two text vectors. For two classes the published product over all channels
+    reduces to ``p_abnormal * cos(token, abnormal) - p_normal * cos(token, normal)``. This is a dot
+    product of the token with a single direction per image. The score of the normal class is its
+    negative. See docs/methods/sdp.md.
 
     Args:
         tokens: Projected tokens ``(B, 1 + N, D)``, class token first, not normalised.
@@ -184,7 +186,7 @@ def text_score(class_token: Tensor, text: Tensor, factor: float = 100.0) -> Tens
     Args:
         class_token: CLIP's image embedding ``(B, D)``, not normalised.
         text: ``(B, D, 2)``, unit columns: normal, abnormal.
-        factor: Factor of the cosines before the softmax.
+        factor: Logit scale, by which the cosines are multiplied before the softmax.
     """
     cosines = (unit(class_token).unsqueeze(1) @ text).squeeze(1)  # (B, 2)
     return (factor * cosines).softmax(dim=-1)[:, 1]

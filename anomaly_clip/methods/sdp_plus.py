@@ -37,27 +37,29 @@ if TYPE_CHECKING:
 
 __all__ = ["SDPPlus", "read_linear_layers"]
 
-FACTOR = 100.0  # factor of the cosines before the softmax over the two classes
-LAYERS_KEY = "linear_layers"  # key in the authors' files
-SIGMA = {"VisA": 2.0}  # Gaussian blur, in pixels at image size 240 (published)
+FACTOR = 100.0  # logit scale of the softmax over the two classes
+LAYERS_KEY = "linear_layers"  # key of the layers in the authors' files
+SIGMA = {"VisA": 2.0}  # sigma of the Gaussian blur, in pixels at image size 240 (published)
 DEFAULT_SIGMA = 8.0
+LAYERS_SOURCE = "give the linear_layers.pth that a fit of SDPPlus or anomaly_clip export writes"
 
 
 class SDPPlus(SDP):
     """SDP with trained linear layers (CLIP-AD, arXiv 2311.00453; docs/methods/sdp_plus.md).
 
     Args:
-        backbone: The CLIP.
+        backbone: The CLIP model.
         prompts: States and templates of the normal and the abnormal prompts.
-        rvs: Reduction of the prompts of a class to one vector; ``auto`` settings depend on the
-            auxiliary data set during training, on the tested one afterwards.
-        stages: Stage ends, 1-based; default: all four.
+        rvs: Reduction of the prompts of a class to one vector. A setting ``auto`` depends on the
+            auxiliary data set during training and on the evaluated data set afterwards.
+        stages: Stages in use, each given by the number of its last block (1-based); default: all
+            four.
         stage_tokens: As for :class:`SDP`.
         sigma: Standard deviation of the Gaussian blur of the map, in pixels; auto: 2 on VisA, 8
             elsewhere (published).
         lr: Learning rate of Adam.
-        linear_layers: File of trained layers in the authors' format (a dictionary ``linear_layers``
-            of ``fc.{i}.weight`` and ``fc.{i}.bias``); with it no fit is needed.
+        linear_layers: File of trained layers, with which no fit is needed. In the authors' format,
+            its key ``linear_layers`` holds a dictionary of ``fc.{i}.weight`` and ``fc.{i}.bias``.
         feature_cache_gb: Maximum size of the cache of frozen image features, in GB (1e9 bytes). The
             cache is filled at the start of ``fit``. 0 turns it off: images are then decoded and
             encoded in every epoch.
@@ -127,7 +129,7 @@ class SDPPlus(SDP):
         """Check that there is a labelled data set to train on; see the base class.
 
         Raises:
-            ValueError: If ``fit`` has none.
+            ValueError: If ``fit`` has no auxiliary data set, or one without masks.
         """
         super().setup(stage)
         if stage == "fit" and (self.data is None or self.data.auxiliary is None):
@@ -169,7 +171,7 @@ class SDPPlus(SDP):
 
     @torch.no_grad()
     def score_features(self, features: dict[str, Tensor], categories: list[str]) -> Scores:
-        """Score the tokens from :meth:`tokens`, cached in half precision."""
+        """Score tokens that :meth:`tokens` returned and that were cached in half precision."""
         return self._score_tokens(features, torch.stack([self.text(name) for name in categories]))
 
     def _score_tokens(self, tokens: dict[str, Tensor], text: Tensor) -> Scores:
@@ -187,16 +189,17 @@ class SDPPlus(SDP):
 
     @torch.no_grad()
     def tokens(self, images: Tensor, *, scoring: bool) -> dict[str, Tensor]:
-        """Return the tokens of the frozen image tower, in its own dtype.
+        """Return the tokens of the frozen image tower, in the dtype of the tower.
 
         Args:
             images: uint8 ``(B, 3, H, W)``, or floating point and already normalised.
-            scoring: Return all tokens needed for scoring instead of those of a training step.
+            scoring: True: return all tokens that scoring needs. False: return only those that a
+                training step needs.
 
         Returns:
-            ``raw.{stage}`` ``(B, N, W)`` for each stage, the patches of the original path. For
-            scoring also ``projected.{stage}`` ``(B, 1 + N, D)`` and, if the last stage is not used,
-            ``class_token`` ``(B, D)``.
+            ``raw.{stage}`` ``(B, N, W)`` for each stage: the patches of the original path. For
+            scoring also ``projected.{stage}`` ``(B, 1 + N, D)`` and, if ``stages`` omits the last
+            stage, ``class_token`` ``(B, D)``.
         """
         with self.backbone.out_of_autocast():
             tokens, class_token = self.encode(images)
@@ -213,7 +216,7 @@ class SDPPlus(SDP):
 
         Raises:
             OSError: If features cannot be written.
-            ValueError: If they would exceed the available space.
+            ValueError: If the features would exceed ``feature_cache_gb`` or the free disk space.
         """
         data = self.data
         if self.feature_cache_gb == 0 or data is None or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -242,7 +245,8 @@ class SDPPlus(SDP):
             text: ``(B, D, 2)``, unit columns: normal, abnormal.
             size: Height and width in pixels.
         """
-        direction = (text[..., 1] - text[..., 0]).unsqueeze(-1)  # enough for two classes
+        # The softmax over two classes is the sigmoid of the difference of their logits.
+        direction = (text[..., 1] - text[..., 0]).unsqueeze(-1)
         maps = []
         for layer, tokens in zip(self.fc, stages, strict=True):
             logits = FACTOR * (unit(layer(tokens.float())) @ direction).squeeze(-1)
@@ -292,7 +296,7 @@ class SDPPlus(SDP):
 
         Raises:
             FileNotFoundError: If the file does not exist.
-            ValueError: If it has another format, or fits another backbone.
+            ValueError: If the file has a different format, or its layers fit a different backbone.
         """
         state = read_linear_layers(file)
         current_state = {f"fc.{key}": value for key, value in self.fc.state_dict().items()}
@@ -306,7 +310,8 @@ class SDPPlus(SDP):
                 given = f"{odd[0]} is {'missing' if odd[0] in expected else 'unexpected'}"
             raise ValueError(
                 f"model.linear_layers {file}: {given}, but {self.backbone.settings.name} with "
-                f"stages {self.stages} needs {needed}; choose the backbone and stages of its fit"
+                f"stages {self.stages} needs {needed}; use the backbone and stages that these "
+                f"layers were trained with"
             )
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
         self._external = {"file": str(file), "sha256": digest}
@@ -314,22 +319,22 @@ class SDPPlus(SDP):
 
 
 def read_linear_layers(file: Path) -> dict[str, Tensor]:
-    """Read the authors' format: a dictionary ``linear_layers`` of ``fc.{i}.weight`` and ``.bias``.
+    """Read layers in the authors' format; see ``linear_layers`` of :class:`SDPPlus`.
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If it has another format.
+        ValueError: If the file has a different format.
     """
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"model.linear_layers {file}: there is no such file; give a linear_layers.pth"
+            f"model.linear_layers {file}: there is no such file; {LAYERS_SOURCE}"
         ) from None
     except Exception as error:  # pickle, zip and torch raise many types
         raise ValueError(
             f"model.linear_layers {file}: not a file that can be read safely ({reason(error)}); "
-            f"give a linear_layers.pth"
+            f"{LAYERS_SOURCE}"
         ) from None
     state = content.get(LAYERS_KEY) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(
@@ -338,7 +343,7 @@ def read_linear_layers(file: Path) -> dict[str, Tensor]:
     ):
         raise ValueError(
             f"model.linear_layers {file}: expected a dictionary {LAYERS_KEY} with the tensors "
-            f"fc.0.weight, fc.0.bias and so on; give a linear_layers.pth"
+            f"fc.0.weight, fc.0.bias and so on; {LAYERS_SOURCE}"
         )
     return {key: value.float() for key, value in state.items()}
 

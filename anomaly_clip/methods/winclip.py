@@ -1,8 +1,8 @@
 """WinCLIP (arXiv 2303.14814): zero-shot CLIP scores of image windows, and few-shot WinCLIP+.
 
-The image tower encodes the whole image and, in isolation, every window of 2 x 2 and 3 x 3 patches.
-The abnormal probabilities of the windows form the map. With a few normal reference images, the
-distance from the nearest reference embedding is added. There is no official code: where public
+The image tower encodes the whole image and, separately, every window of 2 x 2 and 3 x 3 patches.
+The abnormal probabilities of the windows form the map. If a few normal reference images are given,
+the distance from the nearest reference embedding is added. There is no official code. Where public
 re-implementations differ, docs/methods/winclip.md states which one is followed and why.
 """
 
@@ -54,12 +54,12 @@ class Embeddings(NamedTuple):
 
 
 class WinCLIP(CLIPMethod):
-    """Zero-shot WinCLIP; with ``data.shots``, WinCLIP+ with that many references per category.
+    """Zero-shot WinCLIP, or WinCLIP+ with ``data.shots`` reference images per category.
 
     Args:
-        backbone: The CLIP.
-        prompts: States and templates of the normal and the abnormal prompts. Templates full are the
-            22 of the paper, reimpl the 21 of the re-implementations.
+        backbone: The CLIP model.
+        prompts: States and templates of the normal and the abnormal prompts. Template set full has
+            the 22 templates of the paper, reimpl the 21 of the re-implementations.
         scales: Sides of the windows, in patches; default: 2 and 3.
         temperature: Temperature of the softmax over the two classes.
         evaluator: Settings of the metrics.
@@ -85,14 +85,14 @@ class WinCLIP(CLIPMethod):
         side = self.backbone.image_size // self.backbone.patch_size
         if not self.scales or min(self.scales) < 1 or max(self.scales) > side:
             raise ValueError(
-                f"model.scales {self.scales}: expected window sides from 1 to {side} patches, "
-                f"the side of the image; default: [2, 3]"
+                f"model.scales {self.scales}: expected window sides from 1 to {side} patches "
+                f"(an image has {side} x {side}); default: [2, 3]"
             )
         self._memory: dict[str, Embeddings] = {}
         self._text: dict[str, Tensor] = {}
 
     def prepare(self, categories: list[str]) -> None:
-        """Encode the prompts of all categories and, with shots, their reference images."""
+        """Encode the prompts and, with ``data.shots``, the reference images of all categories."""
         self._memory.clear()
         self.reference_paths.clear()
         for name in categories:
@@ -108,7 +108,7 @@ class WinCLIP(CLIPMethod):
     def text(self, category: str) -> Tensor:
         """Return the text features ``(D, 2)`` of a category: normal, abnormal.
 
-        Unlike in CLIP-AD, the embeddings are averaged without normalising them first.
+        Unlike in CLIP-AD, the embeddings are not normalised before they are averaged.
         """
         name = self.words(category)
         if name not in self._text:
@@ -134,7 +134,7 @@ class WinCLIP(CLIPMethod):
         Args:
             images: uint8 ``(B, 3, H, W)``, or floating point and already normalised.
             text: ``(B, D, 2)``, unit columns: normal, abnormal.
-            memory: Result of :meth:`remember` for each image; None for zero-shot.
+            memory: For each image, the :meth:`remember` result of its category; None: zero-shot.
         """
         with self.backbone.out_of_autocast():
             embeddings = self.embed(images, with_patches=memory is not None)
@@ -157,8 +157,8 @@ class WinCLIP(CLIPMethod):
 
         Args:
             images: uint8 ``(B, 3, H, W)``, or floating point and already normalised.
-            with_patches: Return the patches of the whole images too; without them the whole image
-                is encoded as one more window.
+            with_patches: True: also return the patches of the whole images. False: encode the whole
+                image as if it were one more window.
         """
         backbone = self.backbone
         tokens = backbone.embed(images)
@@ -176,7 +176,10 @@ class WinCLIP(CLIPMethod):
 
     @torch.no_grad()
     def remember(self, images: Tensor) -> Embeddings:
-        """Return embeddings of references ``(k, 3, H, W)``: unit patches and windows, flattened."""
+        """Return the embeddings of the reference images ``(k, 3, H, W)`` of a category.
+
+        Patches and windows have unit length; those of all images are concatenated.
+        """
         with self.backbone.out_of_autocast():
             embeddings = self.embed(images)
         assert embeddings.patches is not None
@@ -190,7 +193,7 @@ class WinCLIP(CLIPMethod):
         return (unit(embeddings) @ text / self.temperature).softmax(dim=-1)[..., 1]
 
     def zero_shot_grid(self, images: Embeddings, text: Tensor, image_score: Tensor) -> Tensor:
-        """Return M0 ``(B, N)``: harmonic mean of the maps of all scales and of the image score."""
+        """Return M0 ``(B, N)``: the harmonic mean of the image score and the maps of all scales."""
         inverse = 1 / image_score.unsqueeze(1)  # (B, 1)
         for scale, embeddings in zip(self.scales, images.windows, strict=True):
             scores = self.abnormal(embeddings, text)
@@ -211,8 +214,8 @@ class WinCLIP(CLIPMethod):
 def window_patches(side: int, scale: int) -> Tensor:
     """Return the patch indices of each window, int64 ``(windows, scale * scale)``.
 
-    Windows of ``scale`` x ``scale`` patches at every position of the grid, in row-major order of
-    their upper left corners. Patches are numbered row by row, without the class token.
+    There is a window of ``scale`` x ``scale`` patches at every position of the grid, in row-major
+    order of the upper left corners. Patches are numbered row by row, without the class token.
 
     Example:
         >>> from anomaly_clip.methods.winclip import window_patches
@@ -236,7 +239,7 @@ def embed_windows(
     Args:
         backbone: The frozen CLIP.
         tokens: Input of the first block, ``(B, 1 + N, W)``.
-        windows: The patch indices of each scale; see :func:`window_patches`.
+        windows: For each scale, the patch indices of its windows; see :func:`window_patches`.
     """
     block = backbone.visual.transformer.resblocks[0]
     mixed = F.linear(block.ln_1(tokens), block.attn.in_proj_weight, block.attn.in_proj_bias)
@@ -252,7 +255,7 @@ def embed_windows(
 
 
 def _embed_part(backbone: CLIPBackbone, tokens: Tensor, mixed: Tensor, members: Tensor) -> Tensor:
-    """Embed part of the windows; ``mixed`` holds the first block's queries, keys and values."""
+    """Embed some of the windows; ``mixed`` holds queries, keys and values of the first block."""
     blocks = backbone.visual.transformer.resblocks
     x = tokens[:, members].flatten(0, 1)  # (B * windows, 1 + k * k, W)
     mixed = mixed[:, members].flatten(0, 1)  # (B * windows, 1 + k * k, 3 * W)
@@ -295,7 +298,7 @@ def harmonic_map(scores: Tensor, patches: Tensor) -> Tensor:
 
 
 def association(embeddings: Tensor, memory: Tensor) -> Tensor:
-    """Return the distance ``(n,)`` in [0, 1] of embeddings ``(n, D)`` from the nearest in memory.
+    """Return the distance ``(n,)`` in [0, 1] from each embedding to its nearest one in memory.
 
     Args:
         embeddings: ``(n, D)``, of any norm.
@@ -305,6 +308,6 @@ def association(embeddings: Tensor, memory: Tensor) -> Tensor:
 
 
 def _nearest(embeddings: Tensor, memory: Sequence[Tensor]) -> Tensor:
-    """Return :func:`association` for each image, ``(B, n)``."""
+    """Return :func:`association` of each image with its own references, ``(B, n)``."""
     pairs = zip(embeddings, memory, strict=True)
     return torch.stack([association(rows, references) for rows, references in pairs]).clamp(min=0)

@@ -35,7 +35,8 @@ def check_image(image: NDArray[np.uint8]) -> None:
     """Raise a ValueError unless an image is uint8 ``(H, W, 3)`` and not empty."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ValueError(
-            f"expected an image uint8 (H, W, 3), got {image.dtype} {tuple(image.shape)}"
+            f"expected an image uint8 (H, W, 3) of at least 1 x 1 pixels, got {image.dtype} "
+            f"{tuple(image.shape)}: convert it, as with anomaly_clip.images.read_image"
         )
 
 

@@ -18,24 +18,24 @@ from anomaly_clip.synthesis.recipe import Image, Mask, Recipe
 
 __all__ = ["CutPaste", "jittered"]
 
-SIDE = 256  # side in pixels of the images that scar sizes refer to
+SIDE = 256  # image side in pixels to which scar sizes refer
 MOST_SHARED = 0.5  # largest intersection over union of a patch's source and destination
-TRIES = 20  # destinations sampled for a patch, at most
+TRIES = 20  # largest number of destinations sampled for a patch
 
 
 @dataclass(frozen=True)
 class CutPaste(Recipe):
-    """CutPaste generator; call it with an image and a random generator.
+    """CutPaste recipe; call it with an image and a random generator.
 
     Args:
-        kind: patch: a rectangle; scar: a thin, rotated rectangle; union: either with equal
-            probability.
+        kind: patch: a rectangle; scar: a thin, rotated rectangle; union: one of these two, with
+            equal probability.
         area: Smallest and largest fraction of the image that a patch covers.
         aspect: Smallest and largest width / height of a patch, sampled log-uniformly.
-        scar_width: Smallest and largest width in pixels, for images of 256 x 256.
-        scar_height: Smallest and largest height in pixels, for images of 256 x 256.
+        scar_width: Smallest and largest width of a scar in pixels, for images of 256 x 256.
+        scar_height: Smallest and largest height of a scar in pixels, for images of 256 x 256.
         jitter: Largest change of brightness, contrast, saturation and hue.
-        tighten: Whether to remove pixels without a visible change from the mask.
+        tighten: Whether to remove from the mask those pixels that did not visibly change.
 
     Example:
         >>> import numpy as np
@@ -71,7 +71,10 @@ class CutPaste(Recipe):
         donor: Callable[[], Image] | None = None,
         foreground: Mask | None = None,
     ) -> Synthetic:
-        """Paste a piece of the image with its centre in the foreground; see :class:`Recipe`."""
+        """Paste a piece of the image, with the centre of the pasted piece in the foreground.
+
+        See :class:`Recipe`.
+        """
         check_image(image)
         kind = self.kind
         if kind == "union":
@@ -141,8 +144,8 @@ def jittered(image: Image, amount: float, rng: np.random.Generator) -> Image:
 
     Args:
         image: ``(h, w, 3)``.
-        amount: Factors lie in ``[1 - amount, 1 + amount]``; the hue shifts by at most this fraction
-            of its circle.
+        amount: Brightness, contrast and saturation change by factors in
+            ``[1 - amount, 1 + amount]``; the hue shifts by at most ``amount`` of the hue circle.
         rng: Source of all random numbers.
     """
     factors = rng.uniform(1 - amount, 1 + amount, 3)
@@ -173,7 +176,7 @@ def _corner(
     rng: np.random.Generator,
     foreground: Mask | None,
 ) -> tuple[int, int]:
-    """Sample the upper left corner of a piece in the image, centred in the foreground if given."""
+    """Sample the upper left corner of a piece, with its centre in the foreground if given."""
     free = (whole[0] - shape[0], whole[1] - shape[1])
     if foreground is not None and foreground.any():
         rows, columns = np.nonzero(foreground)

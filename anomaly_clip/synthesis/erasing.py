@@ -17,25 +17,25 @@ from anomaly_clip.synthesis.recipe import Image, Mask, Recipe
 
 __all__ = ["Erasing"]
 
-TRIES = 10  # per rectangle
+TRIES = 10  # largest number of attempts per rectangle
 FILLS = ("black", "mean", "colour", "noise")
 
 
 @dataclass(frozen=True)
 class Erasing(Recipe):
-    """Erasing generator; call it with an image and a random generator.
+    """Erasing recipe; call it with an image and a random generator.
 
     Args:
         kind: rectangles: as in random erasing; cells: some cells of a grid, as in TAB (arXiv
             2312.09480).
         count: Smallest and largest number of rectangles.
         area: Smallest and largest fraction of the image that a rectangle covers.
-        aspect: Smallest and largest width / height, sampled log-uniformly.
-        grid: Cells along each side, for kind cells.
+        aspect: Smallest and largest width / height of a rectangle, sampled log-uniformly.
+        grid: Number of cells along each side, for kind cells.
         groups: Number of groups that the cells are split into at random; one group is filled.
         fill: black, mean (the image's mean colour), colour (one random colour) or noise (a random
             colour per pixel); any: one of the four at random per image.
-        tighten: Whether to remove pixels without a visible change from the mask.
+        tighten: Whether to remove from the mask those pixels that did not visibly change.
 
     Example:
         >>> import numpy as np
@@ -73,7 +73,7 @@ class Erasing(Recipe):
         donor: Callable[[], Image] | None = None,
         foreground: Mask | None = None,
     ) -> Synthetic:
-        """Fill rectangles centred in the foreground, or the part of grid cells inside it."""
+        """Fill rectangles centred in the foreground, or the parts of grid cells that lie in it."""
         check_image(image)
         shape = (image.shape[0], image.shape[1])
         if self.kind == "cells":

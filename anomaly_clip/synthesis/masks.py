@@ -9,13 +9,13 @@ from scipy.ndimage import binary_fill_holes
 
 __all__ = ["foreground_of", "tightened"]
 
-VISIBLE = 10  # grey levels that a visible change exceeds, in the channel that differs most
-CLOSING = 5  # side of the square that closes gaps
-LEAST_PIXELS = 16  # of a visible defect
+VISIBLE = 10  # grey levels; a change is visible if a channel differs by more
+CLOSING = 5  # side in pixels of the square that closes gaps
+LEAST_PIXELS = 16  # smallest size of a visible defect
 
 FRAME = 5  # width in pixels of the border frame, assumed to be background
-OBJECT_CLOSING = 7  # side of the square that closes gaps
-SHARES = (0.1, 0.9)  # of the image; an estimate outside this range is discarded
+OBJECT_CLOSING = 7  # side in pixels of the square that closes gaps
+SHARES = (0.1, 0.9)  # fraction of the image; an estimate outside this range is discarded
 
 
 def tightened(
@@ -24,9 +24,9 @@ def tightened(
     """Return the part of a mask with a visible change; empty if fewer than 16 pixels are left.
 
     Args:
-        before: ``(H, W, 3)``.
-        after: ``(H, W, 3)``.
-        mask: ``(H, W)``, the pixels that a recipe acted on.
+        before: Normal image, ``(H, W, 3)``.
+        after: Defective image, ``(H, W, 3)``.
+        mask: ``(H, W)``, the pixels that a recipe pasted or filled.
     """
     seen = (cv2.absdiff(before, after).max(axis=2) > VISIBLE) & mask
     kernel = np.ones((CLOSING, CLOSING), np.uint8)
@@ -35,11 +35,11 @@ def tightened(
 
 
 def foreground_of(image: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Return the pixels that differ from the colour of the border frame, or all if that fails.
+    """Return the pixels that differ from the colour of the border frame.
 
     The distance from the frame's median colour in Lab is thresholded by Otsu's method; gaps are
-    closed and holes filled. An estimate that covers less than 10 % or more than 90 % of the image
-    is discarded.
+    closed and holes filled. If the result covers less than 10 % or more than 90 % of the image, all
+    pixels are returned instead.
 
     Args:
         image: ``(H, W, 3)``, RGB.

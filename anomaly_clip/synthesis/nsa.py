@@ -1,9 +1,9 @@
 """NSA (arXiv 2109.15222): patches of another image of the same category, Poisson-blended.
 
-Follows the published generator step by step, including its quirks; docs/synthesis.md lists the
-numbered steps. The differences are our choice: all random numbers come from the generator that is
-passed in, blending and labels are our own fast ones, and pasted content never moves inside its
-patch.
+This recipe follows the authors' code step by step, including its quirks. docs/synthesis.md lists
+the steps, and comments cite their numbers. Three differences are our choice: all random numbers
+come from the random generator that is passed in, blending and labels are our own faster
+implementations, and pasted content never moves inside its patch.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ __all__ = ["NSA", "Interval", "Mode"]
 Mode = Literal["normal", "mixed", "mix", "swap", "uniform"]
 Interval = tuple[float, float]
 
-TRIES = 200  # positions sampled until one covers enough of an object
-LEAST_PIXELS = 50  # of a blended patch
-ASPECTS = ((0.3, 1.0), (1.0, 3.3))  # width / height, either range with equal probability
+TRIES = 200  # largest number of positions sampled until one covers enough of an object
+LEAST_PIXELS = 50  # smallest size of a Poisson-blended patch
+ASPECTS = ((0.3, 1.0), (1.0, 3.3))  # two ranges of width / height, with equal probability
 OBJECT_BLUR = 7  # side of the median filter that smooths object masks
 
 
@@ -49,38 +49,40 @@ class SourcePatch(NamedTuple):
 
 
 class Refused(Exception):
-    """Reason for skipping a patch."""
+    """Raised to skip a patch; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class NSA(Recipe):
-    """NSA generator; call it with an image, a random generator and a donor.
+    """NSA recipe; call it with an image, a random generator and a donor.
 
     Args:
-        bounds: Smallest and largest half height, and half width, of patches as fractions of the
-            image side.
-        gamma: Shape, scale and offset of the gamma distribution of half sizes, clipped to
-            ``bounds``; None samples them uniformly.
+        bounds: Smallest and largest half height of a patch, then smallest and largest half width,
+            as fractions of the image side.
+        gamma: Shape, scale and offset of the gamma distribution of half sizes, which are then
+            clipped to ``bounds``. None samples half sizes uniformly within ``bounds``.
         area: Smallest and largest fraction of the image that a patch covers. If set, it replaces
             ``bounds`` and ``gamma``: the patch lies fully inside the image and its aspect ratio is
             sampled from (0.3, 1) or (1, 3.3).
-        num_patches: Largest number of patches; the first is always tried, each other one with
-            probability 1/2.
+        num_patches: Largest number of patches. The first patch is always tried, each further patch
+            with probability 1/2.
         resize: Smallest and largest scale factor of a patch; None keeps its size.
-        shift: Whether to paste a patch at another position.
-        same: Whether to take patches from the image itself.
-        mode: normal, mixed: Poisson blending; mix: either of these for all patches of an image,
-            with equal probability; swap: plain paste; uniform: weighted mean.
-        background: Brightness of the background and a tolerance, as one pair or several; a pixel
-            belongs to an object if its brightness differs by more than the tolerance for every
-            pair. Empty: no object masks.
-        least_object: Fraction of a patch that an object must exceed.
-        least_overlap: Fraction of the patch's object that must fall on the destination's object.
+        shift: Whether to paste a patch at a new random position.
+        same: Whether to cut patches out of the image itself instead of a donor.
+        mode: normal, mixed: Poisson blending with normal or mixed gradients; mix: one of these two
+            for all patches of an image, with equal probability; swap: plain paste; uniform:
+            weighted mean.
+        background: One or several pairs of background brightness and tolerance. A pixel belongs to
+            an object if, for every pair, its brightness differs from the background's by more than
+            the tolerance. Empty: no object masks.
+        least_object: More than this fraction of a patch must lie on an object.
+        least_overlap: More than this fraction of the patch's object must fall on the destination's
+            object.
         ellipses: Number of random ellipses that form the mask of a patch; 0 for rectangles.
-        label: See :func:`~anomaly_clip.synthesis.nsa_labels.label_of`.
+        label: Kind of label; see :func:`~anomaly_clip.synthesis.nsa_labels.label_of`.
         logistic: Steepness and midpoint of the logistic label.
-        tolerance: Grey levels that a change must exceed.
-        require_change: How often to sample again if the label is empty.
+        tolerance: A pixel counts as changed if it differs by more than this many grey levels.
+        require_change: Largest number of further attempts while the label is empty.
         solver: own: our Poisson solver; opencv: ``cv2.seamlessClone``.
 
     Example:
@@ -135,8 +137,8 @@ class NSA(Recipe):
             )
         if self.label == "continuous" and self.mode != "uniform":
             raise ValueError(
-                f"label {self.label} is the weight of mode uniform, got mode {self.mode}: choose "
-                "mode uniform or another label"
+                f"label {self.label} is the weight of mode uniform, but mode is {self.mode}: "
+                "choose mode uniform or another label"
             )
 
     def __call__(
@@ -148,9 +150,8 @@ class NSA(Recipe):
     ) -> Synthetic:
         """Blend patches of a donor, or of the image itself with ``same``, into the image.
 
-        The foreground is the object mask of the image; that of the donor is estimated. Both are
-        ignored if ``background`` is set, which then defines the object masks. See
-        :class:`Recipe`.
+        The foreground is the object mask of the image; the object mask of the donor is estimated.
+        If ``background`` is set, it defines both object masks instead. See :class:`Recipe`.
         """
         check_image(image)
         if donor is None and not self.same:
@@ -194,7 +195,7 @@ class NSA(Recipe):
             except Refused as reason:
                 tried.append({"refused": str(reason)})
             else:
-                pasted[box] = mask  # step 9: a later patch overwrites
+                pasted[box] = mask  # step 9: a later patch overwrites earlier ones
                 rows, columns = box
                 place = (rows.start, columns.start, rows.stop, columns.stop)
                 tried.append({"box": place})
@@ -223,7 +224,7 @@ class NSA(Recipe):
         factor: float,
         rng: np.random.Generator,
     ) -> tuple[tuple[slice, slice], Mask]:
-        """Paste one patch into ``result``; return its box and the pixels that may have changed."""
+        """Paste one patch into ``result``; return its box and its mask."""
         of_source, of_image = objects
         patch = self._cut(source, of_source, rng)
         if self.resize is not None:
@@ -285,7 +286,9 @@ class NSA(Recipe):
             if inside is None or inside[box].mean() > self.least_object:
                 break
         else:
-            raise Refused(f"no source position with more than {self.least_object} of an object")
+            raise Refused(
+                f"no source position with more than {self.least_object} of the patch on an object"
+            )
         image = source[box]
         mask = np.ones(image.shape[:2], bool)
         if self.ellipses:
@@ -302,7 +305,7 @@ class NSA(Recipe):
         shape = (math.sqrt(pixels / aspect), math.sqrt(pixels * aspect))
         spans = []
         for size, drawn in zip(side, shape, strict=True):
-            # The box at the destination must lie inside with a pixel to spare.
+            # The destination box must lie inside the image with a margin of one pixel.
             length = int(np.clip(round(drawn), 1, max(1, size - 3)))
             start = int(rng.integers(size - length + 1))
             spans.append(slice(start, start + length))
@@ -332,8 +335,8 @@ class NSA(Recipe):
     ) -> SourcePatch:
         """Scale a patch (step 5).
 
-        As published, the bounds of half sizes apply to full sizes here, so a pasted patch is never
-        larger than the largest half size.
+        The bounds of half sizes limit full sizes here, as in the authors' code. A pasted patch is
+        therefore never larger than the largest half size.
         """
         height, width = patch.mask.shape
         rows, columns = self._limits((shape[0], shape[1]))
@@ -379,4 +382,6 @@ class NSA(Recipe):
                 and shared / num_object > self.least_overlap
             ):
                 return box
-        raise Refused(f"no destination with more than {self.least_overlap} of it on an object")
+        raise Refused(
+            f"no destination with more than {self.least_overlap} of the patch's object on an object"
+        )

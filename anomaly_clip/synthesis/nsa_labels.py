@@ -1,8 +1,8 @@
 """Per-pixel labels of NSA defects: where an image changed, and by how much.
 
 The labels equal those of the published generator bit for bit, but are computed only where something
-was pasted. The mean of three integer channels is an integer divided by three, so medians are taken
-of integers, and only at requested pixels where the median can be above zero.
+was pasted. Medians are taken of the integer sums over three channels and then divided by three.
+They are computed only at requested pixels where the median can be above zero.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ __all__ = ["LabelKind", "disk", "label_of", "median_over_disk"]
 LabelKind = Literal["binary", "continuous", "intensity", "logistic-intensity"]
 
 SPECKLES = 5  # side of the median filter that removes single pixels
-RADIUS = 5  # of the disk whose median smooths intensities
-AT_ONCE = 16384  # pixels whose disks are gathered at once, which bounds the memory
+RADIUS = 5  # radius of the disk of the median that smooths intensities
+AT_ONCE = 16384  # largest number of disks gathered at once, to limit memory
 
 
 def label_of(
@@ -36,14 +36,15 @@ def label_of(
     """Return the label of each pixel.
 
     Args:
-        before: ``(H, W, 3)``.
-        after: ``(H, W, 3)``.
-        pasted: ``(H, W)``; pixels outside do not count as changed.
-        kind: binary: 1 where the image changed; continuous: ``factor`` there; intensity: change in
-            grey levels, smoothed, so it extends slightly beyond the changed pixels;
-            logistic-intensity: a logistic function of the intensity where the image changed.
-        tolerance: Grey levels, averaged over the channels, that a change must exceed.
-        factor: See ``kind``.
+        before: Original image, ``(H, W, 3)``.
+        after: Image with pasted patches, ``(H, W, 3)``.
+        pasted: ``(H, W)``, pasted pixels; all other pixels count as unchanged.
+        kind: binary: 1 at changed pixels; continuous: ``factor`` at changed pixels; intensity:
+            smoothed change in grey levels, positive slightly beyond the changed pixels;
+            logistic-intensity: a logistic function of the intensity at changed pixels.
+        tolerance: A pixel counts as changed if its difference, averaged over the channels, exceeds
+            this many grey levels.
+        factor: Label of changed pixels for kind continuous.
         logistic: Steepness, and the intensity at which the label is 1/2.
 
     Returns:
@@ -85,7 +86,7 @@ def total_where(
 def median_over_disk(
     values: NDArray[np.uint16], where: NDArray[np.bool_] | None = None, radius: int = RADIUS
 ) -> NDArray[np.uint16]:
-    """Return the median over a disk around each pixel; the border is padded with its nearest pixel.
+    """Return the median over a disk around each pixel; the image is padded with its edge pixels.
 
     Args:
         values: ``(H, W)``, 0 or more.

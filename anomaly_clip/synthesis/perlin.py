@@ -1,7 +1,7 @@
-"""Perlin anomalies as in DRAEM (arXiv 2108.07610): a texture shows where noise is high.
+"""Perlin anomalies as in DRAEM (arXiv 2108.07610): a texture blended in where noise is high.
 
-The noise is a sum over lattice points whose weights factorise into rows and columns, so a whole
-image of noise is a few products of small matrices.
+The noise is a weighted sum over lattice points. The weights factorise into rows and columns, so the
+noise of a whole image is computed by a few products of small matrices.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from anomaly_clip.synthesis.textures import Source, augmented, texture
 
 __all__ = ["Perlin", "perlin_noise"]
 
-LARGEST = 5  # exponent: at most 2 ** 5 cells per axis
-STEP = 2**LARGEST  # noise is generated at a multiple of this size and cropped
+LARGEST = 5  # largest exponent: at most 2 ** 5 cells per axis
+STEP = 2**LARGEST  # noise is generated with sides that are multiples of this, then cropped
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Perlin(Recipe):
-    """Perlin generator; call it with an image and a random generator.
+    """Perlin recipe; call it with an image and a random generator.
 
     Args:
         threshold: Noise value above which a pixel is defective; noise lies in about [-1, 1].
         source: Origin of the textures: a folder of images (folder), shuffled pieces of the same
             image (self), smoothed colour noise (noise), or generated surfaces (code).
-        folder: Folder of texture images, at any depth (DTD in DRAEM), for source folder.
+        folder: Folder of texture images for source folder, searched recursively (DRAEM: DTD).
         num_changes: Number of different augmentations of the texture, out of ten.
         least_opacity: Smallest weight of the texture; the largest is 1.
 
@@ -114,7 +114,10 @@ def perlin_noise(
 
 @lru_cache(maxsize=64)
 def _lattice(side: int, cells: int) -> tuple[Floats, Floats]:
-    """Return the weight of each pixel and lattice line, and weight times distance in cells."""
+    """Return the weight of each lattice line at each pixel, and the weight times the distance.
+
+    Both have the shape ``(side, cells + 1)``; distances are in cells.
+    """
     position = np.arange(side) * (cells / side)
     cell = position.astype(int)
     inside = position - cell

@@ -1,11 +1,11 @@
 """Poisson blending: insert a patch into an image by its gradients, without visible edges.
 
-The equation is solved exactly on the bounding box of the mask by a type-I sine transform. With the
-unknown written as *background + change*, the change is zero on the outer ring of the box and its
-Laplacian is the divergence of the difference of gradients inside the mask (Perez, Gangnet, Blake,
-2003). The rules for masks and for mixed gradients are those of OpenCV's ``seamlessClone``, which
-the published NSA generator calls. Results are within one grey level of it, take a fraction of the
-time and do not depend on OpenCV's version.
+The equation is solved exactly on the bounding box of the mask by a type-I sine transform. The
+unknown is written as *background + change*. The change is zero on the outer ring of the box. Its
+Laplacian is the divergence of the difference between new and old gradients inside the mask (Perez,
+Gangnet, Blake, 2003). The rules for masks and for mixed gradients are those of OpenCV's
+``seamlessClone``, which the authors' code of NSA calls. Our results are within one grey level of
+OpenCV's, take a fraction of the time and do not depend on OpenCV's version.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["Gradients", "blend", "blend_opencv", "bounding_box", "solve"]
 Gradients = Literal["normal", "mixed"]
 
 ERODED = 3  # erosions of the mask by a 3 x 3 square before gradients are exchanged
-LARGEST_PRODUCT = 256  # side up to which a product with a sine matrix beats the fast transform
+LARGEST_PRODUCT = 256  # largest side at which products with sine matrices beat the fast transform
 
 FRAME = (2, 2, 2, 2)  # pixels of padding around the box for OpenCV
 
@@ -37,14 +37,15 @@ def blend(
     mask: NDArray[np.bool_],
     gradients: Gradients = "normal",
 ) -> NDArray[np.uint8]:
-    """Blend a patch into the part of an image at its destination.
+    """Blend a patch into the part of an image that the patch covers.
 
     Args:
-        background: ``(h, w, 3)``, the part of the image at the destination.
+        background: ``(h, w, 3)``, the part of the image.
         patch: ``(h, w, 3)``.
         mask: ``(h, w)``, pixels of the patch to blend.
-        gradients: normal: gradients of the patch; mixed: per pixel, the gradient of patch or
-            background whose two components differ more (OpenCV's rule, not the paper's).
+        gradients: normal: gradients of the patch; mixed: at each pixel, either the patch's gradient
+            or the background's, whichever has components that differ more (OpenCV's rule, not the
+            paper's).
 
     Returns:
         ``(h, w, 3)``: the background, changed only inside the bounding box of the mask and never on
@@ -79,13 +80,14 @@ def blend(
     )
     if not inner.any():  # including boxes without an interior
         return result
-    # 16-bit integers up to the transform: a vector instruction handles four times as many.
+    # 16-bit integers until the transform, because a vector instruction handles four times as many
+    # of them as of doubles.
     below, above = (
         part[box].transpose(2, 0, 1).astype(np.int16, order="C") for part in (background, patch)
     )
     change = solve(_divergence(below, above, inner.astype(np.int16), gradients).astype(np.float64))
     change += below[:, 1:-1, 1:-1]
-    # Keeps unchanged pixels exact: after the transform they are only nearly integers.
+    # Added before truncation, because the transform returns unchanged pixels as near-integers.
     change += 1e-9
     np.clip(change, 0, 255, out=change)
     result[box][1:-1, 1:-1] = change.astype(np.uint8).transpose(1, 2, 0)
@@ -106,7 +108,7 @@ def solve(laplacian: Floats) -> Floats:
     if max(height, width) > LARGEST_PRODUCT:
         spectrum = dstn(laplacian, type=1, axes=(1, 2), norm="ortho") / eigenvalues
         return np.asarray(idstn(spectrum, type=1, axes=(1, 2), norm="ortho"), np.float64)
-    rows, columns = _sines(height), _sines(width)  # their own inverses
+    rows, columns = _sines(height), _sines(width)  # each matrix is its own inverse
     spectrum = rows @ laplacian @ columns
     spectrum /= eigenvalues
     return np.asarray(rows @ spectrum @ columns, np.float64)
@@ -122,7 +124,7 @@ def blend_opencv(
 
     OpenCV has three pitfalls: it places the bounding box of the mask rather than the patch, it
     clears the outermost rows and columns of the caller's mask in place, and the box must lie inside
-    the image. It is therefore given a padded copy of that box.
+    the image. OpenCV therefore gets padded copies of this box.
     """
     result = background.copy()
     box = bounding_box(mask)
@@ -158,7 +160,7 @@ def _divergence(below: Whole, above: Whole, inner: Whole, gradients: Gradients) 
         (below_y, below_x), (above_y, above_x) = _forward(below), _forward(above)
         taken = np.abs(above_x - above_y) > np.abs(below_x - below_y)
         change_y, change_x = (above_y - below_y) * taken, (above_x - below_x) * taken
-    inner = inner[:-1, :-1]  # nothing is exchanged in the last row and column
+    inner = inner[:-1, :-1]  # the last row and column keep their gradients
     change_y *= inner
     change_x *= inner
     divergence = change_y[:, 1:, 1:] - change_y[:, :-1, 1:]

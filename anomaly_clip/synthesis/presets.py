@@ -2,12 +2,12 @@
 
 ``nsa_mvtec`` holds the settings of the NSA authors' code (arXiv 2109.15222) for each category of
 MVTec-AD. Presets that begin with ``tab`` are those of TAB (arXiv 2312.09480, ablation in Table 6);
-``draem`` is DRAEM's Perlin (arXiv 2108.07610). docs/synthesis.md describes them.
+``draem`` is DRAEM's Perlin (arXiv 2108.07610). docs/synthesis.md describes all presets.
 
-They differ from the originals in four ways: textures are pieces of the image itself unless a folder
-is given (originally DTD), there are ten augmentations of textures (TAB: eleven), masks of CutPaste
-and erasing leave out invisible changes, and the preceding crops, rotations and flips are not
-reproduced.
+The presets differ from the originals in four ways. Textures are pieces of the image itself unless a
+folder is given (originally DTD). There are ten augmentations of textures (TAB: eleven). The masks
+of CutPaste and erasing leave out invisible changes. Crops, rotations and flips before the defect
+are not reproduced.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ NSA_CLASSES: dict[str, dict[str, Any]] = {
     "tile": _TEXTURES,
     "wood": {**_TEXTURES, "logistic": (1 / 6, 15)},
 }
-"""Settings of the NSA authors per category of MVTec-AD; height before width."""
+"""Settings of the NSA authors per category of MVTec-AD; ``bounds`` has height before width."""
 
 NSA_TAB = {
     "bounds": ((0.05, 0.20), (0.05, 0.20)),
@@ -79,7 +79,7 @@ NSA_TAB = {
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "nsa": {
         "tab": NSA_TAB,
-        "nsa_mvtec": {},  # per category, see NSA_CLASSES; NSA_TAB for all others
+        "nsa_mvtec": {},  # NSA_CLASSES by category; NSA_TAB for all others
         "cutpaste": {"mode": "swap", "same": True, "resize": None, "label": "binary"},
         "cutpaste_patch": {
             "mode": "swap",
@@ -121,7 +121,7 @@ def preset(
 
     Args:
         recipe: nsa, cutpaste, erasing or perlin.
-        name: The preset. Default: the first of the recipe.
+        name: Name of the preset. Default: the first preset of the recipe.
         category: Category of the images; ``nsa_mvtec`` depends on it.
         options: Arguments of the recipe that override those of the preset.
 

@@ -1,4 +1,4 @@
-"""Interface of all recipes: take a normal image and return it with a synthetic defect."""
+"""Interface of all recipes, which add a synthetic defect to a normal image."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Mask = NDArray[np.bool_]
 
 
 class Recipe(ABC):
-    """Frozen dataclass of settings; call it with an image and a random generator."""
+    """Frozen dataclass of settings; an instance is called with an image and a random generator."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -35,15 +35,16 @@ class Recipe(ABC):
         Args:
             image: ``(H, W, 3)``, normal.
             rng: Source of all random numbers.
-            donor: Returns another normal image of the same category and size; only NSA needs one.
-            foreground: ``(H, W)``, where defects may lie. Default: anywhere.
+            donor: Function that returns another normal image of the same category and size; only
+                NSA needs it.
+            foreground: ``(H, W)``, True where defects may lie. Default: anywhere.
 
         Returns:
             The defective image with mask, label and info. If the defect is invisible, the image is
-            unchanged and the mask empty, and info holds the reason under ``failed`` if the recipe
-            knows it.
+            unchanged and the mask is empty. If the recipe knows the reason, info holds the reason
+            under ``failed``.
 
         Raises:
             ValueError: If the image is not uint8 ``(H, W, 3)``, or a required donor is missing or
-                of another size.
+                returns an image of a different size.
         """

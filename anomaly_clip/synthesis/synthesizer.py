@@ -23,7 +23,8 @@ class SynthesisSettings:
     """Settings of the synthetic defects in training images.
 
     Args:
-        recipe: nsa, cutpaste, erasing, perlin; or mixture of the recipes in ``weights``.
+        recipe: nsa, cutpaste, erasing or perlin; mixture: one of the recipes in ``weights`` at
+            random.
         preset: Published settings: nsa: tab, nsa_mvtec (per category), cutpaste, cutpaste_patch,
             fpi; cutpaste: union, tab_cutpaste; erasing: rectangles, tab_mask; perlin: draem,
             tab_perlin. Default: the first preset of the recipe.
@@ -34,13 +35,14 @@ class SynthesisSettings:
         mode: pair: each image comes with a defective version; replace: a fraction of the images is
             replaced by defective versions.
         share: Fraction of the images that are replaced.
-        foreground: Where defects may lie: none: anywhere; auto: where the image differs from the
-            colour of its border (NSA: on objects, as with its own object masks).
-        foreground_categories: Categories with a foreground: objects, not textures; default: all.
-        rotated: Fraction of the images that are first rotated by up to 90 degrees in either
-            direction, with or without a defect (DRAEM: 0.3); not for products with a fixed pose.
-        rotated_categories: Categories that are rotated; default: all.
-        retries: How often to sample again if a defect is invisible.
+        foreground: Region in which defects may lie. none: the whole image; auto: the pixels that
+            differ from the colour of the image's border (for NSA, these form the object mask).
+        foreground_categories: Categories to which ``foreground`` applies, meant for objects rather
+            than textures; default: all.
+        rotated: Fraction of the images, with or without a defect, that are first rotated by up to
+            90 degrees in either direction (DRAEM: 0.3). Unsuitable for products with a fixed pose.
+        rotated_categories: Categories to which ``rotated`` applies; default: all.
+        retries: Largest number of further attempts if a defect is invisible.
     """
 
     recipe: Literal["nsa", "cutpaste", "erasing", "perlin", "mixture"] = "nsa"
@@ -84,7 +86,7 @@ class SynthesisSettings:
             self.build(name, "")  # reports unknown names and arguments before anything runs
 
     def names(self) -> list[str]:
-        """Return the names of the recipes, each with a slash and its preset if it has one."""
+        """Return the names of the recipes; a recipe with a preset is named ``recipe/preset``."""
         if self.weights:
             return list(self.weights)
         return [f"{self.recipe}/{self.preset}" if self.preset else self.recipe]
@@ -113,7 +115,7 @@ def synthesize(
         image: ``(H, W, 3)``, normal.
         category: Category of the image.
         rng: Source of all random numbers.
-        donor: Returns another normal image of the same category and size.
+        donor: Function that returns another normal image of the same category and size.
 
     Returns:
         The result of the recipe; if the defect is invisible after all retries, the unchanged image

@@ -1,7 +1,7 @@
 """Textures of Perlin anomalies, and augmentations that vary them.
 
 The ten augmentations are those of DRAEM (arXiv 2108.07610). The ranges of sharpness, posterise and
-autocontrast are recalled defaults of the library that DRAEM's code uses.
+autocontrast are the defaults of the library that DRAEM's code uses, quoted from memory.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Source = Literal["folder", "self", "noise", "code"]
 Image = NDArray[np.uint8]
 
 PIECES = 8  # pieces along each side for source self
-SMOOTH = (1.0, 8.0)  # standard deviation of the noise's Gaussian filter, in pixels at 256
+SMOOTH = (1.0, 8.0)  # range of the Gaussian filter's standard deviation, at NOISE_SIDE pixels
 NOISE_SIDE = 256
 CODE_SIDE = 128  # side in pixels of a generated surface
 
@@ -132,7 +132,7 @@ def sharpness(image: Image, rng: np.random.Generator) -> Image:
 
 
 def hue_and_saturation(image: Image, rng: np.random.Generator) -> Image:
-    """Shift hue and saturation, both on a scale of 256."""
+    """Shift hue and saturation; each has values from 0 to 255."""
     hue, saturation = rng.uniform(-50, 50, 2)
     parts = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
     turned = ((LEVELS + round(hue)) % 256).astype(np.uint8)
@@ -164,7 +164,7 @@ def invert(image: Image, rng: np.random.Generator) -> Image:
 
 
 def autocontrast(image: Image, rng: np.random.Generator) -> Image:
-    """Stretch each channel after cutting off a fraction of pixels at both ends."""
+    """Stretch each channel after cutting off a fraction of pixels at both ends of its histogram."""
     cut = rng.uniform(0, 20)
     tables = []
     for channel in range(3):

@@ -1,7 +1,8 @@
 """Mutation testing: apply one change to a copy of the repository and run the tests that must fail.
 
 The working tree is never modified. A change replaces whole lines that occur exactly once in their
-file, regardless of their line numbers, so that it survives edits elsewhere in the file.
+file, regardless of their line numbers, so that the change still
+applies after edits elsewhere in the file.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def run_tests(tests: Sequence[str], folder: Path, seconds: float) -> Outcome:
     """Run tests until one fails.
 
     Raises:
-        RuntimeError: If pytest cannot run them.
+        RuntimeError: If pytest cannot run the tests.
     """
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider"]
     variables = {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
@@ -94,7 +95,7 @@ def run_tests(tests: Sequence[str], folder: Path, seconds: float) -> Outcome:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,  # so that killing it also ends the processes that tests start
+        start_new_session=True,  # a timeout also kills processes that tests start
     )
     try:
         output, _ = process.communicate(timeout=seconds)

@@ -6,7 +6,8 @@
     python tests/mutants/run.py --renew     update the line numbers in the patches
 
 A patch begins with lines that state its change, its consequence if shipped, the tests that kill it,
-and, if it is harmless, the reason. ``patch -p1`` and ``git apply --unidiff-zero`` accept it, too.
+and, if the change is harmless, the reason. It can also be applied with ``patch -p1`` or
+``git apply --unidiff-zero``.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def read_mutant(path: Path) -> Mutant:
     """Read a patch that changes one place in one file.
 
     Raises:
-        ValueError: If a part is missing.
+        ValueError: If the change, its title, or both the tests and the reason are missing.
     """
     fields: dict[str, str] = {}
     old, new, file = [], [], None
@@ -91,7 +92,7 @@ def as_patch(mutant: Mutant) -> str:
 
 
 def main() -> int:
-    """Run the mutants and return 1 if one that names tests survives or does not apply."""
+    """Run the mutants; return 1 if a mutant with tests survives or does not apply."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("numbers", nargs="*", type=int, help="mutants to run (default: all)")
     parser.add_argument("--list", action="store_true", help="list the mutants, run nothing")

@@ -136,7 +136,7 @@ class Finder(ast.NodeVisitor):
         self.visit(ast.parse(text))
 
     def _at(self, line: int, column: int) -> int:
-        """Return an offset in the text, as the columns of ast count bytes."""
+        """Return the offset in characters of a position whose column is in bytes, as in ast."""
         return len(self.text.encode()[: self._starts[line - 1] + column].decode())
 
     def _source(self, node: ast.expr | ast.stmt) -> str:
@@ -215,7 +215,7 @@ class Finder(ast.NodeVisitor):
         self.generic_visit(node)
         target, value = self._source(node.target), self._source(node.value)
         self._add(node, f"{target} = {value}")
-        if isinstance(node.op, ast.BitOr) and "seen" not in target:  # sets are symmetric
+        if isinstance(node.op, ast.BitOr) and "seen" not in target:  # sets have no order
             self._add(node, f"{target} = ({value}) | {target}")
 
     def visit_Call(self, node: ast.Call) -> None:
@@ -234,7 +234,7 @@ class Finder(ast.NodeVisitor):
             self._add(name, f"{self._source(name.value)}.{CALLS[name.attr]}")
 
     def visit_keyword(self, node: ast.keyword) -> None:
-        """Skip ``strict`` of zip, which only fails if the code itself is wrong."""
+        """Skip ``strict`` of zip, which has an effect only if the code is wrong."""
         if node.arg != "strict":
             self.generic_visit(node)
 
@@ -304,7 +304,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=14)
     parser.add_argument("--count", type=int, default=40)
     parser.add_argument("--list", action="store_true", help="list the mutants, run nothing")
-    parser.add_argument("--number", type=int, action="append", help="in the list, from 1")
+    parser.add_argument("--number", type=int, action="append", help="mutant of the list, from 1")
     parser.add_argument("--seconds", type=float, default=120, help="time limit of each mutant")
     options = parser.parse_args()
     counts: Counter[str] = Counter()

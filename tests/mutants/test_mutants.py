@@ -1,6 +1,6 @@
 """The mutants stored as patches apply to the current files, and the tests that they name exist.
 
-``python tests/mutants/run.py`` checks that these tests kill them, which takes minutes.
+``python tests/mutants/run.py`` checks that these tests kill the mutants, which takes minutes.
 """
 
 from __future__ import annotations

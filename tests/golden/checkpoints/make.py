@@ -6,8 +6,8 @@
 A set belongs to the version that created it: later versions must read its files (see
 ``tests/test_golden_checkpoints.py``). ``--compare`` runs the stored configurations again and
 reports for every method whether all numbers are bit-identical, as they should be after a
-refactoring. For that, the set must come from the same machine. The script uses only the command
-line of the package, the names in ``anomaly_clip.methods``, and files.
+refactoring. The set must then have been created on the same machine. The script uses only the
+command line of the package, the names in ``anomaly_clip.methods``, and files.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ SIDE = 40
 STRIDES = (3, 2, 2, 1)
 """Strides between rows, columns, ... of tensors that are stored as views of few numbers."""
 MANY = 10_000
-"""Number of rows, as of the token embedding, from which the strides are 1."""
+"""Number of rows from which all strides are 1; the token embedding has more rows."""
 FEW, LARGE = 2048, 150_000
-"""Size of tensors that are stored in full, and bytes of checkpoints that are not thinned."""
+"""Tensors of fewer values are stored in full; checkpoints of fewer bytes are not thinned."""
 VERBS = ("fit", "validate", "test")
 
 QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
@@ -58,7 +58,7 @@ MVTEC = ["--data=MVTecAD", "--data.root=mvtec", *QUIET]
 FIRST, SECOND = (f"--data.categories=[{name}]" for name in CATEGORIES)
 PROMPTS = ['--model.prompts.templates=["a photo of a {}.", "the {}."]']
 PLAIN = ["--output.page=false"]
-"""No gallery, which would take more space than everything else."""
+"""Leave out the gallery, which would take more space than everything else."""
 LAYERS = ["features.0", "features.1", "features.2"]
 
 
@@ -187,7 +187,7 @@ METHODS: dict[str, dict[str, list[str]]] = {
         ],
     },
 }
-"""Options by folder and command; an empty list after a fit uses its checkpoint."""
+"""Options by folder and command; an empty list means the checkpoint of the preceding fit."""
 
 SWEEP = """\
 program: anomaly_clip
@@ -217,7 +217,7 @@ def write_images(root: Path) -> None:
                 else:
                     grey = 120 + 50 * np.sin(0.9 * x + phase) * np.sin(0.9 * y)
                 image = grey[..., None] * np.array([1.0, 0.9, 0.7])
-                image += 8 * rng.integers(-2, 3, (SIDE, SIDE, 1))  # coarse, to compress well
+                image += 8 * rng.integers(-2, 3, (SIDE, SIDE, 1))  # coarse noise compresses well
                 if kind != "good":
                     row, column, radius = rng.uniform(8, 32), rng.uniform(8, 32), rng.uniform(3, 6)
                     mask = np.hypot(x - column, y - row) < radius
@@ -255,7 +255,7 @@ def write_wafers(file: Path) -> None:
 def write_weights(folder: Path) -> None:
     """Write a CLIP and two CNNs with random weights, whose large tensors are views of few numbers.
 
-    They are ``.pt`` files, as a safetensors file would store each view in full.
+    The files are ``.pt`` files, because safetensors would store each view in full.
     """
     import open_clip
     import torch
@@ -304,7 +304,7 @@ def _statistics(
     network.load_state_dict(dict(state), strict=False)
     for layer in network.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
-            layer.momentum = None  # the mean over all batches
+            layer.momentum = None  # average over all batches
     coarse = torch.from_numpy(rng.normal(0, 1, (32, 3, 12, 12))).float()
     network.train()(torch.nn.functional.interpolate(coarse, (64, 64), mode="bilinear"))
     fitted = network.state_dict()
@@ -320,7 +320,7 @@ def _strides(shape: Sequence[int]) -> tuple[tuple[int, ...], int]:
 def thin(file: Path) -> None:
     """Turn the large tensors of a large checkpoint into views of few numbers.
 
-    Names, types and shapes stay, and weights that were initialised as such views hardly change.
+    Names, types and shapes stay. Weights that were initialised as such views hardly change.
     Optimiser states are dropped.
     """
     import torch
@@ -432,12 +432,12 @@ def run_method(name: str, verbs: Mapping[str, Sequence[str]], recorder: Recorder
             state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
             values["tensors"] = {key: digest_of(value) for key, value in sorted(state.items())}
             thin(checkpoint)
-            for exported in folder.glob("*.*"):  # the same weights, in full
+            for exported in folder.glob("*.*"):  # the same weights, not thinned
                 if exported.suffix in (".pt", ".pth", ".safetensors"):
                     exported.unlink()
         if (folder / "metrics.json").is_file():
             values["metrics"] = metrics_of(folder)
-            # For methods without maps, this digest does what that of the maps does for the others.
+            # For methods without maps, this digest takes the place of the digest of the maps.
             values["table"] = hashlib.sha256((folder / "scores.csv").read_bytes()).hexdigest()
         numbers[verb] = values
     return numbers
@@ -481,7 +481,7 @@ def interruption(method: str, when: Callable[[Any], bool]) -> Iterator[None]:
 
 
 def run_several() -> Numbers:
-    """Run each, sweep and compare; keep the first two in their state after an interruption."""
+    """Run ``compare``, and interrupted runs of ``each`` and ``sweep``; return their numbers."""
     last = [CATEGORIES[1]]
     with interruption("PaDiM", lambda m: m.trainer.datamodule.categories == last):
         run("each", *PADIM, "--output.folder=each", code=130)
@@ -497,7 +497,7 @@ def run_several() -> Numbers:
 
 
 def several_numbers() -> Numbers:
-    """Finish copies of the interrupted runs and return the numbers of all."""
+    """Finish the interrupted runs, return the numbers of all, and restore the interrupted runs."""
     for name in ("each", "sweep"):
         shutil.copytree(name, f"{name}-interrupted")
     record = Path("sweep", "1", "sweep.json")
@@ -553,7 +553,7 @@ def _clean(folder: Path) -> None:
     """Remove paths of this machine, and pages, which can be generated from the other files.
 
     Raises:
-        SystemExit: If a file of another type contains such a path.
+        SystemExit: If a file that is not JSON, YAML or CSV contains such a path.
     """
     here = f"{Path.cwd()}"
     for file in sorted(folder.rglob("*")):
