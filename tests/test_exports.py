@@ -65,6 +65,6 @@ def test_all_names_what_is_there() -> None:
                 defined |= {name.asname or name.name for name in node.names}
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 texts.add(node.value)
-        if "__getattr__" in defined:  # imported lazily, from a table
+        if "__getattr__" in defined:  # lazy imports list names as strings
             defined |= texts
         assert set(names) <= defined, f"{module}: {sorted(set(names) - defined)} do not exist"
