@@ -188,7 +188,7 @@ def test_the_real_brain_mri(
     assert len(reported) == 6
 
 
-def test_the_real_head_ct_is_half_there(shared_data: Callable[[str], Path]) -> None:
+def test_half_of_the_real_head_ct_is_missing(shared_data: Callable[[str], Path]) -> None:
     checked = check_data(HeadCT(str(shared_data("head_ct"))))
     assert [p.message for p in checked.problems] == [
         "head ct, test: 50 normal and 50 anomalous images, published: 100 and 100"
@@ -211,7 +211,7 @@ def test_a_mask_that_two_images_claim(own_root: Path) -> None:
     assert kinds(check(own_root))["mask"] == message
 
 
-def test_masks_of_a_folder_that_is_not_there(own_root: Path) -> None:
+def test_masks_in_a_folder_without_images(own_root: Path) -> None:
     save_picture(own_root / "ground_truth" / "hole" / "1_mask.png", blob())
     assert kinds(check(own_root))["mask"] == (
         "ground_truth/hole/1_mask.png: a mask without an image"

@@ -123,7 +123,7 @@ def test_the_loss_of_right_and_wrong_maps(tiny_clip: CLIPBackbone) -> None:
     mask = torch.zeros(2, 32, 32, dtype=torch.bool)
     mask[0, :16] = True
     right = torch.where(F.avg_pool2d(mask[:, None].float(), 8).flatten(1) > 0.5, 20.0, -20.0)
-    # The defect ends at a patch edge. Interpolated logits are near 0 there: ``right`` has some loss.
+    # The defect ends at a patch edge. There, interpolated logits are near 0 and cost a little.
     nothing = torch.zeros_like(mask)
     assert method.segmentation_loss(torch.full((2, 16), -20.0), nothing).item() < 1e-3
     full = torch.ones_like(mask)
@@ -375,7 +375,7 @@ def test_a_checkpoint_gives_the_same_maps_on_another_copy(
         ({"save_on_train_epoch_end": True}, "epoch=0-*.ckpt"),
         ({"every_n_train_steps": 1}, "epoch=1-step=4.ckpt"),
     ],
-    ids=["between epochs", "within an epoch"],
+    ids=["between epochs", "in the middle of an epoch"],
 )
 def test_a_resumed_fit_equals_an_uninterrupted_one(
     learnable: Path,

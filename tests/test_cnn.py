@@ -73,7 +73,7 @@ def test_pooled_features_are_the_input_of_the_classifier(state_file: Path) -> No
 
 
 @pytest.mark.parametrize("form", ["safetensors", "state_dict", "prefixed", "no head"])
-def test_forms_of_files(state_file: Path, tmp_path: Path, form: str) -> None:
+def test_formats_of_weight_files(state_file: Path, tmp_path: Path, form: str) -> None:
     state = torch.load(state_file, weights_only=True)
     file = tmp_path / "weights.pth"
     if form == "safetensors":
