@@ -34,7 +34,7 @@ QUIET = (
 def browser() -> Iterator[webdriver.Chrome]:
     """Start a browser; skip the test if there is none, or fail if `REQUIRED` is set."""
     program = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-    folder = os.environ.get("CHROMEWEBDRIVER")  # set on the runners of GitHub
+    folder = os.environ.get("CHROMEWEBDRIVER")  # set on GitHub's runners
     driver = shutil.which("chromedriver", path=folder) or shutil.which("chromedriver")
     if program is None or driver is None:
         missing = "needs Chromium and chromedriver (Debian: chromium chromium-driver)"
@@ -43,8 +43,8 @@ def browser() -> Iterator[webdriver.Chrome]:
         pytest.skip(missing)
     options = webdriver.ChromeOptions()
     options.binary_location = program
-    for word in QUIET:
-        options.add_argument(word)
+    for argument in QUIET:
+        options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     chrome = webdriver.Chrome(service=Service(driver), options=options)
     try:

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # read on import of huggingface_hub; tests use no network
+os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it on import; tests use no network
 if "PYTEST_XDIST_WORKER" in os.environ:  # several test processes share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -33,12 +33,12 @@ settings.load_profile("untimed")
 
 TESTS = Path(__file__).parent
 SHARED = TESTS.parent.parent / "shared"
-"""Real images, which may lie next to the project."""
+"""Folder of real images next to the repository; it may be missing."""
 
 
 @pytest.fixture(scope="session")
 def golden() -> Callable[[str], Golden]:
-    """Return a loader of the arrays of a folder by name; it skips the test if it is missing."""
+    """Return a function that loads a golden folder by name, or skips the test without it."""
     chosen = os.environ.get("ANOMALY_CLIP_GOLDEN")
     root = Path(chosen or TESTS / "golden")
     if chosen and not root.is_dir():
@@ -61,7 +61,7 @@ def golden_clip(golden: Callable[[str], Golden]) -> CLIPBackbone:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Callable[[str], Path]:
-    """Return a finder of a folder of real images by name; it skips the test if it is missing."""
+    """Return a function that finds real images by name, or skips the test without them."""
 
     def find(name: str) -> Path:
         if not (SHARED / "data" / name).is_dir():
@@ -80,8 +80,9 @@ def _empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def _share_slow_objects() -> Iterator[None]:
     """Speed up hundreds of tests without changing their results.
 
-    Untrained CNNs depend only on their name and the seed, and each test gets its own copy. The
-    tokenizer reads the whole vocabulary. WebP's fastest method only makes the files larger.
+    Untrained CNNs depend only on their name and the seed: each is built once, and every test gets
+    a copy. The tokenizer, which reads the whole vocabulary, is built once as well. WebP images are
+    compressed with the fastest method, which only makes the files larger.
     """
     built = lru_cache(maxsize=4)(lambda name, seed, build=cnn._build: build(name))
     Image.init()
@@ -100,7 +101,7 @@ def _share_slow_objects() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_clip_config(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Return the path of a model configuration that is fast to build."""
+    """Return the path of the configuration of a CLIP that is fast to build."""
     path = tmp_path_factory.mktemp("model") / "tiny_clip.json"
     path.write_text(json.dumps(TINY_CLIP))
     return str(path)

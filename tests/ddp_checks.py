@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class Compared(Callback):
-    """Write the samples that each process trained on, and whether all final weights are equal.
+    """Write the samples that each process trained on, and whether all have equal final weights.
 
     Args:
         file: The JSON file to write.

@@ -1,11 +1,11 @@
 """Count the error messages that name the value they complain about.
 
-    python tests/error_messages.py                        print those without a value, and the share
+    python tests/error_messages.py                        print the messages without a value
     python tests/error_messages.py --sample 60 --seed 15  print a random sample to judge by eye
 
-A message names a value if it interpolates an expression. Calls of the shared checks
-(``check_at_least`` and its family in ``errors.py``) always do; they are counted as well, because
-they are the usual way to raise.
+Both also print the share of messages that name a value. A message names a value if it interpolates
+an expression. The shared checks (``check_at_least`` and its family in ``errors.py``) always name
+the value; their calls are counted as well, because they are the usual way to raise an error.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PACKAGE = ROOT / "anomaly_clip"
 
 
 class Message(NamedTuple):
-    """One place that ends a command with an error."""
+    """A place in the source that raises an error."""
 
     path: str
     line: int
@@ -50,7 +50,7 @@ def messages(root: Path = PACKAGE) -> Iterator[Message]:
 
 
 def _interpolates(argument: ast.expr) -> bool:
-    """Return whether a message holds more than literal text."""
+    """Return whether a message contains more than literal text."""
     if isinstance(argument, ast.Constant):
         return False
     if isinstance(argument, ast.BinOp):  # pieces joined by +
@@ -61,9 +61,9 @@ def _interpolates(argument: ast.expr) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the share, and either a sample or what does not name a value."""
+    """Print a sample of the messages or those without a value, then the share with a value."""
     parser = argparse.ArgumentParser(description="Count the error messages that name the value.")
-    parser.add_argument("--sample", type=int, help="print so many, chosen at random")
+    parser.add_argument("--sample", type=int, help="number of messages to print, chosen at random")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample (default: 0)")
     options = parser.parse_args(arguments)
     every = list(messages())

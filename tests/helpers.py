@@ -32,7 +32,7 @@ SMALL_CLIP = {
     },
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
 }
-"""A CLIP that is fast to train."""
+"""Configuration of a CLIP that is fast to train."""
 
 TINY_CLIP = {
     "embed_dim": 12,
@@ -69,7 +69,7 @@ class Golden:
         return json.loads((self.folder / "meta.json").read_text())
 
     def named(self, prefix: str) -> dict[str, Tensor]:
-        """Return the expected tensors with a prefix, by the rest of their names."""
+        """Return the expected tensors whose names begin with a prefix, by the rest of the name."""
         tensors = {k[len(prefix) :]: v for k, v in self.expected.items() if k.startswith(prefix)}
         assert tensors, f"no golden tensor is named {prefix}..."
         return tensors
@@ -86,7 +86,7 @@ def save_picture(path: Path, array: np.ndarray | None = None, *, size: int = 40)
 
 
 def write_mvtec(folder: Path) -> Path:
-    """Write a data set in MVTec-AD's layout: two categories, 2 normal and 2 anomalous each."""
+    """Write two categories in MVTec-AD's layout: 2 train, 2 normal and 2 anomalous test images."""
     rng = np.random.default_rng(0)
     root = folder / "mvtec"
     for category in ("bottle", "metal_nut"):
@@ -105,7 +105,7 @@ def _noise(rng: np.random.Generator) -> np.ndarray:
 
 
 def near(actual: Tensor, expected: Tensor, relative: float) -> None:
-    """Compare within a fraction of the largest expected value."""
+    """Assert that values differ by at most a fraction of the largest expected value."""
     largest = float(expected.abs().max())
     assert_close(actual.double(), expected.double(), atol=relative * largest, rtol=0)
 
@@ -173,7 +173,7 @@ def state_of(runs: Path, run: str = "run/1") -> dict[str, torch.Tensor]:
 def sdp_plus_command(
     root: Path, auxiliary: Path, clip: str, runs: Path, verb: str = "fit"
 ) -> list[str]:
-    """Return a command line of SDP+ with a tiny CLIP, trained on VisA's layout."""
+    """Return a command line of SDP+ with a tiny CLIP; the auxiliary set has VisA's layout."""
     words = [verb, "--model", "SDPPlus", "--model.backbone.name", clip, "--model.lr", "0.01"]
     words += ["--model.backbone.pretrained", "random", "--model.rvs.method", "mean"]
     words += ["--data", "MVTecAD", "--data.root", str(root), "--data.num_workers", "0"]

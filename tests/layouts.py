@@ -42,7 +42,7 @@ def litter(folder: Path) -> None:
 
 
 def visa(root: Path, *, split_file: bool = True) -> Path:
-    """Two categories of 3 normal and 2 anomalous images each; masks contain class numbers."""
+    """Two categories with 3 normal and 2 anomalous images each; masks contain class numbers."""
     make = Maker(1)
     rows = [["object", "split", "label", "image", "mask"]]
     for category in ("candle", "pipe_fryum"):
@@ -55,7 +55,7 @@ def visa(root: Path, *, split_file: bool = True) -> Path:
             image = f"{inner}/Images/Anomaly/{number:03d}.JPG"
             mask = f"{inner}/Masks/Anomaly/{number:03d}.png"
             make.picture(root / image, format="JPEG")
-            save_picture(root / mask, blob(value=number + 1))  # classes, nearly black
+            save_picture(root / mask, blob(value=number + 1))  # class numbers are nearly black
             rows.append([category, "test", "anomaly", image, mask])
         litter(root / inner / "Images" / "Normal")
     if split_file:
@@ -79,7 +79,7 @@ def btad(root: Path) -> Path:
 
 
 def ksdd2(root: Path) -> Path:
-    """Two normal and one defective training image, one of each in test; masks differ in size."""
+    """Three training and two test images, one defective per split; masks differ in size."""
     make = Maker(3)
     for split, first, defective in (("train", 10000, (2,)), ("test", 20000, (1,))):
         for number in range(3 if split == "train" else 2):
@@ -113,12 +113,12 @@ def isic(root: Path) -> Path:
 
 
 def clinic_db(root: Path) -> Path:
-    """Three frames with masks of grey values, in TIFF files of three channels."""
+    """Three frames and their masks as TIFF files; the masks are grey and have three channels."""
     make = Maker(6)
     for number in (1, 2, 10):
         make.picture(root / "Original" / f"{number}.tif")
         grey = blob(value=255)
-        grey[5:12, 6:8] = 100  # soft: below half
+        grey[5:12, 6:8] = 100  # below half of white: not part of the defect
         path = root / "Ground Truth" / f"{number}.tif"
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(np.stack([grey, grey, grey], axis=2)).save(path)
@@ -147,14 +147,14 @@ def brain_mri(root: Path) -> Path:
     make.picture(folder / "yes" / "Y2.png", mode="P")
     make.picture(folder / "yes" / "Y3.png", mode="RGBA")
     (folder / "yes" / "Y4.jpg").write_bytes((folder / "yes" / "Y1.jpg").read_bytes())
-    make.picture(root / "yes" / "Y1.jpg")  # the archive's second copy, not read
+    make.picture(root / "yes" / "Y1.jpg")  # the archive contains a second copy, which is not read
     make.picture(root / "no" / "1 no.jpeg")
     litter(folder / "no")
     return root
 
 
 def mixed_wm38(root: Path, copies: int = 5) -> Path:
-    """Four classes of maps; one has a stray 3."""
+    """Maps of four classes; one map contains a stray 3."""
     rng = np.random.default_rng(9)
     rows = np.zeros((4, 8), int)
     rows[1, 0] = rows[2, 3] = rows[3, 0] = rows[3, 3] = 1

@@ -11,8 +11,8 @@ import torch
 def wafers(folder: Path, copies: int = 10, extra: int = 0) -> Path:
     """Write a file in the published layout, with four classes that are easy to tell apart.
 
-    All maps have fails where their patterns are, and noise elsewhere. ``extra`` maps are of a fifth
-    class.
+    A map has failing dies in the area of its pattern and at random places elsewhere. ``extra`` is
+    the number of further maps, which belong to a fifth class.
     """
     rng = np.random.default_rng(9)
     rows = np.zeros((4, 8), int)

@@ -1,4 +1,4 @@
-"""Running the command line in processes forked from the test process.
+"""Run the command line in processes forked from the test process.
 
 A new Python process would spend six seconds of CPU time on importing torch and Lightning. Several
 processes communicate like those started by a cluster's launcher (variables MASTER_ADDR, MASTER_PORT
@@ -25,7 +25,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from anomaly_clip.cli import main
 
 FAILED = 70
-"""Exit code of an error that is not the user's."""
+"""Exit code of a process in which the command raised an exception."""
 
 
 class Done(NamedTuple):
@@ -102,14 +102,14 @@ def _wait(children: Sequence[int], end: float) -> list[int]:
             if child not in codes and (ended := os.waitpid(child, os.WNOHANG))[0]:
                 codes[child] = os.waitstatus_to_exitcode(ended[1])
         if time.monotonic() > end or any(code != 0 for code in codes.values()):
-            # The other processes would wait for a failed one forever.
+            # The other processes would wait forever for the one that failed.
             _end([child for child in children if child not in codes], codes)
         time.sleep(0.02)
     return [codes[child] for child in children]
 
 
 def _end(children: Sequence[int], codes: dict[int, int]) -> None:
-    time.sleep(2)  # they may fail for the same reason and print their own message
+    time.sleep(2)  # other processes may fail for the same reason and print a message
     for child in children:
         ended, status = os.waitpid(child, os.WNOHANG)
         if not ended:

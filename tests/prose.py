@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HEADLESS = re.compile(r"\s*(?:What|Which|How|Whose|Whether|Where|When)\b")
 
 WORDS = {
-    # "Figure 5" of a paper is a figure, and so is the HTML element; a metric is not.
+    # "Figure 5" of a paper and the HTML element are figures; a metric is not.
     r"(?<!<)(?<!</)figures?\b(?! \d)": "metrics, values, results; plot or chart where it is one",
     r"pictures?": "images; photographs where they are photographs",
     r"beside": "next to, alongside, compared with, in addition to",
@@ -43,7 +43,7 @@ WORDS = {
 """Regular expressions of words to avoid in prose, and what to write instead."""
 
 CODE = re.compile(r"`+[^`\n]+`+|--[a-z_.]+|^ *(?:>>>|\.\.\.) .*$", re.MULTILINE)
-"""Names in back quotes, options of the command line, doctests."""
+"""Names in back quotes, command-line options and doctests, which are not checked."""
 
 PATTERN = re.compile("|".join(rf"(?P<w{i}>\b{word}\b)" for i, word in enumerate(WORDS)), re.I)
 
@@ -53,7 +53,7 @@ VAGUE = frozenset({"asked", "found", "known", "made", "one", "own", "said", "tol
 TEXT_SUFFIXES = {".md", ".yaml", ".yml", ".toml", ".jinja", ".js", ".css"}
 TEXT_NAMES = {"Makefile", "run"}
 SKIPPED = ("tests/prose.py", "tests/test_prose.py", "LICENSE")
-"""The rules themselves, which have to name the words."""
+"""Files that are not checked: the rules and their tests contain the words."""
 
 
 class Finding(NamedTuple):
@@ -95,7 +95,7 @@ def words_in(text: str) -> Iterator[tuple[int, str]]:
 
 
 def without_code(text: str) -> str:
-    """Return a text with code between back quotes and doctests blanked; its lines stay."""
+    """Replace the code in a text by spaces, so that line numbers stay."""
     return CODE.sub(lambda match: " " * len(match[0]), text)
 
 
@@ -123,7 +123,7 @@ def check_python(path: Path, source: str) -> Iterator[Finding]:
 
 
 def _keys(tree: ast.AST) -> Iterator[ast.expr]:
-    """Yield the keys of dictionaries: those of files stay as they are."""
+    """Yield the keys of dictionaries; they are not checked, because files contain them."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Dict):
             yield from (key for key in node.keys if key is not None)
@@ -142,13 +142,13 @@ def _stored_name(node: ast.AST) -> str | None:
 
 
 def check_text(path: Path, source: str) -> Iterator[Finding]:
-    """Check a text file, without its code between back quotes."""
+    """Check a text file except the code between back quotes."""
     for offset, message in words_in(without_code(source)):
         yield Finding(path, 1 + offset, message)
 
 
 def check(paths: Iterable[Path]) -> list[Finding]:
-    """Check files, by their kind; other files are passed over."""
+    """Check files with the rules of their type; files of other types are skipped."""
     findings: list[Finding] = []
     for path in sorted(paths):
         if path.is_relative_to(ROOT) and str(path.relative_to(ROOT)) in SKIPPED:
@@ -161,7 +161,7 @@ def check(paths: Iterable[Path]) -> list[Finding]:
 
 
 def tracked() -> list[Path]:
-    """Return the files of the project that git knows or would add."""
+    """Return the files of the project that git tracks or would add."""
     listing = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,

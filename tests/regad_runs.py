@@ -30,7 +30,7 @@ ONE = ("--data.categories", "[bottle]")
 
 
 def three_categories(mvtec_root: Path) -> Path:
-    """Return a folder in MVTec-AD's layout, three categories with four training images each."""
+    """Extend a folder to three categories with four training images each, and return it."""
     rng = np.random.default_rng(0)
 
     def save_noise(name: str) -> None:
@@ -51,7 +51,7 @@ def three_categories(mvtec_root: Path) -> Path:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Use one thread: the products here are many and small, and threads wait for each other."""
+    """Use one thread: in many small matrix products, several threads wait for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -67,7 +67,7 @@ def pixel_cnn() -> CNNBackbone:
 
 
 def trained_regad(backbone: CNNBackbone) -> RegAD:
-    """Return a method marked as trained, with non-trivial transforms and two references of "a"."""
+    """Return a RegAD marked as trained, with non-trivial transforms and two references of "a"."""
     method = RegAD(backbone, image_size=64, shots=2).eval()
     method.trained.fill_(True)
     for transformer in method.network.transformers:

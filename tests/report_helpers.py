@@ -28,7 +28,7 @@ def metrics(image: float | None, pixel: float | None = 0.5) -> Metrics:
 
 
 def run_writer(root: Path) -> Writer:
-    """Return a function that writes a finished run; the default is PaDiM as in Table 1 of TAB."""
+    """Return a function that writes a finished run, by default of PaDiM as in Table 1 of TAB."""
 
     def write(
         name: str = "padim",
@@ -69,7 +69,7 @@ def report(*words: object) -> int:
 
 
 def lines_of(table: ReportTable, method: str) -> list[TableLine]:
-    """Return all lines of a row: the published one and ours."""
+    """Return the table lines of a method: the published line and those of our runs."""
     starts = [n for n, line in enumerate(table.lines) if line.cells[0].startswith(method)]
     (start,) = starts
     lines = [table.lines[start]]
@@ -91,7 +91,7 @@ def rows_of(file: Path) -> list[dict[str, str]]:
 
 
 def tab_export(folder: Path, **changes: Any) -> Path:
-    """Write the files that a fit of TAB saves next to its weights, and return the weights file."""
+    """Write the files that a fit of TAB saves next to its weights; return the weights' path."""
     folder.mkdir()
     record = {
         "method": "TAB",

@@ -1,4 +1,4 @@
-"""Fake folder of a finished run."""
+"""Folders with the files of a finished run, for tests that run nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def make_run(
     **run: Any,
 ) -> Path:
     """Write the files of a test run: made-up metrics and the given scores."""
-    figures = dict.fromkeys(METRICS, 0.5) | {"image_auroc": 0.875, "pixel_pro": None}
+    metrics = dict.fromkeys(METRICS, 0.5) | {"image_auroc": 0.875, "pixel_pro": None}
     record = {
         "method": "SDP",
         "weights": {"backbone": "tiny", "pretrained": "w.pt", "random": False, "sha256": "0" * 64},
@@ -37,8 +37,8 @@ def make_run(
         "versions": {"python": "3"},
         **run,
     }
-    categories = dict.fromkeys(scores, figures)
-    content = {"mean": figures, "categories": categories, "intervals": {}, "run": record}
+    categories = dict.fromkeys(scores, metrics)
+    content = {"mean": metrics, "categories": categories, "intervals": {}, "run": record}
     write_json(folder / "metrics.json", content)
     table = [
         [f"{name}/{number}.png", name, label, value]

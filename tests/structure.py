@@ -4,8 +4,8 @@
     python tests/structure.py --closure methods.sdp    list the modules that a module needs
 
 All measures come from the source text; nothing of the package is imported. Imports inside functions
-count, those under ``TYPE_CHECKING`` do not. A name that an ``__init__`` re-exports is followed to
-the module that defines it.
+count, those under ``TYPE_CHECKING`` do not. If an ``__init__`` re-exports a name, an import of the
+name counts as an import of the module that defines it.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ ACROSS_LAYERS = {
     "report": ("metrics",),
     "results": ("metrics",),
 }
-"""Further imports across layers, of names and pure functions only, such as names of metrics."""
+"""Further subpackages to import only names and pure functions from, such as metric names."""
 
 TOP = ("cli", "__main__", "__init__")
 """Modules above all subpackages."""
 
 PUBLISHED = {"report": ("data.info",), "results": ("data.info",)}
-"""Single modules that a subpackage may also import: published counts and names, without code."""
+"""Single modules that a subpackage may also import; they hold published counts and names."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class PackageStructure:
 
     @cached_property
     def imports(self) -> dict[str, set[str]]:
-        """Modules of the package that each module imports, with re-exports followed."""
+        """Modules of the package that each module imports; re-exports count as their source."""
         return {name: set(self._imported(tree)) for name, tree in self.modules.items()}
 
     def _imported(self, tree: ast.Module) -> Iterator[str]:
@@ -125,12 +125,12 @@ class PackageStructure:
     def closure(self, module: str) -> set[str]:
         """Return the modules that an import of ``module`` needs, without ``module`` itself."""
         seen: set[str] = set()
-        ahead = [module]
-        while ahead:
-            for name in self.imports[ahead.pop()]:
+        pending = [module]
+        while pending:
+            for name in self.imports[pending.pop()]:
                 if name not in seen and not name.endswith("__init__"):
                     seen.add(name)
-                    ahead.append(name)
+                    pending.append(name)
         return seen - {module}
 
     def forbidden_imports(self) -> list[str]:
@@ -152,7 +152,7 @@ class PackageStructure:
         ]
 
     def tested(self) -> dict[str, bool]:
-        """Return, by module, whether a test file of its name calls one of its public names."""
+        """Return, for each module, whether its own test file calls one of its public names."""
         return {
             name: self._is_tested(name)
             for name, tree in self.modules.items()
@@ -171,7 +171,7 @@ class PackageStructure:
         )
 
     def _calls(self, test: ast.Module, name: str, public: set[str]) -> bool:
-        """Return whether a test calls a name that a module defines, imported under any name."""
+        """Return whether a test calls a name that a module defines, also under an alias."""
         names, modules = set(), set()
         for node in ast.walk(test):
             if isinstance(node, ast.ImportFrom) and node.module:

@@ -19,7 +19,7 @@ from anomaly_clip.errors import UserError
 
 
 @pytest.mark.parametrize("form", ["--resume RUN", "--resume=RUN"])
-def test_resume_is_taken_off_the_words(form: str, tmp_path: Path) -> None:
+def test_resume_is_removed_from_the_arguments(form: str, tmp_path: Path) -> None:
     (tmp_path / "sweep.json").touch()
     option = form.replace("RUN", str(tmp_path)).split()
     words = ["sweep", "a", *option, "--b", "c"]

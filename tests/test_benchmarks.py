@@ -1,4 +1,4 @@
-"""Shared parts of the benchmarks, their stored results, and the start of each script."""
+"""Shared functions of the benchmarks, their stored results, and the help of each script."""
 
 from __future__ import annotations
 

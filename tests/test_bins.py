@@ -1,4 +1,4 @@
-"""Pixel metrics of histograms: equal to those of individual pixels, within their bounds."""
+"""Pixel metrics of histograms and their bounds, compared with metrics of individual pixels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from anomaly_clip.metrics.bins import Bins
 from anomaly_clip.metrics.image import auroc, average_precision, f1_max
 
-# Three keys from the highest score down; all anomalous pixels form one region.
+# Three keys (histogram bins), highest score first; all anomalous pixels form one region.
 HAND = Bins(np.array([2, 1, 0]), np.array([0, 1, 2]), np.array([2 / 3, 1 / 3, 0.0]))
 
 
@@ -27,16 +27,17 @@ def pixels_of(bins: Bins) -> tuple[Tensor, Tensor]:
 
 def test_by_hand() -> None:
     ranking = HAND.ranking()
-    assert ranking.auroc() == pytest.approx((3 + 3 + 2.5) / 9)  # the third pair is a tie
+    # The third anomalous pixel ties with one of the three normal pixels.
+    assert ranking.auroc() == pytest.approx((3 + 3 + 2.5) / 9)
     assert ranking.average_precision() == pytest.approx((2 + 3 / 4) / 3)
     assert ranking.f1_max() == pytest.approx(6 / 7)
-    # PRO: 2/3 at once, the rest over the first third of the normal pixels.
+    # PRO is 2/3 at a false positive rate of 0 and rises to 1 at a rate of 1/3.
     assert HAND.pro(1.0) == pytest.approx((2 / 3 + 1) / 2 / 3 + 2 / 3)
     assert HAND.pro(1 / 3) == pytest.approx((2 / 3 + 1) / 2)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_histogram_ranks_as_its_pixels_do(seed: int) -> None:
+def test_a_histogram_ranks_like_its_pixels(seed: int) -> None:
     rng = np.random.default_rng(seed)
     anomalous, normal = rng.integers(0, 4, 30), rng.integers(0, 9, 30)
     ranking = Bins(anomalous, normal, anomalous / anomalous.sum()).ranking()

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 class Slow(LightningModule):
-    """Module whose training batches take four seconds of the clock, all other batches six."""
+    """Module whose training batches take four seconds each, and all other batches six."""
 
     def __init__(self, clock: StandingClock) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ def progress_lines(capsys: Capture) -> list[str]:
     return [line for line in lines if re.match(r"\w+ing: ", line)]
 
 
-def test_a_fit_by_hand(
+def test_progress_lines_of_a_fit(
     clock: StandingClock, trainer: Callable[..., Trainer], capsys: Capture
 ) -> None:
     trainer(max_epochs=5).fit(Slow(clock), loader())
@@ -173,7 +173,7 @@ def test_a_fit_without_end_has_no_time_left(
     ("verb", "title"),
     [("validate", "validating"), ("test", "testing"), ("predict", "predicting")],
 )
-def test_the_other_loops_by_hand(
+def test_progress_lines_of_the_other_loops(
     verb: str,
     title: str,
     clock: StandingClock,
@@ -212,7 +212,7 @@ def test_other_processes_write_no_progress(
     assert progress_lines(capsys) == []
 
 
-def test_what_is_shown_depends_on_standard_error(
+def test_bars_are_shown_only_if_standard_error_is_a_terminal(
     terminal: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert isinstance(progress_of_loops(), TerminalProgress)
@@ -282,7 +282,8 @@ def test_disabled_bars_are_not_replaced_by_lines(
     assert main(patchcore("fit", mvtec_root, tmp_path / "run", *silent)) == 0
     assert "choosing patches" not in (err := capsys.readouterr().err)
     assert "fitting: " not in err
-    assert main(patchcore("fit", mvtec_root, tmp_path / "again")) == 0  # not disabled for this one
+    # The next command shows its progress again.
+    assert main(patchcore("fit", mvtec_root, tmp_path / "again")) == 0
     assert "choosing patches" in capsys.readouterr().err
 
 
@@ -317,7 +318,7 @@ def test_on_a_terminal_steps_are_shown_among_lightnings_bars(
     assert "Testing" not in out.err[out.err.index("drawing maps") :]
 
 
-def test_a_closed_display_of_lightning_takes_no_bars(terminal: None, capsys: Capture) -> None:
+def test_bars_do_not_need_a_display_of_lightning(terminal: None, capsys: Capture) -> None:
     bars = TerminalProgress()
     assert bars.display() is None
     progress.show_below(bars.display)
@@ -336,7 +337,7 @@ def test_a_configured_bar_and_a_step_do_not_collide(
 
 
 def test_the_share_of_waiting_is_summed_over_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``epochs`` holds start and end of each batch; the first batch of an epoch does not count."""
+    """Batches are given by start and end. The first batch of an epoch does not count."""
     epochs = [[(5, 6), (8, 9), (12, 18), (19, 20)], [(100, 101), (102, 105)]]
     ticks = iter([float(tick) for epoch in epochs for batch in epoch for tick in batch])
     monkeypatch.setattr(callbacks, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))

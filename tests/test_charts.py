@@ -20,10 +20,10 @@ def files(tmp_path: Path) -> RunFiles:
 
 
 def test_points_are_in_units_of_the_plot_area(files: RunFiles) -> None:
-    curve = Curve([0.0, 0.15, 0.3], [0.0, 0.5, 1.0])  # PRO ends at its limit, the right edge
+    curve = Curve([0.0, 0.15, 0.3], [0.0, 0.5, 1.0])  # ends at PRO's limit, 0.3
     (chart,) = build_charts(replace(files, curves={"nut": {"pixel_pro": curve}}), ["cap", "nut"])
     (line,) = chart.lines
-    assert (line.category, line.title) == (1, "nut")  # the metric is undefined
+    assert (line.category, line.title) == (1, "nut")  # without a value: the metric is undefined
     assert line.points == f"0.0,{HEIGHT:.1f} {WIDTH / 2:.1f},{HEIGHT / 2:.1f} {WIDTH:.1f},0.0"
     assert chart.x_ticks[-1] == (WIDTH, "30")
     assert chart.y_ticks[0] == (HEIGHT, "0")
@@ -36,7 +36,7 @@ def test_a_mean_of_rounds_is_not_the_area_under_a_curve(files: RunFiles) -> None
     assert [line.title for line in build_charts(rounds, ["cap", "nut"])[0].lines] == ["cap", "nut"]
 
 
-def test_the_lowest_are_kept_and_the_undefined_come_last(
+def test_the_lowest_curves_are_kept_and_undefined_metrics_come_last(
     files: RunFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(charts, "MAX_LINES", 2)

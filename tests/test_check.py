@@ -188,7 +188,7 @@ def test_the_real_brain_mri(
     assert len(reported) == 6
 
 
-def test_the_real_head_ct_is_half_there(shared_data: Callable[[str], Path]) -> None:
+def test_half_of_the_real_head_ct_is_missing(shared_data: Callable[[str], Path]) -> None:
     checked = check_data(HeadCT(str(shared_data("head_ct"))))
     assert [p.message for p in checked.problems] == [
         "head ct, test: 50 normal and 50 anomalous images, published: 100 and 100"
@@ -211,7 +211,7 @@ def test_a_mask_that_two_images_claim(own_root: Path) -> None:
     assert kinds(check(own_root))["mask"] == message
 
 
-def test_masks_of_a_folder_that_is_not_there(own_root: Path) -> None:
+def test_masks_in_a_folder_without_images(own_root: Path) -> None:
     save_picture(own_root / "ground_truth" / "hole" / "1_mask.png", blob())
     assert kinds(check(own_root))["mask"] == (
         "ground_truth/hole/1_mask.png: a mask without an image"
@@ -276,14 +276,14 @@ def test_a_category_that_cannot_be_listed_has_no_spare_masks(tmp_path: Path) -> 
     assert "mask" not in reported
 
 
-@pytest.mark.parametrize(("pixels", "kinds_of"), [(0, set()), (1, {"mask size"})])
-def test_a_mask_has_the_size_of_its_image(pixels: int, kinds_of: set[str], own_root: Path) -> None:
+@pytest.mark.parametrize(("pixels", "expected"), [(0, set()), (1, {"mask size"})])
+def test_a_mask_has_the_size_of_its_image(pixels: int, expected: set[str], own_root: Path) -> None:
     save_picture(own_root / "ground_truth" / "cut" / "c_mask.png", blob((24 + pixels, 20)))
-    assert kinds(check(own_root)).keys() == kinds_of
+    assert kinds(check(own_root)).keys() == expected
 
 
 def test_a_published_tolerance_of_masks_is_kept_to_the_pixel(tmp_path: Path) -> None:
-    """Masks of KSDD2 differ from their images by up to 16 pixels."""
+    """Masks of KSDD2 may differ in size from their images by up to 16 pixels."""
     root = ksdd2(tmp_path)
     at, above = (root / "train" / f"1000{number}_GT.png" for number in (0, 1))
     save_picture(at, np.zeros((63 - 16, 23), np.uint8))
@@ -299,7 +299,7 @@ def test_the_nearest_of_several_near_duplicates_is_named(tmp_path: Path) -> None
     make = Maker(5)
     good = tmp_path / "nut" / "train" / "good"
     test = tmp_path / "nut" / "test" / "good"
-    for number, amplitude in enumerate((6, 2, 4)):  # the second is nearest
+    for number, amplitude in enumerate((6, 2, 4)):  # the second image is the nearest
         array = np.array(Image.open(make.picture(good / f"{number}.png")).convert("RGB"), float)
         noise = np.random.default_rng(number).uniform(-amplitude, amplitude, array.shape)
         near = np.rint(array + noise).clip(0, 255).astype(np.uint8)

@@ -46,7 +46,7 @@ class Settings:
     nested: tuple[tuple[int, int], ...] = ()
 
 
-def test_lists_of_files_become_tuples() -> None:
+def test_lists_from_yaml_become_tuples() -> None:
     options: dict[str, Any] = {"bounds": [1, 2.5], "steps": [1, 2, 3], "nested": [[1, 2], [3, 4]]}
     settings = Settings(**options)
     check_fields(settings)

@@ -1,4 +1,4 @@
-"""Classification metrics against scikit-learn, the source of the papers' tables."""
+"""Classification metrics compared with scikit-learn, which computed the papers' tables."""
 
 from __future__ import annotations
 

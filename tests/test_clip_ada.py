@@ -37,8 +37,8 @@ def tiny(clip: CLIPBackbone, **options: Any) -> CLIPADA:
 
 
 def noise(count: int, side: int = 32, seed: int = 0) -> Tensor:
-    draws = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (count, 3, side, side), generator=draws).byte()
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, side, side), generator=generator).byte()
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_the_loss_of_right_and_wrong_maps(tiny_clip: CLIPBackbone) -> None:
     mask = torch.zeros(2, 32, 32, dtype=torch.bool)
     mask[0, :16] = True
     right = torch.where(F.avg_pool2d(mask[:, None].float(), 8).flatten(1) > 0.5, 20.0, -20.0)
-    # Logits are interpolated between patches; the border of the defect lies at a patch edge.
+    # The defect ends at a patch edge. There, interpolated logits are near 0 and cost a little.
     nothing = torch.zeros_like(mask)
     assert method.segmentation_loss(torch.full((2, 16), -20.0), nothing).item() < 1e-3
     full = torch.ones_like(mask)
@@ -135,11 +135,10 @@ def test_the_loss_of_right_and_wrong_maps(tiny_clip: CLIPBackbone) -> None:
 def test_the_terms_of_the_loss(tiny_clip: CLIPBackbone) -> None:
     settings = LossSettings(focal=3, dice=2, normal_dice=1, coarse=0.25, image=0.5)
     method = tiny(tiny_clip, loss=settings)
-    draws = torch.Generator().manual_seed(0)
-    encoded = PatchLogits(
-        torch.randn(2, 16, generator=draws), [torch.randn(2, 16, generator=draws)], torch.empty(0)
-    )
-    mask = torch.rand(2, 4, 4, generator=draws) > 0.7
+    generator = torch.Generator().manual_seed(0)
+    coarse, fine = (torch.randn(2, 16, generator=generator) for _ in range(2))
+    encoded = PatchLogits(coarse, [fine], torch.empty(0))
+    mask = torch.rand(2, 4, 4, generator=generator) > 0.7
     label = torch.tensor([True, False])
 
     def by_hand(logits: Tensor) -> float:
@@ -277,7 +276,7 @@ def test_the_rate_warms_up_and_falls_to_a_hundredth(
     assert len(rates) == 40
     highest = max(rates)
     assert highest == pytest.approx(2e-3)
-    assert rates[0] == pytest.approx(2e-3)  # after the first step: the second of two warm-up steps
+    assert rates[0] == pytest.approx(2e-3)  # rate of step 2, the last of the warm-up
     assert rates[-1] == pytest.approx(2e-5, rel=0.01)
     assert rates[20] == pytest.approx(
         2e-3 * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * 19 / 38)))
@@ -324,7 +323,7 @@ def test_fit_test_and_predict(
     kept = torch.load(checkpoint, weights_only=True)
     assert not any(key.startswith("backbone.") for key in kept["state_dict"])
     sizes = [p.numel() for p in kept["state_dict"].values()]
-    assert sum(sizes) < 10_000  # the tiny CLIP has 400,000
+    assert sum(sizes) < 10_000  # the tiny CLIP alone has 400,000
     with (run / "logs" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     logged = {name for row in rows for name, value in row.items() if value}
@@ -376,7 +375,7 @@ def test_a_checkpoint_gives_the_same_maps_on_another_copy(
         ({"save_on_train_epoch_end": True}, "epoch=0-*.ckpt"),
         ({"every_n_train_steps": 1}, "epoch=1-step=4.ckpt"),
     ],
-    ids=["between epochs", "within an epoch"],
+    ids=["between epochs", "in the middle of an epoch"],
 )
 def test_a_resumed_fit_equals_an_uninterrupted_one(
     learnable: Path,
@@ -433,7 +432,7 @@ def test_two_processes_learn_together(
     assert done.returncode == 0, done.stderr[-2000:]
     comparison = json.loads((tmp_path / "c").read_text())
     assert comparison["equal"]
-    first, second = comparison["rows"]  # two epochs, no sample in both processes
+    first, second = comparison["rows"]  # samples of two epochs, by process
     half = len(first) // 2
     for epoch in (slice(None, half), slice(half, None)):
         assert not set(first[epoch]) & set(second[epoch])
@@ -448,12 +447,12 @@ def test_two_processes_learn_together(
 
 
 def test_diagnostics_of_the_maps(tiny_clip: CLIPBackbone) -> None:
-    """Partly covered patches are weighted by their coverage, and are not off the defect."""
+    """Partly covered patches count as on the defect, weighted by coverage, and not as off it."""
     method = tiny(tiny_clip)
-    draws = torch.Generator().manual_seed(0)
-    coarse, fine = (torch.randn(2, 16, generator=draws) for _ in range(2))
-    features = unit(torch.randn(2, 16, 12, generator=draws))
-    direction = 3 * torch.randn(12, generator=draws)
+    generator = torch.Generator().manual_seed(0)
+    coarse, fine = (torch.randn(2, 16, generator=generator) for _ in range(2))
+    features = unit(torch.randn(2, 16, 12, generator=generator))
+    direction = 3 * torch.randn(12, generator=generator)
     mask = torch.zeros(2, 32, 32, dtype=torch.bool)
     mask[0, 8:20, 8:16] = True  # a patch of 8 x 8 pixels, and half of the one below
     values = method.diagnostics(PatchLogits(coarse, [fine], features), mask, direction)
@@ -469,7 +468,7 @@ def test_diagnostics_of_the_maps(tiny_clip: CLIPBackbone) -> None:
     assert values["train/prompt_cosine_on"] == pytest.approx(cosine, abs=1e-5)
     drift = 1 - now @ method.start.numpy()
     assert values["train/prompt_drift"] == pytest.approx(drift, abs=1e-5)
-    # Without a defect all patches are off it.
+    # In images without a defect, all patches count as off the defect.
     none = method.diagnostics(
         PatchLogits(coarse, [fine], features), torch.zeros_like(mask), direction
     )

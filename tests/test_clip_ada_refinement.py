@@ -60,7 +60,7 @@ def test_a_bias_moves_attention_to_its_keys(tiny_clip: CLIPBackbone, images: Ten
     bias[:, 5] = 0  # all attention goes to token 5
     changed = tokens.clone()
     changed[:, 7] += 1
-    plain, shifted = (biased_block(block, some, bias) for some in (tokens, changed))
+    plain, shifted = (biased_block(block, inputs, bias) for inputs in (tokens, changed))
     assert_close(plain[:, 6], shifted[:, 6], atol=1e-6, rtol=0)
     assert not torch.allclose(plain[:, 7], shifted[:, 7], atol=1e-3)
 
@@ -129,7 +129,7 @@ def test_the_guide_map_gets_gradients_only_without_detach(
     assert all(parameter.grad is None for parameter in tiny_clip.parameters())
 
 
-def test_the_copy_is_not_the_frozen_block(tiny_clip: CLIPBackbone) -> None:
+def test_the_trained_block_is_a_copy_of_the_frozen_one(tiny_clip: CLIPBackbone) -> None:
     refinement = RegionRefinement(tiny_clip, 2, RefinementSettings(), pre_norm=True)
     copied, frozen = refinement.blocks[0], tiny_clip.visual.transformer.resblocks[2]
     assert_close(copied.state_dict(), frozen.state_dict(), atol=0, rtol=0)

@@ -1,4 +1,4 @@
-"""CLIP-ADA initialised with CLIP's own projection, and with the class token in the score."""
+"""Options of CLIP-ADA: heads initialised from CLIP, and the class token in the image score."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_projections_start_from_clips_own(tiny_clip: CLIPBackbone, images: Tenso
     tokens = encode_layers(tiny_clip, images, [last - 1, last])
     for head, layer in zip(method.heads, tokens, strict=True):
         assert_close(head(layer[:, 1:]), unit(tiny_clip.project(layer[:, 1:])), atol=1e-5, rtol=0)
-    # With a flat map the refinement pass is CLIP's own last layer.
+    # With a constant guide map, the refinement pass equals CLIP's last layer.
     assert method.refinement is not None
     flat = torch.full((*tokens[0].shape[:1], tokens[0].shape[1] - 1), 0.5)
     refined = method.refinement(tiny_clip, tokens[0], flat)

@@ -50,7 +50,7 @@ def test_channels_and_strides() -> None:
     assert shapes == {"layer1": (2, 64, 56, 56), "layer3": (2, 256, 14, 14), "pooled": (2, 512)}
 
 
-def test_it_is_frozen_and_normalises_inside(state_file: Path) -> None:
+def test_the_backbone_is_frozen_and_normalises_images(state_file: Path) -> None:
     backbone = CNNBackbone(weights=str(state_file), layers=["layer1"])
     backbone.train()
     assert not any(module.training for module in backbone.modules())
@@ -63,7 +63,7 @@ def test_it_is_frozen_and_normalises_inside(state_file: Path) -> None:
     assert_close(plain(images), backbone(images / 255))
 
 
-def test_pooled_are_what_the_classifier_reads(state_file: Path) -> None:
+def test_pooled_features_are_the_input_of_the_classifier(state_file: Path) -> None:
     model = resnet18(weights=None)
     model.load_state_dict(torch.load(state_file, weights_only=True))
     images = torch.randn(2, 3, 96, 64)
@@ -73,7 +73,7 @@ def test_pooled_are_what_the_classifier_reads(state_file: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["safetensors", "state_dict", "prefixed", "no head"])
-def test_forms_of_files(state_file: Path, tmp_path: Path, form: str) -> None:
+def test_formats_of_weight_files(state_file: Path, tmp_path: Path, form: str) -> None:
     state = torch.load(state_file, weights_only=True)
     file = tmp_path / "weights.pth"
     if form == "safetensors":
@@ -104,9 +104,9 @@ def test_the_identity_follows_the_weights_that_are_used(state_file: Path, tmp_pa
 
 def test_random_weights_follow_the_seed_alone() -> None:
     backbones = []
-    for seed, draws in ((0, 0), (0, 3), (1, 0)):
+    for seed, numbers_used in ((0, 0), (0, 3), (1, 0)):
         torch.manual_seed(seed)
-        torch.rand(draws)
+        torch.rand(numbers_used)
         backbones.append(CNNBackbone(weights="random", layers=["layer1"]))
     assert backbones[0].identity == backbones[1].identity != backbones[2].identity
     assert backbones[0].weights["random"]

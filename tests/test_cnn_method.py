@@ -22,7 +22,7 @@ LAYERS = ["layer1", "layer3"]
 
 
 class Mean(FittedMethod):
-    """Compare mean brightness with that of the training images."""
+    """Method that scores mean brightness relative to that of the training images."""
 
     fitted_buffers: ClassVar[tuple[str, ...]] = ("levels", "count")
     levels: Tensor
@@ -40,7 +40,7 @@ class Mean(FittedMethod):
 
 
 class Offset(TrainedMethod):
-    """Learn a single offset."""
+    """Method that scores mean brightness plus one trained offset."""
 
     def __init__(self, backbone: CNNBackbone, select: Any = "last") -> None:
         super().__init__(backbone, LAYERS, 32, select, EvaluatorSettings())
@@ -151,7 +151,7 @@ def test_unsupported_fits_are_refused(
 
 
 def validated(method: Offset, merits: list[float | None]) -> None:
-    """Finish validation epochs with the given merits; the offset is the index of the epoch."""
+    """End one validation epoch per merit, with the index of the epoch as the offset."""
     for epoch, merit in enumerate(merits):
         with torch.no_grad():
             method.offset.fill_(epoch)
@@ -176,7 +176,8 @@ def test_best_test_restores_the_best_epoch(
 ) -> None:
     method = Offset(cnn, "best_test")
     validated(method, merits)
-    assert method.protocol() == {"select": "last", "selected_epoch": None}  # right after a fit
+    # The best epoch is restored only from a checkpoint.
+    assert method.protocol() == {"select": "last", "selected_epoch": None}
     checkpoint: dict[str, Any] = {"state_dict": method.state_dict()}
     method.on_save_checkpoint(checkpoint)
     tested = Offset(cnn, "best_test")
@@ -211,7 +212,7 @@ def test_without_a_choice_no_state_is_kept(cnn: CNNBackbone) -> None:
     assert checkpoint["best"] is None
 
 
-def test_nothing_is_scored_before_a_training(cnn: CNNBackbone) -> None:
+def test_nothing_is_scored_before_training(cnn: CNNBackbone) -> None:
     method = Offset(cnn)
     images = torch.zeros(1, 3, 32, 32)
     with pytest.raises(ValueError, match="Offset must be fitted first, or loaded"):

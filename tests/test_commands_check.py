@@ -1,4 +1,4 @@
-"""``anomaly_clip check``: its output, options and mistakes."""
+"""``anomaly_clip check``: output, options and error messages."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_the_command_reads_every_layout(
     tmp_path: Path, name: str, make: Callable[[Path], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = make(tmp_path / "data")
-    # All of them lack most of the published images.
+    # Each of these tiny data sets lacks most of the published images.
     assert main(["check", "--data", name, "--data.root", str(root), "--workers", "2"]) == 1
     out = capsys.readouterr().out
     assert f"source: {DATASETS[name].url}" in out

@@ -36,16 +36,16 @@ def test_every_prompt_has_a_row(tiny_clip: CLIPBackbone) -> None:
 def test_an_effect_is_the_difference_without_the_prompt(tiny_clip: CLIPBackbone) -> None:
     pixels = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
     rows, _ = prompt_effects(tiny(tiny_clip), "nut", pixels)
-    # Without the prompt: the abnormal class keeps "bad" in only one of its two templates.
+    # Without the prompt "the bad nut.", the abnormal class has "bad" in one template only.
     kept = PromptEnsemble(FEW.states_normal, ["bad {}"], ["a {}."])
     sdp, without = tiny(tiny_clip), tiny(tiny_clip, kept)
     both = PromptEnsemble(FEW.states_normal, ["bad {}"], ["a {}.", "the {}."])
     rows, _ = prompt_effects(tiny(tiny_clip, both), "nut", pixels)
-    whole, less = tiny(tiny_clip, both).text("nut"), sdp.text("nut").clone()
-    less[:, 1] = without.text("nut")[:, 1]
-    less[:, 0] = whole[:, 0]
+    whole, reduced = tiny(tiny_clip, both).text("nut"), sdp.text("nut").clone()
+    reduced[:, 1] = without.text("nut")[:, 1]
+    reduced[:, 0] = whole[:, 0]
     with_prompt, without_prompt = (
-        sdp.score_with_text(pixels, text[None]) for text in (whole, less)
+        sdp.score_with_text(pixels, text[None]) for text in (whole, reduced)
     )
     row = next(row for row in rows if row.sentence == "the bad nut.")
     assert row.text_effect == pytest.approx(

@@ -1,4 +1,4 @@
-"""``anomaly_clip report``: commands of missing runs, pages, and user errors."""
+"""``anomaly_clip report``: commands for missing runs, pages, and error messages."""
 
 from __future__ import annotations
 

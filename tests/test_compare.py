@@ -52,7 +52,7 @@ def words(root: Path, weights: Path, folder: Path) -> list[str]:
 
 
 class Compared(NamedTuple):
-    """Finished comparison on both categories."""
+    """A finished comparison of two weights on two categories."""
 
     root: Path
     weights: Path
@@ -107,7 +107,7 @@ def test_one_table_with_differences(compared: Compared, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_features_of_both_are_drawn(
+def test_the_features_of_both_backbones_are_drawn(
     root: Path,
     weights: Path,
     tmp_path: Path,
@@ -136,7 +136,7 @@ def test_the_features_of_both_are_drawn(
     for label in ("random", "other"):
         states = [row["state"] for row in rows if row["backbone"] == label]
         assert states == ["normal" if name == "good" else "defective" for name in labels]
-    # The same values computed directly from the layer of the network.
+    # The silhouette is that of the layer's features, computed directly.
     network = CNNBackbone("resnet18", str(weights), ["layer3"])
     paths = sorted((root / "bottle" / "test").glob("*/*"))
     data = MVTecAD(str(root), categories=["bottle"], image_size=32)
@@ -224,7 +224,7 @@ def test_a_mistake_leaves_no_folder(
     assert not list(tmp_path.glob("runs/*/*"))
 
 
-def test_a_mean_leaves_out_what_is_undefined() -> None:
+def test_a_mean_leaves_out_undefined_metrics() -> None:
     values: dict[str, list[Any]] = {"pixel_ap": [0.2, None, 0.7], "pixel_pro": [None] * 3}
     runs: dict[str, Any] = {
         label: {

@@ -60,7 +60,7 @@ def test_sdp_runs_on_the_medical_sets(tmp_path: Path, name: str, tiny_model: lis
     assert metrics["run"]["protocol"]["data"] == section["class_path"]  # type: ignore[index]
 
 
-def few_words() -> list[str]:
+def one_template() -> list[str]:
     return ["--model.prompts.templates", '["a {}."]', "--trainer.accelerator", "cpu"]
 
 
@@ -70,7 +70,7 @@ def test_every_pairing_of_sdp_plus_fits_and_tests(
 ) -> None:
     makers = {**MAKERS, "mvtec": lambda root: mvtec_root}
     _, _, auxiliary, _, *tested = file.stem.split("_")
-    words = ["--config", str(file), *tiny_model, *few_words(), "--model.rvs.method", "mean"]
+    words = ["--config", str(file), *tiny_model, *one_template(), "--model.rvs.method", "mean"]
     words += ["--data.root", str(makers["_".join(tested)](tmp_path / "data"))]
     words += ["--data.auxiliary.root", str(makers[auxiliary](tmp_path / "auxiliary"))]
     words += ["--data.num_workers", "0", "--output.root", str(tmp_path / "runs")]
@@ -92,7 +92,7 @@ def test_winclip_runs(tmp_path: Path, mvtec_root: Path, tiny_clip_config: str, n
     words += ["--model.backbone.name", tiny_clip_config, "--model.backbone.pretrained", "random"]
     if "shot" in name:
         words += ["--data.shots", "2"]  # the tiny set has few normal images
-    run(tmp_path, [*words, *few_words()])
+    run(tmp_path, [*words, *one_template()])
     references = list((tmp_path / "runs").glob("*/1/references.json"))
     assert len(references) == ("shot" in name)
 

@@ -23,7 +23,7 @@ def test_classes_as_a_table_and_an_image(tmp_path: Path) -> None:
     assert lines == ["true,good,Center", "good,3,0", "Center,1,1"]
     with Image.open(file) as opened:
         sheet = np.asarray(opened.convert("RGB"))
-    # The colour of a cell is its fraction of the row: one cell has all counts, two have half.
+    # A cell's colour shows its fraction of the counts in its row: 1 in one cell, 1/2 in two.
     pixels = Counter(map(tuple, sheet.reshape(-1, 3).tolist()))
     half = tuple(round((255 + dark) / 2) for dark in DARKEST)
     for colour, cells in ((DARKEST, 1), (half, 2)):

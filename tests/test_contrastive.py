@@ -86,7 +86,7 @@ def test_windows_contain_part_of_the_defect_and_strengthen_it(tiny: Path) -> Non
 def test_patch_targets(tiny: Path) -> None:
     masks = torch.zeros(1, 48, 48, dtype=torch.bool)
     masks[0, 0:8, 8:16] = True  # all of patch 1
-    masks[0, 8, 0:2] = True  # 2 of 64 pixels of patch 6: too few
+    masks[0, 8, 0:2] = True  # 2 of 64 pixels of patch 6: ignored
     targets = module(tiny).patch_targets(masks)
     assert targets.shape == (2, 36)
     assert not targets[0].any()
@@ -109,7 +109,7 @@ def test_gradients_reach_all_trained_parameters(tiny: Path, done: float) -> None
     assert not learner.backbone.model.logit_scale.requires_grad
 
 
-def test_the_fused_map_is_sdps(tiny: Path) -> None:
+def test_the_fused_map_equals_that_of_sdp(tiny: Path) -> None:
     learner = module(tiny)
     batch = scenes()
     rng = np.random.default_rng(5)
@@ -128,7 +128,8 @@ def test_the_fused_map_is_sdps(tiny: Path) -> None:
         sdp = SDP(learner.backbone)
         stages, classes = sdp.encode(batch["synthetic"])
         length = (text[:, 1] - text[:, 0]).norm()
-        # SDP weights the text by the cosines of the class token; a longer text changes the weights.
+        # Contrastive scales the texts so that their difference has unit length. This changes the
+        # weights that SDP derives from the class token, so the same scale is used here.
         targets = sdp.similarity([s.projected for s in stages], (text / length).expand(3, -1, -1))
         state = 100 * F.normalize(classes, dim=-1) @ (text[:, 1] - text[:, 0])
     torch.testing.assert_close(seen.fused[1::2], targets[:, 1:], atol=1e-4, rtol=1e-4)
@@ -136,7 +137,7 @@ def test_the_fused_map_is_sdps(tiny: Path) -> None:
 
 
 def test_every_word_except_random_nouns_is_trained(tiny: Path) -> None:
-    """Words of states, templates and categories; no caption names a held-out defect."""
+    """Covers words of states, templates and categories; captions name no held-out defect."""
     method = Contrastive({"name": str(tiny), "pretrained": "random"})  # type: ignore[arg-type]
     embedding = method.backbone.model.token_embedding
     assert isinstance(embedding, PartEmbedding)
@@ -184,12 +185,12 @@ def run_command_line(tiny: Path, root: Path, *more: str) -> list[str]:
 def test_fit_exports_weights_and_resumes_where_it_stopped(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An uninterrupted fit and one resumed after an epoch end with the same weights."""
+    """A fit resumed after its first epoch has the same final weights as an uninterrupted fit."""
     root = tmp_path / "runs"
     assert main(run_command_line(tiny, root, "--trainer.max_epochs", "2")) == 0
     whole = root / "tiny" / "1"
     assert f"weights: {whole / 'clip.safetensors'}" in " ".join(capsys.readouterr().err.split())
-    # The schedule depends on the total length, so the first part is stopped, not shortened.
+    # The schedule depends on trainer.max_epochs, so that stays 2 and a callback stops the fit.
     first = ["--trainer.max_epochs", "2", "--trainer.callbacks+", "toy.StopAfterOneEpoch"]
     assert main(run_command_line(tiny, root, *first)) == 0
     checkpoint = next((root / "tiny" / "2" / "checkpoints").glob("*.ckpt"))
@@ -240,7 +241,7 @@ def test_two_processes_share_the_scenes(tiny: Path, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "tiny").iterdir()] == ["1"]
     run = tmp_path / "tiny" / "1"
     [checkpoint] = (run / "checkpoints").glob("*.ckpt")
-    # Six scenes, two processes with two scenes per step.
+    # Six scenes are one full step: each of the two processes uses two scenes per step.
     assert torch.load(checkpoint, weights_only=True)["global_step"] == 1
     weights = load_file(run / "clip.safetensors")
     assert all(value.isfinite().all() for value in weights.values())

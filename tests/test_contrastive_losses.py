@@ -13,7 +13,7 @@ from anomaly_clip.methods.contrastive_losses import (
 )
 
 
-def test_with_one_match_each_the_loss_is_clips() -> None:
+def test_with_one_match_per_row_the_loss_equals_clips() -> None:
     logits = torch.randn(5, 5, generator=torch.Generator().manual_seed(0))
     targets = torch.arange(5)
     clip = (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
@@ -31,7 +31,7 @@ def test_hardly_covered_patches_are_ignored() -> None:
     logits = torch.tensor([[0.0, 9.0, 0.0]])
     targets = torch.tensor([[0.0, -1.0, 1.0]])
     assert patch_loss(logits, targets).item() == pytest.approx(np.log(2))
-    # A patch on a defect weighs four times as much.
+    # A defective patch has four times the weight of a normal one.
     sure = patch_loss(torch.tensor([[-50.0, 0.0, 0.0]]), targets)
     assert sure.item() == pytest.approx(0.8 * np.log(2))
 
@@ -62,7 +62,7 @@ def test_the_squared_effect_size_does_not_depend_on_the_scale() -> None:
 def test_the_effect_size_uses_the_variance_within_an_image() -> None:
     rng = np.random.default_rng(0)
     normal, defective = rng.normal(0, 2, (5, 3)), rng.normal(1, 2, (5, 3))
-    spread = rng.normal(0, 1, (5, 16, 3)) + rng.normal(0, 9, (5, 1, 3))  # images differ, too
+    spread = rng.normal(0, 1, (5, 16, 3)) + rng.normal(0, 9, (5, 1, 3))  # images also differ
     inside = np.concatenate([values - values.mean(axis=0) for values in spread])
     difference = defective.mean(axis=0) - normal.mean(axis=0)
     by_hand = np.mean(difference**2 / inside.var(axis=0, ddof=1))

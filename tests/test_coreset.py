@@ -29,7 +29,7 @@ def plain_k_centre(points: np.ndarray, count: int, start: int) -> list[int]:
 
 
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
-def test_k_centre_is_the_plain_algorithm(offset: float) -> None:
+def test_k_centre_matches_the_plain_algorithm(offset: float) -> None:
     rng = np.random.default_rng(0)
     points = rng.normal(offset, 1, (300, 7)).astype(np.float32)
     chosen = k_centre_greedy(torch.from_numpy(points), 40, 5)

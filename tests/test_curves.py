@@ -39,7 +39,7 @@ def test_thinning_keeps_the_areas() -> None:
 
 
 def test_a_case_by_hand() -> None:
-    # From the highest score down: anomalous, normal, then one of each tied.
+    # From the highest score down: an anomalous pixel, a normal one, then a tie of one of each.
     curves = pixel_curves(
         np.array([1, 0, 1]), np.array([0, 1, 1]), np.array([0.5, 0.0, 0.5]), fpr_limit=0.75
     )
@@ -81,8 +81,8 @@ def test_the_evaluator_keeps_the_curves_of_its_metrics(exact: bool) -> None:
     assert auc(*overlap) / 0.3 == pytest.approx(pro(maps, masks), abs=3e-3)
 
 
-def test_precision_begins_with_that_of_the_first_found() -> None:
-    """scikit-learn starts at precision 1; its next point is the first true positive."""
+def test_precision_begins_at_the_first_true_positive() -> None:
+    """scikit-learn's curve starts at precision 1, ours at that of the first true positive."""
     scores = np.array([9, 7, 7, 7, 5, 3], np.float32)
     anomalous = np.array([0, 1, 0, 0, 1, 0], bool)
     curve = image_curves(scores, anomalous)["image_pr"]

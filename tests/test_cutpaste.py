@@ -37,7 +37,7 @@ def test_jitter_keeps_within_its_bounds() -> None:
 
 
 def test_a_patch_is_not_pasted_onto_itself() -> None:
-    """All pixels differ, so the pixels of a patch show where it comes from."""
+    """All pixels of the image differ, so the content of a patch shows its origin."""
     rows, columns = np.indices((64, 64), dtype=np.uint8)
     image = np.dstack([rows, columns, np.full_like(rows, 200)])
     for seed in range(100):

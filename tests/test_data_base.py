@@ -27,7 +27,7 @@ class Plain(BaseDataModule):
 
 
 class InMemory(Plain):
-    """Generated images, which depend on the first letter of a sample's name."""
+    """A data set of generated images that depend on the first letter of the sample's name."""
 
     @property
     def on_disk(self) -> bool:
@@ -82,5 +82,6 @@ def test_duplicates_are_found_by_content(tmp_path: Path, on_disk: bool) -> None:
             (tmp_path / name).write_text(name[0])
     first, second = ([Sample(tmp_path / name, "a", False) for name in part] for part in names)
     pairs = (Plain() if on_disk else InMemory()).duplicates(first, second)
-    expected = [("y1", "y2"), ("x1", "x3"), ("y1", "y3")]  # the first of equal images
+    # A pair names the first of several equal images.
+    expected = [("y1", "y2"), ("x1", "x3"), ("y1", "y3")]
     assert pairs == [DuplicatePair(tmp_path / a, tmp_path / b) for a, b in expected]

@@ -1,4 +1,4 @@
-"""Tests of synthetic defects: a copy of a part changes, the scene itself does not."""
+"""Tests of synthetic defects: they change a copy of a patch and leave the scene as it is."""
 
 from __future__ import annotations
 
@@ -47,6 +47,6 @@ def test_a_patch_has_even_bounds_inside_the_image() -> None:
     assert (patch.columns.start, patch.rows.stop) == (0, 128)
     for cut in (patch.rows, patch.columns):
         assert cut.start % 2 == cut.stop % 2 == 0
-    # Coordinates are image widths from the place of the defect.
+    # Coordinates are relative to the defect's place, in image widths.
     assert patch.x[0, 0] == pytest.approx(0.5 / 128 - 0.1)
     assert patch.y[-1, 0] == pytest.approx(1 - 0.5 / 128 - 0.9)

@@ -1,4 +1,4 @@
-"""Tests of the small CLIP that comes with the project: its training record and its detection."""
+"""Tests of the small CLIP that comes with the project: training record and results."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_it_detects_defects_of_held_out_categories(sdp: SDP, small_set: list[Bat
 
 @pytest.mark.slow
 def test_detection_depends_on_the_prompts(sdp: SDP, small_set: list[Batch]) -> None:
-    """Swapped prompts invert the scores, and prompts with the same meaning barely detect."""
+    """Swapped prompts invert the scores, and two sets of normal prompts barely detect defects."""
     with torch.no_grad():
         classes = torch.cat([sdp.encode(batch["image"])[1] for batch in small_set])
     labels = torch.cat([batch["label"] for batch in small_set])
@@ -169,24 +169,24 @@ def test_detection_depends_on_the_prompts(sdp: SDP, small_set: list[Batch]) -> N
     swapped = area({name: text.flip(-1) for name, text in real.items()})
     assert swapped == pytest.approx(1 - detection)
     rng = torch.Generator().manual_seed(0)
-    rows = {
+    normal_prompts = {
         name: embed_prompts(sdp.backbone, PromptEnsemble().for_category(name)[0])
         for name in SMALL_SET
     }
-    apart = []
+    deviations = []
     for _ in range(10):
         halves = {}
-        for name, embeddings in rows.items():
+        for name, embeddings in normal_prompts.items():
             parts = torch.randperm(len(embeddings), generator=rng).chunk(2)
             columns = [
                 representative_vector(embeddings[part], RVSSettings("mean")) for part in parts
             ]
             halves[name] = torch.stack(columns, dim=1)
-        apart.append(abs(area(halves) - 0.5))
-    assert sum(apart) / len(apart) < 0.5 * (detection - 0.5)
+        deviations.append(abs(area(halves) - 0.5))
+    assert sum(deviations) / len(deviations) < 0.5 * (detection - 0.5)
 
 
-def test_the_factor_of_100_keeps_scores_distinct(sdp: SDP, small_set: list[Batch]) -> None:
+def test_the_logit_scale_of_100_keeps_scores_distinct(sdp: SDP, small_set: list[Batch]) -> None:
     batch = small_set[0]
     score = sdp.score(batch["image"], batch["category"])["image_score"]
     assert ((score > 0.01) & (score < 0.99)).float().mean() > 0.5

@@ -16,7 +16,7 @@ from anomaly_clip.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-LONGEST_README = 1400  # words: it is an entrance, and the rest lies in docs/
+LONGEST_README = 1400  # words; longer explanations belong in docs/
 
 
 def text_of(page: Path) -> str:
@@ -66,7 +66,7 @@ def test_the_readme_is_short() -> None:
 
 
 def commands() -> list[str]:
-    """Return the distinct command lines of all pages, without those of methods defined in them."""
+    """Return the distinct commands of all pages, except those that need code from the page."""
     lines: dict[str, None] = {}
     for page in PAGES:
         text = text_of(page)
@@ -88,7 +88,7 @@ def test_every_command_parses(
 ) -> None:
     monkeypatch.chdir(ROOT)
     arguments = shlex.split(line, comments=True)[1:]
-    if earlier := {"--ckpt_path", "--resume"}.intersection(arguments):  # of a reader's own run
+    if earlier := {"--ckpt_path", "--resume"}.intersection(arguments):  # names a run of the reader
         path = arguments[arguments.index(earlier.pop()) + 1]
         assert main(arguments) == 2
         assert path in capsys.readouterr().err
@@ -114,7 +114,7 @@ def test_the_python_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> No
 
 @pytest.fixture
 def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a folder with the files of CONTRIBUTING.md, importable and the working directory."""
+    """Write CONTRIBUTING.md's files to a folder; make it importable and the working directory."""
     for code in [*blocks("CONTRIBUTING.md", "python"), *blocks("CONTRIBUTING.md", "yaml")]:
         name = code.partition("\n")[0].removeprefix("# ")
         (tmp_path / name).write_text(code, encoding="utf-8")

@@ -42,6 +42,6 @@ def test_a_caption_stands_above_the_image(min_width: int) -> None:
         assert not red[:18].any()
 
 
-def test_a_font_is_made_once() -> None:
+def test_a_font_is_loaded_once() -> None:
     assert font(12) is font(12)
     assert font(12).getlength("wide") < font(24).getlength("wide")

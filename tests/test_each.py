@@ -77,7 +77,7 @@ def test_a_category_that_fails_does_not_stop_the_others(
     assert list(merged["categories"]) == ["metal_nut"]
     assert "100.png" in merged["run"]["failed"]["bottle"]
     assert not merged["run"]["protocol"]["complete"]
-    # Repaired and resumed: only the failed category runs.
+    # After the repair, --resume runs only the failed category.
     broken.write_bytes(intact)
     before = (run / "metal_nut" / "metrics.json").stat().st_mtime_ns
     assert main(["each", "--resume", str(run)]) == 0
@@ -115,7 +115,7 @@ def test_an_interrupted_run_resumes_where_it_stopped(
 
 
 @pytest.mark.slow
-def test_several_processes_run_apart(
+def test_distributed_experiments_run_in_processes_of_their_own(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.categories", "[bottle]"]
@@ -129,7 +129,7 @@ def test_several_processes_run_apart(
 def test_messages_of_several_processes_are_printed_once(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Both processes end with the same error line; a fake Python prints what they would print."""
+    """A fake Python executable prints the output of two processes with the same error."""
     stand_in = tmp_path / "python"
     lines = ["fit PaDiM | so and so", "", *2 * ["anomaly_clip: there are 3 images, not 9"]]
     text = "".join(f"{line}\\n" for line in lines)
@@ -223,9 +223,7 @@ def test_a_launcher_is_refused(
     assert not list(tmp_path.glob("padim"))
 
 
-def test_the_checkpoint_of_an_interrupted_fit_is_not_taken_for_a_model(
-    root: Path, tmp_path: Path
-) -> None:
+def test_the_checkpoint_of_an_interrupted_fit_is_replaced(root: Path, tmp_path: Path) -> None:
     line = words(root, tmp_path, "--data.categories", "[bottle]")
     assert main(line) == 0
     run = tmp_path / "padim" / "1"

@@ -19,14 +19,14 @@ def noise_image(
 
 
 def test_cells_of_one_group() -> None:
-    """TAB's setting: a 14 x 14 grid of 16-pixel cells, up to 4 of them black."""
+    """TAB's setting: a 14 x 14 grid of 16-pixel cells, of which 3 or 4 are black."""
     white = np.full((224, 224, 3), 255, np.uint8)
     make = preset("erasing", "tab_mask")
     for seed in range(5):
         result = make(white, np.random.default_rng(seed))
         cells = result.mask.reshape(14, 16, 14, 16).mean(axis=(1, 3))
         assert set(np.unique(cells)) <= {0.0, 1.0}
-        assert 3 <= cells.sum() <= 4  # the padded list may hold a cell twice
+        assert 3 <= cells.sum() <= 4  # a group may contain a cell twice
         assert (result.image[result.mask] == 0).all()
 
 
@@ -82,7 +82,7 @@ def test_centres_lie_on_the_foreground() -> None:
         columns = np.flatnonzero(
             make(GREY, np.random.default_rng(seed), None, foreground).mask.any(0)
         )
-        if len(columns):  # empty if no try was on the foreground
+        if len(columns):  # empty if no attempt had its centre on the foreground
             assert columns[0] + (np.ptp(columns) + 1) // 2 < 40
 
 

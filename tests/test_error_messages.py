@@ -9,7 +9,7 @@ from error_messages import messages
 SHARE = 0.95
 
 
-def test_literal_messages_are_told_from_those_with_a_value(tmp_path: Path) -> None:
+def test_literal_messages_are_distinguished_from_those_with_a_value(tmp_path: Path) -> None:
     (tmp_path / "module.py").write_text(
         'def f(x):\n    raise ValueError("no value")\n'
         'def g(x):\n    raise ValueError(f"got {x}: " "lower it")\n'

@@ -63,7 +63,7 @@ def test_between_with_open_and_closed_ends(
             check_between("x", value, 0, 1, open_low=open_low, open_high=open_high)
 
 
-def test_choice_names_what_there_is() -> None:
+def test_choice_lists_the_alternatives() -> None:
     check_choice("model.dense", "vv", ("block", "vv"))
     with pytest.raises(ValueError, match=r"^model\.dense must be one of block, vv, got vvv$"):
         check_choice("model.dense", "vvv", ("block", "vv"))
@@ -107,7 +107,7 @@ def test_mistakes_of_a_user_become_one_line(error: Exception) -> None:
         fail()
 
 
-def test_our_own_bugs_stay_what_they_are() -> None:
+def test_bugs_do_not_become_user_errors() -> None:
     def fail() -> None:
         with user_errors():
             raise KeyError("a bug")
@@ -116,7 +116,7 @@ def test_our_own_bugs_stay_what_they_are() -> None:
         fail()
 
 
-def test_the_options_are_read_only_for_a_suggestion() -> None:
+def test_options_are_only_listed_if_a_suggestion_is_needed() -> None:
     def options() -> list[str]:
         calls.append(1)
         return ["--count"]
@@ -146,7 +146,7 @@ def test_the_error_that_this_package_raised_is_explained() -> None:
     assert explain(caught.value) == "--rule must be one of square, short, got triangle"
 
 
-def test_of_a_process_that_loads_data_the_last_line_counts() -> None:
+def test_an_error_in_a_data_loader_worker_is_explained_by_its_last_line() -> None:
     text = (
         "Caught ValueError in worker.\nOriginal Traceback:\n  File x\nValueError: no image: a.png"
     )

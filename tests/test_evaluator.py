@@ -160,7 +160,7 @@ def test_settings_reach_pro() -> None:
 def test_an_image_seen_by_two_processes_is_refused() -> None:
     scores, batch = make_case()
     evaluator = evaluate(scores, batch)
-    evaluator.pixel_index.append(torch.tensor([3]))  # as another process would
+    evaluator.pixel_index.append(torch.tensor([3]))  # as if another process had seen it
     with pytest.raises(ValueError, match="image 3 was scored by two processes"):
         evaluator.compute()
 
@@ -170,7 +170,7 @@ def test_no_maps_are_kept() -> None:
     kept = [value for value in vars(evaluator.pixels).values() if isinstance(value, list) and value]
     assert kept == []
     states = [getattr(evaluator, name) for name in evaluator._defaults]
-    assert sum(t.numel() for state in states for t in state) == 60 * 7  # numbers per image
+    assert sum(t.numel() for state in states for t in state) == 60 * 7  # 7 numbers per image
 
 
 @pytest.mark.parametrize("exact", [True, False])

@@ -1,4 +1,4 @@
-"""The experiment verbs, run in the test process like a user would run them."""
+"""The experiment verbs, called in the test process with a user's arguments."""
 
 from __future__ import annotations
 
@@ -103,9 +103,9 @@ def test_two_processes_give_the_same_metrics_and_images(
     assert done.returncode == 0, done.stderr[-2000:]
     assert not (tmp_path / "runs" / "two" / "2").exists()  # the processes share one folder
     single, double = tmp_path / "runs" / "sdp" / "1", tmp_path / "runs" / "two" / "1"
-    ours, theirs = (json.loads((run / "metrics.json").read_text()) for run in (single, double))
-    for category, metrics in ours["categories"].items():
-        assert theirs["categories"][category] == pytest.approx(metrics, abs=1e-9), category
+    alone, shared = (json.loads((run / "metrics.json").read_text()) for run in (single, double))
+    for category, metrics in alone["categories"].items():
+        assert shared["categories"][category] == pytest.approx(metrics, abs=1e-9), category
     assert len(read_csv(double / "scores.csv")) == 8
     images = [{p.relative_to(run) for p in run.rglob("*.png")} for run in (single, double)]
     assert images[0] == images[1]
@@ -251,7 +251,7 @@ def test_a_mistake_in_a_configuration_is_one_line(
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_image_that_breaks_in_the_middle_is_named(
+def test_a_truncated_image_is_named(
     command: Command,
     mvtec_root: Path,
     tmp_path: Path,
@@ -316,7 +316,7 @@ def test_a_checkpoint_of_other_weights_or_options_names_both(
     path = f"--ckpt_path={checkpoint}"
     assert main(toy("test", path, "--model.lr=0.25")) == 2
     assert "model.lr is 0.25, but" in capsys.readouterr().err
-    assert main(toy("test", path, "--seed_everything=1")) == 2  # other random weights
+    assert main(toy("test", path, "--seed_everything=1")) == 2  # the random weights differ
     assert "the checkpoint was trained with" in capsys.readouterr().err
     assert main(["test", "--config", str(CONFIGS / "sdp.yaml"), path]) == 2
     assert "is a checkpoint of toy.Toy, but the model is" in capsys.readouterr().err
@@ -425,7 +425,7 @@ def test_an_interrupted_run_ends_with_130_and_leaves_nothing(
             ["fit", "-c", "x.yaml", "--config", "y.yaml", "--a"],
         ),
         (["fit", "--a", "--config"], ["fit", "--a", "--config"]),  # the parser reports it
-        (["fit", "--ckpt_path", "none"], ["fit", "--ckpt_path", "none"]),  # resumes a fit
+        (["fit", "--ckpt_path", "none"], ["fit", "--ckpt_path", "none"]),  # a fit is resumed
         (
             ["test", "--ckpt_path=none", "--model", "SDP"],
             ["test", "--ckpt_path=none", "--model", "SDP"],

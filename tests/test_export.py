@@ -37,7 +37,7 @@ class Bare(LightningModule):
 
 
 class Exporting(Bare):
-    """A module that exports its weight, with a note next to it."""
+    """A module that exports its weight and a note."""
 
     export_name: ClassVar[str] = "weight.pt"
 
@@ -49,7 +49,7 @@ class Exporting(Bare):
 
 
 def checkpoint_of(module: LightningModule, folder: Path) -> str:
-    """Write a checkpoint next to a configuration that names its class; return its path."""
+    """Write a checkpoint and a configuration that names the class; return the checkpoint."""
     trainer = quiet_trainer()
     trainer.strategy.connect(module)
     trainer.save_checkpoint(folder / "last.ckpt")
@@ -72,7 +72,7 @@ def test_weights_are_written_and_files_are_not_overwritten_by_default(
     file.unlink()
     with pytest.raises(UserError, match=r"note\.txt exists: give another --folder, or --overwrite"):
         run_export(words)
-    assert not file.exists()  # nothing is written partially
+    assert not file.exists()  # not written either
     assert run_export([*words, "--overwrite"]) == 0
     assert file.is_file()
 

@@ -37,7 +37,7 @@ def imports(module: str) -> Iterator[tuple[str, str]]:
                     yield node.module, name.name
 
 
-def test_all_names_what_others_import() -> None:
+def test_dunder_all_lists_what_other_modules_import() -> None:
     lists = {module: exported(module) for module in FILES}
     missing = sorted(
         {
@@ -50,7 +50,7 @@ def test_all_names_what_others_import() -> None:
     assert not missing, "\n".join(["names that __all__ leaves out:", *missing])
 
 
-def test_all_names_what_is_there() -> None:
+def test_dunder_all_lists_only_existing_names() -> None:
     for module in FILES:
         names = exported(module) or []
         assert len(set(names)) == len(names), f"{module}: __all__ names something twice"
@@ -65,6 +65,6 @@ def test_all_names_what_is_there() -> None:
                 defined |= {name.asname or name.name for name in node.names}
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 texts.add(node.value)
-        if "__getattr__" in defined:  # imported lazily, from a table
+        if "__getattr__" in defined:  # lazy imports list names as strings
             defined |= texts
         assert set(names) <= defined, f"{module}: {sorted(set(names) - defined)} do not exist"

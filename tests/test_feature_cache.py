@@ -61,7 +61,7 @@ def test_cached_features_reproduce_losses_and_metrics(
     assert first.results is not None
     for name, value in plain.results["mean"].items():
         assert first.results["mean"][name] == pytest.approx(value, abs=0.02), name
-    # A second run neither decodes nor encodes.
+    # A second run neither decodes nor encodes images.
     monkeypatch.setattr(samples_module, "open_image", None)
     monkeypatch.setattr(SDPPlus, "encode", None)
     for workers in (0, 2):
@@ -114,7 +114,7 @@ def fill(
 def test_rows_are_what_the_encoder_returned(mvtec_root: Path, workers: int) -> None:
     data = dataset(mvtec_root, mask_size=20)
     features, seen = fill(data, workers=workers)
-    assert seen == len(data) + 1  # one more to measure the size of the features
+    assert seen == len(data) + 1  # one image is encoded twice, to measure the size
     plain = [data[row] for row in range(len(data))]
     data.features = features
     for row, item in enumerate(plain):
@@ -203,7 +203,7 @@ def test_missing_features_are_named(mvtec_root: Path) -> None:
 
 
 def test_processes_share_the_work(mvtec_root: Path) -> None:
-    """The other process does its part before the second synchronisation, as on one machine."""
+    """Process 0 encodes its share before the second synchronisation of process 1."""
     data = dataset(mvtec_root)
     number, counts = len(data), []
 
@@ -244,7 +244,7 @@ def test_if_one_process_fails_all_do(mvtec_root: Path) -> None:
     assert outcomes == [True, False]
 
 
-def test_beyond_half_precision_is_refused(mvtec_root: Path) -> None:
+def test_features_beyond_half_precision_are_refused(mvtec_root: Path) -> None:
     encoder = Encoder(lambda images: {"a": images * 1e6}, "a", torch.device("cpu"))
     with pytest.raises(
         ValueError,
@@ -334,7 +334,7 @@ def test_the_limit_is_the_bytes_that_features_and_masks_take(
         fill(data, cache=FeatureCache(limit * 0.9999, SETTING, tmp_path / "below"))
     fill(data, cache=FeatureCache(limit, SETTING, tmp_path / "at"))
     assert size_of(tmp_path / "at") == pytest.approx(limit * 1e9)
-    # Existing files count, with their headers.
+    # Existing files count towards the limit, including their headers.
     used = sum(file.stat().st_size for file in (tmp_path / "at").rglob("*.safetensors"))
     more = dataset(mvtec_root, mask_size=20)
     needed = size_of_features(more)
@@ -353,7 +353,7 @@ def test_data_sets_without_masks_need_no_space_for_them(tmp_path: Path) -> None:
 
 
 def size_of_features(data: SampleDataset) -> int:
-    """Return the expected bytes: 3 means and 12 x 12 x 3 values of two bytes each, and a mask."""
+    """Return the expected bytes; an image has 3 + 12 x 12 x 3 values of two bytes, and a mask."""
     return len(data) * (2 * (3 + 3 * 12 * 12) + data.mask_size**2)
 
 
@@ -395,5 +395,5 @@ def test_a_disk_error_of_one_process_fails_all(mvtec_root: Path, error: OSError)
     outcomes.clear()
     fill(data, cache=cache)
     assert outcomes == [True, True, True]
-    # Files are in a folder named by their first two characters, so that older caches stay valid.
+    # The first two characters of a file's name name its folder, so that older caches stay valid.
     assert all(file.parent.name == file.stem[:2] for file in files())

@@ -49,25 +49,25 @@ def test_smaller_samples_are_nested() -> None:
 
     by_shots = [chosen(shots=shots) for shots in (1, 2, 4, 40)]
     by_share = [chosen(fraction=share) for share in (0.01, 0.05, 0.1, 0.5, 1.0)]
-    assert [len(some) for some in by_shots] == [1, 2, 4, 40]
-    assert [len(some) for some in by_share] == [1, 2, 4, 20, 40]
+    assert [len(images) for images in by_shots] == [1, 2, 4, 40]
+    assert [len(images) for images in by_share] == [1, 2, 4, 20, 40]
     for rows in (by_shots, by_share):
         assert all(few < more for few, more in pairwise(rows))
     assert by_share[:3] == by_shots[:3]
-    # The held-out images are the same for all samples, and never trained on.
-    validated: dict[str, Any] = {
+    # The held-out images are the same for every fraction and are never trained on.
+    with_validation: dict[str, Any] = {
         "val_split": "synthetic",
         "val_share": 0.1,
         "synthesis": SynthesisSettings(),
     }
-    by_share = [chosen(fraction=share, **validated) for share in (0.1, 0.5, 1.0)]
-    assert [len(some) for some in by_share] == [4, 18, 36]
+    by_share = [chosen(fraction=share, **with_validation) for share in (0.1, 0.5, 1.0)]
+    assert [len(images) for images in by_share] == [4, 18, 36]
     assert all(few < more for few, more in pairwise(by_share))
     held = {
         tuple(
             sample.image
             for sample in Demo(
-                categories=["pink pill"], num_train=40, seed=5, fraction=share, **validated
+                categories=["pink pill"], num_train=40, seed=5, fraction=share, **with_validation
             ).validation.normal_parts[1]
         )
         for share in (0.1, 0.5, 1.0)
@@ -95,7 +95,7 @@ def test_shots_without_training_images_are_refused_before_anything_is_run(tmp_pa
 
 
 def stub(count: int, **options: Any) -> Any:
-    """Return a data module of one category with ``count`` normal training images."""
+    """Return a stand-in for a data module: one category, ``count`` normal training images."""
     normal = [Sample(Path(f"{number}.png"), "a", False) for number in range(count)]
     parts = (normal[: count // 2], normal[count // 2 :])
     return SimpleNamespace(
@@ -115,7 +115,7 @@ def stub(count: int, **options: Any) -> Any:
     ("fraction", "count", "expected"),
     [
         (0.01, 40, 1),  # at least one
-        (0.5, 5, 2),  # halves are rounded to the even number
+        (0.5, 5, 2),  # 2.5 is rounded to the even number
         (0.5, 7, 4),
         (0.34, 5, 2),  # 1.7 is nearer to 2
         (0.33, 4, 1),
@@ -130,7 +130,7 @@ def test_a_fraction_excludes_held_out_images() -> None:
     data = stub(9)
     data.validation.is_synthetic = True
     few = FewShots(data, None, 0.5)
-    assert set(few.of("a")) < set(data.validation.normal_parts[0])  # 4 of 9
+    assert set(few.of("a")) < set(data.validation.normal_parts[0])  # 4 of 9 images
     assert len(few.of("a")) == 2
     with pytest.raises(ValueError, match=r"data\.shots 5: category 'a' has 4 normal"):
         FewShots(data, 5, None).of("a")

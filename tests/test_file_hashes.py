@@ -18,7 +18,7 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def test_a_file_is_hashed_once_for_its_size_and_time(
+def test_a_file_is_hashed_again_only_if_size_or_time_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[Path] = []
@@ -103,7 +103,7 @@ def test_files_of_other_sizes_are_not_read(tmp_path: Path, monkeypatch: pytest.M
     assert duplicates_between([write(tmp_path / "a", "1")], [write(tmp_path / "b", "22")]) == []
 
 
-def test_of_equal_files_the_first_is_named(tmp_path: Path) -> None:
+def test_the_first_of_equal_files_is_named(tmp_path: Path) -> None:
     ones = [write(tmp_path / "train" / name, "same") for name in "bac"]
     other = write(tmp_path / "test" / "x", "same")
     assert duplicates_between(ones, [other]) == [DuplicatePair(ones[0], other)]

@@ -27,7 +27,7 @@ def _write_half(target: Path) -> None:
 def test_the_error_of_a_full_disk_names_the_file(tmp_path: Path) -> None:
     def write() -> None:
         with atomic_path(tmp_path / "metrics.json"):
-            raise OSError(errno.ENOSPC, "No space left on device")  # as the system does
+            raise OSError(errno.ENOSPC, "No space left on device")  # names no file
 
     with pytest.raises(OSError, match=r"No space left on device: '.*metrics\.json'"):
         write()

@@ -22,7 +22,7 @@ RUN = FinishedRun(
 )
 
 
-def test_a_mean_is_of_all_categories_or_none() -> None:
+def test_a_mean_requires_all_categories() -> None:
     assert RUN.mean("image_auroc", ["a", "b"]) == (0.625, 2)
     assert RUN.mean("image_auroc", ["a", "b", "c"]) == (None, 2)
     assert RUN.mean("pixel_ap", ["a"]) == (None, 0)
@@ -56,13 +56,13 @@ def test_warnings_by_weights_and_protocol(changes: dict[str, object], tags: list
     assert run.is_stand_in == (tags in (["random"], ["demo"]))
 
 
-def test_a_part_of_the_images_is_counted() -> None:
+def test_the_warning_of_a_partial_run_counts_its_images() -> None:
     protocol = {"complete": False, "images": {"a": 1000, "b": 234}, "listed": 5000}
     (tag,) = replace(RUN, protocol=protocol).tags
     assert tag.long == "PARTIAL: 1,234 of 5,000 images were scored"
 
 
-def test_draws_differ_by_seeds_alone() -> None:
+def test_repetitions_of_a_run_differ_only_in_their_seeds() -> None:
     first, second = (
         replace(RUN, seed=n, config={"model": {"init_args": {"seed": n, "sigma": 4}}})
         for n in (0, 1)
@@ -73,6 +73,6 @@ def test_draws_differ_by_seeds_alone() -> None:
     assert other.settings != first.settings
 
 
-def test_nothing_steers_the_terminal() -> None:
+def test_control_characters_are_not_printed() -> None:
     assert printable("a\x1b[31m\n") == "a\ufffd[31m\ufffd"
     assert "\x1b" not in replace(RUN, folder=Path("a\x1b"), method="b\x1b").description

@@ -11,7 +11,7 @@ from anomaly_clip.backbones.frozen import FrozenBackbone, fingerprint
 
 
 class Plain(FrozenBackbone):
-    """Backbone of one convolution, with a linear layer outside the tower."""
+    """A backbone whose tower is one convolution; a linear layer is not part of the tower."""
 
     def __init__(self, mean: list[float], std: list[float]) -> None:
         super().__init__(mean, std)
@@ -57,11 +57,11 @@ def test_casting_reaches_the_tower_alone_and_keeps_the_identity() -> None:
     assert backbone.identity == before != fingerprint(backbone.network)
 
 
-def test_it_stays_in_evaluation_mode() -> None:
+def test_the_backbone_stays_in_evaluation_mode() -> None:
     assert not nn.ModuleList([plain()]).train()[0].training
 
 
-def test_the_record_of_its_weights() -> None:
+def test_the_record_of_the_weights() -> None:
     weights = plain().weights
     assert (weights["backbone"], weights["pretrained"]) == ("plain", "file.pt")
     assert not weights["random"]

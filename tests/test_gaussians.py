@@ -14,7 +14,7 @@ from anomaly_clip.methods.gaussians import RunningMoments, few_sample_gaussians,
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Use one thread: the products here are many and small, and threads wait for each other."""
+    """Use one thread: in many small matrix products, several threads wait for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -25,11 +25,11 @@ def _one_thread() -> Iterator[None]:
 def test_distances_without_a_covariance_match_scipy(
     count: int, channels: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Splits five positions into three parts.
+    # Five positions are factored in three parts.
     monkeypatch.setattr(gaussians_module, "FACTORED_AT_ONCE", 2)
     rng = np.random.default_rng(1)
     samples = 3 + rng.normal(0, 2, (count, 5, channels))
-    samples[-1] = samples[0]  # lowers the rank further
+    samples[-1] = samples[0]  # reduces the rank further
     features = torch.from_numpy(samples)
     gaussians = few_sample_gaussians(lambda positions: features[:, positions], 5, 0.01)
     other = torch.from_numpy(rng.normal(3, 2, (3, 5, channels)))

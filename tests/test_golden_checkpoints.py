@@ -25,7 +25,7 @@ pytestmark = pytest.mark.golden
 ROOT = Path(os.environ.get("ANOMALY_CLIP_GOLDEN") or TESTS / "golden") / "checkpoints"
 SETS = sorted(file.parent.name for file in ROOT.glob("*/numbers.json"))
 TOLERANCE = 1e-6
-PLACES = re.compile(rb"/(home|root|tmp|work|mnt|Users)/")
+ABSOLUTE_PATHS = re.compile(rb"/(home|root|tmp|work|mnt|Users)/")
 
 
 def numbers_of(version: str) -> dict[str, Any]:
@@ -43,7 +43,7 @@ every_set = pytest.mark.parametrize("version", SETS)
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(1)  # as when the sets were written
+    torch.set_num_threads(1)  # as when the files were written
     yield
     torch.set_num_threads(before)
 
@@ -52,7 +52,7 @@ def _one_thread() -> Iterator[None]:
 def inside(
     golden: Callable[[str], Golden], version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """Copy a set, make the copy the working directory, and return it."""
+    """Copy the files of a version, make the copy the working directory, and return it."""
     folder = tmp_path / "set"
     shutil.copytree(golden("checkpoints").folder / version, folder)
     monkeypatch.chdir(folder)
@@ -85,7 +85,7 @@ def check_metrics(actual: dict[str, Any], expected: dict[str, Any]) -> None:
 
 
 @every_method
-def test_numbers_are_as_they_were(method: str, inside: Path) -> None:
+def test_results_are_those_of_the_earlier_version(method: str, inside: Path) -> None:
     checkpoint = inside / method / "fit" / "checkpoints" / "last.ckpt"
     [*_, verb] = numbers_of_copy(inside)["methods"][method]
     before = inside / method / verb
@@ -101,7 +101,7 @@ def test_numbers_are_as_they_were(method: str, inside: Path) -> None:
         compared = 0
         for name, tensor in exported:
             keys = [key for key in state if key.endswith(f".{name}")]
-            if keys:  # other exported tensors are computed from several
+            if keys:  # other exported tensors are computed from several stored ones
                 stored = state[min(keys, key=len)].to(tensor.dtype)  # exports may be float16
                 torch.testing.assert_close(tensor, stored, atol=1e-3, rtol=1e-3)
                 compared += 1
@@ -209,6 +209,6 @@ def test_a_set_is_safe_to_read_and_contains_no_absolute_paths(
 ) -> None:
     folder = golden("checkpoints").folder / version
     for file in (file for file in folder.rglob("*") if file.is_file()):
-        assert not PLACES.search(file.read_bytes()), file
+        assert not ABSOLUTE_PATHS.search(file.read_bytes()), file
         if file.suffix in (".ckpt", ".pt"):
             torch.load(file, map_location="cpu", weights_only=True)

@@ -66,7 +66,7 @@ def test_operations_match_a_count_by_hand(
 
 
 def counted(task: Callable[[], object]) -> int:
-    """Return the operations that torch counts, with fused attention off, as it is not counted."""
+    """Return the operations that torch counts; fused attention is off, as torch cannot count it."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -96,7 +96,7 @@ def pass_layers(plus: SDPPlus, tokens: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # as in the script
+@pytest.mark.filterwarnings("ignore")  # as the script does
 def test_all_sections_run_and_the_file_holds_the_whole_result(
     gpu: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -183,7 +183,7 @@ def test_the_deadline_skips_rows_and_sections_by_name(gpu: ModuleType, tmp_path:
     ticks = iter(range(1000))
     lab = gpu.Lab(gpu.TINY, torch.device("cpu"), ends=4, clock=lambda: next(ticks))
     content = gpu.run(lab, tmp_path / "gpu.json")
-    rows = content["zero_shot_32"]  # each reads the clock once: two sections, then rows
+    rows = content["zero_shot_32"]  # two sections read the clock once each, then two rows
     assert [row["method"] for row in rows] == ["plain", "sdp"]
     assert "sdp_plus, demo, 32 px, bf16, batch 1" in content["left_out"]
     assert content["left_out"][-3:] == ["streaming_metrics", "coreset", "training"]

@@ -106,7 +106,7 @@ def test_counts_by_hand() -> None:
 
 
 def test_bootstrap_of_separable_and_equal_scores() -> None:
-    """In every resample the area is 1 for separable scores and 1/2 for equal ones."""
+    """In every resample, the AUROC is 1 for separable scores and 1/2 for equal scores."""
     target = torch.arange(40) % 2 == 0
     assert bootstrap_auroc(target.float(), target, 50) == (1.0, 1.0)
     assert bootstrap_auroc(torch.ones(40), target, 50) == (0.5, 0.5)

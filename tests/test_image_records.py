@@ -15,7 +15,7 @@ from anomaly_clip.records import Batch, Scores
 
 
 def trainer(rank: int = 0, world_size: int = 1, barrier: threading.Barrier | None = None) -> Any:
-    """Return a stand-in trainer; its processes are threads that wait for each other."""
+    """Return a stand-in for a trainer; its processes are threads that wait at a barrier."""
 
     def wait(_: str) -> None:
         if barrier is not None:
@@ -50,7 +50,7 @@ def batch_of(indices: list[int], categories: str, labels: list[bool], masks: Ten
 
 
 def scores_of(*values: float, side: int = 4) -> Scores:
-    """Return maps that rise from each value to the value plus 1."""
+    """Return image scores, and maps that rise from the image's score to the score plus 1."""
     ramp = torch.linspace(0, 1, side * side).view(1, side, side)
     image_score = torch.tensor(values)
     return Scores(image_score=image_score, anomaly_map=image_score.view(-1, 1, 1) + ramp)
@@ -94,8 +94,8 @@ def test_anomalous_images_without_an_anomalous_pixel_are_counted_once(tmp_path: 
     assert unlabelled.gather(trainer())[2] == 0
 
 
-def test_the_records_of_all_processes_are_one(tmp_path: Path) -> None:
-    """The second process repeats an image of the first, and has a category to itself."""
+def test_the_records_of_all_processes_are_merged(tmp_path: Path) -> None:
+    """The second process repeats an image of the first, and alone sees category c."""
     barrier = threading.Barrier(3)
     batches = [
         (scores_of(1.0, 4.0), batch_of([0, 3], "ab", [True, True], masks(0, 2))),
@@ -122,7 +122,7 @@ def test_the_records_of_all_processes_are_one(tmp_path: Path) -> None:
     }  # fmt: skip
     assert list(rows) == [0, 1, 2, 3, 4]
     assert ranges == {"a": [1.0, 3.0], "b": [4.0, 9.0], "c": [-3.0, -2.0]}
-    assert without_pixels == 3  # images 0, 1 and 2, the first of them in two processes
+    assert without_pixels == 3  # images 0, 1 and 2; image 0, which two processes saw, counts once
 
 
 def test_scores_of_a_whole_evaluation_replace_those_of_steps(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     assert np.array_equal(read_image(path)[..., 0], np.rot90(RAMP, k=-1))
 
 
-def test_the_content_counts_not_the_suffix(tmp_path: Path) -> None:
+def test_files_are_read_by_content_not_suffix(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.png", Image.fromarray(RAMP))
     assert read_image(path.rename(tmp_path / "a.JPG")).shape == (4, 6, 3)
 
@@ -98,7 +98,7 @@ def test_a_missing_file_and_an_undefined_range(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [1, 255])
-def test_any_mask_value_above_zero_counts(tmp_path: Path, value: int) -> None:
+def test_mask_pixels_above_zero_are_defective(tmp_path: Path, value: int) -> None:
     mask = np.zeros((4, 4), dtype=np.uint8)
     mask[1, 2] = value
     expected = mask > 0
@@ -123,7 +123,7 @@ def test_damaged_exif_data_are_ignored(tmp_path: Path, monkeypatch: pytest.Monke
     assert np.array_equal(read_image(saved(tmp_path / "a.png", image)), np.asarray(image))
 
 
-def test_masks_of_odd_modes_count_what_is_not_black(tmp_path: Path) -> None:
+def test_masks_of_unusual_modes_are_defective_where_not_black(tmp_path: Path) -> None:
     values = np.zeros((6, 8), np.uint8)
     values[1:3, 2:5] = 255
     grey = Image.fromarray(values)
@@ -139,7 +139,7 @@ def test_grey_masks_keep_the_values_of_their_first_channel(tmp_path: Path) -> No
     assert np.array_equal(mask, RAMP)
 
 
-def test_grey_values_above_half_are_solid() -> None:
+def test_mask_values_above_half_are_solid() -> None:
     grey = np.array([[0, 127, 128, 255]], np.uint8)
     assert solid(grey).tolist() == [[False, False, True, True]]
     assert solid(grey > 0).tolist() == [[False, True, True, True]]

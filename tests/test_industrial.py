@@ -109,7 +109,7 @@ def test_visa_follows_the_official_split_file(tmp_path: Path) -> None:
     test = [r[1:] for r in rows(data, "test") if r[0] == "candle"]
     assert test == [("000.JPG", "000.png"), ("001.JPG", "001.png"), ("0002.JPG", None)]
     assert [s.label for s in data.samples("test")] == [True, True, False] * 2
-    # Masks contain class numbers: 1 and 2 of 255 count as much as white.
+    # Masks contain class numbers: pixels of value 1 and 2 are defective, just as white ones are.
     masks = [data.dataset("test")[i]["mask"].sum() for i in range(2)]
     assert masks[0] == masks[1] > 0
     assert data.protocol()["official_split"] is True
@@ -176,7 +176,7 @@ def test_ksdd2_labels_follow_the_masks(tmp_path: Path) -> None:
         ("20001.png", True),
     ]
     item = data.dataset("test")[1]
-    assert item["mask"].any()  # its mask differs from the image by a few pixels in size
+    assert item["mask"].any()  # although mask and image differ in size by a few pixels
     assert not data.dataset("test")[0]["mask"].any()
 
 
@@ -257,7 +257,7 @@ def test_circular_links_are_not_followed_forever(mvtec_root: Path) -> None:
     assert len(MVTecAD(str(mvtec_root)).samples("test")) == 8
 
 
-def test_a_mask_of_three_channels_counts_where_any_is_set(mvtec_root: Path) -> None:
+def test_a_mask_of_three_channels_is_defective_where_any_is_set(mvtec_root: Path) -> None:
     path = mvtec_root / "bottle" / "ground_truth" / "scratch" / "000_mask.png"
     mask = np.zeros((40, 48, 3), np.uint8)
     mask[:10, :, 2] = 255
@@ -313,7 +313,7 @@ def test_real_sets_have_their_counts(
         ),
     ],
 )
-def test_masks_of_the_real_sets_have_their_sums(
+def test_masks_of_the_real_sets_have_their_numbers_of_pixels(
     shared_data: Callable[[str], Path], name: str, kind: type[AnomalyData], sums: dict[str, int]
 ) -> None:
     data = kind(str(shared_data(name)))
@@ -321,4 +321,4 @@ def test_masks_of_the_real_sets_have_their_sums(
     for sample in data.samples("test"):
         if sample.mask is not None:
             totals[sample.defect] += int(read_mask(sample.mask).sum())
-    assert totals == sums  # counted with numpy from the files
+    assert totals == sums  # numbers of pixels, counted with numpy

@@ -1,4 +1,4 @@
-"""Published counts against the totals that papers and pages of the data sets state."""
+"""Published counts, compared with the totals that papers and pages of the data sets state."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from anomaly_clip.data.info import DATASETS, MaskRule, dataset_info
         ("MVTecAD", 15, 3629, 467, 1258),  # 5354 images
         ("VisA", 12, 8659, 962, 1200),  # 10821 images, 9621 of them normal
         ("BTAD", 3, 1799, 451, 290),  # 2540 images
-        ("KSDD2", 1, 2085, 894, 110),  # of 3335; 246 of the training images are defective
+        ("KSDD2", 1, 2085, 894, 110),  # of 3335; the other 246 are defective training images
         ("ISIC", 1, 0, 0, 379),
         ("CVCClinicDB", 1, 0, 0, 612),
         ("HeadCT", 1, 0, 100, 100),

@@ -1,4 +1,4 @@
-"""Keys rank as scores do, and both counting functions agree."""
+"""Keys rank like the scores, and both counting functions agree."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def test_keys_of_a_few_scores_by_hand() -> None:
     scores = torch.tensor([0.0, 1.0, -1.0, 2.0])
     assert score_keys(scores, FLOAT16).tolist() == [0, 0x3C00, 0xBC00, 0x4000]
     assert score_keys(scores, BFLOAT16).tolist() == [0, 0x3F80, 0xBF80, 0x4000]
-    # Half of the fine keys are negative; 44 binary exponents lie below 1, of 2^13 keys each.
+    # The lower half of the fine keys is for negative scores. Between 0 and 1 lie 44 binary
+    # exponents with 2^13 keys each.
     assert score_keys(scores, FINE)[0] == 1 << 19
     assert score_keys(scores, FINE)[1] == (1 << 19) + (44 << 13)
 
@@ -74,7 +75,7 @@ def test_both_counting_functions_agree(dtype: torch.dtype) -> None:
     assert positives is not None
     assert int(positives.sum()) == 5
     assert regions is not None
-    assert float(regions.sum()) == 2.0  # one per region
+    assert float(regions.sum()) == 2.0  # the weights of a region sum to 1
     assert count_keys(maps, torch.zeros_like(masks), FLOAT16, 1 << 16)[1:] == (None, None)
 
 

@@ -20,7 +20,7 @@ from anomaly_clip.data.samples import Sample
 
 
 def touch(folder: Path, *names: str) -> list[Path]:
-    """Make empty files, which the tested functions do not open."""
+    """Create empty files; the tested functions do not open them."""
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()

@@ -40,7 +40,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def run_test(runs: Path) -> Path:
-    """Test the checkpoint of the first run and return the folder of the test."""
+    """Test the checkpoint of the first run and return the folder of the test run."""
     assert main(["test", "--ckpt_path", str(fitted(runs)), "--output.root", str(runs)]) == 0
     [folder] = {file.parent for file in runs.glob("*/*/metrics.json")}
     return folder
@@ -98,7 +98,7 @@ def test_a_frozen_backbone(root: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert len(rows) == 8
     truth, guess = (np.array([row[key] for row in rows]) for key in ("true", "predicted"))
     metrics = check_files(run, truth, guess)
-    assert metrics["mean"]["accuracy"] >= 0.5  # a quarter by chance
+    assert metrics["mean"]["accuracy"] >= 0.5  # chance is 0.25
     protocol = metrics["run"]["protocol"]
     assert (protocol["frozen"], protocol["classes"], protocol["epochs"]) == (True, 4, 12)
     assert protocol["optim"] == {
@@ -125,7 +125,7 @@ def test_a_frozen_backbone(root: Path, tmp_path: Path, capsys: pytest.CaptureFix
         assert plot.getpixel((1, 1)) == (255, 255, 255)
     assert all(0.25 < float(row["probability"]) <= 1 for row in rows)
     assert not (run / ".scratch").exists()
-    # Predict writes the same scores of each image.
+    # ``predict`` writes the same scores.
     line = ["predict", "--ckpt_path", str(fitted(runs)), "--output.root", str(tmp_path / "p")]
     assert main(line) == 0
     [written] = (tmp_path / "p").glob("*/1/scores.csv")
@@ -198,17 +198,17 @@ def test_several_patterns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.slow
 def test_cached_features_do_not_change_the_results(root: Path, tmp_path: Path) -> None:
-    for workers, kept in (("1", "true"), ("0", "false")):
-        runs = tmp_path / kept
-        line = words(root, runs, "--model.cache_features", kept, "--data.val_split", "test")
+    for workers, cached in (("1", "true"), ("0", "false")):
+        runs = tmp_path / cached
+        line = words(root, runs, "--model.cache_features", cached, "--data.val_split", "test")
         assert main([*line, "--data.num_workers", workers]) == 0
-    heads = [state_of(fitted(tmp_path / kept)) for kept in ("true", "false")]
+    heads = [state_of(fitted(tmp_path / cached)) for cached in ("true", "false")]
     assert_close(heads[0], heads[1], atol=1e-6, rtol=1e-5)
-    val = [logged(tmp_path / kept / "run" / "1", "val/f1") for kept in ("true", "false")]
+    val = [logged(tmp_path / cached / "run" / "1", "val/f1") for cached in ("true", "false")]
     assert val[0] == pytest.approx(val[1])
     predicted = [
-        [row["predicted"] for row in scores(run_test(tmp_path / kept))]
-        for kept in ("true", "false")
+        [row["predicted"] for row in scores(run_test(tmp_path / cached))]
+        for cached in ("true", "false")
     ]
     assert predicted[0] == predicted[1]
 
@@ -274,7 +274,7 @@ def test_two_processes_match_one(root: Path, tmp_path: Path) -> None:
     ]
 
 
-# -- parts ---------------------------------------------------------------------------------------
+# -- components ----------------------------------------------------------------------------------
 
 
 def test_initial_weights_depend_on_the_seed_alone(root: Path) -> None:
@@ -308,7 +308,7 @@ def test_flips_follow_seed_epoch_and_image() -> None:
     )
 
 
-def test_losses_are_the_plain_ones() -> None:
+def test_losses_match_their_formulas() -> None:
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(5, 512, generator=generator)
     probe = LinearProbe(RANDOM_NETWORK, image_size=32)
@@ -343,7 +343,7 @@ def test_mixed_precision_keeps_the_loss_in_float32(
     assert all(value.dtype != torch.bfloat16 for value in state_of(fitted(tmp_path)).values())
 
 
-def test_another_network_by_its_layer() -> None:
+def test_the_probed_layer_must_be_single_and_not_spatial() -> None:
     settings = CNNSettings("squeezenet1_1", "random", ["flatten"])
     assert LinearProbe(settings, image_size=64).width == 1000
     with pytest.raises(ValueError, match=r"got model\.backbone\.name squeezenet1_1 and layers"):

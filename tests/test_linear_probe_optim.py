@@ -40,7 +40,7 @@ def test_the_rate_follows_a_cosine_from_the_default_of_the_mode() -> None:
 
 
 @pytest.mark.parametrize(("frozen", "lr", "decay"), [(True, 0.1, 0.0), (False, 0.01, 1e-4)])
-def test_null_depends_on_whether_the_backbone_is_frozen(
+def test_null_settings_depend_on_whether_the_backbone_is_frozen(
     frozen: bool, lr: float, decay: float
 ) -> None:
     assert ProbeOptim().of(frozen) == ProbeOptim(lr, 0.9, decay)
@@ -63,7 +63,7 @@ def test_bounds(options: dict[str, float], message: str) -> None:
 
 
 class Line(LightningModule):
-    """A frozen and a trained weight."""
+    """A module with a frozen and a trained weight."""
 
     def __init__(self, steps: float) -> None:
         super().__init__()

@@ -40,7 +40,7 @@ def listing(source: Any, categories: Any = None, train_categories: Any = "same")
     return Listing(source, categories, train_categories)
 
 
-def test_categories_are_those_chosen_in_their_order() -> None:
+def test_categories_have_the_order_of_the_option() -> None:
     assert listing(Source()).categories == ["a", "b", "c"]
     chosen = listing(Source(), ["c", "a"])
     assert chosen.categories == chosen.train_categories == ["c", "a"]
@@ -48,7 +48,7 @@ def test_categories_are_those_chosen_in_their_order() -> None:
     assert listing(Source(), ["b"], ["c", "b"]).train_categories == ["c", "b"]
 
 
-def test_test_images_are_of_the_categories_and_training_images_of_their_own() -> None:
+def test_test_and_training_images_may_be_of_different_categories() -> None:
     chosen = listing(Source(), ["b"], "others")
     assert {sample.category for sample in chosen.samples("test")} == {"b"}
     assert [sample.category for sample in chosen.samples("train")] == ["a"] * 3 + ["c"] * 3

@@ -53,7 +53,7 @@ def test_categories_may_be_seen_equally_often(mvtec_root: Path) -> None:
 
 
 class Numbers(Dataset[Any]):
-    """A data set whose rows are their own indices."""
+    """A data set whose items are their own indices."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -129,7 +129,8 @@ def test_a_single_pass_yields_every_image_once(world_size: int) -> None:
         for rank in range(world_size)
     ]
     assert sorted(row for part in parts for batch in part for row in batch) == list(range(11))
-    assert len({len(part) for part in parts}) == 1  # steps wait for each other
+    # All processes have the same number of steps, because they wait for each other.
+    assert len({len(part) for part in parts}) == 1
     assert max(len(batch) for part in parts for batch in part) <= 2
 
 

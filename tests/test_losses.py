@@ -58,7 +58,7 @@ def test_extremes_have_finite_gradients() -> None:
     assert torch.isfinite(probability.grad).all()
 
 
-def test_the_focal_loss_is_torchvisions() -> None:
+def test_the_focal_loss_equals_torchvisions() -> None:
     logits = 5 * torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(0))
     target = logits + torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(1)) > 0
     for gamma in (0.0, 2.0):

@@ -22,7 +22,7 @@ def test_one_file_per_image_on_the_scale_of_its_category(
     data = MVTecAD(str(mvtec_root), categories=["bottle"], image_size=32)
     maps = MapStore(tmp_path / "scratch")
     values = torch.stack([torch.full((32, 32), level) for level in (0.0, 1.0)])
-    indices = [1, 3]  # the second good image, the second scratch
+    indices = [1, 3]  # the second normal image, and the second one with a scratch
     maps.keep(Scores(anomaly_map=values, image_score=torch.ones(2)), indices, ["bottle"] * 2)
     rows: Rows = {1: {"label": 0, "image_score": 0.0}, 3: {"label": 1, "image_score": 1.0}}
     draw_map_images(tmp_path / "maps", data, maps, maps.ranges, rows, own_size, None)
@@ -33,7 +33,7 @@ def test_one_file_per_image_on_the_scale_of_its_category(
     ]
     dark, bright = (np.asarray(Image.open(file)) for file in files)
     width = 240
-    # Image, map and mask; in the original size, a normal image has no mask.
+    # Panels: image, map and mask. In the original size, normal images have no mask panel.
     assert dark.shape[1] == (2 * width + 4 if own_size else 3 * width + 2 * 4)
     assert bright.shape[1] == 3 * width + 2 * 4
     heat = slice(width + 10, 2 * width - 10)

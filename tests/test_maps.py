@@ -99,7 +99,7 @@ def test_image_score_refuses() -> None:
 
 
 @pytest.mark.parametrize("fraction", [0.01, 0.05, 0.1, 0.14, 0.15, 0.5, 1.0])
-def test_the_mean_of_the_highest_pixels_is_numpys(fraction: float) -> None:
+def test_the_mean_of_the_highest_pixels_equals_numpys(fraction: float) -> None:
     maps = np.random.default_rng(0).random((3, 5, 5), dtype=np.float32)
     count = max(1, int(np.rint(fraction * 25)))
     expected = np.sort(maps.reshape(3, 25), axis=1)[:, -count:].mean(axis=1)

@@ -31,7 +31,7 @@ def test_clinic_db_keeps_grey_values_of_masks_until_they_are_resized(tmp_path: P
     image, mask = data.reader()(data.samples("test")[0])
     assert mask is not None
     assert sorted(np.unique(mask)) == [0, 100, 255]
-    # Pixels darker than half are not defective; MVTec-AD's rule would count them.
+    # Mask pixels darker than half are not defective. With MVTec-AD's rule they would be.
     ours = data.dataset("test")[0]["mask"].numpy()
     expected = np.asarray(Image.fromarray(mask).resize((24, 24), Image.Resampling.BILINEAR)) > 127.5
     assert np.array_equal(ours, expected)
@@ -70,7 +70,7 @@ def test_a_malformed_table(tmp_path: Path, line: str, message: str) -> None:
         HeadCT(str(tmp_path)).samples("test")
 
 
-def test_brain_mri_goes_by_content_and_ignores_the_second_copy(tmp_path: Path) -> None:
+def test_brain_mri_reads_files_by_content_and_ignores_the_second_copy(tmp_path: Path) -> None:
     data = BrainMRI(str(brain_mri(tmp_path)), image_size=16)
     assert [(s.image.name, s.label) for s in data.samples("test")] == [
         ("1 no.jpeg", False),

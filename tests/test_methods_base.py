@@ -79,7 +79,7 @@ def test_the_protocol_of_an_evaluation(tiny_clip: CLIPBackbone, tmp_path: Path) 
     assert Toy(tiny_clip, evaluator=settings).evaluation_note == "; PRO in 50 steps"
     assert Toy(tiny_clip).evaluation_note == "; PRO over all thresholds"
     assert tiny(tiny_clip).evaluation_protocol()["fitted"] is False
-    # The training data of layers from a file are unknown.
+    # If the layers come from a file, the data set that they were trained on is unknown.
     layers = SDPPlus(tiny_clip).export(tmp_path)
     borrowed = SDPPlus(tiny_clip, linear_layers=str(layers)).evaluation_protocol()
     assert (borrowed["fitted"], borrowed["auxiliary"], borrowed["overlap"]) == (True, None, None)

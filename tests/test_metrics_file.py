@@ -141,7 +141,7 @@ def test_entries_of_one_model_are_kept_per_category() -> None:
         ((True, True), {"c": "no images"}, False),
     ],
 )
-def test_a_run_is_complete_if_all_of_it_is(
+def test_a_run_is_complete_if_all_its_parts_are(
     complete: tuple[bool, bool], failed: dict[str, str], expected: bool
 ) -> None:
     parts = {name: part(name, complete=whole) for name, whole in zip("ab", complete, strict=True)}
@@ -150,7 +150,7 @@ def test_a_run_is_complete_if_all_of_it_is(
     assert run["failed"] == failed
 
 
-def test_bounds_are_kept_and_those_of_the_mean_are_theirs() -> None:
+def test_bounds_are_kept_and_averaged_for_the_mean() -> None:
     parts = {"a": part("a"), "b": part("b")}
     for content in parts.values():
         [row] = content["categories"].values()
@@ -158,5 +158,5 @@ def test_bounds_are_kept_and_those_of_the_mean_are_theirs() -> None:
     parts["a"]["intervals"] = {"a": {"pixel_ap": [0.25, 0.35]}, "mean": {"pixel_ap": [0, 1]}}
     results, _ = merge_metrics(parts, {})
     assert list(results["intervals"]) == ["a", "mean"]
-    # A value without bounds counts as its own bounds: (0.25 + 0.25) / 2 and (0.35 + 0.25) / 2.
+    # b has no bounds, so its value 0.25 is used: (0.25 + 0.25) / 2 and (0.35 + 0.25) / 2.
     assert results["intervals"]["mean"]["pixel_ap"] == pytest.approx((0.25, 0.3))

@@ -139,7 +139,8 @@ def test_fit_logs_its_cost_and_a_test_needs_only_the_checkpoint(
     assert main(words("fit", mvtec_root, tmp_path / "runs")) == 0
     err = capsys.readouterr().err
     assert (
-        "PatchCore: 2 images, 32 patches of 384 values, 16 of them kept; the fit takes about" in err
+        "PatchCore: 2 images have 32 patches of 384 values, and the bank keeps 16 patches; "
+        "the fit takes about" in err
     )
     checkpoint = tmp_path / "runs" / "run" / "1" / "checkpoints" / "last.ckpt"
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
@@ -176,7 +177,7 @@ def test_a_bank_larger_than_memory_is_refused(
     monkeypatch.setattr(patchcore, "available_memory", lambda _: 10_000)
     assert main(words("fit", mvtec_root, tmp_path / "runs")) == 2
     err = capsys.readouterr().err
-    assert "GB are free on cpu: lower data.fraction or model.image_size" in err
+    assert "GB that are free on cpu: lower data.fraction or model.image_size" in err
     assert not list((tmp_path / "runs").glob("*/*"))
 
 
@@ -220,7 +221,7 @@ def test_a_fit_needs_at_most_four_fifths_of_the_free_memory(
     assert method.cost(rows, width) == {torch.device("cpu"): needed}
     free = [needed * 5 // 4 - 1, needed * 5 // 4 + 1]
     monkeypatch.setattr(patchcore, "available_memory", lambda _: free[0])
-    with pytest.raises(ValueError, match="GB are free on cpu: lower"):
+    with pytest.raises(ValueError, match=r"use 80% of the .* GB that are free on cpu: lower"):
         method.on_fit_start()
     monkeypatch.setattr(patchcore, "available_memory", lambda _: free[1])
     method.on_fit_start()

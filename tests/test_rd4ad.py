@@ -250,11 +250,14 @@ def test_two_processes_learn_together(mvtec_root: Path, tmp_path: Path) -> None:
         ((), "RD4AD is one model per category, but data.root"),
         (
             (*ONE, "--model.layers", "[layer2, layer3]"),
-            "RD4AD needs three layers, each half as wide",
+            "RD4AD needs three layers, each with half the resolution",
         ),
         ((*ONE, "--model.layers", "[layer1, layer2, pooled]"), r"must name spatial layers"),
-        ((*ONE, "--model.image_size", "80"), r"are \[20, 10, 5\] positions wide"),
-        ((*ONE, "--model.image_size", "32"), "the last of an even width of 4 or more"),
+        ((*ONE, "--model.image_size", "80"), r"have \[20, 10, 5\] positions per side"),
+        (
+            (*ONE, "--model.image_size", "32"),
+            "the last with an even number of positions per side, 4 or more",
+        ),
         ((*ONE, "--model.lr", "0"), "model.lr must be above 0"),
         ((*ONE, "--model.sigma", "-1"), "model.sigma must be 0 or more"),
         ((*ONE, "--model.select", "best_test"), "set data.val_split to test, or model.select to"),

@@ -66,7 +66,7 @@ def method(backbone: CNNBackbone) -> RegAD:
         (
             (*ONE, "--data.val_split", "synthetic", "--data.synthesis.recipe", "perlin",
              "--data.synthesis.share", "0", "--data.val_share", "0.5"),
-            "set it to none or test",
+            "set data.val_split to none or test",
         ),
     ],
 )  # fmt: skip

@@ -75,7 +75,7 @@ def test_similar_texts_are_reported(
     line = words(classes, tiny_clip_config, tmp_path, "--trainer.max_epochs", "1")
     line += ["--model.text.name", "demo", "--model.text.pretrained", "demo"]
     assert main(line) == 0
-    assert "the texts of the 3 classes are almost the same" in capsys.readouterr().err
+    assert "text vectors of the 3 classes are almost the same" in capsys.readouterr().err
     assert main([*line, "--model.prompts.centered", "sides"]) == 0
     assert "almost the same" not in capsys.readouterr().err
 
@@ -240,11 +240,11 @@ def test_two_processes_learn_together(classes: Path, tiny_clip_config: str, tmp_
     [
         (
             ["--data.categories", "[wood]"],
-            "TAB needs at least 2 training categories, and data.root",
+            "TAB needs at least 2 training categories, got 1 of data.root",
         ),
         (
             ["--model.head", "none"],
-            "model.head none needs equal widths, and resnet18 has 512 channels",
+            "model.head none needs equal widths, but resnet18 has 512 channels",
         ),
         (["--data.synthesis.mode", "replace"], "got data.synthesis.mode replace: set"),
         (["--model.backbone.name", "squeezenet1_1"], "must be a ResNet for TAB"),
@@ -253,11 +253,11 @@ def test_two_processes_learn_together(classes: Path, tiny_clip_config: str, tmp_
         ([], "category 'empty' has no train images"),
         (
             ["--model.loss", "concat", "--model.align", "normal"],
-            "needs texts of both sides, got model.align normal",
+            "needs normal and abnormal texts, got model.align normal",
         ),
         (["--trainer.max_epochs", "-1"], "set trainer.max_epochs to 1 or more"),
         (["--data.batch_size", "1"], "data.batch_size must be 2 or more"),
-        (["--data.val_split", "test"], "set it to synthetic or none"),
+        (["--data.val_split", "test"], "set data.val_split to synthetic or none"),
     ],
 )
 def test_mistakes_end_in_an_error_message(

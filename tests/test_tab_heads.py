@@ -31,7 +31,9 @@ def test_a_head_is_created_where_widths_differ() -> None:
 
 
 def test_different_widths_without_a_head_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"and resnet has 512 channels, clip 16: set model\.head"):
+    with pytest.raises(
+        ValueError, match=r"but resnet has 512 channels and clip has 16: set model\.head"
+    ):
         make_head("none", ("resnet", 512), ("clip", 16))
 
 

@@ -17,7 +17,7 @@ DEFAULTS = EvaluatorSettings()
 
 
 class Toy(CLIPMethod):
-    """Learn one offset to the mean brightness."""
+    """Method that scores mean brightness plus one trained offset."""
 
     must_be_fitted: ClassVar[bool] = True
     can_be_fitted: ClassVar[bool] = True

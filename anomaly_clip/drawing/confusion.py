@@ -22,9 +22,9 @@ FONT_SIZE = LINE_HEIGHT - 4
 GAP = 8
 GRID_COLOUR = (225, 225, 225)
 DARKEST = (8, 69, 148)
-"""Colour of a cell with all counts of its row; an empty cell is white."""
-MATRIX_SIDE = 880  # pixels for all columns, within these limits for the side of a cell:
-SMALLEST, LARGEST = 28, 80
+"""Colour of a cell that holds all counts of its row; an empty cell is white."""
+MATRIX_SIDE = 880  # width of all columns together in pixels, as far as the cell limits permit
+SMALLEST, LARGEST = 28, 80  # limits of the side of a cell in pixels
 PANELS_PER_ROW = 4
 LEGEND = "rows: true class; columns: predicted class; colour: fraction of the row"
 
@@ -35,12 +35,12 @@ def write_confusion(
     """Write ``confusion.csv`` and draw ``confusion.png``.
 
     Args:
-        folder: Destination of both.
-        counts: ``(K, K)``, rows true and columns predicted classes; or ``(K, 2, 2)``, for each
-            pattern, absent and present, rows true and columns predicted.
+        folder: Destination of both files.
+        counts: ``(K, K)``, with one row per true class and one column per predicted class; or
+            ``(K, 2, 2)``, such a matrix per pattern, for the classes absent and present.
         names: Names of the classes or patterns.
         title: One line above the matrix.
-        warning: One line in red.
+        warning: Another line, in red; None for no warning.
 
     Returns:
         The path of the image.
@@ -86,7 +86,7 @@ def draw_patterns(
 
 
 def _titled(image: Image.Image, title: str, warning: str | None) -> Image.Image:
-    """Put title, legend and warning above an image, widening it if they need more space."""
+    """Put title, legend and warning above an image, which is widened if necessary."""
     lines = [(title, INK), (LEGEND, INK), *([(warning, ALARM)] if warning else [])]
     widest = max(math.ceil(font(FONT_SIZE).getlength(text)) for text, _ in lines)
     half = GAP // 2
@@ -132,7 +132,7 @@ def _vertical_text(text: str) -> Image.Image:
 
 
 def _fitting_font(text: str, width: int) -> ImageFont.FreeTypeFont:
-    """Return the largest font, of 6 to 16 pixels, in which a text fits into a width."""
+    """Return the largest font of 6 to 16 pixels in which a text fits into a width."""
     sizes = (
         size for size in range(min(16, width // 2), 6, -1) if font(size).getlength(text) <= width
     )

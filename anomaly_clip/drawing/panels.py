@@ -1,4 +1,4 @@
-"""Panels: image, heat maps and mask side by side, under a caption."""
+"""Panels that show image, heat maps and mask side by side, under a caption."""
 
 from __future__ import annotations
 
@@ -43,12 +43,13 @@ def draw_panels(
         image: RGB ``(H, W, 3)``.
         anomaly_map: ``(h, w)``.
         mask: ``(h, w)`` or None.
-        scale: Map values shown darkest and brightest; the same for all images of a category, so
-            that they can be compared.
+        scale: Map values of the darkest and the brightest colour. Use one scale for all images of a
+            category, so that their heat maps can be compared.
         caption: One line about the image.
-        warning: One line in red.
-        stages: Further maps ``(h, w)`` by name, placed between image and map, on the same scale.
-        name: Name of the map.
+        warning: Another line, in red; None for no warning.
+        stages: Further maps ``(h, w)`` by name. Their heat maps are placed between the image and
+            the anomaly map, and use the same scale.
+        name: Name of the anomaly map.
 
     Returns:
         RGB ``(H', W', 3)``.

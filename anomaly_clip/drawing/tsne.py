@@ -1,7 +1,7 @@
 """t-SNE plot of features in two dimensions, with colours for classes and shapes for states.
 
 Figure 5 of the TAB paper (arXiv 2312.09480) uses such a plot to show that a backbone separates
-normal from defective images. The silhouettes next to the plot do not depend on the layout.
+normal from defective images. The silhouettes above the plot do not depend on the layout.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ Points = NDArray[np.float64]
 MIN_SAMPLES = 4
 """Minimum number of features for a layout."""
 SIDE = 480  # pixels of a panel
-OVERSAMPLING = 2  # factor by which points are first drawn larger, for smooth edges
+OVERSAMPLING = 2  # panels are drawn larger by this factor, then reduced, for smooth edges
 LINE_HEIGHT = 18
-NORMAL, DEFECTIVE = (40, 150, 60), (210, 40, 40)  # colours for a single class
-MAX_LEGEND = 12  # classes that the legend names
+NORMAL, DEFECTIVE = (40, 150, 60), (210, 40, 40)  # colours of the states if there is one class
+MAX_LEGEND = 12  # maximum number of classes in the legend
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,9 @@ class Layout:
     """Settings of t-SNE.
 
     Args:
-        perplexity: Effective number of neighbours; at most a third of the rows.
-        learning_rate: Learning rate; null: chosen from the number of rows.
+        perplexity: Effective number of neighbours; reduced to a third of the samples if these are
+            few.
+        learning_rate: Learning rate; null: chosen from the number of samples.
         angle: Barnes-Hut angle; larger values summarise distant points more coarsely.
         init: Initialisation of the points.
         iterations: Maximum number of iterations.
@@ -68,8 +69,9 @@ class Embedding:
     defective: NDArray[np.bool_]
     """``(n,)``."""
     silhouettes: dict[str, float | None]
-    """Silhouettes in [-1, 1], higher = better separated: ``classes``, and ``states`` (normal and
-    defective, averaged over classes). None if there is only one group."""
+    """Mean silhouettes in [-1, 1], higher = better separated. ``classes``: all images, grouped by
+    class. ``states``: images of a class, grouped into normal and defective; averaged over classes.
+    None if there is only one group."""
 
 
 def tsne(
@@ -84,14 +86,14 @@ def tsne(
 
     Args:
         name: Name of the backbone.
-        features: ``(n, C)`` with ``n >= 4``.
-        classes: Class of each row.
-        defective: Whether each row is defective.
+        features: Features of the samples, ``(n, C)`` with ``n >= 4``.
+        classes: Class of each sample.
+        defective: Whether each sample is defective.
         seed: Random seed of the layout.
         layout: Settings of the layout; silhouettes do not depend on it.
 
     Raises:
-        ValueError: If there are fewer than `MIN_SAMPLES` rows.
+        ValueError: If there are fewer than `MIN_SAMPLES` samples.
     """
     from sklearn.manifold import TSNE  # takes almost a second to import
 
@@ -162,7 +164,7 @@ def _colour(number: int, count: int) -> Colour:
 
 
 def _panel(embedding: Embedding, names: Sequence[str]) -> Image.Image:
-    """Draw the points, as discs for normal and crosses for defective images."""
+    """Draw normal images as discs and defective ones as crosses."""
     side = SIDE * OVERSAMPLING
     image = Image.new("RGB", (side, side), "white")
     draw = ImageDraw.Draw(image)

@@ -32,7 +32,7 @@ class CNNMethod(AnomalyMethod, ABC):
 
     Args:
         backbone: The CNN.
-        layers: Layers to read.
+        layers: Layers whose features the method uses.
         image_size: Side of the square input images, in pixels.
         evaluator: Settings of the metrics.
     """
@@ -58,7 +58,7 @@ class CNNMethod(AnomalyMethod, ABC):
             # Plain dictionaries come from checkpoints.
             settings = backbone if isinstance(backbone, CNNSettings) else CNNSettings(**backbone)
             self.backbone_settings = settings
-            # Layers after the last one listed are not computed.
+            # Naming the layers avoids computing those after the last one.
             self.backbone = CNNBackbone.of(
                 replace(settings, layers=settings.layers or list(layers))
             )
@@ -73,8 +73,8 @@ class CNNMethod(AnomalyMethod, ABC):
         """Return the layers as a list, after checking that the method can use them.
 
         Raises:
-            ValueError: If no layer is given, the backbone does not expose a layer, a layer is not
-                spatial, or the layers are not ordered from fine to coarse.
+            ValueError: If no layer is given, a layer is not spatial or not exposed by the backbone,
+                or the layers are not ordered from fine to coarse.
         """
         available = list(self.backbone.strides)
         unknown = [layer for layer in layers if layer not in available]
@@ -110,10 +110,10 @@ class TrainedMethod(CNNMethod, ABC):
 
     Args:
         backbone: The CNN.
-        layers: Layers to read.
+        layers: Layers whose features the method uses.
         image_size: Side of the square input images, in pixels.
         select: last: test the last epoch. best_test: test the epoch with the best metrics on the
-            test images, as the public code does; such metrics are too optimistic, and the results
+            test images, as the public code does. Its metrics are too optimistic, so the results
             record how the epoch was selected.
         evaluator: Settings of the metrics.
     """
@@ -142,8 +142,8 @@ class TrainedMethod(CNNMethod, ABC):
         """Check the data of a fit; see the base class.
 
         Raises:
-            ValueError: If there are defects among the training images, or if the epoch is to be
-                selected on test images that the fit does not evaluate.
+            ValueError: If synthetic defects or auxiliary data are configured, or if ``best_test``
+                is set but the fit does not evaluate the test images.
         """
         super().setup(stage)
         if stage != "fit" or self.data is None:
@@ -172,7 +172,7 @@ class TrainedMethod(CNNMethod, ABC):
             )
 
     def on_validation_epoch_end(self) -> None:
-        """Compute the metrics and, for ``best_test``, keep the best state."""
+        """Compute the metrics and, for ``best_test``, keep the best epoch's state."""
         super().on_validation_epoch_end()
         if self.select != "best_test" or self.trainer.state.stage != RunningStage.VALIDATING:
             return
@@ -184,12 +184,12 @@ class TrainedMethod(CNNMethod, ABC):
             self._best = {"epoch": self.current_epoch, "merit": merit, "state": state}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the best state; see the base class."""
+        """Add the state of the best epoch; see the base class."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["best"] = self._best
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Load the best state, or the last one to resume training; see the base class."""
+        """Load the state of the best epoch, or of the last to resume a fit; see the base class."""
         self._best = checkpoint.get("best")
         fitting = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
         if self._best is not None and not fitting:
@@ -200,7 +200,8 @@ class TrainedMethod(CNNMethod, ABC):
     def protocol(self) -> dict[str, Any]:
         """Return the tested epoch and how it was selected; see the base class.
 
-        Only a checkpoint restores the selected epoch. Right after a fit, the last one is tested.
+        The selected epoch is only restored when a checkpoint is loaded. A test that follows a fit
+        without loading one uses the last epoch.
         """
         select = self.select if self._chosen is not None else "last"
         return {"select": select, "selected_epoch": self._chosen}
@@ -209,8 +210,8 @@ class TrainedMethod(CNNMethod, ABC):
 class FittedMethod(CNNMethod, ABC):
     """A method that is fitted in one pass over all normal images, without gradients.
 
-    Its state consists of buffers whose sizes are known only after the fit. A checkpoint restores
-    its own sizes.
+    The fitted state is stored in buffers whose sizes are known only after the fit. When a
+    checkpoint is loaded, the buffers take the sizes stored in it.
     """
 
     fitted_buffers: ClassVar[tuple[str, ...]]
@@ -232,15 +233,15 @@ class FittedMethod(CNNMethod, ABC):
 
     @property
     def loader_needs(self) -> LoaderNeeds:
-        """Loader requirements: every image once."""
+        """Loader requirements: a single pass, in which every image occurs once."""
         return LoaderNeeds(self.image_size, single_pass=True)
 
     def setup(self, stage: str) -> None:
         """Check that the fit is a single pass over normal images; see the base class.
 
         Raises:
-            ValueError: If the training data has defects, there is a validation split, or there is
-                more than one epoch.
+            ValueError: If synthetic defects, auxiliary data or a validation split are configured,
+                or if the number of epochs is not 1.
         """
         super().setup(stage)
         name, data = type(self).__name__, self.data
@@ -272,7 +273,7 @@ class FittedMethod(CNNMethod, ABC):
         """Check that the method was fitted.
 
         Raises:
-            ValueError: If it was neither fitted nor loaded from a checkpoint.
+            ValueError: If the method was neither fitted nor loaded from a checkpoint.
         """
         if not getattr(self, self.fitted_buffers[0]).numel():
             raise ValueError(
@@ -280,7 +281,10 @@ class FittedMethod(CNNMethod, ABC):
             )
 
     def keep(self, **fitted: Tensor) -> None:
-        """Store the fitted tensors, floating-point ones in the buffer's dtype, at least float32."""
+        """Store the fitted tensors in their buffers.
+
+        A floating-point tensor takes the dtype of its buffer, or float32 if that is wider.
+        """
         for name, value in fitted.items():
             dtype = torch.promote_types(getattr(self, name).dtype, torch.float32)
             setattr(self, name, value.to(dtype) if value.is_floating_point() else value)

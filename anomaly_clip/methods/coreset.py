@@ -15,15 +15,15 @@ AT_ONCE = 1 << 15
 
 
 def k_centre_greedy(points: Tensor, count: int, start: int) -> Tensor:
-    """Select ``count`` points: after a first one, always the one farthest from those selected.
+    """Select ``count`` points, each as far as possible from those selected before.
 
-    A centre costs one matrix-vector product, as ``|x - c|^2 = |x|^2 - 2 x.c + |c|^2``. No point is
-    selected twice, even if several are equal.
+    Each selected point costs one matrix-vector product, as ``|x - c|^2 = |x|^2 - 2 x.c + |c|^2``.
+    No point is selected twice, even if some points are equal.
 
     Args:
         points: ``(M, C)``.
         count: Number of points to select, between 1 and ``M``.
-        start: Index of the first point.
+        start: Index of the point selected first.
 
     Returns:
         Indices, int64 ``(count,)``, in the order of selection.
@@ -44,7 +44,7 @@ def k_centre_greedy(points: Tensor, count: int, start: int) -> Tensor:
 
 def projected_width(count: int, width: int, eps: float) -> int:
     """Return the number of dimensions that :func:`project` keeps out of ``width``."""
-    from sklearn.random_projection import johnson_lindenstrauss_min_dim  # takes half a second
+    from sklearn.random_projection import johnson_lindenstrauss_min_dim  # slow import: 0.5 s
 
     return min(width, int(johnson_lindenstrauss_min_dim(count, eps=eps)))
 
@@ -54,8 +54,8 @@ def project(
 ) -> Tensor:
     """Project points at random to the fewest dimensions that keep distances within ``eps``.
 
-    This is scikit-learn's sparse random projection (Johnson-Lindenstrauss lemma). Points with no
-    more dimensions than that are not projected.
+    This is scikit-learn's sparse random projection (Johnson-Lindenstrauss lemma). Points that
+    already have this number of dimensions, or fewer, are not projected.
 
     Args:
         points: ``(M, C)``, of any floating-point type.

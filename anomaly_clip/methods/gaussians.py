@@ -19,11 +19,11 @@ __all__ = [
 ]
 
 AT_ONCE = 64
-"""Images per update: each update passes through all covariances, which fit in no cache."""
+"""Images per update. Each update rewrites all covariances, which are too large for a cache."""
 POSITIONS = {"cpu": 16}
-"""Covariances processed at once: on a CPU, as many as fit in its cache."""
+"""Covariances processed at once, by device type. On a CPU, they should fit in the cache."""
 FACTORED_AT_ONCE = 256
-"""Covariances factored at once on other devices, to bound the memory."""
+"""Gaussians computed at once on other devices, or from a few samples, to bound the memory."""
 
 
 class Moments(NamedTuple):
@@ -39,8 +39,8 @@ class Moments(NamedTuple):
 class RunningMoments:
     """Accumulate the mean and scatter of features batch by batch.
 
-    Sums are taken over differences from the mean of the first images, in float64, because sums of
-    squares lose digits where means are large.
+    All sums are in float64. The mean of the first images is subtracted from all features, because
+    sums of squares of features with a large mean lose digits.
     """
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class RunningMoments:
             self._update()
 
     def take(self) -> Moments:
-        """Return the mean and scatter of all features added, and start again from none.
+        """Return the mean and scatter of all features added, and reset the sums.
 
         Raises:
             ValueError: If no features were added.
@@ -78,7 +78,7 @@ class RunningMoments:
         if not self._waiting:
             return
         waiting = self._waiting
-        if waiting[0].device.type == "mps":  # which has no float64
+        if waiting[0].device.type == "mps":  # MPS has no float64
             waiting = [part.cpu() for part in waiting]
         device, positions = waiting[0].device, waiting[0].shape[1]
         if self.num_images == 0:
@@ -98,10 +98,11 @@ class RunningMoments:
 
 
 def inverse_factor(scatter: Tensor, num_images: int, regularization: float) -> Tensor:
-    """Return matrices ``F`` ``(N, C, C)``: the norm of ``F x`` is the Mahalanobis distance of x.
+    """Return matrices ``F`` ``(N, C, C)`` such that the norm of ``F x`` is a Mahalanobis distance.
 
-    ``F`` is the inverse of the lower Cholesky factor of the unbiased covariance plus a multiple of
-    the identity.
+    Here ``x`` is the difference of a feature from the mean, and ``F`` is the inverse of the lower
+    Cholesky factor of the regularised covariance. The latter is the unbiased covariance plus a
+    multiple of the identity.
 
     Args:
         scatter: ``(N, C, C)``, see :class:`Moments`; overwritten by the result.
@@ -118,8 +119,8 @@ def inverse_factor(scatter: Tensor, num_images: int, regularization: float) -> T
         lower, failed = torch.linalg.cholesky_ex(part)
         if failed.any():
             raise ValueError(
-                f"model.regularization {regularization:g} is too small, as a covariance of "
-                f"{num_images} images is singular: raise it"
+                f"model.regularization {regularization:g} is too small: the covariance of "
+                f"features of {num_images} images is singular; give a larger value"
             )
         scatter[start : start + step] = torch.linalg.solve_triangular(
             lower, identity.expand_as(lower), upper=False
@@ -130,19 +131,20 @@ def inverse_factor(scatter: Tensor, num_images: int, regularization: float) -> T
 class FewSampleGaussians(NamedTuple):
     """Gaussians of a few samples in many channels, without explicit covariances.
 
-    With the samples' differences from the mean as rows of X, the covariance is X'X / (n - 1) plus a
-    multiple r of the identity. The squared Mahalanobis distance of a difference x is then the
-    minimum over c of |x - X'c|^2 / r + (n - 1) |c|^2, the cost of explaining x by a mix c of
-    samples and a residual. Single precision is enough: both terms are positive, so nothing cancels,
-    and at a minimum small errors of c have no first-order effect.
+    The rows of X are the differences of n samples from their mean. The covariance is
+    X'X / (n - 1) + r I, where r is the regularization. Let x be the difference of a feature from
+    the mean. Its squared Mahalanobis distance is the minimum over c of
+    |x - X'c|^2 / r + (n - 1) |c|^2: the cost of approximating x by a linear combination of the
+    samples with coefficients c. Single precision is enough: both terms are positive, so nothing
+    cancels, and at a minimum small errors of c have no first-order effect.
     """
 
     mean: Tensor
     """``(N, C)``."""
     samples: Tensor
-    """``(N, n, C)``, the samples' differences from the mean: X."""
+    """``(N, n, C)``, the matrices X."""
     mixing: Tensor
-    """``(N, n, n)``, symmetric; turns products with the samples into the best mix c."""
+    """``(N, n, n)``, symmetric matrices A: the minimum is at c = A X x."""
     regularization: float
 
     def distances(self, features: Tensor) -> Tensor:
@@ -166,7 +168,8 @@ def few_sample_gaussians(
     """Return one Gaussian per position, computed in float64 for a few positions at a time.
 
     Args:
-        features: Returns the features ``(n, P, C)`` of all samples, 2 or more, at ``P`` positions.
+        features: Function that takes the indices of ``P`` positions and returns the features
+            ``(n, P, C)`` of all n samples at these positions; n is 2 or more.
         num_positions: Total number of positions.
         regularization: Value added to the diagonal of the unbiased covariances.
     """
@@ -179,9 +182,14 @@ def few_sample_gaussians(
 
 
 def _few_samples(features: Tensor, regularization: float) -> tuple[Tensor, ...]:
-    """Return mean, samples and mixing of features ``(n, P, C)``, in float32 or wider."""
+    """Return mean, samples and mixing of :class:`FewSampleGaussians`, in float32 or wider.
+
+    Args:
+        features: ``(n, P, C)``.
+        regularization: Value added to the diagonal of the unbiased covariances.
+    """
     dtype, device = torch.promote_types(features.dtype, torch.float32), features.device
-    if device.type == "mps":  # which has no float64
+    if device.type == "mps":  # MPS has no float64
         features = features.cpu()
     samples = features.double().transpose(0, 1)  # (P, n, C)
     mean = samples.mean(dim=1, keepdim=True)
@@ -192,8 +200,8 @@ def _few_samples(features: Tensor, regularization: float) -> tuple[Tensor, ...]:
     lower, failed = torch.linalg.cholesky_ex(products)
     if failed.any():
         raise ValueError(
-            f"model.regularization {regularization:g} is too small, as a covariance of {count} "
-            f"images is singular: raise it"
+            f"model.regularization {regularization:g} is too small: the covariance of features "
+            f"of {count} images is singular; give a larger value"
         )
     mixing = torch.cholesky_inverse(lower)
     return tuple(tensor.to(device, dtype) for tensor in (mean[:, 0], samples, mixing))

@@ -49,20 +49,20 @@ POOLED = "pooled"
 class LinearProbe(EvaluatedModule):
     """Classify the images of a data set with a linear layer; see the module's docstring.
 
-    The data module defines the classes (``data.targets``): single, one class per image, with
-    softmax and cross-entropy; multi, several patterns per image, with one sigmoid each.
+    The data module defines the classes (``data.targets``). single: one class per image, with
+    softmax and cross-entropy. multi: several patterns per image, with one sigmoid per pattern.
 
     Args:
-        backbone: The ResNet and its weights. For another network, its ``layers`` name the layer to
-            read, which must not be spatial.
+        backbone: The ResNet and its weights. For another network, set its ``layers`` to the layer
+            whose features are classified. This layer must not be spatial.
         image_size: Side of the images, in pixels.
-        frozen: Whether the backbone stays unchanged, in evaluation mode. Otherwise it is trained,
-            with images flipped at random.
-        cache_features: Whether a frozen backbone encodes each image once, at the start of ``fit``,
-            and its features are kept in memory (512 values per image). Otherwise it encodes them
+        frozen: Whether the backbone stays unchanged, in evaluation mode. If false, the backbone is
+            trained as well, and the training images are flipped at random.
+        cache_features: Whether a frozen backbone encodes all images at the start of ``fit`` and the
+            features stay in memory (512 values per image). If false, the images are encoded again
             in every epoch.
         optim: Optimiser and schedule.
-        seed: Seed of the layer's initial weights and of the flips.
+        seed: Seed of the linear layer's initial weights and of the flips.
     """
 
     must_be_fitted: ClassVar[bool] = True
@@ -70,7 +70,7 @@ class LinearProbe(EvaluatedModule):
     is_detector: ClassVar[bool] = False
     inference_arguments: ClassVar[frozenset[str]] = frozenset({"cache_features"})
     head: nn.Linear
-    """Created once the classes are known."""
+    """The linear layer; it is created once the classes are known."""
     metrics: MetricCollection
     mean: Tensor
     std: Tensor
@@ -107,7 +107,7 @@ class LinearProbe(EvaluatedModule):
         """The classes, in the order of the layer's outputs; empty until they are known."""
         self.targets: Targets = "single"
         self.epochs: int | None = None
-        """Number of epochs trained, if a checkpoint was loaded."""
+        """Number of trained epochs of the loaded checkpoint; None if none was loaded."""
         self._counts: Tensor | None = None
         self.save_hyperparameters(
             {
@@ -126,7 +126,7 @@ class LinearProbe(EvaluatedModule):
         """Use a frozen backbone.
 
         Raises:
-            ValueError: If the layer to read is missing or spatial.
+            ValueError: If the backbone does not expose the selected layer, or the layer is spatial.
         """
         [layer] = self._layers()
         if isinstance(backbone, CNNBackbone):
@@ -144,16 +144,16 @@ class LinearProbe(EvaluatedModule):
         """Create the ResNet to train; its weights are loaded by a fit or from a checkpoint.
 
         Raises:
-            ValueError: If the network is not a ResNet, or another layer than pooled is to be read.
+            ValueError: If the network is not a ResNet, or a layer other than pooled is selected.
         """
         name = self.backbone_settings.name
         self.encoder = load_network(name, RANDOM)
         is_resnet = all(hasattr(self.encoder, part) for part in ("conv1", "layer4", "fc"))
         if not is_resnet or self._layers() != [POOLED]:
             raise ValueError(
-                f"LinearProbe trains ResNets on their pooled features, got model.backbone.name "
-                f"{name} and layers {self._layers()}: choose a ResNet and its pooled layer, or set "
-                f"model.frozen to true"
+                f"with model.frozen false, LinearProbe needs a ResNet and its pooled layer, got "
+                f"model.backbone.name {name} and layers {self._layers()}: choose a ResNet and "
+                f"leave out model.backbone.layers, or set model.frozen to true"
             )
         self.width = int(self.encoder.fc.weight.shape[1])  # type: ignore[union-attr,index]
         self.encoder.fc = nn.Identity()
@@ -183,7 +183,7 @@ class LinearProbe(EvaluatedModule):
 
     @property
     def weights(self) -> WeightsRecord:
-        """The weights of the probed backbone; of a trained one, its initial weights."""
+        """The weights of a frozen backbone, or the initial weights of a trained one."""
         return self.backbone.weights if self.frozen else self._start
 
     def pooled(self, images: Tensor) -> Tensor:
@@ -208,13 +208,14 @@ class LinearProbe(EvaluatedModule):
 
         Raises:
             FileNotFoundError: If the weights are neither on disk nor available for download.
-            ValueError: If the data has no classes, other classes than before, or no image of one of
-                them.
+            ValueError: If the data defines no classes, the classes differ from those already set,
+                or a class has no images.
         """
         data = self.data
         if data is None:
             raise ValueError(
-                f"LinearProbe: {stage} needs a data module of anomaly_clip.data (datamodule=)"
+                f"LinearProbe: {stage} requires a data module of anomaly_clip.data; pass one as "
+                f"datamodule="
             )
         if data.targets is None:
             raise ValueError(
@@ -228,8 +229,8 @@ class LinearProbe(EvaluatedModule):
             )
         if stage == "fit" and not self.frozen and data.batch_size < 2:
             raise ValueError(
-                f"data.batch_size must be 2 or more, as BatchNorm compares images, got "
-                f"{data.batch_size}"
+                f"data.batch_size must be 2 or more, as BatchNorm needs several images in a batch, "
+                f"got {data.batch_size}"
             )
         self._set_classes(data.targets, data.target_names, f"data.root {data.root}")
         if stage == "fit":
@@ -250,7 +251,7 @@ class LinearProbe(EvaluatedModule):
         """Set the classes and create the layer for them, or compare them with those already set.
 
         Raises:
-            ValueError: If they differ, or there are fewer than two.
+            ValueError: If the classes differ from those already set, or there are fewer than two.
         """
         if self.target_names:
             check_same((self.targets, self.target_names), (targets, names), source)
@@ -286,7 +287,8 @@ class LinearProbe(EvaluatedModule):
         rows = range(rank, len(dataset), world)
         loader = DataLoader(Subset(dataset, rows), data.batch_size, num_workers=data.num_workers)
         each = math.ceil(len(dataset) / world)
-        features_here = torch.zeros(each, self.width, device=self.device)  # equal on all processes
+        # All processes gather tensors of the same size.
+        features_here = torch.zeros(each, self.width, device=self.device)
         done = 0
         for batch in track(loader, "encoding", total=len(loader)):
             features = self.pooled(batch["image"].to(self.device)).float()
@@ -325,7 +327,7 @@ class LinearProbe(EvaluatedModule):
         return target.argmax(dim=1) if self.targets == "single" else target
 
     def _flipped(self, images: Tensor, index: Tensor) -> Tensor:
-        """Flip images ``(B, 3, H, W)`` at random along each axis, which keeps their patterns."""
+        """Flip images ``(B, 3, H, W)`` at random along each axis; their classes stay the same."""
         seeds = [[self.seed, self.current_epoch, row] for row in index.tolist()]
         flips = np.stack([np.random.default_rng(seed).random(2) < 0.5 for seed in seeds])
         for axis in (0, 1):
@@ -358,11 +360,11 @@ class LinearProbe(EvaluatedModule):
         return logits.softmax(dim=1) if self.targets == "single" else logits.sigmoid()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the probabilities of a batch and count them."""
+        """Return the probabilities of a batch and update the metrics."""
         return self._evaluate(batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the probabilities of a batch and count them."""
+        """Return the probabilities of a batch and update the metrics."""
         return self._evaluate(batch)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -394,7 +396,7 @@ class LinearProbe(EvaluatedModule):
 
     @property
     def confusion(self) -> Confusion | None:
-        """The counts behind the metrics of the last evaluation."""
+        """The confusion matrix of the last evaluation; None before the first one."""
         return None if self._counts is None else Confusion(self._counts, self.target_names)
 
     def image_rows(self, outputs: Tensor, batch: Batch) -> list[dict[str, Any]]:
@@ -402,7 +404,7 @@ class LinearProbe(EvaluatedModule):
 
         Args:
             outputs: Probabilities ``(B, K)``.
-            batch: Its images.
+            batch: The batch of the outputs.
         """
         rows = []
         for place, values in enumerate(outputs.tolist()):
@@ -429,7 +431,7 @@ class LinearProbe(EvaluatedModule):
 
     @property
     def evaluation_note(self) -> str:
-        """The end of a metrics table's title: whether the backbone was frozen or trained."""
+        """End of the title of the metrics table: whether the backbone was frozen or trained."""
         return f"; backbone {'frozen' if self.frozen else 'trained'}"
 
     def protocol(self) -> dict[str, Any]:
@@ -453,7 +455,7 @@ class LinearProbe(EvaluatedModule):
         checkpoint["probe"] = record
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Compare or set the classes, and restore the weights of a frozen backbone.
+        """Compare the classes, or set them if unknown, and insert a frozen backbone's weights.
 
         Raises:
             ValueError: If the checkpoint was fitted with other classes or another backbone.

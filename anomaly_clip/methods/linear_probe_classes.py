@@ -19,21 +19,22 @@ def check_same(
     """Check that the current classes are those that a probe was fitted with.
 
     Raises:
-        ValueError: If they differ.
+        ValueError: If the current classes differ from the fitted ones.
     """
     (kind, names), (current_kind, current_names) = fitted, current
     if kind != current_kind:
         raise ValueError(
-            f"the probe was fitted with data.targets {kind} ({len(names)} classes), and {source} "
-            f"is read with data.targets {current_kind} ({len(current_names)} classes): set it to "
-            f"{kind}, or fit again"
+            f"the probe was fitted with data.targets {kind} ({len(names)} classes), but {source} "
+            f"is read with data.targets {current_kind} ({len(current_names)} classes): set "
+            f"data.targets to {kind}, or fit again"
         )
     if names != current_names:
         odd = sorted(set(names) ^ set(current_names))
-        difference = f"{odd[0]} in only one of the two" if odd else "the same ones in another order"
+        difference = f"{odd[0]} is in only one of the sets" if odd else "only their order differs"
         raise ValueError(
-            f"the probe was fitted with {len(names)} classes, and {source} has "
-            f"{len(current_names)}, with {difference}: use data with the same classes, or fit again"
+            f"the {len(names)} classes that the probe was fitted with and the {len(current_names)} "
+            f"classes of {source} are not the same: {difference}; use data with the same classes, "
+            f"or fit again"
         )
 
 
@@ -42,7 +43,7 @@ def check_shown(data: AnomalyData, names: list[str], split: str, samples: list[S
 
     Args:
         data: The data module, named in the error message.
-        names: The classes, in the order of a sample's ``target``.
+        names: Names of the classes, in the order of a sample's ``target``.
         split: training or test.
         samples: The samples of the split.
 

@@ -1,4 +1,7 @@
-"""Optimiser of the linear probe: SGD with a cosine schedule (our choice; the paper names none)."""
+"""Optimiser of the linear probe: SGD with a cosine schedule.
+
+This is our choice, as the paper names no optimiser.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,12 @@ __all__ = ["ProbeOptim"]
 
 LR = {True: 0.1, False: 0.01}
 WEIGHT_DECAY = {True: 0.0, False: 1e-4}
-"""Defaults for a frozen backbone (True) and a trained one (False)."""
+"""Defaults of ``lr`` and ``weight_decay`` for a frozen (True) and a trained backbone (False)."""
 
 
 @dataclass(frozen=True)
 class ProbeOptim:
-    """SGD and its schedule.
+    """Settings of SGD and of its learning rate schedule.
 
     Args:
         lr: Initial learning rate; null: 0.1 for a frozen backbone, else 0.01.
@@ -49,7 +52,7 @@ class ProbeOptim:
         return replace(self, lr=lr, weight_decay=decay)
 
     def build(self, module: LightningModule) -> Any:
-        """Return the optimiser of a module's trainable parameters and its schedule, if any.
+        """Return the optimiser of a module's trainable parameters, with its schedule if any.
 
         Raises:
             ValueError: If the length of the training is unknown.

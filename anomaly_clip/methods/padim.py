@@ -1,8 +1,8 @@
 """PaDiM (arXiv 2011.08785): a Gaussian of normal features at every position.
 
-Features of three stages of a frozen CNN are brought to one grid, and a random subset of their
-channels is kept. The anomaly score is the Mahalanobis distance. Settings and conventions are those
-of the public code behind most published results with ResNet-18; see docs/methods/padim.md.
+Features of three stages of a frozen CNN are upsampled to the finest grid, and a random subset of
+their channels is kept. The anomaly score is the Mahalanobis distance. Settings and conventions are
+those of the public code behind most published results with ResNet-18; see docs/methods/padim.md.
 """
 
 from __future__ import annotations
@@ -31,15 +31,17 @@ class PaDiM(FittedMethod):
     """One Gaussian per position (PaDiM, arXiv 2011.08785).
 
     Args:
-        backbone: The CNN; it exposes the layers below, unless it names others.
+        backbone: The CNN; by default, it returns the ``layers`` of this method.
         image_size: Side of the square input images, in pixels.
         layers: Layers whose features are concatenated, finest first.
-        num_channels: Number of channels kept, null for all (ResNet-18: 100 of 448).
-        channel_seed: Seed of the random choice of channels, made as in the public code.
+        num_channels: Number of channels kept, or null for all. The default keeps 100 of the 448
+            channels that the layers of ResNet-18 have.
+        channel_seed: Seed of the random choice of channels. The default chooses the same channels
+            as the public code.
         regularization: Value added to the diagonal of every covariance.
         sigma: Standard deviation of the Gaussian blur of the map, in pixels.
-        blur_border: edge: reflect the border including its edge (SciPy, as published); inner:
-            reflect it without the edge (anomalib).
+        blur_border: Padding of the map before the blur. edge: reflection that repeats the edge
+            pixel (SciPy, as published); inner: reflection that does not (anomalib).
         evaluator: Settings of the metrics.
     """
 
@@ -48,7 +50,7 @@ class PaDiM(FittedMethod):
     mean: Tensor
     """``(N, C)`` after the fit."""
     factor: Tensor
-    """``(N, C, C)``; the norm of its product with a difference from the mean is the distance."""
+    """``(N, C, C)`` after the fit: the matrices ``F`` of :func:`inverse_factor`."""
     channels: Tensor
 
     def __init__(
@@ -136,7 +138,7 @@ class PaDiM(FittedMethod):
     def embed(self, images: Tensor) -> Tensor:
         """Return the selected channels at every position of the finest layer, ``(B, N, C)``.
 
-        Channels are selected before coarse layers are upsampled: same result, less work.
+        Selecting channels before coarse layers are upsampled gives the same result with less work.
         """
         features = self.backbone(images)
         size = features[self.layers[0]].shape[-2:]
@@ -163,7 +165,8 @@ class PaDiM(FittedMethod):
 def choose_channels(total: int, count: int | None, seed: int) -> list[int]:
     """Return a random choice of channels, in the order of sampling.
 
-    It equals that of the public code, because Python's own generator has not changed since.
+    The public code chooses the same channels for the same seed: it also calls Python's
+    ``random.sample``, whose results have not changed since.
 
     Example:
         >>> from anomaly_clip.methods.padim import choose_channels

@@ -1,8 +1,8 @@
 """PatchCore (arXiv 2106.08265): distance of patches from their nearest normal patches.
 
-The memory bank holds patch features of normal images, reduced to a greedy k-centre coreset. The
-score of a patch is the distance to its nearest row. Conventions are anomalib's unless stated
-otherwise; see docs/methods/patchcore.md.
+The rows of the memory bank are patch features of normal images, reduced to a greedy k-centre
+coreset. The score of a patch is its distance from the nearest row. Conventions are anomalib's
+unless stated otherwise; see docs/methods/patchcore.md.
 """
 
 from __future__ import annotations
@@ -42,21 +42,22 @@ class PatchCore(FittedMethod):
     """A memory bank of patches of normal images (PatchCore, arXiv 2106.08265).
 
     Args:
-        backbone: The CNN; it exposes the layers below, unless it names others.
+        backbone: The CNN; by default, it returns the ``layers`` of this method.
         image_size: Side of the square input images, in pixels.
-        layers: Layers whose features are concatenated, finest first, each averaged over 3 x 3
-            patches.
+        layers: Layers, finest first. Their features are averaged over 3 x 3 positions and then
+            concatenated.
         coreset: Share of all training patches kept in the bank.
-        projection_eps: Relative error of squared distances allowed in the random projection used
-            for selecting the coreset; 0 for no projection.
+        projection_eps: The coreset is selected from randomly projected patches; this is the
+            relative error allowed for their squared distances. 0 turns the projection off.
         bank_type: Data type of the bank: float32, or float16, which takes half the memory.
-        num_neighbours: Number of bank rows around the nearest one that reweight the image score; 1
-            for the plain largest distance, as in the original code.
+        num_neighbours: The image score is the largest patch distance, reduced if the bank is dense
+            around the row nearest to that patch. The density is measured with this number of rows,
+            including the nearest one. 1 turns the reduction off, as in the original code.
         upsampling: Interpolation of the map: bilinear as in the original code, or nearest as in
             anomalib.
         sigma: Standard deviation of the Gaussian blur of the map, in pixels.
-        blur_border: edge: reflect the border including its edge (SciPy); inner: reflect it without
-            the edge (anomalib).
+        blur_border: Padding of the map before the blur. edge: reflection that repeats the edge
+            pixel (SciPy); inner: reflection that does not (anomalib).
         seed: Seed of the projection and of the first patch selected.
         evaluator: Settings of the metrics.
     """
@@ -105,10 +106,10 @@ class PatchCore(FittedMethod):
         self._parts: list[tuple[Tensor, Tensor]] = []
 
     def on_fit_start(self) -> None:
-        """Log the expected memory and time, and refuse a fit that exceeds the free memory.
+        """Log the expected memory and time, and refuse a fit that needs too much memory.
 
         Raises:
-            ValueError: If there is too little memory.
+            ValueError: If the fit needs more than ``ROOM`` of the free memory.
         """
         self._parts = []
         data = self.data
@@ -122,17 +123,17 @@ class PatchCore(FittedMethod):
         kept, narrow = self.num_kept(rows), self.projected_width(rows, width)
         seconds = kept * _seconds_per_centre(rows, narrow, self.device)
         say(
-            f"PatchCore: {num_images} images, {rows} patches of {width} values, {kept} of them "
-            f"kept; the fit takes about {sum(cost.values()) / GB:.2g} GB, and the selection "
-            f"{duration(max(1, seconds))}"
+            f"PatchCore: {num_images} images have {rows} patches of {width} values, and the bank "
+            f"keeps {kept} patches; the fit takes about {sum(cost.values()) / GB:.2g} GB, and the "
+            f"selection of the bank {duration(max(1, seconds))}"
         )
         for device, needed in cost.items():
             free = available_memory(device)
             if free is not None and needed > ROOM * free:
                 raise ValueError(
-                    f"PatchCore needs about {needed / GB:.3g} GB for {rows} patches, but only "
-                    f"{free / GB:.3g} GB are free on {device}: lower data.fraction or "
-                    f"model.image_size"
+                    f"PatchCore needs about {needed / GB:.3g} GB for {rows} patches, but may only "
+                    f"use {ROOM:.0%} of the {free / GB:.3g} GB that are free on {device}: lower "
+                    f"data.fraction or model.image_size"
                     f"{'' if self.bank_type.itemsize == 2 else ', or set model.bank_type float16'}"
                 )
 
@@ -141,12 +142,12 @@ class PatchCore(FittedMethod):
         return max(1, round(self.coreset * rows))
 
     def projected_width(self, rows: int, width: int) -> int:
-        """Return the number of values per patch while the bank is selected."""
+        """Return the number of values per patch during the selection of the bank."""
         eps = self.projection_eps
         return projected_width(rows, width, eps) if eps > 0 else width
 
     def cost(self, rows: int, width: int) -> dict[torch.device, int]:
-        """Return the bytes that a fit takes on the host and on the device that selects the bank.
+        """Return the bytes that a fit takes on the host and on the device of the selection.
 
         Args:
             rows: Number of patches of all training images.
@@ -171,7 +172,7 @@ class PatchCore(FittedMethod):
         self._parts.append((batch["index"].cpu(), features))
 
     def on_train_epoch_end(self) -> None:
-        """Select the bank from the patches of all processes, on the first process, and share it."""
+        """Gather the patches of all processes, select the bank on the first one, and share it."""
         parts, self._parts = self._parts, []
         if self.trainer.world_size > 1:
             leads = self.trainer.is_global_zero
@@ -231,12 +232,14 @@ class PatchCore(FittedMethod):
         return torch.cat(parts, dim=1).flatten(2).mT  # (B, N, C)
 
     def image_scores(self, features: Tensor, distances: Tensor, rows: Tensor) -> Tensor:
-        """Return image scores ``(B,)``: the largest distance, reduced where bank rows are dense.
+        """Return image scores ``(B,)``: each image's largest patch distance, times a weight.
+
+        The weight is smaller if other bank rows are close to the one nearest to that patch.
 
         Args:
             features: ``(B, N, C)``.
-            distances: ``(B, N)``, distance from the nearest row.
-            rows: ``(B, N)``, index of the nearest row.
+            distances: ``(B, N)``, distance of each patch from its nearest bank row.
+            rows: ``(B, N)``, index of that bank row.
         """
         largest, at = distances.max(dim=1)
         if self.num_neighbours == 1:
@@ -255,17 +258,17 @@ class PatchCore(FittedMethod):
 
 
 def nearest_rows(features: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
-    """Return distance and index of the nearest row of a bank, computed block by block.
+    """Return the distance and index of each feature's nearest bank row, computed block by block.
 
-    Matrix products find the row. The distance is then computed from the difference itself, which
-    loses no digits.
+    The nearest row is found by matrix products. The distance is then computed from the difference
+    of the two vectors, which loses no digits.
 
     Args:
         features: ``(n, C)``.
         bank: ``(K, C)``.
 
     Returns:
-        ``(n,)`` float32 and ``(n,)`` int64.
+        Distances, float32 ``(n,)``, and row indices, int64 ``(n,)``.
     """
     features, rows_of_bank = features.float(), bank.float()
     half_lengths = rows_of_bank.square().sum(dim=1) / 2
@@ -281,8 +284,8 @@ def nearest_rows(features: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
 def _in_order(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
     """Return the patches ``(M, C)`` of all images, ordered by image index.
 
-    The parts, ``(n,)`` and ``(n, N, C)``, are removed from the list one by one, so that they are
-    not all in memory together with the result.
+    Each part consists of image indices ``(n,)`` and patches ``(n, N, C)``. Parts are removed from
+    the list one by one, so that they are not all in memory together with the result.
     """
     place = torch.cat([index for index, _ in parts]).argsort().argsort()
     ends = torch.tensor([len(index) for index, _ in parts]).cumsum(0).tolist()
@@ -295,10 +298,10 @@ def _in_order(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def _seconds_per_centre(rows: int, width: int, device: torch.device) -> float:
-    """Estimate the time per centre from a product with a few of the rows."""
+    """Estimate the time to select one centre by timing products with a smaller matrix."""
     few = torch.zeros(min(rows, 20_000), width, device=device)
     vector = torch.zeros(width, device=device)
-    float(torch.mv(few, vector)[0])  # waits for the result, also on other devices
+    float(torch.mv(few, vector)[0])  # float() waits for the result, also on a GPU
     begun = time.perf_counter()
     for _ in range(3):
         product = torch.mv(few, vector)
@@ -321,7 +324,7 @@ def available_memory(device: torch.device) -> int | None:
 
 
 def _left_to_container() -> int:
-    """Return the bytes left by a container's limit (cgroup v2), ``sys.maxsize`` without one."""
+    """Return the bytes left below a container's cgroup v2 limit, ``sys.maxsize`` if not limited."""
     folder = Path("/sys/fs/cgroup")
     try:
         limit, used = ((folder / f"memory.{name}").read_text() for name in ("max", "current"))

@@ -1,9 +1,9 @@
 """RD4AD (arXiv 2201.10703): reverse distillation from a one-class embedding.
 
-The teacher is a frozen CNN. Its three stages are compressed into one small embedding, from which
-the student, the mirror image of the teacher, reconstructs them. The student is trained on normal
-images only, so that a failed reconstruction marks an anomaly. Settings are those of the public
-code; see docs/methods/rd4ad.md.
+The teacher is a frozen CNN. The features of three of its stages are compressed into one small
+embedding. The student, a mirrored teacher, reconstructs the features from the embedding. The
+student is trained on normal images only, so that a failed reconstruction marks an anomaly. Settings
+are those of the public code; see docs/methods/rd4ad.md.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class RD4AD(TrainedMethod):
     """Reverse distillation (RD4AD, arXiv 2201.10703).
 
     Args:
-        backbone: The teacher; it exposes the layers below, unless it names others.
+        backbone: The teacher; by default, it returns the ``layers`` of this method.
         image_size: Side of the square input images, in pixels.
         layers: Three stages, finest first, each with half the resolution of the one before.
         amap_mode: Combination of the maps of all levels: add (as published) or multiply.
@@ -65,10 +65,10 @@ class RD4AD(TrainedMethod):
         sizes = self._sizes(image_size)
         if len(sizes) != LEVELS or not _halving(sizes):
             raise ValueError(
-                f"RD4AD needs three layers, each half as wide as the one before, and the last of "
-                f"an even width of 4 or more, but model.layers {self.layers} of "
-                f"{self.backbone_settings.name} are {sizes} positions wide at model.image_size "
-                f"{image_size}: change model.layers or model.image_size"
+                f"RD4AD needs three layers, each with half the resolution of the one before, and "
+                f"the last with an even number of positions per side, 4 or more, but model.layers "
+                f"{self.layers} of {self.backbone_settings.name} have {sizes} positions per side "
+                f"at model.image_size {image_size}: change model.layers or model.image_size"
             )
         check_at_least("model.sigma", sigma, 0)
         check_above("model.lr", lr, 0)
@@ -124,7 +124,10 @@ class RD4AD(TrainedMethod):
 
 
 def reverse_distillation_loss(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
-    """Return one minus the cosine of an image's flattened features, summed over the levels.
+    """Return the cosine distance of teacher and student, summed over the levels.
+
+    At each level, the distance is one minus the cosine between the flattened features of an image.
+    It is averaged over the images.
 
     Args:
         teacher: Features of each level, ``(B, C, h, w)``.
@@ -140,7 +143,7 @@ def reverse_distillation_loss(teacher: Sequence[Tensor], student: Sequence[Tenso
 def level_maps(
     teacher: Sequence[Tensor], student: Sequence[Tensor], size: tuple[int, int]
 ) -> Tensor:
-    """Return one minus the cosine at every position, ``(B, levels, H, W)``.
+    """Return maps of one minus the cosine of teacher and student, ``(B, levels, H, W)``.
 
     Args:
         teacher: Features of each level, ``(B, C, h, w)``.
@@ -185,7 +188,9 @@ class MirrorSpec:
 
 
 class OneClassBottleneck(nn.Module):
-    """Bring three stages to one grid, and compress them into one embedding of half its size.
+    """Downsample three stages to the coarsest grid and compress them into one embedding.
+
+    The embedding has half the height and width of that grid.
 
     Args:
         channels: Channels of the stages, finest first.
@@ -204,7 +209,10 @@ class OneClassBottleneck(nn.Module):
         _initialise(self)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Return ``(B, 2 C, h / 2, w / 2)`` for the coarsest stage's ``(B, C, h, w)``."""
+        """Return the embedding of features ``(B, C, h, w)`` per stage, finest first.
+
+        For ``(B, C, h, w)`` of the coarsest stage, the embedding is ``(B, 2 C, h / 2, w / 2)``.
+        """
         first, second, third = features
         joined = torch.cat([self.first(first), self.second(second), third], dim=1)
         embedding: Tensor = self.blocks(joined)
@@ -212,7 +220,7 @@ class OneClassBottleneck(nn.Module):
 
 
 class Student(nn.Module):
-    """The teacher in reverse: from the embedding to the coarsest stage, then to the finest.
+    """Mirrored teacher, which reconstructs the stages from the embedding, coarsest first.
 
     Args:
         channels: Channels of the stages, finest first.
@@ -282,7 +290,8 @@ class DeepUp(nn.Module):
 
 
 def _halving(sizes: Sequence[int]) -> bool:
-    # BatchNorm fails on a single position of a single image.
+    # With a last layer 2 wide, the embedding would have a single position. For a batch of a single
+    # image, BatchNorm fails on it.
     return all(a == 2 * b for a, b in pairwise(sizes)) and sizes[-1] % 2 == 0 and sizes[-1] >= 4
 
 

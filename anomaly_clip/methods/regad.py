@@ -1,9 +1,10 @@
 """RegAD (arXiv 2207.07361): few-shot detection by image registration, trained on other categories.
 
-Each stage of a ResNet rotates and scales its feature maps. The network is trained to make two
-images of the same category look alike, on all categories except the tested one. A few normal images
-of the tested category are then enough: they are augmented, and a Gaussian is fitted at every
-position. Settings and conventions are those of the public code; see docs/methods/regad.md.
+After each stage of a ResNet, a spatial transformer rotates and scales the feature maps. On all
+categories except the tested one, the network is trained to align the features of two images of the
+same category. A few normal images of the tested category are then enough to detect anomalies: they
+are augmented, and a Gaussian is fitted at every position. Settings and conventions are those of the
+public code; see docs/methods/regad.md.
 """
 
 from __future__ import annotations
@@ -60,12 +61,13 @@ class PixelCNNSettings(CNNSettings):
     Args:
         name: A torchvision ResNet.
         weights: imagenet, a file, or the word random.
-        layers: Set by RegAD; leave it out.
+        layers: Set by RegAD; leave this option out.
         mean: Pixel mean.
         std: Pixel standard deviation.
     """
 
-    # A separate type, because a file that only names weights would replace a default instance.
+    # A default instance of CNNSettings would not do: a configuration that only sets the weights
+    # would replace it, and so lose its mean and std.
     mean: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     std: list[float] = field(default_factory=lambda: [1.0, 1.0, 1.0])
 
@@ -74,16 +76,17 @@ class RegAD(TrainedMethod):
     """Registration across categories, with Gaussians of a few normal images (arXiv 2207.07361).
 
     One model is tested on one category and trained on others (``data.train_categories: others``).
-    The test passes over the images once per set of reference images, and the number of the set is
-    its seed. Metrics are means over these rounds. The maps and scores that are kept come from the
-    first round, which is the only one in validation and ``predict``.
+    A test consists of several rounds. Each round samples its own set of reference images, with the
+    number of the round as seed, and scores all test images. Metrics are means over the rounds. The
+    stored maps and scores are those of the first round; validation and ``predict`` only run that
+    round.
 
     Args:
         backbone: The ResNet to train, and its initial weights.
         image_size: Side of the square input images, in pixels; a multiple of 32.
-        shots: Number of reference images of a category. In training, each image is supported by as
-            many images of its category.
-        rounds: Number of sets of reference images to test.
+        shots: Number of reference images of a category. In training, each image is compared with
+            this number of support images of its category.
+        rounds: Number of rounds of a test, each with another set of reference images.
         regularization: Value added to the diagonal of every covariance.
         sigma: Standard deviation of the Gaussian blur of the map, in pixels.
         lr: Learning rate of SGD; it follows half a cosine down to 0 in the last epoch.
@@ -155,8 +158,8 @@ class RegAD(TrainedMethod):
         """Check the data, and create one evaluator per round; see the base class.
 
         Raises:
-            ValueError: If a tested category is trained on, the data has options that RegAD does not
-                support, or there are fewer reference images than requested.
+            ValueError: If the tested category is also a training category, the data has options
+                that RegAD does not support, or there are fewer reference images than requested.
         """
         super().setup(stage)
         data = self.data
@@ -164,9 +167,9 @@ class RegAD(TrainedMethod):
             return
         if data.has_shots:
             raise ValueError(
-                f"RegAD trains on all normal images of the other categories, and takes as many "
-                f"reference images of the tested one as model.shots ({self.shots}): leave out "
-                f"data.shots and data.fraction"
+                f"RegAD trains on all normal images of the other categories, and model.shots "
+                f"({self.shots}) sets the number of reference images of the tested category: leave "
+                f"out data.shots and data.fraction"
             )
         if stage == "fit":
             self._check_training(data)
@@ -179,7 +182,7 @@ class RegAD(TrainedMethod):
         self.evaluators = nn.ModuleList([self.evaluator, *others])
 
     def _check_one_category(self, data: AnomalyData, stage: str) -> None:
-        super()._check_one_category(data, "test")  # training always uses several
+        super()._check_one_category(data, "test")  # training always uses several categories
 
     def _check_tested(self, data: AnomalyData) -> None:
         trained = self.trained_on.get("categories", [])
@@ -195,12 +198,13 @@ class RegAD(TrainedMethod):
         if both:
             raise ValueError(
                 f"RegAD must be trained on categories other than the tested one, got {both[0]!r} "
-                f"for both: set data.train_categories to others"
+                f"for both training and testing: set data.train_categories to others"
             )
         if data.validation.holds_out:
             raise ValueError(
                 f"RegAD needs normal reference images for the validation categories, which "
-                f"data.val_split {data.val_split} does not provide: set it to none or test"
+                f"data.val_split {data.val_split} does not provide: set data.val_split to none or "
+                f"test"
             )
         if data.synthesis is not None:
             raise ValueError(
@@ -210,7 +214,8 @@ class RegAD(TrainedMethod):
         if data.balanced:
             raise ValueError(
                 f"data.balanced must be false for RegAD, whose batches hold one category each and "
-                f"every image once, got {str(data.balanced).lower()}: leave it out"
+                f"whose epochs hold every image once, got {str(data.balanced).lower()}: leave out "
+                f"data.balanced"
             )
 
     # -- training --------------------------------------------------------------------------------
@@ -231,7 +236,7 @@ class RegAD(TrainedMethod):
         if "support" not in batch:
             raise ValueError(
                 f"RegAD trains on batches with support images, got a batch of "
-                f"{', '.join(batch)}: fit it with a data module of anomaly_clip.data (datamodule=)"
+                f"{', '.join(batch)}: pass a data module of anomaly_clip.data as datamodule="
             )
         query = self.network(self.pixels(batch["image"]))
         supports = self.network(self.pixels(batch["support"].flatten(0, 1)))  # (B * k, C, h, w)
@@ -245,7 +250,7 @@ class RegAD(TrainedMethod):
 
         Args:
             query: Features of images, ``(B, C, h, w)``.
-            support: Mean features of other images of their category, the same shape.
+            support: Mean features of the support images of each image, of the same shape.
         """
         query_code, support_code = self.encoder(query), self.encoder(support)
         forward = negative_cosine(self.predictor(query_code), support_code)
@@ -253,7 +258,7 @@ class RegAD(TrainedMethod):
         return (forward + backward) / 2
 
     def configure_optimizers(self) -> Any:
-        """Return one SGD optimiser for all parts, as they share settings, and its schedule.
+        """Return SGD and its schedule; all parts share one optimiser, as their settings are equal.
 
         Raises:
             ValueError: If the number of epochs is unknown.
@@ -273,7 +278,10 @@ class RegAD(TrainedMethod):
         return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, rate)}
 
     def merit(self, results: Results) -> float | None:
-        """Return the sum of image and pixel AUROC, leaving out undefined ones; None if both are."""
+        """Return the sum of image and pixel AUROC.
+
+        An undefined AUROC is left out of the sum. If both are undefined, the result is None.
+        """
         values = [results["mean"][name] for name in ("image_auroc", "pixel_auroc")]
         defined = [value for value in values if value is not None]
         return sum(defined) if defined else None
@@ -290,11 +298,11 @@ class RegAD(TrainedMethod):
             self.take_references(self.data, category)
 
     def on_validation_end(self) -> None:
-        """Drop the Gaussians of the reference images: training resumes and changes features."""
+        """Drop the Gaussians of the reference images, as further training changes the features."""
         self._gaussians.clear()
 
     def take_references(self, data: AnomalyData, category: str, number: int = 0) -> None:
-        """Fit the Gaussians of a category to a set of reference images, seeded by its number."""
+        """Fit the Gaussians of a category to reference images sampled with ``number`` as seed."""
         self.check_trained()
         references = data.references(category, self.shots, seed=number)
         self.reference_paths.setdefault(category, []).extend(references["path"])
@@ -352,7 +360,7 @@ class RegAD(TrainedMethod):
         return Scores(image_score=image_score(maps, "max"), anomaly_map=maps)
 
     def on_test_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Load the next set of reference images when a pass begins."""
+        """Load the next set of reference images when a round begins."""
         if dataloader_idx != self._round:
             self._round = dataloader_idx
             assert self.data is not None
@@ -384,7 +392,7 @@ class RegAD(TrainedMethod):
         """Restore the training categories; see the base class.
 
         Raises:
-            ValueError: If one of them is to be tested.
+            ValueError: If a training category is to be tested.
         """
         super().on_load_checkpoint(checkpoint)
         self.trained_on = checkpoint["trained_on"]
@@ -421,7 +429,7 @@ def averaged(rounds: Sequence[Results]) -> Results:
 
 
 def spread(rounds: Sequence[MetricValues]) -> MetricValues:
-    """Return the standard deviation of each metric over several evaluations, None for one."""
+    """Return the standard deviation of each metric over the evaluations, None for a single one."""
     if len(rounds) < 2:
         return dict.fromkeys(METRICS)
     return {name: _of_all([metrics[name] for metrics in rounds], stdev) for name in METRICS}

@@ -1,4 +1,4 @@
-"""RegAD's network with spatial transformers, its training heads and its augmentation.
+"""Parts of RegAD: the network with spatial transformers, the training heads, the augmentation.
 
 Settings and conventions are those of the public code; see docs/methods/regad.md.
 """
@@ -69,7 +69,8 @@ class RegistrationNetwork(nn.Module):
     def stages(self, pixels: Tensor) -> list[Tensor]:
         """Return the output of each stage, aligned with the image: ``(B, C, h, w)`` each.
 
-        The transforms of a stage and of those before it are inverted one after the other.
+        The output of a stage is warped by the inverses of the stage's own transform and of all
+        earlier ones, the latest first.
         """
         inverses: list[Tensor] = []
         stages = []
@@ -96,7 +97,7 @@ class RegistrationNetwork(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """Rotate and scale a feature map by parameters predicted from it.
+    """Rotate and scale a feature map by parameters predicted from the map itself.
 
     Args:
         channels: Channels of the map.
@@ -105,7 +106,7 @@ class SpatialTransformer(nn.Module):
 
     def __init__(self, channels: int, side: int) -> None:
         super().__init__()
-        pooled = -(-side // 4)  # each pooling halves, rounding up
+        pooled = -(-side // 4)  # each of two poolings halves the side, rounding up
         last = nn.Linear(HIDDEN, 3)
         nn.init.zeros_(last.weight)
         with torch.no_grad():  # starts as the identity
@@ -122,12 +123,13 @@ class SpatialTransformer(nn.Module):
     def forward(self, maps: Tensor) -> tuple[Tensor, Tensor]:
         """Return the transformed maps ``(B, C, h, w)`` and the matrices ``(B, 2, 2)``."""
         predicted = self.look(maps)
-        with torch.autocast(maps.device.type, enabled=False):  # it would cost half a position
+        # Under autocast, the warped positions would be wrong by half a position.
+        with torch.autocast(maps.device.type, enabled=False):
             angle, across, along = at_least_float32(predicted).unbind(dim=1)
             rows = (across * angle.cos(), -angle.sin(), angle.sin(), along * angle.cos())
             matrix = torch.stack(rows, dim=1).unflatten(1, (2, 2))  # (B, 2, 2)
             if self.training and not matrix.isfinite().all():
-                # torch's gradient of reflection padding crashes the process on such matrices.
+                # Such matrices crash the process in torch's gradient of reflection padding.
                 broken = int((~matrix.isfinite()).flatten(1).any(dim=1).sum())
                 raise ValueError(
                     f"RegAD diverged: the transforms of {broken} of {len(matrix)} feature maps are "
@@ -156,7 +158,7 @@ def encoder(channels: int) -> nn.Sequential:
 
 
 def predictor(channels: int) -> nn.Sequential:
-    """Return the network that predicts one encoding from the other."""
+    """Return the network that predicts the encoding of one image from that of another."""
     return nn.Sequential(*_block(channels), nn.Conv2d(channels, channels, 1, bias=False))
 
 
@@ -197,7 +199,7 @@ def warp(maps: Tensor, matrix: Tensor, shift: tuple[float, float] = (0.0, 0.0)) 
     Args:
         maps: ``(B, C, h, w)``.
         matrix: ``(B, 2, 2)``.
-        shift: Offset of the sampled position to the right, and down.
+        shift: Offset of the sampled position: to the right, then downwards.
     """
     fine = at_least_float32(maps)
     column = torch.tensor(shift, device=matrix.device, dtype=matrix.dtype).expand(len(matrix), 2)
@@ -208,10 +210,10 @@ def warp(maps: Tensor, matrix: Tensor, shift: tuple[float, float] = (0.0, 0.0)) 
 
 
 def augment(images: Tensor) -> Tensor:
-    """Return 22 versions of images, ``(22 * k, 3, H, W)``: the originals, then version by version.
+    """Return images followed by 21 augmented versions of them, ``(22 * k, 3, H, W)``.
 
-    They are rotated by up to a quarter of pi, translated, mirrored, converted to grey, and rotated
-    by right angles.
+    Each version holds all images. In this order, the images are rotated by up to a quarter of pi,
+    translated, mirrored, converted to grey, and rotated by right angles.
 
     Args:
         images: Floating-point ``(k, 3, H, W)``, square.
@@ -237,13 +239,13 @@ def augment(images: Tensor) -> Tensor:
 
 
 def joined_features(stages: Sequence[Tensor], positions: Tensor | None = None) -> Tensor:
-    """Return the concatenated features of all stages at positions of the first, ``(B, P, C)``.
+    """Return the concatenated features of all stages at given positions, ``(B, P, C)``.
 
     Coarse stages are upsampled by nearest neighbour.
 
     Args:
         stages: ``(B, C, h, w)`` each, square, finest first.
-        positions: Row-major indices; default: all.
+        positions: Row-major indices in the first stage; default: all positions.
     """
     side = stages[0].shape[-1]
     if positions is None:

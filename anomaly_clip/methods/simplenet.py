@@ -1,9 +1,9 @@
 """SimpleNet (arXiv 2303.15140): a discriminator between normal features and noisy copies of them.
 
 Patches of two stages of a frozen CNN are joined into one vector per position. An adaptor fits the
-vectors to the target data, and a discriminator learns to tell them from copies with Gaussian noise.
-No synthetic defects are added to images. Settings are those of the public code; see
-docs/methods/simplenet.md.
+vectors to the target data, and a discriminator learns to distinguish the adapted vectors from
+copies with Gaussian noise. No synthetic defects are added to images. Settings are those of the
+public code; see docs/methods/simplenet.md.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from anomaly_clip.records import Batch, Scores
 __all__ = ["SimpleNet", "hinge_loss"]
 
 PATCH = 3
-"""Side of the neighbourhood that describes a position."""
+"""Side of the square neighbourhood whose features form the vector of a position."""
 MARGIN = 0.5
 """Margin of the hinge loss: outputs beyond it do not add to the loss."""
 
@@ -43,7 +43,7 @@ class SimpleNet(TrainedMethod):
         target_dim: Length of the joined vector. The public code's 1536 was chosen for WRN-50-2; the
             two layers of ResNet-18 have 384 channels together.
         hidden: Width of the discriminator's hidden layer.
-        noise: Standard deviation of the noise.
+        noise: Standard deviation of the Gaussian noise added to the vectors.
         adaptor_lr: Learning rate of the adaptor (AdamW, weight decay 0.01).
         discriminator_lr: Learning rate of the discriminator (Adam, weight decay 1e-5).
         sigma: Standard deviation of the Gaussian blur of the map, in pixels; the image score is
@@ -109,15 +109,16 @@ class SimpleNet(TrainedMethod):
     def embed(self, images: Tensor) -> Tensor:
         """Return one vector per position of the finest layer, ``(B, N, target_dim)``.
 
-        Pooling over channels and upsampling over positions are both linear, so their order is
-        swapped here: coarse layers are upsampled once their vectors are short.
+        Pooling over channels and upsampling over positions are both linear, so their order does
+        not matter. Here, coarse layers are pooled first, because short vectors are cheaper to
+        upsample.
         """
         features = self.backbone(images)
         size = features[self.layers[0]].shape[-2:]
         levels = []
         for layer in self.layers:
             maps = features[layer].to(self.dtype)
-            # Flattened in the order channel, row and column of the neighbourhood.
+            # Each vector is ordered by channel, then by row and column of the neighbourhood.
             patches = F.unfold(maps, PATCH, padding=PATCH // 2).mT  # (B, n, C * 9)
             short = F.adaptive_avg_pool1d(patches, self.pretrain_dim)
             if maps.shape[-2:] != size:
@@ -131,7 +132,7 @@ class SimpleNet(TrainedMethod):
         patches = self.embed(batch["image"]).flatten(0, 1)  # (B * N, dim)
         real = self.adaptor(patches)
         noisy = real + self.draw_noise(real, batch_idx)
-        # Both in one pass: BatchNorm sees them together.
+        # A single pass, so that normal and noisy vectors share the statistics of BatchNorm.
         real_logits, noisy_logits = self.discriminator(torch.cat([real, noisy])).float().chunk(2)
         loss = hinge_loss(real_logits, noisy_logits)
         optimizers: Any = self.optimizers()
@@ -146,7 +147,10 @@ class SimpleNet(TrainedMethod):
         self.log("train/right", right / 2, batch_size=size)
 
     def draw_noise(self, like: Tensor, batch_idx: int) -> Tensor:
-        """Return noise seeded by (seed, epoch, batch, process), on the device of ``like``."""
+        """Return noise of the shape and on the device of ``like``.
+
+        Its generator is seeded by the model's seed, the epoch, the batch and the process.
+        """
         numbers = [self.seed, self.current_epoch, batch_idx, self.global_rank]
         entropy = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
         generator = torch.Generator(like.device).manual_seed(int(entropy[0]) >> 1)
@@ -175,7 +179,10 @@ class SimpleNet(TrainedMethod):
 
 
 def hinge_loss(real: Tensor, noisy: Tensor) -> Tensor:
-    """Return the hinge loss of normal vectors below the margin and noisy ones above its negative.
+    """Return the sum of the hinge losses of normal and noisy vectors.
+
+    The loss is zero if all normal outputs are above the margin and all noisy outputs are below its
+    negative.
 
     Args:
         real: Discriminator outputs of normal vectors, higher = more normal.

@@ -1,11 +1,12 @@
-"""TAB (arXiv 2312.09480): a ResNet pre-trained to align with CLIP's texts for normal and abnormal.
+"""TAB (arXiv 2312.09480): pre-train a ResNet to align with CLIP's normal and abnormal texts.
 
-CLIP's frozen text encoder gives each class one vector for normal and one for abnormal. Normal
-images and their versions with a synthetic defect go through the ResNet. On either side, a softmax
-over the similarities with the vectors of that side should predict the class. Only the ResNet is
-kept, to replace an ImageNet backbone in detectors.
+CLIP's frozen text encoder yields a normal and an abnormal text vector per class. The ResNet encodes
+normal images, and versions of them with a synthetic defect. A softmax over the similarities of a
+normal image with the normal vectors of all classes should predict the class of the image. So should
+a softmax over the similarities of a defective image with the abnormal vectors. Only the ResNet is
+kept: it replaces the ImageNet backbone of detectors.
 
-docs/methods/tab.md states what comes from the paper, from the authors' code, and from us.
+docs/methods/tab.md states which settings come from the paper, the authors' code, or us.
 """
 
 from __future__ import annotations
@@ -50,13 +51,13 @@ from anomaly_clip.schedules import total_epochs, total_steps
 __all__ = ["TAB", "TABOptim"]
 
 PLOTTED_PAIRS = 300
-"""Number of pairs whose features are plotted at the end."""
+"""Number of pairs (normal image, defective version) whose features are plotted after a fit."""
 HEADS = ("normal_head.", "abnormal_head.", "classifier.")
-"""Prefixes of the parts that depend on classes and texts, discarded after the training."""
+"""Key prefixes of parts that depend on classes or texts; they are discarded after training."""
 SIMILAR_TEXTS = 0.99
-"""Mean cosine of the classes' texts from which the softmax is flat: logits differ by 0.03."""
+"""Mean cosine of the classes' texts above which the softmax is flat: logits differ by 0.03."""
 LOGIT_SCALE = math.log(1 / 0.07)
-"""2.6593, by which the authors' code multiplies directly, without the exponential."""
+"""Initial value, 2.6593. The authors' code multiplies by it directly, not by its exponential."""
 
 
 class TAB(LightningModule):
@@ -70,20 +71,24 @@ class TAB(LightningModule):
         text: The CLIP model that encodes the texts.
         prompts: The prompts.
         loss: align: the method. classification: the baseline of Table 5, cross-entropy without
-            texts. concat: one image per pair, against the texts of both sides, with the focal loss
-            (exploratory in the authors' code).
-        align: both; or normal: only normal images, against the texts for normal (Table 7).
-        classification_targets: For loss classification: classes, with a normal and an abnormal
-            output per class; or binary, with one output each.
-        head: Head that maps features to the width of the texts, one per side, discarded after the
-            training: auto: projection if widths differ, else none; linear; projection: linear, a
-            residual block and a LayerNorm.
-        logit_scale_mode: raw: the parameter itself (authors' code); exp: its exponential (CLIP).
+            texts. concat: focal loss of one image per pair, compared with the normal and abnormal
+            texts together (exploratory in the authors' code).
+        align: both: align normal and defective images. normal: align only normal images, with the
+            normal texts (Table 7).
+        classification_targets: Outputs of the classification loss. classes: a normal and an
+            abnormal output per class. binary: a single normal and a single abnormal output.
+        head: Heads that map features to the width of the texts, one for normal and one for
+            defective images; they are discarded after the training. auto: projection if the widths
+            differ, else none. none: unchanged features. linear: a linear layer. projection: a
+            linear layer, a residual block and a LayerNorm.
+        logit_scale_mode: Logit scale. raw: the trained parameter itself (authors' code); exp: its
+            exponential (CLIP).
         joint_forward: Whether normal and defective images share a forward pass, and so the
             statistics of BatchNorm.
         optim: Optimiser and schedule.
         image_size: Side of the images, in pixels.
-        seed: Seed of the projection's dropout, and of the image per pair that loss concat takes.
+        seed: Seed of the dropout in the projection head, and of the choice of one image per pair
+            by the concat loss.
     """
 
     normal: Tensor
@@ -113,7 +118,7 @@ class TAB(LightningModule):
         check_at_least("model.image_size", image_size, 32)
         if loss == "concat" and (align == "normal" or self.prompts.preset == "one_class"):
             raise ValueError(
-                f"model.loss concat needs texts of both sides, got model.align {align} and "
+                f"model.loss concat needs normal and abnormal texts, got model.align {align} and "
                 f"model.prompts.preset {self.prompts.preset}: set model.align to both, and choose "
                 f"a preset other than one_class"
             )
@@ -125,14 +130,14 @@ class TAB(LightningModule):
         self.joint_forward = joint_forward
         self._image_size = image_size
         self.seed = seed
-        # Initial weights are loaded in setup, because a checkpoint needs none.
+        # Initial weights are loaded in setup: a model from a checkpoint does not need them.
         self.encoder = load_network(self.settings.name, RANDOM)
         if not all(hasattr(self.encoder, part) for part in ("conv1", "layer4", "fc")):
             raise ValueError(
                 f"model.backbone.name must be a ResNet for TAB, such as resnet18, got "
                 f"{self.settings.name}"
             )
-        # Kept unchanged, so that torchvision loads the result strictly.
+        # The classifier is kept, untrained, because torchvision's strict loading requires it.
         self.encoder.fc.requires_grad_(False)
         self.width = int(self.encoder.fc.weight.shape[1])  # type: ignore[union-attr,index]
         for name, values in (("mean", self.settings.mean), ("std", self.settings.std)):
@@ -141,11 +146,11 @@ class TAB(LightningModule):
         self.categories: list[str] = []
         """The classes, in the order of the texts."""
         self.teacher = ""
-        """The sha256 of the CLIP that encodes the texts."""
+        """The sha256 of the CLIP model that encodes the texts, or ``random``."""
         self.provenance: dict[str, Any] = {}
-        """Settings that the training depends on in addition to the arguments."""
+        """Settings outside the arguments that the training depends on."""
         self.epochs: int | None = None
-        """Number of epochs trained, if a checkpoint was loaded."""
+        """Number of trained epochs of the loaded checkpoint; None if none was loaded."""
         self._last: deque[tuple[Tensor, list[str]]] = deque()
         self.save_hyperparameters(
             {
@@ -181,17 +186,20 @@ class TAB(LightningModule):
 
         Raises:
             FileNotFoundError: If the weights are neither on disk nor available for download.
-            ValueError: If there are fewer than two classes, no defective versions, or different
-                widths without a head.
+            ValueError: If there are fewer than two classes, the data has no defective versions, the
+                batch size or the validation split is unsuitable, or the widths differ and ``head``
+                is none.
         """
         data = data_module(self)
         if data is None:
-            raise ValueError(f"TAB: {stage} needs a data module of anomaly_clip.data (datamodule=)")
+            raise ValueError(
+                f"TAB: {stage} requires a data module of anomaly_clip.data; pass one as datamodule="
+            )
         categories = data.train_categories
         if len(categories) < 2:
             raise ValueError(
-                f"TAB needs at least 2 training categories, and data.root {data.root} has "
-                f"{len(categories)}: select more"
+                f"TAB needs at least 2 training categories, got {len(categories)} of data.root "
+                f"{data.root}: select more with data.categories"
             )
         if self.align == "both" and (data.synthesis is None or data.synthesis.mode != "pair"):
             mode = "no data.synthesis"
@@ -203,13 +211,13 @@ class TAB(LightningModule):
             )
         if data.batch_size < 2:
             raise ValueError(
-                f"data.batch_size must be 2 or more, as BatchNorm compares images, got "
-                f"{data.batch_size}"
+                f"data.batch_size must be 2 or more, as BatchNorm needs several images in a batch, "
+                f"got {data.batch_size}"
             )
         if data.validation.kind not in ("none", "synthetic"):
             raise ValueError(
                 f"TAB is validated on held-out normal images and their defective versions, not on "
-                f"data.val_split {data.val_split}: set it to synthetic or none"
+                f"data.val_split {data.val_split}: set data.val_split to synthetic or none"
             )
         self.categories = list(categories)
         self.provenance = {
@@ -223,7 +231,7 @@ class TAB(LightningModule):
             start = load_network(self.settings.name, self.settings.weights)
             self.encoder.load_state_dict(start.state_dict())
         with torch.random.fork_rng(devices=[]):
-            # Initial heads depend on the seed alone, not on earlier random numbers.
+            # The heads' initial weights depend on the run's seed alone.
             torch.manual_seed(torch.initial_seed())
             if self.loss == "classification":
                 outputs = 2 if self.classification_targets == "binary" else 2 * len(categories)
@@ -243,9 +251,9 @@ class TAB(LightningModule):
         alike = mean_cosine(texts.normal)
         if alike > SIMILAR_TEXTS:
             say(
-                f"the texts of the {len(names)} classes are almost the same for this CLIP (mean "
-                f"cosine {alike:.4f}), which leaves little to learn: choose another model.text, or "
-                f"set model.prompts.centered to sides"
+                f"CLIP's text vectors of the {len(names)} classes are almost the same (mean cosine "
+                f"{alike:.4f}), which leaves little to learn: choose another model.text, or set "
+                f"model.prompts.centered to sides"
             )
         self.register_buffer("normal", texts.normal, persistent=False)
         abnormal = texts.normal if texts.abnormal is None else texts.abnormal
@@ -316,7 +324,8 @@ class TAB(LightningModule):
                     loss = softmax_focal_loss(*pair, 2.0) if concat else F.cross_entropy(*pair)
                 count = int(chosen.sum())
                 self.log(f"val/loss_{side}", loss, batch_size=count, sync_dist=True)
-                # Twice the mean over all is the sum of both means if both sides are equally large.
+                # Twice the mean over all images is the sum of the two means, normal and defective,
+                # if there are as many normal as defective images.
                 scaled = len(sides) * loss
                 self.log("val/loss", scaled, batch_size=count, prog_bar=True, sync_dist=True)
 
@@ -327,7 +336,7 @@ class TAB(LightningModule):
         target: Tensor,
         rng: np.random.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return the logits of images of one side, and their target columns."""
+        """Return the logits and target columns of images that are all normal or all defective."""
         abnormal = side == "abnormal"
         count = len(self.categories)
         if self.loss == "classification":
@@ -342,7 +351,7 @@ class TAB(LightningModule):
         return alignment_logits(headed, texts, self.scale()), target
 
     def _keep(self, normal: Tensor, abnormal: Tensor, categories: list[str]) -> None:
-        """Keep the features of the last batches, for the plot at the end."""
+        """Keep the features of the last batches for the plot after the fit."""
         both = torch.stack([normal, abnormal], dim=1).detach().float()  # (B, 2, C)
         self._last.append((both, categories))
         while sum(len(names) for _, names in self._last) - len(self._last[0][1]) >= PLOTTED_PAIRS:
@@ -361,8 +370,8 @@ class TAB(LightningModule):
             normal: Features of normal images, ``(B, C)``.
             abnormal: Features of their defective versions, ``(B, C)``; None to leave them out.
             target: int64 ``(B,)``, the classes.
-            rng: Generator of the projection's dropout, and of the image per pair that loss concat
-                takes; None for no dropout.
+            rng: Generator of the dropout in the projection head, and of the choice of one image per
+                pair by the concat loss, which requires it; None for no dropout.
         """
         if self.loss == "concat":
             assert abnormal is not None
@@ -383,7 +392,7 @@ class TAB(LightningModule):
         return headed
 
     def scale(self) -> Tensor:
-        """Return the factor by which cosines are multiplied."""
+        """Return the logit scale."""
         return self.logit_scale.exp() if self.logit_scale_mode == "exp" else self.logit_scale
 
     def _concat(
@@ -402,7 +411,7 @@ class TAB(LightningModule):
         return total, {"top1": top1}
 
     def configure_optimizers(self) -> Any:
-        """Return the optimiser, and its learning rate schedule by epoch, if any.
+        """Return the optimiser and, if configured, a learning rate schedule stepped per epoch.
 
         Raises:
             ValueError: If the length of the training is unknown.
@@ -421,7 +430,7 @@ class TAB(LightningModule):
         return f"tab_{self.settings.name}.safetensors"
 
     def export(self, folder: Path) -> Path:
-        """Write the ResNet under torchvision's names as .safetensors and .pt, with a .json record.
+        """Write the ResNet with torchvision's names as .safetensors and .pt, and a .json record.
 
         Returns:
             The .safetensors file.
@@ -465,7 +474,7 @@ class TAB(LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the classes, on whose order the training depends, and the source of the texts."""
+        """Save the classes in the order used for training, and the hash of the text encoder."""
         checkpoint["tab"] = {
             "categories": self.categories,
             "teacher": self.teacher,
@@ -474,10 +483,10 @@ class TAB(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Compare the classes and the source of the texts with the current ones.
+        """Compare the classes and the hash of the text encoder with the current ones.
 
         Raises:
-            ValueError: If a fit is resumed with others.
+            ValueError: If a fit is resumed with other classes or another text encoder.
         """
         fitted = checkpoint["tab"]
         self.epochs = fitted["epochs"]

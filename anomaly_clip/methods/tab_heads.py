@@ -1,4 +1,4 @@
-"""TAB's heads, which map image features to the width of the texts, and the alignment logits."""
+"""TAB's alignment logits, and its heads, which map image features to the width of the texts."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ Head = Literal["auto", "none", "linear", "projection"]
 
 
 def make_head(kind: Head, network: tuple[str, int], text: tuple[str, int]) -> nn.Module:
-    """Return the head of one side.
+    """Return a head for normal or for abnormal images.
 
     Args:
-        kind: auto: projection if widths differ, else none.
-        network: Name and width of the ResNet.
-        text: Name and width of the CLIP.
+        kind: Type of the head; auto: projection if the widths differ, else none.
+        network: Name of the ResNet and width of its features.
+        text: Name of the CLIP model and width of its text features.
 
     Raises:
-        ValueError: If widths differ and ``kind`` is none.
+        ValueError: If the widths differ and ``kind`` is none.
     """
     (name, width), (text_name, dim) = network, text
     if kind == "auto":
         kind = "none" if dim == width else "projection"
     if kind == "none" and dim != width:
         raise ValueError(
-            f"model.head none needs equal widths, and {name} has {width} channels, {text_name} "
-            f"{dim}: set model.head to projection"
+            f"model.head none needs equal widths, but {name} has {width} channels and {text_name} "
+            f"has {dim}: set model.head to projection"
         )
     if kind == "projection":
         return ProjectionHead(width, dim)
@@ -40,7 +40,7 @@ def make_head(kind: Head, network: tuple[str, int], text: tuple[str, int]) -> nn
 
 
 class ProjectionHead(nn.Module):
-    """Linear, a residual block with dropout, and a LayerNorm, as in the authors' later code."""
+    """Linear layer, residual block with dropout and LayerNorm, as in the authors' later code."""
 
     def __init__(self, width: int, dim: int, dropout: float = 0.5) -> None:
         super().__init__()
@@ -60,18 +60,18 @@ class ProjectionHead(nn.Module):
 
 
 def alignment_logits(features: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
-    """Return scaled similarities of images and classes, ``(B, K)``; see docs/methods/tab.md.
+    """Return scaled similarities between images and classes, ``(B, K)``; see docs/methods/tab.md.
 
     Args:
         features: ``(B, D)``, not normalised.
         texts: ``(K, D)``.
-        scale: Factor by which cosines are multiplied.
+        scale: Logit scale, the factor of the similarities.
     """
     return scale * unit(features) @ texts.T
 
 
 def mean_cosine(rows: Tensor) -> float:
-    """Return the mean cosine between two different rows of ``(K, D)``."""
+    """Return the mean cosine over all pairs of different rows of ``(K, D)``."""
     count = len(rows)
     sums = unit(rows).sum(dim=0).square().sum()
     return float((sums - count) / (count * (count - 1)))

@@ -24,11 +24,11 @@ class TABOptim:
         name: sgd with momentum 0.9; or adamw with betas 0.5 and 0.999, the authors' choice for the
             classification baseline.
         lr: Initial learning rate.
-        passes: Passes through the data per epoch of the paper; an epoch of the trainer is a single
-            pass.
-        scheduler_t_max: epochs: cosine decay to 0 at the end. official: a mistake of the authors'
-            code, which steps the cosine once per epoch but gives it the length of an epoch's
-            steps. none: constant learning rate.
+        passes: Number of passes through the data in one epoch of the paper. An epoch of the trainer
+            is a single pass.
+        scheduler_t_max: epochs: cosine decay to 0 at the end. official: the mistake of the authors'
+            code, which steps the cosine once per epoch, although its length is the number of
+            optimiser steps in an epoch. none: constant learning rate.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -51,8 +51,8 @@ class TABOptim:
 
         Args:
             optimizer: Optimiser to schedule.
-            steps: Optimiser steps of the whole training.
-            epochs: Epochs of the trainer, which are single passes through the data.
+            steps: Number of optimiser steps in the whole training.
+            epochs: Number of epochs of the trainer, each a single pass through the data.
         """
         length = max(1, epochs // self.passes)
         if self.scheduler_t_max == "official":
