@@ -52,7 +52,7 @@ def test_mistakes_with_a_checkpoint(
     other = wafers(tmp_path / "other")
     unfitted = words(root, runs, verb="test")
     cases = {
-        "LinearProbe must be fitted first: give --ckpt_path FILE of a fit": unfitted,
+        "LinearProbe must be fitted first: give a checkpoint of a fit with --ckpt_path": unfitted,
         "fitted with data.targets single (8 classes), and the data is read with data.targets "
         "multi (8 classes): set it to single": ["--data.targets", "multi"],
         "fitted with 8 classes, and the data has 4, with ": ["--data.root", str(other)],
