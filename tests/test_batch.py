@@ -27,7 +27,7 @@ def test_resume_is_taken_off_the_words(form: str, tmp_path: Path) -> None:
     assert pop_resume(["sweep", "a"], "sweep.json") == (["a"], None)
     with pytest.raises(UserError, match=r"--resume .*: expected a run folder of sweep"):
         pop_resume(words, "other.json")
-    with pytest.raises(UserError, match="--resume : not the folder"):
+    with pytest.raises(UserError, match="--resume : expected a run folder"):
         pop_resume(["sweep", "--resume"], "sweep.json")
 
 
