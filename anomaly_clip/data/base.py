@@ -47,7 +47,7 @@ class BaseDataModule(LightningDataModule, ABC):
 
     @abstractmethod
     def list_samples(self, category: str, split: Split) -> Iterator[Sample]:
-        """Yield the samples of a category, sorted.
+        """Yield the samples of a category and split, sorted.
 
         If a mask file is missing, the sample still has the path at which the mask is expected.
         """

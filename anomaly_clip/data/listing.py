@@ -53,7 +53,7 @@ class Listing:
         if not others:
             raise ValueError(
                 f"data.train_categories others: none is left, because data.categories lists all "
-                f"({', '.join(self.categories)}): list fewer categories, or add other ones to "
+                f"({', '.join(self.categories)}): list fewer categories, or add others to "
                 f"{self.source.root}"
             )
         return others
