@@ -148,8 +148,8 @@ def test_more_processes_than_images(command: Command, mvtec_root: Path, tmp_path
         (["spare"], "unexpected argument spare: options begin with --"),
         (["--model.prompts.templates=[]"], "prompts.templates is empty"),
         (["--model.sigma=-1"], "model.sigma must be 0 or more"),
-        (["--model.evaluator.pro_steps=1"], "pro_steps must be null, or 2 or more"),
-        (["--model.evaluator.fpr_limit=2"], "fpr_limit must be in (0, 1]"),
+        (["--model.evaluator.pro_steps=1"], "model.evaluator.pro_steps must be null, or 2 or more"),
+        (["--model.evaluator.fpr_limit=2"], "model.evaluator.fpr_limit must be in (0, 1]"),
         (["--trainer.precision=transformer-engine"], ""),
         (["--output.root=/dev/null"], "output.root /dev/null: cannot create a run folder"),
     ],
@@ -196,7 +196,10 @@ def _spoil(root: Path, what: str) -> None:
     [
         ("no mask", "scratch/000.png: its mask is missing, expected"),
         ("no image", "000_mask.png: a mask without an image"),
-        ("mask of another size", "000_mask.png: the mask is 9 x 7 pixels, its image 000.png is 48"),
+        (
+            "mask of another size",
+            "000_mask.png: the mask is 9 x 7 pixels, but its image 000.png is 48",
+        ),
         ("empty file", "scratch/000.png: an empty file"),
         ("no image at all", "scratch/000.png: not an image in a known format"),
         ("broken mask", "000_mask.png: not an image in a known format"),
