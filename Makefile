@@ -38,8 +38,8 @@ demo: $(STAMP)  ## test a detector on generated images; needs no data and no net
 	@echo
 	@echo "Look at $$(ls -t runs/demo/*/report.html | head -n 1). To try next:"
 	@echo "  source $(VENV)/bin/activate"
-	@echo "  anomaly_clip test --config configs/demo.yaml --data.seed 7    other images of the same objects"
-	@echo "  anomaly_clip preview --data Demo                              all 48 of them"
+	@echo "  anomaly_clip test --config configs/demo.yaml --data.seed 7    different images of the same objects"
+	@echo "  anomaly_clip preview --data Demo                              all 48 generated categories"
 	@echo "  anomaly_clip predict --config configs/own_images.yaml --data.root PHOTOS --data.category 'steel plate'"
 	@echo "      your own images; CLIP's weights are downloaded on first use"
 
@@ -60,7 +60,7 @@ format: $(STAMP)  ## format and fix with ruff
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench-status: $(STAMP)  ## list the bounds of the benchmark results, and which are missed
+bench-status: $(STAMP)  ## list the bounds of all benchmark results and report which are missed
 	@$(BIN)/python benchmarks/status.py
 
 clean:  ## remove the environment and all caches

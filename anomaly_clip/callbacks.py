@@ -83,7 +83,7 @@ class PlainProgress(ProgressBar):
         """Number of batches done in the current epoch, and in its validation."""
 
     def disable(self) -> None:
-        """Write no lines, as on all processes except the first."""
+        """Stop writing lines; Lightning calls this on all processes except the first."""
         self._enabled = False
 
     def enable(self) -> None:
@@ -205,9 +205,9 @@ def last_metrics(trainer: Trainer) -> Iterator[str]:
 
 
 class DataWaitMonitor(Callback):
-    """Log the fraction of the time that the training waits for batches, as ``train/waiting``.
+    """Log the fraction of the training time spent waiting for batches, as ``train/waiting``.
 
-    The first batch of an epoch is ignored, since the loader's processes start before it.
+    The first batch of an epoch is ignored, since the data loader workers start before it.
     """
 
     def __init__(self) -> None:
@@ -216,7 +216,7 @@ class DataWaitMonitor(Callback):
 
     @property
     def share(self) -> float:
-        """Fraction of waiting in this epoch so far; 0 before the second batch."""
+        """Fraction of this epoch's time spent waiting so far; 0 before the second batch."""
         total = self.waited + self.worked
         return self.waited / total if total else 0.0
 
@@ -225,18 +225,18 @@ class DataWaitMonitor(Callback):
         self.waited = self.worked = self._ended = 0.0
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """Add the time since the last step."""
+        """Add the time since the last step to the waiting time."""
         self._begun = time.perf_counter()
         if self._ended:
             self.waited += self._begun - self._ended
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Add the time of the step."""
+        """Add the time of the step to the working time."""
         now = time.perf_counter()
         if self._ended:
             self.worked += now - self._begun
         self._ended = now
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the fraction of the epoch."""
+        """Log the fraction for the whole epoch."""
         pl_module.log("train/waiting", self.share, sync_dist=True)

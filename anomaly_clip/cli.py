@@ -21,11 +21,14 @@ VERBS = {
     "predict": ("score images and draw heat maps", "commands.experiment:run_experiment"),
     "each": ("fit and test one model per category", "commands.each:run_each"),
     "compare": (
-        "compare one detector with the weights of several backbones",
+        "test one detector with several backbone weights and compare the results",
         "commands.compare:run_compare",
     ),
-    "sweep": ("fit with all options of a W&B sweep file", "commands.sweep:run_sweep"),
-    "report": ("compare runs, also with published results", "commands.report:run_report"),
+    "sweep": ("run the fits of a W&B sweep file on this machine", "commands.sweep:run_sweep"),
+    "report": (
+        "compare runs with each other and with published results",
+        "commands.report:run_report",
+    ),
     "export": (
         "write the weights of a checkpoint for other programs",
         "commands.export:run_export",

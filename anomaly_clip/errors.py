@@ -34,7 +34,7 @@ def user_errors(options: Callable[[], Iterable[str]] = list) -> Iterator[None]:
     Args:
         options: Returns the options of the command line, for suggestions.
     """
-    # Both take seconds to import, which the value checks below do not need.
+    # These imports take seconds, and the value checks below do not need them.
     from jsonargparse import ArgumentError
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
@@ -51,7 +51,7 @@ def user_errors(options: Callable[[], Iterable[str]] = list) -> Iterator[None]:
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Check that a value is one of the choices; on the command line, the parser checks this itself.
+    """Check that a value is one of the choices, for callers that do not use the command line.
 
     Raises:
         ValueError: If it is not.
@@ -132,7 +132,7 @@ def explain(error: BaseException, options: Iterable[str] = ()) -> str:
     from jsonargparse import ArgumentError
 
     message = str(error)
-    if "Original Traceback" in message:  # raised in a data loader's worker
+    if "Original Traceback" in message:  # raised in a data loader worker
         last = message.strip().splitlines()[-1]
         return last.partition(": ")[2] or last
     if isinstance(error, ArgumentError):
@@ -156,7 +156,7 @@ def suggest(word: str, choices: Iterable[str]) -> str:
 
 
 def _raised_here(error: BaseException) -> BaseException | None:
-    """Return the first cause that this package raised itself."""
+    """Return the earliest exception in the chain of causes that this package raised itself."""
     package = str(Path(__file__).parent)
     package_error, seen = None, error
     while seen is not None:

@@ -27,9 +27,9 @@ CACHE_VARIABLE = "ANOMALY_CLIP_CACHE"
 
 
 def cache_folder() -> Path:
-    """Return the cache folder: ``$ANOMALY_CLIP_CACHE``, else the user's cache directory.
+    """Return the cache folder: ``$ANOMALY_CLIP_CACHE``, or by default the user's cache directory.
 
-    It can be deleted at any time, as all of its content can be regenerated.
+    The folder can be deleted at any time, because all of its content can be regenerated.
     """
     chosen = os.environ.get(CACHE_VARIABLE)
     if chosen:
@@ -42,7 +42,7 @@ def cache_folder() -> Path:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder; rename it to ``path``, or remove it on an error.
 
-    Readers and other writers of the path see either the old or the new content, never a part.
+    Readers and other writers of the path see either the old or the new content, never a mixture.
 
     Example:
         >>> import tempfile
@@ -89,7 +89,7 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
 
 
 def safe_name(text: str) -> str:
-    """Convert any text to a file name that is valid on every file system and contains no path."""
+    """Convert any text to a file name that is valid on every file system, not a path."""
     return re.sub(r'[\\/:*?"<>|]', "_", text).strip(" .") or "_"
 
 
@@ -97,7 +97,7 @@ def source_hash(*files: str) -> str:
     """Return a hash of source files, so that changes of the code invalidate cached values.
 
     Args:
-        files: ``__file__`` of modules.
+        files: ``__file__`` of each module that the values depend on.
     """
     digest = hashlib.sha256()
     for file in files:

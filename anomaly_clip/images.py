@@ -24,7 +24,7 @@ Mask = NDArray[np.bool_] | NDArray[np.uint8]
 """``(H, W)``: bool, or uint8 if the grey values of the mask matter."""
 
 PLAIN_MODES = ("1", "L", "RGB", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
-"""Modes of PIL in which zero is black."""
+"""PIL modes in which the value zero means black."""
 
 IMAGE_SUFFIXES = frozenset(
     [".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"]
@@ -39,14 +39,14 @@ def is_image(path: Path) -> bool:
 def read_image(path: Path) -> NDArray[np.uint8]:
     """Decode an image of any common format to RGB ``(H, W, 3)``, uint8, the right way up.
 
-    Grey, palette and CMYK images are converted, transparency is dropped, EXIF orientation is
-    applied. 16-bit grey is divided by 257, so that white stays white; PIL reduces 16-bit colour to
-    the high byte. Our choice: the range is that of the format, never that of the image, so that
-    brightness means the same in every image.
+    Grey, palette and CMYK images are converted, transparency is dropped, and the EXIF orientation
+    is applied. 16-bit grey is divided by 257, so that white stays white; PIL reduces 16-bit colour
+    to the high byte. Our choice: values are scaled by the range of the format and never by the
+    range of the image, so that equal values mean equal brightness in all images.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be decoded completely.
+        ValueError: If the file cannot be decoded completely.
     """
     return np.asarray(open_image(path))
 
@@ -56,7 +56,7 @@ def open_image(path: Path) -> Image.Image:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be decoded completely.
+        ValueError: If the file cannot be decoded completely.
     """
     image = _open(path)
     if image.mode.startswith("I") or image.mode == "F":
@@ -76,10 +76,11 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be decoded completely.
+        ValueError: If the file cannot be decoded completely.
     """
     image = _open(path)
-    if image.mode not in PLAIN_MODES:  # an opaque alpha channel is not a defect, nor is cyan
+    # In RGB, neither opaque alpha nor the inks of CMYK are mistaken for a defect.
+    if image.mode not in PLAIN_MODES:
         image = image.convert("RGB")
     values = np.asarray(image)
     positive: NDArray[np.bool_] = values > 0
@@ -91,7 +92,7 @@ def read_grey(path: Path) -> NDArray[np.uint8]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be decoded completely.
+        ValueError: If the file cannot be decoded completely.
     """
     return np.ascontiguousarray(read_image(path)[..., 0])
 
@@ -111,21 +112,26 @@ def _open(path: Path) -> Image.Image:
                 ImageOps.exif_transpose(image, in_place=True)
             return image
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: there is no such file") from None
+        raise FileNotFoundError(
+            f"{path}: there is no such file; correct the path, or restore the image"
+        ) from None
     except UnidentifiedImageError:
         empty = path.stat().st_size == 0
         raise ValueError(
-            f"{path}: {'an empty file' if empty else 'not an image in a known format'}"
+            f"{path}: {'an empty file' if empty else 'not an image in a known format'}; replace or "
+            "remove the file"
         ) from None
     except Exception as error:  # decoders raise many kinds for damaged files
-        raise ValueError(f"{path}: the image cannot be decoded ({error})") from None
+        raise ValueError(
+            f"{path}: the image cannot be decoded ({error}); replace or remove the file"
+        ) from None
 
 
 def evenly_spaced(count: int, total: int) -> list[int]:
     """Return ``count`` evenly spaced indices into a list of ``total`` items.
 
-    They include the first and the last item. If there are fewer than ``count`` items, all are
-    returned.
+    They include the first and the last index. If there are fewer than ``count`` items, the indices
+    of all items are returned.
 
     Example:
         >>> from anomaly_clip.images import evenly_spaced

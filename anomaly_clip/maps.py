@@ -46,7 +46,7 @@ def patches_to_map(scores: Tensor, size: tuple[int, int], *, align_corners: bool
 
 
 def resize_maps(maps: Tensor, size: tuple[int, int], *, align_corners: bool = False) -> Tensor:
-    """Resize maps ``(B, h, w)`` bilinearly to ``(B, *size)``; return them as they are if equal."""
+    """Resize maps ``(B, h, w)`` bilinearly to ``(B, *size)``; return maps of this size as is."""
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
     resized = F.interpolate(maps[:, None], size, mode="bilinear", align_corners=align_corners)
@@ -127,7 +127,7 @@ def _blur_matrix(size: int, sigma: float, radius: int, border: str) -> Tensor:
 
 
 def _banded_product(matrix: Tensor, maps: Tensor, radius: int, block: int = 256) -> Tensor:
-    """Multiply ``matrix @ maps`` by blocks of rows, skipping the zeros off the band."""
+    """Compute ``matrix @ maps`` in blocks of rows, skipping the zeros outside the band."""
     size = matrix.shape[0]
     parts = []
     for start in range(0, size, block):

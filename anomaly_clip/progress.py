@@ -133,12 +133,12 @@ def track(
     total: int | None = None,
     clock: Clock = time.monotonic,
 ) -> Iterator[Item]:
-    """Yield the items and show the progress, on the first process only.
+    """Yield the items, and show the progress if this is the first process.
 
     Args:
         items: Any items.
         title: Name of the step.
-        total: Number of items, if ``items`` has no length.
+        total: Number of items; needed only if ``items`` has no length.
         clock: Returns the time in seconds.
     """
     if total is None and isinstance(items, Sized):
@@ -153,7 +153,8 @@ def track(
 
 def _with_bar(items: Iterable[Item], title: str, total: int | None, clock: Clock) -> Iterator[Item]:
     with _display() as progress:
-        unknown = None if progress in _displays else math.inf  # the value Lightning's display uses
+        # An unknown total is None in our own display, and infinity in Lightning's.
+        unknown = None if progress in _displays else math.inf
         bar = progress.add_task(escape(title), total=unknown if total is None else total)
         try:
             due = -math.inf
@@ -232,7 +233,7 @@ def say(text: str, style: str | None = None) -> None:
 
 
 def wide_console(table: Table) -> Console:
-    """Return a console for standard output, wide enough for the table unless it is a terminal."""
+    """Return a console for standard output; unless that is a terminal, the table fits in width."""
     console = Console(highlight=False)
     if not console.is_terminal:  # lines of a file may be as long as necessary
         needed = console.measure(table, options=console.options.update(max_width=MAX_WIDTH))

@@ -106,7 +106,7 @@ class Scores(TypedDict):
     """Maps of a method's intermediate steps by name, float32 ``(B, ?, ?)``: for display only."""
     score_parts: NotRequired[Tensor]
     """float32 ``(B, P)``: parts that are min-max scaled per category over the evaluated set and
-    then added to replace ``image_score``, which requires an evaluator that sees the whole set."""
+    then added; the sum replaces ``image_score``. An evaluator must see the whole set for this."""
 
 
 class Synthetic(NamedTuple):
@@ -117,13 +117,13 @@ class Synthetic(NamedTuple):
     mask: NDArray[np.bool_]
     """``(H, W)``, True on the defect."""
     label: NDArray[np.float32]
-    """``(H, W)`` in ``[0, 1]``, strength of the defect; grey levels for NSA's label intensity."""
+    """``(H, W)``, strength of the defect in ``[0, 1]``; grey levels for NSA label ``intensity``."""
     info: dict[str, Any]
     """Name of the recipe and its sampled parameters."""
 
 
 class Draw(NamedTuple):
-    """Index of a training sample and its epoch, which make random augmentation reproducible."""
+    """Epoch and index of a training sample, which make its random augmentation reproducible."""
 
     epoch: int
     index: int  # type: ignore[assignment]  # hides the method of tuples, which is not needed
@@ -135,20 +135,20 @@ class WeightsRecord(TypedDict):
     backbone: str
     pretrained: str
     random: bool
-    """True if they are untrained, so that metrics are meaningless."""
+    """True if the weights are untrained, so that metrics are meaningless."""
     sha256: str | None
     """Hash of the loaded tensors and the architecture; None for random weights."""
 
 
 @dataclass(frozen=True)
 class LoaderNeeds:
-    """Requirements of a module on its data loaders; data modules read nothing else of it.
+    """Requirements of a module on its data loaders; data modules use no other attribute of it.
 
     Args:
         image_size: Side of the square images in pixels; None: the data module decides.
-        single_pass: Whether ``fit`` visits every image once, on a single process and without
-            gradients.
-        support_images: Number of other images of the category that accompany a training image.
+        single_pass: Whether ``fit`` visits every image exactly once, on one of the processes and
+            without gradients.
+        support_images: Number of images of the same category that accompany each training image.
         full_batches: Whether to drop the incomplete last batch of an epoch.
         test_passes: Number of passes over the test images.
     """
@@ -179,7 +179,8 @@ class Encoder:
 
     Args:
         encode: Returns features by name, ``(B, ...)`` each, for uint8 images ``(B, 3, H, W)``.
-        key: Everything that features depend on except the images: weights, layers, code.
+        key: Text that identifies everything that features depend on except the images: weights,
+            layers, code.
         device: Device that the images must be on.
     """
 
@@ -189,7 +190,7 @@ class Encoder:
 
 
 class TrainingFeatures(NamedTuple):
-    """Features of the last images of a training, for a plot of their embedding."""
+    """Features of the last images of a training run, for a plot of their embedding."""
 
     features: NDArray[np.float32]
     """``(n, C)``."""

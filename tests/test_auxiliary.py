@@ -43,7 +43,7 @@ def test_an_auxiliary_set_feeds_fit_and_nothing_else(mvtec_root: Path, tmp_path:
     [
         ({"shots": 1}, r"only source of training images: leave out .* data\.shots \(got 1\)"),
         ({"fraction": 0.5}, r"leave out .* data\.fraction \(got 0\.5\)"),
-        ({"balanced": True, "shuffle": False}, "set data.shuffle true, got False"),
+        ({"balanced": True, "shuffle": False}, "set data.shuffle False to true"),
     ],
 )
 def test_options_that_contradict_each_other(

@@ -25,9 +25,9 @@ def test_resume_is_removed_from_the_arguments(form: str, tmp_path: Path) -> None
     words = ["sweep", "a", *option, "--b", "c"]
     assert pop_resume(words, "sweep.json") == (["a", "--b", "c"], tmp_path)
     assert pop_resume(["sweep", "a"], "sweep.json") == (["a"], None)
-    with pytest.raises(UserError, match=r"--resume .*: not the folder of a run of sweep"):
+    with pytest.raises(UserError, match=r"--resume .*: expected a run folder of sweep"):
         pop_resume(words, "other.json")
-    with pytest.raises(UserError, match="--resume : not the folder"):
+    with pytest.raises(UserError, match="--resume : expected a run folder"):
         pop_resume(["sweep", "--resume"], "sweep.json")
 
 
@@ -35,7 +35,9 @@ def test_launchers_of_several_processes_are_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("WORLD_SIZE", "1")
     forbid_distributed_launch("each")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match=r"torchrun has started 2 copies of it \(WORLD_SIZE\)"):
+    with pytest.raises(
+        UserError, match=r"torchrun has started 2 copies of the command \(WORLD_SIZE\)"
+    ):
         forbid_distributed_launch("each")
 
 

@@ -50,7 +50,7 @@ def test_a_wrong_name_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -> N
     assert main(["test", "--config", "winclp"]) == 2
     assert "--config winclp: neither a file nor" in (error := capsys.readouterr().err)
     assert "did you mean winclip?" in error
-    with pytest.raises(UserError, match="anomaly_clip configs lists them"):
+    with pytest.raises(UserError, match="anomaly_clip configs lists all"):
         expand_configs(["--config=qqq"])
 
 

@@ -82,7 +82,7 @@ def test_other_mistakes_are_reported_on_one_line(
     folder = write()
     other = write("other", {"a": metrics(0.5)})
     assert "there is no such folder" in mistake(tmp_path / "nowhere")
-    assert "name folders of runs" in mistake()
+    assert "give folders of runs" in mistake()
     assert "no such table; did you mean" in mistake("--table", "tab11")
     assert "--dry-run lists the runs that a published table needs" in mistake("--dry-run", folder)
     assert "--weights tib=x: expected KIND=FILE" in mistake(folder, "--weights", "tib=x")

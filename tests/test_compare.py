@@ -157,7 +157,7 @@ def test_another_comparison_is_not_mixed_in(
     other.write_bytes(weights.read_bytes())
     capsys.readouterr()
     assert main([str(other) if word == str(weights) else word for word in line]) == 2
-    assert "contains another comparison (other was" in capsys.readouterr().err
+    assert "contains another comparison (the weights other were" in capsys.readouterr().err
     assert main([*line, "--model.sigma", "1"]) == 2
     assert "contains another comparison (its options were --model" in capsys.readouterr().err
 
@@ -203,7 +203,7 @@ def test_a_mean_over_other_categories_is_not_shown(
     ("options", "message"),
     [
         (["--weights", "imagenet"], "--weights imagenet: expected two or more"),
-        (["--weights", "a/tab.pt", "b/tab.safetensors"], "two of them are named tab"),
+        (["--weights", "a/tab.pt", "b/tab.safetensors"], "two sets of weights are named tab"),
     ],
 )
 def test_mistakes(

@@ -147,8 +147,8 @@ def test_messages_of_several_processes_are_printed_once(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (["each", "--resume", "nowhere"], "--resume nowhere: not the folder of a run of each"),
-        (["each", "--resume"], "not the folder of a run of each"),
+        (["each", "--resume", "nowhere"], "--resume nowhere: expected a run folder of each"),
+        (["each", "--resume"], "expected a run folder of each"),
         (["each", "--model", "SDP", "--data", "Demo"], "SDP is zero-shot and has nothing to fit"),
         (["each", "--model", "Contrastive", "--data", "Demo"], "Contrastive scores no images"),
         (["each", "--model.image_sise", "3"], "image_sise"),
@@ -219,7 +219,7 @@ def test_a_launcher_is_refused(
 ) -> None:
     monkeypatch.setenv(variable, "2")
     assert main(words(root, tmp_path)) == 2
-    assert f"{launcher} has started 2 copies of it ({variable})" in capsys.readouterr().err
+    assert f"{launcher} has started 2 copies of the command ({variable})" in capsys.readouterr().err
     assert not list(tmp_path.glob("padim"))
 
 
@@ -268,7 +268,7 @@ def test_a_later_test_leaves_the_run_of_each_alone(
     (run / "bottle" / "metrics.json").write_bytes((run / "metal_nut" / "metrics.json").read_bytes())
     capsys.readouterr()
     assert main(["each", "--resume", str(run)]) == 1
-    assert "metrics.json contains the categories metal_nut instead" in capsys.readouterr().err
+    assert "metrics.json contains metal_nut instead of" in capsys.readouterr().err
 
 
 def test_categories_that_would_share_a_folder_are_refused(root: Path, tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_categories_that_would_share_a_folder_are_refused(root: Path, tmp_path: 
 
 
 def test_resume_takes_only_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nowhere: not the folder of a run of each"):
+    with pytest.raises(UserError, match="nowhere: expected a run folder of each"):
         run_each(["each", "--resume", "nowhere"])
     (tmp_path / "config-each.yaml").touch()
     with pytest.raises(UserError, match="leave out --data"):

@@ -148,10 +148,10 @@ def test_more_processes_than_images(command: Command, mvtec_root: Path, tmp_path
         (["spare"], "unexpected argument spare: options begin with --"),
         (["--model.prompts.templates=[]"], "prompts.templates is empty"),
         (["--model.sigma=-1"], "model.sigma must be 0 or more"),
-        (["--model.evaluator.pro_steps=1"], "pro_steps must be null, or 2 or more"),
-        (["--model.evaluator.fpr_limit=2"], "fpr_limit must be in (0, 1]"),
+        (["--model.evaluator.pro_steps=1"], "model.evaluator.pro_steps must be null, or 2 or more"),
+        (["--model.evaluator.fpr_limit=2"], "model.evaluator.fpr_limit must be in (0, 1]"),
         (["--trainer.precision=transformer-engine"], ""),
-        (["--output.root=/dev/null"], "output.root /dev/null: cannot make a run folder"),
+        (["--output.root=/dev/null"], "output.root /dev/null: cannot create a run folder"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_no_files(
@@ -196,7 +196,10 @@ def _spoil(root: Path, what: str) -> None:
     [
         ("no mask", "scratch/000.png: its mask is missing, expected"),
         ("no image", "000_mask.png: a mask without an image"),
-        ("mask of another size", "000_mask.png: the mask is 9 x 7 pixels, its image 000.png is 48"),
+        (
+            "mask of another size",
+            "000_mask.png: the mask is 9 x 7 pixels, but its image 000.png is 48",
+        ),
         ("empty file", "scratch/000.png: an empty file"),
         ("no image at all", "scratch/000.png: not an image in a known format"),
         ("broken mask", "000_mask.png: not an image in a known format"),
@@ -328,7 +331,7 @@ def test_a_method_to_be_fitted_needs_a_checkpoint(
 ) -> None:
     for verb in ("test", "predict"):
         assert main(toy(verb)) == 2
-        assert "Toy must be fitted first: give --ckpt_path" in capsys.readouterr().err
+        assert "Toy must be fitted first: give a checkpoint" in capsys.readouterr().err
     assert main(["test", "--ckpt_path=nowhere.ckpt"]) == 2
     assert "--ckpt_path nowhere.ckpt: there is no such file" in capsys.readouterr().err
     torch.save({"a": object}, tmp_path / "bad.ckpt")
@@ -336,7 +339,7 @@ def test_a_method_to_be_fitted_needs_a_checkpoint(
     assert "not a checkpoint that can be read safely" in capsys.readouterr().err
     torch.save({"a": 1}, tmp_path / "poor.ckpt")
     assert main(["test", f"--ckpt_path={tmp_path / 'poor.ckpt'}"]) == 2
-    assert "there is no config-fit.yaml in its folder" in capsys.readouterr().err
+    assert "its folder nor the parent folder contains config-fit.yaml" in capsys.readouterr().err
     assert main(toy("test", f"--ckpt_path={tmp_path / 'poor.ckpt'}")) == 2
     assert "not a checkpoint of a fit" in capsys.readouterr().err
 
@@ -441,7 +444,9 @@ def test_a_lone_checkpoint_adds_the_configuration_of_its_fit(tmp_path: Path, bel
     checkpoint = tmp_path / below / "last.ckpt"
     checkpoint.parent.mkdir(exist_ok=True)
     checkpoint.touch()
-    with pytest.raises(UserError, match=r"no config-fit\.yaml in its folder or the one above"):
+    with pytest.raises(
+        UserError, match=r"neither its folder nor the parent folder contains config-fit\.yaml"
+    ):
         arrange(["test", "--ckpt_path", str(checkpoint)])
     config = tmp_path / "config-fit.yaml"
     config.touch()

@@ -25,7 +25,7 @@ def test_mistakes_of_an_export(
     assert "not a checkpoint that can be read safely" in capsys.readouterr().err
     torch.save({"state_dict": {}, "hyper_parameters": {}}, tmp_path / "bare.ckpt")
     assert main(["export", "--ckpt_path", str(tmp_path / "bare.ckpt")]) == 2
-    assert "no config-fit.yaml" in capsys.readouterr().err
+    assert "contains config-fit.yaml" in capsys.readouterr().err
 
 
 class Bare(LightningModule):
@@ -70,7 +70,9 @@ def test_weights_are_written_and_files_are_not_overwritten_by_default(
     assert capsys.readouterr().out == f"{file}\n"
     assert torch.load(file, weights_only=True).tolist() == [1.0, 2.0]
     file.unlink()
-    with pytest.raises(UserError, match=r"note\.txt exists: give another --folder, or --overwrite"):
+    with pytest.raises(
+        UserError, match=r"note\.txt exists: give another --folder, or add --overwrite"
+    ):
         run_export(words)
     assert not file.exists()  # not written either
     assert run_export([*words, "--overwrite"]) == 0

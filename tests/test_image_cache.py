@@ -91,5 +91,5 @@ def test_a_cached_mask_is_only_valid_for_its_own_image(tmp_path: Path) -> None:
     items(MVTecAD(str(tmp_path), cache=True, **options()))  # type: ignore[arg-type]
     masks = tmp_path / "nut" / "ground_truth" / "cut"
     (masks / "b_mask.png").write_bytes((masks / "a_mask.png").read_bytes())
-    with pytest.raises(ValueError, match=r"the mask is 24 x 20 pixels, its image b\.png is 48"):
+    with pytest.raises(ValueError, match=r"the mask is 24 x 20 pixels, but its image b\.png is 48"):
         items(MVTecAD(str(tmp_path), cache=True, **options()))  # type: ignore[arg-type]

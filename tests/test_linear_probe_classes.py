@@ -52,7 +52,7 @@ def test_mistakes_with_a_checkpoint(
     other = wafers(tmp_path / "other")
     unfitted = words(root, runs, verb="test")
     cases = {
-        "LinearProbe must be fitted first: give --ckpt_path FILE of a fit": unfitted,
+        "LinearProbe must be fitted first: give a checkpoint of a fit with --ckpt_path": unfitted,
         "fitted with data.targets single (8 classes), but the data is read with data.targets "
         "multi (8 classes): set data.targets to single": ["--data.targets", "multi"],
         "the 8 classes that the probe was fitted with and the 4 classes of the data are not": [

@@ -69,7 +69,8 @@ class Line(LightningModule):
         super().__init__()
         self.frozen = nn.Parameter(torch.ones(()), requires_grad=False)
         self.weight = nn.Parameter(torch.ones(()))
-        self._trainer = SimpleNamespace(estimated_stepping_batches=steps)  # type: ignore[assignment]
+        trainer = SimpleNamespace(estimated_stepping_batches=steps, max_epochs=-1)
+        self._trainer = trainer  # type: ignore[assignment]
 
 
 def test_only_trainable_parameters_are_updated() -> None:

@@ -60,7 +60,7 @@ def test_head_ct_reads_its_table_by_position(tmp_path: Path, nested: bool) -> No
         ("x, 1", "line 2: expected a number and 0 or 1, got x, 1"),
         ("7, 2", "line 2: expected a number"),
         ("7", "line 2: expected a number"),
-        ("7, 1\n7, 0", "line 3: 7 occurs twice"),
+        ("7, 1\n7, 0", "line 3: image 7 occurs twice"),
     ],
 )
 def test_a_malformed_table(tmp_path: Path, line: str, message: str) -> None:

@@ -348,7 +348,7 @@ def test_a_test_and_a_predict_do_not_share_a_folder(
         page = (tmp_path / verb / PAGE).read_bytes()
         capsys.readouterr()
         assert main([other, *words]) == 2
-        assert f"has the results of a {verb}: give {other} another" in capsys.readouterr().err
+        assert f"has the results of {verb}: give {other} another" in capsys.readouterr().err
         assert (tmp_path / verb / PAGE).read_bytes() == page
 
 

@@ -79,7 +79,7 @@ def test_rows_without_a_run_are_labelled(write: Writer) -> None:
     table = compared("tab1", write())
     assert lines_of(table, "PaDiM, TAB")[1].cells[1:] == ("ours", *["not run"] * 3)
     text = compared("clip_ada_mvtec").legend[0].text
-    assert text == "For reference only: no run matches any row."
+    assert text == "For reference only: no run of this project corresponds to a row."
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def test_numbers_continue_and_are_never_shared(tmp_path: Path) -> None:
 
 def test_a_root_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"output.root .*file: cannot make a run folder"):
+    with pytest.raises(ValueError, match=r"output.root .*file: cannot create a run folder"):
         create_run_folder(tmp_path / "file", "sdp")
 
 

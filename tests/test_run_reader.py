@@ -76,7 +76,7 @@ def untested(folder: Path) -> None:
         (with_value(float("nan")), "not a fraction"),
         (interrupted, "the run is not finished"),
         (untested, "fitted but not tested"),
-        (lambda folder: (folder / "metrics.json").unlink(), "it has no metrics.json"),
+        (lambda folder: (folder / "metrics.json").unlink(), "contains no metrics.json"),
     ],
 )
 def test_incomplete_and_damaged_folders_give_an_error_of_one_line(

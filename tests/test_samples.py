@@ -44,7 +44,7 @@ def test_a_mask_of_another_size_is_an_error_with_both_sizes(tmp_path: Path) -> N
     image = save_picture(tmp_path / "a.png", size=40)
     mask = save_picture(tmp_path / "a_mask.png", np.zeros((4, 6), dtype=np.uint8))
     with pytest.raises(
-        ValueError, match=r"a_mask\.png: the mask is 6 x 4 pixels, its image a\.png is 40"
+        ValueError, match=r"a_mask\.png: the mask is 6 x 4 pixels, but its image a\.png is 40"
     ):
         SampleDataset([Sample(image, "thing", True, mask)], 16, 16)[0]
 

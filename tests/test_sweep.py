@@ -72,15 +72,15 @@ def table(run: Path) -> list[Row]:
 
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"parameter": {}}, "parameter is not a key of a sweep file: did you mean parameters"),
-    ({"program": None}, "program is missing: anomaly_clip sweep requires program: anomaly_clip"),
-    ({"program": "train.py"}, "program is train.py: anomaly_clip sweep requires program: anomaly"),
+    ({"program": None}, "program is missing: set program: anomaly_clip"),
+    ({"program": "train.py"}, "program is train.py: set program: anomaly_clip"),
     ({"command": None}, "command: expected a list of words, such as [${env}, anomaly_clip, fit,"),
     ({"command": ["${env}", "python", "train.py", ARGS]}, "command runs train.py"),
     ({"command": ["${env}", "anomaly_clip", "test", ARGS]}, "command runs anomaly_clip test: exp"),
     ({"command": COMMAND[:-1]}, "command: expected ${args} once"),
     ({"command": [*COMMAND[:-1], "${args_no_hyphens}"]}, "does not support ${args_no_hyphens}"),
     ({"command": [*COMMAND, "${args_json}"]}, "anomaly_clip does not support ${args_json}"),
-    ({"command": [*COMMAND, "--config", "a.yaml"]}, "--config comes after ${args}: put it before"),
+    ({"command": [*COMMAND, "--config", "a.yaml"]}, "--config comes after ${args}: put"),
     ({"command": [*COMMAND, "${envvar:NOT_SET_AT_ALL}"]}, "variable NOT_SET_AT_ALL is not set"),
     ({"method": "grids"}, "method: expected one of grid, random, bayes, got grids"),
     ({"method": "bayes"}, "sample the runs here with --method random --count N"),
@@ -199,15 +199,15 @@ def test_mistakes_of_a_file(
         (["FILE", "--seed", "-1"], "--seed -1: expected 0 or more"),
         (
             ["FILE", "--model.init_args.lr", "3"],
-            "--model.init_args.lr: my_sweep.yaml sweeps this option: leave it out",
+            "--model.init_args.lr: my_sweep.yaml sets this option itself",
         ),
-        (["FILE", "--model.lr", "3"], "--model.lr: my_sweep.yaml sweeps this option: leave it out"),
+        (["FILE", "--model.lr", "3"], "--model.lr: my_sweep.yaml sets this option itself"),
         (["FILE", "--trainer.logger", "WandbLogger"], "logs into the folder of each run"),
         (
             ["FILE", "--output.folder=x"],
             "--output.folder=x: a sweep chooses the folder of each run",
         ),
-        (["--resume", "nowhere"], "--resume nowhere: not the folder of a run of sweep"),
+        (["--resume", "nowhere"], "--resume nowhere: expected a run folder of sweep"),
     ],
 )
 def test_mistakes_of_the_command_line(
@@ -418,10 +418,10 @@ def test_a_run_that_fails_does_not_stop_the_others(
     assert {(row["weights"], row["validated on"]) for row in rows} == {("random", "test")}
     assert "val/random_weights" not in rows[0]
     captured = capsys.readouterr()
-    assert "GOAL MEASURED ON THE TEST IMAGES" in captured.err  # before the first run, too
+    assert "GOAL COMPUTED ON THE TEST IMAGES" in captured.err  # before the first run, too
     assert "2: model.lr=-1 failed: model.lr must be above 0" in captured.err
     assert "RANDOM WEIGHTS" in captured.out
-    assert "GOAL MEASURED ON THE TEST IMAGES" in captured.out
+    assert "GOAL COMPUTED ON THE TEST IMAGES" in captured.out
     assert captured.out.strip().splitlines()[-1].split() == ["2", "-1", "failed", "–"]
 
 
@@ -436,7 +436,7 @@ def test_a_run_that_does_not_log_the_goal_fails(
     assert row["state"] == "failed"
     assert [other["state"] for other in others] == ["not run"]  # they would not log the goal either
     assert (Path(row["folder"]) / "checkpoints" / "last.ckpt").is_file()  # the fit is kept
-    assert row["why"].startswith("the fit logged no val/pixel_ap, it logged no val/ metric")
+    assert row["why"].startswith("the fit did not log val/pixel_ap (it logged no val/ metric)")
     assert "failed" in capsys.readouterr().out
 
 
@@ -454,9 +454,9 @@ def test_random_and_demo_weights_and_test_images_are_labelled(
     capsys.readouterr()
     assert main(["sweep", str(file), *few, "--output.root", str(tmp_path)]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "run 3, 4: GOAL MEASURED ON THE TEST IMAGES" in out
+    assert "runs 3, 4: GOAL COMPUTED ON THE TEST IMAGES" in out
     assert "run 2, 4: RANDOM WEIGHTS" in out
-    assert "run 1, 3: demo weights" in out
+    assert "runs 1, 3: demo weights" in out
     origins = [
         (row["weights"], row["validated on"]) for row in table(tmp_path / "sweep_my_sweep/1")
     ]

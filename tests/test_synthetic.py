@@ -222,7 +222,7 @@ def test_mistakes(mvtec_root: Path) -> None:
             lambda: MVTecAD(
                 str(mvtec_root), synthesis=CUTPASTE, auxiliary=MVTecAD(str(mvtec_root))
             ),
-            "leave one of the two out",
+            "leave out one of these options",
         ),
     ]
     for make, message in cases:

@@ -205,7 +205,7 @@ def test_results_of_test_and_predict_are_not_mixed(
     strategy = SimpleNamespace(broadcast=lambda folder: folder)
     trainer: Any = SimpleNamespace(strategy=strategy, is_global_zero=True, loggers=[])
     if refused:
-        with pytest.raises(ValueError, match=rf"{tmp_path} has the results of a .*: give {stage}"):
+        with pytest.raises(ValueError, match=rf"{tmp_path} has the results of .*: give {stage}"):
             writer.setup(trainer, LightningModule(), stage)
         assert not (tmp_path / f"config-{stage}.yaml").exists()
     else:

@@ -1,4 +1,4 @@
-"""Shared code of the verbs that run several experiments one after the other: each and sweep."""
+"""Shared code of ``each`` and ``sweep``, which run several experiments one after the other."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ ERROR_PREFIX = "anomaly_clip: "
 
 
 class DryRunCLI(ExperimentCLI):
-    """Parses and builds an experiment without running it."""
+    """Command line that parses and builds an experiment without running it."""
 
     def _run_subcommand(self, subcommand: str) -> None:
         pass
 
 
 def pop_resume(words: Sequence[str], record: str) -> tuple[list[str], Path | None]:
-    """Split the arguments into the verb's own and the folder given by ``--resume RUN``.
+    """Return the arguments without the verb and ``--resume RUN``, and the folder RUN if given.
 
     Args:
         words: Arguments after ``anomaly_clip``, the verb first.
         record: Name of a file that every run folder of the verb contains.
 
     Raises:
-        UserError: If the folder is not a run of the verb.
+        UserError: If RUN is not a run folder of the verb.
     """
     verb, *rest = words
     for at, word in enumerate(rest):
@@ -45,7 +45,7 @@ def pop_resume(words: Sequence[str], record: str) -> tuple[list[str], Path | Non
             folder = Path(value).expanduser()
             if not value or not (folder / record).is_file():
                 raise UserError(
-                    f"--resume {value}: not the folder of a run of {verb}, which contains {record}"
+                    f"--resume {value}: expected a run folder of {verb}, which contains {record}"
                 )
             return rest, folder
     return rest, None
@@ -55,14 +55,14 @@ def forbid_distributed_launch(verb: str) -> None:
     """Check that no launcher has started several copies of this command.
 
     Raises:
-        UserError: If one has, because every copy would run all experiments.
+        UserError: If there are several copies, because each would run all experiments.
     """
     for variable, launcher in (("WORLD_SIZE", "torchrun"), ("SLURM_NTASKS", "srun")):
         if int(os.environ.get(variable, "1")) > 1:
             raise UserError(
-                f"{verb} starts the processes of each run itself, but {launcher} has started "
-                f"{os.environ[variable]} copies of it ({variable}): start it once, without "
-                f"{launcher}, and set --trainer.devices"
+                f"anomaly_clip {verb} starts the processes of every run itself, but {launcher} has "
+                f"started {os.environ[variable]} copies of the command ({variable}): start the "
+                f"command once, without {launcher}, and set --trainer.devices"
             )
 
 
@@ -71,12 +71,12 @@ def run_in_turn(
     resume: str,
     last: type[Exception] | tuple[type[Exception], ...] = (),
 ) -> dict[str, str]:
-    """Run all jobs, even if some fail; return the reason of each failure by job name.
+    """Run all jobs, even if some fail; return the reasons of failures by job name.
 
     Args:
         jobs: Functions by job name.
         resume: Command that resumes the run after an interruption.
-        last: Exceptions that stop the remaining jobs as well.
+        last: Exceptions after which the remaining jobs are skipped.
     """
     failed: dict[str, str] = {}
     for number, (name, job) in enumerate(jobs.items(), start=1):
@@ -96,7 +96,7 @@ def run_in_turn(
 
 def run_verb(words: Sequence[str], several: bool) -> None:
     """Run a verb without printing its table, in a subprocess if it needs several processes."""
-    if several:  # Lightning starts the others with the arguments of the current process
+    if several:  # Lightning starts the other processes with the arguments of the current one
         _run_apart([sys.executable, "-m", "anomaly_clip", *words])
         return
     with contextlib.redirect_stdout(io.StringIO()):
@@ -107,7 +107,7 @@ def _run_apart(command: list[str]) -> None:
     """Run a command, forward its messages line by line and discard its table.
 
     Raises:
-        UserError: If it fails, with the last message of the command.
+        UserError: If the command fails. The message is the last line that the command wrote.
     """
     last = "no message"
     with subprocess.Popen(

@@ -37,16 +37,20 @@ def run_check(words: Sequence[str]) -> int:
         "check",
         "Read all files of a data set and report its problems: image counts that differ from the "
         "published ones, unreadable files, masks of the wrong size, duplicate files, and training "
-        "images in the test split. The exit code is 1 if there are any.",
+        "images in the test split. The exit code is 1 if it finds a problem.",
     )
     parser.add_argument(
         "--near_duplicates",
         type=bool,
         default=False,
-        help="also find test images that are nearly identical to a training image",
+        help="also report test images that are nearly identical to a training image",
     )
-    parser.add_argument("--json", type=str, help="write the report to this file; - prints it")
-    parser.add_argument("--workers", type=int, help="reader threads; default: one per core")
+    parser.add_argument(
+        "--json", type=str, help="write the report as JSON to this file; - prints it"
+    )
+    parser.add_argument(
+        "--workers", type=int, help="number of reader threads; default: one per core"
+    )
     with parse_words(parser, words) as config:
         if config.workers is not None:
             check_at_least("--workers", config.workers, 1)
@@ -93,7 +97,7 @@ def show(report: CheckReport, info: DatasetInfo) -> None:
 def _in_groups(report: CheckReport) -> str:
     if not report.duplicates:
         return ""
-    return f" files beyond the first in {report.groups} groups of identical files"
+    return f" extra copies in {report.groups} groups of identical files"
 
 
 def _counts_table(report: CheckReport) -> Table:

@@ -1,8 +1,8 @@
 """``anomaly_clip compare``: one method with several sets of backbone weights, side by side.
 
-This is the comparison of the TAB paper: a detector on ImageNet weights and on weights aligned with
-text. Every backbone gets its own run of ``each``. One table then shows the differences, and
-``compare_images`` draws the maps and features of all backbones.
+The TAB paper compares detectors in this way, once with ImageNet weights and once with weights
+aligned with text. Every backbone gets its own run of ``each``. One table then shows the
+differences, and ``compare_images`` draws the maps and features of all backbones.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from anomaly_clip.results.warnings import RANDOM_WARNING, selection_warning
 __all__ = ["run_compare"]
 
 PRINTED_METRICS = ("image_auroc", "pixel_auroc", *CLASS_METRICS)
-"""Metrics of the printed table: those of the paper that the run has. The files contain all."""
+"""Metrics of the TAB paper, printed if the run has them. The files contain all metrics."""
 OPTIONS_FILE = "compare.json"
 """Record of the compared weights and the options."""
 
@@ -56,13 +56,15 @@ def run_compare(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="anomaly_clip compare",
         usage="anomaly_clip compare --weights FIRST SECOND [...] --config FILE [options of each]",
-        description="Fit and test a detector with several sets of backbone weights: files, "
-        "imagenet or random. The table shows the differences to the first.",
+        description="Fit and test a detector once per set of backbone weights (a file, imagenet or "
+        "random). The table shows the differences from the first set.",
         allow_abbrev=False,
     )
-    parser.add_argument("--weights", nargs="+", required=True, help="two or more")
+    parser.add_argument("--weights", nargs="+", required=True, help="two or more sets of weights")
     parser.add_argument(
-        "--folder", type=Path, help="output folder; an interrupted comparison in it is resumed"
+        "--folder",
+        type=Path,
+        help="output folder; resumes an interrupted comparison in it",
     )
     parser.add_argument(
         "--pictures", type=int, default=4, help="images drawn per category; default: 4"
@@ -82,7 +84,8 @@ def run_compare(words: Sequence[str]) -> int:
         )
     if len(weights_by_label) < len(labels):
         raise UserError(
-            f"compare --weights: two of them are named {_duplicate(labels)}: rename one file"
+            f"compare --weights: two sets of weights are named {_duplicate(labels)}: rename one "
+            "file"
         )
     folder = options.folder or create_run_folder(Path("runs"), "compare")
     record = _options_record(folder, weights_by_label, rest)
@@ -91,7 +94,7 @@ def run_compare(words: Sequence[str]) -> int:
             if not (folder / label / "config-each.yaml").is_file():
                 _check_buildable(label, weights, rest, folder, options.embedding)
     except Exception:
-        with contextlib.suppress(OSError):  # it does not exist, or contains results
+        with contextlib.suppress(OSError):  # the folder does not exist, or has results
             folder.rmdir()
         raise
     write_json(folder / OPTIONS_FILE, record)
@@ -106,7 +109,7 @@ def run_compare(words: Sequence[str]) -> int:
             with contextlib.redirect_stdout(io.StringIO()):
                 code = max(code, run_each(["each", *line]))
         except UserError:
-            with contextlib.suppress(OSError):  # it does not exist, or contains results
+            with contextlib.suppress(OSError):  # the folder does not exist, or has results
                 folder.rmdir()
             raise
     runs = {label: _read_metrics(folder / label) for label in labels}
@@ -152,7 +155,7 @@ def _options_record(
     if changed or before["options"] != list(options):
         label = changed[0] if changed else None
         if label:
-            difference = f"{label} was {before['weights'][label]}"
+            difference = f"the weights {label} were {before['weights'][label]}"
         else:
             difference = f"its options were {' '.join(before['options']) or 'none'}"
         raise UserError(
@@ -164,7 +167,7 @@ def _options_record(
 def _check_buildable(
     label: str, weights: str, options: Sequence[str], folder: Path, layer: str | None
 ) -> None:
-    """Check that a run can be built, before hours are spent on earlier runs.
+    """Check that a run can be built, before the runs ahead of it take hours.
 
     Raises:
         UserError: If it cannot be built.
@@ -201,7 +204,7 @@ def _read_metrics(folder: Path) -> RunMetrics:
 def _comparison_rows(
     runs: Mapping[str, RunMetrics], categories: Sequence[str]
 ) -> dict[str, dict[str, MetricValues]]:
-    """Return metrics by category (``mean``: the mean over ``categories``) and label of weights."""
+    """Return metrics by category and label of weights; ``mean`` has the means over categories."""
     results = {
         label: with_means({name: run["categories"][name] for name in categories}, {})
         for label, run in runs.items()
@@ -216,7 +219,7 @@ def _comparison_rows(
 def _write_comparison(
     folder: Path, runs: Mapping[str, RunMetrics], rows: Mapping[str, Mapping[str, MetricValues]]
 ) -> None:
-    """Write all metrics as CSV, one row per category and backbone, and as JSON."""
+    """Write all metrics as CSV (one row per category and backbone) and as JSON."""
     names = list(next(iter(runs.values()))["mean"])
     lines = (
         [category, label, *(metrics[name] for name in names)]
@@ -231,7 +234,7 @@ def _write_comparison(
 def _comparison_table(
     runs: Mapping[str, RunMetrics], rows: Mapping[str, Mapping[str, MetricValues]]
 ) -> Table:
-    """Return the printed table, with differences to the first run."""
+    """Return the printed table, with differences from the first run."""
     first, *others = runs
     record = runs[first]["run"]
     random = [label for label, run in runs.items() if run["run"]["weights"]["random"]]

@@ -1,4 +1,4 @@
-"""Images of ``compare``: maps of all backbones side by side, and t-SNE of their features.
+"""Images of ``compare``: maps of all backbones side by side, and t-SNE plots of their features.
 
 Each category gets one sheet of test images with the map of each backbone and the ground truth
 (Figure 6 of the TAB paper).
@@ -37,18 +37,18 @@ BATCH_SIZE = 16
 
 
 def draw_maps(folder: Path, labels: Sequence[str], category: str, count: int) -> None:
-    """Draw some anomalous images of a category: image, one map per backbone, ground truth.
+    """Draw anomalous images of a category, each next to the map of every backbone and the mask.
 
     Args:
         folder: Folder of the comparison.
-        labels: Names of the backbones and of their run folders.
-        category: A category that all runs have.
+        labels: Names of the backbones, which are also the names of their run folders.
+        category: A category that was tested in all runs.
         count: Number of images to draw; 0 for none.
     """
     runs = [folder / label / safe_name(category) for label in labels]
     checkpoints = [run / "checkpoints" / "last.ckpt" for run in runs]
     if not issubclass(class_of_checkpoint(checkpoints[0]), AnomalyMethod):
-        return  # it produces no maps
+        return  # the method produces no maps
     config = yaml.safe_load((runs[0] / "config-test.yaml").read_text(encoding="utf-8"))
     data = _build_data(config["data"])
     methods = [_load_method(checkpoint) for checkpoint in checkpoints]
@@ -95,8 +95,8 @@ def draw_embeddings(
 
     Args:
         folder: Folder of the comparison.
-        labels: Names of the backbones and of their run folders.
-        categories: Categories that all runs have.
+        labels: Names of the backbones, which are also the names of their run folders.
+        categories: Categories that were tested in all runs.
         layer: Layer of the backbone, such as layer3 or pooled.
     """
     silhouettes: dict[str, dict[str, float | None]] = {}

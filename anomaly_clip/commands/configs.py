@@ -1,4 +1,4 @@
-"""``anomaly_clip configs``: the configurations that come with the package, found by name.
+"""``anomaly_clip configs``: lookup of the package's configurations by name.
 
 ``--config sdp`` means ``configs/sdp.yaml`` of this package in any working directory, unless the
 working directory contains a file of that name. This module imports no heavy library.
@@ -91,7 +91,7 @@ def _checked(name: str) -> str:
         hint = f"did you mean {near[0]}? " if near else ""
         raise UserError(
             f"--config {name}: neither a file nor a configuration of the package; "
-            f"{hint}anomaly_clip configs lists them"
+            f"{hint}anomaly_clip configs lists all configurations"
         )
     return file
 
@@ -105,7 +105,7 @@ def run_configs(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="anomaly_clip configs",
         description="List the configurations that come with the package, each with a one-line "
-        "summary. With a name, print that file, as a template for your own.",
+        "summary. Given a name, print that configuration, as a template for your own.",
         allow_abbrev=False,
     )
     parser.add_argument("name", nargs="?", help="configuration to print, such as sdp or data/visa")
@@ -121,7 +121,7 @@ def run_configs(words: Sequence[str]) -> int:
 
 
 def _summary(file: Path) -> str:
-    """Return the summary at the beginning of a file's leading comment, up to the first stop."""
+    """Return the start of a file's leading comment, up to the first full stop or command."""
     lines = file.read_text(encoding="utf-8").splitlines()
     comment = [line.removeprefix("#").strip() for line in takewhile(_is_comment, lines)]
     return " ".join(comment).partition(". ")[0].partition(" anomaly_clip ")[0].rstrip(".")

@@ -1,4 +1,4 @@
-"""``anomaly_clip each``: fit and test one model per category, then merge the metrics in one table.
+"""``anomaly_clip each``: fit and test one model per category, then merge their metrics.
 
 Categories run one after the other, each in its own subfolder of the run. A category that fails does
 not stop the others. An interrupted run can be resumed.
@@ -78,7 +78,7 @@ def run_each(words: Sequence[str]) -> int:
         with atomic_path(folder / CONFIG) as temporary:
             temporary.write_text(writer.config, encoding="utf-8")
     say(f"each {type(method).__name__} | {len(categories)} categories | run {folder}")
-    del plan, method  # each category builds its own, of the same configuration
+    del plan, method  # each category builds its own from the same configuration
     jobs = {
         name: partial(_run_category, folder / CONFIG, folder / safe_name(name), name, several)
         for name in categories
@@ -116,7 +116,7 @@ def _words_of(folder: Path, more: Sequence[str]) -> list[str]:
     """Return the arguments of ``fit`` for a resumed run.
 
     Raises:
-        UserError: If further options are given, which its finished categories did not use.
+        UserError: If further options are given: the finished categories did not use them.
     """
     if more:
         raise UserError(
@@ -133,13 +133,13 @@ def _run_category(config: Path, folder: Path, category: str, several: bool) -> N
     checkpoint = folder / "checkpoints" / "last.ckpt"
     options = ["--config", str(config), "--data.categories", json.dumps([category])]
     options += ["--output.folder", str(folder)]
-    if not (folder / FITTED).is_file():  # a checkpoint may come from the middle of a fit
+    if not (folder / FITTED).is_file():  # a checkpoint alone may come from the middle of a fit
         shutil.rmtree(folder, ignore_errors=True)
         run_verb(["fit", *options], several)
         (folder / FITTED).touch()
     shutil.rmtree(folder / "logs" / "test", ignore_errors=True)  # left by an interrupted test
     run_verb(["test", *options, "--ckpt_path", str(checkpoint)], several)
-    (folder / TESTED).touch()  # only now: a test writes its images after its metrics
+    (folder / TESTED).touch()  # not earlier: a test writes its images after its metrics
 
 
 def _merge(folder: Path, categories: Sequence[str], failed: dict[str, str]) -> int:
@@ -153,7 +153,7 @@ def _merge(folder: Path, categories: Sequence[str], failed: dict[str, str]) -> i
                 parts[category] = content
             else:
                 failed[category] = (
-                    f"{file} contains the categories {', '.join(content['categories'])} instead: "
+                    f"{file} contains {', '.join(content['categories'])} instead of {category}: "
                     f"delete {file.parent}, then resume"
                 )
     if parts:
@@ -178,7 +178,7 @@ def _write_merged(
         title += f"\nWITHOUT {', '.join(failed)}"
     for more in (selection_warning(protocol), rounds_remark(protocol)):
         if more is not None:
-            title += f"\n{more.partition(';')[0]}"  # the spread after it is that of one category
+            title += f"\n{more.partition(';')[0]}"  # without deviations, which differ by category
     weights = run["weights"]
     remark = weights_remark(weights)
     Console().print(build_table(results, title, counts, weights["random"], remark))

@@ -1,4 +1,4 @@
-"""The experiment verbs: LightningCLI, with checks for common mistakes."""
+"""Experiment verbs (fit, validate, test, predict): LightningCLI with checks for common mistakes."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def run_experiment(words: Sequence[str]) -> int:
 
 
 def arrange(words: Sequence[str]) -> list[str]:
-    """Move configurations to the front; for a lone checkpoint, add the one saved with it.
+    """Put ``--config`` first; if only a checkpoint is given, add the configuration of its fit.
 
     A configuration would silently override options that precede it.
 
@@ -104,21 +104,25 @@ def _option(words: Sequence[str], name: str) -> str | None:
     return None
 
 
+def _missing_checkpoint(path: Path) -> UserError:
+    return UserError(f"--ckpt_path {path}: there is no such file; give a checkpoint of a fit")
+
+
 def _config_of_fit(checkpoint: Path) -> Path:
     """Return the configuration of the fit that wrote a checkpoint."""
     if not checkpoint.is_file():
-        raise UserError(f"--ckpt_path {checkpoint}: there is no such file")
+        raise _missing_checkpoint(checkpoint)
     for folder in list(checkpoint.resolve().parents)[:2]:
         if (folder / "config-fit.yaml").is_file():
             return folder / "config-fit.yaml"
     raise UserError(
-        f"--ckpt_path {checkpoint}: there is no config-fit.yaml in its folder or the one above: "
-        f"give --config FILE"
+        f"--ckpt_path {checkpoint}: neither its folder nor the parent folder contains "
+        f"config-fit.yaml: give --config FILE"
     )
 
 
 class RunLogger(CSVLogger):
-    """Lightning's CSV logger, writing into the run folder, which is created on first use."""
+    """Lightning's CSV logger for the run folder; the folder is created on first use."""
 
     def __init__(self, writer: RunWriter, verb: str) -> None:
         super().__init__(save_dir=writer.root)
@@ -139,7 +143,7 @@ class RunLogger(CSVLogger):
 
 
 def _json(value: Any) -> str:
-    """Serialise settings for comparison with those of a checkpoint, which stores no tuples."""
+    """Serialise settings, so that tuples equal the lists that a checkpoint stores instead."""
     return json.dumps(value, default=str, sort_keys=True)
 
 
@@ -173,7 +177,7 @@ class ExperimentCLI(LightningCLI):
         return writer
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """Return only the requested verb: each takes a tenth of a second to build."""
+        """Return only the requested verb: building a parser takes a tenth of a second per verb."""
         verbs = LightningCLI.subcommands()
         return {self._verb: verbs[self._verb]}
 
@@ -236,7 +240,9 @@ class ExperimentCLI(LightningCLI):
         return trainer
 
     def _parse_ckpt_path(self) -> None:
-        """Compare the requested model with the checkpoint's, which Lightning would silently prefer.
+        """Check that the requested model is that of the checkpoint.
+
+        Lightning would silently use the model settings of the checkpoint.
 
         Raises:
             UserError: If they differ.
@@ -251,17 +257,17 @@ class ExperimentCLI(LightningCLI):
         if saved_class.rpartition(".")[2] != model_class.rpartition(".")[2]:
             raise UserError(
                 f"--ckpt_path {path} is a checkpoint of {saved_class}, but the model is "
-                f"{model_class}: change one of them"
+                f"{model_class}: change --model or --ckpt_path"
             )
         kind = _class_of(model_class)
         contract = kind if issubclass(kind, EvaluatedModule) else AnomalyMethod
         for name in contract.init_only_arguments:
-            config["model"]["init_args"][name] = None  # its effect is stored in the checkpoint
+            config["model"]["init_args"][name] = None  # the checkpoint stores the effect
         arguments = config["model"].get("init_args", Namespace()).as_dict()
         for name, value in arguments.items():
             if name in contract.inference_arguments or name not in saved:
                 continue
-            if name == "backbone":  # the tensors decide, not the location of the file
+            if name == "backbone":  # the weights come from the checkpoint, not from these files
                 saved[name], value = _without_source(saved[name]), _without_source(value)
             if _json(saved[name]) != _json(value):
                 raise UserError(
@@ -286,7 +292,7 @@ class ExperimentCLI(LightningCLI):
         elif verb != "fit" and not is_overridden(STEPS[verb], self.model):
             raise UserError(f"{name} scores no images: use fit")
         if path is not None and not Path(path).is_file():
-            raise UserError(f"--ckpt_path {path}: there is no such file")
+            raise _missing_checkpoint(Path(path))
 
     def _check_method(self, method: EvaluatedModule, verb: str, path: str | None) -> None:
         name = type(method).__name__
@@ -294,16 +300,20 @@ class ExperimentCLI(LightningCLI):
             if not method.can_be_fitted:
                 raise UserError(f"{name} is zero-shot and has nothing to fit: use test or predict")
         elif path is None and method.must_be_fitted:
-            raise UserError(f"{name} must be fitted first: give --ckpt_path FILE of a fit")
+            raise UserError(
+                f"{name} must be fitted first: give a checkpoint of a fit with --ckpt_path FILE"
+            )
         elif path is not None and not method.can_be_fitted:
             raise UserError(
-                f"--ckpt_path {path}: {name} is zero-shot and has no checkpoints: leave it out"
+                f"--ckpt_path {path}: {name} is zero-shot and has no checkpoints: leave out the "
+                f"option"
             )
 
     def after_fit(self) -> None:
-        """Save the last step as ``last.ckpt``: it may fall between epochs and validations."""
+        """Save the last step as ``last.ckpt``: a fit may end between two automatic saves."""
         callback = self.trainer.checkpoint_callback
-        trained = self.trainer.fit_loop.total_batch_idx >= 0  # False if limits left no batch
+        # False if the trainer's limits left no batch.
+        trained = self.trainer.fit_loop.total_batch_idx >= 0
         saves = trained and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
         if isinstance(callback, ModelCheckpoint) and saves:
             self.trainer.save_checkpoint(Path(str(callback.dirpath)) / "last.ckpt")
@@ -327,7 +337,7 @@ class ExperimentCLI(LightningCLI):
             writer.abandon()
             option = f"trainer.limit_{self._verb}_batches"
             limit = getattr(self.trainer, option.partition(".")[2])
-            raise UserError(f"no image was scored: {option} is {limit}: raise it")
+            raise UserError(f"no image was scored, because {option} is {limit}: increase it")
 
 
 def _without_source(backbone: Any) -> Any:
@@ -350,7 +360,7 @@ def class_of_checkpoint(path: Path) -> type[LightningModule]:
         UserError: If the class cannot be determined.
     """
     if not path.is_file():
-        raise UserError(f"--ckpt_path {path}: there is no such file")
+        raise _missing_checkpoint(path)
     name = _read_checkpoint(path).get("hyper_parameters", {}).get("_class_path")
     if name is None:  # written by Python code, without the command line
         config = yaml.safe_load(_config_of_fit(path).read_text(encoding="utf-8"))
@@ -364,7 +374,7 @@ def class_of_checkpoint(path: Path) -> type[LightningModule]:
 def _read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and torch raise many kinds
+    except Exception as error:  # pickle, zip and torch raise many exception types
         raise UserError(
             f"--ckpt_path {path}: not a checkpoint that can be read safely ({reason(error)}): give "
             f"one that fit has written"
@@ -394,8 +404,8 @@ def known_options() -> list[str]:
 
 
 def quieten() -> None:
-    """Silence library messages that are irrelevant to the run, which its start line describes."""
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's own calls
+    """Silence uninformative library messages; the start line of a run describes the run."""
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # caused by Lightning
     rich.reconfigure(stderr=True)  # Lightning's model summary; standard output is for results
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

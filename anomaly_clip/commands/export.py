@@ -51,7 +51,9 @@ def run_export(words: Sequence[str]) -> int:
         files = sorted(Path(scratch).iterdir())
         existing = [file.name for file in files if (target / file.name).exists()]
         if existing and not options.overwrite:
-            raise UserError(f"{target / existing[0]} exists: give another --folder, or --overwrite")
+            raise UserError(
+                f"{target / existing[0]} exists: give another --folder, or add --overwrite"
+            )
         method.export(target)
     print(target / name)
     return 0

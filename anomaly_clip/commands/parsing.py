@@ -17,7 +17,7 @@ __all__ = ["data_parser", "parse_words", "verb_parser"]
 
 
 def verb_parser(verb: str, description: str) -> LightningArgumentParser:
-    """Return a parser that raises its errors, for :func:`parse_words` to explain."""
+    """Return a parser that raises exceptions, which :func:`parse_words` explains."""
     return LightningArgumentParser(
         prog=f"anomaly_clip {verb}",
         description=description,
@@ -27,7 +27,7 @@ def verb_parser(verb: str, description: str) -> LightningArgumentParser:
 
 
 def data_parser(verb: str, description: str) -> LightningArgumentParser:
-    """Return the parser of a verb that reads a data set, with ``--config`` and ``--data``."""
+    """Return a parser with ``--config`` and ``--data``, for a verb that reads a data set."""
     parser = verb_parser(verb, description)
     parser.add_argument("--config", action="config", help="configuration with a data section")
     parser.add_lightning_class_args(AnomalyData, "data", subclass_mode=True)
@@ -36,7 +36,7 @@ def data_parser(verb: str, description: str) -> LightningArgumentParser:
 
 @contextmanager
 def parse_words(parser: LightningArgumentParser, words: Sequence[str]) -> Iterator[Namespace]:
-    """Yield the parsed options; turn errors of parsing and of the block into a ``UserError``.
+    """Yield the parsed options; convert errors in parsing or the ``with`` block to ``UserError``.
 
     Args:
         parser: The verb's parser.

@@ -30,12 +30,12 @@ Panels = tuple[str, list[NDArray[np.uint8]]]
 CELL = 160
 LINE_HEIGHT = 14
 GAP = 6
-SHOWN_SIZE = 256  # side of training images, if the data set has no image size
+SHOWN_SIZE = 256  # image side in pixels for training images, if data.image_size is unset
 NUM_VERSIONS = 4  # augmented versions shown of each image
 
 
 def run_preview(words: Sequence[str]) -> int:
-    """Draw the contact sheet given on the command line and return an exit code.
+    """Draw the contact sheet specified by the arguments and return an exit code.
 
     Raises:
         UserError: If the command line or the data set is invalid.
@@ -43,11 +43,14 @@ def run_preview(words: Sequence[str]) -> int:
     parser = data_parser(
         "preview",
         "Draw a contact sheet of a data set: images with their masks. With --data.synthesis: "
-        "normal training images with synthetic defects, masks and labels. With --data.augment: "
-        "training images, each next to its augmented versions.",
+        "normal training images, each with a synthetic defect, its mask and its per-pixel label. "
+        "With --data.augment: training images, each next to its augmented versions.",
     )
     parser.add_argument(
-        "--split", type=Split, default="test", help="split; with --data.synthesis always train"
+        "--split",
+        type=Split,
+        default="test",
+        help="split to draw (ignored with --data.synthesis and --data.augment, which use the train split)",
     )
     parser.add_argument("--count", type=int, default=48, help="number of images, evenly spaced")
     parser.add_argument("--file", type=str, default="preview.png", help="output image")
@@ -102,7 +105,7 @@ def defect_sheet(data: AnomalyData, count: int = 48) -> NDArray[np.uint8]:
         count: Maximum number of images.
 
     Returns:
-        RGB ``(H, W, 3)``: the image, the image with its defect, the mask, the label.
+        RGB ``(H, W, 3)``. Per image: the image, the image with its defect, the mask, the label.
     """
     assert data.synthesis is not None
     data.image_size = data.image_size or SHOWN_SIZE
@@ -161,7 +164,8 @@ def _draw_sheet(
         cells.append(add_caption(grid(padded, num_panels), [], LINE_HEIGHT, above=LINE_HEIGHT))
     sheet = grid(cells, columns, GAP, before=GAP, after=GAP)
     draw = ImageDraw.Draw(sheet)
-    for number, caption in enumerate(captions):  # on the sheet: long ones may use the gap
+    # Captions are drawn on the sheet, not on the cells, so that long ones can extend into the gap.
+    for number, caption in enumerate(captions):
         row, column = divmod(number, columns)
         place = (GAP + column * (width + GAP), GAP + row * (height + GAP))
         draw.text(place, caption, "black", font(LINE_HEIGHT - 3))

@@ -47,9 +47,9 @@ class PromptEffect(NamedTuple):
     similarity: float | None = None
     """Cosine similarity to the image, if one is given."""
     text_effect: float | None = None
-    """Its contribution to r0, the probability that the image is abnormal."""
+    """Contribution of the prompt to r0, the probability that the image is abnormal."""
     map_effect: float | None = None
-    """Its contribution to r1, the maximum of the image's map."""
+    """Contribution of the prompt to r1, the maximum of the image's map."""
 
 
 def run_prompts(words: Sequence[str]) -> int:
@@ -61,7 +61,7 @@ def run_prompts(words: Sequence[str]) -> int:
     parser = verb_parser(
         "prompts",
         "Show the effect of each prompt of a category: the angle between the normal and the "
-        "abnormal prompts, how typical each prompt is and, with an image, how much each adds to "
+        "abnormal prompts, how typical each prompt is and, with an image, how much it adds to "
         "the scores.",
     )
     parser.add_argument(
@@ -69,10 +69,15 @@ def run_prompts(words: Sequence[str]) -> int:
     )
     parser.add_argument("--image", type=str, help="image to compare the prompts with")
     parser.add_argument(
-        "--data_set", type=str, help="data set that auto settings follow, such as VisA"
+        "--data_set",
+        type=str,
+        help="data set that auto settings depend on, such as VisA",
     )
     parser.add_argument(
-        "--sigma", type=float, default=8.0, help="Gaussian blur of the map in pixels, as in SDP"
+        "--sigma",
+        type=float,
+        default=8.0,
+        help="standard deviation of the map's Gaussian blur in pixels, as in SDP",
     )
     parser.add_argument("--top", type=int, default=10, help="number of prompts shown per class")
     parser.add_argument("--file", type=str, help="write all prompts to this .csv file")
@@ -90,6 +95,8 @@ def run_prompts(words: Sequence[str]) -> int:
                 f"--category {config.category!r} is empty: give a category name, such as "
                 '"laser-cut plank"'
             )
+        if config.image is not None and not Path(config.image).is_file():
+            raise ValueError(f"--image {config.image}: there is no such file; correct the path")
         settings = parser.instantiate(config)
         image = None if config.image is None else read_image(Path(config.image))
         torch.manual_seed(0)  # random weights, if requested, are the same every time
@@ -115,13 +122,14 @@ def prompt_effects(
 
     Args:
         sdp: The detector with the prompts.
-        category: Category name that is inserted into them.
+        category: Category name to insert into the prompts.
         pixels: uint8 ``(1, 3, S, S)``, an image of the category.
-        dataset_name: The data set that ``auto`` settings follow.
+        dataset_name: Data set that ``auto`` settings depend on.
 
     Returns:
-        One row per prompt, and the angle between the representative vectors in degrees by method.
-        The effect of a prompt is the score with it minus the score without it.
+        One row per prompt, and for each RVS method the angle in degrees between the two
+        representative vectors. The effect of a prompt is the score of all prompts minus the score
+        of all others.
     """
     lists = sdp.prompts.for_category(category)
     embedded = [embed_prompts(sdp.backbone, prompts) for prompts in lists]
@@ -144,7 +152,7 @@ def prompt_effects(
         whole = scores(torch.stack(vectors, dim=1))
     rows = []
     places = [(k, number) for k in (0, 1) for number in range(len(lists[k]))]
-    for k, number in track(places, "weighing prompts"):
+    for k, number in track(places, "evaluating prompts"):
         part = embedded[k]
         row = PromptEffect(bool(k), lists[k][number], float(part[number] @ vectors[k]))
         if whole is not None:
@@ -162,7 +170,8 @@ def prompt_effects(
 
 
 def _vector(rows: Tensor, rvs: RVSSettings, dataset_name: str | None) -> Tensor:
-    with warnings.catch_warnings():  # "no cluster" is reported once, for the vectors in use
+    # The call for the vectors in use, outside this function, already warns of "no cluster".
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return representative_vector(rows, rvs, dataset_name)
 
@@ -174,7 +183,7 @@ def show(
     category: str,
     top: int,
 ) -> None:
-    """Print the angle between the classes, and the most important prompts."""
+    """Print the angle between normal and abnormal prompts, and the most important prompts."""
     console = Console(highlight=False, soft_wrap=True, markup=False)
     counts = [sum(row.abnormal == k for row in rows) for k in (False, True)]
     console.print(f"{category}: {counts[0]} normal prompts, {counts[1]} abnormal prompts")

@@ -23,7 +23,7 @@ __all__ = ["run_report"]
 
 
 def run_report(words: Sequence[str]) -> int:
-    """Print and write a table, or the pages of runs; return an exit code.
+    """Print and write a table, or rewrite the pages of runs; return an exit code.
 
     Raises:
         UserError: If the command line is invalid, or a run or file cannot be read or written.
@@ -38,14 +38,14 @@ def run_report(words: Sequence[str]) -> int:
     weights_kinds = _weights_kinds(options.weights, source)
     if table is None and options.dry_run:
         raise UserError(
-            "--dry-run lists the runs that a published table needs: name one with --table "
+            "--dry-run lists the runs that a published table needs: name the table with --table "
             f"({', '.join(source.tables)})"
         )
     if options.page:
         return _write_pages(options)
     if table is None and not options.runs:
         raise UserError(
-            "report: name folders of runs, or a published table with --table "
+            "report: give folders of runs, or name a published table with --table "
             f"({', '.join(source.tables)})"
         )
     runs = find_runs(options.runs)
@@ -100,11 +100,11 @@ def _parser(source: PublishedTables) -> argparse.ArgumentParser:
     parser.add_argument(
         "runs", nargs="*", type=Path, metavar="RUN", help="folders of runs of test, each or compare"
     )
-    parser.add_argument("--table", metavar="ID", help="published table, see below")
+    parser.add_argument("--table", metavar="ID", help="one of the published tables below")
     parser.add_argument(
         "--page", action="store_true", help="rewrite report.html of each run from its folder"
     )
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write all metrics as fractions")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write all metrics, as fractions")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table as Markdown")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the table as a web page")
     parser.add_argument(
@@ -112,12 +112,12 @@ def _parser(source: PublishedTables) -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="KIND=FILE",
-        help="kind of a weights file that has no record next to it, such as tab=tab.safetensors",
+        help="kind of the weights in FILE, if FILE has no record, such as tab=tab.safetensors",
     )
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="list the commands of the runs that the table needs, except for the given RUNs",
+        help="list the commands of those runs of the table that are not among the given RUNs",
     )
     return parser
 
@@ -130,7 +130,7 @@ def _find_table(name: str, source: PublishedTables) -> PublishedTable:
 
 
 def _weights_kinds(words: Sequence[str], source: PublishedTables) -> dict[Path, str]:
-    """Return the kinds of weights files given with ``--weights``, by file."""
+    """Return the kind of each weights file that ``--weights`` names."""
     kinds = {row.run.weights for t in source.tables.values() for row in t.rows if row.run}
     kind_by_file = {}
     for word in words:
@@ -148,7 +148,7 @@ def _list_commands(
     source: PublishedTables,
     weights_kinds: dict[Path, str],
 ) -> None:
-    """Print the commands of a table's runs, each once, and the command of the comparison."""
+    """Print the commands of a table's missing runs, then the command that compares all runs."""
     if not table.runs:
         say(f"{table.id} is for reference only: no run of this project belongs to it")
         return
@@ -161,7 +161,7 @@ def _list_commands(
             folders.append(spec.folder)
             done = [f"--output.folder {run.folder}" for run in matching]
             commands += (c for c in spec.commands if not c.endswith(tuple(done)))
-    for line in dict.fromkeys(commands):  # several detectors share a backbone
+    for line in dict.fromkeys(commands):  # several runs train the same backbone first
         print(line)
     print(f"anomaly_clip report {shlex.join(dict.fromkeys(folders))} --table {table.id}")
 

@@ -56,11 +56,11 @@ Options = dict[str, Any]
 
 
 class GoalMissing(UserError):
-    """A finished fit has not logged the goal; neither would the remaining runs."""
+    """A finished fit has not logged the goal metric; the remaining runs would not log it either."""
 
 
 def run_sweep(words: Sequence[str]) -> int:
-    """Fit with all options of a sweep; return exit code 1 if one of the runs failed.
+    """Run the fits of a sweep; return exit code 1 if one of them failed.
 
     Raises:
         UserError: If the sweep cannot be started.
@@ -108,7 +108,7 @@ def _start(words: Sequence[str]) -> int:
     if method == "bayes":
         raise UserError(
             f"{sweep.file}: method bayes needs W&B's server to choose each run: sample the runs "
-            f"here with --method random --count N, or start it with wandb sweep {sweep.file}"
+            f"here with --method random --count N, or start the sweep with wandb sweep {sweep.file}"
         )
     _refuse_contradictions(sweep, more)
     runs = sweep.runs(method, options.count, options.seed)
@@ -150,7 +150,9 @@ def _parser() -> argparse.ArgumentParser:
         "interrupted sweep and skips finished runs. Options of fit apply to all runs.",
         allow_abbrev=False,
     )
-    parser.add_argument("--method", choices=METHODS[:2], help="default: method of the file")
+    parser.add_argument(
+        "--method", choices=METHODS[:2], help="search method; default: that of the file"
+    )
     parser.add_argument("--count", type=int, metavar="N", help="maximum number of runs")
     parser.add_argument(
         "--seed", type=int, default=0, metavar="S", help="seed of method random; default: 0"
@@ -181,19 +183,23 @@ def _refuse_contradictions(sweep: Sweep, more: Sequence[str]) -> None:
     for word in more:
         name = word.partition("=")[0]
         if name.removeprefix("--").replace(".init_args", "") in swept:
-            raise UserError(f"{word}: {sweep.file} sweeps this option: leave it out")
+            raise UserError(
+                f"{word}: {sweep.file} sets this option itself: remove it from the command"
+            )
         if name == "--output.folder":
             raise UserError(
                 f"{word}: a sweep chooses the folder of each run: use --output.root instead"
             )
         if name.startswith("--trainer.logger"):
-            raise UserError(f"{word}: a sweep logs into the folder of each run: leave it out")
+            raise UserError(
+                f"{word}: a sweep logs into the folder of each run: leave the option out"
+            )
 
 
 def _plan(
     sweep: Sweep, runs: Sequence[Options], lines: Sequence[Sequence[str]]
 ) -> tuple[SweepRecord, list[str]]:
-    """Build the first run and parse all; return the record and the configuration of each run.
+    """Build the first run, parse all runs; return the record and the configuration of each run.
 
     Raises:
         UserError: If the options of a run are invalid, or no run can log the goal.
@@ -202,7 +208,7 @@ def _plan(
     with tempfile.TemporaryDirectory() as nowhere, user_errors(known_options):
         plan = DryRunCLI(args=arrange(["fit", *lines[0], "--output.folder", nowhere]))
         _check_goal(plan, sweep)
-        _ = plan.datamodule.fit_samples()  # raises if there are none
+        _ = plan.datamodule.fit_samples()  # raises if there are no training images
     for number, line in enumerate(track(lines, "parsing"), start=1):
         try:
             with user_errors(known_options):
@@ -210,7 +216,7 @@ def _plan(
         except UserError as error:
             raise UserError(f"run {number} ({options_text(runs[number - 1])}): {error}") from None
         files = [str(file) for file in config.get("config") or []]
-        # Names the runs that will test this run's checkpoint.
+        # Name of a later run that tests this run's checkpoint.
         config["output"]["name"] = Path(files[0]).stem if files else sweep.file.stem
         configs.append(plan._parser("fit").dump(config, skip_none=False))
         origins.append(_origin(config.as_dict()))
@@ -273,7 +279,7 @@ def _run_one(folder: Path, record: SweepRecord, number: int) -> None:
     """Fit one run unless it is finished; an interrupted fit starts over.
 
     Raises:
-        GoalMissing: If the goal was not logged.
+        GoalMissing: If the goal metric was not logged.
         UserError: If the training has diverged.
     """
     run = folder / str(number)
@@ -285,7 +291,7 @@ def _run_one(folder: Path, record: SweepRecord, number: int) -> None:
         result = _fit(folder, run, record, number)
     except Exception as error:
         why = str(error) if isinstance(error, UserError) else reason(error)
-        write_json(run / FAILURE_FILE, {"why": why})  # kept if later runs are interrupted
+        write_json(run / FAILURE_FILE, {"why": why})  # remains if a later run is interrupted
         raise
     write_json(run / RESULT_FILE, result)
     write_table(folder, record)
@@ -295,7 +301,7 @@ def _fit(folder: Path, run: Path, record: SweepRecord, number: int) -> dict[str,
     """Fit and return the record of the result.
 
     Raises:
-        GoalMissing: If the goal was not logged.
+        GoalMissing: If the goal metric was not logged.
         UserError: If the training has diverged.
     """
     config = folder / CONFIGS / f"{number}.yaml"
@@ -307,8 +313,8 @@ def _fit(folder: Path, run: Path, record: SweepRecord, number: int) -> dict[str,
     if goal is None:
         logged = ", ".join(name for name in metrics if name.startswith("val/")) or "no val/ metric"
         raise GoalMissing(
-            f"the fit logged no {record.metric}, it logged {logged}: choose another metric.name "
-            f"in the sweep file"
+            f"the fit did not log {record.metric} (it logged {logged}): choose another "
+            f"metric.name in the sweep file"
         )
     if not math.isfinite(goal):
         raise UserError(

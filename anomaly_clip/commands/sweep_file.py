@@ -31,7 +31,7 @@ METHODS = ("grid", "random", "bayes")
 ARGS = "${args}"
 COMMAND_STARTS = ("${env}", "${interpreter}", "python", "python3", "-m")
 """Words that a command may begin with; they are dropped here."""
-MAX_RUNS = 1000  # our choice: limit of a grid without --count and run_cap
+MAX_RUNS = 1000  # our choice; applies to a grid if neither --count nor run_cap is set
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Sweep:
         file: Path of the file.
         text: Unparsed content.
         method: grid, random or bayes.
-        metric: Name of the goal, as ``fit`` logs it.
+        metric: Name of the metric to optimise, as ``fit`` logs it.
         maximize: Whether higher is better.
         parameters: Distributions of the swept options, by option name.
         before: Arguments of ``anomaly_clip fit`` before the swept options.
@@ -66,8 +66,8 @@ class Sweep:
         """Return the options of each run.
 
         Args:
-            method: ``grid``: all combinations, the last parameter changing fastest; or ``random``.
-            count: Maximum number of runs, in addition to ``run_cap``.
+            method: ``grid`` (all combinations; the last parameter changes fastest) or ``random``.
+            count: Maximum number of runs; ``run_cap`` applies as well.
             seed: Seed of ``random``.
 
         Raises:
@@ -89,7 +89,7 @@ class Sweep:
             if parameter.settings is not None:
                 raise UserError(
                     f"{self.file}: parameters.{name} is {parameter.distribution}, but a grid needs "
-                    f"values: list them, or sample with --method random --count N"
+                    f"values: list the values, or sample with --method random --count N"
                 )
         columns = [parameter.values for parameter in self.parameters.values()]
         total = math.prod(map(len, columns))
@@ -102,7 +102,7 @@ class Sweep:
         return [dict(zip(self.parameters, row, strict=True)) for row in rows]
 
     def words(self, options: Mapping[str, Any], more: Sequence[str] = ()) -> list[str]:
-        """Return the arguments of ``anomaly_clip fit``, options formatted as W&B's ``${args}``.
+        """Return the arguments of ``anomaly_clip fit``, with options as in W&B's ``${args}``.
 
         Args:
             options: Options of a run.
@@ -116,7 +116,7 @@ def read_sweep(file: Path) -> Sweep:
     """Read a sweep file.
 
     Raises:
-        UserError: If it cannot be read or is not a valid sweep file.
+        UserError: If the file cannot be read or is not a valid sweep file.
     """
     try:
         text = file.read_text(encoding="utf-8")
@@ -159,7 +159,7 @@ def _command(content: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ..
     program = str(content.get("program", ""))
     if Path(program).name != "anomaly_clip":
         given = program or "missing"
-        raise ValueError(f"program is {given}: anomaly_clip sweep requires program: anomaly_clip")
+        raise ValueError(f"program is {given}: set program: anomaly_clip")
     command = content.get("command")
     example = f"such as [${{env}}, anomaly_clip, fit, --config, FILE, {ARGS}]"
     if not isinstance(command, list) or not command:
@@ -177,13 +177,15 @@ def _command(content: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ..
             raise ValueError(f"command: anomaly_clip does not support {word}: write {ARGS}")
     if words.count(ARGS) != 1:
         raise ValueError(
-            f"command: expected {ARGS} once, in the place of the options of a run, {example}; got "
-            f"it {words.count(ARGS)} times"
+            f"command: expected {ARGS} once, where the options of a run belong, {example}; it "
+            f"occurs {words.count(ARGS)} times"
         )
     at = words.index(ARGS)
     before, after = words[:at], words[at + 1 :]
     if any(word.partition("=")[0] in ("--config", "-c") for word in after):
-        raise ValueError(f"command: --config comes after {ARGS}: put it before, {example}")
+        raise ValueError(
+            f"command: --config comes after {ARGS}: put --config before {ARGS}, {example}"
+        )
     return tuple(before), tuple(after)
 
 
@@ -208,7 +210,7 @@ def _method(content: Mapping[str, Any]) -> str:
 
 
 def _metric(content: Mapping[str, Any]) -> tuple[str, bool]:
-    """Return the name of the goal, and whether to maximise it."""
+    """Return the name of the metric to optimise, and whether to maximise it."""
     metric = content.get("metric")
     example = "such as {name: val/pixel_ap, goal: maximize}"
     if not isinstance(metric, Mapping) or not isinstance(metric.get("name"), str):
@@ -216,7 +218,7 @@ def _metric(content: Mapping[str, Any]) -> tuple[str, bool]:
             f"metric: expected the metric that runs are compared by, {example}, got {metric}"
         )
     name, goal = metric["name"], metric.get("goal")
-    if goal not in ("maximize", "minimize"):  # W&B would minimise
+    if goal not in ("maximize", "minimize"):  # W&B would minimise if there is no goal
         raise ValueError(f"metric.goal: expected maximize or minimize, got {goal}")
     if not name.startswith(("val/", "train/")):
         raise ValueError(

@@ -42,9 +42,9 @@ SETTINGS: dict[str, tuple[str, ...]] = {
 }
 """Settings of each distribution."""
 DEFAULTS = {"mu": 0.0, "sigma": 1.0, "q": 1}
-EXTREMES = (0.5 / 2**52, 1 - 0.5 / 2**52)  # lowest and highest level of a sample
+EXTREMES = (0.5 / 2**52, 1 - 0.5 / 2**52)  # lowest and highest quantile level that can be sampled
 POWER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
-"""Numbers that YAML 1.1 reads as strings, because they lack a decimal point or a sign."""
+"""Numbers that YAML 1.1 reads as strings if the decimal point or the exponent's sign is missing."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def read_parameter(name: str, given: Any) -> Parameter:
         inner = next(iter(given["parameters"] or ["lr"]))
         raise ValueError(f"{where}: nested parameters are not supported: write {name}.{inner}")
     if name in ("output.root", "output.name", "output.folder"):
-        raise ValueError(f"{where}: a sweep chooses the folder of each run: leave it out")
+        raise ValueError(f"{where}: a sweep chooses the folder of each run: leave the option out")
     kind = _distribution(where, given)
     allowed = SETTINGS[kind]
     unknown = [key for key in given if key not in (*allowed, "distribution")]

@@ -1,7 +1,7 @@
 """Record of a sweep: its runs, their results in the sweep's folder, and the table of all runs.
 
-The goal of a run is the last value that its validation logged, as in W&B's summary, rather than the
-best value.
+Runs are compared by the last logged value of the goal metric, as in W&B's summary, not by the best
+value.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ RESULT_FILE, FAILURE_FILE = "result.json", "failed.json"
 """Result files of a finished run and of a failed run."""
 RANDOM_MARK = "val/random_weights"
 """Flag logged by a fit with random weights; not a metric."""
-TEST_WARNING = "GOAL MEASURED ON THE TEST IMAGES (data.val_split test): the best is optimistic"
+TEST_WARNING = (
+    "GOAL COMPUTED ON THE TEST IMAGES (data.val_split test): the best value is too optimistic"
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class SweepRecord:
     Args:
         title: Method and data set.
         directory: Working directory at the start, to which file names are relative.
-        metric: Name of the goal.
+        metric: Name of the goal metric.
         maximize: Whether higher is better.
         several: Whether a run uses several processes.
         runs: Options of each run.
@@ -71,18 +73,19 @@ class SweepRecord:
         }
         remarks = []
         for text, applies in runs_by_warning.items():
-            runs = ", ".join(str(number) for number, is_so in enumerate(applies, start=1) if is_so)
+            runs = [str(number) for number, is_so in enumerate(applies, start=1) if is_so]
             if runs:
-                remarks.append(text if all(applies) else f"run {runs}: {text}")
+                label = f"{'run' if len(runs) == 1 else 'runs'} {', '.join(runs)}"
+                remarks.append(text if all(applies) else f"{label}: {text}")
         return remarks
 
 
 def last_logged(file: Path, goal: str) -> tuple[dict[str, float], dict[str, int]]:
-    """Return the last value of every logged metric, and the epoch and step of the goal's.
+    """Return the last value of every logged metric, and the epoch and step of the goal metric.
 
     Args:
         file: Log of Lightning's CSV logger.
-        goal: Name of the goal.
+        goal: Name of the goal metric.
     """
     metrics: dict[str, float] = {}
     time_logged: dict[str, int] = {}
@@ -98,7 +101,7 @@ def last_logged(file: Path, goal: str) -> tuple[dict[str, float], dict[str, int]
 
 
 def _read_of_runs(folder: Path, record: SweepRecord, name: str) -> dict[int, dict[str, Any]]:
-    """Return the content of a file of each run by run number, where it exists."""
+    """Return the content of the file ``name`` by run number, for runs that have it."""
     files = {number: folder / str(number) / name for number in range(1, len(record.runs) + 1)}
     return {
         number: json.loads(file.read_text(encoding="utf-8"))

@@ -44,6 +44,6 @@ __all__ = [
     "read_mask",
 ]
 
-# Loaders fork their workers, and OpenCV's threads do not survive a fork: a worker that used them
-# would hang.
+# Data loaders fork their workers, and OpenCV's threads do not survive a fork: a worker that used
+# these threads would hang.
 cv2.setNumThreads(0)

@@ -14,8 +14,8 @@ def check_auxiliary(data: AnomalyData) -> None:
     """Check that an auxiliary data set is the only source of training images.
 
     Raises:
-        ValueError: If it has an auxiliary set itself, or is combined with shots or synthetic
-            defects.
+        ValueError: If the auxiliary data set has an auxiliary set of its own, or if shots or
+            synthetic defects are requested as well.
     """
     if data.auxiliary is None:
         return
@@ -28,15 +28,15 @@ def check_auxiliary(data: AnomalyData) -> None:
     if data.synthesis is not None:
         raise ValueError(
             f"data.synthesis ({data.synthesis.recipe}) needs normal training images, which "
-            f"data.auxiliary {data.auxiliary.root} replaces: leave one of the two out"
+            f"data.auxiliary {data.auxiliary.root} replaces: leave out one of these options"
         )
 
 
 def share_image_size(data: AnomalyData) -> None:
-    """Give the auxiliary data set the image size of the tested one.
+    """Give the auxiliary data set the image size of the tested data set.
 
     Raises:
-        ValueError: If the auxiliary data set has no labels or no test images, or a different image
+        ValueError: If the auxiliary data set has no labels, no test images, or a different image
             size.
     """
     auxiliary = data.auxiliary
@@ -45,11 +45,11 @@ def share_image_size(data: AnomalyData) -> None:
     if not auxiliary.has_labels or "test" not in auxiliary.splits:
         raise ValueError(
             f"data.auxiliary {auxiliary.root} has no labelled test images to train on: choose a "
-            f"data set that has"
+            f"data set that has some"
         )
     auxiliary.image_size = auxiliary.image_size or data.image_size
     if auxiliary.image_size != data.image_size:
         raise ValueError(
             f"data.auxiliary.image_size {auxiliary.image_size} must equal data.image_size "
-            f"{data.image_size}: leave it out"
+            f"{data.image_size}: leave data.auxiliary.image_size out"
         )

@@ -1,4 +1,4 @@
-"""The part of a data module that each data set defines: names, splits, samples, reading."""
+"""Members of a data module that each data set defines: names, splits, samples, reading."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["BaseDataModule"]
 
 
 class BaseDataModule(LightningDataModule, ABC):
-    """The part of a data module that differs between data sets.
+    """Members of a data module that differ between data sets.
 
     Most subclasses of :class:`~anomaly_clip.data.AnomalyData` override members of this class only.
     """
@@ -28,25 +28,29 @@ class BaseDataModule(LightningDataModule, ABC):
     root: Path
     """The data set's folder."""
     dataset_name: ClassVar[str]
-    """The data set's name; methods look up published settings by it."""
+    """The data set's name, by which methods look up published settings."""
     splits: ClassVar[tuple[Split, ...]] = ("train", "test")
     """The splits that exist."""
     targets: Literal["single", "multi"] | None = None
-    """``single`` or ``multi``: one class per image, or several; None without classes."""
+    """``single``: one class per image; ``multi``: several; None: images have no classes."""
     num_scenes: int | None = None
-    """Scenes per epoch of ``fit``, each without and with a defect; None if there are none."""
+    """Scenes per epoch of ``fit``, each shown without and with a defect; None: no scenes."""
 
     @abstractmethod
     def find_categories(self) -> list[str]:
         """Return the names of the categories under ``root``, sorted.
 
         Raises:
-            FileNotFoundError: If there is none; the message names the expected and actual content.
+            FileNotFoundError: If there is no category; the message lists the expected and the
+                actual content.
         """
 
     @abstractmethod
     def list_samples(self, category: str, split: Split) -> Iterator[Sample]:
-        """Yield the samples of a category, sorted; a missing mask has its expected path."""
+        """Yield the samples of a category and split, sorted.
+
+        If a mask file is missing, the sample still has the path at which the mask is expected.
+        """
 
     @property
     def info(self) -> DatasetInfo:
@@ -65,16 +69,19 @@ class BaseDataModule(LightningDataModule, ABC):
 
     @property
     def on_disk(self) -> bool:
-        """True if each sample's image is a file."""
+        """True if each sample's image is a file of its own."""
         return True
 
     @property
     def target_names(self) -> list[str]:
-        """Names of the columns of a batch's ``target``; empty without classes."""
+        """Names of the columns of a batch's ``target``; empty if images have no classes."""
         return []
 
     def reader(self) -> Reader:
-        """Return the function that reads a sample's image and mask; workers receive a copy."""
+        """Return the function that reads a sample's image and mask.
+
+        Each data loader worker receives a copy of the function.
+        """
         return partial(read_sample, rule=self.info.mask)
 
     def mask_folders(self, category: str) -> list[Path]:
@@ -85,7 +92,7 @@ class BaseDataModule(LightningDataModule, ABC):
         """Return the masks that belong to no sample.
 
         Args:
-            categories: Categories whose mask folders are searched, with or without samples.
+            categories: Categories whose mask folders are searched, even those without samples.
             samples: The test samples of these categories.
         """
         masks = {sample.mask for sample in samples}
@@ -93,7 +100,10 @@ class BaseDataModule(LightningDataModule, ABC):
         return [p for folder in folders for p in images_in(folder) if p not in masks]
 
     def duplicates(self, first: Sequence[Sample], second: Sequence[Sample]) -> list[DuplicatePair]:
-        """Return the samples of the second list whose image is also in the first, by content."""
+        """Return the samples of ``second`` whose image content also occurs in ``first``.
+
+        Each is paired with the first such sample of ``first``.
+        """
         if self.on_disk:
             return duplicates_between([s.image for s in first], [s.image for s in second])
         read = self.reader()

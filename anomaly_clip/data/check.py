@@ -1,7 +1,7 @@
 """Checks of a data set before a run: counts, duplicates, mismatched masks and unused files.
 
 Every listed image and mask is read completely, and files are compared by content. A finding that
-makes metrics wrong is a problem; any other is a remark.
+makes metrics wrong is a problem; any other finding is a remark.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class CheckedSplit(NamedTuple):
     published: tuple[int, int] | None
     """Published numbers of normal and anomalous images; None if unknown."""
     sizes: str
-    """Widths and heights, as ``700`` or ``103-632``."""
+    """Width and height, or their ranges, such as ``700 x 700`` or ``103-632 x 105-401``."""
     modes: dict[str, int]
-    """Number of images by PIL's mode."""
+    """Number of images in each PIL mode."""
 
 
 @dataclass
@@ -55,7 +55,7 @@ class CheckReport:
 
     Attributes:
         data: The data set's name.
-        root: Its folder.
+        root: The data set's folder.
         rows: One row per category and split.
         problems: Findings that make metrics wrong.
         remarks: All other findings.
@@ -87,7 +87,7 @@ class CheckReport:
 def check_data(
     data: AnomalyData, workers: int | None = None, near_duplicates: bool = False
 ) -> CheckReport:
-    """Read all files of a data set and report what is wrong with it.
+    """Read all files of a data set and report its problems.
 
     Args:
         data: The data set; only the categories in use are checked.
@@ -228,7 +228,10 @@ def _find_near_duplicates(
 def _near_pairs(
     samples: Sequence[InspectedSample], others: Sequence[InspectedSample]
 ) -> Iterator[tuple[float, Path, Path]]:
-    """Yield the nearest other image of each, if it is a near-duplicate but not an exact one."""
+    """Yield each sample and the most similar other image, if they are near-duplicates.
+
+    Exact duplicates are left out.
+    """
     if not samples or not others:
         return
     rows, columns = (
@@ -248,7 +251,7 @@ def _near_pairs(
 
 
 def _find_unused_files(data: AnomalyData, samples: Sequence[Sample], report: CheckReport) -> None:
-    """Find masks with no image or several, and image files that are not listed."""
+    """Find masks without an image, masks of several images, and image files that are not listed."""
     # If a category could not be listed, all of its masks would seem to have no image.
     unlisted = {problem.path for problem in report.problems if problem.kind == "listing"}
     listed = [c for c in data.categories if short_path(data, data.root / c) not in unlisted]
@@ -278,7 +281,7 @@ def _note_misfits(inspected: Sequence[InspectedSample], report: CheckReport) -> 
     if misfits:
         report.remarks.append(
             f"{len(misfits)} masks differ in size from their image by up to {max(misfits)} pixels; "
-            f"they are resized to it by nearest neighbour"
+            f"these masks are resized by nearest neighbour"
         )
 
 

@@ -1,4 +1,4 @@
-"""Inspection of a data set's files: their properties and problems, each file read completely."""
+"""Inspection of a data set's files for properties and problems; every file is read completely."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ FORMATS = {
     ".ppm": {"PPM"},
     ".pgm": {"PPM"},
 }
-"""Formats, by PIL's names, that a file of each extension may have."""
+"""Permitted formats of each file extension, by PIL's names."""
 
-THUMBNAIL = 16  # pixels; near-duplicates are compared at this size
+THUMBNAIL = 16  # side in pixels; near-duplicates are compared at this size
 
 
 class Problem(NamedTuple):
@@ -67,13 +67,13 @@ def inspect_samples(
     workers: int | None = None,
     thumbnails: bool = False,
 ) -> list[InspectedSample]:
-    """Read the files of all samples, several at once.
+    """Read and inspect the files of all samples, several at once.
 
     Args:
         data: The data set.
         listed: The samples and their splits.
         workers: Number of reading threads; default: one per core.
-        thumbnails: Whether to make thumbnails.
+        thumbnails: Whether to compute thumbnails, for the comparison of near-duplicates.
     """
     hashes = FileHashes()
     hashes.sha256_of_all([])  # loads the stored hashes before the threads start
@@ -103,7 +103,7 @@ def _inspect_image_in_memory(
 
 @dataclass
 class _SampleInspection:
-    """Inspection of one sample's files; collects their problems."""
+    """Inspection of one sample's files, which collects their problems."""
 
     data: AnomalyData
     sample: Sample
@@ -111,7 +111,7 @@ class _SampleInspection:
     problems: list[Problem] = field(default_factory=list)
 
     def run(self, split: Split, thumbnails: bool) -> InspectedSample:
-        """Read the image and the mask."""
+        """Inspect the image and the mask."""
         sample = self.sample
         try:
             image, _ = read_sample(Sample(sample.image, sample.category, sample.label))
@@ -140,7 +140,7 @@ class _SampleInspection:
         )
 
     def _inspect_mask(self, file: Path, image: NDArray[np.uint8]) -> int:
-        """Read a mask; return the difference in size from its image, in pixels."""
+        """Inspect a mask and return the difference in size from its image, in pixels."""
         rule = self.data.info.mask
         try:
             mask = solid(read_grey(file) if rule.grey else read_mask(file))
@@ -175,7 +175,7 @@ def _size(image: NDArray[np.uint8]) -> tuple[int, int]:
 
 
 def _thumbnail(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return grey values of mean 0 and norm 1: the dot product of two is their correlation."""
+    """Return grey values of mean 0 and norm 1; dot products of thumbnails are correlations."""
     grey = resize_image(image, THUMBNAIL).astype(np.float32).mean(axis=2).ravel()
     grey = grey - grey.mean()
     length = float(np.linalg.norm(grey))

@@ -54,8 +54,8 @@ __all__ = [
 class AnomalyData(BaseDataModule):
     """Base of all data modules; a subclass finds the categories and lists the samples.
 
-    Its parts are ``listing`` (categories and samples), ``few_shots`` (a limit on the number of
-    training images) and ``validation`` (the validation images of ``fit``).
+    A data module has the attributes ``listing`` (categories and samples), ``few_shots`` (a limit on
+    the number of training images) and ``validation`` (the validation images of ``fit``).
 
     Args:
         root: The data set's folder.
@@ -64,30 +64,33 @@ class AnomalyData(BaseDataModule):
             ``categories``), or a list.
         image_size: Side of the square images in pixels; default: the model's.
         resize: How images are made square.
-        mask_size: Side at which masks and maps are compared; default: the image size.
-        mask_filter: How masks are resized.
-        mask_threshold: Filtered value (0 to 1) above which a mask's pixel counts as anomalous.
-        words: Name of each category in prompts; default: the data set's own, or the category.
-        auxiliary: Another data set, on whose labelled test split ``fit`` trains, with its own
-            batch_size, balanced and shuffle.
+        mask_size: Side in pixels at which masks and maps are compared; default: the image size.
+        mask_filter: Filter that resizes masks.
+        mask_threshold: A pixel of a resized mask is anomalous if its value (0 to 1) is above this
+            threshold.
+        words: Name of each category in prompts; default: the data set's name for it, or else the
+            category itself.
+        auxiliary: Another data set. ``fit`` trains on its labelled test split and uses the
+            batch_size, balanced and shuffle of that data set.
         val_split: Validation images of ``fit``: none; synthetic (held-out normal training images,
-            each without and with a defect of ``synthesis``, whose share may be 0 for training);
-            auxiliary (held-out images of the auxiliary set); test, which selects on test images
-            and is recorded in the results.
-        val_share: Fraction of the training images per category held out for validation, if
+            each without and with a defect of ``synthesis``; with synthesis.share 0, the training
+            images have no defects); auxiliary (held-out images of the auxiliary set); test (model
+            selection then uses the test images, and the results record this).
+        val_share: Fraction of each category's training images that is held out for validation, if
             val_split is synthetic or auxiliary.
-        synthesis: Synthetic defects of the training images; default: none.
-        shots: Number of normal training images per category, sampled by the seed; a smaller
-            sample is part of every larger one; default: all.
+        synthesis: Settings of synthetic defects in training images; default: no defects.
+        shots: Number of normal training images per category, sampled at random with ``seed``;
+            smaller samples are subsets of larger ones; default: all.
         fraction: Alternative to shots: fraction of each category's normal training images, at
             least one image; default: all.
         seed: Seed of the few-shot samples, held-out images, synthetic defects and training order.
-        balanced: Whether each category is sampled equally often in training.
-        shuffle: Whether training images are shuffled each epoch, or keep the order of the listing.
-        allow_overlap: Whether test images may be among the training images, by content.
+        balanced: Whether training samples all categories equally often.
+        shuffle: Whether to shuffle training images each epoch; otherwise they keep the order of
+            the listing.
+        allow_overlap: Whether training images may have the same content as test images.
         cache: Whether to keep decoded and resized images on disk, in the cache folder.
         batch_size: Images per batch.
-        num_workers: Processes that load images; default: one per core, at most 4.
+        num_workers: Number of data loader workers; default: one per core, at most 4.
         augment: Random transforms of training images and their masks, applied after resizing: a
             list of albumentations transforms by class path and arguments; default: none.
     """
@@ -123,7 +126,7 @@ class AnomalyData(BaseDataModule):
         check_at_least("data.seed", seed, 0)
         if balanced and not shuffle:
             raise ValueError(
-                f"data.balanced {balanced} samples at random: set data.shuffle true, got {shuffle}"
+                f"data.balanced {balanced} needs a random order: set data.shuffle {shuffle} to true"
             )
         for name, size in (("image_size", image_size), ("mask_size", mask_size)):
             if size is not None:
@@ -156,7 +159,7 @@ class AnomalyData(BaseDataModule):
         check_auxiliary(self)
         self.validation = ValidationSplit(self, val_split, val_share)
         if not self.validation.exists:
-            # Lightning then sees no validation loader; an empty one would make it warn.
+            # Lightning then finds no validation loader; it would warn about an empty one.
             self.val_dataloader = MethodType(LightningDataModule.val_dataloader, self)  # type: ignore[method-assign]
         self._in_fit: dict[str, SampleDataset | SyntheticDataset | SyntheticPairs | None] = {}
 
@@ -167,7 +170,7 @@ class AnomalyData(BaseDataModule):
         """The categories in use, in order.
 
         Raises:
-            FileNotFoundError: If the data set has none.
+            FileNotFoundError: If the data set has no categories.
             ValueError: If a requested category is missing, or is requested twice.
         """
         return self.listing.categories
@@ -177,14 +180,15 @@ class AnomalyData(BaseDataModule):
         """The categories that ``fit`` trains on.
 
         Raises:
-            FileNotFoundError: If the data set has none.
-            ValueError: If a requested category is missing, is requested twice, or none is left.
+            FileNotFoundError: If the data set has no categories.
+            ValueError: If a requested category is missing or requested twice, or if no category is
+                left.
         """
         return self.listing.train_categories
 
     @property
     def val_split(self) -> ValSplit:
-        """The kind of validation."""
+        """The kind of validation images."""
         return self.validation.kind
 
     def validation_categories(self) -> list[str]:
@@ -192,7 +196,7 @@ class AnomalyData(BaseDataModule):
         return self.validation.categories
 
     def samples(self, split: Split) -> list[Sample]:
-        """Return the samples of a split, category after category; they are listed only once.
+        """Return the samples of a split, category after category; later calls list no files again.
 
         Raises:
             FileNotFoundError: If an image or a mask is missing.
@@ -230,7 +234,7 @@ class AnomalyData(BaseDataModule):
         )
 
     def words(self, category: str) -> str:
-        """Return the name in prompts of a category of this data set or of the auxiliary one."""
+        """Return the prompt name of a category of this data set or of the auxiliary data set."""
         names = {**self.info.words, **self.category_names}
         if category in names or self.auxiliary is None or category in self.categories:
             return names.get(category, category)
@@ -254,7 +258,7 @@ class AnomalyData(BaseDataModule):
         return self.samples("train")
 
     def shots_of(self, category: str) -> list[Sample]:
-        """Return a category's few-shot training images, sampled by (seed, category).
+        """Return a category's few-shot training images, sampled with the seed (seed, category).
 
         Raises:
             ValueError: If neither ``shots`` nor ``fraction`` is set, or the category has too few
@@ -263,15 +267,15 @@ class AnomalyData(BaseDataModule):
         return self.few_shots.of(category)
 
     def drawn_of(self, category: str, count: int, seed: int) -> list[Sample]:
-        """Return ``count`` normal training images of a category, sampled by (seed, category).
+        """Sample ``count`` normal training images of a category with the seed (seed, category).
 
         Args:
-            category: The category; it need not be trained on.
+            category: The category, which may be one that is not trained on.
             count: Number of images.
-            seed: Seed of the sample, combined with the category's name.
+            seed: Seed of the random choice, combined with the category's name.
 
         Raises:
-            ValueError: If the data set has no training images, or the category fewer than
+            ValueError: If the data set has no training images, or the category has fewer than
                 ``count``.
         """
         return self.few_shots.drawn(category, count, seed)
@@ -281,16 +285,16 @@ class AnomalyData(BaseDataModule):
 
         Args:
             category: The category.
-            count: Number of images; default: those of ``shots`` or ``fraction``, sampled by the
-                data's seed.
-            seed: Seed of the sample if ``count`` is given.
+            count: Number of images; default: the images that ``data.shots`` or ``data.fraction``
+                selects with ``data.seed``.
+            seed: Seed of the random choice if ``count`` is given.
 
         Returns:
             A batch: ``image`` uint8 ``(k, 3, H, W)``, ``path`` and the other keys.
 
         Raises:
-            ValueError: As :meth:`shots_of` or :meth:`drawn_of`, or if a reference image is also a
-                test image.
+            ValueError: As in :meth:`shots_of` or :meth:`drawn_of`, or if a reference image is also
+                a test image.
         """
         chosen = self.shots_of(category) if count is None else self.drawn_of(category, count, seed)
         self._refuse_overlap(chosen)
@@ -320,7 +324,7 @@ class AnomalyData(BaseDataModule):
         return self._in_fit["val"]  # type: ignore[return-value]
 
     def unchanging_datasets(self) -> dict[str, SampleDataset]:
-        """Return those of the ``fit`` and ``validation`` sets that never change between epochs."""
+        """Return the ``fit`` and ``validation`` sets, if their images are the same every epoch."""
         datasets = {"fit": self.fit_dataset(), "validation": self.validation_dataset()}
         return {
             name: part
@@ -329,12 +333,12 @@ class AnomalyData(BaseDataModule):
         }
 
     def cache_features(self, encoders: Mapping[str, Encoder], limit_gb: float, option: str) -> None:
-        """Encode unchanging images once, to disk; batches then hold features instead of images.
+        """Store the features of unchanging images on disk, to be used in batches instead of images.
 
         Args:
             encoders: The encoders of ``fit`` and ``validation``.
             limit_gb: Maximum size of the cache in GB (1e9 bytes).
-            option: Name of the limit in messages.
+            option: Name of the option that sets the limit, for messages.
 
         Raises:
             OSError: If features cannot be written.
@@ -351,7 +355,7 @@ class AnomalyData(BaseDataModule):
     # -- overlap of training and test images -----------------------------------------------------
 
     def overlap(self, samples: Sequence[Sample] | None = None) -> list[DuplicatePair]:
-        """Return the test images that are among the training images, by content.
+        """Return the test images whose content equals that of a training image.
 
         Args:
             samples: The training images; default: those of ``fit``.
@@ -366,7 +370,7 @@ class AnomalyData(BaseDataModule):
         if pairs:
             raise ValueError(
                 f"{len(pairs)} test images are among the training images, such as "
-                f"{pairs[0].second} = {pairs[0].first}: remove them, or allow it with "
+                f"{pairs[0].second} = {pairs[0].first}: remove these duplicates, or set "
                 f"data.allow_overlap true"
             )
 
@@ -414,7 +418,7 @@ class AnomalyData(BaseDataModule):
 
         Raises:
             FileNotFoundError: If files are missing.
-            ValueError: If the image size is not the model's, a category is empty, labels are
+            ValueError: If the image size differs from the model's, a category is empty, labels are
                 missing, or test images are among the training images.
         """
         self._take_image_size(self._needs.image_size)
@@ -433,8 +437,8 @@ class AnomalyData(BaseDataModule):
     def _take_image_size(self, needed: int | None) -> None:
         if needed is not None and self.image_size not in (None, needed):
             raise ValueError(
-                f"data.image_size {self.image_size} differs from the model's ({needed}): leave it "
-                f"out, or change the model's"
+                f"data.image_size {self.image_size} differs from the model's ({needed}): leave "
+                f"data.image_size out, or change the model's image size"
             )
         self.image_size = self.image_size or needed
         if self.image_size is not None:
@@ -448,8 +452,8 @@ class AnomalyData(BaseDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return the training batches, in an order that depends on (seed, epoch).
 
-        A single-pass method gets each image exactly once, on one process. A method that compares
-        images with others gets batches of one category each, with ``support``.
+        A single-pass method gets each image exactly once, on one of the processes. A method that
+        compares images with others gets batches of a single category, with ``support`` images.
         """
         dataset, needs, trainer = self.fit_dataset(), self._needs, self.trainer
         if needs.single_pass:
@@ -482,7 +486,10 @@ class AnomalyData(BaseDataModule):
         return self._evaluation_loader(dataset)
 
     def test_dataloader(self) -> Any:
-        """Return the test split, in the order of its listing; one loader per pass if several."""
+        """Return the test split in the order of its listing.
+
+        If the method needs several passes, return a list with one loader per pass.
+        """
         passes = self._needs.test_passes
         loaders = [self._evaluation_loader(self.dataset("test")) for _ in range(passes)]
         return loaders[0] if passes == 1 else loaders

@@ -28,20 +28,22 @@ FIRST_TEST_INDEX = 1_000_000
 
 
 class Demo(AnomalyData):
-    """Generated inspection photographs with exact masks; the same for the same seed.
+    """Generated inspection photographs with exact masks; equal seeds give equal images.
 
-    Half of a category's test images are normal; the others cycle through its kinds of defect.
+    Half of a category's test images are normal; the other half cycles through the kinds of defect
+    that the category can have.
 
     Args:
         num_train: Normal training images per category.
         num_test: Test images per category.
         picture_size: Side of the generated images before resizing, in pixels, 64 or more.
         seed: Seed of the images, and of everything that ``seed`` controls in all data modules.
-        num_scenes: Scenes per epoch of ``fit`` over all training categories, each without and with
-            a defect, new ones every epoch (for methods that train on such pairs).
+        num_scenes: Number of scenes per epoch of ``fit``, over all training categories, for
+            methods that train on pairs: each scene is shown without and with a defect. Every epoch
+            has new scenes.
         held_out_defects: Kinds of defect that these scenes never show.
-        shared: Arguments of all data modules except ``root``; categories have their names in
-            prompts.
+        shared: Arguments common to all data modules, except ``root``. Categories are given by their
+            names in prompts.
     """
 
     dataset_name: ClassVar[str] = "Demo"
@@ -115,7 +117,7 @@ class Demo(AnomalyData):
         return False
 
     def duplicates(self, first: Sequence[Sample], second: Sequence[Sample]) -> list[DuplicatePair]:
-        """Return the samples that are in both lists; the path determines the image."""
+        """Return the samples that are in both lists; equal paths mean equal images."""
         first_images = {sample.image for sample in first}
         return [DuplicatePair(s.image, s.image) for s in second if s.image in first_images]
 
@@ -127,8 +129,8 @@ class Demo(AnomalyData):
         """Return the scenes of an epoch of ``fit``.
 
         Raises:
-            ValueError: If their number or the image size is not set, or every kind of defect of a
-                category is held out.
+            ValueError: If the number of scenes or the image size is not set, or if every kind of
+                defect of a category is held out.
         """
         if self.num_scenes is None:
             raise ValueError(

@@ -1,10 +1,10 @@
 """Features of a frozen encoder for a data set, kept on disk in half precision.
 
-Later epochs and later runs then pay neither for decoding nor for the encoder. Each image has its
-own file, named by everything that its content depends on: the encoder, the bytes of image and mask,
-and how both become tensors. Files are written atomically, so any number of processes may fill one
-folder and be interrupted. An image that is listed twice is stored once. The folder may be deleted
-at any time.
+Later epochs and later runs then neither decode images nor run the encoder. Each image has its own
+file, named by a hash of everything that the features depend on: the encoder, the bytes of the image
+and its mask, and the preprocessing. Files are written atomically, so any number of processes may
+fill one folder, and an interruption leaves no incomplete file. An image that is listed twice is
+stored once. The folder may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ from anomaly_clip.records import Encoder
 __all__ = ["FeatureCache", "FeatureFiles"]
 
 GB = 1e9
-RESERVE = 1.0  # GB of the disk that stay free
+RESERVE = 1.0  # GB of disk space that must stay free
 MASK = "mask"
 
 
 @dataclass(frozen=True)
 class FeatureFiles:
-    """The features of a data set, by row; sent to the loading processes.
+    """Files with the features of each row of a data set; sent to the data loader workers.
 
     Args:
-        files: One file per row.
+        files: One file per row of the data set.
     """
 
     files: Sequence[Path]
 
     def load(self, row: int) -> dict[str, Tensor]:
-        """Return the features of a row, in half precision, and its ``mask`` if it has one.
+        """Return the features of a row, in half precision, and ``mask`` if the row has one.
 
         Raises:
             ValueError: If the file is missing or damaged.
@@ -69,10 +69,11 @@ class FeatureCache:
 
     Args:
         limit: Maximum size of the folder in GB (1e9 bytes).
-        setting: Name of the limit in messages.
-        folder: The folder of the features; default: in the cache folder.
+        setting: Name of the option that sets the limit, for messages.
+        folder: The folder of the features; default: a subfolder of the cache folder.
         processes: Number of processes that share the work, and the rank of this one.
-        agree: Waits for the other processes and returns whether all of them succeeded.
+        agree: Function that takes whether this process succeeded, waits for the other processes,
+            and returns whether all succeeded.
     """
 
     def __init__(
@@ -92,33 +93,34 @@ class FeatureCache:
     def fill(
         self, dataset: SampleDataset, encoder: Encoder, batch_size: int, num_workers: int
     ) -> FeatureFiles:
-        """Encode the images that have no file yet; return the files of all.
+        """Encode the images that have no file yet; return the files of all images.
 
         Raises:
             FileNotFoundError: If an image is missing.
             OSError: If the folder cannot be written.
-            ValueError: If the folder would exceed the limit or the disk, an image cannot be read,
-                or another process fails.
+            ValueError: If the features would exceed the limit or the free disk space, an image
+                cannot be read, or another process fails.
         """
         features = FeatureFiles([self._file(name) for name in _names(dataset, encoder.key)])
         rows = {file: row for row, file in reversed(list(enumerate(features.files)))}
         missing = sorted(row for file, row in rows.items() if not _is_whole(file))
         number, rank = self.processes
-        with self._together():  # no process writes before all have looked
+        with self._together():  # no process writes before all have looked for missing files
             if missing:
                 self._check_room(dataset, encoder, missing)
         with self._together():
-            # The rows of a process do not depend on what the others have written already.
+            # The rows of a process do not depend on which files others have already written.
             share = [row for row in missing if row % number == rank]
             self._encode(dataset, encoder, features, share, batch_size, num_workers)
-        with self._together():  # machines with separate folders also encode the others' rows
+        # Machines with separate folders also need the rows that other machines have encoded.
+        with self._together():
             left = [row for row in missing if not _is_whole(features.files[row])]
             self._encode(dataset, encoder, features, left, batch_size, num_workers)
         return features
 
     @contextmanager
     def _together(self) -> Iterator[None]:
-        """Wait for the other processes at the end; if one fails, all fail."""
+        """Wait for the other processes at the end of the block; if one fails, all fail."""
         try:
             yield
         except OSError as error:
@@ -135,7 +137,7 @@ class FeatureCache:
         if not self.agree(True):
             raise ValueError(
                 f"process {self.processes[1]} of {self.processes[0]}: another process could not "
-                f"encode its features; see its message for the reason"
+                f"encode its features; see the error message of that process"
             )
 
     def _file(self, name: str) -> Path:
@@ -151,8 +153,8 @@ class FeatureCache:
         if used + needed > self.limit:
             raise ValueError(
                 f"{self.setting} {self.limit:g}: features of {len(missing)} images need "
-                f"{needed:.2g} GB and {used:.2g} GB are already in {self.folder}: raise the limit, "
-                f"delete the folder, or set the limit to 0 to disable the cache"
+                f"{needed:.2g} GB, and {used:.2g} GB are already in {self.folder}: raise the "
+                f"limit, delete the folder, or set the limit to 0 to disable the cache"
             )
         free = shutil.disk_usage(self.folder).free / GB - RESERVE
         if needed > free:

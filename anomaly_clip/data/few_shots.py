@@ -15,7 +15,9 @@ __all__ = ["FewShots"]
 
 
 class FewShots:
-    """A limit on the normal training images of each category, sampled by (seed, category).
+    """Limit on the number of normal training images per category, which are sampled at random.
+
+    The seed of each category's sample is (seed, category).
 
     Args:
         data: The data module.
@@ -46,7 +48,7 @@ class FewShots:
         """Check that there are images to sample from.
 
         Raises:
-            ValueError: If there is a limit, but no training split.
+            ValueError: If there is a limit but no training split.
         """
         for name, limit in (("shots", self.shots), ("fraction", self.fraction)):
             if limit is not None and "train" not in self.data.splits:
@@ -56,7 +58,7 @@ class FewShots:
                 )
 
     def of(self, category: str) -> list[Sample]:
-        """Return the few-shot images of a category; a smaller sample is part of every larger one.
+        """Return the few-shot images of a category; smaller samples are subsets of larger ones.
 
         Raises:
             ValueError: If there is no limit, or there are fewer images than ``shots``.
@@ -86,7 +88,7 @@ class FewShots:
         return [normal[row] for row in draw_few(len(normal), count, data.seed, category)]
 
     def drawn(self, category: str, count: int, seed: int) -> list[Sample]:
-        """Return ``count`` normal training images of any category, sampled by (seed, category).
+        """Sample ``count`` normal training images of any category with the seed (seed, category).
 
         Raises:
             ValueError: If there are no training images, or fewer than ``count``.

@@ -26,7 +26,7 @@ class FileHashes:
     """Cached content hashes of files.
 
     Args:
-        file: The file that stores them; default: in the cache folder.
+        file: The file that stores the hashes; default: a file in the cache folder.
     """
 
     def __init__(self, file: Path | None = None) -> None:
@@ -34,14 +34,14 @@ class FileHashes:
         self._digests: dict[tuple[str, int, int], str] | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        return {"file": self.file, "_digests": None}  # loading processes read the file themselves
+        return {"file": self.file, "_digests": None}  # each data loader worker reads the file
 
     def sha256(self, path: Path) -> str:
         """Return the SHA-256 of a file's content, in hexadecimal digits.
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it cannot be read.
+            ValueError: If the file cannot be read.
         """
         try:
             stat = path.stat()
@@ -52,9 +52,14 @@ class FileHashes:
                 self._append(key, digests[key])
             return digests[key]
         except FileNotFoundError:
-            raise FileNotFoundError(f"{path}: there is no such file") from None
+            raise FileNotFoundError(
+                f"{path}: there is no such file; correct the path, or restore the file"
+            ) from None
         except OSError as error:
-            raise ValueError(f"{path}: the file cannot be read ({error.strerror})") from None
+            raise ValueError(
+                f"{path}: the file cannot be read ({error.strerror}); check the path and its "
+                f"permissions"
+            ) from None
 
     def sha256_of_all(self, paths: Iterable[Path], workers: int | None = None) -> dict[Path, str]:
         """Return the hashes of many files, read by several threads."""
@@ -84,7 +89,7 @@ class FileHashes:
         line = json.dumps([*key, digest]) + "\n"
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            # One write in append mode: lines of several processes do not mix.
+            # A single write in append mode keeps the lines of several processes apart.
             handle = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             try:
                 os.write(handle, line.encode())
@@ -104,9 +109,9 @@ class DuplicatePair(NamedTuple):
 def duplicates_between(
     first: Sequence[Path], second: Sequence[Path], hashes: FileHashes | None = None
 ) -> list[DuplicatePair]:
-    """Return the files of ``second`` that equal one of ``first`` by content, each at most once.
+    """Return the files of ``second`` whose content occurs in ``first``, each at most once.
 
-    Files of different sizes cannot be equal, so few are hashed.
+    Only files whose size occurs in both lists are hashed, because equal files have equal sizes.
     """
     hashes = hashes or FileHashes()
     sizes = {size for path in first if (size := _size(path)) is not None}

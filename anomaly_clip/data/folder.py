@@ -24,12 +24,13 @@ def is_labelled(root: Path) -> bool:
 def list_folder(root: Path, category: str) -> Iterator[Sample]:
     """Yield a user's images, sorted by path.
 
-    With a folder ``good``, every other folder is a kind of defect. The mask of ``<defect>/NAME.*``
-    is ``ground_truth/<defect>/NAME_mask.*`` or ``NAME.*``, and either all defects have masks or
-    none has. Without ``good``, all images in the folder and its subfolders are listed, unlabelled.
+    If there is a folder ``good``, every other folder is a kind of defect. The mask of
+    ``<defect>/NAME.*`` is ``NAME_mask.*`` or ``NAME.*`` in ``ground_truth/<defect>/``; either all
+    defective images have masks, or none. If there is no folder ``good``, all images in the folder
+    and its subfolders are listed without labels.
 
     Raises:
-        FileNotFoundError: If there is no image.
+        FileNotFoundError: If there is neither a folder ``good`` nor any image.
     """
     if not is_labelled(root):
         images = sorted(p for p in _walk(root) if MASKS not in p.relative_to(root).parts)
@@ -61,15 +62,15 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 class ImageFolder(AnomalyData):
-    """A user's own images of one object, named in words; no training data needed.
+    """A user's own images of one object, with the object's name; no training images are needed.
 
-    Either a folder of images, for ``predict``; or ``good/`` and one folder per kind of defect, with
-    or without masks in ``ground_truth/<defect>/``, for ``test`` too.
+    ``predict`` only needs a folder of images. ``test`` also needs labels: a folder ``good/`` and
+    one folder per kind of defect. Masks in ``ground_truth/<defect>/`` are optional.
 
     Args:
         root: The folder.
         category: Name of the object in prompts, such as "laser-cut plank".
-        shared: Arguments of all data modules except ``categories``.
+        shared: Arguments common to all data modules, except ``categories``.
     """
 
     dataset_name: ClassVar[str] = "ImageFolder"

@@ -1,10 +1,10 @@
 """Decoded and resized images on disk, so that later epochs decode nothing.
 
-An image is stored as a small ``.npy`` file of uint8, named by the content of its source and by how
-it was processed, and is memory-mapped when it is read. An image that changes gets another name, and
-the same image in two data sets or two listings is stored once. Files are written atomically, so any
-number of loading processes may share one folder and be interrupted. The folder may be deleted at
-any time.
+An image is stored as a small ``.npy`` file of uint8, which is memory-mapped when it is read. The
+file name is a hash of the source file's content and of the processing. A changed image therefore
+gets a new file, and an image that is in two data sets or two listings is stored once. Files are
+written atomically, so any number of data loader workers may share one folder, and an interruption
+leaves no incomplete file. The folder may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class ImageCache:
     """Cache of arrays that are computed from image files.
 
     Args:
-        tag: Everything else that the arrays depend on.
-        folder: The folder of the arrays; default: in the cache folder.
+        tag: Everything that the arrays depend on besides the image files and the ``variant``.
+        folder: The folder of the arrays; default: a subfolder of the cache folder.
     """
 
     def __init__(self, tag: str = "", folder: Path | None = None) -> None:

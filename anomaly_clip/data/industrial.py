@@ -50,7 +50,7 @@ def mvtec_categories(root: Path) -> list[str]:
     """Return the folders of ``root`` that have a ``test`` folder, sorted.
 
     Raises:
-        FileNotFoundError: If there is none.
+        FileNotFoundError: If there is no such folder.
     """
     names = [p.name for p in subfolders(root) if (p / "test").is_dir()]
     if not names:
@@ -62,7 +62,7 @@ def mvtec_categories(root: Path) -> list[str]:
 
 
 def list_mvtec(root: Path, category: str, split: Split) -> Iterator[Sample]:
-    """Yield ``root/category/split/<defect>/NAME.*``, sorted by path; defect ``good`` is normal.
+    """Yield ``root/category/split/<defect>/NAME.*``, sorted by path; folder ``good`` is normal.
 
     Masks are paired by name: ``ground_truth/<defect>/NAME_mask.*`` for ``test/<defect>/NAME.*``.
     """
@@ -122,7 +122,8 @@ def list_visa(root: Path, category: str, split: Split) -> Iterator[Sample]:
     for image, anomalous, mask in sorted(rows):
         if any(Path(path).is_absolute() or ".." in Path(path).parts for path in (image, mask)):
             raise ValueError(
-                f"{file}: {image} or its mask is not below {root}: use paths relative to it"
+                f"{file}: {image} or its mask is not below {root}: use paths relative to that "
+                f"folder"
             )
         if not anomalous:
             yield Sample(root / image, category, label=False)
@@ -135,7 +136,7 @@ LABELS = ("normal", "anomaly")
 
 
 def list_visa_unsplit(root: Path, category: str) -> Iterator[Sample]:
-    """Yield all images of a category, normal ones first, sorted; for copies without split file."""
+    """Yield all images of a category, sorted, normal ones first; needs no split file."""
     folder = root / category / "Data" / "Images"
     for image in images_in(folder / "Normal"):
         yield Sample(image, category, label=False)
@@ -148,9 +149,9 @@ def list_visa_unsplit(root: Path, category: str) -> Iterator[Sample]:
 class VisA(AnomalyData):
     """VisA (Zou et al., ECCV 2022): 12 categories, with the official one-class split.
 
-    Three forms are accepted: as published, with ``split_csv/1cls.csv``; without that file, when all
-    images are test images, which is not the published protocol; and converted to MVTec-AD's layout
-    by the authors' script.
+    Three forms are accepted: the published one with ``split_csv/1cls.csv``; the same without this
+    file (all images are then test images, which is not the published protocol); and the one that
+    the authors' script converts to MVTec-AD's layout.
     """
 
     dataset_name: ClassVar[str] = "VisA"
@@ -166,7 +167,7 @@ class VisA(AnomalyData):
         return ("train", "test") if self.is_split or self._converted() else ("test",)
 
     def find_categories(self) -> list[str]:
-        """Return the folders with VisA's or MVTec-AD's inner folders, sorted."""
+        """Return the names of the folders in VisA's layout, or else in MVTec-AD's, sorted."""
         names = [p.name for p in subfolders(self.root) if (p / "Data" / "Images").is_dir()]
         names = names or self._converted()
         if not names:
@@ -187,7 +188,7 @@ class VisA(AnomalyData):
         return masks or mvtec_mask_folders(self.root, category)
 
     def protocol(self) -> dict[str, object]:
-        """Return the data settings, with the use of the official split."""
+        """Return the data settings and whether the official split is used."""
         return {**super().protocol(), "official_split": "train" in self.splits}
 
     def _converted(self) -> list[str]:
@@ -236,15 +237,15 @@ class BTAD(AnomalyData):
 
 
 def list_ksdd2(root: Path, category: str, split: Split) -> Iterator[Sample]:
-    """Yield ``root/split/NAME.png``, sorted; a mask ``NAME_GT.png`` that is all zero means normal.
+    """Yield ``root/split/NAME.png``, sorted; the mask is ``NAME_GT.png``, all zero if normal.
 
-    Defective training images are left out: methods train on normal ones only.
+    Defective training images are left out: methods train on normal images only.
     """
     images = [image for image in images_in(root / split) if not image.stem.endswith(KSDD2_MASK)]
     for image, mask in paired_masks(images, root / split, (KSDD2_MASK,)).items():
         try:
             anomalous = bool(read_mask(mask).any())
-        except (FileNotFoundError, ValueError):  # reported when the sample is used
+        except (FileNotFoundError, ValueError):  # the error is reported when the sample is used
             yield Sample(image, category, label=True, mask=mask, defect="defect")
             continue
         if not anomalous or split == "test":
@@ -255,8 +256,8 @@ def list_ksdd2(root: Path, category: str, split: Split) -> Iterator[Sample]:
 class KSDD2(AnomalyData):
     """KolektorSDD2 (Bozic et al., 2021): one category, ``surface``, of about 230 x 630 pixels.
 
-    The 246 defective training images are not used. Masks that differ from their image by a few
-    pixels are resized to it by nearest neighbour.
+    The 246 defective training images are not used. Masks whose size differs from that of their
+    image by a few pixels are resized by nearest neighbour.
     """
 
     dataset_name: ClassVar[str] = "KSDD2"

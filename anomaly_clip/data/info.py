@@ -32,7 +32,8 @@ class MaskRule(NamedTuple):
     grey: bool = False
     """Keep the grey values of the first channel; otherwise every value above zero is a defect."""
     fitted: int = 0
-    """Largest difference in size to the image, in pixels, at which a mask is resized (nearest)."""
+    """Largest difference in size from the image, in pixels, at which a mask is resized to it by
+    nearest neighbour; a larger difference is an error."""
 
 
 PLAIN = MaskRule()
@@ -49,8 +50,8 @@ class DatasetInfo:
         citation: The paper to cite.
         counts: Number of images, by category.
         total: Number of all images, if the counts by category are unknown.
-        words: Name of a category in prompts, where the category itself is not a word.
-        mask: How masks are read.
+        words: Names in prompts of the categories that are not words themselves.
+        mask: Rule for reading masks.
     """
 
     title: str
@@ -193,8 +194,8 @@ DATASETS: dict[str, DatasetInfo] = {
     "IndustrialFolders": DatasetInfo(
         "Industrial set of TAB (30 classes, 17,393 normal images)",
         "collected from public data sets (MPDD, DAGM, KTH-TIPS2, Kylberg, ELPV and others)",
-        "that of each part",
-        "the paper of TAB, and that of each part",
+        "the licence of each source data set",
+        "the paper of TAB, and the paper of each source data set",
         {
             "bent metal stripe": Counts(185, 0, 0),
             "board": Counts(40, 0, 0),

@@ -30,7 +30,7 @@ def images_in(folder: Path) -> list[Path]:
 
 
 def by_stem(folder: Path) -> dict[str, Path]:
-    """Return the images of a folder by name without extension; the first if a name repeats."""
+    """Return the images of a folder by name without extension; of equal names, the first image."""
     return {path.stem: path for path in reversed(images_in(folder))}
 
 
@@ -42,12 +42,12 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def top_folder(root: Path, inner: str, *names: str) -> Path:
-    """Return ``root``, or the folder in it that an archive wraps around the data set.
+    """Return the data set's folder: ``root``, or a folder in it that an archive has added.
 
     Args:
         root: The folder given by the user.
-        inner: A file or folder that the right folder contains.
-        names: Possible names of the wrapping folder.
+        inner: A file or folder by which the data set's folder is recognised.
+        names: Possible names of the added folder.
     """
     for name in ("", *names):
         if (root / name / inner).exists():
@@ -65,7 +65,7 @@ def paired_masks(
     Args:
         images: The images.
         folder: The folder of the masks.
-        endings: Possible endings after the image's name; the first existing mask is taken.
+        endings: Possible endings after the image's name; the first existing mask is used.
     """
     masks_by_name = by_stem(folder)
     masks = {}
@@ -77,34 +77,38 @@ def paired_masks(
 
 
 def read_table(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
-    """Yield the rows of a CSV file with their line numbers, without header and empty rows.
+    """Yield the line number and the cells of each row of a CSV file.
+
+    The header and empty rows are skipped.
 
     Args:
         file: The CSV file.
-        columns: The first columns of its header.
+        columns: Names with which the header must begin.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not a CSV file in UTF-8, or has a different header.
+        ValueError: If the file is not CSV in UTF-8, or has a different header.
     """
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
             rows = list(enumerate(csv.reader(lines, skipinitialspace=True), start=1))
     except FileNotFoundError:
-        raise FileNotFoundError(f"{file}: there is no such file") from None
+        raise FileNotFoundError(
+            f"{file}: there is no such file; correct the path, or restore the file"
+        ) from None
     except (csv.Error, UnicodeDecodeError, OSError) as error:
         raise ValueError(f"{file}: not a CSV file in UTF-8 ({error}); save it as one") from None
     header = [cell.strip().lower() for cell in rows[0][1]] if rows else []
     if header[: len(columns)] != list(columns):
         raise ValueError(
             f"{file}, line 1: expected a header, {', '.join(columns)}; got "
-            f"{', '.join(header) or 'nothing'}"
+            f"{', '.join(header) or 'nothing'}; restore the published file"
         )
     yield from ((number, row) for number, row in rows[1:] if any(cell.strip() for cell in row))
 
 
 def check_files(samples: Iterable[Sample]) -> None:
-    """Refuse a listing with missing files, or with images that share a mask.
+    """Check that all listed files exist and that no two images share a mask.
 
     Raises:
         FileNotFoundError: If an image or a mask is missing.
@@ -113,7 +117,9 @@ def check_files(samples: Iterable[Sample]) -> None:
     samples = list(samples)
     for sample in samples:
         if not sample.image.exists():
-            raise FileNotFoundError(f"{sample.image}: there is no such file")
+            raise FileNotFoundError(
+                f"{sample.image}: there is no such file; correct the path, or restore the image"
+            )
         if sample.mask is not None and not sample.mask.exists():
             raise FileNotFoundError(f"{sample.image}: its mask is missing, expected {sample.mask}")
     for mask, (first, second, *_) in shared_masks(samples).items():
@@ -133,7 +139,7 @@ def shared_masks(samples: Iterable[Sample]) -> dict[Path, list[Path]]:
 
 
 def missing_layout(root: Path, expected: str) -> FileNotFoundError:
-    """Return the error for a folder with an unexpected layout; it lists the folder's content."""
+    """Return the error for an unexpected layout; its message lists the content of ``root``."""
     if not root.exists():
         return FileNotFoundError(f"data.root {root}: there is no such folder; expected {expected}")
     if not root.is_dir():

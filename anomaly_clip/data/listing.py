@@ -53,7 +53,8 @@ class Listing:
         if not others:
             raise ValueError(
                 f"data.train_categories others: none is left, because data.categories lists all "
-                f"({', '.join(self.categories)}): choose fewer, or add others to {self.source.root}"
+                f"({', '.join(self.categories)}): list fewer categories, or add others to "
+                f"{self.source.root}"
             )
         return others
 
@@ -75,7 +76,7 @@ class Listing:
         return list(names)
 
     def rows(self, category: str, split: Split) -> list[Sample]:
-        """Return the samples of a category; they are listed only once."""
+        """Return the samples of a category and split; later calls return the same list."""
         if (category, split) not in self._rows:
             self._rows[category, split] = list(self.source.list_samples(category, split))
         return self._rows[category, split]

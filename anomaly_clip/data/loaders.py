@@ -35,15 +35,16 @@ __all__ = [
 
 
 class EpochLoader(DataLoader[Any]):
-    """Start loading an epoch only when its first batch is requested.
+    """Data loader that starts to load an epoch only when its first batch is requested.
 
     Lightning creates the iterator of the first epoch before it restores a checkpoint's epoch and
     position, so workers that load ahead would start with the wrong samples. A resumed fit continues
     after the batches that it has already seen.
 
     Args:
-        trainer: Trainer that knows how many batches of the epoch have been seen; None for none.
-        num_workers: Processes that load.
+        trainer: Trainer that counts the batches of the epoch that have been seen; None if no batch
+            has been seen.
+        num_workers: Number of data loader workers.
         options: Arguments of :class:`torch.utils.data.DataLoader`. The sampler is an
             :class:`~anomaly_clip.data.samplers.EpochSampler` or, without a batch_size, a
             :class:`~anomaly_clip.data.samplers.CategoryBatches`.
@@ -70,7 +71,7 @@ class EpochLoader(DataLoader[Any]):
         return int(progress.processed)  # type: ignore[attr-defined]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return no state: it tells the trainer that its own epoch and position are enough."""
+        """Return an empty state: the trainer's own epoch and position are enough to resume."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -94,11 +95,11 @@ def training_loader(
 
     Args:
         dataset: The training images.
-        sampler: Their order.
+        sampler: Order of the training images.
         batch_size: Images per batch.
-        num_workers: Processes that load.
+        num_workers: Number of data loader workers.
         trainer: The trainer, if any.
-        full_batches: Whether to drop a smaller last batch, unless it is the only one.
+        full_batches: Whether to drop an incomplete last batch, unless it is the only batch.
     """
     return EpochLoader(
         trainer,
@@ -138,9 +139,9 @@ def support_loader(
         dataset: The training images.
         support_images: Number of support images per image.
         seed: Seed of the batches and of the support images.
-        shuffle: Whether batches differ between epochs.
+        shuffle: Whether to shuffle images and batches each epoch.
         batch_size: Images per batch.
-        num_workers: Processes that load.
+        num_workers: Number of data loader workers.
         trainer: The trainer, if any.
     """
     rows = normal_rows(dataset)
@@ -170,7 +171,7 @@ def evaluation_loader(
                 f"{count} images cannot be shared by {world_size} processes: "
                 f"lower trainer.devices or trainer.num_nodes"
             )
-        # Unlike DistributedSampler, it never repeats an image to even out the ranks.
+        # Unlike DistributedSampler, this sampler never repeats images to even out the ranks.
         sampler = UnrepeatedDistributedSampler(dataset, world_size, rank, shuffle=False)
     return DataLoader(
         dataset,

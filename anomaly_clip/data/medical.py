@@ -1,7 +1,7 @@
 """Medical data sets in their published layouts; all are test sets of zero-shot methods.
 
-None has a published split, so all images are test images (see ``docs/data.md``). The categories
-are the object names that CLIP-AD's code puts into its prompts.
+None of them has a published split, so all images are test images (see ``docs/data.md``). The
+categories are the object names that CLIP-AD's code puts into its prompts.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class MedicalData(AnomalyData):
     category: ClassVar[str]
     splits: ClassVar[tuple[Split, ...]] = ("test",)
     top: ClassVar[tuple[str, ...]]
-    """A member of the right folder, then the folders that archives wrap around it."""
+    """A file or folder by which the data set's folder is recognised, followed by the possible names
+    of a folder that an archive adds around the data set."""
 
     def __init__(self, root: str, **shared: Any) -> None:
         top = top_folder(Path(root).expanduser(), *self.top)
@@ -66,7 +67,7 @@ def list_isic(root: Path, category: str) -> Iterator[Sample]:
 
 
 class ISIC(MedicalData):
-    """ISIC, the test images of ISBI 2016, part 1: 379 images, all with a skin lesion."""
+    """ISIC: the 379 test images of the ISBI 2016 challenge, part 1, all with a skin lesion."""
 
     dataset_name: ClassVar[str] = "ISIC"
     category: ClassVar[str] = "skin"
@@ -113,9 +114,10 @@ class CVCClinicDB(MedicalData):
 
 
 def list_head_ct(root: Path, category: str) -> Iterator[Sample]:
-    """Yield ``head_ct/NNN.png`` by number; ``labels.csv`` has number and label, 1 for haemorrhage.
+    """Yield ``head_ct/NNN.png``, sorted by number, with the labels of ``labels.csv``.
 
-    Columns are read by position, because the second one's name begins with a blank in some copies.
+    The file's columns are the number and the label (1 = haemorrhage). They are read by position,
+    because the name of the second column begins with a blank in some copies.
 
     Raises:
         ValueError: If a line is malformed, or a number occurs twice.
@@ -128,11 +130,12 @@ def list_head_ct(root: Path, category: str) -> Iterator[Sample]:
     for number, row in read_table(file, ["id"]):
         if len(row) < 2 or not row[0].strip().isdecimal() or row[1].strip() not in ("0", "1"):
             raise ValueError(
-                f"{file}, line {number}: expected a number and 0 or 1, got {', '.join(row)}"
+                f"{file}, line {number}: expected a number and 0 or 1, got {', '.join(row)}; "
+                f"correct the line"
             )
         if int(row[0]) in labels:
             raise ValueError(
-                f"{file}, line {number}: {int(row[0])} occurs twice: remove one of the lines"
+                f"{file}, line {number}: image {int(row[0])} occurs twice: remove one of the lines"
             )
         labels[int(row[0])] = row[1].strip() == "1"
     for number, anomalous in sorted(labels.items()):

@@ -1,7 +1,7 @@
-"""Samplers: the training samples of an epoch, the same on every machine for the same epoch.
+"""Samplers that choose the training samples of an epoch, identically on every machine.
 
 Every random choice about a training sample depends on (seed, epoch, index). The epoch is passed
-with each index, because persistent loading processes do not learn of a new epoch otherwise.
+with each index, because persistent data loader workers would not notice a new epoch otherwise.
 """
 
 from __future__ import annotations
@@ -33,24 +33,25 @@ __all__ = [
     "normal_rows",
 ]
 
-SUPPORT = 0x5099  # purpose: a separate stream of random numbers
+SUPPORT = 0x5099  # part of a seed: support images have their own stream of random numbers
 
 
 class EpochSampler(DistributedSampler[Any]):
-    """Yield every index once per epoch, shuffled by (seed, epoch), shared among processes.
+    """Yield every index once per epoch, shuffled with the seed (seed, epoch).
 
     Lightning sets the epoch of samplers, also after a resume, and does not replace distributed
-    ones. All processes get the same number of indices; the remainder is dropped.
+    samplers. The indices are shared among the processes. All processes get the same number of
+    indices; the remainder is dropped.
 
     Args:
         dataset: The sampled data set; only its length matters.
-        seed: Another seed gives another order.
+        seed: Seed of the order.
         num_processes: Number of processes that share an epoch.
         rank: Rank of this process.
-        groups: The group of each index. Each group is then sampled equally often: the length of an
-            epoch stays the same, images of small groups occur several times, and only part of the
-            images of large groups occur.
-        shuffle: False yields the indices in order.
+        groups: The group of each index; default: none. If given, all groups are sampled equally
+            often in an epoch of the same length: images of small groups occur several times, and
+            some images of large groups do not occur.
+        shuffle: Whether to shuffle; otherwise, indices are in ascending order.
 
     Example:
         >>> from anomaly_clip.data.samplers import EpochSampler
@@ -94,13 +95,14 @@ class EpochSampler(DistributedSampler[Any]):
 
 
 class EvenBatches(DistributedSampler[Any]):
-    """Each index once, on one process, in equally many batches per process.
+    """Yield each index once, on one of the processes, in equally many batches per process.
 
-    The training steps of the processes wait for each other.
+    Unequal numbers would block training, because each step waits for all processes.
 
     Args:
         length: Number of samples.
-        batch_size: Maximum number of samples per batch; at least 2 if several processes share them.
+        batch_size: Maximum number of samples per batch; raised to 2 if several processes share the
+            samples.
         num_processes: Number of processes that share the samples.
         rank: Rank of this process.
     """
@@ -126,9 +128,9 @@ class EvenBatches(DistributedSampler[Any]):
 
 
 class BatchedDataset(Dataset[Any]):
-    """Batches of a data set by their rows, as :class:`EvenBatches` yields them.
+    """Data set of batches; an index is a list of rows, as :class:`EvenBatches` yields them.
 
-    A loader's own batching is not an option, because Lightning replaces batch samplers.
+    The data loader cannot form these batches itself, because Lightning replaces batch samplers.
     """
 
     def __init__(self, dataset: Dataset[Any]) -> None:
@@ -139,9 +141,9 @@ class BatchedDataset(Dataset[Any]):
 
 
 def balanced_order(groups: Sequence[str], rng: np.random.Generator) -> NDArray[np.int64]:
-    """Return ``len(groups)`` indices, each group sampled equally often (to within one).
+    """Return ``len(groups)`` indices in which all groups occur equally often (to within one).
 
-    Each group is repeated as often as needed, each time in another order.
+    The indices of a group are repeated as often as needed, each time in a different order.
 
     Example:
         >>> import numpy as np
@@ -157,20 +159,23 @@ def balanced_order(groups: Sequence[str], rng: np.random.Generator) -> NDArray[n
         members = np.flatnonzero(numbers == number)
         rounds = [rng.permutation(members) for _ in range(-(-share // len(members)))]
         columns.append(np.concatenate(rounds)[:share])
-    # Rounding up gives too many; the excess is cut off the end of a mix of all groups.
+    # Rounding up gives too many indices; the groups are mixed before the excess is cut off.
     rows = np.stack(columns, axis=1)
     mixed = np.concatenate([rng.permutation(row) for row in rows])[: len(groups)]
     return rng.permutation(mixed)
 
 
 def draw_few(count: int, few: int, seed: int, name: str) -> list[int]:
-    """Sample ``few`` of ``count`` rows by (seed, name), sorted; smaller samples are nested."""
+    """Sample ``few`` of ``count`` rows with the seed (seed, name), and sort them.
+
+    Smaller samples are subsets of larger ones.
+    """
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
     return sorted(rng.permutation(count)[:few].tolist())
 
 
 def hold_out(groups: Sequence[Hashable], share: float, seed: int) -> set[int]:
-    """Sample a fraction of the rows of each group by (seed, number of rows)."""
+    """Sample a fraction of each group's rows, with the seed (seed, number of all rows)."""
     rows: dict[Hashable, list[int]] = {}
     for row, group in enumerate(groups):
         rows.setdefault(group, []).append(row)
@@ -185,7 +190,7 @@ def normal_rows(dataset: SampleDataset) -> dict[str, list[int]]:
     """Return the rows of the normal images of each category.
 
     Raises:
-        ValueError: If a category has only one, which has no others to be compared with.
+        ValueError: If a category has a single normal image, which cannot be compared with others.
     """
     rows: dict[str, list[int]] = {}
     for row, sample in enumerate(dataset.samples):
@@ -194,25 +199,26 @@ def normal_rows(dataset: SampleDataset) -> dict[str, list[int]]:
     for category, members in rows.items():
         if len(members) < 2:
             raise ValueError(
-                f"category {category!r} has 1 normal training image, and each is compared with "
-                f"others of its category: add some, or leave it out in data.train_categories"
+                f"category {category!r} has 1 normal training image, but training compares each "
+                f"image with others of its category: add images, or leave the category out of "
+                f"data.train_categories"
             )
     return rows
 
 
 class CategoryBatches(DistributedSampler[Any]):
-    """Yield batches of rows of one category, shuffled by (seed, epoch), shared among processes.
+    """Yield batches of rows of a single category, shuffled with the seed (seed, epoch).
 
-    All processes get the same number of batches; the remainder is dropped, other batches each
-    epoch.
+    The batches are shared among the processes. All processes get the same number of batches; the
+    remainder is dropped and consists of different batches each epoch.
 
     Args:
         rows: The rows of each category.
         batch_size: Maximum number of rows per batch.
-        seed: Another seed gives other batches.
+        seed: Seed of the batches.
         num_processes: Number of processes that share an epoch.
         rank: Rank of this process.
-        shuffle: False takes categories and rows in order.
+        shuffle: Whether to shuffle; otherwise, categories and rows keep their order.
 
     Example:
         >>> from anomaly_clip.data.samplers import CategoryBatches
@@ -255,15 +261,16 @@ class CategoryBatches(DistributedSampler[Any]):
 
 
 class SupportedBatches(Dataset[Any]):
-    """Batches with ``support``: for each image, others of its category, sampled with replacement.
+    """Batches with ``support``: for each image, other images of its category.
 
-    The support images depend on (seed, epoch, row) and never include the image itself.
+    Support images are sampled with replacement and with the seed (seed, epoch, row). They never
+    include the image itself.
 
     Args:
         dataset: The images.
         rows: The rows of each category from which support images are sampled.
         count: Number of support images per image.
-        seed: Another seed gives other support images.
+        seed: Seed of the support images.
     """
 
     def __init__(

@@ -38,16 +38,16 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One row of a listing.
+    """One image of a data set's listing.
 
     Args:
         image: Path of the image.
-        category: The category shown.
+        category: The image's category.
         label: Whether the image is anomalous.
         mask: Path of the mask; None in data sets without pixel labels, and for most normal images
             (a normal image's mask is not read).
-        defect: The kind of defect, ``good`` for none.
-        target: For each class, whether it applies; None in data sets without classes.
+        defect: The kind of defect; ``good`` if there is none.
+        target: Whether each class applies to the image; None in data sets without classes.
     """
 
     image: Path
@@ -66,12 +66,12 @@ class Features(Protocol):
     """Features of the rows of a data set, as an encoder returns them."""
 
     def load(self, row: int) -> dict[str, Tensor]:
-        """Return the features of a row, and its ``mask`` if it has one."""
+        """Return the features of a row, and ``mask`` if the row has one."""
 
 
 @dataclass(frozen=True)
 class FeatureTable:
-    """Features of a data set's rows, in memory; sent to the loading processes.
+    """Features of a data set's rows, held in memory and sent to the data loader workers.
 
     Args:
         table: Features by name, ``(n, ...)`` each.
@@ -107,7 +107,7 @@ def read_sample(
 
     Args:
         sample: The sample to read.
-        rule: How its mask is read.
+        rule: Rule for reading the mask.
 
     Raises:
         FileNotFoundError: If a file is missing.
@@ -119,7 +119,7 @@ def read_sample(
 
 
 def open_sample(sample: Sample, rule: MaskRule = MaskRule()) -> tuple[Image.Image, Mask | None]:
-    """Read a sample as :func:`read_sample` does, but as a PIL image, which saves two copies."""
+    """Read a sample like :func:`read_sample`, but return a PIL image, which saves two copies."""
     image = open_image(sample.image)
     if sample.mask is None or not sample.label:
         return image, None
@@ -128,8 +128,8 @@ def open_sample(sample: Sample, rule: MaskRule = MaskRule()) -> tuple[Image.Imag
         difference = max(abs(a - b) for a, b in zip(mask.shape[::-1], image.size, strict=True))
         if difference > rule.fitted:
             raise ValueError(
-                f"{sample.mask}: the mask is {mask.shape[1]} x {mask.shape[0]} pixels, its image "
-                f"{sample.image.name} is {image.width} x {image.height}: make the sizes equal"
+                f"{sample.mask}: the mask is {mask.shape[1]} x {mask.shape[0]} pixels, but its "
+                f"image {sample.image.name} is {image.width} x {image.height}: make the sizes equal"
             )
         mask = _nearest(mask, image.height, image.width)
     return image, mask
@@ -143,10 +143,12 @@ class SampleDataset(Dataset[Item]):
         image_size: Side of the square images, in pixels.
         mask_size: Side of the square masks, in pixels.
         has_masks: Whether the data set has pixel labels; normal images then get empty masks.
-        mask_filter: How masks are resized.
-        mask_threshold: Filtered value above which a mask's pixel is True.
-        mask_rule: How mask files are read.
-        read: Returns a sample's image and mask before resizing; default: reads their files.
+        mask_filter: Filter that resizes masks.
+        mask_threshold: A pixel of a resized mask is True if its value (0 to 1) is above this
+            threshold.
+        mask_rule: Rule for reading mask files.
+        read: Function that returns a sample's image and mask before resizing; default: read the
+            files.
         resize: How an image is made square.
         cache: Cache of resized images and masks; default: none.
     """
@@ -182,7 +184,7 @@ class SampleDataset(Dataset[Item]):
         """Features that items contain instead of images, if any."""
 
     def hold_features(self, table: dict[str, Tensor]) -> None:
-        """Return features in memory instead of images from now on.
+        """Hold features in memory; from now on, items contain them instead of images.
 
         Args:
             table: Features by name, ``(n, ...)`` each, one row per sample.
@@ -237,7 +239,7 @@ class SampleDataset(Dataset[Item]):
         mask_key = f"mask {self.mask_size} of {self.image_size} {mask_rule}"
         mask_file = sample.mask if self.has_masks and sample.label else None
         cached_image = cache.load((sample.image,), image_key)
-        # A cached mask is only valid for its own image: their sizes were compared when read.
+        # A cached mask is only valid for its own image: their sizes were compared on reading.
         pair = () if mask_file is None else (mask_file, sample.image)
         cached_mask = cache.load(pair, mask_key) if pair else None
         if cached_image is not None and (not pair or cached_mask is not None):

@@ -21,12 +21,12 @@ __all__ = ["ScenePair", "Scenes", "crop_and_turn"]
 FIRST_INDEX = 1_000_000_000
 """Number of the first scene; all listed images have lower numbers."""
 
-ZOOM = 1.35  # maximum; 1 shows the whole image
+ZOOM = 1.35  # maximum magnification; 1 shows the whole image
 WHOLE = 0.35  # fraction of the scenes that are not cropped
 VARIED = 0.85  # fraction of the scenes whose product varies from the category's usual look
 
 
-OBJECT_WEIGHT = 2.0  # of an object relative to a surface in sampling: objects are harder
+OBJECT_WEIGHT = 2.0  # sampling weight of object categories, which are harder; surfaces have 1
 
 
 class ScenePair(TypedDict):
@@ -45,13 +45,13 @@ class ScenePair(TypedDict):
 class Scenes(Dataset[ScenePair]):
     """Scenes of several categories, each without and with a defect; new ones each epoch.
 
-    Most scenes vary the look of the category, so that methods learn other colours and sizes, too.
+    Most scenes vary the look of the category, so that methods also learn other colours and sizes.
 
     Args:
-        categories: The categories, by their names in prompts; each scene shows one, objects more
-            often than surfaces.
-        length: Scenes per epoch.
-        seed: Another seed gives other scenes.
+        categories: The categories, by their names in prompts. Each scene shows one category;
+            object categories are sampled more often than surface categories.
+        length: Number of scenes per epoch.
+        seed: Seed of the scenes.
         picture_size: Side of the generated images before resizing, in pixels.
         image_size: Side of the images returned, in pixels.
         held_out_defects: Kinds of defect that are never shown.
@@ -122,10 +122,10 @@ def crop_and_turn(
     size: int,
     rng: np.random.Generator,
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.bool_]]:
-    """Crop, resize, mirror, rotate and recolour a pair of images and their mask alike.
+    """Crop, resize, mirror, rotate and recolour a pair of images, and transform their mask alike.
 
-    The crop contains a pixel of the mask. In half of the scenes the colour channels are permuted,
-    so that no category has a colour of its own.
+    The crop contains at least one pixel of the mask. In half of the scenes the colour channels are
+    permuted, so that no category has a characteristic colour.
 
     Args:
         normal: The normal image, ``(S, S, 3)``.
@@ -153,7 +153,7 @@ def crop_and_turn(
         return np.rot90(part[:, ::-1] if mirrored else part, turns)
 
     share = cut(mask.astype(np.uint8) * 255)
-    # Copies: torch takes no negative strides.
+    # Copied because torch does not support negative strides.
     return cut(normal)[..., order].copy(), cut(defective)[..., order].copy(), share > 127
 
 

@@ -16,7 +16,8 @@ from anomaly_clip.synthesis.synthesizer import SynthesisSettings, synthesize
 
 __all__ = ["SyntheticDataset", "SyntheticPairs"]
 
-SYNTHESIS = 0x5EED  # purpose: a separate stream of random numbers
+# Parts of seeds: training and validation have separate streams of random numbers.
+SYNTHESIS = 0x5EED
 VALIDATION = 0x7E57
 
 
@@ -26,8 +27,8 @@ class _DefectGenerator:
     Args:
         images: Normal images.
         settings: Settings of the defects.
-        seed: Another seed gives other defects.
-        donors: Normal images that patches are taken from; default: ``images``.
+        seed: Seed of the defects.
+        donors: Normal images from which patches are copied; default: ``images``.
     """
 
     def __init__(
@@ -63,20 +64,20 @@ class _DefectGenerator:
         return synthesize(self.settings, _array(item), category, rng, donor)
 
     def mask(self, synthetic: Synthetic) -> torch.Tensor:
-        """Return a mask at the size at which maps are evaluated."""
+        """Return the mask of a defect at the size at which maps are evaluated."""
         return torch.from_numpy(_resized(synthetic.mask, self.images.mask_size))
 
 
 class SyntheticDataset(Dataset[Item]):
-    """Normal images, some or all with a synthetic defect; other defects each epoch.
+    """Normal images, some or all with a synthetic defect; each epoch has new defects.
 
-    Masks have the size of the images, because they serve losses and not evaluation.
+    Masks have the size of the images, because they are used in losses and not in evaluation.
 
     Args:
         images: Normal images.
         settings: Settings of the defects, and whether defective images replace the normal ones or
             are paired with them.
-        seed: Another seed gives other defects.
+        seed: Seed of the defects.
     """
 
     def __init__(self, images: SampleDataset, settings: SynthesisSettings, seed: int) -> None:
@@ -84,7 +85,7 @@ class SyntheticDataset(Dataset[Item]):
         self.images = images
 
     def shown(self, row: int) -> tuple[NDArray[np.uint8], Synthetic]:
-        """Return an image of the first epoch, and its defect even if the image stays normal."""
+        """Return an image of the first epoch and its defect, even if ``fit`` leaves it normal."""
         draw = Draw(0, row)
         rng = self.defects.generator(SYNTHESIS, *draw)
         item = self.rotated(draw, rng)
@@ -139,13 +140,13 @@ class SyntheticDataset(Dataset[Item]):
 
 
 class SyntheticPairs(Dataset[Item]):
-    """Each image without and with a defect, the same in every epoch, for validation.
+    """Pairs for validation: each image without and with a defect, the same in every epoch.
 
     Args:
         images: Normal images that are not trained on.
         settings: Settings of the defects.
-        seed: Another seed gives other defects.
-        donors: Normal images that patches are taken from; default: ``images``.
+        seed: Seed of the defects.
+        donors: Normal images from which patches are copied; default: ``images``.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Resizing of an image to a square uint8 array, and of its mask to a square bool array.
 
-Images are resized by PIL, which antialiases, as the published code does. OpenCV's bicubic filter
-does not antialias and gives other values.
+Images are resized by PIL with antialiasing, as in the published code. OpenCV's bicubic filter does
+not antialias and gives different values.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class Resize:
     """Settings that make an image square.
 
     Args:
-        rule: square: both sides to the requested size, without keeping the aspect ratio (CLIP-AD,
-            and data sets that are not square). square_crop: both sides to ``size``, then a centre
-            crop (TAB: 256, lanczos). shorter_crop: the shorter side to ``size``, then a centre
-            crop.
-        size: Side before the crop, in pixels; None for square.
+        rule: square: resize both sides to the image size, ignoring the aspect ratio (CLIP-AD, and
+            data sets that are not square). square_crop: resize both sides to ``size``, then crop
+            the centre (TAB: 256, lanczos). shorter_crop: resize the shorter side to ``size``, then
+            crop the centre.
+        size: Side before the crop, in pixels; None if the rule is square.
         filter: PIL's filter.
     """
 
@@ -87,7 +87,7 @@ def resize_image(
 ) -> NDArray[np.uint8]:
     """Resize ``(H, W, 3)``, or a PIL image in RGB, to ``(size, size, 3)``.
 
-    By default the aspect ratio is not kept.
+    The default rule ignores the aspect ratio.
     """
     if isinstance(image, np.ndarray):
         if resize.rule == "square" and image.shape[:2] == (size, size):
@@ -110,9 +110,9 @@ def resize_mask(
     Args:
         mask: bool, True = anomalous; or uint8, 255 = anomalous.
         size: Side in pixels.
-        kind: PIL's antialiased bilinear filter (published), or the nearest pixel.
-        threshold: Threshold of the filtered value, in [0, 1).
-        resize: How the mask is made square, the same as its image; the filter is ``kind``.
+        kind: PIL's antialiased bilinear filter (as published), or the nearest pixel.
+        threshold: Threshold of the filtered values, in [0, 1).
+        resize: Settings that made the image square; the mask uses ``kind`` as the filter instead.
     """
     values = mask.astype(np.uint8) * 255 if mask.dtype == np.bool_ else mask
     resized = resize.apply(Image.fromarray(values), size, _FILTERS[kind])

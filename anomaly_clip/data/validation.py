@@ -24,15 +24,15 @@ class ValidationSplit:
     Args:
         data: The data module.
         kind: none, synthetic, auxiliary or test.
-        share: Fraction of the training images per category held out for validation, where the kind
-            holds some out.
+        share: Fraction of each category's training images that is held out for validation, if the
+            kind is synthetic or auxiliary.
     """
 
     def __init__(self, data: AnomalyData, kind: ValSplit, share: float) -> None:
         check_between("data.val_share", share, 0, 1, open_low=True, open_high=True)
         if kind == "synthetic" and data.synthesis is None:
             raise ValueError(
-                f"data.val_split {kind} needs synthetic defects: choose them, for example with "
+                f"data.val_split {kind} needs synthetic defects: choose a recipe, such as with "
                 f"--data.synthesis.recipe nsa"
             )
         if kind == "auxiliary" and data.auxiliary is None:
@@ -50,12 +50,12 @@ class ValidationSplit:
 
     @property
     def is_test(self) -> bool:
-        """True if test images validate, which makes the results of model selection optimistic."""
+        """True if validation uses the test images, so the selected results are optimistic."""
         return self.kind == "test"
 
     @property
     def is_synthetic(self) -> bool:
-        """True if held-out normal images validate, each without and with a synthetic defect."""
+        """True if validation uses held-out normal images, without and with a synthetic defect."""
         return self.kind == "synthetic"
 
     @property

@@ -28,10 +28,10 @@ STEP = 127  # grey values per level
 
 
 class WaferMaps:
-    """The two arrays of the file: maps uint8 ``(n, H, W)`` and targets bool ``(n, 8)``.
+    """The two arrays of the published file: maps uint8 ``(n, H, W)`` and targets bool ``(n, 8)``.
 
-    They are cached on disk as bytes, an eighth of the size of the file's integers, and every
-    loading process memory-maps them from there.
+    They are cached on disk as bytes, an eighth of the size of the file's integers. Every data
+    loader worker memory-maps the cached arrays.
 
     Args:
         file: The ``.npz`` file.
@@ -45,7 +45,7 @@ class WaferMaps:
 
     @cached_property
     def maps(self) -> NDArray[np.uint8]:
-        """The levels, ``(n, H, W)``."""
+        """The levels of all maps, ``(n, H, W)``."""
         return self._arrays[0]
 
     @cached_property
@@ -78,7 +78,7 @@ def read_wafers(file: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged, contains Python objects, or has unexpected arrays.
+        ValueError: If the file is damaged, contains Python objects, or has unexpected arrays.
     """
     try:
         # Opened here because numpy leaves a damaged file open.
@@ -87,11 +87,13 @@ def read_wafers(file: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
             if missing:
                 raise ValueError(
                     f"{file}: expected arrays arr_0 (maps) and arr_1 (targets); found "
-                    f"{', '.join(arrays) or 'nothing'}"
+                    f"{', '.join(arrays) or 'nothing'}; use the published file"
                 )
             maps, targets = arrays["arr_0"], arrays["arr_1"]
     except FileNotFoundError:
-        raise FileNotFoundError(f"{file}: there is no such file") from None
+        raise FileNotFoundError(
+            f"{file}: there is no such file; correct data.root, or download the file again"
+        ) from None
     except Exception as error:  # zip, zlib and numpy raise many types
         if str(error).startswith(str(file)):
             raise
@@ -108,7 +110,8 @@ def read_wafers(file: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     if not shapes_fit or not types_fit or maps.min() < 0 or maps.max() > LEVELS:
         raise ValueError(
             f"{file}: expected maps (n, 52, 52) of integers 0 to 2 and targets (n, 8) of 0 and 1, "
-            f"got {maps.shape} of {maps.dtype} and {targets.shape} of {targets.dtype}"
+            f"got {maps.shape} of {maps.dtype} and {targets.shape} of {targets.dtype}; use the "
+            f"published file"
         )
     return np.minimum(maps, LEVELS - 1).astype(np.uint8), targets.astype(np.uint8)
 
@@ -117,8 +120,9 @@ class MixedWM38(AnomalyData):
     """MixedWM38 (Wang et al., 2020): 38,015 wafer maps with none to four of eight patterns.
 
     A data set for classification: training images show defects, too. The split follows the authors'
-    script (a fifth for testing, seed 10), but has every class in both parts (see ``docs/data.md``).
-    The image is the level times 127 in three channels, resized by nearest neighbour.
+    script (a fifth for testing, seed 10), but has every class in both splits (see
+    ``docs/data.md``). Each of an image's three channels is the level times 127, resized by nearest
+    neighbour.
 
     Args:
         root: The ``.npz`` file, or the folder that contains it.
@@ -126,7 +130,7 @@ class MixedWM38(AnomalyData):
             multi: the eight patterns.
         test_share: Fraction of the maps in the test split.
         split_seed: Seed of the split.
-        shared: Arguments of all data modules.
+        shared: Arguments common to all data modules.
     """
 
     dataset_name: ClassVar[str] = "MixedWM38"
@@ -202,7 +206,8 @@ class MixedWM38(AnomalyData):
         except ValueError as error:
             raise ValueError(
                 f"{self.wafers.file}: the maps cannot be split with every class in both parts at "
-                f"data.test_share {self.test_share} ({error}): change it, or add maps of each class"
+                f"data.test_share {self.test_share} ({error}): change data.test_share, or add maps "
+                f"of each class"
             ) from None
         return {"train": np.sort(train), "test": np.sort(test)}
 
@@ -240,7 +245,7 @@ class MixedWM38(AnomalyData):
 
 
 def pattern_name(row: NDArray[np.bool_]) -> str:
-    """Return the names of a map's patterns, ``good`` without any.
+    """Return the names of a map's patterns joined by ``+``, or ``good`` if it has none.
 
     Example:
         >>> import numpy as np

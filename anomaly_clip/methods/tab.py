@@ -38,8 +38,8 @@ from anomaly_clip.losses import softmax_focal_loss
 from anomaly_clip.methods.evaluated import data_module
 from anomaly_clip.methods.tab_heads import (
     Head,
-    ProjectionHead,
     alignment_logits,
+    apply_head,
     make_head,
     mean_cosine,
 )
@@ -343,7 +343,7 @@ class TAB(LightningModule):
             binary = self.classification_targets == "binary"
             first = torch.zeros_like(target) if binary else target
             return self.classifier(features), first + abnormal * (1 if binary else count)
-        headed = self._apply_head(side, features, rng)
+        headed = apply_head(self.abnormal_head if abnormal else self.normal_head, features, rng)
         if self.loss == "concat":
             texts = torch.cat([self.normal, self.abnormal])
             return alignment_logits(headed, texts, self.scale()), target + abnormal * count
@@ -386,11 +386,6 @@ class TAB(LightningModule):
         total = metrics["loss_normal"] + metrics.get("loss_abnormal", 0.0)
         return total, {name: value.detach() for name, value in metrics.items()}
 
-    def _apply_head(self, side: str, features: Tensor, rng: np.random.Generator | None) -> Tensor:
-        head = self.normal_head if side == "normal" else self.abnormal_head
-        headed: Tensor = head(features, rng) if isinstance(head, ProjectionHead) else head(features)
-        return headed
-
     def scale(self) -> Tensor:
         """Return the logit scale."""
         return self.logit_scale.exp() if self.logit_scale_mode == "exp" else self.logit_scale
@@ -401,8 +396,8 @@ class TAB(LightningModule):
         defective = torch.from_numpy(rng.random(len(target)) < 0.5).to(target.device)
         features = torch.where(
             defective.unsqueeze(1),
-            self._apply_head("abnormal", abnormal, rng),
-            self._apply_head("normal", normal, rng),
+            apply_head(self.abnormal_head, abnormal, rng),
+            apply_head(self.normal_head, normal, rng),
         )
         logits = alignment_logits(features, torch.cat([self.normal, self.abnormal]), self.scale())
         columns = target + defective * len(self.categories)

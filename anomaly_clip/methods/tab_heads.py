@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from anomaly_clip.backbones.clip import unit
 
-__all__ = ["Head", "ProjectionHead", "alignment_logits", "make_head", "mean_cosine"]
+__all__ = ["Head", "ProjectionHead", "alignment_logits", "apply_head", "make_head", "mean_cosine"]
 
 Head = Literal["auto", "none", "linear", "projection"]
 
@@ -57,6 +57,12 @@ class ProjectionHead(nn.Module):
             kept = torch.from_numpy(rng.random(tuple(change.shape)) >= self.dropout)
             change = change * kept.to(change) / (1 - self.dropout)
         return self.norm(change + projected)
+
+
+def apply_head(head: nn.Module, features: Tensor, rng: np.random.Generator | None) -> Tensor:
+    """Map features ``(B, C)`` to ``(B, D)``; only a projection head has dropout."""
+    headed: Tensor = head(features, rng) if isinstance(head, ProjectionHead) else head(features)
+    return headed
 
 
 def alignment_logits(features: Tensor, texts: Tensor, scale: Tensor) -> Tensor:

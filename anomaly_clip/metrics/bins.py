@@ -1,4 +1,4 @@
-"""Pixel metrics of a histogram, with bounds for any order of the scores inside its keys."""
+"""Pixel metrics of a histogram, with bounds over all orders of the scores inside a key (bin)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Bins(NamedTuple):
     regions: NDArray[np.float64]
 
     def ranking(self) -> Ranking:
-        """Return the ranking of the pixels; pixels of a key are tied."""
+        """Return the ranking of the pixels; pixels with the same key are tied."""
         occupied = self.anomalous > 0
         false_positives = self.normal.cumsum()
         return Ranking(
@@ -35,25 +35,26 @@ class Bins(NamedTuple):
         )
 
     def pro(self, limit: float) -> float:
-        """Return the normalised area under PRO up to a false positive rate, by trapezoids."""
+        """Return the normalised area under PRO up to a limit of the false positive rate."""
         share = self.regions / self.regions.sum()
         overlap = share.cumsum()
         width = self.normal / self.normal.sum()
         start = np.concatenate([[0.0], width.cumsum()[:-1]])
         inside = np.clip(limit - start, 0, width)
-        # PRO rises linearly inside a key; only a part of the last key is below the limit.
+        # PRO rises linearly inside a key (trapezoids). The limit may cut a key into two parts.
         part = np.divide(inside, width, out=np.zeros_like(width), where=width > 0)
         return float((inside * (overlap - share + share * part / 2)).sum() / limit)
 
     def bounds(self, limit: float) -> Bounds:
-        """Return the lowest and highest value of each metric over all orders inside the keys."""
+        """Return the lowest and highest value of each metric over all orders inside each key."""
         p, n = self.anomalous, self.normal
         true_positives, false_positives = p.cumsum(), n.cumsum()
         num_anomalous, num_normal = int(true_positives[-1]), int(false_positives[-1])
         ranking = self.ranking()
         area = ranking.auroc()
         slack = float((p * n.astype(np.float64)).sum()) / (2 * num_anomalous * num_normal)
-        # Lowest: a key's anomalous pixels follow its normal ones. Highest: they precede them, tied.
+        # Lowest: in each key, all normal pixels rank above the anomalous pixels. Highest: the
+        # anomalous pixels, tied with each other, rank above all normal pixels.
         lowest = p * ((true_positives - p + 1) / (true_positives - p + 1 + false_positives))
         highest = p * (true_positives / np.maximum(true_positives + false_positives - n, 1))
         width = n / num_normal

@@ -26,7 +26,7 @@ CONFUSION = "confusion"
 """Name of the confusion matrix."""
 
 Targets = Literal["single", "multi"]
-"""One class per image, or several."""
+"""``single``: one class per image; ``multi``: several."""
 
 
 def class_metrics(targets: Targets, count: int) -> MetricCollection:

@@ -1,8 +1,8 @@
 """ROC, precision-recall and PRO curves, thinned to the points that a plot needs.
 
-An item is positive if it scores at or above the threshold. All curves are functions of the numbers
-of normal and anomalous items (for PRO, of the fraction of the regions) that become positive at each
-threshold, from the highest down.
+An item is positive if it scores at or above the threshold. ROC and precision-recall curves are
+computed from the numbers of normal and anomalous items that become positive at each threshold, from
+the highest threshold down. PRO curves use fractions of regions in place of anomalous items.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ __all__ = [
 ]
 
 CURVES_FILE = "curves.json"
-"""File of a run that holds the curves."""
+"""Name of the file of a run that contains the curves."""
 CURVES = ("image_roc", "image_pr", "pixel_roc", "pixel_pr", "pixel_pro")
 """Names of the curves, in this order."""
 
 NUM_POINTS = 128
 """Points sampled along a curve; the end of the curve may add one."""
 SAMPLED = 4096
-"""Number of thresholds sampled if every pixel may have a different score."""
+"""Number of thresholds sampled from the scores of all pixels, and again from those of anomalous
+pixels, if every pixel may have a different score."""
 
 
 class Curve(NamedTuple):
@@ -42,7 +43,7 @@ class Curve(NamedTuple):
 
 
 Curves = Mapping[str, Curve]
-"""Curves by the names of `CURVES`, without undefined ones (a single class)."""
+"""Curves by their names in `CURVES`; undefined curves (a single class) are left out."""
 
 
 def image_curves(scores: NDArray[np.floating], anomalous: NDArray[np.bool_]) -> Curves:
@@ -72,9 +73,11 @@ def pixel_curves(
     """Return ROC, precision-recall and PRO curves of pixels; both classes must occur.
 
     Args:
-        anomalous: Anomalous pixels that become positive at each threshold, from the highest down.
-        normal: The same for normal pixels.
-        regions: The same for fractions of regions, summed over the regions.
+        anomalous: Number of anomalous pixels that become positive at each threshold, from the
+            highest threshold down.
+        normal: Number of normal pixels that become positive at each threshold.
+        regions: Fraction of each region that becomes positive at each threshold, summed over the
+            regions.
         fpr_limit: False positive rate up to which PRO is plotted.
     """
     return {
@@ -95,12 +98,12 @@ def precision_recall(anomalous: NDArray[Any], normal: NDArray[Any]) -> Curve:
     recalled = true_positives > 0
     precision = true_positives[recalled] / (true_positives + normal.cumsum())[recalled]
     recall = true_positives[recalled] / true_positives[-1]
-    # Precision is undefined at recall 0, which takes that of the first true positive.
+    # Precision is undefined at recall 0; the precision of the first true positive is used there.
     return _thinned(np.append(0.0, recall), np.append(precision[0], precision))
 
 
 def region_overlap(regions: NDArray[np.float64], normal: NDArray[Any], fpr_limit: float) -> Curve:
-    """Return the mean overlap of a region over the false positive rate, up to a limit."""
+    """Return the mean overlap of the regions over the false positive rate, up to a limit."""
     rate, overlap = _shares(normal), _shares(regions)
     last = int(np.searchsorted(rate, fpr_limit, side="right"))
     if last < len(rate):  # the limit lies inside a step
@@ -112,16 +115,17 @@ def region_overlap(regions: NDArray[np.float64], normal: NDArray[Any], fpr_limit
 def sampled_counts(
     scores: NDArray[np.floating], defect: NDArray[np.floating], weights: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Return the pixels that become positive at some thousands of thresholds, from exact scores.
+    """Count the pixels that become positive at each of some thousands of thresholds.
 
     Args:
         scores: Scores of all pixels, in ascending order.
         defect: Scores of anomalous pixels, in ascending order.
-        weights: One over the size of its region, for each anomalous pixel.
+        weights: For each anomalous pixel, one over the size of its region, in the order of
+            ``defect``.
 
     Returns:
-        Anomalous pixels, normal pixels and fractions of regions, as :func:`pixel_curves` takes
-        them.
+        Counts of anomalous pixels, counts of normal pixels, and fractions of regions: the arguments
+        of :func:`pixel_curves`.
     """
     sampled = [values[_places(len(values), SAMPLED)] for values in (scores, defect)]
     thresholds = np.unique(np.concatenate(sampled))
@@ -144,7 +148,7 @@ def _shares(counts: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _thinned(x: NDArray[np.float64], y: NDArray[np.float64]) -> Curve:
-    """Keep points at about equal distances along the curve, and both ends."""
+    """Keep both ends of a curve and points at about equal distances along the curve."""
     length = np.append(0.0, (np.abs(np.diff(x)) + np.abs(np.diff(y))).cumsum())
     targets = np.linspace(0, length[-1], NUM_POINTS)
     places = np.unique(np.append(np.searchsorted(length, targets - 1e-12), len(x) - 1))

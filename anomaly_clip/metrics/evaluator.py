@@ -64,11 +64,12 @@ class EvaluatorSettings:
         pro_steps: Number of equally spaced thresholds of PRO (200 in zero-shot papers); null for
             the exact PRO over all thresholds.
         fpr_limit: False positive rate up to which PRO is integrated.
-        exact: Keep all pixels and rank them exactly (at most 12 bytes per pixel), instead of
-            counting them by their score in half precision (1.5 MiB per category, with bounds).
-        fine: Count pixels by 20 bits of their score: narrower bounds, 24 MiB per category.
+        exact: Keep all pixels and rank them exactly (at most 12 bytes per pixel), instead of a
+            histogram of scores rounded to half precision (1.5 MiB per category; metrics are
+            reported with bounds).
+        fine: Use histograms with 20-bit bins instead: narrower bounds, 24 MiB per category.
         bootstrap: Number of bootstrap resamples of the images of a category, for a 95 % interval
-            of the image AUROC; null for none.
+            of the image AUROC; null for no interval.
         bootstrap_seed: Seed of the resampling.
     """
 
@@ -90,11 +91,11 @@ class EvaluatorSettings:
         check_pro_options(self.fpr_limit, self.pro_steps)
         if self.exact and self.fine:
             raise ValueError(
-                f"evaluator.fine and evaluator.exact cannot both be {self.fine}: set one of them "
-                "to false"
+                f"model.evaluator.fine and model.evaluator.exact cannot both be {self.fine}: "
+                "set one of them to false"
             )
         if self.bootstrap is not None:
-            check_at_least("evaluator.bootstrap", self.bootstrap, 1)
+            check_at_least("model.evaluator.bootstrap", self.bootstrap, 1)
 
 
 class Results(TypedDict):
@@ -104,8 +105,9 @@ class Results(TypedDict):
     """Unweighted mean over the categories in which a metric is defined."""
     categories: dict[str, MetricValues]
     intervals: dict[str, Bounds]
-    """By category and for their ``mean``: certified bounds of pixel metrics that are not exact. By
-    category, if requested: ``image_auroc_bootstrap``."""
+    """Intervals of each category, and of the mean under the key ``mean``: certified bounds of those
+    pixel metrics that are computed inexactly. Categories also have ``image_auroc_bootstrap`` if
+    requested."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class ImageScores:
     label: Tensor
     """bool ``(n,)``."""
     score: Tensor
-    """float32 ``(n,)``, score parts combined."""
+    """float32 ``(n,)``, after the score parts have been combined."""
     parts: Tensor
     """float32 ``(n, P)``, as returned by the method; ``P`` may be 0."""
 
@@ -126,16 +128,16 @@ class ImageScores:
 class Evaluator(Metric):
     """Collect scores of labelled images and compute metrics per category.
 
-    Each image counts once, whichever process sees it and however often. Score parts are min-max
-    scaled over all images of a category and added, as in CLIP-AD (arXiv 2311.00453; see
-    docs/methods/sdp.md). A constant part counts as zero (our choice).
+    Score parts are min-max scaled over all images of a category and added, as in CLIP-AD (arXiv
+    2311.00453; see docs/methods/sdp.md). A constant part counts as zero (our choice).
 
-    Only histograms of the maps are kept, so memory does not grow with the number of images
-    (``exact`` keeps the scores). An image that one process sees twice counts once. If two processes
-    see the same image, its pixels cannot be separated again, and ``compute`` raises an error.
+    Only histograms of the maps are kept, so memory does not grow with the number of images (with
+    ``exact``, all pixel scores are kept). An image that one process sees more than once counts
+    once. If two processes see the same image, its pixels can no longer be removed from the merged
+    histograms, so ``compute`` raises an error if there are pixel metrics.
 
     Args:
-        categories: Names, one row each, the same on all ranks.
+        categories: Names of the categories, in the same order on all ranks.
         settings: Settings of the evaluation.
 
     Raises:
@@ -161,7 +163,7 @@ class Evaluator(Metric):
         self.categories = list(categories)
         self.settings = settings
         self.images: ImageScores | None = None
-        """Images of the last ``compute``."""
+        """Labels and scores of the images of the last ``compute``."""
         self.curves: dict[str, Curves] = {}
         """Curves of the last ``compute``, by category."""
         self.pixels: PixelHistogram | PixelRanking
@@ -234,7 +236,7 @@ class Evaluator(Metric):
         """Add the images of another evaluator.
 
         Raises:
-            ValueError: If it is not an evaluator, or has seen one of the same images.
+            ValueError: If the argument is not an evaluator, or has seen any of the same images.
         """
         if not isinstance(incoming_state, Evaluator):
             kind = type(incoming_state).__name__
@@ -242,7 +244,7 @@ class Evaluator(Metric):
         if shared := self._seen & incoming_state._seen:
             raise ValueError(
                 "Evaluator: cannot merge an evaluator that has seen the same images, such as "
-                f"{min(shared)}: give each evaluator other images"
+                f"image {min(shared)}: give each evaluator different images"
             )
         super().merge_state(incoming_state)
         self.pixels.merge_state(incoming_state.pixels)
@@ -302,10 +304,10 @@ class Evaluator(Metric):
         return with_means(categories, intervals)
 
     def _pixel_results(self, any_seen: bool) -> list[PixelResult]:
-        if not any_seen:  # by no process
+        if not any_seen:  # no process has seen pixels
             return [PixelResult(dict.fromkeys(PIXEL_METRICS), {})] * len(self.categories)
         with warnings.catch_warnings():
-            # A process that saw no pixels still has to take part in the synchronisation.
+            # A process that has seen no pixels must still take part in the synchronisation.
             warnings.filterwarnings("ignore", "The ``compute`` method of metric")
             return self.pixels.compute()
 
@@ -395,7 +397,7 @@ def _mean_bounds(categories: dict[str, MetricValues], intervals: dict[str, Bound
 
 
 def _min_max(parts: Tensor) -> Tensor:
-    """Scale each column to ``[0, 1]``; a constant one becomes zeros."""
+    """Scale each column to ``[0, 1]``; a constant column becomes zeros."""
     low, high = parts.amin(dim=0), parts.amax(dim=0)
     width = high - low
     return torch.where(width > 0, (parts - low) / width.where(width > 0, 1.0), 0.0)

@@ -1,8 +1,8 @@
 """Exact threshold-free metrics of scores: AUROC, average precision, F1-max.
 
-All of them change only at the scores of anomalous items. They therefore need only the number of
-normal items above each anomalous score: one sort of all scores, and a binary search for each
-anomalous one. The same ranking serves image scores, pixels and PRO.
+These metrics depend only on the number of normal items above each anomalous score. One sort of all
+scores and a binary search for each anomalous score therefore suffice. The same ranking is used for
+image scores, pixels and PRO.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ class Ranking(NamedTuple):
         """See :func:`auroc`."""
         if not self.defined:
             return math.nan
-        below = 2 * self.num_normal - self.above - self.at_least  # twice, as ties count half
+        below = 2 * self.num_normal - self.above - self.at_least  # doubled, because ties count half
         total = 2 * self.num_anomalous * self.num_normal
-        # Integers are exact while they fit; otherwise doubles, which keep 15 digits.
+        # Integers are exact if the total fits; otherwise, doubles keep 15 digits.
         fits = total < 2**63
         return float((self.tied * below if fits else self.tied.double() * below).sum()) / total
 
@@ -166,7 +166,7 @@ def _rank_on_device(scores: Tensor, target: Tensor) -> Ranking:
 
 
 def rank_sorted(scores: NDArray[np.floating], anomalous: NDArray[np.floating]) -> Ranking:
-    """Rank all scores and the anomalous ones among them, both in ascending order."""
+    """Rank anomalous scores among all scores; both arrays are in ascending order."""
     last = np.flatnonzero(np.append(anomalous[1:] != anomalous[:-1], True))[: len(anomalous)]
     values, tied = anomalous[last], np.diff(last, prepend=-1)
     below, not_above = (np.searchsorted(scores, values, side) for side in ("left", "right"))
@@ -221,7 +221,7 @@ def check_scores(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def is_finite(values: Tensor) -> bool:
-    """Return True if no value is NaN or infinite, from the extremes in one fast pass."""
+    """Return True if no value is NaN or infinite; one fast pass finds and tests the extremes."""
     if not values.numel():
         return True
     return bool(torch.stack(values.aminmax()).isfinite().all())

@@ -1,8 +1,8 @@
-"""Keys of scores: integers that rank as the scores do, and histograms of pixels by key.
+"""Keys of scores, which are integers in the order of the scores, and pixel histograms by key.
 
 A 16-bit key is the bit pattern of the score in half precision, so half-precision scores lose
-nothing. Patterns of negative scores rank in reverse; `key_order` corrects this once when metrics
-are computed, not for every pixel. A fine key has 20 bits of the score in single precision.
+nothing. Patterns of negative scores are in reverse order; `key_order` corrects this once when
+metrics are computed, not for every pixel. A fine key has 20 bits of the score in single precision.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ __all__ = [
 ]
 
 CHUNK = 1 << 22
-"""Pixels converted at once; `cv2.calcHist` counts in float32, which is exact up to 2^24."""
+"""Number of pixels converted at once; `cv2.calcHist` counts in float32, exact up to 2^24."""
 
 DEVICE_CHUNK = 1 << 25
-"""The same on a device, where launches cost more than temporary keys (12 bytes per pixel)."""
+"""Number of pixels converted at once on a GPU, where kernel launches cost more than the memory of
+temporary keys (12 bytes per pixel)."""
 
 KEY_KINDS = FLOAT16, BFLOAT16, FINE = 1, 2, 3
 """Kinds of key."""
@@ -48,7 +49,7 @@ FINE_DIGITS = 13
 
 Histograms = tuple[Tensor, "Tensor | None", "Tensor | None"]
 """Counts of all pixels and of anomalous pixels, and sums of region weights; the last two are None
-without a defect."""
+if no mask has a defect."""
 
 
 def count_keys(maps: Tensor, masks: Tensor, kind: int, num_keys: int) -> Histograms:
@@ -62,7 +63,7 @@ def count_keys(maps: Tensor, masks: Tensor, kind: int, num_keys: int) -> Histogr
     keys, masks = keys[with_defect.to(keys.device)], masks[with_defect]
     weights = defect_weights(masks.cpu().numpy())
     assert weights is not None
-    # Few pixels, summed on the CPU, where the order of a weighted sum does not vary.
+    # Defects have few pixels. On the CPU, the order of their weighted sum does not vary.
     hit = keys[masks.to(keys.device)].cpu()  # (pixels of defects,)
     positives = torch.bincount(hit, minlength=num_keys)
     return counts, positives, torch.bincount(hit, torch.from_numpy(weights), minlength=num_keys)
@@ -73,7 +74,7 @@ def count_with_opencv(maps: Tensor, masks: Tensor, kind: int, num_keys: int) -> 
     half = maps.to(torch.bfloat16 if kind == BFLOAT16 else torch.float16)
     keys = half.contiguous().view(torch.int16).numpy().view(np.uint16)
     counts = torch.zeros(num_keys, dtype=torch.int64)
-    flat = keys.reshape(1, -1)  # (1, pixels), as calcHist takes them
+    flat = keys.reshape(1, -1)  # (1, pixels), the shape that calcHist expects
     for start in range(0, flat.shape[1], CHUNK):
         part = flat[:, start : start + CHUNK]
         histogram = cv2.calcHist([part], [0], None, [num_keys], [0, num_keys])
@@ -89,7 +90,7 @@ def count_with_opencv(maps: Tensor, masks: Tensor, kind: int, num_keys: int) -> 
 
 
 def defect_weights(masks: NDArray[np.bool_]) -> NDArray[np.float64] | None:
-    """Return the region weights of all defect pixels of masks, in order; None without a defect."""
+    """Return the region weights of all defect pixels of masks, in order; None if there are none."""
     weights = np.concatenate([np.zeros(0), *(region_weights(mask) for mask in masks)])
     return weights if len(weights) else None
 
@@ -155,7 +156,7 @@ def key_edges(keys: NDArray[np.int64], kind: int) -> NDArray[np.float64]:
     infinity = np.float16(np.inf)
     with np.errstate(over="ignore"):
         around = np.stack([np.nextafter(values, -infinity), np.nextafter(values, infinity)])
-    # Scores round to the nearest value; above the largest float16, as if 65536 came next.
+    # Scores are rounded to the nearest value, as if 65536 came after the largest float16.
     finite = np.clip(np.stack([around, np.stack([values] * 2)]).astype(np.float64), -65536, 65536)
     edges: NDArray[np.float64] = finite.mean(axis=0)
     edges[0, values == -infinity] = -np.inf

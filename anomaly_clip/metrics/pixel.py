@@ -1,22 +1,23 @@
 """Pixel metrics in one pass over the maps, in memory that does not grow with their number.
 
-The state counts pixels by a 16-bit *key* of their score: all pixels, anomalous pixels, and for PRO
-the sum of one over the size of a pixel's region. AUROC, AP, F1-max and PRO are functions of these
-three histograms, and two states merge by addition.
+The state has three histograms over a 16-bit *key* of the score: the number of all pixels, the
+number of anomalous pixels, and, for PRO, the sum of region weights (one over the size of a pixel's
+region). AUROC, AP, F1-max and PRO are functions of these histograms, and two states merge by
+addition.
 
-The key of a score is its bit pattern in half precision. In order (reversed for negative scores), it
-ranks as the score does, so metrics of half-precision scores are exact. float32 scores are rounded
-to float16 for the key, and pixels that share a key count as tied. Nothing else is lost, so the
-histogram also bounds the effect of any order inside the keys: the metrics come with bounds that
-hold for the unrounded scores.
+The key of a score is its bit pattern in half precision. Keys are in the order of the scores (in
+reverse order for negative scores), so metrics of half-precision scores are exact. float32 scores
+are rounded to float16 for the key, and pixels that share a key count as tied. Only the order of the
+scores inside a key is lost. The metrics therefore come with bounds over all such orders, which hold
+for the unrounded scores.
 
 In bins from the highest score down, let ``p``, ``n`` and ``w`` be the anomalous pixels, normal
 pixels and region weights of a bin, ``TP``, ``FP`` and ``PRO`` their running sums including the bin
 (``PRO`` as a fraction), and ``P`` and ``N`` all anomalous and normal pixels:
 
 - AUROC = sum of ``(TP - p / 2) n / (P N)``;
-- AP = sum of ``p / P * TP / (TP + FP)``; for rounded scores the middle of its bounds, because the
-  rule for ties biases it low;
+- AP = sum of ``p / P * TP / (TP + FP)``; for rounded scores, the middle of its bounds is reported
+  instead, because the rule for ties biases AP low;
 - F1-max = maximum of ``2 TP / (TP + FP + P)``;
 - PRO up to a false positive rate ``L``: trapezoids of ``PRO`` over ``FP / N``, cut at ``L``.
 """
@@ -80,7 +81,7 @@ ROUNDING = 1e-12
 
 
 class PixelResult(NamedTuple):
-    """Metrics of one row."""
+    """Metrics of one row, that is, of one of the separate evaluations."""
 
     metrics: dict[str, float | None]
     """Metric values by the names of `PIXEL_METRICS`; None if undefined (a single class)."""
@@ -98,10 +99,10 @@ class PixelHistogram(Metric):
     Args:
         num_rows: Number of separate evaluations.
         fine: Use keys of 20 bits (sign, 6 bits of exponent, 13 of mantissa) instead of 16, for
-            float32 scores: bounds about ten times narrower, 24 MiB per row.
+            float32 scores. Bounds are about ten times narrower, and the state has 24 MiB per row.
         fpr_limit: False positive rate up to which PRO is integrated.
         pro_steps: None: PRO over all keys. A number: PRO over that many equally spaced thresholds;
-            a threshold inside a key splits it in proportion.
+            a threshold inside a key splits the key's pixels in proportion.
 
     Example:
         >>> import torch
@@ -140,7 +141,7 @@ class PixelHistogram(Metric):
         for name in ("counts", "positives", "regions"):
             dtype = torch.float64 if name == "regions" else torch.int64
             self._add_zeros(name, (num_rows, self.num_keys), dtype)
-        # Pixels by kind of key, and pixels of each row that were rounded to their key.
+        # Number of pixels per kind of key, and number of pixels per row that the key has rounded.
         self._add_zeros("kinds", (len(KEY_KINDS),), torch.int64)
         self._add_zeros("rounded", (num_rows,), torch.int64)
         # The negated lowest score and the highest score, so that both merge by maximum.
@@ -149,12 +150,12 @@ class PixelHistogram(Metric):
 
     def _add_zeros(self, name: str, size: tuple[int, ...], dtype: torch.dtype) -> None:
         self.add_state(name, torch.zeros(size, dtype=dtype), dist_reduce_fx="sum")
-        # torchmetrics keeps a default for each state: expanded, it stores a single zero.
+        # torchmetrics keeps a default for each state; an expanded tensor stores a single zero.
         self._defaults[name] = torch.zeros(1, dtype=dtype).expand(size)
 
     def reset(self) -> None:
         """Forget all pixels."""
-        with torch.inference_mode(False):  # a later update may run outside of it
+        with torch.inference_mode(False):  # a later update may run outside of this mode
             super().reset()
 
     def _sync_dist(self, dist_sync_fn: Any = None, process_group: Any = None) -> None:
@@ -277,13 +278,13 @@ class PixelHistogram(Metric):
     def _stepwise_pro(
         self, row: int, keys: NDArray[np.int64], kind: int, bins: Bins, exact: bool
     ) -> tuple[float, tuple[float, float]] | None:
-        """Return PRO over equally spaced thresholds and its bounds, from the occupied ``keys``."""
+        """Return PRO and its bounds over equally spaced thresholds, given the occupied ``keys``."""
         assert self.pro_steps is not None
         low, high = -float(self.extremes[row, 0]), float(self.extremes[row, 1])
         if high <= low:
             return None
         thresholds = step_thresholds(low, high, self.pro_steps)
-        # Fractions at or below the end of each occupied key, from the lowest score up.
+        # Fractions of the pixels up to the end of each occupied key, from the lowest score up.
         shares = [
             np.concatenate([[0.0], values[::-1].cumsum() / values.sum()])
             for values in (bins.normal, bins.regions)
@@ -293,9 +294,9 @@ class PixelHistogram(Metric):
             fpr, overlap = (1 - share[number] for share in shares)
             area = area_of_steps(fpr, overlap, self.fpr_limit)
             return None if math.isnan(area) else (area, (area, area))
-        # A key represents the scores between two edges; a threshold may lie inside.
+        # A key represents the scores between two edges; a threshold may lie between them.
         starts, ends = np.clip(key_edges(keys, kind), low, high)
-        least = np.searchsorted(ends, thresholds, side="right")  # whole keys at or below
+        least = np.searchsorted(ends, thresholds, side="right")  # whole keys up to the threshold
         most = np.maximum(np.searchsorted(starts, thresholds, side="right"), least)
         inside = np.divide(
             thresholds - starts[np.minimum(least, len(starts) - 1)],
@@ -349,7 +350,7 @@ class PixelRanking(Metric):
         maps, masks = maps.detach().cpu(), masks.cpu()
         for row in rows.unique().tolist():
             chosen = (rows == row).nonzero().squeeze(1)
-            # Copies, so that the rest of the batch is not kept alive.
+            # Indexing copies the images, so that the rest of the batch is not kept alive.
             scores, mask = maps[chosen], masks[chosen].numpy()  # (b, h, w) each
             self._state("scores", row).append(scores.flatten())
             hit = [values[m] for values, m in zip(scores, mask, strict=True) if m.any()]
@@ -427,7 +428,7 @@ def check_pixels(
 
 
 def gather_any(tensor: Tensor, group: Any = None) -> list[Tensor]:
-    """Gather tensors of any shape and type from all ranks, without empty ones.
+    """Gather tensors of any shape and type from all ranks, and drop empty tensors.
 
     torchmetrics' own gathering requires equal types and numbers of axes, which a rank that saw no
     image cannot know.

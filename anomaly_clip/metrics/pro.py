@@ -2,7 +2,8 @@
 
 The overlap of a ground-truth region (8-connected) at a threshold is the fraction of its pixels that
 score above the threshold. PRO is the mean overlap of the regions of all images. The metric is the
-area under PRO over the false positive rate, up to a limit. Two conventions exist:
+area under the curve of PRO over the false positive rate, up to a limit of that rate. Two
+conventions exist:
 
 * exact (default): every distinct score is a threshold; trapezoids, cut at the limit by
   interpolation, as in MVTec's own evaluation;
@@ -40,13 +41,15 @@ __all__ = [
 def pro(
     maps: Tensor, masks: Tensor, *, fpr_limit: float = 0.3, pro_steps: int | None = None
 ) -> float:
-    """Area under the PRO curve, normalised to ``[0, 1]``. NaN without regions or normal pixels.
+    """Area under the PRO curve, normalised to ``[0, 1]``.
+
+    NaN if regions or normal pixels are missing.
 
     Args:
         maps: Floating ``(B, h, w)``; higher = more anomalous.
         masks: bool ``(B, h, w)``.
         fpr_limit: False positive rate up to which the curve is integrated, in (0, 1].
-        pro_steps: None: exact. A number: that many equally spaced thresholds (published: 200).
+        pro_steps: None: exact. A number: that many equally spaced thresholds (papers: 200).
 
     Raises:
         ValueError: If shapes, types or values are invalid.
@@ -78,10 +81,11 @@ def area_under_pro(
     pro_steps: int | None = None,
     ranking: Ranking | None = None,
 ) -> float:
-    """Return the area from the scores of all pixels, and of defect pixels with their weights.
+    """Return the area under the PRO curve, given the scores of all pixels and of defect pixels.
 
-    Both are in ascending order; the weights are those of :func:`region_weights`. A ranking of the
-    same scores can be passed to avoid computing it again. NaN without regions or normal pixels.
+    Both arrays of scores are in ascending order; ``weights`` has the :func:`region_weights` of the
+    defect pixels. A ranking of the same scores can be passed to avoid computing it again. The area
+    is NaN if regions or normal pixels are missing.
     """
     num_regions = round(weights.sum())
     if not num_regions or len(scores) == len(defect):
@@ -105,13 +109,13 @@ def check_pro_options(fpr_limit: float, pro_steps: int | None) -> None:
     Raises:
         ValueError: If an option is out of range.
     """
-    check_between("fpr_limit", fpr_limit, 0, 1, open_low=True)
+    check_between("model.evaluator.fpr_limit", fpr_limit, 0, 1, open_low=True)
     if pro_steps is not None and pro_steps < 2:
-        raise ValueError(f"pro_steps must be null, or 2 or more, got {pro_steps}")
+        raise ValueError(f"model.evaluator.pro_steps must be null, or 2 or more, got {pro_steps}")
 
 
 def region_weights(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return one over the size of its region for each defect pixel of a mask, in pixel order.
+    """Return, for each defect pixel of a mask in pixel order, one over the size of its region.
 
     Regions are 8-connected. The weights of a region add up to 1, so sums over pixels count
     regions.
@@ -120,7 +124,7 @@ def region_weights(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
     first = int(flat.argmax())  # stops at the first defect pixel
     if not flat[first]:
         return np.zeros(0)
-    # Defects are small: only their bounding box is labelled, in which pixels keep their order.
+    # Defects are small, so only their bounding box is labelled; it keeps the order of the pixels.
     last = len(flat) - 1 - int(flat[::-1].argmax())
     width = mask.shape[1]
     strip = mask[first // width : last // width + 1]
@@ -137,7 +141,7 @@ def _exact(ranking: Ranking, weights: NDArray[np.float64], limit: float) -> floa
 
     The curve rises only at the scores of defect pixels. A pixel with score s contributes linearly
     between the false positive rates a (normal pixels above s) and c (at or above s), and fully
-    beyond c. Its part of the area up to the limit therefore has a closed form.
+    beyond c. The pixel's part of the area up to the limit therefore has a closed form.
     """
     total = ranking.num_normal
     above, at_least = ranking.above.numpy() / total, ranking.at_least.numpy() / total
@@ -159,14 +163,14 @@ def _stepwise(
     limit: float,
     steps: int,
 ) -> float:
-    """Evaluate thresholds from the lowest score up; pixels strictly above them are positive."""
+    """Return the area over equally spaced thresholds; scores strictly above one are positive."""
     low, high = float(scores[0]), float(scores[-1])
     if high <= low:
         return math.nan
     thresholds = step_thresholds(low, high, steps)
     if scores.dtype == np.float32:
-        # Rounding down keeps the same scores at or below a threshold. A search in double precision
-        # would copy all scores.
+        # Rounding a threshold down does not change which scores are at or below it. A search in
+        # double precision would copy all scores.
         near = thresholds.astype(np.float32)
         lower = np.nextafter(near, np.float32(-np.inf))
         cuts: NDArray[np.floating] = np.where(near > thresholds, lower, near)
@@ -180,12 +184,14 @@ def _stepwise(
 
 
 def step_thresholds(low: float, high: float, steps: int) -> NDArray[np.float64]:
-    """Return equally spaced thresholds from the lowest score up, without the highest score."""
+    """Return equally spaced thresholds from the lowest score up, excluding the highest score."""
     return low + np.arange(steps, dtype=np.float64) * ((high - low) / steps)
 
 
 def area_of_steps(fpr: NDArray[np.float64], overlap: NDArray[np.float64], limit: float) -> float:
-    """Return the area over the false positive rates below a limit, stretched to ``[0, 1]``.
+    """Return the area under PRO over the false positive rates below a limit.
+
+    These rates are stretched to ``[0, 1]``.
 
     Args:
         fpr: False positive rates from the lowest threshold up, so in descending order.
@@ -208,10 +214,12 @@ def bounds_of_steps(
 ) -> tuple[float, float]:
     """Return the lowest and the highest :func:`area_of_steps` of all curves between two curves.
 
-    The area is a weighted mean of the overlaps between neighbouring thresholds; the weights are
-    their parts of the range of false positive rates. Overlaps rise as thresholds fall, so the mean
-    is a sum of overlap steps, each times the part of the range on its side, which the rates bound.
-    If several thresholds may be the first below the limit, all of them are tried.
+    The area is a weighted mean. The values are the mean overlaps of neighbouring thresholds, and
+    the weights are the fractions of the range of false positive rates between these thresholds.
+    Overlaps rise as thresholds fall. The area is therefore the lowest value plus the steps between
+    successive values, each times the fraction of the range at the lower thresholds. The bounds of
+    the rates bound this fraction. If several thresholds may be the first below the limit, all of
+    them are tried.
 
     Args:
         fpr: Lowest and highest rates from the lowest threshold up, so in descending order.
@@ -226,7 +234,7 @@ def bounds_of_steps(
         if len(low) < 2 or low[0] <= high[-1]:
             return 0.0, 1.0  # the range itself is unknown
         middle = [(values[first:][1:] + values[first:][:-1]) / 2 for values in overlap]
-        # The part of the range between the first kept threshold and the end of each step.
+        # Fraction of the range between the first kept threshold and the end of each step.
         with np.errstate(invalid="ignore", divide="ignore"):
             least_part = (low[0] - high[1:-1]) / (low[0] - low[-1])
             most_part = (high[0] - low[1:-1]) / (high[0] - high[-1])

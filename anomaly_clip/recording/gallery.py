@@ -44,8 +44,8 @@ def draw_gallery(
     Args:
         folder: The run's folder.
         data: Data set of the images.
-        maps: Anomaly maps of the images; an image without one is left out.
-        ranges: Scale of the heat maps of each category.
+        maps: Anomaly maps of the images; an image without a map is left out.
+        ranges: Lowest and highest map value by category, the scale of the heat maps.
         rows: Label and score of each image.
         selected: Images to draw, in their order on the page.
         has_full_size: Whether ``maps/`` contains full-size drawings of all images.
@@ -94,7 +94,7 @@ def join_panels(
     Args:
         image: RGB ``(H, W, 3)``.
         anomaly_map: ``(h, w)``.
-        scale: Map values shown darkest and brightest.
+        scale: Map values at the lower and the upper end of the colour scale.
         mask: ``(h, w)`` or None.
 
     Returns:

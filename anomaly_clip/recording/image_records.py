@@ -1,4 +1,4 @@
-"""Records of each image until the end of a run: a row of scores, and the anomaly map."""
+"""Records of the images, kept until the end of a run: a row of scores, and the anomaly map."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class ImageRecords:
             self.maps.keep(scores, indices, batch["category"])
 
     def replace_scores(self, scores: dict[int, float]) -> None:
-        """Replace the scores of the steps by final scores, which depend on the whole evaluation."""
+        """Replace the scores of steps by final scores, which depend on all evaluated images."""
         if scores:
             for index, row in self.rows.items():
                 row["image_score"] = scores[index]
@@ -76,7 +76,7 @@ class ImageRecords:
         return dict(sorted(rows.items())), merge_ranges(ranges), len(without_pixels)
 
     def clear(self, trainer: Trainer) -> None:
-        """Remove the scratch folder once all processes are done with it."""
+        """Remove the scratch folder once no process needs it."""
         trainer.strategy.barrier("images are drawn")
         if trainer.is_global_zero:
             self.maps.clear()

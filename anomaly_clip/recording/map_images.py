@@ -25,16 +25,16 @@ def draw_map_images(
     own_size: bool,
     warning: str | None,
 ) -> None:
-    """Draw image, maps and mask of all images whose maps were stored, one file per image.
+    """Draw each image whose maps were stored, with its maps and mask, in a file per image.
 
     Args:
         folder: Destination of ``category/defect/name.png``.
         data: Data set of the images.
         maps: Anomaly maps of the images.
-        ranges: Scale of the heat maps of each category.
+        ranges: Lowest and highest map value by category, the scale of the heat maps.
         rows: Label and score of each image.
-        own_size: Whether to draw images in their original size, not as resized for the method.
-        warning: One line in red.
+        own_size: Whether to draw images at their original size instead of the method's size.
+        warning: Warning to draw in red, one line; None: no warning.
     """
     samples = data.samples("test")
     dataset, read, names = data.dataset("test"), data.reader(), image_names(samples)

@@ -40,7 +40,7 @@ class ValidationImages:
         self._kept: dict[tuple[str, bool], list[ScoredImage]] = {}
 
     def add(self, scores: Scores, batch: Batch, num_categories: int) -> None:
-        """Keep some images of a batch, if it has images and maps.
+        """Store some images of a batch, unless images or maps are missing.
 
         Args:
             scores: Scores of the batch.
@@ -57,11 +57,11 @@ class ValidationImages:
                 group.append(_scored_image(scores, batch, row, anomalous))
 
     def draw(self, file: Path, warning: str | None) -> None:
-        """Draw the kept images below each other, with maps on one scale, and discard them.
+        """Draw the stored images below each other, with maps on one scale, then discard the images.
 
         Args:
             file: Destination; it is not written if there is nothing to draw.
-            warning: One line in red.
+            warning: Warning to draw in red, one line; None: no warning.
         """
         kept = [image for group in self._kept.values() for image in group]
         self._kept = {}

@@ -1,9 +1,9 @@
-"""Logging to Weights & Biases, for runs that use its logger.
+"""Logging to Weights & Biases (W&B), for runs that use the logger of W&B.
 
 The logger itself logs metrics and losses. These functions add the complete configuration and, at
 the end of a test, the metrics of all categories, the curves, the gallery with its masks, and an
 artifact with the report page and its source files. All of it is read from the run's folder.
-``wandb`` is only imported if its logger is used.
+``wandb`` is only imported for a run with that logger.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ ARTIFACT_FILES = (PAGE, METRICS_FILE, "metrics.csv", SCORES_FILE, CURVES_FILE)
 """Content of the artifact, in addition to the configurations."""
 MASK_LABELS = {1: "defect"}
 GROUP_VARIABLE = "WANDB_RUN_GROUP"
-MASK_THRESHOLD = 128  # masks in the gallery have lossy compression
+MASK_THRESHOLD = 128  # lossy compression leaves grey pixels in the masks
 
 
 @contextmanager
 def finish_wandb_run() -> Iterator[None]:
     """Finish a W&B run opened inside the context, and mark it as failed after an error.
 
-    Otherwise the next run of this process would be logged to it.
+    Otherwise the next run of this process would be logged to the same W&B run.
     """
     before = _open_run()
     code = 1

@@ -51,14 +51,14 @@ __all__ = ["RunWriter"]
 
 
 class RunWriter(Callback):
-    """Create and fill the run's folder; a run that fails before any result leaves no folder.
+    """Create and fill the run's folder; a run that fails before it has results leaves no folder.
 
     The first process creates the folder and broadcasts its path to the others.
 
     Args:
         root: Parent folder of all runs.
-        name: Name of the run; default: that of the first configuration file.
-        folder: Folder of the run, new or to be continued; default: a new one in root/name.
+        name: Name of the run; default: the name of the first configuration file.
+        folder: Folder of the run, new or existing; default: a new folder in root/name.
         maps: Whether to draw image, heat map and mask of every image; default: predict only.
             A test draws them at the evaluated size, predict at the original size of the image.
         raw_maps: Whether to save every anomaly map as a float16 .npy file.
@@ -128,7 +128,8 @@ class RunWriter(Callback):
             exported = self.folder / pl_module.export_name
             if exported.exists():
                 raise ValueError(
-                    f"{exported} exists: give another --output.folder, or continue with --ckpt_path"
+                    f"{exported} exists: give another --output.folder, or resume its fit "
+                    f"with --ckpt_path"
                 )
         self._refuse_other_results(stage)
         all_sizes = self.raw_maps or self._draws(stage)
@@ -146,7 +147,7 @@ class RunWriter(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the trained weights, if they can be exported, and a t-SNE of the features."""
-        trained = trainer.fit_loop.total_batch_idx >= 0  # limits may leave no batch
+        trained = trainer.fit_loop.total_batch_idx >= 0  # False if limits left no batch
         if not trainer.is_global_zero or not trained:
             return
         if isinstance(pl_module, Exporter):
@@ -187,7 +188,7 @@ class RunWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Store scores and maps; with several test dataloaders, those of the first."""
+        """Store scores and maps; with several test dataloaders, only those of the first."""
         if dataloader_idx == 0 and isinstance(pl_module, EvaluatedModule):
             self.records.keep(pl_module, outputs, batch)
 
@@ -264,7 +265,7 @@ class RunWriter(Callback):
         return self._records
 
     def _refuse_other_results(self, stage: str) -> None:
-        """Check that an existing folder has no results of the other kind.
+        """Check that test and predict do not write into the same folder.
 
         Raises:
             ValueError: If predict would write to the folder of a test, or the other way round.
@@ -273,12 +274,11 @@ class RunWriter(Callback):
         for other, file, kind in (("predict", of_test, "test"), ("test", of_predict, "predict")):
             if stage == other and file.is_file():
                 raise ValueError(
-                    f"{self.folder} has the results of a {kind}: give {stage} another "
-                    f"--output.folder"
+                    f"{self.folder} has the results of {kind}: give {stage} another --output.folder"
                 )
 
     def _remove_stale(self) -> None:
-        """Remove the files that show an earlier run's results, which are about to be replaced."""
+        """Remove page, curves and gallery of earlier results, which are about to be replaced."""
         for name in (PAGE, CURVES_FILE):
             (self.folder / name).unlink(missing_ok=True)
         shutil.rmtree(self.folder / GALLERY, ignore_errors=True)
@@ -288,7 +288,7 @@ class RunWriter(Callback):
         return self.folder / ".scratch"
 
     def _draws(self, stage: str) -> bool:
-        """Return whether to draw all images, which is the default of predict."""
+        """Return whether a stage draws all images; by default, only predict does."""
         return self.maps is not False if stage == "predict" else bool(self.maps)
 
     def _write_metrics(
@@ -313,7 +313,7 @@ class RunWriter(Callback):
             "complete": len(rows) == listed,
             "listed": listed,
             **({} if "overlap" in evaluation else {"overlap": _overlap(method, data)}),
-            # Their masks are empty, possibly only after resizing or cropping.
+            # Anomalous images whose mask is empty, possibly only after resizing or cropping.
             **({"anomalous_without_pixels": without_pixels} if method.is_detector else {}),
             **evaluation,
             "images": {name: images for name, (images, _) in counts.items()},
@@ -364,7 +364,7 @@ class RunWriter(Callback):
     def _write_maps(
         self, trainer: Trainer, method: EvaluatedModule, rows: Rows, ranges: Ranges
     ) -> None:
-        """Draw and save the maps of this process on the scales of all processes, then clean up."""
+        """Draw and save this process's maps on scales common to all processes, then clean up."""
         if method.is_detector:
             records, data = self.records, _data(trainer)
             draws = self._draws("predict" if trainer.predicting else "test")
@@ -406,12 +406,12 @@ class RunWriter(Callback):
 
 
 def _overlap(method: EvaluatedModule, data: AnomalyData) -> int | None:
-    """Return the number of test images among the training images; None without training."""
+    """Return the number of test images among the training images; None if unknown or untrained."""
     if not method.can_be_fitted and not data.has_shots:
         return None
     try:
         return len(data.overlap())
-    except (OSError, ValueError):  # the training images may be missing where a checkpoint is tested
+    except (OSError, ValueError):  # the machine of a test may lack the training images
         return None
 
 

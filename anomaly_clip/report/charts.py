@@ -68,7 +68,7 @@ def build_charts(files: RunFiles, names: Sequence[str]) -> list[Chart]:
 
 
 def lowest_curves(files: RunFiles, key: str) -> dict[str, Curve]:
-    """Return the curves of one kind by category; at most `MAX_LINES`, the lowest by metric."""
+    """Return one kind of curve for the `MAX_LINES` categories with the lowest metric."""
     metric = CHARTS[key][-1]
     all_curves = {name: curves[key] for name, curves in files.curves.items() if key in curves}
     values = {name: mapping(files.metrics.get(name)).get(metric) for name in all_curves}
@@ -84,7 +84,7 @@ def _build_chart(key: str, files: RunFiles, names: Sequence[str]) -> Chart:
     reach = max((curve.x[-1] for curve in curves.values()), default=1.0) or 1.0
     lines = []
     for name, curve in curves.items():
-        # The mean over several rounds is not the area under the curve, which is of the first round.
+        # The metric is a mean over rounds, so it is not the area under the first round's curve.
         value = None if files.num_rounds > 1 else mapping(files.metrics.get(name)).get(metric)
         line_title = name if value is None else f"{name} {percent([value])[0]}"
         if name in numbers:

@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 PRINTED_METRICS = ("image_auroc", "pixel_auroc", *CLASS_METRICS)
-"""Metrics that are printed when several runs are compared, if available; files have all metrics."""
+"""Metrics printed for several runs, if available. A single run's table and the files have all."""
 MAX_NAMES = 3
 """Maximum number of names listed in a message."""
 
@@ -105,10 +105,10 @@ def _has_any(run: FinishedRun, metric: str) -> bool:
 
 
 def _common_categories(runs: Sequence[FinishedRun]) -> list[str]:
-    """Return the categories that all runs share, including those that failed.
+    """Return the categories that all runs share, including failed categories.
 
     Raises:
-        UserError: If the categories of a run differ from those of the first.
+        UserError: If the categories of a run differ from those of the first run.
     """
     first = {*runs[0].categories, *runs[0].failed}
     for run in runs[1:]:
@@ -117,7 +117,7 @@ def _common_categories(runs: Sequence[FinishedRun]) -> list[str]:
             raise UserError(
                 f"{runs[0].label} and {run.label} have different categories "
                 f"({_only(first - other, runs[0])}{_only(other - first, run)}): compare runs of "
-                f"the same categories, or compare these with a published table (--table)"
+                f"the same categories, or compare these runs with a published table (--table)"
             )
     return list(dict.fromkeys([*runs[0].categories, *runs[0].failed]))
 

@@ -33,7 +33,7 @@ def build_table(
     random_weights: bool,
     remark: str | None = None,
 ) -> Table:
-    """Return the metrics in percent, one row per category and the mean; a dash if undefined.
+    """Return a table in percent: one row per category, and the mean; a dash if undefined.
 
     Args:
         results: The metrics.

@@ -69,14 +69,14 @@
     if (text !== undefined) node.textContent = text;
     return node;
   };
-  // The fewest digits that distinguish the steps of a view.
+  // Formats a value with the fewest digits that distinguish the steps of a view.
   const number = (value, current) => {
     const width = current.high - current.low || 1;
     const size = Math.max(Math.abs(current.low), Math.abs(current.high), width);
     const digits = Math.min(15, Math.max(4, Math.ceil(Math.log10(size / width)) + 4));
     return Number(value.toPrecision(digits)).toString();
   };
-  // The displayed threshold must give the same counts: more digits where scores are close together.
+  // Formats a threshold with the fewest digits that give the same counts as the exact value.
   const exact = (value, current) => {
     const values = [current.normal, current.anomalous, current.all].filter(Boolean);
     const counts = (limit) => values.map((scores) => below(scores, limit)).join();
@@ -157,7 +157,7 @@
   const showVerdicts = () => {
     for (const card of document.querySelectorAll(".gallery .card")) {
       const category = Number(card.dataset.category), badge = card.querySelector(".verdict");
-      // With all categories shown, each has its own threshold until the common one is moved.
+      // When all categories are shown, each uses its own threshold until the common one is moved.
       const current = view(shown === ALL && view(ALL)?.moved ? ALL : category);
       if (!current || card.dataset.label === undefined) continue;
       const predicted = Math.fround(card.dataset.score) >= current.threshold;
@@ -269,7 +269,7 @@
     if (Number.isFinite(event.target.valueAsNumber)) moveTo(view(shown), event.target.valueAsNumber, "exact");
   });
   byId("reset")?.addEventListener("click", () => moveTo(view(shown), view(shown).start, "reset"));
-  // Nothing can be expanded on paper, so print the whole view.
+  // Nothing can be expanded on paper, so expand everything before printing.
   addEventListener("beforeprint", () => {
     for (const details of document.querySelectorAll("details")) details.open = true;
     for (const more of document.querySelectorAll(".more")) more.dataset.pressed = "yes";

@@ -36,7 +36,7 @@ __all__ = ["PAGE", "write_page"]
 
 PAGE = "report.html"
 MAX_SCORES = 1_000_000
-"""Most image scores that are embedded, 5.4 bytes each; a larger run gets no threshold."""
+"""Maximum number of embedded image scores (5.4 bytes each); larger runs get no threshold slider."""
 MAX_IMAGE_BYTES = 9_000_000
 """Total size of the embedded images in bytes, before base 64 adds a third."""
 MAX_PAGE_BYTES = 19_000_000
@@ -54,7 +54,7 @@ def write_page(folder: Path) -> Path:
         folder: Folder of a finished run of test, each or predict.
 
     Raises:
-        UserError: If the folder is not that of a finished run, or a file in it is damaged.
+        UserError: If the folder is not the folder of a finished run, or contains a damaged file.
     """
     files = read_files(folder)
     page = _render(files, MAX_IMAGE_BYTES)
@@ -67,7 +67,7 @@ def write_page(folder: Path) -> Path:
 
 def _render(files: RunFiles, image_bytes: int) -> bytes:
     """Return the page, with at most ``image_bytes`` bytes of images."""
-    # Metrics, scores or both: classification has no scores, predict has no metrics.
+    # A category has metrics, scores or both: classification has no scores, predict no metrics.
     names = list(dict.fromkeys([*files.metrics, *files.scores]))
     gallery, left_out = _embed_gallery(files.gallery, names, image_bytes)
     has_scores = sum(len(category.scores) for category in files.scores.values()) <= MAX_SCORES
@@ -214,7 +214,7 @@ def _base64(scores: np.ndarray) -> str:
 def _embed_gallery(
     gallery: Sequence[GalleryImage], names: Sequence[str], num_bytes: int
 ) -> tuple[dict[str, list[dict[str, Any]]], int]:
-    """Return the gallery by kind, worst first, and the number of images left out for their size.
+    """Return the gallery by kind, worst first, and the number of images beyond the size limit.
 
     Args:
         gallery: All images of the gallery.

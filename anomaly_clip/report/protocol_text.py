@@ -11,7 +11,7 @@ from anomaly_clip.results.run_files import mapping
 __all__ = ["MAX_ENTRIES", "protocol_text", "record_text", "value_text"]
 
 MAX_ENTRIES = 60
-"""Maximum number of entries shown of a list or table."""
+"""Maximum number of entries of a list or table that are shown."""
 LABELS = {
     "words": "category names",
     "one_model_a_category": "one model per category",
@@ -23,8 +23,8 @@ LABELS = {
 def protocol_text(protocol: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return a protocol as pairs of name and text, with an explanation of unknown values.
 
-    Counts are left out, because the table of metrics shows them. The names that prompts use for the
-    categories are only listed if they differ from the categories.
+    Counts are left out, because the table of metrics shows them. Category
+    names, as used in prompts, are listed only if they differ from the categories.
     """
     shown = {k: value for k, value in protocol.items() if k not in ("images", "anomalous")}
     names = mapping(protocol.get("words"))

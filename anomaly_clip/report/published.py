@@ -1,6 +1,6 @@
 """Records of published results; ``published_reader`` reads them from ``published.yaml``.
 
-Metrics are fractions here, also where the paper prints percent.
+Metrics are fractions, even if the paper prints percent.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class RunSpec:
 
     Args:
         name: Name of the run; its folder is ``runs/<name>``.
-        match: Required values in the run's records; None: must be unset.
+        match: Required values by key of the run's records; None: the key must be unset.
         weights: Weights name that the run records (``imagenet``), or the name of a
             :class:`WeightsSpec`.
         commands: Commands to reproduce the run, starting with those for its weights.
@@ -67,7 +67,7 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class PublishedColumn:
-    """A metric, and the categories that it is averaged over."""
+    """A metric, and the categories over which it is averaged."""
 
     metric: str
     of: str | None
@@ -75,7 +75,7 @@ class PublishedColumn:
 
     @property
     def key(self) -> str:
-        """Name of the column in the file."""
+        """Name of the column in ``published.yaml``."""
         return self.metric if self.of is None else f"{self.metric} of {self.of}"
 
 

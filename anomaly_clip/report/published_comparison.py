@@ -45,7 +45,7 @@ class OurCell:
 
     value: float | None
     remark: str
-    """Text instead of the value, or below it."""
+    """Text below the value, or in its place if there is no value."""
     comparable: bool
     spread: float | None = None
     """Standard deviation over several runs; None for a single run."""
@@ -101,7 +101,11 @@ def compare_with_published(
         if letter not in placed
     ]
     doubts = [TableNote(f"[{number}] {text}") for text, number in doubt_numbers.items()]
-    reference = [] if table.runs else [TableNote("For reference only: no run matches any row.")]
+    reference = (
+        []
+        if table.runs
+        else [TableNote("For reference only: no run of this project corresponds to a row.")]
+    )
     report_table = ReportTable(
         title=f"{table.title} ({table.id}), percent",
         notes=[*_table_notes(table), *run_warnings(runs_by_letter)],
@@ -145,7 +149,7 @@ def _our_cell(
 
 
 def _are_draws(runs: Sequence[FinishedRun]) -> bool:
-    """Return whether the runs of one row can be averaged: several that differ only in seeds."""
+    """Return whether one row has several runs that differ only in seeds, and can be averaged."""
     seeds = {run.seeds for run in runs}
     return len(runs) > 1 and len(seeds) == len(runs) and len({run.settings for run in runs}) == 1
 
@@ -220,7 +224,7 @@ def _data_rows(
     cells: Sequence[OurCell] | None,
     runs: Sequence[FinishedRun],
 ) -> list[list[object]]:
-    """Return the machine-readable cells of a row, for one run, the mean of several, or no run."""
+    """Return a row's machine-readable cells for one run, for the mean of several, or for no run."""
     labels = ", ".join(run.label for run in runs)
     weights = ", ".join(dict.fromkeys(run.weights for run in runs))
     warnings = list(dict.fromkeys(tag.long for run in runs for tag in run.tags))

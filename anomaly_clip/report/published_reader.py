@@ -1,7 +1,7 @@
 """Reader of ``published.yaml``, the published results; the file documents its own format.
 
-The file is a shorthand for the records (one entry stands for several runs, one value for a cell),
-so that it cannot be parsed into the dataclasses directly.
+The file is more compact than the records: one entry stands for several runs, and one number for a
+cell. It can therefore not be parsed into the dataclasses directly.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["FILE", "load_published", "read_published"]
 
 FILE = "published.yaml"
 UNSET = ("shots", "fraction", "auxiliary")
-"""Conditions that must be unset in a run unless an entry names them."""
+"""Keys that must be unset in a run, unless the entry has a condition for them."""
 CONDITIONS = {
     *UNSET,
     *("method", "data", "backbone", "image_size", "train_categories", "frozen", "targets", "each"),
@@ -101,7 +101,7 @@ class _Reader:
         tables = {name: self.table(name, entry) for name, entry in self.entries(content, "tables")}
         used = {run.name for table in tables.values() for run in table.runs}
         for name in self.runs:
-            self.check(name in used, f"no row uses the run {name}: add one, or remove it")
+            self.check(name in used, f"no row uses the run {name}: add a row, or remove the run")
         return PublishedTables(tables, self.groups, self.weights)
 
     def weights_of(self, name: str, entry: Any) -> WeightsSpec:
@@ -217,7 +217,7 @@ class _Reader:
         return PublishedCell(fraction, spread, doubt)
 
     def doubt(self, text: str | None) -> str | None:
-        """Return the text of a doubt, given either directly or by its name in section doubts."""
+        """Return the text of a doubt, which is given directly or by its name in section doubts."""
         return None if text is None else self.doubts.get(text, text)
 
     def entries(self, content: Any, part: str) -> Iterator[tuple[str, Any]]:
@@ -227,7 +227,8 @@ class _Reader:
         )
         for name, entry in content[part].items():
             self.check(
-                re.fullmatch(r"\w+", name) is not None, f"expected a plain name, got {name!r}"
+                re.fullmatch(r"\w+", name) is not None,
+                f"expected letters, digits and underscores, got {name!r}",
             )
             self.place.append(name)
             yield name, entry

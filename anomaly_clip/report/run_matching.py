@@ -18,9 +18,10 @@ def differences(
     source: PublishedTables,
     weights_kinds: Mapping[Path, str],
 ) -> list[str]:
-    """Return the differences between a run and the run that a row requires; empty if it matches.
+    """Return the differences between a run and the run that a row requires; empty if they match.
 
-    Random and demo weights are accepted in place of any weights and backbone.
+    Random and demo weights are accepted in place of any weights, with any backbone, image size and
+    model options.
 
     Args:
         spec: The run that the row requires.
@@ -41,7 +42,7 @@ def differences(
 
 
 def _condition(run: FinishedRun, key: str) -> object:
-    """Return a run's value for a condition."""
+    """Return the value of a run that a condition refers to."""
     if key.startswith("model."):
         model = run.config.get("model")
         return _lookup(model.get("init_args") if isinstance(model, dict) else None, key[6:])
@@ -77,7 +78,7 @@ def _weights_differences(
     if not run.provenance:
         file = run.weights
         return [
-            f"its weights {file} have no provenance record (if they are the right ones, pass "
+            f"its weights {file} have no provenance record (if these are the right weights, pass "
             f"--weights {required}={file})"
         ]
     return [
@@ -102,7 +103,7 @@ def mismatch(
     source: PublishedTables,
     weights_kinds: Mapping[Path, str],
 ) -> str:
-    """Explain why a run matches no row, by its differences from the closest row.
+    """Explain why a run matches no row, with its differences from the closest row.
 
     Args:
         table: The published table.

@@ -20,7 +20,7 @@ __all__ = ["ReportTable", "TableLine", "TableNote"]
 MAX_PRINTED = 40
 """Maximum number of categories that are printed; files list all of them."""
 MAX_PADDED = 7
-"""Most columns that are printed with extra space between them."""
+"""Number of columns above which a printed table has no extra space between columns."""
 NAME_WIDTH = 10
 """Minimum width of a name column, so that "published" and "difference" are not wrapped."""
 STYLES = {"mean": "bold", "difference": "italic", "ours": "bold", "missing": "dim"}
@@ -104,8 +104,8 @@ class ReportTable:
         ranked = sorted(categories, key=lambda line: 2.0 if line.rank is None else line.rank)
         rest = [line for line in self.lines if line.kind != "category"]
         note = (
-            f"the {MAX_PRINTED} of {len(categories)} categories with the lowest {self.ranked_by}; "
-            f"--csv, --markdown and --html write all of them"
+            f"shown: the {MAX_PRINTED} of {len(categories)} categories with the lowest "
+            f"{self.ranked_by}; --csv, --markdown and --html write all categories"
         )
         return [*ranked[:MAX_PRINTED], *rest], [TableNote(note)]
 

@@ -101,7 +101,11 @@ class FinishedRun:
 
     @cached_property
     def expected(self) -> frozenset[str]:
-        """Categories that a mean must cover: all of the data set if those of the run are in it."""
+        """Categories that a mean must cover.
+
+        These are all categories of the data set if it contains those of the run, else those of the
+        run.
+        """
         tried = {*self.categories, *self.failed}
         published = set(DATASETS[self.data].counts) if self.data in DATASETS else set()
         return frozenset(published if tried <= published else tried)
@@ -147,7 +151,7 @@ class FinishedRun:
 
     @property
     def is_stand_in(self) -> bool:
-        """True for untrained and demo weights, with which no result was published."""
+        """True for untrained and demo weights, for which there are no published results."""
         return self.random or self.pretrained == DEMO
 
     def mean(self, metric: str, over: Sequence[str] | frozenset[str]) -> tuple[float | None, int]:

@@ -15,7 +15,7 @@ __all__ = [
 
 METRICS_FILE = "metrics.json"
 PREDICT_FILE = "predict.json"
-"""File that predict writes instead of metrics: the origin of its scores."""
+"""File that predict writes instead of ``metrics.json``, with the origin of the scores."""
 SCORES_FILE = "scores.csv"
 CONFUSION_FILE = "confusion.png"
 GALLERY = "gallery"
@@ -41,5 +41,6 @@ def create_run_folder(root: Path, name: str) -> Path:
             return parent / str(number)
     except OSError as error:
         raise ValueError(
-            f"output.root {root}: cannot make a run folder there ({error}): name a writable folder"
+            f"output.root {root}: cannot create a run folder there ({error}): choose a writable "
+            f"folder"
         ) from None

@@ -1,7 +1,6 @@
 """Anomaly maps stored on disk during a run and drawn at its end.
 
-They are stored because all maps of a category are drawn on a common scale, which is only known at
-the end.
+All maps of a category are drawn on a common scale, which is only known at the end of the run.
 """
 
 from __future__ import annotations
@@ -71,7 +70,7 @@ class MapStore:
             self.indices.append(index)
 
     def load(self, index: int, size: tuple[int, int] | None = None) -> dict[str, NDArray]:
-        """Load the maps of an image by name, ``map`` first, resized if a size is given."""
+        """Load the maps of an image by name, the final ``map`` first; optionally resize them."""
         with np.load(self._file(index)) as file:
             maps = {name: file[name] for name in file.files}
         if size is not None:

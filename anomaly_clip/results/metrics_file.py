@@ -18,7 +18,7 @@ PER_CATEGORY = ("images", "anomalous", "words")
 OF_ONE_CATEGORY = ("selected_epoch", "spread", "by_round", "trained_on")
 """Protocol entries of a single test that a merged run keeps per category."""
 COUNTS = ("overlap", "anomalous_without_pixels", "listed")
-"""Protocol entries that are summed; None if any of them is unknown."""
+"""Protocol entries that a merged run sums; a sum is None if any summand is unknown."""
 
 
 def weights_label(weights: WeightsRecord) -> str:
@@ -67,7 +67,7 @@ def merge_metrics(
 
     Args:
         parts: Content of ``metrics.json`` by category.
-        failed: Reason of the failure for each category without a test.
+        failed: Reason of the failure, by category without a test.
 
     Returns:
         The metrics of all categories with their means, and the section ``run``.

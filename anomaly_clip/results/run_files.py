@@ -72,13 +72,13 @@ class RunFiles:
         folder: The run's folder.
         run: Method, weights, protocol, seed and versions.
         warnings: Warnings to show next to the metrics.
-        mean: Mean metrics; None for predict.
+        mean: Means of the metrics over categories; None for predict.
         metrics: Metrics by category.
         scores: Image scores by category.
         curves: Curves by category.
         gallery: Images of the gallery.
         configs: Complete configurations by file name.
-        confusion: Image of the confusion matrix of a classification.
+        confusion: Image file of the confusion matrix; None unless the run is a classification.
     """
 
     folder: Path
@@ -94,7 +94,7 @@ class RunFiles:
 
     @property
     def num_rounds(self) -> int:
-        """Number of rounds that the metrics are averaged over."""
+        """Number of rounds over which the metrics are averaged."""
         rounds = mapping(self.run.get("protocol")).get("rounds")
         return rounds if isinstance(rounds, int) else 1
 
@@ -103,7 +103,7 @@ def read_files(folder: Path) -> RunFiles:
     """Read a run of test, each or predict.
 
     Raises:
-        UserError: If the folder is not that of a finished run, or a file in it is damaged.
+        UserError: If the folder is not the folder of a finished run, or contains a damaged file.
     """
     mean: Mapping[str, float | None] | None = None
     metrics: Mapping[str, Mapping[str, float | None]] = {}
@@ -120,7 +120,7 @@ def read_files(folder: Path) -> RunFiles:
         warnings = [] if remark is None else [remark]
     else:
         raise UserError(
-            f"{folder}: it has neither {METRICS_FILE} nor {PREDICT_FILE}: name the folder of a "
+            f"{folder} contains neither {METRICS_FILE} nor {PREDICT_FILE}: name the folder of a "
             f"finished run of test, each or predict"
         )
     parts = [folder, *(folder / safe_name(name) for name in metrics)]
@@ -151,7 +151,7 @@ def _checked_mean(content: Mapping[str, Any], file: Path) -> Mapping[str, float 
 
 
 def _read_scores(file: Path) -> dict[str, CategoryScores]:
-    """Read image scores by category; a classification has none."""
+    """Read image scores by category; a classification run has none."""
     if not file.is_file():
         return {}
     rows_by_category: dict[str, list[tuple[float, str]]] = {}
@@ -209,7 +209,9 @@ def _read_gallery(part: Path, folder: Path) -> list[GalleryImage]:
         for entry in read_object(file)["pictures"]:
             image = (part / GALLERY / entry["picture"]).resolve()
             full = part / "maps" / f"{entry['name']}.png"
-            inside = image.is_relative_to((part / GALLERY).resolve())  # embed no other file
+            inside = image.is_relative_to(
+                (part / GALLERY).resolve()
+            )  # embed no file from elsewhere
             if entry["kind"] not in HEADINGS_BY_KIND or not inside or not image.is_file():
                 continue
             images.append(

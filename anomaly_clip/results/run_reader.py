@@ -47,16 +47,18 @@ def find_runs(folders: Sequence[Path]) -> list[FinishedRun]:
 
 
 def _run_folders(folder: Path) -> list[Path]:
-    """Return the folders with metrics that one command-line argument stands for."""
+    """Return the run folders that one command-line argument stands for."""
     if folder.name == METRICS_FILE:
         folder = folder.parent
     if (folder / METRICS_FILE).is_file():
         return [folder]
     if not folder.is_dir():
-        raise UserError(f"{folder}: there is no such folder; name that of a run, e.g. runs/padim/1")
+        raise UserError(
+            f"{folder}: there is no such folder; name a run folder, such as runs/padim/1"
+        )
     if (folder / CONFIG_FILES[0]).is_file():
         raise UserError(
-            f"{folder}: the run is not finished, {METRICS_FILE} is missing; continue it with "
+            f"{folder}: the run is not finished, as {METRICS_FILE} is missing; resume the run with "
             f"anomaly_clip each --resume {folder}"
         )
     below = sorted(file.parent for file in folder.glob(f"*/{METRICS_FILE}"))
@@ -65,11 +67,11 @@ def _run_folders(folder: Path) -> list[Path]:
     checkpoint = folder / "checkpoints" / "last.ckpt"
     if checkpoint.is_file():
         raise UserError(
-            f"{folder}: fitted but not tested, {METRICS_FILE} is missing; test it with "
-            f"anomaly_clip test --ckpt_path {checkpoint}"
+            f"{folder}: the run was fitted but not tested, as {METRICS_FILE} is missing; test it "
+            f"with anomaly_clip test --ckpt_path {checkpoint}"
         )
     raise UserError(
-        f"{folder}: it has no {METRICS_FILE}; name the folder of a finished run of test or each"
+        f"{folder} contains no {METRICS_FILE}; name the folder of a finished run of test or each"
     )
 
 
@@ -77,7 +79,7 @@ def read_run(folder: Path) -> FinishedRun:
     """Read a run of test or each.
 
     Raises:
-        UserError: If the file is missing or damaged.
+        UserError: If ``metrics.json`` is missing or damaged.
     """
     return parse_run(folder, read_json(folder / METRICS_FILE))
 
@@ -174,7 +176,7 @@ def expect(valid: bool, file: Path, problem: str) -> None:
     """Check a condition on a file of a run.
 
     Raises:
-        UserError: If the condition is false; the message has the file and ``problem``.
+        UserError: If the condition is false; the message contains the file and ``problem``.
     """
     if not valid:
         raise UserError(f"{file}: {problem}, unlike the file of a finished run: {REPEAT_TEST}")
@@ -193,7 +195,7 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
 
 
 def _read_provenance(weights: Path) -> Mapping[str, Any]:
-    """Return the record of weights exported by a fit: their ``.json``, and the synthesis."""
+    """Return the ``.json`` record of weights exported by a fit, and the synthesis of that fit."""
     record_file = weights.with_suffix(".json")
     if weights.suffix not in (".safetensors", ".pt") or not record_file.is_file():
         return {}

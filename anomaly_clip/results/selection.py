@@ -19,7 +19,7 @@ HEADINGS_BY_KIND: Mapping[Kind, str] = {
     "high": "Images with the highest scores",
     "usual": "Typical images: scores near the median",
 }
-"""Headings by the reason of the selection; the last two are for images without labels."""
+"""Headings by the reason for the selection; the last two are for images without labels."""
 
 MAX_PER_CATEGORY = 12
 """Maximum number of images of one kind selected per category."""
@@ -34,8 +34,9 @@ class SelectedImage(NamedTuple):
     """Index of the image in the data set's listing."""
     kind: Kind
     gap: float
-    """Sort key, highest first: distance from the category's threshold as a fraction of the range of
-    its scores, positive on the wrong side, for hits above it; without labels, the score itself."""
+    """Sort key, highest first. With labels: distance of the score from the category's threshold as
+    a fraction of the category's score range; positive for misclassified images and for hits.
+    Without labels: the score itself."""
 
 
 def best_threshold(scores: Sequence[float], anomalous: Sequence[bool]) -> float | None:
@@ -61,7 +62,7 @@ def best_threshold(scores: Sequence[float], anomalous: Sequence[bool]) -> float 
 
 
 def select_images(rows: Rows) -> list[SelectedImage]:
-    """Select images of every category and kind; with very many categories, the worst overall.
+    """Select images of every category and kind, or the worst overall if there are many categories.
 
     Args:
         rows: Category, label and score of the images, by index.
@@ -99,7 +100,7 @@ def _select_in_category(rows: Rows, members: Sequence[int], count: int) -> list[
     threshold = best_threshold([scores[index] for index in members], labels)
     normal = [index for index in ranked if not rows[index]["label"]]
     anomalous = [index for index in ranked if rows[index]["label"]]
-    # At most half of the anomalous images, so that some remain as hits if there are few.
+    # Misses are at most half of the anomalous images, so that some remain as hits.
     misses = anomalous[: min(count, (len(anomalous) + 1) // 2)]
     hits = [i for i in anomalous[len(misses) :] if threshold is None or scores[i] >= threshold]
     level = scores[ranked[-1]] if threshold is None else threshold

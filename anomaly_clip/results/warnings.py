@@ -1,4 +1,4 @@
-"""Warnings to print next to metrics that are not what they seem."""
+"""Warnings to print next to metrics that would otherwise be misinterpreted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DEMO_REMARK = "demo weights, trained on generated images only: these metrics are
 
 
 def weights_remark(weights: Mapping[str, object]) -> str | None:
-    """Return the warning for metrics of untrained or demo weights, None for all others.
+    """Return the warning for metrics of untrained or demo weights; None for other weights.
 
     Args:
         weights: A run's record of its weights, a :class:`~anomaly_clip.records.WeightsRecord`.
@@ -44,7 +44,7 @@ def selection_warning(protocol: Mapping[str, object]) -> str | None:
 
 
 def rounds_remark(protocol: Mapping[str, Any]) -> str | None:
-    """Describe over how many rounds metrics are averaged, and their standard deviation."""
+    """Describe the number of averaged rounds, and the standard deviation of metrics over them."""
     rounds = protocol.get("rounds") or 1
     if rounds < 2:
         return None
