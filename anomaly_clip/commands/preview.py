@@ -50,7 +50,7 @@ def run_preview(words: Sequence[str]) -> int:
         "--split",
         type=Split,
         default="test",
-        help="split to draw (ignored with --data.synthesis and --data.augment, which use the train split)",
+        help="split to draw; --data.synthesis and --data.augment always use the train split",
     )
     parser.add_argument("--count", type=int, default=48, help="number of images, evenly spaced")
     parser.add_argument("--file", type=str, default="preview.png", help="output image")

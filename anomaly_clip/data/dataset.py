@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, default_collate
 from anomaly_clip.data.augment import Augmentation
 from anomaly_clip.data.auxiliary import check_auxiliary, share_image_size
 from anomaly_clip.data.base import BaseDataModule
-from anomaly_clip.data.feature_cache import FeatureCache
 from anomaly_clip.data.few_shots import FewShots
 from anomaly_clip.data.file_hashes import DuplicatePair
+from anomaly_clip.data.fit_sets import FitSets
 from anomaly_clip.data.image_cache import ImageCache
 from anomaly_clip.data.listing import Listing, TrainCategories
 from anomaly_clip.data.loaders import (
@@ -154,6 +154,7 @@ class AnomalyData(BaseDataModule):
         self.batch_size = batch_size
         self.num_workers = min(4, os.cpu_count() or 1) if num_workers is None else num_workers
         self.augmentation = Augmentation(augment, seed) if augment else None
+        self.fit_sets = FitSets(self, self.augmentation)
         self.listing = Listing(self, categories, train_categories)
         self.few_shots = FewShots(self, shots, fraction)
         check_auxiliary(self)
@@ -161,7 +162,6 @@ class AnomalyData(BaseDataModule):
         if not self.validation.exists:
             # Lightning then finds no validation loader; it would warn about an empty one.
             self.val_dataloader = MethodType(LightningDataModule.val_dataloader, self)  # type: ignore[method-assign]
-        self._in_fit: dict[str, SampleDataset | SyntheticDataset | SyntheticPairs | None] = {}
 
     # -- categories and samples ------------------------------------------------------------------
 
@@ -303,34 +303,15 @@ class AnomalyData(BaseDataModule):
 
     def fit_dataset(self) -> SampleDataset | SyntheticDataset:
         """Return the training samples as tensors; the same object throughout a fit."""
-        if "train" not in self._in_fit:
-            source = self if self.auxiliary is None else self.auxiliary
-            samples = self.fit_samples()
-            if self.synthesis is not None:
-                samples = [sample for sample in samples if not sample.label]
-            images = source.as_tensors(samples)
-            images.augmentation = self.augmentation
-            self._in_fit["train"] = (
-                images
-                if self.synthesis is None
-                else SyntheticDataset(images, self.synthesis, self.seed)
-            )
-        return self._in_fit["train"]  # type: ignore[return-value]
+        return self.fit_sets.training()
 
     def validation_dataset(self) -> SampleDataset | SyntheticPairs | None:
         """Return the validation samples as tensors, or None; the same object throughout a fit."""
-        if "val" not in self._in_fit:
-            self._in_fit["val"] = self.validation.dataset()
-        return self._in_fit["val"]  # type: ignore[return-value]
+        return self.fit_sets.validation()
 
     def unchanging_datasets(self) -> dict[str, SampleDataset]:
         """Return the ``fit`` and ``validation`` sets, if their images are the same every epoch."""
-        datasets = {"fit": self.fit_dataset(), "validation": self.validation_dataset()}
-        return {
-            name: part
-            for name, part in datasets.items()
-            if isinstance(part, SampleDataset) and part.augmentation is None
-        }
+        return self.fit_sets.unchanging()
 
     def cache_features(self, encoders: Mapping[str, Encoder], limit_gb: float, option: str) -> None:
         """Store the features of unchanging images on disk, to be used in batches instead of images.
@@ -344,13 +325,7 @@ class AnomalyData(BaseDataModule):
             OSError: If features cannot be written.
             ValueError: If the features would exceed the limit or the free disk space.
         """
-        assert self.trainer is not None
-        agree = self.trainer.strategy.reduce_boolean_decision
-        cache = FeatureCache(limit_gb, option, processes=processes(self.trainer), agree=agree)
-        for name, dataset in self.unchanging_datasets().items():
-            dataset.features = cache.fill(
-                dataset, encoders[name], self.batch_size, self.num_workers
-            )
+        self.fit_sets.cache_features(encoders, limit_gb, option)
 
     # -- overlap of training and test images -----------------------------------------------------
 
@@ -422,7 +397,7 @@ class AnomalyData(BaseDataModule):
                 missing, or test images are among the training images.
         """
         self._take_image_size(self._needs.image_size)
-        self._in_fit.clear()
+        self.fit_sets.clear()
         self.few_shots.check()
         if stage == "fit":
             self._refuse_overlap(self.fit_samples())

@@ -1,0 +1,77 @@
+"""The training and validation images of a fit as tensors, created once per fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from anomaly_clip.data.augment import Augmentation
+from anomaly_clip.data.feature_cache import FeatureCache
+from anomaly_clip.data.loaders import processes
+from anomaly_clip.data.samples import SampleDataset
+from anomaly_clip.data.synthetic import SyntheticDataset, SyntheticPairs
+from anomaly_clip.records import Encoder
+
+if TYPE_CHECKING:
+    from anomaly_clip.data.dataset import AnomalyData
+
+__all__ = ["FitSets"]
+
+
+class FitSets:
+    """Training and validation sets; the same objects until the next fit.
+
+    Args:
+        data: The data module.
+        augmentation: Random transforms of the training images; None for none.
+    """
+
+    def __init__(self, data: AnomalyData, augmentation: Augmentation | None) -> None:
+        self.data = data
+        self.augmentation = augmentation
+        self._sets: dict[str, SampleDataset | SyntheticDataset | SyntheticPairs | None] = {}
+
+    def clear(self) -> None:
+        """Forget the sets, because a new fit begins."""
+        self._sets.clear()
+
+    def training(self) -> SampleDataset | SyntheticDataset:
+        """Return the training images, with synthetic defects and augmentation if configured."""
+        data = self.data
+        if "train" not in self._sets:
+            source = data if data.auxiliary is None else data.auxiliary
+            samples = data.fit_samples()
+            if data.synthesis is not None:
+                samples = [sample for sample in samples if not sample.label]
+            images = source.as_tensors(samples)
+            images.augmentation = self.augmentation
+            self._sets["train"] = (
+                images
+                if data.synthesis is None
+                else SyntheticDataset(images, data.synthesis, data.seed)
+            )
+        return self._sets["train"]  # type: ignore[return-value]
+
+    def validation(self) -> SampleDataset | SyntheticPairs | None:
+        """Return the validation images; None if there are none."""
+        if "val" not in self._sets:
+            self._sets["val"] = self.data.validation.dataset()
+        return self._sets["val"]  # type: ignore[return-value]
+
+    def unchanging(self) -> dict[str, SampleDataset]:
+        """Return the ``fit`` and ``validation`` sets, if their images are the same every epoch."""
+        sets = {"fit": self.training(), "validation": self.validation()}
+        return {
+            name: part
+            for name, part in sets.items()
+            if isinstance(part, SampleDataset) and part.augmentation is None
+        }
+
+    def cache_features(self, encoders: Mapping[str, Encoder], limit_gb: float, option: str) -> None:
+        """See :meth:`~anomaly_clip.data.AnomalyData.cache_features`."""
+        data, trainer = self.data, self.data.trainer
+        assert trainer is not None
+        agree = trainer.strategy.reduce_boolean_decision
+        cache = FeatureCache(limit_gb, option, processes=processes(trainer), agree=agree)
+        for name, part in self.unchanging().items():
+            part.features = cache.fill(part, encoders[name], data.batch_size, data.num_workers)
