@@ -69,7 +69,7 @@ class WaferMaps:
                 with atomic_path(file) as temporary:
                     np.save(temporary, array)
         except OSError:
-            pass  # without a writable cache, the file is converted again
+            pass  # without a writable cache, the file is converted again each time
         return arrays
 
 
@@ -117,12 +117,12 @@ def read_wafers(file: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
 
 class MixedWM38(AnomalyData):
-    """MixedWM38 (Wang et al., 2020): 38,015 wafer maps with none to four of eight patterns.
+    """MixedWM38 (Wang et al., 2020): 38,015 wafer maps, each with zero to four of eight defects.
 
     A data set for classification: training images show defects, too. The split follows the authors'
-    script (a fifth for testing, seed 10), but has every class in both splits (see
-    ``docs/data.md``). Each of an image's three channels is the level times 127, resized by nearest
-    neighbour.
+    script (a fifth for testing, seed 10), but is stratified, so that both parts contain every class
+    (see ``docs/data.md``). All three channels of an image are equal: the level times 127, resized
+    by nearest neighbour.
 
     Args:
         root: The ``.npz`` file, or the folder that contains it.

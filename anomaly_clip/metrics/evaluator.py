@@ -53,7 +53,7 @@ METRICS = (
 """Names under which metrics are logged, saved and printed, in this order."""
 
 MetricValues = dict[str, float | None]
-"""Metric values by name, fractions in 0..1; None if undefined (a single class)."""
+"""Metric values by name, fractions in 0..1; None if undefined because all labels are equal."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,11 @@ class EvaluatorSettings:
         pro_steps: Number of equally spaced thresholds of PRO (200 in zero-shot papers); null for
             the exact PRO over all thresholds.
         fpr_limit: False positive rate up to which PRO is integrated.
-        exact: Keep all pixels and rank them exactly (at most 12 bytes per pixel), instead of a
-            histogram of scores rounded to half precision (1.5 MiB per category; metrics are
-            reported with bounds).
-        fine: Use histograms with 20-bit bins instead: narrower bounds, 24 MiB per category.
+        exact: Keep all pixels and rank them exactly (at most 12 bytes per pixel), instead of
+            keeping a histogram of scores rounded to half precision (1.5 MiB per category; metrics
+            are reported with bounds).
+        fine: Use histograms with 20-bit keys instead of 16-bit ones: narrower bounds, 24 MiB per
+            category.
         bootstrap: Number of bootstrap resamples of the images of a category, for a 95 % interval
             of the image AUROC; null for no interval.
         bootstrap_seed: Seed of the resampling.
@@ -105,8 +106,8 @@ class Results(TypedDict):
     """Unweighted mean over the categories in which a metric is defined."""
     categories: dict[str, MetricValues]
     intervals: dict[str, Bounds]
-    """Intervals of each category, and of the mean under the key ``mean``: certified bounds of those
-    pixel metrics that are computed inexactly. Categories also have ``image_auroc_bootstrap`` if
+    """Intervals by category; the key ``mean`` has those of the mean. They are certified bounds of
+    the pixel metrics that are not exact. Categories also have ``image_auroc_bootstrap`` if
     requested."""
 
 
@@ -177,7 +178,7 @@ class Evaluator(Metric):
             self.add_state(name, [], dist_reduce_fx="cat")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **options: Any) -> Self:
-        """Move to a device but keep all types, because half precision would lose counts."""
+        """Move to a device but keep all dtypes, because half precision would lose counts."""
         super()._apply(lambda value: fn(value).to(value.dtype), *args, **options)
         return self
 
@@ -332,8 +333,8 @@ class Evaluator(Metric):
         index = concatenated(self.index)
         if not len(index):
             raise ValueError(
-                f"Evaluator: no image was evaluated in {len(self.categories)} categories, so there "
-                "are no metrics: check that the evaluated split has images"
+                f"Evaluator: no image of the {len(self.categories)} categories was evaluated, so "
+                "there are no metrics: check that the evaluated split has images"
             )
         _, inverse = index.unique(return_inverse=True)
         first = torch.full((int(inverse.max()) + 1,), len(index))

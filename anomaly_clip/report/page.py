@@ -58,7 +58,7 @@ def write_page(folder: Path) -> Path:
     """
     files = read_files(folder)
     page = _render(files, MAX_IMAGE_BYTES)
-    if len(page) > MAX_PAGE_BYTES:  # because of very many or very long names
+    if len(page) > MAX_PAGE_BYTES:  # if names are very many or very long
         page = _render(files, 0)
     with atomic_path(folder / PAGE) as temporary:
         temporary.write_bytes(page)
