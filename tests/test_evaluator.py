@@ -248,7 +248,7 @@ def test_an_anomalous_image_with_an_empty_mask_counts_as_anomalous() -> None:
 def test_reset_forgets() -> None:
     evaluator = evaluate(*make_case())
     evaluator.reset()
-    with pytest.raises(ValueError, match="no image was evaluated"):
+    with pytest.raises(ValueError, match="no image of the 2 categories was"):
         evaluator.compute()
 
 

@@ -250,7 +250,7 @@ class CLIPADA(CLIPMethod):
         return PatchLogits(coarse, fine, features, image)
 
     def logits(self, features: Tensor, direction: Tensor) -> Tensor:
-        """Return similarities of features ``(..., D)`` to a direction, divided by the temperature."""
+        """Return similarities of features ``(..., D)`` to a direction over the temperature."""
         tau = self.log_tau.exp().clamp(LEAST_TAU, MOST_TAU)
         with self.backbone.out_of_autocast():
             return features.float() @ direction.float() / tau
