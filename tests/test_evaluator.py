@@ -229,7 +229,7 @@ def test_bootstrap_is_seeded_and_contains_the_metric() -> None:
 
 
 def test_contradictory_settings() -> None:
-    with pytest.raises(ValueError, match="cannot both be True"):
+    with pytest.raises(ValueError, match="are both true, but exclude each other"):
         EvaluatorSettings(exact=True, fine=True)
     with pytest.raises(ValueError, match="bootstrap must be 1 or more"):
         EvaluatorSettings(bootstrap=0)

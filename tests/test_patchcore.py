@@ -233,10 +233,10 @@ def test_a_fit_needs_at_most_four_fifths_of_the_free_memory(
     ("limit", "expected"),
     [("7000000", 3_000_000), ("9000000000", 5_000_000 * 1024), ("max", 5_000_000 * 1024)],
 )
-def test_a_container_has_the_memory_of_its_limit(
+def test_available_memory_respects_the_limit_of_the_container(
     limit: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Available memory is the container's limit minus its use, at most that of the machine."""
+    """At most the memory available on the machine, and the limit minus the memory in use."""
     files = {
         "proc/meminfo": "MemTotal: 9000000 kB\nMemFree: 1 kB\nMemAvailable: 5000000 kB\n",
         "sys/fs/cgroup/memory.max": f"{limit}\n",

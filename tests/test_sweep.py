@@ -419,10 +419,10 @@ def test_a_run_that_fails_does_not_stop_the_others(
     assert "val/random_weights" not in rows[0]
     captured = capsys.readouterr()
     # The warning is printed before the first run, and again with the table (below).
-    assert "GOAL COMPUTED ON THE TEST IMAGES" in captured.err
+    assert "SWEEP METRIC COMPUTED ON THE TEST IMAGES" in captured.err
     assert "2: model.lr=-1 failed: model.lr must be above 0" in captured.err
     assert "RANDOM WEIGHTS" in captured.out
-    assert "GOAL COMPUTED ON THE TEST IMAGES" in captured.out
+    assert "SWEEP METRIC COMPUTED ON THE TEST IMAGES" in captured.out
     assert captured.out.strip().splitlines()[-1].split() == ["2", "-1", "failed", "–"]
 
 
@@ -435,7 +435,9 @@ def test_a_run_that_does_not_log_the_goal_fails(
     assert main([*words, "--output.root", str(tmp_path)]) == 1
     row, *others = table(tmp_path / "sweep_my_sweep" / "1")
     assert row["state"] == "failed"
-    assert [other["state"] for other in others] == ["not run"]  # they would not log the goal either
+    assert [other["state"] for other in others] == [
+        "not run"
+    ]  # they would not log the metric either
     assert (Path(row["folder"]) / "checkpoints" / "last.ckpt").is_file()  # the fit is kept
     assert row["why"].startswith("the fit did not log val/pixel_ap (it logged no val/ metric)")
     assert "failed" in capsys.readouterr().out
@@ -455,7 +457,7 @@ def test_random_and_demo_weights_and_test_images_are_labelled(
     capsys.readouterr()
     assert main(["sweep", str(file), *few, "--output.root", str(tmp_path)]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "runs 3, 4: GOAL COMPUTED ON THE TEST IMAGES" in out
+    assert "runs 3, 4: SWEEP METRIC COMPUTED ON THE TEST IMAGES" in out
     assert "runs 2, 4: RANDOM WEIGHTS" in out
     assert "runs 1, 3: demo weights" in out
     origins = [
@@ -469,7 +471,7 @@ def test_random_and_demo_weights_and_test_images_are_labelled(
     ]
 
 
-def test_a_sweep_is_resumed_where_it_was_started(
+def test_a_sweep_is_resumed_in_the_directory_it_was_started_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "sweep"

@@ -48,7 +48,7 @@ from anomaly_clip.schedules import total_steps, warmup_cosine
 
 __all__ = ["CLIPADA", "LossSettings", "MapSettings", "OptimSettings"]
 
-VALUE_BLOCKS = 2  # with dense: vv, number of blocks with value-value attention; a tap is the last
+VALUE_BLOCKS = 2  # consecutive blocks, ending at each tap, that dense "vv" changes
 LEAST_TAU, MOST_TAU = 0.01, 1.0
 EPS = 1e-6
 """Minimum distance of a probability from 0 and 1 before its logit is computed."""
@@ -79,8 +79,8 @@ class CLIPADA(CLIPMethod):
             and the logits of all layers are averaged. ``feature_layer`` must be one of them.
             Default: ``feature_layer`` alone.
         pre_norm: Apply a LayerNorm without parameters before the projections.
-        dense: block: patches as the layer returns them. vv: patches
-            computed by value-value attention in this layer and the one before it.
+        dense: How the patches of each tap are computed. block: as the layer returns them. vv: by
+            value-value attention in the layer of the tap and the layer before it.
         prompt: Settings of the learnable prompt.
         head_init: Initial projections. random: random weights. clip: CLIP's final projection, so
             that with two prompts initialised from text, training starts from a zero-shot map.
@@ -250,7 +250,7 @@ class CLIPADA(CLIPMethod):
         return PatchLogits(coarse, fine, features, image)
 
     def logits(self, features: Tensor, direction: Tensor) -> Tensor:
-        """Return similarities of features ``(..., D)`` to a direction over the temperature."""
+        """Return dot products of features ``(..., D)`` and a direction, divided by temperature."""
         tau = self.log_tau.exp().clamp(LEAST_TAU, MOST_TAU)
         with self.backbone.out_of_autocast():
             return features.float() @ direction.float() / tau

@@ -97,9 +97,9 @@ class Contrastive(LightningModule):
         indifference_weight: Weight of the indifference term.
         indifference_from: Fraction of the training after which the indifference term starts. Before
             that, prompts have no meaning yet.
-        windows: Fraction of the training until which a window is used, by the side of the window in
-            pixels (a multiple of the patch size). Whole images follow the last window. Default: no
-            windows.
+        windows: Mapping from the side of a window in pixels (a multiple of the patch size) to the
+            fraction of the training at which its use ends. After the last window, whole images are
+            used. Default: no windows.
         strengthening: Maximum factor by which defects are amplified at the start of the training; 1
             leaves them unchanged.
         strengthened_share: Fraction of the training after which defects have their original
@@ -350,9 +350,10 @@ class Contrastive(LightningModule):
     ) -> tuple[Tensor, Tensor, Window | None]:
         """Return pairs ``(n, 2, 3, S, S)`` in [0, 1], masks ``(n, S, S)`` and a patch grid window.
 
-        With ``model.windows``, early in the training, each pair is cropped to its own random
-        window, which contains part of the defect. All crops of a batch get the position embeddings
-        of the same randomly placed window; the window is None for whole images.
+        Early in the training, ``model.windows`` crops each pair at its own random place, so that
+        the crop contains part of the defect. The position embeddings do not follow the crops: all
+        crops of a batch use those of one random window of the patch grid. The window is None for
+        whole images.
         """
         images = torch.stack([batch["image"], batch["synthetic"]], dim=1).float() / 255
         masks = batch["synthetic_mask"]

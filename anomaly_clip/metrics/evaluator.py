@@ -92,8 +92,8 @@ class EvaluatorSettings:
         check_pro_options(self.fpr_limit, self.pro_steps)
         if self.exact and self.fine:
             raise ValueError(
-                f"model.evaluator.fine and model.evaluator.exact cannot both be {self.fine}: "
-                "set one of them to false"
+                "model.evaluator.fine and model.evaluator.exact are both true, but exclude each "
+                "other: set one to false"
             )
         if self.bootstrap is not None:
             check_at_least("model.evaluator.bootstrap", self.bootstrap, 1)
@@ -106,9 +106,9 @@ class Results(TypedDict):
     """Unweighted mean over the categories in which a metric is defined."""
     categories: dict[str, MetricValues]
     intervals: dict[str, Bounds]
-    """Intervals by category; the key ``mean`` has those of the mean. They are certified bounds of
-    the pixel metrics that are not exact. Categories also have ``image_auroc_bootstrap`` if
-    requested."""
+    """Intervals by category, and under the key ``mean`` those of the mean. The interval of a pixel
+    metric from a histogram is guaranteed to contain the exact value. If requested, each category
+    also has a bootstrap interval, ``image_auroc_bootstrap``."""
 
 
 @dataclass(frozen=True)
