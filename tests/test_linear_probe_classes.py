@@ -27,7 +27,7 @@ def weights(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (1, "the maps cannot be split with every class in both parts"),
+        (1, "the maps cannot be split so that both parts contain every class"),
         (2, "class Near-full has no test map: raise data.test_share, or try another"),
     ],
 )

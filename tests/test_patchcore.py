@@ -236,7 +236,7 @@ def test_a_fit_needs_at_most_four_fifths_of_the_free_memory(
 def test_available_memory_respects_the_limit_of_the_container(
     limit: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At most the memory available on the machine, and the limit minus the memory in use."""
+    """The smaller of the machine's available memory and the limit minus the memory in use."""
     files = {
         "proc/meminfo": "MemTotal: 9000000 kB\nMemFree: 1 kB\nMemAvailable: 5000000 kB\n",
         "sys/fs/cgroup/memory.max": f"{limit}\n",

@@ -122,7 +122,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"parameters": {"a": {"distribution": "int_uniform", "min": 0.5, "max": 1}}},
-        "int_uniform requires whole numbers, got 0.5 and 1",
+        "int_uniform requires whole numbers without a decimal point, got 0.5 and 1",
     ),
     (
         {"parameters": {"a": {"values": [1, 2], "probabilities": [0.5, 0.6]}}},

@@ -205,9 +205,9 @@ class MixedWM38(AnomalyData):
             )
         except ValueError as error:
             raise ValueError(
-                f"{self.wafers.file}: the maps cannot be split with every class in both parts at "
-                f"data.test_share {self.test_share} ({error}): change data.test_share, or add maps "
-                f"of each class"
+                f"{self.wafers.file}: with data.test_share {self.test_share}, the maps cannot be "
+                f"split so that both parts contain every class ({error}): change data.test_share, "
+                f"or add maps of each class"
             ) from None
         return {"train": np.sort(train), "test": np.sort(test)}
 

@@ -48,7 +48,7 @@ from anomaly_clip.schedules import total_steps, warmup_cosine
 
 __all__ = ["CLIPADA", "LossSettings", "MapSettings", "OptimSettings"]
 
-VALUE_BLOCKS = 2  # consecutive blocks, ending at each tap, that dense "vv" changes
+VALUE_BLOCKS = 2  # with dense "vv": number of blocks, the last being the tap, with such attention
 LEAST_TAU, MOST_TAU = 0.01, 1.0
 EPS = 1e-6
 """Minimum distance of a probability from 0 and 1 before its logit is computed."""
@@ -432,7 +432,7 @@ class CLIPADA(CLIPMethod):
     def parameter_groups(self, weight_decay: float) -> Iterator[dict[str, Any]]:
         """Yield the trained parameters, grouped by learning rate and weight decay.
 
-        Weight decay applies to matrices only, and not to the prompt. The groups come in this order:
+        Weight decay applies to all matrices except the prompt. The groups come in this order:
         the prompt; heads with and without decay; copied blocks with and without decay. Empty groups
         are omitted.
         """

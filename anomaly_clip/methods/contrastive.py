@@ -9,14 +9,15 @@ defect alone. The loss has these terms:
 - *state*: each image should be closer to the prompts of its own state, and the defective image of a
   pair should score higher than the normal one. Both losses use CLIP's final logit scale of 100,
   which zero-shot methods also apply to the class token.
-- *local*: patches on a defect should be closer to the abnormal prompts than other patches, and
-  closer than the same patches of the paired normal image. The second comparison rules out a
+- *local*: patches on a defect should be closer to the abnormal prompts than other patches are, and
+  than the corresponding patches of the paired normal image are. The second comparison rules out a
   shortcut: merely marking the object, on which defects lie, does not reduce this loss. Both
-  comparisons apply to the patches of the last layer and to the value-value patches that SDP uses,
-  for which real CLIPs are never trained.
-- *indifference*: two random halves of the normal prompts mean the same, so the difference between
-  their mean text vectors must not separate the images of a pair or their patches. Only the
-  difference between the states may do so.
+  comparisons apply to the patches of the last layer and to the value-value patches that SDP uses.
+  The training of the original CLIP has no loss on either kind of patch.
+- *indifference*: two random halves of the normal prompts have the same meaning. The difference
+  between their mean text vectors must therefore not separate the two images of a pair, or the
+  patches on a defect from the other patches of the same image. Only the difference between the
+  normal and the abnormal prompts may do so.
 """
 
 from __future__ import annotations

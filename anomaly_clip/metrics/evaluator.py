@@ -133,9 +133,9 @@ class Evaluator(Metric):
     2311.00453; see docs/methods/sdp.md). A constant part counts as zero (our choice).
 
     Only histograms of the maps are kept, so memory does not grow with the number of images (with
-    ``exact``, all pixel scores are kept). An image that one process sees more than once counts
-    once. If two processes see the same image, its pixels can no longer be removed from the merged
-    histograms, so ``compute`` raises an error if there are pixel metrics.
+    ``exact``, all pixel scores are kept). An image that one process sees repeatedly is counted
+    only once. If two processes see the same image, its pixels can no longer be removed from the
+    merged histograms, so ``compute`` raises an error if there are pixel metrics.
 
     Args:
         categories: Names of the categories, in the same order on all ranks.
