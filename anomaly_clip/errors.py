@@ -141,9 +141,9 @@ def explain(error: BaseException, options: Iterable[str] = ()) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """Return the first line of an error's message, or its class if it has none."""
+    """Return the first sentence of an error's message, or its class if it has none."""
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return re.split(r"(?<=[a-z])\. ", lines[0])[0] if lines else type(error).__name__
 
 
 def suggest(word: str, choices: Iterable[str]) -> str:
@@ -165,7 +165,8 @@ def _raised_here(error: BaseException) -> BaseException | None:
             trace = trace.tb_next
         if trace is not None and trace.tb_frame.f_code.co_filename.startswith(package):
             package_error = seen
-        seen = seen.__cause__ or seen.__context__  # type: ignore[assignment]
+        context = None if seen.__suppress_context__ else seen.__context__  # "from None"
+        seen = seen.__cause__ or context  # type: ignore[assignment]
     return package_error
 
 
@@ -196,7 +197,7 @@ def _explain_parsing(message: str, options: list[str]) -> str:
             name = owner.rpartition(".")[2]
             return _join(
                 f"{_path(key, match[1])}: {name} has no such option",
-                suggest(match[1], _options(owner)),
+                suggest(match[1], _options(owner)) or "list the options with --help",
             )
         if match := re.match(r"Expected a dot import path string: (.+)", reason):
             return _join(f"{key}: there is no class {match[1]}", suggest(match[1], _classes(key)))

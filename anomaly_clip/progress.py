@@ -28,6 +28,7 @@ __all__ = [
     "LogProgress",
     "counted",
     "duration",
+    "number_of",
     "rate",
     "say",
     "sees_bars",
@@ -262,6 +263,17 @@ def rate(speed: float) -> str:
         ('1,234 per second', '85.3 per second', '0.0123 per second')
     """
     return f"{speed:,.0f} per second" if speed >= 100 else f"{speed:.3g} per second"
+
+
+def number_of(count: int, noun: str) -> str:
+    """Format a count with its noun.
+
+    Example:
+        >>> from anomaly_clip.progress import number_of
+        >>> number_of(1, "image"), number_of(2, "image")
+        ('1 image', '2 images')
+    """
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

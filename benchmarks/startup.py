@@ -1,10 +1,10 @@
 """Time the start-up of the command line: its help, its errors, and the help of ``fit``.
 
-The script prints one JSON line with the processor seconds of each command: user and system time of
-the command's process alone, the minimum over interleaved rounds after one round that fills the
-caches. The exit status is 1 if the slowest invocation that runs no verb (no argument, ``--help``,
-``--version``, unknown verb) takes more than 0.3 s, or if ``fit --help`` takes over 2 s longer than
-``import lightning``.
+The script prints one JSON line with the processor seconds (user and system time) of each command's
+process. Each value is the minimum over several rounds, after a warm-up round; every round runs each
+command once. The exit status is 1 if the slowest invocation that runs no verb (no argument,
+``--help``, ``--version``, unknown verb) takes more than 0.3 s, or if ``fit --help`` takes over 2 s
+longer than ``import lightning``.
 
     python benchmarks/startup.py --rounds 7
 """

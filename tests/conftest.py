@@ -32,7 +32,9 @@ settings.register_profile("untimed", deadline=None)  # no time limit per example
 settings.load_profile("untimed")
 
 TESTS = Path(__file__).parent
-SHARED = TESTS.parent.parent / "shared"
+REAL_IMAGES = Path(
+    os.environ.get("ANOMALY_CLIP_REAL_IMAGES") or TESTS.parent.parent / "shared" / "data"
+)
 """Folder of real images next to the repository; it may be missing."""
 
 
@@ -64,9 +66,9 @@ def shared_data() -> Callable[[str], Path]:
     """Return a function that finds real images by name, or skips the test without them."""
 
     def find(name: str) -> Path:
-        if not (SHARED / "data" / name).is_dir():
-            pytest.skip(f"needs the real images {name} in ../shared/data")
-        return SHARED / "data" / name
+        if not (REAL_IMAGES / name).is_dir():
+            pytest.skip(f"needs the real images {name} in $ANOMALY_CLIP_REAL_IMAGES")
+        return REAL_IMAGES / name
 
     return find
 

@@ -3,9 +3,9 @@
     python tests/error_messages.py                        print the messages without a value
     python tests/error_messages.py --sample 60 --seed 15  print a random sample to judge by eye
 
-Both also print the share of messages that name a value. A message names a value if it interpolates
-an expression. The shared checks (``check_at_least`` and its family in ``errors.py``) always name
-the value; their calls are counted as well, because they are the usual way to raise an error.
+A message names a value if it interpolates an expression. Counted are exceptions that are raised, or
+returned by a helper to be raised, and calls of the shared checks of ``errors.py``
+(``check_at_least`` and its family), which always name the value.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "anomaly_clip"
+ERRORS = ("Error", "GoalMissing", "Refused")
+"""Endings of the names of exceptions."""
+SHARED_CHECKS = ("check_above", "check_at_least", "check_between", "check_choice")
 
 
 class Message(NamedTuple):
@@ -38,15 +41,19 @@ def messages(root: Path = PACKAGE) -> Iterator[Message]:
         source = path.read_text(encoding="utf-8")
         label = str(path.relative_to(root.parent))
         for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
-                error, argument = ast.unparse(node.exc.func), node.exc.args[0]
-                text = ast.unparse(argument)
-                yield Message(label, node.lineno, error, text, _interpolates(argument))
-            elif isinstance(node, ast.Call) and path.name != "errors.py":
-                function = ast.unparse(node.func)
-                if function.startswith("check_") and node.args:
-                    text = ", ".join(ast.unparse(argument) for argument in node.args)
-                    yield Message(label, node.lineno, function, text, True)
+            if isinstance(node, ast.Raise | ast.Return):
+                call = node.exc if isinstance(node, ast.Raise) else node.value
+            else:
+                call = node if isinstance(node, ast.Call) else None
+            if not isinstance(call, ast.Call) or not call.args:
+                continue
+            function, first = ast.unparse(call.func), call.args[0]
+            is_check = call is node and function in SHARED_CHECKS and path.name != "errors.py"
+            is_error = call is not node and function.endswith(ERRORS)
+            if is_error or is_check:
+                shown = [ast.unparse(argument) for argument in (call.args if is_check else [first])]
+                names_value = is_check or _interpolates(first)
+                yield Message(label, call.lineno, function, ", ".join(shown), names_value)
 
 
 def _interpolates(argument: ast.expr) -> bool:

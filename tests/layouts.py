@@ -79,14 +79,15 @@ def btad(root: Path) -> Path:
 
 
 def ksdd2(root: Path) -> Path:
-    """Three training and two test images, one defective per split; masks differ in size."""
+    """Three training and two test images, one defective per split; masks differ in size from
+    their images."""
     make = Maker(3)
     for split, first, defective in (("train", 10000, (2,)), ("test", 20000, (1,))):
         for number in range(3 if split == "train" else 2):
             stem = root / split / f"{first + number}"
             size = (23, 63)
             make.picture(stem.with_suffix(".png"), size)
-            other = (size[0] + 1, size[1] - 2)  # masks are off by a few pixels
+            other = (size[0] + 1, size[1] - 2)  # each mask is wider and shorter than its image
             mask = blob(other) if number in defective else np.zeros((other[1], other[0]), np.uint8)
             save_picture(root / split / f"{first + number}_GT.png", mask)
     return root
@@ -137,7 +138,7 @@ def head_ct(root: Path, *, nested: bool = False) -> Path:
 
 
 def brain_mri(root: Path) -> Path:
-    """Various extensions, one of them wrong, palettes, transparency, and a duplicate file."""
+    """Various extensions (one of them wrong), palettes, transparency and a duplicate file."""
     make = Maker(8)
     folder = root / "brain_tumor_dataset"
     make.picture(folder / "no" / "1 no.jpeg", format="JPEG")

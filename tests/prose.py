@@ -104,8 +104,17 @@ def check_python(path: Path, source: str) -> Iterator[Finding]:
     tree = ast.parse(source)
     heads = {id(node) for node in docstrings(tree)}
     keys = {id(node) for node in _keys(tree)}
+    pieces = {id(p) for n in ast.walk(tree) if isinstance(n, ast.JoinedStr) for p in n.values}
     for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            parts = [p.value if isinstance(p, ast.Constant) else "{}" for p in node.values]
+            whole = "".join(map(str, parts))
+            if " " in whole.strip():
+                for offset, message in words_in(whole):
+                    yield Finding(path, node.lineno + offset, message)
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if id(node) in pieces:
+                continue
             if id(node) in heads and HEADLESS.match(node.value):
                 first = node.value.strip().splitlines()[0]
                 yield Finding(path, node.lineno, f"begin with a noun or an imperative: {first!r}")

@@ -6,6 +6,8 @@ import importlib
 import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -154,3 +156,11 @@ def test_the_evidence_page_counts_the_missed_bounds() -> None:
     table = text.partition("### Missed bounds")[2].partition("\n## ")[0]
     shown = sorted(float(value) for value in re.findall(r"\| (-?[\d.e-]+) \| at", table))
     assert shown == pytest.approx(sorted(bound["value"] for bound in missed), rel=1e-2)
+
+
+def test_the_examples_are_linted() -> None:
+    """Ruff's own rules apply, apart from the name of the file, which is a comment here."""
+    for code in blocks("CONTRIBUTING.md", "python"):
+        command = [sys.executable, "-m", "ruff", "check", "--stdin-filename", "tests/x.py", "-"]
+        checked = subprocess.run(command, input=code, text=True, cwd=ROOT, capture_output=True)
+        assert checked.returncode == 0, checked.stdout

@@ -17,12 +17,15 @@ def test_literal_messages_are_distinguished_from_those_with_a_value(tmp_path: Pa
         'def i(x):\n    raise TypeError(f"a" "b")\n'
         'def j(x):\n    check_at_least("model.x", x, 1)\n'
         "def k():\n    raise\n"
+        'def l(x):\n    return ValueError(f"{x} is odd")\n'
+        "def m(x):\n    check_pixels(x)\n"
     )
     assert [message.names_value for message in messages(tmp_path)] == [
         False,
         True,
         True,
         False,
+        True,
         True,
     ]
 

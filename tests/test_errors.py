@@ -21,6 +21,7 @@ from anomaly_clip.errors import (
     suggest,
     user_errors,
 )
+from anomaly_clip.synthesis.synthesizer import SynthesisSettings
 
 
 @pytest.mark.parametrize("value", [0, 0.0, 1e-9, 3, math.inf])
@@ -169,3 +170,15 @@ def test_suggestions(word: str, choices: list[str], hint: str) -> None:
 def test_the_first_line_is_the_reason() -> None:
     assert reason(ValueError("first\nsecond")) == "first"
     assert reason(KeyboardInterrupt()) == "KeyboardInterrupt"
+
+
+def test_an_error_raised_from_none_replaces_its_cause() -> None:
+    with pytest.raises(ValueError, match="grid") as caught:
+        SynthesisSettings("erasing", options={"grid": 0})
+    assert explain(caught.value) == "data.synthesis: grid must be 1 or more, got 0"
+
+
+def test_of_a_longer_reason_the_first_sentence_is_shown() -> None:
+    assert reason(ValueError("no weights. To load them, trust the file.")) == "no weights"
+    assert reason(ValueError("a file.pt is too large\nsecond line")) == "a file.pt is too large"
+    assert reason(ValueError()) == "ValueError"

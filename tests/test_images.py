@@ -109,7 +109,7 @@ def test_mask_pixels_above_zero_are_defective(tmp_path: Path, value: int) -> Non
         assert np.array_equal(read_mask(path), expected), name
 
 
-def test_hidden_files_are_not_images() -> None:
+def test_stray_files_are_not_images() -> None:
     names = ["a.PNG", "b.jpeg", "._a.png", "Thumbs.db", "license.txt"]
     assert [is_image(Path(name)) for name in names] == [True, True, False, False, False]
 

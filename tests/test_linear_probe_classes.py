@@ -27,7 +27,7 @@ def weights(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (1, "the maps cannot be split with every class in both parts"),
+        (1, "the maps cannot be split so that both parts contain every class"),
         (2, "class Near-full has no test map: raise data.test_share, or try another"),
     ],
 )
@@ -76,7 +76,7 @@ def test_mistakes_with_a_checkpoint(
     assert not list(runs.glob("config-fit/*"))
 
 
-def test_classes_are_those_that_were_fitted() -> None:
+def test_the_data_must_have_the_fitted_classes() -> None:
     check_same(("multi", ["a", "b"]), ("multi", ["a", "b"]), "the data")
     with pytest.raises(ValueError, match=r"targets single \(2 classes\), but the test is read"):
         check_same(("single", ["a", "b"]), ("multi", ["a", "b"]), "the test")

@@ -202,7 +202,7 @@ def test_patches_are_put_in_the_order_of_their_images() -> None:
     order = torch.tensor([4, 0, 2, 5, 1, 3])  # as gathered from the processes
     parts = [(rows, patches[rows]) for rows in order.split([1, 3, 2])]
     assert_close(patchcore._in_order(parts), patches.flatten(0, 1), atol=0, rtol=0)
-    assert parts == []  # each part is freed once copied
+    assert parts == []  # each part is freed after it is copied
 
 
 @pytest.mark.parametrize("eps", [0.0, 0.9])
@@ -233,10 +233,10 @@ def test_a_fit_needs_at_most_four_fifths_of_the_free_memory(
     ("limit", "expected"),
     [("7000000", 3_000_000), ("9000000000", 5_000_000 * 1024), ("max", 5_000_000 * 1024)],
 )
-def test_a_container_has_the_memory_of_its_limit(
+def test_available_memory_respects_the_limit_of_the_container(
     limit: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The limit less the memory in use is available, but no more than the machine has."""
+    """The smaller of the machine's available memory and the limit minus the memory in use."""
     files = {
         "proc/meminfo": "MemTotal: 9000000 kB\nMemFree: 1 kB\nMemAvailable: 5000000 kB\n",
         "sys/fs/cgroup/memory.max": f"{limit}\n",

@@ -32,6 +32,7 @@ def test_other_beginnings_pass() -> None:
         ("x = 1\n# two pictures\n", 2),
         ('raise ValueError("it stands beside the file")\n', 1),
         ('f"{x} of the sentences"\n', 1),
+        ('f"{number} pictures"\n', 1),
     ],
 )
 def test_words_to_avoid_are_reported_with_their_line(source: str, line: int) -> None:

@@ -122,7 +122,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"parameters": {"a": {"distribution": "int_uniform", "min": 0.5, "max": 1}}},
-        "int_uniform requires whole numbers, got 0.5 and 1",
+        "int_uniform requires whole numbers without a decimal point, got 0.5 and 1",
     ),
     (
         {"parameters": {"a": {"values": [1, 2], "probabilities": [0.5, 0.6]}}},
@@ -250,7 +250,7 @@ def test_the_commands_of_wandbs_agent_are_accepted(
     assert main([*words[2:], "--print_config"]) == 0
     config = yaml.safe_load(capsys.readouterr().out)
     assert config["trainer"]["logger"]["class_path"].endswith("WandbLogger")
-    # The local sweep uses the same arguments, before it adds the logger.
+    # The local sweep uses the same arguments, apart from the logger, which it adds later.
     sweep = read_sweep(file)
     options = {name: p.draw(3, 1, name) for name, p in sweep.parameters.items()}
     assert sweep.words(options) == words[3:]
@@ -262,7 +262,7 @@ def test_the_commands_of_wandbs_agent_are_accepted(
 def tiny(file: Path, clip: str, mvtec: Path, tmp_path: Path) -> list[str]:
     """Return options that make the runs of a sweep file tiny."""
     words = ["--output.root", str(tmp_path / "runs"), *QUIET, "--data.root", str(mvtec)]
-    if file.stem != "sdp_plus":  # sdp_plus.yaml sweeps it
+    if file.stem != "sdp_plus":  # sdp_plus.yaml sweeps trainer.max_epochs itself
         words += ["--trainer.max_epochs", "1"]
     if file.stem == "tab":
         words += ["--model.backbone.weights", "random", "--model.text.name", clip]
@@ -287,7 +287,7 @@ def test_fit_logs_the_goal_of_every_file(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for category in ("bottle", "metal_nut"):  # too few images to hold any out
+    for category in ("bottle", "metal_nut"):  # add images: otherwise none can be held out
         good = mvtec_root / category / "train" / "good"
         for number, image in enumerate(sorted(good.iterdir())):
             (good / f"more{number}.png").write_bytes(image.read_bytes())
@@ -418,10 +418,11 @@ def test_a_run_that_fails_does_not_stop_the_others(
     assert {(row["weights"], row["validated on"]) for row in rows} == {("random", "test")}
     assert "val/random_weights" not in rows[0]
     captured = capsys.readouterr()
-    assert "GOAL COMPUTED ON THE TEST IMAGES" in captured.err  # before the first run, too
+    # The warning is printed before the first run, and again with the table (below).
+    assert "SWEEP METRIC COMPUTED ON THE TEST IMAGES" in captured.err
     assert "2: model.lr=-1 failed: model.lr must be above 0" in captured.err
     assert "RANDOM WEIGHTS" in captured.out
-    assert "GOAL COMPUTED ON THE TEST IMAGES" in captured.out
+    assert "SWEEP METRIC COMPUTED ON THE TEST IMAGES" in captured.out
     assert captured.out.strip().splitlines()[-1].split() == ["2", "-1", "failed", "–"]
 
 
@@ -434,7 +435,9 @@ def test_a_run_that_does_not_log_the_goal_fails(
     assert main([*words, "--output.root", str(tmp_path)]) == 1
     row, *others = table(tmp_path / "sweep_my_sweep" / "1")
     assert row["state"] == "failed"
-    assert [other["state"] for other in others] == ["not run"]  # they would not log the goal either
+    assert [other["state"] for other in others] == [
+        "not run"
+    ]  # they would not log the metric either
     assert (Path(row["folder"]) / "checkpoints" / "last.ckpt").is_file()  # the fit is kept
     assert row["why"].startswith("the fit did not log val/pixel_ap (it logged no val/ metric)")
     assert "failed" in capsys.readouterr().out
@@ -454,8 +457,8 @@ def test_random_and_demo_weights_and_test_images_are_labelled(
     capsys.readouterr()
     assert main(["sweep", str(file), *few, "--output.root", str(tmp_path)]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "runs 3, 4: GOAL COMPUTED ON THE TEST IMAGES" in out
-    assert "run 2, 4: RANDOM WEIGHTS" in out
+    assert "runs 3, 4: SWEEP METRIC COMPUTED ON THE TEST IMAGES" in out
+    assert "runs 2, 4: RANDOM WEIGHTS" in out
     assert "runs 1, 3: demo weights" in out
     origins = [
         (row["weights"], row["validated on"]) for row in table(tmp_path / "sweep_my_sweep/1")
@@ -468,7 +471,7 @@ def test_random_and_demo_weights_and_test_images_are_labelled(
     ]
 
 
-def test_a_sweep_is_resumed_where_it_was_started(
+def test_a_sweep_is_resumed_in_the_directory_it_was_started_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "sweep"

@@ -85,7 +85,7 @@ def test_the_best_runs_come_first(
 def test_a_warning_about_all_runs_names_no_run() -> None:
     by_test = [{"weights": "demo", "validated on": "test"}] * 4
     record = SweepRecord(**{**vars(RECORD), "origins": by_test})
-    assert [remark.partition(" ")[0] for remark in record.remarks] == ["GOAL", "demo"]
+    assert [remark.partition(" ")[0] for remark in record.remarks] == ["SWEEP", "demo"]
 
 
 def test_a_run_is_ranked_by_its_last_validation(tmp_path: Path) -> None:

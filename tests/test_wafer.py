@@ -103,7 +103,7 @@ def test_wrong_roots_and_too_few_maps(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"expected MixedWM38\.npz"):
         _ = MixedWM38(str(tmp_path)).categories
     mixed_wm38(tmp_path / "few", copies=1)
-    with pytest.raises(ValueError, match="every class in both parts"):
+    with pytest.raises(ValueError, match="both parts contain every class"):
         MixedWM38(str(tmp_path / "few")).samples("test")
     for name in ("a.npz", "b.npz"):
         np.savez(tmp_path / name, np.zeros(1))

@@ -210,10 +210,10 @@ def _comparison_rows(
         for label, run in runs.items()
     }
     rows = {
-        name: {label: of_run["categories"][name] for label, of_run in results.items()}
+        name: {label: run_results["categories"][name] for label, run_results in results.items()}
         for name in categories
     }
-    return {**rows, "mean": {label: of_run["mean"] for label, of_run in results.items()}}
+    return {**rows, "mean": {label: run_results["mean"] for label, run_results in results.items()}}
 
 
 def _write_comparison(

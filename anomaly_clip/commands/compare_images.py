@@ -79,7 +79,10 @@ def draw_maps(folder: Path, labels: Sequence[str], category: str, count: int) ->
             (0.0, 1.0),
             f"{samples[row].defect}; maps by backbone, each on its own scale",
             warning,
-            {label: of_label[number] for label, of_label in zip(labels[:-1], maps, strict=False)},
+            {
+                label: label_maps[number]
+                for label, label_maps in zip(labels[:-1], maps, strict=False)
+            },
             labels[-1],
         )
         for number, (row, item) in enumerate(zip(rows, items, strict=True))

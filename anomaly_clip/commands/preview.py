@@ -1,4 +1,4 @@
-"""``anomaly_clip preview``: a contact sheet of a data set, for a look before the first run."""
+"""``anomaly_clip preview``: a contact sheet of a data set, to look at before the first run."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def defect_sheet(data: AnomalyData, count: int = 48) -> NDArray[np.uint8]:
 
     def panels(row: int) -> Panels:
         image, synthetic = dataset.shown(row)
-        remark = "" if synthetic.mask.any() else ", none"
+        remark = "" if synthetic.mask.any() else ", no defect"
         caption = f"{dataset.samples[row].category}: {synthetic.info['recipe']}{remark}"
         label = (synthetic.label / max(1.0, float(synthetic.label.max())) * 255).astype(np.uint8)
         mask = synthetic.mask.astype(np.uint8) * 255

@@ -191,7 +191,7 @@ def show(
     console.print(f"angle between the representative vectors in degrees: {angles}")
     with_image = rows[0].similarity is not None
     for abnormal in (False, True):
-        of_class = [row for row in rows if row.abnormal == abnormal]
+        class_rows = [row for row in rows if row.abnormal == abnormal]
         key = (lambda row: -abs(row.map_effect or 0)) if with_image else (lambda row: row.typical)
         title = "abnormal" if abnormal else "normal"
         title += ", largest effect on the map first" if with_image else ", least typical first"
@@ -200,7 +200,7 @@ def show(
         headings = ["typical", *(["similarity", "on r0", "on r1"] if with_image else [])]
         for heading in headings:
             table.add_column(heading, justify="right", no_wrap=True)
-        for row in sorted(of_class, key=key)[:top]:
+        for row in sorted(class_rows, key=key)[:top]:
             cells = [f"{row.typical:.4f}"]
             if with_image:
                 cells.append(f"{row.similarity:.4f}")

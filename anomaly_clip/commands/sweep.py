@@ -56,7 +56,7 @@ Options = dict[str, Any]
 
 
 class GoalMissing(UserError):
-    """A finished fit has not logged the goal metric; the remaining runs would not log it either."""
+    """A finished fit has not logged the sweep's metric, nor would the remaining runs."""
 
 
 def run_sweep(words: Sequence[str]) -> int:
@@ -202,7 +202,7 @@ def _plan(
     """Build the first run, parse all runs; return the record and the configuration of each run.
 
     Raises:
-        UserError: If the options of a run are invalid, or no run can log the goal.
+        UserError: If the options of a run are invalid, or no run can log the sweep's metric.
     """
     configs, origins = [], []
     with tempfile.TemporaryDirectory() as nowhere, user_errors(known_options):
@@ -241,7 +241,7 @@ def _origin(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _check_goal(plan: DryRunCLI, sweep: Sweep) -> None:
-    """Check that ``fit`` will log the goal, as far as that can be known beforehand.
+    """Check that ``fit`` will log the sweep's metric, as far as that can be known beforehand.
 
     Raises:
         ValueError: If it will not.
@@ -279,7 +279,7 @@ def _run_one(folder: Path, record: SweepRecord, number: int) -> None:
     """Fit one run unless it is finished; an interrupted fit starts over.
 
     Raises:
-        GoalMissing: If the goal metric was not logged.
+        GoalMissing: If the sweep's metric was not logged.
         UserError: If the training has diverged.
     """
     run = folder / str(number)
@@ -301,7 +301,7 @@ def _fit(folder: Path, run: Path, record: SweepRecord, number: int) -> dict[str,
     """Fit and return the record of the result.
 
     Raises:
-        GoalMissing: If the goal metric was not logged.
+        GoalMissing: If the sweep's metric was not logged.
         UserError: If the training has diverged.
     """
     config = folder / CONFIGS / f"{number}.yaml"

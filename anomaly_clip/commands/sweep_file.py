@@ -122,7 +122,9 @@ def read_sweep(file: Path) -> Sweep:
         text = file.read_text(encoding="utf-8")
         content = yaml.safe_load(text)  # as W&B reads it
     except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+        raise UserError(
+            f"{file}: cannot be read ({error.strerror}): correct the path or its permissions"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = getattr(error, "problem_mark", None)
         line = "" if where is None else f", line {where.line + 1}"

@@ -209,6 +209,9 @@ def _check_settings(where: str, kind: str, settings: Mapping[str, float]) -> Non
     if low > high:
         raise ValueError(f"{where}: min {low} is above max {high}: swap them")
     if kind == "int_uniform" and not all(isinstance(bound, int) for bound in (low, high)):
-        raise ValueError(f"{where}: int_uniform requires whole numbers, got {low} and {high}")
+        raise ValueError(
+            f"{where}: int_uniform requires whole numbers without a decimal point, got {low} and "
+            f"{high}; for fractions, use distribution uniform"
+        )
     if kind.endswith("_values") and low <= 0:
         raise ValueError(f"{where}.min: {kind} requires more than 0, got {low}")

@@ -1,7 +1,7 @@
 """Record of a sweep: its runs, their results in the sweep's folder, and the table of all runs.
 
-Runs are compared by the last logged value of the goal metric, as in W&B's summary, not by the best
-value.
+Runs are compared by the last logged value of the sweep's metric, as in W&B's summary, not by the
+best value.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ RESULT_FILE, FAILURE_FILE = "result.json", "failed.json"
 RANDOM_MARK = "val/random_weights"
 """Flag logged by a fit with random weights; not a metric."""
 TEST_WARNING = (
-    "GOAL COMPUTED ON THE TEST IMAGES (data.val_split test): the best value is too optimistic"
+    "SWEEP METRIC COMPUTED ON THE TEST IMAGES (data.val_split test): the best value is too "
+    "optimistic"
 )
 
 
@@ -48,7 +49,7 @@ class SweepRecord:
     Args:
         title: Method and data set.
         directory: Working directory at the start, to which file names are relative.
-        metric: Name of the goal metric.
+        metric: Name of the sweep's metric.
         maximize: Whether higher is better.
         several: Whether a run uses several processes.
         runs: Options of each run.
@@ -81,11 +82,11 @@ class SweepRecord:
 
 
 def last_logged(file: Path, goal: str) -> tuple[dict[str, float], dict[str, int]]:
-    """Return the last value of every logged metric, and the epoch and step of the goal metric.
+    """Return the last value of every logged metric, and the epoch and step of the sweep's metric.
 
     Args:
         file: Log of Lightning's CSV logger.
-        goal: Name of the goal metric.
+        goal: Name of the sweep's metric.
     """
     metrics: dict[str, float] = {}
     time_logged: dict[str, int] = {}

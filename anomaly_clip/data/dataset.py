@@ -34,6 +34,7 @@ from anomaly_clip.data.transforms import MaskFilter, Resize
 from anomaly_clip.data.validation import ValidationSplit, ValSplit
 from anomaly_clip.errors import check_at_least, check_between
 from anomaly_clip.images import read_image, read_mask
+from anomaly_clip.progress import number_of
 from anomaly_clip.records import Batch, Encoder, LoaderNeeds, needs_of
 from anomaly_clip.synthesis.synthesizer import SynthesisSettings
 
@@ -358,7 +359,7 @@ class AnomalyData(BaseDataModule):
         labels = f"{sum(s.label for s in samples)} anomalous" if source.has_labels else "no labels"
         number = len({s.category for s in samples})
         return (
-            f"{len(samples)} images ({labels}) in {number} "
+            f"{number_of(len(samples), 'image')} ({labels}) in {number} "
             f"{'category' if number == 1 else 'categories'}"
             f"{'' if source is self else f' of {source.dataset_name} {source.root}'}"
         )

@@ -115,7 +115,9 @@ def list_visa(root: Path, category: str, split: Split) -> Iterator[Sample]:
     for number, row in read_table(file, VISA_COLUMNS):
         if len(row) < 4 or row[1] not in ("train", "test") or row[2] not in LABELS:
             raise ValueError(
-                f"{file}, line {number}: expected {', '.join(VISA_COLUMNS)}, got {', '.join(row)}"
+                f"{file}, line {number}: expected {', '.join(VISA_COLUMNS)}, got {', '.join(row)}; "
+                f"split must be train or test, and label {' or '.join(LABELS)}: correct the line, "
+                f"or restore the published file"
             )
         if row[0] == category and row[1] == split:
             rows.append((row[3], row[2] == "anomaly", row[4] if len(row) > 4 else ""))

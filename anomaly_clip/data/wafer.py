@@ -69,7 +69,7 @@ class WaferMaps:
                 with atomic_path(file) as temporary:
                     np.save(temporary, array)
         except OSError:
-            pass  # without a writable cache, the file is converted again
+            pass  # without a writable cache, the file is converted again each time
         return arrays
 
 
@@ -117,12 +117,12 @@ def read_wafers(file: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
 
 class MixedWM38(AnomalyData):
-    """MixedWM38 (Wang et al., 2020): 38,015 wafer maps with none to four of eight patterns.
+    """MixedWM38 (Wang et al., 2020): 38,015 wafer maps, each with zero to four of eight defects.
 
     A data set for classification: training images show defects, too. The split follows the authors'
-    script (a fifth for testing, seed 10), but has every class in both splits (see
-    ``docs/data.md``). Each of an image's three channels is the level times 127, resized by nearest
-    neighbour.
+    script (a fifth for testing, seed 10), but is stratified, so that both parts contain every class
+    (see ``docs/data.md``). All three channels of an image are equal: the level times 127, resized
+    by nearest neighbour.
 
     Args:
         root: The ``.npz`` file, or the folder that contains it.
@@ -205,9 +205,9 @@ class MixedWM38(AnomalyData):
             )
         except ValueError as error:
             raise ValueError(
-                f"{self.wafers.file}: the maps cannot be split with every class in both parts at "
-                f"data.test_share {self.test_share} ({error}): change data.test_share, or add maps "
-                f"of each class"
+                f"{self.wafers.file}: with data.test_share {self.test_share}, the maps cannot be "
+                f"split so that both parts contain every class ({error}): change data.test_share, "
+                f"or add maps of each class"
             ) from None
         return {"train": np.sort(train), "test": np.sort(test)}
 

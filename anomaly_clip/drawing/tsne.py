@@ -115,7 +115,9 @@ def tsne(
     states = np.asarray(defective, dtype=bool)
     names = np.asarray(classes)
     members = [names == class_name for class_name in np.unique(names)]
-    by_class = [_silhouette(rows[of_class], states[of_class]) for of_class in members]
+    by_class = [
+        _silhouette(rows[rows_of_class], states[rows_of_class]) for rows_of_class in members
+    ]
     defined = [value for value in by_class if value is not None]
     silhouettes = {
         "classes": _silhouette(rows, names),

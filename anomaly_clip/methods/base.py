@@ -17,6 +17,7 @@ from anomaly_clip.methods.evaluated import (
     EvaluatedModule,
     check_backbone,
     frozen_dtype,
+    missing_data_module,
     without_backbone,
 )
 from anomaly_clip.metrics.curves import CURVES_FILE
@@ -108,10 +109,7 @@ class AnomalyMethod(EvaluatedModule):
             categories = data.validation_categories() if validating else data.categories
             self.evaluator = Evaluator(categories, self.evaluator_settings)
         elif stage in ("validate", "test"):
-            raise ValueError(
-                f"{type(self).__name__}: {TrainerFn(stage).value} requires a data module of "
-                "anomaly_clip.data; pass one as datamodule="
-            )
+            raise missing_data_module(self, TrainerFn(stage).value)
 
     def _check_one_category(self, data: AnomalyData, stage: str) -> None:
         names = data.train_categories if stage == "fit" else data.categories

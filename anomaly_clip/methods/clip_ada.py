@@ -48,7 +48,7 @@ from anomaly_clip.schedules import total_steps, warmup_cosine
 
 __all__ = ["CLIPADA", "LossSettings", "MapSettings", "OptimSettings"]
 
-VALUE_BLOCKS = 2  # number of value-value attention blocks ending at each tap, for dense: vv
+VALUE_BLOCKS = 2  # with dense "vv": number of blocks, the last being the tap, with such attention
 LEAST_TAU, MOST_TAU = 0.01, 1.0
 EPS = 1e-6
 """Minimum distance of a probability from 0 and 1 before its logit is computed."""
@@ -79,16 +79,16 @@ class CLIPADA(CLIPMethod):
             and the logits of all layers are averaged. ``feature_layer`` must be one of them.
             Default: ``feature_layer`` alone.
         pre_norm: Apply a LayerNorm without parameters before the projections.
-        dense: block: patches as the layer returns them. vv: patches of value-value attention in two
-            blocks, the last of which is the layer.
+        dense: How the patches of each tap are computed. block: as the layer returns them. vv: by
+            value-value attention in the layer of the tap and the layer before it.
         prompt: Settings of the learnable prompt.
         head_init: Initial projections. random: random weights. clip: CLIP's final projection, so
             that with two prompts initialised from text, training starts from a zero-shot map.
         class_token: Also use CLIP's image embedding for the image score (our choice; AnomalyCLIP
-            and WinCLIP do so too). The embedding is compared with the prompt like a patch. Its
-            logit is averaged with the logit of the map's image score.
+            and WinCLIP do so too). The embedding is compared with the prompt in the same way as
+            a patch. Its logit is averaged with the logit of the map's image score.
         tau: Temperature of the similarities; the initial temperature with ``learn_tau``.
-        learn_tau: Learn the temperature, within 0.01 to 1.
+        learn_tau: Learn the temperature, clamped to [0.01, 1].
         refine: Settings of the refinement pass.
         loss: Weights of the losses.
         optim: Learning rates and their schedule.
@@ -212,7 +212,7 @@ class CLIPADA(CLIPMethod):
         """Return the direction ``(D,)`` that patches are compared with: the abnormal text vector.
 
         With two prompts, the direction is the abnormal minus the normal text vector. The sigmoid of
-        the dot product with it then equals the softmax over both classes.
+        the dot product with it then equals the abnormal class's softmax probability.
         """
         text = self.prompt(self.backbone)
         return text[0] if len(text) == 1 else text[1] - text[0]
@@ -250,7 +250,7 @@ class CLIPADA(CLIPMethod):
         return PatchLogits(coarse, fine, features, image)
 
     def logits(self, features: Tensor, direction: Tensor) -> Tensor:
-        """Return similarities of features ``(..., D)`` divided by the temperature, in float32."""
+        """Return dot products of features ``(..., D)`` and a direction, divided by temperature."""
         tau = self.log_tau.exp().clamp(LEAST_TAU, MOST_TAU)
         with self.backbone.out_of_autocast():
             return features.float() @ direction.float() / tau
@@ -267,8 +267,8 @@ class CLIPADA(CLIPMethod):
         """Score images ``(B, 3, H, W)``; the categories are not used.
 
         Returns:
-            The blurred map in [0, 1], the image score, and without blur the maps of the first and
-            the last pass (``coarse`` and ``fine``).
+            The blurred map in [0, 1], the image score, and the unblurred maps of the first and the
+            last pass (``coarse`` and ``fine``).
         """
         with self.backbone.out_of_autocast():
             encoded = self.encode(images, self._direction())
@@ -432,7 +432,7 @@ class CLIPADA(CLIPMethod):
     def parameter_groups(self, weight_decay: float) -> Iterator[dict[str, Any]]:
         """Yield the trained parameters, grouped by learning rate and weight decay.
 
-        Weight decay applies to matrices only, and not to the prompt. The groups come in this order:
+        Weight decay applies to all matrices except the prompt. The groups come in this order:
         the prompt; heads with and without decay; copied blocks with and without decay. Empty groups
         are omitted.
         """

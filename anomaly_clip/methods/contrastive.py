@@ -9,14 +9,15 @@ defect alone. The loss has these terms:
 - *state*: each image should be closer to the prompts of its own state, and the defective image of a
   pair should score higher than the normal one. Both losses use CLIP's final logit scale of 100,
   which zero-shot methods also apply to the class token.
-- *local*: patches on a defect should be closer to the abnormal prompts than other patches, and
-  closer than the same patches of the paired normal image. The second comparison rules out a
+- *local*: patches on a defect should be closer to the abnormal prompts than other patches are, and
+  than the corresponding patches of the paired normal image are. The second comparison rules out a
   shortcut: merely marking the object, on which defects lie, does not reduce this loss. Both
-  comparisons apply to the patches of the last layer and to the value-value patches that SDP uses,
-  for which real CLIPs are never trained.
-- *indifference*: two random halves of the normal prompts mean the same, so the difference between
-  their mean text vectors must not separate the images of a pair or their patches. Only the
-  difference between the states may do so.
+  comparisons apply to the patches of the last layer and to the value-value patches that SDP uses.
+  The training of the original CLIP has no loss on either kind of patch.
+- *indifference*: two random halves of the normal prompts have the same meaning. The difference
+  between their mean text vectors must therefore not separate the two images of a pair, or the
+  patches on a defect from the other patches of the same image. Only the difference between the
+  normal and the abnormal prompts may do so.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ __all__ = ["Contrastive"]
 
 LEAST_RATE = 0.02  # final learning rate as a fraction of the highest
 LEAST_SHARE = 0.04
-"""Covered fraction above which a patch is defective; patches with less, but some, are ignored."""
+"""A patch counts as defective if the defect covers more than this fraction of it. Patches with a
+smaller, nonzero fraction are ignored."""
 NUM_PROMPTS = 24  # number of normal prompts in the indifference term
 NUM_SPLITS = 8  # number of random halvings of these prompts
 
@@ -96,9 +98,9 @@ class Contrastive(LightningModule):
         indifference_weight: Weight of the indifference term.
         indifference_from: Fraction of the training after which the indifference term starts. Before
             that, prompts have no meaning yet.
-        windows: Maps the side of a window, in pixels (a multiple of the patch size), to the
-            fraction of the training at which the next window replaces it. Whole images follow the
-            last window. Default: no windows.
+        windows: Mapping from the side of a window in pixels (a multiple of the patch size) to the
+            fraction of the training at which its use ends. After the last window, whole images are
+            used. Default: no windows.
         strengthening: Maximum factor by which defects are amplified at the start of the training; 1
             leaves them unchanged.
         strengthened_share: Fraction of the training after which defects have their original
@@ -201,7 +203,9 @@ class Contrastive(LightningModule):
                 f"{type(data).__name__} is not set: set --data.num_scenes, which requires "
                 f"--data Demo"
             )
-        total_steps(self, ", or set trainer.max_steps")  # raises if their number is unlimited
+        total_steps(
+            self, ", or set trainer.max_steps"
+        )  # raises if the number of steps is unlimited
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch of scenes."""
@@ -215,7 +219,7 @@ class Contrastive(LightningModule):
         with self.backbone.out_of_autocast():
             losses, outputs = self.losses(batch, rng, done, mixed)
         total = torch.stack(list(losses.values())).sum()
-        # Every scene is new, so these metrics are measured on scenes never trained on.
+        # Every scene is new, so these metrics are measured on unseen scenes.
         normal, defective = outputs.state.unflatten(0, (-1, 2)).unbind(1)  # (n,) each
         counted = outputs.targets >= 0
         metrics = {f"train/{name}": float(value.detach()) for name, value in losses.items()}
@@ -347,9 +351,10 @@ class Contrastive(LightningModule):
     ) -> tuple[Tensor, Tensor, Window | None]:
         """Return pairs ``(n, 2, 3, S, S)`` in [0, 1], masks ``(n, S, S)`` and a patch grid window.
 
-        With ``model.windows``, early in the training, each pair is cropped at its own place, which
-        contains part of the defect. All crops of a batch get the position embeddings of the same
-        randomly placed window; the window is None for whole images.
+        Early in the training, ``model.windows`` crops each pair at its own random place, so that
+        the crop contains part of the defect. The position embeddings do not follow the crops: all
+        crops of a batch use those of one random window of the patch grid. The window is None for
+        whole images.
         """
         images = torch.stack([batch["image"], batch["synthetic"]], dim=1).float() / 255
         masks = batch["synthetic_mask"]
@@ -408,7 +413,7 @@ class Contrastive(LightningModule):
         return torch.stack([torch.zeros_like(share), defective], dim=1).flatten(0, 1)
 
     def null_directions(self, category: str, rng: np.random.Generator) -> Tensor:
-        """Return unit directions ``(D, R)``, each between random halves of the normal prompts."""
+        """Return unit directions ``(D, R)`` between two random halves of the normal prompts."""
         words = unit(self.backbone.encode_text(self.captions.same(category, NUM_PROMPTS, rng)))
         directions = []
         for _ in range(NUM_SPLITS):

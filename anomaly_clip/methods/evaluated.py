@@ -26,6 +26,7 @@ __all__ = [
     "check_backbone",
     "data_module",
     "frozen_dtype",
+    "missing_data_module",
     "without_backbone",
 ]
 
@@ -155,6 +156,21 @@ def data_module(module: LightningModule) -> AnomalyData | None:
         return None
     data: object = module.trainer.datamodule  # type: ignore[attr-defined]
     return cast("AnomalyData", data) if isinstance(data, _DataModule) else None
+
+
+def missing_data_module(module: LightningModule, stage: str) -> ValueError:
+    """Return the error for a stage that needs a data module of this package.
+
+    Args:
+        module: The module, whose trainer has no data module or another one.
+        stage: The verb, such as ``test``.
+    """
+    given = module.trainer.datamodule  # type: ignore[attr-defined]
+    name = "none" if given is None else type(given).__name__
+    return ValueError(
+        f"{type(module).__name__}: {stage} requires a data module of anomaly_clip.data, got "
+        f"{name}; pass one as datamodule="
+    )
 
 
 def without_backbone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -28,6 +28,7 @@ from anomaly_clip.methods.evaluated import (
     EvaluatedModule,
     check_backbone,
     frozen_dtype,
+    missing_data_module,
     without_backbone,
 )
 from anomaly_clip.methods.linear_probe_classes import check_same, check_shown
@@ -213,10 +214,7 @@ class LinearProbe(EvaluatedModule):
         """
         data = self.data
         if data is None:
-            raise ValueError(
-                f"LinearProbe: {stage} requires a data module of anomaly_clip.data; pass one as "
-                f"datamodule="
-            )
+            raise missing_data_module(self, stage)
         if data.targets is None:
             raise ValueError(
                 f"LinearProbe classifies images, but {data.dataset_name} has no class targets: use "

@@ -35,7 +35,7 @@ from anomaly_clip.callbacks import DataWaitMonitor
 from anomaly_clip.errors import check_at_least
 from anomaly_clip.files import atomic_path
 from anomaly_clip.losses import softmax_focal_loss
-from anomaly_clip.methods.evaluated import data_module
+from anomaly_clip.methods.evaluated import data_module, missing_data_module
 from anomaly_clip.methods.tab_heads import (
     Head,
     alignment_logits,
@@ -192,9 +192,7 @@ class TAB(LightningModule):
         """
         data = data_module(self)
         if data is None:
-            raise ValueError(
-                f"TAB: {stage} requires a data module of anomaly_clip.data; pass one as datamodule="
-            )
+            raise missing_data_module(self, stage)
         categories = data.train_categories
         if len(categories) < 2:
             raise ValueError(

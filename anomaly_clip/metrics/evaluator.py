@@ -53,7 +53,7 @@ METRICS = (
 """Names under which metrics are logged, saved and printed, in this order."""
 
 MetricValues = dict[str, float | None]
-"""Metric values by name, fractions in 0..1; None if undefined (a single class)."""
+"""Metric values by name, fractions in 0..1; None if undefined because all labels are equal."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,11 @@ class EvaluatorSettings:
         pro_steps: Number of equally spaced thresholds of PRO (200 in zero-shot papers); null for
             the exact PRO over all thresholds.
         fpr_limit: False positive rate up to which PRO is integrated.
-        exact: Keep all pixels and rank them exactly (at most 12 bytes per pixel), instead of a
-            histogram of scores rounded to half precision (1.5 MiB per category; metrics are
-            reported with bounds).
-        fine: Use histograms with 20-bit bins instead: narrower bounds, 24 MiB per category.
+        exact: Keep all pixels and rank them exactly (at most 12 bytes per pixel), instead of
+            keeping a histogram of scores rounded to half precision (1.5 MiB per category; metrics
+            are reported with bounds).
+        fine: Use histograms with 20-bit keys instead of 16-bit ones: narrower bounds, 24 MiB per
+            category.
         bootstrap: Number of bootstrap resamples of the images of a category, for a 95 % interval
             of the image AUROC; null for no interval.
         bootstrap_seed: Seed of the resampling.
@@ -91,8 +92,8 @@ class EvaluatorSettings:
         check_pro_options(self.fpr_limit, self.pro_steps)
         if self.exact and self.fine:
             raise ValueError(
-                f"model.evaluator.fine and model.evaluator.exact cannot both be {self.fine}: "
-                "set one of them to false"
+                "model.evaluator.fine and model.evaluator.exact are both true, but exclude each "
+                "other: set one to false"
             )
         if self.bootstrap is not None:
             check_at_least("model.evaluator.bootstrap", self.bootstrap, 1)
@@ -105,9 +106,9 @@ class Results(TypedDict):
     """Unweighted mean over the categories in which a metric is defined."""
     categories: dict[str, MetricValues]
     intervals: dict[str, Bounds]
-    """Intervals of each category, and of the mean under the key ``mean``: certified bounds of those
-    pixel metrics that are computed inexactly. Categories also have ``image_auroc_bootstrap`` if
-    requested."""
+    """Intervals by category, and under the key ``mean`` those of the mean. The interval of a pixel
+    metric from a histogram is guaranteed to contain the exact value. If requested, each category
+    also has a bootstrap interval, ``image_auroc_bootstrap``."""
 
 
 @dataclass(frozen=True)
@@ -132,9 +133,9 @@ class Evaluator(Metric):
     2311.00453; see docs/methods/sdp.md). A constant part counts as zero (our choice).
 
     Only histograms of the maps are kept, so memory does not grow with the number of images (with
-    ``exact``, all pixel scores are kept). An image that one process sees more than once counts
-    once. If two processes see the same image, its pixels can no longer be removed from the merged
-    histograms, so ``compute`` raises an error if there are pixel metrics.
+    ``exact``, all pixel scores are kept). An image that one process sees repeatedly is counted
+    only once. If two processes see the same image, its pixels can no longer be removed from the
+    merged histograms, so ``compute`` raises an error if there are pixel metrics.
 
     Args:
         categories: Names of the categories, in the same order on all ranks.
@@ -177,7 +178,7 @@ class Evaluator(Metric):
             self.add_state(name, [], dist_reduce_fx="cat")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **options: Any) -> Self:
-        """Move to a device but keep all types, because half precision would lose counts."""
+        """Move to a device but keep all dtypes, because half precision would lose counts."""
         super()._apply(lambda value: fn(value).to(value.dtype), *args, **options)
         return self
 
@@ -332,8 +333,8 @@ class Evaluator(Metric):
         index = concatenated(self.index)
         if not len(index):
             raise ValueError(
-                f"Evaluator: no image was evaluated in {len(self.categories)} categories, so there "
-                "are no metrics: check that the evaluated split has images"
+                f"Evaluator: no image of the {len(self.categories)} categories was evaluated, so "
+                "there are no metrics: check that the evaluated split has images"
             )
         _, inverse = index.unique(return_inverse=True)
         first = torch.full((int(inverse.max()) + 1,), len(index))

@@ -176,11 +176,11 @@ def _stepwise(
         cuts: NDArray[np.floating] = np.where(near > thresholds, lower, near)
     else:
         cuts = thresholds
-    of_all = np.searchsorted(scores, cuts, side="right")
-    of_defects = np.searchsorted(defect, cuts, side="right")
-    fpr = 1 - (of_all - of_defects) / (len(scores) - len(defect))
+    counts_below = np.searchsorted(scores, cuts, side="right")
+    defects_below = np.searchsorted(defect, cuts, side="right")
+    fpr = 1 - (counts_below - defects_below) / (len(scores) - len(defect))
     covered = np.concatenate([[0.0], weights.cumsum()])
-    return area_of_steps(fpr, covered[-1] - covered[of_defects], limit)
+    return area_of_steps(fpr, covered[-1] - covered[defects_below], limit)
 
 
 def step_thresholds(low: float, high: float, steps: int) -> NDArray[np.float64]:

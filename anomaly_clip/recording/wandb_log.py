@@ -113,8 +113,10 @@ def log_run(loggers: Iterable[Logger], folder: Path) -> None:
             rows.append(["mean", *files.mean.values()])
             media["figures"] = wandb.Table(columns=["category", *files.mean], data=rows)
         for kind in dict.fromkeys(image.kind for image in files.gallery):
-            of_kind = [image for image in files.gallery if image.kind == kind]
-            media[f"pictures/{kind}"] = [panel for image in of_kind for panel in _panels(image)]
+            images_of_kind = [image for image in files.gallery if image.kind == kind]
+            media[f"pictures/{kind}"] = [
+                panel for image in images_of_kind for panel in _panels(image)
+            ]
         run.log(media)
         report = wandb.Artifact(f"report-{run.id}", type="report")
         for file in [

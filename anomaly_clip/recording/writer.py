@@ -21,7 +21,7 @@ from anomaly_clip.files import atomic_path, write_csv, write_json
 from anomaly_clip.methods.evaluated import EvaluatedModule, Exporter, FeatureSource, data_module
 from anomaly_clip.metrics.curves import CURVES_FILE
 from anomaly_clip.metrics.evaluator import Results
-from anomaly_clip.progress import say, track
+from anomaly_clip.progress import number_of, say, track
 from anomaly_clip.recording.gallery import MAP_SIDE, draw_gallery
 from anomaly_clip.recording.image_records import ImageRecords
 from anomaly_clip.recording.map_images import draw_map_images
@@ -235,7 +235,7 @@ class RunWriter(Callback):
             write_json(self.folder / PREDICT_FILE, {"run": self._run(trainer, pl_module, protocol)})
         self._write_maps(trainer, pl_module, rows, ranges)
         if trainer.is_global_zero:
-            say(f"results of {len(rows)} images: {self.folder}")
+            say(f"results of {number_of(len(rows), 'image')}: {self.folder}")
             if pl_module.is_detector:
                 self._write_page(trainer)
 
@@ -270,8 +270,11 @@ class RunWriter(Callback):
         Raises:
             ValueError: If predict would write to the folder of a test, or the other way round.
         """
-        of_test, of_predict = self.folder / METRICS_FILE, self.folder / PREDICT_FILE
-        for other, file, kind in (("predict", of_test, "test"), ("test", of_predict, "predict")):
+        test_file, predict_file = self.folder / METRICS_FILE, self.folder / PREDICT_FILE
+        for other, file, kind in (
+            ("predict", test_file, "test"),
+            ("test", predict_file, "predict"),
+        ):
             if stage == other and file.is_file():
                 raise ValueError(
                     f"{self.folder} has the results of {kind}: give {stage} another --output.folder"

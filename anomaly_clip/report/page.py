@@ -51,14 +51,14 @@ def write_page(folder: Path) -> Path:
     """Write ``report.html`` into a run's folder and return its path.
 
     Args:
-        folder: Folder of a finished run of test, each or predict.
+        folder: Folder of a finished run of ``test``, ``each`` or ``predict``.
 
     Raises:
         UserError: If the folder is not the folder of a finished run, or contains a damaged file.
     """
     files = read_files(folder)
     page = _render(files, MAX_IMAGE_BYTES)
-    if len(page) > MAX_PAGE_BYTES:  # because of very many or very long names
+    if len(page) > MAX_PAGE_BYTES:  # if there are very many names, or very long ones
         page = _render(files, 0)
     with atomic_path(folder / PAGE) as temporary:
         temporary.write_bytes(page)

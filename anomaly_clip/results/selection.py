@@ -79,8 +79,8 @@ def select_images(rows: Rows) -> list[SelectedImage]:
         candidates += _select_in_category(rows, members, count)
     selected: list[SelectedImage] = []
     for kind in HEADINGS_BY_KIND:
-        of_kind = [image for image in candidates if image.kind == kind]
-        selected += sorted(of_kind, key=lambda image: -image.gap)[:MAX_PER_KIND]
+        images_of_kind = [image for image in candidates if image.kind == kind]
+        selected += sorted(images_of_kind, key=lambda image: -image.gap)[:MAX_PER_KIND]
     return selected
 
 

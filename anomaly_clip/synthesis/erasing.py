@@ -30,7 +30,7 @@ class Erasing(Recipe):
             2312.09480).
         count: Smallest and largest number of rectangles.
         area: Smallest and largest fraction of the image that a rectangle covers.
-        aspect: Smallest and largest width / height of a rectangle, sampled log-uniformly.
+        aspect: Smallest and largest aspect ratio (width divided by height), sampled log-uniformly.
         grid: Number of cells along each side, for kind cells.
         groups: Number of groups that the cells are split into at random; one group is filled.
         fill: black, mean (the image's mean colour), colour (one random colour) or noise (a random

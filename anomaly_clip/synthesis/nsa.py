@@ -225,14 +225,14 @@ class NSA(Recipe):
         rng: np.random.Generator,
     ) -> tuple[tuple[slice, slice], Mask]:
         """Paste one patch into ``result``; return its box and its mask."""
-        of_source, of_image = objects
-        patch = self._cut(source, of_source, rng)
+        source_object, target_object = objects
+        patch = self._cut(source, source_object, rng)
         if self.resize is not None:
             patch = self._scaled(patch, self.resize, source.shape, rng)
-        box = self._placed(patch, of_image, result.shape, rng)
+        box = self._placed(patch, target_object, result.shape, rng)
         mask, blended = patch.mask, patch.mask
-        if patch.object is not None and of_image is not None:
-            either = patch.object | of_image[box]
+        if patch.object is not None and target_object is not None:
+            either = patch.object | target_object[box]
             mask = mask & either  # step 7
             blended = mask | ~either  # pure background is blended, too
         below = result[box]
