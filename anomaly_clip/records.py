@@ -151,6 +151,8 @@ class LoaderNeeds:
         support_images: Number of images of the same category that accompany each training image.
         full_batches: Whether to drop the incomplete last batch of an epoch.
         test_passes: Number of passes over the test images.
+        category_names: Whether category names are inserted into prompts.
+        fitted_images: Hashes of the decoded images that the module was fitted on.
     """
 
     image_size: int | None = None
@@ -158,6 +160,8 @@ class LoaderNeeds:
     support_images: int = 0
     full_batches: bool = False
     test_passes: int = 1
+    category_names: bool = False
+    fitted_images: frozenset[str] = frozenset()
 
 
 @runtime_checkable

@@ -137,7 +137,7 @@ def test_more_processes_than_images(command: Command, mvtec_root: Path, tmp_path
         (["--model.stages=[1,x]"], "model.stages: expected"),
         (["--model.backbone.image_size=33"], "backbone.image_size 33 is not a multiple"),
         (["--model=SPD"], "model: there is no class SPD: did you mean SDP"),
-        (["--data=MVTec"], "data: there is no class MVTec: did you mean MVTecAD?"),
+        (["--data=MVTec"], "data: there is no class MVTec: did you mean MVTecAD or MVTecAD2?"),
         (["--data.categories=[cable]"], "data.categories: 'cable' is not in"),
         (["--data.root=/nowhere"], "data.root /nowhere: there is no such folder"),
         (["--data.image_size=99"], "data.image_size 99 differs from the model's"),

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from PIL import Image
 from anomaly_clip.cli import main
 from anomaly_clip.data import ImageFolder
 from anomaly_clip.data.dataset import Sample
+from anomaly_clip.data.folder import held_out
 
 
 def listing(root: Path) -> list[Sample]:
@@ -154,3 +157,153 @@ def test_test_needs_labels(
     add_masks(labelled)
     assert main(command("test", labelled)) == 0
     assert "–" not in capsys.readouterr().out
+
+
+# -- fits on a user's folder ---------------------------------------------------------------------
+
+
+def noise_images(folder: Path, count: int, seed: int = 0) -> None:
+    """Write so many different images."""
+    rng = np.random.default_rng([seed, count, len(str(folder))])
+    for number in range(count):
+        pixels = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        save_picture(folder / f"{number:03d}.png", pixels)
+
+
+@pytest.fixture
+def product(tmp_path: Path) -> Path:
+    """Return a folder with 40 normal and 4 defective images."""
+    noise_images(tmp_path / "product" / "good", 40)
+    noise_images(tmp_path / "product" / "cut", 4)
+    return tmp_path / "product"
+
+
+def test_membership_depends_on_seed_and_content_alone(product: Path) -> None:
+    def chosen(share: float, seed: int, group: str | None = None) -> set[str]:
+        samples = ImageFolder(str(product), seed=seed).form.labelled
+        return {path.name for path in held_out(samples, share, seed, group) if "good" in str(path)}
+
+    first = chosen(0.2, 0)
+    assert 2 <= len(first) <= 16
+    assert chosen(0.2, 0) == first
+    assert chosen(0.2, 1) != first
+    assert first <= chosen(0.5, 0)  # a larger share holds out more, and the same
+    assert chosen(0.0, 0) == set()
+    noise_images(product / "more", 10, seed=5)
+    for number, image in enumerate(sorted((product / "more").iterdir())):
+        image.rename(product / "good" / f"a{number}.png")
+    assert {name for name in chosen(0.2, 0) if not name.startswith("a")} == first
+    tens = chosen(0.5, 0, r"\d(\d)\d")  # files of the same tens stay together
+    assert 0 < len(tens) < 50
+    for ten in range(4):
+        members = {f"0{ten}{unit}.png" for unit in range(10)}
+        assert len(members & tens) in (0, 10)
+
+
+def test_a_fit_splits_the_normal_images(product: Path) -> None:
+    data = ImageFolder(str(product), image_size=32)
+    assert data.category == "product"
+    assert data.splits == ("test",)  # nothing is fitted yet
+    assert len(data.samples("test")) == 44
+    data.setup("fit")
+    train, test = data.samples("train"), data.samples("test")
+    assert not {s.image for s in train} & {s.image for s in test}
+    assert len(train) + len(test) == 44
+    assert sum(sample.label for sample in test) == 4
+    assert {s.image for s in test if not s.label} == data.held_out
+    assert f"{len(data.held_out)} normal images are held out for the test" in data.summary("fit")
+    assert data.protocol()["test_share"] == 0.2
+
+
+def test_without_defects_all_normal_images_are_trained_on(product: Path, tmp_path: Path) -> None:
+    for image in (product / "cut").iterdir():
+        image.unlink()
+    (product / "cut").rmdir()
+    data = ImageFolder(str(product), image_size=32)
+    data.setup("fit")
+    assert data.splits == ("train",)
+    assert len(data.fit_samples()) == 40
+    flat = ImageFolder(str(product / "good"), image_size=32)
+    with pytest.raises(ValueError, match=r"nothing tells which images are normal: put them into"):
+        flat.setup("fit")
+    flat = ImageFolder(str(product / "good"), image_size=32, normal="all")
+    flat.setup("fit")
+    assert len(flat.fit_samples()) == 40
+    assert "all are normal (data.normal all)" in flat.summary("fit")
+
+
+FIT = ["--model=PaDiM", "--model.backbone.weights=random", "--model.image_size=32"]
+FIT += ["--data=ImageFolder", "--data.num_workers=0", "--trainer.accelerator=cpu"]
+
+
+def test_fit_test_and_predict_on_a_folder(
+    product: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The test leaves out what was fitted on; predict scores any other folder."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", *FIT, f"--data.root={product}", "--output.folder=fit"]) == 0
+    err = " ".join(capsys.readouterr().err.split())
+    assert "good/ (40) is normal, cut/ (4) defective, there are no masks" in err
+    checkpoint = "--ckpt_path=fit/checkpoints/last.ckpt"
+    assert main(["test", checkpoint, "--output.folder=test"]) == 0
+    protocol = json.loads(Path("test/metrics.json").read_text())["run"]["protocol"]
+    assert protocol["overlap"] == 0
+    assert protocol["anomalous"] == {"product": 4}
+    assert 5 < protocol["images"]["product"] < 24
+    noise_images(tmp_path / "new", 3, seed=9)
+    assert main(["predict", checkpoint, "--data.root=new", "--output.folder=new_scores"]) == 0
+    assert len(Path("new_scores/scores.csv").read_text().splitlines()) == 4
+    assert main(["predict", checkpoint, "--output.folder=same"]) == 0  # also those of the fit
+    assert len(Path("same/scores.csv").read_text().splitlines()) == 45
+
+
+def test_images_of_the_fit_are_refused_in_a_test(
+    product: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Also where they are saved again, in another format and folder."""
+    monkeypatch.chdir(tmp_path)
+    options = ["--data.test_share=0", "--output.folder=fit"]
+    assert main(["fit", *FIT, f"--data.root={product}", *options]) == 0
+    copies = tmp_path / "copies"
+    for image in sorted((product / "good").iterdir())[:5]:
+        with Image.open(image) as opened:
+            (copies / "good").mkdir(parents=True, exist_ok=True)
+            opened.save(copies / "good" / f"copy of {image.stem}.bmp")
+    noise_images(copies / "good", 3, seed=4)
+    noise_images(copies / "cut", 3, seed=5)
+    capsys.readouterr()
+    words = ["test", "--ckpt_path=fit/checkpoints/last.ckpt", f"--data.root={copies}"]
+    assert main(words) == 2
+    message = "5 of 11 test images were fitted on, such as"
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert main([*words, "--data.allow_overlap=true", "--output.folder=test"]) == 0
+    assert "5 TEST IMAGES ARE AMONG THE TRAINING IMAGES" in capsys.readouterr().out
+    assert json.loads(Path("test/metrics.json").read_text())["run"]["protocol"]["overlap"] == 5
+    assert "5 TEST IMAGES ARE AMONG" in Path("test/report.html").read_text()
+
+
+def test_methods_with_prompts_need_the_name_of_the_object(
+    command: Callable[..., list[str]], flat: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [w for w in command("predict", flat) if w not in ("--data.category", "laser-cut plank")]
+    assert main(words) == 2
+    assert "prompts contain the name of the object" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"test_share": 1.0}, r"data.test_share must be in \[0, 1\), got 1"),
+        ({"group": "("}, "data.group '\\(' is not a regular expression"),
+        ({"normal": "some"}, "data.normal must be one of folders, all, got some"),
+    ],
+)
+def test_bad_options(product: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ImageFolder(str(product), **options)

@@ -152,6 +152,7 @@ class ExperimentCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str]) -> None:
         self._verb = args[0]
+        self._fitted_images: frozenset[str] = frozenset()
         options = [word for word in args if word.startswith("--")]
         self._num_overrides = sum(not word.startswith("--config") for word in options)
         super().__init__(
@@ -202,6 +203,9 @@ class ExperimentCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer, and pass the complete configuration to the run writer."""
         verb = str(self.subcommand)
+        if isinstance(self.model, AnomalyMethod) and verb != "fit":
+            # Lightning loads the checkpoint after the data module has listed its images.
+            self.model.fitted_images = self._fitted_images
         self._check_verb(verb)
         config = self.config[verb]
         files = [str(file) for file in config.get("config") or []]
@@ -251,7 +255,9 @@ class ExperimentCLI(LightningCLI):
         path = config.get("ckpt_path")
         if not path or not Path(path).is_file():
             return  # _check_verb reports a missing file
-        saved = dict(_read_checkpoint(Path(path)).get("hyper_parameters", {}))
+        checkpoint = _read_checkpoint(Path(path))
+        self._fitted_images = frozenset(checkpoint.get("fitted_images", ()))
+        saved = dict(checkpoint.get("hyper_parameters", {}))
         model_class = config["model"]["class_path"]
         saved_class = saved.pop("_class_path", model_class)
         if saved_class.rpartition(".")[2] != model_class.rpartition(".")[2]:

@@ -19,6 +19,7 @@ from anomaly_clip.data.few_shots import FewShots
 from anomaly_clip.data.file_hashes import DuplicatePair
 from anomaly_clip.data.fit_sets import FitSets
 from anomaly_clip.data.image_cache import ImageCache
+from anomaly_clip.data.leakage import LeakageCheck
 from anomaly_clip.data.listing import Listing, TrainCategories
 from anomaly_clip.data.loaders import (
     evaluation_loader,
@@ -156,6 +157,7 @@ class AnomalyData(BaseDataModule):
         self.num_workers = min(4, os.cpu_count() or 1) if num_workers is None else num_workers
         self.augmentation = Augmentation(augment, seed) if augment else None
         self.fit_sets = FitSets(self, self.augmentation)
+        self.leakage = LeakageCheck(self, allow_overlap)
         self.listing = Listing(self, categories, train_categories)
         self.few_shots = FewShots(self, shots, fraction)
         check_auxiliary(self)
@@ -298,7 +300,7 @@ class AnomalyData(BaseDataModule):
                 a test image.
         """
         chosen = self.shots_of(category) if count is None else self.drawn_of(category, count, seed)
-        self._refuse_overlap(chosen)
+        self.leakage.check_training(chosen)
         dataset = self.as_tensors(chosen)
         return cast("Batch", default_collate([dataset[row] for row in range(len(chosen))]))
 
@@ -336,19 +338,7 @@ class AnomalyData(BaseDataModule):
         Args:
             samples: The training images; default: those of ``fit``.
         """
-        if "test" not in self.splits:
-            return []
-        trained = self.fit_samples() if samples is None else samples
-        return self.duplicates(trained, self.samples("test"))
-
-    def _refuse_overlap(self, samples: Sequence[Sample]) -> None:
-        pairs = [] if self.allow_overlap else self.overlap(samples)
-        if pairs:
-            raise ValueError(
-                f"{len(pairs)} test images are among the training images, such as "
-                f"{pairs[0].second} = {pairs[0].first}: remove these duplicates, or set "
-                f"data.allow_overlap true"
-            )
+        return self.leakage.overlap(samples)
 
     # -- records of a run ------------------------------------------------------------------------
 
@@ -401,14 +391,18 @@ class AnomalyData(BaseDataModule):
         self.fit_sets.clear()
         self.few_shots.check()
         if stage == "fit":
-            self._refuse_overlap(self.fit_samples())
+            self.leakage.check_training(self.fit_samples())
             return
         if stage != "predict" and not self.has_labels:
             raise ValueError(
                 f"data.root {self.root} has no labels to compute metrics with: use predict, or "
                 f"put the normal images into good/"
             )
-        self.samples("test")
+        self.leakage.check_test(stage, self.samples("test"), self._needs.fitted_images)
+
+    def fitted_hashes(self) -> frozenset[str]:
+        """Return hashes of the decoded images of ``fit``; empty for images that are not files."""
+        return self.leakage.training_hashes()
 
     def _take_image_size(self, needed: int | None) -> None:
         if needed is not None and self.image_size not in (None, needed):

@@ -9,15 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from anomaly_clip.files import cache_folder
+from anomaly_clip.images import read_image
 from anomaly_clip.progress import track
 
-__all__ = ["DuplicatePair", "FileHashes", "duplicates_between"]
+__all__ = ["DuplicatePair", "FileHashes", "duplicates_between", "pixel_hashes"]
 
 BLOCK = 1 << 20
 
@@ -27,14 +28,18 @@ class FileHashes:
 
     Args:
         file: The file that stores the hashes; default: a file in the cache folder.
+        digest: Function that computes the hash of a file; default: SHA-256 of its bytes.
     """
 
-    def __init__(self, file: Path | None = None) -> None:
+    def __init__(
+        self, file: Path | None = None, digest: Callable[[Path], str] | None = None
+    ) -> None:
         self.file = file or cache_folder() / "contents.jsonl"
+        self._digest = digest or _sha256
         self._digests: dict[tuple[str, int, int], str] | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        return {"file": self.file, "_digests": None}  # each data loader worker reads the file
+        return {**self.__dict__, "_digests": None}  # each data loader worker reads the file
 
     def sha256(self, path: Path) -> str:
         """Return the SHA-256 of a file's content, in hexadecimal digits.
@@ -48,7 +53,7 @@ class FileHashes:
             key = (str(path.absolute()), stat.st_size, stat.st_mtime_ns)
             digests = self._load()
             if key not in digests:
-                digests[key] = _sha256(path)
+                digests[key] = self._digest(path)
                 self._append(key, digests[key])
             return digests[key]
         except FileNotFoundError:
@@ -106,6 +111,17 @@ class DuplicatePair(NamedTuple):
     second: Path
 
 
+def pixel_hashes(paths: Iterable[Path]) -> dict[Path, str]:
+    """Return hashes of the decoded pixels of images, which a lossless copy does not change.
+
+    Raises:
+        FileNotFoundError: If an image is missing.
+        ValueError: If an image cannot be decoded.
+    """
+    hashes = FileHashes(cache_folder() / "pixels.jsonl", _pixels_sha256)
+    return hashes.sha256_of_all(paths)
+
+
 def duplicates_between(
     first: Sequence[Path], second: Sequence[Path], hashes: FileHashes | None = None
 ) -> list[DuplicatePair]:
@@ -140,3 +156,8 @@ def _sha256(path: Path) -> str:
         while block := file.read(BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _pixels_sha256(path: Path) -> str:
+    pixels = read_image(path)
+    return hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).hexdigest()

@@ -75,6 +75,11 @@ class Listing:
             )
         return list(names)
 
+    def forget(self) -> None:
+        """Forget all samples, because the data module now lists others."""
+        self._rows.clear()
+        self._samples.clear()
+
     def rows(self, category: str, split: Split) -> list[Sample]:
         """Return the samples of a category and split; later calls return the same list."""
         if (category, split) not in self._rows:

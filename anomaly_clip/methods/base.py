@@ -42,6 +42,8 @@ class AnomalyMethod(EvaluatedModule):
     """True if each category needs its own model."""
     score_part_names: ClassVar[tuple[str, ...]] = ()
     """Names of the columns of ``score_parts``."""
+    uses_category_names: ClassVar[bool] = False
+    """Whether category names are inserted into prompts."""
     inference_arguments: ClassVar[frozenset[str]] = frozenset({"evaluator"})
     backbone: FrozenBackbone
     """The frozen image encoder. Under mixed precision its weights are cast once, in ``setup``."""
@@ -49,6 +51,8 @@ class AnomalyMethod(EvaluatedModule):
     def __init__(self, evaluator: EvaluatorSettings = EvaluatorSettings()) -> None:
         super().__init__()
         self.evaluator_settings = evaluator
+        self.fitted_images: frozenset[str] = frozenset()
+        """Hashes of the decoded images of the fit, which a test must not contain."""
 
     @property
     @abstractmethod
@@ -58,7 +62,11 @@ class AnomalyMethod(EvaluatedModule):
     @property
     def loader_needs(self) -> LoaderNeeds:
         """Requirements on the data loaders: images of side ``image_size``."""
-        return LoaderNeeds(self.image_size)
+        return LoaderNeeds(
+            self.image_size,
+            category_names=self.uses_category_names,
+            fitted_images=self.fitted_images,
+        )
 
     @property
     def weights(self) -> WeightsRecord:
@@ -105,6 +113,8 @@ class AnomalyMethod(EvaluatedModule):
         data = self.data
         if data is not None:
             self._check_one_category(data, stage)
+            if stage == "fit":
+                self.fitted_images = data.fitted_hashes()
             validating = stage in ("fit", "validate")
             categories = data.validation_categories() if validating else data.categories
             self.evaluator = Evaluator(categories, self.evaluator_settings)
@@ -222,6 +232,7 @@ class AnomalyMethod(EvaluatedModule):
         """Drop the frozen backbone from the checkpoint; keep its name and hash."""
         checkpoint["state_dict"] = without_backbone(checkpoint["state_dict"])
         checkpoint["backbone"] = {**self.weights, "sha256": self.backbone.identity}
+        checkpoint["fitted_images"] = sorted(self.fitted_images)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the current backbone to the checkpoint, so that its state dict loads strictly.
@@ -229,6 +240,7 @@ class AnomalyMethod(EvaluatedModule):
         Raises:
             ValueError: If the checkpoint was trained with a different backbone.
         """
+        self.fitted_images = frozenset(checkpoint.get("fitted_images", ()))
         saved = checkpoint.get("backbone", {})
         check_backbone(saved, saved.get("sha256"), self.weights, self.backbone.identity)
         backbone = {f"backbone.{k}": v for k, v in self.backbone.state_dict().items()}

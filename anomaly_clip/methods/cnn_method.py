@@ -234,7 +234,7 @@ class FittedMethod(CNNMethod, ABC):
     @property
     def loader_needs(self) -> LoaderNeeds:
         """Loader requirements: a single pass, in which every image occurs once."""
-        return LoaderNeeds(self.image_size, single_pass=True)
+        return replace(super().loader_needs, single_pass=True)
 
     def setup(self, stage: str) -> None:
         """Check that the fit is a single pass over normal images; see the base class.

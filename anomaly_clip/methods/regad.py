@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -152,7 +152,8 @@ class RegAD(TrainedMethod):
     @property
     def loader_needs(self) -> LoaderNeeds:
         """Loader requirements: support images in training, and one test pass per round."""
-        return LoaderNeeds(self.image_size, support_images=self.shots, test_passes=self.rounds)
+        needs = super().loader_needs
+        return replace(needs, support_images=self.shots, test_passes=self.rounds)
 
     def setup(self, stage: str) -> None:
         """Check the data, and create one evaluator per round; see the base class.

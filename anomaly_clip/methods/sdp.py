@@ -48,6 +48,7 @@ class SDP(CLIPMethod):
         evaluator: Settings of the metrics.
     """
 
+    uses_category_names: ClassVar[bool] = True
     must_be_fitted: ClassVar[bool] = False
     can_be_fitted: ClassVar[bool] = False
     score_part_names: ClassVar[tuple[str, ...]] = ("r0", "r1")

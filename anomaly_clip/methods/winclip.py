@@ -65,6 +65,7 @@ class WinCLIP(CLIPMethod):
         evaluator: Settings of the metrics.
     """
 
+    uses_category_names: ClassVar[bool] = True
     must_be_fitted: ClassVar[bool] = False
     can_be_fitted: ClassVar[bool] = False
 

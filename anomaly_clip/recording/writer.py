@@ -42,6 +42,7 @@ from anomaly_clip.results.metrics_file import run_record, weights_label, write_m
 from anomaly_clip.results.selection import select_images
 from anomaly_clip.results.warnings import (
     RANDOM_WARNING,
+    overlap_warning,
     rounds_remark,
     selection_warning,
     weights_remark,
@@ -327,7 +328,12 @@ class RunWriter(Callback):
         title = f"{type(method).__name__} on {data.dataset_name}, test{note}"
         if len(rows) < listed:
             title += f"\nPARTIAL: {len(rows)} of {listed} images"
-        for remark in (selection_warning(method.protocol()), rounds_remark(method.protocol())):
+        remarks = (
+            overlap_warning(protocol),
+            selection_warning(method.protocol()),
+            rounds_remark(method.protocol()),
+        )
+        for remark in remarks:
             if remark is not None:
                 title += f"\n{remark}"
         Console().print(
@@ -412,6 +418,8 @@ def _overlap(method: EvaluatedModule, data: AnomalyData) -> int | None:
     """Return the number of test images among the training images; None if unknown or untrained."""
     if not method.can_be_fitted and not data.has_shots:
         return None
+    if data.leakage.num_fitted_on is not None:
+        return data.leakage.num_fitted_on
     try:
         return len(data.overlap())
     except (OSError, ValueError):  # the machine of a test may lack the training images

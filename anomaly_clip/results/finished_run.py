@@ -12,7 +12,12 @@ from typing import Any, NamedTuple
 from anomaly_clip.data.info import DATASETS
 from anomaly_clip.metrics.evaluator import mean_defined
 from anomaly_clip.records import DEMO, RANDOM
-from anomaly_clip.results.warnings import DEMO_REMARK, RANDOM_WARNING, selection_warning
+from anomaly_clip.results.warnings import (
+    DEMO_REMARK,
+    RANDOM_WARNING,
+    overlap_warning,
+    selection_warning,
+)
 
 __all__ = ["FinishedRun", "Tag", "printable"]
 
@@ -121,9 +126,9 @@ class FinishedRun:
         tags += self._training_tags()
         if not self.protocol.get("complete", True):
             tags.append(Tag("partial", f"PARTIAL: {self._scored_part()} were scored"))
-        if self.protocol.get("overlap"):
-            number = self.protocol["overlap"]
-            tags.append(Tag("overlap", f"{number} TEST IMAGES ARE AMONG THE TRAINING IMAGES"))
+        overlapping = overlap_warning(self.protocol)
+        if overlapping is not None:
+            tags.append(Tag("overlap", overlapping))
         selected = selection_warning(self.protocol)
         if selected is not None:
             tags.append(Tag("best_test", selected, comparable=True))

@@ -10,6 +10,7 @@ from anomaly_clip.records import DEMO
 __all__ = [
     "DEMO_REMARK",
     "RANDOM_WARNING",
+    "overlap_warning",
     "rounds_remark",
     "selection_warning",
     "weights_remark",
@@ -41,6 +42,12 @@ def selection_warning(protocol: Mapping[str, object]) -> str | None:
     if protocol.get("select") != "best_test":
         return None
     return "EPOCH SELECTED ON THE TEST IMAGES (select best_test): the metrics are too optimistic"
+
+
+def overlap_warning(protocol: Mapping[str, object]) -> str | None:
+    """Return the warning for metrics of images that were fitted on; None without any."""
+    number = protocol.get("overlap")
+    return f"{number} TEST IMAGES ARE AMONG THE TRAINING IMAGES" if number else None
 
 
 def rounds_remark(protocol: Mapping[str, Any]) -> str | None:

@@ -1,0 +1,85 @@
+"""Leakage: test images that are also training images, by the content of their files or pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from anomaly_clip.data.file_hashes import DuplicatePair, pixel_hashes
+from anomaly_clip.data.samples import Sample
+
+if TYPE_CHECKING:
+    from anomaly_clip.data.dataset import AnomalyData
+
+__all__ = ["LeakageCheck"]
+
+
+class LeakageCheck:
+    """Comparison of training and test images.
+
+    Two comparisons are made. A fit compares the files of its training images with those of the test
+    split. A test compares decoded pixels with the images that its checkpoint was fitted on, which
+    also finds lossless copies, and images of other folders.
+
+    Args:
+        data: The data module.
+        allowed: Whether training images may be test images; the results are then marked.
+    """
+
+    def __init__(self, data: AnomalyData, allowed: bool) -> None:
+        self.data = data
+        self.allowed = allowed
+        self.num_fitted_on: int | None = None
+        """Number of test images that the module was fitted on; None if unknown."""
+
+    def overlap(self, samples: Sequence[Sample] | None = None) -> list[DuplicatePair]:
+        """See :meth:`~anomaly_clip.data.AnomalyData.overlap`."""
+        data = self.data
+        if "test" not in data.splits:
+            return []
+        trained = data.fit_samples() if samples is None else samples
+        return data.duplicates(trained, data.samples("test"))
+
+    def check_training(self, samples: Sequence[Sample]) -> None:
+        """Check that no image of a fit, or no reference image, is a test image.
+
+        Raises:
+            ValueError: If one is, and that is not allowed.
+        """
+        pairs = [] if self.allowed else self.overlap(samples)
+        if pairs:
+            raise ValueError(
+                f"{len(pairs)} test images are among the training images, such as "
+                f"{pairs[0].second} = {pairs[0].first}: remove these duplicates, or set "
+                f"data.allow_overlap true"
+            )
+
+    def check_test(self, stage: str, samples: Sequence[Sample], known: frozenset[str]) -> None:
+        """Check that a module was not fitted on its test images.
+
+        Args:
+            stage: The verb; ``predict`` may score images of the fit.
+            samples: The images.
+            known: Hashes of the images that the module was fitted on; empty if unknown.
+
+        Raises:
+            ValueError: If it was, and that is not allowed.
+        """
+        if not known or not self.data.on_disk:
+            return
+        hashes = pixel_hashes(sample.image for sample in samples)
+        fitted = [sample for sample in samples if hashes[sample.image] in known]
+        self.num_fitted_on = len(fitted)
+        if fitted and stage == "test" and not self.allowed:
+            raise ValueError(
+                f"{len(fitted)} of {len(samples)} test images were fitted on, such as "
+                f"{fitted[0].image}: test on other images, or allow it with data.allow_overlap true"
+            )
+
+    def training_hashes(self) -> frozenset[str]:
+        """Return hashes of the decoded images of a fit; empty for images that are not files."""
+        data = self.data
+        source = data if data.auxiliary is None else data.auxiliary
+        if not source.on_disk:
+            return frozenset()
+        return frozenset(pixel_hashes(sample.image for sample in data.fit_samples()).values())

@@ -1,0 +1,178 @@
+"""Forms of a user's folder: neighbours of each, and folders that must be refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import save_picture
+
+from anomaly_clip.data.folder_forms import FolderForm, looks_like_a_mask, understand
+
+MASK = np.zeros((40, 40), dtype=np.uint8)
+MASK[10:20] = 255
+
+
+def write(root: Path, *names: str, mask: bool = False) -> None:
+    for name in names:
+        save_picture(root / name, MASK if mask else None)
+
+
+def read(root: Path, **options: object) -> FolderForm:
+    return understand(root, "plank", **options)  # type: ignore[arg-type]
+
+
+def names(form: FolderForm) -> dict[str, list[str]]:
+    """Return the images of a form, by the defect that they are listed under."""
+    listed: dict[str, list[str]] = {}
+    for sample in form.labelled:
+        listed.setdefault(sample.defect, []).append(sample.image.name)
+    return listed
+
+
+@pytest.mark.parametrize("normal", ["good", "Good", "OK", "ok", "normal", "NORMAL"])
+@pytest.mark.parametrize("defect", ["NG", "bad", "scratch"])
+def test_names_of_normal_folders(tmp_path: Path, normal: str, defect: str) -> None:
+    write(tmp_path, f"{normal}/a.png", f"{normal}/b.png", f"{defect}/c.png")
+    form = read(tmp_path)
+    assert names(form) == {"good": ["a.png", "b.png"], defect: ["c.png"]}
+    assert [sample.label for sample in form.labelled if sample.defect == "good"] == [False, False]
+    assert form.has_labels
+    assert not form.has_masks
+    assert "there are no masks" in form.sentences[0]
+
+
+def test_other_names_of_normal_folders_are_given(tmp_path: Path) -> None:
+    write(tmp_path, "in ordnung/a.png", "kratzer/b.png")
+    assert not read(tmp_path).has_labels
+    form = read(tmp_path, normal_folders=["In Ordnung"])
+    assert names(form) == {"good": ["a.png"], "kratzer": ["b.png"]}
+
+
+@pytest.mark.parametrize("train", ["train/good", "Train/OK", "train"])
+@pytest.mark.parametrize("test", ["test/good", "test/ok"])
+def test_training_images_in_a_folder_of_their_own(tmp_path: Path, train: str, test: str) -> None:
+    write(tmp_path, f"{train}/a.png", f"{train}/b.png", f"{test}/c.png", "test/cut/d.png")
+    form = read(tmp_path)
+    assert [sample.image.name for sample in form.train] == ["a.png", "b.png"]
+    assert names(form) == {"cut": ["d.png"], "good": ["c.png"]}
+    assert "contains the 2 training images" in form.sentences[0]
+
+
+def test_training_images_alone(tmp_path: Path) -> None:
+    write(tmp_path, "train/good/a.png")
+    form = read(tmp_path)
+    assert (len(form.train), form.labelled, form.unlabelled) == (1, [], [])
+
+
+def test_a_tree_without_labels(tmp_path: Path) -> None:
+    write(tmp_path, "b.png", "x/a.jpg", "x/y/c.png")
+    form = read(tmp_path)
+    assert [(s.image.name, s.defect) for s in form.unlabelled] == [
+        ("b.png", ""),
+        ("a.jpg", "x"),
+        ("c.png", "x/y"),
+    ]
+    assert not form.has_labels
+    assert form.sentences == [
+        "3 images without labels, because no folder is called good or " + "normal or ok"
+    ]
+
+
+MASK_PLACES = [
+    ("ground_truth/cut/a_mask.png", "ground_truth/cut/b_mask.png"),
+    ("ground_truth/cut/a.png", "ground_truth/cut/b.png"),
+    ("ground_truth/a_mask.png", "ground_truth/b_mask.png"),
+    ("mask/a.png", "mask/b.png"),
+    ("Masks/cut/a_gt.png", "Masks/cut/b_gt.png"),
+    ("gt/a_label.png", "gt/b.png"),
+    ("cut/a_mask.png", "cut/b_mask.png"),
+    ("cut/a_gt.png", "cut/b_label.png"),
+    ("annotations/a.png", "annotations/b.png"),
+]
+
+
+@pytest.mark.parametrize("masks", MASK_PLACES)
+def test_places_of_masks(tmp_path: Path, masks: tuple[str, str]) -> None:
+    write(tmp_path, "good/a.png", "cut/a.png", "cut/b.png")
+    write(tmp_path, *masks, mask=True)
+    form = read(tmp_path)
+    assert names(form) == {"cut": ["a.png", "b.png"], "good": ["a.png"]}
+    assert [s.mask for s in form.labelled if s.label] == [tmp_path / mask for mask in masks]
+    assert form.has_masks
+
+
+@pytest.mark.parametrize("place", ["ground_truth/cut", "test/ground_truth/cut"])
+def test_masks_of_a_test_folder(tmp_path: Path, place: str) -> None:
+    write(tmp_path, "train/good/a.png", "test/good/a.png", "test/cut/a.png")
+    write(tmp_path, f"{place}/a_mask.png", mask=True)
+    (defective,) = [sample for sample in read(tmp_path).labelled if sample.label]
+    assert defective.mask == tmp_path / place / "a_mask.png"
+
+
+def test_the_ending_of_masks_is_given(tmp_path: Path) -> None:
+    write(tmp_path, "good/a.png", "cut/b.png")
+    write(tmp_path, "ground_truth/cut/b-seg.png", mask=True)
+    (defective,) = [s for s in read(tmp_path, mask_ending="-seg").labelled if s.label]
+    assert defective.mask == tmp_path / "ground_truth/cut/b-seg.png"
+
+
+def test_a_missing_mask_gets_its_expected_path(tmp_path: Path) -> None:
+    write(tmp_path, "good/a.png", "cut/a.png", "cut/b.png")
+    write(tmp_path, "ground_truth/cut/a_mask.png", mask=True)
+    masks = [sample.mask for sample in read(tmp_path).labelled if sample.label]
+    assert masks[1] == tmp_path / "ground_truth/cut/b_mask.png"
+    assert not masks[1].exists()
+
+
+def test_photographs_are_not_taken_for_masks(tmp_path: Path) -> None:
+    """Photographs with the names of others, as in MVTec-AD's numbering, are a kind of defect."""
+    write(tmp_path, "good/000.png", "good/001.png", "cut/000.png", "cut/000_label.png")
+    assert names(read(tmp_path)) == {
+        "cut": ["000.png", "000_label.png"],
+        "good": ["000.png", "001.png"],
+    }
+    write(tmp_path, "mask/worker.png")
+    with pytest.raises(ValueError, match=r"mask: a folder of this name should contain masks, but"):
+        read(tmp_path)
+
+
+def test_masks_without_an_image_are_kept_for_the_check(tmp_path: Path) -> None:
+    write(tmp_path, "good/a.png", "cut/b.png")
+    write(tmp_path, "ground_truth/cut/b_mask.png", "ground_truth/cut/z_mask.png", mask=True)
+    form = read(tmp_path)
+    assert tmp_path / "ground_truth" / "cut" in form.mask_folders
+
+
+def test_own_results_are_not_images(tmp_path: Path) -> None:
+    write(tmp_path, "a.png", "runs/predict/1/maps/x/a.png", "runs/other/b.png")
+    (tmp_path / "runs/predict/1/config-predict.yaml").touch()
+    form = read(tmp_path)
+    assert [sample.image.name for sample in form.unlabelled] == ["a.png", "b.png"]
+    assert form.sentences[-1].startswith("not used: 1 folders of results, such as runs/predict/1")
+
+
+def test_what_is_not_used_is_counted(tmp_path: Path) -> None:
+    write(tmp_path, "good/a.png", "good/batch 2/b.png", "cut/c.png", "d.png")
+    sentences = read(tmp_path).sentences
+    assert "not used: 1 images in subfolders" in sentences
+    assert "not used: 1 images next to the folders" in sentences
+
+
+def test_links_are_followed_once(tmp_path: Path) -> None:
+    write(tmp_path / "elsewhere", "b.png")
+    write(tmp_path / "photos", "a.png")
+    (tmp_path / "photos" / "shift 2").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "photos" / "loop").symlink_to(tmp_path / "photos")
+    form = read(tmp_path / "photos")
+    assert [sample.image.name for sample in form.unlabelled] == ["a.png", "b.png"]
+
+
+def test_black_and_white_images_look_like_masks(tmp_path: Path) -> None:
+    write(tmp_path, "photo.png")
+    write(tmp_path, "mask.png", mask=True)
+    save_picture(tmp_path / "mask.jpg", np.repeat(MASK[..., None], 3, axis=2))
+    (tmp_path / "damaged.png").write_bytes(b"no image")
+    looks = {path.name: looks_like_a_mask(path) for path in tmp_path.iterdir()}
+    assert looks == {"photo.png": False, "mask.png": True, "mask.jpg": True, "damaged.png": False}
