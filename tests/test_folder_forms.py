@@ -40,7 +40,7 @@ def test_names_of_normal_folders(tmp_path: Path, normal: str, defect: str) -> No
     assert [sample.label for sample in form.labelled if sample.defect == "good"] == [False, False]
     assert form.has_labels
     assert not form.has_masks
-    assert "there are no masks" in form.sentences[0]
+    assert "there are no masks" in form.remarks[0]
 
 
 def test_other_names_of_normal_folders_are_given(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_training_images_in_a_folder_of_their_own(tmp_path: Path, train: str, te
     form = read(tmp_path)
     assert [sample.image.name for sample in form.train] == ["a.png", "b.png"]
     assert names(form) == {"cut": ["d.png"], "good": ["c.png"]}
-    assert "contains the 2 training images" in form.sentences[0]
+    assert "contains the 2 training images" in form.remarks[0]
 
 
 def test_training_images_alone(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_tree_without_labels(tmp_path: Path) -> None:
         ("c.png", "x/y"),
     ]
     assert not form.has_labels
-    assert form.sentences == [
+    assert form.remarks == [
         "3 images without labels, because no folder is called good or " + "normal or ok"
     ]
 
@@ -150,14 +150,14 @@ def test_own_results_are_not_images(tmp_path: Path) -> None:
     (tmp_path / "runs/predict/1/config-predict.yaml").touch()
     form = read(tmp_path)
     assert [sample.image.name for sample in form.unlabelled] == ["a.png", "b.png"]
-    assert form.sentences[-1].startswith("not used: 1 folders of results, such as runs/predict/1")
+    assert form.remarks[-1].startswith("not used: 1 folders of results, such as runs/predict/1")
 
 
 def test_what_is_not_used_is_counted(tmp_path: Path) -> None:
     write(tmp_path, "good/a.png", "good/batch 2/b.png", "cut/c.png", "d.png")
-    sentences = read(tmp_path).sentences
-    assert "not used: 1 images in subfolders" in sentences
-    assert "not used: 1 images next to the folders" in sentences
+    remarks = read(tmp_path).remarks
+    assert "not used: 1 images in subfolders" in remarks
+    assert "not used: 1 images next to the folders" in remarks
 
 
 def test_links_are_followed_once(tmp_path: Path) -> None:

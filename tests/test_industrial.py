@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import pytest
 from helpers import save_picture
 from layouts import blob, btad, industrial_folders, ksdd2, visa
 
+from anomaly_clip.cli import main
 from anomaly_clip.data import BTAD, KSDD2, IndustrialFolders, MagneticTile, MVTecAD, VisA
 from anomaly_clip.data.dataset import AnomalyData, read_mask
 
@@ -322,3 +324,53 @@ def test_masks_of_the_real_sets_have_their_numbers_of_pixels(
         if sample.mask is not None:
             totals[sample.defect] += int(read_mask(sample.mask).sum())
     assert totals == sums  # numbers of pixels, counted with numpy
+
+
+# -- masks are optional in MVTec-AD's layout -----------------------------------------------------
+
+
+def without_masks(root: Path) -> Path:
+    for folder in root.glob("*/ground_truth"):
+        shutil.rmtree(folder)
+    return root
+
+
+def test_without_any_mask_there_are_image_metrics_only(
+    mvtec_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = MVTecAD(str(without_masks(mvtec_root)))
+    assert not data.has_masks
+    assert {sample.mask for sample in data.samples("test")} == {None}
+    words = ["--model=PaDiM", "--model.backbone.weights=random", "--model.image_size=32"]
+    words += [f"--data.root={mvtec_root}", "--trainer.accelerator=cpu", "--data.num_workers=0"]
+    assert main(["each", "--data=MVTecAD", *words, "--output.folder=run"]) == 0
+    mean = json.loads(Path("run/metrics.json").read_text())["mean"]
+    assert mean["image_auroc"] is not None
+    assert mean["pixel_auroc"] is None
+    assert main(["check", "--data=MVTecAD", f"--data.root={mvtec_root}", "--json=report.json"]) == 1
+    problems = json.loads(Path("report.json").read_text())["problems"]
+    assert {problem["kind"] for problem in problems} == {"count"}  # two published categories
+
+
+def test_one_missing_mask_is_an_error(mvtec_root: Path) -> None:
+    (mvtec_root / "bottle/ground_truth/scratch/000_mask.png").unlink()
+    with pytest.raises(FileNotFoundError, match="its mask is missing"):
+        MVTecAD(str(mvtec_root)).samples("test")
+    shutil.rmtree(mvtec_root / "bottle" / "ground_truth")  # another category has masks
+    with pytest.raises(FileNotFoundError, match="its mask is missing"):
+        MVTecAD(str(mvtec_root)).samples("test")
+    assert MVTecAD(str(mvtec_root), categories=["bottle"]).has_masks is False
+
+
+def test_masks_of_normal_images_must_be_empty(mvtec_root: Path) -> None:
+    place = mvtec_root / "bottle" / "ground_truth" / "good"
+    for name in ("000_mask", "001"):
+        save_picture(place / f"{name}.png", np.zeros((40, 48), dtype=np.uint8))
+    assert len(MVTecAD(str(mvtec_root)).samples("test")) == 8
+    save_picture(place / "000_mask.png", blob((48, 40)))
+    with pytest.raises(ValueError, match="the mask of a normal image is not empty: move the image"):
+        MVTecAD(str(mvtec_root)).samples("test")
+    (place / "000_mask.png").rename(place / "z_mask.png")
+    with pytest.raises(ValueError, match=r"z_mask\.png: a mask without an image"):
+        MVTecAD(str(mvtec_root)).samples("test")

@@ -229,7 +229,7 @@ class ImageFolder(AnomalyData):
 
     def summary(self, stage: str) -> str:
         """Return the numbers of images, and how the folder was understood."""
-        parts = [super().summary(stage), *self.form.sentences]
+        parts = [super().summary(stage), *self.form.remarks]
         if self.normal == "all" and not self.form.has_labels and stage == "fit":
             parts.append("all are normal (data.normal all)")
         if self.is_split and not self.form.train:

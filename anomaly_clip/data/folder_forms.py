@@ -45,14 +45,14 @@ class FolderForm:
         labelled: The other images, if some folder contains normal ones, sorted by path.
         unlabelled: All images, if no folder contains normal ones.
         mask_folders: Folders that contain only masks.
-        sentences: How the folder was understood and what is not used, to be shown to the user.
+        remarks: How the folder was understood and what is not used, to be shown to the user.
     """
 
     train: list[Sample] = field(default_factory=list)
     labelled: list[Sample] = field(default_factory=list)
     unlabelled: list[Sample] = field(default_factory=list)
     mask_folders: list[Path] = field(default_factory=list)
-    sentences: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
     @property
     def has_labels(self) -> bool:
@@ -308,7 +308,7 @@ class _Reader:
     # -- texts -----------------------------------------------------------------------------------
 
     def _say(self, sentence: str) -> None:
-        self.form.sentences.append(sentence)
+        self.form.remarks.append(sentence)
 
     def _count(self, what: str, count: int) -> None:
         if count:

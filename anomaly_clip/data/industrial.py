@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -61,18 +62,47 @@ def mvtec_categories(root: Path) -> list[str]:
     return names
 
 
-def list_mvtec(root: Path, category: str, split: Split) -> Iterator[Sample]:
+def list_mvtec(root: Path, category: str, split: Split, has_masks: bool = True) -> Iterator[Sample]:
     """Yield ``root/category/split/<defect>/NAME.*``, sorted by path; folder ``good`` is normal.
 
     Masks are paired by name: ``ground_truth/<defect>/NAME_mask.*`` for ``test/<defect>/NAME.*``.
+    Normal images may have masks, which must be empty.
+
+    Args:
+        root: The data set's folder.
+        category: The category.
+        split: The split.
+        has_masks: Whether defective images have masks.
+
+    Raises:
+        ValueError: If the mask of a normal image is not empty.
     """
     folder = root / category
     for defect in subfolders(folder / split):
         images = images_in(defect)
         normal = defect.name == "good"
-        masks = {} if normal else paired_masks(images, folder / "ground_truth" / defect.name)
+        place = folder / "ground_truth" / defect.name
+        masks = {} if normal or not has_masks else paired_masks(images, place)
+        if normal and split == "test":
+            _check_empty(masks_of_normal(place, images))
         for image in images:
             yield Sample(image, category, not normal, masks.get(image), defect.name)
+
+
+def masks_of_normal(folder: Path, images: Sequence[Path]) -> list[Path]:
+    """Return the masks in a folder that belong to these normal images."""
+    if not folder.is_dir():
+        return []
+    return [mask for mask in paired_masks(images, folder).values() if mask.is_file()]
+
+
+def _check_empty(masks: Sequence[Path]) -> None:
+    for mask in masks:
+        if read_mask(mask).any():
+            raise ValueError(
+                f"{mask}: the mask of a normal image is not empty: move the image to the folder of "
+                f"its defect, or delete the mask"
+            )
 
 
 def mvtec_mask_folders(root: Path, category: str) -> list[Path]:
@@ -81,9 +111,17 @@ def mvtec_mask_folders(root: Path, category: str) -> list[Path]:
 
 
 class MVTecAD(AnomalyData):
-    """MVTec-AD (Bergmann et al., CVPR 2019): 15 categories, and any data set in its layout."""
+    """MVTec-AD (Bergmann et al., CVPR 2019): 15 categories, and any data set in its layout.
+
+    Masks are optional: without any, there are image metrics only.
+    """
 
     dataset_name: ClassVar[str] = "MVTecAD"
+
+    @cached_property
+    def has_masks(self) -> bool:
+        """True if some category in use has a folder of masks."""
+        return any(mvtec_mask_folders(self.root, name) for name in self.categories)
 
     def find_categories(self) -> list[str]:
         """See :func:`mvtec_categories`."""
@@ -91,11 +129,24 @@ class MVTecAD(AnomalyData):
 
     def list_samples(self, category: str, split: Split) -> Iterator[Sample]:
         """See :func:`list_mvtec`."""
-        return list_mvtec(self.root, category, split)
+        return list_mvtec(self.root, category, split, self.has_masks)
 
     def mask_folders(self, category: str) -> list[Path]:
         """See :func:`mvtec_mask_folders`."""
         return mvtec_mask_folders(self.root, category)
+
+    def spare_masks(self, categories: Sequence[str], samples: Sequence[Sample]) -> list[Path]:
+        """Return the masks that belong to no sample; those of normal images belong to them."""
+        normal = [sample for sample in samples if not sample.label]
+        paired = {
+            mask
+            for name in categories
+            for mask in masks_of_normal(
+                self.root / name / "ground_truth" / "good",
+                [sample.image for sample in normal if sample.category == name],
+            )
+        }
+        return [mask for mask in super().spare_masks(categories, samples) if mask not in paired]
 
 
 class MagneticTile(MVTecAD):

@@ -54,21 +54,23 @@ class LeakageCheck:
                 f"data.allow_overlap true"
             )
 
-    def check_test(self, stage: str, samples: Sequence[Sample], known: frozenset[str]) -> None:
+    def check_test(
+        self, stage: str, samples: Sequence[Sample], fitted_images: frozenset[str]
+    ) -> None:
         """Check that a module was not fitted on its test images.
 
         Args:
             stage: The verb; ``predict`` may score images of the fit.
             samples: The images.
-            known: Hashes of the images that the module was fitted on; empty if unknown.
+            fitted_images: Hashes of the images that the module was fitted on; empty if unknown.
 
         Raises:
             ValueError: If it was, and that is not allowed.
         """
-        if not known or not self.data.on_disk:
+        if not fitted_images or not self.data.on_disk:
             return
         hashes = pixel_hashes(sample.image for sample in samples)
-        fitted = [sample for sample in samples if hashes[sample.image] in known]
+        fitted = [sample for sample in samples if hashes[sample.image] in fitted_images]
         self.num_fitted_on = len(fitted)
         if fitted and stage == "test" and not self.allowed:
             raise ValueError(

@@ -43,7 +43,7 @@ class AnomalyMethod(EvaluatedModule):
     score_part_names: ClassVar[tuple[str, ...]] = ()
     """Names of the columns of ``score_parts``."""
     uses_category_names: ClassVar[bool] = False
-    """Whether category names are inserted into prompts."""
+    """True if category names are inserted into prompts."""
     inference_arguments: ClassVar[frozenset[str]] = frozenset({"evaluator"})
     backbone: FrozenBackbone
     """The frozen image encoder. Under mixed precision its weights are cast once, in ``setup``."""
