@@ -74,8 +74,8 @@ def test_augmentations_depend_on_seed_epoch_and_row_alone() -> None:
         ({"name": "HorizontalFlip"}, "expected transforms such as"),
         ("HorizontalFlip", "expected transforms such as"),
         (
-            {"class_path": "OneOf", "init_args": {"transforms": [{"class_path": "Blurr"}]}},
-            "no transform Blurr",
+            {"class_path": "OneOf", "init_args": {"transforms": [{"class_path": "VerticalFlop"}]}},
+            "no transform VerticalFlop",
         ),
     ],
 )
