@@ -29,11 +29,11 @@ NEEDS: dict[str, tuple[dict[str, Any], LoaderNeeds]] = {
         {"image_size": 64, "shots": 3, "rounds": 5},
         LoaderNeeds(64, support_images=3, test_passes=5),
     ),
-    "SDP": ({}, LoaderNeeds(32)),
-    "SDPPlus": ({}, LoaderNeeds(32)),
+    "SDP": ({}, LoaderNeeds(32, category_names=True)),
+    "SDPPlus": ({}, LoaderNeeds(32, category_names=True)),
     "SimpleNet": ({"image_size": 64}, LoaderNeeds(64)),
     "TAB": ({"image_size": 64}, LoaderNeeds(64, full_batches=True)),
-    "WinCLIP": ({}, LoaderNeeds(32)),
+    "WinCLIP": ({}, LoaderNeeds(32, category_names=True)),
 }
 """Options of a small model of each method, and its requirements on the loaders."""
 
