@@ -84,6 +84,14 @@ def test_mistakes_are_named(entry: Any, message: str) -> None:
         Augmentation([entry])
 
 
+def test_transforms_that_cannot_be_applied_are_named() -> None:
+    crop = {"class_path": "RandomCrop", "init_args": {"height": 500, "width": 500}}
+    with pytest.raises(ValueError, match=r"cannot be applied to an image of 24 x 24 pixels \("):
+        Augmentation([crop])(image_and_mask()[0], None, 0, 0)
+    with pytest.raises(ValueError, match="expected a list of transforms, got"):
+        Augmentation([{"class_path": "OneOf", "init_args": {"transforms": 5}}])
+
+
 @pytest.mark.parametrize("name", ["Resize", "ToFloat"])
 def test_another_size_or_type_is_refused(name: str) -> None:
     arguments = {"height": 8, "width": 8} if name == "Resize" else {}
@@ -196,3 +204,9 @@ def test_the_library_is_imported_only_when_needed(tmp_path: Path) -> None:
         "import os; assert os.environ['NO_ALBUMENTATIONS_UPDATE'] == '1'\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_augmentation_of_the_auxiliary_set_is_refused(mvtec_root: Path) -> None:
+    auxiliary = MVTecAD(str(mvtec_root), augment=[FLIP])
+    with pytest.raises(ValueError, match=r"data.auxiliary.augment .* set data.augment"):
+        MVTecAD(str(mvtec_root), auxiliary=auxiliary)

@@ -307,3 +307,35 @@ def test_methods_with_prompts_need_the_name_of_the_object(
 def test_bad_options(product: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ImageFolder(str(product), **options)
+
+
+def test_empty_masks_of_normal_images(labelled: Path) -> None:
+    add_masks(labelled)
+    place = labelled / "ground_truth" / "good"
+    save_picture(place / "a_mask.png", np.zeros((40, 40), dtype=np.uint8))
+    assert len(listing(labelled)) == 5
+    save_picture(place / "a_mask.png", np.full((40, 40), 255, dtype=np.uint8))
+    with pytest.raises(ValueError, match=r"a_mask\.png: a mask without an image"):
+        listing(labelled)
+
+
+def test_each_and_preview_on_a_folder(
+    product: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["each", *FIT, f"--data.root={product}", "--output.folder=each"]) == 0
+    assert Path("each/metrics.json").is_file()
+    flip = '[{"class_path": "HorizontalFlip"}]'
+    data = ["--data=ImageFolder", f"--data.root={product}", f"--data.augment={flip}"]
+    assert main(["preview", *data, "--file=sheet.png"]) == 0
+
+
+def test_predict_with_references_scores_every_image(
+    product: Path, tiny_clip_config: str, tmp_path: Path
+) -> None:
+    words = ["--model=WinCLIP", f"--model.backbone.name={tiny_clip_config}"]
+    words += ["--model.backbone.pretrained=random", "--data=ImageFolder", "--data.shots=2"]
+    words += ["--data.num_workers=0", "--trainer.accelerator=cpu", "--data.category=plank"]
+    run = tmp_path / "run"
+    assert main(["predict", *words, f"--data.root={product}", f"--output.folder={run}"]) == 0
+    assert len((run / "scores.csv").read_text().splitlines()) == 45

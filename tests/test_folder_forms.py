@@ -156,7 +156,7 @@ def test_own_results_are_not_images(tmp_path: Path) -> None:
 def test_what_is_not_used_is_counted(tmp_path: Path) -> None:
     write(tmp_path, "good/a.png", "good/batch 2/b.png", "cut/c.png", "d.png")
     remarks = read(tmp_path).remarks
-    assert "not used: 1 images in subfolders" in remarks
+    assert "not used: 1 images in subfolders of these folders" in remarks
     assert "not used: 1 images next to the folders" in remarks
 
 
@@ -176,3 +176,27 @@ def test_black_and_white_images_look_like_masks(tmp_path: Path) -> None:
     (tmp_path / "damaged.png").write_bytes(b"no image")
     looks = {path.name: looks_like_a_mask(path) for path in tmp_path.iterdir()}
     assert looks == {"photo.png": False, "mask.png": True, "mask.jpg": True, "damaged.png": False}
+
+
+def test_deeper_trees_of_a_folder_called_train_are_unlabelled(tmp_path: Path) -> None:
+    write(tmp_path, "train/wagon/1/a.png", "train/wagon/2/b.png", "car/c.png")
+    form = read(tmp_path)
+    assert [sample.image.name for sample in form.unlabelled] == ["c.png", "a.png", "b.png"]
+    assert len(form.remarks) == 1
+
+
+def test_a_kind_of_defect_is_no_mask_folder_if_one_image_is_a_photograph(tmp_path: Path) -> None:
+    write(tmp_path, "good/a.png", *(f"cut/{n}.png" for n in range(5)), "dark/4.png")
+    write(tmp_path, *(f"dark/{n}.png" for n in range(4)), mask=True)
+    assert len(names(read(tmp_path))["dark"]) == 5
+
+
+def test_images_next_to_the_folders_of_a_test_are_counted(tmp_path: Path) -> None:
+    write(tmp_path, "train/a.png", "test/b.png", "test/good/c.png")
+    assert "not used: 1 images next to the folders" in read(tmp_path).remarks
+
+
+def test_an_empty_mask_folder_makes_no_mask_compulsory(tmp_path: Path) -> None:
+    write(tmp_path, "good/a.png", "cut/b.png")
+    (tmp_path / "ground_truth" / "cut").mkdir(parents=True)
+    assert not read(tmp_path).has_masks

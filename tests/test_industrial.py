@@ -374,3 +374,13 @@ def test_masks_of_normal_images_must_be_empty(mvtec_root: Path) -> None:
     (place / "000_mask.png").rename(place / "z_mask.png")
     with pytest.raises(ValueError, match=r"z_mask\.png: a mask without an image"):
         MVTecAD(str(mvtec_root)).samples("test")
+
+
+def test_other_names_of_the_normal_folder_and_defects_in_training(mvtec_root: Path) -> None:
+    for split in ("train", "test"):
+        folder = mvtec_root / "bottle" / split
+        (folder / "good").rename(folder / "OK")
+    save_picture(mvtec_root / "bottle" / "train" / "scratch" / "000.png")
+    data = MVTecAD(str(mvtec_root), categories=["bottle"])
+    assert [(s.label, s.defect) for s in data.samples("train")] == [(False, "good")] * 2
+    assert Counter(s.label for s in data.samples("test")) == {False: 2, True: 2}

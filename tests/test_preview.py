@@ -49,8 +49,8 @@ def test_fewer_images_than_requested() -> None:
             "data.bacth_size: Demo has no such option: did you",
         ),
         (
-            ["--data=ImageFolder", "--data.categories=[a]"],
-            "data.categories: ImageFolder has no such",
+            ["--data=ImageFolder", "--data.root=.", "--data.num_scenes=4"],
+            "data.num_scenes: ImageFolder has no such",
         ),
         (["--data=Demo", "--cuont=3"], "unknown option --cuont: did you mean --count or --config?"),
         (["--data=Demo", "--count=0"], "--count must be 1 or more"),

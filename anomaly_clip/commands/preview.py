@@ -60,6 +60,8 @@ def run_preview(words: Sequence[str]) -> int:
         if target.suffix.lower() not in (".png", ".jpg", ".jpeg"):
             raise ValueError(f"--file {target}: expected a name ending in .png or .jpg")
         data: AnomalyData = parser.instantiate(config).data
+        if data.synthesis is not None or data.augmentation is not None:
+            data.begin_fit()
         if data.synthesis is not None:
             sheet = defect_sheet(data, config.count)
         elif data.augmentation is not None:

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly_clip.errors import suggest
+from anomaly_clip.errors import reason, suggest
 
 if TYPE_CHECKING:
     import albumentations
@@ -82,7 +82,13 @@ class Augmentation:
         inputs: dict[str, NDArray[Any]] = {"image": image}
         if mask is not None:
             inputs["mask"] = _resized(mask, image.shape[0])
-        outputs = self._pipeline(**inputs)
+        try:
+            outputs = self._pipeline(**inputs)
+        except Exception as error:  # transforms raise many types
+            raise ValueError(
+                f"data.augment: the transforms cannot be applied to an image of {image.shape[1]} x "
+                f"{image.shape[0]} pixels ({reason(error)}): change or remove them"
+            ) from None
         augmented = outputs["image"]
         if augmented.shape != image.shape or augmented.dtype != image.dtype:
             raise ValueError(
@@ -126,6 +132,8 @@ def _transform(entry: Any) -> Any:
     if not isinstance(path, str) or not isinstance(arguments, dict):
         raise ValueError(f"data.augment: expected transforms such as {EXAMPLE}, got {entry}")
     kind = _find(path)
+    if not isinstance(arguments.get("transforms", []), list):
+        raise ValueError(f"data.augment: {path}: expected a list of transforms, got {arguments}")
     if "transforms" in arguments:
         nested = [_transform(inner) for inner in arguments["transforms"]]
         arguments = {**arguments, "transforms": nested}

@@ -25,6 +25,11 @@ def check_auxiliary(data: AnomalyData) -> None:
             f"out data.auxiliary.auxiliary, data.shots (got {data.few_shots.shots}) and "
             f"data.fraction (got {data.few_shots.fraction})"
         )
+    if data.auxiliary.augmentation is not None:
+        raise ValueError(
+            f"data.auxiliary.augment ({len(data.auxiliary.augmentation.settings)} transforms) has "
+            f"no effect: set data.augment, which applies to the training images"
+        )
     if data.synthesis is not None:
         raise ValueError(
             f"data.synthesis ({data.synthesis.recipe}) needs normal training images, which "

@@ -330,6 +330,9 @@ class AnomalyData(BaseDataModule):
         """
         self.fit_sets.cache_features(encoders, limit_gb, option)
 
+    def begin_fit(self) -> None:
+        """List the images of a fit from now on; for data sets whose splits depend on the stage."""
+
     # -- overlap of training and test images -----------------------------------------------------
 
     def overlap(self, samples: Sequence[Sample] | None = None) -> list[DuplicatePair]:

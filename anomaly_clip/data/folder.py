@@ -14,6 +14,7 @@ from anomaly_clip.data.file_hashes import FileHashes, pixel_hashes
 from anomaly_clip.data.folder_forms import NORMAL_FOLDERS, FolderForm, understand
 from anomaly_clip.data.layout import missing_layout
 from anomaly_clip.errors import check_between, check_choice
+from anomaly_clip.images import read_mask
 
 __all__ = ["ImageFolder", "held_out"]
 
@@ -49,7 +50,9 @@ def held_out(samples: Sequence[Sample], share: float, seed: int, group: str | No
 
 def _group_of(image: Path, group: str) -> str:
     match = re.search(group, image.name)
-    return image.name if match is None else match[match.re.groups and 1]
+    if match is None:
+        return image.name
+    return (match[1] if match.re.groups else match[0]) or image.name
 
 
 class ImageFolder(AnomalyData):
@@ -63,6 +66,7 @@ class ImageFolder(AnomalyData):
         root: The folder.
         category: Name of the object in prompts, such as "laser-cut plank"; default: the name of the
             folder.
+        categories: None, or the category alone, as for all data modules.
         normal: folders: the normal images are those in a normal folder. all: all images are normal,
             for a fit on a folder without subfolders.
         normal_folders: Names of folders with normal images; default: good, ok and normal.
@@ -72,7 +76,7 @@ class ImageFolder(AnomalyData):
             images and no folder ``train``.
         group: Regular expression on file names; images with the same match (of its first group, if
             it has one) are held out together, such as several views of one part.
-        shared: Arguments of all data modules except ``categories``.
+        shared: Arguments of all data modules.
     """
 
     dataset_name: ClassVar[str] = "ImageFolder"
@@ -81,6 +85,7 @@ class ImageFolder(AnomalyData):
         self,
         root: str,
         category: str | None = None,
+        categories: list[str] | None = None,
         normal: Literal["folders", "all"] = "folders",
         normal_folders: list[str] | None = None,
         mask_ending: str | None = None,
@@ -88,7 +93,7 @@ class ImageFolder(AnomalyData):
         group: str | None = None,
         **shared: Any,
     ) -> None:
-        super().__init__(root=root, categories=None, **shared)
+        super().__init__(root=root, categories=categories, **shared)
         if category is not None and not category.strip():
             raise ValueError(
                 f"data.category {category!r} is empty: name the object in the images, such as "
@@ -182,8 +187,9 @@ class ImageFolder(AnomalyData):
         form = self.form
         if split == "train":
             yield from form.train or self._normal_to_train_on()
-        elif form.train and self._predicts and not self.is_split:
-            yield from sorted([*form.train, *form.labelled], key=lambda sample: sample.image)
+        elif self._predicts:  # every image, whatever was trained on
+            every = [*form.train, *form.labelled, *form.unlabelled]
+            yield from sorted(every, key=lambda sample: sample.image)
         elif form.train:
             yield from form.labelled
         else:
@@ -215,6 +221,7 @@ class ImageFolder(AnomalyData):
                 f'is shown in {self.root}, such as --data.category "laser-cut plank"'
             )
         self._predicts = stage == "predict"
+        self.leakage.compared = not self._predicts
         self._trains = stage == "fit" and self.auxiliary is None
         if self._trains and not (self.form.has_labels or self.normal == "all"):
             raise ValueError(
@@ -226,6 +233,18 @@ class ImageFolder(AnomalyData):
             self._trains = not needs.fitted_images.isdisjoint(hashes.values())
         self.listing.forget()
         super().setup(stage)
+
+    def begin_fit(self) -> None:
+        """Split the normal images as a fit does."""
+        self._trains = self.auxiliary is None
+        self.listing.forget()
+
+    def spare_masks(self, categories: Sequence[str], samples: Sequence[Sample]) -> list[Path]:
+        """Return the masks that belong to no sample; empty ones may belong to normal images."""
+        stems = {sample.image.stem for sample in self.form.labelled if not sample.label}
+        spare = super().spare_masks(categories, samples)
+        of_normal = {m for m in spare if m.stem in stems or m.stem.rpartition("_")[0] in stems}
+        return [mask for mask in spare if mask not in of_normal or read_mask(mask).any()]
 
     def summary(self, stage: str) -> str:
         """Return the numbers of images, and how the folder was understood."""

@@ -33,7 +33,7 @@ RUN_FILES = tuple(f"config-{verb}.yaml" for verb in ("fit", "validate", "test", 
 
 EXTREME = 8  # grey levels from black or white that still count as black or white
 BLACK_AND_WHITE = 0.99  # fraction of such pixels in a mask, whose edges may be antialiased
-INSPECTED = 3  # images that are read to decide whether a folder contains masks
+INSPECTED = 3  # images of a mask folder that are read if their names are not those of others
 
 
 @dataclass
@@ -110,6 +110,7 @@ class _Reader:
         self.endings = endings
         self.form = FolderForm()
         self.unused: dict[str, int] = {}
+        self.runs: set[Path] = set()
         self.visited = {root.resolve()}
 
     def read(self) -> FolderForm:
@@ -119,7 +120,7 @@ class _Reader:
             self.form.train = samples
             others = [f for name, f in folders.items() if name not in ("train", "test")]
             others = [f for f in others if f.name.lower() not in MASK_FOLDERS]
-            self._count("images next to train/", sum(len(list(self._walk(f))) for f in others))
+            self._count("images next to train/", sum(map(_number_of_images, others)))
             self._count("images next to train/", len(images_in(self.root)))
             if test is not None:
                 self._read_labelled(test, [test, self.root])
@@ -136,9 +137,12 @@ class _Reader:
         """Return the normal images of ``train/``: of its normal folder, or its own."""
         normal = [f for f in self._subfolders(train) if f.name.lower() in self.normal_names]
         images = [image for folder in normal or [train] for image in self._images(folder)]
-        others = sum(len(list(self._walk(f))) for f in self._subfolders(train) if f not in normal)
-        self._count("images of train/ that are not in its normal folder", others)
         if images:
+            others = [f for f in self._subfolders(train) if f not in normal]
+            self._count(
+                "images of train/ that are not in its normal folder",
+                sum(map(_number_of_images, others)),
+            )
             where = normal[0].relative_to(self.root) if normal else train.relative_to(self.root)
             self._say(f"{where.as_posix()}/ contains the {len(images)} training images")
         return [Sample(image, self.category, label=False) for image in images]
@@ -155,16 +159,13 @@ class _Reader:
             is_normal = kind.name.lower() in self.normal_names
             masks = {} if is_normal else self._masks_of(images[kind], kind, mask_folders)
             (normal if is_normal else defective).append(f"{kind.name}/ ({len(images[kind])})")
-            self._count(
-                "images in subfolders",
-                sum(len(list(self._walk(inner))) for inner in self._subfolders(kind)),
-            )
+            deeper = sum(map(_number_of_images, self._subfolders(kind)))
+            self._count("images in subfolders of these folders", deeper)
             for image in images[kind]:
                 defect = "good" if is_normal else kind.name
                 sample = Sample(image, self.category, not is_normal, masks.get(image), defect)
                 self.form.labelled.append(sample)
-        if folder == self.root:
-            self._count("images next to the folders", len(images_in(folder)))
+        self._count("images next to the folders", len(images_in(folder)))
         masked = any(sample.mask is not None for sample in self.form.labelled)
         self._expect_all_masks(mask_folders)
         self.form.mask_folders = [inner for f in mask_folders for inner in (f, *subfolders(f))]
@@ -190,6 +191,9 @@ class _Reader:
         )
 
     def _finished(self) -> FolderForm:
+        if self.runs:
+            first = min(self.runs).relative_to(self.root).as_posix()
+            self._count(f"folders of results, such as {first}", len(self.runs))
         for what, count in self.unused.items():
             self._say(f"not used: {count} {what}")
         return self.form
@@ -201,7 +205,7 @@ class _Reader:
         kept = []
         for inner in subfolders(folder):
             if any((inner / name).is_file() for name in RUN_FILES):
-                self._count(f"folders of results, such as {inner.relative_to(self.root)}", 1)
+                self.runs.add(inner)
             else:
                 kept.append(inner)
         return kept
@@ -221,7 +225,7 @@ class _Reader:
             self.visited.add(inner.resolve())
             if inner.name.lower() in MASK_FOLDERS:
                 place = inner.relative_to(self.root).as_posix()
-                inside = sum(1 for _ in self._walk(inner))
+                inside = _number_of_images(inner)
                 self._count(f"images in {place}/, which has the name of a mask folder", inside)
                 continue
             yield from self._walk(inner)
@@ -246,7 +250,7 @@ class _Reader:
                 folders.append(folder)
                 if not named:
                     self._say(f"{folder.name}/ contains black-and-white images: masks")
-            elif named and any(True for _ in self._walk(folder)):
+            elif named and _number_of_images(folder):
                 raise ValueError(
                     f"{folder}: a folder of this name should contain masks, but its images are "
                     f"neither black and white nor named like others: rename it, to test its images "
@@ -259,11 +263,12 @@ class _Reader:
         images = [*images_in(folder), *(i for f in subfolders(folder) for i in images_in(f))]
         named = folder.name.lower() in MASK_FOLDERS
         paired = [i for i in images if any(self._base(i.stem, e) in others for e in self.endings)]
-        if named and len(paired) == len(images):
+        if named and images and len(paired) == len(images):
             return True
         # Without a mask folder's name, both names and content must be those of masks.
         certain = named or len(paired) == len(images)
-        return certain and bool(images) and all(map(looks_like_a_mask, images[:INSPECTED]))
+        inspected = images[:INSPECTED] if named else images
+        return certain and bool(images) and all(map(looks_like_a_mask, inspected))
 
     def _masks_of(
         self, images: Sequence[Path], kind: Path, mask_folders: Sequence[Path]
@@ -313,6 +318,12 @@ class _Reader:
     def _count(self, what: str, count: int) -> None:
         if count:
             self.unused[what] = self.unused.get(what, 0) + count
+
+
+def _number_of_images(folder: Path) -> int:
+    """Return the number of images in a tree; links are not followed."""
+    inner = [f for f in subfolders(folder) if not f.is_symlink()]
+    return len(images_in(folder)) + sum(map(_number_of_images, inner))
 
 
 def _listed(names: Sequence[str]) -> str:

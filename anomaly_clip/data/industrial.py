@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from anomaly_clip.data.dataset import AnomalyData, Sample, Split
+from anomaly_clip.data.folder_forms import NORMAL_FOLDERS
 from anomaly_clip.data.layout import (
     by_stem,
     images_in,
@@ -63,7 +64,10 @@ def mvtec_categories(root: Path) -> list[str]:
 
 
 def list_mvtec(root: Path, category: str, split: Split, has_masks: bool = True) -> Iterator[Sample]:
-    """Yield ``root/category/split/<defect>/NAME.*``, sorted by path; folder ``good`` is normal.
+    """Yield ``root/category/split/<defect>/NAME.*``, sorted by path.
+
+    The folder ``good`` is normal, as are ``ok`` and ``normal``, in any case; defective training
+    images are left out.
 
     Masks are paired by name: ``ground_truth/<defect>/NAME_mask.*`` for ``test/<defect>/NAME.*``.
     Normal images may have masks, which must be empty.
@@ -80,13 +84,16 @@ def list_mvtec(root: Path, category: str, split: Split, has_masks: bool = True) 
     folder = root / category
     for defect in subfolders(folder / split):
         images = images_in(defect)
-        normal = defect.name == "good"
+        normal = defect.name.lower() in NORMAL_FOLDERS
+        if split == "train" and not normal:
+            continue  # methods are trained on normal images only
         place = folder / "ground_truth" / defect.name
         masks = {} if normal or not has_masks else paired_masks(images, place)
         if normal and split == "test":
             _check_empty(masks_of_normal(place, images))
         for image in images:
-            yield Sample(image, category, not normal, masks.get(image), defect.name)
+            kind = "good" if normal else defect.name
+            yield Sample(image, category, not normal, masks.get(image), kind)
 
 
 def masks_of_normal(folder: Path, images: Sequence[Path]) -> list[Path]:
@@ -120,8 +127,9 @@ class MVTecAD(AnomalyData):
 
     @cached_property
     def has_masks(self) -> bool:
-        """True if some category in use has a folder of masks."""
-        return any(mvtec_mask_folders(self.root, name) for name in self.categories)
+        """True if defective images of some category in use have masks."""
+        folders = [f for name in self.categories for f in mvtec_mask_folders(self.root, name)]
+        return any(images_in(f) for f in folders if f.name.lower() not in NORMAL_FOLDERS)
 
     def find_categories(self) -> list[str]:
         """See :func:`mvtec_categories`."""

@@ -37,7 +37,7 @@ def read_json(file: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{file}: there is no such file; restore it from the data set's archive"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not a JSON file in UTF-8 ({error}); save it as one") from None
     if not isinstance(content, dict):
         raise ValueError(f"{file}: expected a JSON object, got {type(content).__name__}")

@@ -29,6 +29,8 @@ class LeakageCheck:
     def __init__(self, data: AnomalyData, allowed: bool) -> None:
         self.data = data
         self.allowed = allowed
+        self.compared = True
+        """False if scores are computed without metrics, so that reference images may be scored."""
         self.num_fitted_on: int | None = None
         """Number of test images that the module was fitted on; None if unknown."""
 
@@ -46,7 +48,7 @@ class LeakageCheck:
         Raises:
             ValueError: If one is, and that is not allowed.
         """
-        pairs = [] if self.allowed else self.overlap(samples)
+        pairs = [] if self.allowed or not self.compared else self.overlap(samples)
         if pairs:
             raise ValueError(
                 f"{len(pairs)} test images are among the training images, such as "
