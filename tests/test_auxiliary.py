@@ -66,7 +66,13 @@ def test_an_auxiliary_set_must_be_labelled(mvtec_root: Path, tmp_path: Path) -> 
 def stub(**options: Any) -> Any:
     """Return the attributes of a data module that the checks read."""
     defaults = {"root": "there", "has_labels": True, "splits": ("train", "test")}
-    defaults |= {"auxiliary": None, "has_shots": False, "synthesis": None, "image_size": None}
+    defaults |= {
+        "auxiliary": None,
+        "augmentation": None,
+        "has_shots": False,
+        "synthesis": None,
+        "image_size": None,
+    }
     return SimpleNamespace(**{**defaults, **options})
 
 
