@@ -200,3 +200,9 @@ def test_an_empty_mask_folder_makes_no_mask_compulsory(tmp_path: Path) -> None:
     write(tmp_path, "good/a.png", "cut/b.png")
     (tmp_path / "ground_truth" / "cut").mkdir(parents=True)
     assert not read(tmp_path).has_masks
+
+
+def test_masks_of_normal_images_alone_make_no_mask_compulsory(tmp_path: Path) -> None:
+    write(tmp_path, "good/a.png", "cut/b.png")
+    save_picture(tmp_path / "ground_truth/good/a_mask.png", np.zeros((40, 40), dtype=np.uint8))
+    assert not read(tmp_path).has_masks

@@ -254,12 +254,14 @@ class ImageFolder(AnomalyData):
         if self.is_split and not self.form.train:
             if self.held_out:
                 share = f"{len(self.held_out)} normal images are held out for the test"
-                parts.append(f"{share} ({self.test_share:g} of them, chosen by content)")
+                rule = "content" if self.group is None else "the match of data.group in their names"
+                parts.append(f"{share} (about {self.test_share:g} of them, chosen by {rule})")
             elif stage == "fit" and any(sample.label for sample in self.form.labelled):
                 parts.append("no normal image is held out for the test")
         return "; ".join(parts)
 
     def protocol(self) -> dict[str, object]:
         """Return the data settings, with those of the folder that are not the defaults."""
-        used = {"test_share": self.test_share, "group": self.group} if self.held_out else {}
-        return {**super().protocol(), **used}
+        if not (self.is_split and self.held_out):
+            return dict(super().protocol())
+        return {**super().protocol(), "test_share": self.test_share, "group": self.group}

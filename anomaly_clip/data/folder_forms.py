@@ -166,7 +166,6 @@ class _Reader:
                 sample = Sample(image, self.category, not is_normal, masks.get(image), defect)
                 self.form.labelled.append(sample)
         self._count("images next to the folders", len(images_in(folder)))
-        masked = any(sample.mask is not None for sample in self.form.labelled)
         self._expect_all_masks(mask_folders)
         self.form.mask_folders = [inner for f in mask_folders for inner in (f, *subfolders(f))]
         text = f"{_listed(normal) or 'no folder'} is normal"
@@ -174,7 +173,7 @@ class _Reader:
         if mask_folders:
             names = [f.relative_to(self.root).as_posix() + "/" for f in mask_folders]
             text += f", masks are in {_listed(names)}"
-        elif masked:
+        elif self.form.has_masks:
             text += ", masks are next to their images"
         elif defective:
             text += ", there are no masks"
@@ -262,7 +261,7 @@ class _Reader:
         """Return whether the images of a tree are masks of images with the given names."""
         images = [*images_in(folder), *(i for f in subfolders(folder) for i in images_in(f))]
         named = folder.name.lower() in MASK_FOLDERS
-        paired = [i for i in images if any(self._base(i.stem, e) in others for e in self.endings)]
+        paired = [i for i in images if any(i.stem.removesuffix(e) in others for e in self.endings)]
         if named and images and len(paired) == len(images):
             return True
         # Without a mask folder's name, both names and content must be those of masks.
@@ -281,15 +280,14 @@ class _Reader:
         for image in images:
             names = [f"{image.stem}{ending}" for ending in self.endings]
             listed = [masks_there[n] for masks_there in by_name for n in names if n in masks_there]
-            next_to = self._mask_next_to(image, neighbours)
-            if listed or next_to is not None:
-                masks[image] = listed[0] if listed else next_to
-        return {image: mask for image, mask in masks.items() if mask is not None}
+            mask = listed[0] if listed else self._mask_next_to(image, neighbours)
+            if mask is not None:
+                masks[image] = mask
+        return masks
 
     def _expect_all_masks(self, mask_folders: Sequence[Path]) -> None:
         """Give a defective image without mask its expected path, if others have masks."""
-        defective = [sample for sample in self.form.labelled if sample.label]
-        if not any(sample.mask for sample in defective) and not mask_folders:
+        if not self.form.has_masks:
             return
         for number, sample in enumerate(self.form.labelled):
             if sample.label and sample.mask is None:
@@ -305,10 +303,6 @@ class _Reader:
             if mask is not None and looks_like_a_mask(mask):
                 return mask
         return None
-
-    @staticmethod
-    def _base(stem: str, ending: str) -> str:
-        return stem.removesuffix(ending) if ending else stem
 
     # -- texts -----------------------------------------------------------------------------------
 

@@ -62,19 +62,20 @@ class LeakageCheck:
         """Check that a module was not fitted on its test images.
 
         Args:
-            stage: The verb; ``predict`` may score images of the fit.
+            stage: The verb; only ``test`` is checked, as ``predict`` may score images of the fit.
             samples: The images.
             fitted_images: Hashes of the images that the module was fitted on; empty if unknown.
 
         Raises:
             ValueError: If it was, and that is not allowed.
         """
-        if not fitted_images or not self.data.on_disk:
+        self.num_fitted_on = None
+        if stage != "test" or not fitted_images or not self.data.on_disk:
             return
         hashes = pixel_hashes(sample.image for sample in samples)
         fitted = [sample for sample in samples if hashes[sample.image] in fitted_images]
         self.num_fitted_on = len(fitted)
-        if fitted and stage == "test" and not self.allowed:
+        if fitted and not self.allowed:
             raise ValueError(
                 f"{len(fitted)} of {len(samples)} test images were fitted on, such as "
                 f"{fitted[0].image}: test on other images, or allow it with data.allow_overlap true"
