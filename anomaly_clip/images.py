@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 __all__ = [
+    "MAX_PIXELS",
     "Mask",
     "evenly_spaced",
     "is_image",
@@ -19,6 +20,9 @@ __all__ = [
     "read_mask",
     "solid",
 ]
+
+MAX_PIXELS = 250_000_000
+"""Default of the largest number of pixels of an image."""
 
 Mask = NDArray[np.bool_] | NDArray[np.uint8]
 """``(H, W)``: bool, or uint8 if the grey values of the mask matter."""

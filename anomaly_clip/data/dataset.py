@@ -21,20 +21,14 @@ from anomaly_clip.data.fit_sets import FitSets
 from anomaly_clip.data.image_cache import ImageCache
 from anomaly_clip.data.leakage import LeakageCheck
 from anomaly_clip.data.listing import Listing, TrainCategories
-from anomaly_clip.data.loaders import (
-    evaluation_loader,
-    processes,
-    single_pass_loader,
-    support_loader,
-    training_loader,
-)
-from anomaly_clip.data.samplers import EpochSampler
+from anomaly_clip.data.loaders import evaluation_loader, fit_loader
+from anomaly_clip.data.reading import BitDepth, ImageReading, Unreadable
 from anomaly_clip.data.samples import Item, Reader, Sample, SampleDataset, Split, read_sample
 from anomaly_clip.data.synthetic import SyntheticDataset, SyntheticPairs
 from anomaly_clip.data.transforms import MaskFilter, Resize
 from anomaly_clip.data.validation import ValidationSplit, ValSplit
 from anomaly_clip.errors import check_at_least, check_between
-from anomaly_clip.images import read_image, read_mask
+from anomaly_clip.images import MAX_PIXELS, read_image, read_mask
 from anomaly_clip.progress import number_of
 from anomaly_clip.records import Batch, Encoder, LoaderNeeds, needs_of
 from anomaly_clip.synthesis.synthesizer import SynthesisSettings
@@ -95,6 +89,12 @@ class AnomalyData(BaseDataModule):
         num_workers: Number of data loader workers; default: one per core, at most 4.
         augment: Random transforms of training images and their masks, applied after resizing: a
             list of albumentations transforms by class path and arguments; default: none.
+        bit_depth: Significant bits of images with 16 bits per channel, such as 12 for a 12-bit
+            camera; auto: the checkpoint's, or else chosen from all images of the fit or the test.
+        max_pixels: Largest number of pixels of an image; reading takes about 12 bytes each.
+        unreadable: What fit and test do with images that cannot be decoded: error, or skip.
+        mask_level: Grey level (0 to 254) above which a mask's pixel is anomalous; default: the data
+            set's rule, which is 0 for most.
     """
 
     def __init__(
@@ -122,6 +122,10 @@ class AnomalyData(BaseDataModule):
         batch_size: int = 16,
         num_workers: int | None = None,
         augment: list[dict] | None = None,
+        bit_depth: BitDepth = "auto",
+        max_pixels: int = MAX_PIXELS,
+        unreadable: Unreadable = "error",
+        mask_level: int | None = None,
     ) -> None:
         super().__init__()
         check_at_least("data.batch_size", batch_size, 1)
@@ -134,6 +138,8 @@ class AnomalyData(BaseDataModule):
             if size is not None:
                 check_at_least(f"data.{name}", size, 1)
         check_between("data.mask_threshold", mask_threshold, 0, 1, open_high=True)
+        if mask_level is not None:
+            check_between("data.mask_level", mask_level, 0, 254)
         if image_size is not None:
             resize.check(image_size)
         try:
@@ -145,6 +151,7 @@ class AnomalyData(BaseDataModule):
         self.mask_size = mask_size
         self.mask_filter = mask_filter
         self.mask_threshold = mask_threshold
+        self.mask_level = mask_level
         self.category_names = words or {}
         self.auxiliary: AnomalyData | None = auxiliary
         self.synthesis = synthesis
@@ -158,6 +165,7 @@ class AnomalyData(BaseDataModule):
         self.augmentation = Augmentation(augment, seed) if augment else None
         self.fit_sets = FitSets(self, self.augmentation)
         self.leakage = LeakageCheck(self, allow_overlap)
+        self.reading = ImageReading(self, bit_depth, max_pixels, unreadable)
         self.listing = Listing(self, categories, train_categories)
         self.few_shots = FewShots(self, shots, fraction)
         check_auxiliary(self)
@@ -428,29 +436,7 @@ class AnomalyData(BaseDataModule):
         A single-pass method gets each image exactly once, on one of the processes. A method that
         compares images with others gets batches of a single category, with ``support`` images.
         """
-        dataset, needs, trainer = self.fit_dataset(), self._needs, self.trainer
-        if needs.single_pass:
-            assert trainer is not None
-            return single_pass_loader(dataset, self.batch_size, self.num_workers, trainer)
-        if needs.support_images:
-            assert isinstance(dataset, SampleDataset)
-            return support_loader(
-                dataset,
-                needs.support_images,
-                self.seed,
-                self.shuffle,
-                self.batch_size,
-                self.num_workers,
-                trainer,
-            )
-        source = self if self.auxiliary is None else self.auxiliary
-        groups = [s.category for s in dataset.samples] if source.balanced else None
-        sampler = EpochSampler(
-            dataset, self.seed, *processes(trainer), groups=groups, shuffle=source.shuffle
-        )
-        return training_loader(
-            dataset, sampler, source.batch_size, self.num_workers, trainer, needs.full_batches
-        )
+        return fit_loader(self, self.fit_dataset(), self._needs)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Return the validation batches."""

@@ -22,11 +22,14 @@ from anomaly_clip.data.samples import SampleDataset
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
-    from anomaly_clip.records import Batch
+    from anomaly_clip.data.dataset import AnomalyData
+    from anomaly_clip.data.synthetic import SyntheticDataset
+    from anomaly_clip.records import Batch, LoaderNeeds
 
 __all__ = [
     "EpochLoader",
     "evaluation_loader",
+    "fit_loader",
     "processes",
     "single_pass_loader",
     "support_loader",
@@ -81,6 +84,41 @@ class EpochLoader(DataLoader[Any]):
 def processes(trainer: Trainer | None) -> tuple[int, int]:
     """Return the number of processes and the rank of this one; ``(1, 0)`` without a trainer."""
     return (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
+
+
+def fit_loader(
+    data: AnomalyData, dataset: SampleDataset | SyntheticDataset, needs: LoaderNeeds
+) -> DataLoader[Batch]:
+    """Return the training batches of a method; see :meth:`AnomalyData.train_dataloader`.
+
+    Args:
+        data: The data module.
+        dataset: Its training images.
+        needs: The requirements of the method.
+    """
+    trainer = data.trainer
+    if needs.single_pass:
+        assert trainer is not None
+        return single_pass_loader(dataset, data.batch_size, data.num_workers, trainer)
+    if needs.support_images:
+        assert isinstance(dataset, SampleDataset)
+        return support_loader(
+            dataset,
+            needs.support_images,
+            data.seed,
+            data.shuffle,
+            data.batch_size,
+            data.num_workers,
+            trainer,
+        )
+    source = data if data.auxiliary is None else data.auxiliary
+    groups = [s.category for s in dataset.samples] if source.balanced else None
+    sampler = EpochSampler(
+        dataset, data.seed, *processes(trainer), groups=groups, shuffle=source.shuffle
+    )
+    return training_loader(
+        dataset, sampler, source.batch_size, data.num_workers, trainer, needs.full_batches
+    )
 
 
 def training_loader(
