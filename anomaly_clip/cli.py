@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import io
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from anomaly_clip import __version__
+from anomaly_clip.files import ESCAPING
 
 __all__ = ["main"]
 
@@ -55,10 +58,26 @@ def main(args: Sequence[str] | None = None) -> int:
         line. 130: interrupted.
     """
     words = list(sys.argv[1:] if args is None else args)
+    with _any_text_printed():
+        try:
+            return _answer(words)
+        except KeyboardInterrupt:  # also during the import of libraries
+            return _complain("interrupted", INTERRUPTED)
+
+
+@contextmanager
+def _any_text_printed() -> Iterator[None]:
+    """Print what a terminal's encoding lacks as escapes: names of files need not be UTF-8."""
+    streams = [s for s in (sys.stdout, sys.stderr) if isinstance(s, io.TextIOWrapper)]
+    before = [(stream, stream.errors or "strict") for stream in streams]
+    for stream in streams:
+        stream.reconfigure(errors=ESCAPING)
     try:
-        return _answer(words)
-    except KeyboardInterrupt:  # also during the import of libraries
-        return _complain("interrupted", INTERRUPTED)
+        yield
+    finally:
+        for stream, errors in before:
+            if not stream.closed:
+                stream.reconfigure(errors=errors)
 
 
 def _answer(words: list[str]) -> int:

@@ -17,7 +17,7 @@ from anomaly_clip.data.check import CheckedSplit, CheckReport, check_data
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.data.info import DatasetInfo
 from anomaly_clip.errors import check_at_least
-from anomaly_clip.files import write_json
+from anomaly_clip.files import json_text, write_json
 
 __all__ = ["run_check"]
 
@@ -59,7 +59,7 @@ def run_check(words: Sequence[str]) -> int:
         data: AnomalyData = parser.instantiate(config).data
         report = check_data(data, config.workers, config.near_duplicates)
         if config.json == "-":
-            print(json.dumps(report.as_json(), indent=2, ensure_ascii=False))
+            print(_encodable(json_text(report.as_json())))
         else:
             show(report, data.info)
             if config.json is not None:
@@ -69,6 +69,15 @@ def run_check(words: Sequence[str]) -> int:
         f"{report.images} images in {report.seconds:.1f} s, {rate:.0f} per second", file=sys.stderr
     )
     return PROBLEMS_FOUND if report.problems else 0
+
+
+def _encodable(text: str) -> str:
+    """Return JSON that the encoding of standard output can express."""
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(json.loads(text), indent=2)
+    return text
 
 
 def show(report: CheckReport, info: DatasetInfo) -> None:

@@ -18,6 +18,7 @@ from anomaly_clip.data.dataset import AnomalyData, Sample, Split
 from anomaly_clip.data.file_hashes import FileHashes
 from anomaly_clip.data.samples import read_sample
 from anomaly_clip.data.transforms import resize_image
+from anomaly_clip.files import printable
 from anomaly_clip.images import read_grey, read_mask, solid
 from anomaly_clip.progress import track
 
@@ -188,8 +189,3 @@ def short_path(data: AnomalyData, path: Path) -> str:
         return printable(str(path.relative_to(data.root) if path != data.root else path))
     except ValueError:
         return printable(str(path))
-
-
-def printable(text: str) -> str:
-    """Escape unprintable characters, such as a line break in a file name."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, DistributedSampler, default_collate
 
+from anomaly_clip.files import name_bytes
 from anomaly_clip.records import Draw
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ def draw_few(count: int, few: int, seed: int, name: str) -> list[int]:
 
     Smaller samples are subsets of larger ones.
     """
-    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    rng = np.random.default_rng([seed, zlib.crc32(name_bytes(name))])
     return sorted(rng.permutation(count)[:few].tolist())
 
 

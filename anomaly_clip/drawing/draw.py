@@ -7,6 +7,8 @@ from functools import cache
 
 from PIL import Image, ImageDraw, ImageFont
 
+from anomaly_clip.files import printable
+
 __all__ = ["ALARM", "INK", "Colour", "add_caption", "font", "grid"]
 
 Colour = tuple[int, int, int]
@@ -49,7 +51,8 @@ def add_caption(
     sheet = Image.new("RGB", (max(image.width, min_width), top + image.height), "white")
     draw = ImageDraw.Draw(sheet)
     for number, (text, colour) in enumerate(lines):
-        draw.text((left, above + number * line_height), text, colour, font(line_height - 4))
+        place = (left, above + number * line_height)
+        draw.text(place, printable(text), colour, font(line_height - 4))
     sheet.paste(image, (0, top))
     return sheet
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anomaly_clip.drawing.draw import ALARM, INK, add_caption, font, grid
+from anomaly_clip.files import printable
 
 __all__ = ["draw_panels", "heat_map", "stack_sheets"]
 
@@ -62,13 +63,13 @@ def draw_panels(
     if mask is not None:
         white = np.repeat(mask[..., None].astype(np.uint8) * 255, 3, axis=2)
         panels.append(_fit(white, size, Image.Resampling.NEAREST))
-    names = ", ".join([*stages, name])
+    names = printable(", ".join([*stages, name]))
     lines = [
-        (caption, INK),
+        (printable(caption), INK),
         (f"{names} from {scale[0]:.4g} (dark) to {scale[1]:.4g} (bright)", INK),
     ]
     if warning:
-        lines.append((warning, ALARM))
+        lines.append((printable(warning), ALARM))
     row = grid(panels, len(panels), GAP)
     shortened = [(_shorten(text, row.width - 2 * GAP), colour) for text, colour in lines]
     return np.asarray(add_caption(row, shortened, LINE_HEIGHT, GAP, below=GAP))
