@@ -177,12 +177,12 @@ def readable(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Escape bytes that are not UTF-8 and unprintable characters, such as a line break in a name.
+    r"""Escape bytes that are not UTF-8 and unprintable characters, such as a line break in a name.
 
     Example:
         >>> from anomaly_clip.files import printable
-        >>> print(printable("two\\nlines"))
-        two\\nlines
+        >>> print(printable("two\nlines"))
+        two\nlines
     """
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in readable(text))
 

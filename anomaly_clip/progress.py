@@ -232,7 +232,9 @@ def say(text: str, style: str | None = None) -> None:
     running = _running_display()
     console = Console(stderr=True) if running is None else running.console
     # File names and categories may contain brackets and colons.
-    console.print(readable(text), style=style, highlight=False, soft_wrap=True, markup=False, emoji=False)
+    console.print(
+        readable(text), style=style, highlight=False, soft_wrap=True, markup=False, emoji=False
+    )
 
 
 def wide_console(table: Table) -> Console:

@@ -23,7 +23,7 @@ PACKAGE = "anomaly_clip"
 
 BASE = (
     *("records", "maps", "losses", "errors", "progress", "files", "images", "schedules"),
-    "callbacks",
+    *("folders", "callbacks"),
 )
 """Base modules: every module may import them; within the package they import only each other."""
 

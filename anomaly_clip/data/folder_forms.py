@@ -7,29 +7,32 @@ Three forms are understood:
 - ``good/``, alone or next to one folder per kind of defect, also inside ``test/``;
 - any other tree of images, which is unlabelled.
 
-The normal folder may also be called ``ok`` or ``normal``, in any case. Masks of defective images
-are in ``ground_truth/``, ``masks/``, ``mask/`` or ``gt/``, with or without a folder per kind of
-defect, or next to their images. A mask has the name of its image, possibly with an ending such as
-``_mask``.
+The normal folder may also be called ``ok`` or ``normal``, in any case. Images below these folders,
+at any depth, have the label of the folder at the top. Masks of defective images are in
+``ground_truth/``, ``masks/``, ``mask/`` or ``gt/``, with or without a folder per kind of defect and
+with or without the folders below it, or next to their images. A mask has the name of its image,
+possibly with an ending such as ``_mask``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from anomaly_clip.data.layout import images_in, subfolders
+from anomaly_clip.data.folder_listing import FolderListing, joined
 from anomaly_clip.data.samples import Sample
+from anomaly_clip.errors import suggest
+from anomaly_clip.files import name_key
+from anomaly_clip.folders import FolderTree, find_inner
 from anomaly_clip.images import read_image
+from anomaly_clip.progress import number_of
 
 __all__ = ["NORMAL_FOLDERS", "FolderForm", "looks_like_a_mask", "understand"]
 
 NORMAL_FOLDERS = ("good", "ok", "normal")
 MASK_FOLDERS = ("ground_truth", "masks", "mask", "gt")
 MASK_ENDINGS = ("_mask", "_gt", "_label")
-RUN_FILES = tuple(f"config-{verb}.yaml" for verb in ("fit", "validate", "test", "predict"))
-"""Files of which the folder of a run contains at least one."""
 
 EXTREME = 8  # grey levels from black or white that still count as black or white
 BLACK_AND_WHITE = 0.99  # fraction of such pixels in a mask, whose edges may be antialiased
@@ -83,9 +86,24 @@ def understand(
     Raises:
         ValueError: If a folder has the name of a mask folder, but contains something else.
     """
-    names = {name.lower() for name in normal_folders}
+    names = {_folder_key(name.strip("/")): name for name in normal_folders}
     endings = ("_mask", "", *MASK_ENDINGS[1:]) if mask_ending is None else (mask_ending,)
     return _Reader(root, category, names, endings).read()
+
+
+def read_selection(
+    root: Path, category: str, images: Sequence[Path], folders: Sequence[Path], name: str
+) -> FolderForm:
+    """Return single images, and all images of several folders, as images without labels.
+
+    Args:
+        root: Folder of all of them.
+        category: The category of all images.
+        images: Single images.
+        folders: Folders whose images are taken, at any depth.
+        name: Description of the selection, for the remark about it.
+    """
+    return _Reader(root, category, {}, MASK_ENDINGS).select(images, folders, name)
 
 
 def looks_like_a_mask(image: Path) -> bool:
@@ -99,135 +117,194 @@ def looks_like_a_mask(image: Path) -> bool:
 
 
 class _Reader:
-    """Implementation of :func:`understand`."""
+    """Implementation of :func:`understand`.
+
+    Args:
+        root: The folder.
+        category: The category of all images.
+        normal_names: Names of normal folders as typed, by the form in which they are compared.
+        endings: Endings of masks.
+    """
 
     def __init__(
-        self, root: Path, category: str, normal_names: set[str], endings: Sequence[str]
+        self, root: Path, category: str, normal_names: Mapping[str, str], endings: Sequence[str]
     ) -> None:
         self.root = root
         self.category = category
         self.normal_names = normal_names
         self.endings = endings
         self.form = FolderForm()
-        self.unused: dict[str, int] = {}
-        self.runs: set[Path] = set()
-        self.visited = {root.resolve()}
+        self.listing = FolderListing(root)
+        self.normal_folders: list[Path] = []
+        self.deeper_normal: list[Path] = []
+        self._next_to: dict[Path, set[Path]] = {}
 
     def read(self) -> FolderForm:
-        folders = {folder.name.lower(): folder for folder in self._subfolders(self.root)}
-        train, test = folders.get("train"), folders.get("test")
-        if train is not None and (samples := self._train_samples(train)):
+        tops = self.listing.subfolders(self.root)
+        trains = [folder for folder in tops if folder.name.lower() == "train"]
+        tests = [folder for folder in tops if folder.name.lower() == "test"]
+        if trains and (samples := [s for train in trains for s in self._train_samples(train)]):
             self.form.train = samples
-            others = [f for name, f in folders.items() if name not in ("train", "test")]
-            others = [f for f in others if f.name.lower() not in MASK_FOLDERS]
-            self._count("images next to train/", sum(map(_number_of_images, others)))
-            self._count("images next to train/", len(images_in(self.root)))
-            if test is not None:
-                self._read_labelled(test, [test, self.root])
-            return self._finished()
-        if any(name in self.normal_names for name in folders):
-            self._read_labelled(self.root, [self.root])
-            return self._finished()
-        self._read_unlabelled()
-        return self._finished()
+            self._count_next_to([*trains, *tests], tops)
+            if tests:
+                self._read_labelled(tests, [*tests, self.root])
+        elif any(map(self._is_normal, tops)):
+            self._read_labelled([self.root], [self.root])
+        elif any(self._is_normal(kind) for test in tests for kind in self.listing.subfolders(test)):
+            self._count_next_to(tests, tops)
+            self._read_labelled(tests, [*tests, self.root])
+        else:
+            self._read_unlabelled()
+        return self._finished(tops)
+
+    def select(self, images: Sequence[Path], folders: Sequence[Path], name: str) -> FolderForm:
+        """See :func:`read_selection`."""
+        below = [inner for all_inner in self.listing.below(folders).values() for inner in all_inner]
+        listed = [*images, *(image for folder in below for image in self._photographs(folder))]
+        self._add_unlabelled(listed)
+        self._say(f"{number_of(len(self.form.unlabelled), 'image')} without labels: {name}")
+        return self._finished([])
 
     # -- the three forms -------------------------------------------------------------------------
 
     def _train_samples(self, train: Path) -> list[Sample]:
-        """Return the normal images of ``train/``: of its normal folder, or its own."""
-        normal = [f for f in self._subfolders(train) if f.name.lower() in self.normal_names]
-        images = [image for folder in normal or [train] for image in self._images(folder)]
+        """Return the normal images of ``train/``: of its normal folders, or its own."""
+        inner = self.listing.subfolders(train)
+        normal = [folder for folder in inner if self._is_normal(folder)]
+        below = self.listing.below(normal)
+        folders = [f for folder in normal for f in below[folder]] if normal else [train]
+        images = sorted(image for folder in folders for image in self._photographs(folder))
         if images:
-            others = [f for f in self._subfolders(train) if f not in normal]
-            self._count(
-                "images of train/ that are not in its normal folder",
-                sum(map(_number_of_images, others)),
-            )
-            where = normal[0].relative_to(self.root) if normal else train.relative_to(self.root)
-            self._say(f"{where.as_posix()}/ contains the {len(images)} training images")
+            others = self.listing.images_below([f for f in inner if f not in normal])
+            others += self.listing.images(train) if normal else []
+            self.listing.leave_out("images of train/ that are not in its normal folder", others)
+            places = [f"{self.listing.place(folder)}/" for folder in normal or [train]]
+            verb = "contains" if len(places) == 1 else "contain"
+            self._say(f"{joined(places)} {verb} the {len(images)} training images")
+            self.normal_folders += normal
         return [Sample(image, self.category, label=False) for image in images]
 
-    def _read_labelled(self, folder: Path, mask_roots: Sequence[Path]) -> None:
-        kinds = self._subfolders(folder)
-        images = {kind: self._images(kind) for kind in kinds}
+    def _count_next_to(self, used: Sequence[Path], tops: Sequence[Path]) -> None:
+        """Count the images that lie next to ``train/``, or to ``test/`` without it."""
+        others = [f for f in tops if f not in used and f.name.lower() not in MASK_FOLDERS]
+        images = [*self.listing.images_below(others), *self.listing.images(self.root)]
+        self.listing.leave_out(f"images next to {used[0].name.lower()}/", images)
+
+    def _read_labelled(self, folders: Sequence[Path], mask_roots: Sequence[Path]) -> None:
+        kinds = [kind for folder in folders for kind in self.listing.subfolders(folder)]
+        below = self.listing.below(kinds)
+        images = {kind: [i for f in below[kind] for i in self._images(f)] for kind in kinds}
         mask_folders = self._mask_folders(mask_roots, images)
         normal: list[str] = []
         defective: list[str] = []
         for kind in kinds:
             if kind in mask_folders:
                 continue
-            is_normal = kind.name.lower() in self.normal_names
-            masks = {} if is_normal else self._masks_of(images[kind], kind, mask_folders)
-            (normal if is_normal else defective).append(f"{kind.name}/ ({len(images[kind])})")
-            deeper = sum(map(_number_of_images, self._subfolders(kind)))
-            self._count("images in subfolders of these folders", deeper)
-            for image in images[kind]:
+            is_normal = self._is_normal(kind)
+            inner, masks_inside = self._without_masks(kind, below[kind])
+            mask_folders += masks_inside
+            if is_normal:
+                self.normal_folders.append(kind)
+                listed = sorted(image for folder in inner for image in self._photographs(folder))
+                masks = {}
+            else:
+                inner = self._without_normal(kind, inner)
+                listed = sorted(image for folder in inner for image in self._images(folder))
+                masks = self._masks_of(listed, kind, mask_folders)
+            count = f"{len(listed)} in {len(inner)} folders" if len(inner) > 1 else f"{len(listed)}"
+            (normal if is_normal else defective).append(f"{kind.name}/ ({count})")
+            for image in listed:
                 defect = "good" if is_normal else kind.name
                 sample = Sample(image, self.category, not is_normal, masks.get(image), defect)
                 self.form.labelled.append(sample)
-        self._count("images next to the folders", len(images_in(folder)))
+        for folder in folders:
+            self.listing.leave_out("images next to the folders", self.listing.images(folder))
         self._expect_all_masks(mask_folders)
-        self.form.mask_folders = [inner for f in mask_folders for inner in (f, *subfolders(f))]
-        text = f"{_listed(normal) or 'no folder'} is normal"
-        text += f", {_listed(defective)} defective" if defective else ", no folder is defective"
+        below_masks = FolderTree(self.root, self.listing.content).below(mask_folders)
+        self.form.mask_folders = [f for inner in below_masks.values() for f in inner]
+        text = f"{joined(normal) or 'no folder'} {'are' if len(normal) > 1 else 'is'} normal"
+        text += f", {joined(defective)} defective" if defective else ", no folder is defective"
         if mask_folders:
-            names = [f.relative_to(self.root).as_posix() + "/" for f in mask_folders]
-            text += f", masks are in {_listed(names)}"
+            names = [f"{self.listing.place(f)}/" for f in mask_folders]
+            text += f", masks are in {joined(names)}"
         elif self.form.has_masks:
             text += ", masks are next to their images"
         elif defective:
             text += ", there are no masks"
         self._say(text)
 
+    def _without_normal(self, kind: Path, folders: Sequence[Path]) -> list[Path]:
+        """Return the folders below a kind of defect without those of normal images."""
+        normal = [f for f in folders if any(map(self._is_normal_name, f.relative_to(kind).parts))]
+        for folder in normal:
+            what = f"images in {self.listing.place(folder)}/, whose names contradict each other"
+            self.listing.leave_out(what, self.listing.images(folder))
+        return [folder for folder in folders if folder not in normal]
+
     def _read_unlabelled(self) -> None:
-        for image in sorted(self._walk(self.root)):
-            place = image.parent.relative_to(self.root).as_posix()
+        folders = self.listing.below([self.root], self._enters_unlabelled)[self.root]
+        images = [image for folder in folders for image in self._photographs(folder)]
+        self._add_unlabelled(images)
+        names = " or ".join(sorted(self.normal_names.values()))
+        number = number_of(len(images), "image")
+        self._say(f"{number} without labels, because no folder is called {names}")
+        if self.deeper_normal:
+            place = min(self.deeper_normal)
+            self._say(
+                f"the labels of {self.listing.place(place)}/ are not read: only folders at the top "
+                f"have labels, as with --data.root {place.parent}"
+            )
+
+    def _enters_unlabelled(self, folder: Path) -> bool:
+        if folder == self.root:
+            return True
+        if folder.name.lower() in MASK_FOLDERS:
+            what = f"images in {self.listing.place(folder)}/, which has the name of a mask folder"
+            self.listing.leave_out(what, self.listing.images_below([folder]))
+            return False
+        if self._is_normal(folder):
+            self.deeper_normal.append(folder)
+        return True
+
+    def _add_unlabelled(self, images: Sequence[Path]) -> None:
+        for image in sorted(set(images)):
+            place = self.listing.place(image.parent)
             defect = "" if place == "." else place
             self.form.unlabelled.append(Sample(image, self.category, label=False, defect=defect))
-        self._say(
-            f"{len(self.form.unlabelled)} images without labels, because no folder is called "
-            f"{' or '.join(sorted(self.normal_names))}"
-        )
 
-    def _finished(self) -> FolderForm:
-        if self.runs:
-            first = min(self.runs).relative_to(self.root).as_posix()
-            self._count(f"folders of results, such as {first}", len(self.runs))
-        for what, count in self.unused.items():
-            self._say(f"not used: {count} {what}")
+    def _finished(self, tops: Sequence[Path]) -> FolderForm:
+        used = {_folder_key(folder.name) for folder in self.normal_folders}
+        for key, name in self.normal_names.items():
+            if set(self.normal_names.values()) != set(NORMAL_FOLDERS) and key not in used:
+                hint = suggest(key, [folder.name for folder in tops])
+                self._say(f"data.normal_folders: there is no folder {name} ({hint or 'none'})")
+        self.form.remarks += self.listing.remarks()
         return self.form
 
     # -- folders and images ----------------------------------------------------------------------
 
-    def _subfolders(self, folder: Path) -> list[Path]:
-        """Return the subfolders without those of runs, whose images this package drew itself."""
-        kept = []
-        for inner in subfolders(folder):
-            if any((inner / name).is_file() for name in RUN_FILES):
-                self.runs.add(inner)
-            else:
-                kept.append(inner)
-        return kept
+    def _is_normal(self, folder: Path) -> bool:
+        return self._is_normal_name(folder.name)
+
+    def _is_normal_name(self, name: str) -> bool:
+        return _folder_key(name) in self.normal_names
 
     def _images(self, folder: Path) -> list[Path]:
         """Return the images of a folder without the masks that lie next to them."""
-        images = {image.stem: image for image in images_in(folder)}
-        masks = {mask for image in images.values() if (mask := self._mask_next_to(image, images))}
-        return [image for image in images_in(folder) if image not in masks]
+        masks = self._masks_next_to_images(folder)
+        return [image for image in self.listing.images(folder) if image not in masks]
 
-    def _walk(self, folder: Path) -> Iterator[Path]:
-        """Yield all images of a tree; links are followed, but each folder is read only once."""
-        yield from self._images(folder)
-        for inner in self._subfolders(folder):
-            if inner.resolve() in self.visited:
-                continue
-            self.visited.add(inner.resolve())
-            if inner.name.lower() in MASK_FOLDERS:
-                place = inner.relative_to(self.root).as_posix()
-                inside = _number_of_images(inner)
-                self._count(f"images in {place}/, which has the name of a mask folder", inside)
-                continue
-            yield from self._walk(inner)
+    def _photographs(self, folder: Path) -> list[Path]:
+        """Return the images of a folder; masks next to them are recorded as not used."""
+        masks = self._masks_next_to_images(folder)
+        self.listing.leave_out("masks of images that are not defective", sorted(masks))
+        return [image for image in self.listing.images(folder) if image not in masks]
+
+    def _masks_next_to_images(self, folder: Path) -> set[Path]:
+        if folder not in self._next_to:
+            masks = (self._mask_next_to(image) for image in self.listing.images(folder))
+            self._next_to[folder] = {mask for mask in masks if mask is not None}
+        return self._next_to[folder]
 
     # -- masks -----------------------------------------------------------------------------------
 
@@ -240,50 +317,105 @@ class _Reader:
             ValueError: If a folder has the name of a mask folder, but contains something else.
         """
         folders = []
-        for folder in dict.fromkeys([f for root in roots for f in self._subfolders(root)]):
+        candidates = [folder for root in roots for folder in self.listing.subfolders(root)]
+        folders_by_stem = _folders_by_stem(i for listed in images.values() for i in listed)
+        for folder in dict.fromkeys(candidates):
             named = folder.name.lower() in MASK_FOLDERS
-            if folder.name.lower() in self.normal_names or not (named or folder in images):
+            if self._is_normal(folder) or not (named or folder in images):
                 continue
-            others = {i.stem for kind, listed in images.items() if kind != folder for i in listed}
-            if self._contains_masks(folder, others):
+            if self._contains_masks(folder, folders_by_stem):
                 folders.append(folder)
                 if not named:
                     self._say(f"{folder.name}/ contains black-and-white images: masks")
-            elif named and _number_of_images(folder):
-                raise ValueError(
-                    f"{folder}: a folder of this name should contain masks, but its images are "
-                    f"neither black and white nor named like others: rename it, to test its images "
-                    f"as a kind of defect, or remove it"
-                )
         return folders
 
-    def _contains_masks(self, folder: Path, others: set[str]) -> bool:
-        """Return whether the images of a tree are masks of images with the given names."""
-        images = [*images_in(folder), *(i for f in subfolders(folder) for i in images_in(f))]
+    def _without_masks(self, kind: Path, folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+        """Return the folders below a labelled folder without those of masks, and the latter."""
+        kept: list[Path] = []
+        masks: list[Path] = []
+        folders_by_stem = _folders_by_stem(i for f in folders for i in self._images(f))
+        for folder in folders:
+            if any(folder.is_relative_to(place) for place in masks):
+                continue
+            if folder != kind and self._contains_masks(folder, folders_by_stem):
+                masks.append(folder)
+            else:
+                kept.append(folder)
+        return kept, masks
+
+    def _contains_masks(self, folder: Path, folders_by_stem: Mapping[str, Iterable[Path]]) -> bool:
+        """Return whether the images of a tree are masks of images outside of it.
+
+        Args:
+            folder: The tree.
+            folders_by_stem: Folders of the images with a name.
+
+        Raises:
+            ValueError: If the folder has the name of a mask folder, but contains something else.
+        """
+        below = FolderTree(self.root, self.listing.content).below([folder])[folder]
+        images = [image for inner in below for image in self.listing.images(inner)]
+        if not images:
+            return False
         named = folder.name.lower() in MASK_FOLDERS
-        paired = [i for i in images if any(i.stem.removesuffix(e) in others for e in self.endings)]
-        if named and images and len(paired) == len(images):
+
+        def is_paired(image: Path) -> bool:
+            stems = [name_key(image.stem).removesuffix(ending) for ending in self.endings]
+            places = (place for stem in stems for place in folders_by_stem.get(stem, ()))
+            return any(not place.is_relative_to(folder) for place in places)
+
+        all_paired = all(map(is_paired, images))
+        if named and all_paired:
             return True
         # Without a mask folder's name, both names and content must be those of masks.
-        certain = named or len(paired) == len(images)
         inspected = images[:INSPECTED] if named else images
-        return certain and bool(images) and all(map(looks_like_a_mask, inspected))
+        if (named or all_paired) and all(map(looks_like_a_mask, inspected)):
+            return True
+        if named:
+            raise ValueError(
+                f"{folder}: a folder of this name should contain masks, but its images are "
+                f"neither black and white nor named like others: rename it, to test its images "
+                f"as a kind of defect, or remove it"
+            )
+        return False
 
     def _masks_of(
         self, images: Sequence[Path], kind: Path, mask_folders: Sequence[Path]
     ) -> dict[Path, Path]:
         """Return the masks of defective images that exist."""
-        places = [place for f in mask_folders for place in (f / kind.name, f)]
-        by_name = [{p.stem: p for p in reversed(images_in(place))} for place in places]
-        neighbours = {image.stem: image for image in images_in(kind)}
         masks = {}
+        places: dict[Path, list[Path]] = {}
         for image in images:
-            names = [f"{image.stem}{ending}" for ending in self.endings]
+            if image.parent not in places:
+                places[image.parent] = self._mask_places(image.parent, kind, mask_folders)
+            names = [name_key(f"{image.stem}{ending}") for ending in self.endings]
+            by_name = [self.listing.by_stem(place) for place in places[image.parent]]
             listed = [masks_there[n] for masks_there in by_name for n in names if n in masks_there]
-            mask = listed[0] if listed else self._mask_next_to(image, neighbours)
+            mask = listed[0] if listed else self._mask_next_to(image)
             if mask is not None:
                 masks[image] = mask
         return masks
+
+    def _mask_places(self, folder: Path, kind: Path, mask_folders: Sequence[Path]) -> list[Path]:
+        """Return the folders in which masks of the images of ``folder`` may be.
+
+        These are, in a mask folder, the folders with the same names as those below the kind of
+        defect, and else the folder of the kind or the mask folder itself.
+        """
+        inner = folder.relative_to(kind).parts
+        places = []
+        for masks in mask_folders:
+            if masks.is_relative_to(kind):
+                if not folder.is_relative_to(masks.parent):
+                    continue
+                names = [folder.relative_to(masks.parent).parts]
+            else:
+                names = [(kind.name, *inner), inner]
+            same = [find_inner(masks, *parts) for parts in names if parts]
+            same = [place for place in same if place.is_dir()]
+            wider = [find_inner(masks, kind.name), masks]
+            places += same[:1] if same and inner else [*same, *wider]
+        return list(dict.fromkeys(places))
 
     def _expect_all_masks(self, mask_folders: Sequence[Path]) -> None:
         """Give a defective image without mask its expected path, if others have masks."""
@@ -296,10 +428,11 @@ class _Reader:
                 expected = folder / f"{sample.image.stem}{ending}.png"
                 self.form.labelled[number] = replace(sample, mask=expected)
 
-    def _mask_next_to(self, image: Path, neighbours: Mapping[str, Path]) -> Path | None:
+    def _mask_next_to(self, image: Path) -> Path | None:
         """Return the mask of an image in its own folder, whose content must be that of a mask."""
+        neighbours = self.listing.by_stem(image.parent)
         for ending in filter(None, self.endings):
-            mask = neighbours.get(f"{image.stem}{ending}")
+            mask = neighbours.get(name_key(f"{image.stem}{ending}"))
             if mask is not None and looks_like_a_mask(mask):
                 return mask
         return None
@@ -309,16 +442,14 @@ class _Reader:
     def _say(self, sentence: str) -> None:
         self.form.remarks.append(sentence)
 
-    def _count(self, what: str, count: int) -> None:
-        if count:
-            self.unused[what] = self.unused.get(what, 0) + count
+
+def _folders_by_stem(images: Iterable[Path]) -> dict[str, dict[Path, None]]:
+    """Return the folders that contain an image of a name, by that name."""
+    folders: dict[str, dict[Path, None]] = {}
+    for image in images:
+        folders.setdefault(name_key(image.stem), {})[image.parent] = None
+    return folders
 
 
-def _number_of_images(folder: Path) -> int:
-    """Return the number of images in a tree; links are not followed."""
-    inner = [f for f in subfolders(folder) if not f.is_symlink()]
-    return len(images_in(folder)) + sum(map(_number_of_images, inner))
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+def _folder_key(name: str) -> str:
+    return name_key(name).lower()

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from anomaly_clip.data.samples import Sample
-from anomaly_clip.images import is_image
+from anomaly_clip.files import name_key
+from anomaly_clip.folders import find_inner, images_in, subfolders
 
 __all__ = [
     "by_stem",
@@ -22,23 +23,12 @@ __all__ = [
 ]
 
 
-def images_in(folder: Path) -> list[Path]:
-    """Return the images of a folder, sorted; none if the folder is missing."""
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.iterdir() if is_image(p))
-
-
 def by_stem(folder: Path) -> dict[str, Path]:
-    """Return the images of a folder by name without extension; of equal names, the first image."""
-    return {path.stem: path for path in reversed(images_in(folder))}
+    """Return the images of a folder by name without extension; of equal names, the first image.
 
-
-def subfolders(folder: Path) -> list[Path]:
-    """Return the visible subfolders of a folder, sorted; none if the folder is missing."""
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.is_dir())
+    Names are those of :func:`~anomaly_clip.files.name_key`.
+    """
+    return {name_key(path.stem): path for path in reversed(images_in(folder))}
 
 
 def top_folder(root: Path, inner: str, *names: str) -> Path:
@@ -67,12 +57,13 @@ def paired_masks(
         folder: The folder of the masks.
         endings: Possible endings after the image's name; the first existing mask is used.
     """
+    folder = find_inner(folder.parent, folder.name)
     masks_by_name = by_stem(folder)
     masks = {}
     for image in images:
-        names = [f"{image.stem}{ending}" for ending in endings]
+        names = [name_key(f"{image.stem}{ending}") for ending in endings]
         existing = [masks_by_name[name] for name in names if name in masks_by_name]
-        masks[image] = existing[0] if existing else folder / f"{names[0]}.png"
+        masks[image] = existing[0] if existing else folder / f"{image.stem}{endings[0]}.png"
     return masks
 
 
