@@ -128,6 +128,7 @@ class FolderTree:
     """
 
     def __init__(self, root: Path, content: Callable[[Path], FolderContent] = scan) -> None:
+        self.start = root
         self.root = Path(os.path.realpath(root))
         self.content = content
         self.visited: set[Path] = set()
@@ -138,7 +139,7 @@ class FolderTree:
 
     def copy(self) -> FolderTree:
         """Return another tree, which does not list the folders that this one has listed."""
-        tree = FolderTree(self.root, self.content)
+        tree = FolderTree(self.start, self.content)
         tree.visited = set(self.visited)
         return tree
 
@@ -182,7 +183,7 @@ class FolderTree:
         return links
 
     def _leads_up(self, folder: Path, real: Path) -> bool:
-        if not folder.is_symlink():
+        if folder == self.start or not folder.is_symlink():
             return False
         place = Path(os.path.realpath(folder.parent))
         return place.is_relative_to(real) or self.root.is_relative_to(real)

@@ -17,7 +17,7 @@ from anomaly_clip.data.check import CheckedSplit, CheckReport, check_data
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.data.info import DatasetInfo
 from anomaly_clip.errors import check_at_least
-from anomaly_clip.files import json_text, write_json
+from anomaly_clip.files import json_text, printable, write_json
 
 __all__ = ["run_check"]
 
@@ -93,7 +93,7 @@ def show(report: CheckReport, info: DatasetInfo) -> None:
             console.print(f"{name}: {value}")
     console.print(f"duplicates: {report.duplicates}{_in_groups(report)}")
     for remark in report.remarks:
-        console.print(f"remark: {remark}")
+        console.print(printable(f"remark: {remark}"))
     if not report.problems:
         console.print("no problems found", style="bold green")
         return
@@ -110,7 +110,7 @@ def _in_groups(report: CheckReport) -> str:
 
 
 def _counts_table(report: CheckReport) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title=Text(f"{report.data}, {report.root}"))
+    table = Table(box=box.SIMPLE_HEAD, title=Text(printable(f"{report.data}, {report.root}")))
     for heading, justify in (
         ("category", "left"),
         ("split", "left"),
@@ -122,7 +122,9 @@ def _counts_table(report: CheckReport) -> Table:
         table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for row in report.rows:
         modes = ", ".join(f"{mode} {count}" for mode, count in row.modes.items())
-        table.add_row(Text(row.category), row.split, *_count_cells(row), row.sizes, modes)
+        table.add_row(
+            Text(printable(row.category)), row.split, *_count_cells(row), row.sizes, modes
+        )
     return table
 
 

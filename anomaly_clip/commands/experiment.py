@@ -27,6 +27,7 @@ import anomaly_clip.data
 import anomaly_clip.methods  # noqa: F401
 from anomaly_clip.callbacks import progress_of_loops
 from anomaly_clip.commands.configs import expand_configs
+from anomaly_clip.commands.yaml_names import read_any_name
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.errors import UserError, reason, user_errors
 from anomaly_clip.methods.base import AnomalyMethod
@@ -151,6 +152,7 @@ class ExperimentCLI(LightningCLI):
     """Lightning's command line for the methods and data sets of this project."""
 
     def __init__(self, args: Sequence[str]) -> None:
+        read_any_name()
         self._verb = args[0]
         self._fitted_images: frozenset[str] = frozenset()
         options = [word for word in args if word.startswith("--")]

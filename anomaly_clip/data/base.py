@@ -15,6 +15,7 @@ from anomaly_clip.data.file_hashes import DuplicatePair, duplicates_between
 from anomaly_clip.data.info import DatasetInfo, dataset_info
 from anomaly_clip.data.layout import images_in
 from anomaly_clip.data.samples import Reader, Sample, Split, read_sample
+from anomaly_clip.folders import image_files
 
 __all__ = ["BaseDataModule"]
 
@@ -98,6 +99,15 @@ class BaseDataModule(LightningDataModule, ABC):
         masks = {sample.mask for sample in samples}
         folders = [folder for name in categories for folder in self.mask_folders(name)]
         return [p for folder in folders for p in images_in(folder) if p not in masks]
+
+    def image_files(self) -> Iterator[Path]:
+        """Yield all image files of the data set's folder, listed or not."""
+        return image_files(self.root)
+
+    @property
+    def remarks(self) -> list[str]:
+        """How the data set's folder was understood, and what is not used."""
+        return []
 
     def duplicates(self, first: Sequence[Sample], second: Sequence[Sample]) -> list[DuplicatePair]:
         """Return the samples of ``second`` whose image content also occurs in ``first``.

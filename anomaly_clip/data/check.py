@@ -25,7 +25,6 @@ from anomaly_clip.data.check_files import (
 )
 from anomaly_clip.data.dataset import AnomalyData, Sample, Split
 from anomaly_clip.data.layout import shared_masks
-from anomaly_clip.images import is_image
 from anomaly_clip.progress import track
 
 __all__ = ["CheckReport", "CheckedSplit", "Problem", "check_data"]
@@ -261,13 +260,10 @@ def _find_unused_files(data: AnomalyData, samples: Sequence[Sample], report: Che
     for mask, (first, second, *_) in shared_masks(samples).items():
         message = f"the mask of two images, {first.name} and {second.name}"
         _add_problem(report, "mask", short_path(data, mask), message)
-    used = {s.image for s in samples} | {s.mask for s in samples} | set(spare)
-    others = sorted(
-        path
-        for folder, _, names in os.walk(data.root)
-        for name in names
-        if is_image(path := Path(folder, name)) and path not in used
-    )
+    named = {s.image for s in samples} | {s.mask for s in samples if s.mask} | set(spare)
+    used = {os.path.realpath(path) for path in named}  # links lead to one file by several paths
+    report.remarks += data.remarks
+    others = sorted(path for path in data.image_files() if os.path.realpath(path) not in used)
     if others:
         report.remarks.append(
             f"{len(others)} other images are not used, such as {short_path(data, others[0])}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -11,10 +12,19 @@ from typing import Any, ClassVar, Literal
 
 from anomaly_clip.data.dataset import AnomalyData, Sample, Split
 from anomaly_clip.data.file_hashes import FileHashes, pixel_hashes
-from anomaly_clip.data.folder_forms import NORMAL_FOLDERS, FolderForm, understand
+from anomaly_clip.data.folder_forms import (
+    NORMAL_FOLDERS,
+    FolderForm,
+    read_selection,
+    understand,
+)
 from anomaly_clip.data.layout import missing_layout
+from anomaly_clip.data.path_selection import PathSelection
 from anomaly_clip.errors import check_between, check_choice
+from anomaly_clip.files import name_bytes, name_key
+from anomaly_clip.folders import image_files
 from anomaly_clip.images import read_mask
+from anomaly_clip.progress import number_of
 
 __all__ = ["ImageFolder", "held_out"]
 
@@ -35,17 +45,30 @@ def held_out(samples: Sequence[Sample], share: float, seed: int, group: str | No
         seed: Another seed holds out other images.
         group: Regular expression on file names. Images with the same match stay together, as the
             first group of the expression if it has one; None for each image by itself.
+
+    Raises:
+        ValueError: If the expression matches no name.
     """
     hashes = FileHashes()
     images = [sample.image for sample in samples]
     contents = hashes.sha256_of_all(images) if group is None else {}
+    if group is not None and images and not grouped(images, group):
+        raise ValueError(
+            f"data.group {group!r} matches none of the {len(images)} file names, such as "
+            f"{images[0].name}: correct it, or leave it out"
+        )
     out = set()
     for image in images:
         key = contents[image] if group is None else _group_of(image, group)
-        digest = hashlib.sha256(f"{seed} {key}".encode()).digest()
+        digest = hashlib.sha256(name_bytes(f"{seed} {key}")).digest()
         if int.from_bytes(digest[:8], "big") < share * 2**64:
             out.add(image)
     return out
+
+
+def grouped(images: Sequence[Path], group: str) -> list[Path]:
+    """Return the images whose file names match the regular expression of their group."""
+    return [image for image in images if re.search(group, image.name)]
 
 
 def _group_of(image: Path, group: str) -> str:
@@ -63,12 +86,13 @@ class ImageFolder(AnomalyData):
     all images.
 
     Args:
-        root: The folder.
+        root: The folder; or one image, or a pattern such as "photos/**/*.JPG" (in quotes), whose
+            images have no labels; in YAML and Python, also a list of these.
         category: Name of the object in prompts, such as "laser-cut plank"; default: the name of the
             folder.
         categories: None, or the category alone, as for all data modules.
         normal: folders: the normal images are those in a normal folder. all: all images are normal,
-            for a fit on a folder without subfolders.
+            for a fit on images without labels.
         normal_folders: Names of folders with normal images; default: good, ok and normal.
         mask_ending: Ending that the name of a mask has after the name of its image; default: _mask,
             _gt, _label or none.
@@ -83,7 +107,7 @@ class ImageFolder(AnomalyData):
 
     def __init__(
         self,
-        root: str,
+        root: str | list[str],
         category: str | None = None,
         categories: list[str] | None = None,
         normal: Literal["folders", "all"] = "folders",
@@ -93,7 +117,14 @@ class ImageFolder(AnomalyData):
         group: str | None = None,
         **shared: Any,
     ) -> None:
-        super().__init__(root=root, categories=categories, **shared)
+        try:
+            names = root if isinstance(root, list) else [root]
+            self.selection = PathSelection([os.fspath(name) for name in names])
+        except RuntimeError as error:  # ~name of an unknown user
+            raise ValueError(f"data.root {root}: give the full path ({error})") from None
+        if not self.selection.names:
+            raise ValueError(f"data.root {root} is empty: name a folder, images or a pattern")
+        super().__init__(root=str(self.selection.folder), categories=categories, **shared)
         if category is not None and not category.strip():
             raise ValueError(
                 f"data.category {category!r} is empty: name the object in the images, such as "
@@ -125,13 +156,23 @@ class ImageFolder(AnomalyData):
 
         Raises:
             FileNotFoundError: If there is no image.
-            ValueError: If a folder has the name of a mask folder, but contains something else.
+            ValueError: If a folder has the name of a mask folder, but contains something else; or
+                if a pattern matches no image.
         """
+        if not self.selection.is_folder:
+            return self._selected()
         if not self.root.is_dir():
             raise missing_layout(self.root, LAYOUT)
         form = understand(self.root, self.category, self.normal_folders, self.mask_ending)
         if not (form.train or form.labelled or form.unlabelled):
             raise missing_layout(self.root, LAYOUT)
+        return form
+
+    def _selected(self) -> FolderForm:
+        found = self.selection.find()
+        form = read_selection(self.root, self.category, found, f"data.root {self.selection}")
+        if not form.unlabelled:
+            raise FileNotFoundError(f"data.root {self.selection}: there is no image in it")
         return form
 
     @cached_property
@@ -171,9 +212,21 @@ class ImageFolder(AnomalyData):
         Raises:
             FileNotFoundError: If the folder is missing.
         """
-        if not self.root.is_dir():
+        if self.selection.is_folder and not self.root.is_dir():
             raise missing_layout(self.root, LAYOUT)
         return [self.category]
+
+    def image_files(self) -> Iterator[Path]:
+        """Yield the images below the folder, or those of a selection."""
+        if self.selection.is_folder:
+            yield from image_files(self.root)
+        else:
+            yield from (sample.image for sample in self.form.unlabelled)
+
+    @property
+    def remarks(self) -> list[str]:
+        """How the folder was understood, and what is not used."""
+        return self.form.remarks
 
     def mask_folders(self, category: str) -> list[Path]:
         """Return the folders that contain only masks."""
@@ -241,24 +294,36 @@ class ImageFolder(AnomalyData):
 
     def spare_masks(self, categories: Sequence[str], samples: Sequence[Sample]) -> list[Path]:
         """Return the masks that belong to no sample; empty ones may belong to normal images."""
-        stems = {sample.image.stem for sample in self.form.labelled if not sample.label}
+        stems = {name_key(s.image.stem) for s in self.form.labelled if not s.label}
         spare = super().spare_masks(categories, samples)
-        of_normal = {m for m in spare if m.stem in stems or m.stem.rpartition("_")[0] in stems}
+        names = {mask: name_key(mask.stem) for mask in spare}
+        of_normal = {m for m, n in names.items() if n in stems or n.rpartition("_")[0] in stems}
         return [mask for mask in spare if mask not in of_normal or read_mask(mask).any()]
 
     def summary(self, stage: str) -> str:
         """Return the numbers of images, and how the folder was understood."""
         parts = [super().summary(stage), *self.form.remarks]
-        if self.normal == "all" and not self.form.has_labels and stage == "fit":
+        if self.normal == "all" and self.form.has_labels:
+            parts.append("data.normal all is ignored, because folders tell which are normal")
+        elif self.normal == "all" and stage == "fit":
             parts.append("all are normal (data.normal all)")
+        if self.group is not None and (not self.held_out or not self.is_split):
+            parts.append("data.group is not used, because no image is held out")
         if self.is_split and not self.form.train:
             if self.held_out:
                 share = f"{len(self.held_out)} normal images are held out for the test"
-                rule = "content" if self.group is None else "the match of data.group in their names"
+                rule = "content" if self.group is None else self._group_rule(self.group)
                 parts.append(f"{share} (about {self.test_share:g} of them, chosen by {rule})")
             elif stage == "fit" and any(sample.label for sample in self.form.labelled):
                 parts.append("no normal image is held out for the test")
         return "; ".join(parts)
+
+    def _group_rule(self, group: str) -> str:
+        images = [sample.image for sample in self.form.labelled if not sample.label]
+        matching = grouped(images, group)
+        groups = number_of(len({_group_of(image, group) for image in matching}), "group")
+        count = f"{len(matching)} of {len(images)} normal images match, in {groups}"
+        return f"the match of data.group in their names; {count}"
 
     def protocol(self) -> dict[str, object]:
         """Return the data settings, with those of the folder that are not the defaults."""

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from anomaly_clip.data.folder_listing import FolderListing, joined
+from anomaly_clip.data.path_selection import MASK_FOLDERS, Selected
 from anomaly_clip.data.samples import Sample
 from anomaly_clip.errors import suggest
 from anomaly_clip.files import name_key
@@ -28,10 +29,15 @@ from anomaly_clip.folders import FolderTree, find_inner
 from anomaly_clip.images import read_image
 from anomaly_clip.progress import number_of
 
-__all__ = ["NORMAL_FOLDERS", "FolderForm", "looks_like_a_mask", "understand"]
+__all__ = [
+    "NORMAL_FOLDERS",
+    "FolderForm",
+    "looks_like_a_mask",
+    "read_selection",
+    "understand",
+]
 
 NORMAL_FOLDERS = ("good", "ok", "normal")
-MASK_FOLDERS = ("ground_truth", "masks", "mask", "gt")
 MASK_ENDINGS = ("_mask", "_gt", "_label")
 
 EXTREME = 8  # grey levels from black or white that still count as black or white
@@ -91,19 +97,16 @@ def understand(
     return _Reader(root, category, names, endings).read()
 
 
-def read_selection(
-    root: Path, category: str, images: Sequence[Path], folders: Sequence[Path], name: str
-) -> FolderForm:
-    """Return single images, and all images of several folders, as images without labels.
+def read_selection(root: Path, category: str, selected: Selected, name: str) -> FolderForm:
+    """Return selected images, and all images of selected folders, as images without labels.
 
     Args:
         root: Folder of all of them.
         category: The category of all images.
-        images: Single images.
-        folders: Folders whose images are taken, at any depth.
+        selected: The images and folders.
         name: Description of the selection, for the remark about it.
     """
-    return _Reader(root, category, {}, MASK_ENDINGS).select(images, folders, name)
+    return _Reader(root, category, {}, MASK_ENDINGS).select(selected, name)
 
 
 def looks_like_a_mask(image: Path) -> bool:
@@ -157,12 +160,14 @@ class _Reader:
             self._read_unlabelled()
         return self._finished(tops)
 
-    def select(self, images: Sequence[Path], folders: Sequence[Path], name: str) -> FolderForm:
+    def select(self, selected: Selected, name: str) -> FolderForm:
         """See :func:`read_selection`."""
-        below = [inner for all_inner in self.listing.below(folders).values() for inner in all_inner]
-        listed = [*images, *(image for folder in below for image in self._photographs(folder))]
-        self._add_unlabelled(listed)
+        below = self.listing.below(selected.folders, self._enters_unlabelled)
+        inside = [i for inner in below.values() for f in inner for i in self._photographs(f)]
+        self._add_unlabelled([*selected.images, *inside])
         self._say(f"{number_of(len(self.form.unlabelled), 'image')} without labels: {name}")
+        for what, paths in selected.left_out.items():
+            self.listing.leave_out(what, paths)
         return self._finished([])
 
     # -- the three forms -------------------------------------------------------------------------

@@ -1,0 +1,198 @@
+"""Single images and patterns such as ``photos/**/*.JPG`` in place of a user's folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+
+from anomaly_clip.folders import FolderTree, images_in, is_passed_over, is_run, scan
+from anomaly_clip.images import is_image
+
+__all__ = ["MASK_FOLDERS", "PathSelection", "Selected"]
+
+MASK_FOLDERS = ("ground_truth", "masks", "mask", "gt")
+WILDCARDS = "*?["
+ANY_DEPTH = "**"
+SHOWN = 3  # names listed in an error message
+
+
+@dataclass
+class Selected:
+    """What a selection has found.
+
+    Attributes:
+        images: Images, sorted.
+        folders: Folders whose images are taken; only if no image itself was found.
+        left_out: What matches, but is not used, by description.
+    """
+
+    images: list[Path] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)
+    left_out: dict[str, list[Path]] = field(default_factory=dict)
+
+
+class PathSelection:
+    """Images named by ``data.root``: one image, a pattern, or a list of images, folders, patterns.
+
+    In a pattern, ``*``, ``?`` and ``[...]`` stand for parts of a name, and ``**`` for any number of
+    folders. A path that exists is no pattern, whatever its name.
+
+    Args:
+        names: The paths and patterns.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = list(names)
+        self._parts = [_split(Path(name).expanduser()) for name in self.names]
+
+    @property
+    def is_folder(self) -> bool:
+        """True if the selection is one folder, or one path that does not exist."""
+        return len(self._parts) == 1 and self._is_folder(*self._parts[0])
+
+    @property
+    def folder(self) -> Path:
+        """The folder of all images, as far as it is known without reading it."""
+        folders = [
+            p if self._is_folder(p, parts) or parts else p.parent for p, parts in self._parts
+        ]
+        if len({folder.is_absolute() for folder in folders}) > 1:
+            folders = [folder.absolute() for folder in folders]
+        if len(folders) == 1:
+            return folders[0]
+        return Path(os.path.commonpath(folders)) if folders else Path()
+
+    def __str__(self) -> str:
+        """Return the paths and patterns as typed."""
+        return ", ".join(self.names)
+
+    def find(self) -> Selected:
+        """Find the images.
+
+        Raises:
+            FileNotFoundError: If a path does not exist, or a pattern matches nothing.
+            ValueError: If a path is not an image, or a pattern matches no image.
+        """
+        absolute = self.folder.is_absolute()
+        found = Selected()
+        for name, (path, parts) in zip(self.names, self._parts, strict=True):
+            start = path.absolute() if absolute else path
+            if parts:
+                self._match(name, start, parts, found)
+            elif start.is_dir():
+                found.folders.append(start)
+            elif not start.exists():
+                raise FileNotFoundError(
+                    f"data.root {name}: there is no such file or folder; correct the path"
+                )
+            elif start.is_file() and is_image(start):
+                found.images.append(start)
+            else:
+                raise ValueError(
+                    f"data.root {name}: not an image of a known format; give images, a folder or "
+                    f"a pattern"
+                )
+        found.images = sorted(set(found.images))
+        return found
+
+    def _match(self, name: str, start: Path, parts: Sequence[str], found: Selected) -> None:
+        matching = _Matching(found.left_out)
+        paths = sorted(set(matching.paths(start, parts)))
+        if not paths:
+            raise FileNotFoundError(
+                f"data.root {name}: there is no such file, and as a pattern it matches nothing; "
+                f"{start}{os.sep} contains {_examples(start)}"
+            )
+        images = [path for path in paths if path in matching.images]
+        folders = [path for path in paths if path.is_dir()]
+        others = [path for path in paths if path not in images and path not in folders]
+        if not images and not folders:
+            raise ValueError(
+                f"data.root {name}: matches no image, but {_shown(others)}; correct the pattern"
+            )
+        found.images += images
+        if images:
+            _leave_out(found.left_out, "folders that match the pattern", folders)
+        else:
+            found.folders += folders
+        _leave_out(found.left_out, "other files that match the pattern", others)
+
+    @staticmethod
+    def _is_folder(path: Path, parts: Sequence[str]) -> bool:
+        return not parts and (path.is_dir() or not path.exists())
+
+
+class _Matching:
+    """Search for the paths that match a pattern, without folders that are passed over.
+
+    Args:
+        left_out: Record of what is not used, to be extended.
+    """
+
+    def __init__(self, left_out: dict[str, list[Path]]) -> None:
+        self.left_out = left_out
+        self.images: set[Path] = set()
+
+    def paths(self, folder: Path, parts: Sequence[str]) -> list[Path]:
+        """Return the paths below a folder that match the parts of a pattern."""
+        first, rest = parts[0], parts[1:]
+        if first == ANY_DEPTH:
+            below = FolderTree(folder).below([folder], lambda f: f == folder or self._enters(f))
+            return [p for inner in below[folder] for p in self.paths(inner, rest or ["*"])]
+        if not folder.is_dir():
+            return []
+        names = (name for name in os.listdir(folder) if fnmatch(name, first))
+        matches = sorted(folder / name for name in names if self._sees(name, first))
+        if rest:
+            inner = [f for f in matches if f.is_dir() and (f.name == first or self._enters(f))]
+            return [path for f in inner for path in self.paths(f, rest)]
+        self.images.update(images_in(folder))
+        return [p for p in matches if not p.is_dir() or p.name == first or self._enters(p)]
+
+    def _enters(self, folder: Path) -> bool:
+        """Return whether a folder that is not named may contain images, and record it if not."""
+        if not os.access(folder, os.R_OK | os.X_OK):
+            _leave_out(self.left_out, "folders that cannot be read", [folder])
+            return False
+        if is_run(folder):
+            _leave_out(self.left_out, "folders of results", [folder])
+            return False
+        if folder.name.lower() in MASK_FOLDERS:
+            _leave_out(self.left_out, "folders that have the name of a mask folder", [folder])
+            return False
+        return True
+
+    @staticmethod
+    def _sees(name: str, pattern: str) -> bool:
+        return name == pattern or not is_passed_over(name)
+
+
+def _split(path: Path) -> tuple[Path, tuple[str, ...]]:
+    """Split a path into its beginning, as far as it exists, and the parts of a pattern."""
+    if os.path.lexists(path) or not any(set(WILDCARDS) & set(part) for part in path.parts):
+        return path, ()
+    start, parts = Path(path.anchor), list(path.parts[1:] if path.anchor else path.parts)
+    while parts and os.path.lexists(start / parts[0]):
+        start /= parts.pop(0)
+    return start, tuple(parts)
+
+
+def _leave_out(left_out: dict[str, list[Path]], what: str, paths: Sequence[Path]) -> None:
+    if paths:
+        known = left_out.setdefault(what, [])
+        known += [path for path in paths if path not in known]
+
+
+def _examples(folder: Path) -> str:
+    """Return a few names of a folder's content, images first."""
+    content = scan(folder)
+    names = [*content.images, *content.folders]
+    return _shown(names) if names else "no image"
+
+
+def _shown(paths: Sequence[Path]) -> str:
+    more = ", ..." if len(paths) > SHOWN else ""
+    return ", ".join(path.name for path in paths[:SHOWN]) + more
