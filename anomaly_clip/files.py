@@ -187,15 +187,18 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in readable(text))
 
 
+PLAIN = {"\N{EN DASH}": "-"}  # the dash of a table
+
+
 def _escape(error: UnicodeError) -> tuple[str, int]:
     """Return the replacement of characters that cannot be encoded, and the place after them."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    escapes = [
+    escapes = []
+    for c in error.object[error.start : error.end]:
         # A surrogate of this range stands for a byte, see PEP 383.
-        f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else ascii(c)[1:-1]
-        for c in error.object[error.start : error.end]
-    ]
+        byte = f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else None
+        escapes.append(byte or PLAIN.get(c) or ascii(c)[1:-1])
     return "".join(escapes), error.end
 
 

@@ -276,9 +276,14 @@ class ImageFolder(AnomalyData):
         self._predicts = stage == "predict"
         self.leakage.compared = not self._predicts
         self._trains = stage == "fit" and self.auxiliary is None
+        if not self.selection.is_folder and stage in ("validate", "test"):
+            raise ValueError(
+                f"data.root {self.selection}: only a folder tells which images are normal, to "
+                f"compute metrics with: name a folder, or use predict"
+            )
         if self._trains and not (self.form.has_labels or self.normal == "all"):
             raise ValueError(
-                f"data.root {self.root}: nothing tells which images are normal: put them into "
+                f"data.root {self.selection}: nothing tells which images are normal: put them into "
                 f"good/, or set --data.normal all if all of them are"
             )
         if stage in ("validate", "test") and needs.fitted_images and self.held_out:

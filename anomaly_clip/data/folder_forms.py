@@ -203,7 +203,7 @@ class _Reader:
         normal: list[str] = []
         defective: list[str] = []
         for kind in kinds:
-            if kind in mask_folders:
+            if kind in mask_folders or not below[kind]:  # masks, or a link to another folder
                 continue
             is_normal = self._is_normal(kind)
             inner, masks_inside = self._without_masks(kind, below[kind])
@@ -216,7 +216,8 @@ class _Reader:
                 inner = self._without_normal(kind, inner)
                 listed = sorted(image for folder in inner for image in self._images(folder))
                 masks = self._masks_of(listed, kind, mask_folders)
-            count = f"{len(listed)} in {len(inner)} folders" if len(inner) > 1 else f"{len(listed)}"
+            places = {image.parent for image in listed}
+            count = f"{len(listed)}" + (f" in {len(places)} folders" if len(places) > 1 else "")
             (normal if is_normal else defective).append(f"{kind.name}/ ({count})")
             for image in listed:
                 defect = "good" if is_normal else kind.name

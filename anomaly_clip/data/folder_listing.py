@@ -85,7 +85,9 @@ class FolderListing:
         for content in self._contents.values():
             self.leave_out("pipes or the like with names of images", content.irregular)
             self.leave_out("names that begin with @, $ or __", content.passed_over)
-        self.leave_out("links to folders that are read elsewhere", self._tree.repeated)
+        self.leave_out(
+            "links to folders that are read elsewhere or contain the link", self._tree.repeated
+        )
         self.leave_out("folders that cannot be read", self._tree.closed)
         remarks = []
         for what, paths in self.unused.items():
