@@ -15,9 +15,9 @@ from jsonargparse import get_loader, set_loader
 __all__ = ["read_any_name"]
 
 SURROGATE = re.compile("[\udc80-\udcff]")
-ESCAPED_SURROGATE = re.compile(r"\\u[dD][cC]([89a-fA-F][0-9a-fA-F])")
+ESCAPED_SURROGATE = re.compile(r"\\u(DC|dc)([89a-fA-F][0-9a-fA-F])")
 STAND_IN = re.compile("[\U0010ff80-\U0010ffff]")
-ESCAPED_STAND_IN = re.compile(r"\\U0010FF([0-9A-F]{2})")
+ESCAPED_STAND_IN = re.compile(r"\\U0010(FF|ff)([0-9a-fA-F]{2})")
 SHIFT = 0x10FF80 - 0xDC80
 
 
@@ -34,13 +34,17 @@ def read_any_name() -> None:
 
 def _replaced(text: str) -> str:
     text = SURROGATE.sub(lambda match: chr(ord(match[0]) + SHIFT), text)
-    return ESCAPED_SURROGATE.sub(lambda match: rf"\U0010FF{match[1].upper()}", text)
+    return ESCAPED_SURROGATE.sub(
+        lambda match: rf"\U0010{'FF' if match[1] == 'DC' else 'ff'}{match[2]}", text
+    )
 
 
 def _restored(value: Any) -> Any:
     if isinstance(value, str):
         text = STAND_IN.sub(lambda match: chr(ord(match[0]) - SHIFT), value)
-        return ESCAPED_STAND_IN.sub(lambda match: rf"\uDC{match[1]}", text)  # within plain text
+        return ESCAPED_STAND_IN.sub(  # in a text that has no escapes, this is no character
+            lambda match: rf"\u{'DC' if match[1] == 'FF' else 'dc'}{match[2]}", text
+        )
     if isinstance(value, list):
         return [_restored(item) for item in value]
     if isinstance(value, dict):

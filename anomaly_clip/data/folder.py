@@ -66,6 +66,16 @@ def held_out(samples: Sequence[Sample], share: float, seed: int, group: str | No
     return out
 
 
+def _names_of(root: str | Sequence[str]) -> list[str]:
+    """Return the paths and patterns; a folder called ``[x]`` reaches this as the list of x."""
+    if isinstance(root, str | os.PathLike):
+        return [os.fspath(root)]
+    names = [os.fspath(name) for name in root]
+    typed = [text for name in names[:1] for text in (f"[{name}]", f"- {name}")]
+    existing = [text for text in typed if len(names) == 1 and os.path.lexists(text)]
+    return existing[:1] or names
+
+
 def grouped(images: Sequence[Path], group: str) -> list[Path]:
     """Return the images whose file names match the regular expression of their group."""
     return [image for image in images if re.search(group, image.name)]
@@ -118,8 +128,7 @@ class ImageFolder(AnomalyData):
         **shared: Any,
     ) -> None:
         try:
-            names = root if isinstance(root, list) else [root]
-            self.selection = PathSelection([os.fspath(name) for name in names])
+            self.selection = PathSelection(_names_of(root))
         except RuntimeError as error:  # ~name of an unknown user
             raise ValueError(f"data.root {root}: give the full path ({error})") from None
         if not self.selection.names:
@@ -312,23 +321,24 @@ class ImageFolder(AnomalyData):
             parts.append("data.normal all is ignored, because folders tell which are normal")
         elif self.normal == "all" and stage == "fit":
             parts.append("all are normal (data.normal all)")
-        if self.group is not None and (not self.held_out or not self.is_split):
-            parts.append("data.group is not used, because no image is held out")
+        if self.group is not None:
+            parts.append(self._group_remark(self.group))
         if self.is_split and not self.form.train:
             if self.held_out:
                 share = f"{len(self.held_out)} normal images are held out for the test"
-                rule = "content" if self.group is None else self._group_rule(self.group)
+                rule = "content" if self.group is None else "the match of data.group in their names"
                 parts.append(f"{share} (about {self.test_share:g} of them, chosen by {rule})")
             elif stage == "fit" and any(sample.label for sample in self.form.labelled):
                 parts.append("no normal image is held out for the test")
         return "; ".join(parts)
 
-    def _group_rule(self, group: str) -> str:
+    def _group_remark(self, group: str) -> str:
         images = [sample.image for sample in self.form.labelled if not sample.label]
+        if self.form.train or not images or len(images) == len(self.form.labelled):
+            return "data.group is not used, because there is nothing to hold out"
         matching = grouped(images, group)
         groups = number_of(len({_group_of(image, group) for image in matching}), "group")
-        count = f"{len(matching)} of {len(images)} normal images match, in {groups}"
-        return f"the match of data.group in their names; {count}"
+        return f"data.group matches {len(matching)} of {len(images)} normal images, in {groups}"
 
     def protocol(self) -> dict[str, object]:
         """Return the data settings, with those of the folder that are not the defaults."""
