@@ -170,8 +170,8 @@ def readable(text: str) -> str:
     Example:
         >>> import os
         >>> from anomaly_clip.files import readable
-        >>> readable(os.fsdecode(b"caf\xe9.png"))
-        'caf\\xe9.png'
+        >>> readable(os.fsdecode(b"gr\xfcn.png"))
+        'gr\\xfcn.png'
     """
     return text.encode("utf-8", ESCAPING).decode("utf-8")
 

@@ -9,7 +9,7 @@ from jsonargparse import get_loader
 
 from anomaly_clip.commands.yaml_names import read_any_name
 
-NAME = os.fsdecode(b"caf\xe9")
+NAME = os.fsdecode(b"gr\xfcn")
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ class BaseDataModule(LightningDataModule, ABC):
 
     @property
     def remarks(self) -> list[str]:
-        """How the data set's folder was understood, and what is not used."""
+        """Remarks on how the data set's folder was understood, and what is not used."""
         return []
 
     def duplicates(self, first: Sequence[Sample], second: Sequence[Sample]) -> list[DuplicatePair]:

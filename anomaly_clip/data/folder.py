@@ -178,8 +178,8 @@ class ImageFolder(AnomalyData):
         return form
 
     def _selected(self) -> FolderForm:
-        found = self.selection.find()
-        form = read_selection(self.root, self.category, found, f"data.root {self.selection}")
+        selected = self.selection.find()
+        form = read_selection(self.root, self.category, selected, f"data.root {self.selection}")
         if not form.unlabelled:
             raise FileNotFoundError(f"data.root {self.selection}: there is no image in it")
         return form
@@ -234,7 +234,7 @@ class ImageFolder(AnomalyData):
 
     @property
     def remarks(self) -> list[str]:
-        """How the folder was understood, and what is not used."""
+        """Remarks on how the folder was understood, and what is not used."""
         return self.form.remarks
 
     def mask_folders(self, category: str) -> list[Path]:

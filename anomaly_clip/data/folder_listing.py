@@ -33,7 +33,7 @@ class FolderListing:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.unused: dict[str, list[Path]] = {}
-        """What is not used, by description."""
+        """Paths that are not used, by description."""
         self._tree = FolderTree(root, self.content)
         self._contents: dict[Path, FolderContent] = {}
         self._by_stem: dict[Path, dict[str, Path]] = {}

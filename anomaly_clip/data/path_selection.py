@@ -21,7 +21,7 @@ SHOWN = 3  # names listed in an error message
 
 @dataclass
 class Selected:
-    """What a selection has found.
+    """Images and folders of a selection.
 
     Attributes:
         images: Images, sorted.
@@ -77,29 +77,29 @@ class PathSelection:
             ValueError: If a path is not an image, or a pattern matches no image.
         """
         absolute = self.folder.is_absolute()
-        found = Selected()
+        selected = Selected()
         for name, (path, parts) in zip(self.names, self._parts, strict=True):
             start = path.absolute() if absolute else path
             if parts:
-                self._match(name, start, parts, found)
+                self._match(name, start, parts, selected)
             elif start.is_dir():
-                found.folders.append(start)
+                selected.folders.append(start)
             elif not start.exists():
                 raise FileNotFoundError(
                     f"data.root {name}: there is no such file or folder; correct the path"
                 )
             elif start.is_file() and is_image(start):
-                found.images.append(start)
+                selected.images.append(start)
             else:
                 raise ValueError(
                     f"data.root {name}: not an image of a known format; give images, a folder or "
                     f"a pattern"
                 )
-        found.images = sorted(set(found.images))
-        return found
+        selected.images = sorted(set(selected.images))
+        return selected
 
-    def _match(self, name: str, start: Path, parts: Sequence[str], found: Selected) -> None:
-        matching = _Matching(found.left_out)
+    def _match(self, name: str, start: Path, parts: Sequence[str], selected: Selected) -> None:
+        matching = _Matching(selected.left_out)
         paths = sorted(set(matching.paths(start, parts)))
         if not paths:
             raise FileNotFoundError(
@@ -113,12 +113,12 @@ class PathSelection:
             raise ValueError(
                 f"data.root {name}: matches no image, but {_shown(others)}; correct the pattern"
             )
-        found.images += images
+        selected.images += images
         if images:
-            _leave_out(found.left_out, "folders that match the pattern", folders)
+            _leave_out(selected.left_out, "folders that match the pattern", folders)
         else:
-            found.folders += folders
-        _leave_out(found.left_out, "other files that match the pattern", others)
+            selected.folders += folders
+        _leave_out(selected.left_out, "other files that match the pattern", others)
 
     @staticmethod
     def _is_folder(path: Path, parts: Sequence[str]) -> bool:
@@ -182,8 +182,8 @@ def _split(path: Path) -> tuple[Path, tuple[str, ...]]:
 
 def _leave_out(left_out: dict[str, list[Path]], what: str, paths: Sequence[Path]) -> None:
     if paths:
-        known = left_out.setdefault(what, [])
-        known += [path for path in paths if path not in known]
+        listed = left_out.setdefault(what, [])
+        listed += [path for path in paths if path not in listed]
 
 
 def _examples(folder: Path) -> str:
