@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from anomaly_clip import __version__
-from anomaly_clip.files import ESCAPING
+from anomaly_clip.files import ESCAPING, printable
 
 __all__ = ["main"]
 
@@ -146,5 +146,5 @@ def _unknown_verb(verb: str) -> str:
 
 
 def _complain(message: str, code: int = USAGE_ERROR) -> int:
-    print(f"anomaly_clip: {message}", file=sys.stderr)
+    print(f"anomaly_clip: {printable(message)}", file=sys.stderr)
     return code

@@ -147,3 +147,20 @@ def test_other_derived_names_are_what_they_were() -> None:
     assert safe_name("n" * 236) == "n" * 236
     assert len(safe_name("n" * 237)) == 236
     assert safe_name(LATIN) == safe_name(readable(LATIN)) == "gr_xfcn"
+
+
+@pytest.mark.parametrize("words", [["check", "--data=ImageFolder", "--data.root={}"], ["{}"]])
+def test_an_error_is_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    name = os.fsdecode(b"no\nwh\xe4re")
+    assert main([word.format(name) for word in words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert r"wh\xe4re" in line.replace(r"\udce4", r"\xe4")
+
+
+def test_folders_of_results_may_have_any_name(root: Path) -> None:
+    words = [*FIT, f"--data.root={root}", "--data.test_share=0.5"]
+    assert main(["fit", *words, f"--output.root={LATIN}", f"--output.name={LATIN}"]) == 0
+    checkpoint = f"--ckpt_path={LATIN}/{LATIN}/1/checkpoints/last.ckpt"
+    assert main(["test", checkpoint]) == 0
+    assert main(["report", f"{LATIN}/{LATIN}/2"]) == 0
+    assert main(["report", "--page", f"{LATIN}/{LATIN}/2"]) == 0
