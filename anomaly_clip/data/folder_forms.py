@@ -42,6 +42,7 @@ MASK_ENDINGS = ("_mask", "_gt", "_label")
 
 EXTREME = 8  # grey levels from black or white that still count as black or white
 BLACK_AND_WHITE = 0.99  # fraction of such pixels in a mask, whose edges may be antialiased
+MAX_INSPECTED = 20  # our choice: a folder per part, with equal names, takes too long to inspect
 INSPECTED = 3  # images of a mask folder that are read if their names are not those of others
 
 
@@ -343,7 +344,8 @@ class _Reader:
         for folder in folders:
             if any(folder.is_relative_to(place) for place in masks):
                 continue
-            if folder != kind and self._contains_masks(folder, folders_by_stem):
+            is_candidate = folder.name.lower() in MASK_FOLDERS or len(folders) <= MAX_INSPECTED
+            if folder != kind and is_candidate and self._contains_masks(folder, folders_by_stem):
                 masks.append(folder)
             else:
                 kept.append(folder)
@@ -365,12 +367,14 @@ class _Reader:
             return False
         named = folder.name.lower() in MASK_FOLDERS
 
-        def is_paired(image: Path) -> bool:
-            stems = [name_key(image.stem).removesuffix(ending) for ending in self.endings]
-            places = (place for stem in stems for place in folders_by_stem.get(stem, ()))
-            return any(not place.is_relative_to(folder) for place in places)
+        inside = set(below)
 
-        all_paired = all(map(is_paired, images))
+        def is_paired(name: str) -> bool:
+            stems = [name.removesuffix(ending) for ending in self.endings]
+            places = (place for stem in stems for place in folders_by_stem.get(stem, ()))
+            return any(place not in inside for place in places)
+
+        all_paired = all(map(is_paired, {name_key(image.stem): None for image in images}))
         if named and all_paired:
             return True
         # Without a mask folder's name, both names and content must be those of masks.
