@@ -93,7 +93,7 @@ def test_a_missing_file_and_an_undefined_range(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"a\.png: there is no such file"):
         read_image(tmp_path / "a.png")
     floating = saved(tmp_path / "f.tif", Image.fromarray(np.ones((3, 3), dtype=np.float32)))
-    with pytest.raises(ValueError, match="values of mode F have no defined range"):
+    with pytest.raises(ValueError, match="floating-point values have no defined range"):
         read_image(floating)
 
 
