@@ -29,6 +29,7 @@ __all__ = [
     "highest_value",
     "is_image",
     "open_image",
+    "pixel_bands",
     "read_grey",
     "read_header",
     "read_image",
@@ -46,7 +47,7 @@ PLAIN_MODES = ("1", "L", "RGB", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 """PIL modes in which the value zero means black."""
 
 ORIENTATION = 0x0112  # EXIF tag
-BITS_PER_SAMPLE, PLANAR_CONFIGURATION = 258, 284  # TIFF tags
+WIDTH, HEIGHT, BITS_PER_SAMPLE, PLANAR_CONFIGURATION = 256, 257, 258, 284  # TIFF tags
 TEXT_LIMIT = 1 << 28  # bytes of a text in a PNG; PIL's limit of 1 MB is less than some editors save
 BAND = 256  # rows that are converted at once, which saves memory
 
@@ -73,6 +74,10 @@ class ImageHeader(NamedTuple):
     """True if there are 16 bits per channel, of which a camera may use fewer."""
     frames: int
     """Number of frames or pages; only the first one is read."""
+    format: str
+    """PIL's name of the format, such as PNG."""
+    mode: str
+    """PIL's mode, such as RGB."""
 
 
 def read_header(path: Path) -> ImageHeader:
@@ -84,12 +89,13 @@ def read_header(path: Path) -> ImageHeader:
     """
     with _decoding(path) as file:
         image = _identify(path, file)
-        width, height = image.size
+        width, height = _stored_size(image)
         with suppress(Exception):  # damaged EXIF data do not make the image unusable
             if image.getexif().get(ORIENTATION, 1) > 4:  # turned by 90 degrees
                 width, height = height, width
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-        return ImageHeader((width, height), _is_deep(image), frames)
+        kind = image.format or ""
+        return ImageHeader((width, height), _is_deep(image), frames, kind, image.mode)
 
 
 def highest_value(path: Path) -> int:
@@ -101,6 +107,25 @@ def highest_value(path: Path) -> int:
     """
     with _decoding(path) as file:
         return max(int(band.max()) for band in _bands(_identify(path, file), file))
+
+
+def pixel_bands(path: Path, max_pixels: int = MAX_PIXELS) -> Iterator[NDArray[np.integer]]:
+    """Yield the decoded pixels of an image, some rows at a time.
+
+    Returns:
+        RGB ``(h, W, 3)``, uint8, as :func:`read_image`; but the stored values of an image with 16
+        bits per channel, ``(h, W)`` or ``(h, W, 3)``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file cannot be decoded completely, or has more than ``max_pixels``.
+    """
+    with _decoding(path) as file:
+        image = _identify(path, file, max_pixels)
+        if _is_deep(image):
+            yield from _bands(image, file)
+            return
+    yield from _cropped(open_image(path, ReadRule(max_pixels=max_pixels)))
 
 
 def read_image(path: Path, rule: ReadRule = ReadRule()) -> NDArray[np.uint8]:
@@ -289,14 +314,22 @@ def _open(path: Path, rule: ReadRule, scaled: bool = True) -> Image.Image:
         bits = _declared_bits(image) or rule.bit_depth
         if scaled and _is_grey16(image):
             grey = _upright(image)
-            return _scaled(grey.size, _grey_bands(grey), bits, "L")
+            return _scaled(grey.size, _cropped(grey), bits, "L")
         if scaled and bits < 16 and _is_deep(image):
             orientation = image.getexif().get(ORIENTATION, 1)
-            colours = _scaled(image.size, _bands(image, file), bits, "RGB")
+            colours = _scaled(_stored_size(image), _bands(image, file), bits, "RGB")
             colours.getexif()[ORIENTATION] = orientation
             return _upright(colours)
         _refuse_planes(image)
         return _upright(image)  # PIL reduces colours of 16 bits to their high byte
+
+
+def _stored_size(image: ImageFile.ImageFile) -> tuple[int, int]:
+    """Return width and height before the orientation is applied, as some versions of PIL do."""
+    width, height = image.size
+    if image.format == "TIFF":
+        return _tiff_tag(image, WIDTH, width), _tiff_tag(image, HEIGHT, height)
+    return width, height
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -358,18 +391,19 @@ def _bands(image: ImageFile.ImageFile, file: IO[bytes]) -> Iterator[NDArray[np.i
     """Yield the values of a deep image: some rows ``(h, W)`` or ``(h, W, 3)`` at a time."""
     if _is_grey16(image):
         image.load()
-        yield from _grey_bands(image)
+        yield from _cropped(image)
         return
     _refuse_planes(image)
     file.seek(0)
     values = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
-    if values is None or values.dtype != np.uint16 or values.shape[1::-1] != image.size:
+    if values is None or values.dtype != np.uint16 or values.shape[1::-1] != _stored_size(image):
         raise _Unreadable("its 16-bit colours cannot be decoded: save it as PNG, or with 8 bits")
     for top in range(0, len(values), BAND):
         yield np.asarray(values[top : top + BAND, :, 2::-1], np.uint16)  # from BGR or BGRA
 
 
-def _grey_bands(image: Image.Image) -> Iterator[NDArray[np.integer]]:
+def _cropped(image: Image.Image) -> Iterator[NDArray[np.integer]]:
+    """Yield the values of a decoded image, some rows at a time."""
     width, height = image.size
     for top in range(0, height, BAND):
         band: NDArray[np.integer] = np.asarray(image.crop((0, top, width, min(top + BAND, height))))
