@@ -316,9 +316,10 @@ def _open(path: Path, rule: ReadRule, scaled: bool = True) -> Image.Image:
             grey = _upright(image)
             return _scaled(grey.size, _cropped(grey), bits, "L")
         if scaled and bits < 16 and _is_deep(image):
-            orientation = image.getexif().get(ORIENTATION, 1)
-            colours = _scaled(_stored_size(image), _bands(image, file), bits, "RGB")
-            colours.getexif()[ORIENTATION] = orientation
+            values = _colours16(image, file)
+            colours = _scaled(values.shape[1::-1], _rows(values), bits, "RGB")
+            if image.format != "TIFF":  # OpenCV itself turns TIFF, and no other format
+                colours.getexif()[ORIENTATION] = image.getexif().get(ORIENTATION, 1)
             return _upright(colours)
         _refuse_planes(image)
         return _upright(image)  # PIL reduces colours of 16 bits to their high byte
@@ -393,13 +394,24 @@ def _bands(image: ImageFile.ImageFile, file: IO[bytes]) -> Iterator[NDArray[np.i
         image.load()
         yield from _cropped(image)
         return
+    yield from _rows(_colours16(image, file))
+
+
+def _colours16(image: ImageFile.ImageFile, file: IO[bytes]) -> NDArray[np.uint16]:
+    """Decode colours of 16 bits to RGB ``(H, W, 3)``."""
     _refuse_planes(image)
     file.seek(0)
-    values = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
-    if values is None or values.dtype != np.uint16 or values.shape[1::-1] != _stored_size(image):
+    values: Any = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
+    sides = [] if values is None or values.dtype != np.uint16 else sorted(values.shape[:2])
+    if sides != sorted(image.size):
         raise _Unreadable("its 16-bit colours cannot be decoded: save it as PNG, or with 8 bits")
+    colours: NDArray[np.uint16] = values[:, :, 2::-1]  # from BGR or BGRA
+    return colours
+
+
+def _rows(values: NDArray[np.uint16]) -> Iterator[NDArray[np.integer]]:
     for top in range(0, len(values), BAND):
-        yield np.asarray(values[top : top + BAND, :, 2::-1], np.uint16)  # from BGR or BGRA
+        yield values[top : top + BAND]
 
 
 def _cropped(image: Image.Image) -> Iterator[NDArray[np.integer]]:

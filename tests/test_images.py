@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +248,21 @@ def test_deep_images_are_upright(tmp_path: Path, orientation: int, bits: int) ->
     )
     assert np.array_equal(turned, read_image(eight))
     assert read_header(grey).size == turned.shape[1::-1]
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_16_bit_colours_are_upright(tmp_path: Path, orientation: int) -> None:
+    path = save_deep(tmp_path / "a.png", DEEP)
+    content, exif = path.read_bytes(), Image.Exif()
+    exif[0x0112] = orientation
+    body = b"eXIf" + exif.tobytes()[6:]  # without the prefix of JPEG
+    chunk = struct.pack(">L", len(body) - 4) + body + struct.pack(">L", zlib.crc32(body))
+    path.write_bytes(content[:33] + chunk + content[33:])
+    turns = {3: 2, 6: -1}[orientation]
+    assert np.array_equal(read_image(path), np.rot90(DEEP >> 8, turns))
+    assert np.array_equal(
+        read_image(path, ReadRule(12)), np.rot90(expected_8_bits(DEEP, 12), turns)
+    )
 
 
 def tiff(values: np.ndarray, planar: int, orientation: int = 1) -> bytes:

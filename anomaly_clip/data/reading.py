@@ -136,7 +136,8 @@ def distortion(sizes: Sequence[tuple[int, int]], resize: Resize, size: int) -> s
         low, high = (round(100 * share) for share in (min(kept), max(kept)))
         if low < 100:
             range_ = f"{low}" if low == high else f"{low} to {high}"
-            texts.append(f"the centre crop shows {range_} % of each image ({resize})")
+            rule = f"data.resize {resize.rule}, {resize.size} to {size} pixels"
+            texts.append(f"the centre crop shows {range_} % of each image ({rule})")
     if resize.rule != "shorter_crop" and max(ratios) > ROUND:
         widest = max(range(len(ratios)), key=ratios.__getitem__)
         width, height = sizes[widest]
