@@ -64,8 +64,8 @@ def test_the_depth_of_a_camera_is_chosen_at_fit_and_kept(
         copy.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.floor(values / full * 255 + 0.5).astype(np.uint8)).save(copy)
     assert main(["fit", *FIT, "--data.root=parts", "--output.folder=fit"]) == 0
-    said = f"25 images with 16 bits per channel: {bits} are used (chosen by the highest value"
-    assert said in one_line(capsys)
+    remark = f"25 images with 16 bits per channel: {bits} are used (chosen by the highest value"
+    assert remark in one_line(capsys)
     saved = torch.load("fit/checkpoints/last.ckpt", weights_only=True)
     assert saved["bit_depth"] == bits
     predict = ["predict", CHECKPOINT, "--output.maps=false"]
@@ -205,8 +205,8 @@ def test_the_start_line_and_the_page_tell_of_a_crop(
         save_picture(Path("parts", name), rng.integers(0, 256, (40, 80, 3), dtype=np.uint8))
     crop = ["--data.resize.rule=shorter_crop", "--data.resize.size=40"]
     assert main(["fit", *FIT, *crop, "--data.root=parts", "--output.folder=fit"]) == 0
-    said = "the centre crop shows 32 % of each image (data.resize shorter_crop, 40 to 32 pixels)"
-    assert said in one_line(capsys)
+    remark = "the centre crop shows 32 % of each image (data.resize shorter_crop, 40 to 32 pixels)"
+    assert remark in one_line(capsys)
     assert main(["test", CHECKPOINT, "--output.folder=test"]) == 0
-    assert said in one_line(capsys)
-    assert said in Path("test/report.html").read_text()
+    assert remark in one_line(capsys)
+    assert remark in Path("test/report.html").read_text()

@@ -63,7 +63,7 @@ class ImageReading:
         self.geometry: str | None = None
         """Share of the images that is seen, and their distortion; None if they are untouched."""
         self.remarks: list[str] = []
-        """What the user should know of the images, for the start line."""
+        """Remarks on the images, for the start line."""
 
     @property
     def rule(self) -> ReadRule:
