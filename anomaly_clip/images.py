@@ -89,13 +89,16 @@ def read_header(path: Path) -> ImageHeader:
     """
     with _decoding(path) as file:
         image = _identify(path, file)
+        deep = _is_deep(image)
         width, height = _stored_size(image)
-        with suppress(Exception):  # damaged EXIF data do not make the image unusable
-            if image.getexif().get(ORIENTATION, 1) > 4:  # turned by 90 degrees
-                width, height = height, width
+        # PIL would decode a PNG to look for EXIF data after the pixels.
+        if image.format != "PNG" or "exif" in image.info:
+            with suppress(Exception):  # damaged EXIF data do not make the image unusable
+                if image.getexif().get(ORIENTATION, 1) > 4:  # turned by 90 degrees
+                    width, height = height, width
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         kind = image.format or ""
-        return ImageHeader((width, height), _is_deep(image), frames, kind, image.mode)
+        return ImageHeader((width, height), deep, frames, kind, image.mode)
 
 
 def highest_value(path: Path) -> int:

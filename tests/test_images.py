@@ -196,6 +196,7 @@ def expected_8_bits(values: np.ndarray, bits: int) -> np.ndarray:
 @pytest.mark.parametrize("bits", [12, 14])
 def test_colours_of_a_camera_are_scaled_by_its_bits(tmp_path: Path, suffix: str, bits: int) -> None:
     path = save_deep(tmp_path / f"a.{suffix}", DEEP)
+    assert read_header(path).deep
     assert np.array_equal(read_image(path, ReadRule(bits)), expected_8_bits(DEEP, bits))
 
 
@@ -248,6 +249,7 @@ def test_deep_images_are_upright(tmp_path: Path, orientation: int, bits: int) ->
     )
     assert np.array_equal(turned, read_image(eight))
     assert read_header(grey).size == turned.shape[1::-1]
+    assert read_header(grey).deep
 
 
 @pytest.mark.parametrize("orientation", [3, 6])
