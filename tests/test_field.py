@@ -1,8 +1,7 @@
 """Input as people have it, one table row per input: command, exit code, text on the screen.
 
-Each row belongs to a kind of input that users of such tools have reported in public; the identifiers
-F01 to F28 number the kinds. Every kind has several rows, because a rule that covers only one input
-is no rule.
+Each row belongs to a kind of input that users of such tools have reported in public; F01 to F28
+number the kinds. Every kind has several rows, because a rule that covers only one input is no rule.
 """
 
 from __future__ import annotations
@@ -11,7 +10,9 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -89,7 +90,7 @@ def masks(
     suffix: str = "png",
     ending: str = "",
     make: Callable[[], NDArray[np.uint8]] = square,
-    **options: object,
+    **options: Any,
 ) -> None:
     Path(folder).mkdir(parents=True, exist_ok=True)
     for number in range(count):
@@ -127,7 +128,7 @@ def truncate(path: str, share: float = 0.5) -> None:
 
 # -- commands --------------------------------------------------------------------------------------
 
-MODEL = ("--model=PatchCore", "--model.backbone.name=squeezenet1_1")
+MODEL: tuple[str, ...] = ("--model=PatchCore", "--model.backbone.name=squeezenet1_1")
 MODEL += ("--model.backbone.weights=random", "--model.layers=[features.4]", "--model.image_size=32")
 RUN = ("--data.num_workers=0", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false")
 
@@ -189,20 +190,20 @@ ROWS: list[Row] = [
         ["image AUROC", "–"],
         [fit(data="MVTecAD")],
     ),
-    Row("F01", "good alone", lambda: photos("data/good", 8), fit(), 0, ["good/ (8) is normal"]),
+    Row("F01", "good alone", partial(photos, "data/good", 8), fit(), 0, ["good/ (8) is normal"]),
     Row(
         "F01",
         "flat folder of good photographs",
-        lambda: photos("data"),
+        partial(photos, "data"),
         fit("--data.normal=all"),
         0,
         ["all are normal (data.normal all)"],
     ),
-    Row("F01", "flat folder, no option", lambda: photos("data"), fit(), 2, ["--data.normal all"]),
+    Row("F01", "flat folder, no option", partial(photos, "data"), fit(), 2, ["--data.normal all"]),
     Row(
         "F01",
         "one mask missing among others",
-        all_of(lambda: mvtec(with_masks=True), lambda: os.remove(MASK)),
+        all_of(partial(mvtec, with_masks=True), partial(os.remove, MASK)),
         later("test"),
         2,
         ["3.png: its mask is missing"],
@@ -214,9 +215,7 @@ ROWS: list[Row] = [
         Row(
             "F02",
             f"{bits} bits in 16, {suffix}{', colour' if colour else ''}",
-            lambda bits=bits, suffix=suffix, colour=colour: camera(
-                "data/good", bits, suffix, colour
-            ),
+            partial(camera, "data/good", bits, suffix, colour),
             fit(),
             0,
             [f"6 images with 16 bits per channel: {bits} are used (chosen by the highest value"],
@@ -232,22 +231,22 @@ ROWS: list[Row] = [
     Row(
         "F02",
         "more bits than at fit",
-        all_of(lambda: camera("data/good", 10), lambda: camera("new", 12)),
+        all_of(partial(camera, "data/good", 10), partial(camera, "new", 12)),
         later("test", "--data.root=new", "--data.bit_depth=12"),
         2,
         ["data.bit_depth 12 differs from that of the fit (10)"],
         [fit()],
     ),
-    Row("F02", "check", lambda: camera("data/good", 12), check(), 0, ["12 are used"]),
+    Row("F02", "check", partial(camera, "data/good", 12), check(), 0, ["12 are used"]),
     # F10: formats by content
     Row(
         "F10",
         "jfif next to png",
         all_of(
-            lambda: photos("data/good", 6),
-            lambda: photos("jpeg", 2, 5, "jpg"),
-            lambda: shutil.move("jpeg/0.jpg", "data/good/b.jfif"),
-            lambda: shutil.move("jpeg/1.jpg", "data/good/noextension"),
+            partial(photos, "data/good", 6),
+            partial(photos, "jpeg", 2, 5, "jpg"),
+            partial(shutil.move, "jpeg/0.jpg", "data/good/b.jfif"),
+            partial(shutil.move, "jpeg/1.jpg", "data/good/noextension"),
         ),
         fit(),
         0,
@@ -257,7 +256,7 @@ ROWS: list[Row] = [
         Row(
             "F10",
             f"a folder of {suffix}",
-            lambda suffix=suffix: photos("data/good", 6, 0, suffix),
+            partial(photos, "data/good", 6, 0, suffix),
             fit(),
             0,
             ["6 images"],
@@ -269,8 +268,8 @@ ROWS: list[Row] = [
             "F10",
             f"{name} with the extension of an image",
             all_of(
-                lambda: photos("data/good", 6),
-                lambda content=content: Path("data/good/x.png").write_bytes(content),
+                partial(photos, "data/good", 6),
+                partial(Path("data/good/x.png").write_bytes, content),
             ),
             fit(),
             2,
@@ -286,7 +285,9 @@ ROWS: list[Row] = [
     Row(
         "F10",
         "other files are counted",
-        all_of(lambda: photos("data/good", 6), lambda: Path("data/good/notes.txt").write_text("x")),
+        all_of(
+            partial(photos, "data/good", 6), partial(Path("data/good/notes.txt").write_text, "x")
+        ),
         fit(),
         0,
         ["not used: 1 file that is not an image, such as notes.txt"],
@@ -295,7 +296,7 @@ ROWS: list[Row] = [
     Row(
         "F19",
         "above the limit",
-        lambda: photos("data/good"),
+        partial(photos, "data/good"),
         fit("--data.max_pixels=1000"),
         2,
         ["data.max_pixels 1000: raise it", "0.png"],
@@ -303,7 +304,7 @@ ROWS: list[Row] = [
     Row(
         "F19",
         "a line scan",
-        all_of(lambda: photos("data/good"), lambda: line_scan("data/good/scan.png")),
+        all_of(partial(photos, "data/good"), partial(line_scan, "data/good/scan.png")),
         fit(),
         0,
         ["aspect ratio by up to 400.00 (40 x 16000 pixels)"],
@@ -311,20 +312,33 @@ ROWS: list[Row] = [
     Row(
         "F19",
         "a line scan in TIFF, above PIL's limit",
-        all_of(lambda: photos("data/good"), lambda: line_scan("data/good/scan.tif", 4096, 45_000)),
+        all_of(
+            partial(photos, "data/good"), partial(line_scan, "data/good/scan.tif", 4096, 45_000)
+        ),
         fit(),
         0,
         ["7 images"],
     ),
-    Row("F19", "check", lambda: photos("data/good"), check("--data.max_pixels=9"), 1, ["raise it"]),
+    Row(
+        "F19", "check", partial(photos, "data/good"), check("--data.max_pixels=9"), 1, ["raise it"]
+    ),
     # F26: texts in images
     *(
-        Row("F26", name, lambda make=make: make(), fit(), 0, ["6 images"])
+        Row(
+            "F26",
+            name,
+            partial(
+                make,
+            ),
+            fit(),
+            0,
+            ["6 images"],
+        )
         for name, make in [
-            ("a long text in a PNG", lambda: with_text("x" * 3_000_000, True)),
-            ("a long text, not compressed", lambda: with_text("x" * 3_000_000, False)),
-            ("many texts", lambda: with_text("x" * 900_000, True, 90)),
-            ("a large EXIF block", lambda: with_exif(60_000)),
+            ("a long text in a PNG", partial(with_text, "x" * 3_000_000, True)),
+            ("a long text, not compressed", partial(with_text, "x" * 3_000_000, False)),
+            ("many texts", partial(with_text, "x" * 900_000, True, 90)),
+            ("a large EXIF block", partial(with_exif, 60_000)),
         ]
     ),
 ]
