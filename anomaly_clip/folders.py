@@ -26,6 +26,7 @@ __all__ = [
 
 PASSED_OVER = (".", "@", "$", "__")
 """First characters of names that systems give to their own files, such as ``@eaDir``."""
+WINDOWS_FILES = ("thumbs.db", "desktop.ini")
 RUN_FILES = tuple(f"config-{verb}.yaml" for verb in ("fit", "validate", "test", "predict"))
 """Files of which the folder of a run contains at least one."""
 
@@ -43,6 +44,8 @@ class FolderContent(NamedTuple):
     """Pipes, sockets and devices with the name of an image, which are never opened."""
     passed_over: list[Path]
     """Images and folders whose names begin with ``@``, ``$`` or ``__``."""
+    others: list[Path]
+    """Other regular files, except hidden ones and those that Windows writes."""
 
 
 def is_passed_over(name: str) -> bool:
@@ -56,27 +59,32 @@ def scan(folder: Path) -> FolderContent:
     Raises:
         PermissionError: If the folder cannot be read.
     """
-    content = FolderContent([], [], [], [], [])
-    if not os.path.isdir(folder):
-        return content
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            path = folder / entry.name
-            if os.path.isdir(path) if entry.is_symlink() else entry.is_dir():
-                kind = content.passed_over if is_passed_over(entry.name) else content.folders
-            elif os.path.isfile(path) if entry.is_symlink() else entry.is_file():
-                if not is_image(path.with_name(entry.name.lstrip("@$_") or entry.name)):
-                    continue
-                kind = content.passed_over if is_passed_over(entry.name) else content.images
-            elif path.suffix.lower() in Image.registered_extensions():
-                # Not by is_image, because to open a pipe is to wait for its other end.
-                dead = entry.is_symlink() and not os.path.exists(path)
-                kind = content.missing if dead else content.irregular
-            else:
-                continue
-            if not entry.name.startswith("."):
-                kind.append(path)
-    return FolderContent(*(sorted(paths) for paths in content))
+    content: dict[str, list[Path]] = {name: [] for name in FolderContent._fields}
+    if os.path.isdir(folder):
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                kind = _kind_of(entry)
+                if kind is not None:
+                    content[kind].append(folder / entry.name)
+    return FolderContent(**{name: sorted(paths) for name, paths in content.items()})
+
+
+def _kind_of(entry: os.DirEntry[str]) -> str | None:
+    """Return the field of :class:`FolderContent` that an entry belongs to; None if to none."""
+    name, path = entry.name, Path(entry.path)
+    if name.startswith("."):
+        return None
+    passed_over = is_passed_over(name)
+    # An entry that is no link knows its kind without another look at the disk.
+    if os.path.isdir(path) if entry.is_symlink() else entry.is_dir():
+        return "passed_over" if passed_over else "folders"
+    if os.path.isfile(path) if entry.is_symlink() else entry.is_file():
+        if is_image(path):
+            return "passed_over" if passed_over else "images"
+        return None if passed_over or name.lower() in WINDOWS_FILES else "others"
+    if passed_over or path.suffix.lower() not in Image.registered_extensions():
+        return None
+    return "missing" if entry.is_symlink() and not os.path.exists(path) else "irregular"
 
 
 def images_in(folder: Path) -> list[Path]:

@@ -314,6 +314,8 @@ def test_what_is_passed_over_is_counted(tmp_path: Path) -> None:
     write(tmp_path, "good/1.png", "good/@eaDir/1.png/thumb.png", "bad/2.png", "__old/3.png")
     write(tmp_path, "bad/0.png/4.png", "good/1_mask.png", mask=True)
     os.mkfifo(tmp_path / "bad" / "x.png")
+    for name in ("good/notes.txt", "labels.csv", "bad/Thumbs.db", ".DS_Store"):
+        (tmp_path / name).write_text("no image")
     (tmp_path / "good" / "loop").symlink_to("..")
     form = read(tmp_path)
     assert names(form) == {"bad": ["4.png", "2.png"], "good": ["1.png"]}
@@ -321,6 +323,7 @@ def test_what_is_passed_over_is_counted(tmp_path: Path) -> None:
         "not used: 1 masks of images that are not defective, such as good/1_mask.png",
         "not used: 1 pipes or the like with names of images, such as bad/x.png",
         "not used: 2 names that begin with @, $ or __, such as __old",
+        "not used: 2 files that are not images, such as good/notes.txt",
         "not used: 1 links to folders that are read elsewhere or contain the link, such as "
         "good/loop",
     }

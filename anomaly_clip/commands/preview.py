@@ -18,7 +18,7 @@ from anomaly_clip.drawing.draw import add_caption, font, grid
 from anomaly_clip.errors import check_at_least
 from anomaly_clip.files import atomic_path, printable
 from anomaly_clip.images import evenly_spaced
-from anomaly_clip.progress import track
+from anomaly_clip.progress import say, track
 from anomaly_clip.records import Draw
 
 __all__ = ["augmented_sheet", "contact_sheet", "defect_sheet", "run_preview"]
@@ -60,8 +60,12 @@ def run_preview(words: Sequence[str]) -> int:
         if target.suffix.lower() not in (".png", ".jpg", ".jpeg"):
             raise ValueError(f"--file {target}: expected a name ending in .png or .jpg")
         data: AnomalyData = parser.instantiate(config).data
-        if data.synthesis is not None or data.augmentation is not None:
+        trains = data.synthesis is not None or data.augmentation is not None
+        if trains:
             data.begin_fit()
+        data.reading.prepare(data.fit_samples() if trains else data.samples(config.split))
+        for remark in data.reading.remarks:
+            say(remark)
         if data.synthesis is not None:
             sheet = defect_sheet(data, config.count)
         elif data.augmentation is not None:

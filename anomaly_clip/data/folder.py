@@ -296,7 +296,8 @@ class ImageFolder(AnomalyData):
                 f"good/, or set --data.normal all if all of them are"
             )
         if stage in ("validate", "test") and needs.fitted_images and self.held_out:
-            hashes = pixel_hashes(sample.image for sample in self._normal_to_train_on())
+            trained_on = (sample.image for sample in self._normal_to_train_on())
+            hashes = pixel_hashes(trained_on, self.reading.max_pixels)
             self._trains = not needs.fitted_images.isdisjoint(hashes.values())
         self.listing.forget()
         super().setup(stage)

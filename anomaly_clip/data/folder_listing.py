@@ -19,6 +19,7 @@ WITH_EXAMPLE = (
     "masks",
     "folders that",
     "other files",
+    "files that",
 )
 """Beginnings of what is not used, of which an example is given."""
 
@@ -85,6 +86,7 @@ class FolderListing:
         for content in self._contents.values():
             self.leave_out("pipes or the like with names of images", content.irregular)
             self.leave_out("names that begin with @, $ or __", content.passed_over)
+            self.leave_out("files that are not images", content.others)
         self.leave_out(
             "links to folders that are read elsewhere or contain the link", self._tree.repeated
         )
