@@ -19,9 +19,12 @@ from anomaly_clip.data.few_shots import FewShots
 from anomaly_clip.data.file_hashes import DuplicatePair
 from anomaly_clip.data.fit_sets import FitSets
 from anomaly_clip.data.image_cache import ImageCache
+from anomaly_clip.data.info import MaskRule, is_own
 from anomaly_clip.data.leakage import LeakageCheck
 from anomaly_clip.data.listing import Listing, TrainCategories
 from anomaly_clip.data.loaders import evaluation_loader, fit_loader
+from anomaly_clip.data.mask_checks import MaskChecks
+from anomaly_clip.data.mask_files import OWN_MISFIT, OWN_MISFIT_SHARE
 from anomaly_clip.data.reading import BitDepth, ImageReading, Unreadable
 from anomaly_clip.data.samples import Item, Reader, Sample, SampleDataset, Split, read_sample
 from anomaly_clip.data.synthetic import SyntheticDataset, SyntheticPairs
@@ -167,6 +170,7 @@ class AnomalyData(BaseDataModule):
         self.leakage = LeakageCheck(self, allow_overlap)
         self.reading = ImageReading(self, bit_depth, max_pixels, unreadable)
         self.listing = Listing(self, categories, train_categories)
+        self.masks = MaskChecks(self)
         self.few_shots = FewShots(self, shots, fraction)
         check_auxiliary(self)
         self.validation = ValidationSplit(self, val_split, val_share)
@@ -238,10 +242,10 @@ class AnomalyData(BaseDataModule):
             has_masks=self.has_masks,
             mask_filter=self.mask_filter,
             mask_threshold=self.mask_threshold,
-            mask_rule=self.info.mask,
+            mask_rule=self.mask_rule,
             read=None if self.on_disk else self.reader(),
             resize=self.resize,
-            cache=ImageCache(str(self.info.mask)) if self.cache and self.on_disk else None,
+            cache=ImageCache(str(self.mask_rule._replace(lenient=False))) if self.cache and self.on_disk else None,
         )
 
     def words(self, category: str) -> str:
@@ -250,6 +254,21 @@ class AnomalyData(BaseDataModule):
         if category in names or self.auxiliary is None or category in self.categories:
             return names.get(category, category)
         return self.auxiliary.words(category)
+
+    @property
+    def is_own(self) -> bool:
+        """True if the images are a user's own: of no published data set, or category."""
+        return is_own(self.dataset_name, self.find_categories)
+
+    @property
+    def mask_rule(self) -> MaskRule:
+        """Rule for reading mask files: the data set's, with the user's settings."""
+        rule = self.info.mask
+        if self.is_own:
+            rule = rule._replace(fitted=OWN_MISFIT, fitted_share=OWN_MISFIT_SHARE)
+        if self.mask_level is not None:
+            rule = rule._replace(grey=False, level=self.mask_level)
+        return rule._replace(lenient=not self.listing.needs_masks)
 
     # -- training and validation images ----------------------------------------------------------
 
@@ -386,6 +405,7 @@ class AnomalyData(BaseDataModule):
             "data_seed": self.seed,
             "allow_overlap": self.allow_overlap,
             **({} if self.augmentation is None else {"augment": self.augmentation.settings}),
+            **self.masks.protocol(),
         }
 
     # -- Lightning's hooks -----------------------------------------------------------------------
@@ -401,8 +421,10 @@ class AnomalyData(BaseDataModule):
         self._take_image_size(self._needs.image_size)
         self.fit_sets.clear()
         self.few_shots.check()
+        self.listing.needs_masks = self.masks.are_used(stage)
         if stage == "fit":
             self.leakage.check_training(self.fit_samples())
+            self.masks.inspect(stage)
             return
         if stage != "predict" and not self.has_labels:
             raise ValueError(
@@ -410,6 +432,7 @@ class AnomalyData(BaseDataModule):
                 f"put the normal images into good/"
             )
         self.leakage.check_test(stage, self.samples("test"), self._needs.fitted_images)
+        self.masks.inspect(stage)
 
     def fitted_hashes(self) -> frozenset[str]:
         """Return hashes of the decoded images of ``fit``; empty for images that are not files."""
@@ -455,7 +478,9 @@ class AnomalyData(BaseDataModule):
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         """Return the test split, in the order of its listing."""
-        return self._evaluation_loader(self.dataset("test"))
+        dataset = self.dataset("test")
+        dataset.has_masks = False  # scores need no masks, so none is read
+        return self._evaluation_loader(dataset)
 
     def _evaluation_loader(self, dataset: SampleDataset | SyntheticPairs) -> DataLoader[Batch]:
         return evaluation_loader(dataset, self.batch_size, self.num_workers, self.trainer)
