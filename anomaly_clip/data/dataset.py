@@ -235,6 +235,7 @@ class AnomalyData(BaseDataModule):
                 f"data.image_size is {self.image_size}: set it, or let a trainer set up the data "
                 f"with a model"
             )
+        tag = str(self.mask_rule._replace(lenient=False))  # arrays are the same for both
         return SampleDataset(
             samples,
             self.image_size,
@@ -245,7 +246,7 @@ class AnomalyData(BaseDataModule):
             mask_rule=self.mask_rule,
             read=None if self.on_disk else self.reader(),
             resize=self.resize,
-            cache=ImageCache(str(self.mask_rule._replace(lenient=False))) if self.cache and self.on_disk else None,
+            cache=ImageCache(tag) if self.cache and self.on_disk else None,
         )
 
     def words(self, category: str) -> str:

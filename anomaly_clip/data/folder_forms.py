@@ -162,8 +162,8 @@ class _Reader:
                 sample = Sample(image, self.category, not is_normal, masks.get(image), defect)
                 self.form.labelled.append(sample)
         self._count("images next to the folders", len(images_in(folder)))
+        self._expect_all_masks(mask_folders, inner_folders)
         mask_folders += [f for folders in inner_folders.values() for f in folders]
-        self._expect_all_masks(mask_folders)
         self.form.mask_folders = [inner for f in mask_folders for inner in (f, *subfolders(f))]
         text = f"{_listed(normal) or 'no folder'} is normal"
         text += f", {_listed(defective)} defective" if defective else ", no folder is defective"
@@ -238,18 +238,13 @@ class _Reader:
             ValueError: If a folder has the name of a mask folder, but contains something else.
         """
         folders = []
-        photographs = {
-            kind: listed for kind, listed in images.items() if kind.name.lower() not in MASK_FOLDERS
-        }
-        defective = {
-            k: listed for k, listed in photographs.items() if k.name.lower() not in self.normal_names
-        }
+        kinds = [kind for kind in images if kind.name.lower() not in MASK_FOLDERS]
+        defective = [kind for kind in kinds if kind.name.lower() not in self.normal_names]
         for folder in dict.fromkeys([f for root in roots for f in self._subfolders(root)]):
             if folder.name.lower() in self.normal_names:
                 continue
-            others = [i for kind, listed in photographs.items() if kind != folder for i in listed]
-            partners = [i for kind, listed in defective.items() if kind != folder for i in listed]
-            names = {image.stem for image in others}
+            names = {image.stem for kind in kinds if kind != folder for image in images[kind]}
+            partners = [image for kind in defective if kind != folder for image in images[kind]]
             if folder.name.lower() in MASK_FOLDERS:
                 if self.masks.are_masks(folder, names):
                     folders.append(folder)
@@ -303,14 +298,18 @@ class _Reader:
                 masks[image] = mask
         return masks
 
-    def _expect_all_masks(self, mask_folders: Sequence[Path]) -> None:
+    def _expect_all_masks(
+        self, mask_folders: Sequence[Path], inner_folders: Mapping[Path, list[Path]]
+    ) -> None:
         """Give a defective image without mask its expected path, if others have masks."""
         if not self.form.has_masks:
             return
         for number, sample in enumerate(self.form.labelled):
             if sample.label and sample.mask is None:
                 ending = next((e for e in self.endings if e), "")
-                folder = mask_folders[0] / sample.defect if mask_folders else sample.image.parent
+                kind = sample.image.parent
+                places = self._places_of_masks(kind, mask_folders, inner_folders.get(kind, []))
+                folder = next((p for p in places if images_in(p)), places[0] if places else kind)
                 expected = folder / f"{sample.image.stem}{ending}.png"
                 self.form.labelled[number] = replace(sample, mask=expected)
 

@@ -98,8 +98,10 @@ def inspect_mask(sample: Sample, rule: MaskRule) -> InspectedMask:
     assert sample.mask is not None
     exact = read_grey(sample.mask) if rule.grey else mask_levels(sample.mask)
     # Rounded up, so that the smallest value above zero is not zero.
-    values = exact if exact.dtype == np.uint8 else np.ceil(exact).clip(0, 255).astype(np.uint8)
-    counts = cv2.calcHist([np.ascontiguousarray(values)], [0], None, [256], [0, 256]).ravel()
+    whole = exact if exact.dtype == np.uint8 else np.ceil(exact).clip(0, 255)
+    values: NDArray[np.uint8] = whole.astype(np.uint8, copy=False)
+    histogram = cv2.calcHist([np.ascontiguousarray(values)], [0], None, [256], [0, 256])
+    counts = histogram.ravel().astype(np.int64)
     levels = tuple(np.flatnonzero(counts).tolist())
     threshold = HALF if rule.grey else rule.level
     low, top = levels[0], levels[-1]
@@ -117,7 +119,7 @@ def inspect_mask(sample: Sample, rule: MaskRule) -> InspectedMask:
         marked,
         marked - int(counts[solid + 1 :].sum()),
         solid,
-        float(counts[solid + 1 :].sum() / values.size),
+        int(counts[solid + 1 :].sum()) / values.size,
         float(border.mean()),
         classes,
     )

@@ -1,4 +1,4 @@
-"""Folders of masks next to folders of images: recognised by their names, file names and contents."""
+"""Folders of masks next to images: recognised by their names, file names and contents."""
 
 from __future__ import annotations
 
@@ -99,7 +99,8 @@ class MaskFolders:
         filled = [image for image in images if _has_white(image)]
         if not filled or not self._are_named(filled, set(defective)):
             return False
-        paired = [p for image in filled for n in self._names_of(image) for p in defective.get(n, [])]
+        names_of_filled = [name for image in filled for name in self._names_of(image)]
+        paired = [partner for name in names_of_filled for partner in defective.get(name, [])]
         return not any(map(looks_like_a_mask, _some(paired)))
 
     def kind_of(self, folder: Path, kinds: Iterable[str]) -> str | None:
