@@ -226,9 +226,9 @@ def test_a_lossy_mask_is_judged_by_its_content(own_root: Path) -> None:
     folder = own_root / "ground_truth" / "cut"
     (folder / "c_mask.png").unlink()
     save_picture(folder / "c_mask.jpg", blob())
-    found = kinds(check(own_root))["mask grey"]
-    assert found.startswith("ground_truth/cut/c_mask.jpg: 1 of 2 masks have grey values")
-    assert "set data.mask_level 127" in found
+    message = kinds(check(own_root))["mask grey"]
+    assert message.startswith("ground_truth/cut/c_mask.jpg: 1 of 2 masks have grey values")
+    assert "set data.mask_level 127" in message
     level = check_data(ImageFolder(str(own_root), "plank", mask_level=127))
     assert level.problems == []
     blocks = np.zeros((24, 24), np.uint8)

@@ -61,12 +61,12 @@ def test_properties_of_a_mask_by_hand(tmp_path: Path) -> None:
 
 
 def test_inverted_masks(tmp_path: Path) -> None:
-    found = texts(inspected(tmp_path, *[255 - mask for mask in discs(3)]))
-    assert list(found) == ["mask inverted"]
-    assert found["mask inverted"].startswith(
+    remarks = texts(inspected(tmp_path, *[255 - mask for mask in discs(3)]))
+    assert list(remarks) == ["mask inverted"]
+    assert remarks["mask inverted"].startswith(
         "3 of 3 masks cover more than 90 % of their image, such as plank/0.png (93 %), "
     )
-    assert "inverted?" in found["mask inverted"]
+    assert "inverted?" in remarks["mask inverted"]
 
 
 def test_one_inverted_mask_among_others(tmp_path: Path) -> None:
@@ -100,10 +100,10 @@ def test_noise_of_jpeg(tmp_path: Path, quality: int) -> None:
         file = tmp_path / f"{number}.jpg"
         Image.fromarray(mask).save(file, quality=quality)
         samples.append(Sample(file, "plank", True, file))
-    found = texts([inspect_mask(sample, MaskRule()) for sample in samples])
-    assert list(found) == ["mask grey"]
-    assert "4 of 4 masks have grey values" in found["mask grey"]
-    assert found["mask grey"].endswith("set data.mask_level 127")
+    remarks = texts([inspect_mask(sample, MaskRule()) for sample in samples])
+    assert list(remarks) == ["mask grey"]
+    assert "4 of 4 masks have grey values" in remarks["mask grey"]
+    assert remarks["mask grey"].endswith("set data.mask_level 127")
     # With that level, the masks are those that were saved, and there is nothing to remark.
     rule = MaskRule(level=127)
     again = [inspect_mask(sample, rule) for sample in samples]

@@ -34,7 +34,7 @@ class Listing:
         self.chosen = categories
         self.chosen_for_training = train_categories
         self.needs_masks = True
-        """Whether masks are used, so that missing and odd ones are errors."""
+        """True if masks are used, so that missing and odd ones are errors."""
         self._masks_checked: set[Split] = set()
         self._rows: dict[tuple[str, Split], list[Sample]] = {}
         self._samples: dict[Split, list[Sample]] = {}

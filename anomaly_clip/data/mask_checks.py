@@ -159,9 +159,9 @@ def mask_findings(
     total = f"{len(masks)}{' inspected' if sampled else ''} masks"
     findings = []
 
-    def add(kind: str, found: Sequence[InspectedMask], text: str, problem: bool = True) -> None:
-        if found:
-            findings.append(MaskFinding(f"mask {kind}", tuple(found), text, problem))
+    def add(kind: str, members: Sequence[InspectedMask], text: str, problem: bool = True) -> None:
+        if members:
+            findings.append(MaskFinding(f"mask {kind}", tuple(members), text, problem))
 
     inverted = _inverted(masks)
     if inverted:
@@ -241,7 +241,7 @@ class MaskChecks:
     def __init__(self, data: AnomalyData) -> None:
         self.data = data
         self.remarks: list[str] = []
-        """What was found before the current stage, one line each."""
+        """Findings before the current stage, one line each."""
 
     def protocol(self) -> Mapping[str, object]:
         """Return the grey levels of masks, if the user has set them."""
