@@ -11,7 +11,7 @@ from PIL import Image
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.drawing.panels import PanelRow, map_lines
 from anomaly_clip.files import atomic_path
-from anomaly_clip.images import solid
+from anomaly_clip.masks import solid
 from anomaly_clip.progress import track
 from anomaly_clip.results.map_store import MapStore, Ranges, Rows, image_names, resize_map
 
