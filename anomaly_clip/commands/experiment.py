@@ -37,6 +37,7 @@ from anomaly_clip.recording.writer import RunWriter
 from anomaly_clip.records import HasLoaderNeeds
 
 __all__ = [
+    "UNREADABLE",
     "ExperimentCLI",
     "arrange",
     "class_of_checkpoint",
@@ -45,6 +46,8 @@ __all__ = [
     "run_experiment",
 ]
 
+UNREADABLE = 1
+"""Exit code of a run that is done, but could not read some images."""
 STEPS = {"validate": "validation_step", "test": "test_step", "predict": "predict_step"}
 """Method that a model must override to support a verb."""
 
@@ -59,10 +62,10 @@ def run_experiment(words: Sequence[str]) -> int:
     quieten()
     try:
         with user_errors(known_options), finish_wandb_run():
-            ExperimentCLI(args=arrange(words))
+            cli = ExperimentCLI(args=arrange(words))
     finally:
         silence(False)  # later runs of this process may show progress
-    return 0
+    return UNREADABLE if cli.writer.unreadable or cli.writer.num_lost else 0
 
 
 def arrange(words: Sequence[str]) -> list[str]:

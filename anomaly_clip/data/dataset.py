@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from types import MethodType
@@ -26,6 +27,7 @@ from anomaly_clip.data.reading import BitDepth, ImageReading, Unreadable
 from anomaly_clip.data.samples import Item, Reader, Sample, SampleDataset, Split, read_sample
 from anomaly_clip.data.synthetic import SyntheticDataset, SyntheticPairs
 from anomaly_clip.data.transforms import MaskFilter, Resize
+from anomaly_clip.data.unreadable import PredictionImages, UnreadableFiles
 from anomaly_clip.data.validation import ValidationSplit, ValSplit
 from anomaly_clip.errors import check_at_least, check_between
 from anomaly_clip.images import MAX_PIXELS, read_image, read_mask
@@ -166,6 +168,7 @@ class AnomalyData(BaseDataModule):
         self.fit_sets = FitSets(self, self.augmentation)
         self.leakage = LeakageCheck(self, allow_overlap)
         self.reading = ImageReading(self, bit_depth, max_pixels, unreadable)
+        self.unreadable = UnreadableFiles(self)
         self.listing = Listing(self, categories, train_categories)
         self.few_shots = FewShots(self, shots, fraction)
         check_auxiliary(self)
@@ -236,6 +239,7 @@ class AnomalyData(BaseDataModule):
             self.image_size,
             self.mask_size or self.image_size,
             has_masks=self.has_masks,
+            guard=self.unreadable.guard if self.on_disk else nullcontext,
             mask_filter=self.mask_filter,
             mask_threshold=self.mask_threshold,
             mask_rule=self.info.mask,
@@ -363,6 +367,7 @@ class AnomalyData(BaseDataModule):
             f"{number_of(len(samples), 'image')} ({labels}) in {number} "
             f"{'category' if number == 1 else 'categories'}"
             f"{'' if source is self else f' of {source.dataset_name} {source.root}'}"
+            f"{self.unreadable.summary(stage)}"
         )
 
     def protocol(self) -> Mapping[str, object]:
@@ -386,6 +391,7 @@ class AnomalyData(BaseDataModule):
             "data_seed": self.seed,
             "allow_overlap": self.allow_overlap,
             **({} if self.augmentation is None else {"augment": self.augmentation.settings}),
+            **({"unreadable": "skip"} if self.unreadable.skips else {}),
         }
 
     # -- Lightning's hooks -----------------------------------------------------------------------
@@ -398,6 +404,7 @@ class AnomalyData(BaseDataModule):
             ValueError: If the image size differs from the model's, a category is empty, labels are
                 missing, or test images are among the training images.
         """
+        self.unreadable.begin(stage)
         self._take_image_size(self._needs.image_size)
         self.fit_sets.clear()
         self.few_shots.check()
@@ -454,8 +461,10 @@ class AnomalyData(BaseDataModule):
         return loaders[0] if passes == 1 else loaders
 
     def predict_dataloader(self) -> DataLoader[Batch]:
-        """Return the test split, in the order of its listing."""
-        return self._evaluation_loader(self.dataset("test"))
+        """Return the test split, in the order of its listing; its images may be unreadable."""
+        return self._evaluation_loader(PredictionImages(self.dataset("test")))
 
-    def _evaluation_loader(self, dataset: SampleDataset | SyntheticPairs) -> DataLoader[Batch]:
+    def _evaluation_loader(
+        self, dataset: SampleDataset | SyntheticPairs | PredictionImages
+    ) -> DataLoader[Batch]:
         return evaluation_loader(dataset, self.batch_size, self.num_workers, self.trainer)

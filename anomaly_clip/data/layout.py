@@ -12,6 +12,7 @@ from anomaly_clip.images import is_image
 __all__ = [
     "by_stem",
     "check_files",
+    "file_problem",
     "images_in",
     "missing_layout",
     "paired_masks",
@@ -107,19 +108,22 @@ def read_table(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[s
     yield from ((number, row) for number, row in rows[1:] if any(cell.strip() for cell in row))
 
 
-def check_files(samples: Iterable[Sample]) -> None:
+def check_files(samples: Iterable[Sample], images: bool = True) -> None:
     """Check that all listed files exist and that no two images share a mask.
 
+    Args:
+        samples: The samples.
+        images: Whether to check the images, too, not only their masks.
+
     Raises:
-        FileNotFoundError: If an image or a mask is missing.
+        FileNotFoundError: If an image is missing or not a file, or a mask is missing.
         ValueError: If two images share a mask.
     """
     samples = list(samples)
     for sample in samples:
-        if not sample.image.exists():
-            raise FileNotFoundError(
-                f"{sample.image}: there is no such file; correct the path, or restore the image"
-            )
+        problem = file_problem(sample.image) if images else None
+        if problem is not None:
+            raise FileNotFoundError(problem)
         if sample.mask is not None and not sample.mask.exists():
             raise FileNotFoundError(f"{sample.image}: its mask is missing, expected {sample.mask}")
     for mask, (first, second, *_) in shared_masks(samples).items():
@@ -127,6 +131,18 @@ def check_files(samples: Iterable[Sample]) -> None:
             f"{mask}: the mask of two images, {first.name} and {second.name}: rename one image "
             f"and give it its own mask"
         )
+
+
+def file_problem(path: Path) -> str | None:
+    """Return why an image cannot be opened before trying to, as a pipe would block; None if not."""
+    try:
+        if path.is_file():
+            return None
+        if path.exists():
+            return f"{path}: a folder or a pipe with the name of an image; rename or remove it"
+    except OSError as error:  # a folder without permission to enter it
+        return f"{path}: the image cannot be opened ({error.strerror}); check its permissions"
+    return f"{path}: there is no such file; correct the path, or restore the image"
 
 
 def shared_masks(samples: Iterable[Sample]) -> dict[Path, list[Path]]:

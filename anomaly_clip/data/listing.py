@@ -33,6 +33,7 @@ class Listing:
         self.chosen = categories
         self.chosen_for_training = train_categories
         self._rows: dict[tuple[str, Split], list[Sample]] = {}
+        self._listed: dict[Split, list[Sample]] = {}
         self._samples: dict[Split, list[Sample]] = {}
 
     @property
@@ -78,6 +79,7 @@ class Listing:
     def forget(self) -> None:
         """Forget all samples, because the data module now lists others."""
         self._rows.clear()
+        self._listed.clear()
         self._samples.clear()
 
     def rows(self, category: str, split: Split) -> list[Sample]:
@@ -92,12 +94,18 @@ class Listing:
 
     def samples(self, split: Split) -> list[Sample]:
         """See :meth:`~anomaly_clip.data.AnomalyData.samples`."""
+        if split not in self._samples:
+            self._samples[split] = self.source.unreadable.without(self.listed(split), split)
+        return self._samples[split]
+
+    def listed(self, split: Split) -> list[Sample]:
+        """Return all samples of a split, with those that cannot be read; errors as `samples`."""
         source = self.source
         if split not in source.splits:
             raise ValueError(
                 f"{source.dataset_name} has no {split} images: choose a data set that has some"
             )
-        if split not in self._samples:
+        if split not in self._listed:
             samples: list[Sample] = []
             for category in self.train_categories if split == "train" else self.categories:
                 rows = self.rows(category, split)
@@ -108,11 +116,11 @@ class Listing:
                     )
                 samples += rows
             if source.on_disk:
-                check_files(samples)
+                check_files(samples, not source.unreadable.tolerates(split))
             spare = source.spare_masks(self.categories, samples) if split == "test" else []
             if spare:
                 raise ValueError(
                     f"{spare[0]}: a mask without an image: add its image, or remove the mask"
                 )
-            self._samples[split] = samples
-        return self._samples[split]
+            self._listed[split] = samples
+        return self._listed[split]

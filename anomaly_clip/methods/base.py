@@ -53,6 +53,8 @@ class AnomalyMethod(EvaluatedModule):
         self.evaluator_settings = evaluator
         self.fitted_images: frozenset[str] = frozenset()
         """Hashes of the decoded images of the fit, which a test must not contain."""
+        self.fitted_without = 0
+        """Number of images that were left out of the fit, because they could not be read."""
 
     @property
     @abstractmethod
@@ -115,6 +117,7 @@ class AnomalyMethod(EvaluatedModule):
             self._check_one_category(data, stage)
             if stage == "fit":
                 self.fitted_images = data.fitted_hashes()
+                self.fitted_without = len(data.unreadable.of_fit())
             validating = stage in ("fit", "validate")
             categories = data.validation_categories() if validating else data.categories
             self.evaluator = Evaluator(categories, self.evaluator_settings)
@@ -160,6 +163,7 @@ class AnomalyMethod(EvaluatedModule):
             "fpr_limit": settings.fpr_limit,
             # The training images are unknown, so their overlap with test images is unknown too.
             **({} if external is None else {"overlap": None}),
+            **({"fitted_without": self.fitted_without} if self.fitted_without else {}),
         }
 
     @property
@@ -205,8 +209,8 @@ class AnomalyMethod(EvaluatedModule):
         return self._evaluate(batch)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Scores:
-        """Score a batch."""
-        return self._score(batch)
+        """Score a batch; none of its images may have been readable."""
+        return self._score(batch) if batch["path"] else Scores(image_score=torch.zeros(0))
 
     def on_validation_start(self) -> None:
         """Prepare the categories."""
@@ -233,6 +237,8 @@ class AnomalyMethod(EvaluatedModule):
         checkpoint["state_dict"] = without_backbone(checkpoint["state_dict"])
         checkpoint["backbone"] = {**self.weights, "sha256": self.backbone.identity}
         checkpoint["fitted_images"] = sorted(self.fitted_images)
+        if self.fitted_without:
+            checkpoint["fitted_without"] = self.fitted_without
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the current backbone to the checkpoint, so that its state dict loads strictly.
@@ -241,6 +247,7 @@ class AnomalyMethod(EvaluatedModule):
             ValueError: If the checkpoint was trained with a different backbone.
         """
         self.fitted_images = frozenset(checkpoint.get("fitted_images", ()))
+        self.fitted_without = checkpoint.get("fitted_without", 0)
         saved = checkpoint.get("backbone", {})
         check_backbone(saved, saved.get("sha256"), self.weights, self.backbone.identity)
         backbone = {f"backbone.{k}": v for k, v in self.backbone.state_dict().items()}

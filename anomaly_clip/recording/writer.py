@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,16 @@ from anomaly_clip.progress import number_of, say, track
 from anomaly_clip.recording.gallery import MAP_SIDE, draw_gallery
 from anomaly_clip.recording.image_records import ImageRecords
 from anomaly_clip.recording.map_images import draw_map_images
+from anomaly_clip.recording.unreadable_images import (
+    closing_line,
+    fitted_without,
+    none_readable,
+    not_drawn,
+    score_table,
+)
 from anomaly_clip.recording.validation_images import ValidationImages
 from anomaly_clip.recording.wandb_log import log_config, log_image, log_run
-from anomaly_clip.records import Batch, Scores
+from anomaly_clip.records import Batch, Scores, UnreadableImage
 from anomaly_clip.report.metrics_table import build_table
 from anomaly_clip.report.page import PAGE, write_page
 from anomaly_clip.results.folder import (
@@ -45,6 +52,7 @@ from anomaly_clip.results.warnings import (
     overlap_warning,
     rounds_remark,
     selection_warning,
+    unreadable_warnings,
     weights_remark,
 )
 
@@ -97,6 +105,10 @@ class RunWriter(Callback):
         self._folder: Path | None = None
         self._existed = False
         self._records: ImageRecords | None = None
+        self.unreadable: list[UnreadableImage] = []
+        """Images that the run could not read, known to the first process at the end."""
+        self.num_lost = 0
+        """Number of images that this process could not read again to draw them."""
 
     @property
     def folder(self) -> Path:
@@ -116,8 +128,8 @@ class RunWriter(Callback):
 
     @property
     def num_scored(self) -> int:
-        """Number of images that this process has scored."""
-        return 0 if self._records is None else len(self._records.rows)
+        """Number of images that were scored; before the end, by this process."""
+        return 0 if self._records is None else self._records.num_scored
 
     # -- hooks -----------------------------------------------------------------------------------
 
@@ -149,6 +161,11 @@ class RunWriter(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the trained weights, if they can be exported, and a t-SNE of the features."""
         trained = trainer.fit_loop.total_batch_idx >= 0  # False if limits left no batch
+        data = data_module(pl_module)
+        if trainer.is_global_zero and data is not None:
+            self.unreadable = data.unreadable.of_fit()
+            if self.unreadable:
+                say(fitted_without(self.unreadable), style="bold red")
         if not trainer.is_global_zero or not trained:
             return
         if isinstance(pl_module, Exporter):
@@ -179,6 +196,8 @@ class RunWriter(Callback):
             file = self.folder / "validation" / f"step-{trainer.global_step:06d}.png"
             self._validation_images.draw(file, _warning(pl_module))
             log_image(trainer.loggers, "validation", file)
+        if trainer.state.fn == TrainerFn.VALIDATING and trainer.is_global_zero:
+            self.unreadable = _data(trainer).unreadable.of_fit()
 
     def on_test_batch_end(
         self,
@@ -212,33 +231,46 @@ class RunWriter(Callback):
             return
         self.records.replace_scores(pl_module.final_scores())
         rows, ranges, without_pixels = self.records.gather(trainer)
+        listed = len(_data(trainer).listing.listed("test"))
         if trainer.is_global_zero:  # before the images, which take longest and may be interrupted
             self._remove_stale()
+            self.unreadable = _data(trainer).unreadable.of_test()
             self._write_metrics(trainer, pl_module, pl_module.results, rows, without_pixels)
-            self._write_scores(pl_module, rows)
+            self._write_scores(pl_module, rows, are_listed=False)
             pl_module.write_extras(self.folder)
             self._draw_confusion(trainer, pl_module, len(rows))
         self._write_maps(trainer, pl_module, rows, ranges)
         if trainer.is_global_zero:
             say(f"results: {self.folder}")
             self._write_page(trainer)
+            self._close(len(rows), listed)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write scores and images."""
         if not isinstance(pl_module, EvaluatedModule):
             return
         rows, ranges, _ = self.records.gather(trainer)
+        listed = len(_data(trainer).samples("test"))
+        if self.records.unreadable and not rows:
+            trainer.strategy.barrier("records are read")
+            raise none_readable(self.records.unreadable)
         if trainer.is_global_zero:
             self._remove_stale()
-            self._write_scores(pl_module, rows)
-            listed = len(_data(trainer).samples("test"))
-            protocol = {"split": "predict", "complete": len(rows) == listed, "listed": listed}
+            self.unreadable = self.records.unreadable
+            self._write_scores(pl_module, rows, are_listed=True)
+            protocol = {
+                "split": "predict",
+                "complete": len(rows) == listed,
+                "listed": listed,
+                **self._counted(),
+            }
             write_json(self.folder / PREDICT_FILE, {"run": self._run(trainer, pl_module, protocol)})
         self._write_maps(trainer, pl_module, rows, ranges)
         if trainer.is_global_zero:
             say(f"results of {number_of(len(rows), 'image')}: {self.folder}")
             if pl_module.is_detector:
                 self._write_page(trainer)
+            self._close(len(rows), listed)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -310,12 +342,13 @@ class RunWriter(Callback):
             for name in results["categories"]
             if (labels := [row["label"] for row in rows.values() if row["category"] == name])
         }
-        listed = len(data.samples("test"))
+        listed = len(data.listing.listed("test"))
         evaluation = method.evaluation_protocol()
         protocol = {
             "split": "test",
             "complete": len(rows) == listed,
             "listed": listed,
+            **self._counted(),
             **({} if "overlap" in evaluation else {"overlap": _overlap(method, data)}),
             # Anomalous images whose mask is empty, possibly only after resizing or cropping.
             **({"anomalous_without_pixels": without_pixels} if method.is_detector else {}),
@@ -329,6 +362,7 @@ class RunWriter(Callback):
         if len(rows) < listed:
             title += f"\nPARTIAL: {len(rows)} of {listed} images"
         remarks = (
+            *unreadable_warnings(protocol),
             overlap_warning(protocol),
             selection_warning(method.protocol()),
             rounds_remark(method.protocol()),
@@ -352,12 +386,20 @@ class RunWriter(Callback):
             self.seed,
         )
 
-    def _write_scores(self, method: EvaluatedModule, rows: Rows) -> None:
+    def _counted(self) -> dict[str, int]:
+        """Return the number of images that could not be read, if any, for the protocol."""
+        return {"unreadable_images": len(self.unreadable)} if self.unreadable else {}
+
+    def _close(self, num_scored: int, num_listed: int) -> None:
+        """Print the last line, if some images could not be read."""
+        if self.unreadable:
+            say(closing_line(num_scored, num_listed, self.unreadable), style="bold red")
+
+    def _write_scores(self, method: EvaluatedModule, rows: Rows, are_listed: bool) -> None:
         if method.reference_paths:
             write_json(self.folder / "references.json", method.reference_paths)
-        header = [*next(iter(rows.values())), "weights"] if rows else ["path"]
         label = weights_label(method.weights)
-        table = ([*row.values(), label] for row in rows.values())
+        header, table = score_table(rows, self.unreadable, are_listed, label)
         write_csv(self.folder / SCORES_FILE, header, table)
 
     def _draw_confusion(self, trainer: Trainer, method: EvaluatedModule, num_images: int) -> None:
@@ -376,17 +418,28 @@ class RunWriter(Callback):
         """Draw and save this process's maps on scales common to all processes, then clean up."""
         if method.is_detector:
             records, data = self.records, _data(trainer)
+            lost: list[UnreadableImage] = []
             draws = self._draws("predict" if trainer.predicting else "test")
             if draws:
                 own_size = trainer.predicting and data.resize.rule == "square"
                 folder, warning = self.folder / "maps", _warning(method)
-                draw_map_images(folder, data, records.maps, ranges, records.rows, own_size, warning)
+                lost += draw_map_images(
+                    folder, data, records.maps, ranges, records.rows, own_size, warning
+                )
             if self.raw_maps:
                 self._write_raw_maps(image_names(data.samples("test")))
             if self.page and trainer.is_global_zero:
                 chosen = select_images(rows)
-                draw_gallery(self.folder, data, records.maps, ranges, rows, chosen, draws)
+                lost += draw_gallery(self.folder, data, records.maps, ranges, rows, chosen, draws)
+            self._lost(lost)
         self.records.clear(trainer)
+
+    def _lost(self, images: Sequence[UnreadableImage]) -> None:
+        """Report images that were scored, but could not be read again to be drawn."""
+        images = list({image.index: image for image in images}.values())
+        if images:
+            say(not_drawn(images), style="bold red")
+            self.num_lost = len(images)
 
     def _write_raw_maps(self, names: list[str]) -> None:
         maps = self.records.maps
