@@ -1,4 +1,4 @@
-"""Images that cannot be read: predict goes on, and fit and test leave them out on request."""
+"""Images that cannot be read: predict scores the others, and fit and test leave them out on request."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from anomaly_clip.cli import main
 from anomaly_clip.data import ImageFolder, MVTecAD
 from anomaly_clip.data.samples import Sample, SampleDataset
 from anomaly_clip.data.unreadable import PredictionImages, ReadingGuard, UnreadableError, reason_of
+from anomaly_clip.files import write_csv
 from anomaly_clip.methods import LinearProbe, WinCLIP
-from anomaly_clip.recording import writer
 from anomaly_clip.recording.unreadable_images import score_table
 from anomaly_clip.records import UnreadableImage
 from anomaly_clip.results.finished_run import FinishedRun
@@ -261,13 +261,11 @@ def test_images_that_disappear_are_not_drawn(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    original = writer.write_csv
-
     def write_and_remove(*arguments: Any) -> None:
         (photos / "3.png").unlink(missing_ok=True)
-        original(*arguments)
+        write_csv(*arguments)
 
-    monkeypatch.setattr(writer, "write_csv", write_and_remove)
+    monkeypatch.setattr("anomaly_clip.recording.writer.write_csv", write_and_remove)
     assert main(words) == 1
     err = capsys.readouterr().err
     assert f"1 scored image could not be read again to be drawn: {photos / '3.png'}: there" in err
@@ -302,10 +300,10 @@ def test_from_python(photos: Path, tiny_clip_config: str) -> None:
     cut(photos / "0.png")
     method = WinCLIP(CLIPSettings(tiny_clip_config, "random"))
     data = ImageFolder(str(photos), "plank", batch_size=1, num_workers=0)
-    outputs = quiet_trainer().predict(method, data)
+    outputs: Any = quiet_trainer().predict(method, data)
     assert outputs is not None
     assert [len(scores["image_score"]) for scores in outputs] == [0, 1, 1, 1, 1, 1]
-    batches = list(data.predict_dataloader())
+    batches: list[Any] = list(data.predict_dataloader())
     [image] = batches[0]["unreadable"]
     assert (image.index, image.path, image.category) == (0, str(photos / "0.png"), "plank")
     assert batches[0]["image"].shape == (0, *batches[1]["image"].shape[1:])
@@ -479,7 +477,7 @@ def test_each_counts_what_was_left_out(
 
 
 def test_an_own_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Which of the other images are held out stays the same."""
+    """The same images are held out, except those that cannot be read."""
     root = tmp_path / "product"
     for number in range(20):
         noise(root / "good" / f"{number:02}.png", 100 + number)
@@ -499,6 +497,69 @@ def test_an_own_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     protocol = protocol_of(tmp_path / "test")
     assert protocol["overlap"] == 0
     assert protocol["images"] == {"product": 3 + len(after)}
+
+
+def test_references_that_cannot_be_read_are_replaced(
+    root: Path, tmp_path: Path, tiny_clip_config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model=WinCLIP", f"--model.backbone.name={tiny_clip_config}"]
+    words += ["--model.backbone.pretrained=random", "--data=MVTecAD", f"--data.root={root}"]
+    words += ["--data.shots=2", "--data.num_workers=0", "--trainer.accelerator=cpu"]
+    drawn = MVTecAD(str(root), shots=2).shots_of("nut")
+    image = cut(drawn[0].image)
+    assert main(["test", *words, f"--output.folder={tmp_path / 'test'}"]) == 2
+    err = capsys.readouterr().err.strip().splitlines()[-1]
+    assert err.startswith(f"anomaly_clip: {image}: the image cannot be decoded")
+    assert err.endswith(", or set data.unreadable skip")
+    for verb in ("test", "predict"):
+        run = tmp_path / verb
+        skip = ["--data.unreadable=skip", f"--output.folder={run}"]
+        assert main([verb, *words, *skip]) == 1
+        err = capsys.readouterr().err.strip().splitlines()[-1]
+        message = "1 reference image could not be read, and others were used"
+        assert err.startswith(f"{message}: {image}: the image cannot be decoded")
+        used = json.loads((run / "references.json").read_text())["nut"]
+        assert str(image) not in used
+        assert str(drawn[1].image) in used
+        assert len(used) == 2
+        file = "metrics.json" if verb == "test" else "predict.json"
+        protocol = protocol_of(run, file)
+        assert (protocol["unreadable_references"], protocol["complete"]) == (1, True)
+
+
+def test_validation_images_are_left_out_and_a_fit_resumes(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cut(root / "nut" / "train" / "good" / "3.png")
+    image = cut(root / "nut" / "test" / "good" / "0.png")
+    more = ["--model=RD4AD", "--data.val_split=test", "--data.unreadable=skip"]
+    words = [word for word in padim("fit", root, tmp_path) if not word.startswith("--model")]
+    words += [*more, "--model.backbone.weights=random", "--model.image_size=64"]
+    words += ["--trainer.log_every_n_steps=1"]
+    assert main([*words, "--trainer.max_epochs=1"]) == 1
+    assert ", without 2 unreadable images |" in " ".join(capsys.readouterr().err.split())
+    checkpoint = f"--ckpt_path={tmp_path / 'fit' / 'checkpoints' / 'last.ckpt'}"
+    again = f"--output.folder={tmp_path / 'again'}"
+    assert main([*words, "--trainer.max_epochs=2", checkpoint, again]) == 1
+    state = torch.load(tmp_path / "again" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert (state["epoch"], state["fitted_without"]) == (2, 2)
+    words[0] = "validate"
+    assert main([*words, checkpoint, f"--output.folder={tmp_path / 'validate'}"]) == 1
+    image.unlink()
+    noise(image, 6)
+    assert main([*words, checkpoint, f"--output.folder={tmp_path / 'other'}"]) == 0
+
+
+def test_an_auxiliary_set_follows_the_option(root: Path, tmp_path: Path) -> None:
+    cut(root / "nut" / "test" / "cut" / "1.png")
+    options: tuple[tuple[Any, int], ...] = (("error", 4), ("skip", 3))
+    for option, number in options:
+        auxiliary = MVTecAD(str(root))
+        data = MVTecAD(str(root), auxiliary=auxiliary, image_size=16, unreadable=option)
+        assert len(data.fit_samples()) == number
+        assert len(data.unreadable.of_fit()) == 4 - number
+    data = MVTecAD(str(root), auxiliary=MVTecAD(str(root), unreadable="skip"), image_size=16)
+    assert data.summary("fit").count("without 1 unreadable image") == 1
 
 
 # -- the listing -------------------------------------------------------------------------------

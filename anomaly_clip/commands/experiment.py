@@ -53,7 +53,10 @@ STEPS = {"validate": "validation_step", "test": "test_step", "predict": "predict
 
 
 def run_experiment(words: Sequence[str]) -> int:
-    """Run ``fit``, ``validate``, ``test`` or ``predict`` and return an exit code.
+    """Run ``fit``, ``validate``, ``test`` or ``predict``.
+
+    Returns:
+        0, or 1 if some images could not be read.
 
     Raises:
         UserError: If the user made a mistake.
@@ -65,7 +68,8 @@ def run_experiment(words: Sequence[str]) -> int:
             cli = ExperimentCLI(args=arrange(words))
     finally:
         silence(False)  # later runs of this process may show progress
-    return UNREADABLE if cli.writer.unreadable or cli.writer.num_lost else 0
+    # A launcher would take the code of another process for its failure.
+    return UNREADABLE if cli.trainer.is_global_zero and cli.writer.unreadable.exist else 0
 
 
 def arrange(words: Sequence[str]) -> list[str]:

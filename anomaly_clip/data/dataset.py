@@ -94,7 +94,8 @@ class AnomalyData(BaseDataModule):
         bit_depth: Significant bits of images with 16 bits per channel, such as 12 for a 12-bit
             camera; auto: the checkpoint's, or else chosen from all images of the fit or the test.
         max_pixels: Largest number of pixels of an image; reading takes about 12 bytes each.
-        unreadable: What fit and test do with images that cannot be decoded: error, or skip.
+        unreadable: What fit, validate and test do with images that cannot be decoded: error, or
+            skip (leave them out). Predict always scores the others and lists them.
         mask_level: Grey level (0 to 254) above which a mask's pixel is anomalous; default: the data
             set's rule, which is 0 for most.
     """

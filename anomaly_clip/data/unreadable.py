@@ -133,7 +133,7 @@ class UnreadableFiles:
 
     @property
     def advice(self) -> str:
-        """What to add to the error message of an image that cannot be read."""
+        """Text to append to the error message of an image that cannot be read."""
         return "" if self.skips else ADVICE
 
     @property
@@ -230,6 +230,17 @@ class UnreadableFiles:
         if data.validation.is_test:
             images += self.of_test()
         return images
+
+    def of_references(self) -> list[UnreadableImage]:
+        """Return the normal training images that were left out of the draws of references."""
+        if not (self.skips and self.data.on_disk):
+            return []
+        categories = self.data.categories
+        return [
+            image
+            for category in categories
+            for image in self.left_out(self.data.listing.normal(category))
+        ]
 
     def summary(self, stage: str) -> str:
         """Return the number of images that are left out of a verb, for its start line."""

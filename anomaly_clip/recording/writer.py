@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +25,10 @@ from anomaly_clip.progress import number_of, say, track
 from anomaly_clip.recording.gallery import MAP_SIDE, draw_gallery
 from anomaly_clip.recording.image_records import ImageRecords
 from anomaly_clip.recording.map_images import draw_map_images
-from anomaly_clip.recording.unreadable_images import (
-    closing_line,
-    fitted_without,
-    none_readable,
-    not_drawn,
-    score_table,
-)
+from anomaly_clip.recording.unreadable_images import UnreadableImages
 from anomaly_clip.recording.validation_images import ValidationImages
 from anomaly_clip.recording.wandb_log import log_config, log_image, log_run
-from anomaly_clip.records import Batch, Scores, UnreadableImage
+from anomaly_clip.records import Batch, Scores
 from anomaly_clip.report.metrics_table import build_table
 from anomaly_clip.report.page import PAGE, write_page
 from anomaly_clip.results.folder import (
@@ -105,10 +99,8 @@ class RunWriter(Callback):
         self._folder: Path | None = None
         self._existed = False
         self._records: ImageRecords | None = None
-        self.unreadable: list[UnreadableImage] = []
+        self.unreadable = UnreadableImages()
         """Images that the run could not read, known to the first process at the end."""
-        self.num_lost = 0
-        """Number of images that this process could not read again to draw them."""
 
     @property
     def folder(self) -> Path:
@@ -163,9 +155,7 @@ class RunWriter(Callback):
         trained = trainer.fit_loop.total_batch_idx >= 0  # False if limits left no batch
         data = data_module(pl_module)
         if trainer.is_global_zero and data is not None:
-            self.unreadable = data.unreadable.of_fit()
-            if self.unreadable:
-                say(fitted_without(self.unreadable), style="bold red")
+            self.unreadable.take_fit(data)
         if not trainer.is_global_zero or not trained:
             return
         if isinstance(pl_module, Exporter):
@@ -197,7 +187,7 @@ class RunWriter(Callback):
             self._validation_images.draw(file, _warning(pl_module))
             log_image(trainer.loggers, "validation", file)
         if trainer.state.fn == TrainerFn.VALIDATING and trainer.is_global_zero:
-            self.unreadable = _data(trainer).unreadable.of_fit()
+            self.unreadable.images = _data(trainer).unreadable.of_fit()
 
     def on_test_batch_end(
         self,
@@ -231,19 +221,18 @@ class RunWriter(Callback):
             return
         self.records.replace_scores(pl_module.final_scores())
         rows, ranges, without_pixels = self.records.gather(trainer)
-        listed = len(_data(trainer).listing.listed("test"))
         if trainer.is_global_zero:  # before the images, which take longest and may be interrupted
             self._remove_stale()
-            self.unreadable = _data(trainer).unreadable.of_test()
+            self.unreadable.take_test(_data(trainer), pl_module)
             self._write_metrics(trainer, pl_module, pl_module.results, rows, without_pixels)
-            self._write_scores(pl_module, rows, are_listed=False)
+            self._write_scores(pl_module, rows)
             pl_module.write_extras(self.folder)
             self._draw_confusion(trainer, pl_module, len(rows))
         self._write_maps(trainer, pl_module, rows, ranges)
         if trainer.is_global_zero:
             say(f"results: {self.folder}")
             self._write_page(trainer)
-            self._close(len(rows), listed)
+            self.unreadable.close(len(rows), len(_data(trainer).listing.listed("test")))
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write scores and images."""
@@ -251,26 +240,22 @@ class RunWriter(Callback):
             return
         rows, ranges, _ = self.records.gather(trainer)
         listed = len(_data(trainer).samples("test"))
-        if self.records.unreadable and not rows:
+        self.unreadable.take_predict(_data(trainer), pl_module, self.records.unreadable)
+        if self.unreadable.images and not rows:
             trainer.strategy.barrier("records are read")
-            raise none_readable(self.records.unreadable)
+            raise self.unreadable.none_readable()
         if trainer.is_global_zero:
             self._remove_stale()
-            self.unreadable = self.records.unreadable
-            self._write_scores(pl_module, rows, are_listed=True)
-            protocol = {
-                "split": "predict",
-                "complete": len(rows) == listed,
-                "listed": listed,
-                **self._counted(),
-            }
+            self._write_scores(pl_module, rows)
+            protocol = {"split": "predict", "complete": len(rows) == listed, "listed": listed}
+            protocol |= self.unreadable.counts()
             write_json(self.folder / PREDICT_FILE, {"run": self._run(trainer, pl_module, protocol)})
         self._write_maps(trainer, pl_module, rows, ranges)
         if trainer.is_global_zero:
             say(f"results of {number_of(len(rows), 'image')}: {self.folder}")
             if pl_module.is_detector:
                 self._write_page(trainer)
-            self._close(len(rows), listed)
+            self.unreadable.close(len(rows), listed)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -348,7 +333,7 @@ class RunWriter(Callback):
             "split": "test",
             "complete": len(rows) == listed,
             "listed": listed,
-            **self._counted(),
+            **self.unreadable.counts(),
             **({} if "overlap" in evaluation else {"overlap": _overlap(method, data)}),
             # Anomalous images whose mask is empty, possibly only after resizing or cropping.
             **({"anomalous_without_pixels": without_pixels} if method.is_detector else {}),
@@ -386,20 +371,10 @@ class RunWriter(Callback):
             self.seed,
         )
 
-    def _counted(self) -> dict[str, int]:
-        """Return the number of images that could not be read, if any, for the protocol."""
-        return {"unreadable_images": len(self.unreadable)} if self.unreadable else {}
-
-    def _close(self, num_scored: int, num_listed: int) -> None:
-        """Print the last line, if some images could not be read."""
-        if self.unreadable:
-            say(closing_line(num_scored, num_listed, self.unreadable), style="bold red")
-
-    def _write_scores(self, method: EvaluatedModule, rows: Rows, are_listed: bool) -> None:
+    def _write_scores(self, method: EvaluatedModule, rows: Rows) -> None:
         if method.reference_paths:
             write_json(self.folder / "references.json", method.reference_paths)
-        label = weights_label(method.weights)
-        header, table = score_table(rows, self.unreadable, are_listed, label)
+        header, table = self.unreadable.table(rows, weights_label(method.weights))
         write_csv(self.folder / SCORES_FILE, header, table)
 
     def _draw_confusion(self, trainer: Trainer, method: EvaluatedModule, num_images: int) -> None:
@@ -418,7 +393,7 @@ class RunWriter(Callback):
         """Draw and save this process's maps on scales common to all processes, then clean up."""
         if method.is_detector:
             records, data = self.records, _data(trainer)
-            lost: list[UnreadableImage] = []
+            lost = []
             draws = self._draws("predict" if trainer.predicting else "test")
             if draws:
                 own_size = trainer.predicting and data.resize.rule == "square"
@@ -431,15 +406,8 @@ class RunWriter(Callback):
             if self.page and trainer.is_global_zero:
                 chosen = select_images(rows)
                 lost += draw_gallery(self.folder, data, records.maps, ranges, rows, chosen, draws)
-            self._lost(lost)
+            self.unreadable.lose(lost)
         self.records.clear(trainer)
-
-    def _lost(self, images: Sequence[UnreadableImage]) -> None:
-        """Report images that were scored, but could not be read again to be drawn."""
-        images = list({image.index: image for image in images}.values())
-        if images:
-            say(not_drawn(images), style="bold red")
-            self.num_lost = len(images)
 
     def _write_raw_maps(self, names: list[str]) -> None:
         maps = self.records.maps

@@ -19,7 +19,7 @@ OF_ONE_CATEGORY = ("selected_epoch", "spread", "by_round", "trained_on")
 """Protocol entries of a single test that a merged run keeps per category."""
 COUNTS = ("overlap", "anomalous_without_pixels", "listed")
 """Protocol entries that a merged run sums; a sum is None if any summand is unknown."""
-COUNTS_ABOVE_ZERO = ("unreadable_images", "fitted_without")
+COUNTS_ABOVE_ZERO = ("unreadable_images", "unreadable_references", "fitted_without")
 """Protocol entries that a merged run sums, and that are absent where they are zero."""
 
 
