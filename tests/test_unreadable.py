@@ -1,4 +1,4 @@
-"""Images that cannot be read: predict scores the others, and fit and test leave them out on request."""
+"""Images that cannot be read: scored without by predict, left out of fit and test on request."""
 
 from __future__ import annotations
 
