@@ -1,21 +1,37 @@
-"""Decoding of image files of any common format to RGB uint8, and of masks to bool."""
+"""Decoding of image files of any common format to RGB uint8, and of masks to bool.
+
+Formats are recognised by :mod:`~anomaly_clip.image_formats`. PIL decodes all of them, except
+colours with 16 bits per channel, which it reduces to 8 bits: OpenCV decodes these.
+"""
 
 from __future__ import annotations
 
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any, NamedTuple
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
+
+from anomaly_clip.image_formats import FIRST_BYTES, describe_content, format_of, is_image
 
 __all__ = [
     "MAX_PIXELS",
+    "ImageHeader",
     "Mask",
+    "ReadRule",
     "evenly_spaced",
+    "highest_value",
     "is_image",
     "open_image",
+    "pixel_bands",
     "read_grey",
+    "read_header",
     "read_image",
     "read_mask",
     "solid",
@@ -30,59 +46,132 @@ Mask = NDArray[np.bool_] | NDArray[np.uint8]
 PLAIN_MODES = ("1", "L", "RGB", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 """PIL modes in which the value zero means black."""
 
-IMAGE_SUFFIXES = frozenset(
-    [".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"]
-)
+ORIENTATION = 0x0112  # EXIF tag
+WIDTH, HEIGHT, BITS_PER_SAMPLE, PLANAR_CONFIGURATION = 256, 257, 258, 284  # TIFF tags
+TEXT_LIMIT = 1 << 28  # bytes of a text in a PNG; PIL's limit of 1 MB is less than some editors save
+BAND = 256  # rows that are converted at once, which saves memory
 
 
-def is_image(path: Path) -> bool:
-    """Return whether a path has the suffix of an image and is not hidden."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+@dataclass(frozen=True)
+class ReadRule:
+    """Settings of decoding.
+
+    Args:
+        bit_depth: Significant bits of images with 16 bits per channel: 8 to 16.
+        max_pixels: Largest number of pixels of an image.
+    """
+
+    bit_depth: int = 16
+    max_pixels: int = MAX_PIXELS
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """Decode an image of any common format to RGB ``(H, W, 3)``, uint8, the right way up.
+class ImageHeader(NamedTuple):
+    """Properties of an image file that are known before its pixels are decoded."""
 
-    Grey, palette and CMYK images are converted, transparency is dropped, and the EXIF orientation
-    is applied. 16-bit grey is divided by 257, so that white stays white; PIL reduces 16-bit colour
-    to the high byte. Our choice: values are scaled by the range of the format and never by the
-    range of the image, so that equal values mean equal brightness in all images.
+    size: tuple[int, int]
+    """Width and height in pixels, the right way up."""
+    deep: bool
+    """True if there are 16 bits per channel, of which a camera may use fewer."""
+    frames: int
+    """Number of frames or pages; only the first one is read."""
+    format: str
+    """PIL's name of the format, such as PNG."""
+    mode: str
+    """PIL's mode, such as RGB."""
+
+
+def read_header(path: Path) -> ImageHeader:
+    """Read the properties of an image without decoding it.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is not an image.
+    """
+    with _decoding(path) as file:
+        image = _identify(path, file)
+        width, height = _stored_size(image)
+        with suppress(Exception):  # damaged EXIF data do not make the image unusable
+            if image.getexif().get(ORIENTATION, 1) > 4:  # turned by 90 degrees
+                width, height = height, width
+        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        kind = image.format or ""
+        return ImageHeader((width, height), _is_deep(image), frames, kind, image.mode)
+
+
+def highest_value(path: Path) -> int:
+    """Return the highest value of an image with 16 bits per channel.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file cannot be decoded completely.
     """
-    return np.asarray(open_image(path))
+    with _decoding(path) as file:
+        return max(int(band.max()) for band in _bands(_identify(path, file), file))
 
 
-def open_image(path: Path) -> Image.Image:
+def pixel_bands(path: Path, max_pixels: int = MAX_PIXELS) -> Iterator[NDArray[np.integer]]:
+    """Yield the decoded pixels of an image, some rows at a time.
+
+    Returns:
+        RGB ``(h, W, 3)``, uint8, as :func:`read_image`; but the stored values of an image with 16
+        bits per channel, ``(h, W)`` or ``(h, W, 3)``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file cannot be decoded completely, or has more than ``max_pixels``.
+    """
+    with _decoding(path) as file:
+        image = _identify(path, file, max_pixels)
+        if _is_deep(image):
+            yield from _bands(image, file)
+            return
+    yield from _cropped(open_image(path, ReadRule(max_pixels=max_pixels)))
+
+
+def read_image(path: Path, rule: ReadRule = ReadRule()) -> NDArray[np.uint8]:
+    """Decode an image of any common format to RGB ``(H, W, 3)``, uint8, the right way up.
+
+    Grey, palette and CMYK images are converted, transparency is dropped, and the EXIF orientation
+    is applied. Of several frames or pages, the first one is read. Values of 16 bits are scaled so
+    that the highest value of ``rule.bit_depth`` bits becomes 255. Our choice: values are scaled by
+    the range of the format, or of the camera, and never by the range of the image, so that equal
+    values mean equal brightness in all images.
+
+    Args:
+        path: The file.
+        rule: Settings of decoding.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file cannot be decoded completely, has too many pixels, or has values
+            above its bit depth.
+    """
+    return np.asarray(open_image(path, rule))
+
+
+def open_image(path: Path, rule: ReadRule = ReadRule()) -> Image.Image:
     """Decode an image like :func:`read_image`, to a PIL image in RGB.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file cannot be decoded completely.
+        ValueError: As :func:`read_image`.
     """
-    image = _open(path)
-    if image.mode.startswith("I") or image.mode == "F":
-        grey = np.asarray(image)
-        if image.mode == "F" or grey.min() < 0 or grey.max() > 65535:
-            raise ValueError(
-                f"{path}: values of mode {image.mode} have no defined range: save the image with "
-                "8 or 16 bits"
-            )
-        grey8 = (grey.astype(np.uint32) + 128) // 257
-        image = Image.fromarray(grey8.astype(np.uint8))
+    image = _open(path, rule)
+    if image.mode == "F":
+        raise ValueError(
+            f"{path}: floating-point values have no defined range: save the image with 8 or 16 bits"
+        )
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def read_mask(path: Path) -> NDArray[np.bool_]:
+def read_mask(path: Path, max_pixels: int = MAX_PIXELS) -> NDArray[np.bool_]:
     """Decode a mask to bool ``(H, W)``: True where any channel is above zero.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file cannot be decoded completely.
+        ValueError: If the file cannot be decoded completely, or has more than ``max_pixels``.
     """
-    image = _open(path)
+    image = _open(path, ReadRule(max_pixels=max_pixels), scaled=False)
     # In RGB, neither opaque alpha nor the inks of CMYK are mistaken for a defect.
     if image.mode not in PLAIN_MODES:
         image = image.convert("RGB")
@@ -91,44 +180,19 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
     return positive if positive.ndim == 2 else np.logical_or.reduce(positive, axis=2)
 
 
-def read_grey(path: Path) -> NDArray[np.uint8]:
+def read_grey(path: Path, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Decode a mask to the grey values of its first channel ``(H, W)``, uint8.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file cannot be decoded completely.
+        ValueError: If the file cannot be decoded completely, or has more than ``max_pixels``.
     """
-    return np.ascontiguousarray(read_image(path)[..., 0])
+    return np.ascontiguousarray(read_image(path, ReadRule(max_pixels=max_pixels))[..., 0])
 
 
 def solid(mask: Mask) -> NDArray[np.bool_]:
     """Convert a mask to bool; grey values above 127 are True."""
     return mask > 127 if mask.dtype == np.uint8 else mask.astype(np.bool_)
-
-
-def _open(path: Path) -> Image.Image:
-    """Open and decode an image, and apply its EXIF orientation."""
-    try:
-        with path.open("rb") as file:
-            image = Image.open(file)
-            image.load()
-            with suppress(Exception):  # damaged EXIF data do not make the image unusable
-                ImageOps.exif_transpose(image, in_place=True)
-            return image
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"{path}: there is no such file; correct the path, or restore the image"
-        ) from None
-    except UnidentifiedImageError:
-        empty = path.stat().st_size == 0
-        raise ValueError(
-            f"{path}: {'an empty file' if empty else 'not an image in a known format'}; replace or "
-            "remove the file"
-        ) from None
-    except Exception as error:  # decoders raise many kinds for damaged files
-        raise ValueError(
-            f"{path}: the image cannot be decoded ({error}); replace or remove the file"
-        ) from None
 
 
 def evenly_spaced(count: int, total: int) -> list[int]:
@@ -144,3 +208,240 @@ def evenly_spaced(count: int, total: int) -> list[int]:
     """
     places = np.linspace(0, total - 1, min(count, total)).round().astype(int)
     return [int(place) for place in places]
+
+
+# -- decoding --------------------------------------------------------------------------------------
+
+
+class _Unreadable(ValueError):
+    """The reason why a file is not read, for a message that begins with its path."""
+
+
+class _PilLimits:
+    """PIL's limits, which are global, lifted while files are decoded; :class:`ReadRule` has ours.
+
+    Several threads may decode at once: the last one restores the limits.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._threads = 0
+        self._saved: tuple[int | None, int, int] = (None, 0, 0)
+
+    @contextmanager
+    def lifted(self) -> Iterator[None]:
+        with self._lock:
+            if self._threads == 0:
+                text = PngImagePlugin
+                self._saved = Image.MAX_IMAGE_PIXELS, text.MAX_TEXT_CHUNK, text.MAX_TEXT_MEMORY
+                Image.MAX_IMAGE_PIXELS = None
+                text.MAX_TEXT_CHUNK, text.MAX_TEXT_MEMORY = TEXT_LIMIT, 4 * TEXT_LIMIT
+            self._threads += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._threads -= 1
+                if self._threads == 0:
+                    text = PngImagePlugin
+                    Image.MAX_IMAGE_PIXELS, text.MAX_TEXT_CHUNK, text.MAX_TEXT_MEMORY = self._saved
+
+
+_PIL_LIMITS = _PilLimits()
+
+
+@contextmanager
+def _decoding(path: Path) -> Iterator[IO[bytes]]:
+    """Open an image file, and explain the exceptions of its decoder."""
+    try:
+        if path.exists() and not path.is_file():  # opening a named pipe would wait for ever
+            raise _Unreadable("a folder or special file, not an image; rename or remove it")
+        with path.open("rb") as file, _PIL_LIMITS.lifted():
+            yield file
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path}: there is no such file; correct the path, or restore the image"
+        ) from None
+    except _Unreadable as error:
+        raise ValueError(f"{path}: {error}") from None
+    except UnidentifiedImageError:
+        raise ValueError(
+            f"{path}: the image cannot be decoded (its header is damaged, or of a kind that PIL "
+            f"does not read); replace or remove the file"
+        ) from None
+    except Exception as error:  # decoders raise many kinds for damaged files
+        raise ValueError(
+            f"{path}: the image cannot be decoded ({error}); replace or remove the file"
+        ) from None
+
+
+def _identify(path: Path, file: IO[bytes], max_pixels: int | None = None) -> ImageFile.ImageFile:
+    """Return an image whose header is read, but not its pixels."""
+    first_bytes = file.read(FIRST_BYTES)
+    file.seek(0)
+    kind = format_of(first_bytes, path.suffix.lower())
+    if kind is None:
+        raise _Unreadable(f"{describe_content(first_bytes)}; replace or remove the file")
+    if kind == "HEIF":
+        _add_heif()
+    image = Image.open(file, formats=[kind])
+    width, height = image.size
+    if max_pixels is not None and width * height > max_pixels:
+        raise _Unreadable(
+            f"{width} x {height} are {width * height / 1e6:.0f} million pixels, more than "
+            f"data.max_pixels {max_pixels}: raise it if there are about 12 bytes of memory per "
+            f"pixel, or make the image smaller"
+        )
+    return image
+
+
+def _add_heif() -> None:
+    """Add the decoder of HEIF to PIL, which needs an optional package."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        raise _Unreadable(
+            "a photograph in HEIF, which needs the package pillow-heif: install it, or export the "
+            "photograph as JPEG"
+        ) from None
+    register_heif_opener()
+
+
+def _open(path: Path, rule: ReadRule, scaled: bool = True) -> Image.Image:
+    """Decode an image and apply its EXIF orientation; scale 16 bits to 8 if ``scaled``."""
+    with _decoding(path) as file:
+        image = _identify(path, file, rule.max_pixels)
+        bits = _declared_bits(image) or rule.bit_depth
+        if scaled and _is_grey16(image):
+            grey = _upright(image)
+            return _scaled(grey.size, _cropped(grey), bits, "L")
+        if scaled and bits < 16 and _is_deep(image):
+            values = _colours16(image, file)
+            colours = _scaled(values.shape[1::-1], _rows(values), bits, "RGB")
+            if image.format != "TIFF":  # OpenCV itself turns TIFF, and no other format
+                colours.getexif()[ORIENTATION] = image.getexif().get(ORIENTATION, 1)
+            return _upright(colours)
+        _refuse_planes(image)
+        return _upright(image)  # PIL reduces colours of 16 bits to their high byte
+
+
+def _stored_size(image: ImageFile.ImageFile) -> tuple[int, int]:
+    """Return width and height before the orientation is applied, as some versions of PIL do."""
+    width, height = image.size
+    if image.format == "TIFF":
+        return _tiff_tag(image, WIDTH, width), _tiff_tag(image, HEIGHT, height)
+    return width, height
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Decode an image and apply its EXIF orientation."""
+    image.load()
+    with suppress(Exception):  # damaged EXIF data do not make the image unusable
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
+
+
+# -- 16 bits per channel ---------------------------------------------------------------------------
+
+
+def _is_grey16(image: Image.Image) -> bool:
+    return image.mode.startswith("I")
+
+
+def _is_deep(image: ImageFile.ImageFile) -> bool:
+    """Return whether 16 bits are stored per channel, of which a camera may use fewer."""
+    if _declared_bits(image) is not None:
+        return False
+    if _is_grey16(image):
+        return True
+    if image.format == "TIFF":
+        return max(_tiff_tag(image, BITS_PER_SAMPLE, (8,))) == 16
+    arguments = image.tile[0].args if image.tile else ""
+    return (isinstance(arguments, str) and arguments.endswith(";16B")) or (
+        image.format == "PPM" and arguments == ("RGB", 65535)
+    )
+
+
+def _declared_bits(image: ImageFile.ImageFile) -> int | None:
+    """Return the number of bits if the file itself tells that it is between 8 and 16."""
+    if image.format == "TIFF":
+        bits = max(_tiff_tag(image, BITS_PER_SAMPLE, (8,)))
+        return bits if 8 < bits < 16 else None
+    if image.format == "PPM" and image.mode == "I" and image.tile:
+        arguments = image.tile[0].args  # PIL scales from any declared maximum to 16 bits
+        return 16 if isinstance(arguments, tuple) and arguments[1] != 65535 else None
+    return None
+
+
+def _refuse_planes(image: ImageFile.ImageFile) -> None:
+    """Refuse 16-bit colours in separate planes, which neither PIL nor OpenCV read correctly."""
+    separate = image.format == "TIFF" and _tiff_tag(image, PLANAR_CONFIGURATION, 1) == 2
+    if separate and max(_tiff_tag(image, BITS_PER_SAMPLE, (8,))) > 8:
+        raise _Unreadable(
+            "a TIFF with separate planes of 16 bits, which is not read correctly: save it with "
+            "interleaved channels (planar configuration 1), or with 8 bits"
+        )
+
+
+def _tiff_tag(image: ImageFile.ImageFile, tag: int, default: object) -> Any:
+    value = image.tag_v2.get(tag, default)  # type: ignore[attr-defined]
+    return (value,) if tag == BITS_PER_SAMPLE and isinstance(value, int) else value
+
+
+def _bands(image: ImageFile.ImageFile, file: IO[bytes]) -> Iterator[NDArray[np.integer]]:
+    """Yield the values of a deep image: some rows ``(h, W)`` or ``(h, W, 3)`` at a time."""
+    if _is_grey16(image):
+        image.load()
+        yield from _cropped(image)
+        return
+    yield from _rows(_colours16(image, file))
+
+
+def _colours16(image: ImageFile.ImageFile, file: IO[bytes]) -> NDArray[np.uint16]:
+    """Decode colours of 16 bits to RGB ``(H, W, 3)``."""
+    _refuse_planes(image)
+    file.seek(0)
+    values: Any = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
+    sides = [] if values is None or values.dtype != np.uint16 else sorted(values.shape[:2])
+    if sides != sorted(image.size):
+        raise _Unreadable("its 16-bit colours cannot be decoded: save it as PNG, or with 8 bits")
+    colours: NDArray[np.uint16] = values[:, :, 2::-1]  # from BGR or BGRA
+    return colours
+
+
+def _rows(values: NDArray[np.uint16]) -> Iterator[NDArray[np.integer]]:
+    for top in range(0, len(values), BAND):
+        yield values[top : top + BAND]
+
+
+def _cropped(image: Image.Image) -> Iterator[NDArray[np.integer]]:
+    """Yield the values of a decoded image, some rows at a time."""
+    width, height = image.size
+    for top in range(0, height, BAND):
+        band: NDArray[np.integer] = np.asarray(image.crop((0, top, width, min(top + BAND, height))))
+        yield band
+
+
+def _scaled(
+    size: tuple[int, int], bands: Iterator[NDArray[np.integer]], bits: int, mode: str
+) -> Image.Image:
+    """Scale values so that the highest value of ``bits`` bits becomes 255."""
+    full = 2**bits - 1
+    table = ((np.arange(full + 1, dtype=np.uint32) * 255 + full // 2) // full).astype(np.uint8)
+    scaled = Image.new(mode, size)
+    top = 0
+    for band in bands:
+        lowest, highest = int(band.min()), int(band.max())
+        if lowest < 0 or highest > 65535:
+            raise _Unreadable(
+                f"values from {lowest} to {highest} have no defined range: save the image with 8 "
+                f"or 16 bits"
+            )
+        if highest > full:
+            raise _Unreadable(
+                f"its values reach {highest}, but {bits} bits end at {full}: set data.bit_depth to "
+                f"{highest.bit_length()} or more, and fit again if the model was fitted with {bits}"
+            )
+        scaled.paste(Image.fromarray(table[band]), (0, top))
+        top += len(band)
+    return scaled

@@ -167,6 +167,8 @@ class LoaderNeeds:
         test_passes: Number of passes over the test images.
         category_names: Whether category names are inserted into prompts.
         fitted_images: Hashes of the decoded images that the module was fitted on.
+        bit_depth: Significant bits of the 16-bit images that the module was fitted on; None if it
+            was fitted on other images.
     """
 
     image_size: int | None = None
@@ -176,6 +178,7 @@ class LoaderNeeds:
     test_passes: int = 1
     category_names: bool = False
     fitted_images: frozenset[str] = frozenset()
+    bit_depth: int | None = None
 
 
 @runtime_checkable

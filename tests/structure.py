@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "anomaly_clip"
 
 BASE = (
-    *("records", "maps", "losses", "errors", "progress", "files", "images", "schedules"),
+    *("records", "maps", "losses", "errors", "progress", "files", "images", "image_formats"),
+    "schedules",
     "callbacks",
 )
 """Base modules: every module may import them; within the package they import only each other."""

@@ -202,7 +202,7 @@ def _spoil(root: Path, what: str) -> None:
         ),
         ("empty file", "scratch/000.png: an empty file"),
         ("no image at all", "scratch/000.png: not an image in a known format"),
-        ("broken mask", "000_mask.png: not an image in a known format"),
+        ("broken mask", "000_mask.png: the image cannot be decoded"),
         ("empty category", "category 'bottle' has no test images"),
     ],
 )

@@ -1,18 +1,26 @@
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from helpers import save_picture
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from anomaly_clip.images import (
+    ReadRule,
     evenly_spaced,
+    highest_value,
     is_image,
     open_image,
+    pixel_bands,
     read_grey,
+    read_header,
     read_image,
     read_mask,
     solid,
@@ -93,7 +101,7 @@ def test_a_missing_file_and_an_undefined_range(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"a\.png: there is no such file"):
         read_image(tmp_path / "a.png")
     floating = saved(tmp_path / "f.tif", Image.fromarray(np.ones((3, 3), dtype=np.float32)))
-    with pytest.raises(ValueError, match="values of mode F have no defined range"):
+    with pytest.raises(ValueError, match="floating-point values have no defined range"):
         read_image(floating)
 
 
@@ -165,3 +173,189 @@ def test_places_are_spread_from_the_first_to_the_last(
     count: int, total: int, places: list[int]
 ) -> None:
     assert evenly_spaced(count, total) == places
+
+
+# -- 16 bits per channel ---------------------------------------------------------------------------
+
+DEEP = np.random.default_rng(1).integers(0, 4096, (37, 23, 3), dtype=np.uint16)
+
+
+def save_deep(path: Path, values: np.ndarray) -> Path:
+    """Save 16-bit values ``(H, W)`` or ``(H, W, 3 or 4)`` in RGB order by OpenCV."""
+    order = {2: values, 3: values[..., [2, 1, 0, *range(3, values.shape[-1])]]}[values.ndim]
+    encoded = cv2.imencode(path.suffix, order)[1]
+    path.write_bytes(encoded.tobytes())
+    return path
+
+
+def expected_8_bits(values: np.ndarray, bits: int) -> np.ndarray:
+    return np.floor(values / (2**bits - 1) * 255 + 0.5).astype(np.uint8)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff", "ppm"])
+@pytest.mark.parametrize("bits", [12, 14])
+def test_colours_of_a_camera_are_scaled_by_its_bits(tmp_path: Path, suffix: str, bits: int) -> None:
+    path = save_deep(tmp_path / f"a.{suffix}", DEEP)
+    assert np.array_equal(read_image(path, ReadRule(bits)), expected_8_bits(DEEP, bits))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff", "pgm"])
+@pytest.mark.parametrize("bits", [12, 16])
+def test_grey_of_a_camera_is_scaled_by_its_bits(tmp_path: Path, suffix: str, bits: int) -> None:
+    path = save_deep(tmp_path / f"a.{suffix}", DEEP[..., 0])
+    image = read_image(path, ReadRule(bits))
+    assert np.array_equal(image[..., 0], expected_8_bits(DEEP[..., 0], bits))
+    assert np.array_equal(image[..., 0], image[..., 2])
+
+
+def test_transparency_of_16_bits_is_dropped(tmp_path: Path) -> None:
+    opaque = np.dstack([DEEP, np.full(DEEP.shape[:2], 9, np.uint16)])
+    path = save_deep(tmp_path / "a.png", opaque)
+    assert np.array_equal(read_image(path, ReadRule(12)), expected_8_bits(DEEP, 12))
+
+
+def test_the_high_byte_of_16_bit_colours_is_kept(tmp_path: Path) -> None:
+    values = DEEP * 16
+    assert np.array_equal(read_image(save_deep(tmp_path / "a.png", values)), values >> 8)
+
+
+def test_values_above_the_bit_depth_are_refused(tmp_path: Path) -> None:
+    for suffix, values in (("png", DEEP), ("tiff", DEEP), ("pgm", DEEP[..., 0])):
+        path = save_deep(tmp_path / f"a.{suffix}", values)
+        with pytest.raises(ValueError, match=rf"a\.{suffix}: its values reach .* data\.bit_depth"):
+            read_image(path, ReadRule(10))
+
+
+def test_a_declared_depth_needs_no_option(tmp_path: Path) -> None:
+    grey = DEEP[..., 0]
+    declared = tmp_path / "a.pgm"
+    declared.write_bytes(b"P5\n23 37\n4095\n" + grey.astype(">u2").tobytes())
+    for bits in (10, 12, 16):
+        image = read_image(declared, ReadRule(bits))[..., 0].astype(int)
+        assert np.abs(image - expected_8_bits(grey, 12)).max() <= 1
+    assert not read_header(declared).deep
+
+
+@pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize("bits", [12, 16])
+def test_deep_images_are_upright(tmp_path: Path, orientation: int, bits: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    grey = saved(tmp_path / "g.png", Image.fromarray(DEEP[..., 0]), exif=exif)
+    turned = read_image(grey, ReadRule(bits))
+    eight = saved(
+        tmp_path / "e.png", Image.fromarray(expected_8_bits(DEEP[..., 0], bits)), exif=exif
+    )
+    assert np.array_equal(turned, read_image(eight))
+    assert read_header(grey).size == turned.shape[1::-1]
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_16_bit_colours_are_upright(tmp_path: Path, orientation: int) -> None:
+    path = save_deep(tmp_path / "a.png", DEEP)
+    content, exif = path.read_bytes(), Image.Exif()
+    exif[0x0112] = orientation
+    body = b"eXIf" + exif.tobytes()[6:]  # without the prefix of JPEG
+    chunk = struct.pack(">L", len(body) - 4) + body + struct.pack(">L", zlib.crc32(body))
+    path.write_bytes(content[:33] + chunk + content[33:])
+    turns = {3: 2, 6: -1}[orientation]
+    assert np.array_equal(read_image(path), np.rot90(DEEP >> 8, turns))
+    assert np.array_equal(
+        read_image(path, ReadRule(12)), np.rot90(expected_8_bits(DEEP, 12), turns)
+    )
+
+
+def tiff(values: np.ndarray, planar: int, orientation: int = 1) -> bytes:
+    """Return an uncompressed TIFF of 16-bit colours, written by hand."""
+    height, width, channels = values.shape
+    stored = values if planar == 1 else np.moveaxis(values, -1, 0)
+    pixels = np.ascontiguousarray(stored).astype("<u2").tobytes()
+    strips = 1 if planar == 1 else channels
+    size = len(pixels) // strips
+    after = 8 + len(pixels)
+    long_values = [8 + size * n for n in range(strips)], [size] * strips
+    tables = struct.pack(f"<{channels}H", *[16] * channels)
+    offsets = [after, after + len(tables)]
+    tables += b"".join(struct.pack(f"<{strips}L", *part) for part in long_values)
+    offsets.append(offsets[1] + 4 * strips)
+    places = [long_values[0][0], long_values[1][0]] if strips == 1 else offsets[1:]
+    entries = [
+        (256, 3, 1, width),
+        (257, 3, 1, height),
+        (258, 3, channels, offsets[0]),
+        (259, 3, 1, 1),
+        (262, 3, 1, 2),
+        (273, 4, strips, places[0]),
+        (274, 3, 1, orientation),
+        (277, 3, 1, channels),
+        (278, 3, 1, height),
+        (279, 4, strips, places[1]),
+        (284, 3, 1, planar),
+    ]
+    directory = struct.pack("<H", len(entries))
+    directory += b"".join(struct.pack("<HHLL", *entry) for entry in entries) + bytes(4)
+    return struct.pack("<2sHL", b"II", 42, after + len(tables)) + pixels + tables + directory
+
+
+def test_separate_planes_of_16_bits_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff(DEEP, planar=1))
+    assert np.array_equal(read_image(path, ReadRule(12)), expected_8_bits(DEEP, 12))
+    path.write_bytes(tiff(DEEP, planar=2))
+    for bits in (12, 16):
+        with pytest.raises(ValueError, match=r"a\.tif: a TIFF with separate planes of 16 bits"):
+            read_image(path, ReadRule(bits))
+
+
+def test_16_bit_colours_of_a_turned_tiff_are_upright(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff(DEEP, planar=1, orientation=6))
+    expected = np.rot90(expected_8_bits(DEEP, 12), k=-1)
+    assert np.array_equal(read_image(path, ReadRule(12)), expected)
+    assert np.array_equal(read_image(path), np.rot90(DEEP >> 8, k=-1))
+    assert read_header(path).size == (37, 23)
+
+
+def test_pixels_of_16_bits_are_compared_as_they_are_stored(tmp_path: Path) -> None:
+    path = save_deep(tmp_path / "a.png", DEEP)
+    assert np.array_equal(np.concatenate(list(pixel_bands(path))), DEEP)
+    assert highest_value(path) == DEEP.max()
+    plain = saved(tmp_path / "b.png", Image.fromarray(RAMP))
+    assert np.array_equal(np.concatenate(list(pixel_bands(plain))), read_image(plain))
+
+
+# -- limits ----------------------------------------------------------------------------------------
+
+
+def test_large_images_are_read_up_to_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)  # PIL's own limit does not apply
+    paths = [saved(tmp_path / f"a.{s}", Image.fromarray(RAMP.repeat(9, 0))) for s in ("png", "tif")]
+    for path in paths:
+        assert read_image(path).shape == (36, 6, 3)
+        assert Image.MAX_IMAGE_PIXELS == 50
+        for read in (read_image, open_image):
+            with pytest.raises(ValueError, match=r"6 x 36 .* data\.max_pixels 215: raise it"):
+                read(path, ReadRule(max_pixels=215))
+        with pytest.raises(ValueError, match=r"data\.max_pixels"):
+            read_mask(path, max_pixels=215)
+
+
+def test_a_long_text_in_a_png_is_no_obstacle(tmp_path: Path) -> None:
+    texts = PngInfo()
+    texts.add_text("workflow", "x" * 3_000_000, zip=True)
+    path = saved(tmp_path / "a.png", Image.fromarray(RAMP), pnginfo=texts)
+    with pytest.raises(ValueError, match="MAX_TEXT_CHUNK"):
+        Image.open(path)
+    assert np.array_equal(read_image(path)[..., 0], RAMP)
+
+
+@pytest.mark.parametrize("suffix", ["tif", "gif", "webp", "png"])
+def test_the_first_of_several_frames_is_read(tmp_path: Path, suffix: str) -> None:
+    frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "blue", "lime")]
+    options: dict[str, Any] = {"webp": {"lossless": True}}.get(suffix, {})
+    path = tmp_path / f"a.{suffix}"
+    frames[0].save(path, save_all=True, append_images=frames[1:], **options)
+    assert read_header(path).frames == 3
+    assert np.array_equal(read_image(path), np.asarray(frames[0]))

@@ -117,7 +117,7 @@ def test_metrics_are_written_before_images_are_drawn(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("anomaly_clip.recording.map_images.draw_panels", interrupt)
+    monkeypatch.setattr("anomaly_clip.recording.map_images.PanelRow", interrupt)
     assert main(command("test", "--output.maps=true")) == 130
     run = tmp_path / "runs" / "sdp" / "1"
     assert json.loads((run / "metrics.json").read_text())["mean"]["image_auroc"] is not None

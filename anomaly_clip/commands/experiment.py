@@ -159,7 +159,7 @@ class ExperimentCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str]) -> None:
         self._verb = args[0]
-        self._fitted_images: frozenset[str] = frozenset()
+        self._fit_record: dict[str, Any] = {}
         options = [word for word in args if word.startswith("--")]
         self._num_overrides = sum(not word.startswith("--config") for word in options)
         super().__init__(
@@ -212,7 +212,7 @@ class ExperimentCLI(LightningCLI):
         verb = str(self.subcommand)
         if isinstance(self.model, AnomalyMethod) and verb != "fit":
             # Lightning loads the checkpoint after the data module has listed its images.
-            self.model.fitted_images = self._fitted_images
+            self.model.take_fit_record(self._fit_record)
         self._check_verb(verb)
         config = self.config[verb]
         files = [str(file) for file in config.get("config") or []]
@@ -263,7 +263,9 @@ class ExperimentCLI(LightningCLI):
         if not path or not Path(path).is_file():
             return  # _check_verb reports a missing file
         checkpoint = _read_checkpoint(Path(path))
-        self._fitted_images = frozenset(checkpoint.get("fitted_images", ()))
+        self._fit_record = {
+            name: checkpoint[name] for name in ("fitted_images", "bit_depth") if name in checkpoint
+        }
         saved = dict(checkpoint.get("hyper_parameters", {}))
         model_class = config["model"]["class_path"]
         saved_class = saved.pop("_class_path", model_class)

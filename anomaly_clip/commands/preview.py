@@ -66,8 +66,12 @@ def run_preview(words: Sequence[str]) -> int:
         data: AnomalyData = parser.instantiate(config).data
         data.unreadable.keeps_all = True
         unreadable: list[UnreadableError] = []
-        if data.synthesis is not None or data.augmentation is not None:
+        trains = data.synthesis is not None or data.augmentation is not None
+        if trains:
             data.begin_fit()
+        data.reading.prepare(data.fit_samples() if trains else data.samples(config.split))
+        for remark in data.reading.remarks:
+            say(remark)
         if data.synthesis is not None:
             sheet = defect_sheet(data, config.count, unreadable)
         elif data.augmentation is not None:

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from lightning.pytorch import LightningDataModule
 
@@ -15,6 +15,9 @@ from anomaly_clip.data.file_hashes import DuplicatePair, duplicates_between
 from anomaly_clip.data.info import DatasetInfo, dataset_info
 from anomaly_clip.data.layout import images_in
 from anomaly_clip.data.samples import Reader, Sample, Split, read_sample
+
+if TYPE_CHECKING:
+    from anomaly_clip.data.reading import ImageReading
 
 __all__ = ["BaseDataModule"]
 
@@ -27,6 +30,8 @@ class BaseDataModule(LightningDataModule, ABC):
 
     root: Path
     """The data set's folder."""
+    reading: ImageReading
+    """Settings of reading the images."""
     dataset_name: ClassVar[str]
     """The data set's name, by which methods look up published settings."""
     splits: ClassVar[tuple[Split, ...]] = ("train", "test")
@@ -82,7 +87,7 @@ class BaseDataModule(LightningDataModule, ABC):
 
         Each data loader worker receives a copy of the function.
         """
-        return partial(read_sample, rule=self.info.mask)
+        return partial(read_sample, rule=self.info.mask, reading=self.reading.rule)
 
     def mask_folders(self, category: str) -> list[Path]:
         """Return the folders that contain only masks."""

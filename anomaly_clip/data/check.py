@@ -101,6 +101,8 @@ def check_data(
     started = time.monotonic()
     report = CheckReport(type(data).__name__, str(data.root))
     listed = list(_list_samples(data, report))
+    data.reading.prepare([sample for sample, _ in listed])
+    report.remarks += data.reading.remarks
     inspected = inspect_samples(data, listed, workers, near_duplicates)
     report.images = len(inspected)
     report.problems += [problem for files in inspected for problem in files.problems]

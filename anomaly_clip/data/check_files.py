@@ -12,13 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from anomaly_clip.data.dataset import AnomalyData, Sample, Split
 from anomaly_clip.data.file_hashes import FileHashes
-from anomaly_clip.data.samples import read_sample
 from anomaly_clip.data.transforms import resize_image
-from anomaly_clip.images import read_grey, read_mask, solid
+from anomaly_clip.images import read_grey, read_header, read_image, read_mask, solid
 from anomaly_clip.progress import track
 
 __all__ = ["InspectedSample", "Problem", "inspect_samples", "printable", "short_path"]
@@ -114,9 +112,9 @@ class _SampleInspection:
         """Inspect the image and the mask."""
         sample = self.sample
         try:
-            image, _ = read_sample(Sample(sample.image, sample.category, sample.label))
-            with Image.open(sample.image) as opened:
-                mode, file_format = opened.mode, opened.format or ""
+            image = read_image(sample.image, self.data.reading.rule)
+            header = read_header(sample.image)
+            mode, file_format = header.mode, header.format
             digest = self.hashes.sha256(sample.image)
         except FileNotFoundError:
             self._add("missing", sample.image, "there is no such file")
@@ -144,8 +142,7 @@ class _SampleInspection:
         rule = self.data.info.mask
         try:
             mask = solid(read_grey(file) if rule.grey else read_mask(file))
-            with Image.open(file) as opened:
-                lossy = opened.format in ("JPEG", "MPO")
+            lossy = read_header(file).format in ("JPEG", "MPO")
         except FileNotFoundError:
             message = f"its mask is missing, expected {file.name}"
             self._add("mask missing", self.sample.image, message)

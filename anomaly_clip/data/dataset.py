@@ -244,6 +244,7 @@ class AnomalyData(BaseDataModule):
             mask_filter=self.mask_filter,
             mask_threshold=self.mask_threshold,
             mask_rule=self.info.mask,
+            reading=self.reading.rule,
             read=None if self.on_disk else self.reader(),
             resize=self.resize,
             cache=ImageCache(str(self.info.mask)) if self.cache and self.on_disk else None,
@@ -364,16 +365,17 @@ class AnomalyData(BaseDataModule):
         samples = self.fit_samples() if stage == "fit" else self.samples("test")
         labels = f"{sum(s.label for s in samples)} anomalous" if source.has_labels else "no labels"
         number = len({s.category for s in samples})
-        return (
+        counts = (
             f"{number_of(len(samples), 'image')} ({labels}) in {number} "
             f"{'category' if number == 1 else 'categories'}"
             f"{'' if source is self else f' of {source.dataset_name} {source.root}'}"
             f"{self.unreadable.summary(stage)}"
         )
+        return "; ".join([counts, *source.reading.remarks])
 
     def protocol(self) -> Mapping[str, object]:
         """Return the data settings to record with the metrics."""
-        auxiliary = self.auxiliary
+        auxiliary, reading = self.auxiliary, self.reading
         return {
             "data": self.dataset_name,
             "image_size": self.image_size,
@@ -393,6 +395,8 @@ class AnomalyData(BaseDataModule):
             "allow_overlap": self.allow_overlap,
             **({} if self.augmentation is None else {"augment": self.augmentation.settings}),
             **({"unreadable": "skip"} if self.unreadable.skips else {}),
+            **({} if reading.bits_in_use is None else {"bit_depth": reading.bits_in_use}),
+            **({} if reading.geometry is None else {"geometry": reading.geometry}),
         }
 
     # -- Lightning's hooks -----------------------------------------------------------------------
@@ -405,12 +409,13 @@ class AnomalyData(BaseDataModule):
             ValueError: If the image size differs from the model's, a category is empty, labels are
                 missing, or test images are among the training images.
         """
-        self.unreadable.begin(stage)
+        self.unreadable.begin(stage, self._needs.bit_depth)
         self._take_image_size(self._needs.image_size)
         self.fit_sets.clear()
         self.few_shots.check()
         if stage == "fit":
             self.leakage.check_training(self.fit_samples())
+            self._prepare_reading(stage)
             return
         if stage != "predict" and not self.has_labels:
             raise ValueError(
@@ -418,6 +423,18 @@ class AnomalyData(BaseDataModule):
                 f"put the normal images into good/"
             )
         self.leakage.check_test(stage, self.samples("test"), self._needs.fitted_images)
+        self._prepare_reading(stage)
+
+    def _prepare_reading(self, stage: str) -> None:
+        if stage == "fit" and self.auxiliary is not None:
+            self.auxiliary.reading.prepare(self.fit_samples())
+            if self.validation.is_test:
+                self.reading.prepare(self.samples("test"))
+            return
+        samples = self.fit_samples() if stage == "fit" else self.samples("test")
+        if stage != "fit" and self.has_shots:
+            samples = [*samples, *(s for name in self.categories for s in self.shots_of(name))]
+        self.reading.prepare(samples, self._needs.bit_depth)
 
     def fitted_hashes(self) -> frozenset[str]:
         """Return hashes of the decoded images of ``fit``; empty for images that are not files."""

@@ -209,7 +209,7 @@ def _names(dataset: SampleDataset, key: str) -> Iterator[str]:
         f"{code} {PIL.__version__} "
         f"{dataset.image_size} {dataset.mask_size} "
         f"{dataset.resize} {dataset.mask_filter} {dataset.mask_threshold} {dataset.mask_rule} "
-        f"{dataset.has_masks}"
+        f"{dataset.has_masks} {dataset.reading.bit_depth}"
     )
     for content in _contents(dataset):
         yield hashlib.sha256(f"{key} {preprocessing} {content}".encode()).hexdigest()

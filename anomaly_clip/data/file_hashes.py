@@ -11,11 +11,12 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from anomaly_clip.files import cache_folder
-from anomaly_clip.images import read_image
+from anomaly_clip.images import MAX_PIXELS, pixel_bands, read_header
 from anomaly_clip.progress import track
 
 __all__ = ["DuplicatePair", "FileHashes", "duplicates_between", "pixel_hashes"]
@@ -111,14 +112,19 @@ class DuplicatePair(NamedTuple):
     second: Path
 
 
-def pixel_hashes(paths: Iterable[Path]) -> dict[Path, str]:
+def pixel_hashes(paths: Iterable[Path], max_pixels: int = MAX_PIXELS) -> dict[Path, str]:
     """Return hashes of the decoded pixels of images, which a lossless copy does not change.
+
+    Args:
+        paths: The images.
+        max_pixels: Largest number of pixels of an image.
 
     Raises:
         FileNotFoundError: If an image is missing.
         ValueError: If an image cannot be decoded.
     """
-    hashes = FileHashes(cache_folder() / "pixels.jsonl", _pixels_sha256)
+    digest = partial(_pixels_sha256, max_pixels=max_pixels)
+    hashes = FileHashes(cache_folder() / "pixels.jsonl", digest)
     return hashes.sha256_of_all(paths)
 
 
@@ -158,6 +164,9 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _pixels_sha256(path: Path) -> str:
-    pixels = read_image(path)
-    return hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+def _pixels_sha256(path: Path, max_pixels: int) -> str:
+    size = read_header(path).size
+    digest = hashlib.sha256(str((size[1], size[0], 3)).encode())
+    for rows in pixel_bands(path, max_pixels):
+        digest.update(rows.tobytes())
+    return digest.hexdigest()

@@ -232,7 +232,8 @@ class ImageFolder(AnomalyData):
         if stage in ("validate", "test") and needs.fitted_images and self.held_out:
             normal = self.unreadable.readable(list(self._normal_to_train_on()))
             with self.unreadable.advising():
-                hashes = pixel_hashes(sample.image for sample in normal)
+                images = (sample.image for sample in normal)
+                hashes = pixel_hashes(images, self.reading.max_pixels)
             self._trains = not needs.fitted_images.isdisjoint(hashes.values())
         self.listing.forget()
         super().setup(stage)

@@ -12,7 +12,6 @@ from anomaly_clip.images import is_image
 __all__ = [
     "by_stem",
     "check_files",
-    "file_problem",
     "images_in",
     "missing_layout",
     "paired_masks",
@@ -116,14 +115,15 @@ def check_files(samples: Iterable[Sample], images: bool = True) -> None:
         images: Whether to check the images, too, not only their masks.
 
     Raises:
-        FileNotFoundError: If an image is missing or not a file, or a mask is missing.
+        FileNotFoundError: If an image or a mask is missing.
         ValueError: If two images share a mask.
     """
     samples = list(samples)
     for sample in samples:
-        problem = file_problem(sample.image) if images else None
-        if problem is not None:
-            raise FileNotFoundError(problem)
+        if images and not sample.image.exists():
+            raise FileNotFoundError(
+                f"{sample.image}: there is no such file; correct the path, or restore the image"
+            )
         if sample.mask is not None and not sample.mask.exists():
             raise FileNotFoundError(f"{sample.image}: its mask is missing, expected {sample.mask}")
     for mask, (first, second, *_) in shared_masks(samples).items():
@@ -131,18 +131,6 @@ def check_files(samples: Iterable[Sample], images: bool = True) -> None:
             f"{mask}: the mask of two images, {first.name} and {second.name}: rename one image "
             f"and give it its own mask"
         )
-
-
-def file_problem(path: Path) -> str | None:
-    """Return why an image cannot be opened before trying to, as a pipe would block; None if not."""
-    try:
-        if path.is_file():
-            return None
-        if path.exists():
-            return f"{path}: a folder or a pipe with the name of an image; rename or remove it"
-    except OSError as error:  # a folder without permission to enter it
-        return f"{path}: the image cannot be opened ({error.strerror}); check its permissions"
-    return f"{path}: there is no such file; correct the path, or restore the image"
 
 
 def shared_masks(samples: Iterable[Sample]) -> dict[Path, list[Path]]:

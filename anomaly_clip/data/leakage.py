@@ -73,7 +73,7 @@ class LeakageCheck:
         if stage != "test" or not fitted_images or not self.data.on_disk:
             return
         with self.data.unreadable.advising():
-            hashes = pixel_hashes(sample.image for sample in samples)
+            hashes = pixel_hashes((s.image for s in samples), self.data.reading.max_pixels)
         fitted = [sample for sample in samples if hashes[sample.image] in fitted_images]
         self.num_fitted_on = len(fitted)
         if fitted and not self.allowed:
@@ -88,6 +88,6 @@ class LeakageCheck:
         source = data if data.auxiliary is None else data.auxiliary
         if not source.on_disk:
             return frozenset()
-        samples = data.fit_samples()
+        images = [sample.image for sample in data.fit_samples()]
         with data.unreadable.advising():
-            return frozenset(pixel_hashes(sample.image for sample in samples).values())
+            return frozenset(pixel_hashes(images, source.reading.max_pixels).values())

@@ -1,18 +1,40 @@
-"""Reading of a data set's images: bit depth, largest size, images that cannot be decoded."""
+"""Reading of a data set's images: their bit depth, largest size, frames, and distortion.
+
+Cameras with 10, 12 or 14 bits save images with 16 bits per channel, in which the highest values do
+not occur. The number of significant bits is chosen once, from all images of a fit, and kept in the
+checkpoint; every image is then scaled by the same range.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from anomaly_clip.data.samples import Sample
+from anomaly_clip.data.transforms import Resize
 from anomaly_clip.errors import check_at_least, check_choice
+from anomaly_clip.images import (
+    MAX_PIXELS,
+    ImageHeader,
+    ReadRule,
+    highest_value,
+    read_header,
+)
+from anomaly_clip.progress import number_of, track
 
 if TYPE_CHECKING:
     from anomaly_clip.data.dataset import AnomalyData
 
-__all__ = ["BitDepth", "ImageReading", "Unreadable"]
+__all__ = ["MAX_PIXELS", "BitDepth", "ImageReading", "Unreadable", "distortion"]
 
 BitDepth = Literal["auto"] | int
 Unreadable = Literal["error", "skip"]
+
+CAMERA_BITS = (8, 10, 12, 14, 16)
+"""Bit depths of cameras; data.bit_depth auto chooses the smallest one that fits."""
+ROUND = 1.02  # ratio of sides up to which an image counts as square
 
 
 class ImageReading:
@@ -36,3 +58,121 @@ class ImageReading:
         self.bit_depth = bit_depth
         self.max_pixels = max_pixels
         self.unreadable = unreadable
+        self.bits_in_use: int | None = None
+        """Significant bits of the images that have 16 bits; None if there are no such images."""
+        self.geometry: str | None = None
+        """Share of the images that is seen, and their distortion; None if they are untouched."""
+        self.remarks: list[str] = []
+        """Remarks on the images, for the start line."""
+
+    @property
+    def rule(self) -> ReadRule:
+        """The settings of decoding."""
+        fixed = 16 if self.bit_depth == "auto" else self.bit_depth
+        return ReadRule(self.bits_in_use or fixed, self.max_pixels)
+
+    def prepare(self, samples: Sequence[Sample], stored: int | None = None) -> None:
+        """Read the headers of all images, choose the bit depth, and note what the user should know.
+
+        Args:
+            samples: The images of a fit or a test.
+            stored: The bit depth with which the model was fitted, if it was.
+
+        Raises:
+            ValueError: If the bit depth is not that of the fit.
+        """
+        self.bits_in_use, self.geometry, self.remarks = None, None, []
+        if not self.data.on_disk:
+            return
+        if stored is not None and self.bit_depth not in ("auto", stored):
+            raise ValueError(
+                f"data.bit_depth {self.bit_depth} differs from that of the fit ({stored}): leave "
+                f"data.bit_depth out, or fit again"
+            )
+        headers = _read_headers([sample.image for sample in samples])
+        deep = [path for path, header in headers.items() if header.deep]
+        if deep:
+            self._choose_bits(deep, stored)
+        framed = [path for path, header in headers.items() if header.frames > 1]
+        if framed:
+            self.remarks.append(
+                f"of {number_of(len(framed), 'file')} with several frames or pages, such as "
+                f"{framed[0].name}, only the first one is read"
+            )
+        sizes = [header.size for header in headers.values()]
+        if sizes and self.data.image_size is not None:
+            self.geometry = distortion(sizes, self.data.resize, self.data.image_size)
+            self.remarks += [] if self.geometry is None else [self.geometry]
+
+    def _choose_bits(self, deep: Sequence[Path], stored: int | None) -> None:
+        images = number_of(len(deep), "image")
+        if stored is not None:
+            self.bits_in_use, source = stored, "as in the fit"
+        elif self.bit_depth != "auto":
+            self.bits_in_use, source = self.bit_depth, "data.bit_depth"
+        else:
+            highest, path = _highest_value(deep)
+            self.bits_in_use = next(bits for bits in CAMERA_BITS if highest < 2**bits)
+            source = f"chosen by the highest value, {highest} in {path.name}"
+            source += f"; --data.bit_depth {self.bits_in_use} fixes it"
+        self.remarks.append(
+            f"{images} with 16 bits per channel: {self.bits_in_use} are used ({source})"
+        )
+
+
+def distortion(sizes: Sequence[tuple[int, int]], resize: Resize, size: int) -> str | None:
+    """Describe what making images square does to them; None for square images that are not cropped.
+
+    Args:
+        sizes: Widths and heights of the images, in pixels.
+        resize: How images are made square.
+        size: Side of the square images, in pixels.
+    """
+    ratios = [max(w, h) / min(w, h) for w, h in sizes]
+    texts = []
+    if resize.size is not None and resize.size > 0:
+        inner = (size / resize.size) ** 2
+        kept = [inner / ratio if resize.rule == "shorter_crop" else inner for ratio in ratios]
+        low, high = (round(100 * share) for share in (min(kept), max(kept)))
+        if low < 100:
+            range_ = f"{low}" if low == high else f"{low} to {high}"
+            rule = f"data.resize {resize.rule}, {resize.size} to {size} pixels"
+            texts.append(f"the centre crop shows {range_} % of each image ({rule})")
+    if resize.rule != "shorter_crop" and max(ratios) > ROUND:
+        widest = max(range(len(ratios)), key=ratios.__getitem__)
+        width, height = sizes[widest]
+        texts.append(
+            f"images are made square, which changes their aspect ratio by up to "
+            f"{ratios[widest]:.2f} ({width} x {height} pixels)"
+        )
+    return ", and ".join(texts) or None
+
+
+def _read_headers(paths: Sequence[Path]) -> dict[Path, ImageHeader]:
+    """Return the headers of the images that have one; others are reported when they are decoded."""
+
+    def header_of(path: Path) -> ImageHeader | None:
+        try:
+            return read_header(path)
+        except (OSError, ValueError):
+            return None
+
+    paths = list(dict.fromkeys(paths))
+    with ThreadPoolExecutor() as pool:
+        headers = track(pool.map(header_of, paths), "reading headers", total=len(paths))
+        return {p: h for p, h in zip(paths, headers, strict=True) if h is not None}
+
+
+def _highest_value(paths: Sequence[Path]) -> tuple[int, Path]:
+    """Return the highest value of images with 16 bits per channel, and the image that has it."""
+
+    def value_of(path: Path) -> int:
+        try:
+            return highest_value(path)
+        except (OSError, ValueError):
+            return 0
+
+    with ThreadPoolExecutor() as pool:
+        values = list(track(pool.map(value_of, paths), "finding the bit depth", total=len(paths)))
+    highest = max(values)
+    return highest, paths[values.index(highest)]

@@ -19,7 +19,7 @@ from anomaly_clip.data.augment import Augmentation
 from anomaly_clip.data.image_cache import ImageCache
 from anomaly_clip.data.info import MaskRule, Split
 from anomaly_clip.data.transforms import MaskFilter, Resize, resize_image, resize_mask
-from anomaly_clip.images import Mask, open_image, read_grey, read_mask
+from anomaly_clip.images import Mask, ReadRule, open_image, read_grey, read_mask
 from anomaly_clip.records import Draw
 
 if TYPE_CHECKING:
@@ -102,29 +102,33 @@ class Item(TypedDict):
 
 
 def read_sample(
-    sample: Sample, rule: MaskRule = MaskRule()
+    sample: Sample, rule: MaskRule = MaskRule(), reading: ReadRule = ReadRule()
 ) -> tuple[NDArray[np.uint8], Mask | None]:
     """Return a sample's image and mask at the image's original size.
 
     Args:
         sample: The sample to read.
         rule: Rule for reading the mask.
+        reading: Settings of decoding.
 
     Raises:
         FileNotFoundError: If a file is missing.
         ValueError: If a file cannot be decoded, or image and mask differ in size by more than the
             rule allows.
     """
-    image, mask = open_sample(sample, rule)
+    image, mask = open_sample(sample, rule, reading)
     return np.asarray(image), mask
 
 
-def open_sample(sample: Sample, rule: MaskRule = MaskRule()) -> tuple[Image.Image, Mask | None]:
+def open_sample(
+    sample: Sample, rule: MaskRule = MaskRule(), reading: ReadRule = ReadRule()
+) -> tuple[Image.Image, Mask | None]:
     """Read a sample like :func:`read_sample`, but return a PIL image, which saves two copies."""
-    image = open_image(sample.image)
+    image = open_image(sample.image, reading)
     if sample.mask is None or not sample.label:
         return image, None
-    mask = read_grey(sample.mask) if rule.grey else read_mask(sample.mask)
+    read = read_grey if rule.grey else read_mask
+    mask = read(sample.mask, reading.max_pixels)
     if mask.shape[::-1] != image.size:
         difference = max(abs(a - b) for a, b in zip(mask.shape[::-1], image.size, strict=True))
         if difference > rule.fitted:
@@ -149,6 +153,7 @@ class SampleDataset(Dataset[Item]):
         mask_threshold: A pixel of a resized mask is True if its value (0 to 1) is above this
             threshold.
         mask_rule: Rule for reading mask files.
+        reading: Settings of decoding.
         read: Function that returns a sample's image and mask before resizing; default: read the
             files.
         resize: How an image is made square.
@@ -166,6 +171,7 @@ class SampleDataset(Dataset[Item]):
         mask_filter: MaskFilter = "bilinear",
         mask_threshold: float = 0.5,
         mask_rule: MaskRule = MaskRule(),
+        reading: ReadRule = ReadRule(),
         read: Reader | None = None,
         resize: Resize = Resize(),
         cache: ImageCache | None = None,
@@ -179,6 +185,7 @@ class SampleDataset(Dataset[Item]):
         self.mask_filter = mask_filter
         self.mask_threshold = mask_threshold
         self.mask_rule = mask_rule
+        self.reading = reading
         self.read = read
         self.resize = resize
         self.cache = cache
@@ -225,7 +232,7 @@ class SampleDataset(Dataset[Item]):
         """Read a sample; return its image ``(S, S, 3)`` and mask ``(s, s)``, both writable."""
         image: NDArray[np.uint8] | Image.Image
         if self.read is None:
-            image, mask = open_sample(sample, self.mask_rule)
+            image, mask = open_sample(sample, self.mask_rule, self.reading)
         else:
             image, mask = self.read(sample)
         small = resize_image(image, self.image_size, self.resize)
@@ -241,6 +248,8 @@ class SampleDataset(Dataset[Item]):
         """Return the result of :meth:`resized`, from the cache if possible."""
         assert self.cache is not None
         cache, image_key = self.cache, f"image {self.image_size} {self.resize}"
+        if self.reading.bit_depth != 16:
+            image_key += f" {self.reading.bit_depth} bits"
         mask_rule = f"{self.mask_filter} {self.mask_threshold} {self.resize}"
         mask_key = f"mask {self.mask_size} of {self.image_size} {mask_rule}"
         mask_file = sample.mask if self.has_masks and sample.label else None

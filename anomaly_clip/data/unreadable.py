@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import Dataset, default_collate
 
-from anomaly_clip.data.layout import file_problem
 from anomaly_clip.data.samples import Item, Reader, Sample, SampleDataset, Split
 from anomaly_clip.progress import number_of, track
 from anomaly_clip.records import Batch, UnreadableImage
@@ -63,9 +62,6 @@ class ReadingGuard:
             UnreadableError: If a file of the sample cannot be decoded; other errors, such as a mask
                 whose size differs from its image's, remain what they are.
         """
-        problem = _problem(sample)
-        if problem is not None:
-            raise UnreadableError(problem, self.advice)
         try:
             yield
         except (OSError, ValueError):
@@ -82,9 +78,6 @@ def reason_of(sample: Sample, read: Reader) -> str | None:
         sample: The sample. The mask of a normal image is not read.
         read: Function that reads a sample, and raises an ``OSError`` or a ``ValueError``.
     """
-    problem = _problem(sample)
-    if problem is not None:
-        return problem
     try:
         read(sample)
     except (OSError, ValueError):
@@ -94,12 +87,6 @@ def reason_of(sample: Sample, read: Reader) -> str | None:
             except (OSError, ValueError) as error:
                 return " ".join(str(error).split())
     return None
-
-
-def _problem(sample: Sample) -> str | None:
-    """Return why a file of a sample cannot be opened; None if all can be."""
-    problems = (file_problem(file) for file in _files(sample))
-    return next((problem for problem in problems if problem is not None), None)
 
 
 def _files(sample: Sample) -> tuple[Path, ...]:
@@ -141,8 +128,17 @@ class UnreadableFiles:
         """Context in which a sample of this data module is read."""
         return ReadingGuard(self.data.reader(), self.advice)
 
-    def begin(self, stage: str) -> None:
-        """Prepare for a verb; predict lists the test images that cannot be read, too."""
+    def begin(self, stage: str, bit_depth: int | None) -> None:
+        """Prepare for a verb; predict lists the test images that cannot be read, too.
+
+        Args:
+            stage: The verb.
+            bit_depth: Significant bits of the images of the fit, which limit the values of others.
+        """
+        if stage != "fit" and bit_depth != self.data.reading.bits_in_use:
+            self.data.reading.bits_in_use = bit_depth
+            self._reasons.clear()
+            self.data.listing.forget()
         if self.predicts != (stage == "predict"):
             self.predicts = stage == "predict"
             self.data.listing.forget()

@@ -7,7 +7,7 @@ from functools import cache
 
 from PIL import Image, ImageDraw, ImageFont
 
-__all__ = ["ALARM", "INK", "Colour", "add_caption", "font", "grid"]
+__all__ = ["ALARM", "INK", "Colour", "add_caption", "font", "grid", "write_lines"]
 
 Colour = tuple[int, int, int]
 
@@ -47,11 +47,22 @@ def add_caption(
     """
     top = above + line_height * len(lines) + below
     sheet = Image.new("RGB", (max(image.width, min_width), top + image.height), "white")
+    write_lines(sheet, lines, line_height, left, above)
+    sheet.paste(image, (0, top))
+    return sheet
+
+
+def write_lines(
+    sheet: Image.Image,
+    lines: Sequence[tuple[str, Colour]],
+    line_height: int,
+    left: int,
+    above: int = 0,
+) -> None:
+    """Write lines of text at the top of an image; see :func:`add_caption`."""
     draw = ImageDraw.Draw(sheet)
     for number, (text, colour) in enumerate(lines):
         draw.text((left, above + number * line_height), text, colour, font(line_height - 4))
-    sheet.paste(image, (0, top))
-    return sheet
 
 
 def grid(

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomaly_clip.drawing.draw import ALARM, INK, add_caption, font, grid
+from anomaly_clip.drawing.draw import ALARM, INK, Colour, font, write_lines
 
-__all__ = ["draw_panels", "heat_map", "stack_sheets"]
+__all__ = ["PanelRow", "draw_panels", "heat_map", "map_lines", "stack_sheets"]
 
 PANEL = 240
 """Minimum length of a panel's longer side in pixels; smaller images are enlarged."""
 GAP = 4
 LINE_HEIGHT = 16
+ROWS = 256  # rows of a panel that are drawn at once
 
 
 def heat_map(values: NDArray[np.floating], low: float, high: float) -> NDArray[np.uint8]:
@@ -54,24 +56,82 @@ def draw_panels(
     Returns:
         RGB ``(H', W', 3)``.
     """
-    height, width = image.shape[:2]
-    enlarge = max(1.0, PANEL / max(height, width))
-    size = (round(width * enlarge), round(height * enlarge))
-    maps = [*stages.values(), anomaly_map]
-    panels = [_fit(image, size), *(_fit(heat_map(values, *scale), size) for values in maps)]
+    maps = {**stages, name: anomaly_map}
+    count = 1 + len(maps) + (mask is not None)
+    row = PanelRow(image.shape[:2], count, map_lines(caption, list(maps), scale, warning))
+    row.add(image)
+    for values in maps.values():
+        row.add_map(values, scale)
     if mask is not None:
-        white = np.repeat(mask[..., None].astype(np.uint8) * 255, 3, axis=2)
-        panels.append(_fit(white, size, Image.Resampling.NEAREST))
-    names = ", ".join([*stages, name])
-    lines = [
-        (caption, INK),
-        (f"{names} from {scale[0]:.4g} (dark) to {scale[1]:.4g} (bright)", INK),
-    ]
-    if warning:
-        lines.append((warning, ALARM))
-    row = grid(panels, len(panels), GAP)
-    shortened = [(_shorten(text, row.width - 2 * GAP), colour) for text, colour in lines]
-    return np.asarray(add_caption(row, shortened, LINE_HEIGHT, GAP, below=GAP))
+        row.add_mask(mask)
+    return np.asarray(row.sheet)
+
+
+def map_lines(
+    caption: str, names: Sequence[str], scale: tuple[float, float], warning: str | None
+) -> list[tuple[str, Colour]]:
+    """Return the lines of text above the panels of an image; see :func:`draw_panels`."""
+    colours = f"{', '.join(names)} from {scale[0]:.4g} (dark) to {scale[1]:.4g} (bright)"
+    lines = [(caption, INK), (colours, INK)]
+    return [*lines, (warning, ALARM)] if warning else lines
+
+
+class PanelRow:
+    """A sheet with panels of equal size side by side, which are added one after the other.
+
+    Besides the sheet, which takes four bytes per pixel, only a few rows of a panel are in memory.
+
+    Args:
+        size: Height and width of the images in pixels; small ones are enlarged.
+        count: Number of panels.
+        lines: Text and colour of each line above the panels.
+    """
+
+    def __init__(
+        self, size: Sequence[int], count: int, lines: Sequence[tuple[str, Colour]]
+    ) -> None:
+        height, width = size
+        enlarge = max(1.0, PANEL / max(height, width))
+        self.panel = (round(width * enlarge), round(height * enlarge))
+        """Width and height of a panel."""
+        sheet_width = count * (self.panel[0] + GAP) - GAP
+        shortened = [(_shorten(text, sheet_width - 2 * GAP), colour) for text, colour in lines]
+        self._left = 0
+        self._top = LINE_HEIGHT * len(lines) + GAP
+        self.sheet = Image.new("RGB", (sheet_width, self._top + self.panel[1]), "white")
+        """RGB image with the panels so far."""
+        write_lines(self.sheet, shortened, LINE_HEIGHT, GAP)
+
+    def add(self, image: NDArray[np.uint8]) -> None:
+        """Add an image, RGB ``(H, W, 3)``."""
+        self._add(image, lambda rows: rows)
+
+    def add_map(self, values: NDArray[np.floating], scale: tuple[float, float]) -> None:
+        """Add an anomaly map ``(h, w)`` as a heat map between two values."""
+        self._add(values, lambda rows: heat_map(rows, *scale))
+
+    def add_mask(self, mask: NDArray[np.bool_]) -> None:
+        """Add a mask ``(h, w)``, white where it is True."""
+        self._add(mask, _white, Image.Resampling.NEAREST)
+
+    def _add(
+        self,
+        values: NDArray[Any],
+        paint: Callable[[NDArray[Any]], NDArray[np.uint8]],
+        kind: Image.Resampling = Image.Resampling.BILINEAR,
+    ) -> None:
+        if values.shape[1::-1] != self.panel:
+            fitted = Image.fromarray(paint(values)).resize(self.panel, kind)
+            self.sheet.paste(fitted, (self._left, self._top))
+        else:
+            for start in range(0, len(values), ROWS):
+                rows = Image.fromarray(paint(values[start : start + ROWS]))
+                self.sheet.paste(rows, (self._left, self._top + start))
+        self._left += self.panel[0] + GAP
+
+
+def _white(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    return np.repeat(mask[..., None].astype(np.uint8) * 255, 3, axis=2)
 
 
 def stack_sheets(sheets: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
@@ -79,14 +139,6 @@ def stack_sheets(sheets: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     gap = np.full((GAP, sheets[0].shape[1], 3), 255, np.uint8)
     rows = [part for sheet in sheets for part in (sheet, gap)]
     return np.concatenate(rows[:-1])
-
-
-def _fit(
-    array: NDArray[np.uint8],
-    size: tuple[int, int],
-    kind: Image.Resampling = Image.Resampling.BILINEAR,
-) -> Image.Image:
-    return Image.fromarray(array).resize(size, kind)
 
 
 def _shorten(text: str, width: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -55,6 +56,8 @@ class AnomalyMethod(EvaluatedModule):
         """Hashes of the decoded images of the fit, which a test must not contain."""
         self.fitted_without = 0
         """Number of images that were left out of the fit, because they could not be read."""
+        self.bit_depth: int | None = None
+        """Significant bits of the 16-bit images of the fit; None if there were none."""
 
     @property
     @abstractmethod
@@ -68,6 +71,7 @@ class AnomalyMethod(EvaluatedModule):
             self.image_size,
             category_names=self.uses_category_names,
             fitted_images=self.fitted_images,
+            bit_depth=self.bit_depth,
         )
 
     @property
@@ -118,6 +122,7 @@ class AnomalyMethod(EvaluatedModule):
             if stage == "fit":
                 self.fitted_images = data.fitted_hashes()
                 self.fitted_without = len(data.unreadable.of_fit())
+                self.bit_depth = None if data.auxiliary else data.reading.bits_in_use
             validating = stage in ("fit", "validate")
             categories = data.validation_categories() if validating else data.categories
             self.evaluator = Evaluator(categories, self.evaluator_settings)
@@ -239,6 +244,7 @@ class AnomalyMethod(EvaluatedModule):
         checkpoint["fitted_images"] = sorted(self.fitted_images)
         if self.fitted_without:
             checkpoint["fitted_without"] = self.fitted_without
+        checkpoint["bit_depth"] = self.bit_depth
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the current backbone to the checkpoint, so that its state dict loads strictly.
@@ -246,12 +252,17 @@ class AnomalyMethod(EvaluatedModule):
         Raises:
             ValueError: If the checkpoint was trained with a different backbone.
         """
-        self.fitted_images = frozenset(checkpoint.get("fitted_images", ()))
-        self.fitted_without = checkpoint.get("fitted_without", 0)
+        self.take_fit_record(checkpoint)
         saved = checkpoint.get("backbone", {})
         check_backbone(saved, saved.get("sha256"), self.weights, self.backbone.identity)
         backbone = {f"backbone.{k}": v for k, v in self.backbone.state_dict().items()}
         checkpoint["state_dict"] = {**checkpoint["state_dict"], **backbone}
+
+    def take_fit_record(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take from a checkpoint what data modules need to know of the images of the fit."""
+        self.fitted_images = frozenset(checkpoint.get("fitted_images", ()))
+        self.bit_depth = checkpoint.get("bit_depth")
+        self.fitted_without = checkpoint.get("fitted_without", 0)
 
     def configure_optimizers(self) -> Any:
         """Return None: methods trained by gradient descent override this."""

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.data.unreadable import UnreadableError
-from anomaly_clip.drawing.panels import draw_panels
+from anomaly_clip.drawing.panels import PanelRow, map_lines
 from anomaly_clip.files import atomic_path
 from anomaly_clip.images import solid
 from anomaly_clip.progress import track
 from anomaly_clip.records import UnreadableImage
-from anomaly_clip.results.map_store import MapStore, Ranges, Rows, image_names
+from anomaly_clip.results.map_store import MapStore, Ranges, Rows, image_names, resize_map
 
 __all__ = ["draw_map_images"]
+
+MAX_DRAWN = 25_000_000
+"""Largest number of pixels of a drawn image; larger images are drawn smaller."""
 
 
 def draw_map_images(
@@ -35,7 +40,8 @@ def draw_map_images(
         maps: Anomaly maps of the images.
         ranges: Lowest and highest map value by category, the scale of the heat maps.
         rows: Label and score of each image.
-        own_size: Whether to draw images at their original size instead of the method's size.
+        own_size: Whether to draw images at their original size instead of the method's size; images
+            of more than ``MAX_DRAWN`` pixels are drawn smaller.
         warning: Warning to draw in red, one line; None: no warning.
 
     Returns:
@@ -46,32 +52,50 @@ def draw_map_images(
     lost = []
     for index in track(maps.indices, "drawing maps"):
         sample, row = samples[index], rows[index]
-        size = None
+        small = maps.load(index)
         try:
             if own_size:
                 with dataset.guard(sample):
                     image, full_mask = read(sample)
                 mask = None if full_mask is None else solid(full_mask)
+                image, mask = _shrink(image, mask)
                 size = (image.shape[0], image.shape[1])
             else:
                 item = dataset[index]
                 image = item["image"].permute(1, 2, 0).numpy()
                 mask = item["mask"].numpy() if "mask" in item else None
+                size = small["map"].shape
         except UnreadableError as error:
             lost.append(error.described(index, sample))
             continue
         state = {0: "normal", 1: "anomalous", None: ""}[row["label"]]
         low, high = ranges[sample.category]
-        maps_by_name = maps.load(index, size)
-        sheet = draw_panels(
-            image,
-            maps_by_name.pop("map"),
-            mask,
-            (low, high),
-            f"{names[index]}   {state}   score {row['image_score']:.4g}",
-            warning,
-            maps_by_name,
-        )
+        caption = f"{names[index]}   {state}   score {row['image_score']:.4g}"
+        # The final map is stored first, and drawn last.
+        named = dict(sorted(small.items(), key=lambda entry: entry[0] == "map"))
+        lines = map_lines(caption, list(named), (low, high), warning)
+        panels = PanelRow(image.shape[:2], 1 + len(named) + (mask is not None), lines)
+        panels.add(image)
+        del image  # one panel at a time: images may have hundreds of millions of pixels
+        for values in named.values():
+            panels.add_map(resize_map(values, size), (low, high))
+        if mask is not None:
+            panels.add_mask(mask)
         with atomic_path(folder / f"{names[index]}.png") as temporary:
-            Image.fromarray(sheet).save(temporary)
+            panels.sheet.save(temporary)
     return lost
+
+
+def _shrink(
+    image: NDArray[np.uint8], mask: NDArray[np.bool_] | None
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
+    """Shrink an image of more than ``MAX_DRAWN`` pixels, and its mask."""
+    height, width = image.shape[:2]
+    shrink = (MAX_DRAWN / (height * width)) ** 0.5
+    if shrink >= 1:
+        return image, mask
+    size = (max(1, int(width * shrink)), max(1, int(height * shrink)))
+    smaller = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
+    if mask is not None:
+        mask = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
+    return smaller, mask

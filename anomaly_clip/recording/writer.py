@@ -63,7 +63,8 @@ class RunWriter(Callback):
         name: Name of the run; default: the name of the first configuration file.
         folder: Folder of the run, new or existing; default: a new folder in root/name.
         maps: Whether to draw image, heat map and mask of every image; default: predict only.
-            A test draws them at the evaluated size, predict at the original size of the image.
+            A test draws them at the evaluated size, predict at the original size of the image (up
+            to 25 million pixels).
         raw_maps: Whether to save every anomaly map as a float16 .npy file.
         page: Whether to write report.html, with a gallery of the most informative images.
         stages: Whether drawings include the maps of a method's intermediate steps, if any.

@@ -23,7 +23,7 @@ from anomaly_clip.records import Scores
 if TYPE_CHECKING:
     from anomaly_clip.data.samples import Sample
 
-__all__ = ["MapStore", "Ranges", "Rows", "image_names", "merge_ranges"]
+__all__ = ["MapStore", "Ranges", "Rows", "image_names", "merge_ranges", "resize_map"]
 
 Rows = dict[int, dict[str, Any]]
 """Path, category, label and scores of each image, by index."""
@@ -69,16 +69,10 @@ class MapStore:
                 np.savez(file, **{name: maps[row] for name, maps in arrays.items()})
             self.indices.append(index)
 
-    def load(self, index: int, size: tuple[int, int] | None = None) -> dict[str, NDArray]:
-        """Load the maps of an image by name, the final ``map`` first; optionally resize them."""
+    def load(self, index: int) -> dict[str, NDArray]:
+        """Load the maps of an image by name, the final ``map`` first."""
         with np.load(self._file(index)) as file:
-            maps = {name: file[name] for name in file.files}
-        if size is not None:
-            return {
-                name: resize_maps(torch.from_numpy(values)[None], size)[0].numpy()
-                for name, values in maps.items()
-            }
-        return maps
+            return {name: file[name] for name in file.files}
 
     def clear(self) -> None:
         """Remove the scratch folder."""
@@ -94,6 +88,12 @@ class MapStore:
 
     def _file(self, index: int) -> Path:
         return self.folder / f"{index}.npz"
+
+
+def resize_map(values: NDArray, size: tuple[int, int]) -> NDArray:
+    """Resize a map ``(h, w)`` to another height and width; see :func:`maps.resize_maps`."""
+    resized: NDArray = resize_maps(torch.from_numpy(values)[None], size)[0].numpy()
+    return resized
 
 
 def widen(ranges: Ranges, category: str, low: float, high: float) -> None:
