@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,9 @@ class Source:
         self.empty = empty
         self.listed: list[tuple[str, str]] = []
         self.spare: list[Path] = []
+        self.unreadable = SimpleNamespace(
+            without=lambda samples, split: samples, tolerates=lambda split: False
+        )
 
     def find_categories(self) -> list[str]:
         return ["a", "b", "c"]

@@ -139,6 +139,7 @@ class ImageFolder(AnomalyData):
         if self.form.train or not any(sample.label for sample in self.form.labelled):
             return set()
         normal = [sample for sample in self.form.labelled if not sample.label]
+        normal = self.unreadable.readable(normal)
         return held_out(normal, self.test_share, self.seed, self.group)
 
     @property
@@ -228,8 +229,10 @@ class ImageFolder(AnomalyData):
                 f"good/, or set --data.normal all if all of them are"
             )
         if stage in ("validate", "test") and needs.fitted_images and self.held_out:
-            trained_on = (sample.image for sample in self._normal_to_train_on())
-            hashes = pixel_hashes(trained_on, self.reading.max_pixels)
+            normal = self.unreadable.readable(list(self._normal_to_train_on()))
+            with self.unreadable.advising():
+                images = (sample.image for sample in normal)
+                hashes = pixel_hashes(images, self.reading.max_pixels)
             self._trains = not needs.fitted_images.isdisjoint(hashes.values())
         self.listing.forget()
         super().setup(stage)

@@ -37,6 +37,7 @@ class Listing:
         """True if masks are used, so that missing and odd ones are errors."""
         self._masks_checked: set[Split] = set()
         self._rows: dict[tuple[str, Split], list[Sample]] = {}
+        self._listed: dict[Split, list[Sample]] = {}
         self._samples: dict[Split, list[Sample]] = {}
 
     @property
@@ -82,6 +83,7 @@ class Listing:
     def forget(self) -> None:
         """Forget all samples, because the data module now lists others."""
         self._rows.clear()
+        self._listed.clear()
         self._samples.clear()
         self._masks_checked.clear()
 
@@ -97,12 +99,21 @@ class Listing:
 
     def samples(self, split: Split) -> list[Sample]:
         """See :meth:`~anomaly_clip.data.AnomalyData.samples`."""
+        if split not in self._samples:
+            self._samples[split] = self.source.unreadable.without(self.listed(split), split)
+        if self.needs_masks and split not in self._masks_checked:
+            self._check_masks(split)
+            self._masks_checked.add(split)
+        return self._samples[split]
+
+    def listed(self, split: Split) -> list[Sample]:
+        """Return all samples of a split, with those that cannot be read; errors as `samples`."""
         source = self.source
         if split not in source.splits:
             raise ValueError(
                 f"{source.dataset_name} has no {split} images: choose a data set that has some"
             )
-        if split not in self._samples:
+        if split not in self._listed:
             samples: list[Sample] = []
             for category in self.train_categories if split == "train" else self.categories:
                 rows = self.rows(category, split)
@@ -112,16 +123,13 @@ class Listing:
                         f"name the other categories in data.categories"
                     )
                 samples += rows
-            if source.on_disk:
+            if source.on_disk and not source.unreadable.tolerates(split):
                 check_images(samples)
-            self._samples[split] = samples
-        if self.needs_masks and split not in self._masks_checked:
-            self._check_masks(split)
-            self._masks_checked.add(split)
-        return self._samples[split]
+            self._listed[split] = samples
+        return self._listed[split]
 
     def _check_masks(self, split: Split) -> None:
-        source, samples = self.source, self._samples[split]
+        source, samples = self.source, self._listed[split]
         if source.on_disk:
             check_masks(samples, source.mask_endings, source.mask_hint)
         if split != "test":

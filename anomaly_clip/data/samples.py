@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypedDict
@@ -144,6 +145,7 @@ class SampleDataset(Dataset[Item]):
         image_size: Side of the square images, in pixels.
         mask_size: Side of the square masks, in pixels.
         has_masks: Whether the data set has pixel labels; normal images then get empty masks.
+        guard: Returns the context in which a sample is read; default: one without effect.
         mask_filter: Filter that resizes masks.
         mask_threshold: A pixel of a resized mask is True if its value (0 to 1) is above this
             threshold.
@@ -162,6 +164,7 @@ class SampleDataset(Dataset[Item]):
         mask_size: int,
         *,
         has_masks: bool = True,
+        guard: Callable[[Sample], AbstractContextManager[object]] = nullcontext,
         mask_filter: MaskFilter = "bilinear",
         mask_threshold: float = 0.5,
         mask_rule: MaskRule = MaskRule(),
@@ -175,6 +178,7 @@ class SampleDataset(Dataset[Item]):
         self.image_size = image_size
         self.mask_size = mask_size
         self.has_masks = has_masks
+        self.guard = guard
         self.mask_filter = mask_filter
         self.mask_threshold = mask_threshold
         self.mask_rule = mask_rule
@@ -207,7 +211,9 @@ class SampleDataset(Dataset[Item]):
             if "mask" in item["features"]:
                 item["mask"] = item["features"].pop("mask")
         else:
-            image, mask = self.cached(sample) if self.cache is not None else self.resized(sample)
+            with self.guard(sample):
+                cached = self.cache is not None
+                image, mask = self.cached(sample) if cached else self.resized(sample)
             if self.augmentation is not None:
                 image, mask = self.augmentation(image, mask, epoch, row)
             item["image"] = torch.from_numpy(image).permute(2, 0, 1).contiguous()
