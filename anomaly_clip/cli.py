@@ -54,8 +54,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: Arguments after ``anomaly_clip``; default: ``sys.argv``.
 
     Returns:
-        0: success. 1: a check found a problem, or some runs failed. 2: a user error, printed on one
-        line. 130: interrupted.
+        0: success. 1: some images could not be read, a check found a problem, or some runs failed.
+        2: a user error, printed on one line. 130: interrupted.
     """
     words = list(sys.argv[1:] if args is None else args)
     with _any_text_printed():

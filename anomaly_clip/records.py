@@ -42,6 +42,7 @@ __all__ = [
     "Scores",
     "Synthetic",
     "TrainingFeatures",
+    "UnreadableImage",
     "WeightsRecord",
     "needs_of",
     "versions",
@@ -66,6 +67,17 @@ PACKAGES = (
     "pillow",
     "opencv-python-headless",
 )
+
+
+class UnreadableImage(NamedTuple):
+    """An image that could not be read."""
+
+    index: int  # type: ignore[assignment]  # hides the method of tuples, which is not needed
+    """Index in the listing of its data set."""
+    path: str
+    category: str
+    reason: str
+    """Why it could not be read, without the path of the image."""
 
 
 class Batch(TypedDict):
@@ -93,6 +105,8 @@ class Batch(TypedDict):
     """Kind of the synthetic defect."""
     support: NotRequired[Tensor]
     """uint8 ``(B, k, 3, H, W)``, normal images of the same category."""
+    unreadable: NotRequired[list[UnreadableImage]]
+    """Images that predict could not read. They are in no other entry, so that ``B`` may be 0."""
 
 
 class Scores(TypedDict):

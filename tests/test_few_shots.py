@@ -105,7 +105,10 @@ def stub(count: int, **options: Any) -> Any:
             "root": Path("here"),
             "seed": 3,
             "listing": SimpleNamespace(normal=lambda category: normal),
-            "validation": SimpleNamespace(is_synthetic=False, normal_parts=parts),
+            "validation": SimpleNamespace(
+                is_synthetic=False, normal_parts=parts, held_normal={*parts[1]}
+            ),
+            "unreadable": SimpleNamespace(readable=list, is_readable=lambda sample: True),
             **options,
         }
     )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,9 @@ class Source:
         self.empty = empty
         self.listed: list[tuple[str, str]] = []
         self.spare: list[Path] = []
+        self.unreadable = SimpleNamespace(
+            without=lambda samples, split: samples, tolerates=lambda split: False
+        )
 
     def find_categories(self) -> list[str]:
         return ["a", "b", "c"]
@@ -34,6 +38,9 @@ class Source:
 
     def spare_masks(self, categories: Any, samples: Any) -> list[Path]:
         return self.spare
+
+    def normal_masks(self, categories: Any, samples: Any) -> list[Path]:
+        return []
 
 
 def listing(source: Any, categories: Any = None, train_categories: Any = "same") -> Listing:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from anomaly_clip.commands.experiment import ExperimentCLI, run_experiment
+from anomaly_clip.commands.experiment import UNREADABLE, ExperimentCLI, run_experiment
 from anomaly_clip.errors import UserError, reason
 from anomaly_clip.files import printable
 from anomaly_clip.progress import say
@@ -19,6 +19,8 @@ __all__ = ["DryRunCLI", "forbid_distributed_launch", "pop_resume", "run_in_turn"
 
 ERROR_PREFIX = "anomaly_clip: "
 """Prefix of the error line a failed command prints."""
+TRACEBACK = "Traceback (most recent call last)"
+"""First line that Python prints of an exception that nobody handles."""
 
 
 class DryRunCLI(ExperimentCLI):
@@ -95,22 +97,28 @@ def run_in_turn(
     return failed
 
 
-def run_verb(words: Sequence[str], several: bool) -> None:
-    """Run a verb without printing its table, in a subprocess if it needs several processes."""
+def run_verb(words: Sequence[str], several: bool) -> int:
+    """Run a verb without printing its table, in a subprocess if it needs several processes.
+
+    Returns:
+        0, or 1 if some images could not be read.
+    """
     if several:  # Lightning starts the other processes with the arguments of the current one
-        _run_apart([sys.executable, "-m", "anomaly_clip", *words])
-        return
+        return _run_apart([sys.executable, "-m", "anomaly_clip", *words])
     with contextlib.redirect_stdout(io.StringIO()):
-        run_experiment(words)
+        return run_experiment(words)
 
 
-def _run_apart(command: list[str]) -> None:
+def _run_apart(command: list[str]) -> int:
     """Run a command, forward its messages line by line and discard its table.
+
+    Returns:
+        0, or 1 if some images could not be read.
 
     Raises:
         UserError: If the command fails. The message is the last line that the command wrote.
     """
-    last = "no message"
+    last, crashed = "no message", False
     with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -118,10 +126,13 @@ def _run_apart(command: list[str]) -> None:
         try:
             for line in filter(str.strip, process.stderr):
                 last = line.rstrip()
+                crashed = crashed or last.startswith(TRACEBACK)
                 if not last.startswith(ERROR_PREFIX):  # the caller prints the error line
                     say(last)
         except BaseException:
             process.kill()
             raise
-    if process.returncode != 0:
+    # Python itself exits with 1, too, after an exception that nobody handles.
+    if process.returncode != 0 and (process.returncode != UNREADABLE or crashed):
         raise UserError(last.removeprefix(ERROR_PREFIX))
+    return process.returncode

@@ -33,7 +33,12 @@ from anomaly_clip.recording.wandb_log import wandb_group
 from anomaly_clip.report.metrics_table import build_table
 from anomaly_clip.report.page import PAGE, write_page
 from anomaly_clip.results.metrics_file import merge_metrics, write_metrics
-from anomaly_clip.results.warnings import rounds_remark, selection_warning, weights_remark
+from anomaly_clip.results.warnings import (
+    rounds_remark,
+    selection_warning,
+    unreadable_warnings,
+    weights_remark,
+)
 
 __all__ = ["run_each"]
 
@@ -44,7 +49,10 @@ FAILED = 1
 
 
 def run_each(words: Sequence[str]) -> int:
-    """Fit and test category by category; return exit code 1 if one of them failed.
+    """Fit and test category by category.
+
+    Returns:
+        0, or 1 if a category failed or some images could not be read.
 
     Raises:
         UserError: If the run cannot be started.
@@ -165,7 +173,8 @@ def _merge(folder: Path, categories: Sequence[str], failed: dict[str, str]) -> i
     for category, why in failed.items():
         say(f"failed: {printable(category)}: {why}", style="bold red")
     say(f"results: {folder}" if parts else "no category has results")
-    return FAILED if failed else 0
+    unreadable = any(unreadable_warnings(part["run"]["protocol"]) for part in parts.values())
+    return FAILED if failed or unreadable else 0
 
 
 def _write_merged(
@@ -178,6 +187,7 @@ def _write_merged(
     title = f"{run['method']} on {protocol['data']}, one model per category, test"
     if failed:
         title += f"\nWITHOUT {', '.join(failed)}"
+    title += "".join(f"\n{warning}" for warning in unreadable_warnings(protocol))
     for more in (selection_warning(protocol), rounds_remark(protocol)):
         if more is not None:
             title += f"\n{more.partition(';')[0]}"  # without deviations, which differ by category

@@ -38,6 +38,7 @@ from anomaly_clip.recording.writer import RunWriter
 from anomaly_clip.records import HasLoaderNeeds
 
 __all__ = [
+    "UNREADABLE",
     "ExperimentCLI",
     "arrange",
     "class_of_checkpoint",
@@ -46,12 +47,17 @@ __all__ = [
     "run_experiment",
 ]
 
+UNREADABLE = 1
+"""Exit code of a run that is done, but could not read some images."""
 STEPS = {"validate": "validation_step", "test": "test_step", "predict": "predict_step"}
 """Method that a model must override to support a verb."""
 
 
 def run_experiment(words: Sequence[str]) -> int:
-    """Run ``fit``, ``validate``, ``test`` or ``predict`` and return an exit code.
+    """Run ``fit``, ``validate``, ``test`` or ``predict``.
+
+    Returns:
+        0, or 1 if some images could not be read.
 
     Raises:
         UserError: If the user made a mistake.
@@ -60,10 +66,11 @@ def run_experiment(words: Sequence[str]) -> int:
     quieten()
     try:
         with user_errors(known_options), finish_wandb_run():
-            ExperimentCLI(args=arrange(words))
+            cli = ExperimentCLI(args=arrange(words))
     finally:
         silence(False)  # later runs of this process may show progress
-    return 0
+    # A launcher would take the code of another process for its failure.
+    return UNREADABLE if cli.trainer.is_global_zero and cli.writer.unreadable.exist else 0
 
 
 def arrange(words: Sequence[str]) -> list[str]:

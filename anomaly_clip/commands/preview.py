@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,11 +15,12 @@ from anomaly_clip.commands.parsing import data_parser, parse_words
 from anomaly_clip.data.dataset import AnomalyData, Sample, Split
 from anomaly_clip.data.samples import SampleDataset
 from anomaly_clip.data.synthetic import SyntheticDataset
+from anomaly_clip.data.unreadable import UnreadableError
 from anomaly_clip.drawing.draw import add_caption, font, grid
 from anomaly_clip.errors import check_at_least
 from anomaly_clip.files import atomic_path, printable
 from anomaly_clip.images import evenly_spaced
-from anomaly_clip.progress import say, track
+from anomaly_clip.progress import number_of, say, track
 from anomaly_clip.records import Draw
 
 __all__ = ["augmented_sheet", "contact_sheet", "defect_sheet", "run_preview"]
@@ -30,6 +32,8 @@ Panels = tuple[str, list[NDArray[np.uint8]]]
 CELL = 160
 LINE_HEIGHT = 14
 GAP = 6
+UNREADABLE = 1
+"""Exit code if some images could not be read."""
 SHOWN_SIZE = 256  # image side in pixels for training images, if data.image_size is unset
 NUM_VERSIONS = 4  # augmented versions shown of each image
 
@@ -60,6 +64,8 @@ def run_preview(words: Sequence[str]) -> int:
         if target.suffix.lower() not in (".png", ".jpg", ".jpeg"):
             raise ValueError(f"--file {target}: expected a name ending in .png or .jpg")
         data: AnomalyData = parser.instantiate(config).data
+        data.unreadable.keeps_all = True
+        unreadable: list[UnreadableError] = []
         trains = data.synthesis is not None or data.augmentation is not None
         if trains:
             data.begin_fit()
@@ -67,48 +73,67 @@ def run_preview(words: Sequence[str]) -> int:
         for remark in data.reading.remarks:
             say(remark)
         if data.synthesis is not None:
-            sheet = defect_sheet(data, config.count)
+            sheet = defect_sheet(data, config.count, unreadable)
         elif data.augmentation is not None:
-            sheet = augmented_sheet(data, config.count)
+            sheet = augmented_sheet(data, config.count, unreadable)
         else:
-            sheet = contact_sheet(data, config.split, config.count)
+            sheet = contact_sheet(data, config.split, config.count, unreadable)
         with atomic_path(target) as temporary:
             Image.fromarray(sheet).save(temporary)
     print(target)
+    if unreadable:
+        such_as = ":" if len(unreadable) == 1 else ", such as"
+        number = number_of(len(unreadable), "image")
+        say(f"{number} could not be read{such_as} {unreadable[0].reason}", style="bold red")
+        return UNREADABLE
     return 0
 
 
-def contact_sheet(data: AnomalyData, split: Split = "test", count: int = 48) -> NDArray[np.uint8]:
+def contact_sheet(
+    data: AnomalyData,
+    split: Split = "test",
+    count: int = 48,
+    unreadable: list[UnreadableError] | None = None,
+) -> NDArray[np.uint8]:
     """Draw evenly spaced images of a split, each next to its mask.
 
     Args:
         data: The data set.
         split: One of its splits.
         count: Maximum number of images.
+        unreadable: Receives the errors of images that cannot be read, which are then not drawn;
+            default: the first error is raised.
 
     Returns:
         RGB ``(H, W, 3)``.
+
+    Raises:
+        UnreadableError: If an image cannot be read and there is no list for it, or none can be.
     """
-    samples, read = data.samples(split), data.reader()
+    samples, read, guard = data.samples(split), data.reader(), data.unreadable.guard
     shown = [samples[place] for place in evenly_spaced(count, len(samples))]
 
     def panels(sample: Sample) -> Panels:
-        image, mask = read(sample)
+        with guard(sample) if data.on_disk else nullcontext():
+            image, mask = read(sample)
         if not data.has_masks:
             return _caption(sample), [image]
         white = np.zeros(image.shape[:2], dtype=bool) if mask is None else mask
         grey = white.astype(np.uint8) * (1 if white.dtype == np.uint8 else 255)
         return _caption(sample), [image, _to_rgb(grey)]
 
-    return _draw_sheet(shown, panels, 2 if data.has_masks else 1)
+    return _draw_sheet(shown, panels, 2 if data.has_masks else 1, unreadable)
 
 
-def defect_sheet(data: AnomalyData, count: int = 48) -> NDArray[np.uint8]:
+def defect_sheet(
+    data: AnomalyData, count: int = 48, unreadable: list[UnreadableError] | None = None
+) -> NDArray[np.uint8]:
     """Draw evenly spaced normal training images, each with a synthetic defect.
 
     Args:
         data: A data set with ``synthesis``; its image size defaults to ``SHOWN_SIZE``.
         count: Maximum number of images.
+        unreadable: See :func:`contact_sheet`.
 
     Returns:
         RGB ``(H, W, 3)``. Per image: the image, the image with its defect, the mask, the label.
@@ -126,15 +151,18 @@ def defect_sheet(data: AnomalyData, count: int = 48) -> NDArray[np.uint8]:
         mask = synthetic.mask.astype(np.uint8) * 255
         return caption, [image, synthetic.image, _to_rgb(mask), _to_rgb(label)]
 
-    return _draw_sheet(evenly_spaced(count, len(dataset)), panels, 4)
+    return _draw_sheet(evenly_spaced(count, len(dataset)), panels, 4, unreadable)
 
 
-def augmented_sheet(data: AnomalyData, count: int = 48) -> NDArray[np.uint8]:
+def augmented_sheet(
+    data: AnomalyData, count: int = 48, unreadable: list[UnreadableError] | None = None
+) -> NDArray[np.uint8]:
     """Draw evenly spaced training images, each followed by its versions in the first epochs.
 
     Args:
         data: A data set with ``augment``; its image size defaults to ``SHOWN_SIZE``.
         count: Maximum number of images.
+        unreadable: See :func:`contact_sheet`.
 
     Returns:
         RGB ``(H, W, 3)``: the image, and ``NUM_VERSIONS`` augmented versions.
@@ -149,7 +177,7 @@ def augmented_sheet(data: AnomalyData, count: int = 48) -> NDArray[np.uint8]:
         images = [item["image"].permute(1, 2, 0).contiguous().numpy() for item in items]
         return _caption(dataset.samples[row]), images
 
-    return _draw_sheet(evenly_spaced(count, len(dataset)), panels, 1 + NUM_VERSIONS)
+    return _draw_sheet(evenly_spaced(count, len(dataset)), panels, 1 + NUM_VERSIONS, unreadable)
 
 
 def _to_rgb(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -157,17 +185,26 @@ def _to_rgb(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _draw_sheet(
-    items: Sequence[Item], panels_of: Callable[[Item], Panels], num_panels: int
+    items: Sequence[Item],
+    panels_of: Callable[[Item], Panels],
+    num_panels: int,
+    unreadable: list[UnreadableError] | None,
 ) -> NDArray[np.uint8]:
     """Draw items, each with a caption and ``num_panels`` panels, on a roughly square sheet."""
     width, height = CELL * num_panels, CELL + LINE_HEIGHT
-    columns = max(1, min(len(items), round((len(items) * height / width) ** 0.5)))
     captions, cells = [], []
     for item in track(items, "drawing"):
-        caption, panels = panels_of(item)
+        try:
+            caption, panels = panels_of(item)
+        except UnreadableError as error:
+            if unreadable is None or len(unreadable) + 1 == len(items):
+                raise
+            unreadable.append(error)
+            continue
         padded = [ImageOps.pad(Image.fromarray(p), (CELL, CELL), color="white") for p in panels]
         captions.append(caption)
         cells.append(add_caption(grid(padded, num_panels), [], LINE_HEIGHT, above=LINE_HEIGHT))
+    columns = max(1, min(len(cells), round((len(cells) * height / width) ** 0.5)))
     sheet = grid(cells, columns, GAP, before=GAP, after=GAP)
     draw = ImageDraw.Draw(sheet)
     # Captions are drawn on the sheet, not on the cells, so that long ones can extend into the gap.

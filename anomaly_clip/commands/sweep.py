@@ -27,12 +27,13 @@ from anomaly_clip.commands.batch import (
     run_verb,
 )
 from anomaly_clip.commands.configs import config_file
-from anomaly_clip.commands.experiment import arrange, known_options, quieten
+from anomaly_clip.commands.experiment import UNREADABLE, arrange, known_options, quieten
 from anomaly_clip.commands.sweep_file import METHODS, Sweep, read_sweep
 from anomaly_clip.commands.sweep_record import (
     FAILURE_FILE,
     RESULT_FILE,
     SweepRecord,
+    any_unreadable,
     last_logged,
     options_text,
     print_table,
@@ -60,7 +61,7 @@ class GoalMissing(UserError):
 
 
 def run_sweep(words: Sequence[str]) -> int:
-    """Run the fits of a sweep; return exit code 1 if one of them failed.
+    """Run the fits of a sweep; return exit code 1 if one failed or could not read some images.
 
     Raises:
         UserError: If the sweep cannot be started.
@@ -272,7 +273,7 @@ def _run_all(folder: Path, record: SweepRecord) -> int:
     write_table(folder, record)
     print_table(folder, record)
     say(f"results: {folder / 'sweep.csv'}")
-    return FAILED if failed else 0
+    return FAILED if failed or any_unreadable(folder, record) else 0
 
 
 def _run_one(folder: Path, record: SweepRecord, number: int) -> None:
@@ -306,7 +307,7 @@ def _fit(folder: Path, run: Path, record: SweepRecord, number: int) -> dict[str,
     """
     config = folder / CONFIGS / f"{number}.yaml"
     started = time.monotonic()
-    run_verb(["fit", "--config", str(config), "--output.folder", str(run)], record.several)
+    code = run_verb(["fit", "--config", str(config), "--output.folder", str(run)], record.several)
     minutes = (time.monotonic() - started) / 60
     metrics, time_logged = last_logged(run / "logs" / "fit" / "metrics.csv", record.metric)
     goal = metrics.get(record.metric)
@@ -323,7 +324,8 @@ def _fit(folder: Path, run: Path, record: SweepRecord, number: int) -> dict[str,
         )
     say(f"{record.metric} {goal:.6g}")
     finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
-    return {"figures": finite, **time_logged, "minutes": minutes}
+    unreadable = {"unreadable": True} if code == UNREADABLE else {}
+    return {"figures": finite, **time_logged, "minutes": minutes, **unreadable}
 
 
 def _write_text(file: Path, text: str) -> None:

@@ -26,6 +26,7 @@ __all__ = [
     "FAILURE_FILE",
     "RESULT_FILE",
     "SweepRecord",
+    "any_unreadable",
     "last_logged",
     "options_text",
     "print_table",
@@ -109,6 +110,12 @@ def _read_of_runs(folder: Path, record: SweepRecord, name: str) -> dict[int, dic
         for number, file in files.items()
         if file.is_file()
     }
+
+
+def any_unreadable(folder: Path, record: SweepRecord) -> bool:
+    """Return whether a finished run has left out images that could not be read."""
+    results = _read_of_runs(folder, record, RESULT_FILE)
+    return any(result.get("unreadable") for result in results.values())
 
 
 def write_table(folder: Path, record: SweepRecord) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from types import MethodType
@@ -13,22 +14,27 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, default_collate
 
 from anomaly_clip.data.augment import Augmentation
-from anomaly_clip.data.auxiliary import check_auxiliary, share_image_size
+from anomaly_clip.data.auxiliary import check_auxiliary, take_image_size
 from anomaly_clip.data.base import BaseDataModule
 from anomaly_clip.data.few_shots import FewShots
 from anomaly_clip.data.file_hashes import DuplicatePair
 from anomaly_clip.data.fit_sets import FitSets
 from anomaly_clip.data.image_cache import ImageCache
+from anomaly_clip.data.info import MaskRule, is_own
 from anomaly_clip.data.leakage import LeakageCheck
 from anomaly_clip.data.listing import Listing, TrainCategories
 from anomaly_clip.data.loaders import evaluation_loader, fit_loader
+from anomaly_clip.data.mask_checks import MaskChecks
+from anomaly_clip.data.mask_files import OWN_MISFIT, OWN_MISFIT_SHARE
 from anomaly_clip.data.reading import BitDepth, ImageReading, Unreadable
 from anomaly_clip.data.samples import Item, Reader, Sample, SampleDataset, Split, read_sample
 from anomaly_clip.data.synthetic import SyntheticDataset, SyntheticPairs
 from anomaly_clip.data.transforms import MaskFilter, Resize
+from anomaly_clip.data.unreadable import PredictionImages, UnreadableFiles
 from anomaly_clip.data.validation import ValidationSplit, ValSplit
 from anomaly_clip.errors import check_at_least, check_between
-from anomaly_clip.images import MAX_PIXELS, read_image, read_mask
+from anomaly_clip.images import MAX_PIXELS, read_image
+from anomaly_clip.masks import read_mask
 from anomaly_clip.progress import number_of
 from anomaly_clip.records import Batch, Encoder, LoaderNeeds, needs_of
 from anomaly_clip.synthesis.synthesizer import SynthesisSettings
@@ -92,7 +98,8 @@ class AnomalyData(BaseDataModule):
         bit_depth: Significant bits of images with 16 bits per channel, such as 12 for a 12-bit
             camera; auto: the checkpoint's, or else chosen from all images of the fit or the test.
         max_pixels: Largest number of pixels of an image; reading takes about 12 bytes each.
-        unreadable: What fit and test do with images that cannot be decoded: error, or skip.
+        unreadable: What fit, validate and test do with images that cannot be decoded: error, or
+            skip (leave them out). Predict always scores the others and lists them.
         mask_level: Grey level (0 to 254) above which a mask's pixel is anomalous; default: the data
             set's rule, which is 0 for most.
     """
@@ -166,7 +173,9 @@ class AnomalyData(BaseDataModule):
         self.fit_sets = FitSets(self, self.augmentation)
         self.leakage = LeakageCheck(self, allow_overlap)
         self.reading = ImageReading(self, bit_depth, max_pixels, unreadable)
+        self.unreadable = UnreadableFiles(self)
         self.listing = Listing(self, categories, train_categories)
+        self.masks = MaskChecks(self)
         self.few_shots = FewShots(self, shots, fraction)
         check_auxiliary(self)
         self.validation = ValidationSplit(self, val_split, val_share)
@@ -231,18 +240,21 @@ class AnomalyData(BaseDataModule):
                 f"data.image_size is {self.image_size}: set it, or let a trainer set up the data "
                 f"with a model"
             )
+        # The arrays do not depend on these two settings.
+        tag = str(self.mask_rule._replace(lenient=False, max_pixels=0))
         return SampleDataset(
             samples,
             self.image_size,
             self.mask_size or self.image_size,
             has_masks=self.has_masks,
+            guard=self.unreadable.guard if self.on_disk else nullcontext,
             mask_filter=self.mask_filter,
             mask_threshold=self.mask_threshold,
-            mask_rule=self.info.mask,
+            mask_rule=self.mask_rule,
             reading=self.reading.rule,
             read=None if self.on_disk else self.reader(),
             resize=self.resize,
-            cache=ImageCache(str(self.info.mask)) if self.cache and self.on_disk else None,
+            cache=ImageCache(tag) if self.cache and self.on_disk else None,
         )
 
     def words(self, category: str) -> str:
@@ -251,6 +263,22 @@ class AnomalyData(BaseDataModule):
         if category in names or self.auxiliary is None or category in self.categories:
             return names.get(category, category)
         return self.auxiliary.words(category)
+
+    @property
+    def is_own(self) -> bool:
+        """True if the images are a user's own: of no published data set, or category."""
+        return is_own(self.dataset_name, self.find_categories)
+
+    @property
+    def mask_rule(self) -> MaskRule:
+        """Rule for reading mask files: the data set's, with the user's settings."""
+        rule = self.info.mask
+        if self.is_own:
+            rule = rule._replace(fitted=OWN_MISFIT, fitted_share=OWN_MISFIT_SHARE)
+        if self.mask_level is not None:
+            rule = rule._replace(grey=False, level=self.mask_level)
+        lenient, max_pixels = not self.listing.needs_masks, self.reading.max_pixels
+        return rule._replace(lenient=lenient, max_pixels=max_pixels)
 
     # -- training and validation images ----------------------------------------------------------
 
@@ -364,12 +392,13 @@ class AnomalyData(BaseDataModule):
             f"{number_of(len(samples), 'image')} ({labels}) in {number} "
             f"{'category' if number == 1 else 'categories'}"
             f"{'' if source is self else f' of {source.dataset_name} {source.root}'}"
+            f"{self.unreadable.summary(stage)}"
         )
         return "; ".join([counts, *source.reading.remarks])
 
     def protocol(self) -> Mapping[str, object]:
         """Return the data settings to record with the metrics."""
-        auxiliary, reading = self.auxiliary, self.reading
+        auxiliary = self.auxiliary
         return {
             "data": self.dataset_name,
             "image_size": self.image_size,
@@ -388,8 +417,9 @@ class AnomalyData(BaseDataModule):
             "data_seed": self.seed,
             "allow_overlap": self.allow_overlap,
             **({} if self.augmentation is None else {"augment": self.augmentation.settings}),
-            **({} if reading.bits_in_use is None else {"bit_depth": reading.bits_in_use}),
-            **({} if reading.geometry is None else {"geometry": reading.geometry}),
+            **({"unreadable": "skip"} if self.unreadable.skips else {}),
+            **self.reading.protocol(),
+            **self.masks.protocol(),
         }
 
     # -- Lightning's hooks -----------------------------------------------------------------------
@@ -402,12 +432,15 @@ class AnomalyData(BaseDataModule):
             ValueError: If the image size differs from the model's, a category is empty, labels are
                 missing, or test images are among the training images.
         """
-        self._take_image_size(self._needs.image_size)
+        self.unreadable.begin(stage, self._needs.bit_depth)
+        take_image_size(self, self._needs.image_size)
         self.fit_sets.clear()
         self.few_shots.check()
+        self.listing.needs_masks = self.masks.are_used(stage)
         if stage == "fit":
             self.leakage.check_training(self.fit_samples())
-            self._prepare_reading(stage)
+            self.masks.inspect(stage)
+            self.reading.prepare_stage(stage, self._needs.bit_depth)
             return
         if stage != "predict" and not self.has_labels:
             raise ValueError(
@@ -415,33 +448,12 @@ class AnomalyData(BaseDataModule):
                 f"put the normal images into good/"
             )
         self.leakage.check_test(stage, self.samples("test"), self._needs.fitted_images)
-        self._prepare_reading(stage)
-
-    def _prepare_reading(self, stage: str) -> None:
-        if stage == "fit" and self.auxiliary is not None:
-            self.auxiliary.reading.prepare(self.fit_samples())
-            if self.validation.is_test:
-                self.reading.prepare(self.samples("test"))
-            return
-        samples = self.fit_samples() if stage == "fit" else self.samples("test")
-        if stage != "fit" and self.has_shots:
-            samples = [*samples, *(s for name in self.categories for s in self.shots_of(name))]
-        self.reading.prepare(samples, self._needs.bit_depth)
+        self.masks.inspect(stage)
+        self.reading.prepare_stage(stage, self._needs.bit_depth)
 
     def fitted_hashes(self) -> frozenset[str]:
         """Return hashes of the decoded images of ``fit``; empty for images that are not files."""
         return self.leakage.training_hashes()
-
-    def _take_image_size(self, needed: int | None) -> None:
-        if needed is not None and self.image_size not in (None, needed):
-            raise ValueError(
-                f"data.image_size {self.image_size} differs from the model's ({needed}): leave "
-                f"data.image_size out, or change the model's image size"
-            )
-        self.image_size = self.image_size or needed
-        if self.image_size is not None:
-            self.resize.check(self.image_size)
-        share_image_size(self)
 
     @property
     def _needs(self) -> LoaderNeeds:
@@ -471,8 +483,12 @@ class AnomalyData(BaseDataModule):
         return loaders[0] if passes == 1 else loaders
 
     def predict_dataloader(self) -> DataLoader[Batch]:
-        """Return the test split, in the order of its listing."""
-        return self._evaluation_loader(self.dataset("test"))
+        """Return the test split, in the order of its listing; its images may be unreadable."""
+        dataset = self.dataset("test")
+        dataset.has_masks = False  # scores need no masks, so none is read
+        return self._evaluation_loader(PredictionImages(dataset))
 
-    def _evaluation_loader(self, dataset: SampleDataset | SyntheticPairs) -> DataLoader[Batch]:
+    def _evaluation_loader(
+        self, dataset: SampleDataset | SyntheticPairs | PredictionImages
+    ) -> DataLoader[Batch]:
         return evaluation_loader(dataset, self.batch_size, self.num_workers, self.trainer)

@@ -75,17 +75,32 @@ class FewShots:
             )
         normal = data.listing.normal(category)
         if data.validation.is_synthetic:  # the held-out images do not depend on the number of shots
-            held_out = set(data.validation.normal_parts[1])
+            held_out = data.validation.held_normal
             normal = [sample for sample in normal if sample not in held_out]
         count = self.shots
         if count is None:
-            count = max(1, round((self.fraction or 1.0) * len(normal)))
-        if len(normal) < count:
+            readable = len(data.unreadable.readable(normal))
+            count = max(1, round((self.fraction or 1.0) * readable))
+        drawn = self._drawn_of(normal, count, data.seed, category)
+        if len(drawn) < count:
             raise ValueError(
-                f"data.shots {self.shots}: category {category!r} has {len(normal)} normal "
-                f"training images: lower data.shots, or add images"
+                f"data.shots {self.shots}: category {category!r} has "
+                f"{self._number_of(normal)}: lower data.shots, or add images"
             )
-        return [normal[row] for row in draw_few(len(normal), count, data.seed, category)]
+        return drawn
+
+    def _drawn_of(self, normal: list[Sample], count: int, seed: int, category: str) -> list[Sample]:
+        """Sample ``count`` images that can be read, or all if there are fewer."""
+
+        def usable(row: int) -> bool:
+            return self.data.unreadable.is_readable(normal[row])
+
+        return [normal[row] for row in draw_few(len(normal), count, seed, category, usable)]
+
+    def _number_of(self, normal: list[Sample]) -> str:
+        readable = len(self.data.unreadable.readable(normal))
+        rest = "" if readable == len(normal) else " that can be read"
+        return f"{readable} normal training images{rest}"
 
     def drawn(self, category: str, count: int, seed: int) -> list[Sample]:
         """Sample ``count`` normal training images of any category with the seed (seed, category).
@@ -100,9 +115,10 @@ class FewShots:
                 f"that has some"
             )
         normal = data.listing.normal(category)
-        if len(normal) < count:
+        drawn = self._drawn_of(normal, count, seed, category)
+        if len(drawn) < count:
             raise ValueError(
-                f"model.shots {count}: category {category!r} has {len(normal)} normal training "
-                f"images in {data.root}: lower model.shots, or add images"
+                f"model.shots {count}: category {category!r} has {self._number_of(normal)} in "
+                f"{data.root}: lower model.shots, or add images"
             )
-        return [normal[row] for row in draw_few(len(normal), count, seed, category)]
+        return drawn

@@ -18,12 +18,11 @@ from anomaly_clip.data.folder_forms import (
     read_selection,
     understand,
 )
-from anomaly_clip.data.layout import missing_layout
+from anomaly_clip.data.layout import USUAL_ENDINGS, missing_layout
 from anomaly_clip.data.path_selection import PathSelection
 from anomaly_clip.errors import check_between, check_choice
-from anomaly_clip.files import name_bytes, name_key
+from anomaly_clip.files import name_bytes
 from anomaly_clip.folders import image_files
-from anomaly_clip.images import read_mask
 from anomaly_clip.progress import number_of
 
 __all__ = ["ImageFolder", "held_out"]
@@ -190,6 +189,7 @@ class ImageFolder(AnomalyData):
         if self.form.train or not any(sample.label for sample in self.form.labelled):
             return set()
         normal = [sample for sample in self.form.labelled if not sample.label]
+        normal = self.unreadable.readable(normal)
         return held_out(normal, self.test_share, self.seed, self.group)
 
     @property
@@ -296,8 +296,10 @@ class ImageFolder(AnomalyData):
                 f"good/, or set --data.normal all if all of them are"
             )
         if stage in ("validate", "test") and needs.fitted_images and self.held_out:
-            trained_on = (sample.image for sample in self._normal_to_train_on())
-            hashes = pixel_hashes(trained_on, self.reading.max_pixels)
+            normal = self.unreadable.readable(list(self._normal_to_train_on()))
+            with self.unreadable.advising():
+                images = (sample.image for sample in normal)
+                hashes = pixel_hashes(images, self.reading.max_pixels)
             self._trains = not needs.fitted_images.isdisjoint(hashes.values())
         self.listing.forget()
         super().setup(stage)
@@ -307,13 +309,25 @@ class ImageFolder(AnomalyData):
         self._trains = self.auxiliary is None
         self.listing.forget()
 
+    @property
+    def mask_endings(self) -> Sequence[str]:
+        """Endings that the name of a mask may have after that of its image."""
+        return USUAL_ENDINGS if self.mask_ending is None else (self.mask_ending,)
+
+    @property
+    def mask_hint(self) -> str:
+        """Advice for masks that are not found."""
+        return "add the mask, or set data.mask_ending if its name ends differently"
+
+    def normal_masks(self, categories: Sequence[str], samples: Sequence[Sample]) -> list[Path]:
+        """Return the masks of normal images, which must be empty."""
+        masks = super().spare_masks(categories, samples)
+        return [mask for mask in masks if mask in self.form.normal_masks]
+
     def spare_masks(self, categories: Sequence[str], samples: Sequence[Sample]) -> list[Path]:
-        """Return the masks that belong to no sample; empty ones may belong to normal images."""
-        stems = {name_key(s.image.stem) for s in self.form.labelled if not s.label}
-        spare = super().spare_masks(categories, samples)
-        names = {mask: name_key(mask.stem) for mask in spare}
-        of_normal = {m for m, n in names.items() if n in stems or n.rpartition("_")[0] in stems}
-        return [mask for mask in spare if mask not in of_normal or read_mask(mask).any()]
+        """Return the masks that belong to no sample; those of normal images belong to them."""
+        masks = super().spare_masks(categories, samples)
+        return [mask for mask in masks if mask not in self.form.normal_masks]
 
     def summary(self, stage: str) -> str:
         """Return the numbers of images, and how the folder was understood."""

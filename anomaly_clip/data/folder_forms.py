@@ -11,7 +11,8 @@ The normal folder may also be called ``ok`` or ``normal``, in any case. Images b
 at any depth, have the label of the folder at the top. Masks of defective images are in
 ``ground_truth/``, ``masks/``, ``mask/`` or ``gt/``, with or without a folder per kind of defect and
 with or without the folders below it, or next to their images. A mask has the name of its image,
-possibly with an ending such as ``_mask``.
+possibly with an ending such as ``_mask``. A folder of another name contains masks if both its
+content and its file names are those of masks; see :mod:`~anomaly_clip.data.mask_folders`.
 """
 
 from __future__ import annotations
@@ -21,12 +22,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from anomaly_clip.data.folder_listing import FolderListing, joined
-from anomaly_clip.data.path_selection import MASK_FOLDERS, Selected
+from anomaly_clip.data.layout import USUAL_ENDINGS
+from anomaly_clip.data.mask_folders import (
+    LABEL_FOLDERS,
+    MASK_FOLDERS,
+    ImageNames,
+    MaskFolders,
+    looks_like_a_mask,
+)
+from anomaly_clip.data.path_selection import Selected
 from anomaly_clip.data.samples import Sample
 from anomaly_clip.errors import suggest
 from anomaly_clip.files import name_key
-from anomaly_clip.folders import FolderTree, find_inner
-from anomaly_clip.images import read_image
+from anomaly_clip.folders import find_inner
 from anomaly_clip.progress import number_of
 
 __all__ = [
@@ -38,12 +46,7 @@ __all__ = [
 ]
 
 NORMAL_FOLDERS = ("good", "ok", "normal")
-MASK_ENDINGS = ("_mask", "_gt", "_label")
-
-EXTREME = 8  # grey levels from black or white that still count as black or white
-BLACK_AND_WHITE = 0.99  # fraction of such pixels in a mask, whose edges may be antialiased
 MAX_INSPECTED = 20  # our choice: a folder per part, with equal names, takes too long to inspect
-INSPECTED = 3  # images of a mask folder that are read if their names are not those of others
 
 
 @dataclass
@@ -55,6 +58,7 @@ class FolderForm:
         labelled: The other images, if some folder contains normal ones, sorted by path.
         unlabelled: All images, if no folder contains normal ones.
         mask_folders: Folders that contain only masks.
+        normal_masks: Masks of normal images, which must be empty.
         remarks: How the folder was understood and what is not used, to be shown to the user.
     """
 
@@ -62,6 +66,7 @@ class FolderForm:
     labelled: list[Sample] = field(default_factory=list)
     unlabelled: list[Sample] = field(default_factory=list)
     mask_folders: list[Path] = field(default_factory=list)
+    normal_masks: set[Path] = field(default_factory=set)
     remarks: list[str] = field(default_factory=list)
 
     @property
@@ -94,7 +99,7 @@ def understand(
         ValueError: If a folder has the name of a mask folder, but contains something else.
     """
     names = {_folder_key(name.strip("/")): name for name in normal_folders}
-    endings = ("_mask", "", *MASK_ENDINGS[1:]) if mask_ending is None else (mask_ending,)
+    endings = USUAL_ENDINGS if mask_ending is None else (mask_ending,)
     return _Reader(root, category, names, endings).read()
 
 
@@ -107,17 +112,7 @@ def read_selection(root: Path, category: str, selected: Selected, name: str) -> 
         selected: The images and folders.
         name: Description of the selection, for the remark about it.
     """
-    return _Reader(root, category, {}, MASK_ENDINGS).select(selected, name)
-
-
-def looks_like_a_mask(image: Path) -> bool:
-    """Return whether nearly all pixels of an image are black or white; False if unreadable."""
-    try:
-        pixels = read_image(image)
-    except (OSError, ValueError):
-        return False
-    extreme = (pixels <= EXTREME) | (pixels >= 255 - EXTREME)
-    return bool(extreme.mean() >= BLACK_AND_WHITE)
+    return _Reader(root, category, {}, USUAL_ENDINGS).select(selected, name)
 
 
 class _Reader:
@@ -141,7 +136,10 @@ class _Reader:
         self.listing = FolderListing(root)
         self.normal_folders: list[Path] = []
         self.deeper_normal: list[Path] = []
+        self.masks = MaskFolders(endings, self.listing.tree_images)
         self._next_to: dict[Path, set[Path]] = {}
+        self._places: dict[Path, list[Path]] = {}
+        """Folders in which the masks of a folder's images may be."""
 
     def read(self) -> FolderForm:
         tops = self.listing.subfolders(self.root)
@@ -149,14 +147,14 @@ class _Reader:
         tests = [folder for folder in tops if folder.name.lower() == "test"]
         if trains and (samples := [s for train in trains for s in self._train_samples(train)]):
             self.form.train = samples
-            self._count_next_to([*trains, *tests], tops)
             if tests:
                 self._read_labelled(tests, [*tests, self.root])
+            self._count_next_to([*trains, *tests], tops)
         elif any(map(self._is_normal, tops)):
             self._read_labelled([self.root], [self.root])
         elif any(self._is_normal(kind) for test in tests for kind in self.listing.subfolders(test)):
-            self._count_next_to(tests, tops)
             self._read_labelled(tests, [*tests, self.root])
+            self._count_next_to(tests, tops)
         else:
             self._read_unlabelled()
         return self._finished(tops)
@@ -178,12 +176,17 @@ class _Reader:
         inner = self.listing.subfolders(train)
         normal = [folder for folder in inner if self._is_normal(folder)]
         below = self.listing.below(normal)
-        folders = [f for folder in normal for f in below[folder]] if normal else [train]
+        kept = [self._without_masks(folder, below[folder]) for folder in normal]
+        folders = [f for inner, _ in kept for f in inner] if normal else [train]
         images = sorted(image for folder in folders for image in self._photographs(folder))
         if images:
             others = self.listing.images_below([f for f in inner if f not in normal])
             others += self.listing.images(train) if normal else []
             self.listing.leave_out("images of train/ that are not in its normal folder", others)
+            masks = [
+                mask for _, inner in kept for f in inner for mask in self.masks.images_below(f)
+            ]
+            self.listing.leave_out("masks of images that are not defective", masks)
             places = [f"{self.listing.place(folder)}/" for folder in normal or [train]]
             verb = "contains" if len(places) == 1 else "contain"
             self._say(f"{joined(places)} {verb} the {len(images)} training images")
@@ -192,43 +195,44 @@ class _Reader:
 
     def _count_next_to(self, used: Sequence[Path], tops: Sequence[Path]) -> None:
         """Count the images that lie next to ``train/``, or to ``test/`` without it."""
-        others = [f for f in tops if f not in used and f.name.lower() not in MASK_FOLDERS]
+        masks = [f for f in tops if f.name.lower() in MASK_FOLDERS or f in self.form.mask_folders]
+        others = [f for f in tops if f not in used and f not in masks]
         images = [*self.listing.images_below(others), *self.listing.images(self.root)]
         self.listing.leave_out(f"images next to {used[0].name.lower()}/", images)
 
     def _read_labelled(self, folders: Sequence[Path], mask_roots: Sequence[Path]) -> None:
         kinds = [kind for folder in folders for kind in self.listing.subfolders(folder)]
         below = self.listing.below(kinds)
-        images = {kind: [i for f in below[kind] for i in self._images(f)] for kind in kinds}
+        # Links to folders that are listed elsewhere have nothing below them.
+        kinds = [f for f in kinds if below[f] and f.name.lower() not in MASK_FOLDERS]
+        kept = {kind: self._without_masks(kind, below[kind]) for kind in kinds}
+        images = {
+            kind: [i for f in inner for i in self._images(f)] for kind, (inner, _) in kept.items()
+        }
         mask_folders = self._mask_folders(mask_roots, images)
+        kinds = [kind for kind in kinds if kind not in mask_folders]
+        defects = [kind.name for kind in kinds if not self._is_normal(kind)]
         normal: list[str] = []
         defective: list[str] = []
         for kind in kinds:
-            if kind in mask_folders or not below[kind]:  # masks, or a link to another folder
-                continue
-            is_normal = self._is_normal(kind)
-            inner, masks_inside = self._without_masks(kind, below[kind])
-            mask_folders += masks_inside
-            if is_normal:
+            inner, masks_inside = kept[kind]
+            if self._is_normal(kind):
                 self.normal_folders.append(kind)
                 listed = sorted(image for folder in inner for image in self._photographs(folder))
-                masks = {}
             else:
                 inner = self._without_normal(kind, inner)
                 listed = sorted(image for folder in inner for image in self._images(folder))
-                masks = self._masks_of(listed, kind, mask_folders)
+            shared = self._mask_folders_of(kind, mask_folders, defects)
+            masks = self._masks_of(listed, kind, [*masks_inside, *shared])
+            self._add_labelled(kind, listed, masks)
             places = {image.parent for image in listed}
             count = f"{len(listed)}" + (f" in {len(places)} folders" if len(places) > 1 else "")
-            (normal if is_normal else defective).append(f"{kind.name}/ ({count})")
-            for image in listed:
-                defect = "good" if is_normal else kind.name
-                sample = Sample(image, self.category, not is_normal, masks.get(image), defect)
-                self.form.labelled.append(sample)
+            (normal if self._is_normal(kind) else defective).append(f"{kind.name}/ ({count})")
         for folder in folders:
             self.listing.leave_out("images next to the folders", self.listing.images(folder))
-        self._expect_all_masks(mask_folders)
-        below_masks = FolderTree(self.root, self.listing.content).below(mask_folders)
-        self.form.mask_folders = [f for inner in below_masks.values() for f in inner]
+        self._expect_all_masks()
+        mask_folders += [folder for kind in kinds for folder in kept[kind][1]]
+        self.form.mask_folders = self.listing.trees(mask_folders)
         text = f"{joined(normal) or 'no folder'} {'are' if len(normal) > 1 else 'is'} normal"
         text += f", {joined(defective)} defective" if defective else ", no folder is defective"
         if mask_folders:
@@ -239,6 +243,20 @@ class _Reader:
         elif defective:
             text += ", there are no masks"
         self._say(text)
+
+    def _add_labelled(
+        self, kind: Path, images: Sequence[Path], masks: Mapping[Path, Sequence[Path]]
+    ) -> None:
+        """Add the samples of a folder; masks of normal images are recorded, to be checked."""
+        is_normal = self._is_normal(kind)
+        for image in images:
+            if is_normal:
+                self.form.normal_masks.update(masks[image])
+                sample = Sample(image, self.category, label=False, defect="good")
+            else:
+                mask = masks[image][0] if masks[image] else self._mask_next_to(image)
+                sample = Sample(image, self.category, True, mask, kind.name)
+            self.form.labelled.append(sample)
 
     def _without_normal(self, kind: Path, folders: Sequence[Path]) -> list[Path]:
         """Return the folders below a kind of defect without those of normal images."""
@@ -265,7 +283,8 @@ class _Reader:
     def _enters_unlabelled(self, folder: Path) -> bool:
         if folder == self.root:
             return True
-        if folder.name.lower() in MASK_FOLDERS:
+        neighbours = ImageNames(self.listing.images(folder.parent))
+        if folder.name.lower() in MASK_FOLDERS or self.masks.are_labels(folder, neighbours):
             what = f"images in {self.listing.place(folder)}/, which has the name of a mask folder"
             self.listing.leave_out(what, self.listing.images_below([folder]))
             return False
@@ -318,92 +337,88 @@ class _Reader:
     def _mask_folders(
         self, roots: Sequence[Path], images: Mapping[Path, Sequence[Path]]
     ) -> list[Path]:
-        """Return the folders that contain masks, by their name or by their content.
+        """Return the folders that contain masks, by their names and contents.
 
         Raises:
             ValueError: If a folder has the name of a mask folder, but contains something else.
         """
         folders = []
+        defects = [kind for kind in images if not self._is_normal(kind)]
+        others = ImageNames(image for listed in images.values() for image in listed)
+        defective = ImageNames(image for kind in defects for image in images[kind])
+        kinds = [kind.name for kind in defects]
         candidates = [folder for root in roots for folder in self.listing.subfolders(root)]
-        folders_by_stem = _folders_by_stem(i for listed in images.values() for i in listed)
         for folder in dict.fromkeys(candidates):
-            named = folder.name.lower() in MASK_FOLDERS
-            if self._is_normal(folder) or not (named or folder in images):
+            if self._is_normal(folder):
                 continue
-            if self._contains_masks(folder, folders_by_stem):
+            if self._contains_masks(folder, others, kinds):
                 folders.append(folder)
-                if not named:
-                    self._say(f"{folder.name}/ contains black-and-white images: masks")
+            elif folder in images and self.masks.are_certain(folder, others, defective):
+                folders.append(folder)
+                self._say(f"{folder.name}/ contains black-and-white images: masks")
         return folders
 
     def _without_masks(self, kind: Path, folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
         """Return the folders below a labelled folder without those of masks, and the latter."""
         kept: list[Path] = []
         masks: list[Path] = []
-        folders_by_stem = _folders_by_stem(i for f in folders for i in self._images(f))
+        others = ImageNames(image for folder in folders for image in self._images(folder))
+        defective = ImageNames([]) if self._is_normal(kind) else others
         for folder in folders:
             if any(folder.is_relative_to(place) for place in masks):
                 continue
-            is_candidate = folder.name.lower() in MASK_FOLDERS or len(folders) <= MAX_INSPECTED
-            if folder != kind and is_candidate and self._contains_masks(folder, folders_by_stem):
-                masks.append(folder)
-            else:
-                kept.append(folder)
+            contains_masks = folder != kind and self._contains_masks(folder, others, [kind.name])
+            if folder != kind and not contains_masks and len(folders) <= MAX_INSPECTED:
+                contains_masks = self.masks.are_certain(folder, others, defective)
+            (masks if contains_masks else kept).append(folder)
         return kept, masks
 
-    def _contains_masks(self, folder: Path, folders_by_stem: Mapping[str, Iterable[Path]]) -> bool:
-        """Return whether the images of a tree are masks of images outside of it.
+    def _contains_masks(self, folder: Path, others: ImageNames, kinds: Sequence[str]) -> bool:
+        """Return whether a folder with a name of masks contains masks.
 
         Args:
-            folder: The tree.
-            folders_by_stem: Folders of the images with a name.
+            folder: The folder, with or without folders below it.
+            others: All images, also those of the folder.
+            kinds: Kinds of defects.
 
         Raises:
             ValueError: If the folder has the name of a mask folder, but contains something else.
         """
-        below = FolderTree(self.root, self.listing.content).below([folder])[folder]
-        images = [image for inner in below for image in self.listing.images(inner)]
-        if not images:
-            return False
-        named = folder.name.lower() in MASK_FOLDERS
-
-        inside = set(below)
-
-        def is_paired(name: str) -> bool:
-            stems = [name.removesuffix(ending) for ending in self.endings]
-            places = (place for stem in stems for place in folders_by_stem.get(stem, ()))
-            return any(place not in inside for place in places)
-
-        all_paired = all(map(is_paired, {name_key(image.stem): None for image in images}))
-        if named and all_paired:
+        if folder.name.lower() not in MASK_FOLDERS:
+            return self.masks.are_labels(folder, others, kinds)
+        if self.masks.are_masks(folder, others):
             return True
-        # Without a mask folder's name, both names and content must be those of masks.
-        inspected = images[:INSPECTED] if named else images
-        if (named or all_paired) and all(map(looks_like_a_mask, inspected)):
-            return True
-        if named:
+        if self.listing.tree_images(folder):
             raise ValueError(
                 f"{folder}: a folder of this name should contain masks, but its images are "
-                f"neither black and white nor named like others: rename it, to test its images "
-                f"as a kind of defect, or remove it"
+                f"photographs, or neither black and white nor named like others: rename it, to "
+                f"test its images as a kind of defect, or remove it"
             )
         return False
 
+    def _mask_folders_of(
+        self, kind: Path, mask_folders: Sequence[Path], defects: Sequence[str]
+    ) -> list[Path]:
+        """Return the mask folders of a kind: its own before those of all kinds."""
+        special = [f for f in mask_folders if self.masks.kind_of(f, [kind.name])]
+        shared = [f for f in mask_folders if f not in special]
+        if not self._is_normal(kind):
+            shared = [f for f in shared if not self.masks.kind_of(f, defects)]
+        shared.sort(key=lambda f: f.name.lower() not in (*MASK_FOLDERS, *LABEL_FOLDERS))
+        return [*special, *shared]
+
     def _masks_of(
         self, images: Sequence[Path], kind: Path, mask_folders: Sequence[Path]
-    ) -> dict[Path, Path]:
-        """Return the masks of defective images that exist."""
-        masks = {}
-        places: dict[Path, list[Path]] = {}
+    ) -> dict[Path, list[Path]]:
+        """Return the masks of images that exist in mask folders, the most likely one first."""
+        masks: dict[Path, list[Path]] = {}
         for image in images:
-            if image.parent not in places:
-                places[image.parent] = self._mask_places(image.parent, kind, mask_folders)
-            names = [name_key(f"{image.stem}{ending}") for ending in self.endings]
-            by_name = [self.listing.by_stem(place) for place in places[image.parent]]
-            listed = [masks_there[n] for masks_there in by_name for n in names if n in masks_there]
-            mask = listed[0] if listed else self._mask_next_to(image)
-            if mask is not None:
-                masks[image] = mask
+            if image.parent not in self._places:
+                self._places[image.parent] = self._mask_places(image.parent, kind, mask_folders)
+            names = [f"{image.stem}{ending}" for ending in self.endings]
+            places = self._places[image.parent]
+            listed = [self.listing.named(place, name) for place in places for name in names]
+            masks[image] = [mask for mask in listed if mask is not None]
         return masks
 
     def _mask_places(self, folder: Path, kind: Path, mask_folders: Sequence[Path]) -> list[Path]:
@@ -415,34 +430,38 @@ class _Reader:
         inner = folder.relative_to(kind).parts
         places = []
         for masks in mask_folders:
+            kinds = [kind.name]
+            if self._is_normal(kind):
+                kinds += [f.name for f in self.listing.subfolders(masks) if self._is_normal(f)]
             if masks.is_relative_to(kind):
                 if not folder.is_relative_to(masks.parent):
                     continue
                 names = [folder.relative_to(masks.parent).parts]
             else:
-                names = [(kind.name, *inner), inner]
+                names = [*((name, *inner) for name in kinds), inner]
             same = [find_inner(masks, *parts) for parts in names if parts]
             same = [place for place in same if place.is_dir()]
-            wider = [find_inner(masks, kind.name), masks]
+            wider = [*(find_inner(masks, name) for name in kinds), masks]
             places += same[:1] if same and inner else [*same, *wider]
         return list(dict.fromkeys(places))
 
-    def _expect_all_masks(self, mask_folders: Sequence[Path]) -> None:
+    def _expect_all_masks(self) -> None:
         """Give a defective image without mask its expected path, if others have masks."""
         if not self.form.has_masks:
             return
         for number, sample in enumerate(self.form.labelled):
             if sample.label and sample.mask is None:
                 ending = next((e for e in self.endings if e), "")
-                folder = mask_folders[0] / sample.defect if mask_folders else sample.image.parent
+                parent = sample.image.parent
+                places = self._places[parent]
+                folder = next((p for p in places if self.listing.images(p)), (*places, parent)[0])
                 expected = folder / f"{sample.image.stem}{ending}.png"
                 self.form.labelled[number] = replace(sample, mask=expected)
 
     def _mask_next_to(self, image: Path) -> Path | None:
         """Return the mask of an image in its own folder, whose content must be that of a mask."""
-        neighbours = self.listing.by_stem(image.parent)
         for ending in filter(None, self.endings):
-            mask = neighbours.get(name_key(f"{image.stem}{ending}"))
+            mask = self.listing.named(image.parent, f"{image.stem}{ending}")
             if mask is not None and looks_like_a_mask(mask):
                 return mask
         return None
@@ -451,14 +470,6 @@ class _Reader:
 
     def _say(self, sentence: str) -> None:
         self.form.remarks.append(sentence)
-
-
-def _folders_by_stem(images: Iterable[Path]) -> dict[str, dict[Path, None]]:
-    """Return the folders that contain an image of a name, by that name."""
-    folders: dict[str, dict[Path, None]] = {}
-    for image in images:
-        folders.setdefault(name_key(image.stem), {})[image.parent] = None
-    return folders
 
 
 def _folder_key(name: str) -> str:

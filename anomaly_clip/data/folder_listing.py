@@ -50,12 +50,14 @@ class FolderListing:
         content = self.content(folder)
         return sorted([*content.images, *content.missing])
 
-    def by_stem(self, folder: Path) -> dict[str, Path]:
-        """Return the images of a folder by the key of their names without suffix."""
+    def named(self, folder: Path, stem: str) -> Path | None:
+        """Return the image of a folder with a name without suffix, else one in another case."""
         if folder not in self._by_stem:
-            images = reversed(self.images(folder))
-            self._by_stem[folder] = {name_key(image.stem): image for image in images}
-        return self._by_stem[folder]
+            images = {name_key(image.stem): image for image in reversed(self.images(folder))}
+            lower = {name.lower(): image for name, image in reversed(images.items())}
+            self._by_stem[folder] = lower | images
+        by_stem, key = self._by_stem[folder], name_key(stem)
+        return by_stem.get(key) or by_stem.get(key.lower())
 
     def subfolders(self, folder: Path) -> list[Path]:
         """Return the subfolders without those of runs, whose images this package drew itself."""
@@ -66,6 +68,15 @@ class FolderListing:
     ) -> dict[Path, list[Path]]:
         """Return each folder with itself and the folders below it; see :class:`FolderTree`."""
         return self._tree.below(folders, lambda f: self._is_no_run(f) and enters(f))
+
+    def trees(self, folders: Sequence[Path]) -> list[Path]:
+        """Return folders and all folders below them, whether or not :meth:`below` lists them."""
+        below = FolderTree(self.root, self.content).below(folders)
+        return [inner for listed in below.values() for inner in listed]
+
+    def tree_images(self, folder: Path) -> list[Path]:
+        """Return the images of a folder and of all folders below it."""
+        return [image for inner in self.trees([folder]) for image in self.images(inner)]
 
     def images_below(self, folders: Sequence[Path]) -> list[Path]:
         """Return all images of folders that are not used, of those not listed so far."""

@@ -40,7 +40,7 @@ class LeakageCheck:
         if "test" not in data.splits:
             return []
         trained = data.fit_samples() if samples is None else samples
-        return data.duplicates(trained, data.samples("test"))
+        return data.duplicates(trained, data.listing.listed("test"))
 
     def check_training(self, samples: Sequence[Sample]) -> None:
         """Check that no image of a fit, or no reference image, is a test image.
@@ -72,7 +72,8 @@ class LeakageCheck:
         self.num_fitted_on = None
         if stage != "test" or not fitted_images or not self.data.on_disk:
             return
-        hashes = pixel_hashes((s.image for s in samples), self.data.reading.max_pixels)
+        with self.data.unreadable.advising():
+            hashes = pixel_hashes((s.image for s in samples), self.data.reading.max_pixels)
         fitted = [sample for sample in samples if hashes[sample.image] in fitted_images]
         self.num_fitted_on = len(fitted)
         if fitted and not self.allowed:
@@ -87,5 +88,6 @@ class LeakageCheck:
         source = data if data.auxiliary is None else data.auxiliary
         if not source.on_disk:
             return frozenset()
-        images = (sample.image for sample in data.fit_samples())
-        return frozenset(pixel_hashes(images, source.reading.max_pixels).values())
+        images = [sample.image for sample in data.fit_samples()]
+        with data.unreadable.advising():
+            return frozenset(pixel_hashes(images, source.reading.max_pixels).values())

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Literal
 
-from anomaly_clip.data.layout import check_files
+from anomaly_clip.data.layout import check_images, check_masks
+from anomaly_clip.data.mask_files import load_mask
 from anomaly_clip.data.samples import Sample, Split
 
 if TYPE_CHECKING:
@@ -32,7 +33,11 @@ class Listing:
         self.source = source
         self.chosen = categories
         self.chosen_for_training = train_categories
+        self.needs_masks = True
+        """True if masks are used, so that missing and odd ones are errors."""
+        self._masks_checked: set[Split] = set()
         self._rows: dict[tuple[str, Split], list[Sample]] = {}
+        self._listed: dict[Split, list[Sample]] = {}
         self._samples: dict[Split, list[Sample]] = {}
 
     @property
@@ -78,7 +83,9 @@ class Listing:
     def forget(self) -> None:
         """Forget all samples, because the data module now lists others."""
         self._rows.clear()
+        self._listed.clear()
         self._samples.clear()
+        self._masks_checked.clear()
 
     def rows(self, category: str, split: Split) -> list[Sample]:
         """Return the samples of a category and split; later calls return the same list."""
@@ -92,12 +99,21 @@ class Listing:
 
     def samples(self, split: Split) -> list[Sample]:
         """See :meth:`~anomaly_clip.data.AnomalyData.samples`."""
+        if split not in self._samples:
+            self._samples[split] = self.source.unreadable.without(self.listed(split), split)
+        if self.needs_masks and split not in self._masks_checked:
+            self._check_masks(split)
+            self._masks_checked.add(split)
+        return self._samples[split]
+
+    def listed(self, split: Split) -> list[Sample]:
+        """Return all samples of a split, with those that cannot be read; errors as `samples`."""
         source = self.source
         if split not in source.splits:
             raise ValueError(
                 f"{source.dataset_name} has no {split} images: choose a data set that has some"
             )
-        if split not in self._samples:
+        if split not in self._listed:
             samples: list[Sample] = []
             for category in self.train_categories if split == "train" else self.categories:
                 rows = self.rows(category, split)
@@ -107,12 +123,25 @@ class Listing:
                         f"name the other categories in data.categories"
                     )
                 samples += rows
-            if source.on_disk:
-                check_files(samples)
-            spare = source.spare_masks(self.categories, samples) if split == "test" else []
-            if spare:
+            if source.on_disk and not source.unreadable.tolerates(split):
+                check_images(samples)
+            self._listed[split] = samples
+        return self._listed[split]
+
+    def _check_masks(self, split: Split) -> None:
+        source, samples = self.source, self._listed[split]
+        if source.on_disk:
+            check_masks(samples, source.mask_endings, source.mask_hint)
+        if split != "test":
+            return
+        spare = source.spare_masks(self.categories, samples)
+        if spare:
+            raise ValueError(
+                f"{spare[0]}: a mask without an image: add its image, or remove the mask"
+            )
+        for mask in source.normal_masks(self.categories, samples):
+            if load_mask(mask, source.mask_rule).any():
                 raise ValueError(
-                    f"{spare[0]}: a mask without an image: add its image, or remove the mask"
+                    f"{mask}: the mask of a normal image is not empty: move the image to the "
+                    f"folder of its defect, or delete the mask"
                 )
-            self._samples[split] = samples
-        return self._samples[split]

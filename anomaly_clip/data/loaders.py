@@ -18,6 +18,7 @@ from anomaly_clip.data.samplers import (
     normal_rows,
 )
 from anomaly_clip.data.samples import SampleDataset
+from anomaly_clip.data.unreadable import PredictionImages
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -197,6 +198,8 @@ def evaluation_loader(
 ) -> DataLoader[Batch]:
     """Return batches that contain each image exactly once, in the order of the listing.
 
+    Images to predict that cannot be read are described in their batch.
+
     Raises:
         ValueError: If there are fewer images than processes.
     """
@@ -216,6 +219,7 @@ def evaluation_loader(
         batch_size=batch_size,
         shuffle=False,
         sampler=sampler,
+        collate_fn=dataset.collate if isinstance(dataset, PredictionImages) else None,
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
     )

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
+from anomaly_clip.data.mask_folders import MASK_FOLDERS
 from anomaly_clip.folders import FolderTree, images_in, is_passed_over, is_run, scan
 from anomaly_clip.images import is_image
 
-__all__ = ["MASK_FOLDERS", "PathSelection", "Selected"]
+__all__ = ["PathSelection", "Selected"]
 
-MASK_FOLDERS = ("ground_truth", "masks", "mask", "gt")
 WILDCARDS = "*?["
 ANY_DEPTH = "**"
 SHOWN = 3  # names listed in an error message

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Hashable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Sized
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -166,13 +167,24 @@ def balanced_order(groups: Sequence[str], rng: np.random.Generator) -> NDArray[n
     return rng.permutation(mixed)
 
 
-def draw_few(count: int, few: int, seed: int, name: str) -> list[int]:
+def draw_few(
+    count: int, few: int, seed: int, name: str, usable: Callable[[int], bool] | None = None
+) -> list[int]:
     """Sample ``few`` of ``count`` rows with the seed (seed, name), and sort them.
 
-    Smaller samples are subsets of larger ones.
+    Smaller samples are subsets of larger ones. A row that is not usable is replaced by the next row
+    of the random order, so that the other rows of the sample stay the same.
+
+    Args:
+        count: Number of rows.
+        few: Size of the sample.
+        seed: Seed of the random order, combined with ``name``.
+        name: The name.
+        usable: Returns whether a row may be sampled; default: all may.
     """
     rng = np.random.default_rng([seed, zlib.crc32(name_bytes(name))])
-    return sorted(rng.permutation(count)[:few].tolist())
+    order = rng.permutation(count).tolist()
+    return sorted(islice(order if usable is None else filter(usable, order), few))
 
 
 def hold_out(groups: Sequence[Hashable], share: float, seed: int) -> set[int]:

@@ -86,16 +86,26 @@ class ValidationSplit:
             ValueError: If there are too few images to hold any out.
         """
         assert self.data.auxiliary is not None
-        samples = self.data.auxiliary.samples("test")
+        auxiliary = self.data.auxiliary
         if self.kind != "auxiliary":
-            return samples, []
-        held = hold_out([(s.category, s.label) for s in samples], self.share, self.data.seed)
-        if not held:
+            return auxiliary.samples("test"), []
+        listed = auxiliary.listing.listed("test")
+        held = hold_out([(s.category, s.label) for s in listed], self.share, self.data.seed)
+        samples = auxiliary.samples("test")
+        parts = _partition(samples, {listed[row] for row in held})
+        if not parts[1]:
             raise ValueError(
                 f"data.val_split auxiliary: {len(samples)} images are too few to hold "
                 f"{self.share:g} of them out: raise data.val_share, or set data.val_split none"
             )
-        return _partition(samples, held)
+        return parts
+
+    @cached_property
+    def held_normal(self) -> set[Sample]:
+        """The normal training images that are held out, with those that cannot be read."""
+        samples = [sample for sample in self.data.listing.listed("train") if not sample.label]
+        held = hold_out([s.category for s in samples], self.share, self.data.seed)
+        return {samples[row] for row in held}
 
     @cached_property
     def normal_parts(self) -> tuple[list[Sample], list[Sample]]:
@@ -105,14 +115,14 @@ class ValidationSplit:
             ValueError: If there are too few images to hold any out.
         """
         samples = [sample for sample in self.data.samples("train") if not sample.label]
-        held = hold_out([s.category for s in samples], self.share, self.data.seed)
-        if not held:
+        parts = _partition(samples, self.held_normal)
+        if not parts[1]:
             raise ValueError(
                 f"data.val_split synthetic: {len(samples)} normal images are too few to hold "
                 f"{self.share:g} of each category out: raise data.val_share, or set "
                 f"data.val_split none"
             )
-        return _partition(samples, held)
+        return parts
 
     def dataset(self) -> SampleDataset | SyntheticPairs | None:
         """Return the validation images as tensors; None if there are none."""
@@ -129,7 +139,7 @@ class ValidationSplit:
         return SyntheticPairs(held, data.synthesis, data.seed, donors)
 
 
-def _partition(samples: list[Sample], held: set[int]) -> tuple[list[Sample], list[Sample]]:
+def _partition(samples: list[Sample], held: set[Sample]) -> tuple[list[Sample], list[Sample]]:
     """Return the samples that are not held out, and those that are."""
-    trained = [sample for row, sample in enumerate(samples) if row not in held]
-    return trained, [samples[row] for row in sorted(held)]
+    trained = [sample for sample in samples if sample not in held]
+    return trained, [sample for sample in samples if sample in held]

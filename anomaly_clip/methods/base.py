@@ -54,6 +54,8 @@ class AnomalyMethod(EvaluatedModule):
         self.evaluator_settings = evaluator
         self.fitted_images: frozenset[str] = frozenset()
         """Hashes of the decoded images of the fit, which a test must not contain."""
+        self.fitted_without = 0
+        """Number of images that were left out of the fit, because they could not be read."""
         self.bit_depth: int | None = None
         """Significant bits of the 16-bit images of the fit; None if there were none."""
 
@@ -119,6 +121,7 @@ class AnomalyMethod(EvaluatedModule):
             self._check_one_category(data, stage)
             if stage == "fit":
                 self.fitted_images = data.fitted_hashes()
+                self.fitted_without = len(data.unreadable.of_fit())
                 self.bit_depth = None if data.auxiliary else data.reading.bits_in_use
             validating = stage in ("fit", "validate")
             categories = data.validation_categories() if validating else data.categories
@@ -165,6 +168,7 @@ class AnomalyMethod(EvaluatedModule):
             "fpr_limit": settings.fpr_limit,
             # The training images are unknown, so their overlap with test images is unknown too.
             **({} if external is None else {"overlap": None}),
+            **({"fitted_without": self.fitted_without} if self.fitted_without else {}),
         }
 
     @property
@@ -210,8 +214,8 @@ class AnomalyMethod(EvaluatedModule):
         return self._evaluate(batch)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Scores:
-        """Score a batch."""
-        return self._score(batch)
+        """Score a batch; none of its images may have been readable."""
+        return self._score(batch) if batch["path"] else Scores(image_score=torch.zeros(0))
 
     def on_validation_start(self) -> None:
         """Prepare the categories."""
@@ -238,6 +242,8 @@ class AnomalyMethod(EvaluatedModule):
         checkpoint["state_dict"] = without_backbone(checkpoint["state_dict"])
         checkpoint["backbone"] = {**self.weights, "sha256": self.backbone.identity}
         checkpoint["fitted_images"] = sorted(self.fitted_images)
+        if self.fitted_without:
+            checkpoint["fitted_without"] = self.fitted_without
         checkpoint["bit_depth"] = self.bit_depth
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -256,6 +262,7 @@ class AnomalyMethod(EvaluatedModule):
         """Take from a checkpoint what data modules need to know of the images of the fit."""
         self.fitted_images = frozenset(checkpoint.get("fitted_images", ()))
         self.bit_depth = checkpoint.get("bit_depth")
+        self.fitted_without = checkpoint.get("fitted_without", 0)
 
     def configure_optimizers(self) -> Any:
         """Return None: methods trained by gradient descent override this."""

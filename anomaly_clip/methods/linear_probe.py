@@ -366,7 +366,9 @@ class LinearProbe(EvaluatedModule):
         return self._evaluate(batch)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the probabilities of a batch."""
+        """Return the probabilities of a batch; none of its images may have been readable."""
+        if not batch["path"]:
+            return torch.zeros(0, len(self.target_names))
         return self.probabilities(batch)
 
     def on_validation_epoch_end(self) -> None:

@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anomaly_clip.data.dataset import AnomalyData
+from anomaly_clip.data.unreadable import UnreadableError
 from anomaly_clip.drawing.draw import grid
 from anomaly_clip.drawing.panels import heat_map
 from anomaly_clip.files import atomic_path, write_json
 from anomaly_clip.progress import track
+from anomaly_clip.records import UnreadableImage
 from anomaly_clip.results.folder import GALLERY
 from anomaly_clip.results.map_store import MapStore, Ranges, Rows, image_names
 from anomaly_clip.results.selection import SelectedImage
@@ -38,7 +40,7 @@ def draw_gallery(
     rows: Rows,
     selected: Sequence[SelectedImage],
     has_full_size: bool,
-) -> None:
+) -> list[UnreadableImage]:
     """Draw the selected images into ``gallery/`` in a run's folder.
 
     Args:
@@ -49,14 +51,22 @@ def draw_gallery(
         rows: Label and score of each image.
         selected: Images to draw, in their order on the page.
         has_full_size: Whether ``maps/`` contains full-size drawings of all images.
+
+    Returns:
+        The images that can no longer be read, which are not drawn.
     """
     samples, dataset = data.samples("test"), data.dataset("test")
     names = image_names(samples)
     entries: list[dict[str, Any]] = []
+    lost = []
     for index, kind, gap in track(selected, "drawing the gallery"):
         if index not in maps:
             continue
-        item, row = dataset[index], rows[index]
+        try:
+            item, row = dataset[index], rows[index]
+        except UnreadableError as error:
+            lost.append(error.described(index, samples[index]))
+            continue
         file = f"{names[index]}.webp"
         panels = join_panels(
             item["image"].permute(1, 2, 0).numpy(),
@@ -81,6 +91,7 @@ def draw_gallery(
         )
     if entries:
         write_json(folder / GALLERY / f"{GALLERY}.json", {"pictures": entries})
+    return lost
 
 
 def join_panels(

@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 
 from anomaly_clip.files import atomic_path
 from anomaly_clip.methods.evaluated import EvaluatedModule
-from anomaly_clip.records import Batch, Scores
+from anomaly_clip.records import Batch, Scores, UnreadableImage
 from anomaly_clip.results.map_store import MapStore, Ranges, Rows, merge_ranges
 
 __all__ = ["ImageRecords"]
@@ -33,11 +33,17 @@ class ImageRecords:
         self.rows: Rows = {}
         self.maps = MapStore(folder, with_stages, longest)
         self.with_maps = with_maps
+        self.unreadable: list[UnreadableImage] = []
+        """Images that could not be read; after `gather`, those of all processes."""
+        self.num_scored = 0
+        """Number of images that were scored; after `gather`, by all processes."""
         self._without_pixels: list[int] = []
 
     def keep(self, module: EvaluatedModule, outputs: Any, batch: Batch) -> None:
         """Store the outputs of a step for a batch."""
         indices = batch["index"].tolist()
+        self.unreadable += batch.get("unreadable", [])
+        self.num_scored += len(indices)
         self.rows.update(zip(indices, module.image_rows(outputs, batch), strict=True))
         if not module.is_detector:
             return
@@ -62,18 +68,26 @@ class ImageRecords:
             of anomalous images whose mask is empty.
         """
         file = self.folder / f"rank-{trainer.global_rank}.json"
-        record = {"rows": self.rows, "ranges": self.maps.ranges, "unseen": self._without_pixels}
+        record = {
+            "rows": self.rows,
+            "ranges": self.maps.ranges,
+            "unseen": self._without_pixels,
+            "unreadable": self.unreadable,
+        }
         with atomic_path(file) as temporary:  # unlike results, with names as they are
             temporary.write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
         trainer.strategy.barrier("scores are written")
         rows: Rows = {}
         ranges: list[Ranges] = []
         without_pixels: set[int] = set()
+        unreadable: list[UnreadableImage] = []
         for rank in range(trainer.world_size):
             part = json.loads((self.folder / f"rank-{rank}.json").read_text(encoding="utf-8"))
             rows.update({int(index): row for index, row in part["rows"].items()})
             without_pixels.update(part["unseen"])
+            unreadable += [UnreadableImage(*image) for image in part["unreadable"]]
             ranges.append(part["ranges"])
+        self.unreadable, self.num_scored = sorted(unreadable), len(rows)
         return dict(sorted(rows.items())), merge_ranges(ranges), len(without_pixels)
 
     def clear(self, trainer: Trainer) -> None:

@@ -9,10 +9,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anomaly_clip.data.dataset import AnomalyData
+from anomaly_clip.data.unreadable import UnreadableError
 from anomaly_clip.drawing.panels import PanelRow, map_lines
 from anomaly_clip.files import atomic_path
-from anomaly_clip.images import solid
+from anomaly_clip.masks import solid
 from anomaly_clip.progress import track
+from anomaly_clip.records import UnreadableImage
 from anomaly_clip.results.map_store import MapStore, Ranges, Rows, image_names, resize_map
 
 __all__ = ["draw_map_images"]
@@ -29,7 +31,7 @@ def draw_map_images(
     rows: Rows,
     own_size: bool,
     warning: str | None,
-) -> None:
+) -> list[UnreadableImage]:
     """Draw each image whose maps were stored, with its maps and mask, in a file per image.
 
     Args:
@@ -41,22 +43,31 @@ def draw_map_images(
         own_size: Whether to draw images at their original size instead of the method's size; images
             of more than ``MAX_DRAWN`` pixels are drawn smaller.
         warning: Warning to draw in red, one line; None: no warning.
+
+    Returns:
+        The images that can no longer be read, which are not drawn.
     """
     samples = data.samples("test")
     dataset, read, names = data.dataset("test"), data.reader(), image_names(samples)
+    lost = []
     for index in track(maps.indices, "drawing maps"):
         sample, row = samples[index], rows[index]
         small = maps.load(index)
-        if own_size:
-            image, full_mask = read(sample)
-            mask = None if full_mask is None else solid(full_mask)
-            image, mask = _shrink(image, mask)
-            size = (image.shape[0], image.shape[1])
-        else:
-            item = dataset[index]
-            image = item["image"].permute(1, 2, 0).numpy()
-            mask = item["mask"].numpy() if "mask" in item else None
-            size = small["map"].shape
+        try:
+            if own_size:
+                with dataset.guard(sample):
+                    image, full_mask = read(sample)
+                mask = None if full_mask is None else solid(full_mask)
+                image, mask = _shrink(image, mask)
+                size = (image.shape[0], image.shape[1])
+            else:
+                item = dataset[index]
+                image = item["image"].permute(1, 2, 0).numpy()
+                mask = item["mask"].numpy() if "mask" in item else None
+                size = small["map"].shape
+        except UnreadableError as error:
+            lost.append(error.described(index, sample))
+            continue
         state = {0: "normal", 1: "anomalous", None: ""}[row["label"]]
         low, high = ranges[sample.category]
         caption = f"{names[index]}   {state}   score {row['image_score']:.4g}"
@@ -72,6 +83,7 @@ def draw_map_images(
             panels.add_mask(mask)
         with atomic_path(folder / f"{names[index]}.png") as temporary:
             panels.sheet.save(temporary)
+    return lost
 
 
 def _shrink(

@@ -25,6 +25,7 @@ from anomaly_clip.progress import number_of, say, track
 from anomaly_clip.recording.gallery import MAP_SIDE, draw_gallery
 from anomaly_clip.recording.image_records import ImageRecords
 from anomaly_clip.recording.map_images import draw_map_images
+from anomaly_clip.recording.unreadable_images import UnreadableImages
 from anomaly_clip.recording.validation_images import ValidationImages
 from anomaly_clip.recording.wandb_log import log_config, log_image, log_run
 from anomaly_clip.records import Batch, Scores
@@ -45,6 +46,7 @@ from anomaly_clip.results.warnings import (
     overlap_warning,
     rounds_remark,
     selection_warning,
+    unreadable_warnings,
     weights_remark,
 )
 
@@ -98,6 +100,8 @@ class RunWriter(Callback):
         self._folder: Path | None = None
         self._existed = False
         self._records: ImageRecords | None = None
+        self.unreadable = UnreadableImages()
+        """Images that the run could not read, known to the first process at the end."""
 
     @property
     def folder(self) -> Path:
@@ -117,8 +121,8 @@ class RunWriter(Callback):
 
     @property
     def num_scored(self) -> int:
-        """Number of images that this process has scored."""
-        return 0 if self._records is None else len(self._records.rows)
+        """Number of images that were scored; before the end, by this process."""
+        return 0 if self._records is None else self._records.num_scored
 
     # -- hooks -----------------------------------------------------------------------------------
 
@@ -150,6 +154,9 @@ class RunWriter(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the trained weights, if they can be exported, and a t-SNE of the features."""
         trained = trainer.fit_loop.total_batch_idx >= 0  # False if limits left no batch
+        data = data_module(pl_module)
+        if trainer.is_global_zero and data is not None:
+            self.unreadable.take_fit(data)
         if not trainer.is_global_zero or not trained:
             return
         if isinstance(pl_module, Exporter):
@@ -180,6 +187,8 @@ class RunWriter(Callback):
             file = self.folder / "validation" / f"step-{trainer.global_step:06d}.png"
             self._validation_images.draw(file, _warning(pl_module))
             log_image(trainer.loggers, "validation", file)
+        if trainer.state.fn == TrainerFn.VALIDATING and trainer.is_global_zero:
+            self.unreadable.images = _data(trainer).unreadable.of_fit()
 
     def on_test_batch_end(
         self,
@@ -215,6 +224,7 @@ class RunWriter(Callback):
         rows, ranges, without_pixels = self.records.gather(trainer)
         if trainer.is_global_zero:  # before the images, which take longest and may be interrupted
             self._remove_stale()
+            self.unreadable.take_test(_data(trainer), pl_module)
             self._write_metrics(trainer, pl_module, pl_module.results, rows, without_pixels)
             self._write_scores(pl_module, rows)
             pl_module.write_extras(self.folder)
@@ -223,23 +233,30 @@ class RunWriter(Callback):
         if trainer.is_global_zero:
             say(f"results: {self.folder}")
             self._write_page(trainer)
+            self.unreadable.close(len(rows), len(_data(trainer).listing.listed("test")))
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write scores and images."""
         if not isinstance(pl_module, EvaluatedModule):
             return
         rows, ranges, _ = self.records.gather(trainer)
+        listed = len(_data(trainer).samples("test"))
+        self.unreadable.take_predict(_data(trainer), pl_module, self.records.unreadable)
+        if self.unreadable.images and not rows:
+            trainer.strategy.barrier("records are read")
+            raise self.unreadable.none_readable()
         if trainer.is_global_zero:
             self._remove_stale()
             self._write_scores(pl_module, rows)
-            listed = len(_data(trainer).samples("test"))
             protocol = {"split": "predict", "complete": len(rows) == listed, "listed": listed}
+            protocol |= self.unreadable.counts()
             write_json(self.folder / PREDICT_FILE, {"run": self._run(trainer, pl_module, protocol)})
         self._write_maps(trainer, pl_module, rows, ranges)
         if trainer.is_global_zero:
             say(f"results of {number_of(len(rows), 'image')}: {self.folder}")
             if pl_module.is_detector:
                 self._write_page(trainer)
+            self.unreadable.close(len(rows), listed)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -311,12 +328,13 @@ class RunWriter(Callback):
             for name in results["categories"]
             if (labels := [row["label"] for row in rows.values() if row["category"] == name])
         }
-        listed = len(data.samples("test"))
+        listed = len(data.listing.listed("test"))
         evaluation = method.evaluation_protocol()
         protocol = {
             "split": "test",
             "complete": len(rows) == listed,
             "listed": listed,
+            **self.unreadable.counts(),
             **({} if "overlap" in evaluation else {"overlap": _overlap(method, data)}),
             # Anomalous images whose mask is empty, possibly only after resizing or cropping.
             **({"anomalous_without_pixels": without_pixels} if method.is_detector else {}),
@@ -330,6 +348,7 @@ class RunWriter(Callback):
         if len(rows) < listed:
             title += f"\nPARTIAL: {len(rows)} of {listed} images"
         remarks = (
+            *unreadable_warnings(protocol),
             overlap_warning(protocol),
             selection_warning(method.protocol()),
             rounds_remark(method.protocol()),
@@ -356,9 +375,7 @@ class RunWriter(Callback):
     def _write_scores(self, method: EvaluatedModule, rows: Rows) -> None:
         if method.reference_paths:
             write_json(self.folder / "references.json", method.reference_paths)
-        header = [*next(iter(rows.values())), "weights"] if rows else ["path"]
-        label = weights_label(method.weights)
-        table = ([*row.values(), label] for row in rows.values())
+        header, table = self.unreadable.table(rows, weights_label(method.weights))
         write_csv(self.folder / SCORES_FILE, header, table)
 
     def _draw_confusion(self, trainer: Trainer, method: EvaluatedModule, num_images: int) -> None:
@@ -377,16 +394,20 @@ class RunWriter(Callback):
         """Draw and save this process's maps on scales common to all processes, then clean up."""
         if method.is_detector:
             records, data = self.records, _data(trainer)
+            lost = []
             draws = self._draws("predict" if trainer.predicting else "test")
             if draws:
                 own_size = trainer.predicting and data.resize.rule == "square"
                 folder, warning = self.folder / "maps", _warning(method)
-                draw_map_images(folder, data, records.maps, ranges, records.rows, own_size, warning)
+                lost += draw_map_images(
+                    folder, data, records.maps, ranges, records.rows, own_size, warning
+                )
             if self.raw_maps:
                 self._write_raw_maps(image_names(data.samples("test")))
             if self.page and trainer.is_global_zero:
                 chosen = select_images(rows)
-                draw_gallery(self.folder, data, records.maps, ranges, rows, chosen, draws)
+                lost += draw_gallery(self.folder, data, records.maps, ranges, rows, chosen, draws)
+            self.unreadable.lose(lost)
         self.records.clear(trainer)
 
     def _write_raw_maps(self, names: list[str]) -> None:

@@ -91,6 +91,10 @@ def _render(files: RunFiles, image_bytes: int) -> bytes:
         gallery=gallery,
         left_out=left_out,
         linked=any(image["full"] for images in gallery.values() for image in images),
+        unreadable=[
+            (printable(path), printable(reason)) for path, reason in files.unreadable[:MAX_ENTRIES]
+        ],
+        num_unreadable=len(files.unreadable),
         confusion=None if files.confusion is None else _embed_image(files.confusion),
         protocol=protocol_text(mapping(run.get("protocol"))),
         weights=record_text(mapping(run.get("weights"))),

@@ -16,6 +16,10 @@ LABELS = {
     "words": "category names",
     "one_model_a_category": "one model per category",
     "anomalous_without_pixels": "anomalous images with an empty mask",
+    "unreadable": "images that cannot be read",
+    "unreadable_images": "images that could not be read",
+    "unreadable_references": "reference images that could not be read",
+    "fitted_without": "images left out of the fit, as they could not be read",
 }
 """Labels of protocol entries whose key alone is hard to understand."""
 

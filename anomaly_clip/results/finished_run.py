@@ -17,6 +17,7 @@ from anomaly_clip.results.warnings import (
     RANDOM_WARNING,
     overlap_warning,
     selection_warning,
+    unreadable_warnings,
 )
 
 __all__ = ["FinishedRun", "Tag", "printable"]
@@ -126,6 +127,7 @@ class FinishedRun:
         tags += self._training_tags()
         if not self.protocol.get("complete", True):
             tags.append(Tag("partial", f"PARTIAL: {self._scored_part()} were scored"))
+        tags += [Tag("unreadable", warning) for warning in unreadable_warnings(self.protocol)]
         overlapping = overlap_warning(self.protocol)
         if overlapping is not None:
             tags.append(Tag("overlap", overlapping))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 __all__ = [
     "CONFUSION_FILE",
+    "ERROR_COLUMN",
     "GALLERY",
     "METRICS_FILE",
     "PREDICT_FILE",
@@ -17,6 +18,8 @@ METRICS_FILE = "metrics.json"
 PREDICT_FILE = "predict.json"
 """File that predict writes instead of ``metrics.json``, with the origin of the scores."""
 SCORES_FILE = "scores.csv"
+ERROR_COLUMN = "error"
+"""Column of ``scores.csv`` that states why an image could not be read; absent without any."""
 CONFUSION_FILE = "confusion.png"
 GALLERY = "gallery"
 """Folder of the gallery images, and stem of the ``.json`` file in it that lists them."""

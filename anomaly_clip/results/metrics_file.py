@@ -19,6 +19,8 @@ OF_ONE_CATEGORY = ("selected_epoch", "spread", "by_round", "trained_on")
 """Protocol entries of a single test that a merged run keeps per category."""
 COUNTS = ("overlap", "anomalous_without_pixels", "listed")
 """Protocol entries that a merged run sums; a sum is None if any summand is unknown."""
+COUNTS_ABOVE_ZERO = ("unreadable_images", "unreadable_references", "fitted_without")
+"""Protocol entries that a merged run sums, and that are absent where they are zero."""
 
 
 def weights_label(weights: WeightsRecord) -> str:
@@ -94,6 +96,9 @@ def merge_metrics(
         if key in first["protocol"]:
             counts = [protocol.get(key) for protocol in protocols.values()]
             merged[key] = None if None in counts else sum(counts)
+    for key in COUNTS_ABOVE_ZERO:
+        total = sum(protocol.get(key, 0) for protocol in protocols.values())
+        merged |= {key: total} if total else {}
     run = {
         **first,
         "protocol": merged,

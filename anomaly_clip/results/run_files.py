@@ -21,6 +21,7 @@ from anomaly_clip.metrics.curves import CURVES, CURVES_FILE, Curve, Curves
 from anomaly_clip.results.finished_run import printable
 from anomaly_clip.results.folder import (
     CONFUSION_FILE,
+    ERROR_COLUMN,
     GALLERY,
     METRICS_FILE,
     PREDICT_FILE,
@@ -35,7 +36,7 @@ from anomaly_clip.results.run_reader import (
     read_object,
 )
 from anomaly_clip.results.selection import HEADINGS_BY_KIND, Kind
-from anomaly_clip.results.warnings import weights_remark
+from anomaly_clip.results.warnings import unreadable_warnings, weights_remark
 
 __all__ = ["CategoryScores", "GalleryImage", "RunFiles", "mapping", "read_files"]
 
@@ -79,6 +80,7 @@ class RunFiles:
         gallery: Images of the gallery.
         configs: Complete configurations by file name.
         confusion: Image file of the confusion matrix; None unless the run is a classification.
+        unreadable: Path and reason of each image that could not be read.
     """
 
     folder: Path
@@ -91,6 +93,7 @@ class RunFiles:
     gallery: Sequence[GalleryImage]
     configs: Mapping[str, str]
     confusion: Path | None
+    unreadable: Sequence[tuple[str, str]] = ()
 
     @property
     def num_rounds(self) -> int:
@@ -118,6 +121,7 @@ def read_files(folder: Path) -> RunFiles:
         expect(has_origin, folder / PREDICT_FILE, "does not name the method and the data set")
         remark = weights_remark(mapping(run.get("weights")))
         warnings = [] if remark is None else [remark]
+        warnings += unreadable_warnings(mapping(run.get("protocol")))
     else:
         raise UserError(
             f"{folder} contains neither {METRICS_FILE} nor {PREDICT_FILE}: name the folder of a "
@@ -139,6 +143,7 @@ def read_files(folder: Path) -> RunFiles:
             for file in sorted(folder.glob("config-*.yaml"))
         },
         folder / CONFUSION_FILE if (folder / CONFUSION_FILE).is_file() else None,
+        [image for part in parts for image in _read_unreadable(part / SCORES_FILE)],
     )
 
 
@@ -163,6 +168,8 @@ def _read_scores(file: Path) -> dict[str, CategoryScores]:
             if "image_score" not in (table.fieldnames or ()):
                 return {}
             for row in table:
+                if row.get(ERROR_COLUMN):
+                    continue
                 score = float(row["image_score"])
                 if not math.isfinite(score):
                     raise ValueError(f"expected finite scores, got {row['image_score']}")
@@ -178,6 +185,15 @@ def _read_scores(file: Path) -> dict[str, CategoryScores]:
         )
         for category, rows in rows_by_category.items()
     }
+
+
+def _read_unreadable(file: Path) -> list[tuple[str, str]]:
+    """Read path and reason of the images that could not be read."""
+    if not file.is_file():
+        return []
+    with file.open(newline="", encoding="utf-8") as opened:
+        table = csv.DictReader(opened)
+        return [(row["path"], row[ERROR_COLUMN]) for row in table if row.get(ERROR_COLUMN)]
 
 
 def _read_curves(file: Path) -> dict[str, Curves]:

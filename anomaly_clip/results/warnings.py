@@ -13,6 +13,7 @@ __all__ = [
     "overlap_warning",
     "rounds_remark",
     "selection_warning",
+    "unreadable_warnings",
     "weights_remark",
 ]
 
@@ -48,6 +49,24 @@ def overlap_warning(protocol: Mapping[str, object]) -> str | None:
     """Return the warning for metrics of images that were fitted on; None without any."""
     number = protocol.get("overlap")
     return f"{number} TEST IMAGES ARE AMONG THE TRAINING IMAGES" if number else None
+
+
+def unreadable_warnings(protocol: Mapping[str, object]) -> list[str]:
+    """Return the warnings for metrics without the images that could not be read.
+
+    Example:
+        >>> from anomaly_clip.results.warnings import unreadable_warnings
+        >>> unreadable_warnings({"unreadable_images": 1, "fitted_without": 2})
+        ['1 IMAGE COULD NOT BE READ', 'FITTED WITHOUT 2 IMAGES THAT COULD NOT BE READ']
+    """
+    scored, fitted = protocol.get("unreadable_images"), protocol.get("fitted_without")
+    warnings = []
+    if scored:
+        warnings.append(f"{scored} IMAGE{'' if scored == 1 else 'S'} COULD NOT BE READ")
+    if fitted:
+        images = f"{fitted} IMAGE{'' if fitted == 1 else 'S'}"
+        warnings.append(f"FITTED WITHOUT {images} THAT COULD NOT BE READ")
+    return warnings
 
 
 def rounds_remark(protocol: Mapping[str, Any]) -> str | None:

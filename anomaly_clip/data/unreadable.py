@@ -1,0 +1,299 @@
+"""Images that cannot be read: listed by predict, and left out of fit and test on request."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import Dataset, default_collate
+
+from anomaly_clip.data.samples import Item, Reader, Sample, SampleDataset, Split
+from anomaly_clip.progress import number_of, track
+from anomaly_clip.records import Batch, UnreadableImage
+
+if TYPE_CHECKING:
+    from anomaly_clip.data.dataset import AnomalyData
+
+__all__ = ["PredictionImages", "ReadingGuard", "UnreadableError", "UnreadableFiles", "reason_of"]
+
+ADVICE = ", or set data.unreadable skip"
+
+
+class UnreadableError(ValueError):
+    """An image or a mask that cannot be decoded.
+
+    Args:
+        reason: The file, and why it cannot be decoded.
+        advice: Another way out, appended to the message.
+    """
+
+    def __init__(self, reason: str, advice: str = "") -> None:
+        super().__init__(f"{reason}{advice}")
+        self.reason = reason
+
+    def described(self, index: int, sample: Sample) -> UnreadableImage:
+        """Return a description of the sample that cannot be read."""
+        return _described(index, sample, self.reason)
+
+
+@dataclass(frozen=True)
+class ReadingGuard:
+    """Context in which a sample is read; it tells unreadable files from all other errors.
+
+    Args:
+        read: Function that reads a sample.
+        advice: Another way out, appended to the message of the error.
+    """
+
+    read: Reader
+    advice: str = ""
+
+    @contextmanager
+    def __call__(self, sample: Sample) -> Iterator[None]:
+        """Convert the error of an image or a mask that cannot be decoded.
+
+        Raises:
+            UnreadableError: If a file of the sample cannot be decoded; other errors, such as a mask
+                whose size differs from its image's, remain what they are.
+        """
+        try:
+            yield
+        except (OSError, ValueError):
+            reason = reason_of(sample, self.read)
+            if reason is None:
+                raise
+            raise UnreadableError(reason, self.advice) from None
+
+
+def reason_of(sample: Sample, read: Reader) -> str | None:
+    """Return why the image or the mask of a sample cannot be decoded; None if both can be.
+
+    Args:
+        sample: The sample. The mask of a normal image is not read.
+        read: Function that reads a sample, and raises an ``OSError`` or a ``ValueError``.
+    """
+    try:
+        read(sample)
+    except (OSError, ValueError):
+        for file in _files(sample):
+            try:
+                read(Sample(file, sample.category, label=False))
+            except (OSError, ValueError) as error:
+                return " ".join(str(error).split())
+    return None
+
+
+def _files(sample: Sample) -> tuple[Path, ...]:
+    """Return the files of a sample that are read."""
+    if sample.mask is None or not sample.label:
+        return (sample.image,)
+    return sample.image, sample.mask
+
+
+class UnreadableFiles:
+    """Implementation of ``data.unreadable``, and of predict's way with images that cannot be read.
+
+    Args:
+        data: The data module, whose ``reading`` has the option.
+    """
+
+    def __init__(self, data: AnomalyData) -> None:
+        self.data = data
+        self.predicts = False
+        """True if the test images are scored without metrics: those that can be read."""
+        self.keeps_all = False
+        """True if all images are listed, whatever the option is: for preview."""
+        self._reasons: dict[tuple[Path, ...], str | None] = {}
+        if data.auxiliary is not None and self.skips:
+            data.auxiliary.reading.unreadable = "skip"
+
+    @property
+    def skips(self) -> bool:
+        """True if images that cannot be read are left out of fit and test."""
+        return self.data.reading.unreadable == "skip" and not self.keeps_all
+
+    @property
+    def advice(self) -> str:
+        """Text to append to the error message of an image that cannot be read."""
+        return "" if self.skips else ADVICE
+
+    @property
+    def guard(self) -> ReadingGuard:
+        """Context in which a sample of this data module is read."""
+        return ReadingGuard(self.data.reader(), self.advice)
+
+    def begin(self, stage: str, bit_depth: int | None) -> None:
+        """Prepare for a verb; predict lists the test images that cannot be read, too.
+
+        Args:
+            stage: The verb.
+            bit_depth: Significant bits of the images of the fit, which limit the values of others.
+        """
+        if stage != "fit" and bit_depth != self.data.reading.bits_in_use:
+            self.data.reading.bits_in_use = bit_depth
+            self._reasons.clear()
+            self.data.listing.forget()
+        if self.predicts != (stage == "predict"):
+            self.predicts = stage == "predict"
+            self.data.listing.forget()
+
+    @contextmanager
+    def advising(self) -> Iterator[None]:
+        """Add the option to the message of an error in reading files.
+
+        Raises:
+            ValueError: In place of an ``OSError`` or a ``ValueError``.
+        """
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{error}{self.advice}") from None
+
+    def leaves_out(self, split: Split) -> bool:
+        """Return whether images of a split that cannot be read are left out of its samples."""
+        return self.skips and self.data.on_disk and not (self.predicts and split == "test")
+
+    def tolerates(self, split: Split) -> bool:
+        """Return whether images of a split may be missing: they are left out or described."""
+        return self.skips or self.keeps_all or (self.predicts and split == "test")
+
+    def without(self, samples: list[Sample], split: Split) -> list[Sample]:
+        """Return the samples of a split without those that cannot be read, if they are left out.
+
+        Raises:
+            ValueError: If no sample of a category is left.
+        """
+        if not self.leaves_out(split):
+            return samples
+        readable = self.readable(samples)
+        left = {sample.category for sample in readable}
+        for sample in samples:
+            if sample.category not in left:
+                raise ValueError(
+                    f"{self.data.root}: category {sample.category!r} has no {split} images that "
+                    f"can be read, such as {self._reasons[_files(sample)]}: add some, or name the "
+                    f"other categories in data.categories"
+                )
+        return readable
+
+    def readable(self, samples: Sequence[Sample]) -> list[Sample]:
+        """Return the samples that can be read, or all of them unless the others are left out.
+
+        The files are decoded by several threads, each once in the life of the data module.
+        """
+        if not (self.skips and self.data.on_disk):
+            return list(samples)
+        read, new = self.data.reader(), [s for s in samples if _files(s) not in self._reasons]
+
+        def inspect(sample: Sample) -> str | None:
+            return reason_of(sample, read)
+
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            try:
+                reasons = track(pool.map(inspect, new), "reading images", total=len(new))
+                self._reasons.update(zip(map(_files, new), reasons, strict=True))
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return [sample for sample in samples if self._reasons[_files(sample)] is None]
+
+    def is_readable(self, sample: Sample) -> bool:
+        """Return whether a sample can be read; True unless the others are left out."""
+        return bool(self.readable([sample]))
+
+    def left_out(self, samples: Sequence[Sample]) -> list[UnreadableImage]:
+        """Return the images among ``samples`` that were left out, with the index of each."""
+        return [
+            _described(index, sample, reason)
+            for index, sample in enumerate(samples)
+            if (reason := self._reasons.get(_files(sample))) is not None
+        ]
+
+    def of_fit(self) -> list[UnreadableImage]:
+        """Return the training and validation images that were left out of a fit."""
+        data = self.data
+        images: list[UnreadableImage] = []
+        if data.auxiliary is not None:
+            images += data.auxiliary.unreadable.of_test()
+        elif self.skips and data.on_disk and "train" in data.splits:
+            images += self.left_out(data.listing.listed("train"))
+        if data.validation.is_test:
+            images += self.of_test()
+        return images
+
+    def of_references(self) -> list[UnreadableImage]:
+        """Return the normal training images that were left out of the draws of references."""
+        if not (self.skips and self.data.on_disk):
+            return []
+        categories = self.data.categories
+        return [
+            image
+            for category in categories
+            for image in self.left_out(self.data.listing.normal(category))
+        ]
+
+    def summary(self, stage: str) -> str:
+        """Return the number of images that are left out of a verb, for its start line."""
+        images = self.of_fit() if stage == "fit" else self.of_test()
+        return f", without {number_of(len(images), 'unreadable image')}" if images else ""
+
+    def of_test(self) -> list[UnreadableImage]:
+        """Return the test images that were left out."""
+        if not self.leaves_out("test"):
+            return []
+        self.data.samples("test")  # they are read now, if they have not been
+        return self.left_out(self.data.listing.listed("test"))
+
+
+def _described(index: int, sample: Sample, reason: str) -> UnreadableImage:
+    """Describe an image whose path is not repeated in the reason; the path of a mask stays."""
+    short = reason.removeprefix(f"{sample.image}: ")
+    return UnreadableImage(index, str(sample.image), sample.category, short)
+
+
+class PredictionImages(Dataset["Item | UnreadableImage"]):
+    """Images to score; in place of an image that cannot be read, the item is a description of it.
+
+    Args:
+        images: The images.
+    """
+
+    def __init__(self, images: SampleDataset) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Item | UnreadableImage:
+        try:
+            return self.images[index]
+        except UnreadableError as error:
+            return error.described(index, self.images.samples[index])
+
+    def collate(self, items: Sequence[Item | UnreadableImage]) -> Batch:
+        """Return a batch of the images that could be read, and a list of the others, if any."""
+        unreadable = [item for item in items if isinstance(item, UnreadableImage)]
+        readable = [item for item in items if not isinstance(item, UnreadableImage)]
+        batch: Any = default_collate(readable) if readable else self._empty()
+        if unreadable:
+            batch["unreadable"] = unreadable
+        return batch
+
+    def _empty(self) -> dict[str, Any]:
+        """Return a batch without images."""
+        side, mask_side = self.images.image_size, self.images.mask_size
+        masks = {"mask": torch.zeros(0, mask_side, mask_side, dtype=torch.bool)}
+        return {
+            "image": torch.zeros(0, 3, side, side, dtype=torch.uint8),
+            "label": torch.zeros(0, dtype=torch.bool),
+            "category": [],
+            "path": [],
+            "index": torch.zeros(0, dtype=torch.int64),
+            **(masks if self.images.has_masks else {}),
+        }
