@@ -16,6 +16,10 @@ class Source:
     dataset_name = "Made"
     splits: tuple[str, ...] = ("train", "test")
     on_disk = False
+    omits_copies = False
+
+    def masks_of_normal(self, samples: Any) -> list[Path]:
+        return []
 
     def __init__(self, empty: str = "") -> None:
         self.empty = empty

@@ -11,7 +11,8 @@ from typing import ClassVar, Literal
 
 from lightning.pytorch import LightningDataModule
 
-from anomaly_clip.data.file_hashes import DuplicatePair, duplicates_between
+from anomaly_clip.data.copies import original_of
+from anomaly_clip.data.file_hashes import DuplicatePair, equal_images
 from anomaly_clip.data.info import DatasetInfo, dataset_info
 from anomaly_clip.data.layout import images_in
 from anomaly_clip.data.samples import Reader, Sample, Split, read_sample
@@ -31,6 +32,9 @@ class BaseDataModule(LightningDataModule, ABC):
     """The data set's name, by which methods look up published settings."""
     splits: ClassVar[tuple[Split, ...]] = ("train", "test")
     """The splits that exist."""
+    omits_copies: bool = False
+    """True if copies that a file manager made, such as ``a (copy).png``, are not listed. Layouts
+    that pair images and masks by name omit them; others list every image."""
     targets: Literal["single", "multi"] | None = None
     """``single``: one class per image; ``multi``: several; None: images have no classes."""
     num_scenes: int | None = None
@@ -89,7 +93,7 @@ class BaseDataModule(LightningDataModule, ABC):
         return []
 
     def spare_masks(self, categories: Sequence[str], samples: Sequence[Sample]) -> list[Path]:
-        """Return the masks that belong to no sample.
+        """Return the masks that belong to no sample; copies of other masks are left out.
 
         Args:
             categories: Categories whose mask folders are searched, even those without samples.
@@ -97,15 +101,50 @@ class BaseDataModule(LightningDataModule, ABC):
         """
         masks = {sample.mask for sample in samples}
         folders = [folder for name in categories for folder in self.mask_folders(name)]
-        return [p for folder in folders for p in images_in(folder) if p not in masks]
+        spare = [p for folder in folders for p in images_in(folder) if p not in masks]
+        return [mask for mask in spare if original_of(mask) not in masks - {None}]
+
+    def masks_of_normal(self, samples: Sequence[Sample]) -> list[Path]:
+        """Return the existing masks of the normal images among the samples, which must be empty."""
+        return [s.mask for s in samples if s.mask is not None and not s.label]
+
+    def left_out(self, stage: str) -> dict[str, list[Path]]:
+        """Return the images that a stage does not use, by what they are, such as "copy".
+
+        They are counted on the start line and by ``check``.
+
+        Args:
+            stage: fit, validate, test or predict.
+        """
+        return {}
+
+    def layout_remarks(self) -> list[str]:
+        """Return sentences on how the folder was understood, if there are several ways."""
+        return []
+
+    @property
+    def is_published(self) -> bool:
+        """True if the folder holds the published data set, not a user's own in the same layout.
+
+        At least two of the published categories must be there, or the only one.
+        """
+        counts = self.info.counts
+        present = set(counts) & set(self.find_categories())
+        return len(present) >= min(2, len(counts))
+
+    @property
+    def known_duplicates(self) -> int | None:
+        """Number of duplicates that the published archive is known to contain; None: some."""
+        return self.info.duplicates if self.is_published else 0
 
     def duplicates(self, first: Sequence[Sample], second: Sequence[Sample]) -> list[DuplicatePair]:
-        """Return the samples of ``second`` whose image content also occurs in ``first``.
+        """Return the samples of ``second`` whose decoded image also occurs in ``first``.
 
-        Each is paired with the first such sample of ``first``.
+        Each is paired with the first such sample of ``first``. Files that cannot be decoded are
+        compared by their content.
         """
         if self.on_disk:
-            return duplicates_between([s.image for s in first], [s.image for s in second])
+            return equal_images([s.image for s in first], [s.image for s in second])
         read = self.reader()
 
         def digest_of(sample: Sample) -> bytes:

@@ -15,13 +15,20 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anomaly_clip.data.dataset import AnomalyData, Sample, Split
-from anomaly_clip.data.file_hashes import FileHashes
+from anomaly_clip.data.file_hashes import FileHashes, hash_of_pixels
 from anomaly_clip.data.samples import read_sample
 from anomaly_clip.data.transforms import resize_image
 from anomaly_clip.images import read_grey, read_mask, solid
 from anomaly_clip.progress import track
 
-__all__ = ["InspectedSample", "Problem", "inspect_samples", "printable", "short_path"]
+__all__ = [
+    "MASK_OF_NORMAL",
+    "InspectedSample",
+    "Problem",
+    "inspect_samples",
+    "printable",
+    "short_path",
+]
 
 FORMATS = {
     ".png": {"PNG"},
@@ -35,6 +42,8 @@ FORMATS = {
     ".pgm": {"PPM"},
 }
 """Permitted formats of each file extension, by PIL's names."""
+
+MASK_OF_NORMAL = "the mask of a normal image is not empty"
 
 THUMBNAIL = 16  # side in pixels; near-duplicates are compared at this size
 
@@ -53,6 +62,9 @@ class InspectedSample(NamedTuple):
     sample: Sample
     split: Split
     digest: str | None = None
+    """Hash of the file."""
+    pixels: str | None = None
+    """Hash of the decoded image."""
     size: tuple[int, int] | None = None
     mode: str | None = None
     thumbnail: NDArray[np.float32] | None = None
@@ -98,7 +110,7 @@ def _inspect_image_in_memory(
     image, _ = data.reader()(sample)
     digest = hashlib.sha256(image.tobytes()).hexdigest()
     thumbnail = _thumbnail(image) if thumbnails else None
-    return InspectedSample(sample, split, digest, _size(image), "RGB", thumbnail)
+    return InspectedSample(sample, split, digest, digest, _size(image), "RGB", thumbnail)
 
 
 @dataclass
@@ -117,6 +129,7 @@ class _SampleInspection:
             image, _ = read_sample(Sample(sample.image, sample.category, sample.label))
             with Image.open(sample.image) as opened:
                 mode, file_format = opened.mode, opened.format or ""
+                frames = int(getattr(opened, "n_frames", 1))  # of formats with several frames
             digest = self.hashes.sha256(sample.image)
         except FileNotFoundError:
             self._add("missing", sample.image, "there is no such file")
@@ -127,11 +140,15 @@ class _SampleInspection:
         if file_format not in FORMATS.get(sample.image.suffix.lower(), {file_format}):
             message = f"the extension does not match the content, a {file_format} file"
             self._add("extension", sample.image, message)
+        if frames > 1 and file_format != "MPO":  # whose other frames are previews
+            message = f"the file has {frames} frames or pages, of which only the first is read"
+            self._add("frames", sample.image, message)
         misfit = 0 if sample.mask is None else self._inspect_mask(sample.mask, image)
         return InspectedSample(
             sample,
             split,
             digest,
+            hash_of_pixels(image),
             _size(image),
             mode,
             _thumbnail(image) if thumbnails else None,
@@ -162,6 +179,8 @@ class _SampleInspection:
             self._add("mask size", file, f"the mask is {sizes}{image.shape[0]} pixels")
         if self.sample.label and not mask.any():
             self._add("mask empty", file, "the mask of an anomalous image is empty")
+        if not self.sample.label and mask.any():
+            self._add("mask of normal", file, MASK_OF_NORMAL)
         return misfit
 
     def _add(self, kind: str, path: Path, message: str) -> None:

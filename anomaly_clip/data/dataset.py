@@ -20,7 +20,7 @@ from anomaly_clip.data.file_hashes import DuplicatePair
 from anomaly_clip.data.fit_sets import FitSets
 from anomaly_clip.data.image_cache import ImageCache
 from anomaly_clip.data.leakage import LeakageCheck
-from anomaly_clip.data.listing import Listing, TrainCategories
+from anomaly_clip.data.listing import Listing, TrainCategories, left_out_remark
 from anomaly_clip.data.loaders import evaluation_loader, fit_loader
 from anomaly_clip.data.reading import BitDepth, ImageReading, Unreadable
 from anomaly_clip.data.samples import Item, Reader, Sample, SampleDataset, Split, read_sample
@@ -354,16 +354,25 @@ class AnomalyData(BaseDataModule):
     # -- records of a run ------------------------------------------------------------------------
 
     def summary(self, stage: str) -> str:
-        """Describe the images of a stage in one line: number, labels and categories."""
+        """Describe the images of a stage in one line, and what of them is not used."""
         source = self if stage != "fit" or self.auxiliary is None else self.auxiliary
         samples = self.fit_samples() if stage == "fit" else self.samples("test")
         labels = f"{sum(s.label for s in samples)} anomalous" if source.has_labels else "no labels"
         number = len({s.category for s in samples})
-        return (
+        split: Split = "train" if stage == "fit" and source is self else "test"
+        left_out = {"copy": [s.image for s in source.listing.copies(split)], **self.left_out(stage)}
+        remarks = [
             f"{number_of(len(samples), 'image')} ({labels}) in {number} "
             f"{'category' if number == 1 else 'categories'}"
-            f"{'' if source is self else f' of {source.dataset_name} {source.root}'}"
-        )
+            f"{'' if source is self else f' of {source.dataset_name} {source.root}'}",
+            *(left_out_remark(source.root, kind, images) for kind, images in left_out.items()),
+        ]
+        if stage == "fit" and self.leakage.num_published:
+            remarks.append(
+                f"{number_of(self.leakage.num_published, 'test image')} among the training images, "
+                f"as in the published archive"
+            )
+        return "; ".join(filter(None, remarks))
 
     def protocol(self) -> Mapping[str, object]:
         """Return the data settings to record with the metrics."""

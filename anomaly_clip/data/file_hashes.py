@@ -9,18 +9,32 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from anomaly_clip.files import cache_folder
 from anomaly_clip.images import read_image
 from anomaly_clip.progress import track
 
-__all__ = ["DuplicatePair", "FileHashes", "duplicates_between", "pixel_hashes"]
+__all__ = [
+    "DuplicatePair",
+    "FileHashes",
+    "duplicates_between",
+    "equal_images",
+    "hash_of_pixels",
+    "pixel_hashes",
+]
 
 BLOCK = 1 << 20
+
+Hash = TypeVar("Hash", str, "str | None")
 
 
 class FileHashes:
@@ -68,10 +82,31 @@ class FileHashes:
 
     def sha256_of_all(self, paths: Iterable[Path], workers: int | None = None) -> dict[Path, str]:
         """Return the hashes of many files, read by several threads."""
+        return self._of_all(self.sha256, paths, "comparing files", workers)
+
+    def of_readable(self, paths: Iterable[Path]) -> dict[Path, str]:
+        """Return the hashes of the files among ``paths`` that can be read."""
+
+        def hash_or_none(path: Path) -> str | None:
+            try:
+                return self.sha256(path)
+            except (OSError, ValueError):  # reported when the image is used
+                return None
+
+        every = self._of_all(hash_or_none, paths, "comparing images")
+        return {path: digest for path, digest in every.items() if digest is not None}
+
+    def _of_all(
+        self,
+        function: Callable[[Path], Hash],
+        paths: Iterable[Path],
+        title: str,
+        workers: int | None = None,
+    ) -> dict[Path, Hash]:
         paths = list(dict.fromkeys(paths))
         self._load()
         with ThreadPoolExecutor(workers) as pool:
-            digests = track(pool.map(self.sha256, paths), "comparing files", total=len(paths))
+            digests = track(pool.map(function, paths), title, total=len(paths))
             return dict(zip(paths, digests, strict=True))
 
     def _load(self) -> dict[tuple[str, int, int], str]:
@@ -118,8 +153,48 @@ def pixel_hashes(paths: Iterable[Path]) -> dict[Path, str]:
         FileNotFoundError: If an image is missing.
         ValueError: If an image cannot be decoded.
     """
-    hashes = FileHashes(cache_folder() / "pixels.jsonl", _pixels_sha256)
-    return hashes.sha256_of_all(paths)
+    return _pixel_hashes().sha256_of_all(paths)
+
+
+def equal_images(first: Sequence[Path], second: Sequence[Path]) -> list[DuplicatePair]:
+    """Return the images of ``second`` whose decoded pixels occur in ``first``, each at most once.
+
+    A copy that was saved again without loss is equal, in any format. Only images whose width and
+    height occur in both lists are decoded; unreadable ones are compared by the content of their
+    files.
+    """
+    by_file = {pair.second: pair.first for pair in duplicates_between(first, second)}
+    sides = {path: _sides(path) for path in (*first, *second)}
+    common = {sides[p] for p in first} & {sides[p] for p in second if p not in by_file} - {None}
+    compared = [*first, *(path for path in second if path not in by_file)]
+    hashes = _pixel_hashes().of_readable(path for path in compared if sides[path] in common)
+    by_pixels = {hashes[path]: path for path in reversed(first) if path in hashes}
+    pairs = []
+    for path in dict.fromkeys(second):
+        match = by_file.get(path) or by_pixels.get(hashes.get(path, ""))
+        if match is not None:
+            pairs.append(DuplicatePair(match, path))
+    return pairs
+
+
+def hash_of_pixels(pixels: NDArray[np.uint8]) -> str:
+    """Return the hash of a decoded image ``(H, W, 3)``."""
+    return hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+
+
+def _pixel_hashes() -> FileHashes:
+    return FileHashes(cache_folder() / "pixels.jsonl", _pixels_sha256)
+
+
+def _sides(path: Path) -> tuple[int, ...] | None:
+    """Return an image's width and height, sorted, because EXIF data may turn it; None if unknown."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on large images
+            with Image.open(path) as image:
+                return tuple(sorted(image.size))
+    except Exception:  # decoders raise many kinds for damaged files
+        return None
 
 
 def duplicates_between(
@@ -159,5 +234,4 @@ def _sha256(path: Path) -> str:
 
 
 def _pixels_sha256(path: Path) -> str:
-    pixels = read_image(path)
-    return hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+    return hash_of_pixels(read_image(path))

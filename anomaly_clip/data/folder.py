@@ -12,9 +12,9 @@ from typing import Any, ClassVar, Literal
 from anomaly_clip.data.dataset import AnomalyData, Sample, Split
 from anomaly_clip.data.file_hashes import FileHashes, pixel_hashes
 from anomaly_clip.data.folder_forms import NORMAL_FOLDERS, FolderForm, understand
+from anomaly_clip.data.known_layouts import layout_hint, refuse_unsupported
 from anomaly_clip.data.layout import missing_layout
 from anomaly_clip.errors import check_between, check_choice
-from anomaly_clip.images import read_mask
 
 __all__ = ["ImageFolder", "held_out"]
 
@@ -129,7 +129,13 @@ class ImageFolder(AnomalyData):
         """
         if not self.root.is_dir():
             raise missing_layout(self.root, LAYOUT)
-        form = understand(self.root, self.category, self.normal_folders, self.mask_ending)
+        if not self._predicts:  # scores need neither labels nor masks
+            refuse_unsupported(self.root)
+        try:
+            form = understand(self.root, self.category, self.normal_folders, self.mask_ending)
+        except ValueError:
+            refuse_unsupported(self.root)  # a clearer message, if it is one of these
+            raise
         if not (form.train or form.labelled or form.unlabelled):
             raise missing_layout(self.root, LAYOUT)
         return form
@@ -223,6 +229,12 @@ class ImageFolder(AnomalyData):
         self._predicts = stage == "predict"
         self.leakage.compared = not self._predicts
         self._trains = stage == "fit" and self.auxiliary is None
+        hint = None if self._predicts or self.form.has_labels else layout_hint(self.root)
+        if hint is not None and not (self._trains and self.normal == "all"):
+            raise ValueError(
+                f"data.root {self.root}: nothing tells which images are normal, as no folder is "
+                f"called {' or '.join(self.normal_folders)}; {hint}"
+            )
         if self._trains and not (self.form.has_labels or self.normal == "all"):
             raise ValueError(
                 f"data.root {self.root}: nothing tells which images are normal: put them into "
@@ -240,15 +252,25 @@ class ImageFolder(AnomalyData):
         self.listing.forget()
 
     def spare_masks(self, categories: Sequence[str], samples: Sequence[Sample]) -> list[Path]:
-        """Return the masks that belong to no sample; empty ones may belong to normal images."""
+        """Return the masks that belong to no sample and to no normal image."""
+        of_normal = set(self.masks_of_normal(samples))
+        return [m for m in super().spare_masks(categories, samples) if m not in of_normal]
+
+    def masks_of_normal(self, samples: Sequence[Sample]) -> list[Path]:
+        """Return the existing masks of the normal images."""
         stems = {sample.image.stem for sample in self.form.labelled if not sample.label}
-        spare = super().spare_masks(categories, samples)
-        of_normal = {m for m in spare if m.stem in stems or m.stem.rpartition("_")[0] in stems}
-        return [mask for mask in spare if mask not in of_normal or read_mask(mask).any()]
+        spare = super().spare_masks([self.category], samples)
+        return [m for m in spare if m.stem in stems or m.stem.rpartition("_")[0] in stems]
+
+    def layout_remarks(self) -> list[str]:
+        """Return how the folder was understood, and what of it is not used."""
+        remarks = self.form.remarks
+        hint = None if self.form.has_labels else layout_hint(self.root)
+        return [*remarks, *([] if hint is None else [hint])]
 
     def summary(self, stage: str) -> str:
         """Return the numbers of images, and how the folder was understood."""
-        parts = [super().summary(stage), *self.form.remarks]
+        parts = [super().summary(stage), *self.layout_remarks()]
         if self.normal == "all" and not self.form.has_labels and stage == "fit":
             parts.append("all are normal (data.normal all)")
         if self.is_split and not self.form.train:

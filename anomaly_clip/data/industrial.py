@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
+from anomaly_clip.data.copies import original_of, plain_name
 from anomaly_clip.data.dataset import AnomalyData, Sample, Split
 from anomaly_clip.data.folder_forms import NORMAL_FOLDERS
+from anomaly_clip.data.known_layouts import refuse_unsupported
 from anomaly_clip.data.layout import (
-    by_stem,
     images_in,
     missing_layout,
     paired_masks,
@@ -49,17 +51,20 @@ KSDD2_LAYOUT = "train/10000.png with its mask train/10000_GT.png, and the same i
 
 
 def mvtec_categories(root: Path) -> list[str]:
-    """Return the folders of ``root`` that have a ``test`` folder, sorted.
+    """Return the folders of ``root`` that have a folder ``test``, or ``train/good``, sorted.
 
     Raises:
         FileNotFoundError: If there is no such folder.
+        ValueError: If it is another published data set, which is not supported.
     """
-    names = [p.name for p in subfolders(root) if (p / "test").is_dir()]
+    refuse_unsupported(root)
+    names = [
+        p.name
+        for p in subfolders(root)
+        if (p / "test").is_dir() or any(map(is_normal, subfolders(p / "train")))
+    ]
     if not names:
-        expected = f"MVTec-AD's layout, {MVTEC_LAYOUT}"
-        if (root / "test").is_dir():
-            expected += f" (this looks like one category: try {root.parent})"
-        raise missing_layout(root, expected)
+        raise missing_layout(root, f"MVTec-AD's layout, {MVTEC_LAYOUT}", "MVTecAD")
     return names
 
 
@@ -70,46 +75,39 @@ def list_mvtec(root: Path, category: str, split: Split, has_masks: bool = True) 
     images are left out.
 
     Masks are paired by name: ``ground_truth/<defect>/NAME_mask.*`` for ``test/<defect>/NAME.*``.
-    Normal images may have masks, which must be empty.
+    Normal test images may have masks, which must be empty.
 
     Args:
         root: The data set's folder.
         category: The category.
         split: The split.
         has_masks: Whether defective images have masks.
-
-    Raises:
-        ValueError: If the mask of a normal image is not empty.
     """
     folder = root / category
     for defect in subfolders(folder / split):
         images = images_in(defect)
-        normal = defect.name.lower() in NORMAL_FOLDERS
+        normal = is_normal(defect)
         if split == "train" and not normal:
             continue  # methods are trained on normal images only
         place = folder / "ground_truth" / defect.name
-        masks = {} if normal or not has_masks else paired_masks(images, place)
-        if normal and split == "test":
-            _check_empty(masks_of_normal(place, images))
+        masks = paired_masks(images, place) if split == "test" and (normal or has_masks) else {}
         for image in images:
             kind = "good" if normal else defect.name
-            yield Sample(image, category, not normal, masks.get(image), kind)
+            mask = masks.get(image)
+            if normal and mask is not None and not mask.is_file():
+                mask = None
+            yield Sample(image, category, not normal, mask, kind)
 
 
-def masks_of_normal(folder: Path, images: Sequence[Path]) -> list[Path]:
-    """Return the masks in a folder that belong to these normal images."""
-    if not folder.is_dir():
-        return []
-    return [mask for mask in paired_masks(images, folder).values() if mask.is_file()]
+def is_normal(folder: Path) -> bool:
+    """Return whether a folder has the name of normal images."""
+    return folder.name.lower() in NORMAL_FOLDERS
 
 
-def _check_empty(masks: Sequence[Path]) -> None:
-    for mask in masks:
-        if read_mask(mask).any():
-            raise ValueError(
-                f"{mask}: the mask of a normal image is not empty: move the image to the folder of "
-                f"its defect, or delete the mask"
-            )
+def defective_training_images(root: Path, category: str) -> list[Path]:
+    """Return the images of ``root/category/train/`` that are not in its normal folder."""
+    kinds = subfolders(root / category / "train")
+    return [image for kind in kinds if not is_normal(kind) for image in images_in(kind)]
 
 
 def mvtec_mask_folders(root: Path, category: str) -> list[Path]:
@@ -120,16 +118,24 @@ def mvtec_mask_folders(root: Path, category: str) -> list[Path]:
 class MVTecAD(AnomalyData):
     """MVTec-AD (Bergmann et al., CVPR 2019): 15 categories, and any data set in its layout.
 
-    Masks are optional: without any, there are image metrics only.
+    Masks are optional: without any, there are image metrics only. For a fit alone, ``train/good``
+    is enough.
     """
 
     dataset_name: ClassVar[str] = "MVTecAD"
+    omits_copies = True
 
     @cached_property
     def has_masks(self) -> bool:
         """True if defective images of some category in use have masks."""
         folders = [f for name in self.categories for f in mvtec_mask_folders(self.root, name)]
-        return any(images_in(f) for f in folders if f.name.lower() not in NORMAL_FOLDERS)
+        return any(images_in(f) for f in folders if not is_normal(f))
+
+    @property
+    def splits(self) -> tuple[Split, ...]:  # type: ignore[override]
+        """Train and test; train alone if no category in use has a folder ``test``."""
+        tested = any((self.root / name / "test").is_dir() for name in self.categories)
+        return ("train", "test") if tested else ("train",)
 
     def find_categories(self) -> list[str]:
         """See :func:`mvtec_categories`."""
@@ -143,18 +149,11 @@ class MVTecAD(AnomalyData):
         """See :func:`mvtec_mask_folders`."""
         return mvtec_mask_folders(self.root, category)
 
-    def spare_masks(self, categories: Sequence[str], samples: Sequence[Sample]) -> list[Path]:
-        """Return the masks that belong to no sample; those of normal images belong to them."""
-        normal = [sample for sample in samples if not sample.label]
-        paired = {
-            mask
-            for name in categories
-            for mask in masks_of_normal(
-                self.root / name / "ground_truth" / "good",
-                [sample.image for sample in normal if sample.category == name],
-            )
-        }
-        return [mask for mask in super().spare_masks(categories, samples) if mask not in paired]
+    def left_out(self, stage: str) -> dict[str, list[Path]]:
+        """Return the defective training images."""
+        names = self.train_categories if stage == "fit" and self.auxiliary is None else []
+        images = [i for name in names for i in defective_training_images(self.root, name)]
+        return {"defective training image": images}
 
 
 class MagneticTile(MVTecAD):
@@ -223,6 +222,16 @@ class VisA(AnomalyData):
         return (self.root / VISA_SPLIT).is_file()
 
     @property
+    def omits_copies(self) -> bool:  # type: ignore[override]
+        """True without the official split file, which lists the images."""
+        return not self.is_split
+
+    @property
+    def is_published(self) -> bool:
+        """True with the official split file, or two of the published categories."""
+        return self.is_split or super().is_published
+
+    @property
     def splits(self) -> tuple[Split, ...]:  # type: ignore[override]
         """The splits that exist; without the official file, all images are test images."""
         return ("train", "test") if self.is_split or self._converted() else ("test",)
@@ -231,8 +240,9 @@ class VisA(AnomalyData):
         """Return the names of the folders in VisA's layout, or else in MVTec-AD's, sorted."""
         names = [p.name for p in subfolders(self.root) if (p / "Data" / "Images").is_dir()]
         names = names or self._converted()
+        refuse_unsupported(self.root)
         if not names:
-            raise missing_layout(self.root, VISA_LAYOUT)
+            raise missing_layout(self.root, VISA_LAYOUT, "VisA")
         return names
 
     def list_samples(self, category: str, split: Split) -> Iterator[Sample]:
@@ -272,6 +282,7 @@ class BTAD(AnomalyData):
     """BTAD (Mishra et al., ISIE 2021): three products."""
 
     dataset_name: ClassVar[str] = "BTAD"
+    omits_copies = True
 
     def __init__(self, root: str, **shared: Any) -> None:
         top = Path(root, BTAD_TOP)
@@ -284,8 +295,9 @@ class BTAD(AnomalyData):
             for p in subfolders(self.root)
             if (p / "test" / "ok").is_dir() or (p / "test" / "ko").is_dir()
         ]
+        refuse_unsupported(self.root)
         if not names:
-            raise missing_layout(self.root, BTAD_LAYOUT)
+            raise missing_layout(self.root, BTAD_LAYOUT, "BTAD")
         return names
 
     def list_samples(self, category: str, split: Split) -> Iterator[Sample]:
@@ -302,7 +314,7 @@ def list_ksdd2(root: Path, category: str, split: Split) -> Iterator[Sample]:
 
     Defective training images are left out: methods train on normal images only.
     """
-    images = [image for image in images_in(root / split) if not image.stem.endswith(KSDD2_MASK)]
+    images = [image for image in images_in(root / split) if not is_ksdd2_mask(image)]
     for image, mask in paired_masks(images, root / split, (KSDD2_MASK,)).items():
         try:
             anomalous = bool(read_mask(mask).any())
@@ -314,19 +326,28 @@ def list_ksdd2(root: Path, category: str, split: Split) -> Iterator[Sample]:
             yield Sample(image, category, anomalous, mask, defect)
 
 
+def is_ksdd2_mask(image: Path) -> bool:
+    """Return whether a file is a mask by its name; its copies are, too."""
+    return plain_name(image.stem).endswith(KSDD2_MASK)
+
+
 class KSDD2(AnomalyData):
     """KolektorSDD2 (Bozic et al., 2021): one category, ``surface``, of about 230 x 630 pixels.
 
     The 246 defective training images are not used. Masks whose size differs from that of their
-    image by a few pixels are resized by nearest neighbour.
+    image by a few pixels are resized by nearest neighbour. The published archive contains copies of
+    an image and its mask, ``10301 (copy).png`` and ``10301_GT (copy).png``, which are not used.
     """
 
     dataset_name: ClassVar[str] = "KSDD2"
+    omits_copies = True
 
     def find_categories(self) -> list[str]:
         """Return the only category."""
-        if not (self.root / "test").is_dir():
-            raise missing_layout(self.root, KSDD2_LAYOUT)
+        refuse_unsupported(self.root)
+        folders = [self.root / split for split in self.splits]
+        if not any(map(is_ksdd2_mask, chain.from_iterable(map(images_in, folders)))):
+            raise missing_layout(self.root, KSDD2_LAYOUT, "KSDD2")
         return ["surface"]
 
     def list_samples(self, category: str, split: Split) -> Iterator[Sample]:
@@ -337,10 +358,16 @@ class KSDD2(AnomalyData):
         """Return the masks that have no image next to them."""
         spare = []
         for split in self.splits:
-            stems = by_stem(self.root / split)
-            masks = {stem: path for stem, path in stems.items() if stem.endswith(KSDD2_MASK)}
-            spare += [p for s, p in masks.items() if s.removesuffix(KSDD2_MASK) not in stems]
+            files = images_in(self.root / split)
+            masks = [file for file in files if is_ksdd2_mask(file)]
+            images = [file for file in files if file not in set(masks)]
+            paired = set(paired_masks(images, self.root / split, (KSDD2_MASK,)).values())
+            spare += [m for m in masks if m not in paired and original_of(m) is None]
         return sorted(spare)
+
+    def masks_of_normal(self, samples: Sequence[Sample]) -> list[Path]:
+        """Return nothing: an image is normal because its mask is empty."""
+        return []
 
 
 def list_class_folders(root: Path, category: str) -> Iterator[Sample]:
@@ -369,6 +396,7 @@ class IndustrialFolders(AnomalyData):
             FileNotFoundError: If no folder contains images.
             ValueError: If two names differ in case only.
         """
+        refuse_unsupported(self.root)
         folders = subfolders(self.root)
         if not any(images_in(folder) for folder in folders):
             raise missing_layout(self.root, "one folder per class, with its images")

@@ -6,6 +6,8 @@ import csv
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from anomaly_clip.data.copies import with_copy_mark
+from anomaly_clip.data.known_layouts import layout_hint, unsupported
 from anomaly_clip.data.samples import Sample
 from anomaly_clip.images import is_image
 
@@ -60,7 +62,7 @@ def paired_masks(
 ) -> dict[Path, Path]:
     """Return the mask of each image, paired by name: the image's name and an ending.
 
-    A missing mask gets its expected path; see :func:`check_files`.
+    In the name of a copy, such as ``a (copy)``, the ending may also come before the mark. A missing mask gets its expected path; see :func:`check_files`.
 
     Args:
         images: The images.
@@ -71,6 +73,7 @@ def paired_masks(
     masks = {}
     for image in images:
         names = [f"{image.stem}{ending}" for ending in endings]
+        names += [name for e in endings if (name := with_copy_mark(image.stem, e)) is not None]
         existing = [masks_by_name[name] for name in names if name in masks_by_name]
         masks[image] = existing[0] if existing else folder / f"{names[0]}.png"
     return masks
@@ -138,12 +141,23 @@ def shared_masks(samples: Iterable[Sample]) -> dict[Path, list[Path]]:
     return {mask: sharing for mask, sharing in images.items() if len(sharing) > 1}
 
 
-def missing_layout(root: Path, expected: str) -> FileNotFoundError:
-    """Return the error for an unexpected layout; its message lists the content of ``root``."""
+def missing_layout(root: Path, expected: str, module: str = "") -> FileNotFoundError | ValueError:
+    """Return the error for an unexpected layout; its message lists the content of ``root``.
+
+    Args:
+        root: The folder.
+        expected: The content that was expected.
+        module: Name of the data module, whose data may be in a folder near ``root``.
+    """
     if not root.exists():
         return FileNotFoundError(f"data.root {root}: there is no such folder; expected {expected}")
     if not root.is_dir():
         return FileNotFoundError(f"data.root {root} is a file; expected a folder with {expected}")
+    sentence = unsupported(root)
+    if sentence is not None:
+        return ValueError(sentence)
     names = sorted(p.name for p in root.iterdir())
     listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "nothing"
-    return FileNotFoundError(f"data.root {root}: expected {expected}; found {listed}")
+    hint = layout_hint(root, module)
+    end = "" if hint is None else f" ({hint})"
+    return FileNotFoundError(f"data.root {root}: expected {expected}; found {listed}{end}")

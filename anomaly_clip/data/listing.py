@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from anomaly_clip.data.copies import split_copies
 from anomaly_clip.data.layout import check_files
 from anomaly_clip.data.samples import Sample, Split
+from anomaly_clip.images import read_mask
 
 if TYPE_CHECKING:
     from anomaly_clip.data.dataset import AnomalyData
 
-__all__ = ["Listing", "TrainCategories"]
+__all__ = ["Listing", "TrainCategories", "left_out_remark"]
 
 TrainCategories = Literal["same", "others"] | list[str]
 
@@ -34,6 +38,7 @@ class Listing:
         self.chosen_for_training = train_categories
         self._rows: dict[tuple[str, Split], list[Sample]] = {}
         self._samples: dict[Split, list[Sample]] = {}
+        self._copies: dict[tuple[str, Split], list[Sample]] = {}
 
     @property
     def categories(self) -> list[str]:
@@ -79,12 +84,21 @@ class Listing:
         """Forget all samples, because the data module now lists others."""
         self._rows.clear()
         self._samples.clear()
+        self._copies.clear()
 
     def rows(self, category: str, split: Split) -> list[Sample]:
         """Return the samples of a category and split; later calls return the same list."""
         if (category, split) not in self._rows:
-            self._rows[category, split] = list(self.source.list_samples(category, split))
+            rows = list(self.source.list_samples(category, split))
+            if self.source.omits_copies:
+                rows, self._copies[category, split] = split_copies(rows)
+            self._rows[category, split] = rows
         return self._rows[category, split]
+
+    def copies(self, split: Split) -> list[Sample]:
+        """Return the copies of other images among the rows listed so far, which are not used."""
+        listed = self._copies.items()
+        return [sample for (_, part), rows in listed if part == split for sample in rows]
 
     def normal(self, category: str) -> list[Sample]:
         """Return the normal training images of a category."""
@@ -114,5 +128,36 @@ class Listing:
                 raise ValueError(
                     f"{spare[0]}: a mask without an image: add its image, or remove the mask"
                 )
+            if split == "test":
+                _check_empty(source.masks_of_normal(samples))
             self._samples[split] = samples
         return self._samples[split]
+
+
+def left_out_remark(root: Path, kind: str, images: Sequence[Path]) -> str:
+    """Return a sentence on images that are not used; empty without any.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from anomaly_clip.data.listing import left_out_remark
+        >>> left_out_remark(Path("a"), "copy", [Path("a/b (1).png")])
+        '1 copy is not used: b (1).png'
+        >>> left_out_remark(Path("a"), "copy", [Path("a/b (1).png"), Path("a/b (2).png")])
+        '2 copies are not used, such as b (1).png'
+    """
+    if not images:
+        return ""
+    example = images[0].relative_to(root).as_posix() if root in images[0].parents else images[0]
+    if len(images) == 1:
+        return f"1 {kind} is not used: {example}"
+    plural = f"{kind.removesuffix('y')}ies" if kind.endswith("y") else f"{kind}s"
+    return f"{len(images)} {plural} are not used, such as {example}"
+
+
+def _check_empty(masks: Iterable[Path]) -> None:
+    for mask in masks:
+        if read_mask(mask).any():
+            raise ValueError(
+                f"{mask}: the mask of a normal image is not empty: move the image to the folder of "
+                f"its defect, or delete the mask"
+            )

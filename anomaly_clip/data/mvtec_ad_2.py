@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from anomaly_clip.data.dataset import AnomalyData, Sample, Split
+from anomaly_clip.data.known_layouts import refuse_unsupported
 from anomaly_clip.data.layout import images_in, missing_layout, paired_masks, subfolders
 
 __all__ = ["MVTecAD2", "list_mvtec_ad_2"]
@@ -50,6 +51,7 @@ class MVTecAD2(AnomalyData):
     """
 
     dataset_name: ClassVar[str] = "MVTecAD2"
+    omits_copies = True
 
     def find_categories(self) -> list[str]:
         """Return the folders with a folder ``test_public``, sorted.
@@ -58,8 +60,9 @@ class MVTecAD2(AnomalyData):
             FileNotFoundError: If there is none.
         """
         names = [p.name for p in subfolders(self.root) if (p / FOLDERS["test"]).is_dir()]
+        refuse_unsupported(self.root)
         if not names:
-            raise missing_layout(self.root, f"MVTec AD 2's layout, {LAYOUT}")
+            raise missing_layout(self.root, f"MVTec AD 2's layout, {LAYOUT}", "MVTecAD2")
         return names
 
     def list_samples(self, category: str, split: Split) -> Iterator[Sample]:
