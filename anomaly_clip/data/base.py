@@ -118,6 +118,10 @@ class BaseDataModule(LightningDataModule, ABC):
         """
         return {}
 
+    def more_training_images(self) -> str:
+        """Return what to do for more training images."""
+        return "add images, or raise data.shots or data.fraction"
+
     def layout_remarks(self) -> list[str]:
         """Return sentences on how the folder was understood, if there are several ways."""
         return []

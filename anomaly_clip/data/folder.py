@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 from anomaly_clip.data.dataset import AnomalyData, Sample, Split
 from anomaly_clip.data.file_hashes import FileHashes, pixel_hashes
 from anomaly_clip.data.folder_forms import NORMAL_FOLDERS, FolderForm, understand
-from anomaly_clip.data.known_layouts import layout_hint, refuse_unsupported
+from anomaly_clip.data.known_layouts import layout_hint, refuse_unsupported, unsupported
 from anomaly_clip.data.layout import missing_layout
 from anomaly_clip.errors import check_between, check_choice
 
@@ -221,12 +221,14 @@ class ImageFolder(AnomalyData):
                 or normal images to fit on, and there are none.
         """
         needs = self._needs
+        self._predicts = stage == "predict"
+        if not self._predicts:
+            refuse_unsupported(self.root)
         if needs.category_names and self._has_default_name:
             raise ValueError(
                 f"data.category is not set, but prompts contain the name of the object: name what "
                 f'is shown in {self.root}, such as --data.category "laser-cut plank"'
             )
-        self._predicts = stage == "predict"
         self.leakage.compared = not self._predicts
         self._trains = stage == "fit" and self.auxiliary is None
         hint = None if self._predicts or self.form.has_labels else layout_hint(self.root)
@@ -240,11 +242,25 @@ class ImageFolder(AnomalyData):
                 f"data.root {self.root}: nothing tells which images are normal: put them into "
                 f"good/, or set --data.normal all if all of them are"
             )
+        if self._trains and self.held_out and not any(True for _ in self._normal_to_train_on()):
+            raise ValueError(
+                f"data.test_share {self.test_share:g} holds out all {len(self.held_out)} normal "
+                f"images of {self.root} for the test: lower data.test_share, or add images"
+            )
         if stage in ("validate", "test") and needs.fitted_images and self.held_out:
             hashes = pixel_hashes(sample.image for sample in self._normal_to_train_on())
             self._trains = not needs.fitted_images.isdisjoint(hashes.values())
         self.listing.forget()
         super().setup(stage)
+
+    def more_training_images(self) -> str:
+        """Return what to do for more training images."""
+        if not (self.is_split and self.held_out):
+            return super().more_training_images()
+        return (
+            f"add images, or lower data.test_share {self.test_share:g}, which holds out "
+            f"{len(self.held_out)} normal images for the test"
+        )
 
     def begin_fit(self) -> None:
         """Split the normal images as a fit does."""
@@ -264,9 +280,9 @@ class ImageFolder(AnomalyData):
 
     def layout_remarks(self) -> list[str]:
         """Return how the folder was understood, and what of it is not used."""
-        remarks = self.form.remarks
         hint = None if self.form.has_labels else layout_hint(self.root)
-        return [*remarks, *([] if hint is None else [hint])]
+        known = (unsupported(self.root) or "").removeprefix(f"data.root {self.root}: ")
+        return [*self.form.remarks, *filter(None, (hint, known))]
 
     def summary(self, stage: str) -> str:
         """Return the numbers of images, and how the folder was understood."""

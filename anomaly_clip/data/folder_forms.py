@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from anomaly_clip.data.copies import original_of
 from anomaly_clip.data.layout import images_in, subfolders
 from anomaly_clip.data.samples import Sample
 from anomaly_clip.images import read_image
@@ -286,9 +287,19 @@ class _Reader:
         return masks
 
     def _expect_all_masks(self, mask_folders: Sequence[Path]) -> None:
-        """Give a defective image without mask its expected path, if others have masks."""
+        """Give a defective image without mask its expected path, if others have masks.
+
+        Copies of other images, such as ``a (copy).png``, need no mask and are left out.
+        """
         if not self.form.has_masks:
             return
+        copies = {
+            sample.image
+            for sample in self.form.labelled
+            if sample.label and sample.mask is None and original_of(sample.image)
+        }
+        self._count("copies without a mask of defective images", len(copies))
+        self.form.labelled = [s for s in self.form.labelled if s.image not in copies]
         for number, sample in enumerate(self.form.labelled):
             if sample.label and sample.mask is None:
                 ending = next((e for e in self.endings if e), "")

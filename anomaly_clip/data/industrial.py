@@ -134,8 +134,12 @@ class MVTecAD(AnomalyData):
     @property
     def splits(self) -> tuple[Split, ...]:  # type: ignore[override]
         """Train and test; train alone if no category in use has a folder ``test``."""
-        tested = any((self.root / name / "test").is_dir() for name in self.categories)
-        return ("train", "test") if tested else ("train",)
+        names = self.listing.chosen or [folder.name for folder in subfolders(self.root)]
+        has_train, has_test = (
+            any((self.root / name / split).is_dir() for name in names)
+            for split in ("train", "test")
+        )
+        return ("train",) if has_train and not has_test else ("train", "test")
 
     def find_categories(self) -> list[str]:
         """See :func:`mvtec_categories`."""
@@ -354,13 +358,26 @@ class KSDD2(AnomalyData):
         """See :func:`list_ksdd2`."""
         return list_ksdd2(self.root, category, split)
 
+    def left_out(self, stage: str) -> dict[str, list[Path]]:
+        """Return the defective training images."""
+        if stage != "fit" or self.auxiliary is not None:
+            return {}
+        rows = [*self.listing.rows("surface", "train"), *self.listing.copies("train")]
+        listed = {sample.image for sample in rows}
+        images = [i for i in images_in(self.root / "train") if not is_ksdd2_mask(i)]
+        return {
+            "defective training image": [
+                image for image in images if image not in listed and original_of(image) is None
+            ]
+        }
+
     def spare_masks(self, categories: Sequence[str], samples: Sequence[Sample]) -> list[Path]:
         """Return the masks that have no image next to them."""
         spare = []
         for split in self.splits:
             files = images_in(self.root / split)
             masks = [file for file in files if is_ksdd2_mask(file)]
-            images = [file for file in files if file not in set(masks)]
+            images = [f for f in files if not is_ksdd2_mask(f) and original_of(f) is None]
             paired = set(paired_masks(images, self.root / split, (KSDD2_MASK,)).values())
             spare += [m for m in masks if m not in paired and original_of(m) is None]
         return sorted(spare)

@@ -46,7 +46,9 @@ def read_json(file: Path, form: str = META_FORM) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not a JSON file in UTF-8 ({error}); save it as one") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{file}: expected a JSON object, {form}, got {type(content).__name__}")
+        raise ValueError(
+            f"{file}: expected a JSON object, got {type(content).__name__}; the form is {form}"
+        )
     return content
 
 
@@ -75,11 +77,11 @@ def below(root: Path, path: Any, where: str, what: str = "an image") -> Path:
     """
     if not isinstance(path, str) or not path.strip():
         raise ValueError(f"{where}: expected the path of {what}, got {path!r}")
-    relative = Path(path.strip().replace("\\", "/"))
+    relative = Path(path.replace("\\", "/"))
     if relative.is_absolute() and root.absolute() in relative.parents:
         relative = relative.relative_to(root.absolute())
-    leads_elsewhere = ".." in relative.parts or PureWindowsPath(relative).drive
-    if relative.is_absolute() or leads_elsewhere:
+    absolute = relative.is_absolute() or PureWindowsPath(relative).is_absolute()
+    if absolute or ".." in relative.parts:
         raise ValueError(f"{where}: {path} is not below {root}: use paths relative to it")
     return root / relative
 
@@ -356,7 +358,7 @@ class RealIAD(AnomalyData):
         """See :func:`list_real_iad`."""
         file = self.json_folder / f"{category}.json"
         if category not in self._contents:
-            self._contents[category] = read_json(file, "with the keys meta, train and test")
+            self._contents[category] = read_json(file, "{meta: {...}, train: [...], test: [...]}")
         images = self.image_folder / category
         return list_real_iad(images, file, self._contents[category], category, split)
 

@@ -150,8 +150,9 @@ def left_out_remark(root: Path, kind: str, images: Sequence[Path]) -> str:
     example = images[0].relative_to(root).as_posix() if root in images[0].parents else images[0]
     if len(images) == 1:
         return f"1 {kind} is not used: {example}"
-    plural = f"{kind.removesuffix('y')}ies" if kind.endswith("y") else f"{kind}s"
-    return f"{len(images)} {plural} are not used, such as {example}"
+    noun, of, rest = kind.partition(" of ")
+    plural = f"{noun.removesuffix('y')}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{len(images)} {plural}{of}{rest} are not used, such as {example}"
 
 
 def _check_empty(masks: Iterable[Path]) -> None:
