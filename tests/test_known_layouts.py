@@ -33,8 +33,8 @@ UNSUPPORTED = {
     "Eyecandies": (eyecandies, "CandyCane", "is not supported: copy one image"),
     "DAGM 2007": (dagm, "Class1", "is not supported: copy the images"),
 }
-MODULES = ("MVTecAD", "KSDD2", "VisA", "BTAD", "MVTecAD2", "MetaJSON", "RealIAD", "ImageFolder")
-MODULES += ("IndustrialFolders", "HeadCT", "BrainMRI", "ISIC", "CVCClinicDB", "MagneticTile")
+MODULES = ["MVTecAD", "KSDD2", "VisA", "BTAD", "MVTecAD2", "MetaJSON", "RealIAD", "ImageFolder"]
+MODULES += ["IndustrialFolders", "HeadCT", "BrainMRI", "ISIC", "CVCClinicDB", "MagneticTile"]
 PADIM = ["--model=PaDiM", "--model.backbone.weights=random", "--model.image_size=32"]
 PADIM += ["--trainer.accelerator=cpu", "--output.folder=run"]
 
@@ -67,8 +67,10 @@ def test_unsupported_sets_are_named_by_every_verb(
     make: Callable[[Path], Path],
     tiny_sdp: list[str],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     root = make(tmp_path / "set")
     model = [word for word in tiny_sdp if not word.startswith("--data")]
     model += ["--trainer.max_epochs=1"]
@@ -113,7 +115,7 @@ def test_supported_sets_are_not_taken_for_unsupported_ones(tmp_path: Path) -> No
     assert unsupported(tmp_path / "nowhere") is None
 
 
-FOLDERS = {
+FOLDERS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "MVTecAD": (write_mvtec, "mvtec/bottle"),
     "VisA": (visa, "candle"),
     "BTAD": (btad, "01"),

@@ -123,7 +123,7 @@ class BaseDataModule(LightningDataModule, ABC):
         return "add images, or raise data.shots or data.fraction"
 
     def layout_remarks(self) -> list[str]:
-        """Return sentences on how the folder was understood, if there are several ways."""
+        """Return remarks on how the folder was understood, if there are several ways."""
         return []
 
     @property

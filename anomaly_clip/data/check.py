@@ -224,9 +224,9 @@ def _find_duplicates(
             elif first.sample.label != other.sample.label:
                 kind, message = "contradiction", f"{message}, which has the opposite label"
             twins.append(Problem(kind, short_path(data, other.sample.image), message))
-    known = data.known_duplicates
+    allowed = data.known_duplicates
     expected = [problem for problem in twins if problem.kind != "contradiction"]
-    if expected and (known is None or len(expected) <= known):
+    if expected and (allowed is None or len(expected) <= allowed):
         twins = [problem for problem in twins if problem.kind == "contradiction"]
         report.remarks.append(
             f"{number_of(len(expected), 'image')} equal to others, such as {expected[0].path} "
@@ -347,7 +347,9 @@ def _list_unused(data: AnomalyData, used: Set[Path | None], report: CheckReport)
             f"{short_path(data, min(runs))}"
         )
     if unused:
-        report.remarks.append(f"{len(unused)} other images are not used, such as {report.unused[0]}")
+        report.remarks.append(
+            f"{len(unused)} other images are not used, such as {report.unused[0]}"
+        )
 
 
 def _note_misfits(inspected: Sequence[InspectedSample], report: CheckReport) -> None:

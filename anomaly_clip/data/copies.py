@@ -15,13 +15,13 @@ from anomaly_clip.data.samples import Sample
 
 __all__ = ["original_of", "plain_name", "split_copies", "with_copy_mark"]
 
-WORD = r"(?:copy|copie|copia|kopie)"
+WORD = r"(?:copy|copia|kopie)"
 BEHIND = re.compile(
     rf"(?:\s?\(\d+\)|\s\((?:\d+\w\w |another )?{WORD}(?: \d+)?\)|\s-\s{WORD}(?:\s?\(\d+\))?"
     rf"|[\s_-]{WORD}(?: ?\d+)?)(?=$|[_.-])",
     re.IGNORECASE,
 )
-"""``a (1)``, ``a (copy)``, ``a (another copy)``, ``a (3rd copy)``, ``a - Copy (2)``, ``a copy 2``."""
+"""``a (1)``, ``a (copy)``, ``a (another copy)``, ``a (3rd copy)``, ``a - Copy (2)``, ``a copy``."""
 BEFORE = re.compile(rf"^{WORD}(?: ?\(\d+\))? (?:of|von|de) ", re.IGNORECASE)
 """``Copy of a``, ``Copy (2) of a``."""
 

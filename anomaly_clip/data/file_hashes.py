@@ -187,7 +187,7 @@ def _pixel_hashes() -> FileHashes:
 
 
 def _sides(path: Path) -> tuple[int, ...] | None:
-    """Return an image's width and height, sorted, because EXIF data may turn it; None if unknown."""
+    """Return an image's sides, sorted, because EXIF data may turn it; None if unknown."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on large images

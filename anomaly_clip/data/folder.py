@@ -281,8 +281,8 @@ class ImageFolder(AnomalyData):
     def layout_remarks(self) -> list[str]:
         """Return how the folder was understood, and what of it is not used."""
         hint = None if self.form.has_labels else layout_hint(self.root)
-        known = (unsupported(self.root) or "").removeprefix(f"data.root {self.root}: ")
-        return [*self.form.remarks, *filter(None, (hint, known))]
+        title = (unsupported(self.root) or "").removeprefix(f"data.root {self.root}: ")
+        return [*self.form.remarks, *filter(None, (hint, title))]
 
     def summary(self, stage: str) -> str:
         """Return the numbers of images, and how the folder was understood."""

@@ -80,7 +80,7 @@ def below(root: Path, path: Any, where: str, what: str = "an image") -> Path:
     relative = Path(path.replace("\\", "/"))
     if relative.is_absolute() and root.absolute() in relative.parents:
         relative = relative.relative_to(root.absolute())
-    absolute = relative.is_absolute() or PureWindowsPath(relative).is_absolute()
+    absolute = relative.is_absolute() or PureWindowsPath(str(relative)).is_absolute()
     if absolute or ".." in relative.parts:
         raise ValueError(f"{where}: {path} is not below {root}: use paths relative to it")
     return root / relative

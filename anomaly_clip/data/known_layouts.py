@@ -23,9 +23,9 @@ class Unsupported(NamedTuple):
 
     title: str
     reason: str
-    """What is not supported, and the way out."""
+    """Missing support, and the way out."""
     contains: Callable[[Path], bool]
-    """Whether a folder is one of its categories."""
+    """Test of whether a folder is one of its categories."""
 
 
 def subfolders_of(folder: Path) -> list[Path]:

@@ -62,7 +62,8 @@ def paired_masks(
 ) -> dict[Path, Path]:
     """Return the mask of each image, paired by name: the image's name and an ending.
 
-    In the name of a copy, such as ``a (copy)``, the ending may also come before the mark. A missing mask gets its expected path; see :func:`check_files`.
+    In the name of a copy, such as ``a (copy)``, the ending may also come before the mark. A missing
+    mask gets its expected path; see :func:`check_files`.
 
     Args:
         images: The images.

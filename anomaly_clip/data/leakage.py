@@ -90,8 +90,8 @@ class LeakageCheck:
 
     def _is_known(self, count: int) -> bool:
         """Return whether the published archive contains at least ``count`` duplicates."""
-        known = self.data.known_duplicates if self.data.auxiliary is None else 0
-        return known is None or count <= known
+        limit = self.data.known_duplicates if self.data.auxiliary is None else 0
+        return limit is None or count <= limit
 
     def training_hashes(self) -> frozenset[str]:
         """Return hashes of the decoded images of a fit; empty for images that are not files."""
