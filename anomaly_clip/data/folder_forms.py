@@ -24,7 +24,7 @@ from anomaly_clip.data.layout import images_in, subfolders
 from anomaly_clip.data.samples import Sample
 from anomaly_clip.images import read_image
 
-__all__ = ["NORMAL_FOLDERS", "FolderForm", "looks_like_a_mask", "understand"]
+__all__ = ["NORMAL_FOLDERS", "RUN_FILES", "FolderForm", "looks_like_a_mask", "understand"]
 
 NORMAL_FOLDERS = ("good", "ok", "normal")
 MASK_FOLDERS = ("ground_truth", "masks", "mask", "gt")

@@ -198,23 +198,22 @@ def layout_hint(root: Path, module: str = "") -> str | None:
 
     Args:
         root: The folder, which exists.
-        module: Name of the data module. A folder up to two levels above or below that it can read
-            is preferred to another data module.
+        module: Name of the data module, which may read a folder up to two levels above or below.
     """
-    if module in LAYOUTS:
-        _, fits = LAYOUTS[module]
-        above = list(root.absolute().parents)[:2]
-        inner = subfolders_of(root)
-        deeper = [folder for place in inner for folder in subfolders_of(place)[:FEW]]
-        for place in (*above, *inner, *deeper):
-            if _fits(fits, place):
-                if place not in above:
-                    return f"the data set is in a folder of it: try {place}"
-                part = "one category" if module in CATEGORY_FOLDERS else "a part of the data set"
-                return f"this looks like {part}: try {place}"
-    for name, (title, fits) in LAYOUTS.items():
-        if name != module and _fits(fits, root):
+    inner = subfolders_of(root)
+    deeper = [folder for place in inner for folder in subfolders_of(place)[:FEW]]
+    above = list(root.absolute().parents)[:2]
+    fits = LAYOUTS[module][1] if module in LAYOUTS else None
+    for place in (*inner, *deeper):
+        if fits is not None and _fits(fits, place):
+            return f"the data set is in a folder of it: try {place}"
+    for name, (title, test) in LAYOUTS.items():
+        if name != module and _fits(test, root):
             return f"this is the layout of {title}: try --data {name}"
+    for place in above:
+        if fits is not None and _fits(fits, place):
+            part = "one category" if module in CATEGORY_FOLDERS else "a part of the data set"
+            return f"this looks like {part}: try {place}"
     return None
 
 
