@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -14,6 +14,7 @@ from lightning.pytorch import LightningDataModule
 from anomaly_clip.data.copies import original_of
 from anomaly_clip.data.file_hashes import DuplicatePair, equal_images
 from anomaly_clip.data.info import DatasetInfo, dataset_info
+from anomaly_clip.data.known_layouts import unsupported
 from anomaly_clip.data.layout import images_in
 from anomaly_clip.data.samples import Reader, Sample, Split, read_sample
 
@@ -125,6 +126,20 @@ class BaseDataModule(LightningDataModule, ABC):
     def layout_remarks(self) -> list[str]:
         """Return remarks on how the folder was understood, if there are several ways."""
         return []
+
+    @cached_property
+    def unsupported(self) -> str | None:
+        """The message if the folder is a published set that is not supported; looked up once."""
+        return unsupported(self.root)
+
+    def refuse_unsupported(self) -> None:
+        """Refuse a published data set that is not supported.
+
+        Raises:
+            ValueError: If the folder is one.
+        """
+        if self.unsupported is not None:
+            raise ValueError(self.unsupported)
 
     @property
     def is_published(self) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 from anomaly_clip.data.dataset import AnomalyData, Sample, Split
 from anomaly_clip.data.file_hashes import FileHashes, pixel_hashes
 from anomaly_clip.data.folder_forms import NORMAL_FOLDERS, FolderForm, understand
-from anomaly_clip.data.known_layouts import layout_hint, refuse_unsupported, unsupported
+from anomaly_clip.data.known_layouts import layout_hint
 from anomaly_clip.data.layout import missing_layout
 from anomaly_clip.errors import check_between, check_choice
 
@@ -130,11 +130,11 @@ class ImageFolder(AnomalyData):
         if not self.root.is_dir():
             raise missing_layout(self.root, LAYOUT)
         if not self._predicts:  # scores need neither labels nor masks
-            refuse_unsupported(self.root)
+            self.refuse_unsupported()
         try:
             form = understand(self.root, self.category, self.normal_folders, self.mask_ending)
         except ValueError:
-            refuse_unsupported(self.root)  # a clearer message, if it is one of these
+            self.refuse_unsupported()  # a clearer message, if it is one of these
             raise
         if not (form.train or form.labelled or form.unlabelled):
             raise missing_layout(self.root, LAYOUT)
@@ -223,7 +223,7 @@ class ImageFolder(AnomalyData):
         needs = self._needs
         self._predicts = stage == "predict"
         if not self._predicts:
-            refuse_unsupported(self.root)
+            self.refuse_unsupported()
         if needs.category_names and self._has_default_name:
             raise ValueError(
                 f"data.category is not set, but prompts contain the name of the object: name what "
@@ -281,7 +281,7 @@ class ImageFolder(AnomalyData):
     def layout_remarks(self) -> list[str]:
         """Return how the folder was understood, and what of it is not used."""
         hint = None if self.form.has_labels else layout_hint(self.root)
-        title = (unsupported(self.root) or "").removeprefix(f"data.root {self.root}: ")
+        title = (self.unsupported or "").removeprefix(f"data.root {self.root}: ")
         return [*self.form.remarks, *filter(None, (hint, title))]
 
     def summary(self, stage: str) -> str:

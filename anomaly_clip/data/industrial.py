@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 from anomaly_clip.data.copies import original_of, plain_name
 from anomaly_clip.data.dataset import AnomalyData, Sample, Split
 from anomaly_clip.data.folder_forms import NORMAL_FOLDERS
-from anomaly_clip.data.known_layouts import refuse_unsupported
 from anomaly_clip.data.layout import (
     images_in,
     missing_layout,
@@ -55,9 +54,7 @@ def mvtec_categories(root: Path) -> list[str]:
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If it is another published data set, which is not supported.
     """
-    refuse_unsupported(root)
     names = [
         p.name
         for p in subfolders(root)
@@ -143,6 +140,7 @@ class MVTecAD(AnomalyData):
 
     def find_categories(self) -> list[str]:
         """See :func:`mvtec_categories`."""
+        self.refuse_unsupported()
         return mvtec_categories(self.root)
 
     def list_samples(self, category: str, split: Split) -> Iterator[Sample]:
@@ -244,7 +242,7 @@ class VisA(AnomalyData):
         """Return the names of the folders in VisA's layout, or else in MVTec-AD's, sorted."""
         names = [p.name for p in subfolders(self.root) if (p / "Data" / "Images").is_dir()]
         names = names or self._converted()
-        refuse_unsupported(self.root)
+        self.refuse_unsupported()
         if not names:
             raise missing_layout(self.root, VISA_LAYOUT, "VisA")
         return names
@@ -299,7 +297,7 @@ class BTAD(AnomalyData):
             for p in subfolders(self.root)
             if (p / "test" / "ok").is_dir() or (p / "test" / "ko").is_dir()
         ]
-        refuse_unsupported(self.root)
+        self.refuse_unsupported()
         if not names:
             raise missing_layout(self.root, BTAD_LAYOUT, "BTAD")
         return names
@@ -348,7 +346,7 @@ class KSDD2(AnomalyData):
 
     def find_categories(self) -> list[str]:
         """Return the only category."""
-        refuse_unsupported(self.root)
+        self.refuse_unsupported()
         folders = [self.root / split for split in self.splits]
         if not any(map(is_ksdd2_mask, chain.from_iterable(map(images_in, folders)))):
             raise missing_layout(self.root, KSDD2_LAYOUT, "KSDD2")
@@ -413,7 +411,7 @@ class IndustrialFolders(AnomalyData):
             FileNotFoundError: If no folder contains images.
             ValueError: If two names differ in case only.
         """
-        refuse_unsupported(self.root)
+        self.refuse_unsupported()
         folders = subfolders(self.root)
         if not any(images_in(folder) for folder in folders):
             raise missing_layout(self.root, "one folder per class, with its images")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from anomaly_clip.images import is_image
 
-__all__ = ["layout_hint", "refuse_unsupported", "unsupported"]
+__all__ = ["layout_hint", "unsupported"]
 
 SEARCHED = 100  # subfolders of a folder that are searched
 FEW = 5  # subfolders of each of these that are searched
@@ -135,17 +135,6 @@ def unsupported(root: Path) -> str | None:
         if any(map(kind.contains, deeper)):
             return f"data.root {root}: this contains {kind.title}; {kind.reason}"
     return None
-
-
-def refuse_unsupported(root: Path) -> None:
-    """Refuse a published data set that is not supported.
-
-    Raises:
-        ValueError: If the folder is one.
-    """
-    sentence = unsupported(root)
-    if sentence is not None:
-        raise ValueError(sentence)
 
 
 # -- supported layouts ----------------------------------------------------------------------------

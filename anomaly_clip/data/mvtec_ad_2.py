@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import ClassVar
 
 from anomaly_clip.data.dataset import AnomalyData, Sample, Split
-from anomaly_clip.data.known_layouts import refuse_unsupported
 from anomaly_clip.data.layout import images_in, missing_layout, paired_masks, subfolders
 
 __all__ = ["MVTecAD2", "list_mvtec_ad_2"]
@@ -60,7 +59,7 @@ class MVTecAD2(AnomalyData):
             FileNotFoundError: If there is none.
         """
         names = [p.name for p in subfolders(self.root) if (p / FOLDERS["test"]).is_dir()]
-        refuse_unsupported(self.root)
+        self.refuse_unsupported()
         if not names:
             raise missing_layout(self.root, f"MVTec AD 2's layout, {LAYOUT}", "MVTecAD2")
         return names
