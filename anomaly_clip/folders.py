@@ -197,8 +197,20 @@ class FolderTree:
         return place.is_relative_to(real) or self.root.is_relative_to(real)
 
 
-def image_files(root: Path) -> Iterator[Path]:
-    """Yield the images of all folders below ``root``, except what runs have drawn."""
-    folders = FolderTree(root).below([root], lambda folder: folder == root or not is_run(folder))
-    for folder in folders[root]:
+def image_files(root: Path, runs: list[Path] | None = None) -> Iterator[Path]:
+    """Yield the images of all folders below ``root``, except what runs have drawn.
+
+    Args:
+        root: The folder.
+        runs: List to which the folders of runs are added.
+    """
+
+    def enters(folder: Path) -> bool:
+        if folder == root or not is_run(folder):
+            return True
+        if runs is not None:
+            runs.append(folder)
+        return False
+
+    for folder in FolderTree(root).below([root], enters)[root]:
         yield from images_in(folder)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from helpers import save_picture
 
-from anomaly_clip.data.folder_forms import FolderForm, looks_like_a_mask, understand
+from anomaly_clip.data.folder_forms import FolderForm, understand
+from anomaly_clip.data.mask_content import looks_like_a_mask
 
 MASK = np.zeros((40, 40), dtype=np.uint8)
 MASK[10:20] = 255

@@ -36,8 +36,9 @@ def run_check(words: Sequence[str]) -> int:
     parser = data_parser(
         "check",
         "Read all files of a data set and report its problems: image counts that differ from the "
-        "published ones, unreadable files, masks of the wrong size, duplicate files, and training "
-        "images in the test split. The exit code is 1 if it finds a problem.",
+        "published ones, unreadable files, masks of the wrong size, duplicate images, and training "
+        "images in the test split, also those that were saved again without loss. The exit code is "
+        "1 if it finds a problem.",
     )
     parser.add_argument(
         "--near_duplicates",
@@ -89,7 +90,7 @@ def show(report: CheckReport, info: DatasetInfo) -> None:
         ("licence", info.licence),
         ("to cite", info.citation),
     ):
-        if value:
+        if value and report.published:
             console.print(f"{name}: {value}")
     console.print(f"duplicates: {report.duplicates}{_in_groups(report)}")
     for remark in report.remarks:
@@ -131,6 +132,8 @@ def _counts_table(report: CheckReport) -> Table:
 def _count_cells(row: CheckedSplit) -> list[Text]:
     """Return the counts as cells, followed by the published count where it differs."""
     counts = (row.normal, row.anomalous)
+    if not row.labelled:
+        return [Text(f"{row.normal} without labels"), Text("-")]
     if row.published is None or row.published == counts:
         return [Text(str(count)) for count in counts]
     return [

@@ -18,6 +18,7 @@ from anomaly_clip.data.folder_forms import (
     read_selection,
     understand,
 )
+from anomaly_clip.data.known_layouts import layout_hint
 from anomaly_clip.data.layout import USUAL_ENDINGS, missing_layout
 from anomaly_clip.data.path_selection import PathSelection
 from anomaly_clip.errors import check_between, check_choice
@@ -171,7 +172,13 @@ class ImageFolder(AnomalyData):
             return self._selected()
         if not self.root.is_dir():
             raise missing_layout(self.root, LAYOUT)
-        form = understand(self.root, self.category, self.normal_folders, self.mask_ending)
+        if not self._predicts:  # scores need neither labels nor masks
+            self.refuse_unsupported()
+        try:
+            form = understand(self.root, self.category, self.normal_folders, self.mask_ending)
+        except ValueError:
+            self.refuse_unsupported()  # a clearer message, if it is one of these
+            raise
         if not (form.train or form.labelled or form.unlabelled):
             raise missing_layout(self.root, LAYOUT)
         return form
@@ -225,8 +232,12 @@ class ImageFolder(AnomalyData):
             raise missing_layout(self.root, LAYOUT)
         return [self.category]
 
-    def image_files(self) -> Iterator[Path]:
-        """Yield the images below the folder, or those of a selection."""
+    def image_files(self, runs: list[Path] | None = None) -> Iterator[Path]:
+        """Yield the images below the folder, or those of a selection.
+
+        Args:
+            runs: Unused, because the remarks count folders of results.
+        """
         if self.selection.is_folder:
             yield from image_files(self.root)
         else:
@@ -235,7 +246,15 @@ class ImageFolder(AnomalyData):
     @property
     def remarks(self) -> list[str]:
         """Remarks on how the folder was understood, and what is not used."""
-        return self.form.remarks
+        title = (self.unsupported or "").removeprefix(f"data.root {self.root}: ")
+        hints = (self._layout_hint(), title) if self.selection.is_folder else ()
+        return [*self.form.remarks, *filter(None, hints)]
+
+    def _layout_hint(self) -> str | None:
+        """Return what to try instead of a folder without labels."""
+        if self.form.has_labels or not self.selection.is_folder:
+            return None
+        return layout_hint(self.root)
 
     def mask_folders(self, category: str) -> list[Path]:
         """Return the folders that contain only masks."""
@@ -277,12 +296,14 @@ class ImageFolder(AnomalyData):
                 or normal images to fit on, and there are none.
         """
         needs = self._needs
+        self._predicts = stage == "predict"
+        if not self._predicts and self.selection.is_folder:
+            self.refuse_unsupported()
         if needs.category_names and self._has_default_name:
             raise ValueError(
                 f"data.category is not set, but prompts contain the name of the object: name what "
                 f'is shown in {self.root}, such as --data.category "laser-cut plank"'
             )
-        self._predicts = stage == "predict"
         self.leakage.compared = not self._predicts
         self._trains = stage == "fit" and self.auxiliary is None
         if not self.selection.is_folder and stage in ("validate", "test"):
@@ -290,10 +311,21 @@ class ImageFolder(AnomalyData):
                 f"data.root {self.selection}: only a folder tells which images are normal, to "
                 f"compute metrics with: name a folder, or use predict"
             )
+        hint = None if self._predicts else self._layout_hint()
+        if hint is not None and not (self._trains and self.normal == "all"):
+            raise ValueError(
+                f"data.root {self.root}: nothing tells which images are normal, as no folder is "
+                f"called {' or '.join(self.normal_folders)}; {hint}"
+            )
         if self._trains and not (self.form.has_labels or self.normal == "all"):
             raise ValueError(
                 f"data.root {self.selection}: nothing tells which images are normal: put them into "
                 f"good/, or set --data.normal all if all of them are"
+            )
+        if self._trains and self.held_out and not any(True for _ in self._normal_to_train_on()):
+            raise ValueError(
+                f"data.test_share {self.test_share:g} holds out all {len(self.held_out)} normal "
+                f"images of {self.root} for the test: lower data.test_share, or add images"
             )
         if stage in ("validate", "test") and needs.fitted_images and self.held_out:
             normal = self.unreadable.readable(list(self._normal_to_train_on()))
@@ -303,6 +335,15 @@ class ImageFolder(AnomalyData):
             self._trains = not needs.fitted_images.isdisjoint(hashes.values())
         self.listing.forget()
         super().setup(stage)
+
+    def more_training_images(self) -> str:
+        """Return what to do for more training images."""
+        if not (self.is_split and self.held_out):
+            return super().more_training_images()
+        return (
+            f"add images, or lower data.test_share {self.test_share:g}, which holds out "
+            f"{len(self.held_out)} normal images for the test"
+        )
 
     def begin_fit(self) -> None:
         """Split the normal images as a fit does."""
@@ -321,17 +362,11 @@ class ImageFolder(AnomalyData):
 
     def normal_masks(self, categories: Sequence[str], samples: Sequence[Sample]) -> list[Path]:
         """Return the masks of normal images, which must be empty."""
-        masks = super().spare_masks(categories, samples)
-        return [mask for mask in masks if mask in self.form.normal_masks]
-
-    def spare_masks(self, categories: Sequence[str], samples: Sequence[Sample]) -> list[Path]:
-        """Return the masks that belong to no sample; those of normal images belong to them."""
-        masks = super().spare_masks(categories, samples)
-        return [mask for mask in masks if mask not in self.form.normal_masks]
+        return sorted(self.form.normal_masks - {sample.mask for sample in self.form.labelled})
 
     def summary(self, stage: str) -> str:
         """Return the numbers of images, and how the folder was understood."""
-        parts = [super().summary(stage), *self.form.remarks]
+        parts = [super().summary(stage), *self.remarks]
         if self.normal == "all" and self.form.has_labels:
             parts.append("data.normal all is ignored, because folders tell which are normal")
         elif self.normal == "all" and stage == "fit":

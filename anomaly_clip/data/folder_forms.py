@@ -21,15 +21,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from anomaly_clip.data.copies import original_of
 from anomaly_clip.data.folder_listing import FolderListing, joined
 from anomaly_clip.data.layout import USUAL_ENDINGS
-from anomaly_clip.data.mask_folders import (
-    LABEL_FOLDERS,
-    MASK_FOLDERS,
-    ImageNames,
-    MaskFolders,
-    looks_like_a_mask,
-)
+from anomaly_clip.data.mask_content import looks_like_a_mask
+from anomaly_clip.data.mask_folders import LABEL_FOLDERS, MASK_FOLDERS, ImageNames, MaskFolders
 from anomaly_clip.data.path_selection import Selected
 from anomaly_clip.data.samples import Sample
 from anomaly_clip.errors import suggest
@@ -37,13 +33,7 @@ from anomaly_clip.files import name_key
 from anomaly_clip.folders import find_inner
 from anomaly_clip.progress import number_of
 
-__all__ = [
-    "NORMAL_FOLDERS",
-    "FolderForm",
-    "looks_like_a_mask",
-    "read_selection",
-    "understand",
-]
+__all__ = ["NORMAL_FOLDERS", "FolderForm", "read_selection", "understand"]
 
 NORMAL_FOLDERS = ("good", "ok", "normal")
 MAX_INSPECTED = 20  # our choice: a folder per part, with equal names, takes too long to inspect
@@ -446,9 +436,16 @@ class _Reader:
         return list(dict.fromkeys(places))
 
     def _expect_all_masks(self) -> None:
-        """Give a defective image without mask its expected path, if others have masks."""
+        """Give a defective image without mask its expected path, if others have masks.
+
+        Copies of other images, such as ``a (copy).png``, need no mask and are left out.
+        """
         if not self.form.has_masks:
             return
+        without = [s.image for s in self.form.labelled if s.label and s.mask is None]
+        copies = [image for image in without if original_of(image)]
+        self.listing.leave_out("copies without a mask of defective images", copies)
+        self.form.labelled = [s for s in self.form.labelled if s.image not in copies]
         for number, sample in enumerate(self.form.labelled):
             if sample.label and sample.mask is None:
                 ending = next((e for e in self.endings if e), "")

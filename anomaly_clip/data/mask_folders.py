@@ -6,13 +6,16 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
+from anomaly_clip.data.mask_content import (
+    has_white,
+    looks_like_a_mask,
+    looks_like_a_photograph,
+    looks_nearly_like_a_mask,
+)
 from anomaly_clip.files import name_key
-from anomaly_clip.images import evenly_spaced, read_image
+from anomaly_clip.images import evenly_spaced
 
-__all__ = ["LABEL_FOLDERS", "MASK_FOLDERS", "ImageNames", "MaskFolders", "looks_like_a_mask"]
+__all__ = ["LABEL_FOLDERS", "MASK_FOLDERS", "ImageNames", "MaskFolders"]
 
 MASK_FOLDERS = ("ground_truth", "groundtruth", "masks", "mask", "gt")
 """Names of folders that contain masks and nothing else, in lower case."""
@@ -32,12 +35,6 @@ OF_ONE_KIND = re.compile(
 )
 """Names of mask folders of one kind of defect, such as ``bad_mask``."""
 
-EXTREME = 8  # grey levels from black or white that still count as black or white
-BLACK_AND_WHITE = 0.99  # fraction of such pixels in a mask, whose edges may be antialiased
-NEARLY_EXTREME = 32  # the same for masks saved as JPEG, in folders with a name of masks
-NEARLY_BLACK_AND_WHITE = 0.9
-PHOTOGRAPH = 0.5  # fraction of such pixels below which an image is a photograph
-NUM_COLOURS = 32  # grey levels that a photograph has at least; masks of classes have fewer
 INSPECTED = 3  # images that are read of a folder with a name of masks
 
 
@@ -82,9 +79,9 @@ class MaskFolders:
         """
         images = self.images_below(folder)
         inspected = _some(images)
-        if not images or all(map(_looks_like_a_photograph, inspected)):
+        if not images or all(map(looks_like_a_photograph, inspected)):
             return False
-        like_masks = sum(map(_looks_nearly_like_a_mask, inspected))
+        like_masks = sum(map(looks_nearly_like_a_mask, inspected))
         return self._are_named(images, others) or 2 * like_masks > len(inspected)
 
     def are_labels(self, folder: Path, others: ImageNames, kinds: Sequence[str] = ()) -> bool:
@@ -99,7 +96,7 @@ class MaskFolders:
             return False
         images = self.images_below(folder)
         named = bool(images) and self._are_named(images, others)
-        return named and all(map(_looks_nearly_like_a_mask, _some(images)))
+        return named and all(map(looks_nearly_like_a_mask, _some(images)))
 
     def are_certain(self, folder: Path, others: ImageNames, defective: ImageNames) -> bool:
         """Return whether a folder of any name certainly contains masks.
@@ -115,7 +112,7 @@ class MaskFolders:
         images = self.images_below(folder)
         if not (images and self._are_named(images, others) and all(map(looks_like_a_mask, images))):
             return False
-        filled = [image for image in images if _has_white(image)]
+        filled = [image for image in images if has_white(image)]
         if not filled or not self._are_named(filled, defective):
             return False
         inside = {image.parent for image in images}
@@ -139,42 +136,6 @@ class MaskFolders:
         inside = {mask.parent for mask in masks}
         names = {tuple(self._names_of(mask)) for mask in masks}
         return all(any(True for _ in others.outside(inside, stems)) for stems in names)
-
-
-def looks_like_a_mask(image: Path) -> bool:
-    """Return whether nearly all pixels of an image are black or white; False if unreadable."""
-    return _extreme_share(_pixels(image), EXTREME) >= BLACK_AND_WHITE
-
-
-def _looks_nearly_like_a_mask(image: Path) -> bool:
-    return _extreme_share(_pixels(image), NEARLY_EXTREME) >= NEARLY_BLACK_AND_WHITE
-
-
-def _looks_like_a_photograph(image: Path) -> bool:
-    pixels = _pixels(image)
-    if pixels is None or _extreme_share(pixels, NEARLY_EXTREME) >= PHOTOGRAPH:
-        return False
-    return len(np.unique(pixels[..., 1])) >= NUM_COLOURS
-
-
-def _has_white(image: Path) -> bool:
-    pixels = _pixels(image)
-    return pixels is not None and bool((pixels >= 255 - EXTREME).any())
-
-
-def _extreme_share(pixels: NDArray[np.uint8] | None, distance: int) -> float:
-    """Return the fraction of values near black or white; 0 for an unreadable image."""
-    if pixels is None:
-        return 0.0
-    return float(((pixels <= distance) | (pixels >= 255 - distance)).mean())
-
-
-def _pixels(image: Path) -> NDArray[np.uint8] | None:
-    """Return an image ``(H, W, 3)``; None if it is unreadable."""
-    try:
-        return read_image(image)
-    except (OSError, ValueError):
-        return None
 
 
 def _some(images: Sequence[Path]) -> list[Path]:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from pathlib import Path
 
-from anomaly_clip.data.mask_folders import MASK_FOLDERS
-from anomaly_clip.folders import FolderTree, images_in, is_passed_over, is_run, scan
+from anomaly_clip.data.path_patterns import PatternSearch, leave_out
+from anomaly_clip.folders import scan
 from anomaly_clip.images import is_image
 
 __all__ = ["PathSelection", "Selected"]
 
 WILDCARDS = "*?["
-ANY_DEPTH = "**"
 SHOWN = 3  # names listed in an error message
 
 
@@ -99,7 +97,7 @@ class PathSelection:
         return selected
 
     def _match(self, name: str, start: Path, parts: Sequence[str], selected: Selected) -> None:
-        matching = _Matching(selected.left_out)
+        matching = PatternSearch(selected.left_out)
         paths = sorted(set(matching.paths(start, parts)))
         if not paths:
             raise FileNotFoundError(
@@ -115,59 +113,14 @@ class PathSelection:
             )
         selected.images += images
         if images:
-            _leave_out(selected.left_out, "folders that match the pattern", folders)
+            leave_out(selected.left_out, "folders that match the pattern", folders)
         else:
             selected.folders += folders
-        _leave_out(selected.left_out, "other files that match the pattern", others)
+        leave_out(selected.left_out, "other files that match the pattern", others)
 
     @staticmethod
     def _is_folder(path: Path, parts: Sequence[str]) -> bool:
         return not parts and (path.is_dir() or not path.exists())
-
-
-class _Matching:
-    """Search for the paths that match a pattern, without folders that are passed over.
-
-    Args:
-        left_out: Record of what is not used, to be extended.
-    """
-
-    def __init__(self, left_out: dict[str, list[Path]]) -> None:
-        self.left_out = left_out
-        self.images: set[Path] = set()
-
-    def paths(self, folder: Path, parts: Sequence[str]) -> list[Path]:
-        """Return the paths below a folder that match the parts of a pattern."""
-        first, rest = parts[0], parts[1:]
-        if first == ANY_DEPTH:
-            below = FolderTree(folder).below([folder], lambda f: f == folder or self._enters(f))
-            return [p for inner in below[folder] for p in self.paths(inner, rest or ["*"])]
-        if not folder.is_dir():
-            return []
-        names = (name for name in os.listdir(folder) if fnmatch(name, first))
-        matches = sorted(folder / name for name in names if self._sees(name, first))
-        if rest:
-            inner = [f for f in matches if f.is_dir() and (f.name == first or self._enters(f))]
-            return [path for f in inner for path in self.paths(f, rest)]
-        self.images.update(images_in(folder))
-        return [p for p in matches if not p.is_dir() or p.name == first or self._enters(p)]
-
-    def _enters(self, folder: Path) -> bool:
-        """Return whether a folder that is not named may contain images, and record it if not."""
-        if not os.access(folder, os.R_OK | os.X_OK):
-            _leave_out(self.left_out, "folders that cannot be read", [folder])
-            return False
-        if is_run(folder):
-            _leave_out(self.left_out, "folders of results", [folder])
-            return False
-        if folder.name.lower() in MASK_FOLDERS:
-            _leave_out(self.left_out, "folders that have the name of a mask folder", [folder])
-            return False
-        return True
-
-    @staticmethod
-    def _sees(name: str, pattern: str) -> bool:
-        return name == pattern or not is_passed_over(name)
 
 
 def _split(path: Path) -> tuple[Path, tuple[str, ...]]:
@@ -178,12 +131,6 @@ def _split(path: Path) -> tuple[Path, tuple[str, ...]]:
     while parts and os.path.lexists(start / parts[0]):
         start /= parts.pop(0)
     return start, tuple(parts)
-
-
-def _leave_out(left_out: dict[str, list[Path]], what: str, paths: Sequence[Path]) -> None:
-    if paths:
-        listed = left_out.setdefault(what, [])
-        listed += [path for path in paths if path not in listed]
 
 
 def _examples(folder: Path) -> str:
