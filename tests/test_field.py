@@ -1,7 +1,8 @@
 """Input as people have it, one table row per input: command, exit code, text on the screen.
 
 Each row belongs to a kind of input that users of such tools have reported in public; F01 to F28
-number the kinds. Every kind has several rows, because a rule that covers only one input is no rule.
+number the kinds (F05 and F21, metrics and weights, have tests of their own). Every kind has several
+rows, because a rule that covers only one input is no rule.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from test_images import tiff
 
 from anomaly_clip.cli import main
 
@@ -60,11 +62,11 @@ def pixels(seed: int, side: int = 40) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
 
 
-def photos(folder: str, count: int = 6, seed: int = 0, suffix: str = "png") -> None:
+def photos(folder: str, count: int = 6, seed: int = 0, suffix: str = "png", side: int = 40) -> None:
     """Save photographs of noise, all different."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     for number in range(count):
-        image = Image.fromarray(pixels(1000 * seed + number))
+        image = Image.fromarray(pixels(1000 * seed + number, side))
         image.save(Path(folder, f"{number}.{suffix}"))
 
 
@@ -98,11 +100,9 @@ def masks(
         image.save(Path(folder, f"{number}{ending}.{suffix}"), **options)
 
 
-def labelled(root: str = "data", *, with_masks: bool = False, normal: str = "good") -> None:
-    photos(f"{root}/{normal}", 8)
-    photos(f"{root}/cut", 4, seed=1)
-    if with_masks:
-        masks(f"{root}/ground_truth/cut", ending="_mask")
+def labelled(root: str = "data", side: int = 40) -> None:
+    photos(f"{root}/good", 8, side=side)
+    photos(f"{root}/cut", 4, seed=1, side=side)
 
 
 def mvtec(root: str = "data", category: str = "plate", *, with_masks: bool = False) -> None:
@@ -178,6 +178,87 @@ def with_exif(size: int) -> None:
             image.save(path, exif=exif)
 
 
+def silhouettes(folder: str, count: int = 4) -> None:
+    """Save photographs that are nearly black and white, of another size and shape each."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        image = np.zeros((40, 40), np.uint8)
+        image[2 + number : 36, 3 : 30 + 2 * number] = (
+            250 - np.arange(27 + 2 * number, dtype=np.uint8) % 9
+        )
+        Image.fromarray(image).save(Path(folder, f"part {number}.png"))
+
+
+def with_masks(**options: Any) -> Build:
+    return all_of(labelled, partial(masks, "data/ground_truth/cut", ending="_mask", **options))
+
+
+inverted = with_masks(make=partial(square, inverted=True))
+jpeg = with_masks(suffix="jpg", quality=60)
+
+
+def blurred_square() -> NDArray[np.uint8]:
+    return cv2.GaussianBlur(square(), (0, 0), 2)
+
+
+blurred = with_masks(make=blurred_square)
+
+
+def transparent() -> NDArray[np.uint8]:
+    return np.dstack([np.zeros((40, 40, 3), np.uint8), square()])
+
+
+alpha = with_masks(make=transparent)
+
+
+def inverted_mvtec() -> None:
+    mvtec()
+    masks("data/plate/ground_truth/cut", ending="_mask", make=partial(square, inverted=True))
+
+
+def mvtec_gt() -> None:
+    mvtec()
+    masks("data/plate/ground_truth/cut", ending="_gt")
+
+
+def mvtec_test() -> list[str]:
+    return later("test")
+
+
+def spoil_two() -> None:
+    Path("new/1.png").write_bytes(b"")
+    Path("new/4.png").write_text("hello")
+
+
+def copy_to_test(damaged: bool) -> None:
+    photos("other/good", 4, 7)
+    photos("other/cut", 4, 8)
+    if damaged:
+        truncate("other/cut/0.png")
+
+
+def planes() -> None:
+    """Save 16-bit colours in separate planes, without compression."""
+    photos("data/good")
+    values = np.random.default_rng(0).integers(0, 4096, (40, 40, 3), dtype=np.uint16)
+    Path("data/good/planes.tif").write_bytes(tiff(values, planar=2))
+
+
+def named_masks(ending: str) -> None:
+    labelled()
+    masks("data/ground_truth/cut", ending=ending)
+
+
+def sized_masks(side: int) -> None:
+    """Save images of 120 pixels with masks of another size."""
+    labelled(side=120)
+    masks("data/ground_truth/cut", make=partial(square, side))
+
+
+FITTED = [fit()]
+MVTEC_FITTED = [fit(data="MVTecAD")]
+
+
 ROWS: list[Row] = [
     # F01: normal images and nothing else
     Row("F01", "MVTec layout without masks, fit", mvtec, fit(data="MVTecAD"), 0, ["6 images"]),
@@ -187,7 +268,7 @@ ROWS: list[Row] = [
         mvtec,
         later("test"),
         0,
-        ["image AUROC", "–"],
+        ["plate 8 4", "–"],
         [fit(data="MVTecAD")],
     ),
     Row("F01", "good alone", partial(photos, "data/good", 8), fit(), 0, ["good/ (8) is normal"]),
@@ -339,6 +420,180 @@ ROWS: list[Row] = [
             ("a long text, not compressed", partial(with_text, "x" * 3_000_000, False)),
             ("many texts", partial(with_text, "x" * 900_000, True, 90)),
             ("a large EXIF block", partial(with_exif, 60_000)),
+        ]
+    ),
+    # F03: masks next to their images
+    *(
+        Row("F03", name, build, [*fit(), "--data.test_share=0.25"], 0, ["(8) is normal", shown])
+        for name, build, shown in [
+            (
+                "mask next to good and cut",
+                all_of(labelled, partial(masks, "data/mask")),
+                "masks are in mask/",
+            ),
+            (
+                "labels in upper case",
+                all_of(labelled, partial(masks, "data/Labels", ending="_label")),
+                "masks are in Labels/",
+            ),
+            (
+                "black and white images of another name",
+                all_of(labelled, partial(masks, "data/marks")),
+                "marks/ contains black-and-white images: masks",
+            ),
+            (
+                "silhouettes are photographs",
+                all_of(labelled, partial(silhouettes, "data/hole")),
+                "cut/ (4) and hole/ (4) defective",
+            ),
+        ]
+    ),
+    Row(
+        "F03",
+        "photographs in mask",
+        all_of(labelled, partial(photos, "data/mask", 3, 9)),
+        fit(),
+        2,
+        ["data/mask: a folder of this name should contain masks"],
+    ),
+    # F04: own results
+    *(
+        Row("F04", name, build, words, 0, shown, before)
+        for name, build, words, shown, before in [
+            (
+                "predict on the working folder, twice",
+                partial(photos, "good", 6),
+                later("predict", "--data.root=.", "--output.folder=second"),
+                ["6 images", "folders of results"],
+                [fit(root="."), later("predict", "--data.root=.")],
+            ),
+            (
+                "results with raw maps",
+                partial(photos, "good", 6),
+                later("predict", "--data.root=.", "--output.folder=second"),
+                ["6 images"],
+                [fit(root="."), later("predict", "--data.root=.", "--output.raw_maps=true")],
+            ),
+            (
+                "a folder of runs",
+                partial(photos, "good", 6),
+                later("predict", "--data.root=.", "--output.folder=runs/b/1"),
+                ["6 images"],
+                [fit(root="."), later("predict", "--data.root=.", "--output.folder=runs/a/1")],
+            ),
+            (
+                "check after predict",
+                partial(photos, "good", 6),
+                check(root="."),
+                ["6 images in"],
+                [fit(root="."), later("predict", "--data.root=.")],
+            ),
+        ]
+    ),
+    # F06: inverted masks; F07: grey values in masks
+    *(
+        Row(kind, name, build, words, code, shown, before)
+        for kind, name, build, words, code, shown, before in [
+            (
+                "F06",
+                "test",
+                inverted,
+                later("test"),
+                0,
+                ["4 of 4 masks cover", "inverted?"],
+                FITTED,
+            ),
+            ("F06", "check", inverted, check(), 1, ["inverted?"], ()),
+            ("F06", "MVTec layout", inverted_mvtec, mvtec_test(), 0, ["inverted?"], MVTEC_FITTED),
+            ("F06", "a mask in the alpha channel", alpha, check(), 0, [], ()),
+            ("F07", "JPEG", jpeg, later("test"), 0, ["grey values", "data.mask_level"], FITTED),
+            ("F07", "JPEG, check", jpeg, check(), 1, ["data.mask_level"], ()),
+            ("F07", "level", jpeg, later("test", "--data.mask_level=127"), 0, [], FITTED),
+            ("F07", "blurred PNG", blurred, check(), 1, ["grey values"], ()),
+        ]
+    ),
+    # F09: damaged photographs
+    *(
+        Row("F09", name, build, words, code, shown, FITTED)
+        for name, build, words, code, shown in [
+            (
+                "one of six is cut in half",
+                all_of(labelled, partial(photos, "new"), partial(truncate, "new/5.png")),
+                later("predict", "--data.root=new"),
+                1,
+                ["5 of 6 images scored; 1 could not be read", "new/5.png"],
+            ),
+            (
+                "an empty file and a text",
+                all_of(labelled, partial(photos, "new"), spoil_two),
+                later("predict", "--data.root=new", "--data.batch_size=1"),
+                1,
+                ["4 of 6 images scored; 2 could not be read"],
+            ),
+            (
+                "none can be read",
+                all_of(labelled, partial(photos, "new", 1), partial(truncate, "new/0.png")),
+                later("predict", "--data.root=new"),
+                2,
+                ["new/0.png"],
+            ),
+            (
+                "test",
+                all_of(labelled, partial(copy_to_test, True)),
+                later("test", "--data.root=other"),
+                2,
+                ["0.png", "data.unreadable skip"],
+            ),
+            (
+                "test, skip",
+                all_of(labelled, partial(copy_to_test, True)),
+                later("test", "--data.root=other", "--data.unreadable=skip"),
+                1,
+                ["without 1 unreadable image"],
+            ),
+        ]
+    ),
+    Row(
+        "F09",
+        "fit, skip",
+        all_of(labelled, partial(truncate, "data/good/0.png")),
+        fit("--data.unreadable=skip"),
+        1,
+        ["without 1 unreadable image"],
+    ),
+    # F11: separate planes
+    *(
+        Row("F11", name, build, words, code, shown)
+        for name, build, words, code, shown in [
+            ("fit", planes, fit(), 2, ["planes.tif: a TIFF with separate planes of 16 bits"]),
+            ("check", planes, check(), 1, ["planes.tif", "separate planes of 16 bits"]),
+            ("skip", planes, fit("--data.unreadable=skip"), 1, ["1 unreadable image"]),
+            ("interleaved", partial(camera, "data/good", 16, "tiff", True), fit(), 0, ["6 images"]),
+        ]
+    ),
+    # F25: names and sizes of masks
+    *(
+        Row("F25", name, build, words, code, shown, before)
+        for name, build, words, code, shown, before in [
+            ("NAME_gt", partial(named_masks, "_gt"), later("test"), 0, ["masks are in"], FITTED),
+            ("MVTec layout, NAME_gt", mvtec_gt, mvtec_test(), 0, [], MVTEC_FITTED),
+            (
+                "another ending",
+                partial(named_masks, "-seg"),
+                later("test", "--data.mask_ending=-seg"),
+                0,
+                ["masks are in"],
+                [fit("--data.mask_ending=-seg")],
+            ),
+            (
+                "two pixels off",
+                partial(sized_masks, 42),
+                later("test"),
+                0,
+                ["differ in size"],
+                FITTED,
+            ),
+            ("half the size", partial(sized_masks, 60), later("test"), 2, ["2 times as"], FITTED),
         ]
     ),
 ]
