@@ -27,6 +27,7 @@ import anomaly_clip.data
 import anomaly_clip.methods  # noqa: F401
 from anomaly_clip.callbacks import progress_of_loops
 from anomaly_clip.commands.configs import expand_configs
+from anomaly_clip.commands.option_parser import OptionParser
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.errors import UserError, reason, user_errors
 from anomaly_clip.methods.base import AnomalyMethod
@@ -168,6 +169,7 @@ class ExperimentCLI(LightningCLI):
                 "allow_abbrev": False,
                 "exit_on_error": False,
             },
+            parser_class=OptionParser,
             args=list(args),
         )
 

@@ -152,6 +152,9 @@ class AnomalyData(BaseDataModule):
         self.mask_filter = mask_filter
         self.mask_threshold = mask_threshold
         self.mask_level = mask_level
+        for name in words or {}:
+            if not isinstance(name, str):  # such as the key 01 in a file
+                raise ValueError(f'data.words: {name} is no text: put it in quotes, such as "01"')
         self.category_names = words or {}
         self.auxiliary: AnomalyData | None = auxiliary
         self.synthesis = synthesis
