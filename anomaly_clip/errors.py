@@ -196,7 +196,7 @@ def _explain_parsing(message: str, options: list[str]) -> str:
         if match := re.match(r"Option '(.+)' is not accepted", reason):
             name = owner.rpartition(".")[2]
             return _join(
-                f"{_path(key, match[1])}: {name} has no such option",
+                f"{_path(key, match[1])}: {name or 'this verb'} has no such option",
                 suggest(match[1], _options(owner)) or "list the options with --help",
             )
         if match := re.match(r"Expected a dot import path string: (.+)", reason):
