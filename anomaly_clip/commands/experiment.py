@@ -287,8 +287,11 @@ class ExperimentCLI(LightningCLI):
         """Check that method, data and checkpoint support the verb, before anything is written.
 
         Raises:
+            FileNotFoundError: If the folder of the data set is missing.
             UserError: If they do not.
         """
+        for data in filter(None, (self.datamodule, self.datamodule.auxiliary)):
+            data.check_root()
         if verb == "validate" and not self.datamodule.validation.exists:
             raise UserError(
                 f"{type(self.datamodule).__name__} has no validation split: use test, or choose "

@@ -217,6 +217,7 @@ class AnomalyData(BaseDataModule):
             ValueError: If there is no such split, a category has no sample in it, or a mask has no
                 image.
         """
+        self.check_root()
         return self.listing.samples(split)
 
     def dataset(self, split: Split) -> SampleDataset:
