@@ -415,7 +415,8 @@ def test_an_interrupted_run_ends_with_130_and_leaves_nothing(
 
     monkeypatch.setattr(SDP, "score", interrupt)
     assert main(command("test")) == 130
-    assert capsys.readouterr().err.strip().splitlines()[-1] == "anomaly_clip: interrupted"
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last == "anomaly_clip: interrupted: run the same command again"
     assert not list((tmp_path / "runs").glob("*/1"))
 
 

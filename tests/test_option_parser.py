@@ -95,8 +95,10 @@ def test_null_of_the_trainer_and_of_the_output() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["6E2", "1e5", "0x1F", "012", "01", "1_000", "yes", "off", "1:30", "2024-01-01", ".5"]
-    + ["+1", "NaN", "inf", ".inf", "part: left", "[a]", "{a: b}", "a: [", "- a", "'a"],
+    [
+        *("6E2", "1e5", "0x1F", "012", "01", "1_000", "yes", "off", "1:30", "2024-01-01", ".5"),
+        *("+1", "NaN", "inf", ".inf", "part: left", "[a]", "{a: b}", "a: [", "- a", "'a"),
+    ],
 )
 def test_a_text_is_what_was_typed(text: str) -> None:
     words = [f"--data.category={text}", "--data.group", text, f"--output.name={text}"]

@@ -6,6 +6,7 @@ import importlib
 import json
 import logging
 import os
+import shlex
 import warnings
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
@@ -27,6 +28,8 @@ import anomaly_clip.data
 import anomaly_clip.methods  # noqa: F401
 from anomaly_clip.callbacks import progress_of_loops
 from anomaly_clip.commands.configs import expand_configs
+from anomaly_clip.commands.interruption import advise, stop_if_interrupted
+from anomaly_clip.commands.last_step import LastStep, last_checkpoint
 from anomaly_clip.commands.option_parser import OptionParser
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.errors import UserError, reason, user_errors
@@ -55,7 +58,7 @@ def run_experiment(words: Sequence[str]) -> int:
 
     Raises:
         UserError: If the user made a mistake.
-        SystemExit: After a help text, or if the user interrupts a run.
+        SystemExit: After a help text, or if a signal interrupts a run.
     """
     quieten()
     try:
@@ -154,6 +157,7 @@ class ExperimentCLI(LightningCLI):
     def __init__(self, args: Sequence[str]) -> None:
         self._verb = args[0]
         self._fitted_images: frozenset[str] = frozenset()
+        self._is_fitted = False
         options = [word for word in args if word.startswith("--")]
         self._num_overrides = sum(not word.startswith("--config") for word in options)
         super().__init__(
@@ -231,6 +235,8 @@ class ExperimentCLI(LightningCLI):
             keeps = config["trainer"]["enable_checkpointing"] is not False
             last = ModelCheckpoint(filename="last", enable_version_counter=False)
             callbacks += [last] if keeps else []
+        if verb == "fit":
+            callbacks.append(LastStep())
         kwargs["callbacks"] = callbacks
         if verb != "fit":  # nothing is saved, whatever the configuration of the fit requests
             warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need.*")
@@ -322,12 +328,27 @@ class ExperimentCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Save the last step as ``last.ckpt``: a fit may end between two automatic saves."""
-        callback = self.trainer.checkpoint_callback
+        file = last_checkpoint(self.trainer)
         # False if the trainer's limits left no batch.
         trained = self.trainer.fit_loop.total_batch_idx >= 0
-        saves = trained and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
-        if isinstance(callback, ModelCheckpoint) and saves:
-            self.trainer.save_checkpoint(Path(str(callback.dirpath)) / "last.ckpt")
+        if file is not None and trained:
+            self.trainer.save_checkpoint(file)
+        self._is_fitted = True
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run the verb; after a signal, raise ``Interrupted`` with the way to go on."""
+        with advise(self._next_command):
+            super()._run_subcommand(subcommand)
+            stop_if_interrupted()
+
+    def _next_command(self) -> str:
+        """Return how to go on after an interruption."""
+        file = last_checkpoint(self.trainer) if self._verb == "fit" else None
+        if file is None or not file.is_file():
+            return "run the same command again"
+        if self._is_fitted:
+            return f"the fit is complete; test it with --ckpt_path {shlex.quote(str(file))}"
+        return f"continue with the same command and --ckpt_path {shlex.quote(str(file))}"
 
     def after_test(self) -> None:
         """See :meth:`_check_scored`."""

@@ -2,7 +2,7 @@
 
 jsonargparse reads the value of an option of a class, such as ``--data.categories``, as YAML, and
 passes its Python spelling on to the parser of that class. ``null`` then arrives as the text
-``None``, and ``[01, 02]`` as ``[1, 2]``. It also writes ``6E2`` without quotes, which its own reader
+``None``, and ``[01, 02]`` as ``[1, 2]``. It also writes ``6E2`` without quotes, which its reader
 takes for a number.
 """
 
@@ -125,7 +125,7 @@ def _unpacked(value: str) -> str:
 def _as_texts(value: str) -> str:
     """Return ``[01, yes]`` or ``{01: no}`` with quotes around all texts."""
     try:
-        content = yaml.load(value, yaml.BaseLoader)  # noqa: S506  (every scalar is a text)
+        content = yaml.load(value, yaml.BaseLoader)
     except yaml.YAMLError:
         return value
     items = [*content, *content.values()] if isinstance(content, dict) else content

@@ -1,4 +1,4 @@
-"""YAML files as people save them: the encoding and the syntax, checked before anything is parsed."""
+"""YAML files as people save them: encoding and syntax, checked before anything is parsed."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def check_config(file: Path, name: str) -> None:
     text = read_yaml_text(file, name)
     try:
         # Only the structure counts here; libyaml also reads JSON that is indented by tabs.
-        content = yaml.load(text, getattr(yaml, "CBaseLoader", yaml.BaseLoader))  # noqa: S506
+        content = yaml.load(text, getattr(yaml, "CBaseLoader", yaml.BaseLoader))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)  # an error of the reader has none
         line = "" if mark is None else f", line {mark.line + 1}"
