@@ -153,6 +153,7 @@ class LoaderNeeds:
         test_passes: Number of passes over the test images.
         category_names: Whether category names are inserted into prompts.
         fitted_images: Hashes of the decoded images that the module was fitted on.
+        whole_epochs: Whether a fit can only be resumed from the end of an epoch.
     """
 
     image_size: int | None = None
@@ -162,6 +163,7 @@ class LoaderNeeds:
     test_passes: int = 1
     category_names: bool = False
     fitted_images: frozenset[str] = frozenset()
+    whole_epochs: bool = False
 
 
 @runtime_checkable

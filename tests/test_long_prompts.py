@@ -72,14 +72,37 @@ def test_ends_that_are_lost_are_told_once(tiny_clip: CLIPBackbone) -> None:
     assert "and lose their ends, such as 'a" in str(caught[0].message)
 
 
+FOLDER = ["--data", "ImageFolder", "--data.root", "ROOT/bottle", "--data.category", LONG]
+CLIP = ["--model.backbone.pretrained", "demo", "--data.num_workers", "0"]
+AUXILIARY = ["--data.auxiliary", "ImageFolder", "--data.auxiliary.root", "ROOT/metal_nut"]
+AUXILIARY += ["--data.auxiliary.category", LONG]
+TAB = ["--model.backbone.weights=random", "--model.text.name=demo", "--model.text.pretrained=demo"]
+TAB += [
+    "--trainer.max_epochs=1",
+    "--data",
+    "MVTecAD",
+    "--data.root",
+    "ROOT",
+    "--data.words.bottle",
+    LONG,
+]
+
+
 @pytest.mark.parametrize(
     "words",
     [
-        ["test", "--model", "SDP"],
-        ["predict", "--model", "WinCLIP"],
-        ["fit", "--model", "SDPPlus", "--data.auxiliary", "MVTecAD", "--data.auxiliary.root=ROOT"],
-        ["fit", "--model", "TAB", "--model.backbone.weights=random", "--model.text.name=demo"],
-        ["prompts", "--category", LONG],
+        ["test", "--model", "SDP", *FOLDER, *CLIP],
+        ["predict", "--model", "WinCLIP", *FOLDER, *CLIP],
+        ["fit", "--model", "SDPPlus", *FOLDER, *CLIP, *AUXILIARY, "--trainer.max_epochs=1"],
+        [
+            "fit",
+            "--model",
+            "TAB",
+            *TAB,
+            "--data.synthesis.recipe=nsa",
+            "--data.synthesis.mode=pair",
+        ],
+        ["prompts", "--category", LONG, "--backbone.pretrained", "demo"],
     ],
 )
 def test_every_method_with_names_in_prompts(
@@ -90,20 +113,6 @@ def test_every_method_with_names_in_prompts(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    verb, *options = words
-    if verb == "prompts":
-        line = [*options, "--backbone.pretrained", "demo"]
-    else:
-        name = "model.text" if "TAB" in options else "model.backbone"
-        line = [*options[:2], f"--{name}.pretrained=demo", "--data", "ImageFolder"]
-        line += ["--data.root", str(mvtec_root / "bottle"), "--data.category", LONG]
-        line += ["--data.num_workers=0", "--trainer.accelerator=cpu", *options[2:]]
-        line += ["--trainer.max_epochs=1"]
-    if "TAB" in line:
-        line += ["--data.synthesis.recipe=nsa", "--data.synthesis.share=1"]
-    if "SDPPlus" in line:
-        line += ["--data.auxiliary.words.bottle", LONG]
-    line = [word.replace("ROOT", str(mvtec_root)) for word in line]
-    assert main([verb, *line]) == 2
+    assert main([word.replace("ROOT", str(mvtec_root)) for word in words]) == 2
     assert f"prompts with the name '{LONG}'" in capsys.readouterr().err
     assert not list(Path().glob("runs/*/*"))

@@ -27,6 +27,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 import anomaly_clip.data
 import anomaly_clip.methods  # noqa: F401
 from anomaly_clip.callbacks import progress_of_loops
+from anomaly_clip.commands.checkpoint_option import check_resumable, checkpoint_file
 from anomaly_clip.commands.configs import expand_configs
 from anomaly_clip.commands.interruption import advise, stop_if_interrupted
 from anomaly_clip.commands.last_step import LastStep, last_checkpoint
@@ -38,7 +39,7 @@ from anomaly_clip.methods.evaluated import EvaluatedModule
 from anomaly_clip.progress import silence
 from anomaly_clip.recording.wandb_log import finish_wandb_run
 from anomaly_clip.recording.writer import RunWriter
-from anomaly_clip.records import HasLoaderNeeds
+from anomaly_clip.records import HasLoaderNeeds, LoaderNeeds
 
 __all__ = [
     "ExperimentCLI",
@@ -94,7 +95,12 @@ def arrange(words: Sequence[str]) -> list[str]:
     checkpoint = _option(others, "--ckpt_path")
     if verb != "fit" and checkpoint and not files and _option(others, "--model") is None:
         # The results get their own run folder instead of the fit's.
-        files = ["--config", str(_config_of_fit(Path(checkpoint))), "--output.folder", "null"]
+        files = [
+            "--config",
+            str(_config_of_fit(Path(checkpoint_file(checkpoint)))),
+            "--output.folder",
+            "null",
+        ]
     return [verb, *files, *others]
 
 
@@ -158,6 +164,8 @@ class ExperimentCLI(LightningCLI):
         self._verb = args[0]
         self._fitted_images: frozenset[str] = frozenset()
         self._is_fitted = False
+        self._resumed: tuple[str, dict[str, Any]] | None = None
+        """Checkpoint that a fit resumes from: its file, and its progress."""
         options = [word for word in args if word.startswith("--")]
         self._num_overrides = sum(not word.startswith("--config") for word in options)
         super().__init__(
@@ -203,8 +211,15 @@ class ExperimentCLI(LightningCLI):
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse the given arguments; unlike Lightning's version, ignore ``sys.argv``."""
+        """Parse the given arguments; unlike Lightning's version, ignore ``sys.argv``.
+
+        Raises:
+            UserError: If the checkpoint is a folder from which none can be chosen.
+        """
         self.config = parser.parse_args(cast("list[str]", args))
+        options = self.config[self._verb]
+        if options.get("ckpt_path"):
+            options["ckpt_path"] = checkpoint_file(str(options["ckpt_path"]))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer, and pass the complete configuration to the run writer."""
@@ -246,6 +261,10 @@ class ExperimentCLI(LightningCLI):
         if needs is not None and needs.single_pass and config["trainer"]["max_epochs"] is None:
             kwargs["max_epochs"] = 1
         trainer = super().instantiate_trainer(**kwargs)
+        if verb == "fit" and self._resumed is not None:
+            path, checkpoint = self._resumed
+            method = type(self.model).__name__
+            check_resumable(path, checkpoint, needs or LoaderNeeds(), method, trainer)
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(writer.folder / "checkpoints")
@@ -265,6 +284,9 @@ class ExperimentCLI(LightningCLI):
             return  # _check_verb reports a missing file
         checkpoint = _read_checkpoint(Path(path))
         self._fitted_images = frozenset(checkpoint.get("fitted_images", ()))
+        if self._verb == "fit":
+            progress = {key: checkpoint.get(key, {}) for key in ("loops", "global_step")}
+            self._resumed = str(path), progress
         saved = dict(checkpoint.get("hyper_parameters", {}))
         model_class = config["model"]["class_path"]
         saved_class = saved.pop("_class_path", model_class)

@@ -48,5 +48,8 @@ class LastStep(Callback):
         defer_signals(False)
         file = last_checkpoint(trainer)
         stopped = isinstance(exception, SystemExit) and not isinstance(exception, Interrupted)
-        if stopped and self._stops_after_a_step(trainer) and trainer.global_step and file:
+        if not stopped or not self._stops_after_a_step(trainer) or not trainer.global_step:
+            return
+        at_end = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if file is not None and (at_end or not needs_of(trainer).whole_epochs):
             trainer.save_checkpoint(file)

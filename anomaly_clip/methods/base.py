@@ -22,6 +22,7 @@ from anomaly_clip.methods.evaluated import (
 )
 from anomaly_clip.metrics.curves import CURVES_FILE
 from anomaly_clip.metrics.evaluator import Evaluator, EvaluatorSettings
+from anomaly_clip.progress import say
 from anomaly_clip.records import Batch, LoaderNeeds, Scores, WeightsRecord
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ class AnomalyMethod(EvaluatedModule):
         self.evaluator_settings = evaluator
         self.fitted_images: frozenset[str] = frozenset()
         """Hashes of the decoded images of the fit, which a test must not contain."""
+        self.fitted_category: str | None = None
+        """Category of the fit of a method with one model per category; None if unknown."""
 
     @property
     @abstractmethod
@@ -115,6 +118,8 @@ class AnomalyMethod(EvaluatedModule):
             self._check_one_category(data, stage)
             if stage == "fit":
                 self.fitted_images = data.fitted_hashes()
+                if self.one_category and data.train_categories == data.categories:
+                    self.fitted_category = data.categories[0]
             validating = stage in ("fit", "validate")
             categories = data.validation_categories() if validating else data.categories
             self.evaluator = Evaluator(categories, self.evaluator_settings)
@@ -233,6 +238,8 @@ class AnomalyMethod(EvaluatedModule):
         checkpoint["state_dict"] = without_backbone(checkpoint["state_dict"])
         checkpoint["backbone"] = {**self.weights, "sha256": self.backbone.identity}
         checkpoint["fitted_images"] = sorted(self.fitted_images)
+        if self.fitted_category is not None:
+            checkpoint["fitted_category"] = self.fitted_category
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the current backbone to the checkpoint, so that its state dict loads strictly.
@@ -240,11 +247,31 @@ class AnomalyMethod(EvaluatedModule):
         Raises:
             ValueError: If the checkpoint was trained with a different backbone.
         """
-        self.fitted_images = frozenset(checkpoint.get("fitted_images", ()))
+        self._compare_data(checkpoint)
         saved = checkpoint.get("backbone", {})
         check_backbone(saved, saved.get("sha256"), self.weights, self.backbone.identity)
         backbone = {f"backbone.{k}": v for k, v in self.backbone.state_dict().items()}
         checkpoint["state_dict"] = {**checkpoint["state_dict"], **backbone}
+
+    def _compare_data(self, checkpoint: dict[str, Any]) -> None:
+        """Take what a checkpoint was fitted on, and tell if the current data differs from it."""
+        images = frozenset(checkpoint.get("fitted_images", ()))
+        category = checkpoint.get("fitted_category")
+        data = self.data
+        fitting = data is not None and self.trainer.state.fn == TrainerFn.FITTING
+        if fitting and images and self.fitted_images and images != self.fitted_images:
+            new, missing = len(self.fitted_images - images), len(images - self.fitted_images)
+            say(
+                f"the training images differ from those of the checkpoint: {new} are new and "
+                f"{missing} are missing"
+            )
+        elif data is not None and category is not None and [category] != data.categories:
+            say(
+                f"{type(self).__name__} was fitted on {category}, but now scores "
+                f"{', '.join(data.categories)}"
+            )
+        self.fitted_images = images | self.fitted_images if fitting else images
+        self.fitted_category = category if self.fitted_category is None else self.fitted_category
 
     def configure_optimizers(self) -> Any:
         """Return None: methods trained by gradient descent override this."""

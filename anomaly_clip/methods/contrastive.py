@@ -182,8 +182,8 @@ class Contrastive(LightningModule):
 
     @property
     def loader_needs(self) -> LoaderNeeds:
-        """Requirements on the data loaders: images of side ``image_size``."""
-        return LoaderNeeds(self.image_size)
+        """Requirements on the data loaders: images of side ``image_size``, in whole epochs."""
+        return LoaderNeeds(self.image_size, whole_epochs=True)
 
     def setup(self, stage: str) -> None:
         """Check that the data module renders scenes.
