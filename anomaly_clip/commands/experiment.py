@@ -318,8 +318,9 @@ class ExperimentCLI(LightningCLI):
             FileNotFoundError: If the folder of the data set is missing.
             UserError: If they do not.
         """
-        for data in filter(None, (self.datamodule, self.datamodule.auxiliary)):
-            data.check_root()
+        self.datamodule.check_root()
+        if verb == "fit" and self.datamodule.auxiliary is not None:
+            self.datamodule.auxiliary.check_root()  # a test does without it
         if verb == "validate" and not self.datamodule.validation.exists:
             raise UserError(
                 f"{type(self.datamodule).__name__} has no validation split: use test, or choose "

@@ -20,6 +20,7 @@ from anomaly_clip.methods.evaluated import (
     missing_data_module,
     without_backbone,
 )
+from anomaly_clip.methods.score_input import checked_score
 from anomaly_clip.metrics.curves import CURVES_FILE
 from anomaly_clip.metrics.evaluator import Evaluator, EvaluatorSettings
 from anomaly_clip.progress import say
@@ -48,6 +49,11 @@ class AnomalyMethod(EvaluatedModule):
     inference_arguments: ClassVar[frozenset[str]] = frozenset({"evaluator"})
     backbone: FrozenBackbone
     """The frozen image encoder. Under mixed precision its weights are cast once, in ``setup``."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "score" in vars(cls):
+            cls.score = checked_score(cls.score)  # type: ignore[method-assign]
 
     def __init__(self, evaluator: EvaluatorSettings = EvaluatorSettings()) -> None:
         super().__init__()
@@ -80,9 +86,16 @@ class AnomalyMethod(EvaluatedModule):
     def score(self, images: Tensor, categories: list[str]) -> Scores:
         """Score images. This method performs the entire inference.
 
+        The arguments are checked before the code of a subclass runs.
+
         Args:
-            images: uint8 ``(B, 3, H, W)``, or floating point and already normalised.
+            images: uint8 ``(B, 3, H, W)``, RGB from 0 to 255; or floating point and already
+                normalised with the backbone's mean and standard deviation.
             categories: The category of each image.
+
+        Raises:
+            ValueError: If the images are not such a batch, floating-point values look like 0 to 1
+                or 0 to 255, or there is not one category per image.
         """
 
     def score_features(self, features: dict[str, Tensor], categories: list[str]) -> Scores:
@@ -257,15 +270,15 @@ class AnomalyMethod(EvaluatedModule):
         """Take what a checkpoint was fitted on, and tell if the current data differs from it."""
         images = frozenset(checkpoint.get("fitted_images", ()))
         category = checkpoint.get("fitted_category")
-        data = self.data
-        fitting = data is not None and self.trainer.state.fn == TrainerFn.FITTING
+        fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        data = None if fitting or category is None else self.data
         if fitting and images and self.fitted_images and images != self.fitted_images:
             new, missing = len(self.fitted_images - images), len(images - self.fitted_images)
             say(
                 f"the training images differ from those of the checkpoint: {new} are new and "
                 f"{missing} are missing"
             )
-        elif data is not None and category is not None and [category] != data.categories:
+        elif data is not None and [category] != data.categories:
             say(
                 f"{type(self).__name__} was fitted on {category}, but now scores "
                 f"{', '.join(data.categories)}"
