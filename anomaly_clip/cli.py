@@ -98,9 +98,12 @@ def _quiet_pipes() -> Iterator[None]:
     pipes: list[_QuietPipe] = []
     for name, stream in before.items():
         if isinstance(stream, io.TextIOWrapper) and _is_pipe(stream):
-            options = {"line_buffering": stream.line_buffering or name == "stderr"}
-            pipes.append(_QuietPipe(stream.buffer, stream.encoding, stream.errors, **options))
-            setattr(sys, name, pipes[-1])
+            by_lines = stream.line_buffering or name == "stderr"
+            pipe = _QuietPipe(
+                stream.buffer, stream.encoding, stream.errors, line_buffering=by_lines
+            )
+            pipes.append(pipe)
+            setattr(sys, name, pipe)
     try:
         yield
     finally:

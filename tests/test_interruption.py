@@ -1,4 +1,4 @@
-"""Signals that end a command: exit codes, the way to go on, and the last step of a fit."""
+"""Signals that end a command: exit codes, the way to continue, and the last step of a fit."""
 
 from __future__ import annotations
 
@@ -189,9 +189,9 @@ def test_a_deferred_signal() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)  # not the second of its kind
         defer_signals(False)
-        with pytest.raises(Interrupted) as caught, advise(lambda: "go on"):
+        with pytest.raises(Interrupted) as caught, advise(lambda: "continue"):
             stop_if_interrupted()
-    assert (caught.value.code, str(caught.value)) == (130, "interrupted: go on")
+    assert (caught.value.code, str(caught.value)) == (130, "interrupted: continue")
     stop_if_interrupted()
 
 

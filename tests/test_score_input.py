@@ -1,4 +1,4 @@
-"""What ``score`` refuses: images and categories in another form than the documented one."""
+"""Images and categories that ``score`` refuses, because their form is another than documented."""
 
 from __future__ import annotations
 
@@ -60,16 +60,16 @@ def test_other_forms_are_refused_by_all_methods(
 
 
 def test_the_checks_come_before_the_method(tiny_clip: CLIPBackbone) -> None:
-    class Own(SDP):
+    class Counting(SDP):
         def score(self, images: Tensor, categories: list[str]) -> Any:
             """Count."""
             return len(categories)
 
-    own = Own(tiny_clip, WORDS, MEAN)
-    assert own.score(UINT8, NAMES) == 2
-    assert own.score.__doc__ == "Count."
+    method = Counting(tiny_clip, WORDS, MEAN)
+    assert method.score(UINT8, NAMES) == 2
+    assert method.score.__doc__ == "Count."
     with pytest.raises(ValueError, match="got 'plate'"):
-        own.score(UINT8, "plate")  # type: ignore[arg-type]
+        method.score(UINT8, "plate")  # type: ignore[arg-type]
 
 
 def normalised(pixels: Tensor, backbone: FrozenBackbone) -> Tensor:

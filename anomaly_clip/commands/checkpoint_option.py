@@ -1,4 +1,4 @@
-"""The option ``--ckpt_path``: a file or a run's folder, and whether a fit can go on from it."""
+"""The option ``--ckpt_path``: a file or a run's folder, and whether a fit can resume from it."""
 
 from __future__ import annotations
 

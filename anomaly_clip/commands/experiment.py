@@ -359,13 +359,13 @@ class ExperimentCLI(LightningCLI):
         self._is_fitted = True
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run the verb; after a signal, raise ``Interrupted`` with the way to go on."""
+        """Run the verb; after a signal, raise ``Interrupted`` with the way to continue."""
         with advise(self._next_command):
             super()._run_subcommand(subcommand)
             stop_if_interrupted()
 
     def _next_command(self) -> str:
-        """Return how to go on after an interruption."""
+        """Return how to continue after an interruption."""
         file = last_checkpoint(self.trainer) if self._verb == "fit" else None
         if file is None or not file.is_file():
             return "run the same command again"

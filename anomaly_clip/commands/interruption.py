@@ -1,4 +1,4 @@
-"""Signals that end a command: exit code 128 + signal, and a sentence on how to go on.
+"""Signals that end a command: exit code 128 + signal, and a sentence on how to continue.
 
 Imports nothing heavy: the libraries may still be loading when a signal arrives.
 """
@@ -23,7 +23,7 @@ class Interrupted(SystemExit):
 
     Args:
         number: The signal.
-        advice: How to go on.
+        advice: How to continue.
     """
 
     def __init__(self, number: int, advice: str = AGAIN) -> None:
@@ -107,7 +107,7 @@ def advise(advice: Callable[[], str] | None = None) -> Iterator[None]:
     """Convert all interruptions in the ``with`` block to :class:`Interrupted` with an advice.
 
     Args:
-        advice: Returns how to go on; called after an interruption. It replaces the advice of the
+        advice: Returns how to continue; called after an interruption. It replaces the advice of the
             block; default: keep that.
     """
     try:

@@ -37,7 +37,9 @@ class OptionParser(LightningArgumentParser):
     ``parse_args`` for ``--data.resize.size``.
     """
 
-    def parse_args(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Any:
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, *more: Any, **options: Any
+    ) -> Any:
         """Parse arguments; see jsonargparse."""
         words = args if args is None else list(self._protected(args))
         return super().parse_args(words, *more, **options)

@@ -53,7 +53,7 @@ class AnomalyMethod(EvaluatedModule):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "score" in vars(cls):
-            cls.score = checked_score(cls.score)  # type: ignore[method-assign]
+            cls.score = checked_score(cls.score)  # type: ignore[method-assign, assignment]
 
     def __init__(self, evaluator: EvaluatorSettings = EvaluatorSettings()) -> None:
         super().__init__()
