@@ -105,9 +105,9 @@ def _categories(method: object, data: AnomalyData) -> list[str]:
     """
     if not isinstance(method, EvaluatedModule):
         raise UserError(f"{type(method).__name__} scores no images: use fit")
-    if "test" not in data.splits:
-        raise UserError(f"{data.dataset_name} has no test images: use fit")
     with user_errors(known_options):
+        if "test" not in data.splits:
+            raise UserError(f"{data.dataset_name} has no test images: use fit")
         categories = data.categories
     names = [safe_name(category).lower() for category in categories]
     shared = [name for name in names if names.count(name) > 1]

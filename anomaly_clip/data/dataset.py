@@ -159,6 +159,9 @@ class AnomalyData(BaseDataModule):
         self.mask_filter = mask_filter
         self.mask_threshold = mask_threshold
         self.mask_level = mask_level
+        for name in words or {}:
+            if not isinstance(name, str):  # such as the key 01 in a file
+                raise ValueError(f'data.words: {name} is no text: put it in quotes, such as "01"')
         self.category_names = words or {}
         self.auxiliary: AnomalyData | None = auxiliary
         self.synthesis = synthesis
@@ -223,6 +226,7 @@ class AnomalyData(BaseDataModule):
             ValueError: If there is no such split, a category has no sample in it, or a mask has no
                 image.
         """
+        self.check_root()
         return self.listing.samples(split)
 
     def dataset(self, split: Split) -> SampleDataset:
