@@ -61,6 +61,9 @@ SIGNATURES = (
 
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
+DIB_HEADERS = [bytes([size, 0, 0, 0]) for size in (12, 40, 52, 56, 64, 108, 124)]
+"""First bytes of a bitmap without the header of a file."""
+
 OTHER_CONTENTS = (
     (b"%PDF", "a PDF file"),
     (b"%!PS", "a PostScript file"),
@@ -121,6 +124,8 @@ def format_of(first_bytes: bytes, suffix: str) -> str | None:
         return "HEIF" if any(brand in first_bytes for brand in HEIF_BRANDS) else None
     if suffix == ".tga" and first_bytes[2:3] in (b"\x01", b"\x02", b"\x03", b"\x09", b"\x0a"):
         return "TGA"
+    if suffix == ".dib" and first_bytes[:4] in DIB_HEADERS:
+        return "DIB"
     return "PCX" if suffix == ".pcx" and first_bytes.startswith(b"\x0a") else None
 
 

@@ -1,4 +1,4 @@
-"""Decoding of image files of any common format to RGB uint8, and of masks to bool.
+"""Decoding of image files of any common format to RGB uint8.
 
 Formats are recognised by :mod:`~anomaly_clip.image_formats`. PIL decodes all of them, except
 colours with 16 bits per channel, which it reduces to 8 bits: OpenCV decodes these.
@@ -23,28 +23,19 @@ from anomaly_clip.image_formats import FIRST_BYTES, describe_content, format_of,
 __all__ = [
     "MAX_PIXELS",
     "ImageHeader",
-    "Mask",
     "ReadRule",
+    "decode",
     "evenly_spaced",
     "highest_value",
     "is_image",
     "open_image",
     "pixel_bands",
-    "read_grey",
     "read_header",
     "read_image",
-    "read_mask",
-    "solid",
 ]
 
 MAX_PIXELS = 250_000_000
 """Default of the largest number of pixels of an image."""
-
-Mask = NDArray[np.bool_] | NDArray[np.uint8]
-"""``(H, W)``: bool, or uint8 if the grey values of the mask matter."""
-
-PLAIN_MODES = ("1", "L", "RGB", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
-"""PIL modes in which the value zero means black."""
 
 ORIENTATION = 0x0112  # EXIF tag
 WIDTH, HEIGHT, BITS_PER_SAMPLE, PLANAR_CONFIGURATION = 256, 257, 258, 284  # TIFF tags
@@ -70,6 +61,8 @@ class ImageHeader(NamedTuple):
 
     size: tuple[int, int]
     """Width and height in pixels, the right way up."""
+    turned: bool
+    """True if the EXIF orientation turns the image by 90 degrees."""
     deep: bool
     """True if there are 16 bits per channel, of which a camera may use fewer."""
     frames: int
@@ -89,13 +82,15 @@ def read_header(path: Path) -> ImageHeader:
     """
     with _decoding(path) as file:
         image = _identify(path, file)
-        width, height = _stored_size(image)
-        with suppress(Exception):  # damaged EXIF data do not make the image unusable
-            if image.getexif().get(ORIENTATION, 1) > 4:  # turned by 90 degrees
-                width, height = height, width
+        deep = _is_deep(image)
+        size, turned = _stored_size(image), False
+        # PIL would decode a PNG to look for EXIF data after the pixels.
+        if image.format != "PNG" or "exif" in image.info:
+            with suppress(Exception):  # damaged EXIF data do not make the image unusable
+                turned = image.getexif().get(ORIENTATION, 1) > 4
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         kind = image.format or ""
-        return ImageHeader((width, height), _is_deep(image), frames, kind, image.mode)
+        return ImageHeader(size[::-1] if turned else size, turned, deep, frames, kind, image.mode)
 
 
 def highest_value(path: Path) -> int:
@@ -156,43 +151,12 @@ def open_image(path: Path, rule: ReadRule = ReadRule()) -> Image.Image:
         FileNotFoundError: If there is no such file.
         ValueError: As :func:`read_image`.
     """
-    image = _open(path, rule)
+    image = decode(path, rule)
     if image.mode == "F":
         raise ValueError(
             f"{path}: floating-point values have no defined range: save the image with 8 or 16 bits"
         )
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def read_mask(path: Path, max_pixels: int = MAX_PIXELS) -> NDArray[np.bool_]:
-    """Decode a mask to bool ``(H, W)``: True where any channel is above zero.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file cannot be decoded completely, or has more than ``max_pixels``.
-    """
-    image = _open(path, ReadRule(max_pixels=max_pixels), scaled=False)
-    # In RGB, neither opaque alpha nor the inks of CMYK are mistaken for a defect.
-    if image.mode not in PLAIN_MODES:
-        image = image.convert("RGB")
-    values = np.asarray(image)
-    positive: NDArray[np.bool_] = values > 0
-    return positive if positive.ndim == 2 else np.logical_or.reduce(positive, axis=2)
-
-
-def read_grey(path: Path, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
-    """Decode a mask to the grey values of its first channel ``(H, W)``, uint8.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file cannot be decoded completely, or has more than ``max_pixels``.
-    """
-    return np.ascontiguousarray(read_image(path, ReadRule(max_pixels=max_pixels))[..., 0])
-
-
-def solid(mask: Mask) -> NDArray[np.bool_]:
-    """Convert a mask to bool; grey values above 127 are True."""
-    return mask > 127 if mask.dtype == np.uint8 else mask.astype(np.bool_)
 
 
 def evenly_spaced(count: int, total: int) -> list[int]:
@@ -307,8 +271,18 @@ def _add_heif() -> None:
     register_heif_opener()
 
 
-def _open(path: Path, rule: ReadRule, scaled: bool = True) -> Image.Image:
-    """Decode an image and apply its EXIF orientation; scale 16 bits to 8 if ``scaled``."""
+def decode(path: Path, rule: ReadRule, scaled: bool = True) -> Image.Image:
+    """Decode an image of any mode, the right way up.
+
+    Args:
+        path: The file.
+        rule: Settings of decoding.
+        scaled: Whether to scale 16 bits to 8.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: As :func:`read_image`.
+    """
     with _decoding(path) as file:
         image = _identify(path, file, rule.max_pixels)
         bits = _declared_bits(image) or rule.bit_depth

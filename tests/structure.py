@@ -22,7 +22,17 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "anomaly_clip"
 
 BASE = (
-    *("records", "maps", "losses", "errors", "progress", "files", "images", "image_formats"),
+    *(
+        "records",
+        "maps",
+        "losses",
+        "errors",
+        "progress",
+        "files",
+        "images",
+        "image_formats",
+        "masks",
+    ),
     "schedules",
     "callbacks",
 )

@@ -74,9 +74,13 @@ def test_each_kind_of_problem_is_reported_with_its_path(own_root: Path) -> None:
     assert problems_by_kind["contradiction"] == (
         "good/other label.png: same content as cut/c.png, which has the opposite label"
     )
-    assert problems_by_kind["mask missing"] == "cut/e.png: its mask is missing, expected e_mask.png"
+    assert problems_by_kind["mask missing"] == (
+        f"cut/e.png: its mask is missing, expected e_mask.png (or e.png, e_gt.png, e_label.png) in "
+        f"{masks}; there are c_mask.png, d_mask.png, nobody_mask.png: add the mask, or set "
+        f"data.mask_ending if its name ends differently"
+    )
     assert problems_by_kind["mask empty"].startswith("ground_truth/cut/c_mask.png: ")
-    assert "30 x 20, its image 24 x 20 pixels" in problems_by_kind["mask size"]
+    assert "30 x 20 pixels, but its image d.png is 24 x 20" in problems_by_kind["mask size"]
     assert problems_by_kind["mask"] == "ground_truth/cut/nobody_mask.png: a mask without an image"
 
 
@@ -218,11 +222,19 @@ def test_masks_in_a_folder_without_images(own_root: Path) -> None:
     )
 
 
-def test_a_lossy_mask(own_root: Path) -> None:
+def test_a_lossy_mask_is_judged_by_its_content(own_root: Path) -> None:
     folder = own_root / "ground_truth" / "cut"
     (folder / "c_mask.png").unlink()
     save_picture(folder / "c_mask.jpg", blob())
-    assert "the mask is a JPEG" in kinds(check(own_root))["mask lossy"]
+    message = kinds(check(own_root))["mask grey"]
+    assert message.startswith("ground_truth/cut/c_mask.jpg: 1 of 2 masks have grey values")
+    assert "set data.mask_level 127" in message
+    level = check_data(ImageFolder(str(own_root), "plank", mask_level=127))
+    assert level.problems == []
+    blocks = np.zeros((24, 24), np.uint8)
+    blocks[8:16, :8] = 255  # whole blocks of 8 x 8 pixels, which JPEG keeps as they are
+    save_picture(folder / "c_mask.jpg", blocks[:20])
+    assert check(own_root).problems == []
 
 
 def test_masks_of_normal_images_of_ksdd2_are_checked(tmp_path: Path) -> None:

@@ -315,7 +315,7 @@ def test_empty_masks_of_normal_images(labelled: Path) -> None:
     save_picture(place / "a_mask.png", np.zeros((40, 40), dtype=np.uint8))
     assert len(listing(labelled)) == 5
     save_picture(place / "a_mask.png", np.full((40, 40), 255, dtype=np.uint8))
-    with pytest.raises(ValueError, match=r"a_mask\.png: a mask without an image"):
+    with pytest.raises(ValueError, match=r"a_mask\.png: the mask of a normal image is not empty"):
         listing(labelled)
 
 

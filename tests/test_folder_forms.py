@@ -90,6 +90,10 @@ MASK_PLACES = [
     ("cut/a_mask.png", "cut/b_mask.png"),
     ("cut/a_gt.png", "cut/b_label.png"),
     ("annotations/a.png", "annotations/b.png"),
+    ("Labels/cut/A_Mask.png", "Labels/cut/b_GT.png"),
+    ("cut/masks/a.png", "cut/masks/b.png"),
+    ("cut_mask/a.png", "cut_mask/b.png"),
+    ("white_on_black/a.png", "white_on_black/b.png"),
 ]
 
 
@@ -206,3 +210,106 @@ def test_masks_of_normal_images_alone_make_no_mask_compulsory(tmp_path: Path) ->
     write(tmp_path, "good/a.png", "cut/b.png")
     save_picture(tmp_path / "ground_truth/good/a_mask.png", np.zeros((40, 40), dtype=np.uint8))
     assert not read(tmp_path).has_masks
+
+
+def write_arrays(folder: Path, *arrays: np.ndarray, suffix: str = "png") -> None:
+    """Write images named 1, 2, ... as cameras number them."""
+    for number, array in enumerate(arrays, start=1):
+        save_picture(folder / f"{number}.{suffix}", array)
+
+
+@pytest.fixture
+def silhouettes() -> list[np.ndarray]:
+    """Return photographs against a light: nearly only black and white."""
+    rows, columns = np.mgrid[:60, :60]
+    discs = [(rows - 30) ** 2 + (columns - 25 - n) ** 2 < 200 for n in range(4)]
+    return [np.where(disc, 3, 252).astype(np.uint8) for disc in discs]
+
+
+def test_silhouettes_with_the_names_of_others_are_photographs(
+    tmp_path: Path, silhouettes: list[np.ndarray]
+) -> None:
+    write_arrays(tmp_path / "good", *silhouettes)
+    write_arrays(tmp_path / "bad", *silhouettes[:2])
+    assert {kind: len(images) for kind, images in names(read(tmp_path)).items()} == {
+        "good": 4,
+        "bad": 2,
+    }
+    write_arrays(tmp_path / "bent", *silhouettes[1:3])  # bad and bent share names as well
+    assert not read(tmp_path).mask_folders
+
+
+def test_silhouettes_of_normal_objects_are_photographs(
+    tmp_path: Path, silhouettes: list[np.ndarray]
+) -> None:
+    """A second camera against a light shows normal objects too, which have no masks."""
+    write(tmp_path, *(f"good/{n}.png" for n in range(1, 5)), "bad/1.png")
+    write_arrays(tmp_path / "backlight", *silhouettes)
+    assert len(names(read(tmp_path))["backlight"]) == 4
+
+
+def test_dark_photographs_are_no_masks(tmp_path: Path) -> None:
+    write(tmp_path, "good/1.png", "bad/1.png", "bad/2.png")
+    write_arrays(tmp_path / "no light", *[np.full((40, 40), n, np.uint8) for n in (0, 2)])
+    assert len(names(read(tmp_path))["no light"]) == 2
+
+
+def test_empty_masks_of_normal_images_are_masks(tmp_path: Path) -> None:
+    write(tmp_path, "good/1.png", "bad/2.png")
+    write_arrays(tmp_path / "drawn", np.zeros((40, 40), np.uint8), MASK)
+    form = read(tmp_path)
+    assert form.mask_folders == [tmp_path / "drawn"]
+    assert form.remarks[0] == "drawn/ contains black-and-white images: masks"
+
+
+@pytest.mark.parametrize("folder", ["masks", "label", "labels", "Annotations", "segmentation"])
+def test_masks_saved_as_jpeg(tmp_path: Path, folder: str) -> None:
+    write(tmp_path, "good/1.png", "bad/1.png", "bad/2.png")
+    rows, columns = np.mgrid[:60, :60]
+    discs = [(rows - 30) ** 2 + (columns - 22 - n) ** 2 < 150 for n in (0, 9)]
+    write_arrays(tmp_path / folder, *[disc * np.uint8(255) for disc in discs], suffix="jpg")
+    masks = [sample.mask for sample in read(tmp_path).labelled if sample.label]
+    assert masks == [tmp_path / folder / "1.jpg", tmp_path / folder / "2.jpg"]
+
+
+@pytest.mark.parametrize("folder", ["label", "labels", "seg"])
+def test_photographs_in_a_folder_called_labels_are_a_kind_of_defect(
+    tmp_path: Path, folder: str
+) -> None:
+    write(tmp_path, "good/1.png", "bad/1.png", f"{folder}/1.png")
+    assert names(read(tmp_path)) == {"good": ["1.png"], "bad": ["1.png"], folder: ["1.png"]}
+
+
+@pytest.mark.parametrize("folder", ["mask", "Masks", "ground_truth"])
+def test_photographs_in_a_folder_called_masks_are_refused_whatever_their_names(
+    tmp_path: Path, folder: str
+) -> None:
+    write(tmp_path, "good/1.png", "bad/1.png", f"{folder}/1.png")
+    with pytest.raises(ValueError, match="should contain masks, but its images are photographs"):
+        read(tmp_path)
+
+
+def test_masks_of_several_kinds_in_folders_of_their_own(tmp_path: Path) -> None:
+    write(tmp_path, "good/1.png", "cut/1.png", "burnt/1.png")
+    write(tmp_path, "burnt_mask/1.png", "gt_cut/1.png", mask=True)
+    masks = {s.defect: s.mask for s in read(tmp_path).labelled if s.label}
+    assert masks == {
+        "cut": tmp_path / "gt_cut" / "1.png",
+        "burnt": tmp_path / "burnt_mask" / "1.png",
+    }
+
+
+def test_numbers_of_classes_are_masks(tmp_path: Path) -> None:
+    write(tmp_path, "good/1.png", "bad/1.png")
+    classes = np.zeros((40, 40), np.uint8)
+    classes[5:20, 5:20], classes[25:35, 5:20] = 1, 2
+    write_arrays(tmp_path / "labels", classes)
+    assert read(tmp_path).has_masks
+
+
+def test_labels_next_to_a_training_folder_are_masks(tmp_path: Path) -> None:
+    write(tmp_path, "train/1.png", "test/good/2.png", "test/bad/1.png")
+    write(tmp_path, "labels/bad/1.png", mask=True)
+    form = read(tmp_path)
+    assert form.has_masks
+    assert not any("not used" in remark for remark in form.remarks)

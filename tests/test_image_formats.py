@@ -18,7 +18,7 @@ FORMATS = {
     "png": "PNG",
     "jfif": "JPEG",
     "jpe": "JPEG",
-    "dib": "BMP",
+    "dib": "DIB",
     "gif": "GIF",
     "webp": "WEBP",
     "tif": "TIFF",
@@ -30,7 +30,7 @@ FORMATS = {
     "pcx": "PCX",
     "avif": "AVIF",
 }
-WRITERS = {"jfif": "JPEG", "jpe": "JPEG", "dib": "BMP"}
+WRITERS = {"jfif": "JPEG", "jpe": "JPEG"}
 
 
 @pytest.mark.parametrize("suffix", FORMATS)

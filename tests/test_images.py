@@ -19,12 +19,10 @@ from anomaly_clip.images import (
     is_image,
     open_image,
     pixel_bands,
-    read_grey,
     read_header,
     read_image,
-    read_mask,
-    solid,
 )
+from anomaly_clip.masks import read_grey, read_mask, solid
 
 RAMP = np.arange(0, 240, 10, dtype=np.uint8).reshape(4, 6)
 
@@ -196,6 +194,7 @@ def expected_8_bits(values: np.ndarray, bits: int) -> np.ndarray:
 @pytest.mark.parametrize("bits", [12, 14])
 def test_colours_of_a_camera_are_scaled_by_its_bits(tmp_path: Path, suffix: str, bits: int) -> None:
     path = save_deep(tmp_path / f"a.{suffix}", DEEP)
+    assert read_header(path).deep
     assert np.array_equal(read_image(path, ReadRule(bits)), expected_8_bits(DEEP, bits))
 
 
@@ -248,6 +247,7 @@ def test_deep_images_are_upright(tmp_path: Path, orientation: int, bits: int) ->
     )
     assert np.array_equal(turned, read_image(eight))
     assert read_header(grey).size == turned.shape[1::-1]
+    assert read_header(grey).deep
 
 
 @pytest.mark.parametrize("orientation", [3, 6])
@@ -359,3 +359,80 @@ def test_the_first_of_several_frames_is_read(tmp_path: Path, suffix: str) -> Non
     frames[0].save(path, save_all=True, append_images=frames[1:], **options)
     assert read_header(path).frames == 3
     assert np.array_equal(read_image(path), np.asarray(frames[0]))
+
+
+DRAWN = np.zeros((6, 8), bool)
+DRAWN[1:3, 2:5] = True
+
+
+@pytest.mark.parametrize(
+    ("background", "drawn"),
+    [
+        ((255, 255, 255, 0), (0, 0, 0, 255)),  # black on a transparent white layer
+        ((0, 0, 0, 0), (0, 0, 0, 255)),
+        ((255, 255, 255, 0), (255, 255, 255, 255)),
+        ((255, 255, 255, 0), (255, 0, 0, 255)),
+        ((0, 0, 0, 0), (0, 200, 0, 90)),  # half transparent
+        ((0, 0, 0, 255), (255, 255, 255, 255)),  # alpha is opaque: read from the colours
+        ((0, 0, 0, 7), (255, 255, 255, 7)),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
+def test_masks_drawn_on_a_transparent_layer(
+    tmp_path: Path, background: tuple[int, ...], drawn: tuple[int, ...], suffix: str
+) -> None:
+    pixels = np.empty((6, 8, 4), np.uint8)
+    pixels[:], pixels[DRAWN] = background, drawn
+    options = {"lossless": True, "exact": True} if suffix == "webp" else {}
+    path = saved(tmp_path / f"m.{suffix}", Image.fromarray(pixels), **options)
+    assert np.array_equal(read_mask(path), DRAWN)
+    if suffix == "png" and len({*background[:3], *drawn[:3]}) < 3:
+        grey = saved(tmp_path / "la.png", Image.fromarray(pixels).convert("LA"))
+        assert np.array_equal(read_mask(grey), DRAWN)
+
+
+def test_visible_pixels_of_several_colours_count_above_black(tmp_path: Path) -> None:
+    pixels = np.zeros((6, 8, 4), np.uint8)
+    pixels[..., 3] = 255
+    pixels[0] = (255, 255, 255, 0)  # a transparent frame
+    pixels[DRAWN] = (255, 255, 255, 255)
+    assert np.array_equal(read_mask(saved(tmp_path / "m.png", Image.fromarray(pixels))), DRAWN)
+
+
+def test_a_transparent_layer_without_any_drawing_is_an_empty_mask(tmp_path: Path) -> None:
+    blank = Image.new("RGBA", (8, 6), (255, 255, 255, 0))
+    assert not read_mask(saved(tmp_path / "m.png", blank)).any()
+
+
+def test_palette_masks_with_a_transparent_entry(tmp_path: Path) -> None:
+    palette = Image.fromarray(DRAWN.astype(np.uint8), mode="P")
+    palette.putpalette([255, 255, 255, 0, 0, 0])  # black on white
+    assert not np.array_equal(read_mask(saved(tmp_path / "a.png", palette)), DRAWN)
+    assert np.array_equal(read_mask(saved(tmp_path / "b.png", palette, transparency=0)), DRAWN)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.array([[0, 127, 128, 255]], np.uint8),
+        np.array([[0, 127 * 257, 128 * 257, 65535]], np.uint16),
+        np.array([[0, 127, 128, 255]], np.uint16),  # 8 bits in a file of 16
+        np.array([[0, 127, 128, 255]], np.int32),
+        np.array([[0, 0.49, 0.51, 1]], np.float32),
+    ],
+)
+def test_the_level_of_a_mask_is_a_grey_level_of_8_bits(tmp_path: Path, values: Any) -> None:
+    path = saved(tmp_path / "m.tif", Image.fromarray(values))
+    assert read_mask(path, 127).tolist() == [[False, False, True, True]]
+    assert read_mask(path).tolist() == [[False, True, True, True]]
+    assert read_mask(path, 254).tolist() == [[False, False, False, True]]
+
+
+def test_bits_are_above_every_level(tmp_path: Path) -> None:
+    for suffix in ("png", "tif"):
+        path = saved(tmp_path / f"m.{suffix}", Image.fromarray(DRAWN))
+        assert np.array_equal(read_mask(path, 254), DRAWN)
+        assert np.array_equal(read_mask(path), DRAWN)
+    white_is_zero = Image.fromarray(DRAWN)  # the other polarity of TIFF, which Pillow decodes
+    path = saved(tmp_path / "w.tif", white_is_zero, tiffinfo={262: 0})
+    assert np.array_equal(read_mask(path), DRAWN)

@@ -7,7 +7,8 @@ from layouts import litter
 
 from anomaly_clip.data.layout import (
     by_stem,
-    check_files,
+    check_images,
+    check_masks,
     images_in,
     missing_layout,
     paired_masks,
@@ -86,16 +87,17 @@ def test_invalid_tables_are_named(tmp_path: Path, content: bytes, message: str) 
 def test_missing_files_and_shared_masks_are_refused(tmp_path: Path) -> None:
     first, second, third, mask = touch(tmp_path, "1.png", "2.png", "3.png", "m.png")
     valid = [Sample(first, "a", True, mask), Sample(second, "a", False), Sample(third, "a", False)]
-    check_files(valid)
+    check_images(valid)
+    check_masks(valid)
     assert shared_masks(valid) == {}
     shared = [*valid, Sample(third, "a", True, mask)]
     assert shared_masks(iter(shared)) == {mask: [first, third]}
     with pytest.raises(ValueError, match=r"m\.png: the mask of two images, 1\.png and 3\.png"):
-        check_files(iter(shared))
+        check_masks(iter(shared))
     with pytest.raises(FileNotFoundError, match=r"4\.png: there is no such file"):
-        check_files([Sample(tmp_path / "4.png", "a", False)])
+        check_images([Sample(tmp_path / "4.png", "a", False)])
     with pytest.raises(FileNotFoundError, match=r"1\.png: its mask is missing, expected .*n\.png"):
-        check_files([Sample(first, "a", True, tmp_path / "n.png")])
+        check_masks([Sample(first, "a", True, tmp_path / "n.png")])
 
 
 @pytest.mark.parametrize("count", [0, 8, 9])

@@ -39,6 +39,9 @@ class Source:
     def spare_masks(self, categories: Any, samples: Any) -> list[Path]:
         return self.spare
 
+    def normal_masks(self, categories: Any, samples: Any) -> list[Path]:
+        return []
+
 
 def listing(source: Any, categories: Any = None, train_categories: Any = "same") -> Listing:
     return Listing(source, categories, train_categories)

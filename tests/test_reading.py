@@ -33,6 +33,10 @@ def camera_images(folder: Path, count: int, bits: int, seed: int = 0) -> None:
         cv2.imwrite(str(folder / f"{seed}_{number}.png"), values)
 
 
+def values_of(path: Path) -> np.ndarray:
+    return np.asarray(cv2.imread(str(path), cv2.IMREAD_UNCHANGED))
+
+
 def scores(folder: str) -> dict[str, float]:
     with Path(folder, "scores.csv").open() as file:
         return {Path(row["path"]).stem: float(row["image_score"]) for row in csv.DictReader(file)}
@@ -55,11 +59,11 @@ def test_the_depth_of_a_camera_is_chosen_at_fit_and_kept(
     bits = 12
     camera_images(workplace / "parts" / "good", 25, bits)
     camera_images(workplace / "new", 1, bits, seed=1)
-    dark = cv2.imread("new/1_0.png", cv2.IMREAD_UNCHANGED) // 4
+    dark = values_of(Path("new/1_0.png")) // 4
     cv2.imwrite("new/dark.png", dark)  # this image alone would give another depth
     full = 2**bits - 1
     for path in [*Path("parts/good").iterdir(), *Path("new").iterdir()]:
-        values = cv2.imread(str(path), cv2.IMREAD_UNCHANGED).astype(float)
+        values = values_of(path).astype(float)
         copy = Path("eight", path)
         copy.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.floor(values / full * 255 + 0.5).astype(np.uint8)).save(copy)

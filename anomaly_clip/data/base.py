@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from lightning.pytorch import LightningDataModule
 
 from anomaly_clip.data.file_hashes import DuplicatePair, duplicates_between
-from anomaly_clip.data.info import DatasetInfo, dataset_info
+from anomaly_clip.data.info import DatasetInfo, MaskRule, dataset_info
 from anomaly_clip.data.layout import images_in
 from anomaly_clip.data.samples import Reader, Sample, Split, read_sample
 
@@ -82,15 +82,39 @@ class BaseDataModule(LightningDataModule, ABC):
         """Names of the columns of a batch's ``target``; empty if images have no classes."""
         return []
 
+    @property
+    def mask_rule(self) -> MaskRule:
+        """Rule for reading mask files: the data set's, with the user's settings."""
+        return self.info.mask
+
     def reader(self) -> Reader:
         """Return the function that reads a sample's image and mask.
 
         Each data loader worker receives a copy of the function.
         """
-        return partial(read_sample, rule=self.info.mask, reading=self.reading.rule)
+        return partial(read_sample, rule=self.mask_rule, reading=self.reading.rule)
 
     def mask_folders(self, category: str) -> list[Path]:
         """Return the folders that contain only masks."""
+        return []
+
+    @property
+    def mask_endings(self) -> Sequence[str]:
+        """Endings that the name of a mask may have after that of its image; empty if unknown."""
+        return ()
+
+    @property
+    def mask_hint(self) -> str:
+        """Advice for masks that are not found; empty if there is none."""
+        return ""
+
+    def normal_masks(self, categories: Sequence[str], samples: Sequence[Sample]) -> list[Path]:
+        """Return the masks of normal images, which must be empty.
+
+        Args:
+            categories: Categories whose mask folders are searched.
+            samples: The test samples of these categories.
+        """
         return []
 
     def spare_masks(self, categories: Sequence[str], samples: Sequence[Sample]) -> list[Path]:

@@ -24,7 +24,9 @@ from anomaly_clip.data.check_files import (
     short_path,
 )
 from anomaly_clip.data.dataset import AnomalyData, Sample, Split
-from anomaly_clip.data.layout import shared_masks
+from anomaly_clip.data.layout import shared_mask, shared_masks
+from anomaly_clip.data.mask_checks import mask_findings
+from anomaly_clip.data.mask_files import load_mask
 from anomaly_clip.images import is_image
 from anomaly_clip.progress import track
 
@@ -113,6 +115,7 @@ def check_data(
     if data.on_disk:
         _find_unused_files(data, [files.sample for files in inspected], report)
     _note_misfits(inspected, report)
+    _judge_masks(data, inspected, report)
     report.seconds = time.monotonic() - started
     return report
 
@@ -260,9 +263,12 @@ def _find_unused_files(data: AnomalyData, samples: Sequence[Sample], report: Che
     spare = data.spare_masks(listed, samples)
     for path in spare:
         _add_problem(report, "mask", short_path(data, path), "a mask without an image")
-    for mask, (first, second, *_) in shared_masks(samples).items():
-        message = f"the mask of two images, {first.name} and {second.name}"
-        _add_problem(report, "mask", short_path(data, mask), message)
+    for mask, images in shared_masks(samples).items():
+        _add_problem(report, "mask", short_path(data, mask), shared_mask(images))
+    of_normal = data.normal_masks(listed, samples)
+    for path in of_normal:
+        _check_normal_mask(data, path, report)
+    spare += of_normal
     used = {s.image for s in samples} | {s.mask for s in samples} | set(spare)
     others = sorted(
         path
@@ -274,6 +280,30 @@ def _find_unused_files(data: AnomalyData, samples: Sequence[Sample], report: Che
         report.remarks.append(
             f"{len(others)} other images are not used, such as {short_path(data, others[0])}"
         )
+
+
+def _check_normal_mask(data: AnomalyData, mask: Path, report: CheckReport) -> None:
+    try:
+        if load_mask(mask, data.mask_rule).any():
+            message = "the mask of a normal image is not empty"
+            _add_problem(report, "mask", short_path(data, mask), message)
+    except (OSError, ValueError) as error:
+        message = str(error).removeprefix(f"{mask}: ")
+        _add_problem(report, "unreadable", short_path(data, mask), message)
+
+
+def _judge_masks(
+    data: AnomalyData, inspected: Sequence[InspectedSample], report: CheckReport
+) -> None:
+    """Report what is doubtful about readable masks, in the words of a test."""
+    masks = [s.mask for s in inspected if s.mask is not None and s.sample.label]
+    for finding in mask_findings(masks, data.mask_rule, data.mask_level is not None, data.is_own):
+        if not finding.is_problem:
+            report.remarks.append(printable(finding.text))
+        elif finding.kind != "mask empty":  # each of these is listed by itself
+            path = finding.masks[0].sample.mask
+            assert path is not None
+            _add_problem(report, finding.kind, short_path(data, path), finding.text)
 
 
 def _note_misfits(inspected: Sequence[InspectedSample], report: CheckReport) -> None:

@@ -15,8 +15,11 @@ from numpy.typing import NDArray
 
 from anomaly_clip.data.dataset import AnomalyData, Sample, Split
 from anomaly_clip.data.file_hashes import FileHashes
+from anomaly_clip.data.layout import missing_mask
+from anomaly_clip.data.mask_checks import InspectedMask, inspect_mask
+from anomaly_clip.data.mask_files import fits, mismatch
 from anomaly_clip.data.transforms import resize_image
-from anomaly_clip.images import read_grey, read_header, read_image, read_mask, solid
+from anomaly_clip.images import read_header, read_image
 from anomaly_clip.progress import track
 
 __all__ = ["InspectedSample", "Problem", "inspect_samples", "printable", "short_path"]
@@ -57,6 +60,8 @@ class InspectedSample(NamedTuple):
     problems: tuple[Problem, ...] = ()
     misfit: int = 0
     """Difference in size between the mask and its image, in pixels."""
+    mask: InspectedMask | None = None
+    """Properties of the mask; None without a readable one."""
 
 
 def inspect_samples(
@@ -125,7 +130,7 @@ class _SampleInspection:
         if file_format not in FORMATS.get(sample.image.suffix.lower(), {file_format}):
             message = f"the extension does not match the content, a {file_format} file"
             self._add("extension", sample.image, message)
-        misfit = 0 if sample.mask is None else self._inspect_mask(sample.mask, image)
+        misfit, mask = (0, None) if sample.mask is None else self._inspect_mask(image)
         return InspectedSample(
             sample,
             split,
@@ -135,31 +140,28 @@ class _SampleInspection:
             _thumbnail(image) if thumbnails else None,
             tuple(self.problems),
             misfit,
+            mask,
         )
 
-    def _inspect_mask(self, file: Path, image: NDArray[np.uint8]) -> int:
-        """Inspect a mask and return the difference in size from its image, in pixels."""
-        rule = self.data.info.mask
+    def _inspect_mask(self, image: NDArray[np.uint8]) -> tuple[int, InspectedMask | None]:
+        """Inspect the mask; return its difference in size from the image, and its properties."""
+        sample, rule = self.sample, self.data.mask_rule
+        assert sample.mask is not None
         try:
-            mask = solid(read_grey(file) if rule.grey else read_mask(file))
-            lossy = read_header(file).format in ("JPEG", "MPO")
+            mask = inspect_mask(sample, rule)
         except FileNotFoundError:
-            message = f"its mask is missing, expected {file.name}"
-            self._add("mask missing", self.sample.image, message)
-            return 0
+            message = missing_mask(sample, self.data.mask_endings, self.data.mask_hint)
+            self._add("mask missing", sample.image, message)
+            return 0, None
         except Exception as error:  # one bad file must not end the check of the others
-            self._add("unreadable", file, str(error))
-            return 0
-        if lossy:
-            message = "the mask is a JPEG, whose noise counts as defective pixels: save it as PNG"
-            self._add("mask lossy", file, message)
-        misfit = max(abs(a - b) for a, b in zip(mask.shape, image.shape, strict=False))
-        if misfit > rule.fitted:
-            sizes = f"{mask.shape[1]} x {mask.shape[0]}, its image {image.shape[1]} x "
-            self._add("mask size", file, f"the mask is {sizes}{image.shape[0]} pixels")
-        if self.sample.label and not mask.any():
-            self._add("mask empty", file, "the mask of an anomalous image is empty")
-        return misfit
+            self._add("unreadable", sample.mask, str(error))
+            return 0, None
+        size = _size(image)
+        if not fits(mask.size, size, rule):
+            self._add("mask size", sample.mask, mismatch(mask.size, sample.image, size))
+        if sample.label and not mask.marked:
+            self._add("mask empty", sample.mask, "the mask of an anomalous image is empty")
+        return max(abs(a - b) for a, b in zip(mask.size, size, strict=True)), mask
 
     def _add(self, kind: str, path: Path, message: str) -> None:
         message = printable(message.removeprefix(f"{path}: "))

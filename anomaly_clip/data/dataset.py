@@ -20,9 +20,12 @@ from anomaly_clip.data.few_shots import FewShots
 from anomaly_clip.data.file_hashes import DuplicatePair
 from anomaly_clip.data.fit_sets import FitSets
 from anomaly_clip.data.image_cache import ImageCache
+from anomaly_clip.data.info import MaskRule, is_own
 from anomaly_clip.data.leakage import LeakageCheck
 from anomaly_clip.data.listing import Listing, TrainCategories
 from anomaly_clip.data.loaders import evaluation_loader, fit_loader
+from anomaly_clip.data.mask_checks import MaskChecks
+from anomaly_clip.data.mask_files import OWN_MISFIT, OWN_MISFIT_SHARE
 from anomaly_clip.data.reading import BitDepth, ImageReading, Unreadable
 from anomaly_clip.data.samples import Item, Reader, Sample, SampleDataset, Split, read_sample
 from anomaly_clip.data.synthetic import SyntheticDataset, SyntheticPairs
@@ -30,7 +33,8 @@ from anomaly_clip.data.transforms import MaskFilter, Resize
 from anomaly_clip.data.unreadable import PredictionImages, UnreadableFiles
 from anomaly_clip.data.validation import ValidationSplit, ValSplit
 from anomaly_clip.errors import check_at_least, check_between
-from anomaly_clip.images import MAX_PIXELS, read_image, read_mask
+from anomaly_clip.images import MAX_PIXELS, read_image
+from anomaly_clip.masks import read_mask
 from anomaly_clip.progress import number_of
 from anomaly_clip.records import Batch, Encoder, LoaderNeeds, needs_of
 from anomaly_clip.synthesis.synthesizer import SynthesisSettings
@@ -171,6 +175,7 @@ class AnomalyData(BaseDataModule):
         self.reading = ImageReading(self, bit_depth, max_pixels, unreadable)
         self.unreadable = UnreadableFiles(self)
         self.listing = Listing(self, categories, train_categories)
+        self.masks = MaskChecks(self)
         self.few_shots = FewShots(self, shots, fraction)
         check_auxiliary(self)
         self.validation = ValidationSplit(self, val_split, val_share)
@@ -235,6 +240,8 @@ class AnomalyData(BaseDataModule):
                 f"data.image_size is {self.image_size}: set it, or let a trainer set up the data "
                 f"with a model"
             )
+        # The arrays do not depend on these two settings.
+        tag = str(self.mask_rule._replace(lenient=False, max_pixels=0))
         return SampleDataset(
             samples,
             self.image_size,
@@ -243,11 +250,11 @@ class AnomalyData(BaseDataModule):
             guard=self.unreadable.guard if self.on_disk else nullcontext,
             mask_filter=self.mask_filter,
             mask_threshold=self.mask_threshold,
-            mask_rule=self.info.mask,
+            mask_rule=self.mask_rule,
             reading=self.reading.rule,
             read=None if self.on_disk else self.reader(),
             resize=self.resize,
-            cache=ImageCache(str(self.info.mask)) if self.cache and self.on_disk else None,
+            cache=ImageCache(tag) if self.cache and self.on_disk else None,
         )
 
     def words(self, category: str) -> str:
@@ -256,6 +263,22 @@ class AnomalyData(BaseDataModule):
         if category in names or self.auxiliary is None or category in self.categories:
             return names.get(category, category)
         return self.auxiliary.words(category)
+
+    @property
+    def is_own(self) -> bool:
+        """True if the images are a user's own: of no published data set, or category."""
+        return is_own(self.dataset_name, self.find_categories)
+
+    @property
+    def mask_rule(self) -> MaskRule:
+        """Rule for reading mask files: the data set's, with the user's settings."""
+        rule = self.info.mask
+        if self.is_own:
+            rule = rule._replace(fitted=OWN_MISFIT, fitted_share=OWN_MISFIT_SHARE)
+        if self.mask_level is not None:
+            rule = rule._replace(grey=False, level=self.mask_level)
+        lenient, max_pixels = not self.listing.needs_masks, self.reading.max_pixels
+        return rule._replace(lenient=lenient, max_pixels=max_pixels)
 
     # -- training and validation images ----------------------------------------------------------
 
@@ -397,6 +420,7 @@ class AnomalyData(BaseDataModule):
             **({"unreadable": "skip"} if self.unreadable.skips else {}),
             **({} if reading.bits_in_use is None else {"bit_depth": reading.bits_in_use}),
             **({} if reading.geometry is None else {"geometry": reading.geometry}),
+            **self.masks.protocol(),
         }
 
     # -- Lightning's hooks -----------------------------------------------------------------------
@@ -413,9 +437,11 @@ class AnomalyData(BaseDataModule):
         self._take_image_size(self._needs.image_size)
         self.fit_sets.clear()
         self.few_shots.check()
+        self.listing.needs_masks = self.masks.are_used(stage)
         if stage == "fit":
             self.leakage.check_training(self.fit_samples())
-            self._prepare_reading(stage)
+            self.masks.inspect(stage)
+            self.reading.prepare_stage(stage, self._needs.bit_depth)
             return
         if stage != "predict" and not self.has_labels:
             raise ValueError(
@@ -423,18 +449,8 @@ class AnomalyData(BaseDataModule):
                 f"put the normal images into good/"
             )
         self.leakage.check_test(stage, self.samples("test"), self._needs.fitted_images)
-        self._prepare_reading(stage)
-
-    def _prepare_reading(self, stage: str) -> None:
-        if stage == "fit" and self.auxiliary is not None:
-            self.auxiliary.reading.prepare(self.fit_samples())
-            if self.validation.is_test:
-                self.reading.prepare(self.samples("test"))
-            return
-        samples = self.fit_samples() if stage == "fit" else self.samples("test")
-        if stage != "fit" and self.has_shots:
-            samples = [*samples, *(s for name in self.categories for s in self.shots_of(name))]
-        self.reading.prepare(samples, self._needs.bit_depth)
+        self.masks.inspect(stage)
+        self.reading.prepare_stage(stage, self._needs.bit_depth)
 
     def fitted_hashes(self) -> frozenset[str]:
         """Return hashes of the decoded images of ``fit``; empty for images that are not files."""
@@ -480,7 +496,9 @@ class AnomalyData(BaseDataModule):
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         """Return the test split, in the order of its listing; its images may be unreadable."""
-        return self._evaluation_loader(PredictionImages(self.dataset("test")))
+        dataset = self.dataset("test")
+        dataset.has_masks = False  # scores need no masks, so none is read
+        return self._evaluation_loader(PredictionImages(dataset))
 
     def _evaluation_loader(
         self, dataset: SampleDataset | SyntheticPairs | PredictionImages

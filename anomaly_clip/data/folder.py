@@ -12,9 +12,8 @@ from typing import Any, ClassVar, Literal
 from anomaly_clip.data.dataset import AnomalyData, Sample, Split
 from anomaly_clip.data.file_hashes import FileHashes, pixel_hashes
 from anomaly_clip.data.folder_forms import NORMAL_FOLDERS, FolderForm, understand
-from anomaly_clip.data.layout import missing_layout
+from anomaly_clip.data.layout import USUAL_ENDINGS, missing_layout
 from anomaly_clip.errors import check_between, check_choice
-from anomaly_clip.images import read_mask
 
 __all__ = ["ImageFolder", "held_out"]
 
@@ -243,12 +242,30 @@ class ImageFolder(AnomalyData):
         self._trains = self.auxiliary is None
         self.listing.forget()
 
-    def spare_masks(self, categories: Sequence[str], samples: Sequence[Sample]) -> list[Path]:
-        """Return the masks that belong to no sample; empty ones may belong to normal images."""
+    @property
+    def mask_endings(self) -> Sequence[str]:
+        """Endings that the name of a mask may have after that of its image."""
+        return USUAL_ENDINGS if self.mask_ending is None else (self.mask_ending,)
+
+    @property
+    def mask_hint(self) -> str:
+        """Advice for masks that are not found."""
+        return "add the mask, or set data.mask_ending if its name ends differently"
+
+    def normal_masks(self, categories: Sequence[str], samples: Sequence[Sample]) -> list[Path]:
+        """Return the masks of normal images, which must be empty."""
         stems = {sample.image.stem for sample in self.form.labelled if not sample.label}
-        spare = super().spare_masks(categories, samples)
-        of_normal = {m for m in spare if m.stem in stems or m.stem.rpartition("_")[0] in stems}
-        return [mask for mask in spare if mask not in of_normal or read_mask(mask).any()]
+        names = {f"{stem}{ending}".lower() for stem in stems for ending in self.mask_endings}
+        kinds = {name.lower() for name in self.normal_folders}
+        inner = {folder for folder in self.form.mask_folders if folder.name.lower() not in kinds}
+        inner = {folder for folder in inner if folder.parent in self.form.mask_folders}
+        masks = super().spare_masks(categories, samples)
+        return [m for m in masks if m.stem.lower() in names and m.parent not in inner]
+
+    def spare_masks(self, categories: Sequence[str], samples: Sequence[Sample]) -> list[Path]:
+        """Return the masks that belong to no sample; those of normal images belong to them."""
+        of_normal = set(self.normal_masks(categories, samples))
+        return [m for m in super().spare_masks(categories, samples) if m not in of_normal]
 
     def summary(self, stage: str) -> str:
         """Return the numbers of images, and how the folder was understood."""

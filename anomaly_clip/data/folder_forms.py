@@ -10,30 +10,31 @@ Three forms are understood:
 The normal folder may also be called ``ok`` or ``normal``, in any case. Masks of defective images
 are in ``ground_truth/``, ``masks/``, ``mask/`` or ``gt/``, with or without a folder per kind of
 defect, or next to their images. A mask has the name of its image, possibly with an ending such as
-``_mask``.
+``_mask``. A folder of another name contains masks if both its content and its file names are those
+of masks; see :mod:`~anomaly_clip.data.mask_folders`.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from anomaly_clip.data.layout import images_in, subfolders
+from anomaly_clip.data.layout import USUAL_ENDINGS, images_in, subfolders
+from anomaly_clip.data.mask_folders import (
+    LABEL_FOLDERS,
+    MASK_FOLDERS,
+    MaskFolders,
+    looks_like_a_mask,
+)
 from anomaly_clip.data.samples import Sample
-from anomaly_clip.images import read_image
 
 __all__ = ["NORMAL_FOLDERS", "FolderForm", "looks_like_a_mask", "understand"]
 
 NORMAL_FOLDERS = ("good", "ok", "normal")
-MASK_FOLDERS = ("ground_truth", "masks", "mask", "gt")
-MASK_ENDINGS = ("_mask", "_gt", "_label")
 RUN_FILES = tuple(f"config-{verb}.yaml" for verb in ("fit", "validate", "test", "predict"))
 """Files of which the folder of a run contains at least one."""
-
-EXTREME = 8  # grey levels from black or white that still count as black or white
-BLACK_AND_WHITE = 0.99  # fraction of such pixels in a mask, whose edges may be antialiased
-INSPECTED = 3  # images of a mask folder that are read if their names are not those of others
 
 
 @dataclass
@@ -84,18 +85,8 @@ def understand(
         ValueError: If a folder has the name of a mask folder, but contains something else.
     """
     names = {name.lower() for name in normal_folders}
-    endings = ("_mask", "", *MASK_ENDINGS[1:]) if mask_ending is None else (mask_ending,)
+    endings = USUAL_ENDINGS if mask_ending is None else (mask_ending,)
     return _Reader(root, category, names, endings).read()
-
-
-def looks_like_a_mask(image: Path) -> bool:
-    """Return whether nearly all pixels of an image are black or white; False if unreadable."""
-    try:
-        pixels = read_image(image)
-    except (OSError, ValueError):
-        return False
-    extreme = (pixels <= EXTREME) | (pixels >= 255 - EXTREME)
-    return bool(extreme.mean() >= BLACK_AND_WHITE)
 
 
 class _Reader:
@@ -108,6 +99,7 @@ class _Reader:
         self.category = category
         self.normal_names = normal_names
         self.endings = endings
+        self.masks = MaskFolders(endings)
         self.form = FolderForm()
         self.unused: dict[str, int] = {}
         self.runs: set[Path] = set()
@@ -118,12 +110,13 @@ class _Reader:
         train, test = folders.get("train"), folders.get("test")
         if train is not None and (samples := self._train_samples(train)):
             self.form.train = samples
-            others = [f for name, f in folders.items() if name not in ("train", "test")]
-            others = [f for f in others if f.name.lower() not in MASK_FOLDERS]
-            self._count("images next to train/", sum(map(_number_of_images, others)))
-            self._count("images next to train/", len(images_in(self.root)))
             if test is not None:
                 self._read_labelled(test, [test, self.root])
+            others = [f for name, f in folders.items() if name not in ("train", "test")]
+            others = [f for f in others if f.name.lower() not in MASK_FOLDERS]
+            others = [f for f in others if f not in self.form.mask_folders]
+            self._count("images next to train/", sum(map(_number_of_images, others)))
+            self._count("images next to train/", len(images_in(self.root)))
             return self._finished()
         if any(name in self.normal_names for name in folders):
             self._read_labelled(self.root, [self.root])
@@ -151,22 +144,26 @@ class _Reader:
         kinds = self._subfolders(folder)
         images = {kind: self._images(kind) for kind in kinds}
         mask_folders = self._mask_folders(mask_roots, images)
+        inner_folders = self._inner_mask_folders(images)
         normal: list[str] = []
         defective: list[str] = []
         for kind in kinds:
             if kind in mask_folders:
                 continue
             is_normal = kind.name.lower() in self.normal_names
-            masks = {} if is_normal else self._masks_of(images[kind], kind, mask_folders)
+            places = self._places_of_masks(kind, mask_folders, inner_folders[kind])
+            masks = {} if is_normal else self._masks_of(images[kind], kind, places)
             (normal if is_normal else defective).append(f"{kind.name}/ ({len(images[kind])})")
-            deeper = sum(map(_number_of_images, self._subfolders(kind)))
+            inner = [f for f in self._subfolders(kind) if f not in inner_folders[kind]]
+            deeper = sum(map(_number_of_images, inner))
             self._count("images in subfolders of these folders", deeper)
             for image in images[kind]:
                 defect = "good" if is_normal else kind.name
                 sample = Sample(image, self.category, not is_normal, masks.get(image), defect)
                 self.form.labelled.append(sample)
         self._count("images next to the folders", len(images_in(folder)))
-        self._expect_all_masks(mask_folders)
+        self._expect_all_masks(mask_folders, inner_folders)
+        mask_folders += [f for folders in inner_folders.values() for f in folders]
         self.form.mask_folders = [inner for f in mask_folders for inner in (f, *subfolders(f))]
         text = f"{_listed(normal) or 'no folder'} is normal"
         text += f", {_listed(defective)} defective" if defective else ", no folder is defective"
@@ -222,7 +219,8 @@ class _Reader:
             if inner.resolve() in self.visited:
                 continue
             self.visited.add(inner.resolve())
-            if inner.name.lower() in MASK_FOLDERS:
+            names = {image.stem for image in images_in(folder)}
+            if inner.name.lower() in MASK_FOLDERS or self.masks.are_labels(inner, names):
                 place = inner.relative_to(self.root).as_posix()
                 inside = _number_of_images(inner)
                 self._count(f"images in {place}/, which has the name of a mask folder", inside)
@@ -234,65 +232,84 @@ class _Reader:
     def _mask_folders(
         self, roots: Sequence[Path], images: Mapping[Path, Sequence[Path]]
     ) -> list[Path]:
-        """Return the folders that contain masks, by their name or by their content.
+        """Return the folders that contain masks, by their names and contents.
 
         Raises:
             ValueError: If a folder has the name of a mask folder, but contains something else.
         """
         folders = []
+        kinds = [kind for kind in images if kind.name.lower() not in MASK_FOLDERS]
+        defective = [kind for kind in kinds if kind.name.lower() not in self.normal_names]
         for folder in dict.fromkeys([f for root in roots for f in self._subfolders(root)]):
-            named = folder.name.lower() in MASK_FOLDERS
-            if folder.name.lower() in self.normal_names or not (named or folder in images):
+            if folder.name.lower() in self.normal_names:
                 continue
-            others = {i.stem for kind, listed in images.items() if kind != folder for i in listed}
-            if self._contains_masks(folder, others):
+            names = {image.stem for kind in kinds if kind != folder for image in images[kind]}
+            partners = [image for kind in defective if kind != folder for image in images[kind]]
+            if folder.name.lower() in MASK_FOLDERS:
+                if self.masks.are_masks(folder, names):
+                    folders.append(folder)
+                elif _number_of_images(folder):
+                    raise ValueError(
+                        f"{folder}: a folder of this name should contain masks, but its images are "
+                        f"photographs, or neither black and white nor named like others: rename "
+                        f"it, to test its images as a kind of defect, or remove it"
+                    )
+            elif self.masks.are_labels(folder, names, [kind.name for kind in defective]):
                 folders.append(folder)
-                if not named:
-                    self._say(f"{folder.name}/ contains black-and-white images: masks")
-            elif named and _number_of_images(folder):
-                raise ValueError(
-                    f"{folder}: a folder of this name should contain masks, but its images are "
-                    f"neither black and white nor named like others: rename it, to test its images "
-                    f"as a kind of defect, or remove it"
-                )
+            elif folder in images and self.masks.are_certain(folder, names, partners):
+                folders.append(folder)
+                self._say(f"{folder.name}/ contains black-and-white images: masks")
         return folders
 
-    def _contains_masks(self, folder: Path, others: set[str]) -> bool:
-        """Return whether the images of a tree are masks of images with the given names."""
-        images = [*images_in(folder), *(i for f in subfolders(folder) for i in images_in(f))]
-        named = folder.name.lower() in MASK_FOLDERS
-        paired = [i for i in images if any(i.stem.removesuffix(e) in others for e in self.endings)]
-        if named and images and len(paired) == len(images):
-            return True
-        # Without a mask folder's name, both names and content must be those of masks.
-        certain = named or len(paired) == len(images)
-        inspected = images[:INSPECTED] if named else images
-        return certain and bool(images) and all(map(looks_like_a_mask, inspected))
+    def _inner_mask_folders(
+        self, images: Mapping[Path, Sequence[Path]]
+    ) -> Mapping[Path, list[Path]]:
+        """Return the mask folders inside of the folders of images, such as ``cut/masks/``."""
+        folders: dict[Path, list[Path]] = defaultdict(list)
+        for kind, listed in images.items():
+            names = {image.stem for image in listed}
+            for folder in self._subfolders(kind) if names else []:
+                named = folder.name.lower() in MASK_FOLDERS and self.masks.are_masks(folder, names)
+                if named or self.masks.are_labels(folder, names):
+                    folders[kind].append(folder)
+        return folders
+
+    def _places_of_masks(
+        self, kind: Path, mask_folders: Sequence[Path], inner: Sequence[Path]
+    ) -> list[Path]:
+        """Return the folders of a kind's masks: its own before those of all kinds."""
+        special = [f for f in mask_folders if self.masks.kind_of(f, [kind.name])]
+        shared = [f for f in mask_folders if f.name.lower() in (*MASK_FOLDERS, *LABEL_FOLDERS)]
+        others = [f for f in mask_folders if f not in shared and f not in special]
+        return [*inner, *special, *(p for f in (*shared, *others) for p in (f / kind.name, f))]
 
     def _masks_of(
-        self, images: Sequence[Path], kind: Path, mask_folders: Sequence[Path]
+        self, images: Sequence[Path], kind: Path, places: Sequence[Path]
     ) -> dict[Path, Path]:
         """Return the masks of defective images that exist."""
-        places = [place for f in mask_folders for place in (f / kind.name, f)]
-        by_name = [{p.stem: p for p in reversed(images_in(place))} for place in places]
+        by_name = [{p.stem.lower(): p for p in reversed(images_in(place))} for place in places]
         neighbours = {image.stem: image for image in images_in(kind)}
         masks = {}
         for image in images:
-            names = [f"{image.stem}{ending}" for ending in self.endings]
+            names = [f"{image.stem}{ending}".lower() for ending in self.endings]
             listed = [masks_there[n] for masks_there in by_name for n in names if n in masks_there]
             mask = listed[0] if listed else self._mask_next_to(image, neighbours)
             if mask is not None:
                 masks[image] = mask
         return masks
 
-    def _expect_all_masks(self, mask_folders: Sequence[Path]) -> None:
+    def _expect_all_masks(
+        self, mask_folders: Sequence[Path], inner_folders: Mapping[Path, list[Path]]
+    ) -> None:
         """Give a defective image without mask its expected path, if others have masks."""
         if not self.form.has_masks:
             return
         for number, sample in enumerate(self.form.labelled):
             if sample.label and sample.mask is None:
                 ending = next((e for e in self.endings if e), "")
-                folder = mask_folders[0] / sample.defect if mask_folders else sample.image.parent
+                kind = sample.image.parent
+                places = self._places_of_masks(kind, mask_folders, inner_folders.get(kind, []))
+                folder = next((p for p in places if images_in(p)), places[0] if places else kind)
                 expected = folder / f"{sample.image.stem}{ending}.png"
                 self.form.labelled[number] = replace(sample, mask=expected)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from anomaly_clip.data.dataset import AnomalyData, Sample, Split
 from anomaly_clip.data.folder_forms import NORMAL_FOLDERS
 from anomaly_clip.data.layout import (
+    USUAL_ENDINGS,
     by_stem,
     images_in,
     missing_layout,
@@ -18,7 +19,7 @@ from anomaly_clip.data.layout import (
     read_table,
     subfolders,
 )
-from anomaly_clip.images import read_mask
+from anomaly_clip.masks import read_mask
 
 __all__ = [
     "BTAD",
@@ -69,17 +70,14 @@ def list_mvtec(root: Path, category: str, split: Split, has_masks: bool = True) 
     The folder ``good`` is normal, as are ``ok`` and ``normal``, in any case; defective training
     images are left out.
 
-    Masks are paired by name: ``ground_truth/<defect>/NAME_mask.*`` for ``test/<defect>/NAME.*``.
-    Normal images may have masks, which must be empty.
+    Masks are paired by name: ``ground_truth/<defect>/NAME_mask.*`` for ``test/<defect>/NAME.*``;
+    see :data:`~anomaly_clip.data.layout.USUAL_ENDINGS` for the other endings.
 
     Args:
         root: The data set's folder.
         category: The category.
         split: The split.
         has_masks: Whether defective images have masks.
-
-    Raises:
-        ValueError: If the mask of a normal image is not empty.
     """
     folder = root / category
     for defect in subfolders(folder / split):
@@ -89,27 +87,9 @@ def list_mvtec(root: Path, category: str, split: Split, has_masks: bool = True) 
             continue  # methods are trained on normal images only
         place = folder / "ground_truth" / defect.name
         masks = {} if normal or not has_masks else paired_masks(images, place)
-        if normal and split == "test":
-            _check_empty(masks_of_normal(place, images))
         for image in images:
             kind = "good" if normal else defect.name
             yield Sample(image, category, not normal, masks.get(image), kind)
-
-
-def masks_of_normal(folder: Path, images: Sequence[Path]) -> list[Path]:
-    """Return the masks in a folder that belong to these normal images."""
-    if not folder.is_dir():
-        return []
-    return [mask for mask in paired_masks(images, folder).values() if mask.is_file()]
-
-
-def _check_empty(masks: Sequence[Path]) -> None:
-    for mask in masks:
-        if read_mask(mask).any():
-            raise ValueError(
-                f"{mask}: the mask of a normal image is not empty: move the image to the folder of "
-                f"its defect, or delete the mask"
-            )
 
 
 def mvtec_mask_folders(root: Path, category: str) -> list[Path]:
@@ -143,17 +123,24 @@ class MVTecAD(AnomalyData):
         """See :func:`mvtec_mask_folders`."""
         return mvtec_mask_folders(self.root, category)
 
+    @property
+    def mask_endings(self) -> Sequence[str]:
+        """The usual endings of masks."""
+        return USUAL_ENDINGS
+
+    def normal_masks(self, categories: Sequence[str], samples: Sequence[Sample]) -> list[Path]:
+        """Return the masks in ``ground_truth`` of normal images, which must be empty."""
+        images: dict[Path, list[Path]] = defaultdict(list)
+        for sample in samples:
+            if not sample.label and sample.category in categories:
+                masks = self.root / sample.category / "ground_truth" / sample.image.parent.name
+                images[masks].append(sample.image)
+        paired = [m for folder in images for m in paired_masks(images[folder], folder).values()]
+        return [mask for mask in paired if mask.is_file()]
+
     def spare_masks(self, categories: Sequence[str], samples: Sequence[Sample]) -> list[Path]:
         """Return the masks that belong to no sample; those of normal images belong to them."""
-        normal = [sample for sample in samples if not sample.label]
-        paired = {
-            mask
-            for name in categories
-            for mask in masks_of_normal(
-                self.root / name / "ground_truth" / "good",
-                [sample.image for sample in normal if sample.category == name],
-            )
-        }
+        paired = set(self.normal_masks(categories, samples))
         return [mask for mask in super().spare_masks(categories, samples) if mask not in paired]
 
 
@@ -297,15 +284,21 @@ class BTAD(AnomalyData):
         return mvtec_mask_folders(self.root, category)
 
 
-def list_ksdd2(root: Path, category: str, split: Split) -> Iterator[Sample]:
+def list_ksdd2(root: Path, category: str, split: Split, level: int = 0) -> Iterator[Sample]:
     """Yield ``root/split/NAME.png``, sorted; the mask is ``NAME_GT.png``, all zero if normal.
 
     Defective training images are left out: methods train on normal images only.
+
+    Args:
+        root: The data set's folder.
+        category: The category.
+        split: The split.
+        level: Grey level above which a mask's pixel is a defect, 0 to 254.
     """
     images = [image for image in images_in(root / split) if not image.stem.endswith(KSDD2_MASK)]
     for image, mask in paired_masks(images, root / split, (KSDD2_MASK,)).items():
         try:
-            anomalous = bool(read_mask(mask).any())
+            anomalous = bool(read_mask(mask, level).any())
         except (FileNotFoundError, ValueError):  # the error is reported when the sample is used
             yield Sample(image, category, label=True, mask=mask, defect="defect")
             continue
@@ -331,7 +324,7 @@ class KSDD2(AnomalyData):
 
     def list_samples(self, category: str, split: Split) -> Iterator[Sample]:
         """See :func:`list_ksdd2`."""
-        return list_ksdd2(self.root, category, split)
+        return list_ksdd2(self.root, category, split, self.mask_level or 0)
 
     def spare_masks(self, categories: Sequence[str], samples: Sequence[Sample]) -> list[Path]:
         """Return the masks that have no image next to them."""

@@ -6,11 +6,13 @@ The counts are the widely published ones, quoted from memory and not verified on
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-__all__ = ["DATASETS", "Counts", "DatasetInfo", "MaskRule", "Split", "dataset_info"]
+from anomaly_clip.images import MAX_PIXELS
+
+__all__ = ["DATASETS", "Counts", "DatasetInfo", "MaskRule", "Split", "dataset_info", "is_own"]
 
 Split = Literal["train", "test"]
 
@@ -30,13 +32,24 @@ class MaskRule(NamedTuple):
     """Rule for reading mask files."""
 
     grey: bool = False
-    """Keep the grey values of the first channel; otherwise every value above zero is a defect."""
+    """Keep the grey values of the first channel; otherwise every value above the level is a
+    defect."""
     fitted: int = 0
     """Largest difference in size from the image, in pixels, at which a mask is resized to it by
     nearest neighbour; a larger difference is an error."""
+    fitted_share: float = 1.0
+    """Largest such difference as a fraction of the image's side."""
+    level: int = 0
+    """Grey level above which a pixel is a defect, 0 to 254; not for masks kept in grey."""
+    lenient: bool = False
+    """Leave out a mask that is missing, damaged or of the wrong size; otherwise it is an error."""
+    max_pixels: int = MAX_PIXELS
+    """Largest number of pixels of a mask."""
 
 
 PLAIN = MaskRule()
+OWN_SETS = ("ImageFolder", "MetaJSON")
+"""Data sets of which nothing is published."""
 
 
 @dataclass(frozen=True)
@@ -233,6 +246,19 @@ DATASETS: dict[str, DatasetInfo] = {
     "ImageFolder": DatasetInfo("your own images", "yours", "yours", "none"),
     "Demo": DatasetInfo("generated images", "this package", "Apache-2.0, as the project", "none"),
 }  # fmt: skip
+
+
+def is_own(dataset_name: str | None, find_categories: Callable[[], Iterable[str]]) -> bool:
+    """Return whether images are a user's own: of no published data set, or category.
+
+    Args:
+        dataset_name: The data set's name.
+        find_categories: Function that returns all categories in the data set's folder.
+    """
+    if dataset_name in OWN_SETS or dataset_name not in DATASETS:
+        return True
+    published = DATASETS[dataset_name].counts
+    return bool(published) and not set(published) & set(find_categories())
 
 
 def dataset_info(dataset_name: str | None) -> DatasetInfo:

@@ -137,23 +137,23 @@ class MetaJSON(AnomalyData):
         """The splits with entries."""
         return tuple(name for name in SPLITS if any(self.content.get(name, {}).values()))
 
-    @cached_property
+    @property
     def has_masks(self) -> bool:
         """True if anomalous test images have masks.
 
         Raises:
-            ValueError: If only some of them have.
+            ValueError: If only some of them have, and masks are used.
         """
         samples = [
             s for name in self.categories for s in self.listing.rows(name, "test") if s.label
         ]
         without = [sample for sample in samples if sample.mask is None]
-        if without and len(without) < len(samples):
+        if without and len(without) < len(samples) and self.listing.needs_masks:
             raise ValueError(
                 f"{self.file}: {len(without)} of {len(samples)} anomalous test images have no "
                 f"mask_path, such as {without[0].image}: give all of them one, or none"
             )
-        return bool(samples) and not without
+        return len(without) < len(samples)
 
     def find_categories(self) -> list[str]:
         """Return the categories of all splits, sorted."""

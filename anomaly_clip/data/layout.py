@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -10,16 +11,24 @@ from anomaly_clip.data.samples import Sample
 from anomaly_clip.images import is_image
 
 __all__ = [
+    "USUAL_ENDINGS",
     "by_stem",
-    "check_files",
+    "check_images",
+    "check_masks",
     "images_in",
     "missing_layout",
+    "missing_mask",
     "paired_masks",
     "read_table",
+    "shared_mask",
     "shared_masks",
     "subfolders",
     "top_folder",
 ]
+
+USUAL_ENDINGS = ("_mask", "", "_gt", "_label")
+"""Endings that the name of a mask has after that of its image, the most common first."""
+LISTED = 4  # names of a folder that an error message lists
 
 
 def images_in(folder: Path) -> list[Path]:
@@ -56,7 +65,7 @@ def top_folder(root: Path, inner: str, *names: str) -> Path:
 
 
 def paired_masks(
-    images: Sequence[Path], folder: Path, endings: Sequence[str] = ("_mask", "")
+    images: Sequence[Path], folder: Path, endings: Sequence[str] = USUAL_ENDINGS
 ) -> dict[Path, Path]:
     """Return the mask of each image, paired by name: the image's name and an ending.
 
@@ -65,13 +74,21 @@ def paired_masks(
     Args:
         images: The images.
         folder: The folder of the masks.
-        endings: Possible endings after the image's name; the first existing mask is used.
+        endings: Possible endings after the image's name, in any case; the first existing mask is
+            used.
     """
     masks_by_name = by_stem(folder)
+    masks_by_ending = {
+        (stem[: len(stem) - len(ending)], ending): mask
+        for stem, mask in reversed(masks_by_name.items())
+        for ending in endings
+        if stem.lower().endswith(ending.lower())
+    }
     masks = {}
     for image in images:
         names = [f"{image.stem}{ending}" for ending in endings]
         existing = [masks_by_name[name] for name in names if name in masks_by_name]
+        existing += [m for e in endings if (m := masks_by_ending.get((image.stem, e)))]
         masks[image] = existing[0] if existing else folder / f"{names[0]}.png"
     return masks
 
@@ -107,30 +124,75 @@ def read_table(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[s
     yield from ((number, row) for number, row in rows[1:] if any(cell.strip() for cell in row))
 
 
-def check_files(samples: Iterable[Sample], images: bool = True) -> None:
-    """Check that all listed files exist and that no two images share a mask.
+def check_images(samples: Iterable[Sample]) -> None:
+    """Check that all listed images exist.
+
+    Raises:
+        FileNotFoundError: If an image is missing.
+    """
+    for sample in samples:
+        if not sample.image.exists():
+            raise FileNotFoundError(
+                f"{sample.image}: there is no such file; correct the path, or restore the image"
+            )
+
+
+def check_masks(samples: Iterable[Sample], endings: Sequence[str] = (), hint: str = "") -> None:
+    """Check that all listed masks exist and that no two images share one.
 
     Args:
         samples: The samples.
-        images: Whether to check the images, too, not only their masks.
+        endings: Endings that the name of a mask may have after that of its image, for messages.
+        hint: Advice for masks that are not found.
 
     Raises:
-        FileNotFoundError: If an image or a mask is missing.
+        FileNotFoundError: If a mask is missing.
         ValueError: If two images share a mask.
     """
     samples = list(samples)
     for sample in samples:
-        if images and not sample.image.exists():
-            raise FileNotFoundError(
-                f"{sample.image}: there is no such file; correct the path, or restore the image"
-            )
         if sample.mask is not None and not sample.mask.exists():
-            raise FileNotFoundError(f"{sample.image}: its mask is missing, expected {sample.mask}")
-    for mask, (first, second, *_) in shared_masks(samples).items():
+            raise FileNotFoundError(f"{sample.image}: {missing_mask(sample, endings, hint)}")
+    for mask, images in shared_masks(samples).items():
         raise ValueError(
-            f"{mask}: the mask of two images, {first.name} and {second.name}: rename one image "
-            f"and give it its own mask"
+            f"{mask}: {shared_mask(images)}: rename one image and give it its own mask"
         )
+
+
+def missing_mask(sample: Sample, endings: Sequence[str] = (), hint: str = "") -> str:
+    """Describe a missing mask: its expected names, and what its folder contains instead.
+
+    Args:
+        sample: The sample, which has a mask.
+        endings: Endings that the name of a mask may have after that of its image.
+        hint: Advice to end with; default: to add the mask.
+    """
+    assert sample.mask is not None
+    folder, stem = sample.mask.parent, sample.image.stem
+    others = [f"{stem}{ending}.png" for ending in endings]
+    others = [name for name in others if name != sample.mask.name]
+    text = f"its mask is missing, expected {sample.mask.name}"
+    text += f" (or {', '.join(others)})" if others else ""
+    text += f" in {folder}"
+    hint = hint or "add the mask"
+    if not folder.is_dir():
+        return f"{text}, which does not exist: {hint}"
+    names = [image.name for image in images_in(folder) if image != sample.image]
+    names.sort(key=lambda name: not name.startswith(stem))
+    if not names:
+        return f"{text}, which is empty: {hint}"
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return f"{text}; there are {', '.join(names[:LISTED])}{more}: {hint}"
+
+
+def shared_mask(images: Sequence[Path]) -> str:
+    """Describe which images share a mask, by paths below the folder that they have in common."""
+    first, second = images[:2]
+    folder = Path(os.path.commonpath([first.parent, second.parent]))
+    return (
+        f"the mask of {'two' if len(images) == 2 else len(images)} images, "
+        f"{first.relative_to(folder)} and {second.relative_to(folder)}"
+    )
 
 
 def shared_masks(samples: Iterable[Sample]) -> dict[Path, list[Path]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Literal
 
-from anomaly_clip.data.layout import check_files
+from anomaly_clip.data.layout import check_images, check_masks
 from anomaly_clip.data.samples import Sample, Split
 
 if TYPE_CHECKING:
@@ -32,9 +32,12 @@ class Listing:
         self.source = source
         self.chosen = categories
         self.chosen_for_training = train_categories
+        self.needs_masks = True
+        """True if masks are used, so that missing and odd ones are errors."""
+        self._masks_checked: set[Split] = set()
         self._rows: dict[tuple[str, Split], list[Sample]] = {}
         self._listed: dict[Split, list[Sample]] = {}
-        self._samples: dict[Split, list[Sample]] = {}
+        self._samples: dict[tuple[Split, bool], list[Sample]] = {}
 
     @property
     def categories(self) -> list[str]:
@@ -81,6 +84,7 @@ class Listing:
         self._rows.clear()
         self._listed.clear()
         self._samples.clear()
+        self._masks_checked.clear()
 
     def rows(self, category: str, split: Split) -> list[Sample]:
         """Return the samples of a category and split; later calls return the same list."""
@@ -94,9 +98,10 @@ class Listing:
 
     def samples(self, split: Split) -> list[Sample]:
         """See :meth:`~anomaly_clip.data.AnomalyData.samples`."""
-        if split not in self._samples:
-            self._samples[split] = self.source.unreadable.without(self.listed(split), split)
-        return self._samples[split]
+        listed, key = self.listed(split), (split, self.needs_masks)
+        if key not in self._samples:
+            self._samples[key] = self.source.unreadable.without(listed, split)
+        return self._samples[key]
 
     def listed(self, split: Split) -> list[Sample]:
         """Return all samples of a split, with those that cannot be read; errors as `samples`."""
@@ -115,12 +120,28 @@ class Listing:
                         f"name the other categories in data.categories"
                     )
                 samples += rows
-            if source.on_disk:
-                check_files(samples, not source.unreadable.tolerates(split))
-            spare = source.spare_masks(self.categories, samples) if split == "test" else []
-            if spare:
-                raise ValueError(
-                    f"{spare[0]}: a mask without an image: add its image, or remove the mask"
-                )
+            if source.on_disk and not source.unreadable.tolerates(split):
+                check_images(samples)
             self._listed[split] = samples
+        if self.needs_masks and split not in self._masks_checked:
+            self._check_masks(split)
+            self._masks_checked.add(split)
         return self._listed[split]
+
+    def _check_masks(self, split: Split) -> None:
+        source, samples = self.source, self._listed[split]
+        if source.on_disk:
+            check_masks(samples, source.mask_endings, source.mask_hint)
+        if split != "test":
+            return
+        spare = source.spare_masks(self.categories, samples)
+        if spare:
+            raise ValueError(
+                f"{spare[0]}: a mask without an image: add its image, or remove the mask"
+            )
+        for mask in source.normal_masks(self.categories, samples):
+            if not source.unreadable.is_blank(mask):
+                raise ValueError(
+                    f"{mask}: the mask of a normal image is not empty: move the image to the "
+                    f"folder of its defect, or delete the mask"
+                )

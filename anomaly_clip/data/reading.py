@@ -15,13 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from anomaly_clip.data.samples import Sample
 from anomaly_clip.data.transforms import Resize
 from anomaly_clip.errors import check_at_least, check_choice
-from anomaly_clip.images import (
-    MAX_PIXELS,
-    ImageHeader,
-    ReadRule,
-    highest_value,
-    read_header,
-)
+from anomaly_clip.images import MAX_PIXELS, ImageHeader, ReadRule, highest_value, read_header
 from anomaly_clip.progress import number_of, track
 
 if TYPE_CHECKING:
@@ -70,6 +64,24 @@ class ImageReading:
         """The settings of decoding."""
         fixed = 16 if self.bit_depth == "auto" else self.bit_depth
         return ReadRule(self.bits_in_use or fixed, self.max_pixels)
+
+    def prepare_stage(self, stage: str, stored: int | None) -> None:
+        """Prepare the images of a stage; see :meth:`prepare`.
+
+        Args:
+            stage: The verb.
+            stored: The bit depth with which the model was fitted, if it was.
+        """
+        data = self.data
+        if stage == "fit" and data.auxiliary is not None:
+            data.auxiliary.reading.prepare(data.fit_samples())
+            if data.validation.is_test:
+                self.prepare(data.samples("test"))
+            return
+        samples = data.fit_samples() if stage == "fit" else data.samples("test")
+        if stage != "fit" and data.has_shots:
+            samples = [*samples, *(s for name in data.categories for s in data.shots_of(name))]
+        self.prepare(samples, stored)
 
     def prepare(self, samples: Sequence[Sample], stored: int | None = None) -> None:
         """Read the headers of all images, choose the bit depth, and note what the user should know.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypedDict
 
@@ -18,8 +18,10 @@ from torch.utils.data import Dataset
 from anomaly_clip.data.augment import Augmentation
 from anomaly_clip.data.image_cache import ImageCache
 from anomaly_clip.data.info import MaskRule, Split
+from anomaly_clip.data.mask_files import read_fitted_mask
 from anomaly_clip.data.transforms import MaskFilter, Resize, resize_image, resize_mask
-from anomaly_clip.images import Mask, ReadRule, open_image, read_grey, read_mask
+from anomaly_clip.images import ReadRule, open_image
+from anomaly_clip.masks import Mask
 from anomaly_clip.records import Draw
 
 if TYPE_CHECKING:
@@ -127,17 +129,12 @@ def open_sample(
     image = open_image(sample.image, reading)
     if sample.mask is None or not sample.label:
         return image, None
-    read = read_grey if rule.grey else read_mask
-    mask = read(sample.mask, reading.max_pixels)
-    if mask.shape[::-1] != image.size:
-        difference = max(abs(a - b) for a, b in zip(mask.shape[::-1], image.size, strict=True))
-        if difference > rule.fitted:
-            raise ValueError(
-                f"{sample.mask}: the mask is {mask.shape[1]} x {mask.shape[0]} pixels, but its "
-                f"image {sample.image.name} is {image.width} x {image.height}: make the sizes equal"
-            )
-        mask = _nearest(mask, image.height, image.width)
-    return image, mask
+    try:
+        return image, read_fitted_mask(sample.mask, sample.image, image.size, rule)
+    except (OSError, ValueError):
+        if rule.lenient:
+            return image, None
+        raise
 
 
 class SampleDataset(Dataset[Item]):
@@ -220,9 +217,9 @@ class SampleDataset(Dataset[Item]):
             if self.augmentation is not None:
                 image, mask = self.augmentation(image, mask, epoch, row)
             item["image"] = torch.from_numpy(image).permute(2, 0, 1).contiguous()
-            if self.has_masks:
-                if mask is None:
-                    mask = np.zeros((self.mask_size, self.mask_size), dtype=bool)
+            if self.has_masks and mask is None and not (sample.label and self.mask_rule.lenient):
+                mask = np.zeros((self.mask_size, self.mask_size), dtype=bool)
+            if self.has_masks and mask is not None:
                 item["mask"] = torch.from_numpy(mask)
         if sample.target is not None:
             item["target"] = torch.tensor(sample.target)
@@ -232,7 +229,8 @@ class SampleDataset(Dataset[Item]):
         """Read a sample; return its image ``(S, S, 3)`` and mask ``(s, s)``, both writable."""
         image: NDArray[np.uint8] | Image.Image
         if self.read is None:
-            image, mask = open_sample(sample, self.mask_rule, self.reading)
+            source = sample if self.has_masks else replace(sample, mask=None)
+            image, mask = open_sample(source, self.mask_rule, self.reading)
         else:
             image, mask = self.read(sample)
         small = resize_image(image, self.image_size, self.resize)
@@ -264,10 +262,3 @@ class SampleDataset(Dataset[Item]):
         if pair and mask is not None:
             cache.store(pair, mask_key, mask)
         return image, mask
-
-
-def _nearest(mask: Mask, height: int, width: int) -> Mask:
-    """Resize a mask to the size of its image by nearest neighbour."""
-    rows = (np.arange(height) + 0.5) * mask.shape[0] / height
-    columns = (np.arange(width) + 0.5) * mask.shape[1] / width
-    return mask[rows.astype(int)[:, None], columns.astype(int)]

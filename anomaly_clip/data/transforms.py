@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomaly_clip.images import Mask
+from anomaly_clip.masks import Mask
 
 __all__ = ["MaskFilter", "Resize", "resize_image", "resize_mask"]
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import Dataset, default_collate
 
+from anomaly_clip.data.mask_files import load_mask
 from anomaly_clip.data.samples import Item, Reader, Sample, SampleDataset, Split
 from anomaly_clip.progress import number_of, track
 from anomaly_clip.records import Batch, UnreadableImage
@@ -110,6 +111,7 @@ class UnreadableFiles:
         self.keeps_all = False
         """True if all images are listed, whatever the option is: for preview."""
         self._reasons: dict[tuple[Path, ...], str | None] = {}
+        """Why the files of a sample cannot be read; None if they can be."""
         if data.auxiliary is not None and self.skips:
             data.auxiliary.reading.unreadable = "skip"
 
@@ -175,10 +177,11 @@ class UnreadableFiles:
         left = {sample.category for sample in readable}
         for sample in samples:
             if sample.category not in left:
+                reason = self._reasons[self._key(sample)]
                 raise ValueError(
                     f"{self.data.root}: category {sample.category!r} has no {split} images that "
-                    f"can be read, such as {self._reasons[_files(sample)]}: add some, or name the "
-                    f"other categories in data.categories"
+                    f"can be read, such as {reason}: add some, or name the other categories in "
+                    f"data.categories"
                 )
         return readable
 
@@ -189,7 +192,7 @@ class UnreadableFiles:
         """
         if not (self.skips and self.data.on_disk):
             return list(samples)
-        read, new = self.data.reader(), [s for s in samples if _files(s) not in self._reasons]
+        read, new = self.data.reader(), [s for s in samples if self._key(s) not in self._reasons]
 
         def inspect(sample: Sample) -> str | None:
             return reason_of(sample, read)
@@ -197,11 +200,27 @@ class UnreadableFiles:
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             try:
                 reasons = track(pool.map(inspect, new), "reading images", total=len(new))
-                self._reasons.update(zip(map(_files, new), reasons, strict=True))
+                self._reasons.update(zip(map(self._key, new), reasons, strict=True))
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-        return [sample for sample in samples if self._reasons[_files(sample)] is None]
+        return [sample for sample in samples if self._reasons[self._key(sample)] is None]
+
+    def _key(self, sample: Sample) -> tuple[Path, ...]:
+        return (sample.image,) if self.data.mask_rule.lenient else _files(sample)
+
+    def is_blank(self, mask: Path) -> bool:
+        """Return whether the mask of a normal image is empty, or cannot be read and is skipped.
+
+        Raises:
+            ValueError: If it cannot be read.
+        """
+        try:
+            return not load_mask(mask, self.data.mask_rule).any()
+        except (OSError, ValueError) as error:
+            if self.skips:  # the image is normal, whatever its mask was
+                return True
+            raise ValueError(f"{error}{self.advice}") from None
 
     def is_readable(self, sample: Sample) -> bool:
         """Return whether a sample can be read; True unless the others are left out."""
@@ -212,7 +231,7 @@ class UnreadableFiles:
         return [
             _described(index, sample, reason)
             for index, sample in enumerate(samples)
-            if (reason := self._reasons.get(_files(sample))) is not None
+            if (reason := self._reasons.get(self._key(sample))) is not None
         ]
 
     def of_fit(self) -> list[UnreadableImage]:

@@ -12,7 +12,7 @@ from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.data.unreadable import UnreadableError
 from anomaly_clip.drawing.panels import PanelRow, map_lines
 from anomaly_clip.files import atomic_path
-from anomaly_clip.images import solid
+from anomaly_clip.masks import solid
 from anomaly_clip.progress import track
 from anomaly_clip.records import UnreadableImage
 from anomaly_clip.results.map_store import MapStore, Ranges, Rows, image_names, resize_map
