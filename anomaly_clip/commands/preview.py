@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TypeVar
 
@@ -114,7 +113,7 @@ def contact_sheet(
     shown = [samples[place] for place in evenly_spaced(count, len(samples))]
 
     def panels(sample: Sample) -> Panels:
-        with guard(sample) if data.on_disk else nullcontext():
+        with guard(sample):
             image, mask = read(sample)
         if not data.has_masks:
             return _caption(sample), [image]

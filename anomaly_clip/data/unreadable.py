@@ -48,11 +48,11 @@ class ReadingGuard:
     """Context in which a sample is read; it tells unreadable files from all other errors.
 
     Args:
-        read: Function that reads a sample.
+        read: Function that reads a sample; None leaves all errors as they are.
         advice: Another way out, appended to the message of the error.
     """
 
-    read: Reader
+    read: Reader | None
     advice: str = ""
 
     @contextmanager
@@ -66,7 +66,7 @@ class ReadingGuard:
         try:
             yield
         except (OSError, ValueError):
-            reason = reason_of(sample, self.read)
+            reason = None if self.read is None else reason_of(sample, self.read)
             if reason is None:
                 raise
             raise UnreadableError(reason, self.advice) from None
@@ -127,8 +127,8 @@ class UnreadableFiles:
 
     @property
     def guard(self) -> ReadingGuard:
-        """Context in which a sample of this data module is read."""
-        return ReadingGuard(self.data.reader(), self.advice)
+        """Context in which a sample is read; images that are not files have no such errors."""
+        return ReadingGuard(self.data.reader() if self.data.on_disk else None, self.advice)
 
     def begin(self, stage: str, bit_depth: int | None) -> None:
         """Prepare for a verb; predict lists the test images that cannot be read, too.
@@ -285,6 +285,7 @@ class PredictionImages(Dataset["Item | UnreadableImage"]):
 
     def __init__(self, images: SampleDataset) -> None:
         self.images = images
+        images.has_masks = False  # scores need no masks, so none is read
 
     def __len__(self) -> int:
         return len(self.images)
@@ -306,13 +307,11 @@ class PredictionImages(Dataset["Item | UnreadableImage"]):
 
     def _empty(self) -> dict[str, Any]:
         """Return a batch without images."""
-        side, mask_side = self.images.image_size, self.images.mask_size
-        masks = {"mask": torch.zeros(0, mask_side, mask_side, dtype=torch.bool)}
+        side = self.images.image_size
         return {
             "image": torch.zeros(0, 3, side, side, dtype=torch.uint8),
             "label": torch.zeros(0, dtype=torch.bool),
             "category": [],
             "path": [],
             "index": torch.zeros(0, dtype=torch.int64),
-            **(masks if self.images.has_masks else {}),
         }
