@@ -19,8 +19,13 @@ from processes import run_command
 from anomaly_clip.backbones.clip import CLIPSettings
 from anomaly_clip.cli import main
 from anomaly_clip.data import ImageFolder, MVTecAD
+from anomaly_clip.data.reading_errors import (
+    PredictionImages,
+    ReadingGuard,
+    UnreadableError,
+    reason_of,
+)
 from anomaly_clip.data.samples import Sample, SampleDataset
-from anomaly_clip.data.unreadable import PredictionImages, ReadingGuard, UnreadableError, reason_of
 from anomaly_clip.files import write_csv
 from anomaly_clip.methods import LinearProbe, WinCLIP
 from anomaly_clip.recording.unreadable_images import score_table

@@ -12,9 +12,9 @@ from PIL import Image, ImageDraw, ImageOps
 
 from anomaly_clip.commands.parsing import data_parser, parse_words
 from anomaly_clip.data.dataset import AnomalyData, Sample, Split
+from anomaly_clip.data.reading_errors import UnreadableError
 from anomaly_clip.data.samples import SampleDataset
 from anomaly_clip.data.synthetic import SyntheticDataset
-from anomaly_clip.data.unreadable import UnreadableError
 from anomaly_clip.drawing.draw import add_caption, font, grid
 from anomaly_clip.errors import check_at_least
 from anomaly_clip.files import atomic_path

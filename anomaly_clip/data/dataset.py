@@ -26,10 +26,11 @@ from anomaly_clip.data.loaders import evaluation_loader, fit_loader
 from anomaly_clip.data.mask_checks import MaskChecks
 from anomaly_clip.data.mask_files import OWN_MISFIT, OWN_MISFIT_SHARE
 from anomaly_clip.data.reading import BitDepth, ImageReading, Unreadable
+from anomaly_clip.data.reading_errors import PredictionImages
 from anomaly_clip.data.samples import Item, Reader, Sample, SampleDataset, Split, read_sample
 from anomaly_clip.data.synthetic import SyntheticDataset, SyntheticPairs
 from anomaly_clip.data.transforms import MaskFilter, Resize
-from anomaly_clip.data.unreadable import PredictionImages, UnreadableFiles
+from anomaly_clip.data.unreadable import UnreadableFiles
 from anomaly_clip.data.validation import ValidationSplit, ValSplit
 from anomaly_clip.errors import check_at_least, check_between
 from anomaly_clip.images import MAX_PIXELS, read_image

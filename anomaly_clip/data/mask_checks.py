@@ -27,7 +27,7 @@ from anomaly_clip.progress import say, track
 
 if TYPE_CHECKING:
     from anomaly_clip.data.dataset import AnomalyData
-    from anomaly_clip.data.unreadable import ReadingGuard
+    from anomaly_clip.data.reading_errors import ReadingGuard
 
 __all__ = ["InspectedMask", "MaskChecks", "MaskFinding", "inspect_mask", "mask_findings"]
 
