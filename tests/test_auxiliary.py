@@ -14,7 +14,8 @@ from anomaly_clip.data import (
     MVTecAD,
     VisA,
 )
-from anomaly_clip.data.auxiliary import check_auxiliary, share_image_size
+from anomaly_clip.data.auxiliary import check_auxiliary, take_image_size
+from anomaly_clip.data.transforms import Resize
 from anomaly_clip.synthesis import SynthesisSettings
 
 
@@ -72,6 +73,7 @@ def stub(**options: Any) -> Any:
         "has_shots": False,
         "synthesis": None,
         "image_size": None,
+        "resize": Resize(),
     }
     return SimpleNamespace(**{**defaults, **options})
 
@@ -79,7 +81,7 @@ def stub(**options: Any) -> Any:
 def test_without_an_auxiliary_set_nothing_is_checked() -> None:
     data = stub(has_shots=True, synthesis=SynthesisSettings(), image_size=8)
     check_auxiliary(data)
-    share_image_size(data)
+    take_image_size(data, None)
     assert data.image_size == 8
 
 
@@ -91,13 +93,13 @@ def test_an_auxiliary_set_excludes_synthetic_defects() -> None:
 
 def test_both_data_sets_share_one_image_size() -> None:
     data = stub(auxiliary=stub(), image_size=32)
-    share_image_size(data)
+    take_image_size(data, None)
     assert data.auxiliary.image_size == 32
-    share_image_size(data)  # called again for the next stage
+    take_image_size(data, None)  # called again for the next stage
     with pytest.raises(ValueError, match=r"image_size 16 must equal data\.image_size 32"):
-        share_image_size(stub(auxiliary=stub(image_size=16), image_size=32))
+        take_image_size(stub(auxiliary=stub(image_size=16), image_size=32), None)
 
 
 def test_an_auxiliary_set_without_test_images_is_refused() -> None:
     with pytest.raises(ValueError, match=r"data\.auxiliary there has no labelled test images"):
-        share_image_size(stub(auxiliary=stub(splits=("train",)), image_size=32))
+        take_image_size(stub(auxiliary=stub(splits=("train",)), image_size=32), None)

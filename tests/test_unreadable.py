@@ -293,7 +293,7 @@ def test_a_damaged_mask(
     for name in "ab":
         save_picture(root / "ground_truth" / "dent" / f"{name}.png", np.eye(40, 48) > 0)
     mask = cut(root / "ground_truth" / "dent" / "b.png")
-    assert main([*words, f"--data.root={root}"]) == 0
+    assert main([*words, f"--data.root={root}"]) == 0  # predict reads no masks
     assert len(list((tmp_path / "run" / "maps").rglob("*.png"))) == 4
     test = ["test", *words[1:-2], f"--output.folder={tmp_path / 'test'}", f"--data.root={root}"]
     capsys.readouterr()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from anomaly_clip.data.dataset import AnomalyData
 
-__all__ = ["check_auxiliary", "share_image_size"]
+__all__ = ["check_auxiliary", "take_image_size"]
 
 
 def check_auxiliary(data: AnomalyData) -> None:
@@ -37,13 +37,25 @@ def check_auxiliary(data: AnomalyData) -> None:
         )
 
 
-def share_image_size(data: AnomalyData) -> None:
-    """Give the auxiliary data set the image size of the tested data set.
+def take_image_size(data: AnomalyData, needed: int | None) -> None:
+    """Give a data set and its auxiliary data set the image size of the model.
+
+    Args:
+        data: The tested data set.
+        needed: The model's image size; None if any size will do.
 
     Raises:
-        ValueError: If the auxiliary data set has no labels, no test images, or a different image
-            size.
+        ValueError: If one of them has a different image size, or the auxiliary data set has no
+            labels or no test images.
     """
+    if needed is not None and data.image_size not in (None, needed):
+        raise ValueError(
+            f"data.image_size {data.image_size} differs from the model's ({needed}): leave "
+            f"data.image_size out, or change the model's image size"
+        )
+    data.image_size = data.image_size or needed
+    if data.image_size is not None:
+        data.resize.check(data.image_size)
     auxiliary = data.auxiliary
     if auxiliary is None:
         return

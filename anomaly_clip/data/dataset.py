@@ -13,7 +13,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from anomaly_clip.data.augment import Augmentation
-from anomaly_clip.data.auxiliary import check_auxiliary, share_image_size
+from anomaly_clip.data.auxiliary import check_auxiliary, take_image_size
 from anomaly_clip.data.base import BaseDataModule
 from anomaly_clip.data.few_shots import FewShots
 from anomaly_clip.data.file_hashes import DuplicatePair
@@ -397,7 +397,7 @@ class AnomalyData(BaseDataModule):
 
     def protocol(self) -> Mapping[str, object]:
         """Return the data settings to record with the metrics."""
-        auxiliary, reading = self.auxiliary, self.reading
+        auxiliary = self.auxiliary
         return {
             "data": self.dataset_name,
             "image_size": self.image_size,
@@ -417,8 +417,7 @@ class AnomalyData(BaseDataModule):
             "allow_overlap": self.allow_overlap,
             **({} if self.augmentation is None else {"augment": self.augmentation.settings}),
             **({"unreadable": "skip"} if self.unreadable.skips else {}),
-            **({} if reading.bits_in_use is None else {"bit_depth": reading.bits_in_use}),
-            **({} if reading.geometry is None else {"geometry": reading.geometry}),
+            **self.reading.protocol(),
             **self.masks.protocol(),
         }
 
@@ -433,7 +432,7 @@ class AnomalyData(BaseDataModule):
                 missing, or test images are among the training images.
         """
         self.unreadable.begin(stage, self._needs.bit_depth)
-        self._take_image_size(self._needs.image_size)
+        take_image_size(self, self._needs.image_size)
         self.fit_sets.clear()
         self.few_shots.check()
         self.listing.needs_masks = self.masks.are_used(stage)
@@ -452,17 +451,6 @@ class AnomalyData(BaseDataModule):
     def fitted_hashes(self) -> frozenset[str]:
         """Return hashes of the decoded images of ``fit``; empty for images that are not files."""
         return self.leakage.training_hashes()
-
-    def _take_image_size(self, needed: int | None) -> None:
-        if needed is not None and self.image_size not in (None, needed):
-            raise ValueError(
-                f"data.image_size {self.image_size} differs from the model's ({needed}): leave "
-                f"data.image_size out, or change the model's image size"
-            )
-        self.image_size = self.image_size or needed
-        if self.image_size is not None:
-            self.resize.check(self.image_size)
-        share_image_size(self)
 
     @property
     def _needs(self) -> LoaderNeeds:

@@ -131,6 +131,11 @@ class ImageReading:
             f"{images} with 16 bits per channel: {self.bits_in_use} are used ({source})"
         )
 
+    def protocol(self) -> dict[str, object]:
+        """Return how the images were read, to record with the metrics; empty if nothing matters."""
+        records = {"bit_depth": self.bits_in_use, "geometry": self.geometry}
+        return {name: value for name, value in records.items() if value is not None}
+
 
 def distortion(sizes: Sequence[tuple[int, int]], resize: Resize, size: int) -> str | None:
     """Describe what making images square does to them; None for square images that are not cropped.
