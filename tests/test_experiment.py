@@ -233,7 +233,7 @@ def test_a_mistake_in_the_data_is_one_line(
         ("model: {class_path: SPD}", "model: there is no class SPD: did you mean SDP"),
         ("mdl: {class_path: SDP}", "mdl.class_path: there is no such option"),
         ("trainer: {max_epoch: 3}", "trainer.max_epoch: there is no such option: did you mean"),
-        ("model: [", "--config {file}: not a valid YAML configuration"),
+        ("model: [", "--config {file}, line 2: not valid YAML (did not find"),
         ("just words", "--config {file} holds a single value: expected sections"),
     ],
 )

@@ -563,7 +563,7 @@ ROWS: list[Row] = [
             FITTED,
         )
         for name, stem in [
-            ("latin-1", b"caf\xe9"),
+            ("latin-1", b"plan\xe8te"),
             ("255 bytes", b"x" * 251),
             ("long and not ASCII", "ä".encode() * 125),
             ("line break", b"two\nlines"),
@@ -600,7 +600,7 @@ ROWS: list[Row] = [
     *(
         Row("F22", name, partial(photos, "data"), zero_shot("predict", *options), code, shown)
         for name, options, code, shown in [
-            ("80 letters", ["--data.category=" + "laser cut plank " * 12], 2, ["data.category"]),
+            ("80 letters", ["--data.category=" + "laser cut plank " * 30], 2, ["data.category"]),
             ("one letter repeated", ["--data.category=" + "q" * 400], 2, ["tokens"]),
             ("a sentence", ["--data.category=a plank of wood"], 0, ["6 images"]),
             ("prompts", [], 0, ["6 images"]),
