@@ -59,6 +59,7 @@ from field_files import (
     with_exif,
     with_text,
 )
+from test_interruption import CODES, sent
 
 from anomaly_clip.cli import main
 
@@ -126,7 +127,7 @@ def zero_shot(verb: str, *options: str) -> list[str]:
 
 
 FITTED = [fit()]
-MVTEC_FITTED = [fit(data="MVTecAD")]
+MVTEC_FIT = [fit(data="MVTecAD")]
 
 
 Case = tuple[str, Build, Sequence[str], int, Sequence[str]]
@@ -406,7 +407,7 @@ ROWS: list[Row] = [
                 FITTED,
             ),
             ("F06", "check", inverted, check(), 1, ["inverted?"], ()),
-            ("F06", "MVTec layout", inverted_mvtec, mvtec_test(), 0, ["inverted?"], MVTEC_FITTED),
+            ("F06", "MVTec layout", inverted_mvtec, mvtec_test(), 0, ["inverted?"], MVTEC_FIT),
             ("F06", "a mask in the alpha channel", alpha, check(), 0, [], ()),
             ("F07", "JPEG", jpeg, later("test"), 0, ["grey values", "data.mask_level"], FITTED),
             ("F07", "JPEG, check", jpeg, check(), 1, ["data.mask_level"], ()),
@@ -480,7 +481,7 @@ ROWS: list[Row] = [
         "F25",
         [
             ("NAME_gt", partial(named_masks, "_gt"), later("test"), 0, ["masks are in"], FITTED),
-            ("MVTec layout, NAME_gt", mvtec_gt, mvtec_test(), 0, [], MVTEC_FITTED),
+            ("MVTec layout, NAME_gt", mvtec_gt, mvtec_test(), 0, [], MVTEC_FIT),
             (
                 "another ending",
                 partial(named_masks, "-seg"),
@@ -511,7 +512,30 @@ ROWS: list[Row] = [
             ("other content is no copy", other_content, fit(data="MVTecAD"), 0, ["7 images"]),
         ],
     ),
-    # F12: signals; F13: null on the command line
+    # F12: signals
+    *(
+        Row("F12", f"{name}, {verb}", partial(mvtec), words, CODES[name], [shown], before)
+        for name, verb, words, shown, before in [
+            ("SIGTERM", "fit", fit(*sent("SIGTERM", "train"), data="MVTecAD"), "by SIGTERM", ()),
+            ("SIGHUP", "fit", fit(*sent("SIGHUP", "train"), data="MVTecAD"), "by SIGHUP", ()),
+            ("SIGINT", "fit", fit(*sent("SIGINT", "train"), data="MVTecAD"), "interrupted", ()),
+            (
+                "SIGTERM",
+                "test",
+                later("test", *sent("SIGTERM", "test")),
+                "by SIGTERM",
+                MVTEC_FIT,
+            ),
+            (
+                "SIGTERM",
+                "predict",
+                later("predict", *sent("SIGTERM", "predict")),
+                "by",
+                MVTEC_FIT,
+            ),
+        ]
+    ),
+    # F13: null on the command line
     *(
         Row("F13", name, partial(photos, "data/good"), fit(option), 0, ["6 images"])
         for name, option in [
@@ -538,14 +562,14 @@ ROWS: list[Row] = [
     *rows_after(
         "F15",
         [
-            ("empty", partial(normal_masks, 0), mvtec_test(), 0, [], MVTEC_FITTED),
+            ("empty", partial(normal_masks, 0), mvtec_test(), 0, [], MVTEC_FIT),
             (
                 "not empty",
                 partial(normal_masks, 255),
                 mvtec_test(),
                 2,
                 ["the mask of a normal image is not empty"],
-                MVTEC_FITTED,
+                MVTEC_FIT,
             ),
             ("check", partial(normal_masks, 255), check(data="MVTecAD"), 1, ["not empty"], ()),
             ("own folder", own_normal_masks, later("test"), 2, ["is not empty"], FITTED),
