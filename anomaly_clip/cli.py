@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from anomaly_clip import __version__
+from anomaly_clip.files import ESCAPING, printable
 
 __all__ = ["main"]
 
@@ -61,13 +62,29 @@ def main(args: Sequence[str] | None = None) -> int:
     from anomaly_clip.commands.interruption import Interrupted, advise, handle_signals
 
     words = list(sys.argv[1:] if args is None else args)
+    with _any_text_printed(), _quiet_pipes():
+        try:
+            with handle_signals(), advise():  # also during the import of libraries
+                return _answer(words)
+        except Interrupted as interruption:
+            return _complain(str(interruption), 128 + interruption.number)
+        except SystemExit as error:  # argparse after a help text
+            return error.code if isinstance(error.code, int) else int(error.code is not None)
+
+
+@contextmanager
+def _any_text_printed() -> Iterator[None]:
+    """Print what a terminal's encoding lacks as escapes: names of files need not be UTF-8."""
+    streams = [s for s in (sys.stdout, sys.stderr) if isinstance(s, io.TextIOWrapper)]
+    before = [(stream, stream.errors or "strict") for stream in streams]
+    for stream in streams:
+        stream.reconfigure(errors=ESCAPING)
     try:
-        with _quiet_pipes(), handle_signals(), advise():  # also during the import of libraries
-            return _answer(words)
-    except Interrupted as interruption:
-        return _complain(str(interruption), 128 + interruption.number)
-    except SystemExit as error:  # argparse after a help text
-        return error.code if isinstance(error.code, int) else int(error.code is not None)
+        yield
+    finally:
+        for stream, errors in before:
+            if not stream.closed:
+                stream.reconfigure(errors=errors)
 
 
 class _QuietPipe(io.TextIOWrapper):
@@ -184,5 +201,5 @@ def _unknown_verb(verb: str) -> str:
 
 
 def _complain(message: str, code: int = USAGE_ERROR) -> int:
-    print(f"anomaly_clip: {message}", file=sys.stderr)
+    print(f"anomaly_clip: {printable(message)}", file=sys.stderr)
     return code

@@ -175,7 +175,8 @@ def _explain_parsing(message: str, options: list[str]) -> str:
     if match := re.match(r"unrecognized arguments: (\S+)", message):
         word = match[1]
         if not word.startswith("-"):
-            return f"unexpected argument {word}: options begin with --"
+            hint = ", and a pattern of files needs quotes" if Path(word).exists() else ""
+            return f"unexpected argument {word}: options begin with --{hint}"
         return _join(f"unknown option {word.partition('=')[0]}", suggest(word, options))
     if match := re.match(r"Subcommand '\w+' does not accept option '([\w.]+)'", message):
         hint = suggest(f"--{match[1]}", options).replace("--", "")

@@ -1,13 +1,15 @@
-"""Atomic writing of files, safe file names, and the cache folder."""
+"""Atomic writing of files, file names that any disk takes, names as text, and the cache folder."""
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import json
 import os
 import re
 import secrets
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +17,16 @@ from typing import Any
 
 __all__ = [
     "CACHE_VARIABLE",
+    "ESCAPING",
+    "MAX_NAME_BYTES",
     "atomic_path",
     "cache_folder",
+    "cut_name",
+    "json_text",
+    "name_bytes",
+    "name_key",
+    "printable",
+    "readable",
     "safe_name",
     "source_hash",
     "write_csv",
@@ -24,6 +34,12 @@ __all__ = [
 ]
 
 CACHE_VARIABLE = "ANOMALY_CLIP_CACHE"
+MAX_NAME_BYTES = 255
+"""Longest file name that common file systems take, in bytes of UTF-8."""
+MAX_SAFE_BYTES = 236  # of a name from safe_name, which leaves room for a number and a suffix
+HASH_DIGITS = 8
+ESCAPING = "anomaly_clip.escaping"
+"""Error handler of encodings: what cannot be encoded is written as an escape such as ``\\xe9``."""
 
 
 def cache_folder() -> Path:
@@ -56,7 +72,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix is kept because writers derive the format from it.
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
+    ending = f".{secrets.token_hex(4)}.tmp{path.suffix}"
+    stem = _first_bytes(path.stem, MAX_NAME_BYTES - len(name_bytes(ending)) - 1)
+    temporary = path.with_name(f".{stem}{ending}")
     try:
         yield temporary
         temporary.replace(path)
@@ -72,25 +90,119 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON atomically; NaN and infinities raise a ``ValueError``."""
-    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
     with atomic_path(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(json_text(content) + "\n", encoding="utf-8")
+
+
+def json_text(content: Mapping[str, Any]) -> str:
+    """Return JSON in which bytes that are not UTF-8 are escaped as by :func:`readable`.
+
+    Raises:
+        ValueError: If a value is NaN or infinite.
+    """
+    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
+    return SURROGATE.sub(lambda match: json.dumps(readable(match[0]))[1:-1], text)
+
+
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write a table atomically; None becomes an empty cell."""
     with (
         atomic_path(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as file,
+        temporary.open("w", newline="", encoding="utf-8", errors=ESCAPING) as file,
     ):
         writer = csv.writer(file, lineterminator="\n")
+        # Python 3.10 to 3.12 do not quote a cell because of a carriage return in it.
+        quoting = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
         writer.writerow(header)
-        writer.writerows(["" if cell is None else cell for cell in row] for row in rows)
+        for row in rows:
+            cells = ["" if cell is None else cell for cell in row]
+            quotes = any(isinstance(cell, str) and "\r" in cell for cell in cells)
+            (quoting if quotes else writer).writerow(cells)
 
 
 def safe_name(text: str) -> str:
-    """Convert any text to a file name that is valid on every file system, not a path."""
-    return re.sub(r'[\\/:*?"<>|]', "_", text).strip(" .") or "_"
+    """Convert any text to a file name that is valid on every file system, not a path.
+
+    Bytes that are not UTF-8 are escaped, and a name that is too long is cut by :func:`cut_name`.
+    """
+    name = re.sub(r'[\\/:*?"<>|\x00-\x1f\x7f]', "_", readable(text)).strip(" .")
+    return cut_name(name) or "_"
+
+
+def cut_name(name: str, longest: int = MAX_SAFE_BYTES) -> str:
+    """Cut a name to a number of bytes; a cut name ends with a hash, so that names stay distinct."""
+    if len(name_bytes(name)) <= longest:
+        return name
+    digest = hashlib.sha256(name_bytes(name)).hexdigest()[:HASH_DIGITS]
+    return f"{_first_bytes(name, longest - HASH_DIGITS - 1)}-{digest}"
+
+
+def _first_bytes(name: str, count: int) -> str:
+    """Return the longest beginning of a name that has at most ``count`` bytes."""
+    kept = name[:count]
+    while len(name_bytes(kept)) > count:
+        kept = kept[:-1]
+    return kept
+
+
+# -- names as text -------------------------------------------------------------------------------
+
+
+def name_bytes(name: str) -> bytes:
+    """Return the bytes of a file name, which need not be UTF-8."""
+    try:
+        return name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # surrogates that stand for no byte
+        return name.encode("utf-8", ESCAPING)
+
+
+def name_key(name: str) -> str:
+    """Return the form in which names are compared: macOS writes letters and accents apart."""
+    return unicodedata.normalize("NFC", name)
+
+
+def readable(text: str) -> str:
+    r"""Return text as it is, but escape bytes of file names that are not UTF-8.
+
+    Example:
+        >>> import os
+        >>> from anomaly_clip.files import readable
+        >>> readable(os.fsdecode(b"gr\xfcn.png"))
+        'gr\\xfcn.png'
+    """
+    return text.encode("utf-8", ESCAPING).decode("utf-8")
+
+
+def printable(text: str) -> str:
+    r"""Escape bytes that are not UTF-8 and unprintable characters, such as a line break in a name.
+
+    Example:
+        >>> from anomaly_clip.files import printable
+        >>> print(printable("two\nlines"))
+        two\nlines
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in readable(text))
+
+
+PLAIN = {"\N{EN DASH}": "-"}  # the dash of a table
+
+
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    """Return the replacement of characters that cannot be encoded, and the place after them."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    escapes = []
+    for c in error.object[error.start : error.end]:
+        # A surrogate of this range stands for a byte, see PEP 383.
+        byte = f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else None
+        escapes.append(byte or PLAIN.get(c) or ascii(c)[1:-1])
+    return "".join(escapes), error.end
+
+
+codecs.register_error(ESCAPING, _escape)
 
 
 def source_hash(*files: str) -> str:

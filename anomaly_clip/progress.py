@@ -23,6 +23,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from anomaly_clip.files import readable
+
 __all__ = [
     "Clock",
     "LogProgress",
@@ -230,7 +232,9 @@ def say(text: str, style: str | None = None) -> None:
     running = _running_display()
     console = Console(stderr=True) if running is None else running.console
     # File names and categories may contain brackets and colons.
-    console.print(text, style=style, highlight=False, soft_wrap=True, markup=False, emoji=False)
+    console.print(
+        readable(text), style=style, highlight=False, soft_wrap=True, markup=False, emoji=False
+    )
 
 
 def wide_console(table: Table) -> Console:

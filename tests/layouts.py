@@ -165,3 +165,58 @@ def mixed_wm38(root: Path, copies: int = 5) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     np.savez(root / "MixedWM38.npz", maps, targets)
     return root
+
+
+def loco(root: Path) -> Path:
+    """MVTec LOCO: two categories, several masks per image."""
+    make = Maker(10)
+    for category in ("breakfast_box", "juice_bottle"):
+        folder = root / category
+        kinds = ("logical_anomalies", "structural_anomalies")
+        for place in ("train/good", "validation/good", "test/good", *(f"test/{k}" for k in kinds)):
+            make.picture(folder / place / "000.png")
+            make.picture(folder / place / "001.png")
+        for kind in kinds:
+            for number in ("000", "001"):
+                save_picture(folder / "ground_truth" / kind / number / "000.png", blob())
+        (folder / "defects_config.json").write_text("[]")
+    return root
+
+
+def kolektor_sdd(root: Path) -> Path:
+    """KolektorSDD: items of several photographs, with their masks next to them."""
+    make = Maker(11)
+    for item in ("kos01", "kos02"):
+        for number in range(2):
+            make.picture(root / item / f"Part{number}.jpg", format="JPEG")
+            mask = blob() if number else np.zeros((20, 24), np.uint8)
+            save_picture(root / item / f"Part{number}_label.bmp", mask)
+    return root
+
+
+def mvtec_3d(root: Path) -> Path:
+    """MVTec 3D-AD: color images, point clouds and masks."""
+    make = Maker(12)
+    for place in ("train/good", "validation/good", "test/good", "test/hole"):
+        for kind, ending in (("rgb", "png"), ("xyz", "tiff"), ("gt", "png")):
+            make.picture(root / "bagel" / place / kind / f"000.{ending}")
+    return root
+
+
+def eyecandies(root: Path) -> Path:
+    """Eyecandies: six lightings, depth and normals of each object."""
+    make = Maker(13)
+    for split in ("train", "val", "test_public"):
+        for name in ("image_0", "image_1", "depth", "normals", "mask"):
+            make.picture(root / "CandyCane" / split / "data" / f"000_{name}.png")
+    return root
+
+
+def dagm(root: Path) -> Path:
+    """DAGM 2007: classes with labels of the defective images."""
+    make = Maker(14)
+    for split in ("Train", "Test"):
+        make.picture(root / "Class1" / split / "0001.PNG")
+        make.picture(root / "Class1" / split / "0002.PNG")
+        save_picture(root / "Class1" / split / "Label" / "0002_label.PNG", blob())
+    return root

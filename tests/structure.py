@@ -22,17 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "anomaly_clip"
 
 BASE = (
-    *(
-        "records",
-        "maps",
-        "losses",
-        "errors",
-        "progress",
-        "files",
-        "images",
-        "image_formats",
-        "masks",
-    ),
+    *("records", "maps", "losses", "errors", "progress", "files", "images", "image_formats"),
+    *("folders", "masks"),
     "schedules",
     "callbacks",
 )

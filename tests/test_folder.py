@@ -339,3 +339,23 @@ def test_predict_with_references_scores_every_image(
     run = tmp_path / "run"
     assert main(["predict", *words, f"--data.root={product}", f"--output.folder={run}"]) == 0
     assert len((run / "scores.csv").read_text().splitlines()) == 45
+
+
+def test_a_group_must_match(product: Path) -> None:
+    for stage in ("fit", "test"):
+        data = ImageFolder(str(product), image_size=32, group="part_")
+        with pytest.raises(ValueError, match=r"'part_' matches none of the 40 file names, such as"):
+            data.setup(stage) if stage == "fit" else data.held_out
+    data = ImageFolder(str(product), image_size=32, group=r"^00(\d)", test_share=0.5)
+    data.setup("fit")
+    assert "data.group matches 10 of 40 normal images, in 10 groups" in data.summary("fit")
+    alone = ImageFolder(str(product / "good"), image_size=32, group="x", normal="all")
+    alone.setup("fit")
+    assert "data.group is not used" in alone.summary("fit")
+
+
+def test_normal_all_is_ignored_with_labels(product: Path) -> None:
+    data = ImageFolder(str(product), image_size=32, normal="all")
+    data.setup("fit")
+    assert "data.normal all is ignored" in data.summary("fit")
+    assert len(data.fit_samples()) < 40

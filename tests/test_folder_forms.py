@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers import save_picture
 
-from anomaly_clip.data.folder_forms import FolderForm, looks_like_a_mask, understand
+from anomaly_clip.data.folder_forms import FolderForm, understand
+from anomaly_clip.data.mask_content import looks_like_a_mask
 
 MASK = np.zeros((40, 40), dtype=np.uint8)
 MASK[10:20] = 255
@@ -160,7 +162,6 @@ def test_own_results_are_not_images(tmp_path: Path) -> None:
 def test_what_is_not_used_is_counted(tmp_path: Path) -> None:
     write(tmp_path, "good/a.png", "good/batch 2/b.png", "cut/c.png", "d.png")
     remarks = read(tmp_path).remarks
-    assert "not used: 1 images in subfolders of these folders" in remarks
     assert "not used: 1 images next to the folders" in remarks
 
 
@@ -210,6 +211,141 @@ def test_masks_of_normal_images_alone_make_no_mask_compulsory(tmp_path: Path) ->
     write(tmp_path, "good/a.png", "cut/b.png")
     save_picture(tmp_path / "ground_truth/good/a_mask.png", np.zeros((40, 40), dtype=np.uint8))
     assert not read(tmp_path).has_masks
+
+
+# -- images below labelled folders ---------------------------------------------------------------
+
+
+def test_images_at_any_depth_have_the_label_of_the_top_folder(tmp_path: Path) -> None:
+    write(tmp_path, "good/cam1/1.png", "good/cam2/x/1.png", "bad/cam1/2.png", "bad/3.png")
+    form = read(tmp_path)
+    assert names(form) == {"bad": ["3.png", "2.png"], "good": ["1.png", "1.png"]}
+    assert form.remarks == [
+        "good/ (2 in 2 folders) is normal, bad/ (2 in 2 folders) defective, there are no masks"
+    ]
+
+
+@pytest.mark.parametrize("place", ["train/good/a/b/1.png", "train/ok/a/1.png"])
+def test_training_images_at_any_depth(tmp_path: Path, place: str) -> None:
+    write(
+        tmp_path, place, "train/2.png", "train/bad/3.png", "test/good/a/1.png", "test/bad/a/2.png"
+    )
+    form = read(tmp_path)
+    assert [sample.image for sample in form.train] == [tmp_path / place]
+    assert names(form) == {"bad": ["2.png"], "good": ["1.png"]}
+    assert "not used: 2 images of train/ that are not in its normal folder" in form.remarks
+
+
+DEEP_MASKS = [
+    ("ground_truth/bad/cam1/1_mask.png", "ground_truth/bad/cam2/1_mask.png"),
+    ("masks/cam1/1.png", "masks/cam2/1.png"),
+    ("bad/cam1/mask/1.png", "bad/cam2/mask/1.png"),
+    ("bad/masks/cam1/1.png", "bad/masks/cam2/1.png"),
+    ("bad/cam1/1_gt.png", "bad/cam2/1_gt.png"),
+]
+
+
+@pytest.mark.parametrize("masks", DEEP_MASKS)
+def test_masks_of_images_at_any_depth(tmp_path: Path, masks: tuple[str, str]) -> None:
+    write(tmp_path, "good/1.png", "bad/cam1/1.png", "bad/cam2/1.png")
+    write(tmp_path, *masks, mask=True)
+    form = read(tmp_path)
+    assert [s.mask for s in form.labelled if s.label] == [tmp_path / mask for mask in masks]
+    assert names(form) == {"bad": ["1.png", "1.png"], "good": ["1.png"]}
+
+
+def test_folders_whose_names_contradict_each_other(tmp_path: Path) -> None:
+    write(tmp_path, "good/1.png", "line 2/good/2.png", "line 2/bad/3.png")
+    form = read(tmp_path)
+    assert names(form) == {"good": ["1.png"], "line 2": ["3.png"]}
+    text = "not used: 1 images in line 2/good/, whose names contradict each other"
+    assert text in form.remarks
+
+
+def test_labels_deeper_in_a_tree_are_pointed_at(tmp_path: Path) -> None:
+    write(tmp_path, "cam1/good/1.png", "cam1/bad/2.png")
+    form = read(tmp_path)
+    assert not form.has_labels
+    assert form.remarks[1].endswith(f"as with --data.root {tmp_path / 'cam1'}")
+
+
+# -- several folders of a kind, and names --------------------------------------------------------
+
+
+def test_no_image_is_lost_among_folders_of_similar_names(tmp_path: Path) -> None:
+    write(tmp_path, "Train/good/1.png", "train/OK/2.png", "train/good/3.png")
+    write(tmp_path, "Test/good/4.png", "test/ok/5.png", "test/NG/6.png")
+    form = read(tmp_path)
+    assert sorted(s.image.name for s in form.train) == ["1.png", "2.png", "3.png"]
+    assert names(form) == {"NG": ["6.png"], "good": ["4.png", "5.png"]}
+    write(tmp_path / "two", "good/1.png", "OK/2.png", "ng/3.png")
+    form = read(tmp_path / "two")
+    assert names(form) == {"good": ["2.png", "1.png"], "ng": ["3.png"]}
+    assert form.remarks[0].startswith("OK/ (1) and good/ (1) are normal")
+
+
+def test_a_test_folder_without_train(tmp_path: Path) -> None:
+    write(tmp_path, "test/good/1.png", "test/bad/2.png", "3.png")
+    form = read(tmp_path)
+    assert names(form) == {"bad": ["2.png"], "good": ["1.png"]}
+    assert "not used: 1 images next to test/" in form.remarks
+
+
+def test_normal_folders_that_are_not_there_are_told(tmp_path: Path) -> None:
+    write(tmp_path, "in_spec/1.png", "okay/2.png", "bad/3.png")
+    remarks = read(tmp_path, normal_folders=["in_spce", "okay/"]).remarks
+    assert "data.normal_folders: there is no folder in_spce (did you mean in_spec?)" in remarks
+    assert not any("okay/ (" in remark and "no folder" in remark[:10] for remark in remarks)
+    assert len(read(tmp_path, normal_folders=["in_spec", "okay"]).remarks) == 1
+
+
+COMPOSED, APART = "Kratzer \u00e9", "Kratzer e\u0301"  # as macOS writes it
+
+
+@pytest.mark.parametrize(("image", "mask"), [(COMPOSED, APART), (APART, COMPOSED)])
+def test_names_in_two_normal_forms_are_paired(tmp_path: Path, image: str, mask: str) -> None:
+    write(tmp_path, "good/1.png", f"{image}/{image}.png", f"{image}/2.png")
+    write(tmp_path, f"ground_truth/{mask}/{mask}_mask.png", mask=True)
+    write(tmp_path, f"ground_truth/{mask}/2.png", mask=True)
+    assert all(s.mask and s.mask.is_file() for s in read(tmp_path).labelled if s.label)
+    form = read(tmp_path, normal_folders=[mask])
+    assert [s.image.name for s in form.labelled if not s.label] == ["2.png", f"{image}.png"]
+
+
+# -- what is no image ----------------------------------------------------------------------------
+
+
+def test_what_is_passed_over_is_counted(tmp_path: Path) -> None:
+    write(tmp_path, "good/1.png", "good/@eaDir/1.png/thumb.png", "bad/2.png", "__old/3.png")
+    write(tmp_path, "bad/0.png/4.png", "good/1_mask.png", mask=True)
+    os.mkfifo(tmp_path / "bad" / "x.png")
+    for name in ("good/notes.txt", "labels.csv", "bad/Thumbs.db", ".DS_Store"):
+        (tmp_path / name).write_text("no image")
+    (tmp_path / "good" / "loop").symlink_to("..")
+    form = read(tmp_path)
+    assert names(form) == {"bad": ["4.png", "2.png"], "good": ["1.png"]}
+    assert set(form.remarks[1:]) == {
+        "not used: 1 masks of images that are not defective, such as good/1_mask.png",
+        "not used: 1 pipes or the like with names of images, such as bad/x.png",
+        "not used: 2 names that begin with @, $ or __, such as __old",
+        "not used: 2 files that are not images, such as good/notes.txt",
+        "not used: 1 links to folders that are read elsewhere or contain the link, such as "
+        "good/loop",
+    }
+
+
+def test_a_link_to_a_missing_image_is_listed_as_an_image(tmp_path: Path) -> None:
+    write(tmp_path, "good/1.png")
+    (tmp_path / "good" / "2.png").symlink_to("nowhere.png")
+    assert names(read(tmp_path)) == {"good": ["1.png", "2.png"]}
+
+
+def test_an_alias_of_a_folder_is_no_kind_of_defect(tmp_path: Path) -> None:
+    write(tmp_path, "good/1.png", "bad/2.png")
+    (tmp_path / "alias").symlink_to("good")
+    form = read(tmp_path)
+    assert names(form) == {"bad": ["2.png"], "good": ["1.png"]}
+    assert "alias/ (" not in form.remarks[0]
 
 
 def write_arrays(folder: Path, *arrays: np.ndarray, suffix: str = "png") -> None:
@@ -313,3 +449,53 @@ def test_labels_next_to_a_training_folder_are_masks(tmp_path: Path) -> None:
     form = read(tmp_path)
     assert form.has_masks
     assert not any("not used" in remark for remark in form.remarks)
+
+
+# -- masks of images at any depth ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("places", ["labels/cam{}", "bad_mask/cam{}", "bad/labels/cam{}"])
+def test_folders_of_masks_by_other_names_at_any_depth(tmp_path: Path, places: str) -> None:
+    write(tmp_path, "good/1.png", *(f"bad/cam{n}/{i}.png" for n in (1, 2) for i in (1, 2)))
+    masks = [tmp_path / places.format(n) / f"{i}_GT.jpg" for n in (1, 2) for i in (1, 2)]
+    for number, mask in enumerate(masks):
+        write_arrays(mask.parent, np.roll(MASK, number, 0), suffix="jpg")
+        (mask.parent / "1.jpg").rename(mask)
+    form = read(tmp_path)
+    assert [s.mask for s in form.labelled if s.label] == masks
+    assert names(form) == {"bad": ["1.png", "2.png", "1.png", "2.png"], "good": ["1.png"]}
+
+
+@pytest.mark.parametrize("place", ["good/cam1", "OK/cam1", "cam1", "good", "."])
+def test_masks_of_normal_images_at_any_depth(tmp_path: Path, place: str) -> None:
+    write(tmp_path, "good/cam1/1.png", "bad/2.png")
+    mask = tmp_path / "ground_truth" / place / "1_MASK.png"
+    write(tmp_path, str(mask.relative_to(tmp_path)), "ground_truth/bad/2.png", mask=True)
+    assert read(tmp_path).normal_masks == {mask}
+
+
+def test_masks_of_another_kind_are_none_of_normal_images(tmp_path: Path) -> None:
+    write(tmp_path, "good/1.png", "bad/2.png")
+    write(tmp_path, "ground_truth/bent/1.png", "ground_truth/bad/2.png", mask=True)
+    assert read(tmp_path).normal_masks == set()
+
+
+def test_names_in_another_case_come_second(tmp_path: Path) -> None:
+    write(tmp_path, "good/1.png", "bad/a.png", "bad/A.png", "bad/B.png")
+    write(tmp_path, "masks/a_mask.png", "masks/A_mask.png", "masks/b_mask.png", mask=True)
+    masks = {s.image.name: s.mask.name for s in read(tmp_path).labelled if s.mask}
+    assert masks == {"a.png": "a_mask.png", "A.png": "A_mask.png", "B.png": "b_mask.png"}
+
+
+def test_photographs_in_inner_folders_called_masks_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, "good/1.png", "bad/cam1/1.png", "bad/cam1/masks/1.png")
+    with pytest.raises(ValueError, match=r"cam1/masks: a folder of this name should contain masks"):
+        read(tmp_path)
+
+
+def test_masks_inside_of_training_images_are_not_trained_on(tmp_path: Path) -> None:
+    write(tmp_path, "train/good/1.png")
+    write(tmp_path, "train/good/masks/1.png", mask=True)
+    form = read(tmp_path)
+    assert [s.image.name for s in form.train] == ["1.png"]
+    assert form.remarks[-1].startswith("not used: 1 masks of images that are not defective")

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers import save_picture, write_mvtec
 from layouts import Maker, blob
@@ -82,6 +83,43 @@ def test_other_forms_of_the_file(meta_root: Path) -> None:
     assert MetaJSON(str(meta_root)).splits == ("test",)
 
 
+def test_odd_values_that_are_certain(meta_root: Path) -> None:
+    content, expected = meta_of(meta_root), MVTecAD(str(meta_root)).samples("test")
+    forms = {0: ("0", False, 0.0, " false "), 1: ("1", True, 1.0, "True")}
+    for number, entry in enumerate(e for part in content["test"].values() for e in part):
+        entry["anomaly"] = forms[entry["anomaly"]][number % 4]
+        entry["img_path"] = str(meta_root.absolute() / entry["img_path"])
+    write_meta(meta_root, content)
+    assert set(MetaJSON(str(meta_root)).samples("test")) == set(expected)
+
+
+def test_a_normal_image_may_have_an_empty_mask(meta_root: Path) -> None:
+    content = meta_of(meta_root)
+    entry = content["test"]["bottle"][0]
+    assert not entry["anomaly"]
+    entry["mask_path"] = "no_such_mask.png"
+    write_meta(meta_root, content)
+    assert MetaJSON(str(meta_root)).samples("test")[0].mask is None
+    mask = save_picture(meta_root / "mask.png", np.zeros((40, 48), np.uint8))
+    entry["mask_path"] = "mask.png"
+    write_meta(meta_root, content)
+    assert MetaJSON(str(meta_root)).samples("test")[0].mask == mask
+    save_picture(mask, blob((48, 40)))
+    with pytest.raises(ValueError, match=r"mask\.png: the mask of a normal image is not empty"):
+        MetaJSON(str(meta_root)).samples("test")
+
+
+def test_what_is_not_used_is_counted(meta_root: Path) -> None:
+    content = meta_of(meta_root)
+    content["train"]["bottle"].append(content["test"]["bottle"][-1])
+    content["val"] = {"bottle": content["test"]["bottle"][:2]}
+    write_meta(meta_root, content)
+    data = MetaJSON(str(meta_root))
+    line = data.summary("fit")
+    assert "1 anomalous training image is not used: bottle/test/scratch/001.png" in line
+    assert "2 images of another split are not used, such as bottle/test/" in line
+
+
 def test_masks_are_optional_for_all_or_for_none(meta_root: Path) -> None:
     content = meta_of(meta_root)
     for entries in content["test"].values():
@@ -105,6 +143,16 @@ def test_masks_are_optional_for_all_or_for_none(meta_root: Path) -> None:
         ({"img_path": "/etc/a.png"}, "/etc/a.png is not below"),
         ({"img_path": ""}, "expected the path of an image, got ''"),
         ({"img_path": 3}, "expected the path of an image, got 3"),
+        ({"img_path": "C:\\data\\a.png"}, "is not below .*: use paths relative to it"),
+        ({"anomaly": "yes"}, "expected anomaly 0 or 1, got 'yes'"),
+        ({"anomaly": 0.5}, "expected anomaly 0 or 1, got 0.5"),
+        ({"anomaly": [1]}, r"expected anomaly 0 or 1, got \[1\]"),
+        ({"anomaly": 1}, "specie_name 'good' contradicts anomaly 1: correct one of them"),
+        ({"cls_name": "cable"}, "cls_name 'cable' differs from the category 'bottle'"),
+        (
+            {"img_path": "bottle/test/good/001.png"},
+            "entry 2: .*001.png is also entry 1: remove one of them",
+        ),
     ],
 )
 def test_malformed_entries_are_named(meta_root: Path, change: Any, message: str) -> None:
@@ -122,6 +170,9 @@ def test_malformed_entries_are_named(meta_root: Path, change: Any, message: str)
         ("{}", "expected {split: {category: .* got the keys nothing"),
         ('{"images": [1]}', "got the keys images"),
         ('{"test": [1]}', "expected {split: {category"),
+        ('{"test": {"": [1]}}', "a category has the name '': give it a name"),
+        ('{"test": {"a": [], "a": [1]}}', "the key 'a' occurs twice in one object"),
+        ('{"test": {"a": {"img_path": 1}}}', "test, a: expected a list of entries"),
         ('{"test": {"a": 1}}', "test, a: expected a list of entries, got 1"),
         ('{"test": {"a": [1]}}', "test, a, entry 1: expected an object"),
     ],
@@ -192,5 +243,15 @@ def test_mistakes_with_real_iad(real_iad: Path) -> None:
     with pytest.raises(ValueError, match="expected the keys meta, train and test, got meta"):
         list(list_real_iad(real_iad, file, {"meta": {}}, "a", "test"))
     entries = {"meta": {}, "test": [{"image_path": "a.jpg", "anomaly_class": "HS"}]}
-    with pytest.raises(ValueError, match="test, entry 1: expected the path of an image, got None"):
+    normal = {"image_path": "a.jpg", "anomaly_class": "OK"}
+    with pytest.raises(ValueError, match=r"test, entry 2: .*a.jpg is also entry 1: remove one"):
+        list(list_real_iad(real_iad, file, {"meta": {}, "test": [normal] * 2}, "a", "test"))
+    entries = {"meta": {}, "test": [{**normal, "category": "b"}]}
+    with pytest.raises(ValueError, match="category 'b' differs from the name of the file"):
+        list(list_real_iad(real_iad, file, entries, "a", "test"))
+    entries = {"meta": {}, "test": [{**normal, "image_path": "D:\\a.jpg"}]}
+    with pytest.raises(ValueError, match="is not below"):
+        list(list_real_iad(real_iad, file, entries, "a", "test"))
+    entries = {"meta": {}, "test": [{"image_path": "a.jpg", "anomaly_class": "HS"}]}
+    with pytest.raises(ValueError, match="test, entry 1: expected the path of a mask, got None"):
         list(list_real_iad(real_iad, file, entries, "a", "test"))

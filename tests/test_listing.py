@@ -17,6 +17,7 @@ class Source:
     dataset_name = "Made"
     splits: tuple[str, ...] = ("train", "test")
     on_disk = False
+    omits_copies = False
 
     def __init__(self, empty: str = "") -> None:
         self.empty = empty

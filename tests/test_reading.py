@@ -15,7 +15,7 @@ from PIL import Image
 
 from anomaly_clip.cli import main
 from anomaly_clip.data import ImageFolder, MVTecAD
-from anomaly_clip.data.reading import distortion
+from anomaly_clip.data.distortion import distortion
 from anomaly_clip.data.transforms import Resize
 
 FIT = ["--model=PaDiM", "--model.backbone.weights=random", "--model.image_size=32"]
@@ -134,7 +134,9 @@ def test_check_and_preview_tell_of_bits_and_frames(
     main(["check", *words])
     shown = " ".join("".join(capsys.readouterr()).split())
     assert "3 images with 16 bits per channel: 12 are used" in shown
-    assert "of 1 file with several frames or pages, such as pages.tif, only the first one" in shown
+    text = "good/pages.tif: the file has 2 frames or pages, of which only the first is read"
+    assert text in shown
+    assert "only the first one" not in shown  # once is enough
     assert main(["preview", *words]) == 0
     shown = " ".join("".join(capsys.readouterr()).split())
     assert "12 are used" in shown

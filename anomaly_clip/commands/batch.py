@@ -13,6 +13,7 @@ from pathlib import Path
 from anomaly_clip.commands.experiment import UNREADABLE, ExperimentCLI, run_experiment
 from anomaly_clip.commands.interruption import advise
 from anomaly_clip.errors import UserError, reason
+from anomaly_clip.files import printable
 from anomaly_clip.progress import say
 
 __all__ = ["DryRunCLI", "forbid_distributed_launch", "pop_resume", "run_in_turn", "run_verb"]
@@ -86,13 +87,13 @@ def run_in_turn(
     """
     failed: dict[str, str] = {}
     for number, (name, job) in enumerate(jobs.items(), start=1):
-        say(f"[{number}/{len(jobs)}] {name}")
+        say(f"[{number}/{len(jobs)}] {printable(name)}")
         try:
             with advise(lambda: f"resume with {resume}"):
                 job()
         except Exception as error:  # the other jobs may still succeed
             failed[name] = str(error) if isinstance(error, UserError) else reason(error)
-            say(f"{name} failed: {failed[name]}", style="bold red")
+            say(f"{printable(name)} failed: {failed[name]}", style="bold red")
             if isinstance(error, last):
                 break
     return failed

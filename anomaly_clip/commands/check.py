@@ -17,7 +17,7 @@ from anomaly_clip.data.check import CheckedSplit, CheckReport, check_data
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.data.info import DatasetInfo
 from anomaly_clip.errors import check_at_least
-from anomaly_clip.files import write_json
+from anomaly_clip.files import json_text, printable, write_json
 
 __all__ = ["run_check"]
 
@@ -36,8 +36,9 @@ def run_check(words: Sequence[str]) -> int:
     parser = data_parser(
         "check",
         "Read all files of a data set and report its problems: image counts that differ from the "
-        "published ones, unreadable files, masks of the wrong size, duplicate files, and training "
-        "images in the test split. The exit code is 1 if it finds a problem.",
+        "published ones, unreadable files, masks of the wrong size, duplicate images, and training "
+        "images in the test split, also those that were saved again without loss. The exit code is "
+        "1 if it finds a problem.",
     )
     parser.add_argument(
         "--near_duplicates",
@@ -59,7 +60,7 @@ def run_check(words: Sequence[str]) -> int:
         data: AnomalyData = parser.instantiate(config).data
         report = check_data(data, config.workers, config.near_duplicates)
         if config.json == "-":
-            print(json.dumps(report.as_json(), indent=2, ensure_ascii=False))
+            print(_encodable(json_text(report.as_json())))
         else:
             show(report, data.info)
             if config.json is not None:
@@ -71,6 +72,15 @@ def run_check(words: Sequence[str]) -> int:
     return PROBLEMS_FOUND if report.problems else 0
 
 
+def _encodable(text: str) -> str:
+    """Return JSON that the encoding of standard output can express."""
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(json.loads(text), indent=2)
+    return text
+
+
 def show(report: CheckReport, info: DatasetInfo) -> None:
     """Print the counts, the origin of the data set, remarks, and all problems."""
     console = Console(highlight=False, soft_wrap=True, markup=False)
@@ -80,11 +90,11 @@ def show(report: CheckReport, info: DatasetInfo) -> None:
         ("licence", info.licence),
         ("to cite", info.citation),
     ):
-        if value:
+        if value and report.published:
             console.print(f"{name}: {value}")
     console.print(f"duplicates: {report.duplicates}{_in_groups(report)}")
     for remark in report.remarks:
-        console.print(f"remark: {remark}")
+        console.print(printable(f"remark: {remark}"))
     if not report.problems:
         console.print("no problems found", style="bold green")
         return
@@ -101,7 +111,7 @@ def _in_groups(report: CheckReport) -> str:
 
 
 def _counts_table(report: CheckReport) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title=Text(f"{report.data}, {report.root}"))
+    table = Table(box=box.SIMPLE_HEAD, title=Text(printable(f"{report.data}, {report.root}")))
     for heading, justify in (
         ("category", "left"),
         ("split", "left"),
@@ -113,13 +123,17 @@ def _counts_table(report: CheckReport) -> Table:
         table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for row in report.rows:
         modes = ", ".join(f"{mode} {count}" for mode, count in row.modes.items())
-        table.add_row(Text(row.category), row.split, *_count_cells(row), row.sizes, modes)
+        table.add_row(
+            Text(printable(row.category)), row.split, *_count_cells(row), row.sizes, modes
+        )
     return table
 
 
 def _count_cells(row: CheckedSplit) -> list[Text]:
     """Return the counts as cells, followed by the published count where it differs."""
     counts = (row.normal, row.anomalous)
+    if not row.labelled:
+        return [Text(f"{row.normal} without labels"), Text("-")]
     if row.published is None or row.published == counts:
         return [Text(str(count)) for count in counts]
     return [

@@ -26,7 +26,7 @@ from anomaly_clip.commands.batch import (
 from anomaly_clip.commands.experiment import arrange, known_options, quieten
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.errors import UserError, user_errors
-from anomaly_clip.files import atomic_path, safe_name
+from anomaly_clip.files import atomic_path, printable, readable, safe_name
 from anomaly_clip.methods.evaluated import EvaluatedModule
 from anomaly_clip.progress import say
 from anomaly_clip.recording.wandb_log import wandb_group
@@ -106,9 +106,10 @@ def _categories(method: object, data: AnomalyData) -> list[str]:
     if not isinstance(method, EvaluatedModule):
         raise UserError(f"{type(method).__name__} scores no images: use fit")
     with user_errors(known_options):
-        if "test" not in data.splits:
-            raise UserError(f"{data.dataset_name} has no test images: use fit")
-        categories = data.categories
+        splits = data.splits
+        categories = data.categories if "test" in splits else []
+    if "test" not in splits:
+        raise UserError(f"{data.dataset_name} has no test images: use fit")
     names = [safe_name(category).lower() for category in categories]
     shared = [name for name in names if names.count(name) > 1]
     if shared:
@@ -153,7 +154,9 @@ def _run_category(config: Path, folder: Path, category: str, several: bool) -> N
 def _merge(folder: Path, categories: Sequence[str], failed: dict[str, str]) -> int:
     """Write and print the metrics of all categories; return an exit code."""
     parts: dict[str, dict[str, Any]] = {}
-    for category in categories:
+    # Results hold readable names, see write_json.
+    failed = {readable(category): why for category, why in failed.items()}
+    for category in map(readable, categories):
         file = folder / safe_name(category) / "metrics.json"
         if file.is_file() and category not in failed:
             content = json.loads(file.read_text(encoding="utf-8"))
@@ -169,7 +172,7 @@ def _merge(folder: Path, categories: Sequence[str], failed: dict[str, str]) -> i
         if (folder / safe_name(next(iter(parts))) / PAGE).is_file():  # pages are enabled
             say(f"report: {write_page(folder)}")
     for category, why in failed.items():
-        say(f"failed: {category}: {why}", style="bold red")
+        say(f"failed: {printable(category)}: {why}", style="bold red")
     say(f"results: {folder}" if parts else "no category has results")
     unreadable = any(unreadable_warnings(part["run"]["protocol"]) for part in parts.values())
     return FAILED if failed or unreadable else 0

@@ -32,6 +32,7 @@ from anomaly_clip.commands.configs import expand_configs
 from anomaly_clip.commands.interruption import advise, stop_if_interrupted
 from anomaly_clip.commands.last_step import LastStep, last_checkpoint
 from anomaly_clip.commands.option_parser import OptionParser
+from anomaly_clip.commands.yaml_names import read_any_name
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.errors import UserError, reason, user_errors
 from anomaly_clip.methods.base import AnomalyMethod
@@ -168,6 +169,7 @@ class ExperimentCLI(LightningCLI):
     """Lightning's command line for the methods and data sets of this project."""
 
     def __init__(self, args: Sequence[str]) -> None:
+        read_any_name()
         self._verb = args[0]
         self._fit_record: dict[str, Any] = {}
         self._is_fitted = False

@@ -10,6 +10,7 @@ from jsonargparse import Namespace
 import anomaly_clip.data  # noqa: F401  (short class names require that classes are imported)
 from anomaly_clip.commands.configs import expand_configs
 from anomaly_clip.commands.option_parser import OptionParser
+from anomaly_clip.commands.yaml_names import read_any_name
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.errors import user_errors
 
@@ -18,6 +19,7 @@ __all__ = ["data_parser", "parse_words", "verb_parser"]
 
 def verb_parser(verb: str, description: str) -> OptionParser:
     """Return a parser that raises exceptions, which :func:`parse_words` explains."""
+    read_any_name()
     return OptionParser(
         prog=f"anomaly_clip {verb}",
         description=description,

@@ -17,7 +17,7 @@ from anomaly_clip.data.samples import SampleDataset
 from anomaly_clip.data.synthetic import SyntheticDataset
 from anomaly_clip.drawing.draw import add_caption, font, grid
 from anomaly_clip.errors import check_at_least
-from anomaly_clip.files import atomic_path
+from anomaly_clip.files import atomic_path, printable
 from anomaly_clip.images import evenly_spaced
 from anomaly_clip.progress import number_of, say, track
 from anomaly_clip.records import Draw
@@ -210,7 +210,7 @@ def _draw_sheet(
     for number, caption in enumerate(captions):
         row, column = divmod(number, columns)
         place = (GAP + column * (width + GAP), GAP + row * (height + GAP))
-        draw.text(place, caption, "black", font(LINE_HEIGHT - 3))
+        draw.text(place, printable(caption), "black", font(LINE_HEIGHT - 3))
     return np.asarray(sheet)
 
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from lightning.pytorch import LightningDataModule
 
-from anomaly_clip.data.file_hashes import DuplicatePair, duplicates_between
+from anomaly_clip.data.copies import original_of
+from anomaly_clip.data.file_hashes import DuplicatePair, equal_images
 from anomaly_clip.data.info import DatasetInfo, MaskRule, dataset_info
+from anomaly_clip.data.known_layouts import unsupported
 from anomaly_clip.data.layout import images_in
 from anomaly_clip.data.samples import Reader, Sample, Split, read_sample
+from anomaly_clip.folders import image_files
 
 if TYPE_CHECKING:
     from anomaly_clip.data.reading import ImageReading
@@ -36,6 +39,9 @@ class BaseDataModule(LightningDataModule, ABC):
     """The data set's name, by which methods look up published settings."""
     splits: ClassVar[tuple[Split, ...]] = ("train", "test")
     """The splits that exist."""
+    omits_copies: bool = False
+    """True if copies that a file manager made, such as ``a (copy).png``, are not listed. Layouts
+    that pair images and masks by name omit them; others list every image."""
     targets: Literal["single", "multi"] | None = None
     """``single``: one class per image; ``multi``: several; None: images have no classes."""
     num_scenes: int | None = None
@@ -118,32 +124,94 @@ class BaseDataModule(LightningDataModule, ABC):
         return ""
 
     def normal_masks(self, categories: Sequence[str], samples: Sequence[Sample]) -> list[Path]:
-        """Return the masks of normal images, which must be empty.
+        """Return the existing masks of normal images, which must be empty.
 
         Args:
             categories: Categories whose mask folders are searched.
             samples: The test samples of these categories.
         """
-        return []
+        return [s.mask for s in samples if s.mask is not None and not s.label]
 
     def spare_masks(self, categories: Sequence[str], samples: Sequence[Sample]) -> list[Path]:
-        """Return the masks that belong to no sample.
+        """Return the masks that belong to no sample; copies of other masks are left out.
+
+        Those of normal images belong to them.
 
         Args:
             categories: Categories whose mask folders are searched, even those without samples.
             samples: The test samples of these categories.
         """
-        masks = {sample.mask for sample in samples}
+        masks = {sample.mask for sample in samples} | set(self.normal_masks(categories, samples))
         folders = [folder for name in categories for folder in self.mask_folders(name)]
-        return [p for folder in folders for p in images_in(folder) if p not in masks]
+        spare = [p for folder in folders for p in images_in(folder) if p not in masks]
+        return [mask for mask in spare if original_of(mask) not in masks - {None}]
+
+    def left_out(self, stage: str) -> dict[str, list[Path]]:
+        """Return the images that a stage does not use, by what they are, such as "copy".
+
+        They are counted on the start line and by ``check``.
+
+        Args:
+            stage: fit, validate, test or predict.
+        """
+        return {}
+
+    def more_training_images(self) -> str:
+        """Return what to do for more training images."""
+        return "add images, or raise data.shots or data.fraction"
+
+    @cached_property
+    def unsupported(self) -> str | None:
+        """The message if the folder is a published set that is not supported; looked up once."""
+        return unsupported(self.root)
+
+    def refuse_unsupported(self) -> None:
+        """Refuse a published data set that is not supported.
+
+        Raises:
+            ValueError: If the folder is one.
+        """
+        if self.unsupported is not None:
+            raise ValueError(self.unsupported)
+
+    @property
+    def is_published(self) -> bool:
+        """True if the folder holds the published data set, not a user's own in the same layout.
+
+        At least two of the published categories must be there, or the only one.
+        """
+        counts = self.info.counts
+        present = set(counts) & set(self.find_categories())
+        return len(present) >= min(2, len(counts))
+
+    @property
+    def known_duplicates(self) -> int | None:
+        """Number of duplicates that the published archive is known to contain; None: some."""
+        return self.info.duplicates if self.is_published else 0
+
+    def image_files(self, runs: list[Path] | None = None) -> Iterator[Path]:
+        """Yield all image files of the data set's folder, listed or not.
+
+        Args:
+            runs: List to which folders of results are added, which are left out.
+        """
+        return image_files(self.root, runs)
+
+    @property
+    def remarks(self) -> list[str]:
+        """Remarks on how the data set's folder was understood, and what is not used."""
+        return []
 
     def duplicates(self, first: Sequence[Sample], second: Sequence[Sample]) -> list[DuplicatePair]:
-        """Return the samples of ``second`` whose image content also occurs in ``first``.
+        """Return the samples of ``second`` whose decoded image also occurs in ``first``.
 
-        Each is paired with the first such sample of ``first``.
+        Each is paired with the first such sample of ``first``. Files that cannot be decoded are
+        compared by their content.
         """
         if self.on_disk:
-            return duplicates_between([s.image for s in first], [s.image for s in second])
+            return equal_images(
+                [s.image for s in first], [s.image for s in second], self.reading.max_pixels
+            )
         read = self.reader()
 
         def digest_of(sample: Sample) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,12 +23,13 @@ from anomaly_clip.data.check_files import (
     printable,
     short_path,
 )
+from anomaly_clip.data.copies import original_of
 from anomaly_clip.data.dataset import AnomalyData, Sample, Split
-from anomaly_clip.data.layout import shared_mask, shared_masks
+from anomaly_clip.data.layout import MASK_OF_NORMAL, shared_mask, shared_masks
 from anomaly_clip.data.mask_checks import mask_findings
 from anomaly_clip.data.mask_files import load_mask
-from anomaly_clip.images import is_image
-from anomaly_clip.progress import track
+from anomaly_clip.data.summary import left_out_remark
+from anomaly_clip.progress import number_of, track
 
 __all__ = ["CheckReport", "CheckedSplit", "Problem", "check_data"]
 
@@ -49,6 +50,8 @@ class CheckedSplit(NamedTuple):
     """Width and height, or their ranges, such as ``700 x 700`` or ``103-632 x 105-401``."""
     modes: dict[str, int]
     """Number of images in each PIL mode."""
+    labelled: bool = True
+    """False if the images are without labels; they are then counted as normal."""
 
 
 @dataclass
@@ -65,6 +68,9 @@ class CheckReport:
         groups: Number of groups of files with equal content.
         images: Number of images read.
         seconds: Duration of the check.
+        published: False if this is a user's own data set in the layout of a published one.
+        copies: Copies of other files, which are not used.
+        unused: All other images that are not used.
     """
 
     data: str
@@ -76,6 +82,9 @@ class CheckReport:
     groups: int = 0
     images: int = 0
     seconds: float = 0.0
+    published: bool = True
+    copies: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """Return the report as JSON-serialisable values."""
@@ -102,9 +111,11 @@ def check_data(
     """
     started = time.monotonic()
     report = CheckReport(type(data).__name__, str(data.root))
+    _judge(data, report)
     listed = list(_list_samples(data, report))
     data.reading.prepare([sample for sample, _ in listed])
-    report.remarks += data.reading.remarks
+    # Files of several frames are named one by one.
+    report.remarks += [r for r in data.reading.remarks if r != data.reading.frames]
     inspected = inspect_samples(data, listed, workers, near_duplicates)
     report.images = len(inspected)
     report.problems += [problem for files in inspected for problem in files.problems]
@@ -120,11 +131,25 @@ def check_data(
     return report
 
 
+def _judge(data: AnomalyData, report: CheckReport) -> None:
+    """Decide whether this is the published data set, and describe how the folder is understood."""
+    _ = data.categories  # refuses unknown categories
+    report.published = data.is_published
+    if not report.published and data.info.counts:
+        report.remarks.append(
+            f"checked as your own data in this layout: fewer than two of the categories of "
+            f"{data.info.title} are here"
+        )
+    report.remarks += data.remarks
+
+
 def _list_samples(data: AnomalyData, report: CheckReport) -> Iterator[tuple[Sample, Split]]:
     for category in data.categories:
         for split in data.splits:
             try:
-                yield from ((sample, split) for sample in data.list_samples(category, split))
+                for sample in data.list_samples(category, split):
+                    if not (data.omits_copies and original_of(sample.image)):
+                        yield sample, split
             except (OSError, ValueError) as error:
                 _add_problem(report, "listing", short_path(data, data.root / category), str(error))
 
@@ -137,7 +162,7 @@ def _compare_counts(
     data: AnomalyData, inspected: Sequence[InspectedSample], report: CheckReport
 ) -> None:
     """Compare the numbers of images with the published ones."""
-    published = data.info.counts
+    published = data.info.counts if report.published else {}
     for category in data.categories:
         counts = published.get(category)
         if published and counts is None:
@@ -160,6 +185,7 @@ def _compare_counts(
                 expected,
                 _sizes(members),
                 dict(sorted(Counter(s.mode for s in members if s.mode).items())),
+                data.has_labels,
             )
             report.rows.append(row)
             if expected is not None and expected != (row.normal, row.anomalous):
@@ -175,8 +201,7 @@ def _compare_counts(
     if total is not None and total != len(inspected) and data.listing.chosen is None:
         message = f"{len(inspected)} images, published: {total}"
         _add_problem(report, "count", short_path(data, data.root), message)
-    # A custom data set in a published layout is not expected to have the published categories.
-    if data.listing.chosen is None and set(published) & set(data.categories):
+    if data.listing.chosen is None:
         for category in sorted(set(published) - set(data.categories)):
             message = f"the published category {category} is missing"
             _add_problem(report, "count", short_path(data, data.root), message)
@@ -185,23 +210,42 @@ def _compare_counts(
 def _find_duplicates(
     data: AnomalyData, inspected: Sequence[InspectedSample], report: CheckReport
 ) -> None:
-    """Find files of equal content."""
-    groups: dict[str, list[InspectedSample]] = defaultdict(list)
-    for files in inspected:
-        if files.digest is not None:
-            groups[files.digest].append(files)
-    for first, *others in groups.values():
-        report.duplicates += len(others)
-        report.groups += bool(others)
+    """Find images of equal pixels, such as copies that were saved again without loss."""
+    for files in _groups(inspected, lambda files: files.digest):
+        report.duplicates += len(files) - 1
+        report.groups += 1
+    twins = []
+    for first, *others in _groups(inspected, lambda files: files.pixels):
         for other in others:
-            message = f"same content as {short_path(data, first.sample.image)}"
+            same = "content" if other.digest == first.digest else "pixels"
+            message = f"same {same} as {short_path(data, first.sample.image)}"
             kind = "twin"
             if first.split != other.split:
                 kind = "leak"
                 message += f", a {first.split} image: the same image is trained on and tested"
             elif first.sample.label != other.sample.label:
                 kind, message = "contradiction", f"{message}, which has the opposite label"
-            _add_problem(report, kind, short_path(data, other.sample.image), message)
+            twins.append(Problem(kind, short_path(data, other.sample.image), message))
+    allowed = data.known_duplicates
+    expected = [problem for problem in twins if problem.kind != "contradiction"]
+    if expected and (allowed is None or len(expected) <= allowed):
+        twins = [problem for problem in twins if problem.kind == "contradiction"]
+        report.remarks.append(
+            f"{number_of(len(expected), 'image')} equal to others, such as {expected[0].path} "
+            f"({expected[0].message}), as in the published archive"
+        )
+    report.problems += twins
+
+
+def _groups(
+    inspected: Sequence[InspectedSample], key: Callable[[InspectedSample], str | None]
+) -> list[list[InspectedSample]]:
+    """Return the groups of at least two images with the same key, which is not None."""
+    groups: dict[str, list[InspectedSample]] = defaultdict(list)
+    for files in inspected:
+        if (value := key(files)) is not None:
+            groups[value].append(files)
+    return [files for files in groups.values() if len(files) > 1]
 
 
 def _find_near_duplicates(
@@ -265,28 +309,49 @@ def _find_unused_files(data: AnomalyData, samples: Sequence[Sample], report: Che
         _add_problem(report, "mask", short_path(data, path), "a mask without an image")
     for mask, images in shared_masks(samples).items():
         _add_problem(report, "mask", short_path(data, mask), shared_mask(images))
-    of_normal = data.normal_masks(listed, samples)
+    masks = {s.mask for s in samples if s.mask is not None}
+    of_normal = [mask for mask in data.normal_masks(listed, samples) if mask not in masks]
     for path in of_normal:
         _check_normal_mask(data, path, report)
-    spare += of_normal
-    used = {s.image for s in samples} | {s.mask for s in samples} | set(spare)
-    others = sorted(
-        path
-        for folder, _, names in os.walk(data.root)
-        for name in names
-        if is_image(path := Path(folder, name)) and path not in used
-    )
-    if others:
+    _list_unused(data, {*(s.image for s in samples), *masks, *spare, *of_normal}, report)
+
+
+def _list_unused(data: AnomalyData, files: Set[Path], report: CheckReport) -> None:
+    """List copies, results of this program, and all other images that are not among ``files``."""
+    left_out = data.left_out("fit")
+    # Links lead to one file by several paths.
+    used = {os.path.realpath(path) for path in files}
+    passed_over = {os.path.realpath(path) for images in left_out.values() for path in images}
+    runs: list[Path] = []
+    others = [path for path in data.image_files(runs) if os.path.realpath(path) not in used]
+    copies = [path for path in sorted(others) if data.omits_copies and original_of(path)]
+    passed_over |= {os.path.realpath(path) for path in copies}
+    unused = sorted(path for path in others if os.path.realpath(path) not in passed_over)
+    report.copies = [short_path(data, path) for path in copies]
+    report.unused = [short_path(data, path) for path in unused]
+    if copies:
         report.remarks.append(
-            f"{len(others)} other images are not used, such as {short_path(data, others[0])}"
+            f"{number_of(len(copies), 'file')} not used, as the content is that of the original: "
+            f"{', '.join(report.copies)}"
+        )
+    for kind, images in left_out.items():
+        if images:
+            report.remarks.append(left_out_remark(data.root, kind, images))
+    if runs:
+        report.remarks.append(
+            f"{number_of(len(runs), 'folder')} of results not read, such as "
+            f"{short_path(data, min(runs))}"
+        )
+    if unused:
+        report.remarks.append(
+            f"{len(unused)} other images are not used, such as {report.unused[0]}"
         )
 
 
 def _check_normal_mask(data: AnomalyData, mask: Path, report: CheckReport) -> None:
     try:
         if load_mask(mask, data.mask_rule).any():
-            message = "the mask of a normal image is not empty"
-            _add_problem(report, "mask", short_path(data, mask), message)
+            _add_problem(report, "mask of normal", short_path(data, mask), MASK_OF_NORMAL)
     except (OSError, ValueError) as error:
         message = str(error).removeprefix(f"{mask}: ")
         _add_problem(report, "unreadable", short_path(data, mask), message)

@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly_clip.data.dataset import AnomalyData, Sample, Split
-from anomaly_clip.data.file_hashes import FileHashes
-from anomaly_clip.data.layout import missing_mask
+from anomaly_clip.data.file_hashes import FileHashes, hash_of_pixels, pixels_sha256
+from anomaly_clip.data.layout import MASK_OF_NORMAL, missing_mask
 from anomaly_clip.data.mask_checks import InspectedMask, inspect_mask
 from anomaly_clip.data.mask_files import fits, mismatch
 from anomaly_clip.data.transforms import resize_image
-from anomaly_clip.images import read_header, read_image
+from anomaly_clip.files import printable
+from anomaly_clip.images import ImageHeader, read_header, read_image
 from anomaly_clip.progress import track
 
 __all__ = ["InspectedSample", "Problem", "inspect_samples", "printable", "short_path"]
@@ -54,6 +55,9 @@ class InspectedSample(NamedTuple):
     sample: Sample
     split: Split
     digest: str | None = None
+    """Hash of the file."""
+    pixels: str | None = None
+    """Hash of the decoded image."""
     size: tuple[int, int] | None = None
     mode: str | None = None
     thumbnail: NDArray[np.float32] | None = None
@@ -101,7 +105,7 @@ def _inspect_image_in_memory(
     image, _ = data.reader()(sample)
     digest = hashlib.sha256(image.tobytes()).hexdigest()
     thumbnail = _thumbnail(image) if thumbnails else None
-    return InspectedSample(sample, split, digest, _size(image), "RGB", thumbnail)
+    return InspectedSample(sample, split, digest, digest, _size(image), "RGB", thumbnail)
 
 
 @dataclass
@@ -120,6 +124,7 @@ class _SampleInspection:
             image = read_image(sample.image, self.data.reading.rule)
             header = read_header(sample.image)
             mode, file_format = header.mode, header.format
+            pixels = self._hash_of(image, header)
             digest = self.hashes.sha256(sample.image)
         except FileNotFoundError:
             self._add("missing", sample.image, "there is no such file")
@@ -130,11 +135,17 @@ class _SampleInspection:
         if file_format not in FORMATS.get(sample.image.suffix.lower(), {file_format}):
             message = f"the extension does not match the content, a {file_format} file"
             self._add("extension", sample.image, message)
+        if header.frames > 1:
+            message = (
+                f"the file has {header.frames} frames or pages, of which only the first is read"
+            )
+            self._add("frames", sample.image, message)
         misfit, mask = (0, None) if sample.mask is None else self._inspect_mask(image)
         return InspectedSample(
             sample,
             split,
             digest,
+            pixels,
             _size(image),
             mode,
             _thumbnail(image) if thumbnails else None,
@@ -142,6 +153,12 @@ class _SampleInspection:
             misfit,
             mask,
         )
+
+    def _hash_of(self, image: NDArray[np.uint8], header: ImageHeader) -> str:
+        """Return the hash of the decoded image, of the stored values if they have 16 bits."""
+        if header.deep:
+            return pixels_sha256(self.sample.image, self.data.reading.max_pixels)
+        return hash_of_pixels(image)
 
     def _inspect_mask(self, image: NDArray[np.uint8]) -> tuple[int, InspectedMask | None]:
         """Inspect the mask; return its difference in size from the image, and its properties."""
@@ -161,6 +178,8 @@ class _SampleInspection:
             self._add("mask size", sample.mask, mismatch(mask.size, sample.image, size))
         if sample.label and not mask.marked:
             self._add("mask empty", sample.mask, "the mask of an anomalous image is empty")
+        if not sample.label and mask.marked:
+            self._add("mask of normal", sample.mask, MASK_OF_NORMAL)
         return max(abs(a - b) for a, b in zip(mask.size, size, strict=True)), mask
 
     def _add(self, kind: str, path: Path, message: str) -> None:
@@ -187,8 +206,3 @@ def short_path(data: AnomalyData, path: Path) -> str:
         return printable(str(path.relative_to(data.root) if path != data.root else path))
     except ValueError:
         return printable(str(path))
-
-
-def printable(text: str) -> str:
-    """Escape unprintable characters, such as a line break in a file name."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

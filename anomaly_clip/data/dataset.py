@@ -28,6 +28,7 @@ from anomaly_clip.data.mask_files import OWN_MISFIT, OWN_MISFIT_SHARE
 from anomaly_clip.data.reading import BitDepth, ImageReading, Unreadable
 from anomaly_clip.data.reading_errors import PredictionImages
 from anomaly_clip.data.samples import Item, Reader, Sample, SampleDataset, Split, read_sample
+from anomaly_clip.data.summary import start_line
 from anomaly_clip.data.synthetic import SyntheticDataset, SyntheticPairs
 from anomaly_clip.data.transforms import MaskFilter, Resize
 from anomaly_clip.data.unreadable import UnreadableFiles
@@ -35,7 +36,6 @@ from anomaly_clip.data.validation import ValidationSplit, ValSplit
 from anomaly_clip.errors import check_at_least, check_between
 from anomaly_clip.images import MAX_PIXELS, read_image
 from anomaly_clip.masks import read_mask
-from anomaly_clip.progress import number_of
 from anomaly_clip.records import Batch, Encoder, LoaderNeeds, needs_of
 from anomaly_clip.synthesis.synthesizer import SynthesisSettings
 
@@ -386,18 +386,8 @@ class AnomalyData(BaseDataModule):
     # -- records of a run ------------------------------------------------------------------------
 
     def summary(self, stage: str) -> str:
-        """Describe the images of a stage in one line: number, labels and categories."""
-        source = self if stage != "fit" or self.auxiliary is None else self.auxiliary
-        samples = self.fit_samples() if stage == "fit" else self.samples("test")
-        labels = f"{sum(s.label for s in samples)} anomalous" if source.has_labels else "no labels"
-        number = len({s.category for s in samples})
-        counts = (
-            f"{number_of(len(samples), 'image')} ({labels}) in {number} "
-            f"{'category' if number == 1 else 'categories'}"
-            f"{'' if source is self else f' of {source.dataset_name} {source.root}'}"
-            f"{self.unreadable.summary(stage)}"
-        )
-        return "; ".join([counts, *source.reading.remarks])
+        """Describe the images of a stage in one line, and what of them is not used."""
+        return start_line(self, stage)
 
     def protocol(self) -> Mapping[str, object]:
         """Return the data settings to record with the metrics."""

@@ -13,15 +13,27 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from anomaly_clip.files import cache_folder
 from anomaly_clip.images import MAX_PIXELS, pixel_bands, read_header
 from anomaly_clip.progress import track
 
-__all__ = ["DuplicatePair", "FileHashes", "duplicates_between", "pixel_hashes"]
+__all__ = [
+    "DuplicatePair",
+    "FileHashes",
+    "duplicates_between",
+    "equal_images",
+    "hash_of_pixels",
+    "pixel_hashes",
+]
 
 BLOCK = 1 << 20
+
+Hash = TypeVar("Hash", str, "str | None")
 
 
 class FileHashes:
@@ -69,10 +81,31 @@ class FileHashes:
 
     def sha256_of_all(self, paths: Iterable[Path], workers: int | None = None) -> dict[Path, str]:
         """Return the hashes of many files, read by several threads."""
+        return self._of_all(self.sha256, paths, "comparing files", workers)
+
+    def of_readable(self, paths: Iterable[Path]) -> dict[Path, str]:
+        """Return the hashes of the files among ``paths`` that can be read."""
+
+        def hash_or_none(path: Path) -> str | None:
+            try:
+                return self.sha256(path)
+            except (OSError, ValueError):  # reported when the image is used
+                return None
+
+        every = self._of_all(hash_or_none, paths, "comparing images")
+        return {path: digest for path, digest in every.items() if digest is not None}
+
+    def _of_all(
+        self,
+        function: Callable[[Path], Hash],
+        paths: Iterable[Path],
+        title: str,
+        workers: int | None = None,
+    ) -> dict[Path, Hash]:
         paths = list(dict.fromkeys(paths))
         self._load()
         with ThreadPoolExecutor(workers) as pool:
-            digests = track(pool.map(self.sha256, paths), "comparing files", total=len(paths))
+            digests = track(pool.map(function, paths), title, total=len(paths))
             return dict(zip(paths, digests, strict=True))
 
     def _load(self) -> dict[tuple[str, int, int], str]:
@@ -123,9 +156,67 @@ def pixel_hashes(paths: Iterable[Path], max_pixels: int = MAX_PIXELS) -> dict[Pa
         FileNotFoundError: If an image is missing.
         ValueError: If an image cannot be decoded.
     """
-    digest = partial(_pixels_sha256, max_pixels=max_pixels)
-    hashes = FileHashes(cache_folder() / "pixels.jsonl", digest)
-    return hashes.sha256_of_all(paths)
+    return _pixel_hashes(max_pixels).sha256_of_all(paths)
+
+
+def equal_images(
+    first: Sequence[Path], second: Sequence[Path], max_pixels: int = MAX_PIXELS
+) -> list[DuplicatePair]:
+    """Return the images of ``second`` whose decoded pixels occur in ``first``, each at most once.
+
+    A copy that was saved again without loss is equal, in any format. Only images whose width and
+    height occur in both lists are decoded; unreadable ones are compared by the content of their
+    files.
+
+    Args:
+        first: Images.
+        second: Other images.
+        max_pixels: Largest number of pixels of an image.
+    """
+    by_file = {pair.second: pair.first for pair in duplicates_between(first, second)}
+    sizes = {path: _image_size(path) for path in (*first, *second)}
+    common = {sizes[p] for p in first} & {sizes[p] for p in second if p not in by_file} - {None}
+    compared = [*first, *(path for path in second if path not in by_file)]
+    readable = (path for path in compared if sizes[path] in common)
+    hashes = _pixel_hashes(max_pixels).of_readable(readable)
+    by_pixels = {hashes[path]: path for path in reversed(first) if path in hashes}
+    pairs = []
+    for path in dict.fromkeys(second):
+        match = by_file.get(path) or by_pixels.get(hashes.get(path, ""))
+        if match is not None:
+            pairs.append(DuplicatePair(match, path))
+    return pairs
+
+
+def hash_of_pixels(pixels: NDArray[np.uint8]) -> str:
+    """Return the hash of a decoded image ``(H, W, 3)`` with 8 bits per channel."""
+    return hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+
+
+def pixels_sha256(path: Path, max_pixels: int = MAX_PIXELS) -> str:
+    """Return the hash of the decoded pixels of an image; stored values if they have 16 bits.
+
+    Raises:
+        FileNotFoundError: If the image is missing.
+        ValueError: If it cannot be decoded.
+    """
+    size = read_header(path).size
+    digest = hashlib.sha256(str((size[1], size[0], 3)).encode())
+    for rows in pixel_bands(path, max_pixels):
+        digest.update(rows.tobytes())
+    return digest.hexdigest()
+
+
+def _pixel_hashes(max_pixels: int) -> FileHashes:
+    digest = partial(pixels_sha256, max_pixels=max_pixels)
+    return FileHashes(cache_folder() / "pixels.jsonl", digest)
+
+
+def _image_size(path: Path) -> tuple[int, int] | None:
+    try:
+        return read_header(path).size
+    except (OSError, ValueError):
+        return None
 
 
 def duplicates_between(
@@ -161,12 +252,4 @@ def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         while block := file.read(BLOCK):
             digest.update(block)
-    return digest.hexdigest()
-
-
-def _pixels_sha256(path: Path, max_pixels: int) -> str:
-    size = read_header(path).size
-    digest = hashlib.sha256(str((size[1], size[0], 3)).encode())
-    for rows in pixel_bands(path, max_pixels):
-        digest.update(rows.tobytes())
     return digest.hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -11,9 +12,19 @@ from typing import Any, ClassVar, Literal
 
 from anomaly_clip.data.dataset import AnomalyData, Sample, Split
 from anomaly_clip.data.file_hashes import FileHashes, pixel_hashes
-from anomaly_clip.data.folder_forms import NORMAL_FOLDERS, FolderForm, understand
+from anomaly_clip.data.folder_forms import (
+    NORMAL_FOLDERS,
+    FolderForm,
+    read_selection,
+    understand,
+)
+from anomaly_clip.data.known_layouts import layout_hint
 from anomaly_clip.data.layout import USUAL_ENDINGS, missing_layout
+from anomaly_clip.data.path_selection import PathSelection
 from anomaly_clip.errors import check_between, check_choice
+from anomaly_clip.files import name_bytes
+from anomaly_clip.folders import image_files
+from anomaly_clip.progress import number_of
 
 __all__ = ["ImageFolder", "held_out"]
 
@@ -34,17 +45,40 @@ def held_out(samples: Sequence[Sample], share: float, seed: int, group: str | No
         seed: Another seed holds out other images.
         group: Regular expression on file names. Images with the same match stay together, as the
             first group of the expression if it has one; None for each image by itself.
+
+    Raises:
+        ValueError: If the expression matches no name.
     """
     hashes = FileHashes()
     images = [sample.image for sample in samples]
     contents = hashes.sha256_of_all(images) if group is None else {}
+    if group is not None and images and not grouped(images, group):
+        raise ValueError(
+            f"data.group {group!r} matches none of the {len(images)} file names, such as "
+            f"{images[0].name}: correct it, or leave it out"
+        )
     out = set()
     for image in images:
         key = contents[image] if group is None else _group_of(image, group)
-        digest = hashlib.sha256(f"{seed} {key}".encode()).digest()
+        digest = hashlib.sha256(name_bytes(f"{seed} {key}")).digest()
         if int.from_bytes(digest[:8], "big") < share * 2**64:
             out.add(image)
     return out
+
+
+def _names_of(root: str | Sequence[str]) -> list[str]:
+    """Return the paths and patterns; a folder called ``[x]`` reaches this as the list of x."""
+    if isinstance(root, str | os.PathLike):
+        return [os.fspath(root)]
+    names = [os.fspath(name) for name in root]
+    typed = [text for name in names[:1] for text in (f"[{name}]", f"- {name}")]
+    existing = [text for text in typed if len(names) == 1 and os.path.lexists(text)]
+    return existing[:1] or names
+
+
+def grouped(images: Sequence[Path], group: str) -> list[Path]:
+    """Return the images whose file names match the regular expression of their group."""
+    return [image for image in images if re.search(group, image.name)]
 
 
 def _group_of(image: Path, group: str) -> str:
@@ -62,12 +96,13 @@ class ImageFolder(AnomalyData):
     all images.
 
     Args:
-        root: The folder.
+        root: The folder; or one image, or a pattern such as "photos/**/*.JPG" (in quotes), whose
+            images have no labels; in YAML and Python, also a list of these.
         category: Name of the object in prompts, such as "laser-cut plank"; default: the name of the
             folder.
         categories: None, or the category alone, as for all data modules.
         normal: folders: the normal images are those in a normal folder. all: all images are normal,
-            for a fit on a folder without subfolders.
+            for a fit on images without labels.
         normal_folders: Names of folders with normal images; default: good, ok and normal.
         mask_ending: Ending that the name of a mask has after the name of its image; default: _mask,
             _gt, _label or none.
@@ -82,7 +117,7 @@ class ImageFolder(AnomalyData):
 
     def __init__(
         self,
-        root: str,
+        root: str | list[str],
         category: str | None = None,
         categories: list[str] | None = None,
         normal: Literal["folders", "all"] = "folders",
@@ -92,7 +127,13 @@ class ImageFolder(AnomalyData):
         group: str | None = None,
         **shared: Any,
     ) -> None:
-        super().__init__(root=root, categories=categories, **shared)
+        try:
+            self.selection = PathSelection(_names_of(root))
+        except RuntimeError as error:  # ~name of an unknown user
+            raise ValueError(f"data.root {root}: give the full path ({error})") from None
+        if not self.selection.names:
+            raise ValueError(f"data.root {root} is empty: name a folder, images or a pattern")
+        super().__init__(root=str(self.selection.folder), categories=categories, **shared)
         if category is not None and not category.strip():
             raise ValueError(
                 f"data.category {category!r} is empty: name the object in the images, such as "
@@ -124,13 +165,29 @@ class ImageFolder(AnomalyData):
 
         Raises:
             FileNotFoundError: If there is no image.
-            ValueError: If a folder has the name of a mask folder, but contains something else.
+            ValueError: If a folder has the name of a mask folder, but contains something else; or
+                if a pattern matches no image.
         """
+        if not self.selection.is_folder:
+            return self._selected()
         if not self.root.is_dir():
             raise missing_layout(self.root, LAYOUT)
-        form = understand(self.root, self.category, self.normal_folders, self.mask_ending)
+        if not self._predicts:  # scores need neither labels nor masks
+            self.refuse_unsupported()
+        try:
+            form = understand(self.root, self.category, self.normal_folders, self.mask_ending)
+        except ValueError:
+            self.refuse_unsupported()  # a clearer message, if it is one of these
+            raise
         if not (form.train or form.labelled or form.unlabelled):
             raise missing_layout(self.root, LAYOUT)
+        return form
+
+    def _selected(self) -> FolderForm:
+        selected = self.selection.find()
+        form = read_selection(self.root, self.category, selected, f"data.root {self.selection}")
+        if not form.unlabelled:
+            raise FileNotFoundError(f"data.root {self.selection}: there is no image in it")
         return form
 
     @cached_property
@@ -171,9 +228,33 @@ class ImageFolder(AnomalyData):
         Raises:
             FileNotFoundError: If the folder is missing.
         """
-        if not self.root.is_dir():
+        if self.selection.is_folder and not self.root.is_dir():
             raise missing_layout(self.root, LAYOUT)
         return [self.category]
+
+    def image_files(self, runs: list[Path] | None = None) -> Iterator[Path]:
+        """Yield the images below the folder, or those of a selection.
+
+        Args:
+            runs: Unused, because the remarks count folders of results.
+        """
+        if self.selection.is_folder:
+            yield from image_files(self.root)
+        else:
+            yield from (sample.image for sample in self.form.unlabelled)
+
+    @property
+    def remarks(self) -> list[str]:
+        """Remarks on how the folder was understood, and what is not used."""
+        title = (self.unsupported or "").removeprefix(f"data.root {self.root}: ")
+        hints = (self._layout_hint(), title) if self.selection.is_folder else ()
+        return [*self.form.remarks, *filter(None, hints)]
+
+    def _layout_hint(self) -> str | None:
+        """Return what to try instead of a folder without labels."""
+        if self.form.has_labels or not self.selection.is_folder:
+            return None
+        return layout_hint(self.root)
 
     def mask_folders(self, category: str) -> list[Path]:
         """Return the folders that contain only masks."""
@@ -215,18 +296,36 @@ class ImageFolder(AnomalyData):
                 or normal images to fit on, and there are none.
         """
         needs = self._needs
+        self._predicts = stage == "predict"
+        if not self._predicts and self.selection.is_folder:
+            self.refuse_unsupported()
         if needs.category_names and self._has_default_name:
             raise ValueError(
                 f"data.category is not set, but prompts contain the name of the object: name what "
                 f'is shown in {self.root}, such as --data.category "laser-cut plank"'
             )
-        self._predicts = stage == "predict"
         self.leakage.compared = not self._predicts
         self._trains = stage == "fit" and self.auxiliary is None
+        if not self.selection.is_folder and stage in ("validate", "test"):
+            raise ValueError(
+                f"data.root {self.selection}: only a folder tells which images are normal, to "
+                f"compute metrics with: name a folder, or use predict"
+            )
+        hint = None if self._predicts else self._layout_hint()
+        if hint is not None and not (self._trains and self.normal == "all"):
+            raise ValueError(
+                f"data.root {self.root}: nothing tells which images are normal, as no folder is "
+                f"called {' or '.join(self.normal_folders)}; {hint}"
+            )
         if self._trains and not (self.form.has_labels or self.normal == "all"):
             raise ValueError(
-                f"data.root {self.root}: nothing tells which images are normal: put them into "
+                f"data.root {self.selection}: nothing tells which images are normal: put them into "
                 f"good/, or set --data.normal all if all of them are"
+            )
+        if self._trains and self.held_out and not any(True for _ in self._normal_to_train_on()):
+            raise ValueError(
+                f"data.test_share {self.test_share:g} holds out all {len(self.held_out)} normal "
+                f"images of {self.root} for the test: lower data.test_share, or add images"
             )
         if stage in ("validate", "test") and needs.fitted_images and self.held_out:
             normal = self.unreadable.readable(list(self._normal_to_train_on()))
@@ -236,6 +335,15 @@ class ImageFolder(AnomalyData):
             self._trains = not needs.fitted_images.isdisjoint(hashes.values())
         self.listing.forget()
         super().setup(stage)
+
+    def more_training_images(self) -> str:
+        """Return what to do for more training images."""
+        if not (self.is_split and self.held_out):
+            return super().more_training_images()
+        return (
+            f"add images, or lower data.test_share {self.test_share:g}, which holds out "
+            f"{len(self.held_out)} normal images for the test"
+        )
 
     def begin_fit(self) -> None:
         """Split the normal images as a fit does."""
@@ -254,24 +362,17 @@ class ImageFolder(AnomalyData):
 
     def normal_masks(self, categories: Sequence[str], samples: Sequence[Sample]) -> list[Path]:
         """Return the masks of normal images, which must be empty."""
-        stems = {sample.image.stem for sample in self.form.labelled if not sample.label}
-        names = {f"{stem}{ending}".lower() for stem in stems for ending in self.mask_endings}
-        kinds = {name.lower() for name in self.normal_folders}
-        inner = {folder for folder in self.form.mask_folders if folder.name.lower() not in kinds}
-        inner = {folder for folder in inner if folder.parent in self.form.mask_folders}
-        masks = super().spare_masks(categories, samples)
-        return [m for m in masks if m.stem.lower() in names and m.parent not in inner]
-
-    def spare_masks(self, categories: Sequence[str], samples: Sequence[Sample]) -> list[Path]:
-        """Return the masks that belong to no sample; those of normal images belong to them."""
-        of_normal = set(self.normal_masks(categories, samples))
-        return [m for m in super().spare_masks(categories, samples) if m not in of_normal]
+        return sorted(self.form.normal_masks - {sample.mask for sample in self.form.labelled})
 
     def summary(self, stage: str) -> str:
         """Return the numbers of images, and how the folder was understood."""
-        parts = [super().summary(stage), *self.form.remarks]
-        if self.normal == "all" and not self.form.has_labels and stage == "fit":
+        parts = [super().summary(stage), *self.remarks]
+        if self.normal == "all" and self.form.has_labels:
+            parts.append("data.normal all is ignored, because folders tell which are normal")
+        elif self.normal == "all" and stage == "fit":
             parts.append("all are normal (data.normal all)")
+        if self.group is not None:
+            parts.append(self._group_remark(self.group))
         if self.is_split and not self.form.train:
             if self.held_out:
                 share = f"{len(self.held_out)} normal images are held out for the test"
@@ -280,6 +381,14 @@ class ImageFolder(AnomalyData):
             elif stage == "fit" and any(sample.label for sample in self.form.labelled):
                 parts.append("no normal image is held out for the test")
         return "; ".join(parts)
+
+    def _group_remark(self, group: str) -> str:
+        images = [sample.image for sample in self.form.labelled if not sample.label]
+        if self.form.train or not images or len(images) == len(self.form.labelled):
+            return "data.group is not used, because there is nothing to hold out"
+        matching = grouped(images, group)
+        groups = number_of(len({_group_of(image, group) for image in matching}), "group")
+        return f"data.group matches {len(matching)} of {len(images)} normal images, in {groups}"
 
     def protocol(self) -> dict[str, object]:
         """Return the data settings, with those of the folder that are not the defaults."""

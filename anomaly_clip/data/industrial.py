@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
+from anomaly_clip.data.copies import original_of, plain_name
 from anomaly_clip.data.dataset import AnomalyData, Sample, Split
 from anomaly_clip.data.folder_forms import NORMAL_FOLDERS
 from anomaly_clip.data.layout import (
     USUAL_ENDINGS,
-    by_stem,
     images_in,
     missing_layout,
     paired_masks,
@@ -50,17 +51,18 @@ KSDD2_LAYOUT = "train/10000.png with its mask train/10000_GT.png, and the same i
 
 
 def mvtec_categories(root: Path) -> list[str]:
-    """Return the folders of ``root`` that have a ``test`` folder, sorted.
+    """Return the folders of ``root`` that have a folder ``test``, or ``train/good``, sorted.
 
     Raises:
         FileNotFoundError: If there is no such folder.
     """
-    names = [p.name for p in subfolders(root) if (p / "test").is_dir()]
+    names = [
+        p.name
+        for p in subfolders(root)
+        if (p / "test").is_dir() or any(map(is_normal, subfolders(p / "train")))
+    ]
     if not names:
-        expected = f"MVTec-AD's layout, {MVTEC_LAYOUT}"
-        if (root / "test").is_dir():
-            expected += f" (this looks like one category: try {root.parent})"
-        raise missing_layout(root, expected)
+        raise missing_layout(root, f"MVTec-AD's layout, {MVTEC_LAYOUT}", "MVTecAD")
     return names
 
 
@@ -82,7 +84,7 @@ def list_mvtec(root: Path, category: str, split: Split, has_masks: bool = True) 
     folder = root / category
     for defect in subfolders(folder / split):
         images = images_in(defect)
-        normal = defect.name.lower() in NORMAL_FOLDERS
+        normal = is_normal(defect)
         if split == "train" and not normal:
             continue  # methods are trained on normal images only
         place = folder / "ground_truth" / defect.name
@@ -90,6 +92,17 @@ def list_mvtec(root: Path, category: str, split: Split, has_masks: bool = True) 
         for image in images:
             kind = "good" if normal else defect.name
             yield Sample(image, category, not normal, masks.get(image), kind)
+
+
+def is_normal(folder: Path) -> bool:
+    """Return whether a folder has the name of normal images."""
+    return folder.name.lower() in NORMAL_FOLDERS
+
+
+def defective_training_images(root: Path, category: str) -> list[Path]:
+    """Return the images of ``root/category/train/`` that are not in its normal folder."""
+    kinds = subfolders(root / category / "train")
+    return [image for kind in kinds if not is_normal(kind) for image in images_in(kind)]
 
 
 def mvtec_mask_folders(root: Path, category: str) -> list[Path]:
@@ -100,19 +113,32 @@ def mvtec_mask_folders(root: Path, category: str) -> list[Path]:
 class MVTecAD(AnomalyData):
     """MVTec-AD (Bergmann et al., CVPR 2019): 15 categories, and any data set in its layout.
 
-    Masks are optional: without any, there are image metrics only.
+    Masks are optional: without any, there are image metrics only. For a fit alone, ``train/good``
+    is enough.
     """
 
     dataset_name: ClassVar[str] = "MVTecAD"
+    omits_copies = True
 
     @cached_property
     def has_masks(self) -> bool:
         """True if defective images of some category in use have masks."""
         folders = [f for name in self.categories for f in mvtec_mask_folders(self.root, name)]
-        return any(images_in(f) for f in folders if f.name.lower() not in NORMAL_FOLDERS)
+        return any(images_in(f) for f in folders if not is_normal(f))
+
+    @property
+    def splits(self) -> tuple[Split, ...]:  # type: ignore[override]
+        """Train and test; train alone if no category in use has a folder ``test``."""
+        names = self.listing.chosen or [folder.name for folder in subfolders(self.root)]
+        has_train, has_test = (
+            any((self.root / name / split).is_dir() for name in names)
+            for split in ("train", "test")
+        )
+        return ("train",) if has_train and not has_test else ("train", "test")
 
     def find_categories(self) -> list[str]:
         """See :func:`mvtec_categories`."""
+        self.refuse_unsupported()
         return mvtec_categories(self.root)
 
     def list_samples(self, category: str, split: Split) -> Iterator[Sample]:
@@ -138,10 +164,11 @@ class MVTecAD(AnomalyData):
         paired = [m for folder in images for m in paired_masks(images[folder], folder).values()]
         return [mask for mask in paired if mask.is_file()]
 
-    def spare_masks(self, categories: Sequence[str], samples: Sequence[Sample]) -> list[Path]:
-        """Return the masks that belong to no sample; those of normal images belong to them."""
-        paired = set(self.normal_masks(categories, samples))
-        return [mask for mask in super().spare_masks(categories, samples) if mask not in paired]
+    def left_out(self, stage: str) -> dict[str, list[Path]]:
+        """Return the defective training images."""
+        names = self.train_categories if stage == "fit" and self.auxiliary is None else []
+        images = [i for name in names for i in defective_training_images(self.root, name)]
+        return {"defective training image": images}
 
 
 class MagneticTile(MVTecAD):
@@ -210,6 +237,16 @@ class VisA(AnomalyData):
         return (self.root / VISA_SPLIT).is_file()
 
     @property
+    def omits_copies(self) -> bool:  # type: ignore[override]
+        """True without the official split file, which lists the images."""
+        return not self.is_split
+
+    @property
+    def is_published(self) -> bool:
+        """True with the official split file, or two of the published categories."""
+        return self.is_split or super().is_published
+
+    @property
     def splits(self) -> tuple[Split, ...]:  # type: ignore[override]
         """The splits that exist; without the official file, all images are test images."""
         return ("train", "test") if self.is_split or self._converted() else ("test",)
@@ -218,8 +255,9 @@ class VisA(AnomalyData):
         """Return the names of the folders in VisA's layout, or else in MVTec-AD's, sorted."""
         names = [p.name for p in subfolders(self.root) if (p / "Data" / "Images").is_dir()]
         names = names or self._converted()
+        self.refuse_unsupported()
         if not names:
-            raise missing_layout(self.root, VISA_LAYOUT)
+            raise missing_layout(self.root, VISA_LAYOUT, "VisA")
         return names
 
     def list_samples(self, category: str, split: Split) -> Iterator[Sample]:
@@ -259,6 +297,7 @@ class BTAD(AnomalyData):
     """BTAD (Mishra et al., ISIE 2021): three products."""
 
     dataset_name: ClassVar[str] = "BTAD"
+    omits_copies = True
 
     def __init__(self, root: str, **shared: Any) -> None:
         top = Path(root, BTAD_TOP)
@@ -271,8 +310,9 @@ class BTAD(AnomalyData):
             for p in subfolders(self.root)
             if (p / "test" / "ok").is_dir() or (p / "test" / "ko").is_dir()
         ]
+        self.refuse_unsupported()
         if not names:
-            raise missing_layout(self.root, BTAD_LAYOUT)
+            raise missing_layout(self.root, BTAD_LAYOUT, "BTAD")
         return names
 
     def list_samples(self, category: str, split: Split) -> Iterator[Sample]:
@@ -295,7 +335,7 @@ def list_ksdd2(root: Path, category: str, split: Split, level: int = 0) -> Itera
         split: The split.
         level: Grey level above which a mask's pixel is a defect, 0 to 254.
     """
-    images = [image for image in images_in(root / split) if not image.stem.endswith(KSDD2_MASK)]
+    images = [image for image in images_in(root / split) if not is_ksdd2_mask(image)]
     for image, mask in paired_masks(images, root / split, (KSDD2_MASK,)).items():
         try:
             anomalous = bool(read_mask(mask, level).any())
@@ -307,33 +347,61 @@ def list_ksdd2(root: Path, category: str, split: Split, level: int = 0) -> Itera
             yield Sample(image, category, anomalous, mask, defect)
 
 
+def is_ksdd2_mask(image: Path) -> bool:
+    """Return whether a file is a mask by its name; its copies are, too."""
+    return plain_name(image.stem).endswith(KSDD2_MASK)
+
+
 class KSDD2(AnomalyData):
     """KolektorSDD2 (Bozic et al., 2021): one category, ``surface``, of about 230 x 630 pixels.
 
     The 246 defective training images are not used. Masks whose size differs from that of their
-    image by a few pixels are resized by nearest neighbour.
+    image by a few pixels are resized by nearest neighbour. The published archive contains copies of
+    an image and its mask, ``10301 (copy).png`` and ``10301_GT (copy).png``, which are not used.
     """
 
     dataset_name: ClassVar[str] = "KSDD2"
+    omits_copies = True
 
     def find_categories(self) -> list[str]:
         """Return the only category."""
-        if not (self.root / "test").is_dir():
-            raise missing_layout(self.root, KSDD2_LAYOUT)
+        self.refuse_unsupported()
+        folders = [self.root / split for split in self.splits]
+        if not any(map(is_ksdd2_mask, chain.from_iterable(map(images_in, folders)))):
+            raise missing_layout(self.root, KSDD2_LAYOUT, "KSDD2")
         return ["surface"]
 
     def list_samples(self, category: str, split: Split) -> Iterator[Sample]:
         """See :func:`list_ksdd2`."""
         return list_ksdd2(self.root, category, split, self.mask_level or 0)
 
+    def left_out(self, stage: str) -> dict[str, list[Path]]:
+        """Return the defective training images."""
+        if stage != "fit" or self.auxiliary is not None:
+            return {}
+        rows = [*self.listing.rows("surface", "train"), *self.listing.copies("train")]
+        listed = {sample.image for sample in rows}
+        images = [i for i in images_in(self.root / "train") if not is_ksdd2_mask(i)]
+        return {
+            "defective training image": [
+                image for image in images if image not in listed and original_of(image) is None
+            ]
+        }
+
     def spare_masks(self, categories: Sequence[str], samples: Sequence[Sample]) -> list[Path]:
         """Return the masks that have no image next to them."""
         spare = []
         for split in self.splits:
-            stems = by_stem(self.root / split)
-            masks = {stem: path for stem, path in stems.items() if stem.endswith(KSDD2_MASK)}
-            spare += [p for s, p in masks.items() if s.removesuffix(KSDD2_MASK) not in stems]
+            files = images_in(self.root / split)
+            masks = [file for file in files if is_ksdd2_mask(file)]
+            images = [f for f in files if not is_ksdd2_mask(f) and original_of(f) is None]
+            paired = set(paired_masks(images, self.root / split, (KSDD2_MASK,)).values())
+            spare += [m for m in masks if m not in paired and original_of(m) is None]
         return sorted(spare)
+
+    def normal_masks(self, categories: Sequence[str], samples: Sequence[Sample]) -> list[Path]:
+        """Return nothing: an image is normal because its mask is empty."""
+        return []
 
 
 def list_class_folders(root: Path, category: str) -> Iterator[Sample]:
@@ -362,6 +430,7 @@ class IndustrialFolders(AnomalyData):
             FileNotFoundError: If no folder contains images.
             ValueError: If two names differ in case only.
         """
+        self.refuse_unsupported()
         folders = subfolders(self.root)
         if not any(images_in(folder) for folder in folders):
             raise missing_layout(self.root, "one folder per class, with its images")

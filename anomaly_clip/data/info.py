@@ -65,6 +65,9 @@ class DatasetInfo:
         total: Number of all images, if the counts by category are unknown.
         words: Names in prompts of the categories that are not words themselves.
         mask: Rule for reading masks.
+        duplicates: Number of images of the published archive whose decoded pixels equal those of
+            another of its images, as far as known; None: some, of unknown number. So many training
+            images in the test split are reported and not refused.
     """
 
     title: str
@@ -75,6 +78,7 @@ class DatasetInfo:
     words: Mapping[str, str] = field(default_factory=dict)
     total: int | None = None
     mask: MaskRule = PLAIN
+    duplicates: int | None = 0
 
 
 NOT_STATED = "not stated with the files: treat as research use with citation"
@@ -188,6 +192,7 @@ DATASETS: dict[str, DatasetInfo] = {
         NOT_STATED,
         "Kitamura, Head CT - hemorrhage, Kaggle 2018",
         {"head ct": Counts(0, 100, 100)},
+        duplicates=None,  # one pair was found in half of the files
     ),
     "BrainMRI": DatasetInfo(
         "Brain MRI images for brain tumor detection",
@@ -195,6 +200,7 @@ DATASETS: dict[str, DatasetInfo] = {
         NOT_STATED,
         "Chakrabarty, Brain MRI Images for Brain Tumor Detection, Kaggle 2019",
         {"brain ct": Counts(0, 98, 155)},  # sic: the object's name in CLIP-AD's code
+        duplicates=25,  # counted on the published files
     ),
     "MixedWM38": DatasetInfo(
         "MixedWM38",
@@ -203,6 +209,7 @@ DATASETS: dict[str, DatasetInfo] = {
         "Wang et al., Deformable Convolutional Networks for Efficient Mixed-type Wafer Defect "
         "Pattern Recognition, IEEE Transactions on Semiconductor Manufacturing 2020",
         total=38_015,
+        duplicates=None,  # the split is ours, so equal maps may fall into both parts; not counted
     ),
     "IndustrialFolders": DatasetInfo(
         "Industrial set of TAB (30 classes, 17,393 normal images)",

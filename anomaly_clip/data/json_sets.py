@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, ClassVar
 
 from anomaly_clip.data.dataset import AnomalyData, Sample, Split
+from anomaly_clip.data.folder_forms import NORMAL_FOLDERS
 from anomaly_clip.data.layout import missing_layout, subfolders
 
 __all__ = ["MetaJSON", "RealIAD", "list_meta_json", "list_real_iad", "read_json"]
@@ -24,15 +26,19 @@ RESOLUTIONS = (1024, 512, 256)
 REAL_IAD_LAYOUT = f"{JSON_FOLDER}/<category>.json and realiad_1024/<category>/{{OK,NG}}/"
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path, form: str = META_FORM) -> dict[str, Any]:
     """Return the object in a JSON file.
+
+    Args:
+        file: The file.
+        form: The expected form, for messages.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not JSON in UTF-8, or not an object.
+        ValueError: If it is not JSON in UTF-8, not an object, or an object repeats a key.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
+        content = json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=_unique)
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{file}: there is no such file; restore it from the data set's archive"
@@ -40,22 +46,73 @@ def read_json(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not a JSON file in UTF-8 ({error}); save it as one") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{file}: expected a JSON object, got {type(content).__name__}")
+        raise ValueError(
+            f"{file}: expected a JSON object, got {type(content).__name__}; the form is {form}"
+        )
     return content
 
 
-def below(root: Path, path: Any, where: str) -> Path:
-    """Return a path of a listing, which must be relative to ``root`` and stay below it.
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of a JSON file, whose keys must differ."""
+    repeated = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+    if repeated:
+        raise ValueError(f"the key {repeated[0]!r} occurs twice in one object")
+    return dict(pairs)
+
+
+def below(root: Path, path: Any, where: str, what: str = "an image") -> Path:
+    """Return the path of a file of a listing, which must be below ``root``.
+
+    Absolute paths must begin with ``root``, others are relative to it. Windows' separators are
+    accepted.
+
+    Args:
+        root: The folder.
+        path: The path in the listing.
+        where: The place in the listing, for messages.
+        what: The file, for messages.
 
     Raises:
         ValueError: If it is not a path, or leads elsewhere.
     """
     if not isinstance(path, str) or not path.strip():
-        raise ValueError(f"{where}: expected the path of an image, got {path!r}")
+        raise ValueError(f"{where}: expected the path of {what}, got {path!r}")
     relative = Path(path.replace("\\", "/"))
-    if relative.is_absolute() or ".." in relative.parts:
+    if relative.is_absolute() and root.absolute() in relative.parents:
+        relative = relative.relative_to(root.absolute())
+    absolute = relative.is_absolute() or PureWindowsPath(str(relative)).is_absolute()
+    if absolute or ".." in relative.parts:
         raise ValueError(f"{where}: {path} is not below {root}: use paths relative to it")
     return root / relative
+
+
+class _Entries:
+    """The images of a listing so far, to find those that are listed twice."""
+
+    def __init__(self) -> None:
+        self.places: dict[Path, str] = {}
+
+    def add(self, image: Path, where: str) -> None:
+        """Add an image.
+
+        Raises:
+            ValueError: If it is listed already.
+        """
+        if image in self.places:
+            first = self.places[image].rpartition(", ")[2]
+            raise ValueError(f"{where}: {image} is also {first}: remove one of them")
+        self.places[image] = where
+
+
+def _label(entry: Mapping[str, Any], where: str) -> bool:
+    """Return whether an entry is anomalous: 0 or 1, as a number, a boolean or text."""
+    value = entry.get("anomaly")
+    text = str(value).strip().lower() if isinstance(value, str | bool | int | float) else ""
+    if text in ("0", "0.0", "false"):
+        return False
+    if text in ("1", "1.0", "true"):
+        return True
+    raise ValueError(f"{where}: expected anomaly 0 or 1, got {value!r}")
 
 
 def list_meta_json(
@@ -63,8 +120,9 @@ def list_meta_json(
 ) -> Iterator[Sample]:
     """Yield the entries of a category in the order of the file.
 
-    An anomalous image may be without mask (``mask_path`` empty or missing). Anomalous training
-    images are left out: methods train on normal ones only.
+    An anomalous image may be without mask (``mask_path`` empty or missing). A normal image may have
+    one, which must be empty. Anomalous training images are left out: methods train on normal ones
+    only.
 
     Args:
         file: The file; paths in it are relative to its folder.
@@ -73,29 +131,39 @@ def list_meta_json(
         split: Key of the split.
 
     Raises:
-        ValueError: If an entry is malformed, or leads out of the file's folder.
+        ValueError: If an entry is malformed, contradicts itself, is listed twice, or leads out of
+            the file's folder.
     """
     entries = content.get(split, {}).get(category, [])
     if not isinstance(entries, list):
         raise ValueError(f"{file}: {split}, {category}: expected a list of entries, got {entries}")
+    listed = _Entries()
     for number, entry in enumerate(entries, start=1):
         where = f"{file}: {split}, {category}, entry {number}"
         if not isinstance(entry, dict):
             raise ValueError(f"{where}: expected an object with img_path and anomaly, got {entry}")
-        label = entry.get("anomaly")
-        if label not in (0, 1):
-            raise ValueError(f"{where}: expected anomaly 0 or 1, got {label!r}")
+        label = _label(entry, where)
+        image = below(file.parent, entry.get("img_path"), where)
+        listed.add(image, where)
+        name = entry.get("cls_name") or category
+        if name != category:
+            raise ValueError(
+                f"{where}: cls_name {name!r} differs from the category {category!r} that lists it: "
+                f"correct one of them"
+            )
+        defect = str(entry.get("specie_name") or ("anomaly" if label else "good"))
+        if label and defect.lower() in NORMAL_FOLDERS:
+            raise ValueError(
+                f"{where}: specie_name {defect!r} contradicts anomaly {entry['anomaly']}: correct "
+                f"one of them"
+            )
         if label and split == "train":
             continue
-        mask = entry.get("mask_path")
-        defect = str(entry.get("specie_name") or ("anomaly" if label else "good"))
-        yield Sample(
-            below(file.parent, entry.get("img_path"), where),
-            category,
-            bool(label),
-            below(file.parent, mask, where) if label and mask else None,
-            defect,
-        )
+        mask = entry.get("mask_path") or None
+        path = None if mask is None else below(file.parent, mask, where, "a mask")
+        if path is not None and not label and not path.is_file():
+            path = None
+        yield Sample(image, category, label, path, defect)
 
 
 class MetaJSON(AnomalyData):
@@ -124,12 +192,14 @@ class MetaJSON(AnomalyData):
             ValueError: If it does not have the expected form.
         """
         if not self.file.is_file():
-            raise missing_layout(self.root, f"{self.file.name}, {META_FORM}")
+            raise missing_layout(self.root, f"{self.file.name}, {META_FORM}", "MetaJSON")
         content = read_json(self.file)
         of_splits = {name: part for name, part in content.items() if name in SPLITS}
         if not any(of_splits.values()) or not all(isinstance(v, dict) for v in of_splits.values()):
             keys = ", ".join(map(str, content)) or "nothing"
             raise ValueError(f"{self.file}: expected {META_FORM}, got the keys {keys}")
+        if any(not name.strip() for part in of_splits.values() for name in part):
+            raise ValueError(f"{self.file}: a category has the name '': give it a name")
         return content
 
     @property
@@ -155,6 +225,31 @@ class MetaJSON(AnomalyData):
             )
         return len(without) < len(samples)
 
+    def left_out(self, stage: str) -> dict[str, list[Path]]:
+        """Return the anomalous training images, and the images of splits that are not used."""
+        names = self.train_categories if stage == "fit" and self.auxiliary is None else []
+        parts = {
+            "anomalous training image": [
+                entry
+                for name in names
+                for entry in self.content.get("train", {}).get(name, [])
+                if _label(entry, name)
+            ],
+            "image of another split": [
+                entry
+                for split, part in self.content.items()
+                if split not in SPLITS and isinstance(part, dict)
+                for entries in part.values()
+                if isinstance(entries, list)
+                for entry in entries
+                if isinstance(entry, dict)
+            ],
+        }
+        return {
+            kind: [below(self.root, entry.get("img_path"), str(self.file)) for entry in entries]
+            for kind, entries in parts.items()
+        }
+
     def find_categories(self) -> list[str]:
         """Return the categories of all splits, sorted."""
         return sorted({name for split in SPLITS for name in self.content.get(split, {})})
@@ -179,7 +274,7 @@ def list_real_iad(
         split: Key of the split.
 
     Raises:
-        ValueError: If an entry is malformed.
+        ValueError: If an entry is malformed or listed twice, or belongs to another category.
     """
     meta, entries = content.get("meta"), content.get(split)
     if not isinstance(meta, dict) or not isinstance(entries, list):
@@ -187,17 +282,23 @@ def list_real_iad(
             f"{file}: expected the keys meta, train and test, got {', '.join(content)}"
         )
     normal = meta.get("normal_class", "OK")
+    listed = _Entries()
     for number, entry in enumerate(entries, start=1):
         where = f"{file}: {split}, entry {number}"
         if not isinstance(entry, dict) or "anomaly_class" not in entry:
             raise ValueError(f"{where}: expected image_path and anomaly_class, got {entry}")
+        name = entry.get("category") or category
+        if name != category:
+            raise ValueError(
+                f"{where}: category {name!r} differs from the name of the file: correct one of them"
+            )
+        image = below(images, entry.get("image_path"), where)
+        listed.add(image, where)
         label = entry["anomaly_class"] != normal
         if label and split == "train":
             continue
-        mask = below(images, entry.get("mask_path"), where) if label else None
-        defect = str(entry["anomaly_class"]) if label else "good"
-        image = below(images, entry.get("image_path"), where)
-        yield Sample(image, category, label, mask, defect)
+        mask = below(images, entry.get("mask_path"), where, "a mask") if label else None
+        yield Sample(image, category, label, mask, str(entry["anomaly_class"]) if label else "good")
 
 
 class RealIAD(AnomalyData):
@@ -250,14 +351,14 @@ class RealIAD(AnomalyData):
         """Return the names of the JSON files, sorted."""
         names = sorted(path.stem for path in self.json_folder.glob("*.json"))
         if not names:
-            raise missing_layout(self.root, REAL_IAD_LAYOUT)
+            raise missing_layout(self.root, REAL_IAD_LAYOUT, "RealIAD")
         return names
 
     def list_samples(self, category: str, split: Split) -> Iterator[Sample]:
         """See :func:`list_real_iad`."""
         file = self.json_folder / f"{category}.json"
         if category not in self._contents:
-            self._contents[category] = read_json(file)
+            self._contents[category] = read_json(file, "{meta: {...}, train: [...], test: [...]}")
         images = self.image_folder / category
         return list_real_iad(images, file, self._contents[category], category, split)
 

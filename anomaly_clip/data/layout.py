@@ -7,10 +7,14 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from anomaly_clip.data.copies import with_copy_mark
+from anomaly_clip.data.known_layouts import layout_hint, unsupported
 from anomaly_clip.data.samples import Sample
-from anomaly_clip.images import is_image
+from anomaly_clip.files import name_key
+from anomaly_clip.folders import find_inner, images_in, subfolders
 
 __all__ = [
+    "MASK_OF_NORMAL",
     "USUAL_ENDINGS",
     "by_stem",
     "check_images",
@@ -28,26 +32,16 @@ __all__ = [
 
 USUAL_ENDINGS = ("_mask", "", "_gt", "_label")
 """Endings that the name of a mask has after that of its image, the most common first."""
+MASK_OF_NORMAL = "the mask of a normal image is not empty"
 LISTED = 4  # names of a folder that an error message lists
 
 
-def images_in(folder: Path) -> list[Path]:
-    """Return the images of a folder, sorted; none if the folder is missing."""
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.iterdir() if is_image(p))
-
-
 def by_stem(folder: Path) -> dict[str, Path]:
-    """Return the images of a folder by name without extension; of equal names, the first image."""
-    return {path.stem: path for path in reversed(images_in(folder))}
+    """Return the images of a folder by name without extension; of equal names, the first image.
 
-
-def subfolders(folder: Path) -> list[Path]:
-    """Return the visible subfolders of a folder, sorted; none if the folder is missing."""
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.is_dir())
+    Names are those of :func:`~anomaly_clip.files.name_key`.
+    """
+    return {name_key(path.stem): path for path in reversed(images_in(folder))}
 
 
 def top_folder(root: Path, inner: str, *names: str) -> Path:
@@ -69,7 +63,8 @@ def paired_masks(
 ) -> dict[Path, Path]:
     """Return the mask of each image, paired by name: the image's name and an ending.
 
-    A missing mask gets its expected path; see :func:`check_files`.
+    In the name of a copy, such as ``a (copy)``, the ending may also come before the mark. A missing
+    mask gets its expected path; see :func:`check_files`.
 
     Args:
         images: The images.
@@ -77,6 +72,7 @@ def paired_masks(
         endings: Possible endings after the image's name, in any case; the first existing mask is
             used.
     """
+    folder = find_inner(folder.parent, folder.name)
     masks_by_name = by_stem(folder)
     masks_by_ending = {
         (stem[: len(stem) - len(ending)], ending): mask
@@ -86,10 +82,12 @@ def paired_masks(
     }
     masks = {}
     for image in images:
-        names = [f"{image.stem}{ending}" for ending in endings]
+        stem = name_key(image.stem)
+        names = [name_key(f"{image.stem}{ending}") for ending in endings]
+        names += [name for e in endings if (name := with_copy_mark(stem, e)) is not None]
         existing = [masks_by_name[name] for name in names if name in masks_by_name]
-        existing += [m for e in endings if (m := masks_by_ending.get((image.stem, e)))]
-        masks[image] = existing[0] if existing else folder / f"{names[0]}.png"
+        existing += [m for e in endings if (m := masks_by_ending.get((stem, e)))]
+        masks[image] = existing[0] if existing else folder / f"{image.stem}{endings[0]}.png"
     return masks
 
 
@@ -204,12 +202,23 @@ def shared_masks(samples: Iterable[Sample]) -> dict[Path, list[Path]]:
     return {mask: sharing for mask, sharing in images.items() if len(sharing) > 1}
 
 
-def missing_layout(root: Path, expected: str) -> FileNotFoundError:
-    """Return the error for an unexpected layout; its message lists the content of ``root``."""
+def missing_layout(root: Path, expected: str, module: str = "") -> FileNotFoundError | ValueError:
+    """Return the error for an unexpected layout; its message lists the content of ``root``.
+
+    Args:
+        root: The folder.
+        expected: The content that was expected.
+        module: Name of the data module, whose data may be in a folder near ``root``.
+    """
     if not root.exists():
         return FileNotFoundError(f"data.root {root}: there is no such folder; expected {expected}")
     if not root.is_dir():
         return FileNotFoundError(f"data.root {root} is a file; expected a folder with {expected}")
+    sentence = unsupported(root)
+    if sentence is not None:
+        return ValueError(sentence)
     names = sorted(p.name for p in root.iterdir())
     listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "nothing"
-    return FileNotFoundError(f"data.root {root}: expected {expected}; found {listed}")
+    hint = layout_hint(root, module)
+    end = "" if hint is None else f" ({hint})"
+    return FileNotFoundError(f"data.root {root}: expected {expected}; found {listed}{end}")

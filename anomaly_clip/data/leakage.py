@@ -15,11 +15,15 @@ __all__ = ["LeakageCheck"]
 
 
 class LeakageCheck:
-    """Comparison of training and test images.
+    """Comparison of training and test images by their decoded pixels.
 
-    Two comparisons are made. A fit compares the files of its training images with those of the test
-    split. A test compares decoded pixels with the images that its checkpoint was fitted on, which
-    also finds lossless copies, and images of other folders.
+    Copies that were saved again without loss are found, in any format; those saved with loss are
+    not (``check --near_duplicates``). A fit compares its training images with those of the test
+    split. A test compares its images with those that its checkpoint was fitted on, which also finds
+    images of other folders.
+
+    If the published archive of a data set is known to contain duplicates, so many are counted and
+    not refused.
 
     Args:
         data: The data module.
@@ -33,6 +37,8 @@ class LeakageCheck:
         """False if scores are computed without metrics, so that reference images may be scored."""
         self.num_fitted_on: int | None = None
         """Number of test images that the module was fitted on; None if unknown."""
+        self.num_published = 0
+        """Number of test images among the training images, as in the published archive."""
 
     def overlap(self, samples: Sequence[Sample] | None = None) -> list[DuplicatePair]:
         """See :meth:`~anomaly_clip.data.AnomalyData.overlap`."""
@@ -49,7 +55,8 @@ class LeakageCheck:
             ValueError: If one is, and that is not allowed.
         """
         pairs = [] if self.allowed or not self.compared else self.overlap(samples)
-        if pairs:
+        self.num_published = len(pairs) if pairs and self._is_known(len(pairs)) else 0
+        if len(pairs) > self.num_published:
             raise ValueError(
                 f"{len(pairs)} test images are among the training images, such as "
                 f"{pairs[0].second} = {pairs[0].first}: remove these duplicates, or set "
@@ -76,11 +83,16 @@ class LeakageCheck:
             hashes = pixel_hashes((s.image for s in samples), self.data.reading.max_pixels)
         fitted = [sample for sample in samples if hashes[sample.image] in fitted_images]
         self.num_fitted_on = len(fitted)
-        if fitted and not self.allowed:
+        if fitted and not self.allowed and not self._is_known(len(fitted)):
             raise ValueError(
                 f"{len(fitted)} of {len(samples)} test images were fitted on, such as "
                 f"{fitted[0].image}: test on other images, or allow it with data.allow_overlap true"
             )
+
+    def _is_known(self, count: int) -> bool:
+        """Return whether the published archive contains at least ``count`` duplicates."""
+        limit = self.data.known_duplicates if self.data.auxiliary is None else 0
+        return limit is None or count <= limit
 
     def training_hashes(self) -> frozenset[str]:
         """Return hashes of the decoded images of a fit; empty for images that are not files."""

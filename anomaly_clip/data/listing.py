@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Literal
 
-from anomaly_clip.data.layout import check_images, check_masks
+from anomaly_clip.data.copies import split_copies
+from anomaly_clip.data.layout import MASK_OF_NORMAL, check_images, check_masks
 from anomaly_clip.data.samples import Sample, Split
 
 if TYPE_CHECKING:
     from anomaly_clip.data.dataset import AnomalyData
 
-__all__ = ["Listing", "TrainCategories"]
+__all__ = [
+    "Listing",
+    "TrainCategories",
+]
 
 TrainCategories = Literal["same", "others"] | list[str]
 
@@ -38,6 +42,7 @@ class Listing:
         self._rows: dict[tuple[str, Split], list[Sample]] = {}
         self._listed: dict[Split, list[Sample]] = {}
         self._samples: dict[tuple[Split, bool], list[Sample]] = {}
+        self._copies: dict[tuple[str, Split], list[Sample]] = {}
 
     @property
     def categories(self) -> list[str]:
@@ -85,12 +90,21 @@ class Listing:
         self._listed.clear()
         self._samples.clear()
         self._masks_checked.clear()
+        self._copies.clear()
 
     def rows(self, category: str, split: Split) -> list[Sample]:
         """Return the samples of a category and split; later calls return the same list."""
         if (category, split) not in self._rows:
-            self._rows[category, split] = list(self.source.list_samples(category, split))
+            rows = list(self.source.list_samples(category, split))
+            if self.source.omits_copies:
+                rows, self._copies[category, split] = split_copies(rows)
+            self._rows[category, split] = rows
         return self._rows[category, split]
+
+    def copies(self, split: Split) -> list[Sample]:
+        """Return the copies of other images among the rows listed so far, which are not used."""
+        listed = self._copies.items()
+        return [sample for (_, part), rows in listed if part == split for sample in rows]
 
     def normal(self, category: str) -> list[Sample]:
         """Return the normal training images of a category."""
@@ -142,6 +156,6 @@ class Listing:
         for mask in source.normal_masks(self.categories, samples):
             if not source.unreadable.is_blank(mask):
                 raise ValueError(
-                    f"{mask}: the mask of a normal image is not empty: move the image to the "
-                    f"folder of its defect, or delete the mask"
+                    f"{mask}: {MASK_OF_NORMAL}: move the image to the folder of its defect, or "
+                    f"delete the mask"
                 )

@@ -55,7 +55,7 @@ class MedicalData(AnomalyData):
     def find_categories(self) -> list[str]:
         """Return the only category."""
         if not (self.root / self.top[0]).exists():
-            raise missing_layout(self.root, self.expected())
+            raise missing_layout(self.root, self.expected(), self.dataset_name)
         return [self.category]
 
 
@@ -70,6 +70,7 @@ class ISIC(MedicalData):
     """ISIC: the 379 test images of the ISBI 2016 challenge, part 1, all with a skin lesion."""
 
     dataset_name: ClassVar[str] = "ISIC"
+    omits_copies = True
     category: ClassVar[str] = "skin"
     top: ClassVar[tuple[str, ...]] = (ISIC_IMAGES, "ISIC", "isic")
 
@@ -97,6 +98,7 @@ class CVCClinicDB(MedicalData):
     """CVC-ClinicDB (Bernal et al., 2015): 612 colonoscopy frames, all with a polyp."""
 
     dataset_name: ClassVar[str] = "CVCClinicDB"
+    omits_copies = True
     category: ClassVar[str] = "colon"
     top: ClassVar[tuple[str, ...]] = (CLINIC_IMAGES, "CVC-ClinicDB", "TIF")
 

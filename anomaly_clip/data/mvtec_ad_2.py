@@ -50,6 +50,7 @@ class MVTecAD2(AnomalyData):
     """
 
     dataset_name: ClassVar[str] = "MVTecAD2"
+    omits_copies = True
 
     def find_categories(self) -> list[str]:
         """Return the folders with a folder ``test_public``, sorted.
@@ -58,8 +59,9 @@ class MVTecAD2(AnomalyData):
             FileNotFoundError: If there is none.
         """
         names = [p.name for p in subfolders(self.root) if (p / FOLDERS["test"]).is_dir()]
+        self.refuse_unsupported()
         if not names:
-            raise missing_layout(self.root, f"MVTec AD 2's layout, {LAYOUT}")
+            raise missing_layout(self.root, f"MVTec AD 2's layout, {LAYOUT}", "MVTecAD2")
         return names
 
     def list_samples(self, category: str, split: Split) -> Iterator[Sample]:

@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from anomaly_clip.data.distortion import distortion
 from anomaly_clip.data.samples import Sample
-from anomaly_clip.data.transforms import Resize
 from anomaly_clip.errors import check_at_least, check_choice
 from anomaly_clip.images import MAX_PIXELS, ImageHeader, ReadRule, highest_value, read_header
 from anomaly_clip.progress import number_of, track
@@ -21,14 +21,13 @@ from anomaly_clip.progress import number_of, track
 if TYPE_CHECKING:
     from anomaly_clip.data.dataset import AnomalyData
 
-__all__ = ["MAX_PIXELS", "BitDepth", "ImageReading", "Unreadable", "distortion"]
+__all__ = ["MAX_PIXELS", "BitDepth", "ImageReading", "Unreadable"]
 
 BitDepth = Literal["auto"] | int
 Unreadable = Literal["error", "skip"]
 
 CAMERA_BITS = (8, 10, 12, 14, 16)
 """Bit depths of cameras; data.bit_depth auto chooses the smallest one that fits."""
-ROUND = 1.02  # ratio of sides up to which an image counts as square
 
 
 class ImageReading:
@@ -56,6 +55,8 @@ class ImageReading:
         """Significant bits of the images that have 16 bits; None if there are no such images."""
         self.geometry: str | None = None
         """Share of the images that is seen, and their distortion; None if they are untouched."""
+        self.frames: str | None = None
+        """Remark on files with several frames or pages."""
         self.remarks: list[str] = []
         """Remarks on the images, for the start line."""
 
@@ -93,7 +94,7 @@ class ImageReading:
         Raises:
             ValueError: If the bit depth is not that of the fit.
         """
-        self.bits_in_use, self.geometry, self.remarks = None, None, []
+        self.bits_in_use, self.geometry, self.frames, self.remarks = None, None, None, []
         if not self.data.on_disk:
             return
         if stored is not None and self.bit_depth not in ("auto", stored):
@@ -107,10 +108,11 @@ class ImageReading:
             self._choose_bits(deep, stored)
         framed = [path for path, header in headers.items() if header.frames > 1]
         if framed:
-            self.remarks.append(
+            self.frames = (
                 f"of {number_of(len(framed), 'file')} with several frames or pages, such as "
                 f"{framed[0].name}, only the first one is read"
             )
+            self.remarks.append(self.frames)
         sizes = [header.size for header in headers.values()]
         if sizes and self.data.image_size is not None:
             self.geometry = distortion(sizes, self.data.resize, self.data.image_size)
@@ -135,34 +137,6 @@ class ImageReading:
         """Return how the images were read, to record with the metrics; empty if nothing matters."""
         records = {"bit_depth": self.bits_in_use, "geometry": self.geometry}
         return {name: value for name, value in records.items() if value is not None}
-
-
-def distortion(sizes: Sequence[tuple[int, int]], resize: Resize, size: int) -> str | None:
-    """Describe what making images square does to them; None for square images that are not cropped.
-
-    Args:
-        sizes: Widths and heights of the images, in pixels.
-        resize: How images are made square.
-        size: Side of the square images, in pixels.
-    """
-    ratios = [max(w, h) / min(w, h) for w, h in sizes]
-    texts = []
-    if resize.size is not None and resize.size > 0:
-        inner = (size / resize.size) ** 2
-        kept = [inner / ratio if resize.rule == "shorter_crop" else inner for ratio in ratios]
-        low, high = (round(100 * share) for share in (min(kept), max(kept)))
-        if low < 100:
-            range_ = f"{low}" if low == high else f"{low} to {high}"
-            rule = f"data.resize {resize.rule}, {resize.size} to {size} pixels"
-            texts.append(f"the centre crop shows {range_} % of each image ({rule})")
-    if resize.rule != "shorter_crop" and max(ratios) > ROUND:
-        widest = max(range(len(ratios)), key=ratios.__getitem__)
-        width, height = sizes[widest]
-        texts.append(
-            f"images are made square, which changes their aspect ratio by up to "
-            f"{ratios[widest]:.2f} ({width} x {height} pixels)"
-        )
-    return ", and ".join(texts) or None
 
 
 def _read_headers(paths: Sequence[Path]) -> dict[Path, ImageHeader]:

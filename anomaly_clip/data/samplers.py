@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, DistributedSampler, default_collate
 
+from anomaly_clip.files import name_bytes
 from anomaly_clip.records import Draw
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ def draw_few(
         name: The name.
         usable: Returns whether a row may be sampled; default: all may.
     """
-    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    rng = np.random.default_rng([seed, zlib.crc32(name_bytes(name))])
     order = rng.permutation(count).tolist()
     return sorted(islice(order if usable is None else filter(usable, order), few))
 

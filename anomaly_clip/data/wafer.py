@@ -161,6 +161,11 @@ class MixedWM38(AnomalyData):
         """False: all maps are in one file."""
         return False
 
+    @property
+    def known_duplicates(self) -> int | None:
+        """None, for unknown, if the file has the published number of maps; otherwise 0."""
+        return self.info.duplicates if len(self.wafers.targets) == self.info.total else 0
+
     @cached_property
     def wafers(self) -> WaferMaps:
         """The file's arrays.
@@ -175,7 +180,7 @@ class MixedWM38(AnomalyData):
             expected = "MixedWM38.npz (or Wafer_Map_Datasets.npz)"
             if files:
                 expected += f" alone, not {len(files)} .npz files"
-            raise missing_layout(self.root, expected)
+            raise missing_layout(self.root, expected, self.dataset_name)
         return WaferMaps(files[0])
 
     @cached_property

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from anomaly_clip.drawing.draw import ALARM, INK, add_caption, font, grid
-from anomaly_clip.files import atomic_path, write_csv
+from anomaly_clip.files import atomic_path, printable, write_csv
 
 __all__ = ["draw_confusion", "draw_patterns", "write_confusion"]
 
@@ -96,6 +96,7 @@ def _titled(image: Image.Image, title: str, warning: str | None) -> Image.Image:
 def _matrix(counts: Counts, rows: Sequence[str], columns: Sequence[str], side: int) -> Image.Image:
     """Draw counts as a grid of coloured squares with row and column names."""
     letters = font(FONT_SIZE)
+    rows, columns = ([printable(name) for name in names] for names in (rows, columns))
     left, above = (
         GAP + math.ceil(max(letters.getlength(name) for name in names)) + GAP
         for names in (rows, columns)

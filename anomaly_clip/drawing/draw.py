@@ -7,6 +7,8 @@ from functools import cache
 
 from PIL import Image, ImageDraw, ImageFont
 
+from anomaly_clip.files import printable
+
 __all__ = ["ALARM", "INK", "Colour", "add_caption", "font", "grid", "write_lines"]
 
 Colour = tuple[int, int, int]
@@ -62,7 +64,8 @@ def write_lines(
     """Write lines of text at the top of an image; see :func:`add_caption`."""
     draw = ImageDraw.Draw(sheet)
     for number, (text, colour) in enumerate(lines):
-        draw.text((left, above + number * line_height), text, colour, font(line_height - 4))
+        place = (left, above + number * line_height)
+        draw.text(place, printable(text), colour, font(line_height - 4))
 
 
 def grid(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anomaly_clip.drawing.draw import ALARM, INK, Colour, font, write_lines
+from anomaly_clip.files import printable
 
 __all__ = ["PanelRow", "draw_panels", "heat_map", "map_lines", "stack_sheets"]
 
@@ -95,7 +96,8 @@ class PanelRow:
         self.panel = (round(width * enlarge), round(height * enlarge))
         """Width and height of a panel."""
         sheet_width = count * (self.panel[0] + GAP) - GAP
-        shortened = [(_shorten(text, sheet_width - 2 * GAP), colour) for text, colour in lines]
+        room = sheet_width - 2 * GAP
+        shortened = [(_shorten(printable(text), room), colour) for text, colour in lines]
         self._left = 0
         self._top = LINE_HEIGHT * len(lines) + GAP
         self.sheet = Image.new("RGB", (sheet_width, self._top + self.panel[1]), "white")

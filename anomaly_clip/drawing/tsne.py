@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from anomaly_clip.drawing.draw import INK, Colour, add_caption, font, grid
-from anomaly_clip.files import atomic_path, write_csv
+from anomaly_clip.files import atomic_path, printable, write_csv
 
 __all__ = ["MIN_SAMPLES", "TAB_LAYOUT", "Embedding", "Layout", "tsne", "write_embeddings"]
 
@@ -211,7 +211,7 @@ def _legend(names: Sequence[str]) -> Image.Image:
         if 0 < number <= len(shown) and len(names) > 1:
             colour = _colour(names.index(text), len(names))
             draw.ellipse((4, top + 4, 4 + LINE_HEIGHT - 8, top + LINE_HEIGHT - 4), fill=colour)
-            draw.text((LINE_HEIGHT + 4, top), text, INK, letters)
+            draw.text((LINE_HEIGHT + 4, top), printable(text), INK, letters)
         else:
-            draw.text((4, top), text, INK, letters)
+            draw.text((4, top), printable(text), INK, letters)
     return legend

@@ -103,9 +103,10 @@ class PaDiM(FittedMethod):
         """
         moments = self.merged(self._moments.take())
         if moments.num_images < 2:
+            advice = "add images" if self.data is None else self.data.more_training_images()
             raise ValueError(
                 f"PaDiM needs at least 2 normal training images to compute a covariance, got "
-                f"{moments.num_images}: add images, or raise data.shots or data.fraction"
+                f"{moments.num_images}: {advice}"
             )
         factor = inverse_factor(moments.scatter, moments.num_images, self.regularization)
         self.keep(mean=moments.mean, factor=factor)

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from anomaly_clip.files import write_json
+from anomaly_clip.files import atomic_path
 from anomaly_clip.methods.evaluated import EvaluatedModule
 from anomaly_clip.records import Batch, Scores, UnreadableImage
 from anomaly_clip.results.map_store import MapStore, Ranges, Rows, merge_ranges
@@ -74,7 +74,8 @@ class ImageRecords:
             "unseen": self._without_pixels,
             "unreadable": self.unreadable,
         }
-        write_json(file, record)
+        with atomic_path(file) as temporary:  # unlike results, with names as they are
+            temporary.write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
         trainer.strategy.barrier("scores are written")
         rows: Rows = {}
         ranges: list[Ranges] = []

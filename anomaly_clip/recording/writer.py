@@ -17,7 +17,7 @@ from torch import Tensor
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.drawing.confusion import write_confusion
 from anomaly_clip.drawing.tsne import tsne, write_embeddings
-from anomaly_clip.files import atomic_path, write_csv, write_json
+from anomaly_clip.files import atomic_path, printable, write_csv, write_json
 from anomaly_clip.methods.evaluated import EvaluatedModule, Exporter, FeatureSource, data_module
 from anomaly_clip.metrics.curves import CURVES_FILE
 from anomaly_clip.metrics.evaluator import Results
@@ -433,7 +433,7 @@ class RunWriter(Callback):
             parts.append(f"{weights['backbone']} with weights {source}")
         parts.append("no seed" if self.seed is None else f"seed {self.seed}")
         parts.append(f"run {self.folder}")
-        return " | ".join(parts)
+        return printable(" | ".join(parts))
 
 
 def _overlap(method: EvaluatedModule, data: AnomalyData) -> int | None:

@@ -8,6 +8,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from anomaly_clip.files import printable
 from anomaly_clip.metrics.evaluator import Results
 from anomaly_clip.results.warnings import RANDOM_WARNING
 
@@ -57,7 +58,7 @@ def build_table(
     for category, metrics in results["categories"].items():
         images, anomalous = counts[category]
         cells = percent(metrics[name] for name in names)
-        table.add_row(Text(category), str(images), str(anomalous), *cells)
+        table.add_row(Text(printable(category)), str(images), str(anomalous), *cells)
     table.add_section()
     images, anomalous = (sum(column) for column in zip(*counts.values(), strict=True))
     table.add_row(

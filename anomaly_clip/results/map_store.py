@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from anomaly_clip.files import atomic_path, safe_name
+from anomaly_clip.files import atomic_path, name_key, safe_name
 from anomaly_clip.maps import resize_maps
 from anomaly_clip.records import Scores
 
@@ -29,6 +29,9 @@ Rows = dict[int, dict[str, Any]]
 """Path, category, label and scores of each image, by index."""
 Ranges = dict[str, list[float]]
 """Lowest and highest value of the maps of each category."""
+
+SUFFIXES = (".png", ".npy", ".webp")
+"""Suffixes of the files that are named by :func:`image_names`."""
 
 
 class MapStore:
@@ -114,6 +117,9 @@ def merge_ranges(parts: Sequence[Mapping[str, Sequence[float]]]) -> Ranges:
 def image_names(samples: Sequence[Sample]) -> list[str]:
     """Return ``category/defect/stem`` for each sample, with the index appended to duplicates.
 
+    Every part is a valid file name that leaves room for a suffix; see
+    :func:`~anomaly_clip.files.safe_name`. Names are also distinct on disks that ignore case.
+
     Example:
         >>> from pathlib import Path
         >>> from anomaly_clip.data import Sample
@@ -125,5 +131,25 @@ def image_names(samples: Sequence[Sample]) -> list[str]:
     """
     parts = [[s.category.replace("/", "_"), *s.defect.split("/"), s.image.stem] for s in samples]
     names = ["/".join(safe_name(p) for p in part if p) for part in parts]
-    seen = Counter(names)
-    return [f"{name}-{i}" if seen[name] > 1 else name for i, name in enumerate(names)]
+    keys = [name_key(name).casefold() for name in names]
+    folders = {folder for key in set(keys) for folder in _folders_of(key)}
+    seen = Counter(keys)
+    clashes = [seen[k] > 1 or any(f"{k}{suffix}" in folders for suffix in SUFFIXES) for k in keys]
+    taken = {key for key, clash in zip(keys, clashes, strict=True) if not clash}
+    for index, clash in enumerate(clashes):
+        if clash:
+            name = names[index] = _free_name(f"{names[index]}-{index}", taken)
+            taken.add(name_key(name).casefold())
+    return names
+
+
+def _folders_of(name: str) -> list[str]:
+    """Return the folders of ``a/b/c``: ``a`` and ``a/b``."""
+    parts = name.split("/")
+    return ["/".join(parts[:count]) for count in range(1, len(parts))]
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    while name_key(name).casefold() in taken:  # an image of that name exists
+        name += "-"
+    return name

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from anomaly_clip.demo.photographs import CATEGORIES, draw_photograph
 from anomaly_clip.demo.surfaces import FAMILIES
-from anomaly_clip.images import is_image, open_image
+from anomaly_clip.folders import image_files
+from anomaly_clip.images import open_image
 
 __all__ = ["CHANGES", "Source", "augmented", "texture"]
 
@@ -69,7 +70,12 @@ def augmented(image: Image, count: int, rng: np.random.Generator) -> Image:
 
 @lru_cache(maxsize=8)
 def _textures(folder: str) -> tuple[Path, ...]:
-    files = tuple(sorted(p for p in Path(folder).expanduser().rglob("*") if is_image(p)))
+    listed = sorted(image_files(Path(folder).expanduser()))
+    files = tuple(file for file in listed if file.is_file())
+    if len(files) < len(listed):
+        missing = next(file for file in listed if not file.is_file())
+        number = len(listed) - len(files)
+        warnings.warn(f"{missing}: {number} such links lead to no texture image", stacklevel=2)
     if not files:
         warnings.warn(
             f"{folder}: contains no texture images, so pieces of the image itself are used instead",
