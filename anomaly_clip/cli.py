@@ -8,6 +8,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import io
+import os
+import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -44,7 +46,6 @@ VERBS = {
 """Help line and entry point (``module:function`` of this package) of each verb."""
 
 USAGE_ERROR = 2
-INTERRUPTED = 130
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -55,14 +56,20 @@ def main(args: Sequence[str] | None = None) -> int:
 
     Returns:
         0: success. 1: some images could not be read, a check found a problem, or some runs failed.
-        2: a user error, printed on one line. 130: interrupted.
+        2: a user error, printed on one line. 128 + signal: interrupted by a signal (Ctrl-C: 130,
+        SIGTERM: 143, SIGHUP: 129).
     """
+    from anomaly_clip.commands.interruption import Interrupted, advise, handle_signals
+
     words = list(sys.argv[1:] if args is None else args)
-    with _any_text_printed():
+    with _any_text_printed(), _quiet_pipes():
         try:
-            return _answer(words)
-        except KeyboardInterrupt:  # also during the import of libraries
-            return _complain("interrupted", INTERRUPTED)
+            with handle_signals(), advise():  # also during the import of libraries
+                return _answer(words)
+        except Interrupted as interruption:
+            return _complain(str(interruption), 128 + interruption.number)
+        except SystemExit as error:  # argparse after a help text
+            return error.code if isinstance(error.code, int) else int(error.code is not None)
 
 
 @contextmanager
@@ -78,6 +85,58 @@ def _any_text_printed() -> Iterator[None]:
         for stream, errors in before:
             if not stream.closed:
                 stream.reconfigure(errors=errors)
+
+
+class _QuietPipe(io.TextIOWrapper):
+    """Output into a pipe that its reader may close, as ``head`` does; the rest is then dropped."""
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except BrokenPipeError:
+            self._drop()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except BrokenPipeError:
+            self._drop()
+
+    def _drop(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.fileno())  # also for what is still in a buffer
+        os.close(nowhere)
+
+
+@contextmanager
+def _quiet_pipes() -> Iterator[None]:
+    """Run to the end even if nobody reads the output any more."""
+    before = {name: getattr(sys, name) for name in ("stdout", "stderr")}
+    pipes: list[_QuietPipe] = []
+    for name, stream in before.items():
+        if isinstance(stream, io.TextIOWrapper) and _is_pipe(stream):
+            by_lines = stream.line_buffering or name == "stderr"
+            pipe = _QuietPipe(
+                stream.buffer, stream.encoding, stream.errors, line_buffering=by_lines
+            )
+            pipes.append(pipe)
+            setattr(sys, name, pipe)
+    try:
+        yield
+    finally:
+        for pipe in pipes:
+            pipe.flush()
+            pipe.detach()  # or the stream below would be closed with it
+        for name, stream in before.items():
+            setattr(sys, name, stream)
+
+
+def _is_pipe(stream: io.TextIOWrapper) -> bool:
+    try:
+        return stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode)
+    except (OSError, ValueError):  # no file below, or a closed one
+        return False
 
 
 def _answer(words: list[str]) -> int:
@@ -102,10 +161,6 @@ def _answer(words: list[str]) -> int:
         if with_traceback:
             raise
         return _complain(str(error))
-    except SystemExit as error:  # argparse after a help text, Lightning after Ctrl-C
-        if isinstance(error.__context__, KeyboardInterrupt):
-            return _complain("interrupted", INTERRUPTED)
-        return error.code if isinstance(error.code, int) else int(error.code is not None)
 
 
 def _run(words: list[str]) -> int:

@@ -197,7 +197,7 @@ def _explain_parsing(message: str, options: list[str]) -> str:
         if match := re.match(r"Option '(.+)' is not accepted", reason):
             name = owner.rpartition(".")[2]
             return _join(
-                f"{_path(key, match[1])}: {name} has no such option",
+                f"{_path(key, match[1])}: {name or 'this verb'} has no such option",
                 suggest(match[1], _options(owner)) or "list the options with --help",
             )
         if match := re.match(r"Expected a dot import path string: (.+)", reason):
@@ -213,7 +213,8 @@ def _explain_parsing(message: str, options: list[str]) -> str:
     if expected and values:
         kinds = " or ".join(dict.fromkeys(_kind(kind) for kind in expected))
         given = re.sub(r"^NestedArg\(key='.*', val='(.*)'\)$", r"\1", values[0])
-        return f"{key}: expected {kinds}, got {given}"
+        given = {"None": "null", "True": "true", "False": "false"}.get(given, given)
+        return _join(f"{key}: expected {kinds}, got {given}", _hint(expected, given))
     return _join(key, "; ".join(reasons) or _one_line(message))
 
 
@@ -240,6 +241,16 @@ def _kind(text: str) -> str:
     if match := re.match(r"typing\.Literal\[(.+)\]", text):
         return f"one of {match[1]}"
     return re.sub(r"<class '(?:.*\.)?(\w+)'>", r"\1", text)
+
+
+def _hint(expected: Sequence[str], given: str) -> str:
+    """Return how to write a value that was read as another type than the expected one."""
+    kinds = {_kind(kind) for kind in expected}
+    if kinds <= {"list", "Sequence"} and not given.startswith(("[", "{")):
+        return f"write it as a list, such as '[{given}]'"
+    if "str" in kinds:  # such as 01, which YAML reads as a number
+        return 'put text in quotes, such as "01" or "part: left"'
+    return ""
 
 
 def _options(class_path: str) -> list[str]:

@@ -169,6 +169,7 @@ class LoaderNeeds:
         fitted_images: Hashes of the decoded images that the module was fitted on.
         bit_depth: Significant bits of the 16-bit images that the module was fitted on; None if it
             was fitted on other images.
+        whole_epochs: Whether a fit can only be resumed from the end of an epoch.
     """
 
     image_size: int | None = None
@@ -179,6 +180,7 @@ class LoaderNeeds:
     category_names: bool = False
     fitted_images: frozenset[str] = frozenset()
     bit_depth: int | None = None
+    whole_epochs: bool = False
 
 
 @runtime_checkable

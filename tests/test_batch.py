@@ -15,6 +15,7 @@ from anomaly_clip.commands.batch import (
     run_in_turn,
 )
 from anomaly_clip.commands.experiment import quieten
+from anomaly_clip.commands.interruption import Interrupted
 from anomaly_clip.errors import UserError
 
 
@@ -58,15 +59,13 @@ def test_one_failure_does_not_stop_the_others(capsys: pytest.CaptureFixture[str]
     assert done == ["b", "d", "b"]  # no job after the UserError of c
 
 
-def test_an_interruption_prints_the_command_that_resumes(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_an_interruption_names_the_command_that_resumes() -> None:
     def interrupted() -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted) as caught:
         run_in_turn({"a": interrupted}, "anomaly_clip each --resume runs/1")
-    assert "resume with: anomaly_clip each --resume runs/1" in capsys.readouterr().err
+    assert str(caught.value) == "interrupted: resume with anomaly_clip each --resume runs/1"
 
 
 def test_the_last_message_of_a_subprocess_is_the_error(

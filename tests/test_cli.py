@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -60,3 +62,31 @@ def test_python_m_is_the_same_command() -> None:
     command = [sys.executable, "-m", "anomaly_clip", "--version"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == f"anomaly_clip {__version__}"
+
+
+@pytest.mark.parametrize("command", ["configs", "configs sdp", "--help"])
+def test_a_closed_pipe_is_no_error(command: str) -> None:
+    code = "import sys; from anomaly_clip.cli import main; sys.exit(main(sys.argv[1:]))"
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command.split()],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_run_goes_on_without_a_reader(
+    tiny_sdp: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as out, os.fdopen(os.dup(writer), "w") as err:
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "stderr", err)
+        assert main(["test", *tiny_sdp]) == 0
+    assert (tmp_path / "runs" / "sdp" / "1" / "report.html").is_file()

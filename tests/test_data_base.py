@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -12,6 +13,7 @@ from anomaly_clip.data.base import BaseDataModule
 from anomaly_clip.data.file_hashes import DuplicatePair
 from anomaly_clip.data.info import MaskRule
 from anomaly_clip.data.samples import Reader, Sample, Split
+from anomaly_clip.images import ReadRule
 
 
 class Plain(BaseDataModule):
@@ -57,7 +59,9 @@ def test_the_reader_follows_the_rule_of_the_data_set(tmp_path: Path) -> None:
     image, mask = save_picture(tmp_path / "i.png"), save_picture(tmp_path / "m.png", grey)
     sample = Sample(image, "a", True, mask)
     assert Plain().info.mask == MaskRule(grey=True)
-    _, read = Plain().reader()(sample)
+    data = Plain()
+    data.reading = SimpleNamespace(rule=ReadRule())  # type: ignore[assignment]
+    _, read = data.reader()(sample)
     assert read is not None
     assert (read.dtype, read[3, 4], read.sum()) == (np.uint8, 100, 100)
 

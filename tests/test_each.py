@@ -107,7 +107,7 @@ def test_an_interrupted_run_resumes_where_it_stopped(
     monkeypatch.setattr("anomaly_clip.commands.batch.run_experiment", interrupted)
     assert main(words(root, tmp_path)) == 130
     run = tmp_path / "padim" / "1"
-    assert f"resume with: anomaly_clip each --resume {run}" in capsys.readouterr().err
+    assert f"resume with anomaly_clip each --resume {run}" in capsys.readouterr().err
     assert done == [("fit", "bottle"), ("test", "bottle"), ("fit", "metal_nut")]
     done.clear()
     assert main(["each", f"--resume={run}"]) == 0

@@ -233,8 +233,8 @@ def test_a_mistake_in_the_data_is_one_line(
         ("model: {class_path: SPD}", "model: there is no class SPD: did you mean SDP"),
         ("mdl: {class_path: SDP}", "mdl.class_path: there is no such option"),
         ("trainer: {max_epoch: 3}", "trainer.max_epoch: there is no such option: did you mean"),
-        ("model: [", "--config: not a valid YAML configuration"),
-        ("just words", "--config: not a valid YAML configuration"),
+        ("model: [", "--config {file}, line 2: not valid YAML (did not find"),
+        ("just words", "--config {file} holds a single value: expected sections"),
     ],
 )
 def test_a_mistake_in_a_configuration_is_one_line(
@@ -249,7 +249,8 @@ def test_a_mistake_in_a_configuration_is_one_line(
     verb, first, *words = command("test")
     assert main([verb, first, "--config", str(file), *words]) == 2
     err = capsys.readouterr().err
-    assert err.strip().splitlines()[-1].startswith(f"anomaly_clip: {message}")
+    expected = message.replace("{file}", str(file))
+    assert err.strip().splitlines()[-1].startswith(f"anomaly_clip: {expected}")
     assert "Traceback" not in err
 
 
@@ -415,7 +416,8 @@ def test_an_interrupted_run_ends_with_130_and_leaves_nothing(
 
     monkeypatch.setattr(SDP, "score", interrupt)
     assert main(command("test")) == 130
-    assert capsys.readouterr().err.strip().splitlines()[-1] == "anomaly_clip: interrupted"
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last == "anomaly_clip: interrupted: run the same command again"
     assert not list((tmp_path / "runs").glob("*/1"))
 
 

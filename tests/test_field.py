@@ -1,31 +1,69 @@
 """Input as people have it, one table row per input: command, exit code, text on the screen.
 
 Each row belongs to a kind of input that users of such tools have reported in public; F01 to F28
-number the kinds. Every kind has several rows, because a rule that covers only one input is no rule.
+number the kinds (F05 and F21, metrics and weights, have tests of their own). Every kind has several
+rows, because a rule that covers only one input is no rule.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import cv2
-import numpy as np
 import pytest
-from numpy.typing import NDArray
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
+from field_files import (
+    MASK,
+    Build,
+    all_of,
+    alpha,
+    blurred,
+    broken_link,
+    camera,
+    configuration,
+    copy_to_test,
+    folder_png,
+    inverted,
+    inverted_mvtec,
+    jpeg,
+    kolektor,
+    ksdd2_copies,
+    labelled,
+    line_scan,
+    linked,
+    linked_image,
+    loco,
+    loop,
+    masks,
+    mvtec,
+    mvtec_ad_2,
+    mvtec_copies,
+    mvtec_gt,
+    named_masks,
+    normal_masks,
+    other_content,
+    own_normal_masks,
+    photos,
+    pipe,
+    planes,
+    rename,
+    silhouettes,
+    sized_masks,
+    spoil_two,
+    system,
+    truncate,
+    two_folders,
+    with_exif,
+    with_text,
+)
+from test_interruption import CODES, sent
 
 from anomaly_clip.cli import main
 
 pytestmark = pytest.mark.slow
-
-Build = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -53,79 +91,6 @@ class Row:
     hidden: Sequence[str] = field(default=("Traceback",))
 
 
-# -- files -----------------------------------------------------------------------------------------
-
-
-def pixels(seed: int, side: int = 40) -> NDArray[np.uint8]:
-    return np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
-
-
-def photos(folder: str, count: int = 6, seed: int = 0, suffix: str = "png") -> None:
-    """Save photographs of noise, all different."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    for number in range(count):
-        image = Image.fromarray(pixels(1000 * seed + number))
-        image.save(Path(folder, f"{number}.{suffix}"))
-
-
-def camera(folder: str, bits: int, suffix: str = "png", colour: bool = False) -> None:
-    """Save 16-bit images of a camera with fewer bits."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    for seed in range(6):
-        shape = (40, 40, 3) if colour else (40, 40)
-        values = np.random.default_rng(seed).integers(0, 2**bits, shape, dtype=np.uint16)
-        values[0, 0] = 2**bits - 1
-        cv2.imwrite(f"{folder}/{seed}.{suffix}", values)
-
-
-def square(side: int = 40, value: int = 255, inverted: bool = False) -> NDArray[np.uint8]:
-    mask = np.zeros((side, side), np.uint8)
-    mask[4:10, 5:12] = value
-    return value - mask if inverted else mask
-
-
-def masks(
-    folder: str,
-    count: int = 4,
-    suffix: str = "png",
-    ending: str = "",
-    make: Callable[[], NDArray[np.uint8]] = square,
-    **options: Any,
-) -> None:
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    for number in range(count):
-        image = Image.fromarray(make())
-        image.save(Path(folder, f"{number}{ending}.{suffix}"), **options)
-
-
-def labelled(root: str = "data", *, with_masks: bool = False, normal: str = "good") -> None:
-    photos(f"{root}/{normal}", 8)
-    photos(f"{root}/cut", 4, seed=1)
-    if with_masks:
-        masks(f"{root}/ground_truth/cut", ending="_mask")
-
-
-def mvtec(root: str = "data", category: str = "plate", *, with_masks: bool = False) -> None:
-    photos(f"{root}/{category}/train/good", 6)
-    photos(f"{root}/{category}/test/good", 4, seed=1)
-    photos(f"{root}/{category}/test/cut", 4, seed=2)
-    if with_masks:
-        masks(f"{root}/{category}/ground_truth/cut", ending="_mask")
-
-
-def all_of(*builds: Build) -> Build:
-    def build() -> None:
-        for part in builds:
-            part()
-
-    return build
-
-
-def truncate(path: str, share: float = 0.5) -> None:
-    content = Path(path).read_bytes()
-    Path(path).write_bytes(content[: int(len(content) * share)])
-
-
 # -- commands --------------------------------------------------------------------------------------
 
 MODEL: tuple[str, ...] = ("--model=PatchCore", "--model.backbone.name=squeezenet1_1")
@@ -147,36 +112,55 @@ def check(*options: str, data: str = "ImageFolder", root: str = "data") -> list[
     return ["check", f"--data={data}", f"--data.root={root}", *options]
 
 
-MASK = "data/plate/ground_truth/cut/3_mask.png"
-
-
 def each(data: str, root: str = "data") -> list[str]:
     return ["each", *fit("--output.page=false", data=data, root=root)[1:]]
 
 
-def line_scan(path: str, width: int = 40, height: int = 16_000) -> None:
-    rows = np.random.default_rng(0).integers(0, 256, (1, width, 3), dtype=np.uint8)
-    Image.fromarray(np.repeat(rows, height, axis=0)).save(path)
+def mvtec_test() -> list[str]:
+    return later("test")
 
 
-def with_text(text: str, compressed: bool, count: int = 1) -> None:
-    photos("data/good")
-    for path in sorted(Path("data/good").iterdir()):
-        texts = PngInfo()
-        for number in range(count):
-            texts.add_text(f"workflow {number}", text, zip=compressed)
-        with Image.open(path) as image:
-            image.save(path, pnginfo=texts)
+def zero_shot(verb: str, *options: str) -> list[str]:
+    model = ["--model=SDP", "--model.backbone.pretrained=demo", "--model.backbone.name=demo"]
+    chosen = ["--data=ImageFolder", "--data.root=data", "--data.category=plank", *RUN]
+    return [verb, *model, *chosen, "--output.folder=run", *options]
 
 
-def with_exif(size: int) -> None:
-    photos("data/good", suffix="jpg")
-    for path in sorted(Path("data/good").iterdir()):
-        exif = Image.Exif()
-        exif[0x010E] = "x" * size
-        with Image.open(path) as image:
-            image.save(path, exif=exif)
+FITTED = [fit()]
+MVTEC_FIT = [fit(data="MVTecAD")]
 
+
+Case = tuple[str, Build, Sequence[str], int, Sequence[str]]
+"""A row without kind and earlier commands."""
+Before = Sequence[Sequence[str]]
+
+
+def rows(kind: str, before: Before, cases: Sequence[Case]) -> list[Row]:
+    return [Row(kind, *case, before) for case in cases]
+
+
+def rows_at(
+    kind: str, code: int, cases: Sequence[tuple[str, Build, Sequence[str], Sequence[str], Before]]
+) -> list[Row]:
+    return [
+        Row(kind, name, build, words, code, shown, before)
+        for name, build, words, shown, before in cases
+    ]
+
+
+def rows_after(
+    kind: str, cases: Sequence[tuple[str, Build, Sequence[str], int, Sequence[str], Before]]
+) -> list[Row]:
+    return [Row(kind, *case) for case in cases]
+
+
+def rows_of(
+    cases: Sequence[tuple[str, str, Build, Sequence[str], int, Sequence[str], Before]],
+) -> list[Row]:
+    return [Row(*case) for case in cases]
+
+
+# -- the table -------------------------------------------------------------------------------------
 
 ROWS: list[Row] = [
     # F01: normal images and nothing else
@@ -187,7 +171,7 @@ ROWS: list[Row] = [
         mvtec,
         later("test"),
         0,
-        ["image AUROC", "–"],
+        ["plate 8 4", "–"],
         [fit(data="MVTecAD")],
     ),
     Row("F01", "good alone", partial(photos, "data/good", 8), fit(), 0, ["good/ (8) is normal"]),
@@ -339,6 +323,368 @@ ROWS: list[Row] = [
             ("a long text, not compressed", partial(with_text, "x" * 3_000_000, False)),
             ("many texts", partial(with_text, "x" * 900_000, True, 90)),
             ("a large EXIF block", partial(with_exif, 60_000)),
+        ]
+    ),
+    # F03: masks next to their images
+    *(
+        Row("F03", name, build, [*fit(), "--data.test_share=0.25"], 0, ["(8) is normal", shown])
+        for name, build, shown in [
+            (
+                "mask next to good and cut",
+                all_of(labelled, partial(masks, "data/mask")),
+                "masks are in mask/",
+            ),
+            (
+                "labels in upper case",
+                all_of(labelled, partial(masks, "data/Labels", ending="_label")),
+                "masks are in Labels/",
+            ),
+            (
+                "black and white images of another name",
+                all_of(labelled, partial(masks, "data/marks")),
+                "marks/ contains black-and-white images: masks",
+            ),
+            (
+                "silhouettes are photographs",
+                all_of(labelled, partial(silhouettes, "data/hole")),
+                "cut/ (4) and hole/ (4) defective",
+            ),
+        ]
+    ),
+    Row(
+        "F03",
+        "photographs in mask",
+        all_of(labelled, partial(photos, "data/mask", 3, 9)),
+        fit(),
+        2,
+        ["data/mask: a folder of this name should contain masks"],
+    ),
+    # F04: own results
+    *rows_at(
+        "F04",
+        0,
+        [
+            (
+                "predict on the working folder, twice",
+                partial(photos, "good", 6),
+                later("predict", "--data.root=.", "--output.folder=second"),
+                ["6 images", "folders of results"],
+                [fit(root="."), later("predict", "--data.root=.")],
+            ),
+            (
+                "results with raw maps",
+                partial(photos, "good", 6),
+                later("predict", "--data.root=.", "--output.folder=second"),
+                ["6 images"],
+                [fit(root="."), later("predict", "--data.root=.", "--output.raw_maps=true")],
+            ),
+            (
+                "a folder of runs",
+                partial(photos, "good", 6),
+                later("predict", "--data.root=.", "--output.folder=runs/b/1"),
+                ["6 images"],
+                [fit(root="."), later("predict", "--data.root=.", "--output.folder=runs/a/1")],
+            ),
+            (
+                "check after predict",
+                partial(photos, "good", 6),
+                check(root="."),
+                ["6 images in"],
+                [fit(root="."), later("predict", "--data.root=.")],
+            ),
+        ],
+    ),
+    # F06: inverted masks; F07: grey values in masks
+    *rows_of(
+        [
+            (
+                "F06",
+                "test",
+                inverted,
+                later("test"),
+                0,
+                ["4 of 4 masks cover", "inverted?"],
+                FITTED,
+            ),
+            ("F06", "check", inverted, check(), 1, ["inverted?"], ()),
+            ("F06", "MVTec layout", inverted_mvtec, mvtec_test(), 0, ["inverted?"], MVTEC_FIT),
+            ("F06", "a mask in the alpha channel", alpha, check(), 0, [], ()),
+            ("F07", "JPEG", jpeg, later("test"), 0, ["grey values", "data.mask_level"], FITTED),
+            ("F07", "JPEG, check", jpeg, check(), 1, ["data.mask_level"], ()),
+            ("F07", "level", jpeg, later("test", "--data.mask_level=127"), 0, [], FITTED),
+            ("F07", "blurred PNG", blurred, check(), 1, ["grey values"], ()),
+        ]
+    ),
+    # F09: damaged photographs
+    *rows(
+        "F09",
+        FITTED,
+        [
+            (
+                "one of six is cut in half",
+                all_of(labelled, partial(photos, "new"), partial(truncate, "new/5.png")),
+                later("predict", "--data.root=new"),
+                1,
+                ["5 of 6 images scored; 1 could not be read", "new/5.png"],
+            ),
+            (
+                "an empty file and a text",
+                all_of(labelled, partial(photos, "new"), spoil_two),
+                later("predict", "--data.root=new", "--data.batch_size=1"),
+                1,
+                ["4 of 6 images scored; 2 could not be read"],
+            ),
+            (
+                "none can be read",
+                all_of(labelled, partial(photos, "new", 1), partial(truncate, "new/0.png")),
+                later("predict", "--data.root=new"),
+                2,
+                ["new/0.png"],
+            ),
+            (
+                "test",
+                all_of(labelled, partial(copy_to_test, True)),
+                later("test", "--data.root=other"),
+                2,
+                ["0.png", "data.unreadable skip"],
+            ),
+            (
+                "test, skip",
+                all_of(labelled, partial(copy_to_test, True)),
+                later("test", "--data.root=other", "--data.unreadable=skip"),
+                1,
+                ["without 1 unreadable image"],
+            ),
+        ],
+    ),
+    Row(
+        "F09",
+        "fit, skip",
+        all_of(labelled, partial(truncate, "data/good/0.png")),
+        fit("--data.unreadable=skip"),
+        1,
+        ["without 1 unreadable image"],
+    ),
+    # F11: separate planes
+    *rows(
+        "F11",
+        (),
+        [
+            ("fit", planes, fit(), 2, ["planes.tif: a TIFF with separate planes of 16 bits"]),
+            ("check", planes, check(), 1, ["planes.tif", "separate planes of 16 bits"]),
+            ("skip", planes, fit("--data.unreadable=skip"), 1, ["1 unreadable image"]),
+            ("interleaved", partial(camera, "data/good", 16, "tiff", True), fit(), 0, ["6 images"]),
+        ],
+    ),
+    # F25: names and sizes of masks
+    *rows_after(
+        "F25",
+        [
+            ("NAME_gt", partial(named_masks, "_gt"), later("test"), 0, ["masks are in"], FITTED),
+            ("MVTec layout, NAME_gt", mvtec_gt, mvtec_test(), 0, [], MVTEC_FIT),
+            (
+                "another ending",
+                partial(named_masks, "-seg"),
+                later("test", "--data.mask_ending=-seg"),
+                0,
+                ["masks are in"],
+                [fit("--data.mask_ending=-seg")],
+            ),
+            (
+                "two pixels off",
+                partial(sized_masks, 122),
+                later("test"),
+                0,
+                ["differ in size"],
+                FITTED,
+            ),
+            ("half the size", partial(sized_masks, 60), later("test"), 2, ["2 times as"], FITTED),
+        ],
+    ),
+    # F08: copies of a file
+    *rows(
+        "F08",
+        (),
+        [
+            ("KSDD2, fit", ksdd2_copies, fit(data="KSDD2"), 0, ["6 images", "cop"]),
+            ("KSDD2, check", ksdd2_copies, check(data="KSDD2"), 1, ["(copy)"]),
+            ("MVTec layout", mvtec_copies, fit(data="MVTecAD"), 0, ["6 images"]),
+            ("other content is no copy", other_content, fit(data="MVTecAD"), 0, ["7 images"]),
+        ],
+    ),
+    # F12: signals
+    *(
+        Row("F12", f"{name}, {verb}", partial(mvtec), words, CODES[name], [shown], before)
+        for name, verb, words, shown, before in [
+            ("SIGTERM", "fit", fit(*sent("SIGTERM", "train"), data="MVTecAD"), "by SIGTERM", ()),
+            ("SIGHUP", "fit", fit(*sent("SIGHUP", "train"), data="MVTecAD"), "by SIGHUP", ()),
+            ("SIGINT", "fit", fit(*sent("SIGINT", "train"), data="MVTecAD"), "interrupted", ()),
+            (
+                "SIGTERM",
+                "test",
+                later("test", *sent("SIGTERM", "test")),
+                "by SIGTERM",
+                MVTEC_FIT,
+            ),
+            (
+                "SIGTERM",
+                "predict",
+                later("predict", *sent("SIGTERM", "predict")),
+                "by",
+                MVTEC_FIT,
+            ),
+        ]
+    ),
+    # F13: null on the command line
+    *(
+        Row("F13", name, partial(photos, "data/good"), fit(option), 0, ["6 images"])
+        for name, option in [
+            ("pro_steps", "--model.evaluator.pro_steps=null"),
+            ("resize.size", "--data.resize.size=null"),
+            ("shots", "--data.shots=null"),
+            ("mask_level", "--data.mask_level=null"),
+            ("synthesis", "--data.synthesis=null"),
+        ]
+    ),
+    # F14: layouts that are named
+    *(
+        Row("F14", f"{name}, {words[0]} {words[-1]}", build, words, 2, [name])
+        for name, build in [("MVTec LOCO", loco), ("KolektorSDD", kolektor)]
+        for words in [
+            check(data="MVTecAD"),
+            check(data="ImageFolder"),
+            check(data="KSDD2"),
+            fit(data="MVTecAD"),
+        ]
+    ),
+    Row("F14", "MVTec AD 2", mvtec_ad_2, fit(data="MVTecAD2"), 0, ["6 images"]),
+    # F15: masks of normal images
+    *rows_after(
+        "F15",
+        [
+            ("empty", partial(normal_masks, 0), mvtec_test(), 0, [], MVTEC_FIT),
+            (
+                "not empty",
+                partial(normal_masks, 255),
+                mvtec_test(),
+                2,
+                ["the mask of a normal image is not empty"],
+                MVTEC_FIT,
+            ),
+            ("check", partial(normal_masks, 255), check(data="MVTecAD"), 1, ["not empty"], ()),
+            ("own folder", own_normal_masks, later("test"), 2, ["is not empty"], FITTED),
+        ],
+    ),
+    # F16: names
+    *(
+        Row(
+            "F16",
+            name,
+            all_of(partial(photos, "data/good"), partial(photos, "new", 1), partial(rename, stem)),
+            later("predict", "--data.root=new"),
+            0,
+            ["1 image"],
+            FITTED,
+        )
+        for name, stem in [
+            ("latin-1", b"plan\xe8te"),
+            ("255 bytes", b"x" * 251),
+            ("long and not ASCII", "ä".encode() * 125),
+            ("line break", b"two\nlines"),
+            ("dash and quotes", b"-'\""),
+        ]
+    ),
+    # F17: links; F18: files of systems
+    *rows_of(
+        [
+            ("F17", "linked folder", linked, fit(), 0, ["good/ (12) is normal"], ()),
+            ("F17", "loop", loop, fit(), 0, ["6 images"], ()),
+            ("F17", "link to an image", linked_image, fit(), 0, ["7 images"], ()),
+            ("F17", "broken link", broken_link, fit(), 2, ["lost.png"], ()),
+            ("F18", "@eaDir", partial(system, "data/good/@eaDir"), fit(), 0, ["6 images"], ()),
+            ("F18", "__MACOSX", partial(system, "data/__MACOSX"), fit(), 0, ["6 images"], ()),
+            ("F18", "$RECYCLE.BIN", partial(system, "data/$RECYCLE.BIN"), fit(), 0, ["6 im"], ()),
+            ("F18", "folder called 0.png", folder_png, fit(), 0, ["6 images"], ()),
+            ("F18", "named pipe", pipe, fit(), 0, ["6 images"], ()),
+            ("F18", "check of a pipe", pipe, check(), 0, ["6 images in"], ()),
+        ]
+    ),
+    # F20: one image, a pattern
+    *(
+        Row("F20", root, two_folders, later("predict", f"--data.root={root}"), code, shown, FITTED)
+        for root, code, shown in [
+            ("new/0.png", 0, ["1 image "]),
+            ("new/*.png", 0, ["6 images"]),
+            ("**/1.png", 0, ["images"]),
+            ("new/*.tif", 2, ["new/*.tif"]),
+            ("nowhere", 2, ["there is no such"]),
+        ]
+    ),
+    # F22: prompts longer than CLIP's context; F23 and F24: words that look like numbers
+    *(
+        Row("F22", name, partial(photos, "data"), zero_shot("predict", *options), code, shown)
+        for name, options, code, shown in [
+            ("80 letters", ["--data.category=" + "laser cut plank " * 30], 2, ["data.category"]),
+            ("one letter repeated", ["--data.category=" + "q" * 400], 2, ["tokens"]),
+            ("a sentence", ["--data.category=a plank of wood"], 0, ["6 images"]),
+            ("prompts", [], 0, ["6 images"]),
+        ]
+    ),
+    *(
+        Row(
+            "F23",
+            category,
+            partial(photos, "data/good"),
+            later("predict", "--data.root=data"),
+            0,
+            ["6 images"],
+            [fit(f"--data.category={category}")],
+        )
+        for category in ["6E2", "012", "0x1F", "yes", "1_000", "2024-01-01"]
+    ),
+    *(
+        Row("F24", option, partial(mvtec, category=category), fit(option, data="MVTecAD"), *seen)
+        for category, option, seen in [
+            ("01", "--data.categories=[01]", (0, ["6 images"])),
+            ("01", '--data.categories=["01"]', (0, ["6 images"])),
+            ("1e3", "--data.categories=[1e3]", (0, ["6 images"])),
+            ("yes", "--data.categories=[yes]", (0, ["6 images"])),
+            ("01", "--data.categories=[02]", (2, ["'02' is not in data"])),
+        ]
+    ),
+    # F27: configurations and roots
+    *(
+        Row("F27", name, partial(configuration, encoding), ["fit", "--config=c.yaml"], code, shown)
+        for name, encoding, code, shown in [
+            ("UTF-16", "utf-16", 2, ["c.yaml", "UTF-8"]),
+            ("latin-1", "latin-1", 2, ["c.yaml", "UTF-8"]),
+            ("UTF-8 with a byte order mark", "utf-8-sig", 0, ["6 images"]),
+        ]
+    ),
+    *(
+        Row("F27", f"no such root, {words[0]}", str, words, 2, ["nowhere: there is no such folder"])
+        for words in [
+            fit(root="nowhere"),
+            check(root="nowhere"),
+            check(data="VisA", root="nowhere"),
+        ]
+    ),
+    # F28: a complete fit on other images
+    *(
+        Row(
+            "F28",
+            name,
+            all_of(partial(photos, "data/good", 8), partial(photos, "other/good", 8, 5)),
+            [*fit(*options), "--ckpt_path=fit/checkpoints/last.ckpt"],
+            2,
+            ["fit"],
+            FITTED,
+        )
+        for name, options in [
+            ("other images", ["--data.root=other"]),
+            ("the same images", []),
+            ("other images, other folder", ["--data.root=other", "--output.folder=second"]),
+            ("more epochs", ["--trainer.max_epochs=2"]),
         ]
     ),
 ]

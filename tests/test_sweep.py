@@ -378,7 +378,7 @@ def test_an_interrupted_sweep_resumes_where_it_stopped(
     monkeypatch.setattr("anomaly_clip.commands.batch.run_experiment", interrupted)
     assert main(small) == 130
     run = tmp_path / "runs" / "sweep_my_sweep" / "1"
-    assert f"resume with: anomaly_clip sweep --resume {run}" in capsys.readouterr().err
+    assert f"resume with anomaly_clip sweep --resume {run}" in capsys.readouterr().err
     assert [row["state"] for row in table(run)] == ["finished", "not run", "not run"]
     before = table(run)
     sweep = read_sweep(Path(small[1]))

@@ -19,8 +19,13 @@ from processes import run_command
 from anomaly_clip.backbones.clip import CLIPSettings
 from anomaly_clip.cli import main
 from anomaly_clip.data import ImageFolder, MVTecAD
+from anomaly_clip.data.reading_errors import (
+    PredictionImages,
+    ReadingGuard,
+    UnreadableError,
+    reason_of,
+)
 from anomaly_clip.data.samples import Sample, SampleDataset
-from anomaly_clip.data.unreadable import PredictionImages, ReadingGuard, UnreadableError, reason_of
 from anomaly_clip.files import write_csv
 from anomaly_clip.methods import LinearProbe, WinCLIP
 from anomaly_clip.recording.unreadable_images import score_table
@@ -279,9 +284,10 @@ def test_images_that_disappear_are_not_drawn(
     assert len(rows_of(tmp_path / "run")) == 6
 
 
-def test_a_damaged_mask_is_named(
-    words: list[str], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_damaged_mask(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Predict needs no masks; a test leaves out the image of a mask that it cannot read."""
     root = tmp_path / "labelled"
     for number, name in enumerate(("good/a", "good/b", "dent/a", "dent/b")):
         noise(root / f"{name}.png", number)
@@ -289,12 +295,27 @@ def test_a_damaged_mask_is_named(
         save_picture(root / "ground_truth" / "dent" / f"{name}.png", np.eye(40, 48) > 0)
     mask = cut(root / "ground_truth" / "dent" / "b.png")
     assert main([*words, f"--data.root={root}"]) == 0  # predict reads no masks
+    assert len(list((tmp_path / "run" / "maps").rglob("*.png"))) == 4
     test = ["test", *words[1:-2], f"--output.folder={tmp_path / 'test'}", f"--data.root={root}"]
     capsys.readouterr()
     assert main(test) == 2
-    assert f"anomaly_clip: {mask}: the image" in capsys.readouterr().err
+    err = capsys.readouterr().err.strip().splitlines()[-1]
+    assert err.startswith(f"anomaly_clip: {mask}: the image cannot be decoded")
+    assert err.endswith(", or set data.unreadable skip")
     assert main([*test, "--data.unreadable=skip"]) == 1
-    assert [bool(row["error"]) for row in rows_of(tmp_path / "test")] == [False, True, False, False]
+    errors = [row["error"] for row in rows_of(tmp_path / "test")]
+    assert [bool(error) for error in errors] == [False, True, False, False]
+    assert errors[1].startswith(f"{mask}: the image cannot be decoded")
+
+
+def test_a_damaged_mask_of_a_normal_image(root: Path) -> None:
+    """It should be empty; the image is normal, whatever the mask was."""
+    mask = save_picture(root / "nut" / "ground_truth" / "good" / "0_mask.png", size=9)
+    cut(mask)
+    with pytest.raises(ValueError, match=r"0_mask\.png.* or set data\.unreadable skip"):
+        MVTecAD(str(root), image_size=16).samples("test")
+    data = MVTecAD(str(root), image_size=16, unreadable="skip")
+    assert len(data.samples("test")) == 4
 
 
 def test_from_python(photos: Path, tiny_clip_config: str) -> None:

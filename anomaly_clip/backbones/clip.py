@@ -238,8 +238,14 @@ class CLIPBackbone(FrozenBackbone):
             )
         return layers
 
+    def is_cut(self, prompt: str) -> bool:
+        """Return whether the text tower has too few tokens for a prompt, and loses its end."""
+        limit = self.model.context_length - 2  # without start and end token
+        # No token is shorter than a byte, so most prompts need not be counted.
+        return len(prompt.encode()) > limit and len(self._tokenize.encode(prompt)) > limit
+
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
-        """Return token ids int64 ``(M, context length)``, padded with zeros."""
+        """Return token ids int64 ``(M, context length)``, padded with zeros; see ``is_cut``."""
         return self._tokenize(list(prompts))
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:

@@ -109,7 +109,8 @@ class CNNBackbone(FrozenBackbone):
         name = self.settings.name
         try:
             with torch.no_grad():
-                shapes = {k: v.shape for k, v in self(torch.zeros(1, 3, PROBE, PROBE)).items()}
+                black = torch.zeros(1, 3, PROBE, PROBE, dtype=torch.uint8)
+                shapes = {k: v.shape for k, v in self(black).items()}
         except (AssertionError, RuntimeError) as error:  # such as a transformer of fixed size
             raise ValueError(
                 f"backbone.name {name} does not accept images of {PROBE} pixels ({reason(error)}); "

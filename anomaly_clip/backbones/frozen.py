@@ -35,6 +35,10 @@ class FrozenBackbone(nn.Module, ABC):
         super().__init__()
         self.register_buffer("mean", _channel_values(mean), persistent=False)
         self.register_buffer("std", _channel_values(std), persistent=False)
+        # A black and a white pixel after normalisation; numbers, so that no check waits for a GPU.
+        self._black = min((0 - m) / (s or 1) for m, s in zip(mean, std, strict=True))
+        self._white = max((1 - m) / (s or 1) for m, s in zip(mean, std, strict=True))
+        self._has_checked = False
 
     @property
     @abstractmethod
@@ -91,8 +95,42 @@ class FrozenBackbone(nn.Module, ABC):
         """Stay in evaluation mode, even if the parent module is set to training mode."""
         return super().train(False)
 
+    def check_normalised(self, images: Tensor) -> None:
+        """Check that floating-point images do not look like 0 to 1 or 0 to 255.
+
+        Normalisation turns everything darker than the mean negative. Images without a negative
+        value are refused if they exceed white, if they reach from 0 to 1, or if they consist of
+        256 levels between 0 and 1. Normalised images of one grey, or of a few bright ones, pass.
+
+        Args:
+            images: ``(B, 3, H, W)``, floating point.
+
+        Raises:
+            ValueError: If they do.
+        """
+        if not images.numel():
+            return
+        low, high = (float(bound) for bound in images.detach().aminmax())
+        if low < 0 or low == high or (not self._black < 0 and high <= self._white):
+            return
+        unit = high <= 1 and ((low < 0.02 and high > 0.98) or _has_8_bit_levels(images))
+        if unit or high > self._white + 0.5:
+            mean, std = ([round(v, 3) for v in p.flatten().tolist()] for p in (self.mean, self.std))
+            raise ValueError(
+                f"floating-point images are taken as normalised, but their values from {low:.3g} "
+                f"to {high:.3g} look like 0 to {1 if unit else 255}: give uint8 images from 0 to "
+                f"255, or subtract the mean {mean} and divide by the standard deviation {std} (for "
+                f"values from 0 to 1)"
+            )
+
     def normalise(self, images: Tensor) -> Tensor:
-        """Normalise uint8 images; floating-point images count as already normalised."""
+        """Normalise uint8 images; floating-point images count as already normalised.
+
+        The first floating-point images are checked; see :meth:`check_normalised`.
+        """
+        if images.is_floating_point() and not self._has_checked:
+            self.check_normalised(images)
+            self._has_checked = True  # later checks would make a GPU wait
         if not images.is_floating_point():
             images = (images.float() / 255 - self.mean) / self.std
         return images.to(next(self.tower.parameters()).dtype)
@@ -104,6 +142,14 @@ def _channel_values(values: Sequence[float]) -> Tensor:
             f"backbone.mean and backbone.std must have 3 values, one per colour, got {list(values)}"
         )
     return torch.tensor(list(values), dtype=torch.float32).reshape(1, -1, 1, 1)
+
+
+def _has_8_bit_levels(images: Tensor) -> bool:
+    """Return whether all values are multiples of 1 / 255, up to rounding of float32."""
+    if images.dtype not in (torch.float32, torch.float64):
+        return False  # half precision cannot tell
+    levels = images.detach() * 255
+    return bool(((levels - levels.round()).abs() < 1e-3).all())
 
 
 def fingerprint(module: nn.Module) -> str:

@@ -30,6 +30,7 @@ __all__ = [
     "Method",
     "PromptEnsemble",
     "RVSSettings",
+    "check_prompts",
     "embed_prompts",
     "representative_vector",
     "text_features",
@@ -203,6 +204,39 @@ class RVSSettings:
         )
 
 
+def check_prompts(
+    backbone: CLIPBackbone, name: str, normal: Sequence[str], abnormal: Sequence[str]
+) -> None:
+    """Warn of prompts that are longer than the text tower allows and lose their ends.
+
+    Args:
+        backbone: CLIP whose text tower encodes the prompts.
+        name: The category name in the prompts.
+        normal: Normal prompts.
+        abnormal: Abnormal prompts.
+
+    Raises:
+        ValueError: If a normal prompt without its end equals an abnormal one.
+    """
+    cut = [[text for text in side if backbone.is_cut(text)] for side in (normal, abnormal)]
+    count = sum(map(len, cut))
+    if not count:
+        return
+    start = (
+        f"prompts with the name {name!r}: {count} of {len(normal) + len(abnormal)} have more than "
+        f"the {backbone.model.context_length} tokens of CLIP"
+    )
+    way_out = "give a shorter name with data.category or data.words"
+    first, second = (set(map(tuple, backbone.tokenize(side).tolist())) for side in cut)
+    if both := first & second:
+        raise ValueError(
+            f"{start}; without their ends, {len(both)} normal prompts equal abnormal ones: "
+            f"{way_out}"
+        )
+    example = (cut[0] or cut[1])[0]
+    warnings.warn(f"{start} and lose their ends, such as {example!r}: {way_out}", stacklevel=2)
+
+
 def representative_vector(
     embeddings: Tensor, rvs: RVSSettings = RVSSettings(), dataset_name: str | None = None
 ) -> Tensor:
@@ -251,8 +285,13 @@ def text_features(
         dataset_name: Data set that ``auto`` RVS settings depend on.
         unit_rows: True scales embeddings to unit length before the reduction, as CLIP-AD does.
             False leaves their lengths unchanged, as WinCLIP does.
+
+    Raises:
+        ValueError: If the name is so long that a normal prompt without its end equals an abnormal
+            one; see :func:`check_prompts`.
     """
     normal, abnormal = prompts.for_category(name)
+    check_prompts(backbone, name, normal, abnormal)
     rvs = rvs.resolve(dataset_name)
     file = None
     if not backbone.is_random:

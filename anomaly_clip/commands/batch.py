@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from anomaly_clip.commands.experiment import UNREADABLE, ExperimentCLI, run_experiment
+from anomaly_clip.commands.interruption import advise
 from anomaly_clip.errors import UserError, reason
 from anomaly_clip.files import printable
 from anomaly_clip.progress import say
@@ -80,15 +81,16 @@ def run_in_turn(
         jobs: Functions by job name.
         resume: Command that resumes the run after an interruption.
         last: Exceptions after which the remaining jobs are skipped.
+
+    Raises:
+        Interrupted: After a signal; the message contains ``resume``.
     """
     failed: dict[str, str] = {}
     for number, (name, job) in enumerate(jobs.items(), start=1):
         say(f"[{number}/{len(jobs)}] {printable(name)}")
         try:
-            job()
-        except (KeyboardInterrupt, SystemExit):  # Lightning exits after Ctrl-C
-            say(f"resume with: {resume}")
-            raise
+            with advise(lambda: f"resume with {resume}"):
+                job()
         except Exception as error:  # the other jobs may still succeed
             failed[name] = str(error) if isinstance(error, UserError) else reason(error)
             say(f"{printable(name)} failed: {failed[name]}", style="bold red")

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import io
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from anomaly_clip.commands.batch import DryRunCLI
 from anomaly_clip.commands.compare_images import draw_embeddings, draw_maps
 from anomaly_clip.commands.each import run_each
 from anomaly_clip.commands.experiment import arrange, known_options, quieten
+from anomaly_clip.commands.interruption import advise
 from anomaly_clip.errors import UserError, user_errors
 from anomaly_clip.files import write_csv, write_json
 from anomaly_clip.methods.cnn_method import CNNMethod
@@ -99,6 +101,9 @@ def run_compare(words: Sequence[str]) -> int:
         raise
     write_json(folder / OPTIONS_FILE, record)
     code = 0
+    again = "run the same command again"
+    if options.folder is None:
+        again = f"resume with the same command and --folder {shlex.quote(str(folder))}"
     for label, weights in weights_by_label.items():
         run = folder / label
         line = ["--resume", str(run)] if (run / "config-each.yaml").is_file() else [
@@ -106,7 +111,7 @@ def run_compare(words: Sequence[str]) -> int:
         ]  # fmt: skip
         say(f"compare {label}")
         try:
-            with contextlib.redirect_stdout(io.StringIO()):
+            with advise(lambda: again), contextlib.redirect_stdout(io.StringIO()):
                 code = max(code, run_each(["each", *line]))
         except UserError:
             with contextlib.suppress(OSError):  # the folder does not exist, or has results

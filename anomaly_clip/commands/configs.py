@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
 
+from anomaly_clip.commands.yaml_text import check_config
 from anomaly_clip.errors import UserError
 
 __all__ = ["config_file", "config_names", "expand_configs", "run_configs"]
@@ -67,7 +68,8 @@ def expand_configs(words: Sequence[str]) -> list[str]:
     """Replace configuration names after ``--config`` by their files.
 
     Raises:
-        UserError: If a value is neither a file nor the name of a configuration.
+        UserError: If a value is neither a file nor the name of a configuration, or if the file is
+            not a configuration.
     """
     return list(_expanded(words))
 
@@ -93,6 +95,11 @@ def _checked(name: str) -> str:
             f"--config {name}: neither a file nor a configuration of the package; "
             f"{hint}anomaly_clip configs lists all configurations"
         )
+    path = Path(file).expanduser()
+    if path.is_dir():
+        raise UserError(f"--config {name} is a folder: name a file in it")
+    if path.is_file():  # a pipe can be read only once
+        check_config(path, f"--config {name}")
     return file
 
 

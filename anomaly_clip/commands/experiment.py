@@ -6,6 +6,7 @@ import importlib
 import json
 import logging
 import os
+import shlex
 import warnings
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
@@ -26,7 +27,11 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 import anomaly_clip.data
 import anomaly_clip.methods  # noqa: F401
 from anomaly_clip.callbacks import progress_of_loops
+from anomaly_clip.commands.checkpoint_option import check_resumable, checkpoint_file
 from anomaly_clip.commands.configs import expand_configs
+from anomaly_clip.commands.interruption import advise, stop_if_interrupted
+from anomaly_clip.commands.last_step import LastStep, last_checkpoint
+from anomaly_clip.commands.option_parser import OptionParser
 from anomaly_clip.commands.yaml_names import read_any_name
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.errors import UserError, reason, user_errors
@@ -35,7 +40,7 @@ from anomaly_clip.methods.evaluated import EvaluatedModule
 from anomaly_clip.progress import silence
 from anomaly_clip.recording.wandb_log import finish_wandb_run
 from anomaly_clip.recording.writer import RunWriter
-from anomaly_clip.records import HasLoaderNeeds
+from anomaly_clip.records import HasLoaderNeeds, LoaderNeeds
 
 __all__ = [
     "UNREADABLE",
@@ -61,7 +66,7 @@ def run_experiment(words: Sequence[str]) -> int:
 
     Raises:
         UserError: If the user made a mistake.
-        SystemExit: After a help text, or if the user interrupts a run.
+        SystemExit: After a help text, or if a signal interrupts a run.
     """
     quieten()
     try:
@@ -98,7 +103,12 @@ def arrange(words: Sequence[str]) -> list[str]:
     checkpoint = _option(others, "--ckpt_path")
     if verb != "fit" and checkpoint and not files and _option(others, "--model") is None:
         # The results get their own run folder instead of the fit's.
-        files = ["--config", str(_config_of_fit(Path(checkpoint))), "--output.folder", "null"]
+        files = [
+            "--config",
+            str(_config_of_fit(Path(checkpoint_file(checkpoint)))),
+            "--output.folder",
+            "null",
+        ]
     return [verb, *files, *others]
 
 
@@ -162,6 +172,9 @@ class ExperimentCLI(LightningCLI):
         read_any_name()
         self._verb = args[0]
         self._fit_record: dict[str, Any] = {}
+        self._is_fitted = False
+        self._resumed: tuple[str, dict[str, Any]] | None = None
+        """Checkpoint that a fit resumes from: its file, and its progress."""
         options = [word for word in args if word.startswith("--")]
         self._num_overrides = sum(not word.startswith("--config") for word in options)
         super().__init__(
@@ -177,6 +190,7 @@ class ExperimentCLI(LightningCLI):
                 "allow_abbrev": False,
                 "exit_on_error": False,
             },
+            parser_class=OptionParser,
             args=list(args),
         )
 
@@ -206,8 +220,15 @@ class ExperimentCLI(LightningCLI):
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse the given arguments; unlike Lightning's version, ignore ``sys.argv``."""
+        """Parse the given arguments; unlike Lightning's version, ignore ``sys.argv``.
+
+        Raises:
+            UserError: If the checkpoint is a folder from which none can be chosen.
+        """
         self.config = parser.parse_args(cast("list[str]", args))
+        options = self.config[self._verb]
+        if options.get("ckpt_path"):
+            options["ckpt_path"] = checkpoint_file(str(options["ckpt_path"]))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer, and pass the complete configuration to the run writer."""
@@ -238,6 +259,8 @@ class ExperimentCLI(LightningCLI):
             keeps = config["trainer"]["enable_checkpointing"] is not False
             last = ModelCheckpoint(filename="last", enable_version_counter=False)
             callbacks += [last] if keeps else []
+        if verb == "fit":
+            callbacks.append(LastStep())
         kwargs["callbacks"] = callbacks
         if verb != "fit":  # nothing is saved, whatever the configuration of the fit requests
             warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need.*")
@@ -247,6 +270,10 @@ class ExperimentCLI(LightningCLI):
         if needs is not None and needs.single_pass and config["trainer"]["max_epochs"] is None:
             kwargs["max_epochs"] = 1
         trainer = super().instantiate_trainer(**kwargs)
+        if verb == "fit" and self._resumed is not None:
+            path, checkpoint = self._resumed
+            method = type(self.model).__name__
+            check_resumable(path, checkpoint, needs or LoaderNeeds(), method, trainer)
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(writer.folder / "checkpoints")
@@ -268,6 +295,9 @@ class ExperimentCLI(LightningCLI):
         self._fit_record = {
             name: checkpoint[name] for name in ("fitted_images", "bit_depth") if name in checkpoint
         }
+        if self._verb == "fit":
+            progress = {key: checkpoint.get(key, {}) for key in ("loops", "global_step")}
+            self._resumed = str(path), progress
         saved = dict(checkpoint.get("hyper_parameters", {}))
         model_class = config["model"]["class_path"]
         saved_class = saved.pop("_class_path", model_class)
@@ -296,8 +326,12 @@ class ExperimentCLI(LightningCLI):
         """Check that method, data and checkpoint support the verb, before anything is written.
 
         Raises:
+            FileNotFoundError: If the folder of the data set is missing.
             UserError: If they do not.
         """
+        self.datamodule.check_root()
+        if verb == "fit" and self.datamodule.auxiliary is not None:
+            self.datamodule.auxiliary.check_root()  # a test does without it
         if verb == "validate" and not self.datamodule.validation.exists:
             raise UserError(
                 f"{type(self.datamodule).__name__} has no validation split: use test, or choose "
@@ -328,12 +362,27 @@ class ExperimentCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Save the last step as ``last.ckpt``: a fit may end between two automatic saves."""
-        callback = self.trainer.checkpoint_callback
+        file = last_checkpoint(self.trainer)
         # False if the trainer's limits left no batch.
         trained = self.trainer.fit_loop.total_batch_idx >= 0
-        saves = trained and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
-        if isinstance(callback, ModelCheckpoint) and saves:
-            self.trainer.save_checkpoint(Path(str(callback.dirpath)) / "last.ckpt")
+        if file is not None and trained:
+            self.trainer.save_checkpoint(file)
+        self._is_fitted = True
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run the verb; after a signal, raise ``Interrupted`` with the way to continue."""
+        with advise(self._next_command):
+            super()._run_subcommand(subcommand)
+            stop_if_interrupted()
+
+    def _next_command(self) -> str:
+        """Return how to continue after an interruption."""
+        file = last_checkpoint(self.trainer) if self._verb == "fit" else None
+        if file is None or not file.is_file():
+            return "run the same command again"
+        if self._is_fitted:
+            return f"the fit is complete; test it with --ckpt_path {shlex.quote(str(file))}"
+        return f"continue with the same command and --ckpt_path {shlex.quote(str(file))}"
 
     def after_test(self) -> None:
         """See :meth:`_check_scored`."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from anomaly_clip.commands.checkpoint_option import checkpoint_file
 from anomaly_clip.commands.experiment import class_of_checkpoint, quieten
 from anomaly_clip.errors import UserError, reason, user_errors
 from anomaly_clip.methods.evaluated import Exporter
@@ -28,10 +29,13 @@ def run_export(words: Sequence[str]) -> int:
         "a CLIP with open_clip's names for Contrastive.",
         allow_abbrev=False,
     )
-    parser.add_argument("--ckpt_path", type=Path, required=True, help="checkpoint of a fit")
+    parser.add_argument(
+        "--ckpt_path", type=Path, required=True, help="checkpoint or folder of a fit"
+    )
     parser.add_argument("--folder", type=Path, help="output folder; default: the working directory")
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     options = parser.parse_args(list(words[1:]))
+    options.ckpt_path = Path(checkpoint_file(str(options.ckpt_path)))
     quieten()
     kind = class_of_checkpoint(options.ckpt_path)
     if not hasattr(kind, "export"):

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from jsonargparse import Namespace
-from lightning.pytorch.cli import LightningArgumentParser
 
 import anomaly_clip.data  # noqa: F401  (short class names require that classes are imported)
 from anomaly_clip.commands.configs import expand_configs
+from anomaly_clip.commands.option_parser import OptionParser
 from anomaly_clip.commands.yaml_names import read_any_name
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.errors import user_errors
@@ -17,10 +17,10 @@ from anomaly_clip.errors import user_errors
 __all__ = ["data_parser", "parse_words", "verb_parser"]
 
 
-def verb_parser(verb: str, description: str) -> LightningArgumentParser:
+def verb_parser(verb: str, description: str) -> OptionParser:
     """Return a parser that raises exceptions, which :func:`parse_words` explains."""
     read_any_name()
-    return LightningArgumentParser(
+    return OptionParser(
         prog=f"anomaly_clip {verb}",
         description=description,
         allow_abbrev=False,
@@ -28,7 +28,7 @@ def verb_parser(verb: str, description: str) -> LightningArgumentParser:
     )
 
 
-def data_parser(verb: str, description: str) -> LightningArgumentParser:
+def data_parser(verb: str, description: str) -> OptionParser:
     """Return a parser with ``--config`` and ``--data``, for a verb that reads a data set."""
     parser = verb_parser(verb, description)
     parser.add_argument("--config", action="config", help="configuration with a data section")
@@ -37,7 +37,7 @@ def data_parser(verb: str, description: str) -> LightningArgumentParser:
 
 
 @contextmanager
-def parse_words(parser: LightningArgumentParser, words: Sequence[str]) -> Iterator[Namespace]:
+def parse_words(parser: OptionParser, words: Sequence[str]) -> Iterator[Namespace]:
     """Yield the parsed options; convert errors in parsing or the ``with`` block to ``UserError``.
 
     Args:

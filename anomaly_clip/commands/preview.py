@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,9 +12,9 @@ from PIL import Image, ImageDraw, ImageOps
 
 from anomaly_clip.commands.parsing import data_parser, parse_words
 from anomaly_clip.data.dataset import AnomalyData, Sample, Split
+from anomaly_clip.data.reading_errors import UnreadableError
 from anomaly_clip.data.samples import SampleDataset
 from anomaly_clip.data.synthetic import SyntheticDataset
-from anomaly_clip.data.unreadable import UnreadableError
 from anomaly_clip.drawing.draw import add_caption, font, grid
 from anomaly_clip.errors import check_at_least
 from anomaly_clip.files import atomic_path, printable
@@ -114,7 +113,7 @@ def contact_sheet(
     shown = [samples[place] for place in evenly_spaced(count, len(samples))]
 
     def panels(sample: Sample) -> Panels:
-        with guard(sample) if data.on_disk else nullcontext():
+        with guard(sample):
             image, mask = read(sample)
         if not data.has_masks:
             return _caption(sample), [image]

@@ -19,6 +19,7 @@ from anomaly_clip.backbones.prompts import (
     Method,
     PromptEnsemble,
     RVSSettings,
+    check_prompts,
     embed_prompts,
     representative_vector,
 )
@@ -132,6 +133,7 @@ def prompt_effects(
         of all others.
     """
     lists = sdp.prompts.for_category(category)
+    check_prompts(sdp.backbone, category, *lists)
     embedded = [embed_prompts(sdp.backbone, prompts) for prompts in lists]
     distances = {}
     for method in get_args(Method):

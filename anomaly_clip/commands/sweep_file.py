@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from anomaly_clip.commands.sweep_parameter import Parameter, read_parameter
+from anomaly_clip.commands.yaml_text import read_yaml_text
 from anomaly_clip.errors import UserError, suggest
 
 __all__ = ["METHODS", "Sweep", "read_sweep"]
@@ -118,14 +119,10 @@ def read_sweep(file: Path) -> Sweep:
     Raises:
         UserError: If the file cannot be read or is not a valid sweep file.
     """
+    text = read_yaml_text(file, str(file))
     try:
-        text = file.read_text(encoding="utf-8")
         content = yaml.safe_load(text)  # as W&B reads it
-    except OSError as error:
-        raise UserError(
-            f"{file}: cannot be read ({error.strerror}): correct the path or its permissions"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = "" if where is None else f", line {where.line + 1}"
         raise UserError(f"{file}: not valid YAML{line}: correct the file") from None

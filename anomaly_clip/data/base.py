@@ -56,6 +56,15 @@ class BaseDataModule(LightningDataModule, ABC):
                 actual content.
         """
 
+    def check_root(self) -> None:
+        """Check that ``root`` is a folder, or a file that the data set reads.
+
+        Raises:
+            FileNotFoundError: If it is not; the message lists the expected content.
+        """
+        if not self.root.is_dir():
+            self.find_categories()  # explains what is expected
+
     @abstractmethod
     def list_samples(self, category: str, split: Split) -> Iterator[Sample]:
         """Yield the samples of a category and split, sorted.

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from types import MethodType
 from typing import Any, cast
 
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from anomaly_clip.data.augment import Augmentation
 from anomaly_clip.data.auxiliary import check_auxiliary, take_image_size
@@ -27,11 +26,12 @@ from anomaly_clip.data.loaders import evaluation_loader, fit_loader
 from anomaly_clip.data.mask_checks import MaskChecks
 from anomaly_clip.data.mask_files import OWN_MISFIT, OWN_MISFIT_SHARE
 from anomaly_clip.data.reading import BitDepth, ImageReading, Unreadable
+from anomaly_clip.data.reading_errors import PredictionImages
 from anomaly_clip.data.samples import Item, Reader, Sample, SampleDataset, Split, read_sample
 from anomaly_clip.data.summary import start_line
 from anomaly_clip.data.synthetic import SyntheticDataset, SyntheticPairs
 from anomaly_clip.data.transforms import MaskFilter, Resize
-from anomaly_clip.data.unreadable import PredictionImages, UnreadableFiles
+from anomaly_clip.data.unreadable import UnreadableFiles
 from anomaly_clip.data.validation import ValidationSplit, ValSplit
 from anomaly_clip.errors import check_at_least, check_between
 from anomaly_clip.images import MAX_PIXELS, read_image
@@ -98,8 +98,7 @@ class AnomalyData(BaseDataModule):
         bit_depth: Significant bits of images with 16 bits per channel, such as 12 for a 12-bit
             camera; auto: the checkpoint's, or else chosen from all images of the fit or the test.
         max_pixels: Largest number of pixels of an image; reading takes about 12 bytes each.
-        unreadable: What fit, validate and test do with images that cannot be decoded: error, or
-            skip (leave them out). Predict always scores the others and lists them.
+        unreadable: What fit and test do with images that cannot be decoded: error, or skip.
         mask_level: Grey level (0 to 254) above which a mask's pixel is anomalous; default: the data
             set's rule, which is 0 for most.
     """
@@ -159,6 +158,9 @@ class AnomalyData(BaseDataModule):
         self.mask_filter = mask_filter
         self.mask_threshold = mask_threshold
         self.mask_level = mask_level
+        for name in words or {}:
+            if not isinstance(name, str):  # such as the key 01 in a file
+                raise ValueError(f'data.words: {name} is no text: put it in quotes, such as "01"')
         self.category_names = words or {}
         self.auxiliary: AnomalyData | None = auxiliary
         self.synthesis = synthesis
@@ -223,6 +225,7 @@ class AnomalyData(BaseDataModule):
             ValueError: If there is no such split, a category has no sample in it, or a mask has no
                 image.
         """
+        self.check_root()
         return self.listing.samples(split)
 
     def dataset(self, split: Split) -> SampleDataset:
@@ -247,7 +250,7 @@ class AnomalyData(BaseDataModule):
             self.image_size,
             self.mask_size or self.image_size,
             has_masks=self.has_masks,
-            guard=self.unreadable.guard if self.on_disk else nullcontext,
+            guard=self.unreadable.guard,
             mask_filter=self.mask_filter,
             mask_threshold=self.mask_threshold,
             mask_rule=self.mask_rule,
@@ -429,15 +432,13 @@ class AnomalyData(BaseDataModule):
         self.listing.needs_masks = self.masks.are_used(stage)
         if stage == "fit":
             self.leakage.check_training(self.fit_samples())
-            self.masks.inspect(stage)
-            self.reading.prepare_stage(stage, self._needs.bit_depth)
-            return
-        if stage != "predict" and not self.has_labels:
+        elif stage != "predict" and not self.has_labels:
             raise ValueError(
                 f"data.root {self.root} has no labels to compute metrics with: use predict, or "
                 f"put the normal images into good/"
             )
-        self.leakage.check_test(stage, self.samples("test"), self._needs.fitted_images)
+        else:
+            self.leakage.check_test(stage, self.samples("test"), self._needs.fitted_images)
         self.masks.inspect(stage)
         self.reading.prepare_stage(stage, self._needs.bit_depth)
 
@@ -474,11 +475,7 @@ class AnomalyData(BaseDataModule):
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         """Return the test split, in the order of its listing; its images may be unreadable."""
-        dataset = self.dataset("test")
-        dataset.has_masks = False  # scores need no masks, so none is read
-        return self._evaluation_loader(PredictionImages(dataset))
+        return self._evaluation_loader(PredictionImages(self.dataset("test")))
 
-    def _evaluation_loader(
-        self, dataset: SampleDataset | SyntheticPairs | PredictionImages
-    ) -> DataLoader[Batch]:
+    def _evaluation_loader(self, dataset: Dataset[Any]) -> DataLoader[Batch]:
         return evaluation_loader(dataset, self.batch_size, self.num_workers, self.trainer)

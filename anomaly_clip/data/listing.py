@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Literal
 
 from anomaly_clip.data.copies import split_copies
 from anomaly_clip.data.layout import MASK_OF_NORMAL, check_images, check_masks
-from anomaly_clip.data.mask_files import load_mask
 from anomaly_clip.data.samples import Sample, Split
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ class Listing:
         self._masks_checked: set[Split] = set()
         self._rows: dict[tuple[str, Split], list[Sample]] = {}
         self._listed: dict[Split, list[Sample]] = {}
-        self._samples: dict[Split, list[Sample]] = {}
+        self._samples: dict[tuple[Split, bool], list[Sample]] = {}
         self._copies: dict[tuple[str, Split], list[Sample]] = {}
 
     @property
@@ -113,12 +112,10 @@ class Listing:
 
     def samples(self, split: Split) -> list[Sample]:
         """See :meth:`~anomaly_clip.data.AnomalyData.samples`."""
-        if split not in self._samples:
-            self._samples[split] = self.source.unreadable.without(self.listed(split), split)
-        if self.needs_masks and split not in self._masks_checked:
-            self._check_masks(split)
-            self._masks_checked.add(split)
-        return self._samples[split]
+        listed, key = self.listed(split), (split, self.needs_masks)
+        if key not in self._samples:
+            self._samples[key] = self.source.unreadable.without(listed, split)
+        return self._samples[key]
 
     def listed(self, split: Split) -> list[Sample]:
         """Return all samples of a split, with those that cannot be read; errors as `samples`."""
@@ -140,6 +137,9 @@ class Listing:
             if source.on_disk and not source.unreadable.tolerates(split):
                 check_images(samples)
             self._listed[split] = samples
+        if self.needs_masks and split not in self._masks_checked:
+            self._check_masks(split)
+            self._masks_checked.add(split)
         return self._listed[split]
 
     def _check_masks(self, split: Split) -> None:
@@ -154,7 +154,7 @@ class Listing:
                 f"{spare[0]}: a mask without an image: add its image, or remove the mask"
             )
         for mask in source.normal_masks(self.categories, samples):
-            if load_mask(mask, source.mask_rule).any():
+            if not source.unreadable.is_blank(mask):
                 raise ValueError(
                     f"{mask}: {MASK_OF_NORMAL}: move the image to the folder of its defect, or "
                     f"delete the mask"

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader, Dataset
 
+from anomaly_clip.data.reading_errors import PredictionImages
 from anomaly_clip.data.samplers import (
     BatchedDataset,
     CategoryBatches,
@@ -18,7 +19,6 @@ from anomaly_clip.data.samplers import (
     normal_rows,
 )
 from anomaly_clip.data.samples import SampleDataset
-from anomaly_clip.data.unreadable import PredictionImages
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

@@ -27,6 +27,7 @@ from anomaly_clip.progress import say, track
 
 if TYPE_CHECKING:
     from anomaly_clip.data.dataset import AnomalyData
+    from anomaly_clip.data.reading_errors import ReadingGuard
 
 __all__ = ["InspectedMask", "MaskChecks", "MaskFinding", "inspect_mask", "mask_findings"]
 
@@ -287,7 +288,7 @@ def _remarks(data: AnomalyData) -> Iterator[str]:
     rule = data.mask_rule
     samples = [sample for sample in data.samples("test") if sample.label and sample.mask]
     chosen = [samples[place] for place in evenly_spaced(INSPECTED, len(samples))]
-    masks, misfits = _inspect_all(chosen, rule, data.reading.unreadable == "skip")
+    masks, misfits = _inspect_all(chosen, rule, data.unreadable.guard)
     sampled = len(chosen) < len(samples)
     for finding in mask_findings(masks, rule, data.mask_level is not None, data.is_own, sampled):
         yield f"{where}: {finding.text}"
@@ -300,33 +301,28 @@ def _remarks(data: AnomalyData) -> Iterator[str]:
 
 
 def _inspect_all(
-    samples: Sequence[Sample], rule: MaskRule, skip: bool
+    samples: Sequence[Sample], rule: MaskRule, guard: ReadingGuard
 ) -> tuple[list[InspectedMask], list[int]]:
     """Inspect masks in threads; also return the differences in size, in pixels.
 
     Args:
         samples: Anomalous samples with masks.
         rule: Rule for reading the masks.
-        skip: Whether to leave out masks that cannot be decoded, or do not fit.
+        guard: Context in which a sample is read.
 
     Raises:
         FileNotFoundError: If a mask is missing.
         ValueError: If a mask cannot be decoded, or its size does not fit its image.
     """
 
-    def inspect(sample: Sample) -> tuple[InspectedMask, int] | None:
-        try:
+    def inspect(sample: Sample) -> tuple[InspectedMask, int]:
+        with guard(sample):
             mask = inspect_mask(sample, rule)
-            return mask, _misfit(mask, rule)
-        except ValueError:
-            if skip:
-                return None
-            raise
+        return mask, _misfit(mask, rule)
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         try:
-            every = track(pool.map(inspect, samples), "checking masks", total=len(samples))
-            pairs = [pair for pair in every if pair is not None]
+            pairs = list(track(pool.map(inspect, samples), "checking masks", total=len(samples)))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

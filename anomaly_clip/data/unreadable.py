@@ -1,4 +1,4 @@
-"""Images that cannot be read: listed by predict, and left out of fit and test on request."""
+"""Images that cannot be read: left out of fit and test on request, and kept by predict."""
 
 from __future__ import annotations
 
@@ -6,94 +6,21 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
-from torch.utils.data import Dataset, default_collate
-
-from anomaly_clip.data.samples import Item, Reader, Sample, SampleDataset, Split
+from anomaly_clip.data.mask_files import load_mask
+from anomaly_clip.data.reading_errors import ReadingGuard, described, files_of, reason_of
+from anomaly_clip.data.samples import Sample, Split
 from anomaly_clip.progress import number_of, track
-from anomaly_clip.records import Batch, UnreadableImage
+from anomaly_clip.records import UnreadableImage
 
 if TYPE_CHECKING:
     from anomaly_clip.data.dataset import AnomalyData
 
-__all__ = ["PredictionImages", "ReadingGuard", "UnreadableError", "UnreadableFiles", "reason_of"]
+__all__ = ["UnreadableFiles"]
 
 ADVICE = ", or set data.unreadable skip"
-
-
-class UnreadableError(ValueError):
-    """An image or a mask that cannot be decoded.
-
-    Args:
-        reason: The file, and why it cannot be decoded.
-        advice: Another way out, appended to the message.
-    """
-
-    def __init__(self, reason: str, advice: str = "") -> None:
-        super().__init__(f"{reason}{advice}")
-        self.reason = reason
-
-    def described(self, index: int, sample: Sample) -> UnreadableImage:
-        """Return a description of the sample that cannot be read."""
-        return _described(index, sample, self.reason)
-
-
-@dataclass(frozen=True)
-class ReadingGuard:
-    """Context in which a sample is read; it tells unreadable files from all other errors.
-
-    Args:
-        read: Function that reads a sample.
-        advice: Another way out, appended to the message of the error.
-    """
-
-    read: Reader
-    advice: str = ""
-
-    @contextmanager
-    def __call__(self, sample: Sample) -> Iterator[None]:
-        """Convert the error of an image or a mask that cannot be decoded.
-
-        Raises:
-            UnreadableError: If a file of the sample cannot be decoded; other errors, such as a mask
-                whose size differs from its image's, remain what they are.
-        """
-        try:
-            yield
-        except (OSError, ValueError):
-            reason = reason_of(sample, self.read)
-            if reason is None:
-                raise
-            raise UnreadableError(reason, self.advice) from None
-
-
-def reason_of(sample: Sample, read: Reader) -> str | None:
-    """Return why the image or the mask of a sample cannot be decoded; None if both can be.
-
-    Args:
-        sample: The sample. The mask of a normal image is not read.
-        read: Function that reads a sample, and raises an ``OSError`` or a ``ValueError``.
-    """
-    try:
-        read(sample)
-    except (OSError, ValueError):
-        for file in _files(sample):
-            try:
-                read(Sample(file, sample.category, label=False))
-            except (OSError, ValueError) as error:
-                return " ".join(str(error).split())
-    return None
-
-
-def _files(sample: Sample) -> tuple[Path, ...]:
-    """Return the files of a sample that are read."""
-    if sample.mask is None or not sample.label:
-        return (sample.image,)
-    return sample.image, sample.mask
 
 
 class UnreadableFiles:
@@ -110,6 +37,7 @@ class UnreadableFiles:
         self.keeps_all = False
         """True if all images are listed, whatever the option is: for preview."""
         self._reasons: dict[tuple[Path, ...], str | None] = {}
+        """Why the files of a sample cannot be read; None if they can be."""
         if data.auxiliary is not None and self.skips:
             data.auxiliary.reading.unreadable = "skip"
 
@@ -125,8 +53,8 @@ class UnreadableFiles:
 
     @property
     def guard(self) -> ReadingGuard:
-        """Context in which a sample of this data module is read."""
-        return ReadingGuard(self.data.reader(), self.advice)
+        """Context in which a sample is read; images that are not files have no such errors."""
+        return ReadingGuard(self.data.reader() if self.data.on_disk else None, self.advice)
 
     def begin(self, stage: str, bit_depth: int | None) -> None:
         """Prepare for a verb; predict lists the test images that cannot be read, too.
@@ -175,10 +103,11 @@ class UnreadableFiles:
         left = {sample.category for sample in readable}
         for sample in samples:
             if sample.category not in left:
+                reason = self._reasons[self._key(sample)]
                 raise ValueError(
                     f"{self.data.root}: category {sample.category!r} has no {split} images that "
-                    f"can be read, such as {self._reasons[_files(sample)]}: add some, or name the "
-                    f"other categories in data.categories"
+                    f"can be read, such as {reason}: add some, or name the other categories in "
+                    f"data.categories"
                 )
         return readable
 
@@ -189,7 +118,7 @@ class UnreadableFiles:
         """
         if not (self.skips and self.data.on_disk):
             return list(samples)
-        read, new = self.data.reader(), [s for s in samples if _files(s) not in self._reasons]
+        read, new = self.data.reader(), [s for s in samples if self._key(s) not in self._reasons]
 
         def inspect(sample: Sample) -> str | None:
             return reason_of(sample, read)
@@ -197,11 +126,27 @@ class UnreadableFiles:
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             try:
                 reasons = track(pool.map(inspect, new), "reading images", total=len(new))
-                self._reasons.update(zip(map(_files, new), reasons, strict=True))
+                self._reasons.update(zip(map(self._key, new), reasons, strict=True))
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-        return [sample for sample in samples if self._reasons[_files(sample)] is None]
+        return [sample for sample in samples if self._reasons[self._key(sample)] is None]
+
+    def _key(self, sample: Sample) -> tuple[Path, ...]:
+        return (sample.image,) if self.data.mask_rule.lenient else files_of(sample)
+
+    def is_blank(self, mask: Path) -> bool:
+        """Return whether the mask of a normal image is empty, or cannot be read and is skipped.
+
+        Raises:
+            ValueError: If it cannot be read.
+        """
+        try:
+            return not load_mask(mask, self.data.mask_rule).any()
+        except (OSError, ValueError) as error:
+            if self.skips:  # the image is normal, whatever its mask was
+                return True
+            raise ValueError(f"{error}{self.advice}") from None
 
     def is_readable(self, sample: Sample) -> bool:
         """Return whether a sample can be read; True unless the others are left out."""
@@ -210,9 +155,9 @@ class UnreadableFiles:
     def left_out(self, samples: Sequence[Sample]) -> list[UnreadableImage]:
         """Return the images among ``samples`` that were left out, with the index of each."""
         return [
-            _described(index, sample, reason)
+            described(index, sample, reason)
             for index, sample in enumerate(samples)
-            if (reason := self._reasons.get(_files(sample))) is not None
+            if (reason := self._reasons.get(self._key(sample))) is not None
         ]
 
     def of_fit(self) -> list[UnreadableImage]:
@@ -249,51 +194,3 @@ class UnreadableFiles:
             return []
         self.data.samples("test")  # they are read now, if they have not been
         return self.left_out(self.data.listing.listed("test"))
-
-
-def _described(index: int, sample: Sample, reason: str) -> UnreadableImage:
-    """Describe an image whose path is not repeated in the reason; the path of a mask stays."""
-    short = reason.removeprefix(f"{sample.image}: ")
-    return UnreadableImage(index, str(sample.image), sample.category, short)
-
-
-class PredictionImages(Dataset["Item | UnreadableImage"]):
-    """Images to score; in place of an image that cannot be read, the item is a description of it.
-
-    Args:
-        images: The images.
-    """
-
-    def __init__(self, images: SampleDataset) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Item | UnreadableImage:
-        try:
-            return self.images[index]
-        except UnreadableError as error:
-            return error.described(index, self.images.samples[index])
-
-    def collate(self, items: Sequence[Item | UnreadableImage]) -> Batch:
-        """Return a batch of the images that could be read, and a list of the others, if any."""
-        unreadable = [item for item in items if isinstance(item, UnreadableImage)]
-        readable = [item for item in items if not isinstance(item, UnreadableImage)]
-        batch: Any = default_collate(readable) if readable else self._empty()
-        if unreadable:
-            batch["unreadable"] = unreadable
-        return batch
-
-    def _empty(self) -> dict[str, Any]:
-        """Return a batch without images."""
-        side, mask_side = self.images.image_size, self.images.mask_size
-        masks = {"mask": torch.zeros(0, mask_side, mask_side, dtype=torch.bool)}
-        return {
-            "image": torch.zeros(0, 3, side, side, dtype=torch.uint8),
-            "label": torch.zeros(0, dtype=torch.bool),
-            "category": [],
-            "path": [],
-            "index": torch.zeros(0, dtype=torch.int64),
-            **(masks if self.images.has_masks else {}),
-        }

@@ -21,8 +21,10 @@ from anomaly_clip.methods.evaluated import (
     missing_data_module,
     without_backbone,
 )
+from anomaly_clip.methods.score_input import checked_score
 from anomaly_clip.metrics.curves import CURVES_FILE
 from anomaly_clip.metrics.evaluator import Evaluator, EvaluatorSettings
+from anomaly_clip.progress import say
 from anomaly_clip.records import Batch, LoaderNeeds, Scores, WeightsRecord
 
 if TYPE_CHECKING:
@@ -49,6 +51,11 @@ class AnomalyMethod(EvaluatedModule):
     backbone: FrozenBackbone
     """The frozen image encoder. Under mixed precision its weights are cast once, in ``setup``."""
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "score" in vars(cls):
+            cls.score = checked_score(cls.score)  # type: ignore[method-assign, assignment]
+
     def __init__(self, evaluator: EvaluatorSettings = EvaluatorSettings()) -> None:
         super().__init__()
         self.evaluator_settings = evaluator
@@ -58,6 +65,8 @@ class AnomalyMethod(EvaluatedModule):
         """Number of images that were left out of the fit, because they could not be read."""
         self.bit_depth: int | None = None
         """Significant bits of the 16-bit images of the fit; None if there were none."""
+        self.fitted_category: str | None = None
+        """Category of the fit of a method with one model per category; None if unknown."""
 
     @property
     @abstractmethod
@@ -83,9 +92,16 @@ class AnomalyMethod(EvaluatedModule):
     def score(self, images: Tensor, categories: list[str]) -> Scores:
         """Score images. This method performs the entire inference.
 
+        The arguments are checked before the code of a subclass runs.
+
         Args:
-            images: uint8 ``(B, 3, H, W)``, or floating point and already normalised.
+            images: uint8 ``(B, 3, H, W)``, RGB from 0 to 255; or floating point and already
+                normalised with the backbone's mean and standard deviation.
             categories: The category of each image.
+
+        Raises:
+            ValueError: If the images are not such a batch, floating-point values look like 0 to 1
+                or 0 to 255, or there is not one category per image.
         """
 
     def score_features(self, features: dict[str, Tensor], categories: list[str]) -> Scores:
@@ -123,6 +139,8 @@ class AnomalyMethod(EvaluatedModule):
                 self.fitted_images = data.fitted_hashes()
                 self.fitted_without = len(data.unreadable.of_fit())
                 self.bit_depth = None if data.auxiliary else data.reading.bits_in_use
+                if self.one_category and data.train_categories == data.categories:
+                    self.fitted_category = data.categories[0]
             validating = stage in ("fit", "validate")
             categories = data.validation_categories() if validating else data.categories
             self.evaluator = Evaluator(categories, self.evaluator_settings)
@@ -245,6 +263,8 @@ class AnomalyMethod(EvaluatedModule):
         if self.fitted_without:
             checkpoint["fitted_without"] = self.fitted_without
         checkpoint["bit_depth"] = self.bit_depth
+        if self.fitted_category is not None:
+            checkpoint["fitted_category"] = self.fitted_category
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the current backbone to the checkpoint, so that its state dict loads strictly.
@@ -252,7 +272,7 @@ class AnomalyMethod(EvaluatedModule):
         Raises:
             ValueError: If the checkpoint was trained with a different backbone.
         """
-        self.take_fit_record(checkpoint)
+        self._compare_data(checkpoint)
         saved = checkpoint.get("backbone", {})
         check_backbone(saved, saved.get("sha256"), self.weights, self.backbone.identity)
         backbone = {f"backbone.{k}": v for k, v in self.backbone.state_dict().items()}
@@ -263,6 +283,29 @@ class AnomalyMethod(EvaluatedModule):
         self.fitted_images = frozenset(checkpoint.get("fitted_images", ()))
         self.bit_depth = checkpoint.get("bit_depth")
         self.fitted_without = checkpoint.get("fitted_without", 0)
+
+    def _compare_data(self, checkpoint: dict[str, Any]) -> None:
+        """Take what a checkpoint was fitted on, and tell if the current data differs from it."""
+        images = frozenset(checkpoint.get("fitted_images", ()))
+        category = checkpoint.get("fitted_category")
+        fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        data = None if fitting or category is None else self.data
+        if fitting and images and self.fitted_images and images != self.fitted_images:
+            new, missing = len(self.fitted_images - images), len(images - self.fitted_images)
+            say(
+                f"the training images differ from those of the checkpoint: {new} are new and "
+                f"{missing} are missing"
+            )
+        elif data is not None and [category] != data.categories:
+            say(
+                f"{type(self).__name__} was fitted on {category}, but now scores "
+                f"{', '.join(data.categories)}"
+            )
+        if fitting:  # the data module has read the current images already
+            self.fitted_images |= images
+        else:
+            self.take_fit_record(checkpoint)
+        self.fitted_category = category if self.fitted_category is None else self.fitted_category
 
     def configure_optimizers(self) -> Any:
         """Return None: methods trained by gradient descent override this."""

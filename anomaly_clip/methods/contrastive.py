@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, Window, unit
-from anomaly_clip.backbones.prompts import PromptEnsemble
+from anomaly_clip.backbones.prompts import PromptEnsemble, check_prompts
 from anomaly_clip.backbones.surgery import encode_dual_path, stage_ends
 from anomaly_clip.errors import check_at_least
 from anomaly_clip.files import atomic_path
@@ -182,8 +182,8 @@ class Contrastive(LightningModule):
 
     @property
     def loader_needs(self) -> LoaderNeeds:
-        """Requirements on the data loaders: images of side ``image_size``."""
-        return LoaderNeeds(self.image_size)
+        """Requirements on the data loaders: images of side ``image_size``, in whole epochs."""
+        return LoaderNeeds(self.image_size, whole_epochs=True)
 
     def setup(self, stage: str) -> None:
         """Check that the data module renders scenes.
@@ -203,6 +203,8 @@ class Contrastive(LightningModule):
                 f"{type(data).__name__} is not set: set --data.num_scenes, which requires "
                 f"--data Demo"
             )
+        for category in data.categories:
+            check_prompts(self.backbone, category, *self.captions.prompts.for_category(category))
         total_steps(
             self, ", or set trainer.max_steps"
         )  # raises if the number of steps is unlimited

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings
 from anomaly_clip.backbones.cnn import CNNSettings, load_network
-from anomaly_clip.backbones.prompts import embed_prompts
+from anomaly_clip.backbones.prompts import check_prompts, embed_prompts
 from anomaly_clip.backbones.tab_prompts import TABPrompts, text_matrices
 from anomaly_clip.callbacks import DataWaitMonitor
 from anomaly_clip.errors import check_at_least
@@ -244,6 +244,8 @@ class TAB(LightningModule):
     def _read_texts(self, names: Sequence[str]) -> None:
         clip = CLIPBackbone.of(self.text)
         self.teacher = RANDOM if clip.is_random else clip.identity
+        for name in names:
+            check_prompts(clip, name, *self.prompts.for_category(name))
         encode = partial(embed_prompts, clip, title="encoding the prompts", unit_rows=False)
         texts = text_matrices(encode, names, self.prompts)
         alike = mean_cosine(texts.normal)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anomaly_clip.data.dataset import AnomalyData
-from anomaly_clip.data.unreadable import UnreadableError
+from anomaly_clip.data.reading_errors import UnreadableError
 from anomaly_clip.drawing.draw import grid
 from anomaly_clip.drawing.panels import heat_map
 from anomaly_clip.files import atomic_path, write_json

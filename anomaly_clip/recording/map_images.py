@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anomaly_clip.data.dataset import AnomalyData
-from anomaly_clip.data.unreadable import UnreadableError
+from anomaly_clip.data.reading_errors import UnreadableError
 from anomaly_clip.drawing.panels import PanelRow, map_lines
 from anomaly_clip.files import atomic_path
 from anomaly_clip.masks import solid

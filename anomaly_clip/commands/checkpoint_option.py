@@ -1,0 +1,90 @@
+"""The option ``--ckpt_path``: a file or a run's folder, and whether a fit can resume from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from anomaly_clip.commands.last_step import LAST
+from anomaly_clip.errors import UserError
+from anomaly_clip.records import LoaderNeeds
+
+__all__ = ["check_resumable", "checkpoint_file"]
+
+SHOWN = 5  # checkpoints of a folder in a message
+
+
+def checkpoint_file(value: str) -> str:
+    """Return the checkpoint that a value of ``--ckpt_path`` refers to.
+
+    The folder of a run stands for its ``last.ckpt``, or for its only checkpoint. Other values are
+    returned unchanged.
+
+    Raises:
+        UserError: If a folder has no checkpoint, or several without a ``last.ckpt``.
+    """
+    folder = Path(value).expanduser()
+    if not folder.is_dir():
+        return value
+    for place in (folder / "checkpoints", folder):
+        files = sorted(place.glob("*.ckpt"))
+        if place / LAST in files:
+            return str(place / LAST)
+        if len(files) == 1:
+            return str(files[0])
+        if files:
+            raise _choose_one(value, folder, files, "has several checkpoints")
+    # Such as the folder of each, which has a run per category.
+    deeper = sorted(folder.glob("*/*.ckpt")) + sorted(folder.glob("*/checkpoints/*.ckpt"))
+    if deeper:
+        raise _choose_one(value, folder, deeper, "is not the folder of a single fit")
+    content = sorted(path.name for path in folder.iterdir())
+    listed = f"has {', '.join(content[:SHOWN])}" if content else "is empty"
+    raise UserError(
+        f"--ckpt_path {value}: the folder has no checkpoint (it {listed}): give the folder of a "
+        f"fit, or a .ckpt file"
+    )
+
+
+def _choose_one(value: str, folder: Path, files: list[Path], problem: str) -> UserError:
+    names = [str(file.relative_to(folder)) for file in files]
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return UserError(
+        f"--ckpt_path {value}: the folder {problem}: name one of {', '.join(names[:SHOWN])}{more}"
+    )
+
+
+def check_resumable(
+    path: str, checkpoint: Mapping[str, Any], needs: LoaderNeeds, method: str, trainer: Trainer
+) -> None:
+    """Check that a fit that resumes from a checkpoint has something left to do.
+
+    Args:
+        path: The checkpoint's file.
+        checkpoint: Its content.
+        needs: Requirements of the method.
+        method: Name of the method.
+        trainer: Trainer of the fit.
+
+    Raises:
+        UserError: If the fit of the checkpoint is complete, or the method cannot resume one.
+    """
+    start = f"--ckpt_path {path}"
+    way_out = "leave --ckpt_path out to fit anew, or give it to test or predict"
+    if needs.single_pass:
+        raise UserError(
+            f"{start}: {method} is fitted in a single pass, which cannot be resumed: {way_out}"
+        )
+    progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress")
+    epochs = 0 if progress is None else progress["current"]["processed"]
+    steps = checkpoint.get("global_step", 0)
+    for name, done in (("max_epochs", epochs), ("max_steps", steps)):
+        limit = getattr(trainer, name)
+        if limit is not None and 0 < limit <= done:  # -1: no limit
+            raise UserError(
+                f"{start}: this fit is complete (trainer.{name} is {limit}, {done} done): "
+                f"{way_out}, or set trainer.{name} above {done} to train on"
+            )

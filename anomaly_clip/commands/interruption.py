@@ -1,0 +1,132 @@
+"""Signals that end a command: exit code 128 + signal, and a sentence on how to continue.
+
+Imports nothing heavy: the libraries may still be loading when a signal arrives.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+__all__ = ["Interrupted", "advise", "defer_signals", "handle_signals", "stop_if_interrupted"]
+
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
+AGAIN = "run the same command again"
+
+
+class Interrupted(SystemExit):
+    """End of a command by a signal.
+
+    Args:
+        number: The signal.
+        advice: How to continue.
+    """
+
+    def __init__(self, number: int, advice: str = AGAIN) -> None:
+        super().__init__(128 + number)
+        self.number = number
+        self.advice = advice
+
+    def __str__(self) -> str:
+        name = signal.Signals(self.number).name
+        by = "" if name == "SIGINT" else f" by {name}"
+        return f"interrupted{by}: {self.advice}"
+
+
+class _Receiver:
+    """Handler of the signals of one command."""
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self.received: int | None = None
+        self.defers = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self.process:  # a data loader worker inherits the handler
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        first, self.received = self.received is None, self.received or number
+        if not self.defers:
+            raise KeyboardInterrupt if number == signal.SIGINT else Interrupted(number)
+        if first and number != signal.SIGTERM:
+            os.kill(self.process, signal.SIGTERM)  # Lightning stops after the step
+        elif not first and number == self.received:
+            self.defers = False
+            raise Interrupted(number)
+
+
+_receivers: list[_Receiver] = []
+"""Handlers of the running commands; the last one is in use."""
+
+
+@contextmanager
+def handle_signals() -> Iterator[None]:
+    """Raise :class:`Interrupted` for SIGTERM and SIGHUP within the ``with`` block.
+
+    Signals that are ignored (``nohup``), or that the calling program handles, stay as they are.
+    """
+    receiver = _Receiver()
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in filter(lambda name: hasattr(signal, name), NAMES):
+            number = signal.Signals[name]
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                before[number] = signal.signal(number, receiver)
+    _receivers.append(receiver)
+    try:
+        yield
+    finally:
+        _receivers.remove(receiver)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def defer_signals(defers: bool) -> None:
+    """Set whether the first signal lets Lightning finish a training step; a second one does not."""
+    if _receivers:
+        _receivers[-1].defers = defers
+
+
+def stop_if_interrupted() -> None:
+    """Stop now if a signal was deferred.
+
+    Raises:
+        Interrupted: If it was.
+    """
+    if _receivers and (number := _receivers[-1].received) is not None:
+        raise Interrupted(number)
+
+
+@contextmanager
+def advise(advice: Callable[[], str] | None = None) -> Iterator[None]:
+    """Convert all interruptions in the ``with`` block to :class:`Interrupted` with an advice.
+
+    Args:
+        advice: Returns how to continue; called after an interruption. It replaces the advice of the
+            block; default: keep that.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as error:
+        number = _signal_of(error)
+        if number is None:  # such as the end of a help text
+            raise
+        kept = error.advice if isinstance(error, Interrupted) else AGAIN
+        raise Interrupted(number, kept if advice is None else advice()) from None
+
+
+def _signal_of(error: BaseException) -> int | None:
+    """Return the signal that led to an exception; None if none did."""
+    if isinstance(error, Interrupted):
+        return error.number
+    if _receivers and (number := _receivers[-1].received) is not None:
+        return number
+    # Lightning exits after Ctrl-C, and if another process has received SIGTERM.
+    if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
+        return signal.SIGINT
+    return signal.SIGTERM if type(error).__name__ == "SIGTERMException" else None

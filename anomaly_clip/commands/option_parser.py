@@ -1,0 +1,153 @@
+"""Parser of all verbs: option values arrive as typed, and saved configurations are read back.
+
+jsonargparse reads the value of an option of a class, such as ``--data.categories``, as YAML, and
+passes its Python spelling on to the parser of that class. ``null`` then arrives as the text
+``None``, and ``[01, 02]`` as ``[1, 2]``. It also writes ``6E2`` without quotes, which its reader
+takes for a number.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from argparse import Action
+from collections.abc import Iterator, Mapping, Sequence
+from types import UnionType
+from typing import Any, NoReturn, Union, get_args, get_origin
+
+import jsonargparse
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser
+
+__all__ = ["OptionParser", "dump_yaml"]
+
+MARK = '"\N{OBJECT REPLACEMENT CHARACTER}'
+"""Start of a value in transit. YAML reads it as a text, so jsonargparse does not change it."""
+
+
+PACKED = re.compile(MARK + r'(?:[^"\\]|\\.)*"')
+
+
+class OptionParser(LightningArgumentParser):
+    """Lightning's parser, in which options of a class have the same values as in a file.
+
+    jsonargparse parses the options of a class with another parser of this type, and those of a
+    class in that class with yet another one. It calls ``parse_object`` for ``--data.shots`` and
+    ``parse_args`` for ``--data.resize.size``.
+    """
+
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, *more: Any, **options: Any
+    ) -> Any:
+        """Parse arguments; see jsonargparse."""
+        words = args if args is None else list(self._protected(args))
+        return super().parse_args(words, *more, **options)
+
+    def parse_object(self, obj: Any, *more: Any, **options: Any) -> Any:
+        """Parse the options of an object; see jsonargparse."""
+        for name, value in vars(obj).items() if isinstance(obj, Namespace) else ():
+            if isinstance(value, str) and value.startswith(MARK):
+                obj[name] = value = self._value(f"--{name}", value)
+            action = self._option_string_actions.get(f"--{name}")
+            if value in (None, "null") and action is not None and _type_of(action) is None:
+                raise ValueError(f"{name} is null, but has settings: leave it out for its defaults")
+        return super().parse_object(obj, *more, **options)
+
+    def error(self, message: str, *more: Any, **options: Any) -> NoReturn:
+        """Raise an error with the values as typed; see jsonargparse."""
+        super().error(PACKED.sub(lambda match: _unpacked(match[0]), message), *more, **options)
+
+    def _protected(self, words: Sequence[str]) -> Iterator[str]:
+        """Yield the words with values that reach the option that they are for unchanged."""
+        name = None
+        for word in words:
+            if word.startswith("--"):
+                key, equals, value = word.partition("=")
+                name = None if equals else key
+                yield f"{key}={self._value(key, value)}" if equals else word
+            else:
+                yield word if name is None else self._value(name, word)
+                name = None
+
+    def _value(self, option: str, value: str) -> str:
+        value = _unpacked(value)
+        actions: Mapping[str, Action] = self._option_string_actions
+        if option in actions:
+            return _as_texts(value) if _holds_texts(_type_of(actions[option])) else value
+        parts = option.split(".")
+        owners = (".".join(parts[:end]) for end in range(len(parts) - 1, 0, -1))
+        owner = next((actions[name] for name in owners if name in actions), None)
+        # The keys of a mapping are no options, so no other parser unpacks their values.
+        if owner is None or "dict_kwargs" in parts or _is_mapping(_type_of(owner)):
+            return value
+        return _packed(value)
+
+
+def dump_yaml(content: Any) -> str:
+    """Return YAML that jsonargparse and PyYAML both read as the same content."""
+    return yaml.dump(
+        content, Dumper=_Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False
+    )
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writer that puts a text into quotes if jsonargparse would read something else."""
+
+
+def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    quotes = "'" if text.isprintable() else '"'  # with escapes
+    style = None if _read(text) == text else quotes
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
+jsonargparse.set_dumper("yaml", dump_yaml)
+
+
+def _read(text: str) -> Any:
+    """Return what jsonargparse reads; None if it is not valid YAML."""
+    try:
+        return jsonargparse.get_loader("yaml")(text)
+    except (yaml.YAMLError, ValueError, TypeError):  # 0b_ and 1: raise the last two
+        return None
+
+
+def _packed(value: str) -> str:
+    """Return a value that jsonargparse does not change, unless it would not change it anyway."""
+    if isinstance(_read(value), str | bool | int | float):  # passed on as typed
+        return value
+    return MARK + json.dumps(value)[1:]
+
+
+def _unpacked(value: str) -> str:
+    return str(json.loads('"' + value.removeprefix(MARK))) if value.startswith(MARK) else value
+
+
+def _as_texts(value: str) -> str:
+    """Return ``[01, yes]`` or ``{01: no}`` with quotes around all texts."""
+    try:
+        content = yaml.load(value, yaml.BaseLoader)
+    except yaml.YAMLError:
+        return value
+    items = [*content, *content.values()] if isinstance(content, dict) else content
+    is_plain = isinstance(items, list) and all(isinstance(item, str) for item in items)
+    return json.dumps(content) if is_plain else value
+
+
+def _type_of(action: Action) -> Any:
+    return getattr(action, "_typehint", None)  # argparse's own actions have none
+
+
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
+def _holds_texts(kind: Any) -> bool:
+    """Return whether the lists and mappings of a type, if it has any, hold texts only."""
+    held = [part for part in _alternatives(kind) if get_origin(part) in (list, Sequence, dict)]
+    return bool(held) and all(set(get_args(part)) == {str} for part in held)
+
+
+def _is_mapping(kind: Any) -> bool:
+    return any((get_origin(part) or part) in (dict, Mapping) for part in _alternatives(kind))

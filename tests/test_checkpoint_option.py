@@ -1,0 +1,159 @@
+"""``--ckpt_path``: folders, complete fits, and other images than those of the fit."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import save_picture
+from layouts import Maker
+
+from anomaly_clip.cli import main
+from anomaly_clip.commands.checkpoint_option import checkpoint_file
+from anomaly_clip.errors import UserError
+
+LAST = "checkpoints/last.ckpt"
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def words(root: Path, method: str, *more: str) -> list[str]:
+    line = ["--model", method, "--model.backbone.name", "squeezenet1_1", "--model.layers"]
+    line += ["[features.4.cat]", "--model.backbone.weights", "random", "--model.image_size", "64"]
+    line += ["--data", "MVTecAD", "--data.root", str(root), "--data.categories", "[bottle]"]
+    line += ["--data.num_workers", "0", "--trainer.accelerator", "cpu", "--output.page=false"]
+    line += ["--model.num_channels=4"] if method == "PaDiM" else []
+    return [*line, "--trainer.enable_model_summary=false", *more]
+
+
+def touch(*names: str) -> None:
+    for name in names:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+
+
+@pytest.mark.parametrize(
+    ("files", "value", "chosen"),
+    [
+        (["run/checkpoints/last.ckpt", "run/checkpoints/best.ckpt"], "run", f"run/{LAST}"),
+        (["run/checkpoints/best.ckpt"], "run", "run/checkpoints/best.ckpt"),
+        (["run/checkpoints/last.ckpt"], "run/checkpoints", f"run/{LAST}"),
+        (["run/last.ckpt", "run/b.ckpt"], "run/", "run/last.ckpt"),
+        (["run/a.ckpt"], "run/a.ckpt", "run/a.ckpt"),
+        ([], "no_such", "no_such"),
+    ],
+)
+def test_a_folder_stands_for_a_checkpoint(files: list[str], value: str, chosen: str) -> None:
+    touch(*files)
+    assert checkpoint_file(value) == chosen
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            ["run/checkpoints/a.ckpt", "run/checkpoints/b.ckpt"],
+            "has several checkpoints: name one of checkpoints/a.ckpt, checkpoints/b.ckpt$",
+        ),
+        (
+            [f"run/{name}/checkpoints/last.ckpt" for name in "abcdefg"],
+            r"is not the folder of a single fit: name one of a/checkpoints.* and 2 more$",
+        ),
+        (["run/metrics.json"], r"has no checkpoint \(it has metrics.json\): give the folder of"),
+        (["run/x/y"], r"has no checkpoint \(it has x\)"),
+    ],
+)
+def test_a_folder_without_a_choice(files: list[str], message: str) -> None:
+    touch(*files)
+    with pytest.raises(UserError, match=f"^--ckpt_path run: the folder {message}"):
+        checkpoint_file("run")
+
+
+def test_verbs_take_the_folder_of_a_run(
+    mvtec_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", *words(mvtec_root, "PaDiM")]) == 0
+    assert main(["test", "--ckpt_path", "runs/run/1", "--output.folder", "tested"]) == 0
+    assert f"ckpt_path: runs/run/1/{LAST}" in Path("tested/config-test.yaml").read_text()
+    assert main(["predict", *words(mvtec_root, "PaDiM"), "--ckpt_path=runs/run/1/checkpoints"]) == 0
+    assert main(["export", "--ckpt_path", "runs/run/1"]) == 2
+    assert "PaDiM has nothing to export" in capsys.readouterr().err
+    assert main(["test", "--ckpt_path", "runs/run"]) == 2
+    assert "runs/run: the folder is not the folder of a single fit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["PaDiM", "PatchCore"])
+def test_a_single_pass_is_not_resumed(
+    method: str, mvtec_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit = ["fit", *words(mvtec_root, method)]
+    assert main(fit) == 0
+    save_picture(mvtec_root / "bottle" / "train" / "good" / "new.png")
+    assert main([*fit, "--ckpt_path", "runs/run/1"]) == 2
+    message = f"--ckpt_path runs/run/1/{LAST}: {method} is fitted in a single pass, which cannot be"
+    assert message in capsys.readouterr().err
+    assert not Path("runs/run/2").exists()
+
+
+def test_a_complete_fit_goes_on_only_with_more_epochs(
+    mvtec_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit = ["fit", *words(mvtec_root, "SimpleNet", "--ckpt_path", "runs/run/1")]
+    assert main([*fit[:-2], "--trainer.max_epochs=1"]) == 0
+    capsys.readouterr()
+    assert main([*fit, "--trainer.max_epochs=1"]) == 2
+    error = capsys.readouterr().err
+    assert "this fit is complete (trainer.max_epochs is 1, 1 done): leave --ckpt_path" in error
+    assert "or set trainer.max_epochs above 1 to train on" in error
+    assert main([*fit, "--trainer.max_epochs=-1", "--trainer.max_steps=2"]) == 2
+    assert "this fit is complete (trainer.max_steps is 2, 2 done)" in capsys.readouterr().err
+    assert not Path("runs/run/2").exists()
+    assert main([*fit, "--trainer.max_epochs=2"]) == 0
+    assert "differ" not in capsys.readouterr().err
+    assert torch.load(f"runs/run/2/{LAST}", weights_only=True)["epoch"] == 2
+
+
+def test_a_fit_that_goes_on_with_other_images_says_so(
+    mvtec_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit = ["fit", *words(mvtec_root, "SimpleNet")]
+    assert main([*fit, "--trainer.max_epochs=1"]) == 0
+    train = mvtec_root / "bottle" / "train" / "good"
+    Maker(5).picture(train / "new.png")
+    Maker(6).picture(train / "newer.png")
+    (train / "000.png").unlink()
+    assert main([*fit, "--trainer.max_epochs=2", "--ckpt_path", "runs/run/1"]) == 0
+    message = "the training images differ from those of the checkpoint: 2 are new and 1 are missing"
+    assert message in capsys.readouterr().err
+    fitted = torch.load(f"runs/run/2/{LAST}", weights_only=True)["fitted_images"]
+    assert len(fitted) == 4  # the test must contain none of them
+
+
+def test_another_object_than_that_of_the_fit(
+    mvtec_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    padim = words(mvtec_root, "PaDiM")
+    assert main(["fit", *padim]) == 0
+    for verb in ("test", "predict"):
+        line = [verb, *padim, "--ckpt_path", "runs/run/1"]
+        assert main(line) == 0
+        assert "was fitted on" not in capsys.readouterr().err
+        assert main([*line, "--data.categories", "[metal_nut]"]) == 0
+        assert "PaDiM was fitted on bottle, but now scores metal_nut" in capsys.readouterr().err
+
+
+def test_a_folder_of_another_name(mvtec_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    padim = words(mvtec_root, "PaDiM")
+    padim[padim.index("MVTecAD")] = "ImageFolder"
+    at = padim.index("--data.categories")
+    del padim[at : at + 2]
+    padim[padim.index(str(mvtec_root))] = str(mvtec_root / "bottle")
+    assert main(["fit", *padim]) == 0
+    shutil.copytree(mvtec_root / "metal_nut", "nut")
+    assert main(["test", "--ckpt_path", "runs/run/1", "--data.root", "nut"]) == 0
+    assert "PaDiM was fitted on bottle, but now scores nut" in capsys.readouterr().err
