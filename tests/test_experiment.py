@@ -233,8 +233,8 @@ def test_a_mistake_in_the_data_is_one_line(
         ("model: {class_path: SPD}", "model: there is no class SPD: did you mean SDP"),
         ("mdl: {class_path: SDP}", "mdl.class_path: there is no such option"),
         ("trainer: {max_epoch: 3}", "trainer.max_epoch: there is no such option: did you mean"),
-        ("model: [", "--config: not a valid YAML configuration"),
-        ("just words", "--config: not a valid YAML configuration"),
+        ("model: [", "--config FILE, line 2: not valid YAML"),
+        ("just words", "--config FILE holds a single value"),
     ],
 )
 def test_a_mistake_in_a_configuration_is_one_line(
@@ -249,7 +249,11 @@ def test_a_mistake_in_a_configuration_is_one_line(
     verb, first, *words = command("test")
     assert main([verb, first, "--config", str(file), *words]) == 2
     err = capsys.readouterr().err
-    assert err.strip().splitlines()[-1].startswith(f"anomaly_clip: {message}")
+    assert (
+        err.strip()
+        .splitlines()[-1]
+        .startswith(f"anomaly_clip: {message.replace('FILE', str(file))}")
+    )
     assert "Traceback" not in err
 
 
