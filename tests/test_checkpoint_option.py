@@ -100,25 +100,41 @@ def test_a_single_pass_is_not_resumed(
     assert not Path("runs/run/2").exists()
 
 
-def test_a_complete_fit_goes_on_only_with_more_epochs(
+def test_a_complete_fit_continues_only_with_more_epochs(
     mvtec_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fit = ["fit", *words(mvtec_root, "SimpleNet", "--ckpt_path", "runs/run/1")]
     assert main([*fit[:-2], "--trainer.max_epochs=1"]) == 0
     capsys.readouterr()
-    assert main([*fit, "--trainer.max_epochs=1"]) == 2
+    message = f"runs/run/1/{LAST}: this fit is complete (trainer."
+    assert main([*fit, "--trainer.max_epochs=1"]) == 0
+    error = " ".join(capsys.readouterr().err.split())
+    assert f"{message}max_epochs is 1, and 1 are done), so nothing is trained" in error
+    assert main([*fit, "--trainer.max_epochs=-1", "--trainer.max_steps=2"]) == 0
+    assert f"{message}max_steps is 2, and 2 are done)" in " ".join(capsys.readouterr().err.split())
+    assert main([*fit, "--trainer.max_epochs=2", "--output.folder=more"]) == 0
     error = capsys.readouterr().err
-    assert "this fit is complete (trainer.max_epochs is 1, 1 done): leave --ckpt_path" in error
-    assert "or set trainer.max_epochs above 1 to train on" in error
-    assert main([*fit, "--trainer.max_epochs=-1", "--trainer.max_steps=2"]) == 2
-    assert "this fit is complete (trainer.max_steps is 2, 2 done)" in capsys.readouterr().err
+    assert "is complete" not in error
+    assert "differ" not in error
+    assert torch.load(f"more/{LAST}", weights_only=True)["epoch"] == 2
+
+
+def test_a_complete_fit_is_not_resumed_on_other_images(
+    mvtec_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit = ["fit", *words(mvtec_root, "SimpleNet", "--trainer.max_epochs=1")]
+    assert main(fit) == 0
+    Maker(5).picture(mvtec_root / "bottle" / "train" / "good" / "new.png")
+    assert main([*fit, "--ckpt_path", "runs/run/1"]) == 2
+    error = capsys.readouterr().err
+    assert (
+        "the fit of the checkpoint is complete (trainer.max_epochs is 1, and 1 are done)" in error
+    )
+    assert "on other training images: 1 are new and 0 are missing; leave --ckpt_path out" in error
     assert not Path("runs/run/2").exists()
-    assert main([*fit, "--trainer.max_epochs=2"]) == 0
-    assert "differ" not in capsys.readouterr().err
-    assert torch.load(f"runs/run/2/{LAST}", weights_only=True)["epoch"] == 2
 
 
-def test_a_fit_that_goes_on_with_other_images_says_so(
+def test_a_fit_that_resumes_on_other_images_says_so(
     mvtec_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fit = ["fit", *words(mvtec_root, "SimpleNet")]

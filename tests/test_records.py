@@ -20,7 +20,7 @@ RANDOM = CNNSettings("resnet18", "random")
 
 NEEDS: dict[str, tuple[dict[str, Any], LoaderNeeds]] = {
     "CLIPADA": ({"feature_layer": 2}, LoaderNeeds(32)),
-    "Contrastive": ({"windows": {16: 0.7}}, LoaderNeeds(32)),
+    "Contrastive": ({"windows": {16: 0.7}}, LoaderNeeds(32, whole_epochs=True)),
     "LinearProbe": ({"image_size": 64}, LoaderNeeds(64)),
     "PaDiM": ({"image_size": 64}, LoaderNeeds(64, single_pass=True)),
     "PatchCore": ({"image_size": 64}, LoaderNeeds(64, single_pass=True)),

@@ -242,7 +242,8 @@ class CLIPBackbone(FrozenBackbone):
         """Return whether the text tower has too few tokens for a prompt, and loses its end."""
         limit = self.model.context_length - 2  # without start and end token
         # No token is shorter than a byte, so most prompts need not be counted.
-        return len(prompt.encode()) > limit and len(self._tokenize.encode(prompt)) > limit
+        length = len(prompt.encode("utf-8", "replace"))  # names of files need not be UTF-8
+        return length > limit and len(self._tokenize.encode(prompt)) > limit
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Return token ids int64 ``(M, context length)``, padded with zeros; see ``is_cut``."""

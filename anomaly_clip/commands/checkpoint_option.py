@@ -10,6 +10,8 @@ from lightning.pytorch import Trainer
 
 from anomaly_clip.commands.last_step import LAST
 from anomaly_clip.errors import UserError
+from anomaly_clip.methods.evaluated import reached_limit
+from anomaly_clip.progress import say
 from anomaly_clip.records import LoaderNeeds
 
 __all__ = ["check_resumable", "checkpoint_file"]
@@ -60,31 +62,23 @@ def _choose_one(value: str, folder: Path, files: list[Path], problem: str) -> Us
 def check_resumable(
     path: str, checkpoint: Mapping[str, Any], needs: LoaderNeeds, method: str, trainer: Trainer
 ) -> None:
-    """Check that a fit that resumes from a checkpoint has something left to do.
+    """Check that a fit can resume from a checkpoint; say so if it has nothing left to do.
 
     Args:
         path: The checkpoint's file.
-        checkpoint: Its content.
+        checkpoint: Its progress.
         needs: Requirements of the method.
         method: Name of the method.
         trainer: Trainer of the fit.
 
     Raises:
-        UserError: If the fit of the checkpoint is complete, or the method cannot resume one.
+        UserError: If the method is fitted in a single pass.
     """
-    start = f"--ckpt_path {path}"
-    way_out = "leave --ckpt_path out to fit anew, or give it to test or predict"
     if needs.single_pass:
         raise UserError(
-            f"{start}: {method} is fitted in a single pass, which cannot be resumed: {way_out}"
+            f"--ckpt_path {path}: {method} is fitted in a single pass, which cannot be resumed: "
+            f"leave --ckpt_path out to fit anew, or give it to test or predict"
         )
-    progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress")
-    epochs = 0 if progress is None else progress["current"]["processed"]
-    steps = checkpoint.get("global_step", 0)
-    for name, done in (("max_epochs", epochs), ("max_steps", steps)):
-        limit = getattr(trainer, name)
-        if limit is not None and 0 < limit <= done:  # -1: no limit
-            raise UserError(
-                f"{start}: this fit is complete (trainer.{name} is {limit}, {done} done): "
-                f"{way_out}, or set trainer.{name} above {done} to train on"
-            )
+    limit = reached_limit(checkpoint, trainer)
+    if limit is not None:
+        say(f"{path}: this fit is complete ({limit}), so nothing is trained")

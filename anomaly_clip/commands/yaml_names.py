@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from jsonargparse import get_loader, set_loader
 
-__all__ = ["read_any_name"]
+__all__ = ["read_any_name", "with_stand_ins"]
 
 SURROGATE = re.compile("[\udc80-\udcff]")
 ESCAPED_SURROGATE = re.compile(r"\\u(DC|dc)([89a-fA-F][0-9a-fA-F])")
@@ -27,12 +27,13 @@ def read_any_name() -> None:
     if read.__module__ != __name__:  # replaced once
 
         def load(text: str) -> Any:
-            return _restored(read(_replaced(text)))
+            return _restored(read(with_stand_ins(text)))
 
         set_loader("yaml", load, exceptions=(yaml.YAMLError,))
 
 
-def _replaced(text: str) -> str:
+def with_stand_ins(text: str) -> str:
+    """Return YAML that readers accept: other characters in place of bytes that are not UTF-8."""
     text = SURROGATE.sub(lambda match: chr(ord(match[0]) + SHIFT), text)
     return ESCAPED_SURROGATE.sub(
         lambda match: rf"\U0010{'FF' if match[1] == 'DC' else 'ff'}{match[2]}", text

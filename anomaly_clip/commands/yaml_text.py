@@ -61,10 +61,12 @@ def check_config(file: Path, name: str) -> None:
     """
     import yaml
 
+    from anomaly_clip.commands.yaml_names import with_stand_ins
+
     text = read_yaml_text(file, name)
     try:
         # Only the structure counts here; libyaml also reads JSON that is indented by tabs.
-        content = yaml.load(text, getattr(yaml, "CBaseLoader", yaml.BaseLoader))
+        content = yaml.load(with_stand_ins(text), getattr(yaml, "CBaseLoader", yaml.BaseLoader))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)  # an error of the reader has none
         line = "" if mark is None else f", line {mark.line + 1}"

@@ -19,6 +19,7 @@ from anomaly_clip.methods.evaluated import (
     check_backbone,
     frozen_dtype,
     missing_data_module,
+    reached_limit,
     without_backbone,
 )
 from anomaly_clip.methods.score_input import checked_score
@@ -270,7 +271,8 @@ class AnomalyMethod(EvaluatedModule):
         """Add the current backbone to the checkpoint, so that its state dict loads strictly.
 
         Raises:
-            ValueError: If the checkpoint was trained with a different backbone.
+            ValueError: If the checkpoint was trained with a different backbone, or if a complete
+                fit would resume with other training images.
         """
         self._compare_data(checkpoint)
         saved = checkpoint.get("backbone", {})
@@ -285,17 +287,25 @@ class AnomalyMethod(EvaluatedModule):
         self.fitted_without = checkpoint.get("fitted_without", 0)
 
     def _compare_data(self, checkpoint: dict[str, Any]) -> None:
-        """Take what a checkpoint was fitted on, and tell if the current data differs from it."""
+        """Take what a checkpoint was fitted on, and tell if the current data differs from it.
+
+        Raises:
+            ValueError: If a complete fit would resume with other training images.
+        """
         images = frozenset(checkpoint.get("fitted_images", ()))
         category = checkpoint.get("fitted_category")
         fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         data = None if fitting or category is None else self.data
         if fitting and images and self.fitted_images and images != self.fitted_images:
             new, missing = len(self.fitted_images - images), len(images - self.fitted_images)
-            say(
-                f"the training images differ from those of the checkpoint: {new} are new and "
-                f"{missing} are missing"
-            )
+            differences = f"{new} are new and {missing} are missing"
+            if (limit := reached_limit(checkpoint, self.trainer)) is not None:
+                raise ValueError(
+                    f"the fit of the checkpoint is complete ({limit}), but on other training "
+                    f"images: {differences}; leave --ckpt_path out to fit anew, or raise the limit "
+                    f"to train on with them"
+                )
+            say(f"the training images differ from those of the checkpoint: {differences}")
         elif data is not None and [category] != data.categories:
             say(
                 f"{type(self).__name__} was fitted on {category}, but now scores "

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from anomaly_clip.metrics.evaluator import Results
@@ -27,6 +27,7 @@ __all__ = [
     "data_module",
     "frozen_dtype",
     "missing_data_module",
+    "reached_limit",
     "without_backbone",
 ]
 
@@ -199,6 +200,25 @@ def check_backbone(
             f"backbone is {weights['backbone']} (weights {weights['pretrained']}, sha256 "
             f"{identity[:8]}): use the backbone and weights of the fit"
         )
+
+
+def reached_limit(checkpoint: Mapping[str, Any], trainer: Trainer) -> str | None:
+    """Return the limit of a trainer that the fit of a checkpoint has reached, None without one.
+
+    Args:
+        checkpoint: A checkpoint, or its ``loops`` and ``global_step``.
+        trainer: The trainer of a fit that resumes from it.
+    """
+    progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress")
+    epochs = 0 if progress is None else progress["current"]["processed"]
+    steps = checkpoint.get("global_step", 0)
+    for name, limit, done in (
+        ("max_epochs", trainer.max_epochs, epochs),
+        ("max_steps", trainer.max_steps, steps),
+    ):
+        if limit is not None and 0 < limit <= done:  # -1: no limit
+            return f"trainer.{name} is {limit}, and {done} are done"
+    return None
 
 
 def frozen_dtype(precision: str, device: torch.device) -> torch.dtype | None:
