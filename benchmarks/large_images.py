@@ -38,7 +38,7 @@ SAVES = {
         np.asarray(image.convert("L")).astype(np.uint16) * 16
     ).save(path.with_suffix(".png"), compress_level=1),
 }
-"""How the image is saved: 24 bits, JPEG, a JPEG that EXIF turns by 90 degrees, 12 bits in 16."""
+"""Functions that save the image: 24 bits, JPEG, a JPEG that EXIF turns by 90 degrees, 12 bits in 16."""
 
 
 def main() -> int:
