@@ -274,7 +274,7 @@ ROWS: list[Row] = [
         ),
         fit(),
         0,
-        ["not used: 1 files that are not images, such as good/notes.txt"],
+        ["not used: files that are not images, such as good/notes.txt (1)"],
     ),
     # F19: large images
     Row(
@@ -597,7 +597,7 @@ ROWS: list[Row] = [
     # F17: links; F18: files of systems
     *rows_of(
         [
-            ("F17", "linked folder", linked, fit(), 0, ["good/ (12 in 2 folders)"], ()),
+            ("F17", "linked folder", linked, fit(), 0, ["good/ (12 in 2 folders) is normal"], ()),
             ("F17", "loop", loop, fit(), 0, ["6 images"], ()),
             ("F17", "link to an image", linked_image, fit(), 0, ["7 images"], ()),
             ("F17", "broken link", broken_link, fit(), 2, ["lost.png"], ()),

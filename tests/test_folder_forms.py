@@ -156,13 +156,13 @@ def test_own_results_are_not_images(tmp_path: Path) -> None:
     (tmp_path / "runs/predict/1/config-predict.yaml").touch()
     form = read(tmp_path)
     assert [sample.image.name for sample in form.unlabelled] == ["a.png", "b.png"]
-    assert form.remarks[-1].startswith("not used: 1 folders of results, such as runs/predict/1")
+    assert form.remarks[-1].startswith("not used: folders of results, such as runs/predict/1")
 
 
 def test_what_is_not_used_is_counted(tmp_path: Path) -> None:
     write(tmp_path, "good/a.png", "good/batch 2/b.png", "cut/c.png", "d.png")
     remarks = read(tmp_path).remarks
-    assert "not used: 1 images next to the folders" in remarks
+    assert "not used: images next to the folders (1)" in remarks
 
 
 def test_links_are_followed_once(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_a_kind_of_defect_is_no_mask_folder_if_one_image_is_a_photograph(tmp_pat
 
 def test_images_next_to_the_folders_of_a_test_are_counted(tmp_path: Path) -> None:
     write(tmp_path, "train/a.png", "test/b.png", "test/good/c.png")
-    assert "not used: 1 images next to the folders" in read(tmp_path).remarks
+    assert "not used: images next to the folders (1)" in read(tmp_path).remarks
 
 
 def test_an_empty_mask_folder_makes_no_mask_compulsory(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_training_images_at_any_depth(tmp_path: Path, place: str) -> None:
     form = read(tmp_path)
     assert [sample.image for sample in form.train] == [tmp_path / place]
     assert names(form) == {"bad": ["2.png"], "good": ["1.png"]}
-    assert "not used: 2 images of train/ that are not in its normal folder" in form.remarks
+    assert "not used: images of train/ that are not in its normal folder (2)" in form.remarks
 
 
 DEEP_MASKS = [
@@ -258,7 +258,7 @@ def test_folders_whose_names_contradict_each_other(tmp_path: Path) -> None:
     write(tmp_path, "good/1.png", "line 2/good/2.png", "line 2/bad/3.png")
     form = read(tmp_path)
     assert names(form) == {"good": ["1.png"], "line 2": ["3.png"]}
-    text = "not used: 1 images in line 2/good/, whose names contradict each other"
+    text = "not used: images in line 2/good/, whose names contradict each other (1)"
     assert text in form.remarks
 
 
@@ -288,7 +288,7 @@ def test_a_test_folder_without_train(tmp_path: Path) -> None:
     write(tmp_path, "test/good/1.png", "test/bad/2.png", "3.png")
     form = read(tmp_path)
     assert names(form) == {"bad": ["2.png"], "good": ["1.png"]}
-    assert "not used: 1 images next to test/" in form.remarks
+    assert "not used: images next to test/ (1)" in form.remarks
 
 
 def test_normal_folders_that_are_not_there_are_told(tmp_path: Path) -> None:
@@ -325,12 +325,12 @@ def test_what_is_passed_over_is_counted(tmp_path: Path) -> None:
     form = read(tmp_path)
     assert names(form) == {"bad": ["4.png", "2.png"], "good": ["1.png"]}
     assert set(form.remarks[1:]) == {
-        "not used: 1 masks of images that are not defective, such as good/1_mask.png",
-        "not used: 1 pipes or the like with names of images, such as bad/x.png",
-        "not used: 2 names that begin with @, $ or __, such as __old",
-        "not used: 2 files that are not images, such as good/notes.txt",
-        "not used: 1 links to folders that are read elsewhere or contain the link, such as "
-        "good/loop",
+        "not used: masks of images that are not defective, such as good/1_mask.png (1)",
+        "not used: pipes or the like with names of images, such as bad/x.png (1)",
+        "not used: names that begin with @, $ or __, such as __old (2)",
+        "not used: files that are not images, such as good/notes.txt (2)",
+        "not used: links to folders that are read elsewhere or contain the link, such as "
+        "good/loop (1)",
     }
 
 
@@ -498,4 +498,4 @@ def test_masks_inside_of_training_images_are_not_trained_on(tmp_path: Path) -> N
     write(tmp_path, "train/good/masks/1.png", mask=True)
     form = read(tmp_path)
     assert [s.image.name for s in form.train] == ["1.png"]
-    assert form.remarks[-1].startswith("not used: 1 masks of images that are not defective")
+    assert form.remarks[-1].startswith("not used: masks of images that are not defective")

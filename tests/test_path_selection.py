@@ -55,9 +55,9 @@ def test_patterns(photos: Path, pattern: str, absolute: bool) -> None:
 def test_what_a_pattern_leaves_out_is_told(photos: Path) -> None:
     remarks = " ".join(ImageFolder("photos/**").remarks)
     for text in (
-        "1 folders of results, such as run",
-        "1 folders that have the name of a mask folder, such as masks",
-        "1 other files that match the pattern, such as notes.txt",
+        "folders of results, such as run",
+        "folders that have the name of a mask folder, such as masks",
+        "other files that match the pattern, such as notes.txt",
         "folders that match the pattern, such as sub",
     ):
         assert f"not used: {text}" in remarks or text in remarks

@@ -105,7 +105,7 @@ class FolderListing:
         remarks = []
         for what, paths in self.unused.items():
             example = f", such as {self.place(min(paths))}" if what.startswith(WITH_EXAMPLE) else ""
-            remarks.append(f"not used: {len(paths)} {what}{example}")
+            remarks.append(f"not used: {what}{example} ({len(paths)})")
         return remarks
 
     def _is_no_run(self, folder: Path) -> bool:
