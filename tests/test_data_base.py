@@ -3,23 +3,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from helpers import save_picture
+from PIL import Image
 
 from anomaly_clip.data.base import BaseDataModule
 from anomaly_clip.data.file_hashes import DuplicatePair
 from anomaly_clip.data.info import MaskRule
 from anomaly_clip.data.samples import Reader, Sample, Split
-from anomaly_clip.images import ReadRule
+from anomaly_clip.images import MAX_PIXELS, ReadRule
 
 
 class Plain(BaseDataModule):
     """A data set that defines only the abstract members."""
 
     dataset_name: ClassVar[str] = "CVCClinicDB"
+    reading: Any = SimpleNamespace(rule=ReadRule(), max_pixels=MAX_PIXELS)
 
     def find_categories(self) -> list[str]:
         return ["a"]
@@ -59,9 +61,7 @@ def test_the_reader_follows_the_rule_of_the_data_set(tmp_path: Path) -> None:
     image, mask = save_picture(tmp_path / "i.png"), save_picture(tmp_path / "m.png", grey)
     sample = Sample(image, "a", True, mask)
     assert Plain().info.mask == MaskRule(grey=True)
-    data = Plain()
-    data.reading = SimpleNamespace(rule=ReadRule())  # type: ignore[assignment]
-    _, read = data.reader()(sample)
+    _, read = Plain().reader()(sample)
     assert read is not None
     assert (read.dtype, read[3, 4], read.sum()) == (np.uint8, 100, 100)
 
@@ -83,7 +83,8 @@ def test_duplicates_are_found_by_content(tmp_path: Path, on_disk: bool) -> None:
     names = [["x1", "y1", "x2"], ["y2", "z1", "x3", "y3"]]
     if on_disk:
         for name in (name for part in names for name in part):
-            (tmp_path / name).write_text(name[0])
+            image = Image.fromarray(np.full((4, 4), ord(name[0]), np.uint8))
+            image.save(tmp_path / name, "PNG")
     first, second = ([Sample(tmp_path / name, "a", False) for name in part] for part in names)
     pairs = (Plain() if on_disk else InMemory()).duplicates(first, second)
     # A pair names the first of several equal images.

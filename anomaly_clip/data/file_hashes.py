@@ -29,6 +29,7 @@ __all__ = [
     "equal_images",
     "hash_of_pixels",
     "pixel_hashes",
+    "pixels_sha256",
 ]
 
 BLOCK = 1 << 20
