@@ -247,7 +247,10 @@ def _hint(expected: Sequence[str], given: str) -> str:
     """Return how to write a value that was read as another type than the expected one."""
     kinds = {_kind(kind) for kind in expected}
     if kinds <= {"list", "Sequence"} and not given.startswith(("[", "{")):
-        return f"write it as a list, such as '[{given}]'"
+        if not re.search("[a-z]", given, re.IGNORECASE):  # 1 may have been typed as 01
+            return "write it as a list in brackets, such as '[01, 02]'"
+        text = given if re.fullmatch(r"[\w.-]+", given) else f'"{given}"'
+        return f"write it as a list, such as '[{text}]'"
     if "str" in kinds:  # such as 01, which YAML reads as a number
         return 'put text in quotes, such as "01" or "part: left"'
     return ""

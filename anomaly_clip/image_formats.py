@@ -9,10 +9,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["FIRST_BYTES", "describe_content", "format_of", "is_image"]
+__all__ = [
+    "FIRST_BYTES",
+    "OWN_SOFTWARE",
+    "describe_content",
+    "format_of",
+    "is_image",
+    "is_own_drawing",
+]
 
 FIRST_BYTES = 64
 """Number of bytes that the functions of this module need."""
+OWN_SOFTWARE = "anomaly_clip"
+"""Text under ``Software`` in the PNG files of this package."""
 
 IMAGE_SUFFIXES = frozenset(
     [".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"]
@@ -127,6 +136,17 @@ def format_of(first_bytes: bytes, suffix: str) -> str | None:
     if suffix == ".dib" and first_bytes[:4] in DIB_HEADERS:
         return "DIB"
     return "PCX" if suffix == ".pcx" and first_bytes.startswith(b"\x0a") else None
+
+
+def is_own_drawing(path: Path) -> bool:
+    """Return whether a file is a PNG that this package has drawn, such as a heat map."""
+    if path.suffix.lower() != ".png":
+        return False
+    try:
+        with path.open("rb") as file:
+            return b"Software\x00" + OWN_SOFTWARE.encode() in file.read(FIRST_BYTES)
+    except OSError:
+        return False
 
 
 def describe_content(first_bytes: bytes) -> str:

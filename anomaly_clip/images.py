@@ -326,10 +326,10 @@ def _is_deep(image: ImageFile.ImageFile) -> bool:
     """Return whether 16 bits are stored per channel, of which a camera may use fewer."""
     if _declared_bits(image) is not None:
         return False
-    if _is_grey16(image):
-        return True
     if image.format == "TIFF":
         return max(_tiff_tag(image, BITS_PER_SAMPLE, (8,))) == 16
+    if _is_grey16(image):
+        return True
     arguments = image.tile[0].args if image.tile else ""
     return (isinstance(arguments, str) and arguments.endswith(";16B")) or (
         image.format == "PPM" and arguments == ("RGB", 65535)
@@ -375,7 +375,12 @@ def _colours16(image: ImageFile.ImageFile, file: IO[bytes]) -> NDArray[np.uint16
     """Decode colours of 16 bits to RGB ``(H, W, 3)``."""
     _refuse_planes(image)
     file.seek(0)
-    values: Any = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
+    content = np.frombuffer(file.read(), np.uint8)
+    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # returns the old one
+    try:
+        values: Any = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
+    finally:
+        cv2.utils.logging.setLogLevel(level)
     sides = [] if values is None or values.dtype != np.uint16 else sorted(values.shape[:2])
     if sides != sorted(image.size):
         raise _Unreadable("its 16-bit colours cannot be decoded: save it as PNG, or with 8 bits")
@@ -412,9 +417,11 @@ def _scaled(
                 f"or 16 bits"
             )
         if highest > full:
+            needed = highest.bit_length()
             raise _Unreadable(
                 f"its values reach {highest}, but {bits} bits end at {full}: set data.bit_depth to "
-                f"{highest.bit_length()} or more, and fit again if the model was fitted with {bits}"
+                f"{needed}{' or more' if needed < 16 else ''}, and fit again if the model was "
+                f"fitted with {bits}"
             )
         scaled.paste(Image.fromarray(table[band]), (0, top))
         top += len(band)

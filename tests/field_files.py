@@ -167,6 +167,25 @@ def copy_to_test(damaged: bool) -> None:
         truncate("other/cut/0.png")
 
 
+def int32_images() -> None:
+    """Save grey images of 32 bits with values above 16 bits."""
+    Path("data/good").mkdir(parents=True)
+    for seed in range(6):
+        values = np.random.default_rng(seed).integers(0, 100_000, (40, 40), dtype=np.int32)
+        Image.fromarray(values).save(f"data/good/{seed}.tif")
+
+
+def brighter_test_image() -> None:
+    for split, kind in (("train", "good"), ("test", "good"), ("test", "cut")):
+        camera(f"data/plate/{split}/{kind}", 12)
+        for path in sorted(Path(f"data/plate/{split}/{kind}").iterdir()):
+            values = np.asarray(cv2.imread(str(path), cv2.IMREAD_UNCHANGED))
+            values[1, 1:4] = len(kind), len(split), int(path.stem)  # no duplicates
+            cv2.imwrite(str(path), values)
+    bright = np.full((40, 40), 60_000, np.uint16)
+    cv2.imwrite("data/plate/test/cut/bright.png", bright)
+
+
 def planes() -> None:
     """Save 16-bit colours in separate planes, without compression."""
     photos("data/good")

@@ -21,11 +21,13 @@ from field_files import (
     all_of,
     alpha,
     blurred,
+    brighter_test_image,
     broken_link,
     camera,
     configuration,
     copy_to_test,
     folder_png,
+    int32_images,
     inverted,
     inverted_mvtec,
     jpeg,
@@ -221,6 +223,21 @@ ROWS: list[Row] = [
         ["data.bit_depth 12 differs from that of the fit (10)"],
         [fit()],
     ),
+    *rows(
+        "F02",
+        (),
+        [
+            ("32 bits", int32_images, fit(), 2, ["have no defined range"]),
+            ("32 bits, check", int32_images, check(), 1, ["have no defined range"]),
+            (
+                "a brighter test image, check",
+                brighter_test_image,
+                check(data="MVTecAD"),
+                1,
+                ["12 are used", "bright.png", "12 bits end at 4095"],
+            ),
+        ],
+    ),
     Row("F02", "check", partial(camera, "data/good", 12), check(), 0, ["12 are used"]),
     # F10: formats by content
     Row(
@@ -384,6 +401,20 @@ ROWS: list[Row] = [
                 later("predict", "--data.root=.", "--output.folder=runs/b/1"),
                 ["6 images"],
                 [fit(root="."), later("predict", "--data.root=.", "--output.folder=runs/a/1")],
+            ),
+            (
+                "results in the folder of the photographs",
+                partial(photos, "good", 6),
+                later("predict", "--data.root=.", "--output.folder=."),
+                ["6 images"],
+                [fit(root="."), later("predict", "--data.root=.", "--output.folder=.")],
+            ),
+            (
+                "a contact sheet and a copied drawing",
+                partial(photos, "good", 6),
+                later("predict", "--data.root=.", "--output.folder=second"),
+                ["6 images", "drawings of this program"],
+                [fit(root="."), ["preview", "--data=ImageFolder", "--data.root=."]],
             ),
             (
                 "check after predict",
@@ -650,6 +681,8 @@ ROWS: list[Row] = [
             ("1e3", "--data.categories=[1e3]", (0, ["6 images"])),
             ("yes", "--data.categories=[yes]", (0, ["6 images"])),
             ("01", "--data.categories=[02]", (2, ["'02' is not in data"])),
+            ("01", "--data.categories=01", (2, ["such as '[01, 02]'"])),
+            ("01", "--data.categories=part: left", (2, ["""such as '["part: left"]'"""])),
         ]
     ),
     # F27: configurations and roots

@@ -20,6 +20,7 @@ from PIL import Image
 from anomaly_clip.backbones.cnn import CNNBackbone
 from anomaly_clip.commands.experiment import class_of_checkpoint
 from anomaly_clip.data.dataset import AnomalyData
+from anomaly_clip.drawing.draw import save_drawing
 from anomaly_clip.drawing.panels import draw_panels, stack_sheets
 from anomaly_clip.drawing.tsne import MIN_SAMPLES, TAB_LAYOUT, Embedding, tsne, write_embeddings
 from anomaly_clip.files import atomic_path, safe_name, write_json
@@ -88,7 +89,7 @@ def draw_maps(folder: Path, labels: Sequence[str], category: str, count: int) ->
         for number, (row, item) in enumerate(zip(rows, items, strict=True))
     ]
     with atomic_path(folder / "pictures" / f"{safe_name(category)}.png") as temporary:
-        Image.fromarray(stack_sheets(sheets)).save(temporary)
+        save_drawing(Image.fromarray(stack_sheets(sheets)), temporary)
 
 
 def draw_embeddings(

@@ -74,7 +74,8 @@ class OptionParser(LightningArgumentParser):
         value = _unpacked(value)
         actions: Mapping[str, Action] = self._option_string_actions
         if option in actions:
-            return _as_texts(value) if _holds_texts(_type_of(actions[option])) else value
+            kind = _type_of(actions[option])
+            return _as_texts(value, _is_mapping(kind)) if _holds_texts(kind) else value
         parts = option.split(".")
         owners = (".".join(parts[:end]) for end in range(len(parts) - 1, 0, -1))
         owner = next((actions[name] for name in owners if name in actions), None)
@@ -124,12 +125,17 @@ def _unpacked(value: str) -> str:
     return str(json.loads('"' + value.removeprefix(MARK))) if value.startswith(MARK) else value
 
 
-def _as_texts(value: str) -> str:
-    """Return ``[01, yes]`` or ``{01: no}`` with quotes around all texts."""
+def _as_texts(value: str, is_mapping: bool) -> str:
+    """Return ``[01, yes]`` or ``{01: no}`` with quotes around all texts, for a list or a mapping.
+
+    A value that is no list is not read as YAML either, so that messages show what was typed.
+    """
     try:
         content = yaml.load(value, yaml.BaseLoader)
     except yaml.YAMLError:
         return value
+    if not is_mapping and not isinstance(content, list) and value != "null":
+        return json.dumps(value)
     items = [*content, *content.values()] if isinstance(content, dict) else content
     is_plain = isinstance(items, list) and all(isinstance(item, str) for item in items)
     return json.dumps(content) if is_plain else value

@@ -15,7 +15,7 @@ from anomaly_clip.data.dataset import AnomalyData, Sample, Split
 from anomaly_clip.data.reading_errors import UnreadableError
 from anomaly_clip.data.samples import SampleDataset
 from anomaly_clip.data.synthetic import SyntheticDataset
-from anomaly_clip.drawing.draw import add_caption, font, grid
+from anomaly_clip.drawing.draw import add_caption, font, grid, save_drawing
 from anomaly_clip.errors import check_at_least
 from anomaly_clip.files import atomic_path, printable
 from anomaly_clip.images import evenly_spaced
@@ -78,7 +78,7 @@ def run_preview(words: Sequence[str]) -> int:
         else:
             sheet = contact_sheet(data, config.split, config.count, unreadable)
         with atomic_path(target) as temporary:
-            Image.fromarray(sheet).save(temporary)
+            save_drawing(Image.fromarray(sheet), temporary)
     print(target)
     if unreadable:
         such_as = ":" if len(unreadable) == 1 else ", such as"

@@ -113,7 +113,8 @@ def check_data(
     report = CheckReport(type(data).__name__, str(data.root))
     _judge(data, report)
     listed = list(_list_samples(data, report))
-    data.reading.prepare([sample for sample, _ in listed])
+    trained_on = [sample for sample, split in listed if split == "train"]
+    data.reading.prepare([sample for sample, _ in listed], fitted=trained_on or None)
     # Files of several frames are named one by one.
     report.remarks += [r for r in data.reading.remarks if r != data.reading.frames]
     inspected = inspect_samples(data, listed, workers, near_duplicates)

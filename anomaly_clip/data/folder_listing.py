@@ -7,12 +7,15 @@ from pathlib import Path
 
 from anomaly_clip.files import name_key
 from anomaly_clip.folders import FolderContent, FolderTree, is_run, scan
+from anomaly_clip.image_formats import is_own_drawing
 
 __all__ = ["FolderListing", "joined"]
 
 RESULTS = "folders of results"
+DRAWINGS = "drawings of this program"
 WITH_EXAMPLE = (
     RESULTS,
+    DRAWINGS,
     "pipes",
     "names that begin",
     "links",
@@ -22,6 +25,10 @@ WITH_EXAMPLE = (
     "files that",
 )
 """Beginnings of what is not used, of which an example is given."""
+
+
+RESULT_FOLDERS = ("maps", "raw_maps", "gallery", "validation", "logs", "checkpoints")
+"""Folders of a run, for a run whose folder is that of the photographs."""
 
 
 class FolderListing:
@@ -42,7 +49,11 @@ class FolderListing:
     def content(self, folder: Path) -> FolderContent:
         """Return the content of a folder, read once."""
         if folder not in self._contents:
-            self._contents[folder] = scan(folder)
+            content = scan(folder)
+            drawn = [image for image in content.images if is_own_drawing(image)]
+            self.leave_out(DRAWINGS, drawn)
+            kept = [image for image in content.images if image not in drawn]
+            self._contents[folder] = content._replace(images=kept)
         return self._contents[folder]
 
     def images(self, folder: Path) -> list[Path]:
@@ -109,7 +120,8 @@ class FolderListing:
         return remarks
 
     def _is_no_run(self, folder: Path) -> bool:
-        if not is_run(folder) or folder == self.root:
+        inner = is_run(folder.parent) and folder.name in RESULT_FOLDERS
+        if folder == self.root or not (is_run(folder) or inner):
             return True
         if folder not in self.unused.get(RESULTS, []):
             self.leave_out(RESULTS, [folder])

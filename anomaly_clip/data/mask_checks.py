@@ -180,7 +180,7 @@ def mask_findings(
         level = HALF if all(min(m.levels) <= HALF < max(m.levels) for m in grey) else grey[0].level
         text = f"{len(grey)} of {total} have grey values, as of noise or soft edges, such as "
         text += f"{_named(grey)}: values {low} to {max(dark)} count as defect "
-        text += f"({100 * share:.3g} % more pixels): set data.mask_level {level}"
+        text += f"({100 * share:.0f} % more pixels): set data.mask_level {level}"
         add("grey", grey, text)
     classes = [mask for mask in masks if mask.has_classes and not mask.is_grey]
     if is_own and not rule.grey and not level_is_set:

@@ -84,12 +84,18 @@ class ImageReading:
             samples = [*samples, *(s for name in data.categories for s in data.shots_of(name))]
         self.prepare(samples, stored)
 
-    def prepare(self, samples: Sequence[Sample], stored: int | None = None) -> None:
+    def prepare(
+        self,
+        samples: Sequence[Sample],
+        stored: int | None = None,
+        fitted: Sequence[Sample] | None = None,
+    ) -> None:
         """Read the headers of all images, choose the bit depth, and note what the user should know.
 
         Args:
             samples: The images of a fit or a test.
             stored: The bit depth with which the model was fitted, if it was.
+            fitted: The images that the bit depth is chosen from; default: all.
 
         Raises:
             ValueError: If the bit depth is not that of the fit.
@@ -104,6 +110,9 @@ class ImageReading:
             )
         headers = _read_headers([sample.image for sample in samples])
         deep = [path for path, header in headers.items() if header.deep]
+        if fitted is not None:
+            chosen_from = {sample.image for sample in fitted}
+            deep = [path for path in deep if path in chosen_from] or deep
         if deep:
             self._choose_bits(deep, stored)
         framed = [path for path, header in headers.items() if header.frames > 1]
@@ -125,7 +134,10 @@ class ImageReading:
         elif self.bit_depth != "auto":
             self.bits_in_use, source = self.bit_depth, "data.bit_depth"
         else:
-            highest, path = _highest_value(deep)
+            values = _highest_values(deep)
+            if not values:  # none can be decoded, which is reported when they are read
+                return
+            path, highest = max(values.items(), key=lambda item: item[1])
             self.bits_in_use = next(bits for bits in CAMERA_BITS if highest < 2**bits)
             source = f"chosen by the highest value, {highest} in {path.name}"
             source += f"; --data.bit_depth {self.bits_in_use} fixes it"
@@ -154,16 +166,15 @@ def _read_headers(paths: Sequence[Path]) -> dict[Path, ImageHeader]:
         return {p: h for p, h in zip(paths, headers, strict=True) if h is not None}
 
 
-def _highest_value(paths: Sequence[Path]) -> tuple[int, Path]:
-    """Return the highest value of images with 16 bits per channel, and the image that has it."""
+def _highest_values(paths: Sequence[Path]) -> dict[Path, int]:
+    """Return the highest value of each image with 16 bits per channel that can be decoded."""
 
-    def value_of(path: Path) -> int:
+    def value_of(path: Path) -> int | None:
         try:
             return highest_value(path)
         except (OSError, ValueError):
-            return 0
+            return None
 
     with ThreadPoolExecutor() as pool:
-        values = list(track(pool.map(value_of, paths), "finding the bit depth", total=len(paths)))
-    highest = max(values)
-    return highest, paths[values.index(highest)]
+        values = track(pool.map(value_of, paths), "finding the bit depth", total=len(paths))
+        return {p: v for p, v in zip(paths, values, strict=True) if v is not None}

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from anomaly_clip.drawing.draw import ALARM, INK, add_caption, font, grid
+from anomaly_clip.drawing.draw import ALARM, INK, add_caption, font, grid, save_drawing
 from anomaly_clip.files import atomic_path, printable, write_csv
 
 __all__ = ["draw_confusion", "draw_patterns", "write_confusion"]
@@ -60,7 +60,7 @@ def write_confusion(
         write_csv(folder / "confusion.csv", header, lines)
         sheet = draw_patterns(counts, names, title, warning)
     with atomic_path(folder / "confusion.png") as temporary:
-        sheet.save(temporary)
+        save_drawing(sheet, temporary)
     return folder / "confusion.png"
 
 

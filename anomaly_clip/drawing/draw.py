@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from anomaly_clip.files import printable
+from anomaly_clip.image_formats import OWN_SOFTWARE
 
-__all__ = ["ALARM", "INK", "Colour", "add_caption", "font", "grid", "write_lines"]
+__all__ = ["ALARM", "INK", "Colour", "add_caption", "font", "grid", "save_drawing", "write_lines"]
 
 Colour = tuple[int, int, int]
 
@@ -52,6 +55,16 @@ def add_caption(
     write_lines(sheet, lines, line_height, left, above)
     sheet.paste(image, (0, top))
     return sheet
+
+
+def save_drawing(image: Image.Image, path: Path) -> None:
+    """Save a drawing, with a mark in a PNG by which later runs tell it from a photograph."""
+    if path.suffix == ".png":
+        info = PngInfo()
+        info.add_text("Software", OWN_SOFTWARE)
+        image.save(path, pnginfo=info)
+    else:
+        image.save(path)
 
 
 def write_lines(

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from anomaly_clip.drawing.draw import INK, Colour, add_caption, font, grid
+from anomaly_clip.drawing.draw import INK, Colour, add_caption, font, grid, save_drawing
 from anomaly_clip.files import atomic_path, printable, write_csv
 
 __all__ = ["MIN_SAMPLES", "TAB_LAYOUT", "Embedding", "Layout", "tsne", "write_embeddings"]
@@ -156,7 +156,7 @@ def write_embeddings(folder: Path, embeddings: Sequence[Embedding], stem: str = 
     sheet.paste(panels, (0, 0))
     sheet.paste(legend, (0, panels.height))
     with atomic_path(folder / f"{stem}.png") as temporary:
-        sheet.save(temporary)
+        save_drawing(sheet, temporary)
     return folder / f"{stem}.png"
 
 

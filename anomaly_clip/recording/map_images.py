@@ -10,6 +10,7 @@ from PIL import Image
 
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.data.reading_errors import UnreadableError
+from anomaly_clip.drawing.draw import save_drawing
 from anomaly_clip.drawing.panels import PanelRow, map_lines
 from anomaly_clip.files import atomic_path
 from anomaly_clip.masks import solid
@@ -82,7 +83,7 @@ def draw_map_images(
         if mask is not None:
             panels.add_mask(mask)
         with atomic_path(folder / f"{names[index]}.png") as temporary:
-            panels.sheet.save(temporary)
+            save_drawing(panels.sheet, temporary)
     return lost
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from anomaly_clip.drawing.draw import save_drawing
 from anomaly_clip.drawing.panels import draw_panels, stack_sheets
 from anomaly_clip.files import atomic_path
 from anomaly_clip.images import evenly_spaced
@@ -83,7 +84,7 @@ class ValidationImages:
             for scored in shown
         ]
         with atomic_path(file) as temporary:
-            Image.fromarray(stack_sheets(sheets)).save(temporary)
+            save_drawing(Image.fromarray(stack_sheets(sheets)), temporary)
 
 
 def _scored_image(scores: Scores, batch: Batch, row: int, anomalous: bool) -> ScoredImage:
