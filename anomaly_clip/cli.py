@@ -11,8 +11,10 @@ import io
 import os
 import stat
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from anomaly_clip import __version__
 from anomaly_clip.files import ESCAPING, printable
@@ -62,7 +64,7 @@ def main(args: Sequence[str] | None = None) -> int:
     from anomaly_clip.commands.interruption import Interrupted, advise, handle_signals
 
     words = list(sys.argv[1:] if args is None else args)
-    with _any_text_printed(), _quiet_pipes():
+    with _any_text_printed(), _quiet_pipes(), _short_warnings():
         try:
             with handle_signals(), advise():  # also during the import of libraries
                 return _answer(words)
@@ -85,6 +87,30 @@ def _any_text_printed() -> Iterator[None]:
         for stream, errors in before:
             if not stream.closed:
                 stream.reconfigure(errors=errors)
+
+
+@contextmanager
+def _short_warnings() -> Iterator[None]:
+    """Show warnings of this package as one line, without the place in its code."""
+    long = warnings.formatwarning
+    package = str(Path(__file__).parent)
+
+    def short(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        line: str | None = None,
+    ) -> str:
+        if filename.startswith(package):
+            return f"anomaly_clip: warning: {message}\n"
+        return long(message, category, filename, lineno, line)
+
+    warnings.formatwarning = short
+    try:
+        yield
+    finally:
+        warnings.formatwarning = long
 
 
 class _QuietPipe(io.TextIOWrapper):

@@ -368,6 +368,7 @@ def test_a_checkpoint_gives_the_same_maps_on_another_copy(
         CLIPADA.load_from_checkpoint(tmp_path / "a.ckpt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize(
     ("when", "name"),

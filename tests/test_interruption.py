@@ -116,6 +116,7 @@ def test_a_complete_fit_says_so(mvtec_root: Path, capsys: pytest.CaptureFixture[
     assert "runs/run/1/checkpoints/last.ckpt" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["fit", "test", "predict"])
 @pytest.mark.parametrize("name", CODES)
 def test_a_single_pass_leaves_nothing(

@@ -62,6 +62,7 @@ def test_unsupported_sets_are_named_by_every_data_module(
         assert reason in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["fit", "test", "predict", "each"])
 @pytest.mark.parametrize("make", [loco, kolektor_sdd])
 def test_unsupported_sets_are_named_by_every_verb(

@@ -201,6 +201,7 @@ def test_ordinary_texts_are_saved_without_quotes() -> None:
     assert dump_yaml({"b": "a photo", "a": "true"}) == "b: a photo\na: 'true'\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("category", ["6E2", "1e5", "yes", "part: left"])
 def test_a_category_that_looks_like_a_number_is_tested_by_its_checkpoint(
     category: str, tmp_path: Path, mvtec_root: Path, monkeypatch: pytest.MonkeyPatch

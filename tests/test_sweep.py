@@ -278,6 +278,7 @@ def tiny(file: Path, clip: str, mvtec: Path, tmp_path: Path) -> list[str]:
     return words if "layer" in file.stem else [*words, "--model.feature_layer", "2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ON_DISK, ids=lambda file: file.stem)
 def test_fit_logs_the_goal_of_every_file(
     file: Path,

@@ -156,6 +156,7 @@ def test_training_changes_the_resnet_but_not_its_classifier(
     assert int(state["bn1.num_batches_tracked"]) == 2 * 2 * 3  # two sides, two epochs, three steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

@@ -481,6 +481,7 @@ def test_a_category_without_readable_images_is_refused(
     assert not (tmp_path / "fit").exists()
 
 
+@pytest.mark.slow
 def test_each_counts_what_was_left_out(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -550,6 +551,7 @@ def test_references_that_cannot_be_read_are_replaced(
         assert (protocol["unreadable_references"], protocol["complete"]) == (1, True)
 
 
+@pytest.mark.slow
 def test_validation_images_are_left_out_and_a_fit_resumes(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -148,6 +148,8 @@ class AnomalyData(BaseDataModule):
             check_between("data.mask_level", mask_level, 0, 254)
         if image_size is not None:
             resize.check(image_size)
+        if not root.strip():
+            raise ValueError(f"data.root {root!r} is empty: give the data set's folder")
         try:
             self.root = Path(root).expanduser()
         except RuntimeError as error:  # ~name of an unknown user

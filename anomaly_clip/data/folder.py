@@ -131,7 +131,7 @@ class ImageFolder(AnomalyData):
             self.selection = PathSelection(_names_of(root))
         except RuntimeError as error:  # ~name of an unknown user
             raise ValueError(f"data.root {root}: give the full path ({error})") from None
-        if not self.selection.names:
+        if not all(str(name).strip() for name in self.selection.names or [""]):
             raise ValueError(f"data.root {root} is empty: name a folder, images or a pattern")
         super().__init__(root=str(self.selection.folder), categories=categories, **shared)
         if category is not None and not category.strip():
