@@ -226,7 +226,8 @@ def spare_mask(spare: Sequence[Path], samples: Iterable[Sample], has_option: boo
     ending, count = (endings.most_common(1) or [("", 0)])[0]
     if 2 * count <= len(spare):
         return f"{text}: add its image, or remove the mask"
-    return f"{text}, but the names of masks begin with those of images: set --data.mask_ending={ending}"
+    option = f"--data.mask_ending={ending}"
+    return f"{text}, but the names of masks begin with those of images: set {option}"
 
 
 def missing_layout(root: Path, expected: str, module: str = "") -> FileNotFoundError | ValueError:
