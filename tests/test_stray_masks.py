@@ -23,7 +23,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def own(**options: Any) -> ImageFolder:
+def plank_folder(**options: Any) -> ImageFolder:
     return ImageFolder("data", "plank", **options)
 
 
@@ -68,7 +68,7 @@ def test_photographs_of_such_names_are_test_images() -> None:
 def test_masks_of_any_two_values_are_masks(value: int) -> None:
     labelled()
     masks("data/annot", make=partial(square, value=value))
-    data = own()
+    data = plank_folder()
     assert len(data.samples("test")) == 12
     assert data.has_masks
 
@@ -78,7 +78,7 @@ def test_masks_with_the_names_of_normal_images_are_refused(count: int) -> None:
     labelled()
     masks("data/marks", count)
     with pytest.raises(ValueError, match="data/marks: black-and-white images with the names"):
-        own().samples("test")
+        plank_folder().samples("test")
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_what_may_be_masks_is_said(
 ) -> None:
     labelled()
     masks("data/marks", **options)
-    data = own()
+    data = plank_folder()
     assert any(r.startswith("marks/ (") and "nearly black and white" in r for r in data.remarks)
     main(["check", "--data=ImageFolder", "--data.root=data", "--data.category=plank"])
     assert "nearly black and white" in " ".join(capsys.readouterr().out.split())
@@ -99,10 +99,10 @@ def test_masks_of_normal_images_in_a_folder_named_after_them() -> None:
     labelled()
     masks("data/cut_mask")
     masks("data/good_mask", 8, make=EMPTY.copy)
-    assert len(own().samples("test")) == 12
+    assert len(plank_folder().samples("test")) == 12
     masks("data/good_mask", 1)
     with pytest.raises(ValueError, match="the mask of a normal image is not empty"):
-        own().samples("test")
+        plank_folder().samples("test")
 
 
 @pytest.mark.parametrize("place", ["good", "train/good"])
@@ -116,10 +116,10 @@ def test_masks_next_to_normal_images_must_be_empty(
     photos(cut, 2, seed=1)
     masks(cut, 2, ending="_mask")
     save_picture(Path(f"data/{place}/0_mask.png"), EMPTY)
-    own().samples("test")
+    plank_folder().samples("test")
     save_picture(Path(f"data/{place}/0_mask.png"), square())
     with pytest.raises(ValueError, match=r"0_mask\.png: the mask of a normal image is not empty"):
-        own().samples("test")
+        plank_folder().samples("test")
     assert main(["check", "--data=ImageFolder", "--data.root=data", "--data.category=plank"]) == 1
     assert "is not empty" in capsys.readouterr().out
 
@@ -136,8 +136,8 @@ def test_the_ending_of_masks_without_an_image_is_named() -> None:
     labelled()
     masks("data/ground_truth/cut", ending="-seg")
     with pytest.raises(ValueError, match=r"0-seg\.png: a mask .*set --data\.mask_ending=-seg"):
-        own().samples("test")
-    assert own(mask_ending="-seg").has_masks
+        plank_folder().samples("test")
+    assert plank_folder(mask_ending="-seg").has_masks
 
 
 def test_masks_of_normal_images_in_the_layout_of_mvtec(capsys: pytest.CaptureFixture[str]) -> None:
