@@ -25,7 +25,7 @@ from anomaly_clip.data.check_files import (
 )
 from anomaly_clip.data.copies import original_of
 from anomaly_clip.data.dataset import AnomalyData, Sample, Split
-from anomaly_clip.data.layout import MASK_OF_NORMAL, shared_mask, shared_masks
+from anomaly_clip.data.layout import MASK_OF_NORMAL, shared_mask, shared_masks, spare_mask
 from anomaly_clip.data.mask_checks import mask_findings
 from anomaly_clip.data.mask_files import load_mask
 from anomaly_clip.data.summary import left_out_remark
@@ -307,7 +307,9 @@ def _find_unused_files(data: AnomalyData, samples: Sequence[Sample], report: Che
     listed = [c for c in data.categories if short_path(data, data.root / c) not in unlisted]
     spare = data.spare_masks(listed, samples)
     for path in spare:
-        _add_problem(report, "mask", short_path(data, path), "a mask without an image")
+        message = spare_mask(spare, samples, bool(data.mask_hint))
+        message = message.removesuffix(": add its image, or remove the mask")
+        _add_problem(report, "mask", short_path(data, path), message)
     for mask, images in shared_masks(samples).items():
         _add_problem(report, "mask", short_path(data, mask), shared_mask(images))
     masks = {s.mask for s in samples if s.mask is not None}

@@ -18,7 +18,7 @@ from anomaly_clip.data.folder_forms import (
     read_selection,
     understand,
 )
-from anomaly_clip.data.known_layouts import layout_hint
+from anomaly_clip.data.known_layouts import layout_hint, published_layout, unsupported
 from anomaly_clip.data.layout import USUAL_ENDINGS, missing_layout
 from anomaly_clip.data.path_selection import PathSelection
 from anomaly_clip.errors import check_between, check_choice
@@ -242,6 +242,11 @@ class ImageFolder(AnomalyData):
             yield from image_files(self.root)
         else:
             yield from (sample.image for sample in self.form.unlabelled)
+
+    @cached_property
+    def unsupported(self) -> str | None:
+        """The message if the folder is a published set for another ``--data``, or for none."""
+        return unsupported(self.root) or published_layout(self.root)
 
     @property
     def remarks(self) -> list[str]:

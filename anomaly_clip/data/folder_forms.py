@@ -170,6 +170,7 @@ class _Reader:
         folders = [f for inner, _ in kept for f in inner] if normal else [train]
         images = sorted(image for folder in folders for image in self._photographs(folder))
         if images:
+            self.form.normal_masks.update(*map(self._masks_next_to_images, folders))
             others = self.listing.images_below([f for f in inner if f not in normal])
             others += self.listing.images(train) if normal else []
             self.listing.leave_out("images of train/ that are not in its normal folder", others)
@@ -204,14 +205,19 @@ class _Reader:
         defects = [kind.name for kind in kinds if not self._is_normal(kind)]
         normal: list[str] = []
         defective: list[str] = []
+        doubtful: list[str] = []
         for kind in kinds:
             inner, masks_inside = kept[kind]
             if self._is_normal(kind):
                 self.normal_folders.append(kind)
                 listed = sorted(image for folder in inner for image in self._photographs(folder))
+                beside = (self._masks_next_to_images(folder) for folder in inner)
+                self.form.normal_masks.update(*beside)
             else:
                 inner = self._without_normal(kind, inner)
                 listed = sorted(image for folder in inner for image in self._images(folder))
+                if self.masks.seem_masks(listed):
+                    doubtful.append(f"{kind.name}/ ({len(listed)})")
             shared = self._mask_folders_of(kind, mask_folders, defects)
             masks = self._masks_of(listed, kind, [*masks_inside, *shared])
             self._add_labelled(kind, listed, masks)
@@ -233,6 +239,11 @@ class _Reader:
         elif defective:
             text += ", there are no masks"
         self._say(text)
+        if doubtful:
+            self._say(
+                f"{joined(doubtful)}: nearly black and white, scored as defective images; if these "
+                f"are masks, put them into ground_truth/<defect>/ with the names of their images"
+            )
 
     def _add_labelled(
         self, kind: Path, images: Sequence[Path], masks: Mapping[Path, Sequence[Path]]
@@ -336,7 +347,7 @@ class _Reader:
         defects = [kind for kind in images if not self._is_normal(kind)]
         others = ImageNames(image for listed in images.values() for image in listed)
         defective = ImageNames(image for kind in defects for image in images[kind])
-        kinds = [kind.name for kind in defects]
+        kinds = [kind.name for kind in images]  # good_mask/ contains masks, too
         candidates = [folder for root in roots for folder in self.listing.subfolders(root)]
         for folder in dict.fromkeys(candidates):
             if self._is_normal(folder):
@@ -346,6 +357,8 @@ class _Reader:
             elif folder in images and self.masks.are_certain(folder, others, defective):
                 folders.append(folder)
                 self._say(f"{folder.name}/ contains black-and-white images: masks")
+            elif folder in images:
+                self.masks.refuse_masks(folder, others)
         return folders
 
     def _without_masks(self, kind: Path, folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
@@ -394,6 +407,8 @@ class _Reader:
         shared = [f for f in mask_folders if f not in special]
         if not self._is_normal(kind):
             shared = [f for f in shared if not self.masks.kind_of(f, defects)]
+        else:
+            shared = [f for f in shared if not self.masks.kind_of(f, self.normal_names)]
         shared.sort(key=lambda f: f.name.lower() not in (*MASK_FOLDERS, *LABEL_FOLDERS))
         return [*special, *shared]
 

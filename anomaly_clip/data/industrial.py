@@ -20,6 +20,7 @@ from anomaly_clip.data.layout import (
     read_table,
     subfolders,
 )
+from anomaly_clip.data.stray_masks import refuse_stray_masks
 from anomaly_clip.masks import read_mask
 
 __all__ = [
@@ -80,9 +81,14 @@ def list_mvtec(root: Path, category: str, split: Split, has_masks: bool = True) 
         category: The category.
         split: The split.
         has_masks: Whether defective images have masks.
+
+    Raises:
+        ValueError: If there are masks among the images.
     """
     folder = root / category
-    for defect in subfolders(folder / split):
+    kinds = subfolders(folder / split)
+    refuse_stray_masks([k for k in kinds if split == "test" or is_normal(k)])
+    for defect in kinds:
         images = images_in(defect)
         normal = is_normal(defect)
         if split == "train" and not normal:
@@ -157,12 +163,15 @@ class MVTecAD(AnomalyData):
     def normal_masks(self, categories: Sequence[str], samples: Sequence[Sample]) -> list[Path]:
         """Return the masks in ``ground_truth`` of normal images, which must be empty."""
         images: dict[Path, list[Path]] = defaultdict(list)
-        for sample in samples:
-            if not sample.label and sample.category in categories:
-                masks = self.root / sample.category / "ground_truth" / sample.image.parent.name
-                images[masks].append(sample.image)
+        normal = [s for s in samples if not s.label and s.category in categories]
+        for name in categories:  # masks of training images may be there, too
+            if any(map(is_normal, mvtec_mask_folders(self.root, name))):
+                normal += list_mvtec(self.root, name, "train")
+        for sample in normal:
+            masks = self.root / sample.category / "ground_truth" / sample.image.parent.name
+            images[masks].append(sample.image)
         paired = [m for folder in images for m in paired_masks(images[folder], folder).values()]
-        return [mask for mask in paired if mask.is_file()]
+        return [mask for mask in dict.fromkeys(paired) if mask.is_file()]
 
     def left_out(self, stage: str) -> dict[str, list[Path]]:
         """Return the defective training images."""

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from anomaly_clip.folders import subfolders
 from anomaly_clip.images import is_image
 
-__all__ = ["layout_hint", "unsupported"]
+__all__ = ["layout_hint", "published_layout", "unsupported"]
 
 SEARCHED = 100  # subfolders of a folder that are searched
 FEW = 5  # subfolders of each of these that are searched
@@ -179,6 +179,14 @@ LAYOUTS: dict[str, tuple[str, Callable[[Path], bool]]] = {
     "MetaJSON": ("a data set listed by meta.json", _all_of("meta.json")),
 }
 """Title of each layout and the test of whether a folder has it, the most specific first."""
+
+
+def published_layout(root: Path) -> str | None:
+    """Return a sentence if a folder, which may be read as a user's own, is a published set."""
+    if all(has_image(root / split, "*_GT.*") for split in ("train", "test")):
+        return f"data.root {root}: this is KolektorSDD2's layout: use --data KSDD2"
+    return None
+
 
 CATEGORY_FOLDERS = ("VisA", "MVTecAD2", "BTAD", "MVTecAD")
 """Data modules whose root contains one folder per category."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -26,6 +27,7 @@ __all__ = [
     "read_table",
     "shared_mask",
     "shared_masks",
+    "spare_mask",
     "subfolders",
     "top_folder",
 ]
@@ -200,6 +202,32 @@ def shared_masks(samples: Iterable[Sample]) -> dict[Path, list[Path]]:
         if sample.mask is not None:
             images.setdefault(sample.mask, []).append(sample.image)
     return {mask: sharing for mask, sharing in images.items() if len(sharing) > 1}
+
+
+def spare_mask(spare: Sequence[Path], samples: Iterable[Sample], has_option: bool) -> str:
+    """Describe masks without an image, with the ending of their names if that explains them.
+
+    Args:
+        spare: The masks.
+        samples: All samples.
+        has_option: Whether ``data.mask_ending`` exists.
+    """
+    text = "a mask without an image"
+    stems = {
+        name_key(s.image.stem)
+        for s in samples
+        if s.label and (s.mask is None or not s.mask.exists())
+    }
+    endings: Counter[str] = Counter()
+    for mask in spare if has_option else ():
+        name = name_key(mask.stem)
+        cuts = [place for place in range(1, len(name)) if name[:place] in stems]
+        endings.update([name[cuts[-1] :]] if cuts else [])
+    ending, count = (endings.most_common(1) or [("", 0)])[0]
+    if 2 * count <= len(spare):
+        return f"{text}: add its image, or remove the mask"
+    option = f"--data.mask_ending={ending}"
+    return f"{text}, but the names of masks begin with those of images: set {option}"
 
 
 def missing_layout(root: Path, expected: str, module: str = "") -> FileNotFoundError | ValueError:

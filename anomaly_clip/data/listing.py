@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Literal
 
 from anomaly_clip.data.copies import split_copies
-from anomaly_clip.data.layout import MASK_OF_NORMAL, check_images, check_masks
+from anomaly_clip.data.layout import MASK_OF_NORMAL, check_images, check_masks, spare_mask
 from anomaly_clip.data.samples import Sample, Split
 
 if TYPE_CHECKING:
@@ -150,9 +150,7 @@ class Listing:
             return
         spare = source.spare_masks(self.categories, samples)
         if spare:
-            raise ValueError(
-                f"{spare[0]}: a mask without an image: add its image, or remove the mask"
-            )
+            raise ValueError(f"{spare[0]}: {spare_mask(spare, samples, bool(source.mask_hint))}")
         for mask in source.normal_masks(self.categories, samples):
             if not source.unreadable.is_blank(mask):
                 raise ValueError(

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from anomaly_clip.images import read_image
 
 __all__ = [
+    "has_two_values",
     "has_white",
+    "is_two_valued",
     "looks_like_a_mask",
     "looks_like_a_photograph",
     "looks_nearly_like_a_mask",
@@ -21,6 +23,8 @@ BLACK_AND_WHITE = 0.99  # fraction of such pixels in a mask, whose edges may be 
 NEARLY_EXTREME = 32  # the same for masks saved as JPEG, in folders with a name of masks
 NEARLY_BLACK_AND_WHITE = 0.9
 PHOTOGRAPH = 0.5  # fraction of such pixels below which an image is a photograph
+NEARLY_TWO_VALUED = 0.95  # fraction of pixels near one of two levels, such as 0 and 128
+CLUSTER = 6  # part of the distance of the two levels that counts as near
 NUM_COLOURS = 32  # grey levels that a photograph has at least; masks of classes have fewer
 
 
@@ -43,9 +47,46 @@ def looks_like_a_photograph(image: Path) -> bool:
 
 
 def has_white(image: Path) -> bool:
-    """Return whether some pixel of an image is white; False if unreadable."""
+    """Return whether a pixel of a mask is white, or of its value if that is no white.
+
+    False if unreadable.
+    """
     pixels = _pixels(image)
-    return pixels is not None and bool((pixels >= 255 - EXTREME).any())
+    if pixels is None:
+        return False
+    bright = pixels >= 255 - EXTREME
+    return bool(bright.any()) or (is_two_valued(image) and bool(pixels.any()))
+
+
+def is_two_valued(image: Path) -> bool:
+    """Return whether an image has the level 0 and at most one other; False if unreadable."""
+    pixels = _pixels(image)
+    if pixels is None or pixels.min() > 0 or (pixels != pixels[..., :1]).any():
+        return False
+    return len(np.unique(pixels[..., 0])) <= 2
+
+
+def has_two_values(image: Path) -> bool:
+    """Return whether an image is nearly of one or two grey levels; False if unreadable.
+
+    Masks of any two values count, such as 0 and 1, and masks that were saved as JPEG.
+    """
+    pixels = _pixels(image)
+    if pixels is None:
+        return False
+    middle = (int(pixels.min()) + int(pixels.max())) / 2
+    low, high = pixels[pixels <= middle], pixels[pixels > middle]
+    if not high.size:
+        return True
+    levels = float(np.median(low)), float(np.median(high))
+    near = (levels[1] - levels[0]) / CLUSTER
+    return float(_within(low, levels[0], near) + _within(high, levels[1], near)) >= (
+        NEARLY_TWO_VALUED * pixels.size
+    )
+
+
+def _within(values: NDArray[np.uint8], level: float, distance: float) -> int:
+    return int((np.abs(values.astype(np.float32) - level) <= distance).sum())
 
 
 def _extreme_share(pixels: NDArray[np.uint8] | None, distance: int) -> float:

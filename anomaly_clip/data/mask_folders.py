@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from anomaly_clip.data.mask_content import (
+    has_two_values,
     has_white,
+    is_two_valued,
     looks_like_a_mask,
     looks_like_a_photograph,
     looks_nearly_like_a_mask,
@@ -15,7 +17,14 @@ from anomaly_clip.data.mask_content import (
 from anomaly_clip.files import name_key
 from anomaly_clip.images import evenly_spaced
 
-__all__ = ["LABEL_FOLDERS", "MASK_FOLDERS", "ImageNames", "MaskFolders"]
+__all__ = [
+    "LABEL_FOLDERS",
+    "MASK_FOLDERS",
+    "ImageNames",
+    "MaskFolders",
+    "has_name_of_masks",
+    "masks_among_defects",
+]
 
 MASK_FOLDERS = ("ground_truth", "groundtruth", "masks", "mask", "gt")
 """Names of folders that contain masks and nothing else, in lower case."""
@@ -110,7 +119,9 @@ class MaskFolders:
             defective: Defective images, of this and other folders.
         """
         images = self.images_below(folder)
-        if not (images and self._are_named(images, others) and all(map(looks_like_a_mask, images))):
+        if not (
+            images and self._are_named(images, others) and all(map(_is_black_and_white, images))
+        ):
             return False
         filled = [image for image in images if has_white(image)]
         if not filled or not self._are_named(filled, defective):
@@ -118,7 +129,39 @@ class MaskFolders:
         inside = {image.parent for image in images}
         names_of_filled = [name for image in filled for name in self._names_of(image)]
         partners = list(defective.outside(inside, names_of_filled))
-        return not any(map(looks_like_a_mask, _some(partners)))
+        return not any(map(_is_black_and_white, _some(partners)))
+
+    def refuse_masks(self, folder: Path, others: ImageNames) -> None:
+        """Refuse a folder of images that are masks by their two values and names.
+
+        Photographs against a light have more values, and are accepted.
+
+        Args:
+            folder: A folder that is not taken for one of masks.
+            others: All images, of this and other folders.
+
+        Raises:
+            ValueError: If its images are masks of images that are no masks themselves.
+        """
+        images = self.images_below(folder)
+        if not (images and self._are_named(images, others)):
+            return
+        if not all(map(is_two_valued, _some(images))) or not all(map(is_two_valued, images)):
+            return
+        inside = {image.parent for image in images}
+        names = [name for image in images for name in self._names_of(image)]
+        if any(map(has_two_values, _some(list(others.outside(inside, names))))):
+            return
+        if any(map(has_white, images)):
+            raise ValueError(masks_among_defects(folder))
+
+    def seem_masks(self, images: Sequence[Path]) -> bool:
+        """Return whether some of the images, evenly spaced, are nearly of two values each."""
+        return bool(images) and all(map(has_two_values, _some(images)))
+
+    def are_named(self, masks: Sequence[Path], others: ImageNames) -> bool:
+        """Return whether each mask has the name of an image in another folder."""
+        return bool(masks) and self._are_named(masks, others)
 
     def kind_of(self, folder: Path, kinds: Iterable[str]) -> str | None:
         """Return the kind of defect that a folder such as ``bad_mask`` is named after, if any."""
@@ -136,6 +179,24 @@ class MaskFolders:
         inside = {mask.parent for mask in masks}
         names = {tuple(self._names_of(mask)) for mask in masks}
         return all(any(True for _ in others.outside(inside, stems)) for stems in names)
+
+
+def masks_among_defects(folder: Path) -> str:
+    """Return the message about a folder of masks among those of defects."""
+    return (
+        f"{folder}: black-and-white images with the names of others are masks: move them to "
+        f"ground_truth/<defect>/, or rename the images if they are photographs"
+    )
+
+
+def has_name_of_masks(folder: Path) -> bool:
+    """Return whether the name of a folder suggests masks, such as ``mask`` or ``cut_gt``."""
+    name = name_key(folder.name).lower()
+    return name in (*MASK_FOLDERS, *LABEL_FOLDERS) or OF_ONE_KIND.fullmatch(name) is not None
+
+
+def _is_black_and_white(image: Path) -> bool:
+    return looks_like_a_mask(image) or is_two_valued(image)
 
 
 def _some(images: Sequence[Path]) -> list[Path]:

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from anomaly_clip.data.dataset import AnomalyData, Sample, Split
 from anomaly_clip.data.layout import images_in, missing_layout, paired_masks, subfolders
+from anomaly_clip.data.stray_masks import refuse_stray_masks
 
 __all__ = ["MVTecAD2", "list_mvtec_ad_2"]
 
@@ -24,11 +25,14 @@ def list_mvtec_ad_2(root: Path, category: str, split: Split) -> Iterator[Sample]
 
     The mask of ``bad/NAME.*`` is ``ground_truth/bad/NAME_mask.*``, in ``test_public`` or next to
     it.
+
+    Raises:
+        ValueError: If there are masks among the images.
     """
     folder = root / category / FOLDERS[split]
-    for kind in subfolders(folder):
-        if kind.name == MASKS:
-            continue
+    kinds = [kind for kind in subfolders(folder) if kind.name != MASKS]
+    refuse_stray_masks(kinds)
+    for kind in kinds:
         images = images_in(kind)
         normal = kind.name == "good"
         masks = {} if normal else paired_masks(images, mask_folder(root, category) / kind.name)
