@@ -75,7 +75,8 @@ class OptionParser(LightningArgumentParser):
         actions: Mapping[str, Action] = self._option_string_actions
         if option in actions:
             kind = _type_of(actions[option])
-            return _as_texts(value, _is_mapping(kind)) if _holds_texts(kind) else value
+            is_list = not (_is_mapping(kind) or str in _alternatives(kind))
+            return _as_texts(value, is_list) if _holds_texts(kind) else value
         parts = option.split(".")
         owners = (".".join(parts[:end]) for end in range(len(parts) - 1, 0, -1))
         owner = next((actions[name] for name in owners if name in actions), None)
@@ -125,16 +126,16 @@ def _unpacked(value: str) -> str:
     return str(json.loads('"' + value.removeprefix(MARK))) if value.startswith(MARK) else value
 
 
-def _as_texts(value: str, is_mapping: bool) -> str:
-    """Return ``[01, yes]`` or ``{01: no}`` with quotes around all texts, for a list or a mapping.
+def _as_texts(value: str, is_list: bool) -> str:
+    """Return ``[01, yes]`` or ``{01: no}`` with quotes around all texts.
 
-    A value that is no list is not read as YAML either, so that messages show what was typed.
+    In place of a list, other values are put into quotes, so that messages show what was typed.
     """
     try:
         content = yaml.load(value, yaml.BaseLoader)
     except yaml.YAMLError:
         return value
-    if not is_mapping and not isinstance(content, list) and value != "null":
+    if is_list and not isinstance(content, list) and value != "null":
         return json.dumps(value)
     items = [*content, *content.values()] if isinstance(content, dict) else content
     is_plain = isinstance(items, list) and all(isinstance(item, str) for item in items)
