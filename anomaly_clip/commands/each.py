@@ -108,8 +108,14 @@ def _categories(method: object, data: AnomalyData) -> list[str]:
     with user_errors(known_options):
         splits = data.splits
         categories = data.categories if "test" in splits else []
+        is_tested = data.is_tested_after_fit
     if "test" not in splits:
         raise UserError(f"{data.dataset_name} has no test images: use fit")
+    if not is_tested:
+        raise UserError(
+            f"data.root {data.root}: there are no defective images to test on, so a fit trains on "
+            f"all images: use fit"
+        )
     names = [safe_name(category).lower() for category in categories]
     shared = [name for name in names if names.count(name) > 1]
     if shared:

@@ -101,7 +101,7 @@ def arrange(words: Sequence[str]) -> list[str]:
         else:
             (files if word.startswith("--config=") else others).append(word)
     checkpoint = _option(others, "--ckpt_path")
-    if verb != "fit" and checkpoint and not files and _option(others, "--model") is None:
+    if checkpoint and not files and _option(others, "--model") is None:
         # The results get their own run folder instead of the fit's.
         files = [
             "--config",
