@@ -173,3 +173,22 @@ def test_a_folder_of_another_name(mvtec_root: Path, capsys: pytest.CaptureFixtur
     shutil.copytree(mvtec_root / "metal_nut", "nut")
     assert main(["test", "--ckpt_path", "runs/run/1", "--data.root", "nut"]) == 0
     assert "PaDiM was fitted on bottle, but now scores nut" in capsys.readouterr().err
+
+
+def test_a_fit_resumes_from_a_checkpoint_alone(
+    mvtec_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit = ["fit", *words(mvtec_root, "SimpleNet", "--trainer.max_epochs=1")]
+    assert main([*fit, "--output.folder=first"]) == 0
+    first = Path(f"first/{LAST}").read_bytes()
+    for value in (f"first/{LAST}", "first"):
+        capsys.readouterr()
+        assert main(["fit", f"--ckpt_path={value}"]) == 0
+        error = " ".join(capsys.readouterr().err.split())
+        assert "this fit is complete (trainer.max_epochs is 1, and 1 are done)" in error
+    more = ["--trainer.max_epochs=2", "--output.folder=more"]
+    assert main(["fit", f"--ckpt_path=first/{LAST}", *more]) == 0
+    assert torch.load(f"more/{LAST}", weights_only=True)["epoch"] == 2
+    assert Path(f"first/{LAST}").read_bytes() == first
+    assert main(["fit", "--ckpt_path=no_such.ckpt"]) == 2
+    assert "no_such.ckpt: there is no such file" in capsys.readouterr().err

@@ -359,3 +359,45 @@ def test_normal_all_is_ignored_with_labels(product: Path) -> None:
     data.setup("fit")
     assert "data.normal all is ignored" in data.summary("fit")
     assert len(data.fit_samples()) < 40
+
+
+def test_training_folders_without_a_normal_one_are_refused(
+    product: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = product.parent / "kinds"
+    for name in ("train/a", "train/b", "test/good", "test/cut"):
+        noise_images(root / name, 3)
+    fit = ["fit", *FIT, f"--data.root={root}", f"--output.folder={root.parent / 'run'}"]
+    for place in ("test/good", "good"):
+        assert main(fit) == 2
+        message = f"{root}: train/ has no normal folder (good, ok, normal), only a, b: put the"
+        assert message in capsys.readouterr().err
+        assert not (root.parent / "run").exists()
+        (root / place).rename(root / "good")
+    data = ImageFolder(str(root), image_size=32, normal_folders=["a", "b", "good"])
+    data.setup("fit")
+    assert len(data.fit_samples()) == 6
+
+
+def test_without_defects_each_fits_and_test_refuses(
+    product: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for image in (product / "cut").iterdir():
+        image.unlink()
+    assert main(["each", *FIT, f"--data.root={product}", "--output.folder=each"]) == 0
+    error = " ".join(capsys.readouterr().err.split())
+    assert "no folder is defective, so there is nothing to test on; fitted: each" in error
+    assert Path("each/product/checkpoints/last.ckpt").is_file()
+    assert not Path("each/metrics.json").exists()
+    assert main(["each", "--resume=each"]) == 0
+    checkpoint = "--ckpt_path=each/product"
+    capsys.readouterr()
+    assert main(["test", checkpoint, "--output.folder=test"]) == 2
+    error = capsys.readouterr().err
+    assert "all 40 images are normal and were fitted on, so there is nothing to test on" in error
+    assert not Path("test").exists()
+    assert main(["predict", checkpoint, "--output.folder=scores"]) == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import save_picture
-from layouts import blob, btad, industrial_folders, ksdd2, visa
+from layouts import Maker, blob, btad, industrial_folders, ksdd2, visa
 
 from anomaly_clip.cli import main
 from anomaly_clip.data import BTAD, KSDD2, IndustrialFolders, MagneticTile, MVTecAD, VisA
@@ -384,3 +384,111 @@ def test_other_names_of_the_normal_folder_and_defects_in_training(mvtec_root: Pa
     data = MVTecAD(str(mvtec_root), categories=["bottle"])
     assert [(s.label, s.defect) for s in data.samples("train")] == [(False, "good")] * 2
     assert Counter(s.label for s in data.samples("test")) == {False: 2, True: 2}
+
+
+def converted_visa(root: Path) -> Path:
+    for category in ("candle", "cashew"):
+        for name in ("train/good/0", "train/good/1", "test/good/0", "test/bad/0", "test/bad/1"):
+            Maker(len(name)).picture(root / category / f"{name}.png")
+    return root
+
+
+def visa_without(root: Path, *, split_file: bool, masks: bool = False) -> Path:
+    """Write VisA without masks, and without their names in the split file unless ``masks``."""
+    for folder in visa(root, split_file=split_file).glob("*/Data/Masks"):
+        shutil.rmtree(folder)
+    if split_file and not masks:
+        table = root / "split_csv" / "1cls.csv"
+        lines = [line.rpartition(",")[0] + "," for line in table.read_text().splitlines()[1:]]
+        table.write_text("\n".join(["object,split,label,image,mask", *lines]) + "\n")
+    return root
+
+
+SETS_WITHOUT_MASKS: dict[str, tuple[type[AnomalyData], Callable[[Path], Path]]] = {
+    "btad": (BTAD, lambda root: without_masks(btad(root))),
+    "converted": (VisA, converted_visa),
+    "visa": (VisA, lambda root: visa_without(root, split_file=True)),
+    "named": (VisA, lambda root: visa_without(root, split_file=True, masks=True)),
+    "unsplit": (VisA, lambda root: visa_without(root, split_file=False)),
+}
+
+
+@pytest.mark.parametrize("name", SETS_WITHOUT_MASKS)
+def test_masks_are_optional_in_every_layout(name: str, tmp_path: Path) -> None:
+    kind, write = SETS_WITHOUT_MASKS[name]
+    data = kind(str(write(tmp_path)), image_size=16)
+    assert not data.has_masks
+    anomalous = [sample for sample in data.samples("test") if sample.label]
+    assert anomalous
+    assert {sample.mask for sample in anomalous} == {None}
+
+
+def test_masks_named_by_the_split_file_may_be_anywhere(tmp_path: Path) -> None:
+    root = visa(tmp_path)
+    for category in ("candle", "pipe_fryum"):
+        (root / category / "Data" / "Masks").rename(root / category / "labels")
+    table = root / "split_csv" / "1cls.csv"
+    table.write_text(table.read_text().replace("Data/Masks", "labels"))
+    assert VisA(str(root)).has_masks
+    assert len(VisA(str(root)).samples("test")) == 6
+    (root / "candle" / "labels" / "Anomaly" / "000.png").unlink()
+    with pytest.raises(FileNotFoundError, match="its mask is missing"):
+        VisA(str(root)).samples("test")
+
+
+@pytest.mark.parametrize(("kind", "write"), [(BTAD, btad), (VisA, visa)])
+def test_one_missing_mask_is_an_error_in_every_layout(
+    kind: type[AnomalyData], write: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    root = write(tmp_path)
+    min([*root.glob("*/ground_truth/ko/*"), *root.glob("*/Data/Masks/Anomaly/*")]).unlink()
+    with pytest.raises(FileNotFoundError, match="its mask is missing"):
+        kind(str(root)).samples("test")
+
+
+def test_fit_and_test_without_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    without_masks(btad(tmp_path / "data"))
+    words = ["--model=PaDiM", "--model.backbone.weights=random", "--model.image_size=32"]
+    words += ["--data=BTAD", "--data.root=data", "--data.categories=[02]"]
+    words += ["--trainer.accelerator=cpu", "--data.num_workers=0", "--output.page=false"]
+    assert main(["each", *words, "--output.folder=run"]) == 0
+    mean = json.loads(Path("run/metrics.json").read_text())["mean"]
+    assert mean["image_auroc"] is not None
+    assert mean["pixel_auroc"] is None
+
+
+# -- images in subfolders ------------------------------------------------------------------------
+
+
+def test_images_in_subfolders_are_counted(mvtec_root: Path, tmp_path: Path) -> None:
+    make = Maker(6)
+    bottle = mvtec_root / "bottle"
+    for name in ("train/good/cam2/0", "train/good/cam2/deep/1", "test/scratch/cam2/0"):
+        make.picture(bottle / f"{name}.png")
+    make.picture(tmp_path / "elsewhere" / "a.png")
+    (bottle / "train" / "good" / "more").symlink_to(tmp_path / "elsewhere")
+    (bottle / "train" / "good" / "loop").symlink_to(bottle, target_is_directory=True)
+    data = MVTecAD(str(mvtec_root), categories=["bottle"])
+    line = (
+        "3 images in subfolders of train/good/ are not used, such as bottle/train/good/cam2/0.png"
+    )
+    assert line in data.summary("fit")
+    line = "1 image in subfolders of test/scratch/ is not used: bottle/test/scratch/cam2/0.png"
+    assert line in data.summary("test")
+    assert line not in data.summary("fit")
+    other = next(name for name in MVTecAD(str(mvtec_root)).categories if name != "bottle")
+    assert "subfolders" not in MVTecAD(str(mvtec_root), categories=[other]).summary("fit")
+
+
+def test_subfolders_of_other_layouts_are_counted(tmp_path: Path) -> None:
+    make = Maker(7)
+    make.picture(btad(tmp_path / "btad") / "01" / "train" / "ok" / "more" / "0.png")
+    data: AnomalyData = BTAD(str(tmp_path / "btad"))
+    assert "1 image in subfolders of train/ok/ is not used" in data.summary("fit")
+    root = visa(tmp_path / "visa", split_file=False)
+    for category in ("candle", "pipe_fryum"):
+        for kind in ("Normal", "Anomaly"):
+            make.picture(root / category / "Data" / "Images" / kind / "more" / "0.png")
+    line = "4 images in subfolders of Data/Images/Anomaly/ and Data/Images/Normal/ are not used"
+    assert line in VisA(str(root)).summary("test")

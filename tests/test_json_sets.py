@@ -255,3 +255,15 @@ def test_mistakes_with_real_iad(real_iad: Path) -> None:
     entries = {"meta": {}, "test": [{"image_path": "a.jpg", "anomaly_class": "HS"}]}
     with pytest.raises(ValueError, match="test, entry 1: expected the path of a mask, got None"):
         list(list_real_iad(real_iad, file, entries, "a", "test"))
+
+
+@pytest.mark.parametrize("entries", [None, "a.png", {"a": 1}, 3])
+def test_entries_of_a_category_must_be_a_list(
+    entries: Any, meta_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_meta(meta_root, {"train": {"plate": entries}, "test": {"plate": []}})
+    for verb in (["check"], ["fit", "--model=PaDiM", "--model.backbone.weights=random"]):
+        assert main([*verb, "--data=MetaJSON", f"--data.root={meta_root}"]) == 2
+        error = capsys.readouterr().err
+        assert "train, plate: expected a list of entries, got" in error
+        assert "Traceback" not in error

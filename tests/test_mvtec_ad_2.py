@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,17 @@ def test_check_and_missing_masks(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_another_layout_is_refused(mvtec_root: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"expected MVTec AD 2's layout, .*test_public"):
         _ = MVTecAD2(str(mvtec_root)).categories
+
+
+def test_masks_are_optional(tmp_path: Path) -> None:
+    root = write_mvtec_ad_2(tmp_path, "test_public/ground_truth")
+    for category in ("can", "walnuts"):
+        shutil.rmtree(root / category / "test_public" / "ground_truth")
+        if category == "can":
+            data = MVTecAD2(str(root), categories=["walnuts", "can"])
+            place = r"can[/\\]test_public[/\\]ground_truth[/\\]bad"
+            with pytest.raises(FileNotFoundError, match=place):  # walnuts has masks
+                data.samples("test")
+    data = MVTecAD2(str(root))
+    assert not data.has_masks
+    assert {sample.mask for sample in data.samples("test")} == {None}

@@ -52,7 +52,8 @@ def run_each(words: Sequence[str]) -> int:
     """Fit and test category by category.
 
     Returns:
-        0, or 1 if a category failed or some images could not be read.
+        0, or 1 if a category failed or some images could not be read. Without defective images in a
+        user's folder, categories are fitted, but not tested.
 
     Raises:
         UserError: If the run cannot be started.
@@ -77,6 +78,8 @@ def run_each(words: Sequence[str]) -> int:
     method, data, writer = plan.model, plan.datamodule, plan.writer
     try:
         categories = _categories(method, data)
+        with user_errors(known_options):
+            is_tested = data.is_tested_after_fit
     except UserError:
         writer.abandon()
         raise
@@ -88,11 +91,18 @@ def run_each(words: Sequence[str]) -> int:
     say(f"each {type(method).__name__} | {len(categories)} categories | run {folder}")
     del plan, method  # each category builds its own from the same configuration
     jobs = {
-        name: partial(_run_category, folder / CONFIG, folder / safe_name(name), name, several)
+        name: partial(
+            _run_category, folder / CONFIG, folder / safe_name(name), name, several, is_tested
+        )
         for name in categories
     }
     with wandb_group(str(folder)):
         failed = run_in_turn(jobs, f"anomaly_clip each --resume {shlex.quote(str(folder))}")
+    if not is_tested and not failed:
+        say(
+            f"{data.root}: no folder is defective, so there is nothing to test on; fitted: {folder}"
+        )
+        return 0
     return _merge(folder, categories, failed)
 
 
@@ -134,8 +144,18 @@ def _words_of(folder: Path, more: Sequence[str]) -> list[str]:
     return ["--config", str(folder / CONFIG), "--output.folder", str(folder)]
 
 
-def _run_category(config: Path, folder: Path, category: str, several: bool) -> None:
-    """Fit and test a category unless both are finished; an interrupted fit or test starts over."""
+def _run_category(
+    config: Path, folder: Path, category: str, several: bool, is_tested: bool
+) -> None:
+    """Fit and test a category unless both are finished; an interrupted fit or test starts over.
+
+    Args:
+        config: The configuration of the fit.
+        folder: The category's folder.
+        category: The category.
+        several: Whether the runs need several processes.
+        is_tested: False if there is nothing to test on.
+    """
     if (folder / TESTED).is_file():
         say("already finished")
         return
@@ -146,6 +166,8 @@ def _run_category(config: Path, folder: Path, category: str, several: bool) -> N
         shutil.rmtree(folder, ignore_errors=True)
         run_verb(["fit", *options], several)
         (folder / FITTED).touch()
+    if not is_tested:
+        return
     shutil.rmtree(folder / "logs" / "test", ignore_errors=True)  # left by an interrupted test
     run_verb(["test", *options, "--ckpt_path", str(checkpoint)], several)
     (folder / TESTED).touch()  # not earlier: a test writes its images after its metrics

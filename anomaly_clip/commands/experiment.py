@@ -71,17 +71,21 @@ def run_experiment(words: Sequence[str]) -> int:
     quieten()
     try:
         with user_errors(known_options), finish_wandb_run():
-            cli = ExperimentCLI(args=arrange(words))
+            cli = ExperimentCLI(args=arrange(words, resumes=True))
     finally:
         silence(False)  # later runs of this process may show progress
     # A launcher would take the code of another process for its failure.
     return UNREADABLE if cli.trainer.is_global_zero and cli.writer.unreadable.exist else 0
 
 
-def arrange(words: Sequence[str]) -> list[str]:
+def arrange(words: Sequence[str], resumes: bool = False) -> list[str]:
     """Put ``--config`` first; if only a checkpoint is given, add the configuration of its fit.
 
     A configuration would silently override options that precede it.
+
+    Args:
+        words: Arguments after ``anomaly_clip``, the verb first.
+        resumes: Whether a checkpoint alone is enough for ``fit``, too.
 
     Example:
         >>> from anomaly_clip.commands.experiment import arrange
@@ -101,7 +105,8 @@ def arrange(words: Sequence[str]) -> list[str]:
         else:
             (files if word.startswith("--config=") else others).append(word)
     checkpoint = _option(others, "--ckpt_path")
-    if verb != "fit" and checkpoint and not files and _option(others, "--model") is None:
+    is_enough = verb != "fit" or resumes
+    if is_enough and checkpoint and not files and _option(others, "--model") is None:
         # The results get their own run folder instead of the fit's.
         files = [
             "--config",

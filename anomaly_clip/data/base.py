@@ -88,6 +88,11 @@ class BaseDataModule(LightningDataModule, ABC):
         return True
 
     @property
+    def is_tested_after_fit(self) -> bool:
+        """True if there are images to test on after a fit."""
+        return "test" in self.splits
+
+    @property
     def on_disk(self) -> bool:
         """True if each sample's image is a file of its own."""
         return True

@@ -321,7 +321,7 @@ def _find_unused_files(data: AnomalyData, samples: Sequence[Sample], report: Che
 
 def _list_unused(data: AnomalyData, files: Set[Path], report: CheckReport) -> None:
     """List copies, results of this program, and all other images that are not among ``files``."""
-    left_out = data.left_out("fit")
+    left_out = {**data.left_out("test"), **data.left_out("fit")}
     # Links lead to one file by several paths.
     used = {os.path.realpath(path) for path in files}
     passed_over = {os.path.realpath(path) for images in left_out.values() for path in images}

@@ -322,6 +322,13 @@ class ImageFolder(AnomalyData):
                 f"data.root {self.root}: nothing tells which images are normal, as no folder is "
                 f"called {' or '.join(self.normal_folders)}; {hint}"
             )
+        if (self._trains or self.has_shots) and self.form.has_labels and self.form.train_kinds:
+            raise ValueError(
+                f"data.root {self.root}: train/ has no normal folder "
+                f"({', '.join(self.normal_folders)}), only {', '.join(self.form.train_kinds[:4])}: "
+                f"put the normal training images into train/{self.normal_folders[0]}/, or name "
+                f"their folders in data.normal_folders"
+            )
         if self._trains and not (self.form.has_labels or self.normal == "all"):
             raise ValueError(
                 f"data.root {self.selection}: nothing tells which images are normal: put them into "
@@ -349,6 +356,13 @@ class ImageFolder(AnomalyData):
             f"add images, or lower data.test_share {self.test_share:g}, which holds out "
             f"{len(self.held_out)} normal images for the test"
         )
+
+    @property
+    def is_tested_after_fit(self) -> bool:
+        """False if a fit trains on all images, because no folder is defective."""
+        if self.form.train or self.auxiliary is not None or self.allow_overlap:
+            return super().is_tested_after_fit
+        return any(sample.label for sample in self.form.labelled) or not self.form.has_labels
 
     def begin_fit(self) -> None:
         """Split the normal images as a fit does."""

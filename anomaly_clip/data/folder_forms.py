@@ -47,6 +47,7 @@ class FolderForm:
         train: The images of ``train/``, all normal; empty without such a folder.
         labelled: The other images, if some folder contains normal ones, sorted by path.
         unlabelled: All images, if no folder contains normal ones.
+        train_kinds: Names of the folders in ``train/`` if they contain images, but none is normal.
         mask_folders: Folders that contain only masks.
         normal_masks: Masks of normal images, which must be empty.
         remarks: How the folder was understood and what is not used, to be shown to the user.
@@ -55,6 +56,7 @@ class FolderForm:
     train: list[Sample] = field(default_factory=list)
     labelled: list[Sample] = field(default_factory=list)
     unlabelled: list[Sample] = field(default_factory=list)
+    train_kinds: list[str] = field(default_factory=list)
     mask_folders: list[Path] = field(default_factory=list)
     normal_masks: set[Path] = field(default_factory=set)
     remarks: list[str] = field(default_factory=list)
@@ -147,6 +149,9 @@ class _Reader:
             self._count_next_to(tests, tops)
         else:
             self._read_unlabelled()
+        if not self.form.train:
+            kinds = [kind for train in trains for kind in self.listing.subfolders(train)]
+            self.form.train_kinds = [k.name for k in kinds if self.listing.tree_images(k)]
         return self._finished(tops)
 
     def select(self, selected: Selected, name: str) -> FolderForm:

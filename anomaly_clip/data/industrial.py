@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from anomaly_clip.data.copies import original_of, plain_name
 from anomaly_clip.data.dataset import AnomalyData, Sample, Split
-from anomaly_clip.data.folder_forms import NORMAL_FOLDERS
+from anomaly_clip.data.kind_folders import KindFolders, is_normal
 from anomaly_clip.data.layout import (
     USUAL_ENDINGS,
     images_in,
@@ -100,11 +100,6 @@ def list_mvtec(root: Path, category: str, split: Split, has_masks: bool = True) 
             yield Sample(image, category, not normal, masks.get(image), kind)
 
 
-def is_normal(folder: Path) -> bool:
-    """Return whether a folder has the name of normal images."""
-    return folder.name.lower() in NORMAL_FOLDERS
-
-
 def defective_training_images(root: Path, category: str) -> list[Path]:
     """Return the images of ``root/category/train/`` that are not in its normal folder."""
     kinds = subfolders(root / category / "train")
@@ -116,7 +111,7 @@ def mvtec_mask_folders(root: Path, category: str) -> list[Path]:
     return subfolders(root / category / "ground_truth")
 
 
-class MVTecAD(AnomalyData):
+class MVTecAD(KindFolders):
     """MVTec-AD (Bergmann et al., CVPR 2019): 15 categories, and any data set in its layout.
 
     Masks are optional: without any, there are image metrics only. For a fit alone, ``train/good``
@@ -125,12 +120,6 @@ class MVTecAD(AnomalyData):
 
     dataset_name: ClassVar[str] = "MVTecAD"
     omits_copies = True
-
-    @cached_property
-    def has_masks(self) -> bool:
-        """True if defective images of some category in use have masks."""
-        folders = [f for name in self.categories for f in mvtec_mask_folders(self.root, name)]
-        return any(images_in(f) for f in folders if not is_normal(f))
 
     @property
     def splits(self) -> tuple[Split, ...]:  # type: ignore[override]
@@ -150,6 +139,10 @@ class MVTecAD(AnomalyData):
     def list_samples(self, category: str, split: Split) -> Iterator[Sample]:
         """See :func:`list_mvtec`."""
         return list_mvtec(self.root, category, split, self.has_masks)
+
+    def kind_folders(self, category: str, split: Split) -> list[Path]:
+        """Return the folders of a split."""
+        return subfolders(self.root / category / split)
 
     def mask_folders(self, category: str) -> list[Path]:
         """See :func:`mvtec_mask_folders`."""
@@ -174,10 +167,10 @@ class MVTecAD(AnomalyData):
         return [mask for mask in dict.fromkeys(paired) if mask.is_file()]
 
     def left_out(self, stage: str) -> dict[str, list[Path]]:
-        """Return the defective training images."""
+        """Return the defective training images, and those in subfolders of the kinds."""
         names = self.train_categories if stage == "fit" and self.auxiliary is None else []
         images = [i for name in names for i in defective_training_images(self.root, name)]
-        return {"defective training image": images}
+        return {"defective training image": images, **super().left_out(stage)}
 
 
 class MagneticTile(MVTecAD):
@@ -186,8 +179,14 @@ class MagneticTile(MVTecAD):
     dataset_name: ClassVar[str] = "MagneticTile"
 
 
-def list_visa(root: Path, category: str, split: Split) -> Iterator[Sample]:
+def list_visa(root: Path, category: str, split: Split, has_masks: bool = True) -> Iterator[Sample]:
     """Yield a category's rows of the official split file, ``split_csv/1cls.csv``, sorted.
+
+    Args:
+        root: The data set's folder.
+        category: The category.
+        split: The split.
+        has_masks: Whether defective images have masks.
 
     Raises:
         ValueError: If a line of the file is malformed, or names a file outside of ``root``.
@@ -213,29 +212,37 @@ def list_visa(root: Path, category: str, split: Split) -> Iterator[Sample]:
             yield Sample(root / image, category, label=False)
             continue
         mask_path = Path(mask or f"{category}/Data/Masks/Anomaly/{Path(image).stem}.png")
-        yield Sample(root / image, category, label=True, mask=root / mask_path, defect="anomaly")
+        place = root / mask_path if has_masks else None
+        yield Sample(root / image, category, label=True, mask=place, defect="anomaly")
 
 
 LABELS = ("normal", "anomaly")
 
 
-def list_visa_unsplit(root: Path, category: str) -> Iterator[Sample]:
-    """Yield all images of a category, sorted, normal ones first; needs no split file."""
+def list_visa_unsplit(root: Path, category: str, has_masks: bool = True) -> Iterator[Sample]:
+    """Yield all images of a category, sorted, normal ones first; needs no split file.
+
+    Args:
+        root: The data set's folder.
+        category: The category.
+        has_masks: Whether defective images have masks.
+    """
     folder = root / category / "Data" / "Images"
     for image in images_in(folder / "Normal"):
         yield Sample(image, category, label=False)
     anomalous = images_in(folder / "Anomaly")
-    masks = paired_masks(anomalous, root / category / "Data" / "Masks" / "Anomaly", ("",))
+    place = root / category / "Data" / "Masks" / "Anomaly"
+    masks = paired_masks(anomalous, place, ("",)) if has_masks else {}
     for image in anomalous:
-        yield Sample(image, category, label=True, mask=masks[image], defect="anomaly")
+        yield Sample(image, category, label=True, mask=masks.get(image), defect="anomaly")
 
 
-class VisA(AnomalyData):
+class VisA(KindFolders):
     """VisA (Zou et al., ECCV 2022): 12 categories, with the official one-class split.
 
     Three forms are accepted: the published one with ``split_csv/1cls.csv``; the same without this
     file (all images are then test images, which is not the published protocol); and the one that
-    the authors' script converts to MVTec-AD's layout.
+    the authors' script converts to MVTec-AD's layout. Masks are optional in all of them.
     """
 
     dataset_name: ClassVar[str] = "VisA"
@@ -249,6 +256,14 @@ class VisA(AnomalyData):
     def omits_copies(self) -> bool:  # type: ignore[override]
         """True without the official split file, which lists the images."""
         return not self.is_split
+
+    @cached_property
+    def has_masks(self) -> bool:
+        """True if a category in use has a folder with masks, or the split file names some."""
+        if super().has_masks:
+            return True
+        rows = (list_visa(self.root, c, "test") for c in self.categories if self.is_split)
+        return any(s.mask is not None and s.mask.is_file() for s in chain.from_iterable(rows))
 
     @property
     def is_published(self) -> bool:
@@ -272,10 +287,16 @@ class VisA(AnomalyData):
     def list_samples(self, category: str, split: Split) -> Iterator[Sample]:
         """See :func:`list_visa`, :func:`list_visa_unsplit` and :func:`list_mvtec`."""
         if (self.root / category / "test").is_dir():
-            return list_mvtec(self.root, category, split)
+            return list_mvtec(self.root, category, split, self.has_masks)
         if self.is_split:
-            return list_visa(self.root, category, split)
-        return list_visa_unsplit(self.root, category)
+            return list_visa(self.root, category, split, self.has_masks)
+        return list_visa_unsplit(self.root, category, self.has_masks)
+
+    def kind_folders(self, category: str, split: Split) -> list[Path]:
+        """Return the folders of a split; none with the split file, which lists every image."""
+        if (self.root / category / "test").is_dir():
+            return subfolders(self.root / category / split)
+        return [] if self.is_split else subfolders(self.root / category / "Data" / "Images")
 
     def mask_folders(self, category: str) -> list[Path]:
         """Return the folders that contain only masks."""
@@ -291,18 +312,25 @@ class VisA(AnomalyData):
         return [p.name for p in subfolders(self.root) if (p / "test" / "good").is_dir()]
 
 
-def list_btad(root: Path, category: str, split: Split) -> Iterator[Sample]:
-    """Yield ``root/category/split/{ok,ko}/NAME.*``, sorted; masks: ``ground_truth/ko/NAME.*``."""
+def list_btad(root: Path, category: str, split: Split, has_masks: bool = True) -> Iterator[Sample]:
+    """Yield ``root/category/split/{ok,ko}/NAME.*``, sorted; masks: ``ground_truth/ko/NAME.*``.
+
+    Args:
+        root: The data set's folder.
+        category: The category.
+        split: The split.
+        has_masks: Whether defective images have masks.
+    """
     folder = root / category
     ok, ko = images_in(folder / split / "ok"), images_in(folder / split / "ko")
-    masks = paired_masks(ko, folder / "ground_truth" / "ko")
+    masks = paired_masks(ko, folder / "ground_truth" / "ko") if has_masks else {}
     for image in ko:
-        yield Sample(image, category, label=True, mask=masks[image], defect="ko")
+        yield Sample(image, category, label=True, mask=masks.get(image), defect="ko")
     for image in ok:
         yield Sample(image, category, label=False)
 
 
-class BTAD(AnomalyData):
+class BTAD(KindFolders):
     """BTAD (Mishra et al., ISIE 2021): three products."""
 
     dataset_name: ClassVar[str] = "BTAD"
@@ -326,7 +354,11 @@ class BTAD(AnomalyData):
 
     def list_samples(self, category: str, split: Split) -> Iterator[Sample]:
         """See :func:`list_btad`."""
-        return list_btad(self.root, category, split)
+        return list_btad(self.root, category, split, self.has_masks)
+
+    def kind_folders(self, category: str, split: Split) -> list[Path]:
+        """Return the folders of a split."""
+        return [self.root / category / split / kind for kind in ("ok", "ko")]
 
     def mask_folders(self, category: str) -> list[Path]:
         """See :func:`mvtec_mask_folders`."""

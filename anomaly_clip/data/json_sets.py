@@ -115,6 +115,19 @@ def _label(entry: Mapping[str, Any], where: str) -> bool:
     raise ValueError(f"{where}: expected anomaly 0 or 1, got {value!r}")
 
 
+def _check_list(entries: Any, where: str) -> None:
+    """Check that the entries of a category are a list.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    if not isinstance(entries, list):
+        raise ValueError(
+            f"{where}: expected a list of entries, got {json.dumps(entries)}: list them, or remove "
+            f"the category"
+        )
+
+
 def list_meta_json(
     file: Path, content: Mapping[str, Any], category: str, split: Split
 ) -> Iterator[Sample]:
@@ -135,8 +148,7 @@ def list_meta_json(
             the file's folder.
     """
     entries = content.get(split, {}).get(category, [])
-    if not isinstance(entries, list):
-        raise ValueError(f"{file}: {split}, {category}: expected a list of entries, got {entries}")
+    _check_list(entries, f"{file}: {split}, {category}")
     listed = _Entries()
     for number, entry in enumerate(entries, start=1):
         where = f"{file}: {split}, {category}, entry {number}"
@@ -200,6 +212,9 @@ class MetaJSON(AnomalyData):
             raise ValueError(f"{self.file}: expected {META_FORM}, got the keys {keys}")
         if any(not name.strip() for part in of_splits.values() for name in part):
             raise ValueError(f"{self.file}: a category has the name '': give it a name")
+        for split, part in of_splits.items():
+            for category, entries in part.items():
+                _check_list(entries, f"{self.file}: {split}, {category}")
         return content
 
     @property
@@ -233,7 +248,7 @@ class MetaJSON(AnomalyData):
                 entry
                 for name in names
                 for entry in self.content.get("train", {}).get(name, [])
-                if _label(entry, name)
+                if isinstance(entry, dict) and _label(entry, name)
             ],
             "image of another split": [
                 entry

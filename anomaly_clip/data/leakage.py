@@ -84,6 +84,12 @@ class LeakageCheck:
         fitted = [sample for sample in samples if hashes[sample.image] in fitted_images]
         self.num_fitted_on = len(fitted)
         if fitted and not self.allowed and not self._is_known(len(fitted)):
+            if len(fitted) == len(samples) and not any(sample.label for sample in samples):
+                raise ValueError(
+                    f"data.root {self.data.root}: all {len(samples)} images are normal and were "
+                    f"fitted on, so there is nothing to test on: add defective images, or use "
+                    f"predict on other images"
+                )
             raise ValueError(
                 f"{len(fitted)} of {len(samples)} test images were fitted on, such as "
                 f"{fitted[0].image}: test on other images, or allow it with data.allow_overlap true"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +27,10 @@ def start_line(data: AnomalyData, stage: str) -> str:
     labels = f"{sum(s.label for s in samples)} anomalous" if source.has_labels else "no labels"
     number = len({s.category for s in samples})
     copies = source.listing.copies("train" if stage == "fit" and source is data else "test")
-    left_out = {"copy": [sample.image for sample in copies], **data.left_out(stage)}
+    left_out = {
+        "copy": [sample.image for sample in copies],
+        **source.left_out(stage if source is data else "test"),
+    }
     remarks = [
         f"{number_of(len(samples), 'image')} ({labels}) in {number} "
         f"{'category' if number == 1 else 'categories'}"
@@ -58,6 +62,6 @@ def left_out_remark(root: Path, kind: str, images: Sequence[Path]) -> str:
     example = images[0].relative_to(root).as_posix() if root in images[0].parents else images[0]
     if len(images) == 1:
         return f"1 {kind} is not used: {example}"
-    noun, of, rest = kind.partition(" of ")
+    noun = re.split(" (?:of|in) ", kind)[0]
     plural = f"{noun.removesuffix('y')}ies" if noun.endswith("y") else f"{noun}s"
-    return f"{len(images)} {plural}{of}{rest} are not used, such as {example}"
+    return f"{len(images)} {plural}{kind[len(noun) :]} are not used, such as {example}"
