@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import lru_cache
@@ -36,6 +37,12 @@ REAL_IMAGES = Path(
     os.environ.get("ANOMALY_CLIP_REAL_IMAGES") or TESTS.parent.parent / "shared" / "data"
 )
 """Folder of real images next to the repository; it may be missing."""
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _python_handles_ctrl_c() -> None:
+    """Let Ctrl-C interrupt as usual: a shell may have started the tests with it ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,8 @@ class Source:
     splits: tuple[str, ...] = ("train", "test")
     on_disk = False
     omits_copies = False
+    mask_endings = ()
+    mask_hint = ""
 
     def __init__(self, empty: str = "") -> None:
         self.empty = empty
