@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Literal
 from anomaly_clip.data.distortion import distortion
 from anomaly_clip.data.samples import Sample
 from anomaly_clip.errors import check_at_least, check_choice
-from anomaly_clip.images import MAX_PIXELS, ImageHeader, ReadRule, highest_value, read_header
+from anomaly_clip.images import ImageHeader, ReadRule, highest_value, read_header
 from anomaly_clip.progress import number_of, track
 
 if TYPE_CHECKING:
     from anomaly_clip.data.dataset import AnomalyData
 
-__all__ = ["MAX_PIXELS", "BitDepth", "ImageReading", "Unreadable"]
+__all__ = ["BitDepth", "ImageReading", "Unreadable"]
 
 BitDepth = Literal["auto"] | int
 Unreadable = Literal["error", "skip"]
