@@ -408,7 +408,7 @@ def test_the_state_does_not_grow_with_the_number_of_images(kind: str) -> None:
     )
     assert windows + MAX_SEPARATE * 40 <= 8 * 2**20
     assert num_pixels(metric) == 40 * 2 * 100 * 100
-    assert len(metric._separate(0)) > 1  # the largest are left alone, so few pixels are merged often
+    assert len(metric._separate(0)) > 1  # the largest is left alone, so pixels are merged rarely
 
 
 def test_two_processes_compute_the_metrics_of_a_single_one(tmp_path: Path) -> None:

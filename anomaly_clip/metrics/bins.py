@@ -52,10 +52,12 @@ class Ranked(NamedTuple):
 
     def pro(self, limit: float) -> float:
         """Return the normalised area under PRO up to a limit of the false positive rate."""
-        share = self.regions / self.regions.sum()
+        rate = self.normal.cumsum() / self.normal.sum()
+        end = int(np.searchsorted(rate, limit)) + 1  # later entries lie beyond the limit
+        share = self.regions[:end] / self.regions.sum()
         overlap = share.cumsum()
-        width = self.normal / self.normal.sum()
-        start = np.concatenate([[0.0], width.cumsum()[:-1]])
+        start = np.concatenate([[0.0], rate[: end - 1]])
+        width = rate[:end] - start
         inside = np.clip(limit - start, 0, width)
         # PRO rises linearly inside an entry (trapezoids). The limit may cut an entry in two.
         part = np.divide(inside, width, out=np.zeros_like(width), where=width > 0)

@@ -279,7 +279,7 @@ class PixelHistogram(Metric):
         return [self._row_result(row) for row in range(self.num_rows)]
 
     def _row_result(self, row: int) -> PixelResult:
-        parts = [window.bins() for window in self._windows(row)]
+        parts = [bins for window in self._windows(row) if len((bins := window.bins()).low)]
         parts += [Bins.from_table(table) for table in self._separate(row)]
         metrics: dict[str, float | None] = dict.fromkeys(PIXEL_METRICS)
         bins = joined(parts) if parts else None
