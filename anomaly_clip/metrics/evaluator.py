@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -356,8 +356,11 @@ class Evaluator(Metric):
             )
 
 
-def uncertain_metrics(results: Results) -> dict[str, list[str]]:
+def uncertain_metrics(results: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return the metrics whose bounds are further from the value than `CERTAIN`.
+
+    Args:
+        results: `Results`, or the content of ``metrics.json``.
 
     Returns:
         Names of metrics by category, and under the key ``mean`` those of the mean; without the
@@ -371,7 +374,7 @@ def uncertain_metrics(results: Results) -> dict[str, list[str]]:
     """
     uncertain = {}
     for name, values in (*results["categories"].items(), ("mean", results["mean"])):
-        bounds = results["intervals"].get(name, {})
+        bounds = results.get("intervals", {}).get(name, {})
         metrics = [
             metric
             for metric in PIXEL_METRICS

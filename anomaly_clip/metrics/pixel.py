@@ -282,8 +282,10 @@ class PixelHistogram(Metric):
         parts = [bins for window in self._windows(row) if len((bins := window.bins()).low)]
         parts += [Bins.from_table(table) for table in self._separate(row)]
         metrics: dict[str, float | None] = dict.fromkeys(PIXEL_METRICS)
-        bins = joined(parts) if parts else None
-        if bins is None or not bins.anomalous.any() or not bins.normal.any():
+        if not parts:
+            return PixelResult(metrics, {})
+        bins = joined(parts)
+        if not bins.anomalous.any() or not bins.normal.any():
             return PixelResult(metrics, {})
         values, bounds = bins.metrics(self.fpr_limit), bins.bounds(self.fpr_limit)
         if self.pro_steps is not None:
