@@ -101,8 +101,10 @@ def completed(kind: type, name: str, saved: Any) -> Any:
         return saved
     for option in get_args(hint) or (hint,):
         if isinstance(option, type) and is_dataclass(option):
-            new = [field for field in fields(option) if field.name not in saved]
-            values = {f.name: f.default for f in new if f.default is not MISSING}
-            made = {f.name: f.default_factory() for f in new if f.default_factory is not MISSING}
-            return {**saved, **values, **made}
+            newer = [field for field in fields(option) if field.name not in saved]
+            defaults = {f.name: f.default for f in newer if f.default is not MISSING}
+            for field in newer:
+                if field.default_factory is not MISSING:
+                    defaults[field.name] = field.default_factory()
+            return {**saved, **defaults}
     return saved

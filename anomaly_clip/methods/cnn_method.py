@@ -203,8 +203,8 @@ class TrainedMethod(CNNMethod, ABC):
         best = self._best
         if best is None or merit != best["merit"]:
             return best is None or merit > best["merit"]
-        known = best.get("tie_breaker")  # checkpoints of 0.1.0 have none: the first epoch stays
-        return known is not None and tie_breaker is not None and tie_breaker > known
+        highest = best.get("tie_breaker")  # checkpoints of 0.1.0 have none: the first epoch stays
+        return highest is not None and tie_breaker is not None and tie_breaker > highest
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the state of the best epoch; see the base class."""
