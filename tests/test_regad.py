@@ -408,7 +408,7 @@ def test_the_candidates_of_a_selection(
 ) -> None:
     method = RegAD(backbone, image_size=64, select="best_test", candidates=candidates)
     for number, merit in enumerate(merits):
-        mean = {"image_auroc": merit - 1, "pixel_auroc": 1.0}
+        mean: dict[str, float | None] = {"image_auroc": merit - 1, "pixel_auroc": 1.0}
         results = Results(mean=mean, categories={}, intervals={})
         method.evaluator = SimpleNamespace(compute=lambda r=results: r, reset=lambda: None)  # type: ignore[assignment]
         stage = RunningStage.VALIDATING if number else RunningStage.SANITY_CHECKING

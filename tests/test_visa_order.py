@@ -87,9 +87,8 @@ def test_the_listing_follows_the_split_file(images: Path, seed: int) -> None:
         assert paths(data, split) != sorted(paths(data, split))
     labels = [s.label for s in data.samples("test")]
     assert labels == [*[False] * 3, *[True] * 3] * 2
-    assert paths(VisA(str(images), categories=list(CATEGORIES[::-1])), "test")[:6] == (
-        official_list(rows, "test")[6:]
-    )
+    turned = VisA(str(images), categories=list(CATEGORIES[::-1]))
+    assert paths(turned, "test")[:6] == official_list(rows, "test")[6:]
 
 
 @pytest.mark.parametrize("val_split", ["none", "auxiliary"])
@@ -98,8 +97,8 @@ def test_unshuffled_training_of_sdp_plus_has_the_published_order(
 ) -> None:
     rows = write_split(images, 1)
     other = VisA(str(images), batch_size=2, shuffle=False)
-    options = {"num_workers": 0, "image_size": 16, "val_split": val_split, "val_share": 0.3}
-    data = MVTecAD(str(mvtec_root), auxiliary=other, **options)
+    options: dict[str, Any] = {"num_workers": 0, "image_size": 16, "val_share": 0.3}
+    data = MVTecAD(str(mvtec_root), auxiliary=other, val_split=val_split, **options)
     data.setup("fit")
     seen = [path for batch in data.train_dataloader() for path in batch["path"]]
     held = [] if val_split == "none" else [str(s.image) for s in data.validation.auxiliary_parts[1]]
@@ -123,16 +122,16 @@ def test_scores_are_written_in_that_order(
 
 def random_choices(root: Path, mvtec: Path) -> dict[str, Any]:
     """Return all random choices among VisA's images, by kind."""
-    shared = {"num_workers": 0, "image_size": 16}
+    shared: dict[str, Any] = {"num_workers": 0, "image_size": 16}
     few = VisA(str(root), shots=3, seed=4, **shared)
     synthetic = VisA(
         str(root), val_split="synthetic", val_share=0.4, synthesis=SynthesisSettings(), **shared
     )
     auxiliary = VisA(str(root), **shared)
     data = MVTecAD(str(mvtec), auxiliary=auxiliary, val_split="auxiliary", val_share=0.4, **shared)
-    loaders = {"shuffled": VisA(str(root), **shared), "balanced": VisA(str(root), balanced=True)}
-    loaders["balanced"].image_size = 16
-    loaders |= {"few": few, "synthetic": synthetic, "auxiliary": data}
+    loaders: dict[str, AnomalyData] = {"few": few, "synthetic": synthetic, "auxiliary": data}
+    loaders["shuffled"] = VisA(str(root), **shared)
+    loaders["balanced"] = VisA(str(root), balanced=True, **shared)
     validation = synthetic.validation_dataset()
     assert validation is not None
     return {
@@ -143,7 +142,7 @@ def random_choices(root: Path, mvtec: Path) -> dict[str, Any]:
             name: [path for batch in part.train_dataloader() for path in batch["path"]]
             for name, part in loaders.items()
         },
-        "defects": [int(item["image"].sum()) for item in validation],  # type: ignore[attr-defined]
+        "defects": [int(validation[row]["image"].sum()) for row in range(len(validation))],
     }
 
 
