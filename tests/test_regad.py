@@ -210,6 +210,16 @@ def test_rounds_are_averaged_with_their_spread() -> None:
     assert averaged([results(0.5)]) == results(0.5)
 
 
+def test_the_bounds_of_rounds_are_averaged() -> None:
+    uncertain = results(0.5)
+    uncertain["intervals"] = {"a": {"pixel_ap": (0.4, 0.7)}}
+    means = averaged([results(0.8), uncertain])
+    assert set(means["intervals"]["a"]) == {"pixel_ap"}
+    assert means["intervals"]["a"]["pixel_ap"] == pytest.approx((0.6, 0.75))
+    assert means["intervals"]["mean"]["pixel_ap"] == pytest.approx((0.6, 0.75))
+    assert averaged([results(0.8), results(0.5)])["intervals"] == {}
+
+
 # -- runs ----------------------------------------------------------------------------------------
 
 

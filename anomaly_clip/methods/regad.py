@@ -42,6 +42,7 @@ from anomaly_clip.metrics.evaluator import (
     Results,
     with_means,
 )
+from anomaly_clip.metrics.pixel import PIXEL_METRICS
 from anomaly_clip.progress import say, track
 from anomaly_clip.records import Batch, LoaderNeeds, Scores
 from anomaly_clip.schedules import half_cosine, total_epochs
@@ -437,7 +438,7 @@ class RegAD(TrainedMethod):
 def averaged(rounds: Sequence[Results]) -> Results:
     """Return the mean metrics of several evaluations; a metric undefined in any of them is None.
 
-    The bounds of pixel metrics belong to one evaluation and are left out if there are several.
+    The bounds of a mean are the means of the bounds.
     """
     if len(rounds) == 1:
         return rounds[0]
@@ -448,7 +449,27 @@ def averaged(rounds: Sequence[Results]) -> Results:
         }
         for category in rounds[0]["categories"]
     }
-    return with_means(categories, {})
+    intervals = {}
+    for category, means in categories.items():
+        bounds = {
+            name: mean_of_bounds(rounds, category, name)
+            for name in PIXEL_METRICS
+            if means[name] is not None
+            and any(name in results["intervals"].get(category, {}) for results in rounds)
+        }
+        intervals |= {category: bounds} if bounds else {}
+    return with_means(categories, intervals)
+
+
+def mean_of_bounds(rounds: Sequence[Results], category: str, name: str) -> tuple[float, float]:
+    """Return the bounds of the mean of a metric over evaluations; exact values have no width."""
+    ends: list[tuple[float, float]] = []
+    for results in rounds:
+        value = results["categories"][category][name]
+        assert value is not None
+        ends.append(results["intervals"].get(category, {}).get(name, (value, value)))
+    low, high = (fmean(column) for column in zip(*ends, strict=True))
+    return low, high
 
 
 def spread(rounds: Sequence[MetricValues]) -> MetricValues:
