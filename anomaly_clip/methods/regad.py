@@ -42,7 +42,7 @@ from anomaly_clip.metrics.evaluator import (
     Results,
     with_means,
 )
-from anomaly_clip.metrics.pixel import PIXEL_METRICS
+from anomaly_clip.metrics.pixel import PIXEL_METRICS, Bounds
 from anomaly_clip.progress import say, track
 from anomaly_clip.records import Batch, LoaderNeeds, Scores
 from anomaly_clip.schedules import half_cosine, total_epochs
@@ -449,7 +449,7 @@ def averaged(rounds: Sequence[Results]) -> Results:
         }
         for category in rounds[0]["categories"]
     }
-    intervals = {}
+    intervals: dict[str, Bounds] = {}
     for category, means in categories.items():
         bounds = {
             name: mean_of_bounds(rounds, category, name)
