@@ -14,7 +14,7 @@ from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.methods.evaluated import EvaluatedModule
 
-__all__ = ["CONVENTIONS", "environment", "evaluation_conditions"]
+__all__ = ["CONVENTIONS", "environment", "evaluation_conditions", "file_sha256"]
 
 CONVENTIONS = {
     "average": "unweighted mean over categories",
@@ -27,7 +27,8 @@ CONVENTIONS = {
 def evaluation_conditions(method: EvaluatedModule, data: AnomalyData) -> dict[str, Any]:
     """Return entries of the protocol: folder of the data, reading of masks, form of the metrics.
 
-    ``fitted_images`` is the number of different images of the fit, as far as the checkpoint has it.
+    ``fitted_images`` is the number of different images of the fit. It is None for a method without
+    a fit, and absent if the checkpoint does not have it.
     """
     conditions: dict[str, Any] = {"root": str(data.root)}
     if isinstance(method, AnomalyMethod):
@@ -38,8 +39,8 @@ def evaluation_conditions(method: EvaluatedModule, data: AnomalyData) -> dict[st
             "evaluator": asdict(method.evaluator_settings),
             "conventions": CONVENTIONS,
         }
-        if method.fitted_images:
-            conditions["fitted_images"] = len(method.fitted_images)
+        if method.fitted_images or not method.can_be_fitted:
+            conditions["fitted_images"] = len(method.fitted_images) or None
     return conditions
 
 
@@ -53,12 +54,12 @@ def environment(trainer: Trainer) -> dict[str, Any]:
         "precision": str(trainer.precision),
         "processes": trainer.world_size,
         "threads": torch.get_num_threads(),
-        "checkpoint_sha256": None if checkpoint is None else _sha256(checkpoint),
+        "checkpoint_sha256": None if checkpoint is None else file_sha256(checkpoint),
     }
 
 
-def _sha256(file: Path) -> str | None:
-    """Return the hash of a file; None if it was removed during the run."""
+def file_sha256(file: Path) -> str | None:
+    """Return the SHA-256 of a file; None if it cannot be read, such as after its removal."""
     digest = hashlib.sha256()
     try:
         with file.open("rb") as content:

@@ -51,6 +51,8 @@ class FinishedRun:
         failed: Categories whose run failed.
         config: Options of the run; empty if they were not saved.
         provenance: Record of the fit that produced the weights file; empty if unknown.
+        record: Section ``run`` of ``metrics.json`` as it is in the file.
+        means: Section ``mean`` of ``metrics.json`` as it is in the file; empty if it has none.
     """
 
     folder: Path
@@ -65,6 +67,8 @@ class FinishedRun:
     failed: tuple[str, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    record: Mapping[str, Any] = field(default_factory=dict)
+    means: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def label(self) -> str:

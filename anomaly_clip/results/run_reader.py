@@ -123,6 +123,8 @@ def parse_run(folder: Path, content: Any) -> FinishedRun:
         tuple(failed),
         _read_config(folder),
         {} if weights["random"] else _read_provenance(Path(str(weights["pretrained"]))),
+        run,
+        means if isinstance(means := content.get("mean"), dict) else {},
     )
 
 
