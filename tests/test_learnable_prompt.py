@@ -64,8 +64,8 @@ def test_fixed_words_stay_around_the_vectors(tiny_clip: CLIPBackbone) -> None:
     prompt = LearnablePrompt(tiny_clip, settings, seed=0)
     texts = ("a photo of a new bottle", "a close-up broken bottle in the dark.")
     assert_close(prompt(tiny_clip), by_open_clip(tiny_clip, *texts), atol=1e-6, rtol=0)
-    one = LearnablePromptSettings(n_ctx=2, prefix="a photo of a", suffix="in the dark.")
-    prompt = LearnablePrompt(tiny_clip, one, seed=3)
+    settings = LearnablePromptSettings(n_ctx=2, prefix="a photo of a", suffix="in the dark.")
+    prompt = LearnablePrompt(tiny_clip, settings, seed=3)
     plain = LearnablePrompt(tiny_clip, LearnablePromptSettings(n_ctx=2), seed=3)
     assert torch.equal(prompt.context, plain.context)
     embedding = tiny_clip.model.token_embedding.weight

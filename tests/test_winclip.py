@@ -146,7 +146,7 @@ def zq_harmonic(scores: Tensor, windows: Tensor, side: int) -> Tensor:
 def test_without_patch_norm_the_maps_are_those_of_accurate_winclip(
     golden: Callable[[str], Golden], golden_clip: CLIPBackbone, shots: int
 ) -> None:
-    """Accurate-WinCLIP compares patches before the last LayerNorm, and adds instead of averaging."""
+    """Accurate-WinCLIP compares patches before the last LayerNorm, and adds the maps."""
     arrays = golden("winclip")
     meta, image = arrays.meta, arrays.inputs["image"]
     references = arrays.inputs["reference_images"][:shots]

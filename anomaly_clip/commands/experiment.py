@@ -27,7 +27,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 import anomaly_clip.data
 import anomaly_clip.methods  # noqa: F401
 from anomaly_clip.callbacks import progress_of_loops
-from anomaly_clip.commands.checkpoint_option import check_resumable, checkpoint_file
+from anomaly_clip.commands.checkpoint_option import check_resumable, checkpoint_file, completed
 from anomaly_clip.commands.configs import expand_configs
 from anomaly_clip.commands.interruption import advise, stop_if_interrupted
 from anomaly_clip.commands.last_step import LastStep, last_checkpoint
@@ -319,6 +319,7 @@ class ExperimentCLI(LightningCLI):
         for name, value in arguments.items():
             if name in contract.inference_arguments or name not in saved:
                 continue
+            saved[name] = completed(kind, name, saved[name])
             if name == "backbone":  # the weights come from the checkpoint, not from these files
                 saved[name], value = _without_source(saved[name]), _without_source(value)
             if _json(saved[name]) != _json(value):

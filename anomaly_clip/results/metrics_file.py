@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from anomaly_clip.files import write_csv, write_json
-from anomaly_clip.metrics.evaluator import Results, with_means
+from anomaly_clip.metrics.evaluator import Results, uncertain_metrics, with_means
 from anomaly_clip.records import WeightsRecord, versions
 from anomaly_clip.results.folder import METRICS_FILE
 
@@ -51,11 +51,15 @@ def run_record(
 def write_metrics(folder: Path, results: Results, run: Mapping[str, Any]) -> None:
     """Write ``metrics.json`` and ``metrics.csv`` into a run's folder.
 
+    The section ``run`` lists pixel metrics with wide bounds under ``uncertain``, by category.
+
     Args:
         folder: The run's folder.
         results: Metrics of the run.
         run: Origin of the metrics; see :func:`run_record`.
     """
+    uncertain = uncertain_metrics(results)
+    run = {**run, **({"uncertain": uncertain} if uncertain else {})}
     write_json(folder / METRICS_FILE, {**results, "run": run})
     label = weights_label(run["weights"])
     names = list(results["mean"])
@@ -102,7 +106,7 @@ def merge_metrics(
         total = sum(protocol.get(key, 0) for protocol in protocols.values())
         merged |= {key: total} if total else {}
     run = {
-        **first,
+        **{key: value for key, value in first.items() if key != "uncertain"},
         "protocol": merged,
         "checkpoint": {name: part["run"]["checkpoint"] for name, part in parts.items()},
         **_merged_environment(parts),
