@@ -38,8 +38,8 @@ def test_a_real_run_says_everything(
     words = ["test", *tiny_sdp, "--output.page=false", "--data.mask_threshold", "0.25"]
     assert main([*words, "--seed_everything", "7"]) == 0
     run = tmp_path / "runs" / "sdp" / "1"
-    found = items(run)
-    assert NOT_RECORDED not in found.values()
+    texts = items(run)
+    assert NOT_RECORDED not in texts.values()
     expected = {
         "data set": "MVTecAD",
         "folder": str(mvtec_root),
@@ -59,7 +59,7 @@ def test_a_real_run_says_everything(
         "SHA-256 of the weights": "none",
         "checkpoint": "none",
     }
-    assert {name: found[name] for name in expected} == expected
+    assert {name: texts[name] for name in expected} == expected
     text = paragraph(run)
     assert "not recorded" not in text
     assert "(2 categories; 8 images, 4 of them anomalous)" in text
@@ -75,12 +75,12 @@ def test_a_real_run_says_everything(
         assert "200 equally spaced thresholds" in shown
         assert "RANDOM WEIGHTS" in shown
     rows = {row["item"]: row["value"] for row in rows_of(files["csv"])}
-    assert rows == found
+    assert rows == texts
 
 
 def test_what_the_file_lacks_is_not_guessed(write: Writer) -> None:
     folder = write(categories={"bottle": metrics(0.9)})  # has no seed, versions or counts
-    found = items(folder)
+    texts = items(folder)
     for name in (
         "folder",
         "split",
@@ -93,7 +93,7 @@ def test_what_the_file_lacks_is_not_guessed(write: Writer) -> None:
         "versions",
         "device",
     ):
-        assert found[name] == NOT_RECORDED, name
+        assert texts[name] == NOT_RECORDED, name
     text = paragraph(folder)
     assert "[number of images not recorded]" in text
     assert "SHA-256 [not recorded]" in text
@@ -108,18 +108,18 @@ def test_what_the_file_lacks_is_not_guessed(write: Writer) -> None:
 
 
 def test_null_and_missing_entries_differ(write: Writer) -> None:
-    found = items(write(shots=None, pro_steps=None, data_seed=None, overlap=None))
-    assert found["normal images per category (few-shot)"] == "none"
-    assert found["thresholds of PRO"] == "all thresholds"
-    assert found["seed of the data"] == "none"
-    assert found["test images among the training images"] == "not checked"
-    assert found["fraction of the training images"] == NOT_RECORDED
+    texts = items(write(shots=None, pro_steps=None, data_seed=None, overlap=None))
+    assert texts["normal images per category (few-shot)"] == "none"
+    assert texts["thresholds of PRO"] == "all thresholds"
+    assert texts["seed of the data"] == "none"
+    assert texts["test images among the training images"] == "not checked"
+    assert texts["fraction of the training images"] == NOT_RECORDED
 
 
 def test_other_settings_are_listed(write: Writer) -> None:
-    found = items(write(patch_norm=False, evaluator={"exact": True}))
-    assert found["patch norm"] == "no"
-    assert found["evaluator"] == "exact: yes"
+    texts = items(write(patch_norm=False, evaluator={"exact": True}))
+    assert texts["patch norm"] == "no"
+    assert texts["evaluator"] == "exact: yes"
 
 
 def test_several_runs_stand_side_by_side(write: Writer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,10 +145,10 @@ def test_warnings_are_repeated(write: Writer) -> None:
 @pytest.mark.parametrize("method", ["sdp", "linear_probe", "regad", "each/disc"])
 def test_runs_of_an_earlier_version(method: str) -> None:
     folder = GOLDEN / method / ("" if "/" in method else "test")
-    found = items(folder)
-    assert found["anomaly_clip"] == "0.1.0"
-    assert found["folder"] == NOT_RECORDED
-    assert ("thresholds of PRO" in found) == (method != "linear_probe")
+    texts = items(folder)
+    assert texts["anomaly_clip"] == "0.1.0"
+    assert texts["folder"] == NOT_RECORDED
+    assert ("thresholds of PRO" in texts) == (method != "linear_probe")
 
 
 def test_control_characters_do_not_reach_the_terminal(tmp_path: Path) -> None:

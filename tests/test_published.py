@@ -154,9 +154,9 @@ def test_values_that_sources_disagree_on_are_all_listed() -> None:
 
     def cell(table: str, method: str, at: int = 0) -> PublishedCell:
         (row,) = (r for r in tables[table].rows if r.method.startswith(method))
-        found = row.cells[at]
-        assert found is not None
-        return found
+        cell_of_row = row.cells[at]
+        assert cell_of_row is not None
+        return cell_of_row
 
     for table in ("clip_ad_mvtec", "clip_ada_later_mvtec"):
         assert cell(table, "AnomalyCLIP").values == (0.915, 0.916, 0.919)

@@ -1,4 +1,4 @@
-"""What ``metrics.json`` records of the conditions of a run."""
+"""Conditions of a run in ``metrics.json``."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
 
 class Plan(NamedTuple):
-    """How to repeat a run.
+    """Verbs and configurations that repeat a run.
 
     Args:
         run: The run.
@@ -142,8 +142,8 @@ def _plan(run: FinishedRun, roots: Mapping[str, str], allowed: Sequence[str]) ->
     checkpoint, name = None, None
     if verbs == ["test"] and isinstance(recorded, str):
         name = Path(recorded).name
-        own = folder / "checkpoints" / name
-        if (folder / "config-fit.yaml").is_file() and own.is_file():
+        in_folder = folder / "checkpoints" / name
+        if (folder / "config-fit.yaml").is_file() and in_folder.is_file():
             verbs = ["fit", "test"]
         else:
             checkpoint, name = _checkpoint(run, Path(recorded)), None
@@ -224,8 +224,8 @@ def _checkpoint(run: FinishedRun, recorded: Path) -> Path:
     Raises:
         UserError: If it is missing, or another file than then.
     """
-    own = run.folder / "checkpoints" / recorded.name
-    file = next((path for path in (recorded.expanduser(), own) if path.is_file()), None)
+    in_folder = run.folder / "checkpoints" / recorded.name
+    file = next((path for path in (recorded.expanduser(), in_folder) if path.is_file()), None)
     if file is None:
         raise _refusal(
             run,

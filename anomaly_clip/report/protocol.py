@@ -119,7 +119,7 @@ ITEMS = (
     Item("software", "processes", "environment.processes"),
     Item("software", "threads", "environment.threads"),
 )
-"""What a paper must state; items that a file lacks are shown as well."""
+"""Items that a paper must state; those that a file lacks are shown as well."""
 OPTIONAL = ("protocol.one_model_a_category",)
 """Paths of items that are absent where they do not apply."""
 OF_PIXELS = (
@@ -268,8 +268,8 @@ def _paragraph(run: FinishedRun) -> str:
     weights = "untrained weights"
     if not run.random:
         sha256 = _text(run, "weights.sha256")
-        known = sha256 not in (NOT_RECORDED, "none")
-        weights = f"weights {run.weights}, SHA-256 {sha256 if known else '[not recorded]'}"
+        is_recorded = sha256 not in (NOT_RECORDED, "none")
+        weights = f"weights {run.weights}, SHA-256 {sha256 if is_recorded else '[not recorded]'}"
     sentences = [
         f"{printable(run.method)} was tested on the {value('protocol.split')} split of {data} "
         f"({categories}; {images}){each}",

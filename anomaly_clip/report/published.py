@@ -121,7 +121,7 @@ class PublishedRow:
     cells: tuple[PublishedCell | None, ...]
     """One cell per column."""
     other_data: str | None = None
-    """What the data set is, if this project has none of this kind."""
+    """Description of a data set that is not of this project; None for others."""
 
     @property
     def name(self) -> str:

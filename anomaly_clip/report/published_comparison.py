@@ -204,14 +204,16 @@ def _sources_note(cell: PublishedCell, values: Sequence[str]) -> str | None:
     values_by_source: dict[str, list[str]] = {}
     for value, sourced in zip(values, cell.sources, strict=True):
         values_by_source.setdefault(sourced.source, []).append(value)
-    listed = (f"{' and '.join(found)}: {source}" for source, found in values_by_source.items())
+    listed = (f"{' and '.join(texts)}: {source}" for source, texts in values_by_source.items())
     return f"sources disagree: {'; '.join(listed)}"
 
 
 def _marks(notes: Sequence[str | None], numbers: dict[str, int]) -> str:
     """Return the numbers of notes, which are explained below the table."""
-    found = (numbers.setdefault(note, len(numbers) + 1) for note in notes if note is not None)
-    return "".join(f" [{number}]" for number in found)
+    note_numbers = (
+        numbers.setdefault(note, len(numbers) + 1) for note in notes if note is not None
+    )
+    return "".join(f" [{number}]" for number in note_numbers)
 
 
 def _our_lines(

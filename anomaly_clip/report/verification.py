@@ -61,18 +61,19 @@ def verification_report(
     differs = False
     for letter, (run, again) in zip(letters, repetitions, strict=True):
         compared = _compare(run, again, tolerance)
-        differing = [one for one in compared if not one.equal]
+        differing = [pair for pair in compared if not pair.equal]
         start = f"{letter}: " if several else ""
         differs = differs or bool(differing)
         notes.append(TableNote(start + _verdict(run, compared, tolerance), loud=bool(differing)))
         notes += [TableNote(start + text) for text in _changes(run, again)]
-        shown = [one for one in compared if one.category == MEAN or not one.equal]
+        shown = [pair for pair in compared if pair.category == MEAN or not pair.equal]
         lines += [
-            TableLine((letter if several else "", *_cells(one)), "item", first=number == 0)
-            for number, one in enumerate(shown)
+            TableLine((letter if several else "", *_cells(pair)), "item", first=number == 0)
+            for number, pair in enumerate(shown)
         ]
         rows += [
-            [run.label, *one[:4], one.difference, "yes" if one.equal else "no"] for one in compared
+            [run.label, *pair[:4], pair.difference, "yes" if pair.equal else "no"]
+            for pair in compared
         ]
     table = ReportTable(
         title=f"Repeated runs, compared with {METRICS_FILE}",
@@ -109,20 +110,20 @@ def _is_equal(recorded: object, repeated: object, tolerance: float) -> bool:
 
 
 def _verdict(run: FinishedRun, compared: Sequence[Compared], tolerance: float) -> str:
-    differing = sum(not one.equal for one in compared)
-    largest = max((abs(d) for one in compared if (d := one.difference) is not None), default=0.0)
+    differing = sum(not pair.equal for pair in compared)
+    largest = max((abs(d) for pair in compared if (d := pair.difference) is not None), default=0.0)
     bound = f"largest difference {largest:.3g}, allowed {tolerance:g}"
     if differing:
         return f"{run.label}: {differing} of {len(compared)} metrics DIFFER ({bound})"
     return f"{run.label}: all {len(compared)} metrics are equal ({bound})"
 
 
-def _cells(one: Compared) -> tuple[str, ...]:
-    values = (one.recorded, one.repeated)
+def _cells(pair: Compared) -> tuple[str, ...]:
+    values = (pair.recorded, pair.repeated)
     texts = (f"{v:.9f}" if isinstance(v, int | float) else UNDEFINED for v in values)
-    difference = UNDEFINED if one.difference is None else f"{one.difference:+.3g}"
-    metric = column_heading(one.metric).replace("\n", " ")
-    return printable(one.category), metric, *texts, difference
+    difference = UNDEFINED if pair.difference is None else f"{pair.difference:+.3g}"
+    metric = column_heading(pair.metric).replace("\n", " ")
+    return printable(pair.category), metric, *texts, difference
 
 
 def _changes(run: FinishedRun, again: FinishedRun) -> list[str]:
