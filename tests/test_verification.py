@@ -66,12 +66,14 @@ def test_means_are_compared_as_recorded(run: FinishedRun) -> None:
 def test_what_has_changed_is_listed(run: FinishedRun) -> None:
     then = {"versions": {"torch": "1"}, "environment": {"device": "cuda", "checkpoint_sha256": "a"}}
     now = {"versions": {"torch": "2", "new": "1"}, "environment": {"device": "cpu"}}
-    first = replace(run, record=then, protocol={**run.protocol, "images": {"bottle": 3}})
+    protocol = {**run.protocol, "images": {"bottle": 3}, "pixels": "by keys", "words": {"a": "b"}}
+    first = replace(run, record=then, protocol=protocol)
     second = replace(run, record=now, protocol={**run.protocol, "images": {"bottle": 4}}, seed=1)
     notes = verification_report([Repetition(first, second)], 0)[0].table.notes
     assert [note.text for note in notes[1:]] == [
         "the run has no seed, so that random choices differ",
         "bottle (test images): 3 then, 4 now",
+        "pixels: by keys then, not recorded now",
         "torch: 1 then, 2 now",
         "device: cuda then, cpu now",
     ]

@@ -127,24 +127,29 @@ def _cells(pair: Compared) -> tuple[str, ...]:
 
 
 def _changes(run: FinishedRun, again: FinishedRun) -> list[str]:
-    """Return what may explain differences: images, software and device."""
+    """Return what may explain differences: images, settings, software and device."""
     texts = []
     if run.seed is None:
         texts.append("the run has no seed, so that random choices differ")
     for key, name in (("images", "test images"), ("anomalous", "anomalous test images")):
         then, now = (mapping(r.protocol.get(key)) for r in (run, again))
-        texts += _changed({c: then[c] for c in then}, now, name)
-    for key, name in (("versions", ""), ("environment", "")):
-        then, now = (mapping(r.record.get(key)) for r in (run, again))
-        shown = {entry: value for entry, value in then.items() if entry != "checkpoint_sha256"}
-        texts += _changed(shown, now, name)
+        texts += _changed(then, now, f" ({name})")
+    settings = {k: v for k, v in run.protocol.items() if not isinstance(v, dict | list)}
+    environment = dict(mapping(run.record.get("environment")))
+    environment.pop("checkpoint_sha256", None)  # a repeated fit writes another file
+    for then, now in (
+        (settings, again.protocol),
+        (mapping(run.record.get("versions")), mapping(again.record.get("versions"))),
+        (environment, mapping(again.record.get("environment"))),
+    ):
+        texts += _changed(then, now)
     return texts
 
 
-def _changed(then: Mapping[str, Any], now: Mapping[str, Any], name: str) -> list[str]:
+def _changed(then: Mapping[str, Any], now: Mapping[str, Any], remark: str = "") -> list[str]:
     return [
-        f"{printable(key)}{f' ({name})' if name else ''}: {printable(value)} then, "
-        f"{printable(now.get(key, 'unknown'))} now"
+        f"{printable(key)}{remark}: {printable(value)} then, "
+        f"{printable(now.get(key, 'not recorded'))} now"
         for key, value in then.items()
         if now.get(key) != value
     ]
