@@ -53,6 +53,8 @@ class FinishedRun:
         config: Options of the run; empty if they were not saved.
         provenance: Record of the fit that produced the weights file; empty if unknown.
         uncertain: Pixel metrics with wide bounds by category, and under ``mean`` those of the mean.
+        record: Section ``run`` of ``metrics.json`` as it is in the file.
+        means: Section ``mean`` of ``metrics.json`` as it is in the file; empty if it has none.
     """
 
     folder: Path
@@ -68,6 +70,8 @@ class FinishedRun:
     config: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     uncertain: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    record: Mapping[str, Any] = field(default_factory=dict)
+    means: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def label(self) -> str:

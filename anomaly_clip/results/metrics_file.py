@@ -15,7 +15,7 @@ __all__ = ["merge_metrics", "run_record", "weights_label", "write_metrics"]
 
 PER_CATEGORY = ("images", "anomalous", "words")
 """Protocol entries that hold a value per category."""
-OF_ONE_CATEGORY = ("selected_epoch", "spread", "by_round", "trained_on")
+OF_ONE_CATEGORY = ("selected_epoch", "spread", "by_round", "trained_on", "fitted_images")
 """Protocol entries of a single test that a merged run keeps per category."""
 COUNTS = ("overlap", "anomalous_without_pixels", "listed")
 """Protocol entries that a merged run sums; a sum is None if any summand is unknown."""
@@ -34,6 +34,7 @@ def run_record(
     protocol: Mapping[str, Any],
     checkpoint: str | None,
     seed: int | None,
+    environment: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the section ``run`` of ``metrics.json``: the origin of the metrics."""
     return {
@@ -43,6 +44,7 @@ def run_record(
         "checkpoint": checkpoint,
         "seed": seed,
         "versions": versions(),
+        **({} if environment is None else {"environment": dict(environment)}),
     }
 
 
@@ -95,7 +97,7 @@ def merge_metrics(
             merged[key].update(protocol[key])
     for key in OF_ONE_CATEGORY:
         if key in first["protocol"]:
-            merged[key] = {name: protocol[key] for name, protocol in protocols.items()}
+            merged[key] = {name: protocol.get(key) for name, protocol in protocols.items()}
     for key in COUNTS:
         if key in first["protocol"]:
             counts = [protocol.get(key) for protocol in protocols.values()]
@@ -107,7 +109,18 @@ def merge_metrics(
         **{key: value for key, value in first.items() if key != "uncertain"},
         "protocol": merged,
         "checkpoint": {name: part["run"]["checkpoint"] for name, part in parts.items()},
+        **_merged_environment(parts),
         "versions": versions(),
         "failed": dict(failed),
     }
     return results, run
+
+
+def _merged_environment(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the environment of the first part, with the checkpoint's hash of every part."""
+    environments = {name: part["run"].get("environment", {}) for name, part in parts.items()}
+    first = next(iter(environments.values()))
+    if not first:
+        return {}
+    key = "checkpoint_sha256"
+    return {"environment": {**first, key: {n: e.get(key) for n, e in environments.items()}}}

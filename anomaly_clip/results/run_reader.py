@@ -125,6 +125,8 @@ def parse_run(folder: Path, content: Any) -> FinishedRun:
         _read_config(folder),
         {} if weights["random"] else _read_provenance(Path(str(weights["pretrained"]))),
         _read_uncertain(content, file),
+        run,
+        means if isinstance(means := content.get("mean"), dict) else {},
     )
 
 
