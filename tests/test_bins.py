@@ -80,10 +80,10 @@ def test_bounds_are_reached_by_an_order_inside_the_bins_and_hold_for_all() -> No
         scores = torch.tensor([*some, *others, 2.5, 2.5])
         for name, metric in (("auroc", auroc), ("ap", average_precision), ("f1_max", f1_max)):
             values[name].append(metric(scores, labels))
-    for name, found in values.items():
+    for name, of_orders in values.items():
         low, high = bounds[f"pixel_{name}"]
-        assert low - 1e-12 <= min(found)
-        assert max(found) <= high + 1e-12
+        assert low - 1e-12 <= min(of_orders)
+        assert max(of_orders) <= high + 1e-12
     for name in ("auroc", "f1_max"):  # those of AP allow for untied anomalous pixels
         assert bounds[f"pixel_{name}"] == pytest.approx((min(values[name]), max(values[name])))
     for name, value in bins.metrics(0.3).items():
@@ -101,8 +101,8 @@ def test_exact_bins_have_no_width() -> None:
 
 
 def test_equal_bins_are_added_and_others_kept() -> None:
-    one, other = bins_of((0, 1, 2, 3), (1, 2, 1, 0)), bins_of((1, 2, 4, 5), (1, 3, 1, 1))
-    both = joined([one, other])
+    first, other = bins_of((0, 1, 2, 3), (1, 2, 1, 0)), bins_of((1, 2, 4, 5), (1, 3, 1, 1))
+    both = joined([first, other])
     assert list(zip(both.low, both.high, both.anomalous, both.normal, strict=True)) == [
         (0, 1, 2, 3),
         (1, 2, 5, 5),
