@@ -40,7 +40,7 @@ FEW = 1 << 14
 """Up to this many pixels are sorted, which costs less than a histogram of 65,536 bins."""
 MOST = 1 << 14
 """Number of bins above which they are grouped."""
-NEGLIGIBLE = 18
+NEGLIGIBLE = 16
 """A bin with one in two to this power of the pixels of a batch, or fewer, is not crowded."""
 SMALLEST = -149
 """Binary logarithm of the smallest positive float32 score."""
@@ -247,7 +247,9 @@ class LinearWindow(Window):
         """Return the crowded bins and those outside."""
         at_or_above = counts[::-1].cumsum()[::-1]
         few = max(1, int(at_or_above[0]) >> NEGLIGIBLE)
-        left = (counts > at_or_above // self.cells) & (counts > few) & ~self.exact
+        left = np.zeros(self.num_bins, bool)
+        full = np.flatnonzero(counts > few)
+        left[full] = (counts[full] * self.cells > at_or_above[full]) & ~self.exact[full]
         left[[0, -1]] = counts[[0, -1]] > 0
         return left
 
