@@ -152,6 +152,10 @@ class WeightsRecord(TypedDict):
     """True if the weights are untrained, so that metrics are meaningless."""
     sha256: str | None
     """Hash of the loaded tensors and the architecture; None for random weights."""
+    activation: NotRequired[str]
+    """``GELU`` or ``QuickGELU``; absent if it is that of the model name and was not chosen."""
+    positions: NotRequired[str]
+    """Interpolation of positional embeddings; absent for the default."""
 
 
 @dataclass(frozen=True)

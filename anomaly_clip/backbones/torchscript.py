@@ -1,19 +1,20 @@
 """Tensors of a TorchScript archive, read without running any code in it.
 
-OpenAI publishes its CLIP weights as such archives (``ViT-B-16.pt``). ``torch.jit.load`` would compile
-the code in the archive. This module reads two kinds of entries of the zip file only: ``data.pkl``,
-which holds the modules and their attributes, and ``data/0``, ``data/1`` and so on, the bytes of the
-tensors. The entries ``code/`` and ``constants.pkl`` are never opened.
+OpenAI publishes its CLIP weights as such archives (``ViT-B-16.pt``). ``torch.jit.load`` would
+compile the code in the archive. This module reads two kinds of entries of the zip file only:
+``data.pkl``, which holds the modules and their attributes, and ``data/0``, ``data/1`` and so on,
+the bytes of the tensors. The entries ``code/`` and ``constants.pkl`` are never opened.
 
-A pickle can call any function that its reader looks up for it. The reader here looks up nothing: each
-name in ``data.pkl`` is replaced by one of the objects below, and any other name is refused.
+A pickle can call any function that its reader looks up for it. The reader here looks up nothing:
+each name in ``data.pkl`` is replaced by one of the objects below, and any other name is refused.
 
-- Names below ``__torch__`` are the archive's own classes. Each becomes an empty class that only keeps
-  its name and the attributes of its objects.
-- ``torch._utils._rebuild_tensor_v2`` becomes a function that cuts a view out of a storage, after checking
-  that the view lies within the storage and repeats no element.
-- ``torch.FloatStorage`` and the other storage classes become dtypes, ``collections.OrderedDict`` is the only real class, and
-  TorchScript's functions for typed lists become functions that return the list.
+- Names below ``__torch__`` are the archive's own classes. Each becomes an empty class that only
+  keeps its name and the attributes of its objects.
+- ``torch._utils._rebuild_tensor_v2`` becomes a function that cuts a view out of a storage, after
+  checking that the view lies within the storage and repeats no element.
+- ``torch.FloatStorage`` and the other storage classes become dtypes, ``collections.OrderedDict`` is
+  the only real class, and TorchScript's functions for typed lists become functions that return the
+  list.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class _Object:
     """Object of a class of the archive: its attributes, as they were pickled."""
 
     name = ""
-    attributes: Mapping[str, Any] = {}  # noqa: RUF012  (never changed, only replaced)
+    attributes: Mapping[str, Any] = {}  # replaced, never changed
 
     def __setstate__(self, state: object) -> None:
         if isinstance(state, dict):

@@ -1,9 +1,10 @@
 """Files with weights: recognised by their content, and read without running any code in them.
 
-The first bytes decide how a file is read, not its name: files of the model hub's cache have no suffix,
-and an interrupted download keeps the suffix of what it should have been. Read are safetensors files,
-files that ``torch.save`` has written, as far as they hold tensors and plain values, and TorchScript
-archives (:mod:`anomaly_clip.backbones.torchscript`). Every other form is refused by name.
+The first bytes decide how a file is read, not its name: files of the model hub's cache have no
+suffix, and an interrupted download keeps the suffix of what it should have been. Read are
+safetensors files, files that ``torch.save`` has written, as far as they hold tensors and plain
+values, and TorchScript archives (:mod:`anomaly_clip.backbones.torchscript`). Every other form is
+refused by name.
 """
 
 from __future__ import annotations
@@ -228,7 +229,8 @@ def _read_safetensors(path: Path, head: bytes, size: int) -> dict[str, Tensor]:
         raise WeightFileError(form, AGAIN) from None
     except (AttributeError, KeyError, TypeError) as error:  # a dtype that torch does not have
         raise WeightFileError(
-            f"it is a safetensors file with tensors of an unsupported type: {reason(error)}", ANOTHER
+            f"it is a safetensors file with tensors of an unsupported type: {reason(error)}",
+            ANOTHER,
         ) from None
 
 
