@@ -19,7 +19,7 @@ from anomaly_clip.records import DEMO, RANDOM, WeightsRecord
 if TYPE_CHECKING:
     from open_clip.transformer import VisionTransformer
 
-__all__ = ["CLIPBackbone", "CLIPSettings", "Tokens", "Window", "saved", "unit"]
+__all__ = ["CLIPBackbone", "CLIPSettings", "Tokens", "Window", "from_checkpoint", "unit"]
 
 DEFAULT_NAME = "ViT-B-16-plus-240"
 QUICK_GELU = ("auto", "true", "false")
@@ -125,7 +125,9 @@ class CLIPBackbone(FrozenBackbone):
         """
         if isinstance(settings, CLIPBackbone):
             return settings
-        return cls(**(asdict(settings) if isinstance(settings, CLIPSettings) else saved(settings)))
+        if isinstance(settings, CLIPSettings):
+            return cls(**asdict(settings))
+        return cls(**from_checkpoint(settings))
 
     @property
     def visual(self) -> VisionTransformer:
@@ -323,7 +325,7 @@ class CLIPBackbone(FrozenBackbone):
         return tokens if model.text_projection is None else tokens @ model.text_projection
 
 
-def saved(settings: Mapping[str, Any]) -> dict[str, Any]:
+def from_checkpoint(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings from a checkpoint, completed by the activation of version 0.1.0.
 
     Args:
