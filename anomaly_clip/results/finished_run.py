@@ -51,6 +51,7 @@ class FinishedRun:
         failed: Categories whose run failed.
         config: Options of the run; empty if they were not saved.
         provenance: Record of the fit that produced the weights file; empty if unknown.
+        variant: Activation and interpolation of positions if they are not the defaults.
     """
 
     folder: Path
@@ -65,6 +66,7 @@ class FinishedRun:
     failed: tuple[str, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    variant: str = ""
 
     @property
     def label(self) -> str:
@@ -74,7 +76,8 @@ class FinishedRun:
     @property
     def weights(self) -> str:
         """Name or file of the weights as printable text."""
-        return RANDOM if self.random else printable(self.pretrained)
+        variant = f", {self.variant}" if self.variant else ""
+        return RANDOM if self.random else printable(f"{self.pretrained}{variant}")
 
     @property
     def seeds(self) -> tuple[object, object]:

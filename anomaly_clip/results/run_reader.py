@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from anomaly_clip.errors import UserError
+from anomaly_clip.records import variant_of
 from anomaly_clip.results.finished_run import FinishedRun, printable
 from anomaly_clip.results.folder import METRICS_FILE
 
@@ -123,6 +124,7 @@ def parse_run(folder: Path, content: Any) -> FinishedRun:
         tuple(failed),
         _read_config(folder),
         {} if weights["random"] else _read_provenance(Path(str(weights["pretrained"]))),
+        variant_of(weights),
     )
 
 
