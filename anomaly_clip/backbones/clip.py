@@ -278,10 +278,15 @@ class CLIPBackbone(FrozenBackbone):
 
     def is_cut(self, prompt: str) -> bool:
         """Return whether the text tower has too few tokens for a prompt, and loses its end."""
+        return bool(self.lost_end(prompt))
+
+    def lost_end(self, prompt: str) -> str:
+        """Return the end of a prompt that the text tower has no tokens for; usually empty."""
         limit = self.model.context_length - 2  # without start and end token
         # No token is shorter than a byte, so most prompts need not be counted.
-        length = len(prompt.encode("utf-8", "replace"))  # names of files need not be UTF-8
-        return length > limit and len(self._tokenize.encode(prompt)) > limit
+        if len(prompt.encode("utf-8", "replace")) <= limit:  # names of files need not be UTF-8
+            return ""
+        return str(self._tokenize.decode(self._tokenize.encode(prompt)[limit:])).strip()
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Return token ids int64 ``(M, context length)``, padded with zeros; see ``is_cut``."""
