@@ -261,9 +261,10 @@ def _read_zip(path: Path) -> FileContent:
 def _torch_load(path: Path) -> object:
     """Read a file of ``torch.save``, restricted to tensors and plain values."""
     try:
-        with warnings.catch_warnings():
+        # A file object, because torch.load takes some suffixes for another form.
+        with warnings.catch_warnings(), path.open("rb") as file:
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and torch raise many types
         message = str(error)
         if match := re.search(r"GLOBAL (\S+)", message):

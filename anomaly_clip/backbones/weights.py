@@ -138,7 +138,7 @@ def load_clip(
         if not looks_like_file(pretrained):
             tag = _pretrained_tag(name, pretrained, by_name, quick_gelu)
         if tag is None:
-            file = _read_file(local_file(pretrained, OPTION), name)
+            file = _read_file(local_file(pretrained, OPTION))
             preprocessing = _settle(file, name, config, preprocessing, quick_gelu)
     model = _build(name, config)  # before a download, as it refuses models that are not supported
     if tag is not None:
@@ -146,7 +146,7 @@ def load_clip(
         if from_hub and (other := other_epoch(pretrained, tag)):
             source = f"{pretrained} (weights of {other})"
             _warn_of_other_epoch(name, pretrained, other, tag)
-        file, preprocessing = _read_file(path, name), tag
+        file, preprocessing = _read_file(path), tag
     if file is not None:
         _fill(model, file, name, positions)
     activation = bool(config.get("quick_gelu", False))
@@ -323,7 +323,7 @@ def _warn_of_other_epoch(name: str, tag: str, other: str, record: dict[str, Any]
 # -- files ---------------------------------------------------------------------------------------
 
 
-def _read_file(path: Path, name: str = DEMO) -> _File:
+def _read_file(path: Path) -> _File:
     """Read a weights file; print what else is in it.
 
     Raises:
@@ -385,14 +385,14 @@ def _settle(
         preprocessing = {**{k: v for k, v in stated.items() if v}, **preprocessing}
     assumed = []
     if not is_stated and statement is None and name != DEMO:
-        assumed.append(f"the activation of {name}, {ACTIVATIONS[by_name]}")
+        assumed.append(f"{ACTIVATIONS[by_name]}, the activation of {name},")
     if not preprocessing.get("mean") and name != DEMO:
         assumed.append("CLIP's pixel normalisation")
     if assumed:
         say(
-            f"{OPTION} {file.path}: {' and '.join(assumed)}, is assumed, as no "
-            f"open_clip_config.json next to the file states it (backbone.quick_gelu sets the "
-            f"activation)"
+            f"{OPTION} {file.path}: {' and '.join(assumed)} {'is' if len(assumed) == 1 else 'are'} "
+            f"assumed, as no open_clip_config.json next to the file states otherwise "
+            f"(backbone.quick_gelu sets the activation)"
         )
     return preprocessing
 
