@@ -43,7 +43,9 @@ def test_forms_that_are_taken(
         assert taken.identity == tiny_clip.identity
 
 
-@pytest.mark.parametrize("name", ["clip.safetensors", "clip.bin", "0a1b2c", "clip.tar", "clip.ckpt"])
+@pytest.mark.parametrize(
+    "name", ["clip.safetensors", "clip.bin", "0a1b2c", "clip.tar", "clip.ckpt"]
+)
 @pytest.mark.parametrize("writer", ["safetensors", "zip", "legacy"])
 def test_the_content_decides_rather_than_the_name(
     tiny_clip: CLIPBackbone, tiny_clip_config: str, tmp_path: Path, name: str, writer: str
@@ -104,5 +106,7 @@ def test_archives_give_features_without_a_warning(
 def test_a_damaged_archive_is_refused(tiny_clip_config: str, tmp_path: Path) -> None:
     write_archive(tmp_path / "ViT.pt")
     changed = change_archive(tmp_path / "ViT.pt", tmp_path / "bad.pt", {"data.pkl": b"\x80\x02."})
-    with pytest.raises(ValueError, match=r"a TorchScript archive of which only tensors are read, b"):
+    with pytest.raises(
+        ValueError, match=r"a TorchScript archive of which only tensors are read, b"
+    ):
         load_clip(tiny_clip_config, str(changed))

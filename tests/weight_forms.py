@@ -188,9 +188,13 @@ def write_refused(folder: Path, state: State) -> dict[str, tuple[Path, str]]:
     layers = {"fc.0.weight": torch.zeros(1, 1)}
     saved("layers", "layers.pt", {"linear_layers": layers}, "look like single linear layers")
     half = {k: v for k, v in to_transformers(state).items() if "q_proj" not in k}
-    saved("half of transformers", "half.pt", half, "transformers' CLIPModel, but visual.transformer")
+    saved(
+        "half of transformers", "half.pt", half, "transformers' CLIPModel, but visual.transformer"
+    )
     quantised = {**state, "visual.proj": state["visual.proj"].to(torch.int8)}
-    saved("quantised", "int8.pt", quantised, "its tensors are quantised (visual.proj is torch.int8)")
+    saved(
+        "quantised", "int8.pt", quantised, "its tensors are quantised (visual.proj is torch.int8)"
+    )
     wide = {**TINY_CLIP, "text_cfg": {**TINY_CLIP["text_cfg"], "width": 16}}  # type: ignore[dict-item]
     other = state_of(open_clip.CLIP(**wide))  # type: ignore[arg-type]
     saved("another width", "wide.pt", other, "Another shape: positional_embedding is (77, 16), not")
