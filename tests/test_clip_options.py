@@ -84,10 +84,10 @@ def test_the_activation_of_a_file(
     if next_to is not None:
         write_settings(file, quick_gelu=next_to)
     backbone = CLIPBackbone(name, str(file), quick_gelu=option)
-    wanted = next((v for v in (config, next_to) if v is not None), False)
-    wanted = wanted if option == "auto" else option == "true"
-    assert activation(backbone) == ("QuickGELU" if wanted else "GELU")
-    is_default = option == "auto" and wanted == bool(config)
+    expected = next((v for v in (config, next_to) if v is not None), False)
+    expected = expected if option == "auto" else option == "true"
+    assert activation(backbone) == ("QuickGELU" if expected else "GELU")
+    is_default = option == "auto" and expected == bool(config)
     assert backbone.weights.get("activation") == (None if is_default else activation(backbone))
     lines = capsys.readouterr().err.splitlines()
     assumed = [line for line in lines if "assumed" in line]

@@ -23,6 +23,7 @@ from helpers import (
 )
 from layouts import head_ct, visa
 from processes import run_command
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -245,6 +246,41 @@ def test_layers_that_do_not_fit(tiny_clip: CLIPBackbone, tmp_path: Path) -> None
         assert file in str(error.value)
     with pytest.raises(FileNotFoundError, match="there is no such file"):
         tiny(tiny_clip, linear_layers="nowhere.pth")
+
+
+@pytest.mark.parametrize(
+    ("key", "prefix"),
+    [
+        ("linear_layers", "module."),
+        ("linear_layers", "_orig_mod."),
+        ("linear_layers", "_orig_mod.module."),
+        ("trainable_linearlayer", ""),
+        ("state_dict", "module."),
+        (None, ""),
+        (None, "module."),
+    ],
+)
+@pytest.mark.parametrize("name", ["layers.pth", "layers.safetensors"])
+def test_forms_of_layers(
+    tiny_clip: CLIPBackbone,
+    tmp_path: Path,
+    key: str | None,
+    prefix: str,
+    name: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    torch.manual_seed(1)
+    method = tiny(tiny_clip)
+    state = {f"{prefix}fc.{k}": v.detach() + 1 for k, v in method.fc.state_dict().items()}
+    if name.endswith("safetensors"):
+        save_file(state, tmp_path / name)
+    else:
+        torch.save(state if key is None else {"epoch": 3, key: state}, tmp_path / name)
+    for place in (tmp_path / name, tmp_path):  # a file, and the folder with it alone
+        again = tiny(tiny_clip, linear_layers=str(place)).fc.state_dict()
+        assert torch.equal(again["2.weight"], state[f"{prefix}fc.2.weight"])
+    of_april_gan = key == "trainable_linearlayer" and name == "layers.pth"
+    assert ("of APRIL-GAN" in capsys.readouterr().err) == of_april_gan
 
 
 def test_fit_needs_a_labelled_set_with_masks(

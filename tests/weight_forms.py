@@ -30,7 +30,7 @@ def state_of(model: nn.Module) -> State:
 def write_archive(path: Path, quick_gelu: bool = False, half: bool = False) -> State:
     """Trace a tiny CLIP and save it as a TorchScript archive; return its state dict."""
     torch.manual_seed(0)
-    model = open_clip.CLIP(**TINY_CLIP, quick_gelu=quick_gelu).eval()  # type: ignore[arg-type]
+    model = open_clip.CLIP(**TINY_CLIP, quick_gelu=quick_gelu).eval()
     model = model.half() if half else model
     image = torch.zeros(1, 3, 32, 32, dtype=model.logit_scale.dtype)
     inputs = {"encode_image": image, "encode_text": torch.zeros(1, 77, dtype=torch.long)}
@@ -196,7 +196,7 @@ def write_refused(folder: Path, state: State) -> dict[str, tuple[Path, str]]:
         "quantised", "int8.pt", quantised, "its tensors are quantised (visual.proj is torch.int8)"
     )
     wide = {**TINY_CLIP, "text_cfg": {**TINY_CLIP["text_cfg"], "width": 16}}  # type: ignore[dict-item]
-    other = state_of(open_clip.CLIP(**wide))  # type: ignore[arg-type]
+    other = state_of(open_clip.CLIP(**wide))
     saved("another width", "wide.pt", other, "Another shape: positional_embedding is (77, 16), not")
     grid = {**state, "visual.positional_embedding": torch.zeros(13, 24)}
     saved("no grid", "grid.pt", grid, "Another shape: visual.positional_embedding is (13, 24)")

@@ -216,10 +216,10 @@ def other_epoch(tag: str, record: dict[str, Any]) -> str | None:
     """
     epoch = re.compile(r"_e(\d+)(?=\W|_|$)")
     place = str(record.get("hf_hub") or record.get("url") or "")
-    wanted, given = epoch.search(tag.replace("-", "_")), epoch.search(place)
-    if wanted is None or given is None or wanted[1] == given[1]:
+    requested, given = epoch.search(tag.replace("-", "_")), epoch.search(place)
+    if requested is None or given is None or requested[1] == given[1]:
         return None
-    return f"{tag[: wanted.start(1)]}{given[1]}{tag[wanted.end(1) :]}"
+    return f"{tag[: requested.start(1)]}{given[1]}{tag[requested.end(1) :]}"
 
 
 def fetch(name: str, tag: str, record: dict[str, Any]) -> TagFile:
