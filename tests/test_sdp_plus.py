@@ -350,6 +350,34 @@ def test_fit_and_then_test_with_the_checkpoint_only(
     assert main(["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "u")]) == 0
 
 
+def test_a_checkpoint_of_0_1_keeps_the_activation_of_the_model_name(
+    tmp_path: Path,
+    mvtec_root: Path,
+    trained_on: VisA,
+    tiny_clip: CLIPBackbone,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name = tiny_clip.settings.name
+    torch.save(tiny_clip.model.state_dict(), tmp_path / "clip.pt")
+    words = sdp_plus_command(mvtec_root, trained_on.root, name, tmp_path / "runs")
+    words += [f"--model.backbone.pretrained={tmp_path / 'clip.pt'}", "--trainer.max_epochs=1"]
+    assert main(words) == 0
+    (file,) = (tmp_path / "runs").rglob("*.ckpt")
+    checkpoint = torch.load(file, weights_only=True)
+    for option in ("quick_gelu", "positions"):
+        del checkpoint["hyper_parameters"]["backbone"][option]
+    torch.save(checkpoint, file)
+    # Version 0.1.0 did not read this file.
+    (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {"quick_gelu": true}}')
+    test = ["test", "--ckpt_path", str(file), f"--output.root={tmp_path / 't'}"]
+    assert main(test) == 0
+    assert "quick_gelu is false, as in version 0.1.0" in capsys.readouterr().err
+    for option, code in (("false", 0), ("true", 2)):
+        assert main([*test, "--model.backbone.quick_gelu", option]) == code
+    error = capsys.readouterr().err
+    assert "weights of the fit, and its backbone.quick_gelu and backbone.positions" in error
+
+
 def test_options_that_a_resumed_fit_and_a_test_may_change(
     tmp_path: Path,
     mvtec_root: Path,

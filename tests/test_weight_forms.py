@@ -75,7 +75,9 @@ def test_forms_that_are_refused(
         assert "weights_only" not in text, form
 
 
-@pytest.mark.parametrize("form", ["empty", "module", "web page", "short", "two CLIPs"])
+@pytest.mark.parametrize(
+    "form", ["empty", "module", "web page", "short", "two CLIPs", "another width"]
+)
 def test_the_command_line_says_so_in_one_line(
     tiny_clip: CLIPBackbone,
     tiny_clip_config: str,

@@ -122,6 +122,7 @@ def write_transformers(folder: Path, state: dict[str, torch.Tensor], **config: o
         ({}, "QuickGELU"),  # the default of transformers
         ({"vision_config": {"hidden_act": "quick_gelu"}}, "QuickGELU"),
         ({f"{name}_config": {"hidden_act": "gelu"} for name in ("vision", "text")}, None),
+        ({f"{name}_config_dict": {"hidden_act": "gelu"} for name in ("vision", "text")}, None),
     ],
 )
 def test_settings_of_transformers(

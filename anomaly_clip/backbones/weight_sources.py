@@ -176,7 +176,10 @@ def _hub_settings(file: Path) -> WeightsSettings | None:
     content = json.loads(file.read_text(encoding="utf-8"))
     if content.get("model_type") != "clip":
         return None
-    towers = [content.get(key) or {} for key in ("vision_config", "text_config")]
+    towers = [  # transformers lets the entries of the older "..._dict" win
+        {**(content.get(key) or {}), **(content.get(f"{key}_dict") or {})}
+        for key in ("vision_config", "text_config")
+    ]
     names = {tower.get("hidden_act", "quick_gelu") for tower in towers}
     if len(names) > 1 or not names <= {"quick_gelu", "gelu"}:
         raise ValueError(f"hidden_act is {' and '.join(sorted(map(str, names)))}")

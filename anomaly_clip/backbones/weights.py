@@ -34,7 +34,6 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 
 from anomaly_clip.backbones.clip_layouts import CLIPTensors, check_fit, open_clip_tensors
 from anomaly_clip.backbones.weight_files import (
-    StateDict,
     WeightFileError,
     read_content,
     state_dict_of,
@@ -57,6 +56,7 @@ __all__ = ["HUB_TIMEOUT", "LoadedCLIP", "activation_by_name", "load_clip"]
 ASSETS = Path(str(resources.files("anomaly_clip") / "assets"))
 OPTION = "backbone.pretrained"
 ACTIVATIONS = {True: "QuickGELU", False: "GELU"}
+NOTHING_STATED = "as no open_clip_config.json next to the file states another"
 INTERPOLATIONS = {
     "bicubic_antialias": ("bicubic", True),
     "bicubic": ("bicubic", False),
@@ -83,6 +83,8 @@ class _File(NamedTuple):
     path: Path
     tensors: CLIPTensors
     activation: str | None
+    notes: list[str]
+    """What the user should know, printed once the weights are loaded."""
 
 
 def load_clip(
@@ -149,6 +151,8 @@ def load_clip(
         file, preprocessing = _read_file(path), tag
     if file is not None:
         _fill(model, file, name, positions)
+        for note in file.notes:
+            say(f"{OPTION} {file.path}: {note}")
     activation = bool(config.get("quick_gelu", False))
     is_default = quick_gelu == "auto" and activation == by_name
     return LoadedCLIP(
@@ -324,7 +328,7 @@ def _warn_of_other_epoch(name: str, tag: str, other: str, record: dict[str, Any]
 
 
 def _read_file(path: Path) -> _File:
-    """Read a weights file; print what else is in it.
+    """Read a weights file, and note what else is in it.
 
     Raises:
         ValueError: If it cannot be read, or contains several CLIPs.
@@ -337,17 +341,12 @@ def _read_file(path: Path) -> _File:
         raise ValueError(
             f"{OPTION} {path}: it cannot be read as weights ({error.form}); {error.way_out}"
         ) from None
-    _tell_of_unused(path, state, tensors)
-    return _File(path, tensors, content.activation)
-
-
-def _tell_of_unused(path: Path, state: StateDict, tensors: CLIPTensors) -> None:
-    if state.others:
-        say(f"{OPTION} {path}: {state.container} is used, {', '.join(state.others)} not")
+    notes = [f"{state.container} is used, {', '.join(state.others)} not"] if state.others else []
     if tensors.unused:
         count = len(tensors.unused)
         more = f" and {count - 1} more" if count > 1 else ""
-        say(f"{OPTION} {path}: tensors outside the CLIP are not used: {tensors.unused[0]}{more}")
+        notes.append(f"tensors outside the CLIP are not used: {tensors.unused[0]}{more}")
+    return _File(path, tensors, content.activation, notes)
 
 
 def _settle(
@@ -357,7 +356,7 @@ def _settle(
     preprocessing: dict[str, Any],
     quick_gelu: str,
 ) -> dict[str, Any]:
-    """Set the activation of a file in the model configuration; print what is assumed.
+    """Set the activation of a file in the model configuration, and note what is assumed.
 
     Returns:
         Settings of the preprocessing: those of the model configuration, or else of a JSON file next
@@ -370,30 +369,26 @@ def _settle(
     if statement is not None:
         config["quick_gelu"], place = statement
         if config["quick_gelu"] != by_name:
-            say(
-                f"{OPTION} {file.path}: the activation is {ACTIVATIONS[not by_name]} according to "
-                f"{place}, not {ACTIVATIONS[by_name]} as in {name} (backbone.quick_gelu overrides "
-                f"this)"
+            file.notes.append(
+                f"the activation is {ACTIVATIONS[not by_name]} according to {place}, not "
+                f"{ACTIVATIONS[by_name]} as in {name} (backbone.quick_gelu overrides this)"
             )
     elif quick_gelu == "auto" and settings is not None and settings.quick_gelu != by_name:
-        say(
-            f"{OPTION} {file.path}: the activation is {ACTIVATIONS[by_name]}, as {name} states, "
-            f"not {ACTIVATIONS[not by_name]} as in {settings.file}"
+        file.notes.append(
+            f"the activation is {ACTIVATIONS[by_name]}, as {name} states, not "
+            f"{ACTIVATIONS[not by_name]} as in {settings.file}"
         )
     if settings is not None:
         stated = {"mean": settings.mean, "std": settings.std}
         preprocessing = {**{k: v for k, v in stated.items() if v}, **preprocessing}
-    assumed = []
+    is_known = name == DEMO or file.tensors.is_openai or bool(preprocessing.get("mean"))
+    pixels = "" if is_known else "CLIP's pixel normalisation"
     if not is_stated and statement is None and name != DEMO:
-        assumed.append(f"{ACTIVATIONS[by_name]}, the activation of {name},")
-    if not preprocessing.get("mean") and name != DEMO:
-        assumed.append("CLIP's pixel normalisation")
-    if assumed:
-        say(
-            f"{OPTION} {file.path}: {' and '.join(assumed)} {'is' if len(assumed) == 1 else 'are'} "
-            f"assumed, as no open_clip_config.json next to the file states otherwise "
-            f"(backbone.quick_gelu sets the activation)"
-        )
+        activation = f"{ACTIVATIONS[by_name]}, the activation of {name},"
+        subject = f"{activation} and {pixels} are" if pixels else f"{activation} is"
+        file.notes.append(f"{subject} assumed, {NOTHING_STATED}; backbone.quick_gelu overrides it")
+    elif pixels:
+        file.notes.append(f"{pixels} is assumed, {NOTHING_STATED}")
     return preprocessing
 
 
