@@ -84,7 +84,7 @@ class _File(NamedTuple):
     tensors: CLIPTensors
     activation: str | None
     notes: list[str]
-    """What the user should know, printed once the weights are loaded."""
+    """Notes for the user, printed once the weights are loaded."""
 
 
 def load_clip(
