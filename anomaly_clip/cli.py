@@ -33,7 +33,7 @@ VERBS = {
     ),
     "sweep": ("run the fits of a W&B sweep file on this machine", "commands.sweep:run_sweep"),
     "report": (
-        "compare runs with each other and with published results",
+        "compare runs with each other and with published results, or repeat them",
         "commands.report:run_report",
     ),
     "export": (
@@ -57,7 +57,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: Arguments after ``anomaly_clip``; default: ``sys.argv``.
 
     Returns:
-        0: success. 1: some images could not be read, a check found a problem, or some runs failed.
+        0: success. 1: some images could not be read, a check found a problem, some runs failed, or
+        a repeated run has other metrics.
         2: a user error, printed on one line. 128 + signal: interrupted by a signal (Ctrl-C: 130,
         SIGTERM: 143, SIGHUP: 129).
     """

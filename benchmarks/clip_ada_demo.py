@@ -39,12 +39,15 @@ FROM_SCRATCH = (
     "--model.head_init random --model.prompt.init_text null --model.prompt.n_ctx 16 "
     "--model.optim.lr_prompt 5e-3 --model.optim.lr_head 3e-3 --model.optim.lr_block 5e-4"
 )
+FIXED_WORDS = "--model.prompt.prefix 'a photo of a' --model.prompt.init_text 'damaged object'"
 RUNS = {
     "standard": "",
     "no refinement": "--model.refine.mode none",
     "fine map alone": "--model.refine.fuse fine",
     "map alone": "--model.class_token false",
     "from scratch": FROM_SCRATCH,
+    "fixed words, 2 vectors": f"{FIXED_WORDS} --model.prompt.n_ctx 2",  # the same initial prompt
+    "fixed words, 6 vectors": FIXED_WORDS,
     "two prompts": TWO_PROMPTS,
     "nsa": "--data.synthesis.recipe nsa",
     "mixture": "--data.synthesis.recipe mixture "

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from helpers import save_picture
 from layouts import Maker
 
+from anomaly_clip.backbones.learnable_prompt import LearnablePromptSettings
 from anomaly_clip.cli import main
-from anomaly_clip.commands.checkpoint_option import checkpoint_file
+from anomaly_clip.commands.checkpoint_option import checkpoint_file, completed
 from anomaly_clip.errors import UserError
+from anomaly_clip.methods import CLIPADA, RegAD
+from anomaly_clip.methods.regad import PixelCNNSettings
 
 LAST = "checkpoints/last.ckpt"
 
@@ -192,3 +197,23 @@ def test_a_fit_resumes_from_a_checkpoint_alone(
     assert Path(f"first/{LAST}").read_bytes() == first
     assert main(["fit", "--ckpt_path=no_such.ckpt"]) == 2
     assert "no_such.ckpt: there is no such file" in capsys.readouterr().err
+
+
+def test_options_that_are_newer_than_a_checkpoint_have_their_defaults() -> None:
+    prompt = LearnablePromptSettings(n_ctx=4, suffix="object.")
+    old = {key: value for key, value in asdict(prompt).items() if key != "prefix"}
+    assert completed(CLIPADA, "prompt", old) == asdict(prompt)
+    other = {**asdict(prompt), "prefix": "a photo of a"}
+    assert completed(CLIPADA, "prompt", other) == other
+    cnn = {"name": "resnet18", "weights": "imagenet", "layers": None}  # without mean and std
+    assert completed(RegAD, "backbone", cnn) == asdict(PixelCNNSettings("resnet18", "imagenet"))
+    for name, value in (("tau", 0.07), ("taps", [7]), ("unknown", {"a": 1})):
+        assert completed(CLIPADA, name, value) == value
+
+
+def test_a_model_of_the_user_with_names_for_type_checkers_is_accepted() -> None:
+    class Own:
+        def __init__(self, prompt: Any) -> None: ...
+
+    Own.__init__.__annotations__["prompt"] = "NoSuchName"
+    assert completed(Own, "prompt", {"a": 1}) == {"a": 1}

@@ -368,6 +368,24 @@ def test_a_checkpoint_gives_the_same_maps_on_another_copy(
         CLIPADA.load_from_checkpoint(tmp_path / "a.ckpt")
 
 
+def test_words_around_the_vectors_are_kept_with_the_checkpoint(
+    learnable: Path, tiny_clip_config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fixed = ["--model.prompt.prefix", "a photo of a", "--model.prompt.n_ctx", "2"]
+    line = [*words("fit", learnable, tiny_clip_config, tmp_path / "f"), *fixed]
+    assert main([*line, "--model.prompt.suffix", "object."]) == 0
+    [checkpoint] = (tmp_path / "f").rglob("last.ckpt")
+    saved = torch.load(checkpoint, weights_only=True)["hyper_parameters"]["prompt"]
+    assert (saved["prefix"], saved["suffix"]) == ("a photo of a", "object.")
+    test = ["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "t")]
+    assert main(test) == 0
+    capsys.readouterr()
+    assert main([*test, "--model.prompt.prefix", "a"]) == 2
+    assert "leave the option out, or fit again" in capsys.readouterr().err
+    assert main([*line, "--model.prompt.n_ctx", "72"]) == 2
+    assert "72 vectors and 4 tokens of prefix and suffix do not fit" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize(

@@ -150,12 +150,15 @@ def test_unsupported_fits_are_refused(
 # -- training in epochs --------------------------------------------------------------------------
 
 
-def validated(method: Offset, merits: list[float | None]) -> None:
+def validated(
+    method: Offset, merits: list[float | None], pixels: list[float | None] | None = None
+) -> None:
     """End one validation epoch per merit, with the index of the epoch as the offset."""
     for epoch, merit in enumerate(merits):
         with torch.no_grad():
             method.offset.fill_(epoch)
-        results = Results(mean={"image_auroc": merit}, categories={}, intervals={})
+        mean = {"image_auroc": merit, "pixel_auroc": None if pixels is None else pixels[epoch]}
+        results = Results(mean=mean, categories={}, intervals={})
         method.evaluator = SimpleNamespace(compute=lambda r=results: r, reset=lambda: None)  # type: ignore[assignment]
         state = SimpleNamespace(stage=RunningStage.VALIDATING, fn=TrainerFn.FITTING)
         method._trainer = SimpleNamespace(state=state, current_epoch=epoch)  # type: ignore[assignment]
@@ -188,6 +191,53 @@ def test_best_test_restores_the_best_epoch(
     select = "last" if chosen is None else "best_test"
     number = None if chosen is None else chosen + 1
     assert tested.protocol() == {"select": select, "selected_epoch": number}
+
+
+def simplenet_best(image: list[float], pixel: list[float]) -> int:
+    """Return the epoch that SimpleNet's public code keeps."""
+    best, kept = [image[0], pixel[0]], 0
+    for epoch in range(1, len(image)):
+        if image[epoch] > best[0]:
+            best, kept = [image[epoch], pixel[epoch]], epoch
+        elif image[epoch] == best[0] and pixel[epoch] > best[1]:
+            best[1], kept = pixel[epoch], epoch
+    return kept
+
+
+@pytest.mark.parametrize(
+    ("image", "pixel", "chosen"),
+    [
+        ([0.5, 1.0, 1.0, 1.0, 0.75], [0.9, 0.6, 0.8, 0.7, 0.99], 2),
+        ([1.0, 1.0, 0.5], [0.7, 0.7, 0.9], 0),  # the first of those equal in both
+        ([1.0, 0.5, 1.0, 1.0], [0.6, 0.9, 0.5, 0.61], 3),
+    ],
+)
+def test_among_equal_image_aurocs_the_pixel_auroc_decides(
+    cnn: CNNBackbone, image: list[float | None], pixel: list[float | None], chosen: int
+) -> None:
+    method = Offset(cnn, "best_test")
+    validated(method, image, pixel)
+    assert method._best is not None
+    assert method._best["epoch"] == chosen == simplenet_best(image, pixel)  # type: ignore[arg-type]
+    assert method._best["state"]["offset"].item() == chosen
+    kept = (method._best["merit"], method._best["tie_breaker"])
+    assert kept == (image[chosen], pixel[chosen])
+
+
+def test_a_tie_is_decided_in_the_same_way_after_a_resume(cnn: CNNBackbone) -> None:
+    method = Offset(cnn, "best_test")
+    validated(method, [1.0], [0.6])
+    checkpoint: dict[str, Any] = {"state_dict": method.state_dict()}
+    method.on_save_checkpoint(checkpoint)
+    state = SimpleNamespace(fn=TrainerFn.FITTING)
+    for old, chosen in ((False, 1.0), (True, 0.0)):  # 0.1.0 kept the first of equal epochs
+        resumed = Offset(cnn, "best_test")
+        resumed._trainer = SimpleNamespace(state=state)  # type: ignore[assignment]
+        best = {k: v for k, v in checkpoint["best"].items() if not (old and k == "tie_breaker")}
+        resumed.on_load_checkpoint({**checkpoint, "best": best})
+        validated(resumed, [0.5, 1.0], [0.9, 0.8])
+        assert resumed._best is not None
+        assert resumed._best["state"]["offset"].item() == chosen
 
 
 def test_a_resumed_fit_continues_from_the_last_epoch(cnn: CNNBackbone) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -213,3 +215,23 @@ def test_every_configuration_parses(capsys: pytest.CaptureFixture[str]) -> None:
     for file in files:
         assert main(["test", "--config", str(file), "--print_config"]) == 0, file.name
     capsys.readouterr()
+
+
+OPTION = re.compile(r"--((?:model|data|trainer)\.[\w.]+) (\"[^\"]*\"|[^\s,;:()]+)")
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_options_in_a_header_are_accepted(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each option that a header names, with its value, is one of that configuration."""
+    lines = file.read_text().splitlines()
+    header = " ".join(line.lstrip("# ") for line in lines if line.startswith("#"))
+    options = [(name, value.strip('"').rstrip(".")) for name, value in OPTION.findall(header)]
+    fits = "fit" if "max_epochs" in file.read_text() or "anomaly_clip fit" in header else "test"
+    words = [f"--{name}={value}" for name, value in dict(options).items() if value != "k"]
+    with contextlib.suppress(SystemExit):
+        assert main([fits, "--config", str(file), *words, "--print_config"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert yaml.safe_load(printed.out)["model"]

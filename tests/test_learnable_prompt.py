@@ -46,13 +46,40 @@ def test_sixteen_vectors_stand_between_start_and_end(tiny_clip: CLIPBackbone) ->
     assert prompt.last.tolist() == [17]
     start, end = tiny_clip.tokenize([""])[0, :2]
     embedding = tiny_clip.model.token_embedding.weight
-    assert_close(prompt.prefix[0, 0], embedding[start])
-    assert_close(prompt.ending[0], embedding[end][None])
+    assert prompt.template.shape == (1, 18, width)
+    assert_close(prompt.template[0, 0], embedding[start])
+    assert_close(prompt.template[0, 17], embedding[end])
+    assert list(prompt.state_dict()) == ["context"]
+
+
+def test_fixed_words_stay_around_the_vectors(tiny_clip: CLIPBackbone) -> None:
+    """With the embeddings of words as vectors, the prompt equals the whole text."""
+    settings = LearnablePromptSettings(
+        n_ctx=2,
+        n_prompts=2,
+        prefix=["a photo of a", "a close-up"],  # four and three tokens
+        suffix=["", "in the dark."],
+        init_text=["new bottle", "broken bottle"],
+    )
+    prompt = LearnablePrompt(tiny_clip, settings, seed=0)
+    texts = ("a photo of a new bottle", "a close-up broken bottle in the dark.")
+    assert_close(prompt(tiny_clip), by_open_clip(tiny_clip, *texts), atol=1e-6, rtol=0)
+    settings = LearnablePromptSettings(n_ctx=2, prefix="a photo of a", suffix="in the dark.")
+    prompt = LearnablePrompt(tiny_clip, settings, seed=3)
+    plain = LearnablePrompt(tiny_clip, LearnablePromptSettings(n_ctx=2), seed=3)
+    assert torch.equal(prompt.context, plain.context)
+    embedding = tiny_clip.model.token_embedding.weight
+    ids = tiny_clip.tokenize(["a photo of a X X in the dark."])[0, : 1 + 4 + 2 + 4 + 1]
+    literal = torch.cat([embedding[ids[:5]], prompt.context[0], embedding[ids[7:]]])[None]
+    with torch.no_grad():
+        expected = tiny_clip.encode_embedded(literal, torch.tensor([len(ids) - 1]))
+    assert_close(prompt(tiny_clip), F.normalize(expected, dim=-1), atol=1e-6, rtol=0)
     assert list(prompt.state_dict()) == ["context"]
 
 
 def test_only_the_vectors_get_gradients(tiny_clip: CLIPBackbone) -> None:
-    prompt = LearnablePrompt(tiny_clip, LearnablePromptSettings(n_ctx=3), seed=0)
+    settings = LearnablePromptSettings(n_ctx=3, prefix="a photo of a", suffix="object.")
+    prompt = LearnablePrompt(tiny_clip, settings, seed=0)
     prompt(tiny_clip)[0, 0].backward()
     assert prompt.context.grad is not None
     assert bool((prompt.context.grad.abs().sum(-1) > 0).all())
@@ -80,7 +107,14 @@ def test_the_start_depends_on_the_seed_alone(tiny_clip: CLIPBackbone) -> None:
         ({"n_prompts": 3}, "model.prompt.n_prompts must be 1 or 2, got 3"),
         ({"init_std": -1.0}, "model.prompt.init_std must be 0 or more"),
         ({"suffix": ["a", "b"]}, "model.prompt.suffix: 2 texts for 1 prompts"),
+        ({"prefix": ["a"], "n_prompts": 2}, "model.prompt.prefix: 1 texts for 2 prompts"),
         ({"n_ctx": 75, "suffix": "object"}, "do not fit into the 75 tokens of the text tower"),
+        (
+            {"n_ctx": 70, "prefix": "a photo of a", "suffix": "damaged object"},
+            "70 vectors and 6 tokens of prefix and suffix do not fit into the 75 tokens",
+        ),
+        ({"n_ctx": 2, "prefix": "word " * 99}, "2 vectors and 75 tokens of prefix and suffix"),
+        ({"prefix": "a <end_of_text>"}, "must be plain words; leave out special tokens"),
         ({"n_ctx": 1, "init_text": "a photo"}, "has 2 tokens, more than model.prompt.n_ctx 1"),
     ],
 )

@@ -39,6 +39,9 @@ class Source:
         for number, label in enumerate((False, True, False)):
             yield Sample(Path(category, split, f"{number}.png"), category, label)
 
+    def in_draw_order(self, samples: Any) -> Any:
+        return samples[::-1]
+
     def spare_masks(self, categories: Any, samples: Any) -> list[Path]:
         return self.spare
 
@@ -70,7 +73,7 @@ def test_each_category_is_listed_once() -> None:
     first = chosen.samples("train")
     assert chosen.samples("train") is first
     assert chosen.rows("b", "train") == first[3:6]
-    assert [sample.image.name for sample in chosen.normal("b")] == ["0.png", "2.png"]
+    assert [sample.image.name for sample in chosen.normal("b")] == ["2.png", "0.png"]
     assert source.listed == [("a", "train"), ("b", "train"), ("c", "train")]
 
 

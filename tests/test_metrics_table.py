@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from anomaly_clip.metrics import METRICS, Results
+from anomaly_clip.metrics.evaluator import with_means
 from anomaly_clip.report.metrics_table import build_table
 from anomaly_clip.results.warnings import RANDOM_WARNING
 
@@ -38,3 +39,17 @@ def test_percent_counts_and_dashes_in_80_columns() -> None:
 def test_random_weights_are_named_above_and_below() -> None:
     text = printed(build_table(RESULTS, "SDP on MVTecAD", COUNTS, random_weights=True))
     assert text.count(RANDOM_WARNING) == 2
+
+
+def test_metrics_with_wide_bounds_are_marked() -> None:
+    values: dict[str, float | None] = {"image_auroc": 0.9, "pixel_auroc": 0.8, "pixel_ap": None}
+    bounds = {"pixel_auroc": (0.7985, 0.8005)}
+    results = with_means({"cable": dict(values), "nut": dict(values)}, {"cable": bounds})
+    table = build_table(results, "title", {"cable": (2, 1), "nut": (2, 1)}, False, "remark")
+    assert list(table.columns[4].cells) == ["~80.0", "80.0", "80.0"]
+    assert list(table.columns[5].cells) == ["–", "–", "–"]
+    caption = str(table.caption)
+    assert caption.startswith("remark\n~ MARKS PIXEL METRICS")
+    assert "--model.evaluator.exact true" in caption
+    certain = with_means({"cable": values}, {"cable": {"pixel_auroc": (0.7995, 0.8005)}})
+    assert build_table(certain, "title", {"cable": (2, 1)}, False).caption is None

@@ -128,6 +128,19 @@ def test_a_list_of_names_is_what_was_typed(typed: str, names: list[str] | None) 
         assert options.train_categories == names
 
 
+@pytest.mark.parametrize("model", ["SDP", "WinCLIP"])
+@pytest.mark.parametrize(
+    ("typed", "templates"), [("reimpl", "reimpl"), ("full", "full"), ("['a {}.']", ["a {}."])]
+)
+def test_a_list_may_be_one_of_several_words(model: str, typed: str, templates: Any) -> None:
+    for words in ([f"--model.prompts.templates={typed}"], ["--model.prompts.templates", typed]):
+        assert parse(*words, model=model).model.init_args.prompts.templates == templates
+    options = parse("--data.train_categories", "others").data.init_args
+    assert options.train_categories == "others"
+    with pytest.raises(UserError, match=r"prompts\.templates: expected list or one of 'full', "):
+        parse("--model.prompts.templates", "other", model=model)
+
+
 def test_names_in_prompts_are_what_was_typed() -> None:
     options = parse("--data.words", "{01: 1e3, b: no}").data.init_args
     assert options.words == {"01": "1e3", "b": "no"}

@@ -12,7 +12,8 @@ import yaml
 
 import anomaly_clip.methods
 from anomaly_clip.cli import main
-from anomaly_clip.report.published import RunSpec
+from anomaly_clip.data.info import DATASETS
+from anomaly_clip.report.published import PublishedCell, RunSpec
 from anomaly_clip.report.published_reader import FILE, load_published
 
 ROOT = Path(__file__).parent.parent
@@ -64,6 +65,10 @@ SPOTS: list[tuple[str, str, str | None, tuple[float | None, ...]]] = [
     ("padim_categories", "PaDiM", "textures", (96.4, 95.3)),
     ("detectors", "RegAD, 4 references, re-run by its authors", None, (89.2, 96.2)),
     ("detectors", "PatchCore, WRN-50-2, 25 % memory bank", None, (99.1, 98.1)),
+    ("clip_ad_again", "CLIP-AD, BTAD", None, (85.8, 85.2, 93.1, 46.7)),
+    ("clip_ad_again", "CLIP-AD, CVC-ClinicDB", None, (None, None, 85.8, 39.0)),
+    ("clip_ad_again_other", "CLIP-AD, RSDD", None, (88.3, 73.9, 99.2, 31.9)),
+    ("clip_ad_again_other", "CLIP-AD, Liver CT", None, (62.7, 51.6, 95.4, 7.1)),
     ("nsa", "NSA", None, (97.2, 96.3)),
 ]
 
@@ -126,6 +131,56 @@ def test_a_value_is_the_same_in_all_tables_of_a_paper() -> None:
         assert row_of(table, method) == row_of("tab5", "PaDiM, TAB")
     assert row_of("tab7", "Classification") == row_of("tab5", "PaDiM, classification")
     assert row_of("tab2", "RD4AD, ImageNet")[2] == row_of("tab5", "RD4AD, ImageNet")[1]
+
+
+def test_a_method_has_the_same_values_in_all_zero_shot_tables() -> None:
+    names = ("clip_ad_mvtec", "clip_ad_visa", "clip_ada_later_mvtec", "clip_ada_later_visa")
+    seen: dict[tuple[str, str, str], set[float]] = {}
+    shared = 0
+    for name in names:
+        table = load_published().tables[name]
+        for row in table.rows:
+            for column, cell in zip(table.columns, row.cells, strict=True):
+                if cell is None:
+                    continue
+                key = row.method.partition(" (")[0], row.data, column.key
+                shared += key in seen
+                assert seen.setdefault(key, {*cell.values}) == {*cell.values}, (name, key)
+    assert shared > 8
+
+
+def test_values_that_sources_disagree_on_are_all_listed() -> None:
+    tables = load_published().tables
+
+    def cell(table: str, method: str, at: int = 0) -> PublishedCell:
+        (row,) = (r for r in tables[table].rows if r.method.startswith(method))
+        cell_of_row = row.cells[at]
+        assert cell_of_row is not None
+        return cell_of_row
+
+    for table in ("clip_ad_mvtec", "clip_ada_later_mvtec"):
+        assert cell(table, "AnomalyCLIP").values == (0.915, 0.916, 0.919)
+        assert cell(table, "AdaCLIP").values == (0.892, 0.915, 0.92)
+        assert cell(table, "AdaCLIP").sources[1].source == "listed by others, source not named"
+    assert cell("clip_ad_again", "CLIP-AD, VisA", 2).values == (0.95, 0.952)
+
+
+def test_two_data_sets_of_one_name_are_never_compared() -> None:
+    rows = [row for table in load_published().tables.values() for row in table.rows]
+    (namesake,) = (row for row in rows if "BrainMRI" in row.method)
+    assert namesake.data not in DATASETS
+    assert "another data set than BrainMRI" in str(namesake.other_data)
+    assert all(row.run is None for row in rows if row.data not in DATASETS)
+
+
+def test_reimplemented_winclip_is_compared_with_its_own_patches() -> None:
+    rows = load_published().tables["winclip_again"].rows
+    few_shot = [row.run for row in rows if row.run is not None and "no reference" not in row.method]
+    assert len(few_shot) == 6
+    for run in few_shot:
+        assert run.match["model.patch_norm"] is False
+        assert all("--model.patch_norm false" in line for line in run.commands)
+    assert all("LN_post" in str(row.doubt) for row in rows if row.run in few_shot)
 
 
 def test_every_table_of_the_tab_paper_has_runs_and_every_run_has_commands() -> None:

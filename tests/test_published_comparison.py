@@ -12,11 +12,14 @@ import yaml
 from helpers import save_picture
 from report_helpers import MVTEC, Writer, compared, lines_of, metrics, report, rows_of, run_writer
 
+import anomaly_clip.report
 from anomaly_clip.cli import main
 from anomaly_clip.report.comparison import compare_runs
 from anomaly_clip.report.published_comparison import compare_with_published
-from anomaly_clip.report.published_reader import load_published
+from anomaly_clip.report.published_reader import FILE, load_published, read_published
 from anomaly_clip.results.run_reader import find_runs
+
+PACKAGED = Path(anomaly_clip.report.__path__[0]) / FILE
 
 
 @pytest.fixture
@@ -161,6 +164,55 @@ def test_several_runs_of_a_row_are_listed_below_each_other(write: Writer) -> Non
         "ours B",
         "difference",
     ]
+
+
+def test_all_values_of_a_cell_are_shown_and_compared(
+    write: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = PACKAGED.read_text(encoding="utf-8")
+    old, new = "values: [96.40, 87.63, 90.55]", "values: [96.40, 87.63, {87.5: tab, 88.25: nsa}]"
+    file = tmp_path / PACKAGED.name
+    file.write_text(text.replace(old, new, 1), encoding="utf-8")
+    source = read_published(file)
+    runs = find_runs([write()])
+    comparison = compare_with_published(source.tables["tab1"], runs, source)
+    publication, _, difference = lines_of(comparison.table, "PaDiM, ImageNet")
+    assert publication.cells[4] == "87.50 / 88.25 [2]"
+    assert difference.cells[4] == "+0.50 / -0.25"
+    assert comparison.table.legend[1].text == (
+        "[2] sources disagree: 87.50: TAB: Text-Align Anomaly Backbone (arXiv 2312.09480); "
+        "88.25: NSA (arXiv 2109.15222)"
+    )
+    rows = [dict(zip(comparison.data.header, row, strict=True)) for row in comparison.data.rows]
+    first, second = (r for r in rows if r["method"] == "PaDiM, ImageNet" and r["of"] == "all")
+    assert (first["published"], second["published"]) == (0.875, 0.8825)
+    assert (first["difference"], second["difference"]) == (
+        pytest.approx(0.005),
+        pytest.approx(-0.0025),
+    )
+    assert str(first["source"]).startswith("TAB")
+    assert str(second["source"]).startswith("NSA")
+    assert first["doubt"] == second["doubt"] == "sources disagree"
+    # Without a run, both values are in the file as well.
+    alone = compare_with_published(source.tables["tab1"], [], source).data.rows
+    assert [row[5] for row in alone[2:4]] == [0.875, 0.8825]
+
+
+@pytest.mark.parametrize("option", ["markdown", "html"])
+def test_files_hold_all_values_of_a_cell(tmp_path: Path, option: str) -> None:
+    file = tmp_path / "table"
+    assert report("--table", "clip_ad_mvtec", f"--{option}", file) == 0
+    text = file.read_text(encoding="utf-8")
+    assert "91.5 / 91.6 / 91.9" in text
+    assert "91.9: listed by others, source not named" in text
+
+
+def test_rows_on_other_data_sets_say_so() -> None:
+    table = compared("clip_ad_again_other")
+    (line,) = lines_of(table, "CLIP-AD, BrainMRI with masks")
+    number = line.cells[0][-4:].strip()
+    (note,) = (note.text for note in table.legend if note.text.startswith(number))
+    assert "it has masks: another data set than BrainMRI of this project" in note
 
 
 def test_a_real_run_of_random_weights(

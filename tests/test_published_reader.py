@@ -37,13 +37,35 @@ FIRST = "values: [96.40, 87.63, 90.55]"
         (
             FIRST,
             "values: [x, 87.63, 90.55]",
-            r"tab1: row 1 .*expected a number or \[value, deviation\], got x",
+            r"tab1: row 1 .*expected a number, \[value, deviation\] or \{value: source\}, got x",
         ),
         (
             FIRST,
             "values: [null, null, null]",
             r"tab1: row 1 .*expected a value, got \[None, None, None\]",
         ),
+        (FIRST, "values: [{96.4: nsa, 99: tub}, 87.63, 90.55]", "row 1 .*unknown source tub"),
+        (
+            FIRST,
+            "values: [{964: nsa}, 87.63, 90.55]",
+            "row 1 .*expected 0 to 100, got {964: 'nsa'}",
+        ),
+        (
+            FIRST,
+            "values: [{x: nsa}, 87.63, 90.55]",
+            "row 1 .*expected a number, .*got {'x': 'nsa'}",
+        ),
+        (FIRST, "values: [{}, 87.63, 90.55]", "row 1 .*expected {value: source}, got {}"),
+        (FIRST, "values: [{96.4: []}, 87.63, 90.55]", "row 1 .*expected a source of each value"),
+        (FIRST, "values: [{96.4: nsa, 96.4: tab}, 87.63, 90.55]", "duplicate name 96.4"),
+        (FIRST, f"data: Kvasir, {FIRST}", "row 1 .*a run on Kvasir, but run .* is on MVTecAD"),
+        ("data: Kvasir, values", "data: Kvasyr, values", "row 5 .*unknown data set Kvasyr"),
+        (
+            "data: BrainMRI_with_masks, values",
+            "data: BrainMRI, values",
+            "row 6 .*BrainMRI has no masks, so pixel_auroc is of another data set of this name",
+        ),
+        ("  Kvasir: not", "  HeadCT: not", "other_data: HeadCT: this project has a data set of"),
         ("columns: [accuracy,", "columns: [accuracies,", "tab3: unknown metric accuracies"),
         ("run: padim-imagenet, values", "run: padim, values", "row 1 .*unknown run padim "),
         (
@@ -70,4 +92,21 @@ def test_an_invalid_entry_is_named(tmp_path: Path, old: str, new: str, message: 
 def test_the_file_comes_with_the_package() -> None:
     assert read_published(PACKAGED) == load_published()
     tables: list[PublishedTable] = list(load_published().tables.values())
-    assert sum(len(table) for table in tables) == 836
+    assert sum(len(table) for table in tables) == 900
+
+
+def test_a_cell_has_one_value_per_source(tmp_path: Path) -> None:
+    values = "values: [{96.5: [tab, nsa], 96.40: uniad}, 87.63, {90.6: nsa}]"
+    first, second, third = (
+        read_published(changed(tmp_path, FIRST, values)).tables["tab1"].rows[0].cells
+    )
+    assert first is not None
+    assert first.values == (0.965, 0.964)
+    assert [sourced.source for sourced in first.sources] == [
+        "TAB: Text-Align Anomaly Backbone (arXiv 2312.09480) and NSA (arXiv 2109.15222)",
+        "UniAD, results of its authors",
+    ]
+    assert second is not None
+    assert (second.values, second.sources) == ((0.8763,), ())
+    assert third is not None
+    assert (third.values, third.sources[0].source) == ((0.906,), "NSA (arXiv 2109.15222)")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from detector_golden import fill_by_shape, golden_images, write_network
+from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 from processes import run_command
 from regad_runs import ONE, one_thread, pixel_cnn, three_categories, trained_regad, words
 from safetensors.torch import load_file
@@ -208,6 +210,16 @@ def test_rounds_are_averaged_with_their_spread() -> None:
     assert averaged([results(0.5)]) == results(0.5)
 
 
+def test_the_bounds_of_rounds_are_averaged() -> None:
+    uncertain = results(0.5)
+    uncertain["intervals"] = {"a": {"pixel_ap": (0.4, 0.7)}}
+    means = averaged([results(0.8), uncertain])
+    assert set(means["intervals"]["a"]) == {"pixel_ap"}
+    assert means["intervals"]["a"]["pixel_ap"] == pytest.approx((0.6, 0.75))
+    assert means["intervals"]["mean"]["pixel_ap"] == pytest.approx((0.6, 0.75))
+    assert averaged([results(0.8), results(0.5)])["intervals"] == {}
+
+
 # -- runs ----------------------------------------------------------------------------------------
 
 
@@ -367,6 +379,73 @@ def test_select_best_test_tests_the_best_epoch(three: Path, tmp_path: Path) -> N
     assert merit == pytest.approx(kept["merit"], abs=1e-3)
     assert content["run"]["protocol"]["select"] == "best_test"
     assert content["run"]["protocol"]["selected_epoch"] == kept["epoch"] + 1
+
+
+def test_the_untrained_network_is_a_candidate_as_in_the_public_code(
+    three: Path, tmp_path: Path
+) -> None:
+    """The public code tests before each epoch, so never after the last one."""
+    line = words("fit", three, tmp_path, *ONE, "--data.val_split", "test", "--model.rounds", "1")
+    line += ["--model.select", "best_test", "--model.candidates", "before_epoch"]
+    assert main([*line, "--trainer.max_epochs", "1", "--trainer.num_sanity_val_steps", "0"]) == 0
+    [checkpoint] = tmp_path.glob("run/1/checkpoints/last.ckpt")
+    saved = torch.load(checkpoint, weights_only=True)
+    best = saved["best"]
+    assert best["epoch"] == -1
+    assert best["tie_breaker"] is None
+    counter = "network.stem.1.num_batches_tracked"
+    assert best["state"][counter] == 0 < saved["state_dict"][counter]
+    test = ["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "t")]
+    assert main(test) == 0
+    [metrics] = (tmp_path / "t").rglob("metrics.json")
+    content = json.loads(metrics.read_text())
+    protocol = content["run"]["protocol"]
+    assert (protocol["select"], protocol["selected_epoch"]) == ("best_test", 0)
+    merit = content["mean"]["image_auroc"] + content["mean"]["pixel_auroc"]
+    assert merit == pytest.approx(best["merit"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("candidates", "merits", "chosen"),
+    [
+        ("before_epoch", [1.5, 1.2, 1.6, 1.9], 1),  # 1.9 is that of the network after the last one
+        ("before_epoch", [1.7, 1.2, 1.7, 1.9], -1),  # the first of equal ones
+        ("after_epoch", [1.9, 1.2, 1.6, 1.7], 2),
+    ],
+)
+def test_the_candidates_of_a_selection(
+    backbone: CNNBackbone, candidates: Any, merits: list[float], chosen: int
+) -> None:
+    method = RegAD(backbone, image_size=64, select="best_test", candidates=candidates)
+    for number, merit in enumerate(merits):
+        mean: dict[str, float | None] = {"image_auroc": merit - 1, "pixel_auroc": 1.0}
+        results = Results(mean=mean, categories={}, intervals={})
+        method.evaluator = SimpleNamespace(compute=lambda r=results: r, reset=lambda: None)  # type: ignore[assignment]
+        stage = RunningStage.VALIDATING if number else RunningStage.SANITY_CHECKING
+        state = SimpleNamespace(stage=stage, fn=TrainerFn.FITTING)
+        epoch = max(number - 1, 0)
+        method._trainer = SimpleNamespace(state=state, current_epoch=epoch, max_epochs=3)  # type: ignore[assignment]
+        method.log_metrics = lambda *_: None  # type: ignore[method-assign]
+        method.on_validation_epoch_end()
+    assert method._best is not None
+    assert method._best["epoch"] == chosen
+
+
+def test_a_resumed_selection_equals_the_uninterrupted_one(three: Path, tmp_path: Path) -> None:
+    every = {"class_path": "ModelCheckpoint", "init_args": {"save_top_k": -1}}
+    line = words("fit", three, tmp_path, *ONE, "--data.val_split", "test", "--model.rounds", "1")
+    line += ["--model.select", "best_test", "--model.candidates", "before_epoch"]
+    line += ["--trainer.callbacks+", json.dumps(every)]
+    assert main(line) == 0
+    [between] = (tmp_path / "run" / "1" / "checkpoints").glob("epoch=0-*.ckpt")
+    assert main([*line, "--ckpt_path", str(between)]) == 0
+    bests = [
+        torch.load(tmp_path / "run" / n / "checkpoints" / "last.ckpt", weights_only=True)["best"]
+        for n in ("1", "2")
+    ]
+    assert bests[0]["epoch"] == bests[1]["epoch"] in (-1, 0)
+    assert bests[0]["merit"] == bests[1]["merit"]
+    assert_close(bests[0]["state"], bests[1]["state"], atol=0, rtol=0)
 
 
 @pytest.mark.slow

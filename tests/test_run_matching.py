@@ -92,3 +92,30 @@ def test_differences_are_named_and_a_matching_run_has_none(write: Writer) -> Non
     # Random weights are accepted in place of any others, with any backbone.
     (random,) = find_runs([write("random", weights="random", backbone="demo", image_size=64)])
     assert differences(spec, random, source, {}) == []
+
+
+def test_a_run_from_before_an_option_counts_as_having_its_default(write: Writer) -> None:
+    protocol = {"shots": 1, "image_size": 240, "one_model_a_category": False}
+    clip = {"backbone": "ViT-B-16-plus-240", "weights": "laion400m_e31", "method": "WinCLIP"}
+    folders = {}
+    for name, options in (
+        ("old", {}),
+        ("on", {"patch_norm": True}),
+        ("off", {"patch_norm": False}),
+    ):
+        folders[name] = write(name, **clip, **protocol)
+        config = {"model": {"class_path": "WinCLIP", "init_args": {"scales": [2, 3], **options}}}
+        (folders[name] / "config-test.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    paper = compared("winclip_mvtec", folders["old"], folders["on"])
+    assert [line.cells[1] for line in lines_of(paper, "1 reference")][1::2] == ["ours A", "ours B"]
+    assert (
+        lines_of(compared("winclip_mvtec", folders["off"]), "1 reference")[1].cells[2] == "not run"
+    )
+    again = lines_of(compared("winclip_again", folders["off"]), "MVTec-AD, 1 reference")
+    assert again[2].cells[1] == "difference"
+    note = next(
+        n.text for n in compared("winclip_again", folders["old"]).legend if "matches" in n.text
+    )
+    assert (
+        "the closest row is MVTec-AD, 1 reference, but model.patch_norm is true, not false" in note
+    )

@@ -16,7 +16,9 @@ from weight_forms import state_of, to_transformers, write_archive
 
 from anomaly_clip.backbones import weights
 from anomaly_clip.backbones.clip import CLIPBackbone
-from anomaly_clip.backbones.weight_sources import local_file, other_epoch, settings_next_to
+from anomaly_clip.backbones.weight_settings import settings_next_to
+from anomaly_clip.backbones.weight_sources import local_file
+from anomaly_clip.backbones.weight_tags import other_epoch
 
 OPTION = "backbone.pretrained"
 

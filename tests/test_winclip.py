@@ -105,6 +105,91 @@ def test_golden_few_shot(golden: Callable[[str], Golden], golden_clip: CLIPBackb
         close(few["image_score"], expected["image_score"])
 
 
+def raw_tokens(clip: CLIPBackbone, image: Tensor) -> Tensor:
+    """Return the output of CLIP's last block, ``(B, 1 + N, W)``, without its last LayerNorm."""
+    kept: list[Tensor] = []
+    handle = clip.visual.transformer.register_forward_hook(lambda *args: kept.append(args[-1]))
+    try:
+        clip.model.encode_image(image)
+    finally:
+        handle.remove()
+    return kept[0]
+
+
+def zq_few_shot(memory: Tensor, tokens: Tensor) -> Tensor:
+    """Return the distances ``(B, L)`` by the formula of Accurate-WinCLIP's code.
+
+    Args:
+        memory: ``(M, D)``, of all references.
+        tokens: ``(B, L, D)``.
+    """
+    retrieved = memory.T.expand(len(tokens), -1, -1)  # (B, D, M)
+    cosines = torch.bmm(
+        torch.nn.functional.normalize(tokens, dim=-1),
+        torch.nn.functional.normalize(retrieved, dim=1),
+    )
+    return 0.5 * torch.min(1.0 - cosines, dim=-1)[0]
+
+
+def zq_harmonic(scores: Tensor, windows: Tensor, side: int) -> Tensor:
+    """Return ``(B, side * side)``; ``windows`` holds patch numbers from 1, one row per window."""
+    scores = scores.double()
+    out = torch.zeros(len(scores), side * side, dtype=torch.float64)
+    for patch in range(side * side):
+        members = [bool((window == patch + 1).any()) for window in windows]
+        out[:, patch] = sum(members) / (1.0 / scores[:, members]).sum(dim=-1)
+    return out
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("shots", [1, 2])
+def test_without_patch_norm_the_maps_are_those_of_accurate_winclip(
+    golden: Callable[[str], Golden], golden_clip: CLIPBackbone, shots: int
+) -> None:
+    """Accurate-WinCLIP compares patches before the last LayerNorm, and adds the maps."""
+    arrays = golden("winclip")
+    meta, image = arrays.meta, arrays.inputs["image"]
+    references = arrays.inputs["reference_images"][:shots]
+    method = WinCLIP(golden_clip, REIMPL, meta["scales"], meta["temperature"], patch_norm=False)
+    normed = WinCLIP(golden_clip, REIMPL, meta["scales"], meta["temperature"])
+    text = method.text(meta["object"]).expand(len(image), -1, -1)
+    ours = method.score_with_text(image, text, [method.remember(references)] * len(image))
+    other = normed.score_with_text(image, text, [normed.remember(references)] * len(image))
+    side = golden_clip.image_size // golden_clip.patch_size
+    with torch.no_grad():
+        memory = raw_tokens(golden_clip, references)[:, 1:].flatten(0, 1)
+        near = zq_few_shot(memory, raw_tokens(golden_clip, image)[:, 1:]).double()
+        embeddings = normed.embed(image)
+        remembered = normed.embed(references)
+        for number, scale in enumerate(meta["scales"]):
+            scores = zq_few_shot(
+                remembered.windows[number].flatten(0, 1), embeddings.windows[number]
+            )
+            near += zq_harmonic(scores, window_patches(side, scale) + 1, side)
+        few_shot = torch.nan_to_num(near / 3.0, nan=0.0, posinf=0.0, neginf=0.0)  # (B, N)
+        zero = normed.score_with_text(image, text)
+        grid = normed.zero_shot_grid(embeddings, text, zero["image_score"])
+        expected = torch.nn.functional.interpolate(
+            (grid + few_shot).reshape(len(image), 1, side, side),
+            size=golden_clip.image_size,
+            mode="bilinear",
+            align_corners=False,
+        )[:, 0]
+    assert_close(2 * ours["anomaly_map"].double(), expected.double(), atol=1e-5, rtol=0)
+    image_score = (zero["image_score"] + few_shot.max(dim=1).values) / 2
+    assert_close(ours["image_score"].double(), image_score.double(), atol=1e-5, rtol=0)
+    assert (ours["anomaly_map"] - other["anomaly_map"]).abs().max() > 1e-3
+
+
+def test_patch_norm_affects_nothing_without_references(tiny_clip: CLIPBackbone) -> None:
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    maps = [
+        WinCLIP(tiny_clip, WORDS, patch_norm=norm).score(images, ["nut", "bolt"])["anomaly_map"]
+        for norm in (True, False)
+    ]
+    assert torch.equal(*maps)
+
+
 def test_the_published_lists() -> None:
     normal, abnormal = PROMPTS.for_category("nut")
     assert (len(normal), len(abnormal)) == (7 * 22, 4 * 22)
@@ -200,12 +285,14 @@ def test_the_command_writes_the_references(
     words += ["--model.backbone.pretrained", "random", "--data", "MVTecAD"]
     words += ["--data.root", str(mvtec_root), "--data.num_workers", "0"]
     words += ["--output.root", str(tmp_path), "--trainer.accelerator", "cpu"]
-    assert main([*words, "--data.shots", "2"]) == 0
+    assert main([*words, "--data.shots", "2", "--model.patch_norm", "false"]) == 0
     run = tmp_path / "run" / "1"
+    assert "patch_norm: false" in (run / "config-test.yaml").read_text()
     written = json.loads((run / "references.json").read_text())
     assert [len(paths) for paths in written.values()] == [2, 2]
     assert all("train/good" in path for paths in written.values() for path in paths)
-    assert json.loads((run / "metrics.json").read_text())["run"]["protocol"]["shots"] == 2
+    protocol = json.loads((run / "metrics.json").read_text())["run"]["protocol"]
+    assert (protocol["shots"], protocol["patch_norm"]) == (2, False)
     assert main(words) == 0
     assert not (tmp_path / "run" / "2" / "references.json").exists()
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_clip.backbones.frozen import FrozenBackbone
-from anomaly_clip.backbones.weight_files import WeightFileError, read_content, state_dict_of
+from anomaly_clip.backbones.state_dicts import state_dict_of
+from anomaly_clip.backbones.weight_files import WeightFileError, read_content
 from anomaly_clip.backbones.weight_sources import local_file
 from anomaly_clip.errors import reason, suggest
 from anomaly_clip.progress import say

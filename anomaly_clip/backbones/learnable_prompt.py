@@ -1,7 +1,8 @@
 """Learnable prompts: trained vectors in place of token embeddings.
 
-A prompt has the form of CoOp (arXiv 2109.01134): start token, learnable context, optional fixed
-suffix, end token. The text tower stays frozen; gradients flow through it to the context only.
+A prompt has the form of CoOp (arXiv 2109.01134): start token, optional fixed prefix, learnable
+context, optional fixed suffix, end token. The text tower stays frozen; gradients flow through it to
+the context only.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ class LearnablePromptSettings:
             phrase for both or a list of two, normal first. Default: all vectors are initialised at
             random.
         init_std: Standard deviation of randomly initialised vectors.
+        prefix: Fixed text before the vectors, such as ``a photo of a``; for two prompts, one text
+            for both or a list of two texts, normal first.
     """
 
     n_ctx: int = 16
@@ -41,13 +44,14 @@ class LearnablePromptSettings:
     suffix: str | list[str] = ""
     init_text: str | list[str] | None = None
     init_std: float = 0.02
+    prefix: str | list[str] = ""
 
     def __post_init__(self) -> None:
         check_at_least("model.prompt.n_ctx", self.n_ctx, 1)
         if self.n_prompts not in (1, 2):
             raise ValueError(f"model.prompt.n_prompts must be 1 or 2, got {self.n_prompts}")
         check_at_least("model.prompt.init_std", self.init_std, 0)
-        for name in ("suffix", "init_text"):
+        for name in ("prefix", "suffix", "init_text"):
             value = getattr(self, name)
             if isinstance(value, list) and len(value) != self.n_prompts:
                 raise ValueError(
@@ -65,12 +69,14 @@ class LearnablePrompt(nn.Module):
         seed: Seed of the randomly initialised vectors.
 
     Raises:
-        ValueError: If a prompt does not fit into the text tower.
+        ValueError: If a prompt does not fit into the text tower, or its fixed text contains special
+            tokens.
     """
 
-    prefix: Tensor
-    ending: Tensor
+    template: Tensor
+    """Token embeddings ``(n_prompts, L, W)``, with placeholders for the vectors."""
     last: Tensor
+    """Position of the end token of each prompt."""
 
     def __init__(
         self, backbone: CLIPBackbone, settings: LearnablePromptSettings, seed: int
@@ -78,18 +84,28 @@ class LearnablePrompt(nn.Module):
         super().__init__()
         self.settings = settings
         count, n_ctx = settings.n_prompts, settings.n_ctx
-        words = " ".join([FILLER] * n_ctx)
-        suffixes = _per_prompt(settings.suffix, count)
+        placeholders = " ".join([FILLER] * n_ctx)
+        prefixes, suffixes = (_per_prompt(t, count) for t in (settings.prefix, settings.suffix))
+        texts = [f"{a} {placeholders} {b}".strip() for a, b in zip(prefixes, suffixes, strict=True)]
+        before, after = (
+            [len(_tokens_of(backbone, text)) for text in texts] for texts in (prefixes, suffixes)
+        )
+        fixed = [sum(lengths) for lengths in zip(before, after, strict=True)]
         room = backbone.model.context_length - 2
-        ids = backbone.tokenize([f"{words} {suffix}".strip() for suffix in suffixes])
-        lengths = [len(_tokens_of(backbone, suffix)) for suffix in suffixes]
-        if n_ctx + max(lengths) > room:
+        if n_ctx + max(fixed) > room:
             raise ValueError(
-                f"model.prompt: {n_ctx} vectors and {max(lengths)} tokens of the suffix do not fit "
-                f"into the {room} tokens of the text tower; reduce model.prompt.n_ctx"
+                f"model.prompt: {n_ctx} vectors and {max(fixed)} tokens of prefix and suffix do "
+                f"not fit into the {room} tokens of the text tower; reduce model.prompt.n_ctx, or "
+                f"shorten model.prompt.prefix or model.prompt.suffix"
             )
+        ids = backbone.tokenize(texts)
         last = ids.argmax(dim=-1)
-        assert last.tolist() == [1 + n_ctx + length for length in lengths]
+        if last.tolist() != [1 + n_ctx + length for length in fixed]:
+            raise ValueError(
+                f"model.prompt.prefix {settings.prefix!r} and model.prompt.suffix "
+                f"{settings.suffix!r} must be plain words; leave out special tokens of CLIP"
+            )
+        self.starts = [1 + length for length in before]
         embedding = backbone.model.token_embedding
         device = embedding.weight.device
         with torch.no_grad():
@@ -107,13 +123,16 @@ class LearnablePrompt(nn.Module):
                 context[row, : len(start)] = embedding(start.to(device)).float()
         self.context = nn.Parameter(context)
         # These buffers come from the frozen CLIP, so checkpoints need not store them.
-        self.register_buffer("prefix", embedded[:, :1].clone(), persistent=False)
-        self.register_buffer("ending", embedded[:, 1 + n_ctx :].clone(), persistent=False)
+        self.register_buffer("template", embedded.clone(), persistent=False)
         self.register_buffer("last", last.to(device), persistent=False)
 
     def forward(self, backbone: CLIPBackbone) -> Tensor:
         """Return the unit-length text features of the prompts, ``(n_prompts, D)`` in float32."""
-        tokens = torch.cat([self.prefix, self.context, self.ending], dim=1)
+        n_ctx = self.settings.n_ctx
+        parts = zip(self.template, self.starts, self.context, strict=True)
+        tokens = torch.stack(
+            [torch.cat([row[:at], context, row[at + n_ctx :]]) for row, at, context in parts]
+        )  # (n_prompts, L, W)
         with backbone.out_of_autocast():
             return unit(backbone.encode_embedded(tokens, self.last))
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,14 +21,8 @@ from torch import Tensor
 from anomaly_clip.backbones.torchscript import ArchiveError, is_archive, read_archive
 from anomaly_clip.errors import reason
 
-__all__ = ["CONTAINERS", "StateDict", "WeightFileError", "read_content", "state_dict_of"]
+__all__ = ["BARE", "FileContent", "WeightFileError", "listed", "read_content"]
 
-CONTAINERS = (
-    *("state_dict", "model", "model_state_dict", "net", "backbone", "network", "module"),
-    *("model_ema", "ema", "ema_state_dict", "state_dict_ema", "student", "teacher"),
-)
-"""Keys under which training programs save a state dict; the first that is present is used."""
-MAX_NESTING = 4
 HEAD = 4096  # bytes that the recognition of a file reads
 SAFETENSORS_LENGTH = 8  # bytes with the length of the header, which follows them
 LEGACY_MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19"
@@ -81,16 +74,6 @@ class FileContent(NamedTuple):
     """Class of the activation, ``QuickGELU`` or ``GELU``, if the file states it."""
 
 
-class StateDict(NamedTuple):
-    """Tensors by name, and what else the file contains."""
-
-    tensors: dict[str, Tensor]
-    container: str
-    """Key under which the state dict was, with full stops between levels; empty for none."""
-    others: tuple[str, ...]
-    """Keys of further state dicts in the file, which are not used."""
-
-
 def read_content(path: Path) -> FileContent:
     """Read a file with weights; no code in it is run.
 
@@ -124,65 +107,8 @@ def read_content(path: Path) -> FileContent:
     raise _other_form(head)
 
 
-def state_dict_of(content: object) -> StateDict:
-    """Return the tensors of a file's content: a state dict, bare or in a container.
-
-    Containers are dictionaries with a key of :data:`CONTAINERS`, or with any key if they contain no
-    other state dict. They may be nested.
-
-    Args:
-        content: What :func:`read_content` returns.
-
-    Raises:
-        WeightFileError: If there is no state dict, or several under keys of equal rank.
-    """
-    path: list[str] = []
-    others: list[str] = []
-    for _ in range(MAX_NESTING):
-        if not isinstance(content, Mapping):
-            break
-        inner = {k: v for k, v in content.items() if isinstance(k, str) and _has_tensors(v)}
-        chosen = [key for key in CONTAINERS if key in inner]
-        if not chosen and _tensors(content):
-            break
-        if not chosen and len(inner) > 1:
-            raise WeightFileError(
-                f"it contains several state dicts: {_listed(list(inner))}",
-                "save the state dict of the image encoder alone and give that file",
-            )
-        if not inner:
-            break
-        key = chosen[0] if chosen else next(iter(inner))
-        path.append(key)
-        others += [".".join([*path[:-1], other]) for other in inner if other != key]
-        content = inner[key]
-    tensors = _tensors(content) if isinstance(content, Mapping) else {}
-    if not tensors:
-        raise WeightFileError(f"it contains no weights: {_described(content)}", BARE)
-    return StateDict(tensors, ".".join(path), tuple(others))
-
-
-def _tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
-    return {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
-
-
-def _has_tensors(value: object, depth: int = MAX_NESTING) -> bool:
-    """Return whether a value is a state dict, or a known container of one."""
-    if not isinstance(value, Mapping) or not depth:
-        return False
-    return bool(_tensors(value)) or any(
-        _has_tensors(value[key], depth - 1) for key in CONTAINERS if key in value
-    )
-
-
-def _described(content: object) -> str:
-    if isinstance(content, Mapping):
-        keys = [str(key) for key in content]
-        return f"a dictionary with the keys {_listed(keys)}" if keys else "an empty dictionary"
-    return "a single tensor" if isinstance(content, Tensor) else f"a {type(content).__name__}"
-
-
-def _listed(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
+    """Return the first names of a list, and the number of the others."""
     rest = len(names) - MAX_SHOWN
     return ", ".join(names[:MAX_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
@@ -255,7 +181,7 @@ def _read_zip(path: Path) -> FileContent:
         raise WeightFileError("it is a program exported by torch.export", BARE)
     if names and all(name.endswith(".npy") for name in names):
         raise WeightFileError("it is an archive of NumPy arrays", ANOTHER)
-    raise WeightFileError(f"it is a zip archive of {_listed(names) or 'nothing'}", UNPACK)
+    raise WeightFileError(f"it is a zip archive of {listed(names) or 'nothing'}", UNPACK)
 
 
 def _torch_load(path: Path) -> object:

@@ -6,12 +6,13 @@ model are errors with a one-line message. Random weights are used only if reques
 ``demo`` is the small CLIP of this project, trained on generated images (see its card,
 ``assets/demo_clip.md``).
 
-Four steps, a module each: where weights come from (``weight_sources``), reading of a file
-(``weight_files``, ``torchscript``), names of the tensors (``clip_layouts``), and here the model
-that they are loaded into, with its activation and pixel normalisation. The activation is that of
-``quick_gelu``, or else, in this order: for a tag, that of open_clip's record; for a file, that of a
-JSON model configuration that states one, of a JSON file next to the weights, of the classes in a
-TorchScript archive, of the model name. The last is an assumption, which is printed.
+Four steps: where weights come from (``weight_tags``, ``weight_sources``, ``weight_settings``),
+reading of a file (``weight_files``, ``torchscript``, ``state_dicts``), names of the tensors
+(``clip_layouts``), and here the model that they are loaded into, with its activation and pixel
+normalisation. The activation is that of ``quick_gelu``, or else, in this order: for a tag, that of
+open_clip's record; for a file, that of a JSON model configuration that states one, of a JSON file
+next to the weights, of the classes in a TorchScript archive, of the model name. The last is an
+assumption, which is printed.
 
 Importing this module loads open_clip, which takes two seconds. Other modules therefore import this
 module inside functions, so that ``--help`` stays fast.
@@ -33,20 +34,11 @@ from open_clip.factory import resize_pos_embed, resize_text_pos_embed
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 
 from anomaly_clip.backbones.clip_layouts import CLIPTensors, check_fit, open_clip_tensors
-from anomaly_clip.backbones.weight_files import (
-    WeightFileError,
-    read_content,
-    state_dict_of,
-)
-from anomaly_clip.backbones.weight_sources import (
-    HUB_TIMEOUT,
-    WeightsSettings,
-    fetch,
-    local_file,
-    looks_like_file,
-    other_epoch,
-    settings_next_to,
-)
+from anomaly_clip.backbones.state_dicts import state_dict_of
+from anomaly_clip.backbones.weight_files import WeightFileError, read_content
+from anomaly_clip.backbones.weight_settings import WeightsSettings, settings_next_to
+from anomaly_clip.backbones.weight_sources import local_file, looks_like_file
+from anomaly_clip.backbones.weight_tags import HUB_TIMEOUT, fetch, other_epoch
 from anomaly_clip.errors import suggest
 from anomaly_clip.progress import say
 from anomaly_clip.records import DEMO, RANDOM

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from lightning.pytorch import Trainer
 
@@ -14,7 +15,7 @@ from anomaly_clip.methods.evaluated import reached_limit
 from anomaly_clip.progress import say
 from anomaly_clip.records import LoaderNeeds
 
-__all__ = ["check_resumable", "checkpoint_file"]
+__all__ = ["check_resumable", "checkpoint_file", "completed"]
 
 SHOWN = 5  # checkpoints of a folder in a message
 
@@ -82,3 +83,28 @@ def check_resumable(
     limit = reached_limit(checkpoint, trainer)
     if limit is not None:
         say(f"{path}: this fit is complete ({limit}), so nothing is trained")
+
+
+def completed(kind: type, name: str, saved: Any) -> Any:
+    """Return a checkpoint's settings, with the defaults of options that are newer than it.
+
+    Args:
+        kind: Class of the model.
+        name: Name of the argument.
+        saved: Its value in the checkpoint; a dictionary if the argument is a dataclass.
+    """
+    if not isinstance(saved, Mapping):
+        return saved
+    try:
+        hint = get_type_hints(kind.__init__).get(name)  # type: ignore[misc]
+    except NameError:  # a model of the user's own, with names for type checkers only
+        return saved
+    for option in get_args(hint) or (hint,):
+        if isinstance(option, type) and is_dataclass(option):
+            newer = [field for field in fields(option) if field.name not in saved]
+            defaults = {f.name: f.default for f in newer if f.default is not MISSING}
+            for field in newer:
+                if field.default_factory is not MISSING:
+                    defaults[field.name] = field.default_factory()
+            return {**saved, **defaults}
+    return saved

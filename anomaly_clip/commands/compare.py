@@ -31,11 +31,11 @@ from anomaly_clip.files import write_csv, write_json
 from anomaly_clip.methods.cnn_method import CNNMethod
 from anomaly_clip.methods.linear_probe import LinearProbe
 from anomaly_clip.metrics.classification import CLASS_METRICS
-from anomaly_clip.metrics.evaluator import MetricValues, with_means
+from anomaly_clip.metrics.evaluator import MetricValues, uncertain_metrics, with_means
 from anomaly_clip.progress import say, track, wide_console
-from anomaly_clip.report.metrics_table import heading, percent
+from anomaly_clip.report.metrics_table import heading, marked_percent
 from anomaly_clip.results.folder import METRICS_FILE, create_run_folder
-from anomaly_clip.results.warnings import RANDOM_WARNING, selection_warning
+from anomaly_clip.results.warnings import RANDOM_WARNING, selection_warning, uncertain_warning
 
 __all__ = ["run_compare"]
 
@@ -247,12 +247,16 @@ def _comparison_table(
     selected = selection_warning(record["protocol"])
     if selected is not None:
         title.append(selected)
+    uncertain = {label: uncertain_metrics(run) for label, run in runs.items()}
+    notes = [f"{', '.join(random)}: {RANDOM_WARNING}"] if random else []
+    if any(uncertain.values()):
+        notes.append(uncertain_warning(next(filter(None, uncertain.values()))) or "")
     table = Table(
         box=box.SIMPLE_HEAD,
         padding=0,  # there are many columns, and the box separates them
         title=Text("\n".join(title)),
         title_style="bold",
-        caption=f"{', '.join(random)}: {RANDOM_WARNING}" if random else None,
+        caption="\n".join(notes) or None,
     )
     table.add_column("category", overflow="fold")
     printed = [name for name in PRINTED_METRICS if name in runs[first]["mean"]]
@@ -265,13 +269,14 @@ def _comparison_table(
         cells: list[str] = []
         for name in printed:
             reference = by_label[first][name]
-            cells += percent([reference])
+            cells += marked_percent(by_label[first], [name], uncertain[first].get(category, ()))
             for label in others:
                 value = by_label[label][name]
                 difference = "–"
                 if value is not None and reference is not None:
                     difference = f"{100 * (value - reference):+.1f}"
-                cells += [*percent([value]), difference]
+                marked = uncertain[label].get(category, ())
+                cells += [*marked_percent(by_label[label], [name], marked), difference]
         if category == "mean":
             table.add_section()
         table.add_row(Text(category), *cells, style="bold" if category == "mean" else None)

@@ -27,7 +27,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 import anomaly_clip.data
 import anomaly_clip.methods  # noqa: F401
 from anomaly_clip.callbacks import progress_of_loops
-from anomaly_clip.commands.checkpoint_option import check_resumable, checkpoint_file
+from anomaly_clip.commands.checkpoint_option import check_resumable, checkpoint_file, completed
 from anomaly_clip.commands.configs import expand_configs
 from anomaly_clip.commands.interruption import advise, stop_if_interrupted
 from anomaly_clip.commands.last_step import LastStep, last_checkpoint
@@ -321,6 +321,7 @@ class ExperimentCLI(LightningCLI):
             if name in contract.inference_arguments or name not in saved:
                 continue
             take_activation(config["model"]["init_args"], name, saved[name])
+            saved[name] = completed(kind, name, saved[name])
             is_hashed = issubclass(kind, AnomalyMethod)
             fitted, value = (comparable(v, name, is_hashed) for v in (saved[name], value))
             if _json(fitted) != _json(value):

@@ -13,7 +13,7 @@ import re
 from argparse import Action
 from collections.abc import Iterator, Mapping, Sequence
 from types import UnionType
-from typing import Any, NoReturn, Union, get_args, get_origin
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 import jsonargparse
 import yaml
@@ -75,7 +75,7 @@ class OptionParser(LightningArgumentParser):
         actions: Mapping[str, Action] = self._option_string_actions
         if option in actions:
             kind = _type_of(actions[option])
-            is_list = not (_is_mapping(kind) or str in _alternatives(kind))
+            is_list = not (_is_mapping(kind) or _may_be_text(kind))
             return _as_texts(value, is_list) if _holds_texts(kind) else value
         parts = option.split(".")
         owners = (".".join(parts[:end]) for end in range(len(parts) - 1, 0, -1))
@@ -154,6 +154,11 @@ def _holds_texts(kind: Any) -> bool:
     """Return whether the lists and mappings of a type, if it has any, hold texts only."""
     held = [part for part in _alternatives(kind) if get_origin(part) in (list, Sequence, dict)]
     return bool(held) and all(set(get_args(part)) == {str} for part in held)
+
+
+def _may_be_text(kind: Any) -> bool:
+    """Return whether a type allows a text, or one of several words."""
+    return any(part is str or get_origin(part) is Literal for part in _alternatives(kind))
 
 
 def _is_mapping(kind: Any) -> bool:

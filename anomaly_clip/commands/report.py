@@ -1,4 +1,7 @@
-"""``anomaly_clip report``: metrics of runs side by side, or next to a published table."""
+"""``anomaly_clip report``: metrics of runs side by side or next to a published table, and more.
+
+The other modes rewrite pages, state the protocol of runs, and repeat runs to verify their metrics.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from anomaly_clip.files import atomic_path, write_csv
 from anomaly_clip.progress import say
 from anomaly_clip.report.comparison import ComparisonTable, compare_runs
 from anomaly_clip.report.page import write_page
+from anomaly_clip.report.protocol import protocol_report
 from anomaly_clip.report.published import PublishedTable, PublishedTables
 from anomaly_clip.report.published_comparison import compare_with_published
 from anomaly_clip.report.published_reader import load_published
@@ -41,15 +45,30 @@ def run_report(words: Sequence[str]) -> int:
             "--dry-run lists the runs that a published table needs: name the table with --table "
             f"({', '.join(source.tables)})"
         )
+    _check_modes(options)
     if options.page:
         return _write_pages(options)
+    if options.verify:
+        # Only this mode needs methods and data sets, whose import takes seconds.
+        from anomaly_clip.commands.verify import verify_runs
+
+        moved = {"data.root": options.data_root, "data.auxiliary.root": options.auxiliary_root}
+        given = {key: str(root) for key, root in moved.items() if root is not None}
+        comparison, code = verify_runs(
+            find_runs(options.runs), given, options.allow, options.tolerance
+        )
+        comparison.table.print()
+        _write_files(comparison, options)
+        return code
     if table is None and not options.runs:
         raise UserError(
             "report: give folders of runs, or name a published table with --table "
             f"({', '.join(source.tables)})"
         )
     runs = find_runs(options.runs)
-    if table is None:
+    if options.protocol:
+        comparison = protocol_report(runs)
+    elif table is None:
         comparison = compare_runs(runs)
     elif options.dry_run:
         _list_commands(table, runs, source, weights_kinds)
@@ -61,14 +80,47 @@ def run_report(words: Sequence[str]) -> int:
     return 0
 
 
+MODES = ("page", "protocol", "verify")
+"""Options that replace the table of metrics."""
+OF_TABLES = ("table", "weights", "dry_run")
+OF_VERIFY = ("data_root", "auxiliary_root", "allow", "tolerance")
+
+
+def _check_modes(options: argparse.Namespace) -> None:
+    """Check that options of different modes are not combined.
+
+    Raises:
+        UserError: If they are, or if a mode gets no run.
+    """
+    unset = ("None", "False", "[]")
+    given = [name for name, value in vars(options).items() if repr(value) not in unset]
+    modes = [mode for mode in MODES if mode in given]
+    if len(modes) > 1:
+        raise UserError(f"report --{modes[0]} and --{modes[1]}: give one of them at a time")
+    mode = modes[0] if modes else None
+    for name in given:
+        if name in OF_VERIFY and mode != "verify":
+            raise UserError(
+                f"report {_typed(name)} is an option of --verify: add --verify, or leave it out"
+            )
+        if name in OF_TABLES and mode in ("protocol", "verify"):
+            raise UserError(f"report --{mode} shows no published table: leave out {_typed(name)}")
+    if mode is not None and not options.runs:
+        raise UserError(f"report --{mode}: expected folders of runs, such as runs/demo/1, got none")
+
+
+def _typed(name: str) -> str:
+    """Return an option as typed."""
+    special = {"data_root": "--data.root", "auxiliary_root": "--data.auxiliary.root"}
+    return special.get(name, f"--{name.replace('_', '-')}")
+
+
 def _write_pages(options: argparse.Namespace) -> int:
     """Rewrite the page of each run.
 
     Raises:
-        UserError: If no run is given, a run is damaged, or a table is requested as well.
+        UserError: If a run is damaged, or a table is requested as well.
     """
-    if not options.runs:
-        raise UserError("report --page: expected folders of runs, such as runs/demo/1, got none")
     if options.table is not None or options.csv or options.markdown or options.html:
         given = [
             f"--{name}" for name in ("table", "csv", "markdown", "html") if vars(options)[name]
@@ -90,9 +142,12 @@ def _parser(source: PublishedTables) -> argparse.ArgumentParser:
         prog="anomaly_clip report",
         usage="anomaly_clip report RUN... [--table ID] [--csv FILE] [--markdown FILE] [--html FILE]"
         "\n       anomaly_clip report --table ID --dry-run"
-        "\n       anomaly_clip report RUN... --page",
+        "\n       anomaly_clip report RUN... --page"
+        "\n       anomaly_clip report RUN... --protocol [--csv FILE] [--markdown FILE] ..."
+        "\n       anomaly_clip report RUN... --verify [--data.root FOLDER] [--tolerance X]",
         description="Show the metrics of runs side by side, per category. With --table, show them "
-        "next to published results, with the differences.",
+        "next to published results, with the differences. --protocol states what a paper must say "
+        "of the runs; --verify repeats them and compares every metric.",
         epilog=f"published tables:\n{tables}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -103,6 +158,45 @@ def _parser(source: PublishedTables) -> argparse.ArgumentParser:
     parser.add_argument("--table", metavar="ID", help="one of the published tables below")
     parser.add_argument(
         "--page", action="store_true", help="rewrite report.html of each run from its folder"
+    )
+    parser.add_argument(
+        "--protocol",
+        action="store_true",
+        help="state data, weights, resolution, seeds, metrics and software, from metrics.json",
+    )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="repeat each run from its folder, in a temporary folder, and compare every metric; "
+        "exit code 1 if one differs, 2 if a run cannot be repeated",
+    )
+    parser.add_argument(
+        "--data.root",
+        dest="data_root",
+        type=Path,
+        metavar="FOLDER",
+        help="with --verify: where the data is now",
+    )
+    parser.add_argument(
+        "--data.auxiliary.root",
+        dest="auxiliary_root",
+        type=Path,
+        metavar="FOLDER",
+        help="with --verify: where the auxiliary data is now",
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        metavar="X",
+        help="with --verify: largest difference of a metric, as a fraction; default: 1e-9",
+    )
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="CLASS",
+        help="with --verify: a class outside this package that the run may import, such as "
+        "my_module.MyMethod",
     )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write all metrics, as fractions")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table as Markdown")

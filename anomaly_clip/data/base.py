@@ -151,6 +151,14 @@ class BaseDataModule(LightningDataModule, ABC):
         spare = [p for folder in folders for p in images_in(folder) if p not in masks]
         return [mask for mask in spare if original_of(mask) not in masks - {None}]
 
+    def in_draw_order(self, samples: Sequence[Sample]) -> list[Sample]:
+        """Return samples in the order from which random choices are made; here their own order.
+
+        The choices are few shots, references, held-out images, synthetic defects and the order of
+        shuffled training images.
+        """
+        return list(samples)
+
     def left_out(self, stage: str) -> dict[str, list[Path]]:
         """Return the images that a stage does not use, by what they are, such as "copy".
 

@@ -293,14 +293,21 @@ class AnomalyData(BaseDataModule):
         return self.few_shots.is_limited
 
     def fit_samples(self) -> list[Sample]:
-        """Return the samples ``fit`` trains on: training images, or the auxiliary test split."""
+        """Return the samples ``fit`` trains on: training images, or the auxiliary test split.
+
+        With ``shuffle``, they have the order from which random choices are made, otherwise that of
+        the listing.
+        """
+        source: AnomalyData = self if self.auxiliary is None else self.auxiliary
         if self.auxiliary is not None:
-            return self.validation.auxiliary_parts[0]
-        if self.has_shots:
-            return [s for category in self.train_categories for s in self.shots_of(category)]
-        if self.validation.is_synthetic:
-            return self.validation.normal_parts[0]
-        return self.samples("train")
+            samples = self.validation.auxiliary_parts[0]
+        elif self.has_shots:
+            samples = [s for category in self.train_categories for s in self.shots_of(category)]
+        elif self.validation.is_synthetic:
+            samples = self.validation.normal_parts[0]
+        else:
+            samples = self.samples("train")
+        return source.in_draw_order(samples) if source.shuffle else samples
 
     def shots_of(self, category: str) -> list[Sample]:
         """Return a category's few-shot training images, sampled with the seed (seed, category).

@@ -180,7 +180,10 @@ class MagneticTile(MVTecAD):
 
 
 def list_visa(root: Path, category: str, split: Split, has_masks: bool = True) -> Iterator[Sample]:
-    """Yield a category's rows of the official split file, ``split_csv/1cls.csv``, sorted.
+    """Yield a category's rows of the official split file, ``split_csv/1cls.csv``, in its order.
+
+    The published training of SDP+ takes the test images in this order: in each category first the
+    normal ones, then the anomalous ones.
 
     Args:
         root: The data set's folder.
@@ -202,7 +205,7 @@ def list_visa(root: Path, category: str, split: Split, has_masks: bool = True) -
             )
         if row[0] == category and row[1] == split:
             rows.append((row[3], row[2] == "anomaly", row[4] if len(row) > 4 else ""))
-    for image, anomalous, mask in sorted(rows):
+    for image, anomalous, mask in rows:
         if any(Path(path).is_absolute() or ".." in Path(path).parts for path in (image, mask)):
             raise ValueError(
                 f"{file}: {image} or its mask is not below {root}: use paths relative to that "
@@ -246,6 +249,14 @@ class VisA(KindFolders):
     """
 
     dataset_name: ClassVar[str] = "VisA"
+
+    def in_draw_order(self, samples: Sequence[Sample]) -> list[Sample]:
+        """Return samples sorted by path, so that random choices do not depend on the split file."""
+        if not self.is_split:
+            return list(samples)
+        names = list(dict.fromkeys(sample.category for sample in samples))
+        places = {name: place for place, name in enumerate(names)}
+        return sorted(samples, key=lambda s: (places[s.category], str(s.image)))
 
     @property
     def is_split(self) -> bool:

@@ -107,8 +107,9 @@ class Listing:
         return [sample for (_, part), rows in listed if part == split for sample in rows]
 
     def normal(self, category: str) -> list[Sample]:
-        """Return the normal training images of a category."""
-        return [sample for sample in self.rows(category, "train") if not sample.label]
+        """Return a category's normal training images, in the order of random choices."""
+        normal = [sample for sample in self.rows(category, "train") if not sample.label]
+        return self.source.in_draw_order(normal)
 
     def samples(self, split: Split) -> list[Sample]:
         """See :meth:`~anomaly_clip.data.AnomalyData.samples`."""

@@ -89,7 +89,7 @@ class ValidationSplit:
         auxiliary = self.data.auxiliary
         if self.kind != "auxiliary":
             return auxiliary.samples("test"), []
-        listed = auxiliary.listing.listed("test")
+        listed = auxiliary.in_draw_order(auxiliary.listing.listed("test"))
         held = hold_out([(s.category, s.label) for s in listed], self.share, self.data.seed)
         samples = auxiliary.samples("test")
         parts = _partition(samples, {listed[row] for row in held})
@@ -103,7 +103,8 @@ class ValidationSplit:
     @cached_property
     def held_normal(self) -> set[Sample]:
         """The normal training images that are held out, with those that cannot be read."""
-        samples = [sample for sample in self.data.listing.listed("train") if not sample.label]
+        listed = self.data.in_draw_order(self.data.listing.listed("train"))
+        samples = [sample for sample in listed if not sample.label]
         held = hold_out([s.category for s in samples], self.share, self.data.seed)
         return {samples[row] for row in held}
 
@@ -134,8 +135,9 @@ class ValidationSplit:
         if self.kind == "auxiliary":
             return self.source.as_tensors(self.auxiliary_parts[1])
         assert data.synthesis is not None
-        held = data.as_tensors(self.normal_parts[1])
-        donors = data.as_tensors([s for s in data.fit_samples() if not s.label])
+        held = data.as_tensors(data.in_draw_order(self.normal_parts[1]))
+        normal = [s for s in data.fit_samples() if not s.label]
+        donors = data.as_tensors(data.in_draw_order(normal))
         return SyntheticPairs(held, data.synthesis, data.seed, donors)
 
 

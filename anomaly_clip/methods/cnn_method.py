@@ -113,8 +113,9 @@ class TrainedMethod(CNNMethod, ABC):
         layers: Layers whose features the method uses.
         image_size: Side of the square input images, in pixels.
         select: last: test the last epoch. best_test: test the epoch with the best metrics on the
-            test images, as the public code does. Its metrics are too optimistic, so the results
-            record how the epoch was selected.
+            test images, as the public code does: the highest :meth:`merit` and, among equal ones,
+            the highest :meth:`tie_breaker`. Its metrics are too optimistic, so the results record
+            how the epoch was selected.
         evaluator: Settings of the metrics.
     """
 
@@ -137,6 +138,13 @@ class TrainedMethod(CNNMethod, ABC):
     def merit(self, results: Results) -> float | None:
         """Return the value to maximise when selecting an epoch, None if it is undefined."""
         return results["mean"]["image_auroc"]
+
+    def tie_breaker(self, results: Results) -> float | None:
+        """Return the value to maximise among epochs of equal merit, None if it is undefined.
+
+        The first of epochs that are equal in both values is selected.
+        """
+        return results["mean"].get("pixel_auroc")
 
     def setup(self, stage: str) -> None:
         """Check the data of a fit; see the base class.
@@ -174,14 +182,29 @@ class TrainedMethod(CNNMethod, ABC):
     def on_validation_epoch_end(self) -> None:
         """Compute the metrics and, for ``best_test``, keep the best epoch's state."""
         super().on_validation_epoch_end()
-        if self.select != "best_test" or self.trainer.state.stage != RunningStage.VALIDATING:
+        if self.select != "best_test" or not self.is_candidate:
             return
         assert self.results is not None
-        merit = self.merit(self.results)
-        if merit is not None and (self._best is None or merit > self._best["merit"]):
+        merit, tie_breaker = self.merit(self.results), self.tie_breaker(self.results)
+        if merit is not None and self._is_better(merit, tie_breaker):
             kept = without_backbone(self.state_dict())
             state = {key: value.detach().cpu().clone() for key, value in kept.items()}
-            self._best = {"epoch": self.current_epoch, "merit": merit, "state": state}
+            untrained = self.trainer.state.stage == RunningStage.SANITY_CHECKING
+            epoch = -1 if untrained else self.current_epoch
+            best = {"epoch": epoch, "merit": merit, "tie_breaker": tie_breaker, "state": state}
+            self._best = best
+
+    @property
+    def is_candidate(self) -> bool:
+        """True if the state that is being validated may be selected: after each epoch."""
+        return self.trainer.state.stage == RunningStage.VALIDATING
+
+    def _is_better(self, merit: float, tie_breaker: float | None) -> bool:
+        best = self._best
+        if best is None or merit != best["merit"]:
+            return best is None or merit > best["merit"]
+        highest = best.get("tie_breaker")  # checkpoints of 0.1.0 have none: the first epoch stays
+        return highest is not None and tie_breaker is not None and tie_breaker > highest
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the state of the best epoch; see the base class."""

@@ -41,7 +41,7 @@ class RD4AD(TrainedMethod):
         sigma: Standard deviation of the Gaussian blur of the map, in pixels.
         lr: Learning rate of Adam, whose betas are 0.5 and 0.999.
         select: last: test the last epoch, as published; best_test: test the epoch with the best
-            image AUROC on the test images.
+            image AUROC on the test images and, among equal ones, the best pixel AUROC.
         seed: Seed of the initial weights.
         evaluator: Settings of the metrics.
     """

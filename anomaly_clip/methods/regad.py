@@ -13,14 +13,15 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
+from lightning.pytorch.trainer.states import RunningStage
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
-from anomaly_clip.errors import check_above, check_at_least, check_between
+from anomaly_clip.errors import check_above, check_at_least, check_between, check_choice
 from anomaly_clip.maps import gaussian_blur, image_score, patches_to_map
 from anomaly_clip.methods.cnn_method import Select, TrainedMethod
 from anomaly_clip.methods.gaussians import FewSampleGaussians, few_sample_gaussians
@@ -41,6 +42,7 @@ from anomaly_clip.metrics.evaluator import (
     Results,
     with_means,
 )
+from anomaly_clip.metrics.pixel import PIXEL_METRICS, Bounds
 from anomaly_clip.progress import say, track
 from anomaly_clip.records import Batch, LoaderNeeds, Scores
 from anomaly_clip.schedules import half_cosine, total_epochs
@@ -95,6 +97,9 @@ class RegAD(TrainedMethod):
             and pixel AUROC on the test images, as in the public code.
         seed: Seed of the initial weights of all parts except the ResNet.
         evaluator: Settings of the metrics.
+        candidates: Networks from which ``best_test`` selects. after_epoch: the one after each
+            epoch. before_epoch: the one before each epoch, as in the public code, so with the
+            untrained network and without the one after the last epoch.
     """
 
     inference_arguments: ClassVar[frozenset[str]] = frozenset(
@@ -114,8 +119,10 @@ class RegAD(TrainedMethod):
         select: Select = "last",
         seed: int = 0,
         evaluator: EvaluatorSettings = EvaluatorSettings(),
+        candidates: Literal["after_epoch", "before_epoch"] = "after_epoch",
     ) -> None:
         super().__init__(backbone, STAGES, image_size, select, evaluator)
+        check_choice("model.candidates", candidates, ("after_epoch", "before_epoch"))
         self.check_layers(STAGES)
         if image_size < 64 or image_size % 32:
             raise ValueError(
@@ -133,6 +140,7 @@ class RegAD(TrainedMethod):
         self.sigma = sigma
         self.lr = lr
         self.momentum = momentum
+        self.candidates = candidates
         width = self.backbone.channels[STAGES[-1]]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # independent of random numbers used by the backbone
@@ -175,6 +183,8 @@ class RegAD(TrainedMethod):
         if stage == "fit":
             self._check_training(data)
             self.trained_on = {"data": data.dataset_name, "categories": data.train_categories}
+            if self.select == "best_test" and self.candidates == "before_epoch":
+                self.trainer.num_sanity_val_steps = math.inf  # validates the untrained network
         self._check_tested(data)
         for category in data.categories:
             data.drawn_of(category, self.shots, seed=0)
@@ -286,6 +296,19 @@ class RegAD(TrainedMethod):
         values = [results["mean"][name] for name in ("image_auroc", "pixel_auroc")]
         defined = [value for value in values if value is not None]
         return sum(defined) if defined else None
+
+    def tie_breaker(self, results: Results) -> float | None:
+        """Return None: the first of epochs with equal sums is selected, as in the public code."""
+        return None
+
+    @property
+    def is_candidate(self) -> bool:
+        """True if the network that is being validated may be selected; see ``candidates``."""
+        if self.candidates == "after_epoch":
+            return super().is_candidate
+        if self.trainer.state.stage == RunningStage.SANITY_CHECKING:
+            return True  # before the first epoch
+        return super().is_candidate and self.current_epoch + 1 < total_epochs(self)
 
     # -- references ------------------------------------------------------------------------------
 
@@ -415,7 +438,7 @@ class RegAD(TrainedMethod):
 def averaged(rounds: Sequence[Results]) -> Results:
     """Return the mean metrics of several evaluations; a metric undefined in any of them is None.
 
-    The bounds of pixel metrics belong to one evaluation and are left out if there are several.
+    The bounds of a mean are the means of the bounds.
     """
     if len(rounds) == 1:
         return rounds[0]
@@ -426,7 +449,27 @@ def averaged(rounds: Sequence[Results]) -> Results:
         }
         for category in rounds[0]["categories"]
     }
-    return with_means(categories, {})
+    intervals: dict[str, Bounds] = {}
+    for category, means in categories.items():
+        bounds = {
+            name: mean_of_bounds(rounds, category, name)
+            for name in PIXEL_METRICS
+            if means[name] is not None
+            and any(name in results["intervals"].get(category, {}) for results in rounds)
+        }
+        intervals |= {category: bounds} if bounds else {}
+    return with_means(categories, intervals)
+
+
+def mean_of_bounds(rounds: Sequence[Results], category: str, name: str) -> tuple[float, float]:
+    """Return the bounds of the mean of a metric over evaluations; exact values have no width."""
+    ends: list[tuple[float, float]] = []
+    for results in rounds:
+        value = results["categories"][category][name]
+        assert value is not None
+        ends.append(results["intervals"].get(category, {}).get(name, (value, value)))
+    low, high = (fmean(column) for column in zip(*ends, strict=True))
+    return low, high
 
 
 def spread(rounds: Sequence[MetricValues]) -> MetricValues:

@@ -49,7 +49,7 @@ class SimpleNet(TrainedMethod):
         sigma: Standard deviation of the Gaussian blur of the map, in pixels; the image score is
             computed before the blur.
         select: last: test the last epoch; best_test: test the epoch with the best image AUROC on
-            the test images, as published.
+            the test images and, among equal ones, the best pixel AUROC, as in the public code.
         seed: Seed of the initial weights and of the noise.
         evaluator: Settings of the metrics.
     """

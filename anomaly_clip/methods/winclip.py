@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +48,7 @@ class Embeddings(NamedTuple):
     image: Tensor
     """``(B, D)``, the whole image."""
     patches: Tensor | None
-    """``(B, N, W)``, after the last LayerNorm, not projected; None if not requested."""
+    """``(B, N, W)``, not projected; None if not requested."""
     windows: tuple[Tensor, ...]
     """``(B, windows, D)`` per scale, in row-major order of the upper left corners."""
 
@@ -63,6 +63,8 @@ class WinCLIP(CLIPMethod):
         scales: Sides of the windows, in patches; default: 2 and 3.
         temperature: Temperature of the softmax over the two classes.
         evaluator: Settings of the metrics.
+        patch_norm: Compare patches with those of the references after CLIP's last LayerNorm, as
+            anomalib does; false: before it, as Accurate-WinCLIP does. Affects few-shot maps only.
     """
 
     uses_category_names: ClassVar[bool] = True
@@ -76,10 +78,12 @@ class WinCLIP(CLIPMethod):
         scales: list[int] | None = None,
         temperature: float = 0.07,
         evaluator: EvaluatorSettings = EvaluatorSettings(),
+        patch_norm: bool = True,
     ) -> None:
         super().__init__(evaluator)
         self.backbone = CLIPBackbone.of(backbone)
         self.prompts = prompts
+        self.patch_norm = patch_norm
         self.scales = [2, 3] if scales is None else list(scales)
         self.temperature = temperature
         check_above("model.temperature", temperature, 0)
@@ -105,6 +109,10 @@ class WinCLIP(CLIPMethod):
             references = data.references(name)
             self.reference_paths[name] = list(references["path"])
             self._memory[name] = self.remember(references["image"].to(self.device))
+
+    def protocol(self) -> dict[str, Any]:
+        """Return, with references, which patches were compared with theirs; see the base class."""
+        return {"patch_norm": self.patch_norm} if self._memory else {}
 
     def text(self, category: str) -> Tensor:
         """Return the text features ``(D, 2)`` of a category: normal, abnormal.
@@ -173,7 +181,8 @@ class WinCLIP(CLIPMethod):
             tokens = block(tokens)
         final = backbone.visual.ln_post(tokens)
         image = final[:, 0] @ backbone.visual.proj
-        return Embeddings(image.float(), final[:, 1:].float(), tuple(windows))
+        patches = (final if self.patch_norm else tokens)[:, 1:]  # (B, N, W)
+        return Embeddings(image.float(), patches.float(), tuple(windows))
 
     @torch.no_grad()
     def remember(self, images: Tensor) -> Embeddings:

@@ -1,30 +1,46 @@
-"""Pixel metrics of a histogram, with bounds over all orders of the scores inside a key (bin)."""
+"""Pixel metrics of counts per interval of scores, with bounds over all orders inside the intervals.
+
+A bin holds the numbers of anomalous and normal pixels whose scores lie in a closed interval, and
+the sum of their region weights (one over the size of a pixel's region). Intervals may overlap,
+because pixels of several batches and processes are counted in different bins. A bin whose ends are
+equal is *exact*: its pixels are tied. In all other bins, the order of the pixels is unknown. All
+metrics rise, or stay equal, when an anomalous pixel moves up or a normal pixel moves down.
+Therefore their bounds are reached if the anomalous pixels have the highest score of their bin and
+the normal pixels the lowest, and the other way round.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from anomaly_clip.metrics.image import Ranking
+from anomaly_clip.metrics.pro import area_of_steps, bounds_of_steps
 
-__all__ = ["Bins", "Bounds"]
+__all__ = ["Bins", "Bounds", "Ranked", "grouped", "joined", "rank_cells"]
 
 Bounds = dict[str, tuple[float, float]]
 """Lowest and highest possible value of each metric, by name."""
 
+CELLS = 1024
+"""A group holds at most about one pixel in this many of the pixels that rank at or above it. Our
+choice: the metrics of groups are then certain to 1e-3."""
 
-class Bins(NamedTuple):
-    """Pixel counts of the occupied keys, from the highest score down."""
+
+class Ranked(NamedTuple):
+    """Pixel counts from the highest score down; the pixels of one entry are tied."""
 
     anomalous: NDArray[np.int64]
     normal: NDArray[np.int64]
     regions: NDArray[np.float64]
 
     def ranking(self) -> Ranking:
-        """Return the ranking of the pixels; pixels with the same key are tied."""
+        """Return the ranking of the pixels."""
         occupied = self.anomalous > 0
         false_positives = self.normal.cumsum()
         return Ranking(
@@ -36,38 +52,224 @@ class Bins(NamedTuple):
 
     def pro(self, limit: float) -> float:
         """Return the normalised area under PRO up to a limit of the false positive rate."""
-        share = self.regions / self.regions.sum()
+        rate = self.normal.cumsum() / self.normal.sum()
+        end = int(np.searchsorted(rate, limit)) + 1  # later entries lie beyond the limit
+        share = self.regions[:end] / self.regions.sum()
         overlap = share.cumsum()
-        width = self.normal / self.normal.sum()
-        start = np.concatenate([[0.0], width.cumsum()[:-1]])
+        start = np.concatenate([[0.0], rate[: end - 1]])
+        width = rate[:end] - start
         inside = np.clip(limit - start, 0, width)
-        # PRO rises linearly inside a key (trapezoids). The limit may cut a key into two parts.
+        # PRO rises linearly inside an entry (trapezoids). The limit may cut an entry in two.
         part = np.divide(inside, width, out=np.zeros_like(width), where=width > 0)
         return float((inside * (overlap - share + share * part / 2)).sum() / limit)
 
-    def bounds(self, limit: float) -> Bounds:
-        """Return the lowest and highest value of each metric over all orders inside each key."""
+    def precision_bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the lowest and the highest mean precision of the anomalous pixels of each entry.
+
+        Lowest: all normal pixels of the entry rank above its anomalous pixels. Highest: the
+        anomalous pixels, tied with each other, rank above its normal pixels.
+        """
         p, n = self.anomalous, self.normal
         true_positives, false_positives = p.cumsum(), n.cumsum()
-        num_anomalous, num_normal = int(true_positives[-1]), int(false_positives[-1])
-        ranking = self.ranking()
-        area = ranking.auroc()
-        slack = float((p * n.astype(np.float64)).sum()) / (2 * num_anomalous * num_normal)
-        # Lowest: in each key, all normal pixels rank above the anomalous pixels. Highest: the
-        # anomalous pixels, tied with each other, rank above all normal pixels.
-        lowest = p * ((true_positives - p + 1) / (true_positives - p + 1 + false_positives))
-        highest = p * (true_positives / np.maximum(true_positives + false_positives - n, 1))
-        width = n / num_normal
-        start = np.concatenate([[0.0], width.cumsum()[:-1]])
-        share = self.regions / self.regions.sum()
-        overlap = self.pro(limit)
-        cut = np.where(start < limit, width, 0)
-        doubt = float((share * cut).sum()) / (2 * limit)
-        f1 = 2 * true_positives / (false_positives - n + true_positives + num_anomalous)
-        bounds = {
-            "pixel_auroc": (area - slack, area + slack),
-            "pixel_ap": (float(lowest.sum()) / num_anomalous, float(highest.sum()) / num_anomalous),
-            "pixel_f1_max": (ranking.f1_max(), float(f1.max())),
-            "pixel_pro": (overlap - doubt, overlap + doubt),
+        first = true_positives - p + 1
+        lowest = first / np.maximum(first + false_positives, 1)
+        highest = true_positives / np.maximum(true_positives + false_positives - n, 1)
+        return lowest, highest
+
+
+class Bins(NamedTuple):
+    """Pixel counts per interval of scores, in any order; ``(n,)`` each."""
+
+    low: NDArray[np.float64]
+    """Lowest score that a pixel of the bin can have."""
+    high: NDArray[np.float64]
+    """Highest score that a pixel of the bin can have."""
+    anomalous: NDArray[np.int64]
+    normal: NDArray[np.int64]
+    regions: NDArray[np.float64]
+
+    @classmethod
+    def from_table(cls, table: Tensor) -> Bins:
+        """Return the bins of a table from `table`."""
+        low, high, anomalous, normal, regions = table.cpu().double().numpy().T.copy()
+        return cls(low, high, anomalous.astype(np.int64), normal.astype(np.int64), regions)
+
+    def table(self) -> Tensor:
+        """Return the bins as float64 ``(n, 5)``, which holds counts below 2^53 exactly."""
+        return torch.from_numpy(np.stack([column.astype(np.float64) for column in self], axis=1))
+
+    @property
+    def exact(self) -> NDArray[np.bool_]:
+        """True for bins whose pixels are tied."""
+        return self.low == self.high
+
+    @property
+    def total(self) -> NDArray[np.int64]:
+        """Number of pixels of each bin."""
+        return self.anomalous + self.normal
+
+    def take(self, chosen: NDArray[np.int64]) -> Bins:
+        """Return some of the bins, or all of them in another order."""
+        return Bins._make(column[chosen] for column in self)
+
+    def ranked(self) -> tuple[Ranked, NDArray[np.bool_]]:
+        """Return the counts in the order of the bins' centres, and the bins that are exact."""
+        order = np.argsort(-(self.low + self.high), kind="stable")
+        bins = self.take(order)
+        return Ranked(bins.anomalous, bins.normal, bins.regions), bins.exact
+
+    def metrics(self, limit: float) -> dict[str, float]:
+        """Return the metrics, with PRO over all thresholds up to a false positive rate.
+
+        The pixels of a bin count as tied at its centre, except in AP: there, an inexact bin counts
+        with the middle of its bounds, because the rule for ties biases AP low.
+        """
+        ranked, exact = self.ranked()
+        ranking = ranked.ranking()
+        true_positives = ranked.anomalous.cumsum()
+        tied = true_positives / np.maximum(true_positives + ranked.normal.cumsum(), 1)
+        lowest, highest = ranked.precision_bounds()
+        precision = np.where(exact, tied, (lowest + highest) / 2)
+        return {
+            "pixel_auroc": ranking.auroc(),
+            "pixel_ap": float((ranked.anomalous * precision).sum()) / int(true_positives[-1]),
+            "pixel_f1_max": ranking.f1_max(),
+            "pixel_pro": ranked.pro(limit),
         }
-        return {name: (max(0.0, low), min(1.0, high)) for name, (low, high) in bounds.items()}
+
+    def bounds(self, limit: float) -> Bounds:
+        """Return the lowest and highest value of each metric over all orders inside the bins."""
+        worst, loose = self._extreme(best=False)
+        best, _ = self._extreme(best=True)
+        num_anomalous = int(worst.anomalous.sum())
+        least, most = worst.ranking(), best.ranking()
+        # Anomalous pixels that share an inexact bin need not be tied. Untied, the first of them
+        # has the lowest precision.
+        true_positives = worst.anomalous.cumsum()
+        tied = true_positives / np.maximum(true_positives + worst.normal.cumsum(), 1)
+        lowest = np.where(loose, worst.precision_bounds()[0], tied)
+        return {
+            "pixel_auroc": (least.auroc(), most.auroc()),
+            "pixel_ap": (
+                float((worst.anomalous * lowest).sum()) / num_anomalous,
+                most.average_precision(),
+            ),
+            "pixel_f1_max": (least.f1_max(), most.f1_max()),
+            "pixel_pro": (worst.pro(limit), best.pro(limit)),
+        }
+
+    def _extreme(self, best: bool) -> tuple[Ranked, NDArray[np.bool_]]:
+        """Return the best or the worst order, and the entries of anomalous pixels of inexact bins.
+
+        Exact bins stay whole. Of the inexact ones, all pixels of a class move to one end.
+        """
+        exact = self.exact
+        anomalous = ~exact & (self.anomalous > 0)
+        normal = ~exact & (self.normal > 0)
+        ends = (self.high, self.low) if best else (self.low, self.high)
+        groups = [
+            (ends[0][anomalous], self.anomalous[anomalous], None, self.regions[anomalous]),
+            (self.low[exact], self.anomalous[exact], self.normal[exact], self.regions[exact]),
+            (ends[1][normal], None, self.normal[normal], None),
+        ]
+        if not best:  # among equal scores, the normal pixels then come first
+            groups.reverse()
+        value = np.concatenate([group[0] for group in groups])
+        order = np.argsort(-value, kind="stable")
+        columns: list[NDArray[Any]] = []
+        for place in (1, 2, 3):
+            dtype = np.float64 if place == 3 else np.int64
+            parts = [np.zeros(len(g[0]), dtype) if g[place] is None else g[place] for g in groups]
+            columns.append(np.concatenate(parts)[order])  # type: ignore[arg-type]
+        sizes = [len(group[0]) for group in groups]
+        loose = np.repeat([best, False, not best], sizes)[order]
+        return Ranked(*columns), loose
+
+    def stepwise_pro(
+        self, thresholds: NDArray[np.float64], limit: float
+    ) -> tuple[float, tuple[float, float]]:
+        """Return PRO over given thresholds, in ascending order, and its bounds; NaN if undefined.
+
+        A threshold inside a bin splits the bin's pixels in proportion.
+        """
+        width = self.high - self.low
+        weights = np.stack([self.normal / self.normal.sum(), self.regions / self.regions.sum()])
+        # Fractions of normal pixels and of regions at or below each threshold, (2, thresholds).
+        least = _fractions(self.high, weights, thresholds)
+        most = _fractions(self.low, weights, thresholds)
+        middle = least.copy()
+        wide = np.flatnonzero(width > 0)
+        low, width, weights = self.low[wide], width[wide], weights[:, wide]
+        for place, threshold in enumerate(thresholds):
+            part = (threshold - low) / width
+            inside = np.flatnonzero((part >= 0) & (part < 1))
+            middle[:, place] += weights[:, inside] @ part[inside]
+        least, most, middle = (np.clip(1 - values, 0, 1) for values in (least, most, middle))
+        area = area_of_steps(middle[0], middle[1], limit)
+        return area, bounds_of_steps((most[0], least[0]), (most[1], least[1]), limit)
+
+
+def _fractions(
+    edges: NDArray[np.float64], weights: NDArray[np.float64], thresholds: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the sums of the weights whose edge is at or below each threshold."""
+    order = np.argsort(edges, kind="stable")
+    sums = np.concatenate([np.zeros((2, 1)), weights[:, order].cumsum(axis=1)], axis=1)
+    return sums[:, np.searchsorted(edges[order], thresholds, side="right")]
+
+
+def joined(parts: Iterable[Bins]) -> Bins:
+    """Return the bins of all parts; bins with equal intervals become one."""
+    parts = list(parts)
+    if len(parts) == 1:
+        return parts[0]
+    bins = Bins(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    order = np.argsort(bins.high, kind="stable")
+    order = order[np.argsort(bins.low[order], kind="stable")]
+    bins = bins.take(order)
+    new = (np.diff(bins.low) > 0) | (np.diff(bins.high) > 0)
+    starts = np.concatenate([[0], np.flatnonzero(new) + 1])
+    if len(starts) == len(new) + 1 or not len(bins.low):
+        return bins
+    return Bins(
+        bins.low[starts],
+        bins.high[starts],
+        *(np.add.reduceat(column, starts) for column in bins[2:]),
+    )
+
+
+def grouped(bins: Bins, cells: int = CELLS) -> Bins:
+    """Return fewer bins: neighbours that together hold few of the pixels that rank above them.
+
+    An exact bin that is too full for a group stays exact.
+
+    Args:
+        bins: Bins in any order.
+        cells: A group holds about one in this many of the pixels that rank at or above it.
+    """
+    bins = bins.take(np.argsort(-(bins.low + bins.high), kind="stable"))
+    total = bins.total
+    above = total.cumsum() - total
+    alone = bins.exact & (total * cells > above + total)
+    cell = rank_cells(above, cells)
+    new = (np.diff(cell) > 0) | alone[1:] | alone[:-1]
+    starts = np.concatenate([[0], np.flatnonzero(new) + 1])
+    return Bins(
+        np.minimum.reduceat(bins.low, starts),
+        np.maximum.reduceat(bins.high, starts),
+        *(np.add.reduceat(column, starts) for column in bins[2:]),
+    )
+
+
+def rank_cells(ranks: NDArray[np.int64], cells: int) -> NDArray[np.int64]:
+    """Return the cell of each rank: single ranks at the top, then a constant fraction of the rank.
+
+    Example:
+        >>> import numpy as np
+        >>> from anomaly_clip.metrics.bins import rank_cells
+        >>> rank_cells(np.array([0, 1, 2, 3, 4, 6, 100]), 2).tolist()
+        [0, 1, 2, 2, 3, 4, 9]
+    """
+    with np.errstate(divide="ignore"):
+        later = cells + np.floor(np.log(ranks / cells) * cells)
+    return np.where(ranks < cells, ranks, later).astype(np.int64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -32,12 +32,14 @@ if TYPE_CHECKING:
     from typing_extensions import Self  # in typing since Python 3.11
 
 __all__ = [
+    "CERTAIN",
     "METRICS",
     "Evaluator",
     "EvaluatorSettings",
     "MetricValues",
     "Results",
     "mean_defined",
+    "uncertain_metrics",
     "with_means",
 ]
 
@@ -52,6 +54,9 @@ METRICS = (
 )
 """Names under which metrics are logged, saved and printed, in this order."""
 
+CERTAIN = 1e-3
+"""A reported pixel metric that may differ from the exact one by more than this is marked."""
+
 MetricValues = dict[str, float | None]
 """Metric values by name, fractions in 0..1; None if undefined because all labels are equal."""
 
@@ -65,10 +70,10 @@ class EvaluatorSettings:
             the exact PRO over all thresholds.
         fpr_limit: False positive rate up to which PRO is integrated.
         exact: Keep all pixels and rank them exactly (at most 12 bytes per pixel), instead of
-            keeping a histogram of scores rounded to half precision (1.5 MiB per category; metrics
+            keeping histograms of the scores (usually 1.6 MiB per category, at most 8 MiB; metrics
             are reported with bounds).
-        fine: Use histograms with 20-bit keys instead of 16-bit ones: narrower bounds, 24 MiB per
-            category.
+        fine: Use histograms with 2^20 bins instead of 2^16: narrower bounds, 24 MiB per category
+            and more.
         bootstrap: Number of bootstrap resamples of the images of a category, for a 95 % interval
             of the image AUROC; null for no interval.
         bootstrap_seed: Seed of the resampling.
@@ -86,7 +91,7 @@ class EvaluatorSettings:
         """Description of the ranking of pixels."""
         if self.exact:
             return "exactly"
-        return f"by keys of {20 if self.fine else 16} bits"
+        return f"in histograms of 2^{20 if self.fine else 16} bins"
 
     def __post_init__(self) -> None:
         check_pro_options(self.fpr_limit, self.pro_steps)
@@ -351,6 +356,37 @@ class Evaluator(Metric):
             )
 
 
+def uncertain_metrics(results: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the metrics whose bounds are further from the value than `CERTAIN`.
+
+    Args:
+        results: `Results`, or the content of ``metrics.json``.
+
+    Returns:
+        Names of metrics by category, and under the key ``mean`` those of the mean; without the
+        categories that have none.
+
+    Example:
+        >>> from anomaly_clip.metrics.evaluator import uncertain_metrics, with_means
+        >>> bounds = {"cable": {"pixel_ap": (0.39, 0.41)}}
+        >>> uncertain_metrics(with_means({"cable": {"pixel_auroc": 0.9, "pixel_ap": 0.4}}, bounds))
+        {'cable': ['pixel_ap'], 'mean': ['pixel_ap']}
+    """
+    uncertain = {}
+    for name, values in (*results["categories"].items(), ("mean", results["mean"])):
+        bounds = results.get("intervals", {}).get(name, {})
+        metrics = [
+            metric
+            for metric in PIXEL_METRICS
+            if metric in bounds
+            and (value := values.get(metric)) is not None
+            and max(value - bounds[metric][0], bounds[metric][1] - value) > CERTAIN
+        ]
+        if metrics:
+            uncertain[name] = metrics
+    return uncertain
+
+
 def _defined(value: float) -> float | None:
     return None if math.isnan(value) else value
 
@@ -389,7 +425,7 @@ def _mean_bounds(categories: dict[str, MetricValues], intervals: dict[str, Bound
         ends = [
             intervals.get(category, {}).get(name, (value, value))
             for category, metrics in categories.items()
-            if (value := metrics[name]) is not None
+            if (value := metrics.get(name)) is not None
         ]
         if ends:
             low, high = (fmean(column) for column in zip(*ends, strict=True))

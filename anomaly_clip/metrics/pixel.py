@@ -1,23 +1,22 @@
 """Pixel metrics in one pass over the maps, in memory that does not grow with their number.
 
-The state has three histograms over a 16-bit *key* of the score: the number of all pixels, the
-number of anomalous pixels, and, for PRO, the sum of region weights (one over the size of a pixel's
-region). AUROC, AP, F1-max and PRO are functions of these histograms, and two states merge by
-addition.
+The state of a category is a histogram of its scores: the number of all pixels, the number of
+anomalous pixels, and, for PRO, the sum of region weights (one over the size of a pixel's region) in
+each bin. AUROC, AP, F1-max and PRO are functions of these histograms, and two states merge by
+addition of equal bins and union of others.
 
-The key of a score is its bit pattern in half precision. Keys are in the order of the scores (in
-reverse order for negative scores), so metrics of half-precision scores are exact. float32 scores
-are rounded to float16 for the key, and pixels that share a key count as tied. Only the order of the
-scores inside a key is lost. The metrics therefore come with bounds over all such orders, which hold
-for the unrounded scores.
+The bins follow the scores, whatever their range and offset: :mod:`~anomaly_clip.metrics.windows`
+places them. Scores in half precision have a bin each, so their metrics are exact. In the other
+bins, only the order of the pixels inside a bin is lost. The metrics therefore come with bounds over
+all such orders, which hold for the float32 scores as given.
 
 In bins from the highest score down, let ``p``, ``n`` and ``w`` be the anomalous pixels, normal
 pixels and region weights of a bin, ``TP``, ``FP`` and ``PRO`` their running sums including the bin
 (``PRO`` as a fraction), and ``P`` and ``N`` all anomalous and normal pixels:
 
 - AUROC = sum of ``(TP - p / 2) n / (P N)``;
-- AP = sum of ``p / P * TP / (TP + FP)``; for rounded scores, the middle of its bounds is reported
-  instead, because the rule for ties biases AP low;
+- AP = sum of ``p / P * TP / (TP + FP)``; for a bin with several scores, the middle of its bounds
+  counts instead, because the rule for ties biases AP low;
 - F1-max = maximum of ``2 TP / (TP + FP + P)``;
 - PRO up to a false positive rate ``L``: trapezoids of ``PRO`` over ``FP / N``, cut at ``L``.
 """
@@ -36,31 +35,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
-from anomaly_clip.metrics.bins import Bins, Bounds
+from anomaly_clip.metrics.bins import CELLS, Bins, Bounds, grouped, joined
 from anomaly_clip.metrics.curves import Curves, pixel_curves, sampled_counts
 from anomaly_clip.metrics.image import as_array, is_finite, rank_sorted
-from anomaly_clip.metrics.keys import (
-    BFLOAT16,
-    CHUNK,
-    DEVICE_CHUNK,
-    FINE,
-    FLOAT16,
-    KEY_KINDS,
-    count_keys,
-    count_with_opencv,
-    defect_weights,
-    key_edges,
-    key_order,
-    key_values,
-    with_one_zero,
-)
 from anomaly_clip.metrics.pro import (
-    area_of_steps,
     area_under_pro,
-    bounds_of_steps,
     check_pro_options,
     in_order,
+    region_weights,
     step_thresholds,
+)
+from anomaly_clip.metrics.windows import (
+    CHUNK,
+    FEW,
+    NUM_BINS,
+    HalfWindow,
+    LinearWindow,
+    Pixels,
+    Window,
+    separated,
 )
 from anomaly_clip.progress import track
 
@@ -78,6 +71,17 @@ PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_pro")
 
 ROUNDING = 1e-12
 """Rounding error of sums in double precision; bounds are widened by it."""
+DEVICE_CHUNK = 1 << 25
+"""Number of pixels converted at once on a GPU, where kernel launches cost more than the memory of
+temporary keys (12 bytes per pixel)."""
+MAX_WINDOWS = 3
+"""Number of windows of a row."""
+MAX_SEPARATE = 1 << 16
+"""Number of bins of a row outside of windows."""
+ENOUGH = 8
+"""A batch opens another window if the others leave more than one in this many of its pixels."""
+WINDOW_SIZES = {False: (NUM_BINS, CELLS), True: (1 << 20, 16 * CELLS)}
+"""Number of bins of a window, and the share of a crowded bin, without and with ``fine``."""
 
 
 class PixelResult(NamedTuple):
@@ -92,17 +96,18 @@ class PixelResult(NamedTuple):
 
 
 class PixelHistogram(Metric):
-    """Count pixels by the key of their score, in one row per category.
+    """Count pixels in bins of their scores, in one row per category.
 
-    The state is three histograms per row: 1.5 MiB, whatever the number of images.
+    A row takes 1.6 MiB in the usual case, and at most 8 MiB per process, whatever the number of
+    images: three windows and 65,536 separate bins.
 
     Args:
         num_rows: Number of separate evaluations.
-        fine: Use keys of 20 bits (sign, 6 bits of exponent, 13 of mantissa) instead of 16, for
-            float32 scores. Bounds are about ten times narrower, and the state has 24 MiB per row.
+        fine: Use windows of 2^20 bins instead of 2^16, for narrower bounds: 25 MiB per row in the
+            usual case.
         fpr_limit: False positive rate up to which PRO is integrated.
-        pro_steps: None: PRO over all keys. A number: PRO over that many equally spaced thresholds;
-            a threshold inside a key splits the key's pixels in proportion.
+        pro_steps: None: PRO over all thresholds. A number: PRO over that many equally spaced
+            thresholds; a threshold inside a bin splits the bin's pixels in proportion.
 
     Example:
         >>> import torch
@@ -116,11 +121,6 @@ class PixelHistogram(Metric):
     """
 
     full_state_update = False
-    counts: Tensor
-    positives: Tensor
-    regions: Tensor
-    kinds: Tensor
-    rounded: Tensor
     extremes: Tensor
 
     def __init__(
@@ -131,40 +131,68 @@ class PixelHistogram(Metric):
         fpr_limit: float = 0.3,
         pro_steps: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(compute_on_cpu=True)
         check_pro_options(fpr_limit, pro_steps)
         self.num_rows = num_rows
         self.fine = fine
         self.fpr_limit = fpr_limit
         self.pro_steps = pro_steps
-        self.num_keys = 1 << (20 if fine else 16)
-        for name in ("counts", "positives", "regions"):
-            dtype = torch.float64 if name == "regions" else torch.int64
-            self._add_zeros(name, (num_rows, self.num_keys), dtype)
-        # Number of pixels per kind of key, and number of pixels per row that the key has rounded.
-        self._add_zeros("kinds", (len(KEY_KINDS),), torch.int64)
-        self._add_zeros("rounded", (num_rows,), torch.int64)
+        for row in range(num_rows):
+            self.add_state(f"bins_{row}", [], dist_reduce_fx="cat")
         # The negated lowest score and the highest score, so that both merge by maximum.
         worst = torch.full((num_rows, 2), -math.inf, dtype=torch.float64)
         self.add_state("extremes", worst, dist_reduce_fx="max")
-
-    def _add_zeros(self, name: str, size: tuple[int, ...], dtype: torch.dtype) -> None:
-        self.add_state(name, torch.zeros(size, dtype=dtype), dist_reduce_fx="sum")
-        # torchmetrics keeps a default for each state; an expanded tensor stores a single zero.
-        self._defaults[name] = torch.zeros(1, dtype=dtype).expand(size)
+        self._clear_windows()
 
     def reset(self) -> None:
         """Forget all pixels."""
         with torch.inference_mode(False):  # a later update may run outside of this mode
             super().reset()
+        self._clear_windows()
+
+    def _clear_windows(self) -> None:
+        self._linear: list[list[LinearWindow]] = [[] for _ in range(self.num_rows)]
+        self._half: dict[tuple[int, torch.dtype], HalfWindow] = {}
+
+    def _flush(self) -> None:
+        """Move the counts of the windows to the state, which can be merged."""
+        for row in range(self.num_rows):
+            for window in self._windows(row):
+                bins = window.bins()
+                if len(bins.low):
+                    self._separate(row).append(bins.table())
+                    window.clear()
+
+    def _windows(self, row: int) -> list[Window]:
+        half = [window for (of, _), window in self._half.items() if of == row]
+        return [*self._linear[row], *half]
+
+    def _separate(self, row: int) -> list[Tensor]:
+        state: list[Tensor] = getattr(self, f"bins_{row}")
+        return state
+
+    def _copy_state_dict(self) -> dict[str, Any]:
+        """Copy the state, as torchmetrics does before it synchronises or replaces it."""
+        self._flush()
+        return super()._copy_state_dict()
+
+    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
+        """Add the pixels of another metric."""
+        self._flush()
+        if isinstance(incoming_state, PixelHistogram):
+            incoming_state._flush()
+        super().merge_state(incoming_state)
 
     def _sync_dist(self, dist_sync_fn: Any = None, process_group: Any = None) -> None:
-        """Add up the states of all processes with one all-reduce each, without gathering them."""
-        for name in self._defaults:
-            state = getattr(self, name).clone()
-            how = dist.ReduceOp.MAX if name == "extremes" else dist.ReduceOp.SUM
-            dist.all_reduce(state, how, group=process_group)
-            setattr(self, name, state)
+        """Collect the bins of all processes; those with equal edges are added when computing."""
+        extremes = self.extremes.clone()
+        dist.all_reduce(extremes, dist.ReduceOp.MAX, group=process_group)
+        self.extremes = extremes
+        mine = [self._separate(row) for row in range(self.num_rows)]
+        gathered: list[Any] = [None] * dist.get_world_size(process_group)
+        dist.all_gather_object(gathered, mine, process_group)
+        for row in range(self.num_rows):
+            setattr(self, f"bins_{row}", [table for tables in gathered for table in tables[row]])
 
     def update(
         self,
@@ -176,7 +204,8 @@ class PixelHistogram(Metric):
         """Add images.
 
         Args:
-            maps: Floating ``(B, h, w)``; higher = more anomalous.
+            maps: Floating ``(B, h, w)``; higher = more anomalous. Double precision is rounded to
+                float32.
             masks: bool ``(B, h, w)``.
             rows: int64 ``(B,)``, row of each image; default: the first row.
             names: Names of the images in error messages.
@@ -185,134 +214,96 @@ class PixelHistogram(Metric):
             ValueError: If shapes or types do not match, or a score is not finite. Nothing of the
                 batch is counted then.
         """
+        if maps.dtype == torch.float64:
+            maps = maps.float()
         rows = check_pixels(maps, masks, rows, self.num_rows, names)
         if not maps.numel():
             return
-        kind = FINE if self.fine else BFLOAT16 if maps.dtype == torch.bfloat16 else FLOAT16
         maps = maps.detach()
         for row in rows.unique().tolist():
             chosen = (rows == row).nonzero().squeeze(1)
             same = slice(None) if len(chosen) == len(rows) else chosen.to(maps.device)
-            self._add(row, maps[same], masks[same], kind)
-        self.kinds[KEY_KINDS.index(kind)] += maps.numel()
+            self._add(row, maps[same], masks[same])
 
-    def _add(self, row: int, maps: Tensor, masks: Tensor, kind: int) -> None:
-        on_cpu = maps.device.type == "cpu" and kind != FINE
-        histograms = count_with_opencv if on_cpu else count_keys
+    def _add(self, row: int, maps: Tensor, masks: Tensor) -> None:
         most = CHUNK if maps.device.type == "cpu" else DEVICE_CHUNK
         step = max(1, most // maps[0].numel())
         for start in range(0, len(maps), step):
             part, mask = maps[start : start + step], masks[start : start + step]
-            counts, positives, regions = histograms(part, mask, kind, self.num_keys)
-            self.counts[row] += counts.to(self.counts.device)
-            if positives is not None and regions is not None:
-                self.positives[row] += positives.to(self.positives.device)
-                self.regions[row] += regions.to(self.regions.device)
             if self.pro_steps is not None:
                 low, high = part.aminmax()
                 extremes = torch.stack([-low, high]).to(self.extremes)
                 self.extremes[row] = self.extremes[row].maximum(extremes)
-        # A fine key covers the mantissa of half precision, but not all exponents of bfloat16.
-        exact = (torch.float16,) if self.fine else (torch.float16, torch.bfloat16)
-        if maps.dtype not in exact:
-            self.rounded[row] += maps.numel()
+            if part.dtype == torch.float32:
+                self._count(row, pixels_of(part, mask))
+            else:
+                window = self._half.setdefault((row, part.dtype), HalfWindow(part.dtype))
+                window.count(pixels_of(part, mask))
 
-    @property
-    def kind(self) -> int:
-        """Kind of the keys.
+    def _count(self, row: int, pixels: Pixels) -> None:
+        """Count float32 pixels in the windows of a row, and the others in separate bins."""
+        num_pixels = len(pixels.scores)
+        rest: Pixels | None = pixels
+        windows = self._linear[row] if num_pixels > FEW else []
+        for window in windows:
+            if rest is not None:
+                rest = window.count(rest)
+        while (
+            rest is not None
+            and num_pixels > FEW
+            and len(rest.scores) * ENOUGH > num_pixels
+            and len(windows) < MAX_WINDOWS
+        ):
+            new = LinearWindow.around(*rest.range(), *WINDOW_SIZES[self.fine])
+            if any(new.same_bins(window) for window in windows):
+                break
+            windows.append(new)
+            rest = new.count(rest)
+        if rest is not None:
+            cells = WINDOW_SIZES[self.fine][1]
+            self._separate(row).append(separated(rest.cpu(), cells).table())
+            self._shrink(row)
 
-        Raises:
-            ValueError: If keys of two kinds were counted, by one process or by several.
-        """
-        counted = [
-            kind for kind, count in zip(KEY_KINDS, self.kinds.tolist(), strict=True) if count
-        ]
-        if len(counted) > 1:
-            raise ValueError(
-                "PixelHistogram: bfloat16 scores and others cannot be counted together, got "
-                f"{self.kinds.tolist()} pixels with float16, bfloat16 and fine keys: convert all "
-                "maps to one type"
-            )
-        return counted[0] if counted else KEY_KINDS[0]
+    def _shrink(self, row: int) -> None:
+        """Merge separate bins if there are too many, those with the fewest pixels first."""
+        tables = self._separate(row)
+        while len(tables) > 1 and sum(map(len, tables)) > MAX_SEPARATE:
+            tables.sort(key=lambda table: float(table[:, 2:4].sum()), reverse=True)
+            pair = joined([Bins.from_table(tables.pop()), Bins.from_table(tables.pop())])
+            if len(pair.low) > MAX_SEPARATE // 4:
+                pair = grouped(pair, WINDOW_SIZES[self.fine][1])
+            tables.append(pair.table())
 
     def compute(self) -> list[PixelResult]:
         """Return the metrics of all rows."""
         return [self._row_result(row) for row in range(self.num_rows)]
 
     def _row_result(self, row: int) -> PixelResult:
-        order, kind = key_order(self.num_keys), self.kind
-        counts, positives, regions = (
-            with_one_zero(state[row].cpu().numpy(), self.fine)[order]
-            for state in (self.counts, self.positives, self.regions)
-        )
-        occupied = np.flatnonzero(counts)[::-1]  # from the highest score down
-        bins = Bins(
-            anomalous=positives[occupied],
-            normal=(counts - positives)[occupied],
-            regions=regions[occupied],
-        )
+        parts = [bins for window in self._windows(row) if len((bins := window.bins()).low)]
+        parts += [Bins.from_table(table) for table in self._separate(row)]
         metrics: dict[str, float | None] = dict.fromkeys(PIXEL_METRICS)
-        ranking = bins.ranking()
-        if not ranking.defined:
+        if not parts:
             return PixelResult(metrics, {})
-        curves = pixel_curves(*bins, fpr_limit=self.fpr_limit)
-        exact = not int(self.rounded[row])
-        bounds = bins.bounds(self.fpr_limit)
-        metrics["pixel_auroc"] = ranking.auroc()
-        metrics["pixel_ap"] = ranking.average_precision() if exact else sum(bounds["pixel_ap"]) / 2
-        metrics["pixel_f1_max"] = ranking.f1_max()
-        if self.pro_steps is None:
-            metrics["pixel_pro"] = bins.pro(self.fpr_limit)
-        else:
-            del bounds["pixel_pro"]
-            stepwise = self._stepwise_pro(row, order[occupied[::-1]], kind, bins, exact)
-            if stepwise is not None:
-                metrics["pixel_pro"], bounds["pixel_pro"] = stepwise
-        if exact:
-            return PixelResult(metrics, {}, curves)
-        wider = {
-            k: (max(0.0, a - ROUNDING), min(1.0, b + ROUNDING)) for k, (a, b) in bounds.items()
-        }
-        return PixelResult(metrics, wider, curves)
-
-    def _stepwise_pro(
-        self, row: int, keys: NDArray[np.int64], kind: int, bins: Bins, exact: bool
-    ) -> tuple[float, tuple[float, float]] | None:
-        """Return PRO and its bounds over equally spaced thresholds, given the occupied ``keys``."""
-        assert self.pro_steps is not None
-        low, high = -float(self.extremes[row, 0]), float(self.extremes[row, 1])
-        if high <= low:
-            return None
-        thresholds = step_thresholds(low, high, self.pro_steps)
-        # Fractions of the pixels up to the end of each occupied key, from the lowest score up.
-        shares = [
-            np.concatenate([[0.0], values[::-1].cumsum() / values.sum()])
-            for values in (bins.normal, bins.regions)
-        ]
-        if exact:
-            number = np.searchsorted(key_values(keys, kind), thresholds, side="right")
-            fpr, overlap = (1 - share[number] for share in shares)
-            area = area_of_steps(fpr, overlap, self.fpr_limit)
-            return None if math.isnan(area) else (area, (area, area))
-        # A key represents the scores between two edges; a threshold may lie between them.
-        starts, ends = np.clip(key_edges(keys, kind), low, high)
-        least = np.searchsorted(ends, thresholds, side="right")  # whole keys up to the threshold
-        most = np.maximum(np.searchsorted(starts, thresholds, side="right"), least)
-        inside = np.divide(
-            thresholds - starts[np.minimum(least, len(starts) - 1)],
-            (ends - starts)[np.minimum(least, len(starts) - 1)],
-            out=np.zeros_like(thresholds),
-            where=most > least,
-        )
-        fpr, overlap = (
-            1 - (share[least] + np.clip(inside, 0, 1) * (share[most] - share[least]))
-            for share in shares
-        )
-        area = area_of_steps(fpr, overlap, self.fpr_limit)
-        if math.isnan(area):
-            return None
-        between = [(1 - share[most], 1 - share[least]) for share in shares]
-        return area, bounds_of_steps(between[0], between[1], self.fpr_limit)
+        bins = joined(parts)
+        if not bins.anomalous.any() or not bins.normal.any():
+            return PixelResult(metrics, {})
+        values, bounds = bins.metrics(self.fpr_limit), bins.bounds(self.fpr_limit)
+        if self.pro_steps is not None:
+            low, high = -float(self.extremes[row, 0]), float(self.extremes[row, 1])
+            thresholds = step_thresholds(low, high, self.pro_steps)
+            values["pixel_pro"], bounds["pixel_pro"] = (
+                bins.stepwise_pro(thresholds, self.fpr_limit) if high > low else (math.nan, (0, 1))
+            )
+        ranked, exact = bins.ranked()
+        curves = pixel_curves(*ranked, fpr_limit=self.fpr_limit)
+        for name, (low, high) in bounds.items():
+            value = values[name]
+            if math.isnan(value):
+                continue
+            metrics[name] = value if exact.all() else min(max(value, low), high)
+            bounds[name] = (max(0.0, low - ROUNDING), min(1.0, high + ROUNDING))
+        defined = {name: bounds[name] for name in PIXEL_METRICS if metrics[name] is not None}
+        return PixelResult(metrics, {} if exact.all() else defined, curves)
 
 
 class PixelRanking(Metric):
@@ -354,10 +345,9 @@ class PixelRanking(Metric):
             scores, mask = maps[chosen], masks[chosen].numpy()  # (b, h, w) each
             self._state("scores", row).append(scores.flatten())
             hit = [values[m] for values, m in zip(scores, mask, strict=True) if m.any()]
-            weights = defect_weights(mask)
-            if weights is not None:
+            if hit:
                 self._state("defect", row).append(torch.cat(hit))
-                self._state("weight", row).append(torch.from_numpy(weights))
+                self._state("weight", row).append(torch.from_numpy(defect_weights(mask)))
 
     def compute(self) -> list[PixelResult]:
         """Return the metrics of all rows."""
@@ -385,6 +375,29 @@ class PixelRanking(Metric):
     def _state(self, name: str, row: int) -> list[Tensor]:
         state: list[Tensor] = getattr(self, f"{name}_{row}")
         return state
+
+
+def pixels_of(maps: Tensor, masks: Tensor) -> Pixels:
+    """Return the pixels of maps ``(B, h, w)``; scores in half precision by their patterns."""
+    half = maps.dtype != torch.float32
+    maps = maps.contiguous().view(torch.int16) if half else maps.contiguous()
+    if maps.device.type == "cpu":
+        values, mask = maps.numpy(), masks.numpy()
+        values = values.view(np.uint16) if half else values
+        hit = [v[m] for v, m in zip(values, mask, strict=True) if m.any()]
+        defects = np.concatenate([np.zeros(0, values.dtype), *hit])
+        return Pixels(values.reshape(-1), defects, defect_weights(mask))
+    maps = maps.int() & 0xFFFF if half else maps
+    # Only masks with a defect go to the CPU, where regions are labelled.
+    chosen = masks.flatten(1).any(dim=1).nonzero().squeeze(1)  # (images,)
+    masks = masks[chosen]
+    defects = maps[chosen][masks].cpu().numpy()
+    return Pixels(maps.flatten(), defects, defect_weights(masks.cpu().numpy()))
+
+
+def defect_weights(masks: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the region weights of all defect pixels of masks, in order."""
+    return np.concatenate([np.zeros(0), *(region_weights(mask) for mask in masks)])
 
 
 def check_pixels(

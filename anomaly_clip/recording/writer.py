@@ -25,6 +25,7 @@ from anomaly_clip.progress import number_of, say, track
 from anomaly_clip.recording.gallery import MAP_SIDE, draw_gallery
 from anomaly_clip.recording.image_records import ImageRecords
 from anomaly_clip.recording.map_images import draw_map_images
+from anomaly_clip.recording.run_conditions import environment, evaluation_conditions
 from anomaly_clip.recording.unreadable_images import UnreadableImages
 from anomaly_clip.recording.validation_images import ValidationImages
 from anomaly_clip.recording.wandb_log import log_config, log_image, log_run
@@ -339,6 +340,7 @@ class RunWriter(Callback):
             # Anomalous images whose mask is empty, possibly only after resizing or cropping.
             **({"anomalous_without_pixels": without_pixels} if method.is_detector else {}),
             **evaluation,
+            **evaluation_conditions(method, data),
             "images": {name: images for name, (images, _) in counts.items()},
             "anomalous": {name: anomalous for name, (_, anomalous) in counts.items()},
         }
@@ -370,6 +372,7 @@ class RunWriter(Callback):
             {**_data(trainer).protocol(), **method.protocol(), **protocol},
             str(trainer.ckpt_path) if trainer.ckpt_path else None,
             self.seed,
+            environment(trainer),
         )
 
     def _write_scores(self, method: EvaluatedModule, rows: Rows) -> None:

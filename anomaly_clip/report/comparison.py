@@ -13,7 +13,7 @@ from typing import NamedTuple
 from anomaly_clip.errors import UserError
 from anomaly_clip.metrics.classification import CLASS_METRICS
 from anomaly_clip.metrics.evaluator import METRICS
-from anomaly_clip.report.metrics_table import heading, percent
+from anomaly_clip.report.metrics_table import heading, marked_percent
 from anomaly_clip.report.table import ReportTable, TableLine, TableNote
 from anomaly_clip.results.finished_run import FinishedRun, printable
 
@@ -133,7 +133,12 @@ def _only(names: set[str], run: FinishedRun) -> str:
 def _category_cell(run: FinishedRun, metric: str, category: str) -> str:
     if category not in run.categories:
         return "failed"
-    return percent([_value(run, metric, category)])[0]
+    return _marked(run, metric, category, _value(run, metric, category))
+
+
+def _marked(run: FinishedRun, metric: str, row: str, value: float | None) -> str:
+    """Return a metric in percent, marked if its bounds are wide."""
+    return marked_percent({metric: value}, [metric], run.uncertain.get(row, ()))[0]
 
 
 def _value(run: FinishedRun, metric: str, category: str) -> float | None:
@@ -144,7 +149,7 @@ def _mean_cell(run: FinishedRun, metric: str) -> str:
     value, count = run.mean(metric, run.expected)
     if value is None and count:
         return f"incomplete\n({count} of {len(run.expected)})"
-    return percent([value])[0]
+    return _marked(run, metric, "mean", value)
 
 
 def _data_rows(

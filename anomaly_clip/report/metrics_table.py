@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from anomaly_clip.files import printable
-from anomaly_clip.metrics.evaluator import Results
-from anomaly_clip.results.warnings import RANDOM_WARNING
+from anomaly_clip.metrics.evaluator import Results, uncertain_metrics
+from anomaly_clip.results.warnings import MARK, RANDOM_WARNING, uncertain_warning
 
-__all__ = ["HEADINGS", "build_table", "heading", "percent"]
+__all__ = ["HEADINGS", "build_table", "heading", "marked_percent", "percent"]
 
 HEADINGS = {
     "image_auroc": "image\nAUROC",
@@ -36,6 +36,8 @@ def build_table(
 ) -> Table:
     """Return a table in percent: one row per category, and the mean; a dash if undefined.
 
+    Pixel metrics with wide bounds are marked.
+
     Args:
         results: The metrics.
         title: The method and its data.
@@ -43,11 +45,15 @@ def build_table(
         random_weights: Whether to warn above and below the table that the metrics are meaningless.
         remark: One line below the table.
     """
+    uncertain = uncertain_metrics(results)
+    caption = RANDOM_WARNING if random_weights else remark
+    if warning := uncertain_warning(uncertain):
+        caption = f"{caption}\n{warning}" if caption else warning
     table = Table(
         box=box.SIMPLE_HEAD,
         padding=0,  # so that ten columns fit into 80 characters; the box separates them
         title=Text(f"{title}\n{RANDOM_WARNING}" if random_weights else title),
-        caption=RANDOM_WARNING if random_weights else remark,
+        caption=caption,
         title_style="bold red" if random_weights else "bold",
         caption_style="bold red" if random_weights else "italic",
     )
@@ -57,13 +63,12 @@ def build_table(
         table.add_column(column, justify="right", no_wrap=True)
     for category, metrics in results["categories"].items():
         images, anomalous = counts[category]
-        cells = percent(metrics[name] for name in names)
+        cells = marked_percent(metrics, names, uncertain.get(category, ()))
         table.add_row(Text(printable(category)), str(images), str(anomalous), *cells)
     table.add_section()
     images, anomalous = (sum(column) for column in zip(*counts.values(), strict=True))
-    table.add_row(
-        "mean", str(images), str(anomalous), *percent(results["mean"].values()), style="bold"
-    )
+    means = marked_percent(results["mean"], names, uncertain.get("mean", ()))
+    table.add_row("mean", str(images), str(anomalous), *means, style="bold")
     return table
 
 
@@ -75,3 +80,13 @@ def heading(metric: str) -> str:
 def percent(values: Iterable[float | None]) -> list[str]:
     """Format fractions as percent, and undefined values as a dash."""
     return ["–" if value is None else f"{100 * value:.1f}" for value in values]
+
+
+def marked_percent(
+    values: Mapping[str, float | None], names: Sequence[str], uncertain: Collection[str]
+) -> list[str]:
+    """Format the named metrics as percent, and mark those with wide bounds."""
+    return [
+        f"{MARK}{text}" if name in uncertain else text
+        for name, text in zip(names, percent(values.get(n) for n in names), strict=True)
+    ]

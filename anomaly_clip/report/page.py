@@ -19,7 +19,7 @@ import numpy as np
 from anomaly_clip.files import atomic_path
 from anomaly_clip.records import source_of
 from anomaly_clip.report.charts import HEIGHT, MAX_LINES, WIDTH, build_charts
-from anomaly_clip.report.metrics_table import heading, percent
+from anomaly_clip.report.metrics_table import heading, marked_percent
 from anomaly_clip.report.protocol_text import MAX_ENTRIES, protocol_text, record_text, value_text
 from anomaly_clip.report.templates import render
 from anomaly_clip.results.finished_run import printable
@@ -80,7 +80,7 @@ def _render(files: RunFiles, image_bytes: int) -> bytes:
         notes=_notes(files),
         headings=[heading(name) for name in files.mean or ()],
         rows=_rows(files),
-        mean=None if files.mean is None else percent(files.mean.values()),
+        mean=None if files.mean is None else _percent(files, "mean", files.mean),
         summary=_summary(files),
         names=names,
         scores=[_embed_scores(files.scores.get(name)) for name in names] if has_scores else [],
@@ -175,21 +175,26 @@ def _rows(files: RunFiles) -> list[tuple[str, int | None, int | None, list[str]]
     """Return name, number of images, number of anomalous images and metrics of each category."""
     protocol = mapping(files.run.get("protocol"))
     images, anomalous = (mapping(protocol.get(key)) for key in ("images", "anomalous"))
-    names = list(files.mean or ())
     return [
         (
             category,
             images.get(category),
             anomalous.get(category),
-            percent(metrics.get(name) for name in names),
+            _percent(files, category, metrics),
         )
         for category, metrics in files.metrics.items()
     ]
 
 
+def _percent(files: RunFiles, row: str, metrics: Mapping[str, float | None]) -> list[str]:
+    """Return the metrics of a category, or their means, in percent; wide bounds are marked."""
+    return marked_percent(metrics, list(files.mean or ()), files.uncertain.get(row, ()))
+
+
 def _summary(files: RunFiles) -> list[tuple[str, str]]:
+    mean = dict(zip(files.mean or (), _percent(files, "mean", files.mean or {}), strict=True))
     return [
-        (heading(name).replace("\n", " "), percent([files.mean[name]])[0])
+        (heading(name).replace("\n", " "), mean[name])
         for name in SUMMARY
         if files.mean is not None and files.mean.get(name) is not None
     ]

@@ -6,7 +6,8 @@ Metrics are fractions, even if the paper prints percent.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from anomaly_clip.data.info import DATASETS
 
@@ -17,6 +18,7 @@ __all__ = [
     "PublishedTable",
     "PublishedTables",
     "RunSpec",
+    "SourcedValue",
     "WeightsSpec",
 ]
 
@@ -79,14 +81,31 @@ class PublishedColumn:
         return self.metric if self.of is None else f"{self.metric} of {self.of}"
 
 
-@dataclass(frozen=True)
-class PublishedCell:
-    """One published value of a metric, as a fraction."""
+class SourcedValue(NamedTuple):
+    """A value of a cell, and who published it."""
 
     value: float
+    """As a fraction."""
+    source: str
+    """The sources in prose; several are joined by "and"."""
+
+
+@dataclass(frozen=True)
+class PublishedCell:
+    """One published value of a metric, or several that differ by source."""
+
+    value: float
+    """The first value, as a fraction."""
     spread: float | None
     """Published standard deviation over several runs."""
     doubt: str | None
+    sources: tuple[SourcedValue, ...] = ()
+    """The values by source, starting with :attr:`value`; empty: the value of the table's source."""
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """All values, as fractions."""
+        return tuple(sourced.value for sourced in self.sources) or (self.value,)
 
 
 @dataclass(frozen=True)
@@ -101,6 +120,8 @@ class PublishedRow:
     doubt: str | None
     cells: tuple[PublishedCell | None, ...]
     """One cell per column."""
+    other_data: str | None = None
+    """Description of a data set that is not of this project; None for others."""
 
     @property
     def name(self) -> str:
@@ -131,17 +152,19 @@ class PublishedTable:
 
     def __len__(self) -> int:
         """Return the number of published values."""
-        return sum(cell is not None for row in self.rows for cell in row.cells)
+        return sum(len(cell.values) for row in self.rows for cell in row.cells if cell is not None)
 
 
 @dataclass(frozen=True)
 class PublishedTables:
-    """All tables by id, the groups of categories, and the weights required by runs."""
+    """All tables by id, and what they refer to: groups of categories, weights, older options."""
 
     tables: Mapping[str, PublishedTable]
     groups: Mapping[str, Mapping[str, tuple[str, ...]]]
     """Categories by data set and group."""
     weights: Mapping[str, WeightsSpec]
+    defaults: Mapping[str, object] = field(default_factory=dict)
+    """Values of options in runs that were made before the option existed."""
 
     def categories(self, data: str, of: str | None) -> tuple[str, ...] | None:
         """Return the categories that a mean covers; None if their names are unknown."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -26,6 +27,7 @@ from anomaly_clip.report.published import (
     PublishedRow,
     PublishedTable,
     PublishedTables,
+    SourcedValue,
 )
 from anomaly_clip.report.run_matching import differences, mismatch
 from anomaly_clip.report.table import ReportTable, TableLine, TableNote
@@ -163,10 +165,11 @@ def _mean_of_draws(draws: Sequence[OurCell]) -> OurCell:
     return OurCell(fmean(values), remark, all(cell.comparable for cell in draws), stdev(values))
 
 
-def _difference(ours: OurCell, cell: PublishedCell | None) -> float | None:
+def _differences(ours: OurCell, cell: PublishedCell | None) -> list[float]:
+    """Return the difference from each published value; empty if there is nothing to compare."""
     if cell is None or ours.value is None or not ours.comparable:
-        return None
-    return ours.value - cell.value
+        return []
+    return [ours.value - value for value in cell.values]
 
 
 # -- lines of the readable table -------------------------------------------------------------------
@@ -176,22 +179,41 @@ def _published_line(
     table: PublishedTable, row: PublishedRow, doubt_numbers: dict[str, int]
 ) -> TableLine:
     """Return a published row; its doubts are numbered and explained below the table."""
+    name = row.name + _marks([row.other_data, row.doubt], doubt_numbers)
     cells = []
     for cell in row.cells:
         if cell is None:
             cells.append(UNDEFINED)
             continue
-        text = f"{100 * cell.value:.{table.digits}f}{_doubt_mark(cell.doubt, doubt_numbers)}"
+        values = [f"{100 * value:.{table.digits}f}" for value in cell.values]
+        marks = _marks([_sources_note(cell, values), cell.doubt], doubt_numbers)
+        text = f"{' / '.join(values)}{marks}"
         if cell.spread is not None:
             text += f"\n±{100 * cell.spread:.{table.digits}f}"
         cells.append(text)
     kind = "published" if row.run is not None else "reference"
-    name = row.name + _doubt_mark(row.doubt, doubt_numbers)
     return TableLine((name, kind, *cells), "published", first=True)
 
 
-def _doubt_mark(doubt: str | None, numbers: dict[str, int]) -> str:
-    return "" if doubt is None else f" [{numbers.setdefault(doubt, len(numbers) + 1)}]"
+def _sources_note(cell: PublishedCell, values: Sequence[str]) -> str | None:
+    """Return the source of each value; None if the only source is that of the table."""
+    if not cell.sources:
+        return None
+    if len(values) == 1:
+        return f"from {cell.sources[0].source}"
+    values_by_source: dict[str, list[str]] = {}
+    for value, sourced in zip(values, cell.sources, strict=True):
+        values_by_source.setdefault(sourced.source, []).append(value)
+    listed = (f"{' and '.join(texts)}: {source}" for source, texts in values_by_source.items())
+    return f"sources disagree: {'; '.join(listed)}"
+
+
+def _marks(notes: Sequence[str | None], numbers: dict[str, int]) -> str:
+    """Return the numbers of notes, which are explained below the table."""
+    note_numbers = (
+        numbers.setdefault(note, len(numbers) + 1) for note in notes if note is not None
+    )
+    return "".join(f" [{number}]" for number in note_numbers)
 
 
 def _our_lines(
@@ -206,9 +228,8 @@ def _our_lines(
             value = f"{100 * ours.value:.{digits}f}"
             spread = "" if ours.spread is None else f"±{100 * ours.spread:.{digits}f}"
             values.append("\n".join(filter(None, [value, spread, ours.remark])))
-        difference = _difference(ours, published)
-        text = UNDEFINED if difference is None else f"{100 * difference:+.{digits}f}"
-        difference_texts.append(text)
+        texts = [f"{100 * value:+.{digits}f}" for value in _differences(ours, published)]
+        difference_texts.append(" / ".join(texts) or UNDEFINED)
     return [
         TableLine(("", label, *values), "ours"),
         TableLine(("", "difference", *difference_texts), "difference"),
@@ -228,6 +249,7 @@ def _data_rows(
     labels = ", ".join(run.label for run in runs)
     weights = ", ".join(dict.fromkeys(run.weights for run in runs))
     warnings = list(dict.fromkeys(tag.long for run in runs for tag in run.tags))
+    origin = f"{table.source}, {table.where}"
     rows: list[list[object]] = []
     for number, (column, published) in enumerate(zip(table.columns, row.cells, strict=True)):
         ours = None if cells is None else cells[number]
@@ -238,17 +260,25 @@ def _data_rows(
             note = "; ".join(filter(None, [reason, *warnings]))
         else:
             note = "reference only" if row.run is None else "not run"
-        doubts = [table.doubt, row.doubt, None if published is None else published.doubt]
-        rows.append(
-            [
-                *(table.id, row.method, row.data, row.of or column.of or "all", column.metric),
-                *((None, None) if published is None else (published.value, published.spread)),
-                *((None, None) if ours is None else (ours.value, ours.spread)),
-                None if ours is None else _difference(ours, published),
-                *((labels, weights) if runs else (None, None)),
-                note,
-                "; ".join(filter(None, doubts)),
-                f"{table.source}, {table.where}",
-            ]
-        )
+        doubts = [table.doubt, row.other_data, row.doubt]
+        sourced: Sequence[SourcedValue | None] = [None]
+        if published is not None:
+            sourced = published.sources or [SourcedValue(published.value, origin)]
+            doubts += ["sources disagree" if len(sourced) > 1 else None, published.doubt]
+        differences = [] if ours is None else _differences(ours, published)
+        # One row for each published value.
+        for value, difference in zip_longest(sourced, differences):
+            rows.append(
+                [
+                    *(table.id, row.method, row.data, row.of or column.of or "all", column.metric),
+                    None if value is None else value.value,
+                    None if published is None else published.spread,
+                    *((None, None) if ours is None else (ours.value, ours.spread)),
+                    difference,
+                    *((labels, weights) if runs else (None, None)),
+                    note,
+                    "; ".join(filter(None, doubts)),
+                    origin if value is None else value.source,
+                ]
+            )
     return rows

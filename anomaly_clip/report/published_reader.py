@@ -25,6 +25,7 @@ from anomaly_clip.report.published import (
     PublishedTable,
     PublishedTables,
     RunSpec,
+    SourcedValue,
     WeightsSpec,
 )
 
@@ -38,6 +39,8 @@ CONDITIONS = {
     *("method", "data", "backbone", "image_size", "train_categories", "frozen", "targets", "each"),
 }
 SCALE = {"percent": 100.0, "fraction": 1.0}
+WITHOUT_MASKS = ("BrainMRI", "HeadCT")
+"""Data sets without masks: pixel metrics under such a name are those of a namesake."""
 
 
 @cache
@@ -80,14 +83,18 @@ class _Reader:
         self.place = [name]
         self.sources: Mapping[str, Any] = {}
         self.doubts: Mapping[str, Any] = {}
+        self.other_data: dict[str, str | None] = {}
         self.groups: dict[str, dict[str, tuple[str, ...]]] = {}
         self.weights: dict[str, WeightsSpec] = {}
         self.runs: dict[str, RunSpec] = {}
 
     def read(self, content: Any) -> PublishedTables:
         parts = ("sources", "doubts", "groups", "weights", "runs", "tables")
-        self.check_keys(content, parts)
+        self.check_keys(content, parts, ("defaults", "other_data"))
         self.sources, self.doubts = content["sources"], content["doubts"]
+        for name, note in self.entries({"other_data": {}, **content}, "other_data"):
+            self.check(name not in DATASETS, "this project has a data set of this name: rename it")
+            self.other_data[name] = note
         for data, groups in self.entries(content, "groups"):
             self.check_name("data set", data, DATASETS)
             for members in groups.values():
@@ -102,7 +109,7 @@ class _Reader:
         used = {run.name for table in tables.values() for run in table.runs}
         for name in self.runs:
             self.check(name in used, f"no row uses the run {name}: add a row, or remove the run")
-        return PublishedTables(tables, self.groups, self.weights)
+        return PublishedTables(tables, self.groups, self.weights, content.get("defaults", {}))
 
     def weights_of(self, name: str, entry: Any) -> WeightsSpec:
         self.check_keys(entry, ("title", "file", "made", "command"))
@@ -140,7 +147,6 @@ class _Reader:
             ("title", "source", "where", "data", "protocol", "unit", "columns", "rows"),
             ("digits", "doubt"),
         )
-        self.check_name("source", entry["source"], self.sources)
         self.check_name("unit", entry["unit"], SCALE)
         columns = tuple(self.column(text, entry["data"]) for text in entry["columns"])
         rows = []
@@ -148,12 +154,10 @@ class _Reader:
             self.place.append(f"row {number}")
             rows.append(self.row(row, columns, entry["data"], SCALE[entry["unit"]]))
             self.place.pop()
-        source = self.sources[entry["source"]]
-        arxiv = f" (arXiv {source['arxiv']})" if source["arxiv"] else ""
         return PublishedTable(
             id=name,
             title=entry["title"],
-            source=source["title"] + arxiv,
+            source=self.source(entry["source"]),
             where=entry["where"],
             data=entry["data"],
             protocol=entry["protocol"],
@@ -162,6 +166,12 @@ class _Reader:
             columns=columns,
             rows=tuple(rows),
         )
+
+    def source(self, name: Any) -> str:
+        """Return a source in prose."""
+        self.check_name("source", name, self.sources)
+        source = self.sources[name]
+        return source["title"] + (f" (arXiv {source['arxiv']})" if source["arxiv"] else "")
 
     def column(self, text: str, data: str) -> PublishedColumn:
         metric, _, of = text.partition(" of ")
@@ -176,6 +186,7 @@ class _Reader:
         self.check_keys(entry, ("method", "values"), ("data", "of", "run", "doubt", "doubts"))
         self.place[-1] += f" ({entry['method']})"
         data, of = entry.get("data", data), entry.get("of")
+        self.check_name("data set", data, {**DATASETS, **self.other_data})
         if of is not None:
             counts = DATASETS[data].counts if data in DATASETS else {}
             self.check_name("group or category", of, {**self.groups.get(data, {}), **counts})
@@ -199,22 +210,48 @@ class _Reader:
             for value, column in zip(values, columns, strict=True)
         )
         self.check(any(cell is not None for cell in cells), f"expected a value, got {values}")
-        return PublishedRow(entry["method"], data, of, run, self.doubt(entry.get("doubt")), cells)
+        for column, cell in zip(columns, cells, strict=True):
+            self.check(
+                cell is None or data not in WITHOUT_MASKS or not column.metric.startswith("pixel"),
+                f"{data} has no masks, so {column.key} is of another data set of this name: give "
+                f"that one a name of its own in other_data",
+            )
+        doubt, other = self.doubt(entry.get("doubt")), self.other_data.get(data)
+        return PublishedRow(entry["method"], data, of, run, doubt, cells, other)
 
     def cell(self, value: Any, scale: float, doubt: str | None) -> PublishedCell | None:
         if value is None:
             return None
+        if isinstance(value, dict):
+            self.check(bool(value), f"expected {{value: source}}, got {value}")
+            sourced = tuple(
+                SourcedValue(self.fraction(number, scale, value), self.joined(names))
+                for number, names in value.items()
+            )
+            return PublishedCell(sourced[0].value, None, doubt, sourced)
         pair = value if isinstance(value, list) else [value, None]
-        numbers = [number for number in pair if number is not None]
-        valid = len(pair) == 2 and pair[0] is not None
-        valid &= all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers)
-        self.check(valid, f"expected a number or [value, deviation], got {value}")
         self.check(
-            all(0 <= number <= scale for number in numbers), f"expected 0 to {scale:g}, got {value}"
+            len(pair) == 2 and pair[0] is not None,
+            f"expected a number, [value, deviation] or {{value: source}}, got {value}",
         )
-        fraction, spread = (None if n is None else round(n / scale, 10) for n in pair)
-        assert fraction is not None
-        return PublishedCell(fraction, spread, doubt)
+        number, spread = pair
+        deviation = None if spread is None else self.fraction(spread, scale, value)
+        return PublishedCell(self.fraction(number, scale, value), deviation, doubt)
+
+    def fraction(self, number: Any, scale: float, value: Any) -> float:
+        """Return a number of a cell as a fraction; ``value`` is the cell, for messages."""
+        self.check(
+            isinstance(number, int | float) and not isinstance(number, bool),
+            f"expected a number, [value, deviation] or {{value: source}}, got {value}",
+        )
+        self.check(0 <= number <= scale, f"expected 0 to {scale:g}, got {value}")
+        return round(float(number) / scale, 10)
+
+    def joined(self, names: Any) -> str:
+        """Return one source or a list of sources in prose."""
+        listed = names if isinstance(names, list) else [names]
+        self.check(bool(listed), "expected a source of each value, got an empty list")
+        return " and ".join(self.source(name) for name in listed)
 
     def doubt(self, text: str | None) -> str | None:
         """Return the text of a doubt, which is given directly or by its name in section doubts."""

@@ -36,7 +36,7 @@ def differences(
     for key, value in spec.match.items():
         if run.is_stand_in and (key in ("backbone", "image_size") or key.startswith("model.")):
             continue
-        run_value = _condition(run, key)
+        run_value = _condition(run, key, source)
         if run_value != value and not (key == "each" and len(run.categories) == 1):
             texts.append(_difference_text(key, run_value, value))
     if not run.is_stand_in:
@@ -46,11 +46,15 @@ def differences(
     return texts
 
 
-def _condition(run: FinishedRun, key: str) -> object:
-    """Return the value of a run that a condition refers to."""
+def _condition(run: FinishedRun, key: str, source: PublishedTables) -> object:
+    """Return the value of a run that a condition refers to.
+
+    A run that was made before an option existed counts as having what was then the only behaviour.
+    """
     if key.startswith("model."):
         model = run.config.get("model")
-        return _lookup(model.get("init_args") if isinstance(model, dict) else None, key[6:])
+        value = _lookup(model.get("init_args") if isinstance(model, dict) else None, key[6:])
+        return source.defaults.get(key) if value is None else value
     if key == "each":
         return bool(run.protocol.get("one_model_a_category", False))
     fields = {"method": run.method, "data": run.data, "backbone": run.backbone}
@@ -61,9 +65,14 @@ def _difference_text(key: str, run_value: object, required: object) -> str:
     if key == "each":
         return f"it has one model {'for all categories' if required else 'per category'}"
     if run_value is None:
-        return f"{key} is unset, not {printable(required)}"
-    addition = "" if required is None else f", not {printable(required)}"
-    return f"{key} is {printable(run_value)}{addition}"
+        return f"{key} is unset, not {_as_typed(required)}"
+    addition = "" if required is None else f", not {_as_typed(required)}"
+    return f"{key} is {_as_typed(run_value)}{addition}"
+
+
+def _as_typed(value: object) -> str:
+    """Return a value as on the command line."""
+    return str(value).lower() if isinstance(value, bool) else printable(value)
 
 
 def _weights_differences(
@@ -129,5 +138,11 @@ def mismatch(
         for row in candidates
         if row.run and (texts := differences(row.run, run, source, weights_kinds))
     ]
-    texts, nearest = min(reasons, key=lambda reason: len(reason[0]))
+    texts, nearest = min(reasons, key=_distance)
     return f"{start}: the closest row is {nearest}, but {', '.join(texts)}"
+
+
+def _distance(reason: tuple[list[str], str]) -> tuple[int, int]:
+    """Return the number of a row's differences, and of those not only in an option of the model."""
+    texts, _ = reason
+    return len(texts), sum(not text.startswith("model.") for text in texts)

@@ -38,7 +38,7 @@ class TableLine(NamedTuple):
     """One line of a table."""
 
     cells: tuple[str, ...]
-    kind: Literal["category", "mean", "published", "ours", "missing", "difference"]
+    kind: Literal["category", "mean", "published", "ours", "missing", "difference", "item"]
     first: bool = False
     """True for the first line of a group."""
     rank: float | None = None

@@ -17,6 +17,7 @@ from anomaly_clip.results.warnings import (
     RANDOM_WARNING,
     overlap_warning,
     selection_warning,
+    uncertain_warning,
     unreadable_warnings,
 )
 
@@ -51,6 +52,9 @@ class FinishedRun:
         failed: Categories whose run failed.
         config: Options of the run; empty if they were not saved.
         provenance: Record of the fit that produced the weights file; empty if unknown.
+        uncertain: Pixel metrics with wide bounds by category, and under ``mean`` those of the mean.
+        record: Section ``run`` of ``metrics.json`` as it is in the file.
+        means: Section ``mean`` of ``metrics.json`` as it is in the file; empty if it has none.
         variant: Activation and interpolation of positions if they are not the defaults.
     """
 
@@ -66,6 +70,9 @@ class FinishedRun:
     failed: tuple[str, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    uncertain: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    record: Mapping[str, Any] = field(default_factory=dict)
+    means: Mapping[str, Any] = field(default_factory=dict)
     variant: str = ""
 
     @property
@@ -137,6 +144,9 @@ class FinishedRun:
         selected = selection_warning(self.protocol)
         if selected is not None:
             tags.append(Tag("best_test", selected, comparable=True))
+        uncertain = uncertain_warning(self.uncertain)
+        if uncertain is not None:
+            tags.append(Tag("wide bounds", uncertain, comparable=True))
         return tuple(tags)
 
     def _training_tags(self) -> list[Tag]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from anomaly_clip.files import write_csv, write_json
-from anomaly_clip.metrics.evaluator import Results, with_means
+from anomaly_clip.metrics.evaluator import Results, uncertain_metrics, with_means
 from anomaly_clip.records import WeightsRecord, source_of, versions
 from anomaly_clip.results.folder import METRICS_FILE
 
@@ -15,7 +15,7 @@ __all__ = ["merge_metrics", "run_record", "weights_label", "write_metrics"]
 
 PER_CATEGORY = ("images", "anomalous", "words")
 """Protocol entries that hold a value per category."""
-OF_ONE_CATEGORY = ("selected_epoch", "spread", "by_round", "trained_on")
+OF_ONE_CATEGORY = ("selected_epoch", "spread", "by_round", "trained_on", "fitted_images")
 """Protocol entries of a single test that a merged run keeps per category."""
 COUNTS = ("overlap", "anomalous_without_pixels", "listed")
 """Protocol entries that a merged run sums; a sum is None if any summand is unknown."""
@@ -34,6 +34,7 @@ def run_record(
     protocol: Mapping[str, Any],
     checkpoint: str | None,
     seed: int | None,
+    environment: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the section ``run`` of ``metrics.json``: the origin of the metrics."""
     return {
@@ -43,17 +44,22 @@ def run_record(
         "checkpoint": checkpoint,
         "seed": seed,
         "versions": versions(),
+        **({} if environment is None else {"environment": dict(environment)}),
     }
 
 
 def write_metrics(folder: Path, results: Results, run: Mapping[str, Any]) -> None:
     """Write ``metrics.json`` and ``metrics.csv`` into a run's folder.
 
+    The section ``run`` lists pixel metrics with wide bounds under ``uncertain``, by category.
+
     Args:
         folder: The run's folder.
         results: Metrics of the run.
         run: Origin of the metrics; see :func:`run_record`.
     """
+    uncertain = uncertain_metrics(results)
+    run = {**run, **({"uncertain": uncertain} if uncertain else {})}
     write_json(folder / METRICS_FILE, {**results, "run": run})
     label = weights_label(run["weights"])
     names = list(results["mean"])
@@ -91,7 +97,7 @@ def merge_metrics(
             merged[key].update(protocol[key])
     for key in OF_ONE_CATEGORY:
         if key in first["protocol"]:
-            merged[key] = {name: protocol[key] for name, protocol in protocols.items()}
+            merged[key] = {name: protocol.get(key) for name, protocol in protocols.items()}
     for key in COUNTS:
         if key in first["protocol"]:
             counts = [protocol.get(key) for protocol in protocols.values()]
@@ -100,10 +106,21 @@ def merge_metrics(
         total = sum(protocol.get(key, 0) for protocol in protocols.values())
         merged |= {key: total} if total else {}
     run = {
-        **first,
+        **{key: value for key, value in first.items() if key != "uncertain"},
         "protocol": merged,
         "checkpoint": {name: part["run"]["checkpoint"] for name, part in parts.items()},
+        **_merged_environment(parts),
         "versions": versions(),
         "failed": dict(failed),
     }
     return results, run
+
+
+def _merged_environment(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the environment of the first part, with the checkpoint's hash of every part."""
+    environments = {name: part["run"].get("environment", {}) for name, part in parts.items()}
+    first = next(iter(environments.values()))
+    if not first:
+        return {}
+    key = "checkpoint_sha256"
+    return {"environment": {**first, key: {n: e.get(key) for n, e in environments.items()}}}

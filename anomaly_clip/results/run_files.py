@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,6 +81,7 @@ class RunFiles:
         configs: Complete configurations by file name.
         confusion: Image file of the confusion matrix; None unless the run is a classification.
         unreadable: Path and reason of each image that could not be read.
+        uncertain: Pixel metrics with wide bounds by category, and under ``mean`` those of the mean.
     """
 
     folder: Path
@@ -94,6 +95,7 @@ class RunFiles:
     configs: Mapping[str, str]
     confusion: Path | None
     unreadable: Sequence[tuple[str, str]] = ()
+    uncertain: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def num_rounds(self) -> int:
@@ -110,9 +112,11 @@ def read_files(folder: Path) -> RunFiles:
     """
     mean: Mapping[str, float | None] | None = None
     metrics: Mapping[str, Mapping[str, float | None]] = {}
+    uncertain: Mapping[str, Sequence[str]] = {}
     if (folder / METRICS_FILE).is_file():
         content = read_json(folder / METRICS_FILE)
-        warnings = [tag.long for tag in parse_run(folder, content).tags]
+        finished = parse_run(folder, content)
+        warnings, uncertain = [tag.long for tag in finished.tags], finished.uncertain
         mean, metrics = _checked_mean(content, folder / METRICS_FILE), content["categories"]
     elif (folder / PREDICT_FILE).is_file():
         content = read_object(folder / PREDICT_FILE)
@@ -144,6 +148,7 @@ def read_files(folder: Path) -> RunFiles:
         },
         folder / CONFUSION_FILE if (folder / CONFUSION_FILE).is_file() else None,
         [image for part in parts for image in _read_unreadable(part / SCORES_FILE)],
+        uncertain,
     )
 
 

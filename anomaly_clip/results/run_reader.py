@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from anomaly_clip.errors import UserError
+from anomaly_clip.metrics.evaluator import uncertain_metrics
 from anomaly_clip.records import variant_of
 from anomaly_clip.results.finished_run import FinishedRun, printable
 from anomaly_clip.results.folder import METRICS_FILE
@@ -124,7 +125,10 @@ def parse_run(folder: Path, content: Any) -> FinishedRun:
         tuple(failed),
         _read_config(folder),
         {} if weights["random"] else _read_provenance(Path(str(weights["pretrained"]))),
-        variant_of(weights),
+        _read_uncertain(content, file),
+        run,
+        means if isinstance(means := content.get("mean"), dict) else {},
+        variant=variant_of(weights),
     )
 
 
@@ -136,6 +140,21 @@ def _check_categories(categories: Mapping[str, Any], file: Path) -> None:
             place = f"{printable(name)} of {printable(category)}"
             expect(is_fraction(value), file, f"has {printable(value)} for {place}, not a fraction")
     expect(any(categories.values()), file, "has no metrics")
+
+
+def _read_uncertain(content: Mapping[str, Any], file: Path) -> dict[str, list[str]]:
+    """Return the metrics with wide bounds by category."""
+    categories, intervals = content["categories"], content.get("intervals") or {}
+    expect(isinstance(intervals, dict), file, "has no object as intervals")
+    for name, bounds in intervals.items():
+        place = f"intervals of {printable(name)}"
+        expect(isinstance(bounds, dict), file, f"has no object as {place}")
+        for ends in bounds.values():
+            pair = isinstance(ends, list) and len(ends) == 2 and all(map(is_fraction, ends))
+            expect(pair and None not in ends, file, f"has {printable(ends)} among the {place}")
+    mean = content.get("mean")
+    mean = mean if isinstance(mean, dict) else {}
+    return uncertain_metrics({"mean": mean, "categories": categories, "intervals": intervals})
 
 
 def is_fraction(value: object) -> bool:

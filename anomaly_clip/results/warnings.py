@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from anomaly_clip.records import DEMO
 
 __all__ = [
     "DEMO_REMARK",
+    "MARK",
     "RANDOM_WARNING",
     "overlap_warning",
     "rounds_remark",
     "selection_warning",
+    "uncertain_warning",
     "unreadable_warnings",
     "weights_remark",
 ]
 
 RANDOM_WARNING = "RANDOM WEIGHTS: these metrics are meaningless"
+MARK = "~"
+"""Precedes a metric with wide bounds."""
 DEMO_REMARK = "demo weights, trained on generated images only: these metrics are not CLIP's"
 
 
@@ -67,6 +71,22 @@ def unreadable_warnings(protocol: Mapping[str, object]) -> list[str]:
         images = f"{fitted} IMAGE{'' if fitted == 1 else 'S'}"
         warnings.append(f"FITTED WITHOUT {images} THAT COULD NOT BE READ")
     return warnings
+
+
+def uncertain_warning(uncertain: Mapping[str, Sequence[str]]) -> str | None:
+    """Return the warning for pixel metrics with wide bounds; None without any.
+
+    Args:
+        uncertain: Metrics by category; see
+            :func:`~anomaly_clip.metrics.evaluator.uncertain_metrics`.
+    """
+    if not uncertain:
+        return None
+    return (
+        f"{MARK} MARKS PIXEL METRICS THAT MAY DIFFER FROM THE EXACT ONES BY MORE THAN 0.1: see the "
+        f"bounds in metrics.json (intervals), or rank all pixels with "
+        f"--model.evaluator.exact true"
+    )
 
 
 def rounds_remark(protocol: Mapping[str, Any]) -> str | None:

@@ -1,0 +1,331 @@
+"""``anomaly_clip report RUN --verify``: repeat runs from their folders and compare every metric.
+
+A run is repeated as its folder was made: the test alone for a zero-shot method or for a checkpoint
+from elsewhere, fit and test if the folder has both, ``each`` if the folder has one model per
+category. Everything is written to a temporary folder. The configuration in a run's folder names
+classes and is therefore code: classes outside this package are refused unless the user names them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jsonargparse
+import yaml
+
+from anomaly_clip.commands.batch import DryRunCLI, run_verb
+from anomaly_clip.commands.each import run_each
+from anomaly_clip.commands.experiment import arrange, known_options, quieten
+from anomaly_clip.commands.interruption import advise
+from anomaly_clip.commands.option_parser import dump_yaml
+from anomaly_clip.commands.yaml_names import read_any_name
+from anomaly_clip.errors import UserError, check_at_least, reason, user_errors
+from anomaly_clip.methods.base import AnomalyMethod
+from anomaly_clip.progress import say
+from anomaly_clip.recording.run_conditions import file_sha256
+from anomaly_clip.report.comparison import ComparisonTable
+from anomaly_clip.report.verification import Repetition, verification_report
+from anomaly_clip.results.finished_run import FinishedRun, printable
+from anomaly_clip.results.run_files import mapping
+from anomaly_clip.results.run_reader import read_run
+
+__all__ = ["TOLERANCE", "foreign_classes", "verify_runs"]
+
+TOLERANCE = 1e-9
+"""Largest difference of a metric, as a fraction, that counts as equal."""
+CLASS_KEYS = {"model", "data", "auxiliary", "callbacks", "logger", "plugins", "strategy"}
+CLASS_KEYS |= {"profiler", "augment", "optimizer", "lr_scheduler"}
+"""Options whose value may be the name of a class, in place of ``class_path``."""
+DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+
+
+class Plan(NamedTuple):
+    """Verbs and configurations that repeat a run.
+
+    Args:
+        run: The run.
+        configs: Configuration by verb, in the order of execution.
+        checkpoint: Name of the checkpoint of the fit that is tested; None if nothing is fitted.
+        several: Whether the run needs several processes.
+    """
+
+    run: FinishedRun
+    configs: Mapping[str, dict[str, Any]]
+    checkpoint: str | None
+    several: bool = False
+
+
+def verify_runs(
+    runs: Sequence[FinishedRun],
+    roots: Mapping[str, str],
+    allowed: Sequence[str] = (),
+    tolerance: float | None = None,
+) -> tuple[ComparisonTable, int]:
+    """Repeat runs, and compare their metrics with the recorded ones.
+
+    Args:
+        runs: The runs. All are checked before the first is repeated.
+        roots: Folders of data that has moved, by option: ``data.root``, ``data.auxiliary.root``.
+        allowed: Classes outside this package that the configurations may name.
+        tolerance: Largest difference that counts as equal; default: 1e-9.
+
+    Returns:
+        A table of the differences; exit code 0 if all metrics are equal, else 1.
+
+    Raises:
+        UserError: If a run cannot be repeated.
+    """
+    bound = TOLERANCE if tolerance is None else tolerance
+    with user_errors():
+        check_at_least("report --tolerance", bound, 0)
+    quieten()
+    read_any_name()
+    plans = [_checked(_plan(run, roots, allowed)) for run in runs]
+    repetitions = []
+    for plan in plans:
+        say(f"repeating {plan.run.label}: {', then '.join(plan.configs)}")
+        with _temporary_folder() as folder, advise(lambda: "run the same command again"):
+            repetitions.append(Repetition(plan.run, _repeat(plan, folder)))
+        _check_weights(plan.run, repetitions[-1].again.record)
+    comparison, differs = verification_report(repetitions, bound)
+    return comparison, int(differs)
+
+
+def foreign_classes(config: Any, allowed: Sequence[str] = ()) -> list[str]:
+    """Return the classes that a configuration names and that are not of this package.
+
+    Args:
+        config: A configuration, or a part of it.
+        allowed: Names that are not returned.
+
+    Example:
+        >>> from anomaly_clip.commands.verify import foreign_classes
+        >>> foreign_classes({"model": {"class_path": "my_module.Mine"}, "data": "MVTecAD"})
+        ['my_module.Mine']
+    """
+    names = dict.fromkeys(_class_names(config))
+    return [n for n in names if not n.startswith("anomaly_clip.") and n not in allowed]
+
+
+def _class_names(content: Any, in_place_of_class: bool = False) -> Iterator[str]:
+    """Yield the dotted names of classes in a configuration."""
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            if key == "class_path" and isinstance(value, str) and "." in value:
+                yield value
+            elif key != "class_path":
+                yield from _class_names(value, key in CLASS_KEYS)
+    elif isinstance(content, list):
+        for entry in content:
+            yield from _class_names(entry, in_place_of_class)
+    elif in_place_of_class and isinstance(content, str) and DOTTED.fullmatch(content):
+        yield content
+
+
+# -- before anything is run ------------------------------------------------------------------------
+
+
+def _plan(run: FinishedRun, roots: Mapping[str, str], allowed: Sequence[str]) -> Plan:
+    """Return how to repeat a run.
+
+    Raises:
+        UserError: If files are missing, or a configuration names classes of other packages.
+    """
+    folder, recorded = run.folder, run.record.get("checkpoint")
+    verbs = ["each"] if (folder / "config-each.yaml").is_file() else ["test"]
+    checkpoint, name = None, None
+    if verbs == ["test"] and isinstance(recorded, str):
+        name = Path(recorded).name
+        in_folder = folder / "checkpoints" / name
+        if (folder / "config-fit.yaml").is_file() and in_folder.is_file():
+            verbs = ["fit", "test"]
+        else:
+            checkpoint, name = _checkpoint(run, Path(recorded)), None
+    configs = {verb: _config(run, verb, roots, allowed) for verb in verbs}
+    if "fit" in configs and configs["fit"].get("ckpt_path"):
+        raise _refusal(
+            run,
+            f"its fit was resumed from {configs['fit']['ckpt_path']}, so the folder does not have "
+            f"the configuration of a whole fit: test its checkpoint with --ckpt_path instead",
+        )
+    if verbs == ["test"]:
+        configs["test"]["ckpt_path"] = None if checkpoint is None else str(checkpoint)
+    return Plan(run, configs, name)
+
+
+def _config(
+    run: FinishedRun, verb: str, roots: Mapping[str, str], allowed: Sequence[str]
+) -> dict[str, Any]:
+    """Return the saved configuration of a verb, changed so that nothing outside is written."""
+    file = run.folder / f"config-{verb}.yaml"
+    try:
+        config = jsonargparse.get_loader("yaml")(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise _refusal(run, f"{file.name} is missing: test again to get a folder with it") from None
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        raise _refusal(run, f"{file.name} cannot be read ({reason(error)})") from None
+    if not isinstance(config, dict) or not all(mapping(config.get(k)) for k in ("model", "data")):
+        raise _refusal(
+            run, f"{file.name} has no model or no data, as for a run from Python: repeat it there"
+        )
+    trainer = dict(mapping(config.get("trainer")))
+    if trainer.get("logger"):
+        trainer["logger"] = None  # nothing is sent to a service again
+    trainer["default_root_dir"] = None
+    output = {**mapping(config.get("output")), "maps": False, "raw_maps": False, "page": False}
+    config |= {"trainer": trainer, "output": output}
+    foreign = foreign_classes(config, allowed)
+    if foreign:
+        options = " ".join(f"--allow {printable(name)}" for name in foreign)
+        raise _refusal(
+            run,
+            f"{file.name} names classes outside this package, whose code would be run: if you "
+            f"trust them, add {options}",
+        )
+    _set_roots(run, config["data"], roots)
+    return config
+
+
+def _set_roots(run: FinishedRun, data: dict[str, Any], roots: Mapping[str, str]) -> None:
+    """Put the current folders into the options of a data set.
+
+    Raises:
+        UserError: If a folder is missing.
+    """
+    options = data.setdefault("init_args", {})
+    auxiliary = options.get("auxiliary") if isinstance(options, dict) else None
+    parts = {"data.root": options}
+    if isinstance(auxiliary, dict):
+        parts["data.auxiliary.root"] = auxiliary.setdefault("init_args", {})
+    for option, part in parts.items():
+        if not isinstance(part, dict):
+            raise _refusal(run, f"its configuration has no options at {option.rpartition('.')[0]}")
+        if option in roots:
+            part["root"] = roots[option]
+        root = part.get("root")
+        path = Path(root).expanduser() if isinstance(root, str) else None
+        if path is not None and not path.exists() and not re.search(r"[*?\[]", str(path)):
+            raise _refusal(
+                run,
+                f"{option} {printable(root)}: there is no such folder (as seen from {Path.cwd()}): "
+                f"name the place of the data with --{option} FOLDER",
+            )
+
+
+def _checkpoint(run: FinishedRun, recorded: Path) -> Path:
+    """Return the checkpoint that a run has tested.
+
+    Raises:
+        UserError: If it is missing, or another file than then.
+    """
+    in_folder = run.folder / "checkpoints" / recorded.name
+    file = next((path for path in (recorded.expanduser(), in_folder) if path.is_file()), None)
+    if file is None:
+        raise _refusal(
+            run,
+            f"its checkpoint {printable(recorded)} is not there (as seen from {Path.cwd()}): put "
+            f"it back, or start the command from the folder of the run's command",
+        )
+    then = mapping(run.record.get("environment")).get("checkpoint_sha256")
+    if then is not None and then != file_sha256(file):
+        raise _refusal(run, f"its checkpoint {printable(file)} has changed since (other SHA-256)")
+    return file
+
+
+def _checked(plan: Plan) -> Plan:
+    """Build a run without running it, and check the hash of its weights.
+
+    Raises:
+        UserError: If the run cannot be built, or its weights have another hash than then.
+    """
+    verb = next(iter(plan.configs))
+    with _temporary_folder() as folder, _explained(plan.run):
+        words = _words("fit" if verb == "each" else verb, plan.configs[verb], folder)
+        with user_errors(known_options):
+            built = DryRunCLI(args=arrange(words))
+            several = built.trainer.world_size > 1
+            _ = built.datamodule.categories
+        if isinstance(built.model, AnomalyMethod):  # others know their weights after loading
+            _check_weights(plan.run, {"weights": built.model.weights})
+        built.writer.abandon()
+    return plan._replace(several=several)
+
+
+def _check_weights(run: FinishedRun, again: Mapping[str, Any]) -> None:
+    """Check that the weights are those of the run.
+
+    Raises:
+        UserError: If their hash, or that of trained layers from a file, differs.
+    """
+    pairs = {"weights": ("weights",), "trained layers": ("protocol", "borrowed")}
+    for name, path in pairs.items():
+        then, now = (_sha256(record, path) for record in (run.record, again))
+        if then is not None and now is not None and then != now:
+            raise _refusal(
+                run,
+                f"the {name} have SHA-256 {now[:8]} now and had {printable(then[:8])} then: put "
+                f"those of the run back",
+            )
+
+
+def _sha256(record: Mapping[str, Any], path: Sequence[str]) -> str | None:
+    entry: Any = record
+    for key in (*path, "sha256"):
+        entry = mapping(entry).get(key)
+    return entry if isinstance(entry, str) else None
+
+
+# -- running ---------------------------------------------------------------------------------------
+
+
+def _repeat(plan: Plan, folder: Path) -> FinishedRun:
+    """Repeat a run in a folder and return its result.
+
+    Raises:
+        UserError: If a command fails.
+    """
+    with _explained(plan.run):
+        for verb, config in plan.configs.items():
+            words = _words(verb, config, folder)
+            if verb == "test" and plan.checkpoint is not None:
+                words += ["--ckpt_path", str(folder / "run" / "checkpoints" / plan.checkpoint)]
+            if verb == "each":
+                with contextlib.redirect_stdout(io.StringIO()):
+                    run_each(words)
+            else:
+                run_verb(words, plan.several)
+        return read_run(folder / "run")
+
+
+def _words(verb: str, config: Mapping[str, Any], folder: Path) -> list[str]:
+    """Write a configuration and return the arguments of the verb that uses it."""
+    file = folder / f"config-{verb}.yaml"
+    file.write_text(dump_yaml(config), encoding="utf-8")
+    return [verb, "--config", str(file), "--output.folder", str(folder / "run")]
+
+
+@contextlib.contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="anomaly_clip-verify-") as folder:
+        yield Path(folder)
+
+
+@contextlib.contextmanager
+def _explained(run: FinishedRun) -> Iterator[None]:
+    """Name the run in messages about what its repetition lacks."""
+    start = f"{run.label} cannot be repeated"
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+        raise (error if message.startswith(start) else UserError(f"{start}: {message}")) from None
+
+
+def _refusal(run: FinishedRun, why: str) -> UserError:
+    return UserError(f"{run.label} cannot be repeated: {why}")

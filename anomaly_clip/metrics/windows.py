@@ -1,0 +1,367 @@
+"""Windows: histograms with equal bins over the range of scores in which a batch lies.
+
+A window counts the pixels of further batches by addition, in little more than the time of a
+conversion to 16 bits. It counts only pixels that it separates. Pixels outside its range, and pixels
+of a *crowded* bin, which holds too many of the pixels that rank above it, are handed back. They
+go to the next window or, at last, to :func:`separated`, which zooms in on them, or sorts them.
+
+The bins of a linear window are the intervals ``[k, k + 1) * 2**exponent`` of float32 scores, so
+both their edges and the bin of a score are free of rounding. No bin is narrower than the distance
+between two scores. Windows of different batches and processes often have the same bins, whose
+counts then add up.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from anomaly_clip.metrics.bins import CELLS, Bins, grouped
+
+__all__ = ["HalfWindow", "LinearWindow", "Pixels", "Window", "separated", "sorted_bins"]
+
+Scores = NDArray[Any] | Tensor
+"""float32 ``(n,)``: an array on the CPU, a tensor on another device. Half-precision scores are
+given by their 16-bit patterns, as unsigned integers."""
+
+NUM_BINS = 1 << 16
+BLOCK = 1 << 16
+"""Pixels converted at once, so that intermediate results stay in the processor's cache."""
+CHUNK = 1 << 22
+"""Pixels counted at once; `cv2.calcHist` counts in float32, exact up to 2^24."""
+FEW = 1 << 14
+"""Up to this many pixels are sorted, which costs less than a histogram of 65,536 bins."""
+MOST = 1 << 14
+"""Number of bins above which they are grouped."""
+NEGLIGIBLE = 18
+"""A bin with one in two to this power of the pixels of a batch, or fewer, is not crowded."""
+SMALLEST = -149
+"""Binary logarithm of the smallest positive float32 score."""
+LARGE = 100
+"""Powers of two that float32 holds with room to spare."""
+
+
+class Pixels(NamedTuple):
+    """All pixels of some images, and the anomalous ones again."""
+
+    scores: Scores
+    defects: NDArray[Any]
+    """Scores of the anomalous pixels, ``(d,)``."""
+    weights: NDArray[np.float64]
+    """One over the size of the region of each anomalous pixel, ``(d,)``."""
+
+    def range(self) -> tuple[float, float]:
+        """Return the lowest and the highest score."""
+        return float(self.scores.min()), float(self.scores.max())
+
+    def cpu(self) -> Pixels:
+        """Return the pixels with all scores on the CPU."""
+        scores = self.scores
+        return (
+            self if isinstance(scores, np.ndarray) else self._replace(scores=scores.cpu().numpy())
+        )
+
+
+class Window(ABC):
+    """Pixel counts of disjoint bins in ascending order.
+
+    Args:
+        num_bins: Number of bins.
+        cells: A bin is crowded if it holds more than one in this many of the pixels of a batch
+            that rank at or above it.
+    """
+
+    def __init__(self, num_bins: int, cells: int) -> None:
+        self.num_bins = num_bins
+        self.cells = cells
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all pixels."""
+        self.counts = np.zeros(self.num_bins, np.int64)
+        self.positives = np.zeros(self.num_bins, np.int64)
+        self.regions = np.zeros(self.num_bins)
+
+    @abstractmethod
+    def edges(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the lowest and the highest score of each bin."""
+
+    @abstractmethod
+    def keys(self, scores: Scores) -> Scores:
+        """Return the number of the bin of each score, as integers."""
+
+    @abstractmethod
+    def not_separated(self, counts: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return the bins whose pixels are not separated, given the counts of a batch."""
+
+    def count(self, pixels: Pixels) -> Pixels | None:
+        """Count the pixels that the window separates, and return the others, if there are any."""
+        keys, hit = self.keys(pixels.scores), np.asarray(self.keys(pixels.defects))
+        counts = histogram(keys, self.num_bins)
+        left = self.not_separated(counts)
+        rest = None
+        weights = pixels.weights
+        if int(counts[left].sum()) == len(keys):
+            return pixels
+        if left.any():
+            others = left[hit]
+            scores = pixels.scores[with_keys(keys, left, counts)]
+            rest = Pixels(scores, pixels.defects[others], weights[others])
+            hit, weights = hit[~others], weights[~others]
+            counts[left] = 0
+        self.counts += counts
+        if len(hit):
+            self.positives += np.bincount(hit, minlength=self.num_bins)
+            self.regions += region_sums(hit, weights, self.num_bins)
+        return rest
+
+    def bins(self) -> Bins:
+        """Return the occupied bins."""
+        chosen = np.flatnonzero(self.counts)
+        low, high = (edge[chosen] for edge in self.edges())
+        positives = self.positives[chosen]
+        return Bins(low, high, positives, self.counts[chosen] - positives, self.regions[chosen])
+
+
+class HalfWindow(Window):
+    """One bin for each score in half precision, so nothing is crowded.
+
+    Args:
+        dtype: torch.float16 or torch.bfloat16.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        super().__init__(NUM_BINS, cells=1)
+
+    def edges(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the score of each pattern, twice; NaN and infinite scores do not occur."""
+        patterns = torch.arange(NUM_BINS, dtype=torch.int32).to(torch.int16)
+        values = patterns.view(self.dtype).double().numpy()
+        return values, values
+
+    def bins(self) -> Bins:
+        """Return the occupied bins; zero and minus zero share one."""
+        for counts in (self.counts, self.positives, self.regions):
+            counts[0] += counts[0x8000]
+            counts[0x8000] = 0
+        return super().bins()
+
+    def keys(self, scores: Scores) -> Scores:
+        """Return the patterns themselves."""
+        return scores
+
+    def not_separated(self, counts: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return no bin."""
+        return np.zeros(self.num_bins, bool)
+
+
+class LinearWindow(Window):
+    """Equal bins from a multiple of their width on; the first and the last one are not used.
+
+    Args:
+        exponent: Binary logarithm of the width of a bin.
+        first: Lower edge of the first bin, as a multiple of the width. It must be a float32 number.
+        num_bins: Number of bins.
+        cells: See `Window`.
+    """
+
+    def __init__(
+        self, exponent: int, first: int, num_bins: int = NUM_BINS, cells: int = CELLS
+    ) -> None:
+        self.exponent = exponent
+        self.first = first
+        super().__init__(num_bins, cells)
+        # Single scores: the distance between scores is the width from 2^23 widths on.
+        edges = np.arange(first, first + num_bins, dtype=np.int64)
+        least = np.where(edges < 0, -1 - edges, edges)
+        self.exact = (least >= 1 << 23) | (exponent == SMALLEST)
+
+    @classmethod
+    def around(
+        cls, low: float, high: float, num_bins: int = NUM_BINS, cells: int = CELLS
+    ) -> LinearWindow:
+        """Place a window so that a range of scores lies well inside it.
+
+        The range covers 40 % to 81 % of the window, unless this would make bins narrower than the
+        distance between float32 scores.
+        """
+        step = num_bins // 8  # beginnings are multiples of this, so that similar ranges agree
+        room = num_bins - 2 - step - step // 2
+        smallest = min(abs(low), abs(high)) if low * high > 0 else 0.0
+        exponent = max(math.frexp(smallest)[1] - 24, SMALLEST) if smallest else SMALLEST
+        if high > low:
+            exponent = max(math.ceil(math.log2(high - low) - math.log2(room)), exponent)
+        start = math.ldexp(low, -exponent) - step // 4
+        return cls(exponent, math.floor(start / step) * step, num_bins, cells)
+
+    def same_bins(self, other: LinearWindow) -> bool:
+        """Return True if another window has the same bins."""
+        return (self.exponent, self.first) == (other.exponent, other.first)
+
+    def edges(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the lowest and the highest float32 score of each bin."""
+        edges = np.ldexp(np.arange(self.first, self.first + self.num_bins + 1.0), self.exponent)
+        largest = float(np.finfo(np.float32).max)
+        low, end = np.clip(edges[:-1], -largest, largest), np.clip(edges[1:], -largest, largest)
+        near = end.astype(np.float32)
+        with np.errstate(over="ignore"):  # in bins below the lowest score, which stay empty
+            below = np.where(near < end, near, np.nextafter(near, np.float32(-np.inf)))
+        high = np.where(edges[1:] > largest, largest, below.astype(np.float64))
+        if self.exponent > 0:  # negative scores below this are scaled to zero
+            low[low == 0] = -math.ldexp(1, self.exponent - 150)
+        return low, high
+
+    def keys(self, scores: Scores) -> Scores:
+        """Return the bin of each score; 0 and the last one if it lies outside."""
+        if isinstance(scores, Tensor):
+            scaled = scores * 2.0**LARGE if self.exponent < -LARGE else scores
+            place = (scaled * self._scale).floor_() - self.first
+            return place.clamp_(0, self.num_bins - 1).int()
+        keys = np.empty(len(scores), np.uint16 if self.num_bins == NUM_BINS else np.int32)
+        scale, first = np.float32(self._scale), np.float32(self.first)
+        with np.errstate(over="ignore"):  # infinite, so outside
+            for start in range(0, len(scores), BLOCK):
+                block = scores[start : start + BLOCK]
+                if self.exponent < -LARGE:
+                    block = block * np.float32(2.0**LARGE)
+                block = block * scale
+                np.floor(block, out=block)
+                block -= first
+                np.clip(block, 0, self.num_bins - 1, out=block)
+                keys[start : start + BLOCK] = block
+        return keys
+
+    @property
+    def _scale(self) -> float:
+        return 2.0 ** -(self.exponent + (LARGE if self.exponent < -LARGE else 0))
+
+    def not_separated(self, counts: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return the crowded bins and those outside."""
+        at_or_above = counts[::-1].cumsum()[::-1]
+        few = max(1, int(at_or_above[0]) >> NEGLIGIBLE)
+        left = (counts > at_or_above // self.cells) & (counts > few) & ~self.exact
+        left[[0, -1]] = counts[[0, -1]] > 0
+        return left
+
+
+def histogram(keys: Scores, num_bins: int) -> NDArray[np.int64]:
+    """Count integers below a number, on any device."""
+    if isinstance(keys, Tensor):
+        return torch.bincount(keys, minlength=num_bins).cpu().numpy()
+    if keys.dtype != np.uint16:
+        return np.bincount(keys, minlength=num_bins)
+    counts = np.zeros(num_bins, np.int64)
+    for start in range(0, len(keys), CHUNK):
+        part = keys[start : start + CHUNK].reshape(1, -1)  # the shape that calcHist expects
+        # Several times faster than bincount, which converts to 64 bits.
+        counts += (
+            cv2.calcHist([part], [0], None, [num_bins], [0, num_bins]).ravel().astype(np.int64)
+        )
+    return counts
+
+
+def with_keys(keys: Scores, chosen: NDArray[np.bool_], counts: NDArray[np.int64]) -> Any:
+    """Return the places of the chosen keys, given how often each key occurs."""
+    if isinstance(keys, Tensor):
+        return torch.from_numpy(chosen).to(keys.device)[keys].nonzero().squeeze(1)
+    first, last = (int(key) for key in np.flatnonzero(chosen)[[0, -1]])
+    if keys.dtype != np.uint16 or int(counts[first : last + 1].sum()) * 4 > len(keys):
+        return np.flatnonzero(chosen[keys])
+    # A comparison with a range is faster than a table, which reads 64 KiB for every pixel.
+    inside = cv2.inRange(keys.reshape(1, -1), first, last).reshape(-1).view(np.bool_)
+    near = np.flatnonzero(inside)
+    return near[chosen[keys[near]]]
+
+
+def separated(pixels: Pixels, cells: int = CELLS) -> Bins:
+    """Return narrow bins of any pixels, in memory that does not grow with their number.
+
+    Bins with a single score become exact. Others are divided by windows of their own; scores in
+    several clusters are first cut in two.
+
+    Args:
+        pixels: float32 scores on the CPU.
+        cells: See :func:`~anomaly_clip.metrics.bins.grouped`.
+    """
+    parts, todo = [], [pixels]
+    while todo:
+        some = todo.pop()
+        if len(some.scores) <= FEW:
+            parts.append(sorted_bins(some))
+            continue
+        low, high = some.range()
+        window = LinearWindow.around(low, high)
+        rest = window.count(some)
+        parts.append(window.bins())
+        if rest is not None:
+            ties, rest = tied(rest, window)
+            parts.append(ties)
+        if rest is not None:
+            todo += halves(rest) if len(rest.scores) > len(some.scores) // 2 else [rest]
+    bins = Bins(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    return grouped(bins, cells) if len(bins.low) > MOST else bins
+
+
+def halves(pixels: Pixels) -> list[Pixels]:
+    """Return the pixels at or below, and those above, the middle of the range of scores.
+
+    The middle lies between as many float32 numbers, so scores over many powers of two are soon
+    separated.
+    """
+    low, high = (np.float32(score) for score in pixels.range())
+    patterns = [int(abs(score).view(np.int32)) * (1 if score >= 0 else -1) for score in (low, high)]
+    middle = sum(patterns) // 2
+    size = np.int32(abs(middle)).view(np.float32)
+    threshold = size if middle >= 0 else -size
+    upper, defects = pixels.scores > threshold, pixels.defects > threshold
+    return [
+        Pixels(pixels.scores[~upper], pixels.defects[~defects], pixels.weights[~defects]),
+        Pixels(pixels.scores[upper], pixels.defects[defects], pixels.weights[defects]),
+    ]
+
+
+def tied(pixels: Pixels, window: Window) -> tuple[Bins, Pixels | None]:
+    """Return exact bins of the pixels in bins with a single score, and the other pixels."""
+    scores = pixels.scores
+    assert isinstance(scores, np.ndarray)
+    keys, hit = (np.asarray(window.keys(some)) for some in (scores, pixels.defects))
+    score = np.zeros(window.num_bins, np.float32)
+    score[keys] = scores
+    several = np.zeros(window.num_bins, bool)
+    several[keys[score[keys] != scores]] = True
+    counts = histogram(keys, window.num_bins)
+    chosen = np.flatnonzero((counts > 0) & ~several)
+    positives = np.bincount(hit, minlength=window.num_bins)[chosen]
+    value = score[chosen].astype(np.float64) + 0.0
+    regions = region_sums(hit, pixels.weights, window.num_bins)[chosen]
+    bins = Bins(value, value, positives, counts[chosen] - positives, regions)
+    left = several[keys]
+    if not left.any():
+        return bins, None
+    others = several[hit]
+    return bins, Pixels(scores[left], pixels.defects[others], pixels.weights[others])
+
+
+def sorted_bins(pixels: Pixels) -> Bins:
+    """Return an exact bin for each distinct score; the plain form of :func:`separated`."""
+    values, counts = np.unique(pixels.scores, return_counts=True)
+    place = np.searchsorted(values, pixels.defects)
+    positives = np.bincount(place, minlength=len(values))
+    regions = region_sums(place, pixels.weights, len(values))
+    value = values.astype(np.float64) + 0.0
+    return Bins(value, value, positives, counts - positives, regions)
+
+
+def region_sums(
+    keys: NDArray[np.integer], weights: NDArray[np.float64], num_bins: int
+) -> NDArray[np.float64]:
+    """Return the sum of the weights of each key."""
+    return np.bincount(keys, weights, minlength=num_bins).astype(np.float64, copy=False)
