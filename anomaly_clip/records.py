@@ -17,7 +17,7 @@ Letters in the shapes of all docstrings:
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypedDict, runtime_checkable
@@ -45,6 +45,8 @@ __all__ = [
     "UnreadableImage",
     "WeightsRecord",
     "needs_of",
+    "source_of",
+    "variant_of",
     "versions",
 ]
 
@@ -152,6 +154,31 @@ class WeightsRecord(TypedDict):
     """True if the weights are untrained, so that metrics are meaningless."""
     sha256: str | None
     """Hash of the loaded tensors and the architecture; None for random weights."""
+    activation: NotRequired[str]
+    """``GELU`` or ``QuickGELU``; absent if it is that of the model name and was not chosen."""
+    positions: NotRequired[str]
+    """Interpolation of positional embeddings; absent for the default."""
+
+
+def variant_of(weights: Mapping[str, object]) -> str:
+    """Return the options with which weights are not used as trained, or as their name suggests.
+
+    Args:
+        weights: A :class:`WeightsRecord`.
+
+    Example:
+        >>> from anomaly_clip.records import variant_of
+        >>> variant_of({"pretrained": "openai", "activation": "GELU", "positions": "bicubic"})
+        'GELU, bicubic positions'
+    """
+    activation, positions = weights.get("activation"), weights.get("positions")
+    parts = [str(activation)] if activation else []
+    return ", ".join([*parts, f"{positions} positions"] if positions else parts)
+
+
+def source_of(weights: Mapping[str, object]) -> str:
+    """Return the source of weights with the options of :func:`variant_of`."""
+    return ", ".join(filter(None, [str(weights.get("pretrained")), variant_of(weights)]))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 
@@ -69,7 +70,16 @@ def test_ends_that_are_lost_are_told_once(tiny_clip: CLIPBackbone) -> None:
     with pytest.warns(UserWarning, match=r"\d+ of 418 have more than the 77 tokens") as caught:
         text_features(tiny_clip, FULL)
     assert len(caught) == 1
-    assert "and lose their ends, such as 'a" in str(caught[0].message)
+    message = str(caught[0].message)
+    assert "and lose their ends, such as 'a" in message
+    assert re.search(r"', which loses '.+': give a shorter name", message)
+
+
+def test_the_end_that_is_lost(tiny_clip: CLIPBackbone) -> None:
+    prompt = " ".join(["part"] * 74)
+    assert tiny_clip.lost_end(prompt) == ""
+    assert tiny_clip.lost_end(f"{prompt} with") == ""
+    assert tiny_clip.lost_end(f"{prompt} with flaw.") == "flaw ."
 
 
 FOLDER = ["--data", "ImageFolder", "--data.root", "ROOT/bottle", "--data.category", LONG]

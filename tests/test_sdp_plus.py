@@ -23,6 +23,7 @@ from helpers import (
 )
 from layouts import head_ct, visa
 from processes import run_command
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -231,7 +232,7 @@ def test_layers_that_do_not_fit(tiny_clip: CLIPBackbone, tmp_path: Path) -> None
         saved(
             "other.pth", {"linear_layers": other}
         ): r"1 layers from 896 to 640 .* 4 layers from 24",
-        saved("bare.pth", other): "expected a dictionary linear_layers",
+        saved("bare.pth", other): r"1 layers from 896 to 640 .* 4 layers from 24",
         saved("list.pth", [1]): "expected a dictionary linear_layers",
         saved("keys.pth", {"linear_layers": {1: torch.zeros(2)}}): "expected a dictionary linear",
         saved("point.pth", {"linear_layers": {"fc.0.weight": torch.tensor(1.0)}}): "expected a dic",
@@ -245,6 +246,41 @@ def test_layers_that_do_not_fit(tiny_clip: CLIPBackbone, tmp_path: Path) -> None
         assert file in str(error.value)
     with pytest.raises(FileNotFoundError, match="there is no such file"):
         tiny(tiny_clip, linear_layers="nowhere.pth")
+
+
+@pytest.mark.parametrize(
+    ("key", "prefix"),
+    [
+        ("linear_layers", "module."),
+        ("linear_layers", "_orig_mod."),
+        ("linear_layers", "_orig_mod.module."),
+        ("trainable_linearlayer", ""),
+        ("state_dict", "module."),
+        (None, ""),
+        (None, "module."),
+    ],
+)
+@pytest.mark.parametrize("name", ["layers.pth", "layers.safetensors"])
+def test_forms_of_layers(
+    tiny_clip: CLIPBackbone,
+    tmp_path: Path,
+    key: str | None,
+    prefix: str,
+    name: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    torch.manual_seed(1)
+    method = tiny(tiny_clip)
+    state = {f"{prefix}fc.{k}": v.detach() + 1 for k, v in method.fc.state_dict().items()}
+    if name.endswith("safetensors"):
+        save_file(state, tmp_path / name)
+    else:
+        torch.save(state if key is None else {"epoch": 3, key: state}, tmp_path / name)
+    for place in (tmp_path / name, tmp_path):  # a file, and the folder with it alone
+        again = tiny(tiny_clip, linear_layers=str(place)).fc.state_dict()
+        assert torch.equal(again["2.weight"], state[f"{prefix}fc.2.weight"])
+    of_april_gan = key == "trainable_linearlayer" and name == "layers.pth"
+    assert ("of APRIL-GAN" in capsys.readouterr().err) == of_april_gan
 
 
 def test_fit_needs_a_labelled_set_with_masks(
@@ -312,6 +348,34 @@ def test_fit_and_then_test_with_the_checkpoint_only(
     # A checkpoint can be tested without its training data.
     shutil.rmtree(trained_on.root)
     assert main(["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "u")]) == 0
+
+
+def test_a_checkpoint_of_0_1_keeps_the_activation_of_the_model_name(
+    tmp_path: Path,
+    mvtec_root: Path,
+    trained_on: VisA,
+    tiny_clip: CLIPBackbone,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name = tiny_clip.settings.name
+    torch.save(tiny_clip.model.state_dict(), tmp_path / "clip.pt")
+    words = sdp_plus_command(mvtec_root, trained_on.root, name, tmp_path / "runs")
+    words += [f"--model.backbone.pretrained={tmp_path / 'clip.pt'}", "--trainer.max_epochs=1"]
+    assert main(words) == 0
+    (file,) = (tmp_path / "runs").rglob("*.ckpt")
+    checkpoint = torch.load(file, weights_only=True)
+    for option in ("quick_gelu", "positions"):
+        del checkpoint["hyper_parameters"]["backbone"][option]
+    torch.save(checkpoint, file)
+    # Version 0.1.0 did not read this file.
+    (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {"quick_gelu": true}}')
+    test = ["test", "--ckpt_path", str(file), f"--output.root={tmp_path / 't'}"]
+    assert main(test) == 0
+    assert "quick_gelu is false, as in version 0.1.0" in capsys.readouterr().err
+    for option, code in (("false", 0), ("true", 2)):
+        assert main([*test, "--model.backbone.quick_gelu", option]) == code
+    error = capsys.readouterr().err
+    assert "weights of the fit, and its backbone.quick_gelu and backbone.positions" in error
 
 
 def test_options_that_a_resumed_fit_and_a_test_may_change(

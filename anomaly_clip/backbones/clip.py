@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomaly_clip.backbones.frozen import FrozenBackbone
-from anomaly_clip.records import DEMO, RANDOM
+from anomaly_clip.errors import check_choice
+from anomaly_clip.progress import say
+from anomaly_clip.records import DEMO, RANDOM, WeightsRecord
 
 if TYPE_CHECKING:
     from open_clip.transformer import VisionTransformer
 
-__all__ = ["CLIPBackbone", "CLIPSettings", "Tokens", "Window", "unit"]
+__all__ = ["CLIPBackbone", "CLIPSettings", "Tokens", "Window", "from_checkpoint", "unit"]
 
 DEFAULT_NAME = "ViT-B-16-plus-240"
+QUICK_GELU = ("auto", "true", "false")
+POSITIONS = ("bicubic_antialias", "bicubic", "bilinear")
 
 
 @dataclass(frozen=True)
@@ -28,16 +32,29 @@ class CLIPSettings:
 
     Args:
         name: An open_clip model name, or the path of a JSON model configuration.
-        pretrained: An open_clip tag (downloaded on first use), a local .safetensors or .pt file,
-            demo (the small CLIP that comes with the project, trained on generated images only;
-            the default name then becomes demo), or the word random (untrained weights to test a
-            pipeline; the metrics mean nothing).
+        pretrained: An open_clip tag (downloaded on first use), a file or folder with weights (see
+            docs/weights.md), demo (the small CLIP that comes with the project, trained on generated
+            images only; the default name then becomes demo), or the word random (untrained weights
+            to test a pipeline; the metrics mean nothing).
         image_size: Side of the input in pixels; null uses the model's default.
+        quick_gelu: Activation. auto: that of the weights, as far as their tag or a file next to
+            them states it, else that of the model name; true: QuickGELU; false: GELU, also for
+            weights trained with QuickGELU (OpenAI's), as in published runs of MuSc and APRIL-GAN.
+        positions: Interpolation of positional embeddings to another image size:
+            bicubic_antialias (open_clip, APRIL-GAN), bicubic (MuSc) or bilinear (AnomalyCLIP).
     """
 
     name: str = DEFAULT_NAME
     pretrained: str = "laion400m_e31"
     image_size: int | None = None
+    quick_gelu: Literal["auto", "true", "false"] | bool = "auto"
+    positions: Literal["bicubic_antialias", "bicubic", "bilinear"] = "bicubic_antialias"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.quick_gelu, bool):  # as YAML reads true and false
+            object.__setattr__(self, "quick_gelu", "true" if self.quick_gelu else "false")
+        check_choice("backbone.quick_gelu", str(self.quick_gelu), QUICK_GELU)
+        check_choice("backbone.positions", self.positions, POSITIONS)
 
 
 class Tokens(NamedTuple):
@@ -66,6 +83,8 @@ class CLIPBackbone(FrozenBackbone):
         image_size: Side of the input in pixels; None uses the model's default.
         mean: Pixel mean; None uses the value that the weights were trained with.
         std: Pixel standard deviation; None uses the value that the weights were trained with.
+        quick_gelu: Activation; see :class:`CLIPSettings`.
+        positions: Interpolation of positional embeddings; see :class:`CLIPSettings`.
 
     Raises:
         FileNotFoundError: If the weights are neither stored locally nor downloadable.
@@ -79,6 +98,8 @@ class CLIPBackbone(FrozenBackbone):
         image_size: int | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        quick_gelu: Literal["auto", "true", "false"] | bool = "auto",
+        positions: Literal["bicubic_antialias", "bicubic", "bilinear"] = "bicubic_antialias",
     ) -> None:
         from open_clip import SimpleTokenizer  # slow to import, see weights.py
 
@@ -86,20 +107,27 @@ class CLIPBackbone(FrozenBackbone):
 
         if pretrained == DEMO and name == DEFAULT_NAME:
             name = DEMO
-        loaded = load_clip(name, pretrained, image_size)
+        settings = CLIPSettings(name, pretrained, image_size, quick_gelu, positions)
+        loaded = load_clip(name, pretrained, image_size, str(settings.quick_gelu), positions)
         super().__init__(mean or loaded.mean, std or loaded.std)
-        self.settings = CLIPSettings(name, pretrained, image_size)
+        self.settings = settings
+        self._source, self._activation = loaded.source, loaded.activation
         self.model = loaded.model.requires_grad_(False).eval()
         self.eval()
         self._tokenize = SimpleTokenizer(context_length=self.model.context_length)
 
     @classmethod
-    def of(cls, settings: CLIPBackbone | CLIPSettings | Mapping[str, object]) -> CLIPBackbone:
-        """Return a ready backbone as it is, or build one from its settings."""
+    def of(cls, settings: CLIPBackbone | CLIPSettings | Mapping[str, Any]) -> CLIPBackbone:
+        """Return a ready backbone as it is, or build one from its settings.
+
+        A mapping without ``quick_gelu``, as in checkpoints of version 0.1.0, gives the activation
+        of that version; see :func:`~anomaly_clip.backbones.weights.activation_by_name`.
+        """
         if isinstance(settings, CLIPBackbone):
             return settings
-        values = asdict(settings) if isinstance(settings, CLIPSettings) else dict(settings)
-        return cls(**values)
+        if isinstance(settings, CLIPSettings):
+            return cls(**asdict(settings))
+        return cls(**from_checkpoint(settings))
 
     @property
     def visual(self) -> VisionTransformer:
@@ -141,7 +169,17 @@ class CLIPBackbone(FrozenBackbone):
     @property
     def label(self) -> tuple[str, str]:
         """Names of the architecture and of the weights' source."""
-        return self.settings.name, self.settings.pretrained
+        return self.settings.name, self._source
+
+    @property
+    def weights(self) -> WeightsRecord:
+        """Record of the weights, with activation and interpolation if they are not the defaults."""
+        record = super().weights
+        if self._activation is not None:
+            record["activation"] = self._activation
+        if self.settings.positions != POSITIONS[0]:
+            record["positions"] = self.settings.positions
+        return record
 
     @property
     def network(self) -> nn.Module:
@@ -240,10 +278,15 @@ class CLIPBackbone(FrozenBackbone):
 
     def is_cut(self, prompt: str) -> bool:
         """Return whether the text tower has too few tokens for a prompt, and loses its end."""
+        return bool(self.lost_end(prompt))
+
+    def lost_end(self, prompt: str) -> str:
+        """Return the end of a prompt that the text tower has no tokens for; usually empty."""
         limit = self.model.context_length - 2  # without start and end token
         # No token is shorter than a byte, so most prompts need not be counted.
-        length = len(prompt.encode("utf-8", "replace"))  # names of files need not be UTF-8
-        return length > limit and len(self._tokenize.encode(prompt)) > limit
+        if len(prompt.encode("utf-8", "replace")) <= limit:  # names of files need not be UTF-8
+            return ""
+        return str(self._tokenize.decode(self._tokenize.encode(prompt)[limit:])).strip()
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Return token ids int64 ``(M, context length)``, padded with zeros; see ``is_cut``."""
@@ -285,6 +328,28 @@ class CLIPBackbone(FrozenBackbone):
         if isinstance(model.text_projection, nn.Linear):
             return model.text_projection(tokens)
         return tokens if model.text_projection is None else tokens @ model.text_projection
+
+
+def from_checkpoint(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings from a checkpoint, completed by the activation of version 0.1.0.
+
+    Args:
+        settings: Settings of a :class:`CLIPBackbone` as a mapping.
+    """
+    values = dict(settings)
+    if "quick_gelu" not in values and "pretrained" in values:
+        from anomaly_clip.backbones.weights import activation_by_name
+
+        values["quick_gelu"] = activation_by_name(
+            values.get("name", DEFAULT_NAME), values["pretrained"]
+        )
+        if values["quick_gelu"] != "auto":
+            say(
+                f"backbone.pretrained {values['pretrained']}: quick_gelu is "
+                f"{values['quick_gelu']}, as in version 0.1.0, because the saved settings do not "
+                f"contain it"
+            )
+    return values
 
 
 def unit(vectors: Tensor) -> Tensor:

@@ -12,7 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_clip.backbones.frozen import FrozenBackbone
+from anomaly_clip.backbones.state_dicts import state_dict_of
+from anomaly_clip.backbones.weight_files import WeightFileError, read_content
+from anomaly_clip.backbones.weight_sources import local_file
 from anomaly_clip.errors import reason, suggest
+from anomaly_clip.progress import say
 from anomaly_clip.records import RANDOM
 
 __all__ = ["IMAGENET", "CNNBackbone", "CNNSettings", "load_network", "read_state"]
@@ -27,8 +31,13 @@ NODES = {**{stage: stage for stage in STAGES}, "pooled": "flatten"}
 
 HEADS = ("fc.", "classifier.", "head.")
 """Prefixes of classifier weights, which no feature depends on."""
-CONTAINERS = ("state_dict", "model", "model_state_dict", "net", "backbone")
-PREFIXES = ("module.", "model.", "backbone.", "encoder.", "network.", "visual.", "resnet.")
+OPTION = "backbone.weights"
+PREFIXES = (
+    *("module.", "model.", "backbone.", "encoder.", "network.", "visual.", "resnet."),
+    *("_orig_mod.", "encoder_q.", "net."),
+)
+PREFERRED = ("encoder_q.",)
+"""Prefix of the trained encoder in files with several of them, as in MoCo's."""
 PROBE = 256  # side in pixels of the image used to measure feature shapes
 
 
@@ -39,8 +48,8 @@ class CNNSettings:
     Args:
         name: A torchvision model.
         weights: imagenet (IMAGENET1K_V1 as in the papers, downloaded on first use); a weights file
-            (from TAB's export, torchvision or timm; a state dict, bare or under the key state_dict
-            or model); or the word random (untrained: the metrics mean nothing).
+            (from TAB's export, torchvision or timm; forms: docs/weights.md); or the word random
+            (untrained: the metrics mean nothing).
         layers: Layers whose features are returned. A ResNet has layer1 to layer4 and pooled; null
             selects these five. For any model, a layer can be a node of torchvision's graph, such
             as features.7.cat.
@@ -199,45 +208,26 @@ def load_network(name: str, weights: str) -> nn.Module:
 
 
 def read_state(file: str | Path) -> dict[str, Tensor]:
-    """Read a state dict, bare or in a known container, and strip known prefixes from its keys.
+    """Read a state dict and strip known prefixes that all of its keys have.
+
+    Args:
+        file: A file of any form that :mod:`anomaly_clip.backbones.weight_files` reads, or a folder
+            with one.
 
     Raises:
         FileNotFoundError: If the file does not exist.
         ValueError: If the file contains no weights, or pickled objects that could run code.
     """
-    path = Path(file).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"backbone.weights {file}: there is no such file; give '{IMAGENET}', an existing "
-            f"weights file, or '{RANDOM}'"
-        )
+    path = local_file(str(file), OPTION, f", '{IMAGENET}' or '{RANDOM}'")
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            content: Any = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip, safetensors and torch raise many types
+        state = state_dict_of(read_content(path).content)
+    except WeightFileError as error:
         raise ValueError(
-            f"backbone.weights {file} cannot be read safely as weights ({reason(error)}); save the "
-            f"bare state dict and give that file"
+            f"{OPTION} {file} cannot be read safely as weights ({error.form}); {error.way_out}"
         ) from None
-    while isinstance(content, dict):
-        inner = [content[key] for key in CONTAINERS if isinstance(content.get(key), dict)]
-        if not inner:
-            break
-        content = inner[0]
-    tensors = (
-        {k: v for k, v in content.items() if isinstance(v, Tensor)}
-        if isinstance(content, dict)
-        else {}
-    )
-    if not tensors:
-        raise ValueError(
-            f"backbone.weights {file} contains no weights; give a file with a state dict, bare or "
-            f"under one of {', '.join(CONTAINERS)}"
-        )
+    if state.others:
+        say(f"{OPTION} {file}: {state.container} is used, {', '.join(state.others)} not")
+    tensors = state.tensors
     while True:
         common = [p for p in PREFIXES if all(key.startswith(p) for key in tensors)]
         if not common:
@@ -288,10 +278,15 @@ def _imagenet_state(name: str) -> dict[str, Tensor]:
 
 
 def _fill(model: nn.Module, state: Mapping[str, Tensor], source: str, name: str) -> None:
-    """Load a state dict; all keys except those of the classifier must match."""
+    """Load a state dict; all keys except those of the classifier must match.
+
+    Raises:
+        ValueError: If they do not, or the state dict contains several networks.
+    """
     expected = {k: v for k, v in model.state_dict().items() if not k.startswith(HEADS)}
-    given = {k: v for k, v in state.items() if not k.startswith(HEADS)}
     counters = [key for key in expected if key.endswith("num_batches_tracked")]
+    state = _within_wrapper(state, [key for key in expected if key not in counters], source)
+    given = {k: v for k, v in state.items() if not k.startswith(HEADS)}
     missing = [key for key in expected if key not in given and key not in counters]
     unexpected = [key for key in given if key not in expected]
     shapes = [key for key in expected if key in given and expected[key].shape != given[key].shape]
@@ -307,6 +302,38 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], source: str, name: str)
                 f"to the model that they belong to"
             )
     model.load_state_dict({k: v for k, v in given.items() if k in expected}, strict=False)
+
+
+def _within_wrapper(
+    state: Mapping[str, Tensor], keys: Sequence[str], source: str
+) -> Mapping[str, Tensor]:
+    """Return the part of a state dict below the prefix under which it has all keys.
+
+    This is the image encoder of a model that contains more, such as TAB's, with its logit scale, or
+    MoCo's, with a second encoder.
+
+    Raises:
+        ValueError: If several prefixes have all keys.
+    """
+    first = keys[0]
+    candidates = [key.removesuffix(first) for key in state if key.endswith(f".{first}")]
+    prefixes = [p for p in candidates if all(p + key in state for key in keys)]
+    if first in state or not prefixes:
+        return state
+    if len(prefixes) > 1:
+        prefixes = [prefix for prefix in prefixes if prefix.endswith(PREFERRED)] or prefixes
+    if len(prefixes) > 1:
+        raise ValueError(
+            f"{source} contains {len(prefixes)} networks, below {' and '.join(prefixes[:3])}; save "
+            f"the state dict of one and give that file"
+        )
+    unused = [key for key in state if not key.startswith(prefixes[0])]
+    say(f"{source}: {prefixes[0].rstrip('.')} is used, {len(unused)} other tensors are not")
+    return {
+        key.removeprefix(prefixes[0]): value
+        for key, value in state.items()
+        if key.startswith(prefixes[0])
+    }
 
 
 def _nodes(model: nn.Module, name: str, layers: Sequence[str] | None) -> dict[str, str]:

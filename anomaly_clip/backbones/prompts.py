@@ -234,7 +234,11 @@ def check_prompts(
             f"{way_out}"
         )
     example = (cut[0] or cut[1])[0]
-    warnings.warn(f"{start} and lose their ends, such as {example!r}: {way_out}", stacklevel=2)
+    warnings.warn(
+        f"{start} and lose their ends, such as {example!r}, which loses "
+        f"{backbone.lost_end(example)!r}: {way_out}",
+        stacklevel=2,
+    )
 
 
 def representative_vector(

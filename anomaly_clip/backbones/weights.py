@@ -1,11 +1,18 @@
-"""CLIP weights from an open_clip tag, a local file, ``demo``, or untrained (``random``).
+"""CLIP weights from an open_clip tag, a local file or folder, ``demo``, or untrained (``random``).
 
-Every result depends on the weights, so nothing is guessed. A tag that cannot be downloaded, a tag
-that was trained with a different activation and a file that does not fit the model are errors with
-a one-line message. Random weights are used only if requested by name. ``demo`` is the small CLIP of
-this project, trained on generated images (see its card, ``assets/demo_clip.md``). A bare weights
-file specifies neither activation nor pixel normalisation: the activation follows from the model
-name (``-quickgelu`` for OpenAI's weights), the normalisation is CLIP's.
+Every result depends on the weights, so nothing is guessed in silence. A tag that cannot be
+downloaded, a tag that was trained with a different activation and a file that does not fit the
+model are errors with a one-line message. Random weights are used only if requested by name.
+``demo`` is the small CLIP of this project, trained on generated images (see its card,
+``assets/demo_clip.md``).
+
+Four steps: where weights come from (``weight_tags``, ``weight_sources``, ``weight_settings``),
+reading of a file (``weight_files``, ``torchscript``, ``state_dicts``), names of the tensors
+(``clip_layouts``), and here the model that they are loaded into, with its activation and pixel
+normalisation. The activation is that of ``quick_gelu``, or else, in this order: for a tag, that of
+open_clip's record; for a file, that of a JSON model configuration that states one, of a JSON file
+next to the weights, of the classes in a TorchScript archive, of the model name. The last is an
+assumption, which is printed.
 
 Importing this module loads open_clip, which takes two seconds. Other modules therefore import this
 module inside functions, so that ``--help`` stays fast.
@@ -14,8 +21,6 @@ module inside functions, so that ``--help`` stays fast.
 from __future__ import annotations
 
 import json
-import urllib.error
-import urllib.request
 import warnings
 from copy import deepcopy
 from importlib import resources
@@ -25,20 +30,31 @@ from typing import Any, NamedTuple
 import open_clip
 import torch
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-from open_clip.convert import convert_state_dict
-from open_clip.factory import load_state_dict, resize_pos_embed, resize_text_pos_embed
+from open_clip.factory import resize_pos_embed, resize_text_pos_embed
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 
+from anomaly_clip.backbones.clip_layouts import CLIPTensors, check_fit, open_clip_tensors
+from anomaly_clip.backbones.state_dicts import state_dict_of
+from anomaly_clip.backbones.weight_files import WeightFileError, read_content
+from anomaly_clip.backbones.weight_settings import WeightsSettings, settings_next_to
+from anomaly_clip.backbones.weight_sources import local_file, looks_like_file
+from anomaly_clip.backbones.weight_tags import HUB_TIMEOUT, fetch, other_epoch
 from anomaly_clip.errors import suggest
+from anomaly_clip.progress import say
 from anomaly_clip.records import DEMO, RANDOM
 
-__all__ = ["LoadedCLIP", "load_clip"]
+__all__ = ["HUB_TIMEOUT", "LoadedCLIP", "activation_by_name", "load_clip"]
 
 ASSETS = Path(str(resources.files("anomaly_clip") / "assets"))
-
-WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
-HUB_TIMEOUT = 5.0
-"""Seconds to wait for an answer of the model hub; our choice, short because a user is waiting."""
+OPTION = "backbone.pretrained"
+ACTIVATIONS = {True: "QuickGELU", False: "GELU"}
+NOTHING_STATED = "as no open_clip_config.json next to the file states another"
+INTERPOLATIONS = {
+    "bicubic_antialias": ("bicubic", True),
+    "bicubic": ("bicubic", False),
+    "bilinear": ("bilinear", False),
+}
+"""Arguments of torch's interpolation for each value of ``positions``."""
 
 
 class LoadedCLIP(NamedTuple):
@@ -47,18 +63,43 @@ class LoadedCLIP(NamedTuple):
     model: open_clip.CLIP
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    source: str
+    """Name of the weights: ``pretrained``, and the tag that they are of if that is another one."""
+    activation: str | None
+    """``GELU`` or ``QuickGELU``; None unless it was chosen or differs from the model name's."""
 
 
-def load_clip(name: str, pretrained: str, image_size: int | None = None) -> LoadedCLIP:
+class _File(NamedTuple):
+    """Content of a weights file."""
+
+    path: Path
+    tensors: CLIPTensors
+    activation: str | None
+    notes: list[str]
+    """Notes for the user, printed once the weights are loaded."""
+
+
+def load_clip(
+    name: str,
+    pretrained: str,
+    image_size: int | None = None,
+    quick_gelu: str = "auto",
+    positions: str = "bicubic_antialias",
+) -> LoadedCLIP:
     """Build an open_clip model and load its weights.
 
     Args:
         name: An open_clip model name, the path of a JSON model configuration, or ``demo`` for the
             architecture of the small CLIP that comes with the project.
-        pretrained: An open_clip tag (downloaded on first use), the path of a ``.safetensors`` or
-            ``.pt`` file, ``demo`` for the weights that come with the project, or ``random``.
+        pretrained: An open_clip tag (downloaded on first use), the path of a file with weights or
+            of a folder with one (forms: docs/weights.md), ``demo`` for the weights that come with
+            the project, or ``random``.
         image_size: Side of the input in pixels; positional embeddings are interpolated to it.
             Default: the image size of the model.
+        quick_gelu: Activation: ``true`` for QuickGELU, ``false`` for GELU, ``auto`` as described at
+            the top of this module.
+        positions: Interpolation of positional embeddings: ``bicubic_antialias``, ``bicubic`` or
+            ``bilinear``.
 
     Raises:
         FileNotFoundError: If a file is missing, or the weights of a tag are neither cached nor
@@ -73,34 +114,71 @@ def load_clip(name: str, pretrained: str, image_size: int | None = None) -> Load
         )
     config, preprocessing = _read_config(name)
     if image_size is not None:
-        patch = config["vision_cfg"].get("patch_size", 16)
-        if image_size < patch or image_size % patch:
-            raise ValueError(
-                f"backbone.image_size {image_size} is not a multiple of the patch size {patch} of "
-                f"{name}; use {max(1, round(image_size / patch)) * patch}, for example"
-            )
-        config["vision_cfg"]["image_size"] = image_size
-    checkpoint: Path | None = None
+        _set_image_size(config, image_size, name)
+    by_name = bool(config.get("quick_gelu", False))
+    if quick_gelu != "auto":
+        config["quick_gelu"] = quick_gelu == "true"
+    source = pretrained
+    file: _File | None = None
+    tag: dict[str, Any] | None = None
     if pretrained == DEMO:
         if name != DEMO:
             raise ValueError(
                 f"backbone.pretrained {DEMO} has an architecture of its own, not that of {name}; "
                 f"omit backbone.name, or set it to {DEMO}"
             )
-        checkpoint = ASSETS / "demo_clip.safetensors"
+        file = _read_file(ASSETS / "demo_clip.safetensors")
     elif pretrained != RANDOM:
-        if _looks_like_file(pretrained):
-            checkpoint = _existing_file(pretrained)
-        else:
-            tag = _pretrained_tag(name, pretrained, bool(config.get("quick_gelu", False)))
-            checkpoint = _fetch(name, pretrained, tag)
-            preprocessing = tag
-    model = _build(name, config)
-    if checkpoint is not None:
-        _fill(model, checkpoint, name)
-    mean = tuple(preprocessing.get("mean") or OPENAI_DATASET_MEAN)
-    std = tuple(preprocessing.get("std") or OPENAI_DATASET_STD)
-    return LoadedCLIP(model, mean, std)
+        if not looks_like_file(pretrained):
+            tag = _pretrained_tag(name, pretrained, by_name, quick_gelu)
+        if tag is None:
+            file = _read_file(local_file(pretrained, OPTION))
+            preprocessing = _settle(file, name, config, preprocessing, quick_gelu)
+    model = _build(name, config)  # before a download, as it refuses models that are not supported
+    if tag is not None:
+        path, from_hub = fetch(name, pretrained, tag)
+        if from_hub and (other := other_epoch(pretrained, tag)):
+            source = f"{pretrained} (weights of {other})"
+            _warn_of_other_epoch(name, pretrained, other, tag)
+        file, preprocessing = _read_file(path), tag
+    if file is not None:
+        _fill(model, file, name, positions)
+        for note in file.notes:
+            say(f"{OPTION} {file.path}: {note}")
+    activation = bool(config.get("quick_gelu", False))
+    is_default = quick_gelu == "auto" and activation == by_name
+    return LoadedCLIP(
+        model,
+        tuple(preprocessing.get("mean") or OPENAI_DATASET_MEAN),
+        tuple(preprocessing.get("std") or OPENAI_DATASET_STD),
+        source,
+        None if is_default else ACTIVATIONS[activation],
+    )
+
+
+def activation_by_name(name: str, pretrained: str) -> str:
+    """Return ``quick_gelu`` for settings of version 0.1.0, which know no such option.
+
+    Version 0.1.0 took the activation of a weights file from the model name alone.
+
+    Args:
+        name: As for :func:`load_clip`.
+        pretrained: As for :func:`load_clip`.
+
+    Returns:
+        ``auto`` if that gives the same activation; else ``true`` or ``false``.
+    """
+    if pretrained in (DEMO, RANDOM) or not looks_like_file(pretrained):
+        return "auto"
+    path = Path(pretrained).expanduser()
+    settings = settings_next_to(path) if path.is_file() else None
+    by_name = bool(_read_config(name)[0].get("quick_gelu", False))
+    if settings is None or settings.quick_gelu == by_name:
+        return "auto"
+    return "true" if by_name else "false"
+
+
+# -- the model -----------------------------------------------------------------------------------
 
 
 def _read_config(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -138,102 +216,14 @@ def _read_config(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return config, preprocessing
 
 
-def _looks_like_file(pretrained: str) -> bool:
-    return pretrained.endswith(WEIGHT_FILES) or "/" in pretrained or "\\" in pretrained
-
-
-def _existing_file(pretrained: str) -> Path:
-    path = Path(pretrained).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"backbone.pretrained {pretrained}: there is no such file; give an existing weights "
-            f"file"
-        )
-    return path
-
-
-def _pretrained_tag(name: str, tag: str, quick_gelu: bool) -> dict[str, Any]:
-    """Return open_clip's record of a tag, after checking that it fits the model."""
-    if name == DEMO or name.endswith(".json"):
-        model = "the demo architecture" if name == DEMO else "a model from a JSON configuration"
-        demo = f"'{DEMO}', " if name == DEMO else ""
+def _set_image_size(config: dict[str, Any], image_size: int, name: str) -> None:
+    patch = config["vision_cfg"].get("patch_size", 16)
+    if image_size < patch or image_size % patch:
         raise ValueError(
-            f"backbone.pretrained {tag}: {model} has no tags; give {demo}a weights file or "
-            f"'{RANDOM}'"
+            f"backbone.image_size {image_size} is not a multiple of the patch size {patch} of "
+            f"{name}; use {max(1, round(image_size / patch)) * patch}, for example"
         )
-    record: dict[str, Any] = open_clip.get_pretrained_cfg(name, tag)
-    if not record:
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
-        raise ValueError(
-            f"backbone.pretrained {tag} is not a tag of {name} (known: {tags}); give one of them, "
-            f"a weights file, or '{RANDOM}'"
-        )
-    if bool(record.get("quick_gelu", False)) != quick_gelu:
-        other = name.removesuffix("-quickgelu") + ("" if quick_gelu else "-quickgelu")
-        raise ValueError(
-            f"backbone.pretrained {tag} was trained with a different activation from that of "
-            f"{name}; use backbone.name {other}"
-        )
-    return record
-
-
-def _fetch(name: str, tag: str, record: dict[str, Any]) -> Path:
-    """Return the local weights file of a tag; download it if it is not cached."""
-    from huggingface_hub import constants
-
-    repository, _ = str(record.get("hf_hub") or "/").rsplit("/", 1)
-    cached = _cached_file(record)
-    if cached is not None:
-        return cached
-    address = f"{constants.ENDPOINT}/{repository}" if repository else str(record.get("url"))
-    reason = "offline mode is set" if constants.HF_HUB_OFFLINE else _unreachable(address)
-    if reason is None:
-        try:
-            return Path(open_clip.download_pretrained(record))
-        except Exception as error:  # every download library has its own exceptions
-            reason = str(error).splitlines()[0]
-    folder = constants.HF_HUB_CACHE if repository else Path("~/.cache/clip").expanduser()
-    raise FileNotFoundError(
-        f"backbone.pretrained {tag} of {name} is not in {folder} and cannot be downloaded "
-        f"({reason}); copy that cache from a machine with network access, give a weights file "
-        f"(--model.backbone.pretrained FILE.safetensors), or try the pipeline with the bundled "
-        f"small CLIP (--model.backbone.name {DEMO} --model.backbone.pretrained {DEMO}) or with "
-        f"untrained weights ('{RANDOM}')"
-    )
-
-
-def _cached_file(record: dict[str, Any]) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    if record.get("file"):
-        return Path(record["file"])
-    if not record.get("hf_hub"):
-        file = Path("~/.cache/clip").expanduser() / str(record.get("url", "")).rsplit("/", 1)[-1]
-        return file if file.is_file() else None
-    repository, _, filename = str(record["hf_hub"]).rpartition("/")
-    names = [filename] if filename else []
-    names += ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
-    for candidate in names:
-        path = try_to_load_from_cache(repository, candidate)
-        if isinstance(path, str):
-            return Path(path)
-    return None
-
-
-def _unreachable(address: str) -> str | None:
-    """Return why an address does not answer, or None if it answers, even with an HTTP error."""
-    request = urllib.request.Request(address, method="HEAD")
-    try:
-        urllib.request.urlopen(request, timeout=HUB_TIMEOUT).close()
-    except urllib.error.HTTPError:
-        return None
-    except (OSError, ValueError) as error:
-        return f"no answer from {urllib.request.urlparse(address).hostname}: {_short(error)}"  # type: ignore[attr-defined]
-    return None
-
-
-def _short(error: Exception) -> str:
-    return str(getattr(error, "reason", error)).strip("<>")
+    config["vision_cfg"]["image_size"] = image_size
 
 
 def _build(name: str, config: dict[str, Any]) -> open_clip.CLIP:
@@ -271,45 +261,154 @@ def _build(name: str, config: dict[str, Any]) -> open_clip.CLIP:
     return model
 
 
-def _fill(model: open_clip.CLIP, checkpoint: Path, name: str) -> None:
-    """Load a state dict strictly; reject files that could run code."""
-    if checkpoint.suffix not in WEIGHT_FILES:
+# -- tags ----------------------------------------------------------------------------------------
+
+
+def _pretrained_tag(name: str, tag: str, by_name: bool, quick_gelu: str) -> dict[str, Any] | None:
+    """Return open_clip's record of a tag, or None if the value is a file rather than a tag.
+
+    Args:
+        name: Name of the model.
+        tag: The tag.
+        by_name: Whether the model has QuickGELU.
+        quick_gelu: The option, which overrides the record.
+
+    Raises:
+        ValueError: If there is no such tag, or it was trained with another activation.
+    """
+    is_registered = name != DEMO and not name.endswith(".json")
+    record: dict[str, Any] = open_clip.get_pretrained_cfg(name, tag) if is_registered else {}
+    if not record and Path(tag).exists():
+        return None
+    if not is_registered:
+        model = "the demo architecture" if name == DEMO else "a model from a JSON configuration"
+        demo = f"'{DEMO}', " if name == DEMO else ""
         raise ValueError(
-            f"backbone.pretrained {checkpoint}: expected a file name that ends with one of "
-            f"{', '.join(WEIGHT_FILES)}"
+            f"backbone.pretrained {tag}: {model} has no tags; give {demo}a weights file or "
+            f"'{RANDOM}'"
         )
+    if not record:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+        raise ValueError(
+            f"backbone.pretrained {tag} is not a tag of {name} (known: {tags}); give one of them, "
+            f"a weights file, or '{RANDOM}'"
+        )
+    trained = bool(record.get("quick_gelu", False))
+    if quick_gelu == "auto" and trained != by_name:
+        other = name.removesuffix("-quickgelu") + ("-quickgelu" if trained else "")
+        use = f"use backbone.name {other}, or set" if other in open_clip.list_models() else "set"
+        raise ValueError(
+            f"backbone.pretrained {tag} was trained with a different activation from that of "
+            f"{name}; {use} backbone.quick_gelu to {str(trained).lower()} (or to "
+            f"{str(by_name).lower()} for {ACTIVATIONS[by_name]}, with which some published results "
+            f"were computed)"
+        )
+    return record
+
+
+def _warn_of_other_epoch(name: str, tag: str, other: str, record: dict[str, Any]) -> None:
+    file = str(record.get("url") or "").rpartition("/")[2]
+    way_out = f"give the file {file} for those of {tag}, or " if file else ""
+    warnings.warn(
+        f"backbone.pretrained {tag} of {name}: the model hub has the weights of {other} under this "
+        f"tag, and these are used; {way_out}set backbone.pretrained to {other}",
+        stacklevel=3,
+    )
+
+
+# -- files ---------------------------------------------------------------------------------------
+
+
+def _read_file(path: Path) -> _File:
+    """Read a weights file, and note what else is in it.
+
+    Raises:
+        ValueError: If it cannot be read, or contains several CLIPs.
+    """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            state = load_state_dict(str(checkpoint), device="cpu", weights_only=True)
-        state = convert_state_dict(model, state)
-        # CPUs cannot interpolate in half precision; some files store the logit scale as a vector.
-        state = {key: value.float() for key, value in state.items()}
-        if "logit_scale" in state:
-            state["logit_scale"] = state["logit_scale"].reshape(model.logit_scale.shape)
-        resize_pos_embed(state, model)
-        resize_text_pos_embed(state, model)
-        model.load_state_dict(state)
-    except Exception as error:
-        if "weights_only" in str(error) or "Unsupported global" in str(error):
-            why = (
-                "it holds Python objects besides tensors, which could run code, and is rejected; "
-                "save the bare state dict and give that file"
-            )
-        elif isinstance(error, RuntimeError) and "state_dict" in str(error):
-            why = (
-                f"its tensors do not fit {name} ({_first_mismatch(str(error))}); set backbone.name "
-                f"to the model that they belong to"
-            )
-        else:
-            why = (
-                f"it cannot be read as weights ({str(error).splitlines()[0]}); give a file with a "
-                f"state dict"
-            )
-        raise ValueError(f"backbone.pretrained {checkpoint}: {why}") from None
+        content = read_content(path)
+        state = state_dict_of(content.content)
+        tensors = open_clip_tensors(state.tensors)
+    except WeightFileError as error:
+        raise ValueError(
+            f"{OPTION} {path}: it cannot be read as weights ({error.form}); {error.way_out}"
+        ) from None
+    notes = [f"{state.container} is used, {', '.join(state.others)} not"] if state.others else []
+    if tensors.unused:
+        count = len(tensors.unused)
+        more = f" and {count - 1} more" if count > 1 else ""
+        notes.append(f"tensors outside the CLIP are not used: {tensors.unused[0]}{more}")
+    return _File(path, tensors, content.activation, notes)
 
 
-def _first_mismatch(message: str) -> str:
-    lines = [line.strip().rstrip(".") for line in message.splitlines()[1:] if line.strip()]
-    first = lines[0] if lines else message
-    return first if len(first) < 200 else f"{first[:200]}..."
+def _settle(
+    file: _File,
+    name: str,
+    config: dict[str, Any],
+    preprocessing: dict[str, Any],
+    quick_gelu: str,
+) -> dict[str, Any]:
+    """Set the activation of a file in the model configuration, and note what is assumed.
+
+    Returns:
+        Settings of the preprocessing: those of the model configuration, or else of a JSON file next
+        to the weights.
+    """
+    settings = settings_next_to(file.path, file.tensors.layout)
+    by_name = bool(config.get("quick_gelu", False))
+    is_stated = quick_gelu != "auto" or (name.endswith(".json") and "quick_gelu" in config)
+    statement = None if is_stated else _stated_activation(file, settings)
+    if statement is not None:
+        config["quick_gelu"], place = statement
+        if config["quick_gelu"] != by_name:
+            file.notes.append(
+                f"the activation is {ACTIVATIONS[not by_name]} according to {place}, not "
+                f"{ACTIVATIONS[by_name]} as in {name} (backbone.quick_gelu overrides this)"
+            )
+    elif quick_gelu == "auto" and settings is not None and settings.quick_gelu != by_name:
+        file.notes.append(
+            f"the activation is {ACTIVATIONS[by_name]}, as {name} states, not "
+            f"{ACTIVATIONS[not by_name]} as in {settings.file}"
+        )
+    if settings is not None:
+        stated = {"mean": settings.mean, "std": settings.std}
+        preprocessing = {**{k: v for k, v in stated.items() if v}, **preprocessing}
+    is_known = name == DEMO or file.tensors.is_openai or bool(preprocessing.get("mean"))
+    pixels = "" if is_known else "CLIP's pixel normalisation"
+    if not is_stated and statement is None and name != DEMO:
+        activation = f"{ACTIVATIONS[by_name]}, the activation of {name},"
+        subject = f"{activation} and {pixels} are" if pixels else f"{activation} is"
+        file.notes.append(f"{subject} assumed, {NOTHING_STATED}; backbone.quick_gelu overrides it")
+    elif pixels:
+        file.notes.append(f"{pixels} is assumed, {NOTHING_STATED}")
+    return preprocessing
+
+
+def _stated_activation(file: _File, settings: WeightsSettings | None) -> tuple[bool, str] | None:
+    """Return whether the activation is QuickGELU, and the place that states it, if there is one."""
+    if settings is not None:
+        return settings.quick_gelu, str(settings.file)
+    if file.activation is not None:
+        return file.activation == ACTIVATIONS[True], "the classes in the archive"
+    if file.tensors.is_openai:
+        return True, "its form, that of OpenAI's archives"
+    return None
+
+
+def _fill(model: open_clip.CLIP, file: _File, name: str, positions: str) -> None:
+    """Load the tensors of a file.
+
+    Raises:
+        ValueError: If they do not fit the model.
+    """
+    try:
+        check_fit(file.tensors.state, model, name)
+    except WeightFileError as error:
+        raise ValueError(f"{OPTION} {file.path}: {error.form}; {error.way_out}") from None
+    # CPUs cannot interpolate in half precision; some files store the logit scale as a vector.
+    state = {key: value.float() for key, value in file.tensors.state.items()}
+    state["logit_scale"] = state["logit_scale"].reshape(model.logit_scale.shape)
+    interpolation, antialias = INTERPOLATIONS[positions]
+    resize_pos_embed(state, model, interpolation, antialias)
+    resize_text_pos_embed(state, model)
+    model.load_state_dict(state)

@@ -8,7 +8,7 @@ import logging
 import os
 import shlex
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, cast
@@ -32,6 +32,7 @@ from anomaly_clip.commands.configs import expand_configs
 from anomaly_clip.commands.interruption import advise, stop_if_interrupted
 from anomaly_clip.commands.last_step import LastStep, last_checkpoint
 from anomaly_clip.commands.option_parser import OptionParser
+from anomaly_clip.commands.saved_settings import comparable, take_activation
 from anomaly_clip.commands.yaml_names import read_any_name
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.errors import UserError, reason, user_errors
@@ -319,12 +320,13 @@ class ExperimentCLI(LightningCLI):
         for name, value in arguments.items():
             if name in contract.inference_arguments or name not in saved:
                 continue
+            take_activation(config["model"]["init_args"], name, saved[name])
             saved[name] = completed(kind, name, saved[name])
-            if name == "backbone":  # the weights come from the checkpoint, not from these files
-                saved[name], value = _without_source(saved[name]), _without_source(value)
-            if _json(saved[name]) != _json(value):
+            is_hashed = issubclass(kind, AnomalyMethod)
+            fitted, value = (comparable(v, name, is_hashed) for v in (saved[name], value))
+            if _json(fitted) != _json(value):
                 raise UserError(
-                    f"model.{name} is {value}, but {path} was fitted with {saved[name]}: leave the "
+                    f"model.{name} is {value}, but {path} was fitted with {fitted}: leave the "
                     f"option out, or fit again"
                 )
 
@@ -410,13 +412,6 @@ class ExperimentCLI(LightningCLI):
             option = f"trainer.limit_{self._verb}_batches"
             limit = getattr(self.trainer, option.partition(".")[2])
             raise UserError(f"no image was scored, because {option} is {limit}: increase it")
-
-
-def _without_source(backbone: Any) -> Any:
-    """Return the settings of a backbone without the source of its weights."""
-    if not isinstance(backbone, Mapping):
-        return backbone
-    return {k: v for k, v in backbone.items() if k not in ("pretrained", "weights")}
 
 
 def _class_of(path: str) -> type:

@@ -13,7 +13,14 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from anomaly_clip.metrics.evaluator import Results
-from anomaly_clip.records import Batch, LoaderNeeds, TrainingFeatures, WeightsRecord
+from anomaly_clip.records import (
+    Batch,
+    LoaderNeeds,
+    TrainingFeatures,
+    WeightsRecord,
+    source_of,
+    variant_of,
+)
 
 if TYPE_CHECKING:
     from anomaly_clip.data.dataset import AnomalyData
@@ -194,11 +201,13 @@ def check_backbone(
         ValueError: If the checkpoint was trained with a different backbone.
     """
     if saved_identity != identity:
+        differs = variant_of(saved) != variant_of(weights)
+        options = ", and its backbone.quick_gelu and backbone.positions" if differs else ""
         raise ValueError(
             f"the checkpoint was trained with {saved.get('backbone')} (weights "
-            f"{saved.get('pretrained')}, sha256 {str(saved_identity)[:8]}), but the current "
-            f"backbone is {weights['backbone']} (weights {weights['pretrained']}, sha256 "
-            f"{identity[:8]}): use the backbone and weights of the fit"
+            f"{source_of(saved)}, sha256 {str(saved_identity)[:8]}), but the current "
+            f"backbone is {weights['backbone']} (weights {source_of(weights)}, sha256 "
+            f"{identity[:8]}): use the backbone and weights of the fit{options}"
         )
 
 

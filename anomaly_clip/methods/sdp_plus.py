@@ -9,12 +9,13 @@ stays frozen.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +24,16 @@ from anomaly_clip.backbones import clip, frozen, surgery
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
 from anomaly_clip.backbones.prompts import PromptEnsemble, RVSSettings
 from anomaly_clip.backbones.surgery import StageTokens
-from anomaly_clip.errors import check_above, check_at_least, reason
+from anomaly_clip.backbones.weight_files import WeightFileError, read_content
+from anomaly_clip.backbones.weight_sources import local_file
+from anomaly_clip.errors import check_above, check_at_least
 from anomaly_clip.files import atomic_path, source_hash
 from anomaly_clip.losses import dice_loss, focal_loss
 from anomaly_clip.maps import gaussian_blur, image_score, patches_to_map
 from anomaly_clip.methods import sdp
 from anomaly_clip.methods.sdp import SDP, text_score
 from anomaly_clip.metrics.evaluator import EvaluatorSettings
+from anomaly_clip.progress import say
 from anomaly_clip.records import Batch, Encoder, Scores
 
 if TYPE_CHECKING:
@@ -38,7 +42,12 @@ if TYPE_CHECKING:
 __all__ = ["SDPPlus", "read_linear_layers"]
 
 FACTOR = 100.0  # logit scale of the softmax over the two classes
+OPTION = "model.linear_layers"
 LAYERS_KEY = "linear_layers"  # key of the layers in the authors' files
+APRIL_GAN_KEY = "trainable_linearlayer"
+LAYERS_KEYS = (LAYERS_KEY, APRIL_GAN_KEY, "state_dict", "model")
+LAYER_NAME = re.compile(r"(?:(?:module|_orig_mod)\.)*fc\.(?=\d+\.(?:weight|bias)$)")
+"""Start of the name of a layer, with the prefixes of DataParallel and torch.compile."""
 SIGMA = {"VisA": 2.0}  # sigma of the Gaussian blur, in pixels at image size 240 (published)
 DEFAULT_SIGMA = 8.0
 LAYERS_SOURCE = "give the linear_layers.pth that a fit of SDPPlus or anomaly_clip export writes"
@@ -59,7 +68,8 @@ class SDPPlus(SDP):
             elsewhere (published).
         lr: Learning rate of Adam.
         linear_layers: File of trained layers, with which no fit is needed. In the authors' format,
-            its key ``linear_layers`` holds a dictionary of ``fc.{i}.weight`` and ``fc.{i}.bias``.
+            its key ``linear_layers`` holds a dictionary of ``fc.{i}.weight`` and ``fc.{i}.bias``;
+            other forms: docs/weights.md.
         feature_cache_gb: Maximum size of the cache of frozen image features, in GB (1e9 bytes). The
             cache is filled at the start of ``fit``. 0 turns it off: images are then decoded and
             encoded in every epoch.
@@ -292,12 +302,13 @@ class SDPPlus(SDP):
         return file
 
     def load_linear_layers(self, file: Path) -> None:
-        """Load the layers from a file in the authors' format.
+        """Load the layers from a file; see :func:`read_linear_layers`.
 
         Raises:
             FileNotFoundError: If the file does not exist.
             ValueError: If the file has a different format, or its layers fit a different backbone.
         """
+        file = local_file(str(file), OPTION, f"; {LAYERS_SOURCE}")
         state = read_linear_layers(file)
         current_state = {f"fc.{key}": value for key, value in self.fc.state_dict().items()}
         shapes, expected = (
@@ -321,31 +332,41 @@ class SDPPlus(SDP):
 def read_linear_layers(file: Path) -> dict[str, Tensor]:
     """Read layers in the authors' format; see ``linear_layers`` of :class:`SDPPlus`.
 
+    The dictionary of the layers may also be bare, or below APRIL-GAN's key, and its names may have
+    the prefixes of DataParallel and torch.compile.
+
     Raises:
         FileNotFoundError: If the file does not exist.
         ValueError: If the file has a different format.
     """
+    path = local_file(str(file), OPTION, f"; {LAYERS_SOURCE}")
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"model.linear_layers {file}: there is no such file; {LAYERS_SOURCE}"
-        ) from None
-    except Exception as error:  # pickle, zip and torch raise many types
+        content = read_content(path).content
+    except WeightFileError as error:
         raise ValueError(
-            f"model.linear_layers {file}: not a file that can be read safely ({reason(error)}); "
-            f"{LAYERS_SOURCE}"
+            f"{OPTION} {file}: not a file that can be read safely ({error.form}); {error.way_out}, "
+            f"or {LAYERS_SOURCE}"
         ) from None
-    state = content.get(LAYERS_KEY) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) and value.ndim in (1, 2)
-        for key, value in state.items()
-    ):
+    state: Any = content
+    if isinstance(content, Mapping):
+        keys = [key for key in LAYERS_KEYS if isinstance(content.get(key), Mapping)]
+        state = content[keys[0]] if keys else content
+        if keys == [APRIL_GAN_KEY]:
+            say(
+                f"{OPTION} {file} has the key {APRIL_GAN_KEY} of APRIL-GAN, whose layers are "
+                f"trained on the output of each stage: model.stage_tokens clean reads the same"
+            )
+    layers = {
+        LAYER_NAME.sub("fc.", key): value
+        for key, value in (state.items() if isinstance(state, Mapping) else ())
+        if isinstance(key, str) and isinstance(value, Tensor) and LAYER_NAME.match(key)
+    }
+    if not layers or len(layers) < len(state) or any(v.ndim not in (1, 2) for v in layers.values()):
         raise ValueError(
-            f"model.linear_layers {file}: expected a dictionary {LAYERS_KEY} with the tensors "
-            f"fc.0.weight, fc.0.bias and so on; {LAYERS_SOURCE}"
+            f"{OPTION} {file}: expected a dictionary {LAYERS_KEY} with the tensors fc.0.weight, "
+            f"fc.0.bias and so on; {LAYERS_SOURCE}"
         )
-    return {key: value.float() for key, value in state.items()}
+    return {key: value.float() for key, value in layers.items()}
 
 
 def _width(state: dict[str, Tensor]) -> str:

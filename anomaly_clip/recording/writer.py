@@ -29,7 +29,7 @@ from anomaly_clip.recording.run_conditions import environment, evaluation_condit
 from anomaly_clip.recording.unreadable_images import UnreadableImages
 from anomaly_clip.recording.validation_images import ValidationImages
 from anomaly_clip.recording.wandb_log import log_config, log_image, log_run
-from anomaly_clip.records import Batch, Scores
+from anomaly_clip.records import Batch, Scores, source_of
 from anomaly_clip.report.metrics_table import build_table
 from anomaly_clip.report.page import PAGE, write_page
 from anomaly_clip.results.folder import (
@@ -432,7 +432,7 @@ class RunWriter(Callback):
             parts.append(f"{data.dataset_name} {data.root}: {data.summary(stage)}")
         if isinstance(module, EvaluatedModule):
             weights = module.weights
-            source = "RANDOM" if weights["random"] else weights["pretrained"]
+            source = "RANDOM" if weights["random"] else source_of(weights)
             parts.append(f"{weights['backbone']} with weights {source}")
         parts.append("no seed" if self.seed is None else f"seed {self.seed}")
         parts.append(f"run {self.folder}")

@@ -17,6 +17,7 @@ from urllib.parse import quote
 import numpy as np
 
 from anomaly_clip.files import atomic_path
+from anomaly_clip.records import source_of
 from anomaly_clip.report.charts import HEIGHT, MAX_LINES, WIDTH, build_charts
 from anomaly_clip.report.metrics_table import heading, marked_percent
 from anomaly_clip.report.protocol_text import MAX_ENTRIES, protocol_text, record_text, value_text
@@ -142,7 +143,7 @@ def _counted(count: int, singular: str, plural: str) -> str:
 
 
 def _weights_name(weights: Mapping[str, Any]) -> str:
-    backbone, kind = weights.get("backbone"), weights.get("pretrained")
+    backbone, kind = weights.get("backbone"), source_of(weights)
     return f"{kind} weights" if backbone == kind else f"{backbone} with weights {kind}"
 
 

@@ -11,6 +11,9 @@ from anomaly_clip.results.finished_run import FinishedRun, printable
 
 __all__ = ["differences", "mismatch"]
 
+VARIANT_CONDITIONS = {"model.backbone.quick_gelu", "model.backbone.positions"}
+"""Conditions of rows whose source does not use the weights in the default way."""
+
 
 def differences(
     spec: RunSpec,
@@ -38,6 +41,8 @@ def differences(
             texts.append(_difference_text(key, run_value, value))
     if not run.is_stand_in:
         texts += _weights_differences(spec.weights, run, source, weights_kinds)
+        if run.variant and not VARIANT_CONDITIONS & spec.match.keys():
+            texts.append(f"its weights have {printable(run.variant)}")
     return texts
 
 
@@ -85,7 +90,7 @@ def _weights_differences(
     if spec is None:
         return [f"its weights are {run.weights}, not {required}"]
     if not run.provenance:
-        file = run.weights
+        file = printable(run.pretrained)
         return [
             f"its weights {file} have no provenance record (if these are the right weights, pass "
             f"--weights {required}={file})"

@@ -55,6 +55,7 @@ class FinishedRun:
         uncertain: Pixel metrics with wide bounds by category, and under ``mean`` those of the mean.
         record: Section ``run`` of ``metrics.json`` as it is in the file.
         means: Section ``mean`` of ``metrics.json`` as it is in the file; empty if it has none.
+        variant: Activation and interpolation of positions if they are not the defaults.
     """
 
     folder: Path
@@ -72,6 +73,7 @@ class FinishedRun:
     uncertain: Mapping[str, Sequence[str]] = field(default_factory=dict)
     record: Mapping[str, Any] = field(default_factory=dict)
     means: Mapping[str, Any] = field(default_factory=dict)
+    variant: str = ""
 
     @property
     def label(self) -> str:
@@ -81,7 +83,8 @@ class FinishedRun:
     @property
     def weights(self) -> str:
         """Name or file of the weights as printable text."""
-        return RANDOM if self.random else printable(self.pretrained)
+        variant = f", {self.variant}" if self.variant else ""
+        return RANDOM if self.random else printable(f"{self.pretrained}{variant}")
 
     @property
     def seeds(self) -> tuple[object, object]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from anomaly_clip.files import write_csv, write_json
 from anomaly_clip.metrics.evaluator import Results, uncertain_metrics, with_means
-from anomaly_clip.records import WeightsRecord, versions
+from anomaly_clip.records import WeightsRecord, source_of, versions
 from anomaly_clip.results.folder import METRICS_FILE
 
 __all__ = ["merge_metrics", "run_record", "weights_label", "write_metrics"]
@@ -25,7 +25,7 @@ COUNTS_ABOVE_ZERO = ("unreadable_images", "unreadable_references", "fitted_witho
 
 def weights_label(weights: WeightsRecord) -> str:
     """Return the value of the column ``weights`` in tables: the source, or ``random``."""
-    return "random" if weights["random"] else weights["pretrained"]
+    return "random" if weights["random"] else source_of(weights)
 
 
 def run_record(

@@ -12,6 +12,7 @@ import yaml
 
 from anomaly_clip.errors import UserError
 from anomaly_clip.metrics.evaluator import uncertain_metrics
+from anomaly_clip.records import variant_of
 from anomaly_clip.results.finished_run import FinishedRun, printable
 from anomaly_clip.results.folder import METRICS_FILE
 
@@ -127,6 +128,7 @@ def parse_run(folder: Path, content: Any) -> FinishedRun:
         _read_uncertain(content, file),
         run,
         means if isinstance(means := content.get("mean"), dict) else {},
+        variant=variant_of(weights),
     )
 
 

@@ -1,0 +1,220 @@
+"""Files with weights: recognised by their content, and read without running any code in them.
+
+The first bytes decide how a file is read, not its name: files of the model hub's cache have no
+suffix, and an interrupted download keeps the suffix of what it should have been. Read are
+safetensors files, files that ``torch.save`` has written, as far as they hold tensors and plain
+values, and TorchScript archives (:mod:`anomaly_clip.backbones.torchscript`). Every other form is
+refused by name.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from anomaly_clip.backbones.torchscript import ArchiveError, is_archive, read_archive
+from anomaly_clip.errors import reason
+
+__all__ = ["BARE", "FileContent", "WeightFileError", "listed", "read_content"]
+
+HEAD = 4096  # bytes that the recognition of a file reads
+SAFETENSORS_LENGTH = 8  # bytes with the length of the header, which follows them
+LEGACY_MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19"
+"""Number at the start of the files that ``torch.save`` wrote before PyTorch 1.6."""
+MAX_SHOWN = 3
+
+AGAIN = "download or copy it again"
+UNPACK = "unpack it and give the weights file in it"
+ANOTHER = "give weights of PyTorch: a .safetensors file, or a state dict saved with torch.save"
+BARE = "save the state dict alone (torch.save(model.state_dict(), FILE)) and give that file"
+
+SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
+    (b"version https://git-lfs", "a pointer of Git LFS, not the file itself", "run git lfs pull"),
+    (b"\x89HDF\r\n", "an HDF5 file, as Keras writes them", ANOTHER),
+    (b"GGUF", "a GGUF file", ANOTHER),
+    (b"\x93NUMPY", "a NumPy array", ANOTHER),
+    (b"\x1f\x8b", "a gzip archive", UNPACK),
+    (b"BZh", "a bzip2 archive", UNPACK),
+    (b"\xfd7zXZ\x00", "an xz archive", UNPACK),
+    (b"\x28\xb5\x2f\xfd", "a zstandard archive", UNPACK),
+    (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", UNPACK),
+    (b"Rar!", "a RAR archive", UNPACK),
+    (b"\x89PNG", "an image", ANOTHER),
+    (b"\xff\xd8\xff", "an image", ANOTHER),
+    (b"%PDF", "a PDF document", ANOTHER),
+)
+"""First bytes of other forms, their names, and the way out."""
+
+
+class WeightFileError(ValueError):
+    """The file cannot be used.
+
+    Args:
+        form: The form of the file, as the end of "the file cannot be read (it is ...)".
+        way_out: Advice to the user, in the imperative.
+    """
+
+    def __init__(self, form: str, way_out: str) -> None:
+        super().__init__(f"{form}; {way_out}")
+        self.form, self.way_out = form, way_out
+
+
+class FileContent(NamedTuple):
+    """Content of a file with weights."""
+
+    content: Any
+    """A state dict of tensors, or what a training program has saved around it."""
+    activation: str | None = None
+    """Class of the activation, ``QuickGELU`` or ``GELU``, if the file states it."""
+
+
+def read_content(path: Path) -> FileContent:
+    """Read a file with weights; no code in it is run.
+
+    Args:
+        path: An existing file.
+
+    Raises:
+        WeightFileError: If the file has another form, is damaged, or holds objects that are neither
+            tensors nor plain values.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD)
+        size = path.stat().st_size
+    except OSError as error:
+        raise WeightFileError(
+            f"it cannot be opened: {error.strerror or error}", "check its permissions"
+        ) from None
+    if head[:4] == b"PK\x03\x04":
+        return _read_zip(path)
+    if head[SAFETENSORS_LENGTH:][:1] == b"{":
+        return FileContent(_read_safetensors(path, head, size))
+    if head[:1] == b"\x80":  # a pickle
+        if LEGACY_MAGIC not in head[:64]:
+            raise WeightFileError(
+                "it is a Python pickle that torch.save did not write, which could run code, and is "
+                "rejected",
+                BARE,
+            )
+        return FileContent(_torch_load(path))
+    raise _other_form(head)
+
+
+def listed(names: list[str]) -> str:
+    """Return the first names of a list, and the number of the others."""
+    rest = len(names) - MAX_SHOWN
+    return ", ".join(names[:MAX_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _other_form(head: bytes) -> WeightFileError:
+    """Return the error for a file that is neither safetensors nor written by ``torch.save``."""
+    if not head:
+        return WeightFileError("it is empty", AGAIN)
+    for start, form, way_out in SIGNATURES:
+        if head.startswith(start):
+            return WeightFileError(f"it is {form}", way_out)
+    if head.lstrip()[:1] == b"<":
+        return WeightFileError("it is a web page, as a failed download leaves", AGAIN)
+    if head[257:262] == b"ustar":
+        return WeightFileError("it is a tar archive", UNPACK)
+    if not head.strip(b"\0"):
+        return WeightFileError("it begins with zeros, as an interrupted download leaves", AGAIN)
+    if _is_text(head):
+        return WeightFileError("it is a text file", ANOTHER)
+    return WeightFileError("its first bytes are those of no form of weights", ANOTHER)
+
+
+def _is_text(head: bytes) -> bool:
+    try:
+        text = head.decode()
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 3:  # not just a letter cut in half at the end
+            return False
+        text = head[: error.start].decode()
+    return all(letter.isprintable() or letter in "\n\r\t" for letter in text)
+
+
+def _read_safetensors(path: Path, head: bytes, size: int) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    length = int.from_bytes(head[:SAFETENSORS_LENGTH], "little")
+    if length + SAFETENSORS_LENGTH > size:
+        raise WeightFileError("it is a truncated safetensors file", AGAIN)
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError, ValueError) as error:
+        form = f"it is a truncated or damaged safetensors file: {_clean(reason(error))}"
+        raise WeightFileError(form, AGAIN) from None
+    except (AttributeError, KeyError, TypeError) as error:  # a dtype that torch does not have
+        raise WeightFileError(
+            f"it is a safetensors file with tensors of an unsupported type: {reason(error)}",
+            ANOTHER,
+        ) from None
+
+
+def _read_zip(path: Path) -> FileContent:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError):
+        raise WeightFileError("it is truncated: its table of contents is missing", AGAIN) from None
+    if is_archive(names):
+        try:
+            return FileContent(*read_archive(path))
+        except ArchiveError as error:
+            raise WeightFileError(
+                f"it is a TorchScript archive of which only tensors are read, but {error}",
+                "save the state dict with the program that made the archive, and give that file",
+            ) from None
+    inside = [name.partition("/")[2] for name in names]
+    if "data.pkl" in inside:
+        return FileContent(_torch_load(path))
+    if any(name.startswith(("archive_format", "models/")) for name in inside):
+        raise WeightFileError("it is a program exported by torch.export", BARE)
+    if names and all(name.endswith(".npy") for name in names):
+        raise WeightFileError("it is an archive of NumPy arrays", ANOTHER)
+    raise WeightFileError(f"it is a zip archive of {listed(names) or 'nothing'}", UNPACK)
+
+
+def _torch_load(path: Path) -> object:
+    """Read a file of ``torch.save``, restricted to tensors and plain values."""
+    try:
+        # A file object, because torch.load takes some suffixes for another form.
+        with warnings.catch_warnings(), path.open("rb") as file:
+            warnings.simplefilter("ignore")
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and torch raise many types
+        message = str(error)
+        if match := re.search(r"GLOBAL (\S+)", message):
+            raise _objects(match[1]) from None
+        if "weights_only" in message or "Unsupported" in message:
+            raise _objects(None) from None
+        if isinstance(error, MemoryError):
+            raise
+        form = f"it is a truncated or damaged file of torch.save: {_clean(reason(error))}"
+        raise WeightFileError(form, AGAIN) from None
+
+
+def _objects(name: str | None) -> WeightFileError:
+    """Return the error for a pickle with objects of a class, or that calls a function."""
+    example = "" if name is None else f" (such as {name})"
+    is_model = re.match(r"(torch\.nn|torchvision\.models|timm|open_clip|clip)\.", name or "")
+    start = "it is a whole pickled model: " if is_model else ""
+    return WeightFileError(
+        f"{start}it holds Python objects besides tensors{example}, which could run code, and is "
+        f"rejected",
+        BARE,
+    )
+
+
+def _clean(text: str) -> str:
+    """Return a message of a library without the colours of a terminal, shortened."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)[:200]

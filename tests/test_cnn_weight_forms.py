@@ -1,0 +1,112 @@
+"""Forms of weights files that CNN backbones take or refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnet18
+from weight_forms import prefixed, state_of
+
+from anomaly_clip.backbones.cnn import CNNBackbone
+from anomaly_clip.cli import main
+
+State = dict[str, Tensor]
+
+
+@pytest.fixture(scope="module")
+def state() -> State:
+    torch.manual_seed(0)
+    return state_of(resnet18(weights=None))
+
+
+def moco(state: State) -> State:
+    second = {key: value + 1 for key, value in state.items()}
+    second = prefixed(second, "module.encoder_k.")
+    queue = {"module.queue": torch.zeros(2, 2), "module.queue_ptr": torch.zeros(1)}
+    return {
+        **prefixed(state, "module.encoder_q."),
+        **prefixed(second, "module.encoder_k."),
+        **queue,
+    }
+
+
+def tab(state: State) -> State:
+    heads = {"logit_scale": torch.tensor(1.0), "normal_head.weight": torch.zeros(2, 2)}
+    return {**prefixed(state, "backbone."), **heads}
+
+
+FORMS: dict[str, Callable[[State], Any]] = {
+    "torch.compile": lambda s: prefixed(s, "_orig_mod."),
+    "two wrappers": lambda s: prefixed(s, "module._orig_mod.model."),
+    "the query encoder alone": lambda s: prefixed(s, "module.encoder_q."),
+    "MoCo": lambda s: {"state_dict": moco(s), "epoch": 200},
+    "TAB's whole model": tab,
+    "TAB's whole model in a checkpoint": lambda s: {"state_dict": prefixed(tab(s), "model.")},
+    "model": lambda s: {"model": s},
+    "an unknown key": lambda s: {"my_resnet": s},
+    "exponential average": lambda s: {"model_ema": {"module": s}},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_that_are_taken(state: State, tmp_path: Path, form: str) -> None:
+    torch.save(FORMS[form](state), tmp_path / "weights")
+    backbone = CNNBackbone(weights=str(tmp_path / "weights"), layers=["layer1"])
+    network = backbone.network.state_dict()
+    assert torch.equal(network["layer1.1.conv2.weight"], state["layer1.1.conv2.weight"])
+
+
+def test_what_is_not_used_is_named(
+    state: State, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"state_dict": state, "ema": state}, tmp_path / "two.pt")
+    torch.save(tab(state), tmp_path / "tab.pt")
+    for name, line in (
+        ("two.pt", "two.pt: state_dict is used, ema not"),
+        ("tab.pt", "tab.pt: backbone is used, 2 other tensors are not"),
+    ):
+        CNNBackbone(weights=str(tmp_path / name), layers=["layer1"])
+        assert capsys.readouterr().err.strip().endswith(line)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (nn.Linear(1, 1), "it is a whole pickled model: it holds Python objects besides tensors"),
+        ({"a": {"x": torch.zeros(1)}, "b": {"x": torch.zeros(1)}}, "several state dicts: a, b"),
+        ([torch.zeros(1)], "it contains no weights: a list"),
+    ],
+)
+def test_forms_that_are_refused(
+    content: object, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=message):
+        CNNBackbone(weights=str(tmp_path / "a.pt"))
+    words = ["test", "--config", "padim", f"--model.backbone.weights={tmp_path / 'a.pt'}"]
+    assert main([*words, f"--data.root={tmp_path}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert "\x1b" not in line
+    assert "weights_only" not in line
+
+
+def test_two_networks_are_refused(state: State, tmp_path: Path) -> None:
+    two = {**prefixed(state, "student.net."), **prefixed(state, "teacher.net.")}
+    torch.save(two, tmp_path / "two.pt")
+    with pytest.raises(ValueError, match=r"2 networks, below student.net. and teacher.net.; save"):
+        CNNBackbone(weights=str(tmp_path / "two.pt"))
+
+
+def test_folders_and_addresses(state: State, tmp_path: Path) -> None:
+    torch.save(state, tmp_path / "resnet.pth")
+    CNNBackbone(weights=str(tmp_path), layers=["layer1"])
+    with pytest.raises(ValueError, match=r"backbone.weights https://a/b.pth is an address, not"):
+        CNNBackbone(weights="https://a/b.pth")
+    with pytest.raises(FileNotFoundError, match="existing weights file, 'imagenet' or 'random'"):
+        CNNBackbone(weights="b.pth")
