@@ -109,10 +109,11 @@ def test_visa_follows_the_official_split_file(tmp_path: Path) -> None:
         for name in ("0000.JPG", "0001.JPG")
     ]
     test = [r[1:] for r in rows(data, "test") if r[0] == "candle"]
-    assert test == [("000.JPG", "000.png"), ("001.JPG", "001.png"), ("0002.JPG", None)]
-    assert [s.label for s in data.samples("test")] == [True, True, False] * 2
+    # The order is that of the file, in which the normal images come first.
+    assert test == [("0002.JPG", None), ("000.JPG", "000.png"), ("001.JPG", "001.png")]
+    assert [s.label for s in data.samples("test")] == [False, True, True] * 2
     # Masks contain class numbers: pixels of value 1 and 2 are defective, just as white ones are.
-    masks = [data.dataset("test")[i]["mask"].sum() for i in range(2)]
+    masks = [data.dataset("test")[i]["mask"].sum() for i in (1, 2)]
     assert masks[0] == masks[1] > 0
     assert data.protocol()["official_split"] is True
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from anomaly_clip.metrics.image import Ranking
 from anomaly_clip.metrics.pro import area_of_steps, bounds_of_steps
 
-__all__ = ["Bins", "Bounds", "Ranked", "grouped", "joined", "rank_cells"]
+__all__ = ["CELLS", "Bins", "Bounds", "Ranked", "grouped", "joined", "rank_cells"]
 
 Bounds = dict[str, tuple[float, float]]
 """Lowest and highest possible value of each metric, by name."""

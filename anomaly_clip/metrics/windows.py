@@ -25,7 +25,18 @@ from torch import Tensor
 
 from anomaly_clip.metrics.bins import CELLS, Bins, grouped
 
-__all__ = ["HalfWindow", "LinearWindow", "Pixels", "Window", "separated", "sorted_bins"]
+__all__ = [
+    "CHUNK",
+    "FEW",
+    "NUM_BINS",
+    "HalfWindow",
+    "LinearWindow",
+    "Pixels",
+    "Window",
+    "halves",
+    "separated",
+    "sorted_bins",
+]
 
 Scores = NDArray[Any] | Tensor
 """float32 ``(n,)``: an array on the CPU, a tensor on another device. Half-precision scores are

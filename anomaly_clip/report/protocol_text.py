@@ -8,7 +8,7 @@ from typing import Any
 from anomaly_clip.results.finished_run import printable
 from anomaly_clip.results.run_files import mapping
 
-__all__ = ["MAX_ENTRIES", "protocol_text", "record_text", "value_text"]
+__all__ = ["LABELS", "MAX_ENTRIES", "protocol_text", "record_text", "value_text"]
 
 MAX_ENTRIES = 60
 """Maximum number of entries of a list or table that are shown."""
