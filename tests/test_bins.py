@@ -22,6 +22,11 @@ def bins_of(*rows: tuple[float, float, int, int]) -> Bins:
     return Bins(low, high, anomalous.astype(int), normal.astype(int), anomalous / anomalous.sum())
 
 
+def metrics_of(bins: Bins) -> dict[str, float]:
+    ranked, exact = bins.ranked()
+    return ranked.metrics(exact, 0.3)
+
+
 def pixels_of(ranked: Ranked) -> tuple[Tensor, Tensor]:
     """Return the score and label of every pixel."""
     scores, labels = [], []
@@ -86,14 +91,14 @@ def test_bounds_are_reached_by_an_order_inside_the_bins_and_hold_for_all() -> No
         assert max(of_orders) <= high + 1e-12
     for name in ("auroc", "f1_max"):  # those of AP allow for untied anomalous pixels
         assert bounds[f"pixel_{name}"] == pytest.approx((min(values[name]), max(values[name])))
-    for name, value in bins.metrics(0.3).items():
+    for name, value in metrics_of(bins).items():
         assert bounds[name][0] <= value <= bounds[name][1]
 
 
 def test_exact_bins_have_no_width() -> None:
     bins = bins_of((0.1, 0.1, 3, 5), (0.7, 0.7, 4, 2))
     scores, labels = pixels_of(bins.ranked()[0])
-    metrics = bins.metrics(0.3)
+    metrics = metrics_of(bins)
     assert metrics["pixel_ap"] == pytest.approx(average_precision(scores, labels), abs=1e-15)
     for name, (low, high) in bins.bounds(0.3).items():
         assert low == pytest.approx(high, abs=1e-15)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 from torch import Tensor
@@ -115,6 +115,7 @@ def test_metrics_are_right_for_any_range_and_offset(
     scale, offset = transform
     span = (maps.double().max() - maps.double().min()) * scale
     maps = (scale * maps.double() + offset * span).float()
+    assume(maps.isfinite().all())
     metric = PixelHistogram()
     for part, mask in zip(maps.split(4), masks.split(4), strict=True):
         metric.update(part, mask)
@@ -420,7 +421,7 @@ def test_two_processes_compute_the_metrics_of_a_single_one(tmp_path: Path) -> No
     expected = second_opinion(maps, masks) | {"pixel_pro": pro(maps, masks, pro_steps=50)}
     for rank in range(2):
         metrics = json.loads((tmp_path / f"{rank}.json").read_text())
-        assert metrics == pytest.approx(whole.compute()[0].metrics, abs=1e-5)
+        assert metrics == pytest.approx(whole.compute()[0].metrics, abs=3e-5)
         assert metrics == pytest.approx(expected, abs=1e-4)
 
 

@@ -63,6 +63,24 @@ class Ranked(NamedTuple):
         part = np.divide(inside, width, out=np.zeros_like(width), where=width > 0)
         return float((inside * (overlap - share + share * part / 2)).sum() / limit)
 
+    def metrics(self, exact: NDArray[np.bool_], limit: float) -> dict[str, float]:
+        """Return the metrics, with PRO over all thresholds up to a false positive rate.
+
+        In AP, the entries that are not exact count with the middle of their bounds, because the
+        rule for ties biases AP low.
+        """
+        ranking = self.ranking()
+        true_positives = self.anomalous.cumsum()
+        tied = true_positives / np.maximum(true_positives + self.normal.cumsum(), 1)
+        lowest, highest = self.precision_bounds()
+        precision = np.where(exact, tied, (lowest + highest) / 2)
+        return {
+            "pixel_auroc": ranking.auroc(),
+            "pixel_ap": float((self.anomalous * precision).sum()) / int(true_positives[-1]),
+            "pixel_f1_max": ranking.f1_max(),
+            "pixel_pro": self.pro(limit),
+        }
+
     def precision_bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the lowest and the highest mean precision of the anomalous pixels of each entry.
 
@@ -113,29 +131,13 @@ class Bins(NamedTuple):
         return Bins._make(column[chosen] for column in self)
 
     def ranked(self) -> tuple[Ranked, NDArray[np.bool_]]:
-        """Return the counts in the order of the bins' centres, and the bins that are exact."""
+        """Return the counts in the order of the bins' centres, and which of them are exact.
+
+        The pixels of a bin count as tied at its centre.
+        """
         order = np.argsort(-(self.low + self.high), kind="stable")
         bins = self.take(order)
         return Ranked(bins.anomalous, bins.normal, bins.regions), bins.exact
-
-    def metrics(self, limit: float) -> dict[str, float]:
-        """Return the metrics, with PRO over all thresholds up to a false positive rate.
-
-        The pixels of a bin count as tied at its centre, except in AP: there, an inexact bin counts
-        with the middle of its bounds, because the rule for ties biases AP low.
-        """
-        ranked, exact = self.ranked()
-        ranking = ranked.ranking()
-        true_positives = ranked.anomalous.cumsum()
-        tied = true_positives / np.maximum(true_positives + ranked.normal.cumsum(), 1)
-        lowest, highest = ranked.precision_bounds()
-        precision = np.where(exact, tied, (lowest + highest) / 2)
-        return {
-            "pixel_auroc": ranking.auroc(),
-            "pixel_ap": float((ranked.anomalous * precision).sum()) / int(true_positives[-1]),
-            "pixel_f1_max": ranking.f1_max(),
-            "pixel_pro": ranked.pro(limit),
-        }
 
     def bounds(self, limit: float) -> Bounds:
         """Return the lowest and highest value of each metric over all orders inside the bins."""

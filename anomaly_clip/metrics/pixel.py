@@ -287,23 +287,27 @@ class PixelHistogram(Metric):
         bins = joined(parts)
         if not bins.anomalous.any() or not bins.normal.any():
             return PixelResult(metrics, {})
-        values, bounds = bins.metrics(self.fpr_limit), bins.bounds(self.fpr_limit)
+        ranked, exact = bins.ranked()
+        values = ranked.metrics(exact, self.fpr_limit)
+        bounds = {} if exact.all() else bins.bounds(self.fpr_limit)
         if self.pro_steps is not None:
             low, high = -float(self.extremes[row, 0]), float(self.extremes[row, 1])
             thresholds = step_thresholds(low, high, self.pro_steps)
-            values["pixel_pro"], bounds["pixel_pro"] = (
+            area, ends = (
                 bins.stepwise_pro(thresholds, self.fpr_limit) if high > low else (math.nan, (0, 1))
             )
-        ranked, exact = bins.ranked()
-        curves = pixel_curves(*ranked, fpr_limit=self.fpr_limit)
-        for name, (low, high) in bounds.items():
-            value = values[name]
+            values["pixel_pro"] = area
+            bounds |= {"pixel_pro": ends} if bounds else {}
+        for name, value in values.items():
             if math.isnan(value):
+                bounds.pop(name, None)
                 continue
-            metrics[name] = value if exact.all() else min(max(value, low), high)
-            bounds[name] = (max(0.0, low - ROUNDING), min(1.0, high + ROUNDING))
-        defined = {name: bounds[name] for name in PIXEL_METRICS if metrics[name] is not None}
-        return PixelResult(metrics, {} if exact.all() else defined, curves)
+            low, high = bounds.get(name, (value, value))
+            metrics[name] = min(max(value, low), high)
+        wider = {
+            k: (max(0.0, a - ROUNDING), min(1.0, b + ROUNDING)) for k, (a, b) in bounds.items()
+        }
+        return PixelResult(metrics, wider, pixel_curves(*ranked, fpr_limit=self.fpr_limit))
 
 
 class PixelRanking(Metric):

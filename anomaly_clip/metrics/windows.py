@@ -5,10 +5,10 @@ conversion to 16 bits. It counts only pixels that it separates. Pixels outside i
 of a *crowded* bin, which holds too many of the pixels that rank above it, are handed back. They
 go to the next window or, at last, to :func:`separated`, which zooms in on them, or sorts them.
 
-The bins of a linear window are the intervals ``[k, k + 1) * 2**exponent`` of float32 scores, so
-both their edges and the bin of a score are free of rounding. No bin is narrower than the distance
-between two scores. Windows of different batches and processes often have the same bins, whose
-counts then add up.
+The bins of a linear window are the scores that round to ``k * 2**exponent`` for successive integers
+k. A score times a power of two is exact, so the bin of a score has no error. No bin is narrower
+than half the distance between two scores. Windows of different batches and processes often have the
+same bins, whose counts then add up.
 """
 
 from __future__ import annotations
@@ -53,10 +53,16 @@ MOST = 1 << 14
 """Number of bins above which they are grouped."""
 NEGLIGIBLE = 16
 """A bin with one in two to this power of the pixels of a batch, or fewer, is not crowded."""
+LARGEST = float(np.finfo(np.float32).max)
 SMALLEST = -149
 """Binary logarithm of the smallest positive float32 score."""
 LARGE = 100
 """Powers of two that float32 holds with room to spare."""
+INTEGERS = 1 << 23
+"""float32 has only integers from here to its double, so a sum in between is rounded to one. The
+last digits of its pattern are then those of the integer."""
+OUTER = 8
+"""Unused bins at the upper end. The upper end of the others is then exact in float32."""
 
 
 class Pixels(NamedTuple):
@@ -175,11 +181,11 @@ class HalfWindow(Window):
 
 
 class LinearWindow(Window):
-    """Equal bins from a multiple of their width on; the first and the last one are not used.
+    """Equal bins around multiples of their width; the first one and the last ones are not used.
 
     Args:
         exponent: Binary logarithm of the width of a bin.
-        first: Lower edge of the first bin, as a multiple of the width. It must be a float32 number.
+        first: Centre of the first bin, as a multiple of the width: a multiple of 2^13 below 2^26.
         num_bins: Number of bins.
         cells: See `Window`.
     """
@@ -190,10 +196,10 @@ class LinearWindow(Window):
         self.exponent = exponent
         self.first = first
         super().__init__(num_bins, cells)
-        # Single scores: the distance between scores is the width from 2^23 widths on.
-        edges = np.arange(first, first + num_bins, dtype=np.int64)
-        least = np.where(edges < 0, -1 - edges, edges)
-        self.exact = (least >= 1 << 23) | (exponent == SMALLEST)
+        self.last = num_bins - OUTER
+        # Beyond this multiple of the width, scores are no closer to each other than the width.
+        multiples = np.arange(first, first + num_bins, dtype=np.int64)
+        self.exact = (np.abs(multiples) > INTEGERS) | (exponent == SMALLEST)
 
     @classmethod
     def around(
@@ -205,9 +211,9 @@ class LinearWindow(Window):
         distance between float32 scores.
         """
         step = num_bins // 8  # beginnings are multiples of this, so that similar ranges agree
-        room = num_bins - 2 - step - step // 2
+        room = num_bins - 2 * OUTER - step - step // 2
         smallest = min(abs(low), abs(high)) if low * high > 0 else 0.0
-        exponent = max(math.frexp(smallest)[1] - 24, SMALLEST) if smallest else SMALLEST
+        exponent = max(math.frexp(smallest)[1] - 25, SMALLEST) if smallest else SMALLEST
         if high > low:
             exponent = max(math.ceil(math.log2(high - low) - math.log2(room)), exponent)
         start = math.ldexp(low, -exponent) - step // 4
@@ -219,40 +225,35 @@ class LinearWindow(Window):
 
     def edges(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the lowest and the highest float32 score of each bin."""
-        edges = np.ldexp(np.arange(self.first, self.first + self.num_bins + 1.0), self.exponent)
-        largest = float(np.finfo(np.float32).max)
-        low, end = np.clip(edges[:-1], -largest, largest), np.clip(edges[1:], -largest, largest)
-        near = end.astype(np.float32)
-        with np.errstate(over="ignore"):  # in bins below the lowest score, which stay empty
-            below = np.where(near < end, near, np.nextafter(near, np.float32(-np.inf)))
-        high = np.where(edges[1:] > largest, largest, below.astype(np.float64))
-        if self.exponent > 0:  # negative scores below this are scaled to zero
-            low[low == 0] = -math.ldexp(1, self.exponent - 150)
-        return low, high
+        halves = np.arange(self.first - 0.5, self.first + self.num_bins)
+        edges = np.clip(np.ldexp(halves, self.exponent), -LARGEST, LARGEST)
+        near = edges.astype(np.float32)
+        # A score halfway between two integers is rounded to the even one, as is the first.
+        even = np.arange(len(edges)) % 2 == 0
+        with np.errstate(over="ignore"):  # in bins beyond all scores, which stay empty
+            above, below = (np.nextafter(near, np.float32(end)) for end in (np.inf, -np.inf))
+        low = np.where((near > edges) | ((near == edges) & even), near, above)[:-1]
+        high = np.where((near < edges) | ((near == edges) & ~even), near, below)[1:]
+        return low.astype(np.float64), high.astype(np.float64)
 
     def keys(self, scores: Scores) -> Scores:
-        """Return the bin of each score; 0 and the last one if it lies outside."""
+        """Return the bin of each score; 0 and `last` if it lies outside."""
+        ends = np.ldexp([self.first, self.first + self.last], self.exponent)
+        low, high = np.clip(ends, -LARGEST, LARGEST).astype(np.float32)
+        up = LARGE if self.exponent < -LARGE else 0  # 2**149 exceeds the range of float32
+        scale, shift = 2.0 ** -(self.exponent + up), float(INTEGERS - self.first)
         if isinstance(scores, Tensor):
-            scaled = scores * 2.0**LARGE if self.exponent < -LARGE else scores
-            place = (scaled * self._scale).floor_() - self.first
-            return place.clamp_(0, self.num_bins - 1).int()
+            sums = scores.clamp(float(low), float(high)) * 2.0**up * scale + shift
+            return sums.view(torch.int32) & (self.num_bins - 1)
         keys = np.empty(len(scores), np.uint16 if self.num_bins == NUM_BINS else np.int32)
-        scale, first = np.float32(self._scale), np.float32(self.first)
-        with np.errstate(over="ignore"):  # infinite, so outside
-            for start in range(0, len(scores), BLOCK):
-                block = scores[start : start + BLOCK]
-                if self.exponent < -LARGE:
-                    block = block * np.float32(2.0**LARGE)
-                block = block * scale
-                np.floor(block, out=block)
-                block -= first
-                np.clip(block, 0, self.num_bins - 1, out=block)
-                keys[start : start + BLOCK] = block
-        return keys
-
-    @property
-    def _scale(self) -> float:
-        return 2.0 ** -(self.exponent + (LARGE if self.exponent < -LARGE else 0))
+        for start in range(0, len(scores), BLOCK):
+            block = np.clip(scores[start : start + BLOCK], low, high)
+            if up:
+                block *= np.float32(2.0**up)
+            block *= np.float32(scale)
+            block += np.float32(shift)
+            keys[start : start + BLOCK] = block.view(np.int32)  # modulo 2^16
+        return keys if self.num_bins == NUM_BINS else keys & (self.num_bins - 1)
 
     def not_separated(self, counts: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return the crowded bins and those outside."""
@@ -261,7 +262,8 @@ class LinearWindow(Window):
         left = np.zeros(self.num_bins, bool)
         full = np.flatnonzero(counts > few)
         left[full] = (counts[full] * self.cells > at_or_above[full]) & ~self.exact[full]
-        left[[0, -1]] = counts[[0, -1]] > 0
+        ends = [0, self.last]
+        left[ends] = counts[ends] > 0
         return left
 
 
