@@ -72,7 +72,7 @@ def test_the_protocol_of_an_evaluation(tiny_clip: CLIPBackbone, tmp_path: Path) 
     assert Toy(tiny_clip, evaluator=settings).evaluation_protocol() == {
         "fitted": True,
         "borrowed": None,
-        "pixels": "in histograms of 2^16 bins",
+        "pixels": "in histograms of 2^15 bins",
         "pro_steps": 50,
         "fpr_limit": 0.2,
     }

@@ -14,6 +14,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
+from anomaly_clip.maps import gaussian_blur
 from anomaly_clip.metrics import PixelHistogram, PixelRanking, pro
 from anomaly_clip.metrics.pixel import (
     MAX_SEPARATE,
@@ -22,6 +23,7 @@ from anomaly_clip.metrics.pixel import (
     defect_weights,
     pixels_of,
 )
+from anomaly_clip.metrics.windows import HalfWindow
 
 EXTREMES = [0.0, -0.0, 1e-45, -1e-45, 1e-20, 6e-8, 65519.0, 65521.0, 1e30, -1e30, 3.4e38, -3.4e38]
 
@@ -181,21 +183,24 @@ def test_half_precision_scores_are_exact(seed: int, kind: str, dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("fine", [False, True])
-def test_streaming_is_close_on_smooth_maps(fine: bool) -> None:
-    rng = np.random.default_rng(0)
-    masks = np.zeros((20, 64, 64), bool)
-    masks[::2, 20:34, 40:52] = True
-    maps = torch.from_numpy(rng.beta(2, 8, masks.shape) + 0.3 * masks * rng.random(masks.shape))
-    result = evaluate(PixelHistogram(fine=fine), maps.float(), torch.from_numpy(masks))
-    exact = second_opinion(maps.float(), torch.from_numpy(masks))
-    tolerance = 2e-6 if fine else 2e-5  # fewer pixels than in the benchmark
+def test_metrics_of_smooth_maps_in_0_to_1_are_right_to_1e_5(fine: bool) -> None:
+    rng = torch.Generator().manual_seed(0)
+    masks = torch.zeros(32, 160, 160, dtype=torch.bool)
+    masks[::2, 20:64, 40:92] = masks[1::4, 90:120, 100:150] = True
+    coarse = torch.randn(32, 1, 20, 20, generator=rng)
+    smooth = torch.nn.functional.interpolate(coarse, (160, 160), mode="bilinear")[:, 0]
+    maps = (gaussian_blur(smooth + 3 * masks, 2) - 2).sigmoid()
+    streaming, ranking = PixelHistogram(fine=fine), PixelRanking()
+    for part, mask in zip(maps.split(8), masks.split(8), strict=True):
+        streaming.update(part, mask)
+        ranking.update(part, mask)
+    result, exact = streaming.compute()[0], ranking.compute()[0].metrics
     for name in ("pixel_auroc", "pixel_pro"):
-        assert result.metrics[name] == pytest.approx(exact[name], abs=tolerance)
-    assert result.metrics["pixel_ap"] == pytest.approx(exact["pixel_ap"], abs=10 * tolerance)
-    # The threshold of the highest F1 may lie between two scores with the same key.
-    assert result.metrics["pixel_f1_max"] == pytest.approx(exact["pixel_f1_max"], abs=2e-4)
-    width = {name: high - low for name, (low, high) in result.bounds.items()}
-    assert max(width.values()) < (1e-3 if fine else 1e-2)
+        assert result.metrics[name] == pytest.approx(exact[name], abs=1e-6)
+    for name in ("pixel_ap", "pixel_f1_max"):
+        assert result.metrics[name] == pytest.approx(exact[name], abs=1e-5)
+    width = max(high - low for low, high in result.bounds.values())
+    assert width < (1e-5 if fine else 1e-4)
 
 
 def test_rows_are_separate_and_batches_add_up() -> None:
@@ -400,14 +405,15 @@ def test_the_state_does_not_grow_with_the_number_of_images(kind: str) -> None:
     for seed in range(40):  # every batch has a range of its own
         maps, masks = random_maps(seed, kind, count=2, size=100)
         metric.update(maps * 10.0 ** (seed % 7 - 3), masks)
-        size = sum(table.numel() * 8 for table in metric._separate(0))
-        assert size <= MAX_SEPARATE * 40
+        assert sum(map(len, metric._separate(0))) <= MAX_SEPARATE[False]
         assert len(metric._linear[0]) <= MAX_WINDOWS
     windows = sum(
         sum(value.nbytes for value in vars(window).values() if isinstance(value, np.ndarray))
         for window in metric._windows(0)
     )
-    assert windows + MAX_SEPARATE * 40 <= 8 * 2**20
+    half = [HalfWindow(dtype) for dtype in (torch.float16, torch.bfloat16)]
+    windows += sum(part.counts.nbytes * 3 for part in half)
+    assert windows + MAX_SEPARATE[False] * 40 <= 8 * 2**20
     assert num_pixels(metric) == 40 * 2 * 100 * 100
     assert len(metric._separate(0)) > 1  # the largest is left alone, so pixels are merged rarely
 
@@ -421,7 +427,8 @@ def test_two_processes_compute_the_metrics_of_a_single_one(tmp_path: Path) -> No
     expected = second_opinion(maps, masks) | {"pixel_pro": pro(maps, masks, pro_steps=50)}
     for rank in range(2):
         metrics = json.loads((tmp_path / f"{rank}.json").read_text())
-        assert metrics == pytest.approx(whole.compute()[0].metrics, abs=3e-5)
+        # The bins differ, and the threshold of the highest F1 may lie inside of one.
+        assert metrics == pytest.approx(whole.compute()[0].metrics, abs=1e-4)
         assert metrics == pytest.approx(expected, abs=1e-4)
 
 

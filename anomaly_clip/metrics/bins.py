@@ -27,7 +27,7 @@ __all__ = ["CELLS", "Bins", "Bounds", "Ranked", "grouped", "joined", "rank_cells
 Bounds = dict[str, tuple[float, float]]
 """Lowest and highest possible value of each metric, by name."""
 
-CELLS = 1024
+CELLS = 512
 """A group holds at most about one pixel in this many of the pixels that rank at or above it. Our
 choice: the metrics of groups are then certain to 1e-3."""
 

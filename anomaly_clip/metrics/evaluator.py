@@ -70,9 +70,9 @@ class EvaluatorSettings:
             the exact PRO over all thresholds.
         fpr_limit: False positive rate up to which PRO is integrated.
         exact: Keep all pixels and rank them exactly (at most 12 bytes per pixel), instead of
-            keeping histograms of the scores (usually 1.6 MiB per category, at most 8 MiB; metrics
+            keeping histograms of the scores (usually 0.8 MiB per category, at most 8 MiB; metrics
             are reported with bounds).
-        fine: Use histograms with 2^20 bins instead of 2^16: narrower bounds, 24 MiB per category
+        fine: Use histograms with 2^20 bins instead of 2^15: narrower bounds, 25 MiB per category
             and more.
         bootstrap: Number of bootstrap resamples of the images of a category, for a 95 % interval
             of the image AUROC; null for no interval.
@@ -91,7 +91,7 @@ class EvaluatorSettings:
         """Description of the ranking of pixels."""
         if self.exact:
             return "exactly"
-        return f"in histograms of 2^{20 if self.fine else 16} bins"
+        return f"in histograms of 2^{20 if self.fine else 15} bins"
 
     def __post_init__(self) -> None:
         check_pro_options(self.fpr_limit, self.pro_steps)

@@ -42,13 +42,15 @@ Scores = NDArray[Any] | Tensor
 """float32 ``(n,)``: an array on the CPU, a tensor on another device. Half-precision scores are
 given by their 16-bit patterns, as unsigned integers."""
 
-NUM_BINS = 1 << 16
+NUM_BINS = 1 << 15
+PATTERNS = 1 << 16
+"""Number of scores in half precision."""
 BLOCK = 1 << 16
 """Pixels converted at once, so that intermediate results stay in the processor's cache."""
 CHUNK = 1 << 22
 """Pixels counted at once; `cv2.calcHist` counts in float32, exact up to 2^24."""
 FEW = 1 << 14
-"""Up to this many pixels are sorted, which costs less than a histogram of 65,536 bins."""
+"""Up to this many pixels are sorted, which costs less than a histogram."""
 MOST = 1 << 14
 """Number of bins above which they are grouped."""
 NEGLIGIBLE = 16
@@ -156,11 +158,11 @@ class HalfWindow(Window):
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        super().__init__(NUM_BINS, cells=1)
+        super().__init__(PATTERNS, cells=1)
 
     def edges(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the score of each pattern, twice; NaN and infinite scores do not occur."""
-        patterns = torch.arange(NUM_BINS, dtype=torch.int32).to(torch.int16)
+        patterns = torch.arange(PATTERNS, dtype=torch.int32).to(torch.int16)
         values = patterns.view(self.dtype).double().numpy()
         return values, values
 
@@ -245,15 +247,18 @@ class LinearWindow(Window):
         if isinstance(scores, Tensor):
             sums = scores.clamp(float(low), float(high)) * 2.0**up * scale + shift
             return sums.view(torch.int32) & (self.num_bins - 1)
-        keys = np.empty(len(scores), np.uint16 if self.num_bins == NUM_BINS else np.int32)
+        keys = np.empty(len(scores), np.uint16 if self.num_bins <= PATTERNS else np.int32)
+        inside = len(scores) > 0 and low <= scores.min() and scores.max() <= high
         for start in range(0, len(scores), BLOCK):
-            block = np.clip(scores[start : start + BLOCK], low, high)
+            block = scores[start : start + BLOCK]
+            if not inside:
+                block = np.clip(block, low, high)
+            block = block * np.float32(2.0**up if up else scale)
             if up:
-                block *= np.float32(2.0**up)
-            block *= np.float32(scale)
+                block *= np.float32(scale)
             block += np.float32(shift)
             keys[start : start + BLOCK] = block.view(np.int32)  # modulo 2^16
-        return keys if self.num_bins == NUM_BINS else keys & (self.num_bins - 1)
+        return keys if self.num_bins <= PATTERNS else keys & (self.num_bins - 1)
 
     def not_separated(self, counts: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return the crowded bins and those outside."""
