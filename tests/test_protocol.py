@@ -225,6 +225,12 @@ def test_several_runs_stand_side_by_side(write: Writer, capsys: pytest.CaptureFi
     assert by_item["weights"] == ("imagenet", "tab.pt")
     assert by_item["normal images per category (few-shot)"] == ("4", NOT_RECORDED)
     assert by_item["patch norm"] == (NOT_RECORDED, "yes")
+    assert by_item["seed of the run"] == (NOT_RECORDED, NOT_RECORDED)
+    sdp = write("c", {"bottle": metrics(0.9, None)}, method="SDP")
+    lines = protocol_report(find_runs([first, sdp])).table.lines
+    of_two = {line.cells[1]: line.cells[2:] for line in lines}
+    assert of_two["activation"] == ("does not apply", "that of the model name")
+    assert of_two["thresholds of PRO"] == (NOT_RECORDED, "does not apply")
     sections = [line.cells[0] for line in table.lines if line.cells[0]]
     assert len(sections) == len(set(sections))
     assert [note.text[:3] for note in table.notes[:2]] == ["A: ", "B: "]

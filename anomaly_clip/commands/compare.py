@@ -250,7 +250,8 @@ def _comparison_table(
     printed = [name for name in PRINTED_METRICS if name in runs[first]["mean"]]
     uncertain = {label: uncertain_metrics(run) for label, run in runs.items()}
     notes = [f"{', '.join(random)}: {RANDOM_WARNING}"] if random else []
-    if any(set(printed) & set(names) for run in uncertain.values() for names in run.values()):
+    names = [run.get(category, ()) for run in uncertain.values() for category in rows]
+    if any(set(printed) & set(metrics) for metrics in names):
         notes.append(UNCERTAIN_WARNING)
     table = Table(
         box=box.SIMPLE_HEAD,

@@ -26,10 +26,14 @@ from anomaly_clip.results.run_files import mapping
 __all__ = ["NOT_RECORDED", "protocol_report"]
 
 NOT_RECORDED = "not recorded"
+INAPPLICABLE = "does not apply"
+"""Text next to an item of another run, such as one of pixel metrics for a classification."""
 HEADER = ["run", "section", "item", "value"]
 """Columns of the machine-readable table."""
 Entry = tuple[str, Any]
 """Dotted path of an entry in section ``run`` of ``metrics.json``, and its value."""
+OTHER = "other settings"
+"""Section of the entries that this module does not know."""
 
 
 class Item(NamedTuple):
@@ -162,7 +166,9 @@ def protocol_report(runs: Sequence[FinishedRun]) -> ComparisonTable:
     names.sort(key=lambda name: order.get(name[0], len(order)))
     lines, section = [], None
     for name in names:
-        texts = (items.get(name, NOT_RECORDED) for items in by_run.values())
+        # A run has all items that apply to it, but only those other settings that are in its file.
+        absent = NOT_RECORDED if name[0] in (OTHER, "software") else INAPPLICABLE
+        texts = (items.get(name, absent) for items in by_run.values())
         first = name[0] != section
         section = name[0]
         lines.append(TableLine((section if first else "", name[1], *texts), "item", first))
@@ -216,7 +222,7 @@ def _items(run: FinishedRun) -> dict[tuple[str, str], str]:
     for path, value in _entries(run.record, shown):
         key = path.removeprefix("protocol.") if "." in path else f"run.{path}"
         name = LABELS.get(key, printable(key).replace("_", " "))
-        texts["other settings", name] = value_text(value)
+        texts[OTHER, name] = value_text(value)
     return texts
 
 
