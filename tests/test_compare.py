@@ -266,3 +266,24 @@ def test_every_run_but_the_first_has_differences() -> None:
     assert headings == ["category", "one", "two", "+/-", "three", "+/-"]
     row = [next(iter(column.cells)) for column in table.columns]
     assert [str(cell) for cell in row] == ["nut", "50.0", "62.5", "+12.5", "–", "–"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "category", "announced"),
+    [("pixel_auroc", "nut", True), ("pixel_auroc", "cap", False), ("pixel_ap", "nut", False)],
+)
+def test_only_marks_that_are_shown_are_announced(
+    metric: str, category: str, announced: bool
+) -> None:
+    values = {"image_auroc": 0.5, "pixel_auroc": 0.5, "pixel_ap": 0.5}
+    record = {"method": "PaDiM", "weights": {"random": False}, "protocol": {"data": "MVTecAD"}}
+    run: dict[str, Any] = {
+        "categories": {"nut": values, "cap": values},
+        "mean": values,
+        "intervals": {category: {metric: [0.1, 0.9]}},
+        "run": record,
+    }
+    table = _comparison_table({"one": run}, _comparison_rows({"one": run}, ["nut"]))
+    cells = [str(cell) for column in table.columns for cell in column.cells]
+    assert any(cell.startswith("~") for cell in cells) == announced
+    assert ("~ MARKS" in str(table.caption)) == announced

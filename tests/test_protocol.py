@@ -10,8 +10,11 @@ import pytest
 from report_helpers import Writer, metrics, report, rows_of, run_writer
 from run_folder import TWO, make_run
 
+from anomaly_clip import methods
 from anomaly_clip.cli import main
-from anomaly_clip.report.protocol import NOT_RECORDED, protocol_report
+from anomaly_clip.methods.base import AnomalyMethod
+from anomaly_clip.methods.cnn_method import CNNMethod
+from anomaly_clip.report.protocol import CNN_METHODS, NOT_RECORDED, protocol_report
 from anomaly_clip.results.run_reader import find_runs
 
 GOLDEN = Path(__file__).parent / "golden" / "checkpoints" / "0.1.0"
@@ -122,6 +125,98 @@ def test_other_settings_are_listed(write: Writer) -> None:
     assert texts["evaluator"] == "exact: yes"
 
 
+def test_activation_and_positions(tiny_sdp: list[str], mvtec_root: Path, tmp_path: Path) -> None:
+    options = ["--model.backbone.quick_gelu", "true", "--model.backbone.positions", "bicubic"]
+    words = ["test", *tiny_sdp, "--output.page=false"]
+    assert main([*words, *options]) == 0
+    assert main(words) == 0
+    changed, default = (tmp_path / "runs" / "sdp" / number for number in "12")
+    texts = items(changed)
+    assert texts["activation"] == "QuickGELU"
+    assert texts["interpolation of positional embeddings"] == "bicubic"
+    texts = items(default)
+    assert texts["activation"] == "that of the model name"
+    assert texts["interpolation of positional embeddings"] == "bicubic_antialias (default)"
+    assert report(changed, "--protocol", "--csv", tmp_path / "protocol.csv") == 0
+    rows = {row["item"]: row["value"] for row in rows_of(tmp_path / "protocol.csv")}
+    assert rows["activation"] == "QuickGELU"
+    assert rows["interpolation of positional embeddings"] == "bicubic"
+
+
+def test_backbones_without_text_have_no_activation_of_clip(write: Writer) -> None:
+    assert "activation" not in items(write())
+    names = [n for n in methods.__all__ if issubclass(getattr(methods, n), AnomalyMethod)]
+    on_cnns = {n for n in names if issubclass(getattr(methods, n), CNNMethod)}
+    assert {*CNN_METHODS} == on_cnns | {"LinearProbe"}
+
+
+def test_entries_that_are_not_known_are_listed_at_the_end(tmp_path: Path) -> None:
+    run = make_run(
+        tmp_path / "run",
+        TWO,
+        weights={"backbone": "tiny", "pretrained": "w.pt", "random": False, "new_key": 3},
+        environment={"device": "cpu", "device_memory": "80 GiB"},
+        protocol={"data": "My", "conventions": {"average": "mean", "ties": "middle"}, "new_key": 4},
+        new_key={"a": 1, "b": True},
+    )
+    lines = protocol_report(find_runs([run])).table.lines
+    start = next(n for n, line in enumerate(lines) if line.cells[0] == "other settings")
+    assert {line.cells[1]: line.cells[2] for line in lines[start:]} == {
+        "weights.new key": "3",
+        "environment.device memory": "80 GiB",
+        "conventions.ties": "middle",
+        "new key": "4",
+        "run.new key": "a: 1, b: yes",
+    }
+
+
+@pytest.mark.parametrize(
+    ("protocol", "text"),
+    [
+        ({}, NOT_RECORDED),
+        ({"train_categories": "same", "fitted": False}, "none (the method was not trained)"),
+        ({"train_categories": "same", "fitted": True}, "the tested category of each model"),
+        ({"train_categories": "same", "one_model_a_category": False}, "the tested categories"),
+        (
+            {"train_categories": "others", "one_model_a_category": False},
+            "all but the tested categories",
+        ),
+        ({"train_categories": ["b", "c"], "fitted": True}, "b, c"),
+        ({"train_categories": "same", "auxiliary": "VisA"}, "those of the auxiliary data set"),
+        (
+            {"train_categories": "same", "fitted": True, "borrowed": {"file": "x"}},
+            "unknown, as the trained layers or prompts are from elsewhere",
+        ),
+    ],
+)
+def test_categories_trained_on(write: Writer, protocol: dict[str, Any], text: str) -> None:
+    assert items(write(**protocol))["categories trained on"] == text
+
+
+def test_failed_categories(write: Writer) -> None:
+    assert items(write("a"))["failed categories"] == "none"
+    assert items(write("b", failed={"zipper": "no images"}))["failed categories"] == (
+        "zipper: no images"
+    )
+
+
+def test_metrics_with_wide_bounds(write: Writer) -> None:
+    folder = write(categories={"bottle": metrics(0.9), "cable": metrics(0.8)})
+    assert items(folder)["pixel metrics with wide bounds"] == "none"
+    content = json.loads((folder / "metrics.json").read_text())
+    content["intervals"] = {"bottle": {"pixel_auroc": [0.4, 0.6]}}
+    content["run"]["uncertain"] = {"bottle": ["pixel_auroc"]}
+    (folder / "metrics.json").write_text(json.dumps(content))
+    texts = items(folder)
+    assert texts["pixel metrics with wide bounds"] == "bottle: pixel_auroc"
+    assert not any("uncertain" in name for name in texts)
+    assert "pixel_auroc may differ from the exact values by more than 0.1" in paragraph(folder)
+    notes = protocol_report(find_runs([folder])).table.notes
+    assert not any("~" in note.text for note in notes)  # the table has no metrics
+    image_only = write("image", {"bottle": metrics(0.9, None)})
+    assert "pixel metrics with wide bounds" not in items(image_only)
+
+
 def test_several_runs_stand_side_by_side(write: Writer, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = write("a", shots=4), write("b", weights="tab.pt", patch_norm=True)
     table = protocol_report(find_runs([first, second])).table
@@ -130,6 +225,12 @@ def test_several_runs_stand_side_by_side(write: Writer, capsys: pytest.CaptureFi
     assert by_item["weights"] == ("imagenet", "tab.pt")
     assert by_item["normal images per category (few-shot)"] == ("4", NOT_RECORDED)
     assert by_item["patch norm"] == (NOT_RECORDED, "yes")
+    assert by_item["seed of the run"] == (NOT_RECORDED, NOT_RECORDED)
+    sdp = write("c", {"bottle": metrics(0.9, None)}, method="SDP")
+    lines = protocol_report(find_runs([first, sdp])).table.lines
+    of_two = {line.cells[1]: line.cells[2:] for line in lines}
+    assert of_two["activation"] == ("does not apply", "that of the model name")
+    assert of_two["thresholds of PRO"] == (NOT_RECORDED, "does not apply")
     sections = [line.cells[0] for line in table.lines if line.cells[0]]
     assert len(sections) == len(set(sections))
     assert [note.text[:3] for note in table.notes[:2]] == ["A: ", "B: "]

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_helpers import report
+from report_helpers import MVTEC, Writer, compared, lines_of, metrics, report, rows_of, run_writer
 from run_folder import make_run
 
 from anomaly_clip.files import write_json
 from anomaly_clip.metrics.evaluator import uncertain_metrics, with_means
+from anomaly_clip.report.comparison import compare_runs
 from anomaly_clip.report.page import write_page
 from anomaly_clip.results.metrics_file import merge_metrics, write_metrics
+from anomaly_clip.results.run_reader import find_runs
 
 SCORES = {"cap": ([0.1, 0.9], [0, 1]), "nut": ([0.2, 0.8], [0, 1])}
 
@@ -43,6 +45,95 @@ def test_in_a_table_of_runs(run: Path, capsys: pytest.CaptureFixture[str]) -> No
     printed = capsys.readouterr().out
     assert printed.count("~50.0") == 2  # the category and the mean
     assert "~ MARKS PIXEL METRICS" in printed
+
+
+def widen(folder: Path, **bounds: tuple[float, float]) -> Path:
+    """Give the pixel AUROC of some categories of a run these bounds."""
+    content = json.loads((folder / "metrics.json").read_text())
+    for name, pair in bounds.items():
+        content["intervals"][name] = {"pixel_auroc": pair}
+    write_json(folder / "metrics.json", content)
+    return folder
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Writer:
+    return run_writer(tmp_path)
+
+
+def pixel_run(write: Writer, name: str = "padim", **protocol: Any) -> Path:
+    """Return a run with which Table 2 of TAB compares its means of textures and of objects."""
+    return write(name, {c: metrics(0.9, 0.5) for c in MVTEC}, **protocol)
+
+
+def test_in_a_published_table_only_the_uncertain_values_are_marked(
+    write: Writer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Image metrics are exact, also if pixel metrics of the same run are not.
+    folder = widen(write(), cable=(0.1, 0.9))
+    assert report(folder, "--table", "tab1") == 0
+    printed = capsys.readouterr().out
+    assert "~" not in printed
+    assert "wide bounds" not in printed
+    # Pixel metrics: the mean over textures contains no uncertain category.
+    folder = widen(pixel_run(write, "pixels"), cable=(0.1, 0.9))
+    table = compared("tab2", folder)  # textures, objects, all
+    _, ours, difference = lines_of(table, "PaDiM, ImageNet")
+    assert ours.cells[2:] == ("50.00", "~50.00", "~50.00")
+    assert not any("wide bounds" in cell for cell in ours.cells)
+    assert not any("~" in cell for cell in difference.cells)
+    assert sum("~ MARKS" in note.text for note in table.notes) == 1
+    files = {name: tmp_path / f"table.{name}" for name in ("csv", "html")}
+    options = [word for name, file in files.items() for word in (f"--{name}", file)]
+    assert report(folder, "--table", "tab2", *options) == 0
+    assert "~ MARKS PIXEL METRICS" in capsys.readouterr().out
+    assert "~ MARKS PIXEL METRICS" in files["html"].read_text()
+    rows = [row for row in rows_of(files["csv"]) if row["run"] == str(folder)]
+    noted = {row["of"]: "wide bounds" in row["note"] for row in rows}
+    assert noted == {"textures": False, "objects": True, "all": True}
+
+
+def test_a_mean_of_draws_is_marked_if_one_draw_is_uncertain(write: Writer) -> None:
+    exact = pixel_run(write, "a", data_seed=0)
+    wide = widen(pixel_run(write, "b", data_seed=1), carpet=(0.1, 0.9))
+    lines = lines_of(compared("tab2", exact, wide), "PaDiM, ImageNet")
+    cells = {line.cells[1]: line.cells[2] for line in lines}
+    assert cells["ours A"] == "50.00"
+    assert cells["ours B"] == "~50.00"
+    assert cells["mean of 2"] == "~50.00\n±0.00"
+
+
+def test_only_marks_that_are_printed_are_announced(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Of several runs, no pixel AP is printed; files have it.
+    other = make_run(tmp_path / "other", SCORES)
+    file = tmp_path / "table.md"
+    assert report(run, other, "--markdown", file, "--csv", tmp_path / "table.csv") == 0
+    assert "~" not in capsys.readouterr().out
+    assert "MARKS PIXEL METRICS" in file.read_text()
+    assert not any("wide bounds" in text for text in compare_runs(find_runs([run])).table.headings)
+    notes = {(r["category"], r["run"]): r["note"] for r in rows_of(tmp_path / "table.csv")}
+    assert notes["cap", str(run)].endswith("pixel_ap")
+    assert "wide bounds" not in notes["nut", str(run)]
+    assert "wide bounds" in notes["mean", str(run)]
+    assert not notes["cap", str(other)]
+    widen(run, nut=(0.1, 0.9))
+    assert report(run, other) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("~50.0") == 1
+    assert printed.count("~ MARKS") == 1
+
+
+def test_categories_that_are_not_printed_announce_no_marks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_run(tmp_path / "run", {f"part {n}": ([0.1, 0.9], [0, 1]) for n in range(41)})
+    widen(folder, **{"part 40": (0.1, 0.9)})
+    file = tmp_path / "table.html"
+    assert report(folder, "--html", file) == 0
+    assert "~" not in capsys.readouterr().out
+    assert "~ MARKS" in file.read_text()
 
 
 def test_in_the_file_and_in_merged_files(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from anomaly_clip.metrics.evaluator import MetricValues, uncertain_metrics, with
 from anomaly_clip.progress import say, track, wide_console
 from anomaly_clip.report.metrics_table import heading, marked_percent
 from anomaly_clip.results.folder import METRICS_FILE, create_run_folder
-from anomaly_clip.results.warnings import RANDOM_WARNING, selection_warning, uncertain_warning
+from anomaly_clip.results.warnings import RANDOM_WARNING, UNCERTAIN_WARNING, selection_warning
 
 __all__ = ["run_compare"]
 
@@ -247,10 +247,12 @@ def _comparison_table(
     selected = selection_warning(record["protocol"])
     if selected is not None:
         title.append(selected)
+    printed = [name for name in PRINTED_METRICS if name in runs[first]["mean"]]
     uncertain = {label: uncertain_metrics(run) for label, run in runs.items()}
     notes = [f"{', '.join(random)}: {RANDOM_WARNING}"] if random else []
-    if any(uncertain.values()):
-        notes.append(uncertain_warning(next(filter(None, uncertain.values()))) or "")
+    names = [run.get(category, ()) for run in uncertain.values() for category in rows]
+    if any(set(printed) & set(metrics) for metrics in names):
+        notes.append(UNCERTAIN_WARNING)
     table = Table(
         box=box.SIMPLE_HEAD,
         padding=0,  # there are many columns, and the box separates them
@@ -259,7 +261,6 @@ def _comparison_table(
         caption="\n".join(notes) or None,
     )
     table.add_column("category", overflow="fold")
-    printed = [name for name in PRINTED_METRICS if name in runs[first]["mean"]]
     for name in printed:
         table.add_column(f"{heading(name)}\n{first}", justify="right", overflow="fold")
         for label in others:

@@ -14,8 +14,9 @@ from anomaly_clip.errors import UserError
 from anomaly_clip.metrics.classification import CLASS_METRICS
 from anomaly_clip.metrics.evaluator import METRICS
 from anomaly_clip.report.metrics_table import heading, marked_percent
-from anomaly_clip.report.table import ReportTable, TableLine, TableNote
+from anomaly_clip.report.table import ReportTable, TableLine, TableNote, has_mark
 from anomaly_clip.results.finished_run import FinishedRun, printable
+from anomaly_clip.results.warnings import MARK, UNCERTAIN_WARNING, WIDE_BOUNDS
 
 __all__ = [
     "ComparisonTable",
@@ -23,6 +24,7 @@ __all__ = [
     "column_heading",
     "compare_runs",
     "label_runs",
+    "mark_notes",
     "run_legend",
     "run_warnings",
 ]
@@ -81,7 +83,7 @@ def compare_runs(runs: Sequence[FinishedRun]) -> ComparisonTable:
     )
     table = ReportTable(
         title=f"{_methods_and_data(runs)}: {number}, percent",
-        notes=run_warnings(runs_by_letter),
+        notes=[*run_warnings(runs_by_letter), *mark_notes(lines, num_names=1)],
         headings=["category", *headings],
         lines=lines,
         legend=run_legend(runs_by_letter),
@@ -169,6 +171,13 @@ def _data_rows(
                     for metric, (value, count) in zip(metrics, means, strict=True)
                     if value is None and count
                 ]
+            uncertain = run.uncertain.get("mean" if category is None else category, ())
+            wide = [
+                metric
+                for metric, value in zip(metrics, values, strict=True)
+                if metric in uncertain and value is not None
+            ]
+            notes += [f"{WIDE_BOUNDS}: {', '.join(wide)}"] if wide else []
             name = "mean" if category is None else printable(category)
             origin = [printable(part) for part in (run.method, run.data, run.backbone)]
             note = "; ".join([*notes, *(tag.long for tag in run.tags)])
@@ -211,6 +220,19 @@ def run_warnings(runs_by_letter: Mapping[str, FinishedRun]) -> list[TableNote]:
         TableNote(f"{', '.join(letters)}: {text}", loud=True)
         for text, letters in letters_by_warning.items()
     ]
+
+
+def mark_notes(lines: Sequence[TableLine], num_names: int) -> list[TableNote]:
+    """Return the explanation of the mark of metrics with wide bounds, if a line has the mark.
+
+    Args:
+        lines: Lines of a table.
+        num_names: Number of leading columns that hold names.
+    """
+    columns = range(num_names, len(lines[0].cells))
+    if not has_mark(lines, MARK, columns):
+        return []
+    return [TableNote(UNCERTAIN_WARNING, loud=True, mark=MARK)]
 
 
 def run_legend(runs_by_letter: Mapping[str, FinishedRun]) -> list[TableNote]:

@@ -7,7 +7,7 @@ not know are listed at the end, under the names they have in the file.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from anomaly_clip.data.info import DATASETS
@@ -26,8 +26,14 @@ from anomaly_clip.results.run_files import mapping
 __all__ = ["NOT_RECORDED", "protocol_report"]
 
 NOT_RECORDED = "not recorded"
+INAPPLICABLE = "does not apply"
+"""Text next to an item of another run, such as one of pixel metrics for a classification."""
 HEADER = ["run", "section", "item", "value"]
 """Columns of the machine-readable table."""
+Entry = tuple[str, Any]
+"""Dotted path of an entry in section ``run`` of ``metrics.json``, and its value."""
+OTHER = "other settings"
+"""Section of the entries that this module does not know."""
 
 
 class Item(NamedTuple):
@@ -86,6 +92,7 @@ ITEMS = (
     Item("data", "one model per category", "protocol.one_model_a_category"),
     Item("data", "test images among the training images", "protocol.overlap", _overlap),
     Item("data", "different images of the fit", "protocol.fitted_images"),
+    Item("data", "failed categories", "failed"),
     Item("data", "categories trained on", "protocol.train_categories"),
     Item("data", "auxiliary data set", "protocol.auxiliary"),
     Item("data", "normal images per category (few-shot)", "protocol.shots"),
@@ -98,6 +105,8 @@ ITEMS = (
     Item("method", "trained layers or prompts from elsewhere", "protocol.borrowed"),
     Item("weights", "backbone", "weights.backbone"),
     Item("weights", "weights", "weights.pretrained"),
+    Item("weights", "activation", "weights.activation"),
+    Item("weights", "interpolation of positional embeddings", "weights.positions"),
     Item("weights", "untrained", "weights.random"),
     Item("weights", "SHA-256 of the weights", "weights.sha256"),
     Item("images", "image size", "protocol.image_size", _pixels),
@@ -109,6 +118,7 @@ ITEMS = (
     Item("metrics", "ranking of pixels", "protocol.pixels"),
     Item("metrics", "thresholds of PRO", "protocol.pro_steps", _steps),
     Item("metrics", "false positive rate limit of PRO", "protocol.fpr_limit"),
+    Item("metrics", "pixel metrics with wide bounds", "uncertain"),
     Item("metrics", "average", "protocol.conventions.average"),
     Item("metrics", "pixels", "protocol.conventions.pixels"),
     Item("metrics", "regions of PRO", "protocol.conventions.regions"),
@@ -120,7 +130,14 @@ ITEMS = (
     Item("software", "threads", "environment.threads"),
 )
 """Items that a paper must state; those that a file lacks are shown as well."""
-OPTIONAL = ("protocol.one_model_a_category",)
+DEFAULTS = {
+    "weights.activation": "that of the model name",
+    "weights.positions": "bicubic_antialias (default)",
+}
+"""Values of items that a file has only if they are not these defaults; see `WeightsRecord`."""
+CNN_METHODS = ("LinearProbe", "PaDiM", "PatchCore", "RD4AD", "RegAD", "SimpleNet")
+"""Methods whose backbones have neither of the `DEFAULTS`."""
+OPTIONAL = ("protocol.one_model_a_category", "failed")
 """Paths of items that are absent where they do not apply."""
 OF_PIXELS = (
     "protocol.mask_",
@@ -129,10 +146,11 @@ OF_PIXELS = (
     "protocol.fpr_limit",
     "protocol.conventions.pixels",
     "protocol.conventions.regions",
+    "uncertain",
 )
 """Starts of the paths of items that are shown only for runs with pixel metrics."""
-SHOWN_OTHERWISE = {"images", "anomalous", "conventions"}
-"""Keys of the protocol that other items show."""
+SHOWN_OTHERWISE = ("protocol.images", "protocol.anomalous", "versions")
+"""Paths of entries that are shown without an item of their own."""
 
 
 def protocol_report(runs: Sequence[FinishedRun]) -> ComparisonTable:
@@ -148,7 +166,9 @@ def protocol_report(runs: Sequence[FinishedRun]) -> ComparisonTable:
     names.sort(key=lambda name: order.get(name[0], len(order)))
     lines, section = [], None
     for name in names:
-        texts = (items.get(name, NOT_RECORDED) for items in by_run.values())
+        # A run has all items that apply to it, but only those other settings that are in its file.
+        absent = NOT_RECORDED if name[0] in (OTHER, "software") else INAPPLICABLE
+        texts = (items.get(name, absent) for items in by_run.values())
         first = name[0] != section
         section = name[0]
         lines.append(TableLine((section if first else "", name[1], *texts), "item", first))
@@ -187,22 +207,64 @@ def _items(run: FinishedRun) -> dict[tuple[str, str], str]:
                     name = f"normal and anomalous test images, {printable(category)}"
                     texts[item.section, name] = _counts_text(_counts(run, [category]))
             continue
-        if item.path in OPTIONAL and not _is_recorded(run, item.path):
+        is_optional = item.path in OPTIONAL or (item.path in DEFAULTS and run.method in CNN_METHODS)
+        if is_optional and not _is_recorded(run, item.path):
             continue
         if item.path.startswith(OF_PIXELS) and not _has_pixel_metrics(run):
             continue
-        texts[item.section, item.name] = _text(run, item.path, item.text)
+        texts[item.section, item.name] = _item_text(run, item)
     versions = mapping(run.record.get("versions"))
     if not versions:
         texts["software", "versions"] = NOT_RECORDED
     for package, version in versions.items():
         texts["software", printable(package)] = value_text(version)
-    shown = {item.path.split(".")[1] for item in ITEMS if item.path.startswith("protocol.")}
-    for key, value in run.protocol.items():
-        if key not in shown | SHOWN_OTHERWISE:
-            name = LABELS.get(key, printable(key).replace("_", " "))
-            texts["other settings", name] = value_text(value)
+    shown = {*(item.path for item in ITEMS), *SHOWN_OTHERWISE}
+    for path, value in _entries(run.record, shown):
+        key = path.removeprefix("protocol.") if "." in path else f"run.{path}"
+        name = LABELS.get(key, printable(key).replace("_", " "))
+        texts[OTHER, name] = value_text(value)
     return texts
+
+
+def _entries(record: Mapping[str, Any], shown: set[str], start: str = "") -> Iterator[Entry]:
+    """Yield path and value of the entries that are not shown; parts of sections one by one."""
+    for key, value in record.items():
+        path = f"{start}{key}"
+        if path in shown:
+            continue
+        if isinstance(value, Mapping) and any(other.startswith(f"{path}.") for other in shown):
+            yield from _entries(value, shown, f"{path}.")
+        else:
+            yield path, value
+
+
+def _item_text(run: FinishedRun, item: Item) -> str:
+    if item.path == "uncertain":
+        texts = [f"{printable(row)}: {', '.join(m)}" for row, m in run.uncertain.items()]
+        return "; ".join(texts) or "none"
+    if item.path == "protocol.train_categories":
+        return _trained_categories(run)
+    if item.path in DEFAULTS and not _is_recorded(run, item.path):
+        return DEFAULTS[item.path]
+    return _text(run, item.path, item.text)
+
+
+def _trained_categories(run: FinishedRun) -> str:
+    """Return the categories of the fit: the recorded option, unless others make it irrelevant."""
+    recorded, value = _lookup(run, "protocol.train_categories")
+    if not recorded:
+        return NOT_RECORDED
+    if run.protocol.get("borrowed"):
+        return "unknown, as the trained layers or prompts are from elsewhere"
+    if run.protocol.get("fitted") is False:
+        return "none (the method was not trained)"
+    if run.protocol.get("auxiliary"):
+        return "those of the auxiliary data set"
+    if value not in ("same", "others"):
+        return value_text(value)
+    each = run.protocol.get("one_model_a_category") is True
+    tested = "the tested category of each model" if each else "the tested categories"
+    return tested if value == "same" else f"all but {tested}"
 
 
 def _has_pixel_metrics(run: FinishedRun) -> bool:
@@ -290,6 +352,12 @@ def _paragraph(run: FinishedRun) -> str:
             f"PRO was computed over {value('protocol.pro_steps', _steps)} up to a false positive "
             f"rate of {value('protocol.fpr_limit')}",
         ]
+    wide = dict.fromkeys(name for names in run.uncertain.values() for name in names)
+    if wide:
+        sentences.append(
+            f"Of these metrics, {', '.join(wide)} may differ from the exact values by more than "
+            f"0.1 (intervals in metrics.json)"
+        )
     if number > 1:
         sentences.append(
             f"Metrics over several categories: {value('protocol.conventions.average')}"

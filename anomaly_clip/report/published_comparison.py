@@ -18,6 +18,7 @@ from anomaly_clip.report.comparison import (
     TableRows,
     column_heading,
     label_runs,
+    mark_notes,
     run_legend,
     run_warnings,
 )
@@ -32,6 +33,7 @@ from anomaly_clip.report.published import (
 from anomaly_clip.report.run_matching import differences, mismatch
 from anomaly_clip.report.table import ReportTable, TableLine, TableNote
 from anomaly_clip.results.finished_run import FinishedRun
+from anomaly_clip.results.warnings import MARK, WIDE_BOUNDS
 
 __all__ = ["compare_with_published"]
 
@@ -51,6 +53,8 @@ class OurCell:
     comparable: bool
     spread: float | None = None
     """Standard deviation over several runs; None for a single run."""
+    uncertain: bool = False
+    """True if the bounds of the value are wide."""
 
 
 def compare_with_published(
@@ -110,7 +114,11 @@ def compare_with_published(
     )
     report_table = ReportTable(
         title=f"{table.title} ({table.id}), percent",
-        notes=[*_table_notes(table), *run_warnings(runs_by_letter)],
+        notes=[
+            *_table_notes(table),
+            *run_warnings(runs_by_letter),
+            *mark_notes(lines, num_names=2),
+        ],
         headings=["method", "", *(column_heading(c.metric, c.of or "") for c in table.columns)],
         lines=lines,
         legend=[*doubts, *reference, *unplaced, *run_legend(runs_by_letter)],
@@ -147,7 +155,8 @@ def _our_cell(
     if value is None:
         return OurCell(None, UNDEFINED, False)
     remark = ",\n".join(tag.short for tag in run.tags)
-    return OurCell(value, remark, all(tag.comparable for tag in run.tags))
+    comparable = all(tag.comparable for tag in run.tags)
+    return OurCell(value, remark, comparable, uncertain=run.is_uncertain(column.metric, over))
 
 
 def _are_draws(runs: Sequence[FinishedRun]) -> bool:
@@ -162,7 +171,9 @@ def _mean_of_draws(draws: Sequence[OurCell]) -> OurCell:
     if len(values) < len(draws):
         return OurCell(None, f"{len(values)} of {len(draws)}\nruns", False)
     remark = ",\n".join(dict.fromkeys(cell.remark for cell in draws if cell.remark))
-    return OurCell(fmean(values), remark, all(cell.comparable for cell in draws), stdev(values))
+    comparable = all(cell.comparable for cell in draws)
+    uncertain = any(cell.uncertain for cell in draws)
+    return OurCell(fmean(values), remark, comparable, stdev(values), uncertain)
 
 
 def _differences(ours: OurCell, cell: PublishedCell | None) -> list[float]:
@@ -225,7 +236,7 @@ def _our_lines(
         if ours.value is None:
             values.append(ours.remark)
         else:
-            value = f"{100 * ours.value:.{digits}f}"
+            value = f"{MARK if ours.uncertain else ''}{100 * ours.value:.{digits}f}"
             spread = "" if ours.spread is None else f"±{100 * ours.spread:.{digits}f}"
             values.append("\n".join(filter(None, [value, spread, ours.remark])))
         texts = [f"{100 * value:+.{digits}f}" for value in _differences(ours, published)]
@@ -257,7 +268,8 @@ def _data_rows(
             continue
         if ours is not None:
             reason = "" if ours.value is not None else ours.remark.replace("\n", " ")
-            note = "; ".join(filter(None, [reason, *warnings]))
+            wide = WIDE_BOUNDS if ours.uncertain else ""
+            note = "; ".join(filter(None, [reason, wide, *warnings]))
         else:
             note = "reference only" if row.run is None else "not run"
         doubts = [table.doubt, row.other_data, row.doubt]

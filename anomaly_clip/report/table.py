@@ -15,7 +15,7 @@ from rich.text import Text
 from anomaly_clip.progress import wide_console
 from anomaly_clip.report.templates import render
 
-__all__ = ["ReportTable", "TableLine", "TableNote"]
+__all__ = ["ReportTable", "TableLine", "TableNote", "has_mark"]
 
 MAX_PRINTED = 40
 """Maximum number of categories that are printed; files list all of them."""
@@ -32,6 +32,9 @@ class TableNote(NamedTuple):
 
     text: str
     loud: bool = False
+    mark: str = ""
+    """Mark at the start of cells that the remark explains; it is printed only next to such cells.
+    """
 
 
 class TableLine(NamedTuple):
@@ -91,7 +94,9 @@ class ReportTable:
         console = wide_console(table)
         console.print(Text(self.title, style="bold"), soft_wrap=True)
         for note in self.notes:
-            console.print(_note_text(note), soft_wrap=True)
+            values = [column for column in columns if column >= self.num_names]
+            if not note.mark or has_mark(lines, note.mark, values):
+                console.print(_note_text(note), soft_wrap=True)
         console.print(table)
         for note in [*omission_notes, *self.legend]:
             console.print(_note_text(note), soft_wrap=True)
@@ -126,6 +131,11 @@ class ReportTable:
     def html(self) -> str:
         """Return the table as a self-contained HTML page."""
         return render("table.html.jinja", table=self)
+
+
+def has_mark(lines: Sequence[TableLine], mark: str, columns: Sequence[int]) -> bool:
+    """Return whether any cell of the columns starts with a mark."""
+    return any(line.cells[column].startswith(mark) for line in lines for column in columns)
 
 
 def _note_text(note: TableNote) -> Text:

@@ -17,7 +17,6 @@ from anomaly_clip.results.warnings import (
     RANDOM_WARNING,
     overlap_warning,
     selection_warning,
-    uncertain_warning,
     unreadable_warnings,
 )
 
@@ -128,7 +127,7 @@ class FinishedRun:
 
     @cached_property
     def tags(self) -> tuple[Tag, ...]:
-        """Warnings to show next to the metrics."""
+        """Warnings to show next to the metrics; those for single metrics are in ``uncertain``."""
         tags = []
         if self.random:
             tags.append(Tag("random", RANDOM_WARNING))
@@ -144,9 +143,6 @@ class FinishedRun:
         selected = selection_warning(self.protocol)
         if selected is not None:
             tags.append(Tag("best_test", selected, comparable=True))
-        uncertain = uncertain_warning(self.uncertain)
-        if uncertain is not None:
-            tags.append(Tag("wide bounds", uncertain, comparable=True))
         return tuple(tags)
 
     def _training_tags(self) -> list[Tag]:
@@ -168,6 +164,10 @@ class FinishedRun:
             return "not all test images"
         scored = sum(count for count in counts.values() if isinstance(count, int))
         return f"{scored:,} of {listed:,} images"
+
+    def is_uncertain(self, metric: str, over: Sequence[str] | frozenset[str]) -> bool:
+        """Return whether a metric has wide bounds in any of the categories."""
+        return any(metric in self.uncertain.get(category, ()) for category in over)
 
     @property
     def is_stand_in(self) -> bool:

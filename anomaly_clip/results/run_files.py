@@ -36,7 +36,7 @@ from anomaly_clip.results.run_reader import (
     read_object,
 )
 from anomaly_clip.results.selection import HEADINGS_BY_KIND, Kind
-from anomaly_clip.results.warnings import unreadable_warnings, weights_remark
+from anomaly_clip.results.warnings import UNCERTAIN_WARNING, unreadable_warnings, weights_remark
 
 __all__ = ["CategoryScores", "GalleryImage", "RunFiles", "mapping", "read_files"]
 
@@ -117,6 +117,7 @@ def read_files(folder: Path) -> RunFiles:
         content = read_json(folder / METRICS_FILE)
         finished = parse_run(folder, content)
         warnings, uncertain = [tag.long for tag in finished.tags], finished.uncertain
+        warnings += [UNCERTAIN_WARNING] if uncertain else []
         mean, metrics = _checked_mean(content, folder / METRICS_FILE), content["categories"]
     elif (folder / PREDICT_FILE).is_file():
         content = read_object(folder / PREDICT_FILE)

@@ -11,6 +11,8 @@ __all__ = [
     "DEMO_REMARK",
     "MARK",
     "RANDOM_WARNING",
+    "UNCERTAIN_WARNING",
+    "WIDE_BOUNDS",
     "overlap_warning",
     "rounds_remark",
     "selection_warning",
@@ -22,6 +24,12 @@ __all__ = [
 RANDOM_WARNING = "RANDOM WEIGHTS: these metrics are meaningless"
 MARK = "~"
 """Precedes a metric with wide bounds."""
+UNCERTAIN_WARNING = (
+    f"{MARK} MARKS PIXEL METRICS THAT MAY DIFFER FROM THE EXACT ONES BY MORE THAN 0.1: see the "
+    f"bounds in metrics.json (intervals), or rank all pixels with --model.evaluator.exact true"
+)
+WIDE_BOUNDS = "wide bounds (intervals in metrics.json)"
+"""Remark on a metric with wide bounds in machine-readable tables, which have no marks."""
 DEMO_REMARK = "demo weights, trained on generated images only: these metrics are not CLIP's"
 
 
@@ -80,13 +88,7 @@ def uncertain_warning(uncertain: Mapping[str, Sequence[str]]) -> str | None:
         uncertain: Metrics by category; see
             :func:`~anomaly_clip.metrics.evaluator.uncertain_metrics`.
     """
-    if not uncertain:
-        return None
-    return (
-        f"{MARK} MARKS PIXEL METRICS THAT MAY DIFFER FROM THE EXACT ONES BY MORE THAN 0.1: see the "
-        f"bounds in metrics.json (intervals), or rank all pixels with "
-        f"--model.evaluator.exact true"
-    )
+    return UNCERTAIN_WARNING if uncertain else None
 
 
 def rounds_remark(protocol: Mapping[str, Any]) -> str | None:
