@@ -155,7 +155,8 @@ class WeightsRecord(TypedDict):
     sha256: str | None
     """Hash of the loaded tensors and the architecture; None for random weights."""
     activation: NotRequired[str]
-    """``GELU`` or ``QuickGELU``; absent if it is that of the model name and was not chosen."""
+    """``GELU`` or ``QuickGELU``; absent if it is the default: that of the tag's record or, for a
+    file, both that of ``auto`` and that of the model name."""
     positions: NotRequired[str]
     """Interpolation of positional embeddings; absent for the default."""
 

@@ -87,7 +87,8 @@ def test_the_activation_of_a_file(
     expected = next((v for v in (config, next_to) if v is not None), False)
     expected = expected if option == "auto" else option == "true"
     assert activation(backbone) == ("QuickGELU" if expected else "GELU")
-    is_default = option == "auto" and expected == bool(config)
+    auto = next((v for v in (config, next_to) if v is not None), False)
+    is_default = expected == auto == bool(config)
     assert backbone.weights.get("activation") == (None if is_default else activation(backbone))
     lines = capsys.readouterr().err.splitlines()
     assumed = [line for line in lines if "assumed" in line]
@@ -175,9 +176,10 @@ def test_the_record_names_what_is_not_the_default(tiny_clip_config: str, file: P
     plain = CLIPBackbone(tiny_clip_config, str(file)).weights
     assert set(plain) == {"backbone", "pretrained", "random", "sha256"}
     assert (source_of(plain), variant_of(plain)) == (str(file), "")
-    other = CLIPBackbone(tiny_clip_config, str(file), quick_gelu=False, positions="bicubic").weights
-    assert variant_of(other) == "GELU, bicubic positions"
-    assert weights_label(other) == f"{file}, GELU, bicubic positions"
+    assert CLIPBackbone(tiny_clip_config, str(file), quick_gelu=False).weights == plain
+    other = CLIPBackbone(tiny_clip_config, str(file), quick_gelu=True, positions="bicubic").weights
+    assert variant_of(other) == "QuickGELU, bicubic positions"
+    assert weights_label(other) == f"{file}, QuickGELU, bicubic positions"
 
 
 def test_a_run_with_other_options_matches_no_published_row() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.models import resnet18
+from torchvision.models import resnet18, swin_t
 from weight_forms import prefixed, state_of
 
-from anomaly_clip.backbones.cnn import CNNBackbone
+from anomaly_clip.backbones.cnn import CNNBackbone, load_network
 from anomaly_clip.cli import main
 
 State = dict[str, Tensor]
@@ -101,6 +102,52 @@ def test_two_networks_are_refused(state: State, tmp_path: Path) -> None:
     torch.save(two, tmp_path / "two.pt")
     with pytest.raises(ValueError, match=r"2 networks, below student.net. and teacher.net.; save"):
         CNNBackbone(weights=str(tmp_path / "two.pt"))
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "dtype"),
+    [
+        ("conv1.weight", lambda v: v.to(torch.int8), "torch.int8"),
+        ("layer4.1.bn2.running_var", lambda v: v.long(), "torch.int64"),
+        ("layer1.0.conv1.weight", lambda v: v.to(torch.float8_e5m2), "torch.float8_e5m2"),
+    ],
+)
+def test_quantised_weights_are_refused(
+    state: State,
+    tmp_path: Path,
+    key: str,
+    change: Callable[[Tensor], Tensor],
+    dtype: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "a.pt"
+    torch.save({**state, key: change(state[key])}, file)
+    message = f"backbone.weights {file}: its tensors are quantised ({key} is {dtype}); give weights"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        CNNBackbone(weights=str(file))
+    words = ["test", "--config", "padim", f"--model.backbone.weights={file}"]
+    assert main([*words, f"--data.root={tmp_path}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_counters_and_classifiers_may_have_any_type(state: State, tmp_path: Path) -> None:
+    other = {
+        "bn1.num_batches_tracked": torch.tensor(3.0),
+        "fc.weight": state["fc.weight"].to(torch.int8),
+    }
+    torch.save({**{k: v.half() for k, v in state.items()}, **other}, tmp_path / "a.pt")
+    network = CNNBackbone(weights=str(tmp_path / "a.pt"), layers=["layer1"]).network.state_dict()
+    assert torch.equal(network["conv1.weight"], state["conv1.weight"].half().float())
+
+
+def test_indices_of_a_model_are_no_weights(tmp_path: Path) -> None:
+    model = swin_t(weights=None)
+    assert any(v.dtype == torch.long for v in model.state_dict().values())
+    torch.save(model.state_dict(), tmp_path / "swin.pt")
+    loaded = load_network("swin_t", str(tmp_path / "swin.pt")).state_dict()
+    key = "features.1.0.attn.relative_position_bias_table"
+    assert torch.equal(loaded[key], model.state_dict()[key])
 
 
 def test_folders_and_addresses(state: State, tmp_path: Path) -> None:

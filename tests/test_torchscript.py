@@ -12,7 +12,7 @@ import pytest
 import torch
 from weight_forms import change_archive, write_archive
 
-from anomaly_clip.backbones.torchscript import ArchiveError, is_archive, read_archive
+from anomaly_clip.backbones.torchscript import ArchiveError, _View, is_archive, read_archive
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +127,51 @@ def test_a_view_outside_its_storage_is_refused(
     changed = change_archive(archive, tmp_path / "a.pt", {"data.pkl": content})
     with pytest.raises(ArchiveError, match="exceeds its 616 elements"):
         read_archive(changed)
+
+
+@pytest.mark.parametrize(
+    ("size", "stride"),
+    [
+        ((2, 2), (0, 1)),
+        ((4,), (0,)),
+        ((2, 2), (1, 1)),
+        ((2, 1, 2), (1, 7, 1)),
+        ((3, 2), (1, 2)),
+        ((2, 3), (2, 1)),
+    ],
+)
+def test_a_view_that_repeats_elements_is_refused(
+    archive: Path, tmp_path: Path, size: tuple[int, ...], stride: tuple[int, ...]
+) -> None:
+    view = torch.arange(6).as_strided(size, stride)
+    assert len(view.unique()) < view.numel()
+    with pytest.raises(ArchiveError, match="repeats elements"):
+        _View()(torch.arange(6), 0, size, stride)
+    texts = ("".join(f"I{number}\n" for number in numbers) for numbers in (size, stride))
+    changed = change_archive(archive, tmp_path / "a.pt", {"data.pkl": tensor(0, *texts)})
+    with pytest.raises(ArchiveError, match=r"a tensor .* with strides .* repeats elements"):
+        read_archive(changed)
+
+
+@pytest.mark.parametrize(
+    ("size", "stride"),
+    [
+        ((2, 2), (2, 1)),
+        ((2, 2), (1, 2)),
+        ((3, 2), (1, 3)),
+        ((2, 1), (1, 0)),
+        ((1, 4), (0, 1)),
+        ((2, 2), (4, 1)),
+        ((), ()),
+        ((0, 3), (3, 1)),
+    ],
+)
+def test_views_of_slices_and_transposes_are_read(
+    size: tuple[int, ...], stride: tuple[int, ...]
+) -> None:
+    view = _View()(torch.arange(6), 0, size, stride)
+    assert torch.equal(view, torch.arange(6).as_strided(size, stride))
+    assert len(view.unique()) == view.numel()
 
 
 @pytest.mark.parametrize(

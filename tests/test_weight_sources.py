@@ -19,6 +19,7 @@ from anomaly_clip.backbones.clip import CLIPBackbone
 from anomaly_clip.backbones.weight_settings import settings_next_to
 from anomaly_clip.backbones.weight_sources import local_file
 from anomaly_clip.backbones.weight_tags import other_epoch
+from anomaly_clip.records import variant_of
 
 OPTION = "backbone.pretrained"
 
@@ -209,6 +210,30 @@ def test_a_file_of_official_programs_is_used_for_its_tag(
     assert set(loaded.weights) == {"backbone", "pretrained", "random", "sha256"}
 
 
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("option", ["auto", "true", "false"])
+def test_an_activation_equal_to_that_of_the_tag_is_the_default(
+    tiny_clip: CLIPBackbone,
+    tiny_tags: dict[str, dict[str, Any]],
+    tmp_path: Path,
+    option: Any,
+    trained: bool,
+) -> None:
+    url = by_address(tmp_path, state_of(tiny_clip.model), "tiny-laion_e1")
+    tiny_tags["laion_e1"] = {"url": url, "quick_gelu": trained}
+    if option == "auto" and trained:  # the model name has GELU
+        with pytest.raises(ValueError, match="trained with a different activation"):
+            CLIPBackbone("tiny", "laion_e1", quick_gelu=option)
+        return
+    backbone = CLIPBackbone("tiny", "laion_e1", quick_gelu=option)
+    is_quick = option == "true"
+    label = "" if is_quick == trained else "QuickGELU" if is_quick else "GELU"
+    assert variant_of(backbone.weights) == label
+    assert type(backbone.visual.transformer.resblocks[0].mlp.gelu).__name__ == (
+        "QuickGELU" if is_quick else "GELU"
+    )
+
+
 def test_a_file_with_another_hash_is_not_used(
     tiny_clip: CLIPBackbone, tiny_tags: dict[str, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -238,7 +263,7 @@ def test_an_archive_by_address_of_openai(
     published = CLIPBackbone("tiny", "openai", quick_gelu=False)
     assert published.weights["activation"] == "GELU"
     trained = CLIPBackbone("tiny", "openai", quick_gelu="true")
-    assert trained.weights["activation"] == "QuickGELU"
+    assert "activation" not in trained.weights  # that of the tag's record
     assert trained.identity != published.identity
     for key, value in state.items():
         assert torch.equal(trained.model.state_dict()[key], value)

@@ -195,6 +195,8 @@ def write_refused(folder: Path, state: State) -> dict[str, tuple[Path, str]]:
     saved(
         "quantised", "int8.pt", quantised, "its tensors are quantised (visual.proj is torch.int8)"
     )
+    small = {**state, "visual.proj": state["visual.proj"].to(torch.float8_e4m3fn)}
+    saved("8 bits", "fp8.pt", small, "are quantised (visual.proj is torch.float8_e4m3fn)")
     wide = {**TINY_CLIP, "text_cfg": {**TINY_CLIP["text_cfg"], "width": 16}}  # type: ignore[dict-item]
     other = state_of(open_clip.CLIP(**wide))
     saved("another width", "wide.pt", other, "Another shape: positional_embedding is (77, 16), not")

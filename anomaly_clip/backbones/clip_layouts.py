@@ -19,7 +19,7 @@ import open_clip
 import torch
 from torch import Tensor
 
-from anomaly_clip.backbones.weight_files import WeightFileError
+from anomaly_clip.backbones.weight_files import WeightFileError, check_floating
 
 __all__ = ["CLIPTensors", "check_fit", "open_clip_tensors"]
 
@@ -171,12 +171,7 @@ def check_fit(state: Mapping[str, Tensor], model: open_clip.CLIP, name: str) -> 
             raise WeightFileError(
                 f"its tensors do not fit {name} ({problem} {keys[0]}{more})", _advice(state)
             )
-    numbers = [key for key, value in state.items() if not value.is_floating_point()]
-    if numbers:
-        raise WeightFileError(
-            f"its tensors are quantised ({numbers[0]} is {state[numbers[0]].dtype})",
-            "give weights in float32, float16 or bfloat16",
-        )
+    check_floating(state)
 
 
 def _same_shape(key: str, given: Tensor, expected: Tensor) -> bool:

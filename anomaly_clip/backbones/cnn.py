@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from anomaly_clip.backbones.frozen import FrozenBackbone
 from anomaly_clip.backbones.state_dicts import state_dict_of
-from anomaly_clip.backbones.weight_files import WeightFileError, read_content
+from anomaly_clip.backbones.weight_files import WeightFileError, check_floating, read_content
 from anomaly_clip.backbones.weight_sources import local_file
 from anomaly_clip.errors import reason, suggest
 from anomaly_clip.progress import say
@@ -281,7 +281,8 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], source: str, name: str)
     """Load a state dict; all keys except those of the classifier must match.
 
     Raises:
-        ValueError: If they do not, or the state dict contains several networks.
+        ValueError: If they do not, the state dict contains several networks, or its tensors are
+            quantised.
     """
     expected = {k: v for k, v in model.state_dict().items() if not k.startswith(HEADS)}
     counters = [key for key in expected if key.endswith("num_batches_tracked")]
@@ -301,7 +302,12 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], source: str, name: str)
                 f"{source} {problem} {keys[0]}{more}; give weights of {name}, or set backbone.name "
                 f"to the model that they belong to"
             )
-    model.load_state_dict({k: v for k, v in given.items() if k in expected}, strict=False)
+    try:
+        # Others, such as the indices of Swin, are integers in the model, too.
+        check_floating({k: v for k, v in given.items() if expected[k].is_floating_point()})
+    except WeightFileError as error:
+        raise ValueError(f"{source}: {error.form}; {error.way_out}") from None
+    model.load_state_dict(given, strict=False)
 
 
 def _within_wrapper(

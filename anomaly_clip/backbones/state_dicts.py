@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -29,31 +29,37 @@ class StateDict(NamedTuple):
     """Keys of further state dicts in the file, which are not used."""
 
 
-def state_dict_of(content: object) -> StateDict:
+def state_dict_of(content: object, preferred: Sequence[str] = ()) -> StateDict:
     """Return the tensors of a file's content: a state dict, bare or in a container.
 
-    Containers are dictionaries with a key of :data:`CONTAINERS`, or with any key if they contain no
-    other state dict. They may be nested.
+    Containers are dictionaries with a key of ``preferred`` or :data:`CONTAINERS`, or with any key
+    if they contain no other state dict. They may be nested.
 
     Args:
         content: What :func:`~anomaly_clip.backbones.weight_files.read_content` returns.
+        preferred: Further keys of containers, which are looked up before the others.
 
     Raises:
         WeightFileError: If there is no state dict, or several under keys of equal rank.
     """
+    containers = (*preferred, *CONTAINERS)
     path: list[str] = []
     others: list[str] = []
     for _ in range(MAX_NESTING):
         if not isinstance(content, Mapping):
             break
-        inner = {k: v for k, v in content.items() if isinstance(k, str) and _has_tensors(v)}
-        chosen = [key for key in CONTAINERS if key in inner]
+        inner = {
+            key: value
+            for key, value in content.items()
+            if isinstance(key, str) and _has_tensors(value, containers)
+        }
+        chosen = [key for key in containers if key in inner]
         if not chosen and _tensors(content):
             break
         if not chosen and len(inner) > 1:
             raise WeightFileError(
                 f"it contains several state dicts: {listed(list(inner))}",
-                "save the state dict of the image encoder alone and give that file",
+                "save the one to use alone and give that file",
             )
         if not inner:
             break
@@ -71,12 +77,12 @@ def _tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
     return {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
 
 
-def _has_tensors(value: object, depth: int = MAX_NESTING) -> bool:
+def _has_tensors(value: object, containers: Sequence[str], depth: int = MAX_NESTING) -> bool:
     """Return whether a value is a state dict, or a known container of one."""
     if not isinstance(value, Mapping) or not depth:
         return False
     return bool(_tensors(value)) or any(
-        _has_tensors(value[key], depth - 1) for key in CONTAINERS if key in value
+        _has_tensors(value[key], containers, depth - 1) for key in containers if key in value
     )
 
 

@@ -207,12 +207,20 @@ class _Same:
 
 
 class _View:
-    """Function that returns a view of a storage; a new object each time, without attributes."""
+    """Function that returns a view of a storage; a new object each time, without attributes.
+
+    In slices and transposes, each stride exceeds the largest offset that smaller strides reach.
+    Only such views are accepted; no element occurs twice in them.
+    """
 
     __slots__ = ()
 
     def __call__(self, storage: Tensor, offset: int, size: Any, stride: Any, *_: object) -> Tensor:
-        """Return a view; the storage must contain all of it, and no element twice."""
+        """Return a view; the storage must contain all of it, and no element may occur twice.
+
+        Raises:
+            ArchiveError: If the view exceeds the storage, or its strides could repeat elements.
+        """
         size, stride = tuple(map(int, size)), tuple(map(int, stride))
         count = math.prod(size)
         if count:
@@ -220,4 +228,9 @@ class _View:
             inside = min((offset, *size, *stride, last)) >= 0 and last < len(storage)
             if not inside or count > len(storage):
                 raise ArchiveError(f"a tensor {size} exceeds its {len(storage)} elements")
+            reach = 0
+            for step, n in sorted(zip(stride, size, strict=True)):
+                if n > 1 and step <= reach:
+                    raise ArchiveError(f"a tensor {size} with strides {stride} repeats elements")
+                reach += (n - 1) * step
         return storage.as_strided(size, stride, offset)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,13 +22,14 @@ from torch import Tensor
 from anomaly_clip.backbones.torchscript import ArchiveError, is_archive, read_archive
 from anomaly_clip.errors import reason
 
-__all__ = ["BARE", "FileContent", "WeightFileError", "listed", "read_content"]
+__all__ = ["BARE", "FileContent", "WeightFileError", "check_floating", "listed", "read_content"]
 
 HEAD = 4096  # bytes that the recognition of a file reads
 SAFETENSORS_LENGTH = 8  # bytes with the length of the header, which follows them
 LEGACY_MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19"
 """Number at the start of the files that ``torch.save`` wrote before PyTorch 1.6."""
 MAX_SHOWN = 3
+MIN_BYTES = 2  # of a number in weights that are not quantised
 
 AGAIN = "download or copy it again"
 UNPACK = "unpack it and give the weights file in it"
@@ -105,6 +107,25 @@ def read_content(path: Path) -> FileContent:
             )
         return FileContent(_torch_load(path))
     raise _other_form(head)
+
+
+def check_floating(tensors: Mapping[str, Tensor]) -> None:
+    """Check that tensors are floating-point numbers of 16 bits or more.
+
+    Quantised weights mean nothing without their scales, which state dicts keep elsewhere or lack.
+
+    Args:
+        tensors: Weights by name, without counters.
+
+    Raises:
+        WeightFileError: If one has another type.
+    """
+    for key, value in tensors.items():
+        if not value.is_floating_point() or value.itemsize < MIN_BYTES:
+            raise WeightFileError(
+                f"its tensors are quantised ({key} is {value.dtype})",
+                "give weights in float32, float16 or bfloat16",
+            )
 
 
 def listed(names: list[str]) -> str:

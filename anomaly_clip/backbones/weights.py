@@ -11,8 +11,9 @@ reading of a file (``weight_files``, ``torchscript``, ``state_dicts``), names of
 (``clip_layouts``), and here the model that they are loaded into, with its activation and pixel
 normalisation. The activation is that of ``quick_gelu``, or else, in this order: for a tag, that of
 open_clip's record; for a file, that of a JSON model configuration that states one, of a JSON file
-next to the weights, of the classes in a TorchScript archive, of the model name. The last is an
-assumption, which is printed.
+next to the weights, of the classes in a TorchScript archive, QuickGELU if the file has the numbers
+of OpenAI's archives (``input_resolution``, ``context_length``, ``vocab_size``), that of the model
+name. The last is an assumption, which is printed.
 
 Importing this module loads open_clip, which takes two seconds. Other modules therefore import this
 module inside functions, so that ``--help`` stays fast.
@@ -66,7 +67,8 @@ class LoadedCLIP(NamedTuple):
     source: str
     """Name of the weights: ``pretrained``, and the tag that they are of if that is another one."""
     activation: str | None
-    """``GELU`` or ``QuickGELU``; None unless it was chosen or differs from the model name's."""
+    """``GELU`` or ``QuickGELU``; None if it is the default: that of the tag's record or, for a
+    file, both that of ``auto`` and that of the model name."""
 
 
 class _File(NamedTuple):
@@ -116,8 +118,6 @@ def load_clip(
     if image_size is not None:
         _set_image_size(config, image_size, name)
     by_name = bool(config.get("quick_gelu", False))
-    if quick_gelu != "auto":
-        config["quick_gelu"] = quick_gelu == "true"
     source = pretrained
     file: _File | None = None
     tag: dict[str, Any] | None = None
@@ -134,6 +134,12 @@ def load_clip(
         if tag is None:
             file = _read_file(local_file(pretrained, OPTION))
             preprocessing = _settle(file, name, config, preprocessing, quick_gelu)
+    # For a file, the activations of the model name and of the file, which may differ.
+    defaults = {by_name, bool(config.get("quick_gelu", False))}
+    if tag is not None:
+        defaults = {bool(tag.get("quick_gelu", False))}
+    if quick_gelu != "auto":
+        config["quick_gelu"] = quick_gelu == "true"
     model = _build(name, config)  # before a download, as it refuses models that are not supported
     if tag is not None:
         path, from_hub = fetch(name, pretrained, tag)
@@ -146,13 +152,12 @@ def load_clip(
         for note in file.notes:
             say(f"{OPTION} {file.path}: {note}")
     activation = bool(config.get("quick_gelu", False))
-    is_default = quick_gelu == "auto" and activation == by_name
     return LoadedCLIP(
         model,
         tuple(preprocessing.get("mean") or OPENAI_DATASET_MEAN),
         tuple(preprocessing.get("std") or OPENAI_DATASET_STD),
         source,
-        None if is_default else ACTIVATIONS[activation],
+        None if defaults == {activation} else ACTIVATIONS[activation],
     )
 
 
@@ -348,7 +353,7 @@ def _settle(
     preprocessing: dict[str, Any],
     quick_gelu: str,
 ) -> dict[str, Any]:
-    """Set the activation of a file in the model configuration, and note what is assumed.
+    """Set the activation of ``auto`` for a file in the configuration, and note what is assumed.
 
     Returns:
         Settings of the preprocessing: those of the model configuration, or else of a JSON file next
@@ -356,11 +361,12 @@ def _settle(
     """
     settings = settings_next_to(file.path, file.tensors.layout)
     by_name = bool(config.get("quick_gelu", False))
-    is_stated = quick_gelu != "auto" or (name.endswith(".json") and "quick_gelu" in config)
-    statement = None if is_stated else _stated_activation(file, settings)
+    is_in_config = name.endswith(".json") and "quick_gelu" in config
+    is_stated = quick_gelu != "auto" or is_in_config
+    statement = None if is_in_config else _stated_activation(file, settings)
     if statement is not None:
         config["quick_gelu"], place = statement
-        if config["quick_gelu"] != by_name:
+        if quick_gelu == "auto" and config["quick_gelu"] != by_name:
             file.notes.append(
                 f"the activation is {ACTIVATIONS[not by_name]} according to {place}, not "
                 f"{ACTIVATIONS[by_name]} as in {name} (backbone.quick_gelu overrides this)"

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,14 @@ from torch import Tensor, nn
 from anomaly_clip.backbones import clip, frozen, surgery
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
 from anomaly_clip.backbones.prompts import PromptEnsemble, RVSSettings
+from anomaly_clip.backbones.state_dicts import state_dict_of
 from anomaly_clip.backbones.surgery import StageTokens
-from anomaly_clip.backbones.weight_files import WeightFileError, read_content
+from anomaly_clip.backbones.weight_files import (
+    WeightFileError,
+    check_floating,
+    listed,
+    read_content,
+)
 from anomaly_clip.backbones.weight_sources import local_file
 from anomaly_clip.errors import check_above, check_at_least
 from anomaly_clip.files import atomic_path, source_hash
@@ -45,9 +51,8 @@ FACTOR = 100.0  # logit scale of the softmax over the two classes
 OPTION = "model.linear_layers"
 LAYERS_KEY = "linear_layers"  # key of the layers in the authors' files
 APRIL_GAN_KEY = "trainable_linearlayer"
-LAYERS_KEYS = (LAYERS_KEY, APRIL_GAN_KEY, "state_dict", "model")
-LAYER_NAME = re.compile(r"(?:(?:module|_orig_mod)\.)*fc\.(?=\d+\.(?:weight|bias)$)")
-"""Start of the name of a layer, with the prefixes of DataParallel and torch.compile."""
+LAYER_NAME = re.compile(r"(|.*\.)fc\.\d+\.(?:weight|bias)")
+"""Name of a tensor of a layer, after the prefixes of wrappers."""
 SIGMA = {"VisA": 2.0}  # sigma of the Gaussian blur, in pixels at image size 240 (published)
 DEFAULT_SIGMA = 8.0
 LAYERS_SOURCE = "give the linear_layers.pth that a fit of SDPPlus or anomaly_clip export writes"
@@ -332,12 +337,20 @@ class SDPPlus(SDP):
 def read_linear_layers(file: Path) -> dict[str, Tensor]:
     """Read layers in the authors' format; see ``linear_layers`` of :class:`SDPPlus`.
 
-    The dictionary of the layers may also be bare, or below APRIL-GAN's key, and its names may have
-    the prefixes of DataParallel and torch.compile.
+    The dictionary of the layers may also be bare, below APRIL-GAN's key or those of
+    :func:`~anomaly_clip.backbones.state_dicts.state_dict_of`, and its names may share a prefix.
+    Tensors outside the prefix are not used, and named.
+
+    Args:
+        file: A file of any form that :mod:`anomaly_clip.backbones.weight_files` reads, or a folder
+            with one.
+
+    Returns:
+        ``fc.{i}.weight`` ``(D, W)`` and ``fc.{i}.bias`` ``(D,)`` for each layer, in float32.
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If the file has a different format.
+        ValueError: If the file has a different format, several sets of layers, or quantised ones.
     """
     path = local_file(str(file), OPTION, f"; {LAYERS_SOURCE}")
     try:
@@ -347,26 +360,63 @@ def read_linear_layers(file: Path) -> dict[str, Tensor]:
             f"{OPTION} {file}: not a file that can be read safely ({error.form}); {error.way_out}, "
             f"or {LAYERS_SOURCE}"
         ) from None
-    state: Any = content
-    if isinstance(content, Mapping):
-        keys = [key for key in LAYERS_KEYS if isinstance(content.get(key), Mapping)]
-        state = content[keys[0]] if keys else content
-        if keys == [APRIL_GAN_KEY]:
-            say(
-                f"{OPTION} {file} has the key {APRIL_GAN_KEY} of APRIL-GAN, whose layers are "
-                f"trained on the output of each stage: model.stage_tokens clean reads the same"
-            )
-    layers = {
-        LAYER_NAME.sub("fc.", key): value
-        for key, value in (state.items() if isinstance(state, Mapping) else ())
-        if isinstance(key, str) and isinstance(value, Tensor) and LAYER_NAME.match(key)
-    }
-    if not layers or len(layers) < len(state) or any(v.ndim not in (1, 2) for v in layers.values()):
+    try:
+        state = state_dict_of(content, (LAYERS_KEY, APRIL_GAN_KEY))
+        prefix = _layers_prefix(state.tensors)
+        layers = {
+            key.removeprefix(prefix): value
+            for key, value in state.tensors.items()
+            if key.startswith(prefix)
+        }
+        _check_layers(layers)
+    except WeightFileError as error:
         raise ValueError(
             f"{OPTION} {file}: expected a dictionary {LAYERS_KEY} with the tensors fc.0.weight, "
-            f"fc.0.bias and so on; {LAYERS_SOURCE}"
+            f"fc.0.bias and so on, but {error.form}; {error.way_out}"
+        ) from None
+    if state.others:
+        say(f"{OPTION} {file}: {state.container} is used, {', '.join(state.others)} not")
+    if unused := [key for key in state.tensors if not key.startswith(prefix)]:
+        say(f"{OPTION} {file}: tensors outside the layers are not used: {listed(unused)}")
+    if APRIL_GAN_KEY in f"{state.container}.{prefix}".split("."):
+        say(
+            f"{OPTION} {file} has the key {APRIL_GAN_KEY} of APRIL-GAN, whose layers are "
+            f"trained on the output of each stage: model.stage_tokens clean reads the same"
         )
     return {key: value.float() for key, value in layers.items()}
+
+
+def _layers_prefix(tensors: Mapping[str, Tensor]) -> str:
+    """Return what precedes the names of the layers: empty, or the prefixes of wrappers.
+
+    Raises:
+        WeightFileError: If there are no layers, or several sets of them.
+    """
+    matches = (LAYER_NAME.fullmatch(key) for key in tensors)
+    prefixes = list(dict.fromkeys(match[1] for match in matches if match))
+    if not prefixes:
+        raise WeightFileError(f"it contains {listed(list(tensors))}", LAYERS_SOURCE)
+    if len(prefixes) > 1:
+        raise WeightFileError(
+            f"it contains {len(prefixes)} sets of layers, {' and '.join(map(repr, prefixes[:3]))}",
+            f"save one of them under {LAYERS_KEY} and give that file",
+        )
+    return prefixes[0]
+
+
+def _check_layers(layers: Mapping[str, Tensor]) -> None:
+    """Check names, dimensions and types of layers.
+
+    Raises:
+        WeightFileError: If there are other tensors among them, or they are quantised.
+    """
+    others = [key for key in layers if not LAYER_NAME.fullmatch(key)]
+    if others:
+        raise WeightFileError(f"it also contains {listed(others)}", LAYERS_SOURCE)
+    for key, value in layers.items():
+        if value.ndim != (2 if key.endswith("weight") else 1):
+            raise WeightFileError(f"{key} has the shape {tuple(value.shape)}", LAYERS_SOURCE)
+    check_floating(layers)
 
 
 def _width(state: dict[str, Tensor]) -> str:

@@ -64,7 +64,8 @@ class WinCLIP(CLIPMethod):
         temperature: Temperature of the softmax over the two classes.
         evaluator: Settings of the metrics.
         patch_norm: Compare patches with those of the references after CLIP's last LayerNorm, as
-            anomalib does; false: before it, as Accurate-WinCLIP does. Affects few-shot maps only.
+            anomalib does; false: before it, as Accurate-WinCLIP does. Affects maps and image scores
+            with references.
     """
 
     uses_category_names: ClassVar[bool] = True

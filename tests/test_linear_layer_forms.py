@@ -1,0 +1,160 @@
+"""Forms of files with linear layers that SDP+ takes or refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import sdp_plus_command
+from torch import Tensor
+from weight_forms import prefixed
+
+from anomaly_clip.backbones.clip import CLIPBackbone
+from anomaly_clip.cli import main
+from anomaly_clip.methods import SDPPlus
+from anomaly_clip.methods.sdp_plus import read_linear_layers
+
+State = dict[str, Tensor]
+
+
+@pytest.fixture
+def state() -> State:
+    """Return layers of the width of the tiny CLIP."""
+    torch.manual_seed(1)
+    shapes = {"weight": (12, 24), "bias": (12,)}
+    return {f"fc.{i}.{kind}": torch.randn(s) for i in range(4) for kind, s in shapes.items()}
+
+
+class Holder(torch.nn.Module):
+    """A module with layers, to be saved as a TorchScript archive."""
+
+    def __init__(self, state: State) -> None:
+        super().__init__()
+        self.fc = torch.nn.ModuleList(torch.nn.Linear(24, 12) for _ in range(4))
+        self.load_state_dict(state)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return torch.stack([layer(tokens) for layer in self.fc])
+
+
+FORMS: dict[str, Callable[[State], Any]] = {
+    "the authors' key": lambda s: {"linear_layers": s},
+    "APRIL-GAN's key": lambda s: {"trainable_linearlayer": s},
+    "a state dict": lambda s: s,
+    "a state dict beside an epoch": lambda s: {**s, "epoch": 3},
+    "state_dict": lambda s: {"state_dict": s, "epoch": 3},
+    "model_state_dict": lambda s: {"model_state_dict": s},
+    "net": lambda s: {"net": s, "acc": 0.5},
+    "an unknown key": lambda s: {"my_layers": s, "epoch": 3},
+    "two levels": lambda s: {"model": {"state_dict": s}},
+    "the authors' key in a model": lambda s: {"model": {"linear_layers": s}},
+    "the authors' key in a network": lambda s: {"my_net": {"linear_layers": s}},
+    "exponential average": lambda s: {"model_ema": {"module": s}},
+    "optimiser": lambda s: {"net": s, "optimizer": {"state": {0: {"step": torch.ones(1)}}}},
+    "DataParallel": lambda s: {"linear_layers": prefixed(s, "module.")},
+    "torch.compile": lambda s: prefixed(s, "_orig_mod."),
+    "Lightning": lambda s: {"state_dict": prefixed(s, "model."), "epoch": 1},
+    "three wrappers": lambda s: prefixed(s, "module._orig_mod.model."),
+    "another prefix": lambda s: prefixed(s, "decoder.adapters."),
+    "half precision": lambda s: {k: v.half() for k, v in s.items()},
+    "bfloat16": lambda s: {k: v.bfloat16() for k, v in s.items()},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_that_are_taken(
+    state: State, tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(FORMS[form](state), tmp_path / "layers")
+    layers = read_linear_layers(tmp_path / "layers")
+    assert list(layers) == list(state)
+    tolerance = {"half precision": 2e-3, "bfloat16": 2e-2}.get(form, 0)
+    for key, value in state.items():
+        torch.testing.assert_close(layers[key], value, atol=tolerance, rtol=0)
+    lines = capsys.readouterr().err.splitlines()
+    assert [("of APRIL-GAN" in line) for line in lines] == [True] * (form == "APRIL-GAN's key")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_an_archive_is_taken(tiny_clip: CLIPBackbone, state: State, tmp_path: Path) -> None:
+    torch.jit.trace(Holder(state), torch.zeros(1, 24)).save(str(tmp_path / "layers.pt"))
+    method = SDPPlus(tiny_clip, linear_layers=str(tmp_path / "layers.pt"))
+    assert torch.equal(method.fc.state_dict()["3.bias"], state["fc.3.bias"])
+
+
+def test_what_is_not_used_is_named(
+    state: State, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = {key: value + 1 for key, value in state.items()}
+    scale = {"logit_scale": torch.ones(1)}
+    for content, line in (
+        ({"linear_layers": state, "model": other}, "linear_layers is used, model not"),
+        (
+            {"model": {"x": scale, "state_dict": state}},
+            "model.state_dict is used, model.x not",
+        ),
+        (
+            {"state_dict": {**prefixed(state, "model."), **scale}},
+            "tensors outside the layers are not used: logit_scale",
+        ),
+    ):
+        torch.save(content, tmp_path / "a.pth")
+        layers = read_linear_layers(tmp_path / "a.pth")
+        assert torch.equal(layers["fc.3.bias"], state["fc.3.bias"])
+        assert capsys.readouterr().err.strip().endswith(f"a.pth: {line}")
+    torch.save(prefixed(state, "trainable_linearlayer."), tmp_path / "a.pth")
+    read_linear_layers(tmp_path / "a.pth")
+    assert "of APRIL-GAN" in capsys.readouterr().err
+
+
+INT8 = r"its tensors are quantised \(fc.0.weight is torch.int8\); give weights in float32, float16"
+REFUSED: dict[str, tuple[Callable[[State], Any], str]] = {
+    "integers": (lambda s: {k: v.to(torch.int8) for k, v in s.items()}, INT8),
+    "one integer tensor": (
+        lambda s: {"linear_layers": {**s, "fc.2.bias": torch.zeros(12, dtype=torch.long)}},
+        r"quantised \(fc.2.bias is torch.int64\)",
+    ),
+    "8 bits": (
+        lambda s: {k: v.to(torch.float8_e4m3fn) for k, v in s.items()},
+        r"quantised \(fc.0.weight is torch.float8_e4m3fn\)",
+    ),
+    "two sets": (
+        lambda s: {**prefixed(s, "student."), **prefixed(s, "teacher.")},
+        r"2 sets of layers, 'student.' and 'teacher.'; save one of them under linear_layers",
+    ),
+    "two state dicts": (lambda s: {"a": s, "b": s}, "several state dicts: a, b; save the one"),
+    "other tensors": (lambda s: {**s, "head.weight": s["fc.0.bias"]}, "also contains head.weight"),
+    "a ResNet": (
+        lambda _: {"conv1.weight": torch.zeros(1), "fc.weight": torch.zeros(1)},
+        "but it contains conv1.weight, fc.weight; give the linear_layers.pth",
+    ),
+    "a number": (lambda s: {**s, "fc.1.bias": torch.tensor(1.0)}, r"fc.1.bias has the shape \(\)"),
+    "no tensors": (lambda _: {"epoch": 1}, "no weights: a dictionary with the keys epoch"),
+}
+
+
+@pytest.mark.parametrize("form", REFUSED)
+def test_forms_that_are_refused(state: State, tmp_path: Path, form: str) -> None:
+    content, message = REFUSED[form]
+    torch.save(content(state), tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=message) as error:
+        read_linear_layers(tmp_path / "a.pth")
+    assert str(error.value).startswith(f"model.linear_layers {tmp_path / 'a.pth'}: expected a dict")
+
+
+def test_the_command_line_says_so_in_one_line(
+    state: State,
+    tiny_clip_config: str,
+    mvtec_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    torch.save({k: v.to(torch.int8) for k, v in state.items()}, tmp_path / "a.pth")
+    words = sdp_plus_command(mvtec_root, mvtec_root, tiny_clip_config, tmp_path / "runs", "test")
+    assert main([*words, "--model.linear_layers", str(tmp_path / "a.pth")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "its tensors are quantised (fc.0.weight is torch.int8)" in line
+    assert not (tmp_path / "runs").exists()
