@@ -450,3 +450,36 @@ def _run_rank(rank: int, folder: Path) -> None:
     metric.update(maps[:0], masks[:0])  # restores the counts from before the synchronisation
     assert num_pixels(metric) == maps[part].numel()
     dist.destroy_process_group()
+
+
+def test_bounds_hold_where_ties_raise_ap() -> None:
+    """Anomalous pixels of an inexact bin tie with those of an exact bin from a later batch."""
+    for few, many in ((1, 9), (60, 600)):
+        maps = torch.linspace(0, 0.3, 2 * 130 * 130).view(2, 130, 130)
+        masks = torch.zeros(2, 130, 130, dtype=torch.bool)
+        maps[0].view(-1)[:few] = 0.9  # false alarms
+        masks[0].view(-1)[50 : 50 + few] = masks[1].view(-1)[50 : 50 + many] = True
+        maps[masks] = 0.8
+        metric = PixelHistogram()
+        for part, mask in zip(maps, masks, strict=True):
+            metric.update(part[None], mask[None])
+        metrics, bounds, _ = metric.compute()[0]
+        for name, value in second_opinion(maps, masks).items():
+            low, high = bounds.get(name, (metrics[name],) * 2)
+            assert (low or 0) - 1e-12 <= value <= (high or 0) + 1e-12, name
+
+
+@pytest.mark.parametrize("how", ["forward", "merge"])
+def test_the_state_stays_small_when_states_are_merged(how: str) -> None:
+    metric = PixelHistogram()
+    for seed in range(12):
+        maps, masks = random_maps(seed, "normal", count=2, size=130)
+        if how == "forward":
+            metric(maps, masks)
+        else:
+            other = PixelHistogram()
+            other.update(maps, masks)
+            metric.merge_state(other)
+    metric.merge_state(PixelHistogram())
+    assert sum(map(len, metric._separate(0))) <= MAX_SEPARATE[False]
+    assert num_pixels(metric) == 12 * 2 * 130 * 130

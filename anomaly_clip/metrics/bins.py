@@ -3,10 +3,12 @@
 A bin holds the numbers of anomalous and normal pixels whose scores lie in a closed interval, and
 the sum of their region weights (one over the size of a pixel's region). Intervals may overlap,
 because pixels of several batches and processes are counted in different bins. A bin whose ends are
-equal is *exact*: its pixels are tied. In all other bins, the order of the pixels is unknown. All
-metrics rise, or stay equal, when an anomalous pixel moves up or a normal pixel moves down.
-Therefore their bounds are reached if the anomalous pixels have the highest score of their bin and
-the normal pixels the lowest, and the other way round.
+equal is *exact*: its pixels are tied. In all other bins, the order of the pixels is unknown.
+
+AUROC, F1-max and PRO rise, or stay equal, when an anomalous pixel moves up or a normal pixel moves
+down. Their bounds are therefore reached if the anomalous pixels have the highest score of their bin
+and the normal pixels the lowest, and the other way round. AP has bounds of its own, because a tie
+can raise it.
 """
 
 from __future__ import annotations
@@ -141,27 +143,41 @@ class Bins(NamedTuple):
 
     def bounds(self, limit: float) -> Bounds:
         """Return the lowest and highest value of each metric over all orders inside the bins."""
-        worst, loose = self._extreme(best=False)
-        best, _ = self._extreme(best=True)
-        num_anomalous = int(worst.anomalous.sum())
+        worst, best = self._extreme(best=False), self._extreme(best=True)
         least, most = worst.ranking(), best.ranking()
-        # Anomalous pixels that share an inexact bin need not be tied. Untied, the first of them
-        # has the lowest precision.
-        true_positives = worst.anomalous.cumsum()
-        tied = true_positives / np.maximum(true_positives + worst.normal.cumsum(), 1)
-        lowest = np.where(loose, worst.precision_bounds()[0], tied)
         return {
             "pixel_auroc": (least.auroc(), most.auroc()),
-            "pixel_ap": (
-                float((worst.anomalous * lowest).sum()) / num_anomalous,
-                most.average_precision(),
-            ),
+            "pixel_ap": self._average_precision_bounds(),
             "pixel_f1_max": (least.f1_max(), most.f1_max()),
             "pixel_pro": (worst.pro(limit), best.pro(limit)),
         }
 
-    def _extreme(self, best: bool) -> tuple[Ranked, NDArray[np.bool_]]:
-        """Return the best or the worst order, and the entries of anomalous pixels of inexact bins.
+    def _average_precision_bounds(self) -> tuple[float, float]:
+        """Return the bounds of AP, from bounds of the precision at each anomalous pixel.
+
+        AP does not always rise with an anomalous pixel: one that moves up out of a tie loses
+        precision. The numbers of pixels that are surely, or possibly, at or above a pixel bound
+        its precision in any order.
+        """
+        p = self.anomalous
+        anomalous_above = _at_or_above(self.low, p, self.high)  # surely, without the bin itself
+        anomalous_above -= np.where(self.exact, p, 0)
+        normal_above = _at_or_above(self.high, self.normal, self.low)  # possibly
+        # The j-th highest pixel of an inexact bin has at least j anomalous pixels at or above it.
+        # The sum of its precisions exceeds the integral.
+        start = np.maximum(anomalous_above + normal_above, 1)
+        logarithm = np.log((anomalous_above + normal_above + p) / start)
+        untied = np.where(normal_above > 0, p - normal_above * logarithm, p)
+        tied = p * (anomalous_above + p) / np.maximum(anomalous_above + p + normal_above, 1)
+        lowest = np.where(self.exact, tied, untied)
+        most_anomalous = _at_or_above(self.high, p, self.low)  # possibly
+        least_normal = _at_or_above(self.low, self.normal, self.high)  # surely
+        highest = p * most_anomalous / np.maximum(most_anomalous + least_normal, 1)
+        total = int(p.sum())
+        return float(lowest.sum()) / total, float(highest.sum()) / total
+
+    def _extreme(self, best: bool) -> Ranked:
+        """Return the best or the worst order: AUROC, F1-max and PRO are highest or lowest in it.
 
         Exact bins stay whole. Of the inexact ones, all pixels of a class move to one end.
         """
@@ -183,9 +199,7 @@ class Bins(NamedTuple):
             dtype = np.float64 if place == 3 else np.int64
             parts = [np.zeros(len(g[0]), dtype) if g[place] is None else g[place] for g in groups]
             columns.append(np.concatenate(parts)[order])  # type: ignore[arg-type]
-        sizes = [len(group[0]) for group in groups]
-        loose = np.repeat([best, False, not best], sizes)[order]
-        return Ranked(*columns), loose
+        return Ranked(*columns)
 
     def stepwise_pro(
         self, thresholds: NDArray[np.float64], limit: float
@@ -209,6 +223,15 @@ class Bins(NamedTuple):
         least, most, middle = (np.clip(1 - values, 0, 1) for values in (least, most, middle))
         area = area_of_steps(middle[0], middle[1], limit)
         return area, bounds_of_steps((most[0], least[0]), (most[1], least[1]), limit)
+
+
+def _at_or_above(
+    edges: NDArray[np.float64], counts: NDArray[np.int64], thresholds: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Return the sum of the counts whose edge is at or above each threshold."""
+    order = np.argsort(edges, kind="stable")
+    below = np.concatenate([np.zeros(1, np.int64), counts[order].cumsum()])
+    return below[-1] - below[np.searchsorted(edges[order], thresholds, side="left")]
 
 
 def _fractions(

@@ -162,6 +162,7 @@ class PixelHistogram(Metric):
                 if len(bins.low):
                     self._separate(row).append(bins.table())
                     window.clear()
+            self._shrink(row)
 
     def _windows(self, row: int) -> list[Window]:
         half = [window for (of, _), window in self._half.items() if of == row]
@@ -182,6 +183,7 @@ class PixelHistogram(Metric):
         if isinstance(incoming_state, PixelHistogram):
             incoming_state._flush()
         super().merge_state(incoming_state)
+        self._flush()
 
     def _sync_dist(self, dist_sync_fn: Any = None, process_group: Any = None) -> None:
         """Collect the bins of all processes; those with equal edges are added when computing."""
