@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -123,3 +125,10 @@ def test_bad_settings_are_named(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         LearnablePrompt(tiny_clip, LearnablePromptSettings(**options), seed=0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["a photo of a {}.", "null", ["a", "{"]])
+@pytest.mark.parametrize("name", ["prefix", "suffix", "init_text"])
+def test_templates_and_null_are_not_words(name: str, text: Any) -> None:
+    with pytest.raises(ValueError, match=f"model.prompt.{name}: .* would be part of the prompt"):
+        LearnablePromptSettings(n_prompts=2, **{name: text})

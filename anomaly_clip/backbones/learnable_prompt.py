@@ -58,6 +58,13 @@ class LearnablePromptSettings:
                     f"model.prompt.{name}: {len(value)} texts for {self.n_prompts} prompts; give "
                     f"one text, or as many as model.prompt.n_prompts"
                 )
+            texts = value if isinstance(value, list) else [value or ""]
+            odd = [text for text in texts if "{" in text or "}" in text or text == "null"]
+            if odd:
+                raise ValueError(
+                    f"model.prompt.{name}: {odd[0]!r} would be part of the prompt literally; give "
+                    f"plain words, or '' for none (the vectors take the place of a category)"
+                )
 
 
 class LearnablePrompt(nn.Module):
