@@ -18,7 +18,7 @@ from report_helpers import report, rows_of
 from run_folder import TWO, make_run
 
 from anomaly_clip.cli import main
-from anomaly_clip.commands.verify import foreign_classes
+from anomaly_clip.commands.foreign_code import foreign_classes
 
 Hashes = dict[str, str]
 
@@ -156,6 +156,57 @@ def test_classes_of_others_are_imported_only_if_the_user_names_them(
         assert (tmp_path / "imported").exists()
     finally:
         sys.modules.pop("their_module", None)
+
+
+EVIL = {"class_path": "evilmod.Evil"}
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("trainer.callbacks", json.dumps([EVIL])),
+        ("trainer.callbacks", '[{"class\\u005fpath": "evilmod.Evil"}]'),
+        ("trainer.callbacks", "LIST"),
+        ("trainer.callbacks", ["ONE"]),
+        ("trainer.callbacks+", [EVIL]),
+        ("trainer.strategy", "ONE"),
+        ("trainer.accelerator", "evilmod.Evil"),
+        ("model.init_args.backbone", "ONE"),
+        ("model.init_args.backbone", "evilmod.Evil"),
+        ("model.init_args.prompt", json.dumps(EVIL)),
+        ("model.init_args", json.dumps({"backbone": EVIL})),
+        ("model.init_args.sigma", "ONE"),
+    ],
+)
+def test_no_form_of_a_class_is_imported(
+    option: str,
+    value: Any,
+    run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    imported = tmp_path / "imported"
+    (tmp_path / "evilmod.py").write_text(f"open({str(imported)!r}, 'w')\nclass Evil:\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    texts = {"LIST": json.dumps([EVIL]), "ONE": json.dumps(EVIL)}
+    for name, text in texts.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    paths = {name: str(tmp_path / f"{name}.yaml") for name in texts}
+    filled = [paths.get(v, v) if isinstance(v, str) else v for v in [value] if v != ["ONE"]]
+    content = filled[0] if filled else [paths["ONE"]]
+
+    def edit(config: Any) -> None:
+        *parents, last = option.split(".")
+        for parent in parents:
+            config = config[parent]
+        config[last] = content
+
+    change(run / "config-test.yaml", edit)
+    assert report(run, "--verify") == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "whose code would be run: if you trust" in line
+    assert not imported.exists()
 
 
 def test_every_place_of_a_class_name_is_seen() -> None:

@@ -22,6 +22,7 @@ import yaml
 from anomaly_clip.commands.batch import DryRunCLI, run_verb
 from anomaly_clip.commands.each import run_each
 from anomaly_clip.commands.experiment import arrange, known_options, quieten
+from anomaly_clip.commands.foreign_code import concealed_classes, foreign_classes
 from anomaly_clip.commands.interruption import advise
 from anomaly_clip.commands.option_parser import dump_yaml
 from anomaly_clip.commands.yaml_names import read_any_name
@@ -35,14 +36,10 @@ from anomaly_clip.results.finished_run import FinishedRun, printable
 from anomaly_clip.results.run_files import mapping
 from anomaly_clip.results.run_reader import read_run
 
-__all__ = ["TOLERANCE", "foreign_classes", "verify_runs"]
+__all__ = ["TOLERANCE", "verify_runs"]
 
 TOLERANCE = 1e-9
 """Largest difference of a metric, as a fraction, that counts as equal."""
-CLASS_KEYS = {"model", "data", "auxiliary", "callbacks", "logger", "plugins", "strategy"}
-CLASS_KEYS |= {"profiler", "augment", "optimizer", "lr_scheduler"}
-"""Options whose value may be the name of a class, in place of ``class_path``."""
-DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
 
 class Plan(NamedTuple):
@@ -97,37 +94,6 @@ def verify_runs(
     return comparison, int(differs)
 
 
-def foreign_classes(config: Any, allowed: Sequence[str] = ()) -> list[str]:
-    """Return the classes that a configuration names and that are not of this package.
-
-    Args:
-        config: A configuration, or a part of it.
-        allowed: Names that are not returned.
-
-    Example:
-        >>> from anomaly_clip.commands.verify import foreign_classes
-        >>> foreign_classes({"model": {"class_path": "my_module.Mine"}, "data": "MVTecAD"})
-        ['my_module.Mine']
-    """
-    names = dict.fromkeys(_class_names(config))
-    return [n for n in names if not n.startswith("anomaly_clip.") and n not in allowed]
-
-
-def _class_names(content: Any, in_place_of_class: bool = False) -> Iterator[str]:
-    """Yield the dotted names of classes in a configuration."""
-    if isinstance(content, Mapping):
-        for key, value in content.items():
-            if key == "class_path" and isinstance(value, str) and "." in value:
-                yield value
-            elif key != "class_path":
-                yield from _class_names(value, key in CLASS_KEYS)
-    elif isinstance(content, list):
-        for entry in content:
-            yield from _class_names(entry, in_place_of_class)
-    elif in_place_of_class and isinstance(content, str) and DOTTED.fullmatch(content):
-        yield content
-
-
 # -- before anything is run ------------------------------------------------------------------------
 
 
@@ -180,16 +146,34 @@ def _config(
     trainer["default_root_dir"] = None
     output = {**mapping(config.get("output")), "maps": False, "raw_maps": False, "page": False}
     config |= {"trainer": trainer, "output": output}
-    foreign = foreign_classes(config, allowed)
+    _check_classes(run, file.name, config, allowed)
+    _set_roots(run, config["data"], roots)
+    return config
+
+
+def _check_classes(run: FinishedRun, name: str, config: Any, allowed: Sequence[str]) -> None:
+    """Check, without an import, that a configuration names only classes that are trusted.
+
+    Raises:
+        UserError: If it names others, or has texts or files that a parser may read as classes.
+    """
+    try:
+        foreign, concealed = foreign_classes(config, allowed), concealed_classes(config)
+    except (ValueError, RecursionError):
+        raise _refusal(run, f"{name} refers to itself: restore the file as it was saved") from None
+    if concealed:
+        raise _refusal(
+            run,
+            f"{printable(concealed[0])} of {name} is a text or a file that may name classes, whose "
+            f"code would be run: if you trust it, put its content in place of it",
+        )
     if foreign:
         options = " ".join(f"--allow {printable(name)}" for name in foreign)
         raise _refusal(
             run,
-            f"{file.name} names classes outside this package, whose code would be run: if you "
+            f"{name} names classes outside this package, whose code would be run: if you "
             f"trust them, add {options}",
         )
-    _set_roots(run, config["data"], roots)
-    return config
 
 
 def _set_roots(run: FinishedRun, data: dict[str, Any], roots: Mapping[str, str]) -> None:
