@@ -40,6 +40,7 @@ __all__ = ["TOLERANCE", "verify_runs"]
 
 TOLERANCE = 1e-9
 """Largest difference of a metric, as a fraction, that counts as equal."""
+AUXILIARY_ROOT = "data.auxiliary.root"
 
 
 class Plan(NamedTuple):
@@ -83,7 +84,9 @@ def verify_runs(
         check_at_least("report --tolerance", bound, 0)
     quieten()
     read_any_name()
-    plans = [_checked(_plan(run, roots, allowed)) for run in runs]
+    planned = [_plan(run, roots, allowed) for run in runs]
+    _check_roots(planned, roots)
+    plans = [_checked(plan) for plan in planned]
     repetitions = []
     for plan in plans:
         say(f"repeating {plan.run.label}: {', then '.join(plan.configs)}")
@@ -107,12 +110,12 @@ def _plan(run: FinishedRun, roots: Mapping[str, str], allowed: Sequence[str]) ->
     verbs = ["each"] if (folder / "config-each.yaml").is_file() else ["test"]
     checkpoint, name = None, None
     if verbs == ["test"] and isinstance(recorded, str):
-        name = Path(recorded).name
-        in_folder = folder / "checkpoints" / name
-        if (folder / "config-fit.yaml").is_file() and in_folder.is_file():
-            verbs = ["fit", "test"]
+        file = _checkpoint(run, Path(recorded).expanduser())
+        own = folder / "checkpoints" / file.name
+        if (folder / "config-fit.yaml").is_file() and own.is_file() and own.samefile(file):
+            verbs, name = ["fit", "test"], file.name
         else:
-            checkpoint, name = _checkpoint(run, Path(recorded)), None
+            checkpoint = file
     configs = {verb: _config(run, verb, roots, allowed) for verb in verbs}
     if "fit" in configs and configs["fit"].get("ckpt_path"):
         raise _refusal(
@@ -176,6 +179,28 @@ def _check_classes(run: FinishedRun, name: str, config: Any, allowed: Sequence[s
         )
 
 
+def _check_roots(plans: Sequence[Plan], roots: Mapping[str, str]) -> None:
+    """Check that each folder of moved data is used by a run.
+
+    Raises:
+        UserError: If one is not.
+    """
+    used = set()
+    for plan in plans:
+        for config in plan.configs.values():
+            options = mapping(config["data"].get("init_args"))
+            auxiliary = mapping(mapping(options.get("auxiliary")).get("init_args"))
+            used |= {"data.root"} if "root" in options else set()
+            used |= {AUXILIARY_ROOT} if "root" in auxiliary else set()
+    for option, folder in roots.items():
+        if option not in used:
+            kind = "auxiliary data" if option == AUXILIARY_ROOT else "data"
+            raise UserError(
+                f"report --{option} {printable(folder)}: no run reads {kind} from a folder: leave "
+                f"it out"
+            )
+
+
 def _set_roots(run: FinishedRun, data: dict[str, Any], roots: Mapping[str, str]) -> None:
     """Put the current folders into the options of a data set.
 
@@ -186,11 +211,11 @@ def _set_roots(run: FinishedRun, data: dict[str, Any], roots: Mapping[str, str])
     auxiliary = options.get("auxiliary") if isinstance(options, dict) else None
     parts = {"data.root": options}
     if isinstance(auxiliary, dict):
-        parts["data.auxiliary.root"] = auxiliary.setdefault("init_args", {})
+        parts[AUXILIARY_ROOT] = auxiliary.setdefault("init_args", {})
     for option, part in parts.items():
         if not isinstance(part, dict):
             raise _refusal(run, f"its configuration has no options at {option.rpartition('.')[0]}")
-        if option in roots:
+        if option in roots and "root" in part:
             part["root"] = roots[option]
         root = part.get("root")
         path = Path(root).expanduser() if isinstance(root, str) else None
@@ -208,18 +233,29 @@ def _checkpoint(run: FinishedRun, recorded: Path) -> Path:
     Raises:
         UserError: If it is missing, or another file than then.
     """
-    in_folder = run.folder / "checkpoints" / recorded.name
-    file = next((path for path in (recorded.expanduser(), in_folder) if path.is_file()), None)
-    if file is None:
+    own = run.folder / "checkpoints" / recorded.name
+    files = [path for path in (recorded, own) if path.is_file()]
+    then = mapping(run.record.get("environment")).get("checkpoint_sha256")
+    if then is not None:
+        unchanged = [file for file in files if file_sha256(file) == then]
+    elif recorded.is_file() or recorded.parts[-3:] == own.absolute().parts[-3:]:
+        unchanged = files  # of version 0.1.0; the folder may have been moved, but not renamed
+    else:
+        unchanged = []
+    if unchanged:
+        return unchanged[0]
+    if recorded.is_file() or (files and recorded.absolute() == own.absolute()):
         raise _refusal(
             run,
-            f"its checkpoint {printable(recorded)} is not there (as seen from {Path.cwd()}): put "
-            f"it back, or start the command from the folder of the run's command",
+            f"its checkpoint {printable(recorded)} has changed since (other SHA-256): test it "
+            f"again, or put the former file back",
         )
-    then = mapping(run.record.get("environment")).get("checkpoint_sha256")
-    if then is not None and then != file_sha256(file):
-        raise _refusal(run, f"its checkpoint {printable(file)} has changed since (other SHA-256)")
-    return file
+    other = f", and {own.name} in its folder is not known to be the same" if files else ""
+    raise _refusal(
+        run,
+        f"its checkpoint {printable(recorded)} is not there (as seen from {Path.cwd()}){other}: "
+        f"put it back, or start the command from the folder of the run's command",
+    )
 
 
 def _checked(plan: Plan) -> Plan:
@@ -229,7 +265,7 @@ def _checked(plan: Plan) -> Plan:
         UserError: If the run cannot be built, or its weights have another hash than then.
     """
     verb = next(iter(plan.configs))
-    with _temporary_folder() as folder, _explained(plan.run):
+    with _temporary_folder() as folder, _explained(plan.run, folder):
         words = _words("fit" if verb == "each" else verb, plan.configs[verb], folder)
         with user_errors(known_options):
             built = DryRunCLI(args=arrange(words))
@@ -274,11 +310,18 @@ def _repeat(plan: Plan, folder: Path) -> FinishedRun:
     Raises:
         UserError: If a command fails.
     """
-    with _explained(plan.run):
+    with _explained(plan.run, folder):
         for verb, config in plan.configs.items():
             words = _words(verb, config, folder)
             if verb == "test" and plan.checkpoint is not None:
-                words += ["--ckpt_path", str(folder / "run" / "checkpoints" / plan.checkpoint)]
+                fitted = folder / "run" / "checkpoints" / plan.checkpoint
+                if not fitted.is_file():
+                    raise _refusal(
+                        plan.run,
+                        f"its fit, when repeated, wrote no {printable(plan.checkpoint)}: test the "
+                        f"checkpoint of the run with --ckpt_path instead",
+                    )
+                words += ["--ckpt_path", str(fitted)]
             if verb == "each":
                 with contextlib.redirect_stdout(io.StringIO()):
                     run_each(words)
@@ -301,14 +344,17 @@ def _temporary_folder() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _explained(run: FinishedRun) -> Iterator[None]:
-    """Name the run in messages about what its repetition lacks."""
+def _explained(run: FinishedRun, folder: Path) -> Iterator[None]:
+    """Name the run, in place of the temporary folder, in messages about its repetition."""
     start = f"{run.label} cannot be repeated"
     try:
         yield
     except UserError as error:
-        message = str(error)
-        raise (error if message.startswith(start) else UserError(f"{start}: {message}")) from None
+        message = str(error).replace(f"{folder / 'run'}", run.label)
+        message = message.replace(str(folder), run.label)
+        if message.startswith(start):
+            raise UserError(message) from None
+        raise UserError(f"{start}: {message}") from None
 
 
 def _refusal(run: FinishedRun, why: str) -> UserError:
