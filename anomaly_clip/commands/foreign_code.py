@@ -65,8 +65,8 @@ def concealed_classes(config: Any) -> list[str]:
         >>> concealed_classes({"model": {"init_args": {"backbone": "{class_path: a.B}"}}})
         ['model.init_args.backbone']
     """
-    places = (place for place in _places(config))
-    return list(dict.fromkeys(option for option, *value in places if _is_concealing(*value)))
+    places = _places(config)
+    return list(dict.fromkeys(o for o, text, is_class in places if _is_concealing(text, is_class)))
 
 
 def _class_names(config: Any) -> Iterator[str]:
