@@ -111,8 +111,12 @@ def _plan(run: FinishedRun, roots: Mapping[str, str], allowed: Sequence[str]) ->
     checkpoint, name = None, None
     if verbs == ["test"] and isinstance(recorded, str):
         file = _checkpoint(run, Path(recorded).expanduser())
-        own = folder / "checkpoints" / file.name
-        if (folder / "config-fit.yaml").is_file() and own.is_file() and own.samefile(file):
+        in_folder = folder / "checkpoints" / file.name
+        if (
+            (folder / "config-fit.yaml").is_file()
+            and in_folder.is_file()
+            and in_folder.samefile(file)
+        ):
             verbs, name = ["fit", "test"], file.name
         else:
             checkpoint = file
@@ -233,24 +237,24 @@ def _checkpoint(run: FinishedRun, recorded: Path) -> Path:
     Raises:
         UserError: If it is missing, or another file than then.
     """
-    own = run.folder / "checkpoints" / recorded.name
-    files = [path for path in (recorded, own) if path.is_file()]
+    in_folder = run.folder / "checkpoints" / recorded.name
+    files = [path for path in (recorded, in_folder) if path.is_file()]
     then = mapping(run.record.get("environment")).get("checkpoint_sha256")
     if then is not None:
         unchanged = [file for file in files if file_sha256(file) == then]
-    elif recorded.is_file() or recorded.parts[-3:] == own.absolute().parts[-3:]:
+    elif recorded.is_file() or recorded.parts[-3:] == in_folder.absolute().parts[-3:]:
         unchanged = files  # of version 0.1.0; the folder may have been moved, but not renamed
     else:
         unchanged = []
     if unchanged:
         return unchanged[0]
-    if recorded.is_file() or (files and recorded.absolute() == own.absolute()):
+    if recorded.is_file() or (files and recorded.absolute() == in_folder.absolute()):
         raise _refusal(
             run,
             f"its checkpoint {printable(recorded)} has changed since (other SHA-256): test it "
             f"again, or put the former file back",
         )
-    other = f", and {own.name} in its folder is not known to be the same" if files else ""
+    other = f", and {in_folder.name} in its folder is not known to be the same" if files else ""
     raise _refusal(
         run,
         f"its checkpoint {printable(recorded)} is not there (as seen from {Path.cwd()}){other}: "
