@@ -247,7 +247,7 @@ def _checkpoint(run: FinishedRun, recorded: Path) -> Path:
     else:
         unchanged = []
     if unchanged:
-        return unchanged[0]
+        return unchanged[0 if then is None else -1]  # the folder's, if it is known to be the same
     if recorded.is_file() or (files and recorded.absolute() == in_folder.absolute()):
         raise _refusal(
             run,
