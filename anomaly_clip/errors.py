@@ -198,7 +198,10 @@ def _explain_parsing(message: str, options: list[str]) -> str:
             name = owner.rpartition(".")[2]
             return _join(
                 f"{_path(key, match[1])}: {name or 'this verb'} has no such option",
-                suggest(match[1], _options(owner)) or "list the options with --help",
+                # The class may refuse an option of its parents, such as Demo the root.
+                "leave it out, or list the options with --help"
+                if match[1] in _options(owner)
+                else suggest(match[1], _options(owner)) or "list the options with --help",
             )
         if match := re.match(r"Expected a dot import path string: (.+)", reason):
             return _join(f"{key}: there is no class {match[1]}", suggest(match[1], _classes(key)))

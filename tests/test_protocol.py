@@ -217,6 +217,14 @@ def test_metrics_with_wide_bounds(write: Writer) -> None:
     assert "pixel metrics with wide bounds" not in items(image_only)
 
 
+def test_runs_of_one_description_are_told_apart_by_their_settings(write: Writer) -> None:
+    folders = [write("a", patch_norm=True), write("b", patch_norm=False), write("c", weights="x")]
+    first, second, third = (n.text for n in protocol_report(find_runs(folders)).table.legend)
+    assert first.endswith(", patch norm: yes")
+    assert second.endswith(", patch norm: no")
+    assert "patch norm" not in third
+
+
 def test_several_runs_stand_side_by_side(write: Writer, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = write("a", shots=4), write("b", weights="tab.pt", patch_norm=True)
     table = protocol_report(find_runs([first, second])).table

@@ -401,6 +401,7 @@ def test_the_untrained_network_is_a_candidate_as_in_the_public_code(
     content = json.loads(metrics.read_text())
     protocol = content["run"]["protocol"]
     assert (protocol["select"], protocol["selected_epoch"]) == ("best_test", 0)
+    assert protocol["candidates"] == "before_epoch"
     merit = content["mean"]["image_auroc"] + content["mean"]["pixel_auroc"]
     assert merit == pytest.approx(best["merit"], abs=1e-6)
 

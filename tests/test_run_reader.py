@@ -76,6 +76,7 @@ def untested(folder: Path) -> None:
         (with_value(float("nan")), "not a fraction"),
         (interrupted, "the run is not finished"),
         (untested, "fitted but not tested"),
+        (untested, "/checkpoints/last.ckpt --output.folder /"),
         (lambda folder: (folder / "metrics.json").unlink(), "contains no metrics.json"),
     ],
 )

@@ -18,7 +18,7 @@ from report_helpers import report, rows_of
 from run_folder import TWO, make_run
 
 from anomaly_clip.cli import main
-from anomaly_clip.commands.verify import foreign_classes
+from anomaly_clip.commands.foreign_code import foreign_classes
 
 Hashes = dict[str, str]
 
@@ -101,6 +101,8 @@ def test_a_run_that_cannot_be_repeated_is_refused_in_a_sentence(
         assert line.startswith(prefix)
         return line.removeprefix(prefix)
 
+    assert report(run, "--verify", "--data.auxiliary.root", tmp_path) == 2
+    assert "no run reads auxiliary data from a folder: leave it out" in capsys.readouterr().err
     moved = mvtec_root.rename(tmp_path / "moved")
     assert refusal().startswith(f"data.root {mvtec_root}: there is no such folder")
     assert report(run, "--verify", "--data.root", moved) == 0
@@ -158,6 +160,57 @@ def test_classes_of_others_are_imported_only_if_the_user_names_them(
         sys.modules.pop("their_module", None)
 
 
+EVIL = {"class_path": "evilmod.Evil"}
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("trainer.callbacks", json.dumps([EVIL])),
+        ("trainer.callbacks", '[{"class\\u005fpath": "evilmod.Evil"}]'),
+        ("trainer.callbacks", "LIST"),
+        ("trainer.callbacks", ["ONE"]),
+        ("trainer.callbacks+", [EVIL]),
+        ("trainer.strategy", "ONE"),
+        ("trainer.accelerator", "evilmod.Evil"),
+        ("model.init_args.backbone", "ONE"),
+        ("model.init_args.backbone", "evilmod.Evil"),
+        ("model.init_args.prompt", json.dumps(EVIL)),
+        ("model.init_args", json.dumps({"backbone": EVIL})),
+        ("model.init_args.sigma", "ONE"),
+    ],
+)
+def test_no_form_of_a_class_is_imported(
+    option: str,
+    value: Any,
+    run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    imported = tmp_path / "imported"
+    (tmp_path / "evilmod.py").write_text(f"open({str(imported)!r}, 'w')\nclass Evil:\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    texts = {"LIST": json.dumps([EVIL]), "ONE": json.dumps(EVIL)}
+    for name, text in texts.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    paths = {name: str(tmp_path / f"{name}.yaml") for name in texts}
+    filled = [paths.get(v, v) if isinstance(v, str) else v for v in [value] if v != ["ONE"]]
+    content = filled[0] if filled else [paths["ONE"]]
+
+    def edit(config: Any) -> None:
+        *parents, last = option.split(".")
+        for parent in parents:
+            config = config[parent]
+        config[last] = content
+
+    change(run / "config-test.yaml", edit)
+    assert report(run, "--verify") == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "whose code would be run: if you trust" in line
+    assert not imported.exists()
+
+
 def test_every_place_of_a_class_name_is_seen() -> None:
     config = {
         "model": {"class_path": "anomaly_clip.methods.SDP", "init_args": {"weights": "a.pt"}},
@@ -198,14 +251,29 @@ def test_a_fit_is_repeated_with_its_test(
     assert main(["test", *words, "--ckpt_path", str(checkpoint), *apart]) == 0
     assert report(tmp_path / "apart", "--verify") == 0
     assert f"repeating {tmp_path / 'apart'}: test\n" in capsys.readouterr().err
-    checkpoint.write_bytes(checkpoint.read_bytes() + b"x")
+    # The fit of another folder is not repeated in place of the recorded checkpoint.
+    other = tmp_path / "other"
+    assert main(["fit", *words, "--seed_everything", "7", "--output.folder", str(other)]) == 0
+    again = ["test", *words, "--ckpt_path", str(checkpoint), "--output.folder", str(other)]
+    assert main(again) == 0
+    capsys.readouterr()
+    assert report(other, "--verify") == 0
+    assert f"repeating {other}: test\n" in capsys.readouterr().err
+    content = checkpoint.read_bytes()
+    checkpoint.rename(tmp_path / "away.ckpt")
+    assert report(other, "--verify") == 2
+    assert "last.ckpt in its folder is not known to be the same" in capsys.readouterr().err
+    change(other / "metrics.json", lambda c: c["run"]["environment"].pop("checkpoint_sha256"))
+    assert report(other, "--verify") == 2
+    assert "last.ckpt in its folder is not known to be the same" in capsys.readouterr().err
+    checkpoint.write_bytes(content + b"x")
     assert report(tmp_path / "apart", "--verify") == 2
     assert "has changed since (other SHA-256)" in capsys.readouterr().err
     checkpoint.unlink()
     assert report(tmp_path / "apart", "--verify") == 2
     assert "is not there" in capsys.readouterr().err
     # The folder of the fit does not have the whole fit if it was resumed.
-    checkpoint.touch()
+    checkpoint.write_bytes(content)
     change(run / "config-fit.yaml", lambda content: content.update(ckpt_path="earlier.ckpt"))
     assert report(run, "--verify") == 2
     assert "its fit was resumed from earlier.ckpt" in capsys.readouterr().err
@@ -231,6 +299,7 @@ def test_one_model_per_category_is_repeated(
         (["RUN", "--verify", "--protocol"], "report --protocol and --verify: give one of them"),
         (["RUN", "--verify", "--table", "tab1"], "shows no published table: leave out --table"),
         (["RUN", "--verify", "--tolerance", "-1"], "report --tolerance must be 0 or more, got -1"),
+        (["RUN", "--verify", "--tolerance", "abc"], "expected a number such as 1e-4, got abc"),
         (["RUN", "--verify", "--tolerance", "nan"], "report --tolerance must be 0 or more, got na"),
         (["RUN", "--data.root", "x"], "report --data.root is an option of --verify"),
         (["RUN", "--tolerance", "0"], "report --tolerance is an option of --verify"),

@@ -54,9 +54,8 @@ def run_report(words: Sequence[str]) -> int:
 
         moved = {"data.root": options.data_root, "data.auxiliary.root": options.auxiliary_root}
         given = {key: str(root) for key, root in moved.items() if root is not None}
-        comparison, code = verify_runs(
-            find_runs(options.runs), given, options.allow, options.tolerance
-        )
+        tolerance = _number(options.tolerance)
+        comparison, code = verify_runs(find_runs(options.runs), given, options.allow, tolerance)
         comparison.table.print()
         _write_files(comparison, options)
         return code
@@ -107,6 +106,14 @@ def _check_modes(options: argparse.Namespace) -> None:
             raise UserError(f"report --{mode} shows no published table: leave out {_typed(name)}")
     if mode is not None and not options.runs:
         raise UserError(f"report --{mode}: expected folders of runs, such as runs/demo/1, got none")
+
+
+def _number(word: str | None) -> float | None:
+    """Return the value of ``--tolerance``; None if it is not given."""
+    try:
+        return None if word is None else float(word)
+    except ValueError:
+        raise UserError(f"report --tolerance: expected a number such as 1e-4, got {word}") from None
 
 
 def _typed(name: str) -> str:
@@ -186,7 +193,6 @@ def _parser(source: PublishedTables) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--tolerance",
-        type=float,
         metavar="X",
         help="with --verify: largest difference of a metric, as a fraction; default: 1e-9",
     )

@@ -22,6 +22,7 @@ import yaml
 from anomaly_clip.commands.batch import DryRunCLI, run_verb
 from anomaly_clip.commands.each import run_each
 from anomaly_clip.commands.experiment import arrange, known_options, quieten
+from anomaly_clip.commands.foreign_code import concealed_classes, foreign_classes
 from anomaly_clip.commands.interruption import advise
 from anomaly_clip.commands.option_parser import dump_yaml
 from anomaly_clip.commands.yaml_names import read_any_name
@@ -35,14 +36,11 @@ from anomaly_clip.results.finished_run import FinishedRun, printable
 from anomaly_clip.results.run_files import mapping
 from anomaly_clip.results.run_reader import read_run
 
-__all__ = ["TOLERANCE", "foreign_classes", "verify_runs"]
+__all__ = ["TOLERANCE", "verify_runs"]
 
 TOLERANCE = 1e-9
 """Largest difference of a metric, as a fraction, that counts as equal."""
-CLASS_KEYS = {"model", "data", "auxiliary", "callbacks", "logger", "plugins", "strategy"}
-CLASS_KEYS |= {"profiler", "augment", "optimizer", "lr_scheduler"}
-"""Options whose value may be the name of a class, in place of ``class_path``."""
-DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+AUXILIARY_ROOT = "data.auxiliary.root"
 
 
 class Plan(NamedTuple):
@@ -86,7 +84,9 @@ def verify_runs(
         check_at_least("report --tolerance", bound, 0)
     quieten()
     read_any_name()
-    plans = [_checked(_plan(run, roots, allowed)) for run in runs]
+    planned = [_plan(run, roots, allowed) for run in runs]
+    _check_roots(planned, roots)
+    plans = [_checked(plan) for plan in planned]
     repetitions = []
     for plan in plans:
         say(f"repeating {plan.run.label}: {', then '.join(plan.configs)}")
@@ -95,37 +95,6 @@ def verify_runs(
         _check_weights(plan.run, repetitions[-1].again.record)
     comparison, differs = verification_report(repetitions, bound)
     return comparison, int(differs)
-
-
-def foreign_classes(config: Any, allowed: Sequence[str] = ()) -> list[str]:
-    """Return the classes that a configuration names and that are not of this package.
-
-    Args:
-        config: A configuration, or a part of it.
-        allowed: Names that are not returned.
-
-    Example:
-        >>> from anomaly_clip.commands.verify import foreign_classes
-        >>> foreign_classes({"model": {"class_path": "my_module.Mine"}, "data": "MVTecAD"})
-        ['my_module.Mine']
-    """
-    names = dict.fromkeys(_class_names(config))
-    return [n for n in names if not n.startswith("anomaly_clip.") and n not in allowed]
-
-
-def _class_names(content: Any, in_place_of_class: bool = False) -> Iterator[str]:
-    """Yield the dotted names of classes in a configuration."""
-    if isinstance(content, Mapping):
-        for key, value in content.items():
-            if key == "class_path" and isinstance(value, str) and "." in value:
-                yield value
-            elif key != "class_path":
-                yield from _class_names(value, key in CLASS_KEYS)
-    elif isinstance(content, list):
-        for entry in content:
-            yield from _class_names(entry, in_place_of_class)
-    elif in_place_of_class and isinstance(content, str) and DOTTED.fullmatch(content):
-        yield content
 
 
 # -- before anything is run ------------------------------------------------------------------------
@@ -141,12 +110,16 @@ def _plan(run: FinishedRun, roots: Mapping[str, str], allowed: Sequence[str]) ->
     verbs = ["each"] if (folder / "config-each.yaml").is_file() else ["test"]
     checkpoint, name = None, None
     if verbs == ["test"] and isinstance(recorded, str):
-        name = Path(recorded).name
-        in_folder = folder / "checkpoints" / name
-        if (folder / "config-fit.yaml").is_file() and in_folder.is_file():
-            verbs = ["fit", "test"]
+        file = _checkpoint(run, Path(recorded).expanduser())
+        in_folder = folder / "checkpoints" / file.name
+        if (
+            (folder / "config-fit.yaml").is_file()
+            and in_folder.is_file()
+            and in_folder.samefile(file)
+        ):
+            verbs, name = ["fit", "test"], file.name
         else:
-            checkpoint, name = _checkpoint(run, Path(recorded)), None
+            checkpoint = file
     configs = {verb: _config(run, verb, roots, allowed) for verb in verbs}
     if "fit" in configs and configs["fit"].get("ckpt_path"):
         raise _refusal(
@@ -180,16 +153,56 @@ def _config(
     trainer["default_root_dir"] = None
     output = {**mapping(config.get("output")), "maps": False, "raw_maps": False, "page": False}
     config |= {"trainer": trainer, "output": output}
-    foreign = foreign_classes(config, allowed)
+    _check_classes(run, file.name, config, allowed)
+    _set_roots(run, config["data"], roots)
+    return config
+
+
+def _check_classes(run: FinishedRun, name: str, config: Any, allowed: Sequence[str]) -> None:
+    """Check, without an import, that a configuration names only classes that are trusted.
+
+    Raises:
+        UserError: If it names others, or has texts or files that a parser may read as classes.
+    """
+    try:
+        foreign, concealed = foreign_classes(config, allowed), concealed_classes(config)
+    except (ValueError, RecursionError):
+        raise _refusal(run, f"{name} refers to itself: restore the file as it was saved") from None
+    if concealed:
+        raise _refusal(
+            run,
+            f"{printable(concealed[0])} of {name} is a text or a file that may name classes, whose "
+            f"code would be run: if you trust it, put its content in place of it",
+        )
     if foreign:
         options = " ".join(f"--allow {printable(name)}" for name in foreign)
         raise _refusal(
             run,
-            f"{file.name} names classes outside this package, whose code would be run: if you "
+            f"{name} names classes outside this package, whose code would be run: if you "
             f"trust them, add {options}",
         )
-    _set_roots(run, config["data"], roots)
-    return config
+
+
+def _check_roots(plans: Sequence[Plan], roots: Mapping[str, str]) -> None:
+    """Check that each folder of moved data is used by a run.
+
+    Raises:
+        UserError: If one is not.
+    """
+    used = set()
+    for plan in plans:
+        for config in plan.configs.values():
+            options = mapping(config["data"].get("init_args"))
+            auxiliary = mapping(mapping(options.get("auxiliary")).get("init_args"))
+            used |= {"data.root"} if "root" in options else set()
+            used |= {AUXILIARY_ROOT} if "root" in auxiliary else set()
+    for option, folder in roots.items():
+        if option not in used:
+            kind = "auxiliary data" if option == AUXILIARY_ROOT else "data"
+            raise UserError(
+                f"report --{option} {printable(folder)}: no run reads {kind} from a folder: leave "
+                f"it out"
+            )
 
 
 def _set_roots(run: FinishedRun, data: dict[str, Any], roots: Mapping[str, str]) -> None:
@@ -202,11 +215,11 @@ def _set_roots(run: FinishedRun, data: dict[str, Any], roots: Mapping[str, str])
     auxiliary = options.get("auxiliary") if isinstance(options, dict) else None
     parts = {"data.root": options}
     if isinstance(auxiliary, dict):
-        parts["data.auxiliary.root"] = auxiliary.setdefault("init_args", {})
+        parts[AUXILIARY_ROOT] = auxiliary.setdefault("init_args", {})
     for option, part in parts.items():
         if not isinstance(part, dict):
             raise _refusal(run, f"its configuration has no options at {option.rpartition('.')[0]}")
-        if option in roots:
+        if option in roots and "root" in part:
             part["root"] = roots[option]
         root = part.get("root")
         path = Path(root).expanduser() if isinstance(root, str) else None
@@ -225,17 +238,28 @@ def _checkpoint(run: FinishedRun, recorded: Path) -> Path:
         UserError: If it is missing, or another file than then.
     """
     in_folder = run.folder / "checkpoints" / recorded.name
-    file = next((path for path in (recorded.expanduser(), in_folder) if path.is_file()), None)
-    if file is None:
+    files = [path for path in (recorded, in_folder) if path.is_file()]
+    then = mapping(run.record.get("environment")).get("checkpoint_sha256")
+    if then is not None:
+        unchanged = [file for file in files if file_sha256(file) == then]
+    elif recorded.is_file() or recorded.parts[-3:] == in_folder.absolute().parts[-3:]:
+        unchanged = files  # of version 0.1.0; the folder may have been moved, but not renamed
+    else:
+        unchanged = []
+    if unchanged:
+        return unchanged[0 if then is None else -1]  # the folder's, if it is known to be the same
+    if recorded.is_file() or (files and recorded.absolute() == in_folder.absolute()):
         raise _refusal(
             run,
-            f"its checkpoint {printable(recorded)} is not there (as seen from {Path.cwd()}): put "
-            f"it back, or start the command from the folder of the run's command",
+            f"its checkpoint {printable(recorded)} has changed since (other SHA-256): test it "
+            f"again, or put the former file back",
         )
-    then = mapping(run.record.get("environment")).get("checkpoint_sha256")
-    if then is not None and then != file_sha256(file):
-        raise _refusal(run, f"its checkpoint {printable(file)} has changed since (other SHA-256)")
-    return file
+    other = f", and {in_folder.name} in its folder is not known to be the same" if files else ""
+    raise _refusal(
+        run,
+        f"its checkpoint {printable(recorded)} is not there (as seen from {Path.cwd()}){other}: "
+        f"put it back, or start the command from the folder of the run's command",
+    )
 
 
 def _checked(plan: Plan) -> Plan:
@@ -245,7 +269,7 @@ def _checked(plan: Plan) -> Plan:
         UserError: If the run cannot be built, or its weights have another hash than then.
     """
     verb = next(iter(plan.configs))
-    with _temporary_folder() as folder, _explained(plan.run):
+    with _temporary_folder() as folder, _explained(plan.run, folder):
         words = _words("fit" if verb == "each" else verb, plan.configs[verb], folder)
         with user_errors(known_options):
             built = DryRunCLI(args=arrange(words))
@@ -290,11 +314,18 @@ def _repeat(plan: Plan, folder: Path) -> FinishedRun:
     Raises:
         UserError: If a command fails.
     """
-    with _explained(plan.run):
+    with _explained(plan.run, folder):
         for verb, config in plan.configs.items():
             words = _words(verb, config, folder)
             if verb == "test" and plan.checkpoint is not None:
-                words += ["--ckpt_path", str(folder / "run" / "checkpoints" / plan.checkpoint)]
+                fitted = folder / "run" / "checkpoints" / plan.checkpoint
+                if not fitted.is_file():
+                    raise _refusal(
+                        plan.run,
+                        f"its fit, when repeated, wrote no {printable(plan.checkpoint)}: test the "
+                        f"checkpoint of the run with --ckpt_path instead",
+                    )
+                words += ["--ckpt_path", str(fitted)]
             if verb == "each":
                 with contextlib.redirect_stdout(io.StringIO()):
                     run_each(words)
@@ -317,14 +348,17 @@ def _temporary_folder() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _explained(run: FinishedRun) -> Iterator[None]:
-    """Name the run in messages about what its repetition lacks."""
+def _explained(run: FinishedRun, folder: Path) -> Iterator[None]:
+    """Name the run, in place of the temporary folder, in messages about its repetition."""
     start = f"{run.label} cannot be repeated"
     try:
         yield
     except UserError as error:
-        message = str(error)
-        raise (error if message.startswith(start) else UserError(f"{start}: {message}")) from None
+        message = str(error).replace(f"{folder / 'run'}", run.label)
+        message = message.replace(str(folder), run.label)
+        if message.startswith(start):
+            raise UserError(message) from None
+        raise UserError(f"{start}: {message}") from None
 
 
 def _refusal(run: FinishedRun, why: str) -> UserError:

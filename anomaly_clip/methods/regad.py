@@ -432,6 +432,7 @@ class RegAD(TrainedMethod):
             "rounds": self.rounds,
             "spread": spread(self._by_round),
             "by_round": self._by_round,
+            **({"candidates": self.candidates} if self.select == "best_test" else {}),
         }
 
 

@@ -14,6 +14,7 @@ from anomaly_clip.errors import UserError
 from anomaly_clip.metrics.classification import CLASS_METRICS
 from anomaly_clip.metrics.evaluator import METRICS
 from anomaly_clip.report.metrics_table import heading, marked_percent
+from anomaly_clip.report.protocol_text import LABELS, value_text
 from anomaly_clip.report.table import ReportTable, TableLine, TableNote, has_mark
 from anomaly_clip.results.finished_run import FinishedRun, printable
 from anomaly_clip.results.warnings import MARK, UNCERTAIN_WARNING, WIDE_BOUNDS
@@ -239,7 +240,30 @@ def run_legend(runs_by_letter: Mapping[str, FinishedRun]) -> list[TableNote]:
     """Return one note per run: its letter, folder, method, data and weights."""
     if len(runs_by_letter) == 1:
         return [TableNote(run.description) for run in runs_by_letter.values()]
-    return [TableNote(f"{letter}: {run.description}") for letter, run in runs_by_letter.items()]
+    runs = list(runs_by_letter.values())
+    return [
+        TableNote(f"{letter}: {run.description}{_distinction(run, runs)}")
+        for letter, run in runs_by_letter.items()
+    ]
+
+
+def _distinction(run: FinishedRun, runs: Sequence[FinishedRun]) -> str:
+    """Return the settings in which a run differs from others of the same description."""
+    alike = [r for r in runs if _name(r) == _name(run)]
+    keys = dict.fromkeys(key for r in alike for key in r.protocol)
+    texts = [
+        f"{LABELS.get(key, printable(key).replace('_', ' '))}: "
+        f"{value_text(run.protocol[key]) if key in run.protocol else 'not recorded'}"
+        for key in keys
+        if not any(isinstance(r.protocol.get(key), dict | list) for r in alike)
+        and len({repr(r.protocol.get(key)) for r in alike}) > 1
+    ]
+    return "".join(f", {text}" for text in texts)
+
+
+def _name(run: FinishedRun) -> str:
+    """Return the description of a run without its folder."""
+    return run.description.removeprefix(run.label)
 
 
 def column_heading(metric: str, addition: str = "") -> str:

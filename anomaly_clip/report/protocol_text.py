@@ -16,6 +16,7 @@ LABELS = {
     "words": "category names",
     "one_model_a_category": "one model per category",
     "anomalous_without_pixels": "anomalous images with an empty mask",
+    "candidates": "networks that best_test selects from",
     "unreadable": "images that cannot be read",
     "unreadable_images": "images that could not be read",
     "unreadable_references": "reference images that could not be read",

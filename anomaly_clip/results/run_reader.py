@@ -70,7 +70,7 @@ def _run_folders(folder: Path) -> list[Path]:
     if checkpoint.is_file():
         raise UserError(
             f"{folder}: the run was fitted but not tested, as {METRICS_FILE} is missing; test it "
-            f"with anomaly_clip test --ckpt_path {checkpoint}"
+            f"with anomaly_clip test --ckpt_path {checkpoint} --output.folder {folder}"
         )
     raise UserError(
         f"{folder} contains no {METRICS_FILE}; name the folder of a finished run of test or each"
