@@ -38,7 +38,12 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from anomaly_clip.backbones.clip_layouts import CLIPTensors, check_fit, open_clip_tensors
 from anomaly_clip.backbones.state_dicts import state_dict_of
 from anomaly_clip.backbones.weight_files import WeightFileError, in_one_sentence, read_content
-from anomaly_clip.backbones.weight_settings import WeightsSettings, settings_next_to
+from anomaly_clip.backbones.weight_settings import (
+    WeightsSettings,
+    quick_gelu_of,
+    settings_next_to,
+    three_numbers,
+)
 from anomaly_clip.backbones.weight_sources import local_file, looks_like_file
 from anomaly_clip.backbones.weight_tags import HUB_TIMEOUT, fetch, other_epoch
 from anomaly_clip.errors import suggest
@@ -217,8 +222,16 @@ def _read_config(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
                 f"open_clip's format"
             ) from None
         if "model_cfg" in config:  # the format in which open_clip publishes models
-            preprocessing = config.get("preprocess_cfg", {})
+            preprocessing = config.get("preprocess_cfg") or {}
             config = config["model_cfg"]
+        try:
+            quick_gelu_of(config)
+            for key in ("mean", "std"):
+                three_numbers(key, preprocessing.get(key) or None)
+        except (ValueError, AttributeError) as error:
+            raise ValueError(
+                f"backbone.name {name}: the model configuration cannot be used ({error}); correct it"
+            ) from None
     else:
         registered = open_clip.get_model_config(name)
         if registered is None:
