@@ -156,7 +156,10 @@ def test_the_settings_of_the_layout_are_read_first(tiny_clip: CLIPBackbone, tmp_
         *("{", "[]", '{"preprocess_cfg": {"mean": [1, 2]}}', '{"preprocess_cfg": {"mean": ["a"]}}'),
         *('{"quick_gelu": "false"}', '{"model_cfg": {"quick_gelu": "true"}}'),
         *('{"preprocess_cfg": {"mean": 0.5}}', '{"preprocess_cfg": {"std": [0, 0.2, 0.2]}}'),
-        *('{"preprocess_cfg": {"std": [NaN, 1, 1]}}', '{"preprocess_cfg": {"mean": [1e999, 0, 0]}}'),
+        *(
+            '{"preprocess_cfg": {"std": [NaN, 1, 1]}}',
+            '{"preprocess_cfg": {"mean": [1e999, 0, 0]}}',
+        ),
         *('{"preprocess_cfg": {"mean": [123.7, 116, 104]}}', "[" * 100_000),
     ],
 )

@@ -212,8 +212,8 @@ def write_refused(folder: Path, state: State) -> dict[str, tuple[Path, str]]:
     saved("meta", "meta.pt", meta, "its tensors have no values (")
     rows = {**state, "visual.positional_embedding": torch.zeros(1, 24)}
     saved("one position", "row.pt", rows, "Another shape: visual.positional_embedding is (1, 24)")
-    empty = {**state, "positional_embedding": torch.zeros(0, 12)}
-    saved("no positions", "zero.pt", empty, "Another shape: positional_embedding is (0, 12)")
+    empty = {**state, "positional_embedding": torch.zeros(0, 8)}
+    saved("no positions", "zero.pt", empty, "Another shape: positional_embedding is (0, 8)")
     towers = {"visual": {"a": torch.zeros(1)}, "text": {"a": torch.zeros(1)}}
     saved("two towers", "towers.pt", towers, "save the state dict of the whole CLIP")
     wide = {**TINY_CLIP, "text_cfg": {**TINY_CLIP["text_cfg"], "width": 16}}  # type: ignore[dict-item]

@@ -143,5 +143,7 @@ def three_numbers(name: str, values: Any) -> tuple[float, ...] | None:
             raise ValueError(f"{name} contains {value!r}, not a number")
         if abs(value) > MAX_PIXEL or (name == "std" and value <= 0):
             limits = f"in (0, {MAX_PIXEL:g}]" if name == "std" else f"within {MAX_PIXEL:g} of 0"
-            raise ValueError(f"{name} contains {value!r}, and must be {limits} for pixels in [0, 1]")
+            raise ValueError(
+                f"{name} contains {value!r}, and must be {limits} for pixels in [0, 1]"
+            )
     return tuple(map(float, values))

@@ -230,7 +230,8 @@ def _read_config(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
                 three_numbers(key, preprocessing.get(key) or None)
         except (ValueError, AttributeError) as error:
             raise ValueError(
-                f"backbone.name {name}: the model configuration cannot be used ({error}); correct it"
+                f"backbone.name {name}: the model configuration cannot be used ({error}); correct "
+                f"the file"
             ) from None
     else:
         registered = open_clip.get_model_config(name)
