@@ -105,6 +105,17 @@ def test_paths_that_the_system_refuses(
     assert "Union" not in line
 
 
+def test_a_configuration_that_is_a_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model.json").write_text("3")
+    words = ["prompts", "--category", "nut", "--backbone.name", str(tmp_path / "model.json")]
+    assert main([*words, "--backbone.pretrained", "random"]) == 2
+    line, *more = capsys.readouterr().err.splitlines()
+    assert not more
+    assert "model.json: the weights cannot be loaded (TypeError: " in line
+
+
 def test_exceptions_of_libraries_become_one_sentence(
     tiny_clip: CLIPBackbone,
     tiny_clip_config: str,

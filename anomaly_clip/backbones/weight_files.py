@@ -168,8 +168,8 @@ def in_one_sentence(subject: str) -> Iterator[None]:
         text = _clean(reason(error)).rstrip(".:; ")
         raise ValueError(
             f"{subject}: the weights cannot be loaded ({type(error).__name__}: {text}); give other "
-            f"weights, or the model that they belong to"
-        ) from error
+            f"weights, or correct the model's name or configuration"
+        ) from None  # the command line shows the innermost cause
 
 
 def listed(names: list[str]) -> str:
