@@ -157,3 +157,31 @@ def test_folders_and_addresses(state: State, tmp_path: Path) -> None:
         CNNBackbone(weights="https://a/b.pth")
     with pytest.raises(FileNotFoundError, match="existing weights file, 'imagenet' or 'random'"):
         CNNBackbone(weights="b.pth")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v.half() * float("inf"), "contain NaN or infinite values (conv1.weight"),
+        (lambda v: v * float("nan"), "contain NaN or infinite values (conv1.weight"),
+        (lambda v: v.to_sparse(), "are sparse (conv1.weight is torch.sparse_coo)"),
+        (lambda v: v.to("meta"), "have no values (conv1.weight"),
+    ],
+)
+def test_tensors_without_usable_values_are_refused(
+    state: State, tmp_path: Path, change: Callable[[Tensor], Tensor], message: str
+) -> None:
+    torch.save({**state, "conv1.weight": change(state["conv1.weight"])}, tmp_path / "cnn.pt")
+    message = f"backbone.weights {tmp_path / 'cnn.pt'}: its tensors {message}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        load_network("resnet18", str(tmp_path / "cnn.pt"))
+
+
+@pytest.mark.parametrize("kind", ["sparse", "long name"])
+def test_other_exceptions_are_one_sentence(state: State, tmp_path: Path, kind: str) -> None:
+    file = tmp_path / ("cnn.pt" if kind == "sparse" else f"{'a' * 300}.pt")
+    if kind == "sparse":
+        counter = torch.ones(()).to_sparse()
+        torch.save({**state, "bn1.num_batches_tracked": counter}, file)
+    with pytest.raises(ValueError, match=rf"^backbone\.weights {file}.*\(.*\); give .*$"):
+        load_network("resnet18", str(file))

@@ -359,7 +359,7 @@ def test_options_before_the_configuration_are_not_overridden(
 def test_the_start_line_describes_the_run(
     command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = command("test")
+    words = [*command("test"), "--model.backbone.quick_gelu=true"]
     assert main(words) == 0
     line = capsys.readouterr().err.splitlines()[0]
     overrides = sum(not word.startswith("--config") for word in words[1:])
@@ -367,7 +367,7 @@ def test_the_start_line_describes_the_run(
         "test SDP",
         f"sdp.yaml + {overrides} overrides",
         "8 images (4 anomalous) in 2 categories",
-        "weights RANDOM",
+        "weights RANDOM, QuickGELU |",
         "seed 0",
         str(tmp_path / "runs" / "sdp" / "1"),
     ):

@@ -121,6 +121,14 @@ REFUSED: dict[str, tuple[Callable[[State], Any], str]] = {
         lambda s: {k: v.to(torch.float8_e4m3fn) for k, v in s.items()},
         r"quantised \(fc.0.weight is torch.float8_e4m3fn\)",
     ),
+    "NaN": (
+        lambda s: {**s, "fc.1.bias": s["fc.1.bias"] * float("nan")},
+        r"contain NaN or infinite values \(fc.1.bias",
+    ),
+    "sparse": (
+        lambda s: {**s, "fc.1.bias": s["fc.1.bias"].to_sparse()},
+        r"its tensors are sparse \(fc.1.bias",
+    ),
     "two sets": (
         lambda s: {**prefixed(s, "student."), **prefixed(s, "teacher.")},
         r"2 sets of layers, 'student.' and 'teacher.'; save one of them under linear_layers",

@@ -76,7 +76,7 @@ def test_forms_that_are_refused(
 
 
 @pytest.mark.parametrize(
-    "form", ["empty", "module", "web page", "short", "two CLIPs", "another width"]
+    "form", ["empty", "module", "web page", "short", "two CLIPs", "another width", "NaN", "meta"]
 )
 def test_the_command_line_says_so_in_one_line(
     tiny_clip: CLIPBackbone,
@@ -91,6 +91,44 @@ def test_the_command_line_says_so_in_one_line(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert message in lines[0]
+
+
+@pytest.mark.parametrize("name", ["~nobody-here/clip.pt", f"{'a' * 300}.pt", "b" * 300])
+def test_paths_that_the_system_refuses(
+    tiny_clip_config: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["prompts", "--category", "nut", "--backbone.name", tiny_clip_config]
+    assert main([*words, "--backbone.pretrained", name]) == 2
+    line, *more = capsys.readouterr().err.splitlines()
+    assert not more
+    assert f"backbone.pretrained {name}" in line
+    assert "Union" not in line
+
+
+def test_a_configuration_that_is_a_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model.json").write_text("3")
+    words = ["prompts", "--category", "nut", "--backbone.name", str(tmp_path / "model.json")]
+    assert main([*words, "--backbone.pretrained", "random"]) == 2
+    line, *more = capsys.readouterr().err.splitlines()
+    assert not more
+    assert "model.json: the weights cannot be loaded (TypeError: " in line
+
+
+def test_exceptions_of_libraries_become_one_sentence(
+    tiny_clip: CLIPBackbone,
+    tiny_clip_config: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no kernel for this.\nSecond line")
+
+    torch.save(state_of(tiny_clip.model), tmp_path / "clip.pt")
+    monkeypatch.setattr("anomaly_clip.backbones.weights.resize_pos_embed", fail)
+    with pytest.raises(ValueError, match=r"clip\.pt .*\(RuntimeError: no kernel for this\); give"):
+        load_clip(tiny_clip_config, str(tmp_path / "clip.pt"))
 
 
 @pytest.mark.parametrize("half", [False, True])

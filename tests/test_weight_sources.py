@@ -152,17 +152,45 @@ def test_the_settings_of_the_layout_are_read_first(tiny_clip: CLIPBackbone, tmp_
 
 @pytest.mark.parametrize(
     "content",
-    ["{", "[]", '{"preprocess_cfg": {"mean": [1, 2]}}', '{"preprocess_cfg": {"mean": ["a"]}}'],
+    [
+        *("{", "[]", '{"preprocess_cfg": {"mean": [1, 2]}}', '{"preprocess_cfg": {"mean": ["a"]}}'),
+        *('{"quick_gelu": "false"}', '{"model_cfg": {"quick_gelu": "true"}}'),
+        *('{"preprocess_cfg": {"mean": 0.5}}', '{"preprocess_cfg": {"std": [0, 0.2, 0.2]}}'),
+        *(
+            '{"preprocess_cfg": {"std": [NaN, 1, 1]}}',
+            '{"preprocess_cfg": {"mean": [1e999, 0, 0]}}',
+        ),
+        *('{"preprocess_cfg": {"mean": [123.7, 116, 104]}}', "[" * 100_000),
+    ],
 )
 def test_settings_that_cannot_be_read(
     tiny_clip: CLIPBackbone, tiny_clip_config: str, tmp_path: Path, content: str
 ) -> None:
     torch.save(state_of(tiny_clip.model), tmp_path / "clip.pt")
     (tmp_path / "open_clip_config.json").write_text(content)
-    with pytest.warns(UserWarning, match=r"but cannot be read \(.*\) and is not used") as caught:
+    with pytest.warns(UserWarning, match=r"clip.pt, cannot be used \(.*\), and none of") as caught:
         loaded = weights.load_clip(tiny_clip_config, str(tmp_path / "clip.pt"))
     assert len(caught) == 1
     assert loaded.activation is None
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"quick_gelu": "false"}, "quick_gelu is 'false', neither true nor false"),
+        ({"preprocess_cfg": {"std": [0.2, 0, 0.2]}}, "std contains 0, and must be in"),
+        ({"preprocess_cfg": {"mean": [0.5] * 4}}, "mean has 4 values"),
+        ({"preprocess_cfg": [1]}, "cannot be used"),
+    ],
+)
+def test_impossible_values_in_a_model_configuration(
+    tiny_clip_config: str, tmp_path: Path, more: dict[str, object], message: str
+) -> None:
+    config = json.loads(Path(tiny_clip_config).read_text())
+    content = {**config, **more} if "quick_gelu" in more else {"model_cfg": config, **more}
+    (tmp_path / "model.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        weights.load_clip(str(tmp_path / "model.json"), "random")
 
 
 def test_settings_of_other_models_are_not_used(tmp_path: Path) -> None:

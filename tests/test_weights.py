@@ -64,6 +64,37 @@ def test_another_image_size_interpolates_the_positions(
     torch.testing.assert_close(model.visual.positional_embedding[0], old[0])
 
 
+def test_positions_that_nobody_asked_to_interpolate_are_noted(
+    tiny_clip: CLIPBackbone,
+    tiny_clip_config: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    state = dict(tiny_clip.model.state_dict())
+    state["positional_embedding"] = torch.zeros(100, 8)
+    state["visual.positional_embedding"] = torch.zeros(10, 24)
+    torch.save(state, tmp_path / "clip.pt")
+
+    def notes(image_size: int | None) -> list[str]:
+        load_clip(tiny_clip_config, str(tmp_path / "clip.pt"), image_size, quick_gelu="false")
+        captured = capsys.readouterr()
+        return [line for line in (captured.out + captured.err).splitlines() if "tower" in line]
+
+    text, image = notes(None)
+    assert "text tower are interpolated from 100 to 77 positions" in text
+    assert "image tower are interpolated from 3x3 to 4x4 patches; backbone.image_size 24" in image
+    assert notes(32) == [text]
+
+
+def test_positions_of_the_model_give_no_note(
+    tiny_clip_config: str, saved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for image_size in (None, 48):
+        load_clip(tiny_clip_config, str(saved), image_size)
+    captured = capsys.readouterr()
+    assert "interpolated" not in captured.out + captured.err
+
+
 def test_the_mean_is_read_from_a_published_configuration(
     tiny_clip_config: str, tmp_path: Path
 ) -> None:

@@ -197,6 +197,25 @@ def write_refused(folder: Path, state: State) -> dict[str, tuple[Path, str]]:
     )
     small = {**state, "visual.proj": state["visual.proj"].to(torch.float8_e4m3fn)}
     saved("8 bits", "fp8.pt", small, "are quantised (visual.proj is torch.float8_e4m3fn)")
+    infinite = {**state, "visual.proj": state["visual.proj"].half() * float("inf")}
+    saved("infinite", "infinite.pt", infinite, "contain NaN or infinite values (visual.proj")
+    hole = state["ln_final.weight"].clone()
+    hole[1] = float("nan")
+    saved("NaN", "nan.pt", {**state, "ln_final.weight": hole}, "infinite values (ln_final.weight")
+    large = {**state, "logit_scale": torch.tensor(1e300, dtype=torch.float64)}
+    saved("above float32", "large.pt", large, "infinite values (logit_scale, in float32)")
+    eighths = {k: v.to(torch.float8_e5m2) for k, v in to_transformers(state).items()}
+    saved("8 bits of transformers", "fp8_hub.pt", eighths, "are quantised (")
+    sparse = {**state, "text_projection": state["text_projection"].to_sparse()}
+    saved("sparse", "sparse.pt", sparse, "its tensors are sparse (text_projection is")
+    meta = {key: value.to("meta") for key, value in state.items()}
+    saved("meta", "meta.pt", meta, "its tensors have no values (")
+    rows = {**state, "visual.positional_embedding": torch.zeros(1, 24)}
+    saved("one position", "row.pt", rows, "Another shape: visual.positional_embedding is (1, 24)")
+    empty = {**state, "positional_embedding": torch.zeros(0, 8)}
+    saved("no positions", "zero.pt", empty, "Another shape: positional_embedding is (0, 8)")
+    towers = {"visual": {"a": torch.zeros(1)}, "text": {"a": torch.zeros(1)}}
+    saved("two towers", "towers.pt", towers, "save the state dict of the whole CLIP")
     wide = {**TINY_CLIP, "text_cfg": {**TINY_CLIP["text_cfg"], "width": 16}}  # type: ignore[dict-item]
     other = state_of(open_clip.CLIP(**wide))
     saved("another width", "wide.pt", other, "Another shape: positional_embedding is (77, 16), not")

@@ -176,8 +176,10 @@ def check_fit(state: Mapping[str, Tensor], model: open_clip.CLIP, name: str) -> 
 
 def _same_shape(key: str, given: Tensor, expected: Tensor) -> bool:
     if key in POSITIONS and given.ndim == 2:  # they are interpolated, those of patches as a square
-        is_grid = key == POSITIONS[0] or math.isqrt(max(0, len(given) - 1)) ** 2 == len(given) - 1
-        return given.shape[1] == expected.shape[1] and is_grid
+        num_patches = len(given) - 1  # a class token precedes them
+        is_grid = num_patches > 0 and math.isqrt(num_patches) ** 2 == num_patches
+        fits = len(given) > 0 if key == POSITIONS[0] else is_grid
+        return given.shape[1] == expected.shape[1] and fits
     return given.shape == expected.shape or (key == "logit_scale" and given.numel() == 1)
 
 

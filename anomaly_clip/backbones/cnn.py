@@ -13,7 +13,12 @@ from torch import Tensor, nn
 
 from anomaly_clip.backbones.frozen import FrozenBackbone
 from anomaly_clip.backbones.state_dicts import state_dict_of
-from anomaly_clip.backbones.weight_files import WeightFileError, check_floating, read_content
+from anomaly_clip.backbones.weight_files import (
+    WeightFileError,
+    check_floating,
+    in_one_sentence,
+    read_content,
+)
 from anomaly_clip.backbones.weight_sources import local_file
 from anomaly_clip.errors import reason, suggest
 from anomaly_clip.progress import say
@@ -197,10 +202,11 @@ def load_network(name: str, weights: str) -> nn.Module:
             f"backbone.weights of {name} is empty; give '{IMAGENET}', a weights file, or "
             f"'{RANDOM}' for untrained weights"
         )
-    if weights == IMAGENET:
-        _fill(model, _imagenet_state(name), f"backbone.weights {IMAGENET}", name)
-    elif weights != RANDOM:
-        _fill(model, read_state(weights), f"backbone.weights {weights}", name)
+    with in_one_sentence(f"{OPTION} {weights}"):
+        if weights == IMAGENET:
+            _fill(model, _imagenet_state(name), f"{OPTION} {IMAGENET}", name)
+        elif weights != RANDOM:
+            _fill(model, read_state(weights), f"{OPTION} {weights}", name)
     if weights != RANDOM and hasattr(model, "transform_input"):
         # The weights of GoogLeNet and Inception expect a different pixel normalisation.
         model.transform_input = True  # type: ignore[assignment]
@@ -282,7 +288,7 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], source: str, name: str)
 
     Raises:
         ValueError: If they do not, the state dict contains several networks, or its tensors are
-            quantised.
+            quantised, sparse or not finite.
     """
     expected = {k: v for k, v in model.state_dict().items() if not k.startswith(HEADS)}
     counters = [key for key in expected if key.endswith("num_batches_tracked")]

@@ -16,6 +16,7 @@ CONTAINERS = (
     *("model_ema", "ema", "ema_state_dict", "state_dict_ema", "student", "teacher"),
 )
 """Keys under which training programs save a state dict; the first that is present is used."""
+SAVE_ONE = "save the one to use alone and give that file"
 MAX_NESTING = 4
 
 
@@ -29,7 +30,9 @@ class StateDict(NamedTuple):
     """Keys of further state dicts in the file, which are not used."""
 
 
-def state_dict_of(content: object, preferred: Sequence[str] = ()) -> StateDict:
+def state_dict_of(
+    content: object, preferred: Sequence[str] = (), way_out: str = SAVE_ONE
+) -> StateDict:
     """Return the tensors of a file's content: a state dict, bare or in a container.
 
     Containers are dictionaries with a key of ``preferred`` or :data:`CONTAINERS`, or with any key
@@ -38,6 +41,7 @@ def state_dict_of(content: object, preferred: Sequence[str] = ()) -> StateDict:
     Args:
         content: What :func:`~anomaly_clip.backbones.weight_files.read_content` returns.
         preferred: Further keys of containers, which are looked up before the others.
+        way_out: Advice where several state dicts are of equal rank.
 
     Raises:
         WeightFileError: If there is no state dict, or several under keys of equal rank.
@@ -59,7 +63,7 @@ def state_dict_of(content: object, preferred: Sequence[str] = ()) -> StateDict:
         if not chosen and len(inner) > 1:
             raise WeightFileError(
                 f"it contains several state dicts: {listed(list(inner))}",
-                "save the one to use alone and give that file",
+                way_out,
             )
         if not inner:
             break

@@ -12,7 +12,8 @@ from __future__ import annotations
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,10 @@ from torch import Tensor
 from anomaly_clip.backbones.torchscript import ArchiveError, is_archive, read_archive
 from anomaly_clip.errors import reason
 
-__all__ = ["BARE", "FileContent", "WeightFileError", "check_floating", "listed", "read_content"]
+__all__ = [
+    *("BARE", "FileContent", "WeightFileError"),
+    *("check_floating", "in_one_sentence", "listed", "read_content"),
+]
 
 HEAD = 4096  # bytes that the recognition of a file reads
 SAFETENSORS_LENGTH = 8  # bytes with the length of the header, which follows them
@@ -110,15 +114,17 @@ def read_content(path: Path) -> FileContent:
 
 
 def check_floating(tensors: Mapping[str, Tensor]) -> None:
-    """Check that tensors are floating-point numbers of 16 bits or more.
+    """Check that tensors are finite floating-point numbers of 16 bits or more, all of them stored.
 
     Quantised weights mean nothing without their scales, which state dicts keep elsewhere or lack.
+    Weights are used in float32, in which they must be finite.
 
     Args:
         tensors: Weights by name, without counters.
 
     Raises:
-        WeightFileError: If one has another type.
+        WeightFileError: If one has another type, is sparse or without values, or contains NaN or
+            infinite values.
     """
     for key, value in tensors.items():
         if not value.is_floating_point() or value.itemsize < MIN_BYTES:
@@ -126,6 +132,44 @@ def check_floating(tensors: Mapping[str, Tensor]) -> None:
                 f"its tensors are quantised ({key} is {value.dtype})",
                 "give weights in float32, float16 or bfloat16",
             )
+        if value.layout != torch.strided:
+            raise WeightFileError(
+                f"its tensors are sparse ({key} is {value.layout})",
+                "save them dense (tensor.to_dense()) and give that file",
+            )
+        if value.is_meta:
+            raise WeightFileError(
+                f"its tensors have no values ({key} is on the device meta)",
+                "save the model after its weights are loaded, and give that file",
+            )
+        if not value.float().isfinite().all():
+            raise WeightFileError(
+                f"its tensors contain NaN or infinite values ({key}, in float32)",
+                "download or copy it again, or give weights of a training that did not diverge",
+            )
+
+
+@contextmanager
+def in_one_sentence(subject: str) -> Iterator[None]:
+    """Turn exceptions of libraries into a ValueError of one sentence.
+
+    Args:
+        subject: Option and value that the code in the block reads.
+
+    Raises:
+        ValueError: If the block raises anything but ValueError, FileNotFoundError or MemoryError,
+            which pass unchanged.
+    """
+    try:
+        yield
+    except (ValueError, FileNotFoundError, MemoryError):
+        raise
+    except Exception as error:  # pathlib, torch and open_clip raise many types
+        text = _clean(reason(error)).rstrip(".:; ")
+        raise ValueError(
+            f"{subject}: the weights cannot be loaded ({type(error).__name__}: {text}); give other "
+            f"weights, or correct the model's name or configuration"
+        ) from None  # the command line shows the innermost cause
 
 
 def listed(names: list[str]) -> str:

@@ -7,18 +7,21 @@ and ``config.json`` with ``preprocessor_config.json`` of transformers.
 from __future__ import annotations
 
 import json
+import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from anomaly_clip.errors import reason
 
-__all__ = ["WeightsSettings", "settings_next_to"]
+__all__ = ["WeightsSettings", "quick_gelu_of", "settings_next_to", "three_numbers"]
 
 OPEN_CLIP_SETTINGS = "open_clip_config.json"
 TRANSFORMERS_SETTINGS = "config.json"
 TRANSFORMERS_PIXELS = "preprocessor_config.json"
+MAX_PIXEL = 10.0
+"""Limit of pixel means and deviations; our choice, as pixels are in [0, 1] and not in [0, 255]."""
 
 
 class WeightsSettings(NamedTuple):
@@ -34,7 +37,7 @@ def settings_next_to(path: Path, layout: str | None = None) -> WeightsSettings |
     """Return the settings that a JSON file next to a weights file states; None without such a file.
 
     For a file of the model hub's cache, these are the files of the same snapshot. Files that cannot
-    be read are not used, with a warning.
+    be read, or with impossible values, are not used, with a warning.
 
     Args:
         path: A weights file.
@@ -51,10 +54,10 @@ def settings_next_to(path: Path, layout: str | None = None) -> WeightsSettings |
                 continue
             try:
                 settings = read(file)
-            except (OSError, ValueError, TypeError, AttributeError) as error:
+            except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
                 warnings.warn(
-                    f"{file} states the activation of {path.name}, but cannot be read "
-                    f"({reason(error)}) and is not used: correct or remove it",
+                    f"{file}, next to the weights {path.name}, cannot be used ({reason(error)}), "
+                    f"and none of its settings are: correct or remove it",
                     stacklevel=2,
                 )
                 continue
@@ -77,8 +80,8 @@ def _open_clip_settings(file: Path) -> WeightsSettings | None:
     content = json.loads(file.read_text(encoding="utf-8"))
     model = content.get("model_cfg", content)
     pixels = content.get("preprocess_cfg") or {}
-    activation = bool(model.get("quick_gelu", False))
-    return WeightsSettings(file, activation, *_pixels(pixels.get("mean"), pixels.get("std")))
+    values = _pixels(pixels.get("mean"), pixels.get("std"))
+    return WeightsSettings(file, quick_gelu_of(model), *values)
 
 
 def _hub_settings(file: Path) -> WeightsSettings | None:
@@ -101,15 +104,46 @@ def _hub_settings(file: Path) -> WeightsSettings | None:
 
 
 def _pixels(mean: Any, std: Any) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    """Return mean and standard deviation per colour; None if they are not stated.
+    """Return mean and standard deviation per colour; None if they are not stated."""
+    return three_numbers("mean", mean), three_numbers("std", std)
+
+
+def quick_gelu_of(model: Mapping[str, Any]) -> bool:
+    """Return whether a model configuration of open_clip states QuickGELU.
 
     Raises:
-        ValueError: If they are not three numbers each.
+        ValueError: If the value is neither true nor false, such as the text ``"false"``.
     """
-    values = []
-    for value in (mean, std):
-        numbers = None if value is None else tuple(float(number) for number in value)
-        if numbers is not None and len(numbers) != 3:
-            raise ValueError(f"{len(numbers)} values for pixels of three colours")
-        values.append(numbers)
-    return values[0], values[1]
+    value = model.get("quick_gelu", False)
+    if value not in (True, False, None):
+        raise ValueError(f"quick_gelu is {value!r}, neither true nor false")
+    return bool(value)
+
+
+def three_numbers(name: str, values: Any) -> tuple[float, ...] | None:
+    """Return a mean or standard deviation of pixels in [0, 1], per colour; None if not stated.
+
+    Args:
+        name: ``mean`` or ``std``.
+        values: Content of a JSON file.
+
+    Raises:
+        ValueError: If they are not three finite numbers of at most :data:`MAX_PIXEL`, above 0 for
+            ``std``.
+    """
+    if values is None:
+        return None
+    if not isinstance(values, list):
+        raise ValueError(f"{name} is {values!r}, not a list of three numbers")
+    if len(values) != 3:
+        raise ValueError(f"{name} has {len(values)} values for pixels of three colours")
+    for value in values:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not math.isfinite(value):
+            raise ValueError(f"{name} contains {value!r}, not a number")
+        if abs(value) > MAX_PIXEL or (name == "std" and value <= 0):
+            limits = f"in (0, {MAX_PIXEL:g}]" if name == "std" else f"within {MAX_PIXEL:g} of 0"
+            raise ValueError(
+                f"{name} contains {value!r}, and must be {limits} for pixels in [0, 1]"
+            )
+    return tuple(map(float, values))

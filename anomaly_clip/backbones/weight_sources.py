@@ -30,14 +30,25 @@ def local_file(value: str, option: str, others: str = "") -> Path:
 
     Raises:
         FileNotFoundError: If there is no such file or folder.
-        ValueError: If the value is an address, or the folder does not contain one weights file.
+        ValueError: If the value is an address or no path that the system accepts, or the folder
+            does not contain one weights file.
     """
     if re.match(r"[\w+.-]+://|hf-hub:|local-dir:", value):
         raise ValueError(
             f"{option} {value} is an address, not a file: download the weights file, and the JSON "
             f"files next to it, and give its path{others}"
         )
-    path = Path(value).expanduser()
+    try:
+        path = Path(value).expanduser()
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # described below
+    except (OSError, RuntimeError, ValueError) as error:  # a long name, an unknown home directory
+        why = getattr(error, "strerror", None) or error
+        raise ValueError(
+            f"{option} {value} is a path that cannot be opened ({why}); give the path of an "
+            f"existing weights file{others}"
+        ) from None
     if path.is_dir():
         return _file_in(path, option)
     if path.is_symlink() and not path.exists():

@@ -22,6 +22,7 @@ module inside functions, so that ``--help`` stays fast.
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from copy import deepcopy
 from importlib import resources
@@ -36,8 +37,13 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 
 from anomaly_clip.backbones.clip_layouts import CLIPTensors, check_fit, open_clip_tensors
 from anomaly_clip.backbones.state_dicts import state_dict_of
-from anomaly_clip.backbones.weight_files import WeightFileError, read_content
-from anomaly_clip.backbones.weight_settings import WeightsSettings, settings_next_to
+from anomaly_clip.backbones.weight_files import WeightFileError, in_one_sentence, read_content
+from anomaly_clip.backbones.weight_settings import (
+    WeightsSettings,
+    quick_gelu_of,
+    settings_next_to,
+    three_numbers,
+)
 from anomaly_clip.backbones.weight_sources import local_file, looks_like_file
 from anomaly_clip.backbones.weight_tags import HUB_TIMEOUT, fetch, other_epoch
 from anomaly_clip.errors import suggest
@@ -49,6 +55,10 @@ __all__ = ["HUB_TIMEOUT", "LoadedCLIP", "activation_by_name", "load_clip"]
 ASSETS = Path(str(resources.files("anomaly_clip") / "assets"))
 OPTION = "backbone.pretrained"
 ACTIVATIONS = {True: "QuickGELU", False: "GELU"}
+SAVE_CLIP = (
+    "save the state dict of the whole CLIP, image and text tower, alone "
+    "(torch.save(model.state_dict(), FILE)) and give that file"
+)
 NOTHING_STATED = "as no open_clip_config.json next to the file states another"
 INTERPOLATIONS = {
     "bicubic_antialias": ("bicubic", True),
@@ -114,6 +124,13 @@ def load_clip(
             f"backbone.pretrained of {name} is empty; give an open_clip tag, a weights file, "
             f"'{DEMO}', or '{RANDOM}' for untrained weights"
         )
+    with in_one_sentence(f"{OPTION} {pretrained} of backbone.name {name}"):
+        return _load_clip(name, pretrained, image_size, quick_gelu, positions)
+
+
+def _load_clip(
+    name: str, pretrained: str, image_size: int | None, quick_gelu: str, positions: str
+) -> LoadedCLIP:
     config, preprocessing = _read_config(name)
     if image_size is not None:
         _set_image_size(config, image_size, name)
@@ -149,6 +166,7 @@ def load_clip(
         file, preprocessing = _read_file(path), tag
     if file is not None:
         _fill(model, file, name, positions)
+        file.notes.extend(_notes_on_positions(file, model, image_size))
         for note in file.notes:
             say(f"{OPTION} {file.path}: {note}")
     activation = bool(config.get("quick_gelu", False))
@@ -204,8 +222,17 @@ def _read_config(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
                 f"open_clip's format"
             ) from None
         if "model_cfg" in config:  # the format in which open_clip publishes models
-            preprocessing = config.get("preprocess_cfg", {})
+            preprocessing = config.get("preprocess_cfg") or {}
             config = config["model_cfg"]
+        try:
+            quick_gelu_of(config)
+            for key in ("mean", "std"):
+                three_numbers(key, preprocessing.get(key) or None)
+        except (ValueError, AttributeError) as error:
+            raise ValueError(
+                f"backbone.name {name}: the model configuration cannot be used ({error}); correct "
+                f"the file"
+            ) from None
     else:
         registered = open_clip.get_model_config(name)
         if registered is None:
@@ -332,7 +359,7 @@ def _read_file(path: Path) -> _File:
     """
     try:
         content = read_content(path)
-        state = state_dict_of(content.content)
+        state = state_dict_of(content.content, way_out=SAVE_CLIP)
         tensors = open_clip_tensors(state.tensors)
     except WeightFileError as error:
         raise ValueError(
@@ -418,3 +445,23 @@ def _fill(model: open_clip.CLIP, file: _File, name: str, positions: str) -> None
     resize_pos_embed(state, model, interpolation, antialias)
     resize_text_pos_embed(state, model)
     model.load_state_dict(state)
+
+
+def _notes_on_positions(file: _File, model: open_clip.CLIP, image_size: int | None) -> list[str]:
+    """Return notes on positional embeddings that were interpolated without being asked for."""
+    notes = []
+    given, length = len(file.tensors.state["positional_embedding"]), model.context_length
+    if given != length:
+        notes.append(
+            f"positional embeddings of the text tower are interpolated from {given} to {length} "
+            f"positions; a model configuration with context_length {given} keeps them"
+        )
+    side = math.isqrt(len(file.tensors.state["visual.positional_embedding"]) - 1)
+    grid = model.visual.grid_size[0]
+    if image_size is None and side != grid:
+        notes.append(
+            f"positional embeddings of the image tower are interpolated from {side}x{side} to "
+            f"{grid}x{grid} patches; backbone.image_size {side * model.visual.patch_size[0]} keeps "
+            f"them, and {grid * model.visual.patch_size[0]} confirms the interpolation"
+        )
+    return notes

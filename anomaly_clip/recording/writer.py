@@ -432,7 +432,9 @@ class RunWriter(Callback):
             parts.append(f"{data.dataset_name} {data.root}: {data.summary(stage)}")
         if isinstance(module, EvaluatedModule):
             weights = module.weights
-            source = "RANDOM" if weights["random"] else source_of(weights)
+            source = source_of(
+                {**weights, "pretrained": "RANDOM"} if weights["random"] else weights
+            )
             parts.append(f"{weights['backbone']} with weights {source}")
         parts.append("no seed" if self.seed is None else f"seed {self.seed}")
         parts.append(f"run {self.folder}")
