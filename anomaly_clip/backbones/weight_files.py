@@ -24,8 +24,13 @@ from anomaly_clip.backbones.torchscript import ArchiveError, is_archive, read_ar
 from anomaly_clip.errors import reason
 
 __all__ = [
-    *("BARE", "FileContent", "WeightFileError"),
-    *("check_floating", "in_one_sentence", "listed", "read_content"),
+    "BARE",
+    "FileContent",
+    "WeightFileError",
+    "check_floating",
+    "in_one_sentence",
+    "listed",
+    "read_content",
 ]
 
 HEAD = 4096  # bytes that the recognition of a file reads
