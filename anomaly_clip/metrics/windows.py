@@ -93,13 +93,10 @@ class Window(ABC):
 
     Args:
         num_bins: Number of bins.
-        cells: A bin is crowded if it holds more than one in this many of the pixels of a batch
-            that rank at or above it.
     """
 
-    def __init__(self, num_bins: int, cells: int) -> None:
+    def __init__(self, num_bins: int) -> None:
         self.num_bins = num_bins
-        self.cells = cells
         self.clear()
 
     def clear(self) -> None:
@@ -158,7 +155,7 @@ class HalfWindow(Window):
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        super().__init__(PATTERNS, cells=1)
+        super().__init__(PATTERNS)
 
     def edges(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the score of each pattern, twice; NaN and infinite scores do not occur."""
@@ -189,7 +186,8 @@ class LinearWindow(Window):
         exponent: Binary logarithm of the width of a bin.
         first: Centre of the first bin, as a multiple of the width: a multiple of 2^13 below 2^26.
         num_bins: Number of bins.
-        cells: See `Window`.
+        cells: A bin is crowded if it holds more than one in this many of the pixels of a batch
+            that rank at or above it.
     """
 
     def __init__(
@@ -197,7 +195,8 @@ class LinearWindow(Window):
     ) -> None:
         self.exponent = exponent
         self.first = first
-        super().__init__(num_bins, cells)
+        self.cells = cells
+        super().__init__(num_bins)
         self.last = num_bins - OUTER
         # Beyond this multiple of the width, scores are no closer to each other than the width.
         multiples = np.arange(first, first + num_bins, dtype=np.int64)
