@@ -34,3 +34,13 @@ class Compared(Callback):
             equal = all(weights.equal(gathered[0][1]) for _, weights in gathered)
             rows = [rows for rows, _ in gathered]
             self.file.write_text(json.dumps({"equal": equal, "rows": rows}), encoding="utf-8")
+
+
+class FixedStatistics(Callback):
+    """Keep BatchNorm in evaluation mode, so that an image's features do not depend on its batch."""
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, *rest: Any) -> None:
+        """Set the mode, which a validation resets."""
+        for layer in module.modules():
+            if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
+                layer.eval()

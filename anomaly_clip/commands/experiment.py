@@ -32,6 +32,7 @@ from anomaly_clip.commands.configs import expand_configs
 from anomaly_clip.commands.interruption import advise, stop_if_interrupted
 from anomaly_clip.commands.last_step import LastStep, last_checkpoint
 from anomaly_clip.commands.option_parser import OptionParser
+from anomaly_clip.commands.process_failure import report_once
 from anomaly_clip.commands.saved_settings import comparable, take_activation
 from anomaly_clip.commands.yaml_names import read_any_name
 from anomaly_clip.data.dataset import AnomalyData
@@ -378,8 +379,16 @@ class ExperimentCLI(LightningCLI):
         self._is_fitted = True
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run the verb; after a signal, raise ``Interrupted`` with the way to continue."""
-        with advise(self._next_command):
+        """Run the verb; after a signal, raise ``Interrupted`` with the way to continue.
+
+        Raises:
+            ProcessFailure: If one of several processes fails.
+        """
+        with (
+            report_once(self.trainer, self.writer.abandon),
+            user_errors(known_options),
+            advise(self._next_command),
+        ):
             super()._run_subcommand(subcommand)
             stop_if_interrupted()
 
