@@ -26,7 +26,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 # Short class names on the command line require that the classes are imported before parsing.
 import anomaly_clip.data
 import anomaly_clip.methods  # noqa: F401
-from anomaly_clip.callbacks import progress_of_loops
+from anomaly_clip.callbacks import BatchNormStatistics, progress_of_loops
 from anomaly_clip.commands.checkpoint_option import check_resumable, checkpoint_file, completed
 from anomaly_clip.commands.configs import expand_configs
 from anomaly_clip.commands.interruption import advise, stop_if_interrupted
@@ -267,7 +267,7 @@ class ExperimentCLI(LightningCLI):
             last = ModelCheckpoint(filename="last", enable_version_counter=False)
             callbacks += [last] if keeps else []
         if verb == "fit":
-            callbacks.append(LastStep())
+            callbacks += [LastStep(), BatchNormStatistics()]
         kwargs["callbacks"] = callbacks
         if verb != "fit":  # nothing is saved, whatever the configuration of the fit requests
             warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need.*")

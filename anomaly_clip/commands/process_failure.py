@@ -19,14 +19,13 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from anomaly_clip.commands.interruption import Interrupted
-from anomaly_clip.errors import UserError
+from anomaly_clip.errors import UserError, reason
 from anomaly_clip.files import printable
 
 if TYPE_CHECKING:
-    import torch.distributed
     from lightning.pytorch import Trainer
 
 __all__ = ["ProcessFailure", "let_first_process_report", "report_once"]
@@ -157,7 +156,7 @@ class _Board:
         import torch.distributed as dist
 
         store = dist.distributed_c10d._get_default_store()
-        self.store = dist.PrefixStore("anomaly_clip", store)
+        self.store: Any = dist.PrefixStore("anomaly_clip", store)  # type: ignore[attr-defined]
 
     def claim(self, cause: Cause | None) -> Cause | None:
         """Leave a cause unless there is one already; return the one that is there.
@@ -176,7 +175,7 @@ class _Board:
 
     @property
     def num_left(self) -> int:
-        return self.store.add(LEFT, 0)
+        return int(self.store.add(LEFT, 0))
 
 
 class _Watch(threading.Thread):
@@ -195,7 +194,7 @@ class _Watch(threading.Thread):
 
     def start(self) -> None:
         """Start the thread if Lightning starts the other processes."""
-        from lightning.fabric.plugins.environments import LightningEnvironment
+        from lightning.fabric.plugins.environments.lightning import LightningEnvironment
         from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
         launcher = self.trainer.strategy.launcher
@@ -228,11 +227,11 @@ class _Watch(threading.Thread):
 
     def _end_stuck(self, rank: int, process: subprocess.Popen[bytes]) -> None:
         """End process 0, which waits for one that has failed, and will not notice."""
-        found: list[Cause] = []
+        causes: list[Cause] = []
 
         def read() -> None:
             if _connected() and (cause := _Board().claim(None)) is not None:
-                found.append(cause)
+                causes.append(cause)
 
         reader = threading.Thread(target=read, daemon=True)
         reader.start()
@@ -240,7 +239,7 @@ class _Watch(threading.Thread):
         self.end_others()
         self.clean_up()
         code = process.returncode
-        cause = found[0] if found else _killed(rank, code) if code < 0 else None
+        cause = causes[0] if causes else _killed(rank, code) if code < 0 else None
         code = 128 - code if code < 0 else code
         os._exit(ProcessFailure(code, cause, len(self.processes) + 1).report())
 
@@ -283,17 +282,19 @@ def _failure(
         return ProcessFailure(*_leave(rank, cause), world)
     board = _Board()
     first = cause
-    # The agent of torchrun keeps the store; if it has ended as well, this process speaks for itself.
+    # The store is that of this process or of torchrun's agent, which may have ended.
     with contextlib.suppress(RuntimeError):
         first = _first_cause(board, cause, watch)
         if cause is not None:
             _disconnect()
-        _wait(lambda: board.num_left >= world - 1 or _all_ended(watch))
+        if first is not None:
+            _wait(lambda: board.num_left >= world - 1 or _all_ended(watch))
     watch.end_others()
     clean_up()
-    if first is None:
-        return None
-    return ProcessFailure(first.code, first, world)
+    if first is None and "timed out" not in str(error).lower():
+        sentence = "another process has ended without a message, as after SIGKILL or out of memory"
+        first = Cause(rank, 1, f"{sentence}: process {rank} lost it ({reason(error)})")
+    return None if first is None else ProcessFailure(first.code, first, world)
 
 
 def _cause(rank: int, error: BaseException) -> Cause | None:
@@ -315,7 +316,9 @@ def _is_lost_connection(error: BaseException) -> bool:
     lost = isinstance(error, dist.DistError)
     lost = lost or (isinstance(error, RuntimeError) and "gloo" in str(error))
     cause = error.__cause__
-    return lost or (isinstance(error, UserError) and cause is not None and _is_lost_connection(cause))
+    return lost or (
+        isinstance(error, UserError) and cause is not None and _is_lost_connection(cause)
+    )
 
 
 def _first_cause(board: _Board, cause: Cause | None, watch: _Watch) -> Cause | None:
@@ -324,14 +327,14 @@ def _first_cause(board: _Board, cause: Cause | None, watch: _Watch) -> Cause | N
     if cause is not None and cause.interrupted and first is not None and first.interrupted:
         return cause  # it knows best how to continue
     if first is None:
-        found: list[Cause | None] = []
+        causes: list[Cause | None] = []
 
-        def known() -> bool:
-            found[:] = [board.claim(None) or watch.killed()]
-            return found[0] is not None
+        def is_there() -> bool:
+            causes[:] = [board.claim(None) or watch.killed()]
+            return causes[0] is not None
 
-        _wait(known, PATIENCE / 2)
-        first = found[0]
+        _wait(is_there, PATIENCE / 4)
+        first = causes[0]
     return first
 
 
@@ -344,7 +347,7 @@ def _leave(rank: int, cause: Cause | None) -> tuple[int, Cause | None]:
     except RuntimeError:  # the store has ended with process 0
         if cause is None:
             sentence = "process 0 has ended without a message, as after SIGKILL"
-            cause = Cause(rank, 1, f"{sentence}: process {rank} cannot go on without it")
+            cause = Cause(rank, 1, f"{sentence}: process {rank} cannot continue without it")
         return cause.code, cause
     first = cause or first
     return (1 if first is None else first.code), None
