@@ -46,8 +46,14 @@ def run_export(words: Sequence[str]) -> int:
     with user_errors():
         try:
             method: Any = kind.load_from_checkpoint(options.ckpt_path, map_location="cpu")
-        except (KeyError, RuntimeError) as error:
-            raise UserError(f"--ckpt_path {options.ckpt_path}: {reason(error)}") from None
+        except (KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
+            if not kind.__module__.startswith("anomaly_clip."):
+                raise
+            raise UserError(
+                f"--ckpt_path {options.ckpt_path}: the checkpoint does not fit {kind.__name__}, or "
+                f"is damaged ({type(error).__name__}: {reason(error)}): give one that fit has "
+                f"written"
+            ) from None
     assert isinstance(method, Exporter)
     target = options.folder or Path()
     with tempfile.TemporaryDirectory() as scratch:
