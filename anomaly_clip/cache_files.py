@@ -5,8 +5,8 @@ of the identity. A file that was cut or changed, belongs to something else, or h
 not used, and whoever asked for it makes it again. The checksum finds the faults of disks and
 copies; whoever may write into the folder can forge it.
 
-A cache is never necessary. If its folder is full, read-only or gone, a run goes on without it,
-after one warning.
+A cache is never necessary. If its folder is full, read-only or gone, a run continues without
+it, after one warning.
 """
 
 from __future__ import annotations

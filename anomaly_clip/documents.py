@@ -126,7 +126,7 @@ def _check_events(text: str, loader: type) -> None:
         if isinstance(event, yaml.AliasEvent):
             if event.anchor in unfinished:
                 raise DocumentError(f"the anchor {event.anchor} refers to itself")
-            size = sizes.get(event.anchor, 1)
+            size = sizes.get(event.anchor or "", 1)
             count, repeated = count + size, repeated + size
             if repeated > MAX_REPEATED:
                 raise DocumentError(

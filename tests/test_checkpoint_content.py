@@ -62,10 +62,14 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
         file.write_bytes(content)
         with pytest.raises(UserError, match=f"can be read safely .*{message}.*give one that fit"):
             read_checkpoint(file)
-    for value in ([1], {"state": {}}, torch.zeros(2)):
+    values: list[Any] = [[1], {"state": {}}, torch.zeros(2)]
+    for value in values:
         torch.save(value, file)
         with pytest.raises(UserError, match="not a checkpoint of a fit, as it has no state_dict"):
             read_checkpoint(file)
+
+
+DEMO = ["--model.backbone.pretrained", "demo", "--data", "Demo", "--model.linear_layers"]
 
 
 class Evil:
@@ -81,8 +85,8 @@ def test_a_pickle_is_refused_without_advice_to_run_it(
     for words in (
         ["export", "--ckpt_path", str(file)],
         ["test", "--config", "sdp_plus_visa_to_mvtec", "--ckpt_path", str(file)],
-        ["test", "--model", "SDPPlus", "--model.linear_layers", str(file), "--data", "Demo"],
-        ["test", "--model", "PatchCore", "--model.backbone.weights", str(file), "--data", "Demo"],
+        ["test", "--model", "SDPPlus", "--model.backbone.name", "demo", *DEMO, str(file)],
+        ["fit", "--model", "PatchCore", "--data", "Demo", "--model.backbone.weights", str(file)],
     ):
         assert main(words) == 2
         error = capsys.readouterr().err
@@ -151,7 +155,6 @@ def test_a_checkpoint_that_does_not_fit_is_one_sentence(
         {"state_dict": lacking},
         {"state_dict": {**saved["state_dict"], keys[0]: torch.zeros(1)}},
         {"state_dict": {**saved["state_dict"], keys[0]: "text"}},
-        {"weights": 3},
         {"hyper_parameters": {**saved["hyper_parameters"], "backbone": {"nothing": 1}}},
     ):
         torch.save({**saved, **change}, tmp_path / "a.ckpt")

@@ -67,7 +67,8 @@ def test_damaged_files_are_recomputed(mvtec_root: Path) -> None:
         content = file.read_bytes()
         flipped = bytearray(content)
         flipped[-50] ^= 1
-        file.write_bytes([b"", content[: len(content) // 2], b"x" * 90, flipped][number % 4])
+        damaged = [b"", content[: len(content) // 2], b"x" * 90, bytes(flipped)]
+        file.write_bytes(damaged[number % 4])
     file = files[-1]
     file.unlink()
     file.mkdir()

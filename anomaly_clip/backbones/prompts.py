@@ -329,8 +329,9 @@ def _cached_features(file: Path, key: str, width: int) -> Tensor | None:
         features = load(content).get("text_features")
     except SafetensorError:
         return None
-    is_expected = features is not None and features.shape == (width, 2)
-    return features if is_expected and features.isfinite().all() else None
+    if features is None or features.shape != (width, 2) or not features.isfinite().all():
+        return None
+    return features
 
 
 def embed_prompts(

@@ -19,7 +19,7 @@ from anomaly_clip.backbones.weight_files import WeightFileError, read_content
 from anomaly_clip.errors import UserError, reason
 from anomaly_clip.files import printable
 
-__all__ = ["damage_explained", "method_class", "read_checkpoint"]
+__all__ = ["DAMAGE", "damage_explained", "method_class", "read_checkpoint"]
 
 PACKAGE = "anomaly_clip."
 WRITTEN_BY_FIT = "give one that fit has written"
@@ -37,6 +37,7 @@ KINDS: Mapping[str, tuple[type, str]] = {
 """Kinds of the entries that Lightning writes."""
 LOADERS = ("checkpoint_connector.py", "migrate.py")  # modules of Lightning
 DAMAGE = (KeyError, IndexError, TypeError, AttributeError, RuntimeError)
+"""Exceptions of the code that reads a damaged checkpoint."""
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -113,9 +113,9 @@ def arrange(words: Sequence[str], resumes: bool = False) -> list[str]:
     is_enough = verb != "fit" or resumes
     if is_enough and checkpoint and not files and _option(others, "--model") is None:
         # The results get their own run folder instead of the fit's.
-        found = _config_of_fit(Path(checkpoint_file(checkpoint)))
-        check_found_config(found)
-        files = ["--config", str(found), "--output.folder", "null"]
+        config = _config_of_fit(Path(checkpoint_file(checkpoint)))
+        check_found_config(config)
+        files = ["--config", str(config), "--output.folder", "null"]
     return [verb, *files, *others]
 
 

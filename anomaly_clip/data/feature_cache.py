@@ -4,7 +4,7 @@ Later epochs and later runs then neither decode images nor run the encoder. Each
 file, named by a hash of everything that the features depend on: the encoder, the bytes of the image
 and its mask, and the preprocessing. Files are written atomically, so any number of processes may
 fill one folder, and an interruption leaves no incomplete file. An image that is listed twice is
-stored once. The folder may be deleted at any time, and a run goes on without it: images whose
+stored once. The folder may be deleted at any time, and a run does without it: images whose
 features cannot be stored or read are encoded again in each epoch, and rounded to half precision.
 """
 
@@ -197,7 +197,7 @@ class FeatureCache:
         written: list[Path] = []
         for batch in track(loader, "encoding", total=len(loader)):
             try:
-                halves = {key: half.cpu() for key, half in encoder.halves(batch["image"]).items()}
+                halves = _encoded(encoder, batch["image"])
             except OverflowError as error:
                 raise ValueError(
                     f"{error}, in the batch that starts with {batch['path'][0]}: set "
@@ -214,6 +214,11 @@ class FeatureCache:
                     _remove(written)  # they would take the last space of the disk
                     raise _UnusableError(error) from None
                 written.append(file)
+
+
+def _encoded(encoder: Encoder, images: Tensor) -> dict[str, Tensor]:
+    """Return the features of images, on the CPU."""
+    return {key: value.cpu() for key, value in encoder.halves(images).items()}
 
 
 def _names(dataset: SampleDataset, key: str) -> Iterator[str]:

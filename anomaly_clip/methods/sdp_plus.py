@@ -297,7 +297,7 @@ class SDPPlus(SDP):
         return loss
 
     def _score(self, batch: Batch) -> Scores:
-        fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING  # type: ignore[attr-defined]
+        fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         if fitting and "image" in batch and "validation" in self._cached:
             batch = Batch({**batch, "features": self._halves("validation", batch)})
         return super()._score(batch)
