@@ -24,7 +24,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 # Short class names on the command line require that the classes are imported before parsing.
 import anomaly_clip.data
 import anomaly_clip.methods  # noqa: F401
-from anomaly_clip.callbacks import progress_of_loops
+from anomaly_clip.callbacks import BatchNormStatistics, progress_of_loops
 from anomaly_clip.commands.checkpoint_content import (
     damage_explained,
     method_class,
@@ -36,6 +36,7 @@ from anomaly_clip.commands.foreign_code import check_found_config, class_in_conf
 from anomaly_clip.commands.interruption import advise, stop_if_interrupted
 from anomaly_clip.commands.last_step import LastStep, last_checkpoint
 from anomaly_clip.commands.option_parser import OptionParser
+from anomaly_clip.commands.process_failure import report_once
 from anomaly_clip.commands.saved_settings import comparable, take_activation
 from anomaly_clip.commands.yaml_names import read_any_name
 from anomaly_clip.data.dataset import AnomalyData
@@ -267,7 +268,7 @@ class ExperimentCLI(LightningCLI):
             last = ModelCheckpoint(filename="last", enable_version_counter=False)
             callbacks += [last] if keeps else []
         if verb == "fit":
-            callbacks.append(LastStep())
+            callbacks += [LastStep(), BatchNormStatistics()]
         kwargs["callbacks"] = callbacks
         if verb != "fit":  # nothing is saved, whatever the configuration of the fit requests
             warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need.*")
@@ -384,9 +385,18 @@ class ExperimentCLI(LightningCLI):
         self._is_fitted = True
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run the verb; after a signal, raise ``Interrupted`` with the way to continue."""
+        """Run the verb; after a signal, raise ``Interrupted`` with the way to continue.
+
+        Raises:
+            ProcessFailure: If one of several processes fails.
+        """
         path = self._get(self.config, "ckpt_path")
-        with advise(self._next_command), damage_explained(path, self.model):
+        with (
+            report_once(self.trainer, self.writer.abandon),
+            user_errors(known_options),
+            advise(self._next_command),
+            damage_explained(path, self.model),
+        ):
             super()._run_subcommand(subcommand)
             stop_if_interrupted()
 
