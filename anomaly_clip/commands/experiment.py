@@ -29,6 +29,7 @@ import anomaly_clip.methods  # noqa: F401
 from anomaly_clip.callbacks import progress_of_loops
 from anomaly_clip.commands.checkpoint_option import check_resumable, checkpoint_file, completed
 from anomaly_clip.commands.configs import expand_configs
+from anomaly_clip.commands.divergence import FiniteValues
 from anomaly_clip.commands.interruption import advise, stop_if_interrupted
 from anomaly_clip.commands.last_step import LastStep, last_checkpoint
 from anomaly_clip.commands.option_parser import OptionParser
@@ -266,7 +267,7 @@ class ExperimentCLI(LightningCLI):
             last = ModelCheckpoint(filename="last", enable_version_counter=False)
             callbacks += [last] if keeps else []
         if verb == "fit":
-            callbacks.append(LastStep())
+            callbacks += [FiniteValues(), LastStep()]
         kwargs["callbacks"] = callbacks
         if verb != "fit":  # nothing is saved, whatever the configuration of the fit requests
             warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need.*")
