@@ -170,9 +170,9 @@ def first_difference(before: object, now: object, place: str = "") -> str | None
     """
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         for key in (key for key in before if key in now):
-            found = first_difference(before[key], now[key], f"{place}.{key}".lstrip("."))
-            if found is not None:
-                return found
+            difference = first_difference(before[key], now[key], f"{place}.{key}".lstrip("."))
+            if difference is not None:
+                return difference
         return None
     return None if before == now else place
 

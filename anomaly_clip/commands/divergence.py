@@ -347,7 +347,7 @@ def _frozen_prefixes(module: nn.Module) -> tuple[str, ...]:
 
 def _optimizer_state(trainer: Trainer, module: LightningModule) -> dict[str, Tensor]:
     """Return those tensors of the optimisers that have the shape of their weight."""
-    names = {parameter: name for name, parameter in module.named_parameters()}
+    names: dict[Tensor, str] = {weight: name for name, weight in module.named_parameters()}
     return {
         f"{key} of {names.get(parameter, 'a weight')} in the optimiser": value
         for optimizer in trainer.optimizers

@@ -25,7 +25,7 @@ class WatchedStep(NamedTuple):
     place: str
     """Step or batch, for messages."""
     is_first: bool
-    """Whether no step before it was finite."""
+    """True if no step before it was finite."""
     batch: Any
     values: dict[str, Tensor]
     finite: Tensor
