@@ -280,7 +280,7 @@ def test_each_image_is_used_once(seven_bottles: Path, tmp_path: Path) -> None:
     seen: list[int] = []
 
     class Recording(PaDiM):
-        def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        def training_step(self, batch: Any, batch_idx: int) -> dict[str, torch.Tensor]:
             seen.extend(batch["index"].tolist())
             return super().training_step(batch, batch_idx)
 
