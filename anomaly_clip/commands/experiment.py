@@ -26,13 +26,14 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 # Short class names on the command line require that the classes are imported before parsing.
 import anomaly_clip.data
 import anomaly_clip.methods  # noqa: F401
-from anomaly_clip.callbacks import progress_of_loops
+from anomaly_clip.callbacks import BatchNormStatistics, progress_of_loops
 from anomaly_clip.commands.checkpoint_option import check_resumable, checkpoint_file, completed
 from anomaly_clip.commands.configs import expand_configs
 from anomaly_clip.commands.divergence import FiniteValues
 from anomaly_clip.commands.interruption import advise, stop_if_interrupted
 from anomaly_clip.commands.last_step import LastStep, last_checkpoint
 from anomaly_clip.commands.option_parser import OptionParser
+from anomaly_clip.commands.process_failure import report_once
 from anomaly_clip.commands.saved_settings import comparable, take_activation
 from anomaly_clip.commands.yaml_names import read_any_name
 from anomaly_clip.data.dataset import AnomalyData
@@ -267,7 +268,7 @@ class ExperimentCLI(LightningCLI):
             last = ModelCheckpoint(filename="last", enable_version_counter=False)
             callbacks += [last] if keeps else []
         if verb == "fit":
-            callbacks += [FiniteValues(), LastStep()]
+            callbacks += [FiniteValues(), LastStep(), BatchNormStatistics()]
         kwargs["callbacks"] = callbacks
         if verb != "fit":  # nothing is saved, whatever the configuration of the fit requests
             warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need.*")
@@ -379,8 +380,16 @@ class ExperimentCLI(LightningCLI):
         self._is_fitted = True
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run the verb; after a signal, raise ``Interrupted`` with the way to continue."""
-        with advise(self._next_command):
+        """Run the verb; after a signal, raise ``Interrupted`` with the way to continue.
+
+        Raises:
+            ProcessFailure: If one of several processes fails.
+        """
+        with (
+            report_once(self.trainer, self.writer.abandon),
+            user_errors(known_options),
+            advise(self._next_command),
+        ):
             super()._run_subcommand(subcommand)
             stop_if_interrupted()
 
