@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import rich
-import torch
-import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
@@ -27,8 +25,15 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 import anomaly_clip.data
 import anomaly_clip.methods  # noqa: F401
 from anomaly_clip.callbacks import BatchNormStatistics, progress_of_loops
+from anomaly_clip.commands.checkpoint_content import (
+    damage_explained,
+    method_class,
+    read_checkpoint,
+)
 from anomaly_clip.commands.checkpoint_option import check_resumable, checkpoint_file, completed
 from anomaly_clip.commands.configs import expand_configs
+from anomaly_clip.commands.divergence import FiniteValues
+from anomaly_clip.commands.foreign_code import check_found_config, class_in_config
 from anomaly_clip.commands.interruption import advise, stop_if_interrupted
 from anomaly_clip.commands.last_step import LastStep, last_checkpoint
 from anomaly_clip.commands.option_parser import OptionParser
@@ -36,7 +41,7 @@ from anomaly_clip.commands.process_failure import report_once
 from anomaly_clip.commands.saved_settings import comparable, take_activation
 from anomaly_clip.commands.yaml_names import read_any_name
 from anomaly_clip.data.dataset import AnomalyData
-from anomaly_clip.errors import UserError, reason, user_errors
+from anomaly_clip.errors import UserError, user_errors
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.methods.evaluated import EvaluatedModule
 from anomaly_clip.progress import silence
@@ -110,12 +115,9 @@ def arrange(words: Sequence[str], resumes: bool = False) -> list[str]:
     is_enough = verb != "fit" or resumes
     if is_enough and checkpoint and not files and _option(others, "--model") is None:
         # The results get their own run folder instead of the fit's.
-        files = [
-            "--config",
-            str(_config_of_fit(Path(checkpoint_file(checkpoint)))),
-            "--output.folder",
-            "null",
-        ]
+        config = _config_of_fit(Path(checkpoint_file(checkpoint)))
+        check_found_config(config)
+        files = ["--config", str(config), "--output.folder", "null"]
     return [verb, *files, *others]
 
 
@@ -267,7 +269,7 @@ class ExperimentCLI(LightningCLI):
             last = ModelCheckpoint(filename="last", enable_version_counter=False)
             callbacks += [last] if keeps else []
         if verb == "fit":
-            callbacks += [LastStep(), BatchNormStatistics()]
+            callbacks += [FiniteValues(), LastStep(), BatchNormStatistics()]
         kwargs["callbacks"] = callbacks
         if verb != "fit":  # nothing is saved, whatever the configuration of the fit requests
             warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need.*")
@@ -287,6 +289,11 @@ class ExperimentCLI(LightningCLI):
         return trainer
 
     def _parse_ckpt_path(self) -> None:
+        """Check the checkpoint; see :meth:`_compare_with_checkpoint`."""
+        with damage_explained(self.config[self.config.subcommand].get("ckpt_path"), None):
+            self._compare_with_checkpoint()
+
+    def _compare_with_checkpoint(self) -> None:
         """Check that the requested model is that of the checkpoint.
 
         Lightning would silently use the model settings of the checkpoint.
@@ -298,7 +305,7 @@ class ExperimentCLI(LightningCLI):
         path = config.get("ckpt_path")
         if not path or not Path(path).is_file():
             return  # _check_verb reports a missing file
-        checkpoint = _read_checkpoint(Path(path))
+        checkpoint = read_checkpoint(Path(path))
         self._fit_record = {
             name: checkpoint[name] for name in ("fitted_images", "bit_depth") if name in checkpoint
         }
@@ -384,10 +391,12 @@ class ExperimentCLI(LightningCLI):
         Raises:
             ProcessFailure: If one of several processes fails.
         """
+        path = self._get(self.config, "ckpt_path")
         with (
             report_once(self.trainer, self.writer.abandon),
             user_errors(known_options),
             advise(self._next_command),
+            damage_explained(path, self.model),
         ):
             super()._run_subcommand(subcommand)
             stop_if_interrupted()
@@ -437,30 +446,11 @@ def class_of_checkpoint(path: Path) -> type[LightningModule]:
     """
     if not path.is_file():
         raise _missing_checkpoint(path)
-    name = _read_checkpoint(path).get("hyper_parameters", {}).get("_class_path")
-    if name is None:  # written by Python code, without the command line
-        config = yaml.safe_load(_config_of_fit(path).read_text(encoding="utf-8"))
-        name = config["model"]["class_path"]
-    kind = _class_of(name)
-    assert isinstance(kind, type)
-    assert issubclass(kind, LightningModule)
-    return kind
-
-
-def _read_checkpoint(path: Path) -> dict[str, Any]:
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and torch raise many exception types
-        raise UserError(
-            f"--ckpt_path {path}: not a checkpoint that can be read safely ({reason(error)}): give "
-            f"one that fit has written"
-        ) from None
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise UserError(
-            f"--ckpt_path {path}: not a checkpoint of a fit, as it has no state_dict: give one "
-            f"that fit has written"
-        )
-    return checkpoint
+    name = read_checkpoint(path).get("hyper_parameters", {}).get("_class_path")
+    if name is not None:
+        return method_class(name, path, "its _class_path")
+    file = _config_of_fit(path)  # written by Python code, without the command line
+    return method_class(class_in_config(file), path, f"the class in {file}")
 
 
 def known_options() -> list[str]:
