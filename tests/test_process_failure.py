@@ -15,6 +15,7 @@ import pytest
 import torch.distributed as dist
 from ddp_checks import Failing
 from processes import run_command
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from anomaly_clip.cli import main
 from anomaly_clip.commands import process_failure
@@ -139,7 +140,7 @@ def two(monkeypatch: pytest.MonkeyPatch) -> Any:
         try:
             with (
                 pytest.raises(ProcessFailure) as caught,
-                report_once(trainer, lambda: cleaned.append(True)),  # type: ignore[arg-type]
+                report_once(trainer, "fit", lambda: cleaned.append(True)),  # type: ignore[arg-type]
             ):
                 raise error
         finally:
@@ -204,7 +205,7 @@ def test_an_error_of_other_code_keeps_its_traceback(
     assert failure.report() == 1
     err = capsys.readouterr().err.splitlines()
     assert err[:2] == [
-        "anomaly_clip: process 0 of 2 failed:",
+        "process 0 of 2 failed:",
         "Traceback (most recent call last):",
     ]
     assert err[-1] == "ZeroDivisionError: of other code"
@@ -221,8 +222,58 @@ def test_a_network_that_is_too_slow_keeps_its_error(two: Any) -> None:
 
 def test_one_process_is_left_alone() -> None:
     trainer: Any = SimpleNamespace(world_size=1, strategy=SimpleNamespace(launcher=None))
-    with pytest.raises(ZeroDivisionError), report_once(trainer, lambda: None):
+    with pytest.raises(ZeroDivisionError), report_once(trainer, "fit", lambda: None):
         raise ZeroDivisionError
+
+
+def spawned(last: str) -> ProcessRaisedException:
+    text = "\n\n-- Process 1 terminated with the following error:\n"
+    trace = f"Traceback (most recent call last):\n  File x\n{last}\n"
+    return ProcessRaisedException(text + trace, 1, 2345)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "last"),
+    [
+        (spawned("ValueError: set it"), 2, "anomaly_clip: set it"),
+        (spawned("FileNotFoundError: x"), 2, "anomaly_clip: x"),
+        (spawned("anomaly_clip.errors.UserError: set it"), 2, "anomaly_clip: set it"),
+        (spawned("torch.OutOfMemoryError: full"), 1, "torch.OutOfMemoryError: full"),
+        (spawned("AssertionError"), 1, "AssertionError"),
+        (
+            ProcessExitedException("", 1, 2345, -11, "SIGSEGV"),
+            139,
+            "anomaly_clip: process 1 was ended by SIGSEGV, a crash of compiled code: set "
+            "PYTHONFAULTHANDLER=1 to see where",
+        ),
+    ],
+)
+def test_processes_that_python_forks(
+    error: Exception, code: int, last: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer: Any = SimpleNamespace(world_size=2, strategy=SimpleNamespace(launcher=None))
+    with pytest.raises(ProcessFailure) as caught, report_once(trainer, "fit", lambda: None):
+        raise error
+    assert caught.value.report() == code
+    err = capsys.readouterr().err
+    assert err.splitlines()[-1] == last
+    assert ("Traceback" in err) == (code == 1)
+
+
+def test_forked_processes_only_fit(
+    mvtec_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["test", "--config", "sdp", "--data.root", str(mvtec_root), "--data.num_workers", "0"]
+    line += ["--model.backbone.pretrained=demo", "--model.backbone.name=demo"]
+    line += ["--model.stages=null", "--trainer.accelerator=cpu", f"--output.root={tmp_path / 'r'}"]
+    line += ["--trainer.strategy=ddp_fork", "--trainer.devices=2"]
+    assert main(line) == 2
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[-1]
+        .endswith("trainer.strategy ddp_fork forks or spawns: set trainer.strategy to ddp")
+    )
+    assert not list((tmp_path / "r").rglob("*.yaml"))
 
 
 def test_the_first_process_is_ended_if_it_waits_for_ever(

@@ -269,7 +269,11 @@ class ExperimentCLI(LightningCLI):
             last = ModelCheckpoint(filename="last", enable_version_counter=False)
             callbacks += [last] if keeps else []
         if verb == "fit":
-            callbacks += [FiniteValues(), LastStep(), BatchNormStatistics()]
+            callbacks += [
+                FiniteValues(),
+                LastStep(),
+                BatchNormStatistics(config["trainer"]["sync_batchnorm"]),
+            ]
         kwargs["callbacks"] = callbacks
         if verb != "fit":  # nothing is saved, whatever the configuration of the fit requests
             warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need.*")
@@ -393,7 +397,7 @@ class ExperimentCLI(LightningCLI):
         """
         path = self._get(self.config, "ckpt_path")
         with (
-            report_once(self.trainer, self.writer.abandon),
+            report_once(self.trainer, subcommand, self.writer.abandon),
             user_errors(known_options),
             advise(self._next_command),
             damage_explained(path, self.model),

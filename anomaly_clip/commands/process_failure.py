@@ -7,6 +7,7 @@ cause; the others print nothing.
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import json
 import os
@@ -81,7 +82,7 @@ class ProcessFailure(Exception):
         if cause is not None:
             if cause.trace and (with_traceback or not cause.sentence):
                 place = f"process {cause.rank} of {self.num_processes}"
-                print(f"anomaly_clip: {place} failed:\n{cause.trace.rstrip()}", file=sys.stderr)
+                print(f"{place} failed:\n{cause.trace.rstrip()}", file=sys.stderr)
             if cause.sentence:
                 print(f"anomaly_clip: {printable(cause.sentence)}", file=sys.stderr)
             sys.stderr.flush()
@@ -89,22 +90,27 @@ class ProcessFailure(Exception):
 
 
 @contextmanager
-def report_once(trainer: Trainer, clean_up: Callable[[], None]) -> Iterator[None]:
+def report_once(trainer: Trainer, verb: str, clean_up: Callable[[], None]) -> Iterator[None]:
     """Turn the failure of a process into one report, if there are several processes.
 
     Args:
         trainer: The trainer, before its run.
+        verb: Verb of the command line.
         clean_up: Removes what a failed run leaves; called by process 0 when the others have ended.
 
     Raises:
         ProcessFailure: If this or another process fails.
+        UserError: If the processes cannot return the results of the verb to this one.
     """
+    _check_launcher(trainer, verb)
     watch = _Watch(trainer, clean_up)
     watch.start()
     try:
         yield
     except BaseException as error:
         watch.finish()
+        if (cause := _cause_of_child(error)) is not None:
+            raise ProcessFailure(cause.code, cause, trainer.world_size) from error
         if trainer.world_size == 1 or not _connected():
             raise
         failure = _failure(trainer, error, watch, clean_up)
@@ -257,14 +263,52 @@ class _Watch(threading.Thread):
 
 
 def _killed(rank: int, code: int) -> Cause:
+    """Describe the end of a process by a signal; ``code`` is the negated number of the signal."""
     name = signal.Signals(-code).name
-    why = ", as the system does when memory runs out" if name == "SIGKILL" else ""
-    return Cause(
-        rank,
-        128 - code,
-        f"process {rank} was ended by {name}{why}: if nobody ended it, use fewer processes "
-        f"(trainer.devices), fewer data.num_workers or a smaller data.batch_size",
-    )
+    way_out = ", a crash of compiled code: set PYTHONFAULTHANDLER=1 to see where"
+    if name == "SIGKILL":
+        way_out = (
+            ", as the system does when memory runs out: if nobody ended it, use fewer processes "
+            "(trainer.devices), fewer data.num_workers or a smaller data.batch_size"
+        )
+    elif name in ("SIGTERM", "SIGINT", "SIGHUP"):
+        way_out = ": run the same command again"
+    return Cause(rank, 128 - code, f"process {rank} was ended by {name}{way_out}")
+
+
+def _check_launcher(trainer: Trainer, verb: str) -> None:
+    """Check that process 0 is this one, and not a child of it.
+
+    Raises:
+        UserError: If a strategy that forks or spawns is to test or predict.
+    """
+    from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+
+    if verb != "fit" and isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        raise UserError(
+            f"{verb} cannot collect its results from processes that Python forks or spawns, as "
+            f"with trainer.strategy ddp_fork or ddp_spawn: set trainer.strategy to ddp"
+        )
+
+
+def _cause_of_child(error: BaseException) -> Cause | None:
+    """Describe an error that a strategy that forks or spawns has caught in a child of this process.
+
+    torch passes it on as a text that ends with a traceback.
+    """
+    from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
+
+    if isinstance(error, ProcessExitedException) and (error.exit_code or 0) < 0:
+        return _killed(error.error_index, error.exit_code)
+    if not isinstance(error, ProcessRaisedException):
+        return None
+    trace = str(error).partition("following error:")[2].strip()
+    name, _, message = trace.splitlines()[-1].partition(": ")
+    kind = getattr(builtins, name, UserError if name.endswith(".UserError") else None)
+    mistakes = (ValueError, OSError, ModuleNotFoundError, UserError)
+    if isinstance(kind, type) and issubclass(kind, mistakes):
+        return Cause(error.error_index, 2, message, trace)
+    return Cause(error.error_index, 1, "", trace)
 
 
 # -- the failure -----------------------------------------------------------------------------------
