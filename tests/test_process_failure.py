@@ -18,14 +18,10 @@ from processes import run_command
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from anomaly_clip.cli import main
-from anomaly_clip.commands import process_failure
+from anomaly_clip.commands import process_failure, process_watch
 from anomaly_clip.commands.interruption import Interrupted
-from anomaly_clip.commands.process_failure import (
-    Cause,
-    ProcessFailure,
-    let_first_process_report,
-    report_once,
-)
+from anomaly_clip.commands.process_cause import Cause, ProcessFailure
+from anomaly_clip.commands.process_failure import let_first_process_report, report_once
 from anomaly_clip.errors import UserError
 
 CONNECTION = "[gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:12203."
@@ -127,11 +123,11 @@ class Board:
 def two(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return a function that ends a process with an error, while the board has some causes."""
     monkeypatch.setattr(process_failure, "PATIENCE", 0.2)
-    monkeypatch.setattr(process_failure, "_connected", lambda: True)
+    monkeypatch.setattr(process_failure, "connected", lambda: True)
     monkeypatch.setattr(process_failure, "_disconnect", lambda: None)
 
     def end(rank: int, error: BaseException, board: Board) -> ProcessFailure:
-        monkeypatch.setattr(process_failure, "_Board", lambda: board)
+        monkeypatch.setattr(process_failure, "Board", lambda: board)
         trainer = SimpleNamespace(
             global_rank=rank, world_size=2, strategy=SimpleNamespace(launcher=None)
         )
@@ -271,7 +267,7 @@ def test_forked_processes_only_fit(
     assert (
         capsys.readouterr()
         .err.splitlines()[-1]
-        .endswith("trainer.strategy ddp_fork forks or spawns: set trainer.strategy to ddp")
+        .endswith("as with trainer.strategy ddp_fork or ddp_spawn: set trainer.strategy to ddp")
     )
     assert not list((tmp_path / "r").rglob("*.yaml"))
 
@@ -282,9 +278,9 @@ def test_the_first_process_is_ended_if_it_waits_for_ever(
     codes: list[int] = []
     cleaned: list[bool] = []
     monkeypatch.setattr(os, "_exit", codes.append)
-    monkeypatch.setattr(process_failure, "_connected", lambda: False)
+    monkeypatch.setattr(process_watch, "connected", lambda: False)
     trainer: Any = SimpleNamespace()
-    watch = process_failure._Watch(trainer, lambda: cleaned.append(True))
+    watch = process_watch.Watch(trainer, lambda: cleaned.append(True))
     dead = subprocess.Popen(["sh", "-c", "kill -9 $$"])
     alive = subprocess.Popen(["sleep", "60"])
     dead.wait()
@@ -316,7 +312,7 @@ def test_the_others_let_the_first_process_report(
 
 
 def test_the_board_keeps_the_first_cause() -> None:
-    board = process_failure._Board.__new__(process_failure._Board)
+    board = process_watch.Board.__new__(process_watch.Board)
     board.store = dist.HashStore()  # type: ignore[attr-defined]
     assert board.claim(None) is None
     assert board.claim(MISTAKE) == MISTAKE
