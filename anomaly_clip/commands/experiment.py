@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import rich
-import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
@@ -27,7 +26,16 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 import anomaly_clip.data
 import anomaly_clip.methods  # noqa: F401
 from anomaly_clip.callbacks import progress_of_loops
-from anomaly_clip.commands.checkpoint_option import check_resumable, checkpoint_file, completed
+from anomaly_clip.commands.checkpoint_option import (
+    check_resumable,
+    checkpoint_file,
+    completed,
+    config_of_fit,
+    is_last,
+    last_of_runs,
+    missing_checkpoint,
+    read_checkpoint,
+)
 from anomaly_clip.commands.configs import expand_configs
 from anomaly_clip.commands.interruption import advise, stop_if_interrupted
 from anomaly_clip.commands.last_step import LastStep, last_checkpoint
@@ -35,10 +43,15 @@ from anomaly_clip.commands.option_parser import OptionParser
 from anomaly_clip.commands.saved_settings import comparable, take_activation
 from anomaly_clip.commands.yaml_names import read_any_name
 from anomaly_clip.data.dataset import AnomalyData
-from anomaly_clip.errors import UserError, reason, user_errors
+from anomaly_clip.errors import UserError, user_errors
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.methods.evaluated import EvaluatedModule
 from anomaly_clip.progress import silence
+from anomaly_clip.recording.checkpointing import (
+    LastCheckpoint,
+    remove_leftovers,
+    save_atomically,
+)
 from anomaly_clip.recording.wandb_log import finish_wandb_run
 from anomaly_clip.recording.writer import RunWriter
 from anomaly_clip.records import HasLoaderNeeds, LoaderNeeds
@@ -55,6 +68,10 @@ __all__ = [
 
 UNREADABLE = 1
 """Exit code of a run that is done, but could not read some images."""
+OUTPUT = ("root", "name", "folder")
+"""Options of the output that decide where a run is written."""
+RUNS = "runs"
+"""Default of ``output.root``."""
 STEPS = {"validate": "validation_step", "test": "test_step", "predict": "predict_step"}
 """Method that a model must override to support a verb."""
 
@@ -108,10 +125,14 @@ def arrange(words: Sequence[str], resumes: bool = False) -> list[str]:
     checkpoint = _option(others, "--ckpt_path")
     is_enough = verb != "fit" or resumes
     if is_enough and checkpoint and not files and _option(others, "--model") is None:
+        if is_last(checkpoint):
+            root, name, folder = (_option(others, f"--output.{n}") for n in OUTPUT)
+            checkpoint = last_of_runs(verb, root or RUNS, name, folder)
+            others += ["--ckpt_path", checkpoint]
         # The results get their own run folder instead of the fit's.
         files = [
             "--config",
-            str(_config_of_fit(Path(checkpoint_file(checkpoint)))),
+            str(config_of_fit(Path(checkpoint_file(checkpoint)))),
             "--output.folder",
             "null",
         ]
@@ -126,23 +147,6 @@ def _option(words: Sequence[str], name: str) -> str | None:
         if word == name:
             return following
     return None
-
-
-def _missing_checkpoint(path: Path) -> UserError:
-    return UserError(f"--ckpt_path {path}: there is no such file; give a checkpoint of a fit")
-
-
-def _config_of_fit(checkpoint: Path) -> Path:
-    """Return the configuration of the fit that wrote a checkpoint."""
-    if not checkpoint.is_file():
-        raise _missing_checkpoint(checkpoint)
-    for folder in list(checkpoint.resolve().parents)[:2]:
-        if (folder / "config-fit.yaml").is_file():
-            return folder / "config-fit.yaml"
-    raise UserError(
-        f"--ckpt_path {checkpoint}: neither its folder nor the parent folder contains "
-        f"config-fit.yaml: give --config FILE"
-    )
 
 
 class RunLogger(CSVLogger):
@@ -233,8 +237,18 @@ class ExperimentCLI(LightningCLI):
         """
         self.config = parser.parse_args(cast("list[str]", args))
         options = self.config[self._verb]
-        if options.get("ckpt_path"):
-            options["ckpt_path"] = checkpoint_file(str(options["ckpt_path"]))
+        value = options.get("ckpt_path")
+        if value and is_last(str(value)):
+            root, name, folder = (options["output"][n] for n in OUTPUT)
+            name = name or self._name_of_config(options)
+            options["ckpt_path"] = last_of_runs(self._verb, root, name, folder)
+        elif value:
+            options["ckpt_path"] = checkpoint_file(str(value))
+
+    @staticmethod
+    def _name_of_config(options: Namespace) -> str:
+        files = options.get("config") or []
+        return Path(str(files[0])).stem if files else "run"
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer, and pass the complete configuration to the run writer."""
@@ -247,7 +261,7 @@ class ExperimentCLI(LightningCLI):
         files = [str(file) for file in config.get("config") or []]
         writer = self.writer
         if writer.name is None:
-            writer.name = config["output"]["name"] = Path(files[0]).stem if files else "run"
+            writer.name = config["output"]["name"] = self._name_of_config(config)
         writer.config = self._parser(verb).dump(config, skip_none=False)
         writer.sources = f"{', '.join(files) or 'no file'} + {self._num_overrides} overrides"
         seed = config["seed_everything"]
@@ -263,8 +277,7 @@ class ExperimentCLI(LightningCLI):
         if verb == "fit" and not any(isinstance(c, ModelCheckpoint) for c in callbacks):
             # Always the same file name; Lightning's default name contains epoch and step.
             keeps = config["trainer"]["enable_checkpointing"] is not False
-            last = ModelCheckpoint(filename="last", enable_version_counter=False)
-            callbacks += [last] if keeps else []
+            callbacks += [LastCheckpoint(writer.checkpoint_every_n_steps)] if keeps else []
         if verb == "fit":
             callbacks.append(LastStep())
         kwargs["callbacks"] = callbacks
@@ -276,13 +289,17 @@ class ExperimentCLI(LightningCLI):
         if needs is not None and needs.single_pass and config["trainer"]["max_epochs"] is None:
             kwargs["max_epochs"] = 1
         trainer = super().instantiate_trainer(**kwargs)
+        save_atomically(trainer)
         if verb == "fit" and self._resumed is not None:
             path, checkpoint = self._resumed
+            remove_leftovers(Path(path).parent)
             method = type(self.model).__name__
             check_resumable(path, checkpoint, needs or LoaderNeeds(), method, trainer)
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(writer.folder / "checkpoints")
+            if isinstance(callback, ModelCheckpoint):
+                remove_leftovers(Path(str(callback.dirpath)))
         return trainer
 
     def _parse_ckpt_path(self) -> None:
@@ -297,7 +314,7 @@ class ExperimentCLI(LightningCLI):
         path = config.get("ckpt_path")
         if not path or not Path(path).is_file():
             return  # _check_verb reports a missing file
-        checkpoint = _read_checkpoint(Path(path))
+        checkpoint = read_checkpoint(Path(path))
         self._fit_record = {
             name: checkpoint[name] for name in ("fitted_images", "bit_depth") if name in checkpoint
         }
@@ -351,7 +368,7 @@ class ExperimentCLI(LightningCLI):
         elif verb != "fit" and not is_overridden(STEPS[verb], self.model):
             raise UserError(f"{name} scores no images: use fit")
         if path is not None and not Path(path).is_file():
-            raise _missing_checkpoint(Path(path))
+            raise missing_checkpoint(Path(path))
 
     def _check_method(self, method: EvaluatedModule, verb: str, path: str | None) -> None:
         name = type(method).__name__
@@ -427,31 +444,15 @@ def class_of_checkpoint(path: Path) -> type[LightningModule]:
         UserError: If the class cannot be determined.
     """
     if not path.is_file():
-        raise _missing_checkpoint(path)
-    name = _read_checkpoint(path).get("hyper_parameters", {}).get("_class_path")
+        raise missing_checkpoint(path)
+    name = read_checkpoint(path).get("hyper_parameters", {}).get("_class_path")
     if name is None:  # written by Python code, without the command line
-        config = yaml.safe_load(_config_of_fit(path).read_text(encoding="utf-8"))
+        config = yaml.safe_load(config_of_fit(path).read_text(encoding="utf-8"))
         name = config["model"]["class_path"]
     kind = _class_of(name)
     assert isinstance(kind, type)
     assert issubclass(kind, LightningModule)
     return kind
-
-
-def _read_checkpoint(path: Path) -> dict[str, Any]:
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and torch raise many exception types
-        raise UserError(
-            f"--ckpt_path {path}: not a checkpoint that can be read safely ({reason(error)}): give "
-            f"one that fit has written"
-        ) from None
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise UserError(
-            f"--ckpt_path {path}: not a checkpoint of a fit, as it has no state_dict: give one "
-            f"that fit has written"
-        )
-    return checkpoint
 
 
 def known_options() -> list[str]:
