@@ -48,7 +48,7 @@ from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.methods.evaluated import EvaluatedModule
 from anomaly_clip.progress import silence
 from anomaly_clip.recording.checkpointing import (
-    LastCheckpoint,
+    last_checkpoint_of,
     remove_leftovers,
     save_atomically,
 )
@@ -274,11 +274,9 @@ class ExperimentCLI(LightningCLI):
         silence(not shows_progress)
         if shows_progress and not any(isinstance(callback, ProgressBar) for callback in callbacks):
             callbacks.append(progress_of_loops())
-        if verb == "fit" and not any(isinstance(c, ModelCheckpoint) for c in callbacks):
-            # Always the same file name; Lightning's default name contains epoch and step.
-            keeps = config["trainer"]["enable_checkpointing"] is not False
-            callbacks += [LastCheckpoint(writer.checkpoint_every_n_steps)] if keeps else []
         if verb == "fit":
+            keeps = config["trainer"]["enable_checkpointing"] is not False
+            callbacks += last_checkpoint_of(callbacks, writer.checkpoint_every_n_steps, keeps)
             callbacks.append(LastStep())
         kwargs["callbacks"] = callbacks
         if verb != "fit":  # nothing is saved, whatever the configuration of the fit requests

@@ -1,30 +1,42 @@
-"""Checkpoints: written beside their target and renamed, at chosen steps, without leftovers."""
+"""Checkpoints: written next to their target and renamed, at chosen steps, without leftovers."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 
 from anomaly_clip.errors import check_at_least
 from anomaly_clip.files import atomic_path, leftovers
+from anomaly_clip.progress import say
 from anomaly_clip.records import needs_of
 
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["AtomicCheckpointIO", "LastCheckpoint", "remove_leftovers", "save_atomically"]
+__all__ = [
+    "AtomicCheckpointIO",
+    "LastCheckpoint",
+    "last_checkpoint_of",
+    "remove_leftovers",
+    "save_atomically",
+]
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk, a quota or a limit on the size of files that is full."""
+OPTION = "output.checkpoint_every_n_steps"
 LAST = "last"
 """Name of the checkpoint without its suffix."""
 
@@ -60,23 +72,36 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         torch.save(checkpoint, content)
         target = Path(str(path).removeprefix("file://"))
         remove_leftovers(target.parent, target.name)
-        with contextlib.ExitStack() as stack, atomic_path(target) as temporary:
-            file = stack.enter_context(_open_locked(temporary))
-            file.write(content.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())  # or a power failure could leave the new name without content
-            if sys.platform == "win32":  # an open file cannot be renamed there
-                file.close()
+        try:
+            _write(content, target)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            full = OSError(
+                f"{target}: {error.strerror}: this checkpoint is not saved, and an earlier one is "
+                f"unchanged: free space, or choose another --output.root"
+            )
+            full.errno = error.errno
+            raise full from None
+
+
+def _write(content: io.BytesIO, target: Path) -> None:
+    with contextlib.ExitStack() as stack, atomic_path(target) as temporary:
+        file = stack.enter_context(_open_locked(temporary))
+        file.write(content.getbuffer())
+        file.flush()
+        os.fsync(file.fileno())  # or a power failure could leave the new name without content
+        if sys.platform == "win32":  # an open file cannot be renamed there
+            file.close()
 
 
 def save_atomically(trainer: Trainer) -> None:
     """Let a trainer save with :class:`AtomicCheckpointIO`, unless it has another class for it."""
-    writer = trainer.strategy.checkpoint_io
-    if isinstance(writer, _WrappingCheckpointIO):  # such as AsyncCheckpointIO
-        if type(writer.checkpoint_io) in (TorchCheckpointIO, type(None)):
-            writer.checkpoint_io = AtomicCheckpointIO()
-    elif type(writer) is TorchCheckpointIO:
-        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+    owner: Any = trainer.strategy
+    while isinstance(owner.checkpoint_io, _WrappingCheckpointIO):  # such as AsyncCheckpointIO
+        owner = owner.checkpoint_io
+    if type(owner.checkpoint_io) is TorchCheckpointIO:
+        owner._checkpoint_io = AtomicCheckpointIO()
 
 
 def remove_leftovers(folder: Path, name: str = "*.ckpt") -> None:
@@ -128,7 +153,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     def __init__(self, every_n_steps: int | None = None) -> None:
         if every_n_steps is not None:
-            check_at_least("output.checkpoint_every_n_steps", every_n_steps, 1)
+            check_at_least(OPTION, every_n_steps, 1)
         super().__init__(filename=LAST, enable_version_counter=False)
         self.every_n_steps = every_n_steps
 
@@ -179,3 +204,27 @@ class LastCheckpoint(ModelCheckpoint):
             super().on_train_epoch_end(trainer, pl_module)
         else:
             self._save_if_due(trainer)
+
+
+def last_checkpoint_of(
+    callbacks: Sequence[Callback], every_n_steps: int | None, keeps: bool
+) -> list[LastCheckpoint]:
+    """Return the callback that keeps ``last.ckpt``; none if a fit has its own, or keeps nothing.
+
+    Args:
+        callbacks: Callbacks of the user.
+        every_n_steps: See :class:`LastCheckpoint`.
+        keeps: Whether the fit keeps checkpoints.
+
+    Raises:
+        ValueError: If the number of steps is below 1.
+    """
+    last = LastCheckpoint(every_n_steps)
+    if not any(isinstance(callback, ModelCheckpoint) for callback in callbacks):
+        return [last] if keeps else []
+    if every_n_steps is not None:
+        say(
+            f"{OPTION} has no effect, as trainer.callbacks has a ModelCheckpoint: set its "
+            f"every_n_train_steps"
+        )
+    return []

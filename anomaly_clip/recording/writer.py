@@ -276,6 +276,8 @@ class RunWriter(Callback):
             return
         MapStore(self._scratch).clear()
         results = {p.name for p in self.folder.iterdir()} - {"logs"}
+        if not any(self.folder.glob("checkpoints/*")):  # the first save has failed
+            results.discard("checkpoints")
         if not self._existed and all(name.startswith("config-") for name in results):
             shutil.rmtree(self.folder, ignore_errors=True)
             self._folder = None
