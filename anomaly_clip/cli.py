@@ -180,11 +180,16 @@ def _answer(words: list[str]) -> int:
         return _complain(_unknown_verb(verb))
     if verb != "configs" and (sys.stderr.isatty() or {"-h", "--help"} & set(words)):
         print("loading ...", file=sys.stderr)  # the libraries take some seconds
+    from anomaly_clip.commands.process_failure import ProcessFailure, let_first_process_report
     from anomaly_clip.errors import UserError
 
     try:
         return _run(words)
+    except ProcessFailure as failure:
+        return failure.report(with_traceback)
     except UserError as error:
+        if let_first_process_report():
+            return USAGE_ERROR
         if with_traceback:
             raise
         return _complain(str(error))

@@ -19,13 +19,12 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 # Short class names on the command line require that the classes are imported before parsing.
 import anomaly_clip.data
 import anomaly_clip.methods  # noqa: F401
-from anomaly_clip.callbacks import progress_of_loops
+from anomaly_clip.callbacks import BatchNormStatistics, progress_of_loops
 from anomaly_clip.commands.checkpoint_option import (
     check_resumable,
     checkpoint_file,
@@ -40,6 +39,7 @@ from anomaly_clip.commands.configs import expand_configs
 from anomaly_clip.commands.interruption import advise, stop_if_interrupted
 from anomaly_clip.commands.last_step import LastStep, last_checkpoint
 from anomaly_clip.commands.option_parser import OptionParser
+from anomaly_clip.commands.process_failure import report_once
 from anomaly_clip.commands.saved_settings import comparable, take_activation
 from anomaly_clip.commands.yaml_names import read_any_name
 from anomaly_clip.data.dataset import AnomalyData
@@ -52,6 +52,7 @@ from anomaly_clip.recording.checkpointing import (
     remove_leftovers,
     save_atomically,
 )
+from anomaly_clip.recording.run_log import RunLogger
 from anomaly_clip.recording.wandb_log import finish_wandb_run
 from anomaly_clip.recording.writer import RunWriter
 from anomaly_clip.records import HasLoaderNeeds, LoaderNeeds
@@ -147,27 +148,6 @@ def _option(words: Sequence[str], name: str) -> str | None:
         if word == name:
             return following
     return None
-
-
-class RunLogger(CSVLogger):
-    """Lightning's CSV logger for the run folder; the folder is created on first use."""
-
-    def __init__(self, writer: RunWriter, verb: str) -> None:
-        super().__init__(save_dir=writer.root)
-        self._writer = writer
-        self._verb = verb
-
-    @property
-    def root_dir(self) -> str:
-        """Run folder."""
-        return str(self._writer.folder)
-
-    @property
-    def log_dir(self) -> str:
-        """Folder of the log."""
-        logs = self._writer.folder / "logs"
-        # Several verbs may log into a folder that the user has chosen.
-        return str(logs if self._writer.requested_folder is None else logs / self._verb)
 
 
 def _json(value: Any) -> str:
@@ -277,7 +257,7 @@ class ExperimentCLI(LightningCLI):
         if verb == "fit":
             keeps = config["trainer"]["enable_checkpointing"] is not False
             callbacks += last_checkpoint_of(callbacks, writer.checkpoint_every_n_steps, keeps)
-            callbacks.append(LastStep())
+            callbacks += [LastStep(), BatchNormStatistics()]
         kwargs["callbacks"] = callbacks
         if verb != "fit":  # nothing is saved, whatever the configuration of the fit requests
             warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need.*")
@@ -393,8 +373,16 @@ class ExperimentCLI(LightningCLI):
         self._is_fitted = True
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run the verb; after a signal, raise ``Interrupted`` with the way to continue."""
-        with advise(self._next_command):
+        """Run the verb; after a signal, raise ``Interrupted`` with the way to continue.
+
+        Raises:
+            ProcessFailure: If one of several processes fails.
+        """
+        with (
+            report_once(self.trainer, self.writer.abandon),
+            user_errors(known_options),
+            advise(self._next_command),
+        ):
             super()._run_subcommand(subcommand)
             stop_if_interrupted()
 
