@@ -36,6 +36,7 @@ from anomaly_clip.commands.checkpoint_option import (
     read_checkpoint,
 )
 from anomaly_clip.commands.configs import expand_configs
+from anomaly_clip.commands.divergence import FiniteValues
 from anomaly_clip.commands.interruption import advise, stop_if_interrupted
 from anomaly_clip.commands.last_step import LastStep, last_checkpoint
 from anomaly_clip.commands.option_parser import OptionParser
@@ -257,7 +258,7 @@ class ExperimentCLI(LightningCLI):
         if verb == "fit":
             keeps = config["trainer"]["enable_checkpointing"] is not False
             callbacks += last_checkpoint_of(callbacks, writer.checkpoint_every_n_steps, keeps)
-            callbacks += [LastStep(), BatchNormStatistics()]
+            callbacks += [FiniteValues(), LastStep(), BatchNormStatistics()]
         kwargs["callbacks"] = callbacks
         if verb != "fit":  # nothing is saved, whatever the configuration of the fit requests
             warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need.*")
