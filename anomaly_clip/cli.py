@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from anomaly_clip import __version__
+from anomaly_clip.cache_files import forget_warnings
 from anomaly_clip.files import ESCAPING, printable
 
 __all__ = ["main"]
@@ -64,6 +65,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     from anomaly_clip.commands.interruption import Interrupted, advise, handle_signals
 
+    forget_warnings()
     words = list(sys.argv[1:] if args is None else args)
     with _any_text_printed(), _quiet_pipes(), _short_warnings():
         try:

@@ -25,12 +25,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from anomaly_clip.cli import main
-from anomaly_clip.recording.checkpointing import (
+from anomaly_clip.recording.checkpoint_io import (
     AtomicCheckpointIO,
-    LastCheckpoint,
     remove_leftovers,
     save_atomically,
 )
+from anomaly_clip.recording.checkpointing import LastCheckpoint
 from anomaly_clip.records import LoaderNeeds
 
 LAST = "checkpoints/last.ckpt"

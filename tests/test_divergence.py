@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from anomaly_clip.cli import main
 from anomaly_clip.commands.divergence import FiniteValues
-from anomaly_clip.commands.divergence_message import not_finite
+from anomaly_clip.commands.finite_tensors import not_finite
 from anomaly_clip.errors import Diverged
 
 NAN, INF = float("nan"), float("inf")

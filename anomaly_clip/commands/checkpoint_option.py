@@ -7,11 +7,10 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-import torch
 from lightning.pytorch import Trainer
 
 from anomaly_clip.commands.last_step import LAST
-from anomaly_clip.errors import UserError, reason
+from anomaly_clip.errors import UserError
 from anomaly_clip.methods.evaluated import reached_limit
 from anomaly_clip.progress import say
 from anomaly_clip.records import LoaderNeeds
@@ -24,7 +23,6 @@ __all__ = [
     "is_last",
     "last_of_runs",
     "missing_checkpoint",
-    "read_checkpoint",
 ]
 
 SHOWN = 5  # checkpoints of a folder in a message
@@ -218,24 +216,3 @@ def config_of_fit(checkpoint: Path) -> Path:
         f"--ckpt_path {checkpoint}: neither its folder nor the parent folder contains "
         f"config-fit.yaml: give --config FILE"
     )
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Return the content of a checkpoint, on the CPU.
-
-    Raises:
-        UserError: If it is not a checkpoint that can be read without running code.
-    """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and torch raise many exception types
-        raise UserError(
-            f"--ckpt_path {path}: not a checkpoint that can be read safely ({reason(error)}): give "
-            f"one that fit has written"
-        ) from None
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise UserError(
-            f"--ckpt_path {path}: not a checkpoint of a fit, as it has no state_dict: give one "
-            f"that fit has written"
-        )
-    return checkpoint

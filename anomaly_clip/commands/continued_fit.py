@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from anomaly_clip.commands.batch import DryRunCLI, run_verb
-from anomaly_clip.commands.divergence_message import not_finite
 from anomaly_clip.commands.experiment import known_options
+from anomaly_clip.commands.finite_tensors import not_finite
 from anomaly_clip.commands.last_step import LAST
 from anomaly_clip.errors import UserError, reason, user_errors
 from anomaly_clip.files import write_csv

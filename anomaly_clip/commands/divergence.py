@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,21 @@ import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor, nn
+from torch import Tensor
 
-from anomaly_clip.backbones.frozen import FrozenBackbone
 from anomaly_clip.commands.divergence_message import (
     WatchedStep,
     failure_of_step,
     listed,
-    not_finite,
     way_out,
+)
+from anomaly_clip.commands.finite_tensors import (
+    buffers,
+    frozen_prefixes,
+    has_no_nan,
+    not_finite,
+    optimizer_state,
+    running_statistics,
 )
 from anomaly_clip.commands.interruption import Interrupted
 from anomaly_clip.commands.last_step import last_checkpoint
@@ -71,9 +77,9 @@ class FiniteValues(Callback):
         self.__init__()  # type: ignore[misc]
         self._single_pass = needs_of(trainer).single_pass
         self._infinite_buffers = {
-            name for name in not_finite(_buffers(pl_module)) if _has_no_nan(pl_module, name)
+            name for name in not_finite(buffers(pl_module)) if has_no_nan(pl_module, name)
         }
-        tensors = dict(pl_module.named_parameters()) | dict(_running_statistics(pl_module))
+        tensors = dict(pl_module.named_parameters()) | dict(running_statistics(pl_module))
         wrong = not_finite(tensors)
         if wrong:
             path = trainer.ckpt_path
@@ -239,18 +245,18 @@ class FiniteValues(Callback):
 
     def _wrong_values(self, trainer: Trainer, module: LightningModule) -> list[str]:
         """Return the names of weights, buffers and optimiser states that are not finite."""
-        frozen = _frozen_prefixes(module)
+        frozen = frozen_prefixes(module)
         tensors = {
             name: tensor
-            for name, tensor in [*module.named_parameters(), *_buffers(module).items()]
+            for name, tensor in [*module.named_parameters(), *buffers(module).items()]
             if not name.startswith(frozen) or tensor.requires_grad
         }
         wrong = [
             name
             for name in not_finite(tensors)
-            if name not in self._infinite_buffers or not _has_no_nan(module, name)
+            if name not in self._infinite_buffers or not has_no_nan(module, name)
         ]
-        return wrong or not_finite(_optimizer_state(trainer, module))
+        return wrong or not_finite(optimizer_state(trainer, module))
 
     def _agree(self, trainer: Trainer) -> None:
         """Stop if a process has found a value that is not finite; all processes stop together.
@@ -317,44 +323,6 @@ def _saves_weights_only(callback: object, step: int | None = None) -> bool:
         return False
     every = callback._every_n_train_steps
     return step is None or (every > 0 and step % every == 0)
-
-
-def _buffers(module: nn.Module) -> dict[str, Tensor]:
-    """Return the buffers that a checkpoint holds; others, such as attention masks, may be -inf."""
-    state = module.state_dict(keep_vars=True)
-    return {name: tensor for name, tensor in module.named_buffers() if name in state}
-
-
-def _running_statistics(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the running statistics of normalisation layers."""
-    for name, layer in module.named_modules():
-        if isinstance(layer, nn.modules.batchnorm._NormBase):
-            for key, buffer in layer.named_buffers(recurse=False):
-                yield f"{name}.{key}", buffer
-
-
-def _has_no_nan(module: nn.Module, name: str) -> bool:
-    tensors = dict(module.named_buffers())
-    return name in tensors and not bool(tensors[name].isnan().any())
-
-
-def _frozen_prefixes(module: nn.Module) -> tuple[str, ...]:
-    """Return the beginnings of the names in frozen backbones, which are checked when loaded."""
-    return tuple(
-        f"{name}." for name, part in module.named_modules() if isinstance(part, FrozenBackbone)
-    )
-
-
-def _optimizer_state(trainer: Trainer, module: LightningModule) -> dict[str, Tensor]:
-    """Return those tensors of the optimisers that have the shape of their weight."""
-    names: dict[Tensor, str] = {weight: name for name, weight in module.named_parameters()}
-    return {
-        f"{key} of {names.get(parameter, 'a weight')} in the optimiser": value
-        for optimizer in trainer.optimizers
-        for parameter, state in optimizer.state.items()
-        for key, value in state.items()
-        if isinstance(value, Tensor) and value.shape == parameter.shape
-    }
 
 
 def _step_of(file: Path) -> int:

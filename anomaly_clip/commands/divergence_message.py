@@ -10,10 +10,11 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from anomaly_clip.commands.finite_tensors import not_finite
 from anomaly_clip.methods.evaluated import EvaluatedModule
 from anomaly_clip.records import needs_of, source_of
 
-__all__ = ["WatchedStep", "failure_of_step", "listed", "not_finite", "way_out"]
+__all__ = ["WatchedStep", "failure_of_step", "listed", "way_out"]
 
 SHOWN = 3
 """Images and tensors named in a message."""
@@ -32,38 +33,6 @@ class WatchedStep(NamedTuple):
     """bool ``()``."""
     done: torch.cuda.Event | None
     """Recorded on a GPU after the check."""
-
-
-def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Return the names of tensors with NaN or infinite values.
-
-    Args:
-        tensors: Tensors by name, of any shape and type; the device is asked once.
-
-    Example:
-        >>> import torch
-        >>> from anomaly_clip.commands.divergence_message import not_finite
-        >>> not_finite({"a": torch.ones(2), "b": torch.tensor([1.0, torch.inf])})
-        ['b']
-    """
-    flags: dict[torch.device, list[tuple[str, Tensor]]] = {}
-    for name, tensor in tensors.items():
-        values = tensor.detach()
-        if values.is_complex():
-            values = torch.view_as_real(values)
-        if not values.is_floating_point() or not values.numel():
-            continue
-        if values.layout != torch.strided:
-            values = values.coalesce().values()
-        if values.itemsize < 2:
-            values = values.float()
-        flag = torch.stack(values.aminmax()).isfinite().all()
-        flags.setdefault(flag.device, []).append((name, flag))
-    wrong = set()
-    for pairs in flags.values():
-        finite = torch.stack([flag for _, flag in pairs]).tolist()
-        wrong |= {name for (name, _), is_finite in zip(pairs, finite, strict=True) if not is_finite}
-    return [name for name in tensors if name in wrong]
 
 
 def failure_of_step(trainer: Trainer, step: WatchedStep) -> str:

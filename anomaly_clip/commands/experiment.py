@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import rich
-import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
@@ -25,6 +24,11 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 import anomaly_clip.data
 import anomaly_clip.methods  # noqa: F401
 from anomaly_clip.callbacks import BatchNormStatistics, progress_of_loops
+from anomaly_clip.commands.checkpoint_content import (
+    damage_explained,
+    method_class,
+    read_checkpoint,
+)
 from anomaly_clip.commands.checkpoint_option import (
     check_resumable,
     checkpoint_file,
@@ -33,10 +37,10 @@ from anomaly_clip.commands.checkpoint_option import (
     is_last,
     last_of_runs,
     missing_checkpoint,
-    read_checkpoint,
 )
 from anomaly_clip.commands.configs import expand_configs
 from anomaly_clip.commands.divergence import FiniteValues
+from anomaly_clip.commands.foreign_code import check_found_config, class_in_config
 from anomaly_clip.commands.interruption import advise, stop_if_interrupted
 from anomaly_clip.commands.last_step import LastStep, last_checkpoint
 from anomaly_clip.commands.option_parser import OptionParser
@@ -48,11 +52,8 @@ from anomaly_clip.errors import UserError, user_errors
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.methods.evaluated import EvaluatedModule
 from anomaly_clip.progress import silence
-from anomaly_clip.recording.checkpointing import (
-    last_checkpoint_of,
-    remove_leftovers,
-    save_atomically,
-)
+from anomaly_clip.recording.checkpoint_io import remove_leftovers, save_atomically
+from anomaly_clip.recording.checkpointing import last_checkpoint_of
 from anomaly_clip.recording.run_log import RunLogger
 from anomaly_clip.recording.wandb_log import finish_wandb_run
 from anomaly_clip.recording.writer import RunWriter
@@ -132,12 +133,9 @@ def arrange(words: Sequence[str], resumes: bool = False) -> list[str]:
             checkpoint = last_of_runs(verb, root or RUNS, name, folder)
             others += ["--ckpt_path", checkpoint]
         # The results get their own run folder instead of the fit's.
-        files = [
-            "--config",
-            str(config_of_fit(Path(checkpoint_file(checkpoint)))),
-            "--output.folder",
-            "null",
-        ]
+        config = config_of_fit(Path(checkpoint_file(checkpoint)))
+        check_found_config(config)
+        files = ["--config", str(config), "--output.folder", "null"]
     return [verb, *files, *others]
 
 
@@ -282,6 +280,11 @@ class ExperimentCLI(LightningCLI):
         return trainer
 
     def _parse_ckpt_path(self) -> None:
+        """Check the checkpoint; see :meth:`_compare_with_checkpoint`."""
+        with damage_explained(self.config[self.config.subcommand].get("ckpt_path"), None):
+            self._compare_with_checkpoint()
+
+    def _compare_with_checkpoint(self) -> None:
         """Check that the requested model is that of the checkpoint.
 
         Lightning would silently use the model settings of the checkpoint.
@@ -379,10 +382,12 @@ class ExperimentCLI(LightningCLI):
         Raises:
             ProcessFailure: If one of several processes fails.
         """
+        path = self._get(self.config, "ckpt_path")
         with (
             report_once(self.trainer, self.writer.abandon),
             user_errors(known_options),
             advise(self._next_command),
+            damage_explained(path, self.model),
         ):
             super()._run_subcommand(subcommand)
             stop_if_interrupted()
@@ -433,13 +438,10 @@ def class_of_checkpoint(path: Path) -> type[LightningModule]:
     if not path.is_file():
         raise missing_checkpoint(path)
     name = read_checkpoint(path).get("hyper_parameters", {}).get("_class_path")
-    if name is None:  # written by Python code, without the command line
-        config = yaml.safe_load(config_of_fit(path).read_text(encoding="utf-8"))
-        name = config["model"]["class_path"]
-    kind = _class_of(name)
-    assert isinstance(kind, type)
-    assert issubclass(kind, LightningModule)
-    return kind
+    if name is not None:
+        return method_class(name, path, "its _class_path")
+    file = config_of_fit(path)  # written by Python code, without the command line
+    return method_class(class_in_config(file), path, f"the class in {file}")
 
 
 def known_options() -> list[str]:

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import ArgumentError
+
+from anomaly_clip.commands.checkpoint_content import DAMAGE
 from anomaly_clip.commands.checkpoint_option import checkpoint_file, is_last, last_of_runs
 from anomaly_clip.commands.experiment import RUNS, class_of_checkpoint, quieten
 from anomaly_clip.errors import UserError, reason, user_errors
@@ -49,8 +52,14 @@ def run_export(words: Sequence[str]) -> int:
     with user_errors():
         try:
             method: Any = kind.load_from_checkpoint(options.ckpt_path, map_location="cpu")
-        except (KeyError, RuntimeError) as error:
-            raise UserError(f"--ckpt_path {options.ckpt_path}: {reason(error)}") from None
+        except (*DAMAGE, ArgumentError) as error:
+            if not kind.__module__.startswith("anomaly_clip."):
+                raise
+            cause = f"{type(error).__name__}: {reason(error).rstrip(' .:')}"
+            raise UserError(
+                f"--ckpt_path {options.ckpt_path}: the checkpoint does not fit {kind.__name__}, or "
+                f"is damaged ({cause}): give one that fit has written"
+            ) from None
     assert isinstance(method, Exporter)
     target = options.folder or Path()
     with tempfile.TemporaryDirectory() as scratch:

@@ -210,7 +210,7 @@ def _read_curves(file: Path) -> dict[str, Curves]:
             category: {key: _parse_curve(curves[key]) for key in CURVES if key in curves}
             for category, curves in read_object(file).items()
         }
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{file}: damaged ({error}): {REPEAT_TEST}") from None
 
 
@@ -249,7 +249,7 @@ def _read_gallery(part: Path, folder: Path) -> list[GalleryImage]:
                     full.relative_to(folder).as_posix() if entry["full"] else None,
                 )
             )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, OSError) as error:
         raise UserError(f"{file}: damaged ({error}): {REPEAT_TEST}") from None
     return images
 
