@@ -11,7 +11,6 @@ import numpy as np
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from rich.console import Console
 from torch import Tensor
 
 from anomaly_clip.data.dataset import AnomalyData
@@ -21,7 +20,7 @@ from anomaly_clip.files import atomic_path, printable, write_csv, write_json
 from anomaly_clip.methods.evaluated import EvaluatedModule, Exporter, FeatureSource, data_module
 from anomaly_clip.metrics.curves import CURVES_FILE
 from anomaly_clip.metrics.evaluator import Results
-from anomaly_clip.progress import number_of, say, track
+from anomaly_clip.progress import number_of, say, show_table, track
 from anomaly_clip.recording.gallery import MAP_SIDE, draw_gallery
 from anomaly_clip.recording.image_records import ImageRecords
 from anomaly_clip.recording.map_images import draw_map_images
@@ -364,7 +363,7 @@ class RunWriter(Callback):
         for remark in remarks:
             if remark is not None:
                 title += f"\n{remark}"
-        Console().print(
+        show_table(
             build_table(results, title, counts, _is_random(method), weights_remark(method.weights))
         )
 
