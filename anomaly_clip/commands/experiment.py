@@ -256,7 +256,8 @@ class ExperimentCLI(LightningCLI):
         if verb == "fit":
             keeps = config["trainer"]["enable_checkpointing"] is not False
             callbacks += last_checkpoint_of(callbacks, writer.checkpoint_every_n_steps, keeps)
-            callbacks += [FiniteValues(), LastStep(), BatchNormStatistics()]
+            callbacks += [FiniteValues(), BatchNormStatistics()]
+        callbacks.append(LastStep())
         kwargs["callbacks"] = callbacks
         if verb != "fit":  # nothing is saved, whatever the configuration of the fit requests
             warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need.*")
