@@ -8,7 +8,7 @@ no number that is computed with. All of these end in a :class:`DocumentError`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import yaml
@@ -46,6 +46,7 @@ def check_yaml_limits(text: str) -> None:
     """
     if not any(mark in text for mark in "*[{-?:"):  # a single value
         return
+    text = text.encode("utf-8", "replace").decode()  # names of files may contain surrogates
     try:
         _check_events(text, getattr(yaml, "CBaseLoader", yaml.BaseLoader))
     except DocumentError:
@@ -94,11 +95,18 @@ def load_json(
     Raises:
         ValueError: If it is not valid or exceeds a limit.
     """
+    hook = {} if object_pairs_hook is None else {"object_pairs_hook": object_pairs_hook}
     try:
-        content = json.loads(text, parse_int=_integer, object_pairs_hook=object_pairs_hook)
+        content = json.loads(text, **hook)
+    except json.JSONDecodeError:
+        raise
     except RecursionError:
         raise DocumentError(f"it is nested more than {MAX_DEPTH} levels deep") from None
-    _check_depth(content)
+    except ValueError as error:  # Python itself refuses integers of thousands of digits
+        if "integer string conversion" in str(error):
+            raise DocumentError(f"a number has more than {MAX_DIGITS} digits") from None
+        raise
+    _check_json(content)
     return content
 
 
@@ -150,21 +158,18 @@ def _check_events(text: str, loader: type) -> None:
                 unfinished.discard(anchor)
 
 
-def _integer(digits: str) -> int:
-    if len(digits) > MAX_DIGITS:
-        raise DocumentError(f"a number has more than {MAX_DIGITS} digits")
-    return int(digits)
-
-
-def _check_depth(content: object) -> None:
+def _check_json(content: object) -> None:
+    """Check depth and numbers, level by level."""
     level, depth = [content], 0
     while level:
         if depth > MAX_DEPTH:
             raise DocumentError(f"it is nested more than {MAX_DEPTH} levels deep")
         inside: list[Any] = []
         for value in level:
-            if isinstance(value, Mapping):
-                inside += [v for v in value.values() if isinstance(v, Mapping | list)]
+            if isinstance(value, dict):
+                inside += value.values()
             elif isinstance(value, list):
-                inside += [v for v in value if isinstance(v, Mapping | list)]
+                inside += value
+            elif isinstance(value, int) and value.bit_length() > MAX_DIGITS * BITS_PER_DIGIT:
+                raise DocumentError(f"a number has more than {MAX_DIGITS} digits")
         level, depth = inside, depth + 1

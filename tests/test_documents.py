@@ -41,6 +41,7 @@ def test_ordinary_documents_are_loaded() -> None:
     assert load_yaml(text) == yaml.safe_load(text)
     long = "[" + ", ".join(["x"] * 200_000) + "]"  # what is written out has no limit
     check_yaml_limits(long)
+    check_yaml_limits("a: [pl\udce4nk]")  # a name of a file that is not UTF-8
     check_yaml_limits("a: [")  # not valid: its loader reports it
     with pytest.raises(yaml.YAMLError):
         load_yaml("a: [")
@@ -58,8 +59,10 @@ def test_values_that_do_not_fit_their_tags_are_refused(text: str) -> None:
 def test_json_within_limits() -> None:
     assert load_json('{"a": [1, -2, 1.5, null]}') == {"a": [1, -2, 1.5, None]}
     assert load_json("9" * 300) == int("9" * 300)
+    assert load_json("[" * MAX_DEPTH + "1" + "]" * MAX_DEPTH)
     for text, message in (
-        ("9" * 301, "more than 300 digits"),
+        ("9" * 400, "more than 300 digits"),
+        ('{"a": [-' + "9" * 400 + "]}", "more than 300 digits"),
         ("-" + "9" * 5000, "more than 300 digits"),
         ("[" * 150 + "]" * 150, "levels deep"),
         ('{"a":' * 100_000 + "1" + "}" * 100_000, "levels deep"),

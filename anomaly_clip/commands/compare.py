@@ -38,7 +38,7 @@ from anomaly_clip.methods.cnn_method import CNNMethod
 from anomaly_clip.methods.linear_probe import LinearProbe
 from anomaly_clip.metrics.classification import CLASS_METRICS
 from anomaly_clip.metrics.evaluator import MetricValues, uncertain_metrics, with_means
-from anomaly_clip.progress import say, track, wide_console
+from anomaly_clip.progress import say, show_table, track
 from anomaly_clip.report.metrics_table import heading, marked_percent
 from anomaly_clip.results.folder import METRICS_FILE, create_run_folder
 from anomaly_clip.results.warnings import RANDOM_WARNING, UNCERTAIN_WARNING, selection_warning
@@ -185,7 +185,7 @@ def _run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     rows = _comparison_rows(runs, common)
     _write_comparison(folder, runs, rows)
     table = _comparison_table(runs, rows)
-    wide_console(table).print(table)
+    show_table(table)
     with user_errors():
         for category in track(common, "drawing images"):
             draw_maps(folder, labels, category, options.pictures)

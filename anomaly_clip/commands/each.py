@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
 
 from anomaly_clip.commands.batch import (
     DryRunCLI,
@@ -36,7 +35,7 @@ from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.errors import UserError, user_errors
 from anomaly_clip.files import atomic_path, printable, readable, safe_name, write_json
 from anomaly_clip.methods.evaluated import EvaluatedModule
-from anomaly_clip.progress import say
+from anomaly_clip.progress import say, show_table
 from anomaly_clip.recording.wandb_log import wandb_group
 from anomaly_clip.report.metrics_table import build_table
 from anomaly_clip.report.page import PAGE, write_page
@@ -279,4 +278,4 @@ def _write_merged(
             title += f"\n{more.partition(';')[0]}"  # without deviations, which differ by category
     weights = run["weights"]
     remark = weights_remark(weights)
-    Console().print(build_table(results, title, counts, weights["random"], remark))
+    show_table(build_table(results, title, counts, weights["random"], remark))
