@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from processes import run_command
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -30,14 +31,19 @@ class Poison(Callback):
         hook: start: before the step. end: after it.
         name: Beginning of the tensors' names.
         value: The value.
+        rank: Process in which to do so; default: all.
     """
 
-    def __init__(self, at: int, hook: str, name: str, value: float = NAN) -> None:
-        self.at, self.hook, self.name, self.value = at, hook, name, value
+    def __init__(
+        self, at: int, hook: str, name: str, value: float = NAN, rank: int | None = None
+    ) -> None:
+        self.at, self.hook, self.name, self.value, self.rank = at, hook, name, value, rank
         self.steps = 0
 
     def _poison(self, hook: str, module: LightningModule, batch: Any) -> None:
         if hook != self.hook or self.steps != self.at:
+            return
+        if self.rank not in (None, module.global_rank):
             return
         tensors = dict(module.named_parameters()) | dict(module.named_buffers())
         if self.name == "trained":
@@ -347,3 +353,20 @@ def test_every_method_stops(
         assert not Path(f"{name}-{hook}").exists()
     for file in left:
         assert not not_finite(torch.load(file, weights_only=True)["state_dict"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["SimpleNet", "PaDiM"])
+def test_processes_stop_together(method: str, mvtec_root: Path) -> None:
+    """Only process 1 sees the image whose pixels are NaN."""
+    epochs = ["--trainer.max_epochs=3"] if method == "SimpleNet" else []
+    bad = [*poison(len(epochs), "start", "image"), "--trainer.callbacks.rank=1"]
+    ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2"]
+    done = run_command([*words(mvtec_root, method, *epochs), *ddp, *bad], processes=2)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 2, last
+    assert "the fit diverged in " in last
+    assert "their pixels are NaN or infinite" in last
+    assert done.stderr.count("the fit diverged") == 1
+    assert not list(Path("runs").rglob("last.ckpt"))
+    assert bool(list(Path("runs").rglob("finite-step-*.ckpt"))) == bool(epochs)
