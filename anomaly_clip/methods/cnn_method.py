@@ -291,7 +291,16 @@ class FittedMethod(CNNMethod, ABC):
             )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Allocate the buffers with the checkpoint's sizes; see the base class."""
+        """Allocate the buffers with the checkpoint's sizes; see the base class.
+
+        Raises:
+            ValueError: If a fit would resume, and so keep what was fitted before.
+        """
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            raise ValueError(
+                f"{type(self).__name__} is fitted in a single pass, which cannot be resumed: leave "
+                f"ckpt_path out to fit anew, not {self.trainer.ckpt_path}"
+            )
         super().on_load_checkpoint(checkpoint)
         for name in self.fitted_buffers:
             saved = checkpoint["state_dict"][name]
