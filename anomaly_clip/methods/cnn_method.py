@@ -22,7 +22,7 @@ from anomaly_clip.records import LoaderNeeds
 if TYPE_CHECKING:
     from anomaly_clip.data.dataset import AnomalyData
 
-__all__ = ["CNNMethod", "FittedMethod", "Select", "TrainedMethod", "extremes"]
+__all__ = ["CNNMethod", "FittedMethod", "Select", "TrainedMethod", "feature_sums"]
 
 Select = Literal["last", "best_test"]
 """Epoch that is tested: the last one, or the best on the test images."""
@@ -231,16 +231,17 @@ class TrainedMethod(CNNMethod, ABC):
         return {"select": select, "selected_epoch": self._chosen}
 
 
-def extremes(features: Tensor) -> Tensor:
-    """Return the lowest and highest value ``(B, 2)`` of each image's features ``(B, ...)``."""
-    return torch.stack(features.detach().flatten(1).aminmax(dim=1), dim=1)
+def feature_sums(features: Tensor) -> Tensor:
+    """Return the sum ``(B,)`` of each image's features ``(B, ...)``: finite if all of them are."""
+    dims = tuple(range(1, features.ndim))
+    return features.detach().sum(dim=dims, dtype=torch.promote_types(features.dtype, torch.float32))
 
 
 class FittedMethod(CNNMethod, ABC):
     """A method that is fitted in one pass over all normal images, without gradients.
 
-    A training step returns the :func:`extremes` of the images' features as ``features``. The
-    command line checks that they are finite.
+    A training step returns the :func:`feature_sums` of its images as ``features``. The command line
+    checks that they are finite.
 
     The fitted state is stored in buffers whose sizes are known only after the fit. When a
     checkpoint is loaded, the buffers take the sizes stored in it.
