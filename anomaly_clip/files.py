@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import glob
 import hashlib
 import json
 import os
@@ -23,6 +24,7 @@ __all__ = [
     "cache_folder",
     "cut_name",
     "json_text",
+    "leftovers",
     "name_bytes",
     "name_key",
     "printable",
@@ -73,9 +75,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix is kept because writers derive the format from it.
-    ending = f".{secrets.token_hex(4)}.tmp{path.suffix}"
-    stem = _first_bytes(path.stem, MAX_NAME_BYTES - len(name_bytes(ending)) - 1)
-    temporary = path.with_name(f".{stem}{ending}")
+    ending = f".{secrets.token_hex(HASH_DIGITS // 2)}.tmp{path.suffix}"
+    temporary = path.with_name(f".{_temporary_stem(path)}{ending}")
     try:
         yield temporary
         temporary.replace(path)
@@ -87,6 +88,25 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def leftovers(folder: Path, name: str) -> list[Path]:
+    """Return the temporary files of :func:`atomic_path` in a folder, sorted by name.
+
+    Args:
+        folder: The folder; none are found if it does not exist.
+        name: Name of the target, or a pattern.
+    """
+    target = Path(name)
+    digits = "[0-9a-f]" * HASH_DIGITS
+    stem = target.stem if "*" in name else glob.escape(_temporary_stem(target))
+    return sorted(folder.glob(f".{stem}.{digits}.tmp{target.suffix}"))
+
+
+def _temporary_stem(path: Path) -> str:
+    """Return the beginning of the name of a temporary file."""
+    ending = name_bytes(f".{'0' * HASH_DIGITS}.tmp{path.suffix}")
+    return _first_bytes(path.stem, MAX_NAME_BYTES - len(ending) - 1)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

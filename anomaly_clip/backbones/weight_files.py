@@ -41,6 +41,8 @@ MAX_SHOWN = 3
 MAX_UNPACKING = 20
 """Largest ratio of the unpacked size of an archive to its size."""
 SMALLEST_BOMB = 1 << 26  # bytes; less is unpacked whatever the ratio
+MAX_REPEATED_BYTES = 2**30
+"""Largest number of bytes that views of fewer stored values may add up to."""
 MIN_BYTES = 2  # of a number in weights that are not quantised
 
 AGAIN = "download or copy it again"
@@ -134,6 +136,7 @@ def check_floating(tensors: Mapping[str, Tensor]) -> None:
         WeightFileError: If one has another type, is sparse or without values, or contains NaN or
             infinite values.
     """
+    repeated = 0
     for key, value in tensors.items():
         if not value.is_floating_point() or value.itemsize < MIN_BYTES:
             raise WeightFileError(
@@ -150,7 +153,8 @@ def check_floating(tensors: Mapping[str, Tensor]) -> None:
                 f"its tensors have no values ({key} is on the device meta)",
                 "save the model after its weights are loaded, and give that file",
             )
-        if value.nbytes > value.untyped_storage().nbytes():
+        repeated += max(value.nbytes - value.untyped_storage().nbytes(), 0)
+        if repeated > MAX_REPEATED_BYTES:  # a small file may claim any amount of memory
             raise WeightFileError(
                 f"its tensors repeat their elements ({key} has {value.numel()} of them)",
                 "save them whole (tensor.clone()) and give that file",

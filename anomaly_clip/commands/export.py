@@ -11,8 +11,8 @@ from typing import Any
 from jsonargparse import ArgumentError
 
 from anomaly_clip.commands.checkpoint_content import DAMAGE
-from anomaly_clip.commands.checkpoint_option import checkpoint_file
-from anomaly_clip.commands.experiment import class_of_checkpoint, quieten
+from anomaly_clip.commands.checkpoint_option import checkpoint_file, is_last, last_of_runs
+from anomaly_clip.commands.experiment import RUNS, class_of_checkpoint, quieten
 from anomaly_clip.errors import UserError, reason, user_errors
 from anomaly_clip.methods.evaluated import Exporter
 
@@ -33,12 +33,15 @@ def run_export(words: Sequence[str]) -> int:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--ckpt_path", type=Path, required=True, help="checkpoint or folder of a fit"
+        "--ckpt_path", type=Path, required=True, help="checkpoint or folder of a fit, or last"
     )
     parser.add_argument("--folder", type=Path, help="output folder; default: the working directory")
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     options = parser.parse_args(list(words[1:]))
-    options.ckpt_path = Path(checkpoint_file(str(options.ckpt_path)))
+    value = str(options.ckpt_path)
+    is_word = is_last(value)
+    file = last_of_runs("export", RUNS, None, None) if is_word else checkpoint_file(value)
+    options.ckpt_path = Path(file)
     quieten()
     kind = class_of_checkpoint(options.ckpt_path)
     if not hasattr(kind, "export"):

@@ -69,6 +69,8 @@ class RunWriter(Callback):
         page: Whether to write report.html, with a gallery of the most informative images.
         stages: Whether drawings include the maps of a method's intermediate steps, if any.
         validation_pictures: Number of images drawn after each validation during fit.
+        checkpoint_every_n_steps: Steps of a fit between two saves of ``last.ckpt``, counted as
+            ``trainer.max_steps`` counts them; default: save after each epoch or validation.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class RunWriter(Callback):
         page: bool = True,
         stages: bool = False,
         validation_pictures: int = 6,
+        checkpoint_every_n_steps: int | None = None,
     ) -> None:
         self.root = Path(root).expanduser()
         self.name = name
@@ -89,6 +92,7 @@ class RunWriter(Callback):
         self.page = page
         self.stages = stages
         self._validation_images = ValidationImages(validation_pictures)
+        self.checkpoint_every_n_steps = checkpoint_every_n_steps
         self.config = ""
         """Complete configuration as YAML; set by the command line."""
         self.sources = "from Python"
@@ -271,6 +275,8 @@ class RunWriter(Callback):
             return
         MapStore(self._scratch).clear()
         results = {p.name for p in self.folder.iterdir()} - {"logs"}
+        if not any(self.folder.glob("checkpoints/*")):  # the first save has failed
+            results.discard("checkpoints")
         if not self._existed and all(name.startswith("config-") for name in results):
             shutil.rmtree(self.folder, ignore_errors=True)
             self._folder = None
