@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from anomaly_clip.backbones.frozen import FrozenBackbone
-from anomaly_clip.methods.evaluated import EvaluatedModule, Exporter
+from anomaly_clip.methods.evaluated import Exporter
 from anomaly_clip.testing import callbacks
 from anomaly_clip.testing.subject import Subject, class_path
 
@@ -191,8 +191,9 @@ def leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 def _frozen(subject: Subject) -> None:
     _fittable(subject)
+    subject.require(subject.scores, "is not a detector")
     has_one = isinstance(getattr(subject.built, "backbone", None), FrozenBackbone)
-    subject.require(has_one and issubclass(subject.kind, EvaluatedModule), "trains its backbone")
+    subject.require(has_one, "has no frozen backbone")
 
 
 def with_callback(subject: Subject, callback: type, **arguments: Any) -> dict[str, Any]:

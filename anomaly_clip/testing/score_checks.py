@@ -251,10 +251,17 @@ def memory_does_not_grow(subject: Subject) -> None:
     """Scoring batch after batch keeps no further tensors."""
     scorer = _scorer(subject)
     scorer.score()
-    before = _tensor_bytes()
-    for shift in range(1, 5):  # images that were not seen before
-        scorer.score(torch.roll(scorer.images, shift, dims=-1))
-    grown = _tensor_bytes() - before
+    gc.collect()
+    gc.freeze()  # from here on, get_objects returns new objects only
+    try:
+        used = []
+        for shift in range(1, 6):  # images that were not seen before
+            scorer.score(torch.roll(scorer.images, shift, dims=-1))
+            gc.collect()
+            used.append(_new_tensor_bytes())
+    finally:
+        gc.unfreeze()
+    grown = used[-1] - used[0]
     assert grown <= 0, f"four batches have left {grown:,} bytes of tensors in memory"
 
 
@@ -338,9 +345,8 @@ def _check_refused(call: Callable[[], object], what: str) -> None:
     assert message, f"the refusal of {what} has no message"
 
 
-def _tensor_bytes() -> int:
-    """Return the bytes of the storages of all tensors that are alive."""
-    gc.collect()
+def _new_tensor_bytes() -> int:
+    """Return the bytes of the storages of all tensors since the last ``gc.freeze``."""
     storages = {}
     for entry in gc.get_objects():
         # isinstance would ask lazy objects for their class, which imports and warns.

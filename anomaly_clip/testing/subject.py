@@ -101,7 +101,6 @@ class Subject:
         data_options: Options of the data module; see :func:`check_method`.
         trainer_options: Options of the trainer.
         half_precision_bound: See :func:`check_method`.
-        given: The instance that the caller has given, if any.
     """
 
     kind: type[LightningModule]
@@ -109,7 +108,6 @@ class Subject:
     data_options: dict[str, Any]
     trainer_options: dict[str, Any]
     half_precision_bound: float
-    given: LightningModule | None = None
     _number: int = field(default=0, init=False)
 
     @classmethod
@@ -127,7 +125,7 @@ class Subject:
         recorded = {} if instance is None else recorded_arguments(instance)
         options = plain({**recorded, **(arguments or {})})
         bound = half_precision_bound
-        return cls(kind, options, plain(data or {}), plain(trainer or {}), bound, instance)
+        return cls(kind, options, plain(data or {}), plain(trainer or {}), bound)
 
     # -- traits ----------------------------------------------------------------------------------
 
