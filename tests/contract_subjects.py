@@ -1,8 +1,12 @@
-"""All methods of the package in small, for the contract that each of them passes."""
+"""All methods of the package in small, for the contract that each of them passes.
+
+python tests/contract_subjects.py    run all checks, and renew the tables in docs/contract.md
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +19,16 @@ from lightning.pytorch import LightningModule
 from probe_runs import wafers
 
 from anomaly_clip import methods
-from anomaly_clip.testing import Check, check_method
+from anomaly_clip.testing import Check, Outcome, check_method, contract_table, run_checks
+
+PAGE = Path(__file__).parent.parent / "docs" / "contract.md"
+START = "<!-- Below: python tests/contract_subjects.py -->"
+MIDDLE = """\
+\\* starts processes of its own; `make contract` runs these, `make test` all others.
+
+## All methods
+
+Empty: the check does not apply, such as a fit for a zero-shot method."""
 
 SETTINGS = {"prompts": {"templates": ["a {}.", "the {}."]}}
 MOBILENET = {"name": "mobilenet_v3_small", "weights": "random"}
@@ -126,3 +139,32 @@ def _clip() -> str:
 @cache
 def _wafers() -> str:
     return str(wafers(Path(_folder().name) / "wafers", copies=6))
+
+
+def page(outcomes: Mapping[str, list[Outcome]]) -> str:
+    """Return ``docs/contract.md`` with the outcomes of all checks."""
+    text = PAGE.read_text(encoding="utf-8")
+    head = text[: text.index(START) + len(START)]
+    listed = [outcome.check for outcome in next(iter(outcomes.values()))]
+    promises = [f"| `{c}` | {c.description}{' *' if c.slow else ''} |" for c in listed]
+    parts = [head, "", "| check | promise |", "|---|---|", *promises, "", MIDDLE, ""]
+    return "\n".join([*parts, contract_table(outcomes), ""])
+
+
+def main() -> int:
+    """Run all checks of all methods, renew the page and return 1 if a check fails."""
+    both = (checks(slow=False), checks(slow=True))
+    outcomes = {name: run_checks([c for part in both for c in part[name]]) for name in both[0]}
+    PAGE.write_text(page(outcomes), encoding="utf-8")
+    bad = [
+        f"{name}: {outcome.check}: {outcome.message}"
+        for name, column in outcomes.items()
+        for outcome in column
+        if outcome.status in ("failed", "unexpected pass")
+    ]
+    print("\n".join(bad) or f"{PAGE}: all checks pass")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

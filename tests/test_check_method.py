@@ -21,8 +21,8 @@ from toy import Toy
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings
 from anomaly_clip.records import Scores
 from anomaly_clip.testing import Check, Outcome, check_method, contract_table, run_checks
-from anomaly_clip.testing.checkpoint_checks import compare_checkpoints
 from anomaly_clip.testing.images import write_images
+from anomaly_clip.testing.run_files import compare_checkpoints
 from anomaly_clip.testing.subject import Scorer, Subject, class_path, plain
 
 
@@ -215,8 +215,8 @@ def test_a_flaw_is_found(scorer: Any, flaw: Callable[[Any], None], name: str, br
     flaw(None)
     assert checks(scorer)[name].run().status == "passed"
     flaw(broken)
-    own = copy_of(scorer) if broken in (overwritten, learned) else scorer
-    outcome = checks(own)[name].run()
+    target = copy_of(scorer) if broken in (overwritten, learned) else scorer
+    outcome = checks(target)[name].run()
     assert outcome.status == "failed"
     assert outcome.message
 
@@ -277,10 +277,10 @@ class Forgetful(Toy):
 def test_wrong_settings_are_found(
     scorer: Any, tiny_clip: CLIPBackbone, kind: type[Toy], name: str, words: str
 ) -> None:
-    own = scorer._replace(method=kind(tiny_clip))
+    target = scorer._replace(method=kind(tiny_clip))
     if name == "rebuilt_from_its_hyper_parameters":
-        own.method.hparams["lr"] = 1.0
-    outcome = checks(own, kind)[name].run()
+        target.method.hparams["lr"] = 1.0
+    outcome = checks(target, kind)[name].run()
     assert outcome.status == "failed"
     assert words in outcome.message
 
@@ -557,7 +557,7 @@ def test_images_have_mvtecs_layout(tmp_path: Path) -> None:
 def test_a_method_of_ones_own_passes(tiny_clip_config: str) -> None:
     """Run the checks on a method outside the package, which is trained."""
     settings = {"name": tiny_clip_config, "pretrained": "random"}
-    known = {
+    exceptions = {
         "arguments_are_documented": "a toy",
         "hyper_parameters_are_recorded": "the backbone is not recorded",
         "floating_images_score_like_uint8": "brightness of the input as it is",
@@ -565,7 +565,7 @@ def test_a_method_of_ones_own_passes(tiny_clip_config: str) -> None:
         "rebuilt_from_its_hyper_parameters": "the backbone is not recorded",
     }
     listed = check_method(
-        Toy, arguments={"backbone": settings}, expected_failures=known, slow=False
+        Toy, arguments={"backbone": settings}, expected_failures=exceptions, slow=False
     )
     failed = {
         outcome.check.name: outcome.message

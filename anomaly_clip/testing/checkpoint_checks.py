@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from anomaly_clip.backbones.frozen import FrozenBackbone
 from anomaly_clip.methods.evaluated import Exporter
 from anomaly_clip.testing import callbacks
+from anomaly_clip.testing.run_files import compare_checkpoints, load, read_rows
 from anomaly_clip.testing.subject import Subject, class_path
 
 __all__ = [
@@ -51,7 +47,7 @@ def fit_ends_well(subject: Subject) -> None:
 def losses_are_logged_and_finite(subject: Subject) -> None:
     """A method that is trained logs ``train/loss``, always finite."""
     _trained(subject)
-    rows = [row for file in subject.fitted.rglob("metrics.csv") for row in _rows(file)]
+    rows = [row for file in subject.fitted.rglob("metrics.csv") for row in read_rows(file)]
     losses = [float(row["train/loss"]) for row in rows if row.get("train/loss")]
     assert losses, "no train/loss is logged"
     assert all(math.isfinite(loss) for loss in losses), f"train/loss {losses}"
@@ -127,14 +123,14 @@ def another_backbone_is_refused(subject: Subject) -> None:
 def fit_repeats_whatever_the_global_random_states(subject: Subject) -> None:
     """With one seed, a fit gives the same numbers to the bit; its steps draw nothing global."""
     _fittable(subject)
-    again = subject.succeed("fit", **with_callback(subject, callbacks.DisturbRandomStates))
+    again = subject.succeed("fit", **subject.with_callback(callbacks.DisturbRandomStates))
     compare_checkpoints(subject.checkpoint, again / "checkpoints" / "last.ckpt")
 
 
 def resumed_fit_equals_an_uninterrupted_one(subject: Subject) -> None:
     """A fit that stops after an epoch and is resumed equals another one to the bit."""
     _trained(subject)
-    stopped = subject.succeed("fit", **with_callback(subject, callbacks.StopAfterEpoch))
+    stopped = subject.succeed("fit", **subject.with_callback(callbacks.StopAfterEpoch))
     file = stopped / "checkpoints" / "last.ckpt"
     steps = load(file)["global_step"], load(subject.checkpoint)["global_step"]
     subject.require(steps[0] < steps[1], "trains for a single epoch here")
@@ -153,55 +149,8 @@ def weights_are_exported(subject: Subject) -> None:
     assert any(folder.iterdir()), "export has written nothing"
 
 
-# -- helpers ---------------------------------------------------------------------------------------
-
-
-def load(file: Path) -> dict[str, Any]:
-    """Load a checkpoint without running code."""
-    content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    return content
-
-
-def compare_checkpoints(expected: Path, actual: Path) -> None:
-    """Compare weights, optimisers, schedules and progress of two checkpoints to the bit.
-
-    Raises:
-        AssertionError: If they differ.
-    """
-    first, second = load(expected), load(actual)
-    for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
-        before, after = (dict(leaves(content.get(part), part)) for content in (first, second))
-        assert list(before) == list(after), f"{part} has other entries"
-        for key, value in before.items():
-            same = value.equal(after[key]) if isinstance(value, Tensor) else value == after[key]
-            assert same, f"{key} differs"
-
-
-def leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Yield all values of nested containers with their paths."""
-    if isinstance(value, Mapping):
-        for key, entry in value.items():
-            yield from leaves(entry, f"{path}.{key}")
-    elif isinstance(value, (list, tuple)):
-        for place, entry in enumerate(value):
-            yield from leaves(entry, f"{path}[{place}]")
-    else:
-        yield path, value
-
-
 def _frozen(subject: Subject) -> None:
     _fittable(subject)
     subject.require(subject.scores, "is not a detector")
     has_one = isinstance(getattr(subject.built, "backbone", None), FrozenBackbone)
     subject.require(has_one, "has no frozen backbone")
-
-
-def with_callback(subject: Subject, callback: type, **arguments: Any) -> dict[str, Any]:
-    """Return options of a trainer that add a callback."""
-    added = {"class_path": class_path(callback), "init_args": arguments}
-    return {"callbacks": [*subject.trainer_options.get("callbacks", []), added]}
-
-
-def _rows(file: Path) -> list[dict[str, str]]:
-    with file.open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from anomaly_clip.methods.evaluated import EvaluatedModule
 from anomaly_clip.metrics.evaluator import METRICS
 from anomaly_clip.testing.images import NAMES, write_images
+from anomaly_clip.testing.run_files import image_scores, read_scores
 from anomaly_clip.testing.subject import Subject
 
 __all__ = [
@@ -172,17 +171,6 @@ def references_are_recorded(subject: Subject) -> None:
 
 
 # -- helpers ---------------------------------------------------------------------------------------
-
-
-def read_scores(folder: Path) -> list[dict[str, str]]:
-    """Return the rows of ``scores.csv``."""
-    with (folder / "scores.csv").open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def image_scores(folder: Path) -> NDArray[np.float64]:
-    """Return the image scores in ``scores.csv``, in its order."""
-    return np.array([float(row["image_score"]) for row in read_scores(folder)])
 
 
 def _metrics(folder: Path) -> dict[str, Any]:

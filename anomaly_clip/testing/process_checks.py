@@ -12,9 +12,13 @@ import numpy as np
 
 from anomaly_clip.methods.evaluated import EvaluatedModule
 from anomaly_clip.testing import callbacks
-from anomaly_clip.testing.checkpoint_checks import compare_checkpoints, load, with_callback
-from anomaly_clip.testing.command_checks import image_scores, read_scores
 from anomaly_clip.testing.processes import Ended, can_fork, run_forked
+from anomaly_clip.testing.run_files import (
+    compare_checkpoints,
+    image_scores,
+    load,
+    read_scores,
+)
 from anomaly_clip.testing.subject import Subject
 
 __all__ = [
@@ -59,7 +63,7 @@ def two_processes_test_as_one(subject: Subject) -> None:
 def two_processes_fit_one_model(subject: Subject) -> None:
     """``fit`` in two processes ends with the same model in both, and one checkpoint."""
     subject.require(subject.can_be_fitted, "cannot be fitted")
-    folder = _in_two(subject, "fit", **with_callback(subject, callbacks.CompareProcesses))
+    folder = _in_two(subject, "fit", **subject.with_callback(callbacks.CompareProcesses))
     files = sorted(path.name for path in (folder / "checkpoints").iterdir())
     assert files == ["last.ckpt"], f"checkpoints: {', '.join(files)}"
     ours, theirs = (set(load(file)["state_dict"]) for file in (subject.checkpoint, _last(folder)))
@@ -115,8 +119,8 @@ def _end_by(subject: Subject, number: int) -> tuple[Ended, Path]:
 
 def _signalled(subject: Subject, number: int, epoch: int, batch: int) -> tuple[Ended, Path]:
     subject.require(can_fork(), "cannot be forked on this system")
-    options = with_callback(
-        subject, callbacks.SignalAtStep, number=int(number), epoch=epoch, batch=batch
+    options = subject.with_callback(
+        callbacks.SignalAtStep, number=int(number), epoch=epoch, batch=batch
     )
     words, folder = subject.words("fit", "--output.page", "false", **options)
     return run_forked(words, variables=subject.variables), folder

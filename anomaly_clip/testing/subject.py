@@ -195,9 +195,9 @@ class Subject:
             chosen = self.data_options
             options = chosen.get("init_args", {})
             return {**chosen, "init_args": {"num_workers": 0, **options}}
-        one = issubclass(self.kind, AnomalyMethod) and self.kind.one_category
+        is_single = issubclass(self.kind, AnomalyMethod) and self.kind.one_category
         options = {"root": str(self.root), "num_workers": 0, "batch_size": 4}
-        options |= {"categories": list(NAMES[:1])} if one else {}
+        options |= {"categories": list(NAMES[:1])} if is_single else {}
         return {"class_path": "MVTecAD", "init_args": {**options, **self.data_options}}
 
     def configuration(self) -> dict[str, Any]:
@@ -241,6 +241,16 @@ class Subject:
         if verb != "fit" and self.must_be_fitted and "--ckpt_path" not in more:
             more = ("--ckpt_path", str(self.checkpoint), *more)
         return [verb, "--config", str(file), "--output.folder", str(folder), *more], folder
+
+    def with_callback(self, callback: type, **arguments: Any) -> dict[str, Any]:
+        """Return options of the trainer that add a callback.
+
+        Args:
+            callback: Its class.
+            arguments: Arguments of its constructor.
+        """
+        added = {"class_path": class_path(callback), "init_args": arguments}
+        return {"callbacks": [*self.trainer_options.get("callbacks", []), added]}
 
     # -- runs --------------------------------------------------------------------------------------
 
