@@ -1,4 +1,4 @@
-"""Callbacks: progress of Lightning's loops as bars or log lines, and the time waiting for data."""
+"""Callbacks: progress of Lightning's loops, time waiting for data, statistics of BatchNorm."""
 
 from __future__ import annotations
 
@@ -10,10 +10,18 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 from rich.progress import Progress
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from anomaly_clip.progress import Clock, LogProgress, counted, sees_bars, show_below
+from anomaly_clip.progress import Clock, LogProgress, counted, say, sees_bars, show_below
 
-__all__ = ["DataWaitMonitor", "PlainProgress", "TerminalProgress", "progress_of_loops"]
+__all__ = [
+    "BatchNormStatistics",
+    "DataWaitMonitor",
+    "PlainProgress",
+    "TerminalProgress",
+    "progress_of_loops",
+]
 
 LINE_METRICS = ("loss", "auroc", "accuracy")
 """Suffixes of the validation metrics that a log line shows."""
@@ -240,3 +248,32 @@ class DataWaitMonitor(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the fraction for the whole epoch."""
         pl_module.log("train/waiting", self.share, sync_dist=True)
+
+
+class BatchNormStatistics(Callback):
+    """Tell which images the statistics of BatchNorm come from, if several processes train.
+
+    Layers of frozen backbones are in evaluation mode, and do not count.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print a line if each process has statistics of its own.
+
+        Raises:
+            ValueError: If layers are to be synchronised on a device on which torch cannot.
+        """
+        trained = [m for m in pl_module.modules() if isinstance(m, _BatchNorm) and m.training]
+        separate = [layer for layer in trained if not isinstance(layer, nn.SyncBatchNorm)]
+        on_cpu = pl_module.device.type == "cpu"
+        if len(separate) < len(trained) and on_cpu:
+            raise ValueError(
+                f"trainer.sync_batchnorm true needs GPUs, got trainer.accelerator "
+                f"{pl_module.device.type}: set it to false, so that each process uses the "
+                f"statistics of its own images"
+            )
+        if separate and trainer.world_size > 1:
+            way_out = "" if on_cpu else "; --trainer.sync_batchnorm true uses those of all images"
+            say(
+                f"BatchNorm: each of the {trainer.world_size} processes uses the statistics of its "
+                f"own images, so the weights differ from those of a fit in one process{way_out}"
+            )

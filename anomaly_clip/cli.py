@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from anomaly_clip import __version__
+from anomaly_clip.cache_files import forget_warnings
 from anomaly_clip.files import ESCAPING, printable
 
 __all__ = ["main"]
@@ -64,6 +65,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     from anomaly_clip.commands.interruption import Interrupted, advise, handle_signals
 
+    forget_warnings()
     words = list(sys.argv[1:] if args is None else args)
     with _any_text_printed(), _quiet_pipes(), _short_warnings():
         try:
@@ -180,11 +182,16 @@ def _answer(words: list[str]) -> int:
         return _complain(_unknown_verb(verb))
     if verb != "configs" and (sys.stderr.isatty() or {"-h", "--help"} & set(words)):
         print("loading ...", file=sys.stderr)  # the libraries take some seconds
+    from anomaly_clip.commands.process_failure import ProcessFailure, let_first_process_report
     from anomaly_clip.errors import UserError
 
     try:
         return _run(words)
+    except ProcessFailure as failure:
+        return failure.report(with_traceback)
     except UserError as error:
+        if let_first_process_report():
+            return USAGE_ERROR
         if with_traceback:
             raise
         return _complain(str(error))

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 __all__ = [
+    "Diverged",
     "UserError",
     "check_above",
     "check_at_least",
@@ -25,6 +26,10 @@ __all__ = [
 
 class UserError(Exception):
     """A mistake that the user can correct, explained in one line."""
+
+
+class Diverged(ValueError):
+    """Values of a fit, such as its loss or weights, are NaN or infinite."""
 
 
 @contextmanager

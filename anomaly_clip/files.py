@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import glob
 import hashlib
 import json
 import os
@@ -23,9 +24,11 @@ __all__ = [
     "cache_folder",
     "cut_name",
     "json_text",
+    "leftovers",
     "name_bytes",
     "name_key",
     "printable",
+    "read_csv",
     "readable",
     "safe_name",
     "source_hash",
@@ -72,9 +75,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix is kept because writers derive the format from it.
-    ending = f".{secrets.token_hex(4)}.tmp{path.suffix}"
-    stem = _first_bytes(path.stem, MAX_NAME_BYTES - len(name_bytes(ending)) - 1)
-    temporary = path.with_name(f".{stem}{ending}")
+    ending = f".{secrets.token_hex(HASH_DIGITS // 2)}.tmp{path.suffix}"
+    temporary = path.with_name(f".{_temporary_stem(path)}{ending}")
     try:
         yield temporary
         temporary.replace(path)
@@ -86,6 +88,25 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def leftovers(folder: Path, name: str) -> list[Path]:
+    """Return the temporary files of :func:`atomic_path` in a folder, sorted by name.
+
+    Args:
+        folder: The folder; none are found if it does not exist.
+        name: Name of the target, or a pattern.
+    """
+    target = Path(name)
+    digits = "[0-9a-f]" * HASH_DIGITS
+    stem = target.stem if "*" in name else glob.escape(_temporary_stem(target))
+    return sorted(folder.glob(f".{stem}.{digits}.tmp{target.suffix}"))
+
+
+def _temporary_stem(path: Path) -> str:
+    """Return the beginning of the name of a temporary file."""
+    ending = name_bytes(f".{'0' * HASH_DIGITS}.tmp{path.suffix}")
+    return _first_bytes(path.stem, MAX_NAME_BYTES - len(ending) - 1)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -108,7 +129,12 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a table atomically; None becomes an empty cell."""
+    """Write a table atomically; None becomes an empty cell.
+
+    A text that a spreadsheet would run as a formula gets an apostrophe in front: one that begins
+    with ``=``, ``+``, ``-``, ``@``, a tab or a carriage return, and is not a number. So does a text
+    that begins with apostrophes before one of these, so that :func:`read_csv` restores all texts.
+    """
     with (
         atomic_path(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors=ESCAPING) as file,
@@ -116,11 +142,59 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
         writer = csv.writer(file, lineterminator="\n")
         # Python 3.10 to 3.12 do not quote a cell because of a carriage return in it.
         quoting = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
-        writer.writerow(header)
+        writer.writerow(map(_guarded, header))
         for row in rows:
-            cells = ["" if cell is None else cell for cell in row]
+            cells = ["" if cell is None else _guarded(cell) for cell in row]
             quotes = any(isinstance(cell, str) and "\r" in cell for cell in cells)
             (quoting if quotes else writer).writerow(cells)
+
+
+FORMULA = re.compile(r"'*[=+\-@\t\r]")
+
+
+def _guarded(cell: object) -> object:
+    if isinstance(cell, str) and FORMULA.match(cell):
+        try:
+            float(cell)
+        except ValueError:
+            return f"'{cell}"
+    return cell
+
+
+def read_csv(path: Path) -> Iterator[dict[str, str]]:
+    """Yield the rows of a table that :func:`write_csv` has written, by the names of the header.
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If a row has another number of cells than the header, or is no CSV in UTF-8.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from anomaly_clip.files import read_csv, write_csv
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_csv(Path(folder, "a.csv"), ["name"], [["=1+1"], ["-2"]])
+        ...     print(Path(folder, "a.csv").read_text(), list(read_csv(Path(folder, "a.csv"))))
+        name
+        '=1+1
+        -2
+         [{'name': '=1+1'}, {'name': '-2'}]
+    """
+    with path.open(newline="", encoding="utf-8") as file:
+        try:
+            header: list[str] = []
+            for number, row in enumerate(csv.reader(file)):
+                cells = [cell[1:] if re.match(r"'+[=+\-@\t\r]", cell) else cell for cell in row]
+                if not number:
+                    header = cells
+                elif cells and len(cells) != len(header):
+                    raise ValueError(
+                        f"line {number + 1} has {len(cells)} cells, and the header {len(header)}"
+                    )
+                elif cells:
+                    yield dict(zip(header, cells, strict=True))
+        except csv.Error as error:
+            raise ValueError(str(error)) from None
 
 
 def safe_name(text: str) -> str:

@@ -35,9 +35,9 @@ __all__ = [
     "say",
     "sees_bars",
     "show_below",
+    "show_table",
     "silence",
     "track",
-    "wide_console",
 ]
 
 Item = TypeVar("Item")
@@ -54,6 +54,8 @@ BAR_INTERVAL = 0.1
 """Minimum seconds between two refreshes of a bar."""
 MAX_WIDTH = 10_000
 """Maximum width of a table that is written to a file, in characters."""
+NAME_WIDTH = 10
+"""Width to which a column of names is folded in a narrow terminal."""
 
 _silent = False
 _displays: list[Progress] = []
@@ -237,13 +239,56 @@ def say(text: str, style: str | None = None) -> None:
     )
 
 
-def wide_console(table: Table) -> Console:
-    """Return a console for standard output; unless that is a terminal, the table fits in width."""
-    console = Console(highlight=False)
-    if not console.is_terminal:  # lines of a file may be as long as necessary
-        needed = console.measure(table, options=console.options.update(max_width=MAX_WIDTH))
-        console.width = max(console.width, needed.maximum)
-    return console
+def show_table(table: Table, console: Console | None = None) -> None:
+    """Print a table without cutting a cell, whatever the width of the terminal.
+
+    In a file, lines are as long as necessary. In a narrow terminal, names are folded; if that is
+    not enough, each row becomes a block with one line per column.
+
+    Args:
+        table: The table; its left-aligned columns have names.
+        console: Console to print to; default: standard output.
+    """
+    console = console or Console(highlight=False)
+    options = console.options.update(max_width=MAX_WIDTH)
+    excess = console.measure(table, options=options).maximum - console.width
+    if excess > 0 and not console.is_terminal:
+        console.width += excess
+    elif excess > 0:
+        slack = 0
+        for column in table.columns:
+            if column.justify == "left":
+                cells = (console.measure(cell, options=options).maximum for cell in column.cells)
+                slack += max(0, max(cells, default=0) - NAME_WIDTH)
+            else:
+                column.no_wrap = True
+        if slack < excess:
+            _print_blocks(table, console)
+            return
+    console.print(table, soft_wrap=False)
+
+
+def _print_blocks(table: Table, console: Console) -> None:
+    """Print each row of a table as a block: the first cell, then the others by their headings."""
+    headings = [_joined_heading(str(column.header)) for column in table.columns]
+    if table.title:
+        console.print(table.title, style=table.title_style or "", soft_wrap=True)
+    width = max((len(heading) for heading in headings[1:]), default=0)
+    cells = zip(*(column.cells for column in table.columns), strict=True)
+    for row, (name, *values) in zip(table.rows, cells, strict=True):
+        console.print()
+        console.print(Text(headings[0] + " ") + Text(str(name), "bold"), soft_wrap=True)
+        for heading, value in zip(headings[1:], values, strict=True):
+            text = Text(f"  {heading:<{width}}  ") + Text(str(value))
+            console.print(text, style=row.style or "", soft_wrap=True)
+    console.print()
+    if table.caption:
+        console.print(table.caption, style=table.caption_style or "", soft_wrap=True)
+
+
+def _joined_heading(heading: str) -> str:
+    """Return a heading of several lines as one."""
+    return heading.replace("-\n", "").replace(".\n", ".").replace("\n", " ")
 
 
 def counted(done: float, total: float | None = None) -> str:

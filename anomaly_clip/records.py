@@ -239,6 +239,20 @@ class Encoder:
     key: str
     device: torch.device
 
+    def halves(self, images: Tensor) -> dict[str, Tensor]:
+        """Return features as the cache keeps them: in half precision, contiguous, on the device.
+
+        Raises:
+            OverflowError: If a value is NaN, or beyond the range of half precision.
+        """
+        with torch.no_grad():
+            encoded = self.encode(images.to(self.device))
+        halves = {key: value.half().contiguous() for key, value in encoded.items()}
+        for key, value in halves.items():
+            if not value.isfinite().all():
+                raise OverflowError(f"features {key} exceed the range of half precision or are NaN")
+        return halves
+
 
 class TrainingFeatures(NamedTuple):
     """Features of the last images of a training run, for a plot of their embedding."""

@@ -26,6 +26,8 @@ from anomaly_clip.cli import main
 
 FAILED = 70
 """Exit code of a process in which the command raised an exception."""
+OTHERS = 15.0
+"""Seconds within which the other processes must end after one has failed."""
 
 
 class Done(NamedTuple):
@@ -101,18 +103,13 @@ def _wait(children: Sequence[int], end: float) -> list[int]:
         for child in children:
             if child not in codes and (ended := os.waitpid(child, os.WNOHANG))[0]:
                 codes[child] = os.waitstatus_to_exitcode(ended[1])
-        if time.monotonic() > end or any(code != 0 for code in codes.values()):
-            # The other processes would wait forever for the one that failed.
-            _end([child for child in children if child not in codes], codes)
+        if any(code != 0 for code in codes.values()):
+            # The others report the failure, or would wait for ever for the process that failed.
+            end = min(end, time.monotonic() + OTHERS)
+        if time.monotonic() > end:
+            for child in children:
+                if child not in codes:
+                    os.kill(child, signal.SIGKILL)
+                    codes[child] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         time.sleep(0.02)
     return [codes[child] for child in children]
-
-
-def _end(children: Sequence[int], codes: dict[int, int]) -> None:
-    time.sleep(2)  # other processes may fail for the same reason and print a message
-    for child in children:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if not ended:
-            os.kill(child, signal.SIGKILL)
-            _, status = os.waitpid(child, 0)
-        codes[child] = os.waitstatus_to_exitcode(status)

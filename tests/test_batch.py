@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,34 @@ def test_the_last_message_of_a_subprocess_is_the_error(
     out, err = capsys.readouterr()
     assert (out, err) == ("", "a line\n")
     batch._run_apart([sys.executable, "-c", code])
+
+
+def test_an_interruption_ends_all_processes_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first process and its child save on SIGTERM; one that ignores the signal is killed."""
+    save = f"trap 'touch {tmp_path}/$0; exit' TERM; touch {tmp_path}/started-$0; echo >&2 ready"
+    wait = "while true; do sleep 0.02; done"
+    stubborn = f"sh -c \"trap '' TERM; echo \\$\\$ > {tmp_path}/stubborn; {wait}\" &"
+    script = f'{stubborn} sh -c "{save.replace("$0", "child")}; {wait}" & {save}; {wait}'
+    monkeypatch.setattr(batch, "PATIENCE", 0.3)
+
+    def interrupt(text: str) -> None:
+        while not ((tmp_path / "started-child").exists() and (tmp_path / "stubborn").exists()):
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(batch, "say", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        batch._run_apart(["sh", "-c", script, "parent"])
+    assert {"parent", "child"} <= {path.name for path in tmp_path.iterdir()}
+    number = int((tmp_path / "stubborn").read_text())
+    for _ in range(200):
+        state = Path(f"/proc/{number}/stat")
+        if not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z":
+            return
+        time.sleep(0.01)
+    pytest.fail(f"process {number} is still running")
 
 
 def test_a_dry_run_builds_but_starts_nothing(tmp_path: Path) -> None:

@@ -12,11 +12,12 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from standing_clock import StandingClock
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from anomaly_clip import callbacks, progress
 from anomaly_clip.callbacks import (
+    BatchNormStatistics,
     DataWaitMonitor,
     PlainProgress,
     TerminalProgress,
@@ -354,3 +355,36 @@ def test_the_share_of_waiting_is_summed_over_an_epoch(monkeypatch: pytest.Monkey
         monitor.on_train_epoch_end(trainer, module)
     waited, worked = (8 - 6) + (12 - 9) + (19 - 18), 1 + 6 + 1
     assert logged == pytest.approx([waited / (waited + worked), 1 / (1 + 3)])
+
+
+class Trained(LightningModule):
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+
+@pytest.mark.parametrize(
+    ("layer", "world_size", "speaks"),
+    [
+        (nn.BatchNorm2d(2), 2, True),
+        (nn.Sequential(nn.BatchNorm1d(2)), 2, True),
+        (nn.BatchNorm2d(2), 1, False),
+        (nn.BatchNorm2d(2).eval(), 2, False),  # of a frozen backbone
+        (nn.LayerNorm(2), 2, False),
+    ],
+)
+def test_several_processes_say_whose_statistics_they_use(
+    layer: nn.Module, world_size: int, speaks: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer: Any = SimpleNamespace(world_size=world_size)
+    BatchNormStatistics().on_train_start(trainer, Trained(layer))
+    assert (
+        "each of the 2 processes uses the statistics of its own" in capsys.readouterr().err
+    ) == (speaks)
+
+
+def test_statistics_are_not_synchronised_on_the_cpu() -> None:
+    trainer: Any = SimpleNamespace(world_size=2)
+    layers = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(nn.BatchNorm2d(2)))
+    with pytest.raises(ValueError, match=r"trainer\.sync_batchnorm true needs GPUs"):
+        BatchNormStatistics().on_train_start(trainer, Trained(layers))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +15,7 @@ from layouts import Maker
 
 from anomaly_clip.backbones.learnable_prompt import LearnablePromptSettings
 from anomaly_clip.cli import main
-from anomaly_clip.commands.checkpoint_option import checkpoint_file, completed
+from anomaly_clip.commands.checkpoint_option import checkpoint_file, completed, last_of_runs
 from anomaly_clip.errors import UserError
 from anomaly_clip.methods import CLIPADA, RegAD
 from anomaly_clip.methods.regad import PixelCNNSettings
@@ -90,6 +91,92 @@ def test_verbs_take_the_folder_of_a_run(
     assert "PaDiM has nothing to export" in capsys.readouterr().err
     assert main(["test", "--ckpt_path", "runs/run"]) == 2
     assert "runs/run: the folder is not the folder of a single fit" in capsys.readouterr().err
+
+
+def test_unfinished_files_are_no_checkpoints() -> None:
+    touch("run/checkpoints/.last.0123abcd.tmp.ckpt", "run/checkpoints/a.ckpt")
+    assert checkpoint_file("run") == "run/checkpoints/a.ckpt"
+    Path("run/checkpoints/a.ckpt").unlink()
+    with pytest.raises(UserError, match="has no checkpoint"):
+        checkpoint_file("run")
+
+
+@pytest.mark.parametrize("word", ["best", "hpc", "registry:my_model"])
+def test_words_of_one_process(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["test", "--ckpt_path", word]) == 2
+    assert main(["export", f"--ckpt_path={word}"]) == 2
+    message = f"--ckpt_path {word}: a new command knows no checkpoint of this name: give a file"
+    assert capsys.readouterr().err.count(message) == 2
+    touch(word)  # a file of this name
+    assert checkpoint_file(word) == word
+
+
+RUNS = [f"runs/{name}/{LAST}" for name in ("a/2", "a/10", "b/1")]
+
+
+@pytest.mark.parametrize(
+    ("verb", "name", "folder", "chosen"),
+    [
+        ("fit", "a", None, f"runs/a/10/{LAST}"),  # numbers are not sorted as text
+        ("test", "b", "null", f"runs/b/1/{LAST}"),
+        ("test", None, None, f"runs/a/2/{LAST}"),  # the one written last
+        ("fit", "a", "own", f"own/{LAST}"),
+        ("test", "a", "own", f"own/{LAST}"),
+        ("test", "a", "results", f"runs/a/10/{LAST}"),
+    ],
+)
+def test_last_is_the_newest_run(
+    verb: str,
+    name: str | None,
+    folder: str | None,
+    chosen: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    touch(*RUNS, f"own/{LAST}", "results/metrics.json", "runs/a/11/metrics.json")
+    touch("runs/a/12/config-fit.yaml", "runs/a/x/checkpoints/last.ckpt")
+    for age, file in enumerate(RUNS):
+        os.utime(file, (-age, -age))
+    assert last_of_runs(verb, "runs", name, folder) == chosen
+    printed = " ".join(capsys.readouterr().err.split())
+    assert f"--ckpt_path last: {chosen}" in printed
+    assert ("(no checkpoint in 12)" in printed) == (chosen == f"runs/a/10/{LAST}")
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "message"),
+    [
+        ("c", None, "runs/c has no checkpoint of a fit: fit first"),
+        ("c", "own", "own has no checkpoint of a fit"),
+        (None, None, "runs has no checkpoint of a fit"),
+    ],
+)
+def test_last_without_a_fit(name: str | None, folder: str | None, message: str) -> None:
+    touch("runs/c/1/config-fit.yaml", "runs/c/1/checkpoints/.last.01234567.tmp.ckpt")
+    with pytest.raises(UserError, match=f"^--ckpt_path last: {message}"):
+        last_of_runs("fit", "runs", name, folder)
+
+
+def test_last_of_each_is_refused() -> None:
+    touch("runs/a/1/checkpoints/last.ckpt", "runs/a/2/bottle/checkpoints/last.ckpt")
+    with pytest.raises(UserError, match=r"last \(runs/a/2\): the folder is not the folder of a s"):
+        last_of_runs("fit", "runs", "a", None)
+
+
+def test_verbs_take_last(mvtec_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit = ["fit", *words(mvtec_root, "SimpleNet"), "--output.name=net"]
+    assert main([*fit, "--ckpt_path=last"]) == 2
+    assert "--ckpt_path last: runs/net has no checkpoint of a fit" in capsys.readouterr().err
+    assert not Path("runs").exists()
+    assert main([*fit, "--trainer.max_epochs=1"]) == 0
+    assert main([*fit, "--trainer.max_epochs=2", "--ckpt_path=last"]) == 0
+    assert torch.load(f"runs/net/2/{LAST}", weights_only=True)["epoch"] == 2
+    assert main(["test", "--ckpt_path", "last"]) == 0
+    assert f"ckpt_path: runs/net/2/{LAST}" in Path("runs/net/3/config-test.yaml").read_text()
+    assert main(["predict", "--ckpt_path", "last", "--output.name=net"]) == 0
+    assert main(["export", "--ckpt_path", "last"]) == 2
+    printed = " ".join(capsys.readouterr().err.split())
+    assert printed.count(f"--ckpt_path last: runs/net/2/{LAST}") == 3
+    assert "SimpleNet has nothing to export" in printed
 
 
 @pytest.mark.parametrize("method", ["PaDiM", "PatchCore"])

@@ -157,9 +157,9 @@ def test_another_comparison_is_not_mixed_in(
     other.write_bytes(weights.read_bytes())
     capsys.readouterr()
     assert main([str(other) if word == str(weights) else word for word in line]) == 2
-    assert "contains another comparison (the weights other were" in capsys.readouterr().err
+    assert "has another comparison (the weights other were" in capsys.readouterr().err
     assert main([*line, "--model.sigma", "1"]) == 2
-    assert "contains another comparison (its options were --model" in capsys.readouterr().err
+    assert "has another comparison (its options were --model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

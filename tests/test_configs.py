@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import inspect
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -12,6 +14,7 @@ import pytest
 import yaml
 from layouts import brain_mri, btad, clinic_db, head_ct, isic, ksdd2, visa
 
+from anomaly_clip import methods
 from anomaly_clip.cli import main
 from anomaly_clip.data.info import DATASETS
 from anomaly_clip.methods import SDP
@@ -26,6 +29,7 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "head_ct": head_ct,
     "brain_mri": brain_mri,
 }
+SINGLE_PASS, WHOLE_EPOCHS = ("PaDiM", "PatchCore"), ("Contrastive",)
 PIXELS_ONLY, IMAGES_ONLY = ("isic", "clinic_db"), ("head_ct", "brain_mri")
 
 
@@ -218,6 +222,39 @@ def test_every_configuration_parses(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 OPTION = re.compile(r"--((?:model|data|trainer)\.[\w.]+) (\"[^\"]*\"|[^\s,;:()]+)")
+
+
+SETTING = re.escape("(output.checkpoint_every_n_steps).")
+COSTS = {
+    "steps": rf"A kill costs at most the last (\d+) steps of a fit {SETTING}",
+    "epoch": r"A kill costs at most the last epoch of a fit, which can be resumed only from the",
+    "all": r"A kill costs the whole fit, as it is a single pass over the images\.",
+}
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_a_header_says_what_a_kill_costs(file: Path) -> None:
+    text = file.read_text()
+    header = "\n".join(line for line in text.splitlines() if line.startswith("#"))
+    config = yaml.safe_load(text)
+    name = config["model"]["class_path"].rpartition(".")[2]
+    costs = {kind: match for kind, words in COSTS.items() if (match := re.search(words, header))}
+    every = config.get("output", {}).get("checkpoint_every_n_steps")
+    if name in ("SDP", "WinCLIP"):  # zero-shot
+        assert not costs
+        assert every is None
+        return
+    (kind,) = costs
+    assert kind == ("all" if name in SINGLE_PASS else "epoch" if name in WHOLE_EPOCHS else "steps")
+    assert (every is None) == (kind != "steps")
+    assert every is None or int(costs[kind][1]) == every
+
+
+def test_needs_are_those_of_the_headers() -> None:
+    """The methods in the lists below promise the same of themselves."""
+    for name in methods.__all__:
+        code = inspect.getsource(importlib.import_module(getattr(methods, name).__module__))
+        assert ("whole_epochs=True" in code) == (name in WHOLE_EPOCHS), name
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)

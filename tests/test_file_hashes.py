@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import multiprocessing
 import os
 import pickle
@@ -48,6 +49,20 @@ def test_truncated_or_invalid_lines_are_ignored(tmp_path: Path) -> None:
     assert FileHashes(store).sha256(file) == expected
 
 
+def test_changed_lines_and_those_of_other_versions_are_ignored(tmp_path: Path) -> None:
+    file, store = write(tmp_path / "a", "one"), tmp_path / "store"
+    expected = FileHashes(store, version="1").sha256(file)
+    key = (str(file), file.stat().st_size, file.stat().st_mtime_ns)
+    line = store.read_text()
+    other = ("0" if expected[0] != "0" else "1") + expected[1:]
+    for content in (line.replace(expected, other), json.dumps([*key, other])):
+        store.write_text(content + "\n")
+        assert FileHashes(store, version="1").sha256(file) == expected
+    store.write_text(line)
+    assert FileHashes(store, version="1")._load() == {key: expected}
+    assert FileHashes(store, version="2")._load() == {}
+
+
 def _hash_all(store: Path, files: list[Path]) -> None:
     for file in files:
         FileHashes(store).sha256(file)
@@ -67,9 +82,10 @@ def test_several_processes_write_whole_lines(tmp_path: Path) -> None:
 
 def test_a_store_that_cannot_be_written_only_costs_time(tmp_path: Path) -> None:
     store = write(tmp_path / "file", "") / "store"
-    assert (
-        FileHashes(store).sha256(write(tmp_path / "a", "one")) == hashlib.sha256(b"one").hexdigest()
-    )
+    hashes, file = FileHashes(store), write(tmp_path / "a", "one")
+    with pytest.warns(UserWarning, match="cache folder .* cannot be used"):
+        assert hashes.sha256(file) == hashlib.sha256(b"one").hexdigest()
+    hashes.sha256(write(tmp_path / "b", "two"))  # without a second warning
 
 
 def test_unreadable_files_are_named(tmp_path: Path) -> None:

@@ -1,11 +1,19 @@
 from __future__ import annotations
 
+import csv
 import errno
 from pathlib import Path
 
 import pytest
 
-from anomaly_clip.files import CACHE_VARIABLE, atomic_path, cache_folder, safe_name
+from anomaly_clip.files import (
+    CACHE_VARIABLE,
+    atomic_path,
+    cache_folder,
+    read_csv,
+    safe_name,
+    write_csv,
+)
 
 
 def test_an_error_leaves_the_old_content_and_no_temporary_file(tmp_path: Path) -> None:
@@ -63,3 +71,36 @@ def test_cache_folder_follows_the_environment(
 )
 def test_a_safe_name_keeps_what_it_can_and_leads_nowhere_else(text: str, name: str) -> None:
     assert safe_name(text) == name
+
+
+CELLS = [
+    "=1+1",
+    "+a",
+    "-b",
+    "@c",
+    "\td",
+    "\re",
+    "'=1",
+    "''=1",
+    "'f",
+    "'",
+    "",
+    "a=1",
+    "-1.5",
+    "+2e3",
+]
+
+
+def test_texts_that_a_spreadsheet_would_run_are_guarded_and_restored(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    write_csv(file, ["=name", "number"], [[cell, -1.5] for cell in CELLS])
+    assert list(read_csv(file)) == [{"=name": cell, "number": "-1.5"} for cell in CELLS]
+    with file.open(newline="") as opened:
+        written = [row[0] for row in csv.reader(opened)]
+    assert all(not cell or cell[0] not in "=@\t\r" for cell in written)
+    assert [cell for cell in written if cell[:1] in ("+", "-")] == ["-1.5", "+2e3"]  # numbers
+    assert written[-6:] == CELLS[-6:]
+    for content in ("a,b\n1\n", "a\n" + "x" * 200_000, "a\n\xff"):
+        file.write_bytes(content.encode("latin-1"))
+        with pytest.raises(ValueError, match=r"line 2 has 1 cells|field larger|can't decode"):
+            list(read_csv(file))

@@ -65,20 +65,38 @@ def test_damaged_files_are_recomputed(mvtec_root: Path) -> None:
     assert len(files) == 8 + 4
     for number, file in enumerate(files):
         content = file.read_bytes()
-        file.write_bytes([b"", content[: len(content) // 2], b"x" * 90][number % 3])
+        flipped = bytearray(content)
+        flipped[-50] ^= 1
+        damaged = [b"", content[: len(content) // 2], b"x" * 90, bytes(flipped)]
+        file.write_bytes(damaged[number % 4])
+    file = files[-1]
+    file.unlink()
+    file.mkdir()
     again = MVTecAD(str(mvtec_root), cache=True, **options())  # type: ignore[arg-type]
     assert same(items(again), plain)
     assert all(np.load(file).dtype == np.uint8 for file in files)
+
+
+def test_arrays_of_another_image_or_shape_are_not_used(tmp_path: Path) -> None:
+    cache, pictures = ImageCache(), [save_picture(tmp_path / f"{name}.png") for name in "ab"]
+    save_picture(pictures[1], np.full((40, 48, 3), 7, np.uint8))
+    for value, picture in enumerate(pictures):
+        cache.store([picture], "v", np.full((2, 2), value, np.uint8))
+    first, second = (cache._file(cache._key([picture], "v")) for picture in pictures)
+    assert cache.load(pictures[:1], "v", (2, 2)) is not None
+    assert cache.load(pictures[:1], "v", (2, 3)) is None
+    second.write_bytes(first.read_bytes())
+    assert cache.load(pictures[1:], "v", (2, 2)) is None
 
 
 def test_an_unwritable_cache_warns_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     cache = ImageCache(folder=tmp_path / "file" / "below")
     picture = save_picture(tmp_path / "a.png")
-    with pytest.warns(UserWarning, match="images are not cached in"):
+    with pytest.warns(UserWarning, match="cache folder .* cannot be used"):
         cache.store([picture], "v", np.zeros((2, 2), np.uint8))
     cache.store([picture], "v", np.zeros((2, 2), np.uint8))
-    assert cache.load([picture], "v") is None
+    assert cache.load([picture], "v", (2, 2)) is None
 
 
 def test_a_cached_mask_is_only_valid_for_its_own_image(tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def test_compare_is_resumed(mvtec_root: Path, capsys: pytest.CaptureFixture[str]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("anomaly_clip.commands.compare._check_buildable", lambda *_: None)
         assert main(compare) == 143
-    message = "resume with the same command and --folder runs/compare/1"
+    message = "resume with anomaly_clip compare --resume runs/compare/1"
     assert capsys.readouterr().err.splitlines()[-1].endswith(message)
 
 

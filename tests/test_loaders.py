@@ -101,6 +101,13 @@ def test_a_partial_last_batch_is_dropped_on_request(
     assert len(loader) == len(sizes)
 
 
+@pytest.mark.parametrize(("count", "processes"), [(1, 1), (5, 3)])
+def test_a_single_image_is_no_batch_for_batch_norm(count: int, processes: int) -> None:
+    sampler = EpochSampler(range(count), seed=0, num_processes=processes)
+    with pytest.raises(ValueError, match=f"{count} training images for {processes} processes"):
+        training_loader(Numbers(count), sampler, 3, 0, None, full_batches=True)
+
+
 @pytest.mark.parametrize("processed", [0, 1, 2])
 def test_a_resumed_epoch_continues_after_the_batches_already_seen(processed: int) -> None:
     def loader(trainer: Any) -> EpochLoader:

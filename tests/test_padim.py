@@ -280,9 +280,9 @@ def test_each_image_is_used_once(seven_bottles: Path, tmp_path: Path) -> None:
     seen: list[int] = []
 
     class Recording(PaDiM):
-        def training_step(self, batch: Any, batch_idx: int) -> None:
+        def training_step(self, batch: Any, batch_idx: int) -> dict[str, torch.Tensor]:
             seen.extend(batch["index"].tolist())
-            super().training_step(batch, batch_idx)
+            return super().training_step(batch, batch_idx)
 
     data = MVTecAD(str(seven_bottles), categories=["bottle"], num_workers=0, batch_size=3)
     quiet_trainer(max_epochs=1).fit(

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from io import StringIO
 from itertools import pairwise
 from typing import Any
 
 import pytest
+from rich import box
+from rich.console import Console
+from rich.table import Table
 from standing_clock import StandingClock
 
 from anomaly_clip import progress
-from anomaly_clip.progress import LogProgress, duration, rate, say, track
+from anomaly_clip.progress import LogProgress, duration, rate, say, show_table, track
 
 Capture = pytest.CaptureFixture[str]
 
@@ -171,3 +175,42 @@ def test_a_bar_is_gone_after_an_error(terminal: None, capsys: Capture) -> None:
         fail()
     assert progress._displays == []
     assert list(track(range(2), "again")) == [0, 1]
+
+
+METRICS = ["image\nAUROC", "anoma-\nlous", "pixel\nF1-max", "model.\nlr"]
+
+
+def wide_table() -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=0, title="a title", caption="a remark")
+    table.add_column("category", overflow="fold")
+    for name in METRICS:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_row("metal_nut_with_a_long_name", "100.0", "12,345", "99.9", "0.00012")
+    table.add_row("mean", "100.0", "67,890", "88.8", "–", style="bold")
+    return table
+
+
+@pytest.mark.parametrize("width", [10, 25, 40, 46, 50, 80, 200])
+def test_a_narrow_terminal_shows_every_cell(width: int) -> None:
+    file = StringIO()
+    console = Console(file=file, width=width, force_terminal=True, color_system=None)
+    show_table(wide_table(), console)
+    text = file.getvalue()
+    for cell in ("100.0", "12,345", "67,890", "88.8", "0.00012", "mean", "a title", "a remark"):
+        assert cell in (" ".join(text.split()) if " " in cell else text), cell
+    assert "…" not in text
+    names = [line.split("100.0")[0] for line in text.splitlines()]  # a name may be folded
+    assert "metal_nut_with_a_long_name" in "".join("".join(names).split())
+    if width <= 25:
+        lines = [line.rstrip() for line in text.splitlines()]
+        start = lines.index("category mean")
+        block = ["  image AUROC   100.0", "  anomalous     67,890", "  pixel F1-max  88.8"]
+        assert lines[start + 1 : start + 5] == [*block, "  model.lr      –"]
+
+
+def test_a_table_in_a_file_is_as_wide_as_necessary(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    file = StringIO()
+    show_table(wide_table(), Console(file=file, force_terminal=False))
+    assert "metal_nut_with_a_long_name" in file.getvalue()
+    assert "100.0" in file.getvalue()

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers import Golden
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch.testing import assert_close
 
 from anomaly_clip.backbones.clip import CLIPBackbone
@@ -18,6 +20,7 @@ from anomaly_clip.backbones.prompts import (
     representative_vector,
     text_features,
 )
+from anomaly_clip.cache_files import write_cached
 
 SHORT = PromptEnsemble(["{}", "perfect {}"], ["broken {}"], ["a photo of a {}.", "the {}."])
 MEAN = RVSSettings("mean")
@@ -227,6 +230,33 @@ def test_a_damaged_cache_file_is_replaced(
     assert len(file.read_bytes()) > 20
 
 
+def test_cached_features_of_other_prompts_or_shapes_are_not_used(
+    tiny_clip: CLIPBackbone, tiny_clip_config: str, tmp_path: Path
+) -> None:
+    backbone = trained(tiny_clip, tiny_clip_config, tmp_path)
+    first = text_features(backbone, "nut", SHORT, MEAN)
+    (file,) = cached(tmp_path / "cache")
+    whole = file.read_bytes()
+    swapped = PromptEnsemble(SHORT.states_abnormal, SHORT.states_normal, SHORT.templates)
+    text_features(backbone, "nut", swapped, MEAN)
+    (other,) = (f for f in cached(tmp_path / "cache") if f != file)
+    flipped = bytearray(whole)
+    flipped[len(flipped) // 2] ^= 4
+    unsigned = save({"text_features": first.flip(1).contiguous()})  # as version 0.1.0 wrote it
+    for content in (other.read_bytes(), bytes(flipped), unsigned, whole + b" "):
+        file.write_bytes(content)
+        assert torch.equal(text_features(backbone, "nut", SHORT, MEAN), first)
+        assert file.read_bytes() == whole
+    key = json.dumps([2, backbone.identity, *SHORT.for_category("nut"), asdict(MEAN), True])
+    for tensors in ({"text_features": torch.ones(3, 2)}, {"other": first}):
+        write_cached(file, key, save(tensors))
+        assert torch.equal(text_features(backbone, "nut", SHORT, MEAN), first)
+    file.unlink()
+    file.mkdir()
+    assert torch.equal(text_features(backbone, "nut", SHORT, MEAN), first)
+    assert file.read_bytes() == whole
+
+
 def test_an_unwritable_cache_is_a_warning(
     tiny_clip: CLIPBackbone,
     tiny_clip_config: str,
@@ -235,7 +265,7 @@ def test_an_unwritable_cache_is_a_warning(
 ) -> None:
     backbone = trained(tiny_clip, tiny_clip_config, tmp_path)
     (tmp_path / "cache").write_text("a file in place of the folder")
-    with pytest.warns(UserWarning, match="text features cannot be cached"):
+    with pytest.warns(UserWarning, match="cache folder .* cannot be used"):
         text_features(backbone, "nut", SHORT, MEAN)
 
 

@@ -236,6 +236,44 @@ def test_two_processes_learn_together(classes: Path, tiny_clip_config: str, tmp_
     assert (tmp_path / "run" / "1" / "tab_resnet18.safetensors").is_file()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("processes", "statistics", "more"),
+    [
+        (2, "Fixed", []),
+        (3, "Fixed", ["--model.loss", "concat"]),
+        (2, "Shared", ["--model.head", "linear"]),
+    ],
+)
+def test_several_processes_equal_one_with_the_same_statistics(
+    classes: Path,
+    tiny_clip_config: str,
+    tmp_path: Path,
+    processes: int,
+    statistics: str,
+    more: list[str],
+) -> None:
+    """Without statistics per process, nothing depends on how a batch is shared."""
+    for name in (
+        "Metal_Nut",
+        "Wood",
+    ):  # 14 images; however many processes, the last two are dropped
+        shutil.copy(classes / "Leather" / "0.png", classes / name / "more.png")
+    more = [*more, "--trainer.callbacks+", f"ddp_checks.{statistics}Statistics"]
+    states = []
+    for number in (1, processes):
+        ddp = ["--trainer.strategy", "ddp", "--trainer.devices", str(number)] if number > 1 else []
+        ddp += ["--data.batch_size", str(6 // number), "--data.shuffle", "true"]
+        line = words(classes, tiny_clip_config, tmp_path / str(number), *more, *ddp)
+        done = run_command(line, processes=number)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert ("statistics of its own images" in done.stderr) == (
+            number > 1 and statistics == "Shared"  # which the callback computes
+        )
+        states.append(load_file(tmp_path / str(number) / "run" / "1" / "tab_resnet18.safetensors"))
+    assert_close(states[0], states[1], atol=1e-5, rtol=1e-4)  # with separate statistics: above 1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -362,7 +400,7 @@ def test_the_dropout_of_a_projection_differs_in_every_batch(
     forward = ProjectionHead.forward
 
     def recorded(head: ProjectionHead, features: Tensor, rng: Any = None) -> Tensor:
-        states.append(str(rng.bit_generator.state["state"]))
+        states.append(str(rng.rng.bit_generator.state["state"]))
         return forward(head, features, rng)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -7,6 +7,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from anomaly_clip.methods.tab_heads import (
+    BatchDraws,
     ProjectionHead,
     alignment_logits,
     make_head,
@@ -45,8 +46,15 @@ def test_a_projection_drops_half_and_doubles_the_rest() -> None:
         projected = head.project(features)
         kept = torch.from_numpy(np.random.default_rng(3).random((1, 2000)) >= 0.5)
         expected = head.norm(2 * kept * head.block(projected) + projected)
-        assert_close(head(features, np.random.default_rng(3)), expected)
+        assert_close(head(features, BatchDraws([3])), expected)
         assert_close(head(features), head.norm(head.block(projected) + projected))
+
+
+def test_processes_share_the_random_numbers_of_a_batch() -> None:
+    whole = BatchDraws([3, 1]).random((6, 2))
+    for rank in range(3):
+        drawn = BatchDraws([3, 1], num_processes=3, rank=rank).random((2, 2))
+        np.testing.assert_array_equal(drawn, whole[rank::3])
 
 
 def test_logits_are_scaled_cosines() -> None:

@@ -8,7 +8,8 @@ import torch
 from layouts import mixed_wm38
 
 from anomaly_clip.data import MixedWM38
-from anomaly_clip.data.wafer import read_wafers
+from anomaly_clip.data.wafer import WaferMaps, read_wafers
+from anomaly_clip.files import cache_folder
 
 
 def test_classes_are_sorted_label_vectors_and_occur_in_both_parts(tmp_path: Path) -> None:
@@ -68,8 +69,20 @@ def test_maps_are_read_from_the_cache_and_without_a_cache(
     monkeypatch.undo()
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ANOMALY_CLIP_CACHE", str(tmp_path / "file"))  # a file, not a folder
-    alone = MixedWM38(str(tmp_path / "data"), image_size=52).dataset("test")[0]["image"]
+    with pytest.warns(UserWarning, match="cache folder .* cannot be used"):
+        alone = MixedWM38(str(tmp_path / "data"), image_size=52).dataset("test")[0]["image"]
     assert torch.equal(first, alone)
+
+
+def test_changed_cached_maps_are_converted_again(tmp_path: Path) -> None:
+    file = mixed_wm38(tmp_path / "data") / "MixedWM38.npz"
+    maps = np.array(WaferMaps(file).maps)
+    (cached,) = (cache_folder() / "wafers").glob("*-maps.npy")
+    content = bytearray(cached.read_bytes())
+    content[2000] ^= 1
+    cached.write_bytes(content)
+    assert np.array_equal(WaferMaps(file).maps, maps)
+    assert cached.read_bytes() != content
 
 
 def test_invalid_files(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from weight_forms import (
 )
 
 from anomaly_clip.backbones.clip import CLIPBackbone
+from anomaly_clip.backbones.weight_files import WeightFileError, check_floating
 from anomaly_clip.backbones.weights import load_clip
 from anomaly_clip.cli import main
 
@@ -150,3 +151,10 @@ def test_a_damaged_archive_is_refused(tiny_clip_config: str, tmp_path: Path) -> 
         ValueError, match=r"a TorchScript archive of which only tensors are read, b"
     ):
         load_clip(tiny_clip_config, str(changed))
+
+
+def test_repeated_elements_are_refused_from_a_gigabyte_on() -> None:
+    one = torch.ones(1)
+    check_floating({"a": one.expand(2**20, 4), "b": one})
+    with pytest.raises(WeightFileError, match=r"repeat their elements \(b has 268435456 of them\)"):
+        check_floating({"a": one.expand(2**20, 4), "b": one.expand(2**28)})

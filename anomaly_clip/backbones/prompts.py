@@ -12,18 +12,20 @@ import json
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from anomaly_clip.backbones.clip import CLIPBackbone, unit
+from anomaly_clip.cache_files import read_cached, warn_of_cache, write_cached
 from anomaly_clip.errors import check_above, check_at_least
-from anomaly_clip.files import atomic_path, cache_folder
+from anomaly_clip.files import cache_folder
 from anomaly_clip.progress import track
 
 __all__ = [
@@ -299,13 +301,12 @@ def text_features(
     rvs = rvs.resolve(dataset_name)
     file = None
     if not backbone.is_random:
-        key = [2, backbone.identity, normal, abnormal, asdict(rvs), unit_rows]
-        digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
+        key = json.dumps([2, backbone.identity, normal, abnormal, asdict(rvs), unit_rows])
+        digest = hashlib.sha256(key.encode()).hexdigest()
         file = cache_folder() / "text" / f"{digest}.safetensors"
-        try:
-            return load_file(file)["text_features"].to(backbone.mean.device)
-        except (OSError, KeyError, SafetensorError):
-            pass  # missing or unreadable file: the features are computed below
+        cached = _cached_features(file, key, backbone.visual.output_dim)
+        if cached is not None:
+            return cached.to(backbone.mean.device)
     title = f"encoding the prompts for {name}"
     embeddings = embed_prompts(backbone, [*normal, *abnormal], title, unit_rows=unit_rows)
     parts = embeddings.split([len(normal), len(abnormal)])
@@ -313,14 +314,23 @@ def text_features(
     features = torch.stack(columns, dim=1)  # (D, 2)
     if file is not None:
         try:
-            with atomic_path(file) as temporary:
-                save_file({"text_features": features.cpu().contiguous()}, temporary)
+            write_cached(file, key, save({"text_features": features.cpu().contiguous()}))
         except OSError as error:
-            warnings.warn(
-                f"text features cannot be cached in {file.parent}: {error}; point "
-                f"ANOMALY_CLIP_CACHE at another folder",
-                stacklevel=2,
-            )
+            warn_of_cache(file.parent, error)
+    return features
+
+
+def _cached_features(file: Path, key: str, width: int) -> Tensor | None:
+    """Return cached text features ``(D, 2)``; None if they are missing, damaged or others."""
+    content = read_cached(file, key)
+    if content is None:
+        return None
+    try:
+        features = load(content).get("text_features")
+    except SafetensorError:
+        return None
+    if features is None or features.shape != (width, 2) or not features.isfinite().all():
+        return None
     return features
 
 

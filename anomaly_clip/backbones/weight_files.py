@@ -38,6 +38,11 @@ SAFETENSORS_LENGTH = 8  # bytes with the length of the header, which follows the
 LEGACY_MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19"
 """Number at the start of the files that ``torch.save`` wrote before PyTorch 1.6."""
 MAX_SHOWN = 3
+MAX_UNPACKING = 20
+"""Largest ratio of the unpacked size of an archive to its size."""
+SMALLEST_BOMB = 1 << 26  # bytes; less is unpacked whatever the ratio
+MAX_REPEATED_BYTES = 2**30
+"""Largest number of bytes that views of fewer stored values may add up to."""
 MIN_BYTES = 2  # of a number in weights that are not quantised
 
 AGAIN = "download or copy it again"
@@ -131,6 +136,7 @@ def check_floating(tensors: Mapping[str, Tensor]) -> None:
         WeightFileError: If one has another type, is sparse or without values, or contains NaN or
             infinite values.
     """
+    repeated = 0
     for key, value in tensors.items():
         if not value.is_floating_point() or value.itemsize < MIN_BYTES:
             raise WeightFileError(
@@ -146,6 +152,12 @@ def check_floating(tensors: Mapping[str, Tensor]) -> None:
             raise WeightFileError(
                 f"its tensors have no values ({key} is on the device meta)",
                 "save the model after its weights are loaded, and give that file",
+            )
+        repeated += max(value.nbytes - value.untyped_storage().nbytes(), 0)
+        if repeated > MAX_REPEATED_BYTES:  # a small file may claim any amount of memory
+            raise WeightFileError(
+                f"its tensors repeat their elements ({key} has {value.numel()} of them)",
+                "save them whole (tensor.clone()) and give that file",
             )
         if not value.float().isfinite().all():
             raise WeightFileError(
@@ -234,7 +246,10 @@ def _read_zip(path: Path) -> FileContent:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError):
+            _check_sizes(archive)
+    except WeightFileError:
+        raise
+    except Exception:  # zipfile raises several types
         raise WeightFileError("it is truncated: its table of contents is missing", AGAIN) from None
     if is_archive(names):
         try:
@@ -246,12 +261,43 @@ def _read_zip(path: Path) -> FileContent:
             ) from None
     inside = [name.partition("/")[2] for name in names]
     if "data.pkl" in inside:
+        _check_sums(path)
         return FileContent(_torch_load(path))
     if any(name.startswith(("archive_format", "models/")) for name in inside):
         raise WeightFileError("it is a program exported by torch.export", BARE)
     if names and all(name.endswith(".npy") for name in names):
         raise WeightFileError("it is an archive of NumPy arrays", ANOTHER)
     raise WeightFileError(f"it is a zip archive of {listed(names) or 'nothing'}", UNPACK)
+
+
+def _check_sizes(archive: zipfile.ZipFile) -> None:
+    """Check that an archive does not unpack to many times its size.
+
+    ``torch.save`` compresses nothing, and trained weights can hardly be compressed.
+    """
+    entries = archive.infolist()
+    packed, unpacked = (sum(getattr(e, n) for e in entries) for n in ("compress_size", "file_size"))
+    if unpacked > SMALLEST_BOMB and unpacked > MAX_UNPACKING * packed:
+        raise WeightFileError(
+            f"it is a compressed archive of {packed / 1e6:.1f} MB that unpacks to "
+            f"{unpacked / 1e6:.0f} MB, as no weights do",
+            ANOTHER,
+        )
+
+
+def _check_sums(path: Path) -> None:
+    """Check the checksums of all entries, which ``torch.load`` does not."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # zipfile and zlib raise many types
+        form = f"it is a truncated or damaged file of torch.save: {_clean(reason(error))}"
+        raise WeightFileError(form, AGAIN) from None
+    if damaged is not None:
+        raise WeightFileError(
+            f"it is damaged: {damaged} does not fit its checksum, so at least one bit has changed",
+            AGAIN,
+        )
 
 
 def _torch_load(path: Path) -> object:

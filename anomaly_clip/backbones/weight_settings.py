@@ -6,13 +6,13 @@ and ``config.json`` with ``preprocessor_config.json`` of transformers.
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from anomaly_clip.documents import load_json
 from anomaly_clip.errors import reason
 
 __all__ = ["WeightsSettings", "quick_gelu_of", "settings_next_to", "three_numbers"]
@@ -77,7 +77,7 @@ def _folders_of(path: Path) -> Iterator[Path]:
 
 
 def _open_clip_settings(file: Path) -> WeightsSettings | None:
-    content = json.loads(file.read_text(encoding="utf-8"))
+    content = load_json(file.read_text(encoding="utf-8"))
     model = content.get("model_cfg", content)
     pixels = content.get("preprocess_cfg") or {}
     values = _pixels(pixels.get("mean"), pixels.get("std"))
@@ -86,7 +86,7 @@ def _open_clip_settings(file: Path) -> WeightsSettings | None:
 
 def _hub_settings(file: Path) -> WeightsSettings | None:
     """Read the settings of transformers' CLIPModel, whose default activation is QuickGELU."""
-    content = json.loads(file.read_text(encoding="utf-8"))
+    content = load_json(file.read_text(encoding="utf-8"))
     if content.get("model_type") != "clip":
         return None
     towers = [  # transformers lets the entries of the older "..._dict" win
@@ -98,7 +98,7 @@ def _hub_settings(file: Path) -> WeightsSettings | None:
         raise ValueError(f"hidden_act is {' and '.join(sorted(map(str, names)))}")
     pixels: dict[str, Any] = {}
     if (other := file.with_name(TRANSFORMERS_PIXELS)).is_file():
-        pixels = json.loads(other.read_text(encoding="utf-8"))
+        pixels = load_json(other.read_text(encoding="utf-8"))
     values = _pixels(pixels.get("image_mean"), pixels.get("image_std"))
     return WeightsSettings(file, names == {"quick_gelu"}, *values)
 

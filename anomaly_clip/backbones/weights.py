@@ -21,7 +21,6 @@ module inside functions, so that ``--help`` stays fast.
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from copy import deepcopy
@@ -46,6 +45,7 @@ from anomaly_clip.backbones.weight_settings import (
 )
 from anomaly_clip.backbones.weight_sources import local_file, looks_like_file
 from anomaly_clip.backbones.weight_tags import HUB_TIMEOUT, fetch, other_epoch
+from anomaly_clip.documents import load_json
 from anomaly_clip.errors import suggest
 from anomaly_clip.progress import say
 from anomaly_clip.records import DEMO, RANDOM
@@ -215,7 +215,7 @@ def _read_config(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
                 f"configuration or an open_clip model name"
             )
         try:
-            config = json.loads(path.read_text(encoding="utf-8"))
+            config = load_json(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(
                 f"backbone.name {name}: not a JSON model configuration ({error}); give one in "

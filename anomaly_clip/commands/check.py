@@ -18,6 +18,7 @@ from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.data.info import DatasetInfo
 from anomaly_clip.errors import check_at_least
 from anomaly_clip.files import json_text, printable, write_json
+from anomaly_clip.progress import show_table
 
 __all__ = ["run_check"]
 
@@ -84,7 +85,7 @@ def _encodable(text: str) -> str:
 def show(report: CheckReport, info: DatasetInfo) -> None:
     """Print the counts, the origin of the data set, remarks, and all problems."""
     console = Console(highlight=False, soft_wrap=True, markup=False)
-    console.print(_counts_table(report))
+    show_table(_counts_table(report), console)
     for name, value in (
         ("source", info.url),
         ("licence", info.licence),

@@ -1,4 +1,4 @@
-"""The option ``--ckpt_path``: a file or a run's folder, and whether a fit can resume from it."""
+"""The option ``--ckpt_path``: a file, a folder of a run or ``last``; which fits can be resumed."""
 
 from __future__ import annotations
 
@@ -15,41 +15,73 @@ from anomaly_clip.methods.evaluated import reached_limit
 from anomaly_clip.progress import say
 from anomaly_clip.records import LoaderNeeds
 
-__all__ = ["check_resumable", "checkpoint_file", "completed"]
+__all__ = [
+    "check_resumable",
+    "checkpoint_file",
+    "completed",
+    "config_of_fit",
+    "is_last",
+    "last_of_runs",
+    "missing_checkpoint",
+]
 
 SHOWN = 5  # checkpoints of a folder in a message
+NEWEST = "last"
+"""Value that stands for the newest checkpoint."""
+WORDS = ("best", "hpc")
+"""Values that Lightning's trainer understands within one process."""
 
 
-def checkpoint_file(value: str) -> str:
+def checkpoint_file(value: str, word: str = "") -> str:
     """Return the checkpoint that a value of ``--ckpt_path`` refers to.
 
     The folder of a run stands for its ``last.ckpt``, or for its only checkpoint. Other values are
     returned unchanged.
 
+    Args:
+        value: A file or folder.
+        word: What the user typed instead, for messages.
+
     Raises:
-        UserError: If a folder has no checkpoint, or several without a ``last.ckpt``.
+        UserError: If a folder has no checkpoint, or several without a ``last.ckpt``; or for a word
+            that only Lightning's trainer understands.
     """
     folder = Path(value).expanduser()
     if not folder.is_dir():
+        if not folder.exists() and (value in WORDS or value.startswith("registry")):
+            raise UserError(
+                f"--ckpt_path {value}: a new command knows no checkpoint of this name: give a "
+                f"file, the folder of a run, or {NEWEST}"
+            )
         return value
+    shown = f"{word} ({value})" if word else value
     for place in (folder / "checkpoints", folder):
-        files = sorted(place.glob("*.ckpt"))
+        files = _visible(place, "*.ckpt")
         if place / LAST in files:
             return str(place / LAST)
         if len(files) == 1:
             return str(files[0])
         if files:
-            raise _choose_one(value, folder, files, "has several checkpoints")
-    # Such as the folder of each, which has a run per category.
-    deeper = sorted(folder.glob("*/*.ckpt")) + sorted(folder.glob("*/checkpoints/*.ckpt"))
+            raise _choose_one(shown, folder, files, "has several checkpoints")
+    deeper = _deeper(folder)
     if deeper:
-        raise _choose_one(value, folder, deeper, "is not the folder of a single fit")
+        raise _choose_one(shown, folder, deeper, "is not the folder of a single fit")
     content = sorted(path.name for path in folder.iterdir())
     listed = f"has {', '.join(content[:SHOWN])}" if content else "is empty"
     raise UserError(
-        f"--ckpt_path {value}: the folder has no checkpoint (it {listed}): give the folder of a "
+        f"--ckpt_path {shown}: the folder has no checkpoint (it {listed}): give the folder of a "
         f"fit, or a .ckpt file"
     )
+
+
+def _visible(folder: Path, pattern: str) -> list[Path]:
+    """Return matching files, sorted, without unfinished ones, whose names begin with a dot."""
+    return sorted(file for file in folder.glob(pattern) if not file.name.startswith("."))
+
+
+def _deeper(folder: Path) -> list[Path]:
+    """Return the checkpoints of a folder with several runs, such as that of each."""
+    return _visible(folder, "*/*.ckpt") + _visible(folder, "*/checkpoints/*.ckpt")
 
 
 def _choose_one(value: str, folder: Path, files: list[Path], problem: str) -> UserError:
@@ -58,6 +90,60 @@ def _choose_one(value: str, folder: Path, files: list[Path], problem: str) -> Us
     return UserError(
         f"--ckpt_path {value}: the folder {problem}: name one of {', '.join(names[:SHOWN])}{more}"
     )
+
+
+def is_last(value: str) -> bool:
+    """Return whether a value is the word ``last``, and not a path of this name."""
+    return value == NEWEST and not Path(value).exists()
+
+
+def last_of_runs(verb: str, root: str, name: str | None, folder: str | None) -> str:
+    """Return the checkpoint that ``--ckpt_path last`` stands for, and print it.
+
+    It belongs to the newest run that has one: in ``output.folder`` if that has a checkpoint, else
+    the highest number in ``output.root/name``, or the last one written below ``output.root``.
+
+    Args:
+        verb: The verb; ``fit`` looks only into ``output.folder``, if that is given.
+        root: The option ``output.root``.
+        name: Name of the configuration or of the run; None: all names.
+        folder: The option ``output.folder``; "null" is None.
+
+    Raises:
+        UserError: If there is none, or the newest run has several.
+    """
+    chosen = None if folder in (None, "null") else Path(str(folder)).expanduser()
+    parent = Path(root).expanduser()
+    runs: list[Path] = []
+    if chosen is not None and (verb == "fit" or _checkpoints(chosen)):
+        place, runs = chosen, [chosen]
+    elif name is not None:
+        place = parent / name
+        runs = sorted((p for p in place.glob("*") if p.name.isdecimal()), key=lambda p: int(p.name))
+    else:
+        place = parent
+        runs = sorted((p for p in place.glob("*/*") if p.name.isdecimal()), key=_written)
+    saved = [run for run in runs if _checkpoints(run)]
+    if not saved:
+        raise UserError(
+            f"--ckpt_path {NEWEST}: {place} has no checkpoint of a fit: fit first, or give the "
+            f"checkpoint's file"
+        )
+    file = checkpoint_file(str(saved[-1]), NEWEST)
+    newer = runs[runs.index(saved[-1]) + 1 :] if name is not None else []
+    unsaved = [run.name for run in newer if (run / "config-fit.yaml").is_file()]
+    remark = f" (no checkpoint in {', '.join(unsaved)})" if unsaved else ""
+    say(f"--ckpt_path {NEWEST}: {file}{remark}")
+    return file
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    return _visible(run, "*.ckpt") + _deeper(run)
+
+
+def _written(run: Path) -> float:
+    """Return the time of a run's newest checkpoint."""
+    return max((file.stat().st_mtime for file in _checkpoints(run)), default=0.0)
 
 
 def check_resumable(
@@ -108,3 +194,25 @@ def completed(kind: type, name: str, saved: Any) -> Any:
                     defaults[field.name] = field.default_factory()
             return {**saved, **defaults}
     return saved
+
+
+def missing_checkpoint(path: Path) -> UserError:
+    """Return the error of a checkpoint that does not exist."""
+    return UserError(f"--ckpt_path {path}: there is no such file; give a checkpoint of a fit")
+
+
+def config_of_fit(checkpoint: Path) -> Path:
+    """Return the configuration of the fit that wrote a checkpoint.
+
+    Raises:
+        UserError: If there is none, or no checkpoint.
+    """
+    if not checkpoint.is_file():
+        raise missing_checkpoint(checkpoint)
+    for folder in list(checkpoint.resolve().parents)[:2]:
+        if (folder / "config-fit.yaml").is_file():
+            return folder / "config-fit.yaml"
+    raise UserError(
+        f"--ckpt_path {checkpoint}: neither its folder nor the parent folder contains "
+        f"config-fit.yaml: give --config FILE"
+    )

@@ -21,7 +21,13 @@ from rich.table import Table
 from rich.text import Text
 
 from anomaly_clip.backbones.cnn import CNNBackbone
-from anomaly_clip.commands.batch import DryRunCLI
+from anomaly_clip.commands.batch import (
+    DryRunCLI,
+    check_directory,
+    check_new_folder,
+    pop_resume,
+    working_in,
+)
 from anomaly_clip.commands.compare_images import draw_embeddings, draw_maps
 from anomaly_clip.commands.each import run_each
 from anomaly_clip.commands.experiment import arrange, known_options, quieten
@@ -32,7 +38,7 @@ from anomaly_clip.methods.cnn_method import CNNMethod
 from anomaly_clip.methods.linear_probe import LinearProbe
 from anomaly_clip.metrics.classification import CLASS_METRICS
 from anomaly_clip.metrics.evaluator import MetricValues, uncertain_metrics, with_means
-from anomaly_clip.progress import say, track, wide_console
+from anomaly_clip.progress import say, show_table, track
 from anomaly_clip.report.metrics_table import heading, marked_percent
 from anomaly_clip.results.folder import METRICS_FILE, create_run_folder
 from anomaly_clip.results.warnings import RANDOM_WARNING, UNCERTAIN_WARNING, selection_warning
@@ -41,6 +47,7 @@ __all__ = ["run_compare"]
 
 PRINTED_METRICS = ("image_auroc", "pixel_auroc", *CLASS_METRICS)
 """Metrics of the TAB paper, printed if the run has them. The files contain all metrics."""
+WEIGHTS = "--model.backbone.weights"
 OPTIONS_FILE = "compare.json"
 """Record of the compared weights and the options."""
 
@@ -55,19 +62,58 @@ def run_compare(words: Sequence[str]) -> int:
         UserError: If the command line is invalid, a run cannot be built, or no category was
             finished with all weights.
     """
+    words, resumed = pop_resume(words, OPTIONS_FILE)
+    if resumed is None:
+        options, rest = _parser().parse_known_args(words)
+        return _run(options, rest)
+    if words:
+        raise UserError(
+            f"--resume continues the run with its original options: leave out {words[0]}"
+        )
+    with user_errors():
+        record = json.loads((resumed / OPTIONS_FILE).read_text(encoding="utf-8"))
+    with working_in(record.get("directory"), resumed) as folder:
+        line = ["--weights", *record["weights"].values(), "--output.folder", str(folder)]
+        for name in ("pictures", "embedding"):  # runs of 0.1.0 have no record of them
+            line += [f"--{name}", str(record[name])] if record.get(name) is not None else []
+        options = _parser().parse_args(line)
+        return _run(options, record["options"])
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="anomaly_clip compare",
-        usage="anomaly_clip compare --weights FIRST SECOND [...] --config FILE [options of each]",
+        usage="anomaly_clip compare --weights FIRST SECOND [...] --config FILE [--dry-run] "
+        "[options of each]\n       anomaly_clip compare --resume RUN",
         description="Fit and test a detector once per set of backbone weights (a file, imagenet or "
-        "random). The table shows the differences from the first set.",
+        "random). The table shows the differences from the first set. --resume continues an "
+        "interrupted run, inside the fit in progress, and skips the fits that are finished.",
         allow_abbrev=False,
     )
     parser.add_argument("--weights", nargs="+", required=True, help="two or more sets of weights")
     parser.add_argument(
-        "--folder",
+        "--output.root",
+        dest="root",
         type=Path,
-        help="output folder; resumes an interrupted comparison in it",
+        default=Path("runs"),
+        metavar="DIR",
+        help="parent of the comparison's folder; default: runs",
     )
+    parser.add_argument(
+        "--output.name",
+        dest="name",
+        default="compare",
+        help="name of the comparison's folder; default: compare",
+    )
+    parser.add_argument(
+        "--output.folder",
+        "--folder",
+        dest="folder",
+        type=Path,
+        metavar="DIR",
+        help="the comparison's folder itself; an interrupted comparison in it continues",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="list the commands of each")
     parser.add_argument(
         "--pictures", type=int, default=4, help="images drawn per category; default: 4"
     )
@@ -76,7 +122,11 @@ def run_compare(words: Sequence[str]) -> int:
         metavar="LAYER",
         help="also plot a t-SNE of the test images' features of a layer, such as layer3 or pooled",
     )
-    options, rest = parser.parse_known_args(list(words[1:]))
+    return parser
+
+
+def _run(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Run a method with each set of weights; see :func:`run_compare`."""
     weights_by_label = {Path(weights).stem: weights for weights in options.weights}
     labels = [Path(weights).stem for weights in options.weights]
     if len(labels) < 2:
@@ -89,8 +139,19 @@ def run_compare(words: Sequence[str]) -> int:
             f"compare --weights: two sets of weights are named {_duplicate(labels)}: rename one "
             "file"
         )
-    folder = options.folder or create_run_folder(Path("runs"), "compare")
+    if options.dry_run:
+        for weights in options.weights:
+            print(shlex.join(["anomaly_clip", "each", *rest, f"{WEIGHTS}={weights}"]))
+        return 0
+    if options.folder is None:
+        with user_errors():
+            folder = create_run_folder(options.root.expanduser(), options.name)
+    else:
+        folder = options.folder.expanduser()
+        if not (folder / OPTIONS_FILE).is_file():
+            check_new_folder("compare", folder, labels)
     record = _options_record(folder, weights_by_label, rest)
+    record |= {"pictures": options.pictures, "embedding": options.embedding}
     try:
         for label, weights in weights_by_label.items():
             if not (folder / label / "config-each.yaml").is_file():
@@ -101,23 +162,16 @@ def run_compare(words: Sequence[str]) -> int:
         raise
     write_json(folder / OPTIONS_FILE, record)
     code = 0
-    again = "run the same command again"
-    if options.folder is None:
-        again = f"resume with the same command and --folder {shlex.quote(str(folder))}"
+    again = f"anomaly_clip compare --resume {shlex.quote(str(folder))}"
     for label, weights in weights_by_label.items():
         run = folder / label
         line = ["--resume", str(run)] if (run / "config-each.yaml").is_file() else [
-            *rest, "--model.backbone.weights", weights, "--output.folder", str(run)
+            *rest, WEIGHTS, weights, "--output.folder", str(run)
         ]  # fmt: skip
         say(f"compare {label}")
-        try:
-            with advise(lambda: again), contextlib.redirect_stdout(io.StringIO()):
-                code = max(code, run_each(["each", *line]))
-        except UserError:
-            with contextlib.suppress(OSError):  # the folder does not exist, or has results
-                folder.rmdir()
-            raise
-    runs = {label: _read_metrics(folder / label) for label in labels}
+        with advise(lambda: f"resume with {again}"), contextlib.redirect_stdout(io.StringIO()):
+            code = max(code, run_each(["each", *line]))
+    runs = {label: _read_metrics(folder / label, again) for label in labels}
     common = [
         category
         for category in runs[labels[0]]["categories"]
@@ -126,12 +180,12 @@ def run_compare(words: Sequence[str]) -> int:
     if not common:
         raise UserError(
             f"no category was finished with all of {', '.join(labels)}: see the failures above, "
-            f"then repeat the command with --folder {folder}"
+            f"then resume with {again}"
         )
     rows = _comparison_rows(runs, common)
     _write_comparison(folder, runs, rows)
     table = _comparison_table(runs, rows)
-    wide_console(table).print(table)
+    show_table(table)
     with user_errors():
         for category in track(common, "drawing images"):
             draw_maps(folder, labels, category, options.pictures)
@@ -154,8 +208,10 @@ def _options_record(
         for label, file in weights_by_label.items()
     }
     if not (folder / OPTIONS_FILE).is_file():
-        return {"weights": full, "options": list(options)}
+        directory = {"directory": str(Path.cwd())}
+        return {"weights": full, "options": list(options), **directory}
     before = json.loads((folder / OPTIONS_FILE).read_text(encoding="utf-8"))
+    check_directory(folder, before.get("directory"))
     changed = [label for label, file in full.items() if before["weights"].get(label, file) != file]
     if changed or before["options"] != list(options):
         label = changed[0] if changed else None
@@ -164,9 +220,9 @@ def _options_record(
         else:
             difference = f"its options were {' '.join(before['options']) or 'none'}"
         raise UserError(
-            f"--folder {folder} contains another comparison ({difference}): choose another folder"
+            f"--output.folder {folder} has another comparison ({difference}): choose another folder"
         )
-    return {"weights": {**before["weights"], **full}, "options": list(options)}
+    return {**before, "weights": {**before["weights"], **full}}
 
 
 def _check_buildable(
@@ -177,7 +233,7 @@ def _check_buildable(
     Raises:
         UserError: If it cannot be built.
     """
-    more = ["--model.backbone.weights", weights, "--output.folder", str(folder / label)]
+    more = [WEIGHTS, weights, "--output.folder", str(folder / label)]
     quieten()
     with user_errors(known_options):
         plan = DryRunCLI(args=arrange(["fit", *options, *more]))
@@ -195,12 +251,12 @@ def _duplicate(names: Sequence[str]) -> str:
     return next(name for name in names if names.count(name) > 1)
 
 
-def _read_metrics(folder: Path) -> RunMetrics:
+def _read_metrics(folder: Path, again: str) -> RunMetrics:
     file = folder / METRICS_FILE
     if not file.is_file():
         raise UserError(
             f"{file} is missing, as no category could be tested with these weights: see the "
-            f"failures above, then repeat the command with --folder {folder.parent}"
+            f"failures above, then resume with {again}"
         )
     metrics: RunMetrics = json.loads(file.read_text(encoding="utf-8"))
     return metrics

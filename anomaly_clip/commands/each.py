@@ -9,26 +9,33 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+import yaml
 
 from anomaly_clip.commands.batch import (
     DryRunCLI,
+    check_directory,
+    check_new_folder,
+    first_difference,
     forbid_distributed_launch,
+    pop_flag,
     pop_resume,
     run_in_turn,
     run_verb,
+    working_in,
 )
+from anomaly_clip.commands.continued_fit import fit_in
 from anomaly_clip.commands.experiment import arrange, known_options, quieten
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.errors import UserError, user_errors
-from anomaly_clip.files import atomic_path, printable, readable, safe_name
+from anomaly_clip.files import atomic_path, printable, readable, safe_name, write_json
 from anomaly_clip.methods.evaluated import EvaluatedModule
-from anomaly_clip.progress import say
+from anomaly_clip.progress import say, show_table
 from anomaly_clip.recording.wandb_log import wandb_group
 from anomaly_clip.report.metrics_table import build_table
 from anomaly_clip.report.page import PAGE, write_page
@@ -42,7 +49,8 @@ from anomaly_clip.results.warnings import (
 
 __all__ = ["run_each"]
 
-CONFIG = "config-each.yaml"
+CONFIG, RECORD = "config-each.yaml", "each.json"
+"""The configuration of all fits, and the working directory in which the run was started."""
 FITTED, TESTED = ".fitted", ".tested"
 """Empty files that mark a category's fit and its test as finished."""
 FAILED = 1
@@ -59,18 +67,47 @@ def run_each(words: Sequence[str]) -> int:
         UserError: If the run cannot be started.
     """
     words, resumed = pop_resume(words, CONFIG)
+    words, lists_only = pop_flag(words, "--dry-run")
     quieten()
     if {"-h", "--help"} & set(words):
         print(
-            "usage: anomaly_clip each --config FILE [options of fit]\n"
+            "usage: anomaly_clip each --config FILE [--dry-run] [options of fit]\n"
             "       anomaly_clip each --resume RUN\n\n"
             "Fit and test one model per category in RUN/<category>/, then merge the metrics.\n"
-            "--resume continues an interrupted run and skips the categories that are finished.\n"
+            "--resume continues an interrupted run, inside the fit in progress, and skips the\n"
+            "categories that are finished. --dry-run lists the commands of the fits. The results\n"
+            "go into --output.folder, or a new folder in --output.root/--output.name.\n"
             "For the options of fit, see anomaly_clip fit --help."
         )
         return 0
-    if resumed is not None:
-        words = _words_of(resumed, words)
+    if resumed is None:
+        return _list_fits(words) if lists_only else _run(words, None)
+    with working_in(_directory(resumed), resumed) as folder:
+        words = _words_of(folder, words)
+        return _list_fits(words) if lists_only else _run(words, folder)
+
+
+def _directory(folder: Path) -> str | None:
+    """Return the working directory of a run's start; None for a run of 0.1.0."""
+    if not (folder / RECORD).is_file():
+        return None
+    with user_errors():
+        directory: str = json.loads((folder / RECORD).read_text(encoding="utf-8"))["directory"]
+    return directory
+
+
+def _list_fits(words: Sequence[str]) -> int:
+    """Print the command of each category's fit."""
+    line = arrange(["fit", *words])[1:]
+    with tempfile.TemporaryDirectory() as nowhere, user_errors(known_options):
+        plan = DryRunCLI(args=["fit", *line, "--output.folder", nowhere])
+        for category in _categories(plan.model, plan.datamodule):
+            chosen = ["--data.categories", json.dumps([category])]
+            print(shlex.join(["anomaly_clip", "fit", *line, *chosen]))
+    return 0
+
+
+def _run(words: Sequence[str], resumed: Path | None) -> int:
     forbid_distributed_launch("each")
     line = arrange(["fit", *words])[1:]
     with user_errors(known_options):
@@ -80,12 +117,15 @@ def run_each(words: Sequence[str]) -> int:
         categories = _categories(method, data)
         with user_errors(known_options):
             is_tested = data.is_tested_after_fit
+        if resumed is None and writer.requested_folder is not None:
+            _check_folder(writer.requested_folder, writer.config, categories)
     except UserError:
         writer.abandon()
         raise
     several = plan.trainer.world_size > 1
     folder = writer.folder
-    if resumed is None:
+    if resumed is None and not (folder / CONFIG).is_file():
+        write_json(folder / RECORD, {"directory": str(Path.cwd())})
         with atomic_path(folder / CONFIG) as temporary:
             temporary.write_text(writer.config, encoding="utf-8")
     say(f"each {type(method).__name__} | {len(categories)} categories | run {folder}")
@@ -104,6 +144,29 @@ def run_each(words: Sequence[str]) -> int:
         )
         return 0
     return _merge(folder, categories, failed)
+
+
+def _check_folder(folder: Path, config: str, categories: Sequence[str]) -> None:
+    """Check that a chosen folder is free, or has an unfinished run with the same options.
+
+    Raises:
+        UserError: If it has other results.
+    """
+    if not (folder / CONFIG).is_file():
+        check_new_folder("each", folder, map(safe_name, categories))
+        return
+    check_directory(folder, _directory(folder))
+    before, now = (
+        {key: value for key, value in yaml.safe_load(text).items() if key != "output"}
+        for text in ((folder / CONFIG).read_text(encoding="utf-8"), config)
+    )
+    difference = first_difference(before, now)
+    if difference is not None:
+        raise UserError(
+            f"--output.folder {folder} has another run of each, whose {difference} differs: choose "
+            f"another folder, or continue that run with --resume {folder}"
+        )
+    say(f"{folder} has this run already, which continues")
 
 
 def _categories(method: object, data: AnomalyData) -> list[str]:
@@ -147,7 +210,7 @@ def _words_of(folder: Path, more: Sequence[str]) -> list[str]:
 def _run_category(
     config: Path, folder: Path, category: str, several: bool, is_tested: bool
 ) -> None:
-    """Fit and test a category unless both are finished; an interrupted fit or test starts over.
+    """Fit and test a category unless both are finished; an interrupted fit continues.
 
     Args:
         config: The configuration of the fit.
@@ -161,13 +224,12 @@ def _run_category(
         return
     checkpoint = folder / "checkpoints" / "last.ckpt"
     options = ["--config", str(config), "--data.categories", json.dumps([category])]
-    options += ["--output.folder", str(folder)]
     if not (folder / FITTED).is_file():  # a checkpoint alone may come from the middle of a fit
-        shutil.rmtree(folder, ignore_errors=True)
-        run_verb(["fit", *options], several)
+        fit_in(folder, options, several, category)
         (folder / FITTED).touch()
     if not is_tested:
         return
+    options += ["--output.folder", str(folder)]
     shutil.rmtree(folder / "logs" / "test", ignore_errors=True)  # left by an interrupted test
     run_verb(["test", *options, "--ckpt_path", str(checkpoint)], several)
     (folder / TESTED).touch()  # not earlier: a test writes its images after its metrics
@@ -216,4 +278,4 @@ def _write_merged(
             title += f"\n{more.partition(';')[0]}"  # without deviations, which differ by category
     weights = run["weights"]
     remark = weights_remark(weights)
-    Console().print(build_table(results, title, counts, weights["random"], remark))
+    show_table(build_table(results, title, counts, weights["random"], remark))

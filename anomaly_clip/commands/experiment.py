@@ -14,31 +14,47 @@ from pathlib import Path
 from typing import Any, cast
 
 import rich
-import torch
-import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 # Short class names on the command line require that the classes are imported before parsing.
 import anomaly_clip.data
 import anomaly_clip.methods  # noqa: F401
-from anomaly_clip.callbacks import progress_of_loops
-from anomaly_clip.commands.checkpoint_option import check_resumable, checkpoint_file, completed
+from anomaly_clip.callbacks import BatchNormStatistics, progress_of_loops
+from anomaly_clip.commands.checkpoint_content import (
+    damage_explained,
+    method_class,
+    read_checkpoint,
+)
+from anomaly_clip.commands.checkpoint_option import (
+    check_resumable,
+    checkpoint_file,
+    completed,
+    config_of_fit,
+    is_last,
+    last_of_runs,
+    missing_checkpoint,
+)
 from anomaly_clip.commands.configs import expand_configs
+from anomaly_clip.commands.divergence import FiniteValues
+from anomaly_clip.commands.foreign_code import check_found_config, class_in_config
 from anomaly_clip.commands.interruption import advise, stop_if_interrupted
 from anomaly_clip.commands.last_step import LastStep, last_checkpoint
 from anomaly_clip.commands.option_parser import OptionParser
+from anomaly_clip.commands.process_failure import report_once
 from anomaly_clip.commands.saved_settings import comparable, take_activation
 from anomaly_clip.commands.yaml_names import read_any_name
 from anomaly_clip.data.dataset import AnomalyData
-from anomaly_clip.errors import UserError, reason, user_errors
+from anomaly_clip.errors import UserError, user_errors
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.methods.evaluated import EvaluatedModule
 from anomaly_clip.progress import silence
+from anomaly_clip.recording.checkpoint_io import remove_leftovers, save_atomically
+from anomaly_clip.recording.checkpointing import last_checkpoint_of
+from anomaly_clip.recording.run_log import RunLogger
 from anomaly_clip.recording.wandb_log import finish_wandb_run
 from anomaly_clip.recording.writer import RunWriter
 from anomaly_clip.records import HasLoaderNeeds, LoaderNeeds
@@ -55,6 +71,10 @@ __all__ = [
 
 UNREADABLE = 1
 """Exit code of a run that is done, but could not read some images."""
+OUTPUT = ("root", "name", "folder")
+"""Options of the output that decide where a run is written."""
+RUNS = "runs"
+"""Default of ``output.root``."""
 STEPS = {"validate": "validation_step", "test": "test_step", "predict": "predict_step"}
 """Method that a model must override to support a verb."""
 
@@ -108,13 +128,14 @@ def arrange(words: Sequence[str], resumes: bool = False) -> list[str]:
     checkpoint = _option(others, "--ckpt_path")
     is_enough = verb != "fit" or resumes
     if is_enough and checkpoint and not files and _option(others, "--model") is None:
+        if is_last(checkpoint):
+            root, name, folder = (_option(others, f"--output.{n}") for n in OUTPUT)
+            checkpoint = last_of_runs(verb, root or RUNS, name, folder)
+            others += ["--ckpt_path", checkpoint]
         # The results get their own run folder instead of the fit's.
-        files = [
-            "--config",
-            str(_config_of_fit(Path(checkpoint_file(checkpoint)))),
-            "--output.folder",
-            "null",
-        ]
+        config = config_of_fit(Path(checkpoint_file(checkpoint)))
+        check_found_config(config)
+        files = ["--config", str(config), "--output.folder", "null"]
     return [verb, *files, *others]
 
 
@@ -126,44 +147,6 @@ def _option(words: Sequence[str], name: str) -> str | None:
         if word == name:
             return following
     return None
-
-
-def _missing_checkpoint(path: Path) -> UserError:
-    return UserError(f"--ckpt_path {path}: there is no such file; give a checkpoint of a fit")
-
-
-def _config_of_fit(checkpoint: Path) -> Path:
-    """Return the configuration of the fit that wrote a checkpoint."""
-    if not checkpoint.is_file():
-        raise _missing_checkpoint(checkpoint)
-    for folder in list(checkpoint.resolve().parents)[:2]:
-        if (folder / "config-fit.yaml").is_file():
-            return folder / "config-fit.yaml"
-    raise UserError(
-        f"--ckpt_path {checkpoint}: neither its folder nor the parent folder contains "
-        f"config-fit.yaml: give --config FILE"
-    )
-
-
-class RunLogger(CSVLogger):
-    """Lightning's CSV logger for the run folder; the folder is created on first use."""
-
-    def __init__(self, writer: RunWriter, verb: str) -> None:
-        super().__init__(save_dir=writer.root)
-        self._writer = writer
-        self._verb = verb
-
-    @property
-    def root_dir(self) -> str:
-        """Run folder."""
-        return str(self._writer.folder)
-
-    @property
-    def log_dir(self) -> str:
-        """Folder of the log."""
-        logs = self._writer.folder / "logs"
-        # Several verbs may log into a folder that the user has chosen.
-        return str(logs if self._writer.requested_folder is None else logs / self._verb)
 
 
 def _json(value: Any) -> str:
@@ -233,8 +216,18 @@ class ExperimentCLI(LightningCLI):
         """
         self.config = parser.parse_args(cast("list[str]", args))
         options = self.config[self._verb]
-        if options.get("ckpt_path"):
-            options["ckpt_path"] = checkpoint_file(str(options["ckpt_path"]))
+        value = options.get("ckpt_path")
+        if value and is_last(str(value)):
+            root, name, folder = (options["output"][n] for n in OUTPUT)
+            name = name or self._name_of_config(options)
+            options["ckpt_path"] = last_of_runs(self._verb, root, name, folder)
+        elif value:
+            options["ckpt_path"] = checkpoint_file(str(value))
+
+    @staticmethod
+    def _name_of_config(options: Namespace) -> str:
+        files = options.get("config") or []
+        return Path(str(files[0])).stem if files else "run"
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer, and pass the complete configuration to the run writer."""
@@ -247,7 +240,7 @@ class ExperimentCLI(LightningCLI):
         files = [str(file) for file in config.get("config") or []]
         writer = self.writer
         if writer.name is None:
-            writer.name = config["output"]["name"] = Path(files[0]).stem if files else "run"
+            writer.name = config["output"]["name"] = self._name_of_config(config)
         writer.config = self._parser(verb).dump(config, skip_none=False)
         writer.sources = f"{', '.join(files) or 'no file'} + {self._num_overrides} overrides"
         seed = config["seed_everything"]
@@ -260,13 +253,10 @@ class ExperimentCLI(LightningCLI):
         silence(not shows_progress)
         if shows_progress and not any(isinstance(callback, ProgressBar) for callback in callbacks):
             callbacks.append(progress_of_loops())
-        if verb == "fit" and not any(isinstance(c, ModelCheckpoint) for c in callbacks):
-            # Always the same file name; Lightning's default name contains epoch and step.
-            keeps = config["trainer"]["enable_checkpointing"] is not False
-            last = ModelCheckpoint(filename="last", enable_version_counter=False)
-            callbacks += [last] if keeps else []
         if verb == "fit":
-            callbacks.append(LastStep())
+            keeps = config["trainer"]["enable_checkpointing"] is not False
+            callbacks += last_checkpoint_of(callbacks, writer.checkpoint_every_n_steps, keeps)
+            callbacks += [FiniteValues(), LastStep(), BatchNormStatistics()]
         kwargs["callbacks"] = callbacks
         if verb != "fit":  # nothing is saved, whatever the configuration of the fit requests
             warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need.*")
@@ -276,16 +266,25 @@ class ExperimentCLI(LightningCLI):
         if needs is not None and needs.single_pass and config["trainer"]["max_epochs"] is None:
             kwargs["max_epochs"] = 1
         trainer = super().instantiate_trainer(**kwargs)
+        save_atomically(trainer)
         if verb == "fit" and self._resumed is not None:
             path, checkpoint = self._resumed
+            remove_leftovers(Path(path).parent)
             method = type(self.model).__name__
             check_resumable(path, checkpoint, needs or LoaderNeeds(), method, trainer)
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(writer.folder / "checkpoints")
+            if isinstance(callback, ModelCheckpoint):
+                remove_leftovers(Path(str(callback.dirpath)))
         return trainer
 
     def _parse_ckpt_path(self) -> None:
+        """Check the checkpoint; see :meth:`_compare_with_checkpoint`."""
+        with damage_explained(self.config[self.config.subcommand].get("ckpt_path"), None):
+            self._compare_with_checkpoint()
+
+    def _compare_with_checkpoint(self) -> None:
         """Check that the requested model is that of the checkpoint.
 
         Lightning would silently use the model settings of the checkpoint.
@@ -297,7 +296,7 @@ class ExperimentCLI(LightningCLI):
         path = config.get("ckpt_path")
         if not path or not Path(path).is_file():
             return  # _check_verb reports a missing file
-        checkpoint = _read_checkpoint(Path(path))
+        checkpoint = read_checkpoint(Path(path))
         self._fit_record = {
             name: checkpoint[name] for name in ("fitted_images", "bit_depth") if name in checkpoint
         }
@@ -351,7 +350,7 @@ class ExperimentCLI(LightningCLI):
         elif verb != "fit" and not is_overridden(STEPS[verb], self.model):
             raise UserError(f"{name} scores no images: use fit")
         if path is not None and not Path(path).is_file():
-            raise _missing_checkpoint(Path(path))
+            raise missing_checkpoint(Path(path))
 
     def _check_method(self, method: EvaluatedModule, verb: str, path: str | None) -> None:
         name = type(method).__name__
@@ -378,8 +377,18 @@ class ExperimentCLI(LightningCLI):
         self._is_fitted = True
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run the verb; after a signal, raise ``Interrupted`` with the way to continue."""
-        with advise(self._next_command):
+        """Run the verb; after a signal, raise ``Interrupted`` with the way to continue.
+
+        Raises:
+            ProcessFailure: If one of several processes fails.
+        """
+        path = self._get(self.config, "ckpt_path")
+        with (
+            report_once(self.trainer, self.writer.abandon),
+            user_errors(known_options),
+            advise(self._next_command),
+            damage_explained(path, self.model),
+        ):
             super()._run_subcommand(subcommand)
             stop_if_interrupted()
 
@@ -427,31 +436,12 @@ def class_of_checkpoint(path: Path) -> type[LightningModule]:
         UserError: If the class cannot be determined.
     """
     if not path.is_file():
-        raise _missing_checkpoint(path)
-    name = _read_checkpoint(path).get("hyper_parameters", {}).get("_class_path")
-    if name is None:  # written by Python code, without the command line
-        config = yaml.safe_load(_config_of_fit(path).read_text(encoding="utf-8"))
-        name = config["model"]["class_path"]
-    kind = _class_of(name)
-    assert isinstance(kind, type)
-    assert issubclass(kind, LightningModule)
-    return kind
-
-
-def _read_checkpoint(path: Path) -> dict[str, Any]:
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and torch raise many exception types
-        raise UserError(
-            f"--ckpt_path {path}: not a checkpoint that can be read safely ({reason(error)}): give "
-            f"one that fit has written"
-        ) from None
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise UserError(
-            f"--ckpt_path {path}: not a checkpoint of a fit, as it has no state_dict: give one "
-            f"that fit has written"
-        )
-    return checkpoint
+        raise missing_checkpoint(path)
+    name = read_checkpoint(path).get("hyper_parameters", {}).get("_class_path")
+    if name is not None:
+        return method_class(name, path, "its _class_path")
+    file = config_of_fit(path)  # written by Python code, without the command line
+    return method_class(class_in_config(file), path, f"the class in {file}")
 
 
 def known_options() -> list[str]:

@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from anomaly_clip.commands.checkpoint_option import checkpoint_file
-from anomaly_clip.commands.experiment import class_of_checkpoint, quieten
+from jsonargparse import ArgumentError
+
+from anomaly_clip.commands.checkpoint_content import DAMAGE
+from anomaly_clip.commands.checkpoint_option import checkpoint_file, is_last, last_of_runs
+from anomaly_clip.commands.experiment import RUNS, class_of_checkpoint, quieten
 from anomaly_clip.errors import UserError, reason, user_errors
 from anomaly_clip.methods.evaluated import Exporter
 
@@ -30,12 +33,15 @@ def run_export(words: Sequence[str]) -> int:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--ckpt_path", type=Path, required=True, help="checkpoint or folder of a fit"
+        "--ckpt_path", type=Path, required=True, help="checkpoint or folder of a fit, or last"
     )
     parser.add_argument("--folder", type=Path, help="output folder; default: the working directory")
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     options = parser.parse_args(list(words[1:]))
-    options.ckpt_path = Path(checkpoint_file(str(options.ckpt_path)))
+    value = str(options.ckpt_path)
+    is_word = is_last(value)
+    file = last_of_runs("export", RUNS, None, None) if is_word else checkpoint_file(value)
+    options.ckpt_path = Path(file)
     quieten()
     kind = class_of_checkpoint(options.ckpt_path)
     if not hasattr(kind, "export"):
@@ -46,8 +52,14 @@ def run_export(words: Sequence[str]) -> int:
     with user_errors():
         try:
             method: Any = kind.load_from_checkpoint(options.ckpt_path, map_location="cpu")
-        except (KeyError, RuntimeError) as error:
-            raise UserError(f"--ckpt_path {options.ckpt_path}: {reason(error)}") from None
+        except (*DAMAGE, ArgumentError) as error:
+            if not kind.__module__.startswith("anomaly_clip."):
+                raise
+            cause = f"{type(error).__name__}: {reason(error).rstrip(' .:')}"
+            raise UserError(
+                f"--ckpt_path {options.ckpt_path}: the checkpoint does not fit {kind.__name__}, or "
+                f"is damaged ({cause}): give one that fit has written"
+            ) from None
     assert isinstance(method, Exporter)
     target = options.folder or Path()
     with tempfile.TemporaryDirectory() as scratch:

@@ -9,14 +9,28 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
 import yaml
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins import CheckpointIO, Precision
+from lightning.pytorch.profilers import Profiler
+from lightning.pytorch.strategies import Strategy
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
-__all__ = ["concealed_classes", "foreign_classes"]
+from anomaly_clip.commands.yaml_text import read_yaml_text
+from anomaly_clip.documents import DocumentError, check_yaml_limits, load_yaml
+from anomaly_clip.errors import UserError
+from anomaly_clip.files import printable
+
+__all__ = ["check_found_config", "class_in_config", "concealed_classes", "foreign_classes"]
 
 CLASS_KEYS = {"model", "data", "auxiliary", "callbacks", "logger", "plugins", "strategy"}
 CLASS_KEYS |= {"profiler", "augment", "optimizer", "lr_scheduler", "accelerator", "backbone"}
@@ -26,6 +40,11 @@ LARGEST_FILE = 2**20
 """Bytes of the largest text file that is searched; larger ones count as configurations."""
 DEEPEST = 60
 """Levels of a configuration that are searched; a deeper one refers to itself."""
+IMPORTED_KINDS = (
+    *(LightningModule, LightningDataModule, Callback, Logger, Profiler, Strategy),
+    *(nn.Module, Optimizer, LRScheduler, CheckpointIO, Precision),
+)
+"""Kinds of classes that a configuration may name if their module is imported already."""
 Place = tuple[str, str, bool]
 """Dotted option, its value, and whether a class may stand there."""
 
@@ -67,6 +86,65 @@ def concealed_classes(config: Any) -> list[str]:
     """
     places = _places(config)
     return list(dict.fromkeys(o for o, text, is_class in places if _is_concealing(text, is_class)))
+
+
+def check_found_config(file: Path) -> None:
+    """Check a configuration that was found next to a checkpoint: nobody has named it.
+
+    Its classes are of this package, or of libraries that are imported already, so that no module of
+    the working folder is imported for a name in a file.
+
+    Args:
+        file: The configuration.
+
+    Raises:
+        UserError: If it names other classes, or cannot be read.
+    """
+    way_out = f"if you trust it, name it with --config {printable(str(file))}"
+    config = _read_config(file)
+    try:
+        foreign = [name for name in foreign_classes(config) if not _is_imported(name)]
+        concealed = concealed_classes(config)
+    except (ValueError, RecursionError):
+        raise UserError(f"{file} refers to itself: restore the file as it was saved") from None
+    if foreign:
+        names = ", ".join(printable(name) for name in foreign[:3])
+        raise UserError(
+            f"{file}, found next to the checkpoint, names code outside this package ({names}), "
+            f"which would be run: {way_out}"
+        )
+    if concealed:
+        raise UserError(
+            f"{file}, found next to the checkpoint: {printable(concealed[0])} is a text or a file "
+            f"that may name classes, whose code would be run: {way_out}"
+        )
+
+
+def class_in_config(file: Path) -> object:
+    """Return ``model.class_path`` of a configuration; None if there is none.
+
+    Raises:
+        UserError: If the configuration cannot be read.
+    """
+    model = _read_config(file).get("model")
+    return model.get("class_path") if isinstance(model, Mapping) else None
+
+
+def _read_config(file: Path) -> Mapping[str, Any]:
+    text = read_yaml_text(file, str(file))
+    try:
+        check_yaml_limits(text)
+    except DocumentError as error:
+        raise UserError(f"{file}: {error}: restore the file as it was saved") from None
+    content = _parsed(text)
+    return content if isinstance(content, Mapping) else {}  # the parser reports it
+
+
+def _is_imported(name: str) -> bool:
+    """Return whether a class is in an imported module, and of a kind that runs no code by name."""
+    module, _, last = name.rpartition(".")
+    kind = getattr(sys.modules.get(module), last, None)
+    return isinstance(kind, type) and issubclass(kind, IMPORTED_KINDS)
 
 
 def _class_names(config: Any) -> Iterator[str]:
@@ -148,7 +226,7 @@ def _has_classes(content: Any, is_class: bool) -> bool:
 def _parsed(text: str) -> Any:
     """Return what a text is in YAML; None if it is not valid."""
     try:
-        return jsonargparse.get_loader("yaml")(text)
+        return load_yaml(text, jsonargparse.get_loader("yaml"))
     except (yaml.YAMLError, ValueError, TypeError, AttributeError):
         return None
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loops.loop import _Loop
 
 from anomaly_clip.commands.interruption import Interrupted, defer_signals
 from anomaly_clip.records import needs_of
@@ -34,7 +35,16 @@ class LastStep(Callback):
         return not needs_of(trainer).single_pass and trainer.world_size == 1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let Lightning stop after a step."""
+        """Let Lightning stop after a step; begin the next epoch if one ended at the last save.
+
+        With ``trainer.max_steps``, Lightning would count the ended epoch again, and then draw other
+        images than an uninterrupted fit.
+        """
+        loop = trainer.fit_loop
+        if loop.restarted_on_epoch_end:
+            _Loop.restarting.fset(loop, False)  # type: ignore[attr-defined]
+            loop.update_restart_stage()
+            loop.epoch_progress.increment_completed()
         defer_signals(self._stops_after_a_step(trainer))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -12,6 +12,7 @@ import json
 import re
 from argparse import Action
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from types import UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
@@ -19,6 +20,8 @@ import jsonargparse
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
+
+from anomaly_clip.documents import DocumentError, check_value, load_yaml
 
 __all__ = ["OptionParser", "dump_yaml"]
 
@@ -72,6 +75,10 @@ class OptionParser(LightningArgumentParser):
 
     def _value(self, option: str, value: str) -> str:
         value = _unpacked(value)
+        try:
+            check_value(value)
+        except DocumentError as error:
+            raise ValueError(f"{option.lstrip('-')}: {error}") from None
         actions: Mapping[str, Action] = self._option_string_actions
         if option in actions:
             kind = _type_of(actions[option])
@@ -110,8 +117,8 @@ jsonargparse.set_dumper("yaml", dump_yaml)
 def _read(text: str) -> Any:
     """Return what jsonargparse reads; None if it is not valid YAML."""
     try:
-        return jsonargparse.get_loader("yaml")(text)
-    except (yaml.YAMLError, ValueError, TypeError):  # 0b_ and 1: raise the last two
+        return load_yaml(text, jsonargparse.get_loader("yaml"))
+    except yaml.YAMLError:
         return None
 
 
@@ -132,7 +139,7 @@ def _as_texts(value: str, is_list: bool) -> str:
     In place of a list, other values are put into quotes, so that messages show what was typed.
     """
     try:
-        content = yaml.load(value, yaml.BaseLoader)
+        content = load_yaml(value, partial(yaml.load, Loader=yaml.BaseLoader))
     except yaml.YAMLError:
         return value
     if is_list and not isinstance(content, list) and value != "null":

@@ -31,7 +31,7 @@ from anomaly_clip.files import write_csv
 from anomaly_clip.images import read_image
 from anomaly_clip.maps import gaussian_blur
 from anomaly_clip.methods.sdp import SDP, text_score
-from anomaly_clip.progress import track
+from anomaly_clip.progress import show_table, track
 from anomaly_clip.records import DEMO
 from anomaly_clip.results.warnings import DEMO_REMARK, RANDOM_WARNING
 
@@ -208,7 +208,7 @@ def show(
                 cells.append(f"{row.similarity:.4f}")
                 cells += ["–" if v is None else f"{v:+.1e}" for v in row[4:]]
             table.add_row(Text(row.sentence), *cells)
-        console.print(table)
+        show_table(table, console)
     if backbone.is_random:
         console.print(RANDOM_WARNING, style="bold red")
     elif backbone.settings.pretrained == DEMO:

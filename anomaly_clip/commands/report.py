@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anomaly_clip.errors import UserError, suggest
-from anomaly_clip.files import atomic_path, write_csv
+from anomaly_clip.files import ESCAPING, atomic_path, write_csv
 from anomaly_clip.progress import say
 from anomaly_clip.report.comparison import ComparisonTable, compare_runs
 from anomaly_clip.report.page import write_page
@@ -282,7 +282,7 @@ def _write_files(comparison: ComparisonTable, options: argparse.Namespace) -> No
                 write_csv(file, comparison.data.header, comparison.data.rows)
             else:
                 with atomic_path(file) as temporary:
-                    temporary.write_text(pages[option](), encoding="utf-8")
+                    temporary.write_text(pages[option](), encoding="utf-8", errors=ESCAPING)
         except OSError as error:
             raise UserError(f"--{option} {file}: cannot be written ({error.strerror})") from None
         say(f"written: {file}")

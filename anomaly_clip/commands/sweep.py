@@ -10,7 +10,6 @@ import argparse
 import json
 import math
 import shlex
-import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -19,14 +18,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from anomaly_clip.commands.batch import (
     DryRunCLI,
+    check_directory,
+    check_new_folder,
+    first_difference,
     forbid_distributed_launch,
     pop_resume,
     run_in_turn,
-    run_verb,
+    working_in,
 )
 from anomaly_clip.commands.configs import config_file
+from anomaly_clip.commands.continued_fit import fit_in
 from anomaly_clip.commands.experiment import UNREADABLE, arrange, known_options, quieten
 from anomaly_clip.commands.sweep_file import METHODS, Sweep, read_sweep
 from anomaly_clip.commands.sweep_record import (
@@ -77,12 +82,8 @@ def run_sweep(words: Sequence[str]) -> int:
     forbid_distributed_launch("sweep")
     with user_errors():
         record = SweepRecord(**json.loads((folder / RECORD_FILE).read_text(encoding="utf-8")))
-    if Path.cwd() != Path(record.directory):  # relative file names would refer to other files
-        raise UserError(
-            f"--resume {folder}: the sweep was started in {record.directory}, not in {Path.cwd()}: "
-            f"resume it there"
-        )
-    return _run_all(folder, record)
+    with working_in(record.directory, folder) as folder:
+        return _run_all(folder, record)
 
 
 def _start(words: Sequence[str]) -> int:
@@ -125,8 +126,13 @@ def _start(words: Sequence[str]) -> int:
             print(shlex.join(["anomaly_clip", "fit", *line]))
         return 0
     with user_errors():
-        root = Path(options.root).expanduser()
-        folder = create_run_folder(root, options.name or f"sweep_{sweep.file.stem}")
+        folder = options.folder and Path(options.folder).expanduser()
+        if folder is not None and _has_record(folder, record, configs):
+            say(f"{folder} has this run already, which continues")
+            return _run_all(folder, record)
+        if folder is None:
+            root = Path(options.root).expanduser()
+            folder = create_run_folder(root, options.name or f"sweep_{sweep.file.stem}")
     for number, config in enumerate(configs, start=1):
         _write_text(folder / CONFIGS / f"{number}.yaml", config)
     _write_text(folder / "sweep.yaml", sweep.text)
@@ -141,6 +147,33 @@ def _start(words: Sequence[str]) -> int:
     return _run_all(folder, record)
 
 
+def _has_record(folder: Path, record: SweepRecord, configs: Sequence[str]) -> bool:
+    """Return whether a chosen folder has the same sweep; False if it is free.
+
+    Raises:
+        UserError: If it has other results.
+    """
+    if not (folder / RECORD_FILE).is_file():
+        check_new_folder("sweep", folder, [*map(str, range(1, len(configs) + 1)), CONFIGS])
+        return False
+    before = SweepRecord(**json.loads((folder / RECORD_FILE).read_text(encoding="utf-8")))
+    check_directory(folder, before.directory)
+    files = [folder / CONFIGS / f"{number}.yaml" for number in range(1, len(configs) + 1)]
+    same = before.runs == record.runs and before.metric == record.metric
+    pairs = zip(files, configs, strict=True)
+    if not (same and all(_same_config(file, config) for file, config in pairs)):
+        raise UserError(
+            f"--output.folder {folder} has another sweep: choose another folder, or continue that "
+            f"sweep with --resume {folder}"
+        )
+    return True
+
+
+def _same_config(file: Path, config: str) -> bool:
+    before, now = (yaml.safe_load(text) for text in (file.read_text(encoding="utf-8"), config))
+    return first_difference(before, now) is None
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="anomaly_clip sweep",
@@ -148,7 +181,8 @@ def _parser() -> argparse.ArgumentParser:
         "[options of fit]\n       anomaly_clip sweep --resume RUN",
         description="Run a W&B sweep file on this machine, without an account: a fit for each set "
         "of options, then one table with the best run first (sweep.csv). --resume continues an "
-        "interrupted sweep and skips finished runs. Options of fit apply to all runs.",
+        "interrupted run, inside the fit in progress, and skips the fits that are finished. "
+        "Options of fit apply to all runs.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -158,13 +192,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seed", type=int, default=0, metavar="S", help="seed of method random; default: 0"
     )
-    parser.add_argument("--dry-run", action="store_true", help="list the commands of the runs")
+    parser.add_argument("--dry-run", action="store_true", help="list the commands of the fits")
     parser.add_argument(
         "--output.root",
         dest="root",
         default="runs",
         metavar="DIR",
         help="parent of the sweep's folder; default: runs",
+    )
+    parser.add_argument(
+        "--output.folder", dest="folder", metavar="DIR", help="the sweep's folder itself"
     )
     parser.add_argument(
         "--output.name",
@@ -186,10 +223,6 @@ def _refuse_contradictions(sweep: Sweep, more: Sequence[str]) -> None:
         if name.removeprefix("--").replace(".init_args", "") in swept:
             raise UserError(
                 f"{word}: {sweep.file} sets this option itself: remove it from the command"
-            )
-        if name == "--output.folder":
-            raise UserError(
-                f"{word}: a sweep chooses the folder of each run: use --output.root instead"
             )
         if name.startswith("--trainer.logger"):
             raise UserError(
@@ -277,7 +310,7 @@ def _run_all(folder: Path, record: SweepRecord) -> int:
 
 
 def _run_one(folder: Path, record: SweepRecord, number: int) -> None:
-    """Fit one run unless it is finished; an interrupted fit starts over.
+    """Fit one run unless it is finished; an interrupted fit continues.
 
     Raises:
         GoalMissing: If the sweep's metric was not logged.
@@ -287,7 +320,7 @@ def _run_one(folder: Path, record: SweepRecord, number: int) -> None:
     if (run / RESULT_FILE).is_file():
         say("already finished")
         return
-    shutil.rmtree(run, ignore_errors=True)
+    (run / FAILURE_FILE).unlink(missing_ok=True)
     try:
         result = _fit(folder, run, record, number)
     except Exception as error:
@@ -307,7 +340,7 @@ def _fit(folder: Path, run: Path, record: SweepRecord, number: int) -> dict[str,
     """
     config = folder / CONFIGS / f"{number}.yaml"
     started = time.monotonic()
-    code = run_verb(["fit", "--config", str(config), "--output.folder", str(run)], record.several)
+    code = fit_in(run, ["--config", str(config)], record.several)
     minutes = (time.monotonic() - started) / 60
     metrics, time_logged = last_logged(run / "logs" / "fit" / "metrics.csv", record.metric)
     goal = metrics.get(record.metric)

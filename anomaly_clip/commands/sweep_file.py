@@ -20,6 +20,7 @@ import yaml
 
 from anomaly_clip.commands.sweep_parameter import Parameter, read_parameter
 from anomaly_clip.commands.yaml_text import read_yaml_text
+from anomaly_clip.documents import DocumentError, load_yaml
 from anomaly_clip.errors import UserError, suggest
 
 __all__ = ["METHODS", "Sweep", "read_sweep"]
@@ -121,7 +122,9 @@ def read_sweep(file: Path) -> Sweep:
     """
     text = read_yaml_text(file, str(file))
     try:
-        content = yaml.safe_load(text)  # as W&B reads it
+        content = load_yaml(text)  # as W&B reads it
+    except DocumentError as error:
+        raise UserError(f"{file}: {error}: correct the file") from None
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = "" if where is None else f", line {where.line + 1}"

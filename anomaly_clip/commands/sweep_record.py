@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from anomaly_clip.files import write_csv
-from anomaly_clip.progress import wide_console
+from anomaly_clip.progress import show_table
 from anomaly_clip.records import DEMO, RANDOM
 from anomaly_clip.results.warnings import DEMO_REMARK, RANDOM_WARNING
 
@@ -160,9 +161,9 @@ def print_table(folder: Path, record: SweepRecord) -> None:
         else:
             cells += ["failed" if number in failures else "not run", "–"]
         table.add_row(*(Text(cell) for cell in cells))
-    console = wide_console(table)
+    console = Console(highlight=False)
     console.print(Text("\n".join(title), style="bold"))
-    console.print(table)
+    show_table(table, console)
 
 
 def _value_text(value: Any) -> str:

@@ -12,6 +12,8 @@ from typing import Any
 import yaml
 from jsonargparse import get_loader, set_loader
 
+from anomaly_clip.documents import check_value, load_yaml
+
 __all__ = ["read_any_name", "with_stand_ins"]
 
 SURROGATE = re.compile("[\udc80-\udcff]")
@@ -27,7 +29,7 @@ def read_any_name() -> None:
     if read.__module__ != __name__:  # replaced once
 
         def load(text: str) -> Any:
-            return _restored(read(with_stand_ins(text)))
+            return _restored(load_yaml(with_stand_ins(text), read))
 
         set_loader("yaml", load, exceptions=(yaml.YAMLError,))
 
@@ -41,6 +43,7 @@ def with_stand_ins(text: str) -> str:
 
 
 def _restored(value: Any) -> Any:
+    check_value(value)
     if isinstance(value, str):
         text = STAND_IN.sub(lambda match: chr(ord(match[0]) - SHIFT), value)
         return ESCAPED_STAND_IN.sub(  # in a text that has no escapes, this is no character

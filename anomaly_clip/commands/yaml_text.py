@@ -6,6 +6,7 @@ import codecs
 from collections.abc import Mapping
 from pathlib import Path
 
+from anomaly_clip.documents import DocumentError, check_yaml_limits
 from anomaly_clip.errors import UserError
 
 __all__ = ["check_config", "read_yaml_text"]
@@ -65,8 +66,13 @@ def check_config(file: Path, name: str) -> None:
 
     text = read_yaml_text(file, name)
     try:
+        check_yaml_limits(with_stand_ins(text))
         # Only the structure counts here; libyaml also reads JSON that is indented by tabs.
         content = yaml.load(with_stand_ins(text), getattr(yaml, "CBaseLoader", yaml.BaseLoader))
+    except DocumentError as error:
+        raise UserError(f"{name}: {error}: correct it") from None
+    except RecursionError:
+        raise UserError(f"{name}: it is nested too deeply: correct it") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)  # an error of the reader has none
         line = "" if mark is None else f", line {mark.line + 1}"

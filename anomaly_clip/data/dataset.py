@@ -365,19 +365,26 @@ class AnomalyData(BaseDataModule):
         """Return the ``fit`` and ``validation`` sets, if their images are the same every epoch."""
         return self.fit_sets.unchanging()
 
-    def cache_features(self, encoders: Mapping[str, Encoder], limit_gb: float, option: str) -> None:
+    def cache_features(
+        self, encoders: Mapping[str, Encoder], limit_gb: float, option: str
+    ) -> frozenset[str]:
         """Store the features of unchanging images on disk, to be used in batches instead of images.
+
+        A batch still has images if its features cannot be stored or read. The method then encodes
+        them with :meth:`~anomaly_clip.records.Encoder.halves`, which gives the same values.
 
         Args:
             encoders: The encoders of ``fit`` and ``validation``.
             limit_gb: Maximum size of the cache in GB (1e9 bytes).
             option: Name of the option that sets the limit, for messages.
 
+        Returns:
+            The sets whose features are cached: ``fit``, ``validation``, or both.
+
         Raises:
-            OSError: If features cannot be written.
-            ValueError: If the features would exceed the limit or the free disk space.
+            ValueError: If the features would exceed the limit.
         """
-        self.fit_sets.cache_features(encoders, limit_gb, option)
+        return self.fit_sets.cache_features(encoders, limit_gb, option)
 
     def begin_fit(self) -> None:
         """List the images of a fit from now on; for data sets whose splits depend on the stage."""

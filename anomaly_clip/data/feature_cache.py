@@ -4,30 +4,35 @@ Later epochs and later runs then neither decode images nor run the encoder. Each
 file, named by a hash of everything that the features depend on: the encoder, the bytes of the image
 and its mask, and the preprocessing. Files are written atomically, so any number of processes may
 fill one folder, and an interruption leaves no incomplete file. An image that is listed twice is
-stored once. The folder may be deleted at any time.
+stored once. The folder may be deleted at any time, and a run does without it: images whose
+features cannot be stored or read are encoded again in each epoch, and rounded to half precision.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import PIL
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from anomaly_clip import images
+from anomaly_clip.cache_files import is_cached, read_cached, warn_of_cache, write_cached
 from anomaly_clip.data import samples, transforms
 from anomaly_clip.data.file_hashes import FileHashes
 from anomaly_clip.data.samples import SampleDataset
-from anomaly_clip.files import CACHE_VARIABLE, atomic_path, cache_folder, source_hash
+from anomaly_clip.files import cache_folder, source_hash
 from anomaly_clip.progress import track
 from anomaly_clip.records import Encoder
 
@@ -48,20 +53,29 @@ class FeatureFiles:
 
     files: Sequence[Path]
 
-    def load(self, row: int) -> dict[str, Tensor]:
+    def load(self, row: int) -> dict[str, Tensor] | None:
         """Return the features of a row, in half precision, and ``mask`` if the row has one.
 
-        Raises:
-            ValueError: If the file is missing or damaged.
+        If the file is missing or damaged, warn once a run and return None. A damaged file is
+        removed, so that the next run makes it again.
         """
         file = self.files[row]
-        try:
-            return load(file.read_bytes())
-        except (OSError, SafetensorError) as error:
-            raise ValueError(
-                f"{file}: cached features cannot be read ({error}); run the command again to "
-                f"recompute them"
-            ) from None
+        content = read_cached(file, file.stem)
+        with suppress(SafetensorError):
+            if content is not None:
+                return load(content)
+        if file.exists():
+            reason = OSError(errno.EIO, "a file in it is damaged")
+            with suppress(OSError):
+                file.unlink()
+        else:
+            reason = OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        warn_of_cache(file.parents[1], reason)
+        return None
+
+
+class _UnusableError(Exception):
+    """The folder of the features cannot be used, for a reason that its only argument states."""
 
 
 class FeatureCache:
@@ -92,77 +106,81 @@ class FeatureCache:
 
     def fill(
         self, dataset: SampleDataset, encoder: Encoder, batch_size: int, num_workers: int
-    ) -> FeatureFiles:
+    ) -> FeatureFiles | None:
         """Encode the images that have no file yet; return the files of all images.
+
+        If a process cannot write into its folder, warn and return None in all processes.
 
         Raises:
             FileNotFoundError: If an image is missing.
-            OSError: If the folder cannot be written.
-            ValueError: If the features would exceed the limit or the free disk space, an image
-                cannot be read, or another process fails.
+            ValueError: If the features would exceed the limit, an image cannot be read, or another
+                process fails.
         """
         features = FeatureFiles([self._file(name) for name in _names(dataset, encoder.key)])
         rows = {file: row for row, file in reversed(list(enumerate(features.files)))}
-        missing = sorted(row for file, row in rows.items() if not _is_whole(file))
+        whole = _whole_files(list(rows))
+        missing = sorted(row for file, row in rows.items() if file not in whole)
         number, rank = self.processes
-        with self._together():  # no process writes before all have looked for missing files
-            if missing:
-                self._check_room(dataset, encoder, missing)
-        with self._together():
-            # The rows of a process do not depend on which files others have already written.
-            share = [row for row in missing if row % number == rank]
-            self._encode(dataset, encoder, features, share, batch_size, num_workers)
-        # Machines with separate folders also need the rows that other machines have encoded.
-        with self._together():
-            left = [row for row in missing if not _is_whole(features.files[row])]
-            self._encode(dataset, encoder, features, left, batch_size, num_workers)
+        try:
+            with self._together():  # no process writes before all have looked for missing files
+                if missing:
+                    self._check_room(dataset, encoder, missing)
+            with self._together():
+                # The rows of a process do not depend on which files others have already written.
+                share = [row for row in missing if row % number == rank]
+                self._encode(dataset, encoder, features, share, batch_size, num_workers)
+            # Machines with separate folders also need the rows that other machines have encoded.
+            with self._together():
+                whole = _whole_files([features.files[row] for row in missing])
+                left = [row for row in missing if features.files[row] not in whole]
+                self._encode(dataset, encoder, features, left, batch_size, num_workers)
+        except _UnusableError as error:
+            warn_of_cache(self.folder, error.args[0])
+            return None
         return features
 
     @contextmanager
     def _together(self) -> Iterator[None]:
         """Wait for the other processes at the end of the block; if one fails, all fail."""
+        failure: Exception | None = None
         try:
             yield
-        except OSError as error:
-            self.agree(False)
-            if isinstance(error, FileNotFoundError) or not error.strerror:
-                raise
-            raise OSError(
-                f"{self.folder}: features cannot be kept there ({error.strerror}): point "
-                f"{CACHE_VARIABLE} at another folder, or set {self.setting} to 0"
-            ) from None
-        except Exception:
-            self.agree(False)
-            raise
-        if not self.agree(True):
-            raise ValueError(
-                f"process {self.processes[1]} of {self.processes[0]}: another process could not "
-                f"encode its features; see the error message of that process"
-            )
+        except Exception as error:
+            failure = error
+        if self.agree(failure is None):
+            return
+        if self.agree(failure is None or isinstance(failure, _UnusableError)):
+            raise failure or _UnusableError(OSError("another process cannot use its folder"))
+        if failure is not None and not isinstance(failure, _UnusableError):
+            raise failure
+        raise ValueError(
+            f"process {self.processes[1]} of {self.processes[0]}: another process could not "
+            f"encode its features; see the error message of that process"
+        )
 
     def _file(self, name: str) -> Path:
         return self.folder / name[:2] / f"{name}.safetensors"
 
     def _check_room(self, dataset: SampleDataset, encoder: Encoder, missing: list[int]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         with torch.no_grad():
             first = encoder.encode(dataset[missing[0]]["image"][None].to(encoder.device))
         each = 2 * sum(value.numel() for value in first.values())
         needed = len(missing) * (each + dataset.mask_size**2 * dataset.has_masks) / GB
-        used = _size(self.folder) / GB
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            used = _size(self.folder) / GB
+            free = shutil.disk_usage(self.folder).free / GB - RESERVE
+        except OSError as error:
+            raise _UnusableError(error) from None
         if used + needed > self.limit:
             raise ValueError(
                 f"{self.setting} {self.limit:g}: features of {len(missing)} images need "
                 f"{needed:.2g} GB, and {used:.2g} GB are already in {self.folder}: raise the "
                 f"limit, delete the folder, or set the limit to 0 to disable the cache"
             )
-        free = shutil.disk_usage(self.folder).free / GB - RESERVE
         if needed > free:
-            raise ValueError(
-                f"{self.folder}: features of {len(missing)} images need {needed:.2g} GB, but "
-                f"{max(free, 0):.2g} GB are free: point {CACHE_VARIABLE} at another disk, or set "
-                f"{self.setting} to 0 to disable the cache"
-            )
+            reason = f"features need {needed:.2g} GB, and {max(free, 0):.2g} GB are free"
+            raise _UnusableError(OSError(errno.ENOSPC, reason))
 
     def _encode(
         self,
@@ -176,30 +194,31 @@ class FeatureCache:
         if not rows:
             return
         loader = DataLoader(Subset(dataset, rows), batch_size, num_workers=num_workers)
+        written: list[Path] = []
         for batch in track(loader, "encoding", total=len(loader)):
             try:
-                features = _encoded(encoder, batch["image"])
+                halves = _encoded(encoder, batch["image"])
             except OverflowError as error:
                 raise ValueError(
                     f"{error}, in the batch that starts with {batch['path'][0]}: set "
                     f"{self.setting} to 0 to disable the cache"
                 ) from None
             for place, row in enumerate(batch["index"].tolist()):
+                features = {key: value[place].clone() for key, value in halves.items()}
                 if MASK in batch:
-                    features[place][MASK] = batch[MASK][place].clone()
-                with atomic_path(files.files[row]) as temporary:
-                    temporary.write_bytes(save(features[place]))
+                    features[MASK] = batch[MASK][place].clone()
+                file = files.files[row]
+                try:
+                    write_cached(file, file.stem, save(features))
+                except OSError as error:
+                    _remove(written)  # they would take the last space of the disk
+                    raise _UnusableError(error) from None
+                written.append(file)
 
 
-def _encoded(encoder: Encoder, images: Tensor) -> list[dict[str, Tensor]]:
-    """Return the features of each image, on the CPU, in half precision."""
-    with torch.no_grad():
-        encoded = encoder.encode(images.to(encoder.device))
-    halves = {key: value.half().cpu().contiguous() for key, value in encoded.items()}
-    for key, value in halves.items():
-        if not value.isfinite().all():
-            raise OverflowError(f"features {key} exceed the range of half precision or are NaN")
-    return [{k: v[place].clone() for k, v in halves.items()} for place in range(len(images))]
+def _encoded(encoder: Encoder, images: Tensor) -> dict[str, Tensor]:
+    """Return the features of images, on the CPU."""
+    return {key: value.cpu() for key, value in encoder.halves(images).items()}
 
 
 def _names(dataset: SampleDataset, key: str) -> Iterator[str]:
@@ -231,13 +250,18 @@ def _contents(dataset: SampleDataset) -> Iterator[str]:
         yield f"{digests[sample.image]} {digests[file] if file is not None else ''}"
 
 
-def _is_whole(file: Path) -> bool:
-    """Return whether a file exists and has the length that its header states."""
-    try:
-        with safe_open(file, "pt"):
-            return True
-    except (OSError, SafetensorError):
-        return False
+def _whole_files(files: Sequence[Path]) -> set[Path]:
+    """Return the files that exist and fit their checksums."""
+    with ThreadPoolExecutor() as pool:
+        whole = pool.map(lambda file: is_cached(file, file.stem), files)
+        checked = track(whole, "checking cached features", total=len(files))
+        return {file for file, is_whole in zip(files, checked, strict=True) if is_whole}
+
+
+def _remove(files: Sequence[Path]) -> None:
+    for file in files:
+        with suppress(OSError):
+            file.unlink()
 
 
 def _size(folder: Path) -> int:
@@ -246,6 +270,6 @@ def _size(folder: Path) -> int:
     for file in folder.glob("*/*.safetensors"):
         try:
             total += file.stat().st_size
-        except FileNotFoundError:  # deleted in the meantime
+        except OSError:  # deleted in the meantime
             continue
     return total

@@ -1,7 +1,8 @@
 """Content hashes of files; a file is hashed once per path, size and modification time.
 
-The hashes are stored in the cache folder, one line per file. Lines are only ever appended, so any
-number of processes may read and write them. A line cut short by an interruption is ignored.
+The hashes are stored in the cache folder, one line per file, with a checksum. Lines are only ever
+appended, so any number of processes may read and write them. A line that is damaged, or was cut
+short by an interruption, is ignored.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -16,9 +18,12 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 
-from anomaly_clip.files import cache_folder
+from anomaly_clip import images
+from anomaly_clip.cache_files import warn_of_cache
+from anomaly_clip.files import cache_folder, source_hash
 from anomaly_clip.images import MAX_PIXELS, pixel_bands, read_header
 from anomaly_clip.progress import track
 
@@ -43,13 +48,19 @@ class FileHashes:
     Args:
         file: The file that stores the hashes; default: a file in the cache folder.
         digest: Function that computes the hash of a file; default: SHA-256 of its bytes.
+        version: Everything that the hashes depend on besides the bytes of the files.
     """
 
     def __init__(
-        self, file: Path | None = None, digest: Callable[[Path], str] | None = None
+        self,
+        file: Path | None = None,
+        digest: Callable[[Path], str] | None = None,
+        version: str = "",
     ) -> None:
         self.file = file or cache_folder() / "contents.jsonl"
+        self.version = version
         self._digest = digest or _sha256
+        self._writable = True
         self._digests: dict[tuple[str, int, int], str] | None = None
 
     def __getstate__(self) -> dict[str, object]:
@@ -118,15 +129,20 @@ class FileHashes:
                 lines = []
             for line in lines:
                 try:
-                    path, size, modified, digest = json.loads(line)
-                    if isinstance(digest, str) and len(digest) == 64:
+                    path, size, modified, digest, checksum = json.loads(line)
+                    if checksum == self._checksum((path, size, modified), digest):
                         self._digests[path, size, modified] = digest
-                except (ValueError, TypeError):
+                except (ValueError, TypeError, RecursionError):
                     continue
         return self._digests
 
+    def _checksum(self, key: tuple[str, int, int], digest: str) -> int:
+        return zlib.crc32(json.dumps([*key, digest, self.version]).encode())
+
     def _append(self, key: tuple[str, int, int], digest: str) -> None:
-        line = json.dumps([*key, digest]) + "\n"
+        if not self._writable:
+            return
+        line = json.dumps([*key, digest, self._checksum(key, digest)]) + "\n"
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             # A single write in append mode keeps the lines of several processes apart.
@@ -135,8 +151,9 @@ class FileHashes:
                 os.write(handle, line.encode())
             finally:
                 os.close(handle)
-        except OSError:
-            pass  # without a writable cache, files are hashed again
+        except OSError as error:  # files are hashed again
+            self._writable = False
+            warn_of_cache(self.file.parent, error)
 
 
 class DuplicatePair(NamedTuple):
@@ -210,7 +227,8 @@ def pixels_sha256(path: Path, max_pixels: int = MAX_PIXELS) -> str:
 
 def _pixel_hashes(max_pixels: int) -> FileHashes:
     digest = partial(pixels_sha256, max_pixels=max_pixels)
-    return FileHashes(cache_folder() / "pixels.jsonl", digest)
+    version = f"{source_hash(images.__file__)} {PIL.__version__}"
+    return FileHashes(cache_folder() / "pixels.jsonl", digest, version)
 
 
 def _image_size(path: Path) -> tuple[int, int] | None:

@@ -67,11 +67,15 @@ class FitSets:
             if isinstance(part, SampleDataset) and part.augmentation is None
         }
 
-    def cache_features(self, encoders: Mapping[str, Encoder], limit_gb: float, option: str) -> None:
+    def cache_features(
+        self, encoders: Mapping[str, Encoder], limit_gb: float, option: str
+    ) -> frozenset[str]:
         """See :meth:`~anomaly_clip.data.AnomalyData.cache_features`."""
         data, trainer = self.data, self.data.trainer
         assert trainer is not None
         agree = trainer.strategy.reduce_boolean_decision
         cache = FeatureCache(limit_gb, option, processes=processes(trainer), agree=agree)
-        for name, part in self.unchanging().items():
+        parts = self.unchanging()
+        for name, part in parts.items():
             part.features = cache.fill(part, encoders[name], data.batch_size, data.num_workers)
+        return frozenset(parts)

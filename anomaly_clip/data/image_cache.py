@@ -1,6 +1,7 @@
 """Decoded and resized images on disk, so that later epochs decode nothing.
 
-An image is stored as a small ``.npy`` file of uint8, which is memory-mapped when it is read. The
+An image is stored as a small ``.npy`` file of uint8 with a checksum, see
+:mod:`anomaly_clip.cache_files`. The
 file name is a hash of the source file's content and of the processing. A changed image therefore
 gets a new file, and an image that is in two data sets or two listings is stored once. Files are
 written atomically, so any number of data loader workers may share one folder, and an interruption
@@ -10,15 +11,16 @@ leaves no incomplete file. The folder may be deleted at any time.
 from __future__ import annotations
 
 import hashlib
-import warnings
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from anomaly_clip.cache_files import read_cached, warn_of_cache, write_cached
 from anomaly_clip.data.file_hashes import FileHashes
-from anomaly_clip.files import atomic_path, cache_folder
+from anomaly_clip.files import cache_folder
 
 __all__ = ["ImageCache"]
 
@@ -39,14 +41,19 @@ class ImageCache:
         self.hashes = FileHashes()
         self._writable = True
 
-    def load(self, sources: Sequence[Path], variant: str) -> NDArray[np.uint8] | None:
-        """Return a copy of the stored array; None if it is missing or damaged."""
-        try:
-            return np.array(
-                np.load(self._file(sources, variant), mmap_mode="r", allow_pickle=False)
-            )
-        except (OSError, ValueError, EOFError):  # missing or damaged: computed again
+    def load(
+        self, sources: Sequence[Path], variant: str, shape: tuple[int, ...]
+    ) -> NDArray[np.uint8] | None:
+        """Return the stored array, writable; None if it is missing, damaged or of another shape."""
+        key = self._key(sources, variant)
+        content = read_cached(self._file(key), key)
+        if content is None:
             return None
+        try:
+            array: NDArray[np.uint8] = np.load(io.BytesIO(content), allow_pickle=False)
+        except (ValueError, EOFError):
+            return None
+        return array if array.dtype == np.uint8 and array.shape == shape else None
 
     def store(
         self,
@@ -57,16 +64,19 @@ class ImageCache:
         """Store an array; if the disk is full or read-only, warn once and store nothing more."""
         if not self._writable:
             return
-        file = self._file(sources, variant)
+        key = self._key(sources, variant)
+        content = io.BytesIO()
+        np.save(content, array.astype(np.uint8, copy=False), allow_pickle=False)
         try:
-            with atomic_path(file) as temporary:
-                np.save(temporary, array.astype(np.uint8, copy=False), allow_pickle=False)
+            write_cached(self._file(key), key, content.getvalue())
         except OSError as error:
             self._writable = False
-            warnings.warn(f"images are not cached in {self.folder}: {error}", stacklevel=2)
+            warn_of_cache(self.folder, error)
 
-    def _file(self, sources: Sequence[Path], variant: str) -> Path:
+    def _key(self, sources: Sequence[Path], variant: str) -> str:
         contents = " ".join(self.hashes.sha256(path) for path in sources)
-        key = f"{VERSION} {contents} {variant} {self.tag}"
+        return f"{VERSION} {contents} {variant} {self.tag}"
+
+    def _file(self, key: str) -> Path:
         name = hashlib.sha256(key.encode()).hexdigest()
         return self.folder / name[:2] / f"{name}.npy"

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from anomaly_clip.data.dataset import AnomalyData, Sample, Split
 from anomaly_clip.data.folder_forms import NORMAL_FOLDERS
 from anomaly_clip.data.layout import missing_layout, subfolders
+from anomaly_clip.documents import load_json
 
 __all__ = ["MetaJSON", "RealIAD", "list_meta_json", "list_real_iad", "read_json"]
 
@@ -38,12 +39,12 @@ def read_json(file: Path, form: str = META_FORM) -> dict[str, Any]:
         ValueError: If it is not JSON in UTF-8, not an object, or an object repeats a key.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=_unique)
+        content = load_json(file.read_text(encoding="utf-8-sig"), _unique)
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{file}: there is no such file; restore it from the data set's archive"
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{file}: not a JSON file in UTF-8 ({error}); save it as one") from None
     if not isinstance(content, dict):
         raise ValueError(

@@ -139,7 +139,15 @@ def training_loader(
         num_workers: Number of data loader workers.
         trainer: The trainer, if any.
         full_batches: Whether to drop an incomplete last batch, unless it is the only batch.
+
+    Raises:
+        ValueError: If ``full_batches`` is set, and each process gets a single image.
     """
+    if full_batches and len(sampler) < 2:
+        raise ValueError(
+            f"BatchNorm needs several images in a batch, got {len(sampler.dataset)} training "  # type: ignore[arg-type]
+            f"images for {sampler.num_replicas} processes: add images, or lower trainer.devices"
+        )
     return EpochLoader(
         trainer,
         num_workers,

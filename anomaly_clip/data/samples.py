@@ -68,8 +68,8 @@ Reader = Callable[[Sample], tuple[NDArray[np.uint8], Mask | None]]
 class Features(Protocol):
     """Features of the rows of a data set, as an encoder returns them."""
 
-    def load(self, row: int) -> dict[str, Tensor]:
-        """Return the features of a row, and ``mask`` if the row has one."""
+    def load(self, row: int) -> dict[str, Tensor] | None:
+        """Return the features of a row, and ``mask`` if it has one; None if they are lost."""
 
 
 @dataclass(frozen=True)
@@ -203,13 +203,24 @@ class SampleDataset(Dataset[Item]):
         return len(self.samples)
 
     def __getitem__(self, index: int | Draw) -> Item:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int | Draw]) -> list[Item]:
+        """Return the rows of a batch: all with features, or all with images if any are lost."""
+        rows = [index.index if isinstance(index, Draw) else index for index in indices]
+        features = [None if self.features is None else self.features.load(row) for row in rows]
+        if None in features:
+            features = [None] * len(rows)
+        return [self._item(*pair) for pair in zip(indices, features, strict=True)]
+
+    def _item(self, index: int | Draw, features: dict[str, Tensor] | None) -> Item:
         epoch, row = index if isinstance(index, Draw) else (0, index)
         sample = self.samples[row]
         item = Item(label=sample.label, category=sample.category, path=str(sample.image), index=row)
-        if self.features is not None:
-            item["features"] = self.features.load(row)
-            if "mask" in item["features"]:
-                item["mask"] = item["features"].pop("mask")
+        if features is not None:
+            item["features"] = features
+            if "mask" in features:
+                item["mask"] = features.pop("mask")
         else:
             with self.guard(sample):
                 cached = self.cache is not None
@@ -251,10 +262,12 @@ class SampleDataset(Dataset[Item]):
         mask_rule = f"{self.mask_filter} {self.mask_threshold} {self.resize}"
         mask_key = f"mask {self.mask_size} of {self.image_size} {mask_rule}"
         mask_file = sample.mask if self.has_masks and sample.label else None
-        cached_image = cache.load((sample.image,), image_key)
+        square = (self.image_size, self.image_size, 3)
+        cached_image = cache.load((sample.image,), image_key, square)
         # A cached mask is only valid for its own image: their sizes were compared on reading.
         pair = () if mask_file is None else (mask_file, sample.image)
-        cached_mask = cache.load(pair, mask_key) if pair else None
+        square_mask = (self.mask_size, self.mask_size)
+        cached_mask = cache.load(pair, mask_key, square_mask) if pair else None
         if cached_image is not None and (not pair or cached_mask is not None):
             return cached_image, None if cached_mask is None else cached_mask.astype(bool)
         image, mask = self.resized(sample)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
@@ -11,12 +13,13 @@ from zipfile import is_zipfile
 import numpy as np
 from numpy.typing import NDArray
 
+from anomaly_clip.cache_files import is_cached, warn_of_cache, write_cached
 from anomaly_clip.data.dataset import AnomalyData, Reader, Sample, Split
 from anomaly_clip.data.file_hashes import FileHashes
 from anomaly_clip.data.layout import missing_layout
 from anomaly_clip.data.transforms import Resize
 from anomaly_clip.errors import check_at_least, check_between
-from anomaly_clip.files import atomic_path, cache_folder
+from anomaly_clip.files import cache_folder
 
 __all__ = ["PATTERNS", "MixedWM38", "WaferMaps"]
 
@@ -25,6 +28,7 @@ PATTERNS = ("Center", "Donut", "Edge-Loc", "Edge-Ring", "Loc", "Near-full", "Scr
 
 LEVELS = 3  # blank, pass, fail; a few stray 3s in the file count as fail
 STEP = 127  # grey values per level
+VERSION = 1  # increase it when a file is converted to other arrays
 
 
 class WaferMaps:
@@ -58,18 +62,20 @@ class WaferMaps:
         folder = cache_folder() / "wafers"
         digest = FileHashes().sha256(self.file)
         files = [folder / f"{digest}-{name}.npy" for name in ("maps", "targets")]
-        try:
-            maps, targets = (np.load(f, mmap_mode="r", allow_pickle=False) for f in files)
-            return maps, targets
-        except (OSError, ValueError, EOFError):
-            pass  # missing or damaged: converted again
+        identities = [f"{VERSION} {file.name}" for file in files]
+        if all(map(is_cached, files, identities)):
+            with suppress(OSError, ValueError, EOFError):  # converted again
+                # The checksum at the end of the file is not part of the mapped array.
+                maps, targets = (np.load(f, mmap_mode="r", allow_pickle=False) for f in files)
+                return maps, targets
         arrays = read_wafers(self.file)
         try:
-            for file, array in zip(files, arrays, strict=True):
-                with atomic_path(file) as temporary:
-                    np.save(temporary, array)
-        except OSError:
-            pass  # without a writable cache, the file is converted again each time
+            for file, identity, array in zip(files, identities, arrays, strict=True):
+                content = io.BytesIO()
+                np.save(content, array)
+                write_cached(file, identity, content.getvalue())
+        except OSError as error:  # the file is converted again each time
+            warn_of_cache(folder, error)
         return arrays
 
 

@@ -12,16 +12,17 @@ from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 from torch import Tensor, nn
 
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
-from anomaly_clip.errors import check_at_least
+from anomaly_clip.errors import Diverged, check_at_least
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.methods.evaluated import without_backbone
 from anomaly_clip.metrics.evaluator import EvaluatorSettings, Results
+from anomaly_clip.metrics.image import is_finite
 from anomaly_clip.records import LoaderNeeds
 
 if TYPE_CHECKING:
     from anomaly_clip.data.dataset import AnomalyData
 
-__all__ = ["CNNMethod", "FittedMethod", "Select", "TrainedMethod"]
+__all__ = ["CNNMethod", "FittedMethod", "Select", "TrainedMethod", "extremes"]
 
 Select = Literal["last", "best_test"]
 """Epoch that is tested: the last one, or the best on the test images."""
@@ -230,8 +231,16 @@ class TrainedMethod(CNNMethod, ABC):
         return {"select": select, "selected_epoch": self._chosen}
 
 
+def extremes(features: Tensor) -> Tensor:
+    """Return the lowest and highest value ``(B, 2)`` of each image's features ``(B, ...)``."""
+    return torch.stack(features.detach().flatten(1).aminmax(dim=1), dim=1)
+
+
 class FittedMethod(CNNMethod, ABC):
     """A method that is fitted in one pass over all normal images, without gradients.
+
+    A training step returns the :func:`extremes` of the images' features as ``features``. The
+    command line checks that they are finite.
 
     The fitted state is stored in buffers whose sizes are known only after the fit. When a
     checkpoint is loaded, the buffers take the sizes stored in it.
@@ -303,11 +312,29 @@ class FittedMethod(CNNMethod, ABC):
                 f"{type(self).__name__} must be fitted first, or loaded from a checkpoint"
             )
 
+    def check_finite(self, **fitted: Tensor) -> None:
+        """Check the fitted tensors.
+
+        Raises:
+            Diverged: If a value is NaN or infinite.
+        """
+        for name, value in fitted.items():
+            if value.numel() and not is_finite(value):
+                raise Diverged(
+                    f"the fitted {name} of {type(self).__name__} is NaN or infinite, as are the "
+                    f"features of some training images: give other backbone weights, or set "
+                    f"trainer.precision 32-true"
+                )
+
     def keep(self, **fitted: Tensor) -> None:
         """Store the fitted tensors in their buffers.
 
         A floating-point tensor takes the dtype of its buffer, or float32 if that is wider.
+
+        Raises:
+            Diverged: If a value is NaN or infinite.
         """
+        self.check_finite(**fitted)
         for name, value in fitted.items():
             dtype = torch.promote_types(getattr(self, name).dtype, torch.float32)
             setattr(self, name, value.to(dtype) if value.is_floating_point() else value)

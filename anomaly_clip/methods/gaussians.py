@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from anomaly_clip.errors import Diverged
 from anomaly_clip.progress import track
 
 __all__ = [
@@ -111,6 +112,7 @@ def inverse_factor(scatter: Tensor, num_images: int, regularization: float) -> T
 
     Raises:
         ValueError: If a covariance is numerically singular.
+        Diverged: If a value is NaN or infinite.
     """
     identity = torch.eye(scatter.shape[-1], dtype=scatter.dtype, device=scatter.device)
     step = POSITIONS.get(scatter.device.type, FACTORED_AT_ONCE)
@@ -118,10 +120,7 @@ def inverse_factor(scatter: Tensor, num_images: int, regularization: float) -> T
         part = scatter[start : start + step] / (num_images - 1) + regularization * identity
         lower, failed = torch.linalg.cholesky_ex(part)
         if failed.any():
-            raise ValueError(
-                f"model.regularization {regularization:g} is too small: the covariance of "
-                f"features of {num_images} images is singular; give a larger value"
-            )
+            raise _no_factor(part, num_images, regularization)
         scatter[start : start + step] = torch.linalg.solve_triangular(
             lower, identity.expand_as(lower), upper=False
         )
@@ -199,9 +198,19 @@ def _few_samples(features: Tensor, regularization: float) -> tuple[Tensor, ...]:
     products.diagonal(dim1=1, dim2=2).add_((count - 1) * regularization)
     lower, failed = torch.linalg.cholesky_ex(products)
     if failed.any():
-        raise ValueError(
-            f"model.regularization {regularization:g} is too small: the covariance of features "
-            f"of {count} images is singular; give a larger value"
-        )
+        raise _no_factor(products, count, regularization)
     mixing = torch.cholesky_inverse(lower)
     return tuple(tensor.to(device, dtype) for tensor in (mean[:, 0], samples, mixing))
+
+
+def _no_factor(covariances: Tensor, num_images: int, regularization: float) -> ValueError:
+    """Return the error for covariances that have no Cholesky factor."""
+    if not covariances.isfinite().all():
+        return Diverged(
+            f"the features of {num_images} images contain NaN or infinite values: give other "
+            f"backbone weights, or set trainer.precision 32-true"
+        )
+    return ValueError(
+        f"model.regularization {regularization:g} is too small: the covariance of features of "
+        f"{num_images} images is singular; give a larger value"
+    )

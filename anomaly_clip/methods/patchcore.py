@@ -23,7 +23,7 @@ from torch import Tensor
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
 from anomaly_clip.errors import check_at_least, check_between
 from anomaly_clip.maps import gaussian_blur, resize_maps
-from anomaly_clip.methods.cnn_method import FittedMethod
+from anomaly_clip.methods.cnn_method import FittedMethod, extremes
 from anomaly_clip.methods.coreset import k_centre_greedy, project, projected_width
 from anomaly_clip.metrics.evaluator import EvaluatorSettings
 from anomaly_clip.progress import duration, say
@@ -166,10 +166,11 @@ class PatchCore(FittedMethod):
         return cost
 
     @torch.no_grad()
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Keep the patches of a batch of normal images."""
-        features = self.embed(batch["image"]).to(self.bank_type).cpu()
-        self._parts.append((batch["index"].cpu(), features))
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Keep the patches of a batch of normal images; return the features' extremes."""
+        features = self.embed(batch["image"]).to(self.bank_type)
+        self._parts.append((batch["index"].cpu(), features.cpu()))
+        return {"features": extremes(features)}
 
     def on_train_epoch_end(self) -> None:
         """Gather the patches of all processes, select the bank on the first one, and share it."""
@@ -184,6 +185,7 @@ class PatchCore(FittedMethod):
         bank = self.choose(_in_order(parts)) if self.trainer.is_global_zero else None
         bank = self.trainer.strategy.broadcast(bank)
         assert bank is not None
+        self.check_finite(bank=bank)
         self.bank = bank.to(self.device)
 
     def choose(self, patches: Tensor) -> Tensor:

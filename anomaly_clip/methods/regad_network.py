@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomaly_clip.backbones.cnn import CNNBackbone, load_network
+from anomaly_clip.errors import Diverged
 from anomaly_clip.records import RANDOM
 
 __all__ = [
@@ -131,7 +132,7 @@ class SpatialTransformer(nn.Module):
             if self.training and not matrix.isfinite().all():
                 # Such matrices crash the process in torch's gradient of reflection padding.
                 broken = int((~matrix.isfinite()).flatten(1).any(dim=1).sum())
-                raise ValueError(
+                raise Diverged(
                     f"RegAD diverged: the transforms of {broken} of {len(matrix)} feature maps are "
                     f"not finite; lower model.lr"
                 )

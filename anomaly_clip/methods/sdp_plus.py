@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from anomaly_clip.backbones import clip, frozen, surgery
@@ -131,6 +132,9 @@ class SDPPlus(SDP):
                 "rvs": asdict(self.rvs),
             }
         )
+        self._cached: dict[str, Encoder] = {}
+        """Encoders of those sets of the fit, ``fit`` and ``validation``, whose features are cached.
+        """
         self._external: dict[str, str] | None = None
         if linear_layers is not None:
             self.load_linear_layers(Path(linear_layers))
@@ -230,9 +234,9 @@ class SDPPlus(SDP):
         """Encode all images once with the frozen image tower; see ``feature_cache_gb``.
 
         Raises:
-            OSError: If features cannot be written.
-            ValueError: If the features would exceed ``feature_cache_gb`` or the free disk space.
+            ValueError: If the features would exceed ``feature_cache_gb``.
         """
+        self._cached = {}
         data = self.data
         if self.feature_cache_gb == 0 or data is None or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
@@ -240,7 +244,8 @@ class SDPPlus(SDP):
             name: Encoder(partial(self.tokens, scoring=scoring), self._key(scoring), self.device)
             for name, scoring in (("fit", False), ("validation", True))
         }
-        data.cache_features(encoders, self.feature_cache_gb, "model.feature_cache_gb")
+        sets = data.cache_features(encoders, self.feature_cache_gb, "model.feature_cache_gb")
+        self._cached = {name: encoders[name] for name in sets}
 
     def _key(self, scoring: bool) -> str:
         backbone = self.backbone
@@ -275,6 +280,8 @@ class SDPPlus(SDP):
         text = torch.stack([self.text(name, dataset_name) for name in batch["category"]])
         if "features" in batch:
             tokens = batch["features"]
+        elif "fit" in self._cached:
+            tokens = self._halves("fit", batch)
         else:
             tokens = self.tokens(batch["image"], scoring=False)
         raw = [tokens[f"raw.{stage}"] for stage in self.stages]
@@ -288,6 +295,22 @@ class SDPPlus(SDP):
         self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=count, sync_dist=True)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=count)
         return loss
+
+    def _score(self, batch: Batch) -> Scores:
+        fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        if fitting and "image" in batch and "validation" in self._cached:
+            batch = Batch({**batch, "features": self._halves("validation", batch)})
+        return super()._score(batch)
+
+    def _halves(self, name: str, batch: Batch) -> dict[str, Tensor]:
+        """Encode images whose features are not in the cache, with the values that it would keep."""
+        try:
+            return self._cached[name].halves(batch["image"])
+        except OverflowError as error:
+            raise ValueError(
+                f"{error}, in the batch that starts with {batch['path'][0]}: set "
+                f"model.feature_cache_gb to 0"
+            ) from None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return Adam without a schedule, as published."""

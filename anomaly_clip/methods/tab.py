@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule
@@ -37,6 +36,7 @@ from anomaly_clip.files import atomic_path
 from anomaly_clip.losses import softmax_focal_loss
 from anomaly_clip.methods.evaluated import data_module, missing_data_module
 from anomaly_clip.methods.tab_heads import (
+    BatchDraws,
     Head,
     alignment_logits,
     apply_head,
@@ -285,9 +285,8 @@ class TAB(LightningModule):
         with torch.autocast(self.device.type, enabled=False):
             normal = normal.float()
             abnormal = None if abnormal is None else abnormal.float()
-            rng = np.random.default_rng(
-                [self.seed, self.current_epoch, batch_idx, self.global_rank]
-            )
+            key = [self.seed, self.current_epoch, batch_idx]
+            rng = BatchDraws(key, self.trainer.world_size, self.global_rank)
             total, metrics = self.losses(normal, abnormal, target, rng)
             if abnormal is not None:
                 cosine = F.cosine_similarity(normal.detach(), abnormal.detach())
@@ -326,7 +325,7 @@ class TAB(LightningModule):
         side: str,
         features: Tensor,
         target: Tensor,
-        rng: np.random.Generator | None = None,
+        rng: BatchDraws | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the logits and target columns of images that are all normal or all defective."""
         abnormal = side == "abnormal"
@@ -354,7 +353,7 @@ class TAB(LightningModule):
         normal: Tensor,
         abnormal: Tensor | None,
         target: Tensor,
-        rng: np.random.Generator | None = None,
+        rng: BatchDraws | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss (docs/methods/tab.md) and the values to log.
 
@@ -362,8 +361,8 @@ class TAB(LightningModule):
             normal: Features of normal images, ``(B, C)``.
             abnormal: Features of their defective versions, ``(B, C)``; None to leave them out.
             target: int64 ``(B,)``, the classes.
-            rng: Generator of the dropout in the projection head, and of the choice of one image per
-                pair by the concat loss, which requires it; None for no dropout.
+            rng: Random numbers of the dropout in the projection head, and of the choice of one
+                image per pair by the concat loss, which requires them; None for no dropout.
         """
         if self.loss == "concat":
             assert abnormal is not None
@@ -383,9 +382,9 @@ class TAB(LightningModule):
         return self.logit_scale.exp() if self.logit_scale_mode == "exp" else self.logit_scale
 
     def _concat(
-        self, normal: Tensor, abnormal: Tensor, target: Tensor, rng: np.random.Generator
+        self, normal: Tensor, abnormal: Tensor, target: Tensor, rng: BatchDraws
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        defective = torch.from_numpy(rng.random(len(target)) < 0.5).to(target.device)
+        defective = torch.from_numpy(rng.random((len(target),)) < 0.5).to(target.device)
         features = torch.where(
             defective.unsqueeze(1),
             apply_head(self.abnormal_head, abnormal, rng),

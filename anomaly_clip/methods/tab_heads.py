@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from anomaly_clip.backbones.clip import unit
 
-__all__ = ["Head", "ProjectionHead", "alignment_logits", "apply_head", "make_head", "mean_cosine"]
+__all__ = [
+    "BatchDraws",
+    "Head",
+    "ProjectionHead",
+    "alignment_logits",
+    "apply_head",
+    "make_head",
+    "mean_cosine",
+]
 
 Head = Literal["auto", "none", "linear", "projection"]
 
@@ -39,6 +49,29 @@ def make_head(kind: Head, network: tuple[str, int], text: tuple[str, int]) -> nn
     return nn.Identity() if kind == "none" else nn.Linear(width, dim)
 
 
+class BatchDraws:
+    """Random numbers of a batch that several processes share: the same as in one process.
+
+    Process r has the images r, r + P, ... of the batch; see
+    :class:`anomaly_clip.data.samplers.EpochSampler`.
+
+    Args:
+        key: Seed, the same in all processes.
+        num_processes: Number of processes, P.
+        rank: Process, r.
+    """
+
+    def __init__(self, key: Sequence[int], num_processes: int = 1, rank: int = 0) -> None:
+        self.rng = np.random.default_rng([*key, 0])
+        self.num_processes = num_processes
+        self.rank = rank
+
+    def random(self, shape: tuple[int, ...]) -> NDArray[np.float64]:
+        """Return numbers of a shape ``(B, ...)``, uniform in [0, 1), for the B images here."""
+        drawn = self.rng.random((self.num_processes * shape[0], *shape[1:]))
+        return drawn[self.rank :: self.num_processes]
+
+
 class ProjectionHead(nn.Module):
     """Linear layer, residual block with dropout and LayerNorm, as in the authors' later code."""
 
@@ -49,7 +82,7 @@ class ProjectionHead(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.dropout = dropout
 
-    def forward(self, features: Tensor, rng: np.random.Generator | None = None) -> Tensor:
+    def forward(self, features: Tensor, rng: BatchDraws | None = None) -> Tensor:
         """Map features ``(B, C)`` to ``(B, D)``, with dropout if a generator is given."""
         projected = self.project(features)
         change = self.block(projected)
@@ -59,7 +92,7 @@ class ProjectionHead(nn.Module):
         return self.norm(change + projected)
 
 
-def apply_head(head: nn.Module, features: Tensor, rng: np.random.Generator | None) -> Tensor:
+def apply_head(head: nn.Module, features: Tensor, rng: BatchDraws | None) -> Tensor:
     """Map features ``(B, C)`` to ``(B, D)``; only a projection head has dropout."""
     headed: Tensor = head(features, rng) if isinstance(head, ProjectionHead) else head(features)
     return headed

@@ -11,7 +11,6 @@ import numpy as np
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from rich.console import Console
 from torch import Tensor
 
 from anomaly_clip.data.dataset import AnomalyData
@@ -21,7 +20,7 @@ from anomaly_clip.files import atomic_path, printable, write_csv, write_json
 from anomaly_clip.methods.evaluated import EvaluatedModule, Exporter, FeatureSource, data_module
 from anomaly_clip.metrics.curves import CURVES_FILE
 from anomaly_clip.metrics.evaluator import Results
-from anomaly_clip.progress import number_of, say, track
+from anomaly_clip.progress import number_of, say, show_table, track
 from anomaly_clip.recording.gallery import MAP_SIDE, draw_gallery
 from anomaly_clip.recording.image_records import ImageRecords
 from anomaly_clip.recording.map_images import draw_map_images
@@ -70,6 +69,8 @@ class RunWriter(Callback):
         page: Whether to write report.html, with a gallery of the most informative images.
         stages: Whether drawings include the maps of a method's intermediate steps, if any.
         validation_pictures: Number of images drawn after each validation during fit.
+        checkpoint_every_n_steps: Steps of a fit between two saves of ``last.ckpt``, counted as
+            ``trainer.max_steps`` counts them; default: save after each epoch or validation.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class RunWriter(Callback):
         page: bool = True,
         stages: bool = False,
         validation_pictures: int = 6,
+        checkpoint_every_n_steps: int | None = None,
     ) -> None:
         self.root = Path(root).expanduser()
         self.name = name
@@ -90,6 +92,7 @@ class RunWriter(Callback):
         self.page = page
         self.stages = stages
         self._validation_images = ValidationImages(validation_pictures)
+        self.checkpoint_every_n_steps = checkpoint_every_n_steps
         self.config = ""
         """Complete configuration as YAML; set by the command line."""
         self.sources = "from Python"
@@ -272,6 +275,8 @@ class RunWriter(Callback):
             return
         MapStore(self._scratch).clear()
         results = {p.name for p in self.folder.iterdir()} - {"logs"}
+        if not any(self.folder.glob("checkpoints/*")):  # the first save has failed
+            results.discard("checkpoints")
         if not self._existed and all(name.startswith("config-") for name in results):
             shutil.rmtree(self.folder, ignore_errors=True)
             self._folder = None
@@ -358,7 +363,7 @@ class RunWriter(Callback):
         for remark in remarks:
             if remark is not None:
                 title += f"\n{remark}"
-        Console().print(
+        show_table(
             build_table(results, title, counts, _is_random(method), weights_remark(method.weights))
         )
 

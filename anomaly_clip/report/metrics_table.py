@@ -57,7 +57,7 @@ def build_table(
         title_style="bold red" if random_weights else "bold",
         caption_style="bold red" if random_weights else "italic",
     )
-    table.add_column("category", overflow="fold")
+    table.add_column("category", overflow="fold", min_width=len("category"))
     names = list(results["mean"])
     for column in ("images", "anoma-\nlous", *map(heading, names)):
         table.add_column(column, justify="right", no_wrap=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from anomaly_clip.data.info import DATASETS
+from anomaly_clip.documents import load_yaml
 from anomaly_clip.metrics.classification import CLASS_METRICS
 from anomaly_clip.metrics.evaluator import METRICS
 from anomaly_clip.report.published import (
@@ -56,7 +57,9 @@ def read_published(path: Path) -> PublishedTables:
         ValueError: If an entry is invalid; the message states its place in the file.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
+        content = load_yaml(
+            path.read_text(encoding="utf-8"), partial(yaml.load, Loader=_UniqueKeyLoader)
+        )
     except yaml.YAMLError as error:
         raise ValueError(f"{path.name}: {' '.join(str(error).split())}") from None
     return _Reader(path.name).read(content)

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from anomaly_clip.progress import wide_console
+from anomaly_clip.progress import show_table
 from anomaly_clip.report.templates import render
 
 __all__ = ["ReportTable", "TableLine", "TableNote", "has_mark"]
@@ -91,13 +92,13 @@ class ReportTable:
                 table.add_section()
             cells = (Text(line.cells[column]) for column in columns)
             table.add_row(*cells, style=STYLES.get(line.kind))
-        console = wide_console(table)
+        console = Console(highlight=False)
         console.print(Text(self.title, style="bold"), soft_wrap=True)
         for note in self.notes:
             values = [column for column in columns if column >= self.num_names]
             if not note.mark or has_mark(lines, note.mark, values):
                 console.print(_note_text(note), soft_wrap=True)
-        console.print(table)
+        show_table(table, console)
         for note in [*omission_notes, *self.legend]:
             console.print(_note_text(note), soft_wrap=True)
 

@@ -6,6 +6,8 @@ from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from anomaly_clip.files import readable
+
 __all__ = ["render"]
 
 
@@ -27,4 +29,5 @@ def render(template: str, **values: object) -> str:
         template: File name of the template.
         values: Values of all names that the template uses.
     """
-    return _environment().get_template(template).render(**values)
+    # Names in damaged files may contain surrogates, which UTF-8 cannot encode.
+    return readable(_environment().get_template(template).render(**values))

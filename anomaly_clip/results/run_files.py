@@ -5,7 +5,6 @@ A run of ``each`` stores scores, curves and images in one folder per category.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly_clip.errors import UserError
-from anomaly_clip.files import safe_name
+from anomaly_clip.files import read_csv, safe_name
 from anomaly_clip.metrics.curves import CURVES, CURVES_FILE, Curve, Curves
 from anomaly_clip.results.finished_run import printable
 from anomaly_clip.results.folder import (
@@ -167,20 +166,18 @@ def _read_scores(file: Path) -> dict[str, CategoryScores]:
         return {}
     rows_by_category: dict[str, list[tuple[float, str]]] = {}
     try:
-        with file.open(newline="", encoding="utf-8") as opened:
-            table = csv.DictReader(opened)
-            if "path" not in (table.fieldnames or ()):
-                raise ValueError(f"expected a column 'path', got {table.fieldnames}")
-            if "image_score" not in (table.fieldnames or ()):
+        for row in read_csv(file):
+            if "path" not in row:
+                raise ValueError(f"expected a column 'path', got {list(row)}")
+            if "image_score" not in row:
                 return {}
-            for row in table:
-                if row.get(ERROR_COLUMN):
-                    continue
-                score = float(row["image_score"])
-                if not math.isfinite(score):
-                    raise ValueError(f"expected finite scores, got {row['image_score']}")
-                rows_by_category.setdefault(row["category"], []).append((score, row["label"]))
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+            if row.get(ERROR_COLUMN):
+                continue
+            score = float(row["image_score"])
+            if not math.isfinite(score):
+                raise ValueError(f"expected finite scores, got {row['image_score']}")
+            rows_by_category.setdefault(row["category"], []).append((score, row["label"]))
+    except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{file}: damaged ({error}): {REPEAT_TEST}") from None
     return {
         category: CategoryScores(
@@ -197,9 +194,11 @@ def _read_unreadable(file: Path) -> list[tuple[str, str]]:
     """Read path and reason of the images that could not be read."""
     if not file.is_file():
         return []
-    with file.open(newline="", encoding="utf-8") as opened:
-        table = csv.DictReader(opened)
-        return [(row["path"], row[ERROR_COLUMN]) for row in table if row.get(ERROR_COLUMN)]
+    try:
+        rows = list(read_csv(file))
+        return [(row["path"], row[ERROR_COLUMN]) for row in rows if row.get(ERROR_COLUMN)]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{file}: damaged ({error}): {REPEAT_TEST}") from None
 
 
 def _read_curves(file: Path) -> dict[str, Curves]:
@@ -210,7 +209,7 @@ def _read_curves(file: Path) -> dict[str, Curves]:
             category: {key: _parse_curve(curves[key]) for key in CURVES if key in curves}
             for category, curves in read_object(file).items()
         }
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{file}: damaged ({error}): {REPEAT_TEST}") from None
 
 
@@ -249,7 +248,7 @@ def _read_gallery(part: Path, folder: Path) -> list[GalleryImage]:
                     full.relative_to(folder).as_posix() if entry["full"] else None,
                 )
             )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, OSError) as error:
         raise UserError(f"{file}: damaged ({error}): {REPEAT_TEST}") from None
     return images
 

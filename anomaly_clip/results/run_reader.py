@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from anomaly_clip.documents import load_json, load_yaml
 from anomaly_clip.errors import UserError
 from anomaly_clip.metrics.evaluator import uncertain_metrics
 from anomaly_clip.records import variant_of
@@ -173,7 +173,7 @@ def read_json(file: Path) -> Any:
         UserError: If the file cannot be read, or is not JSON.
     """
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return load_json(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror}): check the path") from None
     except ValueError as error:  # not JSON, or not even text
@@ -208,7 +208,7 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
     for name in CONFIG_FILES:
         if (folder / name).is_file():
             try:
-                content = yaml.safe_load((folder / name).read_text(encoding="utf-8"))
+                content = load_yaml((folder / name).read_text(encoding="utf-8"))
             except (OSError, ValueError, yaml.YAMLError):
                 return {}
             return content if isinstance(content, dict) else {}
@@ -221,7 +221,7 @@ def _read_provenance(weights: Path) -> Mapping[str, Any]:
     if weights.suffix not in (".safetensors", ".pt") or not record_file.is_file():
         return {}
     try:
-        record = json.loads(record_file.read_text(encoding="utf-8"))
+        record = load_json(record_file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     if not isinstance(record, dict):
