@@ -130,6 +130,16 @@ def class_in_config(file: Path) -> object:
     return model.get("class_path") if isinstance(model, Mapping) else None
 
 
+def seed_in_config(file: Path) -> int | None:
+    """Return the seed of a run from its configuration; None without one.
+
+    Raises:
+        UserError: If the configuration cannot be read.
+    """
+    seed = _read_config(file).get("seed_everything")
+    return seed if isinstance(seed, int) and not isinstance(seed, bool) else None
+
+
 def _read_config(file: Path) -> Mapping[str, Any]:
     text = read_yaml_text(file, str(file))
     try:

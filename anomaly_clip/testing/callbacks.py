@@ -14,7 +14,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from anomaly_clip.records import needs_of
 
-__all__ = ["CompareProcesses", "DisturbRandomStates", "SignalAtStep", "StopAfterEpoch"]
+__all__ = [
+    "CompareProcesses",
+    "DisturbRandomStates",
+    "SignalAtStep",
+    "SpoilParameter",
+    "StopAfterEpoch",
+]
 
 
 class StopAfterEpoch(Callback):
@@ -58,6 +64,18 @@ class SignalAtStep(Callback):
         """Send the signal."""
         if (trainer.current_epoch, batch_idx) == (self.epoch, self.batch):
             os.kill(os.getpid(), self.number)
+
+
+class SpoilParameter(Callback):
+    """Set the first trained parameter to NaN before the second batch of a fit."""
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Set it."""
+        if trainer.fit_loop.total_batch_idx == 1:
+            trained = (p for p in pl_module.parameters() if p.requires_grad)
+            next(trained).data.fill_(torch.nan)
 
 
 class CompareProcesses(Callback):

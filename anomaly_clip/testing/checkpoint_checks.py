@@ -24,6 +24,7 @@ __all__ = [
     "fitted_values_are_finite",
     "losses_are_logged_and_finite",
     "resumed_fit_equals_an_uninterrupted_one",
+    "values_that_are_not_finite_end_a_fit",
     "weights_are_exported",
 ]
 
@@ -136,6 +137,16 @@ def resumed_fit_equals_an_uninterrupted_one(subject: Subject) -> None:
     subject.require(steps[0] < steps[1], "trains for a single epoch here")
     resumed = subject.succeed("fit", "--ckpt_path", str(file))
     compare_checkpoints(subject.checkpoint, resumed / "checkpoints" / "last.ckpt")
+
+
+def values_that_are_not_finite_end_a_fit(subject: Subject) -> None:
+    """A parameter that becomes NaN ends the fit with exit code 2, and no ``last.ckpt`` stays."""
+    _trained(subject)
+    finished = subject.run("fit", **subject.with_callback(callbacks.SpoilParameter))
+    assert finished.code == 2, f"exit code {finished.code}: {finished.last_line}"
+    assert "finite" in finished.last_line or "NaN" in finished.last_line, finished.last_line
+    left = sorted(path.name for path in finished.folder.rglob("last.ckpt"))
+    assert not left, "the fit has left a last.ckpt"
 
 
 def weights_are_exported(subject: Subject) -> None:

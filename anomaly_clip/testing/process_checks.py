@@ -12,7 +12,7 @@ import numpy as np
 
 from anomaly_clip.methods.evaluated import EvaluatedModule
 from anomaly_clip.testing import callbacks
-from anomaly_clip.testing.processes import Ended, can_fork, run_forked
+from anomaly_clip.testing.processes import Done, can_fork, run_command
 from anomaly_clip.testing.run_files import (
     compare_checkpoints,
     image_scores,
@@ -74,7 +74,9 @@ def two_processes_fit_one_model(subject: Subject) -> None:
 def killed_fit_resumes_to_the_bit(subject: Subject) -> None:
     """After SIGKILL in the second epoch, a resumed fit equals one that was not killed."""
     ended, folder = _end_by(subject, signal.SIGKILL)
-    assert ended.code == -signal.SIGKILL, f"exit code {ended.code}: {ended.stderr[-500:]}"
+    assert ended.returncode == -signal.SIGKILL, (
+        f"exit code {ended.returncode}: {ended.stderr[-500:]}"
+    )
     _compare_resumed(subject, folder)
 
 
@@ -82,7 +84,9 @@ def killed_fit_resumes_to_the_bit(subject: Subject) -> None:
 def terminated_fit_resumes_to_the_bit(subject: Subject) -> None:
     """After SIGTERM, exit code 143 and the way to continue; the resumed fit equals another."""
     ended, folder = _end_by(subject, signal.SIGTERM)
-    assert ended.code == 128 + signal.SIGTERM, f"exit code {ended.code}: {ended.stderr[-500:]}"
+    assert ended.returncode == 128 + signal.SIGTERM, (
+        f"exit code {ended.returncode}: {ended.stderr[-500:]}"
+    )
     last = ended.stderr.strip().splitlines()[-1]
     assert str(_last(folder)) in last, f"the last line does not tell how to continue: {last}"
     assert "Traceback" not in ended.stderr, ended.stderr
@@ -94,7 +98,9 @@ def interrupted_single_pass_leaves_nothing(subject: Subject) -> None:
     """After SIGTERM in its only pass, a fit leaves no checkpoint that looks fitted."""
     subject.require(subject.can_be_fitted and not subject.is_trained, "is trained in epochs")
     ended, folder = _signalled(subject, signal.SIGTERM, epoch=0, batch=1)
-    assert ended.code == 128 + signal.SIGTERM, f"exit code {ended.code}: {ended.stderr[-500:]}"
+    assert ended.returncode == 128 + signal.SIGTERM, (
+        f"exit code {ended.returncode}: {ended.stderr[-500:]}"
+    )
     left = sorted(path.name for path in folder.rglob("*.ckpt"))
     assert not left, f"the fit has left {left[0]}"
 
@@ -103,13 +109,13 @@ def _in_two(subject: Subject, verb: str, **trainer: Any) -> Path:
     """Run a verb in two processes and return its folder."""
     subject.require(can_fork(), "cannot be forked on this system")
     words, folder = subject.words(verb, "--output.page", "false", devices=2, **trainer)
-    ended = run_forked(words, processes=2, variables=subject.variables)
+    ended = run_command(words, processes=2, variables=subject.variables)
     end = ended.stderr[-1000:]
-    assert ended.code == 0, f"{verb} in two processes ends with {ended.code}: {end}"
+    assert ended.returncode == 0, f"{verb} in two processes ends with {ended.returncode}: {end}"
     return folder
 
 
-def _end_by(subject: Subject, number: int) -> tuple[Ended, Path]:
+def _end_by(subject: Subject, number: int) -> tuple[Done, Path]:
     """Run a fit that receives a signal before the first step of its second epoch."""
     subject.require(subject.is_trained, "is not trained in epochs")
     file = subject.checkpoint
@@ -117,13 +123,18 @@ def _end_by(subject: Subject, number: int) -> tuple[Ended, Path]:
     return _signalled(subject, number, epoch=1, batch=0)
 
 
-def _signalled(subject: Subject, number: int, epoch: int, batch: int) -> tuple[Ended, Path]:
+def _signalled(subject: Subject, number: int, epoch: int, batch: int) -> tuple[Done, Path]:
     subject.require(can_fork(), "cannot be forked on this system")
     options = subject.with_callback(
         callbacks.SignalAtStep, number=int(number), epoch=epoch, batch=batch
     )
     words, folder = subject.words("fit", "--output.page", "false", **options)
-    return run_forked(words, variables=subject.variables), folder
+    return run_command(words, variables=subject.variables), folder
+
+
+def _check_code(ended: Done, expected: int) -> None:
+    code, end = ended.returncode, ended.stderr[-500:]
+    assert code == expected, f"exit code {code} instead of {expected}: {end}"
 
 
 def _compare_resumed(subject: Subject, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command line in processes that are forked from the current one.
+"""Run the command line in processes that are forked from the current one.
 
 A new Python process would spend seconds on importing torch and Lightning. Several processes
 cooperate like those that a cluster's launcher starts (MASTER_ADDR, MASTER_PORT and LOCAL_RANK).
@@ -23,19 +23,19 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from anomaly_clip.cli import main
 
-__all__ = ["Ended", "can_fork", "run_forked"]
+__all__ = ["Done", "can_fork", "run_command"]
 
-RAISED = 70
+FAILED = 70
 """Exit code of a process in which the command raised an exception."""
-GRACE = 2.0
-"""Seconds that the other processes have to print their messages after one has failed."""
+OTHERS = 15.0
+"""Seconds within which the other processes must end after one has failed."""
 
 
-class Ended(NamedTuple):
-    """Result of a command in processes of its own."""
+class Done(NamedTuple):
+    """Result of a finished command."""
 
-    code: int
-    """Exit code of the first process that failed, negative for a signal; 0 if all succeeded."""
+    returncode: int
+    """Exit code of the first process that failed; 0 if all succeeded."""
     stderr: str
     """Standard error of all processes."""
 
@@ -45,12 +45,12 @@ def can_fork() -> bool:
     return hasattr(os, "fork")
 
 
-def run_forked(
+def run_command(
     words: Sequence[str],
     processes: int = 1,
     variables: Mapping[str, str] | None = None,
     seconds: float = 300,
-) -> Ended:
+) -> Done:
     """Run ``anomaly_clip`` in one or several cooperating processes.
 
     Args:
@@ -77,14 +77,14 @@ def run_forked(
             children.append(child)
         codes = _wait(children, time.monotonic() + seconds)
         texts = [(Path(folder) / str(rank)).read_text() for rank in range(processes)]
-    return Ended(next((code for code in codes if code != 0), 0), "".join(texts))
+    return Done(next((code for code in codes if code != 0), 0), "".join(texts))
 
 
 def _run_and_exit(
     words: Sequence[str], variables: Mapping[str, str], rank: int, file: Path
 ) -> NoReturn:
     """Run the command in this forked process, isolated from its parent, and exit."""
-    code = RAISED
+    code = FAILED
     try:
         with file.open("w", buffering=1) as stream, open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), 1)
@@ -109,19 +109,13 @@ def _wait(children: Sequence[int], end: float) -> list[int]:
         for child in children:
             if child not in codes and (ended := os.waitpid(child, os.WNOHANG))[0]:
                 codes[child] = os.waitstatus_to_exitcode(ended[1])
-        if time.monotonic() > end or any(code != 0 for code in codes.values()):
-            # The other processes would wait forever for the one that failed.
-            _end([child for child in children if child not in codes], codes)
+        if any(code != 0 for code in codes.values()):
+            # The others report the failure, or would wait for ever for the process that failed.
+            end = min(end, time.monotonic() + OTHERS)
+        if time.monotonic() > end:
+            for child in children:
+                if child not in codes:
+                    os.kill(child, signal.SIGKILL)
+                    codes[child] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         time.sleep(0.02)
     return [codes[child] for child in children]
-
-
-def _end(children: Sequence[int], codes: dict[int, int]) -> None:
-    if children:
-        time.sleep(GRACE)
-    for child in children:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if not ended:
-            os.kill(child, signal.SIGKILL)
-            _, status = os.waitpid(child, 0)
-        codes[child] = os.waitstatus_to_exitcode(status)
