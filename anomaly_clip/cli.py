@@ -182,7 +182,8 @@ def _answer(words: list[str]) -> int:
         return _complain(_unknown_verb(verb))
     if verb != "configs" and (sys.stderr.isatty() or {"-h", "--help"} & set(words)):
         print("loading ...", file=sys.stderr)  # the libraries take some seconds
-    from anomaly_clip.commands.process_failure import ProcessFailure, let_first_process_report
+    from anomaly_clip.commands.process_cause import ProcessFailure
+    from anomaly_clip.commands.process_failure import let_first_process_report
     from anomaly_clip.errors import UserError
 
     try:

@@ -256,7 +256,8 @@ class ExperimentCLI(LightningCLI):
         if verb == "fit":
             keeps = config["trainer"]["enable_checkpointing"] is not False
             callbacks += last_checkpoint_of(callbacks, writer.checkpoint_every_n_steps, keeps)
-            callbacks += [FiniteValues(), LastStep(), BatchNormStatistics()]
+            statistics = BatchNormStatistics(config["trainer"]["sync_batchnorm"])
+            callbacks += [FiniteValues(), LastStep(), statistics]
         kwargs["callbacks"] = callbacks
         if verb != "fit":  # nothing is saved, whatever the configuration of the fit requests
             warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need.*")
@@ -384,7 +385,7 @@ class ExperimentCLI(LightningCLI):
         """
         path = self._get(self.config, "ckpt_path")
         with (
-            report_once(self.trainer, self.writer.abandon),
+            report_once(self.trainer, subcommand, self.writer.abandon),
             user_errors(known_options),
             advise(self._next_command),
             damage_explained(path, self.model),
