@@ -72,11 +72,11 @@ def test_scratch_folders_of_killed_processes_are_removed_by_the_next_run(tmp_pat
     (other / f"owner-{ended.pid}").write_text("another machine\n1")
     unknown = tmp_path / "b" / "2" / SCRATCH
     unknown.mkdir(parents=True)
-    own = tmp_path / "b" / "3" / SCRATCH
-    claim_scratch(own)
-    claim_scratch(own)
+    claimed = tmp_path / "b" / "3" / SCRATCH
+    claim_scratch(claimed)
+    claim_scratch(claimed)
     assert create_run_folder(tmp_path, "c") == tmp_path / "c" / "1"
     assert [(tmp_path / place / SCRATCH).exists() for place in places] == [False] * 3
     assert (tmp_path / "a" / "2").is_dir()
-    assert [folder.exists() for folder in (other, unknown, own)] == [True] * 3
+    assert [folder.exists() for folder in (other, unknown, claimed)] == [True] * 3
     remove_abandoned(tmp_path / "nowhere")

@@ -4,6 +4,7 @@ import json
 import os
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -205,7 +206,7 @@ def test_files_that_do_not_fit(tiny_clip_config: str, tmp_path: Path) -> None:
 def test_impossible_sizes_in_a_model_configuration(
     tower: str, name: str, value: object, message: str, tmp_path: Path
 ) -> None:
-    config = deepcopy(TINY_CLIP)
+    config: dict[str, Any] = deepcopy(TINY_CLIP)
     (config[tower] if tower else config)[name] = value
     (tmp_path / "model.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=f"backbone.name .*model.json: .*{message}"):

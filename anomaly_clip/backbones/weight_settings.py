@@ -20,8 +20,10 @@ __all__ = ["WeightsSettings", "check_sizes", "quick_gelu_of", "settings_next_to"
 OPEN_CLIP_SETTINGS = "open_clip_config.json"
 TRANSFORMERS_SETTINGS = "config.json"
 TRANSFORMERS_PIXELS = "preprocessor_config.json"
-SIZES = ("embed_dim", "width", "layers", "heads", "head_width", "patch_size", "image_size")
-SIZES += ("context_length", "vocab_size")
+SIZES = (
+    *("embed_dim", "width", "layers", "heads", "head_width", "patch_size", "image_size"),
+    *("context_length", "vocab_size"),
+)
 LARGEST_SIZE = 10_000_000
 VOCABULARY = 49_408
 """Number of tokens of CLIP's tokeniser."""
