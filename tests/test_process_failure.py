@@ -67,9 +67,7 @@ def test_the_cause_is_reported_once(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", [0, 1])
-def test_an_image_that_only_one_process_reads(
-    mvtec_root: Path, tmp_path: Path, place: int
-) -> None:
+def test_an_image_that_only_one_process_reads(mvtec_root: Path, tmp_path: Path, place: int) -> None:
     image = mvtec_root / "bottle" / "train" / "good" / f"00{place}.png"
     image.write_bytes(image.read_bytes()[:200])
     done = run_command(words(mvtec_root, tmp_path / "runs", 2, "no process"), 2)
