@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from anomaly_clip.exhaustion import explain_exhaustion
+
 __all__ = [
     "Diverged",
     "UserError",
@@ -19,9 +21,14 @@ __all__ = [
     "check_choice",
     "explain",
     "reason",
+    "shortened",
     "suggest",
     "user_errors",
 ]
+
+
+MAX_MESSAGE = 600
+"""Characters of the longest message that is printed; a value in it may be of any length."""
 
 
 class UserError(Exception):
@@ -43,16 +50,22 @@ def user_errors(options: Callable[[], Iterable[str]] = list) -> Iterator[None]:
     from jsonargparse import ArgumentError
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    try:
-        yield
-    except (
+    mistakes = (
         ArgumentError,
         ValueError,
         OSError,
         MisconfigurationException,
         ModuleNotFoundError,  # an optional package that an option requires
-    ) as error:
-        raise UserError(explain(error, options())) from error
+    )
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        explanation = explain_exhaustion(error)
+        if explanation is None and not isinstance(error, mistakes):
+            raise
+        raise UserError(explanation or explain(error, options())) from error
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
@@ -122,6 +135,20 @@ def check_between(
     if not inside or (open_high and value == high):
         interval = f"{'(' if open_low else '['}{low}, {high}{')' if open_high else ']'}"
         raise ValueError(f"{name} must be in {interval}, got {value}")
+
+
+def shortened(message: str, longest: int = MAX_MESSAGE) -> str:
+    """Cut the middle out of a long message: it begins with the place, and ends with the way out.
+
+    Args:
+        message: The message.
+        longest: Largest number of characters.
+    """
+    if len(message) <= longest:
+        return message
+    end = longest // 3
+    start = longest - end - 5
+    return f"{message[:start].rstrip()} ... {message[-end:].lstrip()}"
 
 
 def explain(error: BaseException, options: Iterable[str] = ()) -> str:

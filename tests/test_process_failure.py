@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 from ddp_checks import Failing
-from processes import run_command
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from anomaly_clip.cli import main
@@ -23,6 +22,7 @@ from anomaly_clip.commands.interruption import Interrupted
 from anomaly_clip.commands.process_cause import Cause, ProcessFailure
 from anomaly_clip.commands.process_failure import let_first_process_report, report_once
 from anomaly_clip.errors import UserError
+from anomaly_clip.testing.processes import run_command
 
 CONNECTION = "[gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:12203."
 

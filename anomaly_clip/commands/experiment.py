@@ -60,6 +60,7 @@ from anomaly_clip.recording.writer import RunWriter
 from anomaly_clip.records import HasLoaderNeeds, LoaderNeeds
 
 __all__ = [
+    "RUNS",
     "UNREADABLE",
     "ExperimentCLI",
     "arrange",
