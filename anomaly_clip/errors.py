@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import inspect
 import re
@@ -169,6 +170,13 @@ def explain(error: BaseException, options: Iterable[str] = ()) -> str:
         return last.partition(": ")[2] or last
     if isinstance(error, ArgumentError):
         return _explain_parsing(message, list(options))
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        name = Path(str(error.filename)).name
+        return (
+            f"{name[:60]} ...: a name of {len(name)} characters is too long for a disk: shorten it"
+        )
+    if "embedded null" in message:  # as Python calls it
+        return "a name or path contains a null character (\\0), which no disk takes: remove it"
     return _one_line(message) or type(error).__name__
 
 
