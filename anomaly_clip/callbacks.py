@@ -253,25 +253,35 @@ class DataWaitMonitor(Callback):
 class BatchNormStatistics(Callback):
     """Tell which images the statistics of BatchNorm come from, if several processes train.
 
-    Layers of frozen backbones are in evaluation mode, and do not count.
+    Args:
+        synchronised: Whether the trainer computes them over the images of all processes.
     """
+
+    def __init__(self, synchronised: bool = False) -> None:
+        self.synchronised = synchronised
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check that torch can synchronise the processes.
+
+        Raises:
+            ValueError: If they use the CPU.
+        """
+        on_cpu = trainer.strategy.root_device.type == "cpu"
+        if self.synchronised and trainer.world_size > 1 and on_cpu:
+            raise ValueError(
+                "trainer.sync_batchnorm true needs GPUs, got CPUs: set it to false, so that each "
+                "process uses the statistics of its own images"
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print a line if each process has statistics of its own.
 
-        Raises:
-            ValueError: If layers are to be synchronised on a device on which torch cannot.
+        Layers of frozen backbones are in evaluation mode, and do not count.
         """
-        trained = [m for m in pl_module.modules() if isinstance(m, _BatchNorm) and m.training]
-        separate = [layer for layer in trained if not isinstance(layer, nn.SyncBatchNorm)]
-        on_cpu = pl_module.device.type == "cpu"
-        if len(separate) < len(trained) and on_cpu:
-            raise ValueError(
-                f"trainer.sync_batchnorm true needs GPUs, got trainer.accelerator "
-                f"{pl_module.device.type}: set it to false, so that each process uses the "
-                f"statistics of its own images"
-            )
+        layers = (m for m in pl_module.modules() if isinstance(m, _BatchNorm) and m.training)
+        separate = any(not isinstance(layer, nn.SyncBatchNorm) for layer in layers)
         if separate and trainer.world_size > 1:
+            on_cpu = pl_module.device.type == "cpu"
             way_out = "" if on_cpu else "; --trainer.sync_batchnorm true uses those of all images"
             say(
                 f"BatchNorm: each of the {trainer.world_size} processes uses the statistics of its "

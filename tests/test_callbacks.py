@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -383,8 +384,21 @@ def test_several_processes_say_whose_statistics_they_use(
     ) == (speaks)
 
 
-def test_statistics_are_not_synchronised_on_the_cpu() -> None:
+@pytest.mark.parametrize(
+    ("world_size", "device", "refused"), [(2, "cpu", True), (2, "cuda", False), (1, "cpu", False)]
+)
+def test_statistics_are_not_synchronised_on_the_cpu(
+    world_size: int, device: str, refused: bool
+) -> None:
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    trainer: Any = SimpleNamespace(world_size=world_size, strategy=strategy)
+    BatchNormStatistics().setup(trainer, Trained(), "fit")
+    with pytest.raises(ValueError, match="needs GPUs") if refused else nullcontext():
+        BatchNormStatistics(synchronised=True).setup(trainer, Trained(), "fit")
+
+
+def test_synchronised_statistics_need_no_remark(capsys: pytest.CaptureFixture[str]) -> None:
     trainer: Any = SimpleNamespace(world_size=2)
     layers = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(nn.BatchNorm2d(2)))
-    with pytest.raises(ValueError, match=r"trainer\.sync_batchnorm true needs GPUs"):
-        BatchNormStatistics().on_train_start(trainer, Trained(layers))
+    BatchNormStatistics().on_train_start(trainer, Trained(layers))
+    assert not capsys.readouterr().err

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from processes import run_command
 from test_checkpointing import differing, root, state, words
 
 from anomaly_clip.cli import main
 from anomaly_clip.commands.interruption import handle_signals, received_signal, take_signals
 from anomaly_clip.commands.last_step import _stop_together
+from anomaly_clip.testing.processes import run_command
 
 LAST = "checkpoints/last.ckpt"
 CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}

@@ -14,18 +14,15 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 from ddp_checks import Failing
-from processes import run_command
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from anomaly_clip.cli import main
-from anomaly_clip.commands import process_failure
+from anomaly_clip.commands import process_failure, process_watch
 from anomaly_clip.commands.interruption import Interrupted
-from anomaly_clip.commands.process_failure import (
-    Cause,
-    ProcessFailure,
-    let_first_process_report,
-    report_once,
-)
+from anomaly_clip.commands.process_cause import Cause, ProcessFailure
+from anomaly_clip.commands.process_failure import let_first_process_report, report_once
 from anomaly_clip.errors import UserError
+from anomaly_clip.testing.processes import run_command
 
 CONNECTION = "[gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:12203."
 
@@ -52,6 +49,7 @@ def is_quiet(err: str) -> bool:
         (1, "RuntimeError", 1, "RuntimeError: the cause"),
         (0, "RuntimeError", 1, "RuntimeError: the cause"),
         (1, "ValueError", 2, "anomaly_clip: the cause"),
+        (1, "NaN", 2, "correct these files, or leave them out"),
         (0, "OSError", 2, "[Errno 28] No space left on device: 'runs/scores.csv'"),
     ],
 )
@@ -63,6 +61,19 @@ def test_the_cause_is_reported_once(
     assert done.stderr.splitlines()[-1].endswith(last)
     assert (f"process {rank} of 2 failed:\n" in done.stderr) == (code == 1)
     assert done.stderr.count("Traceback") == (code == 1)
+    assert is_quiet(done.stderr)
+    assert not list((tmp_path / "runs").rglob("*.yaml"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", [0, 1])
+def test_an_image_that_only_one_process_reads(mvtec_root: Path, tmp_path: Path, place: int) -> None:
+    image = mvtec_root / "bottle" / "train" / "good" / f"00{place}.png"
+    image.write_bytes(image.read_bytes()[:200])
+    done = run_command(words(mvtec_root, tmp_path / "runs", 2, "no process"), 2)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"anomaly_clip: {image}: ")
+    assert done.stderr.count("anomaly_clip: ") == 1
     assert is_quiet(done.stderr)
     assert not list((tmp_path / "runs").rglob("*.yaml"))
 
@@ -126,11 +137,11 @@ class Board:
 def two(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return a function that ends a process with an error, while the board has some causes."""
     monkeypatch.setattr(process_failure, "PATIENCE", 0.2)
-    monkeypatch.setattr(process_failure, "_connected", lambda: True)
+    monkeypatch.setattr(process_failure, "connected", lambda: True)
     monkeypatch.setattr(process_failure, "_disconnect", lambda: None)
 
     def end(rank: int, error: BaseException, board: Board) -> ProcessFailure:
-        monkeypatch.setattr(process_failure, "_Board", lambda: board)
+        monkeypatch.setattr(process_failure, "Board", lambda: board)
         trainer = SimpleNamespace(
             global_rank=rank, world_size=2, strategy=SimpleNamespace(launcher=None)
         )
@@ -139,7 +150,7 @@ def two(monkeypatch: pytest.MonkeyPatch) -> Any:
         try:
             with (
                 pytest.raises(ProcessFailure) as caught,
-                report_once(trainer, lambda: cleaned.append(True)),  # type: ignore[arg-type]
+                report_once(trainer, "fit", lambda: cleaned.append(True)),  # type: ignore[arg-type]
             ):
                 raise error
         finally:
@@ -204,7 +215,7 @@ def test_an_error_of_other_code_keeps_its_traceback(
     assert failure.report() == 1
     err = capsys.readouterr().err.splitlines()
     assert err[:2] == [
-        "anomaly_clip: process 0 of 2 failed:",
+        "process 0 of 2 failed:",
         "Traceback (most recent call last):",
     ]
     assert err[-1] == "ZeroDivisionError: of other code"
@@ -221,8 +232,58 @@ def test_a_network_that_is_too_slow_keeps_its_error(two: Any) -> None:
 
 def test_one_process_is_left_alone() -> None:
     trainer: Any = SimpleNamespace(world_size=1, strategy=SimpleNamespace(launcher=None))
-    with pytest.raises(ZeroDivisionError), report_once(trainer, lambda: None):
+    with pytest.raises(ZeroDivisionError), report_once(trainer, "fit", lambda: None):
         raise ZeroDivisionError
+
+
+def spawned(last: str) -> ProcessRaisedException:
+    text = "\n\n-- Process 1 terminated with the following error:\n"
+    trace = f"Traceback (most recent call last):\n  File x\n{last}\n"
+    return ProcessRaisedException(text + trace, 1, 2345)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "last"),
+    [
+        (spawned("ValueError: set it"), 2, "anomaly_clip: set it"),
+        (spawned("FileNotFoundError: x"), 2, "anomaly_clip: x"),
+        (spawned("anomaly_clip.errors.UserError: set it"), 2, "anomaly_clip: set it"),
+        (spawned("torch.OutOfMemoryError: full"), 1, "torch.OutOfMemoryError: full"),
+        (spawned("AssertionError"), 1, "AssertionError"),
+        (
+            ProcessExitedException("", 1, 2345, -11, "SIGSEGV"),
+            139,
+            "anomaly_clip: process 1 was ended by SIGSEGV, a crash of compiled code: set "
+            "PYTHONFAULTHANDLER=1 to see where",
+        ),
+    ],
+)
+def test_processes_that_python_forks(
+    error: Exception, code: int, last: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer: Any = SimpleNamespace(world_size=2, strategy=SimpleNamespace(launcher=None))
+    with pytest.raises(ProcessFailure) as caught, report_once(trainer, "fit", lambda: None):
+        raise error
+    assert caught.value.report() == code
+    err = capsys.readouterr().err
+    assert err.splitlines()[-1] == last
+    assert ("Traceback" in err) == (code == 1)
+
+
+def test_forked_processes_only_fit(
+    mvtec_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["test", "--config", "sdp", "--data.root", str(mvtec_root), "--data.num_workers", "0"]
+    line += ["--model.backbone.pretrained=demo", "--model.backbone.name=demo"]
+    line += ["--model.stages=null", "--trainer.accelerator=cpu", f"--output.root={tmp_path / 'r'}"]
+    line += ["--trainer.strategy=ddp_fork", "--trainer.devices=2"]
+    assert main(line) == 2
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[-1]
+        .endswith("as with trainer.strategy ddp_fork or ddp_spawn: set trainer.strategy to ddp")
+    )
+    assert not list((tmp_path / "r").rglob("*.yaml"))
 
 
 def test_the_first_process_is_ended_if_it_waits_for_ever(
@@ -231,9 +292,9 @@ def test_the_first_process_is_ended_if_it_waits_for_ever(
     codes: list[int] = []
     cleaned: list[bool] = []
     monkeypatch.setattr(os, "_exit", codes.append)
-    monkeypatch.setattr(process_failure, "_connected", lambda: False)
+    monkeypatch.setattr(process_watch, "connected", lambda: False)
     trainer: Any = SimpleNamespace()
-    watch = process_failure._Watch(trainer, lambda: cleaned.append(True))
+    watch = process_watch.Watch(trainer, lambda: cleaned.append(True))
     dead = subprocess.Popen(["sh", "-c", "kill -9 $$"])
     alive = subprocess.Popen(["sleep", "60"])
     dead.wait()
@@ -265,7 +326,7 @@ def test_the_others_let_the_first_process_report(
 
 
 def test_the_board_keeps_the_first_cause() -> None:
-    board = process_failure._Board.__new__(process_failure._Board)
+    board = process_watch.Board.__new__(process_watch.Board)
     board.store = dist.HashStore()  # type: ignore[attr-defined]
     assert board.claim(None) is None
     assert board.claim(MISTAKE) == MISTAKE
