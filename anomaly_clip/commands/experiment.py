@@ -88,6 +88,7 @@ def run_experiment(words: Sequence[str]) -> int:
 
     Raises:
         UserError: If the user made a mistake.
+        ProcessFailure: If one of several processes fails.
         SystemExit: After a help text, or if a signal interrupts a run.
     """
     quieten()
