@@ -82,8 +82,9 @@ def gaussian_blur(
     radius = int(truncate * sigma + 0.5)
     rows = _blur_matrix(maps.shape[-2], float(sigma), radius, border).to(maps)
     columns = _blur_matrix(maps.shape[-1], float(sigma), radius, border).to(maps)
-    blurred = _banded_product(rows, maps, radius)
-    return _banded_product(columns, blurred.mT, radius).mT.contiguous()
+    with torch.autocast(maps.device.type, enabled=False):  # or the products would be in 16 bits
+        blurred = _banded_product(rows, maps, radius)
+        return _banded_product(columns, blurred.mT, radius).mT.contiguous()
 
 
 def image_score(maps: Tensor, rule: ImageScoreRule = "max", fraction: float = 0.01) -> Tensor:

@@ -23,13 +23,14 @@ PACKAGE = "anomaly_clip"
 
 BASE = (
     *("records", "maps", "losses", "errors", "progress", "files", "images", "image_formats"),
-    *("cache_files", "documents", "folders", "masks"),
+    *("cache_files", "documents", "exhaustion", "folders", "masks"),
     "schedules",
     "callbacks",
 )
 """Base modules: every module may import them; within the package they import only each other."""
 
 LAYERS = {
+    "testing": ("commands", "methods", "data"),
     "commands": ("recording", "report", "results", "drawing", "methods", "data"),
     "recording": ("report", "results", "drawing", "methods", "data"),
     "report": ("results", "drawing"),
@@ -45,6 +46,7 @@ LAYERS = {
 """Subpackages that a subpackage may import from, besides itself and the base modules."""
 
 ACROSS_LAYERS = {
+    "testing": ("backbones", "metrics", "demo"),
     "commands": ("backbones", "metrics", "synthesis", "demo"),
     "recording": ("metrics",),
     "report": ("metrics",),
@@ -55,8 +57,9 @@ ACROSS_LAYERS = {
 TOP = ("cli", "__main__", "__init__")
 """Modules above all subpackages."""
 
-PUBLISHED = {"report": ("data.info",), "results": ("data.info",)}
-"""Single modules that a subpackage may also import; they hold published counts and names."""
+PUBLISHED = {"report": ("data.info",), "results": ("data.info",), "testing": ("cli",)}
+"""Single modules that a subpackage may also import: published counts and names, and the command
+line, which the contract of a method runs."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from helpers import quiet_trainer, save_picture
 from PIL import Image
-from processes import run_command
 from scipy.ndimage import uniform_filter
 from torch import Tensor
 from torch.testing import assert_close
@@ -28,6 +27,7 @@ from anomaly_clip.methods import CLIPADA
 from anomaly_clip.methods.clip_ada import LossSettings, MapSettings, OptimSettings, PatchLogits
 from anomaly_clip.methods.clip_ada_refinement import RefinementSettings
 from anomaly_clip.synthesis import SynthesisSettings
+from anomaly_clip.testing.processes import run_command
 
 PERLIN = SynthesisSettings("perlin", share=0.5)
 

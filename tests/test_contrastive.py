@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import SMALL_CLIP
-from processes import run_command
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -20,6 +19,7 @@ from anomaly_clip.methods import SDP, Contrastive
 from anomaly_clip.methods.contrastive_captions import ImageLabels
 from anomaly_clip.methods.contrastive_network import PartEmbedding
 from anomaly_clip.records import Batch
+from anomaly_clip.testing.processes import run_command
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from processes import run_command
 
 import anomaly_clip.methods
 from anomaly_clip.backbones.surgery import check_stages
 from anomaly_clip.cli import main
 from anomaly_clip.commands.experiment import arrange, class_of_checkpoint, known_options
 from anomaly_clip.errors import UserError
+from anomaly_clip.testing.processes import run_command
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

@@ -13,7 +13,6 @@ from lightning.pytorch import Trainer
 from numpy.typing import NDArray
 from PIL import Image
 from probe_runs import fitted, state_of, wafers, words
-from processes import run_command
 from sklearn.metrics import (
     accuracy_score,
     confusion_matrix,
@@ -29,6 +28,7 @@ from anomaly_clip.data import MixedWM38
 from anomaly_clip.data.wafer import PATTERNS
 from anomaly_clip.methods import LinearProbe
 from anomaly_clip.metrics.classification import CLASS_METRICS
+from anomaly_clip.testing.processes import run_command
 
 RANDOM_NETWORK = CNNSettings("resnet18", "random")
 CONFIG = Path(__file__).parent.parent / "configs" / "linear_probe.yaml"

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from detector_golden import golden_images, write_network
 from helpers import fit_images, near, quiet_trainer, save_picture
-from processes import run_command
 from safetensors.torch import load_file
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.distance import mahalanobis
@@ -25,6 +24,7 @@ from anomaly_clip.methods import PaDiM
 from anomaly_clip.methods import gaussians as gaussians_module
 from anomaly_clip.methods.gaussians import RunningMoments, inverse_factor
 from anomaly_clip.methods.padim import choose_channels
+from anomaly_clip.testing.processes import run_command
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from detector_golden import golden_images, write_network
 from helpers import fit_images, near
-from processes import run_command
 from safetensors.torch import load_file
 from scipy.spatial.distance import cdist
 from sklearn.random_projection import johnson_lindenstrauss_min_dim
@@ -23,6 +22,7 @@ from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
 from anomaly_clip.cli import main
 from anomaly_clip.methods import PatchCore, patchcore
 from anomaly_clip.methods.patchcore import nearest_rows
+from anomaly_clip.testing.processes import run_command
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ import pytest
 import torch
 from detector_golden import fill_by_shape, golden_images, write_network
 from helpers import near, quiet_trainer, state_of
-from processes import run_command
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -21,6 +20,7 @@ from anomaly_clip.data import MVTecAD
 from anomaly_clip.maps import gaussian_blur
 from anomaly_clip.methods import RD4AD
 from anomaly_clip.methods.rd4ad import level_maps, reverse_distillation_loss
+from anomaly_clip.testing.processes import run_command
 
 ONE = ("--data.categories", "[bottle]")
 RANDOM_NETWORK = CNNSettings(weights="random")

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 import yaml
 from detector_golden import fill_by_shape, golden_images, write_network
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
-from processes import run_command
 from regad_runs import ONE, one_thread, pixel_cnn, three_categories, trained_regad, words
 from safetensors.torch import load_file
 from scipy.ndimage import gaussian_filter
@@ -31,6 +30,7 @@ from anomaly_clip.methods.regad_network import (
     joined_features,
 )
 from anomaly_clip.metrics.evaluator import METRICS, Evaluator, Results
+from anomaly_clip.testing.processes import run_command
 
 
 @pytest.fixture(scope="module", autouse=True)

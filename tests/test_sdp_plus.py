@@ -22,7 +22,6 @@ from helpers import (
     sdp_plus_command,
 )
 from layouts import head_ct, visa
-from processes import run_command
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.testing import assert_close
@@ -35,6 +34,7 @@ from anomaly_clip.files import CACHE_VARIABLE
 from anomaly_clip.methods import SDP, SDPPlus, sdp_plus
 from anomaly_clip.methods.sdp_plus import read_linear_layers
 from anomaly_clip.metrics import EvaluatorSettings
+from anomaly_clip.testing.processes import run_command
 
 
 @pytest.fixture

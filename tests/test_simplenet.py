@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from detector_golden import fill_by_shape, golden_images, write_network
 from helpers import near, quiet_trainer, state_of
-from processes import run_command
 from safetensors.torch import load_file
 from scipy.ndimage import gaussian_filter
 from torch.testing import assert_close
@@ -23,6 +22,7 @@ from anomaly_clip.cli import main
 from anomaly_clip.data import MVTecAD
 from anomaly_clip.methods import SimpleNet
 from anomaly_clip.methods.simplenet import hinge_loss
+from anomaly_clip.testing.processes import run_command
 
 ONE = ("--data.categories", "[bottle]")
 SMALL: dict[str, Any] = {"image_size": 64, "pretrain_dim": 24, "target_dim": 16, "hidden": 8}

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from helpers import Golden, save_picture
 from PIL import Image
-from processes import run_command
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
@@ -26,6 +25,7 @@ from anomaly_clip.cli import main
 from anomaly_clip.methods import TAB
 from anomaly_clip.methods.tab_heads import ProjectionHead, alignment_logits
 from anomaly_clip.methods.tab_optim import TABOptim
+from anomaly_clip.testing.processes import run_command
 
 RANDOM_NETWORK = CNNSettings("resnet18", "random")
 

@@ -14,7 +14,6 @@ import pytest
 import torch
 from helpers import quiet_trainer, save_picture
 from PIL import Image
-from processes import run_command
 
 from anomaly_clip.backbones.clip import CLIPSettings
 from anomaly_clip.cli import main
@@ -34,6 +33,7 @@ from anomaly_clip.results.finished_run import FinishedRun
 from anomaly_clip.results.run_files import read_files
 from anomaly_clip.results.run_reader import read_run
 from anomaly_clip.synthesis import SynthesisSettings
+from anomaly_clip.testing.processes import run_command
 
 CONFIG = Path(__file__).parent.parent / "configs" / "own_images.yaml"
 PADIM = ["--model=PaDiM", "--model.backbone.weights=random", "--model.image_size=32"]

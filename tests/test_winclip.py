@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import Golden, quiet_trainer
-from processes import run_command
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -23,6 +22,7 @@ from anomaly_clip.methods.winclip import (
     harmonic_map,
     window_patches,
 )
+from anomaly_clip.testing.processes import run_command
 
 REIMPL = PromptEnsemble(PROMPTS.states_normal, PROMPTS.states_abnormal, "reimpl")
 WORDS = PromptEnsemble(["{}"], ["bad {}"], ["a {}."])

@@ -60,6 +60,7 @@ from anomaly_clip.recording.writer import RunWriter
 from anomaly_clip.records import HasLoaderNeeds, LoaderNeeds
 
 __all__ = [
+    "RUNS",
     "UNREADABLE",
     "ExperimentCLI",
     "arrange",
@@ -87,6 +88,7 @@ def run_experiment(words: Sequence[str]) -> int:
 
     Raises:
         UserError: If the user made a mistake.
+        ProcessFailure: If one of several processes fails.
         SystemExit: After a help text, or if a signal interrupts a run.
     """
     quieten()
@@ -257,7 +259,8 @@ class ExperimentCLI(LightningCLI):
             keeps = config["trainer"]["enable_checkpointing"] is not False
             callbacks += last_checkpoint_of(callbacks, writer.checkpoint_every_n_steps, keeps)
             statistics = BatchNormStatistics(config["trainer"]["sync_batchnorm"])
-            callbacks += [FiniteValues(), LastStep(), statistics]
+            callbacks += [FiniteValues(), statistics]
+        callbacks.append(LastStep())
         kwargs["callbacks"] = callbacks
         if verb != "fit":  # nothing is saved, whatever the configuration of the fit requests
             warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need.*")

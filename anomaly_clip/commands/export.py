@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import ArgumentError
 
 from anomaly_clip.commands.checkpoint_content import DAMAGE
-from anomaly_clip.commands.checkpoint_option import checkpoint_file, is_last, last_of_runs
+from anomaly_clip.commands.checkpoint_option import (
+    checkpoint_file,
+    config_of_fit,
+    is_last,
+    last_of_runs,
+)
 from anomaly_clip.commands.experiment import RUNS, class_of_checkpoint, quieten
+from anomaly_clip.commands.foreign_code import seed_in_config
 from anomaly_clip.errors import UserError, reason, user_errors
 from anomaly_clip.methods.evaluated import Exporter
 
@@ -49,7 +57,8 @@ def run_export(words: Sequence[str]) -> int:
             f"--ckpt_path {options.ckpt_path}: {kind.__name__} has nothing to export: give a "
             "checkpoint of TAB, SDPPlus or Contrastive"
         )
-    with user_errors():
+    with user_errors(), torch.random.fork_rng(devices=[]):
+        _seed_like_the_fit(options.ckpt_path)
         try:
             method: Any = kind.load_from_checkpoint(options.ckpt_path, map_location="cpu")
         except (*DAMAGE, ArgumentError) as error:
@@ -73,3 +82,10 @@ def run_export(words: Sequence[str]) -> int:
         method.export(target)
     print(target / name)
     return 0
+
+
+def _seed_like_the_fit(checkpoint: Path) -> None:
+    """Seed torch as the fit did, so that a backbone of random weights is the one of the fit."""
+    with contextlib.suppress(UserError):  # the configuration of a moved checkpoint is unknown
+        seed = seed_in_config(config_of_fit(checkpoint))
+        torch.manual_seed(0 if seed is None else seed)

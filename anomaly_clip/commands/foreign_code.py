@@ -30,7 +30,13 @@ from anomaly_clip.documents import DocumentError, check_yaml_limits, load_yaml
 from anomaly_clip.errors import UserError
 from anomaly_clip.files import printable
 
-__all__ = ["check_found_config", "class_in_config", "concealed_classes", "foreign_classes"]
+__all__ = [
+    "check_found_config",
+    "class_in_config",
+    "concealed_classes",
+    "foreign_classes",
+    "seed_in_config",
+]
 
 CLASS_KEYS = {"model", "data", "auxiliary", "callbacks", "logger", "plugins", "strategy"}
 CLASS_KEYS |= {"profiler", "augment", "optimizer", "lr_scheduler", "accelerator", "backbone"}
@@ -128,6 +134,16 @@ def class_in_config(file: Path) -> object:
     """
     model = _read_config(file).get("model")
     return model.get("class_path") if isinstance(model, Mapping) else None
+
+
+def seed_in_config(file: Path) -> int | None:
+    """Return the seed of a run from its configuration; None without one.
+
+    Raises:
+        UserError: If the configuration cannot be read.
+    """
+    seed = _read_config(file).get("seed_everything")
+    return seed if isinstance(seed, int) and not isinstance(seed, bool) else None
 
 
 def _read_config(file: Path) -> Mapping[str, Any]:

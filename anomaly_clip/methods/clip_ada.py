@@ -166,24 +166,16 @@ class CLIPADA(CLIPMethod):
             self.class_bias = nn.Parameter(torch.zeros(()))
         self.refine = refine
         self.log_tau = nn.Parameter(torch.tensor(math.log(tau)), requires_grad=learn_tau)
-        self.save_hyperparameters(
-            {
-                "backbone": asdict(self.backbone.settings),
-                "feature_layer": feature_layer,
-                "taps": taps,
-                "pre_norm": pre_norm,
-                "dense": dense,
-                "prompt": asdict(prompt),
-                "head_init": head_init,
-                "class_token": class_token,
-                "tau": tau,
-                "learn_tau": learn_tau,
-                "refine": asdict(refine),
-                "loss": asdict(self.loss),
-                "optim": asdict(self.optim),
-                "map": asdict(self.map),
-            }
-        )
+        settings: dict[str, Any] = {
+            "backbone": self.backbone.settings,
+            "prompt": prompt,
+            "refine": refine,
+            "loss": self.loss,
+            "optim": self.optim,
+            "map": self.map,
+        }
+        self.save_hyperparameters(ignore=[*settings, "evaluator"])
+        self.save_hyperparameters({name: asdict(value) for name, value in settings.items()})
         with torch.no_grad():
             self.register_buffer("start", self.direction())
         self._text: tuple[int, Tensor] | None = None

@@ -133,14 +133,17 @@ class Contrastive(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["backbone", "prompts"])
-        self.save_hyperparameters({"prompts": asdict(prompts)})
         check_at_least("model.lr", lr, 0)
         check_at_least("model.strengthening", strengthening, 1)
         check_at_least("model.value_gain", value_gain, 0.001)
         check_at_least("model.logit_scale", logit_scale, 0.001)
         check_at_least("model.seed", seed, 0)
         self.backbone = CLIPBackbone.of(backbone)
+        # Plain dictionaries come from recorded hyper-parameters.
+        prompts = PromptEnsemble(**prompts) if isinstance(prompts, dict) else prompts
+        settings: dict[str, Any] = {"backbone": self.backbone.settings, "prompts": prompts}
+        self.save_hyperparameters(ignore=list(settings))
+        self.save_hyperparameters({name: asdict(value) for name, value in settings.items()})
         model = self.backbone.model.requires_grad_(True)
         model.logit_scale.requires_grad_(False).fill_(math.log(logit_scale))
         self.prompts = prompts
@@ -157,6 +160,8 @@ class Contrastive(LightningModule):
         self.strengthening = strengthening
         self.strengthened_share = strengthened_share
         self.seed = seed
+        self.trained_on: dict[str, Any] = {}
+        """Training data according to a checkpoint; see :meth:`training_record`."""
         self.stages = stage_ends(self.backbone.num_layers)
         num_sources = len(self.stages) + 2
         # One scale and offset per source of patch scores, discarded after training.
@@ -221,6 +226,8 @@ class Contrastive(LightningModule):
         with self.backbone.out_of_autocast():
             losses, outputs = self.losses(batch, rng, done, mixed)
         total = torch.stack(list(losses.values())).sum()
+        if not bool(total.detach().isfinite()):  # the metrics refuse such values; the fit ends
+            return total
         # Every scene is new, so these metrics are measured on unseen scenes.
         normal, defective = outputs.state.unflatten(0, (-1, 2)).unbind(1)  # (n,) each
         counted = outputs.targets >= 0
@@ -252,6 +259,10 @@ class Contrastive(LightningModule):
         schedule = {"scheduler": LambdaLR(optimizer, rate), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the record of the training data, for an export without a trainer."""
+        checkpoint["trained_on"] = self.training_record()
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that training can resume from the checkpoint.
 
@@ -259,6 +270,7 @@ class Contrastive(LightningModule):
             ValueError: If the checkpoint has a different architecture, or was saved in the middle
                 of an epoch: the remaining scenes of that epoch could not be reproduced.
         """
+        self.trained_on = checkpoint.get("trained_on", {})
         state = self.state_dict()
         for key, value in checkpoint["state_dict"].items():
             if key not in state or state[key].shape != value.shape:
@@ -429,6 +441,24 @@ class Contrastive(LightningModule):
         """Name of the exported file."""
         return "clip.safetensors"
 
+    def training_record(self) -> dict[str, Any]:
+        """Return what the CLIP was trained on: by the trainer, or according to its checkpoint.
+
+        It is empty for a checkpoint of version 0.1.0, which does not tell.
+        """
+        if self._trainer is None:
+            return self.trained_on
+        trainer = self.trainer
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        scenes = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        return {
+            "categories": data.train_categories,
+            "held_out_defects": data.held_out_defects,
+            "pictures": 2 * scenes * trainer.global_step,
+            "data_seed": data.seed,
+            "seed": self.seed,
+        }
+
     def export(self, folder: Path) -> Path:
         """Write the trained CLIP as ``clip.safetensors``, float16, with open_clip's keys.
 
@@ -438,16 +468,7 @@ class Contrastive(LightningModule):
         state = model.state_dict()
         state["token_embedding.weight"] = model.token_embedding.merged()
         del state["token_embedding.rows"]
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        trainer = self.trainer
-        scenes = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
-        record = {
-            "categories": data.train_categories,
-            "held_out_defects": data.held_out_defects,
-            "pictures": 2 * scenes * trainer.global_step,
-            "data_seed": data.seed,
-            "seed": self.seed,
-        }
+        record = self.training_record()
         file = folder / self.export_name
         with atomic_path(file) as temporary:
             halves = {key: value.half().contiguous().cpu() for key, value in state.items()}

@@ -110,16 +110,9 @@ class LinearProbe(EvaluatedModule):
         self.epochs: int | None = None
         """Number of trained epochs of the loaded checkpoint; None if none was loaded."""
         self._counts: Tensor | None = None
-        self.save_hyperparameters(
-            {
-                "backbone": asdict(self.backbone_settings),
-                "image_size": image_size,
-                "frozen": frozen,
-                "cache_features": cache_features,
-                "optim": asdict(self.optim),
-                "seed": seed,
-            }
-        )
+        settings: dict[str, Any] = {"backbone": self.backbone_settings, "optim": self.optim}
+        self.save_hyperparameters(ignore=list(settings))
+        self.save_hyperparameters({name: asdict(value) for name, value in settings.items()})
 
     # -- the network -----------------------------------------------------------------------------
 

@@ -10,7 +10,8 @@ surgery). Nothing is trained.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from dataclasses import asdict
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -79,6 +80,13 @@ class SDP(CLIPMethod):
         self.sigma = sigma
         check_at_least("model.sigma", sigma, 0)
         self._text: dict[tuple[str, RVSSettings], Tensor] = {}
+        settings: dict[str, Any] = {
+            "backbone": self.backbone.settings,
+            "prompts": self.prompts,
+            "rvs": self.rvs,
+        }
+        self.save_hyperparameters(ignore=[*settings, "evaluator"], logger=False)
+        self.save_hyperparameters({k: asdict(v) for k, v in settings.items()}, logger=False)
 
     def prepare(self, categories: list[str]) -> None:
         """Encode the prompts of all categories."""

@@ -152,22 +152,14 @@ class TAB(LightningModule):
         self.epochs: int | None = None
         """Number of trained epochs of the loaded checkpoint; None if none was loaded."""
         self._last: deque[tuple[Tensor, list[str]]] = deque()
-        self.save_hyperparameters(
-            {
-                "backbone": asdict(self.settings),
-                "text": asdict(self.text),
-                "prompts": asdict(self.prompts),
-                "loss": loss,
-                "align": align,
-                "classification_targets": classification_targets,
-                "head": head,
-                "logit_scale_mode": logit_scale_mode,
-                "joint_forward": joint_forward,
-                "optim": asdict(self.optim),
-                "image_size": image_size,
-                "seed": seed,
-            }
-        )
+        settings: dict[str, Any] = {
+            "backbone": self.settings,
+            "text": self.text,
+            "prompts": self.prompts,
+            "optim": self.optim,
+        }
+        self.save_hyperparameters(ignore=list(settings))
+        self.save_hyperparameters({name: asdict(value) for name, value in settings.items()})
 
     @property
     def image_size(self) -> int:

@@ -9,6 +9,7 @@ re-implementations differ, docs/methods/winclip.md states which one is followed 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple
 
@@ -83,7 +84,8 @@ class WinCLIP(CLIPMethod):
     ) -> None:
         super().__init__(evaluator)
         self.backbone = CLIPBackbone.of(backbone)
-        self.prompts = prompts
+        # Plain dictionaries come from recorded hyper-parameters.
+        self.prompts = PromptEnsemble(**prompts) if isinstance(prompts, dict) else prompts
         self.patch_norm = patch_norm
         self.scales = [2, 3] if scales is None else list(scales)
         self.temperature = temperature
@@ -96,6 +98,9 @@ class WinCLIP(CLIPMethod):
             )
         self._memory: dict[str, Embeddings] = {}
         self._text: dict[str, Tensor] = {}
+        settings: dict[str, Any] = {"backbone": self.backbone.settings, "prompts": self.prompts}
+        self.save_hyperparameters(ignore=[*settings, "evaluator"], logger=False)
+        self.save_hyperparameters({k: asdict(v) for k, v in settings.items()}, logger=False)
 
     def prepare(self, categories: list[str]) -> None:
         """Encode the prompts and, with ``data.shots``, the reference images of all categories."""

@@ -1,8 +1,7 @@
-"""Run the command line in processes forked from the test process.
+"""Run the command line in processes that are forked from the current one.
 
-A new Python process would spend six seconds of CPU time on importing torch and Lightning. Several
-processes communicate like those started by a cluster's launcher (variables MASTER_ADDR, MASTER_PORT
-and LOCAL_RANK). Lightning's own launcher is tested in test_each.py.
+A new Python process would spend seconds on importing torch and Lightning. Several processes
+cooperate like those that a cluster's launcher starts (MASTER_ADDR, MASTER_PORT and LOCAL_RANK).
 """
 
 from __future__ import annotations
@@ -24,6 +23,8 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from anomaly_clip.cli import main
 
+__all__ = ["Done", "can_fork", "run_command"]
+
 FAILED = 70
 """Exit code of a process in which the command raised an exception."""
 OTHERS = 15.0
@@ -39,6 +40,11 @@ class Done(NamedTuple):
     """Standard error of all processes."""
 
 
+def can_fork() -> bool:
+    """Return whether this system can fork processes."""
+    return hasattr(os, "fork")
+
+
 def run_command(
     words: Sequence[str],
     processes: int = 1,
@@ -50,8 +56,8 @@ def run_command(
     Args:
         words: Verb and options; with several processes they must include ``--trainer.devices``.
         processes: Number of processes.
-        variables: Environment variables to set in addition to those of the tests.
-        seconds: Time limit.
+        variables: Environment variables to set in addition to the current ones.
+        seconds: Time limit, after which the processes are killed.
     """
     shared = dict(variables or {})
     if processes > 1:
@@ -77,7 +83,7 @@ def run_command(
 def _run_and_exit(
     words: Sequence[str], variables: Mapping[str, str], rank: int, file: Path
 ) -> NoReturn:
-    """Run the command in this forked process, isolated from the tests, and exit."""
+    """Run the command in this forked process, isolated from its parent, and exit."""
     code = FAILED
     try:
         with file.open("w", buffering=1) as stream, open(os.devnull, "w") as nowhere:
@@ -85,7 +91,7 @@ def _run_and_exit(
             os.dup2(stream.fileno(), 2)
             sys.stdout, sys.stderr = nowhere, stream
             os.environ.update(variables)
-            warnings.resetwarnings()  # the tests turn warnings into errors
+            warnings.resetwarnings()  # the parent may turn warnings into errors
             torch.set_num_threads(1)  # threads do not survive a fork
             rank_zero_only.rank = rank  # type: ignore[attr-defined]
             try:

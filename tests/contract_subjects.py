@@ -1,0 +1,170 @@
+"""All methods of the package in small, for the contract that each of them passes.
+
+python tests/contract_subjects.py    run all checks, and renew the tables in docs/contract.md
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from helpers import SMALL_CLIP
+from lightning.pytorch import LightningModule
+from probe_runs import wafers
+
+from anomaly_clip import methods
+from anomaly_clip.testing import Check, Outcome, check_method, contract_table, run_checks
+
+PAGE = Path(__file__).parent.parent / "docs" / "contract.md"
+START = "<!-- Below: python tests/contract_subjects.py -->"
+MIDDLE = """\
+\\* starts processes of its own; `make contract` runs these, `make test` all others.
+
+## All methods
+
+Empty: the check does not apply, such as a fit for a zero-shot method."""
+
+SETTINGS = {"prompts": {"templates": ["a {}.", "the {}."]}}
+MOBILENET = {"name": "mobilenet_v3_small", "weights": "random"}
+RESNET = {"name": "resnet18", "weights": "random"}
+SMALL = {"backbone": MOBILENET, "image_size": 64, "sigma": 2.0}
+LAYERS = ["features.0", "features.1", "features.2"]
+SCENES = {"num_scenes": 4, "picture_size": 64, "batch_size": 2, "num_workers": 0}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method with small settings and what it is known not to pass."""
+
+    kind: type[LightningModule]
+    arguments: Mapping[str, Any]
+    data: Mapping[str, Any] = field(default_factory=dict)
+    expected_failures: Mapping[str, str] = field(default_factory=dict)
+    half_precision_bound: float = 0.05
+
+
+def cases() -> dict[str, Case]:
+    """Return the cases by name; one class may have several."""
+    clip = {"backbone": {"name": _clip(), "pretrained": "random"}}
+    return {
+        "SDP": Case(methods.SDP, {**clip, **SETTINGS, "rvs": {"method": "mean"}}),
+        "WinCLIP": Case(methods.WinCLIP, {**clip, **SETTINGS}),
+        "WinCLIP+": Case(methods.WinCLIP, {**clip, **SETTINGS}, {"shots": 2}),
+        "SDP+": Case(
+            methods.SDPPlus,
+            {**clip, **SETTINGS, "rvs": {"method": "mean"}, "lr": 0.01},
+            {"auxiliary": {"class_path": "Demo", "init_args": _demo(batch_size=2)}},
+        ),
+        "CLIP-ADA": Case(
+            methods.CLIPADA,
+            {**clip, "feature_layer": 3, "map": {"eval_size": 48, "sigma": 2.0}},
+            {"synthesis": {"recipe": "perlin"}},
+        ),
+        "PaDiM": Case(methods.PaDiM, {**SMALL, "layers": LAYERS[1:], "num_channels": 16}),
+        "PatchCore": Case(
+            methods.PatchCore, {**SMALL, "layers": LAYERS[1:]}, half_precision_bound=0.15
+        ),
+        "RD4AD": Case(methods.RD4AD, {**SMALL, "layers": LAYERS}),
+        "SimpleNet": Case(
+            methods.SimpleNet,
+            {**SMALL, "layers": LAYERS[1:], "pretrain_dim": 16, "target_dim": 16, "hidden": 8},
+            half_precision_bound=0.3,
+        ),
+        "RegAD": Case(
+            methods.RegAD,
+            {**SMALL, "backbone": RESNET, "shots": 2, "rounds": 1},
+            {"train_categories": "others"},
+        ),
+        "linear probe": Case(
+            methods.LinearProbe,
+            {"backbone": RESNET, "image_size": 32},
+            {"class_path": "MixedWM38", "init_args": {"root": _wafers(), "batch_size": 8}},
+        ),
+        "TAB": Case(
+            methods.TAB,
+            {"backbone": RESNET, "text": clip["backbone"], "image_size": 64},
+            {"synthesis": {"recipe": "nsa", "mode": "pair"}},
+        ),
+        "contrastive": Case(
+            methods.Contrastive,
+            {**clip, **SETTINGS},
+            {"class_path": "Demo", "init_args": SCENES},
+        ),
+    }
+
+
+def checks(slow: bool) -> dict[str, list[Check]]:
+    """Return the checks of all methods."""
+    return {
+        name: check_method(
+            case.kind,
+            arguments=case.arguments,
+            data=case.data,
+            expected_failures=case.expected_failures,
+            half_precision_bound=case.half_precision_bound,
+            slow=slow,
+        )
+        for name, case in cases().items()
+    }
+
+
+def _demo(**options: Any) -> dict[str, Any]:
+    return {
+        "num_train": 2,
+        "num_test": 4,
+        "picture_size": 64,
+        "categories": ["oak wood board"],
+        **options,
+    }
+
+
+@cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory()
+
+
+@cache
+def _clip() -> str:
+    file = Path(_folder().name) / "clip.json"
+    file.write_text(json.dumps(SMALL_CLIP), encoding="utf-8")
+    return str(file)
+
+
+@cache
+def _wafers() -> str:
+    return str(wafers(Path(_folder().name) / "wafers", copies=6))
+
+
+def page(outcomes: Mapping[str, list[Outcome]]) -> str:
+    """Return ``docs/contract.md`` with the outcomes of all checks."""
+    text = PAGE.read_text(encoding="utf-8")
+    head = text[: text.index(START) + len(START)]
+    listed = [outcome.check for outcome in next(iter(outcomes.values()))]
+    promises = [f"| `{c}` | {c.description}{' *' if c.slow else ''} |" for c in listed]
+    parts = [head, "", "| check | promise |", "|---|---|", *promises, "", MIDDLE, ""]
+    return "\n".join([*parts, contract_table(outcomes), ""])
+
+
+def main() -> int:
+    """Run all checks of all methods, renew the page and return 1 if a check fails."""
+    both = (checks(slow=False), checks(slow=True))
+    outcomes = {name: run_checks([c for part in both for c in part[name]]) for name in both[0]}
+    PAGE.write_text(page(outcomes), encoding="utf-8")
+    bad = [
+        f"{name}: {outcome.check}: {outcome.message}"
+        for name, column in outcomes.items()
+        for outcome in column
+        if outcome.status in ("failed", "unexpected pass")
+    ]
+    print("\n".join(bad) or f"{PAGE}: all checks pass")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
