@@ -98,10 +98,15 @@ def test_the_other_verbs_open_no_connection(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     root = f"--output.root={tmp_path / 'runs'}"
-    images = f"--data.root={mvtec_root / 'toy' / 'train' / 'good'}"
+    images = f"--data.root={mvtec_root / 'bottle' / 'train' / 'good'}"
     network = ["--model.backbone.name=resnet18", "--model.backbone.weights=random"]
     padim = ["--config=padim", *network, "--model.num_channels=8", "--model.image_size=64"]
-    padim += [f"--data.root={mvtec_root}", "--data.num_workers=0", "--trainer.accelerator=cpu"]
+    padim += [
+        f"--data.root={mvtec_root}",
+        "--data.categories=[bottle]",
+        "--data.num_workers=0",
+        "--trainer.accelerator=cpu",
+    ]
     clip = ["--model.backbone.name=demo", "--model.backbone.pretrained=demo", "--model.stages=null"]
     commands = [
         ["configs"],
