@@ -87,7 +87,7 @@ def test_an_action_has_the_same_commit_everywhere() -> None:
             r"uses: ([\w-]+)/([\w-]+)[\w/-]*@(.+)", text_of(file)
         ):
             commits.setdefault(f"{owner}/{name}", set()).add(commit)
-    assert {name: found for name, found in commits.items() if len(found) > 1} == {}
+    assert {name: pins for name, pins in commits.items() if len(pins) > 1} == {}
 
 
 @each_workflow
@@ -161,8 +161,8 @@ def test_programs_of_the_release_are_fixed_by_hash() -> None:
     )
     names = [line for line in text.splitlines() if re.match(r"[\w.-]+", line)]
     assert len(pins) == len(names) > 0
-    wanted = re.findall(r"^([\w-]+)", text_of(ROOT / ".ci" / "tools.in"), re.MULTILINE)
-    assert set(wanted) <= {name for name, _ in pins}
+    programs = re.findall(r"^([\w-]+)", text_of(ROOT / ".ci" / "tools.in"), re.MULTILINE)
+    assert set(programs) <= {name for name, _ in pins}
 
 
 def test_dependabot_covers_actions_packages_and_programs() -> None:
