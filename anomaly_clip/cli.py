@@ -13,11 +13,12 @@ import stat
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from anomaly_clip import __version__
 from anomaly_clip.cache_files import forget_warnings
+from anomaly_clip.errors import shortened
 from anomaly_clip.files import ESCAPING, printable
 
 __all__ = ["main"]
@@ -49,6 +50,8 @@ VERBS = {
 """Help line and entry point (``module:function`` of this package) of each verb."""
 
 USAGE_ERROR = 2
+STDERR = 2
+"""File descriptor of standard error."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -67,7 +70,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
     forget_warnings()
     words = list(sys.argv[1:] if args is None else args)
-    with _any_text_printed(), _quiet_pipes(), _short_warnings():
+    with _own_stderr(), _any_text_printed(), _quiet_pipes(), _short_warnings():
         try:
             with handle_signals(), advise():  # also during the import of libraries
                 return _answer(words)
@@ -75,6 +78,35 @@ def main(args: Sequence[str] | None = None) -> int:
             return _complain(str(interruption), 128 + interruption.number)
         except SystemExit as error:  # argparse after a help text
             return error.code if isinstance(error.code, int) else int(error.code is not None)
+
+
+@contextmanager
+def _own_stderr() -> Iterator[None]:
+    """Print Python's messages to a copy of standard error.
+
+    Lines of C libraries go to standard error itself, which is redirected while images are decoded.
+    """
+    before = sys.stderr
+    try:
+        is_standard = isinstance(before, io.TextIOWrapper) and before.fileno() == STDERR
+        copy = os.dup(STDERR) if is_standard else None
+    except (OSError, ValueError):  # closed
+        copy = None
+    if copy is None:
+        yield
+        return
+    before.flush()
+    stream = os.fdopen(
+        copy, "w", encoding=before.encoding, errors=before.errors, buffering=1, newline=None
+    )
+    sys.stderr = stream
+    try:
+        yield
+    finally:
+        if sys.stderr is stream:
+            sys.stderr = before
+        with suppress(OSError, ValueError):
+            stream.flush()
 
 
 @contextmanager
@@ -236,5 +268,5 @@ def _unknown_verb(verb: str) -> str:
 
 
 def _complain(message: str, code: int = USAGE_ERROR) -> int:
-    print(f"anomaly_clip: {printable(message)}", file=sys.stderr)
+    print(f"anomaly_clip: {shortened(printable(message))}", file=sys.stderr)
     return code

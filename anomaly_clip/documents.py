@@ -95,9 +95,8 @@ def load_json(
     Raises:
         ValueError: If it is not valid or exceeds a limit.
     """
-    hook = {} if object_pairs_hook is None else {"object_pairs_hook": object_pairs_hook}
     try:
-        content = json.loads(text, **hook)
+        content = json.loads(text, object_pairs_hook=object_pairs_hook)
     except json.JSONDecodeError:
         raise
     except RecursionError:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from anomaly_clip.exhaustion import explain_exhaustion
 
 __all__ = [
     "Diverged",
@@ -19,9 +22,14 @@ __all__ = [
     "check_choice",
     "explain",
     "reason",
+    "shortened",
     "suggest",
     "user_errors",
 ]
+
+
+MAX_MESSAGE = 600
+"""Characters of the longest message that is printed; a value in it may be of any length."""
 
 
 class UserError(Exception):
@@ -43,16 +51,22 @@ def user_errors(options: Callable[[], Iterable[str]] = list) -> Iterator[None]:
     from jsonargparse import ArgumentError
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    try:
-        yield
-    except (
+    mistakes = (
         ArgumentError,
         ValueError,
         OSError,
         MisconfigurationException,
         ModuleNotFoundError,  # an optional package that an option requires
-    ) as error:
-        raise UserError(explain(error, options())) from error
+    )
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        explanation = explain_exhaustion(error)
+        if explanation is None and not isinstance(error, mistakes):
+            raise
+        raise UserError(explanation or explain(error, options())) from error
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
@@ -124,6 +138,20 @@ def check_between(
         raise ValueError(f"{name} must be in {interval}, got {value}")
 
 
+def shortened(message: str, longest: int = MAX_MESSAGE) -> str:
+    """Cut the middle out of a long message: it begins with the place, and ends with the way out.
+
+    Args:
+        message: The message.
+        longest: Largest number of characters.
+    """
+    if len(message) <= longest:
+        return message
+    end = longest // 3
+    start = longest - end - 5
+    return f"{message[:start].rstrip()} ... {message[-end:].lstrip()}"
+
+
 def explain(error: BaseException, options: Iterable[str] = ()) -> str:
     """Explain a user's mistake on one line.
 
@@ -142,6 +170,13 @@ def explain(error: BaseException, options: Iterable[str] = ()) -> str:
         return last.partition(": ")[2] or last
     if isinstance(error, ArgumentError):
         return _explain_parsing(message, list(options))
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        name = Path(str(error.filename)).name
+        return (
+            f"{name[:60]} ...: a name of {len(name)} characters is too long for a disk: shorten it"
+        )
+    if "embedded null" in message:  # as Python calls it
+        return "a name or path contains a null character (\\0), which no disk takes: remove it"
     return _one_line(message) or type(error).__name__
 
 

@@ -6,6 +6,8 @@ colours with 16 bits per channel, which it reduces to 8 bits: OpenCV decodes the
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -37,9 +39,12 @@ __all__ = [
 MAX_PIXELS = 250_000_000
 """Default of the largest number of pixels of an image."""
 
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # its exceptions say the same
+
 ORIENTATION = 0x0112  # EXIF tag
 WIDTH, HEIGHT, BITS_PER_SAMPLE, PLANAR_CONFIGURATION = 256, 257, 258, 284  # TIFF tags
 TEXT_LIMIT = 1 << 28  # bytes of a text in a PNG; PIL's limit of 1 MB is less than some editors save
+STDERR = 2  # file descriptor
 BAND = 256  # rows that are converted at once, which saves memory
 
 
@@ -214,6 +219,50 @@ class _PilLimits:
 _PIL_LIMITS = _PilLimits()
 
 
+class _Silence:
+    """Standard error without the lines of C libraries, such as libtiff and libpng.
+
+    They write past Python while they decode, and their exceptions say the same. Several threads may
+    decode at once: the last one restores the output. Python's own output has another descriptor;
+    see :func:`anomaly_clip.cli.main`.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._threads = 0
+        self._saved: int | None = None
+
+    @contextmanager
+    def of_libraries(self) -> Iterator[None]:
+        with self._lock:
+            if self._threads == 0:
+                self._saved = _redirected()
+            self._threads += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._threads -= 1
+                if self._threads == 0 and self._saved is not None:
+                    os.dup2(self._saved, STDERR)
+                    os.close(self._saved)
+
+
+def _redirected() -> int | None:
+    """Let standard error lead nowhere; return a copy of its descriptor, None if it is closed."""
+    try:
+        saved = os.dup(STDERR)
+    except OSError:
+        return None
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, STDERR)
+    os.close(nowhere)
+    return saved
+
+
+_SILENCE = _Silence()
+
+
 @contextmanager
 def _decoding(path: Path) -> Iterator[IO[bytes]]:
     """Open an image file, and explain the exceptions of its decoder."""
@@ -233,6 +282,8 @@ def _decoding(path: Path) -> Iterator[IO[bytes]]:
             f"{path}: the image cannot be decoded (its header is damaged, or of a kind that PIL "
             f"does not read); replace or remove the file"
         ) from None
+    except MemoryError:
+        raise
     except Exception as error:  # decoders raise many kinds for damaged files
         raise ValueError(
             f"{path}: the image cannot be decoded ({error}); replace or remove the file"
@@ -309,7 +360,8 @@ def _stored_size(image: ImageFile.ImageFile) -> tuple[int, int]:
 
 def _upright(image: Image.Image) -> Image.Image:
     """Decode an image and apply its EXIF orientation."""
-    image.load()
+    with _SILENCE.of_libraries():
+        image.load()
     with suppress(Exception):  # damaged EXIF data do not make the image unusable
         ImageOps.exif_transpose(image, in_place=True)
     return image
@@ -365,7 +417,8 @@ def _tiff_tag(image: ImageFile.ImageFile, tag: int, default: object) -> Any:
 def _bands(image: ImageFile.ImageFile, file: IO[bytes]) -> Iterator[NDArray[np.integer]]:
     """Yield the values of a deep image: some rows ``(h, W)`` or ``(h, W, 3)`` at a time."""
     if _is_grey16(image):
-        image.load()
+        with _SILENCE.of_libraries():
+            image.load()
         yield from _cropped(image)
         return
     yield from _rows(_colours16(image, file))
@@ -378,7 +431,8 @@ def _colours16(image: ImageFile.ImageFile, file: IO[bytes]) -> NDArray[np.uint16
     content = np.frombuffer(file.read(), np.uint8)
     level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # returns the old one
     try:
-        values: Any = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
+        with _SILENCE.of_libraries():
+            values: Any = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
     finally:
         cv2.utils.logging.setLogLevel(level)
     sides = [] if values is None or values.dtype != np.uint16 else sorted(values.shape[:2])

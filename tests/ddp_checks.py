@@ -87,7 +87,8 @@ class Failing(Callback):
 
     Args:
         rank: The process.
-        how: Class of the error, or the name of a signal that the process sends to itself.
+        how: Class of the error, the name of a signal that the process sends to itself, or NaN for
+            images without finite values.
     """
 
     def __init__(self, rank: int, how: str) -> None:
@@ -95,8 +96,13 @@ class Failing(Callback):
         self.how = how
         self.batches = 0
 
-    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: Trainer, *arguments: Any) -> None:
         """Fail in a fit."""
+        if self.how == "NaN":
+            batch = arguments[1]
+            if trainer.global_rank == self.rank:
+                batch["image"] = torch.full(batch["image"].shape, float("nan"))
+            return
         self._count(trainer)
 
     def on_test_batch_start(self, trainer: Trainer, *_: Any) -> None:

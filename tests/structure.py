@@ -23,7 +23,7 @@ PACKAGE = "anomaly_clip"
 
 BASE = (
     *("records", "maps", "losses", "errors", "progress", "files", "images", "image_formats"),
-    *("cache_files", "documents", "folders", "masks"),
+    *("cache_files", "documents", "exhaustion", "folders", "masks"),
     "schedules",
     "callbacks",
 )

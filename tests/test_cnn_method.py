@@ -147,6 +147,19 @@ def test_unsupported_fits_are_refused(
         quiet_trainer(max_epochs=epochs).fit(Mean(cnn), data)
 
 
+def test_a_fit_in_a_single_pass_is_not_resumed(
+    cnn: CNNBackbone, mvtec_root: Path, tmp_path: Path
+) -> None:
+    data = MVTecAD(str(mvtec_root), categories=["bottle"], num_workers=0)
+    trainer = quiet_trainer(max_epochs=1)
+    trainer.fit(Mean(cnn), data)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(
+        ValueError, match="Mean is fitted in a single pass, which cannot be resumed"
+    ):
+        quiet_trainer(max_epochs=1).fit(Mean(cnn), data, ckpt_path=str(tmp_path / "a.ckpt"))
+
+
 # -- training in epochs --------------------------------------------------------------------------
 
 

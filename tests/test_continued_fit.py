@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -367,3 +371,48 @@ def test_a_fit_that_diverges_in_each_is_not_tested(
     assert main(["each", "--resume", "run"]) == 1
     assert f"kept from a fit that diverged: {kept}" in capsys.readouterr().err
     assert list(kept.parent.iterdir()) == [kept]
+
+
+def others_here() -> list[int]:
+    """Return the other processes that work in this folder."""
+    numbers = []
+    for link in Path("/proc").glob("[0-9]*/cwd"):
+        with contextlib.suppress(OSError):
+            if link.readlink() == Path.cwd():
+                numbers.append(int(link.parent.name))
+    return [number for number in numbers if number != os.getpid()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["each", "compare", "sweep"])
+def test_a_signal_ends_all_processes_of_a_run(verb: str, mvtec_root: Path) -> None:
+    ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2"]
+    epochs = ["--trainer.max_epochs", "100000"]
+    line = {
+        "each": ["each", *simplenet(mvtec_root, *RANDOM, *ddp, *epochs)],
+        "compare": ["compare", "--weights", "random", "mine.pt"],
+        "sweep": ["sweep", "two.yaml"],
+    }[verb]
+    if verb == "compare":
+        torch.save(squeezenet1_1(weights=None).state_dict(), "mine.pt")
+        line += simplenet(mvtec_root, *ddp, *epochs)
+    write_sweep_of(simplenet(mvtec_root, *RANDOM, *ddp, *epochs))
+    command = [sys.executable, "-m", "anomaly_clip", *line, "--output.folder", "chosen"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            begun = time.monotonic()
+            while not list(Path("chosen").rglob("last.ckpt")):
+                assert time.monotonic() < begun + 120
+                assert process.poll() is None
+                time.sleep(0.1)
+            assert len(others_here()) == 3  # the command, and two processes of the fit
+            process.send_signal(signal.SIGTERM)
+            _, err = process.communicate(timeout=60)
+            left = others_here()
+        finally:
+            for number in others_here():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGKILL)
+    assert (process.returncode, left) == (143, [])
+    resume = f"resume with anomaly_clip {verb} --resume chosen"
+    assert err.splitlines()[-1] == f"anomaly_clip: interrupted by SIGTERM: {resume}"

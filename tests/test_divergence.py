@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from processes import run_command
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -29,16 +31,24 @@ class Poison(Callback):
         hook: start: before the step. end: after it.
         name: Beginning of the tensors' names.
         value: The value.
+        rank: Process in which to do so; default: all.
     """
 
-    def __init__(self, at: int, hook: str, name: str, value: float = NAN) -> None:
-        self.at, self.hook, self.name, self.value = at, hook, name, value
+    def __init__(
+        self, at: int, hook: str, name: str, value: float = NAN, rank: int | None = None
+    ) -> None:
+        self.at, self.hook, self.name, self.value, self.rank = at, hook, name, value, rank
         self.steps = 0
 
     def _poison(self, hook: str, module: LightningModule, batch: Any) -> None:
         if hook != self.hook or self.steps != self.at:
             return
+        if self.rank not in (None, module.global_rank):
+            return
         tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+        if self.name == "trained":
+            weights = {n: p for n, p in module.named_parameters() if p.requires_grad}
+            tensors = {f"trained.{name}": weight for name, weight in weights.items()}
         if self.name == "image":
             batch["image"] = batch["image"].float()
             tensors = {"image": batch["image"][-1:]}
@@ -294,3 +304,69 @@ def test_values_that_are_not_finite(tensor: Tensor) -> None:
 def test_finite_values() -> None:
     kinds = [torch.float32, torch.int64, torch.bool, torch.float16]
     assert not_finite({str(kind): torch.ones(2, dtype=kind) for kind in kinds}) == []
+
+
+@pytest.fixture(scope="module")
+def every_method(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """Return the module with a small fit of every method, and the folder of its data."""
+    file = Path(__file__).parent / "golden" / "checkpoints" / "make.py"
+    spec = importlib.util.spec_from_file_location("make_golden", file)
+    assert spec is not None
+    assert spec.loader is not None
+    make = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make)
+    folder = tmp_path_factory.mktemp("every")
+    make.write_images(folder / "mvtec")
+    make.write_wafers(folder / "wafers" / "MixedWM38.npz")
+    make.write_weights(folder)
+    for file in folder.glob("*.pt"):
+        state = torch.load(file, weights_only=True)
+        whole = {name: torch.empty(t.shape, dtype=t.dtype).copy_(t) for name, t in state.items()}
+        torch.save(whole, file)
+    return make, folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hook", ["start", "end"])
+@pytest.mark.parametrize(
+    "name",
+    ["sdp_plus", "clip_ada", "rd4ad", "simplenet", "regad", "linear_probe", "tab", "contrastive"],
+)
+def test_every_method_stops(
+    name: str,
+    hook: str,
+    every_method: tuple[Any, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Weights become NaN before a step, or infinite after the first one."""
+    make, folder = every_method
+    monkeypatch.chdir(folder)
+    line = ["fit", *make.METHODS[name]["fit"], "--output.folder", f"{name}-{hook}"]
+    at = 0 if name == "tab" or hook == "end" else 1  # TAB's fit has a single step
+    value = None if hook == "start" else ".inf"
+    assert main([*line, *poison(at, hook, "trained", value)]) == 2
+    assert "diverged" in message_of(capsys)
+    left = list(Path(f"{name}-{hook}").rglob("*.ckpt"))
+    assert all(file.name.startswith("finite-step-") for file in left)
+    if at == 0:
+        assert not Path(f"{name}-{hook}").exists()
+    for file in left:
+        assert not not_finite(torch.load(file, weights_only=True)["state_dict"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["SimpleNet", "PaDiM"])
+def test_processes_stop_together(method: str, mvtec_root: Path) -> None:
+    """Only process 1 sees the image whose pixels are NaN."""
+    epochs = ["--trainer.max_epochs=3"] if method == "SimpleNet" else []
+    bad = [*poison(len(epochs), "start", "image"), "--trainer.callbacks.rank=1"]
+    ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2"]
+    done = run_command([*words(mvtec_root, method, *epochs), *ddp, *bad], processes=2)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 2, last
+    assert "the fit diverged in " in last
+    assert "their pixels are NaN or infinite" in last
+    assert done.stderr.count("the fit diverged") == 1
+    assert not list(Path("runs").rglob("last.ckpt"))
+    assert bool(list(Path("runs").rglob("finite-step-*.ckpt"))) == bool(epochs)

@@ -15,6 +15,7 @@ import pytest
 from helpers import save_picture, write_mvtec
 
 from anomaly_clip.cli import main
+from anomaly_clip.testing import run_checks
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -134,6 +135,16 @@ def test_the_example_method_works(example: Path) -> None:
     assert (example / "runs" / "mean_cosine" / "1" / "metrics.json").is_file()
     test = importlib.import_module("test_mean_cosine")
     test.test_maps_are_cosine_distances_to_the_mean()
+
+
+@pytest.mark.slow
+def test_the_example_method_passes_the_contract(example: Path) -> None:
+    test = importlib.import_module("test_mean_cosine")
+    (mark,) = test.test_contract.pytestmark
+    _, checks = mark.args
+    outcomes = run_checks(checks)
+    assert [o.message for o in outcomes if o.status not in ("passed", "not applicable")] == []
+    assert sum(outcome.status == "passed" for outcome in outcomes) >= 40
 
 
 def test_the_example_data_set_works(example: Path) -> None:

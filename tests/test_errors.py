@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from jsonargparse import ArgumentError
@@ -182,3 +183,12 @@ def test_of_a_longer_reason_the_first_sentence_is_shown() -> None:
     assert reason(ValueError("no weights. To load them, trust the file.")) == "no weights"
     assert reason(ValueError("a file.pt is too large\nsecond line")) == "a file.pt is too large"
     assert reason(ValueError()) == "ValueError"
+
+
+def test_names_that_no_disk_takes(tmp_path: Path) -> None:
+    for name, message in (
+        ("x" * 300, "a name of 300 characters is too long"),
+        ("a\0b", "null char"),
+    ):
+        with pytest.raises(UserError, match=message), user_errors():
+            (tmp_path / name).write_text("")

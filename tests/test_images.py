@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -436,3 +437,21 @@ def test_bits_are_above_every_level(tmp_path: Path) -> None:
     white_is_zero = Image.fromarray(DRAWN)  # the other polarity of TIFF, which Pillow decodes
     path = saved(tmp_path / "w.tif", white_is_zero, tiffinfo={262: 0})
     assert np.array_equal(read_mask(path), DRAWN)
+
+
+def test_decoders_write_nothing_to_the_terminal(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.tif", compression="tiff_deflate")
+    Image.fromarray(pixels).save(tmp_path / "b.tif", compression="tiff_lzw")
+    cv2.imwrite(str(tmp_path / "c.png"), pixels.astype(np.uint16) * 257)
+    for file in sorted(tmp_path.iterdir()):
+        content = bytearray(file.read_bytes())
+        for place in range(200, len(content) - 300, 40):
+            content[place] ^= 255
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match="cannot be decoded"):
+            read_image(file, ReadRule(12))
+    os.write(2, b"after")  # the output is restored
+    assert capfd.readouterr().err == "after"

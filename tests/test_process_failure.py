@@ -49,6 +49,7 @@ def is_quiet(err: str) -> bool:
         (1, "RuntimeError", 1, "RuntimeError: the cause"),
         (0, "RuntimeError", 1, "RuntimeError: the cause"),
         (1, "ValueError", 2, "anomaly_clip: the cause"),
+        (1, "NaN", 2, "correct these files, or leave them out"),
         (0, "OSError", 2, "[Errno 28] No space left on device: 'runs/scores.csv'"),
     ],
 )
@@ -60,6 +61,19 @@ def test_the_cause_is_reported_once(
     assert done.stderr.splitlines()[-1].endswith(last)
     assert (f"process {rank} of 2 failed:\n" in done.stderr) == (code == 1)
     assert done.stderr.count("Traceback") == (code == 1)
+    assert is_quiet(done.stderr)
+    assert not list((tmp_path / "runs").rglob("*.yaml"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", [0, 1])
+def test_an_image_that_only_one_process_reads(mvtec_root: Path, tmp_path: Path, place: int) -> None:
+    image = mvtec_root / "bottle" / "train" / "good" / f"00{place}.png"
+    image.write_bytes(image.read_bytes()[:200])
+    done = run_command(words(mvtec_root, tmp_path / "runs", 2, "no process"), 2)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"anomaly_clip: {image}: ")
+    assert done.stderr.count("anomaly_clip: ") == 1
     assert is_quiet(done.stderr)
     assert not list((tmp_path / "runs").rglob("*.yaml"))
 

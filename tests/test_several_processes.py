@@ -13,8 +13,9 @@ import pytest
 import torch
 from helpers import SMALL_CLIP, save_picture, sdp_plus_command
 from layouts import visa
-from processes import run_command
 from safetensors.torch import load_file
+
+from anomaly_clip.testing.processes import run_command
 
 pytestmark = pytest.mark.slow
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +87,45 @@ def test_changed_cached_maps_are_converted_again(tmp_path: Path) -> None:
     assert cached.read_bytes() != content
 
 
+def header(shape: tuple[int, ...]) -> bytes:
+    content = io.BytesIO()
+    parts = {"descr": "<i8", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(content, parts)
+    return content.getvalue()
+
+
+def changed_member(near: Path, name: str, content: bytes) -> Path:
+    """Write an archive with one member replaced."""
+    arrays = {"arr_0": np.zeros((3, 52, 52), int), "arr_1": np.zeros((3, 8), int)}
+    file = near.with_name(f"{abs(hash((name, content)))}.npz")
+    with zipfile.ZipFile(file, "w") as archive:
+        for key, array in arrays.items():
+            plain = io.BytesIO()
+            np.save(plain, array)
+            if name.removesuffix(".npy") != key:
+                archive.writestr(f"{key}.npy", plain.getvalue())
+        archive.writestr(name, content)
+    return file
+
+
+def test_arrays_of_any_order_and_width_are_read(tmp_path: Path) -> None:
+    maps = np.random.default_rng(0).integers(0, 4, (5, 6, 7))
+    targets = np.eye(5, 8)
+    for arrays in (
+        (maps, targets),
+        (np.asfortranarray(maps).astype(np.int16), targets.astype(bool)),
+        (maps.astype(">u4"), targets.astype(np.float32)),
+    ):
+        np.savez_compressed(tmp_path / "a.npz", *arrays)
+        levels, patterns = read_wafers(tmp_path / "a.npz")
+        assert np.array_equal(levels, np.minimum(maps, 2))
+        assert np.array_equal(patterns, targets)
+        assert (levels.dtype, patterns.dtype) == (np.uint8, np.uint8)
+    np.savez(tmp_path / "a.npz", maps, targets / 2)
+    with pytest.raises(ValueError, match="of 0 and 1"):
+        read_wafers(tmp_path / "a.npz")
+
+
 def test_invalid_files(tmp_path: Path) -> None:
     def saved(name: str, *arrays: object, **named: object) -> Path:
         np.savez(tmp_path / name, *arrays, **named)  # type: ignore[arg-type]
@@ -103,6 +144,12 @@ def test_invalid_files(tmp_path: Path) -> None:
         saved("numbers.npz", maps, targets + 2): "of 0 and 1",
         damaged: "damaged",
         tmp_path / "empty.npz": "damaged|empty|No data",
+    }
+    cases |= {
+        changed_member(damaged, "arr_1.npy", b"no array"): "damaged",
+        changed_member(damaged, "arr_0", b"no array"): "expected arrays|damaged",
+        changed_member(damaged, "arr_0.npy", header((10**9, 52, 52))): "another size than the",
+        changed_member(damaged, "arr_0.npy", header((-1, 52, 52))): "damaged",
     }
     for file, message in cases.items():
         with pytest.raises(ValueError, match=message) as error:

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import json
 import os
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from helpers import TINY_CLIP
 from safetensors.torch import save_file
 from torch import nn
 
@@ -181,3 +184,30 @@ def test_files_that_do_not_fit(tiny_clip_config: str, tmp_path: Path) -> None:
         load_clip(str(tmp_path / "poor.json"), "random")
     with pytest.raises(ValueError, match="has no tags"):
         load_clip(tiny_clip_config, "laion400m_e31")
+
+
+@pytest.mark.parametrize(
+    ("tower", "name", "value", "message"),
+    [
+        ("text_cfg", "context_length", 0, "text_cfg.context_length is 0, not a whole number"),
+        ("vision_cfg", "patch_size", 0, "vision_cfg.patch_size is 0, not a whole number"),
+        ("vision_cfg", "layers", -1, "vision_cfg.layers is -1, not a whole number"),
+        ("text_cfg", "heads", 0, "text_cfg.heads is 0, not a whole number"),
+        ("text_cfg", "heads", True, "text_cfg.heads is True, not a whole number"),
+        ("text_cfg", "heads", 5, "open_clip cannot build this configuration"),
+        ("text_cfg", "vocab_size", 3, "CLIP's tokeniser has 49408"),
+        ("vision_cfg", "image_size", 3, "less than the patch_size"),
+        ("", "embed_dim", 1e9, "embed_dim is 1000000000.0, not a whole number"),
+        ("", "embed_dim", 10**400, "a number has more than 300 digits"),
+        ("", "vision_cfg", [1], r"vision_cfg is \[1\], not an object"),
+        ("", "model_cfg", 3, "cannot be used"),
+    ],
+)
+def test_impossible_sizes_in_a_model_configuration(
+    tower: str, name: str, value: object, message: str, tmp_path: Path
+) -> None:
+    config: dict[str, Any] = deepcopy(TINY_CLIP)
+    (config[tower] if tower else config)[name] = value
+    (tmp_path / "model.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"backbone.name .*model.json: .*{message}"):
+        load_clip(str(tmp_path / "model.json"), "random")

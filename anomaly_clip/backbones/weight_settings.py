@@ -15,11 +15,18 @@ from typing import Any, NamedTuple
 from anomaly_clip.documents import load_json
 from anomaly_clip.errors import reason
 
-__all__ = ["WeightsSettings", "quick_gelu_of", "settings_next_to", "three_numbers"]
+__all__ = ["WeightsSettings", "check_sizes", "quick_gelu_of", "settings_next_to", "three_numbers"]
 
 OPEN_CLIP_SETTINGS = "open_clip_config.json"
 TRANSFORMERS_SETTINGS = "config.json"
 TRANSFORMERS_PIXELS = "preprocessor_config.json"
+SIZES = (
+    *("embed_dim", "width", "layers", "heads", "head_width", "patch_size", "image_size"),
+    *("context_length", "vocab_size"),
+)
+LARGEST_SIZE = 10_000_000
+VOCABULARY = 49_408
+"""Number of tokens of CLIP's tokeniser."""
 MAX_PIXEL = 10.0
 """Limit of pixel means and deviations; our choice, as pixels are in [0, 1] and not in [0, 255]."""
 
@@ -74,6 +81,34 @@ def _folders_of(path: Path) -> Iterator[Path]:
         for link in sorted(blob.parent.parent.glob("snapshots/*/*")):
             if link.resolve() == blob:
                 yield link.parent
+
+
+def check_sizes(config: Mapping[str, Any]) -> None:
+    """Check the sizes in a model configuration of open_clip.
+
+    Raises:
+        ValueError: If one is not a whole number from 1 to 10,000,000, or a tower is no object.
+    """
+    for tower in ("", "vision_cfg", "text_cfg"):
+        part = config if not tower else config[tower]
+        if not isinstance(part, Mapping):
+            raise ValueError(f"{tower} is {part!r:.50}, not an object")
+        for name in SIZES:
+            value = part.get(name, 1)
+            # Layers per stage, or height and width, may be a list.
+            values = value if isinstance(value, list) and value else [value]
+            whole = all(isinstance(v, int) and not isinstance(v, bool) for v in values)
+            if not whole or not all(1 <= v <= LARGEST_SIZE for v in values):
+                place = f"{tower}.{name}".removeprefix(".")
+                raise ValueError(
+                    f"{place} is {value!r:.50}, not a whole number from 1 to {LARGEST_SIZE}"
+                )
+    image, patch = (config["vision_cfg"].get(name) for name in ("image_size", "patch_size"))
+    if isinstance(image, int) and isinstance(patch, int) and image < patch:
+        raise ValueError(f"vision_cfg.image_size {image} is less than the patch_size {patch}")
+    words = config["text_cfg"].get("vocab_size", VOCABULARY)
+    if words < VOCABULARY:
+        raise ValueError(f"text_cfg.vocab_size is {words}, but CLIP's tokeniser has {VOCABULARY}")
 
 
 def _open_clip_settings(file: Path) -> WeightsSettings | None:

@@ -39,6 +39,7 @@ from anomaly_clip.backbones.state_dicts import state_dict_of
 from anomaly_clip.backbones.weight_files import WeightFileError, in_one_sentence, read_content
 from anomaly_clip.backbones.weight_settings import (
     WeightsSettings,
+    check_sizes,
     quick_gelu_of,
     settings_next_to,
     three_numbers,
@@ -46,7 +47,8 @@ from anomaly_clip.backbones.weight_settings import (
 from anomaly_clip.backbones.weight_sources import local_file, looks_like_file
 from anomaly_clip.backbones.weight_tags import HUB_TIMEOUT, fetch, other_epoch
 from anomaly_clip.documents import load_json
-from anomaly_clip.errors import suggest
+from anomaly_clip.errors import reason, suggest
+from anomaly_clip.exhaustion import explain_exhaustion
 from anomaly_clip.progress import say
 from anomaly_clip.records import DEMO, RANDOM
 
@@ -221,14 +223,14 @@ def _read_config(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
                 f"backbone.name {name}: not a JSON model configuration ({error}); give one in "
                 f"open_clip's format"
             ) from None
-        if "model_cfg" in config:  # the format in which open_clip publishes models
-            preprocessing = config.get("preprocess_cfg") or {}
-            config = config["model_cfg"]
         try:
+            if "model_cfg" in config:  # the format in which open_clip publishes models
+                preprocessing = config.get("preprocess_cfg") or {}
+                config = config["model_cfg"]
             quick_gelu_of(config)
             for key in ("mean", "std"):
                 three_numbers(key, preprocessing.get(key) or None)
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, TypeError) as error:
             raise ValueError(
                 f"backbone.name {name}: the model configuration cannot be used ({error}); correct "
                 f"the file"
@@ -245,6 +247,14 @@ def _read_config(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
             f"backbone.name {name}: the configuration lacks {sorted(missing)}; add them, as in "
             f"open_clip's model configurations"
         )
+    if name.endswith(".json"):
+        try:
+            check_sizes(config)
+        except ValueError as error:
+            raise ValueError(
+                f"backbone.name {name}: the model configuration cannot be used ({error}); correct "
+                f"the file"
+            ) from None
     return config, preprocessing
 
 
@@ -273,9 +283,14 @@ def _build(name: str, config: dict[str, Any]) -> open_clip.CLIP:
         torch.manual_seed(torch.initial_seed())
         try:
             model = open_clip.CLIP(**config)
-        except TypeError as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # open_clip and torch raise many types
+            if explain_exhaustion(error) is not None:
+                raise
+            cause = reason(error)[:200] or type(error).__name__
             raise ValueError(
-                f"backbone.name {name}: open_clip cannot build this configuration ({error}); "
+                f"backbone.name {name}: open_clip cannot build this configuration ({cause}); "
                 f"correct it, or use an open_clip model name"
             ) from None
     visual = model.visual

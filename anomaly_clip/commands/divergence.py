@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
 from collections.abc import Mapping
@@ -169,6 +170,9 @@ class FiniteValues(Callback):
 
     def _watch(self, trainer: Trainer, values: dict[str, Tensor], batch: Any, index: int) -> None:
         """Start the check of a step's values, and read those of earlier steps that are done."""
+        if all(_is_finite_number(value) for value in values.values()):  # the usual case on a CPU
+            self._any_finite, self._not_finite_in_a_row = True, 0
+            return
         flags = [torch.stack(value.aminmax()).isfinite().all() for value in values.values()]
         finite = flags[0] if len(flags) == 1 else torch.stack(flags).all()
         place = f"step {trainer.global_step}"
@@ -307,6 +311,10 @@ def _watched_values(trainer: Trainer, module: LightningModule, outputs: Any) -> 
         for name, value in values.items()
         if isinstance(value, Tensor) and value.is_floating_point() and value.numel()
     }
+
+
+def _is_finite_number(value: Tensor) -> bool:
+    return value.ndim == 0 and value.device.type == "cpu" and math.isfinite(value.item())
 
 
 def _is_done(step: WatchedStep) -> bool:

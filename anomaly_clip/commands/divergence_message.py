@@ -69,7 +69,7 @@ def _paths(step: WatchedStep) -> list[str]:
     images = step.batch.get("image")
     for values in (images, step.values.get("features")):
         if isinstance(values, Tensor) and values.is_floating_point() and len(values) == len(paths):
-            finite = values.flatten(1).isfinite().all(dim=1).tolist()
+            finite = values.reshape(len(paths), -1).isfinite().all(dim=1).tolist()
             wrong = [path for path, is_finite in zip(paths, finite, strict=True) if not is_finite]
             if wrong:
                 return wrong

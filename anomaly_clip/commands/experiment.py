@@ -60,6 +60,7 @@ from anomaly_clip.recording.writer import RunWriter
 from anomaly_clip.records import HasLoaderNeeds, LoaderNeeds
 
 __all__ = [
+    "RUNS",
     "UNREADABLE",
     "ExperimentCLI",
     "arrange",
@@ -87,6 +88,7 @@ def run_experiment(words: Sequence[str]) -> int:
 
     Raises:
         UserError: If the user made a mistake.
+        ProcessFailure: If one of several processes fails.
         SystemExit: After a help text, or if a signal interrupts a run.
     """
     quieten()

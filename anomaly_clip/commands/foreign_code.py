@@ -30,7 +30,13 @@ from anomaly_clip.documents import DocumentError, check_yaml_limits, load_yaml
 from anomaly_clip.errors import UserError
 from anomaly_clip.files import printable
 
-__all__ = ["check_found_config", "class_in_config", "concealed_classes", "foreign_classes"]
+__all__ = [
+    "check_found_config",
+    "class_in_config",
+    "concealed_classes",
+    "foreign_classes",
+    "seed_in_config",
+]
 
 CLASS_KEYS = {"model", "data", "auxiliary", "callbacks", "logger", "plugins", "strategy"}
 CLASS_KEYS |= {"profiler", "augment", "optimizer", "lr_scheduler", "accelerator", "backbone"}

@@ -352,8 +352,8 @@ def _fit(folder: Path, run: Path, record: SweepRecord, number: int) -> dict[str,
         )
     if not math.isfinite(goal):
         raise UserError(
-            f"{record.metric} is {goal} at the end: the training has diverged; try a smaller "
-            f"learning rate"
+            f"the fit diverged: {record.metric} is {'NaN' if math.isnan(goal) else 'infinite'} at "
+            f"the end: fit again with a smaller learning rate"
         )
     say(f"{record.metric} {goal:.6g}")
     finite = {name: value for name, value in metrics.items() if math.isfinite(value)}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import math
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
-from zipfile import is_zipfile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,8 @@ PATTERNS = ("Center", "Donut", "Edge-Loc", "Edge-Ring", "Loc", "Near-full", "Scr
 
 LEVELS = 3  # blank, pass, fail; a few stray 3s in the file count as fail
 STEP = 127  # grey values per level
+BLOCK = 1 << 22  # values that are converted at once, which saves memory
+MAX_NAMES = 200  # characters of the names in a message
 VERSION = 1  # increase it when a file is converted to other arrays
 
 
@@ -87,39 +90,82 @@ def read_wafers(file: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         ValueError: If the file is damaged, contains Python objects, or has unexpected arrays.
     """
     try:
-        # Opened here because numpy leaves a damaged file open.
-        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-            missing = [name for name in ("arr_0", "arr_1") if name not in arrays]
-            if missing:
+        with zipfile.ZipFile(file) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            if not {"arr_0.npy", "arr_1.npy"} <= set(archive.namelist()):
                 raise ValueError(
                     f"{file}: expected arrays arr_0 (maps) and arr_1 (targets); found "
-                    f"{', '.join(arrays) or 'nothing'}; use the published file"
+                    f"{', '.join(names)[:MAX_NAMES] or 'nothing'}; use the published file"
                 )
-            maps, targets = arrays["arr_0"], arrays["arr_1"]
+            maps, targets = (_Member(archive, f"{name}.npy") for name in ("arr_0", "arr_1"))
+            if maps.dtype.hasobject or targets.dtype.hasobject:
+                raise ValueError(
+                    f"{file} contains Python objects, which are not loaded because they can run "
+                    f"code: use the published file"
+                )
+            count = maps.shape[0] if maps.shape else 0
+            fits = len(maps.shape) == 3 and targets.shape == (count, len(PATTERNS)) and count > 0
+            fits = fits and np.issubdtype(maps.dtype, np.integer)
+            levels = maps.read(LEVELS) if fits else None
+            patterns = targets.read(1) if levels is not None else None
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{file}: there is no such file; correct data.root, or download the file again"
         ) from None
+    except MemoryError:
+        raise
     except Exception as error:  # zip, zlib and numpy raise many types
         if str(error).startswith(str(file)):
             raise
-        if "pickle" in str(error).lower() and is_zipfile(file):
-            raise ValueError(
-                f"{file} contains Python objects, which are not loaded because they can run code: "
-                f"use the published file"
-            ) from None
         raise ValueError(
             f"{file}: the file is damaged, or not an .npz file ({error}): download it again"
         ) from None
-    shapes_fit = maps.ndim == 3 and targets.shape == (len(maps), len(PATTERNS)) and len(maps) > 0
-    types_fit = np.issubdtype(maps.dtype, np.integer) and np.isin(targets, (0, 1)).all()
-    if not shapes_fit or not types_fit or maps.min() < 0 or maps.max() > LEVELS:
+    if levels is None or patterns is None:
         raise ValueError(
             f"{file}: expected maps (n, 52, 52) of integers 0 to 2 and targets (n, 8) of 0 and 1, "
             f"got {maps.shape} of {maps.dtype} and {targets.shape} of {targets.dtype}; use the "
             f"published file"
         )
-    return np.minimum(maps, LEVELS - 1).astype(np.uint8), targets.astype(np.uint8)
+    return np.minimum(levels, LEVELS - 1, out=levels), patterns
+
+
+class _Member:
+    """An array in an ``.npz`` file, of which only the header is read at first.
+
+    Raises:
+        ValueError: If it is no array, or has another size than its header states.
+    """
+
+    def __init__(self, archive: zipfile.ZipFile, name: str) -> None:
+        self._archive, self._entry = archive, archive.getinfo(name)
+        with archive.open(self._entry) as stream:
+            version = np.lib.format.read_magic(stream)
+            if version not in ((1, 0), (2, 0)):
+                raise ValueError(f"{name} has the unknown format {version}")
+            read = np.lib.format.read_array_header_1_0
+            read = read if version == (1, 0) else np.lib.format.read_array_header_2_0
+            self.shape, self._by_columns, self.dtype = read(stream)
+            self._start = stream.tell()
+        size = math.prod(self.shape) * self.dtype.itemsize
+        if not self.dtype.hasobject and self._start + size != self._entry.file_size:
+            raise ValueError(f"{name} has another size than the {self.shape} that it states")
+
+    def read(self, highest: int) -> NDArray[np.uint8] | None:
+        """Return the values as bytes, converted block by block; None if one is out of range."""
+        flat = np.empty(math.prod(self.shape), np.uint8)
+        with self._archive.open(self._entry) as stream:
+            stream.read(self._start)
+            for start in range(0, len(flat), BLOCK):
+                part = flat[start : start + BLOCK]
+                content = stream.read(len(part) * self.dtype.itemsize)
+                values = np.frombuffer(content, self.dtype, len(part))
+                if not (values.min() >= 0 and values.max() <= highest):
+                    return None
+                part[:] = values
+                if not np.array_equal(part, values):
+                    return None
+            stream.read(1)  # to the end of the file, where its checksum is compared
+        return flat.reshape(self.shape, order="F" if self._by_columns else "C")
 
 
 class MixedWM38(AnomalyData):

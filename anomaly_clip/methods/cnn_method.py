@@ -22,7 +22,7 @@ from anomaly_clip.records import LoaderNeeds
 if TYPE_CHECKING:
     from anomaly_clip.data.dataset import AnomalyData
 
-__all__ = ["CNNMethod", "FittedMethod", "Select", "TrainedMethod", "extremes"]
+__all__ = ["CNNMethod", "FittedMethod", "Select", "TrainedMethod", "feature_sums"]
 
 Select = Literal["last", "best_test"]
 """Epoch that is tested: the last one, or the best on the test images."""
@@ -231,16 +231,17 @@ class TrainedMethod(CNNMethod, ABC):
         return {"select": select, "selected_epoch": self._chosen}
 
 
-def extremes(features: Tensor) -> Tensor:
-    """Return the lowest and highest value ``(B, 2)`` of each image's features ``(B, ...)``."""
-    return torch.stack(features.detach().flatten(1).aminmax(dim=1), dim=1)
+def feature_sums(features: Tensor) -> Tensor:
+    """Return the sum ``(B,)`` of each image's features ``(B, ...)``: finite if all of them are."""
+    dims = tuple(range(1, features.ndim))
+    return features.detach().sum(dim=dims, dtype=torch.promote_types(features.dtype, torch.float32))
 
 
 class FittedMethod(CNNMethod, ABC):
     """A method that is fitted in one pass over all normal images, without gradients.
 
-    A training step returns the :func:`extremes` of the images' features as ``features``. The
-    command line checks that they are finite.
+    A training step returns the :func:`feature_sums` of its images as ``features``. The command line
+    checks that they are finite.
 
     The fitted state is stored in buffers whose sizes are known only after the fit. When a
     checkpoint is loaded, the buffers take the sizes stored in it.
@@ -291,7 +292,16 @@ class FittedMethod(CNNMethod, ABC):
             )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Allocate the buffers with the checkpoint's sizes; see the base class."""
+        """Allocate the buffers with the checkpoint's sizes; see the base class.
+
+        Raises:
+            ValueError: If a fit would resume, and so keep what was fitted before.
+        """
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            raise ValueError(
+                f"{type(self).__name__} is fitted in a single pass, which cannot be resumed: leave "
+                f"ckpt_path out to fit anew, not {self.trainer.ckpt_path}"
+            )
         super().on_load_checkpoint(checkpoint)
         for name in self.fitted_buffers:
             saved = checkpoint["state_dict"][name]

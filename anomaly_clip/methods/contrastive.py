@@ -226,6 +226,8 @@ class Contrastive(LightningModule):
         with self.backbone.out_of_autocast():
             losses, outputs = self.losses(batch, rng, done, mixed)
         total = torch.stack(list(losses.values())).sum()
+        if not bool(total.detach().isfinite()):  # the metrics refuse such values; the fit ends
+            return total
         # Every scene is new, so these metrics are measured on unseen scenes.
         normal, defective = outputs.state.unflatten(0, (-1, 2)).unbind(1)  # (n,) each
         counted = outputs.targets >= 0

@@ -19,7 +19,7 @@ from torch import Tensor
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
 from anomaly_clip.errors import check_above, check_at_least
 from anomaly_clip.maps import gaussian_blur, image_score, patches_to_map
-from anomaly_clip.methods.cnn_method import FittedMethod, extremes
+from anomaly_clip.methods.cnn_method import FittedMethod, feature_sums
 from anomaly_clip.methods.gaussians import Moments, RunningMoments, inverse_factor
 from anomaly_clip.metrics.evaluator import EvaluatorSettings
 from anomaly_clip.records import Batch, Scores
@@ -92,10 +92,10 @@ class PaDiM(FittedMethod):
 
     @torch.no_grad()
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Add a batch of normal images to the statistics; return the features' extremes."""
+        """Add a batch of normal images to the statistics; return sums of features."""
         features = self.embed(batch["image"])
         self._moments.add(features)
-        return {"features": extremes(features)}
+        return {"features": feature_sums(features)}
 
     def on_train_epoch_end(self) -> None:
         """Compute the Gaussians from the statistics of all processes.

@@ -23,7 +23,7 @@ from torch import Tensor
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
 from anomaly_clip.errors import check_at_least, check_between
 from anomaly_clip.maps import gaussian_blur, resize_maps
-from anomaly_clip.methods.cnn_method import FittedMethod, extremes
+from anomaly_clip.methods.cnn_method import FittedMethod, feature_sums
 from anomaly_clip.methods.coreset import k_centre_greedy, project, projected_width
 from anomaly_clip.metrics.evaluator import EvaluatorSettings
 from anomaly_clip.progress import duration, say
@@ -167,10 +167,10 @@ class PatchCore(FittedMethod):
 
     @torch.no_grad()
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Keep the patches of a batch of normal images; return the features' extremes."""
+        """Keep the patches of a batch of normal images; return sums of features."""
         features = self.embed(batch["image"]).to(self.bank_type)
         self._parts.append((batch["index"].cpu(), features.cpu()))
-        return {"features": extremes(features)}
+        return {"features": feature_sums(features)}
 
     def on_train_epoch_end(self) -> None:
         """Gather the patches of all processes, select the bank on the first one, and share it."""

@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer
 from anomaly_clip.files import atomic_path
 from anomaly_clip.methods.evaluated import EvaluatedModule
 from anomaly_clip.records import Batch, Scores, UnreadableImage
+from anomaly_clip.results.folder import claim_scratch
 from anomaly_clip.results.map_store import MapStore, Ranges, Rows, merge_ranges
 
 __all__ = ["ImageRecords"]
@@ -74,6 +75,7 @@ class ImageRecords:
             "unseen": self._without_pixels,
             "unreadable": self.unreadable,
         }
+        claim_scratch(self.folder)
         with atomic_path(file) as temporary:  # unlike results, with names as they are
             temporary.write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
         trainer.strategy.barrier("scores are written")

@@ -36,6 +36,7 @@ from anomaly_clip.results.folder import (
     METRICS_FILE,
     PREDICT_FILE,
     SCORES_FILE,
+    SCRATCH,
     create_run_folder,
 )
 from anomaly_clip.results.map_store import MapStore, Ranges, Rows, image_names
@@ -313,7 +314,7 @@ class RunWriter(Callback):
 
     @property
     def _scratch(self) -> Path:
-        return self.folder / ".scratch"
+        return self.folder / SCRATCH
 
     def _draws(self, stage: str) -> bool:
         """Return whether a stage draws all images; by default, only predict does."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from anomaly_clip.files import atomic_path, name_key, safe_name
 from anomaly_clip.maps import resize_maps
 from anomaly_clip.records import Scores
+from anomaly_clip.results.folder import claim_scratch
 
 if TYPE_CHECKING:
     from anomaly_clip.data.samples import Sample
@@ -66,6 +67,7 @@ class MapStore:
             named |= {name: resize_maps(maps.float(), size) for name, maps in stages.items()}
         lowest, highest = (bounds.tolist() for bounds in final.flatten(1).aminmax(dim=1))
         arrays = {name: self._shrunk(maps).cpu().numpy() for name, maps in named.items()}
+        claim_scratch(self.folder)
         for row, (index, category) in enumerate(zip(indices, categories, strict=True)):
             widen(self.ranges, category, lowest[row], highest[row])
             with atomic_path(self._file(index)) as temporary, temporary.open("wb") as file:
