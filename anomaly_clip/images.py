@@ -42,6 +42,7 @@ MAX_PIXELS = 250_000_000
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # its exceptions say the same
 
 ORIENTATION = 0x0112  # EXIF tag
+TURNED = (5, 6, 7, 8)  # its values that turn an image by 90 degrees; damaged files have others
 WIDTH, HEIGHT, BITS_PER_SAMPLE, PLANAR_CONFIGURATION = 256, 257, 258, 284  # TIFF tags
 TEXT_LIMIT = 1 << 28  # bytes of a text in a PNG; PIL's limit of 1 MB is less than some editors save
 STDERR = 2  # file descriptor
@@ -92,7 +93,7 @@ def read_header(path: Path) -> ImageHeader:
         # PIL would decode a PNG to look for EXIF data after the pixels.
         if image.format != "PNG" or "exif" in image.info:
             with suppress(Exception):  # damaged EXIF data do not make the image unusable
-                turned = image.getexif().get(ORIENTATION, 1) > 4
+                turned = image.getexif().get(ORIENTATION) in TURNED
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         kind = image.format or ""
         return ImageHeader(size[::-1] if turned else size, turned, deep, frames, kind, image.mode)

@@ -417,6 +417,8 @@ def _work(
                 _log(log, counts)
                 counts = {}
         code = 0
+    except BaseException as error:  # of the fuzz itself
+        _log(log, {"what": f"the fuzz: {type(error).__name__}: {error}", "seed": seed})
     finally:
         os._exit(code)
 

@@ -9,6 +9,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
+from copy import deepcopy
 from functools import cache
 from typing import Any
 
@@ -270,11 +271,11 @@ def replaced(rng: random.Random, content: Any) -> Any:
     for _ in range(rng.choice((1, 1, 2, 3))):
         places = list(_places(content))
         if not places:
-            return rng.choice(ODD)
+            return deepcopy(rng.choice(ODD))
         owner, key = rng.choice(places)
         how = rng.random()
         if how < 0.6:
-            owner[key] = rng.choice(ODD)
+            owner[key] = deepcopy(rng.choice(ODD))
         elif how < 0.75:
             del owner[key]
         elif how < 0.9:
@@ -287,7 +288,7 @@ def replaced(rng: random.Random, content: Any) -> Any:
             owner[str(rng.choice(ODD))] = owner.pop(key)
         else:
             owner.extend([owner[key]] * rng.choice((1, 50)))
-    return content if rng.random() < 0.97 else rng.choice(ODD)
+    return content if rng.random() < 0.97 else deepcopy(rng.choice(ODD))
 
 
 def _places(content: Any) -> list[tuple[Any, Any]]:

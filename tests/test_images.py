@@ -130,6 +130,18 @@ def test_damaged_exif_data_are_ignored(tmp_path: Path, monkeypatch: pytest.Monke
     assert np.array_equal(read_image(saved(tmp_path / "a.png", image)), np.asarray(image))
 
 
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
+@pytest.mark.parametrize("orientation", [0, 8, 9, 11, 4096])
+def test_the_header_turns_as_the_image_does(
+    orientation: int, suffix: str, tmp_path: Path
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = saved(tmp_path / f"a.{suffix}", Image.fromarray(RAMP), exif=exif)
+    assert read_header(path).size == read_image(path).shape[1::-1]
+    assert read_header(path).turned is (orientation == 8)
+
+
 def test_masks_of_unusual_modes_are_defective_where_not_black(tmp_path: Path) -> None:
     values = np.zeros((6, 8), np.uint8)
     values[1:3, 2:5] = 255
