@@ -96,7 +96,10 @@ def load_json(
         ValueError: If it is not valid or exceeds a limit.
     """
     try:
-        content = json.loads(text, object_pairs_hook=object_pairs_hook)
+        if object_pairs_hook is None:
+            content = json.loads(text)
+        else:
+            content = json.loads(text, object_pairs_hook=object_pairs_hook)
     except json.JSONDecodeError:
         raise
     except RecursionError:

@@ -146,9 +146,29 @@ def page(outcomes: Mapping[str, list[Outcome]]) -> str:
     text = PAGE.read_text(encoding="utf-8")
     head = text[: text.index(START) + len(START)]
     listed = [outcome.check for outcome in next(iter(outcomes.values()))]
-    promises = [f"| `{c}` | {c.description}{' *' if c.slow else ''} |" for c in listed]
-    parts = [head, "", "| check | promise |", "|---|---|", *promises, "", MIDDLE, ""]
+    promises = [promise(check) for check in listed]
+    parts = [head, "", "| check | promise |", "|---|---|", *promises, "", MIDDLE, bounds(), ""]
     return "\n".join([*parts, contract_table(outcomes), ""])
+
+
+def promise(check: Check) -> str:
+    """Return the row of a check in the table of promises."""
+    text = check.description.replace("``", "`")
+    return f"| `{check}` | {text}{' *' if check.slow else ''} |"
+
+
+def bounds() -> str:
+    """Return the bounds of half precision that are not the default."""
+    default = Case.half_precision_bound
+    wider = [
+        f"{100 * case.half_precision_bound:.0f} % for {name}"
+        for name, case in cases().items()
+        if case.half_precision_bound != default
+    ]
+    return (
+        f"Half precision: {100 * default:.0f} % of the range of the scores; {', '.join(wider)}, "
+        f"whose scores of these images hardly differ with untrained weights."
+    )
 
 
 def main() -> int:

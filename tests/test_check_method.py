@@ -400,8 +400,7 @@ def test_wrong_checkpoints_are_found(
     good |= {"state_dict": {"offset": scorer.method.offset.detach()}}
     for parts, status in ((good, "passed"), ({**good, **change}, "failed")):
         file = checkpoint(tmp_path / f"{status}.ckpt", **parts)
-        listed = subject_with(tmp_path, checkpoint=file, built=scorer.method)
-        vars(listed[name].subject)["load"] = lambda: scorer
+        listed = subject_with(tmp_path, checkpoint=file, built=scorer.method, scorer=scorer)
         assert listed[name].run().status == status
 
 

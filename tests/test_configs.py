@@ -190,6 +190,7 @@ def test_trained_detectors_run_as_configured(mvtec_root: Path, tmp_path: Path, n
     assert (tmp_path / name / "1" / "metrics.json").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["regad_4shot", "regad_8shot"])
 def test_regad_runs_as_configured(mvtec_root: Path, tmp_path: Path, name: str) -> None:
     words = ["--config", str(CONFIGS / f"{name}.yaml"), "--data.root", str(mvtec_root)]

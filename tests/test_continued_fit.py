@@ -223,6 +223,7 @@ def write_sweep_of(words: list[str]) -> None:
     Path("two.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_sweep_continues_to_the_bit_from_any_folder(
     mvtec_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

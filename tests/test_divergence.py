@@ -10,7 +10,6 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from processes import run_command
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -18,6 +17,7 @@ from anomaly_clip.cli import main
 from anomaly_clip.commands.divergence import FiniteValues
 from anomaly_clip.commands.finite_tensors import not_finite
 from anomaly_clip.errors import Diverged
+from anomaly_clip.testing.processes import run_command
 
 NAN, INF = float("nan"), float("inf")
 LAST = Path("runs/run/1/checkpoints/last.ckpt")

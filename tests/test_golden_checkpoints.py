@@ -35,11 +35,22 @@ def numbers_of(version: str) -> dict[str, Any]:
     return content
 
 
-METHODS = [(version, name) for version in SETS for name in numbers_of(version)["methods"]]
+def marks(version: str) -> list[pytest.MarkDecorator]:
+    """Return the marks of a set: ``make contract`` tests the one of the version in development."""
+    return [pytest.mark.slow] if version.endswith(".dev") else []
+
+
 every_method = pytest.mark.parametrize(
-    ("version", "method"), METHODS, ids=["-".join(pair) for pair in METHODS]
+    ("version", "method"),
+    [
+        pytest.param(version, name, id=f"{version}-{name}", marks=marks(version))
+        for version in SETS
+        for name in numbers_of(version)["methods"]
+    ],
 )
-every_set = pytest.mark.parametrize("version", SETS)
+every_set = pytest.mark.parametrize(
+    "version", [pytest.param(version, marks=marks(version)) for version in SETS]
+)
 
 
 @pytest.fixture(autouse=True)

@@ -21,6 +21,7 @@ from anomaly_clip.commands.interruption import (
     defer_signals,
     handle_signals,
     stop_if_interrupted,
+    take_signals,
 )
 
 CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
@@ -194,6 +195,20 @@ def test_a_deferred_signal() -> None:
             stop_if_interrupted()
     assert (caught.value.code, str(caught.value)) == (130, "interrupted: continue")
     stop_if_interrupted()
+
+
+def test_a_launcher_repeats_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [10.0]
+    monkeypatch.setattr("anomaly_clip.commands.interruption.time.monotonic", lambda: now[0])
+    with handle_signals():
+        take_signals()
+        defer_signals(True)
+        os.kill(os.getpid(), signal.SIGHUP)
+        now[0] = 11.9
+        os.kill(os.getpid(), signal.SIGHUP)
+        now[0] = 12
+        with pytest.raises(Interrupted):
+            os.kill(os.getpid(), signal.SIGHUP)
 
 
 def test_an_inner_advice_is_kept_or_replaced() -> None:

@@ -235,6 +235,7 @@ def test_cached_features_are_those_of_the_backbone(root: Path) -> None:
     assert not probe.backbone.features.training
 
 
+@pytest.mark.slow
 def test_a_resumed_fit_is_the_uninterrupted_one(root: Path, tmp_path: Path) -> None:
     every = {"class_path": "ModelCheckpoint", "init_args": {"save_top_k": -1}}
     for frozen in ("true", "false"):

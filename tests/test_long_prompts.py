@@ -19,6 +19,7 @@ LONG = "x7q9" * 20  # 80 tokens in all: every letter and digit is one
 FULL = " ".join(["part"] * 66)  # with the longest prompts just too long
 
 
+@pytest.mark.slow
 def test_published_prompts_are_complete(tiny_clip: CLIPBackbone) -> None:
     names = {*CATEGORIES, "laser-cut plank", "magnetic tile"}
     for data in DATASETS:

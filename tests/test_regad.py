@@ -316,6 +316,7 @@ def test_initial_weights_depend_on_the_seed_alone(place: int, backbone: CNNBackb
     assert not torch.equal(start(2)["0.weight"], first["0.weight"])
 
 
+@pytest.mark.slow
 def test_a_resumed_fit_equals_the_uninterrupted_one(three: Path, tmp_path: Path) -> None:
     """This holds in the middle of an epoch of two steps, and with a data loader worker."""
     options = {"every_n_train_steps": 1, "save_top_k": -1, "filename": "{step}"}
@@ -432,6 +433,7 @@ def test_the_candidates_of_a_selection(
     assert method._best["epoch"] == chosen
 
 
+@pytest.mark.slow
 def test_a_resumed_selection_equals_the_uninterrupted_one(three: Path, tmp_path: Path) -> None:
     every = {"class_path": "ModelCheckpoint", "init_args": {"save_top_k": -1}}
     line = words("fit", three, tmp_path, *ONE, "--data.val_split", "test", "--model.rounds", "1")

@@ -163,6 +163,7 @@ def test_fit_and_test_from_the_checkpoint_alone(mvtec_root: Path, tmp_path: Path
     assert list((tmp_path / "predict").rglob("scores.csv"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("select", ["last", "best_test"])
 def test_a_resumed_fit_equals_the_uninterrupted_one(
     mvtec_root: Path, tmp_path: Path, select: str

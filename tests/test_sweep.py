@@ -357,6 +357,7 @@ def small(write: Callable[..., Path], tmp_path: Path) -> list[str]:
     return ["sweep", str(file), *TINY_CLIP, *QUICK, *root, "--seed", "4"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_resumes_where_it_stopped(
     small: list[str],
     tmp_path: Path,

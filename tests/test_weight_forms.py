@@ -154,7 +154,7 @@ def test_a_damaged_archive_is_refused(tiny_clip_config: str, tmp_path: Path) -> 
 
 
 def test_repeated_elements_are_refused_from_a_gigabyte_on() -> None:
-    one = torch.ones(1)
-    check_floating({"a": one.expand(2**20, 4), "b": one})
+    ones = torch.ones(1)
+    check_floating({"a": ones.expand(2**20, 4), "b": ones})
     with pytest.raises(WeightFileError, match=r"repeat their elements \(b has 268435456 of them\)"):
-        check_floating({"a": one.expand(2**20, 4), "b": one.expand(2**28)})
+        check_floating({"a": ones.expand(2**20, 4), "b": ones.expand(2**28)})

@@ -114,7 +114,7 @@ def working_in(directory: str | None, folder: Path) -> Iterator[Path]:
             f"more, and its options may name files relative to it: restore that folder, or start "
             f"a new run"
         )
-    folder = folder.absolute()
+    folder = Path(os.path.abspath(folder))  # without ".."
     os.chdir(directory)
     try:
         yield folder

@@ -259,7 +259,8 @@ class ExperimentCLI(LightningCLI):
             keeps = config["trainer"]["enable_checkpointing"] is not False
             callbacks += last_checkpoint_of(callbacks, writer.checkpoint_every_n_steps, keeps)
             statistics = BatchNormStatistics(config["trainer"]["sync_batchnorm"])
-            callbacks += [FiniteValues(), LastStep(), statistics]
+            callbacks += [FiniteValues(), statistics]
+        callbacks.append(LastStep())
         kwargs["callbacks"] = callbacks
         if verb != "fit":  # nothing is saved, whatever the configuration of the fit requests
             warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need.*")

@@ -8,14 +8,29 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["Interrupted", "advise", "defer_signals", "handle_signals", "stop_if_interrupted"]
+__all__ = [
+    "Interrupted",
+    "advise",
+    "defer_signals",
+    "handle_signals",
+    "note_signal",
+    "received_signal",
+    "stop_if_interrupted",
+    "take_signals",
+]
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 AGAIN = "run the same command again"
+REPEATED = 2.0
+"""Seconds in which a process of several ignores a signal that it has received already.
+
+Schedulers send a signal to all processes, and launchers pass theirs on to the same processes.
+"""
 
 
 class Interrupted(SystemExit):
@@ -44,6 +59,10 @@ class _Receiver:
         self.process = os.getpid()
         self.received: int | None = None
         self.defers = False
+        self.is_one_of_several = False
+        self.numbers: set[int] = set()
+        """The signals that it handles."""
+        self._since = 0.0
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self.process:  # a data loader worker inherits the handler
@@ -51,9 +70,13 @@ class _Receiver:
             os.kill(os.getpid(), number)
             return
         first, self.received = self.received is None, self.received or number
+        if first:
+            self._since = time.monotonic()
+        elif self.is_one_of_several and time.monotonic() - self._since < REPEATED:
+            return
         if not self.defers:
             raise KeyboardInterrupt if number == signal.SIGINT else Interrupted(number)
-        if first and number != signal.SIGTERM:
+        if first and number != signal.SIGTERM and not self.is_one_of_several:
             os.kill(self.process, signal.SIGTERM)  # Lightning stops after the step
         elif not first and number == self.received:
             self.defers = False
@@ -77,6 +100,7 @@ def handle_signals() -> Iterator[None]:
             number = signal.Signals[name]
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 before[number] = signal.signal(number, receiver)
+                receiver.numbers.add(number)
     _receivers.append(receiver)
     try:
         yield
@@ -90,6 +114,28 @@ def defer_signals(defers: bool) -> None:
     """Set whether the first signal lets Lightning finish a training step; a second one does not."""
     if _receivers:
         _receivers[-1].defers = defers
+
+
+def take_signals() -> None:
+    """Handle the signals of one of several processes, in place of handlers set since the start.
+
+    Lightning's handler of SIGTERM waits for the other processes, which may not have received it.
+    """
+    if _receivers and threading.current_thread() is threading.main_thread():
+        _receivers[-1].is_one_of_several = True
+        for number in _receivers[-1].numbers:
+            signal.signal(number, _receivers[-1])
+
+
+def received_signal() -> int | None:
+    """Return the first signal that was received, if any."""
+    return _receivers[-1].received if _receivers else None
+
+
+def note_signal(number: int) -> None:
+    """Treat a signal that another process has received as one of this process."""
+    if _receivers:
+        _receivers[-1].received = _receivers[-1].received or number
 
 
 def stop_if_interrupted() -> None:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import torch
+import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loops.loop import _Loop
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from anomaly_clip.commands.interruption import Interrupted, defer_signals
+from anomaly_clip.commands.interruption import (
+    Interrupted,
+    defer_signals,
+    note_signal,
+    received_signal,
+    take_signals,
+)
 from anomaly_clip.records import needs_of
 
 __all__ = ["LAST", "LastStep", "last_checkpoint"]
@@ -27,12 +38,31 @@ def last_checkpoint(trainer: Trainer) -> Path | None:
 class LastStep(Callback):
     """Finish the training step after a signal, and save it.
 
-    A fit in a single pass stops at once, as does one in several processes: it has nothing to save,
-    or might wait for the others.
+    Several processes agree on the step in the exchange that Lightning makes before each step, with
+    which it finds out whether process 0 has received SIGTERM. A fit in a single pass stops at once,
+    as it has nothing to save, and so do validate, test and predict.
     """
 
     def _stops_after_a_step(self, trainer: Trainer) -> bool:
-        return not needs_of(trainer).single_pass and trainer.world_size == 1
+        is_alone = trainer.world_size == 1
+        agrees = torch.distributed.is_available() and torch.distributed.is_initialized()
+        return (is_alone or agrees) and not needs_of(trainer).single_pass
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the signals from Lightning, see :func:`take_signals`."""
+        _take_signals(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the signals from Lightning."""
+        _take_signals(trainer)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the signals from Lightning."""
+        _take_signals(trainer)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the signals from Lightning."""
+        _take_signals(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let Lightning stop after a step; begin the next epoch if one ended at the last save.
@@ -40,11 +70,17 @@ class LastStep(Callback):
         With ``trainer.max_steps``, Lightning would count the ended epoch again, and then draw other
         images than an uninterrupted fit.
         """
+        _take_signals(trainer)
+        if trainer.world_size > 1 and self._stops_after_a_step(trainer):
+            stop = partial(_stop_together, trainer)
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = stop  # type: ignore[method-assign]
         loop = trainer.fit_loop
-        if loop.restarted_on_epoch_end:
+        epochs: Any = loop.epoch_progress.current
+        if loop.restarting and epochs.ready == epochs.started == epochs.processed:
             _Loop.restarting.fset(loop, False)  # type: ignore[attr-defined]
             loop.update_restart_stage()
-            loop.epoch_progress.increment_completed()
+            if epochs.completed < epochs.processed:
+                loop.epoch_progress.increment_completed()
         defer_signals(self._stops_after_a_step(trainer))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -63,3 +99,23 @@ class LastStep(Callback):
         at_end = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         if file is not None and (at_end or not needs_of(trainer).whole_epochs):
             trainer.save_checkpoint(file)
+
+
+def _take_signals(trainer: Trainer) -> None:
+    if trainer.world_size > 1:
+        take_signals()
+
+
+def _stop_together(trainer: Trainer) -> None:
+    """Stop all processes before the same batch if one of them has received a signal.
+
+    This takes the place of Lightning's exchange, and costs the same: one number.
+
+    Raises:
+        SIGTERMException: If a process has received a signal; not while gradients are accumulated.
+    """
+    number = torch.tensor([received_signal() or 0], device=trainer.strategy.root_device)
+    torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX)
+    if number.item() and trainer.fit_loop.epoch_loop._accumulated_batches_reached():
+        note_signal(int(number.item()))
+        raise SIGTERMException

@@ -99,7 +99,7 @@ def checkpoint_loads_to_the_bit(subject: Subject) -> None:
     """A test restores the fitted tensors of the checkpoint to the bit."""
     _fittable(subject)
     subject.require(subject.scores, "is not a detector")
-    state = subject.load().method.state_dict()
+    state = subject.scorer.method.state_dict()
     content = load(subject.checkpoint)
     for key, value in (content.get("best") or {"state": content["state_dict"]})["state"].items():
         assert torch.equal(value, state[key]), f"{key} differs after loading"

@@ -86,6 +86,7 @@ def batch_size_does_not_matter(subject: Subject) -> None:
     """A test one image at a time gives the scores of a test in batches."""
     first = _tested(subject)
     subject.require(subject.scores, "is not a detector")
+    subject.require(not subject.is_transductive, "is transductive: scores depend on other images")
     second = subject.succeed("test", "--data.batch_size", "1")
     before, after = image_scores(first), image_scores(second)
     apart = np.abs(before - after).max() / max(np.ptp(before), np.finfo(float).tiny)

@@ -10,10 +10,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-import yaml
 
 from anomaly_clip.methods.evaluated import EvaluatedModule
-from anomaly_clip.testing.subject import Subject, class_path, parameters, plain, recorded_arguments
+from anomaly_clip.testing.subject import Subject, parameters, plain, recorded_arguments
 
 __all__ = [
     "arguments_are_documented",
@@ -84,19 +83,19 @@ def rebuilt_from_its_hyper_parameters(subject: Subject) -> None:
 
 def settings_survive_the_command_line(subject: Subject) -> None:
     """All settings of a complete configuration, typed as options, give the same settings."""
-    printed = _printed(subject, subject.configuration())
+    printed = subject.printed
     content = subject.configuration()
     content["model"]["init_args"] = {}
     typed = [f"--model.{k}={_typed(v)}" for k, v in _options(printed["model"]["init_args"])]
-    again = _printed(subject, content, *typed)["model"]["init_args"]
+    again = subject.print_config(content, *typed)["model"]["init_args"]
     for name, value in printed["model"]["init_args"].items():
         assert again[name] == value, f"model.{name} {value!r} is read as {again[name]!r}"
 
 
 def settings_survive_yaml(subject: Subject) -> None:
     """The complete configuration that a run saves gives the same settings again."""
-    printed = _printed(subject, subject.configuration())
-    assert _printed(subject, printed) == printed, "a printed configuration is read differently"
+    printed = subject.printed
+    assert subject.print_config(printed) == printed, "a printed configuration is read differently"
     arguments = printed["model"]["init_args"]
     for name, value in subject.arguments.items():
         kept = arguments.get(name)
@@ -119,18 +118,6 @@ def same_seed_same_initial_weights(subject: Subject) -> None:
     assert list(first) == list(second), "the names of the tensors differ"
     differing = [name for name in first if not torch.equal(first[name], second[name])]
     assert not differing, f"{len(differing)} tensors differ, such as {differing[0]}"
-
-
-def _printed(subject: Subject, content: Mapping[str, Any], *more: str) -> dict[str, Any]:
-    """Return the complete configuration that --print_config writes."""
-    verb = "fit" if subject.can_be_fitted else "test"
-    finished = subject.command(
-        [verb, "--config", str(subject.write(content)), *more, "--print_config"]
-    )
-    assert finished.code == 0, finished.last_line
-    printed: dict[str, Any] = yaml.safe_load(finished.stdout)
-    assert printed["model"]["class_path"].endswith(class_path(subject.kind).rpartition(".")[2])
-    return printed
 
 
 def _options(arguments: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

@@ -296,6 +296,28 @@ class Subject:
             code = main(words)
         return Finished(code, stdout.getvalue(), stderr.getvalue(), self.folder)
 
+    def print_config(self, content: Mapping[str, Any], *more: str) -> dict[str, Any]:
+        """Return the complete configuration that ``--print_config`` writes.
+
+        Args:
+            content: A configuration.
+            more: Further options.
+
+        Raises:
+            AssertionError: If the exit code is not 0.
+        """
+        verb = "fit" if self.can_be_fitted else "test"
+        words = [verb, "--config", str(self.write(content)), *more, "--print_config"]
+        finished = self.command(words)
+        assert finished.code == 0, finished.last_line
+        printed: dict[str, Any] = yaml.safe_load(finished.stdout)
+        return printed
+
+    @cached_property
+    def printed(self) -> dict[str, Any]:
+        """The complete configuration of all runs, see :meth:`print_config`; not to be changed."""
+        return self.print_config(self.configuration())
+
     def succeed(self, verb: str, *more: str, **trainer: Any) -> Path:
         """Run a verb, see :meth:`run`, and return its folder.
 
