@@ -18,11 +18,15 @@ from pathlib import Path
 
 from common import RESULTS, at_most, parser, result
 from soak_common import Row
+from soak_full import WRITERS, full_disks
 from soak_fuzz import fuzz
 from soak_kills import kills
+from soak_processes import processes
 
 PARTS: dict[str, tuple[Callable[[int, int, int], Iterator[Row]], int, str]] = {
     "kills": (kills, 50, "SIGKILL at so many steps, and inside half as many saves"),
+    "processes": (processes, 3, "processes at most"),
+    "full": (full_disks, len(WRITERS), "kinds of files"),
     "fuzz": (fuzz, 100_000, "damaged files"),
 }
 """Function of (count, seed, jobs), default count, and the meaning of the count."""
@@ -38,8 +42,12 @@ def main() -> int:
     options.add_argument("--count", type=int, metavar="N", help=f"number of trials ({counts})")
     options.add_argument("--seed", type=int, default=0, help="seed of all parts")
     options.add_argument("--jobs", type=int, default=os.cpu_count(), help="trials at a time")
-    options.add_argument("--output", type=Path, help="file of the result (default: none if a part "
-                         "is left out, benchmarks/results/soak.json otherwise)")
+    options.add_argument(
+        "--output",
+        type=Path,
+        help="file of the result (default: none if a part "
+        "is left out, benchmarks/results/soak.json otherwise)",
+    )
     chosen = options.parse_args()
     warnings.simplefilter("ignore")
     names = chosen.only or list(PARTS)

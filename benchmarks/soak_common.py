@@ -164,6 +164,8 @@ def _enter(
         tempfile.tempdir = None  # as TMPDIR may have changed
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         warnings.resetwarnings()
+        for kind in (ResourceWarning, DeprecationWarning, PendingDeprecationWarning):
+            warnings.simplefilter("ignore", kind)  # as in a new process
         torch.set_num_threads(1)  # threads do not survive a fork
         try:
             if prepare is not None:
@@ -236,12 +238,13 @@ class Hook:
     writes in Python. ``how`` is one of
 
     * full: from then on no file may grow beyond ``size`` bytes, as on a full disk
+    * full there: such files may not, all others may
     * half: the process ends, as by SIGKILL, when that file has ``size`` bytes
     * rename: SIGKILL before a file is renamed to such a name
     * renamed: SIGKILL after that
 
     Args:
-        pattern: Pattern of the path.
+        pattern: Pattern of the path; empty: the limit begins at once.
         how: See above.
         size: Bytes.
         number: Number of the occasion, from 1.
@@ -249,10 +252,12 @@ class Hook:
 
     def __init__(self, pattern: str, how: str, size: int = 0, number: int = 1) -> None:
         self.pattern, self.how, self.size, self.left = pattern, how, size, number
-        self.is_renamed = False
+        self.is_renamed = self.is_limited = False
 
     def install(self) -> None:
         """Begin in this process, and in those that it forks."""
+        if not self.pattern:
+            self._limit()
         sys.addaudithook(self)
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
@@ -269,6 +274,10 @@ class Hook:
             writes = arguments[2] & (os.O_WRONLY | os.O_RDWR)
             if writes and self._fits(arguments[0]):
                 self._limit()
+                self.left += self.how == "full there"
+            elif writes and self.is_limited:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+                self.is_limited = False
 
     def _fits(self, name: object) -> bool:
         if not isinstance(name, (str, bytes, os.PathLike)):
@@ -283,7 +292,9 @@ class Hook:
             signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it
         else:
             os.write(2, f"{FULL}\n".encode())
-        resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, self.size))
+        hard = resource.RLIM_INFINITY if self.how == "full there" else self.size
+        self.is_limited = self.how == "full there"
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, hard))
 
 
 FULL = "(soak: from here on the disk is full)"

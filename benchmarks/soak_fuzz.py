@@ -120,8 +120,9 @@ def _make_wafers(rng: random.Random) -> Files:
         if rng.random() < 0.3:
             text = members[name]
             shape = b"(%d, %d" % (rng.choice((0, 2, 10**9, 2**62)), rng.choice((1, 6, 10**6)))
-            members[name] = text.replace(b"(4, 6", shape).replace(b"<i8", rng.choice(
-                (b"|O ", b"<f8", b"<M8", b"|V8", b"<U9", b">i2", b"|b1")))
+            members[name] = text.replace(b"(4, 6", shape).replace(
+                b"<i8", rng.choice((b"|O ", b"<f8", b"<M8", b"|V8", b"<U9", b">i2", b"|b1"))
+            )
         return {"a.npz": packed(members, rng)}
     return {"a.npz": damaged(rng, packed(members, rng), [packed(members, rng)])}
 
@@ -177,8 +178,11 @@ def _make_config(rng: random.Random) -> Files:
     content = yaml.safe_load(text)
     if rng.random() < 0.3:
         return {"a.json": damaged_json(rng, content)}
-    return {"a.yaml": yaml.safe_dump(replaced(rng, content), sort_keys=False).encode(
-        "utf-8", "surrogatepass")}
+    return {
+        "a.yaml": yaml.safe_dump(replaced(rng, content), sort_keys=False).encode(
+            "utf-8", "surrogatepass"
+        )
+    }
 
 
 def _read_config(folder: Path, rng: random.Random) -> str:
@@ -461,7 +465,11 @@ def _read_one(target: Target, seed: int, number: int, folder: Path) -> tuple[str
         trace = error.__traceback__
         while trace is not None and trace.tb_next is not None:
             trace = trace.tb_next
-        where = "" if trace is None else f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
+        where = (
+            ""
+            if trace is None
+            else f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
+        )
         return "failed", f"{type(error).__name__}: {error} ({where})"
 
 

@@ -39,8 +39,10 @@ def damaged(rng: random.Random, content: bytes, others: list[bytes]) -> bytes:
     """
     for _ in range(rng.choice((1, 1, 2, 3))):
         change = rng.choice(CHANGES)
-        content = change(rng, content) if change is not _spliced else _spliced(
-            rng, content, rng.choice(others)
+        content = (
+            change(rng, content)
+            if change is not _spliced
+            else _spliced(rng, content, rng.choice(others))
         )
     return _repaired_png(content) if rng.random() < 0.5 else content
 
@@ -162,7 +164,7 @@ def images() -> list[tuple[str, bytes]]:
         modes[mode].save(file, form if form != "jp2" else "jpeg2000", **options)
         made.append((form, file.getvalue()))
     made += [("png", _png16(rng)), ("qoi", _qoi(colours)), ("ppm", _ppm16(rng))]
-    return made + [("tiff", _tiff16(rng))]
+    return [*made, ("tiff", _tiff16(rng))]
 
 
 def _png16(rng: np.random.Generator) -> bytes:
@@ -295,7 +297,11 @@ def _places(content: Any) -> list[tuple[Any, Any]]:
     places, stack = [], [content]
     while stack:
         value = stack.pop()
-        keys = value if isinstance(value, dict) else range(len(value) if isinstance(value, list) else 0)
+        keys = (
+            value
+            if isinstance(value, dict)
+            else range(len(value) if isinstance(value, list) else 0)
+        )
         places += [(value, key) for key in keys]
         stack += [value[key] for key in keys]
     return places
@@ -345,7 +351,9 @@ def damaged_text(rng: random.Random, text: str) -> bytes:
             lines[row] = line[:place] + rng.choice(WORDS) + line[place:]
         elif how == 6:
             place = rng.randint(0, len(line))
-            lines[row] = line[:place] + chr(rng.choice((0, 9, 127, 233, 0xFFFE, 0x1F600))) + line[place:]
+            lines[row] = (
+                line[:place] + chr(rng.choice((0, 9, 127, 233, 0xFFFE, 0x1F600))) + line[place:]
+            )
         elif how == 7:
             lines[row] = line[: rng.randint(0, len(line))]
         else:

@@ -132,9 +132,7 @@ def test_damaged_exif_data_are_ignored(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
 @pytest.mark.parametrize("orientation", [0, 8, 9, 11, 4096])
-def test_the_header_turns_as_the_image_does(
-    orientation: int, suffix: str, tmp_path: Path
-) -> None:
+def test_the_header_turns_as_the_image_does(orientation: int, suffix: str, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = saved(tmp_path / f"a.{suffix}", Image.fromarray(RAMP), exif=exif)
