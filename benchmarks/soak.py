@@ -76,7 +76,7 @@ def _run(chosen: argparse.Namespace, names: Sequence[str]) -> int:
     tried = sum(row.tried for row in rows)
     spent = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
     print(f"{tried:,} tried, {len(failures)} failed ({spent})")
-    file = chosen.output or (None if chosen.only else RESULTS / "soak.json")
+    file = chosen.output or (None if chosen.only or chosen.count else RESULTS / "soak.json")
     if file is not None:
         values = {"seconds": seconds, "rows": [row.record() for row in rows]}
         content = result("soak", values, {"failures": at_most(len(failures), 0)})
