@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test contract lint format bench-status clean
+.PHONY: help setup demo test contract soak lint format bench-status clean
 
 help:  ## show this list
 	@echo "anomaly_clip: visual anomaly detection with CLIP"
@@ -48,6 +48,9 @@ test: $(STAMP)  ## run all tests except the slow ones
 
 contract: $(STAMP)  ## run the slow tests: resumed and distributed fits, shipped configurations
 	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m slow tests
+
+soak: $(STAMP)  ## kill fits, fill disks, read damaged files, compare processes; writes a result
+	@$(BIN)/python benchmarks/soak.py
 
 lint: $(STAMP)  ## run ruff, codespell, mypy and the check of the prose
 	@$(BIN)/ruff check .

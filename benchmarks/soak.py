@@ -19,7 +19,7 @@ from pathlib import Path
 from common import RESULTS, at_most, parser, result
 from soak_common import Row
 from soak_full import WRITERS, full_disks
-from soak_fuzz import fuzz
+from soak_fuzz import KEPT, fuzz
 from soak_kills import kills
 from soak_processes import processes
 
@@ -75,6 +75,8 @@ def _run(chosen: argparse.Namespace, names: Sequence[str]) -> int:
         print(json.dumps(failure, ensure_ascii=False))
     tried = sum(row.tried for row in rows)
     spent = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
+    if failures:
+        print(f"inputs: {KEPT}")
     print(f"{tried:,} tried, {len(failures)} failed ({spent})")
     file = chosen.output or (None if chosen.only or chosen.count else RESULTS / "soak.json")
     if file is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import io
 import json
@@ -70,7 +71,8 @@ class Row:
         """Return the row as a line of a Markdown table."""
         counts = ", ".join(f"{number} {name}" for name, number in self.counts.items())
         notes = "; ".join(filter(None, (counts, self.note)))
-        return f"| {self.part} | {self.case} | {self.how} | {self.tried} | {len(self.failures)} | {notes} |"
+        cells = (self.part, self.case, self.how, self.tried, len(self.failures), notes)
+        return f"| {' | '.join(map(str, cells))} |"
 
     def record(self) -> dict[str, Any]:
         """Return the row for the result."""
@@ -135,10 +137,8 @@ def run_main(
     while select.select([reading], [], [], 0)[0] and (block := os.read(reading, 1 << 16)):
         text += block
     os.close(reading)
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child, signal.SIGKILL)  # programs that the command has started
-    except (ProcessLookupError, PermissionError):
-        pass
     took = time.monotonic() - start
     return Ended(os.waitstatus_to_exitcode(status), text.decode(errors="replace"), took)
 
