@@ -5,9 +5,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
+TOOLS := .venv-tools
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test contract soak lint format bench-status clean
+.PHONY: help setup demo test contract soak lowest newest audit dist lint format bench-status clean
 
 help:  ## show this list
 	@echo "anomaly_clip: visual anomaly detection with CLIP"
@@ -52,6 +53,31 @@ contract: $(STAMP)  ## run the slow tests: resumed and distributed fits, shipped
 soak: $(STAMP)  ## kill fits, fill disks, read damaged files, compare processes; writes a result
 	@$(BIN)/python benchmarks/soak.py
 
+# The lowest versions allow the lowest Python only.
+lowest: $(TOOLS)/.complete  ## run the tests with the lowest declared versions (PYTHON=python3.10)
+	@$(TOOLS)/bin/uv venv --quiet --allow-existing --python $(TOOLS)/bin/python .venv-lowest
+	@$(TOOLS)/bin/uv pip install --quiet --resolution lowest-direct --python .venv-lowest/bin/python --editable '.[dev]'
+	@.venv-lowest/bin/python -m pytest --numprocesses 2 --dist worksteal -m 'not slow' $(TESTS)
+
+# PRERELEASE=allow admits pre-releases.
+newest: $(TOOLS)/.complete  ## run the tests with the newest versions of all dependencies
+	@$(TOOLS)/bin/uv venv --quiet --allow-existing --python $(TOOLS)/bin/python .venv-newest
+	@$(TOOLS)/bin/uv pip install --quiet --upgrade --prerelease $${PRERELEASE:-if-necessary} --python .venv-newest/bin/python --editable '.[dev]'
+	@.venv-newest/bin/python -m pytest --numprocesses 2 --dist worksteal -m 'not slow' $(TESTS)
+
+audit: $(TOOLS)/.complete  ## look for weaknesses of the workflows and known vulnerabilities of the dependencies
+	@$(TOOLS)/bin/zizmor --offline --quiet .github
+	@$(TOOLS)/bin/uv pip compile --quiet --no-header --no-annotate --extra heif --python $(TOOLS)/bin/python pyproject.toml --output-file $(TOOLS)/audited.txt
+	@$(TOOLS)/bin/pip-audit --strict --disable-pip --no-deps --progress-spinner off --requirement $(TOOLS)/audited.txt
+
+dist: $(TOOLS)/.complete  ## build and check the files of a release, with an SBOM, in dist/
+	@.ci/dist $(TOOLS)
+
+$(TOOLS)/.complete: .ci/tools.txt
+	@$(PYTHON) -m venv --clear $(TOOLS)
+	@$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement .ci/tools.txt
+	@touch $@
+
 lint: $(STAMP)  ## run ruff, codespell, mypy and the check of the prose
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -67,4 +93,4 @@ bench-status: $(STAMP)  ## list the bounds of all benchmark results and report w
 	@$(BIN)/python benchmarks/status.py
 
 clean:  ## remove the environment and all caches
-	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf $(VENV) $(TOOLS) .venv-lowest .venv-newest .mypy_cache .ruff_cache .pytest_cache .hypothesis

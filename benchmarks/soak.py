@@ -70,7 +70,9 @@ def _run(chosen: argparse.Namespace, names: Sequence[str]) -> int:
             print(row.line(), flush=True)
             rows.append(row)
         seconds[name] = round(time.monotonic() - start, 1)
-    failures = [{"case": row.case, "how": row.how, **one} for row in rows for one in row.failures]
+    failures = [
+        {"case": row.case, "how": row.how, **entry} for row in rows for entry in row.failures
+    ]
     for failure in failures:
         print(json.dumps(failure, ensure_ascii=False))
     tried = sum(row.tried for row in rows)

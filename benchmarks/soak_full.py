@@ -249,10 +249,10 @@ def _start(folder: Path, variables: dict[str, str]) -> dict[str, str]:
 
 def _limited(writer: Writer, words: Words, variables: dict[str, str], folder: Path) -> Row:
     row = Row("full disk", writer.name, LIMIT, tried=1)
-    own = _start(folder, variables)
+    environment = _start(folder, variables)
     pattern = f"{folder}{writer.pattern}" if writer.pattern else ""
     hook = Hook(pattern, "full there" if writer.is_optional else "full", BYTES)
-    ended = run_main(words(folder), own, hook.install)
+    ended = run_main(words(folder), environment, hook.install)
     if FULL not in ended.stderr:
         row.fail(f"not reached by {writer.command}: {ended.code} {ended.last_line}")
     else:
@@ -283,8 +283,8 @@ def _on_small_disks(
                 return row
             shutil.copytree(folder.parent / "tested", folder / "tested")
             _fill(folder / "filler", room)
-            own = {**variables, CACHE_VARIABLE: str(folder / "cache")}
-            ended = run_main(words(folder), own)
+            environment = {**variables, CACHE_VARIABLE: str(folder / "cache")}
+            ended = run_main(words(folder), environment)
             row.tried += 1
             row.count(f"exit {ended.code}")
             if ended.code:

@@ -223,36 +223,36 @@ def _run_files() -> dict[str, bytes]:
 
     with tempfile.TemporaryDirectory() as folder:
         make_run(Path(folder), TWO, pictures=2)
-        made = {
+        files = {
             str(file.relative_to(folder)): file.read_bytes()
             for file in sorted(Path(folder).rglob("*"))
             if file.is_file()
         }
-    content = json.loads(made["metrics.json"])
+    content = json.loads(files["metrics.json"])
     content["run"]["protocol"]["rounds"] = 2
     content["uncertain"] = {"mean": ["pixel_auroc"]}
-    made["metrics.json"] = json.dumps(content).encode()
-    return made
+    files["metrics.json"] = json.dumps(content).encode()
+    return files
 
 
 def _make_run(rng: random.Random) -> Files:
-    made = dict(_run_files())
+    files = dict(_run_files())
     names = ["metrics.json", "metrics.json", "scores.csv", "curves.json", "gallery/gallery.json"]
     if rng.random() < 0.2:  # a run of predict
-        content = json.loads(made.pop("metrics.json"))
-        made["predict.json"] = json.dumps({"run": content["run"]}).encode()
+        content = json.loads(files.pop("metrics.json"))
+        files["predict.json"] = json.dumps({"run": content["run"]}).encode()
         names[:2] = ["predict.json"]
     name = rng.choice(names)
     if name.endswith(".csv"):
-        text = made[name].decode()
-        made[name] = (
+        text = files[name].decode()
+        files[name] = (
             damaged_text(rng, text.replace(",", ":")).replace(b":", b",")
             if rng.random() < 0.6
             else damaged(rng, text.encode(), [b'"a,b\n"', b"\r,\0,"])
         )
     else:
-        made[name] = damaged_json(rng, json.loads(made[name]))
-    return {name: made[name], **made}
+        files[name] = damaged_json(rng, json.loads(files[name]))
+    return {name: files[name], **files}
 
 
 def _read_run(folder: Path, rng: random.Random) -> str:
@@ -334,7 +334,7 @@ Report = tuple[int, dict[str, int], list[dict[str, Any]]]
 
 
 def _watched(target: Target, seed: int, numbers: range) -> Report:
-    """Read inputs in a forked process; go on after one that crashes or hangs."""
+    """Read inputs in a forked process; continue after one that crashes or hangs."""
     place = mmap.mmap(-1, mmap.PAGESIZE)  # the input in progress, then a count of each outcome
     with tempfile.TemporaryDirectory(dir=_fast()) as name:
         folder, log = Path(name), Path(name) / "log"

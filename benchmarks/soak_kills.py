@@ -59,7 +59,7 @@ class Fit(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """What one kill has shown."""
+    """Outcome of one kill."""
 
     place: str
     counts: list[str]

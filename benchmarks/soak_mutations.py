@@ -103,7 +103,7 @@ CHANGES: tuple[Bytes, ...] = (
 
 
 def _repaired_png(content: bytes) -> bytes:
-    """Return a PNG whose checksums fit its chunks, so that the decoder goes on; others as is."""
+    """Return a PNG whose checksums fit its chunks, so that the decoder continues; others as is."""
     if not content.startswith(b"\x89PNG\r\n\x1a\n"):
         return content
     parts, place = [content[:8]], 8
@@ -132,7 +132,7 @@ def images() -> list[tuple[str, bytes]]:
     modes |= {"I;16": deep, "F": real}
     turned = Image.Exif()
     turned[0x0112] = 6
-    wanted: list[tuple[str, str, dict[str, Any]]] = [
+    requests: list[tuple[str, str, dict[str, Any]]] = [
         *((mode, "png", {}) for mode in ("1", "L", "P", "RGB", "RGBA", "LA", "I;16")),
         ("RGB", "png", {"exif": turned}),
         *((mode, "jpeg", {}) for mode in ("L", "RGB", "CMYK")),
@@ -153,18 +153,18 @@ def images() -> list[tuple[str, bytes]]:
         *((mode, "dib", {}) for mode in ("L", "RGB")),
     ]
     if features.check("webp"):
-        wanted += [("RGB", "webp", {}), ("RGBA", "webp", {"lossless": True})]
+        requests += [("RGB", "webp", {}), ("RGBA", "webp", {"lossless": True})]
     if features.check("jpg_2000"):
-        wanted += [("RGB", "jp2", {}), ("L", "jp2", {})]
+        requests += [("RGB", "jp2", {}), ("L", "jp2", {})]
     if features.check("avif"):
-        wanted += [("RGB", "avif", {})]
-    made = []
-    for mode, form, options in wanted:
+        requests += [("RGB", "avif", {})]
+    files = []
+    for mode, form, options in requests:
         file = io.BytesIO()
         modes[mode].save(file, form if form != "jp2" else "jpeg2000", **options)
-        made.append((form, file.getvalue()))
-    made += [("png", _png16(rng)), ("qoi", _qoi(colours)), ("ppm", _ppm16(rng))]
-    return [*made, ("tiff", _tiff16(rng))]
+        files.append((form, file.getvalue()))
+    files += [("png", _png16(rng)), ("qoi", _qoi(colours)), ("ppm", _ppm16(rng))]
+    return [*files, ("tiff", _tiff16(rng))]
 
 
 def _png16(rng: np.random.Generator) -> bytes:
@@ -219,15 +219,15 @@ def weights() -> list[tuple[str, bytes]]:
         "optimizer_states": [{"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": []}],
         "lr_schedulers": [],
     }
-    made = []
+    files = []
     for content, suffix in ((tensors, "pt"), (checkpoint, "ckpt")):
         for zipped in (True, False):
             file = io.BytesIO()
             torch.save(content, file, _use_new_zipfile_serialization=zipped)
-            made.append((suffix, file.getvalue()))
+            files.append((suffix, file.getvalue()))
     half = {"a": torch.ones(2, dtype=torch.float16), "b": torch.ones(1, dtype=torch.bfloat16)}
-    made += [("safetensors", save_safetensors(tensors)), ("safetensors", save_safetensors(half))]
-    return made
+    files += [("safetensors", save_safetensors(tensors)), ("safetensors", save_safetensors(half))]
+    return files
 
 
 # -- text ------------------------------------------------------------------------------------------

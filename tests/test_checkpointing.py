@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import os
 import resource
 import shutil
@@ -256,6 +257,12 @@ def test_the_steps_of_saves(
     trainer = module.trained(LastCheckpoint(every), max_epochs=3)
     assert module.saves == saves
     assert trainer.checkpoint_callback.state_key == ModelCheckpoint().state_key  # type: ignore[union-attr]
+
+
+def test_slow_steps_are_saved_after_five_minutes() -> None:
+    module, ticks = Counting(), itertools.count(step=140)  # each look at the clock takes 140 s
+    module.trained(LastCheckpoint(100, clock=lambda: float(next(ticks))), max_epochs=3)
+    assert module.saves == [3, 6, 9, 12]
 
 
 def test_gradients_are_accumulated_before_a_save() -> None:

@@ -41,13 +41,16 @@ def test_every_verb_names_the_file(
 
 def test_the_first_cause_is_named() -> None:
     """Lightning saves its log again after a failure, in a folder that is then removed."""
-    try:
+
+    def fail() -> None:
         try:
             raise OSError(errno.ENOSPC, NO_SPACE, "runs/1/logs")
         finally:
             raise FileNotFoundError(errno.ENOENT, "No such file or directory", "metrics.csv")
-    except OSError as error:
-        assert explain(error) == f"runs/1/logs: {NO_SPACE}: {WAY_OUT}"
+
+    with pytest.raises(FileNotFoundError) as caught:
+        fail()
+    assert explain(caught.value) == f"runs/1/logs: {NO_SPACE}: {WAY_OUT}"
     assert explain(OSError(errno.ENOSPC, NO_SPACE)) == f"{NO_SPACE}: {WAY_OUT}"
 
 

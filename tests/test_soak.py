@@ -105,8 +105,8 @@ def test_a_hook_fills_the_disk(common: ModuleType, tmp_path: Path) -> None:
 def test_an_end_is_one_sentence(
     code: int, stderr: str, problem: str | None, common: ModuleType
 ) -> None:
-    found = common.one_sentence(common.Ended(code, stderr, 0.1))
-    assert found is None if problem is None else problem in found
+    message = common.one_sentence(common.Ended(code, stderr, 0.1))
+    assert message is None if problem is None else problem in message
 
 
 def test_files_that_are_cut_are_found(common: ModuleType, tmp_path: Path) -> None:
@@ -169,8 +169,8 @@ def test_the_fuzz_notices_each_kind_of_failure(
     }
     for failure in row.failures:
         saved = (tmp_path / "kept" / failure["file"]).read_text()
-        made = Target().make(fuzz._source(Target(), 5, failure["number"]))
-        assert saved.encode() == made["a.txt"]  # the seed makes the input again
+        again = Target().make(fuzz._source(Target(), 5, failure["number"]))
+        assert saved.encode() == again["a.txt"]  # the seed makes the input again
     assert len(row.failures) + row.counts["read"] + row.counts["refused"] == 40
 
 

@@ -244,7 +244,7 @@ def _run_apart(command: list[str]) -> int:
     """
     last, crashed = "no message", False
     # A session of its own, so that all processes of the run can be ended at once.
-    with subprocess.Popen(
+    with subprocess.Popen(  # noqa: S603 - this program, without a shell
         command,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -68,7 +68,8 @@ def check_config(file: Path, name: str) -> None:
     try:
         check_yaml_limits(with_stand_ins(text))
         # Only the structure counts here; libyaml also reads JSON that is indented by tabs.
-        content = yaml.load(with_stand_ins(text), getattr(yaml, "CBaseLoader", yaml.BaseLoader))
+        loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # knows no tags, only text
+        content = yaml.load(with_stand_ins(text), loader)  # noqa: S506
     except DocumentError as error:
         raise UserError(f"{name}: {error}: correct it") from None
     except RecursionError:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -17,27 +18,36 @@ __all__ = ["LastCheckpoint", "last_checkpoint_of"]
 OPTION = "output.checkpoint_every_n_steps"
 LAST = "last"
 """Name of the checkpoint without its suffix."""
+LONGEST = 300.0
+"""Seconds between two saves of a fit in one process, if it saves every so many steps."""
 
 
 class LastCheckpoint(ModelCheckpoint):
     """Keep ``last.ckpt``: the state at the end of an epoch or validation, or every so many steps.
 
     A method whose fits can be resumed only from the end of an epoch is saved there, at the first
-    end of an epoch after each number of steps.
+    end of an epoch after each number of steps. With a number of steps, a fit in one process also
+    saves when the last save is five minutes old, as steps may be slow; several processes would not
+    agree on the time.
 
     Args:
         every_n_steps: Steps between two saves, counted as ``trainer.max_steps`` counts them; None:
             save after each epoch or validation.
+        clock: Returns the time in seconds.
 
     Raises:
         ValueError: If the number of steps is below 1.
     """
 
-    def __init__(self, every_n_steps: int | None = None) -> None:
+    def __init__(
+        self, every_n_steps: int | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         if every_n_steps is not None:
             check_at_least(OPTION, every_n_steps, 1)
         super().__init__(filename=LAST, enable_version_counter=False)
         self.every_n_steps = every_n_steps
+        self._clock = clock
+        self._saved_at = clock()
 
     @property
     def state_key(self) -> str:
@@ -48,14 +58,17 @@ class LastCheckpoint(ModelCheckpoint):
         assert self.every_n_steps is not None
         saved = self._last_global_step_saved // self.every_n_steps
         is_due = trainer.global_step // self.every_n_steps > saved
-        if is_due and not self._should_skip_saving_checkpoint(trainer):
+        is_late = trainer.world_size == 1 and self._clock() - self._saved_at > LONGEST
+        if (is_due or is_late) and not self._should_skip_saving_checkpoint(trainer):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+            self._saved_at = self._clock()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count from the step that a fit resumes from."""
         super().on_train_start(trainer, pl_module)
         if self.every_n_steps is not None:
             self._last_global_step_saved = trainer.global_step
+            self._saved_at = self._clock()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
