@@ -23,6 +23,7 @@ if sys.platform != "win32":
 
 __all__ = ["AtomicCheckpointIO", "remove_leftovers", "save_atomically"]
 
+
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Save each checkpoint in a temporary file in the same folder, then rename it.
 
