@@ -432,12 +432,13 @@ def _colours16(image: ImageFile.ImageFile, file: IO[bytes]) -> NDArray[np.uint16
     content = np.frombuffer(file.read(), np.uint8)
     if image.format == "PNG":
         _check_chunks(content)
-    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # returns the old one
+    log: Any = getattr(cv2.utils, "logging", cv2)  # in OpenCV 5, and in OpenCV 4
+    level = log.setLogLevel(0)  # silent; returns the old one
     try:
         with _SILENCE.of_libraries():
             values: Any = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
     finally:
-        cv2.utils.logging.setLogLevel(level)
+        log.setLogLevel(level)
     sides = [] if values is None or values.dtype != np.uint16 else sorted(values.shape[:2])
     if sides != sorted(image.size):
         raise _Unreadable("its 16-bit colours cannot be decoded: save it as PNG, or with 8 bits")

@@ -430,7 +430,7 @@ def test_a_transparent_layer_without_any_drawing_is_an_empty_mask(tmp_path: Path
 
 
 def test_palette_masks_with_a_transparent_entry(tmp_path: Path) -> None:
-    palette = Image.fromarray(DRAWN.astype(np.uint8), mode="P")
+    palette = Image.frombytes("P", DRAWN.T.shape, DRAWN.astype(np.uint8).tobytes())
     palette.putpalette([255, 255, 255, 0, 0, 0])  # black on white
     assert not np.array_equal(read_mask(saved(tmp_path / "a.png", palette)), DRAWN)
     assert np.array_equal(read_mask(saved(tmp_path / "b.png", palette, transparency=0)), DRAWN)
