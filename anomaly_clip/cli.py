@@ -66,13 +66,19 @@ def main(args: Sequence[str] | None = None) -> int:
         2: a user error, printed on one line. 128 + signal: interrupted by a signal (Ctrl-C: 130,
         SIGTERM: 143, SIGHUP: 129).
     """
-    from anomaly_clip.commands.interruption import Interrupted, advise, handle_signals
+    from anomaly_clip.commands.interruption import (
+        Interrupted,
+        advise,
+        end_with_parent,
+        handle_signals,
+    )
 
     forget_warnings()
     words = list(sys.argv[1:] if args is None else args)
     with _own_stderr(), _any_text_printed(), _quiet_pipes(), _short_warnings():
         try:
             with handle_signals(), advise():  # also during the import of libraries
+                end_with_parent()
                 return _answer(words)
         except Interrupted as interruption:
             return _complain(str(interruption), 128 + interruption.number)

@@ -20,7 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from anomaly_clip.image_formats import FIRST_BYTES, describe_content, format_of, is_image
+from anomaly_clip.image_formats import (
+    FIRST_BYTES,
+    claims_more_than_it_has,
+    describe_content,
+    format_of,
+    is_image,
+)
 
 __all__ = [
     "MAX_PIXELS",
@@ -430,8 +436,11 @@ def _colours16(image: ImageFile.ImageFile, file: IO[bytes]) -> NDArray[np.uint16
     _refuse_planes(image)
     file.seek(0)
     content = np.frombuffer(file.read(), np.uint8)
-    if image.format == "PNG":
-        _check_chunks(content)
+    if image.format == "PNG" and claims_more_than_it_has(content.tobytes()):
+        raise _Unreadable(
+            "the image cannot be decoded (a part of it is longer than the file); replace or remove "
+            "the file"
+        )
     log: Any = getattr(cv2.utils, "logging", cv2)  # in OpenCV 5, and in OpenCV 4
     level = log.setLogLevel(0)  # silent; returns the old one
     try:
@@ -444,21 +453,6 @@ def _colours16(image: ImageFile.ImageFile, file: IO[bytes]) -> NDArray[np.uint16
         raise _Unreadable("its 16-bit colours cannot be decoded: save it as PNG, or with 8 bits")
     colours: NDArray[np.uint16] = values[:, :, 2::-1]  # from BGR or BGRA
     return colours
-
-
-def _check_chunks(content: NDArray[np.uint8]) -> None:
-    """Refuse a PNG with a chunk longer than the file: OpenCV would allocate up to 4 GB for it."""
-    place = 8  # after the signature
-    while place + 8 <= len(content):
-        length = int.from_bytes(content[place : place + 4].tobytes(), "big")
-        if length > len(content) - place - 8:
-            raise _Unreadable(
-                "the image cannot be decoded (a part of it is longer than the file); replace or "
-                "remove the file"
-            )
-        if content[place + 4 : place + 8].tobytes() == b"IEND":
-            return
-        place += 12 + length
 
 
 def _rows(values: NDArray[np.uint16]) -> Iterator[NDArray[np.integer]]:
