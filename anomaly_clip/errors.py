@@ -7,6 +7,9 @@ import errno
 import importlib
 import inspect
 import re
+import sys
+import sysconfig
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,10 +65,13 @@ def user_errors(options: Callable[[], Iterable[str]] = list) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except Exception as caught:
+        error = _of_constructor(caught)
         explanation = explain_exhaustion(error)
         if explanation is None and not isinstance(error, mistakes):
-            raise
+            if error is caught:
+                raise
+            raise error from None
         raise UserError(explanation or explain(error, options())) from error
 
 
@@ -210,6 +216,20 @@ def _raised_here(error: BaseException) -> BaseException | None:
     return package_error
 
 
+def _of_constructor(error: Exception) -> Exception:
+    """Return the exception of a user's own class that the parser has wrapped, or the error."""
+    inner: BaseException | None = error
+    while inner is not None and str(inner).startswith("Does not validate"):
+        inner = inner.__cause__
+    if not isinstance(inner, Exception) or inner is error:
+        return error
+    paths = sysconfig.get_paths()
+    ours = (str(Path(__file__).parent), *(paths[n] for n in ("stdlib", "purelib", "platlib")))
+    files = [frame.filename for frame in traceback.extract_tb(inner.__traceback__)]
+    is_users = any(not file.startswith((*ours, "<")) for file in files)
+    return inner if is_users else error
+
+
 def _explain_parsing(message: str, options: list[str]) -> str:
     """Rephrase a parser's message: first the key, then what was expected and given."""
     if match := re.match(r"unrecognized arguments: (\S+)", message):
@@ -248,6 +268,9 @@ def _explain_parsing(message: str, options: list[str]) -> str:
         if match := re.match(r"(?:Key '|unrecognized arguments: --)([\w.]+)", reason):
             return f"{_path(key, match[1])}: there is no such option"
         if "is abstract" in reason:
+            named = re.search(r"(?:class_path': '|Given value: )(\w+(?:\.\w+)+)", message)
+            if named and (lacking := _abstract_names(named[1])):
+                return f"{key}: {named[1]} does not implement {lacking}: add it to the class"
             return f"{key}: no class is selected: give --config or --{key} NAME before its options"
     expected = [
         match[1] for r in reasons if (match := re.match(r"Expected an? (.+?)(\. Got|$)", r))
@@ -297,6 +320,15 @@ def _hint(expected: Sequence[str], given: str) -> str:
     if "str" in kinds:  # such as 01, which YAML reads as a number
         return 'put text in quotes, such as "01" or "part: left"'
     return ""
+
+
+def _abstract_names(class_path: str) -> str:
+    """Return what a user's own class lacks; empty for the base classes of this package."""
+    module, _, name = class_path.rpartition(".")
+    kind = getattr(sys.modules.get(module), name, None)
+    if kind is None or module.startswith(f"{__package__}."):
+        return ""
+    return ", ".join(sorted(kind.__abstractmethods__))
 
 
 def _options(class_path: str) -> list[str]:
