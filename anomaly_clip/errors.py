@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 
 from anomaly_clip.exhaustion import explain_exhaustion
 
@@ -24,6 +25,7 @@ __all__ = [
     "check_between",
     "check_choice",
     "explain",
+    "reaches_users_code",
     "reason",
     "shortened",
     "suggest",
@@ -144,6 +146,14 @@ def check_between(
         raise ValueError(f"{name} must be in {interval}, got {value}")
 
 
+def reaches_users_code(trace: TracebackType | None) -> bool:
+    """Return whether a traceback leads through files outside this package and installed ones."""
+    paths = sysconfig.get_paths()
+    ours = (str(Path(__file__).parent), *(paths[n] for n in ("stdlib", "purelib", "platlib")))
+    files = [frame.filename for frame in traceback.extract_tb(trace)]
+    return any(not file.startswith((*ours, "<")) for file in files)
+
+
 def shortened(message: str, longest: int = MAX_MESSAGE) -> str:
     """Cut the middle out of a long message: it begins with the place, and ends with the way out.
 
@@ -223,11 +233,7 @@ def _of_constructor(error: Exception) -> Exception:
         inner = inner.__cause__
     if not isinstance(inner, Exception) or inner is error:
         return error
-    paths = sysconfig.get_paths()
-    ours = (str(Path(__file__).parent), *(paths[n] for n in ("stdlib", "purelib", "platlib")))
-    files = [frame.filename for frame in traceback.extract_tb(inner.__traceback__)]
-    is_users = any(not file.startswith((*ours, "<")) for file in files)
-    return inner if is_users else error
+    return inner if reaches_users_code(inner.__traceback__) else error
 
 
 def _explain_parsing(message: str, options: list[str]) -> str:

@@ -155,7 +155,7 @@ class Subject:
                 f"one, got {method!r}"
             )
         if inspect.isabstract(kind):
-            lacking = ", ".join(sorted(kind.__abstractmethods__))
+            lacking = ", ".join(sorted(getattr(kind, "__abstractmethods__", ())))
             raise ValueError(f"check_method: {kind.__name__} does not implement {lacking}")
         class_path(kind)
         recorded = {} if instance is None else recorded_arguments(instance)
