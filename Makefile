@@ -6,9 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 TOOLS := .venv-tools
+LOWEST ?= python3.10
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test contract lowest newest audit dist lint format bench-status clean
+.PHONY: help setup demo test contract soak lowest newest audit dist lint format bench-status clean
 
 help:  ## show this list
 	@echo "anomaly_clip: visual anomaly detection with CLIP"
@@ -50,15 +51,18 @@ test: $(STAMP)  ## run all tests except the slow ones
 contract: $(STAMP)  ## run the slow tests: resumed and distributed fits, shipped configurations
 	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m slow tests
 
-# The lowest versions allow the lowest Python only.
-lowest: $(TOOLS)/.complete  ## run the tests with the lowest declared versions (PYTHON=python3.10)
-	@$(TOOLS)/bin/uv venv --quiet --allow-existing --python $(TOOLS)/bin/python .venv-lowest
+soak: $(STAMP)  ## kill fits, fill disks, read damaged files, compare processes; writes a result
+	@$(BIN)/python benchmarks/soak.py
+
+# The lowest versions need the lowest Python (LOWEST=PATH). TESTS=tests/test_cli.py selects tests, also for newest.
+lowest: $(TOOLS)/.complete  ## run the tests with the lowest declared versions, on Python 3.10
+	@$(TOOLS)/bin/uv venv --quiet --allow-existing --no-python-downloads --python $(LOWEST) .venv-lowest
 	@$(TOOLS)/bin/uv pip install --quiet --resolution lowest-direct --python .venv-lowest/bin/python --editable '.[dev]'
 	@.venv-lowest/bin/python -m pytest --numprocesses 2 --dist worksteal -m 'not slow' $(TESTS)
 
 # PRERELEASE=allow admits pre-releases.
 newest: $(TOOLS)/.complete  ## run the tests with the newest versions of all dependencies
-	@$(TOOLS)/bin/uv venv --quiet --allow-existing --python $(TOOLS)/bin/python .venv-newest
+	@$(TOOLS)/bin/uv venv --quiet --allow-existing --python "$$(command -v $(PYTHON))" .venv-newest
 	@$(TOOLS)/bin/uv pip install --quiet --upgrade --prerelease $${PRERELEASE:-if-necessary} --python .venv-newest/bin/python --editable '.[dev]'
 	@.venv-newest/bin/python -m pytest --numprocesses 2 --dist worksteal -m 'not slow' $(TESTS)
 

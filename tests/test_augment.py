@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -210,3 +211,25 @@ def test_augmentation_of_the_auxiliary_set_is_refused(mvtec_root: Path) -> None:
     auxiliary = MVTecAD(str(mvtec_root), augment=[FLIP])
     with pytest.raises(ValueError, match=r"data.auxiliary.augment .* set data.augment"):
         MVTecAD(str(mvtec_root), auxiliary=auxiliary)
+
+
+def test_the_library_is_told_not_to_look_for_a_newer_version(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The variable is set before the import, which would otherwise ask the package index."""
+    seen: list[str | None] = []
+
+    class Finder:
+        @staticmethod
+        def find_spec(name: str, *_: object) -> None:
+            if name == "albumentations":
+                seen.append(os.environ.get("NO_ALBUMENTATIONS_UPDATE"))
+                raise ImportError(name)
+
+    monkeypatch.setenv("NO_ALBUMENTATIONS_UPDATE", "")  # restores it after the test
+    monkeypatch.delenv("NO_ALBUMENTATIONS_UPDATE")
+    monkeypatch.delitem(sys.modules, "albumentations", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
+    with pytest.raises(ImportError):
+        Augmentation([FLIP])
+    assert seen == ["1"]

@@ -68,14 +68,15 @@ def load_as_lightning(function: Callable[[], object]) -> None:
 
 def test_a_checkpoint_that_does_not_fit_a_model_of_ones_own() -> None:
     model = BoringModel()
-    with pytest.raises(
-        UserError, match=r'fit BoringModel, .*\(RuntimeError: Missing key.*"layer\.'
-    ), damage_explained("a.ckpt", model):
+    with (
+        pytest.raises(UserError, match=r'fit BoringModel, .*\(RuntimeError: Missing key.*"layer\.'),
+        damage_explained("a.ckpt", model),
+    ):
         load_as_lightning(partial(model.load_state_dict, {}))
     with pytest.raises(ZeroDivisionError), damage_explained("a.ckpt", model):
         load_as_lightning(lambda: 1 / 0)
     with pytest.raises(KeyError), damage_explained("a.ckpt", model):  # raised in this file
-        load_as_lightning(lambda: {}["a"])
+        load_as_lightning(lambda: model.hparams["a"])
 
 
 def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
