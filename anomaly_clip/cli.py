@@ -66,13 +66,19 @@ def main(args: Sequence[str] | None = None) -> int:
         2: a user error, printed on one line. 128 + signal: interrupted by a signal (Ctrl-C: 130,
         SIGTERM: 143, SIGHUP: 129).
     """
-    from anomaly_clip.commands.interruption import Interrupted, advise, handle_signals
+    from anomaly_clip.commands.interruption import (
+        Interrupted,
+        advise,
+        end_with_parent,
+        handle_signals,
+    )
 
     forget_warnings()
     words = list(sys.argv[1:] if args is None else args)
     with _own_stderr(), _any_text_printed(), _quiet_pipes(), _short_warnings():
         try:
             with handle_signals(), advise():  # also during the import of libraries
+                end_with_parent()
                 return _answer(words)
         except Interrupted as interruption:
             return _complain(str(interruption), 128 + interruption.number)
@@ -216,18 +222,18 @@ def _answer(words: list[str]) -> int:
         print("loading ...", file=sys.stderr)  # the libraries take some seconds
     from anomaly_clip.commands.process_cause import ProcessFailure
     from anomaly_clip.commands.process_failure import let_first_process_report
-    from anomaly_clip.errors import UserError
+    from anomaly_clip.errors import UserError, explain
 
     try:
         return _run(words)
     except ProcessFailure as failure:
         return failure.report(with_traceback)
-    except UserError as error:
+    except (UserError, OSError) as error:  # such as a full disk
         if let_first_process_report():
             return USAGE_ERROR
         if with_traceback:
             raise
-        return _complain(str(error))
+        return _complain(str(error) if isinstance(error, UserError) else explain(error))
 
 
 def _run(words: list[str]) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 from anomaly_clip.exhaustion import explain_exhaustion
 
 __all__ = [
+    "FULL",
     "Diverged",
     "UserError",
     "check_above",
@@ -28,6 +29,8 @@ __all__ = [
 ]
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk, a quota or a limit on the size of files that is full."""
 MAX_MESSAGE = 600
 """Characters of the longest message that is printed; a value in it may be of any length."""
 
@@ -160,6 +163,13 @@ def explain(error: BaseException, options: Iterable[str] = ()) -> str:
         options: The options of the command line, for suggestions.
     """
     package_error = _raised_here(error)
+    names_file = isinstance(package_error, OSError) and package_error.filename is not None
+    if package_error is not None and not names_file:
+        return _one_line(str(package_error))
+    for cause in _chain(error):
+        if isinstance(cause, OSError) and cause.errno in FULL:
+            file = "" if cause.filename is None else f"{cause.filename}: "
+            return f"{file}{cause.strerror}: free space there, or choose another folder"
     if package_error is not None:
         return _one_line(str(package_error))
     from jsonargparse import ArgumentError
@@ -198,16 +208,23 @@ def suggest(word: str, choices: Iterable[str]) -> str:
 def _raised_here(error: BaseException) -> BaseException | None:
     """Return the earliest exception in the chain of causes that this package raised itself."""
     package = str(Path(__file__).parent)
-    package_error, seen = None, error
-    while seen is not None:
+    package_error = None
+    for seen in _chain(error):
         trace = seen.__traceback__
         while trace is not None and trace.tb_next is not None:
             trace = trace.tb_next
         if trace is not None and trace.tb_frame.f_code.co_filename.startswith(package):
             package_error = seen
-        context = None if seen.__suppress_context__ else seen.__context__  # "from None"
-        seen = seen.__cause__ or context  # type: ignore[assignment]
     return package_error
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an exception, its cause, and so on."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        context = None if seen.__suppress_context__ else seen.__context__  # "from None"
+        seen = seen.__cause__ or context
 
 
 def _explain_parsing(message: str, options: list[str]) -> str:

@@ -32,6 +32,7 @@ __all__ = [
     "readable",
     "safe_name",
     "source_hash",
+    "write_bytes",
     "write_csv",
     "write_json",
 ]
@@ -107,6 +108,16 @@ def _temporary_stem(path: Path) -> str:
     """Return the beginning of the name of a temporary file."""
     ending = name_bytes(f".{'0' * HASH_DIGITS}.tmp{path.suffix}")
     return _first_bytes(path.stem, MAX_NAME_BYTES - len(ending) - 1)
+
+
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Write a file atomically.
+
+    Weights go through here as bytes, because the libraries' own writers raise errors of many kinds
+    if the disk is full.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

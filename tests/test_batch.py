@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from anomaly_clip.commands.batch import (
     run_in_turn,
 )
 from anomaly_clip.commands.experiment import quieten
-from anomaly_clip.commands.interruption import Interrupted
+from anomaly_clip.commands.interruption import PARENT, Interrupted
 from anomaly_clip.errors import UserError
 
 
@@ -78,6 +79,37 @@ def test_the_last_message_of_a_subprocess_is_the_error(
     out, err = capsys.readouterr()
     assert (out, err) == ("", "a line\n")
     batch._run_apart([sys.executable, "-c", code])
+
+
+def test_a_run_ends_with_the_command_that_started_it(tmp_path: Path) -> None:
+    """SIGKILL cannot be passed on, so the processes of the run find out themselves."""
+    code = f"import os, sys; sys.exit(2 * (os.environ['{PARENT}'] != str(os.getppid())))"
+    batch._run_apart([sys.executable, "-c", code])
+    child = (
+        "import os, pathlib, time\n"
+        "from anomaly_clip.commands.interruption import end_with_parent, handle_signals\n"
+        "with handle_signals():\n"
+        "    end_with_parent()\n"
+        f"    pathlib.Path('started').write_text(str('{PARENT}' in os.environ))\n"
+        "    try:\n"
+        "        time.sleep(60)\n"
+        "    except SystemExit as error:\n"
+        "        pathlib.Path('ended').write_text(str(error.code))\n"
+    )
+    script = f'{PARENT}=$$ {sys.executable} -c "{child}" & wait'
+    with subprocess.Popen(["sh", "-c", script], cwd=tmp_path) as parent:
+        assert wait_for(tmp_path / "started") == "False"
+        parent.kill()
+    assert wait_for(tmp_path / "ended") == "143"
+
+
+def wait_for(file: Path) -> str:
+    """Return the content of a file that another process writes."""
+    for _ in range(3000):
+        if file.is_file() and (text := file.read_text()):
+            return text
+        time.sleep(0.01)
+    raise TimeoutError(str(file))
 
 
 def test_an_interruption_ends_all_processes_of_a_run(

@@ -51,6 +51,8 @@ def touch(*names: str) -> None:
         (["run/checkpoints/last.ckpt"], "run/checkpoints", f"run/{LAST}"),
         (["run/last.ckpt", "run/b.ckpt"], "run/", "run/last.ckpt"),
         (["run/a.ckpt"], "run/a.ckpt", "run/a.ckpt"),
+        (["run/finite-step-4.ckpt"], "run/finite-step-4.ckpt", "run/finite-step-4.ckpt"),
+        (["run/finite-step-4.ckpt", "run/last.ckpt"], "run", "run/last.ckpt"),
         ([], "no_such", "no_such"),
     ],
 )
@@ -70,6 +72,11 @@ def test_a_folder_stands_for_a_checkpoint(files: list[str], value: str, chosen: 
             [f"run/{name}/checkpoints/last.ckpt" for name in "abcdefg"],
             r"is not the folder of a single fit: name one of a/checkpoints.* and 2 more$",
         ),
+        (
+            ["run/checkpoints/finite-step-4.ckpt"],
+            "is that of a fit that diverged: name one of checkpoints/finite-step-4.ckpt$",
+        ),
+        (["run/best.ckpt", "run/finite-step-4.ckpt"], "is that of a .* of best.ckpt, finite-step"),
         (["run/metrics.json"], r"has no checkpoint \(it has metrics.json\): give the folder of"),
         (["run/x/y"], r"has no checkpoint \(it has x\)"),
     ],
@@ -160,6 +167,12 @@ def test_last_of_each_is_refused() -> None:
     touch("runs/a/1/checkpoints/last.ckpt", "runs/a/2/bottle/checkpoints/last.ckpt")
     with pytest.raises(UserError, match=r"last \(runs/a/2\): the folder is not the folder of a s"):
         last_of_runs("fit", "runs", "a", None)
+
+
+def test_last_of_a_fit_that_diverged_is_refused() -> None:
+    touch(f"runs/a/1/{LAST}", "runs/a/2/checkpoints/finite-step-4.ckpt")
+    with pytest.raises(UserError, match=r"last \(runs/a/2\): the folder is that of a fit that div"):
+        last_of_runs("test", "runs", "a", None)
 
 
 def test_verbs_take_last(mvtec_root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,6 +24,7 @@ from anomaly_clip.commands.continued_fit import _join_logs, _step_to_continue
 from anomaly_clip.commands.sweep_file import ARGS
 
 LAST = "checkpoints/last.ckpt"
+CALLBACKS = "--trainer.callbacks"
 
 
 class Once(Callback):
@@ -62,9 +63,9 @@ def simplenet(root: Path, *more: str) -> list[str]:
 
 
 def once(at: int) -> list[str]:
-    prefix = "--trainer.callbacks"
     file = Path("sent").resolve()
-    return [f"{prefix}+=test_continued_fit.Once", f"{prefix}.at={at}", f"{prefix}.file={file}"]
+    more = [f"{CALLBACKS}.at={at}", f"{CALLBACKS}.file={file}"]
+    return [f"{CALLBACKS}+=test_continued_fit.Once", *more]
 
 
 RANDOM = ["--model.backbone.weights", "random"]
@@ -324,10 +325,31 @@ def test_other_results_in_a_chosen_folder(
     message = f"--output.folder chosen has {name}, which is not of this {verb}"
     assert message in capsys.readouterr().err
     Path("chosen", name).rmdir()
-    Path("chosen/metrics.json").touch()
-    assert main([*line, "--output.folder", "chosen"]) == 2
-    assert "has metrics.json, which is not of" in capsys.readouterr().err
-    assert [path.name for path in Path("chosen").iterdir()] == ["metrics.json"]
+    for name in ("metrics.json", "checkpoints"):
+        Path("chosen", name).touch()
+        assert main([*line, "--output.folder", "chosen"]) == 2
+        assert f"has {name}, which is not of" in capsys.readouterr().err
+        assert [path.name for path in Path("chosen").iterdir()] == [name]
+        Path("chosen", name).unlink()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--trainer.enable_checkpointing=false"], "enable_checkpointing false writes none"),
+        (["--trainer.fast_dev_run=true"], "trainer.fast_dev_run writes none"),
+        (
+            [f"{CALLBACKS}+=ModelCheckpoint", f"{CALLBACKS}.dirpath=shared"],
+            "shared, the dirpath of a ModelCheckpoint",
+        ),
+    ],
+)
+def test_each_needs_a_checkpoint_of_each_category(
+    more: list[str], message: str, mvtec_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["each", *simplenet(mvtec_root, *RANDOM, *more)]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(Path("runs").rglob("*.yaml"))
 
 
 def test_each_in_a_folder_with_another_run(

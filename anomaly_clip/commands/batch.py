@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from anomaly_clip.commands.experiment import UNREADABLE, ExperimentCLI, run_experiment
-from anomaly_clip.commands.interruption import advise
+from anomaly_clip.commands.interruption import PARENT, advise
 from anomaly_clip.errors import UserError, reason
 from anomaly_clip.files import printable
 from anomaly_clip.progress import say
@@ -131,9 +131,9 @@ def check_new_folder(verb: str, folder: Path, parts: Iterable[str]) -> None:
         parts: Names of the folders and files that the run writes in it.
 
     Raises:
-        UserError: If one of them, or results of a test, exist.
+        UserError: If one of them, results of a test, or checkpoints of a single fit exist.
     """
-    for name in (*parts, METRICS_FILE, PREDICT_FILE):
+    for name in (*parts, METRICS_FILE, PREDICT_FILE, "checkpoints"):
         if (folder / name).exists():
             raise UserError(
                 f"--output.folder {folder} has {name}, which is not of this {verb}: choose another "
@@ -250,6 +250,7 @@ def _run_apart(command: list[str]) -> int:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        env={**os.environ, PARENT: str(os.getpid())},
     ) as process:
         assert process.stderr is not None
         try:

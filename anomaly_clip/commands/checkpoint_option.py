@@ -9,7 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 from lightning.pytorch import Trainer
 
-from anomaly_clip.commands.last_step import LAST
+from anomaly_clip.commands.last_step import FINITE, LAST
 from anomaly_clip.errors import UserError
 from anomaly_clip.methods.evaluated import reached_limit
 from anomaly_clip.progress import say
@@ -35,16 +35,16 @@ WORDS = ("best", "hpc")
 def checkpoint_file(value: str, word: str = "") -> str:
     """Return the checkpoint that a value of ``--ckpt_path`` refers to.
 
-    The folder of a run stands for its ``last.ckpt``, or for its only checkpoint. Other values are
-    returned unchanged.
+    The folder of a run stands for its ``last.ckpt``, or for its only checkpoint, but not for what
+    is kept of a fit that diverged. Other values are returned unchanged.
 
     Args:
         value: A file or folder.
         word: What the user typed instead, for messages.
 
     Raises:
-        UserError: If a folder has no checkpoint, or several without a ``last.ckpt``; or for a word
-            that only Lightning's trainer understands.
+        UserError: If a folder has no checkpoint, several without a ``last.ckpt``, or that of a fit
+            that diverged; or for a word that only Lightning's trainer understands.
     """
     folder = Path(value).expanduser()
     if not folder.is_dir():
@@ -59,6 +59,8 @@ def checkpoint_file(value: str, word: str = "") -> str:
         files = _visible(place, "*.ckpt")
         if place / LAST in files:
             return str(place / LAST)
+        if any(file.match(FINITE) for file in files):
+            raise _choose_one(shown, folder, files, "is that of a fit that diverged")
         if len(files) == 1:
             return str(files[0])
         if files:

@@ -15,15 +15,12 @@ import torch
 from anomaly_clip.commands.batch import DryRunCLI, run_verb
 from anomaly_clip.commands.experiment import known_options
 from anomaly_clip.commands.finite_tensors import not_finite
-from anomaly_clip.commands.last_step import LAST
+from anomaly_clip.commands.last_step import FINITE, LAST
 from anomaly_clip.errors import UserError, reason, user_errors
 from anomaly_clip.files import write_csv
 from anomaly_clip.progress import say
 
-__all__ = ["KEPT", "fit_in"]
-
-KEPT = "finite-step-*.ckpt"
-"""Checkpoints of fits that diverged; they stay when a fit starts anew."""
+__all__ = ["fit_in"]
 
 
 def fit_in(folder: Path, options: Sequence[str], several: bool, category: str | None = None) -> int:
@@ -61,7 +58,7 @@ def _last_checkpoint(folder: Path) -> Path | None:
     files = [
         file
         for file in folder.glob("checkpoints/*.ckpt")
-        if not file.name.startswith(".") and not file.match(KEPT)  # unfinished, or diverged
+        if not file.name.startswith(".") and not file.match(FINITE)  # unfinished, or diverged
     ]
     last = [file for file in files if file.name == LAST]
     return max(last or files, key=lambda file: file.stat().st_mtime, default=None)
@@ -126,8 +123,8 @@ def _check_state(plan: DryRunCLI, content: dict[str, Any], category: str | None)
 
 
 def _clear(folder: Path) -> None:
-    """Remove a folder's content, except for checkpoints of diverged fits."""
-    kept = [file for file in folder.glob(f"checkpoints/{KEPT}") if file.is_file()]
+    """Remove a folder's content, except for the finite states of fits that diverged."""
+    kept = [file for file in folder.glob(f"checkpoints/{FINITE}") if file.is_file()]
     if not kept:
         shutil.rmtree(folder, ignore_errors=True)
         return

@@ -31,7 +31,7 @@ from anomaly_clip.commands.finite_tensors import (
     running_statistics,
 )
 from anomaly_clip.commands.interruption import Interrupted
-from anomaly_clip.commands.last_step import last_checkpoint
+from anomaly_clip.commands.last_step import FINITE, last_checkpoint
 from anomaly_clip.errors import Diverged
 from anomaly_clip.progress import say
 from anomaly_clip.records import needs_of
@@ -291,7 +291,7 @@ class FiniteValues(Callback):
         is_resumed = resumed is not None and Path(resumed).resolve() == file.resolve()
         if not (self._saved or is_resumed):  # left by another fit in the same folder
             return None
-        kept = file.with_name(f"finite-step-{_step_of(file)}.ckpt")
+        kept = file.with_name(FINITE.replace("*", str(_step_of(file))))
         if trainer.is_global_zero:
             os.replace(file, kept)
         return kept

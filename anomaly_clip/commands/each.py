@@ -31,6 +31,7 @@ from anomaly_clip.commands.batch import (
 )
 from anomaly_clip.commands.continued_fit import fit_in
 from anomaly_clip.commands.experiment import arrange, known_options, quieten
+from anomaly_clip.commands.last_step import LAST, last_checkpoint
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.errors import UserError, user_errors
 from anomaly_clip.files import atomic_path, printable, readable, safe_name, write_json
@@ -117,6 +118,7 @@ def _run(words: Sequence[str], resumed: Path | None) -> int:
         categories = _categories(method, data)
         with user_errors(known_options):
             is_tested = data.is_tested_after_fit
+        _check_checkpoints(plan)
         if resumed is None and writer.requested_folder is not None:
             _check_folder(writer.requested_folder, writer.config, categories)
     except UserError:
@@ -144,6 +146,26 @@ def _run(words: Sequence[str], resumed: Path | None) -> int:
         )
         return 0
     return _merge(folder, categories, failed)
+
+
+def _check_checkpoints(plan: DryRunCLI) -> None:
+    """Check that each fit writes ``last.ckpt`` into its own folder, from which it is tested.
+
+    Raises:
+        UserError: If it does not.
+    """
+    file = last_checkpoint(plan.trainer)
+    if file is None:
+        option = "fast_dev_run" if plan.trainer.fast_dev_run else "enable_checkpointing false"  # type: ignore[attr-defined]
+        raise UserError(
+            f"each tests the checkpoint of each fit, and trainer.{option} writes none: leave the "
+            f"option out"
+        )
+    if file.parent != plan.writer.folder / "checkpoints":
+        raise UserError(
+            f"all categories would share the checkpoints in {file.parent}, the dirpath of a "
+            f"ModelCheckpoint: leave dirpath out"
+        )
 
 
 def _check_folder(folder: Path, config: str, categories: Sequence[str]) -> None:
@@ -222,7 +244,7 @@ def _run_category(
     if (folder / TESTED).is_file():
         say("already finished")
         return
-    checkpoint = folder / "checkpoints" / "last.ckpt"
+    checkpoint = folder / "checkpoints" / LAST
     options = ["--config", str(config), "--data.categories", json.dumps([category])]
     if not (folder / FITTED).is_file():  # a checkpoint alone may come from the middle of a fit
         fit_in(folder, options, several, category)

@@ -14,9 +14,11 @@ from contextlib import contextmanager
 from types import FrameType
 
 __all__ = [
+    "PARENT",
     "Interrupted",
     "advise",
     "defer_signals",
+    "end_with_parent",
     "handle_signals",
     "note_signal",
     "received_signal",
@@ -26,6 +28,10 @@ __all__ = [
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 AGAIN = "run the same command again"
+PARENT = "ANOMALY_CLIP_PARENT"
+"""Variable with the number of the process that started this one, and without which it ends."""
+ALONE = 60.0
+"""Seconds that a run has to save its last step after the end of that process."""
 REPEATED = 2.0
 """Seconds in which a process of several ignores a signal that it has received already.
 
@@ -108,6 +114,25 @@ def handle_signals() -> Iterator[None]:
         _receivers.remove(receiver)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def end_with_parent() -> None:
+    """Let this process receive SIGTERM when the one that started it has ended, as by SIGKILL.
+
+    Otherwise it would still write to the folder in which the user resumes the run.
+    """
+    parent = os.environ.pop(PARENT, None)  # it is not that of further processes
+    if parent is None or not hasattr(os, "killpg"):
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(parent):
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(ALONE)
+        os.killpg(os.getpgrp(), signal.SIGKILL)  # this process began a group of its own
+
+    threading.Thread(target=watch, daemon=True, name="parent-watch").start()
 
 
 def defer_signals(defers: bool) -> None:

@@ -22,9 +22,11 @@ from anomaly_clip.commands.interruption import (
 )
 from anomaly_clip.records import needs_of
 
-__all__ = ["LAST", "LastStep", "last_checkpoint"]
+__all__ = ["FINITE", "LAST", "LastStep", "last_checkpoint"]
 
 LAST = "last.ckpt"
+FINITE = "finite-step-*.ckpt"
+"""Last finite states of fits that diverged."""
 
 
 def last_checkpoint(trainer: Trainer) -> Path | None:
