@@ -9,7 +9,7 @@ TOOLS := .venv-tools
 LOWEST ?= python3.10
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test contract lowest newest audit dist lint format bench-status clean
+.PHONY: help setup demo test contract soak lowest newest audit dist lint format bench-status clean
 
 help:  ## show this list
 	@echo "anomaly_clip: visual anomaly detection with CLIP"
@@ -50,6 +50,9 @@ test: $(STAMP)  ## run all tests except the slow ones
 
 contract: $(STAMP)  ## run the slow tests: resumed and distributed fits, shipped configurations
 	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m slow tests
+
+soak: $(STAMP)  ## kill fits, fill disks, read damaged files, compare processes; writes a result
+	@$(BIN)/python benchmarks/soak.py
 
 # The lowest versions need the lowest Python (LOWEST=PATH). TESTS=tests/test_cli.py selects tests, also for newest.
 lowest: $(TOOLS)/.complete  ## run the tests with the lowest declared versions, on Python 3.10

@@ -222,18 +222,18 @@ def _answer(words: list[str]) -> int:
         print("loading ...", file=sys.stderr)  # the libraries take some seconds
     from anomaly_clip.commands.process_cause import ProcessFailure
     from anomaly_clip.commands.process_failure import let_first_process_report
-    from anomaly_clip.errors import UserError
+    from anomaly_clip.errors import UserError, explain
 
     try:
         return _run(words)
     except ProcessFailure as failure:
         return failure.report(with_traceback)
-    except UserError as error:
+    except (UserError, OSError) as error:  # such as a full disk
         if let_first_process_report():
             return USAGE_ERROR
         if with_traceback:
             raise
-        return _complain(str(error))
+        return _complain(str(error) if isinstance(error, UserError) else explain(error))
 
 
 def _run(words: list[str]) -> int:

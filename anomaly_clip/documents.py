@@ -80,6 +80,7 @@ def load_yaml(text: str, loader: Callable[[str], Any] = yaml.safe_load) -> Any:
         raise DocumentError(f"a value does not fit its tag ({type(error).__name__})") from None
     except RecursionError:
         raise DocumentError(f"it is nested more than {MAX_DEPTH} levels deep") from None
+    _check_values(content)
     return content
 
 
@@ -108,7 +109,7 @@ def load_json(
         if "integer string conversion" in str(error):
             raise DocumentError(f"a number has more than {MAX_DIGITS} digits") from None
         raise
-    _check_json(content)
+    _check_values(content)
     return content
 
 
@@ -160,7 +161,7 @@ def _check_events(text: str, loader: type) -> None:
                 unfinished.discard(anchor)
 
 
-def _check_json(content: object) -> None:
+def _check_values(content: object) -> None:
     """Check depth and numbers, level by level."""
     level, depth = [content], 0
     while level:

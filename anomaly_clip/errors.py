@@ -7,13 +7,18 @@ import errno
 import importlib
 import inspect
 import re
+import sys
+import sysconfig
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 
 from anomaly_clip.exhaustion import explain_exhaustion
 
 __all__ = [
+    "FULL",
     "Diverged",
     "UserError",
     "check_above",
@@ -21,6 +26,7 @@ __all__ = [
     "check_between",
     "check_choice",
     "explain",
+    "reaches_users_code",
     "reason",
     "shortened",
     "suggest",
@@ -28,6 +34,8 @@ __all__ = [
 ]
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk, a quota or a limit on the size of files that is full."""
 MAX_MESSAGE = 600
 """Characters of the longest message that is printed; a value in it may be of any length."""
 
@@ -62,10 +70,13 @@ def user_errors(options: Callable[[], Iterable[str]] = list) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except Exception as caught:
+        error = _of_constructor(caught)
         explanation = explain_exhaustion(error)
         if explanation is None and not isinstance(error, mistakes):
-            raise
+            if error is caught:
+                raise
+            raise error from None
         raise UserError(explanation or explain(error, options())) from error
 
 
@@ -138,6 +149,14 @@ def check_between(
         raise ValueError(f"{name} must be in {interval}, got {value}")
 
 
+def reaches_users_code(trace: TracebackType | None) -> bool:
+    """Return whether a traceback leads through files outside this package and installed ones."""
+    paths = sysconfig.get_paths()
+    ours = (str(Path(__file__).parent), *(paths[n] for n in ("stdlib", "purelib", "platlib")))
+    files = [frame.filename for frame in traceback.extract_tb(trace)]
+    return any(not file.startswith((*ours, "<")) for file in files)
+
+
 def shortened(message: str, longest: int = MAX_MESSAGE) -> str:
     """Cut the middle out of a long message: it begins with the place, and ends with the way out.
 
@@ -160,6 +179,13 @@ def explain(error: BaseException, options: Iterable[str] = ()) -> str:
         options: The options of the command line, for suggestions.
     """
     package_error = _raised_here(error)
+    names_file = isinstance(package_error, OSError) and package_error.filename is not None
+    if package_error is not None and not names_file:
+        return _one_line(str(package_error))
+    for cause in _chain(error):
+        if isinstance(cause, OSError) and cause.errno in FULL:
+            file = "" if cause.filename is None else f"{cause.filename}: "
+            return f"{file}{cause.strerror}: free space there, or choose another folder"
     if package_error is not None:
         return _one_line(str(package_error))
     from jsonargparse import ArgumentError
@@ -198,16 +224,33 @@ def suggest(word: str, choices: Iterable[str]) -> str:
 def _raised_here(error: BaseException) -> BaseException | None:
     """Return the earliest exception in the chain of causes that this package raised itself."""
     package = str(Path(__file__).parent)
-    package_error, seen = None, error
-    while seen is not None:
+    package_error = None
+    for seen in _chain(error):
         trace = seen.__traceback__
         while trace is not None and trace.tb_next is not None:
             trace = trace.tb_next
         if trace is not None and trace.tb_frame.f_code.co_filename.startswith(package):
             package_error = seen
-        context = None if seen.__suppress_context__ else seen.__context__  # "from None"
-        seen = seen.__cause__ or context  # type: ignore[assignment]
     return package_error
+
+
+def _of_constructor(error: Exception) -> Exception:
+    """Return the exception of a user's own class that the parser has wrapped, or the error."""
+    inner: BaseException | None = error
+    while inner is not None and str(inner).startswith("Does not validate"):
+        inner = inner.__cause__
+    if not isinstance(inner, Exception) or inner is error:
+        return error
+    return inner if reaches_users_code(inner.__traceback__) else error
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an exception, its cause, and so on."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        context = None if seen.__suppress_context__ else seen.__context__  # "from None"
+        seen = seen.__cause__ or context
 
 
 def _explain_parsing(message: str, options: list[str]) -> str:
@@ -248,6 +291,9 @@ def _explain_parsing(message: str, options: list[str]) -> str:
         if match := re.match(r"(?:Key '|unrecognized arguments: --)([\w.]+)", reason):
             return f"{_path(key, match[1])}: there is no such option"
         if "is abstract" in reason:
+            named = re.search(r"(?:class_path': '|Given value: )(\w+(?:\.\w+)+)", message)
+            if named and (lacking := _abstract_names(named[1])):
+                return f"{key}: {named[1]} does not implement {lacking}: add it to the class"
             return f"{key}: no class is selected: give --config or --{key} NAME before its options"
     expected = [
         match[1] for r in reasons if (match := re.match(r"Expected an? (.+?)(\. Got|$)", r))
@@ -297,6 +343,15 @@ def _hint(expected: Sequence[str], given: str) -> str:
     if "str" in kinds:  # such as 01, which YAML reads as a number
         return 'put text in quotes, such as "01" or "part: left"'
     return ""
+
+
+def _abstract_names(class_path: str) -> str:
+    """Return what a user's own class lacks; empty for the base classes of this package."""
+    module, _, name = class_path.rpartition(".")
+    kind = getattr(sys.modules.get(module), name, None)
+    if kind is None or module.startswith(f"{__package__}."):
+        return ""
+    return ", ".join(sorted(kind.__abstractmethods__))
 
 
 def _options(class_path: str) -> list[str]:

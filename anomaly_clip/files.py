@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import errno
 import glob
 import hashlib
 import json
@@ -32,6 +33,7 @@ __all__ = [
     "readable",
     "safe_name",
     "source_hash",
+    "write_bytes",
     "write_csv",
     "write_json",
 ]
@@ -81,6 +83,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
+        if re.fullmatch(r"\d+ requested and \d+ written", str(error)):  # NumPy, on a full disk
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
         if (
             error.errno is not None and error.filename is None
         ):  # the error of a full disk names no file
@@ -107,6 +111,16 @@ def _temporary_stem(path: Path) -> str:
     """Return the beginning of the name of a temporary file."""
     ending = name_bytes(f".{'0' * HASH_DIGITS}.tmp{path.suffix}")
     return _first_bytes(path.stem, MAX_NAME_BYTES - len(ending) - 1)
+
+
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Write a file atomically.
+
+    Weights go through here as bytes, because the libraries' own writers raise errors of many kinds
+    if the disk is full.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 __all__ = [
     "FIRST_BYTES",
     "OWN_SOFTWARE",
+    "claims_more_than_it_has",
     "describe_content",
     "format_of",
     "is_image",
@@ -158,3 +159,19 @@ def describe_content(first_bytes: bytes) -> str:
         if start.startswith(signature.lower()):
             return f"not an image but {description}"
     return "not an image in a known format"
+
+
+def claims_more_than_it_has(content: bytes) -> bool:
+    """Return whether a PNG has a chunk that is longer than the file.
+
+    OpenCV allocates the claimed length, up to 4 GB, before it reads the chunk.
+    """
+    place = 8  # after the signature
+    while place + 8 <= len(content):
+        length = int.from_bytes(content[place : place + 4], "big")
+        if length > len(content) - place - 8:
+            return True
+        if content[place + 4 : place + 8] == b"IEND":
+            return False
+        place += 12 + length
+    return False

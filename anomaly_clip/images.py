@@ -20,7 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from anomaly_clip.image_formats import FIRST_BYTES, describe_content, format_of, is_image
+from anomaly_clip.image_formats import (
+    FIRST_BYTES,
+    claims_more_than_it_has,
+    describe_content,
+    format_of,
+    is_image,
+)
 
 __all__ = [
     "MAX_PIXELS",
@@ -42,6 +48,7 @@ MAX_PIXELS = 250_000_000
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # its exceptions say the same
 
 ORIENTATION = 0x0112  # EXIF tag
+TURNED = (5, 6, 7, 8)  # its values that turn an image by 90 degrees; damaged files have others
 WIDTH, HEIGHT, BITS_PER_SAMPLE, PLANAR_CONFIGURATION = 256, 257, 258, 284  # TIFF tags
 TEXT_LIMIT = 1 << 28  # bytes of a text in a PNG; PIL's limit of 1 MB is less than some editors save
 STDERR = 2  # file descriptor
@@ -92,7 +99,7 @@ def read_header(path: Path) -> ImageHeader:
         # PIL would decode a PNG to look for EXIF data after the pixels.
         if image.format != "PNG" or "exif" in image.info:
             with suppress(Exception):  # damaged EXIF data do not make the image unusable
-                turned = image.getexif().get(ORIENTATION, 1) > 4
+                turned = image.getexif().get(ORIENTATION) in TURNED
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         kind = image.format or ""
         return ImageHeader(size[::-1] if turned else size, turned, deep, frames, kind, image.mode)
@@ -429,6 +436,11 @@ def _colours16(image: ImageFile.ImageFile, file: IO[bytes]) -> NDArray[np.uint16
     _refuse_planes(image)
     file.seek(0)
     content = np.frombuffer(file.read(), np.uint8)
+    if image.format == "PNG" and claims_more_than_it_has(content.tobytes()):
+        raise _Unreadable(
+            "the image cannot be decoded (a part of it is longer than the file); replace or remove "
+            "the file"
+        )
     log: Any = getattr(cv2.utils, "logging", cv2)  # in OpenCV 5, and in OpenCV 4
     level = log.setLogLevel(0)  # silent; returns the old one
     try:

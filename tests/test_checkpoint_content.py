@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import sys
+import sysconfig
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,10 @@ import torch
 import yaml
 from helpers import sdp_plus_command, write_mvtec
 from layouts import visa
+from lightning.pytorch.demos.boring_classes import BoringModel
 
 from anomaly_clip.cli import main
-from anomaly_clip.commands.checkpoint_content import method_class, read_checkpoint
+from anomaly_clip.commands.checkpoint_content import damage_explained, method_class, read_checkpoint
 from anomaly_clip.errors import UserError
 from anomaly_clip.methods import SDPPlus
 
@@ -38,6 +41,13 @@ GOOD: dict[str, Any] = {
         ({"global_step": None}, "global_step is not a number, but NoneType"),
         ({"pytorch-lightning_version": 2}, "pytorch-lightning_version is not a text, but int"),
         ({"loops": []}, "loops is not a mapping, but list"),
+        ({"backbone": None}, "backbone is not a mapping, but NoneType"),
+        ({"fitted_images": 7}, "fitted_images is not a list, but int"),
+        ({"loops": {"fit_loop": 7}}, "fit_loop in loops is not a mapping, but int"),
+        (
+            {"loops": {"fit_loop": {"epoch_progress": 7}}},
+            "epoch_progress in loops is not a mapping, but int",
+        ),
         ({"callbacks": 1}, "callbacks is not a mapping, but int"),
         ({"optimizer_states": {}}, "optimizer_states is not a list, but dict"),
     ],
@@ -46,6 +56,27 @@ def test_malformed_checkpoints(change: dict[str, Any], message: str, tmp_path: P
     torch.save({**GOOD, **change}, tmp_path / "a.ckpt")
     with pytest.raises(UserError, match=f"a.ckpt: a damaged checkpoint, as {message}: give one"):
         read_checkpoint(tmp_path / "a.ckpt")
+
+
+def load_as_lightning(function: Callable[[], object]) -> None:
+    """Call a function from a file named as the one in which Lightning loads checkpoints."""
+    file = Path(sysconfig.get_paths()["purelib"], "lightning", "checkpoint_connector.py")
+    space: dict[str, Any] = {}
+    exec(compile("def load(function): function()", str(file), "exec"), space)
+    space["load"](function)
+
+
+def test_a_checkpoint_that_does_not_fit_a_model_of_ones_own() -> None:
+    model = BoringModel()
+    with (
+        pytest.raises(UserError, match=r'fit BoringModel, .*\(RuntimeError: Missing key.*"layer\.'),
+        damage_explained("a.ckpt", model),
+    ):
+        load_as_lightning(partial(model.load_state_dict, {}))
+    with pytest.raises(ZeroDivisionError), damage_explained("a.ckpt", model):
+        load_as_lightning(lambda: 1 / 0)
+    with pytest.raises(KeyError), damage_explained("a.ckpt", model):  # raised in this file
+        load_as_lightning(lambda: model.hparams["a"])
 
 
 def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:

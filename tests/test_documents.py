@@ -94,6 +94,12 @@ def test_configurations_end_in_one_sentence(
     assert len(error) < 600
 
 
+@pytest.mark.parametrize("text", ["9" * 400, "a: [1, {b: " + "9" * 400 + "}]"])
+def test_yaml_integers_are_limited(text: str) -> None:
+    with pytest.raises(DocumentError, match="more than 300 digits"):
+        load_yaml(text)
+
+
 @pytest.mark.parametrize("in_file", [False, True])
 @pytest.mark.parametrize("name", ["stages", "sigma"])
 @pytest.mark.parametrize(

@@ -130,6 +130,30 @@ def test_damaged_exif_data_are_ignored(tmp_path: Path, monkeypatch: pytest.Monke
     assert np.array_equal(read_image(saved(tmp_path / "a.png", image)), np.asarray(image))
 
 
+@pytest.mark.parametrize("length", [400, 2**31 - 1, 2**32 - 1])
+def test_a_chunk_longer_than_the_file_is_not_allocated(
+    length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save_deep(tmp_path / "a.png", DEEP)
+    content = path.read_bytes()
+    assert read_image(path, ReadRule(12)).shape == (*DEEP.shape[:2], 3)
+    place = content.index(b"IDAT") - 4
+    path.write_bytes(content[:place] + struct.pack(">L", length) + content[place + 4 :])
+    monkeypatch.setattr("cv2.imdecode", None)  # it would allocate the length
+    with pytest.raises(ValueError, match=r"cannot be decoded \(a part of it is longer than"):
+        read_image(path, ReadRule(12))
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
+@pytest.mark.parametrize("orientation", [0, 8, 9, 11, 4096])
+def test_the_header_turns_as_the_image_does(orientation: int, suffix: str, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = saved(tmp_path / f"a.{suffix}", Image.fromarray(RAMP), exif=exif)
+    assert read_header(path).size == read_image(path).shape[1::-1]
+    assert read_header(path).turned is (orientation == 8)
+
+
 def test_masks_of_unusual_modes_are_defective_where_not_black(tmp_path: Path) -> None:
     values = np.zeros((6, 8), np.uint8)
     values[1:3, 2:5] = 255

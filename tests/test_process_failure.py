@@ -50,7 +50,12 @@ def is_quiet(err: str) -> bool:
         (0, "RuntimeError", 1, "RuntimeError: the cause"),
         (1, "ValueError", 2, "anomaly_clip: the cause"),
         (1, "NaN", 2, "correct these files, or leave them out"),
-        (0, "OSError", 2, "[Errno 28] No space left on device: 'runs/scores.csv'"),
+        (
+            0,
+            "OSError",
+            2,
+            "runs/scores.csv: No space left on device: free space there, or choose another folder",
+        ),
     ],
 )
 def test_the_cause_is_reported_once(

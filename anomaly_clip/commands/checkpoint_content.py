@@ -16,7 +16,7 @@ from typing import Any
 from lightning.pytorch import LightningModule
 
 from anomaly_clip.backbones.weight_files import WeightFileError, read_content
-from anomaly_clip.errors import UserError, reason
+from anomaly_clip.errors import UserError, reaches_users_code, reason
 from anomaly_clip.files import printable
 
 __all__ = ["DAMAGE", "damage_explained", "method_class", "read_checkpoint"]
@@ -30,11 +30,13 @@ KINDS: Mapping[str, tuple[type, str]] = {
     "callbacks": (Mapping, "a mapping"),
     "optimizer_states": (list, "a list"),
     "lr_schedulers": (list, "a list"),
+    "backbone": (Mapping, "a mapping"),
+    "fitted_images": (list, "a list"),
     "epoch": (int, "a number"),
     "global_step": (int, "a number"),
     "pytorch-lightning_version": (str, "a text"),
 }
-"""Kinds of the entries that Lightning writes."""
+"""Kinds of the entries that Lightning and the methods write."""
 LOADERS = ("checkpoint_connector.py", "migrate.py")  # modules of Lightning
 DAMAGE = (KeyError, IndexError, TypeError, AttributeError, RuntimeError)
 """Exceptions of the code that reads a damaged checkpoint."""
@@ -72,6 +74,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     class_path = checkpoint.get("hyper_parameters", {}).get("_class_path", "")
     if not isinstance(class_path, str):
         raise _damaged(path, f"_class_path is not a text, but {type(class_path).__name__}")
+    progress = checkpoint.get("loops", {})
+    for name in ("fit_loop", "epoch_progress", "current"):
+        progress = progress.get(name, {})
+        if not isinstance(progress, Mapping):
+            raise _damaged(path, f"{name} in loops is not a mapping, but {type(progress).__name__}")
     return checkpoint
 
 
@@ -104,34 +111,41 @@ def method_class(name: object, path: Path, source: str) -> type[LightningModule]
 
 @contextmanager
 def damage_explained(path: str | Path | None, model: LightningModule | None) -> Iterator[None]:
-    """Explain exceptions that a checkpoint causes while it is loaded into a model of this package.
+    """Explain exceptions that a checkpoint causes while it is loaded into a model.
 
     Args:
         path: The checkpoint; None if there is none.
         model: The model; None while only the settings in the checkpoint are read.
 
     Raises:
-        UserError: In place of the exception. Those of other models keep their traceback.
+        UserError: In place of the exception. Those of a user's own code keep their traceback.
     """
     try:
         yield
     except DAMAGE as error:
-        is_ours = model is None or type(model).__module__.startswith(PACKAGE)
-        if path is None or not is_ours or (model is not None and not _from_loading(error)):
+        if path is None or (model is not None and not _from_loading(error, model)):
             raise
         name = "its settings" if model is None else type(model).__name__
         raise UserError(
             f"--ckpt_path {path}: the checkpoint does not fit {name}, or is damaged "
-            f"({type(error).__name__}: {reason(error)[:200].rstrip(' .:;')}): {WRITTEN_BY_FIT}"
+            f"({type(error).__name__}: {_first_difference(error)}): {WRITTEN_BY_FIT}"
         ) from error
 
 
-def _from_loading(error: BaseException) -> bool:
+def _first_difference(error: BaseException) -> str:
+    """Return what an exception tells of a checkpoint: of torch's list of tensors, the first."""
+    lines = str(error).strip().splitlines()
+    is_list = len(lines) > 1 and lines[0].startswith("Error(s) in loading state_dict")
+    return (lines[1].strip() if is_list else reason(error))[:200].rstrip(" .:;")
+
+
+def _from_loading(error: BaseException, model: LightningModule) -> bool:
     """Return whether an exception was raised while Lightning loaded a checkpoint."""
+    is_ours = type(model).__module__.startswith(PACKAGE)
     trace = error.__traceback__
     while trace is not None:
         if Path(trace.tb_frame.f_code.co_filename).name in LOADERS:
-            return True
+            return is_ours or not reaches_users_code(trace)
         trace = trace.tb_next
     return False
 

@@ -88,7 +88,16 @@ class AnomalyMethod(EvaluatedModule):
 
     @property
     def weights(self) -> WeightsRecord:
-        """The weights of the backbone."""
+        """The weights of the backbone.
+
+        Raises:
+            TypeError: If the method has no backbone.
+        """
+        if getattr(self, "backbone", None) is None:
+            raise TypeError(
+                f"{type(self).__name__} has no backbone: assign one of anomaly_clip.backbones to "
+                f"self.backbone in its constructor"
+            )
         return self.backbone.weights
 
     @abstractmethod

@@ -32,7 +32,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -40,7 +40,7 @@ from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, Window, unit
 from anomaly_clip.backbones.prompts import PromptEnsemble, check_prompts
 from anomaly_clip.backbones.surgery import encode_dual_path, stage_ends
 from anomaly_clip.errors import check_at_least
-from anomaly_clip.files import atomic_path
+from anomaly_clip.files import write_bytes
 from anomaly_clip.maps import gaussian_blur
 from anomaly_clip.methods.contrastive_captions import Captions, ImageLabels
 from anomaly_clip.methods.contrastive_losses import (
@@ -470,7 +470,6 @@ class Contrastive(LightningModule):
         del state["token_embedding.rows"]
         record = self.training_record()
         file = folder / self.export_name
-        with atomic_path(file) as temporary:
-            halves = {key: value.half().contiguous().cpu() for key, value in state.items()}
-            save_file(halves, temporary, {"trained_on": json.dumps(record)})
+        halves = {key: value.half().contiguous().cpu() for key, value in state.items()}
+        write_bytes(file, save(halves, {"trained_on": json.dumps(record)}))
         return file

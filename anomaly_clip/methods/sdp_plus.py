@@ -9,6 +9,7 @@ stays frozen.
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -34,7 +35,7 @@ from anomaly_clip.backbones.weight_files import (
 )
 from anomaly_clip.backbones.weight_sources import local_file
 from anomaly_clip.errors import check_above, check_at_least
-from anomaly_clip.files import atomic_path, source_hash
+from anomaly_clip.files import source_hash, write_bytes
 from anomaly_clip.losses import dice_loss, focal_loss
 from anomaly_clip.maps import gaussian_blur, image_score, patches_to_map
 from anomaly_clip.methods import sdp
@@ -325,8 +326,9 @@ class SDPPlus(SDP):
         """Write the layers in the authors' format."""
         file = folder / self.export_name
         state = {f"fc.{key}": value.detach().cpu() for key, value in self.fc.state_dict().items()}
-        with atomic_path(file) as temporary:
-            torch.save({LAYERS_KEY: state}, temporary)
+        content = io.BytesIO()
+        torch.save({LAYERS_KEY: state}, content)
+        write_bytes(file, content.getbuffer())
         return file
 
     def load_linear_layers(self, file: Path) -> None:

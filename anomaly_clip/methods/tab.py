@@ -11,6 +11,7 @@ docs/methods/tab.md states which settings come from the paper, the authors' code
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections import deque
@@ -23,7 +24,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings
@@ -32,7 +33,7 @@ from anomaly_clip.backbones.prompts import check_prompts, embed_prompts
 from anomaly_clip.backbones.tab_prompts import TABPrompts, text_matrices
 from anomaly_clip.callbacks import DataWaitMonitor
 from anomaly_clip.errors import check_at_least
-from anomaly_clip.files import atomic_path
+from anomaly_clip.files import atomic_path, write_bytes
 from anomaly_clip.losses import softmax_focal_loss
 from anomaly_clip.methods.evaluated import data_module, missing_data_module
 from anomaly_clip.methods.tab_heads import (
@@ -426,10 +427,10 @@ class TAB(LightningModule):
             for name, value in self.encoder.state_dict().items()
         }
         stem = self.export_name.removesuffix(".safetensors")
-        with atomic_path(folder / f"{stem}.pt") as temporary:
-            torch.save(state, temporary)
-        with atomic_path(folder / f"{stem}.safetensors") as temporary:
-            save_file(state, temporary)
+        content = io.BytesIO()
+        torch.save(state, content)
+        write_bytes(folder / f"{stem}.pt", content.getbuffer())
+        write_bytes(folder / f"{stem}.safetensors", save(state))
         with atomic_path(folder / f"{stem}.json") as temporary:
             temporary.write_text(json.dumps(self.record(), indent=2) + "\n", encoding="utf-8")
         return folder / self.export_name

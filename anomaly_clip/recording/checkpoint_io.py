@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import os
 import sys
@@ -16,15 +15,13 @@ from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 
+from anomaly_clip.errors import FULL
 from anomaly_clip.files import atomic_path, leftovers
 
 if sys.platform != "win32":
     import fcntl
 
 __all__ = ["AtomicCheckpointIO", "remove_leftovers", "save_atomically"]
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Errors of a disk, a quota or a limit on the size of files that is full."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

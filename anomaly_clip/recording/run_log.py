@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import CSVLogger
 
 from anomaly_clip.recording.writer import RunWriter
@@ -28,3 +29,17 @@ class RunLogger(CSVLogger):
         logs = self._writer.folder / "logs"
         # Several verbs may log into a folder that the user has chosen.
         return str(logs if self._writer.requested_folder is None else logs / self._verb)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write what was logged.
+
+        Raises:
+            OSError: If it cannot be written; the error names the folder.
+        """
+        try:
+            super().save()
+        except OSError as error:  # that of a full disk names no file
+            if error.errno is not None and error.filename is None:
+                error.filename = self.log_dir
+            raise

@@ -90,7 +90,7 @@ def fitted_values_are_finite(subject: Subject) -> None:
 def fit_keeps_the_frozen_backbone(subject: Subject) -> None:
     """The weights of the frozen backbone are the same before and after the fit."""
     _frozen(subject)
-    before = subject.built.backbone.identity  # type: ignore[union-attr]
+    before = subject.built.backbone.identity
     after = load(subject.checkpoint)["backbone"]["sha256"]
     assert before == after, "the fit has changed the frozen backbone"
 

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from lightning.pytorch import LightningModule
 
-from anomaly_clip.errors import suggest
+from anomaly_clip.errors import UserError, check_at_least, suggest
 from anomaly_clip.testing.subject import Subject
 
 __all__ = ["Check", "Outcome", "check_method", "contract_table", "run_checks"]
@@ -70,7 +70,9 @@ class Check:
         except unittest.SkipTest as skip:
             return Outcome(self, "not applicable", str(skip))
         except Exception as error:
-            message = str(error) or type(error).__name__
+            message = str(error)
+            if not message or not isinstance(error, (AssertionError, UserError)):
+                message = f"{type(error).__name__}: {message}".removesuffix(": ")
             if self.expected_failure is not None:
                 return Outcome(self, "expected failure", self.expected_failure, error)
             return Outcome(self, "failed", message, error)
@@ -134,16 +136,26 @@ def check_method(
         slow: True: only the checks that start processes. False: all others. Default: both.
 
     Raises:
-        ValueError: If an expected failure names no check.
+        ValueError: If the method is none, an expected failure names no check or has no reason, or
+            another argument is of the wrong kind.
     """
+    given = {"arguments": arguments, "data": data, "trainer": trainer}
+    for name, value in {**given, "expected_failures": expected_failures}.items():
+        if value is not None and not isinstance(value, Mapping):
+            raise ValueError(f"{name}: expected a dictionary, got {value!r}")
+    if slow not in (None, True, False):
+        raise ValueError(f"slow: expected True, False or None, got {slow!r}")
+    check_at_least("half_precision_bound", half_precision_bound, 0)
     subject = Subject.of(method, arguments, data, trainer, half_precision_bound)
     failures = dict(expected_failures or {})
     functions = {function.__name__: function for function in _functions()}
-    for name in failures:
+    for name, cause in failures.items():
         if name not in functions:
             raise ValueError(
-                f"expected_failures: there is no check {name!r}: {suggest(name, functions)}"
+                f"expected_failures: there is no check {name!r}: {suggest(str(name), functions)}"
             )
+        if not isinstance(cause, str) or not cause.strip():
+            raise ValueError(f"expected_failures: {name} needs a reason in words, got {cause!r}")
     checks = [
         Check(name, function, subject, failures.get(name)) for name, function in functions.items()
     ]

@@ -89,7 +89,7 @@ def scores_have_their_types(subject: Subject) -> None:
 def scores_stay_on_the_device(subject: Subject) -> None:
     """Scores are on the device of the method; no tensor comes from another one."""
     scorer = _scorer(subject)
-    device = next(scorer.method.parameters()).device
+    device = scorer.method.device
     for name, value in scorer.score(scorer.images.to(device)).items():
         assert value.device == device, f"{name} is on {value.device}, the method on {device}"
 
@@ -152,9 +152,9 @@ def one_image_has_scores(subject: Subject) -> None:
 def constant_images_have_finite_scores(subject: Subject) -> None:
     """Black, white and grey images, whose features have no contrast, have finite scores."""
     scorer = _scorer(subject)
-    images = torch.zeros_like(scorer.images[:3])
-    images[1], images[2] = 255, 127
-    _check_finite(scorer.score(images))
+    shape = scorer.images.shape[1:]
+    images = torch.stack([torch.full(shape, value, dtype=torch.uint8) for value in (0, 255, 127)])
+    _check_finite(scorer.score(images, (3 * scorer.categories)[:3]))
 
 
 def grey_images_have_finite_scores(subject: Subject) -> None:

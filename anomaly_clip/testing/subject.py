@@ -16,7 +16,8 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import TracebackType
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -26,8 +27,8 @@ from torch import Tensor
 
 from anomaly_clip.cli import main
 from anomaly_clip.commands.batch import DryRunCLI
-from anomaly_clip.commands.experiment import ExperimentCLI, arrange, quieten
-from anomaly_clip.errors import UserError
+from anomaly_clip.commands.experiment import ExperimentCLI, arrange, known_options, quieten
+from anomaly_clip.errors import UserError, user_errors
 from anomaly_clip.files import CACHE_VARIABLE
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.methods.evaluated import EvaluatedModule
@@ -91,6 +92,27 @@ class Scorer(NamedTuple):
             return flat(self.method.score(images, (categories or self.categories)[: len(images)]))
 
 
+T = TypeVar("T")
+
+
+class shared(cached_property[T]):
+    """A cached property that also keeps its failure: a fit that failed is not run again."""
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        """Return the value, or raise the exception of the first time."""
+        if instance is None:
+            return self
+        failures: dict[str | None, tuple[Exception, TracebackType | None]] = instance._failures
+        if self.attrname in failures:
+            error, trace = failures[self.attrname]
+            raise error.with_traceback(trace)
+        try:
+            return super().__get__(instance, owner)
+        except Exception as error:
+            failures[self.attrname] = error, error.__traceback__
+            raise
+
+
 @dataclass
 class Subject:
     """A method under test; everything is made when a check first needs it.
@@ -109,6 +131,7 @@ class Subject:
     trainer_options: dict[str, Any]
     half_precision_bound: float
     _number: int = field(default=0, init=False)
+    _failures: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def of(
@@ -119,9 +142,22 @@ class Subject:
         trainer: Mapping[str, Any] | None,
         half_precision_bound: float,
     ) -> Subject:
-        """Return the subject of :func:`check_method`."""
+        """Return the subject of :func:`check_method`.
+
+        Raises:
+            ValueError: If the method is none, or the command line cannot name its class.
+        """
         instance = method if isinstance(method, LightningModule) else None
         kind = method if isinstance(method, type) else type(method)
+        if not issubclass(kind, LightningModule):
+            raise ValueError(
+                f"check_method: expected a class derived from AnomalyMethod, or an instance of "
+                f"one, got {method!r}"
+            )
+        if inspect.isabstract(kind):
+            lacking = ", ".join(sorted(getattr(kind, "__abstractmethods__", ())))
+            raise ValueError(f"check_method: {kind.__name__} does not implement {lacking}")
+        class_path(kind)
         recorded = {} if instance is None else recorded_arguments(instance)
         options = plain({**recorded, **(arguments or {})})
         bound = half_precision_bound
@@ -129,7 +165,7 @@ class Subject:
 
     # -- traits ----------------------------------------------------------------------------------
 
-    @cached_property
+    @shared
     def built(self) -> LightningModule:
         """The method as the command line builds it for a fit; not to be changed."""
         return self.build()
@@ -266,7 +302,7 @@ class Subject:
         with self.isolated():
             quieten()
             try:
-                with _captured():
+                with _captured(), user_errors(known_options):
                     return DryRunCLI(args=arrange(words)).model
             except UserError as error:
                 raise AssertionError(f"the command line cannot build the method: {error}") from None
@@ -313,7 +349,7 @@ class Subject:
         printed: dict[str, Any] = yaml.safe_load(finished.stdout)
         return printed
 
-    @cached_property
+    @shared
     def printed(self) -> dict[str, Any]:
         """The complete configuration of all runs, see :meth:`print_config`; not to be changed."""
         return self.print_config(self.configuration())
@@ -328,7 +364,7 @@ class Subject:
         assert finished.code == 0, f"{verb} ends with {finished.code}: {finished.last_line}"
         return finished.folder
 
-    @cached_property
+    @shared
     def fitted(self) -> Path:
         """Folder of a fit.
 
@@ -337,7 +373,7 @@ class Subject:
         """
         return self.succeed("fit")
 
-    @cached_property
+    @shared
     def checkpoint(self) -> Path:
         """Checkpoint of the fit.
 
@@ -348,12 +384,12 @@ class Subject:
         assert file.is_file(), f"fit has written no {file.relative_to(self.fitted)}"
         return file
 
-    @cached_property
+    @shared
     def tested(self) -> Path:
         """Folder of a test."""
         return self.succeed("test")
 
-    @cached_property
+    @shared
     def scorer(self) -> Scorer:
         """The method after a test, and test images."""
         return self.load()
