@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import errno
 import glob
 import hashlib
 import json
@@ -82,6 +83,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
+        if re.fullmatch(r"\d+ requested and \d+ written", str(error)):  # NumPy, on a full disk
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
         if (
             error.errno is not None and error.filename is None
         ):  # the error of a full disk names no file

@@ -13,10 +13,10 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from common import RESULTS, at_most, parser, result
+from common import RESULTS, at_most, commit, parser, result
 from soak_common import Row
 from soak_full import WRITERS, full_disks
 from soak_fuzz import KEPT, fuzz
@@ -45,8 +45,8 @@ def main() -> int:
     options.add_argument(
         "--output",
         type=Path,
-        help="file of the result (default: none if a part "
-        "is left out, benchmarks/results/soak.json otherwise)",
+        help="file of the result, in which the other parts stay (default: none with --count, "
+        "benchmarks/results/soak.json otherwise)",
     )
     chosen = options.parse_args()
     warnings.simplefilter("ignore")
@@ -80,12 +80,23 @@ def _run(chosen: argparse.Namespace, names: Sequence[str]) -> int:
     if failures:
         print(f"inputs: {KEPT}")
     print(f"{tried:,} tried, {len(failures)} failed ({spent})")
-    file = chosen.output or (None if chosen.only or chosen.count else RESULTS / "soak.json")
+    file = chosen.output or (None if chosen.count else RESULTS / "soak.json")
     if file is not None:
-        values = {"seconds": seconds, "rows": [row.record() for row in rows]}
-        content = result("soak", values, {"failures": at_most(len(failures), 0)})
-        file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        _write(file, rows, seconds, chosen.seed)
     return int(bool(failures))
+
+
+def _write(file: Path, rows: Sequence[Row], seconds: Mapping[str, float], seed: int) -> None:
+    """Write the result; parts that were not run stay as they are in the file."""
+    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    parts = {name: before["parts"][name] for name in PARTS if name in before.get("parts", {})}
+    for name, value in seconds.items():
+        records = [row.record() for row in rows if row.part == name]
+        parts[name] = {"commit": commit(), "seed": seed, "seconds": value, "rows": records}
+    parts = {name: parts[name] for name in PARTS if name in parts}
+    failed = sum(len(row["failures"]) for part in parts.values() for row in part["rows"])
+    content = result("soak", {"parts": parts}, {"failures": at_most(failed, 0)})
+    file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -248,7 +248,7 @@ def _start(folder: Path, variables: dict[str, str]) -> dict[str, str]:
 
 
 def _limited(writer: Writer, words: Words, variables: dict[str, str], folder: Path) -> Row:
-    row = Row("full disk", writer.name, LIMIT, tried=1)
+    row = Row("full", writer.name, LIMIT, tried=1)
     environment = _start(folder, variables)
     pattern = f"{folder}{writer.pattern}" if writer.pattern else ""
     hook = Hook(pattern, "full there" if writer.is_optional else "full", BYTES)
@@ -266,7 +266,7 @@ def _limited(writer: Writer, words: Words, variables: dict[str, str], folder: Pa
 def _on_small_disks(
     key: str, words: Words, variables: dict[str, str], folder: Path, sizes: tuple[float, ...]
 ) -> Row:
-    row = Row("full disk", key, "small file system in memory")
+    row = Row("full", key, "small file system in memory")
     whole = folder.parent / f"{folder.name}whole"
     ended = run_main(words(whole), _start(whole, variables))
     if ended.code:
@@ -315,12 +315,13 @@ def _problems(ended: Ended, folder: Path, is_optional: bool) -> Iterator[str]:
             yield f"exit code {ended.code}: {ended.stderr.strip()[-250:]}"
         elif str(folder) not in ended.stderr:
             yield "no warning names the folder"
-    else:
-        problem = one_sentence(ended)
-        if problem is not None:
+    elif problem := one_sentence(ended):
+        # Of each, compare and sweep, every failed category or run has its own line.
+        has_lines = ended.code == 1 and "free space" in ended.stderr
+        if "Traceback" in ended.stderr or not has_lines:
             yield problem
-        elif "/" not in ended.last_line:
-            yield f"names no file: {ended.last_line}"
+    elif "/" not in ended.last_line:
+        yield f"names no file: {ended.last_line}"
     yield from wholes(folder)
 
 

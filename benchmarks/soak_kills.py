@@ -105,7 +105,7 @@ def kills(count: int, seed: int, jobs: int, names: tuple[str, ...] = TRAINED) ->
                 wheres.append({"method": fit.name, "seed": seed, "trial": trial, **where})
             for where, done in zip(wheres, in_parallel(tasks, jobs), strict=True):
                 how = f"SIGKILL at a {kind}" if kind == "step" else "killed inside a save"
-                row = rows.setdefault(done.place, Row("kill", how, done.place))
+                row = rows.setdefault(done.place, Row("kills", how, done.place))
                 row.tried += 1
                 for name in done.counts:
                     row.count(name)

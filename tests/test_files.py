@@ -33,12 +33,18 @@ def _write_half(target: Path) -> None:
 
 
 def test_the_error_of_a_full_disk_names_the_file(tmp_path: Path) -> None:
-    def write() -> None:
+    def write(error: OSError) -> None:
         with atomic_path(tmp_path / "metrics.json"):
-            raise OSError(errno.ENOSPC, "No space left on device")  # names no file
+            raise error
 
-    with pytest.raises(OSError, match=r"No space left on device: '.*metrics\.json'"):
-        write()
+    for error in (
+        OSError(errno.ENOSPC, "No space left on device"),  # names no file
+        OSError("2304 requested and 1984 written"),  # of NumPy
+    ):
+        with pytest.raises(OSError, match=r"No space left on device: '.*metrics\.json'"):
+            write(error)
+    with pytest.raises(OSError, match=r"^2304 requested$"):
+        write(OSError("2304 requested"))
 
 
 def test_the_suffix_stays_so_that_writers_know_the_format(tmp_path: Path) -> None:

@@ -36,7 +36,9 @@ def run(
         line = ["soak.py", *words, "--jobs", "1", "--output", str(file)]
         monkeypatch.setattr("sys.argv", line)
         code = import_module("soak").main()
-        return code, json.loads(file.read_text(encoding="utf-8")), capsys.readouterr().out
+        content = json.loads(file.read_text(encoding="utf-8"))
+        (part,) = content["parts"].values()
+        return code, {**content, **part}, capsys.readouterr().out
 
     return call
 
@@ -199,6 +201,24 @@ def test_the_short_fuzz_finds_nothing(run: Callable[..., Any]) -> None:
         "value": 0.0, "bound": 0, "rule": "at most", "met": True,
     }  # fmt: skip
     assert "300 tried, 0 failed" in out
+
+
+def test_a_part_that_runs_alone_leaves_the_others(tmp_path: Path, common: ModuleType) -> None:
+    soak = import_module("soak")
+    file = tmp_path / "soak.json"
+    kill, full = common.Row("kills", "a", "b", tried=2), common.Row("full", "c", "d", tried=1)
+    full.fail("cut", command="fit")
+    soak._write(file, [kill], {"kills": 1.0}, 3)
+    soak._write(file, [full], {"full": 2.0}, 4)
+    content = json.loads(file.read_text(encoding="utf-8"))
+    assert [(name, part["seed"]) for name, part in content["parts"].items()] == [
+        ("kills", 3), ("full", 4),
+    ]  # fmt: skip
+    assert content["bounds"]["failures"]["met"] is False
+    soak._write(file, [common.Row("full", "c", "d", tried=1)], {"full": 2.0}, 5)
+    content = json.loads(file.read_text(encoding="utf-8"))
+    assert content["parts"]["kills"]["rows"][0]["tried"] == 2
+    assert content["bounds"]["failures"]["met"] is True
 
 
 @pytest.mark.slow
