@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 
 from anomaly_clip.commands.last_step import FINITE, LAST
 from anomaly_clip.errors import UserError
-from anomaly_clip.methods.evaluated import reached_limit
+from anomaly_clip.methods.evaluated import is_exceeded, reached_limit
 from anomaly_clip.progress import say
 from anomaly_clip.records import LoaderNeeds
 
@@ -161,7 +161,8 @@ def check_resumable(
         trainer: Trainer of the fit.
 
     Raises:
-        UserError: If the method is fitted in a single pass, or the checkpoint has weights only.
+        UserError: If the method is fitted in a single pass, the checkpoint has weights only, or it
+            has more epochs than the trainer allows.
     """
     if needs.single_pass:
         raise UserError(
@@ -174,6 +175,10 @@ def check_resumable(
             f"can resume from it: give it to test or predict, or give another checkpoint"
         )
     limit = reached_limit(checkpoint, trainer)
+    if limit is not None and is_exceeded(checkpoint, trainer):
+        raise UserError(
+            f"--ckpt_path {path}: nothing is left to train, as {limit}: raise the limit to train on"
+        )
     if limit is not None:
         say(f"{path}: this fit is complete ({limit}), so nothing is trained")
 

@@ -24,6 +24,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 import anomaly_clip.data
 import anomaly_clip.methods  # noqa: F401
 from anomaly_clip.callbacks import BatchNormStatistics, progress_of_loops
+from anomaly_clip.commands.changed_options import changed_options
 from anomaly_clip.commands.checkpoint_content import (
     damage_explained,
     method_class,
@@ -51,7 +52,7 @@ from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.errors import UserError, user_errors
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.methods.evaluated import EvaluatedModule
-from anomaly_clip.progress import silence
+from anomaly_clip.progress import say, silence
 from anomaly_clip.recording.checkpoint_io import remove_leftovers, save_atomically
 from anomaly_clip.recording.checkpointing import last_checkpoint_of
 from anomaly_clip.recording.run_log import RunLogger
@@ -276,6 +277,9 @@ class ExperimentCLI(LightningCLI):
             remove_leftovers(Path(path).parent)
             method = type(self.model).__name__
             check_resumable(path, checkpoint, needs or LoaderNeeds(), method, trainer)
+            changed = changed_options(Path(path), writer.config)
+            if changed:
+                say(f"options of the fit of {path} differ: {', '.join(changed)}")
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(writer.folder / "checkpoints")

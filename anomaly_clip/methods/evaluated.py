@@ -33,6 +33,7 @@ __all__ = [
     "check_backbone",
     "data_module",
     "frozen_dtype",
+    "is_exceeded",
     "missing_data_module",
     "reached_limit",
     "without_backbone",
@@ -224,16 +225,30 @@ def reached_limit(checkpoint: Mapping[str, Any], trainer: Trainer) -> str | None
         checkpoint: A checkpoint, or its ``loops`` and ``global_step``.
         trainer: The trainer of a fit that resumes from it.
     """
-    progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress")
-    epochs = 0 if progress is None else progress["current"]["processed"]
     steps = checkpoint.get("global_step", 0)
     for name, limit, done in (
-        ("max_epochs", trainer.max_epochs, epochs),
+        ("max_epochs", trainer.max_epochs, _num_epochs(checkpoint)),
         ("max_steps", trainer.max_steps, steps),
     ):
         if limit is not None and 0 < limit <= done:  # -1: no limit
             return f"trainer.{name} is {limit}, and {done} are done"
     return None
+
+
+def is_exceeded(checkpoint: Mapping[str, Any], trainer: Trainer) -> bool:
+    """Return whether a checkpoint has more epochs than a trainer's limit, which Lightning refuses.
+
+    Args:
+        checkpoint: See :func:`reached_limit`.
+        trainer: See :func:`reached_limit`.
+    """
+    limit = trainer.max_epochs
+    return limit is not None and 0 <= limit < _num_epochs(checkpoint)
+
+
+def _num_epochs(checkpoint: Mapping[str, Any]) -> int:
+    progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress")
+    return 0 if progress is None else int(progress["current"]["processed"])
 
 
 def frozen_dtype(precision: str, device: torch.device) -> torch.dtype | None:
