@@ -205,6 +205,21 @@ def test_a_single_pass_is_not_resumed(
     assert not Path("runs/run/2").exists()
 
 
+def test_no_fit_resumes_from_weights_alone(
+    mvtec_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit = ["fit", *words(mvtec_root, "SimpleNet")]
+    callback = [
+        "--trainer.callbacks+=ModelCheckpoint",
+        "--trainer.callbacks.save_weights_only=true",
+    ]
+    assert main([*fit, "--trainer.max_epochs=1", *callback]) == 0
+    (file,) = set(Path("runs/run/1/checkpoints").iterdir()) - {Path("runs/run/1", LAST)}
+    assert main([*fit, "--ckpt_path", str(file)]) == 2
+    assert f"--ckpt_path {file}: it holds weights only" in capsys.readouterr().err
+    assert not Path("runs/run/2").exists()
+
+
 def test_a_complete_fit_continues_only_with_more_epochs(
     mvtec_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

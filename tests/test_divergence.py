@@ -369,4 +369,6 @@ def test_processes_stop_together(method: str, mvtec_root: Path) -> None:
     assert "their pixels are NaN or infinite" in last
     assert done.stderr.count("the fit diverged") == 1
     assert not list(Path("runs").rglob("last.ckpt"))
-    assert bool(list(Path("runs").rglob("finite-step-*.ckpt"))) == bool(epochs)
+    kept = [f"is kept as {file}" for file in Path("runs").rglob("finite-step-*.ckpt")]
+    assert len(kept) == len(epochs)
+    assert last.endswith("".join(kept))

@@ -161,12 +161,17 @@ def check_resumable(
         trainer: Trainer of the fit.
 
     Raises:
-        UserError: If the method is fitted in a single pass.
+        UserError: If the method is fitted in a single pass, or the checkpoint has weights only.
     """
     if needs.single_pass:
         raise UserError(
             f"--ckpt_path {path}: {method} is fitted in a single pass, which cannot be resumed: "
             f"leave --ckpt_path out to fit anew, or give it to test or predict"
+        )
+    if "optimizer_states" not in checkpoint:
+        raise UserError(
+            f"--ckpt_path {path}: it holds weights only, without the progress of a fit, so no fit "
+            f"can resume from it: give it to test or predict, or give another checkpoint"
         )
     limit = reached_limit(checkpoint, trainer)
     if limit is not None:

@@ -278,22 +278,24 @@ class FiniteValues(Callback):
             failure = next(message for message in messages if message is not None)
         if failure is not None:
             self._failure = failure
-            kept = self._keep_finite(trainer)
+            kept = trainer.strategy.broadcast(self._keep_finite(trainer))
             more = "" if kept is None else f"; the last finite state is kept as {kept}"
             raise Diverged(failure + more)
 
     def _keep_finite(self, trainer: Trainer) -> Path | None:
-        """Rename ``last.ckpt`` of this fit, and return its new path; None without one."""
+        """Rename ``last.ckpt`` of this fit, and return its new path; None without one.
+
+        Process 0 does so: after it, the others would not find the file.
+        """
         file = last_checkpoint(trainer)
-        if file is None or not file.is_file():
+        if file is None or not trainer.is_global_zero or not file.is_file():
             return None
         resumed = trainer.ckpt_path
         is_resumed = resumed is not None and Path(resumed).resolve() == file.resolve()
         if not (self._saved or is_resumed):  # left by another fit in the same folder
             return None
         kept = file.with_name(FINITE.replace("*", str(_step_of(file))))
-        if trainer.is_global_zero:
-            os.replace(file, kept)
+        os.replace(file, kept)
         return kept
 
 

@@ -305,7 +305,8 @@ class ExperimentCLI(LightningCLI):
             name: checkpoint[name] for name in ("fitted_images", "bit_depth") if name in checkpoint
         }
         if self._verb == "fit":
-            progress = {key: checkpoint.get(key, {}) for key in ("loops", "global_step")}
+            keys = ("loops", "global_step", "optimizer_states")
+            progress = {key: checkpoint[key] for key in keys if key in checkpoint}
             self._resumed = str(path), progress
         saved = dict(checkpoint.get("hyper_parameters", {}))
         model_class = config["model"]["class_path"]

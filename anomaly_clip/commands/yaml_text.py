@@ -84,3 +84,11 @@ def check_config(file: Path, name: str) -> None:
     if not isinstance(content, Mapping):
         kind = "a list" if isinstance(content, list) else "a single value"
         raise UserError(f"{name} holds {kind}: expected sections such as model: and data:")
+    for section in ("trainer", "output"):
+        value = content.get(section, {})
+        is_empty = value in ("", "null", "~")
+        is_file = isinstance(value, str) and value.endswith((".yaml", ".yml", ".json"))
+        if isinstance(value, Mapping) or is_file or (is_empty and section == "output"):
+            continue
+        kind = "is empty" if is_empty else f"holds {str(value)[:60]}"
+        raise UserError(f"{name}: {section} {kind}: write options below it, or remove it")
