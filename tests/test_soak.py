@@ -222,7 +222,9 @@ def test_a_part_that_runs_alone_leaves_the_others(tmp_path: Path, common: Module
 
 
 @pytest.mark.slow
-def test_short_kills_lose_nothing(run: Callable[..., Any]) -> None:
+def test_short_kills_lose_nothing(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    kills = import_module("soak_kills")
+    monkeypatch.setattr(kills.kills, "__defaults__", (("SimpleNet", "linear probe"),))
     code, result, out = run("--only", "kills", "--count", "2")
     assert code == 0, out
     assert [row["tried"] for row in result["rows"]] == [2, 1]
@@ -252,8 +254,11 @@ def test_the_kills_notice_a_save_that_is_not_atomic(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["full", "processes"])
-def test_the_other_parts_in_short(name: str, run: Callable[..., Any]) -> None:
-    code, result, out = run("--only", name, "--count", "1")
+@pytest.mark.parametrize(("name", "count"), [("full", 1), ("processes", 2)])
+def test_the_other_parts_in_short(
+    name: str, count: int, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(import_module("soak_processes"), "TESTED", ("SDP", "linear probe"))
+    code, result, out = run("--only", name, "--count", str(count))
     assert code == 0, out
     assert all(row["tried"] for row in result["rows"]), out
