@@ -1,4 +1,4 @@
-"""Options of a resumed fit that differ from those of its checkpoint are told."""
+"""Options of a resumed fit that differ from those of its checkpoint are expected."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def changed(tmp_path: Path, config: str, saved: str = FIT) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "expected"),
     [
         ("batch_size: 4", "batch_size: 2", ["data.batch_size 4 (now 2)"]),
         ("precision: null", "precision: 16-mixed", ["trainer.precision null (now 16-mixed)"]),
@@ -40,9 +40,9 @@ def changed(tmp_path: Path, config: str, saved: str = FIT) -> list[str]:
         ("anomaly_clip.data.MVTecAD", "MVTecAD", []),
     ],
 )
-def test_what_is_told(tmp_path: Path, old: str, new: str, told: list[str]) -> None:
+def test_what_is_told(tmp_path: Path, old: str, new: str, expected: list[str]) -> None:
     assert old in FIT
-    assert changed(tmp_path, FIT.replace(old, new)) == told
+    assert changed(tmp_path, FIT.replace(old, new)) == expected
 
 
 @pytest.mark.parametrize("saved", ["", "[1, 2]", "a: [", "data: 3", "trainer: x"])

@@ -17,7 +17,11 @@ def checks(kind: Any, **options: Any) -> dict[str, Check]:
     return {check.name: check for check in check_method(kind, **options)}
 
 
-@pytest.mark.parametrize("given", ["my_module.MyMethod", None, int, lambda: 1], ids=str)
+@pytest.mark.parametrize(
+    "given",
+    ["my_module.MyMethod", None, int, lambda: 1],
+    ids=["a name", "None", "another class", "a function"],
+)
 def test_only_methods_are_checked(given: Any) -> None:
     with pytest.raises(ValueError, match="expected a class derived from AnomalyMethod"):
         check_method(given)
