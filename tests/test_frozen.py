@@ -68,6 +68,18 @@ def test_the_record_of_the_weights() -> None:
     assert weights["sha256"]
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_fingerprint_is_the_same_with_earlier_versions_of_pytorch(
+    bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They print a LayerNorm without its bias."""
+    module = nn.Sequential(nn.LayerNorm((4,), bias=bias))
+    monkeypatch.setattr(nn.LayerNorm, "extra_repr", lambda self: f"(4,), bias={bias}")
+    expected = fingerprint(module)
+    monkeypatch.setattr(nn.LayerNorm, "extra_repr", lambda self: "(4,)")
+    assert fingerprint(module) == expected
+
+
 def test_the_fingerprint_covers_values_names_types_and_activations() -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(2, 2), nn.ReLU())

@@ -162,9 +162,17 @@ def fingerprint(module: nn.Module) -> str:
     for name, layer in module.named_modules():
         heads = getattr(layer, "num_heads", "")
         if heads or not list(layer.children()):
-            digest.update(f"{name} {layer} {heads} ".encode())
+            digest.update(f"{name} {_printed(layer)} {heads} ".encode())
     for key, tensor in sorted(module.state_dict().items()):
         data = tensor.detach().cpu().contiguous()
         digest.update(f"{key} {data.dtype} {tuple(data.shape)} ".encode())
         digest.update(data.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _printed(layer: nn.Module) -> str:
+    """Return a layer as text, the same with every version of PyTorch."""
+    text = str(layer)
+    if isinstance(layer, nn.LayerNorm) and "bias=" not in text:  # earlier versions leave it out
+        return f"{text.removesuffix(')')}, bias={layer.bias is not None})"
+    return text
