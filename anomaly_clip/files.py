@@ -198,6 +198,8 @@ def read_csv(path: Path) -> Iterator[dict[str, str]]:
         try:
             header: list[str] = []
             for number, row in enumerate(csv.reader(file)):
+                if any("\0" in cell for cell in row):  # newer versions of Python accept it
+                    raise ValueError(f"line {number + 1} has a null character")
                 cells = [cell[1:] if re.match(r"'+[=+\-@\t\r]", cell) else cell for cell in row]
                 if not number:
                     header = cells

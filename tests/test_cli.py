@@ -21,6 +21,7 @@ def test_the_entry_point_imports_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow
 def test_options_do_not_wait_for_open_clip() -> None:
     code = (
         "import sys, anomaly_clip.commands.experiment;"

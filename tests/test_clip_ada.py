@@ -313,6 +313,7 @@ def words(verb: str, root: Path, clip: str, runs: Path) -> list[str]:
     return [*command, "--trainer.max_epochs", "2", "--output.root", str(runs)]
 
 
+@pytest.mark.slow
 def test_fit_test_and_predict(
     learnable: Path, tiny_clip_config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -144,6 +144,7 @@ def test_the_category_name_goes_into_the_prompts(
     assert set(names) == {"bottle", "metal nut"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["clip_ada", "clip_ada_strong", "clip_ada_demo"])
 def test_clip_ada_runs_as_configured(
     mvtec_root: Path, tmp_path: Path, name: str, tiny_clip_config: str

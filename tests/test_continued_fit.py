@@ -198,6 +198,7 @@ def test_a_single_pass_starts_again(mvtec_root: Path, capsys: pytest.CaptureFixt
     assert_equal(before, after)
 
 
+@pytest.mark.slow
 def test_a_fit_that_was_only_not_marked_as_complete(
     mvtec_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -352,6 +353,7 @@ def test_each_needs_a_checkpoint_of_each_category(
     assert not list(Path("runs").rglob("*.yaml"))
 
 
+@pytest.mark.slow
 def test_each_in_a_folder_with_another_run(
     mvtec_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

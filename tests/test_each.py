@@ -223,6 +223,7 @@ def test_a_launcher_is_refused(
     assert not list(tmp_path.glob("padim"))
 
 
+@pytest.mark.slow
 def test_the_checkpoint_of_an_interrupted_fit_is_replaced(root: Path, tmp_path: Path) -> None:
     line = words(root, tmp_path, "--data.categories", "[bottle]")
     assert main(line) == 0

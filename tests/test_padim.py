@@ -153,6 +153,7 @@ def seven_bottles(mvtec_root: Path) -> Path:
     return mvtec_root
 
 
+@pytest.mark.slow
 def test_fit_and_test_from_the_checkpoint_alone(seven_bottles: Path, tmp_path: Path) -> None:
     assert main(words("fit", seven_bottles, tmp_path / "runs", *ONE)) == 0
     [checkpoint] = (tmp_path / "runs" / "run" / "1" / "checkpoints").iterdir()

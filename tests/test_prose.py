@@ -73,5 +73,6 @@ def test_exit_code_and_paths(
     assert main([str(tmp_path)]) == 0
 
 
+@pytest.mark.slow
 def test_the_project_passes() -> None:
     assert main([]) == 0

@@ -150,6 +150,7 @@ def test_training_separates_features_from_noisy_ones(mvtec_root: Path) -> None:
     assert_close(method.backbone.state_dict(), before, atol=0, rtol=0)
 
 
+@pytest.mark.slow
 def test_fit_and_test_from_the_checkpoint_alone(mvtec_root: Path, tmp_path: Path) -> None:
     assert main(words("fit", mvtec_root, tmp_path / "runs", *ONE)) == 0
     [checkpoint] = (tmp_path / "runs" / "run" / "1" / "checkpoints").iterdir()

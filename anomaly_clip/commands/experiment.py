@@ -363,6 +363,12 @@ class ExperimentCLI(LightningCLI):
 
     def _check_method(self, method: EvaluatedModule, verb: str, path: str | None) -> None:
         name = type(method).__name__
+        for declared in ("must_be_fitted", "can_be_fitted"):
+            if not hasattr(type(method), declared):
+                raise UserError(
+                    f"{name} does not declare {declared}: set it to True or False in the body of "
+                    f"the class"
+                )
         if verb == "fit":
             if not method.can_be_fitted:
                 raise UserError(f"{name} is zero-shot and has nothing to fit: use test or predict")

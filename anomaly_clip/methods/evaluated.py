@@ -97,12 +97,6 @@ class EvaluatedModule(LightningModule, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("must_be_fitted", "can_be_fitted"):
-            if not hasattr(type(self), name):
-                raise TypeError(
-                    f"{type(self).__name__} does not declare {name}: set it to True or False in "
-                    f"the body of the class"
-                )
         self.results: Results | None = None
         """Metrics of the last evaluation."""
         self.reference_paths: dict[str, list[str]] = {}
