@@ -452,7 +452,7 @@ class TAB(LightningModule):
         epochs = self.epochs if self._trainer is None else self.current_epoch
         return {
             "method": "TAB",
-            **dict(self.hparams),
+            **{name: value for name, value in self.hparams.items() if not name.startswith("_")},
             **self.provenance,
             "categories": self.categories,
             "epochs": epochs,
