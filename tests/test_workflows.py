@@ -132,7 +132,7 @@ def test_steps_exist_in_the_repository(file: Path) -> None:
 
 def test_a_step_that_does_not_exist_is_noticed() -> None:
     assert missing("make lint") == []
-    lines = ["make tea", "bash .ci/absent", "curl https://x.org | sh"]
+    lines = ["make tea", "bash .ci/absent", "curl https://example.org | sh"]
     assert missing("\n".join(lines)) == lines
 
 

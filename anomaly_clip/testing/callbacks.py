@@ -92,7 +92,7 @@ class CompareProcesses(Callback):
         tensors: dict[str, torch.Tensor] = {**dict(pl_module.named_parameters())}
         if needs_of(trainer).single_pass:
             tensors |= dict(pl_module.named_buffers())
-        mine = {name: hashed(value) for name, value in tensors.items()}
+        mine = {name: _hashed(value) for name, value in tensors.items()}
         gathered: list[Any] = [None] * trainer.world_size
         torch.distributed.all_gather_object(gathered, mine)
         for name, digest in mine.items():
@@ -100,6 +100,8 @@ class CompareProcesses(Callback):
                 raise RuntimeError(f"{name} differs between the processes")
 
 
-def hashed(tensor: torch.Tensor) -> str:
+def _hashed(tensor: torch.Tensor) -> str:
     """Return a hash of a tensor's values."""
-    return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+    # NumPy has no bfloat16, but its bytes.
+    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.sha256(data.numpy().tobytes()).hexdigest()

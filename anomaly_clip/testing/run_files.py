@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["compare_checkpoints", "image_scores", "load", "read_rows", "read_scores"]
+__all__ = ["compare_checkpoints", "image_scores", "leaves", "load", "read_rows", "read_scores"]
 
 
 def load(file: Path) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def compare_checkpoints(expected: Path, actual: Path) -> None:
     """
     first, second = load(expected), load(actual)
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
-        before, after = (dict(_leaves(content.get(part), part)) for content in (first, second))
+        before, after = (dict(leaves(content.get(part), part)) for content in (first, second))
         assert list(before) == list(after), f"{part} has other entries"
         for key, value in before.items():
             same = value.equal(after[key]) if isinstance(value, Tensor) else value == after[key]
@@ -52,13 +52,13 @@ def read_rows(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     """Yield all values of nested containers with their paths."""
     if isinstance(value, Mapping):
         for key, entry in value.items():
-            yield from _leaves(entry, f"{path}.{key}")
+            yield from leaves(entry, f"{path}.{key}")
     elif isinstance(value, (list, tuple)):
         for place, entry in enumerate(value):
-            yield from _leaves(entry, f"{path}[{place}]")
+            yield from leaves(entry, f"{path}[{place}]")
     else:
         yield path, value

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from anomaly_clip.methods.evaluated import EvaluatedModule
+from anomaly_clip.testing.run_files import leaves
 from anomaly_clip.testing.subject import Subject, parameters, plain, recorded_arguments
 
 __all__ = [
@@ -65,7 +66,7 @@ def hyper_parameters_are_recorded(subject: Subject) -> None:
 
 def hyper_parameters_are_plain(subject: Subject) -> None:
     """Recorded hyper-parameters are plain values, so that checkpoints load without running code."""
-    for path, value in _leaves(recorded_arguments(subject.built)):
+    for path, value in leaves(recorded_arguments(subject.built), "hparams"):
         is_plain = value is None or isinstance(value, (bool, int, float, str))
         assert is_plain, f"{path} is a {type(value).__name__}: record plain values"
         assert not isinstance(value, float) or math.isfinite(value), f"{path} is {value}"
@@ -138,14 +139,3 @@ def _contains(kept: Any, given: Any) -> bool:
     if isinstance(given, Mapping) and isinstance(kept, Mapping):
         return all(_contains(kept.get(key), value) for key, value in given.items())
     return bool(kept == given)
-
-
-def _leaves(value: Any, path: str = "hparams") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key, entry in value.items():
-            yield from _leaves(entry, f"{path}.{key}")
-    elif isinstance(value, (list, tuple)):
-        for place, entry in enumerate(value):
-            yield from _leaves(entry, f"{path}[{place}]")
-    else:
-        yield path, value
