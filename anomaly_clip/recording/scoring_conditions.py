@@ -1,0 +1,112 @@
+"""Conditions under which images are scored: scores are comparable only if they are equal."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from anomaly_clip.data.file_hashes import pixel_hashes
+from anomaly_clip.errors import UserError
+from anomaly_clip.methods.base import AnomalyMethod
+from anomaly_clip.methods.evaluated import without_backbone
+
+__all__ = ["check_conditions", "scoring_conditions"]
+
+SOURCES = ("pretrained", "weights")
+"""Settings of a backbone that name where its weights are from; their hash is compared instead."""
+
+
+def scoring_conditions(
+    method: AnomalyMethod, image_size: int, resize: str, bit_depth: int | None, precision: str
+) -> dict[str, Any]:
+    """Return everything that the scores of a method depend on besides the images.
+
+    Args:
+        method: The method, prepared for its categories.
+        image_size: Side of the square images, in pixels.
+        resize: How images are made square.
+        bit_depth: Significant bits of 16-bit images; None if there are none.
+        precision: Precision of the trainer.
+    """
+    ignored = {"evaluator", "_class_path", *method.init_only_arguments}
+    settings = {name: value for name, value in method.hparams.items() if name not in ignored}
+    if isinstance(settings.get("backbone"), Mapping):
+        backbone = settings["backbone"]
+        settings["backbone"] = {k: v for k, v in backbone.items() if k not in SOURCES}
+    references = {
+        category: sorted(pixel_hashes(map(Path, paths)).values())
+        for category, paths in method.reference_paths.items()
+        if all(Path(path).is_file() for path in paths)
+    }
+    return {
+        "backbone_sha256": method.backbone.identity,
+        "fitted_sha256": _fitted_sha256(method),
+        "settings": json.loads(json.dumps(settings, default=str)),
+        "image_size": image_size,
+        "resize": resize,
+        "bit_depth": bit_depth,
+        "precision": precision,
+        "references": references,
+    }
+
+
+def _fitted_sha256(method: AnomalyMethod) -> str | None:
+    """Return the hash of everything that was fitted; None if nothing was."""
+    state = without_backbone(method.state_dict())
+    if not method.can_be_fitted or not state:
+        return None
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+NAMES = {
+    "backbone_sha256": "the weights of the backbone",
+    "fitted_sha256": "the fitted weights",
+    "references": "the reference images",
+}
+
+
+def check_conditions(
+    calibrated: Mapping[str, Any], current: Mapping[str, Any], source: str
+) -> None:
+    """Check that scores are comparable with those of a calibration.
+
+    Args:
+        calibrated: Conditions of the calibration; see :func:`scoring_conditions`.
+        current: Conditions now.
+        source: Where the calibration is from, for messages.
+
+    Raises:
+        UserError: If a condition differs; the message names the first.
+    """
+    for name, value in current.items():
+        before = calibrated.get(name)
+        if name == "settings" and isinstance(before, Mapping):
+            for setting in sorted({*before, *value}):
+                if before.get(setting) != value.get(setting):
+                    raise _differs(
+                        f"model.{setting} is {value.get(setting)}", before.get(setting), source
+                    )
+        elif before != value:
+            if name in NAMES:
+                raise UserError(
+                    f"{source} was made with other images or weights: {NAMES[name]} differ: "
+                    f"calibrate again (anomaly_clip calibrate), which needs no fit"
+                )
+            raise _differs(f"{name} is {value}", before, source)
+
+
+def _differs(what: str, before: Any, source: str) -> UserError:
+    return UserError(
+        f"{what}, but {source} was made with {before}: use that, or calibrate again (anomaly_clip "
+        f"calibrate), which needs no fit"
+    )
