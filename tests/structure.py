@@ -31,11 +31,12 @@ BASE = (
 
 LAYERS = {
     "testing": ("commands", "methods", "data"),
-    "commands": ("recording", "report", "results", "drawing", "methods", "data"),
-    "recording": ("report", "results", "drawing", "methods", "data"),
+    "commands": ("recording", "report", "results", "drawing", "methods", "data", "decisions"),
+    "recording": ("report", "results", "drawing", "methods", "data", "decisions"),
     "report": ("results", "drawing"),
     "results": (),
     "drawing": (),
+    "decisions": (),
     "methods": ("synthesis", "backbones", "metrics", "demo"),
     "data": ("synthesis", "demo"),
     "synthesis": ("demo",),

@@ -24,6 +24,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 import anomaly_clip.data
 import anomaly_clip.methods  # noqa: F401
 from anomaly_clip.callbacks import BatchNormStatistics, progress_of_loops
+from anomaly_clip.commands.calibration_options import add_calibration_options
 from anomaly_clip.commands.changed_options import changed_options
 from anomaly_clip.commands.checkpoint_content import (
     damage_explained,
@@ -198,8 +199,9 @@ class ExperimentCLI(LightningCLI):
         return {self._verb: verbs[self._verb]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the options of the run folder."""
+        """Add the options of the run folder and of decisions."""
         parser.add_lightning_class_args(RunWriter, "output")
+        add_calibration_options(parser)
 
     def _prepare_subcommand_parser(
         self, klass: type, subcommand: str, **kwargs: Any
@@ -249,6 +251,7 @@ class ExperimentCLI(LightningCLI):
         seed = config["seed_everything"]
         writer.resumed = config.get("ckpt_path") is not None
         writer.seed = None if seed is False else seed
+        writer.calibration = self._get(self.config_init, "calibration")
         if config["trainer"]["logger"] is None:
             kwargs["logger"] = RunLogger(writer, verb) if verb != "predict" else False
         callbacks = list(self._get(self.config_init, "trainer")["callbacks"] or [])
@@ -306,7 +309,9 @@ class ExperimentCLI(LightningCLI):
             return  # _check_verb reports a missing file
         checkpoint = read_checkpoint(Path(path))
         self._fit_record = {
-            name: checkpoint[name] for name in ("fitted_images", "bit_depth") if name in checkpoint
+            name: checkpoint[name]
+            for name in ("fitted_images", "bit_depth", "calibration")
+            if name in checkpoint
         }
         if self._verb == "fit":
             keys = ("loops", "global_step", "optimizer_states")

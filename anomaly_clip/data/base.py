@@ -88,6 +88,11 @@ class BaseDataModule(LightningDataModule, ABC):
         return True
 
     @property
+    def has_default_name(self) -> bool:
+        """True if the only category has the name of its folder, as no other was given."""
+        return False
+
+    @property
     def is_tested_after_fit(self) -> bool:
         """True if there are images to test on after a fit."""
         return "test" in self.splits

@@ -147,7 +147,7 @@ class ImageFolder(AnomalyData):
             raise ValueError(
                 f"data.group {group!r} is not a regular expression ({error}): correct it"
             ) from None
-        self._has_default_name = category is None
+        self.named = category
         self.category = self._default_name() if category is None else category
         self.normal = normal
         self.normal_folders = normal_folders or list(NORMAL_FOLDERS)
@@ -221,6 +221,11 @@ class ImageFolder(AnomalyData):
     def has_labels(self) -> bool:
         """True if a folder contains the normal images."""
         return self.form.has_labels
+
+    @property
+    def has_default_name(self) -> bool:
+        """True without ``category``: the name is that of the folder."""
+        return self.named is None
 
     def find_categories(self) -> list[str]:
         """Return the only category.
@@ -304,7 +309,7 @@ class ImageFolder(AnomalyData):
         self._predicts = stage == "predict"
         if not self._predicts and self.selection.is_folder:
             self.refuse_unsupported()
-        if needs.category_names and self._has_default_name:
+        if needs.category_names and self.has_default_name:
             raise ValueError(
                 f"data.category is not set, but prompts contain the name of the object: name what "
                 f'is shown in {self.root}, such as --data.category "laser-cut plank"'

@@ -70,6 +70,8 @@ class AnomalyMethod(EvaluatedModule):
         """Significant bits of the 16-bit images of the fit; None if there were none."""
         self.fitted_category: str | None = None
         """Category of the fit of a method with one model per category; None if unknown."""
+        self.calibration: dict[str, Any] | None = None
+        """Content of ``calibration.json`` of the fitted state, None without one."""
 
     @property
     @abstractmethod
@@ -277,6 +279,8 @@ class AnomalyMethod(EvaluatedModule):
         checkpoint["bit_depth"] = self.bit_depth
         if self.fitted_category is not None:
             checkpoint["fitted_category"] = self.fitted_category
+        if self.calibration is not None:
+            checkpoint["calibration"] = self.calibration
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the current backbone to the checkpoint, so that its state dict loads strictly.
@@ -296,6 +300,7 @@ class AnomalyMethod(EvaluatedModule):
         self.fitted_images = frozenset(checkpoint.get("fitted_images", ()))
         self.bit_depth = checkpoint.get("bit_depth")
         self.fitted_without = checkpoint.get("fitted_without", 0)
+        self.calibration = checkpoint.get("calibration")
 
     def _compare_data(self, checkpoint: dict[str, Any]) -> None:
         """Take what a checkpoint was fitted on, and tell if the current data differs from it.
@@ -323,7 +328,7 @@ class AnomalyMethod(EvaluatedModule):
                 f"{', '.join(data.categories)}"
             )
         if fitting:  # the data module has read the current images already
-            self.fitted_images |= images
+            self.fitted_images |= images  # a calibration is dropped: weights will change
         else:
             self.take_fit_record(checkpoint)
         self.fitted_category = category if self.fitted_category is None else self.fitted_category

@@ -14,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from anomaly_clip.data.dataset import AnomalyData
+from anomaly_clip.decisions.settings import CalibrationSettings
 from anomaly_clip.drawing.confusion import write_confusion
 from anomaly_clip.drawing.tsne import tsne, write_embeddings
 from anomaly_clip.files import atomic_path, printable, write_csv, write_json
@@ -101,6 +102,8 @@ class RunWriter(Callback):
         self.resumed = False
         """True if a fit continues from a checkpoint; set by the command line."""
         self.seed: int | None = None
+        self.calibration = CalibrationSettings()
+        """Options of decisions; set by the command line."""
         self.requested_folder = None if folder is None else Path(folder).expanduser()
         self._folder: Path | None = None
         self._existed = False
