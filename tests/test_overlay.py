@@ -59,7 +59,9 @@ def test_holes_have_contours_and_everything_above_is_framed() -> None:
     ring[45:55, 45:55] = 0.0
     assert has_colour(overlay(image, ring, 1.0), CONTOUR)[44, 50]
     whole = has_colour(overlay(image, np.ones((100, 100)), 0.0), CONTOUR)
-    assert whole[0].all() and whole[:, -1].all() and not whole[10:90, 10:90].any()
+    assert whole[0].all()
+    assert whole[:, -1].all()
+    assert not whole[10:90, 10:90].any()
 
 
 def test_arrays_that_are_not_contiguous() -> None:
