@@ -1,6 +1,136 @@
 """Visual anomaly detection with CLIP.
 
-Importing the package is instant: heavy dependencies are loaded by the submodules that use them.
+    import anomaly_clip
+
+    detector = anomaly_clip.load("runs/own_patchcore/1")
+    detector.predict("photo.jpg").decision
+
+Importing the package is instant: heavy dependencies are loaded by the submodules that use them, at
+the first use of a name of this module.
 """
 
+from typing import TYPE_CHECKING
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from anomaly_clip import backbones, data, decisions, methods, metrics, synthesis, testing
+    from anomaly_clip.data import (
+        BTAD,
+        ISIC,
+        KSDD2,
+        AnomalyData,
+        BrainMRI,
+        CVCClinicDB,
+        Demo,
+        HeadCT,
+        ImageFolder,
+        IndustrialFolders,
+        MagneticTile,
+        MetaJSON,
+        MixedWM38,
+        MVTecAD,
+        MVTecAD2,
+        RealIAD,
+        Resize,
+        VisA,
+    )
+    from anomaly_clip.decisions.calibration import Calibration
+    from anomaly_clip.detector import Detector, fit, load
+    from anomaly_clip.methods import (
+        CLIPADA,
+        RD4AD,
+        SDP,
+        TAB,
+        AnomalyMethod,
+        Contrastive,
+        LinearProbe,
+        PaDiM,
+        PatchCore,
+        RegAD,
+        SDPPlus,
+        SimpleNet,
+        WinCLIP,
+    )
+    from anomaly_clip.prediction import Prediction
+
+__all__ = [
+    "BTAD",
+    "CLIPADA",
+    "ISIC",
+    "KSDD2",
+    "RD4AD",
+    "SDP",
+    "TAB",
+    "AnomalyData",
+    "AnomalyMethod",
+    "BrainMRI",
+    "CVCClinicDB",
+    "Calibration",
+    "Contrastive",
+    "Demo",
+    "Detector",
+    "HeadCT",
+    "ImageFolder",
+    "IndustrialFolders",
+    "LinearProbe",
+    "MVTecAD",
+    "MVTecAD2",
+    "MagneticTile",
+    "MetaJSON",
+    "MixedWM38",
+    "PaDiM",
+    "PatchCore",
+    "Prediction",
+    "RealIAD",
+    "RegAD",
+    "Resize",
+    "SDPPlus",
+    "SimpleNet",
+    "VisA",
+    "WinCLIP",
+    "__version__",
+    "backbones",
+    "data",
+    "decisions",
+    "fit",
+    "load",
+    "methods",
+    "metrics",
+    "synthesis",
+    "testing",
+]
+
+_PACKAGES = ("backbones", "data", "decisions", "methods", "metrics", "synthesis", "testing")
+_MODULES = {
+    "Calibration": "decisions.calibration",
+    "Detector": "detector",
+    "Prediction": "prediction",
+    "fit": "detector",
+    "load": "detector",
+    **dict.fromkeys(
+        ("CLIPADA", "RD4AD", "SDP", "TAB", "AnomalyMethod", "Contrastive", "LinearProbe", "PaDiM")
+        + ("PatchCore", "RegAD", "SDPPlus", "SimpleNet", "WinCLIP"),
+        "methods",
+    ),
+}
+"""Module of each name; those of data sets are in ``data``."""
+
+
+if not TYPE_CHECKING:  # type checkers know the names from the imports above
+
+    def __getattr__(name: str) -> object:
+        """Import a name of ``__all__`` at its first use."""
+        import importlib
+
+        if name in _PACKAGES:
+            return importlib.import_module(f"anomaly_clip.{name}")
+        if name not in __all__:
+            raise AttributeError(f"module 'anomaly_clip' has no attribute {name!r}")
+        module = importlib.import_module(f"anomaly_clip.{_MODULES.get(name, 'data')}")
+        value = globals()[name] = getattr(module, name)
+        return value
+
+    def __dir__() -> list[str]:
+        """Return the names that exist, for completion."""
+        return sorted({*globals(), *__all__})

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomaly_clip.backbones.frozen import FrozenBackbone
+from anomaly_clip.backbones.frozen import FrozenBackbone, check_settings
 from anomaly_clip.errors import check_choice
 from anomaly_clip.progress import say
 from anomaly_clip.records import DEMO, RANDOM, WeightsRecord
@@ -127,6 +127,7 @@ class CLIPBackbone(FrozenBackbone):
             return settings
         if isinstance(settings, CLIPSettings):
             return cls(**asdict(settings))
+        check_settings(settings, "pretrained")
         return cls(**from_checkpoint(settings))
 
     @property

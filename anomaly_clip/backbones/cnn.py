@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anomaly_clip.backbones.frozen import FrozenBackbone
+from anomaly_clip.backbones.frozen import FrozenBackbone, check_settings
 from anomaly_clip.backbones.state_dicts import state_dict_of
 from anomaly_clip.backbones.weight_files import (
     WeightFileError,
@@ -67,6 +67,18 @@ class CNNSettings:
     layers: list[str] | None = None
     mean: list[float] = field(default_factory=lambda: list(MEAN))
     std: list[float] = field(default_factory=lambda: list(STD))
+
+    @classmethod
+    def of(cls, settings: CNNSettings | Mapping[str, Any]) -> CNNSettings:
+        """Return settings as they are, or from a mapping, as checkpoints have them.
+
+        Raises:
+            ValueError: If they are neither.
+        """
+        if isinstance(settings, CNNSettings):
+            return settings
+        check_settings(settings, "name")
+        return cls(**settings)
 
 
 class CNNBackbone(FrozenBackbone):
@@ -144,8 +156,7 @@ class CNNBackbone(FrozenBackbone):
         """Return a ready backbone as it is, or build one from its settings."""
         if isinstance(settings, CNNBackbone):
             return settings
-        values = asdict(settings) if isinstance(settings, CNNSettings) else dict(settings)
-        return cls(**values)
+        return cls(**asdict(CNNSettings.of(settings)))
 
     @property
     def label(self) -> tuple[str, str]:

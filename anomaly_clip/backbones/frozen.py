@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from anomaly_clip.records import WeightsRecord
 if TYPE_CHECKING:
     from typing_extensions import Self  # in typing since Python 3.11
 
-__all__ = ["FrozenBackbone", "fingerprint"]
+__all__ = ["FrozenBackbone", "check_settings", "fingerprint"]
 
 
 class FrozenBackbone(nn.Module, ABC):
@@ -176,3 +176,27 @@ def _printed(layer: nn.Module) -> str:
     if isinstance(layer, nn.LayerNorm) and "bias=" not in text:  # earlier versions leave it out
         return f"{text.removesuffix(')')}, bias={layer.bias is not None})"
     return text
+
+
+def check_settings(settings: Any, option: str) -> None:
+    """Check that a backbone is given by a mapping of its settings, as in a checkpoint.
+
+    Args:
+        settings: What was given in place of a backbone or of its settings.
+        option: The setting that a text most likely means.
+
+    Raises:
+        ValueError: If it is anything else.
+
+    Example:
+        >>> from anomaly_clip.backbones.frozen import check_settings
+        >>> check_settings("demo", "pretrained")
+        Traceback (most recent call last):
+        ValueError: backbone 'demo': give its settings, such as backbone={"pretrained": 'demo'}
+    """
+    if not isinstance(settings, Mapping):
+        given = repr(settings) if isinstance(settings, str) else type(settings).__name__
+        example = given if isinstance(settings, str) else '"..."'
+        raise ValueError(
+            f'backbone {given}: give its settings, such as backbone={{"{option}": {example}}}'
+        )

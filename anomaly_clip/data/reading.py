@@ -22,7 +22,7 @@ from anomaly_clip.progress import number_of, track
 if TYPE_CHECKING:
     from anomaly_clip.data.dataset import AnomalyData
 
-__all__ = ["BitDepth", "ImageReading", "Unreadable"]
+__all__ = ["BitDepth", "ImageReading", "Unreadable", "chosen_depth", "read_headers"]
 
 BitDepth = Literal["auto"] | int
 Unreadable = Literal["error", "skip"]
@@ -109,7 +109,7 @@ class ImageReading:
                 f"data.bit_depth {self.bit_depth} differs from that of the fit ({stored}): leave "
                 f"data.bit_depth out, or fit again"
             )
-        headers = _read_headers([sample.image for sample in samples])
+        headers = read_headers([sample.image for sample in samples])
         deep = [path for path, header in headers.items() if header.deep]
         if fitted is not None:
             chosen_from = {sample.image for sample in fitted}
@@ -135,13 +135,11 @@ class ImageReading:
         elif self.bit_depth != "auto":
             self.bits_in_use, source = self.bit_depth, "data.bit_depth"
         else:
-            values = _highest_values(deep)
-            if not values:  # none can be decoded, which is reported when they are read
+            chosen = chosen_depth(deep)
+            if chosen is None:  # none can be decoded, which is reported when they are read
                 return
-            path, highest = max(values.items(), key=lambda item: item[1])
-            self.bits_in_use = next(bits for bits in CAMERA_BITS if highest < 2**bits)
-            source = f"chosen by the highest value, {highest} in {path.name}"
-            source += f"; --data.bit_depth {self.bits_in_use} fixes it"
+            self.bits_in_use, reason = chosen
+            source = f"{reason}; --data.bit_depth {self.bits_in_use} fixes it"
         self.remarks.append(
             f"{images} with 16 bits per channel: {self.bits_in_use} are used ({source})"
         )
@@ -167,7 +165,24 @@ class ImageReading:
         return {name: value for name, value in records.items() if value is not None}
 
 
-def _read_headers(paths: Sequence[Path]) -> dict[Path, ImageHeader]:
+def chosen_depth(deep: Sequence[Path]) -> tuple[int, str] | None:
+    """Choose the bit depth of a camera by the highest value in its images, and give the reason.
+
+    Args:
+        deep: Images with 16 bits per channel.
+
+    Returns:
+        The bit depth, and the reason in words; None if no image can be decoded.
+    """
+    values = _highest_values(deep)
+    if not values:
+        return None
+    path, highest = max(values.items(), key=lambda item: item[1])
+    bits = next(bits for bits in CAMERA_BITS if highest < 2**bits)
+    return bits, f"chosen by the highest value, {highest} in {path.name}"
+
+
+def read_headers(paths: Sequence[Path]) -> dict[Path, ImageHeader]:
     """Return the headers of the images that have one; others are reported when they are decoded."""
 
     def header_of(path: Path) -> ImageHeader | None:

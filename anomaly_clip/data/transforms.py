@@ -81,6 +81,35 @@ class Resize:
         left, top = round((width - size) / 2), round((height - size) / 2)
         return image.crop((left, top, left + size, top + size))
 
+    def seen(self, width: int, height: int, size: int) -> tuple[int, int, int, int]:
+        """Return the part of an image that is left, in its own pixels.
+
+        Args:
+            width: Width of the image.
+            height: Height of the image.
+            size: Side of the square image.
+
+        Returns:
+            Left, top, right and bottom, rounded to pixels and never empty.
+
+        Example:
+            >>> from anomaly_clip.data.transforms import Resize
+            >>> Resize("shorter_crop", 256).seen(512, 256, 224)
+            (144, 16, 368, 240)
+        """
+        if self.size is None:
+            return 0, 0, width, height
+        shorter = min(width, height)
+        is_scaled = self.rule == "shorter_crop"
+        sides = [int(self.size * s / shorter) if is_scaled else self.size for s in (width, height)]
+        ends = []
+        for own, side in zip((width, height), sides, strict=True):
+            first = round((side - size) / 2)
+            start = min(own - 1, round(first * own / side))
+            ends.append((start, max(start + 1, round((first + size) * own / side))))
+        (left, right), (top, bottom) = ends
+        return left, top, right, bottom
+
 
 def resize_image(
     image: NDArray[np.uint8] | Image.Image, size: int, resize: Resize = Resize()

@@ -57,7 +57,7 @@ class CNNMethod(AnomalyMethod, ABC):
             self.backbone = backbone
         else:
             # Plain dictionaries come from checkpoints.
-            settings = backbone if isinstance(backbone, CNNSettings) else CNNSettings(**backbone)
+            settings = CNNSettings.of(backbone)
             self.backbone_settings = settings
             # Naming the layers avoids computing those after the last one.
             self.backbone = CNNBackbone.of(

@@ -92,9 +92,7 @@ class LinearProbe(EvaluatedModule):
             self.backbone_settings = backbone.settings
         else:
             # Plain dictionaries come from checkpoints.
-            self.backbone_settings = (
-                backbone if isinstance(backbone, CNNSettings) else CNNSettings(**backbone)
-            )
+            self.backbone_settings = CNNSettings.of(backbone)
         self.image_size = image_size
         self.frozen = frozen
         self.cache_features = cache_features

@@ -112,7 +112,7 @@ class TAB(LightningModule):
     ) -> None:
         super().__init__()
         # Plain dictionaries come from checkpoints.
-        self.settings = backbone if isinstance(backbone, CNNSettings) else CNNSettings(**backbone)
+        self.settings = CNNSettings.of(backbone)
         self.text = text if isinstance(text, CLIPSettings) else CLIPSettings(**text)
         self.prompts = prompts if isinstance(prompts, TABPrompts) else TABPrompts(**prompts)
         self.optim = optim if isinstance(optim, TABOptim) else TABOptim(**optim)

@@ -1,0 +1,476 @@
+"""A method with everything that it needs to score images, from a checkpoint or a configuration.
+
+Loading changes nothing in the rest of the process: random numbers, warnings and logging are as they
+were.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import os
+import random
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jsonargparse import ArgumentError
+from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+
+import anomaly_clip.progress as progress
+from anomaly_clip.commands.batch import DryRunCLI
+from anomaly_clip.commands.checkpoint_content import DAMAGE, read_checkpoint
+from anomaly_clip.commands.checkpoint_option import checkpoint_file, config_of_fit
+from anomaly_clip.commands.configs import config_file, config_names
+from anomaly_clip.commands.experiment import arrange, class_of_checkpoint
+from anomaly_clip.commands.foreign_code import check_found_config, seed_in_config
+from anomaly_clip.data import ImageFolder
+from anomaly_clip.data.dataset import AnomalyData
+from anomaly_clip.data.samples import Sample
+from anomaly_clip.errors import UserError, reason, user_errors
+from anomaly_clip.methods.base import AnomalyMethod
+from anomaly_clip.methods.evaluated import EvaluatedModule
+from anomaly_clip.preprocessing import Preprocessing
+from anomaly_clip.records import Batch
+
+__all__ = ["LoadedMethod", "in_python", "load_method", "option_words", "unchanged_process"]
+
+CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
+LOGGERS = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
+SEED_VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
+BATCH_SIZE = 16
+"""Images per batch without a configuration, as data modules have it."""
+CATEGORY = "object"
+"""Name of a category that nobody has named."""
+
+
+@dataclass
+class LoadedMethod:
+    """A method that is ready to score images.
+
+    Args:
+        method: The method, on its device and attached to a trainer.
+        preprocessing: What images go through before.
+        category: Category of the images; None if it must be given with them.
+        is_named: False if ``category`` is only the name of a folder.
+        batch_size: Images per batch.
+        references: Data module of the reference images, if there are any.
+        source: Description of where it is from, for messages.
+    """
+
+    method: AnomalyMethod
+    preprocessing: Preprocessing
+    category: str | None
+    is_named: bool
+    batch_size: int
+    references: AnomalyData | None
+    source: str
+
+    @property
+    def trainer(self) -> Trainer:
+        """The trainer, of which only precision, device and data are used."""
+        return self.method.trainer
+
+
+def load_method(
+    source: str | os.PathLike[str] | AnomalyMethod,
+    category: str | None,
+    device: str | torch.device | None,
+    backbone: Mapping[str, Any] | None,
+    references: str | os.PathLike[str] | None,
+    options: Mapping[str, Any],
+) -> LoadedMethod:
+    """Load a method; see :func:`anomaly_clip.detector.load`.
+
+    Raises:
+        ValueError: If the user made a mistake.
+    """
+    place = _device(device)
+    if category is not None and not category.strip():
+        raise ValueError(
+            f'category {category!r} is empty: name the object in the images, such as "plank"'
+        )
+    with in_python(), unchanged_process():
+        if isinstance(source, AnomalyMethod):
+            _refuse(options, backbone, "a method in memory keeps its settings")
+            loaded = _of_method(source)
+        else:
+            path = Path(os.fsdecode(source)).expanduser()
+            file = _config_of(path)
+            if file is None:
+                _refuse(options, None, f"{path} keeps the settings of its fit")
+                loaded = _of_checkpoint(Path(checkpoint_file(str(path))), backbone)
+            else:
+                settings = {**options, **({} if backbone is None else {"model.backbone": backbone})}
+                loaded = _of_config(file, category, references, place, settings)
+        if category is not None:
+            loaded.category, loaded.is_named = category, True
+        _attach(loaded, place, references)
+    return loaded
+
+
+# -- sources ---------------------------------------------------------------------------------------
+
+
+def _config_of(path: Path) -> Path | None:
+    """Return the configuration that a path or a name refers to; None for a checkpoint.
+
+    Raises:
+        UserError: If it is neither of them, nor a folder with one of them.
+    """
+    if path.is_dir():
+        if any(path.glob("*.ckpt")) or any(path.glob("checkpoints/*.ckpt")):
+            return None
+        found = [path / f"config-{verb}.yaml" for verb in ("test", "predict", "validate")]
+        file = next((file for file in found if file.is_file()), None)
+        if file is not None:
+            check_found_config(file)
+        return file
+    if path.is_file():
+        return path if path.suffix.lower() in CONFIG_SUFFIXES else None
+    file = Path(config_file(str(path)))
+    if file.is_file():
+        return file
+    near = difflib.get_close_matches(str(path), config_names(), n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise UserError(
+        f"{path}: neither a run, a checkpoint or a configuration file, nor a configuration of the "
+        f"package; {hint}anomaly_clip configs lists all configurations"
+    )
+
+
+def _of_method(method: AnomalyMethod) -> LoadedMethod:
+    record = method.preprocessing
+    name = type(method).__name__
+    settings = Preprocessing() if record is None else Preprocessing.of_record(record, None)
+    return LoadedMethod(
+        method, settings, *_category_of(method, settings), BATCH_SIZE, None, f"this {name}"
+    )
+
+
+def _of_checkpoint(path: Path, backbone: Mapping[str, Any] | None) -> LoadedMethod:
+    kind = class_of_checkpoint(path)
+    if not issubclass(kind, AnomalyMethod):
+        raise UserError(
+            f"{path} is a checkpoint of {kind.__name__}, which scores no images: give one of a "
+            f"detector"
+        )
+    content = read_checkpoint(path)
+    settings = Preprocessing.of_checkpoint(content, path)
+    changed: dict[str, Any] = {}
+    if backbone is not None:
+        saved = content.get("hyper_parameters", {}).get("backbone")
+        changed["backbone"] = {**(saved if isinstance(saved, Mapping) else {}), **backbone}
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_seed_of(path))  # of a backbone with random weights
+            method = kind.load_from_checkpoint(
+                path, map_location="cpu", weights_only=True, **changed
+            )
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{reason(error)}; if the weights of the backbone have moved, name them with "
+            f'backbone={{"{_weights_option(content)}": FILE}}'
+        ) from None
+    except (*DAMAGE, ArgumentError) as error:
+        if not kind.__module__.startswith("anomaly_clip."):
+            raise
+        cause = f"{type(error).__name__}: {reason(error).rstrip(' .:')}"
+        raise UserError(
+            f"{path}: the checkpoint does not fit {kind.__name__}, or is damaged ({cause}): give "
+            f"one that fit has written"
+        ) from None
+    method.take_fit_record(content)
+    if method.fitted_category is None:
+        method.fitted_category = content.get("fitted_category")
+    category, is_named = _category_of(method, settings)
+    return LoadedMethod(method, settings, category, is_named, BATCH_SIZE, None, str(path))
+
+
+def _seed_of(path: Path) -> int:
+    """Return the seed of a fit; without its configuration, that of all configurations."""
+    with suppress(UserError):
+        return seed_in_config(config_of_fit(path)) or 0
+    return 0
+
+
+def _weights_option(content: Mapping[str, Any]) -> str:
+    backbone = content.get("hyper_parameters", {}).get("backbone")
+    is_clip = isinstance(backbone, Mapping) and "pretrained" in backbone
+    return "pretrained" if is_clip else "weights"
+
+
+def _category_of(method: AnomalyMethod, settings: Preprocessing) -> tuple[str | None, bool]:
+    """Return the category of a fit if there was only one, and whether somebody named it."""
+    if method.fitted_category is not None:
+        return method.fitted_category, settings.is_named
+    return (next(iter(settings.words)) if len(settings.words) == 1 else None), settings.is_named
+
+
+class _LoadingCLI(DryRunCLI):
+    """Command line that builds a method without a checkpoint, for its use from Python."""
+
+    def _check_method(self, method: EvaluatedModule, verb: str, path: str | None) -> None:
+        if not isinstance(method, AnomalyMethod) or method.must_be_fitted:
+            name = type(method).__name__
+            raise UserError(
+                f"{name} must be fitted first: use anomaly_clip.fit(CONFIGURATION, FOLDER), or "
+                f"load the run of a fit"
+                if isinstance(method, AnomalyMethod)
+                else f"{name} is no detector: load the configuration of one, such as sdp"
+            )
+
+
+def _of_config(
+    file: Path,
+    category: str | None,
+    references: str | os.PathLike[str] | None,
+    device: torch.device,
+    options: Mapping[str, Any],
+) -> LoadedMethod:
+    words = option_words(options)
+    own_data = any(word.startswith(("--data=", "--data.root=")) for word in words)
+    with tempfile.TemporaryDirectory() as empty:
+        forced = ["--trainer.logger=false", "--trainer.callbacks=null", "--trainer.strategy=auto"]
+        forced += ["--trainer.plugins=null", "--trainer.profiler=null", "--trainer.num_nodes=1"]
+        forced += ["--trainer.deterministic=null", "--trainer.benchmark=null", *_trainer(device)]
+        forced += ["--trainer.fast_dev_run=false", "--output.folder=null", "--ckpt_path=null"]
+        if not own_data:
+            root = empty if references is None else os.fsdecode(references)
+            forced += ["--data=ImageFolder", f"--data.root={root}", "--data.categories=null"]
+        if category is not None and not own_data:
+            forced.append(f"--data.category={category}")
+        cli = _LoadingCLI(arrange(["predict", f"--config={file}", *words, *forced]))
+        data = cli.datamodule
+        settings = Preprocessing.of_data(data, str(cli.trainer.precision))
+        if data.has_default_name:
+            settings = Preprocessing(**{**vars(settings), "words": {}})
+    if data.has_shots and references is None and not own_data:
+        raise UserError(
+            f"{file.stem} compares images with {data.few_shots.shots or 'some'} reference images: "
+            f"give references=FOLDER, a folder of normal images"
+        )
+    method = cli.model
+    assert isinstance(method, AnomalyMethod)
+    loaded = LoadedMethod(
+        method, settings, *_category_of(method, settings), data.batch_size, None, file.stem
+    )
+    loaded.references = data if own_data or references is not None else None
+    return loaded
+
+
+def option_words(options: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return keyword arguments as options of the command line.
+
+    Args:
+        options: Values by option; nested settings as mappings.
+        prefix: Name of the option that the settings belong to.
+
+    Example:
+        >>> from anomaly_clip.loading import option_words
+        >>> option_words({"model": {"sigma": 4, "stages": [3, 6]}, "data.bit_depth": 12})
+        ['--model.sigma=4', '--model.stages=[3, 6]', '--data.bit_depth=12']
+        >>> option_words({"model": {"class_path": "SDP", "init_args": {"sigma": 4}}})
+        ['--model=SDP', '--model.sigma=4']
+    """
+    words = []
+    for name, value in options.items():
+        option = prefix if name in ("class_path", "init_args") else f"{prefix}.{name}".lstrip(".")
+        if isinstance(value, Mapping) and name != "words":  # the names of categories are no options
+            words += option_words(value, option)
+        elif isinstance(value, str | os.PathLike):
+            words.append(f"--{option}={os.fsdecode(value)}")
+        else:
+            words.append(f"--{option}={json.dumps(value, default=str)}")
+    return words
+
+
+def _refuse(options: Mapping[str, Any], backbone: Mapping[str, Any] | None, why: str) -> None:
+    given = [*options, *([] if backbone is None else ["backbone"])]
+    if given:
+        raise UserError(
+            f"option {given[0]}: {why}; options are for the name or file of a configuration"
+        )
+
+
+# -- devices, trainers and data --------------------------------------------------------------------
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    """Return the device; by default the one that Lightning's trainer chooses.
+
+    Raises:
+        ValueError: If it is unknown, or not there.
+    """
+    available = [name for name in ("cuda", "mps") if getattr(torch, name).is_available()]
+    if device is None:
+        return torch.device((*available, "cpu")[0])
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        chosen = torch.device("meta")
+    if chosen.type not in ("cpu", *available):
+        raise ValueError(f"device {device} is not available: give {', '.join(['cpu', *available])}")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {device}: there are only {torch.cuda.device_count()} of cuda")
+    return chosen
+
+
+def _trainer(device: torch.device) -> list[str]:
+    devices = f"[{device.index}]" if device.type == "cuda" and device.index is not None else "1"
+    return [f"--trainer.accelerator={device.type}", f"--trainer.devices={devices}"]
+
+
+class _DetectorData:
+    """What a method asks of its data module while it scores images.
+
+    Args:
+        settings: Names of the data set and of its categories.
+        category: The category that is prepared.
+        references: Data module of the reference images, if there are any.
+    """
+
+    auxiliary = None
+    has_labels = False
+
+    def __init__(
+        self, settings: Preprocessing, category: str, references: AnomalyData | None
+    ) -> None:
+        self.dataset_name = settings.data
+        self.categories = self.train_categories = [category]
+        self._words = settings.words
+        self._references = references
+        self.has_shots = references is not None and references.has_shots
+
+    def words(self, category: str) -> str:
+        return self._words.get(category, category)
+
+    def validation_categories(self) -> list[str]:
+        return self.categories
+
+    def drawn_of(self, category: str, count: int, seed: int) -> list[Sample]:
+        return self._source().drawn_of(category, count, seed)
+
+    def references(self, category: str, count: int | None = None, seed: int = 0) -> Batch:
+        return self._source().references(category, count, seed)
+
+    def _source(self) -> AnomalyData:
+        if self._references is None:
+            raise ValueError(
+                "the method compares images with reference images: give references=FOLDER, a "
+                "folder of normal images"
+            )
+        return self._references
+
+
+def _attach(
+    loaded: LoadedMethod, device: torch.device, folder: str | os.PathLike[str] | None
+) -> None:
+    """Prepare a method as the beginning of predict does, on its device."""
+    method, settings = loaded.method, loaded.preprocessing
+    devices: Any = [device.index] if device.type == "cuda" and device.index is not None else 1
+    trainer = Trainer(
+        accelerator=device.type,
+        devices=devices,
+        precision=settings.precision,  # type: ignore[arg-type]
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        plugins=[LightningEnvironment()],
+    )
+    trainer.state.fn = TrainerFn.PREDICTING
+    trainer.strategy.connect(method)
+    method.trainer = trainer
+    category = loaded.category or CATEGORY
+    needs = method.loader_needs
+    if folder is not None and loaded.references is None:
+        if not needs.support_images:
+            raise UserError(
+                f"references {os.fsdecode(folder)}: {type(method).__name__} of {loaded.source} "
+                f"uses no reference images: leave them out"
+            )
+        loaded.references = ImageFolder(
+            os.fsdecode(folder),
+            category,
+            resize=settings.resize,
+            max_pixels=settings.max_pixels,
+            num_workers=0,
+        )
+    references = loaded.references
+    if references is not None and (references.has_shots or needs.support_images):
+        if isinstance(references, ImageFolder):
+            references.normal = "all"
+        references.trainer = trainer
+        references.setup("predict")
+        if needs.support_images:
+            references.begin_fit()  # lists the images to draw from
+    data = _DetectorData(settings, category, references)
+    trainer.datamodule = data  # type: ignore[attr-defined]
+    method.setup("predict")
+    trainer.precision_plugin.convert_module(method)
+    method.to(device).eval()
+    with torch.inference_mode():
+        method.prepare([] if loaded.category is None else [category])
+
+
+# -- effects on the process ------------------------------------------------------------------------
+
+
+@contextmanager
+def unchanged_process() -> Iterator[None]:
+    """Run code that seeds, logs and warns, and leave random numbers and logging as they were."""
+    is_silent, variables = progress._silent, {n: os.environ.get(n) for n in SEED_VARIABLES}
+    levels = {name: logging.getLogger(name).level for name in LOGGERS}
+    states = random.getstate(), np.random.get_state()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
+        _ignore_noise()
+        for name in LOGGERS:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        progress.silence(True)
+        try:
+            yield
+        finally:
+            progress.silence(is_silent)
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+            for name, value in variables.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+
+
+def _ignore_noise() -> None:
+    """Ignore warnings of libraries about how this package uses them."""
+    for module in ("lightning", "jsonargparse"):
+        warnings.filterwarnings("ignore", module=rf"{module}\b")
+
+
+@contextmanager
+def in_python() -> Iterator[None]:
+    """Raise the mistakes of a user as ``ValueError``, in the words of Python.
+
+    Raises:
+        ValueError: In place of a ``UserError``, or of another error that a user can correct.
+    """
+    try:
+        with user_errors():
+            yield
+    except UserError as error:
+        message = str(error).removeprefix("--ckpt_path ").removeprefix("--config ")
+        if "--" in message:
+            message += " (from Python: as keyword arguments, such as data={'root': 'photos'})"
+        raise ValueError(message) from error.__cause__
