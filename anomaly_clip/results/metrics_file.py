@@ -48,7 +48,12 @@ def run_record(
     }
 
 
-def write_metrics(folder: Path, results: Results, run: Mapping[str, Any]) -> None:
+def write_metrics(
+    folder: Path,
+    results: Results,
+    run: Mapping[str, Any],
+    decisions: Mapping[str, Any] | None = None,
+) -> None:
     """Write ``metrics.json`` and ``metrics.csv`` into a run's folder.
 
     The section ``run`` lists pixel metrics with wide bounds under ``uncertain``, by category.
@@ -57,10 +62,12 @@ def write_metrics(folder: Path, results: Results, run: Mapping[str, Any]) -> Non
         folder: The run's folder.
         results: Metrics of the run.
         run: Origin of the metrics; see :func:`run_record`.
+        decisions: Section ``decisions``; None: there is none, because of no calibration.
     """
     uncertain = uncertain_metrics(results)
     run = {**run, **({"uncertain": uncertain} if uncertain else {})}
-    write_json(folder / METRICS_FILE, {**results, "run": run})
+    section = {} if decisions is None else {"decisions": decisions}
+    write_json(folder / METRICS_FILE, {**results, "run": run, **section})
     label = weights_label(run["weights"])
     names = list(results["mean"])
     rows = [*results["categories"].items(), ("mean", results["mean"])]
