@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from calibrations import PADIM, conditions_of, read_csv, section_of, write_photographs
-from PIL import Image
 
 from anomaly_clip.cli import main
 from anomaly_clip.decisions.calibration import Calibration, CategoryCalibration
-from anomaly_clip.decisions.conformal import benjamini_hochberg, binomial_interval, p_values
 
 
 class Planks:
@@ -29,7 +26,12 @@ class Planks:
         write_photographs(folder / "calibration", 19, seed=100)
         self.words = ["predict", f"--ckpt_path={self.fitted}"]
         shown = ["--output.page=false", "--output.maps=false"]
-        words = [*self.words, f"--data.root={folder / 'calibration'}", "--data.normal=folders", *shown]
+        words = [
+            *self.words,
+            f"--data.root={folder / 'calibration'}",
+            "--data.normal=folders",
+            *shown,
+        ]
         self.conditions = conditions_of(words, folder, "PaDiM")
         rows = read_csv(folder / "conditions" / "scores.csv")
         self.scores = sorted(float(row["image_score"]) for row in rows)

@@ -101,8 +101,8 @@ def _sentence(decisions: Decisions, name: str) -> str:
     """Return what the decisions of a category guarantee."""
     level, n = decisions.levels[name], decisions.records[name].num_images
     return (
-        f"With these {number_of(n, 'calibration image')}, at most {100 * level.average:.3g} % false "
-        f"alarms are expected on average; {100 * level.guaranteed:.3g} % is guaranteed with 95 % "
+        f"With these {number_of(n, 'calibration image')}, at most {100 * level.average:.3g} % "
+        f"false alarms are expected on average; {100 * level.guaranteed:.3g} % is guaranteed with 95 % "
         f"confidence."
     )
 

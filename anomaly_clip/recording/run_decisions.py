@@ -171,10 +171,10 @@ def _decisions(
             )
         return None
     checkpoint = str(trainer.ckpt_path) if trainer.ckpt_path else None
-    found = find_calibration(settings.file, method.calibration, checkpoint)
-    if found is None:
+    calibrated = find_calibration(settings.file, method.calibration, checkpoint)
+    if calibrated is None:
         return None
-    calibration, source = found
+    calibration, source = calibrated
     if calibration.method != name:
         raise UserError(
             f"{source} is a calibration of {calibration.method}, but the method is {name}: "

@@ -11,7 +11,7 @@ from anomaly_clip.metrics.evaluator import Results, uncertain_metrics, with_mean
 from anomaly_clip.records import WeightsRecord, source_of, versions
 from anomaly_clip.results.folder import METRICS_FILE
 
-__all__ = ["merge_metrics", "run_record", "weights_label", "write_metrics"]
+__all__ = ["merge_decisions", "merge_metrics", "run_record", "weights_label", "write_metrics"]
 
 PER_CATEGORY = ("images", "anomalous", "words")
 """Protocol entries that hold a value per category."""
@@ -121,6 +121,31 @@ def merge_metrics(
         "failed": dict(failed),
     }
     return results, run
+
+
+def merge_decisions(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Merge the sections ``decisions`` of the tests of one model per category.
+
+    Args:
+        parts: Content of ``metrics.json`` by category. A category that was tested without a
+            calibration is missing in the result.
+
+    Returns:
+        The options of the first section, and the categories of all; ``source`` is that of each
+        category. None without any section.
+    """
+    sections = {name: part["decisions"] for name, part in parts.items() if part.get("decisions")}
+    if not sections:
+        return None
+    return {
+        **next(iter(sections.values())),
+        "source": {name: section["source"] for name, section in sections.items()},
+        "categories": {
+            name: entry
+            for section in sections.values()
+            for name, entry in section["categories"].items()
+        },
+    }
 
 
 def _merged_environment(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
