@@ -36,7 +36,8 @@ if TYPE_CHECKING:
         VisA,
     )
     from anomaly_clip.decisions.calibration import Calibration
-    from anomaly_clip.detector import Detector, fit, load
+    from anomaly_clip.detector import Detector, load
+    from anomaly_clip.fitting import fit
     from anomaly_clip.methods import (
         CLIPADA,
         RD4AD,
@@ -106,13 +107,11 @@ _MODULES = {
     "Calibration": "decisions.calibration",
     "Detector": "detector",
     "Prediction": "prediction",
-    "fit": "detector",
+    "fit": "fitting",
     "load": "detector",
-    **dict.fromkeys(
-        ("CLIPADA", "RD4AD", "SDP", "TAB", "AnomalyMethod", "Contrastive", "LinearProbe", "PaDiM")
-        + ("PatchCore", "RegAD", "SDPPlus", "SimpleNet", "WinCLIP"),
-        "methods",
-    ),
+    **dict.fromkeys(("CLIPADA", "RD4AD", "SDP", "TAB", "AnomalyMethod", "Contrastive"), "methods"),
+    **dict.fromkeys(("LinearProbe", "PaDiM", "PatchCore", "RegAD", "SDPPlus"), "methods"),
+    **dict.fromkeys(("SimpleNet", "WinCLIP"), "methods"),
 }
 """Module of each name; those of data sets are in ``data``."""
 

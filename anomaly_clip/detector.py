@@ -1,12 +1,14 @@
-"""Detectors from Python: load or fit one, and give it images."""
+"""Detectors from Python: load one, and give it images."""
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import warnings
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any, overload
 
 import numpy as np
@@ -15,29 +17,28 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anomaly_clip.data.reading_errors import PredictionImages, UnreadableError
-from anomaly_clip.decisions.calibration import (
-    ANOMALOUS,
-    CALIBRATION_FILE,
-    NORMAL,
-    Calibration,
-    CategoryCalibration,
-    Level,
-    scaled_score,
-)
+from anomaly_clip.decisions.calibration import Calibration
+from anomaly_clip.decisions.sentences import guarantee
 from anomaly_clip.errors import UserError, check_at_least
 from anomaly_clip.image_inputs import ImageInput, ImageInputs
-from anomaly_clip.loading import CATEGORY, LoadedMethod, in_python, load_method
+from anomaly_clip.loading import CATEGORY, LoadedMethod, load_method
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.prediction import ImageMap, Prediction
 from anomaly_clip.preprocessing import Preprocessing
+from anomaly_clip.python_calls import in_python
+from anomaly_clip.recording.decisions import Decisions
+from anomaly_clip.recording.run_decisions import calibration_file
 from anomaly_clip.recording.scoring_conditions import check_conditions, scoring_conditions
-from anomaly_clip.records import Batch, UnreadableImage
+from anomaly_clip.records import Batch, Scores, UnreadableImage
+from anomaly_clip.results.map_store import Rows
 
 __all__ = ["Detector", "load"]
 
 CalibrationSource = str | os.PathLike[str] | Mapping[str, Any] | Calibration
 """A ``calibration.json`` or its content, or the folder of a calibrated run."""
-MAKE_ONE = "anomaly_clip calibrate makes one"
+GIVE_ONE = "give a calibration, which anomaly_clip calibrate makes"
+COLUMNS = ("path", "category", "label", "image_score", "p_value", "decision")
+"""Columns of a row that are no parts of a score."""
 
 
 def load(
@@ -76,6 +77,8 @@ def load(
             sentence, with the way out.
     """
     loaded = load_method(source, category, device, backbone, references, options)
+    for remark in _remarks(loaded):
+        warnings.warn(remark, stacklevel=2)
     return Detector(loaded, calibration=calibration, alpha=alpha)
 
 
@@ -85,7 +88,7 @@ class Detector:
     Several threads may use it at once: images are decoded in parallel and scored in turn.
 
     Args:
-        loaded: The method; :func:`load` makes it.
+        loaded: The method; :func:`load` and :func:`fit` make it.
         calibration: See :func:`load`.
         alpha: See :func:`load`.
 
@@ -102,32 +105,41 @@ class Detector:
     ) -> None:
         self._loaded = loaded
         self._lock = threading.Lock()
+        self._decisions_of = lru_cache(maxsize=64)(self._decisions)
         self.alpha = alpha
         """False-alarm rate of decisions; None: the first one of the calibration."""
         self.calibration: Calibration | None = None
         """The calibration; None: there are scores, but no decisions."""
-        with in_python():
-            self._calibrate(loaded.method.calibration if calibration is None else calibration)
-            if self.calibration is not None and loaded.category is not None:
-                self.calibration.of(loaded.category, loaded.is_named)
+        content = loaded.method.calibration if calibration is None else calibration
+        if content is not None:
+            with in_python():
+                self.calibration = self._comparable(content)
+        if loaded.category is not None or (alpha is not None and self.calibration is None):
+            self._resolve(None, None)
 
-    def _calibrate(self, content: CalibrationSource | None) -> None:
-        if content is None:
-            return
+    def _comparable(self, content: CalibrationSource) -> Calibration:
+        """Return a calibration, after checking that it is of this method and its conditions."""
         method, name = self.method, type(self.method).__name__
         calibration, source = _calibration(content, self._loaded.source)
         if calibration.method != name:
             raise UserError(
                 f"{source} is a calibration of {calibration.method}, but the method is {name}: "
-                f"give one of {name} ({MAKE_ONE})"
+                f"calibrate {name}"
             )
-        # The bit depth of the images is known, and compared, when they are given.
-        bits, preprocessing = calibration.conditions.get("bit_depth"), self.preprocessing
+        num_parts = len(method.score_part_names)
+        for category, record in calibration.categories.items():
+            num_ranges = len(record.part_ranges or ())
+            if num_ranges != num_parts:
+                raise UserError(
+                    f"{source} has the ranges of {num_ranges} score parts for {category}, but "
+                    f"{name} has {num_parts}: calibrate again"
+                )
+        # The bit depth of images is known, and compared, when they are given.
+        bits, resize = calibration.conditions.get("bit_depth"), str(self.preprocessing.resize)
         precision = str(self._loaded.trainer.precision)
-        resize = str(preprocessing.resize)
         current = scoring_conditions(method, method.image_size, resize, bits, precision)
         check_conditions(calibration.conditions, current, source)
-        self.calibration = calibration
+        return calibration
 
     @property
     def method(self) -> AnomalyMethod:
@@ -216,30 +228,55 @@ class Detector:
             ValueError: If a single image cannot be read, or something is not an image, the category
                 is missing or unknown, or the bit depth is not that of the calibration.
         """
-        name, record, level = self._resolve(category, alpha)
+        name, decisions = self._resolve(category, alpha)
         size = self._loaded.batch_size if batch_size is None else batch_size
         check_at_least("batch_size", size, 1)
         inputs = ImageInputs(images, name)
         bits, remark = inputs.depth(self.preprocessing.bit_depth)
-        self._check_depth(bits)
+        self._check_depth(bits, inputs)
         if remark is not None:
-            warnings.warn(f"{remark}", stacklevel=2)
+            warnings.warn(
+                f"{remark}; the option data.bit_depth, or a fit, fixes this number", stacklevel=2
+            )
         dataset = inputs.dataset(self.method.image_size, self.preprocessing, bits)
         predictions: list[Prediction] = []
         for start in range(0, len(dataset), size):
             places = range(start, min(start + size, len(dataset)))
-            batch = self._read(dataset, places, inputs.is_single)
-            predictions += self._predicted(batch, places, inputs, record, level)
+            batch = _read(dataset, places, inputs.is_single)
+            predictions += self._predicted(batch, places, inputs, decisions)
         return predictions[0] if inputs.is_single else predictions
+
+    def guarantee(self, category: str | None = None, alpha: float | None = None) -> str:
+        """Return what the calibration promises of the rate of false alarms, in a sentence or two.
+
+        Args:
+            category: See :meth:`predict`.
+            alpha: See :meth:`predict`.
+
+        Raises:
+            ValueError: If there is no calibration, or none of the category.
+        """
+        _, decisions = self._resolve(category, alpha)
+        if decisions is None:
+            raise ValueError(f"{self._loaded.source} is not calibrated: {GIVE_ONE}")
+        [(name, level)] = decisions.levels.items()
+        return guarantee(decisions.records[name], level)
 
     # -- one call --------------------------------------------------------------------------------
 
-    def _resolve(
-        self, category: str | None, alpha: float | None
-    ) -> tuple[str, CategoryCalibration | None, Level | None]:
-        """Return the name of the category, its calibration, and the level that decides."""
-        loaded, calibration = self._loaded, self.calibration
-        name = loaded.category if category is None else category
+    def _resolve(self, category: str | None, alpha: float | None) -> tuple[str, Decisions | None]:
+        """Return the name of the category, and the decisions on its images, if it is calibrated.
+
+        Raises:
+            ValueError: If a category is needed and missing, or has no calibration.
+        """
+        loaded, name = self._loaded, self.category if category is None else category
+        alpha = self.alpha if alpha is None else alpha
+        if self.calibration is None and alpha is not None:
+            raise ValueError(
+                f"alpha {alpha}: {loaded.source} is not calibrated, so that nothing is decided: "
+                f"{GIVE_ONE}, or leave alpha out"
+            )
         if name is None and self.method.uses_category_names:
             raise ValueError(
                 f"{type(self.method).__name__} inserts the name of the object in the images into "
@@ -247,120 +284,122 @@ class Detector:
             )
         if self.method.reference_paths and name not in self.method.reference_paths:
             raise ValueError(
-                f"category {name!r}: the reference images are of {loaded.category!r}: load a "
-                f"detector for each category"
+                f"category {name}: the reference images are of {self.category}: load a detector "
+                f"for each category"
             )
-        alpha = self.alpha if alpha is None else alpha
-        if calibration is None:
-            if alpha is not None:
-                raise ValueError(
-                    f"alpha {alpha}: {loaded.source} is not calibrated, so nothing is decided: "
-                    f"give a calibration ({MAKE_ONE}), or leave alpha out"
-                )
-            return name or CATEGORY, None, None
+        if self.calibration is None:
+            return name or CATEGORY, None
         is_named = category is not None or (name is not None and loaded.is_named)
+        if name is None and len(self.calibration.categories) == 1:
+            [name] = self.calibration.categories
         with in_python():
-            record = calibration.of(name or CATEGORY, is_named)
-            rate = calibration.alphas[0] if alpha is None else alpha
-            level = record.level(rate, calibration.confidence)
-        if not level.is_as_asked:
-            warnings.warn(
-                f"alpha {rate:g} cannot be had with {record.num_images} calibration images: "
-                f"{level.average:.3g} is used",
-                stacklevel=3,
-            )
-        return name or next(iter(calibration.categories)), record, level
+            return name or CATEGORY, self._decisions_of(name or CATEGORY, is_named, alpha)
 
-    def _check_depth(self, bits: int | None) -> None:
-        if bits is None or self.calibration is None:
+    def _decisions(self, category: str, is_named: bool, alpha: float | None) -> Decisions:
+        """Return the decisions at a rate; warn once if it cannot be had."""
+        assert self.calibration is not None
+        calibration = self.calibration
+        if alpha is not None:
+            calibration = replace(calibration, alphas=(alpha,))
+        decisions = Decisions(
+            calibration, self._loaded.source, categories=[category], is_named=is_named
+        )
+        if not decisions.levels[category].is_as_asked:
+            record, level = decisions.records[category], decisions.levels[category]
+            warnings.warn(guarantee(record, level), stacklevel=2)
+        return decisions
+
+    def _check_depth(self, bits: int | None, inputs: ImageInputs) -> None:
+        """Check that files have the bit depth of the calibration; arrays have lost theirs."""
+        if self.calibration is None or (bits is None and not inputs.has_files):
             return
         calibrated = self.calibration.conditions.get("bit_depth")
         if bits != calibrated:
             raise ValueError(
-                f"these images have {bits} bits per channel, but the calibration images had "
-                f"{calibrated or 8}: calibrate on images of this camera"
+                f"these images have {bits or 8} bits per channel, but the calibration images had "
+                f"{calibrated or 8}: calibrate again, on images of this camera"
             )
 
-    def _read(self, dataset: PredictionImages, places: range, is_single: bool) -> Batch:
-        """Read some images; one that cannot be read is described, unless it is the only one.
-
-        Raises:
-            ValueError: If the only image cannot be read.
-        """
-        if not is_single:
-            return dataset.collate([dataset[place] for place in places])
-        try:
-            return dataset.collate([dataset.images[0]])
-        except UnreadableError as error:
-            raise ValueError(error.reason) from None
-
     def _predicted(
-        self,
-        batch: Batch,
-        places: range,
-        inputs: ImageInputs,
-        record: CategoryCalibration | None,
-        level: Level | None,
+        self, batch: Batch, places: range, inputs: ImageInputs, decisions: Decisions | None
     ) -> list[Prediction]:
         """Score a batch, and return the predictions of its places in order."""
         failed: dict[int, UnreadableImage] = {e.index: e for e in batch.get("unreadable", [])}
         rows, maps = self._score(batch)
+        if decisions is not None:
+            decisions.decide(rows, replaces_score=True)
+        positions = {place: number for number, place in enumerate(rows)}
         predictions = []
-        read = iter(range(len(rows)))
         for place in places:
             source = inputs.sources[place]
             path = None if source.path is None else os.fspath(source.path)
             if place in failed:
-                predictions.append(
-                    Prediction(float("nan"), inputs.category, path, error=failed[place].reason)
-                )
+                error = failed[place].reason
+                predictions.append(Prediction(math.nan, inputs.category, path, error=error))
                 continue
-            number = next(read)
-            row = rows[number]
-            fixed = ("path", "category", "label", "image_score")
-            parts = {key: value for key, value in row.items() if key not in fixed}
-            score = float(row["image_score"])
-            if record is not None and record.part_ranges is not None:
-                score = float(scaled_score(list(parts.values()), record.part_ranges)[0])
-            image_map = None
+            row, image_map = rows[place], None
             if maps is not None:
+                values, size = maps[positions[place]], inputs.size(place)
                 resize, side = self.preprocessing.resize, self.method.image_size
-                image_map = ImageMap(maps[number], inputs.size(place), resize, side)
+                image_map = ImageMap(values, size, resize, side)
             predictions.append(
                 Prediction(
-                    score,
+                    row["image_score"],
                     inputs.category,
                     path,
-                    None if record is None else float(record.p_values([score])[0]),
-                    None if level is None else _decision(score, level),
-                    None,
-                    parts,
-                    None if record is None else record.map_threshold,
-                    source,
-                    image_map,
+                    row.get("p_value"),
+                    row.get("decision"),
+                    parts={name: value for name, value in row.items() if name not in COLUMNS},
+                    map_threshold=None
+                    if decisions is None
+                    else decisions.map_thresholds.get(inputs.category),
+                    source=source,
+                    image_map=image_map,
                 )
             )
         return predictions
 
-    def _score(self, batch: Batch) -> tuple[list[dict[str, Any]], NDArray[np.float32] | None]:
-        """Return a row of scores per image, and the anomaly maps ``(B, h, w)`` if there are any."""
+    def _score(self, batch: Batch) -> tuple[Rows, NDArray[np.float32] | None]:
+        """Return rows of scores by place, and the anomaly maps ``(B, h, w)`` if there are any."""
         if not batch["path"]:
-            return [], None
-        method = self.method
+            return {}, None
         plugin = self._loaded.trainer.precision_plugin
         with self._lock, torch.inference_mode(), plugin.predict_step_context():
             moved: Any = {**batch, "image": batch["image"].to(self.device)}
-            scores = method.predict_step(moved, 0)
-            rows = method.image_rows(scores, batch)
+            scores: Scores = self.method.predict_step(moved, 0)
+            rows = self.method.image_rows(scores, batch)
             maps = scores["anomaly_map"].float().cpu().numpy() if "anomaly_map" in scores else None
-        return rows, maps
+        return dict(zip(batch["index"].tolist(), rows, strict=True)), maps
 
 
-def _decision(score: float, level: Level) -> str:
-    return ANOMALOUS if score > level.threshold else NORMAL
+def _remarks(loaded: LoadedMethod) -> list[str]:
+    """Return what a user has to know of the scores."""
+    remarks, resize, side = [], loaded.preprocessing.resize, loaded.method.image_size
+    if loaded.method.weights["random"]:
+        remarks.append(f"{loaded.source} has random weights: its scores mean nothing")
+    if resize.size is not None and resize.size > side:
+        remarks.append(
+            f"{loaded.source} sees only the centre of each image (data.resize {resize.rule}, "
+            f"{resize.size} to {side} pixels): the rest is not scored, and NaN in maps"
+        )
+    return remarks
 
 
-def _calibration(content: CalibrationSource, default: str) -> tuple[Calibration, str]:
+def _read(dataset: PredictionImages, places: range, is_single: bool) -> Batch:
+    """Read some images; one that cannot be read is described, unless it is the only one.
+
+    Raises:
+        ValueError: If the only image cannot be read.
+    """
+    if not is_single:
+        return dataset.collate([dataset[place] for place in places])
+    try:
+        return dataset.collate([dataset.images[0]])
+    except UnreadableError as error:
+        raise ValueError(error.reason) from None
+
+
+def _calibration(content: CalibrationSource, source: str) -> tuple[Calibration, str]:
     """Return a calibration, and a description of where it is from.
 
     Raises:
@@ -369,12 +408,6 @@ def _calibration(content: CalibrationSource, default: str) -> tuple[Calibration,
     if isinstance(content, Calibration):
         return content, "the calibration"
     if isinstance(content, Mapping):
-        return Calibration.from_dict(content, f"the calibration of {default}"), default
-    path = Path(os.fsdecode(content)).expanduser()
-    if path.is_dir():
-        files = [folder / CALIBRATION_FILE for folder in (path, path / "checkpoints")]
-        found = next((file for file in files if file.is_file()), None)
-        if found is None:
-            raise UserError(f"{path} has no {CALIBRATION_FILE}: name a calibrated run ({MAKE_ONE})")
-        path = found
-    return Calibration.read(path), str(path)
+        return Calibration.from_dict(content, f"the calibration of {source}"), source
+    file = calibration_file(os.fsdecode(content))
+    return Calibration.read(file), str(file)

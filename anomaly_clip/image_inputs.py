@@ -138,6 +138,11 @@ class ImageInputs:
             raise ValueError(f"{path}: there is no image in this folder: correct the path")
         return sorted(sample.image for sample in samples)
 
+    @property
+    def has_files(self) -> bool:
+        """True if an image is a file."""
+        return any(source.path is not None for source in self.sources)
+
     def depth(self, stored: int | None) -> tuple[int | None, str | None]:
         """Return the bit depth of the files with 16 bits per channel, None without such files.
 

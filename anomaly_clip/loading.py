@@ -1,32 +1,24 @@
-"""A method with everything that it needs to score images, from a checkpoint or a configuration.
-
-Loading changes nothing in the rest of the process: random numbers, warnings and logging are as they
-were.
-"""
+"""A method with everything that it needs to score images, from a checkpoint or a configuration."""
 
 from __future__ import annotations
 
 import difflib
 import json
-import logging
 import os
-import random
 import tempfile
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jsonargparse import ArgumentError
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-import anomaly_clip.progress as progress
+from anomaly_clip.backbones.frozen import check_settings
 from anomaly_clip.commands.batch import DryRunCLI
 from anomaly_clip.commands.checkpoint_content import DAMAGE, read_checkpoint
 from anomaly_clip.commands.checkpoint_option import checkpoint_file, config_of_fit
@@ -36,17 +28,23 @@ from anomaly_clip.commands.foreign_code import check_found_config, seed_in_confi
 from anomaly_clip.data import ImageFolder
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.data.samples import Sample
-from anomaly_clip.errors import UserError, reason, user_errors
+from anomaly_clip.errors import UserError, reason
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.methods.evaluated import EvaluatedModule
 from anomaly_clip.preprocessing import Preprocessing
+from anomaly_clip.python_calls import in_python, unchanged_process
 from anomaly_clip.records import Batch
 
-__all__ = ["LoadedMethod", "in_python", "load_method", "option_words", "unchanged_process"]
+__all__ = [
+    "CATEGORY",
+    "LoadedMethod",
+    "find_device",
+    "load_method",
+    "option_words",
+    "trainer_options",
+]
 
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
-LOGGERS = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
-SEED_VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
 BATCH_SIZE = 16
 """Images per batch without a configuration, as data modules have it."""
 CATEGORY = "object"
@@ -94,11 +92,13 @@ def load_method(
     Raises:
         ValueError: If the user made a mistake.
     """
-    place = _device(device)
+    place = find_device(device)
     if category is not None and not category.strip():
         raise ValueError(
             f'category {category!r} is empty: name the object in the images, such as "plank"'
         )
+    if backbone is not None:
+        check_settings(backbone, "pretrained")
     with in_python(), unchanged_process():
         if isinstance(source, AnomalyMethod):
             _refuse(options, backbone, "a method in memory keeps its settings")
@@ -242,13 +242,13 @@ def _of_config(
     with tempfile.TemporaryDirectory() as empty:
         forced = ["--trainer.logger=false", "--trainer.callbacks=null", "--trainer.strategy=auto"]
         forced += ["--trainer.plugins=null", "--trainer.profiler=null", "--trainer.num_nodes=1"]
-        forced += ["--trainer.deterministic=null", "--trainer.benchmark=null", *_trainer(device)]
+        forced += ["--trainer.deterministic=null", "--trainer.benchmark=null"]
         forced += ["--trainer.fast_dev_run=false", "--output.folder=null", "--ckpt_path=null"]
+        forced += trainer_options(device)
         if not own_data:
             root = empty if references is None else os.fsdecode(references)
-            forced += ["--data=ImageFolder", f"--data.root={root}", "--data.categories=null"]
-        if category is not None and not own_data:
-            forced.append(f"--data.category={category}")
+            words = ["--data=ImageFolder", "--data.categories=null", *words, f"--data.root={root}"]
+            words += [] if category is None else [f"--data.category={category}"]
         cli = _LoadingCLI(arrange(["predict", f"--config={file}", *words, *forced]))
         data = cli.datamodule
         settings = Preprocessing.of_data(data, str(cli.trainer.precision))
@@ -305,8 +305,8 @@ def _refuse(options: Mapping[str, Any], backbone: Mapping[str, Any] | None, why:
 # -- devices, trainers and data --------------------------------------------------------------------
 
 
-def _device(device: str | torch.device | None) -> torch.device:
-    """Return the device; by default the one that Lightning's trainer chooses.
+def find_device(device: str | torch.device | None) -> torch.device:
+    """Return a device; by default the one that Lightning's trainer chooses.
 
     Raises:
         ValueError: If it is unknown, or not there.
@@ -325,7 +325,8 @@ def _device(device: str | torch.device | None) -> torch.device:
     return chosen
 
 
-def _trainer(device: torch.device) -> list[str]:
+def trainer_options(device: torch.device) -> list[str]:
+    """Return the options of a trainer that uses one device."""
     devices = f"[{device.index}]" if device.type == "cuda" and device.index is not None else "1"
     return [f"--trainer.accelerator={device.type}", f"--trainer.devices={devices}"]
 
@@ -393,12 +394,15 @@ def _attach(
     method.trainer = trainer
     category = loaded.category or CATEGORY
     needs = method.loader_needs
+    uses_references = bool(needs.support_images) or (
+        loaded.references is not None and loaded.references.has_shots
+    )
+    if folder is not None and not uses_references:
+        raise UserError(
+            f"references {os.fsdecode(folder)}: {type(method).__name__} of {loaded.source} uses no "
+            f"reference images: leave them out, or set data.shots for a method that can"
+        )
     if folder is not None and loaded.references is None:
-        if not needs.support_images:
-            raise UserError(
-                f"references {os.fsdecode(folder)}: {type(method).__name__} of {loaded.source} "
-                f"uses no reference images: leave them out"
-            )
         loaded.references = ImageFolder(
             os.fsdecode(folder),
             category,
@@ -407,7 +411,7 @@ def _attach(
             num_workers=0,
         )
     references = loaded.references
-    if references is not None and (references.has_shots or needs.support_images):
+    if references is not None and uses_references:
         if isinstance(references, ImageFolder):
             references.normal = "all"
         references.trainer = trainer
@@ -421,56 +425,3 @@ def _attach(
     method.to(device).eval()
     with torch.inference_mode():
         method.prepare([] if loaded.category is None else [category])
-
-
-# -- effects on the process ------------------------------------------------------------------------
-
-
-@contextmanager
-def unchanged_process() -> Iterator[None]:
-    """Run code that seeds, logs and warns, and leave random numbers and logging as they were."""
-    is_silent, variables = progress._silent, {n: os.environ.get(n) for n in SEED_VARIABLES}
-    levels = {name: logging.getLogger(name).level for name in LOGGERS}
-    states = random.getstate(), np.random.get_state()
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
-        _ignore_noise()
-        for name in LOGGERS:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        progress.silence(True)
-        try:
-            yield
-        finally:
-            progress.silence(is_silent)
-            for name, level in levels.items():
-                logging.getLogger(name).setLevel(level)
-            random.setstate(states[0])
-            np.random.set_state(states[1])
-            for name, value in variables.items():
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = value
-
-
-def _ignore_noise() -> None:
-    """Ignore warnings of libraries about how this package uses them."""
-    for module in ("lightning", "jsonargparse"):
-        warnings.filterwarnings("ignore", module=rf"{module}\b")
-
-
-@contextmanager
-def in_python() -> Iterator[None]:
-    """Raise the mistakes of a user as ``ValueError``, in the words of Python.
-
-    Raises:
-        ValueError: In place of a ``UserError``, or of another error that a user can correct.
-    """
-    try:
-        with user_errors():
-            yield
-    except UserError as error:
-        message = str(error).removeprefix("--ckpt_path ").removeprefix("--config ")
-        if "--" in message:
-            message += " (from Python: as keyword arguments, such as data={'root': 'photos'})"
-        raise ValueError(message) from error.__cause__
