@@ -72,6 +72,8 @@ __all__ = [
     "run_experiment",
 ]
 
+FIT_RECORD = ("fitted_images", "validated_images", "bit_depth", "calibration")
+"""Entries of a checkpoint that data modules need before Lightning loads it."""
 UNREADABLE = 1
 """Exit code of a run that is done, but could not read some images."""
 OUTPUT = ("root", "name", "folder")
@@ -308,11 +310,7 @@ class ExperimentCLI(LightningCLI):
         if not path or not Path(path).is_file():
             return  # _check_verb reports a missing file
         checkpoint = read_checkpoint(Path(path))
-        self._fit_record = {
-            name: checkpoint[name]
-            for name in ("fitted_images", "bit_depth", "calibration")
-            if name in checkpoint
-        }
+        self._fit_record = {name: checkpoint[name] for name in FIT_RECORD if name in checkpoint}
         if self._verb == "fit":
             keys = ("loops", "global_step", "optimizer_states")
             progress = {key: checkpoint[key] for key in keys if key in checkpoint}

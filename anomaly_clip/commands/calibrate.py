@@ -1,0 +1,119 @@
+"""``anomaly_clip calibrate``: thresholds with a bounded rate of false alarms, without a fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule
+
+from anomaly_clip.commands.experiment import (
+    UNREADABLE,
+    ExperimentCLI,
+    arrange,
+    known_options,
+    quieten,
+)
+from anomaly_clip.decisions.calibration import CALIBRATION_FILE, Calibration
+from anomaly_clip.errors import UserError, user_errors
+from anomaly_clip.files import atomic_path
+from anomaly_clip.methods.base import AnomalyMethod
+from anomaly_clip.progress import say, silence
+from anomaly_clip.recording.calibrating import calibrate, report
+from anomaly_clip.recording.calibration_files import write_beside_checkpoint
+from anomaly_clip.records import UnreadableImage
+
+__all__ = ["run_calibrate"]
+
+
+def run_calibrate(words: Sequence[str]) -> int:
+    """Calibrate a checkpoint, or a zero-shot method with a configuration.
+
+    Returns:
+        0, or 1 if some images could not be read.
+
+    Raises:
+        UserError: If the user made a mistake.
+    """
+    quieten()
+    if {"-h", "--help"} & set(words):
+        print(
+            "usage: anomaly_clip calibrate --ckpt_path RUN [--data.root GOOD] [options of predict]\n"
+            "       anomaly_clip calibrate --config NAME-or-FILE --data.root GOOD [options]\n\n"
+            "Score normal images that were not fitted on, and derive thresholds with a bounded rate\n"
+            "of false alarms. The calibration is written into the checkpoint and beside it; for a\n"
+            "zero-shot method, into a run folder, for --calibration.file. Nothing is fitted.\n\n"
+            "  --calibration.alpha A        rate of false alarms, or [A, B, ...]; default: 0.05\n"
+            "  --calibration.confidence C   confidence of the rate; default: on average\n"
+            "  --calibration.map_percentile P   percentile of map values above which pixels are marked\n"
+            "  --calibration.seed N         seed of the random choices\n\n"
+            "For the other options, see anomaly_clip predict --help."
+        )
+        return 0
+    try:
+        with user_errors(known_options):
+            cli = CalibrateCLI(args=arrange(["predict", *words[1:]]))
+    finally:
+        silence(False)
+    return UNREADABLE if cli.trainer.is_global_zero and cli.unreadable else 0
+
+
+class CalibrateCLI(ExperimentCLI):
+    """Command line of ``calibrate``: a ``predict`` on normal images that writes no scores."""
+
+    calibration: Calibration
+    unreadable: Sequence[UnreadableImage] = ()
+
+    def before_predict(self) -> None:
+        """Check the options.
+
+        Raises:
+            UserError: If the method does not score single images, or an option is of other verbs.
+        """
+        config = self.config[self._verb]
+        if config["calibration"]["folds"] is not None and not config["calibrate"]:
+            raise UserError(
+                "calibration.folds needs fits: use anomaly_clip fit --calibrate true with it, or "
+                "leave it out"
+            )
+        check_calibratable(self.model)
+
+    def predict(self, model: AnomalyMethod, **options: Any) -> None:
+        """Calibrate; Lightning calls this in place of the trainer's method."""
+        checkpoint, settings = options.get("ckpt_path"), self.writer.calibration
+        self.calibration, self.unreadable = calibrate(
+            self.trainer, model, self.datamodule, settings, checkpoint
+        )
+
+    def after_predict(self) -> None:
+        """Write the calibration into the checkpoint and beside it, or into a run folder."""
+        checkpoint = self.config[self._verb]["ckpt_path"]
+        if not self.trainer.is_global_zero:
+            return
+        if checkpoint is not None:
+            file = write_beside_checkpoint(self.calibration, Path(checkpoint))
+        else:
+            folder = self.writer.folder
+            with atomic_path(folder / "config-calibrate.yaml") as temporary:
+                temporary.write_text(self.writer.config, encoding="utf-8")
+            file = folder / CALIBRATION_FILE
+            self.calibration.write(file)
+        report(self.calibration, self.unreadable)
+        say(f"calibration: {file}")
+
+
+def check_calibratable(model: LightningModule) -> None:
+    """Check that a model is a detector whose scores do not depend on the other images.
+
+    Raises:
+        UserError: If it is not.
+    """
+    name = type(model).__name__
+    if not isinstance(model, AnomalyMethod):
+        raise UserError(f"{name} gives no anomaly scores to calibrate: choose a detector")
+    if model.transductive:
+        raise UserError(
+            f"{name} scores images by each other, so that no threshold holds for the next ones: "
+            f"choose another method to decide with"
+        )

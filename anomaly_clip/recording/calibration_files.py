@@ -1,0 +1,46 @@
+"""The files of a calibration: in a checkpoint, and ``calibration.json`` beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from anomaly_clip.decisions.calibration import CALIBRATION_FILE, Calibration
+from anomaly_clip.recording.checkpoint_io import AtomicCheckpointIO
+from anomaly_clip.recording.run_conditions import file_sha256
+
+__all__ = ["calibration_file", "write_beside_checkpoint"]
+
+EARLIER = "sha256_before_calibration"
+"""Entry of a checkpoint: hashes of its file before each calibration."""
+
+
+def write_beside_checkpoint(calibration: Calibration, checkpoint: Path) -> Path:
+    """Write a calibration into a checkpoint, and beside it.
+
+    Args:
+        calibration: The calibration.
+        checkpoint: The checkpoint, which is replaced atomically.
+
+    Returns:
+        The file beside it.
+    """
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    content[EARLIER] = [*content.get(EARLIER, []), file_sha256(checkpoint)]
+    content["calibration"] = calibration.as_dict()
+    AtomicCheckpointIO().save_checkpoint(content, checkpoint)
+    file = checkpoint.parent / CALIBRATION_FILE
+    calibration.write(file)
+    return file
+
+
+def calibration_file(value: str) -> Path:
+    """Return the ``calibration.json`` that a value of ``--calibration.file`` refers to.
+
+    Args:
+        value: The file, or the folder of a calibrated run.
+    """
+    path = Path(value).expanduser()
+    places = (path / CALIBRATION_FILE, path / "checkpoints" / CALIBRATION_FILE)
+    return next((place for place in places if place.is_file()), path)
