@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule
-
 from anomaly_clip.commands.experiment import (
     UNREADABLE,
     ExperimentCLI,
@@ -15,6 +13,7 @@ from anomaly_clip.commands.experiment import (
     known_options,
     quieten,
 )
+from anomaly_clip.commands.fit_calibration import check_calibratable
 from anomaly_clip.decisions.calibration import CALIBRATION_FILE, Calibration
 from anomaly_clip.errors import UserError, user_errors
 from anomaly_clip.files import atomic_path
@@ -39,15 +38,16 @@ def run_calibrate(words: Sequence[str]) -> int:
     quieten()
     if {"-h", "--help"} & set(words):
         print(
-            "usage: anomaly_clip calibrate --ckpt_path RUN [--data.root GOOD] [options of predict]\n"
+            "usage: anomaly_clip calibrate --ckpt_path RUN [--data.root GOOD] [options]\n"
             "       anomaly_clip calibrate --config NAME-or-FILE --data.root GOOD [options]\n\n"
-            "Score normal images that were not fitted on, and derive thresholds with a bounded rate\n"
-            "of false alarms. The calibration is written into the checkpoint and beside it; for a\n"
-            "zero-shot method, into a run folder, for --calibration.file. Nothing is fitted.\n\n"
-            "  --calibration.alpha A        rate of false alarms, or [A, B, ...]; default: 0.05\n"
-            "  --calibration.confidence C   confidence of the rate; default: on average\n"
-            "  --calibration.map_percentile P   percentile of map values above which pixels are marked\n"
-            "  --calibration.seed N         seed of the random choices\n\n"
+            "Score normal images that were not fitted on, and derive thresholds with a bounded\n"
+            "rate of false alarms. The calibration is written into the checkpoint and beside it;\n"
+            "for a zero-shot method, into a run folder, for --calibration.file. Nothing is\n"
+            "fitted.\n\n"
+            "  --calibration.alpha A           rate of false alarms, or [A, B]; default: 0.05\n"
+            "  --calibration.confidence C      confidence of the rate; default: on average\n"
+            "  --calibration.map_percentile P  percentile of map values that marks pixels\n"
+            "  --calibration.seed N            seed of the random choices\n\n"
             "For the other options, see anomaly_clip predict --help."
         )
         return 0
@@ -101,19 +101,3 @@ class CalibrateCLI(ExperimentCLI):
             self.calibration.write(file)
         report(self.calibration, self.unreadable)
         say(f"calibration: {file}")
-
-
-def check_calibratable(model: LightningModule) -> None:
-    """Check that a model is a detector whose scores do not depend on the other images.
-
-    Raises:
-        UserError: If it is not.
-    """
-    name = type(model).__name__
-    if not isinstance(model, AnomalyMethod):
-        raise UserError(f"{name} gives no anomaly scores to calibrate: choose a detector")
-    if model.transductive:
-        raise UserError(
-            f"{name} scores images by each other, so that no threshold holds for the next ones: "
-            f"choose another method to decide with"
-        )

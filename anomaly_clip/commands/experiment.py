@@ -42,6 +42,11 @@ from anomaly_clip.commands.checkpoint_option import (
 )
 from anomaly_clip.commands.configs import expand_configs
 from anomaly_clip.commands.divergence import FiniteValues
+from anomaly_clip.commands.fit_calibration import (
+    calibrate_fit,
+    check_kept,
+    hold_images_out,
+)
 from anomaly_clip.commands.foreign_code import check_found_config, class_in_config
 from anomaly_clip.commands.interruption import advise, stop_if_interrupted
 from anomaly_clip.commands.last_step import LastStep, last_checkpoint
@@ -261,6 +266,8 @@ class ExperimentCLI(LightningCLI):
         silence(not shows_progress)
         if shows_progress and not any(isinstance(callback, ProgressBar) for callback in callbacks):
             callbacks.append(progress_of_loops())
+        if verb == "fit" and config["calibrate"]:
+            hold_images_out(self.model, self.datamodule, writer.calibration)
         if verb == "fit":
             keeps = config["trainer"]["enable_checkpointing"] is not False
             callbacks += last_checkpoint_of(callbacks, writer.checkpoint_every_n_steps, keeps)
@@ -277,6 +284,8 @@ class ExperimentCLI(LightningCLI):
             kwargs["max_epochs"] = 1
         trainer = super().instantiate_trainer(**kwargs)
         save_atomically(trainer)
+        if verb == "fit" and config["calibrate"]:
+            check_kept(trainer)
         if verb == "fit" and self._resumed is not None:
             path, checkpoint = self._resumed
             remove_leftovers(Path(path).parent)
@@ -393,6 +402,8 @@ class ExperimentCLI(LightningCLI):
         if file is not None and trained:
             self.trainer.save_checkpoint(file)
         self._is_fitted = True
+        if self.config[self._verb]["calibrate"] and trained:
+            calibrate_fit(self.trainer, self.model, self.datamodule, self.writer)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the verb; after a signal, raise ``Interrupted`` with the way to continue.

@@ -95,8 +95,8 @@ class CalibrationImages:
             chosen = self._choose(normal, request)
             if not chosen:
                 raise ValueError(
-                    f"{category}: {number_of(len(normal), 'normal image')} are too few to hold some "
-                    f"out and calibrate on them: add images, or leave --calibrate out"
+                    f"{category}: {number_of(len(normal), 'normal image')} are too few to hold "
+                    f"some out to calibrate on: add images, or leave --calibrate out"
                 )
             self._held[category] = frozenset(chosen)
         return self._held[category]
@@ -119,6 +119,11 @@ class CalibrationImages:
             key = self.data.group_of(sample) or keys[sample]
             groups.setdefault(key, []).append(sample)
         return [groups[key] for key in sorted(groups, key=lambda key: draw_key(key, seed))]
+
+    def summary(self) -> str:
+        """Return the number of images held out of a fit, for its start line; empty without any."""
+        number = sum(len(held) for held in self._held.values())
+        return f", and {number} normal images held out to calibrate on" if number else ""
 
     def keys(self, samples: Sequence[Sample]) -> dict[Sample, str]:
         """Return the hash of each image's decoded pixels; its path if it is not a file."""
@@ -167,7 +172,7 @@ class CalibrationImages:
             )
         distinct = {hashes.get(sample, str(sample.image)): sample for sample in reversed(new)}
         chosen = [sample for sample in new if sample in set(distinct.values())]
-        if len(new) < len(rows):
+        if len(new) < len(rows) and self.hold_out is None:
             count = f"{len(rows) - len(new)} of {number_of(len(rows), 'normal image')}"
             self.remarks.append(f"{category}: {count} were fitted on, and are not calibrated on")
         if len(chosen) < len(new):

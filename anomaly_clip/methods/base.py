@@ -342,7 +342,7 @@ class AnomalyMethod(EvaluatedModule):
                     f"to train on with them"
                 )
             say(f"the training images differ from those of the checkpoint: {differences}")
-        elif data is not None and [category] != data.categories:
+        elif data is not None and not data.has_default_name and [category] != data.categories:
             say(
                 f"{type(self).__name__} was fitted on {category}, but now scores "
                 f"{', '.join(data.categories)}"

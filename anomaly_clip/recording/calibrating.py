@@ -15,7 +15,12 @@ from numpy.typing import NDArray
 
 from anomaly_clip.data.calibration_images import draw_key
 from anomaly_clip.data.dataset import AnomalyData
-from anomaly_clip.decisions.calibration import Calibration, CategoryCalibration, scaled_score
+from anomaly_clip.decisions.calibration import (
+    Calibration,
+    CategoryCalibration,
+    Level,
+    scaled_score,
+)
 from anomaly_clip.decisions.conformal import rank_of
 from anomaly_clip.decisions.settings import CalibrationSettings
 from anomaly_clip.methods.base import AnomalyMethod
@@ -100,8 +105,8 @@ class ScoredImages(Callback):
         listed = sum(s.category == category for s in _data(trainer).samples("test"))
         count = 1 + int((1 - self.map_percentile / 100) * listed * values.size)
         self._num_kept[category] = count
-        every = np.concatenate([self.highest_pixels.get(category, values[:0].ravel()), values.ravel()])
-        self.highest_pixels[category] = np.sort(every)[-count:]
+        before = self.highest_pixels.get(category, np.empty(0, np.float32))
+        self.highest_pixels[category] = np.sort(np.concatenate([before, values.ravel()]))[-count:]
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather the scores of all processes, and the conditions under which they were computed."""
@@ -114,6 +119,7 @@ class ScoredImages(Callback):
             str(data.resize),
             data.reading.bits_in_use,
             str(trainer.precision),
+            data.categories,
         )
         if trainer.world_size > 1:
             self._gather(trainer)
@@ -126,7 +132,8 @@ class ScoredImages(Callback):
         parts: list[Any] = [None] * trainer.world_size
         mine = (self.images, self.unreadable, self.highest_pixels, self._num_kept)
         torch.distributed.all_gather_object(parts, mine)
-        self.images, self.unreadable, pixels = {}, [], {}
+        self.images, self.unreadable = {}, []
+        pixels: dict[str, list[NDArray[np.float32]]] = {}
         for images, unreadable, highest, counts in parts:
             self.unreadable += unreadable
             self._num_kept |= counts
@@ -167,7 +174,7 @@ def calibrate(
     with _calibration_images(trainer, data, scored):
         trainer.predict(method, datamodule=data, ckpt_path=checkpoint, return_predictions=False)
         categories = {
-            name: build_category(
+            _name_of(name, method, data): build_category(
                 name, list(scored.images.get(name, {}).values()), data, settings, scored
             )
             for name in data.categories
@@ -182,6 +189,11 @@ def calibrate(
     )
     method.calibration = calibration.as_dict()
     return calibration, scored.unreadable
+
+
+def _name_of(category: str, method: AnomalyMethod, data: AnomalyData) -> str:
+    """Return the name of a category's calibration: that of the fit for a folder without a name."""
+    return (data.has_default_name and method.fitted_category) or category
 
 
 @contextmanager
@@ -210,7 +222,8 @@ def build_category(
 ) -> CategoryCalibration:
     """Return the calibration of a category from the scores of its images.
 
-    If scores have parts, a third of the images gives their ranges, and the others are calibrated on.
+    If scores have parts, a third of the images gives their ranges, and the method is calibrated on
+    the others.
 
     Args:
         name: The category.
@@ -243,7 +256,7 @@ def build_category(
     if ranges is None:
         values = np.array([image.score for image in calibrated], dtype=np.float64)
     else:
-        values = scaled_score([image.parts for image in calibrated], ranges)
+        values = scaled_score([image.parts or [] for image in calibrated], ranges)
     highest = [image.highest for image in calibrated if image.highest is not None]
     return CategoryCalibration(
         tuple(np.sort(values).tolist()),
@@ -265,7 +278,7 @@ def _map_threshold(
 
 
 def report(calibration: Calibration, unreadable: Sequence[UnreadableImage]) -> None:
-    """Print the thresholds of each category, their guarantees, and the images that were left out."""
+    """Print the thresholds of each category with their guarantees, and what was left out."""
     for name, record in calibration.categories.items():
         for alpha in calibration.alphas:
             level = record.level(alpha, calibration.confidence)
@@ -274,6 +287,13 @@ def report(calibration: Calibration, unreadable: Sequence[UnreadableImage]) -> N
         number = number_of(len(unreadable), "normal image")
         such_as = f"{unreadable[0].path}: {unreadable[0].reason}"
         say(f"{number} could not be read, such as {such_as}", style="bold red")
+
+
+def guarantee(record: CategoryCalibration, level: Level) -> str:
+    return (
+        f"With these {record.num_images} calibration images, {level.average:.3g} on average, "
+        f"{level.guaranteed:.3g} guaranteed"
+    )
 
 
 def _data(trainer: Trainer) -> AnomalyData:

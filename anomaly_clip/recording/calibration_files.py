@@ -10,7 +10,7 @@ from anomaly_clip.decisions.calibration import CALIBRATION_FILE, Calibration
 from anomaly_clip.recording.checkpoint_io import AtomicCheckpointIO
 from anomaly_clip.recording.run_conditions import file_sha256
 
-__all__ = ["calibration_file", "write_beside_checkpoint"]
+__all__ = ["calibration_file", "is_version_of", "write_beside_checkpoint"]
 
 EARLIER = "sha256_before_calibration"
 """Entry of a checkpoint: hashes of its file before each calibration."""
@@ -33,6 +33,17 @@ def write_beside_checkpoint(calibration: Calibration, checkpoint: Path) -> Path:
     file = checkpoint.parent / CALIBRATION_FILE
     calibration.write(file)
     return file
+
+
+def is_version_of(checkpoint: Path, sha256: str) -> bool:
+    """Return whether a checkpoint has a hash, or had it before it was calibrated."""
+    if file_sha256(checkpoint) == sha256:
+        return True
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except Exception:  # of many kinds in damaged files, which are reported when they are used
+        return False
+    return isinstance(content, dict) and sha256 in content.get(EARLIER, [])
 
 
 def calibration_file(value: str) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,12 @@ SOURCES = ("pretrained", "weights")
 
 
 def scoring_conditions(
-    method: AnomalyMethod, image_size: int, resize: str, bit_depth: int | None, precision: str
+    method: AnomalyMethod,
+    image_size: int,
+    resize: str,
+    bit_depth: int | None,
+    precision: str,
+    categories: Iterable[str] = (),
 ) -> dict[str, Any]:
     """Return everything that the scores of a method depend on besides the images.
 
@@ -32,9 +37,14 @@ def scoring_conditions(
         resize: How images are made square.
         bit_depth: Significant bits of 16-bit images; None if there are none.
         precision: Precision of the trainer.
+        categories: The categories, whose names in prompts are a condition.
     """
-    ignored = {"evaluator", "_class_path", *method.init_only_arguments}
-    settings = {name: value for name, value in method.hparams.items() if name not in ignored}
+    ignored = {"evaluator", *method.init_only_arguments}
+    settings = {
+        name: value
+        for name, value in method.hparams.items()
+        if name not in ignored and not name.startswith("_")  # of Lightning's command line
+    }
     if isinstance(settings.get("backbone"), Mapping):
         backbone = settings["backbone"]
         settings["backbone"] = {k: v for k, v in backbone.items() if k not in SOURCES}
@@ -52,6 +62,9 @@ def scoring_conditions(
         "bit_depth": bit_depth,
         "precision": precision,
         "references": references,
+        "words": {name: method.words(name) for name in categories}
+        if method.uses_category_names
+        else {},
     }
 
 
@@ -71,8 +84,8 @@ def _fitted_sha256(method: AnomalyMethod) -> str | None:
 NAMES = {
     "backbone_sha256": "the weights of the backbone",
     "fitted_sha256": "the fitted weights",
-    "references": "the reference images",
 }
+PER_CATEGORY = {"references": "the reference images", "words": "the name in prompts"}
 
 
 def check_conditions(
@@ -95,6 +108,14 @@ def check_conditions(
                 if before.get(setting) != value.get(setting):
                     raise _differs(
                         f"model.{setting} is {value.get(setting)}", before.get(setting), source
+                    )
+        elif name in PER_CATEGORY and isinstance(before, Mapping):
+            for category in sorted({*before} & {*value}):
+                if before[category] != value[category]:
+                    raise _differs(
+                        f"{PER_CATEGORY[name]} of {category}: {value[category]}",
+                        before[category],
+                        source,
                     )
         elif before != value:
             if name in NAMES:
