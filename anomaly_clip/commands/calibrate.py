@@ -51,12 +51,32 @@ def run_calibrate(words: Sequence[str]) -> int:
             "For the other options, see anomaly_clip predict --help."
         )
         return 0
+    _check_words(words)
     try:
         with user_errors(known_options):
             cli = CalibrateCLI(args=arrange(["predict", *words[1:]]))
     finally:
         silence(False)
     return UNREADABLE if cli.trainer.is_global_zero and cli.unreadable else 0
+
+
+def _check_words(words: Sequence[str]) -> None:
+    """Check that no option of another verb is given.
+
+    Raises:
+        UserError: If one is.
+    """
+    typed = {word.partition("=")[0] for word in words}
+    if "--calibration.folds" in typed:
+        raise UserError(
+            "calibration.folds needs fits: use it with anomaly_clip fit --calibrate true, or leave "
+            "it out"
+        )
+    if "--calibration.file" in typed:
+        raise UserError(
+            "calibration.file is read by test and predict; calibrate writes one, into the "
+            "checkpoint's folder or --output.folder: leave it out"
+        )
 
 
 class CalibrateCLI(ExperimentCLI):
@@ -66,17 +86,11 @@ class CalibrateCLI(ExperimentCLI):
     unreadable: Sequence[UnreadableImage] = ()
 
     def before_predict(self) -> None:
-        """Check the options.
+        """Check the method.
 
         Raises:
-            UserError: If the method does not score single images, or an option is of other verbs.
+            UserError: If it does not score single images.
         """
-        config = self.config[self._verb]
-        if config["calibration"]["folds"] is not None and not config["calibrate"]:
-            raise UserError(
-                "calibration.folds needs fits: use anomaly_clip fit --calibrate true with it, or "
-                "leave it out"
-            )
         check_calibratable(self.model)
 
     def predict(self, model: AnomalyMethod, **options: Any) -> None:

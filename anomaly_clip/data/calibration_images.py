@@ -95,8 +95,8 @@ class CalibrationImages:
             chosen = self._choose(normal, request)
             if not chosen:
                 raise ValueError(
-                    f"{category}: {number_of(len(normal), 'normal image')} are too few to hold "
-                    f"some out to calibrate on: add images, or leave --calibrate out"
+                    f"{category}: too few normal images ({len(normal)}) to hold some out to "
+                    f"calibrate on: add images, or leave --calibrate out"
                 )
             self._held[category] = frozenset(chosen)
         return self._held[category]
