@@ -11,16 +11,16 @@ from anomaly_clip.commands.experiment import (
     ExperimentCLI,
     arrange,
     known_options,
-    quieten,
 )
 from anomaly_clip.commands.fit_calibration import check_calibratable
+from anomaly_clip.commands.library_messages import quieten
 from anomaly_clip.decisions.calibration import CALIBRATION_FILE, Calibration
 from anomaly_clip.errors import UserError, user_errors
 from anomaly_clip.files import atomic_path
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.progress import say, silence
 from anomaly_clip.recording.calibrating import calibrate, report
-from anomaly_clip.recording.calibration_files import write_beside_checkpoint
+from anomaly_clip.recording.calibration_files import write_into_checkpoint
 from anomaly_clip.records import UnreadableImage
 
 __all__ = ["run_calibrate"]
@@ -41,7 +41,7 @@ def run_calibrate(words: Sequence[str]) -> int:
             "usage: anomaly_clip calibrate --ckpt_path RUN [--data.root GOOD] [options]\n"
             "       anomaly_clip calibrate --config NAME-or-FILE --data.root GOOD [options]\n\n"
             "Score normal images that were not fitted on, and derive thresholds with a bounded\n"
-            "rate of false alarms. The calibration is written into the checkpoint and beside it;\n"
+            "rate of false alarms. The calibration is written into the checkpoint and next to it;\n"
             "for a zero-shot method, into a run folder, for --calibration.file. Nothing is\n"
             "fitted.\n\n"
             "  --calibration.alpha A           rate of false alarms, or [A, B]; default: 0.05\n"
@@ -101,12 +101,12 @@ class CalibrateCLI(ExperimentCLI):
         )
 
     def after_predict(self) -> None:
-        """Write the calibration into the checkpoint and beside it, or into a run folder."""
+        """Write the calibration into the checkpoint and next to it, or into a run folder."""
         checkpoint = self.config[self._verb]["ckpt_path"]
         if not self.trainer.is_global_zero:
             return
         if checkpoint is not None:
-            file = write_beside_checkpoint(self.calibration, Path(checkpoint))
+            file = write_into_checkpoint(self.calibration, Path(checkpoint))
         else:
             folder = self.writer.folder
             with atomic_path(folder / "config-calibrate.yaml") as temporary:

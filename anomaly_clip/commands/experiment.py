@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import logging
-import os
 import shlex
 import warnings
 from collections.abc import Sequence
@@ -13,7 +11,6 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, cast
 
-import rich
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
@@ -50,6 +47,7 @@ from anomaly_clip.commands.fit_calibration import (
 from anomaly_clip.commands.foreign_code import check_found_config, class_in_config
 from anomaly_clip.commands.interruption import advise, stop_if_interrupted
 from anomaly_clip.commands.last_step import LastStep, last_checkpoint
+from anomaly_clip.commands.library_messages import quieten
 from anomaly_clip.commands.option_parser import OptionParser
 from anomaly_clip.commands.process_failure import report_once
 from anomaly_clip.commands.saved_settings import comparable, take_activation
@@ -73,7 +71,6 @@ __all__ = [
     "arrange",
     "class_of_checkpoint",
     "known_options",
-    "quieten",
     "run_experiment",
 ]
 
@@ -173,6 +170,7 @@ class ExperimentCLI(LightningCLI):
         self._verb = args[0]
         self._fit_record: dict[str, Any] = {}
         self._is_fitted = False
+        self._unfitted: AnomalyMethod | None = None
         self._resumed: tuple[str, dict[str, Any]] | None = None
         """Checkpoint that a fit resumes from: its file, and its progress."""
         options = [word for word in args if word.startswith("--")]
@@ -267,7 +265,7 @@ class ExperimentCLI(LightningCLI):
         if shows_progress and not any(isinstance(callback, ProgressBar) for callback in callbacks):
             callbacks.append(progress_of_loops())
         if verb == "fit" and config["calibrate"]:
-            hold_images_out(self.model, self.datamodule, writer.calibration)
+            self._unfitted = hold_images_out(self.model, self.datamodule, writer.calibration)
         if verb == "fit":
             keeps = config["trainer"]["enable_checkpointing"] is not False
             callbacks += last_checkpoint_of(callbacks, writer.checkpoint_every_n_steps, keeps)
@@ -403,7 +401,7 @@ class ExperimentCLI(LightningCLI):
             self.trainer.save_checkpoint(file)
         self._is_fitted = True
         if self.config[self._verb]["calibrate"] and trained:
-            calibrate_fit(self.trainer, self.model, self.datamodule, self.writer)
+            calibrate_fit(self.trainer, self.model, self.datamodule, self.writer, self._unfitted)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the verb; after a signal, raise ``Interrupted`` with the way to continue.
@@ -487,20 +485,3 @@ def known_options() -> list[str]:
         "--print_config",
     ]
     return verb_options + [f"--{action.dest}" for action in parser._actions if "." in action.dest]
-
-
-def quieten() -> None:
-    """Silence uninformative library messages; the start line of a run describes the run."""
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # caused by Lightning
-    rich.reconfigure(stderr=True)  # Lightning's model summary; standard output is for results
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        ".*does not have many workers.*",
-        ".*validation_step. but have no .val_dataloader.*",  # most data sets have none
-        ".*The dirpath has changed.*",  # a resumed fit gets a new run folder
-        ".*module.s. in eval mode at the start of training.*",  # frozen backbones
-        ".*smaller than the logging interval.*",  # small data sets
-        ".*isinstance.treespec, LeafSpec.*",  # Lightning's own use of a deprecated name
-    ):
-        warnings.filterwarnings("ignore", message)

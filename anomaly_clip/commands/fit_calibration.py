@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import shlex
 
@@ -16,7 +17,8 @@ from anomaly_clip.errors import UserError
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.progress import say
 from anomaly_clip.recording.calibrating import calibrate, report
-from anomaly_clip.recording.calibration_files import write_beside_checkpoint
+from anomaly_clip.recording.calibration_files import write_into_checkpoint
+from anomaly_clip.recording.cross_validation import check_folds, cross_validate
 from anomaly_clip.recording.writer import RunWriter
 
 __all__ = ["calibrate_fit", "check_calibratable", "check_kept", "hold_images_out"]
@@ -43,18 +45,25 @@ def check_calibratable(model: LightningModule) -> None:
 
 def hold_images_out(
     model: LightningModule, data: AnomalyData, settings: CalibrationSettings
-) -> None:
+) -> AnomalyMethod | None:
     """Let a data module hold as many normal images out of the fit as the false-alarm rate needs.
+
+    Returns:
+        A copy of the model before its fit, if it is calibrated by cross-validation instead.
 
     Raises:
         UserError: If the model cannot be calibrated.
     """
     check_calibratable(model)
     assert isinstance(model, AnomalyMethod)
+    if settings.folds is not None:
+        check_folds(model, settings)
+        return copy.deepcopy(model)
     needed = normals_needed(settings.alphas[0], settings.confidence)
     if model.score_part_names:
         needed = math.ceil(needed / (1 - SHARE_OF_RANGES))
-    data.calibration.hold_out = HoldOut(needed, settings.seed)
+    data.calibration.request(HoldOut(needed, settings.seed))
+    return None
 
 
 def check_kept(trainer: Trainer) -> None:
@@ -71,9 +80,20 @@ def check_kept(trainer: Trainer) -> None:
 
 
 def calibrate_fit(
-    trainer: Trainer, model: LightningModule, data: AnomalyData, writer: RunWriter
+    trainer: Trainer,
+    model: LightningModule,
+    data: AnomalyData,
+    writer: RunWriter,
+    unfitted: AnomalyMethod | None,
 ) -> None:
     """Calibrate the model of a fit on the images held out, and write its calibration.
+
+    Args:
+        trainer: Trainer of the fit.
+        model: The fitted model.
+        data: Data module of the fit.
+        writer: Writer of the run.
+        unfitted: Copy of the model before its fit, for cross-validation; None: without.
 
     Raises:
         ValueError: If there are too few images; the checkpoint of the fit is complete.
@@ -84,13 +104,17 @@ def calibrate_fit(
         say("trainer.fast_dev_run keeps no checkpoint, so this fit is not calibrated")
         return
     try:
-        calibration, unreadable = calibrate(trainer, model, data, writer.calibration)
+        if unfitted is None:
+            calibration, unreadable = calibrate(trainer, model, data, writer.calibration)
+        else:
+            calibration = cross_validate(trainer, model, unfitted, data, writer.calibration)
+            unreadable = []
     except ValueError as error:
         raise ValueError(
             f"{error} (the fit is complete: calibrate it with anomaly_clip calibrate --ckpt_path "
             f"{shlex.quote(str(file))})"
         ) from None
     if trainer.is_global_zero:
-        written = write_beside_checkpoint(calibration, file)
+        written = write_into_checkpoint(calibration, file)
         report(calibration, unreadable)
         say(f"calibration: {written}")

@@ -21,9 +21,10 @@ import yaml
 
 from anomaly_clip.commands.batch import DryRunCLI, run_verb
 from anomaly_clip.commands.each import run_each
-from anomaly_clip.commands.experiment import arrange, known_options, quieten
+from anomaly_clip.commands.experiment import arrange, known_options
 from anomaly_clip.commands.foreign_code import concealed_classes, foreign_classes
 from anomaly_clip.commands.interruption import advise
+from anomaly_clip.commands.library_messages import quieten
 from anomaly_clip.commands.option_parser import dump_yaml
 from anomaly_clip.commands.yaml_names import read_any_name
 from anomaly_clip.errors import UserError, check_at_least, reason, user_errors

@@ -16,7 +16,7 @@ from anomaly_clip.progress import number_of
 if TYPE_CHECKING:
     from anomaly_clip.data.dataset import AnomalyData
 
-__all__ = ["CalibrationImages", "HoldOut"]
+__all__ = ["CalibrationImages", "HoldOut", "draw_key"]
 
 SHARE = 0.2
 """Smallest fraction of a category's normal images that is held out; our choice."""
@@ -30,10 +30,12 @@ class HoldOut:
     Args:
         num_needed: Number of images per category that the false-alarm rate needs.
         seed: Seed of the choice.
+        fold: Number of this fold, counted from 0, and of all folds; None: no cross-validation.
     """
 
     num_needed: int
     seed: int
+    fold: tuple[int, int] | None = None
 
 
 class CalibrationImages:
@@ -94,6 +96,11 @@ class CalibrationImages:
             normal = data.unreadable.readable([sample for sample in rows if not sample.label])
             chosen = self._choose(normal, request)
             if not chosen:
+                if request.fold is not None:
+                    raise ValueError(
+                        f"{category}: {len(normal)} normal images cannot be divided into "
+                        f"{request.fold[1]} folds: lower calibration.folds, or add images"
+                    )
                 raise ValueError(
                     f"{category}: too few normal images ({len(normal)}) to hold some out to "
                     f"calibrate on: add images, or leave --calibrate out"
@@ -101,13 +108,22 @@ class CalibrationImages:
             self._held[category] = frozenset(chosen)
         return self._held[category]
 
+    def request(self, hold_out: HoldOut | None) -> None:
+        """Hold images out of the next fits; None: no more."""
+        self.hold_out = hold_out
+        self._held.clear()
+        self.data.listing.forget()
+
     def _choose(self, normal: list[Sample], request: HoldOut) -> list[Sample]:
+        if request.fold is not None:
+            number, count = request.fold
+            return [s for g in self._groups(normal, request.seed)[number::count] for s in g]
         shots = self.data.few_shots.shots
         largest = int(LARGEST_SHARE * len(normal)) if shots is None else len(normal) - shots
-        wanted = max(round(SHARE * len(normal)), request.num_needed)
+        number = max(round(SHARE * len(normal)), request.num_needed)
         held: list[Sample] = []
         for group in self._groups(normal, request.seed):
-            if len(held) < wanted and len(held) + len(group) <= largest:
+            if len(held) < number and len(held) + len(group) <= largest:
                 held += group
         return held
 

@@ -320,12 +320,7 @@ class AnomalyData(BaseDataModule):
         return self.calibration.normal(category)
 
     def shots_of(self, category: str) -> list[Sample]:
-        """Return a category's few-shot training images, sampled with the seed (seed, category).
-
-        Raises:
-            ValueError: If neither ``shots`` nor ``fraction`` is set, or the category has too few
-                images.
-        """
+        """Return a category's few-shot training images; see :meth:`.FewShots.of`."""
         return self.few_shots.of(category)
 
     def drawn_of(self, category: str, count: int, seed: int) -> list[Sample]:

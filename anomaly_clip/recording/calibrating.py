@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,18 +18,26 @@ from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.decisions.calibration import (
     Calibration,
     CategoryCalibration,
-    Level,
     scaled_score,
 )
 from anomaly_clip.decisions.conformal import rank_of
+from anomaly_clip.decisions.sentences import guarantee
 from anomaly_clip.decisions.settings import CalibrationSettings
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.progress import number_of, say
-from anomaly_clip.recording.scoring_conditions import scoring_conditions
+from anomaly_clip.recording.scoring_conditions import conditions_of
 from anomaly_clip.recording.writer import RunWriter
 from anomaly_clip.records import Batch, Scores, UnreadableImage, versions
 
-__all__ = ["ScoredImages", "build_category", "calibrate", "report"]
+__all__ = [
+    "ScoredImage",
+    "ScoredImages",
+    "build_category",
+    "calibrate",
+    "calibration_images",
+    "name_of",
+    "report",
+]
 
 MIN_FOR_RANGES = 2
 """Smallest number of images that give the ranges of score parts."""
@@ -51,9 +59,11 @@ class ScoredImages(Callback):
 
     Args:
         map_percentile: Percentile of the map values that is asked for; None for their maxima alone.
+        quiet: Whether to print no start line.
     """
 
     map_percentile: float | None = None
+    quiet: bool = False
     images: dict[str, dict[int, ScoredImage]] = field(default_factory=dict)
     """By category and index in the listing."""
     unreadable: list[UnreadableImage] = field(default_factory=list)
@@ -65,7 +75,7 @@ class ScoredImages(Callback):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the start line."""
         data = _data(trainer)
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not self.quiet:
             name = f"{data.dataset_name} {data.root}"
             say(f"calibrate {type(pl_module).__name__} | {name}: {data.summary('predict')}")
             for remark in data.calibration.remarks:
@@ -111,16 +121,7 @@ class ScoredImages(Callback):
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather the scores of all processes, and the conditions under which they were computed."""
         assert isinstance(pl_module, AnomalyMethod)
-        data = _data(trainer)
-        assert data.image_size is not None
-        self.conditions = scoring_conditions(
-            pl_module,
-            data.image_size,
-            str(data.resize),
-            data.reading.bits_in_use,
-            str(trainer.precision),
-            data.categories,
-        )
+        self.conditions = conditions_of(trainer, pl_module, _data(trainer))
         if trainer.world_size > 1:
             self._gather(trainer)
         references = {path for paths in pl_module.reference_paths.values() for path in paths}
@@ -171,10 +172,10 @@ def calibrate(
         ValueError: If a category has too few normal images.
     """
     scored = ScoredImages(settings.map_percentile)
-    with _calibration_images(trainer, data, scored):
+    with calibration_images(trainer, data, scored):
         trainer.predict(method, datamodule=data, ckpt_path=checkpoint, return_predictions=False)
         categories = {
-            _name_of(name, method, data): build_category(
+            name_of(name, method, data): build_category(
                 name, list(scored.images.get(name, {}).values()), data, settings, scored
             )
             for name in data.categories
@@ -191,15 +192,13 @@ def calibrate(
     return calibration, scored.unreadable
 
 
-def _name_of(category: str, method: AnomalyMethod, data: AnomalyData) -> str:
+def name_of(category: str, method: AnomalyMethod, data: AnomalyData) -> str:
     """Return the name of a category's calibration: that of the fit for a folder without a name."""
     return (data.has_default_name and method.fitted_category) or category
 
 
 @contextmanager
-def _calibration_images(
-    trainer: Trainer, data: AnomalyData, scored: ScoredImages
-) -> Iterator[None]:
+def calibration_images(trainer: Trainer, data: AnomalyData, scored: ScoredImages) -> Iterator[None]:
     """Let calibration images take the place of the test images of a data module."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     trainer.callbacks = [c for c in callbacks if not isinstance(c, RunWriter)] + [scored]  # type: ignore[attr-defined]
@@ -219,6 +218,7 @@ def build_category(
     data: AnomalyData,
     settings: CalibrationSettings,
     scored: ScoredImages,
+    kind: Literal["split", "cross_validation"] = "split",
 ) -> CategoryCalibration:
     """Return the calibration of a category from the scores of its images.
 
@@ -231,6 +231,7 @@ def build_category(
         data: Data module of the images.
         settings: Options of the calibration.
         scored: The pass over the images.
+        kind: See `CategoryCalibration`.
 
     Raises:
         ValueError: If there are too few images.
@@ -260,10 +261,11 @@ def build_category(
     highest = [image.highest for image in calibrated if image.highest is not None]
     return CategoryCalibration(
         tuple(np.sort(values).tolist()),
-        _map_threshold(highest, name, settings, scored) if highest else None,
-        ranges,
-        tuple(sorted(keys.values())) if data.on_disk else (),
-        data.words(name),
+        map_threshold=_map_threshold(highest, name, settings, scored) if highest else None,
+        part_ranges=ranges,
+        images=tuple(sorted(keys.values())) if data.on_disk else (),
+        words=data.words(name),
+        kind=kind,
     )
 
 
@@ -287,13 +289,6 @@ def report(calibration: Calibration, unreadable: Sequence[UnreadableImage]) -> N
         number = number_of(len(unreadable), "normal image")
         such_as = f"{unreadable[0].path}: {unreadable[0].reason}"
         say(f"{number} could not be read, such as {such_as}", style="bold red")
-
-
-def guarantee(record: CategoryCalibration, level: Level) -> str:
-    return (
-        f"With these {record.num_images} calibration images, {level.average:.3g} on average, "
-        f"{level.guaranteed:.3g} guaranteed"
-    )
 
 
 def _data(trainer: Trainer) -> AnomalyData:

@@ -1,4 +1,4 @@
-"""The files of a calibration: in a checkpoint, and ``calibration.json`` beside it."""
+"""The files of a calibration: in a checkpoint, and ``calibration.json`` next to it."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from anomaly_clip.decisions.calibration import CALIBRATION_FILE, Calibration
 from anomaly_clip.recording.checkpoint_io import AtomicCheckpointIO
 from anomaly_clip.recording.run_conditions import file_sha256
 
-__all__ = ["calibration_file", "is_version_of", "write_beside_checkpoint"]
+__all__ = ["calibration_file", "is_version_of", "write_into_checkpoint"]
 
 EARLIER = "sha256_before_calibration"
 """Entry of a checkpoint: hashes of its file before each calibration."""
 
 
-def write_beside_checkpoint(calibration: Calibration, checkpoint: Path) -> Path:
-    """Write a calibration into a checkpoint, and beside it.
+def write_into_checkpoint(calibration: Calibration, checkpoint: Path) -> Path:
+    """Write a calibration into a checkpoint, and next to it.
 
     Args:
         calibration: The calibration.
         checkpoint: The checkpoint, which is replaced atomically.
 
     Returns:
-        The file beside it.
+        The file next to it.
     """
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     content[EARLIER] = [*content.get(EARLIER, []), file_sha256(checkpoint)]

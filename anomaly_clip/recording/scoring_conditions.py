@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 
+from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.data.file_hashes import pixel_hashes
 from anomaly_clip.errors import UserError
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.methods.evaluated import without_backbone
 
-__all__ = ["check_conditions", "scoring_conditions"]
+__all__ = ["check_conditions", "conditions_of", "scoring_conditions"]
 
 SOURCES = ("pretrained", "weights")
 """Settings of a backbone that name where its weights are from; their hash is compared instead."""
@@ -66,6 +68,18 @@ def scoring_conditions(
         if method.uses_category_names
         else {},
     }
+
+
+def conditions_of(trainer: Trainer, method: AnomalyMethod, data: AnomalyData) -> dict[str, Any]:
+    """Return the conditions of a run: :func:`scoring_conditions` of its trainer and data."""
+    return scoring_conditions(
+        method,
+        method.image_size,
+        str(data.resize),
+        data.reading.bits_in_use,
+        str(trainer.precision),
+        data.categories,
+    )
 
 
 def _fitted_sha256(method: AnomalyMethod) -> str | None:
