@@ -121,15 +121,17 @@ if not TYPE_CHECKING:  # type checkers know the names from the imports above
     def __getattr__(name: str) -> object:
         """Import a name of ``__all__`` at its first use."""
         import importlib
+        import sys
 
+        # jsonargparse writes the shortest path of a class into configurations and checkpoints,
+        # where earlier versions and --resume expect anomaly_clip.methods and anomaly_clip.data.
+        if name not in __all__ or sys._getframe(1).f_code.co_name == "get_import_path":
+            raise AttributeError(f"module 'anomaly_clip' has no attribute {name!r}")
         if name in _PACKAGES:
             return importlib.import_module(f"anomaly_clip.{name}")
-        if name not in __all__:
-            raise AttributeError(f"module 'anomaly_clip' has no attribute {name!r}")
         module = importlib.import_module(f"anomaly_clip.{_MODULES.get(name, 'data')}")
-        value = globals()[name] = getattr(module, name)
-        return value
+        return getattr(module, name)  # not kept as an attribute, which jsonargparse would find
 
     def __dir__() -> list[str]:
         """Return the names that exist, for completion."""
-        return sorted({*globals(), *__all__})
+        return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

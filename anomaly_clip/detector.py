@@ -63,7 +63,8 @@ def load(
             fit. The images are the caller's own, whatever data set a configuration names.
         category: Name of the object in the images, for methods with prompts; default: that of the
             fit or of the configuration.
-        calibration: Calibration that decides; default: the one in the checkpoint, if any.
+        calibration: Calibration that decides; default: the one in the checkpoint or the run's
+            folder, if any.
         alpha: False-alarm rate of decisions; default: the first one of the calibration.
         device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; default: a GPU if there is one.
         backbone: Settings of the backbone that replace the stored ones, such as the path of weights
@@ -110,7 +111,7 @@ class Detector:
         """False-alarm rate of decisions; None: the first one of the calibration."""
         self.calibration: Calibration | None = None
         """The calibration; None: there are scores, but no decisions."""
-        content = loaded.method.calibration if calibration is None else calibration
+        content = calibration or loaded.method.calibration or loaded.calibration
         if content is not None:
             with in_python():
                 self.calibration = self._comparable(content)
@@ -137,7 +138,9 @@ class Detector:
         # The bit depth of images is known, and compared, when they are given.
         bits, resize = calibration.conditions.get("bit_depth"), str(self.preprocessing.resize)
         precision = str(self._loaded.trainer.precision)
-        current = scoring_conditions(method, method.image_size, resize, bits, precision)
+        current = scoring_conditions(
+            *(method, method.image_size, resize, bits, precision), calibration.categories
+        )
         check_conditions(calibration.conditions, current, source)
         return calibration
 
@@ -234,10 +237,11 @@ class Detector:
         inputs = ImageInputs(images, name)
         bits, remark = inputs.depth(self.preprocessing.bit_depth)
         self._check_depth(bits, inputs)
+        remarks = inputs.remarks
         if remark is not None:
-            warnings.warn(
-                f"{remark}; the option data.bit_depth, or a fit, fixes this number", stacklevel=2
-            )
+            remarks.append(f"{remark}; the option data.bit_depth, or a fit, fixes this number")
+        for remark in remarks:
+            warnings.warn(remark, stacklevel=2)
         dataset = inputs.dataset(self.method.image_size, self.preprocessing, bits)
         predictions: list[Prediction] = []
         for start in range(0, len(dataset), size):
@@ -306,7 +310,7 @@ class Detector:
         )
         if not decisions.levels[category].is_as_asked:
             record, level = decisions.records[category], decisions.levels[category]
-            warnings.warn(guarantee(record, level), stacklevel=2)
+            warnings.warn(guarantee(record, level), stacklevel=4)
         return decisions
 
     def _check_depth(self, bits: int | None, inputs: ImageInputs) -> None:

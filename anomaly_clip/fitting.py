@@ -66,18 +66,18 @@ def fit(
         file = Path(config_file(name)).expanduser()
         if file.is_file():
             _check_fitted(name, file)
-        words += [*_folder_options(images, category), *trainer_options(place)]
-        words.append("--trainer.enable_model_summary=false")
+        words += option_words({} if backbone is None else {"model.backbone": backbone})
+        words += ["--trainer.enable_model_summary=false", *option_words(options)]
+        words += [*_folder_options(images, category, words), *trainer_options(place)]
         words += ["--calibrate=true"] if calibrate else []
         words += [] if alpha is None else [f"--calibration.alpha={alpha}"]
-        words += option_words({} if backbone is None else {"model.backbone": backbone})
         run = temporary if folder is None else os.fsdecode(folder)
-        words += [*option_words(options), f"--output.folder={run}"]
+        words.append(f"--output.folder={run}")
         with unchanged_process(silent=False):
             run_experiment(["fit", f"--config={name}", *words])
         loaded = load_method(run, None, place, None, None, {})
     if folder is None:
-        loaded.source = f"the fit on {images}" if isinstance(images, str) else "the fit"
+        loaded.source = "the fit" if _is_several(images) else f"the fit on {images}"
     return Detector(loaded)
 
 
@@ -110,15 +110,25 @@ def _check_fitted(name: str, file: Path) -> None:
         raise UserError(f"{name}: {kind.__name__} {what}")
 
 
-def _folder_options(images: ImagesOfFit, category: str | None) -> list[str]:
-    """Return the options of the normal images: those of a folder ``good`` are all normal."""
-    several = not isinstance(images, str | os.PathLike)
-    paths = [os.fsdecode(image) for image in (images if several else [images])]
-    words = [f"--data.root={json.dumps(paths) if several else paths[0]}"]
+def _folder_options(images: ImagesOfFit, category: str | None, words: Sequence[str]) -> list[str]:
+    """Return the options of the normal images: those of a folder ``good`` are all normal.
+
+    Args:
+        images: The images.
+        category: Name of the object; None: that of the folder.
+        words: The other options.
+    """
+    several = _is_several(images)
+    paths = list(map(os.fsdecode, [images] if isinstance(images, str | os.PathLike) else images))
+    root = [f"--data.root={json.dumps(paths) if several else paths[0]}"]
     folder = Path(paths[0] if paths else "").expanduser().absolute()
-    if several:
-        words.append("--data.normal=all")
-    elif name_key(folder.name).lower() in NORMAL_FOLDERS:
-        words.append("--data.normal=all")
-        category = category or folder.parent.name.replace("_", " ").strip() or None
-    return words if category is None else [*words, f"--data.category={category}"]
+    is_good = name_key(folder.name).lower() in NORMAL_FOLDERS
+    if (several or is_good) and not any(word.startswith("--data.normal=") for word in words):
+        root.append("--data.normal=all")
+    if is_good and not several and category is None:
+        category = folder.parent.name.replace("_", " ").strip() or None
+    return root if category is None else [*root, f"--data.category={category}"]
+
+
+def _is_several(images: ImagesOfFit) -> bool:
+    return not isinstance(images, str | os.PathLike)

@@ -28,6 +28,8 @@ __all__ = ["ImageInput", "ImageInputs", "ImageSource"]
 ImageInput = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
 """One image: a path, a PIL image, or an array ``(H, W, 3)`` or ``(H, W)``, uint8."""
 
+UNUSED, NO_IMAGES = "not used: ", "files that are not images"
+"""Parts of remarks on a folder."""
 IN_MEMORY = Path("<images>")
 """Folder of the names that images without a file have in messages."""
 
@@ -94,6 +96,8 @@ class ImageInputs:
     def __init__(self, images: Any, category: str) -> None:
         self.category = category
         self.is_single = False
+        self.remarks: list[str] = []
+        """Remarks on images of a folder that are not used."""
         self._sizes: dict[Path, tuple[int, int]] = {}
         # Copies, because cameras write into the same array again and again.
         self.sources = [
@@ -123,6 +127,8 @@ class ImageInputs:
         if path.is_dir():
             form = understand(path, self.category)
             samples = [*form.train, *form.labelled, *form.unlabelled]
+            unused = [remark for remark in form.remarks if remark.startswith(UNUSED)]
+            self.remarks = [f"{path}: {remark}" for remark in unused if NO_IMAGES not in remark]
         elif not path.exists() and set(WILDCARDS) & set(str(path)):
             try:
                 selected = PathSelection([str(path)]).find()
@@ -255,9 +261,9 @@ def _check_array(array: NDArray[Any], name: str) -> None:
     if array.ndim == 4:
         raise ValueError(f"{problem}: for a batch, give list(array)")
     if array.ndim == 3 and shape[2] != 3:
-        way_out = {1: "give array[..., 0]", 4: "leave out alpha, as in array[..., :3]"}
+        ways_out = {1: "give array[..., 0]", 4: "leave out alpha, as in array[..., :3]"}
         first = "give array.transpose(1, 2, 0)" if shape[0] == 3 else "give RGB or grey values"
-        raise ValueError(f"{problem}: {way_out.get(shape[2], first)}")
+        raise ValueError(f"{problem}: {ways_out.get(shape[2], first)}")
     if array.ndim not in (2, 3):
         raise ValueError(f"{problem}: give RGB or grey values")
     if array.size == 0:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from jsonargparse import ArgumentError
-from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
@@ -28,6 +28,7 @@ from anomaly_clip.commands.foreign_code import check_found_config, seed_in_confi
 from anomaly_clip.data import ImageFolder
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.data.samples import Sample
+from anomaly_clip.decisions.calibration import CALIBRATION_FILE
 from anomaly_clip.errors import UserError, reason
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.methods.evaluated import EvaluatedModule
@@ -47,6 +48,8 @@ __all__ = [
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 BATCH_SIZE = 16
 """Images per batch without a configuration, as data modules have it."""
+NAMES = "words"
+"""Option whose keys are names of categories, not options."""
 CATEGORY = "object"
 """Name of a category that nobody has named."""
 
@@ -63,6 +66,7 @@ class LoadedMethod:
         batch_size: Images per batch.
         references: Data module of the reference images, if there are any.
         source: Description of where it is from, for messages.
+        calibration: File of the calibration of a configuration; None without one.
     """
 
     method: AnomalyMethod
@@ -72,6 +76,7 @@ class LoadedMethod:
     batch_size: int
     references: AnomalyData | None
     source: str
+    calibration: str | None = None
 
     @property
     def trainer(self) -> Trainer:
@@ -112,6 +117,8 @@ def load_method(
             else:
                 settings = {**options, **({} if backbone is None else {"model.backbone": backbone})}
                 loaded = _of_config(file, category, references, place, settings)
+                if path.is_dir():
+                    loaded.source = str(path)
         if category is not None:
             loaded.category, loaded.is_named = category, True
         _attach(loaded, place, references)
@@ -130,7 +137,7 @@ def _config_of(path: Path) -> Path | None:
     if path.is_dir():
         if any(path.glob("*.ckpt")) or any(path.glob("checkpoints/*.ckpt")):
             return None
-        found = [path / f"config-{verb}.yaml" for verb in ("test", "predict", "validate")]
+        found = [path / f"config-{verb}.yaml" for verb in ("calibrate", "test", "predict")]
         file = next((file for file in found if file.is_file()), None)
         if file is not None:
             check_found_config(file)
@@ -265,6 +272,8 @@ def _of_config(
         method, settings, *_category_of(method, settings), data.batch_size, None, file.stem
     )
     loaded.references = data if own_data or references is not None else None
+    beside = file.parent / CALIBRATION_FILE
+    loaded.calibration = cli.writer.calibration.file or (str(beside) if beside.is_file() else None)
     return loaded
 
 
@@ -285,7 +294,7 @@ def option_words(options: Mapping[str, Any], prefix: str = "") -> list[str]:
     words = []
     for name, value in options.items():
         option = prefix if name in ("class_path", "init_args") else f"{prefix}.{name}".lstrip(".")
-        if isinstance(value, Mapping) and name != "words":  # the names of categories are no options
+        if isinstance(value, Mapping) and option.rpartition(".")[2] != NAMES:
             words += option_words(value, option)
         elif isinstance(value, str | os.PathLike):
             words.append(f"--{option}={os.fsdecode(value)}")

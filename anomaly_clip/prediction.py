@@ -148,9 +148,7 @@ class Prediction:
         """
         drawing = self.overlay()
         if _in_notebook():
-            from IPython.display import display
-
-            display(drawing)
+            sys.modules["IPython"].display.display(drawing)
         elif not ImageShow.show(drawing, title=self._name):
             raise RuntimeError("no viewer of images was found: use overlay().save(FILE) instead")
 

@@ -136,6 +136,6 @@ def _of_config(file: Path, bit_depth: int | None, category: str | None) -> Prepr
 
 def _dataset_name(class_path: str) -> str | None:
     """Return the name of a data set of this package; None for others, which are not imported."""
-    kind = getattr(data_sets, class_path.rpartition(".")[2], None)
+    kind: Any = getattr(data_sets, class_path.rpartition(".")[2], None)
     is_data = isinstance(kind, type) and issubclass(kind, AnomalyData)
-    return kind.dataset_name if is_data else None
+    return str(kind.dataset_name) if is_data else None

@@ -7,7 +7,7 @@ import json
 import logging
 import random
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -32,14 +32,14 @@ DEMO: dict[str, Any] = {"backbone": {"pretrained": "demo"}, "device": "cpu"}
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Yield a folder with a fit of PaDiM in ``fit`` and odd images in ``new``."""
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a fit of PaDiM in ``fit`` and odd images in ``new``."""
     folder = tmp_path_factory.mktemp("detector")
     write_photographs(folder / "parts" / "good", 6, seed=0)
     words = [*PADIM, f"--data.root={folder / 'parts'}", f"--output.folder={folder / 'fit'}"]
     assert main(["fit", *words]) == 0
     odd_images(folder / "new")
-    yield folder
+    return folder
 
 
 def odd_images(folder: Path) -> None:
@@ -137,10 +137,12 @@ def test_images_in_memory_score_as_their_files(place: Path) -> None:
     files = [place / "new" / name for name in ("0.png", "turned.jpg", "grey.png")]
     expected = [detector.predict(file) for file in files]
     with Image.open(files[1]) as turned:
-        pixels = [np.asarray(Image.open(files[0])), turned, np.asarray(Image.open(files[2]))]
+        pixels: list[Any] = [np.asarray(Image.open(file)) for file in files]
+        pixels[1] = turned
         predictions = detector.predict(pixels, batch_size=1)
     for prediction, same in zip(predictions, expected, strict=True):
         assert prediction.score == same.score
+        assert prediction.map is not None
         assert np.array_equal(prediction.map, same.map)
         assert prediction.path is None
     backwards = np.asarray(Image.open(files[0]))[::-1, :, ::-1]  # not contiguous
@@ -149,7 +151,11 @@ def test_images_in_memory_score_as_their_files(place: Path) -> None:
 
 def test_one_of_several_images_that_cannot_be_read_has_an_error(place: Path) -> None:
     detector = load(place / "fit", device="cpu")
-    files = [place / "new" / "broken.png", str(place / "new" / "0.png"), place / "nowhere.png"]
+    files: list[Any] = [
+        place / "new" / "broken.png",
+        str(place / "new" / "0.png"),
+        place / "nowhere.png",
+    ]
     broken, good, missing = detector.predict(files)
     assert good.error is None
     assert good.path == files[1]
@@ -237,7 +243,7 @@ def test_decisions_are_those_of_predict(
     file = tmp_path / "calibration.json"
     predictions = load(place / "fit", device="cpu").predict(place / "new")
     scores = sorted(p.score for p in predictions if p.error is None)
-    middle = tuple(np.linspace(0, scores[2], 19)) + (scores[2] + 0.01,)
+    middle = (*np.linspace(0, scores[2], 19), scores[2] + 0.01)
     record = replace(calibration.categories["parts"], scores=middle)
     replace(calibration, categories={"parts": record}).write(file)
     words = [f"--ckpt_path={place / 'fit'}", f"--data.root={place / 'new'}"]
@@ -327,7 +333,7 @@ def test_images_of_another_bit_depth_than_calibrated_are_refused(
     detector = load(place / "fit", calibration=calibration, device="cpu")
     file = tmp_path / "deep.png"
     cv2.imwrite(str(file), np.full((40, 40), 4000, dtype=np.uint16))
-    with pytest.raises(ValueError, match="these images have 12 bits per channel, but .* had 8"):
+    with pytest.raises(ValueError, match=r"these images have 12 bits per channel, but .* had 8"):
         detector.predict(file)
 
 
