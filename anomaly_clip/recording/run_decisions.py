@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
-from anomaly_clip.decisions.calibration import CALIBRATION_FILE, Calibration
+from anomaly_clip.decisions.calibration import Calibration
 from anomaly_clip.decisions.settings import CalibrationSettings
 from anomaly_clip.errors import UserError, check_between
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.methods.evaluated import data_module
+from anomaly_clip.recording.calibration_files import calibration_file
 from anomaly_clip.recording.decision_record import decisions_record, num_anomalous
 from anomaly_clip.recording.decisions import Decisions
-from anomaly_clip.recording.scoring_conditions import check_conditions, scoring_conditions
+from anomaly_clip.recording.scoring_conditions import check_conditions, conditions_of
 from anomaly_clip.results.map_store import Ranges, Rows
 
 __all__ = ["RunDecisions", "calibration_file", "find_calibration"]
@@ -116,9 +116,7 @@ class RunDecisions:
             return
         data = module.data
         if trainer.is_global_zero and data is not None:
-            bits, precision = data.reading.bits_in_use, str(trainer.precision)
-            size, resize = module.image_size, str(data.resize)
-            current = scoring_conditions(module, size, resize, bits, precision)
+            current = conditions_of(trainer, module, data)
             try:
                 check_conditions(self.made.calibration.conditions, current, self.made.source)
             except UserError as error:
@@ -213,22 +211,3 @@ def find_calibration(
         return None
     source = checkpoint or "the checkpoint"
     return Calibration.from_dict(content, source), source
-
-
-def calibration_file(given: str) -> Path:
-    """Return the file of ``calibration.file``, which may be the folder of a calibrated run.
-
-    Raises:
-        UserError: If there is none.
-    """
-    try:
-        path = Path(given).expanduser()
-    except RuntimeError as error:  # ~name of an unknown user
-        raise UserError(f"calibration.file {given}: give the full path ({error})") from None
-    for file in (path, path / CALIBRATION_FILE, path / "checkpoints" / CALIBRATION_FILE):
-        if file.is_file():
-            return file
-    raise UserError(
-        f"calibration.file {given}: there is no {CALIBRATION_FILE}: give that file, or the folder "
-        f"of a calibrated run (anomaly_clip calibrate)"
-    )
