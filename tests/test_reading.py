@@ -216,3 +216,21 @@ def test_the_start_line_and_the_page_tell_of_a_crop(
     assert main(["test", CHECKPOINT, "--output.folder=test"]) == 0
     assert remark in one_line(capsys)
     assert remark in Path("test/report.html").read_text()
+
+
+def test_a_checkpoint_has_what_an_image_goes_through_before_it_is_scored(workplace: Path) -> None:
+    camera_images(workplace / "parts" / "good", 3, 12)
+    options = ["--data.root=parts", "--data.resize={rule: shorter_crop, size: 40}"]
+    options += ["--data.max_pixels=5000", "--trainer.precision=bf16-true"]
+    assert main(["fit", *FIT, *options, "--output.folder=fit"]) == 0
+    checkpoint = torch.load("fit/checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["bit_depth"] == 12
+    assert checkpoint["preprocessing"] == {
+        "data": "ImageFolder",
+        "image_size": 32,
+        "resize": {"rule": "shorter_crop", "size": 40, "filter": "bicubic"},
+        "max_pixels": 5000,
+        "words": {"parts": "parts"},
+        "is_named": False,
+        "precision": "bf16-true",
+    }

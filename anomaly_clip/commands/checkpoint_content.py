@@ -32,6 +32,7 @@ KINDS: Mapping[str, tuple[type, str]] = {
     "lr_schedulers": (list, "a list"),
     "backbone": (Mapping, "a mapping"),
     "fitted_images": (list, "a list"),
+    "preprocessing": (Mapping, "a mapping"),
     "epoch": (int, "a number"),
     "global_step": (int, "a number"),
     "pytorch-lightning_version": (str, "a text"),

@@ -38,9 +38,10 @@ from anomaly_clip.files import atomic_path, printable, readable, safe_name, writ
 from anomaly_clip.methods.evaluated import EvaluatedModule
 from anomaly_clip.progress import say, show_table
 from anomaly_clip.recording.wandb_log import wandb_group
+from anomaly_clip.report.decision_tables import decision_tables
 from anomaly_clip.report.metrics_table import build_table
 from anomaly_clip.report.page import PAGE, write_page
-from anomaly_clip.results.metrics_file import merge_metrics, write_metrics
+from anomaly_clip.results.metrics_file import merge_decisions, merge_metrics, write_metrics
 from anomaly_clip.results.warnings import (
     rounds_remark,
     selection_warning,
@@ -288,7 +289,8 @@ def _write_merged(
     folder: Path, parts: Mapping[str, dict[str, Any]], failed: Mapping[str, str]
 ) -> None:
     results, run = merge_metrics(parts, failed)
-    write_metrics(folder, results, run)
+    decisions = merge_decisions(parts)
+    write_metrics(folder, results, run, decisions)
     protocol = run["protocol"]
     counts = {name: (protocol["images"][name], protocol["anomalous"][name]) for name in parts}
     title = f"{run['method']} on {protocol['data']}, one model per category, test"
@@ -301,3 +303,5 @@ def _write_merged(
     weights = run["weights"]
     remark = weights_remark(weights)
     show_table(build_table(results, title, counts, weights["random"], remark))
+    for table in [] if decisions is None else decision_tables(decisions):
+        show_table(table)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from anomaly_clip.data.distortion import distortion
 from anomaly_clip.data.samples import Sample
@@ -144,6 +145,21 @@ class ImageReading:
         self.remarks.append(
             f"{images} with 16 bits per channel: {self.bits_in_use} are used ({source})"
         )
+
+    def preprocessing(self) -> dict[str, Any]:
+        """Return what an image goes through before it is scored, as plain values.
+
+        A checkpoint stores them, besides the bit depth, so that it can be used without its data.
+        """
+        data = self.data
+        return {
+            "data": data.dataset_name,
+            "image_size": data.image_size,
+            "resize": asdict(data.resize),
+            "max_pixels": self.max_pixels,
+            "words": {name: data.words(name) for name in data.categories},
+            "is_named": not data.has_default_name,
+        }
 
     def protocol(self) -> dict[str, object]:
         """Return how the images were read, to record with the metrics; empty if nothing matters."""

@@ -11,19 +11,20 @@ __all__ = ["CalibrationSettings"]
 
 @dataclass(frozen=True)
 class CalibrationSettings:
-    """How images are decided upon; see docs/decisions.md.
+    """Options of decisions; see docs/decisions.md.
 
     Args:
-        alpha: False-alarm rate: the largest share of normal images that are called anomalous. With several,
-            the first decides.
-        confidence: null: the rate holds on average over calibration sets. 0.95: it holds for 95 % of
-            calibration sets, which needs more images.
+        alpha: False-alarm rate: the largest share of normal images that are called anomalous. With
+            several, the first decides.
+        confidence: null: the rate holds on average over calibration sets. 0.95: it holds for 95 %
+            of calibration sets, which needs more images.
         file: calibration.json, or folder of a calibrated run, for test and predict; default: the
             calibration in the checkpoint.
-        folds: fit only: calibrate by cross-validation in so many folds instead of images that are held
-            out. The model is then fitted on all images, and its rate is an estimate.
-        map_percentile: Percentile of the map values of the calibration images, above which pixels are marked;
-            default: a threshold that at most alpha of the normal images exceed anywhere.
+        folds: fit only: calibrate by cross-validation in so many folds instead of images that are
+            held out. The model is then fitted on all images, and its rate is an estimate.
+        map_percentile: Percentile of the map values of the calibration images, above which pixels
+            are marked; default: a threshold that at most alpha of the normal images exceed
+            anywhere.
         seed: Seed of the random choice of calibration images and of ties.
     """
 

@@ -72,6 +72,8 @@ class AnomalyMethod(EvaluatedModule):
         """Category of the fit of a method with one model per category; None if unknown."""
         self.calibration: dict[str, Any] | None = None
         """Content of ``calibration.json`` of the fitted state, None without one."""
+        self.preprocessing: dict[str, Any] | None = None
+        """What the images of the fit went through before they were scored; None if unknown."""
 
     @property
     @abstractmethod
@@ -153,6 +155,8 @@ class AnomalyMethod(EvaluatedModule):
                 self.fitted_images = data.fitted_hashes()
                 self.fitted_without = len(data.unreadable.of_fit())
                 self.bit_depth = None if data.auxiliary else data.reading.bits_in_use
+                precision = str(self.trainer.precision)
+                self.preprocessing = {**data.reading.preprocessing(), "precision": precision}
                 if self.one_category and data.train_categories == data.categories:
                     self.fitted_category = data.categories[0]
             validating = stage in ("fit", "validate")
@@ -281,6 +285,8 @@ class AnomalyMethod(EvaluatedModule):
             checkpoint["fitted_category"] = self.fitted_category
         if self.calibration is not None:
             checkpoint["calibration"] = self.calibration
+        if self.preprocessing is not None:
+            checkpoint["preprocessing"] = self.preprocessing
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the current backbone to the checkpoint, so that its state dict loads strictly.
@@ -301,6 +307,7 @@ class AnomalyMethod(EvaluatedModule):
         self.bit_depth = checkpoint.get("bit_depth")
         self.fitted_without = checkpoint.get("fitted_without", 0)
         self.calibration = checkpoint.get("calibration")
+        self.preprocessing = checkpoint.get("preprocessing")
 
     def _compare_data(self, checkpoint: dict[str, Any]) -> None:
         """Take what a checkpoint was fitted on, and tell if the current data differs from it.

@@ -38,6 +38,8 @@ class ImageRecords:
         """Images that could not be read; after `gather`, those of all processes."""
         self.num_scored = 0
         """Number of images that were scored; after `gather`, by all processes."""
+        self.highest: dict[int, float] = {}
+        """Highest value of each map; after `gather`, of all processes."""
         self._without_pixels: list[int] = []
 
     def keep(self, module: EvaluatedModule, outputs: Any, batch: Batch) -> None:
@@ -51,8 +53,11 @@ class ImageRecords:
         if "mask" in batch:
             empty = batch["label"] & ~batch["mask"].flatten(1).any(dim=1)
             self._without_pixels += batch["index"][empty].tolist()
+        scores: Scores = outputs
+        if "anomaly_map" in scores:
+            highest = scores["anomaly_map"].float().flatten(1).amax(dim=1)
+            self.highest.update(zip(indices, highest.tolist(), strict=True))
         if self.with_maps:
-            scores: Scores = outputs
             self.maps.keep(scores, indices, batch["category"])
 
     def replace_scores(self, scores: dict[int, float]) -> None:
@@ -72,6 +77,7 @@ class ImageRecords:
         record = {
             "rows": self.rows,
             "ranges": self.maps.ranges,
+            "highest": self.highest,
             "unseen": self._without_pixels,
             "unreadable": self.unreadable,
         }
@@ -86,6 +92,7 @@ class ImageRecords:
         for rank in range(trainer.world_size):
             part = json.loads((self.folder / f"rank-{rank}.json").read_text(encoding="utf-8"))
             rows.update({int(index): row for index, row in part["rows"].items()})
+            self.highest.update({int(i): value for i, value in part["highest"].items()})
             without_pixels.update(part["unseen"])
             unreadable += [UnreadableImage(*image) for image in part["unreadable"]]
             ranges.append(part["ranges"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.data.reading_errors import UnreadableError
 from anomaly_clip.drawing.draw import save_drawing
+from anomaly_clip.drawing.overlay import overlay
 from anomaly_clip.drawing.panels import PanelRow, map_lines
 from anomaly_clip.files import atomic_path
 from anomaly_clip.masks import solid
@@ -32,6 +34,7 @@ def draw_map_images(
     rows: Rows,
     own_size: bool,
     warning: str | None,
+    thresholds: Mapping[str, float] = {},
 ) -> list[UnreadableImage]:
     """Draw each image whose maps were stored, with its maps and mask, in a file per image.
 
@@ -44,6 +47,8 @@ def draw_map_images(
         own_size: Whether to draw images at their original size instead of the method's size; images
             of more than ``MAX_DRAWN`` pixels are drawn smaller.
         warning: Warning to draw in red, one line; None: no warning.
+        thresholds: Map threshold by category. Where there is one, the contours of the pixels above
+            it are drawn on a second panel of the image.
 
     Returns:
         The images that can no longer be read, which are not drawn.
@@ -72,11 +77,17 @@ def draw_map_images(
         state = {0: "normal", 1: "anomalous", None: ""}[row["label"]]
         low, high = ranges[sample.category]
         caption = f"{names[index]}   {state}   score {row['image_score']:.4g}"
+        if "decision" in row:
+            caption += f"   p-value {row['p_value']:.3g}: {row['decision']}"
         # The final map is stored first, and drawn last.
         named = dict(sorted(small.items(), key=lambda entry: entry[0] == "map"))
         lines = map_lines(caption, list(named), (low, high), warning)
-        panels = PanelRow(image.shape[:2], 1 + len(named) + (mask is not None), lines)
+        threshold = thresholds.get(sample.category)
+        count = 1 + (threshold is not None) + len(named) + (mask is not None)
+        panels = PanelRow(image.shape[:2], count, lines)
         panels.add(image)
+        if threshold is not None:
+            panels.add(overlay(image, resize_map(small["map"], size), threshold))
         del image  # one panel at a time: images may have hundreds of millions of pixels
         for values in named.values():
             panels.add_map(resize_map(values, size), (low, high))

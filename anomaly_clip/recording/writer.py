@@ -5,9 +5,8 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
@@ -21,15 +20,22 @@ from anomaly_clip.files import atomic_path, printable, write_csv, write_json
 from anomaly_clip.methods.evaluated import EvaluatedModule, Exporter, FeatureSource, data_module
 from anomaly_clip.metrics.curves import CURVES_FILE
 from anomaly_clip.metrics.evaluator import Results
-from anomaly_clip.progress import number_of, say, show_table, track
+from anomaly_clip.progress import number_of, say, show_table
+from anomaly_clip.recording.decision_record import (
+    NO_CALIBRATION,
+    decision_lines,
+)
 from anomaly_clip.recording.gallery import MAP_SIDE, draw_gallery
 from anomaly_clip.recording.image_records import ImageRecords
-from anomaly_clip.recording.map_images import draw_map_images
-from anomaly_clip.recording.run_conditions import environment, evaluation_conditions
+from anomaly_clip.recording.metrics_record import image_counts, protocol_of_test, table_title
+from anomaly_clip.recording.run_conditions import environment
+from anomaly_clip.recording.run_decisions import RunDecisions
+from anomaly_clip.recording.run_images import write_map_files
 from anomaly_clip.recording.unreadable_images import UnreadableImages
 from anomaly_clip.recording.validation_images import ValidationImages
 from anomaly_clip.recording.wandb_log import log_config, log_image, log_run
 from anomaly_clip.records import Batch, Scores, source_of
+from anomaly_clip.report.decision_tables import decision_tables
 from anomaly_clip.report.metrics_table import build_table
 from anomaly_clip.report.page import PAGE, write_page
 from anomaly_clip.results.folder import (
@@ -40,17 +46,10 @@ from anomaly_clip.results.folder import (
     SCRATCH,
     create_run_folder,
 )
-from anomaly_clip.results.map_store import MapStore, Ranges, Rows, image_names
+from anomaly_clip.results.map_store import MapStore, Ranges, Rows
 from anomaly_clip.results.metrics_file import run_record, weights_label, write_metrics
 from anomaly_clip.results.selection import select_images
-from anomaly_clip.results.warnings import (
-    RANDOM_WARNING,
-    overlap_warning,
-    rounds_remark,
-    selection_warning,
-    unreadable_warnings,
-    weights_remark,
-)
+from anomaly_clip.results.warnings import RANDOM_WARNING, weights_remark
 
 __all__ = ["RunWriter"]
 
@@ -73,6 +72,12 @@ class RunWriter(Callback):
         validation_pictures: Number of images drawn after each validation during fit.
         checkpoint_every_n_steps: Steps of a fit between two saves of ``last.ckpt``, counted as
             ``trainer.max_steps`` counts them; default: save after each epoch or validation.
+        fdr: With a calibration: largest expected share of normal images among those that test or
+            predict call anomalous (false discovery rate, by Benjamini-Hochberg); default: each
+            image is decided upon alone, by calibration.alpha.
+        masks: Whether test and predict write a mask of each image, with the pixels above the
+            calibrated map threshold.
+        fail_on: anomalous: predict ends with exit code 3 if an image is anomalous.
     """
 
     def __init__(
@@ -86,6 +91,9 @@ class RunWriter(Callback):
         stages: bool = False,
         validation_pictures: int = 6,
         checkpoint_every_n_steps: int | None = None,
+        fdr: float | None = None,
+        masks: bool = False,
+        fail_on: Literal["anomalous"] | None = None,
     ) -> None:
         self.root = Path(root).expanduser()
         self.name = name
@@ -95,6 +103,9 @@ class RunWriter(Callback):
         self.stages = stages
         self._validation_images = ValidationImages(validation_pictures)
         self.checkpoint_every_n_steps = checkpoint_every_n_steps
+        self.fail_on = fail_on
+        self.decisions = RunDecisions(fdr, masks, fail_on)
+        """Decisions of a test or of predict."""
         self.config = ""
         """Complete configuration as YAML; set by the command line."""
         self.sources = "from Python"
@@ -132,6 +143,11 @@ class RunWriter(Callback):
         """Number of images that were scored; before the end, by this process."""
         return 0 if self._records is None else self._records.num_scored
 
+    @property
+    def num_anomalous(self) -> int:
+        """Number of images that were called anomalous, in the end; 0 without a calibration."""
+        return self.decisions.num_anomalous
+
     # -- hooks -----------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -146,7 +162,7 @@ class RunWriter(Callback):
                     f"with --ckpt_path"
                 )
         self._refuse_other_results(stage)
-        all_sizes = self.raw_maps or self._draws(stage)
+        all_sizes = self.raw_maps or self.decisions.masks or self._draws(stage)
         self._records = ImageRecords(
             self._scratch, self.stages, None if all_sizes else MAP_SIDE, self.page or all_sizes
         )
@@ -198,6 +214,22 @@ class RunWriter(Callback):
         if trainer.state.fn == TrainerFn.VALIDATING and trainer.is_global_zero:
             self.unreadable.images = _data(trainer).unreadable.of_fit()
 
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the calibration."""
+        self.decisions.find(trainer, pl_module, self.calibration)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the calibration."""
+        self.decisions.find(trainer, pl_module, self.calibration)
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check that the calibration applies to the scores."""
+        self.decisions.check(trainer, pl_module)
+
+    def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check that the calibration applies to the scores."""
+        self.decisions.check(trainer, pl_module)
+
     def on_test_batch_end(
         self,
         trainer: Trainer,
@@ -230,6 +262,7 @@ class RunWriter(Callback):
             return
         self.records.replace_scores(pl_module.final_scores())
         rows, ranges, without_pixels = self.records.gather(trainer)
+        ranges = self.decisions.decide(rows, ranges, replaces_score=False)
         if trainer.is_global_zero:  # before the images, which take longest and may be interrupted
             self._remove_stale()
             self.unreadable.take_test(_data(trainer), pl_module)
@@ -253,16 +286,22 @@ class RunWriter(Callback):
         if self.unreadable.images and not rows:
             trainer.strategy.barrier("records are read")
             raise self.unreadable.none_readable()
+        ranges = self.decisions.decide(rows, ranges, replaces_score=True)
         if trainer.is_global_zero:
             self._remove_stale()
             self._write_scores(pl_module, rows)
             protocol = {"split": "predict", "complete": len(rows) == listed, "listed": listed}
             protocol |= self.unreadable.counts()
-            write_json(self.folder / PREDICT_FILE, {"run": self._run(trainer, pl_module, protocol)})
+            record = {"run": self._run(trainer, pl_module, protocol)}
+            section = self.decisions.section(rows, self.records.highest)
+            record |= {} if section is None else {"decisions": section}
+            write_json(self.folder / PREDICT_FILE, record)
         self._write_maps(trainer, pl_module, rows, ranges)
         if trainer.is_global_zero:
             say(f"results of {number_of(len(rows), 'image')}: {self.folder}")
             if pl_module.is_detector:
+                for line in [NO_CALIBRATION] if section is None else decision_lines(section):
+                    say(line)
                 self._write_page(trainer)
             self.unreadable.close(len(rows), listed)
 
@@ -331,45 +370,20 @@ class RunWriter(Callback):
         rows: Rows,
         without_pixels: int,
     ) -> None:
-        """Write ``metrics.json`` and ``metrics.csv``, and print the table."""
+        """Write ``metrics.json`` and ``metrics.csv``, and print the tables."""
         data = _data(trainer)
-        counts = {
-            name: (len(labels), sum(labels))
-            for name in results["categories"]
-            if (labels := [row["label"] for row in rows.values() if row["category"] == name])
-        }
-        listed = len(data.listing.listed("test"))
-        evaluation = method.evaluation_protocol()
-        protocol = {
-            "split": "test",
-            "complete": len(rows) == listed,
-            "listed": listed,
-            **self.unreadable.counts(),
-            **({} if "overlap" in evaluation else {"overlap": _overlap(method, data)}),
-            # Anomalous images whose mask is empty, possibly only after resizing or cropping.
-            **({"anomalous_without_pixels": without_pixels} if method.is_detector else {}),
-            **evaluation,
-            **evaluation_conditions(method, data),
-            "images": {name: images for name, (images, _) in counts.items()},
-            "anomalous": {name: anomalous for name, (_, anomalous) in counts.items()},
-        }
-        write_metrics(self.folder, results, self._run(trainer, method, protocol))
-        note = method.evaluation_note
-        title = f"{type(method).__name__} on {data.dataset_name}, test{note}"
-        if len(rows) < listed:
-            title += f"\nPARTIAL: {len(rows)} of {listed} images"
-        remarks = (
-            *unreadable_warnings(protocol),
-            overlap_warning(protocol),
-            selection_warning(method.protocol()),
-            rounds_remark(method.protocol()),
-        )
-        for remark in remarks:
-            if remark is not None:
-                title += f"\n{remark}"
-        show_table(
-            build_table(results, title, counts, _is_random(method), weights_remark(method.weights))
-        )
+        counts = image_counts(rows, results["categories"])
+        unread = self.unreadable.counts()
+        protocol = protocol_of_test(method, data, counts, len(rows), without_pixels, unread)
+        samples = data.samples("test")
+        kinds = {index: samples[index].defect for index in rows}
+        section = self.decisions.section(rows, self.records.highest, kinds)
+        write_metrics(self.folder, results, self._run(trainer, method, protocol), section)
+        title = table_title(method, data, protocol, len(rows))
+        remark = weights_remark(method.weights)
+        show_table(build_table(results, title, counts, _is_random(method), remark))
+        for table in [] if section is None else decision_tables(section):
+            show_table(table)
 
     def _run(
         self, trainer: Trainer, method: EvaluatedModule, protocol: Mapping[str, Any]
@@ -406,27 +420,25 @@ class RunWriter(Callback):
         """Draw and save this process's maps on scales common to all processes, then clean up."""
         if method.is_detector:
             records, data = self.records, _data(trainer)
-            lost = []
             draws = self._draws("predict" if trainer.predicting else "test")
-            if draws:
-                own_size = trainer.predicting and data.resize.rule == "square"
-                folder, warning = self.folder / "maps", _warning(method)
-                lost += draw_map_images(
-                    folder, data, records.maps, ranges, records.rows, own_size, warning
-                )
-            if self.raw_maps:
-                self._write_raw_maps(image_names(data.samples("test")))
+            lost = write_map_files(
+                self.folder,
+                data,
+                records.maps,
+                ranges,
+                rows,
+                own_size=trainer.predicting and data.resize.rule == "square",
+                draws=draws,
+                masks=self.decisions.masks,
+                raw_maps=self.raw_maps,
+                thresholds=self.decisions.map_thresholds,
+                warning=_warning(method),
+            )
             if self.page and trainer.is_global_zero:
                 chosen = select_images(rows)
                 lost += draw_gallery(self.folder, data, records.maps, ranges, rows, chosen, draws)
             self.unreadable.lose(lost)
         self.records.clear(trainer)
-
-    def _write_raw_maps(self, names: list[str]) -> None:
-        maps = self.records.maps
-        for index in track(maps.indices, "saving maps"):
-            with atomic_path(self.folder / "raw_maps" / f"{names[index]}.npy") as temporary:
-                np.save(temporary, maps.load(index)["map"].astype(np.float16))
 
     def _write_page(self, trainer: Trainer) -> None:
         page = write_page(self.folder) if self.page else None
@@ -448,18 +460,6 @@ class RunWriter(Callback):
         parts.append("no seed" if self.seed is None else f"seed {self.seed}")
         parts.append(f"run {self.folder}")
         return printable(" | ".join(parts))
-
-
-def _overlap(method: EvaluatedModule, data: AnomalyData) -> int | None:
-    """Return the number of test images among the training images; None if unknown or untrained."""
-    if not method.can_be_fitted and not data.has_shots:
-        return None
-    if data.leakage.num_fitted_on is not None:
-        return data.leakage.num_fitted_on
-    try:
-        return len(data.overlap())
-    except (OSError, ValueError):  # the machine of a test may lack the training images
-        return None
 
 
 def _data(trainer: Trainer) -> AnomalyData:

@@ -11,7 +11,7 @@ from anomaly_clip.metrics.evaluator import Results, uncertain_metrics, with_mean
 from anomaly_clip.records import WeightsRecord, source_of, versions
 from anomaly_clip.results.folder import METRICS_FILE
 
-__all__ = ["merge_metrics", "run_record", "weights_label", "write_metrics"]
+__all__ = ["merge_decisions", "merge_metrics", "run_record", "weights_label", "write_metrics"]
 
 PER_CATEGORY = ("images", "anomalous", "words")
 """Protocol entries that hold a value per category."""
@@ -48,7 +48,12 @@ def run_record(
     }
 
 
-def write_metrics(folder: Path, results: Results, run: Mapping[str, Any]) -> None:
+def write_metrics(
+    folder: Path,
+    results: Results,
+    run: Mapping[str, Any],
+    decisions: Mapping[str, Any] | None = None,
+) -> None:
     """Write ``metrics.json`` and ``metrics.csv`` into a run's folder.
 
     The section ``run`` lists pixel metrics with wide bounds under ``uncertain``, by category.
@@ -57,10 +62,12 @@ def write_metrics(folder: Path, results: Results, run: Mapping[str, Any]) -> Non
         folder: The run's folder.
         results: Metrics of the run.
         run: Origin of the metrics; see :func:`run_record`.
+        decisions: Section ``decisions``; None: there is none, because of no calibration.
     """
     uncertain = uncertain_metrics(results)
     run = {**run, **({"uncertain": uncertain} if uncertain else {})}
-    write_json(folder / METRICS_FILE, {**results, "run": run})
+    section = {} if decisions is None else {"decisions": decisions}
+    write_json(folder / METRICS_FILE, {**results, "run": run, **section})
     label = weights_label(run["weights"])
     names = list(results["mean"])
     rows = [*results["categories"].items(), ("mean", results["mean"])]
@@ -114,6 +121,31 @@ def merge_metrics(
         "failed": dict(failed),
     }
     return results, run
+
+
+def merge_decisions(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Merge the sections ``decisions`` of the tests of one model per category.
+
+    Args:
+        parts: Content of ``metrics.json`` by category. A category that was tested without a
+            calibration is missing in the result.
+
+    Returns:
+        The options of the first section, and the categories of all; ``source`` is that of each
+        category. None without any section.
+    """
+    sections = {name: part["decisions"] for name, part in parts.items() if part.get("decisions")}
+    if not sections:
+        return None
+    return {
+        **next(iter(sections.values())),
+        "source": {name: section["source"] for name, section in sections.items()},
+        "categories": {
+            name: entry
+            for section in sections.values()
+            for name, entry in section["categories"].items()
+        },
+    }
 
 
 def _merged_environment(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

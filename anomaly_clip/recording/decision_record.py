@@ -1,0 +1,124 @@
+"""Section ``decisions`` of ``predict.json`` and ``metrics.json``, and its lines on the screen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from anomaly_clip.decisions.calibration import ANOMALOUS, NORMAL
+from anomaly_clip.decisions.conformal import binomial_interval
+from anomaly_clip.files import printable
+from anomaly_clip.progress import number_of
+from anomaly_clip.recording.decisions import Decisions
+from anomaly_clip.results.map_store import Rows
+
+__all__ = ["NO_CALIBRATION", "decision_lines", "decisions_record", "num_anomalous", "share"]
+
+NO_CALIBRATION = (
+    "no image is called normal or anomalous, because there is no calibration: make one from normal "
+    "images with anomaly_clip calibrate"
+)
+"""Line on the screen for a run of predict without decisions."""
+
+
+def num_anomalous(rows: Rows) -> int:
+    """Return the number of images that were called anomalous."""
+    return sum(row.get("decision") == ANOMALOUS for row in rows.values())
+
+
+def share(count: int, total: int) -> dict[str, Any] | None:
+    """Return a share of images with its Clopper-Pearson interval; None of no images."""
+    if not total:
+        return None
+    low, high = binomial_interval(count, total)
+    return {"count": count, "total": total, "value": count / total, "low": low, "high": high}
+
+
+def decisions_record(
+    decisions: Decisions,
+    rows: Rows,
+    highest: Mapping[int, float],
+    kinds: Mapping[int, str] | None = None,
+    drift: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return the section ``decisions``: options, and counts per category.
+
+    Args:
+        decisions: The decisions of the run.
+        rows: Rows of all images, with their decisions.
+        highest: Highest map value of each image that has a map.
+        kinds: Kind of defect of each image of a test; None: there are no labels to compare with.
+        drift: Entry ``drift`` by category; None without one.
+    """
+    categories = {}
+    for name, record in decisions.records.items():
+        level = decisions.levels[name]
+        chosen = {index: row for index, row in rows.items() if row["category"] == name}
+        marks = record.map_threshold
+        marked = [i for i in chosen if marks is not None and highest.get(i, marks) > marks]
+        categories[name] = {
+            "num_images": len(chosen),
+            "num_anomalous": num_anomalous(chosen),
+            "n": record.num_images,
+            "k": level.k,
+            "threshold": level.threshold,
+            "map_threshold": record.map_threshold,
+            "average": level.average,
+            "guaranteed": level.guaranteed,
+            "as_asked": level.is_as_asked,
+            "kind": record.kind,
+            "sentence": _sentence(decisions, name),
+            "normal_with_marked_pixels": sum(chosen[i]["decision"] == NORMAL for i in marked),
+            "drift": None if drift is None else drift.get(name),
+            **({} if kinds is None else _rates(chosen, kinds)),
+        }
+    return {
+        "alpha": decisions.alpha,
+        "confidence": decisions.confidence,
+        "fdr": decisions.fdr,
+        "source": decisions.source,
+        "categories": categories,
+    }
+
+
+def _rates(rows: Rows, kinds: Mapping[int, str]) -> dict[str, Any]:
+    """Return recall, false alarms, and recall by kind of defect."""
+
+    def share_of(indices: Sequence[int]) -> dict[str, Any] | None:
+        return share(sum(rows[i]["decision"] == ANOMALOUS for i in indices), len(indices))
+
+    anomalous = [index for index, row in rows.items() if row["label"] == 1]
+    normal = [index for index, row in rows.items() if row["label"] == 0]
+    names = sorted({kinds[index] for index in anomalous})
+    return {
+        "recall": share_of(anomalous),
+        "false_alarms": share_of(normal),
+        "kinds": {kind: share_of([i for i in anomalous if kinds[i] == kind]) for kind in names},
+    }
+
+
+def _sentence(decisions: Decisions, name: str) -> str:
+    """Return what the decisions of a category guarantee."""
+    level, n = decisions.levels[name], decisions.records[name].num_images
+    return (
+        f"With these {number_of(n, 'calibration image')}, at most {100 * level.average:.3g} % "
+        f"false alarms are expected on average; {100 * level.guaranteed:.3g} % is guaranteed with 95 % "
+        f"confidence."
+    )
+
+
+def decision_lines(section: Mapping[str, Any]) -> list[str]:
+    """Return the lines on the screen: one per category, and one for each warning.
+
+    Args:
+        section: See :func:`decisions_record`.
+    """
+    lines = []
+    categories = section["categories"]
+    for name, entry in categories.items():
+        number = number_of(entry["num_images"], "image")
+        lines.append(
+            f"{printable(name)}: {entry['num_anomalous']} of {number} anomalous. "
+            f"{entry['sentence']}"
+        )
+    return lines

@@ -1,0 +1,234 @@
+"""The calibration of a run: found, checked, applied, and recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+
+from anomaly_clip.decisions.calibration import CALIBRATION_FILE, Calibration
+from anomaly_clip.decisions.settings import CalibrationSettings
+from anomaly_clip.errors import UserError, check_between
+from anomaly_clip.methods.base import AnomalyMethod
+from anomaly_clip.methods.evaluated import data_module
+from anomaly_clip.recording.decision_record import decisions_record, num_anomalous
+from anomaly_clip.recording.decisions import Decisions
+from anomaly_clip.recording.scoring_conditions import check_conditions, scoring_conditions
+from anomaly_clip.results.map_store import Ranges, Rows
+
+__all__ = ["RunDecisions", "calibration_file", "find_calibration"]
+
+
+class RunDecisions:
+    """Options of the decisions of a run, and the decisions once there is a calibration.
+
+    Every process has them. The first one reads the calibration, and all of them end if it cannot be
+    used.
+
+    Args:
+        fdr: See :class:`~anomaly_clip.recording.decisions.Decisions`.
+        masks: Whether masks are written, which needs a calibration with map thresholds.
+        fail_on: Decision on which predict ends with an exit code of its own; None: on none.
+
+    Raises:
+        ValueError: If ``fdr`` is not between 0 and 1.
+    """
+
+    def __init__(
+        self, fdr: float | None = None, masks: bool = False, fail_on: str | None = None
+    ) -> None:
+        if fdr is not None:
+            check_between("output.fdr", fdr, 0, 1, open_low=True, open_high=True)
+        self.fdr = fdr
+        self.masks = masks
+        self.fail_on = fail_on
+        self.num_anomalous = 0
+        """Number of images that were called anomalous, in the end."""
+        self.made: Decisions | None = None
+        """The decisions; None without a calibration."""
+
+    @property
+    def map_thresholds(self) -> dict[str, float]:
+        """Map threshold by category; empty without a calibration."""
+        return {} if self.made is None else self.made.map_thresholds
+
+    def find(
+        self, trainer: Trainer, module: LightningModule, settings: CalibrationSettings
+    ) -> None:
+        """Find the calibration of a test or of predict.
+
+        Args:
+            trainer: Trainer of the run.
+            module: The method, whose checkpoint is loaded.
+            settings: Options of decisions.
+
+        Raises:
+            UserError: If there is a calibration that does not apply to the run, or if there is none
+                although an option needs one.
+        """
+        self.made, self.num_anomalous = None, 0
+        failure: str | None = None
+        if trainer.is_global_zero:
+            try:
+                self.made = self._find(trainer, module, settings)
+            except UserError as error:
+                failure = str(error)
+        self.made, failure = trainer.strategy.broadcast((self.made, failure))
+        if failure is not None:
+            raise UserError(failure)
+
+    def _find(
+        self, trainer: Trainer, module: LightningModule, settings: CalibrationSettings
+    ) -> Decisions | None:
+        decisions = _decisions(trainer, module, settings, self.fdr)
+        if decisions is None:
+            fails = self.fail_on is not None and trainer.predicting
+            options = {
+                f"output.fail_on {self.fail_on}": fails,
+                "output.masks": self.masks,
+                "output.fdr": self.fdr is not None,
+            }
+            for option, is_set in options.items():
+                if is_set:
+                    raise UserError(
+                        f"{option} needs a calibration: calibrate the method first (anomaly_clip "
+                        f"calibrate), or name one with --calibration.file"
+                    )
+        elif self.masks:
+            for name in decisions.records:
+                if name not in decisions.map_thresholds:
+                    raise UserError(
+                        f"output.masks needs a map threshold, but {decisions.source} has none for "
+                        f"{name}: leave the option out, or calibrate a method that has maps"
+                    )
+        return decisions
+
+    def check(self, trainer: Trainer, module: LightningModule) -> None:
+        """Check that the run scores images as the calibration did, once the method is prepared.
+
+        Raises:
+            UserError: If it does not.
+        """
+        failure: str | None = None
+        if self.made is None or not isinstance(module, AnomalyMethod):
+            return
+        data = module.data
+        if trainer.is_global_zero and data is not None:
+            bits, precision = data.reading.bits_in_use, str(trainer.precision)
+            size, resize = module.image_size, str(data.resize)
+            current = scoring_conditions(module, size, resize, bits, precision)
+            try:
+                check_conditions(self.made.calibration.conditions, current, self.made.source)
+            except UserError as error:
+                failure = str(error)
+        failure = trainer.strategy.broadcast(failure)
+        if failure is not None:
+            raise UserError(failure)
+
+    def decide(self, rows: Rows, ranges: Ranges, replaces_score: bool) -> Ranges:
+        """Decide on the images of all processes, if there is a calibration.
+
+        Args:
+            rows: Rows of all processes, which get the p-value and the decision.
+            ranges: Lowest and highest map value by category.
+            replaces_score: See :meth:`~anomaly_clip.recording.decisions.Decisions.decide`.
+
+        Returns:
+            The scale of heat maps by category.
+        """
+        if self.made is None:
+            return ranges
+        self.made.decide(rows, replaces_score)
+        self.num_anomalous = num_anomalous(rows)
+        return self.made.colour_ranges(ranges)
+
+    def section(
+        self, rows: Rows, highest: Mapping[int, float], kinds: Mapping[int, str] | None = None
+    ) -> dict[str, Any] | None:
+        """Return the section ``decisions`` of the results; None without a calibration.
+
+        Args:
+            rows: Rows of all images, with their decisions.
+            highest: Highest map value of each image that has a map.
+            kinds: Kind of defect of each image of a test; None in predict.
+        """
+        if self.made is None:
+            return None
+        return decisions_record(self.made, rows, highest, kinds)
+
+
+def _decisions(
+    trainer: Trainer, method: LightningModule, settings: CalibrationSettings, fdr: float | None
+) -> Decisions | None:
+    name, data = type(method).__name__, data_module(method)
+    if not isinstance(method, AnomalyMethod) or data is None:
+        if settings.file is not None:
+            raise UserError(
+                f"calibration.file {settings.file}: {name} has no anomaly scores to decide by: "
+                f"leave the option out"
+            )
+        return None
+    checkpoint = str(trainer.ckpt_path) if trainer.ckpt_path else None
+    calibrated = find_calibration(settings.file, method.calibration, checkpoint)
+    if calibrated is None:
+        return None
+    calibration, source = calibrated
+    if calibration.method != name:
+        raise UserError(
+            f"{source} is a calibration of {calibration.method}, but the method is {name}: "
+            f"calibrate {name}"
+        )
+    is_named = not data.has_default_name
+    decisions = Decisions(calibration, source, settings, data.categories, is_named, fdr)
+    num_parts = len(method.score_part_names)
+    for category, record in decisions.records.items():
+        num_ranges = len(record.part_ranges or ())
+        if num_ranges != num_parts:
+            raise UserError(
+                f"{source} has the ranges of {num_ranges} score parts for {category}, but {name} "
+                f"has {num_parts}: calibrate again"
+            )
+    return decisions
+
+
+def find_calibration(
+    file: str | None, content: Mapping[str, Any] | None, checkpoint: str | None = None
+) -> tuple[Calibration, str] | None:
+    """Return the calibration of a run and its source; None without one.
+
+    Args:
+        file: ``calibration.json``, or the folder of a calibrated run; None: none was given.
+        content: Content of a ``calibration.json`` in the checkpoint, which is used without a file.
+        checkpoint: Path of the checkpoint, for messages.
+
+    Raises:
+        UserError: If the calibration is missing, or cannot be read.
+    """
+    if file is not None:
+        path = calibration_file(file)
+        return Calibration.read(path), str(path)
+    if content is None:
+        return None
+    source = checkpoint or "the checkpoint"
+    return Calibration.from_dict(content, source), source
+
+
+def calibration_file(given: str) -> Path:
+    """Return the file of ``calibration.file``, which may be the folder of a calibrated run.
+
+    Raises:
+        UserError: If there is none.
+    """
+    try:
+        path = Path(given).expanduser()
+    except RuntimeError as error:  # ~name of an unknown user
+        raise UserError(f"calibration.file {given}: give the full path ({error})") from None
+    for file in (path, path / CALIBRATION_FILE, path / "checkpoints" / CALIBRATION_FILE):
+        if file.is_file():
+            return file
+    raise UserError(
+        f"calibration.file {given}: there is no {CALIBRATION_FILE}: give that file, or the folder "
+        f"of a calibrated run (anomaly_clip calibrate)"
+    )
