@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from PIL import Image
 from anomaly_clip.files import read_csv, write_csv, write_json
 from anomaly_clip.metrics.curves import image_curves
 from anomaly_clip.metrics.evaluator import METRICS
+from anomaly_clip.report.page import PAGE, write_page
 
 
 def make_run(
@@ -86,7 +89,9 @@ TWO = {
 SENTENCE = "With these 19 calibration images, at most 5 % false alarms are expected on average."
 
 
-def decide(folder: Path, thresholds: Mapping[str, float], predict: bool = True, **entry: Any) -> Path:
+def decide(
+    folder: Path, thresholds: Mapping[str, float], predict: bool = True, **entry: Any
+) -> Path:
     """Add decisions at thresholds to a run from `make_run`.
 
     Args:
@@ -134,3 +139,32 @@ def decide(folder: Path, thresholds: Mapping[str, float], predict: bool = True, 
     }
     write_json(folder / ("predict.json" if predict else "metrics.json"), content)
     return folder
+
+
+THRESHOLDS = {"cap": 0.25, "nut": 3.5}
+
+
+def text_of(run: Path) -> str:
+    """Return the visible text of a run's page."""
+    write_page(run)
+    html = (run / PAGE).read_text(encoding="utf-8")
+    html = re.sub(r"<(script|style).*?</\1>", "", html, flags=re.DOTALL)
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", "", html))
+
+
+def embedded(run: Path, element: str) -> Any:
+    write_page(run)
+    html = (run / PAGE).read_text(encoding="utf-8")
+    (content,) = re.findall(rf'id="{element}">(.*?)</script>', html, flags=re.DOTALL)
+    return json.loads(content)
+
+
+def numbers(text: str) -> list[float]:
+    return np.frombuffer(base64.b64decode(text), "<f4").tolist()
+
+
+def add_unreadable(run: Path) -> Path:
+    rows = [[*row.values(), ""] for row in read_csv(run / "scores.csv")]
+    rows.insert(1, ["cap/lost.png", "cap", "", "", "the image cannot be decoded"])
+    write_csv(run / "scores.csv", ["path", "category", "label", "image_score", "error"], rows)
+    return run

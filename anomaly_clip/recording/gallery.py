@@ -55,8 +55,8 @@ def draw_gallery(
         rows: Label and score of each image; with a calibration, its p-value and decision.
         selected: Images to draw, in their order on the page.
         has_full_size: Whether ``maps/`` contains full-size drawings of all images.
-        map_thresholds: Map thresholds of a calibration by category. The image gets the contour of the
-            pixels above, and the colour scale of the heat map starts there.
+        map_thresholds: Map thresholds of a calibration by category. The image gets the contour of
+            the pixels above, and the colour scale of the heat map starts there.
 
     Returns:
         The images that can no longer be read, which are not drawn.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,26 @@ class RunDecisions:
     def map_thresholds(self) -> dict[str, float]:
         """Map threshold by category; empty without a calibration."""
         return {} if self.made is None else self.made.map_thresholds
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """Threshold of image scores by category; empty without a calibration."""
+        levels = {} if self.made is None else self.made.levels
+        return {name: level.threshold for name, level in levels.items()}
+
+    def marked(self, rows: Rows, highest: Mapping[int, float]) -> set[int]:
+        """Return the indices of the images with pixels above the map threshold.
+
+        Args:
+            rows: Rows of all images.
+            highest: Highest map value of each image that has a map.
+        """
+        thresholds = self.map_thresholds
+        return {
+            index
+            for index, row in rows.items()
+            if highest.get(index, -math.inf) > thresholds.get(row["category"], math.inf)
+        }
 
     def find(
         self, trainer: Trainer, module: LightningModule, settings: CalibrationSettings

@@ -435,8 +435,12 @@ class RunWriter(Callback):
                 warning=_warning(method),
             )
             if self.page and trainer.is_global_zero:
-                chosen = select_images(rows)
-                lost += draw_gallery(self.folder, data, records.maps, ranges, rows, chosen, draws)
+                marked = self.decisions.marked(rows, records.highest)
+                limits, contours = self.decisions.thresholds, self.decisions.map_thresholds
+                chosen = select_images(rows, limits, marked, trainer.predicting)
+                lost += draw_gallery(
+                    self.folder, data, records.maps, ranges, rows, chosen, draws, contours
+                )
             self.unreadable.lose(lost)
         self.records.clear(trainer)
 

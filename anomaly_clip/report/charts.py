@@ -12,8 +12,8 @@ from anomaly_clip.results.run_files import RunFiles, mapping
 __all__ = [
     "CHARTS",
     "HEIGHT",
-    "NUM_COLOURS",
     "MAX_LINES",
+    "NUM_COLOURS",
     "WIDTH",
     "Chart",
     "ChartLine",

@@ -11,7 +11,7 @@ from anomaly_clip.results.run_files import RunFiles
 
 __all__ = ["DecisionsView", "build_view", "missing_calibration", "number_text", "rate_text"]
 
-MAX_SENTENCES = 3
+MAX_GUARANTEES = 3
 """Number of different guarantees up to which all are shown without a click."""
 MAX_NAMES = 20
 """Number of categories that a warning names."""
@@ -23,16 +23,18 @@ class DecisionsView(NamedTuple):
     num_anomalous: int
     num_images: int
     warnings: list[str]
-    """What limits the guarantee, in sentences."""
-    sentences: list[str]
-    """Guarantees, each with the names of its categories if there are several."""
+    """Limits of the guarantees."""
+    guarantees: list[str]
+    """Guarantees in plain words, each with the names of its categories if there are several."""
     is_long: bool
-    """Whether the sentences are too many to show all of them at once."""
+    """True if there are too many guarantees to show all of them at once."""
     remarks: list[str]
-    """What else to know of the decisions."""
+    """Further facts about the decisions."""
+    rates: list[tuple[str, str, str]]
+    """Recall and false alarms of the test of a single category: value, name and interval."""
     header: list[str]
     rows: list[list[str]]
-    """Table with a row per category; empty for the predict of a single category."""
+    """Table with a row per category; empty for a single one."""
     kinds_header: list[str]
     kinds: list[list[str]]
     """Table of the recall by kind of defect."""
@@ -54,27 +56,26 @@ def build_view(decisions: Decisions, is_test: bool) -> DecisionsView:
         for name, entry in categories.items()
         for kind, share in entry.kinds.items()
     ]
-    skipped = 0 if len(categories) > 1 else 1
-    sentences = _sentences(decisions, sound)
-    has_table = is_test or len(categories) > 1
+    has_table = len(categories) > 1
+    skipped = 0 if has_table else 1
+    guarantees = _guarantees(decisions, sound)
     return DecisionsView(
         decisions.num_anomalous,
         decisions.num_images,
-        [*_sentences(decisions, doubtful), *_drift(decisions)],
-        sentences,
-        len(sentences) > MAX_SENTENCES,
+        [*_guarantees(decisions, doubtful), *_drift(decisions)],
+        guarantees,
+        len(guarantees) > MAX_GUARANTEES,
         _remarks(decisions),
-        _header(is_test)[skipped:],
-        [_cells(name, entry, is_test)[skipped:] for name, entry in categories.items()]
-        if has_table
-        else [],
+        [] if has_table else [rate for entry in categories.values() for rate in _rates(entry)],
+        _header(decisions, is_test),
+        [_cells(name, entry, is_test) for name, entry in categories.items()] if has_table else [],
         ["category", "kind of defect", "detected", "images", "recall", "95 % interval"][skipped:],
         [row[skipped:] for row in kinds],
     )
 
 
 def missing_calibration(files: RunFiles) -> str | None:
-    """Return the command that leads to decisions; None if the run has them, or none are to be had."""
+    """Return the command that leads to decisions; None if the run has them, or cannot have any."""
     is_predict = files.mean is None
     if not is_predict or files.decisions is not None or not files.scores:
         return None
@@ -108,7 +109,7 @@ def _is_sound(entry: CategoryDecisions) -> bool:
     return entry.is_as_asked and entry.is_guaranteed
 
 
-def _sentences(decisions: Decisions, names: Sequence[str]) -> list[str]:
+def _guarantees(decisions: Decisions, names: Sequence[str]) -> list[str]:
     """Return the guarantees of some categories; categories with the same one share a sentence."""
     by_sentence: dict[str, list[str]] = {}
     for name in names:
@@ -128,9 +129,9 @@ def _drift(decisions: Decisions) -> list[str]:
     where = "" if len(decisions.categories) == 1 else f" of {_names(list(alarms))}"
     return [
         f"Drift: the scores{where} are unlike those of the calibration images (the martingale "
-        f"reached {max(alarms.values()):.3g}, and the alarm is at 100). Many defective images also "
-        f"raise it. If the camera, the light or the product has changed, the guarantee does not hold: "
-        f"calibrate again."
+        f"reached {number_text(max(alarms.values()))}, and the alarm is at 100). Many defective "
+        f"images also raise it. If the camera, the light or the product has changed, the guarantee "
+        f"does not hold: calibrate again."
     ]
 
 
@@ -138,9 +139,9 @@ def _remarks(decisions: Decisions) -> list[str]:
     remarks = []
     if decisions.fdr is not None:
         remarks.append(
-            f"The decisions are corrected for the number of images: of the images called anomalous, at "
-            f"most {rate_text(decisions.fdr)} are expected to be normal (false discovery rate, "
-            f"Benjamini-Hochberg). They may differ from the thresholds."
+            f"The decisions are corrected for the number of images: of the images called "
+            f"anomalous, at most {rate_text(decisions.fdr)} are expected to be normal (false "
+            f"discovery rate, Benjamini-Hochberg). They may differ from the thresholds."
         )
     marked = sum(entry.num_marked for entry in decisions.categories.values())
     if marked:
@@ -148,17 +149,34 @@ def _remarks(decisions: Decisions) -> list[str]:
             "1 normal image has" if marked == 1 else f"{marked:,} normal images have"
         ) + " marked pixels: the decision is by the score of the image, and marks only show where."
         remarks.append(text)
-    source = f"Calibration: {printable(decisions.source)}"
+    sources = []
     if len(decisions.categories) == 1 and decisions.fdr is None:
         (entry,) = decisions.categories.values()
-        threshold = number_text(entry.threshold)
-        source = f"An image is anomalous if its score is above {threshold}. {source}"
-    return [*remarks, source]
+        sources.append(
+            f"An image is anomalous if its score is above {number_text(entry.threshold)}."
+        )
+    if decisions.source:
+        sources.append(f"Calibration: {printable(decisions.source)}")
+    return [*remarks, " ".join(sources)] if sources else remarks
 
 
-def _header(is_test: bool) -> list[str]:
+def _rates(entry: CategoryDecisions) -> list[tuple[str, str, str]]:
+    named = (("recall", entry.recall), ("false alarms", entry.false_alarms))
+    return [
+        (
+            rate_text(share.value),
+            f"{name} ({share.count:,} of {share.total:,})",
+            f"95 % interval: {_interval(share)}",
+        )
+        for name, share in named
+        if share is not None and share.value is not None
+    ]
+
+
+def _header(decisions: Decisions, is_test: bool) -> list[str]:
+    confidence = 0.95 if decisions.confidence is None else decisions.confidence
     header = ["category", "anomalous", "images", "threshold", "false alarms\nexpected"]
-    header += ["with 95 %\nconfidence", "calibration\nimages"]
+    header += [f"with {100 * confidence:.12g} %\nconfidence", "calibration\nimages"]
     return [*header, "recall", "false alarms"] if is_test else header
 
 
@@ -172,7 +190,9 @@ def _cells(name: str, entry: CategoryDecisions, is_test: bool) -> list[str]:
         rate_text(entry.guaranteed) if entry.is_guaranteed else "–",
         f"{entry.num_calibration:,}",
     ]
-    return [*cells, _share_text(entry.recall), _share_text(entry.false_alarms)] if is_test else cells
+    return (
+        [*cells, _share_text(entry.recall), _share_text(entry.false_alarms)] if is_test else cells
+    )
 
 
 def _share_text(share: Share | None) -> str:
@@ -189,7 +209,7 @@ def _share_cells(share: Share) -> list[str]:
 def _interval(share: Share) -> str:
     if share.low is None or share.high is None:
         return "–"
-    return f"{100 * share.low:.3g} to {rate_text(share.high)}"
+    return f"{100 * share.low:.1f} to {100 * share.high:.1f} %"
 
 
 def _names(names: Sequence[str]) -> str:

@@ -65,7 +65,7 @@ def build_image_table(
 
 
 def _most_anomalous(rows: Sequence[ImageRow]) -> list[ImageRow]:
-    """Return the images within the limits: unreadable ones, then the lowest p-values and the highest scores."""
+    """Return the images within the limits: unreadable ones, lowest p-values, highest scores."""
     size = sum(len(row.path) + len(row.error) for row in rows)
     if len(rows) <= MAX_ROWS and size <= MAX_BYTES:
         return list(rows)

@@ -191,6 +191,7 @@
       const current = view(shown === ALL && view(ALL)?.moved ? ALL : category);
       if (!current || card.dataset.label === undefined) continue;
       badge.hidden = current.threshold === null;
+      card.querySelector(".badge")?.toggleAttribute("hidden", !badge.hidden);
       if (badge.hidden) continue;
       const score = current.double || shown === ALL ? Number(card.dataset.score) : Math.fround(card.dataset.score);
       const predicted = current.moved || card.dataset.decision === undefined

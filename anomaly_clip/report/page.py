@@ -292,7 +292,7 @@ def _embed_gallery(
 
 
 def _margin(files: RunFiles, image: GalleryImage) -> str | None:
-    """Return the sort key of a labelled image: distance of its score from the threshold, in percent."""
+    """Return the distance of a labelled image's score from the threshold, the order of images."""
     scores = files.scores.get(image.category)
     if image.kind not in ("false_alarm", "miss", "hit") or scores is None:
         return None

@@ -80,12 +80,14 @@ class Decisions:
 
     Args:
         alpha: False-alarm rate that was asked for, a fraction.
+        confidence: Confidence that was asked for; None if the rate holds on average.
         fdr: False discovery rate to which the decisions are corrected; None if they are not.
-        source: Checkpoint or file of the calibration.
+        source: Checkpoint or file of the calibration; empty if each category has its own.
         categories: By name.
     """
 
     alpha: float
+    confidence: float | None
     fdr: float | None
     source: str
     categories: Mapping[str, CategoryDecisions]
@@ -120,8 +122,9 @@ def read_decisions(content: Mapping[str, Any], file: Path) -> Decisions | None:
     try:
         return Decisions(
             _number(section["alpha"]),
+            _optional(section["confidence"]),
             _optional(section["fdr"]),
-            str(section["source"]),
+            source if isinstance(source := section["source"], str) else "",
             {str(name): _category(entry) for name, entry in section["categories"].items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -146,7 +149,11 @@ def _category(entry: Mapping[str, Any]) -> CategoryDecisions:
         _number(drift["largest"]) if drift.get("alarm") else None,
         _share(entry.get("recall")),
         _share(entry.get("false_alarms")),
-        {str(kind): share for kind, part in (entry.get("kinds") or {}).items() if (share := _share(part))},
+        {
+            str(kind): share
+            for kind, part in (entry.get("kinds") or {}).items()
+            if (share := _share(part))
+        },
     )
 
 

@@ -88,9 +88,9 @@ class GalleryImage(NamedTuple):
     p_value: float | None = None
     decision: str | None = None
     has_contour: bool = False
-    """Whether the image shows the contour of the pixels above the map threshold."""
+    """True if the image shows the contour of the pixels above the map threshold."""
     has_heat: bool = True
-    """Whether there is a heat map beside the image."""
+    """True if there is a heat map next to the image."""
 
 
 @dataclass(frozen=True)

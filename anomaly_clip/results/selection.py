@@ -18,9 +18,7 @@ __all__ = [
     "select_images",
 ]
 
-Kind = Literal[
-    "false_alarm", "miss", "hit", "high", "usual", "anomalous", "closest", "marked"
-]
+Kind = Literal["false_alarm", "miss", "hit", "high", "usual", "anomalous", "closest", "marked"]
 HEADINGS_BY_KIND: Mapping[Kind, str] = {
     "false_alarm": "Normal images with the highest scores (worst false positives first)",
     "miss": "Anomalous images with the lowest scores (worst false negatives first)",
@@ -31,8 +29,8 @@ HEADINGS_BY_KIND: Mapping[Kind, str] = {
     "closest": "Normal, closest to the threshold",
     "marked": "Normal with marked pixels",
 }
-"""Headings by the reason for the selection: three for images with labels, two for images without, and
-three for decisions."""
+"""Headings by the reason for the selection: three for images with labels, two for images without,
+and three for decisions."""
 
 MAX_PER_CATEGORY = 12
 """Maximum number of images of one kind selected per category."""
@@ -47,9 +45,9 @@ class SelectedImage(NamedTuple):
     """Index of the image in the data set's listing."""
     kind: Kind
     gap: float
-    """Sort key, highest first. With labels or a calibration: distance of the score from the category's
-    threshold as a fraction of the category's score range; positive for misclassified images and for
-    hits, with a calibration for anomalous images. Otherwise the score itself."""
+    """Sort key, highest first. With labels or a calibration: distance of the score from the
+    category's threshold as a fraction of the category's score range; positive for misclassified
+    images and for hits, with a calibration for anomalous images. Otherwise the score itself."""
 
 
 def best_threshold(scores: Sequence[float], anomalous: Sequence[bool]) -> float | None:
@@ -83,11 +81,11 @@ def select_images(
     """Select images of every category and kind, or the worst overall if there are many categories.
 
     Args:
-        rows: Category, label and score of the images, by index; with ``decision`` if they are decided.
+        rows: Category, label and score of the images, by index; with a calibration, the decision.
         thresholds: Thresholds of a calibration by category, in place of those with the highest F1.
         marked: Indices of the images with pixels above the map threshold.
-        by_decision: Whether to select by the decisions instead of labels; images without a decision are
-            selected as without a calibration.
+        by_decision: Whether to select by the decisions instead of labels; a category without
+            decisions is selected as without a calibration.
 
     Returns:
         Selected images by kind, worst first; each image at most once.
@@ -112,7 +110,9 @@ def select_images(
 
 def decided_score(row: Mapping[str, Any]) -> float:
     """Return the score that decides: of methods with score parts, a test lists it apart."""
-    score: float = row["image_score"] if row.get("decision_score") is None else row["decision_score"]
+    score: float = (
+        row["image_score"] if row.get("decision_score") is None else row["decision_score"]
+    )
     return score
 
 
@@ -123,7 +123,7 @@ def _select_by_decision(
     threshold: float | None,
     marked: Collection[int],
 ) -> list[SelectedImage]:
-    """Select anomalous images, and normal ones that are close to the threshold or have marked pixels."""
+    """Select anomalous images, and normal ones near the threshold or with marked pixels."""
     scores = {index: decided_score(rows[index]) for index in members}
     ranked = sorted(members, key=lambda index: -scores[index])
     width = (scores[ranked[0]] - scores[ranked[-1]]) or 1.0
