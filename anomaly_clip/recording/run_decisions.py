@@ -11,11 +11,15 @@ from lightning.pytorch import LightningModule, Trainer
 from anomaly_clip.decisions.calibration import CALIBRATION_FILE, Calibration
 from anomaly_clip.decisions.settings import CalibrationSettings
 from anomaly_clip.errors import UserError, check_between
+from anomaly_clip.files import write_csv
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.methods.evaluated import data_module
-from anomaly_clip.recording.decision_record import decisions_record, num_anomalous
+from anomaly_clip.progress import say
+from anomaly_clip.recording.decision_record import decision_lines, decisions_record, num_anomalous
 from anomaly_clip.recording.decisions import Decisions
+from anomaly_clip.recording.drift_record import HEADER, drift_record
 from anomaly_clip.recording.scoring_conditions import check_conditions, scoring_conditions
+from anomaly_clip.results.folder import DRIFT_FILE
 from anomaly_clip.results.map_store import Ranges, Rows
 
 __all__ = ["RunDecisions", "calibration_file", "find_calibration"]
@@ -78,6 +82,8 @@ class RunDecisions:
         self.made, failure = trainer.strategy.broadcast((self.made, failure))
         if failure is not None:
             raise UserError(failure)
+        if self.made is not None and trainer.is_global_zero:
+            say(self.made.describe())
 
     def _find(
         self, trainer: Trainer, module: LightningModule, settings: CalibrationSettings
@@ -116,8 +122,9 @@ class RunDecisions:
             return
         data = module.data
         if trainer.is_global_zero and data is not None:
+            assert data.image_size is not None
             bits, precision = data.reading.bits_in_use, str(trainer.precision)
-            size, resize = module.image_size, str(data.resize)
+            size, resize = data.image_size, str(data.resize)
             current = scoring_conditions(module, size, resize, bits, precision)
             try:
                 check_conditions(self.made.calibration.conditions, current, self.made.source)
@@ -144,19 +151,34 @@ class RunDecisions:
         self.num_anomalous = num_anomalous(rows)
         return self.made.colour_ranges(ranges)
 
-    def section(
-        self, rows: Rows, highest: Mapping[int, float], kinds: Mapping[int, str] | None = None
+    def record(
+        self,
+        folder: Path,
+        rows: Rows,
+        highest: Mapping[int, float],
+        kinds: Mapping[int, str] | None = None,
     ) -> dict[str, Any] | None:
-        """Return the section ``decisions`` of the results; None without a calibration.
+        """Write ``drift.csv`` of a predict, and print the decisions of each category.
 
         Args:
+            folder: The run's folder.
             rows: Rows of all images, with their decisions.
             highest: Highest map value of each image that has a map.
             kinds: Kind of defect of each image of a test; None in predict.
+
+        Returns:
+            The section ``decisions`` of the results; None without a calibration.
         """
         if self.made is None:
             return None
-        return decisions_record(self.made, rows, highest, kinds)
+        drift = drift_record(self.made, rows) if kinds is None else None
+        if drift is not None:
+            write_csv(folder / DRIFT_FILE, HEADER, drift.table)
+        categories = None if drift is None else drift.categories
+        section = decisions_record(self.made, rows, highest, kinds, categories)
+        for line in decision_lines(section):
+            say(line)
+        return section
 
 
 def _decisions(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 __all__ = [
     "CONFUSION_FILE",
+    "DRIFT_FILE",
     "ERROR_COLUMN",
     "GALLERY",
     "METRICS_FILE",
@@ -30,6 +31,8 @@ SCORES_FILE = "scores.csv"
 ERROR_COLUMN = "error"
 """Column of ``scores.csv`` that states why an image could not be read; absent without any."""
 CONFUSION_FILE = "confusion.png"
+DRIFT_FILE = "drift.csv"
+"""File of predict with the online p-value of each image, with a calibration."""
 GALLERY = "gallery"
 """Folder of the gallery images, and stem of the ``.json`` file in it that lists them."""
 
