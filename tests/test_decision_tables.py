@@ -45,7 +45,7 @@ def test_without_defects_there_is_no_table_of_kinds() -> None:
 
 
 def test_the_title_of_a_false_discovery_rate() -> None:
-    assert "decisions, false discovery rate 2.5 %" == printed(section(0.025, nut=NUT))[0]
+    assert printed(section(0.025, nut=NUT))[0] == "decisions, false discovery rate 2.5 %"
 
 
 def test_long_names_are_folded_and_markup_is_text() -> None:

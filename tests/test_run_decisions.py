@@ -27,7 +27,7 @@ def test_a_file_or_the_folder_of_a_run(
     monkeypatch.setenv("HOME", str(tmp_path))
     for value in [*map(str, given), f"~/run/{place}"]:
         assert calibration_file(value) == file
-        found = find_calibration(value, OTHER.as_dict(), "last.ckpt")
+        found = find_calibration(value, OTHER.as_dict())
         assert found is not None
         assert list(found[0].categories) == ["cap"]  # before that of the checkpoint
         assert found[1] == str(file)
@@ -43,13 +43,12 @@ def test_a_calibration_that_is_not_there(
 
 
 def test_the_calibration_of_the_checkpoint() -> None:
-    assert find_calibration(None, None, "last.ckpt") is None
-    for checkpoint, source in (("last.ckpt", "last.ckpt"), (None, "the checkpoint")):
-        found = find_calibration(None, CALIBRATION.as_dict(), checkpoint)
-        assert found is not None
-        assert found == (Calibration.from_dict(CALIBRATION.as_dict(), source), source)
-    with pytest.raises(UserError, match=r"last\.ckpt: no calibration, or a damaged one"):
-        find_calibration(None, {"format": 1}, "last.ckpt")
+    assert find_calibration(None, None) is None
+    source = "the checkpoint"
+    expected = (Calibration.from_dict(CALIBRATION.as_dict(), source), source)
+    assert find_calibration(None, CALIBRATION.as_dict()) == expected
+    with pytest.raises(UserError, match="the checkpoint: no calibration, or a damaged one"):
+        find_calibration(None, {"format": 1})
 
 
 @pytest.mark.parametrize("fdr", [0.0, 1.0, -0.1, float("nan")])

@@ -19,10 +19,13 @@ from anomaly_clip.recording.decision_record import decision_lines, decisions_rec
 from anomaly_clip.recording.decisions import Decisions
 from anomaly_clip.recording.drift_record import HEADER, drift_record
 from anomaly_clip.recording.scoring_conditions import check_conditions, scoring_conditions
-from anomaly_clip.results.folder import DRIFT_FILE
+from anomaly_clip.results.folder import DRIFT_FILE, MASKS
 from anomaly_clip.results.map_store import Ranges, Rows
 
 __all__ = ["RunDecisions", "calibration_file", "find_calibration"]
+
+CHECKPOINT = "the checkpoint"
+"""Source of a calibration in a checkpoint, for messages."""
 
 
 class RunDecisions:
@@ -59,7 +62,11 @@ class RunDecisions:
         return {} if self.made is None else self.made.map_thresholds
 
     def find(
-        self, trainer: Trainer, module: LightningModule, settings: CalibrationSettings
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        settings: CalibrationSettings,
+        folder: Path,
     ) -> None:
         """Find the calibration of a test or of predict.
 
@@ -67,22 +74,28 @@ class RunDecisions:
             trainer: Trainer of the run.
             module: The method, whose checkpoint is loaded.
             settings: Options of decisions.
+            folder: The run's folder.
 
         Raises:
-            UserError: If there is a calibration that does not apply to the run, or if there is none
-                although an option needs one.
+            UserError: If there is a calibration that does not apply to the run, if there is none
+                although an option needs one, or if masks would be written among the images.
         """
         self.made, self.num_anomalous = None, 0
         failure: str | None = None
         if trainer.is_global_zero:
             try:
                 self.made = self._find(trainer, module, settings)
+                if self.masks:
+                    _check_folder(folder, module)
             except UserError as error:
                 failure = str(error)
         self.made, failure = trainer.strategy.broadcast((self.made, failure))
         if failure is not None:
             raise UserError(failure)
-        if self.made is not None and trainer.is_global_zero:
+
+    def announce(self) -> None:
+        """Print which calibration decides, if there is one."""
+        if self.made is not None:
             say(self.made.describe())
 
     def _find(
@@ -120,6 +133,8 @@ class RunDecisions:
         failure: str | None = None
         if self.made is None or not isinstance(module, AnomalyMethod):
             return
+        if self.made.source == CHECKPOINT and trainer.ckpt_path:  # known once it is loaded
+            self.made.source = str(trainer.ckpt_path)
         data = module.data
         if trainer.is_global_zero and data is not None:
             assert data.image_size is not None
@@ -192,8 +207,7 @@ def _decisions(
                 f"leave the option out"
             )
         return None
-    checkpoint = str(trainer.ckpt_path) if trainer.ckpt_path else None
-    calibrated = find_calibration(settings.file, method.calibration, checkpoint)
+    calibrated = find_calibration(settings.file, method.calibration)
     if calibrated is None:
         return None
     calibration, source = calibrated
@@ -215,15 +229,24 @@ def _decisions(
     return decisions
 
 
+def _check_folder(folder: Path, module: LightningModule) -> None:
+    """Check that masks would not be taken for those of the data set."""
+    data = data_module(module)
+    if data is not None and data.root.resolve() == folder.resolve():
+        raise UserError(
+            f"output.masks would write into {folder / MASKS}, among the images of data.root: give "
+            f"another --output.folder"
+        )
+
+
 def find_calibration(
-    file: str | None, content: Mapping[str, Any] | None, checkpoint: str | None = None
+    file: str | None, content: Mapping[str, Any] | None
 ) -> tuple[Calibration, str] | None:
     """Return the calibration of a run and its source; None without one.
 
     Args:
         file: ``calibration.json``, or the folder of a calibrated run; None: none was given.
         content: Content of a ``calibration.json`` in the checkpoint, which is used without a file.
-        checkpoint: Path of the checkpoint, for messages.
 
     Raises:
         UserError: If the calibration is missing, or cannot be read.
@@ -233,8 +256,7 @@ def find_calibration(
         return Calibration.read(path), str(path)
     if content is None:
         return None
-    source = checkpoint or "the checkpoint"
-    return Calibration.from_dict(content, source), source
+    return Calibration.from_dict(content, CHECKPOINT), CHECKPOINT
 
 
 def calibration_file(given: str) -> Path:

@@ -160,6 +160,8 @@ class RunWriter(Callback):
                     f"with --ckpt_path"
                 )
         self._refuse_other_results(stage)
+        if self.config and stage in ("test", "predict"):  # before anything is written
+            self._find_calibration(trainer, pl_module)
         all_sizes = self.raw_maps or self.decisions.masks or self._draws(stage)
         self._records = ImageRecords(
             self._scratch, self.stages, None if all_sizes else MAP_SIDE, self.page or all_sizes
@@ -172,6 +174,7 @@ class RunWriter(Callback):
         say(self._start_line(pl_module, trainer, stage))
         if _is_random(pl_module):
             say(RANDOM_WARNING, style="bold red")
+        self.decisions.announce()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the trained weights, if they can be exported, and a t-SNE of the features."""
@@ -213,12 +216,17 @@ class RunWriter(Callback):
             self.unreadable.images = _data(trainer).unreadable.of_fit()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the calibration."""
-        self.decisions.find(trainer, pl_module, self.calibration)
+        """Find the calibration in a checkpoint that ``setup`` could not know."""
+        if not self.config:  # from Python
+            self._find_calibration(trainer, pl_module)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the calibration."""
-        self.decisions.find(trainer, pl_module, self.calibration)
+        """Find the calibration in a checkpoint that ``setup`` could not know."""
+        if not self.config:
+            self._find_calibration(trainer, pl_module)
+
+    def _find_calibration(self, trainer: Trainer, module: LightningModule) -> None:
+        self.decisions.find(trainer, module, self.calibration, self.folder)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that the calibration applies to the scores."""

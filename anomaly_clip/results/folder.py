@@ -13,6 +13,7 @@ __all__ = [
     "DRIFT_FILE",
     "ERROR_COLUMN",
     "GALLERY",
+    "MASKS",
     "METRICS_FILE",
     "PREDICT_FILE",
     "SCORES_FILE",
@@ -33,6 +34,8 @@ ERROR_COLUMN = "error"
 CONFUSION_FILE = "confusion.png"
 DRIFT_FILE = "drift.csv"
 """File of predict with the online p-value of each image, with a calibration."""
+MASKS = "masks"
+"""Folder of the masks that test and predict write on request."""
 GALLERY = "gallery"
 """Folder of the gallery images, and stem of the ``.json`` file in it that lists them."""
 
