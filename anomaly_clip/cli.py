@@ -28,6 +28,10 @@ VERBS = {
     "validate": ("compute metrics on the validation split", "commands.experiment:run_experiment"),
     "test": ("compute metrics on the test split", "commands.experiment:run_experiment"),
     "predict": ("score images and draw heat maps", "commands.experiment:run_experiment"),
+    "calibrate": (
+        "derive thresholds with a bounded rate of false alarms from normal images",
+        "commands.calibrate:run_calibrate",
+    ),
     "each": ("fit and test one model per category", "commands.each:run_each"),
     "compare": (
         "test one detector with several backbone weights and compare the results",
