@@ -10,7 +10,7 @@ from anomaly_clip.recording.decision_record import share
 from anomaly_clip.report.decision_tables import decision_tables
 
 
-def section(fdr: float | None = None, **categories: dict[str, Any]) -> dict[str, Any]:
+def section(categories: dict[str, dict[str, Any]], fdr: float | None = None) -> dict[str, Any]:
     return {"alpha": 0.01, "fdr": fdr, "categories": categories}
 
 
@@ -31,7 +31,7 @@ NUT = {"false_alarms": share(0, 4), "recall": None, "kinds": {}}
 
 
 def test_rates_and_kinds() -> None:
-    lines = printed(section(cap=CAP, nut=NUT))
+    lines = printed(section({"cap": CAP, "nut": NUT}))
     assert lines[0] == "decisions, false-alarm rate 1 %"
     assert "cap 20 5.0 0.1–24.9 10 90.0 55.5–99.7" in lines
     assert "nut 4 0.0 0.0–60.2 0 – –" in lines
@@ -41,17 +41,17 @@ def test_rates_and_kinds() -> None:
 
 
 def test_without_defects_there_is_no_table_of_kinds() -> None:
-    assert len(decision_tables(section(nut=NUT))) == 1
+    assert len(decision_tables(section({"nut": NUT}))) == 1
 
 
 def test_the_title_of_a_false_discovery_rate() -> None:
-    assert printed(section(0.025, nut=NUT))[0] == "decisions, false discovery rate 2.5 %"
+    assert printed(section({"nut": NUT}, 0.025))[0] == "decisions, false discovery rate 2.5 %"
 
 
 def test_long_names_are_folded_and_markup_is_text() -> None:
     long = "a-very-long-name-of-a-category-that-does-not-fit-into-the-line"
     kinds = {**CAP, "kinds": {"[red]" + long: share(1, 1)}}
-    lines = printed(section(**{"[b]" + long: kinds}))
+    lines = printed(section({"[b]" + long: kinds}))
     assert max(map(len, lines)) <= 80
     assert any("[b]" in line for line in lines)
     assert any("[red]" in line for line in lines)

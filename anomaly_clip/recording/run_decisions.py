@@ -15,14 +15,15 @@ from anomaly_clip.files import write_csv
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.methods.evaluated import data_module
 from anomaly_clip.progress import say
+from anomaly_clip.recording.calibration_files import calibration_file
 from anomaly_clip.recording.decision_record import decision_lines, decisions_record, num_anomalous
 from anomaly_clip.recording.decisions import Decisions
 from anomaly_clip.recording.drift_record import HEADER, drift_record
-from anomaly_clip.recording.scoring_conditions import check_conditions, scoring_conditions
+from anomaly_clip.recording.scoring_conditions import check_conditions, conditions_of
 from anomaly_clip.results.folder import DRIFT_FILE, MASKS
 from anomaly_clip.results.map_store import Ranges, Rows
 
-__all__ = ["RunDecisions", "calibration_file", "find_calibration"]
+__all__ = ["RunDecisions", "find_calibration"]
 
 CHECKPOINT = "the checkpoint"
 """Source of a calibration in a checkpoint, for messages."""
@@ -137,10 +138,7 @@ class RunDecisions:
             self.made.source = str(trainer.ckpt_path)
         data = module.data
         if trainer.is_global_zero and data is not None:
-            assert data.image_size is not None
-            bits, precision = data.reading.bits_in_use, str(trainer.precision)
-            size, resize = data.image_size, str(data.resize)
-            current = scoring_conditions(module, size, resize, bits, precision)
+            current = conditions_of(trainer, module, data)
             try:
                 check_conditions(self.made.calibration.conditions, current, self.made.source)
             except UserError as error:
@@ -252,27 +250,21 @@ def find_calibration(
         UserError: If the calibration is missing, or cannot be read.
     """
     if file is not None:
-        path = calibration_file(file)
+        path = _file_of(file)
         return Calibration.read(path), str(path)
     if content is None:
         return None
     return Calibration.from_dict(content, CHECKPOINT), CHECKPOINT
 
 
-def calibration_file(given: str) -> Path:
-    """Return the file of ``calibration.file``, which may be the folder of a calibrated run.
-
-    Raises:
-        UserError: If there is none.
-    """
+def _file_of(given: str) -> Path:
     try:
-        path = Path(given).expanduser()
+        path = calibration_file(given)
     except RuntimeError as error:  # ~name of an unknown user
         raise UserError(f"calibration.file {given}: give the full path ({error})") from None
-    for file in (path, path / CALIBRATION_FILE, path / "checkpoints" / CALIBRATION_FILE):
-        if file.is_file():
-            return file
-    raise UserError(
-        f"calibration.file {given}: there is no {CALIBRATION_FILE}: give that file, or the folder "
-        f"of a calibrated run (anomaly_clip calibrate)"
-    )
+    if not path.is_file():
+        raise UserError(
+            f"calibration.file {given}: there is no {CALIBRATION_FILE}: give that file, or the "
+            f"folder of a calibrated run (anomaly_clip calibrate)"
+        )
+    return path
