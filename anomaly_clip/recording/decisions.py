@@ -70,6 +70,15 @@ class Decisions:
         thresholds = {name: record.map_threshold for name, record in self.records.items()}
         return {name: value for name, value in thresholds.items() if value is not None}
 
+    def describe(self) -> str:
+        """Return the line on the screen that names the calibration and the rate."""
+        limit = f"at most {100 * self.alpha:.6g} % false alarms"
+        if self.fdr is not None:
+            limit = f"a false discovery rate of at most {100 * self.fdr:.6g} %"
+        elif self.confidence is not None:
+            limit += f" with {100 * self.confidence:.6g} % confidence"
+        return f"decisions: {limit}, by the calibration in {self.source}"
+
     def decide(self, rows: Rows, replaces_score: bool) -> None:
         """Add p-value and decision to the rows of all images.
 
