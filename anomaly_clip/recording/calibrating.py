@@ -282,6 +282,10 @@ def _map_threshold(
 def report(calibration: Calibration, unreadable: Sequence[UnreadableImage]) -> None:
     """Print the thresholds of each category with their guarantees, and what was left out."""
     for name, record in calibration.categories.items():
+        num_ranges = len(record.images) - record.num_images
+        if record.part_ranges is not None and num_ranges > 0:
+            others = number_of(num_ranges, "other image")
+            say(f"{name}: {others} gave the ranges of the parts of its score")
         for alpha in calibration.alphas:
             level = record.level(alpha, calibration.confidence)
             say(f"{name}: anomalous above {level.threshold:.6g}. {guarantee(record, level)}")

@@ -31,8 +31,8 @@ class Decisions:
     Args:
         calibration: The calibration.
         source: Where it is from, for messages.
-        settings: Options of decisions. The calibration's first rate is used if ``alpha`` is the
-            default, and its confidence if ``confidence`` is None.
+        settings: Options of decisions. The calibration's first rate is used if ``alpha`` is None,
+            and its confidence if ``confidence`` is None.
         categories: Categories of the images.
         is_named: False if the name of the only category is that of its folder.
         fdr: False discovery rate of decisions over all images of the run (Benjamini-Hochberg);
@@ -55,8 +55,7 @@ class Decisions:
         self.source = source
         self.fdr = fdr
         self.seed = settings.seed
-        chosen = settings.alphas != DEFAULTS.alphas
-        self.alpha = (settings.alphas if chosen else calibration.alphas)[0]
+        self.alpha = (calibration.alphas if settings.alpha is None else settings.alphas)[0]
         self.confidence = settings.confidence or calibration.confidence
         self.records: dict[str, CategoryCalibration] = {
             name: calibration.of(name, is_named) for name in categories

@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
-from anomaly_clip.decisions.calibration import CALIBRATION_FILE, Calibration
+from anomaly_clip.decisions.calibration import Calibration
 from anomaly_clip.decisions.settings import CalibrationSettings
 from anomaly_clip.errors import UserError, check_between
 from anomaly_clip.files import write_csv
@@ -282,21 +282,8 @@ def find_calibration(
         UserError: If the calibration is missing, or cannot be read.
     """
     if file is not None:
-        path = _file_of(file)
+        path = calibration_file(file)
         return Calibration.read(path), str(path)
     if content is None:
         return None
     return Calibration.from_dict(content, CHECKPOINT), CHECKPOINT
-
-
-def _file_of(given: str) -> Path:
-    try:
-        path = calibration_file(given)
-    except RuntimeError as error:  # ~name of an unknown user
-        raise UserError(f"calibration.file {given}: give the full path ({error})") from None
-    if not path.is_file():
-        raise UserError(
-            f"calibration.file {given}: there is no {CALIBRATION_FILE}: give that file, or the "
-            f"folder of a calibrated run (anomaly_clip calibrate)"
-        )
-    return path
