@@ -67,7 +67,8 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         0: success. 1: some images could not be read, a check found a problem, some runs failed, or
         a repeated run has other metrics.
-        2: a user error, printed on one line. 128 + signal: interrupted by a signal (Ctrl-C: 130,
+        2: a user error, printed on one line. 3: predict found an anomalous image, and
+        ``output.fail_on`` asks for this code. 128 + signal: interrupted by a signal (Ctrl-C: 130,
         SIGTERM: 143, SIGHUP: 129).
     """
     from anomaly_clip.commands.interruption import (

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from anomaly_clip.decisions.calibration import Calibration, CategoryCalibration
+from anomaly_clip.errors import UserError
 from anomaly_clip.recording.calibration_files import (
     calibration_file,
     is_version_of,
@@ -51,4 +52,5 @@ def test_folders_stand_for_the_file_in_them(tmp_path: Path) -> None:
     assert calibration_file(str(run)) == run / "checkpoints" / "calibration.json"
     assert calibration_file(str(zero_shot)) == zero_shot / "calibration.json"
     assert calibration_file(str(zero_shot / "calibration.json")).is_file()
-    assert calibration_file("missing") == Path("missing")
+    with pytest.raises(UserError, match=r"missing: there is no calibration.json"):
+        calibration_file("missing")

@@ -57,6 +57,7 @@ from anomaly_clip.errors import UserError, user_errors
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.methods.evaluated import EvaluatedModule
 from anomaly_clip.progress import say, silence
+from anomaly_clip.recording.calibration_files import calibration_file, images_of
 from anomaly_clip.recording.checkpoint_io import remove_leftovers, save_atomically
 from anomaly_clip.recording.checkpointing import last_checkpoint_of
 from anomaly_clip.recording.run_log import RunLogger
@@ -76,6 +77,8 @@ __all__ = [
 
 FIT_RECORD = ("fitted_images", "validated_images", "bit_depth", "calibration")
 """Entries of a checkpoint that data modules need before Lightning loads it."""
+ANOMALOUS_FOUND = 3
+"""Exit code of a predict that found anomalous images, if ``output.fail_on`` asks for it."""
 UNREADABLE = 1
 """Exit code of a run that is done, but could not read some images."""
 OUTPUT = ("root", "name", "folder")
@@ -90,7 +93,8 @@ def run_experiment(words: Sequence[str]) -> int:
     """Run ``fit``, ``validate``, ``test`` or ``predict``.
 
     Returns:
-        0, or 1 if some images could not be read.
+        0; 3 if an image is anomalous, for ``output.fail_on anomalous``; or 1 if some images could
+        not be read.
 
     Raises:
         UserError: If the user made a mistake.
@@ -103,8 +107,11 @@ def run_experiment(words: Sequence[str]) -> int:
             cli = ExperimentCLI(args=arrange(words, resumes=True))
     finally:
         silence(False)  # later runs of this process may show progress
-    # A launcher would take the code of another process for its failure.
-    return UNREADABLE if cli.trainer.is_global_zero and cli.writer.unreadable.exist else 0
+    if not cli.trainer.is_global_zero:  # a launcher would take the code for a failure
+        return 0
+    if cli.writer.fail_on == "anomalous" and cli.writer.num_anomalous:
+        return ANOMALOUS_FOUND
+    return UNREADABLE if cli.writer.unreadable.exist else 0
 
 
 def arrange(words: Sequence[str], resumes: bool = False) -> list[str]:
@@ -144,6 +151,8 @@ def arrange(words: Sequence[str], resumes: bool = False) -> list[str]:
         config = config_of_fit(Path(checkpoint_file(checkpoint)))
         check_found_config(config)
         files = ["--config", str(config), "--output.folder", "null"]
+        if verb != "fit":  # decisions are made at the rate of the latest calibration
+            files += ["--calibration.alpha", "null", "--calibration.confidence", "null"]
     return [verb, *files, *others]
 
 
@@ -264,6 +273,9 @@ class ExperimentCLI(LightningCLI):
         silence(not shows_progress)
         if shows_progress and not any(isinstance(callback, ProgressBar) for callback in callbacks):
             callbacks.append(progress_of_loops())
+        file = config["calibration"]["file"]
+        if verb == "test" and file is not None:
+            self.datamodule.calibration.images_of_file = images_of(calibration_file(file))
         if verb == "fit" and config["calibrate"]:
             self._unfitted = hold_images_out(self.model, self.datamodule, writer.calibration)
         if verb == "fit":

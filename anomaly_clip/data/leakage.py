@@ -55,7 +55,8 @@ class LeakageCheck:
         Raises:
             ValueError: If one is, and that is not allowed.
         """
-        pairs = [] if self.allowed or not self.compared else self.overlap(samples)
+        scores_only = not self.compared or self.data.calibration.is_scored
+        pairs = [] if self.allowed or scores_only else self.overlap(samples)
         self.num_published = len(pairs) if pairs and self._is_known(len(pairs)) else 0
         if len(pairs) > self.num_published:
             raise ValueError(

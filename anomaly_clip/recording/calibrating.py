@@ -127,6 +127,9 @@ class ScoredImages(Callback):
         references = {path for paths in pl_module.reference_paths.values() for path in paths}
         for category, images in self.images.items():
             kept = {i: image for i, image in images.items() if image.path not in references}
+            if len(kept) < len(images) and trainer.is_global_zero:
+                number = number_of(len(images) - len(kept), "reference image")
+                say(f"{category}: {number} are not calibrated on")
             self.images[category] = dict(sorted(kept.items()))
 
     def _gather(self, trainer: Trainer) -> None:
@@ -282,6 +285,10 @@ def _map_threshold(
 def report(calibration: Calibration, unreadable: Sequence[UnreadableImage]) -> None:
     """Print the thresholds of each category with their guarantees, and what was left out."""
     for name, record in calibration.categories.items():
+        num_ranges = len(record.images) - record.num_images
+        if record.part_ranges is not None and num_ranges > 0:
+            others = number_of(num_ranges, "other image")
+            say(f"{name}: {others} gave the ranges of the parts of its score")
         for alpha in calibration.alphas:
             level = record.level(alpha, calibration.confidence)
             say(f"{name}: anomalous above {level.threshold:.6g}. {guarantee(record, level)}")

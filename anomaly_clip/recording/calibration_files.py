@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 
 from anomaly_clip.decisions.calibration import CALIBRATION_FILE, Calibration
+from anomaly_clip.errors import UserError
 from anomaly_clip.recording.checkpoint_io import AtomicCheckpointIO
 from anomaly_clip.recording.run_conditions import file_sha256
 
-__all__ = ["calibration_file", "is_version_of", "write_into_checkpoint"]
+__all__ = ["calibration_file", "images_of", "is_version_of", "write_into_checkpoint"]
 
 EARLIER = "sha256_before_calibration"
 """Entry of a checkpoint: hashes of its file before each calibration."""
@@ -46,12 +47,30 @@ def is_version_of(checkpoint: Path, sha256: str) -> bool:
     return isinstance(content, dict) and sha256 in content.get(EARLIER, [])
 
 
-def calibration_file(value: str) -> Path:
-    """Return the ``calibration.json`` that a value of ``--calibration.file`` refers to.
+def images_of(file: Path) -> frozenset[str]:
+    """Return the hashes of the images of a calibration.
 
-    Args:
-        value: The file, or the folder of a calibrated run.
+    Raises:
+        UserError: If it cannot be read.
     """
-    path = Path(value).expanduser()
-    places = (path / CALIBRATION_FILE, path / "checkpoints" / CALIBRATION_FILE)
-    return next((place for place in places if place.is_file()), path)
+    categories = Calibration.read(file).categories.values()
+    return frozenset(image for record in categories for image in record.images)
+
+
+def calibration_file(value: str) -> Path:
+    """Return the file of ``calibration.file``, which may be the folder of a calibrated run.
+
+    Raises:
+        UserError: If there is none.
+    """
+    try:
+        path = Path(value).expanduser()
+    except RuntimeError as error:  # ~name of an unknown user
+        raise UserError(f"calibration.file {value}: give the full path ({error})") from None
+    for file in (path, path / CALIBRATION_FILE, path / "checkpoints" / CALIBRATION_FILE):
+        if file.is_file():
+            return file
+    raise UserError(
+        f"calibration.file {value}: there is no {CALIBRATION_FILE}: give that file, or the folder "
+        f"of a calibrated run (anomaly_clip calibrate)"
+    )

@@ -22,6 +22,7 @@ from anomaly_clip.results.map_store import MapStore, Ranges, Rows, image_names, 
 
 __all__ = ["draw_map_images"]
 
+BILINEAR = Image.Resampling.BILINEAR
 MAX_DRAWN = 25_000_000
 """Largest number of pixels of a drawn image; larger images are drawn smaller."""
 
@@ -76,9 +77,11 @@ def draw_map_images(
             continue
         state = {0: "normal", 1: "anomalous", None: ""}[row["label"]]
         low, high = ranges[sample.category]
+        if state and "decision" in row:
+            state = f"labelled {state}"
         caption = f"{names[index]}   {state}   score {row['image_score']:.4g}"
         if "decision" in row:
-            caption += f"   p-value {row['p_value']:.3g}: {row['decision']}"
+            caption += f"   p-value {row['p_value']:.3g}   decision: {row['decision']}"
         # The final map is stored first, and drawn last.
         named = dict(sorted(small.items(), key=lambda entry: entry[0] == "map"))
         lines = map_lines(caption, list(named), (low, high), warning)
@@ -87,7 +90,10 @@ def draw_map_images(
         panels = PanelRow(image.shape[:2], count, lines)
         panels.add(image)
         if threshold is not None:
-            panels.add(overlay(image, resize_map(small["map"], size), threshold))
+            # Of a small image, the contours are drawn after it is enlarged to the panel.
+            fitted = np.asarray(Image.fromarray(image).resize(panels.panel, BILINEAR))
+            panels.add(overlay(fitted, small["map"], threshold))
+            del fitted
         del image  # one panel at a time: images may have hundreds of millions of pixels
         for values in named.values():
             panels.add_map(resize_map(values, size), (low, high))
