@@ -26,8 +26,8 @@ from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.prediction import ImageMap, Prediction
 from anomaly_clip.preprocessing import Preprocessing
 from anomaly_clip.python_calls import in_python
+from anomaly_clip.recording.calibration_files import calibration_file
 from anomaly_clip.recording.decisions import Decisions
-from anomaly_clip.recording.run_decisions import calibration_file
 from anomaly_clip.recording.scoring_conditions import check_conditions, scoring_conditions
 from anomaly_clip.records import Batch, Scores, UnreadableImage
 from anomaly_clip.results.map_store import Rows
@@ -151,7 +151,7 @@ class Detector:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """What images go through before they are scored."""
+        """Settings of reading and resizing of the images."""
         return self._loaded.preprocessing
 
     @property

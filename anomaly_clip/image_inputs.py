@@ -142,7 +142,8 @@ class ImageInputs:
             return [path]
         if not samples:
             raise ValueError(f"{path}: there is no image in this folder: correct the path")
-        return sorted(sample.image for sample in samples)
+        paths: list[ImageInput] = [*sorted(sample.image for sample in samples)]
+        return paths
 
     @property
     def has_files(self) -> bool:

@@ -137,8 +137,8 @@ def _config_of(path: Path) -> Path | None:
     if path.is_dir():
         if any(path.glob("*.ckpt")) or any(path.glob("checkpoints/*.ckpt")):
             return None
-        found = [path / f"config-{verb}.yaml" for verb in ("calibrate", "test", "predict")]
-        file = next((file for file in found if file.is_file()), None)
+        configs = [path / f"config-{verb}.yaml" for verb in ("calibrate", "test", "predict")]
+        file = next((file for file in configs if file.is_file()), None)
         if file is not None:
             check_found_config(file)
         return file
@@ -341,7 +341,7 @@ def trainer_options(device: torch.device) -> list[str]:
 
 
 class _DetectorData:
-    """What a method asks of its data module while it scores images.
+    """Stand-in for a method's data module while it scores images.
 
     Args:
         settings: Names of the data set and of its categories.

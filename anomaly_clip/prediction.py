@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import importlib
 import io
 import sys
 from collections.abc import Mapping
@@ -148,7 +149,7 @@ class Prediction:
         """
         drawing = self.overlay()
         if _in_notebook():
-            sys.modules["IPython"].display.display(drawing)
+            importlib.import_module("IPython.display").display(drawing)
         elif not ImageShow.show(drawing, title=self._name):
             raise RuntimeError("no viewer of images was found: use overlay().save(FILE) instead")
 

@@ -1,4 +1,4 @@
-"""What an image goes through before it is scored, as a checkpoint or a configuration tells."""
+"""Preprocessing of images before they are scored, from a checkpoint or a configuration."""
 
 from __future__ import annotations
 

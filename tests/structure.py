@@ -55,8 +55,12 @@ ACROSS_LAYERS = {
 }
 """Further subpackages to import only names and pure functions from, such as metric names."""
 
-TOP = ("cli", "__main__", "__init__")
-"""Modules above all subpackages."""
+TOP = (
+    *("cli", "__main__", "__init__"),
+    *("detector", "fitting", "loading", "prediction"),
+    *("image_inputs", "preprocessing", "python_calls"),
+)
+"""Modules above all subpackages: the command line, and detectors from Python."""
 
 PUBLISHED = {"report": ("data.info",), "results": ("data.info",), "testing": ("cli",)}
 """Single modules that a subpackage may also import: published counts and names, and the command

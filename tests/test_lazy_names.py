@@ -66,8 +66,8 @@ def test_type_checkers_see_the_same_names() -> None:
 
 
 def test_other_names_are_refused() -> None:
-    with pytest.raises(AttributeError, match="module 'anomaly_clip' has no attribute 'lood'"):
-        anomaly_clip.lood  # type: ignore[attr-defined]  # noqa: B018
+    with pytest.raises(AttributeError, match="module 'anomaly_clip' has no attribute 'lode'"):
+        anomaly_clip.lode  # type: ignore[attr-defined]  # noqa: B018
     assert not hasattr(anomaly_clip, "read_image")
 
 

@@ -158,11 +158,10 @@ def test_show_uses_the_viewer_or_the_notebook(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(ImageShow, "show", lambda image, title: False)
     with pytest.raises(RuntimeError, match=r"use overlay\(\).save\(FILE\) instead"):
         predicted().show()
-    notebook: Any = SimpleNamespace(
-        get_ipython=lambda: SimpleNamespace(kernel=1),
-        display=SimpleNamespace(display=shown.append),
-    )
+    notebook: Any = SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel=1))
+    display: Any = SimpleNamespace(display=shown.append)
     monkeypatch.setitem(sys.modules, "IPython", notebook)
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
     predicted().show()
     assert [image.size for image in shown] == [(60, 30), (60, 30)]
 

@@ -1,4 +1,4 @@
-"""What an image goes through before it is scored, as checkpoints and configurations tell."""
+"""Preprocessing of images before they are scored, from checkpoints and configurations."""
 
 from __future__ import annotations
 

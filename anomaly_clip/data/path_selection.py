@@ -11,7 +11,7 @@ from anomaly_clip.data.path_patterns import PatternSearch, leave_out
 from anomaly_clip.folders import scan
 from anomaly_clip.images import is_image
 
-__all__ = ["PathSelection", "Selected"]
+__all__ = ["WILDCARDS", "PathSelection", "Selected"]
 
 WILDCARDS = "*?["
 SHOWN = 3  # names listed in an error message

@@ -103,10 +103,10 @@ class Resize:
         is_scaled = self.rule == "shorter_crop"
         sides = [int(self.size * s / shorter) if is_scaled else self.size for s in (width, height)]
         ends = []
-        for own, side in zip((width, height), sides, strict=True):
+        for length, side in zip((width, height), sides, strict=True):
             first = round((side - size) / 2)
-            start = min(own - 1, round(first * own / side))
-            ends.append((start, max(start + 1, round((first + size) * own / side))))
+            start = min(length - 1, round(first * length / side))
+            ends.append((start, max(start + 1, round((first + size) * length / side))))
         (left, right), (top, bottom) = ends
         return left, top, right, bottom
 
