@@ -50,8 +50,8 @@ SPREADS = np.array([1.0, 3.0])
 """Standard deviations of the two parts of a score."""
 PARTS_SHARE = 1 / 3
 """Fraction of the held-out images that give the ranges of parts, as in the package."""
-QUANTILE_ERROR = 0.05
-"""Largest relative difference of a simulated quantile from the exact one."""
+QUANTILE_ERROR = 5.0
+"""Largest relative difference of a quantile from the exact one, times the root of the sets."""
 FALSE_ALARMS = 0.01
 """Ville's bound on the fraction of unchanged streams that raise an alarm."""
 CALIBRATED, STREAM, BEFORE = 100, 1000, 200
@@ -156,7 +156,7 @@ def rate_bounds(cells: dict[str, dict[str, Any]], sets: int) -> dict[str, Bound]
         if kind == "continuous":
             relative = max(abs(c["quantile_95"] / c["quantile_95_exact"] - 1) for c in chosen)
             bounds[f"{kind}: 95 % quantile, relative difference from Beta"] = at_most(
-                relative, QUANTILE_ERROR
+                relative, QUANTILE_ERROR / math.sqrt(sets)
             )
     return bounds
 
