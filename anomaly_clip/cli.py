@@ -28,6 +28,10 @@ VERBS = {
     "validate": ("compute metrics on the validation split", "commands.experiment:run_experiment"),
     "test": ("compute metrics on the test split", "commands.experiment:run_experiment"),
     "predict": ("score images and draw heat maps", "commands.experiment:run_experiment"),
+    "calibrate": (
+        "derive thresholds with a bounded rate of false alarms from normal images",
+        "commands.calibrate:run_calibrate",
+    ),
     "each": ("fit and test one model per category", "commands.each:run_each"),
     "compare": (
         "test one detector with several backbone weights and compare the results",
@@ -63,7 +67,8 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         0: success. 1: some images could not be read, a check found a problem, some runs failed, or
         a repeated run has other metrics.
-        2: a user error, printed on one line. 128 + signal: interrupted by a signal (Ctrl-C: 130,
+        2: a user error, printed on one line. 3: predict found an anomalous image, and
+        ``output.fail_on`` asks for this code. 128 + signal: interrupted by a signal (Ctrl-C: 130,
         SIGTERM: 143, SIGHUP: 129).
     """
     from anomaly_clip.commands.interruption import (

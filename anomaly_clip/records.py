@@ -198,6 +198,9 @@ class LoaderNeeds:
         bit_depth: Significant bits of the 16-bit images that the module was fitted on; None if it
             was fitted on other images.
         whole_epochs: Whether a fit can only be resumed from the end of an epoch.
+        is_fitted: Whether the module needs a fit.
+        validated_images: Hashes of the images that were held out of the fit for its validation.
+        calibrated_images: Hashes of the images that the module was calibrated on.
     """
 
     image_size: int | None = None
@@ -209,6 +212,9 @@ class LoaderNeeds:
     fitted_images: frozenset[str] = frozenset()
     bit_depth: int | None = None
     whole_epochs: bool = False
+    is_fitted: bool = False
+    validated_images: frozenset[str] = frozenset()
+    calibrated_images: frozenset[str] = frozenset()
 
 
 @runtime_checkable

@@ -30,7 +30,7 @@ from soak_mutations import damaged, damaged_json, damaged_text, images, packed, 
 from anomaly_clip.backbones.weight_files import read_content
 from anomaly_clip.cli import main
 from anomaly_clip.commands.checkpoint_content import read_checkpoint
-from anomaly_clip.commands.experiment import quieten
+from anomaly_clip.commands.library_messages import quieten
 from anomaly_clip.commands.sweep_file import read_sweep
 from anomaly_clip.data.wafer import read_wafers
 from anomaly_clip.errors import UserError

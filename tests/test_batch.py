@@ -16,8 +16,8 @@ from anomaly_clip.commands.batch import (
     pop_resume,
     run_in_turn,
 )
-from anomaly_clip.commands.experiment import quieten
 from anomaly_clip.commands.interruption import PARENT, Interrupted
+from anomaly_clip.commands.library_messages import quieten
 from anomaly_clip.errors import UserError
 
 

@@ -26,3 +26,16 @@ def test_the_scale_is_that_of_the_category() -> None:
     dark, bright = (join_panels(image, values, scale, None) for scale in ((0.5, 1), (0, 0.5)))
     assert dark[:, PANEL + GAP :].max() < 10
     assert bright[:, PANEL + GAP :].max() > 240
+
+
+def test_the_contour_is_on_the_image_and_a_dark_heat_map_is_left_out() -> None:
+    image = np.full((192, 192, 3), 90, np.uint8)
+    values = np.zeros((96, 96), np.float32)
+    values[40:60, 40:60] = 1.0
+    sheet = join_panels(image, values, (0.5, 1.0), None, 0.5)
+    plain = join_panels(image, values, (0.5, 1.0), None)
+    drawn = (sheet[:, :PANEL] != plain[:, :PANEL]).any(axis=2)
+    assert drawn.any()
+    assert not drawn[:70].any()  # the region begins at row 80 of 192
+    assert (sheet[:, PANEL:] == plain[:, PANEL:]).all()
+    assert join_panels(image, values, None, None, 0.5).shape == (192, 192, 3)

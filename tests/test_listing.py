@@ -28,6 +28,7 @@ class Source:
         self.unreadable = SimpleNamespace(
             without=lambda samples, split: samples, tolerates=lambda split: False
         )
+        self.calibration = SimpleNamespace(hold_out=None, is_scored=False)
 
     def find_categories(self) -> list[str]:
         return ["a", "b", "c"]

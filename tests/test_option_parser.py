@@ -20,7 +20,8 @@ from layouts import btad
 import anomaly_clip.data
 import anomaly_clip.methods
 from anomaly_clip.cli import main
-from anomaly_clip.commands.experiment import ExperimentCLI, quieten
+from anomaly_clip.commands.experiment import ExperimentCLI
+from anomaly_clip.commands.library_messages import quieten
 from anomaly_clip.commands.option_parser import OptionParser, dump_yaml
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.errors import UserError, user_errors

@@ -179,6 +179,9 @@ def test_odd_runs_cause_no_error_in_the_script(tmp_path: Path, chrome: Chrome) -
     }
     for name, scores in odd.items():
         open_page(chrome, write_page(make_run(tmp_path / name, scores, pictures=2)))
+        # A single class has no threshold until the slider is moved.
+        assert len(counts(chrome)) == (0 if name in ("normal", "one") else 8), name
+        move(chrome, "threshold", 500)
         assert len(counts(chrome)) == 8, name
         assert complaints(chrome) == [], name
     run = make_run(tmp_path / "none", TWO)
@@ -187,14 +190,20 @@ def test_odd_runs_cause_no_error_in_the_script(tmp_path: Path, chrome: Chrome) -
     assert complaints(chrome) == []
 
 
-def test_a_predict_counts_images_classified_as_anomalous(
+def test_a_predict_without_a_calibration_decides_nothing(
     predict_options: list[str], tmp_path: Path, chrome: Chrome
 ) -> None:
     assert main(["predict", *predict_options]) == 0
     open_page(chrome, tmp_path / "runs" / "own" / "1" / PAGE)
-    assert counts(chrome) == ["0", "6"]
+    assert counts(chrome) == []
+    assert not chrome.find_element(By.ID, "mark").is_displayed()
+    assert "This slider decides nothing" in chrome.find_element(By.ID, "rule").text
     move(chrome, "threshold", 0)
     assert counts(chrome) == ["6", "0"]
+    move(chrome, "threshold", 1000)
+    assert counts(chrome) == ["1", "5"]
+    chrome.find_element(By.ID, "reset").click()
+    assert counts(chrome) == []
     assert complaints(chrome) == []
 
 

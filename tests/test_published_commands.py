@@ -12,7 +12,8 @@ import torch
 from jsonargparse import Namespace
 
 from anomaly_clip.cli import main
-from anomaly_clip.commands.experiment import ExperimentCLI, arrange, quieten
+from anomaly_clip.commands.experiment import ExperimentCLI, arrange
+from anomaly_clip.commands.library_messages import quieten
 from anomaly_clip.commands.option_parser import OptionParser
 from anomaly_clip.data.auxiliary import take_image_size
 from anomaly_clip.data.dataset import AnomalyData

@@ -7,7 +7,12 @@ import pytest
 from sklearn.metrics import f1_score
 
 from anomaly_clip.results.map_store import Rows
-from anomaly_clip.results.selection import MAX_PER_KIND, best_threshold, select_images
+from anomaly_clip.results.selection import (
+    MAX_PER_KIND,
+    best_threshold,
+    decided_score,
+    select_images,
+)
 
 
 def rows(scores: list[float], labels: list[int | None], category: str = "nut") -> Rows:
@@ -87,3 +92,35 @@ def test_gaps_by_hand() -> None:
     # Without labels, the gap is the score itself.
     unknown = select_images(rows([0.5, 3.0, 1.0], [None] * 3))
     assert {image.image: image.gap for image in unknown} == {0: 0.5, 1: 3.0, 2: 1.0}
+
+
+def test_images_are_selected_by_their_decisions() -> None:
+    """Of 16 images, 15 to 13 are anomalous; of the normal ones, 2 and 9 have marked pixels."""
+    listing = rows([float(number) for number in range(16)], [None] * 16)
+    for index, row in listing.items():
+        row["decision"] = "anomalous" if index > 12 else "normal"
+    selected = select_images(listing, {"nut": 12.5}, {2, 9, 15}, by_decision=True)
+    kinds: dict[str, list[int]] = {}
+    for image in selected:
+        kinds.setdefault(image.kind, []).append(image.image)
+    assert kinds["anomalous"] == [15, 14, 13]
+    assert kinds["marked"] == [9, 2]
+    assert kinds["closest"] == [12, 11, 10, 8, 7, 6, 5, 4, 3, 1, 0]
+    gaps = {image.image: image.gap for image in selected}
+    assert (gaps[15], gaps[12]) == pytest.approx((2.5 / 15, -0.5 / 15))
+    # In a test, the labels matter, and the calibrated threshold gives the distances.
+    for index, row in listing.items():
+        row["label"] = int(index > 7)
+    gaps = {image.image: image.gap for image in select_images(listing, {"nut": 12.5}, {2})}
+    assert (gaps[7], gaps[8]) == pytest.approx((-5.5 / 15, 4.5 / 15))
+
+
+def test_a_category_without_decisions_is_selected_by_scores() -> None:
+    selected = select_images(rows([1.0, 2.0], [None] * 2), by_decision=True)
+    assert {image.kind for image in selected} == {"high"}
+
+
+def test_the_decision_score_decides() -> None:
+    assert decided_score({"image_score": 1.0, "decision_score": 3.0}) == 3.0
+    assert decided_score({"image_score": 1.0}) == 1.0
+    assert decided_score({"image_score": 1.0, "decision_score": None}) == 1.0

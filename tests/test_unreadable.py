@@ -132,7 +132,7 @@ def test_predict_scores_the_other_images(
     assert (protocol["listed"], protocol["unreadable_images"]) == (6, 2)
     page = (run / "report.html").read_text()
     assert "2 IMAGES COULD NOT BE READ" in page
-    assert page.count("the image cannot be decoded") == 2
+    assert page.count("<dd>the image cannot be decoded") == 2
     assert "4 images" in page
     assert len(list((run / "gallery").rglob("*.webp"))) == 4
     maps = 0 if "--output.maps=false" in more else 4
@@ -456,7 +456,7 @@ def test_fit_and_test_leave_images_out(
     page = (tmp_path / "second" / "report.html").read_text()
     assert "2 IMAGES COULD NOT BE READ" in page
     assert "PARTIAL: 2 of 4 images were scored" in page
-    assert page.count("the image cannot be decoded") == 2
+    assert page.count("<dd>the image cannot be decoded") == 2
 
 
 def test_skip_without_unreadable_images_is_a_success(root: Path, tmp_path: Path) -> None:

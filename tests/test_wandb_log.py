@@ -205,3 +205,14 @@ def test_panels_of_a_gallery_image(
     assert [array.shape for array, _ in created] == [(16, 16, 3)] * 2
     assert [int(array.mean()) for array, _ in created] == [40, 120]
     assert (created[0][1] is not None) == has_mask
+
+
+def test_a_gallery_image_without_a_heat_map(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    created: list[Any] = []
+    monkeypatch.setattr(wandb, "Image", lambda array, **_: created.append(array))
+    image = GalleryImage(tmp_path / "a.png", "a", "closest", "nut", None, 0.5, 0.1, False, None)
+    _panels(image._replace(has_heat=False))
+    assert [array.shape for array in created] == [(16, 16, 3)]

@@ -30,8 +30,9 @@ from anomaly_clip.commands.batch import (
 )
 from anomaly_clip.commands.compare_images import draw_embeddings, draw_maps
 from anomaly_clip.commands.each import run_each
-from anomaly_clip.commands.experiment import arrange, known_options, quieten
+from anomaly_clip.commands.experiment import arrange, known_options
 from anomaly_clip.commands.interruption import advise
+from anomaly_clip.commands.library_messages import quieten
 from anomaly_clip.errors import UserError, user_errors
 from anomaly_clip.files import write_csv, write_json
 from anomaly_clip.methods.cnn_method import CNNMethod

@@ -30,8 +30,9 @@ from anomaly_clip.commands.batch import (
     working_in,
 )
 from anomaly_clip.commands.continued_fit import fit_in
-from anomaly_clip.commands.experiment import arrange, known_options, quieten
+from anomaly_clip.commands.experiment import arrange, known_options
 from anomaly_clip.commands.last_step import LAST, last_checkpoint
+from anomaly_clip.commands.library_messages import quieten
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.errors import UserError, user_errors
 from anomaly_clip.files import atomic_path, printable, readable, safe_name, write_json

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import logging
-import os
 import shlex
 import warnings
 from collections.abc import Sequence
@@ -13,7 +11,6 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, cast
 
-import rich
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
@@ -42,9 +39,15 @@ from anomaly_clip.commands.checkpoint_option import (
 )
 from anomaly_clip.commands.configs import expand_configs
 from anomaly_clip.commands.divergence import FiniteValues
+from anomaly_clip.commands.fit_calibration import (
+    calibrate_fit,
+    check_kept,
+    hold_images_out,
+)
 from anomaly_clip.commands.foreign_code import check_found_config, class_in_config
 from anomaly_clip.commands.interruption import advise, stop_if_interrupted
 from anomaly_clip.commands.last_step import LastStep, last_checkpoint
+from anomaly_clip.commands.library_messages import quieten
 from anomaly_clip.commands.option_parser import OptionParser
 from anomaly_clip.commands.process_failure import report_once
 from anomaly_clip.commands.saved_settings import comparable, take_activation
@@ -54,6 +57,7 @@ from anomaly_clip.errors import UserError, user_errors
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.methods.evaluated import EvaluatedModule
 from anomaly_clip.progress import say, silence
+from anomaly_clip.recording.calibration_files import calibration_file, images_of
 from anomaly_clip.recording.checkpoint_io import remove_leftovers, save_atomically
 from anomaly_clip.recording.checkpointing import last_checkpoint_of
 from anomaly_clip.recording.run_log import RunLogger
@@ -68,10 +72,13 @@ __all__ = [
     "arrange",
     "class_of_checkpoint",
     "known_options",
-    "quieten",
     "run_experiment",
 ]
 
+FIT_RECORD = ("fitted_images", "validated_images", "bit_depth", "calibration")
+"""Entries of a checkpoint that data modules need before Lightning loads it."""
+ANOMALOUS_FOUND = 3
+"""Exit code of a predict that found anomalous images, if ``output.fail_on`` asks for it."""
 UNREADABLE = 1
 """Exit code of a run that is done, but could not read some images."""
 OUTPUT = ("root", "name", "folder")
@@ -86,7 +93,8 @@ def run_experiment(words: Sequence[str]) -> int:
     """Run ``fit``, ``validate``, ``test`` or ``predict``.
 
     Returns:
-        0, or 1 if some images could not be read.
+        0; 3 if an image is anomalous, for ``output.fail_on anomalous``; or 1 if some images could
+        not be read.
 
     Raises:
         UserError: If the user made a mistake.
@@ -99,8 +107,11 @@ def run_experiment(words: Sequence[str]) -> int:
             cli = ExperimentCLI(args=arrange(words, resumes=True))
     finally:
         silence(False)  # later runs of this process may show progress
-    # A launcher would take the code of another process for its failure.
-    return UNREADABLE if cli.trainer.is_global_zero and cli.writer.unreadable.exist else 0
+    if not cli.trainer.is_global_zero:  # a launcher would take the code for a failure
+        return 0
+    if cli.writer.fail_on == "anomalous" and cli.writer.num_anomalous:
+        return ANOMALOUS_FOUND
+    return UNREADABLE if cli.writer.unreadable.exist else 0
 
 
 def arrange(words: Sequence[str], resumes: bool = False) -> list[str]:
@@ -140,6 +151,8 @@ def arrange(words: Sequence[str], resumes: bool = False) -> list[str]:
         config = config_of_fit(Path(checkpoint_file(checkpoint)))
         check_found_config(config)
         files = ["--config", str(config), "--output.folder", "null"]
+        if verb != "fit":  # decisions are made at the rate of the latest calibration
+            files += ["--calibration.alpha", "null", "--calibration.confidence", "null"]
     return [verb, *files, *others]
 
 
@@ -166,6 +179,7 @@ class ExperimentCLI(LightningCLI):
         self._verb = args[0]
         self._fit_record: dict[str, Any] = {}
         self._is_fitted = False
+        self._unfitted: AnomalyMethod | None = None
         self._resumed: tuple[str, dict[str, Any]] | None = None
         """Checkpoint that a fit resumes from: its file, and its progress."""
         options = [word for word in args if word.startswith("--")]
@@ -259,6 +273,11 @@ class ExperimentCLI(LightningCLI):
         silence(not shows_progress)
         if shows_progress and not any(isinstance(callback, ProgressBar) for callback in callbacks):
             callbacks.append(progress_of_loops())
+        file = config["calibration"]["file"]
+        if verb == "test" and file is not None:
+            self.datamodule.calibration.images_of_file = images_of(calibration_file(file))
+        if verb == "fit" and config["calibrate"]:
+            self._unfitted = hold_images_out(self.model, self.datamodule, writer.calibration)
         if verb == "fit":
             keeps = config["trainer"]["enable_checkpointing"] is not False
             callbacks += last_checkpoint_of(callbacks, writer.checkpoint_every_n_steps, keeps)
@@ -275,6 +294,8 @@ class ExperimentCLI(LightningCLI):
             kwargs["max_epochs"] = 1
         trainer = super().instantiate_trainer(**kwargs)
         save_atomically(trainer)
+        if verb == "fit" and config["calibrate"]:
+            check_kept(trainer)
         if verb == "fit" and self._resumed is not None:
             path, checkpoint = self._resumed
             remove_leftovers(Path(path).parent)
@@ -308,11 +329,7 @@ class ExperimentCLI(LightningCLI):
         if not path or not Path(path).is_file():
             return  # _check_verb reports a missing file
         checkpoint = read_checkpoint(Path(path))
-        self._fit_record = {
-            name: checkpoint[name]
-            for name in ("fitted_images", "bit_depth", "calibration")
-            if name in checkpoint
-        }
+        self._fit_record = {name: checkpoint[name] for name in FIT_RECORD if name in checkpoint}
         if self._verb == "fit":
             keys = ("loops", "global_step", "optimizer_states")
             progress = {key: checkpoint[key] for key in keys if key in checkpoint}
@@ -395,6 +412,8 @@ class ExperimentCLI(LightningCLI):
         if file is not None and trained:
             self.trainer.save_checkpoint(file)
         self._is_fitted = True
+        if self.config[self._verb]["calibrate"] and trained:
+            calibrate_fit(self.trainer, self.model, self.datamodule, self.writer, self._unfitted)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the verb; after a signal, raise ``Interrupted`` with the way to continue.
@@ -478,20 +497,3 @@ def known_options() -> list[str]:
         "--print_config",
     ]
     return verb_options + [f"--{action.dest}" for action in parser._actions if "." in action.dest]
-
-
-def quieten() -> None:
-    """Silence uninformative library messages; the start line of a run describes the run."""
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # caused by Lightning
-    rich.reconfigure(stderr=True)  # Lightning's model summary; standard output is for results
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        ".*does not have many workers.*",
-        ".*validation_step. but have no .val_dataloader.*",  # most data sets have none
-        ".*The dirpath has changed.*",  # a resumed fit gets a new run folder
-        ".*module.s. in eval mode at the start of training.*",  # frozen backbones
-        ".*smaller than the logging interval.*",  # small data sets
-        ".*isinstance.treespec, LeafSpec.*",  # Lightning's own use of a deprecated name
-    ):
-        warnings.filterwarnings("ignore", message)

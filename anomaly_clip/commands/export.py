@@ -19,8 +19,9 @@ from anomaly_clip.commands.checkpoint_option import (
     is_last,
     last_of_runs,
 )
-from anomaly_clip.commands.experiment import RUNS, class_of_checkpoint, quieten
+from anomaly_clip.commands.experiment import RUNS, class_of_checkpoint
 from anomaly_clip.commands.foreign_code import seed_in_config
+from anomaly_clip.commands.library_messages import quieten
 from anomaly_clip.errors import UserError, reason, user_errors
 from anomaly_clip.methods.evaluated import Exporter
 

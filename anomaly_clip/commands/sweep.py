@@ -32,7 +32,8 @@ from anomaly_clip.commands.batch import (
 )
 from anomaly_clip.commands.configs import config_file
 from anomaly_clip.commands.continued_fit import fit_in
-from anomaly_clip.commands.experiment import UNREADABLE, arrange, known_options, quieten
+from anomaly_clip.commands.experiment import UNREADABLE, arrange, known_options
+from anomaly_clip.commands.library_messages import quieten
 from anomaly_clip.commands.sweep_file import METHODS, Sweep, read_sweep
 from anomaly_clip.commands.sweep_record import (
     FAILURE_FILE,

@@ -21,15 +21,16 @@ import yaml
 
 from anomaly_clip.commands.batch import DryRunCLI, run_verb
 from anomaly_clip.commands.each import run_each
-from anomaly_clip.commands.experiment import arrange, known_options, quieten
+from anomaly_clip.commands.experiment import arrange, known_options
 from anomaly_clip.commands.foreign_code import concealed_classes, foreign_classes
 from anomaly_clip.commands.interruption import advise
+from anomaly_clip.commands.library_messages import quieten
 from anomaly_clip.commands.option_parser import dump_yaml
 from anomaly_clip.commands.yaml_names import read_any_name
 from anomaly_clip.errors import UserError, check_at_least, reason, user_errors
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.progress import say
-from anomaly_clip.recording.run_conditions import file_sha256
+from anomaly_clip.recording.calibration_files import is_version_of
 from anomaly_clip.report.comparison import ComparisonTable
 from anomaly_clip.report.verification import Repetition, verification_report
 from anomaly_clip.results.finished_run import FinishedRun, printable
@@ -241,7 +242,7 @@ def _checkpoint(run: FinishedRun, recorded: Path) -> Path:
     files = [path for path in (recorded, in_folder) if path.is_file()]
     then = mapping(run.record.get("environment")).get("checkpoint_sha256")
     if then is not None:
-        unchanged = [file for file in files if file_sha256(file) == then]
+        unchanged = [file for file in files if is_version_of(file, then)]
     elif recorded.is_file() or recorded.parts[-3:] == in_folder.absolute().parts[-3:]:
         unchanged = files  # of version 0.1.0; the folder may have been moved, but not renamed
     else:

@@ -87,6 +87,10 @@ class BaseDataModule(LightningDataModule, ABC):
         """True if the images are labelled as normal or anomalous."""
         return True
 
+    def group_of(self, sample: Sample) -> str | None:
+        """Return the group of an image, such as the part that it shows; None if it is alone."""
+        return None
+
     @property
     def has_default_name(self) -> bool:
         """True if the only category has the name of its folder, as no other was given."""

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from anomaly_clip.data.augment import Augmentation
 from anomaly_clip.data.auxiliary import check_auxiliary, take_image_size
 from anomaly_clip.data.base import BaseDataModule
+from anomaly_clip.data.calibration_images import CalibrationImages
 from anomaly_clip.data.few_shots import FewShots
 from anomaly_clip.data.file_hashes import DuplicatePair
 from anomaly_clip.data.fit_sets import FitSets
@@ -181,6 +182,7 @@ class AnomalyData(BaseDataModule):
         self.listing = Listing(self, categories, train_categories)
         self.masks = MaskChecks(self)
         self.few_shots = FewShots(self, shots, fraction)
+        self.calibration = CalibrationImages(self)
         check_auxiliary(self)
         self.validation = ValidationSplit(self, val_split, val_share)
         if not self.validation.exists:
@@ -309,13 +311,16 @@ class AnomalyData(BaseDataModule):
             samples = self.samples("train")
         return source.in_draw_order(samples) if source.shuffle else samples
 
-    def shots_of(self, category: str) -> list[Sample]:
-        """Return a category's few-shot training images, sampled with the seed (seed, category).
+    def normal_images(self, category: str) -> list[Sample]:
+        """Return all normal images of a category that a fit might train on.
 
         Raises:
-            ValueError: If neither ``shots`` nor ``fraction`` is set, or the category has too few
-                images.
+            ValueError: If there is none.
         """
+        return self.calibration.normal(category)
+
+    def shots_of(self, category: str) -> list[Sample]:
+        """Return a category's few-shot training images; see :meth:`.FewShots.of`."""
         return self.few_shots.of(category)
 
     def drawn_of(self, category: str, count: int, seed: int) -> list[Sample]:
@@ -370,8 +375,7 @@ class AnomalyData(BaseDataModule):
     ) -> frozenset[str]:
         """Store the features of unchanging images on disk, to be used in batches instead of images.
 
-        A batch still has images if its features cannot be stored or read. The method then encodes
-        them with :meth:`~anomaly_clip.records.Encoder.halves`, which gives the same values.
+        A batch whose features cannot be stored or read has images, see :meth:`.Encoder.halves`.
 
         Args:
             encoders: The encoders of ``fit`` and ``validation``.
@@ -392,11 +396,7 @@ class AnomalyData(BaseDataModule):
     # -- overlap of training and test images -----------------------------------------------------
 
     def overlap(self, samples: Sequence[Sample] | None = None) -> list[DuplicatePair]:
-        """Return the test images whose content equals that of a training image.
-
-        Args:
-            samples: The training images; default: those of ``fit``.
-        """
+        """Return the test images with the content of training images; default: those of fit."""
         return self.leakage.overlap(samples)
 
     # -- records of a run ------------------------------------------------------------------------
@@ -441,8 +441,8 @@ class AnomalyData(BaseDataModule):
             ValueError: If the image size differs from the model's, a category is empty, labels are
                 missing, or test images are among the training images.
         """
-        self.unreadable.begin(stage, self._needs.bit_depth)
-        take_image_size(self, self._needs.image_size)
+        self.unreadable.begin(stage, self.needs.bit_depth)
+        take_image_size(self, self.needs.image_size)
         self.fit_sets.clear()
         self.few_shots.check()
         self.listing.needs_masks = self.masks.are_used(stage)
@@ -454,16 +454,17 @@ class AnomalyData(BaseDataModule):
                 f"put the normal images into good/"
             )
         else:
-            self.leakage.check_test(stage, self.samples("test"), self._needs.fitted_images)
+            self.leakage.check_test(stage, self.samples("test"), self.needs)
         self.masks.inspect(stage)
-        self.reading.prepare_stage(stage, self._needs.bit_depth)
+        self.reading.prepare_stage(stage, self.needs.bit_depth)
 
     def fitted_hashes(self) -> frozenset[str]:
         """Return hashes of the decoded images of ``fit``; empty for images that are not files."""
         return self.leakage.training_hashes()
 
     @property
-    def _needs(self) -> LoaderNeeds:
+    def needs(self) -> LoaderNeeds:
+        """Requirements of the trainer's module."""
         return needs_of(self.trainer)
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -472,7 +473,7 @@ class AnomalyData(BaseDataModule):
         A single-pass method gets each image exactly once, on one of the processes. A method that
         compares images with others gets batches of a single category, with ``support`` images.
         """
-        return fit_loader(self, self.fit_dataset(), self._needs)
+        return fit_loader(self, self.fit_dataset(), self.needs)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Return the validation batches."""
@@ -485,7 +486,7 @@ class AnomalyData(BaseDataModule):
 
         If the method needs several passes, return a list with one loader per pass.
         """
-        passes = self._needs.test_passes
+        passes = self.needs.test_passes
         loaders = [self._evaluation_loader(self.dataset("test")) for _ in range(passes)]
         return loaders[0] if passes == 1 else loaders
 

@@ -35,6 +35,7 @@ __all__ = [
     "hash_of_pixels",
     "pixel_hashes",
     "pixels_sha256",
+    "readable_hashes",
 ]
 
 BLOCK = 1 << 20
@@ -175,6 +176,11 @@ def pixel_hashes(paths: Iterable[Path], max_pixels: int = MAX_PIXELS) -> dict[Pa
         ValueError: If an image cannot be decoded.
     """
     return _pixel_hashes(max_pixels).sha256_of_all(paths)
+
+
+def readable_hashes(paths: Iterable[Path], max_pixels: int = MAX_PIXELS) -> dict[Path, str]:
+    """Return :func:`pixel_hashes` of those images that can be decoded."""
+    return _pixel_hashes(max_pixels).of_readable(paths)
 
 
 def equal_images(

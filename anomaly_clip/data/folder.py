@@ -288,6 +288,20 @@ class ImageFolder(AnomalyData):
                 if sample.label or not self.is_split or sample.image in self.held_out:
                     yield sample
 
+    def normal_images(self, category: str) -> list[Sample]:
+        """Return the normal images that a fit might train on."""
+        normal = [s for s in self.form.train or self._normal_to_train_on() if not s.label]
+        if not normal:
+            raise ValueError(
+                f"data.root {self.selection}: nothing tells which images are normal: put them into "
+                f"good/, or set --data.normal all if all of them are"
+            )
+        return normal
+
+    def group_of(self, sample: Sample) -> str | None:
+        """Return the match of ``data.group`` in the name of an image."""
+        return None if self.group is None else _group_of(sample.image, self.group)
+
     def _normal_to_train_on(self) -> Iterator[Sample]:
         if self.normal == "all" and not self.form.has_labels:
             yield from self.form.unlabelled
@@ -305,7 +319,7 @@ class ImageFolder(AnomalyData):
             ValueError: As :meth:`AnomalyData.setup`, or if a method needs the name of the object,
                 or normal images to fit on, and there are none.
         """
-        needs = self._needs
+        needs = self.needs
         self._predicts = stage == "predict"
         if not self._predicts and self.selection.is_folder:
             self.refuse_unsupported()
@@ -344,12 +358,13 @@ class ImageFolder(AnomalyData):
                 f"data.test_share {self.test_share:g} holds out all {len(self.held_out)} normal "
                 f"images of {self.root} for the test: lower data.test_share, or add images"
             )
-        if stage in ("validate", "test") and needs.fitted_images and self.held_out:
+        used = needs.fitted_images | needs.calibrated_images | self.calibration.images_of_file
+        if stage in ("validate", "test") and used and self.held_out:
             normal = self.unreadable.readable(list(self._normal_to_train_on()))
             with self.unreadable.advising():
                 images = (sample.image for sample in normal)
                 hashes = pixel_hashes(images, self.reading.max_pixels)
-            self._trains = not needs.fitted_images.isdisjoint(hashes.values())
+            self._trains = not used.isdisjoint(hashes.values())
         self.listing.forget()
         super().setup(stage)
 

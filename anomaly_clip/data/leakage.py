@@ -10,6 +10,7 @@ from anomaly_clip.data.samples import Sample
 
 if TYPE_CHECKING:
     from anomaly_clip.data.dataset import AnomalyData
+    from anomaly_clip.records import LoaderNeeds
 
 __all__ = ["LeakageCheck"]
 
@@ -54,7 +55,8 @@ class LeakageCheck:
         Raises:
             ValueError: If one is, and that is not allowed.
         """
-        pairs = [] if self.allowed or not self.compared else self.overlap(samples)
+        scores_only = not self.compared or self.data.calibration.is_scored
+        pairs = [] if self.allowed or scores_only else self.overlap(samples)
         self.num_published = len(pairs) if pairs and self._is_known(len(pairs)) else 0
         if len(pairs) > self.num_published:
             raise ValueError(
@@ -63,24 +65,33 @@ class LeakageCheck:
                 f"data.allow_overlap true"
             )
 
-    def check_test(
-        self, stage: str, samples: Sequence[Sample], fitted_images: frozenset[str]
-    ) -> None:
-        """Check that a module was not fitted on its test images.
+    def check_test(self, stage: str, samples: Sequence[Sample], needs: LoaderNeeds) -> None:
+        """Check that a module was neither fitted nor calibrated on its test images.
 
         Args:
             stage: The verb; only ``test`` is checked, as ``predict`` may score images of the fit.
             samples: The images.
-            fitted_images: Hashes of the images that the module was fitted on; empty if unknown.
+            needs: Hashes of the images that the module was fitted and calibrated on, if known.
 
         Raises:
             ValueError: If it was, and that is not allowed.
         """
         self.num_fitted_on = None
-        if stage != "test" or not fitted_images or not self.data.on_disk:
+        fitted_images = needs.fitted_images
+        calibrated = needs.calibrated_images | self.data.calibration.images_of_file
+        if stage != "test" or not (fitted_images or calibrated) or not self.data.on_disk:
             return
         with self.data.unreadable.advising():
             hashes = pixel_hashes((s.image for s in samples), self.data.reading.max_pixels)
+        used = [sample for sample in samples if hashes[sample.image] in calibrated]
+        if used and not self.allowed:
+            raise ValueError(
+                f"{len(used)} of {len(samples)} test images were calibrated on, such as "
+                f"{used[0].image}, so false alarms on them mean nothing: test on other images, or "
+                f"allow it with data.allow_overlap true"
+            )
+        if not fitted_images:
+            return
         fitted = [sample for sample in samples if hashes[sample.image] in fitted_images]
         self.num_fitted_on = len(fitted)
         if fitted and not self.allowed and not self._is_known(len(fitted)):
@@ -99,6 +110,15 @@ class LeakageCheck:
         """Return whether the published archive contains at least ``count`` duplicates."""
         limit = self.data.known_duplicates if self.data.auxiliary is None else 0
         return limit is None or count <= limit
+
+    def validation_hashes(self) -> frozenset[str]:
+        """Return hashes of the normal images that a fit holds out to select its weights by."""
+        data = self.data
+        if not (data.validation.is_synthetic and data.on_disk):
+            return frozenset()
+        images = [sample.image for sample in data.validation.normal_parts[1]]
+        with data.unreadable.advising():
+            return frozenset(pixel_hashes(images, data.reading.max_pixels).values())
 
     def training_hashes(self) -> frozenset[str]:
         """Return hashes of the decoded images of a fit; empty for images that are not files."""

@@ -40,6 +40,7 @@ class Listing:
         """True if masks are used, so that missing and odd ones are errors."""
         self._masks_checked: set[Split] = set()
         self._rows: dict[tuple[str, Split], list[Sample]] = {}
+        self._fitted_rows: dict[str, list[Sample]] = {}
         self._listed: dict[Split, list[Sample]] = {}
         self._samples: dict[tuple[Split, bool], list[Sample]] = {}
         self._copies: dict[tuple[str, Split], list[Sample]] = {}
@@ -87,13 +88,26 @@ class Listing:
     def forget(self) -> None:
         """Forget all samples, because the data module now lists others."""
         self._rows.clear()
+        self._fitted_rows.clear()
         self._listed.clear()
         self._samples.clear()
         self._masks_checked.clear()
         self._copies.clear()
 
     def rows(self, category: str, split: Split) -> list[Sample]:
-        """Return the samples of a category and split; later calls return the same list."""
+        """Return the samples of a category and split; later calls return the same list.
+
+        Training images that are held out to calibrate on are not among them.
+        """
+        rows = self.all_rows(category, split)
+        if split != "train" or self.source.calibration.hold_out is None:
+            return rows
+        if category not in self._fitted_rows:
+            self._fitted_rows[category] = self.source.calibration.without_held(category, rows)
+        return self._fitted_rows[category]
+
+    def all_rows(self, category: str, split: Split) -> list[Sample]:
+        """Return the samples of a category and split, with those held out to calibrate on."""
         if (category, split) not in self._rows:
             rows = list(self.source.list_samples(category, split))
             if self.source.omits_copies:
@@ -121,6 +135,10 @@ class Listing:
     def listed(self, split: Split) -> list[Sample]:
         """Return all samples of a split, with those that cannot be read; errors as `samples`."""
         source = self.source
+        if split == "test" and source.calibration.is_scored:
+            if split not in self._listed:
+                self._listed[split] = source.calibration.samples()
+            return self._listed[split]
         if split not in source.splits:
             raise ValueError(
                 f"{source.dataset_name} has no {split} images: choose a data set that has some"

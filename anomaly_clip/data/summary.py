@@ -35,7 +35,8 @@ def start_line(data: AnomalyData, stage: str) -> str:
         f"{number_of(len(samples), 'image')} ({labels}) in {number} "
         f"{'category' if number == 1 else 'categories'}"
         f"{'' if source is data else f' of {source.dataset_name} {source.root}'}"
-        f"{data.unreadable.summary(stage)}",
+        f"{data.unreadable.summary(stage)}"
+        f"{data.calibration.summary() if stage == 'fit' else ''}",
         *(left_out_remark(source.root, kind, images) for kind, images in left_out.items()),
     ]
     if stage == "fit" and data.leakage.num_published:

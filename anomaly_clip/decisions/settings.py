@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 from anomaly_clip.errors import check_at_least, check_between
 
-__all__ = ["CalibrationSettings"]
+__all__ = ["DEFAULT_ALPHA", "CalibrationSettings"]
+
+DEFAULT_ALPHA = 0.05
+"""False-alarm rate of a calibration."""
 
 
 @dataclass(frozen=True)
@@ -15,7 +18,8 @@ class CalibrationSettings:
 
     Args:
         alpha: False-alarm rate: the largest share of normal images that are called anomalous. With
-            several, the first decides.
+            several, the first decides. Default: 0.05, and for test and predict that of the
+            calibration.
         confidence: null: the rate holds on average over calibration sets. 0.95: it holds for 95 %
             of calibration sets, which needs more images.
         file: calibration.json, or folder of a calibrated run, for test and predict; default: the
@@ -28,7 +32,7 @@ class CalibrationSettings:
         seed: Seed of the random choice of calibration images and of ties.
     """
 
-    alpha: float | list[float] = 0.05
+    alpha: float | list[float] | None = None
     confidence: float | None = None
     file: str | None = None
     folds: int | None = None
@@ -53,4 +57,6 @@ class CalibrationSettings:
     @property
     def alphas(self) -> list[float]:
         """The false-alarm rates; the first one decides."""
+        if self.alpha is None:
+            return [DEFAULT_ALPHA]
         return list(self.alpha) if isinstance(self.alpha, list) else [self.alpha]

@@ -64,6 +64,8 @@ class AnomalyMethod(EvaluatedModule):
         self.evaluator_settings = evaluator
         self.fitted_images: frozenset[str] = frozenset()
         """Hashes of the decoded images of the fit, which a test must not contain."""
+        self.validated_images: frozenset[str] = frozenset()
+        """Hashes of the images that were held out of the fit for its validation."""
         self.fitted_without = 0
         """Number of images that were left out of the fit, because they could not be read."""
         self.bit_depth: int | None = None
@@ -88,6 +90,9 @@ class AnomalyMethod(EvaluatedModule):
             category_names=self.uses_category_names,
             fitted_images=self.fitted_images,
             bit_depth=self.bit_depth,
+            is_fitted=self.must_be_fitted,
+            validated_images=self.validated_images,
+            calibrated_images=self._calibrated_images(),
         )
 
     @property
@@ -153,6 +158,7 @@ class AnomalyMethod(EvaluatedModule):
             self._check_one_category(data, stage)
             if stage == "fit":
                 self.fitted_images = data.fitted_hashes()
+                self.validated_images = data.leakage.validation_hashes()
                 self.fitted_without = len(data.unreadable.of_fit())
                 self.bit_depth = None if data.auxiliary else data.reading.bits_in_use
                 precision = str(self.trainer.precision)
@@ -278,6 +284,8 @@ class AnomalyMethod(EvaluatedModule):
         checkpoint["state_dict"] = without_backbone(checkpoint["state_dict"])
         checkpoint["backbone"] = {**self.weights, "sha256": self.backbone.identity}
         checkpoint["fitted_images"] = sorted(self.fitted_images)
+        if self.validated_images:
+            checkpoint["validated_images"] = sorted(self.validated_images)
         if self.fitted_without:
             checkpoint["fitted_without"] = self.fitted_without
         checkpoint["bit_depth"] = self.bit_depth
@@ -304,10 +312,15 @@ class AnomalyMethod(EvaluatedModule):
     def take_fit_record(self, checkpoint: Mapping[str, Any]) -> None:
         """Take from a checkpoint what data modules need to know of the images of the fit."""
         self.fitted_images = frozenset(checkpoint.get("fitted_images", ()))
+        self.validated_images = frozenset(checkpoint.get("validated_images", ()))
         self.bit_depth = checkpoint.get("bit_depth")
         self.fitted_without = checkpoint.get("fitted_without", 0)
         self.calibration = checkpoint.get("calibration")
         self.preprocessing = checkpoint.get("preprocessing")
+
+    def _calibrated_images(self) -> frozenset[str]:
+        categories = (self.calibration or {}).get("categories", {})
+        return frozenset(image for c in categories.values() for image in c["images"])
 
     def _compare_data(self, checkpoint: dict[str, Any]) -> None:
         """Take what a checkpoint was fitted on, and tell if the current data differs from it.
@@ -329,7 +342,7 @@ class AnomalyMethod(EvaluatedModule):
                     f"to train on with them"
                 )
             say(f"the training images differ from those of the checkpoint: {differences}")
-        elif data is not None and [category] != data.categories:
+        elif data is not None and not data.has_default_name and [category] != data.categories:
             say(
                 f"{type(self).__name__} was fitted on {category}, but now scores "
                 f"{', '.join(data.categories)}"

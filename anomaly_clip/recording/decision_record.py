@@ -7,6 +7,7 @@ from typing import Any
 
 from anomaly_clip.decisions.calibration import ANOMALOUS, NORMAL
 from anomaly_clip.decisions.conformal import binomial_interval
+from anomaly_clip.decisions.sentences import guarantee, percent
 from anomaly_clip.files import printable
 from anomaly_clip.progress import number_of
 from anomaly_clip.recording.decisions import Decisions
@@ -99,11 +100,13 @@ def _rates(rows: Rows, kinds: Mapping[int, str]) -> dict[str, Any]:
 
 def _sentence(decisions: Decisions, name: str) -> str:
     """Return what the decisions of a category guarantee."""
-    level, n = decisions.levels[name], decisions.records[name].num_images
+    record = decisions.records[name]
+    if decisions.fdr is None:
+        return guarantee(record, decisions.levels[name])
+    number = number_of(record.num_images, "calibration image")
     return (
-        f"With these {number_of(n, 'calibration image')}, at most {100 * level.average:.3g} % "
-        f"false alarms are expected on average; {100 * level.guaranteed:.3g} % is guaranteed with 95 % "
-        f"confidence."
+        f"By Benjamini-Hochberg over all images of the run, with {number}: of the images called "
+        f"anomalous, at most {percent(decisions.fdr)} are expected to be normal."
     )
 
 
@@ -114,11 +117,25 @@ def decision_lines(section: Mapping[str, Any]) -> list[str]:
         section: See :func:`decisions_record`.
     """
     lines = []
-    categories = section["categories"]
+    categories: Mapping[str, Mapping[str, Any]] = section["categories"]
     for name, entry in categories.items():
         number = number_of(entry["num_images"], "image")
+        counted = f"{printable(name)}: {entry['num_anomalous']} of {number} anomalous"
+        lines.append(f"{counted}. {entry['sentence']}")
+    marked = sum(entry["normal_with_marked_pixels"] for entry in categories.values())
+    if marked:
+        images = number_of(marked, "normal image")
         lines.append(
-            f"{printable(name)}: {entry['num_anomalous']} of {number} anomalous. "
-            f"{entry['sentence']}"
+            f"{images} {'has' if marked == 1 else 'have'} marked pixels: the image score alone "
+            f"decides, the map threshold only draws"
         )
+    for name, entry in categories.items():
+        drift = entry["drift"]
+        if drift is not None and drift["alarm"]:
+            lines.append(
+                f"{printable(name)}: images differ from the calibration images since "
+                f"{printable(drift['at'])}: they have drifted, or many are defective (martingale "
+                f"{drift['largest']:.3g} in drift.csv; without a change, it passes 100 in at most "
+                f"1 % of runs)"
+            )
     return lines

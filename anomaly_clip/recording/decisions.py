@@ -31,8 +31,8 @@ class Decisions:
     Args:
         calibration: The calibration.
         source: Where it is from, for messages.
-        settings: Options of decisions. The calibration's first rate is used if ``alpha`` is the
-            default, and its confidence if ``confidence`` is None.
+        settings: Options of decisions. The calibration's first rate is used if ``alpha`` is None,
+            and its confidence if ``confidence`` is None.
         categories: Categories of the images.
         is_named: False if the name of the only category is that of its folder.
         fdr: False discovery rate of decisions over all images of the run (Benjamini-Hochberg);
@@ -55,8 +55,7 @@ class Decisions:
         self.source = source
         self.fdr = fdr
         self.seed = settings.seed
-        chosen = settings.alphas != DEFAULTS.alphas
-        self.alpha = (settings.alphas if chosen else calibration.alphas)[0]
+        self.alpha = (calibration.alphas if settings.alpha is None else settings.alphas)[0]
         self.confidence = settings.confidence or calibration.confidence
         self.records: dict[str, CategoryCalibration] = {
             name: calibration.of(name, is_named) for name in categories
@@ -70,6 +69,15 @@ class Decisions:
         """Threshold of maps by category; categories without one are missing."""
         thresholds = {name: record.map_threshold for name, record in self.records.items()}
         return {name: value for name, value in thresholds.items() if value is not None}
+
+    def describe(self) -> str:
+        """Return the line on the screen that names the calibration and the rate."""
+        limit = f"at most {100 * self.alpha:.6g} % false alarms"
+        if self.fdr is not None:
+            limit = f"a false discovery rate of at most {100 * self.fdr:.6g} %"
+        elif self.confidence is not None:
+            limit += f" with {100 * self.confidence:.6g} % confidence"
+        return f"decisions: {limit}, by the calibration in {self.source}"
 
     def decide(self, rows: Rows, replaces_score: bool) -> None:
         """Add p-value and decision to the rows of all images.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ from PIL import Image
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.data.reading_errors import UnreadableError
 from anomaly_clip.drawing.draw import grid
+from anomaly_clip.drawing.overlay import overlay
 from anomaly_clip.drawing.panels import heat_map
 from anomaly_clip.files import atomic_path, write_json
+from anomaly_clip.masks import solid
 from anomaly_clip.progress import track
 from anomaly_clip.records import UnreadableImage
 from anomaly_clip.results.folder import GALLERY
 from anomaly_clip.results.map_store import MapStore, Ranges, Rows, image_names
-from anomaly_clip.results.selection import SelectedImage
+from anomaly_clip.results.selection import SelectedImage, decided_score
 
 __all__ = ["MAP_SIDE", "PANEL", "draw_gallery", "join_panels", "split_panels"]
 
@@ -40,6 +43,7 @@ def draw_gallery(
     rows: Rows,
     selected: Sequence[SelectedImage],
     has_full_size: bool,
+    map_thresholds: Mapping[str, float] = {},
 ) -> list[UnreadableImage]:
     """Draw the selected images into ``gallery/`` in a run's folder.
 
@@ -48,14 +52,16 @@ def draw_gallery(
         data: Data set of the images.
         maps: Anomaly maps of the images; an image without a map is left out.
         ranges: Lowest and highest map value by category, the scale of the heat maps.
-        rows: Label and score of each image.
+        rows: Label and score of each image; with a calibration, its p-value and decision.
         selected: Images to draw, in their order on the page.
         has_full_size: Whether ``maps/`` contains full-size drawings of all images.
+        map_thresholds: Map thresholds of a calibration by category. The image gets the contour of
+            the pixels above, and the colour scale of the heat map starts there.
 
     Returns:
         The images that can no longer be read, which are not drawn.
     """
-    samples, dataset = data.samples("test"), data.dataset("test")
+    samples, read = data.samples("test"), _reader(data)
     names = image_names(samples)
     entries: list[dict[str, Any]] = []
     lost = []
@@ -63,30 +69,37 @@ def draw_gallery(
         if index not in maps:
             continue
         try:
-            item, row = dataset[index], rows[index]
+            image, mask = read(index)
         except UnreadableError as error:
             lost.append(error.described(index, samples[index]))
             continue
-        file = f"{names[index]}.webp"
-        panels = join_panels(
-            item["image"].permute(1, 2, 0).numpy(),
-            maps.load(index)["map"],
-            ranges[row["category"]],
-            item["mask"].numpy() if "mask" in item else None,
-        )
+        file, row = f"{names[index]}.webp", rows[index]
+        low, high = ranges[row["category"]]
+        threshold = map_thresholds.get(row["category"])
+        if mask is not None and not row["label"] and not mask.any():
+            mask = None  # an empty panel
+        anomaly_map = maps.load(index)["map"]
+        scale = (low if threshold is None else threshold, high)
+        # Black throughout, and without a mask to compare it with, a heat map tells nothing.
+        has_heat = threshold is None or mask is not None or bool((anomaly_map > threshold).any())
+        panels = join_panels(image, anomaly_map, scale if has_heat else None, mask, threshold)
         with atomic_path(folder / GALLERY / file) as temporary:
             Image.fromarray(panels).save(temporary, quality=QUALITY)
         entries.append(
             {
                 "picture": file,
                 "name": names[index],
+                "path": row["path"],
                 "kind": kind,
                 "category": row["category"],
                 "label": row["label"],
-                "score": row["image_score"],
+                "score": decided_score(row),
+                **{key: row[key] for key in ("p_value", "decision") if key in row},
                 "gap": gap,
                 "full": has_full_size,
-                "mask": "mask" in item,
+                "heat": has_heat,
+                "mask": mask is not None,
+                "contour": threshold is not None,
             }
         )
     if entries:
@@ -94,19 +107,41 @@ def draw_gallery(
     return lost
 
 
+def _reader(
+    data: AnomalyData,
+) -> Callable[[int], tuple[NDArray[np.uint8], NDArray[np.bool_] | None]]:
+    """Return the function that reads an image and its mask: whole ones, if nothing is cut off."""
+    samples, dataset, read = data.samples("test"), data.dataset("test"), data.reader()
+
+    def read_whole(index: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
+        sample = samples[index]
+        with dataset.guard(sample):
+            image, mask = read(sample if dataset.has_masks else replace(sample, mask=None))
+        return image, None if mask is None else solid(mask)
+
+    def read_part(index: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
+        item = dataset[index]
+        image = item["image"].permute(1, 2, 0).numpy()
+        return image, item["mask"].numpy() if "mask" in item else None
+
+    return read_whole if data.resize.rule == "square" else read_part
+
+
 def join_panels(
     image: NDArray[np.uint8],
     anomaly_map: NDArray[np.floating],
-    scale: Sequence[float],
+    scale: Sequence[float] | None,
     mask: NDArray[np.bool_] | None,
+    threshold: float | None = None,
 ) -> NDArray[np.uint8]:
-    """Place image, heat map and, if given, mask side by side.
+    """Place image, heat map and mask side by side.
 
     Args:
         image: RGB ``(H, W, 3)``.
         anomaly_map: ``(h, w)``.
-        scale: Map values at the lower and the upper end of the colour scale.
-        mask: ``(h, w)`` or None.
+        scale: Map values at the lower and the upper end of the colour scale; None: no heat map.
+        mask: ``(h, w)``; None: no mask.
+        threshold: Map value whose contour is drawn on the image; None: no contour.
 
     Returns:
         RGB image; the longer side of each panel is `PANEL` pixels.
@@ -114,12 +149,19 @@ def join_panels(
     height, width = image.shape[:2]
     shrink = PANEL / max(height, width)
     size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
-    low, high = scale
-    panels = [image, heat_map(anomaly_map, low, high)]
+    photograph = _fit(image, size)
+    if threshold is not None:
+        photograph = Image.fromarray(overlay(np.asarray(photograph), anomaly_map, threshold))
+    panels = [photograph]
+    if scale is not None:
+        panels.append(_fit(heat_map(anomaly_map, *scale), size))
     if mask is not None:
-        panels.append(np.repeat(mask[..., None].astype(np.uint8) * WHITE, 3, axis=2))
-    fitted = [Image.fromarray(p).resize(size, Image.Resampling.BILINEAR) for p in panels]
-    return np.asarray(grid(fitted, len(fitted), GAP))
+        panels.append(_fit(np.repeat(mask[..., None].astype(np.uint8) * WHITE, 3, axis=2), size))
+    return np.asarray(grid(panels, len(panels), GAP))
+
+
+def _fit(image: NDArray[np.uint8], size: tuple[int, int]) -> Image.Image:
+    return Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
 
 
 def split_panels(sheet: NDArray[np.uint8], count: int) -> list[NDArray[np.uint8]]:

@@ -22,6 +22,7 @@ from anomaly_clip.results.map_store import MapStore, Ranges, Rows, image_names, 
 
 __all__ = ["draw_map_images"]
 
+BILINEAR = Image.Resampling.BILINEAR
 MAX_DRAWN = 25_000_000
 """Largest number of pixels of a drawn image; larger images are drawn smaller."""
 
@@ -87,7 +88,10 @@ def draw_map_images(
         panels = PanelRow(image.shape[:2], count, lines)
         panels.add(image)
         if threshold is not None:
-            panels.add(overlay(image, resize_map(small["map"], size), threshold))
+            # Of a small image, the contours are drawn after it is enlarged to the panel.
+            fitted = np.asarray(Image.fromarray(image).resize(panels.panel, BILINEAR))
+            panels.add(overlay(fitted, small["map"], threshold))
+            del fitted
         del image  # one panel at a time: images may have hundreds of millions of pixels
         for values in named.values():
             panels.add_map(resize_map(values, size), (low, high))

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
-from anomaly_clip.decisions.calibration import CALIBRATION_FILE, Calibration
+from anomaly_clip.decisions.calibration import Calibration
 from anomaly_clip.decisions.settings import CalibrationSettings
 from anomaly_clip.errors import UserError, check_between
+from anomaly_clip.files import write_csv
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.methods.evaluated import data_module
-from anomaly_clip.recording.decision_record import decisions_record, num_anomalous
+from anomaly_clip.progress import say
+from anomaly_clip.recording.calibration_files import calibration_file
+from anomaly_clip.recording.decision_record import decision_lines, decisions_record, num_anomalous
 from anomaly_clip.recording.decisions import Decisions
-from anomaly_clip.recording.scoring_conditions import check_conditions, scoring_conditions
+from anomaly_clip.recording.drift_record import HEADER, drift_record
+from anomaly_clip.recording.scoring_conditions import check_conditions, conditions_of
+from anomaly_clip.results.folder import DRIFT_FILE, MASKS
 from anomaly_clip.results.map_store import Ranges, Rows
 
-__all__ = ["RunDecisions", "calibration_file", "find_calibration"]
+__all__ = ["RunDecisions", "find_calibration"]
+
+CHECKPOINT = "the checkpoint"
+"""Source of a calibration in a checkpoint, for messages."""
 
 
 class RunDecisions:
@@ -54,8 +63,32 @@ class RunDecisions:
         """Map threshold by category; empty without a calibration."""
         return {} if self.made is None else self.made.map_thresholds
 
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """Threshold of image scores by category; empty without a calibration."""
+        levels = {} if self.made is None else self.made.levels
+        return {name: level.threshold for name, level in levels.items()}
+
+    def marked(self, rows: Rows, highest: Mapping[int, float]) -> set[int]:
+        """Return the indices of the images with pixels above the map threshold.
+
+        Args:
+            rows: Rows of all images.
+            highest: Highest map value of each image that has a map.
+        """
+        thresholds = self.map_thresholds
+        return {
+            index
+            for index, row in rows.items()
+            if highest.get(index, -math.inf) > thresholds.get(row["category"], math.inf)
+        }
+
     def find(
-        self, trainer: Trainer, module: LightningModule, settings: CalibrationSettings
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        settings: CalibrationSettings,
+        folder: Path,
     ) -> None:
         """Find the calibration of a test or of predict.
 
@@ -63,21 +96,29 @@ class RunDecisions:
             trainer: Trainer of the run.
             module: The method, whose checkpoint is loaded.
             settings: Options of decisions.
+            folder: The run's folder.
 
         Raises:
-            UserError: If there is a calibration that does not apply to the run, or if there is none
-                although an option needs one.
+            UserError: If there is a calibration that does not apply to the run, if there is none
+                although an option needs one, or if masks would be written among the images.
         """
         self.made, self.num_anomalous = None, 0
         failure: str | None = None
         if trainer.is_global_zero:
             try:
                 self.made = self._find(trainer, module, settings)
+                if self.masks:
+                    _check_folder(folder, module)
             except UserError as error:
                 failure = str(error)
         self.made, failure = trainer.strategy.broadcast((self.made, failure))
         if failure is not None:
             raise UserError(failure)
+
+    def announce(self) -> None:
+        """Print which calibration decides, if there is one."""
+        if self.made is not None:
+            say(self.made.describe())
 
     def _find(
         self, trainer: Trainer, module: LightningModule, settings: CalibrationSettings
@@ -114,11 +155,11 @@ class RunDecisions:
         failure: str | None = None
         if self.made is None or not isinstance(module, AnomalyMethod):
             return
+        if self.made.source == CHECKPOINT and trainer.ckpt_path:  # known once it is loaded
+            self.made.source = str(trainer.ckpt_path)
         data = module.data
         if trainer.is_global_zero and data is not None:
-            bits, precision = data.reading.bits_in_use, str(trainer.precision)
-            size, resize = module.image_size, str(data.resize)
-            current = scoring_conditions(module, size, resize, bits, precision)
+            current = conditions_of(trainer, module, data)
             try:
                 check_conditions(self.made.calibration.conditions, current, self.made.source)
             except UserError as error:
@@ -144,19 +185,34 @@ class RunDecisions:
         self.num_anomalous = num_anomalous(rows)
         return self.made.colour_ranges(ranges)
 
-    def section(
-        self, rows: Rows, highest: Mapping[int, float], kinds: Mapping[int, str] | None = None
+    def record(
+        self,
+        folder: Path,
+        rows: Rows,
+        highest: Mapping[int, float],
+        kinds: Mapping[int, str] | None = None,
     ) -> dict[str, Any] | None:
-        """Return the section ``decisions`` of the results; None without a calibration.
+        """Write ``drift.csv`` of a predict, and print the decisions of each category.
 
         Args:
+            folder: The run's folder.
             rows: Rows of all images, with their decisions.
             highest: Highest map value of each image that has a map.
             kinds: Kind of defect of each image of a test; None in predict.
+
+        Returns:
+            The section ``decisions`` of the results; None without a calibration.
         """
         if self.made is None:
             return None
-        return decisions_record(self.made, rows, highest, kinds)
+        drift = drift_record(self.made, rows) if kinds is None else None
+        if drift is not None:
+            write_csv(folder / DRIFT_FILE, HEADER, drift.table)
+        categories = None if drift is None else drift.categories
+        section = decisions_record(self.made, rows, highest, kinds, categories)
+        for line in decision_lines(section):
+            say(line)
+        return section
 
 
 def _decisions(
@@ -170,8 +226,7 @@ def _decisions(
                 f"leave the option out"
             )
         return None
-    checkpoint = str(trainer.ckpt_path) if trainer.ckpt_path else None
-    calibrated = find_calibration(settings.file, method.calibration, checkpoint)
+    calibrated = find_calibration(settings.file, method.calibration)
     if calibrated is None:
         return None
     calibration, source = calibrated
@@ -193,15 +248,24 @@ def _decisions(
     return decisions
 
 
+def _check_folder(folder: Path, module: LightningModule) -> None:
+    """Check that masks would not be taken for those of the data set."""
+    data = data_module(module)
+    if data is not None and data.root.resolve() == folder.resolve():
+        raise UserError(
+            f"output.masks would write into {folder / MASKS}, among the images of data.root: give "
+            f"another --output.folder"
+        )
+
+
 def find_calibration(
-    file: str | None, content: Mapping[str, Any] | None, checkpoint: str | None = None
+    file: str | None, content: Mapping[str, Any] | None
 ) -> tuple[Calibration, str] | None:
     """Return the calibration of a run and its source; None without one.
 
     Args:
         file: ``calibration.json``, or the folder of a calibrated run; None: none was given.
         content: Content of a ``calibration.json`` in the checkpoint, which is used without a file.
-        checkpoint: Path of the checkpoint, for messages.
 
     Raises:
         UserError: If the calibration is missing, or cannot be read.
@@ -211,24 +275,4 @@ def find_calibration(
         return Calibration.read(path), str(path)
     if content is None:
         return None
-    source = checkpoint or "the checkpoint"
-    return Calibration.from_dict(content, source), source
-
-
-def calibration_file(given: str) -> Path:
-    """Return the file of ``calibration.file``, which may be the folder of a calibrated run.
-
-    Raises:
-        UserError: If there is none.
-    """
-    try:
-        path = Path(given).expanduser()
-    except RuntimeError as error:  # ~name of an unknown user
-        raise UserError(f"calibration.file {given}: give the full path ({error})") from None
-    for file in (path, path / CALIBRATION_FILE, path / "checkpoints" / CALIBRATION_FILE):
-        if file.is_file():
-            return file
-    raise UserError(
-        f"calibration.file {given}: there is no {CALIBRATION_FILE}: give that file, or the folder "
-        f"of a calibrated run (anomaly_clip calibrate)"
-    )
+    return Calibration.from_dict(content, CHECKPOINT), CHECKPOINT

@@ -13,6 +13,7 @@ from anomaly_clip.progress import track
 from anomaly_clip.recording.map_images import draw_map_images
 from anomaly_clip.recording.mask_images import write_masks
 from anomaly_clip.records import UnreadableImage
+from anomaly_clip.results.folder import MASKS
 from anomaly_clip.results.map_store import MapStore, Ranges, Rows, image_names
 
 __all__ = ["write_map_files"]
@@ -54,7 +55,7 @@ def write_map_files(
         place = folder / "maps"
         lost += draw_map_images(place, data, maps, ranges, rows, own_size, warning, thresholds)
     if masks:
-        lost += write_masks(folder / "masks", data, maps, thresholds, own_size)
+        lost += write_masks(folder / MASKS, data, maps, thresholds, own_size)
     if raw_maps:
         names = image_names(data.samples("test"))
         for index in track(maps.indices, "saving maps"):

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 
+from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.data.file_hashes import pixel_hashes
 from anomaly_clip.errors import UserError
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.methods.evaluated import without_backbone
 
-__all__ = ["check_conditions", "scoring_conditions"]
+__all__ = ["check_conditions", "conditions_of", "scoring_conditions"]
 
 SOURCES = ("pretrained", "weights")
 """Settings of a backbone that name where its weights are from; their hash is compared instead."""
 
 
 def scoring_conditions(
-    method: AnomalyMethod, image_size: int, resize: str, bit_depth: int | None, precision: str
+    method: AnomalyMethod,
+    image_size: int,
+    resize: str,
+    bit_depth: int | None,
+    precision: str,
+    categories: Iterable[str] = (),
 ) -> dict[str, Any]:
     """Return everything that the scores of a method depend on besides the images.
 
@@ -32,9 +39,14 @@ def scoring_conditions(
         resize: How images are made square.
         bit_depth: Significant bits of 16-bit images; None if there are none.
         precision: Precision of the trainer.
+        categories: The categories, whose names in prompts are a condition.
     """
-    ignored = {"evaluator", "_class_path", *method.init_only_arguments}
-    settings = {name: value for name, value in method.hparams.items() if name not in ignored}
+    ignored = {"evaluator", *method.init_only_arguments}
+    settings = {
+        name: value
+        for name, value in method.hparams.items()
+        if name not in ignored and not name.startswith("_")  # of Lightning's command line
+    }
     if isinstance(settings.get("backbone"), Mapping):
         backbone = settings["backbone"]
         settings["backbone"] = {k: v for k, v in backbone.items() if k not in SOURCES}
@@ -52,7 +64,22 @@ def scoring_conditions(
         "bit_depth": bit_depth,
         "precision": precision,
         "references": references,
+        "words": {name: method.words(name) for name in categories}
+        if method.uses_category_names
+        else {},
     }
+
+
+def conditions_of(trainer: Trainer, method: AnomalyMethod, data: AnomalyData) -> dict[str, Any]:
+    """Return the conditions of a run: :func:`scoring_conditions` of its trainer and data."""
+    return scoring_conditions(
+        method,
+        method.image_size,
+        str(data.resize),
+        data.reading.bits_in_use,
+        str(trainer.precision),
+        data.categories,
+    )
 
 
 def _fitted_sha256(method: AnomalyMethod) -> str | None:
@@ -71,8 +98,8 @@ def _fitted_sha256(method: AnomalyMethod) -> str | None:
 NAMES = {
     "backbone_sha256": "the weights of the backbone",
     "fitted_sha256": "the fitted weights",
-    "references": "the reference images",
 }
+PER_CATEGORY = {"references": "the reference images", "words": "the name in prompts"}
 
 
 def check_conditions(
@@ -95,6 +122,14 @@ def check_conditions(
                 if before.get(setting) != value.get(setting):
                     raise _differs(
                         f"model.{setting} is {value.get(setting)}", before.get(setting), source
+                    )
+        elif name in PER_CATEGORY and isinstance(before, Mapping):
+            for category in sorted({*before} & {*value}):
+                if before[category] != value[category]:
+                    raise _differs(
+                        f"{PER_CATEGORY[name]} of {category}: {value[category]}",
+                        before[category],
+                        source,
                     )
         elif before != value:
             if name in NAMES:

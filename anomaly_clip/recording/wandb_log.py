@@ -157,12 +157,13 @@ def _curves(files: RunFiles) -> dict[str, Any]:
 
 
 def _panels(image: GalleryImage) -> list[Any]:
-    """Return a gallery image with its mask as an overlay, and its heat map."""
+    """Return a gallery image with its mask as an overlay, and its heat map, if it has one."""
     import wandb
 
     with Image.open(image.file) as opened:
         sheet = np.asarray(opened.convert("RGB"))
-    photograph, heat, *mask = split_panels(sheet, 3 if image.has_mask else 2)
+    photograph, *rest = split_panels(sheet, 1 + image.has_heat + image.has_mask)
+    heat, mask = rest[: image.has_heat], rest[image.has_heat :]
     masks = None
     if mask:
         defect = (mask[0][..., 0] >= MASK_THRESHOLD).astype(np.uint8)
@@ -170,7 +171,7 @@ def _panels(image: GalleryImage) -> list[Any]:
     caption = f"{image.name}, score {image.score:.4g}"
     return [
         wandb.Image(photograph, masks=masks, caption=caption),
-        wandb.Image(heat, caption=f"{caption}, heat map"),
+        *(wandb.Image(panel, caption=f"{caption}, heat map") for panel in heat),
     ]
 
 

@@ -21,10 +21,7 @@ from anomaly_clip.methods.evaluated import EvaluatedModule, Exporter, FeatureSou
 from anomaly_clip.metrics.curves import CURVES_FILE
 from anomaly_clip.metrics.evaluator import Results
 from anomaly_clip.progress import number_of, say, show_table
-from anomaly_clip.recording.decision_record import (
-    NO_CALIBRATION,
-    decision_lines,
-)
+from anomaly_clip.recording.decision_record import NO_CALIBRATION
 from anomaly_clip.recording.gallery import MAP_SIDE, draw_gallery
 from anomaly_clip.recording.image_records import ImageRecords
 from anomaly_clip.recording.metrics_record import image_counts, protocol_of_test, table_title
@@ -39,6 +36,7 @@ from anomaly_clip.report.decision_tables import decision_tables
 from anomaly_clip.report.metrics_table import build_table
 from anomaly_clip.report.page import PAGE, write_page
 from anomaly_clip.results.folder import (
+    DRIFT_FILE,
     GALLERY,
     METRICS_FILE,
     PREDICT_FILE,
@@ -162,6 +160,8 @@ class RunWriter(Callback):
                     f"with --ckpt_path"
                 )
         self._refuse_other_results(stage)
+        if self.config and stage in ("test", "predict"):  # before anything is written
+            self._find_calibration(trainer, pl_module)
         all_sizes = self.raw_maps or self.decisions.masks or self._draws(stage)
         self._records = ImageRecords(
             self._scratch, self.stages, None if all_sizes else MAP_SIDE, self.page or all_sizes
@@ -174,6 +174,7 @@ class RunWriter(Callback):
         say(self._start_line(pl_module, trainer, stage))
         if _is_random(pl_module):
             say(RANDOM_WARNING, style="bold red")
+        self.decisions.announce()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the trained weights, if they can be exported, and a t-SNE of the features."""
@@ -215,12 +216,17 @@ class RunWriter(Callback):
             self.unreadable.images = _data(trainer).unreadable.of_fit()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the calibration."""
-        self.decisions.find(trainer, pl_module, self.calibration)
+        """Find the calibration in a checkpoint that ``setup`` could not know."""
+        if not self.config:  # from Python
+            self._find_calibration(trainer, pl_module)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the calibration."""
-        self.decisions.find(trainer, pl_module, self.calibration)
+        """Find the calibration in a checkpoint that ``setup`` could not know."""
+        if not self.config:
+            self._find_calibration(trainer, pl_module)
+
+    def _find_calibration(self, trainer: Trainer, module: LightningModule) -> None:
+        self.decisions.find(trainer, module, self.calibration, self.folder)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that the calibration applies to the scores."""
@@ -293,15 +299,15 @@ class RunWriter(Callback):
             protocol = {"split": "predict", "complete": len(rows) == listed, "listed": listed}
             protocol |= self.unreadable.counts()
             record = {"run": self._run(trainer, pl_module, protocol)}
-            section = self.decisions.section(rows, self.records.highest)
+            section = self.decisions.record(self.folder, rows, self.records.highest)
             record |= {} if section is None else {"decisions": section}
             write_json(self.folder / PREDICT_FILE, record)
         self._write_maps(trainer, pl_module, rows, ranges)
         if trainer.is_global_zero:
             say(f"results of {number_of(len(rows), 'image')}: {self.folder}")
             if pl_module.is_detector:
-                for line in [NO_CALIBRATION] if section is None else decision_lines(section):
-                    say(line)
+                if section is None:
+                    say(NO_CALIBRATION)
                 self._write_page(trainer)
             self.unreadable.close(len(rows), listed)
 
@@ -349,8 +355,8 @@ class RunWriter(Callback):
                 )
 
     def _remove_stale(self) -> None:
-        """Remove page, curves and gallery of earlier results, which are about to be replaced."""
-        for name in (PAGE, CURVES_FILE):
+        """Remove page, curves, drift and gallery of earlier results."""
+        for name in (PAGE, CURVES_FILE, DRIFT_FILE):
             (self.folder / name).unlink(missing_ok=True)
         shutil.rmtree(self.folder / GALLERY, ignore_errors=True)
 
@@ -377,7 +383,7 @@ class RunWriter(Callback):
         protocol = protocol_of_test(method, data, counts, len(rows), without_pixels, unread)
         samples = data.samples("test")
         kinds = {index: samples[index].defect for index in rows}
-        section = self.decisions.section(rows, self.records.highest, kinds)
+        section = self.decisions.record(self.folder, rows, self.records.highest, kinds)
         write_metrics(self.folder, results, self._run(trainer, method, protocol), section)
         title = table_title(method, data, protocol, len(rows))
         remark = weights_remark(method.weights)
@@ -435,8 +441,12 @@ class RunWriter(Callback):
                 warning=_warning(method),
             )
             if self.page and trainer.is_global_zero:
-                chosen = select_images(rows)
-                lost += draw_gallery(self.folder, data, records.maps, ranges, rows, chosen, draws)
+                marked = self.decisions.marked(rows, records.highest)
+                limits, contours = self.decisions.thresholds, self.decisions.map_thresholds
+                chosen = select_images(rows, limits, marked, trainer.predicting)
+                lost += draw_gallery(
+                    self.folder, data, records.maps, ranges, rows, chosen, draws, contours
+                )
             self.unreadable.lose(lost)
         self.records.clear(trainer)
 

@@ -13,10 +13,12 @@ __all__ = [
     "CHARTS",
     "HEIGHT",
     "MAX_LINES",
+    "NUM_COLOURS",
     "WIDTH",
     "Chart",
     "ChartLine",
     "build_charts",
+    "build_legend",
     "lowest_curves",
 ]
 
@@ -24,6 +26,8 @@ MAX_LINES = 40
 """Maximum number of lines in a chart."""
 WIDTH, HEIGHT = 260, 200
 """Size of the plot area in SVG units."""
+NUM_COLOURS = 8
+"""Number of colours of the lines; then they repeat with another dash pattern."""
 
 CHARTS: Mapping[str, tuple[str, str, str, str]] = {
     "image_roc": ("Image-level ROC", "false positive rate", "true positive rate", "image_auroc"),
@@ -43,6 +47,8 @@ class ChartLine(NamedTuple):
     points: str
     """Value of the SVG attribute ``points``, in units of the plot area."""
     title: str
+    style: str
+    """Colour and dash pattern, as classes of the style sheet; empty if there are too many lines."""
 
 
 class Chart(NamedTuple):
@@ -67,6 +73,27 @@ def build_charts(files: RunFiles, names: Sequence[str]) -> list[Chart]:
     return [chart for key in CHARTS if (chart := _build_chart(key, files, names)).lines]
 
 
+def build_legend(files: RunFiles, names: Sequence[str]) -> list[tuple[int, str, str]]:
+    """Return index, name and style of each category with a curve; empty if there are too many.
+
+    Args:
+        files: Files of the run.
+        names: Categories in the order of the page.
+    """
+    styles = _styles(files)
+    return [(n, name, styles[name]) for n, name in enumerate(names) if styles.get(name)]
+
+
+def _styles(files: RunFiles) -> dict[str, str]:
+    names = list(files.curves)
+    if not 1 < len(names) <= MAX_LINES:
+        return {}
+    return {
+        name: f"colour-{number % NUM_COLOURS} dash-{number // NUM_COLOURS}"
+        for number, name in enumerate(names)
+    }
+
+
 def lowest_curves(files: RunFiles, key: str) -> dict[str, Curve]:
     """Return one kind of curve for the `MAX_LINES` categories with the lowest metric."""
     metric = CHARTS[key][-1]
@@ -81,6 +108,7 @@ def _build_chart(key: str, files: RunFiles, names: Sequence[str]) -> Chart:
     title, x_label, y_label, metric = CHARTS[key]
     curves = lowest_curves(files, key)
     numbers = {name: number for number, name in enumerate(names)}
+    styles = _styles(files)
     reach = max((curve.x[-1] for curve in curves.values()), default=1.0) or 1.0
     lines = []
     for name, curve in curves.items():
@@ -88,7 +116,8 @@ def _build_chart(key: str, files: RunFiles, names: Sequence[str]) -> Chart:
         value = None if files.num_rounds > 1 else mapping(files.metrics.get(name)).get(metric)
         line_title = name if value is None else f"{name} {percent([value])[0]}"
         if name in numbers:
-            lines.append(ChartLine(numbers[name], _svg_points(curve, reach), line_title))
+            points, style = _svg_points(curve, reach), styles.get(name, "")
+            lines.append(ChartLine(numbers[name], points, line_title, style))
     steps = [step / 4 for step in range(5)]
     return Chart(
         key,

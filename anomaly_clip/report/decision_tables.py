@@ -14,6 +14,7 @@ from anomaly_clip.files import printable
 __all__ = ["decision_tables", "interval", "share_percent"]
 
 Share = Mapping[str, Any]
+INTERVALS = "in percent, with 95 % intervals (Clopper-Pearson)"
 
 
 def decision_tables(section: Mapping[str, Any]) -> list[Table]:
@@ -24,11 +25,11 @@ def decision_tables(section: Mapping[str, Any]) -> list[Table]:
     """
     rate = "false discovery rate" if section["fdr"] is not None else "false-alarm rate"
     limit = section["alpha"] if section["fdr"] is None else section["fdr"]
-    rates = _table(f"decisions at a {rate} of {_number(limit)} %, with 95 % intervals")
+    rates = _table(f"decisions, {rate} {_number(limit)} %")
     rates.add_column("category", overflow="fold", min_width=len("category"))
     for name in ("normal\nimages", "false\nalarms", "95 %", "anoma-\nlous", "recall", "95 %"):
         rates.add_column(name, justify="right", no_wrap=True)
-    kinds = _table("recall by kind of defect, with 95 % intervals")
+    kinds = _table("recall by kind of defect")
     kinds.add_column("category", overflow="fold", min_width=len("category"))
     kinds.add_column("kind", overflow="fold", min_width=len("kind"))
     for name in ("images", "recall", "95 %"):
@@ -43,7 +44,14 @@ def decision_tables(section: Mapping[str, Any]) -> list[Table]:
 
 
 def _table(title: str) -> Table:
-    return Table(box=box.SIMPLE_HEAD, padding=0, title=title, title_style="bold")
+    return Table(
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        title=title,
+        title_style="bold",
+        caption=INTERVALS,
+        caption_style="italic",
+    )
 
 
 def _cells(share: Share | None) -> tuple[str, str, str]:

@@ -1,22 +1,26 @@
 "use strict";
-// Category selection and movable threshold. Scores are embedded as sorted float32 in base 64.
+// Category selection and movable threshold. Scores are embedded as sorted floats in base 64.
 (() => {
   const byId = (id) => document.getElementById(id);
   const data = JSON.parse(byId("data").textContent);
   const ALL = -1, FIRST = 12, BINS = 48, STEPS = 1000, WIDTH = 600, HEIGHT = 220;
   const select = byId("category");
 
-  const decode = (text) =>
-    text === undefined ? null
-      : new Float32Array(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
+  const decode = (text, isDouble) => {
+    if (text === undefined) return null;
+    const { buffer } = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+    return isDouble ? new Float64Array(buffer) : new Float32Array(buffer);
+  };
   const categories = data.scores.map((entry) => entry && {
-    normal: decode(entry.normal), anomalous: decode(entry.anomalous), all: decode(entry.all),
-    threshold: entry.threshold ?? null,
+    ...Object.fromEntries(["normal", "anomalous", "all"].map((key) => [key, decode(entry[key], entry.double)])),
+    calibrated: entry.calibrated, threshold: entry.calibrated ?? entry.threshold ?? null, double: entry.double,
   });
+  const scored = categories.filter(Boolean);
+  const isCalibrated = scored.some((entry) => entry.calibrated !== null);
   const merged = (key) => {
-    const parts = categories.filter((entry) => entry && entry[key]).map((entry) => entry[key]);
+    const parts = scored.filter((entry) => entry[key]).map((entry) => entry[key]);
     if (!parts.length) return null;
-    const joined = new Float32Array(parts.reduce((sum, part) => sum + part.length, 0));
+    const joined = new Float64Array(parts.reduce((sum, part) => sum + part.length, 0));
     let at = 0;
     for (const part of parts) { joined.set(part, at); at += part.length; }
     return joined.sort();
@@ -30,6 +34,13 @@
     }
     return low;
   };
+  // Number of values above a calibrated threshold, or otherwise at or above a threshold.
+  const reached = (values, limit) => {
+    if (!isCalibrated) return values.length - below(values, limit);
+    let low = below(values, limit);
+    while (values[low] === limit) low += 1;
+    return values.length - low;
+  };
   const bestThreshold = (normal, anomalous) => {
     let best = -1, threshold = null;
     for (let i = 0; i < anomalous.length; i++) {
@@ -41,9 +52,11 @@
     return threshold;
   };
   const makeAll = () => {
-    const all = { normal: merged("normal"), anomalous: merged("anomalous"), all: merged("all") };
-    const both = all.normal?.length && all.anomalous?.length;
+    const all = { normal: merged("normal"), anomalous: merged("anomalous"), all: merged("all"), calibrated: null };
+    // Thresholds of several calibrations have no common value: each category keeps its own.
+    const both = !isCalibrated && all.normal?.length && all.anomalous?.length;
     all.threshold = both ? bestThreshold(all.normal, all.anomalous) : null;
+    all.hasOwn = isCalibrated;
     return all;
   };
   const views = new Map();
@@ -53,11 +66,14 @@
       if (!entry) return null;
       const filled = [entry.normal, entry.anomalous, entry.all].filter((scores) => scores && scores.length);
       if (!filled.length) return null;
-      const low = Math.min(...filled.map((scores) => scores[0]));
-      const high = Math.max(...filled.map((scores) => scores[scores.length - 1]));
-      // With one class only, no threshold is optimal: start with all images classified as normal.
-      const start = entry.threshold ?? high + (high - low || 1) * 0.01;
-      views.set(number, { ...entry, low, high, start, threshold: start, optimal: entry.threshold !== null });
+      const marks = number === ALL ? scored : [entry];
+      const limits = marks.map((part) => part.calibrated).filter((limit) => limit !== null);
+      // The start is null if nothing gives a threshold: then the slider has to be moved first.
+      views.set(number, {
+        ...entry, start: entry.threshold, limits,
+        low: Math.min(...filled.map((scores) => scores[0]), ...limits),
+        high: Math.max(...filled.map((scores) => scores[scores.length - 1]), ...limits),
+      });
     }
     return views.get(number);
   };
@@ -122,18 +138,32 @@
         number(current.low + level * width, current)));
     }
     parts.push(element("text", { x: WIDTH / 2, y: HEIGHT + 33, "text-anchor": "middle" }, "image score"));
+    for (const limit of current.limits) {
+      const x = (limit - current.low) / width * WIDTH;
+      parts.push(element("line", { class: "calibrated", x1: x, x2: x, y1: -6, y2: HEIGHT }));
+      if (current.limits.length > 1) continue;
+      const isRight = x > WIDTH / 2;
+      parts.push(element("text", { class: "calibrated-name", x: isRight ? x - 6 : x + 6, y: 5, "text-anchor": isRight ? "end" : "start" },
+        `calibrated threshold ${number(limit, current)}`));
+    }
     parts.push(element("line", { class: "threshold", id: "mark", y1: -6, y2: HEIGHT }));
     svg.replaceChildren(...parts);
   };
 
+  // Images of a kind that reach the threshold, or that of their category until it is moved.
+  const count = (current, key) => {
+    if (current.threshold !== null) return reached(current[key], current.threshold);
+    return scored.reduce((sum, entry) => sum + (entry[key] ? reached(entry[key], entry.threshold) : 0), 0);
+  };
   const showCounts = (current) => {
     const rows = [];
-    const reached = (values) => values.length - below(values, current.threshold);
-    if (current.all) {
-      const anomalous = reached(current.all);
-      rows.push(["classified as anomalous", anomalous], ["classified as normal", current.all.length - anomalous]);
-    } else {
-      const hits = reached(current.anomalous), alarms = reached(current.normal);
+    const hasThreshold = current.threshold !== null || current.hasOwn;
+    if (hasThreshold && current.all) {
+      const above = count(current, "all");
+      const names = isCalibrated ? ["above the threshold", "not above it"] : ["at or above the threshold", "below it"];
+      rows.push([names[0], above], [names[1], current.all.length - above]);
+    } else if (hasThreshold) {
+      const hits = count(current, "anomalous"), alarms = count(current, "normal");
       const misses = current.anomalous.length - hits;
       rows.push(
         ["true positives (detected anomalies)", hits], ["false negatives (missed anomalies)", misses],
@@ -155,31 +185,55 @@
   };
 
   const showVerdicts = () => {
-    for (const card of document.querySelectorAll(".gallery .card")) {
+    for (const card of document.querySelectorAll("#gallery .card")) {
       const category = Number(card.dataset.category), badge = card.querySelector(".verdict");
       // When all categories are shown, each uses its own threshold until the common one is moved.
       const current = view(shown === ALL && view(ALL)?.moved ? ALL : category);
       if (!current || card.dataset.label === undefined) continue;
-      const predicted = Math.fround(card.dataset.score) >= current.threshold;
+      badge.hidden = current.threshold === null;
+      card.querySelector(".badge")?.toggleAttribute("hidden", !badge.hidden);
+      if (badge.hidden) continue;
+      const score = current.double || shown === ALL ? Number(card.dataset.score) : Math.fround(card.dataset.score);
+      const predicted = current.moved || card.dataset.decision === undefined
+        ? reached([score], current.threshold) === 1 : card.dataset.decision === "anomalous";
       const anomalous = card.dataset.label === "1";
       const correct = predicted === anomalous;
       badge.textContent = `${correct ? "true" : "false"} ${predicted ? "positive" : "negative"}`;
       badge.classList.toggle("wrong", !correct);
-      badge.hidden = false;
     }
   };
 
   const moveTo = (current, threshold, source) => {
     current.threshold = threshold;
     current.moved = source === undefined ? current.moved : source !== "reset";
-    const width = current.high - current.low || 1, position = (threshold - current.low) / width;
+    const isSet = threshold !== null, width = current.high - current.low || 1;
+    const position = isSet ? (threshold - current.low) / width : 1;
     if (source !== "range") byId("threshold").value = Math.round(position * STEPS);
-    if (source !== "exact") byId("exact").value = exact(threshold, current);
+    if (source !== "exact") byId("exact").value = isSet ? exact(threshold, current) : "";
     const x = Math.max(0, Math.min(1, position)) * WIDTH, mark = byId("mark");
     mark.setAttribute("x1", x);
     mark.setAttribute("x2", x);
+    mark.toggleAttribute("hidden", !isSet);
     showCounts(current);
     showVerdicts();
+  };
+
+  const rule = (current) => {
+    const isMerged = shown === ALL && data.names.length > 1;
+    if (isCalibrated) {
+      const text = isMerged
+        ? "Each category has a calibrated threshold (the lines in the histogram), and the counts use them until the slider is moved."
+        : "An image is anomalous if its score is above the calibrated threshold.";
+      return `${text} Moving the slider changes no decision.`
+        + (data.fdr === null ? "" : " The decisions are also corrected for the number of images, so these counts may differ.");
+    }
+    if (current.start === null) {
+      return current.all
+        ? "This slider decides nothing: without a calibration there is no threshold. Move it to count the images at or above a score."
+        : "No threshold can be chosen from images of one class only. Move the slider to count the images at or above a score.";
+    }
+    return "The initial threshold maximises F1 on these images. Choose the threshold for new images on separate data."
+      + (isMerged ? " This threshold applies to all categories. Until it is moved, the images below are classified with the threshold of their own category." : "");
   };
 
   const showScores = () => {
@@ -192,11 +246,7 @@
     byId("scores-of").innerHTML = current.all
       ? `<span class="key normal"></span>${current.all.length.toLocaleString("en")} images`
       : key("normal", current.normal.length) + key("anomalous", current.anomalous.length);
-    byId("rule").textContent = (current.optimal
-      ? "The initial threshold maximises F1 on these images. Choose the threshold for new images on separate data."
-      : "No threshold can be chosen from images of one class only; the initial threshold is above all scores.")
-      + (shown === ALL && data.names.length > 1
-        ? " This threshold applies to all categories. Until it is moved, the images below are classified with the threshold of their own category." : "");
+    byId("rule").textContent = rule(current);
     moveTo(current, current.threshold);
   };
 
@@ -205,6 +255,9 @@
     if (select) select.value = String(chosen);
     for (const row of document.querySelectorAll("#metrics tbody tr")) {
       row.classList.toggle("chosen", Number(row.dataset.category) === chosen);
+    }
+    for (const button of document.querySelectorAll(".legend button")) {
+      button.setAttribute("aria-pressed", String(Number(button.dataset.category) === chosen));
     }
     for (const chart of document.querySelectorAll(".chart")) {
       let any = false;
@@ -228,6 +281,7 @@
       more.textContent = `show all ${count}`;
     }
     showScores();
+    document.dispatchEvent(new CustomEvent("category", { detail: data.names.length > 1 ? chosen : ALL }));
   };
 
   select?.addEventListener("change", () => show(Number(select.value)));
@@ -239,6 +293,12 @@
     row.addEventListener("click", choose);
     row.addEventListener("keydown", (event) => {
       if (event.key === "Enter") choose();
+    });
+  }
+  for (const button of document.querySelectorAll(".legend button")) {
+    button.addEventListener("click", () => {
+      const category = Number(button.dataset.category);
+      show(category === shown ? ALL : category);
     });
   }
   for (const button of document.querySelectorAll("#metrics thead button")) {

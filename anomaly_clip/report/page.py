@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import quote
 
@@ -18,13 +18,14 @@ import numpy as np
 
 from anomaly_clip.files import atomic_path
 from anomaly_clip.records import source_of
-from anomaly_clip.report.charts import HEIGHT, MAX_LINES, WIDTH, build_charts
+from anomaly_clip.report.charts import HEIGHT, MAX_LINES, WIDTH, build_charts, build_legend
+from anomaly_clip.report.decisions_view import build_view, missing_calibration, number_text
+from anomaly_clip.report.image_table import build_image_table
 from anomaly_clip.report.metrics_table import heading, marked_percent
 from anomaly_clip.report.protocol_text import MAX_ENTRIES, protocol_text, record_text, value_text
 from anomaly_clip.report.templates import render
 from anomaly_clip.results.finished_run import printable
 from anomaly_clip.results.run_files import (
-    CategoryScores,
     GalleryImage,
     RunFiles,
     mapping,
@@ -70,28 +71,38 @@ def _render(files: RunFiles, image_bytes: int) -> bytes:
     """Return the page, with at most ``image_bytes`` bytes of images."""
     # A category has metrics, scores or both: classification has no scores, predict no metrics.
     names = list(dict.fromkeys([*files.metrics, *files.scores]))
-    gallery, left_out = _embed_gallery(files.gallery, names, image_bytes)
+    gallery, left_out = _embed_gallery(files, names, image_bytes)
+    images = [image for images in gallery.values() for image in images]
     has_scores = sum(len(category.scores) for category in files.scores.values()) <= MAX_SCORES
-    run = files.run
+    cards = {(image["of"], image["path"]): image["number"] for image in images if image["path"]}
+    decisions, run = files.decisions, files.run
     page = render(
         "page.html.jinja",
         title=_title(files),
         facts=_facts(files),
         notes=_notes(files),
+        decisions=None if decisions is None else build_view(decisions, files.mean is not None),
+        command=missing_calibration(files),
+        # The images come first where they were to be decided, and the metrics of a test.
+        by_decision=decisions is not None and files.mean is None,
+        table=build_image_table(files.rows, names, cards) if files.scores else None,
         headings=[heading(name) for name in files.mean or ()],
         rows=_rows(files),
         mean=None if files.mean is None else _percent(files, "mean", files.mean),
         summary=_summary(files),
         names=names,
-        scores=[_embed_scores(files.scores.get(name)) for name in names] if has_scores else [],
+        scores=[_embed_scores(files, name) for name in names] if has_scores else [],
+        fdr=None if decisions is None else decisions.fdr,
         too_many=not has_scores,
         charts=build_charts(files, names),
+        legend=build_legend(files, names),
         num_lines=min(MAX_LINES, len(files.curves)),
         num_curves=len(files.curves),
         kinds=HEADINGS_BY_KIND,
         gallery=gallery,
         left_out=left_out,
-        linked=any(image["full"] for images in gallery.values() for image in images),
+        linked=any(image["full"] for image in images),
+        shown={key for image in images for key, value in image.items() if value},
         unreadable=[
             (printable(path), printable(reason)) for path, reason in files.unreadable[:MAX_ENTRIES]
         ],
@@ -144,6 +155,8 @@ def _counted(count: int, singular: str, plural: str) -> str:
 
 def _weights_name(weights: Mapping[str, Any]) -> str:
     backbone, kind = weights.get("backbone"), source_of(weights)
+    if PurePath(kind).is_absolute():  # the page may be given away
+        kind = PurePath(kind).name
     return f"{kind} weights" if backbone == kind else f"{backbone} with weights {kind}"
 
 
@@ -200,46 +213,55 @@ def _summary(files: RunFiles) -> list[tuple[str, str]]:
     ]
 
 
-def _embed_scores(scores: CategoryScores | None) -> dict[str, Any] | None:
-    """Return a category's scores for the script: sorted little-endian float32 in base 64."""
+def _embed_scores(files: RunFiles, name: str) -> dict[str, Any] | None:
+    """Return a category's scores for the script: sorted little-endian floats in base 64."""
+    scores = files.scores.get(name)
     if scores is None:
         return None
+    calibrated = None if files.decisions is None else files.decisions.categories.get(name)
+    # With a calibration, the counts at its threshold must be those of the decisions.
+    is_exact = calibrated is None or bool((scores.scores == scores.scores.astype("<f4")).all())
+    entry: dict[str, Any] = {
+        "double": not is_exact,
+        "calibrated": None if calibrated is None else calibrated.threshold,
+    }
     if scores.anomalous is None:
-        return {"all": _base64(scores.scores)}
-    threshold = best_threshold(scores.scores.tolist(), scores.anomalous.tolist())
+        return {**entry, "all": _base64(scores.scores, is_exact)}
     return {
-        "normal": _base64(scores.scores[~scores.anomalous]),
-        "anomalous": _base64(scores.scores[scores.anomalous]),
-        "threshold": threshold,
+        **entry,
+        "normal": _base64(scores.scores[~scores.anomalous], is_exact),
+        "anomalous": _base64(scores.scores[scores.anomalous], is_exact),
+        "threshold": best_threshold(scores.scores.tolist(), scores.anomalous.tolist()),
     }
 
 
-def _base64(scores: np.ndarray) -> str:
-    return base64.b64encode(np.sort(scores).astype("<f4").tobytes()).decode("ascii")
+def _base64(scores: np.ndarray, is_single: bool) -> str:
+    values = np.sort(scores).astype("<f4" if is_single else "<f8")
+    return base64.b64encode(values.tobytes()).decode("ascii")
 
 
 # -- images ----------------------------------------------------------------------------------------
 
 
 def _embed_gallery(
-    gallery: Sequence[GalleryImage], names: Sequence[str], num_bytes: int
+    files: RunFiles, names: Sequence[str], num_bytes: int
 ) -> tuple[dict[str, list[dict[str, Any]]], int]:
     """Return the gallery by kind, worst first, and the number of images beyond the size limit.
 
     Args:
-        gallery: All images of the gallery.
+        files: Files of the run.
         names: Categories in the order of the page.
         num_bytes: Maximum total size of the embedded images in bytes.
     """
     numbers = {name: number for number, name in enumerate(names)}
     by_kind: dict[str, list[GalleryImage]] = {}
-    for image in sorted(gallery, key=lambda image: -image.gap):
+    for image in sorted(files.gallery, key=lambda image: -image.gap):
         by_kind.setdefault(image.kind, []).append(image)
     # The worst of each kind, then the second worst and so on, so that no kind uses up the limit.
     ranks = zip_longest(*by_kind.values())
     by_rank = [image for rank in ranks for image in rank if image is not None]
     embedded: dict[str, list[dict[str, Any]]] = {}
-    left_out = 0
+    left_out = number = 0
     for image in by_rank:
         num_bytes -= image.file.stat().st_size
         if num_bytes < 0:
@@ -247,16 +269,38 @@ def _embed_gallery(
             continue
         embedded.setdefault(image.kind, []).append(
             {
+                "number": number,
                 "data": _embed_image(image.file),
                 "name": image.name,
+                "of": image.category,
+                "path": image.path,
                 "category": numbers.get(image.category, -1),
                 "label": image.label,
                 "score": image.score,
+                "score_text": number_text(image.score),
+                "margin": _margin(files, image),
+                "p_value": image.p_value,
+                "decision": image.decision,
                 "has_mask": image.has_mask,
+                "has_contour": image.has_contour,
+                "has_heat": image.has_heat,
                 "full": None if image.full is None else quote(image.full),
             }
         )
+        number += 1
     return embedded, left_out
+
+
+def _margin(files: RunFiles, image: GalleryImage) -> str | None:
+    """Return the distance of a labelled image's score from the threshold, the order of images."""
+    scores = files.scores.get(image.category)
+    if image.kind not in ("false_alarm", "miss", "hit") or scores is None:
+        return None
+    calibrated = files.decisions is not None and image.category in files.decisions.categories
+    labels = scores.anomalous
+    if not calibrated and (labels is None or labels.all() or not labels.any()):
+        return None  # there is no threshold
+    return f"{-100 * image.gap if image.kind == 'miss' else 100 * image.gap:+.1f} %"
 
 
 def _embed_image(file: Path) -> str:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 __all__ = [
     "CONFUSION_FILE",
+    "DRIFT_FILE",
     "ERROR_COLUMN",
     "GALLERY",
+    "MASKS",
     "METRICS_FILE",
     "PREDICT_FILE",
     "SCORES_FILE",
@@ -30,6 +32,10 @@ SCORES_FILE = "scores.csv"
 ERROR_COLUMN = "error"
 """Column of ``scores.csv`` that states why an image could not be read; absent without any."""
 CONFUSION_FILE = "confusion.png"
+DRIFT_FILE = "drift.csv"
+"""File of predict with the online p-value of each image, with a calibration."""
+MASKS = "masks"
+"""Folder of the masks that test and predict write on request."""
 GALLERY = "gallery"
 """Folder of the gallery images, and stem of the ``.json`` file in it that lists them."""
 

@@ -131,17 +131,17 @@ def merge_decisions(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | 
             calibration is missing in the result.
 
     Returns:
-        The options of the first section, and the categories of all; ``source`` is that of each
-        category. None without any section.
+        The options of the first section, and the categories of all, each with its ``source``. None
+        without any section.
     """
     sections = {name: part["decisions"] for name, part in parts.items() if part.get("decisions")}
     if not sections:
         return None
     return {
         **next(iter(sections.values())),
-        "source": {name: section["source"] for name, section in sections.items()},
+        "source": f"{len(sections)} calibrations, one per category",
         "categories": {
-            name: entry
+            name: {**entry, "source": section["source"]}
             for section in sections.values()
             for name, entry in section["categories"].items()
         },

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from anomaly_clip.errors import UserError
 from anomaly_clip.files import read_csv, safe_name
 from anomaly_clip.metrics.curves import CURVES, CURVES_FILE, Curve, Curves
+from anomaly_clip.results.decision_section import Decisions, read_decisions
 from anomaly_clip.results.finished_run import printable
 from anomaly_clip.results.folder import (
     CONFUSION_FILE,
@@ -37,15 +39,34 @@ from anomaly_clip.results.run_reader import (
 from anomaly_clip.results.selection import HEADINGS_BY_KIND, Kind
 from anomaly_clip.results.warnings import UNCERTAIN_WARNING, unreadable_warnings, weights_remark
 
-__all__ = ["CategoryScores", "GalleryImage", "RunFiles", "mapping", "read_files"]
+__all__ = ["CategoryScores", "GalleryImage", "ImageRow", "RunFiles", "mapping", "read_files"]
 
 
 class CategoryScores(NamedTuple):
     """The image scores of a category."""
 
-    scores: NDArray[np.float32]
+    scores: NDArray[np.float64]
     anomalous: NDArray[np.bool_] | None
     """Labels of the images; None if unknown."""
+
+
+class ImageRow(NamedTuple):
+    """One row of ``scores.csv``."""
+
+    path: str
+    category: str
+    label: bool | None
+    """True if the image is anomalous; None if unknown."""
+    score: float
+    """The score that decides; NaN if the image could not be read."""
+    p_value: float
+    """NaN without a calibration."""
+    decision: str
+    """``normal``, ``anomalous``, or empty."""
+    kind: str
+    """Kind of the defect; empty if unknown."""
+    error: str
+    """Reason why the image could not be read; empty otherwise."""
 
 
 class GalleryImage(NamedTuple):
@@ -62,6 +83,14 @@ class GalleryImage(NamedTuple):
     has_mask: bool
     full: str | None
     """Path of the full-size image relative to the run's folder; None if there is none."""
+    path: str | None = None
+    """Path of the image as in ``scores.csv``; None if not recorded."""
+    p_value: float | None = None
+    decision: str | None = None
+    has_contour: bool = False
+    """True if the image shows the contour of the pixels above the map threshold."""
+    has_heat: bool = True
+    """True if there is a heat map next to the image."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +103,13 @@ class RunFiles:
         warnings: Warnings to show next to the metrics.
         mean: Means of the metrics over categories; None for predict.
         metrics: Metrics by category.
-        scores: Image scores by category.
+        rows: Rows of all images, including those that could not be read.
         curves: Curves by category.
         gallery: Images of the gallery.
         configs: Complete configurations by file name.
         confusion: Image file of the confusion matrix; None unless the run is a classification.
-        unreadable: Path and reason of each image that could not be read.
         uncertain: Pixel metrics with wide bounds by category, and under ``mean`` those of the mean.
+        decisions: Decisions with a calibration; None without one.
     """
 
     folder: Path
@@ -88,13 +117,35 @@ class RunFiles:
     warnings: Sequence[str]
     mean: Mapping[str, float | None] | None
     metrics: Mapping[str, Mapping[str, float | None]]
-    scores: Mapping[str, CategoryScores]
+    rows: Sequence[ImageRow]
     curves: Mapping[str, Curves]
     gallery: Sequence[GalleryImage]
     configs: Mapping[str, str]
     confusion: Path | None
-    unreadable: Sequence[tuple[str, str]] = ()
     uncertain: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    decisions: Decisions | None = None
+
+    @cached_property
+    def scores(self) -> Mapping[str, CategoryScores]:
+        """Image scores by category."""
+        rows_by_category: dict[str, list[ImageRow]] = {}
+        for row in self.rows:
+            if not row.error:
+                rows_by_category.setdefault(row.category, []).append(row)
+        return {
+            category: CategoryScores(
+                np.array([row.score for row in rows], dtype=np.float64),
+                None
+                if any(row.label is None for row in rows)
+                else np.array([row.label for row in rows], dtype=bool),
+            )
+            for category, rows in rows_by_category.items()
+        }
+
+    @property
+    def unreadable(self) -> list[tuple[str, str]]:
+        """Path and reason of each image that could not be read."""
+        return [(row.path, row.error) for row in self.rows if row.error]
 
     @property
     def num_rounds(self) -> int:
@@ -112,17 +163,19 @@ def read_files(folder: Path) -> RunFiles:
     mean: Mapping[str, float | None] | None = None
     metrics: Mapping[str, Mapping[str, float | None]] = {}
     uncertain: Mapping[str, Sequence[str]] = {}
-    if (folder / METRICS_FILE).is_file():
-        content = read_json(folder / METRICS_FILE)
+    file = folder / METRICS_FILE
+    if file.is_file():
+        content = read_json(file)
         finished = parse_run(folder, content)
         warnings, uncertain = [tag.long for tag in finished.tags], finished.uncertain
         warnings += [UNCERTAIN_WARNING] if uncertain else []
-        mean, metrics = _checked_mean(content, folder / METRICS_FILE), content["categories"]
+        mean, metrics = _checked_mean(content, file), content["categories"]
     elif (folder / PREDICT_FILE).is_file():
-        content = read_object(folder / PREDICT_FILE)
+        file = folder / PREDICT_FILE
+        content = read_object(file)
         run = mapping(content.get("run"))
         has_origin = "method" in run and "data" in mapping(run.get("protocol"))
-        expect(has_origin, folder / PREDICT_FILE, "does not name the method and the data set")
+        expect(has_origin, file, "does not name the method and the data set")
         remark = weights_remark(mapping(run.get("weights")))
         warnings = [] if remark is None else [remark]
         warnings += unreadable_warnings(mapping(run.get("protocol")))
@@ -139,7 +192,7 @@ def read_files(folder: Path) -> RunFiles:
         warnings,
         mean,
         metrics,
-        {n: scores for part in parts for n, scores in _read_scores(part / SCORES_FILE).items()},
+        [row for part in parts for row in _read_rows(part / SCORES_FILE)],
         {n: curves for part in parts for n, curves in _read_curves(part / CURVES_FILE).items()},
         [image for part in parts for image in _read_gallery(part, folder)],
         {
@@ -147,8 +200,8 @@ def read_files(folder: Path) -> RunFiles:
             for file in sorted(folder.glob("config-*.yaml"))
         },
         folder / CONFUSION_FILE if (folder / CONFUSION_FILE).is_file() else None,
-        [image for part in parts for image in _read_unreadable(part / SCORES_FILE)],
         uncertain,
+        read_decisions(content, file),
     )
 
 
@@ -160,45 +213,44 @@ def _checked_mean(content: Mapping[str, Any], file: Path) -> Mapping[str, float 
     return mean
 
 
-def _read_scores(file: Path) -> dict[str, CategoryScores]:
-    """Read image scores by category; a classification run has none."""
-    if not file.is_file():
-        return {}
-    rows_by_category: dict[str, list[tuple[float, str]]] = {}
-    try:
-        for row in read_csv(file):
-            if "path" not in row:
-                raise ValueError(f"expected a column 'path', got {list(row)}")
-            if "image_score" not in row:
-                return {}
-            if row.get(ERROR_COLUMN):
-                continue
-            score = float(row["image_score"])
-            if not math.isfinite(score):
-                raise ValueError(f"expected finite scores, got {row['image_score']}")
-            rows_by_category.setdefault(row["category"], []).append((score, row["label"]))
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{file}: damaged ({error}): {REPEAT_TEST}") from None
-    return {
-        category: CategoryScores(
-            np.array([score for score, _ in rows], dtype=np.float32),
-            None
-            if any(label == "" for _, label in rows)
-            else np.array([label == "1" for _, label in rows]),
-        )
-        for category, rows in rows_by_category.items()
-    }
-
-
-def _read_unreadable(file: Path) -> list[tuple[str, str]]:
-    """Read path and reason of the images that could not be read."""
+def _read_rows(file: Path) -> list[ImageRow]:
+    """Read the rows of ``scores.csv``; of a classification, only those of unreadable images."""
     if not file.is_file():
         return []
     try:
-        rows = list(read_csv(file))
-        return [(row["path"], row[ERROR_COLUMN]) for row in rows if row.get(ERROR_COLUMN)]
+        rows = (_parse_row(row) for row in read_csv(file))
+        return [row for row in rows if row is not None]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{file}: damaged ({error}): {REPEAT_TEST}") from None
+
+
+def _parse_row(row: Mapping[str, str]) -> ImageRow | None:
+    if "path" not in row:
+        raise ValueError(f"expected a column 'path', got {list(row)}")
+    error = row.get(ERROR_COLUMN, "")
+    if error:
+        category = row.get("category", "")
+        return ImageRow(row["path"], category, None, math.nan, math.nan, "", "", error)
+    if "image_score" not in row:
+        return None
+    label, p_value = row["label"], row.get("p_value")
+    return ImageRow(
+        row["path"],
+        row["category"],
+        None if label == "" else label == "1",
+        _finite(row.get("decision_score") or row["image_score"]),
+        _finite(p_value) if p_value else math.nan,
+        row.get("decision", ""),
+        row.get("defect", ""),
+        "",
+    )
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"expected finite scores, got {text}")
+    return value
 
 
 def _read_curves(file: Path) -> dict[str, Curves]:
@@ -246,6 +298,11 @@ def _read_gallery(part: Path, folder: Path) -> list[GalleryImage]:
                     float(entry["gap"]),
                     bool(entry["mask"]),
                     full.relative_to(folder).as_posix() if entry["full"] else None,
+                    None if entry.get("path") is None else str(entry["path"]),
+                    None if entry.get("p_value") is None else float(entry["p_value"]),
+                    None if entry.get("decision") is None else str(entry["decision"]),
+                    bool(entry.get("contour")),
+                    bool(entry.get("heat", True)),
                 )
             )
     except (KeyError, TypeError, ValueError, OverflowError, OSError) as error:

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from anomaly_clip.results.map_store import Rows
 
-__all__ = ["HEADINGS_BY_KIND", "Kind", "SelectedImage", "best_threshold", "select_images"]
+__all__ = [
+    "HEADINGS_BY_KIND",
+    "Kind",
+    "SelectedImage",
+    "best_threshold",
+    "decided_score",
+    "select_images",
+]
 
-Kind = Literal["false_alarm", "miss", "hit", "high", "usual"]
+Kind = Literal["false_alarm", "miss", "hit", "high", "usual", "anomalous", "closest", "marked"]
 HEADINGS_BY_KIND: Mapping[Kind, str] = {
     "false_alarm": "Normal images with the highest scores (worst false positives first)",
     "miss": "Anomalous images with the lowest scores (worst false negatives first)",
     "hit": "Typical true positives: anomalous images with scores near the median",
     "high": "Images with the highest scores",
     "usual": "Typical images: scores near the median",
+    "anomalous": "Anomalous (highest score first)",
+    "closest": "Normal, closest to the threshold",
+    "marked": "Normal with marked pixels",
 }
-"""Headings by the reason for the selection; the last two are for images without labels."""
+"""Headings by the reason for the selection: three for images with labels, two for images without,
+and three for decisions."""
 
 MAX_PER_CATEGORY = 12
 """Maximum number of images of one kind selected per category."""
@@ -34,9 +45,9 @@ class SelectedImage(NamedTuple):
     """Index of the image in the data set's listing."""
     kind: Kind
     gap: float
-    """Sort key, highest first. With labels: distance of the score from the category's threshold as
-    a fraction of the category's score range; positive for misclassified images and for hits.
-    Without labels: the score itself."""
+    """Sort key, highest first. With labels or a calibration: distance of the score from the
+    category's threshold as a fraction of the category's score range; positive for misclassified
+    images and for hits, with a calibration for anomalous images. Otherwise the score itself."""
 
 
 def best_threshold(scores: Sequence[float], anomalous: Sequence[bool]) -> float | None:
@@ -61,11 +72,20 @@ def best_threshold(scores: Sequence[float], anomalous: Sequence[bool]) -> float 
     return float(values[best] if best == 0 else (values[best] + values[best - 1]) / 2)
 
 
-def select_images(rows: Rows) -> list[SelectedImage]:
+def select_images(
+    rows: Rows,
+    thresholds: Mapping[str, float] = {},
+    marked: Collection[int] = (),
+    by_decision: bool = False,
+) -> list[SelectedImage]:
     """Select images of every category and kind, or the worst overall if there are many categories.
 
     Args:
-        rows: Category, label and score of the images, by index.
+        rows: Category, label and score of the images, by index; with a calibration, the decision.
+        thresholds: Thresholds of a calibration by category, in place of those with the highest F1.
+        marked: Indices of the images with pixels above the map threshold.
+        by_decision: Whether to select by the decisions instead of labels; a category without
+            decisions is selected as without a calibration.
 
     Returns:
         Selected images by kind, worst first; each image at most once.
@@ -75,8 +95,12 @@ def select_images(rows: Rows) -> list[SelectedImage]:
         by_category.setdefault(row["category"], []).append(index)
     count = min(MAX_PER_CATEGORY, max(1, MAX_PER_KIND // max(1, len(by_category))))
     candidates: list[SelectedImage] = []
-    for members in by_category.values():
-        candidates += _select_in_category(rows, members, count)
+    for name, members in by_category.items():
+        threshold = thresholds.get(name)
+        if by_decision and all(rows[index].get("decision") is not None for index in members):
+            candidates += _select_by_decision(rows, members, count, threshold, marked)
+        else:
+            candidates += _select_in_category(rows, members, count, threshold)
     selected: list[SelectedImage] = []
     for kind in HEADINGS_BY_KIND:
         images_of_kind = [image for image in candidates if image.kind == kind]
@@ -84,9 +108,43 @@ def select_images(rows: Rows) -> list[SelectedImage]:
     return selected
 
 
-def _select_in_category(rows: Rows, members: Sequence[int], count: int) -> list[SelectedImage]:
-    ranked = sorted(members, key=lambda index: rows[index]["image_score"])
-    scores = {index: rows[index]["image_score"] for index in members}
+def decided_score(row: Mapping[str, Any]) -> float:
+    """Return the score that decides: of methods with score parts, a test lists it apart."""
+    score: float = (
+        row["image_score"] if row.get("decision_score") is None else row["decision_score"]
+    )
+    return score
+
+
+def _select_by_decision(
+    rows: Rows,
+    members: Sequence[int],
+    count: int,
+    threshold: float | None,
+    marked: Collection[int],
+) -> list[SelectedImage]:
+    """Select anomalous images, and normal ones near the threshold or with marked pixels."""
+    scores = {index: decided_score(rows[index]) for index in members}
+    ranked = sorted(members, key=lambda index: -scores[index])
+    width = (scores[ranked[0]] - scores[ranked[-1]]) or 1.0
+    level = 0.0 if threshold is None else threshold
+    gaps = {index: (scores[index] - level) / width for index in members}
+    anomalous = [index for index in ranked if rows[index]["decision"] == "anomalous"]
+    normal = [index for index in ranked if rows[index]["decision"] != "anomalous"]
+    with_marks = [index for index in normal if index in marked][:count]
+    closest = [index for index in normal if index not in with_marks][:count]
+    return [
+        *(SelectedImage(i, "anomalous", gaps[i]) for i in anomalous[:count]),
+        *(SelectedImage(i, "closest", gaps[i]) for i in closest),
+        *(SelectedImage(i, "marked", gaps[i]) for i in with_marks),
+    ]
+
+
+def _select_in_category(
+    rows: Rows, members: Sequence[int], count: int, threshold: float | None
+) -> list[SelectedImage]:
+    scores = {index: decided_score(rows[index]) for index in members}
+    ranked = sorted(members, key=lambda index: scores[index])
     width = (scores[ranked[-1]] - scores[ranked[0]]) or 1.0
     if any(rows[index]["label"] is None for index in members):
         highest = ranked[::-1][:count]
@@ -97,7 +155,8 @@ def _select_in_category(rows: Rows, members: Sequence[int], count: int) -> list[
             *(SelectedImage(i, "usual", scores[i]) for i in typical),
         ]
     labels = [bool(rows[index]["label"]) for index in members]
-    threshold = best_threshold([scores[index] for index in members], labels)
+    if threshold is None:
+        threshold = best_threshold([scores[index] for index in members], labels)
     normal = [index for index in ranked if not rows[index]["label"]]
     anomalous = [index for index in ranked if rows[index]["label"]]
     # Misses are at most half of the anomalous images, so that some remain as hits.

@@ -27,7 +27,8 @@ from torch import Tensor
 
 from anomaly_clip.cli import main
 from anomaly_clip.commands.batch import DryRunCLI
-from anomaly_clip.commands.experiment import ExperimentCLI, arrange, known_options, quieten
+from anomaly_clip.commands.experiment import ExperimentCLI, arrange, known_options
+from anomaly_clip.commands.library_messages import quieten
 from anomaly_clip.errors import UserError, user_errors
 from anomaly_clip.files import CACHE_VARIABLE
 from anomaly_clip.methods.base import AnomalyMethod

@@ -1,0 +1,300 @@
+"""Calibration of a method: scores of normal images, collected by a pass of the trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed
+from lightning.pytorch import Callback, LightningModule, Trainer
+from numpy.typing import NDArray
+
+from anomaly_clip.data.calibration_images import draw_key
+from anomaly_clip.data.dataset import AnomalyData
+from anomaly_clip.decisions.calibration import (
+    Calibration,
+    CategoryCalibration,
+    scaled_score,
+)
+from anomaly_clip.decisions.conformal import rank_of
+from anomaly_clip.decisions.sentences import guarantee
+from anomaly_clip.decisions.settings import CalibrationSettings
+from anomaly_clip.methods.base import AnomalyMethod
+from anomaly_clip.progress import number_of, say
+from anomaly_clip.recording.scoring_conditions import conditions_of
+from anomaly_clip.recording.writer import RunWriter
+from anomaly_clip.records import Batch, Scores, UnreadableImage, versions
+
+__all__ = [
+    "ScoredImage",
+    "ScoredImages",
+    "build_category",
+    "calibrate",
+    "calibration_images",
+    "name_of",
+    "report",
+]
+
+MIN_FOR_RANGES = 2
+"""Smallest number of images that give the ranges of score parts."""
+
+
+class ScoredImage(NamedTuple):
+    """Scores of a normal image."""
+
+    path: str
+    score: float
+    parts: list[float] | None
+    highest: float | None
+    """Highest value of its map; None without a map."""
+
+
+@dataclass
+class ScoredImages(Callback):
+    """Collect the scores of a pass over normal images, from all processes.
+
+    Args:
+        map_percentile: Percentile of the map values that is asked for; None for their maxima alone.
+        quiet: Whether to print no start line.
+    """
+
+    map_percentile: float | None = None
+    quiet: bool = False
+    images: dict[str, dict[int, ScoredImage]] = field(default_factory=dict)
+    """By category and index in the listing."""
+    unreadable: list[UnreadableImage] = field(default_factory=list)
+    conditions: dict[str, Any] = field(default_factory=dict)
+    highest_pixels: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    """Highest map values of each category, ascending, as many as the percentile needs."""
+    _num_kept: dict[str, int] = field(default_factory=dict)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the start line."""
+        data = _data(trainer)
+        if trainer.is_global_zero and not self.quiet:
+            name = f"{data.dataset_name} {data.root}"
+            say(f"calibrate {type(pl_module).__name__} | {name}: {data.summary('predict')}")
+            for remark in data.calibration.remarks:
+                say(remark)
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the scores of a batch."""
+        scores: Scores = outputs
+        self.unreadable += batch.get("unreadable", [])
+        parts = scores["score_parts"].float().tolist() if "score_parts" in scores else None
+        values = scores["image_score"].float().tolist()
+        maps = scores.get("anomaly_map")
+        highest = None if maps is None else maps.float().flatten(1).amax(dim=1).tolist()
+        for row, index in enumerate(batch["index"].tolist()):
+            category = batch["category"][row]
+            image = ScoredImage(
+                batch["path"][row],
+                values[row],
+                None if parts is None else parts[row],
+                None if highest is None else highest[row],
+            )
+            self.images.setdefault(category, {})[index] = image
+            if maps is not None and self.map_percentile is not None:
+                self._keep_pixels(trainer, category, maps[row].float().cpu().numpy())
+
+    def _keep_pixels(self, trainer: Trainer, category: str, values: NDArray[np.float32]) -> None:
+        """Keep the map values that may be above the percentile of all images of the category."""
+        assert self.map_percentile is not None
+        listed = sum(s.category == category for s in _data(trainer).samples("test"))
+        count = 1 + int((1 - self.map_percentile / 100) * listed * values.size)
+        self._num_kept[category] = count
+        before = self.highest_pixels.get(category, np.empty(0, np.float32))
+        self.highest_pixels[category] = np.sort(np.concatenate([before, values.ravel()]))[-count:]
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gather the scores of all processes, and the conditions under which they were computed."""
+        assert isinstance(pl_module, AnomalyMethod)
+        self.conditions = conditions_of(trainer, pl_module, _data(trainer))
+        if trainer.world_size > 1:
+            self._gather(trainer)
+        references = {path for paths in pl_module.reference_paths.values() for path in paths}
+        for category, images in self.images.items():
+            kept = {i: image for i, image in images.items() if image.path not in references}
+            self.images[category] = dict(sorted(kept.items()))
+
+    def _gather(self, trainer: Trainer) -> None:
+        parts: list[Any] = [None] * trainer.world_size
+        mine = (self.images, self.unreadable, self.highest_pixels, self._num_kept)
+        torch.distributed.all_gather_object(parts, mine)
+        self.images, self.unreadable = {}, []
+        pixels: dict[str, list[NDArray[np.float32]]] = {}
+        for images, unreadable, highest, counts in parts:
+            self.unreadable += unreadable
+            self._num_kept |= counts
+            for category, rows in images.items():
+                self.images.setdefault(category, {}).update(rows)
+            for category, values in highest.items():
+                pixels.setdefault(category, []).append(values)
+        self.highest_pixels = {
+            name: np.sort(np.concatenate(values))[-self._num_kept[name] :]
+            for name, values in pixels.items()
+        }
+        self.unreadable.sort()
+
+
+def calibrate(
+    trainer: Trainer,
+    method: AnomalyMethod,
+    data: AnomalyData,
+    settings: CalibrationSettings,
+    checkpoint: str | None = None,
+) -> tuple[Calibration, list[UnreadableImage]]:
+    """Score the calibration images of a data module, and derive thresholds from the scores.
+
+    Args:
+        trainer: Trainer, whose callbacks other than the run's writer are called.
+        method: The method; ``calibration`` is set.
+        data: Data module.
+        settings: Rates, confidence and seed.
+        checkpoint: File of the method's weights; None: the method as it is.
+
+    Returns:
+        The calibration, equal in all processes, and the images that could not be read.
+
+    Raises:
+        ValueError: If a category has too few normal images.
+    """
+    scored = ScoredImages(settings.map_percentile)
+    with calibration_images(trainer, data, scored):
+        trainer.predict(method, datamodule=data, ckpt_path=checkpoint, return_predictions=False)
+        categories = {
+            name_of(name, method, data): build_category(
+                name, list(scored.images.get(name, {}).values()), data, settings, scored
+            )
+            for name in data.categories
+        }
+    calibration = Calibration(
+        type(method).__name__,
+        categories,
+        scored.conditions,
+        tuple(settings.alphas),
+        settings.confidence,
+        versions(),
+    )
+    method.calibration = calibration.as_dict()
+    return calibration, scored.unreadable
+
+
+def name_of(category: str, method: AnomalyMethod, data: AnomalyData) -> str:
+    """Return the name of a category's calibration: that of the fit for a folder without a name."""
+    return (data.has_default_name and method.fitted_category) or category
+
+
+@contextmanager
+def calibration_images(trainer: Trainer, data: AnomalyData, scored: ScoredImages) -> Iterator[None]:
+    """Let calibration images take the place of the test images of a data module."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    trainer.callbacks = [c for c in callbacks if not isinstance(c, RunWriter)] + [scored]  # type: ignore[attr-defined]
+    data.calibration.is_scored = True
+    data.listing.forget()
+    try:
+        yield
+    finally:
+        trainer.callbacks = callbacks  # type: ignore[attr-defined]
+        data.calibration.is_scored = False
+        data.listing.forget()
+
+
+def build_category(
+    name: str,
+    images: list[ScoredImage],
+    data: AnomalyData,
+    settings: CalibrationSettings,
+    scored: ScoredImages,
+    kind: Literal["split", "cross_validation"] = "split",
+) -> CategoryCalibration:
+    """Return the calibration of a category from the scores of its images.
+
+    If scores have parts, a third of the images gives their ranges, and the method is calibrated on
+    the others.
+
+    Args:
+        name: The category.
+        images: Its images.
+        data: Data module of the images.
+        settings: Options of the calibration.
+        scored: The pass over the images.
+        kind: See `CategoryCalibration`.
+
+    Raises:
+        ValueError: If there are too few images.
+    """
+    keys = data.calibration.keys_of_paths([image.path for image in images])
+    in_order = sorted(images, key=lambda image: draw_key(keys[image.path], settings.seed))
+    ranges: tuple[tuple[float, float], ...] | None = None
+    calibrated = in_order
+    if images and images[0].parts is not None:
+        count = max(MIN_FOR_RANGES, len(images) // 3)
+        parts = np.array([image.parts for image in in_order[:count]], dtype=np.float64)
+        calibrated = in_order[count:]
+        ranges = tuple(
+            (float(low), float(high))
+            for low, high in zip(parts.min(axis=0), parts.max(axis=0), strict=True)
+        )
+    if not calibrated:
+        needed = 1 if ranges is None else MIN_FOR_RANGES + 1
+        raise ValueError(
+            f"{name}: {len(images)} normal images are too few to calibrate on, at least {needed} "
+            f"are needed: add images"
+        )
+    if ranges is None:
+        values = np.array([image.score for image in calibrated], dtype=np.float64)
+    else:
+        values = scaled_score([image.parts or [] for image in calibrated], ranges)
+    highest = [image.highest for image in calibrated if image.highest is not None]
+    return CategoryCalibration(
+        tuple(np.sort(values).tolist()),
+        map_threshold=_map_threshold(highest, name, settings, scored) if highest else None,
+        part_ranges=ranges,
+        images=tuple(sorted(keys.values())) if data.on_disk else (),
+        words=data.words(name),
+        kind=kind,
+    )
+
+
+def _map_threshold(
+    highest: list[float], name: str, settings: CalibrationSettings, scored: ScoredImages
+) -> float:
+    """Return the map value above which pixels are marked."""
+    if settings.map_percentile is not None:
+        return float(scored.highest_pixels[name][0])
+    k = max(1, rank_of(settings.alphas[0], len(highest), settings.confidence))
+    return float(np.sort(highest)[-k])
+
+
+def report(calibration: Calibration, unreadable: Sequence[UnreadableImage]) -> None:
+    """Print the thresholds of each category with their guarantees, and what was left out."""
+    for name, record in calibration.categories.items():
+        num_ranges = len(record.images) - record.num_images
+        if record.part_ranges is not None and num_ranges > 0:
+            others = number_of(num_ranges, "other image")
+            say(f"{name}: {others} gave the ranges of the parts of its score")
+        for alpha in calibration.alphas:
+            level = record.level(alpha, calibration.confidence)
+            say(f"{name}: anomalous above {level.threshold:.6g}. {guarantee(record, level)}")
+    if unreadable:
+        number = number_of(len(unreadable), "normal image")
+        such_as = f"{unreadable[0].path}: {unreadable[0].reason}"
+        say(f"{number} could not be read, such as {such_as}", style="bold red")
+
+
+def _data(trainer: Trainer) -> AnomalyData:
+    data: AnomalyData = trainer.datamodule  # type: ignore[attr-defined]
+    return data
