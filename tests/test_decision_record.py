@@ -12,6 +12,7 @@ from anomaly_clip.decisions.sentences import guarantee
 from anomaly_clip.recording.decision_record import (
     decision_lines,
     decisions_record,
+    no_decisions,
     num_anomalous,
     share,
 )
@@ -125,3 +126,10 @@ def test_a_cross_validation_promises_nothing() -> None:
     decisions = decisions_of(kind="cross_validation")
     (line, _) = decision_lines(decisions_record(decisions, rows_of(decisions), {}))
     assert "no guarantee" in line
+
+
+def test_the_way_to_a_calibration() -> None:
+    assert "anomaly_clip calibrate --ckpt_path 'runs/my run/1' --data.root" in no_decisions(
+        "runs/my run/1"
+    )
+    assert "for --calibration.file" in no_decisions(None)

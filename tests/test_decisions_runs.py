@@ -107,7 +107,7 @@ def test_without_a_calibration_predict_says_how_to_get_one(
 ) -> None:
     words = [*planks.words, f"--data.root={planks.images}", "--data.normal=folders"]
     assert main([*words, f"--output.folder={tmp_path / 'run'}"]) == 0
-    assert "anomaly_clip calibrate" in printed(capsys)
+    assert f"anomaly_clip calibrate --ckpt_path {planks.fitted} " in printed(capsys)
     assert "decision" not in read_csv(tmp_path / "run" / "scores.csv")[0]
     assert "decisions" not in json.loads((tmp_path / "run" / "predict.json").read_text())
 
@@ -186,7 +186,8 @@ def test_the_false_discovery_rate(
 def test_a_test_adds_recall_and_false_alarms(
     planks: Planks, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert planks.run("test", tmp_path / "run", "--output.masks=true", "--output.page=false") == 0
+    options = ["--output.masks=true", "--output.page=false", "--output.fail_on=anomalous"]
+    assert planks.run("test", tmp_path / "run", *options) == 0
     rows = read_csv(tmp_path / "run" / "scores.csv")
     assert list(rows[0])[3:6] == ["image_score", "p_value", "decision"]
     entry = section_of(tmp_path / "run")["categories"]["images"]
@@ -206,6 +207,7 @@ def test_a_test_adds_recall_and_false_alarms(
     with Image.open(masks[0]) as mask:
         assert mask.size == (32, 32)  # a test compares at the evaluated size
     text = printed(capsys)
+    assert "output.fail_on anomalous has no effect on test" in text
     assert "decisions, false-alarm rate 5 %" in text
     assert "images scratch 2 100.0" in text
     assert main(["report", str(tmp_path / "run")]) == 0

@@ -11,6 +11,7 @@ from anomaly_clip.metrics.evaluator import Results
 from anomaly_clip.metrics.pixel import PIXEL_METRICS
 from anomaly_clip.records import WeightsRecord, versions
 from anomaly_clip.results.metrics_file import (
+    merge_decisions,
     merge_metrics,
     run_record,
     weights_label,
@@ -160,3 +161,21 @@ def test_bounds_are_kept_and_averaged_for_the_mean() -> None:
     assert list(results["intervals"]) == ["a", "mean"]
     # b has no bounds, so its value 0.25 is used: (0.25 + 0.25) / 2 and (0.35 + 0.25) / 2.
     assert results["intervals"]["mean"]["pixel_ap"] == pytest.approx((0.25, 0.3))
+
+
+def test_decisions_are_merged_over_the_categories() -> None:
+    def part(name: str, alpha: float) -> dict[str, Any]:
+        entries = {name: {"num_images": 3, "sentence": name}}
+        section = {"alpha": alpha, "fdr": None, "source": f"{name}.ckpt", "categories": entries}
+        return {"decisions": section}
+
+    parts: dict[str, dict[str, Any]] = {"cap": part("cap", 0.1), "nut": {}, "pin": part("pin", 0.1)}
+    merged = merge_decisions(parts)
+    assert merged is not None
+    assert (merged["alpha"], merged["fdr"]) == (0.1, None)
+    assert merged["source"] == "2 calibrations, one per category"
+    assert merged["categories"] == {
+        name: {"num_images": 3, "sentence": name, "source": f"{name}.ckpt"}
+        for name in ("cap", "pin")
+    }
+    assert merge_decisions({"cap": {}}) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,9 +58,8 @@ def test_each_category_has_its_own_threshold() -> None:
     ("settings", "alpha", "confidence"),
     [
         (CalibrationSettings(), 0.2, None),  # the first rate of the calibration
-        (CalibrationSettings(alpha=0.05), 0.2, None),  # the default counts as not given
+        (CalibrationSettings(alpha=0.05), 0.05, None),
         (CalibrationSettings(alpha=0.3), 0.3, None),
-        (CalibrationSettings(alpha=[0.05]), 0.2, None),
         (CalibrationSettings(alpha=[0.4, 0.05]), 0.4, None),
         (CalibrationSettings(confidence=0.9), 0.2, 0.9),
     ],
@@ -153,3 +153,12 @@ def test_without_images_nothing_is_decided() -> None:
     )
     assert decided(decisions, {}) == {}
     assert np.isfinite(decisions.levels["cap"].threshold)
+
+
+def test_names_that_are_not_utf8_are_found_in_files_and_checkpoints(tmp_path: Path) -> None:
+    name = "gr\udcfcn"
+    written = Calibration("PaDiM", {name: CategoryCalibration(TEN)})
+    written.write(tmp_path / "c.json")
+    for read in (written, Calibration.read(tmp_path / "c.json")):
+        decisions = Decisions(read, "c.json", categories=[name])
+        assert decided(decisions, rows_of((name, 99.0)))[0]["decision"] == "anomalous"

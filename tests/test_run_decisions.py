@@ -26,10 +26,10 @@ def test_a_file_or_the_folder_of_a_run(
     given = [file] if place == "other.json" else [file, tmp_path / "run"]
     monkeypatch.setenv("HOME", str(tmp_path))
     for value in [*map(str, given), f"~/run/{place}"]:
-        found = find_calibration(value, OTHER.as_dict())
-        assert found is not None
-        assert list(found[0].categories) == ["cap"]  # before that of the checkpoint
-        assert found[1] == str(file)
+        chosen = find_calibration(value, OTHER.as_dict())
+        assert chosen is not None
+        assert list(chosen[0].categories) == ["cap"]  # before that of the checkpoint
+        assert chosen[1] == str(file)
 
 
 @pytest.mark.parametrize("given", ["nothing", "", "~nobody-of-this-name/run"])

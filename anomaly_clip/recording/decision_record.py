@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,13 +14,7 @@ from anomaly_clip.progress import number_of
 from anomaly_clip.recording.decisions import Decisions
 from anomaly_clip.results.map_store import Rows
 
-__all__ = ["NO_CALIBRATION", "decision_lines", "decisions_record", "num_anomalous", "share"]
-
-NO_CALIBRATION = (
-    "no image is called normal or anomalous, because there is no calibration: make one from normal "
-    "images with anomaly_clip calibrate"
-)
-"""Line on the screen for a run of predict without decisions."""
+__all__ = ["decision_lines", "decisions_record", "no_decisions", "num_anomalous", "share"]
 
 
 def num_anomalous(rows: Rows) -> int:
@@ -108,6 +103,20 @@ def _sentence(decisions: Decisions, name: str) -> str:
         f"By Benjamini-Hochberg over all images of the run, with {number}: of the images called "
         f"anomalous, at most {percent(decisions.fdr)} are expected to be normal."
     )
+
+
+def no_decisions(checkpoint: str | None) -> str:
+    """Return the line on the screen for a run of predict without a calibration.
+
+    Args:
+        checkpoint: Checkpoint of the run; None for a method without a fit.
+    """
+    makes = "--data.root FOLDER makes one from a folder of normal images"
+    if checkpoint is not None:
+        way = f"anomaly_clip calibrate --ckpt_path {shlex.quote(checkpoint)} {makes}"
+    else:
+        way = f"anomaly_clip calibrate with the same options and {makes}, for --calibration.file"
+    return f"no image is called normal or anomalous, because there is no calibration: {way}"
 
 
 def decision_lines(section: Mapping[str, Any]) -> list[str]:

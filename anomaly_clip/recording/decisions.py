@@ -18,6 +18,7 @@ from anomaly_clip.decisions.calibration import (
 )
 from anomaly_clip.decisions.conformal import benjamini_hochberg
 from anomaly_clip.decisions.settings import CalibrationSettings
+from anomaly_clip.files import readable
 from anomaly_clip.results.map_store import Ranges, Rows
 
 __all__ = ["Decisions"]
@@ -58,7 +59,11 @@ class Decisions:
         self.alpha = (calibration.alphas if settings.alpha is None else settings.alphas)[0]
         self.confidence = settings.confidence or calibration.confidence
         self.records: dict[str, CategoryCalibration] = {
-            name: calibration.of(name, is_named) for name in categories
+            # A file has names as text, a checkpoint as they are on the disk.
+            name: calibration.of(
+                name if name in calibration.categories else readable(name), is_named
+            )
+            for name in categories
         }
         self.levels: dict[str, Level] = {
             name: record.level(self.alpha, self.confidence) for name, record in self.records.items()

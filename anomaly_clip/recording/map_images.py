@@ -77,9 +77,11 @@ def draw_map_images(
             continue
         state = {0: "normal", 1: "anomalous", None: ""}[row["label"]]
         low, high = ranges[sample.category]
+        if state and "decision" in row:
+            state = f"labelled {state}"
         caption = f"{names[index]}   {state}   score {row['image_score']:.4g}"
         if "decision" in row:
-            caption += f"   p-value {row['p_value']:.3g}: {row['decision']}"
+            caption += f"   p-value {row['p_value']:.3g}   decision: {row['decision']}"
         # The final map is stored first, and drawn last.
         named = dict(sorted(small.items(), key=lambda entry: entry[0] == "map"))
         lines = map_lines(caption, list(named), (low, high), warning)

@@ -115,10 +115,16 @@ class RunDecisions:
         if failure is not None:
             raise UserError(failure)
 
-    def announce(self) -> None:
-        """Print which calibration decides, if there is one."""
+    def announce(self, stage: str) -> None:
+        """Print which calibration decides, if there is one.
+
+        Args:
+            stage: The verb.
+        """
         if self.made is not None:
             say(self.made.describe())
+        if self.fail_on is not None and stage == "test":
+            say(f"output.fail_on {self.fail_on} has no effect on test, only on predict")
 
     def _find(
         self, trainer: Trainer, module: LightningModule, settings: CalibrationSettings
@@ -230,6 +236,11 @@ def _decisions(
     if calibrated is None:
         return None
     calibration, source = calibrated
+    if method.transductive:
+        raise UserError(
+            f"{source}: {name} scores images by each other, so that no calibration holds for the "
+            f"next ones: leave calibration.file {settings.file} out"
+        )
     if calibration.method != name:
         raise UserError(
             f"{source} is a calibration of {calibration.method}, but the method is {name}: "

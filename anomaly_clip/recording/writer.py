@@ -21,7 +21,7 @@ from anomaly_clip.methods.evaluated import EvaluatedModule, Exporter, FeatureSou
 from anomaly_clip.metrics.curves import CURVES_FILE
 from anomaly_clip.metrics.evaluator import Results
 from anomaly_clip.progress import number_of, say, show_table
-from anomaly_clip.recording.decision_record import NO_CALIBRATION
+from anomaly_clip.recording.decision_record import no_decisions
 from anomaly_clip.recording.gallery import MAP_SIDE, draw_gallery
 from anomaly_clip.recording.image_records import ImageRecords
 from anomaly_clip.recording.metrics_record import image_counts, protocol_of_test, table_title
@@ -174,7 +174,7 @@ class RunWriter(Callback):
         say(self._start_line(pl_module, trainer, stage))
         if _is_random(pl_module):
             say(RANDOM_WARNING, style="bold red")
-        self.decisions.announce()
+        self.decisions.announce(stage)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the trained weights, if they can be exported, and a t-SNE of the features."""
@@ -307,7 +307,7 @@ class RunWriter(Callback):
             say(f"results of {number_of(len(rows), 'image')}: {self.folder}")
             if pl_module.is_detector:
                 if section is None:
-                    say(NO_CALIBRATION)
+                    say(no_decisions(str(trainer.ckpt_path) if trainer.ckpt_path else None))
                 self._write_page(trainer)
             self.unreadable.close(len(rows), listed)
 

@@ -60,7 +60,7 @@ class Check:
 
     @property
     def slow(self) -> bool:
-        """True if the check starts processes."""
+        """True if the check starts processes or runs several commands."""
         return bool(getattr(self.function, "slow", False))
 
     def run(self) -> Outcome:
@@ -133,7 +133,8 @@ def check_method(
             check that passes nevertheless counts as failed.
         half_precision_bound: Largest difference between maps or scores with a bf16 backbone and
             those in float32, as a fraction of their range over the test images.
-        slow: True: only the checks that start processes. False: all others. Default: both.
+        slow: True: only the checks that start processes or run several commands. False: all
+            others. Default: both.
 
     Raises:
         ValueError: If the method is none, an expected failure names no check or has no reason, or
@@ -199,6 +200,7 @@ def contract_table(outcomes: Mapping[str, Sequence[Outcome]]) -> str:
 def _functions() -> list[Callable[[Subject], None]]:
     """Return all checks, in the order of their modules."""
     from anomaly_clip.testing import (
+        calibration_checks,
         checkpoint_checks,
         command_checks,
         process_checks,
@@ -206,5 +208,12 @@ def _functions() -> list[Callable[[Subject], None]]:
         settings_checks,
     )
 
-    modules = (settings_checks, score_checks, command_checks, checkpoint_checks, process_checks)
+    modules = (
+        settings_checks,
+        score_checks,
+        command_checks,
+        checkpoint_checks,
+        calibration_checks,
+        process_checks,
+    )
     return [getattr(module, name) for module in modules for name in module.__all__]
