@@ -169,7 +169,9 @@ class CalibrationImages:
         rows = data.normal_images(category)
         if not data.on_disk:
             return self._generated(category, rows)
-        if needs.is_fitted and not needs.fitted_images and not data.allow_overlap:
+        # A method fitted on auxiliary images of another data set has seen none of these.
+        is_known = needs.fitted_images or not needs.is_fitted or data.auxiliary is not None
+        if not is_known and not data.allow_overlap:
             raise ValueError(
                 "the checkpoint does not tell which images were fitted on, and these must not be "
                 "calibrated on: fit again with --calibrate true, or allow it with "

@@ -51,6 +51,8 @@ class AnomalyMethod(EvaluatedModule):
     uses_category_names: ClassVar[bool] = False
     """True if category names are inserted into prompts."""
     inference_arguments: ClassVar[frozenset[str]] = frozenset({"evaluator"})
+    metric_arguments: ClassVar[frozenset[str]] = frozenset({"evaluator"})
+    """Arguments that affect the metrics of a test, but no score."""
     backbone: FrozenBackbone
     """The frozen image encoder. Under mixed precision its weights are cast once, in ``setup``."""
 

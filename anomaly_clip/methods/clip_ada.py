@@ -100,6 +100,7 @@ class CLIPADA(CLIPMethod):
     """:meth:`direction` before training; the drift from it is logged."""
     must_be_fitted: ClassVar[bool] = True
     can_be_fitted: ClassVar[bool] = True
+    metric_arguments: ClassVar[frozenset[str]] = frozenset({"evaluator", "loss"})
     inference_arguments: ClassVar[frozenset[str]] = frozenset({"evaluator", "map", "loss"})
 
     def __init__(

@@ -102,6 +102,7 @@ class RegAD(TrainedMethod):
             untrained network and without the one after the last epoch.
     """
 
+    metric_arguments: ClassVar[frozenset[str]] = frozenset({"evaluator", "rounds"})
     inference_arguments: ClassVar[frozenset[str]] = frozenset(
         {"evaluator", "sigma", "rounds", "regularization"}
     )

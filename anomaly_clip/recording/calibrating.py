@@ -127,6 +127,9 @@ class ScoredImages(Callback):
         references = {path for paths in pl_module.reference_paths.values() for path in paths}
         for category, images in self.images.items():
             kept = {i: image for i, image in images.items() if image.path not in references}
+            if len(kept) < len(images) and trainer.is_global_zero:
+                number = number_of(len(images) - len(kept), "reference image")
+                say(f"{category}: {number} are not calibrated on")
             self.images[category] = dict(sorted(kept.items()))
 
     def _gather(self, trainer: Trainer) -> None:

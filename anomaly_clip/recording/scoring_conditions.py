@@ -41,7 +41,7 @@ def scoring_conditions(
         precision: Precision of the trainer.
         categories: The categories, whose names in prompts are a condition.
     """
-    ignored = {"evaluator", *method.init_only_arguments}
+    ignored = method.metric_arguments | method.init_only_arguments
     settings = {
         name: value
         for name, value in method.hparams.items()

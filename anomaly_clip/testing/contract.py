@@ -199,6 +199,7 @@ def contract_table(outcomes: Mapping[str, Sequence[Outcome]]) -> str:
 def _functions() -> list[Callable[[Subject], None]]:
     """Return all checks, in the order of their modules."""
     from anomaly_clip.testing import (
+        calibration_checks,
         checkpoint_checks,
         command_checks,
         process_checks,
@@ -206,5 +207,12 @@ def _functions() -> list[Callable[[Subject], None]]:
         settings_checks,
     )
 
-    modules = (settings_checks, score_checks, command_checks, checkpoint_checks, process_checks)
+    modules = (
+        settings_checks,
+        score_checks,
+        command_checks,
+        checkpoint_checks,
+        calibration_checks,
+        process_checks,
+    )
     return [getattr(module, name) for module in modules for name in module.__all__]

@@ -11,7 +11,7 @@ from PIL import Image
 from anomaly_clip.demo.photographs import CATEGORIES, draw_photograph
 from anomaly_clip.demo.surfaces import fitting_defects
 
-__all__ = ["NAMES", "write_images"]
+__all__ = ["NAMES", "SIDE", "write_images"]
 
 NAMES = ("oak", "red_fabric")
 """Categories of the images."""
