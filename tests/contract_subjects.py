@@ -24,7 +24,8 @@ from anomaly_clip.testing import Check, Outcome, check_method, contract_table, r
 PAGE = Path(__file__).parent.parent / "docs" / "contract.md"
 START = "<!-- Below: python tests/contract_subjects.py -->"
 MIDDLE = """\
-\\* starts processes of its own; `make contract` runs these, `make test` all others.
+\\* starts processes of its own or runs several commands; `make contract` runs these, `make test`
+all others.
 
 ## All methods
 

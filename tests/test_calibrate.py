@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,8 @@ def test_calibrating_again_needs_no_fit(
     again = content_of(tmp_path)
     assert again["calibration"]["categories"] == state["calibration"]["categories"]
     printed = capsys.readouterr().err
+    (path,) = re.findall(r"photos: the threshold is the highest score, that of (\S+):", printed)
+    assert Path(path).is_file()
     assert "15 of 30 normal images were fitted on, and are not calibrated on" in printed
     photographs(tmp_path / "more", 40, start=200)
     options = ["--data.root", str(tmp_path / "more"), "--calibration.alpha", "[0.1, 0.05]"]

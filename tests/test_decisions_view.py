@@ -56,8 +56,8 @@ def test_without_a_calibration_a_line_says_how_to_get_decisions(tmp_path: Path) 
         ({"drift": DRIFT}, "martingale reached 31234, and the alarm is at 100"),
         ({"as_asked": False, "sentence": "5 % cannot be had with 12 images."}, "5 % cannot be had"),
         ({"kind": "cross_validation", "sentence": "Estimated by it."}, "Estimated by it."),
-        ({"normal_with_marked_pixels": 1}, "1 normal image has marked pixels"),
-        ({"normal_with_marked_pixels": 1200}, "1,200 normal images have marked pixels"),
+        ({"normal_with_marked_pixels": 1}, "1 image called normal has marked pixels"),
+        ({"normal_with_marked_pixels": 1200}, "1,200 images called normal have marked pixels"),
     ],
 )
 def test_what_limits_the_guarantee_is_on_top(
@@ -166,3 +166,8 @@ def test_many_guarantees_are_shown_on_a_click(tmp_path: Path) -> None:
 def html_of(run: Path) -> str:
     text_of(run)
     return (run / PAGE).read_text(encoding="utf-8")
+
+
+def test_a_single_anomalous_image_is_singular(tmp_path: Path) -> None:
+    run = decide(make_run(tmp_path, {"cap": ([0.1, 0.4], [0, 0])}), {"cap": 0.3})
+    assert "1 of 2 images is called anomalous" in text_of(run)

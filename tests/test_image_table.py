@@ -20,9 +20,10 @@ from run_folder import (
     text_of,
 )
 
+from anomaly_clip.errors import UserError
 from anomaly_clip.files import read_csv, write_csv, write_json
 from anomaly_clip.report.image_table import build_image_table
-from anomaly_clip.report.page import PAGE
+from anomaly_clip.report.page import PAGE, write_page
 from anomaly_clip.results.run_files import ImageRow, read_files
 
 
@@ -110,3 +111,19 @@ def test_the_score_that_decides_is_shown(tmp_path: Path) -> None:
     header = ["path", "category", "label", "image_score", "decision_score"]
     write_csv(run / "scores.csv", header, rows)
     assert [row.score for row in read_files(run).rows] == [0, 1, 2, 3]
+
+
+def test_images_outside_of_the_gallery_lead_to_their_drawings(tmp_path: Path) -> None:
+    run = decide(make_run(tmp_path, {"cap": TWO["cap"]}, pictures=1), {"cap": 0.25})
+    listed = json.loads((run / "gallery" / "gallery.json").read_text())
+    listed["pictures"][0]["path"] = "cap/0.png"
+    listed["drawings"] = [["cap/0.png", "cap/0"], ["cap/2.png", "cap/a b#2"]]
+    write_json(run / "gallery" / "gallery.json", listed)
+    table = embedded(run, "rows")
+    assert list(table["cards"]) == ["0"]
+    assert table["drawings"] == {"2": "maps/cap/a%20b%232.png"}
+    assert "folder maps next to it" in text_of(run)
+    listed["drawings"] = [1]
+    write_json(run / "gallery" / "gallery.json", listed)
+    with pytest.raises(UserError, match=r"gallery\.json: damaged"):
+        write_page(run)

@@ -54,7 +54,12 @@ def test_the_gallery_of_a_predict_shows_decisions(planks: Planks, tmp_path: Path
         contours[name] = {image["kind"] for image in listed}
         count = sum(row["decision"] == "anomalous" for row in rows.values())
         assert f"{count} of 7 images are called anomalous" in text_of(run)
-        assert len(embedded(run, "rows")["cards"]) == 7
+        table = embedded(run, "rows")
+        assert (len(table["cards"]), table["drawings"]) == (7, {})
+        drawings = json.loads((run / "gallery" / "gallery.json").read_text())["drawings"]
+        assert [path for path, _ in drawings] == list(rows)
+        assert all((run / "maps" / f"{name}.png").is_file() for _, name in drawings)
+        assert "drift.csv has all values" in text_of(run)
     assert contours == {"high": {"anomalous", "closest"}, "low": {"anomalous", "marked"}}
 
 

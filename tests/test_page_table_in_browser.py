@@ -148,6 +148,21 @@ def test_the_slider_starts_at_the_calibrated_threshold(tmp_path: Path, chrome: C
     assert complaints(chrome) == []
 
 
+def test_the_displayed_threshold_keeps_an_image_on_it_normal(
+    tmp_path: Path, chrome: Chrome
+) -> None:
+    """At 359, with three digits, the second image would be above it."""
+    threshold = 359.019287109375
+    run = decide(
+        make_run(tmp_path, {"cap": ([100.0, threshold, 400.0], [0] * 3)}), {"cap": threshold}
+    )
+    open_page(chrome, write_page(run))
+    assert counts(chrome) == ["1", "2"]
+    shown = chrome.find_element(By.ID, "exact").get_attribute("value")
+    move(chrome, "exact", float(shown or 0))
+    assert counts(chrome) == ["1", "2"]
+
+
 def test_a_threshold_above_all_scores_is_in_view(tmp_path: Path, chrome: Chrome) -> None:
     run = decide(make_run(tmp_path, {"cap": ([0.1, 0.2], [0, 0])}), {"cap": 5.0})
     open_page(chrome, write_page(run))

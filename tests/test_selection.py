@@ -124,3 +124,11 @@ def test_the_decision_score_decides() -> None:
     assert decided_score({"image_score": 1.0, "decision_score": 3.0}) == 3.0
     assert decided_score({"image_score": 1.0}) == 1.0
     assert decided_score({"image_score": 1.0, "decision_score": None}) == 1.0
+
+
+def test_more_anomalous_images_are_selected_than_normal_ones() -> None:
+    listing = rows([float(number) for number in range(200)], [None] * 200)
+    for index, row in listing.items():
+        row["decision"] = "anomalous" if index >= 100 else "normal"
+    kinds = Counter(image.kind for image in select_images(listing, {}, (), by_decision=True))
+    assert kinds == {"anomalous": MAX_PER_KIND, "closest": 12}

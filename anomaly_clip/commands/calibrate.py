@@ -14,14 +14,13 @@ from anomaly_clip.commands.experiment import (
 )
 from anomaly_clip.commands.fit_calibration import check_calibratable
 from anomaly_clip.commands.library_messages import quieten
-from anomaly_clip.decisions.calibration import CALIBRATION_FILE, Calibration
+from anomaly_clip.decisions.calibration import CALIBRATION_FILE
 from anomaly_clip.errors import UserError, user_errors
 from anomaly_clip.files import atomic_path
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.progress import say, silence
-from anomaly_clip.recording.calibrating import calibrate, report
+from anomaly_clip.recording.calibrating import Calibrated, calibrate, report
 from anomaly_clip.recording.calibration_files import write_into_checkpoint
-from anomaly_clip.records import UnreadableImage
 
 __all__ = ["run_calibrate"]
 
@@ -57,7 +56,7 @@ def run_calibrate(words: Sequence[str]) -> int:
             cli = CalibrateCLI(args=arrange(["predict", *words[1:]]))
     finally:
         silence(False)
-    return UNREADABLE if cli.trainer.is_global_zero and cli.unreadable else 0
+    return UNREADABLE if cli.trainer.is_global_zero and cli.calibrated.unreadable else 0
 
 
 def _check_words(words: Sequence[str]) -> None:
@@ -82,8 +81,7 @@ def _check_words(words: Sequence[str]) -> None:
 class CalibrateCLI(ExperimentCLI):
     """Command line of ``calibrate``: a ``predict`` on normal images that writes no scores."""
 
-    calibration: Calibration
-    unreadable: Sequence[UnreadableImage] = ()
+    calibrated: Calibrated
 
     def before_predict(self) -> None:
         """Check the method.
@@ -96,9 +94,7 @@ class CalibrateCLI(ExperimentCLI):
     def predict(self, model: AnomalyMethod, **options: Any) -> None:
         """Calibrate; Lightning calls this in place of the trainer's method."""
         checkpoint, settings = options.get("ckpt_path"), self.writer.calibration
-        self.calibration, self.unreadable = calibrate(
-            self.trainer, model, self.datamodule, settings, checkpoint
-        )
+        self.calibrated = calibrate(self.trainer, model, self.datamodule, settings, checkpoint)
 
     def after_predict(self) -> None:
         """Write the calibration into the checkpoint and next to it, or into a run folder."""
@@ -106,12 +102,12 @@ class CalibrateCLI(ExperimentCLI):
         if not self.trainer.is_global_zero:
             return
         if checkpoint is not None:
-            file = write_into_checkpoint(self.calibration, Path(checkpoint))
+            file = write_into_checkpoint(self.calibrated.calibration, Path(checkpoint))
         else:
             folder = self.writer.folder
             with atomic_path(folder / "config-calibrate.yaml") as temporary:
                 temporary.write_text(self.writer.config, encoding="utf-8")
             file = folder / CALIBRATION_FILE
-            self.calibration.write(file)
-        report(self.calibration, self.unreadable)
+            self.calibrated.calibration.write(file)
+        report(self.calibrated)
         say(f"calibration: {file}")

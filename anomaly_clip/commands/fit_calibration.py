@@ -105,16 +105,15 @@ def calibrate_fit(
         return
     try:
         if unfitted is None:
-            calibration, unreadable = calibrate(trainer, model, data, writer.calibration)
+            calibrated = calibrate(trainer, model, data, writer.calibration)
         else:
-            calibration = cross_validate(trainer, model, unfitted, data, writer.calibration)
-            unreadable = []
+            calibrated = cross_validate(trainer, model, unfitted, data, writer.calibration)
     except ValueError as error:
         raise ValueError(
             f"{error} (the fit is complete: calibrate it with anomaly_clip calibrate --ckpt_path "
             f"{shlex.quote(str(file))})"
         ) from None
     if trainer.is_global_zero:
-        written = write_into_checkpoint(calibration, file)
-        report(calibration, unreadable)
+        written = write_into_checkpoint(calibrated.calibration, file)
+        report(calibrated)
         say(f"calibration: {written}")

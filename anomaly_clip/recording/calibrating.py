@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -30,6 +30,7 @@ from anomaly_clip.recording.writer import RunWriter
 from anomaly_clip.records import Batch, Scores, UnreadableImage, versions
 
 __all__ = [
+    "Calibrated",
     "ScoredImage",
     "ScoredImages",
     "build_category",
@@ -70,6 +71,8 @@ class ScoredImages(Callback):
     conditions: dict[str, Any] = field(default_factory=dict)
     highest_pixels: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     """Highest map values of each category, ascending, as many as the percentile needs."""
+    at_threshold: dict[str, str] = field(default_factory=dict)
+    """Image whose score is the threshold, by category."""
     _num_kept: dict[str, int] = field(default_factory=dict)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -152,13 +155,28 @@ class ScoredImages(Callback):
         self.unreadable.sort()
 
 
+@dataclass(frozen=True)
+class Calibrated:
+    """Outcome of a calibration.
+
+    Args:
+        calibration: The calibration, equal in all processes.
+        unreadable: Images that could not be read.
+        at_threshold: Image whose score is the threshold, by category.
+    """
+
+    calibration: Calibration
+    unreadable: Sequence[UnreadableImage] = ()
+    at_threshold: Mapping[str, str] = field(default_factory=dict)
+
+
 def calibrate(
     trainer: Trainer,
     method: AnomalyMethod,
     data: AnomalyData,
     settings: CalibrationSettings,
     checkpoint: str | None = None,
-) -> tuple[Calibration, list[UnreadableImage]]:
+) -> Calibrated:
     """Score the calibration images of a data module, and derive thresholds from the scores.
 
     Args:
@@ -167,9 +185,6 @@ def calibrate(
         data: Data module.
         settings: Rates, confidence and seed.
         checkpoint: File of the method's weights; None: the method as it is.
-
-    Returns:
-        The calibration, equal in all processes, and the images that could not be read.
 
     Raises:
         ValueError: If a category has too few normal images.
@@ -192,7 +207,8 @@ def calibrate(
         versions(),
     )
     method.calibration = calibration.as_dict()
-    return calibration, scored.unreadable
+    images = {name_of(name, method, data): p for name, p in scored.at_threshold.items()}
+    return Calibrated(calibration, scored.unreadable, images)
 
 
 def name_of(category: str, method: AnomalyMethod, data: AnomalyData) -> str:
@@ -261,6 +277,8 @@ def build_category(
         values = np.array([image.score for image in calibrated], dtype=np.float64)
     else:
         values = scaled_score([image.parts or [] for image in calibrated], ranges)
+    k = max(1, rank_of(settings.alphas[0], len(values), settings.confidence))
+    scored.at_threshold[name] = calibrated[int(np.argsort(values, kind="stable")[-k])].path
     highest = [image.highest for image in calibrated if image.highest is not None]
     return CategoryCalibration(
         tuple(np.sort(values).tolist()),
@@ -282,8 +300,9 @@ def _map_threshold(
     return float(np.sort(highest)[-k])
 
 
-def report(calibration: Calibration, unreadable: Sequence[UnreadableImage]) -> None:
+def report(calibrated: Calibrated) -> None:
     """Print the thresholds of each category with their guarantees, and what was left out."""
+    calibration, unreadable = calibrated.calibration, calibrated.unreadable
     for name, record in calibration.categories.items():
         num_ranges = len(record.images) - record.num_images
         if record.part_ranges is not None and num_ranges > 0:
@@ -292,6 +311,12 @@ def report(calibration: Calibration, unreadable: Sequence[UnreadableImage]) -> N
         for alpha in calibration.alphas:
             level = record.level(alpha, calibration.confidence)
             say(f"{name}: anomalous above {level.threshold:.6g}. {guarantee(record, level)}")
+        image = calibrated.at_threshold.get(name)
+        if image is not None and record.level(calibration.alphas[0], calibration.confidence).k == 1:
+            say(
+                f"{name}: the threshold is the highest score, that of {image}: if it shows a "
+                f"defect, move it away and calibrate again"
+            )
     if unreadable:
         number = number_of(len(unreadable), "normal image")
         such_as = f"{unreadable[0].path}: {unreadable[0].reason}"

@@ -19,6 +19,7 @@ from anomaly_clip.errors import UserError
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.progress import say
 from anomaly_clip.recording.calibrating import (
+    Calibrated,
     ScoredImage,
     ScoredImages,
     build_category,
@@ -56,7 +57,7 @@ def cross_validate(
     unfitted: AnomalyMethod,
     data: AnomalyData,
     settings: CalibrationSettings,
-) -> Calibration:
+) -> Calibrated:
     """Score each normal image with a model that was fitted on the other folds.
 
     Args:
@@ -90,9 +91,10 @@ def cross_validate(
         for category, rows in scored.images.items():
             images.setdefault(category, []).extend(rows.values())
     data.calibration.request(None)
+    every = ScoredImages()
     categories = {
         name_of(name, fitted, data): build_category(
-            name, scores, data, settings, ScoredImages(), "cross_validation"
+            name, scores, data, settings, every, "cross_validation"
         )
         for name, scores in images.items()
     }
@@ -105,7 +107,8 @@ def cross_validate(
         versions(),
     )
     fitted.calibration = calibration.as_dict()
-    return calibration
+    at_threshold = {name_of(name, fitted, data): p for name, p in every.at_threshold.items()}
+    return Calibrated(calibration, at_threshold=at_threshold)
 
 
 def _trainer_like(trainer: Trainer) -> Trainer:

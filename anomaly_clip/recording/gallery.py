@@ -103,7 +103,10 @@ def draw_gallery(
             }
         )
     if entries:
-        write_json(folder / GALLERY / f"{GALLERY}.json", {"pictures": entries})
+        content: dict[str, Any] = {"pictures": entries}
+        if has_full_size:  # of all images, in the order of scores.csv
+            content["drawings"] = [[rows[index]["path"], names[index]] for index in rows]
+        write_json(folder / GALLERY / f"{GALLERY}.json", content)
     return lost
 
 

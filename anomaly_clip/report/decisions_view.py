@@ -145,9 +145,11 @@ def _remarks(decisions: Decisions) -> list[str]:
         )
     marked = sum(entry.num_marked for entry in decisions.categories.values())
     if marked:
+        images = "1 image" if marked == 1 else f"{marked:,} images"
         text = (
-            "1 normal image has" if marked == 1 else f"{marked:,} normal images have"
-        ) + " marked pixels: the decision is by the score of the image, and marks only show where."
+            f"{images} called normal {'has' if marked == 1 else 'have'} marked pixels: the score "
+        )
+        text += "of the image decides, not its pixels."
         remarks.append(text)
     sources = []
     if len(decisions.categories) == 1 and decisions.fdr is None:

@@ -88,6 +88,10 @@
         breakable(button);
         cell.append(button);
         line.dataset.card = data.cards[row];
+      } else if (key === "names" && row in data.drawings) {
+        const link = Object.assign(document.createElement("a"), { href: data.drawings[row], textContent: content });
+        breakable(link);
+        cell.append(link);
       } else if (key === "decisions" && WORDS[columns[key][row]]) {
         cell.append(Object.assign(document.createElement("span"), { className: `badge ${content}`, textContent: content }));
       } else if (key === "scores" && isUnreadable(row)) {

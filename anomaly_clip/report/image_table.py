@@ -6,6 +6,7 @@ import base64
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -23,7 +24,10 @@ CODES = {"normal": "0", "anomalous": "1"}
 
 
 def build_image_table(
-    rows: Sequence[ImageRow], names: Sequence[str], cards: Mapping[tuple[str, str], int]
+    rows: Sequence[ImageRow],
+    names: Sequence[str],
+    cards: Mapping[tuple[str, str], int],
+    drawings: Mapping[str, str] = {},
 ) -> dict[str, Any] | None:
     """Return the columns of the table, in the order of the listing.
 
@@ -31,6 +35,7 @@ def build_image_table(
         rows: All images of the run.
         names: Categories in the order of the page.
         cards: Number of the gallery image by category and path.
+        drawings: Drawing of the image by path, for images that are not in the gallery.
 
     Returns:
         Names, categories, scores and what else is known, by column; None without images.
@@ -52,6 +57,11 @@ def build_image_table(
             for n, row in enumerate(chosen)
             if (card := cards.get((row.category, row.path))) is not None
         },
+    }
+    table["drawings"] = {
+        n: quote(drawings[row.path])
+        for n, row in enumerate(chosen)
+        if n not in table["cards"] and row.path in drawings
     }
     if any(not math.isnan(row.p_value) for row in chosen):
         table["p_values"] = _base64([row.p_value for row in chosen])

@@ -95,7 +95,7 @@
   // Formats a threshold with the fewest digits that give the same counts as the exact value.
   const exact = (value, current) => {
     const values = [current.normal, current.anomalous, current.all].filter(Boolean);
-    const counts = (limit) => values.map((scores) => below(scores, limit)).join();
+    const counts = (limit) => values.map((scores) => reached(scores, limit)).join();
     for (let digits = 4; digits < 17; digits++) {
       const shown = Number(value.toPrecision(digits));
       if (counts(shown) === counts(value)) return shown.toString();

@@ -20,6 +20,7 @@ from anomaly_clip.files import atomic_path
 from anomaly_clip.records import source_of
 from anomaly_clip.report.charts import HEIGHT, MAX_LINES, WIDTH, build_charts, build_legend
 from anomaly_clip.report.decisions_view import build_view, missing_calibration, number_text
+from anomaly_clip.report.drift_chart import build_drift_chart
 from anomaly_clip.report.image_table import build_image_table
 from anomaly_clip.report.metrics_table import heading, marked_percent
 from anomaly_clip.report.protocol_text import MAX_ENTRIES, protocol_text, record_text, value_text
@@ -43,6 +44,8 @@ MAX_IMAGE_BYTES = 9_000_000
 """Total size of the embedded images in bytes, before base 64 adds a third."""
 MAX_PAGE_BYTES = 19_000_000
 """Size of the page in bytes above which it is rendered without images."""
+FEW_IMAGES = 10
+"""Number of normal or of anomalous images below which a warning calls the metrics uncertain."""
 MAX_CONFIG = 200_000
 """Number of characters after which a configuration is truncated."""
 SUMMARY = ("image_auroc", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_pro", "accuracy", "f1")
@@ -75,7 +78,8 @@ def _render(files: RunFiles, image_bytes: int) -> bytes:
     images = [image for images in gallery.values() for image in images]
     has_scores = sum(len(category.scores) for category in files.scores.values()) <= MAX_SCORES
     cards = {(image["of"], image["path"]): image["number"] for image in images if image["path"]}
-    decisions, run = files.decisions, files.run
+    table = build_image_table(files.rows, names, cards, files.drawings) if files.scores else None
+    decisions, drift, run = files.decisions, build_drift_chart(files.drift, names), files.run
     page = render(
         "page.html.jinja",
         title=_title(files),
@@ -85,7 +89,7 @@ def _render(files: RunFiles, image_bytes: int) -> bytes:
         command=missing_calibration(files),
         # The images come first where they were to be decided, and the metrics of a test.
         by_decision=decisions is not None and files.mean is None,
-        table=build_image_table(files.rows, names, cards) if files.scores else None,
+        table=table,
         headings=[heading(name) for name in files.mean or ()],
         rows=_rows(files),
         mean=None if files.mean is None else _percent(files, "mean", files.mean),
@@ -96,12 +100,16 @@ def _render(files: RunFiles, image_bytes: int) -> bytes:
         too_many=not has_scores,
         charts=build_charts(files, names),
         legend=build_legend(files, names),
+        drift=drift,
+        drift_legend=[(e.category, names[e.category], e.style) for e in drift[0].lines]
+        if drift
+        else [],
         num_lines=min(MAX_LINES, len(files.curves)),
         num_curves=len(files.curves),
         kinds=HEADINGS_BY_KIND,
         gallery=gallery,
         left_out=left_out,
-        linked=any(image["full"] for image in images),
+        linked=any(image["full"] for image in images) or bool(table and table["drawings"]),
         shown={key for image in images for key, value in image.items() if value},
         unreadable=[
             (printable(path), printable(reason)) for path, reason in files.unreadable[:MAX_ENTRIES]
@@ -175,9 +183,18 @@ def _notes(files: RunFiles) -> list[str]:
     labels = [s.anomalous for s in files.scores.values() if s.anomalous is not None]
     if files.mean is not None and labels:
         anomalous = np.concatenate(labels)
-        for kind, has_any in (("anomalous", anomalous.any()), ("normal", not anomalous.all())):
-            if not has_any:
-                notes.append(f"No {kind} image was scored: most metrics are undefined")
+        counts = {"normal": int((~anomalous).sum()), "anomalous": int(anomalous.sum())}
+        few = {kind: count for kind, count in counts.items() if 0 < count < FEW_IMAGES}
+        notes += [
+            f"No {kind} image was scored: most metrics are undefined"
+            for kind, count in counts.items()
+            if not count
+        ]
+        if few and all(counts.values()):
+            parts = [
+                _counted(count, f"{kind} image", f"{kind} images") for kind, count in few.items()
+            ]
+            notes.append(f"Only {' and '.join(parts)}: the metrics are uncertain")
     return [printable(note) for note in notes]
 
 

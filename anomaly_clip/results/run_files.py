@@ -22,6 +22,7 @@ from anomaly_clip.results.decision_section import Decisions, read_decisions
 from anomaly_clip.results.finished_run import printable
 from anomaly_clip.results.folder import (
     CONFUSION_FILE,
+    DRIFT_FILE,
     ERROR_COLUMN,
     GALLERY,
     METRICS_FILE,
@@ -110,6 +111,8 @@ class RunFiles:
         confusion: Image file of the confusion matrix; None unless the run is a classification.
         uncertain: Pixel metrics with wide bounds by category, and under ``mean`` those of the mean.
         decisions: Decisions with a calibration; None without one.
+        drift: Logarithm (base 10) of the martingale after each image, by category.
+        drawings: Drawing of each image in ``maps/``, by path, relative to the run's folder.
     """
 
     folder: Path
@@ -124,6 +127,8 @@ class RunFiles:
     confusion: Path | None
     uncertain: Mapping[str, Sequence[str]] = field(default_factory=dict)
     decisions: Decisions | None = None
+    drift: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    drawings: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def scores(self) -> Mapping[str, CategoryScores]:
@@ -202,6 +207,8 @@ def read_files(folder: Path) -> RunFiles:
         folder / CONFUSION_FILE if (folder / CONFUSION_FILE).is_file() else None,
         uncertain,
         read_decisions(content, file),
+        _read_drift(folder / DRIFT_FILE),
+        {path: file for part in parts for path, file in _read_drawings(part, folder).items()},
     )
 
 
@@ -222,6 +229,18 @@ def _read_rows(file: Path) -> list[ImageRow]:
         return [row for row in rows if row is not None]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{file}: damaged ({error}): {REPEAT_TEST}") from None
+
+
+def _read_drift(file: Path) -> dict[str, list[float]]:
+    if not file.is_file():
+        return {}
+    values: dict[str, list[float]] = {}
+    try:
+        for row in read_csv(file):
+            values.setdefault(row["category"], []).append(_finite(row["log10_martingale"]))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{file}: damaged ({error}): {REPEAT_TEST}") from None
+    return values
 
 
 def _parse_row(row: Mapping[str, str]) -> ImageRow | None:
@@ -249,7 +268,7 @@ def _parse_row(row: Mapping[str, str]) -> ImageRow | None:
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"expected finite scores, got {text}")
+        raise ValueError(f"expected finite values, got {text}")
     return value
 
 
@@ -308,6 +327,19 @@ def _read_gallery(part: Path, folder: Path) -> list[GalleryImage]:
     except (KeyError, TypeError, ValueError, OverflowError, OSError) as error:
         raise UserError(f"{file}: damaged ({error}): {REPEAT_TEST}") from None
     return images
+
+
+def _read_drawings(part: Path, folder: Path) -> dict[str, str]:
+    """Read which file in ``maps/`` shows an image; empty if the run drew none."""
+    file = part / GALLERY / f"{GALLERY}.json"
+    if not file.is_file():
+        return {}
+    place = (part / "maps").relative_to(folder).as_posix()
+    try:
+        listed = read_object(file).get("drawings", [])
+        return {str(path): f"{place}/{name}.png" for path, name in listed}
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{file}: damaged ({error}): {REPEAT_TEST}") from None
 
 
 def mapping(value: object) -> Mapping[str, Any]:

@@ -98,7 +98,8 @@ def select_images(
     for name, members in by_category.items():
         threshold = thresholds.get(name)
         if by_decision and all(rows[index].get("decision") is not None for index in members):
-            candidates += _select_by_decision(rows, members, count, threshold, marked)
+            most = max(1, MAX_PER_KIND // len(by_category))
+            candidates += _select_by_decision(rows, members, most, count, threshold, marked)
         else:
             candidates += _select_in_category(rows, members, count, threshold)
     selected: list[SelectedImage] = []
@@ -119,11 +120,15 @@ def decided_score(row: Mapping[str, Any]) -> float:
 def _select_by_decision(
     rows: Rows,
     members: Sequence[int],
+    most: int,
     count: int,
     threshold: float | None,
     marked: Collection[int],
 ) -> list[SelectedImage]:
-    """Select anomalous images, and normal ones near the threshold or with marked pixels."""
+    """Select at most ``most`` anomalous images, and ``count`` normal ones near the threshold.
+
+    Of normal images with marked pixels, ``most`` are selected, too.
+    """
     scores = {index: decided_score(rows[index]) for index in members}
     ranked = sorted(members, key=lambda index: -scores[index])
     width = (scores[ranked[0]] - scores[ranked[-1]]) or 1.0
@@ -131,10 +136,11 @@ def _select_by_decision(
     gaps = {index: (scores[index] - level) / width for index in members}
     anomalous = [index for index in ranked if rows[index]["decision"] == "anomalous"]
     normal = [index for index in ranked if rows[index]["decision"] != "anomalous"]
-    with_marks = [index for index in normal if index in marked][:count]
-    closest = [index for index in normal if index not in with_marks][:count]
+    with_marks = [index for index in normal if index in marked][:most]
+    without = set(normal).difference(with_marks)
+    closest = [index for index in normal if index in without][:count]
     return [
-        *(SelectedImage(i, "anomalous", gaps[i]) for i in anomalous[:count]),
+        *(SelectedImage(i, "anomalous", gaps[i]) for i in anomalous[:most]),
         *(SelectedImage(i, "closest", gaps[i]) for i in closest),
         *(SelectedImage(i, "marked", gaps[i]) for i in with_marks),
     ]

@@ -60,7 +60,7 @@ class Check:
 
     @property
     def slow(self) -> bool:
-        """True if the check starts processes."""
+        """True if the check starts processes or runs several commands."""
         return bool(getattr(self.function, "slow", False))
 
     def run(self) -> Outcome:
@@ -133,7 +133,8 @@ def check_method(
             check that passes nevertheless counts as failed.
         half_precision_bound: Largest difference between maps or scores with a bf16 backbone and
             those in float32, as a fraction of their range over the test images.
-        slow: True: only the checks that start processes. False: all others. Default: both.
+        slow: True: only the checks that start processes or run several commands. False: all
+            others. Default: both.
 
     Raises:
         ValueError: If the method is none, an expected failure names no check or has no reason, or
