@@ -256,7 +256,9 @@ def _of_config(
             root = empty if references is None else os.fsdecode(references)
             words = ["--data=ImageFolder", "--data.categories=null", *words, f"--data.root={root}"]
             words += [] if category is None else [f"--data.category={category}"]
-        cli = _LoadingCLI(arrange(["predict", f"--config={file}", *words, *forced]))
+        # The configuration of a test has options that predict does not have.
+        verb = "test" if file.name == "config-test.yaml" else "predict"
+        cli = _LoadingCLI(arrange([verb, f"--config={file}", *words, *forced]))
         data = cli.datamodule
         settings = Preprocessing.of_data(data, str(cli.trainer.precision))
         if data.has_default_name:

@@ -283,6 +283,22 @@ def test_options_without_a_calibration(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(("alpha", "code"), [(0.05, 3), (0.5, 3), (None, 0)])
+def test_a_script_can_stop_at_an_anomalous_image(
+    planks: Planks, tmp_path: Path, alpha: float | None, code: int
+) -> None:
+    options = ["--output.fail_on=anomalous", "--output.maps=false", "--output.page=false"]
+    if alpha is None:  # no score is above the highest
+        high = CategoryCalibration((1e9,))
+        file = planks.write("high.json", categories={"planks": high})
+    else:
+        file = planks.file
+        options += [f"--calibration.alpha={alpha}"]
+    assert planks.run("predict", tmp_path / "run", *options, file=file) == code
+    number = section_of(tmp_path / "run")["categories"]["images"]["num_anomalous"]
+    assert bool(number) == (code == 3)
+
+
 def test_masks_need_a_map_threshold(
     planks: Planks, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -185,13 +185,16 @@ def test_the_run_of_a_zero_shot_method_is_a_source(tmp_path: Path) -> None:
     detector = load(tmp_path / "predict", device="cpu")
     assert (detector.category, detector.method.sigma) == ("bolt", 2.0)
     assert detector.calibration is None
+    assert main(["test", *words, f"--output.folder={tmp_path / 'test'}"]) == 0
+    image = tmp_path / "parts" / "good" / "0.png"
+    tested = load(tmp_path / "test", device="cpu")
+    assert tested.predict(image).score == detector.predict(image).score
     assert main(["calibrate", *words, f"--output.folder={tmp_path / 'calibrated'}"]) == 0
     with pytest.warns(UserWarning, match=r"11.1 % is the smallest rate on average"):
         calibrated = load(tmp_path / "calibrated", device="cpu")
     assert repr(calibrated).startswith(f"<Detector: SDP of {tmp_path / 'calibrated'}, category")
     with pytest.warns(UserWarning, match=r"5 % false alarms cannot be had"):
         again = load(tmp_path / "predict", calibration=tmp_path / "calibrated", device="cpu")
-    image = tmp_path / "parts" / "good" / "0.png"
     assert calibrated.predict(image).p_value == again.predict(image).p_value
 
 

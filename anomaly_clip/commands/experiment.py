@@ -109,7 +109,8 @@ def run_experiment(words: Sequence[str]) -> int:
         silence(False)  # later runs of this process may show progress
     if not cli.trainer.is_global_zero:  # a launcher would take the code for a failure
         return 0
-    if cli.writer.fail_on == "anomalous" and cli.writer.num_anomalous:
+    fails = words[0] == "predict" and cli.writer.fail_on == "anomalous"
+    if fails and cli.writer.num_anomalous:
         return ANOMALOUS_FOUND
     return UNREADABLE if cli.writer.unreadable.exist else 0
 

@@ -128,7 +128,8 @@ class RunWriter(Callback):
             first = getattr(rank_zero_only, "rank", 0) == 0
             if self.requested_folder is not None:
                 self._existed = self.requested_folder.exists()
-                self.requested_folder.mkdir(parents=True, exist_ok=True)
+                if first:  # or it would find that of another process
+                    self.requested_folder.mkdir(parents=True, exist_ok=True)
                 self._folder = self.requested_folder
             else:
                 self._folder = (
