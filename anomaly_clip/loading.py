@@ -413,6 +413,11 @@ def _attach(
             f"references {os.fsdecode(folder)}: {type(method).__name__} of {loaded.source} uses no "
             f"reference images: leave them out, or set data.shots for a method that can"
         )
+    if uses_references and method.uses_category_names and loaded.category is None:
+        raise UserError(
+            f"{loaded.source} compares images with references of one category: name it, such as "
+            f'category="laser-cut plank"'
+        )
     if folder is not None and loaded.references is None:
         loaded.references = ImageFolder(
             os.fsdecode(folder),

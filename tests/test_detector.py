@@ -128,6 +128,8 @@ def test_references_are_those_of_predict(place: Path, tmp_path: Path) -> None:
     assert_equal_scores(detector, parts / "good", rows, batch_size=8)
     with pytest.raises(ValueError, match="the reference images are of plank: load a detector for"):
         detector.predict(parts / "good" / "0.png", category="screw")
+    with pytest.raises(ValueError, match=r"references of one category: name it, such as category="):
+        load("winclip_4shot", references=parts, **DEMO)
     with pytest.raises(ValueError, match="winclip_4shot compares images with 4 reference images"):
         load("winclip_4shot", category="plank", **DEMO)
 

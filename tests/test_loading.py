@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from calibrations import PADIM, write_photographs
-from helpers import WORDS, quiet_trainer
+from calibrations import PADIM, read_csv, write_photographs
+from helpers import WORDS, Golden, quiet_trainer
 from torchvision.models import resnet18
 
 from anomaly_clip.backbones.clip import CLIPBackbone
@@ -64,6 +65,19 @@ def test_a_run_its_checkpoint_and_a_copy_elsewhere_are_the_same(
     detectors = [load(s, device="cpu") for s in (place / "fit", str(file), copy, "model.ckpt")]
     assert len({detector.predict(IMAGE).score for detector in detectors}) == 1
     assert {detector.category for detector in detectors} == {"parts"}
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("method", ["padim", "patchcore", "rd4ad", "simplenet", "clip_ada"])
+def test_runs_of_version_0_1_0_score_as_they_did(
+    method: str, golden: Callable[[str], Golden], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(golden("checkpoints").folder / "0.1.0")
+    rows = read_csv(Path(method, "test", "scores.csv"))
+    detector = load(Path(method, "fit"), device="cpu")
+    predictions = detector.predict([row["path"] for row in rows])
+    expected = [float(row["image_score"]) for row in rows]
+    assert [p.score for p in predictions] == pytest.approx(expected, rel=1e-5)
 
 
 def test_weights_that_have_moved_are_named(place: Path, tmp_path: Path) -> None:
