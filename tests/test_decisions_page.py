@@ -36,6 +36,36 @@ def test_the_table_of_images_needed() -> None:
     assert "\n".join(rows) in PAGE
 
 
+def test_the_tables_of_magnetic_tiles() -> None:
+    runs = result("calibration_magnetic_tile")["runs"]
+    header = f"| draw of calibration images | {' | '.join(runs)} |\n|---|{'---|' * len(runs)}"
+    names = {
+        "by image": "image by image",
+        "by tile": "by whole tiles",
+        "new tiles": "from fitted tiles, rates on new tiles",
+    }
+    rows = [header]
+    for way, name in names.items():
+        cells = [
+            f"{entry['inside']} of 20; {percent(entry['mean'])} "
+            f"({percent(min(entry['rates']))} to {percent(max(entry['rates']))})"
+            for entry in (run["ways"][way] for run in runs.values())
+        ]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    assert "\n".join(rows) in PAGE
+    rows = [f"| defect | {' | '.join(runs)} |\n|---|{'---|' * len(runs)}"]
+    for kind in next(iter(runs.values()))["recall"]:
+        cells = [
+            f"{entry['count']} of {entry['total']}: {percent(entry['value'])} "
+            f"({percent(entry['low'])} to {percent(entry['high'])})"
+            for entry in (run["recall"][kind] for run in runs.values())
+        ]
+        rows.append(f"| {kind} | {' | '.join(cells)} |")
+    assert "\n".join(rows) in PAGE
+    assert "PaDiM calls almost three times as many normal images anomalous" in WORDS
+    assert 2.5 < runs["PaDiM"]["ways"]["new tiles"]["mean"] / 0.05 < 3
+
+
 def test_the_numbers_of_the_simulations() -> None:
     content = result("conformal")
     drift, few = content["drift"], content["few_images"]

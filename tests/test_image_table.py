@@ -111,6 +111,9 @@ def test_the_score_that_decides_is_shown(tmp_path: Path) -> None:
     header = ["path", "category", "label", "image_score", "decision_score"]
     write_csv(run / "scores.csv", header, rows)
     assert [row.score for row in read_files(run).rows] == [0, 1, 2, 3]
+    assert "Scores below are decision scores" in text_of(decide(run, {"cap": 0.25}, predict=False))
+    other = decide(make_run(tmp_path / "other", TWO), THRESHOLDS)
+    assert "Scores below are decision scores" not in text_of(other)
 
 
 def test_images_outside_of_the_gallery_lead_to_their_drawings(tmp_path: Path) -> None:

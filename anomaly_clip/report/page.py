@@ -78,6 +78,7 @@ def _render(files: RunFiles, image_bytes: int) -> bytes:
     images = [image for images in gallery.values() for image in images]
     has_scores = sum(len(category.scores) for category in files.scores.values()) <= MAX_SCORES
     cards = {(image["of"], image["path"]): image["number"] for image in images if image["path"]}
+    has_two_scores = any(row.is_decision_score for row in files.rows)
     table = build_image_table(files.rows, names, cards, files.drawings) if files.scores else None
     decisions, drift, run = files.decisions, build_drift_chart(files.drift, names), files.run
     page = render(
@@ -96,6 +97,7 @@ def _render(files: RunFiles, image_bytes: int) -> bytes:
         summary=_summary(files),
         names=names,
         scores=[_embed_scores(files, name) for name in names] if has_scores else [],
+        has_two_scores=has_two_scores,
         fdr=None if decisions is None else decisions.fdr,
         too_many=not has_scores,
         charts=build_charts(files, names),

@@ -68,6 +68,8 @@ class ImageRow(NamedTuple):
     """Kind of the defect; empty if unknown."""
     error: str
     """Reason why the image could not be read; empty otherwise."""
+    is_decision_score: bool = False
+    """True if the score that decides differs from the one that the metrics are computed from."""
 
 
 class GalleryImage(NamedTuple):
@@ -262,6 +264,7 @@ def _parse_row(row: Mapping[str, str]) -> ImageRow | None:
         row.get("decision", ""),
         row.get("defect", ""),
         "",
+        bool(row.get("decision_score")),
     )
 
 
