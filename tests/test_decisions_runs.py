@@ -227,7 +227,7 @@ def test_another_rate_than_that_of_the_calibration(
     section = section_of(tmp_path / "half")
     assert section["alpha"] == 0.5
     assert section["categories"]["images"]["k"] == 10
-    assert "decisions: at most 50 % false alarms" in printed(capsys)
+    assert "requested false-alarm rate 50 %" in printed(capsys)
     assert planks.run("predict", tmp_path / "few", "--calibration.alpha=0.01", *options) == 0
     entry = section_of(tmp_path / "few")["categories"]["images"]
     assert entry["as_asked"] is False

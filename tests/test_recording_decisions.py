@@ -70,7 +70,7 @@ def test_the_rate_is_that_of_the_calibration_unless_another_is_given(
     decisions = Decisions(calibration(cap=CategoryCalibration(TEN)), "c", settings, ["cap"])
     assert (decisions.alpha, decisions.confidence) == (alpha, confidence)
     assert decisions.levels["cap"].alpha == alpha
-    assert f"at most {100 * alpha:g} % false alarms" in decisions.describe()
+    assert f"requested false-alarm rate {100 * alpha:g} %" in decisions.describe()
 
 
 def test_a_rate_that_cannot_be_had_uses_the_smallest() -> None:

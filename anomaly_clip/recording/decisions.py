@@ -83,12 +83,13 @@ class Decisions:
 
     def describe(self) -> str:
         """Return the line on the screen that names the calibration and the rate."""
-        limit = f"at most {100 * self.alpha:.6g} % false alarms"
         if self.fdr is not None:
-            limit = f"a false discovery rate of at most {100 * self.fdr:.6g} %"
-        elif self.confidence is not None:
-            limit += f" with {100 * self.confidence:.6g} % confidence"
-        return f"decisions: {limit}, by the calibration in {self.source}"
+            rate = f"false discovery rate {100 * self.fdr:.6g} %"
+        else:
+            rate = f"requested false-alarm rate {100 * self.alpha:.6g} %"
+            if self.confidence is not None:
+                rate += f" with {100 * self.confidence:.6g} % confidence"
+        return f"decisions by the calibration in {self.source}: {rate}"
 
     def decide(self, rows: Rows, replaces_score: bool) -> None:
         """Add p-value and decision to the rows of all images.

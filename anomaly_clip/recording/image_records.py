@@ -39,7 +39,7 @@ class ImageRecords:
         self.num_scored = 0
         """Number of images that were scored; after `gather`, by all processes."""
         self.with_highest = False
-        """Whether to keep the highest value of each map."""
+        """True if the highest value of each map is kept."""
         self.highest: dict[int, float] = {}
         """Highest value of each map; after `gather`, of all processes."""
         self._without_pixels: list[int] = []

@@ -67,8 +67,8 @@ def _remarks(section: Mapping[str, Any]) -> list[str]:
     estimated = [name for name, entry in entries.items() if entry.get("kind") == kind]
     remarks = []
     if few:
-        asked = f"{_number(section['alpha'])} %"
-        remarks.append(f"the smallest rate instead of {asked}, of too few images: {_names(few)}")
+        alpha = f"{_number(section['alpha'])} %"
+        remarks.append(f"the smallest rate instead of {alpha}, of too few images: {_names(few)}")
     if estimated:
         remarks.append(f"rate estimated by cross-validation: {_names(estimated)}")
     return remarks
