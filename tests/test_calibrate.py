@@ -218,3 +218,30 @@ def test_unreadable_images_are_left_out_and_told(
     assert main(command) == 1
     assert content_of(tmp_path)["calibration"]["categories"]["photos"]["n"] == 19
     assert "1 normal image could not be read, such as" in capsys.readouterr().err
+
+
+def test_decisions_are_at_the_rate_of_the_latest_calibration(fitted: Path, tmp_path: Path) -> None:
+    shutil.copytree(fitted / "runs", tmp_path / "runs")
+    options = ["--ckpt_path", str(checkpoint(tmp_path)), "--data.root", str(fitted / "photos")]
+    assert main(["calibrate", *options, "--calibration.alpha", "0.3"]) == 0
+    predict = ["predict", *options, "--output.page", "false", "--output.maps", "false"]
+    for number, (more, expected) in enumerate(
+        [([], 0.3), (["--calibration.alpha", "0.05"], 0.05), (["--calibration.alpha=0.1"], 0.1)]
+    ):
+        folder = tmp_path / f"out-{number}"
+        assert main([*predict, "--output.folder", str(folder), *more]) == 0
+        section = json.loads((folder / "predict.json").read_text())["decisions"]
+        assert section["alpha"] == expected
+
+
+def test_a_predict_may_fail_on_anomalous_images(fitted: Path, tmp_path: Path) -> None:
+    predict = ["predict", "--ckpt_path", str(checkpoint(fitted)), "--output.page", "false"]
+    predict += ["--output.maps", "false", "--output.fail_on", "anomalous"]
+    defects = photographs(tmp_path / "new", 3, start=700, kind="any")
+    run = ["--output.folder", str(tmp_path / "out")]
+    assert main([*predict, "--data.root", str(defects), *run]) == 3
+    (defects / "any" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    assert main([*predict, "--data.root", str(defects), *run]) == 3  # before unreadable images
+    normal = photographs(tmp_path / "normal", 1, start=2)
+    run = ["--output.folder", str(tmp_path / "other")]
+    assert main([*predict, "--data.root", str(normal), *run]) == 0

@@ -55,3 +55,13 @@ def test_long_names_are_folded_and_markup_is_text() -> None:
     assert max(map(len, lines)) <= 80
     assert any("[b]" in line for line in lines)
     assert any("[red]" in line for line in lines)
+
+
+def test_rates_other_than_that_of_the_title_are_explained() -> None:
+    few = {**NUT, "as_asked": False}
+    names = ["a", "b", "c", "[d]", "e"]
+    text = " ".join(printed(section({"cap": CAP, **dict.fromkeys(names, few)})))
+    assert "the smallest rate instead of 1 %, of too few images: a, b, c and 2 more" in text
+    text = " ".join(printed(section({"[d]": few, "nut": {**NUT, "kind": "cross_validation"}})))
+    assert "images: [d] rate estimated by cross-validation: nut" in text
+    assert "smallest" not in " ".join(printed(section({"a": few}, fdr=0.1)))

@@ -10,13 +10,18 @@ import numpy as np
 import pytest
 import torch
 from calibrations import PADIM, conditions_of, read_csv, section_of, write_photographs
+from helpers import quiet_trainer
 from PIL import Image
 
+from anomaly_clip.backbones.cnn import CNNSettings
 from anomaly_clip.cli import main
+from anomaly_clip.data import ImageFolder
 from anomaly_clip.decisions.calibration import Calibration, CategoryCalibration
 from anomaly_clip.decisions.conformal import benjamini_hochberg, binomial_interval, p_values
 from anomaly_clip.drawing.overlay import CONTOUR
 from anomaly_clip.masks import read_mask
+from anomaly_clip.methods import PaDiM
+from anomaly_clip.recording.writer import RunWriter
 from anomaly_clip.testing.processes import run_command
 
 
@@ -222,7 +227,7 @@ def test_another_rate_than_that_of_the_calibration(
     section = section_of(tmp_path / "half")
     assert section["alpha"] == 0.5
     assert section["categories"]["images"]["k"] == 10
-    assert "decisions: at most 50 % false alarms" in printed(capsys)
+    assert "requested false-alarm rate 50 %" in printed(capsys)
     assert planks.run("predict", tmp_path / "few", "--calibration.alpha=0.01", *options) == 0
     entry = section_of(tmp_path / "few")["categories"]["images"]
     assert entry["as_asked"] is False
@@ -346,6 +351,25 @@ def test_the_calibration_in_the_checkpoint_is_used_without_a_file(
     words += [f"--ckpt_path={file}", f"--data.root={planks.images}", "--data.normal=folders"]
     assert main([*words, f"--output.folder={tmp_path / 'run'}", "--output.maps=false"]) == 0
     assert section_of(tmp_path / "run")["source"] == str(file)
+
+
+@pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint need.*")
+def test_a_trainer_in_python_decides_too(planks: Planks, tmp_path: Path) -> None:
+    """There, the checkpoint is read after the setup of the run."""
+    checkpoint = torch.load(planks.fitted, weights_only=True)
+    checkpoint["calibration"] = json.loads(planks.file.read_text())
+    file = tmp_path / "last.ckpt"
+    torch.save(checkpoint, file)
+    backbone = CNNSettings(weights="random")
+    for path, is_decided in ((file, True), (planks.fitted, False)):
+        writer = RunWriter(folder=str(tmp_path / path.parent.name), maps=False, page=False)
+        method = PaDiM(backbone, image_size=32, num_channels=8)
+        data = ImageFolder(str(planks.images), num_workers=0)
+        trainer = quiet_trainer(callbacks=[writer])
+        trainer.predict(method, data, ckpt_path=path, return_predictions=False)
+        rows = read_csv(writer.folder / "scores.csv")
+        assert ("decision" in rows[0]) == is_decided
+        assert (writer.num_anomalous > 0) == is_decided
 
 
 def test_score_parts_of_sdp(tiny_sdp: list[str], tmp_path: Path) -> None:

@@ -453,6 +453,7 @@ def test_a_lone_checkpoint_adds_the_configuration_of_its_fit(tmp_path: Path, bel
     config = tmp_path / "config-fit.yaml"
     config.touch()
     before = ["test", "--config", str(config), "--output.folder", "null"]
+    before += ["--calibration.alpha", "null", "--calibration.confidence", "null"]
     assert arrange(["test", f"--ckpt_path={checkpoint}"]) == [*before, f"--ckpt_path={checkpoint}"]
 
 

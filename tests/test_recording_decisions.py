@@ -70,7 +70,7 @@ def test_the_rate_is_that_of_the_calibration_unless_another_is_given(
     decisions = Decisions(calibration(cap=CategoryCalibration(TEN)), "c", settings, ["cap"])
     assert (decisions.alpha, decisions.confidence) == (alpha, confidence)
     assert decisions.levels["cap"].alpha == alpha
-    assert f"at most {100 * alpha:g} % false alarms" in decisions.describe()
+    assert f"requested false-alarm rate {100 * alpha:g} %" in decisions.describe()
 
 
 def test_a_rate_that_cannot_be_had_uses_the_smallest() -> None:
@@ -85,10 +85,10 @@ def test_a_rate_that_cannot_be_had_uses_the_smallest() -> None:
 def test_a_category_without_a_calibration(is_named: bool) -> None:
     single = calibration(cap=CategoryCalibration(TEN))
     several = calibration(cap=CategoryCalibration(TEN), nut=CategoryCalibration(TEN))
-    with pytest.raises(UserError, match="no category 'new'"):
+    with pytest.raises(UserError, match=r"c\.json: the calibration has no category 'new'"):
         Decisions(several, "c.json", categories=["new"], is_named=is_named)
     if is_named:
-        with pytest.raises(UserError, match="no category 'new'"):
+        with pytest.raises(UserError, match=r"c\.json: the calibration has no category 'new'"):
             Decisions(single, "c.json", categories=["new"])
     else:
         decisions = Decisions(single, "c.json", categories=["new"], is_named=False)
@@ -162,3 +162,21 @@ def test_names_that_are_not_utf8_are_found_in_files_and_checkpoints(tmp_path: Pa
     for read in (written, Calibration.read(tmp_path / "c.json")):
         decisions = Decisions(read, "c.json", categories=[name])
         assert decided(decisions, rows_of((name, 99.0)))[0]["decision"] == "anomalous"
+
+
+@pytest.mark.parametrize(("num_images", "is_explained"), [(2, False), (5, True)])
+def test_a_false_discovery_rate_that_few_calibration_images_cannot_reach(
+    num_images: int, is_explained: bool
+) -> None:
+    records = {"cap": CategoryCalibration(TEN)}
+    decisions = Decisions(calibration(**records), "c", categories=["cap"], fdr=0.2)
+    rows = decided(decisions, rows_of(("cap", 99.0), *[("cap", 0.0)] * (num_images - 1)))
+    # The smallest p-value is 1/11: of 2 images, 0.1 is the limit of the first rank; of 5, 0.04.
+    assert (rows[0]["decision"] == "anomalous") != is_explained
+    text = decisions.too_few_for_fdr(rows)
+    assert (text is not None) == is_explained
+    assert (
+        text is None or "the p-value of 1 image is the smallest that there can be, 0.0909" in text
+    )
+    normal = decided(decisions, rows_of(("cap", 0.0)))
+    assert decisions.too_few_for_fdr(normal) is None

@@ -77,7 +77,7 @@ class AnomalyMethod(EvaluatedModule):
         self.calibration: dict[str, Any] | None = None
         """Content of ``calibration.json`` of the fitted state, None without one."""
         self.preprocessing: dict[str, Any] | None = None
-        """Reading and resizing of the images of the fit, as plain values; None if unknown."""
+        """Preprocessing of the images of the fit, before they were scored; None if unknown."""
 
     @property
     @abstractmethod

@@ -18,7 +18,9 @@ from anomaly_clip.decisions.calibration import (
 )
 from anomaly_clip.decisions.conformal import benjamini_hochberg
 from anomaly_clip.decisions.settings import CalibrationSettings
+from anomaly_clip.errors import UserError
 from anomaly_clip.files import readable
+from anomaly_clip.progress import number_of
 from anomaly_clip.results.map_store import Ranges, Rows
 
 __all__ = ["Decisions"]
@@ -59,15 +61,19 @@ class Decisions:
         self.alpha = (calibration.alphas if settings.alpha is None else settings.alphas)[0]
         self.confidence = settings.confidence or calibration.confidence
         self.records: dict[str, CategoryCalibration] = {
-            # A file has names as text, a checkpoint as they are on the disk.
-            name: calibration.of(
-                name if name in calibration.categories else readable(name), is_named
-            )
-            for name in categories
+            name: self._record(name, is_named) for name in categories
         }
         self.levels: dict[str, Level] = {
             name: record.level(self.alpha, self.confidence) for name, record in self.records.items()
         }
+
+    def _record(self, category: str, is_named: bool) -> CategoryCalibration:
+        # A file has names as text, a checkpoint as they are on the disk.
+        has_name = category in self.calibration.categories
+        try:
+            return self.calibration.of(category if has_name else readable(category), is_named)
+        except UserError as error:
+            raise UserError(f"{self.source}: {error}") from None
 
     @property
     def map_thresholds(self) -> dict[str, float]:
@@ -77,12 +83,13 @@ class Decisions:
 
     def describe(self) -> str:
         """Return the line on the screen that names the calibration and the rate."""
-        limit = f"at most {100 * self.alpha:.6g} % false alarms"
         if self.fdr is not None:
-            limit = f"a false discovery rate of at most {100 * self.fdr:.6g} %"
-        elif self.confidence is not None:
-            limit += f" with {100 * self.confidence:.6g} % confidence"
-        return f"decisions: {limit}, by the calibration in {self.source}"
+            rate = f"false discovery rate {100 * self.fdr:.6g} %"
+        else:
+            rate = f"requested false-alarm rate {100 * self.alpha:.6g} %"
+            if self.confidence is not None:
+                rate += f" with {100 * self.confidence:.6g} % confidence"
+        return f"decisions by the calibration in {self.source}: {rate}"
 
     def decide(self, rows: Rows, replaces_score: bool) -> None:
         """Add p-value and decision to the rows of all images.
@@ -111,6 +118,28 @@ class Decisions:
             rejected = benjamini_hochberg(list(values.values()), self.fdr).tolist()
             for index, is_rejected in zip(values, rejected, strict=True):
                 rows[index]["decision"] = ANOMALOUS if is_rejected else NORMAL
+
+    def too_few_for_fdr(self, rows: Rows) -> str | None:
+        """Return why no image is anomalous at the false discovery rate; None for another reason.
+
+        Args:
+            rows: Rows of all images, with their decisions.
+        """
+        if self.fdr is None or any(row["decision"] == ANOMALOUS for row in rows.values()):
+            return None
+        lowest = [
+            row["p_value"]
+            for row in rows.values()
+            if row["p_value"] == 1 / (self.records[row["category"]].num_images + 1)
+        ]
+        if not lowest:
+            return None
+        return (
+            f"no image is called anomalous at output.fdr {self.fdr}: the p-value of "
+            f"{number_of(len(lowest), 'image')} is the smallest that there can be, "
+            f"{min(lowest):.3g}, which is too large among {len(rows)}: calibrate on more images, "
+            f"or leave output.fdr out"
+        )
 
     def colour_ranges(self, ranges: Ranges) -> Ranges:
         """Return the scale of heat maps by category, which starts from the map threshold."""

@@ -38,6 +38,8 @@ class ImageRecords:
         """Images that could not be read; after `gather`, those of all processes."""
         self.num_scored = 0
         """Number of images that were scored; after `gather`, by all processes."""
+        self.with_highest = False
+        """True if the highest value of each map is kept."""
         self.highest: dict[int, float] = {}
         """Highest value of each map; after `gather`, of all processes."""
         self._without_pixels: list[int] = []
@@ -54,7 +56,7 @@ class ImageRecords:
             empty = batch["label"] & ~batch["mask"].flatten(1).any(dim=1)
             self._without_pixels += batch["index"][empty].tolist()
         scores: Scores = outputs
-        if "anomaly_map" in scores:
+        if self.with_highest and "anomaly_map" in scores:
             highest = scores["anomaly_map"].float().flatten(1).amax(dim=1)
             self.highest.update(zip(indices, highest.tolist(), strict=True))
         if self.with_maps:

@@ -216,8 +216,9 @@ class RunDecisions:
             write_csv(folder / DRIFT_FILE, HEADER, drift.table)
         categories = None if drift is None else drift.categories
         section = decisions_record(self.made, rows, highest, kinds, categories)
-        for line in decision_lines(section):
-            say(line)
+        for line in [*decision_lines(section), self.made.too_few_for_fdr(rows)]:
+            if line is not None:
+                say(line)
         return section
 
 

@@ -232,10 +232,12 @@ class RunWriter(Callback):
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that the calibration applies to the scores."""
         self.decisions.check(trainer, pl_module)
+        self.records.with_highest = self.decisions.made is not None
 
     def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that the calibration applies to the scores."""
         self.decisions.check(trainer, pl_module)
+        self.records.with_highest = self.decisions.made is not None
 
     def on_test_batch_end(
         self,
@@ -383,7 +385,7 @@ class RunWriter(Callback):
         unread = self.unreadable.counts()
         protocol = protocol_of_test(method, data, counts, len(rows), without_pixels, unread)
         samples = data.samples("test")
-        kinds = {index: samples[index].defect for index in rows}
+        kinds = {index: samples[index].defect or "defect" for index in rows}
         section = self.decisions.record(self.folder, rows, self.records.highest, kinds)
         write_metrics(self.folder, results, self._run(trainer, method, protocol), section)
         title = table_title(method, data, protocol, len(rows))

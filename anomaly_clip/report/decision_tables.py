@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -14,6 +14,8 @@ from anomaly_clip.files import printable
 __all__ = ["decision_tables", "interval", "share_percent"]
 
 Share = Mapping[str, Any]
+MAX_NAMES = 3
+"""Number of categories that a remark names."""
 INTERVALS = "in percent, with 95 % intervals (Clopper-Pearson)"
 
 
@@ -26,6 +28,7 @@ def decision_tables(section: Mapping[str, Any]) -> list[Table]:
     rate = "false discovery rate" if section["fdr"] is not None else "false-alarm rate"
     limit = section["alpha"] if section["fdr"] is None else section["fdr"]
     rates = _table(f"decisions, {rate} {_number(limit)} %")
+    rates.caption = Text("\n".join([INTERVALS, *_remarks(section)]))
     rates.add_column("category", overflow="fold", min_width=len("category"))
     for name in ("normal\nimages", "false\nalarms", "95 %", "anoma-\nlous", "recall", "95 %"):
         rates.add_column(name, justify="right", no_wrap=True)
@@ -52,6 +55,30 @@ def _table(title: str) -> Table:
         caption=INTERVALS,
         caption_style="italic",
     )
+
+
+def _remarks(section: Mapping[str, Any]) -> list[str]:
+    """Return why the rate in the title is not that of some categories, if it is not."""
+    if section["fdr"] is not None:
+        return []
+    entries: Mapping[str, Mapping[str, Any]] = section["categories"]
+    few = [name for name, entry in entries.items() if not entry.get("as_asked", True)]
+    kind = "cross_validation"
+    estimated = [name for name, entry in entries.items() if entry.get("kind") == kind]
+    remarks = []
+    if few:
+        alpha = f"{_number(section['alpha'])} %"
+        remarks.append(f"the smallest rate instead of {alpha}, of too few images: {_names(few)}")
+    if estimated:
+        remarks.append(f"rate estimated by cross-validation: {_names(estimated)}")
+    return remarks
+
+
+def _names(names: Sequence[str]) -> str:
+    """Return the first names, and the number of the others."""
+    more = len(names) - MAX_NAMES
+    listed = ", ".join(printable(name) for name in names[:MAX_NAMES])
+    return f"{listed} and {more} more" if more > 0 else listed
 
 
 def _cells(share: Share | None) -> tuple[str, str, str]:

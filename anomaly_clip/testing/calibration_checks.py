@@ -1,4 +1,4 @@
-"""Checks of decisions: a method is calibrated, and decides on the images that it was calibrated on."""
+"""Checks of decisions: a method is calibrated, and decides on its calibration images."""
 
 from __future__ import annotations
 
