@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, overload
+from typing import Any, NoReturn, overload
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from anomaly_clip.decisions.calibration import Calibration
 from anomaly_clip.decisions.sentences import guarantee
 from anomaly_clip.errors import UserError, check_at_least
 from anomaly_clip.image_inputs import ImageInput, ImageInputs
-from anomaly_clip.loading import CATEGORY, LoadedMethod, load_method
+from anomaly_clip.loading import CATEGORY, LoadedMethod, check_category, load_method
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.prediction import ImageMap, Prediction
 from anomaly_clip.preprocessing import Preprocessing
@@ -111,7 +111,8 @@ class Detector:
         """False-alarm rate of decisions; None: the first one of the calibration."""
         self.calibration: Calibration | None = None
         """The calibration; None: there are scores, but no decisions."""
-        content = calibration or loaded.method.calibration or loaded.calibration
+        content = loaded.method.calibration or loaded.calibration
+        content = content if calibration is None else calibration
         if content is not None:
             with in_python():
                 self.calibration = self._comparable(content)
@@ -163,6 +164,17 @@ class Detector:
     def device(self) -> torch.device:
         """The device that scores images."""
         return self.method.device
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse copies and other processes, in which the method would have no trainer.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(
+            f"a Detector cannot be copied or sent to another process: call anomaly_clip.load with "
+            f"{self._loaded.source} there"
+        )
 
     def __repr__(self) -> str:
         """Return one line with method, source, category and calibration."""
@@ -274,6 +286,8 @@ class Detector:
         Raises:
             ValueError: If a category is needed and missing, or has no calibration.
         """
+        if category is not None:
+            check_category(category)
         loaded, name = self._loaded, self.category if category is None else category
         alpha = self.alpha if alpha is None else alpha
         if self.calibration is None and alpha is not None:
