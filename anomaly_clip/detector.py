@@ -111,8 +111,9 @@ class Detector:
         """False-alarm rate of decisions; None: the first one of the calibration."""
         self.calibration: Calibration | None = None
         """The calibration; None: there are scores, but no decisions."""
-        content = loaded.method.calibration or loaded.calibration
-        content = content if calibration is None else calibration
+        content = calibration
+        if content is None:
+            content = loaded.method.calibration or loaded.calibration
         if content is not None:
             with in_python():
                 self.calibration = self._comparable(content)

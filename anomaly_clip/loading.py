@@ -240,10 +240,10 @@ def _check_names(backbone: Mapping[str, Any], content: Mapping[str, Any]) -> Non
     Raises:
         UserError: If there is no such setting.
     """
-    known = [field.name for field in fields(CLIPSettings if _has_clip(content) else CNNSettings)]
+    names = [field.name for field in fields(CLIPSettings if _has_clip(content) else CNNSettings)]
     for name in backbone:
-        if name not in known:
-            raise UserError(f"backbone {name}: no such setting; there are {', '.join(known)}")
+        if name not in names:
+            raise UserError(f"backbone {name}: no such setting; there are {', '.join(names)}")
 
 
 def _weights_option(content: Mapping[str, Any]) -> str:
