@@ -111,19 +111,20 @@ class Detector:
         """False-alarm rate of decisions; None: the first one of the calibration."""
         self.calibration: Calibration | None = None
         """The calibration; None: there are scores, but no decisions."""
-        content = calibration
+        content, source = calibration, "the calibration"
         if content is None:
             content = loaded.method.calibration or loaded.calibration
+            source = f"the calibration of {loaded.source}"
         if content is not None:
             with in_python():
-                self.calibration = self._comparable(content)
+                self.calibration = self._comparable(content, source)
         if loaded.category is not None or (alpha is not None and self.calibration is None):
             self._resolve(None, None)
 
-    def _comparable(self, content: CalibrationSource) -> Calibration:
+    def _comparable(self, content: CalibrationSource, source: str) -> Calibration:
         """Return a calibration, after checking that it is of this method and its conditions."""
         method, name = self.method, type(self.method).__name__
-        calibration, source = _calibration(content, self._loaded.source)
+        calibration, source = _calibration(content, source)
         if calibration.method != name:
             raise UserError(
                 f"{source} is a calibration of {calibration.method}, but the method is {name}: "
@@ -421,12 +422,16 @@ def _read(dataset: PredictionImages, places: range, is_single: bool) -> Batch:
 def _calibration(content: CalibrationSource, source: str) -> tuple[Calibration, str]:
     """Return a calibration, and a description of where it is from.
 
+    Args:
+        content: See :func:`load`.
+        source: Description of a content that is no file.
+
     Raises:
         UserError: If there is none, or it is damaged.
     """
     if isinstance(content, Calibration):
-        return content, "the calibration"
+        return content, source
     if isinstance(content, Mapping):
-        return Calibration.from_dict(content, f"the calibration of {source}"), source
+        return Calibration.from_dict(content, source), source
     file = calibration_file(os.fsdecode(content))
     return Calibration.read(file), str(file)
