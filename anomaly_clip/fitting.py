@@ -136,10 +136,11 @@ def _folder_options(images: ImagesOfFit, category: str | None, words: Sequence[s
         category: Name of the object; None: that of the folder.
         words: The other options.
     """
-    several = _is_several(images)
-    if several and not all(isinstance(image, str | os.PathLike) for image in images):
+    several = not isinstance(images, str | os.PathLike)
+    listed = [images] if isinstance(images, str | os.PathLike) else list(images)
+    if not all(isinstance(image, str | os.PathLike) for image in listed):
         raise UserError("the images of a fit are files: give their paths, or a folder")
-    paths = list(map(os.fsdecode, [images] if isinstance(images, str | os.PathLike) else images))
+    paths = list(map(os.fsdecode, listed))
     root = [f"--data.root={json.dumps(paths) if several else paths[0]}"]
     folder = Path(paths[0] if paths else "").expanduser().absolute()
     is_good = name_key(folder.name).lower() in NORMAL_FOLDERS
