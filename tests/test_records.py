@@ -19,19 +19,19 @@ from anomaly_clip.records import Draw, HasLoaderNeeds, LoaderNeeds, needs_of, ve
 RANDOM = CNNSettings("resnet18", "random")
 
 NEEDS: dict[str, tuple[dict[str, Any], LoaderNeeds]] = {
-    "CLIPADA": ({"feature_layer": 2}, LoaderNeeds(32)),
+    "CLIPADA": ({"feature_layer": 2}, LoaderNeeds(32, is_fitted=True)),
     "Contrastive": ({"windows": {16: 0.7}}, LoaderNeeds(32, whole_epochs=True)),
     "LinearProbe": ({"image_size": 64}, LoaderNeeds(64)),
-    "PaDiM": ({"image_size": 64}, LoaderNeeds(64, single_pass=True)),
-    "PatchCore": ({"image_size": 64}, LoaderNeeds(64, single_pass=True)),
-    "RD4AD": ({"image_size": 64}, LoaderNeeds(64)),
+    "PaDiM": ({"image_size": 64}, LoaderNeeds(64, single_pass=True, is_fitted=True)),
+    "PatchCore": ({"image_size": 64}, LoaderNeeds(64, single_pass=True, is_fitted=True)),
+    "RD4AD": ({"image_size": 64}, LoaderNeeds(64, is_fitted=True)),
     "RegAD": (
         {"image_size": 64, "shots": 3, "rounds": 5},
-        LoaderNeeds(64, support_images=3, test_passes=5),
+        LoaderNeeds(64, support_images=3, test_passes=5, is_fitted=True),
     ),
     "SDP": ({}, LoaderNeeds(32, category_names=True)),
-    "SDPPlus": ({}, LoaderNeeds(32, category_names=True)),
-    "SimpleNet": ({"image_size": 64}, LoaderNeeds(64)),
+    "SDPPlus": ({}, LoaderNeeds(32, category_names=True, is_fitted=True)),
+    "SimpleNet": ({"image_size": 64}, LoaderNeeds(64, is_fitted=True)),
     "TAB": ({"image_size": 64}, LoaderNeeds(64, full_batches=True)),
     "WinCLIP": ({}, LoaderNeeds(32, category_names=True)),
 }
