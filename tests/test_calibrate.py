@@ -186,6 +186,29 @@ def test_zero_shot_methods_are_calibrated_into_a_run(
     assert "anomalous above" in capsys.readouterr().err
 
 
+def test_reference_images_and_their_copies_are_not_calibrated_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = photographs(tmp_path / "photos", 8)
+    for file in [*(root / "good").iterdir()]:
+        shutil.copy(file, root / "good" / f"copy-{file.name}")
+    words = [*SDP, "--model", "WinCLIP", "--model.backbone.pretrained", "demo"]
+    words += ["--data.root", str(root), "--data.category", "plank"]
+    calibration = tmp_path / "calibration"
+    shots = ["--data.shots", "3"]
+    assert main(["calibrate", *words, *shots, "--output.folder", str(calibration)]) == 0
+    drawn = capsys.readouterr().err
+    record = Calibration.read(calibration).categories["plank"]
+    assert f"{8 - record.num_images} reference images are not calibrated on" in drawn
+    assert record.num_images in (5, 6)  # two references may be copies of each other
+    predict = ["predict", *words, "--output.root", str(tmp_path / "runs")]
+    predict += ["--calibration.file", str(calibration)]
+    assert main(predict) == 2
+    message = "plank is compared with 0 reference images, but "
+    assert message in capsys.readouterr().err
+    assert main([*predict, *shots, "--output.maps", "false"]) == 0
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -72,6 +72,20 @@ def test_copies_and_groups_stay_together(tmp_path: Path) -> None:
     assert all(len([name for name in held if name[1] == ten]) == 10 for ten in tens)
 
 
+@pytest.mark.parametrize(("train_categories", "num_held"), [("same", 5), ("others", 0)])
+def test_only_categories_of_the_fit_hold_images_out(
+    tmp_path: Path, train_categories: str, num_held: int
+) -> None:
+    for number, category in enumerate(("nut", "screw")):
+        photographs(tmp_path / category / "train", 10, start=10 * number)
+        photographs(tmp_path / category / "test", 1, start=50 + number)
+    options = {"categories": ["nut"], "train_categories": train_categories}
+    data = MVTecAD(str(tmp_path), **options)  # type: ignore[arg-type]
+    data.calibration.request(HoldOut(5, 0))
+    rows = data.listing.all_rows("nut", "train")
+    assert len(data.calibration.held_out("nut", rows)) == num_held
+
+
 def test_a_single_image_cannot_be_shared(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"too few normal images \(1\)"):
         held_names(photographs(tmp_path, 1))

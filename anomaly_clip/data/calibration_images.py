@@ -92,6 +92,8 @@ class CalibrationImages:
         request, data = self.hold_out, self.data
         if request is None or data.auxiliary is not None or category not in data.categories:
             return frozenset()
+        if category not in data.train_categories:  # all of its images are new to the fit
+            return frozenset()
         if category not in self._held:
             normal = data.unreadable.readable([sample for sample in rows if not sample.label])
             chosen = self._choose(normal, request)
