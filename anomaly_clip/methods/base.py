@@ -351,6 +351,8 @@ class AnomalyMethod(EvaluatedModule):
             )
         if fitting:  # the data module has read the current images already
             self.fitted_images |= images  # a calibration is dropped: weights will change
+            if self.data is not None:
+                self.data.calibration.compare(self.fitted_images)
         else:
             self.take_fit_record(checkpoint)
         self.fitted_category = category if self.fitted_category is None else self.fitted_category
