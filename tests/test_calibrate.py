@@ -186,6 +186,20 @@ def test_zero_shot_methods_are_calibrated_into_a_run(
     assert "anomalous above" in capsys.readouterr().err
 
 
+def test_a_calibration_on_the_first_images_only_is_told(
+    fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(fitted / "runs", tmp_path / "runs")
+    root = photographs(tmp_path / "more", 5, start=600)
+    command = ["calibrate", "--ckpt_path", str(checkpoint(tmp_path)), "--data.root", str(root)]
+    assert main(command) == 0
+    assert "only the first images" not in capsys.readouterr().err
+    limit = ["--trainer.limit_predict_batches", "1", "--data.batch_size", "3"]
+    assert main([*command, *limit]) == 0
+    assert "limit_predict_batches 1: only the first images, by their" in capsys.readouterr().err
+    assert content_of(tmp_path)["calibration"]["categories"]["photos"]["n"] == 3
+
+
 def test_reference_images_and_their_copies_are_not_calibrated_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

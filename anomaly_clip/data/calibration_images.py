@@ -121,10 +121,10 @@ class CalibrationImages:
             return [] if number is None else [s for g in groups[number::count] for s in g]
         shots = self.data.few_shots.shots
         largest = int(LARGEST_SHARE * len(normal)) if shots is None else len(normal) - shots
-        wanted = max(round(SHARE * len(normal)), request.num_needed)
+        minimum = max(round(SHARE * len(normal)), request.num_needed)
         held: list[Sample] = []
         for group in groups:
-            if len(held) < wanted and len(held) + len(group) <= largest:
+            if len(held) < minimum and len(held) + len(group) <= largest:
                 held += group
         if not held:
             raise ValueError(

@@ -83,6 +83,12 @@ class ScoredImages(Callback):
             say(f"calibrate {type(pl_module).__name__} | {name}: {data.summary('predict')}")
             for remark in data.calibration.remarks:
                 say(remark)
+            limit = trainer.limit_predict_batches
+            if isinstance(limit, int) or limit < 1:  # 1 is a batch, 1.0 all of them
+                say(
+                    f"trainer.limit_predict_batches {limit}: only the first images, by their "
+                    f"names, are calibrated on, and they may differ from the others"
+                )
 
     def on_predict_batch_end(
         self,
