@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import regad_runs
 import torch
 from helpers import save_picture
 
@@ -184,6 +185,17 @@ def test_zero_shot_methods_are_calibrated_into_a_run(
     ]
     assert other.part_ranges != record.part_ranges
     assert "anomalous above" in capsys.readouterr().err
+
+
+def test_references_of_a_calibrated_fit_are_those_of_its_test(
+    mvtec_root: Path, tmp_path: Path
+) -> None:
+    root, runs = regad_runs.three_categories(mvtec_root), tmp_path / "runs"
+    fit = regad_runs.words("fit", root, runs, *regad_runs.ONE, "--calibrate", "true")
+    assert main([*fit, "--output.name", "regad"]) == 0
+    for verb in ("test", "predict"):  # refused if the references differ
+        words = [verb, "--ckpt_path", str(runs / "regad" / "1"), "--output.root", str(runs)]
+        assert main([*words, "--output.page", "false", "--output.maps", "false"]) == 0
 
 
 def test_a_calibration_on_the_first_images_only_is_told(
