@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, overload
+from typing import Any, NoReturn, overload
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from anomaly_clip.decisions.calibration import Calibration
 from anomaly_clip.decisions.sentences import guarantee
 from anomaly_clip.errors import UserError, check_at_least
 from anomaly_clip.image_inputs import ImageInput, ImageInputs
-from anomaly_clip.loading import CATEGORY, LoadedMethod, load_method
+from anomaly_clip.loading import CATEGORY, LoadedMethod, check_category, load_method
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.prediction import ImageMap, Prediction
 from anomaly_clip.preprocessing import Preprocessing
@@ -111,17 +111,20 @@ class Detector:
         """False-alarm rate of decisions; None: the first one of the calibration."""
         self.calibration: Calibration | None = None
         """The calibration; None: there are scores, but no decisions."""
-        content = calibration or loaded.method.calibration or loaded.calibration
+        content, source = calibration, "the calibration"
+        if content is None:
+            content = loaded.method.calibration or loaded.calibration
+            source = f"the calibration of {loaded.source}"
         if content is not None:
             with in_python():
-                self.calibration = self._comparable(content)
+                self.calibration = self._comparable(content, source)
         if loaded.category is not None or (alpha is not None and self.calibration is None):
             self._resolve(None, None)
 
-    def _comparable(self, content: CalibrationSource) -> Calibration:
+    def _comparable(self, content: CalibrationSource, source: str) -> Calibration:
         """Return a calibration, after checking that it is of this method and its conditions."""
         method, name = self.method, type(self.method).__name__
-        calibration, source = _calibration(content, self._loaded.source)
+        calibration, source = _calibration(content, source)
         if calibration.method != name:
             raise UserError(
                 f"{source} is a calibration of {calibration.method}, but the method is {name}: "
@@ -165,6 +168,17 @@ class Detector:
     def device(self) -> torch.device:
         """The device that scores images."""
         return self.method.device
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse copies and other processes, in which the method would have no trainer.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(
+            f"a Detector cannot be copied or sent to another process: call anomaly_clip.load with "
+            f"{self._loaded.source} there"
+        )
 
     def __repr__(self) -> str:
         """Return one line with method, source, category and calibration."""
@@ -276,6 +290,8 @@ class Detector:
         Raises:
             ValueError: If a category is needed and missing, or has no calibration.
         """
+        if category is not None:
+            check_category(category)
         loaded, name = self._loaded, self.category if category is None else category
         alpha = self.alpha if alpha is None else alpha
         if self.calibration is None and alpha is not None:
@@ -408,12 +424,16 @@ def _read(dataset: PredictionImages, places: range, is_single: bool) -> Batch:
 def _calibration(content: CalibrationSource, source: str) -> tuple[Calibration, str]:
     """Return a calibration, and a description of where it is from.
 
+    Args:
+        content: See :func:`load`.
+        source: Description of a content that is no file.
+
     Raises:
         UserError: If there is none, or it is damaged.
     """
     if isinstance(content, Calibration):
-        return content, "the calibration"
+        return content, source
     if isinstance(content, Mapping):
-        return Calibration.from_dict(content, f"the calibration of {source}"), source
+        return Calibration.from_dict(content, source), source
     file = calibration_file(os.fsdecode(content))
     return Calibration.read(file), str(file)

@@ -25,6 +25,9 @@ from anomaly_clip.python_calls import in_python, unchanged_process
 
 __all__ = ["fit"]
 
+ARGUMENTS = {"data.root": "images", "output.folder": "folder"}
+"""Options of the command line that are arguments of :func:`fit`."""
+
 ImagesOfFit = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 """A folder, or paths of images and folders."""
 
@@ -52,7 +55,7 @@ def fit(
         folder: Folder of the run, which keeps checkpoint and calibration; default: nothing is kept.
         category: Name of the object in the images; default: the name of the folder.
         calibrate: Whether to hold normal images out of the fit, and to calibrate on them.
-        alpha: False-alarm rate of decisions.
+        alpha: False-alarm rate of decisions; default: 5 %.
         device: See :func:`load`.
         backbone: Settings of the backbone that replace those of the configuration.
         options: Options of the command line; see :func:`load`.
@@ -61,13 +64,17 @@ def fit(
         ValueError: If the user made a mistake; in one sentence, with the way out.
     """
     place = find_device(device)
+    if alpha is not None and not calibrate:
+        raise ValueError(f"alpha {alpha}: without a calibration nothing is decided; leave it out")
     with in_python(), tempfile.TemporaryDirectory() as temporary:
         name, words = _own_configuration(os.fsdecode(configuration))
         file = Path(config_file(name)).expanduser()
         if file.is_file():
             _check_fitted(name, file)
         words += option_words({} if backbone is None else {"model.backbone": backbone})
-        words += ["--trainer.enable_model_summary=false", *option_words(options)]
+        given = option_words(options)
+        _check_options(given)
+        words += ["--trainer.enable_model_summary=false", *given]
         words += [*_folder_options(images, category, words), *trainer_options(place)]
         words += ["--calibrate=true"] if calibrate else []
         words += [] if alpha is None else [f"--calibration.alpha={alpha}"]
@@ -79,6 +86,17 @@ def fit(
     if folder is None:
         loaded.source = "the fit" if _is_several(images) else f"the fit on {images}"
     return Detector(loaded)
+
+
+def _check_options(words: Sequence[str]) -> None:
+    """Check that no option would be replaced by an argument.
+
+    Raises:
+        UserError: If one would.
+    """
+    for option, argument in ARGUMENTS.items():
+        if any(word.startswith(f"--{option}=") for word in words):
+            raise UserError(f"option {option}: give the argument {argument} of fit instead")
 
 
 def _own_configuration(name: str) -> tuple[str, list[str]]:
@@ -118,8 +136,11 @@ def _folder_options(images: ImagesOfFit, category: str | None, words: Sequence[s
         category: Name of the object; None: that of the folder.
         words: The other options.
     """
-    several = _is_several(images)
-    paths = list(map(os.fsdecode, [images] if isinstance(images, str | os.PathLike) else images))
+    several = not isinstance(images, str | os.PathLike)
+    listed = [images] if isinstance(images, str | os.PathLike) else list(images)
+    if not all(isinstance(image, str | os.PathLike) for image in listed):
+        raise UserError("the images of a fit are files: give their paths, or a folder")
+    paths = list(map(os.fsdecode, listed))
     root = [f"--data.root={json.dumps(paths) if several else paths[0]}"]
     folder = Path(paths[0] if paths else "").expanduser().absolute()
     is_good = name_key(folder.name).lower() in NORMAL_FOLDERS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -213,7 +214,7 @@ class ImageInputs:
 
 
 def _is_several(images: Any) -> bool:
-    single = (bytes, bytearray, memoryview, Mapping, torch.Tensor)
+    single = (bytes, bytearray, memoryview, Mapping, torch.Tensor, io.IOBase)
     return isinstance(images, Iterable) and not isinstance(images, single)
 
 
@@ -243,6 +244,8 @@ def _check(image: Any, name: str) -> None:
             "bytes": "open them with PIL, as in Image.open(io.BytesIO(content))",
             "list": "give one flat list of images",
         }.get(kind, "give one of these, or a list of them")
+        if isinstance(image, io.IOBase):
+            way_out = "open it with PIL, as in Image.open(file)"
         raise ValueError(
             f"{name} is {kind}, but a path, a PIL image, or a uint8 array (H, W, 3) is needed: "
             f"{way_out}"
@@ -256,6 +259,8 @@ def _check_array(array: NDArray[Any], name: str) -> None:
         way_out = "convert it to values from 0 to 255"
         if np.issubdtype(array.dtype, np.floating):
             way_out = "of values from 0 to 1, give (array * 255).round().astype(numpy.uint8)"
+        elif array.dtype.kind in "UO":
+            way_out = "for several images, give list(array)"
         elif array.dtype == np.uint16:
             way_out = "save it as a PNG of 16 bits, and give its path"
         raise ValueError(f"{problem}: {way_out}")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
+from anomaly_clip.backbones.clip import CLIPSettings
+from anomaly_clip.backbones.cnn import CNNSettings
 from anomaly_clip.backbones.frozen import check_settings
 from anomaly_clip.commands.batch import DryRunCLI
 from anomaly_clip.commands.checkpoint_content import DAMAGE, read_checkpoint
@@ -39,6 +42,7 @@ from anomaly_clip.records import Batch
 __all__ = [
     "CATEGORY",
     "LoadedMethod",
+    "check_category",
     "find_device",
     "load_method",
     "option_words",
@@ -98,10 +102,8 @@ def load_method(
         ValueError: If the user made a mistake.
     """
     place = find_device(device)
-    if category is not None and not category.strip():
-        raise ValueError(
-            f'category {category!r} is empty: name the object in the images, such as "plank"'
-        )
+    if category is not None:
+        check_category(category)
     if backbone is not None:
         check_settings(backbone, "pretrained")
     with in_python(), unchanged_process():
@@ -125,6 +127,19 @@ def load_method(
     return loaded
 
 
+def check_category(category: str) -> None:
+    """Check the name of a category.
+
+    Raises:
+        ValueError: If it is empty, or not a text.
+    """
+    if not isinstance(category, str) or not category.strip():
+        kind = "is empty" if isinstance(category, str) else "is not a text"
+        raise ValueError(
+            f'category {category!r} {kind}: name the object in the images, such as "plank"'
+        )
+
+
 # -- sources ---------------------------------------------------------------------------------------
 
 
@@ -143,6 +158,11 @@ def _config_of(path: Path) -> Path | None:
             check_found_config(file)
         return file
     if path.is_file():
+        if path.name == CALIBRATION_FILE:
+            raise UserError(
+                f"{path} is a calibration, not a detector: load the run or the configuration that "
+                f'it calibrates, with calibration="{path}"'
+            )
         return path if path.suffix.lower() in CONFIG_SUFFIXES else None
     file = Path(config_file(str(path)))
     if file.is_file():
@@ -175,6 +195,7 @@ def _of_checkpoint(path: Path, backbone: Mapping[str, Any] | None) -> LoadedMeth
     settings = Preprocessing.of_checkpoint(content, path)
     changed: dict[str, Any] = {}
     if backbone is not None:
+        _check_names(backbone, content)
         saved = content.get("hyper_parameters", {}).get("backbone")
         changed["backbone"] = {**(saved if isinstance(saved, Mapping) else {}), **backbone}
     try:
@@ -184,9 +205,12 @@ def _of_checkpoint(path: Path, backbone: Mapping[str, Any] | None) -> LoadedMeth
                 path, map_location="cpu", weights_only=True, **changed
             )
     except FileNotFoundError as error:
+        message = reason(error)
+        moved = re.match(r"backbone\.(\w+) ", message)
+        option = _weights_option(content) if moved is None else moved[1]
         raise UserError(
-            f"{reason(error)}; if the weights of the backbone have moved, name them with "
-            f'backbone={{"{_weights_option(content)}": FILE}}'
+            f"{message}; if this file of the backbone has moved, name it with "
+            f'backbone={{"{option}": FILE}}'
         ) from None
     except (*DAMAGE, ArgumentError) as error:
         if not kind.__module__.startswith("anomaly_clip."):
@@ -210,10 +234,25 @@ def _seed_of(path: Path) -> int:
     return 0
 
 
+def _check_names(backbone: Mapping[str, Any], content: Mapping[str, Any]) -> None:
+    """Check the names of settings that replace those of a checkpoint's backbone.
+
+    Raises:
+        UserError: If there is no such setting.
+    """
+    names = [field.name for field in fields(CLIPSettings if _has_clip(content) else CNNSettings)]
+    for name in backbone:
+        if name not in names:
+            raise UserError(f"backbone {name}: no such setting; there are {', '.join(names)}")
+
+
 def _weights_option(content: Mapping[str, Any]) -> str:
+    return "pretrained" if _has_clip(content) else "weights"
+
+
+def _has_clip(content: Mapping[str, Any]) -> bool:
     backbone = content.get("hyper_parameters", {}).get("backbone")
-    is_clip = isinstance(backbone, Mapping) and "pretrained" in backbone
-    return "pretrained" if is_clip else "weights"
+    return isinstance(backbone, Mapping) and "pretrained" in backbone
 
 
 def _category_of(method: AnomalyMethod, settings: Preprocessing) -> tuple[str | None, bool]:

@@ -170,8 +170,16 @@ class Prediction:
         return ", ".join(parts)
 
     def _repr_png_(self) -> bytes | None:
-        """Return the drawing for a notebook; None if the image could not be read."""
-        return None if self.error is not None else _encoded(self.overlay(NOTEBOOK_SIDE), "PNG")
+        """Return the drawing for a notebook; None if the image cannot be read, or not any more."""
+        return self._png(NOTEBOOK_SIDE)
+
+    def _png(self, longest: int) -> bytes | None:
+        if self.error is not None:
+            return None
+        try:
+            return _encoded(self.overlay(longest), "PNG")
+        except (OSError, ValueError):
+            return None
 
     def _repr_html_(self) -> str:
         """Return a small drawing and the result, for a notebook."""
@@ -179,9 +187,10 @@ class Prediction:
         text = f"<b>{name}</b><br>{summary}"
         if self.decision == ANOMALOUS:
             text = f'<div style="border-left: 4px solid #be0000; padding-left: 6px">{text}</div>'
-        if self.error is not None:
+        image = self._png(SMALL_SIDE)
+        if image is None:
             return f"<div>{text}</div>"
-        drawing = base64.b64encode(_encoded(self.overlay(SMALL_SIDE), "PNG")).decode()
+        drawing = base64.b64encode(image).decode()
         return f'<div><img alt="{name}" src="data:image/png;base64,{drawing}"><br>{text}</div>'
 
 

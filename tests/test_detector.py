@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import pickle
 import random
 import warnings
 from collections.abc import Sequence
@@ -318,6 +319,8 @@ def test_a_missing_calibration_or_category_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=r"there is no calibration.json: give that file"):
         load(place / "fit", calibration=tmp_path, device="cpu")
+    with pytest.raises(ValueError, match="no calibration, or a damaged one"):
+        load(place / "fit", calibration={}, device="cpu")
     with pytest.raises(ValueError, match="is not calibrated, so that nothing is decided: give a"):
         load(place / "fit", alpha=0.1, device="cpu")
     with pytest.raises(ValueError, match="the calibration has no category 'screw', only parts"):
@@ -368,6 +371,19 @@ def test_threads_get_the_same_results(place: Path) -> None:
     alone = [again.predict(f, category=n).score for f, n in zip(files, names, strict=True)]
     assert together == alone
     assert len(set(alone)) == len(set(zip(files, names, strict=True)))
+
+
+def test_threads_can_load_at_once(place: Path) -> None:
+    """Backbones are traced by torch.fx, which works in one thread only."""
+    with ThreadPoolExecutor(3) as pool:
+        detectors = list(pool.map(lambda _: load(place / "fit", device="cpu"), range(3)))
+    file = place / "new" / "0.png"
+    assert len({detector.predict(file).score for detector in detectors}) == 1
+
+
+def test_a_detector_is_not_sent_to_other_processes(place: Path) -> None:
+    with pytest.raises(TypeError, match=r"cannot be copied .*: call anomaly_clip.load with .*fit"):
+        pickle.dumps(load(place / "fit", device="cpu"))
 
 
 def test_loading_and_predicting_change_nothing_in_the_process(

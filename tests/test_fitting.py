@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from calibrations import write_photographs
@@ -116,3 +117,17 @@ def test_images_that_are_not_known_to_be_normal(good: Path, tmp_path: Path) -> N
         fit("padim", tmp_path / "nowhere", **PADIM)
     with pytest.raises(ValueError, match=r"is empty|no image"):
         fit("padim", [], **PADIM)
+
+
+def test_arguments_are_not_lost(good: Path) -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"alpha": 0.1, "calibrate": False}, "alpha 0.1: without a calibration nothing is decided"),
+        ({"output": {"folder": "runs/a"}}, "option output.folder: give the argument folder of fit"),
+        ({"data.root": "other"}, "option data.root: give the argument images of fit"),
+    ]
+    for options, message in cases:
+        with pytest.raises(ValueError, match=message):
+            fit("patchcore", good, **options)
+    arrays: Any = [np.zeros((4, 4, 3), np.uint8)]
+    with pytest.raises(ValueError, match="the images of a fit are files: give their paths"):
+        fit("patchcore", arrays)

@@ -42,6 +42,8 @@ FLOATS = NOISE.astype(np.float32) / 255
         (None, "is NoneType, but a path, a PIL image, or a uint8 array"),
         (7, "is int, but a path"),
         ({"image": NOISE}, "is dict, but a path"),
+        (io.BytesIO(b"\x89PNG"), r"is BytesIO, .*: open it with PIL, as in Image.open\(file\)"),
+        (np.array(["a.png", "b.png"]), r"for several images, give list\(array\)"),
         ("", "has an empty path: name a file, or a folder of images"),
         (Image.new("F", (4, 4)), "a PIL image of mode F, whose range is unknown: give the path"),
         (Image.new("I;16", (4, 4)), "a PIL image of mode I;16, whose range is unknown"),

@@ -80,6 +80,17 @@ def test_runs_of_version_0_1_0_score_as_they_did(
     assert [p.score for p in predictions] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.golden
+def test_a_model_configuration_that_has_moved_is_named(
+    golden: Callable[[str], Golden], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = golden("checkpoints").folder / "0.1.0"
+    monkeypatch.chdir(tmp_path)  # the checkpoint has relative paths
+    assert 'name it with backbone={"name": FILE}' in message_of(folder / "clip_ada" / "fit")
+    files = {"name": str(folder / "clip.json"), "pretrained": str(folder / "clip.pt")}
+    load(folder / "clip_ada" / "fit", backbone=files, device="cpu")
+
+
 def test_weights_that_have_moved_are_named(place: Path, tmp_path: Path) -> None:
     copy = tmp_path / "fit"
     shutil.copytree(place / "fit", copy)
@@ -89,9 +100,12 @@ def test_weights_that_have_moved_are_named(place: Path, tmp_path: Path) -> None:
     try:
         message = message_of(copy)
         assert str(place / "weights.pt") in message
-        assert 'name them with backbone={"weights": FILE}' in message
+        assert 'name it with backbone={"weights": FILE}' in message
         detector = load(copy, backbone={"weights": str(moved)}, device="cpu")
         assert detector.predict(IMAGE).score == score
+        assert message_of(copy, backbone={"weight": "random"}) == (
+            "backbone weight: no such setting; there are name, weights, layers, mean, std"
+        )
         other = message_of(copy, backbone={"weights": "random"})
         assert "the checkpoint was trained with resnet18" in other
     finally:
@@ -137,6 +151,10 @@ def test_files_and_folders_that_are_no_sources(place: Path, tmp_path: Path) -> N
     image = place / "parts" / "good" / "0.png"
     assert "0.png: not a checkpoint that can be read safely" in message_of(image)
     assert "the folder has no checkpoint (it has good)" in message_of(place / "parts")
+    (tmp_path / "calibration.json").write_text("{}")
+    assert "calibration.json is a calibration, not a detector: load the run" in message_of(
+        tmp_path / "calibration.json"
+    )
     (tmp_path / "empty.yaml").write_text("")
     assert "empty.yaml is empty" in message_of(tmp_path / "empty.yaml")
     (tmp_path / "bad.yaml").write_text("model: {class_path: SDP, init_args: {sigmo: 3}}\n")
@@ -155,8 +173,13 @@ def test_arguments_are_checked(place: Path) -> None:
     )
     assert message_of("sdp", device="gpu").startswith("device gpu is not available: give cpu")
     assert message_of("sdp", backbone="demo").startswith("backbone 'demo': give its settings")
+    detector = load("sdp", **DEMO)
     with pytest.raises(ValueError, match=r"name it, such as category="):
-        load("sdp", **DEMO).predict(IMAGE)
+        detector.predict(IMAGE)
+    wrong: Any
+    for wrong, kind in ((" ", "is empty"), (3, "is not a text")):
+        with pytest.raises(ValueError, match=rf"category {wrong!r} {kind}: name the object"):
+            detector.predict(IMAGE, category=wrong)
 
 
 def test_a_class_of_another_module_is_not_imported(place: Path, tmp_path: Path) -> None:

@@ -144,6 +144,8 @@ def test_an_image_that_could_not_be_read_has_no_drawing(tmp_path: Path) -> None:
     file.unlink()
     with pytest.raises(FileNotFoundError, match=r"a.png"):
         kept.overlay()
+    assert kept._repr_png_() is None
+    assert kept._repr_html_() == "<div><b>a.png</b><br>score 0.75</div>"
 
 
 def test_show_uses_the_viewer_or_the_notebook(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import random
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -52,6 +54,28 @@ def test_random_numbers_warnings_and_logging_are_as_before(
     assert not progress._silent
     with unchanged_process(silent=False):
         assert not progress._silent
+
+
+def test_threads_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two at once would restore the logging and the random numbers of each other."""
+    monkeypatch.setattr(progress, "_silent", False)
+    logger = logging.getLogger("lightning.pytorch")
+    before = logger.level
+    inside: list[int] = []
+
+    def call(number: int) -> None:
+        with unchanged_process():
+            inside.append(number)
+            time.sleep(0.01)
+            with unchanged_process():  # a fit ends with a load
+                inside.append(number)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(call, range(4)))
+    assert len(inside) == 8
+    assert inside[::2] == inside[1::2]
+    assert logger.level == before
+    assert not progress._silent
 
 
 @pytest.mark.parametrize(
