@@ -187,6 +187,23 @@ def test_zero_shot_methods_are_calibrated_into_a_run(
     assert "anomalous above" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "damaged", ["x", {"categories": ["photos"]}, {"categories": {"photos": {"images": [[]]}}}]
+)
+def test_a_damaged_calibration_is_replaced_by_a_new_one(
+    fitted: Path, tmp_path: Path, damaged: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(fitted / "runs", tmp_path / "runs")
+    file = checkpoint(tmp_path)
+    torch.save({**content_of(tmp_path), "calibration": damaged}, file)
+    words = ["--ckpt_path", str(file), "--data.root", str(fitted / "photos")]
+    folder = ["--output.folder", str(tmp_path / "scores")]
+    assert main(["predict", *words, *folder]) == 2
+    assert "no calibration, or a damaged one" in capsys.readouterr().err
+    assert main(["calibrate", *words]) == 0
+    assert content_of(tmp_path)["calibration"]["categories"]["photos"]["n"] == 15
+
+
 def test_references_of_a_calibrated_fit_are_those_of_its_test(
     mvtec_root: Path, tmp_path: Path
 ) -> None:
