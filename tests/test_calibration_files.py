@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from anomaly_clip.decisions.calibration import Calibration, CategoryCalibration
 from anomaly_clip.errors import UserError
 from anomaly_clip.recording.calibration_files import (
     calibration_file,
+    earlier_version,
     is_version_of,
     write_into_checkpoint,
 )
@@ -36,6 +38,13 @@ def test_a_checkpoint_keeps_its_content_and_its_earlier_hashes(tmp_path: Path) -
     assert is_version_of(file, first)
     assert is_version_of(file, second)
     assert not is_version_of(file, "f" * 64)
+    assert earlier_version(file, str(file_sha256(file)), tmp_path) == file
+    for sha256, calibration in ((first, None), (second, CALIBRATION.as_dict())):
+        copy = earlier_version(file, sha256, tmp_path / "copies")
+        earlier = torch.load(copy, weights_only=True)
+        assert earlier.get("calibration") == calibration
+        assert earlier["state_dict"]["a"].tolist() == [0, 1, 2]
+    shutil.rmtree(tmp_path / "copies")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["calibration.json", "last.ckpt"]
 
 

@@ -21,7 +21,10 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 import anomaly_clip.data
 import anomaly_clip.methods  # noqa: F401
 from anomaly_clip.callbacks import BatchNormStatistics, progress_of_loops
-from anomaly_clip.commands.calibration_options import add_calibration_options
+from anomaly_clip.commands.calibration_options import (
+    add_calibration_options,
+    check_calibration_options,
+)
 from anomaly_clip.commands.changed_options import changed_options
 from anomaly_clip.commands.checkpoint_content import (
     damage_explained,
@@ -183,6 +186,7 @@ class ExperimentCLI(LightningCLI):
         self._unfitted: AnomalyMethod | None = None
         self._resumed: tuple[str, dict[str, Any]] | None = None
         """Checkpoint that a fit resumes from: its file, and its progress."""
+        self._typed = args
         options = [word for word in args if word.startswith("--")]
         self._num_overrides = sum(not word.startswith("--config") for word in options)
         super().__init__(
@@ -274,6 +278,7 @@ class ExperimentCLI(LightningCLI):
         silence(not shows_progress)
         if shows_progress and not any(isinstance(callback, ProgressBar) for callback in callbacks):
             callbacks.append(progress_of_loops())
+        check_calibration_options(verb, self._typed, config)
         file = config["calibration"]["file"]
         if verb == "test" and file is not None:
             self.datamodule.calibration.images_of_file = images_of(calibration_file(file))

@@ -115,6 +115,7 @@ def calibrate_fit(
             f"{shlex.quote(str(file))})"
         ) from None
     if trainer.is_global_zero:
+        writer.unreadable.images += calibrated.unreadable
         written = write_into_checkpoint(calibrated.calibration, file)
         report(calibrated)
         say(f"calibration: {written}")

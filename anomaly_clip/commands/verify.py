@@ -30,7 +30,7 @@ from anomaly_clip.commands.yaml_names import read_any_name
 from anomaly_clip.errors import UserError, check_at_least, reason, user_errors
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.progress import say
-from anomaly_clip.recording.calibration_files import is_version_of
+from anomaly_clip.recording.calibration_files import earlier_version, is_version_of
 from anomaly_clip.report.comparison import ComparisonTable
 from anomaly_clip.report.verification import Repetition, verification_report
 from anomaly_clip.results.finished_run import FinishedRun, printable
@@ -318,6 +318,10 @@ def _repeat(plan: Plan, folder: Path) -> FinishedRun:
     with _explained(plan.run, folder):
         for verb, config in plan.configs.items():
             words = _words(verb, config, folder)
+            then = mapping(plan.run.record.get("environment")).get("checkpoint_sha256")
+            if verb == "test" and config.get("ckpt_path") and then is not None:
+                tested = earlier_version(Path(config["ckpt_path"]), then, folder)
+                words += ["--ckpt_path", str(tested)]
             if verb == "test" and plan.checkpoint is not None:
                 fitted = folder / "run" / "checkpoints" / plan.checkpoint
                 if not fitted.is_file():

@@ -143,6 +143,13 @@ class CalibrationImages:
             groups.setdefault(key, []).append(sample)
         return [groups[key] for key in sorted(groups, key=lambda key: draw_key(key, seed))]
 
+    def held(self) -> list[Sample]:
+        """Return the images that are held out of the fit, once its images are listed."""
+        return sorted(
+            (sample for held in self._held.values() for sample in held),
+            key=lambda sample: sample.image,
+        )
+
     def summary(self) -> str:
         """Return the number of images held out of a fit, for its start line; empty without any."""
         number = sum(len(held) for held in self._held.values())

@@ -81,6 +81,8 @@ class ImageReading:
                 self.prepare(data.samples("test"))
             return
         samples = data.fit_samples() if stage == "fit" else data.samples("test")
+        if stage == "fit":  # images to calibrate on are read at the same bit depth
+            samples = [*samples, *data.calibration.held()]
         if stage != "fit" and data.has_shots:
             samples = [*samples, *(s for name in data.categories for s in data.shots_of(name))]
         self.prepare(samples, stored)

@@ -11,10 +11,16 @@ from anomaly_clip.errors import UserError
 from anomaly_clip.recording.checkpoint_io import AtomicCheckpointIO
 from anomaly_clip.recording.run_conditions import file_sha256
 
-__all__ = ["calibration_file", "images_of", "is_version_of", "write_into_checkpoint"]
+__all__ = [
+    "calibration_file",
+    "earlier_version",
+    "images_of",
+    "is_version_of",
+    "write_into_checkpoint",
+]
 
-EARLIER = "sha256_before_calibration"
-"""Entry of a checkpoint: hashes of its file before each calibration."""
+EARLIER = "before_calibration"
+"""Entry of a checkpoint: its calibration, or None, by the hash of its file, before each new one."""
 
 
 def write_into_checkpoint(calibration: Calibration, checkpoint: Path) -> Path:
@@ -28,7 +34,8 @@ def write_into_checkpoint(calibration: Calibration, checkpoint: Path) -> Path:
         The file next to it.
     """
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    content[EARLIER] = [*content.get(EARLIER, []), file_sha256(checkpoint)]
+    before = {file_sha256(checkpoint): content.get("calibration")}
+    content[EARLIER] = {**content.get(EARLIER, {}), **before}
     content["calibration"] = calibration.as_dict()
     AtomicCheckpointIO().save_checkpoint(content, checkpoint)
     file = checkpoint.parent / CALIBRATION_FILE
@@ -44,7 +51,26 @@ def is_version_of(checkpoint: Path, sha256: str) -> bool:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except Exception:  # of many kinds in damaged files, which are reported when they are used
         return False
-    return isinstance(content, dict) and sha256 in content.get(EARLIER, [])
+    return isinstance(content, dict) and sha256 in content.get(EARLIER, {})
+
+
+def earlier_version(checkpoint: Path, sha256: str, folder: Path) -> Path:
+    """Return a checkpoint as it was when its file had a hash.
+
+    Args:
+        checkpoint: The checkpoint; see :func:`is_version_of`.
+        sha256: The hash.
+        folder: Folder for a copy with the calibration of that time, if it has another one now.
+    """
+    if file_sha256(checkpoint) == sha256:
+        return checkpoint
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    calibration = content[EARLIER][sha256]
+    content.pop("calibration")
+    content |= {} if calibration is None else {"calibration": calibration}
+    copy = folder / checkpoint.name
+    AtomicCheckpointIO().save_checkpoint(content, copy)
+    return copy
 
 
 def images_of(file: Path) -> frozenset[str]:

@@ -123,6 +123,9 @@ class RunDecisions:
         """
         if self.made is not None:
             say(self.made.describe())
+            first = self.made.calibration.alphas[0]
+            if self.made.alpha != first and self.made.map_thresholds:
+                say(f"contours and masks stay at the threshold of the calibration's {first:g}")
         if self.fail_on is not None and stage == "test":
             say(f"output.fail_on {self.fail_on} has no effect on test, only on predict")
 
