@@ -335,8 +335,9 @@ class Detector:
             return
         calibrated = self.calibration.conditions.get("bit_depth")
         if bits != calibrated:
+            images = f"{inputs.deep[0]} has" if inputs.deep else "these images have"
             raise ValueError(
-                f"these images have {bits or 8} bits per channel, but the calibration images had "
+                f"{images} {bits or 8} bits per channel, but the calibration images had "
                 f"{calibrated or 8}: calibrate again, on images of this camera"
             )
 

@@ -37,7 +37,7 @@ def test_equal_conditions_pass() -> None:
     [
         ({"image_size": 64}, "image_size is 64, but the file was made with 32"),
         ({"resize": "crop"}, "resize is crop"),
-        ({"bit_depth": 12}, "bit_depth is 12"),
+        ({"bit_depth": 12}, "these images have 12 bits per channel, but the file was made with 8"),
         ({"precision": "bf16-mixed"}, "precision is bf16-mixed"),
     ],
     ids=str,

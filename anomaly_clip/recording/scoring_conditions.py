@@ -137,6 +137,11 @@ def check_conditions(
                     f"{source} was made with other images or weights: {NAMES[name]} differ: "
                     f"calibrate again (anomaly_clip calibrate), which needs no fit"
                 )
+            if name == "bit_depth":
+                raise UserError(
+                    f"these images have {value or 8} bits per channel, but {source} was made with "
+                    f"{before or 8}: calibrate again, on images of this camera"
+                )
             raise _differs(f"{name} is {value}", before, source)
 
 
