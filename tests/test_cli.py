@@ -44,7 +44,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["tset"], "unknown verb 'tset': did you mean test?"),
         (
             ["xyz"],
-            "unknown verb 'xyz': known: fit, validate, test, predict, each, compare, sweep,",
+            "unknown verb 'xyz': known: fit, validate, test, predict, calibrate, each, compare,",
         ),
         (["--config", "a.yaml"], "--config: expected a verb first"),
     ],

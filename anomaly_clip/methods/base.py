@@ -334,6 +334,8 @@ class AnomalyMethod(EvaluatedModule):
         category = checkpoint.get("fitted_category")
         fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         data = None if fitting or category is None else self.data
+        if data is not None and data.has_default_name and self.trainer.predicting:
+            data = None  # the name of a folder of new images names no object
         if fitting and images and self.fitted_images and images != self.fitted_images:
             new, missing = len(self.fitted_images - images), len(images - self.fitted_images)
             differences = f"{new} are new and {missing} are missing"
@@ -344,7 +346,7 @@ class AnomalyMethod(EvaluatedModule):
                     f"to train on with them"
                 )
             say(f"the training images differ from those of the checkpoint: {differences}")
-        elif data is not None and not data.has_default_name and [category] != data.categories:
+        elif data is not None and [category] != data.categories:
             say(
                 f"{type(self).__name__} was fitted on {category}, but now scores "
                 f"{', '.join(data.categories)}"
