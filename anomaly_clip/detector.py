@@ -360,7 +360,8 @@ class Detector:
                 continue
             row, image_map = rows[place], None
             if maps is not None:
-                values, size = maps[positions[place]], inputs.size(place)
+                # A copy, as a view would keep the maps of the whole batch.
+                values, size = maps[positions[place]].copy(), inputs.size(place)
                 resize, side = self.preprocessing.resize, self.method.image_size
                 image_map = ImageMap(values, size, resize, side)
             predictions.append(

@@ -373,6 +373,12 @@ def test_threads_get_the_same_results(place: Path) -> None:
     assert len(set(alone)) == len(set(zip(files, names, strict=True)))
 
 
+def test_a_prediction_does_not_keep_the_maps_of_its_batch(place: Path) -> None:
+    first, *_ = load(place / "fit", device="cpu").predict([place / "new" / "0.png"] * 3)
+    assert first.image_map is not None
+    assert first.image_map.values.base is None
+
+
 def test_threads_can_load_at_once(place: Path) -> None:
     """Backbones are traced by torch.fx, which works in one thread only."""
     with ThreadPoolExecutor(3) as pool:
