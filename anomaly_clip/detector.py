@@ -141,8 +141,10 @@ class Detector:
         # The bit depth of images is known, and compared, when they are given.
         bits, resize = calibration.conditions.get("bit_depth"), str(self.preprocessing.resize)
         precision = str(self._loaded.trainer.precision)
+        # Reference images are loaded for one category.
+        categories = [*method.reference_paths] or calibration.categories
         current = scoring_conditions(
-            *(method, method.image_size, resize, bits, precision), calibration.categories
+            *(method, method.image_size, resize, bits, precision), categories
         )
         check_conditions(calibration.conditions, current, source)
         return calibration

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import regad_runs
 import torch
 from helpers import save_picture
 
@@ -184,6 +185,71 @@ def test_zero_shot_methods_are_calibrated_into_a_run(
     ]
     assert other.part_ranges != record.part_ranges
     assert "anomalous above" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "damaged", ["x", {"categories": ["photos"]}, {"categories": {"photos": {"images": [[]]}}}]
+)
+def test_a_damaged_calibration_is_replaced_by_a_new_one(
+    fitted: Path, tmp_path: Path, damaged: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(fitted / "runs", tmp_path / "runs")
+    file = checkpoint(tmp_path)
+    torch.save({**content_of(tmp_path), "calibration": damaged}, file)
+    words = ["--ckpt_path", str(file), "--data.root", str(fitted / "photos")]
+    folder = ["--output.folder", str(tmp_path / "scores")]
+    assert main(["predict", *words, *folder]) == 2
+    assert "no calibration, or a damaged one" in capsys.readouterr().err
+    assert main(["calibrate", *words]) == 0
+    assert content_of(tmp_path)["calibration"]["categories"]["photos"]["n"] == 15
+
+
+def test_references_of_a_calibrated_fit_are_those_of_its_test(
+    mvtec_root: Path, tmp_path: Path
+) -> None:
+    root, runs = regad_runs.three_categories(mvtec_root), tmp_path / "runs"
+    fit = regad_runs.words("fit", root, runs, *regad_runs.ONE, "--calibrate", "true")
+    assert main([*fit, "--output.name", "regad"]) == 0
+    for verb in ("test", "predict"):  # refused if the references differ
+        words = [verb, "--ckpt_path", str(runs / "regad" / "1"), "--output.root", str(runs)]
+        assert main([*words, "--output.page", "false", "--output.maps", "false"]) == 0
+
+
+def test_a_calibration_on_the_first_images_only_is_told(
+    fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(fitted / "runs", tmp_path / "runs")
+    root = photographs(tmp_path / "more", 5, start=600)
+    command = ["calibrate", "--ckpt_path", str(checkpoint(tmp_path)), "--data.root", str(root)]
+    assert main(command) == 0
+    assert "only the first images" not in capsys.readouterr().err
+    limit = ["--trainer.limit_predict_batches", "1", "--data.batch_size", "3"]
+    assert main([*command, *limit]) == 0
+    assert "limit_predict_batches 1: only the first images, by their" in capsys.readouterr().err
+    assert content_of(tmp_path)["calibration"]["categories"]["photos"]["n"] == 3
+
+
+def test_reference_images_and_their_copies_are_not_calibrated_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = photographs(tmp_path / "photos", 8)
+    for file in [*(root / "good").iterdir()]:
+        shutil.copy(file, root / "good" / f"copy-{file.name}")
+    words = [*SDP, "--model", "WinCLIP", "--model.backbone.pretrained", "demo"]
+    words += ["--data.root", str(root), "--data.category", "plank"]
+    calibration = tmp_path / "calibration"
+    shots = ["--data.shots", "3"]
+    assert main(["calibrate", *words, *shots, "--output.folder", str(calibration)]) == 0
+    drawn = capsys.readouterr().err
+    record = Calibration.read(calibration).categories["plank"]
+    assert f"{8 - record.num_images} reference images are not calibrated on" in drawn
+    assert record.num_images in (5, 6)  # two references may be copies of each other
+    predict = ["predict", *words, "--output.root", str(tmp_path / "runs")]
+    predict += ["--calibration.file", str(calibration)]
+    assert main(predict) == 2
+    message = "plank is compared with 0 reference images, but "
+    assert message in capsys.readouterr().err
+    assert main([*predict, *shots, "--output.maps", "false"]) == 0
 
 
 @pytest.mark.parametrize(

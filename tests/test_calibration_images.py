@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from helpers import save_picture
 
 from anomaly_clip.data import ImageFolder, MVTecAD
 from anomaly_clip.data.calibration_images import HoldOut, draw_key
+from anomaly_clip.records import LoaderNeeds
 
 
 def photographs(folder: Path, count: int, start: int = 0) -> Path:
@@ -72,8 +75,22 @@ def test_copies_and_groups_stay_together(tmp_path: Path) -> None:
     assert all(len([name for name in held if name[1] == ten]) == 10 for ten in tens)
 
 
+@pytest.mark.parametrize(("train_categories", "num_held"), [("same", 5), ("others", 0)])
+def test_only_categories_of_the_fit_hold_images_out(
+    tmp_path: Path, train_categories: str, num_held: int
+) -> None:
+    for number, category in enumerate(("nut", "screw")):
+        photographs(tmp_path / category / "train", 10, start=10 * number)
+        photographs(tmp_path / category / "test", 1, start=50 + number)
+    options = {"categories": ["nut"], "train_categories": train_categories}
+    data = MVTecAD(str(tmp_path), **options)  # type: ignore[arg-type]
+    data.calibration.request(HoldOut(5, 0))
+    rows = data.listing.all_rows("nut", "train")
+    assert len(data.calibration.held_out("nut", rows)) == num_held
+
+
 def test_a_single_image_cannot_be_shared(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"too few normal images \(1\)"):
+    with pytest.raises(ValueError, match=r"at most 0 may be held out"):
         held_names(photographs(tmp_path, 1))
 
 
@@ -94,3 +111,77 @@ def test_unlabelled_images_need_a_word(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"set --data\.normal all"):
         ImageFolder(str(tmp_path)).normal_images("x")
     assert len(ImageFolder(str(tmp_path), normal="all").normal_images("x")) == 1
+
+
+def test_groups_that_cannot_be_divided(tmp_path: Path) -> None:
+    root = photographs(tmp_path, 12)
+    with pytest.raises(ValueError, match=r"12 normal images in 1 group, of which at most 6 may"):
+        held_names(root, group=r"^(\d)")
+    data = ImageFolder(str(root), group=r"^\d(\d)")
+    data.begin_fit()
+    data.calibration.request(HoldOut(0, 0, (None, 2)))  # the fit on all images
+    assert len(data.listing.rows(data.category, "train")) == 12
+    data.calibration.request(HoldOut(0, 0, (None, 3)))
+    with pytest.raises(ValueError, match="12 normal images in 2 groups cannot be divided into 3 f"):
+        data.listing.rows(data.category, "train")
+
+
+def test_the_start_line_tells_of_groups(tmp_path: Path) -> None:
+    data = ImageFolder(str(photographs(tmp_path, 12)), group=r"^\d(\d)")
+    data.begin_fit()
+    assert "data.group is not used" in data.summary("fit")
+    data.calibration.request(HoldOut(1, 0))
+    assert "data.group matches 12 of 12 normal images, in 2 groups" in data.summary("fit")
+
+
+def test_images_in_groups_of_the_fit_are_not_calibrated_on(tmp_path: Path) -> None:
+    root = photographs(tmp_path, 30)
+    data = ImageFolder(str(root), group=r"^\d(\d)")  # three groups of ten
+    rows = data.normal_images(data.category)
+    hashes = data.calibration.keys(rows)
+    for numbers, num_left in (((3,), 20), ((3, 17), 10)):
+        fitted = frozenset(hashes[rows[number]] for number in numbers)
+        needs = LoaderNeeds(8, is_fitted=True, fitted_images=fitted)
+        with patch.object(ImageFolder, "needs", needs):
+            left = data.calibration.samples()
+        assert len(left) == num_left
+        assert {s.image.name[1] for s in left}.isdisjoint({str(n // 10) for n in numbers})
+        remark = f"{30 - num_left - len(numbers)} images in groups (data.group) of images of the"
+        assert remark in data.calibration.remarks[0]
+    needs = replace(needs, fitted_images=frozenset(hashes[rows[n]] for n in (0, 10, 20)))
+    with (
+        patch.object(ImageFolder, "needs", needs),
+        pytest.raises(ValueError, match="or are in groups of such images"),
+    ):
+        data.calibration.samples()
+
+
+def test_a_resumed_fit_needs_new_images_to_calibrate_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = photographs(tmp_path, 12)
+    data = ImageFolder(str(root))
+    data.begin_fit()
+    data.calibration.request(HoldOut(4, 0))
+    rows = data.listing.all_rows(data.category, "train")
+    held = [*data.calibration.keys([*data.calibration.held_out(data.category, rows)]).values()]
+    assert len(held) == 4
+    data.calibration.compare(frozenset())
+    assert capsys.readouterr().err == ""
+    data.calibration.compare(frozenset(held[:3]))
+    assert "3 of 4 images held out were fitted on before" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="all 4 images held out to calibrate on were fitted on"):
+        data.calibration.compare(frozenset(held))
+
+
+def test_images_held_out_for_the_test_are_told(tmp_path: Path) -> None:
+    root = photographs(tmp_path, 10)
+    save_picture(root / "scratch" / "0.png")
+    data = ImageFolder(str(root))
+    assert "held out for the test" not in data.summary("predict")
+    data.calibration.is_scored = True
+    number = 10 - len(data.normal_images(data.category))
+    assert number
+    images = "1 normal image is" if number == 1 else f"{number} normal images are"
+    text = f"{images} held out for the test (about 0.2"
+    assert text in data.summary("predict")

@@ -128,6 +128,19 @@ def test_a_cross_validation_promises_nothing() -> None:
     assert "no guarantee" in line
 
 
+def test_a_cross_validation_promises_no_false_discovery_rate_and_no_bound_of_drift() -> None:
+    decisions = decisions_of(fdr=0.2, kind="cross_validation")
+    drift = {"cap": {"alarm": True, "largest": 123.0, "at": "1.png"}}
+    section = decisions_record(decisions, rows_of(decisions, *IMAGES), {}, drift=drift)
+    sentence = section["categories"]["cap"]["sentence"]
+    assert "at 20 %, with p-values estimated by cross-validation on 19 images" in sentence
+    assert sentence.endswith("This is no guarantee.")
+    assert "expected to be normal" not in sentence
+    *_, line = decision_lines(section)
+    assert "martingale 123 in drift.csv; by cross-validation, so the alarm has no proven b" in line
+    assert "1 % of runs" not in line
+
+
 def test_the_way_to_a_calibration() -> None:
     assert "anomaly_clip calibrate --ckpt_path 'runs/my run/1' --data.root" in no_decisions(
         "runs/my run/1"

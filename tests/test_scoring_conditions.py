@@ -35,16 +35,41 @@ def test_equal_conditions_pass() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image_size": 64}, "image_size is 64, but the file was made with 32"),
-        ({"resize": "crop"}, "resize is crop"),
-        ({"bit_depth": 12}, "these images have 12 bits per channel, but the file was made with 8"),
-        ({"precision": "bf16-mixed"}, "precision is bf16-mixed"),
+        ({"image_size": 64}, "^model.image_size is 64, but the file was made with 32"),
+        ({"resize": "crop"}, "^data.resize is crop"),
+        ({"bit_depth": 12}, "^these images have 12 bits per channel, but those of the file had 8"),
+        ({"precision": "bf16-mixed"}, "^trainer.precision is bf16-mixed"),
     ],
     ids=str,
 )
 def test_another_preprocessing_is_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         check_conditions(conditions(patchcore()), conditions(patchcore(), **changes), "the file")
+
+
+def test_another_bit_depth_is_an_option() -> None:
+    before, now = (conditions(patchcore(), bit_depth=bits) for bits in (10, 8))
+    with pytest.raises(UserError, match=r"^data.bit_depth is 8, but the file was made with 10"):
+        check_conditions(before, now, "the file")
+
+
+def test_reference_images_are_a_condition() -> None:
+    method, zero_shot = patchcore(), conditions(patchcore(), ("nut", "screw"))
+    assert zero_shot["references"] == {"nut": [], "screw": []}
+    method.reference_paths = {"nut": ["b", "a"]}  # generated images, which are no files
+    before = conditions(method)
+    assert before["references"] == {"nut": ["a", "b"]}
+    check_conditions(before, conditions(method), "the file")
+    with pytest.raises(UserError, match="nut is compared with 0 reference images, but the file wa"):
+        check_conditions(before, conditions(patchcore()), "the file")
+    with pytest.raises(UserError, match=r"nut is compared with 2 reference images, .* with 0 ref"):
+        check_conditions(zero_shot, before, "the file")
+    method.reference_paths = {"nut": ["a", "c"]}
+    with pytest.raises(UserError, match="the reference images of nut differ from those of the"):
+        check_conditions(before, conditions(method), "the file")
+    method.reference_paths = {"folder": ["a", "c"]}  # decided by the only category's calibration
+    with pytest.raises(UserError, match="the reference images of folder differ"):
+        check_conditions(before, conditions(method, ("folder",)), "the file")
 
 
 def test_other_settings_and_weights_are_named() -> None:

@@ -58,6 +58,7 @@ def hold_images_out(
     assert isinstance(model, AnomalyMethod)
     if settings.folds is not None:
         check_folds(model, settings)
+        data.calibration.request(HoldOut(0, settings.seed, (None, settings.folds)))
         return copy.deepcopy(model)
     needed = normals_needed(settings.alphas[0], settings.confidence)
     if model.score_part_names:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from anomaly_clip.data.file_hashes import pixel_hashes, readable_hashes
 from anomaly_clip.data.samples import Sample
 from anomaly_clip.files import name_bytes
-from anomaly_clip.progress import number_of
+from anomaly_clip.progress import number_of, say
 
 if TYPE_CHECKING:
     from anomaly_clip.data.dataset import AnomalyData
@@ -30,12 +30,13 @@ class HoldOut:
     Args:
         num_needed: Number of images per category that the false-alarm rate needs.
         seed: Seed of the choice.
-        fold: Number of this fold, counted from 0, and of all folds; None: no cross-validation.
+        fold: Number of this fold, counted from 0, and of all folds; None: no cross-validation. The
+            fit on all images has no number, and holds none out.
     """
 
     num_needed: int
     seed: int
-    fold: tuple[int, int] | None = None
+    fold: tuple[int | None, int] | None = None
 
 
 class CalibrationImages:
@@ -92,20 +93,11 @@ class CalibrationImages:
         request, data = self.hold_out, self.data
         if request is None or data.auxiliary is not None or category not in data.categories:
             return frozenset()
+        if category not in data.train_categories:  # all of its images are new to the fit
+            return frozenset()
         if category not in self._held:
             normal = data.unreadable.readable([sample for sample in rows if not sample.label])
-            chosen = self._choose(normal, request)
-            if not chosen:
-                if request.fold is not None:
-                    raise ValueError(
-                        f"{category}: {len(normal)} normal images cannot be divided into "
-                        f"{request.fold[1]} folds: lower calibration.folds, or add images"
-                    )
-                raise ValueError(
-                    f"{category}: too few normal images ({len(normal)}) to hold some out to "
-                    f"calibrate on: add images, or leave --calibrate out"
-                )
-            self._held[category] = frozenset(chosen)
+            self._held[category] = frozenset(self._choose(category, normal, request))
         return self._held[category]
 
     def request(self, hold_out: HoldOut | None) -> None:
@@ -114,17 +106,32 @@ class CalibrationImages:
         self._held.clear()
         self.data.listing.forget()
 
-    def _choose(self, normal: list[Sample], request: HoldOut) -> list[Sample]:
+    def _choose(self, category: str, normal: list[Sample], request: HoldOut) -> list[Sample]:
+        groups = self._groups(normal, request.seed)
+        images = number_of(len(normal), "normal image")
+        if len(groups) < len(normal):  # by data.group, or copies
+            images += f" in {number_of(len(groups), 'group')}"
         if request.fold is not None:
             number, count = request.fold
-            return [s for g in self._groups(normal, request.seed)[number::count] for s in g]
+            if len(groups) < count:
+                raise ValueError(
+                    f"{category}: {images} cannot be divided into {count} folds: lower "
+                    f"calibration.folds, or add images"
+                )
+            return [] if number is None else [s for g in groups[number::count] for s in g]
         shots = self.data.few_shots.shots
         largest = int(LARGEST_SHARE * len(normal)) if shots is None else len(normal) - shots
-        number = max(round(SHARE * len(normal)), request.num_needed)
+        minimum = max(round(SHARE * len(normal)), request.num_needed)
         held: list[Sample] = []
-        for group in self._groups(normal, request.seed):
-            if len(held) < number and len(held) + len(group) <= largest:
+        for group in groups:
+            if len(held) < minimum and len(held) + len(group) <= largest:
                 held += group
+        if not held:
+            raise ValueError(
+                f"{category}: too few normal images to hold some out to calibrate on ({images}, of "
+                f"which at most {max(0, largest)} may be held out): add images, or leave "
+                f"--calibrate out"
+            )
         return held
 
     def _groups(self, samples: list[Sample], seed: int) -> list[list[Sample]]:
@@ -139,7 +146,30 @@ class CalibrationImages:
     def summary(self) -> str:
         """Return the number of images held out of a fit, for its start line; empty without any."""
         number = sum(len(held) for held in self._held.values())
-        return f", and {number} normal images held out to calibrate on" if number else ""
+        images = number_of(number, "normal image")
+        return f", and {images} held out to calibrate on" if number else ""
+
+    def compare(self, fitted_images: frozenset[str]) -> None:
+        """Compare the images that are held out with those on which a resumed fit was fitted before.
+
+        Args:
+            fitted_images: Hashes of all images that the model was fitted on.
+
+        Raises:
+            ValueError: If none is new.
+        """
+        for category, held in self._held.items():
+            keys = self.keys(list(held)).values()
+            new = [key for key in keys if key not in fitted_images]
+            if held and not new:
+                raise ValueError(
+                    f"{category}: all {len(held)} images held out to calibrate on were fitted on "
+                    f"by the checkpoint: leave --ckpt_path out to fit anew, or --calibrate to "
+                    f"calibrate on other images later"
+                )
+            if len(new) < len(held):
+                number = f"{len(held) - len(new)} of {len(held)} images held out"
+                say(f"{category}: {number} were fitted on before, and are not calibrated on")
 
     def keys(self, samples: Sequence[Sample]) -> dict[Sample, str]:
         """Return the hash of each image's decoded pixels; its path if it is not a file."""
@@ -182,16 +212,26 @@ class CalibrationImages:
         hashes = {sample: images[sample.image] for sample in rows if sample.image in images}
         used = needs.fitted_images | needs.validated_images
         new = [sample for sample in rows if hashes.get(sample) not in used]
+        groups = {data.group_of(sample) for sample in rows if hashes.get(sample) in used} - {None}
+        alike = [sample for sample in new if data.group_of(sample) in groups]
+        if alike and len(alike) < len(new):
+            number = number_of(len(alike), "image")
+            self.remarks.append(
+                f"{category}: {number} in groups (data.group) of images of the fit are left out"
+            )
+        new = [sample for sample in new if sample not in set(alike)]
         if not new:
             raise ValueError(
-                f"all {len(rows)} normal images of {category!r} in {data.root} were fitted on, so "
-                f"none is left to calibrate on: give other normal images with data.root, or fit "
-                f"again with --calibrate true, which holds some out"
+                f"all {len(rows)} normal images of {category!r} in {data.root} were fitted on"
+                f"{' or are in groups of such images' if alike else ''}, so none is left to "
+                f"calibrate on: give other normal images with data.root, or fit again with "
+                f"--calibrate true, which holds some out"
             )
         distinct = {hashes.get(sample, str(sample.image)): sample for sample in reversed(new)}
         chosen = [sample for sample in new if sample in set(distinct.values())]
-        if len(new) < len(rows) and self.hold_out is None:
-            count = f"{len(rows) - len(new)} of {number_of(len(rows), 'normal image')}"
+        num_used = len(rows) - len(new) - len(alike)
+        if num_used and self.hold_out is None:
+            count = f"{num_used} of {number_of(len(rows), 'normal image')}"
             self.remarks.append(f"{category}: {count} were fitted on, and are not calibrated on")
         if len(chosen) < len(new):
             number = number_of(len(new) - len(chosen), "image")

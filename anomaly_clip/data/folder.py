@@ -412,9 +412,11 @@ class ImageFolder(AnomalyData):
             parts.append("all are normal (data.normal all)")
         if self.group is not None:
             parts.append(self._group_remark(self.group))
-        if self.is_split and not self.form.train:
+        if (self.is_split or self.calibration.is_scored) and not self.form.train:
             if self.held_out:
-                share = f"{len(self.held_out)} normal images are held out for the test"
+                number = number_of(len(self.held_out), "normal image")
+                verb = "is" if len(self.held_out) == 1 else "are"
+                share = f"{number} {verb} held out for the test"
                 rule = "content" if self.group is None else "the match of data.group in their names"
                 parts.append(f"{share} (about {self.test_share:g} of them, chosen by {rule})")
             elif stage == "fit" and any(sample.label for sample in self.form.labelled):
@@ -423,7 +425,9 @@ class ImageFolder(AnomalyData):
 
     def _group_remark(self, group: str) -> str:
         images = [sample.image for sample in self.form.labelled if not sample.label]
-        if self.form.train or not images or len(images) == len(self.form.labelled):
+        if self.calibration.hold_out is not None:
+            images = [sample.image for sample in self.normal_images(self.category)]
+        elif self.form.train or not images or len(images) == len(self.form.labelled):
             return "data.group is not used, because there is nothing to hold out"
         matching = grouped(images, group)
         groups = number_of(len({_group_of(image, group) for image in matching}), "group")

@@ -321,8 +321,11 @@ class AnomalyMethod(EvaluatedModule):
         self.preprocessing = checkpoint.get("preprocessing")
 
     def _calibrated_images(self) -> frozenset[str]:
-        categories = (self.calibration or {}).get("categories", {})
-        return frozenset(image for c in categories.values() for image in c["images"])
+        try:
+            categories = (self.calibration or {}).get("categories", {})
+            return frozenset(image for c in categories.values() for image in c["images"])
+        except (AttributeError, LookupError, TypeError):  # damaged: reported where it decides
+            return frozenset()
 
     def _compare_data(self, checkpoint: dict[str, Any]) -> None:
         """Take what a checkpoint was fitted on, and tell if the current data differs from it.
@@ -353,6 +356,8 @@ class AnomalyMethod(EvaluatedModule):
             )
         if fitting:  # the data module has read the current images already
             self.fitted_images |= images  # a calibration is dropped: weights will change
+            if self.data is not None:
+                self.data.calibration.compare(self.fitted_images)
         else:
             self.take_fit_record(checkpoint)
         self.fitted_category = category if self.fitted_category is None else self.fitted_category

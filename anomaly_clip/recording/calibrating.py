@@ -83,6 +83,12 @@ class ScoredImages(Callback):
             say(f"calibrate {type(pl_module).__name__} | {name}: {data.summary('predict')}")
             for remark in data.calibration.remarks:
                 say(remark)
+            limit = trainer.limit_predict_batches
+            if isinstance(limit, int) or limit < 1:  # 1 is a batch, 1.0 all of them
+                say(
+                    f"trainer.limit_predict_batches {limit}: only the first images, by their "
+                    f"names, are calibrated on, and they may differ from the others"
+                )
 
     def on_predict_batch_end(
         self,
@@ -127,13 +133,22 @@ class ScoredImages(Callback):
         self.conditions = conditions_of(trainer, pl_module, _data(trainer))
         if trainer.world_size > 1:
             self._gather(trainer)
-        references = {path for paths in pl_module.reference_paths.values() for path in paths}
-        for category, images in self.images.items():
-            kept = {i: image for i, image in images.items() if image.path not in references}
-            if len(kept) < len(images) and trainer.is_global_zero:
-                number = number_of(len(images) - len(kept), "reference image")
-                say(f"{category}: {number} are not calibrated on")
-            self.images[category] = dict(sorted(kept.items()))
+        self._leave_out_references(trainer, pl_module)
+        self.images = {name: dict(sorted(images.items())) for name, images in self.images.items()}
+
+    def _leave_out_references(self, trainer: Trainer, method: AnomalyMethod) -> None:
+        """Drop reference images and their copies, whose scores are lower than those of others."""
+        keys_of_paths = _data(trainer).calibration.keys_of_paths
+        for category, paths in method.reference_paths.items():
+            images = self.images.get(category, {})
+            references = set(keys_of_paths(paths).values())
+            keys = keys_of_paths([image.path for image in images.values()])
+            kept = {i: image for i, image in images.items() if keys[image.path] not in references}
+            if len(kept) < len(images):
+                self.images[category] = kept
+                if trainer.is_global_zero:
+                    number = number_of(len(images) - len(kept), "reference image")
+                    say(f"{category}: {number} are not calibrated on")
 
     def _gather(self, trainer: Trainer) -> None:
         parts: list[Any] = [None] * trainer.world_size

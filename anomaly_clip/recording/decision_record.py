@@ -98,6 +98,12 @@ def _sentence(decisions: Decisions, name: str) -> str:
     record = decisions.records[name]
     if decisions.fdr is None:
         return guarantee(record, decisions.levels[name])
+    if record.kind == "cross_validation":
+        return (
+            f"By Benjamini-Hochberg over all images of the run, at {percent(decisions.fdr)}, with "
+            f"p-values estimated by cross-validation on {number_of(record.num_images, 'image')}. "
+            f"This is no guarantee."
+        )
     number = number_of(record.num_images, "calibration image")
     return (
         f"By Benjamini-Hochberg over all images of the run, with {number}: of the images called "
@@ -141,10 +147,12 @@ def decision_lines(section: Mapping[str, Any]) -> list[str]:
     for name, entry in categories.items():
         drift = entry["drift"]
         if drift is not None and drift["alarm"]:
+            bound = "without a change, it passes 100 in at most 1 % of runs"
+            if entry["kind"] == "cross_validation":
+                bound = "by cross-validation, so the alarm has no proven bound"
             lines.append(
                 f"{printable(name)}: images differ from the calibration images since "
                 f"{printable(drift['at'])}: they have drifted, or many are defective (martingale "
-                f"{drift['largest']:.3g} in drift.csv; without a change, it passes 100 in at most "
-                f"1 % of runs)"
+                f"{drift['largest']:.3g} in drift.csv; {bound})"
             )
     return lines

@@ -16,6 +16,7 @@ from anomaly_clip.data.file_hashes import pixel_hashes
 from anomaly_clip.errors import UserError
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.methods.evaluated import without_backbone
+from anomaly_clip.progress import number_of
 
 __all__ = ["check_conditions", "conditions_of", "scoring_conditions"]
 
@@ -39,7 +40,7 @@ def scoring_conditions(
         resize: How images are made square.
         bit_depth: Significant bits of 16-bit images; None if there are none.
         precision: Precision of the trainer.
-        categories: The categories, whose names in prompts are a condition.
+        categories: The categories, whose names in prompts and reference images are conditions.
     """
     ignored = method.metric_arguments | method.init_only_arguments
     settings = {
@@ -50,11 +51,7 @@ def scoring_conditions(
     if isinstance(settings.get("backbone"), Mapping):
         backbone = settings["backbone"]
         settings["backbone"] = {k: v for k, v in backbone.items() if k not in SOURCES}
-    references = {
-        category: sorted(pixel_hashes(map(Path, paths)).values())
-        for category, paths in method.reference_paths.items()
-        if all(Path(path).is_file() for path in paths)
-    }
+    categories = list(categories)
     return {
         "backbone_sha256": method.backbone.identity,
         "fitted_sha256": _fitted_sha256(method),
@@ -63,7 +60,10 @@ def scoring_conditions(
         "resize": resize,
         "bit_depth": bit_depth,
         "precision": precision,
-        "references": references,
+        "references": {
+            name: _identities(method.reference_paths.get(name, ()))
+            for name in {**dict.fromkeys(categories), **method.reference_paths}
+        },
         "words": {name: method.words(name) for name in categories}
         if method.uses_category_names
         else {},
@@ -80,6 +80,14 @@ def conditions_of(trainer: Trainer, method: AnomalyMethod, data: AnomalyData) ->
         str(trainer.precision),
         data.categories,
     )
+
+
+def _identities(paths: Iterable[str]) -> list[str]:
+    """Return hashes of reference images; the paths of generated ones, which are no files."""
+    paths = sorted(paths)
+    if all(Path(path).is_file() for path in paths):
+        return sorted(pixel_hashes(map(Path, paths)).values())
+    return paths
 
 
 def _fitted_sha256(method: AnomalyMethod) -> str | None:
@@ -99,7 +107,12 @@ NAMES = {
     "backbone_sha256": "the weights of the backbone",
     "fitted_sha256": "the fitted weights",
 }
-PER_CATEGORY = {"references": "the reference images", "words": "the name in prompts"}
+OPTIONS = {
+    "image_size": "model.image_size",
+    "resize": "data.resize",
+    "bit_depth": "data.bit_depth",
+    "precision": "trainer.precision",
+}
 
 
 def check_conditions(
@@ -123,26 +136,49 @@ def check_conditions(
                     raise _differs(
                         f"model.{setting} is {value.get(setting)}", before.get(setting), source
                     )
-        elif name in PER_CATEGORY and isinstance(before, Mapping):
+        elif name == "words" and isinstance(before, Mapping):
             for category in sorted({*before} & {*value}):
                 if before[category] != value[category]:
                     raise _differs(
-                        f"{PER_CATEGORY[name]} of {category}: {value[category]}",
+                        f"the name in prompts of {category} is {value[category]}",
                         before[category],
                         source,
                     )
+        elif name == "references":
+            _check_references(before if isinstance(before, Mapping) else {}, value, source)
+        elif name == "bit_depth" and before != value and None in (before, value):
+            raise UserError(
+                f"these images have {value or 8} bits per channel, but those of {source} had "
+                f"{before or 8}: calibrate again (anomaly_clip calibrate), on images of this camera"
+            )
         elif before != value:
             if name in NAMES:
                 raise UserError(
                     f"{source} was made with other images or weights: {NAMES[name]} differ: "
                     f"calibrate again (anomaly_clip calibrate), which needs no fit"
                 )
-            if name == "bit_depth":
-                raise UserError(
-                    f"these images have {value or 8} bits per channel, but {source} was made with "
-                    f"{before or 8}: calibrate again, on images of this camera"
-                )
-            raise _differs(f"{name} is {value}", before, source)
+            raise _differs(f"{OPTIONS.get(name, name)} is {value}", before, source)
+
+
+def _check_references(
+    calibrated: Mapping[str, Any], current: Mapping[str, list[str]], source: str
+) -> None:
+    """Check that images are compared with the same reference images as in a calibration.
+
+    A calibration of a single category applies to a folder of another name, too.
+    """
+    [alone] = calibrated.values() if len(calibrated) == 1 else [[]]
+    for category, images in current.items():
+        before = calibrated.get(category, alone)
+        if images == before:
+            continue
+        if len(images) != len(before):
+            counts = [number_of(len(used), "reference image") for used in (images, before)]
+            raise _differs(f"{category} is compared with {counts[0]}", counts[1], source)
+        raise UserError(
+            f"the reference images of {category} differ from those of {source}: give the same "
+            f"folder and data.seed, or calibrate again (anomaly_clip calibrate), which needs no fit"
+        )
 
 
 def _differs(what: str, before: Any, source: str) -> UserError:
