@@ -337,8 +337,9 @@ class Detector:
             return
         calibrated = self.calibration.conditions.get("bit_depth")
         if bits != calibrated:
+            images = f"{inputs.deep[0]} has" if inputs.deep else "these images have"
             raise ValueError(
-                f"these images have {bits or 8} bits per channel, but the calibration images had "
+                f"{images} {bits or 8} bits per channel, but the calibration images had "
                 f"{calibrated or 8}: calibrate again, on images of this camera"
             )
 
@@ -361,7 +362,8 @@ class Detector:
                 continue
             row, image_map = rows[place], None
             if maps is not None:
-                values, size = maps[positions[place]], inputs.size(place)
+                # A copy, as a view would keep the maps of the whole batch.
+                values, size = maps[positions[place]].copy(), inputs.size(place)
                 resize, side = self.preprocessing.resize, self.method.image_size
                 image_map = ImageMap(values, size, resize, side)
             predictions.append(

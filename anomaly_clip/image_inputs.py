@@ -99,6 +99,8 @@ class ImageInputs:
         self.is_single = False
         self.remarks: list[str] = []
         """Remarks on images of a folder that are not used."""
+        self.deep: list[Path] = []
+        """Files with 16 bits per channel; see :meth:`depth`."""
         self._sizes: dict[Path, tuple[int, int]] = {}
         # Copies, because cameras write into the same array again and again.
         self.sources = [
@@ -162,7 +164,7 @@ class ImageInputs:
         """
         files = [source.path for source in self.sources if source.path is not None]
         headers = read_headers(files)
-        deep = [path for path, header in headers.items() if header.deep]
+        self.deep = deep = [path for path, header in headers.items() if header.deep]
         if not deep or stored is not None:
             return (stored if deep else None), None
         chosen = chosen_depth(deep)

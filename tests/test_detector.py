@@ -338,8 +338,8 @@ def test_images_of_another_bit_depth_than_calibrated_are_refused(
     detector = load(place / "fit", calibration=calibration, device="cpu")
     file = tmp_path / "deep.png"
     cv2.imwrite(str(file), np.full((40, 40), 4000, dtype=np.uint16))
-    with pytest.raises(ValueError, match=r"these images have 12 bits per channel, but .* had 8"):
-        detector.predict(file)
+    with pytest.raises(ValueError, match=r"deep.png has 12 bits per channel, but .* had 8"):
+        detector.predict([place / "new" / "0.png", file])
 
 
 def test_the_score_of_a_calibrated_sdp_is_the_scaled_sum_of_its_parts(place: Path) -> None:
@@ -371,6 +371,12 @@ def test_threads_get_the_same_results(place: Path) -> None:
     alone = [again.predict(f, category=n).score for f, n in zip(files, names, strict=True)]
     assert together == alone
     assert len(set(alone)) == len(set(zip(files, names, strict=True)))
+
+
+def test_a_prediction_does_not_keep_the_maps_of_its_batch(place: Path) -> None:
+    first, *_ = load(place / "fit", device="cpu").predict([place / "new" / "0.png"] * 3)
+    assert first.image_map is not None
+    assert first.image_map.values.base is None
 
 
 def test_threads_can_load_at_once(place: Path) -> None:

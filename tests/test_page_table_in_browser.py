@@ -113,6 +113,18 @@ def test_a_row_shows_its_image(tmp_path: Path, chrome: Chrome) -> None:
     assert complaints(chrome) == []
 
 
+def test_long_names_of_categories_leave_room_for_the_images(tmp_path: Path, chrome: Chrome) -> None:
+    long = "a_very_long_name_" * 8
+    run = make_run(tmp_path, {long: TWO["cap"], "nut": TWO["nut"]})
+    open_page(chrome, write_page(decide(run, {long: 0.25, "nut": 3.5})))
+    cells = [
+        chrome.find_element(By.CSS_SELECTOR, f"#image-table tbody td[data-key={key}]")
+        for key in ("names", "categories")
+    ]
+    assert cells[0].size["width"] > 200
+    assert cells[1].size["width"] < 400
+
+
 @pytest.mark.parametrize("width", [1280, 400])
 def test_a_table_of_many_images_fits(tmp_path: Path, chrome: Chrome, width: int) -> None:
     scores = np.random.default_rng(0).random(10_000).round(5).tolist()
