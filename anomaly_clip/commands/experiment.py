@@ -45,7 +45,7 @@ from anomaly_clip.commands.divergence import FiniteValues
 from anomaly_clip.commands.fit_calibration import (
     calibrate_fit,
     check_kept,
-    hold_images_out,
+    prepare_data,
 )
 from anomaly_clip.commands.foreign_code import check_found_config, class_in_config
 from anomaly_clip.commands.interruption import advise, stop_if_interrupted
@@ -60,7 +60,6 @@ from anomaly_clip.errors import UserError, user_errors
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.methods.evaluated import EvaluatedModule
 from anomaly_clip.progress import say, silence
-from anomaly_clip.recording.calibration_files import calibration_file, images_of
 from anomaly_clip.recording.checkpoint_io import remove_leftovers, save_atomically
 from anomaly_clip.recording.checkpointing import last_checkpoint_of
 from anomaly_clip.recording.run_log import RunLogger
@@ -279,11 +278,7 @@ class ExperimentCLI(LightningCLI):
         if shows_progress and not any(isinstance(callback, ProgressBar) for callback in callbacks):
             callbacks.append(progress_of_loops())
         check_calibration_options(verb, self._typed, config)
-        file = config["calibration"]["file"]
-        if verb == "test" and file is not None:
-            self.datamodule.calibration.images_of_file = images_of(calibration_file(file))
-        if verb == "fit" and config["calibrate"]:
-            self._unfitted = hold_images_out(self.model, self.datamodule, writer.calibration)
+        self._unfitted = prepare_data(verb, config["calibrate"], self, writer.calibration)
         if verb == "fit":
             keeps = config["trainer"]["enable_checkpointing"] is not False
             callbacks += last_checkpoint_of(callbacks, writer.checkpoint_every_n_steps, keeps)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import shlex
+from typing import Protocol
 
 from lightning.pytorch import LightningModule, Trainer
 
@@ -17,11 +18,21 @@ from anomaly_clip.errors import UserError
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.progress import say
 from anomaly_clip.recording.calibrating import calibrate, report
-from anomaly_clip.recording.calibration_files import write_into_checkpoint
+from anomaly_clip.recording.calibration_files import (
+    calibration_file,
+    images_of,
+    write_into_checkpoint,
+)
 from anomaly_clip.recording.cross_validation import check_folds, cross_validate
 from anomaly_clip.recording.writer import RunWriter
 
-__all__ = ["calibrate_fit", "check_calibratable", "check_kept", "hold_images_out"]
+__all__ = [
+    "calibrate_fit",
+    "check_calibratable",
+    "check_kept",
+    "hold_images_out",
+    "prepare_data",
+]
 
 SHARE_OF_RANGES = 1 / 3
 """Fraction of the images that give the ranges of score parts, for methods with parts."""
@@ -64,6 +75,34 @@ def hold_images_out(
     if model.score_part_names:
         needed = math.ceil(needed / (1 - SHARE_OF_RANGES))
     data.calibration.request(HoldOut(needed, settings.seed))
+    return None
+
+
+class Built(Protocol):
+    """Model and data module of a command line."""
+
+    model: LightningModule
+    datamodule: AnomalyData
+
+
+def prepare_data(
+    verb: str, calibrates: bool, built: Built, settings: CalibrationSettings
+) -> AnomalyMethod | None:
+    """Prepare the data module of a verb for its calibration.
+
+    A test needs the images of a ``calibration.json``, which it must not contain.
+
+    Returns:
+        See :func:`hold_images_out`; None for other verbs than a calibrated fit.
+
+    Raises:
+        UserError: If the model cannot be calibrated, or the file cannot be read.
+    """
+    data = built.datamodule
+    if verb == "test" and settings.file is not None:
+        data.calibration.images_of_file = images_of(calibration_file(settings.file))
+    if verb == "fit" and calibrates:
+        return hold_images_out(built.model, data, settings)
     return None
 
 
