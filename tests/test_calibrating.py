@@ -62,6 +62,7 @@ def test_too_few_images(tmp_path: Path, count: int, parts: bool) -> None:
         build_category("nut", images, data, DEFAULTS, ScoredImages())
 
 
+@pytest.mark.slow
 def test_pixels_by_percentile(tmp_path: Path) -> None:
     fitted = tmp_path / "fitted"
     photographs(fitted / "photos", 12)

@@ -175,6 +175,7 @@ def test_last_of_a_fit_that_diverged_is_refused() -> None:
         last_of_runs("test", "runs", "a", None)
 
 
+@pytest.mark.slow
 def test_verbs_take_last(mvtec_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit = ["fit", *words(mvtec_root, "SimpleNet"), "--output.name=net"]
     assert main([*fit, "--ckpt_path=last"]) == 2
@@ -220,6 +221,7 @@ def test_no_fit_resumes_from_weights_alone(
     assert not Path("runs/run/2").exists()
 
 
+@pytest.mark.slow
 def test_a_complete_fit_continues_only_with_more_epochs(
     mvtec_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -270,6 +272,7 @@ def test_a_fit_that_resumes_on_other_images_says_so(
     assert len(fitted) == 4  # the test must contain none of them
 
 
+@pytest.mark.slow
 def test_another_object_than_that_of_the_fit(
     mvtec_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -369,6 +369,7 @@ def test_a_checkpoint_gives_the_same_maps_on_another_copy(
         CLIPADA.load_from_checkpoint(tmp_path / "a.ckpt")
 
 
+@pytest.mark.slow
 def test_words_around_the_vectors_are_kept_with_the_checkpoint(
     learnable: Path, tiny_clip_config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -186,6 +186,7 @@ def test_an_unchanged_checkpoint_is_continued(interrupted: tuple[Path, Path]) ->
     assert _step_to_continue(words, folder / LAST, "bottle") == 6
 
 
+@pytest.mark.slow
 def test_a_single_pass_starts_again(mvtec_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     padim = ["--model", "PaDiM", "--model.num_channels=4", *RANDOM, *options(mvtec_root)]
     assert main(["each", *padim, "--output.folder", "run"]) == 0
@@ -310,6 +311,7 @@ def test_the_help_is_the_same(capsys: pytest.CaptureFixture[str]) -> None:
             assert option in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["each", "compare", "sweep"])
 def test_other_results_in_a_chosen_folder(
     verb: str, mvtec_root: Path, capsys: pytest.CaptureFixture[str]
@@ -382,6 +384,7 @@ def test_logs_of_a_fit_in_parts_are_joined(tmp_path: Path) -> None:
     assert (tmp_path / "fit" / "metrics.csv").read_text() == joined
 
 
+@pytest.mark.slow
 def test_a_fit_that_diverges_in_each_is_not_tested(
     mvtec_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

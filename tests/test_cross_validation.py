@@ -14,6 +14,7 @@ from anomaly_clip.methods import RD4AD
 from anomaly_clip.recording.cross_validation import check_folds
 
 
+@pytest.mark.slow
 def test_folds_calibrate_by_cross_validation(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -115,6 +115,7 @@ def test_scores_of_a_zero_shot_method_are_those_of_predict(
     assert not list(tmp_path.glob("runs")), "loading has created a folder of a run"
 
 
+@pytest.mark.slow
 def test_references_are_those_of_predict(place: Path, tmp_path: Path) -> None:
     parts = place / "parts"
     words = ["--config=winclip_4shot", "--data=ImageFolder", "--data.category=plank"]

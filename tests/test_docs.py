@@ -152,6 +152,7 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 TINY = ["--model.backbone.weights=random", "--model.image_size=32", "--trainer.accelerator=cpu"]
 
 
+@pytest.mark.slow
 def test_the_example_method_works(example: Path) -> None:
     root = write_mvtec(example)
     assert main(["each", "--config=mean_cosine.yaml", f"--data.root={root}", *TINY]) == 0

@@ -101,6 +101,7 @@ def test_images_of_any_set_can_be_scored(
     assert "this is KolektorSDD" in output
 
 
+@pytest.mark.slow
 def test_the_way_out_of_loco_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     root = loco(tmp_path / "set")

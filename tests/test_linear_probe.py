@@ -132,6 +132,7 @@ def test_a_frozen_backbone(root: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert scores(written.parent) == rows
 
 
+@pytest.mark.slow
 def test_a_trained_backbone(root: Path, tmp_path: Path, weights: Path) -> None:
     runs = tmp_path / "runs"
     line = words(root, runs, "--model.frozen", "false", "--model.optim.lr", "0.02", epochs=5)

@@ -41,6 +41,7 @@ def test_a_class_missing_from_a_split_is_refused(
     assert not list((tmp_path / "runs").glob("*/*"))
 
 
+@pytest.mark.slow
 def test_mistakes_with_a_checkpoint(
     tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

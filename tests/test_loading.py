@@ -213,6 +213,7 @@ def test_a_configuration_file_is_taken_with_its_options(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} <= {"mine.yaml", "cache"}
 
 
+@pytest.mark.slow
 def test_the_run_of_a_zero_shot_method_is_a_source(tmp_path: Path) -> None:
     write_photographs(tmp_path / "parts" / "good", 12, seed=0)
     words = ["--config=own_images", f"--data.root={tmp_path / 'parts'}", "--data.category=bolt"]

@@ -248,6 +248,7 @@ def test_half_precision_keeps_its_gaussians_in_float32(seven_bottles: Path, tmp_
     assert main(["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "t")]) == 0
 
 
+@pytest.mark.slow
 def test_a_checkpoint_loads_with_another_copy_of_the_weights(
     seven_bottles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -157,6 +157,7 @@ def test_few_images_are_named(tmp_path: Path) -> None:
     assert "uncertain" not in " ".join(read(write_page(make_run(tmp_path / "b", many))).texts["p"])
 
 
+@pytest.mark.slow
 def test_a_page_of_thousands_of_categories_stays_small(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     many = {

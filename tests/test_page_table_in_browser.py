@@ -125,6 +125,7 @@ def test_long_names_of_categories_leave_room_for_the_images(tmp_path: Path, chro
     assert cells[1].size["width"] < 400
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 400])
 def test_a_table_of_many_images_fits(tmp_path: Path, chrome: Chrome, width: int) -> None:
     scores = np.random.default_rng(0).random(10_000).round(5).tolist()

@@ -215,6 +215,7 @@ def test_rows_on_other_data_sets_say_so() -> None:
     assert "it has masks: another data set than BrainMRI of this project" in note
 
 
+@pytest.mark.slow
 def test_a_real_run_of_random_weights(
     mvtec_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

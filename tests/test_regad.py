@@ -382,6 +382,7 @@ def test_select_best_test_tests_the_best_epoch(three: Path, tmp_path: Path) -> N
     assert content["run"]["protocol"]["selected_epoch"] == kept["epoch"] + 1
 
 
+@pytest.mark.slow
 def test_the_untrained_network_is_a_candidate_as_in_the_public_code(
     three: Path, tmp_path: Path
 ) -> None:

@@ -378,6 +378,7 @@ def test_a_checkpoint_of_0_1_keeps_the_activation_of_the_model_name(
     assert "weights of the fit, and its backbone.quick_gelu and backbone.positions" in error
 
 
+@pytest.mark.slow
 def test_options_that_a_resumed_fit_and_a_test_may_change(
     tmp_path: Path,
     mvtec_root: Path,

@@ -152,6 +152,7 @@ class Target:
         return "read"
 
 
+@pytest.mark.slow
 def test_the_fuzz_notices_each_kind_of_failure(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -193,6 +194,7 @@ def test_the_fuzz_ends_an_input_that_hangs(monkeypatch: pytest.MonkeyPatch, tmp_
     assert len(row.failures) + row.counts["read"] == 6
 
 
+@pytest.mark.slow
 def test_the_short_fuzz_finds_nothing(run: Callable[..., Any]) -> None:
     code, result, out = run("--only", "fuzz", "--count", "300", "--seed", "3")
     assert code == 0, out

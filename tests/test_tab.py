@@ -314,6 +314,7 @@ def test_mistakes_end_in_an_error_message(
     assert not list((tmp_path / "runs").glob("*/*"))
 
 
+@pytest.mark.slow
 def test_a_wider_resnet_is_trained_through_a_head(
     classes: Path, tiny_clip_config: str, tmp_path: Path
 ) -> None:

@@ -231,6 +231,7 @@ def test_a_logger_is_not_used_again(run: Path) -> None:
     assert report(run, "--verify") == 0
 
 
+@pytest.mark.slow
 def test_a_fit_is_repeated_with_its_test(
     tmp_path: Path, tiny_clip_config: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -165,3 +165,10 @@ def _frozen(subject: Subject) -> None:
     subject.require(subject.scores, "is not a detector")
     has_one = isinstance(getattr(subject.built, "backbone", None), FrozenBackbone)
     subject.require(has_one, "has no frozen backbone")
+
+
+for _check in (
+    fit_repeats_whatever_the_global_random_states,
+    resumed_fit_equals_an_uninterrupted_one,
+):
+    _check.slow = True  # type: ignore[attr-defined]
