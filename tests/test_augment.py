@@ -194,6 +194,7 @@ def test_preview_shows_augmented_versions(tmp_path: Path) -> None:
     assert file.stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_the_library_is_imported_only_when_needed(tmp_path: Path) -> None:
     """Neither the data modules nor a data module without augmentation import albumentations."""
     root = write_mvtec(tmp_path)

@@ -87,6 +87,7 @@ def test_a_folder_without_a_choice(files: list[str], message: str) -> None:
         checkpoint_file("run")
 
 
+@pytest.mark.slow
 def test_verbs_take_the_folder_of_a_run(
     mvtec_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -241,6 +242,7 @@ def test_a_complete_fit_continues_only_with_more_epochs(
     assert torch.load(f"more/{LAST}", weights_only=True)["epoch"] == 2
 
 
+@pytest.mark.slow
 def test_a_complete_fit_is_not_resumed_on_other_images(
     mvtec_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -256,6 +258,7 @@ def test_a_complete_fit_is_not_resumed_on_other_images(
     assert not Path("runs/run/2").exists()
 
 
+@pytest.mark.slow
 def test_a_fit_that_resumes_on_other_images_says_so(
     mvtec_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -317,6 +317,7 @@ def test_a_full_disk_ends_a_fit_in_one_line(root: Path, capsys: pytest.CaptureFi
     assert not Path("runs/run/1").exists()
 
 
+@pytest.mark.slow
 def test_leftovers_are_removed_by_the_next_fit(root: Path) -> None:
     fit = ["fit", *words(root, "--trainer.max_epochs=1")]
     assert main([*fit, "--output.folder=a"]) == 0

@@ -442,6 +442,7 @@ def test_half_precision_stays_close(tiny_clip_config: str, learnable: Path) -> N
     assert_close(maps["bf16-mixed"], maps["32-true"], atol=0.05, rtol=0)
 
 
+@pytest.mark.slow
 def test_two_processes_learn_together(
     learnable: Path, tiny_clip_config: str, tmp_path: Path
 ) -> None:

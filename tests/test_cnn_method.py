@@ -245,7 +245,7 @@ def test_a_tie_is_decided_in_the_same_way_after_a_resume(cnn: CNNBackbone) -> No
     state = SimpleNamespace(fn=TrainerFn.FITTING)
     for old, chosen in ((False, 1.0), (True, 0.0)):  # 0.1.0 kept the first of equal epochs
         resumed = Offset(cnn, "best_test")
-        resumed._trainer = SimpleNamespace(state=state)  # type: ignore[assignment]
+        resumed._trainer = SimpleNamespace(state=state, datamodule=None)  # type: ignore[assignment]
         best = {k: v for k, v in checkpoint["best"].items() if not (old and k == "tie_breaker")}
         resumed.on_load_checkpoint({**checkpoint, "best": best})
         validated(resumed, [0.5, 1.0], [0.9, 0.8])
@@ -260,7 +260,7 @@ def test_a_resumed_fit_continues_from_the_last_epoch(cnn: CNNBackbone) -> None:
     method.on_save_checkpoint(checkpoint)
     resumed = Offset(cnn, "best_test")
     state = SimpleNamespace(fn=TrainerFn.FITTING)
-    resumed._trainer = SimpleNamespace(state=state)  # type: ignore[assignment]
+    resumed._trainer = SimpleNamespace(state=state, datamodule=None)  # type: ignore[assignment]
     resumed.on_load_checkpoint(checkpoint)
     assert checkpoint["state_dict"]["offset"].item() == 1
     assert resumed._best is not None

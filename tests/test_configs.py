@@ -70,6 +70,7 @@ def one_template() -> list[str]:
     return ["--model.prompts.templates", '["a {}."]', "--trainer.accelerator", "cpu"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("sdp_plus_*_to_*.yaml")), ids=lambda f: f.stem)
 def test_every_pairing_of_sdp_plus_fits_and_tests(
     tmp_path: Path, mvtec_root: Path, tiny_model: list[str], file: Path

@@ -45,6 +45,7 @@ def test_patterns_as_a_table_and_an_image(tmp_path: Path) -> None:
         assert image.width > 4 * LARGEST
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 38, 120])
 def test_images_of_few_and_many_classes(count: int) -> None:
     rng = np.random.default_rng(0)

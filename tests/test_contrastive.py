@@ -181,6 +181,7 @@ def run_command_line(tiny: Path, root: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*Checkpoint directory.*exists:UserWarning")
 def test_fit_exports_weights_and_resumes_where_it_stopped(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -209,6 +210,7 @@ def test_fit_exports_weights_and_resumes_where_it_stopped(
     assert torch.equal(backbone.visual.proj, ours["visual.proj"].float())
 
 
+@pytest.mark.slow
 def test_resuming_checks_the_checkpoint(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -153,6 +153,7 @@ def test_other_results_of_a_predict(
     assert f"{marked} normal image" in printed(capsys)
 
 
+@pytest.mark.slow
 def test_masks_are_not_read_as_photographs(
     planks: Planks, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

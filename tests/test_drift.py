@@ -171,6 +171,7 @@ def streams_with_alarm(calibration: np.ndarray, scores: np.ndarray, online: bool
     return float((np.max(paths, axis=1) >= 2).mean())
 
 
+@pytest.mark.slow
 def test_false_alarms_of_drift_are_rare_with_online_p_values_only() -> None:
     rng = np.random.default_rng(3)
     num, n, length = 400, 60, 400

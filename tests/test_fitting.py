@@ -87,6 +87,7 @@ def test_a_file_is_used_as_it_is(
     assert detector.calibration is None
 
 
+@pytest.mark.slow
 def test_a_method_without_a_configuration_for_own_images_sees_them_whole(good: Path) -> None:
     options = {**SMALL, "trainer": {"max_epochs": 1, "limit_train_batches": 1}}
     detector = fit("simplenet", sorted(good.glob("*.png"))[:6], calibrate=False, **options)

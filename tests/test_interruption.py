@@ -94,6 +94,7 @@ def test_a_fit_ends_with_its_last_step_and_goes_on(
     assert (after["epoch"], after["global_step"] > 2 * 3) == (3, True)
 
 
+@pytest.mark.slow
 def test_a_fit_ends_within_a_validation(
     mvtec_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -148,6 +148,7 @@ def test_a_users_copies_may_be_fitted_but_not_tested(tmp_path: Path) -> None:
         ImageFolder(str(tmp_path), image_size=16).setup("fit")
 
 
+@pytest.mark.slow
 def test_the_advice_names_the_share_that_is_held_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -80,6 +80,7 @@ def check_files(run: Path, truth: NDArray[Any], predicted: NDArray[Any]) -> dict
     return metrics
 
 
+@pytest.mark.slow
 def test_a_frozen_backbone(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = tmp_path / "runs"
     assert main(words(root, runs, epochs=12)) == 0
@@ -361,6 +362,7 @@ def test_the_probed_layer_must_be_single_and_not_spatial() -> None:
 # -- each, compare, the configuration ------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_each_fits_and_tests_the_one_category(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

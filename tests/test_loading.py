@@ -261,6 +261,7 @@ def test_a_fit_from_python_keeps_its_preprocessing(tiny_clip: CLIPBackbone, tmp_
     assert "config-fit.yaml" in message_of(tmp_path / "padim.ckpt")  # the class is not in it
 
 
+@pytest.mark.slow
 def test_precision_is_that_of_the_fit(place: Path, tmp_path: Path) -> None:
     words = [word for word in PADIM if "weights" not in word]
     words += [f"--model.backbone.weights={place / 'weights.pt'}", "--trainer.precision=bf16-true"]

@@ -172,6 +172,7 @@ def test_fit_and_test_from_the_checkpoint_alone(seven_bottles: Path, tmp_path: P
     assert list((tmp_path / "predict").rglob("scores.csv"))
 
 
+@pytest.mark.slow
 def test_two_processes_compute_the_same_gaussians(seven_bottles: Path, tmp_path: Path) -> None:
     ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.batch_size", "1"]
     line = words("fit", seven_bottles, tmp_path / "two", *ONE, *ddp)
@@ -238,6 +239,7 @@ def test_mixed_precision_leaves_distances_as_they_are(backbone: CNNBackbone) -> 
     assert_close(mixed, plain, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_half_precision_keeps_its_gaussians_in_float32(seven_bottles: Path, tmp_path: Path) -> None:
     line = words("fit", seven_bottles, tmp_path, *ONE, "--trainer.precision", "bf16-true")
     assert main([*line, "--trainer.enable_model_summary", "false"]) == 0

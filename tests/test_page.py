@@ -365,6 +365,7 @@ def test_a_test_and_a_predict_do_not_share_a_folder(
         assert (tmp_path / verb / PAGE).read_bytes() == page
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Experiment logs directory")
 def test_nothing_of_an_earlier_run_stays_on_the_page(tiny_sdp: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
@@ -377,6 +378,7 @@ def test_nothing_of_an_earlier_run_stays_on_the_page(tiny_sdp: list[str], tmp_pa
     assert not (run / "gallery").exists()
 
 
+@pytest.mark.slow
 def test_each_has_one_page_of_all_categories(mvtec_root: Path, tmp_path: Path) -> None:
     for category in ("bottle", "metal_nut"):
         folder = mvtec_root / category / "train" / "good"

@@ -225,6 +225,7 @@ def test_stepwise_pro(kind: type[PixelHistogram | PixelRanking], steps: int) -> 
     assert result.metrics["pixel_pro"] == pytest.approx(expected, abs=tolerance)
 
 
+@pytest.mark.slow
 @example(49, "normal", 20, False, 0.05)  # fractions whose sum is just above 1
 @settings(max_examples=40)
 @given(

@@ -82,6 +82,7 @@ def test_the_depth_of_a_camera_is_chosen_at_fit_and_kept(
     assert protocol["bit_depth"] == bits
 
 
+@pytest.mark.slow
 def test_brighter_images_than_the_fit_allows_are_refused(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -128,6 +128,7 @@ def test_batches_without_support_are_refused(method: RegAD) -> None:
         method.training_step(batch, 0)
 
 
+@pytest.mark.slow
 def test_a_training_category_is_not_tested(
     three: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

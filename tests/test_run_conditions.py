@@ -6,12 +6,14 @@ import hashlib
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
 from anomaly_clip.cli import main
 from anomaly_clip.recording.run_conditions import file_sha256
 
 
+@pytest.mark.slow
 def test_a_fitted_detector_records_images_checkpoint_and_device(
     mvtec_root: Path, tmp_path: Path
 ) -> None:

@@ -350,6 +350,7 @@ def test_fit_and_then_test_with_the_checkpoint_only(
     assert main(["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "u")]) == 0
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_0_1_keeps_the_activation_of_the_model_name(
     tmp_path: Path,
     mvtec_root: Path,

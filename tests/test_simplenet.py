@@ -138,6 +138,7 @@ def test_noise_has_its_deviation_and_depends_on_seed_epoch_and_batch() -> None:
     assert not noise.equal(small(noise=0.2, seed=1).draw_noise(like, 3))
 
 
+@pytest.mark.slow
 def test_training_separates_features_from_noisy_ones(mvtec_root: Path) -> None:
     method = small(noise=3.0, adaptor_lr=1e-2, discriminator_lr=1e-2)
     before = {k: v.clone() for k, v in method.backbone.state_dict().items()}
@@ -188,6 +189,7 @@ def test_a_resumed_fit_equals_the_uninterrupted_one(
         assert_close(bests[0]["state"], bests[1]["state"], atol=0, rtol=0)
 
 
+@pytest.mark.slow
 def test_two_processes_learn_together(mvtec_root: Path, tmp_path: Path) -> None:
     compared = {"class_path": "ddp_checks.Compared", "init_args": {"file": str(tmp_path / "c")}}
     ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.batch_size", "1"]

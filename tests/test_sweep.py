@@ -401,6 +401,7 @@ def test_an_interrupted_sweep_resumes_where_it_stopped(
         assert config["model"]["init_args"]["lr"] == float(after[number - 1]["model.lr"])
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_does_not_stop_the_others(
     write: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -359,6 +359,7 @@ def test_the_configuration_runs(
     assert main([*export, "--overwrite"]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["align", "classification", "concat"])
 def test_the_loss_of_held_out_pairs_is_logged(
     classes: Path, tiny_clip_config: str, tmp_path: Path, loss: str
@@ -374,6 +375,7 @@ def test_the_loss_of_held_out_pairs_is_logged(
     assert float(rows[0]["val/loss"]) == pytest.approx(total, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_an_export_of_another_fit_is_not_replaced(
     classes: Path, tiny_clip_config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -280,6 +280,7 @@ def test_a_fit_is_repeated_with_its_test(
     assert "its fit was resumed from earlier.ckpt" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_one_model_per_category_is_repeated(
     detector: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

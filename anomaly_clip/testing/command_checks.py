@@ -197,3 +197,7 @@ def _scores_of(subject: Subject, folder: Path) -> dict[str, float]:
     run = subject.succeed("predict", *options, "--output.maps", "false")
     rows = read_scores(run)
     return {Path(row["path"]).name: float(row["image_score"]) for row in rows}
+
+
+for _check in (batch_size_does_not_matter, test_repeats_to_the_bit):
+    _check.slow = True  # type: ignore[attr-defined]
