@@ -48,6 +48,17 @@ def test_a_checkpoint_keeps_its_content_and_its_earlier_hashes(tmp_path: Path) -
     assert sorted(path.name for path in tmp_path.iterdir()) == ["calibration.json", "last.ckpt"]
 
 
+def test_only_the_newest_calibrations_are_kept(tmp_path: Path) -> None:
+    file = tmp_path / "last.ckpt"
+    torch.save({"state_dict": {}}, file)
+    hashes = []
+    for _ in range(7):
+        hashes.append(str(file_sha256(file)))
+        write_into_checkpoint(CALIBRATION, file)
+    assert len(set(hashes)) == 7
+    assert [is_version_of(file, sha256) for sha256 in hashes] == [False] * 2 + [True] * 5
+
+
 @pytest.mark.parametrize("content", [b"", b"no checkpoint"])
 def test_damaged_checkpoints_are_no_version(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "last.ckpt").write_bytes(content)

@@ -21,6 +21,8 @@ __all__ = [
 
 EARLIER = "before_calibration"
 """Entry of a checkpoint: its calibration, or None, by the hash of its file, before each new one."""
+MAX_EARLIER = 5
+"""Number of earlier calibrations that are kept, the newest ones."""
 
 
 def write_into_checkpoint(calibration: Calibration, checkpoint: Path) -> Path:
@@ -34,8 +36,8 @@ def write_into_checkpoint(calibration: Calibration, checkpoint: Path) -> Path:
         The file next to it.
     """
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    before = {file_sha256(checkpoint): content.get("calibration")}
-    content[EARLIER] = {**content.get(EARLIER, {}), **before}
+    before = {**content.get(EARLIER, {}), file_sha256(checkpoint): content.get("calibration")}
+    content[EARLIER] = dict(list(before.items())[-MAX_EARLIER:])
     content["calibration"] = calibration.as_dict()
     AtomicCheckpointIO().save_checkpoint(content, checkpoint)
     file = checkpoint.parent / CALIBRATION_FILE
