@@ -204,6 +204,7 @@ def test_a_damaged_calibration_is_replaced_by_a_new_one(
     assert content_of(tmp_path)["calibration"]["categories"]["photos"]["n"] == 15
 
 
+@pytest.mark.slow
 def test_references_of_a_calibrated_fit_are_those_of_its_test(
     mvtec_root: Path, tmp_path: Path
 ) -> None:
@@ -229,6 +230,7 @@ def test_a_calibration_on_the_first_images_only_is_told(
     assert content_of(tmp_path)["calibration"]["categories"]["photos"]["n"] == 3
 
 
+@pytest.mark.slow
 def test_reference_images_and_their_copies_are_not_calibrated_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -301,6 +301,7 @@ def test_a_folder_of_another_name(mvtec_root: Path, capsys: pytest.CaptureFixtur
     assert "PaDiM was fitted on bottle, but now scores nut" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_fit_resumes_from_a_checkpoint_alone(
     mvtec_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -302,3 +302,15 @@ def test_damaged_files_are_read_or_refused(data: st.DataObject) -> None:
         level = category.level(0.05)
         assert np.isfinite(level.threshold)
         assert ((category.all_scores > level.threshold).mean()) <= 0.05 or not level.is_as_asked
+
+
+def test_files_of_format_1_are_read_for_ever() -> None:
+    level = {"alpha": 0.2, "confidence": None, "k": 1, "threshold": 3.5, "average": 0.2}
+    level |= {"guaranteed": 0.5271292350101577, "as_asked": True}
+    record = {"n": 4, "levels": [level], "scores": [1.0, 2.0, 2.5, 3.5], "counts": None}
+    record |= {"map_threshold": 7.0, "part_ranges": None, "images": ["ab"], "words": "nut"}
+    content = {"format": 1, "method": "PaDiM", "alpha": [0.2], "confidence": None}
+    content |= {"categories": {"nut": {**record, "kind": "split"}}}
+    calibration = Calibration.from_dict({**content, "conditions": {}, "versions": {}}, "a file")
+    assert calibration.categories["nut"].level(0.2).threshold == 3.5
+    assert calibration.categories["nut"].map_threshold == 7.0

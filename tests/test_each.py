@@ -192,6 +192,7 @@ def test_a_run_is_resumed_with_its_original_options(
     assert "leave out --model.sigma" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_resumed_run_does_not_need_its_original_configuration_file(
     root: Path, tmp_path: Path
 ) -> None:

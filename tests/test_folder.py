@@ -379,6 +379,7 @@ def test_training_folders_without_a_normal_one_are_refused(
     assert len(data.fit_samples()) == 6
 
 
+@pytest.mark.slow
 def test_without_defects_each_fits_and_test_refuses(
     product: Path,
     tmp_path: Path,

@@ -69,6 +69,7 @@ def test_golden_losses(golden: Callable[[str], Golden]) -> None:
     assert_close(metrics["loss_abnormal"], arrays["loss_a"], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_similar_texts_are_reported(
     classes: Path, tiny_clip_config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
