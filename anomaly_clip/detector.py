@@ -19,7 +19,7 @@ from PIL import Image
 from anomaly_clip.data.reading_errors import PredictionImages, UnreadableError
 from anomaly_clip.decisions.calibration import Calibration
 from anomaly_clip.decisions.sentences import guarantee
-from anomaly_clip.errors import UserError, check_at_least
+from anomaly_clip.errors import check_at_least
 from anomaly_clip.image_inputs import ImageInput, ImageInputs
 from anomaly_clip.loading import CATEGORY, LoadedMethod, check_category, load_method
 from anomaly_clip.methods.base import AnomalyMethod
@@ -28,7 +28,11 @@ from anomaly_clip.preprocessing import Preprocessing
 from anomaly_clip.python_calls import in_python
 from anomaly_clip.recording.calibration_files import calibration_file
 from anomaly_clip.recording.decisions import Decisions
-from anomaly_clip.recording.scoring_conditions import check_conditions, scoring_conditions
+from anomaly_clip.recording.scoring_conditions import (
+    check_calibration,
+    check_conditions,
+    scoring_conditions,
+)
 from anomaly_clip.records import Batch, Scores, UnreadableImage
 from anomaly_clip.results.map_store import Rows
 
@@ -123,21 +127,9 @@ class Detector:
 
     def _comparable(self, content: CalibrationSource, source: str) -> Calibration:
         """Return a calibration, after checking that it is of this method and its conditions."""
-        method, name = self.method, type(self.method).__name__
+        method = self.method
         calibration, source = _calibration(content, source)
-        if calibration.method != name:
-            raise UserError(
-                f"{source} is a calibration of {calibration.method}, but the method is {name}: "
-                f"calibrate {name}"
-            )
-        num_parts = len(method.score_part_names)
-        for category, record in calibration.categories.items():
-            num_ranges = len(record.part_ranges or ())
-            if num_ranges != num_parts:
-                raise UserError(
-                    f"{source} has the ranges of {num_ranges} score parts for {category}, but "
-                    f"{name} has {num_parts}: calibrate again"
-                )
+        check_calibration(method, calibration, source)
         # The bit depth of images is known, and compared, when they are given.
         bits, resize = calibration.conditions.get("bit_depth"), str(self.preprocessing.resize)
         precision = str(self._loaded.trainer.precision)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,3 +86,14 @@ def test_pixels_by_percentile(tmp_path: Path) -> None:
     ]
     above = float((np.stack(maps).astype(np.float32) > threshold).mean())
     assert above == pytest.approx(0.1, abs=0.003)  # the maps are saved in half precision
+
+
+def test_percentile_is_of_the_images_that_were_scored() -> None:
+    values = np.random.default_rng(0).normal(size=(5, 8, 8)).astype(np.float32)
+    listed = [SimpleNamespace(category="nut")] * 9  # four of which were not scored
+    trainer: Any = SimpleNamespace(datamodule=SimpleNamespace(samples=lambda split: listed))
+    scored_images = ScoredImages(map_percentile=90)
+    for image in values:
+        scored_images._keep_pixels(trainer, "nut", image)
+    threshold = scored_images.percentile("nut")
+    assert (values > threshold).sum() == int(0.1 * values.size)

@@ -239,7 +239,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "method": ({"method": "PatchCore"}, "is a calibration of PatchCore, but the method is PaDiM"),
     "parts": (
         {"categories": {"a": CategoryCalibration((1.0,), part_ranges=((0.0, 1.0),))}},
-        "the ranges of 1 score parts for images, but PaDiM has 0",
+        "the ranges of 1 score parts for a, but PaDiM has 0",
     ),
     "categories": (
         {"categories": dict.fromkeys("ab", CategoryCalibration((1.0,)))},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -36,7 +37,7 @@ __all__ = [
     "build_category",
     "calibrate",
     "calibration_images",
-    "name_of",
+    "finish",
     "report",
 ]
 
@@ -70,7 +71,9 @@ class ScoredImages(Callback):
     unreadable: list[UnreadableImage] = field(default_factory=list)
     conditions: dict[str, Any] = field(default_factory=dict)
     highest_pixels: dict[str, NDArray[np.float32]] = field(default_factory=dict)
-    """Highest map values of each category, ascending, as many as the percentile needs."""
+    """Highest map values of each category, as many as the percentile of all images needs."""
+    num_pixels: dict[str, int] = field(default_factory=dict)
+    """Number of all map values of each category so far."""
     at_threshold: dict[str, str] = field(default_factory=dict)
     """Image whose score is the threshold, by category."""
     _num_kept: dict[str, int] = field(default_factory=dict)
@@ -120,12 +123,24 @@ class ScoredImages(Callback):
 
     def _keep_pixels(self, trainer: Trainer, category: str, values: NDArray[np.float32]) -> None:
         """Keep the map values that may be above the percentile of all images of the category."""
-        assert self.map_percentile is not None
-        listed = sum(s.category == category for s in _data(trainer).samples("test"))
-        count = 1 + int((1 - self.map_percentile / 100) * listed * values.size)
-        self._num_kept[category] = count
+        if category not in self._num_kept:
+            listed = sum(s.category == category for s in _data(trainer).samples("test"))
+            self._num_kept[category] = self._num_above(listed * values.size)
         before = self.highest_pixels.get(category, np.empty(0, np.float32))
-        self.highest_pixels[category] = np.sort(np.concatenate([before, values.ravel()]))[-count:]
+        every = np.concatenate([before, values.ravel()])
+        self.highest_pixels[category] = _highest(every, self._num_kept[category])
+        self.num_pixels[category] = self.num_pixels.get(category, 0) + values.size
+
+    def _num_above(self, num_pixels: int) -> int:
+        """Return how many of the highest values end with the percentile."""
+        assert self.map_percentile is not None
+        # The decimal fraction that was typed: (1 - 90 / 100) * 320 is below 32 in binary.
+        return 1 + int((100 - Fraction(str(self.map_percentile))) * num_pixels / 100)
+
+    def percentile(self, category: str) -> float:
+        """Return the percentile of the map values of the images that were scored."""
+        count = self._num_above(self.num_pixels[category])
+        return float(_highest(self.highest_pixels[category], count).min())
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather the scores of all processes, and the conditions under which they were computed."""
@@ -152,21 +167,19 @@ class ScoredImages(Callback):
 
     def _gather(self, trainer: Trainer) -> None:
         parts: list[Any] = [None] * trainer.world_size
-        mine = (self.images, self.unreadable, self.highest_pixels, self._num_kept)
+        mine = (self.images, self.unreadable, self.highest_pixels, self.num_pixels)
         torch.distributed.all_gather_object(parts, mine)
-        self.images, self.unreadable = {}, []
+        self.images, self.unreadable, self.num_pixels = {}, [], {}
         pixels: dict[str, list[NDArray[np.float32]]] = {}
         for images, unreadable, highest, counts in parts:
             self.unreadable += unreadable
-            self._num_kept |= counts
+            for category, count in counts.items():
+                self.num_pixels[category] = self.num_pixels.get(category, 0) + count
             for category, rows in images.items():
                 self.images.setdefault(category, {}).update(rows)
             for category, values in highest.items():
                 pixels.setdefault(category, []).append(values)
-        self.highest_pixels = {
-            name: np.sort(np.concatenate(values))[-self._num_kept[name] :]
-            for name, values in pixels.items()
-        }
+        self.highest_pixels = {name: np.concatenate(values) for name, values in pixels.items()}
         self.unreadable.sort()
 
 
@@ -208,27 +221,47 @@ def calibrate(
     with calibration_images(trainer, data, scored):
         trainer.predict(method, datamodule=data, ckpt_path=checkpoint, return_predictions=False)
         categories = {
-            name_of(name, method, data): build_category(
+            name: build_category(
                 name, list(scored.images.get(name, {}).values()), data, settings, scored
             )
             for name in data.categories
         }
+    return finish(method, data, settings, categories, scored)
+
+
+def finish(
+    method: AnomalyMethod,
+    data: AnomalyData,
+    settings: CalibrationSettings,
+    categories: Mapping[str, CategoryCalibration],
+    scored: ScoredImages,
+) -> Calibrated:
+    """Return the calibration of a method, and keep it in the method.
+
+    A folder without a name is calibrated under the name of the fit.
+
+    Args:
+        method: The method.
+        data: Data module of the images.
+        settings: Rates and confidence.
+        categories: Calibrations by the data module's names of the categories.
+        scored: The pass over the images, with the conditions of their scores.
+    """
+
+    def name_of(category: str) -> str:
+        return (data.has_default_name and method.fitted_category) or category
+
     calibration = Calibration(
         type(method).__name__,
-        categories,
+        {name_of(name): record for name, record in categories.items()},
         scored.conditions,
         tuple(settings.alphas),
         settings.confidence,
         versions(),
     )
     method.calibration = calibration.as_dict()
-    images = {name_of(name, method, data): p for name, p in scored.at_threshold.items()}
+    images = {name_of(name): path for name, path in scored.at_threshold.items()}
     return Calibrated(calibration, scored.unreadable, images)
-
-
-def name_of(category: str, method: AnomalyMethod, data: AnomalyData) -> str:
-    """Return the name of a category's calibration: that of the fit for a folder without a name."""
-    return (data.has_default_name and method.fitted_category) or category
 
 
 @contextmanager
@@ -310,9 +343,14 @@ def _map_threshold(
 ) -> float:
     """Return the map value above which pixels are marked."""
     if settings.map_percentile is not None:
-        return float(scored.highest_pixels[name][0])
+        return scored.percentile(name)
     k = max(1, rank_of(settings.alphas[0], len(highest), settings.confidence))
     return float(np.sort(highest)[-k])
+
+
+def _highest(values: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+    """Return the highest values, in any order."""
+    return values if count >= len(values) else np.partition(values, -count)[-count:]
 
 
 def report(calibrated: Calibrated) -> None:

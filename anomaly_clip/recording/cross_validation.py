@@ -13,7 +13,6 @@ from lightning.pytorch import LightningModule, Trainer
 
 from anomaly_clip.data.calibration_images import HoldOut
 from anomaly_clip.data.dataset import AnomalyData
-from anomaly_clip.decisions.calibration import Calibration
 from anomaly_clip.decisions.settings import CalibrationSettings
 from anomaly_clip.errors import UserError
 from anomaly_clip.methods.base import AnomalyMethod
@@ -24,10 +23,9 @@ from anomaly_clip.recording.calibrating import (
     ScoredImages,
     build_category,
     calibration_images,
-    name_of,
+    finish,
 )
 from anomaly_clip.recording.scoring_conditions import conditions_of
-from anomaly_clip.records import versions
 
 __all__ = ["check_folds", "cross_validate"]
 
@@ -77,7 +75,7 @@ def cross_validate(
             f"calibration.folds {settings.folds} runs in one process, and this fit in "
             f"{trainer.world_size}: set trainer.devices 1, or leave calibration.folds out"
         )
-    conditions = conditions_of(trainer, fitted, data)
+    every = ScoredImages(conditions=conditions_of(trainer, fitted, data))
     images: dict[str, list[ScoredImage]] = {}
     for fold in range(settings.folds):
         say(f"fold {fold + 1} of {settings.folds}")
@@ -91,24 +89,11 @@ def cross_validate(
         for category, rows in scored.images.items():
             images.setdefault(category, []).extend(rows.values())
     data.calibration.request(None)
-    every = ScoredImages()
     categories = {
-        name_of(name, fitted, data): build_category(
-            name, scores, data, settings, every, "cross_validation"
-        )
+        name: build_category(name, scores, data, settings, every, "cross_validation")
         for name, scores in images.items()
     }
-    calibration = Calibration(
-        type(fitted).__name__,
-        categories,
-        conditions,
-        tuple(settings.alphas),
-        settings.confidence,
-        versions(),
-    )
-    fitted.calibration = calibration.as_dict()
-    at_threshold = {name_of(name, fitted, data): p for name, p in every.at_threshold.items()}
-    return Calibrated(calibration, at_threshold=at_threshold)
+    return finish(fitted, data, settings, categories, every)
 
 
 def _trainer_like(trainer: Trainer) -> Trainer:

@@ -20,7 +20,11 @@ from anomaly_clip.recording.calibration_files import calibration_file
 from anomaly_clip.recording.decision_record import decision_lines, decisions_record, num_anomalous
 from anomaly_clip.recording.decisions import Decisions
 from anomaly_clip.recording.drift_record import HEADER, drift_record
-from anomaly_clip.recording.scoring_conditions import check_conditions, conditions_of
+from anomaly_clip.recording.scoring_conditions import (
+    check_calibration,
+    check_conditions,
+    conditions_of,
+)
 from anomaly_clip.results.folder import DRIFT_FILE, MASKS
 from anomaly_clip.results.map_store import Ranges, Rows
 
@@ -240,27 +244,9 @@ def _decisions(
     if calibrated is None:
         return None
     calibration, source = calibrated
-    if method.transductive:
-        raise UserError(
-            f"{source}: {name} scores images by each other, so that no calibration holds for the "
-            f"next ones: leave calibration.file {settings.file} out"
-        )
-    if calibration.method != name:
-        raise UserError(
-            f"{source} is a calibration of {calibration.method}, but the method is {name}: "
-            f"calibrate {name}"
-        )
+    check_calibration(method, calibration, source)
     is_named = not data.has_default_name
-    decisions = Decisions(calibration, source, settings, data.categories, is_named, fdr)
-    num_parts = len(method.score_part_names)
-    for category, record in decisions.records.items():
-        num_ranges = len(record.part_ranges or ())
-        if num_ranges != num_parts:
-            raise UserError(
-                f"{source} has the ranges of {num_ranges} score parts for {category}, but {name} "
-                f"has {num_parts}: calibrate again"
-            )
-    return decisions
+    return Decisions(calibration, source, settings, data.categories, is_named, fdr)
 
 
 def _check_folder(folder: Path, module: LightningModule) -> None:

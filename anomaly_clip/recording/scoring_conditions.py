@@ -13,12 +13,13 @@ from lightning.pytorch import Trainer
 
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.data.file_hashes import pixel_hashes
+from anomaly_clip.decisions.calibration import Calibration
 from anomaly_clip.errors import UserError
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.methods.evaluated import without_backbone
 from anomaly_clip.progress import number_of
 
-__all__ = ["check_conditions", "conditions_of", "scoring_conditions"]
+__all__ = ["check_calibration", "check_conditions", "conditions_of", "scoring_conditions"]
 
 SOURCES = ("pretrained", "weights")
 """Settings of a backbone that name where its weights are from; their hash is compared instead."""
@@ -113,6 +114,37 @@ OPTIONS = {
     "bit_depth": "data.bit_depth",
     "precision": "trainer.precision",
 }
+
+
+def check_calibration(method: AnomalyMethod, calibration: Calibration, source: str) -> None:
+    """Check that a calibration is of a method, and that the method can be decided by.
+
+    Args:
+        method: The method.
+        calibration: The calibration.
+        source: Where the calibration is from, for messages.
+
+    Raises:
+        UserError: If it is not.
+    """
+    name, num_parts = type(method).__name__, len(method.score_part_names)
+    if method.transductive:
+        raise UserError(
+            f"{source}: {name} scores images by each other, so that no calibration holds for the "
+            f"next ones: leave the calibration out"
+        )
+    if calibration.method != name:
+        raise UserError(
+            f"{source} is a calibration of {calibration.method}, but the method is {name}: "
+            f"calibrate {name}"
+        )
+    for category, record in calibration.categories.items():
+        num_ranges = len(record.part_ranges or ())
+        if num_ranges != num_parts:
+            raise UserError(
+                f"{source} has the ranges of {num_ranges} score parts for {category}, but {name} "
+                f"has {num_parts}: calibrate again"
+            )
 
 
 def check_conditions(
