@@ -161,6 +161,22 @@ def test_a_test_on_calibration_images_is_refused(
     assert main(command) == 0
 
 
+def test_a_test_on_the_images_of_a_calibration_file_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = photographs(tmp_path / "photos", 6)
+    options = [*SDP, "--data.category", "plank", "--output.root", str(tmp_path / "runs")]
+    options += ["--output.name", "sdp"]
+    assert main(["calibrate", *options, "--data.root", str(root)]) == 0
+    tested = photographs(tmp_path / "test", 3, start=500, kind="scratch")
+    photographs(tested, 3, start=600)
+    shutil.copy(root / "good" / "001.png", tested / "good" / "renamed.png")
+    command = ["test", *options, "--data.root", str(tested), "--data.test_share", "0.999"]
+    command += ["--calibration.file", str(tmp_path / "runs" / "sdp" / "1")]
+    assert main(command) == 2
+    assert "1 of 7 test images were calibrated on" in capsys.readouterr().err
+
+
 def test_zero_shot_methods_are_calibrated_into_a_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

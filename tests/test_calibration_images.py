@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import numpy as np
@@ -13,7 +14,9 @@ from helpers import save_picture
 
 from anomaly_clip.data import ImageFolder, MVTecAD
 from anomaly_clip.data.calibration_images import HoldOut, draw_key
+from anomaly_clip.data.file_hashes import pixel_hashes
 from anomaly_clip.records import LoaderNeeds
+from anomaly_clip.synthesis.synthesizer import SynthesisSettings
 
 
 def photographs(folder: Path, count: int, start: int = 0) -> Path:
@@ -185,3 +188,24 @@ def test_images_held_out_for_the_test_are_told(tmp_path: Path) -> None:
     images = "1 normal image is" if number == 1 else f"{number} normal images are"
     text = f"{images} held out for the test (about 0.2"
     assert text in data.summary("predict")
+
+
+def test_images_that_selected_the_weights_are_not_calibrated_on(tmp_path: Path) -> None:
+    root = photographs(tmp_path, 6)
+    hashes = pixel_hashes(sorted((root / "good").iterdir()))
+    fitted, validated = frozenset([*hashes.values()][:2]), frozenset([*hashes.values()][2:4])
+    needs = LoaderNeeds(is_fitted=True, fitted_images=fitted, validated_images=validated)
+    data = ImageFolder(str(root), category="nut")
+    module = SimpleNamespace(loader_needs=needs)
+    data.trainer = SimpleNamespace(lightning_module=module)  # type: ignore[assignment]
+    assert [sample.image.name for sample in data.calibration.samples()] == ["004.png", "005.png"]
+
+
+def test_a_fit_tells_which_images_selected_its_weights(tmp_path: Path) -> None:
+    options = {"val_split": "synthetic", "val_share": 0.25, "synthesis": SynthesisSettings("nsa")}
+    data = ImageFolder(str(photographs(tmp_path, 8)), **options)  # type: ignore[arg-type]
+    data.begin_fit()
+    hashes = data.leakage.validation_hashes()
+    assert len(hashes) == 2
+    assert not hashes & data.leakage.training_hashes()
+    assert len(hashes | data.leakage.training_hashes()) == 8
