@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
@@ -126,6 +126,21 @@ class AnomalyMethod(EvaluatedModule):
             ValueError: If the images are not such a batch, floating-point values look like 0 to 1
                 or 0 to 255, or there is not one category per image.
         """
+
+    def score_category(self, images: Tensor, category: str) -> Scores:
+        """Score images of one category, in operations that ``torch.export`` can follow.
+
+        The number of images is unknown while a graph is traced. So :meth:`score` is called with the
+        category once, in place of once per image, and without the checks of its arguments. This is
+        enough for methods that ignore the categories, or whose features of a category broadcast
+        over the batch; others override this method.
+
+        Args:
+            images: uint8 ``(B, 3, S, S)``, RGB.
+            category: The category of all images.
+        """
+        score: Any = type(self).score
+        return cast("Scores", getattr(score, "__wrapped__", score)(self, images, [category]))
 
     def score_features(self, features: dict[str, Tensor], categories: list[str]) -> Scores:
         """Score cached features of the frozen encoder; only for methods that cache features.

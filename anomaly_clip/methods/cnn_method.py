@@ -175,7 +175,8 @@ class TrainedMethod(CNNMethod, ABC):
         Raises:
             ValueError: If the method was neither fitted nor loaded from a checkpoint.
         """
-        if not self.trained:
+        # The values of tensors are unknown while a graph is traced.
+        if not torch.compiler.is_compiling() and not self.trained:
             raise ValueError(
                 f"{type(self).__name__} must be fitted first, or loaded from a checkpoint"
             )

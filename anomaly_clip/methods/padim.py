@@ -52,6 +52,8 @@ class PaDiM(FittedMethod):
     factor: Tensor
     """``(N, C, C)`` after the fit: the matrices ``F`` of :func:`inverse_factor`."""
     channels: Tensor
+    order: Tensor
+    """Places, in the channels sorted by layer, of the channels in the order of sampling."""
 
     def __init__(
         self,
@@ -80,6 +82,8 @@ class PaDiM(FittedMethod):
         self.blur_border = blur_border
         chosen = choose_channels(total, num_channels, channel_seed)
         self.register_buffer("channels", torch.tensor(chosen))
+        self._arrange(chosen)
+        self.register_load_state_dict_post_hook(_arrange_loaded)
         self.save_hyperparameters(ignore=["backbone", "layers", "evaluator"])
         self.save_hyperparameters(
             {"backbone": asdict(self.backbone_settings), "layers": list(self.layers)}
@@ -145,24 +149,38 @@ class PaDiM(FittedMethod):
         """
         features = self.backbone(images)
         size = features[self.layers[0]].shape[-2:]
-        parts, places, start = [], [], 0
+        parts = []
         for layer in self.layers:
-            maps = features[layer]
-            within = (self.channels >= start) & (self.channels < start + maps.shape[1])
-            if within.any():
-                chosen = maps[:, self.channels[within] - start]
+            within = self.get_buffer(f"within_{layer.replace('.', '_')}")
+            if len(within):
+                chosen = features[layer][:, within]
                 if chosen.shape[-2:] != size:
                     chosen = F.interpolate(chosen, size, mode="nearest")
                 parts.append(chosen)
-                places.append(within.nonzero()[:, 0])
-            start += maps.shape[1]
-        order = torch.cat(places).argsort()
-        return torch.cat(parts, dim=1).flatten(2)[:, order].mT  # (B, N, C)
+        return torch.cat(parts, dim=1).flatten(2)[:, self.order].mT  # (B, N, C)
+
+    def _arrange(self, channels: Sequence[int]) -> None:
+        """Sort the channels by layer, outside the graph of :meth:`embed`."""
+        start, by_layer = 0, []
+        for layer in self.layers:
+            end = start + self.backbone.channels[layer]
+            places = [place for place, channel in enumerate(channels) if start <= channel < end]
+            within = torch.tensor([channels[place] - start for place in places], dtype=torch.int64)
+            name = f"within_{layer.replace('.', '_')}"
+            self.register_buffer(name, within.to(self.device), persistent=False)
+            by_layer += places
+            start = end
+        order = torch.tensor(by_layer).argsort().to(self.device)
+        self.register_buffer("order", order, persistent=False)
 
     def distances(self, features: Tensor) -> Tensor:
         """Return Mahalanobis distances ``(B, N)`` of features ``(B, N, C)``."""
         difference = (features.to(self.mean.dtype) - self.mean).transpose(0, 1)  # (N, B, C)
         return torch.linalg.vector_norm(difference @ self.factor.mT, dim=-1).T  # (B, N)
+
+
+def _arrange_loaded(method: PaDiM, keys: object) -> None:
+    method._arrange(method.channels.tolist())
 
 
 def choose_channels(total: int, count: int | None, seed: int) -> list[int]:

@@ -275,9 +275,10 @@ def nearest_rows(features: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
     features, rows_of_bank = features.float(), bank.float()
     half_lengths = rows_of_bank.square().sum(dim=1) / 2
     step = max(1, AT_ONCE // len(rows_of_bank))
+    # The number of features is unknown while a graph is traced.
+    blocks = [features] if torch.compiler.is_compiling() else features.split(step)
     parts = [
-        torch.addmm(half_lengths, part, rows_of_bank.T, alpha=-1).argmin(dim=1)
-        for part in features.split(step)
+        torch.addmm(half_lengths, block, rows_of_bank.T, alpha=-1).argmin(dim=1) for block in blocks
     ]
     rows = torch.cat(parts)
     return torch.linalg.vector_norm(features - rows_of_bank[rows], dim=1), rows

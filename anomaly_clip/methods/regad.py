@@ -380,8 +380,18 @@ class RegAD(TrainedMethod):
                 )
                 scores = self._gaussians[name].distances(features[members])
                 distances = distances.to(scores.dtype).index_put((members,), scores)
-            maps = patches_to_map(distances, (images.shape[-2], images.shape[-1]))
-            maps = gaussian_blur(maps, self.sigma)
+            return self._scores(distances, images)
+
+    @torch.no_grad()
+    def score_category(self, images: Tensor, category: str) -> Scores:
+        """Score images of one category; see the base class."""
+        with self.backbone.out_of_autocast():  # distances stay in float32
+            features = joined_features(self.network.stages(self.pixels(images)))
+            return self._scores(self._gaussians[category].distances(features), images)
+
+    def _scores(self, distances: Tensor, images: Tensor) -> Scores:
+        maps = patches_to_map(distances, (images.shape[-2], images.shape[-1]))
+        maps = gaussian_blur(maps, self.sigma)
         return Scores(image_score=image_score(maps, "max"), anomaly_map=maps)
 
     def on_test_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:

@@ -8,7 +8,8 @@ re-implementations differ, docs/methods/winclip.md states which one is followed 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple
@@ -140,16 +141,25 @@ class WinCLIP(CLIPMethod):
             memory = [self._memory[name] for name in categories]
         return self.score_with_text(images, text, memory)
 
+    def score_category(self, images: Tensor, category: str) -> Scores:
+        """Score images of one category; see the base class."""
+        text, memory = self.text(category)[None], self._memory.get(category)  # (1, D, 2)
+        return self.score_with_text(images, text, memory)
+
     @torch.no_grad()
     def score_with_text(
-        self, images: Tensor, text: Tensor, memory: Sequence[Embeddings] | None = None
+        self,
+        images: Tensor,
+        text: Tensor,
+        memory: Sequence[Embeddings] | Embeddings | None = None,
     ) -> Scores:
         """Score images against the text features of their categories and against references.
 
         Args:
             images: uint8 ``(B, 3, H, W)``, or floating point and already normalised.
-            text: ``(B, D, 2)``, unit columns: normal, abnormal.
-            memory: For each image, the :meth:`remember` result of its category; None: zero-shot.
+            text: ``(B, D, 2)``, or ``(1, D, 2)`` for all images; unit columns: normal, abnormal.
+            memory: For each image, the :meth:`remember` result of its category, or a single one for
+                all images; None: zero-shot.
         """
         with self.backbone.out_of_autocast():
             embeddings = self.embed(images, with_patches=memory is not None)
@@ -216,12 +226,13 @@ class WinCLIP(CLIPMethod):
             inverse = inverse + 1 / harmonic_map(scores, window_patches(self.side, scale))
         return (len(self.scales) + 1) / inverse
 
-    def association_grid(self, images: Embeddings, memory: Sequence[Embeddings]) -> Tensor:
+    def association_grid(
+        self, images: Embeddings, memory: Sequence[Embeddings] | Embeddings
+    ) -> Tensor:
         """Return M_ref ``(B, N)``: mean distance of patches and windows from the references."""
-        assert images.patches is not None
-        total = _nearest(images.patches, [references.patches for references in memory])  # type: ignore[misc]
-        for number, (scale, embeddings) in enumerate(zip(self.scales, images.windows, strict=True)):
-            scores = _nearest(embeddings, [references.windows[number] for references in memory])
+        total = _nearest(images, memory, lambda embeddings: embeddings.patches)
+        for number, scale in enumerate(self.scales):
+            scores = _nearest(images, memory, lambda embeddings, n=number: embeddings.windows[n])
             total = total + harmonic_map(scores, window_patches(self.side, scale))
         return total / (len(self.scales) + 1)
 
@@ -260,11 +271,13 @@ def embed_windows(
     block = backbone.visual.transformer.resblocks[0]
     mixed = F.linear(block.ln_1(tokens), block.attn.in_proj_weight, block.attn.in_proj_bias)
     max_tokens = TOKENS_AT_ONCE["cpu" if tokens.device.type == "cpu" else "else"]
+    # The number of images is unknown while a graph is traced.
+    num_images = 1 if torch.compiler.is_compiling() else len(tokens)
     embeddings = []
     for patches in windows:
         first = torch.zeros(len(patches), 1, dtype=torch.int64)
         members = torch.cat([first, patches + 1], dim=1).to(tokens.device)  # (windows, 1 + k * k)
-        per_pass = max(1, max_tokens // (len(tokens) * members.shape[1]))
+        per_pass = max(1, max_tokens // (num_images * members.shape[1]))
         parts = [_embed_part(backbone, tokens, mixed, part) for part in members.split(per_pass)]
         embeddings.append(torch.cat(parts, dim=1))
     return embeddings
@@ -306,24 +319,39 @@ def harmonic_map(scores: Tensor, patches: Tensor) -> Tensor:
     """
     patches = patches.to(scores.device)
     index = patches.flatten()  # (windows * k * k,)
-    count = torch.bincount(index)
+    # From the number of windows and of their patches, as the values are unknown in a graph.
+    num_patches = (math.isqrt(patches.shape[0]) + math.isqrt(patches.shape[1]) - 1) ** 2
     inverse = (1 / scores).repeat_interleave(patches.shape[1], dim=1)  # (B, windows * k * k)
-    total = torch.zeros(len(scores), len(count), dtype=scores.dtype, device=scores.device)
-    total = total.index_add(1, index, inverse)
-    return count / total
+    total = scores.new_zeros(len(scores), num_patches).index_add(1, index, inverse)
+    ones = scores.new_ones(len(index))
+    return scores.new_zeros(num_patches).index_add(0, index, ones) / total
 
 
 def association(embeddings: Tensor, memory: Tensor) -> Tensor:
-    """Return the distance ``(n,)`` in [0, 1] from each embedding to its nearest one in memory.
+    """Return the distance ``(..., n)`` in [0, 1] from each embedding to its nearest in memory.
 
     Args:
-        embeddings: ``(n, D)``, of any norm.
+        embeddings: ``(..., n, D)``, of any norm.
         memory: ``(m, D)``, unit rows.
     """
     return 0.5 * (1 - (unit(embeddings) @ memory.T).amax(dim=-1))
 
 
-def _nearest(embeddings: Tensor, memory: Sequence[Tensor]) -> Tensor:
-    """Return :func:`association` of each image with its own references, ``(B, n)``."""
-    pairs = zip(embeddings, memory, strict=True)
+def _nearest(
+    images: Embeddings,
+    memory: Sequence[Embeddings] | Embeddings,
+    part: Callable[[Embeddings], Tensor | None],
+) -> Tensor:
+    """Return :func:`association` of each image with its own references, ``(B, n)``.
+
+    Args:
+        images: Embeddings of all images.
+        memory: References of each image, or of all images.
+        part: Function that selects the patches, or the windows of a scale.
+    """
+    embeddings: Any = part(images)  # (B, n, D)
+    if isinstance(memory, Embeddings):
+        references: Any = part(memory)
+        return association(embeddings, references).clamp(min=0)
+    pairs: Any = zip(embeddings, map(part, memory), strict=True)
     return torch.stack([association(rows, references) for rows, references in pairs]).clamp(min=0)
