@@ -33,6 +33,8 @@ __all__ = ["PatchCore", "nearest_rows"]
 
 AT_ONCE = 1 << 24
 """Distances computed at once, 64 MiB in float32."""
+PRODUCT_FROM = 25
+"""Rows of the bank above which distances between rows are computed by a matrix product."""
 ROOM = 0.8
 """Share of the free memory that a fit may use."""
 GB = 1e9
@@ -249,7 +251,11 @@ class PatchCore(FittedMethod):
         images = torch.arange(len(features), device=features.device)
         patch, row = features[images, at], rows[images, at]  # (B, C), (B,)
         bank = self.bank.float()
-        near = torch.cdist(bank[row], bank).topk(min(self.num_neighbours, len(bank)), largest=False)
+        # As torch chooses, but independent of the number of images, which a graph does not know.
+        by_product = "use" if len(bank) > PRODUCT_FROM else "donot_use"
+        mode = f"{by_product}_mm_for_euclid_dist"
+        between = torch.cdist(bank[row], bank, compute_mode=mode)  # (B, K)
+        near = between.topk(min(self.num_neighbours, len(bank)), largest=False)
         to_near = torch.linalg.vector_norm(
             patch.unsqueeze(1) - bank[near.indices], dim=-1
         )  # (B, k)
