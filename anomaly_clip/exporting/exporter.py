@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ from anomaly_clip.exporting.parity import (
     compare,
     eager_run,
     outputs_of,
+    tolerance_of,
 )
 from anomaly_clip.exporting.parity_images import (
     ParityImages,
@@ -337,6 +339,7 @@ def _calibration(detector: Detector) -> dict[str, Any] | None:
         if record.part_ranges is None
         else [list(limits) for limits in record.part_ranges],
         "bit_depth": calibration.conditions.get("bit_depth"),
+        "tolerance": tolerance_of(record),
         "levels": [
             {
                 **asdict(level),
@@ -371,10 +374,13 @@ def _readme(record: dict[str, Any]) -> str:
 
 def _write_check(folder: Path, images: ParityImages, eager: Any, method: AnomalyMethod) -> None:
     """Write images with the outputs of torch, with which another machine can compare its own."""
-    folder.mkdir()
     for number, image in enumerate(images.originals[:NUM_CHECKED]):
-        Image.fromarray(image).save(folder / f"{number}.png")
+        content = io.BytesIO()
+        Image.fromarray(image).save(content, "PNG")
+        write_bytes(folder / f"{number}.png", content.getbuffer())
     square: NDArray[np.uint8] = images.square[:NUM_CHECKED]
     with _scoring(method):
         outputs = eager(square)
-    np.savez_compressed(folder / "expected.npz", images=square, **outputs)
+    content = io.BytesIO()
+    np.savez_compressed(content, images=square, **outputs)
+    write_bytes(folder / "expected.npz", content.getbuffer())
