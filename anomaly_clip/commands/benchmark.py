@@ -42,6 +42,7 @@ from anomaly_clip.progress import number_of, say, show_table
 __all__ = ["load_for_timing", "run_benchmark"]
 
 PACKAGES = ("torch", "onnxruntime", "openvino", "numpy")
+NOTHING_MEASURED = 1
 MEGABYTE = 1e6
 LOADER = f"{__name__}:load_for_timing"
 
@@ -54,7 +55,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def run_benchmark(words: Sequence[str]) -> int:
-    """Measure the runtimes of a detector and return an exit code.
+    """Measure the runtimes of a detector.
+
+    Returns:
+        0, or 1 if no row could be measured.
 
     Raises:
         UserError: If the command line is invalid, or no detector can be loaded.
@@ -82,7 +86,7 @@ def run_benchmark(words: Sequence[str]) -> int:
         print(json_text(content))
     else:
         _show(subject, rows, differences, choice, options)
-    return 0
+    return NOTHING_MEASURED if all(row.error is not None for row in rows) else 0
 
 
 def load_for_timing(source: Mapping[str, Any]) -> AnomalyMethod:
@@ -280,7 +284,8 @@ def _show(
     console = Console(highlight=False, soft_wrap=True, markup=False)
     threads = "1 thread" if options.threads == 1 else f"{options.threads} threads"
     title = f"{subject.method}, {subject.category}, {threads}, {subject.source}"
-    table = Table(box=box.SIMPLE_HEAD, title=Text(printable(title)))
+    console.print(printable(title))
+    table = Table(box=box.SIMPLE_HEAD)
     table.add_column("runtime", overflow="fold")
     for heading in ("batch", "ms an image", "quartiles", "start s", "memory MB", "file MB"):
         table.add_column(heading, justify="right")

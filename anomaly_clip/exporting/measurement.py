@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +22,10 @@ from anomaly_clip.data.transforms import Resize, resize_image
 from anomaly_clip.decisions.calibration import scaled_score
 from anomaly_clip.demo.photographs import CATEGORIES, draw_photograph
 from anomaly_clip.detector import Detector
-from anomaly_clip.errors import UserError, explain
-from anomaly_clip.exporting.exporter import ExportSettings, export_detector
+from anomaly_clip.errors import UserError, explain, reason
+from anomaly_clip.exporting.exporter import FORMAT, ExportSettings, export_detector
 from anomaly_clip.exporting.folder import RECORD
-from anomaly_clip.exporting.graph import DetectorGraph
+from anomaly_clip.exporting.graph import OUTPUTS, DetectorGraph
 from anomaly_clip.exporting.parity import (
     Arrays,
     Difference,
@@ -47,6 +48,8 @@ RUNTIMES = ("torch", "torch_export", "onnxruntime", "openvino")
 FORMAT_OF = {"torch_export": "torch_export", "onnxruntime": "onnx", "openvino": "onnx"}
 SESSION_OF = {"torch_export": "torch", "onnxruntime": "onnxruntime", "openvino": "openvino"}
 PACKAGE_OF = {"torch": "torch", "torch_export": "torch"}
+KEYS = ("method", "category", "program", "preprocessing", "calibration", "remarks")
+"""What is read of ``detector.json``, besides its format."""
 PHOTOGRAPH_SIDE = 1024
 """Side of the generated photograph whose decoding is timed, in pixels."""
 REPEATS = 3
@@ -166,8 +169,8 @@ def subject_of_detector(
             settings = ExportSettings(kind, num_images=FEWEST)
             exported = export_detector(detector, folder, settings, method)
         except (UserError, OSError, ValueError) as error:
-            reason = str(error) if isinstance(error, UserError) else explain(error)
-            programs += [Program(name, "float32", error=reason) for name in names]
+            why = str(error) if isinstance(error, UserError) else explain(error)
+            programs += [Program(name, "float32", error=why) for name in names]
             continue
         remarks += [remark for remark in exported.remarks if remark not in remarks]
         calibration = exported.record["calibration"]
@@ -205,9 +208,7 @@ def subject_of_folder(
     Raises:
         UserError: If the folder is damaged, or the images cannot be read.
     """
-    record = _record(folder)
-    with np.load(folder / "check" / "expected.npz") as content:
-        expected = dict(content)
+    record, expected = _contents(folder)
     checked = expected.pop("images")
     reading = record["preprocessing"]
     resize = Resize(reading["rule"], reading["size"], reading["filter"])
@@ -226,8 +227,8 @@ def subject_of_folder(
             programs += _programs(record, folder, [name])
         else:
             holds = record["program"]["file"]
-            reason = f"the folder holds {holds} only: give the run that it was exported from"
-            programs.append(Program(name, "float32", error=reason))
+            why = f"the folder holds {holds} only: give the run that it was exported from"
+            programs.append(Program(name, "float32", error=why))
     return Subject(
         record["method"],
         category,
@@ -242,19 +243,33 @@ def subject_of_folder(
     )
 
 
-def _record(folder: Path) -> dict[str, Any]:
+def _contents(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return ``detector.json`` and the arrays in ``check/``.
+
+    Raises:
+        UserError: If they are missing, damaged, or of a newer version.
+    """
+    file = folder / RECORD
     try:
-        record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if record["format"] != FORMAT:
+            raise UserError(
+                f"{file} has format {record['format']}, but this version reads format {FORMAT}: "
+                f"update anomaly_clip, or export the detector again"
+            )
+        missing = [name for name in KEYS if name not in record]
+        if missing:
+            raise ValueError(f"{missing[0]} is missing")
+        file = folder / "check" / "expected.npz"
+        with np.load(file) as content:
+            expected = {name: content[name] for name in ("images", "image_score")}
+            expected |= {name: content[name] for name in OUTPUTS if name in content}
+    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
         raise UserError(
-            f"{folder / RECORD} is damaged ({error}): export the detector again"
+            f"{file} is missing or damaged ({type(error).__name__}: {reason(error)}): export the "
+            f"detector again"
         ) from None
-    if record.get("format") != 1:
-        raise UserError(
-            f"{folder / RECORD} has format {record.get('format')}, but this version reads format "
-            f"1: update anomaly_clip, or export the detector again"
-        )
-    return record
+    return record, expected
 
 
 def _programs(record: Mapping[str, Any], folder: Path, runtimes: Sequence[str]) -> list[Program]:

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Choice", "Program", "Timing", "available_cores", "choose", "measure"]
 
-PROCESS = (sys.executable, "-m", "anomaly_clip.exporting.timed_process")
+MODULE = "anomaly_clip.exporting.timed_process"
+"""Module that each process runs."""
 ROUNDS = 5
 """Rounds in which all rows take turns, so that other work on the machine slows all down alike."""
 FLOAT32_BOUND = 1e-5
@@ -183,8 +184,8 @@ class _Process:
         self._log = log
         begin = time.perf_counter()
         with log.open("wb") as stream:
-            self._process = subprocess.Popen(
-                PROCESS,
+            self._process = subprocess.Popen(  # noqa: S603 - this program, without a shell
+                [sys.executable, "-m", MODULE],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stream,
