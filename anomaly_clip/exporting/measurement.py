@@ -23,7 +23,7 @@ from anomaly_clip.decisions.calibration import scaled_score
 from anomaly_clip.demo.photographs import CATEGORIES, draw_photograph
 from anomaly_clip.detector import Detector
 from anomaly_clip.errors import UserError, explain, reason
-from anomaly_clip.exporting.exporter import FORMAT, ExportSettings, export_detector
+from anomaly_clip.exporting.exporter import ExportSettings, export_detector
 from anomaly_clip.exporting.folder import RECORD
 from anomaly_clip.exporting.graph import OUTPUTS, DetectorGraph
 from anomaly_clip.exporting.parity import (
@@ -48,8 +48,10 @@ RUNTIMES = ("torch", "torch_export", "onnxruntime", "openvino")
 FORMAT_OF = {"torch_export": "torch_export", "onnxruntime": "onnx", "openvino": "onnx"}
 SESSION_OF = {"torch_export": "torch", "onnxruntime": "onnxruntime", "openvino": "openvino"}
 PACKAGE_OF = {"torch": "torch", "torch_export": "torch"}
+FORMAT = 1
+"""Newest form of ``detector.json`` that is read."""
 KEYS = ("method", "category", "program", "preprocessing", "calibration", "remarks")
-"""What is read of ``detector.json``, besides its format."""
+"""Keys of ``detector.json`` that are read, besides its format."""
 PHOTOGRAPH_SIDE = 1024
 """Side of the generated photograph whose decoding is timed, in pixels."""
 REPEATS = 3
@@ -85,7 +87,7 @@ class Subject:
         expected: Outputs that rows are compared with; those of fewer than N images are of the
             first ones.
         reference: Description of these outputs.
-        remarks: What a user has to know, in sentences.
+        remarks: Remarks for the user.
     """
 
     method: str

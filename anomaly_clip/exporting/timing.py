@@ -40,7 +40,7 @@ Outputs = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Program:
-    """What a row of the table runs.
+    """Program that a row of the table runs.
 
     Args:
         runtime: ``torch`` (the method itself), ``torch_export``, ``onnxruntime`` or ``openvino``.
