@@ -94,7 +94,9 @@ def test_the_program_scores_batches_of_any_size_as_torch_does(
     detector: Detector, exported: Exported, batch_size: int
 ) -> None:
     images = [photograph(seed, defect=seed % 3 * 4) for seed in range(batch_size)]
-    squares = [np.asarray(Image.fromarray(i).resize((32, 32), 3)).transpose(2, 0, 1) for i in images]
+    squares = [
+        np.asarray(Image.fromarray(i).resize((32, 32), 3)).transpose(2, 0, 1) for i in images
+    ]
     session = runtime.open_session(exported.folder / "detector.onnx", "onnxruntime", None)
     outputs = session.run(np.stack(squares))
     predictions = detector.predict(images)
@@ -118,7 +120,7 @@ def test_nothing_is_left_if_a_program_differs_from_torch(
 ) -> None:
     monkeypatch.setattr(exporter, "compare", lambda *_: Difference(0.0, 2e-5))
     settings = ExportSettings("torch_export")
-    with pytest.raises(UserError, match="detector.pt2 in torch differs from torch: anomaly_map"):
+    with pytest.raises(UserError, match=r"detector\.pt2 in torch differs from torch: anomaly_map"):
         export_detector(detector, tmp_path / "detector", settings)
     assert list(tmp_path.iterdir()) == []
 
@@ -145,7 +147,7 @@ def test_the_export_leaves_the_detector_and_random_numbers_as_they_were(
     assert torch.equal(torch.get_rng_state(), state)
     after = detector.predict(image)
     assert before.score == after.score
-    assert np.array_equal(before.map, after.map)  # type: ignore[arg-type]
+    assert np.array_equal(before.map, after.map)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +169,7 @@ def test_a_missing_package_is_named(
     detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(UserError, match="needs the package onnxscript .*anomaly_clip.export"):
+    with pytest.raises(UserError, match=r"needs the package onnxscript .*anomaly_clip.export"):
         export_detector(detector, tmp_path / "detector")
 
 

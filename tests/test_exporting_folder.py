@@ -47,9 +47,8 @@ def test_a_folder_appears_as_a_whole(tmp_path: Path) -> None:
         (temporary / RECORD).write_text("new")
         assert not target.exists()
     assert (target / RECORD).read_text() == "new"
-    with pytest.raises(KeyError), atomic_folder(target) as temporary:
-        (temporary / RECORD).write_text("newer")
-        raise KeyError
+    with pytest.raises(FileNotFoundError), atomic_folder(target) as temporary:
+        (exported(temporary / "part") / "none").read_text()
     assert (target / RECORD).read_text() == "new"
     with atomic_folder(target) as temporary:
         (temporary / "other").write_text("newest")

@@ -99,7 +99,7 @@ def test_decisions_are_by_scaled_parts_if_a_calibration_has_their_ranges() -> No
 
 @pytest.mark.parametrize("name", BOUNDS)
 def test_a_program_beyond_a_bound_is_refused(name: str) -> None:
-    values = {"image_score": 0.0, "anomaly_map": 0.0, "score_parts": 0.0}
+    values: dict[str, Any] = {"image_score": 0.0, "anomaly_map": 0.0, "score_parts": 0.0}
     check_difference(Difference(**{**values, name: BOUNDS[name]}), "the program")
     for value in (BOUNDS[name] * 1.01, float("nan"), float("inf")):
         with pytest.raises(UserError, match=f"the program differs from torch: {name} by"):

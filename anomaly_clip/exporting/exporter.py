@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import math
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -109,7 +110,7 @@ class Exported:
         folder: Its folder.
         record: Content of ``detector.json``.
         differences: Differences from torch by runtime.
-        remarks: What a user has to know of it, in sentences.
+        remarks: Messages on what a user has to know of it.
     """
 
     folder: Path
@@ -211,10 +212,10 @@ def _check_finite(outputs: Arrays) -> None:
             )
 
 
-def _calibration_of(detector: Detector) -> tuple[CategoryCalibration | None, float | None]:
+def _calibration_of(detector: Detector) -> tuple[CategoryCalibration | None, float]:
     _, decisions = detector.resolve()
     if decisions is None:
-        return None, None
+        return None, math.nan
     [record], [level] = decisions.records.values(), decisions.levels.values()
     return record, level.threshold
 
@@ -302,7 +303,7 @@ def _record(
         "remarks": exported.remarks,
         "versions": {
             "python": platform.python_version(),
-            **{name: found for name in PACKAGES if (found := _version(name)) is not None},
+            **{name: number for name in PACKAGES if (number := _version(name)) is not None},
         },
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -129,7 +130,7 @@ def compare(
     images: NDArray[np.uint8],
     batch_sizes: Sequence[int],
     record: CategoryCalibration | None = None,
-    threshold: float | None = None,
+    threshold: float = math.nan,
 ) -> Difference:
     """Compare a program with the outputs of torch.
 
