@@ -37,7 +37,7 @@ from anomaly_clip.recording.scoring_conditions import (
 from anomaly_clip.records import Batch, Scores, UnreadableImage
 from anomaly_clip.results.map_store import Rows
 
-__all__ = ["Detector", "load"]
+__all__ = ["CalibrationSource", "Detector", "load"]
 
 CalibrationSource = str | os.PathLike[str] | Mapping[str, Any] | Calibration
 """A ``calibration.json`` or its content, or the folder of a calibrated run."""
