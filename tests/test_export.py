@@ -126,8 +126,13 @@ DEMO = ["--config", "sdp", "--model.backbone.pretrained", "demo"]
 
 
 def test_a_zero_shot_detector_is_exported_by_the_name_of_its_configuration(
-    exports: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    exports: list[Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    (tmp_path / "sdp").mkdir()  # a folder of the same name
+    monkeypatch.chdir(tmp_path)
     words = ["export", *DEMO, "--data.category=laser-cut plank", "--model.sigma", "2"]
     assert main([*words, "--folder", str(tmp_path / "out"), "--images", "3"]) == 0
     [(detector, folder, settings, method)] = exports
