@@ -153,7 +153,7 @@ def _open_program(job: Mapping[str, Any]) -> Run:
         return _open_method(job)
     from anomaly_clip.runtime.detector import open_session
 
-    session = open_session(Path(job["file"]), job["session"], job["threads"])
+    session = open_session(Path(job["file"]), job["session"], job["threads"], job["precision"])
     return session.run
 
 
