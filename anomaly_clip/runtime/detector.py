@@ -412,10 +412,9 @@ def _drawn(pixels: Any, values: NDArray[np.float32], threshold: float | None) ->
         return pixels
     marked = np.pad(values > threshold, 1)
     inner = marked[:-2, 1:-1] & marked[2:, 1:-1] & marked[1:-1, :-2] & marked[1:-1, 2:]
-    width = max(1, round(max(values.shape) / 320))
+    half = max(1, round(max(values.shape) / 320)) // 2  # of the width of the contour
     border = Image.fromarray(marked[1:-1, 1:-1] & ~inner).convert("L")
-    outer = width // 2 + max(1, width // 2)
-    for steps, colour in ((outer, (0, 0, 0)), (width // 2, (0, 255, 255))):
+    for steps, colour in ((half + max(1, half), (0, 0, 0)), (half, (0, 255, 255))):
         pixels[np.asarray(border.filter(ImageFilter.BoxBlur(steps))) > 0] = colour
     return pixels
 
