@@ -250,7 +250,7 @@ def test_rates_are_those_of_the_folder(folder: Path, tmp_path: Path) -> None:
     plain = Detector(write(tmp_path / "plain", None))
     assert not plain.is_calibrated
     assert "anomaly_clip calibrate" in plain.guarantee()
-    with pytest.raises(ValueError, match="alpha 0.1: .* anomaly_clip calibrate"):
+    with pytest.raises(ValueError, match=r"alpha 0.1: .* anomaly_clip calibrate"):
         plain.predict(photograph(1, 2), alpha=0.1)
     result = plain.predict(photograph(1, 200))
     assert (result.decision, result.p_value, result.mask) == (None, None, None)
@@ -554,7 +554,9 @@ def test_one_line_per_image(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     files = [tmp_path / "a.json", tmp_path / "a.csv", tmp_path / "overlays"]
-    options = [f"--{name}={file}" for name, file in zip(("json", "csv", "overlays"), files)]
+    options = [
+        f"--{name}={file}" for name, file in zip(("json", "csv", "overlays"), files, strict=True)
+    ]
     assert cli(folder, monkeypatch, photographs, *options, "--threads=1", "--check") == 1
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
@@ -616,7 +618,7 @@ def test_the_file_runs_alone_without_torch(folder: Path, photographs: Path) -> N
     )
     words = [str(folder / "detector.py"), str(photographs / "b.png")]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    process = subprocess.run(  # noqa: S603
+    process = subprocess.run(
         [sys.executable, "-c", code, *words],
         capture_output=True,
         text=True,

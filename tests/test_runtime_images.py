@@ -275,7 +275,7 @@ def test_images_of_too_many_pixels_are_refused_before_they_are_decoded(tmp_path:
     body = b"IHDR" + header
     chunk = struct.pack(">L", 13) + body + struct.pack(">L", zlib.crc32(body))
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk)
-    with pytest.raises(ValueError, match="large.png: cannot be read"):
+    with pytest.raises(ValueError, match=r"large.png: cannot be read"):
         read_image(path, 16, LIMIT)
     RGB.save(tmp_path / "small.png")
     with pytest.raises(ValueError, match="more than 850 pixels"):

@@ -99,8 +99,8 @@ class Prediction:
 class Detector:
     """A detector that was exported to a folder; several threads may use it at once.
 
-    Decisions have the false-alarm rate ``alpha``. A ``runtime`` is ``onnxruntime``, ``openvino``, or
-    ``torch`` for its own programs. A camera may use ``bit_depth`` of the 16 bits of its images.
+    Decisions have the false-alarm rate ``alpha``. A ``runtime`` is ``onnxruntime``, ``openvino`` or
+    ``torch``. Of the 16 bits of its images, a camera may use ``bit_depth``.
     """
 
     def __init__(
@@ -219,8 +219,9 @@ class Detector:
         elif level:
             scores = np.array(self.calibration["scores"])
             counts = np.array(self.calibration["counts"] or [1] * len(scores))
-            result.p_value = float((1 + counts[scores >= result.score].sum()) / (counts.sum() + 1))
-            result.decision = "anomalous" if result.score > level["threshold"] else "normal"
+            score = result.score - self.calibration.get("tolerance", 0.0)  # of roundings
+            result.p_value = float((1 + counts[scores >= score].sum()) / (counts.sum() + 1))
+            result.decision = "anomalous" if score > level["threshold"] else "normal"
             result.map_threshold = self.calibration["map_threshold"]
 
     def check(self) -> list[str]:
@@ -255,9 +256,8 @@ def open_session(file: Path, runtime: str, threads: Any = None, precision: str =
         if runtime == "openvino":
             hints: Any = {"INFERENCE_PRECISION_HINT": precision if precision == "bf16" else "f32"}
             hints |= {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
-            model = module.Core().compile_model(file, "CPU", hints)
-            new = model.create_infer_request  # for each call, as a request serves one thread
-            return _session(lambda x: map(np.array, new().infer([x]).values()))
+            net = module.Core().compile_model(file, "CPU", hints)  # a request serves one thread
+            return _session(lambda x: map(np.array, net.create_infer_request().infer([x]).values()))
         module.set_num_threads(threads or module.get_num_threads())
         program = import_module("torch.export").load(file).module()
         call = module.inference_mode()(lambda x: program(module.from_numpy(x)))
