@@ -263,8 +263,22 @@ class CLIPADA(CLIPMethod):
             The blurred map in [0, 1], the image score, and the unblurred maps of the first and the
             last pass (``coarse`` and ``fine``).
         """
+        return self._score_with(images, self._direction())
+
+    @torch.no_grad()
+    def score_category(self, images: Tensor, category: str) -> Scores:
+        """Score images of one category; see the base class.
+
+        While a graph is traced, the prompt is not compared with the one of the last call.
+        """
+        if not torch.compiler.is_compiling():
+            return self._score_with(images, self._direction())
+        direction = self.direction() if self._text is None else self._text[1].to(self.device)
+        return self._score_with(images, direction)
+
+    def _score_with(self, images: Tensor, direction: Tensor) -> Scores:
         with self.backbone.out_of_autocast():
-            encoded = self.encode(images, self._direction())
+            encoded = self.encode(images, direction)
             stages = {"coarse": encoded.coarse}
             if encoded.fine:
                 stages["fine"] = encoded.fine[-1]
