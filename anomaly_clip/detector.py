@@ -123,7 +123,7 @@ class Detector:
             with in_python():
                 self.calibration = self._comparable(content, source)
         if loaded.category is not None or (alpha is not None and self.calibration is None):
-            self._resolve(None, None)
+            self.resolve(None, None)
 
     def _comparable(self, content: CalibrationSource, source: str) -> Calibration:
         """Return a calibration, after checking that it is of this method and its conditions."""
@@ -239,7 +239,7 @@ class Detector:
             ValueError: If a single image cannot be read, or something is not an image, the category
                 is missing or unknown, or the bit depth is not that of the calibration.
         """
-        name, decisions = self._resolve(category, alpha)
+        name, decisions = self.resolve(category, alpha)
         size = self._loaded.batch_size if batch_size is None else batch_size
         check_at_least("batch_size", size, 1)
         inputs = ImageInputs(images, name)
@@ -268,16 +268,20 @@ class Detector:
         Raises:
             ValueError: If there is no calibration, or none of the category.
         """
-        _, decisions = self._resolve(category, alpha)
+        _, decisions = self.resolve(category, alpha)
         if decisions is None:
             raise ValueError(f"{self._loaded.source} is not calibrated: {GIVE_ONE}")
         [(name, level)] = decisions.levels.items()
         return guarantee(decisions.records[name], level)
 
-    # -- one call --------------------------------------------------------------------------------
-
-    def _resolve(self, category: str | None, alpha: float | None) -> tuple[str, Decisions | None]:
+    def resolve(
+        self, category: str | None = None, alpha: float | None = None
+    ) -> tuple[str, Decisions | None]:
         """Return the name of the category, and the decisions on its images, if it is calibrated.
+
+        Args:
+            category: See :meth:`predict`.
+            alpha: See :meth:`predict`.
 
         Raises:
             ValueError: If a category is needed and missing, or has no calibration.
@@ -308,6 +312,8 @@ class Detector:
             [name] = self.calibration.categories
         with in_python():
             return name or CATEGORY, self._decisions_of(name or CATEGORY, is_named, alpha)
+
+    # -- one call --------------------------------------------------------------------------------
 
     def _decisions(self, category: str, is_named: bool, alpha: float | None) -> Decisions:
         """Return the decisions at a rate; warn once if it cannot be had."""

@@ -9,7 +9,7 @@ import re
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +95,18 @@ def load_method(
     backbone: Mapping[str, Any] | None,
     references: str | os.PathLike[str] | None,
     options: Mapping[str, Any],
+    precision: str | None = None,
 ) -> LoadedMethod:
     """Load a method; see :func:`anomaly_clip.detector.load`.
+
+    Args:
+        source: See there.
+        category: See there.
+        device: See there.
+        backbone: See there.
+        references: See there.
+        options: See there.
+        precision: Precision of the trainer; None: that of the fit or of the configuration.
 
     Raises:
         ValueError: If the user made a mistake.
@@ -123,6 +133,8 @@ def load_method(
                     loaded.source = str(path)
         if category is not None:
             loaded.category, loaded.is_named = category, True
+        if precision is not None:
+            loaded.preprocessing = replace(loaded.preprocessing, precision=precision)
         _attach(loaded, place, references)
     return loaded
 

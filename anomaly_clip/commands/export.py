@@ -1,4 +1,4 @@
-"""``anomaly_clip export``: write the weights of a checkpoint in a format other programs load."""
+"""``anomaly_clip export``: a detector for other machines, or trained weights for other programs."""
 
 from __future__ import annotations
 
@@ -14,61 +14,131 @@ from jsonargparse import ArgumentError
 
 from anomaly_clip.commands.checkpoint_content import DAMAGE
 from anomaly_clip.commands.checkpoint_option import (
-    checkpoint_file,
     config_of_fit,
-    is_last,
-    last_of_runs,
 )
-from anomaly_clip.commands.experiment import RUNS, class_of_checkpoint
+from anomaly_clip.commands.detector_options import (
+    DetectorSource,
+    add_detector_options,
+    detector_source,
+    split_words,
+)
+from anomaly_clip.commands.experiment import class_of_checkpoint
 from anomaly_clip.commands.foreign_code import seed_in_config
 from anomaly_clip.commands.library_messages import quieten
 from anomaly_clip.errors import UserError, reason, user_errors
+from anomaly_clip.exporting.exporter import Exported, ExportSettings, export_detector
+from anomaly_clip.exporting.programs import FORMATS
+from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.methods.evaluated import Exporter
+from anomaly_clip.progress import say
 
 __all__ = ["run_export"]
 
+FOLDER = Path("detector")
+"""Default folder of an exported detector."""
+
 
 def run_export(words: Sequence[str]) -> int:
-    """Export a checkpoint and return an exit code.
+    """Export a detector, or the weights of a checkpoint, and return an exit code.
 
     Raises:
-        UserError: If the checkpoint cannot be exported, or a file already exists.
+        UserError: If it cannot be exported, or a file already exists.
     """
+    parser = _parser()
+    with user_errors():
+        own_words, settings = split_words(words[1:])
+    options = parser.parse_args(own_words)
+    quieten()
+    with user_errors():
+        source = detector_source(options, settings)
+        kind = None if source.checkpoint is None else _class_of(source.checkpoint)
+        if options.format is None and kind is not None and hasattr(kind, "export"):
+            _check_no_detector_options(options, source, kind)
+            return _export_weights(kind, source.checkpoint, options)
+        if kind is not None and not issubclass(kind, AnomalyMethod):
+            raise _nothing_to_export(kind, source)
+        return _export_detector(source, options)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="anomaly_clip export",
-        description="Write the weights of a checkpoint in a format that other programs load: a "
-        "torchvision ResNet for TAB (.safetensors and .pt), the authors' linear layers for SDP+, "
-        "a CLIP with open_clip's names for Contrastive.",
+        description="Write a folder that scores images without this package: a program (ONNX, or "
+        "torch.export), the preprocessing, the calibration, and detector.py, which runs them. The "
+        "program is compared with torch first. Without --format, TAB, SDPPlus and Contrastive "
+        "write their trained weights instead: a torchvision ResNet (.safetensors and .pt), the "
+        "authors' linear layers, a CLIP with open_clip's names.",
         allow_abbrev=False,
     )
+    add_detector_options(parser)
+    parser.add_argument("--format", choices=FORMATS, help="format of the program; default: onnx")
     parser.add_argument(
-        "--ckpt_path", type=Path, required=True, help="checkpoint or folder of a fit, or last"
+        "--folder",
+        type=Path,
+        help="output folder; default: detector, and for weights the working directory",
     )
-    parser.add_argument("--folder", type=Path, help="output folder; default: the working directory")
-    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
-    options = parser.parse_args(list(words[1:]))
-    value = str(options.ckpt_path)
-    is_word = is_last(value)
-    file = last_of_runs("export", RUNS, None, None) if is_word else checkpoint_file(value)
-    options.ckpt_path = Path(file)
-    quieten()
-    kind = class_of_checkpoint(options.ckpt_path)
-    if not hasattr(kind, "export"):
-        raise UserError(
-            f"--ckpt_path {options.ckpt_path}: {kind.__name__} has nothing to export: give a "
-            "checkpoint of TAB, SDPPlus or Contrastive"
-        )
-    with user_errors(), torch.random.fork_rng(devices=[]):
-        _seed_like_the_fit(options.ckpt_path)
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
+    parser.add_argument("--opset", type=int, help="version of ONNX's operators; default: 18")
+    parser.add_argument(
+        "--images", type=int, default=8, help="number of images of the comparison; default: 8"
+    )
+    parser.add_argument(
+        "--include_images",
+        action="store_true",
+        help="put two images of --data.root into the folder, in place of generated ones",
+    )
+    return parser
+
+
+# -- weights ---------------------------------------------------------------------------------------
+
+
+def _class_of(checkpoint: Path) -> type:
+    return class_of_checkpoint(checkpoint)
+
+
+def _nothing_to_export(kind: type, source: DetectorSource) -> UserError:
+    return UserError(
+        f"--ckpt_path {source.checkpoint}: {kind.__name__} has nothing to export: give a checkpoint "
+        f"of a detector, or of TAB, SDPPlus or Contrastive"
+    )
+
+
+def _check_no_detector_options(
+    options: argparse.Namespace, source: DetectorSource, kind: type
+) -> None:
+    """Check that nothing was asked for that only the export of a detector has.
+
+    Raises:
+        UserError: If it was.
+    """
+    given = {
+        "--opset": options.opset,
+        "--include_images": options.include_images,
+        "--data.root": source.images,
+        "--calibration.file": source.calibration,
+    }
+    for name, value in given.items():
+        if value:
+            raise UserError(
+                f"{name} is for the export of a detector, but without --format {kind.__name__} "
+                f"writes its weights: add --format onnx, or leave {name} out"
+            )
+
+
+def _export_weights(kind: Any, checkpoint: Path | None, options: argparse.Namespace) -> int:
+    assert checkpoint is not None
+    with torch.random.fork_rng(devices=[]):
+        _seed_like_the_fit(checkpoint)
         try:
-            method: Any = kind.load_from_checkpoint(options.ckpt_path, map_location="cpu")
+            method: Any = kind.load_from_checkpoint(checkpoint, map_location="cpu")
         except (*DAMAGE, ArgumentError) as error:
             if not kind.__module__.startswith("anomaly_clip."):
                 raise
             cause = f"{type(error).__name__}: {reason(error).rstrip(' .:')}"
             raise UserError(
-                f"--ckpt_path {options.ckpt_path}: the checkpoint does not fit {kind.__name__}, or "
-                f"is damaged ({cause}): give one that fit has written"
+                f"--ckpt_path {checkpoint}: the checkpoint does not fit {kind.__name__}, or is "
+                f"damaged ({cause}): give one that fit has written"
             ) from None
     assert isinstance(method, Exporter)
     target = options.folder or Path()
@@ -90,3 +160,41 @@ def _seed_like_the_fit(checkpoint: Path) -> None:
     with contextlib.suppress(UserError):  # the configuration of a moved checkpoint is unknown
         seed = seed_in_config(config_of_fit(checkpoint))
         torch.manual_seed(0 if seed is None else seed)
+
+
+# -- detectors -------------------------------------------------------------------------------------
+
+
+def _export_detector(source: DetectorSource, options: argparse.Namespace) -> int:
+    settings = ExportSettings(
+        options.format or FORMATS[0],
+        options.opset,
+        options.images,
+        source.images,
+        options.include_images,
+        options.overwrite,
+    )
+    folder = options.folder or FOLDER
+    loaded = source.load()
+    exported = export_detector(loaded.detector, folder, settings, loaded.method)
+    for line in _lines(exported, settings):
+        say(line)
+    print(folder)
+    return 0
+
+
+def _lines(exported: Exported, settings: ExportSettings) -> list[str]:
+    parity, program = exported.record["parity"], exported.record["program"]
+    where = "generated images" if settings.images is None else f"images of {settings.images}"
+    sizes = ", ".join(map(str, parity["batches"]))
+    lines = [
+        f"{program['file']} in {name} and torch, {parity['images']} {where}, batches of {sizes}: "
+        f"{difference.describe(parity['images'])}"
+        for name, difference in exported.differences.items()
+    ]
+    lines += exported.remarks
+    return [*lines, f"{exported.folder}: {program['bytes'] / 1e6:.1f} MB; {_next_step(exported)}"]
+
+
+def _next_step(exported: Exported) -> str:
+    return f"python {exported.folder / 'detector.py'} IMAGE_OR_FOLDER scores images"

@@ -1,0 +1,380 @@
+"""Export of a detector into a folder that runs by itself, with proof that it scores the same."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+import anomaly_clip.runtime.detector as runtime
+from anomaly_clip import __version__
+from anomaly_clip.decisions.calibration import CategoryCalibration
+from anomaly_clip.decisions.sentences import guarantee
+from anomaly_clip.detector import Detector
+from anomaly_clip.errors import UserError, check_at_least, check_choice
+from anomaly_clip.exporting.folder import RECORD, RUNTIME, atomic_folder, check_folder
+from anomaly_clip.exporting.graph import INPUT, DetectorGraph, trace
+from anomaly_clip.exporting.parity import (
+    BOUNDS,
+    Arrays,
+    Difference,
+    batches_of,
+    check_difference,
+    compare,
+    eager_run,
+    outputs_of,
+)
+from anomaly_clip.exporting.parity_images import (
+    ParityImages,
+    generated_images,
+    images_of_folder,
+)
+from anomaly_clip.exporting.programs import (
+    DEFAULT_OPSET,
+    FORMATS,
+    OPSETS,
+    check_packages,
+    file_record,
+    write_program,
+)
+from anomaly_clip.files import write_bytes, write_json
+from anomaly_clip.methods.base import AnomalyMethod
+
+__all__ = ["ExportSettings", "Exported", "export_detector", "runtimes_of"]
+
+FORMAT = 1
+"""Version of the form of ``detector.json``."""
+RATES = (0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.001)
+"""False-alarm rates that an exported detector can be asked for, besides those of its calibration.
+"""
+NUM_CHECKED = 2
+"""Images in ``check/``."""
+PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """Options of an export.
+
+    Args:
+        format: ``onnx`` or ``torch_export``.
+        opset: Version of ONNX's operators; None: the default.
+        num_images: Number of images of the comparison.
+        images: Folder of images for the comparison; None: generated ones.
+        include_images: Whether ``check/`` holds images of that folder, in place of generated ones.
+        overwrite: Whether an exported detector may be replaced.
+
+    Raises:
+        ValueError: If a value is not as described.
+    """
+
+    format: str = "onnx"
+    opset: int | None = None
+    num_images: int = 8
+    images: Path | None = None
+    include_images: bool = False
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("--format", self.format, FORMATS)
+        check_at_least("--images", self.num_images, NUM_CHECKED)
+        if self.opset is not None and self.opset not in OPSETS:
+            raise ValueError(
+                f"--opset {self.opset}: give a version from {OPSETS.start} to {OPSETS.stop - 1}, "
+                f"or leave it out"
+            )
+        if self.opset is not None and self.format != "onnx":
+            raise ValueError(f"--opset is for --format onnx, not {self.format}: leave it out")
+        if self.include_images and self.images is None:
+            raise ValueError("--include_images needs --data.root, a folder of images")
+
+
+@dataclass
+class Exported:
+    """An exported detector.
+
+    Args:
+        folder: Its folder.
+        record: Content of ``detector.json``.
+        differences: Differences from torch by runtime.
+        remarks: What a user has to know of it, in sentences.
+    """
+
+    folder: Path
+    record: dict[str, Any]
+    differences: dict[str, Difference] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+
+
+def export_detector(
+    detector: Detector,
+    folder: Path,
+    settings: ExportSettings = ExportSettings(),
+    method: AnomalyMethod | None = None,
+) -> Exported:
+    """Write a folder that scores images as a detector does, without this package.
+
+    Nothing is left behind if the program cannot be written, or differs from torch.
+
+    Args:
+        detector: The detector.
+        folder: The folder; see :func:`~anomaly_clip.exporting.folder.check_folder`.
+        settings: Options.
+        method: The detector's method in float32, if the detector scores in another precision.
+
+    Raises:
+        UserError: If the method cannot be exported, or the folder must not be written.
+    """
+    check_folder(folder, settings.overwrite)
+    if settings.format == "onnx":
+        check_packages()
+    graph = DetectorGraph(detector.method if method is None else method, detector.resolve()[0])
+    _check_method(graph.method)
+    images = _images(detector, settings)
+    with _scoring(graph.method):
+        eager = eager_run(graph)
+        expected = outputs_of(eager, images.square, len(images.square))
+        _check_finite(expected)
+        program = trace(graph)
+    with atomic_folder(folder) as temporary:
+        file = write_program(program, settings.format, temporary, settings.opset)
+        del program
+        exported = Exported(folder, {}, remarks=_remarks(detector, method, settings))
+        record, threshold = _calibration_of(detector)
+        for name in runtimes_of(settings.format):
+            run = runtime.open_session(file, name, None).run
+            sizes = batches_of(len(images.square))
+            exported.differences[name] = difference = compare(
+                expected, run, images.square, sizes, record, threshold
+            )
+            check_difference(difference, f"{file.name} in {name}")
+        exported.record = _record(detector, graph, settings, file, images, expected, exported)
+        write_json(temporary / RECORD, exported.record)
+        source = Path(runtime.__file__).read_bytes()
+        write_bytes(temporary / RUNTIME, source)
+        write_bytes(temporary / "README.md", _readme(exported.record).encode())
+        checked = images if settings.include_images else generated_images(detector, NUM_CHECKED)
+        _write_check(temporary / "check", checked, eager, graph.method)
+    return exported
+
+
+def runtimes_of(kind: str) -> list[str]:
+    """Return the runtimes at hand for a format."""
+    names = ("onnxruntime", "openvino") if kind == "onnx" else ("torch",)
+    return [name for name in names if importlib.util.find_spec(name) is not None]
+
+
+def _check_method(method: AnomalyMethod) -> None:
+    """Check that a method scores images one by one.
+
+    Raises:
+        UserError: If the score of an image depends on the others.
+    """
+    if method.transductive:
+        raise UserError(
+            f"{type(method).__name__} scores images by each other, so that no program can score "
+            f"the next one alone: export another method"
+        )
+
+
+@contextmanager
+def _scoring(method: AnomalyMethod) -> Iterator[None]:
+    """Score without gradients and autocast, and restore the random numbers."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        yield
+
+
+def _images(detector: Detector, settings: ExportSettings) -> ParityImages:
+    if settings.images is None:
+        return generated_images(detector, settings.num_images)
+    return images_of_folder(detector, settings.images, settings.num_images)
+
+
+def _check_finite(outputs: Arrays) -> None:
+    for name, values in outputs.items():
+        if not np.isfinite(values).all():
+            raise UserError(
+                f"{name} of some images is NaN or infinite in torch itself: fit again, or correct "
+                f"the weights"
+            )
+
+
+def _calibration_of(detector: Detector) -> tuple[CategoryCalibration | None, float | None]:
+    _, decisions = detector.resolve()
+    if decisions is None:
+        return None, None
+    [record], [level] = decisions.records.values(), decisions.levels.values()
+    return record, level.threshold
+
+
+def _remarks(
+    detector: Detector, method: AnomalyMethod | None, settings: ExportSettings
+) -> list[str]:
+    remarks = []
+    if detector.method.weights["random"]:
+        remarks.append("the weights are random: the scores mean nothing")
+    if detector.calibration is None:
+        remarks.append(
+            "the detector is not calibrated, so that it scores images but decides nothing: run "
+            "anomaly_clip calibrate, then export again"
+        )
+    if method is not None:
+        precision = detector.preprocessing.precision
+        remarks.append(
+            f"the detector scores in {precision}, its export in float32"
+            + (
+                ""
+                if detector.calibration is None
+                else ": calibrate again with --trainer.precision 32-true, then export again, for "
+                "decisions by comparable scores"
+            )
+        )
+    return remarks
+
+
+# -- detector.json ---------------------------------------------------------------------------------
+
+
+def _record(
+    detector: Detector,
+    graph: DetectorGraph,
+    settings: ExportSettings,
+    file: Path,
+    images: ParityImages,
+    expected: Arrays,
+    exported: Exported,
+) -> dict[str, Any]:
+    side, reading = graph.method.image_size, detector.preprocessing
+    data = file.with_name(f"{file.name}.data")
+    opset = (settings.opset or DEFAULT_OPSET) if settings.format == "onnx" else None
+    return {
+        "format": FORMAT,
+        "anomaly_clip": __version__,
+        "method": type(graph.method).__name__,
+        "category": graph.category,
+        "program": {
+            **file_record(file),
+            "format": settings.format,
+            "opset": opset,
+            "precision": "float32",
+            "external_data": file_record(data) if data.exists() else None,
+        },
+        "input": {
+            "name": INPUT,
+            "dtype": "uint8",
+            "shape": ["batch", 3, side, side],
+            "colours": "RGB",
+        },
+        "preprocessing": {
+            "image_size": side,
+            "rule": reading.resize.rule,
+            "size": reading.resize.size,
+            "filter": reading.resize.filter,
+            "bit_depth": reading.bit_depth,
+            "max_pixels": reading.max_pixels,
+        },
+        "outputs": _outputs(graph.method, expected),
+        "calibration": _calibration(detector),
+        "parity": {
+            "images": len(images.square),
+            "source": images.source,
+            "batches": batches_of(len(images.square)),
+            "bounds": BOUNDS,
+            "programs": {
+                name: {**difference.as_dict(), "version": _version(name)}
+                for name, difference in exported.differences.items()
+            },
+            "drift": None,
+        },
+        "weights": dict(graph.method.weights),
+        "remarks": exported.remarks,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: found for name in PACKAGES if (found := _version(name)) is not None},
+        },
+    }
+
+
+def _outputs(method: AnomalyMethod, expected: Arrays) -> dict[str, Any]:
+    record: dict[str, Any] = {}
+    for name, values in expected.items():
+        if name == "score_parts":
+            low, high = values.min(axis=0).tolist(), values.max(axis=0).tolist()
+            record[name] = {"names": list(method.score_part_names), "low": low, "high": high}
+        else:
+            shape = {"shape": list(values.shape[1:])} if name == "anomaly_map" else {}
+            record[name] = {**shape, "low": float(values.min()), "high": float(values.max())}
+    return record
+
+
+def _calibration(detector: Detector) -> dict[str, Any] | None:
+    name, decisions = detector.resolve()
+    if decisions is None:
+        return None
+    calibration, record = decisions.calibration, decisions.records[name]
+    rates = [*calibration.alphas, *(rate for rate in RATES if rate not in calibration.alphas)]
+    levels = [record.level(rate, calibration.confidence) for rate in rates]
+    stored = record.stored(levels)
+    return {
+        "n": record.num_images,
+        "kind": record.kind,
+        "alpha": list(calibration.alphas),
+        "confidence": calibration.confidence,
+        "scores": list(stored.scores),
+        "counts": None if stored.counts is None else list(stored.counts),
+        "map_threshold": record.map_threshold,
+        "part_ranges": None
+        if record.part_ranges is None
+        else [list(limits) for limits in record.part_ranges],
+        "bit_depth": calibration.conditions.get("bit_depth"),
+        "levels": [
+            {
+                **asdict(level),
+                "as_asked": level.is_as_asked,
+                "sentence": guarantee(record, level),
+            }
+            for level in levels
+        ],
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+# -- other files -----------------------------------------------------------------------------------
+
+
+def _readme(record: dict[str, Any]) -> str:
+    package = "onnxruntime" if record["program"]["format"] == "onnx" else "torch"
+    return (
+        f"{record['method']} detector of {record['category']}: `python detector.py "
+        f"IMAGE_OR_FOLDER` scores images.\n"
+        f"It needs Python 3.10 or newer, and `pip install numpy pillow {package}`.\n"
+        f"`python detector.py --check` compares this machine with the one of the export; "
+        f"`detector.json` describes the rest.\n"
+    )
+
+
+def _write_check(folder: Path, images: ParityImages, eager: Any, method: AnomalyMethod) -> None:
+    """Write images with the outputs of torch, with which another machine can compare its own."""
+    folder.mkdir()
+    for number, image in enumerate(images.originals[:NUM_CHECKED]):
+        Image.fromarray(image).save(folder / f"{number}.png")
+    square: NDArray[np.uint8] = images.square[:NUM_CHECKED]
+    with _scoring(method):
+        outputs = eager(square)
+    np.savez_compressed(folder / "expected.npz", images=square, **outputs)
