@@ -26,6 +26,7 @@ BASE = (
     *("cache_files", "documents", "exhaustion", "folders", "masks"),
     "schedules",
     "callbacks",
+    "constant_tensors",
 )
 """Base modules: every module may import them; within the package they import only each other."""
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, Tokens, unit
 from anomaly_clip.backbones.prompts import PromptEnsemble, RVSSettings, text_features
 from anomaly_clip.backbones.surgery import StageTokens, check_stages, encode_dual_path
+from anomaly_clip.constant_tensors import has_values
 from anomaly_clip.errors import check_at_least
 from anomaly_clip.maps import gaussian_blur, image_score, patches_to_map
 from anomaly_clip.methods.clip_method import CLIPMethod
@@ -103,7 +104,10 @@ class SDP(CLIPMethod):
         name, rvs = self.words(category), self.rvs.resolve(dataset_name or self.dataset_name)
         key = name, rvs
         if key not in self._text:
-            self._text[key] = text_features(self.backbone, name, self.prompts, rvs)
+            text = text_features(self.backbone, name, self.prompts, rvs)
+            if not has_values(text):  # in a graph that is being traced
+                return text
+            self._text[key] = text
         return self._text[key].to(self.device)
 
     def score(self, images: Tensor, categories: list[str]) -> Scores:
