@@ -31,15 +31,20 @@ BASE = (
 """Base modules: every module may import them; within the package they import only each other."""
 
 LAYERS = {
-    "testing": ("commands", "methods", "data"),
-    "commands": ("recording", "report", "results", "drawing", "methods", "data", "decisions"),
+    "runtime": (),
+    "exporting": ("commands", "methods", "data", "decisions", "runtime"),
+    "testing": ("exporting", "commands", "methods", "data"),
+    "commands": (
+        *("exporting", "recording", "report", "results", "drawing"),
+        *("methods", "data", "decisions", "runtime"),
+    ),
     "recording": ("report", "results", "drawing", "methods", "data", "decisions"),
     "report": ("results", "drawing"),
     "results": (),
     "drawing": (),
     "decisions": (),
     "methods": ("synthesis", "backbones", "metrics", "demo"),
-    "data": ("synthesis", "demo"),
+    "data": ("synthesis", "demo", "runtime"),
     "synthesis": ("demo",),
     "backbones": (),
     "metrics": (),
@@ -51,6 +56,7 @@ ACROSS_LAYERS = {
     "testing": ("backbones", "metrics", "demo"),
     "commands": ("backbones", "metrics", "synthesis", "demo"),
     "recording": ("metrics",),
+    "exporting": ("metrics", "demo"),
     "report": ("metrics",),
     "results": ("metrics",),
 }
@@ -63,9 +69,15 @@ TOP = (
 )
 """Modules above all subpackages: the command line, and detectors from Python."""
 
-PUBLISHED = {"report": ("data.info",), "results": ("data.info",), "testing": ("cli",)}
-"""Single modules that a subpackage may also import: published counts and names, and the command
-line, which the contract of a method runs."""
+PUBLISHED = {
+    "report": ("data.info",),
+    "results": ("data.info",),
+    "testing": ("cli",),
+    "commands": ("detector", "loading"),
+    "exporting": ("detector", "loading", "image_inputs"),
+}
+"""Single modules that a subpackage may also import: published counts and names; the command line,
+which the contract of a method runs; and detectors, which are exported as Python loads them."""
 
 
 @dataclass(frozen=True)

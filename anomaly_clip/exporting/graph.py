@@ -73,7 +73,7 @@ def trace(graph: DetectorGraph) -> ExportedProgram:
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks about torch's own tracing
-            return torch.export.export(graph, (images,), dynamic_shapes=shapes, strict=True)
+            program = torch.export.export(graph, (images,), dynamic_shapes=shapes, strict=True)
     except Exception as error:  # torch raises errors of many kinds, also of the method's code
         cause = shortened(" ".join(reason(error).split()), MAX_REASON).rstrip(" .:")
         raise UserError(
@@ -84,3 +84,12 @@ def trace(graph: DetectorGraph) -> ExportedProgram:
     finally:
         with suppress(AttributeError):  # the traced code, which holds the weights
             torch.compiler.reset()
+    _drop_unused(program)
+    return program
+
+
+def _drop_unused(program: ExportedProgram) -> None:
+    """Remove the weights that the graph does not use, such as those of a text tower."""
+    used = {spec.target for spec in program.graph_signature.input_specs}
+    for name in program.state_dict.keys() - used:
+        del program.state_dict[name]

@@ -19,7 +19,15 @@ from anomaly_clip.errors import UserError, reason, shortened
 from anomaly_clip.exporting.graph import INPUT, OUTPUTS
 from anomaly_clip.files import write_bytes
 
-__all__ = ["DEFAULT_OPSET", "FILES", "FORMATS", "check_packages", "file_record", "write_program"]
+__all__ = [
+    "DEFAULT_OPSET",
+    "FILES",
+    "FORMATS",
+    "OPSETS",
+    "check_packages",
+    "file_record",
+    "write_program",
+]
 
 FORMATS = ("onnx", "torch_export")
 FILES = {"onnx": "detector.onnx", "torch_export": "detector.pt2"}
