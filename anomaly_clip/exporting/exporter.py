@@ -175,11 +175,16 @@ def runtimes_of(kind: str) -> list[str]:
 
 
 def _check_method(method: AnomalyMethod) -> None:
-    """Check that a method scores images one by one.
+    """Check that there is a program of a method, which scores images one by one.
 
     Raises:
-        UserError: If the score of an image depends on the others.
+        UserError: If the method tells why not, or the score of an image depends on the others.
     """
+    if method.not_exportable is not None:
+        raise UserError(
+            f"{type(method).__name__} cannot be exported: it {method.not_exportable}; export "
+            f"another method"
+        )
     if method.transductive:
         raise UserError(
             f"{type(method).__name__} scores images by each other, so that no program can score "
