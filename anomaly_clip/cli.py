@@ -46,6 +46,10 @@ VERBS = {
         "write the weights of a checkpoint for other programs",
         "commands.export:run_export",
     ),
+    "benchmark": (
+        "measure time, memory and differences of the runtimes of a detector",
+        "commands.benchmark:run_benchmark",
+    ),
     "check": ("check a data set for problems", "commands.check:run_check"),
     "prompts": ("show the effect of each prompt of a category", "commands.prompts:run_prompts"),
     "preview": ("draw a contact sheet of a data set", "commands.preview:run_preview"),

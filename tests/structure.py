@@ -74,7 +74,7 @@ PUBLISHED = {
     "results": ("data.info",),
     "testing": ("cli",),
     "commands": ("detector", "loading"),
-    "exporting": ("detector", "loading", "image_inputs"),
+    "exporting": ("detector", "loading", "image_inputs", "preprocessing"),
 }
 """Single modules that a subpackage may also import: published counts and names; the command line,
 which the contract of a method runs; and detectors, which are exported as Python loads them."""
