@@ -22,7 +22,7 @@ from anomaly_clip.methods.evaluated import (
     reached_limit,
     without_backbone,
 )
-from anomaly_clip.methods.score_input import checked_score, unchecked
+from anomaly_clip.methods.score_input import checked_score
 from anomaly_clip.metrics.curves import CURVES_FILE
 from anomaly_clip.metrics.evaluator import Evaluator, EvaluatorSettings
 from anomaly_clip.progress import say
@@ -131,8 +131,8 @@ class AnomalyMethod(EvaluatedModule):
         """Score images of one category, in operations that ``torch.export`` can follow.
 
         The number of images is unknown while a graph is traced. So :meth:`score` is then called
-        with the category once, in place of once per image, and without the checks of its arguments.
-        This is enough for methods that ignore the categories, or whose features of a category
+        with the category once, in place of once per image; its arguments are not checked. This is
+        enough for methods that ignore the categories, or whose features of a category
         broadcast over the batch; others override this method. It must score as :meth:`score` does,
         which it calls outside a graph. Call it once before a graph is traced, so that constants
         such as the features of prompts are cached: tracing does not compute them.
@@ -143,7 +143,7 @@ class AnomalyMethod(EvaluatedModule):
         """
         if not torch.compiler.is_compiling():
             return self.score(images, [category] * len(images))
-        return unchecked(type(self).score)(self, images, [category])
+        return self.score(images, [category])
 
     def score_features(self, features: dict[str, Tensor], categories: list[str]) -> Scores:
         """Score cached features of the frozen encoder; only for methods that cache features.

@@ -14,7 +14,7 @@ from anomaly_clip.records import Scores
 if TYPE_CHECKING:
     from anomaly_clip.methods.base import AnomalyMethod
 
-__all__ = ["check_categories", "check_images", "checked_score", "unchecked"]
+__all__ = ["check_categories", "check_images", "checked_score"]
 
 Method = TypeVar("Method", bound="AnomalyMethod")
 Score = Callable[[Method, Tensor, list[str]], Scores]
@@ -25,21 +25,15 @@ def checked_score(score: Score[Method]) -> Score[Method]:
 
     @wraps(score)
     def checked(self: Method, images: Tensor, categories: list[str]) -> Scores:
+        if torch.compiler.is_compiling():  # the number of images is unknown
+            return score(self, images, categories)
         check_images(images)
         check_categories(categories, len(images))
         if images.is_floating_point():
             self.backbone.check_normalised(images)
         return score(self, images, categories)
 
-    checked.without_checks = score  # type: ignore[attr-defined]
     return checked
-
-
-def unchecked(score: Score[Method]) -> Score[Method]:
-    """Return a method's ``score`` without the checks of :func:`checked_score`, if it has them."""
-    # Not __wrapped__, which decorators of the method's author set, too.
-    without: Score[Method] = getattr(score, "without_checks", score)
-    return without
 
 
 def check_images(images: Tensor) -> None:

@@ -322,7 +322,7 @@ def harmonic_map(scores: Tensor, patches: Tensor) -> Tensor:
         scores: ``(B, windows)``, at least 0; a patch covered by a window with score 0 gets 0.
         patches: Patch indices of the windows; see :func:`window_patches`.
     """
-    if torch.compiler.is_compiling():  # the values are unknown while a graph is traced
+    if torch.compiler.is_compiling() or not has_values(patches):
         num_patches = (math.isqrt(patches.shape[0]) + math.isqrt(patches.shape[1]) - 1) ** 2
     else:
         num_patches = int(patches.max()) + 1

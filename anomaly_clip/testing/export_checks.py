@@ -58,7 +58,7 @@ def detector_is_exported(subject: Subject) -> None:
 
 
 def tracing_leaves_the_method_as_it_was(subject: Subject) -> None:
-    """A traced method has the tensors, modes, hooks and random states of before, and scores alike."""
+    """A traced method keeps its tensors, modes, hooks and random states, and scores as before."""
     graph, images = _exportable(subject)
     expected, before = _scores(graph, images), _state(graph)
     tensors = {name: value.detach().clone() for name, value in _tensors(graph)}
