@@ -342,7 +342,7 @@ def test_loaded_channels_are_put_in_their_order(backbone: CNNBackbone) -> None:
 def test_copies_keep_the_order_of_channels(backbone: CNNBackbone) -> None:
     images = torch.randint(0, 256, (1, 3, 64, 64)).byte()
     method, other = small(backbone), small(backbone, channel_seed=5)
-    copies = [copy.deepcopy(method), pickle.loads(pickle.dumps(method)).eval()]
+    copies = [copy.deepcopy(method), pickle.loads(pickle.dumps(method))]
     for duplicate in copies:
         assert torch.equal(duplicate.embed(images), method.embed(images))
         duplicate.load_state_dict(other.state_dict())  # and leave the original as it is

@@ -6,10 +6,12 @@ import argparse
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from anomaly_clip.commands.checkpoint_option import checkpoint_file, is_last, last_of_runs
+from anomaly_clip.commands.configs import config_file
 from anomaly_clip.commands.experiment import RUNS
 from anomaly_clip.detector import Detector
 from anomaly_clip.errors import UserError
@@ -80,15 +82,17 @@ class DetectorSource:
         if self.checkpoint is not None:
             backbone = {k.removeprefix(BACKBONE): options.pop(k) for k in [*options]} or None
         source = str(self.checkpoint or self.name)
-        arguments: Any = (source, self.category, "cpu", backbone, self.references, options)
+        load = partial(
+            load_method, source, self.category, "cpu", backbone, self.references, options
+        )
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
-            loaded = load_method(*arguments)
+            loaded = load()
             detector = Detector(loaded, calibration=self.calibration)
             detector.resolve()
             method = None
             if detector.preprocessing.precision != FLOAT32:
-                method = load_method(*arguments, precision=FLOAT32).method
+                method = load(precision=FLOAT32).method
         for warning in caught:
             if warning.category is UserWarning:
                 say(str(warning.message))
@@ -100,7 +104,9 @@ def add_detector_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", nargs="?", help="folder of a run, or a checkpoint")
     parser.add_argument("--ckpt_path", help="the same, or last")
     parser.add_argument("--config", help="configuration of a zero-shot method, such as sdp")
-    parser.add_argument("--data.root", dest="root", type=Path, help="folder of images to compare on")
+    parser.add_argument(
+        "--data.root", dest="root", type=Path, help="folder of images to compare on"
+    )
     parser.add_argument("--data.category", dest="category", help="name of the object in the images")
     parser.add_argument("--references", help="folder of normal images, for few-shot methods")
     parser.add_argument(
@@ -170,7 +176,10 @@ def detector_source(options: argparse.Namespace, settings: Mapping[str, str]) ->
     )
     if options.root is not None and not options.root.exists():
         raise UserError(f"--data.root {options.root}: there is no such folder; correct the path")
-    if options.config is not None or _is_zero_shot_run(options.run):
+    if options.config is not None:
+        source.name = config_file(options.config)  # also next to a folder of this name
+        return source
+    if _is_zero_shot_run(options.run):
         return source
     source.checkpoint = Path(_checkpoint(names[0]))
     unknown = [name for name in settings if not name.startswith(BACKBONE)]
@@ -191,4 +200,3 @@ def _is_zero_shot_run(run: str | None) -> bool:
 
 def _checkpoint(name: str) -> str:
     return last_of_runs("export", RUNS, None, None) if is_last(name) else checkpoint_file(name)
-

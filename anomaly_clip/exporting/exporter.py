@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import io
+import math
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +35,7 @@ from anomaly_clip.exporting.parity import (
     compare,
     eager_run,
     outputs_of,
+    tolerance_of,
 )
 from anomaly_clip.exporting.parity_images import (
     ParityImages,
@@ -49,6 +52,7 @@ from anomaly_clip.exporting.programs import (
 )
 from anomaly_clip.files import write_bytes, write_json
 from anomaly_clip.methods.base import AnomalyMethod
+from anomaly_clip.progress import track
 
 __all__ = ["ExportSettings", "Exported", "export_detector", "runtimes_of"]
 
@@ -107,7 +111,7 @@ class Exported:
         folder: Its folder.
         record: Content of ``detector.json``.
         differences: Differences from torch by runtime.
-        remarks: What a user has to know of it, in sentences.
+        remarks: Messages on what a user has to know of it.
     """
 
     folder: Path
@@ -151,7 +155,7 @@ def export_detector(
         del program
         exported = Exported(folder, {}, remarks=_remarks(detector, method, settings))
         record, threshold = _calibration_of(detector)
-        for name in runtimes_of(settings.format):
+        for name in track(runtimes_of(settings.format), "comparing the program with torch"):
             run = runtime.open_session(file, name, None).run
             sizes = batches_of(len(images.square))
             exported.differences[name] = difference = compare(
@@ -175,15 +179,19 @@ def runtimes_of(kind: str) -> list[str]:
 
 
 def _check_method(method: AnomalyMethod) -> None:
-    """Check that there is a program of a method, which scores images one by one.
+    """Check that there is a program of a method on the CPU, which scores images one by one.
 
     Raises:
-        UserError: If the method tells why not, or the score of an image depends on the others.
+        UserError: If the method tells why not, is elsewhere, or scores images by each other.
     """
     if method.not_exportable is not None:
         raise UserError(
             f"{type(method).__name__} cannot be exported: it {method.not_exportable}; export "
             f"another method"
+        )
+    if method.device.type != "cpu":  # a graph would name the device
+        raise UserError(
+            f"the detector is on {method.device}: load it again with device='cpu', and export that"
         )
     if method.transductive:
         raise UserError(
@@ -214,10 +222,10 @@ def _check_finite(outputs: Arrays) -> None:
             )
 
 
-def _calibration_of(detector: Detector) -> tuple[CategoryCalibration | None, float | None]:
+def _calibration_of(detector: Detector) -> tuple[CategoryCalibration | None, float]:
     _, decisions = detector.resolve()
     if decisions is None:
-        return None, None
+        return None, math.nan
     [record], [level] = decisions.records.values(), decisions.levels.values()
     return record, level.threshold
 
@@ -305,7 +313,7 @@ def _record(
         "remarks": exported.remarks,
         "versions": {
             "python": platform.python_version(),
-            **{name: found for name in PACKAGES if (found := _version(name)) is not None},
+            **{name: number for name in PACKAGES if (number := _version(name)) is not None},
         },
     }
 
@@ -342,6 +350,7 @@ def _calibration(detector: Detector) -> dict[str, Any] | None:
         if record.part_ranges is None
         else [list(limits) for limits in record.part_ranges],
         "bit_depth": calibration.conditions.get("bit_depth"),
+        "tolerance": tolerance_of(record),
         "levels": [
             {
                 **asdict(level),
@@ -376,10 +385,13 @@ def _readme(record: dict[str, Any]) -> str:
 
 def _write_check(folder: Path, images: ParityImages, eager: Any, method: AnomalyMethod) -> None:
     """Write images with the outputs of torch, with which another machine can compare its own."""
-    folder.mkdir()
     for number, image in enumerate(images.originals[:NUM_CHECKED]):
-        Image.fromarray(image).save(folder / f"{number}.png")
+        content = io.BytesIO()
+        Image.fromarray(image).save(content, "PNG")
+        write_bytes(folder / f"{number}.png", content.getbuffer())
     square: NDArray[np.uint8] = images.square[:NUM_CHECKED]
     with _scoring(method):
         outputs = eager(square)
-    np.savez_compressed(folder / "expected.npz", images=square, **outputs)
+    content = io.BytesIO()
+    np.savez_compressed(content, images=square, **outputs)
+    write_bytes(folder / "expected.npz", content.getbuffer())
