@@ -199,6 +199,15 @@ def test_options_of_a_detector_are_refused_where_weights_are_written(
     assert "Exporting has nothing to export" in capsys.readouterr().err
 
 
+def test_an_exported_detector_is_not_taken_for_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "detector.json").write_text("{}")
+    for words in (["export", str(tmp_path)], ["predict", "--ckpt_path", str(tmp_path)]):
+        assert main(words) == 2
+        assert "is an exported detector, not a run: python" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_run_is_exported_by_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
