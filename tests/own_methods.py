@@ -57,6 +57,7 @@ class Brightness(AnomalyMethod):
 
     must_be_fitted: ClassVar[bool] = False
     can_be_fitted: ClassVar[bool] = False
+    backbone: CLIPBackbone
 
     def __init__(self, backbone: CLIPSettings | CLIPBackbone = CLIPSettings()) -> None:
         super().__init__()

@@ -33,7 +33,7 @@ BASE = (
 LAYERS = {
     "runtime": (),
     "exporting": ("commands", "methods", "data", "decisions", "runtime"),
-    "testing": ("exporting", "commands", "methods", "data"),
+    "testing": ("exporting", "commands", "methods", "data", "runtime"),
     "commands": (
         *("exporting", "recording", "report", "results", "drawing"),
         *("methods", "data", "decisions", "runtime"),

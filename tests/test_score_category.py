@@ -191,7 +191,7 @@ def test_tracing_leaves_no_tensor_of_a_graph_behind(
     number = TRACERS.index(tracer) * 2 + cold
     sigma, side = 1.25 + number / 64, 7 + number  # not used anywhere else
     maps, scores = torch.rand(2, side, side), torch.rand(2, (side - 1) ** 2) + 0.1
-    matrix = maps_module._blur_matrix.__wrapped__(side, sigma, int(4 * sigma + 0.5), "edge")
+    matrix = vars(maps_module._blur_matrix)["__wrapped__"](side, sigma, int(4 * sigma + 0.5), "edge")
     expected = matrix.float() @ maps @ matrix.float().T
     for module, example in ((Blurred(sigma), maps), (Windows(side), scores)):
         before = None if cold else module(example)
@@ -214,7 +214,9 @@ def test_prompts_encoded_in_a_graph_are_not_kept(make: Build, name: str) -> None
     for number in (True, False):
         method._text = None if name.startswith("CLIP-ADA") else {}
         graph = DetectorGraph(method, NAME)
-        with suppress(Exception):  # prompts are tokenized outside graphs: it may fail, as torch does
+        with suppress(
+            Exception
+        ):  # prompts are tokenized outside graphs: it may fail, as torch does
             torch.export.export(graph, (images,), strict=number)
         for key, value in scores_of(method, images).items():
             assert torch.equal(value, expected[key]), (key, number)
@@ -258,14 +260,14 @@ def test_harmonic_maps_for_graphs_know_the_number_of_patches(
 # -- methods of others -----------------------------------------------------------------------------
 
 
-def own(kind: type, clip_file: str) -> Any:
+def of_clip(kind: type, clip_file: str) -> Any:
     torch.manual_seed(0)
     return kind(CLIPBackbone(clip_file, "random")).eval()
 
 
 @pytest.mark.parametrize("kind", [own_methods.Brightness, own_methods.Overridden])
 def test_a_method_of_somebody_else_is_traced(kind: type, clip_file: str) -> None:
-    method = own(kind, clip_file)
+    method = of_clip(kind, clip_file)
     images = images_of(method, 5)
     graph, program = traced(method)
     scores = dict(zip(graph.names, program.module()(images), strict=True))
@@ -278,11 +280,11 @@ def test_a_method_that_cannot_be_traced_is_refused_in_a_sentence(
     kind: type, clip_file: str
 ) -> None:
     with pytest.raises(UserError, match=f"{kind.__name__} cannot be traced .*score_category"):
-        traced(own(kind, clip_file))
+        traced(of_clip(kind, clip_file))
 
 
 def test_decorators_of_the_author_stay(clip_file: str) -> None:
-    method = own(own_methods.Decorated, clip_file)
+    method = of_clip(own_methods.Decorated, clip_file)
     with torch.enable_grad():
         graph = DetectorGraph(method, NAME)
         graph(images_of(method, 1))

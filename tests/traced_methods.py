@@ -84,21 +84,6 @@ VARIANTS = {
 """Variants by name."""
 
 
-class Detector(nn.Module):
-    """What is traced: the scores of one category as a tuple."""
-
-    def __init__(self, method: AnomalyMethod, category: str) -> None:
-        super().__init__()
-        self.method = method
-        self.category = category
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return the image score, and the map and the parts if there are any."""
-        scores = self.method.score_category(images, self.category)
-        names = ("image_score", "anomaly_map", "score_parts")
-        return tuple(scores[name] for name in names if name in scores)  # type: ignore[literal-required]
-
-
 def build(variant: Variant, clip: Callable[[], CLIPBackbone], cnn: Callable[..., Any]) -> Any:
     """Return a method that scores images of the category :data:`NAME`.
 
@@ -139,7 +124,8 @@ def build(variant: Variant, clip: Callable[[], CLIPBackbone], cnn: Callable[...,
     if isinstance(method, SimpleNet):  # or maps would hardly differ from a constant
         method.adaptor.weight.data *= 100
         patches = method.embed(images_of(method, 3)).flatten(0, 1)
-        method.discriminator[1].momentum = None
+        batch_norm: Any = method.discriminator[1]
+        batch_norm.momentum = None
         method.discriminator.train()(method.adaptor(patches))
         method.discriminator.eval()
     if isinstance(method, RegAD):

@@ -81,6 +81,7 @@ class SDP(CLIPMethod):
         self.sigma = sigma
         check_at_least("model.sigma", sigma, 0)
         self._text: dict[tuple[str, RVSSettings], Tensor] = {}
+        self._category_text: dict[str, Tensor] = {}
         settings: dict[str, Any] = {
             "backbone": self.backbone.settings,
             "prompts": self.prompts,
@@ -113,6 +114,14 @@ class SDP(CLIPMethod):
     def score(self, images: Tensor, categories: list[str]) -> Scores:
         """Score images ``(B, 3, H, W)`` of given categories; see :meth:`score_with_text`."""
         return self.score_with_text(images, torch.stack([self.text(name) for name in categories]))
+
+    def score_category(self, images: Tensor, category: str) -> Scores:
+        """Score images of one category; see the base class."""
+        if not torch.compiler.is_compiling():
+            # A graph cannot ask the data module for the name of the category in prompts.
+            self._category_text[category] = self.text(category)
+            return super().score_category(images, category)
+        return self.score_with_text(images, self._category_text[category].unsqueeze(0))
 
     @torch.no_grad()
     def score_with_text(self, images: Tensor, text: Tensor) -> Scores:

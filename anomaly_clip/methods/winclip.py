@@ -99,6 +99,7 @@ class WinCLIP(CLIPMethod):
             )
         self._memory: dict[str, Embeddings] = {}
         self._text: dict[str, Tensor] = {}
+        self._category_text: dict[str, Tensor] = {}
         settings: dict[str, Any] = {"backbone": self.backbone.settings, "prompts": self.prompts}
         self.save_hyperparameters(ignore=[*settings, "evaluator"], logger=False)
         self.save_hyperparameters({k: asdict(v) for k, v in settings.items()}, logger=False)
@@ -147,9 +148,11 @@ class WinCLIP(CLIPMethod):
     def score_category(self, images: Tensor, category: str) -> Scores:
         """Score images of one category; see the base class."""
         if not torch.compiler.is_compiling():
+            # A graph cannot ask the data module for the name of the category in prompts.
+            self._category_text[category] = self.text(category)
             return super().score_category(images, category)
         memory = self._memory[category] if self._memory else None
-        return self.score_with_text(images, self.text(category)[None], memory)
+        return self.score_with_text(images, self._category_text[category].unsqueeze(0), memory)
 
     @torch.no_grad()
     def score_with_text(

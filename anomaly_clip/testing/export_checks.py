@@ -18,7 +18,6 @@ from anomaly_clip.exporting.programs import check_packages, write_program
 from anomaly_clip.methods.evaluated import Exporter
 from anomaly_clip.runtime.detector import open_session
 from anomaly_clip.testing.run_files import load
-from anomaly_clip.testing.score_checks import TOLERANCE
 from anomaly_clip.testing.subject import Flat, Subject
 
 __all__ = [
@@ -26,6 +25,10 @@ __all__ = [
     "exported_weights_load_without_code",
     "tracing_leaves_the_method_as_it_was",
 ]
+
+TOLERANCE = 1e-3
+"""Largest difference, as a fraction of the range. The bounds of an export are closer, but untrained
+networks enlarge roundings."""
 
 
 def detector_is_exported(subject: Subject) -> None:
@@ -151,10 +154,7 @@ def _floating(file: Path) -> Iterator[Tensor]:
 
 
 def _check_close(expected: Flat, actual: Flat, by: str) -> None:
-    """Compare scores by a fraction of their range; see :data:`TOLERANCE`.
-
-    The bounds of an export are closer, but untrained networks enlarge roundings.
-    """
+    """Compare scores by a fraction of their range; see :data:`TOLERANCE`."""
     for name, value in expected.items():
         shape = tuple(actual[name].shape)
         assert shape == tuple(value.shape), f"{by} gives {name} {shape}, not {tuple(value.shape)}"
