@@ -65,6 +65,7 @@ class Timing:
         program: The program.
         batch_size: Images per batch.
         times: Wall seconds of each batch, in all rounds.
+        processor: Processor seconds of each batch, summed over its threads.
         start: Seconds from the start of the process to the scores of its first image.
         memory: Highest resident size of the process in bytes; None if the system does not tell.
         outputs: Outputs of the images that are compared; empty after an error.
@@ -74,6 +75,7 @@ class Timing:
     program: Program
     batch_size: int
     times: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
     start: float | None = None
     memory: int | None = None
     outputs: Outputs = field(default_factory=dict)
@@ -163,7 +165,9 @@ def measure(
             title = f"round {number + 1} of {rounds}"
             for row in watch([row for row in rows if row.error is None], title):
                 answer = processes[id(row)].ask(f"run {seconds / rounds}")
-                row.times += [] if answer is None else answer["times"]
+                if answer is not None:
+                    row.times += answer["times"]
+                    row.processor += answer["processor"]
         for row in rows:
             answer = None if row.error is not None else processes[id(row)].ask("memory")
             row.memory = None if answer is None else answer["memory"]
@@ -189,7 +193,7 @@ class _Process:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stream,
-                env=_environment(job["threads"]),
+                env=_environment(job["threads"], log.parent),
                 text=True,
                 encoding="utf-8",
             )
@@ -251,12 +255,15 @@ class _Process:
         self._process.wait()
 
 
-def _environment(threads: int) -> dict[str, str]:
-    """Return the variables of a process: libraries that count cores use the threads as well."""
+def _environment(threads: int, folder: Path) -> dict[str, str]:
+    """Return the variables of a process, which keeps what libraries leave behind in a folder.
+
+    Libraries that count cores use the threads as well.
+    """
     numbers = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, **numbers, "PYTHONPATH": path}
+    return {**os.environ, **numbers, "PYTHONPATH": path, "TMPDIR": str(folder)}
 
 
 @dataclass(frozen=True)
