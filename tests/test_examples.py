@@ -437,6 +437,26 @@ def test_an_image_that_changes_while_it_is_read_waits(
     assert rows(tmp_path) == [("image.png", "anomalous")]
 
 
+def test_a_locked_image_waits(
+    watch: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    watcher = watch()
+    grey(tmp_path / "photos" / "image.png", 50)
+
+    def locked(path: Path, *_: object) -> None:
+        raise PermissionError(f"{path.name}: in use")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", locked)
+        look_twice(watcher)
+    assert capsys.readouterr().err == "image.png: in use; the next looks try again\n"
+    look_twice(watcher)
+    assert rows(tmp_path) == [("image.png", "normal")]
+
+
 def test_an_image_that_vanishes_is_forgotten(watch: Callable[..., Any], tmp_path: Path) -> None:
     watcher = watch()
     target = grey(tmp_path / "photos" / "image.png", 50)
