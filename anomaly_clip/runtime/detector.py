@@ -141,7 +141,7 @@ class Detector:
             raise ValueError(f"runtime {runtime}: give one of {', '.join(runtimes)}")
         for part in files:
             file = self.folder / part["file"]
-            content = np.memmap(file, mode="r") if file.is_file() else b""
+            content: Any = np.memmap(file, mode="r") if file.is_file() else b""
             if hashlib.sha256(content).hexdigest() != part["sha256"]:
                 raise ValueError(f"{file}: missing, or not the file of the export: {EXPORT}")
         self._run = open_session(file, self.runtime, threads, program["precision"]).run
@@ -229,7 +229,7 @@ class Detector:
         folder, problems = self.folder / "check", []
         expected = dict(np.load(folder / "expected.npz"))
         images = [_read(folder / f"{n}.png", self.record["preprocessing"]) for n in range(2)]
-        squares = np.stack([make_square(image, *self._shape) for image in images])
+        squares: Any = np.stack([np.asarray(make_square(i, *self._shape)) for i in images])
         if not np.array_equal(squares.transpose(0, 3, 1, 2), expected["images"]):
             problems.append("the images of check/ are decoded or resized to other values")
         for name, values in self.run(expected["images"]).items():
