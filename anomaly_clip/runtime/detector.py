@@ -233,9 +233,9 @@ class Detector:
         if not np.array_equal(squares.transpose(0, 3, 1, 2), expected["images"]):
             problems.append("the images of check/ are decoded or resized to other values")
         for name, values in self.run(expected["images"]).items():
-            wanted = expected[name]
-            scale = np.ptp(wanted) if name == "anomaly_map" else np.abs(wanted).max(axis=0)
-            difference = (np.abs(values - wanted) / np.where(scale > 0, scale, 1)).max()
+            target = expected[name]
+            scale = np.ptp(target) if name == "anomaly_map" else np.abs(target).max(axis=0)
+            difference = (np.abs(values - target) / np.where(scale > 0, scale, 1)).max()
             if not difference <= self.record["parity"]["bounds"][name]:  # also if it is NaN
                 problems.append(f"{name} differs by {difference:.2g} of its range")
         return problems
