@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         VisA,
     )
     from anomaly_clip.decisions.calibration import Calibration
-    from anomaly_clip.detector import Detector, load
+    from anomaly_clip.detector import Detector
     from anomaly_clip.fitting import fit
     from anomaly_clip.methods import (
         CLIPADA,
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
         WinCLIP,
     )
     from anomaly_clip.prediction import Prediction
+    from anomaly_clip.sources import load
 
 __all__ = [
     "BTAD",
@@ -108,7 +109,7 @@ _MODULES = {
     "Detector": "detector",
     "Prediction": "prediction",
     "fit": "fitting",
-    "load": "detector",
+    "load": "sources",
     **dict.fromkeys(("CLIPADA", "RD4AD", "SDP", "TAB", "AnomalyMethod", "Contrastive"), "methods"),
     **dict.fromkeys(("LinearProbe", "PaDiM", "PatchCore", "RegAD", "SDPPlus"), "methods"),
     **dict.fromkeys(("SimpleNet", "WinCLIP"), "methods"),

@@ -43,7 +43,7 @@ VERBS = {
         "commands.report:run_report",
     ),
     "export": (
-        "write the weights of a checkpoint for other programs",
+        "write a detector for machines without PyTorch, or trained weights",
         "commands.export:run_export",
     ),
     "benchmark": (

@@ -9,7 +9,8 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, NoReturn, overload
+from pathlib import Path
+from typing import Any, Literal, NoReturn, overload
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ from anomaly_clip.recording.scoring_conditions import (
 from anomaly_clip.records import Batch, Scores, UnreadableImage
 from anomaly_clip.results.map_store import Rows
 
-__all__ = ["Detector", "load"]
+__all__ = ["CalibrationSource", "Detector", "load"]
 
 CalibrationSource = str | os.PathLike[str] | Mapping[str, Any] | Calibration
 """A ``calibration.json`` or its content, or the folder of a calibrated run."""
@@ -109,7 +110,7 @@ class Detector:
         alpha: float | None = None,
     ) -> None:
         self._loaded = loaded
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._decisions_of = lru_cache(maxsize=64)(self._decisions)
         self.alpha = alpha
         """False-alarm rate of decisions; None: the first one of the calibration."""
@@ -273,6 +274,45 @@ class Detector:
             raise ValueError(f"{self._loaded.source} is not calibrated: {GIVE_ONE}")
         [(name, level)] = decisions.levels.items()
         return guarantee(decisions.records[name], level)
+
+    def export(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        format: Literal["onnx", "torch_export"] = "onnx",
+        images: str | os.PathLike[str] | None = None,
+        overwrite: bool = False,
+    ) -> Path:
+        """Write a folder that scores images without this package; see docs/export.md.
+
+        Args:
+            folder: The folder; it is new, or holds an exported detector.
+            format: Format of the program: ONNX, or PyTorch's own.
+            images: Folder of images for the comparison with PyTorch; default: generated ones.
+            overwrite: Whether an exported detector may be replaced.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ValueError: If the method cannot be exported, its scores are not in float32, or the
+                folder must not be written.
+        """
+        from anomaly_clip.exporting.exporter import ExportSettings, export_detector
+
+        precision = self.preprocessing.precision
+        if precision != "32-true":
+            raise ValueError(
+                f"{self._loaded.source} scores in {precision}, but programs are in float32: export "
+                f"it with the command anomaly_clip export, which loads it again"
+            )
+        source = None if images is None else Path(os.fsdecode(images)).expanduser()
+        with in_python(), self._lock:
+            settings = ExportSettings(format, images=source, overwrite=overwrite)
+            exported = export_detector(self, Path(os.fsdecode(folder)).expanduser(), settings)
+        for remark in exported.remarks:
+            warnings.warn(remark, stacklevel=2)
+        return exported.folder
 
     def resolve(
         self, category: str | None = None, alpha: float | None = None

@@ -63,7 +63,7 @@ ACROSS_LAYERS = {
 
 TOP = (
     *("cli", "__main__", "__init__"),
-    *("detector", "fitting", "loading", "prediction"),
+    *("detector", "fitting", "loading", "prediction", "sources"),
     *("image_inputs", "preprocessing", "python_calls"),
 )
 """Modules above all subpackages: the command line, and detectors from Python."""

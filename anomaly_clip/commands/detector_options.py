@@ -6,6 +6,7 @@ import argparse
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,15 +81,17 @@ class DetectorSource:
         if self.checkpoint is not None:
             backbone = {k.removeprefix(BACKBONE): options.pop(k) for k in [*options]} or None
         source = str(self.checkpoint or self.name)
-        arguments: Any = (source, self.category, "cpu", backbone, self.references, options)
+        load = partial(
+            load_method, source, self.category, "cpu", backbone, self.references, options
+        )
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
-            loaded = load_method(*arguments)
+            loaded = load()
             detector = Detector(loaded, calibration=self.calibration)
             detector.resolve()
             method = None
             if detector.preprocessing.precision != FLOAT32:
-                method = load_method(*arguments, precision=FLOAT32).method
+                method = load(precision=FLOAT32).method
         for warning in caught:
             if warning.category is UserWarning:
                 say(str(warning.message))
@@ -100,7 +103,9 @@ def add_detector_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", nargs="?", help="folder of a run, or a checkpoint")
     parser.add_argument("--ckpt_path", help="the same, or last")
     parser.add_argument("--config", help="configuration of a zero-shot method, such as sdp")
-    parser.add_argument("--data.root", dest="root", type=Path, help="folder of images to compare on")
+    parser.add_argument(
+        "--data.root", dest="root", type=Path, help="folder of images to compare on"
+    )
     parser.add_argument("--data.category", dest="category", help="name of the object in the images")
     parser.add_argument("--references", help="folder of normal images, for few-shot methods")
     parser.add_argument(
@@ -191,4 +196,3 @@ def _is_zero_shot_run(run: str | None) -> bool:
 
 def _checkpoint(name: str) -> str:
     return last_of_runs("export", RUNS, None, None) if is_last(name) else checkpoint_file(name)
-

@@ -99,8 +99,8 @@ def _class_of(checkpoint: Path) -> type:
 
 def _nothing_to_export(kind: type, source: DetectorSource) -> UserError:
     return UserError(
-        f"--ckpt_path {source.checkpoint}: {kind.__name__} has nothing to export: give a checkpoint "
-        f"of a detector, or of TAB, SDPPlus or Contrastive"
+        f"--ckpt_path {source.checkpoint}: {kind.__name__} has nothing to export: give a "
+        f"checkpoint of a detector, or of TAB, SDPPlus or Contrastive"
     )
 
 

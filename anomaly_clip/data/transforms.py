@@ -1,7 +1,7 @@
 """Resizing of an image to a square uint8 array, and of its mask to a square bool array.
 
-Images are resized by PIL with antialiasing, as in the published code. OpenCV's bicubic filter does
-not antialias and gives different values.
+Images are resized by PIL with antialiasing, as in the published code, by the function that exported
+detectors use. OpenCV's bicubic filter does not antialias and gives different values.
 """
 
 from __future__ import annotations
@@ -14,17 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anomaly_clip.masks import Mask
+from anomaly_clip.runtime.detector import make_square, seen_part
 
 __all__ = ["MaskFilter", "Resize", "resize_image", "resize_mask"]
 
 MaskFilter = Literal["bilinear", "nearest"]
-
-_FILTERS = {
-    "bicubic": Image.Resampling.BICUBIC,
-    "bilinear": Image.Resampling.BILINEAR,
-    "lanczos": Image.Resampling.LANCZOS,
-    "nearest": Image.Resampling.NEAREST,
-}
 
 
 @dataclass(frozen=True)
@@ -66,20 +60,9 @@ class Resize:
         """Return the same rule for an image ``factor`` times as large."""
         return self if self.size is None else replace(self, size=round(self.size * factor))
 
-    def apply(self, image: Image.Image, size: int, kind: Image.Resampling) -> Image.Image:
+    def apply(self, image: Image.Image, size: int, filter: str) -> Image.Image:
         """Resize an image to ``size`` x ``size``."""
-        if self.rule == "square":
-            return image.resize((size, size), kind)
-        assert self.size is not None
-        width, height = image.size
-        if self.rule == "square_crop":
-            width = height = self.size
-        else:
-            shorter = min(width, height)
-            width, height = (int(self.size * side / shorter) for side in (width, height))
-        image = image.resize((width, height), kind)
-        left, top = round((width - size) / 2), round((height - size) / 2)
-        return image.crop((left, top, left + size, top + size))
+        return make_square(image, size, self.rule, self.size, filter)
 
     def seen(self, width: int, height: int, size: int) -> tuple[int, int, int, int]:
         """Return the part of an image that is left, in its own pixels.
@@ -97,17 +80,7 @@ class Resize:
             >>> Resize("shorter_crop", 256).seen(512, 256, 224)
             (144, 16, 368, 240)
         """
-        if self.size is None:
-            return 0, 0, width, height
-        shorter = min(width, height)
-        is_scaled = self.rule == "shorter_crop"
-        sides = [int(self.size * s / shorter) if is_scaled else self.size for s in (width, height)]
-        ends = []
-        for length, side in zip((width, height), sides, strict=True):
-            first = round((side - size) / 2)
-            start = min(length - 1, round(first * length / side))
-            ends.append((start, max(start + 1, round((first + size) * length / side))))
-        (left, right), (top, bottom) = ends
+        left, top, right, bottom = seen_part(width, height, size, self.rule, self.size)
         return left, top, right, bottom
 
 
@@ -124,7 +97,7 @@ def resize_image(
         image = Image.fromarray(image)
     elif resize.rule == "square" and image.size == (size, size):
         return np.asarray(image)
-    return np.asarray(resize.apply(image, size, _FILTERS[resize.filter]))
+    return np.asarray(resize.apply(image, size, resize.filter))
 
 
 def resize_mask(
@@ -144,6 +117,6 @@ def resize_mask(
         resize: Settings that made the image square; the mask uses ``kind`` as the filter instead.
     """
     values = mask.astype(np.uint8) * 255 if mask.dtype == np.bool_ else mask
-    resized = resize.apply(Image.fromarray(values), size, _FILTERS[kind])
+    resized = resize.apply(Image.fromarray(values), size, kind)
     positive: NDArray[np.bool_] = np.asarray(resized) > threshold * 255
     return positive

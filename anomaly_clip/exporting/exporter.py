@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import io
+import math
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +35,7 @@ from anomaly_clip.exporting.parity import (
     compare,
     eager_run,
     outputs_of,
+    tolerance_of,
 )
 from anomaly_clip.exporting.parity_images import (
     ParityImages,
@@ -107,7 +110,7 @@ class Exported:
         folder: Its folder.
         record: Content of ``detector.json``.
         differences: Differences from torch by runtime.
-        remarks: What a user has to know of it, in sentences.
+        remarks: Messages on what a user has to know of it.
     """
 
     folder: Path
@@ -209,10 +212,10 @@ def _check_finite(outputs: Arrays) -> None:
             )
 
 
-def _calibration_of(detector: Detector) -> tuple[CategoryCalibration | None, float | None]:
+def _calibration_of(detector: Detector) -> tuple[CategoryCalibration | None, float]:
     _, decisions = detector.resolve()
     if decisions is None:
-        return None, None
+        return None, math.nan
     [record], [level] = decisions.records.values(), decisions.levels.values()
     return record, level.threshold
 
@@ -300,7 +303,7 @@ def _record(
         "remarks": exported.remarks,
         "versions": {
             "python": platform.python_version(),
-            **{name: found for name in PACKAGES if (found := _version(name)) is not None},
+            **{name: number for name in PACKAGES if (number := _version(name)) is not None},
         },
     }
 
@@ -337,6 +340,7 @@ def _calibration(detector: Detector) -> dict[str, Any] | None:
         if record.part_ranges is None
         else [list(limits) for limits in record.part_ranges],
         "bit_depth": calibration.conditions.get("bit_depth"),
+        "tolerance": tolerance_of(record),
         "levels": [
             {
                 **asdict(level),
@@ -371,10 +375,13 @@ def _readme(record: dict[str, Any]) -> str:
 
 def _write_check(folder: Path, images: ParityImages, eager: Any, method: AnomalyMethod) -> None:
     """Write images with the outputs of torch, with which another machine can compare its own."""
-    folder.mkdir()
     for number, image in enumerate(images.originals[:NUM_CHECKED]):
-        Image.fromarray(image).save(folder / f"{number}.png")
+        content = io.BytesIO()
+        Image.fromarray(image).save(content, "PNG")
+        write_bytes(folder / f"{number}.png", content.getbuffer())
     square: NDArray[np.uint8] = images.square[:NUM_CHECKED]
     with _scoring(method):
         outputs = eager(square)
-    np.savez_compressed(folder / "expected.npz", images=square, **outputs)
+    content = io.BytesIO()
+    np.savez_compressed(content, images=square, **outputs)
+    write_bytes(folder / "expected.npz", content.getbuffer())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -26,6 +27,7 @@ __all__ = [
     "decision_scores",
     "eager_run",
     "outputs_of",
+    "tolerance_of",
 ]
 
 Arrays = Mapping[str, NDArray[np.float32]]
@@ -36,6 +38,14 @@ Run = Callable[[NDArray[np.uint8]], Arrays]
 BOUNDS = {"anomaly_map": 1e-5, "image_score": 1e-4, "score_parts": 1e-4}
 """Largest differences of a float32 program, as :class:`Difference` states them. Those of scores are
 our choice: a logit scale of 100 enlarges the roundings of cosines."""
+
+
+ROUNDING = 1e-5
+"""Share of the largest calibration score by which a score must exceed the threshold elsewhere.
+
+The calibration image whose score is the threshold is normal here. Without this, another program
+would call it anomalous if it rounds up.
+"""
 
 
 @dataclass(frozen=True)
@@ -109,13 +119,18 @@ def decision_scores(outputs: Arrays, record: CategoryCalibration) -> NDArray[np.
     return scaled_score(outputs["score_parts"], record.part_ranges)
 
 
+def tolerance_of(record: CategoryCalibration) -> float:
+    """Return how far a score must exceed a threshold, and calibration scores, to be above them."""
+    return ROUNDING * max(map(abs, record.scores))
+
+
 def compare(
     expected: Arrays,
     run: Run,
     images: NDArray[np.uint8],
     batch_sizes: Sequence[int],
     record: CategoryCalibration | None = None,
-    threshold: float | None = None,
+    threshold: float = math.nan,
 ) -> Difference:
     """Compare a program with the outputs of torch.
 
@@ -136,8 +151,9 @@ def compare(
                 difference = _difference(name, expected[name], outputs[name])
                 largest[name] = max(largest.get(name, 0.0), difference)
         if record is not None:
-            decided = [decision_scores(part, record) > threshold for part in (expected, outputs)]
-            flips = max(flips or 0, int((decided[0] != decided[1]).sum()))
+            is_anomalous = decision_scores(expected, record) > threshold
+            is_called = decision_scores(outputs, record) - tolerance_of(record) > threshold
+            flips = max(flips or 0, int((is_anomalous != is_called).sum()))
     return Difference(**largest, flips=flips)
 
 

@@ -232,7 +232,7 @@ class WinCLIP(CLIPMethod):
         """Return M_ref ``(B, N)``: mean distance of patches and windows from the references."""
         total = _nearest(images, memory, lambda embeddings: embeddings.patches)
         for number, scale in enumerate(self.scales):
-            scores = _nearest(images, memory, lambda embeddings, n=number: embeddings.windows[n])
+            scores = _nearest(images, memory, lambda embeddings: embeddings.windows[number])  # noqa: B023 - called at once
             total = total + harmonic_map(scores, window_patches(self.side, scale))
         return total / (len(self.scales) + 1)
 
