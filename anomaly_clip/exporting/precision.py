@@ -7,6 +7,7 @@ belongs to it if it multiplies with a tensor of the backbone's image encoder.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,15 +30,16 @@ if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
 
 __all__ = [
+    "FLOAT32",
     "PRECISIONS",
     "TOWER",
     "check_precision",
     "lower_program",
     "lowered_backbone",
-    "needs_images",
 ]
 
-PRECISIONS = ("float32", "bf16", "int8")
+FLOAT32 = "float32"
+PRECISIONS = (FLOAT32, "bf16", "int8")
 TOWER = "tower/"
 """Prefix of the names of the tensors that the backbone hands to the rest of a bf16 program. A
 runtime that computes the backbone in bfloat16 computes in it what these tensors depend on."""
@@ -76,9 +78,9 @@ def check_precision(precision: str, kind: str) -> None:
 
 @contextmanager
 def lowered_backbone(backbone: FrozenBackbone, precision: str) -> Iterator[None]:
-    """Cast the image encoder to bfloat16 while a graph of ``torch_export`` is traced.
+    """Cast the image encoder to bfloat16 while a program of ``torch_export`` is written.
 
-    Its own weights are restored afterwards, to the bit.
+    Its own weights are restored afterwards, to the bit. A traced graph shares them.
 
     Args:
         backbone: The backbone.
@@ -87,20 +89,15 @@ def lowered_backbone(backbone: FrozenBackbone, precision: str) -> Iterator[None]
     if precision != "bf16":
         yield
         return
-    tower = backbone.tower
-    tensors = [*tower.parameters(), *tower.buffers()]
-    before = [tensor.data for tensor in tensors]
+    state: dict[str, Any] = backbone.tower.state_dict(keep_vars=True)
+    before = {name: tensor.data for name, tensor in state.items()}
     backbone.cast(torch.bfloat16)
     try:
         yield
     finally:
-        for tensor, data in zip(tensors, before, strict=True):
-            tensor.data = data
-
-
-def needs_images(file: Path, backbone: FrozenBackbone) -> bool:
-    """Return whether int8 needs images, from which the ranges of convolutions are derived."""
-    return bool(_Tower(_load(file), backbone).convolutions)
+        # Casting replaces buffers, and the data of parameters.
+        for name, tensor in backbone.tower.state_dict(keep_vars=True).items():
+            tensor.data = before[name]
 
 
 def lower_program(
@@ -131,27 +128,37 @@ def lower_program(
     Raises:
         UserError: If the program has no products with weights of the backbone.
     """
-    if precision == "float32":
+    if precision == FLOAT32:
         return None
     model = _load(file)
     tower = _Tower(model, backbone)
     if not tower.products:
-        raise UserError(
-            f"--precision {precision}: the program has no product with the weights of a frozen "
-            f"backbone, the only part whose precision is lowered: leave --precision out"
-        )
+        raise _nothing_to_lower(precision)
     if precision == "bf16":
         count = _store_bfloat16(model, tower)
         _save(model, file)
-        return f"{number_of(count, 'tensor')} of weights of the backbone are stored in bfloat16"
+        return (
+            f"{number_of(count, 'tensor')} of its weights are stored in bfloat16; OpenVINO computes "
+            f"in bfloat16, ONNX Runtime in float32"
+        )
     convolutions = [node.name for node in tower.convolutions]
     if convolutions:
         model = _quantized_convolutions(model, convolutions, images())
         tower = _Tower(model, backbone)
     count = _quantize_products(model, tower)
+    if not count and not convolutions:
+        raise _nothing_to_lower(precision)
     _save(model, file)
-    names = f"{number_of(count, 'matrix product')} and {number_of(len(convolutions), 'convolution')}"
-    return f"{names} of the backbone are computed in 8-bit integers"
+    counts = {"matrix product": count, "convolution": len(convolutions)}
+    parts = [number_of(number, name) for name, number in counts.items() if number]
+    return f"{' and '.join(parts)} are computed in 8-bit integers"
+
+
+def _nothing_to_lower(precision: str) -> UserError:
+    return UserError(
+        f"--precision {precision}: the program has no product with the weights of a frozen "
+        f"backbone, the only part whose precision is lowered: leave --precision out"
+    )
 
 
 # -- the backbone in a program ---------------------------------------------------------------------
@@ -242,8 +249,6 @@ def _digests(state: Mapping[str, Tensor]) -> set[tuple[tuple[int, ...], bytes]]:
 
 
 def _digest(values: NDArray[np.float32]) -> tuple[tuple[int, ...], bytes]:
-    import hashlib
-
     content = np.ascontiguousarray(values)
     return content.shape, hashlib.sha256(content.data).digest()
 
@@ -301,7 +306,7 @@ def _quantize_products(model: ModelProto, tower: _Tower) -> int:
     """Replace matrix products with those of 8-bit weights; return their number."""
     from onnx import helper
 
-    packed: dict[tuple[str, bool], tuple[list[str], dict[str, int]]] = {}
+    packed: dict[tuple[str, bool], tuple[list[str], dict[str, Any]]] = {}
     count = 0
     for node in tower.products:
         weight = tower.weights[node.input[1]]
@@ -335,7 +340,7 @@ def _quantize_products(model: ModelProto, tower: _Tower) -> int:
 
 def _pack(
     model: ModelProto, tensor: TensorProto, is_transposed: bool
-) -> tuple[list[str], dict[str, int]]:
+) -> tuple[list[str], dict[str, Any]]:
     """Add a matrix in blocks of 8-bit integers with one scale each.
 
     Returns:

@@ -266,7 +266,8 @@ def _read_record(file: Path) -> dict[str, Any]:
 def open_session(file: Path, runtime: str, threads: Any = None, precision: str = "float32") -> Any:
     """Open a program; ``run`` of the result returns the outputs of images ``(B, 3, S, S)`` by name.
 
-    With precision ``bf16``, OpenVINO computes in 16 bits; by default, it does where it can.
+    With precision ``bf16``, OpenVINO computes the backbone in 16 bits; by default, it would
+    compute everything in 16 bits where it can.
     """
     if threads is not None and threads < 1:
         raise ValueError(f"threads {threads}: give 1 or more")
@@ -279,8 +280,10 @@ def open_session(file: Path, runtime: str, threads: Any = None, precision: str =
             session = module.InferenceSession(file, options, providers=["CPUExecutionProvider"])
             return _session(lambda x: session.run(None, {"images": x}))
         if runtime == "openvino":
-            hints: Any = {"INFERENCE_PRECISION_HINT": precision if precision == "bf16" else "f32"}
-            hints |= {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
+            hints: Any = {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
+            if precision == "bf16":
+                return _session(_in_bf16(module, file, hints))
+            hints["INFERENCE_PRECISION_HINT"] = "f32"
             model = module.Core().compile_model(file, "CPU", hints)
             # A request serves one thread.
             return _session(lambda x: model.create_infer_request().infer([x]).values())
@@ -291,6 +294,41 @@ def open_session(file: Path, runtime: str, threads: Any = None, precision: str =
     except Exception as error:  # each runtime has its own kinds; or it is not installed
         reason = f"{runtime} cannot open it ({_printable(error)})"
         raise ValueError(f"{file}: {reason}: pip install --upgrade {runtime}") from None
+
+
+def _in_bf16(openvino: Any, file: Path, hints: Any) -> Any:
+    """Split a program at the tensors ``tower/...``: bfloat16 before them, float32 after them."""
+    core, ops = openvino.Core(), import_module("openvino.opset13")
+    model = core.read_model(file)
+    tower: set[str] = set()
+    cuts: list[Any] = []
+    inputs = []
+    for node in reversed(model.get_ordered_ops()):  # users come first
+        for output in node.outputs():
+            users = output.get_target_inputs()
+            outside = [user for user in users if user.get_node().get_name() not in tower]
+            is_last = any(name.startswith("tower/") for name in output.get_names())
+            if is_last or len(outside) < len(users):
+                tower.add(node.get_name())
+                if outside and node.get_type_name() not in ("Constant", "Parameter"):
+                    cuts.append(output)
+                    inputs.append(ops.parameter(output.partial_shape, output.element_type))
+                    for user in outside:
+                        user.replace_source_output(inputs[-1].output(0))
+    halves = (
+        (openvino.Model([ops.result(cut) for cut in cuts], model.get_parameters()), "bf16"),
+        (openvino.Model(model.get_results(), [*inputs, *model.get_parameters()]), "f32"),
+    )
+    before, after = (
+        core.compile_model(half, "CPU", hints | {"INFERENCE_PRECISION_HINT": precision})
+        for half, precision in halves
+    )
+
+    def call(images: Any) -> Any:
+        tensors = before.create_infer_request().infer([images]).values()
+        return after.create_infer_request().infer([*tensors, images]).values()
+
+    return call
 
 
 def _session(call: Any) -> Any:
